@@ -16,8 +16,8 @@ if TYPE_CHECKING:
         Item,
         Query,
         Retries,
-        TookTooLong,
         Unreachable,
+        WaitTimeout,
         WrongServer,
     )
     from cmcl.contract.dataset import ShardRef
@@ -42,9 +42,9 @@ __all__ = [
     "RolloutPolicy",
     "RolloutRule",
     "ShardRef",
-    "TookTooLong",
     "TrainingSpec",
     "Unreachable",
+    "WaitTimeout",
     "WrongServer",
 ]
 
@@ -57,7 +57,7 @@ _MODULES = {
         "Item",
         "Query",
         "Retries",
-        "TookTooLong",
+        "WaitTimeout",
         "Unreachable",
         "WrongServer",
     ),

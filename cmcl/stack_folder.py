@@ -16,7 +16,8 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         """Raises StackError while another process has it."""
-        self._file = (folder / "lock").open("a+")
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        self._file = os.fdopen(descriptor, "a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,11 +1,11 @@
-"""Whether every panel and every alert has something to look at: asks a live Prometheus.
+"""Check that every dashboard panel and every alert has series, with a live Prometheus.
 
-`python -m deploy.check_dashboards` starts the whole system and Debian's Prometheus beside it, and uses
-it: two datasets, queries, texts, a collection, a rollback, a version in the shadow, refused questions. Then
-every expression of the dashboards and of the alert rules is asked at one instant, as dashboards and rules
-ask: those of training while a dataset is trained, all others more than a minute after the last change. So is
-every metric in those that may show nothing. What this run gives no reason to exist is expected to be missing, by name (NOT_HERE). Exit status 1: an
-expression is not understood, or shows nothing. The last line is one JSON document.
+`python -m deploy.check_dashboards` starts the whole system and Debian's Prometheus, and uses the system:
+two datasets, queries, texts, a collection, a rollback, a shadow version, rejected requests. It then
+evaluates every expression of the dashboards and alert rules at one instant: training expressions during
+training, all others more than a minute after the last change. Expressions that may be empty have their
+metrics queried as well. NOT_HERE lists series that this run does not cause. Exit status 1: an expression
+is invalid or empty. The last line is one JSON document.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from deploy.live_prometheus import Prometheus, PrometheusError, Target
 ROOT = Path(__file__).parents[1]
 STREAM = ROOT / "examples" / "stream"
 MODEL = "dashboards"
-# A part of an expression, and why it has no series in this run.
+# Parts of expressions without series in this run, with the reason.
 NOT_HERE = {
     "ray_node_gpus_utilization": "this machine has no GPU",
     "ray_node_gram_used": "this machine has no GPU",
@@ -46,35 +46,35 @@ NOT_HERE = {
     "refused_versions": "no version was damaged",
     "refused_key_lists": "no list of keys is read here",
     "shadow_dropped": "every request was shadowed",
-    "training_resumed_at": "no attempt went on from a checkpoint",
+    "training_resumed_at": "no attempt resumed from a checkpoint",
 }
-# That it can fire is tested with promtool.
+# promtool tests that alerts fire.
 _QUIET = "all is well"
-# What the database knows of models is asked for once a minute.
+# Gauges of models are read from the database once a minute.
 _SHADOW_SECONDS = 70.0
-# Figures of a phase that is over within seconds are never scraped.
+# A phase of a few seconds would not be scraped.
 _SLOW = TrainingSpec(epochs=150)
 _TRACE = "import ray; ray.init(logging_level='error'); print('PORT', ray.nodes()[0]['MetricsExportPort'])"
 
 
-# Series of an attempt, which end with it.
+# Series of an attempt end with it.
 _OF_TRAINING = "cmcl_service_training_"
-# Of a metric in an expression; labels and what stands in them are none.
+# Name of a metric in an expression, excluding labels and their values.
 _METRIC = re.compile(r"\b(?:ray_|cmcl_)\w+")
 _BRACES = re.compile(r"\{[^}]*\}|\b(?:by|on|without)\s*\([^)]*\)")
 
 
 class Asked(Protocol):
-    """A Prometheus, or what stands for one."""
+    """A Prometheus, or a fake."""
 
     def ask(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
-        """The series at an instant, by default now. Raises PrometheusError."""
+        """Return the series at an instant, by default now. Raises PrometheusError."""
         ...
 
 
 @dataclass(frozen=True)
 class Expression:
-    """Where it stands, and what it asks. `kind`: of a panel, of an alert, or a metric alone."""
+    """An expression and its location. `kind`: panel, alert or single metric."""
 
     kind: Literal["panel", "alert", "metric"]
     place: str
@@ -82,7 +82,7 @@ class Expression:
 
     @property
     def excuse(self) -> str:
-        """Why it may show nothing; empty if it may not."""
+        """Return why it may be empty, or an empty string."""
         if self.kind == "alert":
             return _QUIET
         reasons = (reason for part, reason in NOT_HERE.items() if part in self.text)
@@ -91,19 +91,19 @@ class Expression:
 
 @dataclass(frozen=True)
 class Instants:
-    """When to ask, in seconds since 1970: while something was trained, and at the end."""
+    """Instants of evaluation, in seconds since 1970: during training, and at the end."""
 
     training: Sequence[float]
     end: float
 
     def of(self, expression: Expression) -> Sequence[float]:
-        """Those at which it must show something, at one of them at least."""
+        """Return the instants, at one of which it must have series."""
         return self.training if _OF_TRAINING in expression.text else [self.end]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of an expression; `error` in Prometheus' own words."""
+    """Result of an expression; `error` is Prometheus' message."""
 
     expression: Expression
     series: int
@@ -111,7 +111,7 @@ class Answer:
 
     @property
     def complaint(self) -> str:
-        """What is wrong with it; empty if nothing is."""
+        """Return the problem, or an empty string."""
         asked = self.expression
         if self.error:
             return f"{asked.place}: {self.error}: {asked.text}"
@@ -121,18 +121,18 @@ class Answer:
 
 
 def panels() -> Iterator[Expression]:
-    """Of all dashboards, with all jobs and models chosen."""
+    """Return the expressions of all dashboards, for all jobs and models."""
     for path in sorted((ROOT / "deploy" / "dashboards").glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel.get("targets", []):
                 text = re.sub(r"\$\w+", ".*", target["expr"])
-                # A filter of what is there anyway: zeros are fine here.
+                # A filter of existing series; zeros are valid here.
                 text = re.sub(r" > 0$", "", text)
                 yield Expression("panel", f"{path.stem}: {panel['title']}", text)
 
 
 def alerts() -> Iterator[Expression]:
-    """Of all rules."""
+    """Return the expressions of all alerts."""
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())
     for group in rules["groups"]:
         for rule in group["rules"]:
@@ -140,19 +140,19 @@ def alerts() -> Iterator[Expression]:
 
 
 def metrics_of(quiet: Iterable[Expression]) -> list[Expression]:
-    """What may show nothing would show as little if its metrics had other names: so they are asked for."""
+    """Return the metrics of expressions that may be empty, because a misspelt metric is empty too."""
     names = {name for one in quiet for name in _METRIC.findall(_BRACES.sub("", one.text))}
     return [Expression("metric", f"metric: {name}", name) for name in sorted(names)]
 
 
 def expressions() -> list[Expression]:
-    """All that is asked."""
+    """Return all expressions."""
     found = [*panels(), *alerts()]
     return [*found, *metrics_of(one for one in found if one.excuse)]
 
 
 def use(stack: LocalStack) -> Sequence[float]:
-    """Do something of everything that is shown. When something was being trained."""
+    """Use every part that metrics cover. Return instants during training."""
     training: list[float] = []
 
     def watch(job: Job) -> None:
@@ -195,7 +195,7 @@ def _ask(stack: LocalStack, body: dict[str, object]) -> None:
 
 
 def ask_all(prometheus: Asked, wanted: Iterable[Expression], instants: Instants) -> list[Answer]:
-    """How many series each had, at the instant with the most."""
+    """Return the number of series of each expression, at the instant with the most."""
     answers = []
     for expression in wanted:
         try:
@@ -209,7 +209,7 @@ def ask_all(prometheus: Asked, wanted: Iterable[Expression], instants: Instants)
 
 
 def summary(answers: Sequence[Answer]) -> dict[str, Any]:
-    """How many had series, by kind, and why others have none."""
+    """Summarise expressions with series by kind, and reasons of empty ones."""
     counts = {}
     for kind in ("panel", "alert", "metric"):
         found = [answer for answer in answers if answer.expression.kind == kind]
@@ -224,17 +224,19 @@ def summary(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def ray_metrics(stack: LocalStack) -> str:
-    """Where the Ray node shows what it measures."""
+    """Return the metrics address of the Ray node."""
     if stack.start_driver([sys.executable, "-c", _TRACE]).wait(120) != 0:
-        raise PrometheusError(f"Ray did not say its port; see {stack.log('driver')}")
+        raise PrometheusError(f"Ray did not report its metrics port; see {stack.log('driver')}")
     ports = re.findall(r"^PORT (\d+)$", stack.log("driver").read_text(), re.MULTILINE)
     return f"127.0.0.1:{ports[-1]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status."""
+    """Run the check and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prometheus", default=shutil.which("prometheus"), help="the program")
+    parser.add_argument(
+        "--prometheus", default=shutil.which("prometheus"), help="path of the prometheus program"
+    )
     options = parser.parse_args(arguments)
     if options.prometheus is None:
         print("prometheus is not on PATH (Debian has a package of that name)", file=sys.stderr)
@@ -250,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(program: Path, folder: Path) -> list[Answer]:
-    """Start everything, use it, and ask."""
+    """Start the system, use it, and evaluate all expressions."""
     stack = LocalStack(
         folder / "stack",
         Ports.free(),

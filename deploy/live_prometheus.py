@@ -1,4 +1,4 @@
-"""A Prometheus of our own for a while: Debian's, on loopback, with all it keeps in one folder."""
+"""A temporary Prometheus on loopback, with its data in one folder."""
 
 import json
 import subprocess
@@ -15,12 +15,12 @@ _READY_SECONDS = 30.0
 
 
 class PrometheusError(Exception):
-    """It did not start, or did not understand a question; in its own words."""
+    """Prometheus did not start, or rejected a query. The message is Prometheus'."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Something to scrape, under a job's name."""
+    """A scrape target with its job name."""
 
     job: str
     address: str
@@ -64,9 +64,9 @@ class Prometheus:
         self._process.wait()
 
     def ask(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
-        """The series of an expression at an instant, by default now. Raises PrometheusError.
+        """Return the series of an expression at an instant, by default now. Raises PrometheusError.
 
-        An instant and no range: a range has the series that were there once and are gone.
+        Instant queries exclude series that have disappeared, which a range query would include.
         """
         instant = {} if at is None else {"time": at}
         found = self._get("query", {"query": expression, **instant})
@@ -74,7 +74,7 @@ class Prometheus:
         return series
 
     def alerts(self) -> dict[str, str]:
-        """The alerts whose condition holds now, by name: `pending` or `firing`. Raises PrometheusError."""
+        """Return active alerts by name: `pending` or `firing`. Raises PrometheusError."""
         found = self._get("alerts", {})["alerts"]
         return {each["labels"]["alertname"]: each["state"] for each in found}
 
@@ -86,7 +86,7 @@ class Prometheus:
         return data
 
     def _written(self, targets: Sequence[Target], rules: Path | None) -> Path:
-        """JSON is YAML."""
+        """Write the configuration as JSON, which is valid YAML."""
         scraped = [
             {"job_name": target.job, "static_configs": [{"targets": [target.address]}]}
             for target in targets

@@ -1,7 +1,7 @@
-"""Whether this tree can be released under a tag, and what its release is to say.
+"""Check that this tree can be released under a tag, and extract the release notes.
 
-`python -m deploy.release check v1.2.3` in the release workflow; `notes v1.2.3` prints the changelog's
-section. pyproject.toml names the version; everything else has to say the same.
+`python -m deploy.release check v1.2.3` runs in the release workflow; `notes v1.2.3` prints the section of
+the changelog. pyproject.toml defines the version; all other places must have the same.
 """
 
 import re
@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 CHARTS = ("helm", "deploy/with-operator")
-# Where the version is the first group: tags of images that a chart does not name.
+# Patterns whose first group is the version: image tags outside the charts.
 NAMED = {
     "deploy/compose.yaml": r"\$\{CMCL_VERSION:-([^}]*)\}",
     "docs/deploying.md": r"--build-arg VERSION=(\S+)|REGISTRY/cmcl-\w+:(\S+)",
@@ -22,16 +22,16 @@ NAMED = {
 
 
 class NotReleasable(Exception):
-    """All reasons, a line each."""
+    """The tree cannot be released. The message has one reason per line."""
 
 
 def version(root: Path = ROOT) -> str:
-    """The one that counts."""
+    """Return the version of pyproject.toml."""
     return str(tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"])
 
 
 def notes(tag: str, root: Path = ROOT) -> str:
-    """What the changelog says about that version. Raises NotReleasable."""
+    """Return the changelog's section of a version. Raises NotReleasable."""
     text = (root / "CHANGELOG.md").read_text()
     heading = rf"^## \[{re.escape(tag.removeprefix('v'))}\] - \d{{4}}-\d\d-\d\d$"
     found = re.search(rf"{heading}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
@@ -43,13 +43,13 @@ def notes(tag: str, root: Path = ROOT) -> str:
 
 
 def check(tag: str, root: Path = ROOT) -> None:
-    """Raises NotReleasable."""
+    """Check the tree. Raises NotReleasable."""
     if complaints := [*_complaints(tag, root)]:
         raise NotReleasable("\n".join(complaints))
 
 
 def different_versions(root: Path = ROOT) -> Iterator[str]:
-    """What says another version than pyproject.toml."""
+    """Yield one line per place whose version differs from pyproject.toml."""
     own = version(root)
     for chart in CHARTS:
         path = Path(chart) / "Chart.yaml"
@@ -74,7 +74,7 @@ def _groups(pattern: str, text: str) -> Iterator[tuple[str, ...]]:
 
 def _complaints(tag: str, root: Path) -> Iterator[str]:
     if tag != f"v{version(root)}":
-        yield f"the tag is {tag}; pyproject.toml wants v{version(root)}"
+        yield f"the tag is {tag}; pyproject.toml requires v{version(root)}"
     yield from different_versions(root)
     try:
         notes(tag, root)
@@ -83,7 +83,7 @@ def _complaints(tag: str, root: Path) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit status."""
+    """Run the command and return the exit status."""
     commands = {"check": check, "notes": lambda tag: print(notes(tag))}
     if len(arguments) != 2 or arguments[0] not in commands:
         print(f"usage: python -m deploy.release {'|'.join(commands)} TAG", file=sys.stderr)

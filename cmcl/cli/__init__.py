@@ -1,12 +1,12 @@
-"""The command line of cmcl, over the REST API.
+"""Command line of cmcl, over the REST API.
 
-CMCL_URL and CMCL_EMBEDDINGS_URL have the addresses, CMCL_KEY has the key.
-CMCL_MODEL stands for an argument MODEL, or the option where it is required; not for that of embed,
-similarity and migrate.
+CMCL_URL and CMCL_EMBEDDINGS_URL set the addresses, CMCL_KEY the key. CMCL_MODEL
+replaces the argument MODEL, or the option --model where it is required; not for
+embed, similarity and migrate.
 
-Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 the job that was
-followed ended without a version, or a rebuild found damage; 4 no server
-answers; 130 Ctrl-C.
+Exit codes: 0 success; 1 rejected or failed; 2 usage error; 3 the followed job
+ended without a version, or a rebuild found damage; 4 no server responds; 130
+Ctrl-C.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ from cmcl.cli import (
     versions,
     webhooks,
 )
-from cmcl.cli.exits import ended
+from cmcl.cli.errors import run_command
 from cmcl.contract import DISTRIBUTION
 
 
@@ -76,7 +76,7 @@ def root(
 
 
 def command_tree() -> Any:
-    """The whole tree of commands. Typer shows the type of an option; of a flag it says nothing."""
+    """Return the tree of commands, without the type that Typer shows for flags."""
     tree = typer.main.get_command(app)
     for each in _tree(tree):
         for option in (*each.params, each.get_help_option(typer.Context(each))):
@@ -86,8 +86,8 @@ def command_tree() -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; answers the exit code."""
-    return ended(lambda: command_tree()(args=arguments, prog_name="cmcl"))
+    """Run a command line and return its exit code."""
+    return run_command(lambda: command_tree()(args=arguments, prog_name="cmcl"))
 
 
 def _tree(command: Any) -> Iterator[Any]:

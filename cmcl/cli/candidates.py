@@ -1,4 +1,4 @@
-"""`cmcl candidate`: a version on trial beside the one that answers."""
+"""`cmcl candidate`: trials of a version next to the live one."""
 
 from typing import Annotated, Any
 
@@ -23,25 +23,30 @@ from cmcl.contract.rollout import CanaryPlan
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Trials: a version answers a share of the callers beside the live one, before it is promoted.",
+    help="Trials: a version serves a share of the callers before it is promoted.",
 )
 
-Share = Annotated[float | None, typer.Option(help="of the callers who get its answers, 0 to 1")]
-Shadow = Annotated[
-    float | None, typer.Option(help="of the live version's requests, scored by it as well, 0 to 1")
+Share = Annotated[
+    float | None, typer.Option(help="share of callers that the version serves, 0 to 1")
 ]
-MinRequests = Annotated[int | None, typer.Option(help="before it is judged; 100 by default")]
+Shadow = Annotated[
+    float | None, typer.Option(help="share of the live version's requests scored in shadow, 0 to 1")
+]
+MinRequests = Annotated[
+    int | None, typer.Option(help="requests before the version is judged; default 100")
+]
 MaxErrorShare = Annotated[
-    float | None, typer.Option(help="of its own failures, else it is taken back; 0.01 by default")
+    float | None,
+    typer.Option(help="largest share of failures; above it the trial ends; default 0.01"),
 ]
 MinCosine = Annotated[
-    float | None, typer.Option(help="of its scores and the live version's, mean of each pair")
+    float | None, typer.Option(help="smallest mean cosine with the live version's scores, per pair")
 ]
 MinOverlap = Annotated[
-    float | None, typer.Option(help="of the ten best of both versions, mean of each pair")
+    float | None, typer.Option(help="smallest mean overlap of both versions' ten best, per pair")
 ]
 PromoteAfter = Annotated[
-    int | None, typer.Option(help="requests, if no bound is broken; else it is promoted by hand")
+    int | None, typer.Option(help="requests after which to promote; by default never")
 ]
 
 
@@ -61,7 +66,7 @@ def set_candidate(  # noqa: PLR0913 - each term of a trial is an option
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Begin a trial of a version, or change it: terms that are not given have their defaults."""
+    """Start or change a trial of a version. Options that are not given have their defaults."""
     name, number = exact_version(model, version)
     rule = _given(
         min_requests=min_requests,
@@ -73,19 +78,19 @@ def set_candidate(  # noqa: PLR0913 - each term of a trial is an option
     plan = from_options(CanaryPlan, {**_given(share=share, shadow=shadow), "rule": rule})
     with Client(url) as client:
         trial = client.set_candidate(name, number, plan, reason)
-    say(f"{name}: version {trial.version} is on trial ({_seen_by(trial)})", trial, as_json)
+    say(f"{name}: version {trial.version} is on trial ({_shares(trial)})", trial, as_json)
 
 
 @app.command("show")
 def show_candidate(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Show the version on trial, and how it compares with the live one."""
+    """Show the version on trial and its comparison with the live version."""
     with Client(url) as client:
         show(client.candidate(model), as_json, _view)
 
 
 @app.command("end")
 def end_candidate(model: ModelName, reason: Reason = "", url: Url = DEFAULT_URL) -> None:
-    """End the trial without promoting the version; `cmcl promote` makes it live instead."""
+    """End the trial without promoting the version. To promote it, use `cmcl promote`."""
     with Client(url) as client:
         client.end_candidate(model, reason)
 
@@ -95,7 +100,7 @@ def rollout_policy(  # noqa: PLR0913 - each term of a trial is an option
     model: ModelName,
     *,
     publish_as: Annotated[
-        str | None, typer.Option(help="how a new version begins: live or candidate")
+        str | None, typer.Option(help="release of a new version: live or candidate")
     ] = None,
     share: Share = None,
     shadow: Shadow = None,
@@ -107,7 +112,7 @@ def rollout_policy(  # noqa: PLR0913 - each term of a trial is an option
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Show whether new versions are live at once or tried first; options change it."""
+    """Show or change how new versions are released: live at once, or on trial first."""
     terms = _given(publish_as=publish_as, share=share, shadow=shadow)
     rule = _given(
         min_requests=min_requests,
@@ -128,21 +133,21 @@ def _given(**values: object) -> dict[str, Any]:
 
 
 def _changed(policy: Policy, terms: dict[str, Any], rule: dict[str, Any]) -> GatePolicy:
-    """The whole policy, with these terms of its rollout."""
+    """Return the policy with a changed rollout."""
     kept = policy.model_dump(include=set(GatePolicy.model_fields))
     before = kept["rollout"]
     merged = {**before, **terms, "rule": {**before.get("rule", {}), **rule}}
     return from_options(GatePolicy, {**kept, "rollout": merged})
 
 
-def _seen_by(trial: Canary) -> str:
+def _shares(trial: Canary) -> str:
     return f"share {trial.share:g}, shadow {trial.shadow:g}"
 
 
 _PAIRS: Columns[Agreement] = {
-    "queries": lambda told: told.queries,
-    "cosine": lambda told: told.cosine,
-    "overlap": lambda told: told.overlap,
+    "queries": lambda each: each.queries,
+    "cosine": lambda each: each.cosine,
+    "overlap": lambda each: each.overlap,
 }
 
 
@@ -150,18 +155,19 @@ def _view(trial: Canary) -> RenderableType:
     seen = trial.observed
     values: dict[str, Cell] = {
         "version": trial.version,
-        "seen by": _seen_by(trial),
+        "shares": _shares(trial),
         "rule": _rule(trial.rule.model_dump()),
-        "began": trial.began_at,
+        "started": trial.began_at,
         "by": trial.actor,
         "reason": trial.reason,
         "requests": f"{seen.requests} ({seen.answered} answered, {seen.shadowed} shadowed, "
         f"{seen.failed} failed) on {seen.replicas} replicas",
         "failed share": seen.error_share,
-        "refused": ", ".join(f"{replica}: {why}" for replica, why in seen.refused.items()),
+        "load errors": ", ".join(f"{replica}: {why}" for replica, why in seen.refused.items()),
     }
     pairs = [
-        Group(fields({}, title=pair), table([told], _PAIRS)) for pair, told in seen.pairs.items()
+        Group(fields({}, title=pair), table([agreement], _PAIRS))
+        for pair, agreement in seen.pairs.items()
     ]
     return Group(fields(values), *pairs)
 
@@ -170,7 +176,7 @@ def _policy_view(policy: Policy) -> RenderableType:
     rollout = policy.rollout
     return fields(
         {
-            "new versions begin as": rollout.get("publish_as"),
+            "publish as": rollout.get("publish_as"),
             "share": rollout.get("share"),
             "shadow": rollout.get("shadow"),
             "rule": _rule(rollout.get("rule", {})),

@@ -1,4 +1,4 @@
-"""`cmcl collection` and `cmcl search`: items at the query endpoint, found by whatever version is live."""
+"""`cmcl collection` and `cmcl search`: collections of items, searched with the live version."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from rich.text import Text
 from cmcl.cli.console import Columns, fields, say, show, show_all, table
 from cmcl.cli.items import parse_filter, read_items, read_query
 from cmcl.cli.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, OfModel, Yes
-from cmcl.client import Client, Collection, Found, Hit
+from cmcl.client import Client, Collection, SearchHit, SearchResults
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,7 +35,7 @@ _COLUMNS: Columns[Collection] = {
     "rows": _rows,
     "stored": lambda each: f"{each.stored_bytes / 1e6:.1f} MB",
 }
-_HITS: Columns[Hit] = {
+_HITS: Columns[SearchHit] = {
     "score": lambda hit: hit.score,
     "id": lambda hit: hit.id,
     "modality": lambda hit: hit.modality,
@@ -47,13 +47,13 @@ _HITS: Columns[Hit] = {
 def create_collection(
     name: CollectionName,
     model: OfModel,
-    feature_type: Annotated[str, typer.Option(help="float32, or float16: half of the store")] = (
+    feature_type: Annotated[str, typer.Option(help="float32, or float16 for half the storage")] = (
         "float32"
     ),
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Create a collection of items, searched with the live version of MODEL."""
+    """Create a collection, searched with the live version of the model."""
     with Client(embeddings_url=embeddings_url) as client:
         show(client.create_collection(name, model, feature_type), as_json, _view)
 
@@ -62,9 +62,9 @@ def create_collection(
 def list_collections(
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL, as_json: AsJson = False
 ) -> None:
-    """All collections."""
+    """List collections."""
     with Client(embeddings_url=embeddings_url) as client:
-        hint = "no collections yet; make one: cmcl collection create NAME --model MODEL"
+        hint = "no collections yet; create one: cmcl collection create NAME --model MODEL"
         show_all(client.collections(), as_json, _COLUMNS, hint)
 
 
@@ -72,7 +72,7 @@ def list_collections(
 def show_collection(
     name: CollectionName, embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL, as_json: AsJson = False
 ) -> None:
-    """Show what a collection stores, and what the replica that answers searches."""
+    """Show a collection: stored state, and search state of the responding replica."""
     with Client(embeddings_url=embeddings_url) as client:
         show(client.collection(name), as_json, _view)
 
@@ -81,7 +81,7 @@ def show_collection(
 def delete_collection(
     name: CollectionName, embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL, yes: Yes = False
 ) -> None:
-    """Remove a collection with all its items."""
+    """Delete a collection with all its items."""
     if not yes:
         typer.confirm(f"Delete collection {name} with all its items?", abort=True)
     with Client(embeddings_url=embeddings_url) as client:
@@ -98,7 +98,7 @@ def add_items(
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Add items from a file; those with the same ids are replaced."""
+    """Add items from a file. Items with the same ids are replaced."""
     with Client(embeddings_url=embeddings_url) as client:
         written = client.add_items(name, read_items(file))
     say(f"{name} is at revision {written.revision}", written, as_json)
@@ -107,7 +107,7 @@ def add_items(
 @app.command("remove")
 def remove_items(
     name: CollectionName,
-    ids: Annotated[list[str], typer.Argument(metavar="IDS", help="of items")],
+    ids: Annotated[list[str], typer.Argument(metavar="IDS", help="ids of items")],
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,
 ) -> None:
@@ -126,41 +126,39 @@ def export_collection(
     ] = "qdrant",
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
 ) -> None:
-    """Write the items, with the vectors of the live version, for another vector store."""
+    """Export the items with their vectors for another vector store."""
     with Client(embeddings_url=embeddings_url) as client:
         out.write_bytes(client.export_collection(name, form))
 
 
-def search(  # noqa: PLR0913 - what can be said about a search
+def search(  # noqa: PLR0913 - the options of a search
     name: CollectionName,
-    modality: Annotated[str, typer.Argument(metavar="MODALITY", help="of what is searched for")],
+    modality: Annotated[str, typer.Argument(metavar="MODALITY", help="modality of the query")],
     feature: Annotated[
         Path | None, typer.Argument(metavar="FEATURE", help="JSON file with one feature")
     ] = None,
     *,
     text: Annotated[
-        str | None, typer.Option(help="words to search with, where the endpoint has an encoder")
+        str | None, typer.Option(help="text to search with; needs an encoder at the endpoint")
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="file to search with, e.g. a picture, where it has an encoder"),
+        typer.Option(help="file to search with, e.g. an image; needs an encoder"),
     ] = None,
     among: Annotated[
-        list[str] | None, typer.Option(help="find only items of this modality; repeatable")
+        list[str] | None, typer.Option(help="search only items of this modality; repeatable")
     ] = None,
     where: Annotated[str | None, typer.Option(help="filter over payloads, as JSON")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="items to find")] = 10,
+    top_k: Annotated[int, typer.Option(min=1, help="number of results")] = 10,
     exact: Annotated[
         bool, typer.Option("--exact", help="compare with every item, without the index")
     ] = False,
-    min_revision: Annotated[
-        int, typer.Option(help="wait until this change of the collection is searched")
-    ] = 0,
-    min_version: Annotated[int, typer.Option(help="wait until this version is searched with")] = 0,
+    min_revision: Annotated[int, typer.Option(help="wait for this revision of the collection")] = 0,
+    min_version: Annotated[int, typer.Option(help="wait for this version")] = 0,
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Find the items of a collection that are nearest to a feature, to words or to a file."""
+    """Search a collection for the items nearest to a feature, a text or a file."""
     query, wanted = read_query(modality, feature, text, data), parse_filter(where)
     with Client(embeddings_url=embeddings_url) as client:
         found = client.search(
@@ -182,8 +180,8 @@ def _view(collection: Collection) -> RenderableType:
     return fields({**values, "features": collection.feature_type, "problem": problem})
 
 
-def _found(found: Found) -> RenderableType:
+def _found(found: SearchResults) -> RenderableType:
     how = "exact" if found.exact else "approximate"
     answered = f"by {found.model}, revision {found.revision}, {how}"
-    hits = table(found.data, _HITS) if found.data else Text("nothing was found")
+    hits = table(found.data, _HITS) if found.data else Text("no results")
     return Group(hits, Text(answered, style="dim"))

@@ -1,4 +1,4 @@
-"""What is printed: tables for people, JSON for programs. Everything that is no answer goes to stderr."""
+"""Output: tables or JSON on stdout; errors and progress on stderr."""
 
 import os
 import sys
@@ -17,20 +17,20 @@ T = TypeVar("T", bound=BaseModel)
 Cell = str | int | float | datetime | Text | None
 Columns = Mapping[str, Callable[[T], Cell]]
 
-# Where nobody looks at a terminal, no line has to be broken.
+# Output that is not a terminal is not wrapped.
 _UNBOUNDED = 1000
-# Columns of prose, addresses and documents, and the width to which their long words fold.
+# Columns whose long words may be folded, and the width to which they fold.
 _BREAKABLE = frozenset({"disabled", "error", "payload", "reason", "state", "url"})
 _FOLDED = 20
 
 
 def stdout() -> Console:
-    """Made anew each time: the terminal may have been resized, or replaced by a test."""
+    """Return a console for stdout. Created on each call, because the terminal may be resized."""
     return _console(sys.stdout.isatty(), stderr=False)
 
 
 def stderr() -> Console:
-    """For what is no answer: errors, progress."""
+    """Return a console for stderr: errors and progress."""
     return _console(sys.stderr.isatty(), stderr=True)
 
 
@@ -40,12 +40,12 @@ def _console(is_terminal: bool, *, stderr: bool) -> Console:
 
 
 def print_json(document: BaseModel) -> None:
-    """One line of JSON on stdout."""
+    """Print one line of JSON on stdout."""
     print(document.model_dump_json(), flush=True)
 
 
 def show(document: T, as_json: bool, view: Callable[[T], RenderableType]) -> None:
-    """One thing: as JSON, or as `view` draws it."""
+    """Print an object as JSON, or as `view` renders it."""
     if as_json:
         print_json(document)
     else:
@@ -53,7 +53,7 @@ def show(document: T, as_json: bool, view: Callable[[T], RenderableType]) -> Non
 
 
 def show_all(items: Iterable[T], as_json: bool, columns: Columns[T], empty: str) -> None:
-    """A list: JSON lines, each as soon as it is there, or a table; `empty` is said where it has none."""
+    """Print a list as JSON lines or as a table. `empty` is the message for an empty table."""
     if as_json:
         for item in items:
             print_json(item)
@@ -64,20 +64,20 @@ def show_all(items: Iterable[T], as_json: bool, columns: Columns[T], empty: str)
     )
 
 
-def say(words: str, document: BaseModel, as_json: bool) -> None:
-    """What was done: one line, or the answer as JSON."""
+def say(message: str, document: BaseModel, as_json: bool) -> None:
+    """Print a one-line message, or the result as JSON."""
     if as_json:
         print_json(document)
     else:
-        stdout().print(Text(words), soft_wrap=True)
+        stdout().print(Text(message), soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table in which no word is cut, because ids and names must be copied whole.
+    """A table that does not truncate words, so that ids and names can be copied.
 
-    Columns fold between words, and where even that is too wide, each row is a list of its values.
-    Only the columns in `_BREAKABLE` fold inside of words.
+    Columns wrap between words. If that is too wide, each row is a list of its values. Only the
+    columns in `_BREAKABLE` wrap inside words.
     """
 
     headings: Sequence[str]
@@ -100,7 +100,7 @@ class Grid:
         yield drawn
 
     def _widths(self, width: int) -> list[int] | None:
-        """Of each column, so that the whole fits into `width`; None where it cannot."""
+        """Return the widths of columns that fit into `width`, or None if they cannot."""
         cells = [[Text(heading), *column] for heading, column in self._columns()]
         least = [_least(heading, column) for heading, column in self._columns()]
         # A space on both sides of a value, and a line between columns.
@@ -109,7 +109,7 @@ class Grid:
             return None
         wanted = [max(map(_longest_line, column)) for column in cells]
         widths = list(least)
-        # Those first that are soon whole, so that few columns fold.
+        # Columns that need least come first, so that few columns wrap.
         for index in sorted(range(len(widths)), key=lambda index: wanted[index] - least[index]):
             more = min(spare, max(0, wanted[index] - least[index]))
             widths[index] += more
@@ -122,13 +122,13 @@ class Grid:
 
 
 def table(items: Sequence[T], columns: Columns[T], title: str | None = None) -> Grid:
-    """A row per item, a column per value."""
+    """Return a table with a row per item and a column per value."""
     rows = [[as_text(value(item)) for value in columns.values()] for item in items]
     return Grid(list(columns), rows, title)
 
 
 def fields(values: Mapping[str, Cell], title: str | None = None) -> RenderableType:
-    """One thing as a list of its values."""
+    """Return a list of names and values."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -139,7 +139,7 @@ def fields(values: Mapping[str, Cell], title: str | None = None) -> RenderableTy
 
 
 def as_text(value: Cell) -> Text:
-    """Never as markup: names and messages may have brackets."""
+    """Format a value without markup, because names and messages may have brackets."""
     if isinstance(value, Text):
         return value
     if value is None or value == "":
@@ -150,7 +150,7 @@ def as_text(value: Cell) -> Text:
 
 
 def _least(heading: str, cells: Iterable[Text]) -> int:
-    """The narrowest width of a column in which no word is cut."""
+    """Return the smallest width of a column that does not break words."""
     words = [cell_len(word) for cell in cells for word in cell.plain.split()]
     longest = max(words, default=1)
     if heading in _BREAKABLE:

@@ -1,4 +1,4 @@
-"""`cmcl dataset`, `upload` and `preflight`: what models learn from, on its way to the service."""
+"""`cmcl dataset`, `upload` and `preflight`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cmcl.cli.console import Columns, Grid, as_text, fields, print_json, say, show, show_all, stdout
-from cmcl.cli.exits import Refused
+from cmcl.cli.errors import CommandError
 from cmcl.cli.options import (
     DEFAULT_URL,
     AsJson,
@@ -23,28 +23,31 @@ from cmcl.cli.options import (
     parse_pair,
 )
 from cmcl.cli.progress import follow, upload_bars
-from cmcl.client import Accepted, Client, Dataset, DatasetSummary, Preflight
+from cmcl.client import AcceptedDataset, Client, Dataset, DatasetSummary, Preflight
 from cmcl.contract.preflight import Outlook
 
 _LEGEND = (
-    "free: share of the head's entries that may still change, now and after this dataset. "
-    "learnable share: the part of the dataset's energy on entries that may change. "
-    "like earlier data (familiarity): how much more of the features is in the directions of the "
-    "earlier ones than by chance: 1 is all of it, 0 is chance, as with features of another encoder."
+    "free: share of the head's entries that may change, now and after this dataset. "
+    "learnable share: share of the dataset's energy on these entries. "
+    "familiarity: share of the features in the directions of earlier ones, beyond chance: 1 is all, "
+    "0 is chance, as with features of another encoder."
 )
 app = typer.Typer(
     no_args_is_help=True,
-    help="Datasets of paired features: each is learned by a job and makes one version.",
+    help="Datasets of paired features. Training turns each one into a version.",
 )
 
 Evaluation = Annotated[
     list[str] | None, typer.Option(help="held-out folder, file or address; repeatable")
 ]
 Share = Annotated[
-    float | None, typer.Option(min=0, max=0.5, help="of the rows that is held out, e.g. 0.1")
+    float | None, typer.Option(min=0, max=0.5, help="share of rows to hold out, e.g. 0.1")
 ]
 Watch = Annotated[
-    bool, typer.Option("--watch", help="follow the job to its end; exit code 3 without a version")
+    bool,
+    typer.Option(
+        "--watch", help="follow the job to its end; exit code 3 if it ends without a version"
+    ),
 ]
 
 
@@ -66,13 +69,13 @@ _COLUMNS: Columns[DatasetSummary] = {
 
 
 @app.command("add")
-def add_dataset(  # noqa: PLR0913 - what a dataset has
+def add_dataset(  # noqa: PLR0913 - the options of a dataset
     shards: Sources,
     pair: PairText,
     model: OfModel,
     *,
     name: Annotated[
-        str | None, typer.Option(help="of the dataset; by default that of the folder or file")
+        str | None, typer.Option(help="name of the dataset; default: name of the folder or file")
     ] = None,
     evaluation: Evaluation = None,
     evaluation_share: Share = None,
@@ -81,7 +84,7 @@ def add_dataset(  # noqa: PLR0913 - what a dataset has
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Post a dataset of paired features; a job learns it. A folder stands for all its shards."""
+    """Post a dataset and start its job. A folder stands for all its shards."""
     title, modalities = name or name_of(shards[0]), parse_pair(pair)
     with Client(url) as client:
         with upload_bars() as on_upload:
@@ -98,10 +101,10 @@ def add_dataset(  # noqa: PLR0913 - what a dataset has
 
 
 @app.command("open")
-def open_dataset(  # noqa: PLR0913 - what a dataset has
+def open_dataset(  # noqa: PLR0913 - the options of a dataset
     pair: PairText,
     model: OfModel,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="of the dataset")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="name of the dataset")],
     shards: Annotated[
         list[str] | None, typer.Argument(metavar="SHARDS", help="folders, files, or addresses")
     ] = None,
@@ -111,7 +114,7 @@ def open_dataset(  # noqa: PLR0913 - what a dataset has
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Post a dataset that stays open for more shards; `seal` begins its job."""
+    """Post a dataset that stays open for more shards. `seal` starts its job."""
     with Client(url) as client, upload_bars() as on_upload:
         opened = client.open_dataset(
             *(model, name, parse_pair(pair), shards or ()),
@@ -145,7 +148,7 @@ def append_shards(
 def seal_dataset(
     dataset: DatasetId, watch: Watch = False, url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """Close an open dataset; its job begins."""
+    """Seal an open dataset and start its job."""
     with Client(url) as client:
         sealed = client.seal_dataset(dataset)
         say(f"dataset {dataset}, job {sealed.job.id}", sealed, as_json)
@@ -157,7 +160,7 @@ def seal_dataset(
 def list_datasets(
     model: OfAnyModel = None, url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """Datasets in the order of their arrival."""
+    """List datasets, oldest first."""
     with Client(url) as client:
         of_model = f" of model {model}" if model else ""
         hint = "no datasets{} yet; post one: cmcl dataset add SHARDS --pair FIRST,SECOND"
@@ -166,24 +169,24 @@ def list_datasets(
 
 @app.command("show")
 def show_dataset(dataset: DatasetId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """One dataset with its shards."""
+    """Show a dataset with its shards."""
     with Client(url) as client:
         show(client.dataset(dataset), as_json, _view)
 
 
 @app.command("delete")
 def delete_dataset(dataset: DatasetId, url: Url = DEFAULT_URL) -> None:
-    """Remove a dataset that is open, or whose job ended without a version."""
+    """Delete a dataset that is open, or whose job ended without a version."""
     with Client(url) as client:
         client.delete_dataset(dataset)
 
 
 def upload_files(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES", help="to send")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES", help="files to upload")],
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Send files, and print the address of each for use in a dataset. A broken upload is resumed."""
+    """Upload files and print their addresses for use in a dataset. Interrupted uploads resume."""
     with Client(url) as client, upload_bars() as on_upload:
         for file in files:
             sent = client.upload(file, on_upload)
@@ -193,12 +196,12 @@ def upload_files(
                 stdout().print(f"{sent.uri}  {file}", soft_wrap=True, highlight=False)
 
 
-def _accepted(accepted: Accepted, name: str) -> str:
-    """Posting the same shards again returns the existing dataset, under any name."""
+def _accepted(accepted: AcceptedDataset, name: str) -> str:
+    """Format the result. Posting the same shards again returns the existing dataset."""
     known, job = accepted.dataset, accepted.job.id
     if known.name == name:
         return f"dataset {known.id}, job {job}"
-    return f"already dataset {known.id} ({known.name}), job {job}; the name {name} is not used"
+    return f"existing dataset {known.id} ({known.name}), job {job}; the name {name} is not used"
 
 
 def _view(dataset: Dataset) -> RenderableType:
@@ -228,18 +231,20 @@ def preflight(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Check a dataset before it is posted; exit code 1 if it would be refused. Nothing is trained."""
+    """Check a dataset without posting it. Exit code 1 if it would be rejected. Nothing is trained."""
     with Client(url) as client:
         with upload_bars() as on_upload:
-            asked = client.ask_preflight(
+            started = client.start_preflight(
                 model, parse_pair(pair), shards, upload=upload, on_upload=on_upload
             )
-        answer = client.await_preflight(asked.id)
+        answer = client.await_preflight(started.id)
     show(answer, as_json, _preflight_view)
     if answer.outlook is None:
-        raise Refused(f"pre-flight {answer.id} has no answer: {answer.message or answer.state}")
+        raise CommandError(
+            f"pre-flight {answer.id} has no result: {answer.message or answer.state}"
+        )
     if answer.outlook.refusals:
-        raise Refused(f"the dataset would be refused: {'; '.join(answer.outlook.refusals)}")
+        raise CommandError(f"the dataset would be rejected: {'; '.join(answer.outlook.refusals)}")
 
 
 def _preflight_view(preflight: Preflight) -> RenderableType:
@@ -269,6 +274,6 @@ def _heads(outlook: Outlook) -> Grid:
         "free now",
         "free after",
         "learnable share",
-        "like earlier data",
+        "familiarity",
     )
     return Grid(headings, rows)

@@ -1,4 +1,4 @@
-"""`cmcl job`: looked at, followed, cancelled, tried again, approved."""
+"""`cmcl job`: show, follow, cancel, retry, approve."""
 
 from typing import Annotated
 
@@ -12,12 +12,12 @@ from cmcl.client import Client, Event, Job, JobProgress
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Jobs: each makes a version of one dataset. Look at them, follow, cancel, retry, approve.",
+    help="Jobs: each trains one dataset into a version. Show, follow, cancel, retry, approve.",
 )
 
 
 def _made(job: Job) -> int | None:
-    """The version that it made. While it runs the service names the one that it would make."""
+    """Return the version of a published job. For a running job the API has the planned number."""
     return job.version if job.state == "published" else None
 
 
@@ -34,20 +34,18 @@ _COLUMNS: Columns[Job] = {
 @app.command("list")
 def list_jobs(
     model: OfAnyModel = None,
-    state: Annotated[
-        str | None, typer.Option(help="only those in this state, e.g. running")
-    ] = None,
+    state: Annotated[str | None, typer.Option(help="only jobs in this state, e.g. running")] = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Jobs in the order of their arrival."""
+    """List jobs, oldest first."""
     with Client(url) as client:
         show_all(client.jobs(model, state), as_json, _COLUMNS, _none(model, state))
 
 
 @app.command("show")
 def show_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """One job: where it stands, and why."""
+    """Show a job with its state and progress."""
     with Client(url) as client:
         found = client.job(job)
         if found.message and not as_json:
@@ -57,50 +55,50 @@ def show_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> Non
 
 @app.command("watch")
 def watch_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Follow a job to its end; exit code 3 unless it became a version."""
+    """Follow a job to its end. Exit code 3 if it ends without a version."""
     with Client(url) as client:
         follow(client, job, as_json)
 
 
 @app.command("cancel")
 def cancel_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Ask for a job to be stopped."""
+    """Cancel a job."""
     with Client(url) as client:
-        asked = client.cancel(job)
-    say(f"{job}: {asked.state}, cancellation asked for", asked, as_json)
+        updated = client.cancel(job)
+    say(f"{job}: {updated.state}, cancellation requested", updated, as_json)
 
 
 @app.command("retry")
 def retry_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Give a failed job new attempts."""
+    """Retry a failed job."""
     with Client(url) as client:
-        asked = client.retry(job)
-    say(f"{job}: {asked.state}", asked, as_json)
+        updated = client.retry(job)
+    say(f"{job}: {updated.state}", updated, as_json)
 
 
 @app.command("approve")
 def approve_job(
     job: JobId, reason: Reason = "", url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """Publish a candidate that is held, or that the policy rejected."""
+    """Publish a candidate that is held for approval, or that the policy rejected."""
     with Client(url) as client:
-        asked = client.approve(job, reason)
-    say(f"{job}: {asked.state}, approved", asked, as_json)
+        updated = client.approve(job, reason)
+    say(f"{job}: {updated.state}, approved", updated, as_json)
 
 
 @app.command("reject")
 def reject_job(
     job: JobId, reason: Reason = "", url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """Say no to a candidate that is held."""
+    """Reject a candidate that is held for approval."""
     with Client(url) as client:
-        asked = client.reject(job, reason)
-    say(f"{job}: {asked.state}", asked, as_json)
+        updated = client.reject(job, reason)
+    say(f"{job}: {updated.state}", updated, as_json)
 
 
 @app.command("events")
 def job_events(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """What happens to a job, from its beginning to its end, as it happens."""
+    """Print the events of a job from the first to the last, as they happen."""
     with Client(url) as client:
         for event in client.events(job):
             if as_json:
@@ -110,23 +108,23 @@ def job_events(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> N
 
 
 def _none(model: str | None, state: str | None) -> str:
-    """What an empty list means: nothing at all, or nothing of what was asked for."""
+    """Return the message for an empty list."""
     if state is None and model is None:
-        return "no jobs yet; a dataset begins one: cmcl dataset add SHARDS --pair FIRST,SECOND"
+        return "no jobs yet; a dataset starts one: cmcl dataset add SHARDS --pair FIRST,SECOND"
     which = (f"of model {model}" if model else "", f"in state {state}" if state else "")
     return " ".join(("no jobs", *filter(None, which)))
 
 
 def _line(event: Event) -> str:
     when = f"{event.created_at.astimezone():%H:%M:%S}" if event.created_at else " " * 8
-    told = ", ".join(
+    details = ", ".join(
         f"{name} {value}" for name, value in event.details.items() if value is not None
     )
-    return f"{when}  {event.kind:<18} {told}".rstrip()
+    return f"{when}  {event.kind:<18} {details}".rstrip()
 
 
 def _progress_cells(progress: JobProgress, *, is_running: bool) -> dict[str, Cell]:
-    """The figures of the phase that were reported. Only a running job has time left."""
+    """Return the reported figures of the phase. Only a running job has time left."""
     left = progress.eta_seconds if is_running else None
     time_left: dict[str, Cell] = {} if left is None else {"time left": duration(left)}
     return {"phase": progress.phase, **figures(progress), **time_left, "reported": progress.at}

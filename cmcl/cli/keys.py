@@ -1,4 +1,4 @@
-"""`cmcl key` and `cmcl whoami`: who may do what."""
+"""`cmcl key` and `cmcl whoami`: API keys and their scopes."""
 
 from typing import Annotated
 
@@ -10,9 +10,7 @@ from cmcl.cli.console import Columns, fields, show, show_all, stdout
 from cmcl.cli.options import DEFAULT_URL, AsJson, KeyId, Url
 from cmcl.client import ApiKey, Client, NewApiKey, Whoami
 
-app = typer.Typer(
-    no_args_is_help=True, help="API keys: what they permit, listed without their secrets, revoked."
-)
+app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 
 _COLUMNS: Columns[ApiKey] = {
     "key": lambda key: key.id,
@@ -28,18 +26,18 @@ _COLUMNS: Columns[ApiKey] = {
 
 @app.command("create")
 def create_key(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="of the key, for people")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="name of the key")],
     scope: Annotated[list[str], typer.Option(help="read, write, train, admin, embed; repeatable")],
     owner: Annotated[
-        str | None, typer.Option(help="whose models it may use; needs the operator's key")
+        str | None, typer.Option(help="owner of the key; needs the operator's key")
     ] = None,
     expires_in_days: Annotated[
-        int | None, typer.Option(min=1, help="by default it never expires")
+        int | None, typer.Option(min=1, help="days until it expires; default never")
     ] = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key. Its secret is shown once."""
+    """Create a key. Its secret is shown once."""
     scopes = [each.strip() for text in scope for each in text.split(",")]
     with Client(url) as client:
         show(client.create_key(name, scopes, owner, expires_in_days), as_json, _view)
@@ -47,9 +45,9 @@ def create_key(
 
 @app.command("list")
 def list_keys(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """All keys, without their secrets."""
+    """List keys, without their secrets."""
     with Client(url) as client:
-        hint = "no keys yet; make one: cmcl key create NAME --scope read"
+        hint = "no keys yet; create one: cmcl key create NAME --scope read"
         show_all(client.keys(), as_json, _COLUMNS, hint)
 
 
@@ -62,7 +60,7 @@ def revoke_key(key: KeyId, url: Url = DEFAULT_URL) -> None:
 
 
 def whoami(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Show the identity and the scopes that your key has."""
+    """Show the identity and scopes of your key."""
     with Client(url) as client:
         show(client.whoami(), as_json, _identity)
 
@@ -78,9 +76,11 @@ def _view(key: NewApiKey) -> RenderableType:
             "key": secret,
         }
     )
-    return Group(text, Text("keep it: it is not shown again (export CMCL_KEY=...)", style="bold"))
+    return Group(
+        text, Text("store the key, it is not shown again (export CMCL_KEY=...)", style="bold")
+    )
 
 
 def _identity(who: Whoami) -> RenderableType:
     scopes = ", ".join(who.scopes)
-    return fields({"name": who.name, "owner": who.owner or "all of them", "scopes": scopes})
+    return fields({"name": who.name, "owner": who.owner or "all", "scopes": scopes})

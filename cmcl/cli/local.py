@@ -1,7 +1,7 @@
-"""`cmcl up`, `demo` and `admin`: what runs the control plane and the workers on this machine.
+"""`cmcl up`, `demo` and `admin`: commands that run the control plane and the workers on this machine.
 
-The wheel does not hold `service` and `workers`. Other packages have these names too, so a file of ours
-is looked for; nothing is imported.
+The wheel does not contain `service` and `workers`. Other packages may have these names, so their files
+are checked, without importing them.
 """
 
 import json
@@ -19,16 +19,16 @@ import typer
 from rich.console import Console
 
 from cmcl.cli.console import stderr, stdout
-from cmcl.cli.exits import Refused
+from cmcl.cli.errors import CommandError
 from cmcl.cli.options import AsJson
 from cmcl.ports import Ports, StackError
 from cmcl.stack import LocalStack
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="For operators, on the machine of the service, while no service runs.",
+    help="Commands for operators, while no service runs.",
 )
-# A file of each that no other package has.
+# A file that identifies each package.
 _FILES = {"service": Path("control/reconcile.py"), "workers": Path("train/job.py")}
 _WHERE = (
     "run it from a checkout of cmcl (`make setup`, then `.venv/bin/cmcl`), or in an image "
@@ -36,31 +36,34 @@ _WHERE = (
 )
 # Seen with `ss -ltnp` on a running stack; Ray has no setting for the addresses of these ports.
 _LISTENING = (
-    "Control plane, endpoint and dashboard listen on 127.0.0.1. On all interfaces listen Ray's own "
-    "ports, which ask for a token of this run, and its metrics, which ask for nothing: names and "
-    "counts, no data. On a network that you do not trust, use a firewall."
+    "The control plane, the endpoint and the dashboard listen on 127.0.0.1. Ray's own ports listen on "
+    "all interfaces and require a token of this run. Ray's metrics listen on all interfaces without "
+    "authentication; they contain names and counts, no data. Use a firewall on an untrusted network."
 )
 
 
 def up(  # noqa: PLR0913 - each part has its options
-    folder: Annotated[Path, typer.Option(help="of database, store and logs")] = Path(".cmcl/up"),
-    port: Annotated[int, typer.Option(min=1, max=65535, help="of the control plane")] = 8000,
+    folder: Annotated[Path, typer.Option(help="folder for database, store and logs")] = Path(
+        ".cmcl/up"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port of the control plane")] = 8000,
     embeddings_port: Annotated[
-        int, typer.Option(min=1, max=65535, help="of the query endpoint")
+        int, typer.Option(min=1, max=65535, help="port of the embeddings endpoint")
     ] = 8001,
     ranks: Annotated[int, typer.Option(min=1, help="processes that train a dataset")] = 2,
     allow: Annotated[
-        list[str] | None, typer.Option(help="URI prefix that datasets may come from; repeatable")
+        list[str] | None,
+        typer.Option(help="URI prefix from which datasets may be read; repeatable"),
     ] = None,
     encoder: Annotated[
         list[str] | None,
         typer.Option(
-            help="takes raw items: MODALITY=KIND:WIDTH[:MODEL], e.g. text=synthetic:384; repeatable"
+            help="encoder, MODALITY=KIND:WIDTH[:MODEL], e.g. text=synthetic:384; repeatable"
         ),
     ] = None,
     *,
     keys: Annotated[
-        bool, typer.Option("--keys", help="both endpoints ask for keys; prints the operator's key")
+        bool, typer.Option("--keys", help="require keys at both servers; prints the operator's key")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -75,7 +78,7 @@ def up(  # noqa: PLR0913 - each part has its options
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
     stderr().print("starting (Ctrl-C stops) ...")
     with stack:
-        _tell_addresses(stack, as_json)
+        _print_addresses(stack, as_json)
         while not stopped.wait(1.0):
             for name in stack.ended():
                 raise StackError(stack.last_words(name, "ended"))
@@ -84,17 +87,21 @@ def up(  # noqa: PLR0913 - each part has its options
 
 def demo(
     stream: Annotated[Path, typer.Option(help="folder with stream.json")] = Path("examples/stream"),
-    folder: Annotated[Path, typer.Option(help="emptied first")] = Path(".cmcl/demo"),
+    folder: Annotated[Path, typer.Option(help="folder for all files; emptied first")] = Path(
+        ".cmcl/demo"
+    ),
     ranks: Annotated[int, typer.Option(min=1, help="processes that train a dataset")] = 2,
-    queries_per_second: Annotated[float, typer.Option(min=1, help="asked all the while")] = 200.0,
+    queries_per_second: Annotated[
+        float, typer.Option(min=1, help="embedding queries per second during training")
+    ] = 200.0,
     as_json: AsJson = False,
 ) -> None:
-    """Learn a small real stream end to end, with and without protection, under queries.
+    """Train a small real stream with and without protection, while sending queries.
 
     The last line on stdout is one JSON document; with --json, it is the only one.
     """
     _check_parts("cmcl demo", "alembic", "matplotlib", "pyarrow", "ray")
-    # Here, because matplotlib is an extra that the other commands do without.
+    # Imported here, because only this command needs matplotlib.
     from cmcl.demo.run import DemoError, DemoOptions, run_demo
 
     options = DemoOptions(stream, folder, ranks, queries_per_second)
@@ -102,22 +109,22 @@ def demo(
     try:
         code = run_demo(options, console)
     except (DemoError, FileNotFoundError) as error:
-        raise Refused(str(error)) from error
+        raise CommandError(str(error)) from error
     raise typer.Exit(code)
 
 
 def _check_encoders(encoders: list[str]) -> None:
-    """Raises BadParameter, before anything is started. The client knows no kinds of encoders."""
+    """Check encoder options in a subprocess, because workers define the kinds. Raises BadParameter."""
     if not encoders:
         return
     command = [sys.executable, "-m", "workers.serve.encoders.spec", *encoders]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     if checked.returncode:
-        words = checked.stderr.strip().splitlines() or ["it cannot be read"]
-        raise typer.BadParameter(words[-1], param_hint="--encoder")
+        lines = checked.stderr.strip().splitlines() or ["cannot be parsed"]
+        raise typer.BadParameter(lines[-1], param_hint="--encoder")
 
 
-def _tell_addresses(stack: LocalStack, as_json: bool) -> None:
+def _print_addresses(stack: LocalStack, as_json: bool) -> None:
     addresses = {
         "control plane": f"{stack.service_url}/docs",
         "embeddings": f"{stack.embeddings_url}/v1/embeddings",
@@ -135,7 +142,7 @@ def _tell_addresses(stack: LocalStack, as_json: bool) -> None:
         stdout().print(f"{name:<14} {address}", soft_wrap=True)
     if stack.operator_key:
         stdout().print(
-            f"\nThe operator's key, for the first steps:  export CMCL_KEY={stack.operator_key}\n"
+            f"\nThe operator's key:  export CMCL_KEY={stack.operator_key}\n"
             "A key for an owner:  cmcl key create NAME --owner OWNER --scope read --scope write "
             "--scope train --scope embed",
             soft_wrap=True,
@@ -147,7 +154,7 @@ def _tell_addresses(stack: LocalStack, as_json: bool) -> None:
 def rebuild(
     database_url: Annotated[
         str | None,
-        typer.Option(envvar="CMCL_DATABASE_URL", help="the new, empty one", show_envvar=True),
+        typer.Option(envvar="CMCL_DATABASE_URL", help="the new, empty database", show_envvar=True),
     ] = None,
     store: Annotated[
         str | None,
@@ -158,60 +165,62 @@ def rebuild(
     ] = None,
     verify: Annotated[
         Literal["full", "manifests"],
-        typer.Option(help="full: every byte of every file; manifests: that files are there"),
+        typer.Option(help="full: read every byte; manifests: check only that files exist"),
     ] = "full",
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="look and report only")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="report only, change nothing")] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="restore damaged versions from a sound copy")
+        bool, typer.Option("--repair", help="restore damaged versions from an intact copy")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Restore a lost database from object storage. Stop every service first.
 
-    Exit code 3: something is damaged, and everything else was restored.
+    Exit code 3 means that damaged objects were found and everything else was restored.
     """
     options = {"--dry-run": dry_run, "--repair": repair, "--json": as_json}
     given = [option for option, is_given in options.items() if is_given]
     places = {"CMCL_DATABASE_URL": database_url, "CMCL_STORE_URI": store and _uri(store)}
     environment = {name: value for name, value in places.items() if value is not None}
-    code = _of_the_service(["admin", "rebuild", "--verify", verify, *given], environment)
+    code = _run_service(["admin", "rebuild", "--verify", verify, *given], environment)
     raise typer.Exit(code)
 
 
 def _uri(store: str) -> str:
-    """A folder is given as a path, everything else as a URI."""
+    """Return a folder as a file:// URI, and a URI unchanged."""
     return store if "://" in store else Path(store).resolve().as_uri()
 
 
-def _of_the_service(arguments: list[str], environment: dict[str, str]) -> int:
-    """Run a command of the service; its exit code. The client and the service share no code."""
+def _run_service(arguments: list[str], environment: dict[str, str]) -> int:
+    """Run a command of the service in a subprocess and return its exit code."""
     _check_parts("cmcl admin", "alembic")
     command = [sys.executable, "-m", "service", *arguments]
     return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
 
 
 def _check_parts(command: str, *libraries: str) -> None:
-    """Raises Refused unless `python -m` would run our `service` and `workers` from here.
+    """Raise CommandError unless `python -m` would run cmcl's `service` and `workers` from here.
 
-    `libraries`: modules that `command` needs beside them.
+    libraries: further modules that `command` needs.
     """
     for name in _FILES:
         if not any(map(_is_ours, _folders_of(name))):
-            raise Refused(
-                f"`{command}` runs the control plane and the workers, and only the client is "
+            raise CommandError(
+                f"`{command}` needs the control plane and the workers, but only the client is "
                 f"installed here: {_WHERE}"
             )
         # Python looks in the current folder first.
         here = Path.cwd() / name
         if (here / "__init__.py").is_file() and not _is_ours(here):
-            raise Refused(
-                f"the package {here} would be run in place of ours of the same name: run "
+            raise CommandError(
+                f"the package {here} would run instead of cmcl's package of the same name: run "
                 f"`{command}` in another folder"
             )
     missing = [library for library in libraries if find_spec(library) is None]
     if missing:
-        raise Refused(f"`{command}` needs {', '.join(missing)}, not installed here: {_WHERE}")
+        raise CommandError(
+            f"`{command}` needs {', '.join(missing)}, which is not installed: {_WHERE}"
+        )
 
 
 def _folders_of(name: str) -> Iterator[Path]:

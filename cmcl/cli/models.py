@@ -1,4 +1,4 @@
-"""`cmcl model`: made, branched, deleted, and what a candidate must show."""
+"""`cmcl model`: create, branch, delete, and set policies."""
 
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from cmcl.contract.policy import GatePolicy
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Models: created, listed, branched, deleted, and the policy for their new versions.",
+    help="Models: create, list, branch, delete, and set the policy for new versions.",
 )
 
 
@@ -42,38 +42,37 @@ _BOUNDS = ("max-drift", "min-backward-transfer", "min-gain")
 
 @app.command("create")
 def create_model(  # noqa: PLR0913 - a model's specification
-    name: Annotated[str, typer.Argument(metavar="NAME", help="of the model")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="name of the model")],
     modality: Annotated[
-        list[str], typer.Option(help="NAME=WIDTH of its features; two at least, so repeat it")
+        list[str],
+        typer.Option(help="NAME=WIDTH of the features; repeat for at least two modalities"),
     ],
     *,
-    width: Annotated[int, typer.Option(help="of the embeddings")] = 256,
+    width: Annotated[int, typer.Option(help="width of the embeddings")] = 256,
     method: Annotated[
-        str, typer.Option(help="of learning; the others are there to compare with")
+        str, typer.Option(help="training method; methods other than nullspace are baselines")
     ] = "nullspace",
     policy: Annotated[
-        str, typer.Option(help="improve (earlier datasets go on teaching) or preserve")
+        str, typer.Option(help="improve (replay earlier datasets) or preserve (keep their scores)")
     ] = "improve",
     max_drift: Annotated[
         float | None, typer.Option(help="largest relative drift of earlier scores")
     ] = None,
     stable_index: Annotated[
-        bool, typer.Option("--stable-index", help="stored vectors keep their scores")
+        bool, typer.Option("--stable-index", help="keep the scores of stored vectors")
     ] = False,
-    epochs: Annotated[
-        int | None, typer.Option(help="passes over each dataset; 10 by default")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="passes over each dataset; default 10")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="rows of an update, over all ranks; 128 by default")
+        int | None, typer.Option(help="rows per update, over all ranks; default 128")
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="of the optimizer; 0.001 by default")
+        float | None, typer.Option(help="learning rate of the optimizer; default 0.001")
     ] = None,
-    seed: Annotated[int, typer.Option(help="of the first heads and the order of rows")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the initial heads and the order of rows")] = 0,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Create a model. The same name with the same specification answers the same model."""
+    """Create a model. Repeating the command with the same options returns the same model."""
     training = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     spec = from_options(
         ModelSpec,
@@ -96,7 +95,7 @@ def create_model(  # noqa: PLR0913 - a model's specification
 
 @app.command("list")
 def list_models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """All models with their newest and their live version."""
+    """List models with their newest and live versions."""
     with Client(url) as client:
         hint = "no models yet; create one: cmcl model create NAME --modality image=1280 --modality text=384"
         show_all(client.models(), as_json, _COLUMNS, hint)
@@ -104,7 +103,7 @@ def list_models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
 @app.command("show")
 def show_model(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """One model with every value of its specification."""
+    """Show a model with its full specification."""
     with Client(url) as client:
         show(client.model(model), as_json, _view)
 
@@ -112,19 +111,19 @@ def show_model(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False
 @app.command("branch")
 def branch_model(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="to start from, as NAME@VERSION or NAME VERSION")
+        str, typer.Argument(metavar="MODEL", help="source, as NAME@VERSION or NAME VERSION")
     ],
     version_and_name: Annotated[
         list[str],
         typer.Argument(
             metavar="[VERSION] NAME",
-            help="the last version that the new model has, unless MODEL says it, and its name",
+            help="last version to inherit, unless MODEL has it, and name of the new model",
         ),
     ],
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Create a new model that has the versions of another one up to VERSION."""
+    """Create a model that inherits the versions of another one up to VERSION."""
     source, version, name = _branch(model, version_and_name)
     with Client(url) as client:
         made = client.branch_model(source, version, name)
@@ -133,9 +132,9 @@ def branch_model(
 
 @app.command("delete")
 def delete_model(model: ModelName, url: Url = DEFAULT_URL, yes: Yes = False) -> None:
-    """Remove a model with all its versions."""
+    """Delete a model with all its versions."""
     if not yes:
-        typer.confirm(f"remove model {model} with all its versions?", abort=True, err=True)
+        typer.confirm(f"Delete model {model} with all its versions?", abort=True, err=True)
     with Client(url) as client:
         client.delete_model(model)
 
@@ -144,24 +143,29 @@ def delete_model(model: ModelName, url: Url = DEFAULT_URL, yes: Yes = False) -> 
 def model_policy(  # noqa: PLR0913 - each bound is an option
     model: ModelName,
     *,
-    max_drift: Annotated[float | None, typer.Option(help="of earlier datasets' scores")] = None,
-    min_backward_transfer: Annotated[
-        float | None, typer.Option(help="of recall, e.g. -0.02 for two points")
+    max_drift: Annotated[
+        float | None, typer.Option(help="largest relative drift of earlier scores")
     ] = None,
-    min_gain: Annotated[float | None, typer.Option(help="of recall on the new dataset")] = None,
+    min_backward_transfer: Annotated[
+        float | None,
+        typer.Option(help="smallest backward transfer of recall, e.g. -0.02 for two points"),
+    ] = None,
+    min_gain: Annotated[
+        float | None, typer.Option(help="smallest gain of recall on the new dataset")
+    ] = None,
     manual_approval: Annotated[
-        bool | None, typer.Option(help="hold candidates until somebody approves")
+        bool | None, typer.Option(help="hold candidates for manual approval")
     ] = None,
     priority: Annotated[
-        str | None, typer.Option(help="of its datasets in the line for ranks: low, normal or high")
+        str | None, typer.Option(help="priority of training jobs: low, normal or high")
     ] = None,
     unset: Annotated[
-        list[str] | None, typer.Option(help=f"drop a bound: {', '.join(_BOUNDS)}; repeatable")
+        list[str] | None, typer.Option(help=f"remove a bound: {', '.join(_BOUNDS)}; repeatable")
     ] = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a candidate must achieve before it is published; options change it."""
+    """Show or change the policy, which a candidate must meet before it is published."""
     given: dict[str, Any] = {
         "max_drift": max_drift,
         "min_backward_transfer": min_backward_transfer,
@@ -226,7 +230,7 @@ def _modality_width(text: str) -> tuple[str, int]:
 
 
 def _branch(model: str, given: list[str]) -> tuple[str, int, str]:
-    """Source, version and new name from `MODEL@VERSION NAME` or `MODEL VERSION NAME`."""
+    """Parse `MODEL@VERSION NAME` or `MODEL VERSION NAME`."""
     *version, name = given
     if len(version) > 1 or (version and not (version[0].isascii() and version[0].isdecimal())):
         raise typer.BadParameter(f"write MODEL@VERSION NAME, not {' '.join((model, *given))}")
@@ -235,6 +239,6 @@ def _branch(model: str, given: list[str]) -> tuple[str, int, str]:
 
 def _bound(text: str) -> str:
     if text not in _BOUNDS:
-        words = f"{text!r}: permitted are {', '.join(_BOUNDS)}"
-        raise typer.BadParameter(words, param_hint="--unset")
+        message = f"{text!r}: permitted are {', '.join(_BOUNDS)}"
+        raise typer.BadParameter(message, param_hint="--unset")
     return text.replace("-", "_")

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands have."""
+"""Options and arguments shared by several commands."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ EmbeddingsUrl = Annotated[
     ),
 ]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="print JSON: one document, or for lists one in each line")
+    bool, typer.Option("--json", help="print JSON: one document, or one per line for lists")
 ]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", envvar="CMCL_MODEL", help="name of the model")
@@ -40,7 +40,8 @@ ModelOfVersion = Annotated[
     typer.Argument(metavar="MODEL", envvar="CMCL_MODEL", help="name of the model, or NAME@VERSION"),
 ]
 VersionNumber = Annotated[
-    int | None, typer.Argument(metavar="VERSION", min=1, help="unless MODEL is NAME@VERSION")
+    int | None,
+    typer.Argument(metavar="VERSION", min=1, help="version, unless MODEL is NAME@VERSION"),
 ]
 QueriedModel = Annotated[
     str, typer.Argument(metavar="MODEL", help="NAME for the live version, or NAME@VERSION")
@@ -48,30 +49,34 @@ QueriedModel = Annotated[
 OfModel = Annotated[
     str, typer.Option("--model", "-m", envvar="CMCL_MODEL", help="name of the model")
 ]
-# Without CMCL_MODEL, which stands for an argument that is needed: a list is not narrowed unasked.
+# Without CMCL_MODEL, which replaces only required arguments: lists are filtered only on request.
 OfAnyModel = Annotated[
-    str | None, typer.Option("--model", "-m", help="only those of this model; by default all")
+    str | None, typer.Option("--model", "-m", help="only those of this model; default all")
 ]
-Reason = Annotated[str, typer.Option("--reason", help="for the history")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
-PairText = Annotated[str, typer.Option("--pair", help="FIRST,SECOND, e.g. image,text")]
+Reason = Annotated[str, typer.Option("--reason", help="reason, for the history")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask for confirmation")]
+PairText = Annotated[
+    str, typer.Option("--pair", help="pair of modalities FIRST,SECOND, e.g. image,text")
+]
 Sources = Annotated[
     list[str],
     typer.Argument(metavar="SHARDS...", help="folders, files, or addresses (s3://..., file://...)"),
 ]
 Upload = Annotated[
     UploadMode,
-    typer.Option(help="auto: send local files that the service cannot read; always; never"),
+    typer.Option(
+        help="upload local files: auto (those that the service cannot read), always, never"
+    ),
 ]
 
 
 def _checked_id(prefix: str, what: str, listed_by: str) -> Callable[[str], str]:
-    """A callback that refuses what cannot be an id, before a server is asked."""
+    """Return a callback that rejects malformed ids without a request."""
     form = re.compile(rf"{prefix}-[0-9a-f]{{12}}")
 
     def check(value: str) -> str:
         if not form.fullmatch(value):
-            raise typer.BadParameter(f"{value!r} is no {what} id; see `{listed_by}`")
+            raise typer.BadParameter(f"{value!r} is not a {what} id; `{listed_by}` shows them")
         return value
 
     return check
@@ -80,7 +85,7 @@ def _checked_id(prefix: str, what: str, listed_by: str) -> Callable[[str], str]:
 def _id(prefix: str, what: str, listed_by: str) -> Any:
     return typer.Argument(
         metavar=what.upper(),
-        help=f"its id, {prefix}-...; `{listed_by}` shows them",
+        help=f"id, {prefix}-...; `{listed_by}` shows them",
         callback=_checked_id(prefix, what, listed_by),
     )
 
@@ -93,34 +98,35 @@ WebhookId = Annotated[str, _id("wh", "webhook", "cmcl webhook list")]
 DEFAULT_URL = DEFAULT_SERVICE_URL
 DEFAULT_QUERY_URL = DEFAULT_EMBEDDINGS_URL
 _LONGEST_NAME = 48
-# Fields whose option has another name.
+# Fields whose options have different names.
 _OPTION_OF = {"modalities": "--modality"}
 
 
 def model_version(model: str, version: int | None) -> tuple[str, int | None]:
-    """NAME@VERSION, or NAME and VERSION as they were given. Raises BadParameter."""
+    """Parse NAME@VERSION, or NAME and VERSION. Raises BadParameter."""
     name, at, number = model.partition("@")
     if not at:
         return model, version
     if version is not None:
-        raise typer.BadParameter(f"{model!r} and {version}: the version is given twice")
+        raise typer.BadParameter(f"{model!r} and {version}: give the version only once")
     if not (number.isascii() and number.isdecimal() and int(number) >= 1):
         raise typer.BadParameter(f"{model!r}: write NAME@VERSION; versions are numbered from 1")
     return name, int(number)
 
 
 def exact_version(model: str, version: int | None) -> tuple[str, int]:
-    """The same, where a version has to be given. Raises BadParameter."""
+    """As `model_version`, but the version is required. Raises BadParameter."""
     name, number = model_version(model, version)
     if number is None:
         raise typer.BadParameter(
-            f"say which version of {name!r}: {name}@VERSION; `cmcl version list {name}` shows them"
+            f"the version of {name!r} is missing: write {name}@VERSION; `cmcl version list {name}` "
+            "shows them"
         )
     return name, number
 
 
 def parse_pair(text: str) -> ModalityPair:
-    """FIRST,SECOND. Raises BadParameter, and InvalidArgument for names that cannot be."""
+    """Parse FIRST,SECOND. Raises BadParameter, and InvalidArgument for invalid names."""
     first, comma, second = text.partition(",")
     if not comma:
         raise typer.BadParameter(
@@ -134,9 +140,9 @@ def parse_pair(text: str) -> ModalityPair:
 def from_options(
     kind: type[Options], values: Mapping[str, Any], option: str | None = None
 ) -> Options:
-    """Values of options as one object. Raises InvalidArgument that names the option and its value.
+    """Build an object from options. Raises InvalidArgument with the option and its value.
 
-    option: the one option that all values come from; by default each has that of its name.
+    option: the option of all values; by default each field has the option of its name.
     """
     try:
         return kind.model_validate(values)
@@ -146,24 +152,26 @@ def from_options(
 
 
 def _wrong_option(found: Mapping[str, Any], option: str | None) -> str:
-    words = str(found["msg"]).removeprefix("Value error, ")
+    message = str(found["msg"]).removeprefix("Value error, ")
     names = [part for part in found["loc"] if isinstance(part, str)]
     field = next(
         (name for name in reversed(names) if name in _OPTION_OF), names[-1] if names else ""
     )
     option = option or (_OPTION_OF.get(field, f"--{field.replace('_', '-')}") if field else None)
     if option is None:
-        return words
+        return message
     value = found["input"]
     shown = f" {value}" if isinstance(value, str | int | float) else ""
-    return f"{option}{shown}: {words}"
+    return f"{option}{shown}: {message}"
 
 
 def name_of(source: str) -> str:
-    """A dataset's name from where it lies: the folder's, or the file's without its ending."""
+    """Derive a dataset's name from the name of its folder, or of its file without the suffix."""
     path = Path(urlsplit(source).path if "://" in source else source).resolve()
     stem = path.name if path.is_dir() else path.name.split(".")[0]
     name = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:_LONGEST_NAME].strip("-")
     if not name:
-        raise typer.BadParameter(f"{source!r} gives no name; say --name", param_hint="--name")
+        raise typer.BadParameter(
+            f"cannot derive a name from {source!r}; give --name", param_hint="--name"
+        )
     return name

@@ -1,4 +1,4 @@
-"""What takes its time: a job and a file on its way, as bars for people or JSON lines for programs."""
+"""Progress of jobs and uploads, as bars or JSON lines."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -24,21 +24,21 @@ from rich.progress import (
 from rich.text import Text
 
 from cmcl.cli.console import print_json, stderr, stdout
-from cmcl.cli.exits import NoVersion
+from cmcl.cli.errors import NoVersion
 from cmcl.client import Client, CmclError, Job, JobProgress, UploadProgress
 
 _UPLOAD = re.compile(r"upload:(up-[0-9a-f]{12})")
 
 OnUpload = Callable[[UploadProgress], None]
 
-# A bar over a whole wide screen tells no more.
+# Limits the bar on wide terminals.
 _WIDEST = 100
-# The longest phase or state that a running job goes through.
+# Length of the longest phase or state of a running job.
 _PHASE_WIDTH = 10
 
 
 def watch_with_bar(client: Client, job: str, title: str, console: Console) -> Job:
-    """Follow a job to its end under a live view; answers the ended job."""
+    """Follow a job to its end with a live view, and return the ended job."""
     view = JobView(title)
     with Live(view, console=console) as live:
 
@@ -50,7 +50,7 @@ def watch_with_bar(client: Client, job: str, title: str, console: Console) -> Jo
 
 
 class JobView:
-    """A bar, and while the job runs a line with its figures. What a service does not tell is left out."""
+    """A bar, and a line with the figures of a running job. Missing figures are omitted."""
 
     def __init__(self, title: str) -> None:
         self._bar = Progress(
@@ -63,33 +63,33 @@ class JobView:
             expand=True,
         )
         self._line = self._bar.add_task(title, total=None, doing="", percent="", left="")
-        self._words: list[Text] = []
+        self._lines: list[Text] = []
 
     def show(self, job: Job) -> None:
-        """From now on, this."""
+        """Update the view."""
         self._bar.update(self._line, **bar_fields(job))
-        self._words = [Text(each, style="dim") for each in words(job)]
+        self._lines = [Text(each, style="dim") for each in details(job)]
 
     def __rich__(self) -> RenderableType:
         lines: list[RenderableType] = [self._bar]
-        if self._words:
-            # Where they do not fit into a line, none is torn apart.
-            lines.append(Padding(Columns(self._words, padding=(0, 3)), (0, 0, 0, 2)))
+        if self._lines:
+            # Wraps between figures, not inside them.
+            lines.append(Padding(Columns(self._lines, padding=(0, 3)), (0, 0, 0, 2)))
         return Constrain(Group(*lines), _WIDEST)
 
 
 def bar_fields(job: Job) -> dict[str, Any]:
-    """How the bar shows a job: fields of rich's `Progress.update`."""
+    """Return the fields of rich's `Progress.update` for a job."""
     now = job.progress
     done, total = _count(now) if now else (0, 0)
     if job.has_ended:
-        # Full where it went well, also where no update was seen in passing; else where it stood.
+        # Full for a published job, even if no update was seen; else the last position.
         total = total or 1
         done = total if job.state == "published" else done
     is_running = job.state == "running" and now is not None
     left = now.eta_seconds if now and is_running else None
     return {
-        # Without an end the bar only shows that something goes on.
+        # Without a total the bar is indeterminate.
         "total": total or None,
         "completed": done,
         "doing": now.phase if now and is_running else job.state,
@@ -98,8 +98,8 @@ def bar_fields(job: Job) -> dict[str, Any]:
     }
 
 
-def words(job: Job) -> list[str]:
-    """What stands below the bar: figures while it trains, else why it does not; nothing after its end."""
+def details(job: Job) -> list[str]:
+    """Return the lines below the bar: figures during training, else the job's message."""
     if job.has_ended:
         return []
     if job.state == "running" and job.progress is not None:
@@ -108,27 +108,27 @@ def words(job: Job) -> list[str]:
 
 
 def figures(progress: JobProgress) -> dict[str, str]:
-    """All that is told of the present phase, in words."""
-    told = ((figure, figure.read(progress)) for figure in _FIGURES)
-    return {figure.name: figure.words(value) for figure, value in told if value is not None}
+    """Return the reported figures of the current phase, formatted."""
+    values = ((figure, figure.read(progress)) for figure in _FIGURES)
+    return {figure.name: figure.format(value) for figure, value in values if value is not None}
 
 
 def duration(seconds: float) -> str:
-    """As a clock shows it."""
+    """Format seconds as H:MM:SS."""
     return str(timedelta(seconds=round(seconds)))
 
 
 @dataclass(frozen=True)
 class _Figure:
-    """`read` answers None where the service or the phase has no such figure."""
+    """A figure of the progress. `read` returns None if the phase does not have it."""
 
     name: str
     read: Callable[[JobProgress], Any]
-    words: Callable[[Any], str]
+    format: Callable[[Any], str]
 
 
 def _count(progress: JobProgress) -> tuple[int, int]:
-    """What the bar counts: updates where there are any, else rows; so many are done, of so many."""
+    """Return done and total: of updates if there are any, else of rows."""
     if progress.updates_total:
         return progress.updates_done, progress.updates_total
     return progress.rows_done, progress.rows_total
@@ -160,11 +160,11 @@ _FIGURES = (
 
 
 def follow(client: Client, job: str, as_json: bool) -> Job:
-    """To its end. Raises NoVersion unless it was published."""
+    """Follow a job to its end. Raises NoVersion unless it was published."""
     try:
         ended = client.watch(job, print_json) if as_json else _with_bar(client, job)
     except KeyboardInterrupt:
-        stderr().print(f"job {job} continues; to follow it again: cmcl job watch {job}")
+        stderr().print(f"job {job} continues; follow it again with: cmcl job watch {job}")
         raise
     if ended.state != "published":
         why = with_file_names(client, ended.message or ended.reason or "-")
@@ -175,12 +175,12 @@ def follow(client: Client, job: str, as_json: bool) -> Job:
 
 
 def with_file_names(client: Client, message: str) -> str:
-    """A message of the service in which each upload is named by its file as well."""
+    """Add the file name to each upload in a message of the service."""
     for upload in set(_UPLOAD.findall(message)):
         try:
             name = client.upload_state(upload).filename
         except CmclError:
-            # Removed since, or of another owner: the message stands as it is.
+            # Deleted, or of another owner: keep the message unchanged.
             continue
         message = message.replace(f"upload:{upload}", f"{name} (upload:{upload})")
     return message
@@ -193,7 +193,7 @@ def _with_bar(client: Client, job: str) -> Job:
 
 @contextmanager
 def upload_bars() -> Iterator[OnUpload]:
-    """A bar per file, on stderr."""
+    """Show a progress bar per file on stderr."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

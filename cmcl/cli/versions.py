@@ -1,4 +1,4 @@
-"""`cmcl version`, `promote`, `rollback`, `history`: versions, and which one answers."""
+"""`cmcl version`, `promote`, `rollback`, `history`: versions and the live version."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cmcl.cli.console import Cell, Columns, Grid, as_text, fields, say, show, show_all
-from cmcl.cli.exits import Refused
+from cmcl.cli.errors import CommandError
 from cmcl.cli.options import (
     DEFAULT_URL,
     AsJson,
@@ -24,32 +24,30 @@ from cmcl.client import Client, EvaluationRow, Promotion, Version, VersionSummar
 from cmcl.contract.version import HeadCapacity, LearnedDataset
 
 _BAR = 20
-# Points of recall that count as a change: less is the noise of small held-out sets.
+# Points of recall that count as a change; less is noise of small held-out sets.
 _NOTICEABLE = 0.5
 # Of a head; below it, few more datasets fit.
 _SCARCE = 0.2
-# What a retrieved row must have in common with the query to count; see contract.version.Recall.
+# Criterion for a correct result; see contract.version.Recall.
 _COUNTS = {
     "same label": "same label: the nearest row has the query's label.",
     "same item": "same item: the nearest row is the query's own partner.",
 }
 _CERTIFICATE = (
     "drift: root mean square change of the dataset's scores, relative to their size. "
-    "loss now (quality in the API): spectral contrastive loss; -1 is as when the dataset was learned, "
-    "lower is better, 0 is as good as no scores."
+    "loss now (quality in the API): spectral contrastive loss; -1 as when the dataset was learned, "
+    "lower is better, 0 is no better than no scores."
 )
 _CAPACITY = (
-    "free to learn: share of the head's entries that may still change. "
+    "free: share of the head's entries that may still change. "
     "inputs, outputs used: directions that hold 95 % of the energy learned so far."
 )
 app = typer.Typer(
     no_args_is_help=True,
-    help="Versions: what each dataset made of a model, listed, shown, retired.",
+    help="Versions: list, show, retire. Each trained dataset makes one.",
 )
 
-_NO_VERSION = (
-    "model {0!r} has no version yet; each dataset that is learned makes one: cmcl dataset add"
-)
+_NO_VERSION = "model {0!r} has no version yet; post a dataset to make one: cmcl dataset add"
 _COLUMNS: Columns[VersionSummary] = {
     "version": lambda version: version.version,
     "dataset": lambda version: version.dataset_name,
@@ -72,7 +70,7 @@ _HISTORY: Columns[Promotion] = {
 
 @app.command("list")
 def list_versions(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Versions of a model, the first one first."""
+    """List the versions of a model, oldest first."""
     with Client(url) as client:
         show_all(client.versions(model), as_json, _COLUMNS, _NO_VERSION.format(model))
 
@@ -84,12 +82,12 @@ def show_version(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """One version, by default the newest: what became of each dataset, certificate, capacity, lineage."""
+    """Show a version, by default the newest: evaluation, certificate, capacity, lineage."""
     name, number = model_version(model, version)
     with Client(url) as client:
         number = number or client.model(name).head_version
         if number is None:
-            raise Refused(_NO_VERSION.format(name))
+            raise CommandError(_NO_VERSION.format(name))
         show(client.version(name, number), as_json, version_view)
 
 
@@ -97,10 +95,10 @@ def show_version(
 def retire_version(
     model: ModelOfVersion, version: VersionNumber = None, url: Url = DEFAULT_URL, yes: Yes = False
 ) -> None:
-    """Retire a version."""
+    """Retire a version, so that it can no longer be served."""
     name, number = exact_version(model, version)
     if not yes:
-        typer.confirm(f"retire version {number} of {name}?", abort=True, err=True)
+        typer.confirm(f"Retire version {number} of {name}?", abort=True, err=True)
     with Client(url) as client:
         client.retire_version(name, number)
 
@@ -112,32 +110,35 @@ def promote(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the live one, which answers queries."""
+    """Make a version live, so that it serves queries."""
     name, number = exact_version(model, version)
     with Client(url) as client:
         live = client.promote(name, number, reason)
-    say(f"{name}: version {live.version} answers (generation {live.generation})", live, as_json)
+    say(f"{name}: version {live.version} is live (generation {live.generation})", live, as_json)
 
 
 def rollback(
     model: ModelName, reason: Reason = "", url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """Make the version live again that was promoted before the one that is live now."""
+    """Make the previously live version live again."""
     with Client(url) as client:
         live = client.roll_back(model, reason)
-    say(f"{model}: version {live.version} answers (generation {live.generation})", live, as_json)
+    say(f"{model}: version {live.version} is live (generation {live.generation})", live, as_json)
 
 
 def history(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Each change of the live version: who, when, why, from, to."""
+    """List the changes of the live version."""
     with Client(url) as client:
         show_all(
-            client.promotions(model), as_json, _HISTORY, f"no version of {model} was live so far"
+            client.promotions(model),
+            as_json,
+            _HISTORY,
+            f"model {model} has not had a live version yet",
         )
 
 
 def version_view(version: Version) -> RenderableType:
-    """All of it."""
+    """Render a version with all its tables."""
     names = {line.dataset: line.name for line in version.lineage}
     return Group(
         fields(_facts(version), f"{version.model}@{version.version}"),
@@ -150,10 +151,10 @@ def version_view(version: Version) -> RenderableType:
 
 
 def matrix(rows: list[EvaluationRow], names: Mapping[str, str]) -> RenderableType:
-    """Recall at 1 in per cent; down a column, what became of a dataset: red where it lost."""
+    """Recall at 1 in per cent. Each column follows one dataset; losses are red."""
     datasets = [dataset for dataset in names if any(dataset in row.recall for row in rows)]
     if not datasets:
-        return Text("no held-out rows, so nothing was measured\n", style="dim")
+        return Text("not measured: no held-out rows\n", style="dim")
     counts = {dataset: _counted(dataset, rows) for dataset in datasets}
     headings = ("version", "learned", *(f"{names[each]} ({counts[each]})" for each in datasets))
     lines = []
@@ -169,18 +170,18 @@ def matrix(rows: list[EvaluationRow], names: Mapping[str, str]) -> RenderableTyp
 
 
 def not_measured(why: Mapping[str, str], names: Mapping[str, str]) -> list[RenderableType]:
-    """A line for each earlier dataset whose held-out rows the store has lost."""
+    """Return a line for each earlier dataset whose held-out rows are missing in the store."""
     return [
-        Text(f"{names.get(dataset, dataset)} was not measured: {words}\n", style="yellow")
-        for dataset, words in why.items()
+        Text(f"{names.get(dataset, dataset)} was not measured: {reason}\n", style="yellow")
+        for dataset, reason in why.items()
     ]
 
 
 def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
-    """How far the scores of earlier datasets moved, and how good they still are; from moments."""
+    """Drift and loss of earlier datasets, computed from moments."""
     drift, quality = version.certificate.drift, version.certificate.quality
     if not drift and not quality:
-        return Text("the first version: there is nothing that it could have moved\n", style="dim")
+        return Text("first version: no earlier datasets\n", style="dim")
     rows = []
     for dataset in dict.fromkeys((*drift, *quality)):
         moved, good = drift.get(dataset), quality.get(dataset)
@@ -195,7 +196,7 @@ def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
 
 
 def capacity(heads: Mapping[str, HeadCapacity]) -> RenderableType:
-    """A bar per modality: how much of its head is free."""
+    """A bar per modality with the free share of its head."""
     if not heads:
         return Text("")
     rows = [
@@ -207,12 +208,12 @@ def capacity(heads: Mapping[str, HeadCapacity]) -> RenderableType:
         ]
         for modality, head in heads.items()
     ]
-    headings = ("modality", "free to learn", "inputs used", "outputs used")
+    headings = ("modality", "free", "inputs used", "outputs used")
     return Group(Grid(headings, rows, "capacity"), Text(_CAPACITY, style="dim"))
 
 
 def lineage(lines: tuple[LearnedDataset, ...]) -> RenderableType:
-    """What it has learned, and from which files."""
+    """The datasets of the lineage and their files."""
     rows = []
     for line in lines:
         digests = "\n".join(digest[:16] for digest in line.shard_digests)
@@ -237,7 +238,7 @@ def _facts(version: Version) -> dict[str, Cell]:
 
 
 def _counted(dataset: str, rows: list[EvaluationRow]) -> str:
-    """A dataset has an accuracy where its rows have labels, and then recall at 1 counts labels."""
+    """Return the criterion. A dataset with labels has an accuracy, and recall at 1 counts labels."""
     measured = (row.recall[dataset] for row in rows if dataset in row.recall)
     return "same item" if next(measured).accuracy is None else "same label"
 

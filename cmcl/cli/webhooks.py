@@ -1,4 +1,4 @@
-"""`cmcl webhook`: who is told of events."""
+"""`cmcl webhook`: delivery of events to your addresses."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from cmcl.cli.options import DEFAULT_URL, AsJson, Url, WebhookId
 from cmcl.client import Client, Delivery, NewWebhook, Webhook
 
 app = typer.Typer(
-    no_args_is_help=True, help="Webhooks: addresses to which events are sent, and their deliveries."
+    no_args_is_help=True, help="Webhooks: addresses that receive events, and their deliveries."
 )
 
 _COLUMNS: Columns[Webhook] = {
@@ -28,7 +28,7 @@ _DELIVERIES: Columns[Delivery] = {
     "attempts": lambda delivery: delivery.attempts,
     "status": lambda delivery: delivery.status,
     "delivered": lambda delivery: delivery.delivered_at,
-    "given up": lambda delivery: delivery.failed_at,
+    "dropped": lambda delivery: delivery.failed_at,
     "next": lambda delivery: delivery.next_at,
     "error": lambda delivery: delivery.error,
 }
@@ -39,16 +39,21 @@ def add_webhook(
     address: Annotated[str, typer.Argument(metavar="ADDRESS", help="https://...")],
     kind: Annotated[
         list[str] | None,
-        typer.Option(help="of events, e.g. job.failed; repeatable; by default those to act upon"),
+        typer.Option(
+            help="kind of event, e.g. job.failed; repeatable; default: events that need action"
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="only events of this model")] = None,
     every_owner: Annotated[
-        bool, typer.Option("--every-owner", help="of the whole deployment; for the operator alone")
+        bool,
+        typer.Option(
+            "--every-owner", help="events of the whole deployment; needs the operator's key"
+        ),
     ] = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Send events to an address. The secret of their signatures is shown once."""
+    """Send events to an address. The signing secret is shown once."""
     with Client(url) as client:
         show(
             client.create_webhook(address, kind or (), model, every_owner=every_owner),
@@ -59,7 +64,7 @@ def add_webhook(
 
 @app.command("list")
 def list_webhooks(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """All webhooks."""
+    """List webhooks."""
     with Client(url) as client:
         hint = "no webhooks yet; add one: cmcl webhook add https://..."
         show_all(client.webhooks(), as_json, _COLUMNS, hint)
@@ -74,21 +79,21 @@ def delete_webhook(webhook: WebhookId, url: Url = DEFAULT_URL) -> None:
 
 @app.command("test")
 def send_test(webhook: WebhookId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Send a test message to a webhook; `deliveries` shows what became of it."""
+    """Send a test message to a webhook. `deliveries` shows the outcome."""
     with Client(url) as client:
         sent = client.test_webhook(webhook)
-    say(f"delivery {sent.id} is on its way", sent, as_json)
+    say(f"delivery {sent.id} is pending", sent, as_json)
 
 
 @app.command("deliveries")
 def list_deliveries(webhook: WebhookId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """What was sent to a webhook, and what became of each message."""
+    """List the deliveries of a webhook and their outcomes."""
     with Client(url) as client:
-        hint = f"nothing was sent to {webhook} yet; try: cmcl webhook test {webhook}"
+        hint = f"no deliveries to {webhook} yet; send one: cmcl webhook test {webhook}"
         show_all(client.deliveries(webhook), as_json, _DELIVERIES, hint)
 
 
 def _view(webhook: NewWebhook) -> RenderableType:
     secret = webhook.secret.get_secret_value() if webhook.secret else None
     text = fields({"webhook": webhook.id, "url": webhook.url, "secret": secret})
-    return Group(text, Text("keep the secret: it is not shown again", style="bold"))
+    return Group(text, Text("store the secret, it is not shown again", style="bold"))

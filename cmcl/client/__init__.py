@@ -1,14 +1,51 @@
 """A typed client for both servers: the control plane and the embeddings endpoint.
 
-`Client` blocks, `AsyncClient` is awaited. `_async` has every call once, a module per noun; `_sync` is
-generated from it by `make docs`. Fields of an answer that are new are kept, not refused.
+`Client` is synchronous, `AsyncClient` asynchronous. `_async` defines every call, one module per noun;
+`make docs` generates `_sync` from it. Unknown fields of a response are kept.
 """
 
 from cmcl.client._async.client import AsyncClient
 from cmcl.client._sync.client import Client
-from cmcl.client.answers import (
+from cmcl.client.connection import DEFAULT_EMBEDDINGS_URL, DEFAULT_SERVICE_URL, Retries
+from cmcl.client.endpoint import (
+    Collection,
+    Embeddings,
+    Item,
+    MigratedEmbeddings,
+    Query,
+    SearchHit,
+    SearchResults,
+    SearchStatus,
+    ServedModel,
+    Similarity,
+    WriteResult,
+)
+from cmcl.client.errors import (
+    CmclError,
+    FieldError,
+    InvalidArgument,
+    Json,
+    Unreachable,
+    WaitTimeout,
+    WrongServer,
+)
+from cmcl.client.registry import (
+    Agreement,
+    BranchOrigin,
+    Canary,
+    Certificate,
+    EvaluationRow,
+    Live,
+    Model,
+    Policy,
+    Promotion,
+    TrialObservations,
+    Version,
+    VersionSummary,
+)
+from cmcl.client.types import (
     FINAL_STATES,
-    Accepted,
+    AcceptedDataset,
     ApiKey,
     Approval,
     Dataset,
@@ -27,49 +64,12 @@ from cmcl.client.answers import (
     Webhook,
     Whoami,
 )
-from cmcl.client.connection import DEFAULT_EMBEDDINGS_URL, DEFAULT_SERVICE_URL, Retries
-from cmcl.client.endpoint import (
-    Collection,
-    Embeddings,
-    Found,
-    Hit,
-    Item,
-    Migrated,
-    Query,
-    Searched,
-    ServedModel,
-    Similarity,
-    Written,
-)
-from cmcl.client.errors import (
-    CmclError,
-    FieldError,
-    InvalidArgument,
-    Json,
-    TookTooLong,
-    Unreachable,
-    WrongServer,
-)
-from cmcl.client.registry import (
-    Agreement,
-    BranchOrigin,
-    Canary,
-    Certificate,
-    EvaluationRow,
-    Live,
-    Model,
-    Observed,
-    Policy,
-    Promotion,
-    Version,
-    VersionSummary,
-)
 
 __all__ = [
     "DEFAULT_EMBEDDINGS_URL",
     "DEFAULT_SERVICE_URL",
     "FINAL_STATES",
-    "Accepted",
+    "AcceptedDataset",
     "Agreement",
     "ApiKey",
     "Approval",
@@ -87,37 +87,37 @@ __all__ = [
     "EvaluationRow",
     "Event",
     "FieldError",
-    "Found",
-    "Hit",
     "InvalidArgument",
     "Item",
     "Job",
     "JobProgress",
     "Json",
     "Live",
-    "Migrated",
+    "MigratedEmbeddings",
     "Model",
     "NewApiKey",
     "NewWebhook",
-    "Observed",
     "Policy",
     "Preflight",
     "Presigned",
     "Promotion",
     "Query",
     "Retries",
-    "Searched",
+    "SearchHit",
+    "SearchResults",
+    "SearchStatus",
     "ServedModel",
     "Similarity",
-    "TookTooLong",
+    "TrialObservations",
     "Unreachable",
     "Upload",
     "UploadPart",
     "UploadProgress",
     "Version",
     "VersionSummary",
+    "WaitTimeout",
     "Webhook",
     "Whoami",
-    "Written",
+    "WriteResult",
     "WrongServer",
 ]

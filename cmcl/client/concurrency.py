@@ -1,7 +1,6 @@
-"""Waiting, blocking work and files, once to be awaited and once to block.
+"""Sleeping, blocking work and files, each in an asynchronous and a synchronous form.
 
-The only code of the client that is written twice: `_sync` is generated from `_async`, and these are
-the names that the generator exchanges.
+The generator of `_sync` replaces the names of the asynchronous form by those of the synchronous one.
 """
 
 import time
@@ -19,14 +18,14 @@ _CHUNK_BYTES = 2**20
 
 
 class Clock:
-    """Monotonic time in seconds, and sleeping. Tests give a client another one."""
+    """Monotonic time in seconds, and sleeping. Tests replace it."""
 
     def now(self) -> float:
-        """Seconds since some moment in the past."""
+        """Return monotonic seconds."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Block for that long."""
+        """Sleep, blocking the thread."""
         time.sleep(seconds)
 
     async def async_sleep(self, seconds: float) -> None:
@@ -35,25 +34,25 @@ class Clock:
 
 
 async def async_call(work: Callable[[], T]) -> T:
-    """The result of `work`, which reads files or computes, from a thread."""
+    """Run blocking `work` in a thread, and return its result."""
     return await anyio.to_thread.run_sync(work)
 
 
 def call(work: Callable[[], T]) -> T:
-    """The result of `work`."""
+    """Run `work`, and return its result."""
     return work()
 
 
 @asynccontextmanager
 async def async_file_content(path: Path) -> AsyncIterator[AsyncIterator[bytes]]:
-    """A file as the body of a request, read in chunks of 1 MiB."""
+    """Open a file as the body of a request, read in chunks of 1 MiB."""
     async with await anyio.open_file(path, "rb") as file:
         yield _chunks(file)
 
 
 @contextmanager
 def file_content(path: Path) -> Iterator[BinaryIO]:
-    """A file as the body of a request; httpx reads it in chunks."""
+    """Open a file as the body of a request; httpx reads it in chunks."""
     with path.open("rb") as file:
         yield file
 

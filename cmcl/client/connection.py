@@ -1,4 +1,4 @@
-"""Addresses, key and retries: the arguments of both clients, checked."""
+"""Addresses, key and retry policy of a client."""
 
 import os
 import random
@@ -9,25 +9,25 @@ from typing import TypeVar
 
 import httpx
 
-from cmcl.client.errors import PASSING, InvalidArgument, retry_after
+from cmcl.client.errors import TRANSIENT_STATUSES, InvalidArgument, retry_after
 from cmcl.client.wire import Side
 
 DEFAULT_SERVICE_URL = "http://127.0.0.1:8000"
 DEFAULT_EMBEDDINGS_URL = "http://127.0.0.1:8001"
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-# Visible ASCII. Anything else could not stand in a header, and the error would quote it.
+# Visible ASCII. httpx rejects anything else in a header, with an error that quotes the key.
 _KEY = re.compile(r"[\x21-\x7e]+")
 
 _CONFLICT = 409
-_PROXYS = frozenset({404, 500})
+_PROXY_STATUSES = frozenset({404, 500})
 
 HttpClient = TypeVar("HttpClient", httpx.Client, httpx.AsyncClient)
 
 
 @dataclass(frozen=True)
 class Connection:
-    """Two addresses and a key. `timeout` in seconds, of connecting and of each read and write."""
+    """Addresses of both servers, and the key. `timeout`: seconds per connect, read and write."""
 
     service_url: str
     embeddings_url: str
@@ -38,13 +38,14 @@ class Connection:
     def of(
         cls, service_url: str, embeddings_url: str, key: str | None, timeout: float
     ) -> "Connection":
-        """Checked; without a key, the one in CMCL_KEY. Raises InvalidArgument."""
+        """Validate the arguments. The key defaults to CMCL_KEY. Raises InvalidArgument."""
         _check_url(service_url, "CMCL_URL, --url or service_url")
         _check_url(embeddings_url, "CMCL_EMBEDDINGS_URL, --embeddings-url or embeddings_url")
         key = key if key is not None else os.environ.get("CMCL_KEY") or None
         if key is not None and not _KEY.fullmatch(key):
             raise InvalidArgument(
-                "the key (CMCL_KEY, or the argument key) has characters that no key has, or is empty"
+                "the key (CMCL_KEY, or the argument key) is empty or has invalid characters; a key "
+                "consists of visible ASCII characters"
             )
         return cls(service_url, embeddings_url, key, timeout)
 
@@ -55,16 +56,16 @@ class Connection:
 
     @property
     def service_host(self) -> str:
-        """The control plane's address without what a URL may hold of secrets."""
+        """The control plane's address, without credentials."""
         url = httpx.URL(self.service_url)
         return f"{url.scheme}://{url.netloc.decode('ascii')}"
 
     def open(self, make: Callable[..., HttpClient], transport: object) -> dict[Side, HttpClient]:
-        """An HTTP client per side. The key goes to our two sides alone."""
-        ours = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        """Create an HTTP client per server. Only clients of cmcl's servers send the key."""
+        headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
         bases = {Side.SERVICE: self.service_url, Side.EMBEDDINGS: self.embeddings_url}
         clients = {
-            side: make(base_url=url, headers=ours, timeout=self.timeout, transport=transport)
+            side: make(base_url=url, headers=headers, timeout=self.timeout, transport=transport)
             for side, url in bases.items()
         }
         clients[Side.ELSEWHERE] = make(timeout=self.timeout)
@@ -75,10 +76,10 @@ def _check_url(url: str, set_by: str) -> None:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise InvalidArgument(f"{url!r} is no address: {error}; set {set_by}") from error
+        raise InvalidArgument(f"{url!r} is not a valid address: {error}; set {set_by}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise InvalidArgument(
-            f"{url!r} is no address; write http://HOST:PORT or https://HOST ({set_by})"
+            f"{url!r} is not a valid address; write http://HOST:PORT or https://HOST ({set_by})"
         )
     if parsed.path.rstrip("/").endswith("/v1"):
         without = str(parsed.copy_with(path=parsed.path.rstrip("/").removesuffix("/v1")))
@@ -89,17 +90,17 @@ def _check_url(url: str, set_by: str) -> None:
 
 
 def _without_password(url: httpx.URL) -> str:
-    """An address as it may stand in a message."""
+    """Format an address for a message."""
     return f"{url.scheme}://{url.netloc.decode('ascii')}{url.path.rstrip('/')}"
 
 
 @dataclass(frozen=True)
 class Retries:
-    """How often one request is sent, and the pauses in between: they double, and vary by a half.
+    """Retry policy: exponential backoff with jitter of 50 %.
 
-    Asking again is safe: a POST carries an Idempotency-Key, made once per call, and all other
-    requests have the same effect when they are sent twice. `attempts=1` sends everything once.
-    `longest_pause` (seconds) also bounds what the server may ask for by Retry-After.
+    Retries are safe: a POST has one Idempotency-Key per call, and all other requests are idempotent.
+    `attempts=1` disables retries. A request whose Retry-After exceeds `longest_pause` (seconds) is
+    not retried.
     """
 
     attempts: int = 4
@@ -108,30 +109,32 @@ class Retries:
     jitter: Callable[[], float] = random.random
 
     def __post_init__(self) -> None:
-        """Raises CmclError."""
+        """Raises InvalidArgument."""
         if self.attempts < 1 or self.first_pause < 0 or self.longest_pause < 0:
-            raise InvalidArgument(f"{self}: one attempt at least, and no pause below 0 seconds")
+            raise InvalidArgument(
+                f"{self}: attempts must be at least 1, and pauses at least 0 seconds"
+            )
 
     def pause(self, failed: int) -> float:
-        """Seconds to wait after so many failures in a row, the first of which is 1."""
+        """Return the seconds to wait after `failed` consecutive failures (1 or more)."""
         longest = min(self.longest_pause, self.first_pause * 2.0 ** min(failed - 1, 30))
         return longest * (0.5 + 0.5 * self.jitter())
 
     def pause_after(self, response: httpx.Response, failed: int) -> float | None:
-        """Seconds until the request may succeed; None where asking again is of no use."""
-        asked = retry_after(response)
+        """Return the seconds until the next attempt, or None if the request should not be retried."""
+        server_pause = retry_after(response)
         status = response.status_code
-        # 409 with a time: the same request is being carried out just now.
-        passing = status in PASSING or _is_of_a_proxy(response)
-        if not passing and not (status == _CONFLICT and asked is not None):
+        # 409 with Retry-After: the same request is still in progress.
+        transient = status in TRANSIENT_STATUSES or _is_from_proxy(response)
+        if not transient and not (status == _CONFLICT and server_pause is not None):
             return None
-        if failed >= self.attempts or (asked or 0) > self.longest_pause:
+        if failed >= self.attempts or (server_pause or 0) > self.longest_pause:
             return None
-        return max(self.pause(failed), asked or 0.0)
+        return max(self.pause(failed), server_pause or 0.0)
 
 
-def _is_of_a_proxy(response: httpx.Response) -> bool:
-    """Whether a proxy answered for a server that is away: Ray's HAProxy says 500 then, or 404 while
-    it starts, in plain text. Our own servers say everything in JSON."""
+def _is_from_proxy(response: httpx.Response) -> bool:
+    """Whether a proxy answered for an unavailable server. Ray's HAProxy sends 500, or 404 at startup, in
+    plain text; cmcl's servers send JSON."""
     media_type = str(response.headers.get("content-type", ""))
-    return response.status_code in _PROXYS and media_type.startswith("text/plain")
+    return response.status_code in _PROXY_STATUSES and media_type.startswith("text/plain")

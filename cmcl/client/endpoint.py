@@ -1,4 +1,4 @@
-"""What the embeddings endpoint is asked and answers: embeddings, models, collections."""
+"""Arguments and result types of the embeddings endpoint."""
 
 import base64
 import struct
@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import Field
 
-from cmcl.client.answers import Answer
 from cmcl.client.errors import CmclError, InvalidArgument, Json, json_object
-from cmcl.client.wire import Side, not_of_cmcl
+from cmcl.client.types import ApiModel
+from cmcl.client.wire import Side, unexpected_response
 
 T = TypeVar("T")
 Vectors = Sequence[Sequence[float]]
@@ -25,9 +25,9 @@ _PERMITTED = (
 
 @dataclass(frozen=True)
 class Query:
-    """One thing of one modality: its feature, or what an encoder of the endpoint turns into one.
+    """An item of one modality, as a feature or as raw input for an encoder of the endpoint.
 
-    Exactly one of `feature`, `text` and `data` (the bytes of a file).
+    Set exactly one of `feature`, `text` and `data` (the bytes of a file).
     """
 
     modality: str
@@ -38,7 +38,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Item:
-    """The same with a name, and with what is to be known about it."""
+    """An item of a collection: an id, a modality, content as in `Query`, and a payload."""
 
     id: str
     modality: str
@@ -48,38 +48,38 @@ class Item:
     payload: Mapping[str, Any] | None = None
 
 
-class Searched(Answer):
-    """What the replica that was asked has in memory. `problem`: why it does not follow."""
+class SearchStatus(ApiModel):
+    """Search state of the responding replica. `problem`: why it is behind."""
 
     version: int | None = None
     revision: int | None = None
-    rows: dict[str, int] = Field(default={}, description="by modality")
+    rows: dict[str, int] = Field(default={}, description="number of rows by modality")
     memory_bytes: int = 0
     problem: str | None = None
 
 
-class Collection(Answer):
-    """Items that are searched with the live version of a model."""
+class Collection(ApiModel):
+    """A collection of items, searched with the live version of a model."""
 
     id: str
     model: str
     feature_type: str
-    revision: int = Field(description="grows with each change")
+    revision: int = Field(description="increases with each change")
     stored_bytes: int
-    damaged: str | None = Field(default=None, description="what is wrong with what is stored")
-    searched: Searched | None = None
+    damaged: str | None = Field(default=None, description="error in the stored data, if any")
+    searched: SearchStatus | None = None
 
 
-class Written(Answer):
-    """A change that is stored durably. `rows`: items that were added, replaced or removed."""
+class WriteResult(ApiModel):
+    """Result of a durable write. `rows`: number of items added, replaced or removed."""
 
     id: str
     rows: int
     revision: int
 
 
-class Hit(Answer):
-    """An item that was found; the larger score (a cosine) is the better one."""
+class SearchHit(ApiModel):
+    """A search hit. `score` is a cosine; larger is better."""
 
     id: str
     score: float
@@ -87,35 +87,35 @@ class Hit(Answer):
     payload: dict[str, Any] | None = None
 
 
-class Found(Answer):
-    """Best first. `model`: name@version of the one version that made query and vectors alike."""
+class SearchResults(ApiModel):
+    """Search hits, best first. `model`: name@version that embedded the query and the items."""
 
-    data: list[Hit]
+    data: list[SearchHit]
     model: str
     revision: int
     exact: bool
 
     @property
     def version(self) -> int:
-        """The version that answered."""
+        """The version that was searched with."""
         return int(self.model.rpartition("@")[2])
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Unit vectors, and the one version that gave all of them."""
+    """Unit vectors, and the version that computed all of them."""
 
     vectors: list[list[float]]
     version: int
 
 
 @dataclass(frozen=True)
-class Migrated(Embeddings):
-    """Vectors of `from_version` turned into those of `version`, and how right that is.
+class MigratedEmbeddings(Embeddings):
+    """Vectors mapped from `from_version` to `version`, with the error of the mapping.
 
-    `predicted_error`: to expect of items like those learned; `error_on_rows`: over these very ones;
-    both relative. `exact`: nothing is lost, whatever the items. `condition`: by how much rounding of
-    the stored vectors may grow; `rank`: their directions that are used.
+    predicted_error: expected relative error for items like those trained on. error_on_rows: relative
+    error for these vectors. exact: whether the mapping is lossless for all vectors. condition: factor
+    by which rounding errors of the stored vectors may grow. rank: number of directions used.
     """
 
     from_version: int
@@ -126,30 +126,34 @@ class Migrated(Embeddings):
     exact: bool
 
 
-class Match(Answer):
-    """A candidate by its place in the request, and its cosine with the query."""
+class ScoredCandidate(ApiModel):
+    """Index of a candidate in the request, and its cosine with the query."""
 
     index: int
     score: float
 
 
-class Similarity(Answer):
-    """Scores by one version, `model` as name@version: all of them, or each query's best."""
+class Similarity(ApiModel):
+    """Scores by one version (`model`, as name@version): all, or the best of each query."""
 
     model: str
-    scores: list[list[float]] | None = Field(default=None, description="queries × candidates")
-    results: list[list[Match]] | None = Field(default=None, description="the best first")
+    scores: list[list[float]] | None = Field(
+        default=None, description="scores, queries × candidates"
+    )
+    results: list[list[ScoredCandidate]] | None = Field(
+        default=None, description="best candidates of each query, best first"
+    )
 
 
-class ServedVersions(Answer):
-    """Versions of a model, as one replica has them."""
+class ServedVersions(ApiModel):
+    """Versions of a model in the responding replica."""
 
-    resident: list[int] = Field(description="in its memory")
-    lineage: list[int] = Field(description="those that the live version grew from, and itself")
+    resident: list[int] = Field(description="versions in memory")
+    lineage: list[int] = Field(description="ancestors of the live version, and itself")
     retired: list[int]
 
 
-class ServedCandidate(Answer):
+class ServedCandidate(ApiModel):
     """A version on trial beside the live one."""
 
     version: int
@@ -158,47 +162,49 @@ class ServedCandidate(Answer):
     loaded: bool
 
 
-class Channels(Answer):
-    """Which version answers, and which one beside it."""
+class Channels(ApiModel):
+    """The live version and the version on trial."""
 
     live: int
     candidate: ServedCandidate | None = None
 
 
-class Refused(Answer):
-    """A version that the replica could not load, and why."""
+class RejectedVersion(ApiModel):
+    """A version that the replica rejected, and why."""
 
     version: int
     kind: str
     reason: str
 
 
-class ServedModel(Answer):
-    """A model as the endpoint answers for it."""
+class ServedModel(ApiModel):
+    """A model that the endpoint serves."""
 
     id: str
     version: int
     width: int
     modalities: dict[str, int]
-    encoders: dict[str, dict[str, str]] = Field(description="by modality that takes raw items")
+    encoders: dict[str, dict[str, str]] = Field(description="encoder by modality")
     versions: ServedVersions
     channels: Channels
     compatibility: dict[str, dict[str, float | None] | None] = Field(
-        description="by version in memory and pair: relative change of the scores of vectors that "
-        "it stored, under queries of the live version; None until it is known"
+        description="relative change of the scores of stored vectors under queries of the live "
+        "version, by version in memory and pair; None until it is known"
     )
-    refusals: list[Refused] = Field(default=[])
+    refusals: list[RejectedVersion] = Field(default=[])
 
 
-def content_of(item: Item | Query) -> dict[str, Any]:
-    """Modality and content as the endpoint reads them: base64 costs a quarter of a list of numbers.
+def encode_content(item: Item | Query) -> dict[str, Any]:
+    """Encode an item for a request. Features are sent as base64, a quarter of the size of JSON numbers.
 
     Raises InvalidArgument.
     """
     if not isinstance(item, Item | Query):
-        raise InvalidArgument(f"a query or item is {_shown(item)}; {_PERMITTED}")
+        raise InvalidArgument(f"{_shown(item)} is not a query or an item; {_PERMITTED}")
     if sum(each is not None for each in (item.feature, item.text, item.data)) != 1:
-        raise InvalidArgument(f"{_shown(item)} has no content, or more than one; {_PERMITTED}")
+        raise InvalidArgument(
+            f"{_shown(item)} must have exactly one of feature, text and data; {_PERMITTED}"
+        )
     content: dict[str, Any] = {"modality": item.modality}
     if item.feature is not None:
         content["feature"] = base64.b64encode(_packed(item.feature)).decode()
@@ -209,14 +215,14 @@ def content_of(item: Item | Query) -> dict[str, Any]:
     return content
 
 
-def written_inputs(inputs: Vectors | Sequence[str] | str) -> dict[str, object]:
-    """Features or texts as the endpoint reads them. Raises InvalidArgument."""
+def encode_inputs(inputs: Vectors | Sequence[str] | str) -> dict[str, object]:
+    """Encode features or texts for a request. Raises InvalidArgument."""
     texts = [inputs] if isinstance(inputs, str) else inputs
     try:
         rows = [row if isinstance(row, str) else list(row) for row in texts]
     except TypeError as error:
         raise InvalidArgument(
-            f"input is {_shown(inputs)}; it may be a list of features (each a list of numbers; "
+            f"input is {_shown(inputs)}; it must be a list of features (each a list of numbers; "
             "write [feature] for one), a text, or a list of texts"
         ) from error
     return {"input": rows, "encoding_format": "base64"}
@@ -232,25 +238,25 @@ def _packed(feature: Sequence[float]) -> bytes:
         return struct.pack(f"<{len(feature)}f", *feature)
     except (struct.error, OverflowError, TypeError) as error:
         raise InvalidArgument(
-            f"a feature is not a list of numbers that float32 holds: {error}"
+            f"a feature must be a list of numbers in the range of float32: {error}"
         ) from error
 
 
-def understood(response: httpx.Response, read_from: Callable[[Json], T]) -> T:
-    """What `read_from` finds in an answer. Raises CmclError for one of another form."""
+def parse_response(response: httpx.Response, read_from: Callable[[Json], T]) -> T:
+    """Parse a response with `read_from`. Raises CmclError for an unexpected form."""
     answer = json_object(response)
     if answer is None:
-        raise not_of_cmcl(Side.EMBEDDINGS, response)
+        raise unexpected_response(Side.EMBEDDINGS, response)
     try:
         return read_from(answer)
     except (KeyError, TypeError, AttributeError, ValueError, struct.error) as error:
-        message = f"the endpoint answered in a form that this client does not know: {error!r}"
+        message = f"the response of the endpoint has an unexpected form: {error!r}"
         raise CmclError(message, response.status_code) from error
 
 
-def migrated(answer: Json) -> Migrated:
-    """Vectors of another version, with the error to expect."""
-    told = answer["migration"]
+def migrated(answer: Json) -> MigratedEmbeddings:
+    """Parse the response of a migration."""
+    migration = answer["migration"]
     names = (
         "from_version",
         "predicted_error",
@@ -259,16 +265,18 @@ def migrated(answer: Json) -> Migrated:
         "condition",
         "exact",
     )
-    return Migrated(vectors_of(answer), version_of(answer), **{name: told[name] for name in names})
+    return MigratedEmbeddings(
+        vectors_of(answer), version_of(answer), **{name: migration[name] for name in names}
+    )
 
 
 def vectors_of(answer: Json) -> list[list[float]]:
-    """The vectors of an answer, decoded."""
+    """Decode the vectors of a response."""
     return [_floats(item["embedding"]) for item in answer["data"]]
 
 
 def version_of(answer: Json) -> int:
-    """The version that answered."""
+    """Return the version that answered."""
     return int(answer["model"].rpartition("@")[2])
 
 

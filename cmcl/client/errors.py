@@ -1,10 +1,10 @@
-"""What can go wrong, in words.
+"""Errors of the client.
 
-CmclError             the service refused
-├── InvalidArgument   an argument that cannot be used; nothing was sent
-├── Unreachable       no server answers, also after several attempts
-├── WrongServer       the address belongs to the other one of our two servers
-└── TookTooLong       a job did not end in the time that was given to it
+CmclError             the server rejected the request, or failed
+├── InvalidArgument   an argument is invalid; nothing was sent
+├── Unreachable       no response, after all retries
+├── WrongServer       the address is not that of the required server
+└── WaitTimeout       a job or pre-flight did not end within the timeout
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class FieldError:
-    """What is wrong with one field of a request."""
+    """Error in one field of a request."""
 
     field: str
     message: str
@@ -26,11 +26,11 @@ class FieldError:
 
 
 class CmclError(Exception):
-    """The message is the server's own words where there are any.
+    """Base class of all errors. The message is the server's, if there is one.
 
-    status: of HTTP; 0 when there was no answer. type: the problem's, `urn:cmcl:problem:...`.
-    fields: what is wrong with each field. request_id: what to look for in the service's log.
-    retry_after: seconds after which the server wants to be asked again, where it tells.
+    status: HTTP status; 0 without a response. type: problem type, `urn:cmcl:problem:...`. fields:
+    errors by field. request_id: id of the request in the server's log. retry_after: seconds after
+    which to retry, if the server sent it.
     """
 
     def __init__(
@@ -51,39 +51,39 @@ class CmclError(Exception):
 
 
 class InvalidArgument(CmclError):
-    """An argument of a call cannot be used. Nothing was sent, and `status` is 0."""
+    """An argument is invalid. Nothing was sent, and `status` is 0."""
 
 
 class Unreachable(CmclError):
-    """No answer came. Whether the request was done is unknown."""
+    """No response. Whether the request was processed is unknown."""
 
 
 class WrongServer(CmclError):
-    """The control plane was asked for embeddings, or the embeddings endpoint for the rest."""
+    """The address is not that of the required server."""
 
 
-class TookTooLong(CmclError):
-    """It goes on; only the waiting ended."""
+class WaitTimeout(CmclError):
+    """The timeout of a wait expired. The job or pre-flight continues."""
 
 
 # Too many requests; a gateway without a backend; not ready.
-PASSING = frozenset({429, 502, 503, 504})
+TRANSIENT_STATUSES = frozenset({429, 502, 503, 504})
 
 
-def may_pass(error: CmclError) -> bool:
-    """Whether the same may succeed later: nobody answered, or whoever did has no time now."""
-    return isinstance(error, Unreachable) or error.status in PASSING
+def is_transient(error: CmclError) -> bool:
+    """Whether a retry may succeed: no response, or a status that means busy or not ready."""
+    return isinstance(error, Unreachable) or error.status in TRANSIENT_STATUSES
 
 
 def refusal(response: httpx.Response) -> CmclError:
-    """The error that a response tells of: problem+json, the endpoint's form, or something else."""
+    """Create the error of a response: problem+json, the endpoint's form, or another one."""
     body = json_object(response) or {}
-    told = body.get("errors")
-    entries = told if isinstance(told, list) else []
+    listed = body.get("errors")
+    entries = listed if isinstance(listed, list) else []
     fields = tuple(_field(entry) for entry in entries if isinstance(entry, dict))
     kind = body.get("type")
     return CmclError(
-        _words(response, body, fields),
+        _message(response, body, fields),
         response.status_code,
         kind if isinstance(kind, str) else None,
         fields,
@@ -93,26 +93,26 @@ def refusal(response: httpx.Response) -> CmclError:
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """In seconds, as the service tells it; a date is left to our own pauses."""
+    """Return Retry-After in seconds. Dates are ignored."""
     text = str(response.headers.get("retry-after", ""))
     return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
-def secret_lost(what: str, identifier: str) -> CmclError:
-    """The answer with the secret never came, and the service does not tell it twice."""
+def secret_lost_error(what: str, identifier: str) -> CmclError:
+    """Create the error for a lost response that had a secret, which is returned only once."""
     return CmclError(
-        f"{what} {identifier} was made, but the answer that had its secret was lost on the way; "
-        f"remove {identifier} and make another one"
+        f"{what} {identifier} was created, but the response with its secret was lost; "
+        f"remove {identifier} and create another one"
     )
 
 
 def one_line(text: str) -> str:
-    """The first 200 characters, without line breaks."""
+    """Return the first 200 characters, without line breaks."""
     return " ".join(text.split())[:200]
 
 
 def json_object(response: httpx.Response) -> Json | None:
-    """None where it is something else, such as a proxy's page."""
+    """Return the JSON object of a response, or None for other content, such as a proxy's page."""
     try:
         body = response.json()
     except ValueError:
@@ -126,12 +126,12 @@ def _field(entry: Mapping[str, Any]) -> FieldError:
     )
 
 
-def _words(response: httpx.Response, body: Json, fields: tuple[FieldError, ...]) -> str:
+def _message(response: httpx.Response, body: Json, fields: tuple[FieldError, ...]) -> str:
     if not body and json_object(response) is None:
         return f"HTTP {response.status_code}: {one_line(response.text)}"
     if isinstance(body.get("error"), dict):
         return str(body["error"].get("message"))
     parts = [str(body.get("detail") or body.get("title") or f"HTTP {response.status_code}")]
-    # The detail often is the message of the only error.
+    # The detail is often the message of the only error.
     parts += [f"{each.field}: {each.message}" for each in fields if each.message not in parts[0]]
     return "; ".join(parts)

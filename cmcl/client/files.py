@@ -1,4 +1,4 @@
-"""Files of this machine: shards as users name them, and files as they are sent in parts."""
+"""Local files: shards given by path, and files split into parts for upload."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,50 +6,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cmcl.client.answers import Upload, UploadProgress
 from cmcl.client.errors import CmclError, FieldError, InvalidArgument, Json
+from cmcl.client.types import Upload, UploadProgress
 from cmcl.contract.dataset import ShardRef
 
 ShardSource = ShardRef | str | Path
 UploadMode = Literal["auto", "always", "never"]
 OnUpload = Callable[[UploadProgress], None]
 
-# What is taken from a folder; the service looks at the contents, not at the names.
+# Files that are taken from a folder. The service detects formats by content.
 SHARD_SUFFIXES = frozenset(
     {".parquet", ".arrow", ".feather", ".ipc", ".npz", ".safetensors", ".h5", ".hdf5"}
 )
 _REFUSED = 422
 _PART_BYTES = 16 * 2**20
-# As many as an object store takes.
+# The limit of S3.
 _MOST_PARTS = 10_000
 
 
 @dataclass(frozen=True)
 class Uploading:
-    """Which local files are sent to the service, and a callback for the progress.
+    """Which local files are uploaded, and a callback for the progress.
 
-    auto: those that it cannot read itself. A service on this machine is asked first; one elsewhere
-    has no view of our disks. never: their addresses are posted, for disks that both sides share.
+    auto: files that the service cannot read. A service on this machine is asked first; for a remote
+    service all files are uploaded. never: post the files' addresses, for disks that both sides share.
     """
 
     mode: UploadMode = "auto"
     on_upload: OnUpload | None = None
 
     def comes_first(self, *, is_near: bool) -> bool:
-        """Whether local files are sent before the request. `is_near`: the service is on this machine."""
+        """Whether to upload before the request. `is_near`: the service is on this machine."""
         return self.mode == "always" or (self.mode == "auto" and not is_near)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard; `path` is its file on this machine, also after it was uploaded."""
+    """A shard. `path` is its local file, also after the upload."""
 
     ref: ShardRef
     path: Path | None = None
 
     @property
     def unsent(self) -> Path | None:
-        """The file whose address is posted instead of an upload."""
+        """The local file, if it is not uploaded."""
         return self.path if self.path and self.ref.uri == self.path.as_uri() else None
 
 
@@ -57,7 +57,7 @@ ShardLists = Mapping[str, Sequence[Shard]]
 
 
 def expand(sources: Sequence[ShardSource]) -> list[Shard]:
-    """The shards that addresses, files and folders stand for. Raises InvalidArgument."""
+    """Return the shards of addresses, files and folders. Raises InvalidArgument."""
     return [shard for source in sources for shard in _shards(source)]
 
 
@@ -70,15 +70,17 @@ def _shards(source: ShardSource) -> list[Shard]:
 
 
 def _files(path: Path) -> list[Path]:
-    """A file, or those of a folder that may be shards, by name. Raises InvalidArgument."""
+    """Return a file, or the possible shards of a folder, by name. Raises InvalidArgument."""
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise InvalidArgument(f"there is no file or folder {path}")
+        raise InvalidArgument(f"no such file or folder: {path}")
     found = sorted(file for file in path.iterdir() if _may_be_shard(file))
     if not found:
         permitted = ", ".join(sorted(SHARD_SUFFIXES))
-        raise InvalidArgument(f"folder {path} has no file that ends in one of {permitted}")
+        raise InvalidArgument(
+            f"folder {path} has no shards; the name of a shard ends in one of {permitted}"
+        )
     return found
 
 
@@ -88,12 +90,12 @@ def _may_be_shard(file: Path) -> bool:
 
 
 def all_local(lists: ShardLists) -> set[Path]:
-    """All files that were not sent."""
+    """Return all local files that are not uploaded."""
     return {path for shards in lists.values() for shard in shards if (path := shard.unsent)}
 
 
 def refused_local(lists: ShardLists, error: CmclError) -> set[Path]:
-    """Files whose addresses the service does not take; empty if it refused anything else."""
+    """Return the files whose addresses the service rejected; empty if it rejected anything else."""
     if error.status != _REFUSED:
         return set()
     of_field = {
@@ -110,7 +112,7 @@ def _path_of(error: FieldError, of_field: Mapping[str, Path | None]) -> Path | N
 
 
 def replaced(lists: ShardLists, there: Mapping[Path, ShardRef]) -> ShardLists:
-    """The same lists with the uploads of these files."""
+    """Return the lists with these files replaced by their uploads."""
     return {
         field: [
             Shard(there[path], path) if (path := shard.unsent) and path in there else shard
@@ -121,7 +123,7 @@ def replaced(lists: ShardLists, there: Mapping[Path, ShardRef]) -> ShardLists:
 
 
 def with_paths(error: CmclError, lists: ShardLists) -> CmclError:
-    """The same error, with the user's files in the place of uploads and of addresses on their disks."""
+    """Return the error with local paths added to the addresses of files and uploads."""
     paths = {
         shard.ref.uri: str(shard.path)
         for shards in lists.values()
@@ -144,7 +146,7 @@ def _renamed(text: str, paths: Mapping[str, str]) -> str:
 
 
 def shard_bodies(lists: ShardLists) -> Json:
-    """Lists of shards as they are posted."""
+    """Return the lists of shards as JSON."""
     return {
         field: [shard.ref.model_dump(exclude_none=True) for shard in shards]
         for field, shards in lists.items()
@@ -153,7 +155,7 @@ def shard_bodies(lists: ShardLists) -> Json:
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of the file; numbers begin at 1."""
+    """A part of a file. Numbers start at 1."""
 
     number: int
     start: int
@@ -162,7 +164,7 @@ class Part:
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file as it was when it was first looked at."""
+    """A local file, with size and modification time when it was opened."""
 
     path: Path
     size: int
@@ -170,50 +172,50 @@ class LocalFile:
 
     @classmethod
     def of(cls, path: Path) -> "LocalFile":
-        """Raises InvalidArgument for one that cannot be sent."""
+        """Inspect a file. Raises InvalidArgument if it cannot be uploaded."""
         try:
             found = path.stat()
         except OSError as error:
             raise InvalidArgument(f"{path} cannot be read: {error.strerror}") from error
         if not path.is_file() or not found.st_size:
             raise InvalidArgument(
-                f"{path} cannot be sent: it is {'empty' if path.is_file() else 'no file'}"
+                f"{path} cannot be uploaded: it is {'empty' if path.is_file() else 'not a file'}"
             )
         return cls(path.resolve(), found.st_size, found.st_mtime_ns)
 
     def parts(self, upload: Upload) -> Iterator[Part]:
-        """All of it, in parts of the permitted sizes."""
+        """Split the file into parts of permitted sizes."""
         size = max(_PART_BYTES, upload.part_bytes_min, -(-self.size // _MOST_PARTS))
         size = min(size, upload.part_bytes_max)
         for index, start in enumerate(range(0, self.size, size)):
             yield Part(index + 1, start, min(size, self.size - start))
 
     def read(self, part: Part) -> bytes:
-        """One part. Raises CmclError if the file was written to since; OSError."""
+        """Read one part. Raises CmclError if the file has changed; OSError."""
         with self.path.open("rb") as file:
             file.seek(part.start)
             data = file.read(part.size)
         if len(data) != part.size or self.path.stat().st_mtime_ns != self.changed_ns:
-            raise CmclError(f"{self.path} was changed while it was being sent; send it again")
+            raise CmclError(f"{self.path} changed during the upload; upload it again")
         return data
 
 
 def digest_of(file: LocalFile) -> str:
-    """SHA-256 of a whole file, in hex. Raises OSError."""
+    """Return the SHA-256 of a file, in hex. Raises OSError."""
     with file.path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def upload_key(name: str, digest: str) -> str:
-    """An Idempotency-Key that is the same for the same name and bytes."""
-    told = f"{name}\0{digest}".encode("utf-8", "surrogateescape")
-    return f"upload-{hashlib.sha256(told).hexdigest()}"
+    """Return the Idempotency-Key of an upload, derived from name and digest."""
+    identity = f"{name}\0{digest}".encode("utf-8", "surrogateescape")
+    return f"upload-{hashlib.sha256(identity).hexdigest()}"
 
 
 def check_digest(file: LocalFile, digest: str, complete: Upload) -> None:
     """Raises CmclError if the service received other bytes."""
     if complete.sha256 not in (None, digest):
         raise CmclError(
-            f"{file.path} was changed while it was being sent, or arrived damaged; abort upload "
-            f"{complete.id} and send it again"
+            f"{file.path} changed during the upload, or arrived damaged; abort upload "
+            f"{complete.id} and upload the file again"
         )

@@ -1,11 +1,11 @@
-"""Answers of the control plane about models, their versions, and the version on trial."""
+"""Result types of the control plane: models, versions, promotions, trials."""
 
 from datetime import datetime
 from typing import Any
 
 from pydantic import Field
 
-from cmcl.client.answers import Answer
+from cmcl.client.types import ApiModel
 from cmcl.contract.rollout import RolloutRule
 from cmcl.contract.version import (
     Drift,
@@ -20,19 +20,19 @@ from cmcl.contract.version import (
 )
 
 
-class BranchOrigin(Answer):
-    """Which version of which model a branch started from."""
+class BranchOrigin(ApiModel):
+    """The model and version that a branch started from."""
 
     model: str
     version: int
 
 
-class Model(Answer):
-    """A model: its specification with every default resolved, and where it stands."""
+class Model(ApiModel):
+    """A model: its full specification, and its newest and live versions."""
 
     name: str
     owner: str | None = None
-    width: int = Field(description="of the embeddings")
+    width: int = Field(description="width of the embeddings")
     modalities: dict[str, int] = Field(description="width of each modality's features")
     method: str
     conditioning: float
@@ -40,33 +40,33 @@ class Model(Answer):
     training: dict[str, Any]
     seed: int
     head_version: int | None = Field(description="newest version")
-    live_version: int | None = Field(description="version that answers")
+    live_version: int | None = Field(description="live version")
     live_generation: int
     branched_from: BranchOrigin | None = None
     created_at: datetime
 
 
-class Policy(Answer):
-    """What a candidate must show before it is published, and how soon it is trained. `revision` grows with each change."""
+class Policy(ApiModel):
+    """Requirements for a candidate, and priority of the model. `revision` grows with each change."""
 
     max_drift: float | None = None
     min_backward_transfer: float | None = None
     min_gain: float | None = None
     manual_approval: bool = False
     priority: str = Field(default="normal", description="low, normal or high")
-    rollout: dict[str, Any] = Field(default={}, description="how a new version begins")
+    rollout: dict[str, Any] = Field(default={}, description="how a new version is released")
     revision: int | None = None
 
 
-class Live(Answer):
-    """Which version answers, and since how many promotions."""
+class Live(ApiModel):
+    """The live version, and the number of promotions so far."""
 
     version: int
     generation: int
 
 
-class Promotion(Answer):
-    """One change of the version that answers: who, when, why, from, to."""
+class Promotion(ApiModel):
+    """A change of the live version."""
 
     generation: int
     version: int
@@ -77,37 +77,37 @@ class Promotion(Answer):
     created_at: datetime
 
 
-class VersionSummary(Answer):
+class VersionSummary(ApiModel):
     """A published version, without its manifest."""
 
     model: str
     version: int
     parent: int | None
-    job: str | None = Field(description="none for one that a branch has from its source")
+    job: str | None = Field(description="None for a version that a branch inherited")
     attempt: int
     dataset: str
     dataset_name: str
     copied_from: str | None = None
     created_at: datetime
-    stored_at: datetime | None = Field(description="when its files were in place")
+    stored_at: datetime | None = Field(description="when its files were stored")
     retired_at: datetime | None = None
 
 
-class Certificate(Answer):
-    """What the version did to the datasets before it, by dataset."""
+class Certificate(ApiModel):
+    """Effect of a version on earlier datasets, by dataset."""
 
     drift: dict[str, Drift]
     quality: dict[str, Quality]
-    protection: dict[str, Protection] = Field(description="by modality: what was closed to it")
+    protection: dict[str, Protection] = Field(description="protected parts, by modality")
     shrinkage: Shrinkage | None = None
 
 
-class EvaluationRow(Answer):
-    """One version: its recall on every dataset up to it that has held-out rows."""
+class EvaluationRow(ApiModel):
+    """Recall of one version on every dataset so far that has held-out rows."""
 
     version: int
-    learned: str = Field(description="dataset that it learned")
-    recall: dict[str, Recall] = Field(description="by dataset")
+    learned: str = Field(description="dataset of the version")
+    recall: dict[str, Recall] = Field(description="recall by dataset")
 
 
 class Version(VersionSummary):
@@ -115,26 +115,26 @@ class Version(VersionSummary):
 
     certificate: Certificate
     evaluation_matrix: list[EvaluationRow]
-    capacity: dict[str, HeadCapacity] = Field(description="by modality: what is left to learn with")
+    capacity: dict[str, HeadCapacity] = Field(description="remaining capacity by modality")
     lineage: tuple[LearnedDataset, ...]
     manifest: VersionManifest
 
     @property
     def report(self) -> VersionReport:
-        """What its training job found out."""
+        """Report of the training job."""
         return self.manifest.report
 
 
-class Agreement(Answer):
-    """How the candidate's scores across one pair compare with the live version's: means."""
+class Agreement(ApiModel):
+    """Mean agreement of the candidate's scores with the live version's, for one pair."""
 
     queries: int
     cosine: float | None
-    overlap: float | None = Field(description="share of the ten best in common")
+    overlap: float | None = Field(description="overlap of the ten best results")
 
 
-class Observed(Answer):
-    """Observations of the trial by all replicas together."""
+class TrialObservations(ApiModel):
+    """Observations of a trial, summed over all replicas."""
 
     replicas: int
     answered: int
@@ -142,14 +142,14 @@ class Observed(Answer):
     failed: int
     requests: int
     error_share: float
-    refused: dict[str, str] = Field(default={}, description="by replica: why it could not load it")
+    refused: dict[str, str] = Field(default={}, description="load errors by replica")
     pairs: dict[str, Agreement] = Field(default={})
-    unreadable: dict[str, str] = Field(default={}, description="by object: why it was left out")
+    unreadable: dict[str, str] = Field(default={}, description="read errors by object")
     at: datetime | None = None
 
 
-class Canary(Answer):
-    """The version on trial: who sees it, what ends the trial, and what was seen of it so far."""
+class Canary(ApiModel):
+    """The version on trial: its shares, rule and observations."""
 
     version: int
     share: float
@@ -159,4 +159,4 @@ class Canary(Answer):
     reason: str
     actor: str
     began_at: datetime
-    observed: Observed
+    observed: TrialObservations

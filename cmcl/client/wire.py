@@ -1,4 +1,4 @@
-"""Requests as they are sent and responses as they are read, without any connection."""
+"""Building of requests and parsing of responses, without I/O."""
 
 import json
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ from cmcl.client.errors import (
     refusal,
 )
 
-Answer = TypeVar("Answer", bound=BaseModel)
+T = TypeVar("T", bound=BaseModel)
 Params = Mapping[str, str | list[str]]
 
 
 class Side(StrEnum):
-    """Who is asked. The key goes to our two servers, never elsewhere."""
+    """Target of a request. The key is sent to the two cmcl servers only."""
 
     SERVICE = "service"
     EMBEDDINGS = "embeddings"
@@ -35,7 +35,7 @@ class Side(StrEnum):
 
 @dataclass(frozen=True)
 class Request:
-    """One HTTP request; `path` is a whole address for Side.ELSEWHERE."""
+    """An HTTP request. `path` is a complete URL for Side.ELSEWHERE."""
 
     method: str
     path: str
@@ -45,7 +45,7 @@ class Request:
     content: bytes | None = field(default=None, repr=False)
 
     def options(self) -> dict[str, object]:
-        """The arguments of httpx's `request` and `stream`."""
+        """Return the arguments of httpx's `request` and `stream`."""
         return {
             "method": self.method,
             "url": self.path,
@@ -55,7 +55,7 @@ class Request:
         }
 
 
-# Every answer of our servers says which of the two it comes from.
+# cmcl's servers name themselves in this header of every response.
 _SERVER_HEADER = "x-cmcl-server"
 _SERVERS = {"control-plane": Side.SERVICE, "embeddings": Side.EMBEDDINGS}
 _NAMES = {Side.SERVICE: "the control plane", Side.EMBEDDINGS: "the embeddings endpoint"}
@@ -65,127 +65,127 @@ _SET_BY = {
 }
 
 
-# What a server answers to a path, or a method of it, that it does not have.
+# Statuses for an unknown path or method.
 _UNKNOWN_PATH = frozenset({404, 405})
 
 
 def is_stream(response: httpx.Response) -> bool:
-    """Whether events come over it."""
+    """Whether the response is a stream of events."""
     declared = str(response.headers.get("content-type", ""))
     return response.status_code == httpx.codes.OK and declared.startswith("text/event-stream")
 
 
 def given(**values: str | list[str] | None) -> Params:
-    """Parameters of a query; those that nobody gave are left out."""
+    """Return query parameters without empty values."""
     return {name: value for name, value in values.items() if value}
 
 
 def segment(name: str) -> str:
-    """A name as one part of a path: what is odd about it is for the server to say."""
+    """Quote a name as one segment of a path. The server validates it."""
     if not name:
-        raise InvalidArgument("a name is empty; write at least one character")
-    # Dots alone would be taken for steps in a path, and never arrive.
+        raise InvalidArgument("a name is empty; it must have at least one character")
+    # A segment of dots would be resolved as a relative path.
     return name.replace(".", "%2E") if set(name) == {"."} else quote(name, safe="")
 
 
 def posted_reason(reason: str) -> dict[str, str]:
-    """Why, for the history, where there is a reason."""
+    """Return the reason as part of a body, if there is one."""
     return {"reason": reason} if reason else {}
 
 
 def revision_of(response: httpx.Response) -> int | None:
-    """The number in the ETag."""
+    """Return the number in the ETag."""
     text = str(response.headers.get("etag", "")).strip('W/"')
     return int(text) if text.isdecimal() else None
 
 
 def json_bytes(body: object) -> bytes | None:
-    """The body of a request; raises InvalidArgument for what JSON does not have: NaN and infinity."""
+    """Encode the body of a request. Raises InvalidArgument for NaN and infinity."""
     if body is None:
         return None
     try:
         return json.dumps(body, allow_nan=False).encode()
     except ValueError as error:
-        raise InvalidArgument(f"the request cannot be written as JSON: {error}") from error
+        raise InvalidArgument(f"the request cannot be encoded as JSON: {error}") from error
 
 
-def read(kind: type[Answer], response: httpx.Response, side: Side = Side.SERVICE) -> Answer:
-    """The answer of a success; raises CmclError for one of another form."""
+def read(kind: type[T], response: httpx.Response, side: Side = Side.SERVICE) -> T:
+    """Parse a successful response. Raises CmclError for an unexpected form."""
     return validated(kind, _object(response, side), response)
 
 
-def validated(kind: type[Answer], value: object, response: httpx.Response) -> Answer:
-    """An object of the answer. Fields that this client does not know are kept."""
+def validated(kind: type[T], value: object, response: httpx.Response) -> T:
+    """Validate an object of a response. Unknown fields are kept."""
     try:
         return kind.model_validate(value, extra="allow")
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise CmclError(
-            f"the answer of the service is not of the form that this client knows: "
-            f"{kind.__name__}.{where}: {first['msg']}; are both of the same version?",
+            f"the response has an unexpected form: {kind.__name__}.{where}: {first['msg']}; check that "
+            "client and server have the same version",
             response.status_code,
             request_id=response.headers.get("x-request-id"),
         ) from error
 
 
 def listed(response: httpx.Response, field: str, side: Side) -> Json:
-    """The answer of a success, with a list in `field`. Raises CmclError for one of another form."""
+    """Parse a successful response with a list in `field`. Raises CmclError for an unexpected form."""
     body = _object(response, side)
     if isinstance(body.get(field), list):
         return body
     _raise_if_foreign(side, _side_of_body(body), response)
     raise CmclError(
-        f"the answer of {_address(response) or side} has no list {field!r}; is it a server of cmcl, "
-        f"and of the same version? Its address is {_SET_BY[side]}",
+        f"the response of {_address(response) or side} has no list {field!r}; check that it is a "
+        f"server of cmcl of the same version; its address is set by {_SET_BY[side]}",
         response.status_code,
         request_id=response.headers.get("x-request-id"),
     )
 
 
 def refused(side: Side, response: httpx.Response) -> CmclError:
-    """The error of a response, or WrongServer where no server of cmcl can have sent it."""
+    """Create the error of a response; WrongServer if it is not from a cmcl server."""
     return _foreign(side, response) or refusal(response)
 
 
 def check_server(side: Side, response: httpx.Response) -> None:
-    """Raises WrongServer if the other one of our two servers has answered."""
+    """Raise WrongServer if the other cmcl server has responded."""
     if side == Side.ELSEWHERE:
         return
     named = _SERVERS.get(response.headers.get(_SERVER_HEADER, ""))
     if named is None and response.is_error:
-        # A proxy may have dropped the header; each server words its errors in a form of its own.
+        # A proxy may have removed the header; the two servers have different error formats.
         named = _side_of_body(json_object(response) or {})
     _raise_if_foreign(side, named, response)
 
 
 def unreachable(side: Side, error: httpx.TransportError) -> Unreachable:
-    """In words, without what a URL may hold of secrets."""
+    """Create the error of a failed connection, without secrets of the URL."""
     where = _address(error) or f"the {side}"
     if "WRONG_VERSION_NUMBER" in str(error):
         plain = where.replace("https://", "http://", 1)
-        return Unreachable(f"{where} does not speak TLS; try {plain}")
+        return Unreachable(f"{where} does not use TLS; try {plain}")
     if isinstance(error, httpx.ConnectError) and side != Side.ELSEWHERE:
         return Unreachable(
             f"cannot connect to {where} ({error}); is `cmcl up` running? For another address of "
             f"{_NAMES[side]}, set {_SET_BY[side]}"
         )
-    return Unreachable(f"{where} does not answer: {error or type(error).__name__}")
+    return Unreachable(f"{where} does not respond: {error or type(error).__name__}")
 
 
 def _raise_if_foreign(side: Side, found: Side | None, response: httpx.Response) -> None:
     if found in (None, side):
         return
     raise WrongServer(
-        f"{_address(response) or 'this address'} is {_NAMES[found]}, and this needs {_NAMES[side]}: "
-        f"set {_SET_BY[side]} to its address",
+        f"{_address(response) or 'this address'} is {_NAMES[found]}, but the call needs "
+        f"{_NAMES[side]}: set {_SET_BY[side]} to its address",
         response.status_code,
         request_id=response.headers.get("x-request-id"),
     )
 
 
 def _foreign(side: Side, response: httpx.Response) -> WrongServer | None:
-    """WrongServer if the server does not know the path and is not one of ours, else None."""
+    """Return WrongServer if the response is not from a cmcl server, else None."""
     is_ours = response.headers.get(_SERVER_HEADER) in _SERVERS
     body = json_object(response)
     if is_ours or (body is not None and _side_of_body(body) is not None):
@@ -193,16 +193,16 @@ def _foreign(side: Side, response: httpx.Response) -> WrongServer | None:
     is_page = body is None and response.status_code < httpx.codes.INTERNAL_SERVER_ERROR
     if not is_page and response.status_code not in _UNKNOWN_PATH:
         return None
-    return not_of_cmcl(side, response)
+    return unexpected_response(side, response)
 
 
-def not_of_cmcl(side: Side, response: httpx.Response) -> WrongServer:
-    """The error of an answer whose form none of our servers has."""
+def unexpected_response(side: Side, response: httpx.Response) -> WrongServer:
+    """Create the error of a response that is not from a cmcl server."""
     body = json_object(response) or {}
     words = one_line(str(body.get("detail") or body.get("title") or response.text))
     return WrongServer(
         f"{_address(response) or 'the server'} answered HTTP {response.status_code} "
-        f"({words or 'no text'}), which is not an answer of {_NAMES[side]}: set {_SET_BY[side]} to "
+        f"({words or 'no text'}), which is not a response of {_NAMES[side]}: set {_SET_BY[side]} to "
         "its address",
         response.status_code,
         request_id=response.headers.get("x-request-id"),
@@ -210,7 +210,7 @@ def not_of_cmcl(side: Side, response: httpx.Response) -> WrongServer:
 
 
 def _side_of_body(body: Json) -> Side | None:
-    """By the form of an answer: RFC 9457 and pages of `items`, or OpenAI's errors and lists."""
+    """Detect the server by the form of a response: RFC 9457 and pages, or OpenAI's errors and lists."""
     if str(body.get("type", "")).startswith("urn:cmcl:problem:") or "next_cursor" in body:
         return Side.SERVICE
     if isinstance(body.get("error"), dict) or body.get("object") == "list":
@@ -219,7 +219,7 @@ def _side_of_body(body: Json) -> Side | None:
 
 
 def _address(source: httpx.TransportError | httpx.Response) -> str | None:
-    """Scheme and host that were asked; None where no request is attached."""
+    """Return scheme and host of the request, or None without a request."""
     try:
         url = source.request.url
     except RuntimeError:
@@ -230,12 +230,12 @@ def _address(source: httpx.TransportError | httpx.Response) -> str | None:
 def _object(response: httpx.Response, side: Side) -> Json:
     body = json_object(response)
     if body is None:
-        raise not_of_cmcl(side, response)
+        raise unexpected_response(side, response)
     return body
 
 
 def condition(revision: int | None) -> dict[str, str]:
-    """The condition that nothing was changed since."""
+    """Return the If-Match header for a revision."""
     return {} if revision is None else {"if-match": f'"{revision}"'}
 
 
@@ -244,7 +244,7 @@ def content_type(body: object) -> dict[str, str]:
 
 
 def is_repeatable(request: Request, outcome: httpx.TransportError | httpx.Response) -> bool:
-    """A condition on what was read holds once: if the first request did arrive, the next fails."""
+    """Whether to retry. A request with If-Match is not retried if the first one may have succeeded."""
     if isinstance(outcome, httpx.Response):
         never_done = outcome.status_code == httpx.codes.TOO_MANY_REQUESTS
     else:

@@ -1,1 +1,1 @@
-"""`cmcl demo`: the whole system on a small real stream, with and without protection."""
+"""`cmcl demo`: train a small real stream with and without protection, under queries."""

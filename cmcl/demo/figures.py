@@ -1,4 +1,4 @@
-"""From version manifests to the figures of the demo: what was learned, what was lost."""
+"""Recall, backward transfer and drift of a stream, computed from version manifests."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from cmcl.contract.version import Recall, VersionManifest
 
 @dataclass(frozen=True)
 class StreamFigures:
-    """The forgetting matrix of a stream and what follows from it; all shares between 0 and 1.
+    """Forgetting matrix of a stream and derived figures, as shares between 0 and 1.
 
     `at_1[i][j]`: recall of dataset j after version i + 1 (j ≤ i). Backward transfer (BWT) is the
     mean over earlier datasets of recall now minus recall when learned (arXiv 1706.08840).
@@ -22,11 +22,11 @@ class StreamFigures:
 
     @property
     def max_drift(self) -> float:
-        """Largest relative drift of any earlier dataset in any version."""
+        """Return the largest relative drift of any earlier dataset in any version."""
         return max((value for row in self.drift for value in row), default=0.0)
 
     def summary(self) -> dict[str, float]:
-        """The four figures of a method."""
+        """Return the four figures of a method."""
         return {
             "recall_at_1": round(fmean(self.at_1[-1]), 4),
             "recall_at_10": round(fmean(self.at_10[-1]), 4),
@@ -36,7 +36,7 @@ class StreamFigures:
 
 
 def stream_figures(versions: Sequence[VersionManifest]) -> StreamFigures:
-    """Figures of a chain of versions in order, each of which learned a dataset with held-out rows."""
+    """Compute the figures of consecutive versions whose datasets have held-out rows."""
     return StreamFigures(
         names=[version.learned[-1].name for version in versions],
         at_1=_matrix(versions, lambda recall: recall.at_1),
@@ -49,7 +49,7 @@ def stream_figures(versions: Sequence[VersionManifest]) -> StreamFigures:
 
 
 def backward_transfer(matrix: Sequence[Sequence[float]]) -> float:
-    """Mean over all but the last dataset of (now − when learned); 0 before there are two."""
+    """Return the mean over all but the last dataset of (now − when learned); 0 for one dataset."""
     last = matrix[-1]
     return fmean(last[j] - matrix[j][j] for j in range(len(last) - 1)) if len(last) > 1 else 0.0
 

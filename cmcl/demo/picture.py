@@ -1,4 +1,4 @@
-"""The forgetting matrix as a picture: protected and unprotected side by side."""
+"""Picture of the forgetting matrices with and without protection."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from cmcl.demo.figures import StreamFigures
 
 
 def draw_forgetting(protected: StreamFigures, unprotected: StreamFigures, path: Path) -> None:
-    """Change of recall at 1, in points, since each dataset was learned: one square per pair."""
+    """Draw the change of recall at 1, in points, since each dataset was learned."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained")
     changes = [_change(stream) for stream in (protected, unprotected)]
     limit = max(5.0, float(np.nanmax(np.abs(np.stack(changes)))))

@@ -1,4 +1,4 @@
-"""A steady load of embedding queries that goes on while versions are swapped beneath it."""
+"""Constant load of embedding queries during training and swaps."""
 
 import json
 import threading
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from itertools import count
 
-# Two answers of one version to one query: equal but for the rounding of another batch size.
+# Tolerance for rounding, which depends on the batch size.
 _TOLERANCE = 1e-5
 
 
 @dataclass
 class QueryReport:
-    """What the querying client saw."""
+    """Observations of the querying client."""
 
     sent: int = 0
     failures: list[str] = field(default_factory=list)
@@ -21,16 +21,16 @@ class QueryReport:
     first_seen: dict[int, float] = field(default_factory=dict)
 
     def percentile(self, share: float) -> float:
-        """Latency in seconds below which `share` of the answers came."""
+        """Return the latency in seconds at the quantile `share`."""
         ordered = sorted(self.latencies)
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
 
 
 class QueryLoad:
-    """Threads that ask `rate` queries a second in all, and check each answer.
+    """Threads that send `rate` queries per second in total, and check each response.
 
-    A query fails when it is not answered with 200, when the answer has not the promised form, or
-    when one version answers the same query in two ways.
+    A query fails if its status is not 200, if the response has an unexpected form, or if one version
+    answers the same query in two ways.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class QueryLoad:
             for row in rows
         ]
         self.report = QueryReport()
-        # The first answer of each version to each query; every later one must equal it.
+        # First response of each version to each query, for comparison with later ones.
         self.answers: dict[tuple[int, int], list[float]] = {}
         self._numbers = count()
         self._lock = threading.Lock()
@@ -57,19 +57,19 @@ class QueryLoad:
         self._threads = [threading.Thread(target=self._ask_on, daemon=True) for _ in range(threads)]
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> QueryReport:
-        """Finish the queries under way and answer what was seen."""
+        """Finish running queries and return the report."""
         self._stopped.set()
         for thread in self._threads:
             thread.join()
         return self.report
 
     def wait_for(self, version: int, timeout: float) -> float | None:
-        """When (time.monotonic) an answer first named `version`; None if it does not in time."""
+        """Wait for the first response of `version`. Return its time (time.monotonic), or None."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if version in self.report.first_seen:
@@ -81,7 +81,7 @@ class QueryLoad:
         connection = HTTPConnection(*self._address, timeout=30)
         due = time.monotonic()
         while not self._stopped.wait(max(0.0, due - time.monotonic())):
-            # A late query is not made up for by a burst: a steady client does not do that either.
+            # Late queries are not made up for by a burst.
             due = max(due + self._interval, time.monotonic())
             self._ask(connection, next(self._numbers) % len(self._bodies))
         connection.close()
@@ -112,8 +112,8 @@ class QueryLoad:
             version = int(answer["model"].rpartition("@")[2])
             vector = [float(value) for value in answer["data"][0]["embedding"]]
         except (ValueError, LookupError, TypeError, AttributeError):
-            # If that ended the thread, nobody would count the queries that it no longer asks.
-            self._failed(f"not the promised form: {body[:200].decode(errors='replace')}")
+            # Count it as a failure; an exception would end the thread unnoticed.
+            self._failed(f"unexpected form: {body[:200].decode(errors='replace')}")
             return
         now = time.monotonic()
         with self._lock:
@@ -132,7 +132,7 @@ class QueryLoad:
 
 
 def _agree(known: list[float], vector: list[float]) -> bool:
-    """Whether two answers are one, as far as rounding goes; nothing agrees with a NaN."""
+    """Whether two vectors are equal within rounding. A NaN is never equal."""
     if not vector or len(known) != len(vector):
         return False
     return all(abs(a - b) <= _TOLERANCE for a, b in zip(known, vector, strict=True))

@@ -1,4 +1,4 @@
-"""The demo from start to end: start, post, watch, query, compare. Read it top to bottom."""
+"""The demo from start to end: start, post, watch, query, compare."""
 
 import json
 import os
@@ -25,14 +25,14 @@ from cmcl.stack import LocalStack
 from cmcl.stack_folder import FolderLock
 
 MODEL = "demo"
-# Says that a folder is the demo's own, to be emptied without asking.
+# Marks a folder of the demo, which may be emptied.
 _MARK = ".cmcl-demo"
 _SWAP_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What a user may choose."""
+    """Options of the demo."""
 
     stream: Path
     folder: Path
@@ -41,11 +41,11 @@ class DemoOptions:
 
 
 class DemoError(Exception):
-    """The demo cannot go on: a job without a version, or a folder with other things in it."""
+    """The demo cannot continue: a job without a version, or a folder with other files."""
 
 
 def run_demo(options: DemoOptions, console: Console) -> int:
-    """Run all of it; answers the exit code."""
+    """Run the demo and return the exit code."""
     stream = read_stream(options.stream)
     _empty(options.folder)
     console.print(f"starting Ray, the control plane and the endpoint in {options.folder} ...")
@@ -73,12 +73,14 @@ def run_demo(options: DemoOptions, console: Console) -> int:
 
 
 def _empty(folder: Path) -> None:
-    """Remove what an earlier demo left. Raises DemoError where the folder holds anything else,
-    and StackError where a demo runs in it."""
+    """Empty the folder of an earlier demo. Raises DemoError if it has other files, and StackError if a
+    demo is running in it."""
     if folder.exists():
         if not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARK).exists()):
-            raise DemoError(f"{folder} was not made by an earlier demo; it would be emptied")
-        # Not under a demo that runs there.
+            raise DemoError(
+                f"{folder} was not made by an earlier demo and would be emptied; choose another --folder"
+            )
+        # Fails while a demo is running there.
         FolderLock(folder).release()
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -92,7 +94,7 @@ def _query_load(stack: LocalStack, stream: Stream, rate: float) -> QueryLoad:
 def _learn_protected(
     client: Client, stream: Stream, load: QueryLoad, console: Console
 ) -> list[float]:
-    """Post the datasets one after another; seconds from each POST to its first answered query."""
+    """Post the datasets in order. Return seconds from each POST to the first response of its version."""
     client.create_model(MODEL, ModelSpec(modalities=stream.modalities))
     seconds = []
     for version, dataset in enumerate(stream.datasets, start=1):
@@ -103,7 +105,7 @@ def _learn_protected(
             load.start()
         answered = load.wait_for(version, _SWAP_SECONDS)
         if answered is None:
-            raise DemoError(f"version {version} did not answer within {_SWAP_SECONDS:g} s")
+            raise DemoError(f"version {version} was not live within {_SWAP_SECONDS:g} s")
         seconds.append(round(answered - posted, 2))
     return seconds
 
@@ -119,7 +121,7 @@ def _learn(client: Client, dataset: StreamDataset, console: Console) -> None:
 
 
 def _wait_until_live(client: Client, stream: Stream) -> None:
-    """The first version has nothing to swap with: wait until it answers at all."""
+    """Wait until the first version is live."""
     modality, rows = next(iter(stream.probe_rows(1).items()))
     deadline = time.monotonic() + _SWAP_SECONDS
     while True:
@@ -135,15 +137,15 @@ def _wait_until_live(client: Client, stream: Stream) -> None:
 def _without_protection(
     stack: LocalStack, last: VersionManifest, console: Console
 ) -> list[VersionManifest]:
-    """The same chain of datasets with the method `vanilla`, in one process without Ray."""
+    """Train the same datasets with the method `vanilla`, in one process without Ray."""
     command = [
         *(sys.executable, "-m", "workers.train.rerun", "--method", "vanilla"),
         *("--store", stack.store_uri, "--model", MODEL, "--version", str(last.version)),
         *("--into", (stack.folder / "unprotected").as_uri()),
     ]
     versions = []
-    # As many threads as a rank has. Two wait for each other where the machine is busy: 69 s for a
-    # dataset that one learned in 10 to 23, on two cores that others used as well.
+    # One thread, as a rank has. On a busy machine two threads wait for each other: 69 s for a dataset that
+    # one thread trained in 10 to 23 s, on two shared cores.
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=alone) as process:
         for line in process.stdout or ():

@@ -1,4 +1,4 @@
-"""A folder of datasets in order: `stream.json` and the Parquet files that it names."""
+"""A stream: a folder with `stream.json` and its Parquet files."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from cmcl.contract.modality import ModalityPair
 
 @dataclass(frozen=True)
 class StreamDataset:
-    """One dataset of the stream."""
+    """A dataset of the stream."""
 
     name: str
     pair: ModalityPair
@@ -30,14 +30,14 @@ class StreamDataset:
 
 @dataclass(frozen=True)
 class Stream:
-    """Datasets in the order in which they arrive, and the width of each modality's features."""
+    """Datasets in order, and the width of each modality's features."""
 
     folder: Path
     modalities: dict[str, int]
     datasets: list[StreamDataset]
 
     def probe_rows(self, rows: int) -> dict[str, list[list[float]]]:
-        """A few held-out features of every modality, to query with."""
+        """Return a few held-out features of every modality for queries."""
         probes: dict[str, list[list[float]]] = {}
         for dataset in self.datasets:
             columns = zip(dataset.pair.modalities, ("feature_a", "feature_b"), strict=True)
@@ -49,7 +49,7 @@ class Stream:
 
 
 def read_stream(folder: Path) -> Stream:
-    """Read `stream.json`; raises FileNotFoundError where there is none."""
+    """Read `stream.json`. Raises FileNotFoundError."""
     folder = folder.resolve()
     document = json.loads((folder / "stream.json").read_text(encoding="utf-8"))
     datasets = [

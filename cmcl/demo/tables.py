@@ -1,4 +1,4 @@
-"""The tables that the demo ends with."""
+"""Result tables of the demo."""
 
 from rich.table import Table
 
@@ -6,7 +6,7 @@ from cmcl.demo.figures import StreamFigures, backward_transfer
 
 
 def version_table(figures: StreamFigures, seconds_to_live: list[float]) -> Table:
-    """Per version: what it learned, what every earlier dataset lost, and how long it took."""
+    """Table of versions: recall, backward transfer, drift and time to live."""
     table = Table(
         title="What each version learned, and what the earlier datasets lost",
         caption="R@1: the nearest row has the query's label, or is its partner where rows have none; "
@@ -31,8 +31,8 @@ def version_table(figures: StreamFigures, seconds_to_live: list[float]) -> Table
 
 
 def comparison_table(protected: StreamFigures, unprotected: StreamFigures) -> Table:
-    """The same stream with and without protection."""
-    table = Table(title="The same stream without protection: why this exists")
+    """Table of the stream with and without protection."""
+    table = Table(title="The same stream with and without protection")
     table.add_column("final, mean over datasets")
     for heading in ("protected", "unprotected"):
         table.add_column(heading, justify="right")

@@ -1,10 +1,9 @@
-"""Keeps the embeddings application on a Ray cluster: `python serve.py ADDRESS CONFIG`, until SIGTERM.
+"""Keep the embeddings application deployed on a Ray cluster: `python serve.py ADDRESS CONFIG`, until SIGTERM.
 
-A head that was started anew has forgotten what it served. So this looks every few seconds at what is
-served, and hands CONFIG over when an application of it is missing. One that could not be deployed, because
-something else was not there yet, is removed first: to Ray the same CONFIG once more is nothing to do.
-ADDRESS is that of Ray's dashboard; the token is in RAY_AUTH_TOKEN.
-Exit status 1: Ray does not accept CONFIG.
+A restarted head has lost its applications. This program polls the served applications every few seconds,
+and deploys CONFIG if one of them is missing. An application that failed to deploy, for example because
+another part was not ready, is removed first, because Ray ignores an unchanged CONFIG. ADDRESS is that of
+Ray's dashboard; the token is in RAY_AUTH_TOKEN. Exit status 1: Ray rejects CONFIG.
 """
 
 import os
@@ -21,54 +20,54 @@ import yaml
 
 _APPLICATIONS = "/api/serve/applications/"
 _SECONDS = 5.0
-# Starting Serve's controller is part of the answer.
+# The response includes the start of Serve's controller.
 _PATIENCE = 60.0
 
 
 class NotAccepted(Exception):
-    """Ray's own words about a configuration."""
+    """Ray rejected the configuration. The message is Ray's."""
 
 
 class Keeper:
-    """Looks, and hands over what is missing. `tell` hears what changed since the last look."""
+    """Deploys missing applications. `report` is called with each change of their states."""
 
     def __init__(
-        self, client: httpx.Client, config: dict[str, Any], tell: Callable[[str], None]
+        self, client: httpx.Client, config: dict[str, Any], report: Callable[[str], None]
     ) -> None:
-        self._client, self._config, self._tell = client, config, tell
-        self._told = ""
+        self._client, self._config, self._report = client, config, report
+        self._reported = ""
         self._is_current = False
 
     def look(self) -> None:
-        """Raises NotAccepted."""
+        """Check once, and deploy what is missing. Raises NotAccepted."""
         try:
-            said = ", ".join(f"{name} is {state}" for name, state in self._served().items())
+            status = ", ".join(f"{name} is {state}" for name, state in self._served().items())
         except httpx.HTTPError as error:
-            said = f"Ray does not answer: {error}"
-        if said != self._told:
-            self._tell(said)
-        self._told = said
+            status = f"Ray does not respond: {error}"
+        if status != self._reported:
+            self._report(status)
+        self._reported = status
 
     def _served(self) -> dict[str, str]:
-        """The state of each application of ours, once all are handed over."""
+        """Return the state of each application, after deploying missing ones."""
         states = self._states()
         failed = "DEPLOY_FAILED" in states.values()
         if failed:
             self._client.delete(_APPLICATIONS).raise_for_status()
-        # What is there already may be of a configuration before this one: Ray sees whether it differs.
+        # A running application may have an older configuration; Ray compares them.
         if failed or not self._is_current or None in states.values():
-            self._hand_over()
+            self._deploy()
             self._is_current = True
-        return {name: state or "handed over" for name, state in states.items()}
+        return {name: state or "deployed" for name, state in states.items()}
 
-    def _hand_over(self) -> None:
+    def _deploy(self) -> None:
         answer = self._client.put(_APPLICATIONS, json=self._config)
         if answer.status_code == httpx.codes.BAD_REQUEST:
             raise NotAccepted(answer.text)
         answer.raise_for_status()
 
     def _states(self) -> dict[str, str | None]:
-        """None for what is not there."""
+        """Return the state of each application; None for a missing one."""
         answer = self._client.get(_APPLICATIONS)
         answer.raise_for_status()
         names = [application["name"] for application in self._config["applications"]]
@@ -81,14 +80,14 @@ class Keeper:
 
 
 def keep(keeper: Keeper, pause: Callable[[float], object] = time.sleep) -> NoReturn:
-    """Looks, and pauses for so many seconds, until one of them raises. Raises NotAccepted."""
+    """Call `keeper.look` and `pause` until one of them raises."""
     while True:
         keeper.look()
         pause(_SECONDS)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit status."""
+    """Run until SIGTERM, and return the exit status."""
     if len(arguments) != 2:
         print("usage: python serve.py ADDRESS CONFIG", file=sys.stderr)
         return 2
@@ -100,14 +99,14 @@ def main(arguments: Sequence[str]) -> int:
     with httpx.Client(base_url=address, headers=headers, timeout=_PATIENCE) as client:
         wanted = yaml.safe_load(Path(config).read_text())
         try:
-            keep(Keeper(client, wanted, lambda said: print(said, flush=True)))
+            keep(Keeper(client, wanted, lambda status: print(status, flush=True)))
         except NotAccepted as error:
             print(f"{config}: {error}", file=sys.stderr)
             return 1
 
 
 def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
-    """Out of a request, too: what a signal handler returns from is gone on with."""
+    """Raise, so that a running request is interrupted as well."""
     raise SystemExit(0)
 
 

@@ -1,1 +1,1 @@
-"""Both images, built and tried with Debian's buildah: no daemon, no registry, no virtual machine."""
+"""Build and test both images with Debian's buildah, without a daemon, a registry or a virtual machine."""

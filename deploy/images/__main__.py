@@ -1,9 +1,9 @@
-"""Builds both images, tries them, and says how large they are.
+"""Build both images, test them, and report their sizes.
 
 `python -m deploy.images` (make images). Needs root, and Debian's buildah, netavark and debootstrap. The
-last line is one JSON document; the folder of `--out` gets it as well, with a page and the bills of
-materials. The worker is tried together with a service, so it is not built alone. `--again` builds a
-second time, from an empty folder and a base of its own, and exit status 1 says that something differs.
+last line is one JSON document. The folder of `--out` gets it too, with a page and the bills of materials.
+The worker is tested together with a service, so it cannot be built alone. `--again` builds a second time,
+from an empty folder and a new base; exit status 1 means that something differs.
 """
 
 import argparse
@@ -29,17 +29,17 @@ from deploy.images.trial import TrialFailed, try_both, try_service
 ROOT = Path(__file__).parents[2]
 TARGETS = ("service", "worker")
 LOCKS = {"cuda": "worker.lock", "cpu": "worker-cpu.lock"}
-# The default of the Dockerfile: nothing in an image tells when it was built.
+# The default of the Dockerfile, so that images do not depend on the time of the build.
 EPOCH = 1580601600
 
 
 def version() -> str:
-    """The only place that names it."""
+    """Return the version of pyproject.toml."""
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
 def revision() -> str:
-    """The commit, marked where files differ from it."""
+    """Return the commit, marked if files have changed."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=True
@@ -47,7 +47,7 @@ def revision() -> str:
 
 
 def build(buildah: Buildah, target: str, accelerator: str, out: Path) -> Built:
-    """Build one image; its SBOM is left in `out`. Raises BuildFailed and NoBuildah."""
+    """Build one image, and write its SBOM to `out`. Raises BuildFailed and NoBuildah."""
     image = f"localhost/cmcl-{target}:{version()}"
     arguments = {
         "BASE_IMAGE": make_base(buildah, EPOCH),
@@ -62,14 +62,18 @@ def build(buildah: Buildah, target: str, accelerator: str, out: Path) -> Built:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status."""
+    """Run the command and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=TARGETS[:1], help="build and try this one alone")
-    parser.add_argument("--accelerator", choices=LOCKS, default="cpu", help="of the worker")
+    parser.add_argument("--only", choices=TARGETS[:1], help="build and test only this image")
+    parser.add_argument(
+        "--accelerator", choices=LOCKS, default="cpu", help="accelerator of the worker"
+    )
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp/cmcl-images"))  # noqa: S108
-    parser.add_argument("--out", type=Path, default=ROOT / ".cmcl" / "images", help="for SBOMs")
-    parser.add_argument("--report", type=Path, help="write the last line here as well")
-    parser.add_argument("--again", action="store_true", help="build twice, and compare")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / ".cmcl" / "images", help="folder for SBOMs"
+    )
+    parser.add_argument("--report", type=Path, help="file for the JSON document")
+    parser.add_argument("--again", action="store_true", help="build twice and compare")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     try:
@@ -87,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """The report, and what differs between two builds. Raises NoBuildah, BuildFailed, TrialFailed."""
+    """Return the report and the differences of two builds. Raises NoBuildah, BuildFailed, TrialFailed."""
     targets = [options.only] if options.only else list(TARGETS)
     before = os.getloadavg()[0]
     buildah = Buildah.find(options.folder)
@@ -112,7 +116,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
 
 def build_again(options: argparse.Namespace, targets: Sequence[str]) -> list[Built]:
-    """The same once more where nothing is left of the first time; gone afterwards, but for its figures."""
+    """Build again from an empty folder, and delete the result except for its figures."""
     folder = options.folder / "again"
     with tempfile.TemporaryDirectory() as out:
         buildah = Buildah.find(folder)
@@ -123,11 +127,11 @@ def build_again(options: argparse.Namespace, targets: Sequence[str]) -> list[Bui
 
 
 def trial(buildah: Buildah, built: Sequence[Built]) -> dict[str, Any]:
-    """What became of them when they ran. Raises TrialFailed."""
+    """Test the images and return the results. Raises TrialFailed."""
     images = [image.image for image in built]
     with tempfile.TemporaryDirectory(dir=buildah.folder) as name:
         folder = Path(name)
-        # The user of the images passes through; a temporary folder is for root alone.
+        # The images' user needs access; temporary folders are private to root.
         folder.chmod(0o755)
         if len(images) == 1:
             return try_service(buildah, images[0], folder)

@@ -1,8 +1,7 @@
-"""Debian's buildah, as root, with what it has in a folder of its own.
+"""Debian's buildah, run as root with its own storage folder.
 
-It isolates by chroot: processes see the files of their image, and the network and processes of the
-machine. That is enough to see what an image can and may do, and needs no kernel feature that a
-container lacks.
+Isolation is by chroot: processes see the files of their image, and the network and processes of the
+machine. This suffices to test an image and its permissions, and works inside a container.
 """
 
 import json
@@ -16,29 +15,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# For pip inside the build, where the machine's own certificates are needed to reach its registry.
+# Certificates for pip inside the build, if the package index needs the machine's own.
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-# netavark is buildah's, and is missed only when a build begins.
+# buildah needs netavark, but reports its absence only during a build.
 _NETAVARK = ("/usr/lib/podman/netavark", "/usr/libexec/podman/netavark")
-# Docker's own format would keep the name of the container that an image was built in, drawn at random.
+# Docker's format would store the random name of the build container.
 _FORMAT = ("--format", "oci")
 _ISOLATION = "chroot"
-# Without these it asks for limits that are higher than those of a container that it may run in.
+# Without these it requests limits above those of a surrounding container.
 _LIMITS = ("--ulimit=nofile=20000:20000", "--ulimit=nproc=20000:20000")
 _MARK = "BUILDAH_CONTAINER"
 
 
 class NoBuildah(Exception):
-    """Images cannot be built here; says why."""
+    """Images cannot be built here. The message says why."""
 
 
 class BuildFailed(Exception):
-    """The end of what buildah printed."""
+    """A build failed. The message is the end of buildah's output."""
 
 
 @dataclass(frozen=True)
 class Container:
-    """A container that can be run in. `root` is where its files lie; `user` is that of its image."""
+    """A container. `root`: folder of its files. `user`: user of its image."""
 
     id: str
     root: Path
@@ -47,19 +46,19 @@ class Container:
 
 @dataclass(frozen=True)
 class Buildah:
-    """`folder` takes some 15 GB with the driver overlay, and as much again for a second build. vfs, where
-    the kernel lacks overlay, copies a layer for each layer above it, and takes more than twice that."""
+    """buildah with storage in `folder`, which takes some 15 GB with the driver overlay, and as much again
+    for a second build. Without overlay in the kernel, vfs copies each layer and takes more than twice that."""
 
     folder: Path
     driver: str
 
     @classmethod
     def find(cls, folder: Path) -> "Buildah":
-        """Raises NoBuildah."""
+        """Raises NoBuildah if a program or a permission is missing."""
         if not shutil.which("buildah"):
             raise NoBuildah("buildah is not installed (apt-get install buildah netavark)")
         if os.geteuid() != 0:
-            raise NoBuildah("buildah is used as root here, and this is another user")
+            raise NoBuildah("buildah needs root here")
         folder.mkdir(parents=True, exist_ok=True)
         has_overlay = "overlay" in Path("/proc/filesystems").read_text().split()
         found = cls(folder, "overlay" if has_overlay else "vfs")
@@ -69,24 +68,24 @@ class Buildah:
         return found
 
     def _try_out(self) -> None:
-        """Root inside a container may lack what buildah needs: rather told now than after minutes."""
+        """Check early that buildah works, because root inside a container may lack permissions."""
         done = self._run(["from", "scratch"], check=False)
         if done.returncode != 0:
             told = (done.stdout + done.stderr).strip()[-300:]
-            raise NoBuildah(f"buildah makes no container here: {told}")
+            raise NoBuildah(f"buildah cannot create a container here: {told}")
         self._run(["rm", done.stdout.strip()])
 
     def described(self) -> dict[str, str]:
-        """What builds here, and how."""
+        """Return the version and settings of buildah."""
         version = self._run(["--version"]).stdout.split()[2]
         return {"buildah": version, "storage driver": self.driver, "isolation": _ISOLATION}
 
     def has(self, image: str) -> bool:
-        """Whether it is here; nothing is pulled."""
+        """Return whether the image exists locally."""
         return self._run(["inspect", "--type", "image", image], check=False).returncode == 0
 
     def import_tree(self, tree: Path, image: str, epoch: int) -> None:
-        """Make an image of one layer out of a folder."""
+        """Create an image with one layer from a folder."""
         container = self._run(["from", "scratch"]).stdout.strip()
         self._run(["add", "--quiet", container, str(tree), "/"])
         self._run(["commit", "--quiet", "--timestamp", str(epoch), *_FORMAT, container, image])
@@ -95,7 +94,7 @@ class Buildah:
     def build(
         self, context: Path, target: str, image: str, arguments: Mapping[str, str], epoch: int
     ) -> None:
-        """Build one target; layers of earlier builds are used again. Raises BuildFailed."""
+        """Build one target, reusing layers of earlier builds. Raises BuildFailed."""
         given = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         certificates = f"--volume={_CERTIFICATES}:{_CERTIFICATES}:ro"
         command = [
@@ -106,17 +105,17 @@ class Buildah:
         self._run(command)
 
     def inspect(self, image: str) -> dict[str, Any]:
-        """What its configuration says."""
+        """Return the configuration of an image."""
         answer = self._run(["inspect", "--type", "image", image]).stdout
         described: dict[str, Any] = json.loads(answer)["Docker"]
         return described
 
     def pack(self, image: str, folder: Path) -> None:
-        """Its layers as a registry would keep them, compressed, and its manifest."""
+        """Return the compressed layers, as in a registry, and the manifest."""
         self._run(["push", "--quiet", *_FORMAT, image, f"dir:{folder}"])
 
     def unpacked_bytes(self, image: str) -> int:
-        """What it takes on a node."""
+        """Return the unpacked size."""
         with self.container(image) as container:
             return sum(
                 entry.lstat().st_size
@@ -126,7 +125,7 @@ class Buildah:
 
     @contextmanager
     def container(self, image: str) -> Iterator[Container]:
-        """A container of that image, gone afterwards with all that runs in it."""
+        """Run a container of an image; end its processes and delete it afterwards."""
         name = self._run(["from", "--pull=never", *_LIMITS, image]).stdout.strip()
         try:
             root = Path(self._run(["mount", name]).stdout.strip())
@@ -146,7 +145,7 @@ class Buildah:
         volumes: Mapping[Path, str],
         log: Path,
     ) -> subprocess.Popen[bytes]:
-        """A process in it, as the image's user; `volumes` are folders of this machine by their place."""
+        """Start a process in it as the image's user. `volumes`: local folders by mount path."""
         marked = {**environment, _MARK: container.id}
         options = [f"--env={name}={value}" for name, value in marked.items()]
         options += [f"--volume={source}:{place}" for source, place in volumes.items()]
@@ -161,7 +160,7 @@ class Buildah:
             )
 
     def forget(self) -> None:
-        """Remove the folder, with all images in it."""
+        """Delete the folder with all images."""
         shutil.rmtree(self.folder)
 
     def _program(self) -> list[str]:
@@ -181,11 +180,11 @@ class Buildah:
 
 
 def end_all_of(container: str) -> None:
-    """End every process that was started in it: chroot keeps no list of them, children inherit a mark."""
+    """End every process of a container, found by an inherited environment variable."""
     mark = f"{_MARK}={container}".encode()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (entry / "environ").read_bytes().split(b"\0"):
                 os.kill(int(entry.name), signal.SIGKILL)
         except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # It ended meanwhile, or is not ours.
+            continue  # Ended, or of another user.

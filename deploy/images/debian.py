@@ -1,4 +1,4 @@
-"""A Debian with Python, made with debootstrap where no registry of images can be reached."""
+"""A Debian base with Python, created with debootstrap where no image registry is reachable."""
 
 import shutil
 import subprocess
@@ -10,17 +10,17 @@ from deploy.images.buildah import Buildah, BuildFailed, NoBuildah
 
 NAME = "localhost/cmcl-base:trixie"
 _PACKAGES = "ca-certificates,python3,python3-venv"
-# What Debian's own slim images leave out; licences stay.
+# Files that Debian's slim images leave out, except licences.
 _LEFT_OUT = (
     *("usr/share/man", "usr/share/info", "usr/share/locale"),
     *("var/cache/apt", "var/lib/apt/lists", "var/log"),
-    # Numbers of inodes: the one file that a second debootstrap makes otherwise.
+    # Contains inode numbers, the only difference of a second debootstrap.
     "var/cache/ldconfig",
 )
 
 
 def make_base(buildah: Buildah, epoch: int) -> str:
-    """Its name; made once, and kept. Raises NoBuildah and BuildFailed."""
+    """Return the name of the base image, creating it if missing. Raises NoBuildah and BuildFailed."""
     if buildah.has(NAME):
         return NAME
     if not shutil.which("debootstrap"):
@@ -42,7 +42,7 @@ def _bootstrap(tree: Path) -> None:
 
 
 def _superfluous(tree: Path) -> Iterator[Path]:
-    """Files, not folders: packages expect those."""
+    """Delete files but keep folders, which packages expect."""
     for name in _LEFT_OUT:
         yield from (path for path in (tree / name).rglob("*") if not path.is_dir())
     for path in (tree / "usr/share/doc").rglob("*"):

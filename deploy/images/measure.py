@@ -1,4 +1,4 @@
-"""What an image weighs and consists of, and whether a second build gave the same."""
+"""Sizes and contents of an image, and comparison of two builds."""
 
 import json
 import shutil
@@ -10,15 +10,15 @@ from typing import Any
 
 from deploy.images.buildah import Buildah, Container
 
-# What a pull of the service may weigh.
+# Limit of a pull of the service's image.
 SERVICE_BYTES = 350e6
-# Packages whose versions say what an image can do.
+# Packages whose versions are reported.
 _TOLD = ("torch", "ray", "pyarrow")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """`files` is the digest of what is in it, before it is compressed."""
+    """A layer. `files`: digest of its uncompressed content."""
 
     files: str
     packed_bytes: int
@@ -27,7 +27,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Built:
-    """An image and what it weighs: as a registry keeps it, and on a node."""
+    """An image with its sizes in a registry and on a node."""
 
     image: str
     digest: str
@@ -41,7 +41,7 @@ class Built:
 
 
 def measure(buildah: Buildah, image: str, seconds: float, sbom: Path) -> Built:
-    """All of it; its bill of materials is left at `sbom`."""
+    """Measure an image, and write its bill of materials to `sbom`."""
     digest, layers = _packed(buildah, image)
     with buildah.container(image) as container:
         shutil.copyfile(container.root / "opt/cmcl/sbom.cdx.json", sbom)
@@ -73,7 +73,7 @@ def _packed(buildah: Buildah, image: str) -> tuple[str, list[Layer]]:
 
 
 def layers_of(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> list[Layer]:
-    """Of an image's two documents; a step of the Dockerfile that changes no file has no layer."""
+    """Return the layers of an image. Steps of the Dockerfile that change no file have none."""
     steps = [step["created_by"] for step in config["history"] if not step.get("empty_layer")]
     files = config["rootfs"]["diff_ids"]
     sizes = [layer["size"] for layer in manifest["layers"]]
@@ -87,7 +87,7 @@ def _python(container: Container) -> str:
 
 
 def differences(first: Built, second: Built) -> list[str]:
-    """A line for each thing that a second build made otherwise."""
+    """Return one line per difference between two builds."""
     found = [
         f"{first.image}: layer {number} differs: {was.made_by}"
         for number, (was, became) in enumerate(zip(first.layers, second.layers, strict=False))

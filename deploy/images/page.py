@@ -1,4 +1,4 @@
-"""The page of `deploy.images`, in Markdown."""
+"""Markdown page of the results of `deploy.images`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,40 +9,39 @@ from benchmarks.markdown import listed, table
 from deploy.images.measure import SERVICE_BYTES
 
 _QUESTION = (
-    "Do both images build where there is neither docker nor a registry of images? Do they do their work "
-    "as their user without rights? What do they weigh, and does a second build give the same files?"
+    "Do both images build without docker and without an image registry? Do they work as an "
+    "unprivileged user? How large are they, and does a second build give the same files?"
 )
 _HOW = """\
-- The base is a Debian made by debootstrap, with Python and certificates. Packages come from the
-  package index, each by the digest that its lock names.
-- *pull*: the layers, compressed, as a registry keeps them; the goal is one for this. *on a node*: all
-  files, unpacked.
-- buildah isolates by chroot here: processes see the image's files alone, and the machine's network. They
+- The base is a Debian created by debootstrap, with Python and certificates. Packages come from the
+  package index, pinned by the digests of the lock.
+- *pull*: compressed layers, as in a registry; the goal refers to this. *on a node*: all files,
+  unpacked.
+- buildah isolates by chroot here: processes see only the image's files, and the machine's network. They
   run as the image's user, and may write to volumes at `/tmp`, at their home and for the store.
-- The trial: Ray's head and the endpoint in the worker's image, the control plane in the service's.
+- The test: Ray's head and the endpoint in the worker's image, the control plane in the service's.
   Then [smoke.py](../../deploy/smoke/smoke.py) runs in the worker's image: it posts a dataset of the example
-  stream, waits for the version, embeds the held-out rows, and compares their recall with what
-  training measured.
-- Building again starts in an empty folder, with a base made anew. Layers are compared by the digest of
+  stream, waits for the version, embeds the held-out rows, and compares their recall with the figure
+  from training.
+- The second build starts in an empty folder, with a new base. Layers are compared by the digest of
   their files, images by the digest of their configuration, which names all layers.
-- *load*: how many processes wanted a core, before the first build and after the last. Seconds of the
-  first build are small where an earlier one left layers in the folder; those of both are also the
-  package index's."""
+- *load*: the load average before the first build and after the last. The first build is fast if an
+  earlier one left layers in the folder; both times include downloads from the package index."""
 _RESULTS = {
-    "ray_seconds": "Ray's head answered after, s",
-    "service_seconds": "the control plane answered `/readyz` after, s",
-    "embeddings_seconds": "the endpoint answered `/readyz` after, s",
+    "ray_seconds": "Ray's head responded after, s",
+    "service_seconds": "the control plane responded to `/readyz` after, s",
+    "embeddings_seconds": "the endpoint responded to `/readyz` after, s",
 }
 _SMOKE = {
-    "ranks": "ranks that learned the dataset",
-    "version": "version that came of it",
-    "recall_at_10": "recall@10 of the embeddings, as training measured it",
-    "seconds": "from the post to that, s",
+    "ranks": "ranks that trained the dataset",
+    "version": "published version",
+    "recall_at_10": "recall@10 of the embeddings, equal to training's",
+    "seconds": "seconds from the post",
 }
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """Question, machine, configuration, result."""
+    """Render the whole page."""
     images, again = report["images"], report["again"]
     parts = [
         "# Images",
@@ -64,7 +63,7 @@ def _goals(report: Mapping[str, Any]) -> str:
         ["files written outside volumes", str(len(report["trial"]["written_elsewhere"])), "0"],
     ]
     if "smoke" in report["trial"]:
-        rows.append(["ranks that learned a dataset", str(report["trial"]["smoke"]["ranks"]), "2"])
+        rows.append(["ranks that trained a dataset", str(report["trial"]["smoke"]["ranks"]), "2"])
     for image, other in zip(report["images"], report["again"], strict=False):
         what = f"layers of {_short(image)} that a second build made alike"
         rows.append([what, *_alike(image, other)])
@@ -72,7 +71,7 @@ def _goals(report: Mapping[str, Any]) -> str:
 
 
 def _alike(image: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """How many are, and should be."""
+    """Table of results and goals."""
     pairs = zip_longest(_files(image), _files(other))
     same = sum(was == became for was, became in pairs)
     return [str(same), str(len(image["layers"]))]
@@ -93,7 +92,7 @@ def _sizes(images: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _layers(image: Mapping[str, Any], other: Mapping[str, Any] | None) -> str:
-    """Beside those of the second build, where there is one."""
+    """Table of layers, with those of a second build if there is one."""
     head = ["made by", "pull, MB", "files"]
     rows = [
         [_step(one["made_by"]), f"{one['packed_bytes'] / 1e6:.1f}", f"`{one['files'][7:19]}`"]
@@ -127,7 +126,7 @@ def _short(image: Mapping[str, Any]) -> str:
 
 
 def _step(text: str) -> str:
-    """Of the Dockerfile, without buildah's words before it and without the digest of what it copies."""
+    """Return the step of the Dockerfile, without buildah's prefix and digests."""
     bare = re.sub(
         r"^(\|\d+ \S+ )?/bin/sh( -c)?( #\(nop\))?|\b(file|dir|multi):[0-9a-f]+ ", "", text
     )

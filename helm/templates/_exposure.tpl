@@ -1,7 +1,7 @@
-{{/* How an HTTP port is reached from outside. root; component; where: the path of the values;
-     values; name; service and port to lead to. */}}
-{{/* What the world may ask for: neither metrics, nor what the parts say to each other (/internal), nor
-     what Ray Serve adds (/-/). Prefixes, because OpenShift makes no Route of an exact path. */}}
+{{/* Ingress and HTTPRoute of an HTTP port. root; component; where: the path of the values;
+     values; name; service and port to expose. */}}
+{{/* Exposed paths. They exclude metrics, internal routes (/internal) and
+     routes of Ray Serve (/-/). Prefixes, because OpenShift creates no Route for an exact path. */}}
 {{- define "cmcl.routedPaths" -}}
 {{- $paths := list "/v1" "/healthz" "/readyz" -}}
 {{- if eq .component "service" -}}
@@ -10,16 +10,16 @@
 {{- toYaml $paths -}}
 {{- end -}}
 
-{{/* The control plane asks for keys always (CMCL_AUTH), the endpoint where it is given a public key. */}}
+{{/* The control plane always requires keys (CMCL_AUTH), the endpoint if it has a public key. */}}
 {{- define "cmcl.keysAreAsked" -}}
 {{- $endpoint := .root.Values.access.endpoint -}}
 {{- if and (eq .component "serving") (not $endpoint.publicKey) (not $endpoint.open) -}}
-{{- fail (printf "%s.%s.enabled is true, but access.endpoint.publicKey is empty: everybody whom it lets in could ask the endpoint. Set access.endpoint.signingSecret and publicKey (docs/security.md), or access.endpoint.open to true if that is meant" .where .kind) -}}
+{{- fail (printf "%s.%s.enabled is true, but access.endpoint.publicKey is empty: all clients could use the endpoint without a key. Set access.endpoint.signingSecret and publicKey (docs/security.md), or access.endpoint.open to true to permit this" .where .kind) -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Names by which the endpoint may be asked for where it asks for no keys: those of its Service, and
-     whatever the values name. Any, where everybody may ask. */}}
+{{/* Host names that an endpoint without keys accepts: those of its Service and of the values. All if it
+     is open. */}}
 {{- define "cmcl.endpointHosts" -}}
 {{- $endpoint := .Values.access.endpoint -}}
 {{- $service := include "cmcl.servingService" . -}}
@@ -68,7 +68,7 @@ spec:
 {{- define "cmcl.httpRoute" -}}
 {{- include "cmcl.keysAreAsked" (merge (dict "kind" "httpRoute") .) -}}
 {{- if not .values.parentRefs }}
-{{- fail (printf "%s.httpRoute.parentRefs is empty: which gateway is to lead to it?" .where) }}
+{{- fail (printf "%s.httpRoute.parentRefs is empty: list the gateways to attach to" .where) }}
 {{- end -}}
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute

@@ -2,8 +2,8 @@
 {{ default .Chart.Name .Values.nameOverride }}
 {{- end -}}
 
-{{/* The first part of all names. KubeRay allows a RayService 47 characters, cuts names of Secrets at
-     50 and wants a letter in front; "-serving" and its own 6 characters must fit behind. */}}
+{{/* Prefix of all names. KubeRay permits 47 characters for a RayService, truncates names of Secrets at
+     50 and requires a letter first; "-serving" and 6 further characters must fit. */}}
 {{- define "cmcl.fullname" -}}
 {{- $name := include "cmcl.name" . -}}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
@@ -14,7 +14,7 @@
 {{- $full -}}
 {{- end -}}
 
-{{/* What every pod carries and what selects pods; `component` is service, training, serving, migration,
+{{/* Labels of every pod, used by selectors; `component` is service, training, serving, migration,
      rebuild or test. Not app.kubernetes.io/name: on Ray's pods that is KubeRay's, whose Service for the head of
      a RayService selects by its own value and would find none (kuberay#2648). */}}
 {{- define "cmcl.selectorLabels" -}}
@@ -23,7 +23,7 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
-{{/* What selects the pods of the control plane: a Deployment's selector cannot be changed. */}}
+{{/* Selector of the control plane's pods. A Deployment's selector is immutable. */}}
 {{- define "cmcl.serviceSelector" -}}
 app.kubernetes.io/name: {{ include "cmcl.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -54,7 +54,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ default (include "cmcl.fullname" .) .Values.service.serviceAccount.name }}
 {{- end -}}
 
-{{/* That of the service is not there before an install: one of its own, with the same identity. */}}
+{{/* The service's account does not exist before an install, so the migration has its own, with the same identity. */}}
 {{- define "cmcl.migrationAccount" -}}
 {{- if .Values.service.serviceAccount.create -}}
 {{ include "cmcl.fullname" . }}-migration
@@ -71,7 +71,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ include "cmcl.fullname" . }}-serving
 {{- end -}}
 
-{{/* The Service that KubeRay makes in front of the replicas. */}}
+{{/* The Service that KubeRay creates for the replicas. */}}
 {{- define "cmcl.servingService" -}}
 {{ include "cmcl.servingName" . }}-serve-svc
 {{- end -}}
@@ -85,7 +85,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if not .Values.database.existingSecret }}true{{ end -}}
 {{- end -}}
 
-{{/* Non-empty when each attempt is a RayJob. */}}
+{{/* Non-empty if each attempt is a RayJob. */}}
 {{- define "cmcl.makesRayJobs" -}}
 {{- if eq .Values.training.launcher "kuberay" }}true{{ end -}}
 {{- end -}}

@@ -10,7 +10,7 @@
         values: [{{ join ", " .components }}]
 {{- end -}}
 
-{{/* Which pods a policy is about: root, components. */}}
+{{/* Pod selector of a policy: root, components. */}}
 {{- define "cmcl.policyFor" -}}
 podSelector:
   matchLabels:
@@ -27,7 +27,7 @@ policyTypes:
   {{- end }}
 {{- end -}}
 
-{{/* Whoever may call an HTTP port: everybody, or who was named and the chart's own pods. */}}
+{{/* ReplicaGroup that may call an HTTP port: all, or the listed ones and the chart's own pods. */}}
 {{- define "cmcl.fromClients" -}}
 {{- with .root.Values.networkPolicy.clients -}}
 from:
@@ -43,11 +43,11 @@ from:
 {{- end }}
 {{- end -}}
 
-{{/* What every part may reach besides its own peers; the user's rules name store and database. */}}
+{{/* Egress of every part in addition to its peers. The user's rules list store and database. */}}
 {{- define "cmcl.commonEgress" -}}
 {{- $policy := .Values.networkPolicy -}}
 {{- if and (not $policy.egress) (or (not (include "cmcl.storeIsVolume" .)) (not (include "cmcl.usesSqlite" .))) }}
-{{- fail "networkPolicy.restrictEgress is true and networkPolicy.egress is empty: nothing could reach the store or the database" }}
+{{- fail "networkPolicy.restrictEgress is true and networkPolicy.egress is empty: no pod could reach the store or the database; list them in networkPolicy.egress" }}
 {{- end -}}
 - to: {{- toYaml $policy.dns | nindent 4 }}
   ports:

@@ -18,7 +18,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* What a pod is known by, and what users add to it. root, component, group. */}}
+{{/* Labels of a pod, with those of the user. root, component, group. */}}
 {{- define "cmcl.podLabels" -}}
 {{ include "cmcl.selectorLabels" . }}
 {{- with .group.podLabels }}
@@ -26,7 +26,7 @@ capabilities:
 {{- end }}
 {{- end -}}
 
-{{/* What users and the chart write on pods. root, group; own: the chart's annotations, as text. */}}
+{{/* Annotations of a pod. root, group; own: the chart's annotations, as text. */}}
 {{- define "cmcl.podAnnotations" -}}
 {{- with .group.podAnnotations }}
 {{- toYaml . }}
@@ -46,14 +46,14 @@ annotations: {{- . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{/* The part of a pod's spec that is the same everywhere.
+{{/* The common part of all pod specs.
      root; account: its service account; group: where users choose nodes and priority;
-     token: whether it talks to Kubernetes. */}}
+     token: whether it uses the Kubernetes API. */}}
 {{- define "cmcl.podSpec" -}}
 serviceAccountName: {{ .account }}
-# Only who makes RayJobs talks to Kubernetes; workload identity projects a token of its own.
+# Only a service that creates RayJobs uses the Kubernetes API; workload identity projects a separate token.
 automountServiceAccountToken: {{ default false .token }}
-# Kubernetes would set CMCL_PORT=tcp://... for a Service named cmcl, which is our own setting.
+# For a Service named cmcl, Kubernetes would set CMCL_PORT=tcp://..., which is a setting of cmcl.
 enableServiceLinks: false
 securityContext: {{- include "cmcl.podSecurityContext" .root | nindent 2 }}
 {{- with .root.Values.imagePullSecrets }}
@@ -100,7 +100,7 @@ topologySpreadConstraints:
 - name: {{ $name }}
   {{- if kindIs "map" $value }}
   {{- if hasKey $value "resourceFieldRef" }}
-  {{- /* What Go's types write where none is given. */}}
+  {{- /* The default that Go's types write. */}}
   {{- $value = mergeOverwrite (dict "resourceFieldRef" (dict "divisor" "0")) $value }}
   {{- end }}
   valueFrom: {{- toYaml $value | nindent 4 }}
@@ -110,7 +110,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* A user that the cluster chooses has no entry in /etc/passwd; Ray and torch ask for name and home. */}}
+{{/* A user id assigned by the cluster has no entry in /etc/passwd, but Ray and torch need a name and a home. */}}
 {{- define "cmcl.userEnv" -}}
 - name: HOME
   value: /home/cmcl

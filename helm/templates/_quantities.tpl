@@ -32,7 +32,7 @@
 {{- end -}}
 {{- end -}}
 {{- if ne $amount (floor $amount) -}}
-{{- fail (printf "%s is %s, which is no whole number of %s: choose one that is" .where $text (ternary "bytes" "thousandths" $binary)) -}}
+{{- fail (printf "%s is %s, but must be a whole number of %s" .where $text (ternary "bytes" "thousandths" $binary)) -}}
 {{- end -}}
 {{- $amount = int64 $amount -}}
 {{- range until (len $units) -}}
@@ -64,7 +64,7 @@
 {{- toYaml $canonical -}}
 {{- end -}}
 
-{{/* Volumes as Go's types would write them: KubeRay owns their list otherwise (see above). volumes; where. */}}
+{{/* Volumes in Go's form; otherwise KubeRay owns their list (see above). volumes; where. */}}
 {{- define "cmcl.canonicalVolumes" -}}
 {{- $volumes := list -}}
 {{- range $index, $volume := .volumes -}}
@@ -85,7 +85,7 @@
 {{- toYaml $volumes -}}
 {{- end -}}
 
-{{/* Mounts likewise: Go leaves out what is false. */}}
+{{/* Mounts likewise: Go omits false values. */}}
 {{- define "cmcl.canonicalMounts" -}}
 {{- $mounts := list -}}
 {{- range . -}}

@@ -1,4 +1,4 @@
-{{/* Non-empty when the store is a folder on a volume. */}}
+{{/* Non-empty if the store is a folder on a volume. */}}
 {{- define "cmcl.storeIsVolume" -}}
 {{- if hasPrefix "file://" .Values.store.uri }}true{{ end -}}
 {{- end -}}
@@ -11,7 +11,7 @@
 {{ default (printf "%s-database" (include "cmcl.fullname" .)) .Values.database.volume.existingClaim }}
 {{- end -}}
 
-{{/* How boto3 finds its way, for every pod that reads the store. */}}
+{{/* Environment of boto3, for every pod that reads the store. */}}
 {{- define "cmcl.storeEnv" -}}
 {{- with .Values.store.endpointUrl }}
 - name: AWS_ENDPOINT_URL
@@ -32,7 +32,7 @@
 {{- end }}
 {{- end -}}
 
-{{/* The root filesystem is read-only: what programs write besides the store. */}}
+{{/* Writable folders, because the root filesystem is read-only. */}}
 {{- define "cmcl.volumeMounts" -}}
 - name: tmp
   mountPath: /tmp
@@ -44,8 +44,8 @@
 {{- end }}
 {{- end -}}
 
-{{/* Only pods of one node can mount a ReadWriteOnce volume. One pod of each kind may do that, on a single
-     node; several are there for several nodes, and all but one would wait for the volume for ever. */}}
+{{/* Only pods of one node can mount a ReadWriteOnce volume. Several pods of a kind are meant for several
+     nodes, where all but one would wait for the volume permanently. */}}
 {{- define "cmcl.checkStoreIsShared" -}}
 {{- if and (include "cmcl.storeIsVolume" .) (eq .Values.store.volume.accessMode "ReadWriteOnce") -}}
 {{- $serving := .Values.serving -}}
@@ -65,7 +65,7 @@
   "service.replicas or autoscaling ask for" (ternary 2 1 (and (not (include "cmcl.usesSqlite" .)) (not (empty (include "cmcl.hasReplicas" .))))) -}}
 {{- range $who, $number := $pods -}}
 {{- if gt (int $number) 1 -}}
-{{- fail (printf "store.uri is %s, on a volume with store.volume.accessMode ReadWriteOnce that pods of one node alone can mount, and %s %d pods: set store.uri to s3://..., set accessMode to ReadWriteMany with a storage class that has it, or ask for one pod" $.Values.store.uri $who (int $number)) -}}
+{{- fail (printf "store.uri is %s, on a volume with store.volume.accessMode ReadWriteOnce, which only pods of one node can mount, and %s %d pods: set store.uri to s3://..., set accessMode to ReadWriteMany with a storage class that supports it, or request one pod" $.Values.store.uri $who (int $number)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -77,7 +77,7 @@ def test_a_claim_that_exists_is_used_and_not_made() -> None:
     assert claims == [{"claimName": "ours"}, {"claimName": "ours"}]
 
 
-ONE_NODE = "accessMode ReadWriteOnce that pods of one node alone can mount, and "
+ONE_NODE = "accessMode ReadWriteOnce, which only pods of one node can mount, and "
 SHARED = {"store": {"volume": {"accessMode": "ReadWriteMany"}}}
 
 

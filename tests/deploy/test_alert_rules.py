@@ -20,7 +20,7 @@ ALERTS: list[dict[str, Any]] = [rule for group in RULES["groups"] for rule in gr
 NAMES = [rule["alert"] for rule in ALERTS]
 PAGES = ROOT / "docs" / "runbooks"
 INDEX = (PAGES / "README.md").read_text()
-SECTIONS = ["What it means", "Look", "Mend"]
+SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
 # name{matchers}, or a bare name
 SELECTOR = re.compile(r"\b((?:ray_)?cmcl_\w+)\s*(?:\{([^}]*)\})?")
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "info": ("_info",)}

@@ -25,7 +25,7 @@ CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose" / "serve.ya
 class Head:
     """A Ray head's dashboard, as far as it is asked: it forgets what it serves when it starts anew.
 
-    What it is handed over once more is nothing to do, whatever became of it the first time.
+    It ignores an unchanged configuration, whatever its outcome was.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ def _nothing() -> None:
 def test_what_is_served_is_handed_over_once(head: Head) -> None:
     told = _told(head, _nothing, _nothing)
     assert head.handed_over == [CONFIG]
-    assert told == ["embeddings is handed over", "embeddings is RUNNING"]
+    assert told == ["embeddings is deployed", "embeddings is RUNNING"]
 
 
 def test_a_head_that_starts_anew_serves_again(head: Head) -> None:
@@ -105,8 +105,8 @@ def test_a_head_that_starts_anew_serves_again(head: Head) -> None:
     told = _told(head, _nothing, fall, head.start_anew, _nothing)
     assert head.handed_over == [CONFIG, CONFIG]
     assert told[2:] == [
-        "Ray does not answer: connection refused",
-        "embeddings is handed over",
+        "Ray does not respond: connection refused",
+        "embeddings is deployed",
         "embeddings is RUNNING",
     ]
 
@@ -130,8 +130,8 @@ def test_an_answer_that_is_no_list_of_applications_is_waited_out(
         head.content = None
 
     told = _told(head, mend, _nothing)
-    assert told[0].startswith("Ray does not answer: no list of applications, but ")
-    assert told[1:] == ["embeddings is handed over", "embeddings is RUNNING"]
+    assert told[0].startswith("Ray does not respond: no list of applications, but ")
+    assert told[1:] == ["embeddings is deployed", "embeddings is RUNNING"]
 
 
 def test_an_application_of_a_configuration_before_is_replaced(head: Head) -> None:
@@ -178,7 +178,7 @@ def test_sigterm_ends_it_well_while_ray_is_away(tmp_path: Path) -> None:
     # Nobody listens at port 1.
     with _script(tmp_path, 1) as process:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("Ray does not answer")
+        assert process.stdout.readline().startswith("Ray does not respond")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 

@@ -99,5 +99,7 @@ def test_a_machine_where_buildah_may_not_work_is_told_why(
     program.write_text("#!/bin/sh\necho 'mount: operation not permitted' >&2\nexit 125\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NoBuildah, match="no container here: mount: operation not permitted"):
+    with pytest.raises(
+        NoBuildah, match="cannot create a container here: mount: operation not permitted"
+    ):
         Buildah.find(tmp_path / "images")

@@ -107,6 +107,6 @@ def test_the_page_tells_what_ran_and_what_was_written() -> None:
     smoke = {"version": 1, "ranks": 2, "recall_at_10": 0.35681818, "seconds": 24.2}
     trial = {"ray_seconds": 5.1, "smoke": smoke, "written_elsewhere": ["var/tmp/x"]}
     page = markdown(report([], trial))
-    assert "| ranks that learned a dataset | 2 | 2 |" in page
-    assert "| recall@10 of the embeddings, as training measured it | 0.3568 |" in page
+    assert "| ranks that trained a dataset | 2 | 2 |" in page
+    assert "| recall@10 of the embeddings, equal to training's | 0.3568 |" in page
     assert "| written outside volumes | var/tmp/x |" in page

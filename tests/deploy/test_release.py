@@ -62,7 +62,7 @@ def test_every_reason_against_a_release_is_told(tree: Path) -> None:
     with pytest.raises(NotReleasable) as refused:
         check("v7.0.0", tree)
     assert str(refused.value).splitlines() == [
-        f"the tag is v7.0.0; pyproject.toml wants v{version()}",
+        f"the tag is v7.0.0; pyproject.toml requires v{version()}",
         f"helm/Chart.yaml has the appVersion 9{version()}; pyproject.toml has {version()}",
         "CHANGELOG.md has no section '## [7.0.0] - YYYY-MM-DD' with entries",
     ]

@@ -65,7 +65,7 @@ def alerts_on_the_gauges() -> set[str]:
         for rule in group["rules"]
         if names & set(re.findall(r"\w+", rule["expr"]))
     }
-    assert "CmclEndpointGone" in found
+    assert "CmclEndpointDown" in found
     return found
 
 

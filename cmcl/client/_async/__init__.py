@@ -1,1 +1,1 @@
-"""The client, a module per kind of call: `_async` is written, `_sync` is generated from it."""
+"""The asynchronous client, one module per noun; the synchronous one is generated from it."""

@@ -1,4 +1,4 @@
-"""The embeddings endpoint: embeddings, models that it serves, and collections to search."""
+"""Calls of the embeddings endpoint: embeddings, served models, collections."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import islice
@@ -10,20 +10,20 @@ from cmcl.client._async.session import Calls, new_key
 from cmcl.client.endpoint import (
     Collection,
     Embeddings,
-    Found,
     Item,
-    Migrated,
+    MigratedEmbeddings,
     Query,
+    SearchResults,
     ServedModel,
     Similarity,
     Vectors,
-    Written,
-    content_of,
+    WriteResult,
+    encode_content,
+    encode_inputs,
     migrated,
-    understood,
+    parse_response,
     vectors_of,
     version_of,
-    written_inputs,
 )
 from cmcl.client.errors import InvalidArgument
 from cmcl.client.wire import (
@@ -48,14 +48,14 @@ class EndpointCalls(Calls):
     async def embed(
         self, model: str, modality: str, inputs: Vectors | Sequence[str] | str
     ) -> Embeddings:
-        """Embed features or texts with the live version of `model`, or with that of `name@version`.
+        """Embed features or texts with the live version of `model`, or with a version `name@version`.
 
-        `inputs`: features (rows × the modality's width), or texts where the endpoint has an encoder
-        for the modality (docs/encoders.md). The answer has a vector for each.
+        `inputs` are features (rows × width of the modality), or texts if the endpoint has an encoder
+        for the modality (docs/encoders.md). The result has one vector per input.
         """
-        body = {"model": model, "modality": modality, **written_inputs(inputs)}
-        response = await self._ask("POST", "/v1/embeddings", body)
-        return understood(
+        body = {"model": model, "modality": modality, **encode_inputs(inputs)}
+        response = await self._request("POST", "/v1/embeddings", body)
+        return parse_response(
             response, lambda answer: Embeddings(vectors_of(answer), version_of(answer))
         )
 
@@ -66,10 +66,10 @@ class EndpointCalls(Calls):
         vectors: Vectors,
         from_version: int,
         most_error: float = 0.5,
-    ) -> Migrated:
-        """Turn vectors that one version stored into those of the live version, or of `name@version`.
+    ) -> MigratedEmbeddings:
+        """Map vectors of `from_version` to the live version, or to a version `name@version`.
 
-        Refused (422) where the error would exceed `most_error`, from 0 to 1.
+        Fails with status 422 if the relative error would exceed `most_error` (0 to 1).
         """
         name, _, to_version = model.partition("@")
         body = {
@@ -78,9 +78,9 @@ class EndpointCalls(Calls):
             "from_version": from_version,
             "to_version": int(to_version) if to_version.isdecimal() else to_version or None,
             "most_error": most_error,
-            **written_inputs(vectors),
+            **encode_inputs(vectors),
         }
-        return understood(await self._ask("POST", "/v1/migrate", body), migrated)
+        return parse_response(await self._request("POST", "/v1/migrate", body), migrated)
 
     async def similarity(
         self,
@@ -89,62 +89,68 @@ class EndpointCalls(Calls):
         candidates: Sequence[Query],
         top_k: int | None = None,
     ) -> Similarity:
-        """Score every query against every candidate; with `top_k`, only each query's best candidates.
+        """Score every query against every candidate; with `top_k`, return each query's best candidates.
 
-        Queries and candidates may be of any modalities of the model. One version embeds all of them:
-        the live one of `model`, or that of `name@version`.
+        Queries and candidates may be of any modality of the model. One version embeds all of them:
+        the live version of `model`, or a version `name@version`.
         """
         body = {
             "model": model,
-            "queries": [content_of(each) for each in queries],
-            "candidates": [content_of(each) for each in candidates],
+            "queries": [encode_content(each) for each in queries],
+            "candidates": [encode_content(each) for each in candidates],
             "top_k": top_k,
         }
-        response = await self._ask("POST", "/v1/similarity", body)
+        response = await self._request("POST", "/v1/similarity", body)
         return read(Similarity, response, Side.EMBEDDINGS)
 
     async def served_models(self) -> list[ServedModel]:
-        """Models that the endpoint serves: versions, trials, whether stored vectors still fit."""
-        response = await self._ask("GET", "/v1/models")
+        """Return the models that the endpoint serves, with versions, trials and vector compatibility."""
+        response = await self._request("GET", "/v1/models")
         models = listed(response, "data", Side.EMBEDDINGS)["data"]
         return [validated(ServedModel, each, response) for each in models]
 
     async def served_model(self, model: str) -> ServedModel:
-        """One of them, by its name or as name@version."""
-        response = await self._ask("GET", f"/v1/models/{segment(model)}")
+        """Return a served model, by name or as name@version."""
+        response = await self._request("GET", f"/v1/models/{segment(model)}")
         return read(ServedModel, response, Side.EMBEDDINGS)
 
     async def create_collection(
         self, name: str, model: str, feature_type: str = "float32"
     ) -> Collection:
-        """Create a collection that follows `model`; the same properties again return the same one."""
+        """Create a collection that follows `model`. Repeating the call returns the same collection."""
         body = {"model": model, "feature_type": feature_type}
-        return read(Collection, await self._ask("PUT", _at(name), body), Side.EMBEDDINGS)
+        return read(Collection, await self._request("PUT", _path(name), body), Side.EMBEDDINGS)
 
     async def collections(self) -> AsyncIterator[Collection]:
-        """All collections, by name."""
-        response = await self._ask("GET", _COLLECTIONS)
+        """Iterate over all collections, by name."""
+        response = await self._request("GET", _COLLECTIONS)
         for each in listed(response, "data", Side.EMBEDDINGS)["data"]:
             yield validated(Collection, each, response)
 
     async def collection(self, name: str) -> Collection:
-        """One collection: what is stored, and what the replica that answers searches."""
-        return read(Collection, await self._ask("GET", _at(name)), Side.EMBEDDINGS)
+        """Return a collection: what is stored, and the search state of the responding replica."""
+        return read(Collection, await self._request("GET", _path(name)), Side.EMBEDDINGS)
 
     async def delete_collection(self, name: str) -> None:
         """Delete a collection with all its items."""
-        await self._ask("DELETE", _at(name), headers=_once())
+        await self._request("DELETE", _path(name), headers=_idempotency_key())
 
-    async def add_items(self, name: str, items: Iterable[Item], at_once: int = 1000) -> Written:
-        """Add items; existing ones with the same ids are replaced.
+    async def add_items(
+        self, name: str, items: Iterable[Item], batch_size: int = 1000
+    ) -> WriteResult:
+        """Add items, and replace existing items with the same ids.
 
-        `at_once` items make one change, which is searched as a whole; the answer is that of the last.
+        Every `batch_size` items are one atomic change; returns the result of the last change.
         """
-        return await self._in_pieces(f"{_at(name)}/items", "items", map(_item, items), at_once)
+        return await self._in_batches(
+            f"{_path(name)}/items", "items", map(_item, items), batch_size
+        )
 
-    async def remove_items(self, name: str, ids: Iterable[str], at_once: int = 1000) -> Written:
-        """Remove items; an id that does not exist is no error."""
-        return await self._in_pieces(f"{_at(name)}/items/delete", "ids", ids, at_once)
+    async def remove_items(
+        self, name: str, ids: Iterable[str], batch_size: int = 1000
+    ) -> WriteResult:
+        """Remove items. Ids that do not exist are ignored."""
+        return await self._in_batches(f"{_path(name)}/items/delete", "ids", ids, batch_size)
 
     async def search(  # noqa: PLR0913 - the options of a search
         self,
@@ -157,14 +163,15 @@ class EndpointCalls(Calls):
         exact: bool = False,
         min_revision: int = 0,
         min_version: int = 0,
-    ) -> Found:
-        """The items of any modality that are nearest to the query, by the live version.
+    ) -> SearchResults:
+        """Return the items nearest to the query, scored by the live version.
 
-        `filter`: over payloads, docs/search.md has the language. `min_revision`: wait until this
-        change is searched, for example that of `add_items`; `min_version`: until this version answers.
+        `modalities` restricts the items. `filter` is a filter over payloads (docs/search.md).
+        `exact` compares with every item. `min_revision` waits for a change of the collection, for
+        example that of `add_items`; `min_version` waits for a version.
         """
         body: dict[str, Any] = {
-            "query": content_of(query),
+            "query": encode_content(query),
             "top_k": top_k,
             "exact": exact,
             "modalities": None if modalities is None else list(modalities),
@@ -172,29 +179,29 @@ class EndpointCalls(Calls):
         }
         least = {"x-min-collection-revision": min_revision, "x-min-model-version": min_version}
         headers = {header: str(value) for header, value in least.items() if value}
-        response = await self._ask("POST", f"{_at(name)}/search", body, headers)
-        return read(Found, response, Side.EMBEDDINGS)
+        response = await self._request("POST", f"{_path(name)}/search", body, headers)
+        return read(SearchResults, response, Side.EMBEDDINGS)
 
     async def export_collection(self, name: str, form: str, table: str | None = None) -> bytes:
-        """All items with their vectors, for another store; in memory, so not for millions.
+        """Return all items with their vectors, for another vector store. The result is held in memory.
 
         `form`: qdrant (JSON lines of points), pgvector (CSV for COPY) or pgvector-ddl (its table).
         """
         params = given(format=form, table=table)
-        return (await self._ask("GET", f"{_at(name)}/export", params=params)).content
+        return (await self._request("GET", f"{_path(name)}/export", params=params)).content
 
-    async def _in_pieces(
-        self, path: str, field: str, entries: Iterable[object], at_once: int
-    ) -> Written:
-        left, written = iter(entries), None
-        while piece := list(islice(left, at_once)):
-            response = await self._ask("POST", path, {field: piece}, _once())
-            written = read(Written, response, Side.EMBEDDINGS)
+    async def _in_batches(
+        self, path: str, field: str, entries: Iterable[object], batch_size: int
+    ) -> WriteResult:
+        remaining, written = iter(entries), None
+        while batch := list(islice(remaining, batch_size)):
+            response = await self._request("POST", path, {field: batch}, _idempotency_key())
+            written = read(WriteResult, response, Side.EMBEDDINGS)
         if written is None:
-            raise InvalidArgument(f"there are no {field}; at least one is needed")
+            raise InvalidArgument(f"no {field} given; at least one is required")
         return written
 
-    async def _ask(
+    async def _request(
         self,
         method: str,
         path: str,
@@ -202,7 +209,7 @@ class EndpointCalls(Calls):
         headers: Mapping[str, str] | None = None,
         params: Params | None = None,
     ) -> httpx.Response:
-        """Values of the body that are None are left out."""
+        """Send a request. Omits values of the body that are None."""
         if body is not None:
             body = {name: value for name, value in body.items() if value is not None}
         request = Request(
@@ -216,15 +223,15 @@ class EndpointCalls(Calls):
         return await self._session.send(request)
 
 
-def _once() -> dict[str, str]:
-    """With this, a write that is sent again is done once."""
+def _idempotency_key() -> dict[str, str]:
+    """Return a header that makes a repeated write idempotent."""
     return {"idempotency-key": new_key()}
 
 
-def _at(name: str) -> str:
+def _path(name: str) -> str:
     return f"{_COLLECTIONS}/{segment(name)}"
 
 
 def _item(item: Item) -> dict[str, Any]:
     payload = {} if item.payload is None else {"payload": dict(item.payload)}
-    return {"id": item.id, **content_of(item), **payload}
+    return {"id": item.id, **encode_content(item), **payload}

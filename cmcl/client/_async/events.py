@@ -1,7 +1,7 @@
-"""Events as they happen: over one stream, or by polling where the service has no streams.
+"""Events of jobs and of the service, from a stream of server-sent events or by polling.
 
-A stream breaks with each restart of the service and each impatient proxy. The feed reconnects after
-the last event that it has seen, so none is missed and none comes twice.
+A stream breaks when the service restarts or a proxy times out. The feed reconnects after the last
+event that it received, so no event is missed or repeated.
 """
 
 import json
@@ -14,9 +14,9 @@ from httpx_sse import EventSource, ServerSentEvent
 from pydantic import ValidationError
 
 from cmcl.client._async.session import AsyncSession
-from cmcl.client.answers import FINAL_STATES, Event, Job
 from cmcl.client.concurrency import Clock
-from cmcl.client.errors import CmclError, may_pass
+from cmcl.client.errors import CmclError, is_transient
+from cmcl.client.types import FINAL_STATES, Event, Job
 from cmcl.client.wire import (
     Params,
     Request,
@@ -33,55 +33,58 @@ PROGRESS = "progress"
 
 _NO_STREAM = frozenset({404, 405, 406, 501})
 _FOREVER = float("inf")
-# Bounds the pauses between attempts, so that a service that is back is soon noticed.
+# Bounds the pauses between attempts, so that a restarted service is detected soon.
 _MOST_DOUBLINGS = 5
-# Seconds; longer than the pause between two heartbeats.
+# Seconds; longer than the interval of heartbeats.
 _LONGEST_SILENCE = 45.0
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """When to stop listening (`until`, in the client's clock), and how to wait.
+class WaitOptions:
+    """When to stop (`until`, by the client's clock), and how to wait.
 
-    `patience`: seconds without a service that answers. `poll_seconds`: where there is no stream.
+    outage_timeout: seconds that the service may be unavailable. poll_seconds: polling interval if the
+    service has no streams.
     """
 
     until: float = _FOREVER
-    patience: float = 60.0
+    outage_timeout: float = 60.0
     poll_seconds: float = 0.2
 
 
-class Silence:
-    """Measures for how long the service has not answered."""
+class OutageTimer:
+    """Measures how long the service has been unavailable."""
 
-    def __init__(self, clock: Clock, patience: float) -> None:
-        self._clock, self._patience = clock, patience
+    def __init__(self, clock: Clock, outage_timeout: float) -> None:
+        self._clock, self._timeout = clock, outage_timeout
         self._since: float | None = None
 
     def check(self, error: CmclError) -> None:
-        """Raise `error` once it has lasted for longer than the patience."""
+        """Raise `error` if the outage has lasted longer than the timeout."""
         if self._since is None:
             self._since = self._clock.now()
-        elif self._clock.now() - self._since >= self._patience:
+        elif self._clock.now() - self._since >= self._timeout:
             raise error
 
     def end(self) -> None:
-        """The service has answered."""
+        """Reset the timer, because the service has responded."""
         self._since = None
 
 
 class NoStream(Exception):
-    """The service has no events under this address."""
+    """The service has no event stream at this address."""
 
 
-class _Over(Exception):
+class _EndOfFeed(Exception):
     """The feed has ended."""
 
 
 class Feed:
-    """Events of one address."""
+    """Events from one address."""
 
-    def __init__(self, session: AsyncSession, path: str, params: Params, waiting: Waiting) -> None:
+    def __init__(
+        self, session: AsyncSession, path: str, params: Params, waiting: WaitOptions
+    ) -> None:
         self._session, self._path, self._params = session, path, params
         self._clock, self._retries = session.clock, session.retries
         self._waiting = waiting
@@ -89,20 +92,20 @@ class Feed:
         self._events: AsyncIterator[ServerSentEvent] | None = None
         self._last_id = ""
         self._failures = 0
-        self._silence = Silence(self._clock, waiting.patience)
+        self._outage = OutageTimer(self._clock, waiting.outage_timeout)
         self._ends_here = False
-        self._asked_for_more = False
+        self._reopened = False
         self._reconnect_seconds = self._retries.pause(1)
 
     async def next(self) -> Event | None:
-        """The next event; None at the end, or when the time is over.
+        """Return the next event, or None at the end of the feed or of the time.
 
-        Raises NoStream, and CmclError where the service refuses or is away for too long.
+        Raises NoStream, and CmclError if the request is rejected or the outage lasts too long.
         """
         while self._clock.now() < self._waiting.until:
             try:
                 arrived = await self._arrived()
-            except _Over:
+            except _EndOfFeed:
                 return None
             except CmclError as error:
                 await self._lose(error)
@@ -121,7 +124,7 @@ class Feed:
             await self._open.aclose()
 
     async def _arrived(self) -> ServerSentEvent | None:
-        """The next event of the stream; None where it has ended, and may be opened again."""
+        """Return the next event of the stream, or None if the stream ended and should be reopened."""
         try:
             if self._events is None:
                 await self._connect()
@@ -129,23 +132,23 @@ class Feed:
         except httpx.TransportError as error:
             raise unreachable(Side.SERVICE, error) from error
         if arrived is not None:
-            self._failures, self._asked_for_more = 0, False
-            self._silence.end()
+            self._failures, self._reopened = 0, False
+            self._outage.end()
             return arrived
         await self.aclose()
         await self._await_more()
         return None
 
     async def _await_more(self) -> None:
-        """Wait before a stream that has ended is opened again; after the job's end, open it once more."""
+        """Wait before reopening a stream. After the end of the job, reopen it only once."""
         if not self._ends_here:
             await self._clock.async_sleep(self._reconnect_seconds)
-        elif self._asked_for_more:
-            raise _Over
-        self._asked_for_more = True
+        elif self._reopened:
+            raise _EndOfFeed
+        self._reopened = True
 
     async def _connect(self) -> None:
-        """Open the stream. Raises _Over if the service reports the end of the feed."""
+        """Open the stream. Raises _EndOfFeed on status 204."""
         await self.aclose()
         headers = {"accept": "text/event-stream", "cache-control": "no-store"}
         if self._last_id:
@@ -162,34 +165,34 @@ class Feed:
         await response.aread()
         await self.aclose()
         if response.status_code == httpx.codes.NO_CONTENT:
-            raise _Over
+            raise _EndOfFeed
         check_server(Side.SERVICE, response)
         if response.is_success or response.status_code in _NO_STREAM:
             raise NoStream
         raise refused(Side.SERVICE, response)
 
     async def _lose(self, error: CmclError) -> None:
-        """Wait before the next attempt. Raises an error that will not pass, or has lasted too long."""
-        if not may_pass(error):
+        """Wait before the next attempt. Raises permanent errors, and those that last too long."""
+        if not is_transient(error):
             raise error
         now = self._clock.now()
         if now >= self._waiting.until:
             return
         await self.aclose()
         self._failures += 1
-        self._silence.check(error)
+        self._outage.check(error)
         pause = self._retries.pause(min(self._failures, _MOST_DOUBLINGS))
         await self._clock.async_sleep(min(pause, self._waiting.until - now))
 
     def _event(self, arrived: ServerSentEvent) -> Event | None:
-        """None for an event without data, and for data of an unknown form."""
+        """Parse an event. Return None if it has no data, or data of an unknown form."""
         if arrived.retry is not None:
             self._reconnect_seconds = arrived.retry / 1000
-        # The protocol's last id stays in force over events that have none of their own.
+        # By the protocol, the last id remains valid for events without an id.
         is_numbered = bool(arrived.id) and arrived.id != self._last_id
         self._last_id = arrived.id or self._last_id
         event = parse_event(arrived.event, arrived.data, arrived.id if is_numbered else None)
-        # Events about the job's version may follow the one of its end.
+        # Events about the job's version may follow the final event of the job.
         if event is not None and event.kind.startswith("job."):
             self._ends_here = event.kind in FINAL_KINDS
         return event
@@ -198,14 +201,14 @@ class Feed:
 class JobEvents:
     """Events of one job, with or without streams."""
 
-    def __init__(self, session: AsyncSession, job: str, waiting: Waiting) -> None:
+    def __init__(self, session: AsyncSession, job: str, waiting: WaitOptions) -> None:
         self._session, self._job, self._waiting = session, job, waiting
         self._path = f"/v1/jobs/{segment(job)}"
         self._feed = self._new_feed()
         self._polls: Polls | None = None
 
     async def next(self) -> Event | None:
-        """See Feed. Where there is no stream, the job is polled from then on."""
+        """Return the next event, see Feed. Polls the job if the service has no streams."""
         if self._polls is None:
             try:
                 return await self._feed.next()
@@ -214,7 +217,7 @@ class JobEvents:
         return await self._polls.next()
 
     async def restart(self) -> None:
-        """Listen from the first event on."""
+        """Start again from the first event."""
         await self._feed.aclose()
         self._feed, self._polls = self._new_feed(), None
 
@@ -227,16 +230,16 @@ class JobEvents:
 
 
 class Polls:
-    """Changes of a job's state and progress, found by reading it again and again."""
+    """Changes of a job's state and progress, found by polling."""
 
-    def __init__(self, session: AsyncSession, path: str, waiting: Waiting) -> None:
+    def __init__(self, session: AsyncSession, path: str, waiting: WaitOptions) -> None:
         self._session, self._path, self._waiting = session, path, waiting
         self._clock = session.clock
         self._seen: Job | None = None
-        self._silence = Silence(self._clock, waiting.patience)
+        self._outage = OutageTimer(self._clock, waiting.outage_timeout)
 
     async def next(self) -> Event | None:
-        """See Feed."""
+        """Return the next change, see Feed."""
         while not (self._seen and self._seen.has_ended) and self._has_time():
             now = await self._look()
             before, self._seen = self._seen, now or self._seen
@@ -249,22 +252,22 @@ class Polls:
         return self._clock.now() < self._waiting.until
 
     async def _look(self) -> Job | None:
-        """None while the service is away."""
+        """Read the job. Return None while the service is unavailable."""
         try:
             job = await self._session.get(Job, self._path)
         except CmclError as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 raise
-            self._silence.check(error)
+            self._outage.check(error)
             return None
-        self._silence.end()
+        self._outage.end()
         return job
 
 
 class _BoundedBytes(httpx.AsyncByteStream):
-    """The bytes of a stream until a moment; then httpx.ReadTimeout.
+    """Stream of bytes that raises httpx.ReadTimeout after a deadline.
 
-    A server without events sends heartbeats, so no timeout of a read ends a stream.
+    A read timeout does not end an idle stream, because the server sends heartbeats.
     """
 
     def __init__(self, response: httpx.Response, until: float, clock: Clock) -> None:
@@ -275,22 +278,22 @@ class _BoundedBytes(httpx.AsyncByteStream):
             yield chunk
             if self._clock.now() >= self._until:
                 request = self._response.request
-                raise httpx.ReadTimeout("the time for listening is over", request=request)
+                raise httpx.ReadTimeout("the time limit of the stream has expired", request=request)
 
 
 def parse_event(kind: str, data: str, own_id: str | None) -> Event | None:
-    """An event from the fields of a server-sent event; None if it is of an unknown form."""
+    """Parse a server-sent event. Return None if its form is unknown."""
     try:
-        told = json.loads(data) if data else None
+        fields = json.loads(data) if data else None
     except ValueError as error:
-        raise CmclError(f"an event of the service is not JSON: {data[:200]}") from error
-    if not isinstance(told, dict):
+        raise CmclError(f"an event of the service is not valid JSON: {data[:200]}") from error
+    if not isinstance(fields, dict):
         return None
     if kind == PROGRESS:
-        return Event(kind=kind, details=told)
+        return Event(kind=kind, details=fields)
     number = int(own_id) if own_id and own_id.isdecimal() else None
     try:
-        return Event.model_validate({"kind": kind, "id": number, **told}, extra="allow")
+        return Event.model_validate({"kind": kind, "id": number, **fields}, extra="allow")
     except ValidationError:
         return None
 

@@ -1,14 +1,14 @@
-"""Jobs, and the events of jobs and of the whole service."""
+"""Calls about jobs, and about events of jobs and of the whole service."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 from pydantic import ValidationError
 
-from cmcl.client._async.events import PROGRESS, Feed, JobEvents, Waiting
+from cmcl.client._async.events import PROGRESS, Feed, JobEvents, WaitOptions
 from cmcl.client._async.session import Calls
-from cmcl.client.answers import Event, Job, JobProgress
-from cmcl.client.errors import CmclError, TookTooLong, may_pass
+from cmcl.client.errors import CmclError, WaitTimeout, is_transient
+from cmcl.client.types import Event, Job, JobProgress
 from cmcl.client.wire import given, posted_reason, segment
 
 
@@ -16,19 +16,19 @@ class JobCalls(Calls):
     """Calls about jobs and events."""
 
     def jobs(self, model: str | None = None, state: str | None = None) -> AsyncIterator[Job]:
-        """All jobs, or those of a model or in a state, in the order of their arrival."""
+        """Iterate over all jobs, or those of a model or in a state, oldest first."""
         return self._session.pages(Job, "/v1/jobs", given(model=model, state=state))
 
     async def job(self, job: str) -> Job:
-        """One job with its progress."""
+        """Return a job with its progress."""
         return await self._session.get(Job, _path(job))
 
     async def cancel(self, job: str) -> Job:
-        """Cancel a job; refused while its candidate is evaluated, and after its end."""
+        """Cancel a job. Fails while its candidate is being judged, and after its end."""
         return await self._session.post(Job, f"{_path(job)}/cancel")
 
     async def retry(self, job: str) -> Job:
-        """Give a failed job new attempts."""
+        """Retry a failed job."""
         return await self._session.post(Job, f"{_path(job)}/retry")
 
     async def approve(self, job: str, reason: str = "") -> Job:
@@ -39,20 +39,22 @@ class JobCalls(Calls):
         """Reject a candidate that is held for approval."""
         return await self._session.post(Job, f"{_path(job)}/reject", posted_reason(reason))
 
-    async def events(self, job: str, patience: float = 60.0) -> AsyncIterator[Event]:
-        """Events of a job from its first to its last, as they happen.
+    async def events(self, job: str, outage_timeout: float = 60.0) -> AsyncIterator[Event]:
+        """Iterate over the events of a job from the first to the last, as they happen.
 
-        A broken stream is reconnected after the last event, for up to `patience` seconds without
-        an answer of the service. Without streams, the job is polled instead.
+        A broken stream is reconnected after the last event. Raises if the service is unavailable for
+        `outage_timeout` seconds. Polls the job if the service has no streams.
         """
-        async with aclosing(JobEvents(self._session, job, Waiting(patience=patience))) as source:
+        async with aclosing(
+            JobEvents(self._session, job, WaitOptions(outage_timeout=outage_timeout))
+        ) as source:
             while (event := await source.next()) is not None:
                 yield event
 
     def all_events(
         self, model: str | None = None, kinds: Sequence[str] = ()
     ) -> AsyncIterator[Event]:
-        """All events that are kept, the first one first."""
+        """Iterate over all stored events, oldest first."""
         return self._session.pages(Event, "/v1/events", given(model=model, kind=list(kinds)))
 
     async def follow_events(
@@ -60,16 +62,16 @@ class JobCalls(Calls):
         model: str | None = None,
         kinds: Sequence[str] = (),
         after: int | None = None,
-        patience: float = 60.0,
+        outage_timeout: float = 60.0,
     ) -> AsyncIterator[Event]:
-        """Events of the whole service as they happen, without an end.
+        """Iterate over the events of the whole service as they happen, without an end.
 
-        Begins after the event with the id `after`; without it, with the next event.
+        Starts after the event with the id `after`, or with the next event.
         """
         behind = None if after is None else str(after)
         params = given(model=model, kind=list(kinds), after=behind)
         async with aclosing(
-            Feed(self._session, "/v1/events", params, Waiting(patience=patience))
+            Feed(self._session, "/v1/events", params, WaitOptions(outage_timeout=outage_timeout))
         ) as feed:
             while (event := await feed.next()) is not None:
                 yield event
@@ -81,15 +83,15 @@ class JobCalls(Calls):
         timeout: float = 3600.0,
         poll_seconds: float = 0.2,
     ) -> Job:
-        """Follow a job to its end; `on_change` is called with each state. Raises TookTooLong.
+        """Follow a job to its end, and call `on_change` at each change.
 
-        `timeout` in seconds. Restarts of the control plane are waited for.
+        Waits through restarts of the control plane. Raises WaitTimeout after `timeout` seconds.
         """
         deadline = self._session.clock.now() + timeout
         now = await self.job(job)
         if on_change:
             on_change(now)
-        waiting = Waiting(deadline, patience=timeout, poll_seconds=poll_seconds)
+        waiting = WaitOptions(deadline, outage_timeout=timeout, poll_seconds=poll_seconds)
         async with aclosing(JobEvents(self._session, job, waiting)) as source:
             while not now.has_ended:
                 event = await source.next()
@@ -98,25 +100,25 @@ class JobCalls(Calls):
                     on_change(fresh)
                 now = fresh
                 if not now.has_ended and self._session.clock.now() >= deadline:
-                    raise TookTooLong(f"job {job} did not end within {timeout:g} seconds")
+                    raise WaitTimeout(f"job {job} did not end within {timeout:g} seconds")
                 if event is None:
-                    # The stream ended before the job: a retry resumed it, or it is about to end.
+                    # The stream ended before the job: the job was retried, or is about to end.
                     await self._session.clock.async_sleep(poll_seconds)
                     await source.restart()
         return now
 
     async def _after(self, now: Job, event: Event | None) -> Job:
-        """The job after an event. An event of progress is complete, so it needs no request."""
+        """Return the job after an event. A progress event is complete, so it needs no request."""
         if event is not None and event.kind == PROGRESS:
             try:
                 progress = JobProgress.model_validate(event.details, extra="allow")
                 return now.model_copy(update={"progress": progress})
             except ValidationError:
-                pass  # Of an unknown form: read the job itself.
+                pass  # Unknown form: read the job instead.
         try:
             return await self.job(now.id)
         except CmclError as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 raise
             return now
 

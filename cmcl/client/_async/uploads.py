@@ -1,8 +1,8 @@
-"""Files sent in parts. An upload that broke off, by a crash of either side, is resumed.
+"""Uploads of files in parts, which can be resumed after a crash of either side.
 
-Nothing is kept on this side: the Idempotency-Key of an upload is made from the file's name and
-SHA-256, so the same bytes again return the upload that was begun. The service lists the parts that
-have arrived; each is compared by its digest.
+No local state is kept. The Idempotency-Key of an upload is derived from the file's name and SHA-256,
+so the same bytes return the unfinished upload. The service lists the parts that have arrived, and
+the client compares their digests.
 """
 
 import base64
@@ -15,41 +15,41 @@ from pathlib import Path
 import httpx
 
 from cmcl.client._async.session import Calls
-from cmcl.client.answers import Upload, UploadPart, UploadProgress
 from cmcl.client.concurrency import async_call
 from cmcl.client.errors import CmclError
 from cmcl.client.files import LocalFile, Part, check_digest, digest_of, upload_key
+from cmcl.client.types import Upload, UploadPart, UploadProgress
 from cmcl.client.wire import Request, Side, read, segment, unreachable
 
-# Begun and lost again (expired, used, aborted) within a day.
+# Uploads of the same bytes within a day that expired, were used, or were aborted.
 _MOST_BEGINNINGS = 50
 _USABLE = frozenset({"open", "completing", "complete"})
-# The service reads the whole file once more; a request that takes longer is polled.
+# Completing reads the whole file; if the request times out, the state is polled.
 _LOOK_SECONDS = 1.0
 _LONGEST_LOOK_SECONDS = 1800.0
-# The service takes a few parts at a time, and one of 16 MiB may come over a slow line.
+# The service accepts a few parts at a time, and a part of 16 MiB may take long on a slow line.
 _LONGEST_TURN_SECONDS = 1800.0
 
 
 class UploadCalls(Calls):
-    """Calls about files."""
+    """Calls about uploads."""
 
     async def upload(
         self,
         path: str | PathLike[str],
         on_progress: Callable[[UploadProgress], None] | None = None,
     ) -> Upload:
-        """Send a file; the answer's `uri` can stand in a dataset. The same file again is sent once.
+        """Upload a file. Datasets can name the result's `uri`. A repeated upload sends only missing parts.
 
-        The file is read twice: its digest is announced, and the service accepts nothing else.
+        The file is read twice, because its digest is announced before the content is sent.
         """
         file = await async_call(partial(LocalFile.of, Path(path)))
         digest = await _digest(file)
         begun = await self._begin(file, digest)
-        there = {part.number: part.sha256 for part in begun.parts}
+        arrived = {part.number: part.sha256 for part in begun.parts}
         for part in file.parts(begun):
             if begun.state == "open":
-                await self._send_part(begun, file, part, there.get(part.number))
+                await self._send_part(begun, file, part, arrived.get(part.number))
             if on_progress is not None:
                 on_progress(UploadProgress(file.path, part.start + part.size, file.size))
         complete = begun if begun.state == "complete" else await self._complete(begun)
@@ -57,10 +57,10 @@ class UploadCalls(Calls):
         return complete
 
     async def upload_direct(self, path: str | PathLike[str]) -> Upload:
-        """Send a file straight to the bucket, where the service's store is one; it is read twice.
+        """Upload a file directly to the bucket, if the service's store is a bucket.
 
-        The signed address accepts only these bytes, so the digest comes first. An upload that broke
-        off begins again: for large files over bad lines, use `upload`.
+        The file is read twice, because the signed URL accepts only content with its digest. An
+        interrupted upload starts again; use `upload` for large files on unreliable lines.
         """
         file = await async_call(partial(LocalFile.of, Path(path)))
         digest = await _digest(file)
@@ -70,23 +70,25 @@ class UploadCalls(Calls):
             begun = await self._session.post(Upload, f"{_path(begun.id)}/presign")
         signed = begun.presigned
         if signed is None:
-            raise CmclError(f"the service gave no address for upload {begun.id}")
-        # The length is part of what was signed; without it, the body would be sent in chunks.
+            raise CmclError(
+                f"the service returned no signed URL for upload {begun.id}; use `upload` instead"
+            )
+        # The length is part of the signature; without the header, the body would be chunked.
         headers = {**signed.headers, "content-length": str(file.size)}
         request = Request(signed.method, signed.url, Side.ELSEWHERE, headers=headers)
         await self._send_whole(request, file)
         return await self._complete(begun)
 
     async def upload_state(self, upload: str) -> Upload:
-        """An upload with the parts that have arrived."""
+        """Return an upload with the parts that have arrived."""
         return await self._session.get(Upload, _path(upload))
 
     async def abort_upload(self, upload: str) -> None:
-        """Delete an upload with all its parts."""
+        """Delete an upload with its parts."""
         await self._session.delete(_path(upload))
 
     async def _begin(self, file: LocalFile, digest: str) -> Upload:
-        """The upload of these bytes that was begun before, if it can still be used; else a new one."""
+        """Return the unfinished upload of these bytes if it is usable, else a new one."""
         body = {"filename": file.path.name, "bytes": file.size, "sha256": digest}
         key = upload_key(file.path.name, digest)
         for beginning in range(_MOST_BEGINNINGS):
@@ -104,7 +106,7 @@ class UploadCalls(Calls):
     async def _send_part(
         self, upload: Upload, file: LocalFile, part: Part, digest_there: str | None
     ) -> None:
-        """Send a part, unless the same bytes have arrived already."""
+        """Send a part, unless the same bytes have already arrived."""
         try:
             data = await async_call(partial(file.read, part))
         except OSError as error:
@@ -112,13 +114,13 @@ class UploadCalls(Calls):
         digest = hashlib.sha256(data)
         if digest.hexdigest() == digest_there:
             return
-        told = base64.b64encode(digest.digest()).decode()
+        encoded = base64.b64encode(digest.digest()).decode()
         request = Request(
             "PUT",
             f"{_path(upload.id)}/parts/{part.number}",
             headers={
                 "content-type": "application/octet-stream",
-                "content-digest": f"sha-256=:{told}:",
+                "content-digest": f"sha-256=:{encoded}:",
             },
             content=data,
         )
@@ -127,7 +129,7 @@ class UploadCalls(Calls):
             raise CmclError(f"part {part.number} of {file.path} arrived damaged; send it again")
 
     async def _send_in_turn(self, request: Request) -> httpx.Response:
-        """Send a request again for as long as the service is busy (429), up to half an hour."""
+        """Retry a request while the service is busy (429), up to half an hour."""
         clock = self._session.clock
         deadline = clock.now() + _LONGEST_TURN_SECONDS
         while True:
@@ -146,10 +148,10 @@ class UploadCalls(Calls):
             raise unreachable(request.side, error) from error
         if not response.is_success:
             status = response.status_code
-            raise CmclError(f"the bucket refused {file.path} with HTTP {status}", status)
+            raise CmclError(f"the bucket rejected {file.path} with HTTP {status}", status)
 
     async def _complete(self, upload: Upload) -> Upload:
-        """Have the file assembled; wait where this is done already, by a request whose answer was lost."""
+        """Complete the upload. Waits if an earlier request, whose response was lost, is completing it."""
         try:
             return await self._session.post(Upload, f"{_path(upload.id)}/complete")
         except CmclError as error:

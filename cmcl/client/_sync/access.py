@@ -4,8 +4,8 @@
 from collections.abc import Iterator, Sequence
 
 from cmcl.client._sync.session import Calls
-from cmcl.client.answers import ApiKey, Delivery, NewApiKey, NewWebhook, Webhook, Whoami
-from cmcl.client.errors import secret_lost
+from cmcl.client.errors import secret_lost_error
+from cmcl.client.types import ApiKey, Delivery, NewApiKey, NewWebhook, Webhook, Whoami
 from cmcl.client.wire import segment
 
 
@@ -13,7 +13,7 @@ class AccessCalls(Calls):
     """Calls about keys and webhooks."""
 
     def whoami(self) -> Whoami:
-        """Name, owner and scopes that the service grants to this client."""
+        """Return the name, owner and scopes of this client's key."""
         return self._session.get(Whoami, "/v1/whoami")
 
     def create_key(
@@ -23,7 +23,7 @@ class AccessCalls(Calls):
         owner: str | None = None,
         expires_in_days: int | None = None,
     ) -> NewApiKey:
-        """Create a key; only this answer has its secret, in `key`. `owner`: for the operator alone."""
+        """Create a key. Only this result has the secret, in `key`. `owner` needs the operator's key."""
         body = {
             "name": name,
             "scopes": list(scopes),
@@ -33,15 +33,15 @@ class AccessCalls(Calls):
         given = {field: value for field, value in body.items() if value is not None}
         made = self._session.post(NewApiKey, "/v1/keys", given)
         if made.key is None:
-            raise secret_lost("key", made.id)
+            raise secret_lost_error("key", made.id)
         return made
 
     def keys(self) -> Iterator[ApiKey]:
-        """All keys that the caller may see, without their secrets."""
+        """Iterate over the keys that the caller may see, without their secrets."""
         return self._session.pages(ApiKey, "/v1/keys")
 
     def key(self, key: str) -> ApiKey:
-        """One key, by its id."""
+        """Return a key by its id."""
         return self._session.get(ApiKey, f"/v1/keys/{segment(key)}")
 
     def revoke_key(self, key: str) -> None:
@@ -56,25 +56,29 @@ class AccessCalls(Calls):
         *,
         every_owner: bool = False,
     ) -> NewWebhook:
-        """Send events to `url`; only this answer has the secret of the signatures, in `secret`.
+        """Send events to `url`. Only this result has the signing secret, in `secret`.
 
-        Without `kinds`, events that need action; without `model`, those of every model of the
-        key's owner. `every_owner`: of the whole deployment, for the operator alone.
+        Without `kinds`, the webhook receives events that need action; without `model`, events of all
+        models of the key's owner. `every_owner` selects all owners and needs the operator's key.
         """
-        asked = True if every_owner else None
-        body = {"url": url, "kinds": list(kinds) or None, "model": model, "every_owner": asked}
+        body = {
+            "url": url,
+            "kinds": list(kinds) or None,
+            "model": model,
+            "every_owner": every_owner or None,
+        }
         given = {field: value for field, value in body.items() if value is not None}
         made = self._session.post(NewWebhook, "/v1/webhooks", given)
         if made.secret is None:
-            raise secret_lost("webhook", made.id)
+            raise secret_lost_error("webhook", made.id)
         return made
 
     def webhooks(self) -> Iterator[Webhook]:
-        """All webhooks."""
+        """Iterate over all webhooks."""
         return self._session.pages(Webhook, "/v1/webhooks")
 
     def webhook(self, webhook: str) -> Webhook:
-        """One webhook."""
+        """Return a webhook."""
         return self._session.get(Webhook, _path(webhook))
 
     def delete_webhook(self, webhook: str) -> None:
@@ -86,7 +90,7 @@ class AccessCalls(Calls):
         return self._session.post(Delivery, f"{_path(webhook)}/test")
 
     def deliveries(self, webhook: str) -> Iterator[Delivery]:
-        """Messages that were sent to a webhook, each with its outcome."""
+        """Iterate over the deliveries of a webhook and their outcomes."""
         return self._session.pages(Delivery, f"{_path(webhook)}/deliveries")
 
 

@@ -1,5 +1,5 @@
 # Generated from cmcl/client/_async/client.py by `make docs`; edit that file.
-"""The client: all calls over one session."""
+"""The client class: all calls over one session."""
 
 from types import TracebackType
 from typing import Self
@@ -18,15 +18,15 @@ from cmcl.client.connection import DEFAULT_EMBEDDINGS_URL, DEFAULT_SERVICE_URL, 
 
 
 class Client(ModelCalls, DatasetCalls, UploadCalls, JobCalls, EndpointCalls, AccessCalls):
-    """A client for both servers. `Client` blocks; `AsyncClient` is awaited, with asyncio or trio.
+    """Client of both servers. `Client` is synchronous; `AsyncClient` works with asyncio and trio.
 
-    Both have the same calls with the same arguments; lists are iterators, or asynchronous ones. Use
-    it as a context manager, or close it.
+    Both have the same calls with the same arguments. Lists are iterators, or asynchronous iterators.
+    Use the client as a context manager, or close it. Every call raises CmclError.
 
-    service_url: the control plane. embeddings_url: the endpoint that answers queries. timeout:
-    seconds of connecting, and of each read and write. key: by default that of the environment
-    variable CMCL_KEY. retries: how often a request is sent. transport: httpx's, for proxies and
-    tests. clock: for tests. Every call raises CmclError with the server's own words.
+    service_url: address of the control plane. embeddings_url: address of the embeddings endpoint.
+    timeout: seconds for connecting, and for each read and write. key: API key; by default the
+    environment variable CMCL_KEY. retries: retry policy. transport: httpx transport, for proxies and
+    tests. clock: for tests.
     """
 
     def __init__(  # noqa: PLR0913 - the options of a connection

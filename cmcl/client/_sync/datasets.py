@@ -1,5 +1,5 @@
 # Generated from cmcl/client/_async/datasets.py by `make docs`; edit that file.
-"""Datasets: posted, left open, appended to, sealed, deleted; and pre-flights, which check them first."""
+"""Calls about datasets, and about pre-flights, which check a dataset before it is posted."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,8 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from cmcl.client._sync.uploads import UploadCalls
-from cmcl.client.answers import Accepted, Answer, Dataset, DatasetSummary, Preflight
-from cmcl.client.errors import CmclError, Json, TookTooLong
+from cmcl.client.errors import CmclError, Json, WaitTimeout
 from cmcl.client.files import (
     OnUpload,
     ShardLists,
@@ -23,6 +22,7 @@ from cmcl.client.files import (
     shard_bodies,
     with_paths,
 )
+from cmcl.client.types import AcceptedDataset, ApiModel, Dataset, DatasetSummary, Preflight
 from cmcl.client.wire import given, segment
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.modality import ModalityPair
@@ -32,8 +32,8 @@ T = TypeVar("T", bound=BaseModel)
 Pair = ModalityPair | tuple[str, str]
 
 
-class _Opened(Answer):
-    """The answer where there may be no job yet."""
+class _Opened(ApiModel):
+    """Response for a dataset that may not have a job yet."""
 
     dataset: DatasetSummary
 
@@ -52,15 +52,15 @@ class DatasetCalls(UploadCalls):
         evaluation_share: float | None = None,
         upload: UploadMode = "auto",
         on_upload: OnUpload | None = None,
-    ) -> Accepted:
-        """Post a dataset and start its job. The same shards again return the same job.
+    ) -> AcceptedDataset:
+        """Post a dataset and start its job. Posting the same shards again returns the same job.
 
-        `shards` are addresses, or files and folders of this machine; `evaluation_shards` are held
-        out, and so is `evaluation_share` of the rows of `shards`. Local files that the service
-        cannot read are sent: `upload` is auto, always or never; `on_upload` gets the progress.
+        `shards` are addresses, or local files and folders. `evaluation_shards` are held out, and so
+        is the share `evaluation_share` of the rows of `shards`. `upload` is "auto" (upload local
+        files that the service cannot read), "always" or "never". `on_upload` receives the progress.
         """
         return self._post_with_shards(
-            Accepted,
+            AcceptedDataset,
             "/v1/datasets",
             _body(model, name, pair, evaluation_share),
             {"shards": shards, "evaluation_shards": evaluation_shards},
@@ -79,7 +79,7 @@ class DatasetCalls(UploadCalls):
         upload: UploadMode = "auto",
         on_upload: OnUpload | None = None,
     ) -> DatasetSummary:
-        """Post a dataset that stays open for more shards; its job starts once it is sealed."""
+        """Post a dataset that stays open for more shards. Its job starts when it is sealed."""
         opened = self._post_with_shards(
             _Opened,
             "/v1/datasets",
@@ -98,29 +98,29 @@ class DatasetCalls(UploadCalls):
         upload: UploadMode = "auto",
         on_upload: OnUpload | None = None,
     ) -> Dataset:
-        """Add shards to an open dataset; refused once it is sealed."""
+        """Add shards to an open dataset. Fails if the dataset is sealed."""
         sources = {"shards": shards, "evaluation_shards": evaluation_shards}
         path = f"{_path(dataset)}/shards"
         uploading = Uploading(upload, on_upload)
         return self._post_with_shards(Dataset, path, {}, sources, uploading)
 
-    def seal_dataset(self, dataset: str) -> Accepted:
+    def seal_dataset(self, dataset: str) -> AcceptedDataset:
         """Seal an open dataset and start its job. Sealing again returns the same job."""
-        return self._session.post(Accepted, f"{_path(dataset)}/seal")
+        return self._session.post(AcceptedDataset, f"{_path(dataset)}/seal")
 
     def datasets(self, model: str | None = None) -> Iterator[DatasetSummary]:
-        """All datasets, or those of a model, in the order of their arrival."""
+        """Iterate over all datasets, or those of a model, oldest first."""
         return self._session.pages(DatasetSummary, "/v1/datasets", given(model=model))
 
     def dataset(self, dataset: str) -> Dataset:
-        """One dataset with its shards."""
+        """Return a dataset with its shards."""
         return self._session.get(Dataset, _path(dataset))
 
     def delete_dataset(self, dataset: str) -> None:
         """Delete a dataset that is open, or whose job ended without a version."""
         self._session.delete(_path(dataset))
 
-    def ask_preflight(
+    def start_preflight(
         self,
         model: str,
         pair: Pair,
@@ -129,7 +129,7 @@ class DatasetCalls(UploadCalls):
         upload: UploadMode = "auto",
         on_upload: OnUpload | None = None,
     ) -> Preflight:
-        """Start a check of a dataset that is not posted; nothing is trained. See `await_preflight`."""
+        """Start a check of a dataset without posting it. Nothing is trained. See `await_preflight`."""
         return self._post_with_shards(
             Preflight,
             f"/v1/models/{segment(model)}/preflight",
@@ -139,17 +139,17 @@ class DatasetCalls(UploadCalls):
         )
 
     def preflight(self, preflight: str) -> Preflight:
-        """One pre-flight; `outlook` is its result."""
+        """Return a pre-flight; `outlook` is its result."""
         return self._session.get(Preflight, f"/v1/preflights/{segment(preflight)}")
 
     def preflights(self, model: str) -> Iterator[Preflight]:
-        """Pre-flights of a model in the order of their arrival."""
+        """Iterate over the pre-flights of a model, oldest first."""
         return self._session.pages(Preflight, f"/v1/models/{segment(model)}/preflights")
 
     def await_preflight(
         self, preflight_id: str, timeout: float = 600.0, poll_seconds: float = 0.5
     ) -> Preflight:
-        """Wait for the result of a pre-flight. Raises TookTooLong after `timeout` seconds."""
+        """Wait for the result of a pre-flight. Raises WaitTimeout after `timeout` seconds."""
         clock = self._session.clock
         deadline = clock.now() + timeout
         while True:
@@ -157,8 +157,8 @@ class DatasetCalls(UploadCalls):
             if now.has_ended:
                 return now
             if clock.now() >= deadline:
-                raise TookTooLong(
-                    f"pre-flight {preflight_id} has no answer after {timeout:g} seconds"
+                raise WaitTimeout(
+                    f"pre-flight {preflight_id} has no result after {timeout:g} seconds"
                 )
             clock.sleep(poll_seconds)
 
@@ -170,7 +170,7 @@ class DatasetCalls(UploadCalls):
         sources: Mapping[str, Sequence[ShardSource]],
         uploading: Uploading,
     ) -> T:
-        """POST a body with these lists of shards, by field. Local files are sent where needed."""
+        """POST a body with these lists of shards, by field. Uploads local files where needed."""
         lists: ShardLists = {field: expand(given) for field, given in sources.items()}
         if uploading.comes_first(is_near=self._session.is_near):
             lists = self._send_files(lists, all_local(lists), uploading)
@@ -187,7 +187,7 @@ class DatasetCalls(UploadCalls):
             raise with_paths(error, lists) from error
 
     def _send_files(self, lists: ShardLists, paths: set[Path], uploading: Uploading) -> ShardLists:
-        """The same lists after these files were uploaded."""
+        """Upload these files, and return the lists with their uploads."""
         there: dict[Path, ShardRef] = {}
         for path in sorted(paths):
             complete = self.upload(path, uploading.on_upload)
@@ -203,7 +203,7 @@ def _body(model: str, name: str, pair: Pair, evaluation_share: float | None) -> 
 
 
 def _as_pair(pair: Pair) -> ModalityPair:
-    """Raises ValidationError for two names that cannot be a pair."""
+    """Return a ModalityPair. Raises ValidationError for invalid names."""
     if isinstance(pair, ModalityPair):
         return pair
     first, second = pair

@@ -1,15 +1,15 @@
 # Generated from cmcl/client/_async/jobs.py by `make docs`; edit that file.
-"""Jobs, and the events of jobs and of the whole service."""
+"""Calls about jobs, and about events of jobs and of the whole service."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
 from pydantic import ValidationError
 
-from cmcl.client._sync.events import PROGRESS, Feed, JobEvents, Waiting
+from cmcl.client._sync.events import PROGRESS, Feed, JobEvents, WaitOptions
 from cmcl.client._sync.session import Calls
-from cmcl.client.answers import Event, Job, JobProgress
-from cmcl.client.errors import CmclError, TookTooLong, may_pass
+from cmcl.client.errors import CmclError, WaitTimeout, is_transient
+from cmcl.client.types import Event, Job, JobProgress
 from cmcl.client.wire import given, posted_reason, segment
 
 
@@ -17,19 +17,19 @@ class JobCalls(Calls):
     """Calls about jobs and events."""
 
     def jobs(self, model: str | None = None, state: str | None = None) -> Iterator[Job]:
-        """All jobs, or those of a model or in a state, in the order of their arrival."""
+        """Iterate over all jobs, or those of a model or in a state, oldest first."""
         return self._session.pages(Job, "/v1/jobs", given(model=model, state=state))
 
     def job(self, job: str) -> Job:
-        """One job with its progress."""
+        """Return a job with its progress."""
         return self._session.get(Job, _path(job))
 
     def cancel(self, job: str) -> Job:
-        """Cancel a job; refused while its candidate is evaluated, and after its end."""
+        """Cancel a job. Fails while its candidate is being judged, and after its end."""
         return self._session.post(Job, f"{_path(job)}/cancel")
 
     def retry(self, job: str) -> Job:
-        """Give a failed job new attempts."""
+        """Retry a failed job."""
         return self._session.post(Job, f"{_path(job)}/retry")
 
     def approve(self, job: str, reason: str = "") -> Job:
@@ -40,18 +40,20 @@ class JobCalls(Calls):
         """Reject a candidate that is held for approval."""
         return self._session.post(Job, f"{_path(job)}/reject", posted_reason(reason))
 
-    def events(self, job: str, patience: float = 60.0) -> Iterator[Event]:
-        """Events of a job from its first to its last, as they happen.
+    def events(self, job: str, outage_timeout: float = 60.0) -> Iterator[Event]:
+        """Iterate over the events of a job from the first to the last, as they happen.
 
-        A broken stream is reconnected after the last event, for up to `patience` seconds without
-        an answer of the service. Without streams, the job is polled instead.
+        A broken stream is reconnected after the last event. Raises if the service is unavailable for
+        `outage_timeout` seconds. Polls the job if the service has no streams.
         """
-        with closing(JobEvents(self._session, job, Waiting(patience=patience))) as source:
+        with closing(
+            JobEvents(self._session, job, WaitOptions(outage_timeout=outage_timeout))
+        ) as source:
             while (event := source.next()) is not None:
                 yield event
 
     def all_events(self, model: str | None = None, kinds: Sequence[str] = ()) -> Iterator[Event]:
-        """All events that are kept, the first one first."""
+        """Iterate over all stored events, oldest first."""
         return self._session.pages(Event, "/v1/events", given(model=model, kind=list(kinds)))
 
     def follow_events(
@@ -59,15 +61,17 @@ class JobCalls(Calls):
         model: str | None = None,
         kinds: Sequence[str] = (),
         after: int | None = None,
-        patience: float = 60.0,
+        outage_timeout: float = 60.0,
     ) -> Iterator[Event]:
-        """Events of the whole service as they happen, without an end.
+        """Iterate over the events of the whole service as they happen, without an end.
 
-        Begins after the event with the id `after`; without it, with the next event.
+        Starts after the event with the id `after`, or with the next event.
         """
         behind = None if after is None else str(after)
         params = given(model=model, kind=list(kinds), after=behind)
-        with closing(Feed(self._session, "/v1/events", params, Waiting(patience=patience))) as feed:
+        with closing(
+            Feed(self._session, "/v1/events", params, WaitOptions(outage_timeout=outage_timeout))
+        ) as feed:
             while (event := feed.next()) is not None:
                 yield event
 
@@ -78,15 +82,15 @@ class JobCalls(Calls):
         timeout: float = 3600.0,
         poll_seconds: float = 0.2,
     ) -> Job:
-        """Follow a job to its end; `on_change` is called with each state. Raises TookTooLong.
+        """Follow a job to its end, and call `on_change` at each change.
 
-        `timeout` in seconds. Restarts of the control plane are waited for.
+        Waits through restarts of the control plane. Raises WaitTimeout after `timeout` seconds.
         """
         deadline = self._session.clock.now() + timeout
         now = self.job(job)
         if on_change:
             on_change(now)
-        waiting = Waiting(deadline, patience=timeout, poll_seconds=poll_seconds)
+        waiting = WaitOptions(deadline, outage_timeout=timeout, poll_seconds=poll_seconds)
         with closing(JobEvents(self._session, job, waiting)) as source:
             while not now.has_ended:
                 event = source.next()
@@ -95,25 +99,25 @@ class JobCalls(Calls):
                     on_change(fresh)
                 now = fresh
                 if not now.has_ended and self._session.clock.now() >= deadline:
-                    raise TookTooLong(f"job {job} did not end within {timeout:g} seconds")
+                    raise WaitTimeout(f"job {job} did not end within {timeout:g} seconds")
                 if event is None:
-                    # The stream ended before the job: a retry resumed it, or it is about to end.
+                    # The stream ended before the job: the job was retried, or is about to end.
                     self._session.clock.sleep(poll_seconds)
                     source.restart()
         return now
 
     def _after(self, now: Job, event: Event | None) -> Job:
-        """The job after an event. An event of progress is complete, so it needs no request."""
+        """Return the job after an event. A progress event is complete, so it needs no request."""
         if event is not None and event.kind == PROGRESS:
             try:
                 progress = JobProgress.model_validate(event.details, extra="allow")
                 return now.model_copy(update={"progress": progress})
             except ValidationError:
-                pass  # Of an unknown form: read the job itself.
+                pass  # Unknown form: read the job instead.
         try:
             return self.job(now.id)
         except CmclError as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 raise
             return now
 

@@ -1,5 +1,5 @@
 # Generated from cmcl/client/_async/models.py by `make docs`; edit that file.
-"""Models, their versions, and which version is live or on trial."""
+"""Calls about models, versions, promotions and trials."""
 
 from collections.abc import Iterator
 
@@ -25,17 +25,17 @@ class ModelCalls(Calls):
     """Calls about models and versions."""
 
     def create_model(self, name: str, spec: ModelSpec) -> Model:
-        """Create a model; the same name with the same specification returns the same model."""
+        """Create a model. Repeating the call with the same specification returns the same model."""
         return self._session.post(
             Model, "/v1/models", {"name": name, **spec.model_dump(mode="json")}
         )
 
     def models(self) -> Iterator[Model]:
-        """All models, by name."""
+        """Iterate over all models, by name."""
         return self._session.pages(Model, "/v1/models")
 
     def model(self, name: str) -> Model:
-        """One model."""
+        """Return a model."""
         return self._session.get(Model, _path(name))
 
     def branch_model(self, model: str, version: int, name: str) -> Model:
@@ -44,55 +44,55 @@ class ModelCalls(Calls):
         return self._session.post(Model, f"{_path(model)}/branch", body)
 
     def delete_model(self, name: str) -> None:
-        """Delete a model with all its versions; refused while a job of it has not ended."""
+        """Delete a model with all its versions. Fails while a job of the model is unfinished."""
         self._session.delete(_path(name))
 
     def policy(self, model: str) -> Policy:
-        """What a candidate must achieve before it is published."""
+        """Return the policy, which a candidate must meet before it is published."""
         response = self._session.send(Request("GET", f"{_path(model)}/policy"))
         return _with_revision(read(Policy, response), response)
 
     def set_policy(self, model: str, policy: GatePolicy, if_revision: int | None = None) -> Policy:
-        """Replace the policy. `if_revision`: only if this is still its revision (else 412)."""
+        """Replace the policy. With `if_revision`, fails with 412 if the revision has changed."""
         body = policy.model_dump(mode="json")
         changed, response = self._session.put(Policy, f"{_path(model)}/policy", body, if_revision)
         return _with_revision(changed, response)
 
     def versions(self, model: str) -> Iterator[VersionSummary]:
-        """All versions of a model, the first one first."""
+        """Iterate over the versions of a model, oldest first."""
         return self._session.pages(VersionSummary, f"{_path(model)}/versions")
 
     def version(self, model: str, number: int) -> Version:
-        """One version: certificate, evaluation matrix, capacity, lineage, and its manifest."""
+        """Return a version with certificate, evaluation matrix, capacity, lineage and manifest."""
         return self._session.get(Version, f"{_path(model)}/versions/{number}")
 
     def retire_version(self, model: str, number: int) -> None:
-        """Retire a version; refused for the newest one and the live one."""
+        """Retire a version. Fails for the newest and the live version."""
         self._session.delete(f"{_path(model)}/versions/{number}")
 
     def live(self, model: str) -> Live:
-        """The live version, which answers queries."""
+        """Return the live version, which serves queries."""
         return self._session.get(Live, f"{_path(model)}/live")
 
     def promote(
         self, model: str, version: int, reason: str = "", if_generation: int | None = None
     ) -> Live:
-        """Make a version live. `if_generation`: only if there was no promotion since (else 412)."""
+        """Make a version live. With `if_generation`, fails with 412 if another promotion happened."""
         body = {"version": version, **posted_reason(reason)}
         changed, _ = self._session.put(Live, f"{_path(model)}/live", body, if_generation)
         return changed
 
     def roll_back(self, model: str, reason: str = "", if_generation: int | None = None) -> Live:
-        """Make the version live that was promoted before the live one."""
+        """Make the previously live version live again."""
         body = posted_reason(reason)
         return self._session.post(Live, f"{_path(model)}/rollback", body, if_match=if_generation)
 
     def promotions(self, model: str) -> Iterator[Promotion]:
-        """Each change of the live version, the first one first."""
+        """Iterate over the changes of the live version, oldest first."""
         return self._session.pages(Promotion, f"{_path(model)}/promotions")
 
     def candidate(self, model: str) -> Canary:
-        """The version on trial, and how it compares with the live one."""
+        """Return the version on trial, with its comparison with the live version."""
         return self._session.get(Canary, f"{_path(model)}/candidate")
 
     def set_candidate(
@@ -103,9 +103,9 @@ class ModelCalls(Calls):
         reason: str = "",
         if_generation: int | None = None,
     ) -> Canary:
-        """Begin a trial of a version beside the live one, or change the trial.
+        """Start a trial of a version, or change the current trial.
 
-        `if_generation`: only if there was no promotion since (else 412).
+        With `if_generation`, fails with 412 if another promotion happened.
         """
         body = {"version": version, **plan.model_dump(mode="json"), **posted_reason(reason)}
         path = f"{_path(model)}/candidate"
@@ -113,7 +113,7 @@ class ModelCalls(Calls):
         return changed
 
     def end_candidate(self, model: str, reason: str = "") -> None:
-        """End the trial. The version stays, and no longer serves requests."""
+        """End the trial. The version is kept but no longer serves requests."""
         self._session.delete(f"{_path(model)}/candidate", posted_reason(reason))
 
 

@@ -1,5 +1,5 @@
 # Generated from cmcl/client/_async/session.py by `make docs`; edit that file.
-"""Requests to both servers: connections, attempts, idempotency keys, pages."""
+"""HTTP session: connections, retries, idempotency keys, pagination."""
 
 import uuid
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class Session:
-    """The connections of one client. `clock` and `retries` are for calls that wait."""
+    """HTTP connections of one client. `clock` and `retries` are used by calls that wait."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Session:
             client.close()
 
     def get(self, kind: type[T], path: str) -> T:
-        """One object of the control plane."""
+        """GET one object of the control plane."""
         return read(kind, self.send(Request("GET", path)))
 
     def post(
@@ -63,7 +63,7 @@ class Session:
         key: str | None = None,
         if_match: int | None = None,
     ) -> T:
-        """POST with one Idempotency-Key for all attempts; `key`, or a new one."""
+        """POST with one Idempotency-Key for all attempts: `key`, or a new one."""
         headers = {
             "idempotency-key": key or new_key(),
             **content_type(body),
@@ -75,13 +75,13 @@ class Session:
     def put(
         self, kind: type[T], path: str, body: object, if_match: int | None = None
     ) -> tuple[T, httpx.Response]:
-        """PUT. `if_match`: only if the object still has this revision."""
+        """PUT. `if_match`: expected revision of the object."""
         headers = {**content_type(body), **condition(if_match)}
         response = self.send(Request("PUT", path, headers=headers, content=json_bytes(body)))
         return read(kind, response), response
 
     def delete(self, path: str, params: Params | None = None) -> None:
-        """DELETE. A 404 after an attempt whose answer was lost means that this attempt removed it."""
+        """DELETE. A 404 after a lost response means that an earlier attempt succeeded."""
         request = Request("DELETE", path, params=dict(params or {}))
         response, attempts = self._attempts(request)
         if attempts > 1 and response.status_code == httpx.codes.NOT_FOUND:
@@ -90,7 +90,7 @@ class Session:
             raise refused(request.side, response)
 
     def pages(self, kind: type[T], path: str, params: Params | None = None) -> Iterator[T]:
-        """All items of a list; a page is fetched when its first item is needed."""
+        """Iterate over a list. Fetches a page when its first item is needed."""
         query = dict(params or {})
         while True:
             response = self.send(Request("GET", path, params=query))
@@ -102,14 +102,14 @@ class Session:
             query["cursor"] = page["next_cursor"]
 
     def send(self, request: Request) -> httpx.Response:
-        """The response of a success, after as many attempts as the retries permit. Raises CmclError."""
+        """Send a request with retries, and return its successful response. Raises CmclError."""
         response, _ = self._attempts(request)
         if not response.is_success:
             raise refused(request.side, response)
         return response
 
     def _attempts(self, request: Request) -> tuple[httpx.Response, int]:
-        """The last response, and the number of attempts. Raises Unreachable and WrongServer."""
+        """Return the last response and the number of attempts. Raises Unreachable, WrongServer."""
         for attempt in range(1, self.retries.attempts + 1):
             try:
                 response = self._clients[request.side].request(**request.options())  # type: ignore[arg-type]
@@ -128,25 +128,25 @@ class Session:
     def stream(
         self, request: Request, read_timeout: float
     ) -> AbstractContextManager[httpx.Response]:
-        """One attempt whose body is read as it arrives, each read within `read_timeout` seconds."""
+        """Open a stream, without retries. Each read is limited to `read_timeout` seconds."""
         client = self._clients[request.side]
         timeout = httpx.Timeout(client.timeout.connect, read=read_timeout)
         return client.stream(**request.options(), timeout=timeout)  # type: ignore[arg-type]
 
     def send_file(self, request: Request, path: Path) -> httpx.Response:
-        """One attempt with a whole file as the body, which is never in memory as a whole."""
+        """Send a file as the body, without retries and without loading it into memory."""
         client = self._clients[request.side]
         with file_content(path) as content:
             return client.request(**{**request.options(), "content": content})  # type: ignore[arg-type]
 
 
 class Calls:
-    """Base of the calls of a client."""
+    """Base class of the calls of a client."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
 
 def new_key() -> str:
-    """An Idempotency-Key, for all attempts of one request."""
+    """Return a new Idempotency-Key."""
     return uuid.uuid4().hex

@@ -1,4 +1,4 @@
-{{/* Where the service sends its traces; without an address it makes none. */}}
+{{/* Address of the trace collector. Without one, tracing is off. */}}
 {{- define "cmcl.tracingEnv" -}}
 {{- with .Values.monitoring.tracing.endpointUrl }}
 - name: OTEL_EXPORTER_OTLP_ENDPOINT

@@ -1,5 +1,5 @@
-{{/* Ray's autoscaler, which KubeRay adds to the head's pod. It may change pods and the RayCluster, and
-     Ray runs any code: so the token is mounted into its container alone, not into Ray's. */}}
+{{/* Ray's autoscaler, which KubeRay adds to the head's pod. It may change pods and the RayCluster. Its
+     token is mounted into its container only, because Ray's container runs arbitrary code. */}}
 {{- define "cmcl.autoscaler" -}}
 {{- $scaling := .Values.training.autoscaling -}}
 enableInTreeAutoscaling: true
@@ -37,7 +37,7 @@ autoscalerOptions:
               fieldRef: {fieldPath: metadata.namespace}
 {{- end -}}
 
-{{/* Non-empty when the cluster that trains has an autoscaler. */}}
+{{/* Non-empty if the training cluster has an autoscaler. */}}
 {{- define "cmcl.autoscales" -}}
 {{- if and .Values.training.autoscaling.enabled (not (include "cmcl.makesRayJobs" .)) }}true{{ end -}}
 {{- end -}}

@@ -1,14 +1,14 @@
-{{/* Pods that hold `count` things when `perPod` share one: rounded up. */}}
+{{/* Number of pods for `count` processes with `perPod` in each, rounded up. */}}
 {{- define "cmcl.podCount" -}}
 {{ divf .count .perPod | ceil | int }}
 {{- end -}}
 
-{{/* KubeRay and Ray's autoscaler know GPUs by some names only: not nvidia.com/gpu.shared, for one. */}}
+{{/* KubeRay and Ray's autoscaler recognise only some GPU resource names, not nvidia.com/gpu.shared, for example. */}}
 {{- define "cmcl.numGpus" -}}
 {{- if . }}num-gpus: {{ . | quote }}{{ end -}}
 {{- end -}}
 
-{{/* Who may ask a cluster: the holder of its token. */}}
+{{/* Authentication of a cluster: by token. */}}
 {{- define "cmcl.rayAuth" -}}
 authOptions:
   mode: token
@@ -66,7 +66,7 @@ containers:
       {{- end }}
     {{- end }}
     {{- with .noticeSeconds }}
-    # At SIGTERM it is too late: Ray ends a node's processes at once.
+    # In a preStop hook, because Ray ends a node's processes at SIGTERM.
     lifecycle:
       preStop:
         exec:

@@ -1,4 +1,4 @@
-{{/* Replicas of the control plane: what was chosen, or what the database permits; none while it is restored. */}}
+{{/* Replicas of the control plane: the value, or the default of the database; none during a restore. */}}
 {{- define "cmcl.replicas" -}}
 {{- if include "cmcl.restores" . -}}
 0
@@ -8,7 +8,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Non-empty when an autoscaler decides about them. */}}
+{{/* Non-empty if an autoscaler sets the number. */}}
 {{- define "cmcl.scalesService" -}}
 {{- if and .Values.service.autoscaling.enabled (not (include "cmcl.restores" .)) }}true{{ end -}}
 {{- end -}}
@@ -25,7 +25,7 @@
 {{- if $ours }}{{ $deployment.spec.replicas }}{{ end -}}
 {{- end -}}
 
-{{/* Non-empty when there are several, now or when there is more to do. */}}
+{{/* Non-empty if there are several, or may be by autoscaling. */}}
 {{- define "cmcl.hasReplicas" -}}
 {{- if or (include "cmcl.scalesService" .) (gt (include "cmcl.replicas" . | int) 1) }}true{{ end -}}
 {{- end -}}

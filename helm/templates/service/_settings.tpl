@@ -1,5 +1,5 @@
 {{/* Every setting of the control plane (service/settings.py); a test compares the names.
-     Whole numbers pass through int64, because 1048576 would be written 1.048576e+06 otherwise. */}}
+     Integers pass through int64, because 1048576 would otherwise be rendered as 1.048576e+06. */}}
 {{- define "cmcl.settings" -}}
 {{- if include "cmcl.usesSqlite" . }}
 CMCL_DATABASE_URL: {{ include "cmcl.sqliteUrl" . }}
@@ -56,7 +56,7 @@ CMCL_RUNS_KEPT_DAYS: {{ .Values.service.runsKeptDays | quote }}
 CMCL_REJECTED_KEPT_DAYS: {{ .Values.service.rejectedKeptDays | quote }}
 CMCL_EVENTS_KEPT_DAYS: {{ .Values.service.eventsKeptDays | quote }}
 CMCL_WEBHOOK_PREFIXES: {{ join "," .Values.service.webhookPrefixes | quote }}
-# Whoever reaches the pod's port could do everything otherwise. With keys, any host may be asked for.
+# Required, because the port is reachable from the network. With keys, any Host is accepted.
 CMCL_AUTH: "on"
 CMCL_ALLOWED_HOSTS: ""
 CMCL_REQUESTS_PER_MINUTE_PER_OWNER: {{ .Values.access.requestsPerMinute | int64 | quote }}
@@ -98,12 +98,12 @@ CMCL_KUBERAY_SUBMISSION_MODE: {{ $jobs.submissionMode }}
 CMCL_KUBERAY_KEPT_SECONDS: {{ $jobs.keptSeconds | int64 | quote }}
 {{- end -}}
 
-{{/* The ConfigMap with the pod templates of RayJobs, which end with it. */}}
+{{/* The ConfigMap with the pod templates of RayJobs, which also owns the RayJobs. */}}
 {{- define "cmcl.podsName" -}}
 {{ include "cmcl.fullname" . }}-pods
 {{- end -}}
 
-{{/* Where the service finds the pod templates of RayJobs. */}}
+{{/* Path of the pod templates of RayJobs. */}}
 {{- define "cmcl.podsFolder" -}}
 /etc/cmcl
 {{- end -}}
@@ -138,7 +138,7 @@ sqlite:////var/lib/cmcl/database/cmcl.db
 {{- end }}
 {{- end -}}
 
-{{/* What may not lie in a ConfigMap. */}}
+{{/* Secret settings, which are not in the ConfigMap. */}}
 {{- define "cmcl.secretEnv" -}}
 {{- include "cmcl.databaseEnv" . }}
 - name: CMCL_ADMIN_KEY
@@ -163,7 +163,7 @@ sqlite:////var/lib/cmcl/database/cmcl.db
 {{- end }}
 {{- include "cmcl.signingEnv" . }}
 {{- if not (include "cmcl.makesRayJobs" .) }}
-# Ray's client sends the token of the training cluster only when told so.
+# Ray's client sends the token of the training cluster only in this mode.
 - name: RAY_AUTH_MODE
   value: token
 - name: RAY_AUTH_TOKEN

@@ -1,4 +1,4 @@
-{{/* The worker group of the encoders: a pod for each of their processes, as large as the largest needs. */}}
+{{/* The worker group of the encoders: a pod per process, with the largest resources of any encoder. */}}
 {{- define "cmcl.encoderGroup" -}}
 {{- $serving := .Values.serving -}}
 {{- $pods := 0 -}}
@@ -17,7 +17,7 @@ replicas: {{ $pods }}
 minReplicas: {{ $pods }}
 maxReplicas: {{ $pods }}
 scaleStrategy: {}
-# Two in a pod for one: a new process starts beside the old one.
+# Room for two per pod, because a new process starts next to the old one.
 rayStartParams:
   {{- include "cmcl.placesFor" (dict "resource" "cmcl_encoder" "number" 2) | nindent 2 }}
   {{- include "cmcl.numGpus" $gpus | nindent 2 }}

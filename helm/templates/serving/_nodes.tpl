@@ -4,7 +4,7 @@ part: {{- toYaml .Values.serving | nindent 2 }}
 settings: {{- include "cmcl.servingSettings" . | nindent 2 }}
 {{- end -}}
 
-{{/* As in cmcl/proxy.py, which says why; a test compares them. */}}
+{{/* As in cmcl/proxy.py, which gives the reasons; a test compares them. */}}
 {{- define "cmcl.servingSettings" -}}
 {{- $body := .Values.serving.args.bodySeconds | ceil | int -}}
 {{- $queue := .Values.serving.args.queueSeconds | ceil | int -}}
@@ -23,7 +23,7 @@ RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S: {{ .Values.serving.drainSeconds 
 RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S: {{ .Values.serving.drainSeconds | quote }}
 {{- end -}}
 
-{{/* A node that is ready when a proxy on it answers. */}}
+{{/* Readiness probe of a node: its proxy responds. */}}
 {{- define "cmcl.proxyNode" -}}
 readinessPath: /-/healthz
 readinessPort: 8000
@@ -43,8 +43,8 @@ ports:
 {{- include "cmcl.rayNode" (merge $own $node) -}}
 {{- end -}}
 
-{{/* Places that replicas and encoders book (workers/serve/placement.py), each on their own pods. No CPUs:
-     ranks book those. Ray's autoscaler takes the quotes and strokes off as a shell does. */}}
+{{/* Custom resources that replicas and encoders request (workers/serve/placement.py), each on their own
+     pods. Not CPUs, which ranks request. Ray's autoscaler unquotes the text like a shell. */}}
 {{- define "cmcl.placesFor" -}}
 num-cpus: "0"
 resources: {{ dict .resource .number | toJson | replace "\"" "\\\"" | printf "'\"%s\"'" }}
@@ -60,7 +60,7 @@ replicas: {{ $pods }}
 minReplicas: {{ $pods }}
 maxReplicas: {{ $pods }}
 scaleStrategy: {}
-# Twice as many as there are replicas: new arguments start theirs beside the old ones.
+# Twice the number of replicas, because changed arguments start new replicas next to the old ones.
 rayStartParams: {{- include "cmcl.placesFor" (dict "resource" "cmcl_replica" "number" (mul 2 $serving.replicasPerPod)) | nindent 2 }}
 template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.workers "resources" $serving.workers.resources "where" "serving.workers.resources" "noticeSeconds" $serving.drainSeconds "spread" true "counts" $pods) $node) | nindent 2 }}
 {{- end -}}

@@ -1,4 +1,4 @@
-{{/* Non-empty when a RayCluster of its own trains. */}}
+{{/* Non-empty if there is a separate RayCluster for training. */}}
 {{- define "cmcl.hasTrainingCluster" -}}
 {{- if not (or (include "cmcl.makesRayJobs" .) .Values.ray.oneCluster) }}true{{ end -}}
 {{- end -}}
@@ -7,16 +7,16 @@
 {{ include "cmcl.fullname" . }}-training
 {{- end -}}
 
-{{/* The cluster that trains; KubeRay names the Service of its head after it. */}}
+{{/* Name of the training cluster. KubeRay derives the name of the head's Service from it. */}}
 {{- define "cmcl.trainingCluster" -}}
 {{ ternary (include "cmcl.servingName" .) (include "cmcl.trainingName" .) .Values.ray.oneCluster }}
 {{- end -}}
 
-{{/* KubeRay names the Secret that it makes after the cluster, and clusters of a RayService have names
-     that nobody knows before. */}}
+{{/* KubeRay names the Secret that it creates after the cluster. Names of a RayService's clusters are
+     not known in advance. */}}
 {{- define "cmcl.trainingAuthSecret" -}}
 {{- if and .Values.ray.oneCluster (not .Values.ray.authSecret) -}}
-{{- fail "ray.oneCluster is true, but ray.authSecret is empty: make a Secret with auth_token, because that of a RayService's cluster has no name beforehand" -}}
+{{- fail "ray.oneCluster is true, but ray.authSecret is empty: create a Secret with auth_token, because the name of a RayService's own Secret is not known in advance" -}}
 {{- end -}}
 {{ default (include "cmcl.trainingName" .) .Values.ray.authSecret }}
 {{- end -}}
@@ -32,7 +32,7 @@
 {{ mulf .Values.training.gpusPerRank .Values.training.ranksPerPod | ceil | int }}
 {{- end -}}
 
-{{/* root; counts: how many there are, where they are part of a RayService. */}}
+{{/* root; counts: number of pods, if they are part of a RayService. */}}
 {{- define "cmcl.trainingWorkers" -}}
 {{- $counts := .counts -}}
 {{- with .root -}}
@@ -93,10 +93,10 @@ rayStartParams:
 template: {{- include "cmcl.trainingWorkers" (dict "root" . "counts" (ternary (list $least $most) nil .Values.ray.oneCluster)) | nindent 2 }}
 {{- end -}}
 
-{{/* What the service lays over the pods of a RayJob. */}}
+{{/* Pod templates that the service merges over the pods of a RayJob. */}}
 {{- define "cmcl.rayJobPods" -}}
 {{- if .Values.ray.oneCluster -}}
-{{- fail "ray.oneCluster is true and training.launcher is kuberay, which makes a cluster for each attempt: choose one of them" -}}
+{{- fail "ray.oneCluster is true and training.launcher is kuberay, which creates a cluster for each attempt: choose one of them" -}}
 {{- end -}}
 head: {{- include "cmcl.trainingHead" . | nindent 2 }}
 workers: {{- include "cmcl.trainingWorkers" (dict "root" .) | nindent 2 }}
@@ -105,7 +105,7 @@ submitter: {{- include "cmcl.submitter" . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{/* The pod that hands the command to Ray. KubeRay's own would have no security context. */}}
+{{/* The submitter pod. KubeRay's default has no security context. */}}
 {{- define "cmcl.submitter" -}}
 metadata: {{- include "cmcl.podMetadata" (dict "root" . "component" "training" "group" .Values.training.head) | nindent 2 }}
 spec:

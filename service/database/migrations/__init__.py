@@ -68,7 +68,7 @@ def _check_works_with(connection: Connection, found: str, known: dict[str, str])
     raise Conflict(
         f"a newer release upgraded the database's tables to {found}, and this one supports them up to "
         f"{next(iter(known))} and cannot work with them: start the newer release, or restore the dump "
-        "that was made before the upgrade (docs/upgrading.md, Back)"
+        "that was made before the upgrade (docs/upgrading.md, Rollback)"
     )
 
 

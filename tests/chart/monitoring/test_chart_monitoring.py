@@ -64,8 +64,8 @@ def test_what_is_missing_is_looked_for_under_the_names_that_the_monitors_give(
         for rule in group["rules"]
         if "absent(" in rule["expr"]
     }
-    assert f'job="{service}"' in gone.pop("CmclServiceGone")
-    assert f'job="test/{pods["metadata"]["name"]}"' in gone.pop("CmclEndpointGone")
+    assert f'job="{service}"' in gone.pop("CmclServiceDown")
+    assert f'job="test/{pods["metadata"]["name"]}"' in gone.pop("CmclEndpointDown")
     assert gone == {}
 
 
@@ -77,7 +77,7 @@ def test_a_service_that_others_scrape_is_not_called_gone_under_our_name(scraped:
     ]
     (gone, *_) = work["rules"]
     bare = "absent(cmcl_service_reconcile_round_age_seconds)"
-    assert gone["alert"] == "CmclServiceGone"
+    assert gone["alert"] == "CmclServiceDown"
     assert (bare in gone["expr"]) is not scraped
 
 

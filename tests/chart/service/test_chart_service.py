@@ -250,8 +250,8 @@ def test_its_service_can_be_one_of_the_cloud() -> None:
 
 def test_notes_name_objects_that_exist(release: Release) -> None:
     assert "rollout status deployment/demo-cmcl\n" in release.notes
-    assert "No dataset of addresses" not in release.notes
-    assert "No dataset of addresses" in render({}).notes
+    assert "Only uploaded datasets" not in release.notes
+    assert "Only uploaded datasets" in render({}).notes
 
 
 def test_notes_lead_to_where_it_answers(trial: Release, production: Release) -> None:

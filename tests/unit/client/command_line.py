@@ -9,7 +9,7 @@ from cmcl.cli import main
 
 
 class Cmcl:
-    """`cmcl` in this process: its exit code is checked, its output answered."""
+    """Runs `cmcl` in this process, checks its exit code and returns its output."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -22,10 +22,10 @@ class Cmcl:
         return shown.out if code == 0 else shown.err
 
     def lines(self, *arguments: str) -> list[Any]:
-        """With --json: everything on stdout, as documents."""
+        """Run with --json and return all documents of stdout."""
         return [json.loads(line) for line in self(*arguments, "--json").splitlines()]
 
     def one(self, *arguments: str) -> Any:
-        """With --json: the one document on stdout."""
+        """Run with --json and return the only document of stdout."""
         (document,) = self.lines(*arguments)
         return document

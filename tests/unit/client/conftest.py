@@ -19,21 +19,21 @@ from tests.unit.client.rest_server import RestServer, running
 
 
 def copied(source: Path, target: Path) -> Path:
-    """A control plane's folder in another place."""
+    """Copy a control plane's folder."""
     shutil.copytree(source, target, dirs_exist_ok=True)
     return target
 
 
 @pytest.fixture(autouse=True)
 def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in the environment of whoever runs the tests must not matter."""
+    """Remove variables of the caller's environment."""
     for name in ("CMCL_KEY", "CMCL_URL", "CMCL_MODEL", "CMCL_EMBEDDINGS_URL", "CMCL_DEBUG"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")
 def new_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a control plane that nobody has asked anything; tests take copies of it."""
+    """Folder of an unused control plane, which tests copy."""
     folder = tmp_path_factory.mktemp("new-plane")
     ControlPlane(folder).close()
     return folder
@@ -41,7 +41,7 @@ def new_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def published_folder(new_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a control plane whose model `scenes` has two versions."""
+    """Folder of a control plane whose model `scenes` has two versions."""
     folder = copied(new_folder, tmp_path_factory.mktemp("published-plane"))
     plane = ControlPlane(folder)
     plane.create_model()
@@ -60,7 +60,7 @@ def plane(new_folder: Path, tmp_path: Path) -> Iterator[ControlPlane]:
 
 @pytest.fixture
 def published_plane(published_folder: Path, tmp_path: Path) -> Iterator[ControlPlane]:
-    """Its model `scenes` has two versions."""
+    """A control plane whose model `scenes` has two versions."""
     plane = ControlPlane(copied(published_folder, tmp_path))
     plane.clock.advance(3600)
     yield plane
@@ -80,21 +80,21 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def client(kind: str, server: RestServer) -> Iterator[Client]:
-    """To the server with prepared answers."""
+    """A client of the server with prepared responses."""
     with connected(kind, server.url) as client:
         yield client
 
 
 @pytest.fixture
 def published(kind: str, published_plane: ControlPlane) -> Iterator[Client]:
-    """To the control plane whose model `scenes` has two versions."""
+    """A client of the control plane whose model `scenes` has two versions."""
     with in_process(kind, published_plane.app) as client:
         yield client
 
 
 @pytest.fixture
 def service(kind: str, plane: ControlPlane) -> Iterator[Client]:
-    """To the control plane."""
+    """A client of the control plane."""
     with in_process(kind, plane.app) as client:
         yield client
 
@@ -105,7 +105,7 @@ def cmcl(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Cmcl]:
-    """The command line, in front of `published_plane`."""
+    """The command line with `published_plane`."""
     with served(published_plane.app) as url:
         monkeypatch.setenv("CMCL_URL", url)
         monkeypatch.setenv("COLUMNS", "160")
@@ -114,7 +114,7 @@ def cmcl(
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """A Python whose site-packages have the wheel's files as they are here; checkers find it there."""
+    """A Python whose site-packages have the files of the wheel."""
     python = tmp_path / "venv" / "bin" / "python"
     making = [sys.executable, "-m", "venv", "--without-pip", str(python.parents[1])]
     subprocess.run(making, check=True)

@@ -1,4 +1,4 @@
-"""A client with prepared responses: no network, and no waiting."""
+"""A client with prepared responses, without network and without waiting."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,7 +10,7 @@ from cmcl.client.concurrency import Clock
 
 
 class FakeClock(Clock):
-    """Time passes only while something sleeps."""
+    """A clock that advances only while something sleeps."""
 
     def __init__(self) -> None:
         self.paused: list[float] = []
@@ -23,7 +23,7 @@ class FakeClock(Clock):
 
 
 class Driven:
-    """A call with prepared outcomes of its requests: what it sent, and how long it paused."""
+    """A call with prepared outcomes: records requests and pauses."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Both clients behind one face, so that each test runs on both."""
+"""Both clients behind one interface, so that each test runs on both."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,13 +17,13 @@ KINDS = ("blocking", "awaited")
 
 
 class BlockingAsgi(httpx.BaseTransport):
-    """Requests to an app in this process, for a client that blocks."""
+    """Transport to an app in this process, for the synchronous client."""
 
     def __init__(self, app: FastAPI) -> None:
         self._transport = httpx.ASGITransport(app)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """One request."""
+        """Send one request."""
         return asyncio.run(self._ask(request))
 
     async def _ask(self, request: httpx.Request) -> httpx.Response:
@@ -33,7 +33,7 @@ class BlockingAsgi(httpx.BaseTransport):
 
 
 class Awaited:
-    """An AsyncClient whose methods block; lists are read to their end."""
+    """Wraps an AsyncClient in blocking methods that return complete lists."""
 
     def __init__(self, client: AsyncClient, runner: asyncio.Runner) -> None:
         self._client = client
@@ -53,7 +53,7 @@ class Awaited:
 
 @contextmanager
 def connected(kind: str, url: str, **options: Any) -> Iterator[Client]:
-    """A client of that kind to a real socket."""
+    """Return a client of that kind for a real socket."""
     options = {"retries": PROMPT, "timeout": 60.0, **options}
     if kind == "blocking":
         with Client(url, url, **options) as client:
@@ -69,7 +69,7 @@ def connected(kind: str, url: str, **options: Any) -> Iterator[Client]:
 def in_process(
     kind: str, app: FastAPI, host: str = "127.0.0.1", **options: Any
 ) -> Iterator[Client]:
-    """A client of that kind to an app in this process, which it takes for that host."""
+    """Return a client of that kind for an app in this process, under the given host."""
     transport = BlockingAsgi(app) if kind == "blocking" else httpx.ASGITransport(app)
     with connected(kind, f"http://{host}", transport=transport, **options) as client:
         yield client

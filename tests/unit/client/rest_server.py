@@ -1,4 +1,4 @@
-"""A server with prepared answers on a real socket, that keeps what it was asked."""
+"""A server with prepared responses on a real socket, which records requests."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ Answer = tuple[int, Any] | tuple[int, Any, Mapping[str, str]]
 
 @dataclass
 class Asked:
-    """One request as it arrived; a body that is JSON is parsed."""
+    """A recorded request. JSON bodies are parsed."""
 
     method: str
     path: str
@@ -33,14 +33,14 @@ class RestServer:
     url: str = ""
 
     def always(self, *answers: Answer | None) -> None:
-        """One answer after another, the last one for ever."""
+        """Return these responses in order, then repeat the last one."""
         left = list(answers)
         self.answer = lambda _: left.pop(0) if len(left) > 1 else left[0]
 
 
 @contextmanager
 def running() -> Iterator[RestServer]:
-    """The server until the block ends."""
+    """Run the server until the block ends."""
     rest = RestServer()
 
     class Handler(_Handler):
@@ -87,4 +87,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_DELETE = do_GET
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """Nothing: pytest shows what matters."""
+        """Disable logging."""

@@ -60,7 +60,7 @@ ASKED_BY = {
     "reject_job": "reject",
     "list_events": "all_events",
     "follow_job": "events",
-    "post_preflight": "ask_preflight",
+    "post_preflight": "start_preflight",
     "read_preflight": "preflight",
     "list_preflights": "preflights",
     "post_webhook": "create_webhook",
@@ -90,7 +90,7 @@ def test_every_route_has_a_call_or_is_for_machines(plane: ControlPlane) -> None:
     assert [name for name in ASKED_BY.values() if not hasattr(Client, name)] == []
 
 
-def test_models_are_made_listed_branched_and_deleted(
+def test_models_are_created_listed_branched_and_deleted(
     published: Client, published_plane: ControlPlane
 ) -> None:
     assert published.create_model("scenes", SCENES) == published.model("scenes")
@@ -103,7 +103,7 @@ def test_models_are_made_listed_branched_and_deleted(
     assert [model.name for model in published.models()] == ["scenes"]
 
 
-def test_a_policy_is_changed_only_by_whoever_has_read_it(published: Client) -> None:
+def test_a_policy_is_changed_only_at_the_revision_that_was_read(published: Client) -> None:
     before = published.policy("scenes")
     strict = GatePolicy(max_drift=0.2, manual_approval=True)
     after = published.set_policy("scenes", strict, before.revision)
@@ -114,7 +114,7 @@ def test_a_policy_is_changed_only_by_whoever_has_read_it(published: Client) -> N
     assert (caught.value.status, caught.value.type) == (412, "urn:cmcl:problem:precondition-failed")
 
 
-def test_versions_are_listed_and_told_whole(published: Client) -> None:
+def test_versions_are_listed_and_read_completely(published: Client) -> None:
     assert [version.version for version in published.versions("scenes")] == [1, 2]
     second = published.version("scenes", 2)
     assert [line.name for line in second.lineage] == ["one", "two"]
@@ -163,13 +163,13 @@ def test_a_version_is_tried_shown_and_taken_back(
     assert event.details["reason"] == "worse on birds"
 
 
-def test_a_trial_is_not_begun_beside_another_live_version(published: Client) -> None:
+def test_a_trial_is_not_started_if_the_live_version_changed(published: Client) -> None:
     with pytest.raises(CmclError) as caught:
         published.set_candidate("scenes", 1, CanaryPlan(share=0.1), if_generation=1)
     assert caught.value.status == 412
 
 
-def test_a_dataset_becomes_a_job_and_the_same_again_the_same(
+def test_a_dataset_becomes_a_job_and_posting_it_again_returns_the_same(
     service: Client, plane: ControlPlane
 ) -> None:
     service.create_model("scenes", SCENES)
@@ -226,7 +226,7 @@ def test_jobs_are_cancelled_retried_approved_and_rejected(
         assert "because" in f"{found.approval} {found.message}"
 
 
-def test_events_are_told_from_the_first_to_the_last(published: Client) -> None:
+def test_events_are_received_from_the_first_to_the_last(published: Client) -> None:
     told = list(published.all_events("scenes", ["version.published"]))
     assert [event.version for event in told] == [1, 2]
     jobs = list(published.jobs("scenes"))
@@ -235,10 +235,10 @@ def test_events_are_told_from_the_first_to_the_last(published: Client) -> None:
     assert "job.published" in kinds[-2:]
 
 
-def test_a_pre_flight_is_asked_and_answered(
+def test_a_pre_flight_is_started_and_awaited(
     published: Client, published_plane: ControlPlane
 ) -> None:
-    asked = published.ask_preflight("scenes", PAIR, [published_plane.shard("new")["uri"]])
+    asked = published.start_preflight("scenes", PAIR, [published_plane.shard("new")["uri"]])
     assert not asked.has_ended
     rounds = PreflightReconciler(published_plane.context)
     for _ in range(2):
@@ -255,7 +255,7 @@ def test_a_pre_flight_is_asked_and_answered(
     assert [each.id for each in published.preflights("scenes")] == [asked.id]
 
 
-def test_keys_are_made_shown_once_and_revoked(service: Client) -> None:
+def test_keys_are_created_shown_once_and_revoked(service: Client) -> None:
     assert "admin" in service.whoami().scopes
     made = service.create_key("robot", ["read", "train"], owner="robots", expires_in_days=3)
     assert made.key is not None
@@ -270,7 +270,7 @@ def test_keys_are_made_shown_once_and_revoked(service: Client) -> None:
     )
 
 
-def test_webhooks_are_made_tried_and_deleted(service: Client) -> None:
+def test_webhooks_are_created_tested_and_deleted(service: Client) -> None:
     made = service.create_webhook("https://example.com/hook", ["job.failed"])
     assert made.secret is not None
     assert made.secret.get_secret_value().startswith("whsec_")
@@ -282,7 +282,7 @@ def test_webhooks_are_made_tried_and_deleted(service: Client) -> None:
     assert list(service.webhooks()) == []
 
 
-def test_refusals_name_the_field(service: Client, tmp_path: Path) -> None:
+def test_rejections_name_the_field(service: Client, tmp_path: Path) -> None:
     service.create_model("scenes", SCENES)
     with pytest.raises(CmclError) as caught:
         service.add_dataset("scenes", "one", ("image", "smell"), ["file:///x"])

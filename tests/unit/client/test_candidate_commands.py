@@ -2,7 +2,7 @@
 
 import pytest
 
-from cmcl.cli.exits import Exit
+from cmcl.cli.errors import Exit
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.replica_words import agreement, observe
 from tests.unit.client.command_line import Cmcl
@@ -25,10 +25,10 @@ def test_a_version_is_tried_and_taken_back(cmcl: Cmcl, plane: ControlPlane) -> N
         assert words in page
     assert cmcl.one("candidate", "show", "scenes")["observed"]["error_share"] == 0.1
     cmcl("candidate", "end", "scenes", "--reason=birds")
-    assert "no version" in cmcl("candidate", "show", "scenes", code=Exit.REFUSED)
+    assert "no version" in cmcl("candidate", "show", "scenes", code=Exit.FAILED)
 
 
-def test_new_versions_are_tried_first_where_the_policy_says_so(cmcl: Cmcl) -> None:
+def test_new_versions_are_tried_first_if_the_policy_says_so(cmcl: Cmcl) -> None:
     cmcl("model", "policy", "scenes", "--max-drift=0.3")
     changed = cmcl.one(
         "candidate", "policy", "scenes", "--publish-as=candidate", "--share=0.1", "--min-requests=9"
@@ -37,5 +37,5 @@ def test_new_versions_are_tried_first_where_the_policy_says_so(cmcl: Cmcl) -> No
     assert (changed["max_drift"], changed["rollout"]["rule"]["min_requests"]) == (0.3, 9)
     cmcl("model", "policy", "scenes", "--max-drift=0.2")
     shown = cmcl("candidate", "policy", "scenes")
-    assert "new versions begin as  candidate" in shown
+    assert "publish as  candidate" in shown
     assert "min_requests 9" in shown

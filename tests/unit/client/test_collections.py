@@ -47,7 +47,7 @@ def test_items_are_added_found_and_removed(kind: str, url: str) -> None:
     with connected(kind, url) as client:
         made = client.create_collection("pictures", "scenes", "float16")
         assert (made.id, made.feature_type, made.revision) == ("pictures", "float16", 1)
-        written = client.add_items("pictures", iter(images(7)), at_once=3)
+        written = client.add_items("pictures", iter(images(7)), batch_size=3)
         assert (written.rows, written.revision) == (1, 4)
         query = Query("image", feature("image", 5).tolist())
         found = client.search("pictures", query, 3, min_revision=written.revision)
@@ -80,12 +80,12 @@ def test_text_is_found_by_text(url: str) -> None:
         assert found.data[0].id == "eee"
 
 
-def test_adding_nothing_is_refused_here(url: str) -> None:
+def test_adding_nothing_is_rejected_by_the_client(url: str) -> None:
     with connected("blocking", url) as client, pytest.raises(CmclError, match="no items"):
         client.add_items("things", [])
 
 
-def test_the_command_line_does_all_of_it(cmcl: Cmcl, tmp_path: Path) -> None:
+def test_the_command_line_covers_collections(cmcl: Cmcl, tmp_path: Path) -> None:
     lines, row, points = (tmp_path / name for name in ("items.jsonl", "row.json", "points"))
     items = [
         {"id": each.id, "modality": "image", "feature": each.feature, "payload": each.payload}
@@ -110,9 +110,9 @@ def test_the_command_line_does_all_of_it(cmcl: Cmcl, tmp_path: Path) -> None:
     assert "no collection 'pictures'" in cmcl("collection", "show", "pictures", code=1)
 
 
-def test_a_wrong_line_is_named(cmcl: Cmcl, tmp_path: Path) -> None:
+def test_an_invalid_line_is_named(cmcl: Cmcl, tmp_path: Path) -> None:
     lines = tmp_path / "items.jsonl"
     lines.write_text('{"id": "a", "modality": "image", "feature": [1]}\n{"name": 1}\n')
     assert "line 2" in cmcl("collection", "add", "things", str(lines), code=1)
     lines.write_text("{")
-    assert "line 1 is not JSON" in cmcl("collection", "add", "things", str(lines), code=1)
+    assert "line 1 is not valid JSON" in cmcl("collection", "add", "things", str(lines), code=1)

@@ -1,4 +1,4 @@
-"""Every command against a real control plane: what it prints, for people and for programs."""
+"""Every command against a real control plane, as text and as JSON."""
 
 import base64
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cmcl.cli.exits import Exit
+from cmcl.cli.errors import Exit
 from cmcl.contract.preflight import Outlook, PreflightAnswer
 from service.database.queries import jobs
 from service.jobs.preflights import PreflightReconciler
@@ -30,14 +30,14 @@ def plane(published_plane: ControlPlane) -> ControlPlane:
     return published_plane
 
 
-def meanwhile(act: Callable[[], object]) -> threading.Thread:
+def in_background(act: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=act)
     thread.start()
     return thread
 
 
 def train_next(plane: ControlPlane) -> threading.Thread:
-    """Somebody who trains whatever is posted next to its end."""
+    """Train the next posted dataset to its end in a thread."""
     known = len(plane.versions())
 
     def act() -> None:
@@ -52,10 +52,10 @@ def train_next(plane: ControlPlane) -> threading.Thread:
                 return
             threading.Event().wait(0.02)
 
-    return meanwhile(act)
+    return in_background(act)
 
 
-def test_models_are_made_shown_branched_and_deleted(cmcl: Cmcl) -> None:
+def test_models_are_created_shown_branched_and_deleted(cmcl: Cmcl) -> None:
     assert "image 4, text 3" in cmcl("model", "create", "trees", *WIDTHS)
     assert cmcl.one("model", "create", "trees", *WIDTHS)["width"] == 8
     assert "version 1 of scenes" in cmcl("model", "branch", "scenes", "1", "branch")
@@ -68,7 +68,7 @@ def test_models_are_made_shown_branched_and_deleted(cmcl: Cmcl) -> None:
     assert "trees" not in cmcl("model", "list")
 
 
-def test_how_a_model_is_trained_can_be_said_when_it_is_made(cmcl: Cmcl) -> None:
+def test_training_options_are_set_when_a_model_is_created(cmcl: Cmcl) -> None:
     chosen = ("--epochs=3", "--batch-size=32", "--learning-rate=0.01")
     training = cmcl.one("model", "create", "trees", *WIDTHS, *chosen)["training"]
     assert (training["epochs"], training["batch_size"], training["learning_rate"]) == (3, 32, 0.01)
@@ -121,7 +121,7 @@ def test_watching_as_json_is_a_line_for_each_change(
     assert changes[-1]["state"] == "published"
 
 
-def test_a_job_that_ends_without_a_version_has_an_exit_code_of_its_own(
+def test_a_job_that_ends_without_a_version_has_its_own_exit_code(
     cmcl: Cmcl, plane: ControlPlane
 ) -> None:
     bad = write_shard(plane.shards / "bad.parquet", feature_table(16, widths=(5, 3))).uri
@@ -134,14 +134,12 @@ def test_a_job_that_ends_without_a_version_has_an_exit_code_of_its_own(
     assert cmcl.one("job", "cancel", job)["state"] == "cancelled"
 
 
-def test_shards_that_are_there_under_another_name_are_told_as_such(
-    cmcl: Cmcl, plane: ControlPlane
-) -> None:
+def test_existing_shards_under_another_name_are_reported(cmcl: Cmcl, plane: ControlPlane) -> None:
     shard = plane.shard("more")["uri"]
     arguments = ("dataset", "add", shard, "--pair=image,text", "--model=scenes")
     first = cmcl(*arguments, "--name=pixtext").split()[1].rstrip(",")
     again = cmcl(*arguments, "--name=pixtext2")
-    assert again.startswith(f"already dataset {first} (pixtext), job job-")
+    assert again.startswith(f"existing dataset {first} (pixtext), job job-")
     assert "the name pixtext2 is not used" in again
     assert cmcl(*arguments, "--name=pixtext").startswith(f"dataset {first}, job job-")
 
@@ -156,7 +154,7 @@ def test_an_open_dataset_is_grown_and_sealed(cmcl: Cmcl, plane: ControlPlane) ->
     assert other not in cmcl("dataset", "list", "--model=scenes")
 
 
-def test_jobs_are_listed_shown_and_told(cmcl: Cmcl) -> None:
+def test_jobs_are_listed_shown_and_followed(cmcl: Cmcl) -> None:
     first, second = cmcl.lines("job", "list", "--model=scenes", "--state=published")
     assert first["version"] == 1
     assert second["id"] in cmcl("job", "list")
@@ -179,7 +177,7 @@ def test_candidates_are_approved_and_rejected(cmcl: Cmcl, plane: ControlPlane) -
     assert "because" in cmcl("job", "show", job)
 
 
-def test_a_version_is_a_page_with_all_that_is_known(cmcl: Cmcl) -> None:
+def test_a_version_is_shown_completely(cmcl: Cmcl) -> None:
     assert "│ 2       │ two" in cmcl("version", "list", "scenes")
     page = cmcl("version", "show", "scenes", "2")
     for words in ("scenes@2", "certificate", "│ one", "lineage", "on 1 ranks"):
@@ -195,7 +193,7 @@ def test_a_version_is_a_page_with_all_that_is_known(cmcl: Cmcl) -> None:
 
 
 def test_versions_are_promoted_rolled_back_and_retired(cmcl: Cmcl) -> None:
-    assert "version 1 answers (generation 3)" in cmcl("promote", "scenes@1", "--reason=birds")
+    assert "version 1 is live (generation 3)" in cmcl("promote", "scenes@1", "--reason=birds")
     assert "scenes@VERSION" in cmcl("promote", "scenes", code=Exit.USAGE)
     assert cmcl.one("rollback", "scenes")["version"] == 2
     history = cmcl.lines("history", "scenes")
@@ -215,7 +213,7 @@ def test_files_are_uploaded_and_their_addresses_printed(cmcl: Cmcl, tmp_path: Pa
     assert second.split()[0] == cmcl.lines("upload", *files)[1]["uri"]
 
 
-def test_keys_are_made_listed_and_revoked(cmcl: Cmcl) -> None:
+def test_keys_are_created_listed_and_revoked(cmcl: Cmcl) -> None:
     assert "name    local" in cmcl("whoami")
     made = cmcl("key", "create", "robot", "--scope=read,train", "--scope", "write")
     assert "not shown again" in made
@@ -227,10 +225,10 @@ def test_keys_are_made_listed_and_revoked(cmcl: Cmcl) -> None:
     assert again["key"] not in cmcl("key", "list")
 
 
-def test_webhooks_are_added_tried_and_deleted(cmcl: Cmcl) -> None:
+def test_webhooks_are_added_tested_and_deleted(cmcl: Cmcl) -> None:
     made = cmcl.one("webhook", "add", "https://example.com/x", "--kind=job.failed")
     assert made["secret"].startswith("whsec_")
-    assert "on its way" in cmcl("webhook", "test", made["id"])
+    assert "pending" in cmcl("webhook", "test", made["id"])
     assert "dl-" in cmcl("webhook", "deliveries", made["id"])
     listed = cmcl("webhook", "list")
     assert "https://example.com/x" in listed
@@ -239,17 +237,17 @@ def test_webhooks_are_added_tried_and_deleted(cmcl: Cmcl) -> None:
     assert "no webhooks yet; add one: cmcl webhook add" in cmcl("webhook", "list")
 
 
-def test_a_refused_pre_flight_is_refused_in_words(cmcl: Cmcl, plane: ControlPlane) -> None:
+def test_a_failed_pre_flight_shows_its_message(cmcl: Cmcl, plane: ControlPlane) -> None:
     shard = plane.shard("new")["uri"]
-    words = cmcl("preflight", shard, "--pair=image,smell", "--model=scenes", code=Exit.REFUSED)
+    words = cmcl("preflight", shard, "--pair=image,smell", "--model=scenes", code=Exit.FAILED)
     assert "smell" in words
 
 
-def test_a_pre_flight_is_waited_for_and_a_refusal_is_an_exit_code(
+def test_a_pre_flight_is_awaited_and_a_rejection_is_an_exit_code(
     cmcl: Cmcl, plane: ControlPlane
 ) -> None:
     shard, rounds = plane.shard("new")["uri"], PreflightReconciler(plane.context)
-    for refusals, code in (((), Exit.DONE), (("too few rows",), Exit.REFUSED)):
+    for refusals, code in (((), Exit.OK), (("too few rows",), Exit.FAILED)):
         told = Outlook(
             version=2,
             pair=("image", "text"),
@@ -258,14 +256,14 @@ def test_a_pre_flight_is_waited_for_and_a_refusal_is_an_exit_code(
             heads={},
             advice=("it is fine",),
         )
-        thread = meanwhile(lambda told=told: answer_next(plane, rounds, told))
+        thread = in_background(lambda told=told: answer_next(plane, rounds, told))
         shown = cmcl("preflight", shard, "--pair=image,text", "--model=scenes", code=code)
         thread.join()
-        assert ("it is fine" if code == Exit.DONE else "refused: too few rows") in shown
+        assert ("it is fine" if code == Exit.OK else "rejected: too few rows") in shown
 
 
 def answer_next(plane: ControlPlane, rounds: PreflightReconciler, outlook: Outlook) -> None:
-    """What a worker would leave for the pre-flight that is asked next."""
+    """Write a worker's result for the next pre-flight."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         rounds.tick()
@@ -298,7 +296,7 @@ def test_embeddings_are_one_document(
     assert server.asked[0].body["input"] == [[1, 2]]
 
 
-def test_words_are_embedded_where_there_is_no_file(
+def test_texts_are_embedded_without_a_file(
     cmcl: Cmcl, server: RestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CMCL_EMBEDDINGS_URL", server.url)

@@ -90,6 +90,6 @@ def test_the_summary_is_about_the_last_version() -> None:
     }
 
 
-def test_the_first_dataset_alone_cannot_have_been_forgotten() -> None:
+def test_a_single_dataset_has_no_forgetting() -> None:
     figures = stream_figures([version(0)])
     assert figures.max_drift == figures.summary()["bwt_recall_at_1"] == 0.0

@@ -1,4 +1,4 @@
-"""Events and watching: over streams that break, over restarts, and where there are no streams."""
+"""Events and watching: with broken streams, restarts, and without streams."""
 
 import json
 import threading
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cmcl import Client, CmclError
-from cmcl.client import Job, TookTooLong, Unreachable
+from cmcl.client import Job, Unreachable, WaitTimeout
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served
@@ -36,7 +36,7 @@ def progress(updates: int) -> str:
 
 
 class Streams:
-    """Prepared streams, one after another; a job whose state moves with each look."""
+    """Prepared streams in order, and a job whose state advances with each request."""
 
     def __init__(self, streams: list[Answer | None], states: list[str]) -> None:
         self._streams = iter(streams)
@@ -54,15 +54,13 @@ def stream(*blocks: str) -> Answer:
     return 200, "retry: 1\n\n: ping\n\n" + "".join(blocks), STREAM
 
 
-def test_a_stream_goes_on_behind_the_last_event_after_it_broke(
-    client: Client, server: RestServer
-) -> None:
+def test_a_broken_stream_resumes_after_the_last_event(client: Client, server: RestServer) -> None:
     server.answer = Streams(
         [
             stream(event(3, "job.queued"), event(7, "job.running"), progress(1), progress(2)),
             None,
             (503, {}),
-            stream(": nothing happened meanwhile\n\n"),
+            stream(": heartbeat\n\n"),
             stream(event(9, "job.published")),
         ],
         [],
@@ -80,7 +78,7 @@ def test_a_stream_goes_on_behind_the_last_event_after_it_broke(
     assert seen == [None, "7", "7", "7", "7", "9"]
 
 
-def test_what_becomes_of_the_version_is_told_behind_the_end_of_its_job(
+def test_events_of_the_version_follow_the_end_of_its_job(
     client: Client, server: RestServer
 ) -> None:
     streams = [stream(event(1, "job.published")), stream(event(2, "version.published"))]
@@ -90,30 +88,32 @@ def test_what_becomes_of_the_version_is_told_behind_the_end_of_its_job(
     assert len(server.asked) == 4
 
 
-def test_an_end_in_the_past_is_not_the_end(client: Client, server: RestServer) -> None:
-    """A job that failed and was tried again has an end in the middle of its events."""
+def test_the_end_of_an_earlier_try_does_not_end_the_feed(
+    client: Client, server: RestServer
+) -> None:
+    """A retried job has a final event in the middle of its events."""
     history = event(1, "job.failed") + event(2, "job.queued")
     server.answer = Streams([stream(history), stream(event(3, "job.published"))], [])
     kinds = [each.kind for each in client.events("job-1")]
     assert kinds == ["job.failed", "job.queued", "job.published"]
 
 
-def test_a_service_that_says_it_is_over_is_believed(client: Client, server: RestServer) -> None:
+def test_status_204_ends_the_feed(client: Client, server: RestServer) -> None:
     server.answer = Streams([stream(event(1, "job.queued")), (204, "")], [])
     assert [each.kind for each in client.events("job-1")] == ["job.queued"]
 
 
-def test_a_service_that_stays_away_is_given_up(client: Client, server: RestServer) -> None:
+def test_following_fails_after_the_outage_timeout(client: Client, server: RestServer) -> None:
     server.always(None)
     with pytest.raises(Unreachable):
-        list(client.events("job-1", patience=0.02))
+        list(client.events("job-1", outage_timeout=0.02))
 
 
 @pytest.mark.parametrize("away", [None, (502, "<html>no backend"), (503, {"detail": "not now"})])
-def test_watching_outlasts_a_service_that_is_away(
+def test_watching_survives_an_outage_of_the_service(
     client: Client, server: RestServer, away: Answer | None
 ) -> None:
-    """It restarts, or a proxy stands before it and says so: longer than one request is retried."""
+    """The service restarts, or a proxy responds for it, for longer than one request is retried."""
     left = 25
 
     def answer(asked: Asked) -> Answer | None:
@@ -130,10 +130,10 @@ def test_watching_outlasts_a_service_that_is_away(
 def test_listening_to_a_service_that_is_not_ready_ends(client: Client, server: RestServer) -> None:
     server.always((503, {"detail": "not now"}))
     with pytest.raises(CmclError, match="not now"):
-        list(client.events("job-1", patience=0.02))
+        list(client.events("job-1", outage_timeout=0.02))
 
 
-def test_a_refusal_is_no_reason_to_try_again(client: Client, server: RestServer) -> None:
+def test_a_rejection_is_not_retried(client: Client, server: RestServer) -> None:
     server.always((403, {"detail": "the scope 'read' is needed"}))
     with pytest.raises(CmclError, match="scope 'read'"):
         list(client.events("job-1"))
@@ -141,15 +141,13 @@ def test_a_refusal_is_no_reason_to_try_again(client: Client, server: RestServer)
 
 
 @pytest.mark.parametrize("data", ["[1]", "5", '{"id": "x"}', '"text"'])
-def test_what_is_no_event_is_passed_over(client: Client, server: RestServer, data: str) -> None:
+def test_invalid_events_are_skipped(client: Client, server: RestServer, data: str) -> None:
     odd = f"id: 4\nevent: new.kind\ndata: {data}\n\n"
     server.answer = Streams([stream(odd, event(5, "job.published"))], [])
     assert [each.id for each in client.events("job-1")] == [5]
 
 
-def test_where_there_are_no_streams_the_job_is_looked_at(
-    client: Client, server: RestServer
-) -> None:
+def test_without_streams_the_job_is_polled(client: Client, server: RestServer) -> None:
     states = ["queued", "running", "running", "published"]
     server.answer = Streams([(404, {"title": "Not found"})], states)
     assert [each.kind for each in client.events("job-1")] == [
@@ -159,15 +157,13 @@ def test_where_there_are_no_streams_the_job_is_looked_at(
     ]
 
 
-def test_a_job_that_is_not_there_is_told_also_without_streams(
-    client: Client, server: RestServer
-) -> None:
+def test_a_missing_job_is_reported_also_without_streams(client: Client, server: RestServer) -> None:
     server.always((404, {"detail": "there is no job 'job-1'"}))
     with pytest.raises(CmclError, match="there is no job"):
         list(client.events("job-1"))
 
 
-def test_watching_tells_every_change_once_and_ends_with_the_job(
+def test_watching_reports_every_change_once_and_ends_with_the_job(
     client: Client, server: RestServer
 ) -> None:
     blocks = [event(1, "job.queued"), event(2, "job.running"), progress(1), progress(2)]
@@ -181,7 +177,7 @@ def test_watching_tells_every_change_once_and_ends_with_the_job(
     assert updates == [None, None, 1, 2, None]
 
 
-def test_watching_goes_on_where_the_stream_ends_before_the_job(
+def test_watching_continues_if_the_stream_ends_before_the_job(
     client: Client, server: RestServer
 ) -> None:
     streams: list[Answer | None] = [(204, ""), (204, ""), stream(event(1, "job.published"))]
@@ -190,18 +186,18 @@ def test_watching_goes_on_where_the_stream_ends_before_the_job(
 
 
 @pytest.mark.parametrize("body", [None, ": ping\n\n", progress(1)])
-def test_watching_gives_up_in_time(client: Client, server: RestServer, body: str | None) -> None:
+def test_watching_ends_at_its_timeout(client: Client, server: RestServer, body: str | None) -> None:
     def answer(asked: Asked) -> Answer | None:
         if asked.path.endswith("/events"):
             return None if body is None else (200, body, STREAM)
         return 200, job("running")
 
     server.answer = answer
-    with pytest.raises(TookTooLong, match=r"job job-1 did not end within 0\.05 seconds"):
+    with pytest.raises(WaitTimeout, match=r"job job-1 did not end within 0\.05 seconds"):
         client.watch("job-1", timeout=0.05, poll_seconds=0.001)
 
 
-def test_a_job_that_has_ended_is_not_listened_to(client: Client, server: RestServer) -> None:
+def test_no_stream_is_opened_for_an_ended_job(client: Client, server: RestServer) -> None:
     server.always((200, job("failed", reason="training_failed")))
     assert client.watch("job-1").reason == "training_failed"
     assert len(server.asked) == 1
@@ -213,7 +209,7 @@ def url(plane: ControlPlane) -> Iterator[str]:
         yield url
 
 
-def meanwhile(act: Callable[[], None]) -> threading.Thread:
+def in_background(act: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=act)
     thread.start()
     return thread
@@ -237,7 +233,7 @@ def test_a_real_job_is_watched_to_its_end(kind: str, plane: ControlPlane, url: s
         if now.progress and now.progress.updates_done == 4:
             running.set()
 
-    thread = meanwhile(live)
+    thread = in_background(live)
     with connected(kind, url) as client:
         ended = client.watch(job, on_change, timeout=60)
     thread.join()
@@ -246,16 +242,16 @@ def test_a_real_job_is_watched_to_its_end(kind: str, plane: ControlPlane, url: s
     assert seen[-1] == ended
 
 
-def test_a_silent_stream_does_not_outlast_the_time_of_watching(
+def test_an_idle_stream_does_not_outlast_the_timeout(
     kind: str, plane: ControlPlane, url: str
 ) -> None:
     plane.create_model()
     job = plane.post_dataset()
-    with connected(kind, url) as client, pytest.raises(TookTooLong):
+    with connected(kind, url) as client, pytest.raises(WaitTimeout):
         client.watch(job, timeout=0.3)
 
 
-def test_everything_is_followed_from_where_one_was(plane: ControlPlane, url: str) -> None:
+def test_all_events_are_followed_from_a_given_id(plane: ControlPlane, url: str) -> None:
     plane.create_model()
     plane.run_to_end(plane.post_dataset())
     with connected("blocking", url) as client:

@@ -1,4 +1,4 @@
-"""What the command line says of itself."""
+"""Help of the command line."""
 
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -10,7 +10,7 @@ from tests.unit.client.command_line import Cmcl
 
 
 def every_command() -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands and groups by their names, as they are run."""
+    """All commands and groups by the names with which they are run."""
 
     def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
         yield path, command
@@ -20,13 +20,13 @@ def every_command() -> Iterator[tuple[tuple[str, ...], Any]]:
     yield from walk(command_tree(), ())
 
 
-def test_every_command_argument_and_option_has_a_help() -> None:
+def test_every_command_argument_and_option_has_help() -> None:
     for path, command in every_command():
         assert command.help, path
         assert [each.name for each in command.params if not each.help] == [], path
 
 
-def test_no_flag_asks_for_a_value_in_the_help(cmcl: Cmcl) -> None:
+def test_flags_show_no_value_in_the_help(cmcl: Cmcl) -> None:
     for path, _ in every_command():
         assert "<bool>" not in cmcl(*path, "--help"), path
 
@@ -39,7 +39,7 @@ def test_every_command_that_prints_has_json() -> None:
     silent = {
         *{("model", "delete"), ("dataset", "delete"), ("version", "retire")},
         *{("candidate", "end"), ("key", "revoke"), ("webhook", "delete")},
-        # An export is lines of its own form, whatever is said.
+        # An export has its own format.
         *{("collection", "delete"), ("collection", "export")},
     }
     without = {

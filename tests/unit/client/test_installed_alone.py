@@ -1,4 +1,4 @@
-"""The wheel holds the client alone: what the commands that need more say where it is installed."""
+"""The wheel contains the client only; commands that need more say so."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ PROGRAM = "import sys; from cmcl.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def run(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line of that Python, in that folder."""
+    """Run the command line of that Python in that folder."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         # -P as for the script `cmcl`: the current folder is not searched for packages.
@@ -26,10 +26,10 @@ def run(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProc
 
 @pytest.mark.parametrize("command", [["up"], ["demo"], ["admin", "rebuild", "--dry-run"]])
 @pytest.mark.parametrize("has_own_packages", [False, True])
-def test_what_needs_a_checkout_says_so_and_runs_no_package_of_the_user(
+def test_commands_that_need_a_checkout_say_so_and_run_no_package_of_the_user(
     installed: Path, tmp_path: Path, command: list[str], has_own_packages: bool
 ) -> None:
-    """Many projects have a package `service` or `workers` of their own."""
+    """Other projects may have packages named `service` or `workers`."""
     if has_own_packages:
         (site,) = installed.parents[1].glob("lib/python*/site-packages")
         for name in ("service", "workers"):
@@ -37,14 +37,14 @@ def test_what_needs_a_checkout_says_so_and_runs_no_package_of_the_user(
             (site / name / "__init__.py").write_text("raise SystemExit('of the user')")
     done = run(installed, tmp_path, *command)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: `cmcl {command[0]}` runs the control plane and the")
+    assert done.stderr.startswith(f"error: `cmcl {command[0]}` needs the control plane and the")
     assert "only the client is installed here: run it from a checkout of cmcl" in done.stderr
     assert done.stderr.count("\n") == 1
     assert "pip install" not in done.stderr
     assert not (tmp_path / ".cmcl").exists()
 
 
-def test_a_package_of_the_same_name_in_the_current_folder_is_not_run_in_place_of_ours(
+def test_a_package_of_the_same_name_in_the_current_folder_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from cmcl.cli import main
@@ -54,7 +54,7 @@ def test_a_package_of_the_same_name_in_the_current_folder_is_not_run_in_place_of
     monkeypatch.chdir(tmp_path)
     assert main(["up", "--folder=up"]) == 1
     told = capsys.readouterr().err
-    assert f"the package {tmp_path}/workers would be run in place of ours" in told
+    assert f"the package {tmp_path}/workers would run instead of cmcl's" in told
     assert not (tmp_path / "up").exists()
 
 

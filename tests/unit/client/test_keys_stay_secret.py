@@ -1,4 +1,4 @@
-"""The key goes to our two sides, and nowhere else: no text that could be printed has it."""
+"""The key is sent to the two servers only, and appears in no printable text."""
 
 import traceback
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.unit.client.rest_server import RestServer
 KEY = "cmcl_0123456789ab_aSecretThatNobodyMaySee"
 
 
-def test_a_key_is_sent_as_a_bearer_and_given_beats_environment(
+def test_a_key_is_sent_as_bearer_and_the_argument_overrides_the_environment(
     kind: str, server: RestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.always((200, {"name": "x", "scopes": []}))
@@ -29,7 +29,7 @@ def test_a_key_is_sent_as_a_bearer_and_given_beats_environment(
     assert sent == ["Bearer of-the-environment", f"Bearer {KEY}", None]
 
 
-def test_the_endpoint_gets_the_key_as_well_and_its_refusal_is_told(
+def test_the_endpoint_gets_the_key_and_its_rejection_is_shown(
     kind: str, server: RestServer
 ) -> None:
     told = {"error": {"message": "the key is not valid", "code": "invalid_api_key"}}
@@ -55,14 +55,14 @@ def test_no_repr_and_no_error_has_the_key(kind: str, server: RestServer) -> None
 
 
 @pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "umlaut-ä", "\x7f"])
-def test_a_key_that_no_header_can_carry_is_refused_without_being_quoted(key: str) -> None:
+def test_an_invalid_key_is_rejected_without_being_quoted(key: str) -> None:
     with pytest.raises(CmclError) as caught:
         Client(key=key)
-    assert "has characters that no key has, or is empty" in str(caught.value)
+    assert "invalid characters" in str(caught.value)
     assert not key or key not in str(caught.value)
 
 
-def test_an_address_elsewhere_gets_no_key(kind: str, server: RestServer, tmp_path: Path) -> None:
+def test_other_addresses_get_no_key(kind: str, server: RestServer, tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"one")
     at = "2026-11-24T00:00:00Z"
@@ -76,7 +76,7 @@ def test_an_address_elsewhere_gets_no_key(kind: str, server: RestServer, tmp_pat
     assert keys["/v1/uploads"] == f"Bearer {KEY}"
 
 
-def test_secrets_in_answers_are_shown_only_when_asked_for() -> None:
+def test_secrets_in_responses_are_hidden_by_default() -> None:
     at = "2026-11-24T00:00:00Z"
     made = NewApiKey.model_validate(
         {"id": "key-1", "name": "n", "scopes": [], "created_at": at, "key": KEY}

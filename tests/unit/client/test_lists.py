@@ -1,4 +1,4 @@
-"""Lists on the command line: what they show, of what, and at which width."""
+"""Lists on the command line: content, filters and width."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def plane(published_plane: ControlPlane) -> ControlPlane:
 
 
 def test_a_job_that_failed_shows_no_version(cmcl: Cmcl, plane: ControlPlane) -> None:
-    """The service names the version that a job would make; a failed one made none."""
+    """The service returns the planned version of a job; a failed job has none."""
     bad = write_shard(plane.shards / "bad.parquet", feature_table(16, widths=(5, 3))).uri
     job = cmcl.one("dataset", "add", bad, "--pair=image,text", "--model=scenes")["job"]["id"]
     plane.run_to_end(job)
@@ -36,14 +36,14 @@ def test_lists_are_of_all_models_unless_one_is_asked_for(
     assert "no version yet" in cmcl("version", "list"), "an argument that is needed comes from it"
 
 
-def test_an_empty_list_says_how_to_begin(cmcl: Cmcl) -> None:
+def test_an_empty_list_shows_the_next_command(cmcl: Cmcl) -> None:
     cmcl("model", "create", "trees", *WIDTHS)
     for arguments, words in {
         ("job", "list", "--state=held"): "no jobs in state held\n",
         ("job", "list", "--model=trees"): "no jobs of model trees\n",
         ("dataset", "list", "--model=trees"): "cmcl dataset add",
         ("version", "list", "trees"): "cmcl dataset add",
-        ("history", "trees"): "no version of trees was live so far",
+        ("history", "trees"): "model trees has not had a live version yet",
         ("key", "list"): "cmcl key create",
     }.items():
         assert words in cmcl(*arguments)
@@ -51,7 +51,7 @@ def test_an_empty_list_says_how_to_begin(cmcl: Cmcl) -> None:
 
 
 @pytest.mark.parametrize("width", ["20", "40", "80", "300"])
-def test_tables_survive_any_terminal(
+def test_tables_are_complete_on_any_terminal(
     cmcl: Cmcl, width: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", width)

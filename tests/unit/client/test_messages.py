@@ -1,4 +1,4 @@
-"""What a user reads when something is wrong: the value, what is permitted, what to do."""
+"""Error messages: the value, what is permitted, what to do."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from cmcl import Client, CmclError, Query
 from cmcl.cli import main
-from cmcl.cli.exits import Exit
+from cmcl.cli.errors import Exit
 from cmcl.client import InvalidArgument, WrongServer
 from cmcl.contract.model import ModelSpec
 from tests.fakes.control_plane import SPEC, ControlPlane
@@ -33,7 +33,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def errors_of(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = Exit.USAGE) -> str:
-    """The one line on stderr of a command that ends with that code."""
+    """Return the single line on stderr of a command that ends with that code."""
     assert main(list(arguments)) == code
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -41,9 +41,7 @@ def errors_of(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = E
     return shown.err
 
 
-def test_an_upload_that_is_refused_is_named_by_the_user_s_file(
-    service: Client, tmp_path: Path
-) -> None:
+def test_a_rejected_upload_is_named_by_its_local_file(service: Client, tmp_path: Path) -> None:
     service.create_model("scenes", ModelSpec.model_validate(SPEC))
     shard = tmp_path / "birds.parquet"
     write_shard(shard, feature_table(16))
@@ -52,7 +50,7 @@ def test_an_upload_that_is_refused_is_named_by_the_user_s_file(
     assert caught.value.status == 422
 
 
-def test_a_job_that_failed_on_an_upload_names_the_user_s_file(
+def test_a_job_that_failed_on_an_upload_names_the_local_file(
     cmcl: Cmcl, published_plane: ControlPlane, tmp_path: Path
 ) -> None:
     shard = tmp_path / "birds.parquet"
@@ -65,31 +63,29 @@ def test_a_job_that_failed_on_an_upload_names_the_user_s_file(
 
 
 @pytest.mark.parametrize("answer", FOREIGN)
-def test_a_server_that_is_not_cmcl_is_named_in_one_line_with_what_to_set(
+def test_a_foreign_server_is_named_in_one_line_with_the_setting(
     server: RestServer, answer: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.always(answer)
-    told = errors_of(capsys, "job", "show", JOB, "--url", server.url, code=Exit.REFUSED)
+    told = errors_of(capsys, "job", "show", JOB, "--url", server.url, code=Exit.FAILED)
     assert f"{server.url} answered HTTP {answer[0]}" in told
-    assert "not an answer of the control plane: set CMCL_URL, --url" in told
+    assert "not a response of the control plane: set CMCL_URL, --url" in told
 
 
 @pytest.mark.parametrize("answer", FOREIGN)
-def test_an_endpoint_that_is_not_cmcl_is_named(
-    kind: str, server: RestServer, answer: Answer
-) -> None:
+def test_a_foreign_endpoint_is_named(kind: str, server: RestServer, answer: Answer) -> None:
     server.always(answer)
     with connected(kind, server.url) as client:
         for ask in (
             lambda: client.embed("scenes", "image", [[1.0]]),
             lambda: client.collection("pictures"),
         ):
-            with pytest.raises(WrongServer, match="not an answer of the embeddings endpoint"):
+            with pytest.raises(WrongServer, match="not a response of the embeddings endpoint"):
                 ask()
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/", "/proxy/v1"])
-def test_an_address_that_ends_with_v1_is_refused_with_the_right_one(
+def test_an_address_that_ends_with_v1_is_rejected_with_the_right_one(
     path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = "http://127.0.0.1:8000"
@@ -99,7 +95,7 @@ def test_an_address_that_ends_with_v1_is_refused_with_the_right_one(
         Client(embeddings_url=f"http://anna:secret@127.0.0.1:8001{path}")
 
 
-def test_a_password_in_an_address_that_is_refused_is_not_shown() -> None:
+def test_a_password_in_a_rejected_address_is_not_shown() -> None:
     with pytest.raises(InvalidArgument) as caught:
         Client("http://anna:secret@127.0.0.1:8000/v1")
     assert "secret" not in str(caught.value)
@@ -118,23 +114,23 @@ def test_a_password_in_an_address_that_is_refused_is_not_shown() -> None:
         (["dataset", "add", "x", "--model=m", "--pair=image,a b"], "--pair a b: "),
         (["candidate", "set", "m@2", "--share=2"], "--share 2.0: "),
         (["candidate", "set", "m@2", "--share=0.1", "--min-overlap=2"], "--min-overlap 2.0: "),
-        (["dataset", "add", "no/such", "--model=m", "--pair=a,b"], "there is no file or folder"),
+        (["dataset", "add", "no/such", "--model=m", "--pair=a,b"], "no/such"),
         (["upload", "no/such"], "cannot be read: No such file"),
-        (["embed", "m", "image", "no/such"], "there is no file 'no/such'"),
+        (["embed", "m", "image", "no/such"], "'no/such'"),
         (["model", "list", "--url=ftp://x"], "--url"),
     ],
 )
-def test_what_the_client_finds_wrong_is_a_mistake_of_usage_that_names_the_option(
+def test_invalid_arguments_found_by_the_client_are_usage_errors_that_name_the_option(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert words in errors_of(capsys, *arguments)
 
 
 @pytest.mark.parametrize("embed", [[1, 2], 5, [[1.0], 2.0], None])
-def test_an_input_that_cannot_be_embedded_is_told_what_it_may_be(
+def test_an_invalid_input_is_rejected_with_the_permitted_forms(
     client: Client, server: RestServer, embed: object
 ) -> None:
-    with pytest.raises(InvalidArgument, match="it may be a list of features") as caught:
+    with pytest.raises(InvalidArgument, match="must be a list of features") as caught:
         client.embed("scenes", "image", embed)  # type: ignore[arg-type]
     assert repr(embed) in str(caught.value)
     assert server.asked == []
@@ -143,7 +139,7 @@ def test_an_input_that_cannot_be_embedded_is_told_what_it_may_be(
 @pytest.mark.parametrize(
     "query", [{"modality": "text"}, Query("text"), Query("text", [1.0], "red"), "red", None]
 )
-def test_a_query_that_is_none_is_told_what_it_may_be(
+def test_an_invalid_query_is_rejected_with_the_permitted_forms(
     client: Client, server: RestServer, query: object
 ) -> None:
     with pytest.raises(InvalidArgument, match=r"write Query\(modality, feature\)"):
@@ -166,26 +162,26 @@ def test_an_item_without_content_is_named_by_file_and_line(
 ) -> None:
     path = tmp_path / "items.jsonl"
     path.write_bytes(content)
-    told = errors_of(capsys, "collection", "add", "pictures", str(path), code=Exit.REFUSED)
+    told = errors_of(capsys, "collection", "add", "pictures", str(path), code=Exit.FAILED)
     assert f"{path}, {words}" in told
     assert "exactly one of feature, text, data" in told
 
 
-def test_a_missing_key_is_told_by_the_variable(
+def test_a_missing_key_is_reported_with_its_variable(
     server: RestServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = "a key is needed: send it as Authorization: Bearer cmcl_..."
     server.always((401, {"type": "urn:cmcl:problem:unauthorized", "detail": needed}))
     command = ("model", "list", "--url", server.url)
-    told = errors_of(capsys, *command, code=Exit.REFUSED)
+    told = errors_of(capsys, *command, code=Exit.FAILED)
     assert "CMCL_KEY" in told
     assert "Authorization" not in told
     server.always((401, {"type": "urn:cmcl:problem:unauthorized", "detail": "expired"}))
     monkeypatch.setenv("CMCL_KEY", "cmcl_x")
-    assert "expired (the key is that of CMCL_KEY)" in errors_of(capsys, *command, code=Exit.REFUSED)
+    assert "expired (the key is set by CMCL_KEY)" in errors_of(capsys, *command, code=Exit.FAILED)
 
 
-def test_a_key_is_shown_with_its_owner_and_its_end_is_confirmed(cmcl: Cmcl) -> None:
+def test_a_key_is_shown_with_its_owner_and_revoking_is_confirmed(cmcl: Cmcl) -> None:
     made = cmcl("key", "create", "robot", "--scope=read", "--owner=robots")
     assert ["owner", "robots"] in [line.split() for line in made.splitlines()]
     (key,) = cmcl.lines("key", "list")
@@ -200,11 +196,11 @@ def test_only_a_running_job_has_time_left(
     job = {"id": JOB, "model": "m", "dataset": "ds-1", "state": state, "attempt": 1}
     progress = {"phase": "training", "eta_seconds": 90.0}
     server.always((200, {**job, "created_at": at, "state_changed_at": at, "progress": progress}))
-    assert main(["job", "show", JOB, "--url", server.url]) == Exit.DONE
+    assert main(["job", "show", JOB, "--url", server.url]) == Exit.OK
     assert ("time left" in capsys.readouterr().out) is has_time_left
 
 
-def test_a_store_is_given_as_a_folder_or_as_a_uri(
+def test_a_store_may_be_a_folder_or_a_uri(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

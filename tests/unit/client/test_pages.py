@@ -1,4 +1,4 @@
-"""What is drawn for people, where a real control plane with a fake trainer has too little to show."""
+"""Rendering of pages with data that the fake trainer does not produce."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -36,20 +36,20 @@ ROWS = [row(1, "a", a=0.9), row(2, "b", a=0.88, b=0.5), row(3, "c", a=0.7, b=0.5
 NAMES = {"a": "birds", "b": "[bold]bees", "c": "cats"}
 
 
-def test_a_dataset_that_could_not_be_measured_is_told_with_the_reason() -> None:
+def test_a_dataset_that_was_not_measured_is_shown_with_the_reason() -> None:
     (line,) = not_measured({"a": "there is no such object"}, NAMES)
     assert drawn(line).strip() == "birds was not measured: there is no such object"
 
 
-def test_a_matrix_shows_what_became_of_each_dataset_since_it_was_learned() -> None:
+def test_a_matrix_shows_the_change_of_each_dataset_since_it_was_learned() -> None:
     text = drawn(matrix(ROWS, NAMES))
     assert "│ 1       │ birds      │ 90.0              │                        │" in text
     assert "│ 2       │ [bold]bees │ 88.0 (-2.0)       │ 50.0                   │" in text
     assert "│ 3       │ cats       │ 70.0 (-20.0)      │ 52.0 (+2.0)            │" in text
 
 
-def test_recall_is_named_for_what_it_counts() -> None:
-    """At 1 a row with the same label counts where there are labels: then there is an accuracy."""
+def test_recall_is_labelled_with_its_criterion() -> None:
+    """With labels, a row of the same label counts as a hit at 1, and there is an accuracy."""
     labelled = Recall(rows=10, at_1=0.9, at_5=0.9, at_10=0.9, accuracy=0.8)
     rows = [EvaluationRow(version=1, learned="a", recall={"a": labelled}), *ROWS[1:2]]
     text = drawn(matrix(rows, NAMES), width=160)
@@ -60,7 +60,7 @@ def test_recall_is_named_for_what_it_counts() -> None:
     assert "own partner" not in drawn(matrix(rows[:1], NAMES))
 
 
-def test_a_matrix_is_green_where_it_gained_and_red_where_it_lost() -> None:
+def test_gains_are_green_and_losses_red() -> None:
     text = drawn(matrix(ROWS, NAMES), colours=True)
     assert "\x1b[31m70.0 (-20.0)" in text
     assert "\x1b[33m88.0 (-2.0)" in text
@@ -68,7 +68,7 @@ def test_a_matrix_is_green_where_it_gained_and_red_where_it_lost() -> None:
 
 
 def test_without_held_out_rows_there_is_no_matrix() -> None:
-    assert "nothing was measured" in drawn(matrix([row(1, "a")], NAMES))
+    assert "not measured" in drawn(matrix([row(1, "a")], NAMES))
 
 
 def test_capacity_is_a_bar() -> None:
@@ -104,7 +104,7 @@ LONG: Columns[Named] = {
 
 
 @pytest.mark.parametrize("width", range(36, 90, 3))
-def test_no_word_of_a_table_is_cut_however_narrow_it_is(width: int) -> None:
+def test_words_of_a_table_are_never_truncated(width: int) -> None:
     items = [Named(name="job-0123456789ab", value=f"its file {'x' * 70} has too few rows")]
     text = drawn(table(items, LONG), width)
     assert max(map(len, text.splitlines())) <= width
@@ -114,7 +114,7 @@ def test_no_word_of_a_table_is_cut_however_narrow_it_is(width: int) -> None:
     assert text.count("x") == 70, "prose folds, and is not cut either"
 
 
-def test_columns_that_fit_are_whole_and_the_others_fold() -> None:
+def test_columns_that_fit_do_not_wrap() -> None:
     items = [Named(name="job-0123456789ab", value="too few rows of one of both modalities")]
     text = drawn(table(items, LONG), 72)
     assert "│ job-0123456789ab │ 2026-11-2" in text
@@ -132,12 +132,12 @@ def test_columns_that_fit_are_whole_and_the_others_fold() -> None:
         (AT, f"{AT.astimezone():%Y-%m-%d %H:%M:%S} {AT.astimezone().tzname()}"),
     ],
 )
-def test_values_are_written_as_they_are(value: Any, text: str) -> None:
+def test_values_are_shown_without_markup(value: Any, text: str) -> None:
     assert as_text(value).plain == text
     assert text in drawn(fields({"it": value}))
 
 
-def test_a_pre_flight_shows_its_advice_and_what_is_left() -> None:
+def test_a_pre_flight_shows_advice_and_remaining_capacity() -> None:
     told: Mapping[str, Any] = {
         "id": "pf-1",
         "model": "m",
@@ -179,5 +179,5 @@ HEAD = {
         ("x" * 47 + "-y", "x" * 47),
     ],
 )
-def test_a_dataset_without_a_name_is_called_after_its_files(source: str, name: str) -> None:
+def test_a_dataset_without_a_name_is_named_after_its_files(source: str, name: str) -> None:
     assert name_of(source) == name

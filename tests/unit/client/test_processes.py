@@ -1,4 +1,4 @@
-"""The client's documents as they stand there, and the command as a process of its own."""
+"""The client's documentation, and the command in a separate process."""
 
 import asyncio
 import inspect
@@ -15,13 +15,13 @@ import typer.main
 
 from cmcl import AsyncClient, Client
 from cmcl.cli import app
-from cmcl.cli.exits import Exit
+from cmcl.cli.errors import Exit
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.served_app import served
 from tests.unit.client.either import PROMPT
 
-# Whoever starts the tests may ignore SIGINT, and a child inherits that.
+# The parent process may ignore SIGINT, and children inherit that.
 PROGRAM = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,7 +41,7 @@ def python_of_the_page() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
-def test_the_page_s_python_runs_as_it_stands(
+def test_the_pages_python_examples_run(
     published_plane: ControlPlane, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shard(tmp_path / "fashion" / "a.parquet", feature_table(16, widths=(5, 3)))
@@ -116,7 +116,7 @@ def test_shells_can_complete_commands(shell: str) -> None:
     assert "job" not in done.stdout.split()
 
 
-def test_many_questions_are_asked_at_once(url: str) -> None:
+def test_many_requests_run_concurrently(url: str) -> None:
     async def ask() -> list[int]:
         async with AsyncClient(url, retries=PROMPT) as client:
             found = await asyncio.gather(*(client.live("scenes") for _ in range(20)))
@@ -125,7 +125,7 @@ def test_many_questions_are_asked_at_once(url: str) -> None:
     assert asyncio.run(ask()) == [2] * 20
 
 
-def test_listening_can_be_given_up_at_any_time(published_plane: ControlPlane, url: str) -> None:
+def test_following_can_be_cancelled_at_any_time(published_plane: ControlPlane, url: str) -> None:
     job = published_plane.post_dataset("three")
 
     async def listen() -> str:
@@ -147,7 +147,7 @@ def test_listening_can_be_given_up_at_any_time(published_plane: ControlPlane, ur
         assert client.job(job).state == "queued"
 
 
-def test_help_tells_what_a_call_takes_and_does() -> None:
+def test_help_shows_arguments_and_effect_of_a_call() -> None:
     for client in (Client(), AsyncClient()):
         named = list(inspect.signature(client.add_dataset).parameters)
         assert named[:4] == ["model", "name", "pair", "shards"]

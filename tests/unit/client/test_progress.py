@@ -1,4 +1,4 @@
-"""How a job's progress is shown: all that is told, and nothing of what is not."""
+"""Display of a job's progress: all reported figures, and no others."""
 
 import io
 import json
@@ -10,14 +10,14 @@ from rich.console import Console
 
 from cmcl import Client
 from cmcl.cli import main
-from cmcl.cli.exits import Exit
-from cmcl.cli.progress import JobView, bar_fields, duration, figures, watch_with_bar, words
+from cmcl.cli.errors import Exit
+from cmcl.cli.progress import JobView, bar_fields, details, duration, figures, watch_with_bar
 from cmcl.client import Job, JobProgress
 from cmcl.contract.job import Progress
 from tests.unit.client.rest_server import Asked, RestServer
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)
-# As a service tells it that knows no more.
+# As an older service reports it.
 OLDER = JobProgress(phase="training", updates_done=3, updates_total=10, loss=0.12345)
 READING = JobProgress(
     phase="moments", rows_done=1_200_000, rows_total=4_000_000, rows_per_second=183_224.2, ranks=4
@@ -62,7 +62,7 @@ def job(state: str, progress: JobProgress | None = OLDER, message: str | None = 
 
 
 def drawn(shown: Job, width: int) -> str:
-    """As a terminal of that width shows it."""
+    """Render as on a terminal of that width."""
     console = Console(file=io.StringIO(), width=width)
     view = JobView("job-1")
     view.show(shown)
@@ -71,16 +71,16 @@ def drawn(shown: Job, width: int) -> str:
     return console.file.getvalue()
 
 
-def test_every_field_that_the_service_tells_has_its_attribute() -> None:
+def test_every_progress_field_of_the_service_has_an_attribute() -> None:
     assert set(JobProgress.model_fields) == set(Progress.model_fields)
 
 
-def test_a_job_that_has_told_nothing_yet_has_a_bar_without_an_end() -> None:
+def test_a_job_without_progress_has_an_indeterminate_bar() -> None:
     shown = bar_fields(job("queued", None))
     assert shown == {"total": None, "completed": 0, "doing": "queued", "percent": "", "left": ""}
 
 
-def test_an_attempt_that_only_began_has_a_bar_without_an_end() -> None:
+def test_a_new_attempt_has_an_indeterminate_bar() -> None:
     shown = bar_fields(job("running", JobProgress(phase="starting")))
     assert (shown["total"], shown["doing"], shown["percent"]) == (None, "starting", "")
 
@@ -101,7 +101,7 @@ def test_a_phase_without_updates_is_measured_in_rows() -> None:
 
 
 @pytest.mark.parametrize("progress", [OLDER, JobProgress(phase="done"), None])
-def test_a_published_job_has_a_full_bar_also_where_no_update_was_seen(
+def test_a_published_job_has_a_full_bar_even_without_updates(
     progress: JobProgress | None,
 ) -> None:
     shown = bar_fields(job("published", progress))
@@ -109,51 +109,51 @@ def test_a_published_job_has_a_full_bar_also_where_no_update_was_seen(
     assert (shown["doing"], shown["percent"], shown["left"]) == ("published", "100 %", "")
 
 
-def test_a_failed_job_s_bar_stays_where_it_was() -> None:
+def test_a_failed_jobs_bar_keeps_its_position() -> None:
     shown = bar_fields(job("failed", TRAINING))
     assert (shown["completed"], shown["doing"], shown["left"]) == (960, "failed", "")
 
 
-def test_all_that_is_told_stands_below_the_bar() -> None:
-    assert words(job("running", TRAINING)) == WORDS
-    assert words(job("running", READING)) == [
+def test_all_reported_figures_are_below_the_bar() -> None:
+    assert details(job("running", TRAINING)) == WORDS
+    assert details(job("running", READING)) == [
         "rows 1,200,000 of 4,000,000",
         "rows/s 183,224",
         "ranks 4",
     ]
 
 
-def test_what_an_older_service_does_not_tell_is_left_out() -> None:
-    assert words(job("running", OLDER)) == ["updates 3 of 10", "loss 0.123"]
+def test_figures_missing_from_an_older_service_are_omitted() -> None:
+    assert details(job("running", OLDER)) == ["updates 3 of 10", "loss 0.123"]
     assert figures(JobProgress(phase="starting")) == {}
 
 
-def test_a_figure_of_nothing_is_a_figure() -> None:
-    """Nothing was removed, nothing has moved: that is not the same as not told."""
+def test_a_figure_of_zero_is_shown() -> None:
+    """Zero is a reported figure, unlike None."""
     told = JobProgress(phase="training", removed_share=0.0, drift=0.0, resumed_at=0)
     assert figures(told) == {"removed": "0 %", "drift": "0", "resumed at update": "0"}
 
 
 @pytest.mark.parametrize("state", ["queued", "submitting"])
-def test_a_job_that_does_not_run_says_why(state: str) -> None:
-    assert words(job(state, None, "attempt 1 was lost")) == ["attempt 1 was lost"]
-    assert words(job(state, TRAINING)) == []
+def test_a_job_that_is_not_running_shows_its_message(state: str) -> None:
+    assert details(job(state, None, "attempt 1 was lost")) == ["attempt 1 was lost"]
+    assert details(job(state, TRAINING)) == []
 
 
-def test_below_an_ended_job_stands_nothing() -> None:
-    """Whoever learns ten datasets sees ten lines."""
-    assert words(job("failed", TRAINING, "the loss is not a number")) == []
+def test_an_ended_job_has_no_lines_below_the_bar() -> None:
+    """A finished job leaves one line."""
+    assert details(job("failed", TRAINING, "the loss is not a number")) == []
     assert drawn(job("published", TRAINING), 100).count("\n") == 1
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_no_figure_is_torn_apart_or_cut_off(width: int) -> None:
+def test_figures_are_neither_split_nor_truncated(width: int) -> None:
     shown = drawn(job("running", TRAINING), width)
     assert [each for each in WORDS if each not in shown] == []
     assert max(map(len, shown.splitlines())) <= min(width, 100)
 
 
-def test_brackets_in_a_message_are_no_markup() -> None:
+def test_brackets_in_a_message_are_not_markup() -> None:
     assert "[red]" in drawn(job("queued", None, "the node [red] was lost"), 80)
 
 
@@ -164,7 +164,7 @@ def test_a_time_is_shown_like_a_clock(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
 
 
-def test_a_watched_job_is_drawn_while_it_goes_on(client: Client, server: RestServer) -> None:
+def test_a_watched_job_is_drawn_while_it_runs(client: Client, server: RestServer) -> None:
     told = json.dumps(TRAINING.model_dump(mode="json", exclude={"at"}))
     moved = json.dumps({"id": 1, "kind": "job.published", "job": "job-1"})
     blocks = f"event: progress\ndata: {told}\n\nid: 1\nevent: job.published\ndata: {moved}\n\n"
@@ -184,12 +184,12 @@ def test_a_watched_job_is_drawn_while_it_goes_on(client: Client, server: RestSer
     assert shown.rindex("published") > shown.rindex(WORDS[-1])
 
 
-def test_a_job_s_page_says_how_it_gets_on(
+def test_a_jobs_page_shows_its_progress(
     server: RestServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for progress, rows in ((TRAINING, [*WORDS, "phase training", "time left 0:01:30"]), (None, [])):
         server.always((200, job("running", progress).model_dump(mode="json")))
-        assert main(["job", "show", "job-0123456789ab", "--url", server.url]) == Exit.DONE
+        assert main(["job", "show", "job-0123456789ab", "--url", server.url]) == Exit.OK
         page = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
         assert [row for row in rows if row not in page] == []
         assert ("phase" in " ".join(page)) == bool(rows), "nothing is shown of what is not told"

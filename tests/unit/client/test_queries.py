@@ -1,4 +1,4 @@
-"""The demo's querying client counts whatever is not the answer that was promised."""
+"""The demo's querying client counts every unexpected response."""
 
 import json
 import time
@@ -17,7 +17,7 @@ def body(*values: float, model: str = "scenes@1") -> bytes:
     return json.dumps({"model": model, "data": [{"embedding": list(values)}]}).encode()
 
 
-def test_an_answer_that_comes_again_is_no_failure(load: QueryLoad) -> None:
+def test_a_repeated_response_is_not_a_failure(load: QueryLoad) -> None:
     for _ in range(2):
         load._check(0, 200, body(0.6, 0.8), 0.0)
     load._check(0, 200, body(0.8, 0.6, model="scenes@2"), 0.0)
@@ -38,19 +38,19 @@ def test_an_answer_that_comes_again_is_no_failure(load: QueryLoad) -> None:
         body(float("nan"), 1.0),
     ],
 )
-def test_an_answer_of_another_form_is_a_failure(load: QueryLoad, answer: bytes) -> None:
+def test_a_response_of_unexpected_form_is_a_failure(load: QueryLoad, answer: bytes) -> None:
     load._check(0, 200, answer, 0.0)
     assert (load.report.sent, len(load.report.failures)) == (1, 1)
 
 
 @pytest.mark.parametrize("other", [body(0.8, 0.6), body(0.6), body(0.6, float("nan"))])
-def test_a_version_that_answers_in_two_ways_is_a_failure(load: QueryLoad, other: bytes) -> None:
+def test_different_responses_of_one_version_are_a_failure(load: QueryLoad, other: bytes) -> None:
     load._check(0, 200, body(0.6, 0.8), 0.0)
     load._check(0, 200, other, 0.0)
     assert load.report.failures == ["version 1 answered query 0 in two ways"]
 
 
-def test_a_server_that_is_not_there_is_a_failure_each_time(load: QueryLoad) -> None:
+def test_an_unreachable_server_is_a_failure_each_time(load: QueryLoad) -> None:
     load.start()
     deadline = time.monotonic() + 60
     while load.report.sent < 2 and time.monotonic() < deadline:

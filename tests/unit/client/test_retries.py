@@ -1,4 +1,4 @@
-"""Asking again: when, how often, under which key. Responses are prepared, so nothing waits."""
+"""Retries: when, how often, with which key. Responses are prepared, so nothing waits."""
 
 from typing import Any
 
@@ -36,21 +36,21 @@ def delete(outcomes: Outcomes) -> Driven:
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
-def test_what_may_succeed_later_is_asked_again_with_pauses_that_double(status: int) -> None:
+def test_transient_errors_are_retried_with_exponential_backoff(status: int) -> None:
     driven = post([answer(status)] * 3 + [answer(200)])
     assert driven.paused == [1.0, 2.0, 4.0]
     assert driven.result == Live(**LIVE)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 412, 422, 500])
-def test_what_cannot_succeed_later_is_asked_once(status: int) -> None:
+def test_permanent_errors_are_not_retried(status: int) -> None:
     with pytest.raises(CmclError) as caught:
         post([answer(status)])
     assert caught.value.status == status
 
 
 @pytest.mark.parametrize("status", [404, 500])
-def test_what_a_proxy_says_for_replicas_that_are_away_is_asked_again(status: int) -> None:
+def test_proxy_errors_for_unavailable_replicas_are_retried(status: int) -> None:
     away = httpx.Response(status, text="Internal Server Error")
     assert post([away, answer(200)]).result == Live(**LIVE)
 
@@ -63,17 +63,17 @@ def test_all_attempts_of_a_post_have_one_key_and_two_posts_two() -> None:
     assert keys[0] != keys[1]
 
 
-def test_the_server_s_own_pause_is_kept() -> None:
+def test_retry_after_is_honoured() -> None:
     assert post([answer(429, **{"retry-after": "7"}), answer(200)]).paused == [7.0]
 
 
-def test_a_pause_that_is_too_long_is_an_error_at_once() -> None:
+def test_a_retry_after_beyond_the_longest_pause_fails_at_once() -> None:
     with pytest.raises(CmclError) as caught:
         post([answer(429, **{"retry-after": "31"})])
     assert caught.value.status == 429
 
 
-def test_a_request_that_is_just_carried_out_is_waited_for() -> None:
+def test_a_request_in_progress_is_awaited() -> None:
     driven = post([answer(409, **{"retry-after": "2"}), answer(200)])
     assert driven.paused == [2.0]
 
@@ -81,20 +81,20 @@ def test_a_request_that_is_just_carried_out_is_waited_for() -> None:
 @pytest.mark.parametrize(
     "error", [httpx.ConnectError, httpx.ReadTimeout, httpx.RemoteProtocolError]
 )
-def test_silence_ends_after_the_last_attempt(error: type[httpx.TransportError]) -> None:
+def test_no_response_is_an_error_after_the_last_attempt(error: type[httpx.TransportError]) -> None:
     with pytest.raises(Unreachable, match="lost"):
         post([error("lost")] * 4)
 
 
-def test_one_attempt_is_one_attempt() -> None:
+def test_one_attempt_means_no_retry() -> None:
     with pytest.raises(CmclError):
         get([answer(503)])
     with pytest.raises(Unreachable):
         get([httpx.ConnectError("no")])
 
 
-def test_a_condition_is_not_sent_again_where_the_first_may_have_been_done() -> None:
-    """It would be refused because of our own change, and look as if it were somebody else's."""
+def test_a_conditional_request_is_not_retried_if_it_may_have_succeeded() -> None:
+    """The retry would fail because of the first request's own change."""
     with pytest.raises(Unreachable):
         post([httpx.ReadError("lost")], if_match=3)
     with pytest.raises(CmclError):
@@ -103,7 +103,7 @@ def test_a_condition_is_not_sent_again_where_the_first_may_have_been_done() -> N
     assert post([answer(429), answer(200)], if_match=3).result
 
 
-def test_what_a_lost_answer_removed_is_gone() -> None:
+def test_a_delete_after_a_lost_response_succeeds() -> None:
     lost = httpx.ReadError("lost")
     assert delete([lost, answer(404)]).result is None
     with pytest.raises(CmclError):
@@ -117,13 +117,13 @@ def test_pauses_vary_and_never_grow_beyond_the_longest() -> None:
     assert [longest.pause(n) for n in (1, 2, 3, 10, 5000)] == [1.0, 2.0, 4.0, 5.0, 5.0]
 
 
-def test_a_server_that_hangs_up_is_asked_again(server: RestServer, client: Client) -> None:
+def test_a_closed_connection_is_retried(server: RestServer, client: Client) -> None:
     server.always(None, (503, {}), (200, LIVE))
     assert client.live("scenes").version == 1
     assert len(server.asked) == 3
 
 
 @pytest.mark.parametrize("wrong", [{"attempts": 0}, {"first_pause": -1}, {"longest_pause": -1}])
-def test_retries_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(CmclError, match="one attempt at least"):
+def test_invalid_retries_are_rejected(wrong: dict[str, int]) -> None:
+    with pytest.raises(CmclError, match="attempts must be at least 1"):
         Retries(**wrong)  # type: ignore[arg-type]

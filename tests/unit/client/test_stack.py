@@ -1,4 +1,4 @@
-"""The local stack, as far as it starts nothing large."""
+"""The local stack, without starting its large parts."""
 
 import os
 import re
@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from cmcl.cli import main
-from cmcl.cli.exits import Exit
+from cmcl.cli.errors import Exit
 from cmcl.demo.run import DemoOptions, run_demo
 from cmcl.ports import Ports, StackError
 from cmcl.stack import LocalStack
@@ -41,7 +41,7 @@ def stack(tmp_path: Path) -> Iterator[LocalStack]:
 
 @pytest.fixture
 def parent(stack: LocalStack) -> Iterator[subprocess.Popen[bytes]]:
-    """A part of the stack that has a child of its own."""
+    """A part of the stack with a child process."""
     process = subprocess.Popen(
         [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, start_new_session=True
     )
@@ -58,13 +58,15 @@ def test_free_ports_differ_and_can_be_bound() -> None:
     ports = Ports.free()
     numbers = set(astuple(ports))
     assert len(numbers) == len(fields(ports))
-    assert max(numbers) < 30_000, "nobody else takes such a port before its process has started"
+    assert max(numbers) < 30_000, (
+        "no other process takes such a port before its process has started"
+    )
     for number in numbers:
         with socket.socket() as free:
             free.bind(("127.0.0.1", number))
 
 
-def test_a_port_that_is_taken_is_named() -> None:
+def test_an_occupied_port_is_named_in_the_error() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         held.listen()
@@ -73,16 +75,16 @@ def test_a_port_that_is_taken_is_named() -> None:
             Ports.free(service=port)
 
 
-def test_one_port_is_not_enough_for_two_endpoints() -> None:
+def test_equal_ports_for_both_servers_are_rejected() -> None:
     port = Ports.free().service
     with pytest.raises(StackError, match=f"port {port} is given twice"):
         Ports.free(port, port)
 
 
-def test_the_service_understands_the_environment_that_the_stack_makes(
+def test_the_service_accepts_the_environment_of_the_stack(
     stack: LocalStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whatever the user's shell says: keys are not asked for, so nobody else on the network may ask.
+    # Regardless of the user's shell: keys are off, so no other machine on the network may ask.
     monkeypatch.setenv("CMCL_HOST", "0.0.0.0")
     for name, value in stack._environment().items():
         monkeypatch.setenv(name, value)
@@ -111,7 +113,7 @@ PORT = re.compile(r"(?:--[\w-]*port|(?:RAY|CMCL)_\w*PORT)=(\d+)")
 
 
 class RecordingStack(LocalStack):
-    """Starts nothing, and remembers what it would have started."""
+    """Records processes instead of starting them."""
 
     def _spawn(self, name: str, command: list[str], **environment: str) -> None:
         self.told = [
@@ -120,8 +122,8 @@ class RecordingStack(LocalStack):
         ]
 
 
-def test_ray_gets_no_port_that_another_stack_has_as_well(tmp_path: Path) -> None:
-    """A taken port of Ray's client ends its node, and one of its agent keeps jobs out."""
+def test_stacks_do_not_share_ray_ports(tmp_path: Path) -> None:
+    """An occupied client port ends Ray's node, and an occupied agent port prevents jobs."""
     named = []
     for name in ("one", "other"):
         stack = RecordingStack(tmp_path / name, Ports.free())
@@ -140,7 +142,7 @@ def _given(ports: Ports) -> set[str]:
     }
 
 
-def test_stopping_takes_the_children_of_a_part_with_it(
+def test_stopping_a_part_ends_its_children(
     stack: LocalStack, parent: subprocess.Popen[bytes]
 ) -> None:
     assert parent.stdout is not None
@@ -151,16 +153,14 @@ def test_stopping_takes_the_children_of_a_part_with_it(
     assert has_ended(child)
 
 
-def test_a_part_that_ended_by_itself_is_noticed(
-    stack: LocalStack, parent: subprocess.Popen[bytes]
-) -> None:
+def test_a_part_that_exits_is_detected(stack: LocalStack, parent: subprocess.Popen[bytes]) -> None:
     assert stack.ended() == []
     os.killpg(parent.pid, signal.SIGKILL)
     parent.wait()
     assert stack.ended() == ["part"]
 
 
-def test_a_part_that_ends_at_once_is_told_with_the_last_line_of_this_run(
+def test_a_part_that_exits_at_once_is_reported_with_its_last_line(
     stack: LocalStack,
 ) -> None:
     stack.log("part").parent.mkdir(parents=True)
@@ -183,7 +183,7 @@ def test_a_ray_that_lost_a_process_is_reported_with_that_process(stack: LocalSta
     assert stack.last_words("ray", "ended").startswith("ray ended: raylet [exit code=-9] (log: ")
 
 
-def test_a_folder_in_use_is_not_opened_again_until_its_process_has_ended(tmp_path: Path) -> None:
+def test_a_folder_is_locked_until_its_process_ends(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from cmcl.stack_folder import FolderLock; "
         "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
@@ -217,7 +217,7 @@ def test_a_folder_in_use_is_not_opened_again_until_its_process_has_ended(tmp_pat
         ("text", "not of the form MODALITY=KIND:WIDTH[:MODEL]"),
     ],
 )
-def test_an_encoder_that_cannot_be_is_refused_before_anything_starts(
+def test_an_invalid_encoder_is_rejected_before_anything_starts(
     tmp_path: Path,
     encoder: str,
     words: str,
@@ -233,7 +233,7 @@ def test_an_encoder_that_cannot_be_is_refused_before_anything_starts(
 
 
 def has_ended(pid: int) -> bool:
-    """Gone, or dead and not yet collected by whoever adopted it."""
+    """Return whether a process is gone or a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
@@ -244,7 +244,7 @@ def modes(folder: Path) -> dict[str, str]:
     return {path.name: oct(path.stat().st_mode & 0o777) for path in sorted(folder.iterdir())}
 
 
-def test_what_the_stack_makes_is_closed_to_other_users_of_the_machine(tmp_path: Path) -> None:
+def test_files_of_the_stack_are_private_to_its_user(tmp_path: Path) -> None:
     stack = RecordingStack(tmp_path / "made", Ports.free(), keys=True)
     try:
         stack.prepare_folder()
@@ -253,10 +253,11 @@ def test_what_the_stack_makes_is_closed_to_other_users_of_the_machine(tmp_path: 
         )
         stack.processes["part"].wait()
         assert oct(stack.folder.stat().st_mode & 0o777) == "0o700"
-        assert modes(stack.folder) == {"keys": "0o700", "logs": "0o700", "store": "0o700"}
+        folders = {"keys": "0o700", "logs": "0o700", "store": "0o700"}
+        assert modes(stack.folder) == {**folders, "lock": "0o600"}
         assert modes(stack.folder / "store") == {"file": "0o600"}
         assert set(modes(stack.folder / "keys").values()) == {"0o600"}
-        # Ray opens its own folder and the sockets within to everybody.
+        # Ray creates its own folder and sockets with mode 0777.
         stack.start_ray()
         [ray] = [part for part in stack.told if part.startswith("--temp-dir=")]
         above = Path(ray.removeprefix("--temp-dir=")).parent
@@ -266,7 +267,7 @@ def test_what_the_stack_makes_is_closed_to_other_users_of_the_machine(tmp_path: 
         stack.stop()
 
 
-def test_with_keys_the_service_asks_for_them_and_the_operators_key_stays(tmp_path: Path) -> None:
+def test_with_keys_the_service_requires_them_and_the_operators_key_is_kept(tmp_path: Path) -> None:
     keys = []
     for _ in range(2):
         stack = LocalStack(tmp_path, Ports.free(), keys=True)
@@ -300,7 +301,7 @@ def test_a_folder_with_keys_is_not_opened_without_them(tmp_path: Path) -> None:
 def test_no_part_but_the_service_gets_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray passes its environment to every replica and attempt, where users' code runs."""
+    """Ray passes its environment to replicas and attempts, which run users' code."""
     stack = RecordingStack(tmp_path, Ports.free(), keys=True)
     try:
         stack.prepare_folder()

@@ -1,4 +1,4 @@
-"""What editors, `help` and type checkers tell a user of the client."""
+"""Types and signatures for editors, `help` and type checkers."""
 
 import inspect
 import json
@@ -21,20 +21,20 @@ from pathlib import Path
 from typing import assert_type
 
 from cmcl import AsyncClient, Client, CmclError, Item, ModelSpec, Query, Retries, Unreachable
-from cmcl.client import Accepted, Embeddings, Job, Similarity, Written
+from cmcl.client import AcceptedDataset, Embeddings, Job, Similarity, WriteResult
 
 
 def blocking(client: Client) -> None:
     client.create_model("shapes", ModelSpec(width=8, modalities={"image": 4, "text": 3}))
     accepted = client.add_dataset("shapes", "fashion", ("image", "text"), [Path("fashion")])
-    assert_type(accepted, Accepted)
+    assert_type(accepted, AcceptedDataset)
     assert_type(client.jobs(model="shapes"), Iterator[Job])
     assert_type(client.embed("shapes", "image", [[0.5]]), Embeddings)
     assert_type(client.embed("shapes", "text", ["a red chair"]), Embeddings)
     query = Query("text", text="a red chair")
     assert_type(client.similarity("shapes", [query], [Query("image", [0.5])]), Similarity)
     client.search("pictures", query, filter={"field": "label", "equals": "chair"})
-    assert_type(client.add_items("pictures", [Item("a", "image", [0.5])]), Written)
+    assert_type(client.add_items("pictures", [Item("a", "image", [0.5])]), WriteResult)
     client.add_dataset("shapes", 5, ("image", "text"), [])  # type: ignore[arg-type]
     client.add_dataset("shapes", "fashion", ("image", "text"))  # type: ignore[call-arg]
     client.add_dataset("s", "f", ("a", "b"), [], upload="maybe")  # type: ignore[arg-type]
@@ -104,7 +104,7 @@ def test_every_name_that_is_exported_can_be_used() -> None:
         assert name in dir(cmcl)
 
 
-def test_who_imports_the_contract_loads_no_http_client() -> None:
+def test_importing_the_contract_loads_no_http_client() -> None:
     program = "import json, sys, cmcl.contract.model; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True

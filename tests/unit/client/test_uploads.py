@@ -1,4 +1,4 @@
-"""Files on their way to the service: in parts, again after a crash, and never damaged."""
+"""Uploads: in parts, resumed after a crash, verified by digest."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ ONCE = Retries(attempts=1)
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """A file of three parts, where parts are as small as the service permits."""
+    """A file of three parts of the smallest permitted size."""
     path = tmp_path / "large.bin"
     path.write_bytes(bytes(range(251)) * (2 * SMALLEST_PART // 251 + 100))
     return path
@@ -36,12 +36,12 @@ def large(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_parts(new_folder: Path, tmp_path: Path) -> ControlPlane:
-    """It takes parts of exactly the smallest size."""
+    """A service that permits only parts of the smallest size."""
     return ControlPlane(tmp_path / "small", upload_part_bytes_max=SMALLEST_PART)
 
 
 class Dying:
-    """The app until it has got so many parts; from then on nobody answers."""
+    """An app that stops responding after a number of parts."""
 
     def __init__(self, app: FastAPI, parts: int) -> None:
         self._app = app
@@ -71,7 +71,7 @@ def test_a_file_arrives_in_parts_and_is_the_same(
     small_parts.close()
 
 
-def test_after_a_crash_only_what_is_missing_is_sent(
+def test_after_a_crash_only_missing_parts_are_sent(
     kind: str, small_parts: ControlPlane, large: Path
 ) -> None:
     dying = Dying(small_parts.app, parts=2)
@@ -95,14 +95,14 @@ def test_the_same_file_again_is_the_same_upload_until_it_changes(
     os.utime(path, ns=(0, 0))
     assert service.upload(path).id == first.id
     path.write_bytes(b"two")
-    # As long as before, and by its time nobody has written to it.
+    # Same size and modification time.
     os.utime(path, ns=(0, 0))
     second = service.upload(path)
     assert second.id != first.id
     assert second.sha256 == hashlib.sha256(b"two").hexdigest()
 
 
-def test_an_upload_that_is_gone_is_begun_anew(service: Client, tmp_path: Path) -> None:
+def test_a_deleted_upload_is_started_again(service: Client, tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"one")
     first = service.upload(path)
@@ -122,13 +122,13 @@ def test_a_file_that_cannot_be_sent_is_named(
     for send in (client.upload, client.upload_direct):
         with pytest.raises(CmclError, match=r"a\.bin cannot be"):
             send(path)
-    with pytest.raises(CmclError, match="it is no file"):
+    with pytest.raises(CmclError, match="not a file"):
         client.upload(tmp_path)
     assert server.asked == []
 
 
 def prepared(part_sha256: str, **complete: object) -> Callable[[Asked], tuple[int, object]]:
-    """A service that answers one part and the end in this way."""
+    """A service with these responses to a part and to the completion."""
     upload = {"id": "up-1", "filename": "a", "bytes": 3, "state": "open"}
 
     def answer(asked: Asked) -> tuple[int, object]:
@@ -141,7 +141,7 @@ def prepared(part_sha256: str, **complete: object) -> Callable[[Asked], tuple[in
     return answer
 
 
-def test_damage_on_the_way_is_noticed(client: Client, server: RestServer, tmp_path: Path) -> None:
+def test_damage_in_transit_is_detected(client: Client, server: RestServer, tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"one")
     server.answer = prepared("0" * 64)
@@ -149,7 +149,7 @@ def test_damage_on_the_way_is_noticed(client: Client, server: RestServer, tmp_pa
         client.upload(path)
     right = hashlib.sha256(b"one").hexdigest()
     server.answer = prepared(right, sha256="0" * 64)
-    with pytest.raises(CmclError, match="changed while it was being sent, or arrived damaged"):
+    with pytest.raises(CmclError, match="changed during the upload, or arrived damaged"):
         client.upload(path)
     server.answer = prepared(right, sha256=right)
     assert client.upload(path).uri == "upload:up-1"
@@ -158,18 +158,18 @@ def test_damage_on_the_way_is_noticed(client: Client, server: RestServer, tmp_pa
     assert part.headers["content-digest"].startswith("sha-256=:")
 
 
-def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
+def test_a_file_that_changes_during_its_upload_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"one")
     file = LocalFile.of(path)
     path.write_bytes(b"longer")
-    with pytest.raises(CmclError, match="was changed while it was being sent"):
+    with pytest.raises(CmclError, match="changed during the upload"):
         file.read(Part(1, 0, 3))
 
 
 @pytest.mark.parametrize("lost", [httpx.Response(409, json={}), httpx.ReadTimeout("too long")])
-def test_an_end_that_somebody_else_is_at_is_waited_for(lost: httpx.Response | Exception) -> None:
-    """Somebody else, or our own request whose answer was lost."""
+def test_a_concurrent_completion_is_awaited(lost: httpx.Response | Exception) -> None:
+    """Another client, or an earlier request whose response was lost."""
     states = [
         httpx.Response(200, json={"id": "up-1", "filename": "a", "bytes": 3, "state": state})
         for state in ("completing", "completing", "complete")
@@ -180,7 +180,7 @@ def test_an_end_that_somebody_else_is_at_is_waited_for(lost: httpx.Response | Ex
     assert driven.paused == [1.0, 1.0]
 
 
-def test_an_end_that_is_refused_is_not_waited_for() -> None:
+def test_a_rejected_completion_fails_at_once() -> None:
     refused = httpx.Response(409, json={"detail": "part 2 is missing"})
     still = httpx.Response(200, json={"id": "up-1", "filename": "a", "bytes": 3, "state": "open"})
     begun = Upload(id="up-1", filename="a", bytes=3, state="open")
@@ -199,20 +199,20 @@ def send_part(outcomes: list[httpx.Response | Exception], retries: Retries) -> D
     return Driven(lambda client: client._send_in_turn(PART), outcomes, retries)
 
 
-def test_a_part_is_sent_again_until_the_service_has_a_place_for_it() -> None:
+def test_a_part_is_retried_while_the_service_is_busy() -> None:
     retries = Retries(attempts=4, first_pause=0.0)
     driven = send_part([busy(2)] * 30 + [httpx.Response(200)], retries)
     assert driven.result.status_code == 200
     assert driven.paused == [2.0] * 30
 
 
-def test_a_part_for_which_there_is_no_place_in_half_an_hour_is_refused() -> None:
+def test_a_part_is_retried_for_half_an_hour_at_most() -> None:
     with pytest.raises(CmclError) as caught:
         send_part([busy(600)] * 4, ONCE)
     assert (caught.value.status, caught.value.retry_after) == (429, 600.0)
 
 
-def test_a_part_that_is_refused_is_not_sent_again() -> None:
+def test_a_rejected_part_is_not_retried() -> None:
     with pytest.raises(CmclError, match="it was damaged"):
         send_part([httpx.Response(422, json={"detail": "it was damaged"})], ONCE)
 
@@ -271,7 +271,7 @@ def test_local_shards_that_the_service_may_not_read_are_sent(
     assert plane.run_to_end(accepted.job.id).state == "published"
 
 
-def test_local_shards_stay_where_they_are_if_the_service_reads_them(
+def test_local_shards_that_the_service_may_read_are_not_uploaded(
     service: Client, plane: ControlPlane
 ) -> None:
     service.create_model("scenes", ModelSpec.model_validate(SPEC))
@@ -283,7 +283,7 @@ def test_local_shards_stay_where_they_are_if_the_service_reads_them(
     assert service.dataset(sent.dataset.id).shards[0].uri.startswith("upload:")
 
 
-def test_nothing_is_sent_where_that_was_forbidden(
+def test_nothing_is_uploaded_with_mode_never(
     service: Client, plane: ControlPlane, tmp_path: Path
 ) -> None:
     service.create_model("scenes", ModelSpec.model_validate(SPEC))
@@ -293,7 +293,7 @@ def test_nothing_is_sent_where_that_was_forbidden(
         service.add_dataset("scenes", "a", PAIR, [shard], upload="never")
 
 
-def test_an_address_that_is_refused_is_no_reason_to_send_files(
+def test_a_rejected_address_does_not_cause_uploads(
     service: Client, plane: ControlPlane, tmp_path: Path
 ) -> None:
     service.create_model("scenes", ModelSpec.model_validate(SPEC))
@@ -304,9 +304,7 @@ def test_an_address_that_is_refused_is_no_reason_to_send_files(
     assert caught.value.status == 422
 
 
-def test_a_service_elsewhere_is_sent_local_files_without_being_asked(
-    kind: str, tmp_path: Path
-) -> None:
+def test_local_files_are_uploaded_at_once_to_a_remote_service(kind: str, tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path / "far", allowed_hosts=("service.example",))
     path = Path(plane.shard("near")["uri"].removeprefix("file://"))
     plane.create_model()
@@ -322,6 +320,6 @@ def test_a_folder_without_shards_is_refused_at_once(
 ) -> None:
     for name in made:
         (tmp_path / name).write_text("x")
-    with pytest.raises(CmclError, match=r"has no file that ends in one of \.arrow, "):
+    with pytest.raises(CmclError, match=r"has no shards; .* \.arrow, "):
         client.add_dataset("scenes", "a", PAIR, [tmp_path])
     assert server.asked == []

@@ -1,9 +1,9 @@
-"""Each address taken for the other one: the server is named, and the variable to set."""
+"""Swapped addresses: the error names the server and the variable to set."""
 
 import pytest
 
 from cmcl import Client, CmclError
-from cmcl.cli.exits import Exit
+from cmcl.cli.errors import Exit
 from cmcl.client import WrongServer
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.rest_server import Answer, RestServer
@@ -27,32 +27,32 @@ OF_THE_PLANE: list[Answer] = [
 
 
 @pytest.mark.parametrize("answer", OF_THE_ENDPOINT)
-def test_the_endpoint_in_the_place_of_the_control_plane_is_named(
+def test_an_endpoint_at_the_control_planes_address_is_named(
     server: RestServer, client: Client, answer: Answer
 ) -> None:
     server.always(answer)
     with pytest.raises(WrongServer) as caught:
         list(client.models())
-    assert str(caught.value).startswith(f"{server.url} is the embeddings endpoint, and this needs")
+    assert str(caught.value).startswith(f"{server.url} is the embeddings endpoint, but")
     assert "CMCL_URL" in str(caught.value)
     assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("answer", OF_THE_PLANE)
-def test_the_control_plane_in_the_place_of_the_endpoint_is_named(
+def test_a_control_plane_at_the_endpoints_address_is_named(
     server: RestServer, client: Client, answer: Answer
 ) -> None:
     server.always(answer)
     with pytest.raises(WrongServer) as caught:
         client.served_models()
-    assert str(caught.value).startswith(f"{server.url} is the control plane, and this needs the")
+    assert str(caught.value).startswith(f"{server.url} is the control plane, but")
     assert "CMCL_EMBEDDINGS_URL" in str(caught.value)
     with pytest.raises(WrongServer):
         list(client.collections())
 
 
 @pytest.mark.parametrize("answer", [answer for answer in OF_THE_ENDPOINT if answer[0] != 200])
-def test_events_of_the_wrong_server_are_not_waited_for(
+def test_following_events_at_the_wrong_server_fails_at_once(
     server: RestServer, client: Client, answer: Answer
 ) -> None:
     server.always(answer)
@@ -60,7 +60,7 @@ def test_events_of_the_wrong_server_are_not_waited_for(
         list(client.events("job-1"))
 
 
-def test_a_server_of_the_right_name_is_believed(server: RestServer, client: Client) -> None:
+def test_a_server_with_the_right_header_is_accepted(server: RestServer, client: Client) -> None:
     server.always((200, {"items": [], "next_cursor": None}, PLANE))
     assert list(client.models()) == []
     server.always((404, {"error": {"message": "there is no model"}}, ENDPOINT))
@@ -69,17 +69,15 @@ def test_a_server_of_the_right_name_is_believed(server: RestServer, client: Clie
 
 
 @pytest.mark.parametrize("answer", [{}, {"items": {}}, {"data": []}])
-def test_a_list_without_its_items_is_no_empty_list(
+def test_a_response_without_items_is_not_an_empty_list(
     server: RestServer, client: Client, answer: object
 ) -> None:
     server.always((200, answer))
-    with pytest.raises(CmclError, match="has no list 'items'; is it a server of cmcl"):
+    with pytest.raises(CmclError, match="has no list 'items'"):
         list(client.models())
 
 
-def test_listing_at_the_endpoint_is_no_success_on_the_command_line(
-    server: RestServer, cmcl: Cmcl
-) -> None:
+def test_listing_at_the_endpoint_fails_on_the_command_line(server: RestServer, cmcl: Cmcl) -> None:
     server.always((200, {"object": "list", "data": []}, ENDPOINT))
-    told = cmcl("model", "list", "--url", server.url, code=Exit.REFUSED)
+    told = cmcl("model", "list", "--url", server.url, code=Exit.FAILED)
     assert "is the embeddings endpoint" in told

@@ -1,4 +1,4 @@
-"""Answers of the control plane about jobs, events, datasets, files, keys and webhooks."""
+"""Result types of the control plane: jobs, events, datasets, uploads, keys, webhooks."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,23 +12,21 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.preflight import Outlook
 
 
-class Answer(BaseModel):
-    """Frozen. A newer service may tell more than this client knows: it is kept and printed.
+class ApiModel(BaseModel):
+    """Base class of results. Instances are frozen, and keep fields that a newer service adds.
 
-    A field can also be read by its name, `job["state"]`, which is how those are read that have no
-    attribute here yet.
+    Fields can also be read by name, `job["state"]`, including those without an attribute.
     """
 
-    # Built when first needed: most programs ask for few of them.
+    # Validators are built on first use, because most programs use few of these types.
     model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
     def __getitem__(self, name: str) -> Any:
-        """Raises KeyError."""
-        told = {**self.__dict__, **(self.__pydantic_extra__ or {})}
-        return told[name]
+        """Return a field by name. Raises KeyError."""
+        return {**self.__dict__, **(self.__pydantic_extra__ or {})}[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The field of that name, or `default` where the service told none."""
+        """Return a field by name, or `default` if the response does not have it."""
         try:
             return self[name]
         except KeyError:
@@ -38,38 +36,40 @@ class Answer(BaseModel):
 FINAL_STATES = frozenset({"published", "rejected", "failed", "cancelled"})
 
 
-class JobProgress(Answer):
-    """What the present attempt told last; a figure that its phase does not have is None, or 0."""
+class JobProgress(ApiModel):
+    """Last progress report of the current attempt. Figures that its phase does not have are None or 0."""
 
     phase: str
     updates_done: int = 0
     updates_total: int = 0
     rows_done: int = Field(default=0, description="rows read, over all ranks")
     rows_total: int = 0
-    loss: float | None = Field(default=None, description="of the last batch")
-    rows_per_second: float | None = Field(default=None, description="over all ranks")
+    loss: float | None = Field(default=None, description="loss of the last batch")
+    rows_per_second: float | None = Field(
+        default=None, description="rows per second, over all ranks"
+    )
     gradient_norm: float | None = Field(
-        default=None, description="of both heads together, after protection removed its share"
+        default=None, description="norm of the gradient of both heads, after protection"
     )
     removed_share: float | None = Field(
-        default=None, description="share of the gradient's square that protection removed, 0 to 1"
+        default=None, description="share of the squared gradient that protection removed, 0 to 1"
     )
     drift: float | None = Field(
         default=None,
-        description="first-order estimate of how far earlier scores have moved in this job; "
+        description="first-order estimate of the relative change of earlier scores in this job; "
         "the certificate of the version is exact",
     )
-    eta_seconds: float | None = Field(default=None, description="until the phase is over")
-    ranks: int | None = Field(default=None, description="processes that share the batch")
+    eta_seconds: float | None = Field(default=None, description="seconds until the phase ends")
+    ranks: int | None = Field(default=None, description="number of ranks")
     note: str | None = Field(default=None, description="why the attempt has no ranks yet")
     resumed_at: int | None = Field(
-        default=None, description="updates that a checkpoint spared this attempt"
+        default=None, description="update at which the attempt resumed from a checkpoint"
     )
     at: datetime | None = None
 
 
-class Approval(Answer):
-    """What a person said about a candidate."""
+class Approval(ApiModel):
+    """Approval or rejection of a candidate by a person."""
 
     decision: str
     actor: str
@@ -77,14 +77,14 @@ class Approval(Answer):
     at: datetime
 
 
-class Job(Answer):
-    """A job: where it stands, and why."""
+class Job(ApiModel):
+    """A job with its state and progress."""
 
     id: str
     model: str
     dataset: str
     state: str
-    reason: str | None = Field(default=None, description="why it was rejected or has failed")
+    reason: str | None = Field(default=None, description="why it was rejected or failed")
     message: str | None = Field(default=None, description="the reason, as a message for people")
     attempt: int
     progress: JobProgress | None = None
@@ -99,12 +99,12 @@ class Job(Answer):
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more happens to it by itself."""
+        """Whether the job is in a final state."""
         return self.state in FINAL_STATES
 
 
-class Event(Answer):
-    """An event of the feed. Progress has no `id`, because a stream cannot be resumed after it."""
+class Event(ApiModel):
+    """An event of the feed. Progress events have no `id`, because a stream cannot resume after them."""
 
     id: int | None = None
     kind: str
@@ -116,18 +116,18 @@ class Event(Answer):
     created_at: datetime | None = None
 
 
-class DatasetSummary(Answer):
+class DatasetSummary(ApiModel):
     """A dataset without its shards."""
 
     id: str
     model: str
     name: str
     pair: ModalityPair
-    job: str | None = Field(default=None, description="none while the dataset is open")
-    rows: int | None = Field(default=None, description="known once it was verified")
+    job: str | None = Field(default=None, description="None while the dataset is open")
+    rows: int | None = Field(default=None, description="None until it is validated")
     quarantine_reason: str | None = None
     created_at: datetime
-    sealed_at: datetime | None = Field(default=None, description="none while it is open")
+    sealed_at: datetime | None = Field(default=None, description="None while it is open")
 
 
 class Dataset(DatasetSummary):
@@ -139,15 +139,15 @@ class Dataset(DatasetSummary):
     manifest: DatasetManifest | None = None
 
 
-class Accepted(Answer):
-    """A dataset and the job that learns it."""
+class AcceptedDataset(ApiModel):
+    """A dataset and the job that trains on it."""
 
     dataset: DatasetSummary
     job: Job
 
 
-class Preflight(Answer):
-    """A question to a version, and its answer once there is one."""
+class Preflight(ApiModel):
+    """A check of a dataset against a version, with its result once it has ended."""
 
     id: str
     model: str
@@ -163,20 +163,20 @@ class Preflight(Answer):
 
     @property
     def has_ended(self) -> bool:
-        """Whether there is an answer, or there will be none."""
+        """Whether the pre-flight is done or failed."""
         return self.state in ("done", "failed")
 
 
-class UploadPart(Answer):
-    """One part as it arrived."""
+class UploadPart(ApiModel):
+    """A part that has arrived."""
 
     number: int
     bytes: int
     sha256: str
 
 
-class Presigned(Answer):
-    """A signed address to which the file is written directly."""
+class Presigned(ApiModel):
+    """A signed URL for a direct upload."""
 
     method: str
     url: str = Field(repr=False)
@@ -184,8 +184,8 @@ class Presigned(Answer):
     expires_at: datetime
 
 
-class Upload(Answer):
-    """An upload; once complete, its `uri` can stand in a dataset."""
+class Upload(ApiModel):
+    """An upload. Once complete, datasets can name its `uri`."""
 
     id: str
     filename: str
@@ -202,15 +202,15 @@ class Upload(Answer):
 
 @dataclass(frozen=True)
 class UploadProgress:
-    """How much of a file has arrived."""
+    """Bytes of a file that have arrived."""
 
     path: Path
     sent: int
     total: int
 
 
-class ApiKey(Answer):
-    """A key without its secret, which the service does not know either."""
+class ApiKey(ApiModel):
+    """An API key, without its secret."""
 
     id: str
     name: str
@@ -224,20 +224,20 @@ class ApiKey(Answer):
 
 
 class NewApiKey(ApiKey):
-    """A new key. Only this answer has its secret.
+    """A new API key with its secret, which is returned only once.
 
-    It is hidden wherever the object is printed; `key.get_secret_value()` gives it.
+    The secret is hidden in `repr`; read it with `key.get_secret_value()`.
     """
 
     key: SecretStr | None = None
 
     @field_serializer("key", when_used="json")
-    def _told_in_json(self, value: SecretStr | None) -> str | None:
-        """JSON is asked for by name, to be kept."""
+    def _plain_in_json(self, value: SecretStr | None) -> str | None:
+        """Include the secret in JSON, so that it can be stored."""
         return value.get_secret_value() if value else None
 
 
-class Whoami(Answer):
+class Whoami(ApiModel):
     """The identity and scopes of the caller's key."""
 
     name: str
@@ -245,7 +245,7 @@ class Whoami(Answer):
     scopes: list[str]
 
 
-class Webhook(Answer):
+class Webhook(ApiModel):
     """An address to which events are delivered."""
 
     id: str
@@ -260,21 +260,21 @@ class Webhook(Answer):
 
 
 class NewWebhook(Webhook):
-    """A new webhook. Only this answer has the secret of its signatures.
+    """A new webhook with its signing secret, which is returned only once.
 
-    Hidden wherever the object is printed; `secret.get_secret_value()` gives it.
+    The secret is hidden in `repr`; read it with `secret.get_secret_value()`.
     """
 
     secret: SecretStr | None = None
 
     @field_serializer("secret", when_used="json")
-    def _told_in_json(self, value: SecretStr | None) -> str | None:
-        """JSON is asked for by name, to be kept."""
+    def _plain_in_json(self, value: SecretStr | None) -> str | None:
+        """Include the secret in JSON, so that it can be stored."""
         return value.get_secret_value() if value else None
 
 
-class Delivery(Answer):
-    """One message to a webhook, and what became of it."""
+class Delivery(ApiModel):
+    """A message to a webhook, and its outcome."""
 
     id: str
     webhook: str
