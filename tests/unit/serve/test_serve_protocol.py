@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from uvicorn.config import HTTP_PROTOCOLS
 
 from tests.fakes.segments import segments_received
 from tests.fakes.served_app import served
-from workers.serve.api.protocol import HttpProtocol, install_protocol
+from workers.serve.api.protocol import HttpProtocol, ParseScheduler, install_protocol
 
 SECONDS = 120.0
 GET = b"GET / HTTP/1.1\r\nhost: replica\r\n\r\n"
@@ -204,3 +205,33 @@ def test_a_body_of_any_size_arrives_whole(pieces: tuple[int, ...]) -> None:
                 time.sleep(0.02)
                 client.sendall(b"a" * piece)
             assert read_until(client, b"%d bytes" % sum(pieces)).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_steps_that_wait_run_by_source_alternately() -> None:
+    ran: list[str] = []
+
+    async def use() -> None:
+        scheduler = ParseScheduler()
+        for name in ("a1", "a2", "a3", "b1"):
+            scheduler.wait(name[0], partial(ran.append, name))
+        await asyncio.sleep(0.01)
+
+    asyncio.run(use())
+    assert ran == ["a1", "b1", "a2", "a3"]
+
+
+def test_a_turn_that_has_parsed_for_long_leaves_the_rest_to_the_next_one() -> None:
+    ran: list[str] = []
+
+    async def use() -> list[bool]:
+        scheduler = ParseScheduler()
+        now = [
+            scheduler.run("a", lambda: time.sleep(0.03)),
+            scheduler.run("a", partial(ran.append, "a")),
+        ]
+        assert ran == []
+        await asyncio.sleep(0.01)
+        return [*now, scheduler.run("a", partial(ran.append, "b"))]
+
+    assert asyncio.run(use()) == [True, False, True]
+    assert ran == ["a", "b"]

@@ -41,7 +41,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._turns = _turns_of(self.server_state)
+        self._scheduler = _scheduler_of(self.server_state)
         self._address = ""
         # Was read, and is not parsed yet.
         self._unparsed = _NOTHING
@@ -57,8 +57,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         is_waiting = bool(self._unparsed)
+        if len(data) <= _PIECE_BYTES and not is_waiting and self._scheduler.has_time:
+            # The same as below for most requests, with less around it.
+            began = perf_counter()
+            super().data_received(data)
+            self._scheduler.spend(perf_counter() - began)
+            return
         self._unparsed = memoryview(bytes(self._unparsed) + data if is_waiting else data)
-        if not is_waiting and not self._turns.run(self._address, self._parse):
+        if not is_waiting and not self._scheduler.run(self._address, self._parse):
             self.flow.hold()
 
     def _parse(self) -> None:
@@ -72,7 +78,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._unparsed = _NOTHING
         elif self._unparsed:
             self.flow.hold()
-            self._turns.wait(self._address, self._parse)
+            self._scheduler.wait(self._address, self._parse)
         else:
             self.flow.release()
 
@@ -165,26 +171,36 @@ class _Flow(FlowControl):
                 self._transport.resume_reading()
 
 
-class _Turns:
-    """Steps of all connections of a server, bounded in each turn of its event loop."""
+class ParseScheduler:
+    """Runs parsing steps of all connections of a server, bounded in each turn of its event loop.
+
+    Steps that wait run in later turns, source addresses alternately.
+    """
 
     def __init__(self) -> None:
         self._waiting: FairQueue[Callable[[], None]] = FairQueue()
         self._seconds = 0.0
         self._is_due = False
+        # Whether the present turn has time for what arrives.
+        self.has_time = True
 
     def run(self, address: str, step: Callable[[], None]) -> bool:
         """Run the step now if the turn has time for it, otherwise in a later one. Returns whether it ran."""
-        if self._seconds >= _ARRIVING_SECONDS:
+        if not self.has_time:
             self.wait(address, step)
             return False
-        self._schedule()
         self._timed(step)
         return True
 
     def wait(self, address: str, step: Callable[[], None]) -> None:
         """Run the step in a later turn."""
         self._waiting.add(address, step)
+        self._schedule()
+
+    def spend(self, seconds: float) -> None:
+        """Count what was parsed in the present turn."""
+        self._seconds += seconds
+        self.has_time = self._seconds < _ARRIVING_SECONDS
         self._schedule()
 
     def _schedule(self) -> None:
@@ -194,7 +210,7 @@ class _Turns:
 
     def _next(self) -> None:
         self._is_due = False
-        self._seconds = 0.0
+        self._seconds, self.has_time = 0.0, True
         if self._waiting:
             # Before the steps: one that raises does not end the turns of the others.
             self._schedule()
@@ -206,10 +222,10 @@ class _Turns:
         try:
             step()
         finally:
-            self._seconds += perf_counter() - began
+            self.spend(perf_counter() - began)
 
 
-def _turns_of(state: ServerState) -> _Turns:
-    """Those of all connections of one server, which has one event loop."""
-    turns: _Turns = vars(state).setdefault("parsing", _Turns())
-    return turns
+def _scheduler_of(state: ServerState) -> ParseScheduler:
+    """Return the scheduler of a server, whose connections share one event loop."""
+    scheduler: ParseScheduler = vars(state).setdefault("parsing", ParseScheduler())
+    return scheduler
