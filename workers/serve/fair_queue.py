@@ -1,4 +1,4 @@
-"""A queue and a semaphore in which a tenant that asks for much does not delay those that ask for little."""
+"""A fair queue and a fair semaphore: a tenant that asks for much does not delay the others."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """First in, first out within a tenant; tenants in turns (round robin). Used from one thread."""
+    """Round robin over tenants, first in first out within a tenant. Used from one thread."""
 
     def __init__(self) -> None:
         self._by_tenant: OrderedDict[str, deque[T]] = OrderedDict()
@@ -50,7 +50,7 @@ class FairQueue(Generic[T]):
         return taken
 
     def pass_on(self) -> None:
-        """It is the next tenant's turn. Raises StopIteration on an empty queue."""
+        """Move on to the next tenant. Raises StopIteration on an empty queue."""
         self._by_tenant.move_to_end(next(iter(self._by_tenant)))
 
 
@@ -61,7 +61,7 @@ class _Waiting:
 
 
 class FairSemaphore:
-    """A number of items in use at once; tenants wait for the rest in turns. Used from one event loop.
+    """A bounded number of items in use; tenants that wait take turns. Used from one event loop.
 
     `most`: at least as many as the largest part that is asked for.
     """
@@ -86,7 +86,7 @@ class FairSemaphore:
         try:
             await waiting.let_in
         except asyncio.CancelledError:
-            if not waiting.let_in.cancelled():  # Let in, and cancelled before it went on.
+            if not waiting.let_in.cancelled():  # Let in, and cancelled before it continued.
                 self._release(items)
             raise
 

@@ -237,7 +237,7 @@ class _Response:
 
 
 class _Stalled(BaseException):
-    """The client did not take the next piece in time. No `Exception`: it cannot be sent an error any more."""
+    """The client did not take the next piece in time. Not an `Exception`, because it cannot be sent an error."""
 
 
 def _pieces(message: Message) -> Iterator[Message]:

@@ -5,9 +5,9 @@
     {"field": "year", "range": {"gte": 2020, "lt": 2025}}    numbers, or texts by code point
     {"and": [...]}    {"or": [...]}    {"not": {...}}
 
-A condition holds where the field's value satisfies it, or one value of a list does. Types never
-match each other: true is not 1, and "1" is not 1. Numbers are compared as float64. Where the field
-is missing, null or an object no condition holds; `not` turns any answer round, that one too.
+A condition holds where the field's value satisfies it, or one value of a list does. Different types never match:
+true is not 1, and "1" is not 1. Numbers are compared as float64. Where the field is missing, null or an object no
+condition holds; `not` inverts any result, this one as well.
 """
 
 import math
@@ -76,7 +76,7 @@ class Or:
 
 @dataclass(frozen=True)
 class Not:
-    """It does not hold."""
+    """The part does not hold."""
 
     part: "Filter"
 
@@ -85,7 +85,7 @@ Filter = AnyOf | Range | And | Or | Not
 
 
 def mask(wanted: Filter, payloads: Payloads) -> Steps[Mask]:
-    """Which rows satisfy it; a step for each condition."""
+    """Return which rows satisfy the filter; a step for each condition."""
     match wanted:
         case AnyOf():
             yield
@@ -115,7 +115,7 @@ def _any_of(wanted: AnyOf, payloads: Payloads) -> Mask:
 
 def _is_in(values: pa.Array, wanted: list[Scalar]) -> pa.BooleanArray:
     if len(wanted) == 1:
-        # 0.0 and -0.0 are equal, but not the same value for is_in.
+        # 0.0 and -0.0 are equal, but is_in distinguishes them.
         return pc.equal(values, pa.scalar(wanted[0], values.type))
     plain = [value + 0.0 if isinstance(value, float) else value for value in wanted]
     if pa.types.is_floating(values.type):
@@ -150,12 +150,12 @@ def _kind(value: Scalar) -> Kind:
 
 
 def parse_filter(document: object) -> Filter:
-    """Raises InvalidFilter."""
+    """Parse a filter. Raises InvalidFilter."""
     return _Parser().parse(document, "filter", 1)
 
 
 class _Parser:
-    """Counts what it has read: a filter must not cost more than the search."""
+    """Counts conditions: a filter must not cost more than the search."""
 
     def __init__(self) -> None:
         self._conditions = 0
@@ -239,7 +239,7 @@ def _bounds(bounds: object, where: str) -> dict[str, str | float]:
 
 
 def as_number(value: object) -> float | None:
-    """As float64; None for what is no finite number of that range."""
+    """Return a value as float64; None where it is not a finite number of that range."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -250,7 +250,7 @@ def as_number(value: object) -> float | None:
 
 
 def is_writable(text: str) -> bool:
-    """Whether it is Unicode that can be stored: JSON also knows halves of a character."""
+    """Whether the text can be stored as UTF-8: JSON permits lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -29,30 +29,30 @@ _CANDIDATES_BUILDING = 128
 _CANDIDATES_ASKING = 256
 _ROWS_AT_ONCE = 2048
 
-# Copying some rows out costs more than scoring them where they are, unless they are few.
+# Copying some rows costs more than scoring all of them, unless they are few.
 _FEW = 0.2
-# A graph is asked for more than what is wanted, since some of what it finds does not count.
+# A graph is asked for more rows than wanted, because some of what it finds may be filtered out.
 _SPARE = 16
 _MOST_ASKED = 4096
 Rows = NDArray[np.int64]
-# Fewer rows of a modality are compared one by one.
+# With fewer rows a modality is searched exactly.
 GRAPH_FROM_ROWS = 100_000
-# As many are compared in the time that a graph takes: what a filter leaves, if it is no more.
+# So many are compared in the time that a graph takes: fewer rows after a filter are searched exactly.
 FEW_ROWS = GRAPH_FROM_ROWS // 10
-# Of each row in Python's table of ids.
+# Bytes of each row in the table of ids, a Python dict.
 ROW_BYTES = 200
 
 
 def is_installed() -> bool:
-    """Whether the extra `search` is there: without it there are no collections."""
+    """Whether the extra `search` is installed: without it there are no collections."""
     return find_spec("usearch") is not None
 
 
 class Graph:
-    """Rows are numbered in the order in which they were added. Never changed once it is searched."""
+    """HNSW graph. Rows are numbered in the order of adding. Not changed once it is searched."""
 
     def __init__(self, width: int) -> None:
-        # Here, because the rest of serving must start without the extra.
+        # Imported here, because the rest of serving must start without the extra.
         from usearch.index import Index
 
         self._index = Index(
@@ -66,27 +66,27 @@ class Graph:
         )
 
     def grow(self, vectors_BE: Float32Array) -> Iterator[None]:
-        """Add all of them, a few with each step: whoever builds has other things to look after."""
+        """Add vectors, a few with each step, so that the thread can do other work between."""
         for start in range(0, len(vectors_BE), _ROWS_AT_ONCE):
             rows = vectors_BE[start : start + _ROWS_AT_ONCE]
-            # One thread, as torch has one: the others belong to those who ask.
+            # One thread, as torch has one: the others are for requests.
             self._index.add(np.arange(start, start + len(rows)), rows, threads=1)
             yield
 
     @property
     def memory_bytes(self) -> int:
-        """Of its own copy of the vectors, and of the edges."""
+        """Bytes of its copy of the vectors, and of the edges."""
         return int(self._index.memory_usage)
 
     def nearest(self, query_E: Float32Array, count: int) -> NDArray[np.int64]:
-        """Numbers of rows with large inner products, likely the largest."""
+        """Return numbers of rows with large inner products, likely the largest."""
         found = self._index.search(query_E, count, threads=1)
         return np.asarray(found.keys, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What rows are, whatever the version."""
+    """Ids and payloads of rows, which do not depend on the version."""
 
     modality: str
     ids: pa.StringArray
@@ -98,7 +98,7 @@ class Contents:
 
 @dataclass(frozen=True, eq=False)
 class Nearest:
-    """The best rows of a part, best first. `exact`: no other row can be better."""
+    """The best rows of a part, best first. `exact`: all rows were compared."""
 
     rows_K: Rows
     scores_K: Float32Array
@@ -107,7 +107,7 @@ class Nearest:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """`live_N`: rows that were not replaced or removed since."""
+    """Rows of one modality. `live_N`: those that were not replaced or removed since."""
 
     contents: Contents
     vectors_NE: Float32Array
@@ -119,11 +119,11 @@ class Part:
 
     @property
     def live(self) -> int:
-        """How many rows count."""
+        """The number of live rows."""
         return int(np.count_nonzero(self.live_N))
 
     def nearest(self, query_E: Float32Array, wanted_N: Mask, count: int, few: int) -> Nearest:
-        """The best of the rows that are wanted, by the graph if there are more than `few` of them."""
+        """Return the best of the wanted rows, by the graph if there are more than `few` of them."""
         matching = int(np.count_nonzero(wanted_N))
         if self.graph is not None and matching > few:
             found = self._by_graph(self.graph, query_E, wanted_N, count, matching)
@@ -144,7 +144,7 @@ class Part:
     def _by_graph(
         self, graph: Graph, query_E: Float32Array, wanted_N: Mask, count: int, matching: int
     ) -> Nearest | None:
-        """None where it would have to be asked for too much, or finds too few that are wanted."""
+        """Search by the graph; None where it would have to return too many rows, or finds too few wanted ones."""
         asked = int(1.2 * count * len(self) / matching) + _SPARE
         if asked > min(_MOST_ASKED, len(self)):
             return None
@@ -152,13 +152,13 @@ class Part:
         rows = rows[wanted_N[rows]]
         if len(rows) < count:
             return None
-        # Again from the exact vectors: the graph's are rounded, and order would follow that.
+        # Scored again with exact vectors, because the graph's are rounded.
         scores = _scores(self.vectors_NE[rows], query_E)
         return _best(rows, scores, count, exact=False)
 
 
 def joined(parts: Sequence[Part]) -> Part:
-    """One part of the rows that count in these, which are of one modality."""
+    """Return one part of the live rows of these parts, which are of one modality."""
     kept = [part.live_N for part in parts]
     ids = [part.contents.ids.filter(pa.array(keep)) for part, keep in zip(parts, kept, strict=True)]
     vectors = [part.vectors_NE[keep] for part, keep in zip(parts, kept, strict=True)]
@@ -170,7 +170,7 @@ def joined(parts: Sequence[Part]) -> Part:
 def _scores(vectors_NE: Float32Array, query_E: Float32Array) -> Float32Array:
     """Cosines: both are of unit length.
 
-    Row by row as they lie in memory: 100,000 of width 256 in 3.4 ms with one thread, where a matrix
+    Row by row in memory order: 100,000 of width 256 in 3.4 ms with one thread, where a matrix
     product takes 10 to 14, and usearch's exact search 12.
     """
     scores: Float32Array = np.vecdot(vectors_NE, query_E)
@@ -184,7 +184,7 @@ def _best(rows: Rows, scores: Float32Array, count: int, *, exact: bool) -> Neare
 
 @dataclass(frozen=True)
 class SearchQuery:
-    """What is searched for. `modalities` None: all."""
+    """A search. `modalities` None: all."""
 
     top_k: int
     modalities: Collection[str] | None = None
@@ -194,7 +194,7 @@ class SearchQuery:
 
 @dataclass(frozen=True, order=True)
 class Hit:
-    """A row that was found; the larger score is the better one. `payload`: JSON, or None."""
+    """A row that was found, with its score (larger is better). `payload`: JSON, or None."""
 
     score: float
     id: str
@@ -204,7 +204,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Best first. `exact`: no other row of the collection can be better."""
+    """Hits, best first. `exact`: all rows were compared."""
 
     hits: list[Hit]
     exact: bool
@@ -212,7 +212,7 @@ class SearchResult:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Vectors of one version and no other; immutable. `few`: rows that no graph is asked for."""
+    """Vectors of one version; immutable. `few`: up to so many rows are searched exactly."""
 
     version: ServedVersion
     revision: int
@@ -221,26 +221,26 @@ class Index:
 
     @property
     def rows(self) -> int:
-        """How many rows count."""
+        """The number of live rows."""
         return sum(part.live for part in self.parts)
 
     def rows_of(self, modality: str) -> int:
-        """How many of them are of this modality."""
+        """Return the number of live rows of this modality."""
         return sum(part.live for part in self.parts if part.contents.modality == modality)
 
     def search(self, query_E: Float32Array, wanted: SearchQuery) -> SearchResult:
-        """The rows nearest to a query of unit length that this index' own version embedded."""
+        """Return the rows nearest to a query of unit length, embedded by the version of this index."""
         return run_to_end(self.search_in_steps(query_E, wanted))
 
     def search_in_steps(self, query_E: Float32Array, wanted: SearchQuery) -> Steps[SearchResult]:
-        """The same; a step for each part, and for each condition of a filter."""
+        """Search in steps: one for each part, and for each condition of a filter."""
         hits, exact = [], True
         for part in self.parts:
             if wanted.modalities is None or part.contents.modality in wanted.modalities:
                 found, is_exact = yield from self._search_part(part, query_E, wanted)
                 hits += found
                 exact = exact and is_exact
-        # Equal scores by id, so that all replicas answer alike.
+        # Ties by id, so that all replicas answer alike.
         best = heapq.nsmallest(wanted.top_k, hits, key=lambda hit: (-hit.score, hit.id))
         return SearchResult(best, exact)
 
@@ -267,22 +267,22 @@ class Index:
 
     @property
     def memory_bytes(self) -> int:
-        """Of all that this index holds."""
+        """Bytes of this index in memory."""
         return self.contents_bytes + self.vectors_bytes + self.graphs_bytes
 
     @cached_property
     def contents_bytes(self) -> int:
-        """Of ids and payloads, and of the table of ids: what indexes of two versions share."""
+        """Bytes of ids and payloads, and of the table of ids, which indexes of two versions share."""
         parts = [part.contents for part in self.parts]
         stored = sum(int(each.ids.nbytes) + each.payloads.nbytes for each in parts)
         return stored + ROW_BYTES * sum(map(len, parts))
 
     @cached_property
     def vectors_bytes(self) -> int:
-        """Of vectors, which each version has its own of."""
+        """Bytes of vectors, which are not shared between versions."""
         return sum(part.vectors_NE.nbytes for part in self.parts)
 
     @cached_property
     def graphs_bytes(self) -> int:
-        """Of graphs, which each version has its own of, too."""
+        """Bytes of graphs, which are not shared between versions."""
         return sum(part.graph.memory_bytes for part in self.parts if part.graph is not None)

@@ -1,7 +1,7 @@
-"""An index in the making: the one side that is written to, by one thread.
+"""Builder of an index: the mutable side, used from one thread.
 
-What it shows (`index`) is immutable and shares all large arrays with it. Masks of rows are copied
-when rows go, never changed, so a half-applied change is seen by nobody, and can be applied again.
+The `index` that it returns is immutable and shares all large arrays with it. Masks of rows are copied when rows are
+removed, never changed, so a half-applied change is never visible, and can be applied again.
 
 Shapes: B rows of a batch, F width of the raw feature, E width of the embeddings.
 """
@@ -24,17 +24,17 @@ from workers.serve.collections.segments import features_matrix
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 _MOST_SMALL_PARTS = 8
-# Of payloads and their tables in parts that are merged: for a moment that takes about five times as much.
+# Bytes of payloads and their tables in parts that are merged, which takes about five times as much for a moment.
 _MOST_MERGED_BYTES = 32 << 20
-# Of payloads that are read at once, for the same reason: their values are Python's objects for a moment.
+# Bytes of payloads that are read at once: their values are Python objects for a moment.
 _READ_BYTES = 1 << 20
-# A place is one number, since there is one for each row: which part, and which row of it.
+# The place of a row is one number, to save memory: its part, and the row in it.
 _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
 
 
 class IndexBuilder:
-    """Rows of a collection, with vectors of one version. `revision`: how far it has come."""
+    """Rows of a collection with vectors of one version. `revision`: the last that was applied."""
 
     def __init__(
         self, version: ServedVersion, revision: Revision | None, graph_from: int = GRAPH_FROM_ROWS
@@ -49,7 +49,7 @@ class IndexBuilder:
     def with_vectors(
         self, version: ServedVersion, vectors: Mapping[int, Float32Array], frozen: "FrozenRows"
     ) -> "IndexBuilder":
-        """The same rows as when it was frozen, with vectors of another version."""
+        """Return a builder of the frozen rows with vectors of another version."""
         other = IndexBuilder(version, frozen.revision, self._graph_from)
         other._parts = {
             number: replace(part, vectors_NE=vectors[number], graph=None)
@@ -60,16 +60,16 @@ class IndexBuilder:
         return other
 
     def frozen(self) -> "FrozenRows":
-        """As it is now, for somebody who takes longer than until the next change."""
+        """Return the present rows, for work that takes longer than until the next change."""
         return FrozenRows(self.revision, dict(self._parts), dict(self._places))
 
     def index(self) -> Index:
-        """What may be searched from now on."""
+        """Return the present state as an immutable index."""
         number = self.revision.revision if self.revision else 0
         return Index(self.version, number, tuple(self._parts.values()), self._graph_from // 10)
 
     def apply(self, batch: pa.RecordBatch) -> None:
-        """Rows of a segment, which come after all rows so far. Harmless to do twice.
+        """Apply rows of a segment, which come after all rows so far. Idempotent.
 
         Raises InvalidVersion where features do not fit the version.
         """
@@ -86,24 +86,24 @@ class IndexBuilder:
         self._tidy()
 
     def build_graphs(self) -> Iterator[None]:
-        """For parts that have become large, a few rows with each step."""
+        """Build graphs for parts that have become large, a few rows with each step."""
         for number in self._without_graph():
             part = self._parts.get(number)
             if part is None:
                 continue
             graph = Graph(part.vectors_NE.shape[1])
             yield from graph.grow(part.vectors_NE)
-            # Rows may have gone meanwhile, but their numbers stay; or the part itself is gone.
+            # Rows may have been removed since, but their numbers stay; or the part itself was removed.
             if number in self._parts:
                 self._parts[number] = replace(self._parts[number], graph=graph)
 
     @property
     def needs_graphs(self) -> bool:
-        """Whether a part is searched exactly that is too large for that."""
+        """Whether a part lacks a graph and is too large to be searched exactly."""
         return bool(self._without_graph())
 
     def _without_graph(self) -> list[int]:
-        """Parts of half as many rows, in modalities that have enough of them.
+        """Parts of half as many rows, in modalities that have enough rows.
 
         The first of the parts that `_merge` leaves holds more than half of what begins with it, so
         that fewer than `graph_from` rows of each modality remain without.
@@ -140,7 +140,7 @@ class IndexBuilder:
             self._parts[number] = replace(self._parts[number], live_N=live)
 
     def _tidy(self) -> None:
-        """Merge small parts, and rewrite those of which most is gone."""
+        """Merge small parts, and rewrite those of which most rows were removed."""
         for number, part in list(self._parts.items()):
             if part.live == 0:
                 del self._parts[number]
@@ -167,11 +167,11 @@ class IndexBuilder:
                 self._rewrite([number])
 
     def _has_few_bytes(self, number: int) -> bool:
-        """Whether it is merged at all: two such parts always can be."""
+        """Whether the part may be merged: two such parts always can be."""
         return self._parts[number].contents.payloads.nbytes <= _MOST_MERGED_BYTES // 2
 
     def _few_bytes(self, numbers: Sequence[int]) -> list[int]:
-        """As many of them, from the last, as have few bytes of payloads together; one at least."""
+        """The last of these parts whose payloads have few bytes together; at least one."""
         sizes = [self._parts[number].contents.payloads.nbytes for number in reversed(numbers)]
         few = int(np.searchsorted(np.cumsum(sizes), _MOST_MERGED_BYTES, side="right"))
         return list(numbers[-max(few, 1) :])
@@ -183,7 +183,7 @@ class IndexBuilder:
 
 @dataclass(frozen=True, eq=False)
 class FrozenRows:
-    """A draft at one revision; nothing in it changes any more."""
+    """The rows of a builder at one revision; immutable."""
 
     revision: Revision | None
     parts: Mapping[int, Part]
@@ -192,7 +192,7 @@ class FrozenRows:
     def places_of(
         self, ids: pa.StringArray, modality: str
     ) -> Iterator[tuple[int, tuple[list[int], list[int]]]]:
-        """By part: rows of it, and which of these ids stand there; not those of other modalities."""
+        """Yield by part its rows and the indices of these ids, for parts of this modality."""
         found: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
         for index, each in enumerate(ids.to_pylist()):
             place = self.places.get(each)
@@ -206,7 +206,7 @@ class FrozenRows:
 
 
 def _pieces(payloads: pa.StringArray) -> Iterator[tuple[int, int]]:
-    """Where rows begin and end that have few bytes of payloads together; one row at least."""
+    """Yield where runs of rows begin and end whose payloads have few bytes together; at least one row."""
     sizes = pc.fill_null(pc.binary_length(payloads), 0).to_numpy(zero_copy_only=False)
     ends, start = np.cumsum(sizes, dtype=np.int64), 0
     while start < len(ends):
@@ -217,7 +217,7 @@ def _pieces(payloads: pa.StringArray) -> Iterator[tuple[int, int]]:
 
 
 def by_modality(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """Its rows, one modality after the other."""
+    """Yield its rows by modality."""
     column = batch.column("modality")
     for modality in column.unique().to_pylist():
         yield modality, batch.filter(pc.equal(column, modality))
@@ -229,7 +229,7 @@ def _embedded(version: ServedVersion, modality: str, features: pa.ListArray) -> 
 
 @torch.inference_mode()
 def project(version: ServedVersion, modality: str, features_BF: Float32Array) -> Float32Array:
-    """Unit embeddings (B × E). Raises InvalidVersion where the version has no such head."""
+    """Return unit embeddings (B × E). Raises InvalidVersion where the version has no such head."""
     width = version.spec.modalities.get(modality)
     if width != features_BF.shape[1]:
         raise InvalidVersion(

@@ -1,8 +1,8 @@
-"""Payloads of many rows, and their fields in tables that a filter can go through.
+"""Payloads of many rows, and their fields in tables for filters.
 
-There is one table for each kind of value, with an entry for each value, several where it is a list. All
-fields are in it, one after the other, so memory follows what payloads hold: a payload of 4 KiB can have
-400 fields that no other has, and an array for each field would take 50 times its bytes.
+There is one table for each kind of value, with an entry for each value, several where it is a list. It has all fields,
+one after the other, so memory is proportional to the payloads: a payload of 4 KiB can have 400 unique fields, and an
+array for each field would take 50 times its bytes.
 """
 
 import json
@@ -26,14 +26,14 @@ _TEXTS = pa.large_string()
 
 
 class Kind(StrEnum):
-    """What a filter can compare; other values (null, objects, lists in lists) match nothing."""
+    """Kinds of values that a filter can compare; others (null, objects, nested lists) match nothing."""
 
     TEXT = "text"
     NUMBER = "number"
     FLAG = "flag"
 
 
-# Of what a parser of JSON makes. By type, as True is an int otherwise.
+# Kinds by exact type, because True is an int as well.
 _KINDS: Mapping[type, Kind] = {
     str: Kind.TEXT,
     int: Kind.NUMBER,
@@ -45,20 +45,20 @@ _TYPES = {Kind.TEXT: _TEXTS, Kind.NUMBER: pa.float64(), Kind.FLAG: pa.bool_()}
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """Values of one field and kind, and the row that each belongs to, in the order of rows."""
+    """Values of one field and kind with their rows, in the order of rows."""
 
     rows: RowNumbers
     values: pa.Array
 
     def rows_where(self, condition: Callable[[pa.Array], pa.BooleanArray]) -> RowNumbers:
-        """Rows of which at least one value satisfies it; a row may be named twice."""
+        """Return rows of which at least one value satisfies the condition; a row may occur twice."""
         holds: Mask = condition(self.values).to_numpy(zero_copy_only=False)
         return self.rows[holds]
 
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """All values of one kind. Those of field number f stand from `starts[f]` to `starts[f + 1]`."""
+    """All values of one kind. Those of field number f are from `starts[f]` to `starts[f + 1]`."""
 
     names: pa.LargeStringArray
     starts: NDArray[np.int64]
@@ -69,7 +69,7 @@ class _Table:
     def of(
         cls, names: pa.Array, fields: FieldNumbers, rows: RowNumbers, values: pa.Array
     ) -> "_Table":
-        """Of entries in the order of rows; `fields` are numbers of names, not all of which need occur."""
+        """Make a table of entries in the order of rows; `fields` are indices into `names`."""
         counts = np.bincount(fields, minlength=len(names))
         used = np.flatnonzero(counts)
         order = np.argsort(fields, kind="stable")
@@ -103,8 +103,8 @@ class Payloads:
 
     @classmethod
     def of(cls, texts: pa.StringArray) -> "Payloads":
-        """Read each payload once."""
-        # Numbers not as Python's objects, which take four times as much.
+        """Parse all payloads."""
+        # Numbers in an array: Python objects take four times as much.
         entries = {kind: _Entries(array("d") if kind == Kind.NUMBER else []) for kind in Kind}
         for row, text in enumerate(texts.to_pylist()):
             payload = {} if text is None else json.loads(text)
@@ -120,7 +120,7 @@ class Payloads:
 
     @classmethod
     def joined(cls, parts: Sequence["Payloads"], kept: Sequence[Mask]) -> "Payloads":
-        """The rows that are kept of each part, one part after the other; nothing is read again."""
+        """Concatenate the kept rows of each part, without parsing again."""
         texts = [each.texts.filter(pa.array(keep)) for each, keep in zip(parts, kept, strict=True)]
         starts = np.cumsum([0, *(len(each) for each in texts)]).tolist()
         tables = {}
@@ -137,17 +137,17 @@ class Payloads:
 
     @property
     def nbytes(self) -> int:
-        """Of texts and tables."""
+        """Bytes of texts and tables."""
         return sum([self.texts.nbytes, *(table.nbytes for table in self.tables.values())])
 
     def column(self, name: str, kind: Kind) -> Column | None:
-        """The values of that kind that rows have in the field of this name; None where none has."""
+        """Return the values of that kind in the field of this name; None where there are none."""
         return self.tables[kind].column(name)
 
 
 @dataclass
 class _Entries:
-    """Of one kind, as they are read."""
+    """Entries of one kind while payloads are parsed."""
 
     values: "array[float] | list[object]" = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
@@ -173,7 +173,7 @@ class _Entries:
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """Entries of a table, of whose rows some are left out and all are numbered anew."""
+    """Entries of a table, without some of its rows, with new row numbers."""
 
     names: pa.LargeStringArray
     fields: FieldNumbers
@@ -189,7 +189,7 @@ def _kept(table: _Table, keep: Mask, start: int) -> _Piece:
 
 
 def _together(pieces: Sequence[_Piece]) -> _Table:
-    """One table of all; the same name is the same field."""
+    """Concatenate pieces into one table; the same name is the same field."""
     names = pa.concat_arrays([piece.names for piece in pieces]).dictionary_encode()
     numbers = names.indices.to_numpy(zero_copy_only=False).astype(np.int32)
     firsts = np.cumsum([0, *(len(piece.names) for piece in pieces)])
@@ -203,7 +203,7 @@ def _together(pieces: Sequence[_Piece]) -> _Table:
 
 
 def _by_kind(values: Sequence[Any]) -> Iterator[tuple[Kind, Sequence[Any]]]:
-    """Values of a list that a filter can compare, in their order."""
+    """Yield the values of a list by kind, in their order."""
     kinds = {_KINDS.get(each) for each in set(map(type, values))}
     for kind in kinds:
         if kind is None:

@@ -1,9 +1,8 @@
-"""Whether another collection, or more rows, still fit: every replica holds all of them in memory.
+"""Quotas of collections: every replica has all collections, rows and bytes in memory.
 
-Rows and bytes are shared by owners as `workers.serve.quota` has it, so that one owner cannot fill what
-another one needs. Decided by what this replica has read and what it is writing, without asking the store:
-where several replicas are asked at the same moment a limit can be passed by what the others take on in the
-time of a look.
+Rows and bytes are shared by owners as in `workers.serve.quota`, so that one owner cannot fill what another one needs.
+Checked against what this replica has read and is writing, without reading the store: where several replicas write at
+the same moment, a limit can be exceeded by what the others add between two looks.
 """
 
 import threading
@@ -18,29 +17,29 @@ from workers.serve.collections.revision_log import Revision
 from workers.serve.quota import fits, share_now
 from workers.serve.settings import CollectionLimits
 
-# A write of which the follower shows nothing after so long was to a collection that is gone.
+# A write that the follower has not seen after so long was to a deleted collection.
 _WRITE_SECONDS = 600.0
 
 
 class TooManyCollections(WorkerError):
-    """The owner has as many as one may have."""
+    """The owner has the permitted number of collections."""
 
 
 class CollectionFull(WorkerError):
-    """It has as many rows as one collection may have."""
+    """The collection has the permitted number of rows."""
 
 
 class AllFull(WorkerError):
-    """The owner's collections, or all together, have as many rows, or bytes, as they may have."""
+    """The owner's collections, or all together, have the permitted rows or bytes."""
 
 
 class RowsUncounted(WorkerError):
-    """Perhaps it is full; that is known when what was written has been read. Trying again can help."""
+    """The limit may be reached; known when what was written has been read. Trying again can help."""
 
 
 @dataclass(eq=False)
 class _Write:
-    """Rows that are being written, or were written as `revision`, and that no `CollectionSnapshot` counts yet."""
+    """Rows that are being written, or were written as `revision`, and are in no snapshot yet."""
 
     target: Revision
     rows: int
@@ -51,7 +50,7 @@ class _Write:
 
 @dataclass
 class _Use:
-    """Of one thing, by the owner and by all. `sure`: was read; the rest is an upper bound."""
+    """Use by the owner and by all. `sure`: was read; the rest is an upper bound."""
 
     own: int = 0
     own_sure: int = 0
@@ -79,21 +78,21 @@ class CollectionsQuota:
         self._snapshots = snapshots
         self._clock = clock
         self._lock = threading.Lock()
-        # Made here, and not yet read again: else a burst would be counted as none.
+        # Created here and not yet read again: otherwise a burst would not be counted.
         self._new: dict[str, str | None] = {}
-        # Deleted here, by which revision, and not yet read again.
+        # Deleted here and not yet read again, with the revision.
         self._deleted: dict[str, int] = {}
         self._writes: list[_Write] = []
 
     @contextmanager
     def for_one_more(self, name: str, owner: str | None) -> Iterator[None]:
-        """While the collection is made. Raises TooManyCollections, unless it is there already."""
+        """Context manager around creating a collection. Raises TooManyCollections, unless it exists."""
         with self._lock:
             theirs = self._names_of(owner)
             if name not in theirs and len(theirs) >= self._limits.collections:
                 raise TooManyCollections(
-                    f"there are {len(theirs)} collections of yours, which is as many as one owner "
-                    f"may have here; delete one before you make {name!r}"
+                    f"you have {len(theirs)} collections, which is the limit of one owner; "
+                    f"delete one before you create {name!r}"
                 )
             self._new[name] = owner
         try:
@@ -104,14 +103,14 @@ class CollectionsQuota:
             raise
 
     def deleted(self, revision: Revision) -> None:
-        """It was deleted here, by this revision."""
+        """Note a deletion by this revision."""
         with self._lock:
             self._new.pop(revision.name, None)
             self._deleted[revision.name] = revision.revision
             self._writes = [each for each in self._writes if each.target.name != revision.name]
 
     def check(self, target: Revision, rows: int, size: int) -> None:
-        """Whether so many rows, of so many bytes in memory, fit.
+        """Check that so many rows, of so many bytes in memory, fit.
 
         Raises CollectionFull, AllFull, RowsUncounted.
         """
@@ -124,7 +123,7 @@ class CollectionsQuota:
     ) -> Iterator[Callable[[Revision], None]]:
         """Count rows from before they are written until they are read. Raises as `check` does.
 
-        The block calls what it is given with the revision that has them; else nothing was written.
+        The block gets a function to call with the revision that has them; otherwise nothing was written.
         """
         with self._lock:
             self._check(target, rows, size)
@@ -142,7 +141,7 @@ class CollectionsQuota:
                     self._writes = [each for each in self._writes if each is not begun]
 
     def bytes(self) -> int:
-        """What all collections take in memory, as far as was read."""
+        """Bytes of all collections in memory, as far as they were read."""
         return sum(each.sure_bytes for each in self._snapshots().values())
 
     def _check(self, target: Revision, rows: int, size: int) -> None:
@@ -249,7 +248,7 @@ class CollectionsQuota:
 
 
 def _permitted(owner: str | None, limit: int, held: int, total: int, more: int) -> bool:
-    """The operator, and everyone where no keys are asked for, may use all that is free."""
+    """The operator, and all callers where no keys are required, may use all that is free."""
     if owner is None:
         return total + more <= limit
     return fits(limit, held, total, more)

@@ -227,7 +227,7 @@ class VersionCache:
                 if self._ended(future, key):
                     self._cache.put(key, entry)
                     if is_on_demand:
-                        self._drop_named(besides=key)
+                        self._drop_named(keep=key)
             future.set_result(entry)
 
     def _read(self, key: Key, *, evict: bool, beside_live: bool) -> Entry:
@@ -250,7 +250,7 @@ class VersionCache:
         del self._loading[key]
         return True
 
-    def _drop_named(self, besides: Key) -> None:
+    def _drop_named(self, keep: Key) -> None:
         """Evict the oldest of the versions that only requests named, beyond `recent`."""
         named = [
             (model, number)
@@ -258,7 +258,7 @@ class VersionCache:
             if number not in self._answered.get(model, ()) and not self._is_live(model, number)
         ]
         for key in named[: max(len(named) - self._recent, 0)]:
-            if key != besides:
+            if key != keep:
                 self._cache.drop(key)
 
     def _remember(self, key: Key, error: Exception) -> None:
