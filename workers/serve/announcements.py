@@ -66,20 +66,20 @@ class Debouncer:
     def __init__(self, function: Callable[[], None], seconds: float = SECONDS) -> None:
         self._function = function
         self._seconds = seconds
-        self._rests = False
+        self._is_pausing = False
         self._was_called = False
 
     def call(self) -> None:
         """Run the function, now or when the pause is over."""
-        if self._rests:
+        if self._is_pausing:
             self._was_called = True
             return
-        self._rests = True
-        asyncio.get_running_loop().call_later(self._seconds, self._go_on)
+        self._is_pausing = True
+        asyncio.get_running_loop().call_later(self._seconds, self._resume)
         self._function()
 
-    def _go_on(self) -> None:
-        self._rests = False
+    def _resume(self) -> None:
+        self._is_pausing = False
         if self._was_called:
             self._was_called = False
             self.call()
@@ -95,7 +95,7 @@ class Broadcaster:
         self._wait_seconds = wait_seconds
         self._count = 0
         self._news = asyncio.Event()
-        self._debouncer = Debouncer(self._tell)
+        self._debouncer = Debouncer(self._publish)
 
     def announce(self) -> None:
         """Wake all listeners."""
@@ -110,7 +110,7 @@ class Broadcaster:
                 pass  # Nothing was announced, which is an answer.
         return self._count
 
-    def _tell(self) -> None:
+    def _publish(self) -> None:
         self._count += 1
         self._news.set()
         self._news = asyncio.Event()
@@ -167,11 +167,11 @@ class Listener:
             try:
                 self._listen(self._open_channel())
             except ChannelLost as error:
-                self._complain("no announcements, polling continues: %s", error)
+                self._log_outage("no announcements, polling continues: %s", error)
             except Exception as error:
                 # A bug, or a new kind of error of Ray's: without this thread no announcement would arrive again.
                 logger.debug("the channel failed", exc_info=error)
-                self._complain("no announcements because of an error: %r", error)
+                self._log_outage("no announcements because of an error: %r", error)
             self._stopping.wait(self._pause_seconds)
             self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
 
@@ -188,7 +188,7 @@ class Listener:
                 seen = count
                 self._wake()
 
-    def _complain(self, words: str, error: Exception) -> None:
+    def _log_outage(self, words: str, error: Exception) -> None:
         """Log once for each outage."""
         is_new = self._channel is not None or self._pause_seconds == self._first_pause_seconds
         if is_new and not self._stopping.is_set():

@@ -75,10 +75,10 @@ def _run(application: serve.Application) -> None:
     try:
         serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        raise RuntimeError(f"{error}\n{_complaints()}") from error
+        raise RuntimeError(f"{error}\n{_failures()}") from error
 
 
-def _complaints() -> str:
+def _failures() -> str:
     """Return why deployments did not start; Serve's own error only names them."""
     parts = serve.status().applications[APPLICATION].deployments
     return "\n".join(f"{name}: {part.message}" for name, part in parts.items() if part.message)

@@ -174,7 +174,7 @@ class SignedKeys:
         self._refused = refused
         self._clock = clock
         self._seconds_between_reads = seconds_between_reads
-        self._book: _KeyList | None = None
+        self._list: _KeyList | None = None
         # What was read last, and what is wrong with it.
         self._seen = b""
         self._verdict = ""
@@ -184,17 +184,17 @@ class SignedKeys:
     @property
     def ready(self) -> bool:
         """Whether a valid list was read."""
-        return self._book is not None
+        return self._list is not None
 
     def authenticate(self, authorization: str | None) -> Caller:
         """Return the caller of this header. Raises Unauthorized, and NotReady before the first list."""
-        keys_ = self._book
-        if keys_ is None:
+        keys = self._list
+        if keys is None:
             raise NotReady("this replica has not seen the list of keys yet")
         scheme, _, shown = (authorization or "").partition(" ")
         if scheme.lower() != _SCHEME:
             raise Unauthorized(_NEEDED)
-        entry = _match(keys_, shown.strip())
+        entry = _match(keys, shown.strip())
         if entry is None or self._clock() >= entry.until:
             raise Unauthorized(_NOT_VALID)
         return entry.caller
@@ -225,31 +225,31 @@ class SignedKeys:
 
     def _take(self, token: bytes) -> str:
         try:
-            snapshot = self._believable(token)
+            snapshot = self._checked(token)
         except NotSigned as error:
             self._refused()
             return f"the stored list is not believed: {error}"
-        self._book = _book(snapshot)
+        self._list = _key_list(snapshot)
         logger.info("%d keys may ask (list %d)", len(snapshot.keys), snapshot.serial)
         return ""
 
-    def _believable(self, token: bytes) -> KeySnapshot:
+    def _checked(self, token: bytes) -> KeySnapshot:
         """Raises NotSigned; also for an older list, which may have been kept and put back."""
         snapshot = verified(token, self._public_keys)
-        if self._book is not None and snapshot.serial < self._book.serial:
-            raise NotSigned(f"it is list {snapshot.serial}, and list {self._book.serial} was seen")
+        if self._list is not None and snapshot.serial < self._list.serial:
+            raise NotSigned(f"it is list {snapshot.serial}, and list {self._list.serial} was seen")
         return snapshot
 
 
-def _match(keys_: _KeyList, shown: str) -> _Entry | None:
+def _match(keys: _KeyList, shown: str) -> _Entry | None:
     """Return the entry of this key; the operator's may look like any other."""
-    operator = keys_.entries.get(OPERATOR_KEY)
+    operator = keys.entries.get(OPERATOR_KEY)
     if operator is not None and _fits(operator, shown):
         return operator
     key = _KEY.fullmatch(shown)
     if key is None:
         return None
-    entry = keys_.entries.get(key_id(key[1]), _NO_ENTRY)
+    entry = keys.entries.get(key_id(key[1]), _NO_ENTRY)
     return entry if _fits(entry, key[2]) else None
 
 
@@ -258,7 +258,7 @@ def _fits(entry: _Entry, secret: str) -> bool:
     return hmac.compare_digest(digest, entry.sha256)
 
 
-def _book(snapshot: KeySnapshot) -> _KeyList:
+def _key_list(snapshot: KeySnapshot) -> _KeyList:
     return _KeyList(snapshot.serial, {key.id: _entry(key) for key in snapshot.keys})
 
 

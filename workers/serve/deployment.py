@@ -72,7 +72,7 @@ class Embedder:
             "heads_bytes", "Bytes of heads in memory.", lambda: self._resident.bytes
         )
         swapper = Swapper(self._live, self._resident, self._metrics)
-        self._access, looks = _doorkeeper(args, self._metrics)
+        self._access, looks = _authenticator(args, self._metrics)
         self._follower = Follower(
             self._store, self._live, swapper, args.seconds_between_looks, looks
         )
@@ -166,7 +166,7 @@ def _others_answer() -> bool:
     return any(state == "RUNNING" and count for state, count in states.items())
 
 
-def _doorkeeper(args: ServeArgs, metrics: RayMetrics) -> tuple[Authenticator, Sequence[Look]]:
+def _authenticator(args: ServeArgs, metrics: RayMetrics) -> tuple[Authenticator, Sequence[Look]]:
     """Return what authenticates requests, and what it reads in the store."""
     if args.access_public_key is None:
         return AllowAll(), ()

@@ -54,7 +54,7 @@ class BackgroundExecutor:
         loop = asyncio.get_running_loop()
         piece = _Piece(work, loop.create_future())
         self._waiting.add(tenant, piece)
-        self._go_on(loop)
+        self._start_next(loop)
         answer: T = await piece.answer
         return answer
 
@@ -62,7 +62,7 @@ class BackgroundExecutor:
         """Stop the thread when its work is done."""
         self._executor.shutdown()
 
-    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _start_next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the next piece of work, unless the thread is busy."""
         while self._waiting and not self._is_busy:
             piece = self._waiting.take()
@@ -88,7 +88,7 @@ class BackgroundExecutor:
                 piece.answer.set_exception(error)
             else:
                 piece.answer.set_result(done.result())
-        self._go_on(loop)
+        self._start_next(loop)
 
     def _timed(self, piece: _Piece) -> Any:
         if piece.answer.done():

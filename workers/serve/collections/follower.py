@@ -130,13 +130,13 @@ class CollectionsFollower:
                 )
             followed = self._followed[name]
             if self._clock() >= followed.retry_at:
-                self._careful(name, followed, partial(self._follow, name, followed))
+                self._guarded(name, followed, partial(self._follow, name, followed))
 
     def work(self) -> bool:
         """Do one step of each index that is being built. Returns whether there are more."""
         working = [each for each in self._followed.items() if each[1].indexer.is_working]
         for name, followed in working:
-            self._careful(name, followed, partial(self._step, followed))
+            self._guarded(name, followed, partial(self._step, followed))
         return any(followed.indexer.is_working for _, followed in working)
 
     def _run(self) -> None:
@@ -165,7 +165,7 @@ class CollectionsFollower:
         self._log.recovered("the store")
         return True
 
-    def _careful(self, name: str, followed: _Followed, do: Callable[[], None]) -> None:
+    def _guarded(self, name: str, followed: _Followed, do: Callable[[], None]) -> None:
         """Do it, and confine a failure to this collection."""
         try:
             do()

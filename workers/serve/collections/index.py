@@ -1,8 +1,10 @@
-"""Rows of one modality that are searched together: exactly, or by a graph where they are many.
+"""The index of a collection: vectors of one version at one revision, searched exactly or by a graph (HNSW).
 
-Everything here is immutable, so that a search can hold on to it while others write.
+Everything here is immutable, so that a search can use it while others write. Rows of one modality form parts; large
+parts have a graph (usearch) with vectors as float16, which costs little recall and half the memory, and what it
+finds is scored again with the exact vectors.
 
-Shapes: N rows of a part, E width of the embeddings, K rows found.
+Shapes: B rows, N rows of a part, E width of the embeddings, K rows found.
 """
 
 import heapq

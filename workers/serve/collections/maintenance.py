@@ -63,7 +63,7 @@ class Maintenance:
             self._waiting.add(revision.name)
             self._noticed.put(revision.name)
 
-    def tidy(self, name: str) -> None:
+    def compact_if_due(self, name: str) -> None:
         """Compact the collection if it has too many segments. Raises StorageUnavailable."""
         head = revision_log.newest(self._store, name)
         if head is None or not is_due(head):
@@ -84,14 +84,14 @@ class Maintenance:
                 self._sweep_all()
                 due = _next_sweep()
             else:
-                self._tidy_safely(name)
+                self._compact_safely(name)
 
-    def _tidy_safely(self, name: str | None) -> None:
+    def _compact_safely(self, name: str | None) -> None:
         if name is None:
             return
         self._waiting.discard(name)
         try:
-            self.tidy(name)
+            self.compact_if_due(name)
         except WorkerError as error:
             logger.warning("compaction of collection %s failed, will retry: %s", name, error)
         except Exception:
@@ -110,7 +110,7 @@ class Maintenance:
     def sweep_safely(self, name: str) -> None:
         """Compact and sweep one collection. Never raises, so that the others are swept."""
         try:
-            self.tidy(name)
+            self.compact_if_due(name)
             sweep(self._store, name, datetime.now(UTC))
         except WorkerError as error:
             logger.warning("the sweep of collection %s failed, will retry: %s", name, error)

@@ -70,7 +70,7 @@ def test_one_owner_has_so_many_collections(searching: Searching) -> None:
     assert [make(searching, name) for name in ("b", "c")] == [200, 200]
     response = searching.ask("PUT", "/d", {"model": "scenes"})
     assert (response.status_code, response.json()["error"]["code"]) == (507, "too_many_collections")
-    assert "3 collections of yours" in response.json()["error"]["message"]
+    assert "you have 3 collections" in response.json()["error"]["message"]
     assert make(searching, "b") == 200, "one that is there is no other"
 
 
