@@ -1,4 +1,4 @@
-"""Rows that are prepared already, on their way into training: turned, and nothing else."""
+"""Training rows from prepared rows: rotated, without conditioning."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +16,7 @@ def seen(prepared: PairedRows) -> DatasetStatistics:
     return DatasetStatistics(pair_moments(prepared.first_NI, prepared.second_NJ), prepared)
 
 
-def turned(
+def rotated(
     context: TrainingContext, spaces: Mapping[str, UpdateSpace], prepared: PairedRows
 ) -> RotatedRows:
     first, second = (spaces[modality] for modality in context.pair.modalities)

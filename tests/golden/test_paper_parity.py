@@ -8,7 +8,7 @@ import torch
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import TrainingSpec
-from tests.fakes.rotated_rows import turned
+from tests.fakes.rotated_rows import rotated
 from tests.golden.paper_reference import Learner, Rows, Settings, loss, same_items, slopes
 from workers.methods.method import TrainingContext
 from workers.methods.paper import Paper
@@ -23,7 +23,7 @@ from workers.train.run import Run
 WIDTH = 5
 WIDTHS = {"image": 7, "text": 6, "audio": 8}
 RANKS = {"image": 4, "text": 3, "audio": 3}
-# A partner of rank 3 leaves P_out a null space of two; then the pair comes again, turned round.
+# A partner of rank 3 leaves P_out a null space of two; then the pair comes again, rotated round.
 STREAM = (("image", "text"), ("audio", "image"), ("text", "image"))
 ROWS = 24
 
@@ -69,7 +69,7 @@ def by_product(settings: Settings, training: TrainingSpec) -> list[dict[str, np.
         context = TrainingContext(heads, memory, {}, pair, training, seed=number)
         spaces = method.update_spaces(context)
         tensors = as_tensors(rows)
-        trained = train_pair(method, context, spaces, turned(context, spaces, tensors), Run())
+        trained = train_pair(method, context, spaces, rotated(context, spaces, tensors), Run())
         heads = new_heads(context, spaces, trained.changes)
         memory = memory.with_dataset(pair, pair_moments(tensors.first_NI, tensors.second_NJ))
         after.append({name: weight.numpy() for name, weight in heads.weights.items()})

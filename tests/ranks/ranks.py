@@ -16,7 +16,7 @@ from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from tests.fakes.pair_shards import write_pair_shards
-from tests.fakes.rotated_rows import turned
+from tests.fakes.rotated_rows import rotated
 from workers.methods.method import Batch, Method, ReplicaGroup, TrainingContext, UpdateRule, Vanilla
 from workers.methods.sampled_replay import SampledReplay
 from workers.model.heads import initial_heads
@@ -177,7 +177,7 @@ def _raised(method: Method, training: TrainingSpec, here: World) -> str:
     context = TrainingContext(heads, Memory(), {}, PAIR, training, seed=3)
     spaces = method.update_spaces(context)
     keys = torch.arange(ROWS)
-    rows = turned(context, spaces, PairedRows(*_features(2), keys, keys))
+    rows = rotated(context, spaces, PairedRows(*_features(2), keys, keys))
     try:
         train_pair(method, context, spaces, rows, Run(here))
     except TrainingDiverged as error:

@@ -19,7 +19,7 @@ from benchmarks.baselines.gem import GEM
 from benchmarks.baselines.replay_memory import loss_on, memories_in
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from tests.fakes.rotated_rows import seen, turned
+from tests.fakes.rotated_rows import rotated, seen
 from workers.methods.method import Method, TrainingContext
 from workers.methods.paper import Paper
 from workers.model.artifact import load_method_state, save_method_state
@@ -79,7 +79,7 @@ def run(method: Method, seed: int = 0, training: TrainingSpec = SPEC.training) -
         rows = rows_of(pair, number)
         context = TrainingContext(heads, memory, kept, pair, training, seed + number)
         spaces = method.update_spaces(context)
-        trained = train_pair(method, context, spaces, turned(context, spaces, rows), Run())
+        trained = train_pair(method, context, spaces, rotated(context, spaces, rows), Run())
         heads = new_heads(context, spaces, trained.changes)
         kept = load_method_state(save_method_state(method.next_state(context, heads, seen(rows))))
         memory = memory.with_dataset(pair, pair_moments(rows.first_NI, rows.second_NJ))

@@ -1,4 +1,4 @@
-"""A store that is away for a while is waited for, and each of its objects has the whole patience."""
+"""Calls to an unavailable store are retried, with the full timeout for each object."""
 
 import pytest
 
@@ -23,23 +23,23 @@ class Store:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def asked_patiently(self, patience: float) -> str:
-        return retry_unavailable(self.read, patience, lambda: self.now, self.sleep)
+    def read_with_retries(self, seconds: float) -> str:
+        return retry_unavailable(self.read, seconds, lambda: self.now, self.sleep)
 
 
-def test_patience_begins_with_the_first_failure() -> None:
+def test_timeout_starts_with_the_first_failure() -> None:
     """An object that was on its way for longer than that is asked for again all the same."""
     store = Store(failures=1, seconds=1000.0)
-    assert store.asked_patiently(60.0) == "here"
+    assert store.read_with_retries(60.0) == "here"
 
 
-def test_patience_ends_so_long_after_the_first_failure() -> None:
+def test_retries_end_after_the_timeout() -> None:
     store = Store(failures=1000)
     with pytest.raises(StorageUnavailable):
-        store.asked_patiently(60.0)
+        store.read_with_retries(60.0)
     assert 40.0 <= store.now <= 60.0
 
 
-def test_each_object_has_the_whole_patience() -> None:
+def test_each_object_has_the_full_timeout() -> None:
     for store in (Store(failures=6), Store(failures=6)):
-        assert store.asked_patiently(60.0) == "here"
+        assert store.read_with_retries(60.0) == "here"

@@ -10,7 +10,7 @@ import torch
 from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from tests.fakes.rotated_rows import turned
+from tests.fakes.rotated_rows import rotated
 from workers.methods.method import Method, TrainingContext, UpdateRule, Vanilla
 from workers.methods.nullspace import Preserve
 from workers.model.heads import ModalityHeads, initial_heads
@@ -87,7 +87,7 @@ def train(
     spaces = method.update_spaces(context)
     data = PairedRows(rows[0], rows[1], keys, keys)
     watcher = Told(on_update)
-    rows_turned = turned(context, spaces, data)
+    rows_turned = rotated(context, spaces, data)
     trained = train_pair(method, context, spaces, rows_turned, Run(watcher=watcher))
     return Outcome(new_heads(context, spaces, trained.changes), trained)
 

@@ -1,4 +1,4 @@
-"""What jobs and the resident say to each other, and where they meet."""
+"""Messages between jobs and the pool, and what a job does with them."""
 
 import socket
 import threading
@@ -63,7 +63,7 @@ def test_socket_lies_in_a_folder_of_ours_alone(folder: Path) -> None:
 
 @pytest.fixture
 def listener(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """A resident's socket on the cluster that this process is told of."""
+    """A pool's socket on the cluster in RAY_ADDRESS."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(socket_path("127.0.0.1:6379")))
@@ -74,7 +74,7 @@ def listener(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.s
 def answer_with(
     listener: socket.socket, *lines: bytes, expected: Request = REQUEST
 ) -> threading.Thread:
-    """Play the resident for one job: say these lines, and go."""
+    """Act as the pool for one job: send these lines, then disconnect."""
 
     def play() -> None:
         connection, _ = listener.accept()
@@ -97,7 +97,7 @@ def test_job_waits_for_the_final_answer(listener: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("lines", [(), (status_to_line(AttemptStatus("working")),)])
-def test_job_goes_on_alone_when_the_resident_dies(
+def test_job_goes_on_alone_when_the_pool_dies(
     listener: socket.socket, lines: tuple[bytes, ...]
 ) -> None:
     playing = answer_with(listener, *lines)
@@ -105,7 +105,7 @@ def test_job_goes_on_alone_when_the_resident_dies(
     playing.join()
 
 
-def test_job_goes_on_alone_when_the_group_is_another_and_tells_why(
+def test_job_goes_on_alone_when_the_group_is_another_and_reports_why(
     listener: socket.socket, tmp_path: Path
 ) -> None:
     attempt = Attempt((tmp_path / "store").as_uri(), "job-1", 2)
@@ -123,7 +123,7 @@ def test_job_goes_on_alone_when_the_group_is_another_and_tells_why(
     )
 
 
-def test_job_that_stands_in_line_is_heard_of(listener: socket.socket, tmp_path: Path) -> None:
+def test_job_that_stands_in_line_reports_progress(listener: socket.socket, tmp_path: Path) -> None:
     attempt = Attempt((tmp_path / "store").as_uri(), "job-1", 2)
     progress = tmp_path / "store" / run_progress("job-1", 2)
     told: list[str] = []

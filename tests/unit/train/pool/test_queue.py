@@ -1,4 +1,4 @@
-"""The line for the warm ranks: by priority, one at a time, and nobody waits for the dead."""
+"""The queue of the pool: by priority, one attempt at a time, with failures of its ranks."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def queue() -> JobQueue:
 
 
 def join(queue: JobQueue, *attempts: Attempt) -> list[str]:
-    """They come in this order; what each is told at once."""
+    """Join in this order; the state of each at once."""
     for attempt in attempts:
         queue.join(attempt)
     return [queue.status(attempt).state for attempt in attempts]
@@ -90,7 +90,7 @@ def test_refusal_is_told_in_its_words(queue: JobQueue) -> None:
 
 
 def replace_group(queue: JobQueue) -> None:
-    """The ranks die, and new ones come."""
+    """The ranks fail and are replaced."""
     queue.group_failed("SIGKILL")
     queue.group_started()
 

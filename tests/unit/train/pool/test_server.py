@@ -1,4 +1,4 @@
-"""How jobs at the socket and jobs on other nodes come to the one line, and leave it."""
+"""How jobs on this node and on other nodes join the queue and leave it."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -12,7 +12,7 @@ SETUP = PoolSetup("abc", 2, 1, 0.0)
 FIRST, SECOND = (Request(Attempt("file:///store", f"job-{n}", 1), SETUP) for n in (1, 2))
 WAITING, WORKING = AttemptStatus("waiting"), AttemptStatus("working")
 SECONDS = 60.0
-PATIENT = ServerTimeouts(call=SECONDS, absence=SECONDS, check=0.001)
+LONG = ServerTimeouts(call=SECONDS, absence=SECONDS, check=0.001)
 
 
 class Scene:
@@ -40,7 +40,7 @@ def run(play: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 def test_job_elsewhere_hears_of_every_change_until_it_has_its_answer() -> None:
     async def play() -> None:
-        scene = Scene(PATIENT)
+        scene = Scene(LONG)
         assert await scene.ask(FIRST) == WORKING
         second = asyncio.ensure_future(scene.ask(SECOND))
         first = asyncio.ensure_future(scene.ask(FIRST, told=WORKING))
@@ -67,7 +67,7 @@ def test_job_elsewhere_that_asks_no_more_has_gone() -> None:
 
 def test_job_elsewhere_that_says_so_has_gone_at_once() -> None:
     async def play() -> None:
-        scene = Scene(PATIENT)
+        scene = Scene(LONG)
         await scene.ask(FIRST)
         waiting = asyncio.ensure_future(scene.ask(FIRST, told=WORKING))
         await asyncio.sleep(0)
@@ -81,7 +81,7 @@ def test_job_elsewhere_that_says_so_has_gone_at_once() -> None:
 
 def test_attempt_for_another_group_is_told_which_setting_differs_and_the_group_makes_room() -> None:
     async def play() -> None:
-        scene = Scene(PATIENT)
+        scene = Scene(LONG)
         await scene.ask(FIRST)
         other = Request(SECOND.attempt, PoolSetup("abc", 4, 1, 0.5))
         answer = await scene.ask(other)
@@ -101,7 +101,7 @@ def test_attempt_for_another_group_is_told_which_setting_differs_and_the_group_m
 
 def test_job_of_other_code_is_turned_away_in_words() -> None:
     async def play() -> None:
-        scene = Scene(PATIENT)
+        scene = Scene(LONG)
         told = status_from_line(await scene.server.poll(b"{}", status_to_line(WAITING)))
         assert (told.state, "another release" in told.message) == ("rejected", True)
         await scene.ended.wait()
@@ -111,7 +111,7 @@ def test_job_of_other_code_is_turned_away_in_words() -> None:
 
 def test_group_leaves_once_no_attempt_has_come_for_as_long_as_the_last_one_said() -> None:
     async def play() -> None:
-        scene = Scene(PATIENT)
+        scene = Scene(LONG)
         leaving = asyncio.ensure_future(scene.server.close_when_idle())
         await scene.ask(Request(FIRST.attempt, SETUP, idle_seconds=1800.0))
         scene.now = 5000.0
