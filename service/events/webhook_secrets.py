@@ -1,8 +1,8 @@
-"""Secrets of webhooks at rest: AES-256-GCM under the keys of CMCL_ENCRYPTION_KEY.
+"""Encrypts webhook secrets at rest: AES-256-GCM with the keys of CMCL_ENCRYPTION_KEY.
 
-Every message is signed with its webhook's secret, so that a digest, which is enough for keys, would
-not do. Each secret is bound to its webhook's id: a row cannot be given the secret of another one.
-Stored is `aesgcm:` and, in base64, the id of the key, the nonce, and the secret with its tag.
+Every message is signed with its webhook's secret, so storing a digest, as for API keys, is not
+enough. Each secret is bound to its webhook's id, so it cannot be moved to another row. The stored form
+is `aesgcm:` followed by base64 of the key id, the nonce, and the secret with its tag.
 """
 
 import base64
@@ -32,11 +32,11 @@ _PAGE = 200
 
 
 class SecretUnreadable(Exception):
-    """A secret was encrypted under a key that is not there, or is no longer what was written."""
+    """A secret's key is missing, or the stored value was changed."""
 
 
 class SecretCipher:
-    """Encrypts under the first key and decrypts under all; without keys, secrets stay as they are."""
+    """Encrypts with the first key and decrypts with all; without keys, secrets stay unencrypted."""
 
     def __init__(self, keys: SecretStr | None = None) -> None:
         self._keys = [] if keys is None else read_keys(keys.get_secret_value())
@@ -47,7 +47,7 @@ class SecretCipher:
         return bool(self._keys)
 
     def encrypt(self, secret: str, webhook: str) -> str:
-        """What to store of a webhook's secret."""
+        """The value to store for a webhook's secret."""
         if not self._keys:
             return secret
         key, nonce = self._keys[0], os.urandom(_NONCE_BYTES)
@@ -55,10 +55,10 @@ class SecretCipher:
         return _PREFIX + base64.b64encode(_id(key) + nonce + sealed).decode()
 
     def decrypt(self, stored: str, webhook: str) -> str:
-        """The secret. Raises SecretUnreadable; one that was stored without keys is as it is."""
+        """The secret; an unencrypted one is returned unchanged. Raises SecretUnreadable."""
         if not is_encrypted(stored):
             return stored
-        # It takes a while to import, and only those who have a key need it.
+        # Slow to import, and only needed with a key.
         from cryptography.exceptions import InvalidTag
 
         data = _sealed(stored)
@@ -69,7 +69,9 @@ class SecretCipher:
                     return _aes(key).decrypt(nonce, sealed, webhook.encode()).decode()
                 except InvalidTag as error:
                     raise SecretUnreadable("the stored secret was changed") from error
-        raise SecretUnreadable("it was encrypted under a key that CMCL_ENCRYPTION_KEY has not")
+        raise SecretUnreadable(
+            "it was encrypted with a key that CMCL_ENCRYPTION_KEY does not contain"
+        )
 
     def is_current(self, stored: str) -> bool:
         """Whether it is stored as `encrypt` would store it now. Raises SecretUnreadable."""
