@@ -269,9 +269,9 @@ def _add_admin_commands(parser: argparse.ArgumentParser) -> None:
 def _rebuild(settings: Settings, options: argparse.Namespace) -> int:
     # It reads files and checks signatures, for which much is imported that the other commands do
     # without.
-    from service.maintenance.rebuild.run import carry_out
+    from service.maintenance.rebuild.run import run_rebuild
 
-    return carry_out(settings, options)
+    return run_rebuild(settings, options)
 
 
 if __name__ == "__main__":

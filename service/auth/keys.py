@@ -164,11 +164,13 @@ def _check_scopes(new: NewKey, principal: Principal) -> None:
         if scope not in principal.scopes
     ]
     if problems:
-        raise Forbidden("a key cannot give scopes that it does not have", *problems)
+        raise Forbidden("a key cannot grant scopes that it does not have", *problems)
 
 
 def _owner(new: NewKey, principal: Principal) -> str:
     if new.owner is None or principal.sees(new.owner):
         return new.owner or principal.owns_as
-    message = f"your key is of owner {principal.owner!r} and makes keys of that owner alone"
+    message = (
+        f"your key belongs to owner {principal.owner!r} and can only create keys of that owner"
+    )
     raise Forbidden(message, FieldProblem("owner", message, new.owner))

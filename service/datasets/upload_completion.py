@@ -113,8 +113,8 @@ def _sources(connection: Connection, upload: UploadRecord) -> tuple[_Source, ...
 
 def _check_numbers(parts: Sequence[PartRecord]) -> None:
     """The numbers must be consecutive from 1."""
-    there = [part.number for part in parts]
-    missing = sorted(set(range(1, max(there, default=0) + 1)) - set(there))
+    received = [part.number for part in parts]
+    missing = sorted(set(range(1, max(received, default=0) + 1)) - set(received))
     if missing:
         message = f"missing: {_listed(missing)}"
         raise Conflict("some parts have not arrived", FieldProblem("parts", message))
@@ -128,12 +128,12 @@ def _check_sizes(parts: Sequence[PartRecord], upload: UploadRecord) -> None:
         raise Conflict("some parts are too small", FieldProblem("parts", message))
     total = sum(part.bytes for part in parts)
     if total != upload.bytes:
-        message = f"the parts have {total} bytes, the file was announced with {upload.bytes}"
+        message = f"the parts have {total} bytes; the upload was created with {upload.bytes}"
         raise Conflict(message, FieldProblem("bytes", message, total))
 
 
 def _write_file(context: Context, work: _Work) -> str:
-    """The digest of the file, which is written and was read back."""
+    """Write the file, read it back and check it. Returns its digest."""
     if work.upload.direct:
         _check_arrived(context, work)
     try:
@@ -147,18 +147,18 @@ def _write_file(context: Context, work: _Work) -> str:
 
 
 def _check_arrived(context: Context, work: _Work) -> None:
-    """Before anything is copied."""
+    """Check the size of a direct upload before copying."""
     try:
         size = context.store.size(work.sources[0].key)
     except ObjectNotFound as error:
-        raise Conflict("nothing was sent to the signed link yet") from error
+        raise Conflict("nothing was sent to the signed URL yet") from error
     if size != work.upload.bytes:
-        message = f"{size} bytes were sent, the file was announced with {work.upload.bytes}"
+        message = f"{size} bytes were sent; the upload was created with {work.upload.bytes}"
         raise Conflict(f"{message}; send it again", FieldProblem("bytes", message, size))
 
 
 def _lost(context: Context, work: _Work) -> Conflict:
-    """Forget the parts whose objects are not there, so that they can be sent again."""
+    """Forget parts whose objects are missing, so that they can be sent again."""
     gone = [source.part for source in work.sources if not _is_there(context.store, source.key)]
     return _to_be_sent_again(context, work, gone, "lost")
 
@@ -171,7 +171,7 @@ def _check_digests(context: Context, work: _Work, found: _Digests) -> None:
     if bad and not work.upload.direct:
         raise _to_be_sent_again(context, work, bad, "damaged")
     if work.upload.sha256 not in (None, found.whole):
-        message = f"the SHA-256 is {found.whole}, announced was {work.upload.sha256}"
+        message = f"the SHA-256 is {found.whole}, expected {work.upload.sha256}"
         again = "send the file again" if work.upload.direct else "send the parts that differ again"
         raise Conflict(f"{message}; {again}", FieldProblem("sha256", message, found.whole))
 
@@ -187,7 +187,7 @@ def _to_be_sent_again(
 
 
 def _digests(chunks: Iterable[bytes], sizes: Sequence[int]) -> _Digests:
-    """Of everything, and of the pieces of these sizes, in one pass."""
+    """Digests of the whole and of pieces of these sizes, in one pass."""
     whole, pieces = hashlib.sha256(), [hashlib.sha256() for _ in sizes]
     total, index, left = 0, 0, sizes[0]
     for chunk in chunks:
@@ -212,12 +212,12 @@ def _is_there(store: ObjectStore, key: str) -> bool:
 
 
 def _remove(store: ObjectStore, keys: Sequence[str]) -> None:
-    """What is not needed any more; if the store does not answer, it goes with the whole upload."""
+    """Delete objects; if the store does not respond, they are deleted with the upload later."""
     try:
         for key in keys:
             store.delete(key)
     except StorageUnavailable as error:
-        logger.warning("objects of an upload stay for now: %s", error)
+        logger.warning("objects of an upload could not be deleted yet: %s", error)
 
 
 def _listed(numbers: Sequence[int]) -> str:

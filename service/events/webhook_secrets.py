@@ -81,17 +81,17 @@ class SecretCipher:
 
 
 def is_encrypted(stored: str) -> bool:
-    """Whether a stored secret is not in the clear."""
+    """Whether a stored secret is encrypted."""
     return stored.startswith(_PREFIX)
 
 
 def new_key() -> str:
-    """A key that was never used."""
+    """Generate a key."""
     return base64.b64encode(os.urandom(_KEY_BYTES)).decode()
 
 
 def read_keys(text: str) -> list[bytes]:
-    """Keys in base64, separated by commas. Raises ValueError, which does not repeat them."""
+    """Keys in base64, separated by commas. Raises ValueError without quoting them."""
     try:
         keys = [base64.b64decode(part.strip(), validate=True) for part in text.split(",")]
     except binascii.Error:
@@ -99,21 +99,21 @@ def read_keys(text: str) -> list[bytes]:
     if not keys or any(len(key) != _KEY_BYTES for key in keys):
         raise ValueError(
             f"it must be base64 of {_KEY_BYTES} random bytes, or several of these separated by commas; "
-            "make one with `python -m service keys encryption-key`"
+            "create one with `python -m service keys encryption-key`"
         )
     return keys
 
 
 def encrypt_stored(database: Database, cipher: SecretCipher) -> None:
-    """Store every secret under the first key: at the start, after a key was set or exchanged.
+    """Encrypt every secret with the first key, at startup, after keys were set or changed.
 
-    Without keys, warn once that secrets stand in the clear.
+    Without keys, warn once that secrets are stored unencrypted.
     """
     stored = list(_all_webhooks(database))
     if any(not is_encrypted(webhook.secret) for webhook in stored) and not cipher.has_keys:
         logger.warning(
-            "secrets of webhooks are stored in the clear; set CMCL_ENCRYPTION_KEY to what "
-            "`python -m service keys encryption-key` prints, and the next start encrypts them"
+            "webhook secrets are stored unencrypted; set CMCL_ENCRYPTION_KEY to the output of "
+            "`python -m service keys encryption-key`, and the next start encrypts them"
         )
     for webhook in stored:
         try:
@@ -121,7 +121,7 @@ def encrypt_stored(database: Database, cipher: SecretCipher) -> None:
                 continue
             secret = cipher.decrypt(webhook.secret, webhook.id)
         except SecretUnreadable as error:
-            # Its deliveries fail with the same words; those of the others go on.
+            # Its deliveries fail with the same message; other webhooks are not affected.
             logger.warning("the secret of %s cannot be decrypted: %s", webhook.id, error)
             continue
         new = cipher.encrypt(secret, webhook.id)
@@ -145,9 +145,9 @@ def _sealed(stored: str) -> bytes:
     try:
         data = base64.b64decode(stored.removeprefix(_PREFIX), validate=True)
     except ValueError as error:
-        raise SecretUnreadable("what is stored is not base64") from error
+        raise SecretUnreadable("the stored value is not base64") from error
     if len(data) <= _ID_BYTES + _NONCE_BYTES:
-        raise SecretUnreadable("what is stored is too short")
+        raise SecretUnreadable("the stored value is too short")
     return data
 
 

@@ -179,7 +179,7 @@ def test_an_issuer_that_is_down_says_nothing_about_a_token() -> None:
         token = issuer.token()
     tokens = reader(issuer)
     for _ in range(2):
-        with pytest.raises(IssuerUnavailable, match="did not answer"):
+        with pytest.raises(IssuerUnavailable, match="did not respond"):
             tokens.read(token)
 
 
