@@ -29,7 +29,7 @@ app = typer.Typer(
     help="For operators, on the machine of the service, while no service runs.",
 )
 # A file of each that no other package has.
-_FILES = {"service": Path("control/reconcile.py"), "workers": Path("train/job.py")}
+_FILES = {"service": Path("jobs/reconciler.py"), "workers": Path("train/job.py")}
 _WHERE = (
     "run it from a checkout of cmcl (`make setup`, then `.venv/bin/cmcl`), or in an image "
     "(docs/deploying.md)"
