@@ -327,7 +327,7 @@ def test_the_loop_outlives_an_outage_and_ends_when_told(
     deliverer = office.deliverer(pause_seconds=0.05)
     thread = threading.Thread(target=deliverer.run, args=[stop], daemon=True)
     thread.start()
-    _until(lambda: "webhooks are not being delivered" in caplog.messages)
+    _until(lambda: "webhooks are not delivered; will retry" in caplog.messages)
     with database.write() as connection:
         connection.exec_driver_sql("ALTER TABLE hidden RENAME TO webhooks")
     _until(lambda: office.outcomes == ["delivered"])
