@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _TTL_SECONDS = 5.0
 
 
-class TTLCache(Generic[T]):
+class ScrapeCache(Generic[T]):
     """Caches a value for some seconds; None if it could not be read."""
 
     def __init__(self, read: Callable[[], T], seconds: float, clock: Clock) -> None:
@@ -65,7 +65,7 @@ class BacklogCollector(Collector):
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._cache = TTLCache(self._read, _TTL_SECONDS, clock)
+        self._cache = ScrapeCache(self._read, _TTL_SECONDS, clock)
 
     def describe(self) -> Iterable[Metric]:
         """Names only: registration must not need the database."""

@@ -17,7 +17,7 @@ from service.database.engine import Database
 from service.database.queries import canaries, versions
 from service.database.queries.metrics import Training, Versioned, training, versioned
 from service.database.rows import CanaryRecord
-from service.telemetry.backlog import TTLCache
+from service.telemetry.backlog import ScrapeCache
 
 _MODELS_TTL_SECONDS = 60.0
 _MOST_MODELS = 200
@@ -55,7 +55,7 @@ class ModelCollector(Collector):
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._known: dict[tuple[str, int], _VersionMetrics] = {}
-        self._cache = TTLCache(self._read, _MODELS_TTL_SECONDS, clock)
+        self._cache = ScrapeCache(self._read, _MODELS_TTL_SECONDS, clock)
 
     def describe(self) -> Iterable[Metric]:
         """Names only: registration must not need the database."""
@@ -176,7 +176,7 @@ class TrainingCollector(Collector):
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
-        self._cache = TTLCache(self._read, _TRAINING_TTL_SECONDS, clock)
+        self._cache = ScrapeCache(self._read, _TRAINING_TTL_SECONDS, clock)
 
     def describe(self) -> Iterable[Metric]:
         """Names only: registration must not need the database."""
@@ -221,7 +221,7 @@ class CanaryCollector(Collector):
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
-        self._cache = TTLCache(self._read, _CANARY_TTL_SECONDS, clock)
+        self._cache = ScrapeCache(self._read, _CANARY_TTL_SECONDS, clock)
 
     def describe(self) -> Iterable[Metric]:
         """Names only: registration must not need the database."""

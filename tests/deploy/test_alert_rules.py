@@ -11,7 +11,7 @@ from tests.architecture.repository import ROOT
 from tests.deploy.promtool import NoPromtool, run_promtool
 from tests.deploy.serving_series import serving_series
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.observe.samples import every_family, labels_of
+from tests.unit.service.telemetry.samples import every_family, labels_of
 
 FOLDER = ROOT / "deploy" / "prometheus"
 RULES = helm_python.values_from_yaml((FOLDER / "rules.yaml").read_text())

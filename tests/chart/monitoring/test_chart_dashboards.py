@@ -11,7 +11,7 @@ import pytest
 
 from tests.chart.release import CHART, ROOT, Release
 from tests.deploy.promtool import NoPromtool, run_promtool
-from tests.unit.service.observe.samples import every_family
+from tests.unit.service.telemetry.samples import every_family
 
 FOLDER = ROOT / "deploy" / "dashboards"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

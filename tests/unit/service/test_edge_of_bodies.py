@@ -16,8 +16,8 @@ from service.api.bodies import Bodies, Budget
 from service.errors import TooManyRequests
 from service.principal import LOCAL
 from tests.fakes.control_plane import SPEC, ControlPlane
-from tests.unit.service.access.holder import ADMIN_KEY, Holder
-from tests.unit.service.access.routes import ROUTES, WRITE
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.routes import ROUTES, WRITE
 
 JSON = {"Content-Type": "application/json"}
 MIB = 1 << 20

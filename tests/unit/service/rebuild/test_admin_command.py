@@ -16,7 +16,7 @@ from service.maintenance.key_snapshot import SnapshotWriter
 from service.stale_database import check_at_start
 from tests.fakes.control_plane import ControlPlane, open_databases
 from tests.fakes.wreckage import everything, rebuild, wreck
-from tests.unit.service.access.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 from workers.storage import layout
 
 Run = Callable[..., tuple[int, str, str]]

@@ -14,7 +14,7 @@ from service.api.spool import spooled
 from service.errors import IncompleteBody, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import BYTES, announce
-from tests.unit.service.access.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 
 def test_two_places_are_kept_for_other_owners() -> None:

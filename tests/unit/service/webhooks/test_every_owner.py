@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver
-from tests.unit.service.access.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 from tests.unit.service.webhooks.post_office import PostOffice
 
 

@@ -14,8 +14,8 @@ from service.database.queries.deliveries import MOST_WAITING
 from service.database.tables import deliveries
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver
-from tests.unit.service.access.holder import ADMIN_KEY, Holder
-from tests.unit.service.observe.samples import shown
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.telemetry.samples import shown
 from tests.unit.service.webhooks.post_office import PostOffice
 
 URL = "https://example.com/hook"

@@ -5,8 +5,8 @@ import pytest
 from cmcl.contract.rollout import Canary
 from service.states import JobState
 from tests.fakes.replica_words import observe
-from tests.unit.service.observe.samples import shown
-from tests.unit.service.trials.conftest import CANDIDATE, Trials
+from tests.unit.service.canary.conftest import CANDIDATE, Trials
+from tests.unit.service.telemetry.samples import shown
 
 
 def test_replicas_are_told_of_a_trial_and_its_end(trials: Trials) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.access.holder import ADMIN_KEY, Holder, secret_of
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder, secret_of
 
 NEW = {"name": "pipeline", "scopes": ["read", "write"]}
 

@@ -18,7 +18,7 @@ from service.errors import Forbidden, IssuerUnavailable, Unauthorized
 from service.principal import Principal, Scope
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.issuer import AUDIENCE, FakeIssuer, rsa_key
-from tests.unit.service.access.holder import Holder
+from tests.unit.service.auth.holder import Holder
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from service.database.queries import canaries as rows
 from service.registry.canary_rule import judge, judge_canary
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.replica_words import PAIR, agreement, observe
-from tests.unit.service.observe.samples import shown
-from tests.unit.service.trials.conftest import Trials
+from tests.unit.service.canary.conftest import Trials
+from tests.unit.service.telemetry.samples import shown
 from workers.storage import layout
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

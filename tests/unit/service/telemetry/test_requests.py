@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 from service.api.request_log import RequestLog
 from service.telemetry.metrics import Metrics
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.observe.samples import shown, value
+from tests.unit.service.telemetry.samples import shown, value
 
 COUNT = "http_request_seconds_count"
 

@@ -19,8 +19,8 @@ from service.maintenance.key_snapshot import SnapshotWriter
 from service.telemetry.logs import JsonLines, secret_texts
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
-from tests.unit.service.access.holder import ADMIN_KEY, Holder
-from tests.unit.service.observe.samples import shown
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.telemetry.samples import shown
 from workers.serve.access.signatures import NotSigned, read_public_keys, verified
 from workers.serve.access.snapshot import SignedKeys
 from workers.serve.errors import Unauthorized

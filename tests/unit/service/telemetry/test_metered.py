@@ -19,7 +19,7 @@ from service.telemetry.instrumented import InstrumentedLauncher, InstrumentedSto
 from service.telemetry.metrics import Metrics
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.launcher import FakeLauncher
-from tests.unit.service.observe.samples import value
+from tests.unit.service.telemetry.samples import value
 from workers.storage.local import LocalStore
 from workers.storage.port import ObjectStore
 

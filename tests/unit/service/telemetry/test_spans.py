@@ -18,7 +18,7 @@ from service.app import open_spans
 from service.telemetry.otel import OpenTelemetrySpans, exporter_named
 from service.telemetry.spans import NoSpans, is_configured
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.observe.written import written_lines
+from tests.unit.service.telemetry.written import written_lines
 
 
 class Traced:

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.fakes.control_plane import SPEC, ControlPlane
-from tests.unit.service.access.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 
 @pytest.fixture

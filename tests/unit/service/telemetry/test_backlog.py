@@ -15,7 +15,7 @@ from service.telemetry.backlog import TTLCache
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
-from tests.unit.service.observe.samples import capacity, shown
+from tests.unit.service.telemetry.samples import capacity, shown
 
 
 def test_jobs_and_their_ages_are_shown_by_state(plane: ControlPlane) -> None:

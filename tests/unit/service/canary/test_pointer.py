@@ -12,8 +12,8 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.mortal import Death, Lifeline
 from tests.fakes.replica_words import observe
-from tests.unit.service.sweep.test_sweeping import keys, sweep
-from tests.unit.service.trials.conftest import Trials
+from tests.unit.service.canary.conftest import Trials
+from tests.unit.service.maintenance.test_sweeping import keys, sweep
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.versions import read_live, write_live

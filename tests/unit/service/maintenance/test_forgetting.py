@@ -2,7 +2,7 @@
 
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.sweep.test_sweeping import DAY, fail, keys, sweep
+from tests.unit.service.maintenance.test_sweeping import DAY, fail, keys, sweep
 
 
 def test_the_cluster_forgets_attempts_together_with_their_files(plane: ControlPlane) -> None:

@@ -12,7 +12,7 @@ from service.principal import LOCAL
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
-from tests.unit.service.observe.samples import shown
+from tests.unit.service.telemetry.samples import shown
 
 FINISHED = "jobs_finished_total"
 

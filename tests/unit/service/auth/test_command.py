@@ -13,7 +13,7 @@ import pytest
 
 from service.__main__ import main
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.access.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 ROOT = Path(__file__).resolve().parents[4]
 SECRET = "too-short-secret"
