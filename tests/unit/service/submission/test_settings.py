@@ -94,7 +94,10 @@ def test_what_cannot_be_is_refused_in_words(
     [
         ("- head", "must be a map with head, workers and submitter"),
         ("heads: {}", "has 'heads'; permitted are head, workers and submitter"),
-        ("head: {containers: []}", "head is not a pod template: it must be a map of metadata and spec"),
+        (
+            "head: {containers: []}",
+            "head is not a pod template: it must be a map of metadata and spec",
+        ),
         ("head: [", "is not YAML"),
     ],
 )

@@ -203,7 +203,10 @@ def _never_stops(connection: socket.socket) -> None:
         (_says_nothing, "no response within 0.5 s"),
         (_drips, "no response within 0.5 s"),
         (_speaks_another_language, "the connection broke, or the response was not HTTP"),
-        (lambda connection: connection.close(), "the connection broke, or the response was not HTTP"),
+        (
+            lambda connection: connection.close(),
+            "the connection broke, or the response was not HTTP",
+        ),
     ],
 )
 def test_odd_receivers_are_failures_in_our_own_words(
@@ -211,7 +214,7 @@ def test_odd_receivers_are_failures_in_our_own_words(
 ) -> None:
     """What the other side said is not repeated: it could be a service of our own network."""
     receiver.answers = [behaviour]  # type: ignore[list-item]
-    if "no answer" in error:
+    if "no response" in error:
         office.answer_seconds = 0.5
     webhook = office.make(receiver.url)
     office.plane.post_dataset()

@@ -139,7 +139,7 @@ def test_a_malformed_secret_is_logged_and_left_and_the_others_are_encrypted(
     with plane.context.database.write() as connection:
         webhooks.set_secret(connection, webhook, seen.secret, f"aesgcm:{malformed}")
     plane = site.start(NEW)
-    assert f"the secret of {webhook} cannot be decrypted: what is stored is" in caplog.text
+    assert f"the secret of {webhook} cannot be decrypted: the stored value is" in caplog.text
     with plane.context.database.read() as connection:
         left, found = (webhooks.find(connection, name) for name in (webhook, other))
     assert left is not None
