@@ -26,14 +26,14 @@ T = TypeVar("T")
 
 _PAGE = 200
 _COLUMNS = ("id", "name", "owner", "scopes", "created", "expires", "last used", "state")
-_REBUILD = """Fill an empty database from what lies in object storage: CMCL_DATABASE_URL from CMCL_STORE_URI.
+_REBUILD = """Rebuild an empty database (CMCL_DATABASE_URL) from object storage (CMCL_STORE_URI).
 Stop every service first. Exit status 3: something is damaged, and everything else was restored."""
 _USAGE = 2
 _SWITCH_SECONDS = 0.001
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until a signal ends it, or do what is asked. The exit status."""
+    """Run the service or a subcommand. Returns the exit status."""
     options = _parser().parse_args(arguments)
     run: Callable[[Settings, argparse.Namespace], int | None] = options.run
     try:

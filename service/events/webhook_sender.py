@@ -52,12 +52,12 @@ _HOST = re.compile(rb"^[A-Za-z0-9._:-]+$")
 # IPv6 addresses that a gateway turns into the IPv4 address in their last four bytes (RFC 6052).
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
-# All that is given to the internet lies in there. What lies outside of it is local or reserved, or
-# carries an IPv4 address that a stack or a gateway may go on to: ::/96, ::ffff:0:0:0/96,
+# All public addresses are in this range. Others are local or reserved, or embed an IPv4 address to
+# which a stack or gateway may forward: ::/96, ::ffff:0:0:0/96,
 # 64:ff9b:1::/48.
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
-# Of the IANA registries of special-purpose addresses, what `ipaddress` calls global in one of the
+# From the IANA registries of special-purpose addresses, those that `ipaddress` calls global in one of the
 # Python versions that this runs on. Of 192.0.0.0/24 and 2001::/23 some addresses are reachable, and
 # all of them lead to protocol machinery: relays, port control, Teredo's embedded IPv4 addresses.
 _SPECIAL = tuple(
