@@ -133,7 +133,7 @@ def test_a_key_that_another_service_revoked_ends_within_seconds(operator: Holder
 def test_no_key_gives_a_scope_that_it_lacks(operator: Holder) -> None:
     holder = operator.holder(scopes=["admin", "read"])
     response = holder.post("/v1/keys", json={"name": "x", "scopes": ["read", "train"]})
-    assert "cannot give scopes" in problem(response, 403)
+    assert "cannot grant scopes" in problem(response, 403)
     (error,) = response.json()["errors"]
     assert (error["field"], error["value"]) == ("scopes[1]", "train")
     assert holder.make_key("x", ["read"])["owner"] == "default"

@@ -86,7 +86,7 @@ def test_a_body_that_stops_to_come_is_given_up() -> None:
         async with spooled(request, patience_seconds=0.01):
             raise AssertionError("nothing came")
 
-    with pytest.raises(IncompleteBody, match=r"0 bytes of the body came .* 0\.01 s without"):
+    with pytest.raises(IncompleteBody, match=r"0 bytes of the body arrived .* 0\.01 s without"):
         asyncio.run(take())
 
 
