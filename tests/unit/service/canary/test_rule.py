@@ -91,7 +91,7 @@ def test_what_cannot_be_read_is_left_out_and_named_once(
     for _ in range(3):
         seen = (trials.judged() or {})["observed"]
     assert (seen["answered"], list(seen["unreadable"])) == (5, [key])
-    assert caplog.text.count("an observation is left out") == 1
+    assert caplog.text.count("an observation was ignored") == 1
 
 
 def test_a_candidate_that_fails_is_taken_back(trials: Trials) -> None:
