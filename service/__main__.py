@@ -26,14 +26,14 @@ T = TypeVar("T")
 
 _PAGE = 200
 _COLUMNS = ("id", "name", "owner", "scopes", "created", "expires", "last used", "state")
-_REBUILD = """Fill an empty database from what lies in object storage: CMCL_DATABASE_URL from CMCL_STORE_URI.
+_REBUILD = """Rebuild an empty database (CMCL_DATABASE_URL) from object storage (CMCL_STORE_URI).
 Stop every service first. Exit status 3: something is damaged, and everything else was restored."""
 _USAGE = 2
 _SWITCH_SECONDS = 0.001
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until a signal ends it, or do what is asked. The exit status."""
+    """Run the service or a subcommand. Returns the exit status."""
     options = _parser().parse_args(arguments)
     run: Callable[[Settings, argparse.Namespace], int | None] = options.run
     try:
@@ -269,9 +269,9 @@ def _add_admin_commands(parser: argparse.ArgumentParser) -> None:
 def _rebuild(settings: Settings, options: argparse.Namespace) -> int:
     # It reads files and checks signatures, for which much is imported that the other commands do
     # without.
-    from service.maintenance.rebuild.run import carry_out
+    from service.maintenance.rebuild.run import run_rebuild
 
-    return carry_out(settings, options)
+    return run_rebuild(settings, options)
 
 
 if __name__ == "__main__":

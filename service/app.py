@@ -68,7 +68,7 @@ from service.telemetry.instrumented import (
 )
 from service.telemetry.metrics import Metrics
 from service.telemetry.models import CanaryCollector, ModelCollector, TrainingCollector
-from service.telemetry.spans import NoSpans, Spans, is_asked_for
+from service.telemetry.spans import NoSpans, Spans, is_configured
 from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 
@@ -329,7 +329,7 @@ def _release_leases(reconciler: Reconciler) -> None:
 
 def open_spans(environment: Mapping[str, str] = os.environ) -> Spans:
     """Traces as the OTEL_* variables ask. Raises ValueError for an unsupported exporter."""
-    if not is_asked_for(environment):
+    if not is_configured(environment):
         return NoSpans()
     # Slow to import, so only where traces are collected.
     from service.telemetry.otel import OpenTelemetrySpans, exporter_named

@@ -1,4 +1,4 @@
-"""What time it is: passed to whoever asks, so that tests decide."""
+"""The clock, passed as a dependency so that tests can control it."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -7,5 +7,5 @@ Clock = Callable[[], datetime]
 
 
 def utc_now() -> datetime:
-    """The wall clock, with its time zone."""
+    """The current time in UTC, timezone-aware."""
     return datetime.now(UTC)

@@ -29,7 +29,7 @@ app = typer.Typer(
     help="Commands for operators, while no service runs.",
 )
 # A file that identifies each package.
-_FILES = {"service": Path("control/reconcile.py"), "workers": Path("train/job.py")}
+_FILES = {"service": Path("jobs/reconciler.py"), "workers": Path("train/job.py")}
 _WHERE = (
     "run it from a checkout of cmcl (`make setup`, then `.venv/bin/cmcl`), or in an image "
     "(docs/deploying.md)"

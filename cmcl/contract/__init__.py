@@ -1,4 +1,4 @@
-"""What a job is told and what it answers: pydantic models only, no torch, no Ray, no buckets."""
+"""Data exchanged between control plane, workers and replicas: pydantic models only, no torch, Ray or storage."""
 
 DISTRIBUTION = "cmcl-embeddings"
-"""The name under which the package is installed. `cmcl` on PyPI is another project's."""
+"""The name of the distribution. `cmcl` on PyPI is another project."""

@@ -1,8 +1,8 @@
-"""Who may ask the replicas: a list of keys that the control plane signs and each replica checks.
+"""The key snapshot: keys for the replicas, signed by the control plane and verified by each replica.
 
-It lies in object storage as a JWS in compact form (RFC 7515), signed with Ed25519 (RFC 8037). So
-serving needs neither the database nor the control plane, and who can write to the bucket cannot
-make a key.
+It is stored in object storage as a JWS in compact form (RFC 7515), signed with Ed25519 (RFC 8037). So
+serving needs neither the database nor the control plane, and write access to the bucket is not enough
+to create a key.
 """
 
 from datetime import datetime
@@ -13,37 +13,39 @@ from pydantic import BaseModel, ConfigDict, Field
 from cmcl.contract.modality import Sha256
 
 SNAPSHOT_ALGORITHM = "EdDSA"
-# In the JWS header: a token that was signed with the same key for something else is no snapshot.
+# In the JWS header, so that other tokens signed with the same key are not accepted as snapshots.
 SNAPSHOT_TYPE = "cmcl-keys+jwt"
-# A key as its holder sends it: the digits are of its id, the rest is its secret part.
+# A key as its holder sends it: the digits are from its id, the rest is secret.
 KEY_PATTERN = r"cmcl_([0-9a-f]{12})_([A-Za-z0-9_-]{43})"
-# The id of the operator's own key (CMCL_ADMIN_KEY): it has no form, all of it is secret.
+# The id of the operator's own key (CMCL_ADMIN_KEY), which has no format; all of it is secret.
 OPERATOR_KEY = "operator"
 
 
 def key_id(digits: str) -> str:
-    """The id of a key with these digits in front."""
+    """The id of the key with these digits."""
     return f"key-{digits}"
 
 
 class SnapshotKey(BaseModel):
-    """A key with the scope `embed` that is neither revoked nor, when it was written, expired."""
+    """A key with the scope `embed` that was neither revoked nor expired when written."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str
     name: str
     sha256: Sha256 = Field(description="of the key's secret part")
-    owner: str | None = Field(description="whose models it may ask for; None: everybody's")
+    owner: str | None = Field(description="owner whose models it may use; None: all owners")
     expires_at: datetime | None = None
 
 
 class KeySnapshot(BaseModel):
-    """All of them as of one moment. Unknown fields are ignored."""
+    """All keys at one time. Unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     format: Literal[1] = 1
-    serial: int = Field(ge=1, description="grows; an older snapshot than the last is not believed")
+    serial: int = Field(
+        ge=1, description="increases; a snapshot older than the last one is rejected"
+    )
     issued_at: datetime
     keys: tuple[SnapshotKey, ...]

@@ -1,4 +1,4 @@
-"""A dataset of paired features: what the user posts, and its manifest once it was verified."""
+"""A dataset of paired features: its shards, and its manifest once it is verified."""
 
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ class ShardRef(Frozen):
 
 
 class SourceFile(Frozen):
-    """The file that a shard was made from, as it was when it was read."""
+    """The file from which a shard was created, as it was when read."""
 
     uri: Uri = Field(description="as the user named it")
     sha256: Sha256
@@ -29,9 +29,9 @@ class SourceFile(Frozen):
 class Shard(Frozen):
     """One Parquet file after it was read and verified.
 
-    `sha256`: what it is known by, and what others can compute. `blake3`: what readers check, at a third
-    of the work; None where it was verified by a release that did not take it.
-    `source`: where it was converted or split; None where it is the user's own file.
+    `sha256`: its identity, which users can compute. `blake3`: checked by readers, at a third of the
+    cost; None if it was verified by an older release. `source`: the original, if it was converted or
+    split; None for the user's own file.
     """
 
     uri: Uri
@@ -45,8 +45,8 @@ class Shard(Frozen):
 class DatasetManifest(Frozen):
     """A verified dataset: immutable, written to `datasets/<dataset>/manifest.json`.
 
-    Training shards that are Parquet already stay where the user put them; what had to be converted,
-    or split by `evaluation_share`, lies beside this manifest until the dataset was learned.
+    Training shards that are Parquet stay in the user's storage; those that were converted, or split by
+    `evaluation_share`, are stored beside this manifest until the dataset is learned.
     Evaluation shards are held out: they are copied beside this manifest, because later versions
     are measured on them.
     """

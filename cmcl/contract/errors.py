@@ -1,38 +1,38 @@
 """Errors of the data plane.
 
-WorkerError                     anything we raise on purpose
+WorkerError                     base class
 ├── InvalidDataset              the user's rows cannot be used; a retry cannot help
 ├── NothingToLearn              no entry of the two heads may move; a retry cannot help
-├── UnknownMethod               the model's method is not installed; a retry helps once it is
+├── UnknownMethod               the model's method is not installed; a retry helps once it is installed
 ├── TrainingDiverged            the loss or a head is no longer finite; a retry cannot help
 ├── InvalidVersion              a stored version is incomplete or damaged
-├── StoreDamaged                what earlier datasets left is; a retry helps once it is restored
+├── StoreDamaged                stored data of earlier datasets; a retry helps once it is restored
 ├── VersionTaken                another version has this number; a retry cannot help
 └── StorageError                object storage
     ├── ObjectNotFound          nothing under that key
     ├── ObjectExists            the key was already taken
-    ├── DigestMismatch          other bytes than were promised
-    ├── InvalidUri              not an address that we can read
-    └── StorageUnavailable      the store did not answer; a retry can help
+    ├── DigestMismatch          the bytes do not match the digest
+    ├── InvalidUri              not a readable address
+    └── StorageUnavailable      the store did not respond; a retry can help
 """
 
 
 class WorkerError(Exception):
-    """Anything the data plane raises on purpose."""
+    """Base class of the errors that the data plane raises."""
 
     retry_can_help = False
 
 
 class InvalidDataset(WorkerError):
-    """The user's rows cannot be used. The message names file, column or row, and what is permitted."""
+    """The user's rows cannot be used. The message names the file, column or row, and what is permitted."""
 
 
 class NothingToLearn(WorkerError):
-    """No entry of the two heads may move, or no batch can be filled. Says what to change."""
+    """No entry of the two heads may move, or no batch can be filled. The message says what to change."""
 
 
 class UnknownMethod(WorkerError):
-    """The model's method is not installed where it is needed, or is none. Says what to install."""
+    """The model's method is not installed, or is not a method. The message says what to install."""
 
 
 class TrainingDiverged(WorkerError):
@@ -44,11 +44,11 @@ class InvalidVersion(WorkerError):
 
 
 class StoreDamaged(WorkerError):
-    """What earlier datasets left is missing or damaged. Says which object, and what to do."""
+    """Stored data of earlier datasets is missing or damaged. The message names the object and the remedy."""
 
 
 class VersionTaken(WorkerError):
-    """Another version has this number in object storage, and is not written over."""
+    """Another version has this number in object storage; it is not overwritten."""
 
 
 class StorageError(WorkerError):
@@ -56,23 +56,23 @@ class StorageError(WorkerError):
 
 
 class ObjectNotFound(StorageError):
-    """There is nothing under that key."""
+    """No object has this key."""
 
 
 class ObjectExists(StorageError):
-    """The key was already taken; it can be taken only once."""
+    """An object with this key exists already."""
 
 
 class DigestMismatch(StorageError):
-    """The bytes are not those that were promised (SHA-256)."""
+    """The bytes do not match the expected SHA-256."""
 
 
 class InvalidUri(StorageError):
-    """Not an address that we can read, or outside the allowed prefixes."""
+    """Not a readable address, or outside the allowed prefixes."""
 
 
 class StorageUnavailable(StorageError):
-    """The store did not answer as it should; trying again can help."""
+    """The store did not respond properly; a retry can help."""
 
     retry_can_help = True
 

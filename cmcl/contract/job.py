@@ -1,4 +1,4 @@
-"""One attempt at making a version: what it is told, and what it tells while it runs."""
+"""An attempt of a job: its specification, progress and failure."""
 
 from datetime import datetime
 from typing import Literal
@@ -9,7 +9,7 @@ from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.modality import Frozen, ModelName
 from cmcl.contract.model import ModelSpec
 
-# `waiting`: for the ranks, which learn another attempt.
+# `waiting`: the warm ranks are busy with another attempt.
 Phase = Literal[
     "waiting",
     "starting",
@@ -26,11 +26,12 @@ FailureReason = Literal["invalid_dataset", "training_failed", "store_damaged"]
 
 
 class JobSpec(Frozen):
-    """Everything an attempt needs; written to `runs/<job>/a<attempt>/spec.json` before Ray is told.
+    """Everything an attempt needs; written to `runs/<job>/a<attempt>/spec.json` before the attempt is
+    submitted.
 
-    `parent` is the version to start from; None means the first version, grown from the seed.
-    `resume_from` is the key of the checkpoint, left by an earlier attempt, that this one goes on from;
-    None means from the beginning. Either way the same version comes of it.
+    `parent` is the version to start from; None means the first version, trained from the seed.
+    `resume_from` is the key of an earlier attempt's checkpoint from which this one resumes; None means
+    from the beginning. The resulting version is the same.
     """
 
     job: str
@@ -44,9 +45,9 @@ class JobSpec(Frozen):
 
 
 class Progress(BaseModel):
-    """`runs/<job>/a<attempt>/progress.json`: overwritten by rank 0 as the attempt goes on.
+    """`runs/<job>/a<attempt>/progress.json`: overwritten by rank 0 while the attempt runs.
 
-    Rows, rates and the time that is left are those of the present phase, and absent where it has none.
+    Rows, rates and remaining time refer to the current phase, and are absent if it has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -56,10 +57,10 @@ class Progress(BaseModel):
     updates_total: int = Field(default=0, ge=0)
     rows_done: int = Field(default=0, ge=0, description="rows read, over all ranks")
     rows_total: int = Field(default=0, ge=0)
-    loss: float | None = Field(default=None, description="of the last batch")
+    loss: float | None = Field(default=None, description="loss of the last batch")
     rows_per_second: float | None = Field(default=None, description="over all ranks")
     gradient_norm: float | None = Field(
-        default=None, description="of both heads together, after the mask"
+        default=None, description="norm of both heads' gradient, after the mask"
     )
     removed_share: float | None = Field(
         default=None, description="share of the gradient's square that the mask removed, 0 to 1"
@@ -69,21 +70,23 @@ class Progress(BaseModel):
         description="first-order estimate of how far earlier scores have moved in this job, "
         "relative to their size; the certificate of the finished version is exact",
     )
-    eta_seconds: float | None = Field(default=None, description="until the phase is over")
+    eta_seconds: float | None = Field(
+        default=None, description="estimated time until the phase ends"
+    )
     ranks: int | None = Field(default=None, description="processes that share the batch")
     note: str | None = Field(
-        default=None, description="why the attempt has no ranks yet; until it has, it has not begun"
+        default=None, description="why the attempt has no ranks yet; it starts once it has"
     )
     resumed_at: int | None = Field(
-        default=None, description="updates that a checkpoint spared this run"
+        default=None, description="updates done before the checkpoint that it resumed from"
     )
     at: datetime
 
 
 class Failure(Frozen):
-    """`runs/<job>/a<attempt>/failure.json`: left where another attempt would fail alike.
+    """`runs/<job>/a<attempt>/failure.json`: written if another attempt would fail the same way.
 
-    `invalid_dataset`: the new rows. `store_damaged`: what earlier datasets left, not the new rows.
+    `invalid_dataset`: the new rows. `store_damaged`: stored data of earlier datasets.
     """
 
     reason: FailureReason
@@ -91,5 +94,5 @@ class Failure(Frozen):
 
 
 def submission_id(job: str, attempt: int) -> str:
-    """The id under which Ray knows an attempt."""
+    """The id of an attempt at the launcher."""
     return f"{job}-a{attempt}"

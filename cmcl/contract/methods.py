@@ -1,4 +1,4 @@
-"""Which methods a model can name. Without pydantic, which the driver of an attempt does not load."""
+"""The methods that a model can use. Without pydantic, which the driver of an attempt does not import."""
 
 from importlib.metadata import EntryPoint, entry_points
 
@@ -7,9 +7,9 @@ METHOD_ENTRY_POINTS = "cmcl.methods"
 
 
 def installed_methods() -> dict[str, EntryPoint]:
-    """Methods of other packages that are installed here, by name; none of them is imported.
+    """Methods of other installed packages, by name, without importing them.
 
-    A built-in name is not replaced. As with imports, the first package on the path wins.
+    Built-in names cannot be overridden. As with imports, the first package on the path wins.
     """
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=METHOD_ENTRY_POINTS):

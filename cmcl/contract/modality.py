@@ -1,4 +1,4 @@
-"""Kinds of data, and the names people give to things."""
+"""Modalities, pairs of modalities, and patterns of names."""
 
 from typing import Annotated, Self
 
@@ -17,7 +17,7 @@ Blake3 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Frozen(BaseModel):
-    """Base of every contract model: immutable, and unknown fields are refused by name."""
+    """Base of every contract model: immutable; unknown fields are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -39,12 +39,12 @@ class ModalityPair(Frozen):
         return (self.first, self.second)
 
     def swapped(self) -> "ModalityPair":
-        """The same two modalities, the other one first."""
+        """The same pair in the opposite order."""
         return ModalityPair(first=self.second, second=self.first)
 
     @property
     def key(self) -> str:
-        """The same for (a, b) and (b, a): which pair it is, whatever the order of the columns."""
+        """An identifier that is the same for (a, b) and (b, a)."""
         return "--".join(sorted(self.modalities))
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a user decides about a model: resolved fully when it is created, stored with each version."""
+"""A model's specification: fixed when the model is created, stored with each version."""
 
 from typing import Annotated, Literal, Self
 
@@ -28,7 +28,7 @@ class TrainingSpec(Frozen):
     )
     temperature: float = Field(default=0.07, gt=0, le=100, description="of InfoNCE")
     learn_temperature: bool = Field(
-        default=False, description="let each dataset's training start there and learn its own"
+        default=False, description="learn a temperature for each dataset, starting from this one"
     )
     unit_vectors: bool = Field(
         default=True, description="whether InfoNCE sees embeddings at unit length"
@@ -51,8 +51,8 @@ class ProtectionSpec(Frozen):
 
     policy: Literal["improve", "preserve"] = Field(
         default="improve",
-        description="improve: earlier datasets go on teaching through their moments, and their "
-        "scores move, for the better. preserve: their scores stay put, within max_drift",
+        description="improve: earlier datasets continue to train through their moments, and their "
+        "scores may improve. preserve: their scores stay the same, within max_drift",
     )
     kept_energy: float | None = Field(
         default=None,
@@ -77,8 +77,8 @@ class ProtectionSpec(Frozen):
     )
     stable_index: bool = Field(
         default=False,
-        description="also protect the span of the embeddings that were published, so that stored "
-        "vectors keep their scores against new queries",
+        description="also protect the span of the published embeddings, so that stored vectors keep their "
+        "scores against new queries",
     )
 
     @property
@@ -99,7 +99,7 @@ MethodName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$"
 
 
 def _check_two_modalities(given: object) -> object:
-    """In words: pydantic's own speak of the length of a dictionary."""
+    """A clearer message than pydantic's, which is about the length of a dictionary."""
     if isinstance(given, dict) and len(given) < 2:
         only = f"only {next(iter(given))!r} is given" if given else "none is given"
         raise ValueError(f"a model needs two modalities; {only}")
@@ -107,7 +107,7 @@ def _check_two_modalities(given: object) -> object:
 
 
 class ModelSpec(Frozen):
-    """The whole description of a model.
+    """The specification of a model.
 
     `modalities` maps each modality to the width of its features; modalities can be declared long
     before the first dataset that uses them.
@@ -137,12 +137,12 @@ class ModelSpec(Frozen):
 
     @property
     def drift_bound(self) -> float | None:
-        """What no earlier dataset may exceed; None where the method promises nothing."""
+        """The largest permitted drift of an earlier dataset; None if the method has no bound."""
         return self.protection.drift_bound if self.method == "nullspace" else None
 
     @property
     def heads_bytes(self) -> int:
-        """Of the heads of a version that has learned every modality: E (F + 1) weights and a map of
+        """Size of the heads of a version that has learned every modality: E (F + 1) weights and a map of
         F² + F numbers for each, float32."""
         return 4 * sum(
             self.width * (width + 1) + width * (width + 1) for width in self.modalities.values()

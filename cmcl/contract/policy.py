@@ -1,5 +1,5 @@
-"""What people decide about a model's datasets while it lives: how soon each is trained, and what a
-candidate must show before it becomes a version."""
+"""A model's policy: the priority of its attempts, the conditions for publishing a candidate, and the
+rollout of new versions."""
 
 from typing import Literal, Self
 
@@ -11,36 +11,35 @@ from cmcl.contract.rollout import TrialTerms
 
 
 class RolloutPolicy(TrialTerms):
-    """How a new version begins: it answers at once, or shows first on trial what it can do."""
+    """How a new version is rolled out: live at once, or first as a canary."""
 
     publish_as: Literal["live", "candidate"] = Field(
         default="live",
-        description="live: a new version answers at once, and ends the trial of an older one; "
-        "candidate: it is tried first, by this share, shadow and rule, and replaces the one on trial",
+        description="live: a new version becomes live at once and ends a running canary; "
+        "candidate: it starts as a canary with this share, shadow and rule, and replaces a running one",
     )
 
     @model_validator(mode="after")
     def _can_be_judged(self) -> Self:
-        """Where new versions answer at once, nobody has to see a trial."""
+        """Share and shadow may both be 0 if there are no canaries."""
         if self.publish_as == "candidate":
             self.check_can_be_judged()
         return self
 
 
 class GatePolicy(Frozen):
-    """Judged on the candidate's own report; a bound that is not set is not judged.
+    """Conditions that a candidate's report must meet, besides `priority` and `rollout`.
 
-    No candidate is judged by `priority` and `rollout`. They stand here because, as with the bounds,
-    what counts is their value when the next dataset has its turn. A candidate that falls short is
-    rejected, with the reason, and the next dataset starts from the newest version. Where a bound needs
-    held-out rows and there are none, the candidate is rejected: what was not measured was not shown.
+    A bound that is not set is not checked. The values at the time of the next job count. A candidate
+    that violates a bound is rejected with the reason, and the next dataset starts from the newest
+    version. If a bound needs held-out rows and there are none, the candidate is rejected too.
     """
 
     max_drift: float | None = Field(
         default=None,
         gt=0,
         description="largest relative drift of an earlier dataset's scores since it was learned; "
-        "by default the specification's own bound (protection.max_drift), where it has one",
+        "default: the specification's bound (protection.max_drift), if any",
     )
     min_backward_transfer: float | None = Field(
         default=None,
@@ -56,13 +55,13 @@ class GatePolicy(Frozen):
         description="smallest gain in R@1 on the new dataset's held-out rows over the parent",
     )
     manual_approval: bool = Field(
-        default=False, description="hold each candidate that passes until somebody approves it"
+        default=False, description="hold each candidate that passes until a user approves it"
     )
     priority: Priority = Field(
         default="normal",
-        description="place of the model's attempts in the line for ranks, and in the cluster's queue "
-        "where it has one; what runs already is not interrupted for it here",
+        description="priority of the model's attempts in the queue for warm ranks, and in the cluster's "
+        "queue if it has one; running attempts are not preempted",
     )
     rollout: RolloutPolicy = Field(
-        default=RolloutPolicy(), description="how a version that was published begins"
+        default=RolloutPolicy(), description="how a published version is rolled out"
     )

@@ -1,4 +1,4 @@
-"""A pre-flight: what a dataset that was not posted yet would meet. What is asked, what is answered."""
+"""A pre-flight: predicts how a dataset would be learned before it is posted."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -7,15 +7,15 @@ from cmcl.contract.modality import Frozen
 
 
 class AskedShard(ShardRef):
-    """A file as the user names it. `address`: where it lies, if it is an upload in our own store."""
+    """A file as the user names it. `address`: its storage address, if it is an upload."""
 
     address: Uri | None = None
 
 
 class AskedShards(Frozen):
-    """Written for the worker before it is told: a command line would be too short for them.
+    """The worker's input, as an object because a command line would be too short.
 
-    `allowed_prefixes`: what users' own addresses must not leave, looked at again as they are read.
+    `allowed_prefixes`: permitted prefixes of users' addresses, checked again when they are read.
     """
 
     shards: tuple[AskedShard, ...] = Field(min_length=1)
@@ -23,15 +23,15 @@ class AskedShards(Frozen):
 
 
 class _Answer(BaseModel):
-    """Workers may be newer than the service: what they say beyond this is passed over."""
+    """Unknown fields are ignored: workers may be newer than the service."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class RowFindings(_Answer):
-    """What is odd about the raw rows of one side; the last four counts are of finite rows."""
+    """Problems in the raw rows of one side; the last four counts refer to finite rows."""
 
-    rows: int = Field(description="that were looked at: all, or some of a large dataset")
+    rows: int = Field(description="rows read: all, or a sample of a large dataset")
     width: int
     expected_width: int
     nan: int = Field(description="values")
@@ -43,41 +43,45 @@ class RowFindings(_Answer):
 
 
 class HeadMeeting(_Answer):
-    """What a dataset would meet at one head. Shares from 0 to 1."""
+    """How a dataset relates to one head. Shares from 0 to 1."""
 
-    protected_share: float | None = Field(description="its energy inside the protected input span")
-    familiarity: float | None = Field(
-        description="how much more of its features lies in that span than of random directions; "
-        "low where another encoder made them, none without earlier data"
+    protected_share: float | None = Field(
+        description="share of its energy inside the protected input span"
     )
-    moment_distance: float | None = Field(description="of its features from the earlier ones")
-    learnable_share: float | None = Field(description="its own energy on free entries")
-    free_share: float | None = Field(description="free entries now")
-    free_share_after: float | None = Field(description="free entries once it was learned")
+    familiarity: float | None = Field(
+        description="how much more of its features is in that span than of random directions; "
+        "low if another encoder produced them, null without earlier data"
+    )
+    moment_distance: float | None = Field(
+        description="distance of its features from the earlier ones"
+    )
+    learnable_share: float | None = Field(description="share of its energy on free entries")
+    free_share: float | None = Field(description="share of free entries now")
+    free_share_after: float | None = Field(description="share of free entries after it is learned")
 
 
 class HeadAnswer(_Answer):
-    """One modality."""
+    """The result for one modality."""
 
     moments: HeadMeeting
     open_share: float | None = Field(
-        description="entries that the model's method would let this dataset move, 0 to 1"
+        description="share of entries that the model's method would let this dataset change, 0 to 1"
     )
 
 
 class Outlook(_Answer):
-    """The answer: whether it would be refused and why, what is odd, what is left to learn with."""
+    """The result: whether and why it would be rejected, problems, and remaining capacity."""
 
-    version: int = Field(description="that the dataset would be learned on top of")
+    version: int = Field(description="version from which the dataset would be learned")
     pair: tuple[str, str]
-    refusals: tuple[str, ...] = Field(description="why it would be refused; empty if it would not")
-    findings: dict[str, RowFindings] = Field(description="by modality; none where unreadable")
-    heads: dict[str, HeadAnswer] = Field(description="by modality; empty if it would be refused")
-    advice: tuple[str, ...] = Field(description="sentences about what is odd or scarce")
+    refusals: tuple[str, ...] = Field(description="why it would be rejected; empty if it would not")
+    findings: dict[str, RowFindings] = Field(description="by modality; missing if unreadable")
+    heads: dict[str, HeadAnswer] = Field(description="by modality; empty if it would be rejected")
+    advice: tuple[str, ...] = Field(description="advice on problems and scarce capacity")
 
 
 class PreflightAnswer(_Answer):
-    """What the worker leaves, complete or not at all: the outlook, or why there is none."""
+    """The worker's output, written atomically: the outlook, or an error."""
 
     outlook: Outlook | None = None
     error: str | None = None

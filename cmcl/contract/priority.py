@@ -1,4 +1,4 @@
-"""How much an attempt is wanted. By itself, without pydantic: whatever starts for each attempt loads it."""
+"""The priority of an attempt. In its own module without pydantic, because every attempt's driver imports it."""
 
 from typing import Literal
 

@@ -1,7 +1,7 @@
-"""A version on trial beside the one that answers: who sees it, what the replicas tell, what ends it.
+"""A canary: a version that serves beside the live one; its traffic, its observations, and what ends it.
 
-The control plane writes the trial into `live.json`; each replica writes what it sees to
-`models/<model>/observations/<revision>/`; the control plane adds it up and applies the rule.
+The control plane writes the canary to `live.json`; each replica writes observations to
+`models/<model>/observations/<revision>/`; the control plane sums them and applies the rule.
 """
 
 from datetime import datetime
@@ -13,51 +13,61 @@ from cmcl.contract.modality import Frozen
 
 
 class RolloutRule(Frozen):
-    """What ends a trial. A bound that is not set is not judged.
+    """What ends a canary. A bound that is not set is not checked.
 
-    A bound that is broken takes the candidate back, once it was judged by `min_requests` or more.
+    A violated bound aborts the canary, once it has `min_requests` or more.
     """
 
     min_requests: int = Field(
-        default=100, ge=1, le=10**9, description="answered or shadowed, before anything is judged"
+        default=100,
+        ge=1,
+        le=10**9,
+        description="requests, answered or shadowed, before bounds are checked",
     )
     max_error_share: float = Field(
-        default=0.01, ge=0, le=1, description="largest share of the candidate's own failed requests"
+        default=0.01, ge=0, le=1, description="largest share of failed requests of the canary"
     )
     min_cosine: float | None = Field(
         default=None,
         ge=-1,
         le=1,
-        description="smallest mean cosine of a pair's scores by the candidate and by the live version",
+        description="smallest mean cosine between the scores of the canary and of the live version, for each "
+        "pair",
     )
     min_overlap: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="smallest mean share of a pair's ten best that both versions have in common",
+        description="smallest mean share of the top ten that both versions have in common, for each pair",
     )
     promote_after: int | None = Field(
         default=None,
         ge=1,
         le=10**12,
-        description="requests after which a candidate that broke no bound becomes the live version; "
-        "by default somebody promotes it by hand",
+        description="requests after which a canary that violated no bound becomes the live version; "
+        "default: it is promoted manually",
     )
 
 
 class TrialTerms(Frozen):
-    """Who sees a version on trial, and what ends the trial."""
+    """Which traffic a canary gets, and what ends it."""
 
     share: float = Field(
-        default=0, ge=0, le=1, description="canary: of the callers, by hash, who get its answers"
+        default=0,
+        ge=0,
+        le=1,
+        description="share of callers, chosen by hash, that the canary serves",
     )
     shadow: float = Field(
-        default=0, ge=0, le=1, description="of the live version's requests, scored by it as well"
+        default=0,
+        ge=0,
+        le=1,
+        description="share of the live version's requests that the canary scores too",
     )
     rule: RolloutRule = RolloutRule()
 
     def check_can_be_judged(self) -> None:
-        """A trial that nobody sees, or a bound that nothing is measured for, would never end.
+        """Check that the canary gets traffic and its bounds can be measured, or it would never end.
 
         Raises ValueError.
         """
@@ -73,7 +83,7 @@ class TrialTerms(Frozen):
 
 
 class CanaryPlan(TrialTerms):
-    """The terms of a trial that somebody begins."""
+    """The terms of a canary started by a user."""
 
     @model_validator(mode="after")
     def _can_be_judged(self) -> Self:
@@ -82,7 +92,7 @@ class CanaryPlan(TrialTerms):
 
 
 class Canary(BaseModel):
-    """The trial as replicas see it. Unknown fields are ignored, as in `LivePointer`."""
+    """The canary in `LivePointer`. Unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -90,25 +100,35 @@ class Canary(BaseModel):
     revision: int = Field(
         default=0,
         ge=0,
-        description="of the pointer that began the trial; observations lie under it",
+        description="revision of the pointer that started the canary; observations are stored under it",
     )
     share: float = Field(
-        default=0, ge=0, le=1, description="canary: of the callers, by hash, who get its answers"
+        default=0,
+        ge=0,
+        le=1,
+        description="share of callers, chosen by hash, that the canary serves",
     )
     shadow: float = Field(
-        default=0, ge=0, le=1, description="of the live version's requests, scored by it as well"
+        default=0,
+        ge=0,
+        le=1,
+        description="share of the live version's requests that the canary scores too",
     )
 
 
 class PairAgreement(Frozen):
-    """How the candidate's scores across one pair of modalities compare with the live version's.
+    """Agreement between the scores of the canary and the live version for one pair of modalities.
 
-    Sums over queries, so that the figures of several replicas can be added.
+    Sums over queries, so that values of several replicas can be added.
     """
 
     queries: int = Field(default=0, ge=0)
-    cosine_sum: float = Field(default=0, description="cosines of the two score vectors of a query")
-    overlap_sum: float = Field(default=0, ge=0, description="shares of the ten best in common")
+    cosine_sum: float = Field(
+        default=0, description="sum of the cosines of each query's two score vectors"
+    )
+    overlap_sum: float = Field(
+        default=0, ge=0, description="sum of the shares of the top ten in common"
+    )
 
     def __add__(self, other: "PairAgreement") -> "PairAgreement":
         return PairAgreement(
@@ -129,44 +149,50 @@ class PairAgreement(Frozen):
 
 
 class Observation(Frozen):
-    """What one replica has seen of one trial since it began; written anew from time to time.
+    """What one replica has observed of a canary since it started; rewritten periodically.
 
-    `pairs` is keyed by `ModalityPair.key`. A replica that starts again has a new name.
+    `pairs` is keyed by `ModalityPair.key`. A restarted replica has a new name.
     """
 
     replica: str
-    revision: int = Field(ge=0, description="of the pointer that began the trial")
-    version: int = Field(ge=1, description="the candidate")
-    answered: int = Field(default=0, ge=0, description="requests that the candidate answered")
+    revision: int = Field(ge=0, description="revision of the pointer that started the canary")
+    version: int = Field(ge=1, description="version of the canary")
+    answered: int = Field(default=0, ge=0, description="requests that the canary answered")
     failed: int = Field(default=0, ge=0, description="requests that failed because of it")
-    shadowed: int = Field(default=0, ge=0, description="requests of the live version scored by it")
+    shadowed: int = Field(
+        default=0, ge=0, description="requests of the live version that the canary scored too"
+    )
     refused: str | None = Field(default=None, description="why the replica could not load it")
     pairs: dict[str, PairAgreement] = Field(default={})
     at: datetime
 
 
 class Observed(Frozen):
-    """What all replicas together have seen of a trial: the sum of their newest observations."""
+    """The observations of all replicas: the sum of their newest ones."""
 
-    replicas: int = Field(default=0, ge=0, description="that have told of it since it began")
-    answered: int = Field(default=0, ge=0, description="requests that the candidate answered")
+    replicas: int = Field(
+        default=0, ge=0, description="replicas that have reported since it started"
+    )
+    answered: int = Field(default=0, ge=0, description="requests that the canary answered")
     failed: int = Field(default=0, ge=0, description="requests that failed because of it")
-    shadowed: int = Field(default=0, ge=0, description="requests of the live version scored by it")
+    shadowed: int = Field(
+        default=0, ge=0, description="requests of the live version that the canary scored too"
+    )
     refused: dict[str, str] = Field(
-        default={}, description="by replica: why it could not load the candidate"
+        default={}, description="by replica: why it could not load the canary"
     )
     pairs: dict[str, PairAgreement] = Field(default={})
     unreadable: dict[str, str] = Field(
-        default={}, description="by object: why what it says was left out"
+        default={}, description="by object: why it could not be read"
     )
-    at: datetime | None = Field(default=None, description="of the newest observation")
+    at: datetime | None = Field(default=None, description="time of the newest observation")
 
     @property
     def requests(self) -> int:
-        """By how many the candidate was judged."""
+        """Number of observed requests."""
         return self.answered + self.failed + self.shadowed
 
     @property
     def error_share(self) -> float:
-        """Of all requests: what fails in shadow would fail as an answer as well."""
+        """Share of failed requests; failures in shadow count, because they would fail for callers too."""
         return self.failed / max(1, self.requests)

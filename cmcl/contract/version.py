@@ -1,4 +1,4 @@
-"""A version of a model: all heads, the memory of moments, and the proof of what did not move."""
+"""A version of a model: heads, memory of moments, and the report on drift."""
 
 from datetime import datetime
 
@@ -106,21 +106,21 @@ class HeadCapacity(Frozen):
 
 
 class VersionReport(Frozen):
-    """What a training job found out about the version that it made."""
+    """A training job's report on its version."""
 
     final_loss: float
     updates: int = Field(ge=0)
     ranks: int = Field(ge=1)
     temperature: float | None = Field(default=None, description="at the end of the training")
-    seconds: dict[str, float] = Field(default={}, description="where the time of the job went")
+    seconds: dict[str, float] = Field(default={}, description="time spent in each part of the job")
     protection: dict[str, Protection] = Field(default={}, description="by modality")
     drift: dict[str, Drift] = Field(default={}, description="by earlier dataset")
     quality: dict[str, Quality] = Field(default={}, description="by earlier dataset")
     capacity: dict[str, HeadCapacity] = Field(default={}, description="by modality learned so far")
     recall_before: Recall | None = Field(
         default=None,
-        description="of the parent on the new dataset's held-out rows; a modality that was new "
-        "starts from the seed",
+        description="recall of the parent on the new dataset's held-out rows; a new modality starts from "
+        "the seed",
     )
     shrinkage: Shrinkage | None = Field(
         default=None, description="None: max_drift was kept without shrinking"
@@ -130,23 +130,25 @@ class VersionReport(Frozen):
     )
     not_evaluated: dict[str, str] = Field(
         default={},
-        # Readers of the release before refuse fields that they do not know; most need not meet it.
-        exclude_if=lambda told: not told,
-        description="why, by earlier dataset whose held-out rows are missing or damaged in the store",
+        # Readers of the previous release reject unknown fields, so it is omitted if empty.
+        exclude_if=lambda reasons: not reasons,
+        description="reason, by earlier dataset whose held-out rows are missing or damaged in the store",
     )
 
 
 class VersionManifest(Frozen):
-    """Written last: once it can be read, every file that it names is in place.
+    """Written last: once it can be read, every file that it lists is stored.
 
-    `files` maps file name to digest; the files lie beside the manifest, or, for a version that a branch
-    has from its source, beside the source's manifest of the same number. The moments of single
-    datasets lie under `datasets/<dataset>/` instead and are named in `learned`.
+    `files` maps file names to digests. The files are stored beside the manifest or, for a version that a
+    branch has from its source, beside the source's manifest of the same number. The moments of single
+    datasets are stored under `datasets/<dataset>/` and listed in `learned`.
     """
 
     model: ModelName
     version: int = Field(ge=1)
-    parent: int | None = Field(default=None, description="None: grown from the seed alone")
+    parent: int | None = Field(
+        default=None, description="None: the first version, trained from the seed"
+    )
     job: str
     attempt: int = Field(ge=1)
     dataset: str
@@ -157,18 +159,18 @@ class VersionManifest(Frozen):
     files_in: ModelName | None = Field(
         default=None,
         exclude_if=lambda model: model is None,
-        description="model in whose folder the files lie; none: this one's",
+        description="model whose folder has the files; None: this model's",
     )
     learned: tuple[LearnedDataset, ...] = Field(min_length=1)
     report: VersionReport
 
 
-# Where the control plane tells replicas at once that `live.json` was written anew.
+# The path where the control plane notifies replicas that `live.json` has changed.
 ANNOUNCEMENTS = "/internal/announcements"
 
 
 class Announcement(BaseModel):
-    """What it posts there. Nobody need trust it: replicas look at the store, and believe that."""
+    """The body of the notification. It is only a hint: replicas then read the store."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -178,25 +180,25 @@ class Announcement(BaseModel):
 
 
 class LivePointer(BaseModel):
-    """`models/<model>/live.json`: all that the replicas are told about a model.
+    """`models/<model>/live.json`: the serving state of a model, read by the replicas.
 
-    Unknown fields are ignored, so that a newer control plane can tell older replicas more.
+    Unknown fields are ignored, so that a newer control plane can add fields for newer replicas.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    generation: int = Field(ge=1, description="grows with each change of the version that answers")
-    version: int = Field(ge=1, description="the version that answers")
-    revision: int = Field(default=0, ge=0, description="grows with each change of anything here")
+    generation: int = Field(ge=1, description="increases with each change of the live version")
+    version: int = Field(ge=1, description="the live version")
+    revision: int = Field(default=0, ge=0, description="increases with each change of this object")
     owner: str | None = Field(
-        default=None, description="whose model it is; None: whoever may ask at all may ask for it"
+        default=None, description="the model's owner; None: any caller with a valid key may use it"
     )
-    retired: tuple[int, ...] = Field(default=(), description="versions that answer no more")
-    candidate: Canary | None = Field(
-        default=None, description="a version on trial beside the one that answers"
+    retired: tuple[int, ...] = Field(
+        default=(), description="versions that can no longer be served"
     )
+    candidate: Canary | None = Field(default=None, description="the canary beside the live version")
 
     @property
     def order(self) -> tuple[int, int]:
-        """Which of two pointers is the later one: the one with the larger order."""
+        """The sort key of pointers: the larger one is later."""
         return (self.generation, self.revision)

@@ -1,4 +1,4 @@
-"""Keys that were valid a moment ago, so that not every request asks the database."""
+"""Authenticates requests by key or token, with a cache of recently valid keys."""
 
 import hmac
 import logging
@@ -19,23 +19,22 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_NEEDED = "a key is needed: send it as Authorization: Bearer cmcl_..."
+_NEEDED = "a key is required: send it as Authorization: Bearer cmcl_..."
 
-_SCRAPERS_KEY_NEEDED = (
-    "metrics are shown to whoever sends CMCL_METRICS_KEY as Authorization: Bearer ..."
-)
+_SCRAPERS_KEY_NEEDED = "metrics require CMCL_METRICS_KEY, sent as Authorization: Bearer ..."
 
-# The same words for everything: they must not tell whether a key exists.
+# The same message for every cause, so that it does not reveal whether a key exists.
 _NOT_VALID = "the key is not valid: mistyped, expired or revoked"
 
-# Longer ones are read by nobody: keys are short, and a token is some thousand characters.
+# Longer credentials are rejected: keys are short, and a token has a few thousand characters.
 _LONGEST = 8192
 
-# Compared with where there is no row: time must not tell either.
+# Compared with if there is no row, so that the response time does not reveal it either.
 _NO_DIGEST = sha256("")
 
-# A key that another service has revoked is accepted here for so long.
-TRUST = timedelta(seconds=5)  # Last use is known to the minute, for one write a minute.
+# How long a key revoked by another replica is still accepted here.
+TRUST = timedelta(seconds=5)
+# Last use is written at most once a minute.
 USE_STEP = timedelta(minutes=1)
 _MOST = 10_000
 
@@ -48,7 +47,7 @@ class _Seen:
 
 
 class KeyCache:
-    """Bounded; safe to use from several threads."""
+    """Keys that were valid recently, to save database reads. Bounded and thread-safe."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -56,19 +55,19 @@ class KeyCache:
         self._lock = threading.Lock()
 
     def find(self, key: KeyText) -> KeyRecord | None:
-        """The key's row, if it was read a moment ago and is not expired."""
+        """The key's row, if it was read recently and has not expired."""
         seen, now = self._seen.get(key.id), self._clock()
         if seen is None or now - seen.at > TRUST or not seen.record.is_valid(now):
             return None
         return seen.record if _same(seen, key) else None
 
     def was_valid(self, key: KeyText) -> bool:
-        """Whether it has been valid here before, however long ago."""
+        """Whether the key has ever been valid here."""
         seen = self._seen.get(key.id)
         return seen is not None and _same(seen, key)
 
     def keep(self, record: KeyRecord) -> None:
-        """It is valid now."""
+        """Store a key that is valid now."""
         with self._lock:
             before = self._seen.pop(record.id, None)
             used_at = before.used_at if before else record.last_used_at
@@ -77,12 +76,12 @@ class KeyCache:
                 del self._seen[next(iter(self._seen))]
 
     def forget(self, key: str) -> None:
-        """Ask the database before this key is accepted again."""
+        """Remove a key, so that the next request reads the database."""
         with self._lock:
             self._seen.pop(key, None)
 
     def is_use_due(self, key: str) -> bool:
-        """Whether its last use shall be written; true once a minute, and then it counts as done."""
+        """Whether to write its last use now; true at most once a minute."""
         now = self._clock()
         with self._lock:
             seen = self._seen.get(key)
@@ -97,15 +96,15 @@ def _same(seen: _Seen, key: KeyText) -> bool:
 
 
 class TokenVerifier(Protocol):
-    """Bearer tokens of somebody who knows the users."""
+    """Verifies bearer tokens of an identity provider."""
 
     def read(self, token: str) -> Principal:
-        """Whom the token speaks for. Raises Unauthorized, Forbidden and IssuerUnavailable."""
+        """The token's principal. Raises Unauthorized, Forbidden and IssuerUnavailable."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request, and the id of the key, if it is one."""
+    """The sender of a request, and the id of its key, if any."""
 
     principal: Principal
     key: str | None = None
@@ -116,7 +115,7 @@ _OPERATOR = Caller(OPERATOR)
 
 
 class Authenticator:
-    """Decides who is let in. What may wait for others stands in `look_up` and `write_use` alone."""
+    """Authenticates requests. Only `look_up` and `write_use` may block."""
 
     def __init__(
         self, settings: Settings, database: Database, clock: Clock, tokens: TokenVerifier | None
@@ -133,7 +132,7 @@ class Authenticator:
         self.rate_limiter = RateLimiter(settings.requests_per_minute_per_owner)
 
     def recognize(self, shown: str | None) -> Caller | None:
-        """Without waiting for anybody; None if it must be looked up. Raises Unauthorized."""
+        """The caller, without blocking; None if `look_up` is needed. Raises Unauthorized."""
         if self.is_open:
             return _LOCAL
         if shown is None:
@@ -145,18 +144,18 @@ class Authenticator:
         return _of_key(found) if found else None
 
     def check_scraper(self, shown: str | None) -> None:
-        """Whether metrics are shown. Raises Unauthorized where they have a key, and this is another one."""
+        """Raises Unauthorized if metrics require a key and this is not it."""
         if self._scrapers_digest is None:
             return
         if shown is None or not hmac.compare_digest(self._scrapers_digest, sha256(shown)):
             raise Unauthorized(_SCRAPERS_KEY_NEEDED)
 
     def asks_issuer(self, shown: str) -> bool:
-        """Whether looking it up may wait for the issuer of tokens."""
+        """Whether looking it up may wait for the token issuer."""
         return self._tokens is not None and shown.count(".") == 2
 
     def look_up(self, shown: str, address: str) -> Caller:
-        """Ask the database, or check the token.
+        """Look up the key in the database, or verify the token.
 
         Raises Unauthorized, Forbidden, TooManyRequests, DatabaseUnavailable, IssuerUnavailable.
         """
@@ -171,24 +170,24 @@ class Authenticator:
             raise
 
     def _is_no_guess(self, shown: str, key: KeyText | None) -> bool:
-        """Whether it is looked up whatever else came from its address.
+        """Whether it is exempt from the limit of failures per address.
 
-        Somebody else behind the same address must not lock out a key that has worked, nor a token:
-        nobody guesses a signature, and to check one asks neither database nor, mostly, the issuer.
+        Other clients behind the same address must not lock out a key that has worked, nor a token:
+        signatures cannot be guessed, and verifying one needs no database and rarely the issuer.
         """
         return self._known.was_valid(key) if key else self.asks_issuer(shown)
 
     def count(self, caller: Caller) -> None:
-        """One more request of the caller's owner; the operator has no limit. Raises TooManyRequests."""
+        """Count a request of the caller's owner; the operator is exempt. Raises TooManyRequests."""
         if caller.principal.owner is not None:
             self.rate_limiter.count(caller.principal.owner)
 
     def is_use_due(self, caller: Caller) -> bool:
-        """Whether `write_use` has something to write; true once a minute."""
+        """Whether `write_use` is due; true at most once a minute."""
         return caller.key is not None and self._known.is_use_due(caller.key)
 
     def write_use(self, caller: Caller) -> None:
-        """Write that the key was used. A database that cannot, is no reason to refuse a request."""
+        """Record that the key was used. A database failure does not fail the request."""
         if caller.key is None:
             return
         now = self._clock()
@@ -199,18 +198,18 @@ class Authenticator:
             logger.warning("the last use of %s was not written: %s", caller.key, error)
 
     def forget(self, key: str) -> None:
-        """The key was revoked: ask the database before it is accepted again."""
+        """Remove a revoked key from the cache."""
         self._known.forget(key)
 
     def warn_without_keys(self) -> None:
-        """Say how to make the first key, where nobody could get in."""
+        """Log how to create the first key if no request could be authenticated."""
         if self.is_open or self._admin_digest or self._tokens:
             return
         with self._database.read() as connection:
             if keys.has_any(connection):
                 return
         logger.warning(
-            "there is no key yet, so every request will be refused; make the first one with "
+            "there is no key yet, so every request will be refused; create the first one with "
             "`python -m service keys create NAME --scopes admin,read,write,train`, "
             "or set CMCL_ADMIN_KEY"
         )

@@ -1,9 +1,9 @@
-"""Keys: made, shown once, taken back.
+"""API keys: created, shown once, revoked.
 
 A key is `cmcl_<12 hexadecimal digits>_<43 characters>`. The digits find its row; the characters are
-32 random bytes in url-safe base64, and only their SHA-256 is stored. Slow hashes make it expensive
-to guess what people choose. Nobody guesses 256 random bits, and a slow hash for every request would
-only be a way to keep this service busy.
+32 random bytes in url-safe base64, and only their SHA-256 is stored. Slow hashes protect secrets
+that people choose. 256 random bits cannot be guessed, and a slow hash for every request would only
+make denial of service easier.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from service.errors import FieldProblem, Forbidden, NotFound
 from service.principal import EVERY_SCOPE, LOCAL, RECONCILER, Principal, Scope
 from service.quotas import check_keys
 
-# Whoever holds CMCL_ADMIN_KEY, or a shell where the service runs.
+# The holder of CMCL_ADMIN_KEY, or of a shell where the service runs.
 OPERATOR = Principal("operator", None, EVERY_SCOPE)
 
 _TEXT = re.compile(KEY_PATTERN)
 _SECRET_BYTES = 32
-# Names in the history that must stay what they say.
+# Reserved actor names.
 _TAKEN = frozenset({OPERATOR.name, LOCAL.name, RECONCILER.name})
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -37,19 +37,19 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
 @dataclass(frozen=True)
 class KeyText:
-    """A key as its holder sends it. It is never printed."""
+    """A key as its holder sends it. Its secret is never printed."""
 
     id: str
     secret: str = field(repr=False)
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The complete key."""
         return f"cmcl_{self.id.removeprefix('key-')}_{self.secret}"
 
     @property
     def digest(self) -> str:
-        """What is stored of the secret."""
+        """The stored digest of the secret."""
         return sha256(self.secret)
 
 
@@ -69,40 +69,40 @@ KnownScope = Annotated[Scope, BeforeValidator(_must_be_known)]
 
 
 class NewKey(Frozen):
-    """A key as it is asked for."""
+    """A request to create a key."""
 
     name: Name = Field(
-        description="stands in the history of what the key did", examples=["training-pipeline"]
+        description="recorded as the actor of what the key does", examples=["training-pipeline"]
     )
     scopes: Annotated[tuple[KnownScope, ...], BeforeValidator(_must_have_one)] = Field(
         max_length=20,
         json_schema_extra={"minItems": 1},
-        description="what it permits; none that the asking key lacks",
+        description="permissions; only those that the requesting key has",
     )
     owner: Name | None = Field(
         default=None,
-        description="whose things it sees and makes; by default those of the asking key, and "
-        "`default` for the operator. Only the operator may name another owner",
+        description="owner whose things it can see and create; default: the owner of the requesting key, "
+        "and `default` for the operator. Only the operator may name another owner",
     )
     expires_in_days: int | None = Field(
-        default=None, ge=1, le=3650, description="none: valid until it is revoked"
+        default=None, ge=1, le=3650, description="null: valid until it is revoked"
     )
 
     @field_validator("name")
     @classmethod
     def _must_not_mislead(cls, value: str) -> str:
         if value in _TAKEN:
-            raise ValueError(f"{value!r} would mislead in the history; choose another name")
+            raise ValueError(f"{value!r} is a reserved actor name; choose another name")
         return value
 
 
 def mint() -> KeyText:
-    """A new key that nobody knows yet."""
+    """Generate a new key."""
     return KeyText(key_id(secrets.token_hex(6)), secrets.token_urlsafe(_SECRET_BYTES))
 
 
 def parse(text: str) -> KeyText | None:
-    """The key that somebody sent; None if it has not the form of one."""
+    """Parse a sent key; None if it does not have the form of one."""
     found = _TEXT.fullmatch(text)
     return KeyText(key_id(found[1]), found[2]) if found else None
 
@@ -122,8 +122,8 @@ def create_key(
 ) -> KeyRecord:
     """Store a key.
 
-    Raises Forbidden for scopes that the principal lacks, and for other owners; Conflict where the
-    owner has `limit` keys.
+    Raises Forbidden for scopes that the principal lacks, and for other owners; Conflict if the
+    owner already has `limit` keys.
     """
     _check_scopes(new, principal)
     owner, days = _owner(new, principal), new.expires_in_days
@@ -151,7 +151,7 @@ def get_key(connection: Connection, key: str, principal: Principal) -> KeyRecord
 
 
 def revoke_key(connection: Connection, key: str, principal: Principal, now: datetime) -> None:
-    """Take a key back; doing so twice changes nothing. Raises NotFound."""
+    """Revoke a key; idempotent. Raises NotFound."""
     get_key(connection, key, principal)
     keys.set_revoked(connection, key, now)
 
@@ -164,11 +164,13 @@ def _check_scopes(new: NewKey, principal: Principal) -> None:
         if scope not in principal.scopes
     ]
     if problems:
-        raise Forbidden("a key cannot give scopes that it does not have", *problems)
+        raise Forbidden("a key cannot grant scopes that it does not have", *problems)
 
 
 def _owner(new: NewKey, principal: Principal) -> str:
     if new.owner is None or principal.sees(new.owner):
         return new.owner or principal.owns_as
-    message = f"your key is of owner {principal.owner!r} and makes keys of that owner alone"
+    message = (
+        f"your key belongs to owner {principal.owner!r} and can only create keys of that owner"
+    )
     raise Forbidden(message, FieldProblem("owner", message, new.owner))

@@ -1,7 +1,7 @@
 """Bearer tokens of an OpenID issuer (RFC 7519, OpenID Connect Discovery 1.0).
 
-The issuer's keys are fetched when they are first needed and kept for some minutes. While it does
-not answer, that is said (503): the tokens may be good, so they are not called invalid.
+The issuer's keys are fetched when first needed and kept for some minutes. While the issuer does not
+respond, requests fail with 503: the tokens may be valid, so 401 would be wrong.
 """
 
 import logging
@@ -19,23 +19,23 @@ from service.principal import Principal, Scope
 
 logger = logging.getLogger(__name__)
 
-# With a public key alone nobody can sign: `none` and the HMAC family are never accepted.
+# Asymmetric only: `none` and the HMAC family are never accepted.
 _ALGORITHMS = [
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     *("ES256", "ES384", "ES512", "EdDSA"),
 ]
 _REQUIRED = ["exp", "iss", "aud", "sub"]
-# Clocks differ; a token is accepted so much before and after its time.
+# Tolerance for differing clocks.
 _LEEWAY_SECONDS = 60
 _TIMEOUT_SECONDS = 5.0
 _KEYS_KEPT_SECONDS = 600.0
-# An issuer that did not answer is left alone for so long: waiting for it would use up threads.
+# Pause after an issuer did not respond: waiting for it would use up threads.
 _PAUSE_SECONDS = 10.0
 _SCOPE_PREFIX = "cmcl:"
 _LONGEST_NAME = 100
 
-# ValueError: the library lets through that the answer is no JSON.
-_NO_ANSWER = (jwt.PyJWKClientConnectionError, jwt.PyJWKSetError, ValueError, IssuerUnavailable)
+# ValueError: the library raises it if the response is not JSON.
+_UNAVAILABLE = (jwt.PyJWKClientConnectionError, jwt.PyJWKSetError, ValueError, IssuerUnavailable)
 _NOT_VALID = "the token is not valid: not of our issuer, not for us, or not at this time"
 
 
@@ -48,10 +48,10 @@ class OidcTokens:
         self._owner_claim = owner_claim
         self._lock = threading.Lock()
         self._keys: jwt.PyJWKClient | None = None
-        self._left_alone_until = 0.0
+        self._paused_until = 0.0
 
     def read(self, token: str) -> Principal:
-        """Whom the token speaks for: name from `sub`, scopes from `scope` and `scp`."""
+        """The token's principal: name from `sub`, scopes from `scope` and `scp`."""
         try:
             claims = self._claims(token)
         except jwt.PyJWTError as error:
@@ -75,20 +75,20 @@ class OidcTokens:
         return claims
 
     def _key(self, name: str) -> jwt.PyJWK:
-        """One thread at a time: the others find what it fetched, or that there was no answer."""
+        """The signing key. One thread fetches at a time; the others reuse its result or failure."""
         with self._lock:
-            if time.monotonic() < self._left_alone_until:
-                raise IssuerUnavailable(f"the issuer {self._issuer} did not answer")
+            if time.monotonic() < self._paused_until:
+                raise IssuerUnavailable(f"the issuer {self._issuer} did not respond")
             try:
                 self._keys = self._keys or self._discover()
                 return self._keys.get_signing_key(name)
-            except _NO_ANSWER as error:
-                self._left_alone_until = time.monotonic() + _PAUSE_SECONDS
+            except _UNAVAILABLE as error:
+                self._paused_until = time.monotonic() + _PAUSE_SECONDS
                 logger.warning("the issuer of tokens cannot be used: %s", error)
-                raise IssuerUnavailable(f"the issuer {self._issuer} did not answer") from error
+                raise IssuerUnavailable(f"the issuer {self._issuer} did not respond") from error
 
     def _discover(self) -> jwt.PyJWKClient:
-        """Where the keys are. A document about another issuer is not believed."""
+        """Discover the keys. A document about another issuer is rejected."""
         url = f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
         try:
             answer = httpx.get(url, timeout=_TIMEOUT_SECONDS).raise_for_status()
@@ -97,29 +97,29 @@ class OidcTokens:
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
             raise IssuerUnavailable(f"{url}: {error}") from error
         if issuer != self._issuer or _is_weaker(address, self._issuer):
-            raise IssuerUnavailable(f"{url} speaks of issuer {issuer!r} with keys at {address!r}")
+            raise IssuerUnavailable(f"{url} describes issuer {issuer!r} with keys at {address!r}")
         return jwt.PyJWKClient(address, lifespan=_KEYS_KEPT_SECONDS, timeout=_TIMEOUT_SECONDS)
 
     def _owner(self, claims: dict[str, Any]) -> str:
         owner = claims.get(self._owner_claim)
-        # As of keys: no other owner could be named where one is asked for, and `*` is everybody.
+        # The same pattern as for keys: other names could not be requested, and `*` means all owners.
         if isinstance(owner, str) and re.fullmatch(NAME_PATTERN, owner):
             return owner
         message = (
-            f"the token says not whose things it is for: it needs the claim {self._owner_claim!r} "
+            f"the token names no owner: it needs the claim {self._owner_claim!r} "
             "with lower-case letters, digits and inner hyphens, 1 to 48 characters"
         )
         raise Forbidden(message, FieldProblem(self._owner_claim, message))
 
 
 def _is_weaker(address: str, issuer: str) -> bool:
-    """Keys that came without TLS would be anybody's; plain HTTP is for an issuer that has no other."""
+    """Whether the address lacks TLS although the issuer has it."""
     permitted = ("https://",) if issuer.startswith("https://") else ("https://", "http://")
     return not address.startswith(permitted)
 
 
 def _scopes(claims: dict[str, Any]) -> frozenset[Scope]:
-    """Those of ours; a token may carry others for other services."""
+    """Our scopes; a token may contain others for other services."""
     named: set[str] = set()
     for claim in ("scope", "scp"):
         value = claims.get(claim)
@@ -130,6 +130,6 @@ def _scopes(claims: dict[str, Any]) -> frozenset[Scope]:
 
 
 def _name(subject: str) -> str:
-    """For the history; the colon keeps it apart from the names of keys."""
+    """The actor name; the colon distinguishes it from names of keys."""
     printable = "".join(letter if letter.isprintable() else "?" for letter in subject)
     return f"oidc:{printable[:_LONGEST_NAME]}"

@@ -1,6 +1,6 @@
-"""Rate limits: requests of an owner, and invalid keys, requests without a key and refusals of an address.
+"""Rate limits: requests per owner; invalid keys, requests without a key and refusals per address.
 
-Counted in the memory of this process by a sliding window counter. The storage in memory of the package
+Counted in the memory of this process by a sliding window counter. The in-memory storage of the package
 `limits` starts a thread every few requests, and `Thread.start` blocks the event loop until that thread
 runs, which on a busy machine takes seconds.
 """
@@ -15,7 +15,7 @@ from service.errors import TooManyRequests
 FAILURES_PER_MINUTE = 60
 OPEN_PER_MINUTE = 600
 REFUSALS_PER_MINUTE = 600
-# What a provider gives to one customer; single addresses are free to choose in it.
+# A provider's usual prefix for one customer, who can choose addresses within it freely.
 _IPV6_CUSTOMER = 64
 _MINUTE = 60.0
 
@@ -92,7 +92,7 @@ class RateLimiter:
             raise TooManyRequests(message, self._open.seconds_to_room())
 
     def check_address(self, address: str) -> None:
-        """Raise if too many invalid keys came from that address; counts nothing."""
+        """Raise if too many invalid keys came from that address, without counting."""
         if not self._failures.has_room(client_network(address)):
             message = "too many requests with invalid keys from your address"
             raise TooManyRequests(message, self._failures.seconds_to_room())
@@ -107,12 +107,12 @@ class RateLimiter:
 
 
 def client_network(address: str) -> str:
-    """As what a client is counted: its address, or for IPv6 the network of it."""
+    """The unit in which a client is counted: its address, or its IPv6 network."""
     try:
         parsed = ip_address(address)
     except ValueError:
         return address
-    # Where the service listens on `::`, all of IPv4 comes in one such network.
+    # If the service listens on `::`, all IPv4 clients would be in one such network.
     parsed = getattr(parsed, "ipv4_mapped", None) or parsed
     if not isinstance(parsed, IPv6Address):
         return str(parsed)

@@ -1,7 +1,7 @@
-"""From parts to a file: claim, write, check every byte, say so.
+"""Completes an upload: claim it, write the file, check every byte, mark it complete.
 
-Each attempt writes an object of its own, so one that was taken for dead and was only slow harms
-nobody; the row says which object is the file. Whatever an attempt could not finish can be repeated.
+Each attempt writes its own object, so a slow attempt that was presumed dead is harmless; the row says
+which object is the file. An attempt that fails can be repeated.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from workers.storage.s3 import SMALLEST_PART
 
 logger = logging.getLogger(__name__)
 
-# For writing a file and reading it once, beside what its size takes; after a crash, the next one waits
-# for so long. Were it too short, each attempt would be overtaken by the next, and none would count.
+# Lease for writing and reading the file, plus time for its size; after a crash the next attempt waits
+# this long. If it were too short, each attempt would overtake the previous one and none would succeed.
 CLAIM = timedelta(minutes=5)
 _SLOWEST_BYTES_PER_SECOND = 8 << 20
 _NAMED_AT_MOST = 10
@@ -34,7 +34,7 @@ _NAMED_AT_MOST = 10
 
 @dataclass(frozen=True)
 class _Source:
-    """An object, and what it must be."""
+    """An object and its expected contents."""
 
     key: str
     part: PartRecord
@@ -42,7 +42,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Work:
-    """An attempt to complete an upload, and what it is made of."""
+    """An attempt to complete an upload, with its sources."""
 
     upload: UploadRecord
     sources: tuple[_Source, ...]
@@ -54,7 +54,7 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Digests:
-    """Of a whole object, and of the pieces that it was made from."""
+    """Digests of a whole object and of the parts that it consists of."""
 
     whole: str
     pieces: list[str]
@@ -62,10 +62,10 @@ class _Digests:
 
 
 def complete(context: Context, upload: str, principal: Principal) -> UploadRecord:
-    """The upload, complete; a second time the same. Takes as long as reading the file.
+    """Complete the upload; idempotent. Takes as long as reading the file.
 
-    Raises NotFound; Conflict where parts are missing, lost or other ones than were announced, or
-    while somebody else is at it.
+    Raises NotFound; Conflict if parts are missing, lost or do not match, or while another request
+    is completing it.
     """
     with context.database.write() as connection:
         found = visible(uploads.lock(connection, upload), upload, principal, context)
@@ -81,7 +81,7 @@ def complete(context: Context, upload: str, principal: Principal) -> UploadRecor
         raise
     with context.database.write() as connection:
         if not uploads.set_complete(connection, work.upload, digest, context.clock()):
-            raise Conflict(f"upload {upload} moved on meanwhile; look at it and try again")
+            raise Conflict(f"upload {upload} changed concurrently; read it and try again")
         done = existing(uploads.find(connection, upload), upload)
     _remove(context.store, [source.key for source in work.sources])
     return done
@@ -90,7 +90,7 @@ def complete(context: Context, upload: str, principal: Principal) -> UploadRecor
 def _claim(connection: Connection, found: UploadRecord, context: Context) -> _Work:
     now = context.clock()
     if found.lease_until is not None and found.lease_until > now:
-        raise Conflict(f"upload {found.id} is being completed; ask again in a moment")
+        raise Conflict(f"upload {found.id} is being completed; try again in a moment")
     sources = _sources(connection, found)
     until = now + CLAIM + timedelta(seconds=found.bytes / _SLOWEST_BYTES_PER_SECOND)
     uploads.claim(connection, found, until)
@@ -99,7 +99,7 @@ def _claim(connection: Connection, found: UploadRecord, context: Context) -> _Wo
 
 
 def _sources(connection: Connection, upload: UploadRecord) -> tuple[_Source, ...]:
-    """Raises Conflict unless they make up the file."""
+    """The objects that make up the file. Raises Conflict if they are incomplete."""
     if upload.direct and upload.sha256 is not None:
         whole = PartRecord(1, upload.bytes, upload.sha256)
         return (_Source(layout.upload_direct(upload.id), whole),)
@@ -112,9 +112,9 @@ def _sources(connection: Connection, upload: UploadRecord) -> tuple[_Source, ...
 
 
 def _check_numbers(parts: Sequence[PartRecord]) -> None:
-    """1, 2, 3 and so on."""
-    there = [part.number for part in parts]
-    missing = sorted(set(range(1, max(there, default=0) + 1)) - set(there))
+    """The numbers must be consecutive from 1."""
+    received = [part.number for part in parts]
+    missing = sorted(set(range(1, max(received, default=0) + 1)) - set(received))
     if missing:
         message = f"missing: {_listed(missing)}"
         raise Conflict("some parts have not arrived", FieldProblem("parts", message))
@@ -128,12 +128,12 @@ def _check_sizes(parts: Sequence[PartRecord], upload: UploadRecord) -> None:
         raise Conflict("some parts are too small", FieldProblem("parts", message))
     total = sum(part.bytes for part in parts)
     if total != upload.bytes:
-        message = f"the parts have {total} bytes, the file was announced with {upload.bytes}"
+        message = f"the parts have {total} bytes; the upload was created with {upload.bytes}"
         raise Conflict(message, FieldProblem("bytes", message, total))
 
 
 def _write_file(context: Context, work: _Work) -> str:
-    """The digest of the file, which is written and was read back."""
+    """Write the file, read it back and check it. Returns its digest."""
     if work.upload.direct:
         _check_arrived(context, work)
     try:
@@ -147,18 +147,18 @@ def _write_file(context: Context, work: _Work) -> str:
 
 
 def _check_arrived(context: Context, work: _Work) -> None:
-    """Before anything is copied."""
+    """Check the size of a direct upload before copying."""
     try:
         size = context.store.size(work.sources[0].key)
     except ObjectNotFound as error:
-        raise Conflict("nothing was sent to the signed link yet") from error
+        raise Conflict("nothing was sent to the signed URL yet") from error
     if size != work.upload.bytes:
-        message = f"{size} bytes were sent, the file was announced with {work.upload.bytes}"
+        message = f"{size} bytes were sent; the upload was created with {work.upload.bytes}"
         raise Conflict(f"{message}; send it again", FieldProblem("bytes", message, size))
 
 
 def _lost(context: Context, work: _Work) -> Conflict:
-    """Forget the parts whose objects are not there, so that they can be sent again."""
+    """Forget parts whose objects are missing, so that they can be sent again."""
     gone = [source.part for source in work.sources if not _is_there(context.store, source.key)]
     return _to_be_sent_again(context, work, gone, "lost")
 
@@ -171,7 +171,7 @@ def _check_digests(context: Context, work: _Work, found: _Digests) -> None:
     if bad and not work.upload.direct:
         raise _to_be_sent_again(context, work, bad, "damaged")
     if work.upload.sha256 not in (None, found.whole):
-        message = f"the SHA-256 is {found.whole}, announced was {work.upload.sha256}"
+        message = f"the SHA-256 is {found.whole}, expected {work.upload.sha256}"
         again = "send the file again" if work.upload.direct else "send the parts that differ again"
         raise Conflict(f"{message}; {again}", FieldProblem("sha256", message, found.whole))
 
@@ -187,7 +187,7 @@ def _to_be_sent_again(
 
 
 def _digests(chunks: Iterable[bytes], sizes: Sequence[int]) -> _Digests:
-    """Of everything, and of the pieces of these sizes, in one pass."""
+    """Digests of the whole and of pieces of these sizes, in one pass."""
     whole, pieces = hashlib.sha256(), [hashlib.sha256() for _ in sizes]
     total, index, left = 0, 0, sizes[0]
     for chunk in chunks:
@@ -212,12 +212,12 @@ def _is_there(store: ObjectStore, key: str) -> bool:
 
 
 def _remove(store: ObjectStore, keys: Sequence[str]) -> None:
-    """What is not needed any more; if the store does not answer, it goes with the whole upload."""
+    """Delete objects; if the store does not respond, they are deleted with the upload later."""
     try:
         for key in keys:
             store.delete(key)
     except StorageUnavailable as error:
-        logger.warning("objects of an upload stay for now: %s", error)
+        logger.warning("objects of an upload could not be deleted yet: %s", error)
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
-"""Files that users send: begun, sent in parts that can come again, given up, named by datasets.
+"""Uploads: created, sent in repeatable parts, aborted, used by datasets.
 
-How parts become a file stands in `service.datasets.upload_completion`. A part's object has the digest in its
-name, so two that send the same part at once cannot mix what they sent.
+`service.datasets.upload_completion` combines the parts into a file. A part's object key contains its
+digest, so concurrent uploads of the same part cannot mix their bytes.
 """
 
 import unicodedata
@@ -27,13 +27,13 @@ from workers.storage.object_store import PresignedPut
 from workers.storage.s3 import LARGEST_PART
 
 _LONGEST_FILENAME = 128
-# Both are part of how some languages are written.
+# Zero-width joiners, which some scripts need.
 _JOINERS = "\u200c\u200d"
 _LINK_SECONDS = 3600
 
 
 def _plain_name(name: str) -> str:
-    """The name in its composed form. It is for people only: no key or path is made of it."""
+    """The name in NFC. It is for display only: no key or path contains it."""
     name = unicodedata.normalize("NFC", name)
     if not 1 <= len(name) <= _LONGEST_FILENAME:
         raise ValueError(f"permitted: 1 to {_LONGEST_FILENAME} characters")
@@ -45,33 +45,34 @@ def _plain_name(name: str) -> str:
 
 
 def _is_invisible(char: str) -> bool:
-    """Control and format characters, halves of pairs, line separators: what could deceive an eye."""
+    """Whether it is a control or format character, a surrogate or a line separator."""
     category = unicodedata.category(char)
     return (category[0] == "C" or category in ("Zl", "Zp")) and char not in _JOINERS
 
 
 class UploadRequest(Frozen):
-    """A file as it is announced."""
+    """A request to create an upload."""
 
     filename: Annotated[str, AfterValidator(_plain_name)] = Field(
         max_length=4 * _LONGEST_FILENAME,
-        description="for people: letters of any language, without slashes; 128 characters at most",
+        description="display name: letters of any language, no slashes; at most 128 characters",
         examples=["pairs-000.parquet"],
     )
     bytes: int = Field(ge=1, description="size of the whole file", examples=[104857600])
     sha256: Sha256 | None = Field(
-        default=None, description="of the whole file, checked in the end; needed for direct"
+        default=None,
+        description="SHA-256 of the whole file, checked on completion; required if direct",
     )
     direct: bool = Field(
         default=False,
-        description="send it to object storage yourself, through a signed link; only where the "
-        "store is a bucket",
+        description="send the file to object storage directly, with a signed URL; only if the store "
+        "is a bucket",
     )
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An upload with the parts that arrived."""
+    """An upload with its received parts."""
 
     record: UploadRecord
     parts: list[PartRecord]
@@ -88,7 +89,7 @@ class ReceivedPart:
 def begin(
     connection: Connection, upload: str, request: UploadRequest, context: Context, owner: str
 ) -> UploadRecord:
-    """Write an upload under that id. Raises Unprocessable, and Conflict where the owner has too many."""
+    """Create an upload. Raises Unprocessable, and Conflict if it exceeds the owner's quota."""
     _check_size(request, context.settings)
     _check_quota(connection, request, context.settings, owner)
     if request.direct:
@@ -99,23 +100,23 @@ def begin(
 
 
 def look(context: Context, upload: str, principal: Principal) -> Upload:
-    """An upload and what arrived of it. Raises NotFound."""
+    """An upload and its received parts. Raises NotFound."""
     with context.database.read() as connection:
         found = visible(uploads.find(connection, upload), upload, principal, context)
         return Upload(found, uploads.parts(connection, upload))
 
 
 def check_takes_parts(context: Context, upload: str, principal: Principal) -> None:
-    """Before any byte is read. Raises NotFound and Conflict."""
+    """Check before reading the body. Raises NotFound and Conflict."""
     _check_takes_parts(look(context, upload, principal).record)
 
 
 def keep_part(
     context: Context, upload: str, received: ReceivedPart, principal: Principal
 ) -> PartRecord:
-    """Store a part, in the place of an earlier one with its number. It counts once this returns.
+    """Store a part, replacing an earlier one with the same number. Durable once this returns.
 
-    Raises NotFound; Conflict where it does not fit, or none is taken any more.
+    Raises NotFound; Conflict if it does not fit, or the upload no longer accepts parts.
     """
     part = received.part
     with context.database.read() as connection:
@@ -133,16 +134,18 @@ def keep_part(
 
 
 def abort(context: Context, upload: str, principal: Principal) -> None:
-    """Give an upload up. Raises NotFound, and Conflict while a dataset may still be read from it."""
+    """Abort an upload. Raises NotFound, and Conflict while a dataset may still need it."""
     with context.database.write() as connection:
         visible(uploads.lock(connection, upload), upload, principal, context)
         if uploads.is_needed(connection, upload):
-            raise Conflict(f"a dataset that is not learned yet names {upload}; delete that first")
+            raise Conflict(
+                f"a dataset that is not learned yet uses {upload}; delete the dataset first"
+            )
         uploads.abort(connection, upload)
 
 
 def link(context: Context, upload: str) -> PresignedPut | None:
-    """Where to send the file, for a while; None for one that comes in parts, or is complete."""
+    """A temporary signed URL for the file; None unless the upload is direct and open."""
     with context.database.read() as connection:
         found = uploads.find(connection, upload)
     if found is None or not found.direct or found.sha256 is None or found.state != "open":
@@ -154,7 +157,7 @@ def link(context: Context, upload: str) -> PresignedPut | None:
 
 
 def expires_at(settings: Settings, upload: UploadRecord) -> datetime:
-    """Until when it can be finished, or named in a dataset."""
+    """When an open upload, or a completed but unused one, expires."""
     return (upload.completed_at or upload.created_at) + timedelta(
         hours=settings.upload_expiry_hours
     )
@@ -163,32 +166,32 @@ def expires_at(settings: Settings, upload: UploadRecord) -> datetime:
 def visible(
     upload: UploadRecord | None, name: str, principal: Principal, context: Context
 ) -> UploadRecord:
-    """The upload, if this principal may see it and it is not over. Raises NotFound."""
+    """The upload, if this principal can see it and it has not expired. Raises NotFound."""
     found = existing(upload, name)
     if not principal.sees(found.owner):
         raise _unknown(name)
     if found.state != "complete" and expires_at(context.settings, found) <= context.clock():
         hours = f"{context.settings.upload_expiry_hours:g}"
-        raise NotFound(f"upload {name} was not finished within {hours} hours; start anew")
+        raise NotFound(f"upload {name} was not completed within {hours} hours; create a new one")
     return found
 
 
 def existing(upload: UploadRecord | None, name: str) -> UploadRecord:
-    """The upload, unless it was given up. Raises NotFound."""
+    """The upload, unless it was aborted. Raises NotFound."""
     if upload is None or upload.state == "aborted":
         raise _unknown(name)
     return upload
 
 
 def resolve(context: Context, uri: str) -> str:
-    """Where the file of an upload lies; any other address as it is. Raises InvalidDataset."""
+    """The storage address of an upload's file; other addresses unchanged. Raises InvalidDataset."""
     name = upload_of(uri)
     if name is None:
         return uri
     with context.database.read() as connection:
         found = uploads.find(connection, name)
     if found is None or found.state != "complete":
-        raise InvalidDataset(f"{uri}: the upload is not there any more; send the file again")
+        raise InvalidDataset(f"{uri}: the upload no longer exists; send the file again")
     return f"{context.store.uri}/{layout.upload_file(found.id, found.attempt)}"
 
 
@@ -206,17 +209,17 @@ def _check_size(request: UploadRequest, settings: Settings) -> None:
 def _check_quota(
     connection: Connection, request: UploadRequest, settings: Settings, owner: str
 ) -> None:
-    """A soft bound: whoever announces several uploads at one moment may pass it with them.
+    """A soft limit: concurrent requests may exceed it.
 
-    To be exact, each announcement would have to wait for whatever holds one of the owner's uploads.
+    An exact one would make each request wait for every lock on one of the owner's uploads.
     """
     permitted = settings.upload_bytes_per_owner_max
     if permitted == 0:
         return
-    there = uploads.bytes_of(connection, owner)
-    if there + request.bytes > permitted:
+    used = uploads.bytes_of(connection, owner)
+    if used + request.bytes > permitted:
         message = (
-            f"your uploads have {there} bytes and would have {there + request.bytes}, permitted are "
+            f"your uploads use {used} bytes and would use {used + request.bytes}; permitted are "
             f"{permitted}: delete some, or wait until their datasets are learned"
         )
         raise Conflict(message, FieldProblem("bytes", message, request.bytes))
@@ -224,19 +227,19 @@ def _check_quota(
 
 def _check_direct(request: UploadRequest, upload: str, context: Context) -> None:
     if request.sha256 is None:
-        message = "a direct upload needs it: it is signed, and the bucket refuses other bytes"
+        message = "required for a direct upload: it is signed, and the bucket rejects other bytes"
         raise Unprocessable("sha256 is missing", FieldProblem("sha256", message))
     key = layout.upload_direct(upload)
     if context.store.presign_put(key, request.sha256, request.bytes, _LINK_SECONDS) is None:
-        message = "this service keeps its objects on a disk, which has no links; leave direct out"
+        message = "this service stores objects on disk, which has no signed URLs; omit direct"
         raise Unprocessable("direct is not possible", FieldProblem("direct", message, value=True))
 
 
 def _check_takes_parts(upload: UploadRecord) -> None:
     if upload.direct:
-        raise Conflict(f"upload {upload.id} is direct: send the file to its signed link")
+        raise Conflict(f"upload {upload.id} is direct: send the file to its signed URL")
     if upload.state != "open":
-        raise Conflict(f"upload {upload.id} is {upload.state}: it takes no more parts")
+        raise Conflict(f"upload {upload.id} is {upload.state}: it accepts no more parts")
 
 
 def _check_fits(connection: Connection, upload: UploadRecord | None, part: PartRecord) -> None:
@@ -244,7 +247,7 @@ def _check_fits(connection: Connection, upload: UploadRecord | None, part: PartR
         return
     total = uploads.bytes_beside(connection, upload.id, part.number) + part.bytes
     if total > upload.bytes:
-        message = f"the parts would have {total} bytes, the file was announced with {upload.bytes}"
+        message = f"the parts would have {total} bytes; the upload was created with {upload.bytes}"
         raise Conflict(message, FieldProblem("bytes", message, total))
 
 

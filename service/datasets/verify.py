@@ -106,9 +106,9 @@ def verify(
     folder: Path,
     report: Callable[[str], None] = _ignore,
 ) -> DatasetManifest:
-    """Check all shards, bring what is not the user's own into our store, write the manifest last.
+    """Check all shards, copy converted and held-out ones to our store, write the manifest last.
 
-    `folder` is for local copies; `tell` hears the address of each file before it is read.
+    `folder` is for local copies; `report` receives the address of each file before it is read.
     Raises InvalidDataset, InvalidUri, StorageUnavailable.
     """
     files = DatasetIntake(store, task.dataset, _sides(task.pair, task.spec), folder)
@@ -130,7 +130,7 @@ def verify(
 
 
 def _written_first(store: ObjectStore, manifest: DatasetManifest) -> DatasetManifest:
-    """The manifest that stands in the store: of two that validate at once, the first one's."""
+    """The manifest in the store: of two concurrent validations, the first one's."""
     key = layout.dataset_manifest(manifest.dataset)
     try:
         store.create(key, manifest.model_dump_json().encode())
@@ -168,13 +168,13 @@ class _Reader:
             yield self.files.training_shard(ref, self._address(ref), index)
 
     def _split(self, share: float) -> Iterator[Split]:
-        """Named evaluation shards have the first numbers."""
+        """Explicit evaluation shards have the first numbers."""
         named = len(self.task.evaluation_shards)
         for index, ref in enumerate(self.task.shards):
             yield self.files.split_shard(ref, self._address(ref), share, (index, named + index))
 
     def _address(self, ref: ShardRef) -> Address:
-        """Where the file lies that is read next."""
+        """Report and return the address of the next file."""
         self.report(ref.uri)
         place = self.task.locations.get(ref.uri)
         return Address(ref.uri, self.task.allowed) if place is None else Address(place, None)
@@ -212,11 +212,11 @@ def _check_rows(shards: Shards, task: ValidationTask) -> None:
 
 
 def _check_held_out(training: Shards, held_out: Shards, share: float) -> None:
-    """Rows with an equal feature_a stay together, so few different ones can miss the share by far."""
+    """Rows with equal feature_a stay together, so with few distinct values the share can be far off."""
     kept, rest = (sum(shard.rows for shard in shards) for shards in (held_out, training))
     if not kept or kept > (1 + share) / 2 * (kept + rest):
         raise InvalidDataset(
             f"evaluation_share {share:g} holds out {kept} of {kept + rest} rows: rows are chosen by "
-            "their feature_a, which has too few different values for this share; "
-            "ask for another share or name evaluation_shards"
+            "their feature_a, which has too few distinct values for this share; "
+            "choose another share or provide evaluation_shards"
         )

@@ -1,8 +1,8 @@
-"""Secrets of webhooks at rest: AES-256-GCM under the keys of CMCL_ENCRYPTION_KEY.
+"""Encrypts webhook secrets at rest: AES-256-GCM with the keys of CMCL_ENCRYPTION_KEY.
 
-Every message is signed with its webhook's secret, so that a digest, which is enough for keys, would
-not do. Each secret is bound to its webhook's id: a row cannot be given the secret of another one.
-Stored is `aesgcm:` and, in base64, the id of the key, the nonce, and the secret with its tag.
+Every message is signed with its webhook's secret, so storing a digest, as for API keys, is not
+enough. Each secret is bound to its webhook's id, so it cannot be moved to another row. The stored form
+is `aesgcm:` followed by base64 of the key id, the nonce, and the secret with its tag.
 """
 
 import base64
@@ -32,11 +32,11 @@ _PAGE = 200
 
 
 class SecretUnreadable(Exception):
-    """A secret was encrypted under a key that is not there, or is no longer what was written."""
+    """A secret's key is missing, or the stored value was changed."""
 
 
 class SecretCipher:
-    """Encrypts under the first key and decrypts under all; without keys, secrets stay as they are."""
+    """Encrypts with the first key and decrypts with all; without keys, secrets stay unencrypted."""
 
     def __init__(self, keys: SecretStr | None = None) -> None:
         self._keys = [] if keys is None else read_keys(keys.get_secret_value())
@@ -47,7 +47,7 @@ class SecretCipher:
         return bool(self._keys)
 
     def encrypt(self, secret: str, webhook: str) -> str:
-        """What to store of a webhook's secret."""
+        """The value to store for a webhook's secret."""
         if not self._keys:
             return secret
         key, nonce = self._keys[0], os.urandom(_NONCE_BYTES)
@@ -55,10 +55,10 @@ class SecretCipher:
         return _PREFIX + base64.b64encode(_id(key) + nonce + sealed).decode()
 
     def decrypt(self, stored: str, webhook: str) -> str:
-        """The secret. Raises SecretUnreadable; one that was stored without keys is as it is."""
+        """The secret; an unencrypted one is returned unchanged. Raises SecretUnreadable."""
         if not is_encrypted(stored):
             return stored
-        # It takes a while to import, and only those who have a key need it.
+        # Slow to import, and only needed with a key.
         from cryptography.exceptions import InvalidTag
 
         data = _sealed(stored)
@@ -69,7 +69,9 @@ class SecretCipher:
                     return _aes(key).decrypt(nonce, sealed, webhook.encode()).decode()
                 except InvalidTag as error:
                     raise SecretUnreadable("the stored secret was changed") from error
-        raise SecretUnreadable("it was encrypted under a key that CMCL_ENCRYPTION_KEY has not")
+        raise SecretUnreadable(
+            "it was encrypted with a key that CMCL_ENCRYPTION_KEY does not contain"
+        )
 
     def is_current(self, stored: str) -> bool:
         """Whether it is stored as `encrypt` would store it now. Raises SecretUnreadable."""
@@ -79,17 +81,17 @@ class SecretCipher:
 
 
 def is_encrypted(stored: str) -> bool:
-    """Whether a stored secret is not in the clear."""
+    """Whether a stored secret is encrypted."""
     return stored.startswith(_PREFIX)
 
 
 def new_key() -> str:
-    """A key that was never used."""
+    """Generate a key."""
     return base64.b64encode(os.urandom(_KEY_BYTES)).decode()
 
 
 def read_keys(text: str) -> list[bytes]:
-    """Keys in base64, separated by commas. Raises ValueError, which does not repeat them."""
+    """Keys in base64, separated by commas. Raises ValueError without quoting them."""
     try:
         keys = [base64.b64decode(part.strip(), validate=True) for part in text.split(",")]
     except binascii.Error:
@@ -97,21 +99,21 @@ def read_keys(text: str) -> list[bytes]:
     if not keys or any(len(key) != _KEY_BYTES for key in keys):
         raise ValueError(
             f"it must be base64 of {_KEY_BYTES} random bytes, or several of these separated by commas; "
-            "make one with `python -m service keys encryption-key`"
+            "create one with `python -m service keys encryption-key`"
         )
     return keys
 
 
 def encrypt_stored(database: Database, cipher: SecretCipher) -> None:
-    """Store every secret under the first key: at the start, after a key was set or exchanged.
+    """Encrypt every secret with the first key, at startup, after keys were set or changed.
 
-    Without keys, warn once that secrets stand in the clear.
+    Without keys, warn once that secrets are stored unencrypted.
     """
     stored = list(_all_webhooks(database))
     if any(not is_encrypted(webhook.secret) for webhook in stored) and not cipher.has_keys:
         logger.warning(
-            "secrets of webhooks are stored in the clear; set CMCL_ENCRYPTION_KEY to what "
-            "`python -m service keys encryption-key` prints, and the next start encrypts them"
+            "webhook secrets are stored unencrypted; set CMCL_ENCRYPTION_KEY to the output of "
+            "`python -m service keys encryption-key`, and the next start encrypts them"
         )
     for webhook in stored:
         try:
@@ -119,7 +121,7 @@ def encrypt_stored(database: Database, cipher: SecretCipher) -> None:
                 continue
             secret = cipher.decrypt(webhook.secret, webhook.id)
         except SecretUnreadable as error:
-            # Its deliveries fail with the same words; those of the others go on.
+            # Its deliveries fail with the same message; other webhooks are not affected.
             logger.warning("the secret of %s cannot be decrypted: %s", webhook.id, error)
             continue
         new = cipher.encrypt(secret, webhook.id)
@@ -143,9 +145,9 @@ def _sealed(stored: str) -> bytes:
     try:
         data = base64.b64decode(stored.removeprefix(_PREFIX), validate=True)
     except ValueError as error:
-        raise SecretUnreadable("what is stored is not base64") from error
+        raise SecretUnreadable("the stored value is not base64") from error
     if len(data) <= _ID_BYTES + _NONCE_BYTES:
-        raise SecretUnreadable("what is stored is too short")
+        raise SecretUnreadable("the stored value is too short")
     return data
 
 

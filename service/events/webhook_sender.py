@@ -1,7 +1,7 @@
-"""One message to one receiver: signed, to an address that was checked, within a bounded time.
+"""Sends one message to one receiver: signed, to a checked address, within a time limit.
 
-What a receiver answers is never kept and never shown: of an address inside of our network it could
-be something to read. The status and a sentence of ours must do.
+The response body is never stored or shown: if the address were inside our network, it could leak
+internal data. Only the status and an error message of our own are kept.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ from service.events.webhook_secrets import SecretCipher, SecretUnreadable
 
 logger = logging.getLogger(__name__)
 
-# The specification asks for 15 to 30 seconds. All of it counts: name, connection, answer.
+# The specification recommends 15 to 30 seconds, in total: name lookup, connection, response.
 ANSWER_SECONDS = 15.0
-# A receiver may ask for a pause of a day at most.
+# A receiver may request a pause of at most a day.
 LONGEST_RETRY_AFTER_SECONDS = 24 * 3600.0
 
-# Looking up a name cannot be interrupted, and one that hangs must not take the threads of others.
+# A name lookup cannot be interrupted, so a hanging one must not occupy shared threads.
 _LOOKUPS = ThreadPoolExecutor(32, thread_name_prefix="webhook lookup")
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -52,12 +52,12 @@ _HOST = re.compile(rb"^[A-Za-z0-9._:-]+$")
 # IPv6 addresses that a gateway turns into the IPv4 address in their last four bytes (RFC 6052).
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
-# All that is given to the internet lies in there. What lies outside of it is local or reserved, or
-# carries an IPv4 address that a stack or a gateway may go on to: ::/96, ::ffff:0:0:0/96,
+# All public addresses are in this range. Others are local or reserved, or embed an IPv4 address to
+# which a stack or gateway may forward: ::/96, ::ffff:0:0:0/96,
 # 64:ff9b:1::/48.
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
-# Of the IANA registries of special-purpose addresses, what `ipaddress` calls global in one of the
+# From the IANA registries of special-purpose addresses, those that `ipaddress` calls global in one of the
 # Python versions that this runs on. Of 192.0.0.0/24 and 2001::/23 some addresses are reachable, and
 # all of them lead to protocol machinery: relays, port control, Teredo's embedded IPv4 addresses.
 _SPECIAL = tuple(
@@ -71,17 +71,17 @@ _SPECIAL = tuple(
     )
 )
 
-# Written so, a path can leave a prefix after the check.
+# Encoded like this, a path could leave a prefix after the check.
 _HIDDEN_STEPS = ("%2e", "%2f", "%5c", "\\")
 
 
 class AddressRefused(Exception):
-    """The address is not permitted; the message says why, to its author."""
+    """The address is not permitted; the message tells its author why."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: a status, or an error in words for the webhook's owner."""
+    """The result: a status, or an error message for the webhook's owner."""
 
     status: int | None = None
     error: str | None = None
@@ -89,17 +89,17 @@ class Answer:
 
     @property
     def is_taken(self) -> bool:
-        """Any 2xx."""
+        """Whether the status is 2xx."""
         return self.status is not None and httpx.codes.is_success(self.status)
 
     @property
     def is_gone(self) -> bool:
-        """The receiver wants no more of it."""
+        """Whether the receiver wants no more messages."""
         return self.status == httpx.codes.GONE
 
 
 async def resolve_host(host: str, port: int) -> Sequence[str]:
-    """The addresses of a host, as the system finds them. Raises OSError."""
+    """The addresses of a host from the system's resolver. Raises OSError."""
     loop = asyncio.get_running_loop()
     look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     found = await loop.run_in_executor(_LOOKUPS, look_up)
@@ -107,7 +107,7 @@ async def resolve_host(host: str, port: int) -> Sequence[str]:
 
 
 class Sender:
-    """Sends messages. Redirects are not followed, and no proxy of the environment is used."""
+    """Sends messages, without following redirects or using a proxy from the environment."""
 
     def __init__(
         self,
@@ -121,11 +121,11 @@ class Sender:
         self._seconds = seconds
         self._resolve = resolve
         self._cipher = cipher or SecretCipher()
-        # Made once: reading the certificates takes longer than a request.
+        # Created once: loading the certificates takes longer than a request.
         self._tls = tls or httpx.create_ssl_context()
 
     async def send(self, webhook: WebhookRecord, delivery: DeliveryRecord, now: datetime) -> Answer:
-        """What came of it; whatever goes wrong with the receiver is an answer, too."""
+        """Send one message. Failures of the receiver are returned, not raised."""
         try:
             async with asyncio.timeout(self._seconds):
                 return await self._send(webhook, delivery, now)
@@ -134,12 +134,12 @@ class Sender:
         except SecretUnreadable as error:
             return Answer(error=f"its secret cannot be decrypted: {error}; tell the operator")
         except TimeoutError:
-            return Answer(error=f"no answer within {self._seconds:g} s")
+            return Answer(error=f"no response within {self._seconds:g} s")
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
-            # The details are for the operator: they may tell of our network.
+            # Details are logged for the operator only: they may reveal our network.
             fields = {"webhook": webhook.id, "delivery": delivery.id}
             logger.info("a webhook could not be reached: %r", error, extra=fields)
-            return Answer(error=_words(error))
+            return Answer(error=_message(error))
 
     async def _send(
         self, webhook: WebhookRecord, delivery: DeliveryRecord, now: datetime
@@ -155,7 +155,7 @@ class Sender:
         # A client per message: a connection is never shared between two names of one address.
         client = httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=self._seconds)
         async with client:
-            # The body of the answer is left unread.
+            # The response body is not read.
             response = await client.send(request, stream=True)
             await response.aclose()
         return _answer(response, now)
@@ -164,7 +164,7 @@ class Sender:
 def _request(
     url: httpx.URL, address: str, secret: str, delivery: DeliveryRecord, now: datetime
 ) -> httpx.Request:
-    """To the address, in the name of the host: also the certificate must be the host's."""
+    """A request to the resolved address, with Host header and certificate check for the host name."""
     body = json.dumps(delivery.payload, sort_keys=True, separators=(",", ":"))
     headers = {
         "Host": url.netloc.decode("ascii"),
@@ -187,25 +187,25 @@ def _answer(response: httpx.Response, now: datetime) -> Answer:
     status = response.status_code
     if httpx.codes.is_success(status):
         return Answer(status)
-    error = f"it answered {status}"
+    error = f"the response status was {status}"
     if httpx.codes.is_redirect(status):
         error += "; redirects are not followed"
     return Answer(status, error, parse_retry_after(response.headers.get("retry-after"), now))
 
 
-def _words(error: Exception) -> str:
-    # A name with a part of more than 63 characters cannot even be asked for.
+def _message(error: Exception) -> str:
+    # UnicodeError: a label of more than 63 characters cannot even be looked up.
     if isinstance(error, socket.gaierror | UnicodeError):
         return "its host name was not found"
     if isinstance(_cause(error), ssl.SSLError):
         return "no trusted connection could be made"
     if isinstance(error, httpx.ConnectError | OSError):
         return "no connection could be made"
-    return "the connection broke, or the answer was not HTTP"
+    return "the connection broke, or the response was not HTTP"
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What the HTTP library's error was at first."""
+    """The root cause of the HTTP library's error."""
     while (earlier := error.__cause__ or error.__context__) is not None:
         error = earlier
     return error
@@ -214,8 +214,8 @@ def _cause(error: BaseException) -> BaseException:
 def check_url(text: str, prefixes: Sequence[str]) -> httpx.URL:
     """The address, normalized. Raises AddressRefused.
 
-    Without prefixes any https address may be given. With prefixes, those under one of them: they
-    are the operator's word that plain http and private addresses are meant there.
+    Without prefixes, any https address is permitted. With prefixes, only addresses under one of
+    them, for which the operator permits plain http and private addresses.
     """
     url = _parsed(text)
     if url.userinfo or url.fragment:
@@ -231,7 +231,7 @@ def check_url(text: str, prefixes: Sequence[str]) -> httpx.URL:
 
 
 def is_under(url: httpx.URL, prefix: httpx.URL) -> bool:
-    """Same scheme, host and port, and a path that begins with the prefix's, step by step."""
+    """Whether scheme, host and port are equal and the path is at or below the prefix's."""
     path, root = url.raw_path.decode("ascii").lower(), prefix.path.rstrip("/").lower()
     if any(step in path.partition("?")[0] for step in _HIDDEN_STEPS):
         return False
@@ -249,16 +249,16 @@ def port_of(url: httpx.URL) -> int:
 
 
 def check_public(addresses: Sequence[str]) -> None:
-    """Raises AddressRefused unless all of them belong to the public internet.
+    """Raises AddressRefused unless all of them are public.
 
-    All, and not one of them: who controls a name may give it a good address beside a bad one.
+    All of them: the owner of a name may give it a public address besides a private one.
     """
     if not all(is_public(ipaddress.ip_address(address)) for address in addresses):
         raise AddressRefused("its host does not lead to the public internet")
 
 
 def is_public(address: IpAddress) -> bool:
-    """Whether it belongs to the public internet; one that carries an IPv4 address as that one does."""
+    """Whether the address is public; an embedded IPv4 address decides for an IPv6 one."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if inner is None and address in _NAT64:
@@ -288,7 +288,7 @@ def _parsed(text: str) -> httpx.URL:
 
 
 def _check_literal(host: str) -> None:
-    """A number instead of a name can be judged at once."""
+    """Check a literal IP address, which needs no lookup."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Webhooks as users make, look at, try and remove them."""
+"""Webhooks: created, read, tested and deleted by users."""
 
 import base64
 import secrets
@@ -26,32 +26,32 @@ _SECRET_BYTES = 32
 
 
 class NewWebhook(Frozen):
-    """A webhook as it is posted."""
+    """A request to create a webhook."""
 
     url: Annotated[str, Field(max_length=LONGEST_URL)] = Field(
-        description="https address that messages are posted to",
+        description="https URL that messages are posted to",
         examples=["https://example.com/hooks/cmcl"],
     )
     kinds: tuple[EventKind, ...] = Field(
         default=WORTH_A_MESSAGE,
         min_length=1,
         max_length=len(EventKind),
-        description="kinds of events to be told of",
+        description="kinds of events to send",
     )
     model: ModelName | None = Field(
         default=None,
-        description="of this model alone; without it, of all models of the key's owner",
+        description="only events of this model; default: all models of the key's owner",
     )
     every_owner: bool = Field(
         default=False,
-        description="of the whole deployment, whoever a model belongs to; for the operator alone, "
-        "without `model`",
+        description="events of all owners in the deployment; only for the operator, and without "
+        "`model`",
     )
 
 
 @dataclass(frozen=True)
 class Registrar:
-    """Who asks, where webhooks may lie, how many an owner has, what encrypts, and the time."""
+    """The caller, permitted URL prefixes, the quota, the cipher and the time."""
 
     principal: Principal
     prefixes: tuple[str, ...]
@@ -61,17 +61,17 @@ class Registrar:
 
 
 def new_secret() -> str:
-    """Of Standard Webhooks' form: 32 random bytes."""
+    """A secret in the format of Standard Webhooks: 32 random bytes."""
     return f"whsec_{base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode('ascii')}"
 
 
 def create_webhook(
     connection: Connection, request: NewWebhook, secret: str, registrar: Registrar
 ) -> WebhookRecord:
-    """A new webhook, whose messages are signed with the secret.
+    """Create a webhook whose messages are signed with the secret.
 
-    Raises Unprocessable for an address that is not permitted, NotFound for the model, Forbidden
-    where it is not the principal's to hear of all owners, Conflict where the owner has too many.
+    Raises Unprocessable for a URL that is not permitted, NotFound for the model, Forbidden if the
+    principal may not receive events of all owners, Conflict if the owner has too many.
     """
     owner = _owner(connection, request, registrar.principal)
     check_webhooks(connection, owner, registrar.most)
@@ -98,27 +98,27 @@ def get_webhook(connection: Connection, webhook: str, principal: Principal) -> W
 
 
 def delete_webhook(connection: Connection, webhook: str, principal: Principal) -> None:
-    """It is told nothing any more, also not what waits for it. Raises NotFound."""
+    """Delete a webhook with its pending deliveries. Raises NotFound."""
     get_webhook(connection, webhook, principal)
     webhooks.remove(connection, webhook)
 
 
 def try_webhook(connection: Connection, webhook: str, registrar: Registrar) -> DeliveryRecord:
-    """Send it a message of kind `webhook.test`.
+    """Send it a test message of kind `webhook.test`.
 
-    Raises NotFound, and Conflict if it is disabled or as many messages of its owner wait as may.
+    Raises NotFound, and Conflict if it is disabled or its owner has too many pending messages.
     """
     found = get_webhook(connection, webhook, registrar.principal)
     if found.disabled_at is not None:
-        raise Conflict(f"the webhook is disabled: {found.disabled_reason}; make a new one")
+        raise Conflict(f"the webhook is disabled: {found.disabled_reason}; create a new one")
     if deliveries.count_room(connection, found.owner) <= 0:
         waiting = (
             f"{deliveries.MOST_WAITING} messages of owner {found.owner!r} wait to be delivered, "
         )
         raise Conflict(f"{waiting}which is the limit; try again when some have been delivered")
-    told = {"webhook": found.id, "actor": registrar.principal.name}
+    data = {"webhook": found.id, "actor": registrar.principal.name}
     event = Event(
-        kind=EventKind.WEBHOOK_TEST, owner=found.owner, model=found.model or "", data=told
+        kind=EventKind.WEBHOOK_TEST, owner=found.owner, model=found.model or "", data=data
     )
     message = webhooks.payload(found, event, registrar.now)
     made = deliveries.add(connection, found.id, message, registrar.now)
@@ -129,21 +129,23 @@ def try_webhook(connection: Connection, webhook: str, registrar: Registrar) -> D
 
 
 def _owner(connection: Connection, request: NewWebhook, principal: Principal) -> str:
-    """Whose events it is told of."""
+    """The owner whose events it receives."""
     if request.every_owner:
-        _check_hears_all(request, principal)
+        _check_every_owner(request, principal)
         return EVERY_OWNER
     if request.model is None:
         return principal.owns_as
     return get_model(connection, request.model, principal).owner
 
 
-def _check_hears_all(request: NewWebhook, principal: Principal) -> None:
+def _check_every_owner(request: NewWebhook, principal: Principal) -> None:
     if principal.owner is not None:
-        message = f"your key is of owner {principal.owner!r} and hears of that owner alone"
+        message = f"your key belongs to owner {principal.owner!r} and may receive only that owner's events"
         raise Forbidden(message, FieldProblem("every_owner", message, value=True))
     if request.model is not None:
-        message = "a webhook of one model hears of that model's owner; leave one of the two out"
+        message = (
+            "a webhook of one model receives only events of that model's owner; omit one of the two"
+        )
         raise Unprocessable(message, FieldProblem("every_owner", message, value=True))
 
 

@@ -1,8 +1,8 @@
-"""A launcher that does not answer is asked by one caller in a while, not by all of them in turn.
+"""Fails calls fast while a launcher hangs, except for one from time to time.
 
-The reconciler looks after all models in one thread. Where a cluster is down, it hears so at once; but
-where a cluster hangs, each call costs half a minute, and a hundred running jobs would keep everything
-else, such as storing and promoting versions that are complete, waiting for an hour.
+The reconciler serves all models from one thread. If a cluster is down, a call fails at once; but if it
+hangs, each call takes half a minute, and a hundred running jobs would delay everything else, such as
+storing and promoting complete versions, by an hour.
 """
 
 import time
@@ -11,18 +11,18 @@ from contextlib import contextmanager
 
 from service.launchers.port import Launcher, LauncherUnavailable, LaunchStatus, Submission
 
-# A call that failed after so long was one that hung.
+# A failed call that took longer than this was hanging.
 _SLOW_SECONDS = 2.0
 _PAUSE_SECONDS = 15.0
 
 
 class CircuitBreaker:
-    """A launcher in front of another one; see the port. `seconds` is a clock that only goes forward."""
+    """A launcher that wraps another one; see the port. `seconds` is a monotonic clock."""
 
     def __init__(self, launcher: Launcher, seconds: Callable[[], float] = time.monotonic) -> None:
         self._launcher = launcher
         self._seconds = seconds
-        self._left_alone_until = float("-inf")
+        self._open_until = float("-inf")
         self._why = ""
 
     def submit(self, submission: Submission) -> None:
@@ -48,12 +48,12 @@ class CircuitBreaker:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         began = self._seconds()
-        if began < self._left_alone_until:
+        if began < self._open_until:
             raise LauncherUnavailable(self._why)
         try:
             yield
         except LauncherUnavailable as error:
             now = self._seconds()
             if now - began >= _SLOW_SECONDS:
-                self._left_alone_until, self._why = now + _PAUSE_SECONDS, str(error)
+                self._open_until, self._why = now + _PAUSE_SECONDS, str(error)
             raise

@@ -1,4 +1,4 @@
-"""Labels of what is submitted, by Kubernetes' rules: they are the strictest of those that see them.
+"""Labels of submissions, by the rules of Kubernetes, which are the strictest.
 
 https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/
 """
@@ -14,14 +14,14 @@ _PREFIX = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
-    """Raises ValueError, in words, for labels that Kubernetes would refuse, and for our own prefix."""
+    """Raises ValueError for labels that Kubernetes would reject, and for our own prefix."""
     for name, text in labels.items():
         if name.startswith(OURS):
-            raise ValueError(f"the label {name!r} begins with {OURS!r}, which is kept for our own")
+            raise ValueError(f"the label {name!r} begins with {OURS!r}, which is reserved")
         if not _is_name(name):
             raise ValueError(
-                f"{name!r} is no name of a label: up to {_LONGEST} letters, digits, '-', '_' and '.', "
-                "the first and the last a letter or digit, if need be behind a domain and '/'"
+                f"{name!r} is not a label name: permitted are up to {_LONGEST} letters, digits, '-', '_' and '.', "
+                "the first and the last a letter or digit, optionally after a domain and '/'"
             )
         if not _is_value(text):
             raise ValueError(
@@ -31,7 +31,7 @@ def check_labels(labels: Mapping[str, str]) -> None:
 
 
 def legal_value(text: str) -> str:
-    """The text as a label can have it. Owners' names may come from a token and have other signs."""
+    """The text as a valid label value. Owner names from tokens may contain other characters."""
     if _is_value(text):
         return text
     return re.sub(r"[^-A-Za-z0-9_.]", "_", text)[:_LONGEST].strip("-_.")

@@ -1,8 +1,8 @@
-"""The port for launchers: something that runs a command under an id, apart from this process.
+"""The port for launchers, which run a command under an id outside this process.
 
 LauncherError
-├── LauncherUnavailable     it did not answer; a retry can help
-└── LauncherRefused         it answered, and did not take the command
+├── LauncherUnavailable     it did not respond; a retry can help
+└── LauncherRefused         it refused the command
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,28 +16,27 @@ _LONGEST = 2000
 
 
 class LauncherError(Exception):
-    """A launcher could not do what it was asked."""
+    """A launcher call failed."""
 
 
 class LauncherUnavailable(LauncherError):
-    """The launcher did not answer; trying again can help."""
+    """The launcher did not respond; a retry can help."""
 
 
 class LauncherRefused(LauncherError):
-    """The launcher answered and did not take the command.
+    """The launcher refused the command.
 
-    It may do so for a while when it has only just started, so callers ask for some time before
-    they give up.
+    It may do so for a while after it has started, so callers retry for some time.
     """
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A command under an id, with what a cluster may need to find room for it.
+    """A command under an id, with what a cluster needs to schedule it.
 
-    `ranks` are processes that the command starts on the cluster; 0 for one that works by itself.
-    Where there is no room for all, it goes on with `min_ranks`. `labels` are for people and for the
-    site's own accounting: no launcher acts on them.
+    `ranks` are processes that the command starts on the cluster; 0 for a single process. Without
+    room for all, it runs with `min_ranks`. `labels` are for people and for accounting; launchers
+    ignore them.
     """
 
     id: str
@@ -50,26 +49,26 @@ class Submission:
 
 
 class LaunchState(StrEnum):
-    """What the launcher believes. A complete candidate in object storage is believed before it."""
+    """The launcher's view. A complete candidate in object storage takes precedence over it."""
 
     PENDING = "pending"  # accepted, not started yet
     RUNNING = "running"
     SUCCEEDED = "succeeded"  # exit code 0
     FAILED = "failed"  # another exit code, or lost
     STOPPED = "stopped"  # on request
-    UNKNOWN = "unknown"  # the launcher has never heard of it
+    UNKNOWN = "unknown"  # the launcher does not know it
 
 
 @dataclass(frozen=True)
 class LaunchStatus:
-    """The state, and the launcher's own words about it (may be empty)."""
+    """The state, and the launcher's message (may be empty)."""
 
     state: LaunchState
     message: str = ""
 
     @property
     def has_ended(self) -> bool:
-        """Nothing of it runs, as far as the launcher knows."""
+        """Whether nothing of it runs, as far as the launcher knows."""
         return self.state not in (LaunchState.PENDING, LaunchState.RUNNING)
 
 
@@ -77,30 +76,30 @@ class Launcher(Protocol):
     """Every method may raise LauncherUnavailable."""
 
     def submit(self, submission: Submission) -> None:
-        """Run its command, at most once: an id that is known already is a success.
+        """Run its command at most once; a known id is a success.
 
         Raises LauncherRefused.
         """
         ...
 
     def status(self, submission_id: str) -> LaunchStatus:
-        """What became of it."""
+        """Its current state."""
         ...
 
     def stop(self, submission_id: str) -> None:
-        """Ask it to end; `status` tells when it has. An ended or unknown id is no error."""
+        """Request its end; `status` shows when it has ended. An ended or unknown id is no error."""
         ...
 
     def forget(self, submission_id: str) -> None:
-        """Drop what is kept of one that has ended long ago; one that has not ended stays.
+        """Delete the record of an ended submission; one that has not ended stays.
 
-        Its id is unknown from then on, so only for what nobody can submit again.
+        The id is unknown afterwards, so only for what cannot be submitted again.
         """
         ...
 
 
 def shortened(message: str) -> str:
-    """Ray adds the end of the log: the first line says what happened, the last ones say why."""
+    """Shorten the middle: Ray appends the end of the log, and its last lines give the cause."""
     if len(message) <= _LONGEST:
         return message
     first, _, rest = message.partition("\n")

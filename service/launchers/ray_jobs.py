@@ -1,7 +1,7 @@
 """Attempts as Ray jobs, over Ray's Jobs API.
 
-https://docs.ray.io/en/latest/cluster/running-applications/job-submission/rest.html. These are four
-requests; Ray's own client would bring all of Ray into the control plane, which starts nothing on it.
+https://docs.ray.io/en/latest/cluster/running-applications/job-submission/rest.html. Four requests
+suffice; Ray's own client would pull all of Ray into the control plane.
 """
 
 import os
@@ -24,7 +24,7 @@ from service.launchers.port import (
     shortened,
 )
 
-# The reconciler has other models to look after.
+# The reconciler has other models to serve.
 _SECONDS_PER_CALL = 30
 _JOBS = "/api/jobs/"
 
@@ -34,11 +34,11 @@ _DEFAULT = Path.home() / ".ray" / "auth_token"
 
 @dataclass(frozen=True)
 class Driver:
-    """What a Ray job's driver is given, the same for all submissions of a site.
+    """Options of a Ray job's driver, the same for all submissions.
 
-    By default nothing is reserved for it: it waits while the ranks work, and any share of a CPU would
-    keep the last rank from fitting on a cluster with exactly as many CPUs as ranks. Ray then puts it
-    on the head; with any reservation, on whichever node has room.
+    By default it reserves nothing: it waits while the ranks work, and any share of a CPU would keep
+    the last rank from fitting on a cluster with exactly as many CPUs as ranks. Ray then runs it on
+    the head; with any reservation, on a node with room.
     """
 
     cpus: float = 0
@@ -49,7 +49,7 @@ class Driver:
 
 
 class RayToken(httpx.Auth):
-    """Sends the token along. Files are read for each request, because a mounted Secret can change."""
+    """Sends Ray's token. Files are read for each request, because a mounted Secret can change."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._environment = environment
@@ -61,7 +61,7 @@ class RayToken(httpx.Auth):
         yield request
 
     def _token(self) -> str:
-        """Empty where none is asked for. Raises ValueError where one is, and there is none."""
+        """The token; empty if none is required. Raises ValueError if it is required but missing."""
         if self._environment.get("RAY_AUTH_MODE", "").lower() != "token":
             return ""
         if token := self._environment.get("RAY_AUTH_TOKEN", "").strip():
@@ -77,7 +77,7 @@ class RayToken(httpx.Auth):
 
 
 class RayJob(BaseModel):
-    """Ray's record of a job. Drivers that nobody submitted have one too, without a submission id."""
+    """Ray's record of a job. Drivers started otherwise have one too, without a submission id."""
 
     status: Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
     submission_id: str | None = None
@@ -85,7 +85,7 @@ class RayJob(BaseModel):
 
     @property
     def launch_status(self) -> LaunchStatus:
-        """The same, in the port's words."""
+        """The same as the port's type."""
         return LaunchStatus(LaunchState(self.status.lower()), shortened(self.message or ""))
 
 
@@ -95,8 +95,8 @@ _RAY_JOBS = TypeAdapter(list[RayJob])
 class RayJobLauncher:
     """Launcher over Ray's Jobs API.
 
-    Ray knows no priorities between jobs: a submission's is a label, and what its command says of it
-    orders the line for ranks that stay.
+    Ray has no job priorities: a submission's priority is a label, and its command passes it on to the
+    queue for warm ranks.
     """
 
     def __init__(
@@ -125,11 +125,11 @@ class RayJobLauncher:
         }
         with self._translated():
             answer = self._http.post(_JOBS, json=body)
-            # Ray answers 500 for an id that is taken and for much else, and the text is no contract:
-            # whether the job is there is the question, so ask that.
+            # Ray responds with 500 for an id that exists and for much else, and the text is not a
+            # contract, so check whether the job exists.
             if not answer.is_success and self._find(submission.id) is None:
-                words = f"Ray did not take {submission.id}: {_response_message(answer)}"
-                raise LauncherRefused(words)
+                message = f"Ray refused {submission.id}: {_response_message(answer)}"
+                raise LauncherRefused(message)
 
     def status(self, submission_id: str) -> LaunchStatus:
         """See the port."""
@@ -144,32 +144,32 @@ class RayJobLauncher:
         with self._translated():
             answer = self._http.post(f"{_JOBS}{submission_id}/stop")
             if not answer.is_success and self._find(submission_id) is not None:
-                self._must_be_good(answer)
+                self._check_success(answer)
 
     def forget(self, submission_id: str) -> None:
         """See the port."""
         with self._translated():
             job = self._find(submission_id)
             if job is not None and job.launch_status.has_ended:
-                self._must_be_good(self._http.delete(f"{_JOBS}{submission_id}"))
+                self._check_success(self._http.delete(f"{_JOBS}{submission_id}"))
 
     def _find(self, submission_id: str) -> RayJob | None:
         """Ray's record of the job; None if there is none."""
         answer = self._http.get(f"{_JOBS}{submission_id}")
         if answer.status_code != httpx.codes.NOT_FOUND:
-            return RayJob.model_validate_json(self._must_be_good(answer).content)
-        # A proxy that does not find Ray says the same. The list tells whether it was Ray.
-        jobs = _RAY_JOBS.validate_json(self._must_be_good(self._http.get(_JOBS)).content)
+            return RayJob.model_validate_json(self._check_success(answer).content)
+        # A proxy that does not find Ray responds the same. The list shows whether it was Ray.
+        jobs = _RAY_JOBS.validate_json(self._check_success(self._http.get(_JOBS)).content)
         return next((job for job in jobs if job.submission_id == submission_id), None)
 
-    def _must_be_good(self, answer: httpx.Response) -> httpx.Response:
+    def _check_success(self, answer: httpx.Response) -> httpx.Response:
         if not answer.is_success:
             raise LauncherUnavailable(f"Ray at {self._address}: {_response_message(answer)}")
         return answer
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """What goes wrong on the way, in the port's words."""
+        """Translate transport errors to the port's."""
         try:
             yield
         except (httpx.HTTPError, ValueError) as error:
@@ -177,14 +177,13 @@ class RayJobLauncher:
 
 
 def _response_message(answer: httpx.Response) -> str:
-    """What it says: often a traceback, of which the end says why."""
+    """Status and text: often a traceback, whose end gives the cause."""
     return f"{answer.status_code} {answer.reason_phrase}: {shortened(answer.text.strip())}"
 
 
 def _options(driver: Driver) -> dict[str, Any]:
-    """What Ray is asked for the driver. An absent option and an empty one differ: any that is there
-    lets the driver leave the head."""
-    asked = {
+    """Ray's options for the driver. Absent and empty differ: any option lets the driver leave the head."""
+    optional = {
         "runtime_env": driver.runtime_env,
         "entrypoint_memory": driver.memory_bytes,
         "entrypoint_resources": driver.resources,
@@ -192,5 +191,5 @@ def _options(driver: Driver) -> dict[str, Any]:
     }
     return {
         "entrypoint_num_cpus": driver.cpus,
-        **{name: value for name, value in asked.items() if value},
+        **{name: value for name, value in optional.items() if value},
     }

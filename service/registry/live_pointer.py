@@ -1,9 +1,9 @@
-"""What the database says about a model, shown to the replicas in live.json.
+"""Mirrors a model's serving state from the database to live.json, which replicas read.
 
-Everything that live.json tells has one revision, which grows with each change; what was written is
-remembered by it. A process that comes late may overwrite, or make again, what another one has written
-or removed: it finds out when it wants to remember its revision, and then the mirror is made anew. One
-that died before that is made good when a service starts and compares.
+The contents of live.json have one revision, incremented with each change; the database records the
+mirrored revision. A late process may overwrite or recreate what another has written or removed: it
+notices when it records its revision, and the mirror is written again. If a process dies before that, the
+comparison at the next start repairs it.
 """
 
 from sqlalchemy import Connection
@@ -19,9 +19,9 @@ from workers.storage.versions import read_live, remove_live, write_live
 
 
 def mirror(context: Context, name: str) -> None:
-    """Write live.json as the database has it, or remove a deleted model's, and say so.
+    """Write live.json from the database, or remove a deleted model's, and announce it.
 
-    Raises StaleDatabase where it shows more than the database knows: that is never written over.
+    Raises StaleDatabase if live.json is ahead of the database: it is never overwritten then.
     """
     check_not_behind(context, name)
     with context.database.read() as connection:
@@ -39,12 +39,12 @@ def mirror(context: Context, name: str) -> None:
             return
         now = models.lock(connection, name)
         if now is not None and now.live_revision != model.live_revision:
-            # Somebody mirrored a later revision meanwhile, and this write may have come after.
+            # Another process mirrored a later revision, and this write may have come after it.
             models.forget_mirrored(connection, name)
 
 
 def recheck_mirror(context: Context, model: ModelRecord) -> None:
-    """After a start: is live.json what the database believes it is? If not, mirror again.
+    """After a start, mirror again if live.json differs from what the database recorded.
 
     Raises StaleDatabase.
     """
@@ -57,24 +57,24 @@ def recheck_mirror(context: Context, model: ModelRecord) -> None:
 def _pointer(connection: Connection, model: ModelRecord) -> LivePointer | None:
     """None before the first promotion.
 
-    The model was read first: what is read here is of its revision, or newer, and then another
-    revision follows. The other way round it could be older, and stay so.
+    The model was read first: what is read here has its revision or a newer one, which is mirrored
+    next. In the opposite order it could be older, and stay so.
     """
     if model.live_version is None:
         return None
-    trial = canaries.running(connection, model.name)
+    canary = canaries.running(connection, model.name)
     return LivePointer(
         generation=model.live_generation,
         version=model.live_version,
         revision=model.live_revision,
         owner=model.owner,
         retired=versions.retired(connection, model.name),
-        candidate=trial
+        candidate=canary
         and Canary(
-            version=trial.version,
-            revision=trial.revision,
-            share=trial.plan.share,
-            shadow=trial.plan.shadow,
+            version=canary.version,
+            revision=canary.revision,
+            share=canary.plan.share,
+            shadow=canary.plan.shadow,
         ),
     )
 

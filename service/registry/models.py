@@ -1,8 +1,8 @@
-"""New models: without versions, or as a branch, which starts from a version of another model.
+"""Models: creation, branches, policy, deletion, and retiring versions.
 
-A branch has all versions up to that one, because a version is measured against those that learned
-before it; from then on the two models are independent. It gets manifests of its own; the files stay
-where they are, in the folder of the model that made them.
+A branch starts from a version of another model and has all versions up to it, because a version is
+measured against those that were learned before; from then on the two models are independent. The
+branch gets its own manifests; the files stay in the folder of the original model.
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ from service.quotas import check_heads, check_models
 from service.registry.canary import end as end_canary
 from service.registry.promotion_request import PromotionRequest
 
-# Versions in memory at one time. Each has a manifest, which grows with the number of datasets learned.
+# Versions in memory at once. Each has a manifest, which grows with the number of learned datasets.
 _PAGE = 10
 
 
 @dataclass(frozen=True)
 class Limits:
-    """For one more model: how many its owner may have, and bytes of the heads of a version."""
+    """Limits for a new model: models of its owner, and bytes of a version's heads."""
 
     models_per_owner: int
     heads_bytes: int
@@ -37,7 +37,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Created:
-    """A model, and whether this request made it."""
+    """A model, and whether this request created it."""
 
     model: ModelRecord
     is_new: bool
@@ -51,10 +51,10 @@ def create_model(
     now: datetime,
     limits: Limits,
 ) -> Created:
-    """Create the model, or return the one of that name with the same specification.
+    """Create the model, or return the existing one if its specification is the same.
 
-    Raises Conflict if it exists otherwise, is another owner's, or the owner has as many models as may
-    be, and Unprocessable where replicas could not hold its versions.
+    Raises Conflict if it exists with another specification, belongs to another owner, or the owner has
+    too many models, and Unprocessable if replicas could not hold its versions.
     The method must have passed `check_method`.
     """
     existing = models.find(connection, name)
@@ -75,7 +75,7 @@ def create_model(
 def check_method(name: str) -> None:
     """Raises Unprocessable for a method that is not installed.
 
-    Call it outside a transaction: it may read the metadata of all installed packages.
+    Call outside a transaction: it may read the metadata of all installed packages.
     """
     if name in BUILT_IN_METHODS or name in (installed := installed_methods()):
         return
@@ -92,17 +92,16 @@ def branch(
     now: datetime,
     limits: Limits,
 ) -> ModelRecord:
-    """The new model.
+    """Create a branch; the same request again returns the existing model.
 
-    Raises NotFound, Conflict where the name is taken or the owner has as many models as may be, and
-    Unprocessable where replicas could not hold its versions. The same branch again answers the model
-    that is there.
+    Raises NotFound, Conflict if the name is taken or the owner has too many models, and Unprocessable
+    if replicas could not hold its versions.
     """
     existing = models.find(connection, name)
     if existing is not None:
         _check_name_is_ours(existing, principal)
         if existing.branched_from != point:
-            message = f"model {name!r} exists, and is no branch of version {point.version} of "
+            message = f"model {name!r} exists but is not a branch of version {point.version} of "
             message += repr(point.model)
             raise Conflict(message, FieldProblem("name", message, name))
         return existing
@@ -115,8 +114,8 @@ def branch(
         files_in = version.manifest.files_in or version.model
         manifest = version.manifest.model_copy(update={"model": name, "files_in": files_in})
         versions.create_copy(connection, manifest, version, now)
-    told = {"from_model": point.model, "from_version": point.version, "actor": principal.name}
-    event = Event(kind="model.branched", owner=source.owner, model=name, data=told)
+    data = {"from_model": point.model, "from_version": point.version, "actor": principal.name}
+    event = Event(kind="model.branched", owner=source.owner, model=name, data=data)
     events.emit(connection, event, now)
     return get_model(connection, name, principal)
 
@@ -130,9 +129,9 @@ def _check_can_start(version: VersionRecord) -> None:
 
 
 def _lineage(connection: Connection, point: BranchPoint) -> Iterator[VersionRecord]:
-    """All versions up to the point, the first one first; a few manifests at a time are in memory.
+    """All versions up to the branch point, oldest first, with few manifests in memory at once.
 
-    They have to be read: each names its model, so a copy has another one.
+    Manifests must be read because each names its model, so copies differ.
     """
     after = 0
     while after < point.version:
@@ -142,18 +141,18 @@ def _lineage(connection: Connection, point: BranchPoint) -> Iterator[VersionReco
 
 
 def _check_name_is_ours(existing: ModelRecord, principal: Principal) -> None:
-    """Names are one space for all owners, because object storage has one folder per name."""
+    """All owners share one namespace, because object storage has one folder per name."""
     if existing.deleted_at is not None or not principal.sees(existing.owner):
         message = f"the name {existing.name!r} is taken; choose another one"
         raise Conflict(message, FieldProblem("name", message, existing.name))
 
 
-def _differences(existing: ModelSpec, asked: ModelSpec) -> list[FieldProblem]:
-    there, wanted = existing.model_dump(mode="json"), asked.model_dump(mode="json")
+def _differences(existing: ModelSpec, requested: ModelSpec) -> list[FieldProblem]:
+    current, wanted = existing.model_dump(mode="json"), requested.model_dump(mode="json")
     return [
-        FieldProblem(field, f"it is {there[field]!r}", wanted[field])
-        for field in there
-        if there[field] != wanted[field]
+        FieldProblem(field, f"it is {current[field]!r}", wanted[field])
+        for field in current
+        if current[field] != wanted[field]
     ]
 
 
@@ -165,12 +164,12 @@ def set_policy(
     now: datetime,
     seen_revision: int | None,
 ) -> ModelRecord:
-    """The model with its new policy. Raises NotFound, and PreconditionFailed if it was changed."""
+    """Replace the policy. Raises NotFound, and PreconditionFailed if it was changed since read."""
     models.lock(connection, name)
     model = get_model(connection, name, principal)
     if seen_revision is not None and seen_revision != model.policy_revision:
         raise PreconditionFailed(
-            f"the policy of {name!r} has revision {model.policy_revision} by now, "
+            f"the policy of {name!r} now has revision {model.policy_revision}, "
             f"not {seen_revision}; read it again"
         )
     models.set_policy(connection, model, policy, principal.name, now)
@@ -178,7 +177,7 @@ def set_policy(
 
 
 def delete_model(connection: Connection, name: str, principal: Principal, now: datetime) -> None:
-    """Raises NotFound, and Conflict while a job of the model has not ended."""
+    """Delete the model. Raises NotFound, and Conflict while one of its jobs has not ended."""
     models.lock(connection, name)
     model = get_model(connection, name, principal)
     if jobs.has_open(connection, name):
@@ -198,17 +197,19 @@ def delete_model(connection: Connection, name: str, principal: Principal, now: d
 def retire_version(
     connection: Connection, name: str, number: int, principal: Principal, now: datetime
 ) -> None:
-    """Raises NotFound, and Conflict for the newest version, and those that answer or are tried."""
+    """Retire a version. Raises NotFound, and Conflict for the newest, the live and the canary one."""
     models.lock(connection, name)
     model = get_model(connection, name, principal)
     version = get_version(connection, name, number, principal)
     if number == model.head:
-        raise Conflict(f"version {number} is the newest of {name!r}: the next one grows from it")
+        raise Conflict(
+            f"version {number} is the newest of {name!r}: the next one is trained from it"
+        )
     if number == model.live_version:
-        raise Conflict(f"version {number} of {name!r} answers; promote another one first")
+        raise Conflict(f"version {number} of {name!r} is live; promote another one first")
     canary = canaries.running(connection, name)
     if canary is not None and canary.version == number:
-        raise Conflict(f"version {number} of {name!r} is on canary; take it back first")
+        raise Conflict(f"version {number} of {name!r} is the canary; abort it first")
     if version.retired_at is not None:
         return
     models.revise(connection, name, now)

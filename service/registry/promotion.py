@@ -1,4 +1,4 @@
-"""Somebody wants another version to answer, or to be tried: who, why, and whether it can."""
+"""Promotions, rollbacks and canaries: checks and state changes."""
 
 from dataclasses import dataclass
 from datetime import datetime

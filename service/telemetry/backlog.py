@@ -1,7 +1,7 @@
-"""What the database knows, shown at a scrape: right after a restart, and alike in all replicas.
+"""Metrics of the backlog, read from the database at a scrape: correct after a restart, equal in all replicas.
 
-However often it is scraped, the database is asked once in some seconds, and by one thread. When it
-does not answer, everything else is still shown.
+However often it is scraped, one thread reads the database every few seconds. If the database does not
+respond, the other metrics are still shown.
 """
 
 import logging
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 _TTL_SECONDS = 5.0
 
 
-class TTLCache(Generic[T]):
-    """What was read, for some seconds; None if it could not be read."""
+class ScrapeCache(Generic[T]):
+    """Caches a value for some seconds; None if it could not be read."""
 
     def __init__(self, read: Callable[[], T], seconds: float, clock: Clock) -> None:
         self._read = read
@@ -38,7 +38,7 @@ class TTLCache(Generic[T]):
         self._value: T | None = None
 
     def value(self) -> T | None:
-        """Read anew if it is old. That it failed is kept as well: nobody is asked too often."""
+        """The value, read again if it is old. A failure is cached as well."""
         with self._lock:
             if not self._is_fresh():
                 self._value = self._tried()
@@ -54,30 +54,29 @@ class TTLCache(Generic[T]):
         try:
             return self._read()
         except (DatabaseError, ValueError):
-            # A database that does not answer, or a row that cannot be read: the other metrics are
-            # needed now more than ever.
-            logger.exception("what the database knows cannot be shown as metrics")
+            # The database does not respond, or a row cannot be read: keep the other metrics available.
+            logger.exception("metrics could not be read from the database")
             return None
 
 
 class BacklogCollector(Collector):
-    """How much waits, and how long already."""
+    """How much is waiting, and for how long."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._cache = TTLCache(self._read, _TTL_SECONDS, clock)
+        self._cache = ScrapeCache(self._read, _TTL_SECONDS, clock)
 
     def describe(self) -> Iterable[Metric]:
-        """Names only: registering must not need a database that answers."""
+        """Names only: registration must not need the database."""
         return self._families(None)
 
     def collect(self) -> Iterable[Metric]:
-        """The families, without samples where the database does not answer."""
+        """The families, without samples if the database does not respond."""
         found = self._cache.value()
         up = GaugeMetricFamily(
             "cmcl_service_backlog_up",
-            "1 if the database told what waits, 0 if it did not",
+            "1 if the backlog could be read from the database, else 0",
             found is not None,
         )
         return [up, *self._families(found)]
@@ -91,13 +90,13 @@ class BacklogCollector(Collector):
             *self._job_families(found),
             self._age(
                 "oldest_unstored_version",
-                "Since a version was published whose files are not in place",
+                "Age of the oldest published version whose files are not stored",
                 found.unstored_since if found else None,
                 found,
             ),
             self._age(
                 "oldest_unmirrored_promotion",
-                "Since live.json does not show what is decided",
+                "Age of the oldest promotion that live.json does not show",
                 found.unmirrored_since if found else None,
                 found,
             ),
@@ -107,7 +106,7 @@ class BacklogCollector(Collector):
         number = GaugeMetricFamily("cmcl_service_jobs", "Jobs by state", labels=["state"])
         age = GaugeMetricFamily(
             "cmcl_service_oldest_job_seconds",
-            "How long the job that is longest in a state is there",
+            "Time since the oldest job in a state entered it",
             labels=["state"],
         )
         for state, standing in (found.jobs if found else {}).items():
@@ -118,7 +117,7 @@ class BacklogCollector(Collector):
     def _age(
         self, name: str, meaning: str, since: datetime | None, found: Backlog | None
     ) -> Metric:
-        family = GaugeMetricFamily(f"cmcl_service_{name}_seconds", f"{meaning}; 0 if there is none")
+        family = GaugeMetricFamily(f"cmcl_service_{name}_seconds", f"{meaning}; 0 if none")
         if found is not None:
             family.add_metric([], self._seconds_since(since))
         return family

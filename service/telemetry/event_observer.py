@@ -1,7 +1,7 @@
-"""THE ONE PLACE where what happened is counted, logged and traced: after it was committed.
+"""THE ONE PLACE where events are counted, logged and traced: after they were committed.
 
-Whoever moves a job, the reconciler or a user, tells it as an event in the same transaction. So
-nothing is counted that was rolled back, and nothing that happened is missed.
+Every change of a job, by the reconciler or a user, emits an event in the same transaction. So nothing
+that was rolled back is counted, and nothing that was committed is missed.
 """
 
 import logging
@@ -20,14 +20,14 @@ _ENDS = frozenset(TERMINAL)
 
 
 class EventObserver:
-    """Hears of everything that this process did."""
+    """Observes every event that this process commits."""
 
     def __init__(self, metrics: Metrics, wake: Callable[[str], None]) -> None:
         self._metrics = metrics
         self._wake = wake
 
     def __call__(self, event: Event) -> None:
-        """It was committed. What follows from it need not wait for the next round."""
+        """Called after the commit. Wakes the reconciler, which need not wait for its next pass."""
         self._wake(event.model)
         _log(event)
         state = _STATES.get(event.kind)
@@ -42,7 +42,7 @@ class EventObserver:
             self._metrics.webhook_deliveries.labels("skipped").inc(_number(event))
 
     def _count_move(self, event: Event, state: JobState) -> None:
-        source, reason = _told(event, "from"), _told(event, "reason")
+        source, reason = _text(event, "from"), _text(event, "reason")
         if source:
             self._metrics.stages.labels(source).observe(_seconds(event))
         if state == JobState.RUNNING:
@@ -54,14 +54,14 @@ class EventObserver:
             self._metrics.attempts_lost.inc()
 
     def _trace_move(self, event: Event, state: JobState) -> None:
-        source = _told(event, "from")
+        source = _text(event, "from")
         if event.job is None:
             return
         if not source:
             self._metrics.spans.posted(event.job)
             return
         attributes = {"cmcl.model": event.model, "cmcl.to": state.value}
-        if reason := _told(event, "reason"):
+        if reason := _text(event, "reason"):
             attributes["cmcl.reason"] = reason
         self._metrics.spans.stage(event.job, source, _seconds(event), attributes)
 
@@ -73,15 +73,15 @@ def _log(event: Event) -> None:
         if (value := getattr(event, name)) is not None
     }
     fields |= {name: event.data[name] for name in ("attempt", "reason") if event.data.get(name)}
-    source = _told(event, "from")
+    source = _text(event, "from")
     came = f" (it was {source})" if source else ""
-    message = _told(event, "message")
+    message = _text(event, "message")
     why = f": {message}" if message else ""
     subject = event.job or event.dataset or event.model
     logger.info("%s: %s%s%s", event.kind, subject, came, why, extra=fields)
 
 
-def _told(event: Event, name: str) -> str:
+def _text(event: Event, name: str) -> str:
     return str(event.data.get(name) or "")
 
 

@@ -1,6 +1,6 @@
-"""The ports to the outside, measured: each satisfies the port that it wraps, and changes nothing.
+"""Measuring wrappers of store, launcher and database, with the same interfaces and behaviour.
 
-A call is a span as well, where it is part of something that is traced.
+A call is also a span if it is part of a trace.
 """
 
 import time
@@ -44,7 +44,7 @@ _OUTCOMES: dict[type[Exception], str] = {
     WriteConflict: "conflict",
 }
 
-# Something inside of it was refused: no fault of the database.
+# Something inside the transaction was rejected; not a database failure.
 _ROLLED_BACK = "rolled_back"
 
 
@@ -97,7 +97,7 @@ class InstrumentedStore:
             return self._store.read(key)
 
     def stream(self, key: str) -> Iterator[bytes]:
-        """See the port. Measured is the store's time, not that of whoever reads."""
+        """See the port. Measures the store's time, not the reader's."""
         with self._call("open", key):
             chunks = self._store.stream(key)
         return self._waited("stream", chunks)
@@ -150,7 +150,7 @@ class InstrumentedStore:
             return self._store.presign_put(key, sha256_hex, size, seconds)
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """See the port. Measured is the store's time, not that of whoever reads."""
+        """See the port. Measures the store's time, not the reader's."""
         return self._waited("keys", self._store.keys(prefix))
 
     def folders(self, prefix: str) -> list[str]:
@@ -171,7 +171,7 @@ class InstrumentedStore:
             yield
 
     def _waited(self, operation: str, items: Iterator[T]) -> Iterator[T]:
-        """The items; how long they were waited for is known once the last one was taken."""
+        """The items; the total waiting time is observed after the last one."""
         waited, outcome = 0.0, "ok"
         try:
             while True:

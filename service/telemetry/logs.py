@@ -1,7 +1,6 @@
-"""Log lines as JSON, one object a line, with the ids that a line is about and without secrets.
+"""Logs as JSON, one object per line, with the ids of its subject and without secrets.
 
-Whatever a request or a name contains, a line stays one line: JSON escapes line ends, control
-characters and all that is not ASCII.
+A record is always one line: JSON escapes line breaks, control characters and non-ASCII.
 """
 
 import json
@@ -23,14 +22,14 @@ FIELDS = (
 )
 _HIDDEN = "[hidden]"
 _SHORTEST_SECRET = 8
-# What each kind of secret has in it, in small letters: looking for that is quick, and most lines have
-# none of it. The id in front of a key's secret stays: it says which one to revoke.
+# Each kind of secret with lower-case hints: searching for hints is fast, and most lines have none.
+# The id in front of a key's secret is kept: it says which key to revoke.
 _SECRETS: list[tuple[tuple[str, ...], re.Pattern[str], str]] = [
     (("cmcl_",), re.compile(r"(cmcl_[0-9a-f]{12}_)[A-Za-z0-9_-]{16,}"), rf"\1{_HIDDEN}"),
     (("whsec_",), re.compile(r"(whsec_)[A-Za-z0-9+/=_-]{8,}"), rf"\1{_HIDDEN}"),
     (
         ("eyj",),
-        # Only where a word begins: from each of its letters on would take for ever.
+        # Only at the start of a word: matching from each letter would be quadratic.
         re.compile(r"(?:(?<=%20)|(?<![\w-]))eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"),
         _HIDDEN,
     ),
@@ -58,7 +57,7 @@ _SECRETS: list[tuple[tuple[str, ...], re.Pattern[str], str]] = [
 
 @dataclass
 class RequestNote:
-    """What every line says that is logged while a request is answered."""
+    """Fields of every line logged during a request."""
 
     id: str
     trace: str | None = None
@@ -69,14 +68,14 @@ current_request: ContextVar[RequestNote | None] = ContextVar("current_request", 
 
 
 def name_principal(name: str) -> None:
-    """Let the lines of the present request say whose it is: a name, never a key."""
+    """Set the principal's name (never a key) for the log lines of the current request."""
     note = current_request.get()
     if note is not None:
         note.principal = name
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line. `secrets` are texts that no line may contain, beside the usual ones."""
+    """One JSON object per line. `secrets` are hidden in addition to the known patterns."""
 
     def __init__(self, secrets: Collection[str] = ()) -> None:
         super().__init__()
@@ -110,14 +109,14 @@ def _of_request() -> dict[str, object]:
     note = current_request.get()
     if note is None:
         return {}
-    told = {"request_id": note.id, "trace_id": note.trace, "principal": note.principal}
-    return {name: value for name, value in told.items() if value is not None}
+    fields = {"request_id": note.id, "trace_id": note.trace, "principal": note.principal}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def secret_texts(settings: Settings) -> list[str]:
-    """What the settings know and no line may contain: keys, the database's password.
+    """Secrets in the settings that no line may contain: keys, the database password.
 
-    A short password is a word that lines are full of; in an address it is hidden anyway.
+    Short passwords are skipped: they may be common words, and are hidden in URLs anyway.
     """
     found = [unquote(urlsplit(settings.database_url).password or "")]
     keys = (settings.admin_key, settings.metrics_key)
@@ -125,7 +124,7 @@ def secret_texts(settings: Settings) -> list[str]:
     if settings.encryption_key is not None:
         found += settings.encryption_key.get_secret_value().split(",")
     if settings.snapshot_signing_key is not None:
-        # By line: whoever quotes PEM may have put its line ends elsewhere.
+        # By line: quoted PEM may have other line breaks.
         found += _hidden_lines(settings.snapshot_signing_key.get_secret_value())
     return [text for text in found if len(text) >= _SHORTEST_SECRET]
 
@@ -145,7 +144,7 @@ def log_config(level: str, secrets: Collection[str] = ()) -> dict[str, object]:
         "loggers": {
             "service": {"level": level.upper()},
             "uvicorn.error": {"level": "INFO"},
-            # Each request is logged by our own middleware, with its id and its time.
+            # Our own middleware logs each request, with id and time.
             "uvicorn.access": {"level": "WARNING"},
         },
     }

@@ -1,8 +1,8 @@
-"""What Prometheus can scrape. One registry per app: two apps in one process do not mix.
+"""Prometheus metrics. One registry per app, so that two apps in one process stay separate.
 
-Counters and histograms count what this process did, so that the sum over all replicas is right. What
-the database knows (`service.telemetry.backlog`) is the same from each replica: take the maximum.
-Every label has a bounded number of values; `docs/observability.md` says which.
+Counters and histograms count what this process did; sum them over the replicas. Metrics from the
+database (`service.telemetry.backlog`) are the same in each replica: take the maximum. Every label has a
+bounded number of values; `docs/observability.md` lists them.
 """
 
 import time
@@ -28,7 +28,7 @@ _LONG = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
 _STAGE = (0.1, 0.5, *_LONG)
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
-# Their steps do something once; those of the other states look again and again.
+# These steps run once; those of the other states poll.
 _TRACED_STEPS = frozenset({JobState.QUEUED, JobState.SUBMITTING, JobState.GATING, "store"})
 _REJECTIONS = (
     FailureReason.DRIFT_TOO_LARGE,
@@ -40,10 +40,10 @@ _REJECTIONS = (
 
 
 class Metrics:
-    """Every metric of the control plane that this process counts by itself."""
+    """The metrics that this process counts."""
 
     def __init__(self, spans: Spans | None = None) -> None:
-        # When each series began: nobody asks for it, and it doubles what is sent.
+        # The creation time of each series: unused, and it doubles the output.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.spans: Spans = spans or NoSpans()
@@ -54,22 +54,18 @@ class Metrics:
         self._add_requests()
 
     def _add_jobs(self) -> None:
-        self.jobs_finished = self._counter(
-            "jobs_finished", "Jobs that came to an end", "state", "reason"
-        )
-        self.attempts = self._counter("attempts", "Attempts that were handed to the launcher")
+        self.jobs_finished = self._counter("jobs_finished", "Finished jobs", "state", "reason")
+        self.attempts = self._counter("attempts", "Attempts submitted to the launcher")
         self.attempts_lost = self._counter(
-            "attempts_lost", "Attempts that ended without a candidate and without saying why"
+            "attempts_lost", "Attempts that ended without a candidate and without a reason"
         )
-        self.promotions = self._counter("promotions", "Changes of the version that answers", "kind")
-        self.trials_ended = self._counter(
-            "trials_ended", "Trials of a version that came to an end", "outcome"
-        )
+        self.promotions = self._counter("promotions", "Changes of the live version", "kind")
+        self.trials_ended = self._counter("trials_ended", "Finished canaries", "outcome")
         self.post_to_live = self._histogram(
             "post_to_live_seconds", "From a dataset's POST to the promotion of its version", _LONG
         )
         self.stages = self._histogram(
-            "stage_seconds", "How long jobs were in a state that they left", _STAGE, "stage"
+            "stage_seconds", "Time that jobs spent in a state, when they leave it", _STAGE, "stage"
         )
         # A counter that appears with its first event shows no increase to Prometheus.
         for state in (JobState.PUBLISHED, JobState.CANCELLED):
@@ -87,11 +83,12 @@ class Metrics:
             "reconcile_round_seconds", "Rounds of the reconciler; the count is their number", _SHORT
         )
         self.round_age = self._gauge(
-            "reconcile_round_age_seconds", "Since the reconciler of this process ended a round"
+            "reconcile_round_age_seconds",
+            "Time since the reconciler of this process finished a round",
         )
         self.loop_age = Gauge(
             "cmcl_service_loop_age_seconds",
-            "Since a background loop of this process ended a round",
+            "Time since a background loop of this process finished a round",
             ["loop"],
             registry=self.registry,
         )
@@ -102,7 +99,7 @@ class Metrics:
             "reconcile_errors", "Steps of the reconciler that failed, by kind of error", "error"
         )
         self.leases_held = self._gauge(
-            "leases_held", "Models with work that this process looks after"
+            "leases_held", "Models with work whose lease this process holds"
         )
 
     def _add_outside_calls(self) -> None:
@@ -113,7 +110,7 @@ class Metrics:
             "launcher_seconds", "Calls of the launcher (Ray)", _SHORT, "call", "outcome"
         )
         self.transactions = self._histogram(
-            "database_seconds", "Transactions, from asking to commit", _SHORT, "kind", "outcome"
+            "database_seconds", "Transactions, from request to commit", _SHORT, "kind", "outcome"
         )
         self.webhook_deliveries = self._counter(
             "webhook_deliveries", "Attempts to deliver a webhook, and messages skipped", "outcome"
@@ -124,16 +121,18 @@ class Metrics:
 
     def _add_calls_for_replicas(self) -> None:
         self.announcements = self._counter(
-            "announcements", "Changes of live.json that the embeddings endpoint is told", "outcome"
+            "announcements",
+            "Notifications of the embeddings endpoint about changes of live.json",
+            "outcome",
         )
         for outcome in ("delivered", "failed", "skipped"):
             self.announcements.labels(outcome)
         self.key_snapshots = self._counter(
-            "key_snapshots", "Attempts to write the signed list of keys", "outcome"
+            "key_snapshots", "Attempts to write the signed key snapshot", "outcome"
         )
         self.records = self._counter(
             "records",
-            "Records that were written to object storage, to rebuild the database",
+            "Backup records written to object storage",
             "outcome",
         )
         for outcome in ("written", "failed"):
@@ -143,15 +142,15 @@ class Metrics:
     def _add_requests(self) -> None:
         self.requests = self._histogram(
             "http_request_seconds",
-            "HTTP requests until their answer began; the count is their number",
+            "HTTP requests, until the response starts; the count is their number",
             _SHORT,
             *("method", "route", "status"),
         )
         self.requests_in_progress = self._gauge(
-            "http_requests_in_progress", "HTTP requests that are being answered"
+            "http_requests_in_progress", "HTTP requests in progress"
         )
-        self.upload_bytes = self._counter("upload_bytes", "Bytes of uploaded parts that were kept")
-        build = Info("cmcl_service_build", "What runs here", registry=self.registry)
+        self.upload_bytes = self._counter("upload_bytes", "Bytes of stored upload parts")
+        build = Info("cmcl_service_build", "Version of the service", registry=self.registry)
         build.info({"version": version(DISTRIBUTION)})
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
@@ -168,14 +167,14 @@ class Metrics:
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """One round of the reconciler; one that fails is counted as an error instead."""
+        """Time one round of the reconciler; failed rounds are counted as errors instead."""
         started = time.perf_counter()
         yield
         self.rounds.observe(time.perf_counter() - started)
 
     @contextmanager
     def step(self, name: str, job: str | None = None) -> Iterator[None]:
-        """One step of the reconciler."""
+        """Time and trace one step of the reconciler."""
         is_traced = job is not None and name in _TRACED_STEPS
         span = self.spans.step(job, name) if job and is_traced else nullcontext()
         started = time.perf_counter()
@@ -190,7 +189,7 @@ class Metrics:
 def timed(
     histogram: Histogram, call: str, outcomes: Mapping[type[Exception], str], other: str
 ) -> Iterator[None]:
-    """Observe a call under its name and its outcome: `ok`, as the table says, or `other`."""
+    """Time a call, labelled with its name and outcome: `ok`, an entry of the table, or `other`."""
     started = time.perf_counter()
     outcome = other
     try:
@@ -204,6 +203,6 @@ def timed(
 
 
 def outcome_of(error: Exception, outcomes: Mapping[type[Exception], str], other: str) -> str:
-    """The first kind in the table that the error is one of."""
+    """The outcome of the first matching error type."""
     found = (name for kind, name in outcomes.items() if isinstance(error, kind))
     return next(found, other)

@@ -1,7 +1,7 @@
-"""The figures of each model's newest version: how far the others moved, and how much room is left.
+"""Metrics of each model's newest version (drift, free capacity), of training and of canaries.
 
-A version never changes, so its manifest is read once. The number of models is bounded, because each
-is a label's value; the rest is in the API.
+A version never changes, so its manifest is read once. The number of models is bounded, because each is
+a label value; the rest is in the API.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,11 +17,11 @@ from service.database.engine import Database
 from service.database.queries import canaries, versions
 from service.database.queries.metrics import Training, Versioned, training, versioned
 from service.database.rows import CanaryRecord
-from service.telemetry.backlog import TTLCache
+from service.telemetry.backlog import ScrapeCache
 
 _MODELS_TTL_SECONDS = 60.0
 _MOST_MODELS = 200
-# A manifest takes milliseconds to read: after a start with many models, a scrape must not wait long.
+# A manifest takes milliseconds to read; bounded so that the first scrape does not take long.
 _READ_AT_ONCE = 20
 
 
@@ -32,7 +32,7 @@ _CANARY_TTL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class _ModelMetrics:
-    """Of one model now."""
+    """Current metrics of one model."""
 
     head: int
     live: int | None
@@ -43,26 +43,26 @@ class _ModelMetrics:
 
 @dataclass(frozen=True)
 class _VersionMetrics:
-    """Of a version, for ever."""
+    """Metrics of a version, which never change."""
 
     drift: float
     free_shares: Mapping[str, float]
 
 
 class ModelCollector(Collector):
-    """Drift and free share by model, and which version it is at."""
+    """Drift, free capacity and version numbers by model."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._known: dict[tuple[str, int], _VersionMetrics] = {}
-        self._cache = TTLCache(self._read, _MODELS_TTL_SECONDS, clock)
+        self._cache = ScrapeCache(self._read, _MODELS_TTL_SECONDS, clock)
 
     def describe(self) -> Iterable[Metric]:
-        """Names only: registering must not need a database that answers."""
+        """Names only: registration must not need the database."""
         return _model_families({})
 
     def collect(self) -> Iterable[Metric]:
-        """The families, without samples where the database does not answer."""
+        """The families, without samples if the database does not respond."""
         return _model_families(self._cache.value() or {})
 
     def _read(self) -> dict[str, _ModelMetrics]:
@@ -102,7 +102,7 @@ def _of_version(manifest: VersionManifest) -> _VersionMetrics:
 
 def _model_families(found: Mapping[str, _ModelMetrics]) -> list[Metric]:
     newest = _model_family("version", "Number of the model's newest version", "model")
-    live = _model_family("live_version", "Number of the version that answers", "model")
+    live = _model_family("live_version", "Number of the live version", "model")
     drift = _model_family("drift", "Largest relative drift of an earlier dataset's scores", "model")
     permitted = _model_family("drift_permitted", "Largest drift that the policy permits", "model")
     free = _model_family("free_share", "Share of a head that may still move", "model", "modality")
@@ -126,15 +126,15 @@ def _model_family(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:
 
 @dataclass(frozen=True)
 class _TrainingMetric:
-    """A figure of an attempt; `read` answers None in phases that do not have it."""
+    """A metric of an attempt; `read` returns None in phases without it."""
 
     name: str
     meaning: str
     read: Callable[[Progress], float | None]
 
 
-# A count that is not planned stays at 0 in the same series: a series that came and went would hide
-# from an alert that the attempt gets on.
+# Counts stay in the same series, at 0 if not applicable: a series that comes and goes would hide
+# progress from an alert.
 _TRAINING_METRICS = (
     _TrainingMetric(
         "updates", "Updates of the heads done in this phase", lambda now: now.updates_done
@@ -143,7 +143,7 @@ _TRAINING_METRICS = (
     _TrainingMetric("rows", "Rows read in this phase, over all ranks", lambda now: now.rows_done),
     _TrainingMetric("rows_planned", "Rows to read in this phase", lambda now: now.rows_total),
     _TrainingMetric(
-        "rows_per_second", "Rows that all ranks get through", lambda now: now.rows_per_second
+        "rows_per_second", "Rows per second, over all ranks", lambda now: now.rows_per_second
     ),
     _TrainingMetric("loss", "Loss of the last batch", lambda now: now.loss),
     _TrainingMetric(
@@ -159,25 +159,31 @@ _TRAINING_METRICS = (
     _TrainingMetric(
         "drift", "First-order estimate of earlier scores' drift", lambda now: now.drift
     ),
-    _TrainingMetric("eta_seconds", "Until the phase is over", lambda now: now.eta_seconds),
+    _TrainingMetric(
+        "eta_seconds", "Estimated time until the phase ends", lambda now: now.eta_seconds
+    ),
     _TrainingMetric("ranks", "Processes that share the batch", lambda now: now.ranks),
-    _TrainingMetric("resumed_at", "Updates that a checkpoint spared", lambda now: now.resumed_at),
+    _TrainingMetric(
+        "resumed_at",
+        "Updates done before the checkpoint that it resumed from",
+        lambda now: now.resumed_at,
+    ),
 )
 
 
 class TrainingCollector(Collector):
-    """Progress of the attempts that run, by model."""
+    """Progress of running attempts, by model."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
-        self._cache = TTLCache(self._read, _TRAINING_TTL_SECONDS, clock)
+        self._cache = ScrapeCache(self._read, _TRAINING_TTL_SECONDS, clock)
 
     def describe(self) -> Iterable[Metric]:
-        """Names only: registering must not need a database that answers."""
+        """Names only: registration must not need the database."""
         return _training_families([])
 
     def collect(self) -> Iterable[Metric]:
-        """The families, without samples where nothing runs or the database does not answer."""
+        """The families, without samples if nothing runs or the database does not respond."""
         return _training_families(self._cache.value() or [])
 
     def _read(self) -> list[Training]:
@@ -192,7 +198,7 @@ def _training_families(found: Sequence[Training]) -> list[Metric]:
 def _phase(found: Sequence[Training]) -> Metric:
     family = GaugeMetricFamily(
         "cmcl_service_training_phase",
-        "1 for the phase that the running attempt is in",
+        "1 for the current phase of the running attempt",
         labels=["model", "phase"],
     )
     for each in found:
@@ -211,18 +217,18 @@ def _training_family(figure: _TrainingMetric, found: Sequence[Training]) -> Metr
 
 
 class CanaryCollector(Collector):
-    """The trials that run, by model."""
+    """Running canaries, by model."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
-        self._cache = TTLCache(self._read, _CANARY_TTL_SECONDS, clock)
+        self._cache = ScrapeCache(self._read, _CANARY_TTL_SECONDS, clock)
 
     def describe(self) -> Iterable[Metric]:
-        """Names only: registering must not need a database that answers."""
+        """Names only: registration must not need the database."""
         return _canary_families([])
 
     def collect(self) -> Iterable[Metric]:
-        """The families, without samples where no version is on trial."""
+        """The families, without samples if there is no canary."""
         return _canary_families(self._cache.value() or [])
 
     def _read(self) -> list[CanaryRecord]:
@@ -235,23 +241,23 @@ def _canary_families(found: Sequence[CanaryRecord]) -> list[Metric]:
 
 
 def _terms(found: Sequence[CanaryRecord]) -> list[Metric]:
-    version = _canary_family("version", "Number of the version on trial", "model")
-    share = _canary_family("share", "Share of the callers that it answers", "model")
+    version = _canary_family("version", "Version number of the canary", "model")
+    share = _canary_family("share", "Share of callers that the canary serves", "model")
     shadow = _canary_family(
-        "shadow", "Share of the live version's requests that it scores", "model"
+        "shadow", "Share of the live version's requests that the canary scores too", "model"
     )
-    for trial in found:
-        version.add_metric([trial.model], trial.version)
-        share.add_metric([trial.model], trial.plan.share)
-        shadow.add_metric([trial.model], trial.plan.shadow)
+    for canary in found:
+        version.add_metric([canary.model], canary.version)
+        share.add_metric([canary.model], canary.plan.share)
+        shadow.add_metric([canary.model], canary.plan.shadow)
     return [version, share, shadow]
 
 
 def _requests(found: Sequence[CanaryRecord]) -> Metric:
-    family = _canary_family("requests", "Requests that it was judged by so far", "model", "kind")
-    for trial in found:
+    family = _canary_family("requests", "Requests observed so far", "model", "kind")
+    for canary in found:
         for kind in ("answered", "shadowed", "failed"):
-            family.add_metric([trial.model, kind], getattr(trial.observed, kind))
+            family.add_metric([canary.model, kind], getattr(canary.observed, kind))
     return family
 
 
@@ -260,11 +266,11 @@ def _agreement(found: Sequence[CanaryRecord]) -> list[Metric]:
         "cosine", "Mean cosine of its scores and the live version's", "model", "pair"
     )
     overlap = _canary_family("overlap", "Mean share of the ten best in common", "model", "pair")
-    for trial in found:
-        for pair, told in trial.observed.pairs.items():
-            for family, mean in ((cosine, told.mean_cosine), (overlap, told.mean_overlap)):
+    for canary in found:
+        for pair, scores in canary.observed.pairs.items():
+            for family, mean in ((cosine, scores.mean_cosine), (overlap, scores.mean_overlap)):
                 if mean is not None:
-                    family.add_metric([trial.model, pair], mean)
+                    family.add_metric([canary.model, pair], mean)
     return [cosine, overlap]
 
 

@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry. Imported only where an exporter is configured."""
+"""Tracing with OpenTelemetry. Imported only if an exporter is configured."""
 
 import hashlib
 import time
@@ -38,7 +38,7 @@ _SERVICE = Resource({SERVICE_NAME: "cmcl-service"})
 
 
 def exporter_named(name: str) -> SpanExporter:
-    """One of OTEL_TRACES_EXPORTER's values. Raises ValueError for those that we do not have."""
+    """One of OTEL_TRACES_EXPORTER's values. Raises ValueError for an unsupported one."""
     if name == "console":
         return ConsoleSpanExporter()
     if name != "otlp":
@@ -49,7 +49,7 @@ def exporter_named(name: str) -> SpanExporter:
 
 
 class OpenTelemetrySpans:
-    """See Spans. A provider of its own: two apps in one process do not mix."""
+    """See Spans. Has its own provider, so that two apps in one process stay separate."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._ids = _Ids()
@@ -80,7 +80,7 @@ class OpenTelemetrySpans:
     def inside(self, name: str, attributes: Attributes) -> Iterator[None]:
         """See Spans."""
         if not trace.get_current_span().is_recording():
-            # Looking after an attempt again and again would be thousands of traces of one call.
+            # Otherwise polling an attempt would create thousands of single-call traces.
             yield
             return
         with self._tracer.start_as_current_span(
@@ -126,7 +126,7 @@ class OpenTelemetrySpans:
         span.end(now)
 
     def _trace_of(self, job: str) -> Context:
-        """As if the job's first span were under way, in whichever service it began."""
+        """The context of the job's first span, in whichever replica it was created."""
         trace_id, span_id = _ids_of(job)
         decision = self.provider.sampler.should_sample(None, trace_id, "job").decision
         is_sampled = decision == Decision.RECORD_AND_SAMPLE
@@ -149,7 +149,7 @@ class _Ids(RandomIdGenerator):
 
     @contextmanager
     def fixed(self, ids: tuple[int, int]) -> Iterator[None]:
-        """The ids of the span that is started meanwhile."""
+        """Set the ids of the span that is started inside."""
         token = self._fixed.set(ids)
         try:
             yield

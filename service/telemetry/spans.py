@@ -1,7 +1,7 @@
-"""Traces, where somebody collects them; otherwise OpenTelemetry's machinery is not even imported.
+"""The tracing interface, and the one that traces nothing, so that OpenTelemetry is imported only if needed.
 
-A job has a trace of its own. Its id is made from the job's id, so that every service that carries
-the job on adds to the same trace, and nothing has to be remembered.
+Each job has its own trace. The trace id is derived from the job id, so every replica that advances the
+job adds to the same trace without stored state.
 """
 
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ Attributes = Mapping[str, str | int | float]
 
 
 class Spans(Protocol):
-    """What is traced."""
+    """The tracing interface."""
 
     def of_requests(self) -> TelemetryConfig:
-        """What FastAPI is told: a span for each request, but not for what machines ask all day."""
+        """FastAPI's configuration: a span for each request except probes and scrapes."""
         ...
 
     def trace_id(self) -> str | None:
-        """The trace that this thread works in: 32 hexadecimal digits."""
+        """The current trace id: 32 hexadecimal digits."""
         ...
 
     def inside(self, name: str, attributes: Attributes) -> AbstractContextManager[None]:
-        """A span of a call, if it is part of something that is traced."""
+        """A span of a call, if it is part of a trace."""
         ...
 
     def step(self, job: str, name: str) -> AbstractContextManager[None]:
@@ -33,16 +33,16 @@ class Spans(Protocol):
         ...
 
     def posted(self, job: str) -> None:
-        """The job exists from now on: its trace begins, and leads back to the request."""
+        """A job was created: start its trace, with a link to the request."""
         ...
 
     def stage(self, job: str, name: str, seconds: float, attributes: Attributes) -> None:
-        """The job leaves a state in which it was for so many seconds."""
+        """A job left a state in which it was for `seconds`."""
         ...
 
 
 class NoSpans:
-    """Nobody collects traces."""
+    """Traces nothing."""
 
     def of_requests(self) -> TelemetryConfig:
         """See Spans."""
@@ -67,8 +67,8 @@ class NoSpans:
         """See Spans."""
 
 
-def is_asked_for(environment: Mapping[str, str]) -> bool:
-    """Whether OpenTelemetry's own variables name somewhere to send traces to."""
+def is_configured(environment: Mapping[str, str]) -> bool:
+    """Whether OpenTelemetry's own variables name a destination for traces."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     exporter = environment.get("OTEL_TRACES_EXPORTER")

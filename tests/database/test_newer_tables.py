@@ -52,7 +52,9 @@ def test_a_service_does_not_start_on_newer_tables_that_do_not(
     tmp_path: Path, database_url: str, database: Database
 ) -> None:
     migrate_as_later_release(database, compatible_with=REVISION)
-    with pytest.raises(Conflict, match=f"to {REVISION}, and this one knows them up to {NEWEST} "):
+    with pytest.raises(
+        Conflict, match=f"to {REVISION}, and this one supports them up to {NEWEST} "
+    ):
         ControlPlane(tmp_path, database_url=database_url)
     assert (_revision(database), _oldest(database)) == (REVISION, REVISION)
 

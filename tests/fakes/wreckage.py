@@ -73,5 +73,5 @@ def rebuild(
     upgrade(plane.context.database)
     bucket = Bucket(plane.store, verify)
     work = Rebuild(bucket, signing_key, may_repair, plane.clock(), lambda _: None)
-    work.fill(plane.context.database, work.look())
+    work.fill(plane.context.database, work.read())
     return bucket.findings

@@ -106,8 +106,8 @@ def _lose(context: Context, records: Records) -> None:
         context.store.put(key, data)
     before = {name: read_live(context.store, name) for name in context.store.folders("models/")}
     bucket = Bucket(context.store, "full")
-    work = Rebuild(bucket, None, may_repair=False, now=context.clock(), tell=lambda _: None)
-    work.fill(context.database, work.look())
+    work = Rebuild(bucket, None, may_repair=False, now=context.clock(), report=lambda _: None)
+    work.fill(context.database, work.read())
     assert bucket.findings.damaged == []
     with context.database.read() as connection:
         for row in connection.execute(select(tables.models)).all():

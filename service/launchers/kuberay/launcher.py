@@ -1,7 +1,7 @@
 """Attempts as RayJobs of KubeRay. The only file of the control plane that talks to Kubernetes.
 
-The client is made on first use, because that reads files which may appear later, and it reads the
-token of its service account anew while it runs.
+The client is created on first use, because it reads files that may appear later. It re-reads the token
+of its service account while it runs.
 """
 
 import json
@@ -40,9 +40,9 @@ from service.launchers.port import (
 # Seconds to connect, and for a call.
 _TIMES = (5, 30)
 _NOT_FOUND, _CONFLICT = 404, 409
-# The server has understood it and does not take it: wrong fields, no right, no such kind, a quota.
+# The server rejects the request: wrong fields, no permission, unknown kind, a quota.
 _REFUSALS = (400, 403, _NOT_FOUND, 422)
-# KubeRay and Kueue write into the same object while it is to be stopped.
+# KubeRay and Kueue write to the same object concurrently, so stopping may need retries.
 _LOOKS = 3
 _MERGE = "application/merge-patch+json"
 
@@ -55,7 +55,7 @@ _NOT_STARTED = ("", "Suspended")
 
 _ENDED_BADLY = ("Failed", "ValidationFailed")
 
-# Of the Ray job within. Its end is told before that of the RayJob, which goes on to tidy up.
+# Status of the inner Ray job. It ends before the RayJob, which still cleans up.
 _OF_THE_JOB = {
     "RUNNING": LaunchState.RUNNING,
     "SUCCEEDED": LaunchState.SUCCEEDED,
@@ -65,7 +65,7 @@ _OF_THE_JOB = {
 
 
 def connected() -> Any:
-    """The API of the cluster that this runs in, or else of the kubeconfig of whoever runs it."""
+    """The API of the cluster that this runs in, or else of the current kubeconfig."""
     configuration = Configuration()
     try:
         load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
@@ -83,15 +83,15 @@ class KubeRayLauncher:
         self._api: Any = None
 
     def submit(self, submission: Submission) -> None:
-        """See the port. A name that is taken is this attempt, submitted before."""
+        """See the port. An existing name is this attempt, submitted before."""
         with self._translated():
             job = ray_job(submission, self._site, self._owner_uid())
             try:
                 self._call("create", body=job)
             except ApiException as error:
                 if error.status in _REFUSALS:
-                    words = f"Kubernetes did not take {submission.id}: {_error_message(error)}"
-                    raise LauncherRefused(words) from error
+                    message = f"Kubernetes refused {submission.id}: {_error_message(error)}"
+                    raise LauncherRefused(message) from error
                 if error.status != _CONFLICT:
                     raise
 
@@ -114,14 +114,14 @@ class KubeRayLauncher:
         raise LauncherUnavailable(f"{submission_id} changed at each of {_LOOKS} tries to stop it")
 
     def forget(self, submission_id: str) -> None:
-        """See the port. Kubernetes removes what belongs to the RayJob as well."""
+        """See the port. Kubernetes also deletes what the RayJob owns."""
         with self._translated():
             job = self._find(submission_id)
             if job is not None and launch_status(job).has_ended:
                 self._remove(job)
 
     def _owner_uid(self) -> str:
-        """Asked each time: one that was made anew has another, and Kubernetes deletes what names the old."""
+        """Read each time: a recreated owner has a new uid, and Kubernetes deletes dependents of the old."""
         if not self._site.owner:
             return ""
         found: Any = CoreV1Api(self._client().api_client).read_namespaced_config_map(
@@ -140,7 +140,7 @@ class KubeRayLauncher:
         return found
 
     def _end(self, job: Mapping[str, Any]) -> bool:
-        """False if somebody else has written into it since it was looked at."""
+        """Request its end. Returns False if it was changed concurrently."""
         name = job["metadata"]["name"]
         try:
             self._call("patch", name=name, body=stopping(job), _content_type=_MERGE)
@@ -175,7 +175,7 @@ class KubeRayLauncher:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """The client's errors, in the port's words."""
+        """Translate the client's errors to the port's."""
         try:
             yield
         except ApiException as error:
@@ -185,17 +185,17 @@ class KubeRayLauncher:
 
 
 def _error_message(error: ApiException) -> str:
-    """What the server says: its own message, if it is one of its own answers."""
+    """The message of the API server, or else the HTTP status."""
     try:
         message: str = json.loads(error.body or "")["message"]
     except (TypeError, ValueError, KeyError):
-        # A proxy before it has words of its own.
+        # The response came from a proxy.
         return f"{error.status} {error.reason}"
     return message
 
 
 def launch_status(job: Mapping[str, Any]) -> LaunchStatus:
-    """In the port's words."""
+    """The status as the port's type."""
     status = job.get("status", {})
     deployment, of_the_job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
     if _was_stopped(job, deployment):
@@ -203,17 +203,17 @@ def launch_status(job: Mapping[str, Any]) -> LaunchStatus:
     if deployment in _ENDED_BADLY:
         return LaunchStatus(LaunchState.FAILED, _status_message(status))
     if deployment == "Suspending":
-        # Its pods are being taken away, and may still work.
-        return LaunchStatus(LaunchState.RUNNING, "Kueue takes it back")
+        # Its pods are being removed and may still run.
+        return LaunchStatus(LaunchState.RUNNING, "suspended by Kueue")
     if deployment in _NOT_STARTED:
         return LaunchStatus(LaunchState.PENDING, _waiting(job))
-    # Complete, and of what it ran nothing is known: that is no success.
+    # Complete without a job status is not a success.
     otherwise = LaunchState.FAILED if deployment == "Complete" else LaunchState.PENDING
     return LaunchStatus(_OF_THE_JOB.get(of_the_job, otherwise), _status_message(status))
 
 
 def stopping(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The merge patch that ends it; it applies to the RayJob as it was seen, or not at all."""
+    """The merge patch that ends it; it applies only if the RayJob is unchanged."""
     metadata: dict[str, Any] = {
         "annotations": {STOPPED_MARK: "true"},
         "resourceVersion": job["metadata"]["resourceVersion"],
@@ -221,7 +221,7 @@ def stopping(job: Mapping[str, Any]) -> dict[str, Any]:
     spec: dict[str, Any] = {"activeDeadlineSeconds": 1, "ttlSecondsAfterFinished": 0}
     is_queued = QUEUE_LABEL in job["metadata"].get("labels", {})
     if is_queued and job["spec"].get("suspend"):
-        # Were it left in its queue, those behind it might wait for room that it no longer needs.
+        # Remove it from its queue, so that those behind it do not wait for its quota.
         metadata["labels"] = {QUEUE_LABEL: NO_QUEUE}
         spec["rayClusterSpec"] = {"workerGroupSpecs": []}
     return {"metadata": metadata, "spec": spec}
@@ -236,7 +236,7 @@ def _was_stopped(job: Mapping[str, Any], deployment: str) -> bool:
 
 def _waiting(job: Mapping[str, Any]) -> str:
     queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
-    return f"waits in the queue {queue}" if queue and job["spec"].get("suspend") else ""
+    return f"waiting in queue {queue}" if queue and job["spec"].get("suspend") else ""
 
 
 def _status_message(status: Mapping[str, Any]) -> str:

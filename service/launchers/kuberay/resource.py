@@ -1,11 +1,11 @@
-"""The RayJob that an attempt is: https://docs.ray.io/en/latest/cluster/kubernetes/getting-started/rayjob-quick-start.html
+"""The RayJob resource of an attempt: https://docs.ray.io/en/latest/cluster/kubernetes/getting-started/rayjob-quick-start.html
 
-KubeRay repeats nothing (`backoffLimit: 0`): what happens after a loss is for the control plane to
-decide, which knows whether there is a candidate.
+KubeRay does not retry (`backoffLimit: 0`): the control plane decides what follows a loss, because it
+knows whether there is a candidate.
 
-The number of pods is fixed, and KubeRay submits nothing until all of them run. Kueue refuses a RayJob
-whose cluster scales, and a cluster that grew beyond what Kueue admitted would use the quota of others. So
-an elastic attempt waits here for room for all its ranks; `min_ranks` counts when it loses some later.
+The number of pods is fixed, and KubeRay submits the job only once all of them run. Kueue rejects a
+RayJob whose cluster scales, and a cluster that grew beyond its admitted size would use other quotas. So
+an elastic attempt waits for room for all its ranks; `min_ranks` applies when it loses some later.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from service.launchers.labels import legal_value
 from service.launchers.port import Submission
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
-# Of our image of the pods: the control plane has no Ray of its own to ask.
+# The version in our pod image; the control plane has no Ray installed.
 RAY_VERSION = "2.60.0"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 RELEASE_LABEL = "app.kubernetes.io/instance"
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "cmcl"}
-# KubeRay appends six characters, and refuses a cluster's name beyond 53.
+# KubeRay appends six characters and rejects cluster names longer than 53.
 _LONGEST_NAME = 47
 _DIGEST_LENGTH = 8
 _LARGEST_SECONDS = 2**31 - 1
@@ -46,7 +46,7 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True)
 class PodTemplates:
-    """What a site lays over the pods of the head and of the workers, and its submitter's pod."""
+    """Pod templates merged over those of head and workers, and the submitter's."""
 
     head: Mapping[str, Any] = field(default_factory=dict)
     workers: Mapping[str, Any] = field(default_factory=dict)
@@ -55,10 +55,10 @@ class PodTemplates:
 
 @dataclass(frozen=True)
 class Site:
-    """What all RayJobs of a site have in common.
+    """What all RayJobs of an installation have in common.
 
-    `deadline_seconds` are for the case that no control plane is there any more to end an attempt.
-    `owner` is a ConfigMap: what Kubernetes deletes with it need not be found by anybody.
+    `deadline_seconds` ends an attempt even if the control plane is gone. `owner` is a ConfigMap; when
+    it is deleted, Kubernetes deletes the RayJobs too.
     """
 
     image: str
@@ -79,7 +79,7 @@ class Site:
 
 
 def resource_name(submission_id: str) -> str:
-    """The id as a DNS label that KubeRay takes; different ids have different names."""
+    """The id as a DNS label that KubeRay accepts; unique for each id."""
     name = re.sub(r"[^a-z0-9-]", "-", submission_id.lower()).strip("-")
     if name == submission_id and name[:1].isalpha() and len(name) <= _LONGEST_NAME:
         return name
@@ -110,7 +110,7 @@ def ray_job(submission: Submission, site: Site, owner_uid: str = "") -> dict[str
             "activeDeadlineSeconds": min(math.ceil(site.deadline_seconds), _LARGEST_SECONDS),
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": site.kept_seconds,
-            # Kueue lets it go when there is room.
+            # Kueue resumes it when there is room.
             "suspend": bool(site.queue),
             "rayClusterSpec": _cluster(submission, site),
         },
@@ -147,7 +147,7 @@ def _cluster(submission: Submission, site: Site) -> dict[str, Any]:
         "rayVersion": site.ray_version,
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
-            # The driver asks for no CPU; ranks do, and so stay off the head.
+            # The driver needs no CPU; ranks do, so they stay off the head.
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104 - a pod
             "template": pod_template(site.image, site.service_account, {}, site.pods.head),
         },
@@ -166,7 +166,7 @@ def _workers(submission: Submission, site: Site) -> dict[str, Any]:
         "maxReplicas": pods,
         "rayStartParams": {
             "num-cpus": str(site.ranks_per_pod),
-            # KubeRay and Ray know GPUs by some names only: not nvidia.com/gpu.shared, for one.
+            # KubeRay and Ray recognize only some GPU resource names, not nvidia.com/gpu.shared.
             **({"num-gpus": str(gpus)} if gpus else {}),
         },
         "template": pod_template(site.image, site.service_account, limits, site.pods.workers),
@@ -174,10 +174,10 @@ def _workers(submission: Submission, site: Site) -> dict[str, Any]:
 
 
 def read_pod_templates(path: Path | None) -> PodTemplates:
-    """The site's file; nothing without one. Raises ValueError, in words."""
+    """Read the template file; empty without one. Raises ValueError."""
     if path is None:
         return PodTemplates()
-    # Only those who have such a file need it.
+    # Only needed with such a file.
     import yaml
 
     try:
@@ -185,12 +185,12 @@ def read_pod_templates(path: Path | None) -> PodTemplates:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        raise ValueError(f"{path} is not YAML: {error}") from error
     return PodTemplates(**_checked(path, {} if read is None else read))
 
 
 def pod_template(image: str, service_account: str, limits: Tree, site: Mapping[str, Any]) -> Tree:
-    """A pod template of the RayJob; `limits` are what the ranks in it ask for."""
+    """A pod template of the RayJob; `limits` are the resources of its ranks."""
     container: Tree = {"name": RAY_CONTAINER, "image": image}
     if limits:
         container["resources"] = {"limits": limits}
@@ -206,7 +206,9 @@ def _checked(path: Path, read: Any) -> Tree:
         if name not in _GROUPS:
             raise ValueError(f"{path} has {name!r}; permitted are {_NAMES}")
         if not isinstance(template, dict) or not set(template) <= {"metadata", "spec"}:
-            raise ValueError(f"{path}: {name} is no pod template: a map of metadata and spec")
+            raise ValueError(
+                f"{path}: {name} is not a pod template: it must be a map of metadata and spec"
+            )
     return read
 
 

@@ -1,11 +1,11 @@
 """Delete a release's Ray clusters before Helm deletes the rest: `python -m service.launchers.kuberay.teardown`.
 
-KubeRay has to act on the way: it holds a RayService with a finalizer until its clusters are gone, and a
-cluster whose state is in Redis until a Job has removed that. `helm uninstall` does not wait for either,
-and deletes in the same second what they need: NetworkPolicies, the account of that Job, and with
-deploy/with-operator KubeRay itself. So this runs before, as a hook, and ends when no Ray pod is left.
+KubeRay must act during deletion: a finalizer keeps a RayService until its clusters are gone, and a
+cluster with state in Redis until a Job has removed that state. `helm uninstall` waits for neither and
+deletes what they need at the same time: NetworkPolicies, the Job's service account and, with
+deploy/with-operator, KubeRay itself. So this runs first, as a hook, and ends when no Ray pod is left.
 
-The control plane goes first, which would submit its attempts again.
+The control plane is deleted first, because it would submit its attempts again.
 Exit status 1: something is left at the deadline.
 """
 
@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 from service.launchers.kuberay.launcher import connected
 from service.launchers.kuberay.resource import GROUP, RELEASE_LABEL, VERSION
 
-# What owns others comes before them: KubeRay makes a deleted cluster of a RayService again.
+# Owners first: KubeRay recreates a deleted cluster of a RayService.
 PLURALS = ("rayjobs", "rayservices", "rayclusters")
 _PODS = "app.kubernetes.io/component in (training,serving)"
 _SERVICE = "app.kubernetes.io/component=service"
@@ -42,12 +42,12 @@ class Teardown:
         self._selector = f"{RELEASE_LABEL}={release}"
 
     def delete_deployment(self, name: str) -> None:
-        """Delete the control plane; one that is gone is no error."""
+        """Delete the control plane's Deployment; a missing one is no error."""
         delete = self._apps.delete_namespaced_deployment
         _unless_missing(delete, name, self._namespace, _request_timeout=_TIMES)
 
     def delete_rays(self) -> None:
-        """Delete all Ray objects of the release; a kind that Kubernetes does not know has none."""
+        """Delete all Ray objects of the release; unknown kinds are skipped."""
         for plural in PLURALS:
             delete = self._rays.delete_collection_namespaced_custom_object
             _unless_missing(delete, **self._kind(plural))
@@ -120,7 +120,7 @@ def main(
 def _wait(
     look: Callable[[], list[str]], deadline: float, pause: Callable[[float], object]
 ) -> list[str]:
-    """What is left: nothing, or what is there at the deadline. Prints each change."""
+    """Wait until nothing is left or the deadline passes; return the rest. Prints each change."""
     said: list[str] = []
     while left := look():
         if left != said:
@@ -133,7 +133,7 @@ def _wait(
 
 
 def _unless_missing(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """The answer; None where Kubernetes knows no such object or kind."""
+    """The result; None if Kubernetes does not know the object or kind."""
     try:
         return call(*arguments, **named)
     except ApiException as error:

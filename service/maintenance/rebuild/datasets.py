@@ -1,7 +1,7 @@
-"""Datasets with their jobs: by their records, and by the manifests of datasets and versions.
+"""Rebuilds datasets with their jobs, from their records and the manifests of datasets and versions.
 
-A job that had not ended goes on where it was recorded. What was done since is found in the store (a
-version, a candidate, a number of an attempt that is used up), and nothing is done twice.
+An unfinished job continues from its recorded state. Later progress is found in the store (a version, a
+candidate, used attempt numbers), and nothing is done twice.
 """
 
 import re
@@ -30,7 +30,7 @@ _ID = re.compile(r"^ds-[0-9a-f]{12}\Z")
 
 @dataclass
 class FoundDatasets:
-    """Rows, in no order. `sequence` is missing where no record tells it."""
+    """Rows, unordered. `sequence` is missing if no record contains it."""
 
     datasets: list[Row] = field(default_factory=list)
     jobs: list[Row] = field(default_factory=list)
@@ -40,7 +40,7 @@ class FoundDatasets:
 
 @dataclass(frozen=True)
 class _Learned:
-    """Which version has learned a dataset, and the line of its ledger."""
+    """The version that learned a dataset, and its ledger line."""
 
     version: FoundVersion
     line: LearnedDataset
@@ -72,13 +72,13 @@ class DatasetFolders:
         if row is None:
             row = self._without_record(name, manifest, learned)
         if row is None or row["model"] not in self.models:
-            so = "it is left out; the sweeper removes its folder after a day"
-            why = problem or "nothing tells of a model that is there"
+            so = "it is left out; garbage collection removes its folder after a day"
+            why = problem or "no existing model is known for it"
             self.bucket.findings.damage(f"dataset {name}", why, so)
             return
         row["manifest"] = manifest and manifest.model_dump(mode="json")
         if learned is not None and row["sealed_at"] is None:
-            # It was sealed and learned since the record was written.
+            # It was sealed and learned after the record was written.
             row |= {"sealed_at": self.now, **_known_by(row, record.rows(uploads) if record else [])}
         if row["sealed_at"] is not None:
             job = self._job(row, job, learned)
@@ -90,7 +90,7 @@ class DatasetFolders:
             found.uploads |= {each["id"]: each for each in record.rows(uploads)}
 
     def _manifest(self, name: str, sha256: str | None) -> tuple[DatasetManifest | None, str | None]:
-        """None and None where it never had one, as far as is known."""
+        """The manifest, or the problem with it; both None if it never had one, as far as is known."""
         key = layout.dataset_manifest(name)
         try:
             return DatasetManifest.model_validate_json(self.bucket.read_manifest(key, sha256)), None
@@ -103,10 +103,10 @@ class DatasetFolders:
     def _check(
         self, row: Row, job: Row | None, manifest: DatasetManifest | None, problem: str | None
     ) -> None:
-        """Say what is missing of it, unless it is meant to be gone."""
+        """Report missing data, unless it is meant to be gone."""
         is_learned = job is not None and job["state"] == JobState.PUBLISHED
-        is_given_up = row.get("swept_at") is not None and not is_learned
-        if row["deleted_at"] or is_given_up or self.models[row["model"]].is_deleted:
+        is_swept = row.get("swept_at") is not None and not is_learned
+        if row["deleted_at"] or is_swept or self.models[row["model"]].is_deleted:
             return
         if problem is not None:
             so = "later versions cannot be measured on it" if is_learned else "its job will fail"
@@ -128,7 +128,7 @@ class DatasetFolders:
         return job
 
     def _skip_used_attempts(self, job: Row) -> None:
-        """A number is used once: one that was given since the record was written may be running."""
+        """Attempt numbers are unique: one assigned after the record was written may be running."""
         used = self.bucket.attempts(job["id"])
         if used <= job["attempt"]:
             return
@@ -141,7 +141,7 @@ class DatasetFolders:
         }
 
     def _new_job(self, row: Row, learned: _Learned | None) -> Row:
-        """No record tells of one: it has learned the dataset, or it waits for its turn."""
+        """A job without a record: it has learned the dataset, or it is queued."""
         name = row["id"]
         job = learned.version.manifest.job if learned else name.replace("ds-", "job-", 1)
         if learned is None:
@@ -171,24 +171,24 @@ class DatasetFolders:
     def _without_record(
         self, name: str, manifest: DatasetManifest | None, learned: _Learned | None
     ) -> Row | None:
-        """What manifests tell. Its fingerprint is not known: posted again, it would be learned again."""
-        told = manifest or (learned.line if learned else None)
+        """The row from manifests. Its fingerprint is unknown: posted again, it would be learned again."""
+        source = manifest or (learned.line if learned else None)
         model = manifest.model if manifest else learned.version.manifest.model if learned else ""
-        if told is None or model not in self.models:
+        if source is None or model not in self.models:
             return None
         self.bucket.findings.assumed.append(
             f"dataset {name} has no record: posted again, it would be learned a second time"
         )
         shards = tuple(map(_named, manifest.shards)) if manifest else ()
-        request = NewDataset(model=model, name=told.name, pair=told.pair, shards=shards)
+        request = NewDataset(model=model, name=source.name, pair=source.pair, shards=shards)
         at = learned.version.manifest.created_at if learned else self.now
         return {
             "id": name,
             "owner": self.models[model].model["owner"],
             "model": model,
-            "name": told.name,
-            "pair_first": told.pair.first,
-            "pair_second": told.pair.second,
+            "name": source.name,
+            "pair_first": source.pair.first,
+            "pair_second": source.pair.second,
             "request": request.model_dump(mode="json"),
             "fingerprint": None,
             "quarantine_reason": None,
@@ -199,7 +199,7 @@ class DatasetFolders:
 
 
 def _known_by(row: Row, named: Iterable[Row]) -> Row:
-    """What it would be recognized by, had it been sealed with these uploads."""
+    """The fingerprints of the dataset, sealed with these uploads."""
     contents = {
         f"{SCHEME}{upload['id']}": upload["sha256"]
         for upload in named
@@ -210,7 +210,7 @@ def _known_by(row: Row, named: Iterable[Row]) -> Row:
 
 
 def _learned(found: Iterable[FoundModel]) -> Iterable[tuple[str, _Learned]]:
-    """By dataset: the version of its own model, not one that a branch has copied."""
+    """By dataset: the version of its own model, not a branch's copy."""
     for model in found:
         for version in model.versions.values():
             if version.copied_from is None:
@@ -237,7 +237,7 @@ def _as_published(version: FoundVersion, now: datetime) -> Row:
 def _own_shards(
     bucket: Bucket, manifest: DatasetManifest | None, *, with_training: bool
 ) -> list[Shard]:
-    """Those that must lie in our store: held-out ones, and converted ones until they were learned."""
+    """Shards that must be in our store: held-out ones, and converted ones until they are learned."""
     if manifest is None:
         return []
     folder = f"{bucket.store.uri}/{layout.dataset_prefix(manifest.dataset)}"
@@ -246,5 +246,5 @@ def _own_shards(
 
 
 def _named(shard: Shard) -> ShardRef:
-    """As the user named it, as far as that is known."""
+    """The shard as the user named it, as far as known."""
     return ShardRef(uri=shard.source.uri if shard.source else shard.uri)

@@ -1,4 +1,4 @@
-"""Models: by their record, and by live.json, which may be a moment ahead of it (or all that is left)."""
+"""Rebuilds models from their record and live.json, which may be slightly newer, or all that is left."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ ACTOR = "rebuild"
 
 @dataclass(frozen=True)
 class Pointer:
-    """Rows of one model that are still to be agreed; they are changed in place."""
+    """The rows of one model, reconciled in place with live.json."""
 
     model: Row
     promotions: list[Row]
@@ -31,8 +31,8 @@ class Pointer:
     now: datetime
 
     def follow(self, live: LivePointer | None, findings: Findings) -> None:
-        """Take over what live.json knows better, then make sure that what answers can."""
-        # Whatever lies there is written anew when the service starts.
+        """Adopt what is newer in live.json, then ensure that the live version is sound."""
+        # live.json is written again when the service starts.
         self.model.update(lease_owner=None, lease_until=None, mirrored_revision=0)
         if self.model["deleted_at"] is not None:
             return
@@ -40,7 +40,7 @@ class Pointer:
             self._adopt(live)
         elif self.is_recorded:
             self._begin_newest(findings)
-        self._drop_lost_trial(findings)
+        self._drop_lost_canary(findings)
         number = self.model["live_version"]
         if number is not None or (self.versions and not self._was_ever_live()):
             self._replace_unless_sound(number, findings)
@@ -61,27 +61,27 @@ class Pointer:
                 row["retired_at"] = self.now
         row = self.versions.get(live.version)
         if row is not None and row["stored_at"] is None:
-            # It answers, so it was in place: that was not recorded in time.
+            # It is live, so it was stored; that was not recorded in time.
             row["stored_at"] = self.now
-        self._adopt_trial(live.candidate)
+        self._adopt_canary(live.candidate)
 
     def _begin_newest(self, findings: Findings) -> None:
-        """A version is stored and begins at once; that it began may not have been recorded in time."""
-        able = [number for number in self.versions if self._can_answer(number)]
+        """Promote the newest stored version if its promotion was not recorded in time."""
+        able = [number for number in self.versions if self._can_serve(number)]
         begun = {each["version"] for each in (*self.promotions, *self.trials)}
         if not able or max(able) in begun or max(able) < (self.model["live_version"] or 0):
             return
         policy = GatePolicy.model_validate(self.model["policy"])
         if policy.rollout.publish_as == "candidate" and self._was_ever_live():
             findings.assumed.append(
-                f"version {max(able)} of {self.model['name']!r} is stored, and no record tells of its "
-                "trial: put it on trial by hand"
+                f"version {max(able)} of {self.model['name']!r} is stored, but its canary was not "
+                "recorded: start it by hand"
             )
             return
         self._promote(max(able), self.model["live_generation"] + 1, "rebuilt: it had been stored")
         self.model["live_revision"] += 1
 
-    def _adopt_trial(self, candidate: Canary | None) -> None:
+    def _adopt_canary(self, candidate: Canary | None) -> None:
         for trial in self.trials:
             is_it = candidate is not None and trial["revision"] == candidate.revision
             if trial["ended_at"] is None and not is_it:
@@ -104,37 +104,37 @@ class Pointer:
             }
         )
 
-    def _drop_lost_trial(self, findings: Findings) -> None:
+    def _drop_lost_canary(self, findings: Findings) -> None:
         for trial in self.trials:
-            if trial.get("ended_at") is None and not self._can_answer(trial["version"]):
+            if trial.get("ended_at") is None and not self._can_serve(trial["version"]):
                 self._end(trial, f"version {trial['version']} is damaged")
                 self.model["live_revision"] += 1
                 name, number = self.model["name"], trial["version"]
-                findings.repaired.append(f"version {number} of {name!r} is not on trial any more")
+                findings.repaired.append(f"version {number} of {name!r} is no longer a canary")
 
     def _end(self, trial: Row, why: str) -> None:
         ended = {"ended_at": self.now, "outcome": "aborted", "ended_because": f"rebuilt: {why}"}
         trial.update(ended)
 
     def _replace_unless_sound(self, number: int | None, findings: Findings) -> None:
-        if number is not None and self._can_answer(number):
+        if number is not None and self._can_serve(number):
             return
-        able = [each for each in self.versions if self._can_answer(each)]
+        able = [each for each in self.versions if self._can_serve(each)]
         if not able:
             self.model["live_version"] = None
             return
-        why = f"version {number} cannot" if number else "nothing told which version answered"
-        findings.repaired.append(f"version {max(able)} of {self.model['name']!r} answers: {why}")
+        why = f"version {number} cannot" if number else "nothing records which version was live"
+        findings.repaired.append(f"version {max(able)} of {self.model['name']!r} is live: {why}")
         if not self._was_ever_live():
-            # Replicas ignore a pointer that is older than one which they have seen.
+            # Replicas ignore a pointer older than one that they have seen.
             findings.assumed.append(
-                f"nothing tells how often the live version of {self.model['name']!r} had changed: "
+                f"nothing records how often the live version of {self.model['name']!r} had changed: "
                 "restart the embeddings endpoint"
             )
         self._promote(max(able), self.model["live_generation"] + 1, f"rebuilt: {why}")
         self.model["live_revision"] += 1
 
-    def _can_answer(self, number: int) -> bool:
+    def _can_serve(self, number: int) -> bool:
         row = self.versions.get(number)
         return row is not None and row["stored_at"] is not None and row["retired_at"] is None
 
@@ -158,7 +158,7 @@ class Pointer:
 
 @dataclass(frozen=True)
 class FoundModel:
-    """Rows of one model, and the versions that they speak of."""
+    """The rows of one model, and its versions."""
 
     model: Row
     promotions: list[Row]
@@ -168,7 +168,7 @@ class FoundModel:
 
     @property
     def name(self) -> str:
-        """Of the model."""
+        """The model's name."""
         name: str = self.model["name"]
         return name
 
@@ -179,13 +179,13 @@ class FoundModel:
 
 
 def names_of_models(bucket: Bucket) -> list[str]:
-    """All that have a record or a folder."""
+    """Names of all models that have a record or a folder."""
     prefix = layout.model_prefix("").rstrip("/") + "/"
     return sorted(bucket.recorded("model") | set(bucket.store.folders(prefix)))
 
 
 def find_model(bucket: Bucket, name: str, now: datetime, *, may_repair: bool) -> FoundModel | None:
-    """None where neither a record nor a version says what the model is."""
+    """The model; None if it has neither a record nor a version."""
     record = bucket.record("model", name)
     row = next(iter(record.rows(models)), None) if record else None
     is_recorded = row is not None
@@ -237,7 +237,7 @@ def _live(bucket: Bucket, name: str) -> LivePointer | None:
     try:
         return read_live(bucket.store, name)
     except InvalidVersion as error:
-        so = "the record tells which version answers; without one, the newest does"
+        so = "the record says which version is live; without one, it is the newest"
         bucket.findings.damage(f"live.json of {name!r}", str(error), so)
         return None
 
@@ -245,7 +245,7 @@ def _live(bucket: Bucket, name: str) -> LivePointer | None:
 def _without_record(
     bucket: Bucket, name: str, found: Mapping[int, FoundVersion], live: LivePointer | None
 ) -> Row:
-    """What manifests and live.json tell, and for the rest what a new model has."""
+    """The row from manifests and live.json, with defaults of a new model for the rest."""
     newest = found[max(found)]
     owner = live.owner if live is not None and live.owner is not None else None
     bucket.findings.assumed.append(
@@ -272,7 +272,7 @@ def _without_record(
 
 
 def _branch_point(found: Mapping[int, FoundVersion]) -> Row | None:
-    """The last of the versions that were copied."""
+    """The last copied version."""
     copies = [version for _, version in sorted(found.items()) if version.copied_from is not None]
     if not copies:
         return None

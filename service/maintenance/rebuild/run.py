@@ -1,4 +1,4 @@
-"""`python -m service admin rebuild`, as its options say."""
+"""The command `python -m service admin rebuild`."""
 
 import argparse
 import json
@@ -28,48 +28,48 @@ from service.settings import Settings
 from workers.storage import layout
 from workers.storage.uris import open_store
 
-# Everything else was restored, and somebody must look at what was not.
+# Exit status: restored, except for the damage reported.
 DAMAGED = 3
 
 
-Tell = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Rebuild:
-    """One of them. `tell` hears how it gets on."""
+    """One rebuild. `report` receives progress messages."""
 
     bucket: Bucket
     signing_key: Ed25519PrivateKey | None
     may_repair: bool
     now: datetime
-    tell: Tell
+    report: ReportProgress
 
-    def look(self) -> Tables:
-        """All rows, from the bucket alone. Raises Conflict if there is nothing in it."""
+    def read(self) -> Tables:
+        """All rows, read from the bucket. Raises Conflict if it has none."""
         models = self._models()
-        self.tell("datasets")
+        self.report("datasets")
         found = DatasetFolders(self.bucket, models, self.now).find()
         if not models and not found.datasets:
             uri = self.bucket.store.uri
-            raise Conflict(f"nothing of ours lies under {uri}: is CMCL_STORE_URI right?")
+            raise Conflict(f"no models or datasets under {uri}: is CMCL_STORE_URI correct?")
         return _tables(list(models.values()), found, find_keys(self.bucket, self.signing_key))
 
     def fill(self, database: Database, tables: Tables) -> None:
-        """All rows or none. Raises Conflict unless the database is empty and nobody works on it."""
+        """Insert all rows or none. Raises Conflict unless the database is empty and unused."""
         with database.write() as connection:
             check_is_free(connection, self.now)
             backup.fill(connection, tables)
             if self.bucket.position is not None:
                 backup.set_position(connection, self.bucket.position)
-            # What was assumed is recorded from now on as well.
+            # Assumed values are backed up from now on as well.
             backup.enqueue_all(connection)
 
     def _models(self) -> dict[str, FoundModel]:
         names = names_of_models(self.bucket)
         found: dict[str, FoundModel] = {}
         for number, name in enumerate(names, start=1):
-            self.tell(f"model {number} of {len(names)}: {name}")
+            self.report(f"model {number} of {len(names)}: {name}")
             model = find_model(self.bucket, name, self.now, may_repair=self.may_repair)
             if model is not None:
                 found[name] = model
@@ -77,17 +77,17 @@ class Rebuild:
 
 
 def check_is_free(connection: Connection, now: datetime) -> None:
-    """Raises Conflict unless the database is empty and nobody works on it."""
+    """Raises Conflict unless the database is empty and no service uses it."""
     held, filled = backup.holders(connection, now), backup.filled(connection)
     if filled:
         raise Conflict(
-            f"the database has rows already ({', '.join(filled)}): a rebuild goes into an empty one "
-            "alone; give CMCL_DATABASE_URL another database, or drop this one"
+            f"the database has rows already ({', '.join(filled)}): a rebuild needs an empty "
+            "one; set CMCL_DATABASE_URL to another database, or drop this one"
         )
     if held:
         raise Conflict(
-            f"a service works on this database (lease {', '.join(held)}): stop it, and wait until its "
-            "leases are over"
+            f"a service uses this database (lease {', '.join(held)}): stop it, and wait until its "
+            "leases expire"
         )
 
 
@@ -95,7 +95,7 @@ def _tables(models: Sequence[FoundModel], found: FoundDatasets, keys: list[Row])
     known = {row["id"] for row in found.jobs}
     versions = [row for model in models for row in model.version_rows]
     for version in versions:
-        # Of one whose dataset had to be left out, the ledger and the certificates still count.
+        # Its dataset may have been left out; ledger and certificates still count.
         version["job"] = version["job"] if version["job"] in known else None
     return {
         "models": [model.model for model in models],
@@ -111,7 +111,7 @@ def _tables(models: Sequence[FoundModel], found: FoundDatasets, keys: list[Row])
 
 
 def _in_order(rows: list[Row]) -> list[Row]:
-    """In the order of their arrival; those of which no record tells it are taken to be the last."""
+    """In order of creation; rows without a recorded position come last."""
     newest = max((row["sequence"] for row in rows if "sequence" in row), default=0)
     unknown = [row for row in rows if "sequence" not in row]
     for number, row in enumerate(
@@ -122,7 +122,7 @@ def _in_order(rows: list[Row]) -> list[Row]:
 
 
 def as_json(tables: Tables, findings: Findings, *, is_dry: bool) -> Iterator[str]:
-    """One line."""
+    """The report as one line of JSON."""
     yield json.dumps(
         {
             "dry_run": is_dry,
@@ -137,18 +137,18 @@ def as_json(tables: Tables, findings: Findings, *, is_dry: bool) -> Iterator[str
 
 
 def as_text(tables: Tables, findings: Findings, *, is_dry: bool) -> Iterator[str]:
-    """Counts by table, then whatever somebody should know."""
+    """The report as text: counts by table, then the findings."""
     yield "would be restored:" if is_dry else "restored:"
     for table, rows in tables.items():
         states = ", ".join(f"{count} {state}" for state, count in _states(tables).items())
         yield f"  {table:<12} {len(rows):>7}  {states if table == 'jobs' else ''}".rstrip()
-    yield from _listed("damaged, and left out", [_words(each) for each in findings.damaged])
+    yield from _listed("damaged, and left out", [_message(each) for each in findings.damaged])
     yield from _listed("repaired", findings.repaired)
-    yield from _listed("assumed, because no record tells", findings.assumed)
+    yield from _listed("assumed, because not recorded", findings.assumed)
     yield from _listed("not restored", NOT_RESTORED)
 
 
-def _words(damage: Damage) -> str:
+def _message(damage: Damage) -> str:
     return f"{damage.what}: {damage.why}; {damage.so}"
 
 
@@ -163,14 +163,14 @@ def _states(tables: Tables) -> dict[str, int]:
 
 
 def find_keys(bucket: Bucket, signing_key: Ed25519PrivateKey | None) -> list[Row]:
-    """Rows of keys with the scope `embed` alone."""
+    """Rows of keys, with only the scope `embed`."""
     try:
         token = bucket.store.read(layout.key_snapshot())
     except ObjectNotFound:
         return []
-    so = "no key is restored; with the signing key, the service writes a list without them"
+    so = "no key is restored; with the signing key, the service writes a key snapshot without them"
     if signing_key is None:
-        why = "CMCL_SNAPSHOT_SIGNING_KEY is not set, so it cannot be believed"
+        why = "CMCL_SNAPSHOT_SIGNING_KEY is not set, so it cannot be verified"
         bucket.findings.damage(layout.key_snapshot(), why, so)
         return []
     snapshot = read_signed(token, signing_key)
@@ -198,14 +198,14 @@ def _row(key: SnapshotKey) -> Row:
     }
 
 
-def carry_out(settings: Settings, options: argparse.Namespace) -> int:
-    """The report on standard output, how it gets on on standard error. The exit status."""
+def run_rebuild(settings: Settings, options: argparse.Namespace) -> int:
+    """Run the command: report on standard output, progress on standard error. Returns the exit status."""
     if options.dry_run and options.repair:
         raise Conflict("--repair writes to object storage and --dry-run writes nothing: choose one")
     database = None if options.dry_run else _empty_database(settings)
     try:
-        rebuild = _prepared(settings, options)
-        tables = rebuild.look()
+        rebuild = _rebuild(settings, options)
+        tables = rebuild.read()
         if database is not None:
             rebuild.fill(database, tables)
     except StorageError as error:
@@ -220,7 +220,7 @@ def carry_out(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _empty_database(settings: Settings) -> Database:
-    """With its tables; looked at before the bucket is read, which may take hours."""
+    """Open and upgrade the database; checked before the bucket is read, which may take hours."""
     database = open_database(settings.database_url)
     try:
         upgrade(database)
@@ -232,12 +232,12 @@ def _empty_database(settings: Settings) -> Database:
     return database
 
 
-def _prepared(settings: Settings, options: argparse.Namespace) -> Rebuild:
+def _rebuild(settings: Settings, options: argparse.Namespace) -> Rebuild:
     pem = settings.snapshot_signing_key
     return Rebuild(
         bucket=Bucket(open_store(settings.store_uri), options.verify),
         signing_key=None if pem is None else read_signing_key(pem.get_secret_value()),
         may_repair=options.repair,
         now=utc_now(),
-        tell=lambda words: print(words, file=sys.stderr, flush=True),
+        report=lambda message: print(message, file=sys.stderr, flush=True),
     )

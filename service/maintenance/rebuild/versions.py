@@ -1,4 +1,4 @@
-"""Versions: a manifest in its place proves that one was published, whatever else was lost."""
+"""Rebuilds versions: a stored manifest proves that a version was published, whatever else was lost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from workers.storage.versions import (
 
 @dataclass(frozen=True)
 class FoundVersion:
-    """One that is to have a row. What is not `is_sound` never answers again."""
+    """A version that gets a row. Unless `is_sound`, it can never be live again."""
 
     manifest: VersionManifest
     recorded: Row | None
@@ -32,7 +32,7 @@ class FoundVersion:
     is_sound: bool = True
 
     def row(self, now: datetime) -> Row:
-        """As the table has it. What was in place and is not recorded so will be put there again."""
+        """The row. A version that is not recorded as stored will be stored again."""
         recorded, manifest = self.recorded or {}, self.manifest
         created_at = recorded.get("created_at", manifest.created_at)
         document = manifest.model_dump(mode="json")
@@ -58,8 +58,7 @@ class FoundVersion:
 class ModelFolder:
     """The versions of one model; `recorded` by number, with the digests of their manifests.
 
-    `head`: the newest version that its record knows, None without a record. Of a deleted model, files
-    may be gone.
+    `head`: the newest recorded version, None without a record. A deleted model may lack files.
     """
 
     bucket: Bucket
@@ -71,7 +70,7 @@ class ModelFolder:
     may_repair: bool
 
     def versions(self) -> dict[int, FoundVersion]:
-        """By number, without those of which nothing is left."""
+        """Versions by number, except those of which nothing is left."""
         folders = self.bucket.store.folders(f"{layout.model_prefix(self.model)}versions/")
         named = {int(name) for name in folders if name.isdecimal()}
         numbers = named | self.recorded.keys() | set(range(1, (self.head or 0) + 1))
@@ -89,19 +88,19 @@ class ModelFolder:
             return None
         spare = self._spare(number, recorded, manifest)
         if spare is not None and recorded is not None and recorded["stored_at"] is None:
-            # It was never in place: the service goes on with that.
+            # It was never stored: the service will store it.
             return FoundVersion(spare, recorded, recorded["copied_from"], is_in_place=False)
         if spare is not None and self.may_repair:
             return self._repaired(spare, recorded, str(problem))
         if not self.is_deleted:
-            self._tell(number, str(problem), has_spare=spare is not None)
+            self._report(number, str(problem), has_spare=spare is not None)
         if manifest is None:
             return None
         source = self._source(manifest, recorded)
         return FoundVersion(manifest, recorded, source, is_sound=False)
 
     def _in_place(self, number: int) -> tuple[VersionManifest | None, str | None]:
-        """Its manifest, or why there is none."""
+        """Its manifest, or the reason why there is none."""
         key = layout.version_file(self.model, number, layout.MANIFEST)
         try:
             data = self.bucket.read_manifest(key, self.digests.get(number))
@@ -122,11 +121,11 @@ class ModelFolder:
         return next((problem for problem in problems if problem), None)
 
     def _is_being_stored(self, number: int) -> bool:
-        """Files without a manifest behind all that is recorded: its job is recorded as it was before."""
+        """Whether it only has files beyond the recorded versions: its job's record predates it."""
         return self.head is not None and number > self.head and number not in self.recorded
 
     def _source(self, manifest: VersionManifest, recorded: Row | None) -> str | None:
-        """In which model's folder its files are; without a record, its dataset's manifest tells."""
+        """The model whose folder has its files; without a record, from its dataset's manifest."""
         if recorded is not None:
             source: str | None = recorded["copied_from"]
             return source
@@ -135,7 +134,7 @@ class ModelFolder:
     def _spare(
         self, number: int, recorded: Row | None, manifest: VersionManifest | None
     ) -> VersionManifest | None:
-        """The same version where it came from: its attempt's folder, or the model it was copied from."""
+        """The same version at its origin: its attempt's folder, or the model it was copied from."""
         source = recorded["copied_from"] if recorded else None
         try:
             if source is not None:
@@ -176,20 +175,20 @@ class ModelFolder:
         else:
             refer_to_version(self.bucket.store, spare)
         what = f"version {spare.version} of {self.model!r}"
-        self.bucket.findings.repaired.append(f"{what} was put in place again ({problem})")
+        self.bucket.findings.repaired.append(f"{what} was restored ({problem})")
         return FoundVersion(spare, recorded, source)
 
-    def _tell(self, number: int, problem: str, *, has_spare: bool) -> None:
-        so = "it does not answer any more"
+    def _report(self, number: int, problem: str, *, has_spare: bool) -> None:
+        so = "it can no longer be live"
         if self.head is None or number >= self.head:
-            so += "; nor can the model learn on: branch it from an earlier version"
+            so += ", and the model cannot learn further: branch it from an earlier version"
         if has_spare:
-            so = "a sound copy lies where it came from: --repair puts it in place again"
+            so = "a sound copy exists at its origin: --repair restores it"
         self.bucket.findings.damage(f"version {number} of {self.model!r}", problem, so)
 
 
 def foreign_model(bucket: Bucket, manifest: VersionManifest) -> str | None:
-    """The model to which the dataset of this version was posted, if that is another one."""
+    """The model to which this version's dataset was posted, if it is another one."""
     try:
         dataset = read_manifest(bucket.store, manifest.dataset)
     except InvalidVersion:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.unit.service.telemetry.samples import shown
 
 from cmcl.contract.version import ANNOUNCEMENTS, LivePointer
 from service.registry.announcer import Announcer
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver, receiving
+from tests.unit.service.telemetry.samples import shown
 from workers.storage.versions import read_live
 
 WAIT_SECONDS = 120.0

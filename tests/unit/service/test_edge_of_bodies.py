@@ -10,14 +10,14 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from starlette.types import Message, Scope
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
-from tests.unit.service.auth.routes import ROUTES, WRITE
 
 from cmcl.contract.pace import Pace
 from service.api.bodies import Bodies, Budget
 from service.errors import TooManyRequests
 from service.principal import LOCAL
 from tests.fakes.control_plane import SPEC, ControlPlane
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.routes import ROUTES, WRITE
 
 JSON = {"Content-Type": "application/json"}
 MIB = 1 << 20

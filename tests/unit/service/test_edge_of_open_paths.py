@@ -12,7 +12,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client.core import GaugeMetricFamily
-from tests.unit.service.auth.holder import ADMIN_KEY
 
 from service.api.authentication import Refusals
 from service.api.ttl_cache import TTLCache, in_thread
@@ -27,6 +26,7 @@ from service.errors import DatabaseUnavailable, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
+from tests.unit.service.auth.holder import ADMIN_KEY
 from workers.storage.local import LocalStore
 
 

@@ -90,7 +90,7 @@ def test_a_roll_back_outlasts_an_outage_of_the_store(two_versions: ControlPlane)
 def test_before_the_first_version_none_is_live(plane: ControlPlane) -> None:
     response = plane.client.get("/v1/models/scenes/live")
     assert response.status_code == 404
-    assert "no version yet" in response.json()["detail"]
+    assert "no live version yet" in response.json()["detail"]
 
 
 def test_the_seconds_from_post_to_live_are_measured(two_versions: ControlPlane) -> None:

@@ -58,14 +58,14 @@ def test_streams_that_start_together_read_the_database_together(plane: ControlPl
     plane.post_dataset()
 
     async def start() -> None:
-        feed, heard = Feed(plane.context.database, look_seconds=60), []
+        feed, heard = Feed(plane.context.database, poll_seconds=60), []
 
         async def listen() -> None:
             async with aclosing(feed.follow(EVERYTHING, await feed.start(None), None)) as items:
                 await _hear(items, heard)
 
         first = asyncio.create_task(listen())
-        await _until(lambda: len(feed._listeners) == 1 and feed.is_looking)
+        await _until(lambda: len(feed._listeners) == 1 and feed.is_polling)
         with _counted(plane) as statements:
             others = [asyncio.create_task(listen()) for _ in range(100)]
             await _until(lambda: len(feed._listeners) == 101)
@@ -83,7 +83,7 @@ def test_an_event_between_the_start_of_a_stream_and_its_first_look_is_told(
     plane: ControlPlane,
 ) -> None:
     async def start() -> None:
-        feed, heard = Feed(plane.context.database, look_seconds=0.01), []
+        feed, heard = Feed(plane.context.database, poll_seconds=0.01), []
         _tell(plane)
 
         async def listen(after: int) -> None:
@@ -91,7 +91,7 @@ def test_an_event_between_the_start_of_a_stream_and_its_first_look_is_told(
                 await _hear(items, heard)
 
         first = asyncio.create_task(listen(await feed.start(None)))
-        await _until(lambda: feed.is_looking)
+        await _until(lambda: feed.is_polling)
         for _ in range(3):
             after = await feed.start(None)
             heard.clear()
@@ -115,7 +115,7 @@ def test_a_hundred_listeners_cost_what_one_does(plane: ControlPlane) -> None:
 
     async def cost(listeners: int) -> float:
         """Statements for each look, while the listeners have nothing to hear."""
-        feed, heard = Feed(plane.context.database, look_seconds=0.01), []
+        feed, heard = Feed(plane.context.database, poll_seconds=0.01), []
 
         async def listen() -> None:
             async with aclosing(feed.follow_job(job, 0, None)) as items:
@@ -138,7 +138,7 @@ def test_a_hundred_listeners_cost_what_one_does(plane: ControlPlane) -> None:
 
 def test_nobody_looks_where_nobody_listens(plane: ControlPlane) -> None:
     async def listen_and_leave() -> list[str]:
-        feed = Feed(plane.context.database, look_seconds=0.01)
+        feed = Feed(plane.context.database, poll_seconds=0.01)
         await asyncio.to_thread(_tell, plane)
         async with aclosing(feed.follow(EVERYTHING, 0, None)) as items:
             await anext(items)
@@ -156,7 +156,7 @@ def test_nothing_is_lost_between_what_was_and_what_comes(plane: ControlPlane) ->
     """Events that are told at the very moment at which somebody begins to listen."""
 
     async def heard_by_each() -> list[list[int]]:
-        feed = Feed(plane.context.database, look_seconds=0.01)
+        feed = Feed(plane.context.database, poll_seconds=0.01)
 
         async def listen() -> list[int]:
             positions: list[int] = []
@@ -181,7 +181,7 @@ def test_nothing_is_lost_between_what_was_and_what_comes(plane: ControlPlane) ->
 
 def test_a_listener_that_falls_behind_is_let_go_of(plane: ControlPlane) -> None:
     async def listen() -> tuple[int, int]:
-        feed = Feed(plane.context.database, look_seconds=0.01)
+        feed = Feed(plane.context.database, poll_seconds=0.01)
         slow, quick = feed.follow(EVERYTHING, 0, None), feed.follow(EVERYTHING, 0, None)
         heard: list[Item] = []
 
@@ -205,7 +205,7 @@ def test_a_listener_that_falls_behind_is_let_go_of(plane: ControlPlane) -> None:
 
 def test_streams_end_where_the_database_fails(plane: ControlPlane) -> None:
     async def listen() -> list[Item]:
-        feed = Feed(plane.context.database, look_seconds=0.01)
+        feed = Feed(plane.context.database, poll_seconds=0.01)
         items = feed.follow(EVERYTHING, 0, None)
         await asyncio.to_thread(_tell, plane)
         heard = [await anext(items)]
@@ -234,7 +234,7 @@ def test_more_listeners_than_there_is_room_for_are_refused(plane: ControlPlane) 
         for stream in streams:
             feed.check_room(None)
             await anext(stream)
-        with pytest.raises(TooManyRequests, match="2 listen already"):
+        with pytest.raises(TooManyRequests, match="all 2 streams are in use"):
             feed.check_room(None)
         for stream in streams:
             await stream.aclose()
@@ -245,7 +245,7 @@ def test_more_listeners_than_there_is_room_for_are_refused(plane: ControlPlane) 
 
 def test_one_owner_may_have_all_streams_and_yields_them_to_others(plane: ControlPlane) -> None:
     async def listen() -> None:
-        feed = Feed(plane.context.database, look_seconds=0.01, most_listeners=4)
+        feed = Feed(plane.context.database, poll_seconds=0.01, most_listeners=4)
         await asyncio.to_thread(_tell, plane)
 
         async def begin(owner: str) -> AsyncIterator[Item]:
@@ -278,7 +278,7 @@ def test_one_owner_may_have_all_streams_and_yields_them_to_others(plane: Control
 
 def test_a_stream_that_finds_no_room_when_it_begins_ends_at_once(plane: ControlPlane) -> None:
     async def listen() -> list[Item]:
-        feed = Feed(plane.context.database, look_seconds=0.01, most_listeners=1)
+        feed = Feed(plane.context.database, poll_seconds=0.01, most_listeners=1)
         await asyncio.to_thread(_tell, plane)
         feed.check_room("red")
         first, second = (feed.follow(EVERYTHING, 0, "red") for _ in range(2))
@@ -306,7 +306,7 @@ def test_a_stream_that_gave_its_place_away_reads_no_more_stored_events(
     plane.tick(3)
 
     async def listen() -> list[Item]:
-        feed = Feed(plane.context.database, look_seconds=0.01, most_listeners=2)
+        feed = Feed(plane.context.database, poll_seconds=0.01, most_listeners=2)
         streams = [
             _follow(feed, job if of_a_job else None, owner) for owner in ("red", "red", "blue")
         ]

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 
 def _items(plane: ControlPlane, query: str = "") -> list[dict[str, object]]:

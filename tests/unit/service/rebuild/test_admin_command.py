@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 from cmcl.cli import main as client_main
 from service.__main__ import main
@@ -17,6 +16,7 @@ from service.maintenance.key_snapshot import SnapshotWriter
 from service.stale_database import check_at_start
 from tests.fakes.control_plane import ControlPlane, open_databases
 from tests.fakes.wreckage import everything, rebuild, wreck
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 from workers.storage import layout
 
 Run = Callable[..., tuple[int, str, str]]

@@ -79,7 +79,7 @@ def test_an_earlier_version_answers_where_the_live_one_is_lost(
     (damage,) = findings.damaged
     assert (damage.what, lost in damage.why) == ("version 3 of 'scenes'", True)
     assert "branch it" in damage.so
-    assert findings.repaired == ["version 2 of 'scenes' answers: version 3 cannot"]
+    assert findings.repaired == ["version 2 of 'scenes' is live: version 3 cannot"]
     plane.tick(2)
     after = read_live(plane.store, "scenes")
     assert before is not None
@@ -99,7 +99,7 @@ def test_a_lost_version_is_put_in_place_again_where_told(plane: ControlPlane) ->
     assert list(plane.store.keys("models/scenes/versions/3/")) == []
     findings = _rebuilt(plane, may_repair=True)
     assert findings.damaged == []
-    assert any("put in place again" in line for line in findings.repaired)
+    assert any("was restored" in line for line in findings.repaired)
     assert everything(plane.context.database) == before
     assert _named(_rebuilt(plane)) == []
 

@@ -39,7 +39,7 @@ def launcher(api: KubernetesApi) -> KubeRayLauncher:
 
 def test_what_waits_in_its_queue_is_pending_and_says_so(launcher: KubeRayLauncher) -> None:
     launcher.submit(SUBMISSION)
-    assert launcher.status(ID) == LaunchStatus(PENDING, "waits in the queue training")
+    assert launcher.status(ID) == LaunchStatus(PENDING, "waiting in queue training")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_refusal_has_the_servers_words(
     api.refusal = refusal
     with pytest.raises(LauncherRefused) as refused:
         launcher.submit(SUBMISSION)
-    assert str(refused.value) == f"Kubernetes did not take {ID}: {refusal}"
+    assert str(refused.value) == f"Kubernetes refused {ID}: {refusal}"
 
 
 @pytest.mark.parametrize("code", [401, 429, 500, 503])

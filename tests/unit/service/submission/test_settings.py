@@ -42,16 +42,16 @@ def test_an_empty_text_is_an_empty_object(monkeypatch: pytest.MonkeyPatch) -> No
     ("variables", "words"),
     [
         ({"CMCL_RUNTIME_ENV": "{pip"}, "it is not JSON: Expecting property name"),
-        ({"CMCL_RUNTIME_ENV": '["pip"]'}, "it is no JSON object, such as"),
+        ({"CMCL_RUNTIME_ENV": '["pip"]'}, "it is not a JSON object, such as"),
         (
             {"CMCL_RUNTIME_ENV": '{"pips": []}'},
             "it has the field 'pips'; permitted are working_dir",
         ),
         (
             {"CMCL_RUNTIME_ENV": '{"env_vars": {"A": 1}}'},
-            "env_vars.A is 1; it must be a text, in quotes",
+            "env_vars.A is 1; it must be a string, in quotes",
         ),
-        ({"CMCL_RUNTIME_ENV": '{"env_vars": "A=1"}'}, "it must be an object of names and texts"),
+        ({"CMCL_RUNTIME_ENV": '{"env_vars": "A=1"}'}, "it must be an object of strings"),
         (
             {"CMCL_RUNTIME_ENV": '{"working_dir": "/srv/code"}'},
             "working_dir has '/srv/code'; it must be an address that all nodes can read",
@@ -59,10 +59,10 @@ def test_an_empty_text_is_an_empty_object(monkeypatch: pytest.MonkeyPatch) -> No
         ({"CMCL_RUNTIME_ENV": '{"py_modules": [3]}'}, "py_modules has 3; it must be an address"),
         (
             {"CMCL_JOB_LABELS": '{"cmcl/job": "x"}'},
-            "begins with 'cmcl/', which is kept for our own",
+            "begins with 'cmcl/', which is reserved",
         ),
-        ({"CMCL_JOB_LABELS": '{"a b": "x"}'}, "'a b' is no name of a label"),
-        ({"CMCL_JOB_LABELS": '{"A.B/c": "x"}'}, "'A.B/c' is no name of a label"),
+        ({"CMCL_JOB_LABELS": '{"a b": "x"}'}, "'a b' is not a label name"),
+        ({"CMCL_JOB_LABELS": '{"A.B/c": "x"}'}, "'A.B/c' is not a label name"),
         ({"CMCL_JOB_LABELS": '{"team": "r & d"}'}, "the label 'team' has the value 'r & d'"),
         ({"CMCL_DRIVER_RESOURCES": '{"slot": -1}'}, "'slot' is -1; it must be 0 or more"),
         ({"CMCL_KUBERAY_PRIORITY_CLASSES": '{"top": "x"}'}, "'low', 'normal' or 'high'"),
@@ -94,8 +94,11 @@ def test_what_cannot_be_is_refused_in_words(
     [
         ("- head", "must be a map with head, workers and submitter"),
         ("heads: {}", "has 'heads'; permitted are head, workers and submitter"),
-        ("head: {containers: []}", "head is no pod template: a map of metadata and spec"),
-        ("head: [", "is no YAML"),
+        (
+            "head: {containers: []}",
+            "head is not a pod template: it must be a map of metadata and spec",
+        ),
+        ("head: [", "is not YAML"),
     ],
 )
 def test_a_pod_template_that_is_none_is_refused_when_the_service_starts(

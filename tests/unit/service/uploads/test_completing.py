@@ -38,7 +38,7 @@ def test_too_few_bytes_are_refused(plane: ControlPlane) -> None:
     upload = announce(plane, 9)
     assert refused(plane, upload)[0] == "bytes"
     send(plane, upload, 1, b"abc")
-    assert "3 bytes, the file was announced with 9" in refused(plane, upload)[1]
+    assert "3 bytes; the upload was created with 9" in refused(plane, upload)[1]
 
 
 def test_small_parts_come_last(plane: ControlPlane) -> None:

@@ -78,7 +78,7 @@ def test_other_bytes_than_announced_are_refused(
 
 def test_nothing_sent_yet_is_said(bucket: ControlPlane) -> None:
     response = bucket.client.post(f"/v1/uploads/{begin(bucket)['id']}/complete")
-    assert (response.status_code, "signed link" in response.json()["detail"]) == (409, True)
+    assert (response.status_code, "signed URL" in response.json()["detail"]) == (409, True)
 
 
 def test_what_is_sent_late_changes_nothing(bucket: ControlPlane) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import Request
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 from service.api.fairness import STALLED_SECONDS, UploadSlots
 from service.api.spool import spooled
 from service.errors import IncompleteBody, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import BYTES, announce
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 
 def test_two_places_are_kept_for_other_owners() -> None:
@@ -86,7 +86,7 @@ def test_a_body_that_stops_to_come_is_given_up() -> None:
         async with spooled(request, patience_seconds=0.01):
             raise AssertionError("nothing came")
 
-    with pytest.raises(IncompleteBody, match=r"0 bytes of the body came .* 0\.01 s without"):
+    with pytest.raises(IncompleteBody, match=r"0 bytes of the body arrived .* 0\.01 s without"):
         asyncio.run(take())
 
 

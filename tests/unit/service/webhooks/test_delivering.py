@@ -105,7 +105,7 @@ def test_it_is_tried_again_over_three_days_and_then_given_up(
         assert least <= wait <= least * 1.2 + 2
     assert len({message.headers["webhook-id"] for message in receiver.received}) == 1
     assert len({message.body for message in receiver.received}) == 1
-    assert delivery["error"] == "it answered 500"
+    assert delivery["error"] == "the response status was 500"
     assert office.outcomes == ["retried"] * 9 + ["failed"]
     disabled = office.webhook(webhook["id"])
     assert "nothing was delivered since 2026-11-24 12:00 UTC" in disabled["disabled_reason"]
@@ -173,7 +173,7 @@ def test_a_redirect_is_not_followed(
     office.deliver()
     assert other_receiver.received == []
     (delivery,) = office.deliveries(webhook["id"])
-    assert delivery["error"] == f"it answered {status}; redirects are not followed"
+    assert delivery["error"] == f"the response status was {status}; redirects are not followed"
 
 
 def _says_nothing(connection: socket.socket) -> None:
@@ -200,10 +200,13 @@ def _never_stops(connection: socket.socket) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "error"),
     [
-        (_says_nothing, "no answer within 0.5 s"),
-        (_drips, "no answer within 0.5 s"),
-        (_speaks_another_language, "the connection broke, or the answer was not HTTP"),
-        (lambda connection: connection.close(), "the connection broke, or the answer was not HTTP"),
+        (_says_nothing, "no response within 0.5 s"),
+        (_drips, "no response within 0.5 s"),
+        (_speaks_another_language, "the connection broke, or the response was not HTTP"),
+        (
+            lambda connection: connection.close(),
+            "the connection broke, or the response was not HTTP",
+        ),
     ],
 )
 def test_odd_receivers_are_failures_in_our_own_words(
@@ -211,7 +214,7 @@ def test_odd_receivers_are_failures_in_our_own_words(
 ) -> None:
     """What the other side said is not repeated: it could be a service of our own network."""
     receiver.answers = [behaviour]  # type: ignore[list-item]
-    if "no answer" in error:
+    if "no response" in error:
         office.answer_seconds = 0.5
     webhook = office.make(receiver.url)
     office.plane.post_dataset()
@@ -327,7 +330,7 @@ def test_the_loop_outlives_an_outage_and_ends_when_told(
     deliverer = office.deliverer(pause_seconds=0.05)
     thread = threading.Thread(target=deliverer.run, args=[stop], daemon=True)
     thread.start()
-    _until(lambda: "webhooks are not being delivered" in caplog.messages)
+    _until(lambda: "webhooks are not delivered; will retry" in caplog.messages)
     with database.write() as connection:
         connection.exec_driver_sql("ALTER TABLE hidden RENAME TO webhooks")
     _until(lambda: office.outcomes == ["delivered"])

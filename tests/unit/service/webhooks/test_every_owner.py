@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 from tests.unit.service.webhooks.post_office import PostOffice
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import insert
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
-from tests.unit.service.telemetry.samples import shown
 
 from service.database.queries.deliveries import MOST_WAITING
 from service.database.tables import deliveries
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.telemetry.samples import shown
 from tests.unit.service.webhooks.post_office import PostOffice
 
 URL = "https://example.com/hook"
@@ -133,7 +133,7 @@ def test_a_message_beyond_what_may_wait_is_counted_and_logged_and_not_written(
         office.plane.post_dataset()
     assert office.deliveries(webhook)[0]["id"] == f"dl-{MOST_WAITING - 1}"
     assert shown(office.plane, "webhook_deliveries_total", outcome="skipped") == 1
-    assert any("1 webhooks of owner 'default' are not told" in line for line in caplog.messages)
+    assert any("for 1 webhooks of owner 'default'" in line for line in caplog.messages)
     response = office.plane.client.post(f"/v1/webhooks/{webhook}/test")
     assert (response.status_code, str(MOST_WAITING) in response.json()["detail"]) == (409, True)
 

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
-from tests.unit.service.telemetry.samples import shown
 
 from cmcl.contract.access import OPERATOR_KEY, KeySnapshot
 from cmcl.contract.errors import ObjectNotFound
@@ -21,6 +19,8 @@ from service.maintenance.key_snapshot import SnapshotWriter
 from service.telemetry.logs import JsonLines, secret_texts
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.telemetry.samples import shown
 from workers.serve.auth import NotSigned, SignedKeys, read_public_keys, verified
 from workers.serve.errors import Unauthorized
 from workers.storage import layout
@@ -80,7 +80,7 @@ def revoke(operator: Holder, key: dict[str, str]) -> None:
 
 def is_admitted(authenticator: SignedKeys, key: dict[str, str]) -> bool:
     try:
-        authenticator.authenticate(f"Bearer {key['key']}")
+        authenticator.admit(f"Bearer {key['key']}")
     except Unauthorized:
         return False
     return True

@@ -6,11 +6,11 @@ from datetime import timedelta
 import httpx
 import pytest
 from sqlalchemy import text
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder, secret_of
 
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder, secret_of
 
 NEW = {"name": "pipeline", "scopes": ["read", "write"]}
 
@@ -133,7 +133,7 @@ def test_a_key_that_another_service_revoked_ends_within_seconds(operator: Holder
 def test_no_key_gives_a_scope_that_it_lacks(operator: Holder) -> None:
     holder = operator.holder(scopes=["admin", "read"])
     response = holder.post("/v1/keys", json={"name": "x", "scopes": ["read", "train"]})
-    assert "cannot give scopes" in problem(response, 403)
+    assert "cannot grant scopes" in problem(response, 403)
     (error,) = response.json()["errors"]
     assert (error["field"], error["value"]) == ("scopes[1]", "train")
     assert holder.make_key("x", ["read"])["owner"] == "default"

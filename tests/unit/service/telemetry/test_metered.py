@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.service.telemetry.samples import value
 
 from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
 from service.launchers.port import (
@@ -20,6 +19,7 @@ from service.telemetry.instrumented import InstrumentedLauncher, InstrumentedSto
 from service.telemetry.metrics import Metrics
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.launcher import FakeLauncher
+from tests.unit.service.telemetry.samples import value
 from workers.storage.local import LocalStore
 from workers.storage.object_store import ObjectStore
 

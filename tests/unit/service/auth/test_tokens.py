@@ -11,7 +11,6 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from tests.unit.service.auth.holder import Holder
 
 from service.auth.oidc import OidcTokens
 from service.auth.rate_limiter import FAILURES_PER_MINUTE
@@ -19,6 +18,7 @@ from service.errors import Forbidden, IssuerUnavailable, Unauthorized
 from service.principal import Principal, Scope
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.issuer import AUDIENCE, FakeIssuer, rsa_key
+from tests.unit.service.auth.holder import Holder
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_an_issuer_that_is_down_says_nothing_about_a_token() -> None:
         token = issuer.token()
     tokens = reader(issuer)
     for _ in range(2):
-        with pytest.raises(IssuerUnavailable, match="did not answer"):
+        with pytest.raises(IssuerUnavailable, match="did not respond"):
             tokens.read(token)
 
 

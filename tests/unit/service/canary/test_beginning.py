@@ -1,12 +1,12 @@
 """A version is put on trial, the trial is changed, and somebody ends it."""
 
 import pytest
-from tests.unit.service.canary.conftest import CANDIDATE, Trials
-from tests.unit.service.telemetry.samples import shown
 
 from cmcl.contract.rollout import Canary
 from service.states import JobState
 from tests.fakes.replica_words import observe
+from tests.unit.service.canary.conftest import CANDIDATE, Trials
+from tests.unit.service.telemetry.samples import shown
 
 
 def test_replicas_are_told_of_a_trial_and_its_end(trials: Trials) -> None:
@@ -34,7 +34,7 @@ def test_what_happened_is_told_with_reasons(trials: Trials) -> None:
 
 def test_only_a_version_that_could_answer_is_tried(trials: Trials) -> None:
     plane = trials.plane
-    assert "answers already" in trials.put(3, 409)["detail"]
+    assert "is live; choose another" in trials.put(3, 409)["detail"]
     assert "permitted: 1 to 3" in trials.put(9, 404)["errors"][0]["message"]
     assert plane.client.request("DELETE", "/v1/models/scenes/versions/1").status_code == 204
     assert "retired" in trials.put(1, 409)["detail"]
@@ -93,7 +93,7 @@ def test_another_candidate_takes_the_place_of_the_first(trials: Trials) -> None:
     trials.put(2, share=0.1)
     told = [(kind, version) for kind, version, _ in trials.told()]
     assert told == [("candidate.began", 1), ("candidate.aborted", 1), ("candidate.began", 2)]
-    assert trials.told()[1][2]["reason"] == "version 2 is tried instead"
+    assert trials.told()[1][2]["reason"] == "version 2 is the canary instead"
 
 
 def test_promoting_the_candidate_ends_its_trial(trials: Trials) -> None:
@@ -118,7 +118,7 @@ def test_beside_another_live_version_the_trial_begins_anew(trials: Trials) -> No
 def test_what_is_tried_is_not_retired(trials: Trials) -> None:
     trials.put(2, share=0.1)
     retired = trials.plane.client.request("DELETE", "/v1/models/scenes/versions/2")
-    assert (retired.status_code, "take it back first" in retired.text) == (409, True)
+    assert (retired.status_code, "abort it first" in retired.text) == (409, True)
 
 
 def test_deleting_the_model_ends_its_trial_with_event_webhook_and_metric(trials: Trials) -> None:

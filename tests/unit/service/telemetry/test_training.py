@@ -3,13 +3,13 @@
 import math
 
 import pytest
-from tests.unit.service.telemetry.samples import report_running, shown
 
 from cmcl.contract.job import Progress
 from service.launchers.port import LaunchState
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import FIGURES, report_progress
+from tests.unit.service.telemetry.samples import report_running, shown
 
 SHOWN = {
     "updates": "updates_done",

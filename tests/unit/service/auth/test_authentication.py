@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from starlette.types import Message
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder, secret_of
 
 from service.api.dependencies import OPEN_PATHS
 from service.auth.keys import parse
 from service.auth.rate_limiter import FAILURES_PER_MINUTE
 from service.telemetry.logs import JsonLines
 from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder, secret_of
 
 UNKNOWN = f"cmcl_{'0' * 12}_{'A' * 43}"
 

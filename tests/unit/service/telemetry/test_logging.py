@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.unit.service.telemetry.written import written_lines
 
 from service.settings import Settings
 from service.states import JobState
 from service.telemetry.logs import FIELDS, JsonLines, RequestNote, current_request, secret_texts
 from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.telemetry.written import written_lines
 
 SERVICE = Path(__file__).parents[4] / "service"
 # Line ends of several kinds, a terminal's escape sequences, a forged line, half a surrogate pair.

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.core import Metric
-from tests.unit.service.telemetry.samples import every_family, labels_of
 
 from service.telemetry.logs import FIELDS
 from tests.architecture.repository import ROOT
+from tests.unit.service.telemetry.samples import every_family, labels_of
 
 GUIDE = (ROOT / "docs" / "observability.md").read_text()
 ROW = re.compile(r"^\| `(cmcl_service_\w+)` \| (\w+) \| ([\w, -]+) \| (.+) \|$", re.MULTILINE)

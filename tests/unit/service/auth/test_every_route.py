@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
-from tests.unit.service.auth.holder import ADMIN_KEY, EVERY_SCOPE, Holder
-from tests.unit.service.auth.routes import ABOUT_ONE_THING, LISTS, READABLE, ROUTES
 
 from service.api.dependencies import OPEN_PATHS
 from service.principal import Scope
 from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.auth.holder import ADMIN_KEY, EVERY_SCOPE, Holder
+from tests.unit.service.auth.routes import ABOUT_ONE_THING, LISTS, READABLE, ROUTES
 
 
 @dataclass(frozen=True)

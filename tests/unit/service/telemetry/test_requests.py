@@ -4,11 +4,11 @@ import asyncio
 import time
 
 from starlette.types import Receive, Scope, Send
-from tests.unit.service.telemetry.samples import shown, value
 
 from service.api.request_log import RequestLog
 from service.telemetry.metrics import Metrics
 from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.telemetry.samples import shown, value
 
 COUNT = "http_request_seconds_count"
 

@@ -3,14 +3,14 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from tests.unit.service.canary.conftest import Trials
-from tests.unit.service.telemetry.samples import shown
 
 from cmcl.contract.rollout import Observed, PairAgreement, RolloutRule
 from service.database.queries import canaries as rows
 from service.registry.canary_rule import judge, judge_canary
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.replica_words import PAIR, agreement, observe
+from tests.unit.service.canary.conftest import Trials
+from tests.unit.service.telemetry.samples import shown
 from workers.storage import layout
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -91,7 +91,7 @@ def test_what_cannot_be_read_is_left_out_and_named_once(
     for _ in range(3):
         seen = (trials.judged() or {})["observed"]
     assert (seen["answered"], list(seen["unreadable"])) == (5, [key])
-    assert caplog.text.count("an observation is left out") == 1
+    assert caplog.text.count("an observation was ignored") == 1
 
 
 def test_a_candidate_that_fails_is_taken_back(trials: Trials) -> None:

@@ -13,12 +13,12 @@ from typing import Self
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from tests.unit.service.telemetry.written import written_lines
 
 from service.app import open_spans
 from service.telemetry.otel import OpenTelemetrySpans, exporter_named
-from service.telemetry.spans import NoSpans, is_asked_for
+from service.telemetry.spans import NoSpans, is_configured
 from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.telemetry.written import written_lines
 
 
 class Traced:
@@ -69,7 +69,7 @@ def traced(tmp_path: Path) -> Iterator[Traced]:
 def test_traces_are_made_where_somebody_collects_them(
     environment: dict[str, str], expected: bool
 ) -> None:
-    assert is_asked_for(environment) is expected
+    assert is_configured(environment) is expected
 
 
 def test_an_exporter_that_we_do_not_have_is_refused() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 from tests.fakes.control_plane import SPEC, ControlPlane
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 
 @pytest.fixture

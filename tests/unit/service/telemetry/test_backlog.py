@@ -6,16 +6,16 @@ from datetime import timedelta
 
 import pytest
 from prometheus_client import generate_latest
-from tests.unit.service.telemetry.samples import capacity, shown
 
 from cmcl.contract.version import Drift, VersionReport
 from service.database.queries import models
 from service.errors import DatabaseUnavailable
 from service.states import JobState
-from service.telemetry.backlog import TTLCache
+from service.telemetry.backlog import ScrapeCache
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
+from tests.unit.service.telemetry.samples import capacity, shown
 
 
 def test_jobs_and_their_ages_are_shown_by_state(plane: ControlPlane) -> None:
@@ -33,7 +33,7 @@ def test_jobs_and_their_ages_are_shown_by_state(plane: ControlPlane) -> None:
 
 def test_the_database_is_asked_once_in_some_seconds() -> None:
     clock, asked = ScriptedClock(), []
-    kept = TTLCache(lambda: asked.append(1) or len(asked), 5, clock)
+    kept = ScrapeCache(lambda: asked.append(1) or len(asked), 5, clock)
     assert [kept.value() for _ in range(3)] == [1, 1, 1]
     clock.advance(4.9)
     assert kept.value() == 1
@@ -48,7 +48,7 @@ def test_a_database_that_does_not_answer_is_not_asked_more_often() -> None:
         asked.append(1)
         raise DatabaseUnavailable("on purpose")
 
-    kept = TTLCache(fail, 5, clock)
+    kept = ScrapeCache(fail, 5, clock)
     assert [kept.value() for _ in range(3)] == [None] * 3
     assert len(asked) == 1
 
@@ -61,7 +61,7 @@ def test_many_scrapes_at_once_ask_the_database_once() -> None:
         is_reading.wait(60)
         return 7
 
-    kept = TTLCache(read, 5, ScriptedClock())
+    kept = ScrapeCache(read, 5, ScriptedClock())
     with ThreadPoolExecutor(8) as threads:
         values = [threads.submit(kept.value) for _ in range(8)]
         is_reading.set()
@@ -86,7 +86,7 @@ def test_without_a_database_the_rest_is_still_shown(
     assert "cmcl_service_backlog_up 0.0" in text
     assert "cmcl_service_jobs{" not in text
     assert "cmcl_service_reconcile_round_age_seconds" in text
-    assert "cannot be shown" in caplog.text
+    assert "metrics could not be read" in caplog.text
 
 
 def test_a_version_that_is_not_in_place_is_seen(plane: ControlPlane) -> None:

@@ -5,8 +5,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from tests.unit.service.canary.conftest import Trials
-from tests.unit.service.maintenance.test_sweeping import keys, sweep
 
 from service.jobs.reconciler import Reconciler
 from service.registry import live_pointer
@@ -14,6 +12,8 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.mortal import Death, Lifeline
 from tests.fakes.replica_words import observe
+from tests.unit.service.canary.conftest import Trials
+from tests.unit.service.maintenance.test_sweeping import keys, sweep
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.versions import read_live, write_live

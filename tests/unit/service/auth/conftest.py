@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 
 @pytest.fixture(scope="module")

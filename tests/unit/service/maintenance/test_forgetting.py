@@ -1,9 +1,8 @@
 """What a cluster keeps of attempts goes when their files go, and not before."""
 
-from tests.unit.service.maintenance.test_sweeping import DAY, fail, keys, sweep
-
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.maintenance.test_sweeping import DAY, fail, keys, sweep
 
 
 def test_the_cluster_forgets_attempts_together_with_their_files(plane: ControlPlane) -> None:

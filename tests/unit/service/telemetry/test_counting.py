@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection
-from tests.unit.service.telemetry.samples import shown
 
 from service.jobs import actions
 from service.jobs.actions import ActorNote
@@ -13,6 +12,7 @@ from service.principal import LOCAL
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
+from tests.unit.service.telemetry.samples import shown
 
 FINISHED = "jobs_finished_total"
 

@@ -10,10 +10,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 from service.__main__ import main
 from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder
 
 ROOT = Path(__file__).resolve().parents[4]
 SECRET = "too-short-secret"
@@ -103,7 +103,7 @@ def test_keys_are_listed_without_secrets_and_taken_back(run: Run, tmp_path: Path
     [
         (["revoke", "key-000000000000"], "there is no key 'key-000000000000'"),
         (["create", "Bad Name", "--scopes", "read"], "name: "),
-        (["create", "operator", "--scopes", "read"], "would mislead"),
+        (["create", "operator", "--scopes", "read"], "reserved actor name"),
         (["create", "x", "--scopes", "read", "--expires-in-days", "0"], "expires_in_days: "),
     ],
 )
