@@ -32,7 +32,7 @@ pytestmark = pytest.mark.ray
 
 MODEL = "e2e"
 # Long enough that a process can be killed while it trains.
-PATIENT = TrainingSpec(epochs=120, learning_rate=1e-4)
+PATIENT = TrainingSpec(epochs=50, learning_rate=1e-4)
 # Everything takes seconds; this is for a machine that is ten times busier.
 SECONDS = 600.0
 
@@ -44,8 +44,8 @@ def stream() -> Stream:
 
 @pytest.fixture(scope="module")
 def load(stack: LocalStack, stream: Stream) -> Iterator[QueryLoad]:
-    """200 queries a second, from the first version to the end of the module."""
-    load = QueryLoad("127.0.0.1", stack.ports.embeddings, MODEL, stream.probe_rows(2), rate=200)
+    """50 queries a second, from the first version to the end of the module."""
+    load = QueryLoad("127.0.0.1", stack.ports.embeddings, MODEL, stream.probe_rows(2), rate=50)
     yield load
     load.stop()
 
@@ -61,7 +61,7 @@ def wait_until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def is_training(client: Client, job: str) -> bool:
