@@ -100,8 +100,12 @@ def _new_stack(tmp_path_factory: pytest.TempPathFactory) -> LocalStack:
         ranks=2,
         allowed_prefixes=prefixes,
         encoders=("text=synthetic:8",),
-        # So that a test that kills a rank need not train for a minute first.
-        extra_environment={"CMCL_CHECKPOINT_SECONDS": "0.2"},
+        extra_environment={
+            # So that a test that kills a rank need not train for a minute first.
+            "CMCL_CHECKPOINT_SECONDS": "0.2",
+            # Ranks stay for the whole session; ten questions a second to each took a tenth of a core.
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        },
     )
 
 

@@ -1,5 +1,6 @@
 """The alert rules: promtool accepts them, each fires and keeps quiet, and they name what we have."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,8 @@ def test_promtool_has_nothing_against_our_metrics(tmp_path: Path) -> None:
 
 def test_promtool_would_see_an_alert_that_does_not_fire(tmp_path: Path) -> None:
     rules = (FOLDER / "rules.yaml").read_text()
-    (tmp_path / "rules_test.yaml").write_text((FOLDER / "rules_test.yaml").read_text())
+    of_it = [test for test in TESTS["tests"] if test["name"].startswith("CmclAttemptsLost")]
+    (tmp_path / "rules_test.yaml").write_text(json.dumps({**TESTS, "tests": of_it}))
     changed = rules.replace("cmcl_service_attempts_lost_total[1h])) > 2", "up[1h])) > 2")
     assert changed != rules
     (tmp_path / "rules.yaml").write_text(changed)
