@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,11 @@ settings.register_profile(
     "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("repeatable")
+
+# Some hundred processes of a session import our sources and those of the tests. Where the environment
+# forbids to keep what is compiled, each of them would compile them again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 EXAMPLE_STREAM = Path(__file__).parent.parent / "examples" / "stream"
 
@@ -94,8 +100,12 @@ def _new_stack(tmp_path_factory: pytest.TempPathFactory) -> LocalStack:
         ranks=2,
         allowed_prefixes=prefixes,
         encoders=("text=synthetic:8",),
-        # So that a test that kills a rank need not train for a minute first.
-        extra_environment={"CMCL_CHECKPOINT_SECONDS": "0.2"},
+        extra_environment={
+            # So that a test that kills a rank need not train for a minute first.
+            "CMCL_CHECKPOINT_SECONDS": "0.2",
+            # Ranks stay for the whole session; ten questions a second to each took a tenth of a core.
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        },
     )
 
 

@@ -1,5 +1,6 @@
 """Processes that need no torch load none: seconds at start-up, gigabytes in an image."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ HEAVY = ("torch", "ray.train", "ray.serve", "matplotlib")
 PROGRAM = "import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
 
 
+@functools.cache
 def loaded_by(module: str) -> set[str]:
     program = PROGRAM.format(module=module)
     answer = subprocess.run(

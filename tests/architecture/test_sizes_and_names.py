@@ -1,6 +1,7 @@
 """Where the eye should stop: sizes of files and functions, and names that say nothing."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +19,14 @@ def python_files() -> list[Path]:
     return [path for path in found if path.parent != MIGRATIONS]
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text())
+
+
 def functions(path: Path) -> Iterator[tuple[str, int]]:
     """Name and length of every function, also of those inside others."""
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
 
@@ -45,7 +51,6 @@ def test_every_module_of_the_product_says_what_it_is_for() -> None:
     silent = [
         path
         for path in python_files()
-        if path.parts[0] in ("cmcl", "service", "workers")
-        and not ast.get_docstring(ast.parse((ROOT / path).read_text()))
+        if path.parts[0] in ("cmcl", "service", "workers") and not ast.get_docstring(parsed(path))
     ]
     assert silent == []

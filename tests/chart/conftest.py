@@ -11,18 +11,6 @@ def releases() -> dict[str, Release]:
     return {example: render(values_of(example)) for example in EXAMPLES}
 
 
-@pytest.fixture(params=EXAMPLES)
-def release(request: pytest.FixtureRequest, releases: dict[str, Release]) -> Release:
-    """Each set in turn, for what must always hold."""
-    return releases[request.param]
-
-
-@pytest.fixture(params=["trial", "production", "gpu", "locked-down", "openshift"])
-def two_clusters(request: pytest.FixtureRequest, releases: dict[str, Release]) -> Release:
-    """Those where one Ray cluster trains and another one serves."""
-    return releases[request.param]
-
-
 @pytest.fixture
 def trial(releases: dict[str, Release]) -> Release:
     """SQLite and a file:// store on volumes."""

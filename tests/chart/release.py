@@ -1,7 +1,9 @@
 """The chart, rendered: what the tests of this folder look at."""
 
+import functools
+import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ _SETS = {
     for path in CHART.glob(pattern)
 }
 EXAMPLES = tuple(sorted(_SETS))
+# Those where one Ray cluster trains and another one serves.
+TWO_CLUSTERS = ("trial", "production", "gpu", "locked-down", "openshift")
 _SEPARATOR = re.compile(r"^---$", re.MULTILINE)
 
 # Objects of Kubernetes are known to their schemas only, not to a type checker.
@@ -115,6 +119,29 @@ def render(values: Mapping[str, Any], name: str = RELEASE_NAME) -> Release:
         objects={path: item for path, item in parsed.items() if item},
         notes=files["cmcl/templates/NOTES.txt"],
     )
+
+
+def each_release(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make one test of an invariant: the `release` of each of these sets of values, or of all."""
+
+    def over(invariant: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(invariant)
+        def test(releases: Mapping[str, Release], **fixtures: Any) -> None:
+            for example in examples or EXAMPLES:
+                try:
+                    invariant(release=releases[example], **fixtures)
+                except Exception as error:
+                    error.add_note(f"with the values of {example}")
+                    raise
+
+        signature = inspect.signature(invariant)
+        fixtures = [each for each in signature.parameters.values() if each.name != "release"]
+        releases = inspect.Parameter("releases", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        # What pytest looks at to find fixtures.
+        test.__signature__ = signature.replace(parameters=[releases, *fixtures])  # type: ignore[attr-defined]
+        return test
+
+    return over
 
 
 def merged(values: Mapping[str, Any]) -> dict[str, Any]:

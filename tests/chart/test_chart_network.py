@@ -5,7 +5,15 @@ from collections.abc import Iterator
 import helm_python
 import pytest
 
-from tests.chart.release import BUCKET, Object, Release, is_uninstall_hook, render, values_of
+from tests.chart.release import (
+    BUCKET,
+    Object,
+    Release,
+    each_release,
+    is_uninstall_hook,
+    render,
+    values_of,
+)
 
 RAY_PORTS = {6379, 8265, 10001, 52365, 30000}
 OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
@@ -57,12 +65,14 @@ def _components(release: Release) -> set[str]:
     return found - ONCE
 
 
+@each_release()
 def test_strangers_reach_no_port_of_ray(release: Release) -> None:
     for component in _components(release) - {"service"}:
         for port in RAY_PORTS:
             assert not admits(release, component, port, STRANGER), (component, port)
 
 
+@each_release()
 def test_pods_of_one_ray_cluster_reach_each_other(release: Release) -> None:
     for component in _components(release) - {"service"}:
         for port in RAY_PORTS:
@@ -85,6 +95,7 @@ def test_jobs_are_submitted_by_the_control_plane_alone(
     assert admits(one_cluster, "serving", 8265, _own("service"))
 
 
+@each_release()
 def test_kuberay_reaches_what_it_asks(release: Release) -> None:
     for port in (8265, 8000):
         assert admits(release, "serving", port, OPERATOR)
@@ -119,11 +130,13 @@ def test_named_clients_leave_nobody_else_in(monitoring: list[Object]) -> None:
     assert admits(release, "service", "http", {"app": "prom"}) is bool(monitoring)
 
 
+@each_release()
 def test_every_pod_with_a_port_has_a_policy(release: Release) -> None:
     for component in _components(release):
         admits(release, component, 0, {})
 
 
+@each_release()
 def test_nobody_calls_what_runs_once(release: Release) -> None:
     labels = (template["metadata"]["labels"] for template in release.pod_templates().values())
     found = {own["app.kubernetes.io/component"] for own in labels}

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from tests.chart.release import Release
+from tests.chart.release import Release, each_release
 from tests.chart.schemas import CRDS, complaints_of_kuberay, complaints_of_kubernetes
 
 OF_KUBERAY = {"RayCluster", "RayService"}
@@ -16,6 +16,7 @@ needs_crds = pytest.mark.skipif(
 )
 
 
+@each_release()
 def test_kubernetes_knows_every_field(release: Release) -> None:
     items = [
         item for item in release.objects.values() if item["kind"] not in OF_KUBERAY | OF_OTHERS
@@ -33,6 +34,7 @@ def test_a_field_that_kubernetes_lacks_is_caught(trial: Release) -> None:
     assert "'enableServiceLink' was unexpected" in complaint
 
 
+@each_release()
 @needs_crds
 def test_kuberay_knows_every_field(release: Release) -> None:
     items = release.of_kind(*OF_KUBERAY)
@@ -49,6 +51,7 @@ def test_a_field_that_kuberay_lacks_is_caught(trial: Release) -> None:
     assert "'envs' was unexpected" in complaint
 
 
+@each_release()
 def test_every_object_says_whose_it_is(release: Release) -> None:
     for path, item in release.objects.items():
         if not path.startswith("extra-objects"):
@@ -57,6 +60,7 @@ def test_every_object_says_whose_it_is(release: Release) -> None:
             assert labels["app.kubernetes.io/component"]
 
 
+@each_release()
 def test_no_two_objects_have_one_name(release: Release) -> None:
     names = [(item["kind"], item["metadata"]["name"]) for item in release.objects.values()]
     assert len(names) == len(set(names))

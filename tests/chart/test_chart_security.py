@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from tests.chart.release import Object, Release
+from tests.chart.release import Object, Release, each_release
 from tests.chart.restricted import injected, violations, with_autoscaler
 
 COMPONENT = "app.kubernetes.io/component"
 
 
+@each_release()
 def test_every_pod_is_admitted_as_restricted(release: Release) -> None:
     templates = release.pod_templates()
     assert {template["metadata"]["labels"][COMPONENT] for template in templates.values()} >= {
@@ -24,6 +25,7 @@ def test_every_pod_is_admitted_as_restricted(release: Release) -> None:
     ] == []
 
 
+@each_release()
 def test_so_are_pods_with_what_kuberay_adds(release: Release) -> None:
     pods = dict(injected(release))
     assert any("initContainers" in pod for pod in pods.values())
@@ -37,6 +39,7 @@ def test_an_autoscaler_without_a_security_context_would_be_caught(gpu: Release) 
     assert "may gain privileges" in violations(with_autoscaler(cluster))
 
 
+@each_release()
 def test_only_openshift_chooses_the_user(release: Release, openshift: Release) -> None:
     for template in release.pod_templates().values():
         context = template["spec"]["securityContext"]
@@ -76,6 +79,7 @@ def test_a_planted_violation_is_caught(
     assert any(problem in found for found in violations(spec))
 
 
+@each_release()
 def test_no_pod_holds_a_token_of_kubernetes(release: Release, queued: Release) -> None:
     for template in release.pod_templates(at_the_end=False).values():
         makes_rayjobs = release is queued and template["metadata"]["labels"][COMPONENT] == "service"
@@ -84,6 +88,7 @@ def test_no_pod_holds_a_token_of_kubernetes(release: Release, queued: Release) -
         assert account["automountServiceAccountToken"] is False
 
 
+@each_release()
 def test_no_image_floats(release: Release) -> None:
     for template in release.pod_templates().values():
         image = template["spec"]["containers"][0]["image"]
@@ -91,6 +96,7 @@ def test_no_image_floats(release: Release) -> None:
         assert "@sha256:" in image or tag not in ("", "latest")
 
 
+@each_release()
 def test_every_pod_asks_for_memory_and_has_a_limit(release: Release) -> None:
     for template in release.pod_templates().values():
         resources = template["spec"]["containers"][0]["resources"]

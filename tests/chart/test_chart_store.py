@@ -5,7 +5,7 @@ import re
 import helm_python
 import pytest
 
-from tests.chart.release import BUCKET, Object, Release, environment_of, render
+from tests.chart.release import BUCKET, Object, Release, each_release, environment_of, render
 
 ENCODER = {"modality": "text", "kind": "synthetic", "width": 8}
 KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
@@ -114,6 +114,7 @@ def test_one_pod_of_each_kind_shares_it_on_a_single_node() -> None:
     )
 
 
+@each_release()
 def test_what_pods_write_is_on_a_disk(release: Release) -> None:
     """Uploads, shards and rows of ranks go to /tmp: in memory they would end the pod."""
     for template in release.pod_templates().values():

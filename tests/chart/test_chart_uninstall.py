@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from service.launchers.kuberay.teardown import PLURALS, main
-from tests.chart.release import Object, Release, is_uninstall_hook, render
+from tests.chart.release import Object, Release, each_release, is_uninstall_hook, render
 from tests.fakes.kubernetes_api import PODS, KubernetesApi, kubernetes_api
 
 HOOK = "demo-cmcl-uninstall"
@@ -23,6 +23,7 @@ def _options(release: Release) -> list[str]:
     return command[3:]
 
 
+@each_release()
 def test_a_release_ends_its_ray_clusters_before_helm_ends_the_rest(release: Release) -> None:
     job = release.one("Job", HOOK)
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete"
@@ -36,12 +37,14 @@ def test_a_release_ends_its_ray_clusters_before_helm_ends_the_rest(release: Rele
     assert job["spec"]["template"]["spec"]["serviceAccountName"] == HOOK
 
 
+@each_release()
 def test_it_ends_before_helm_gives_up(release: Release) -> None:
     seconds = dict(option.split("=") for option in _options(release))["--seconds"]
     assert int(seconds) < release.one("Job", HOOK)["spec"]["activeDeadlineSeconds"] < 300
 
 
-def test_it_finds_what_the_release_has(release: Release, api: KubernetesApi) -> None:
+@each_release()
+def test_it_finds_what_the_release_has(release: Release) -> None:
     """By the label of the Ray objects, which KubeRay copies to clusters and pods, and by name."""
     options = dict(option.removeprefix("--").split("=") for option in _options(release))
     release.one("Deployment", options["deployment"])

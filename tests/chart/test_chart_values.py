@@ -105,20 +105,29 @@ def _another(path: tuple[str, ...], current: Any) -> Any:
     return OTHER_TEXT if isinstance(current, str) else current + 1
 
 
-@pytest.mark.parametrize("path", list(_leaves(DEFAULTS)), ids=".".join)
-def test_every_value_changes_what_is_rendered(
-    path: tuple[str, ...], releases: dict[str, Release]
-) -> None:
-    for example, base in releases.items():
-        values = values_of(example)
-        changed = _with(values, path, _another(path, _at(merged(values), path)))
-        try:
-            if render(changed) != base:
-                return
-        except helm_python.HelmRenderError:
-            # A second replica on SQLite: read, and refused.
-            return
-    pytest.fail(f"no template reads {'.'.join(path)}")
+def test_every_value_changes_what_is_rendered() -> None:
+    # Those first that read most, so that the others are rarely asked.
+    order = sorted(EXAMPLES, key=lambda example: (example != "production", example != "queued"))
+    with helm_python.Chart.load(CHART) as chart:
+        sets = [(values_of(example), merged(values_of(example))) for example in order]
+        rendered = [_rendered(chart, values) for values, _ in sets]
+        unread = [
+            ".".join(path)
+            for path in _leaves(DEFAULTS)
+            if not any(
+                _rendered(chart, _with(values, path, _another(path, _at(whole, path)))) != before
+                for (values, whole), before in zip(sets, rendered, strict=True)
+            )
+        ]
+    assert unread == []
+
+
+def _rendered(chart: helm_python.Chart, values: dict[str, Any]) -> dict[str, str] | None:
+    """Text by file; None where it is refused, which means that it was read."""
+    try:
+        return chart.render(values, name="demo", namespace="test")
+    except helm_python.HelmRenderError:
+        return None
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

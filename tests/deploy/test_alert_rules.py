@@ -1,17 +1,18 @@
 """The alert rules: promtool accepts them, each fires and keeps quiet, and they name what we have."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import helm_python
 import pytest
-from tests.unit.service.telemetry.samples import every_family, labels_of
 
 from tests.architecture.repository import ROOT
 from tests.deploy.promtool import NoPromtool, run_promtool
 from tests.deploy.serving_series import serving_series
 from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.telemetry.samples import every_family, labels_of
 
 FOLDER = ROOT / "deploy" / "prometheus"
 RULES = helm_python.values_from_yaml((FOLDER / "rules.yaml").read_text())
@@ -19,8 +20,6 @@ TESTS = helm_python.values_from_yaml((FOLDER / "rules_test.yaml").read_text())
 ALERTS: list[dict[str, Any]] = [rule for group in RULES["groups"] for rule in group["rules"]]
 NAMES = [rule["alert"] for rule in ALERTS]
 PAGES = ROOT / "docs" / "runbooks"
-INDEX = (PAGES / "README.md").read_text()
-SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
 # name{matchers}, or a bare name
 SELECTOR = re.compile(r"\b((?:ray_)?cmcl_\w+)\s*(?:\{([^}]*)\})?")
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "info": ("_info",)}
@@ -47,20 +46,19 @@ def _selectors() -> list[tuple[str, str, str]]:
     ]
 
 
-@pytest.mark.parametrize(("alert", "name", "matchers"), _selectors())
-def test_an_alert_looks_at_series_that_we_show(
-    alert: str, name: str, matchers: str, shown: dict[str, set[str]]
-) -> None:
-    assert name in shown, f"{alert} looks at {name}, which nobody shows"
-    labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
-    assert labels <= shown[name] | TARGET_LABELS
+def test_an_alert_looks_at_series_that_we_show(shown: dict[str, set[str]]) -> None:
+    assert _selectors()
+    for alert, name, matchers in _selectors():
+        assert name in shown, f"{alert} looks at {name}, which nobody shows"
+        labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
+        assert labels <= shown[name] | TARGET_LABELS, alert
 
 
-@pytest.mark.parametrize("rule", ALERTS, ids=NAMES)
-def test_installations_of_one_name_in_two_namespaces_are_not_merged(rule: dict[str, Any]) -> None:
-    groupings = [labels.split(", ") for _, labels in GROUPING.findall(rule["expr"])]
-    assert groupings
-    assert all(labels[:2] == ["namespace", "job"] for labels in groupings)
+def test_installations_of_one_name_in_two_namespaces_are_not_merged() -> None:
+    for rule in ALERTS:
+        groupings = [labels.split(", ") for _, labels in GROUPING.findall(rule["expr"])]
+        assert groupings, rule["alert"]
+        assert all(labels[:2] == ["namespace", "job"] for labels in groupings), rule["alert"]
 
 
 def test_series_of_the_endpoint_are_known_with_their_labels() -> None:
@@ -82,49 +80,39 @@ def test_every_alert_has_a_name_of_its_own() -> None:
     assert len(NAMES) == len(set(NAMES)) >= 15
 
 
-@pytest.mark.parametrize("rule", ALERTS, ids=NAMES)
-def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict[str, Any]) -> None:
-    assert rule["labels"]["severity"] in ("critical", "warning", "info")
-    assert set(rule["annotations"]) == {"summary", "description", "runbook"}
-    assert rule["annotations"]["runbook"] == f"docs/runbooks/{rule['alert']}.md"
-    assert "for" in rule
+def test_an_alert_says_what_is_wrong_and_what_to_do() -> None:
+    for rule in ALERTS:
+        assert rule["labels"]["severity"] in ("critical", "warning", "info"), rule["alert"]
+        assert set(rule["annotations"]) == {"summary", "description", "runbook"}, rule["alert"]
+        assert rule["annotations"]["runbook"] == f"docs/runbooks/{rule['alert']}.md"
+        assert "for" in rule, rule["alert"]
 
 
 def test_every_alert_has_a_page_and_every_page_an_alert() -> None:
     assert {page.stem for page in PAGES.glob("*.md")} - {"README"} == set(NAMES)
 
 
-@pytest.mark.parametrize("rule", ALERTS, ids=NAMES)
-def test_a_page_says_how_bad_it_is_and_what_to_do(rule: dict[str, Any]) -> None:
-    text = (PAGES / f"{rule['alert']}.md").read_text()
-    assert text.startswith(f"# {rule['alert']}\n\n**{rule['labels']['severity'].capitalize()}**")
-    assert re.findall("^## (.+)$", text, re.MULTILINE) == SECTIONS
-    assert f"\n| [{rule['alert']}]({rule['alert']}.md) | {rule['labels']['severity']} |" in INDEX
-    bodies = re.split("^## .+$", text, flags=re.MULTILINE)
-    assert all(body.strip() for body in bodies)
-
-
-@pytest.mark.parametrize("alert", NAMES)
-def test_a_page_looks_at_series_that_we_show(alert: str, shown: dict[str, set[str]]) -> None:
-    text = (PAGES / f"{alert}.md").read_text()
+def test_a_page_looks_at_series_that_we_show(shown: dict[str, set[str]]) -> None:
     families = {re.sub("_(total|bucket|count|sum|info)$", "", name) for name in shown}
-    named = set(re.findall(r"\b(?:ray_)?cmcl_se(?:rvice|rve)_\w+", text))
-    assert {re.sub("_(total|bucket|count|sum|info)$", "", name) for name in named} <= families
+    for page in PAGES.glob("*.md"):
+        named = set(re.findall(r"\b(?:ray_)?cmcl_se(?:rvice|rve)_\w+", page.read_text()))
+        bare = {re.sub("_(total|bucket|count|sum|info)$", "", name) for name in named}
+        assert bare <= families, page.name
 
 
-@pytest.mark.parametrize("alert", NAMES)
-def test_an_alert_was_shown_to_fire_and_to_keep_quiet(alert: str) -> None:
-    tests = [test for test in TESTS["tests"] if test["name"].partition(",")[0] == alert]
-    fires = [
-        sample
-        for test in tests
-        for expected in test["promql_expr_test"]
-        for sample in expected.get("exp_samples", [])
-        if f'alertname="{alert}"' in sample["labels"]
-    ]
-    assert fires
-    assert any('job="good"' in str(test["input_series"]) for test in tests)
-    assert not any('job="good"' in sample["labels"] for sample in fires)
+def test_an_alert_was_shown_to_fire_and_to_keep_quiet() -> None:
+    for alert in NAMES:
+        tests = [test for test in TESTS["tests"] if test["name"].partition(",")[0] == alert]
+        fires = [
+            sample
+            for test in tests
+            for expected in test["promql_expr_test"]
+            for sample in expected.get("exp_samples", [])
+            if f'alertname="{alert}"' in sample["labels"]
+        ]
+        assert fires, alert
+        assert any('job="good"' in str(test["input_series"]) for test in tests), alert
+        assert not any('job="good"' in sample["labels"] for sample in fires), alert
 
 
 @pytest.mark.parametrize(
@@ -158,7 +146,8 @@ def test_promtool_has_nothing_against_our_metrics(tmp_path: Path) -> None:
 
 def test_promtool_would_see_an_alert_that_does_not_fire(tmp_path: Path) -> None:
     rules = (FOLDER / "rules.yaml").read_text()
-    (tmp_path / "rules_test.yaml").write_text((FOLDER / "rules_test.yaml").read_text())
+    of_it = [test for test in TESTS["tests"] if test["name"].startswith("CmclAttemptsLost")]
+    (tmp_path / "rules_test.yaml").write_text(json.dumps({**TESTS, "tests": of_it}))
     changed = rules.replace("cmcl_service_attempts_lost_total[1h])) > 2", "up[1h])) > 2")
     assert changed != rules
     (tmp_path / "rules.yaml").write_text(changed)

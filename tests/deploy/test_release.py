@@ -87,16 +87,6 @@ def test_the_command_says_how_it_is_called(capsys: pytest.CaptureFixture[str]) -
     assert "usage: python -m deploy.release check|notes TAG" in capsys.readouterr().err
 
 
-def test_the_changelog_begins_with_what_is_not_released() -> None:
-    text = (ROOT / "CHANGELOG.md").read_text()
-    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
-    assert headings[0] == "[Unreleased]"
-    released = r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d"
-    assert all(re.fullmatch(released, heading) for heading in headings[1:])
-    kinds = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
-    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
-
-
 def test_every_image_of_the_dockerfile_is_released() -> None:
     built = RELEASE["jobs"]["images"]["strategy"]["matrix"]["include"]
     dockerfile = (ROOT / "Dockerfile").read_text()

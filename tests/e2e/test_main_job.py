@@ -3,15 +3,12 @@
 The tests of this module go through one stream in order: each is one more dataset of the same model.
 """
 
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -21,6 +18,7 @@ from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.stack import LocalStack
 from tests.conftest import EXAMPLE_STREAM
+from tests.ray.attempts import ray_processes, wait_until
 from workers.model.artifact import load_heads
 from workers.model.heads import ModalityHeads
 from workers.storage import layout
@@ -32,7 +30,7 @@ pytestmark = pytest.mark.ray
 
 MODEL = "e2e"
 # Long enough that a process can be killed while it trains.
-PATIENT = TrainingSpec(epochs=120, learning_rate=1e-4)
+PATIENT = TrainingSpec(epochs=50, learning_rate=1e-4)
 # Everything takes seconds; this is for a machine that is ten times busier.
 SECONDS = 600.0
 
@@ -44,8 +42,8 @@ def stream() -> Stream:
 
 @pytest.fixture(scope="module")
 def load(stack: LocalStack, stream: Stream) -> Iterator[QueryLoad]:
-    """200 queries a second, from the first version to the end of the module."""
-    load = QueryLoad("127.0.0.1", stack.ports.embeddings, MODEL, stream.probe_rows(2), rate=200)
+    """50 queries a second, from the first version to the end of the module."""
+    load = QueryLoad("127.0.0.1", stack.ports.embeddings, MODEL, stream.probe_rows(2), rate=50)
     yield load
     load.stop()
 
@@ -55,13 +53,6 @@ def post(client: Client, model: str, dataset: StreamDataset) -> str:
         model, dataset.name, dataset.pair, dataset.shards, dataset.evaluation_shards
     )
     return str(accepted["job"]["id"])
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def is_training(client: Client, job: str) -> bool:
@@ -133,20 +124,12 @@ def test_killed_rank_still_gives_exactly_one_version(
     wait_until(
         lambda: is_training(client, job) and list(store.keys(layout.run_checkpoints(job, 1)))
     )
-    os.kill(rank_processes(stack)[-1], signal.SIGKILL)
+    ray_processes(stack, "RayTrainWorker")[-1].send_signal(signal.SIGKILL)
     ended = client.watch(job, timeout=SECONDS)
     assert (ended["state"], ended["attempt"]) == ("published", 1)
     assert ended["progress"]["resumed_at"], "the ranks began again, from a checkpoint"
     assert [version["version"] for version in client.versions("survivor")] == [1]
     assert client.version("survivor", 1).report.ranks == 2
-
-
-def rank_processes(stack: LocalStack) -> list[int]:
-    """Process numbers of the ranks that train on this stack's Ray."""
-    children = psutil.Process(stack.processes["ray"].pid).children(recursive=True)
-    found = [child.pid for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
-    assert found, [child.cmdline() for child in children]
-    return found
 
 
 def test_second_version_protects_the_first_and_queries_never_fail(
@@ -155,6 +138,8 @@ def test_second_version_protects_the_first_and_queries_never_fail(
     ended = client.watch(post(client, MODEL, stream.datasets[2]), timeout=SECONDS)
     assert ended["state"] == "published"
     assert load.wait_for(2, timeout=SECONDS) is not None
+    probes = sum(len(rows) for rows in stream.probe_rows(2).values())
+    wait_until(lambda: len(load.answers) == 2 * probes)
     manifest = client.version(MODEL, 2)
     drift = next(iter(manifest.report.drift.values()))
     assert 0 < drift.since_learned < 2

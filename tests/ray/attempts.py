@@ -101,7 +101,7 @@ def wait_until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def ray_processes(stack: LocalStack, name: str) -> list[psutil.Process]:

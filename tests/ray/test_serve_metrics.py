@@ -30,8 +30,8 @@ SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 STARTING_SECONDS = 300.0
 COMPARED = 64
-# Three times as long as Ray keeps a gauge that is not set again.
-QUIET_SECONDS = 60.0
+# More than twice as long as Ray keeps a gauge that is not set again, which is 20 s.
+QUIET_SECONDS = 45.0
 # What is set when it changes, and not by each request.
 OF_MODEL = f'{{model="{MODEL}"}}'
 GAUGES = {

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ray
 
 QUICK = TrainingSpec(epochs=1)
 # For some checkpoints, of which the session's stack takes five a second.
-LONG = TrainingSpec(epochs=120, learning_rate=1e-4)
+LONG = TrainingSpec(epochs=50, learning_rate=1e-4)
 # Longer than it takes to stop it.
 VERY_LONG = TrainingSpec(epochs=1000, learning_rate=1e-4)
 WILD = TrainingSpec(epochs=1, temperature=1e-40)

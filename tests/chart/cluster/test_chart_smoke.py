@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deploy.smoke import smoke
-from tests.chart.release import CHART, ROOT, Object, Release, environment_of
+from tests.chart.release import CHART, ROOT, Object, Release, each_release, environment_of
 
 STREAM = ROOT / "examples" / "stream"
 
@@ -23,6 +23,7 @@ def _arguments(release: Release) -> dict[str, str]:
     return dict(option.removeprefix("--").split("=", 1) for option in options)
 
 
+@each_release()
 def test_helm_runs_it_when_it_is_asked_to(release: Release) -> None:
     assert _pod(release)["metadata"]["annotations"]["helm.sh/hook"] == "test"
     assert _pod(release)["spec"]["restartPolicy"] == "Never"
@@ -38,6 +39,7 @@ def test_it_runs_the_script_that_checks_every_deployment(trial: Release) -> None
     assert volume["configMap"]["name"] == config_map["metadata"]["name"]
 
 
+@each_release()
 def test_it_asks_the_services_of_the_release(release: Release) -> None:
     arguments = _arguments(release)
     service = release.one("Service", "demo-cmcl")

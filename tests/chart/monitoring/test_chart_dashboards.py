@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.service.telemetry.samples import every_family
 
 from tests.chart.release import CHART, ROOT, Release
 from tests.deploy.promtool import NoPromtool, run_promtool
+from tests.unit.service.telemetry.samples import every_family
 
 FOLDER = ROOT / "deploy" / "dashboards"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

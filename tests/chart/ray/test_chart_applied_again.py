@@ -12,7 +12,7 @@ from typing import Any
 import helm_python
 import pytest
 
-from tests.chart.release import Object, Release, render, values_of
+from tests.chart.release import Object, Release, each_release, render, values_of
 
 RAY = ("RayService", "RayCluster")
 QUANTITIES = {"requests", "limits"}
@@ -70,6 +70,7 @@ def _ray_objects(release: Release) -> dict[str, Object]:
     return {item["metadata"]["name"]: item["spec"] for item in release.of_kind(*RAY)}
 
 
+@each_release()
 def test_kuberay_changes_nothing_that_helm_applied(release: Release) -> None:
     applied = _ray_objects(release)
     assert applied

@@ -5,7 +5,7 @@ import re
 import helm_python
 import pytest
 
-from tests.chart.release import BUCKET, ROOT, Object, Release, render
+from tests.chart.release import BUCKET, ROOT, TWO_CLUSTERS, Object, Release, each_release, render
 from workers.train.settings import TrainSettings
 
 
@@ -86,16 +86,18 @@ def test_ranks_say_before_they_go_where_that_is_wanted() -> None:
     assert "lifecycle" not in head["containers"][0], "nothing outlives the head"
 
 
-def test_ranks_and_replicas_stay_off_the_heads(two_clusters: Release) -> None:
-    for cluster in (_training(two_clusters), _serving(two_clusters)["rayClusterConfig"]):
+@each_release(*TWO_CLUSTERS)
+def test_ranks_and_replicas_stay_off_the_heads(release: Release) -> None:
+    for cluster in (_training(release), _serving(release)["rayClusterConfig"]):
         assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
-def test_service_submits_to_the_training_head(two_clusters: Release) -> None:
-    name = two_clusters.of_kind("RayCluster")[0]["metadata"]["name"]
-    ports = _training(two_clusters)["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+@each_release(*TWO_CLUSTERS)
+def test_service_submits_to_the_training_head(release: Release) -> None:
+    name = release.of_kind("RayCluster")[0]["metadata"]["name"]
+    ports = _training(release)["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
     dashboard = {port["name"]: port["containerPort"] for port in ports}["dashboard"]
-    assert two_clusters.settings()["CMCL_RAY_ADDRESS"] == f"http://{name}-head-svc:{dashboard}"
+    assert release.settings()["CMCL_RAY_ADDRESS"] == f"http://{name}-head-svc:{dashboard}"
 
 
 @pytest.mark.parametrize(("chosen", "secret"), [("", "demo-cmcl-training"), ("ours", "ours")])
@@ -110,19 +112,22 @@ def test_service_has_the_token_of_the_cluster(chosen: str, secret: str) -> None:
     assert token == {"name": secret, "key": "auth_token"}
 
 
-def test_both_clusters_ask_for_a_token(two_clusters: Release) -> None:
-    for cluster in (_training(two_clusters), _serving(two_clusters)["rayClusterConfig"]):
+@each_release(*TWO_CLUSTERS)
+def test_both_clusters_ask_for_a_token(release: Release) -> None:
+    for cluster in (_training(release), _serving(release)["rayClusterConfig"]):
         assert cluster["authOptions"]["mode"] == "token"
 
 
-def test_ray_objects_name_the_ray_of_the_image(two_clusters: Release) -> None:
+@each_release(*TWO_CLUSTERS)
+def test_ray_objects_name_the_ray_of_the_image(release: Release) -> None:
     lock = (ROOT / "deploy" / "requirements" / "worker.lock").read_text()
     installed = re.search(r"^ray==([\d.]+)", lock, re.MULTILINE)
     assert installed is not None
-    for cluster in (_training(two_clusters), _serving(two_clusters)["rayClusterConfig"]):
+    for cluster in (_training(release), _serving(release)["rayClusterConfig"]):
         assert cluster["rayVersion"] == installed[1]
 
 
+@each_release()
 def test_probes_need_no_program_in_the_image(release: Release) -> None:
     for where, template in release.pod_templates().items():
         container = template["spec"]["containers"][0]
@@ -131,6 +136,7 @@ def test_probes_need_no_program_in_the_image(release: Release) -> None:
             assert "httpGet" in container["readinessProbe"]
 
 
+@each_release()
 def test_a_new_chart_alone_restarts_no_ray_pod(release: Release) -> None:
     for where, template in release.pod_templates().items():
         if where.startswith("Ray"):

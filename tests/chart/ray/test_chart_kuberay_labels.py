@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.chart.release import Object, Release
+from tests.chart.release import Object, Release, each_release
 
 # ray-operator/controllers/ray/common/service.go (HeadServiceLabels) and pod.go (labelPod), KubeRay 1.6:
 # a Service for the head of a RayService has these and no others, whatever the pod's template says.
@@ -25,6 +25,7 @@ def _heads(release: Release) -> list[Object]:
     return [spec["headGroupSpec"]["template"] for spec in specs]
 
 
+@each_release()
 def test_the_service_of_a_head_finds_it(release: Release) -> None:
     heads = _heads(release)
     assert heads
@@ -40,12 +41,14 @@ def test_a_label_that_hides_the_head_would_be_caught(trial: Release, label: str)
     assert (KUBERAYS.items() <= found.items()) is (label == "ray.io/node-type")
 
 
+@each_release()
 def test_no_ray_pod_has_a_label_that_is_kuberays(release: Release) -> None:
     for where, template in release.pod_templates().items():
         if where.startswith("Ray"):
             assert not KUBERAYS.keys() & template["metadata"]["labels"].keys()
 
 
+@each_release()
 def test_pods_are_selected_by_labels_that_they_have(release: Release) -> None:
     """Whatever the chart selects by, some pod of it carries; a RayJob's pods come later."""
     pods = [template["metadata"]["labels"] for template in release.pod_templates().values()]

@@ -10,6 +10,7 @@ from service.events.webhook_secrets import new_key
 from service.settings import Settings
 from tests.chart.release import (
     Release,
+    each_release,
     environment_of,
     is_uninstall_hook,
     render,
@@ -18,6 +19,7 @@ from tests.chart.release import (
 from workers.serve.settings import ServeArgs
 
 
+@each_release()
 def test_service_selects_its_own_pods_only(release: Release) -> None:
     selector = release.one("Service", "demo-cmcl")["spec"]["selector"]
     deployment = release.one("Deployment", "demo-cmcl")["spec"]
@@ -30,6 +32,7 @@ def test_service_selects_its_own_pods_only(release: Release) -> None:
     assert selected == ["Deployment demo-cmcl spec/template"]
 
 
+@each_release()
 def test_the_selector_stays_as_it_was_released(release: Release) -> None:
     """Kubernetes refuses an upgrade that changes it."""
     assert release.one("Deployment", "demo-cmcl")["spec"]["selector"]["matchLabels"] == {
@@ -53,6 +56,7 @@ def test_service_reaches_the_port_that_listens() -> None:
     assert release.settings()["CMCL_PORT"] == "9000"
 
 
+@each_release()
 def test_probes_ask_the_health_routes(release: Release) -> None:
     container = release.container("service")
     asked = {
@@ -185,12 +189,14 @@ def test_an_endpoint_that_nobody_could_ask_is_refused() -> None:
         render({"access": {"endpoint": {"publicKey": public}}})
 
 
+@each_release()
 def test_the_service_tells_the_endpoint_of_changes(release: Release) -> None:
     name = release.of_kind("RayService")[0]["metadata"]["name"]
     expected = f"http://{name}-serve-svc:8000"
     assert release.settings()["CMCL_EMBEDDINGS_URL"] == expected
 
 
+@each_release()
 def test_a_key_is_always_asked_for(release: Release) -> None:
     assert release.settings()["CMCL_AUTH"] == "on"
     assert "exec deployment/demo-cmcl -- python -m service keys create" in release.notes
@@ -201,6 +207,7 @@ def test_tokens_for_any_audience_are_refused() -> None:
         render({"access": {"oidc": {"issuer": "https://login.example.org"}}})
 
 
+@each_release()
 def test_kubernetes_adds_no_variables_of_its_own(release: Release) -> None:
     for template in release.pod_templates().values():
         assert template["spec"]["enableServiceLinks"] is False
@@ -248,6 +255,7 @@ def test_its_service_can_be_one_of_the_cloud() -> None:
     assert service["metadata"]["annotations"] == annotations
 
 
+@each_release()
 def test_notes_name_objects_that_exist(release: Release) -> None:
     assert "rollout status deployment/demo-cmcl\n" in release.notes
     assert "Only uploaded datasets" not in release.notes

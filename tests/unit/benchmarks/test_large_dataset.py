@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from benchmarks.large.data import write_dataset
 from benchmarks.large.page import draw, markdown
-from benchmarks.large_dataset import main
 from workers.train.data.reader import read_rows
 
 DOCUMENT = {
@@ -48,10 +46,3 @@ def test_page_and_picture_tell_the_run(tmp_path: Path) -> None:
     assert "| seconds | 9.5 |" in page
     draw(DOCUMENT, tmp_path / "large.png")
     assert (tmp_path / "large.png").stat().st_size > 10_000
-
-
-def test_mistakes_are_answered_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["--rows", "none"])
-    assert stopped.value.code == 2
-    assert "'none' is no whole number" in capsys.readouterr().err

@@ -1,8 +1,6 @@
 """The re-indexing benchmark on three datasets of 64 rows: its figures against brute force."""
 
-import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -149,40 +147,3 @@ def test_the_last_line_has_every_policy_and_figure(answer: Answer) -> None:
         assert method["mean"]["drift_predicted"] == pytest.approx(sum(values) / len(values))
     drifts = {method["mean"]["drift_predicted"] for method in document["methods"].values()}
     assert len(drifts) == len(POLICIES)
-
-
-def test_results_lie_in_the_folder_that_was_named(answer: Answer, folder: Path) -> None:
-    out = folder.parent / "out"
-    assert json.loads((out / "reindex-tiny-6.json").read_text()) == answer.document
-    page = (out / "reindex-tiny-6.md").read_text()
-    for part in ("## Question\nMust stored", "## Machine", "## Configuration", "## Result"):
-        assert part in page
-    table = [line for line in page.splitlines() if line.startswith("| ")]
-    assert len(table) == len(POLICIES) * (1 + len(NAMES))
-    assert len({line.count("|") for line in table}) == 1
-
-
-def test_the_same_seed_gives_the_same_document(answer: Answer, folder: Path) -> None:
-    again = run(folder, "--width", "6", "--epochs", "2", "--json", "--out", folder.parent / "two")
-    assert again.document == answer.document
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["nowhere"], "nowhere: there is no such folder"),
-        (["DIR", "--width", "1"], "width: Input should be greater"),
-        (["DIR", "--epochs", "0"], "epochs: Input should be"),
-        (["ONE"], "it has 1 dataset, nothing is learned after it"),
-    ],
-)
-def test_a_mistake_is_answered_in_one_line(
-    folder: Path, tmp_path: Path, arguments: Sequence[str], words: str
-) -> None:
-    one = write_stream(tmp_path / "one", NAMES[:1])
-    places = {"DIR": str(folder), "ONE": str(one)}
-    answer = run(*(places.get(argument, argument) for argument in arguments))
-    assert (answer.status, answer.stdout) == (2, "")
-    (line,) = answer.stderr.splitlines()
-    assert line.startswith("benchmarks.reindex: ")
-    assert words in line

@@ -44,9 +44,3 @@ def test_the_page_has_the_figures_of_the_document(answer: Answer, folder: Path) 
     for swap in answer.document["swaps"]:
         assert f"{100 * swap['after']:.1f}" in page
     assert page in answer.stdout
-
-
-def test_a_folder_that_is_no_stream_is_refused_in_one_line(folder: Path) -> None:
-    answer = answer_of(main, folder / "nothing")
-    assert answer.status == 2
-    assert len(answer.stderr.splitlines()) == 1

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.soak.processes import Looks
-from benchmarks.training_soak import _draw, _markdown, main
+from benchmarks.training_soak import _draw, _markdown
 
 JOBS, SINCE = 40, 10
 
@@ -50,9 +50,3 @@ def test_growth_is_told_with_its_interval(document: dict[str, Any]) -> None:
 def test_the_picture_is_drawn(document: dict[str, Any], tmp_path: Path) -> None:
     _draw(document, tmp_path / "soak.png")
     assert (tmp_path / "soak.png").stat().st_size > 0
-
-
-def test_too_few_models_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["--models", "2"])
-    assert capsys.readouterr().err.strip().endswith("2 is too few: at least 3")

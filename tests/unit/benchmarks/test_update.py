@@ -55,18 +55,6 @@ def test_last_line_has_every_field(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [part for part in parts if part not in page] == []
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("--width", "0"), ("--batches", "64,x"), ("--repeats", "-1")]
-)
-def test_numbers_that_are_none_are_refused_in_one_line(
-    option: str, value: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([option, value])
-    assert stopped.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
-
-
 def test_masked_update_is_plain_where_nothing_is_blocked() -> None:
     setting = random_setting(WIDTH, 64)
     free = everything_free(WIDTH, WIDTH)

@@ -1,0 +1,67 @@
+"""Every benchmark as a command: it can be imported, knows its options and refuses others in one line."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+
+import pytest
+
+import benchmarks
+from tests.unit.benchmarks.command import Main, answer_of
+
+# The names of those that the Makefile and the pages of results run, so that none is lost unseen.
+NAMES = {
+    *(
+        "chaos",
+        "control_plane",
+        "isolation",
+        "large_dataset",
+        "rank_invariance",
+        "reindex",
+        "scale",
+    ),
+    *("search_follows", "serving", "serving_chaos", "serving_swaps", "stream", "training_faults"),
+    *("training_rate", "training_soak", "update"),
+}
+
+
+def scripts() -> Iterator[tuple[str, Main]]:
+    """Each module, or `__main__` of a package, right in benchmarks/ that has a `main`."""
+    for each in pkgutil.iter_modules(benchmarks.__path__):
+        module = importlib.import_module(f"benchmarks.{each.name}")
+        if each.ispkg and importlib.util.find_spec(f"{module.__name__}.__main__"):
+            module = importlib.import_module(f"{module.__name__}.__main__")
+        if hasattr(module, "main"):
+            yield each.name, module.main
+
+
+def test_every_benchmark_tells_its_options_and_refuses_others_in_one_line() -> None:
+    found = dict(scripts())
+    assert found.keys() == NAMES
+    for name, main in found.items():
+        told = answer_of(main, "--help")
+        assert (told.status, told.stderr) == (0, ""), name
+        assert f"python -m benchmarks.{name}" in told.stdout
+        refused = answer_of(main, "--none")
+        assert (refused.status, refused.stdout) == (2, ""), name
+        assert len(refused.stderr.splitlines()) == 1, name
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("large_dataset", ["--rows", "none"], "'none' is no whole number"),
+        ("training_soak", ["--models", "2"], "2 is too few: at least 3"),
+        ("isolation", ["--attacks", "endless-heads,none"], "'none' is none of endless-heads"),
+        ("search_follows", ["nowhere"], "nowhere: there is no such folder"),
+        ("reindex", ["nowhere"], "nowhere: there is no such folder"),
+        ("stream", ["nowhere", "--methods", "vanilla,magic"], "unknown method 'magic'"),
+        ("stream", ["nowhere", "--seeds", "0"], "'0' is no whole number of at least 1"),
+        ("update", ["--batches", "64,x"], "'x' is no whole number"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(name: str, arguments: list[str], words: str) -> None:
+    answer = answer_of(dict(scripts())[name], *arguments)
+    assert (answer.status, answer.stdout) == (2, "")
+    (line,) = answer.stderr.splitlines()
+    assert words in line
