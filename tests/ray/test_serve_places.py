@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from workers.serve.app import build
-from workers.serve.placement import ENCODER, REPLICA, one_of
+from workers.serve.placement import ENCODER, REPLICA, at_most_per_node
 
 TEXT = {"modality": "text", "kind": "synthetic", "width": 8, "num_cpus": 2.5}
 STORE = {"store": "s3://bucket/cmcl", "encoders": [TEXT]}
@@ -37,7 +37,7 @@ def test_a_node_that_comes_late_gets_its_replica_and_an_update_finds_room() -> N
 
 def test_a_node_has_room_for_its_share_and_no_more() -> None:
     for per_node in range(1, 101):
-        booked = one_of(REPLICA, per_node, "x")["resources"]
+        booked = at_most_per_node(REPLICA, per_node, "x")["resources"]
         assert booked.pop(REPLICA) == 1
         (share,) = booked.values()
         in_grains = round(share * 10_000)
