@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +117,16 @@ def test_every_argument_of_the_application_can_be_chosen() -> None:
 
 def test_all_arguments_arrive_as_they_were_chosen() -> None:
     # Each of them another, so that one that arrives in the place of another is seen.
+    numbers = sorted(set(ServeArgs.model_fields) - ELSEWHERE - {"trusted_proxies"})
     chosen = {
-        name: 2 * (DEFAULTS[_camel(name)] or 1) + number
-        for number, name in enumerate(sorted(set(ServeArgs.model_fields) - ELSEWHERE))
+        name: 2 * (DEFAULTS[_camel(name)] or 1) + number for number, name in enumerate(numbers)
     }
     assert len(set(chosen.values())) == len(chosen)
     args = {_camel(name): value for name, value in chosen.items()}
+    args["trustedProxies"] = ["10.244.0.0/16"]
     told = ServeArgs.model_validate(render({"serving": {"args": args}}).serve_args())
     assert {name: getattr(told, name) for name in chosen} == chosen
+    assert told.trusted_proxies == (IPv4Network("10.244.0.0/16"),)
 
 
 def test_chart_and_application_have_the_same_defaults() -> None:
@@ -149,7 +152,7 @@ def test_an_endpoint_that_is_open_is_asked_for_by_any_name() -> None:
 def test_bounds_are_those_of_the_application() -> None:
     fields = ServeArgs.model_json_schema()["properties"]
     schema = SCHEMA["properties"]["serving"]["properties"]["args"]["properties"]
-    for name in set(fields) - ELSEWHERE - {"poll_seconds"}:
+    for name in set(fields) - ELSEWHERE - {"poll_seconds", "trusted_proxies"}:
         ours = _resolved(schema[_camel(name)])
         bounds = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
         assert {key: ours[key] for key in bounds & ours.keys()} == {
