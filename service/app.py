@@ -54,7 +54,7 @@ from service.launchers.circuit_breaker import CircuitBreaker
 from service.launchers.kuberay.resource import Site, read_pod_templates
 from service.launchers.port import Launcher
 from service.launchers.ray_jobs import Driver, RayJobLauncher
-from service.loops import Loop
+from service.loops import Loop, MemoryReleaser
 from service.maintenance.backup import BackupWriter
 from service.maintenance.gc import GarbageCollector
 from service.registry.announcer import Announcer
@@ -285,6 +285,7 @@ def _loops(context: Context, reconciler: Reconciler) -> list[Loop]:
         PreflightReconciler(context),
         _deliverer(context),
         GarbageCollector(context),
+        MemoryReleaser(),
         BackupWriter(context),
     ]
     if context.settings.embeddings_url:

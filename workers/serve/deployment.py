@@ -12,6 +12,7 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
+from workers.memory import release_memory_every
 from workers.serve.announcements import Listener
 from workers.serve.api.admission import Admission
 from workers.serve.api.app import create_api
@@ -38,6 +39,7 @@ from workers.storage.uris import open_store
 # Longer than any product takes, and shorter than Serve waits for an answer (30 s).
 _STUCK_SECONDS = 20.0
 _SWITCH_SECONDS = 0.001
+_RELEASE_SECONDS = 20.0
 
 
 class Embedder:
@@ -54,6 +56,7 @@ class Embedder:
         # loop needs it, which is several times in a request.
         sys.setswitchinterval(_SWITCH_SECONDS)
         install_protocol()
+        release_memory_every(_RELEASE_SECONDS)
         self._args = args
         self._encoders = encoders_behind(args.encoders, encoders)
         self._store = open_store(args.store)

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from service.database.queries import jobs
 from service.jobs.reconciler import STEPS
 from service.states import (
     CANCELLABLE,
@@ -14,6 +15,7 @@ from service.states import (
     JobState,
     check_move,
 )
+from tests.fakes.control_plane import ControlPlane
 
 PAIRS = list(itertools.product(JobState, JobState))
 
@@ -54,3 +56,17 @@ def test_every_state_can_be_reached() -> None:
     for _ in JobState:
         reached |= {target for state in reached for target in LEGAL_MOVES[state]}
     assert reached == set(JobState)
+
+
+def test_a_job_that_moved_since_it_was_read_does_not_move_again(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    seen = plane.job(job)
+    now = plane.context.clock()
+    with plane.context.database.write() as connection:
+        assert jobs.request_cancel(connection, seen, now)
+        assert not jobs.request_cancel(connection, seen, now)
+        assert not jobs.finish(connection, seen, JobState.CANCELLED, now)
+        jobs.set_message(connection, seen, "of the one that came late")
+    left = plane.job(job)
+    assert (left.state, left.revision) == (JobState.QUEUED, seen.revision + 1)
+    assert left.message is None

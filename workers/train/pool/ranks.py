@@ -4,7 +4,6 @@ Three kinds of processes run this code: the actor starts the run, Ray Train's co
 failures of the group, and each rank trains one attempt after another.
 """
 
-import ctypes
 import gc
 import os
 import threading
@@ -13,7 +12,6 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.train.torch
 import torch
@@ -37,6 +35,7 @@ from ray.train.v2.api.exceptions import (
 )
 
 from cmcl.contract.errors import NON_RETRYABLE
+from workers.memory import release_memory
 from workers.train.distributed import World, barrier, world
 from workers.train.job import train_dataset
 from workers.train.pool.protocol import ACTOR_NAME, NAMESPACE, PoolSetup
@@ -148,21 +147,15 @@ def _train(assignment: Assignment, actor: Any, here: World, device: torch.device
             ray.get(actor.attempt_done.remote(assignment.number))
     finally:
         # After the outcome is reported, so that its job does not wait for this.
-        release_memory(device)
+        release_device_memory(device)
 
 
-def release_memory(device: torch.device) -> None:
-    """Return freed memory to the system and the GPU: the next attempt may come in an hour.
-
-    glibc keeps memory that was freed between blocks in use: 240 MiB after the example stream.
-    """
+def release_device_memory(device: torch.device) -> None:
+    """Return freed memory to the system and the GPU: the next attempt may come in an hour."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    pa.default_memory_pool().release_unused()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc only
-        trim(0)
+    release_memory()
 
 
 def _import_optimizer() -> None:

@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from workers.train.pool.ranks import release_memory
+from workers.train.pool.ranks import release_device_memory
 
 PIECES, FLOATS = 200, 1 << 18
 MIB = PIECES * FLOATS * 4 >> 20
@@ -25,6 +25,6 @@ def test_memory_that_was_freed_goes_back_to_the_system() -> None:
     stay = [small for _, small in pieces]
     del pieces
     before = own_mib()
-    release_memory(torch.device("cpu"))
+    release_device_memory(torch.device("cpu"))
     assert own_mib() < before - MIB / 2
     assert len(stay) == PIECES
