@@ -32,7 +32,7 @@ from benchmarks.outages.patient import Patient
 from benchmarks.progress import say
 from benchmarks.report import machine
 from cmcl.contract.version import LivePointer
-from cmcl.proxy import BUFFER_KIB, rays_own
+from cmcl.haproxy import BUFFER_KIB, rays_own
 from workers.storage.uris import open_store
 from workers.storage.versions import write_live
 

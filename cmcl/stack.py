@@ -23,8 +23,8 @@ from typing import Self
 
 import httpx
 
+from cmcl.haproxy import SERVING, places
 from cmcl.ports import HOST, Ports, StackError
-from cmcl.proxy import SERVING, places
 from cmcl.stack_folder import FolderLock, OperatorKeys
 
 # Busy machines import torch and Ray for minutes. A part that ends is told of at once.

@@ -18,7 +18,7 @@ _HOW = """\
   replicas answer at their own doors and HAProxy before them.
 - *Ray's proxy*: HAProxy as Ray sets it, which tries again only where it could not connect. *ours*: it
   holds requests of up to {buffer} KiB and sends them to the other replica where the first one dies
-  before it answers, which is safe as an embedding changes nothing (`cmcl/proxy.py`)."""
+  before it answers, which is safe as an embedding changes nothing (`cmcl/haproxy.py`)."""
 
 
 def markdown(document: Mapping[str, Any]) -> str:

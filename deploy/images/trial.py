@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 
+from cmcl.haproxy import SERVING
 from cmcl.ports import HOST, Ports
-from cmcl.proxy import SERVING
 from deploy.images.buildah import Buildah, Container
 
 _TOKEN = "for-this-trial-alone"  # noqa: S105 - of a cluster on loopback, for a minute

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cmcl.proxy import CONNECTIONS_PER_SOURCE
+from cmcl.haproxy import CONNECTIONS_PER_SOURCE
 from service.app import create_app
 from service.settings import Settings
 from tests.architecture.repository import ROOT
@@ -42,7 +42,7 @@ Read by the training processes from the environment of the Ray nodes (`workers/t
 ## The endpoint's proxy
 
 Read by `cmcl-haproxy` from the environment of the Ray nodes each time that it starts HAProxy
-(`cmcl/proxy.py`; chart: `serving.connectionsPerSource` and `serving.trustedProxies`).
+(`cmcl/haproxy.py`; chart: `serving.connectionsPerSource` and `serving.trustedProxies`).
 
 | variable | default | permitted | meaning |
 |---|---|---|---|

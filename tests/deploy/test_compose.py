@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cmcl.proxy import SERVING
+from cmcl.haproxy import SERVING
 from service.settings import Settings
 from tests.architecture.repository import ROOT
 from workers.serve.settings import ServeArgs

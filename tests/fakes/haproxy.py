@@ -16,8 +16,8 @@ from typing import Any
 
 import psutil
 
+from cmcl.haproxy import SERVING, places
 from cmcl.ports import Ports
-from cmcl.proxy import SERVING, places
 from tests.architecture.repository import ROOT
 
 SECONDS = 60.0
@@ -129,7 +129,14 @@ class Proxy:
 
 def launch(path: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
     """As Ray does."""
-    command = [sys.executable, "-c", "from cmcl.proxy import main; main()", "-db", "-f", str(path)]
+    command = [
+        sys.executable,
+        "-c",
+        "from cmcl.haproxy import main; main()",
+        "-db",
+        "-f",
+        str(path),
+    ]
     return subprocess.Popen(
         command, env={**environment}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )

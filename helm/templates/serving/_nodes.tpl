@@ -4,7 +4,7 @@ part: {{- toYaml .Values.serving | nindent 2 }}
 settings: {{- include "cmcl.servingSettings" . | nindent 2 }}
 {{- end -}}
 
-{{/* As in cmcl/proxy.py, which gives the reasons; a test compares them. */}}
+{{/* As in cmcl/haproxy.py, which gives the reasons; a test compares them. */}}
 {{- define "cmcl.servingSettings" -}}
 {{- $body := .Values.serving.args.bodySeconds | ceil | int -}}
 {{- $queue := .Values.serving.args.queueSeconds | ceil | int -}}

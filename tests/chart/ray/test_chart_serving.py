@@ -10,7 +10,7 @@ import helm_python
 import httpx
 import pytest
 
-from cmcl.proxy import SERVING, Shares
+from cmcl.haproxy import SERVING, Shares
 from tests.chart.ray.resources import custom_resources
 from tests.chart.release import (
     BUCKET,
@@ -182,7 +182,7 @@ def test_haproxy_is_as_patient_as_the_endpoint_that_it_stands_before() -> None:
     args = {"bodySeconds": 99.5, "queueSeconds": 300}
     variables = environment_of(render({"serving": {"args": args}}).container("serving"))
     prefix = "RAY_SERVE_HAPROXY"
-    # For a body as well (cmcl/proxy.py).
+    # For a body as well (cmcl/haproxy.py).
     assert variables[f"{prefix}_TIMEOUT_CLIENT_S"] == "100"
     # The longest that a request may ask for comes on top of its body; a proxy that is replaced ends
     # as late as a replica.

@@ -38,7 +38,7 @@ from workers.serve.errors import (
 )
 
 IDEMPOTENCY_KEY = "idempotency-key"
-# Set by the proxy, the same in all attempts at one request (cmcl/proxy.py).
+# Set by the proxy, the same in all attempts at one request (cmcl/haproxy.py).
 UNIQUE_ID = "x-unique-id"
 REVISION = "x-collection-revision"
 MIN_REVISION = "x-min-collection-revision"

@@ -211,7 +211,7 @@ class _Sections:
         return found[0]
 
 
-_OTHER_RAY = "this release of Ray writes HAProxy's configuration in another way (cmcl/proxy.py)"
+_OTHER_RAY = "this release of Ray writes HAProxy's configuration in another way (cmcl/haproxy.py)"
 
 
 def find_haproxy() -> str:

@@ -13,8 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from cmcl.ports import Ports
-from cmcl.proxy import (
+from cmcl.haproxy import (
     ANSWER_SECONDS,
     BODY_SECONDS,
     BUFFER_KIB,
@@ -26,6 +25,7 @@ from cmcl.proxy import (
     Shares,
     bounded,
 )
+from cmcl.ports import Ports
 from tests.architecture.repository import ROOT
 from tests.fakes.haproxy import (
     ADDRESS,
@@ -230,7 +230,7 @@ def test_an_invalid_setting_ends_the_start_with_its_name(
 
 def test_the_program_that_ray_starts_is_installed() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts[PROGRAM] == "cmcl.proxy:main"
+    assert scripts[PROGRAM] == "cmcl.haproxy:main"
     assert SERVING["RAY_SERVE_HAPROXY_BINARY_PATH"] == f"/opt/cmcl/bin/{PROGRAM}"
 
 
