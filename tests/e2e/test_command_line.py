@@ -93,7 +93,7 @@ def test_embedding_comes_with_its_version(
 
 
 def test_promoting_names_the_new_generation(cmcl: CommandLine, published: str) -> None:
-    assert "version 1 answers (generation" in cmcl("promote", published, "1", "--reason", "why not")
+    assert "version 1 is live (generation" in cmcl("promote", published, "1", "--reason", "why not")
     assert re.search(r"│ 1\s+│ 1\s+│ -\s+│ published", cmcl("history", published))
 
 

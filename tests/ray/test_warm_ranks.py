@@ -85,7 +85,7 @@ def test_another_number_of_ranks_is_another_group_and_what_fails_alike_is_not_tr
     assert ended(attempts.start("wild-alone", 0, WILD, *ALONE)) == 1
     wait_until(lambda: driver_log().count(_GROUP_OF_ONE) > before)
     assert driver_log().count(_GROUP_OF_ONE) == before + 1
-    assert "CMCL_RANKS is 2 for the ranks that stay and 1 for this attempt" in driver_log()
+    assert "CMCL_RANKS is 2 in the pool and 1 for this attempt" in driver_log()
     # The group of two makes room: all that it held is free.
     wait_until(lambda: not ray_processes(stack, "ray::PoolActor") and not ranks(stack))
 

@@ -117,7 +117,7 @@ def test_a_cluster_that_keeps_refusing_ends_it(asking: Asking) -> None:
     assert asking.view(asked)["state"] == "queued"
     assert "waiting" in asking.view(asked)["message"]
     asking.plane.clock.advance(601)
-    assert "does not take it" in (asking.tick_to(asked, FAILED).message or "")
+    assert "refused" in (asking.tick_to(asked, FAILED).message or "")
 
 
 def test_an_outage_is_waited_for(asking: Asking) -> None:
