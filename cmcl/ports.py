@@ -11,7 +11,7 @@ _PORTS = range(20_000, 30_000)
 
 
 class StackError(Exception):
-    """A part of the local stack cannot start. The message names its log, or what to choose anew."""
+    """A part of the local stack cannot start. The message names its log, or the option to change."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """The whole system on this machine: a Ray head, the embeddings endpoint and the control plane.
 
-Each is a child process in a group of its own, so that stopping takes exactly what was started here
-and no other Ray on the machine (`ray stop` would take them all).
+Each part is a child process in its own process group, so that stopping ends exactly what was started here.
+`ray stop` would end every Ray on the machine.
 
-Other users of the machine reach none of its files: Ray opens its own folder to everybody, and puts the
-socket there by which HAProxy is steered, so all of it is in a private folder.
+Other users of the machine cannot read any file of the stack. Ray gives its folder the mode 0777, and HAProxy's
+administration socket is in it, so everything is in a private folder.
 """
 
 import os
@@ -27,7 +27,7 @@ from cmcl.haproxy import SERVING, places
 from cmcl.ports import HOST, Ports, StackError
 from cmcl.stack_folder import FolderLock, OperatorKeys
 
-# Busy machines import torch and Ray for minutes. A part that ends is told of at once.
+# A busy machine imports torch and Ray for minutes. A part that ends is reported at once.
 _READY_SECONDS = 300.0
 _STOP_SECONDS = 5.0
 _PRIVATE = 0o700
@@ -43,12 +43,12 @@ _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-    # Each of these questions is a task that Ray's head remembers, 4 KB of it, by default 100,000 of them.
+    # Each check is a task of 4 KB that Ray's head stores, by default 100,000 of them.
     "RAY_task_events_max_num_task_in_gcs": "10000",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
-    # Nobody takes this machine away; a process less for each group of ranks.
+    # A local machine is not preempted. Saves one process per group of ranks.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # By default all of Ray's workers are at 15, and starve beside whatever else the machine does.
+    # The default of 15 lets Ray's workers starve beside other processes.
     "RAY_worker_niceness": "0",
     **SERVING,
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
@@ -57,7 +57,7 @@ _RAY = {
 
 @dataclass
 class LocalStack:
-    """Everything under one folder: database, store, logs. Starting again goes on with it."""
+    """A stack with its database, store and logs in one folder. A later start continues with them."""
 
     folder: Path
     ports: Ports
@@ -161,7 +161,7 @@ class LocalStack:
             "ray",
             [
                 *(str(program), "start", "--head", "--block", "--disable-usage-stats"),
-                # A folder of its own: in the common one stands the address of the Ray that started
+                # Its own folder: the common one has the address of the Ray that started
                 # last, and the jobs of every other Ray on the machine would go there. Ray gives it the
                 # mode 0777, so it lies in one that is private.
                 f"--temp-dir={self._sockets.name}/ray",
@@ -169,7 +169,7 @@ class LocalStack:
                 *(f"--dashboard-port={self.ports.dashboard}", "--include-dashboard=true"),
                 # Jobs go through it. Its default port is taken where another Ray runs; 0: any free one.
                 "--dashboard-agent-listen-port=0",
-                # Nobody uses it, and if its port were taken the node would end.
+                # Not used, but the node would end if its port were taken.
                 f"--ray-client-server-port={self.ports.ray_client}",
                 f"--num-cpus={2 * self.ranks + 4 + 2 * len(self.encoders)}",
                 "--object-store-memory=200000000",
@@ -255,14 +255,14 @@ class LocalStack:
             self._lock = None
 
     def _end_strays(self) -> None:
-        """HAProxy has a session of its own, so it can outlive the Ray that started it."""
+        """Kill what outlived Ray: HAProxy runs in its own session."""
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 command = (entry / "cmdline").read_bytes().decode(errors="replace")
                 if self._sockets.name in command.split("\0", 1)[-1]:
                     os.kill(int(entry.name), signal.SIGKILL)
             except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue  # It ended meanwhile, or is not ours.
+                continue  # It has ended, or belongs to another user.
 
     def ended(self) -> list[str]:
         """Names of parts that are no longer running."""

@@ -12,7 +12,7 @@ from cmcl.ports import StackError
 
 
 class FolderLock:
-    """An exclusive lock of a stack's folder; it ends with this process, whatever becomes of it."""
+    """An exclusive lock of a stack's folder. The system releases it when this process ends."""
 
     def __init__(self, folder: Path) -> None:
         """Raises StackError while another process has it."""
