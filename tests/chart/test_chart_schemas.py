@@ -17,7 +17,7 @@ needs_crds = pytest.mark.skipif(
 
 
 @each_release()
-def test_kubernetes_knows_every_field(release: Release) -> None:
+def test_every_field_is_in_the_schema_of_kubernetes(release: Release) -> None:
     items = [
         item for item in release.objects.values() if item["kind"] not in OF_KUBERAY | OF_OTHERS
     ]

@@ -97,7 +97,7 @@ def test_no_image_floats(release: Release) -> None:
 
 
 @each_release()
-def test_every_pod_asks_for_memory_and_has_a_limit(release: Release) -> None:
+def test_every_pod_requests_memory_and_has_a_limit(release: Release) -> None:
     for template in release.pod_templates().values():
         resources = template["spec"]["containers"][0]["resources"]
         assert {"cpu", "memory"} <= set(resources["requests"])

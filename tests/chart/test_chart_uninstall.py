@@ -54,7 +54,7 @@ def test_it_finds_what_the_release_has(release: Release) -> None:
         assert f"{item['kind'].lower()}s" in PLURALS
 
 
-def test_it_may_do_what_it_does_and_no_more(trial: Release, api: KubernetesApi) -> None:
+def test_its_permissions_are_exactly_those_it_uses(trial: Release, api: KubernetesApi) -> None:
     api.others[PODS] = {}
     options = [option.replace("=test", "=default") for option in _options(trial)]
     assert main(options, api.connect, lambda _: None) == 0

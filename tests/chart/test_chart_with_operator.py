@@ -62,7 +62,7 @@ def test_values_in_their_places_reach_the_charts(with_parts: helm_python.Chart) 
     assert 'CMCL_RANKS: "3"' in settings
 
 
-def test_another_chart_may_switch_ours_on_and_off(tmp_path: Path) -> None:
+def test_a_parent_chart_may_enable_and_disable_this_chart(tmp_path: Path) -> None:
     """By the usual condition of a dependency, `cmcl.enabled`, which Helm leaves among our values."""
     folder = tmp_path / "umbrella"
     shutil.copytree(CHART, folder / "charts" / "cmcl")

@@ -87,7 +87,7 @@ def test_numbering_does_not_wait_for_open_transactions(database: Database) -> No
     assert len(_told(database, after=1)) == 3
 
 
-def test_many_who_tell_and_number_give_each_event_one_place(database: Database) -> None:
+def test_concurrent_emitters_give_each_event_one_position(database: Database) -> None:
     """A listener beside them sees positions without a gap, in every look."""
     barrier, stop, looks = Barrier(5), [], []
 
@@ -136,7 +136,7 @@ def test_a_place_is_never_given_twice(database: Database) -> None:
             assert events.forget_before(connection, LATER, 10) == 1
 
 
-def test_what_is_rolled_back_is_neither_told_nor_delivered(database: Database) -> None:
+def test_a_rolled_back_event_is_neither_emitted_nor_delivered(database: Database) -> None:
     _webhook(database)
     with database.write() as connection:
         _tell(connection, "scenes")
@@ -249,7 +249,7 @@ def test_claiming_passes_over_what_another_has_locked(database: Database) -> Non
 
 
 @on_postgresql
-def test_whoever_tells_waits_neither_for_senders_nor_for_tellers(database: Database) -> None:
+def test_emitting_waits_neither_for_senders_nor_for_emitters(database: Database) -> None:
     _webhook(database)
     with database.write() as connection:
         _tell(connection, "scenes")
@@ -262,7 +262,7 @@ def test_whoever_tells_waits_neither_for_senders_nor_for_tellers(database: Datab
 
 
 @on_postgresql
-def test_removing_a_webhook_waits_for_those_who_tell_it_something(database: Database) -> None:
+def test_removing_a_webhook_waits_for_concurrent_emitters(database: Database) -> None:
     webhook = _webhook(database)
 
     def remove() -> None:
@@ -295,7 +295,7 @@ def test_of_two_that_sent_the_same_delivery_one_records_it(database: Database) -
     assert (found.attempts, found.status, found.delivered_at) == (1, 204, NOW)
 
 
-def test_a_webhook_that_is_gone_is_told_nothing_more(database: Database) -> None:
+def test_a_removed_webhook_receives_no_deliveries(database: Database) -> None:
     webhook = _webhook(database)
     with database.write() as connection:
         _tell(connection, "scenes")

@@ -78,7 +78,7 @@ def test_nothing_that_matters_is_lost_with_the_database(plane: ControlPlane) -> 
     assert {table: bool(rows) for table, rows in before.items()} == dict.fromkeys(before, True)
 
 
-def test_work_goes_on_where_it_was_after_a_rebuild(plane: ControlPlane) -> None:
+def test_work_continues_after_a_rebuild(plane: ControlPlane) -> None:
     _live_a_little(plane)
     jobs = _leave_things_open(plane)
     plane.record()

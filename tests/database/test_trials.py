@@ -12,7 +12,7 @@ from tests.fakes.replica_words import agreement, observe
 CANDIDATE = "/v1/models/scenes/candidate"
 
 
-def test_a_trial_is_judged_once_by_many(tmp_path: Path, database_url: str) -> None:
+def test_a_canary_is_judged_once_by_concurrent_replicas(tmp_path: Path, database_url: str) -> None:
     plane = ControlPlane(tmp_path, database_url=database_url)
     plane.create_model()
     for name in ("one", "two"):

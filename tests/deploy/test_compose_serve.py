@@ -98,7 +98,7 @@ def test_what_is_served_is_handed_over_once(head: Head) -> None:
     assert told == ["embeddings is deployed", "embeddings is RUNNING"]
 
 
-def test_a_head_that_starts_anew_serves_again(head: Head) -> None:
+def test_a_restarted_head_serves_again(head: Head) -> None:
     def fall() -> None:
         head.is_up = False
 
@@ -183,7 +183,7 @@ def test_sigterm_ends_it_well_while_ray_is_away(tmp_path: Path) -> None:
         assert process.wait(60) == 0
 
 
-def test_sigterm_ends_a_request_that_nobody_answers(tmp_path: Path) -> None:
+def test_sigterm_ends_an_unanswered_request(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(60)
         with _script(tmp_path, silent.getsockname()[1]) as process, silent.accept()[0]:

@@ -83,7 +83,7 @@ def test_two_ranks_learn_a_dataset_in_the_worker(made: dict[str, Any]) -> None:
     assert made["trial"]["smoke"]["ranks"] == 2
 
 
-def test_a_machine_without_buildah_is_told_what_to_install(
+def test_a_missing_buildah_is_reported_with_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -92,7 +92,7 @@ def test_a_machine_without_buildah_is_told_what_to_install(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user is told so before")
-def test_a_machine_where_buildah_may_not_work_is_told_why(
+def test_an_unusable_buildah_is_reported_with_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "buildah"

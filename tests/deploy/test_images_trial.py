@@ -32,7 +32,7 @@ def parts(tmp_path: Path) -> Iterator[list[Part]]:
         yield parts
 
 
-def test_a_part_that_ends_is_told_while_another_waits_for_it(parts: list[Part]) -> None:
+def test_the_end_of_a_part_is_reported_while_another_waits_for_it(parts: list[Part]) -> None:
     _, embeddings = parts
     with pytest.raises(TrialFailed) as told:
         embeddings.wait_for(NOBODY)

@@ -63,7 +63,9 @@ def test_model_is_listed_with_its_live_version(cmcl: CommandLine, published: str
     assert re.search(r"shapes\s+│ 1\s+│ 1\s+│ nullspace │ 256", cmcl("model", "list"))
 
 
-def test_version_tells_what_was_learned_and_what_is_left(cmcl: CommandLine, published: str) -> None:
+def test_a_version_reports_what_was_learned_and_what_is_left(
+    cmcl: CommandLine, published: str
+) -> None:
     assert re.search(r"│ 1\s+│ fashion", cmcl("version", "list", published))
     page = cmcl("version", "show", published, "1")
     assert re.search(r"│ 1\s+│ fashion │ \d\d\.\d", page)

@@ -48,7 +48,7 @@ def stand_before(replica: Replica, method: str, about: str) -> None:
     raise AssertionError(f"{replica.name} never came to {method} {about}")
 
 
-def test_an_old_pointer_that_was_written_late_is_mended(
+def test_an_old_pointer_that_was_written_late_is_repaired(
     world: World, replicas: list[Replica]
 ) -> None:
     """A writes an old live.json over B's newer one, and cannot say so to the database."""
@@ -118,7 +118,7 @@ def test_a_refusal_after_a_lost_reply_leaves_nothing_running(
     assert world.cluster.stopped == [f"{job}-a1"]
 
 
-def test_a_dataset_that_was_mended_keeps_its_files(world: World, replicas: list[Replica]) -> None:
+def test_a_repaired_dataset_keeps_its_files(world: World, replicas: list[Replica]) -> None:
     """A has just found its rows bad; the user mends them and retries, and B learns them."""
     first, second = replicas
     job = world.post(BAD)

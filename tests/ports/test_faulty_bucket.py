@@ -59,7 +59,7 @@ def opened(bucket: FaultyBucket, prefix: str, attempts: int, patience: float = 2
     return S3Store("contract-suite", prefix, client)
 
 
-def test_a_create_whose_answer_was_lost_is_ours(bucket: FaultyBucket, store: S3Store) -> None:
+def test_a_create_whose_response_was_lost_succeeds(bucket: FaultyBucket, store: S3Store) -> None:
     bucket.order("PUT", lost_answer)
     store.create("head", b"ours")
     assert sum(request.startswith("PUT") for request in bucket.requests) == 2
@@ -74,7 +74,7 @@ def test_a_create_that_was_resent_may_still_have_lost(bucket: FaultyBucket, stor
     assert store.read("head") == b"theirs"
 
 
-def test_the_same_bytes_by_somebody_else_are_taken(store: S3Store) -> None:
+def test_the_same_bytes_from_another_writer_are_accepted(store: S3Store) -> None:
     store.create("head", b"equal")
     with pytest.raises(ObjectExists):
         store.create("head", b"equal")
@@ -87,7 +87,7 @@ def test_one_fault_is_waited_out(bucket: FaultyBucket, store: S3Store, fault: Fa
     assert store.read("key") == b"x"
 
 
-def test_silence_is_not_waited_out_for_ever(
+def test_a_silent_connection_times_out(
     bucket: FaultyBucket, store: S3Store, tmp_path: Path
 ) -> None:
     store.put("key", b"x")
@@ -146,7 +146,9 @@ def test_other_bytes_than_promised_are_never_a_shard(
         fetch(ref, tmp_path / "shard")
 
 
-def test_a_verified_read_does_not_believe_the_bucket(bucket: FaultyBucket, store: S3Store) -> None:
+def test_a_verified_read_detects_wrong_bytes_from_the_bucket(
+    bucket: FaultyBucket, store: S3Store
+) -> None:
     store.put("file", LARGE)
     bucket.order("GET", other_bytes)
     with pytest.raises(DigestMismatch, match="not what its manifest promised"):
@@ -178,7 +180,7 @@ def stored_shard(store: S3Store, data: bytes) -> Shard:
     return Shard(uri=f"{store.uri}/shard", bytes=len(data), rows=1, **digests)
 
 
-def test_a_piece_of_a_shard_that_breaks_off_is_asked_for_alone(
+def test_only_the_truncated_piece_of_a_shard_is_read_again(
     bucket: FaultyBucket, store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = bytes(range(256)) * (PIECE_BYTES // 256 + 1)

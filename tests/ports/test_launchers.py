@@ -137,7 +137,7 @@ def test_a_stop_ends_it(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_the_same_id_again_runs_nothing_anew(rig: Rig, ended: bool) -> None:
+def test_the_same_id_again_runs_nothing_twice(rig: Rig, ended: bool) -> None:
     rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     if ended:
         rig.end("job-1-a1", 3)
@@ -147,7 +147,7 @@ def test_the_same_id_again_runs_nothing_anew(rig: Rig, ended: bool) -> None:
     assert rig.launcher.status("job-1-a1") == before
 
 
-def test_what_has_ended_can_be_forgotten(rig: Rig) -> None:
+def test_an_ended_submission_can_be_deleted(rig: Rig) -> None:
     rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     rig.end("job-1-a1", 3)
     _wait_until_ended(rig.launcher, "job-1-a1")
@@ -156,7 +156,7 @@ def test_what_has_ended_can_be_forgotten(rig: Rig) -> None:
     rig.launcher.forget("job-1-a1")
 
 
-def test_what_has_not_ended_is_not_forgotten(rig: Rig) -> None:
+def test_a_running_submission_is_not_deleted(rig: Rig) -> None:
     rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     rig.launcher.forget("job-1-a1")
     assert not rig.launcher.status("job-1-a1").has_ended

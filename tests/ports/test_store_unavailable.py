@@ -200,7 +200,7 @@ def test_links_inside_a_folder_do_not_lead_out_of_it(tmp_path: Path) -> None:
     assert (tmp_path / "secret").read_bytes() == b"secret"
 
 
-def test_a_link_put_in_the_way_while_reading_is_not_followed(tmp_path: Path) -> None:
+def test_a_symlink_created_during_a_read_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "key").write_bytes(b"secret")
     store = LocalStore(tmp_path / "store")

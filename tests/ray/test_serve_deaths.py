@@ -154,7 +154,7 @@ def many_waiting(url: str, version: int) -> Iterator[list[socket.socket]]:
 
 
 @pytest.mark.usefixtures("second")
-def test_many_that_wait_for_a_version_hold_up_nobody(serve_url: str) -> None:
+def test_many_that_wait_for_a_version_do_not_delay_others(serve_url: str) -> None:
     wait_for_version(serve_url, 1)
     with (
         httpx.Client(base_url=serve_url, timeout=SECONDS) as client,

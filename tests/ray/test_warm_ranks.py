@@ -34,7 +34,7 @@ def ranks(stack: LocalStack) -> set[int]:
     return {rank.pid for rank in ray_processes(stack, "RayTrainWorker")}
 
 
-def test_killed_rank_an_attempt_before_and_a_driver_elsewhere_leave_the_bits_of_cold_ranks(
+def test_warm_ranks_give_the_bits_of_cold_ranks_after_a_kill_an_earlier_attempt_and_from_a_remote_driver(
     attempts: Attempts, stack: LocalStack, tmp_path: Path
 ) -> None:
     broken = attempts.start("broken", 1, LONG)
@@ -59,7 +59,7 @@ def test_killed_rank_an_attempt_before_and_a_driver_elsewhere_leave_the_bits_of_
         assert attempts.candidate(job).report.ranks == 2
 
 
-def test_attempt_that_cannot_be_learned_is_told_and_one_that_is_stopped_makes_room(
+def test_a_failed_attempt_is_reported_and_a_stopped_one_frees_its_resources(
     attempts: Attempts,
 ) -> None:
     assert ended(attempts.start("wild", 0, WILD)) == 1

@@ -53,7 +53,7 @@ def test_pods_have_room_for_all_ranks(
 
 
 @pytest.mark.parametrize("name", ["nvidia.com/gpu.shared", "nvidia.com/mig-1g.10gb", "amd.com/x"])
-def test_ray_counts_gpus_whatever_kubernetes_calls_them(name: str) -> None:
+def test_ray_counts_gpus_of_any_kubernetes_resource(name: str) -> None:
     from ray.autoscaler._private.kuberay import autoscaling_config  # takes a second
 
     encoder = {"modality": "text", "kind": "synthetic", "width": 8, "num_gpus": 1}

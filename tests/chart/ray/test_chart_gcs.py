@@ -15,7 +15,7 @@ def _cluster(release: Release) -> Object:
     return spec
 
 
-def test_state_is_in_the_heads_memory_unless_asked_for(trial: Release) -> None:
+def test_state_is_in_the_memory_of_the_head_by_default(trial: Release) -> None:
     assert "gcsFaultToleranceOptions" not in _cluster(trial)
 
 

@@ -52,7 +52,7 @@ def test_there_is_no_cluster_that_waits(queued: Release, production: Release) ->
     assert "RAY_AUTH_TOKEN" not in names
 
 
-def test_the_service_may_do_with_rayjobs_what_it_does_and_no_more(queued: Release) -> None:
+def test_rayjob_permissions_of_the_service_are_exactly_those_it_uses(queued: Release) -> None:
     jobs, owner = queued.one("Role", "demo-cmcl")["rules"]
     assert owner == {
         "apiGroups": [""],
@@ -147,7 +147,9 @@ def test_an_attempt_arrives_at_kubernetes_as_the_values_say(
 
 
 @pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's CRDs are not part of this repository")
-def test_kuberay_knows_every_field_of_an_attempt(queued: Release, tmp_path: Path) -> None:
+def test_every_field_of_an_attempt_is_in_the_schema_of_kuberay(
+    queued: Release, tmp_path: Path
+) -> None:
     assert complaints_of_kuberay(_job(queued, tmp_path)) == []
 
 
@@ -184,7 +186,7 @@ def test_the_pods_of_an_attempt_are_admitted_as_restricted(queued: Release, tmp_
     assert pods.submitter == {}, "KubeRay itself asks the head"
 
 
-def test_a_pod_that_hands_the_command_over_is_restricted_too(tmp_path: Path) -> None:
+def test_the_pod_of_the_submitter_is_restricted_too(tmp_path: Path) -> None:
     values = values_of("queued")
     values["training"]["rayJobs"]["submissionMode"] = "K8sJobMode"
     pods = _pods(render(values), tmp_path)

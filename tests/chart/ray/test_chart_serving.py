@@ -64,7 +64,7 @@ def test_serve_config_imports_what_exists(release: Release) -> None:
 
 
 @each_release()
-def test_replicas_are_told_the_store_of_the_service(release: Release) -> None:
+def test_replicas_use_the_store_of_the_service(release: Release) -> None:
     (application,) = _serve_config(release)["applications"]
     arguments = ServeArgs.model_validate(application["args"])
     assert arguments.store == release.settings()["CMCL_STORE_URI"]
@@ -135,7 +135,7 @@ def test_chart_and_application_have_the_same_defaults() -> None:
     assert told == ServeArgs(**named, replicas_per_node=1)
 
 
-def test_without_keys_the_endpoint_knows_the_names_by_which_it_is_asked() -> None:
+def test_without_keys_the_endpoint_has_its_allowed_host_names() -> None:
     values: Object = {"access": {"endpoint": {"allowedHosts": ["embeddings.example.org"]}}}
     release = render(values)
     hosts = release.serve_args()["allowed_hosts"]
@@ -144,7 +144,7 @@ def test_without_keys_the_endpoint_knows_the_names_by_which_it_is_asked() -> Non
     assert not any("*" in host for host in hosts)
 
 
-def test_an_endpoint_that_is_open_is_asked_for_by_any_name() -> None:
+def test_an_open_endpoint_accepts_any_host_name() -> None:
     told = render({"access": {"endpoint": {"open": True}}}).serve_args()
     assert told["allowed_hosts"] == ["*"]
 
@@ -178,7 +178,7 @@ def test_every_node_that_serves_has_haproxy_and_the_time_to_drain(production: Re
         assert expected.items() <= environment_of(container).items()
 
 
-def test_haproxy_is_as_patient_as_the_endpoint_that_it_stands_before() -> None:
+def test_timeouts_of_haproxy_match_those_of_the_endpoint() -> None:
     args = {"bodySeconds": 99.5, "queueSeconds": 300}
     variables = environment_of(render({"serving": {"args": args}}).container("serving"))
     prefix = "RAY_SERVE_HAPROXY"
@@ -208,7 +208,7 @@ def test_shares_of_connections_are_as_they_were_chosen(serving: Object, expected
 
 # They are read when ray.serve is imported, which warns while it is.
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
-def test_ray_knows_the_variables_of_its_proxy(trial: Release) -> None:
+def test_the_proxy_variables_exist_in_ray(trial: Release) -> None:
     from ray.serve._private import constants
 
     source = Path(constants.__file__).read_text()

@@ -49,7 +49,7 @@ def test_step_equals_the_formula_of_four_passes(radius: float, flatness: float) 
     torch.testing.assert_close(found, g1 + flatness * (g3 - g2))
 
 
-def test_parameters_come_back_bit_for_bit() -> None:
+def test_parameters_are_restored_bit_for_bit() -> None:
     method, context = CFlat(), context_on(IMAGE_TEXT)
     pair = pair_for(method, context)
     before = [change.detach().clone() for change in pair.changes]

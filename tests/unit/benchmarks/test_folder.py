@@ -26,7 +26,7 @@ def test_datasets_come_in_order_of_their_numbers(tmp_path: Path) -> None:
     assert stream.widths == WIDTHS
 
 
-def test_reversed_order_is_the_order_turned_round(folder: Path) -> None:
+def test_the_reversed_order_is_the_order_reversed(folder: Path) -> None:
     stream = read_stream(folder, "reversed")
     assert [one.name for one in stream.datasets] == list(NAMES)[::-1]
 

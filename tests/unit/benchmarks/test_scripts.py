@@ -35,7 +35,7 @@ def scripts() -> Iterator[tuple[str, Main]]:
             yield each.name, module.main
 
 
-def test_every_benchmark_tells_its_options_and_refuses_others_in_one_line() -> None:
+def test_every_benchmark_lists_its_options_and_rejects_others_in_one_line() -> None:
     found = dict(scripts())
     assert found.keys() == NAMES
     for name, main in found.items():

@@ -70,7 +70,7 @@ def test_each_thing_is_seen_once(job: Job) -> None:
     assert len(watch.seen) == 1
 
 
-def test_next_attempt_goes_on_from_the_newest_checkpoint(job: Job, tmp_path: Path) -> None:
+def test_a_next_attempt_resumes_from_its_newest_checkpoint(job: Job, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     job.prepare(tmp_path / "files")
     for updates in (9, 100):

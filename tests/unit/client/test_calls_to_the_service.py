@@ -143,7 +143,7 @@ def test_the_live_version_is_promoted_and_rolled_back_with_its_history(published
     assert published.version("scenes", 1).retired_at is not None
 
 
-def test_a_version_is_tried_shown_and_taken_back(
+def test_a_canary_is_started_shown_and_aborted(
     published: Client, published_plane: ControlPlane
 ) -> None:
     live = published.live("scenes")
@@ -163,7 +163,7 @@ def test_a_version_is_tried_shown_and_taken_back(
     assert event.details["reason"] == "worse on birds"
 
 
-def test_a_trial_is_not_started_if_the_live_version_changed(published: Client) -> None:
+def test_a_canary_is_not_started_if_the_live_version_changed(published: Client) -> None:
     with pytest.raises(CmclError) as caught:
         published.set_candidate("scenes", 1, CanaryPlan(share=0.1), if_generation=1)
     assert caught.value.status == 412

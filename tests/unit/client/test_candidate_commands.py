@@ -13,7 +13,7 @@ def plane(published_plane: ControlPlane) -> ControlPlane:
     return published_plane
 
 
-def test_a_version_is_tried_and_taken_back(cmcl: Cmcl, plane: ControlPlane) -> None:
+def test_a_canary_is_started_and_aborted(cmcl: Cmcl, plane: ControlPlane) -> None:
     said = cmcl("candidate", "set", "scenes", "1", "--share=0.05", "--shadow=0.2", "--min-cosine=0")
     assert "version 1 is on trial (share 0.05, shadow 0.2)" in said
     plane.tick()

@@ -218,7 +218,7 @@ def test_a_rejected_part_is_not_retried() -> None:
 
 
 @pytest.mark.parametrize("state", ["completing", "complete"])
-def test_nothing_is_sent_for_an_upload_that_takes_no_more_parts(
+def test_nothing_is_sent_for_a_closed_upload(
     client: Client, server: RestServer, tmp_path: Path, state: str
 ) -> None:
     path = tmp_path / "a.bin"

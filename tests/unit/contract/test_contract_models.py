@@ -213,6 +213,6 @@ def test_a_dataset_has_shards_and_as_many_rows_as_these() -> None:
         DatasetManifest.model_validate({**DATASET.model_dump(), "shards": ()})
 
 
-def test_every_attempt_has_an_id_of_its_own_at_ray() -> None:
+def test_every_attempt_has_a_unique_ray_submission_id() -> None:
     ids = {submission_id(job, attempt) for job in ("j-1", "j-11") for attempt in (1, 11)}
     assert ids == {"j-1-a1", "j-1-a11", "j-11-a1", "j-11-a11"}

@@ -94,7 +94,7 @@ def test_a_very_large_schema_is_refused() -> None:
     assert "bytes of metadata; permitted are" in told(sink.getvalue().to_pybytes())
 
 
-def test_no_column_and_two_columns_are_told_apart() -> None:
+def test_no_column_and_two_columns_are_distinguished() -> None:
     batch = pyarrow.RecordBatch.from_arrays([lists_of(ROWS)] * 2, ["feature", "feature"])
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, batch.schema) as writer:

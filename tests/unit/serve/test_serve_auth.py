@@ -174,7 +174,7 @@ def not_believed(key: KeyText) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", sorted(not_believed(mint())))
-def test_what_is_not_signed_by_us_lets_nobody_in(
+def test_an_unsigned_key_list_is_not_accepted(
     door: Door, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     good, forged = mint(), mint()
@@ -188,7 +188,7 @@ def test_what_is_not_signed_by_us_lets_nobody_in(
     assert not [line for line in caplog.messages if forged.secret in line]
 
 
-def test_a_refused_list_is_counted_and_told_once(
+def test_a_rejected_list_is_counted_and_logged_once(
     door: Door, caplog: pytest.LogCaptureFixture
 ) -> None:
     door.show([])
@@ -227,7 +227,7 @@ def test_while_the_store_is_away_the_last_list_is_in_force(
         door.show([entry(key)])
 
 
-def test_while_keys_are_exchanged_lists_of_both_are_believed(tmp_path: Path) -> None:
+def test_lists_of_both_keys_are_accepted_during_a_key_rotation(tmp_path: Path) -> None:
     door = Door(FlakyStore(LocalStore(tmp_path)), public=OTHER_PAIR.public + PAIR.public)
     first, second = mint(), mint()
     door.put(token([entry(first)], 1, PAIR.private))

@@ -222,7 +222,7 @@ def test_heavy_work_that_fails_fails_alone() -> None:
     assert (str(failed), fine) == ("of this piece", 1)
 
 
-def test_a_batcher_says_how_long_its_heavy_work_goes_on() -> None:
+def test_a_batcher_reports_how_long_its_heavy_work_takes() -> None:
     batcher = Batcher(RecordedMetrics())
 
     def measured() -> float:

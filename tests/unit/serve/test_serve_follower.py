@@ -102,7 +102,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_version_is_refused_and_the_old_goes_on(
+def test_a_damaged_version_is_rejected_and_the_old_one_keeps_serving(
     serving: Replica, damage: Callable[[Replica], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
@@ -233,7 +233,7 @@ def test_a_store_that_is_down_makes_one_line_of_log(
     assert caplog.text.count("cannot be read") == 1
 
 
-def test_a_store_that_cannot_be_listed_makes_nobody_ready(
+def test_a_replica_is_not_ready_without_a_listable_store(
     replica: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     replica.store.broken = "models/"

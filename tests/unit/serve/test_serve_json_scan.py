@@ -56,7 +56,7 @@ def assert_same_or_nothing(body: bytes) -> bool:
 
 
 @given(options=OPTIONS, value=st.one_of(ROWS, ANYTHING))
-def test_both_parsers_agree_on_whatever_comes(options: dict[str, object], value: object) -> None:
+def test_both_parsers_agree_on_any_input(options: dict[str, object], value: object) -> None:
     assert_same_or_nothing(json.dumps({**options, "input": value}).encode())
 
 
@@ -232,7 +232,7 @@ def test_a_large_body_that_cannot_be_counted_is_refused(field: str, message: str
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
-def test_of_a_large_body_it_is_told_where_a_number_is_none(word: str) -> None:
+def test_an_error_in_a_large_body_has_the_position_of_the_invalid_number(word: str) -> None:
     texts = json.dumps(['"NaN\\', "Infinity"] * 2 + ["text"] * 50_000)
     body = f'{{"model": "a", "input": {texts}, "user": [1.0, {word}]}}'.encode()
     with pytest.raises(InvalidRequest) as error:

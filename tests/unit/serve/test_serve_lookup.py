@@ -160,7 +160,7 @@ def test_the_poll_interval_suits_the_kind_of_store() -> None:
     assert ServeArgs(store="s3://bucket", poll_seconds=0.5).seconds_between_looks == 0.5
 
 
-def test_a_wait_asks_once_for_each_change_and_leaves_nothing_behind(serving: Replica) -> None:
+def test_a_wait_checks_once_per_change_and_leaves_nothing_behind(serving: Replica) -> None:
     asked: list[int | None] = []
 
     def third() -> int | None:

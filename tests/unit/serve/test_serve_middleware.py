@@ -73,7 +73,7 @@ def test_every_answer_of_a_replica_is_counted_once(serving: Replica) -> None:
     assert serving.metrics.statuses == [200, 400, 200, 404, 405, 200]
 
 
-def test_what_no_user_asks_for_is_not_counted(serving: Replica) -> None:
+def test_internal_requests_are_not_counted(serving: Replica) -> None:
     assert [serving.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
     news = {"model": MODEL, "generation": 1, "revision": 1}
     told = serving.run(lambda client: client.post(ANNOUNCEMENTS, json=news))

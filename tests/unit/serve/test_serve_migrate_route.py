@@ -231,7 +231,7 @@ def test_requests_at_the_same_time_share_one_map(grown: Replica) -> None:
     assert memory_reads(grown) == before + 1
 
 
-def test_a_store_that_is_down_is_asked_again(grown: Replica) -> None:
+def test_an_unavailable_store_is_retried(grown: Replica) -> None:
     grown.store.broken = "memory.safetensors"
     error = error_of(migrate(grown), 503)
     assert "the moments of scenes@1 are unavailable" in error["message"]
@@ -239,7 +239,7 @@ def test_a_store_that_is_down_is_asked_again(grown: Replica) -> None:
     assert migrate(grown).status_code == 200
 
 
-def test_moments_that_fail_their_checks_are_told(grown: Replica) -> None:
+def test_moments_that_fail_their_checks_are_reported(grown: Replica) -> None:
     grown.store.put(layout.version_file(MODEL, 1, layout.MEMORY), b"rubbish")
     error = error_of(migrate(grown), 500)
     assert (error["code"], error["param"]) == ("version_damaged", "from_version")

@@ -85,5 +85,5 @@ def test_an_exact_version_answers_while_the_live_one_is_damaged(replica: Replica
     assert find(replica, "scenes@1", OPERATOR).channel == "exact"
 
 
-def test_before_the_first_look_nobody_is_told_that_a_model_is_unknown(replica: Replica) -> None:
+def test_no_model_is_unknown_before_the_first_poll(replica: Replica) -> None:
     assert isinstance(refusal(replica, MODEL, STRANGER), NotReady)

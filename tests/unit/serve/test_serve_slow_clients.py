@@ -91,9 +91,7 @@ def test_keys_of_one_owner_that_hold_requests_leave_room_for_others(
 
 
 @pytest.mark.parametrize(("hold", "status"), [(waits_for_a_version, 503), (sends_no_body, 408)])
-def test_whoever_holds_a_request_is_answered_in_the_end(
-    serving: Replica, hold: Ask, status: int
-) -> None:
+def test_a_slow_request_is_answered_in_the_end(serving: Replica, hold: Ask, status: int) -> None:
     async def hold_one() -> int:
         async with client_of(serving, seconds=0.1) as client:
             return (await hold(client, "a")).status_code

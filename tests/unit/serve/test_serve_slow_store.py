@@ -89,9 +89,7 @@ def test_a_roll_back_does_not_wait_for_a_slow_load(following: Replica, slow: Slo
     assert following.metrics.swaps[-1] == (MODEL, 1)
 
 
-def test_a_model_deleted_while_it_loads_does_not_come_back(
-    following: Replica, slow: SlowStore
-) -> None:
+def test_a_model_deleted_while_it_loads_stays_deleted(following: Replica, slow: SlowStore) -> None:
     slow.slow = "scenes/versions/2/heads.safetensors"
     following.publish(version=2)
     assert slow.asked.wait(PATIENCE)

@@ -85,7 +85,7 @@ def test_an_endpoint_that_is_away_slows_no_mirror(tmp_path: Path) -> None:
     plane.close()
 
 
-def test_of_several_changes_that_wait_the_last_is_told(
+def test_pending_changes_are_coalesced_to_the_last(
     receiver: Receiver, client: httpx.Client
 ) -> None:
     told = Told()
@@ -136,7 +136,7 @@ def test_without_an_address_nothing_is_kept_or_sent(client: httpx.Client) -> Non
     assert told.outcomes == []
 
 
-def test_telling_waits_for_nobody_while_another_is_sent(
+def test_announcing_does_not_wait_for_one_that_is_being_sent(
     receiver: Receiver, client: httpx.Client
 ) -> None:
     asked, go_on = threading.Event(), threading.Event()

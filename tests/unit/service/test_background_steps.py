@@ -52,7 +52,7 @@ def _to_gating(plane: ControlPlane, model: str) -> str:
     return job
 
 
-def test_other_models_get_on_while_a_candidate_is_judged(plane: ControlPlane, held: Held) -> None:
+def test_other_models_continue_while_a_candidate_is_judged(plane: ControlPlane, held: Held) -> None:
     plane.create_model("large")
     large = _to_gating(plane, "large")
     plane.tick()

@@ -101,7 +101,7 @@ def test_ids_are_unique_over_all_shards(plane: ControlPlane) -> None:
     _assert_quarantined(plane, plane.post_dataset(shards=shards), "repeats the id")
 
 
-def test_a_mended_dataset_can_be_posted_again(plane: ControlPlane) -> None:
+def test_a_repaired_dataset_can_be_posted_again(plane: ControlPlane) -> None:
     body = plane.dataset_body("one", shards=[plane.shard("x", feature_table(3))])
     first = plane.client.post("/v1/datasets", json=body).json()["job"]["id"]
     plane.run_to_end(first)
@@ -111,7 +111,7 @@ def test_a_mended_dataset_can_be_posted_again(plane: ControlPlane) -> None:
     assert plane.run_to_end(second.json()["job"]["id"]).state == JobState.PUBLISHED
 
 
-def test_a_mended_dataset_can_be_retried(plane: ControlPlane) -> None:
+def test_a_repaired_dataset_can_be_retried(plane: ControlPlane) -> None:
     job = plane.post_dataset(shards=[plane.shard("x", feature_table(3))])
     plane.run_to_end(job)
     plane.shard("x")

@@ -118,7 +118,9 @@ def task_of(plane: ControlPlane, uri: str, place: str | None = None) -> Validati
     )
 
 
-def test_an_upload_lies_where_the_task_says(plane: ControlPlane, tmp_path: Path) -> None:
+def test_an_upload_is_read_from_the_location_in_the_task(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
     write_shard(tmp_path / "elsewhere", feature_table(16))
     place = (tmp_path / "elsewhere").as_uri()
     task = task_of(plane, "upload:up-0123456789ab", place)
@@ -154,7 +156,7 @@ def test_a_link_swapped_in_after_the_post_is_not_followed(
     assert "outside the allowed prefixes" in (found.message or "")
 
 
-def test_of_two_validations_at_once_the_first_manifest_stands(
+def test_of_two_concurrent_validations_the_first_manifest_is_kept(
     plane: ControlPlane, tmp_path: Path
 ) -> None:
     task = task_of(plane, plane.shard("one")["uri"])

@@ -69,7 +69,7 @@ def test_a_store_that_hangs_holds_up_no_other_request(plane: ControlPlane) -> No
         app.state.context.close()
 
 
-def test_a_reconciler_that_stands_still_is_noticed(plane: ControlPlane) -> None:
+def test_a_stalled_reconciler_is_reported(plane: ControlPlane) -> None:
     plane.clock.advance(121)
     response = plane.client.get("/readyz")
     assert response.status_code == 503

@@ -95,7 +95,7 @@ def test_no_progress_in_time_fails_the_job(plane: ControlPlane) -> None:
     assert plane.launcher.running() == []
 
 
-def test_attempt_that_says_why_it_has_no_ranks_is_heard_at_once_and_at_its_start_deadline(
+def test_the_reason_for_missing_ranks_is_shown_at_once_and_at_the_start_deadline(
     plane: ControlPlane,
 ) -> None:
     job, note = plane.post_dataset(), "CMCL_RANKS is 2 for the ranks that stay and 4 for this one"
@@ -192,7 +192,7 @@ def test_a_job_says_that_an_internal_error_holds_it_up(plane: ControlPlane) -> N
     assert "internal server error (RuntimeError)" in (plane.job(job).message or "")
 
 
-def test_a_model_in_trouble_is_asked_less_and_less(plane: ControlPlane) -> None:
+def test_a_failing_model_is_reconciled_less_and_less_often(plane: ControlPlane) -> None:
     plane.launcher.is_down = True
     job = plane.post_dataset()
     plane.tick_to(job, JobState.SUBMITTING)
@@ -317,7 +317,7 @@ def test_a_short_outage_of_the_store_is_survived(plane: ControlPlane) -> None:
         (Failure(reason="store_damaged", message="restore it"), "store_damaged"),
     ],
 )
-def test_an_attempt_that_knows_better_is_not_repeated(
+def test_an_attempt_with_a_permanent_error_is_not_repeated(
     plane: ControlPlane, failure: Failure, reason: str
 ) -> None:
     job = plane.post_dataset()

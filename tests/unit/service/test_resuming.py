@@ -40,7 +40,7 @@ def test_the_first_attempt_begins_at_the_beginning(plane: ControlPlane) -> None:
     assert told(plane, start(plane)).resume_from is None
 
 
-def test_the_next_attempt_goes_on_from_the_newest_checkpoint(plane: ControlPlane) -> None:
+def test_the_next_attempt_resumes_from_the_newest_checkpoint(plane: ControlPlane) -> None:
     job = start(plane)
     # In the order of numbers, not of their digits.
     _, newest = (leave_checkpoint(plane.store, job, 1, updates) for updates in (900, 1000))
@@ -50,7 +50,7 @@ def test_the_next_attempt_goes_on_from_the_newest_checkpoint(plane: ControlPlane
     assert plane.run_to_end(job).state == JobState.PUBLISHED
 
 
-def test_without_a_checkpoint_it_begins_anew(plane: ControlPlane) -> None:
+def test_without_a_checkpoint_it_starts_over(plane: ControlPlane) -> None:
     job = start(plane)
     lose(plane, job)
     assert (told(plane, job).attempt, told(plane, job).resume_from) == (2, None)
@@ -74,7 +74,7 @@ def test_the_latest_attempt_goes_before_more_updates(plane: ControlPlane) -> Non
     assert told(plane, job).resume_from == saved
 
 
-def test_a_retry_goes_on_where_the_lost_attempts_were(plane: ControlPlane) -> None:
+def test_a_retry_resumes_where_the_lost_attempts_were(plane: ControlPlane) -> None:
     job = start(plane)
     saved = leave_checkpoint(plane.store, job, 1, 500)
     for _ in range(3):
@@ -107,7 +107,7 @@ def test_what_led_to_a_damaged_candidate_is_not_gone_on_from(plane: ControlPlane
     assert told(plane, job).resume_from is None
 
 
-def test_an_attempt_upon_another_parent_begins_anew(plane: ControlPlane) -> None:
+def test_an_attempt_on_another_parent_starts_over(plane: ControlPlane) -> None:
     """Its version would be a child of one that it has never seen."""
     job = start(plane)
     leave_checkpoint(plane.store, job, 1, 500)
@@ -130,7 +130,7 @@ def test_checkpoints_whose_question_is_unknown_are_not_used(
     assert told(plane, job).resume_from is None
 
 
-def test_told_twice_it_is_told_the_same(plane: ControlPlane) -> None:
+def test_a_repeated_submission_has_the_same_spec(plane: ControlPlane) -> None:
     """The first telling may have been heard, and a zombie saves on."""
     job = start(plane)
     saved = leave_checkpoint(plane.store, job, 1, 500)

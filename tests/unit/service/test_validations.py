@@ -55,7 +55,7 @@ def test_the_result_for_an_earlier_revision_does_not_count() -> None:
     assert validations.result(ticket(4), known) == MANIFEST
 
 
-def test_asking_again_for_the_same_revision_starts_nothing() -> None:
+def test_a_second_request_for_the_same_revision_starts_nothing() -> None:
     held = _Held()
     validations = Validations(held, lambda: None)
     for _ in range(3):

@@ -135,7 +135,7 @@ def test_a_missing_file_of_a_candidate_is_found_and_named(candidate: LocalStore,
 
 
 @pytest.mark.parametrize("name", layout.VERSION_FILES)
-def test_a_manifest_that_forgets_a_file_is_refused(candidate: LocalStore, name: str) -> None:
+def test_a_manifest_that_omits_a_file_is_rejected(candidate: LocalStore, name: str) -> None:
     rest = {other: data for other, data in FILES.items() if other != name}
     with pytest.raises(InvalidVersion, match=f"names no {name}"):
         check_candidate(candidate, manifest_of(rest))
@@ -179,7 +179,7 @@ def test_a_version_is_never_written_over_by_another_one(candidate: LocalStore) -
     assert contents(candidate) == before
 
 
-def test_a_damaged_manifest_keeps_nobody_from_putting_its_version_in_place(
+def test_a_damaged_manifest_can_be_replaced(
     candidate: LocalStore,
 ) -> None:
     candidate.put(layout.version_file("scenes", 1, layout.MANIFEST), b"{")

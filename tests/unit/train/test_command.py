@@ -12,7 +12,7 @@ def test_group_keeps_its_size_unless_it_may_shrink() -> None:
     assert parse([*NEEDED, "--ranks", "4", "--min-ranks", "2"]).min_ranks == 2
 
 
-def test_priority_is_normal_unless_it_is_told() -> None:
+def test_priority_is_normal_by_default() -> None:
     assert parse(NEEDED).priority == "normal"
     assert parse([*NEEDED, "--priority", "high"]).priority == "high"
 

@@ -122,7 +122,7 @@ def test_two_datasets_become_a_chain_with_certificate_and_recall(chain: Chain) -
     assert progress.updates_done == progress.updates_total > 0
 
 
-def test_report_tells_what_was_gained_and_what_room_is_left(chain: Chain) -> None:
+def test_the_report_has_the_gain_and_the_free_capacity(chain: Chain) -> None:
     first, second = (version.report for version in chain.versions)
     for version, report in enumerate((first, second), start=1):
         assert report.recall_before is not None

@@ -75,7 +75,7 @@ def test_heart_beats_while_nothing_changes(store: NotedStore) -> None:
     assert (after.phase, after.updates_done, after.loss) == ("training", 8, 0.5)
 
 
-def test_the_first_update_is_told_at_once(store: NotedStore) -> None:
+def test_the_first_update_is_reported_at_once(store: NotedStore) -> None:
     """Whoever watches sees that training goes, and how long it took to begin."""
     reporter = Reporter(store, SPEC, SINGLE_PROCESS)
     assert not reporter.should_log()

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from workers.train.settings import Timeouts, current_timeouts
 
 
-def test_patience_is_a_minute_unless_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_timeout_is_a_minute_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CMCL_PEER_SECONDS", raising=False)
     assert current_timeouts() == Timeouts(60.0)
     monkeypatch.setenv("CMCL_PEER_SECONDS", "7.5")
@@ -22,7 +22,7 @@ def test_what_is_no_time_to_wait_is_refused(monkeypatch: pytest.MonkeyPatch, tol
         current_timeouts()
 
 
-def test_what_the_environment_says_of_ray_train_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_train_variables_of_the_environment_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     names = Timeouts(7.0).ray_train_environment
     for name in names:
         monkeypatch.setenv(name, "set first so that it is put back")

@@ -114,7 +114,7 @@ def test_rows_are_held_while_they_are_encoded(searching: Searching) -> None:
     assert (held, parts.admission.rows.total) == ([3], 0)
 
 
-def test_a_full_collection_takes_no_more(searching: Searching) -> None:
+def test_a_full_collection_rejects_new_rows(searching: Searching) -> None:
     for start in range(0, 60, 20):
         revision = searching.add("things", [item("image", start + n) for n in range(20)])
     searching.found("things", revision, query=image_query(1))

@@ -187,7 +187,7 @@ OWN_FIELDS = json.dumps({f"{n:02}": 1 for n in range(100)}, separators=(",", ":"
 
 
 @pytest.mark.parametrize("payload", [LISTED, OWN_FIELDS, None], ids=["a list", "fields", "none"])
-def test_rows_take_no_more_than_is_counted_before_they_are_read(
+def test_rows_use_at_most_the_memory_counted_before_the_read(
     scene: Scene, payload: str | None
 ) -> None:
     """Whether they are merged, or as they were written."""
@@ -205,7 +205,7 @@ def test_rows_take_no_more_than_is_counted_before_they_are_read(
 @pytest.mark.parametrize(
     "why", [{"is_damaged": True}, {"width": None}], ids=["damaged", "no model"]
 )
-def test_what_nobody_is_going_to_read_takes_no_room(scene: Scene, why: dict[str, Any]) -> None:
+def test_an_abandoned_response_holds_no_memory(scene: Scene, why: dict[str, Any]) -> None:
     add(scene.store, entries(0, 50))
     scene.settle()
     snapshot = replace(shown_of(scene), index=None)
@@ -215,7 +215,7 @@ def test_what_nobody_is_going_to_read_takes_no_room(scene: Scene, why: dict[str,
         CollectionsQuota(limits, lambda: {NAME: snapshot}).check(head, 1, 100)
 
 
-def test_bytes_that_are_not_read_yet_are_asked_for_again(scene: Scene) -> None:
+def test_unread_bytes_are_requested_again(scene: Scene) -> None:
     add(scene.store, entries(0, 50))
     scene.settle()
     used = CollectionsQuota(LIMITS, scene.follower.snapshots).bytes()

@@ -64,9 +64,7 @@ def test_everything_else_needs_one(untouched: ControlPlane, path: str) -> None:
         *("Bearer \xe4\xf6", f"Bearer {'x' * 20_000}", f"Bearer {'x.' * 9000}"),
     ],
 )
-def test_a_header_that_is_not_quite_right_lets_nobody_in(
-    untouched: ControlPlane, header: str
-) -> None:
+def test_a_malformed_authorization_header_is_rejected(untouched: ControlPlane, header: str) -> None:
     headers = {"Authorization": header.encode("latin-1")}
     assert untouched.client.get("/v1/models", headers=headers).status_code == 401
 
@@ -126,7 +124,7 @@ def test_no_secret_is_logged_or_answered(operator: Holder, lines: list[str]) -> 
         assert hidden not in everything
 
 
-def test_a_mistake_of_ours_logs_no_secret(operator: Holder, lines: list[str]) -> None:
+def test_an_internal_error_logs_no_secret(operator: Holder, lines: list[str]) -> None:
     key = operator.make_key()["key"]
     # A row that cannot be read is a mistake of ours in the middle of a route.
     with operator.plane.context.database.write() as connection:
@@ -172,7 +170,7 @@ def test_all_keys_of_an_owner_share_its_requests(tmp_path: Path) -> None:
     plane.close()
 
 
-def test_a_database_that_takes_no_use_refuses_nobody(operator: Holder, lines: list[str]) -> None:
+def test_a_failed_write_of_key_use_rejects_no_request(operator: Holder, lines: list[str]) -> None:
     made = operator.make_key()
     database = operator.plane.context.database
     with database.write() as connection:
@@ -184,7 +182,7 @@ def test_a_database_that_takes_no_use_refuses_nobody(operator: Holder, lines: li
     assert any(f"last use of {made['id']} was not written" in line for line in lines)
 
 
-def test_without_keys_asked_for_everybody_is_local(tmp_path: Path) -> None:
+def test_without_keys_every_caller_is_local(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path)
     for key in (None, UNKNOWN):
         known = Holder(plane, key).get("/v1/whoami").json()
@@ -209,7 +207,7 @@ def test_without_keys_no_web_page_of_elsewhere_gets_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("auth", ["on", "off"])
-def test_metrics_with_a_key_are_for_whoever_sends_it(tmp_path: Path, auth: str) -> None:
+def test_metrics_with_a_key_require_it(tmp_path: Path, auth: str) -> None:
     key = "scrapers-of-the-tests-0123456789abcdef"
     plane = ControlPlane(tmp_path, auth=auth, admin_key=ADMIN_KEY, metrics_key=key)
     told = {
@@ -223,7 +221,7 @@ def test_metrics_with_a_key_are_for_whoever_sends_it(tmp_path: Path, auth: str) 
     plane.close()
 
 
-def test_without_keys_it_is_asked_for_by_names_of_this_machine(tmp_path: Path) -> None:
+def test_without_keys_only_host_names_of_this_machine_are_accepted(tmp_path: Path) -> None:
     """A web page can lead a name of its own here: the browser then asks for that name."""
     plane = ControlPlane(tmp_path, allowed_hosts=("cmcl.test",))
     ours = (
@@ -257,7 +255,7 @@ def test_without_keys_it_is_asked_for_by_names_of_this_machine(tmp_path: Path) -
     plane.close()
 
 
-def test_with_keys_it_is_asked_for_by_any_name(tmp_path: Path) -> None:
+def test_any_host_name_is_accepted_with_keys(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
     operator = Holder(plane, ADMIN_KEY)
     assert operator.get("/v1/models", headers={"Host": "cmcl.example"}).status_code == 200
@@ -271,7 +269,7 @@ def starts(plane: ControlPlane, caplog: pytest.LogCaptureFixture) -> str:
     return caplog.text
 
 
-def test_a_service_that_lets_nobody_in_says_how_to_make_a_key(
+def test_a_service_without_keys_logs_how_to_create_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     hint = "python -m service keys create"

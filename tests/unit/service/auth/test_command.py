@@ -32,7 +32,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
-def test_wrong_settings_are_told_one_a_line_without_a_traceback(tmp_path: Path) -> None:
+def test_invalid_settings_are_reported_one_per_line_without_a_traceback(tmp_path: Path) -> None:
     wrong = {
         "CMCL_PORT": "70000",
         "CMCL_LAUNCHER": "slurm",
@@ -83,7 +83,7 @@ def test_the_first_key_needs_no_http(run: Run, tmp_path: Path) -> None:
     assert known == {"name": "first", "owner": "lab", "scopes": ["read", "write"]}
 
 
-def test_keys_are_listed_without_secrets_and_taken_back(run: Run, tmp_path: Path) -> None:
+def test_keys_are_listed_without_secrets_and_revoked(run: Run, tmp_path: Path) -> None:
     _, key, _ = run("create", "first", "--scopes", "admin", "--expires-in-days", "2")
     _, listed, _ = run("list")
     heading, line = listed.splitlines()

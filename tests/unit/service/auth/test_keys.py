@@ -37,7 +37,7 @@ def problem(response: httpx.Response, status: int) -> str:
     return detail
 
 
-def test_a_key_says_whom_it_speaks_for(operator: Holder) -> None:
+def test_a_key_identifies_its_principal(operator: Holder) -> None:
     made = operator.make_key("pipeline", ["write", "read"], owner="lab")
     assert re.fullmatch(r"cmcl_[0-9a-f]{12}_[A-Za-z0-9_-]{43}", made["key"])
     assert made["id"] == f"key-{made['key'][5:17]}"
@@ -98,7 +98,7 @@ def test_a_revoked_key_is_refused_and_revoking_twice_is_once(operator: Holder) -
     assert row(operator.plane, made["id"]).revoked_at != operator.plane.clock()
 
 
-def test_unknown_revoked_and_expired_keys_meet_the_same_words(operator: Holder) -> None:
+def test_unknown_revoked_and_expired_keys_get_the_same_message(operator: Holder) -> None:
     plane = operator.plane
     revoked, expired = operator.make_key(), operator.make_key(expires_in_days=1)
     operator.request("DELETE", f"/v1/keys/{revoked['id']}")

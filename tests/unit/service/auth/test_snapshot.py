@@ -131,7 +131,7 @@ def test_without_a_change_nothing_is_read_or_written(
     assert plane.store.calls == []
 
 
-def test_what_somebody_else_put_there_is_replaced(
+def test_a_foreign_snapshot_is_replaced(
     plane: ControlPlane, operator: Holder, writer: SnapshotWriter
 ) -> None:
     key = operator.make_key()

@@ -43,7 +43,7 @@ def part(document: dict[str, object]) -> str:
 
 
 @pytest.mark.parametrize("key", ["first", "second"])
-def test_a_token_speaks_for_its_owner_with_its_scopes(
+def test_a_token_authenticates_its_owner_with_its_scopes(
     issuer: FakeIssuer, tokens: OidcTokens, key: str
 ) -> None:
     expected = Principal("oidc:somebody", "lab", frozenset({Scope.READ, Scope.WRITE}))
@@ -174,7 +174,7 @@ def rsa_key_of(issuer: FakeIssuer) -> rsa.RSAPrivateKey:
     return key
 
 
-def test_an_issuer_that_is_down_says_nothing_about_a_token() -> None:
+def test_an_unavailable_issuer_does_not_invalidate_a_token() -> None:
     with FakeIssuer() as issuer:
         token = issuer.token()
     tokens = reader(issuer)
@@ -183,7 +183,7 @@ def test_an_issuer_that_is_down_says_nothing_about_a_token() -> None:
             tokens.read(token)
 
 
-def test_an_issuer_that_is_down_is_not_asked_all_the_time() -> None:
+def test_an_unavailable_issuer_is_not_retried_constantly() -> None:
     with FakeIssuer() as issuer:
         tokens, documents = reader(issuer), dict(issuer.documents)
         issuer.documents.clear()

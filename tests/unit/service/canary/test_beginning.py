@@ -9,7 +9,7 @@ from tests.unit.service.canary.conftest import CANDIDATE, Trials
 from tests.unit.service.telemetry.samples import shown
 
 
-def test_replicas_are_told_of_a_trial_and_its_end(trials: Trials) -> None:
+def test_live_json_has_the_canary_until_its_end(trials: Trials) -> None:
     before = trials.pointer()
     told = trials.put(2, share=0.1, shadow=0.5)
     during = trials.pointer()
@@ -22,7 +22,7 @@ def test_replicas_are_told_of_a_trial_and_its_end(trials: Trials) -> None:
     assert after.order > during.order > before.order
 
 
-def test_what_happened_is_told_with_reasons(trials: Trials) -> None:
+def test_events_have_reasons(trials: Trials) -> None:
     trials.put(2, share=0.1, reason="is it better?")
     trials.end("worse on birds")
     began, ended = trials.told()
@@ -52,14 +52,14 @@ def test_only_a_version_that_could_answer_is_tried(trials: Trials) -> None:
         ({"share": 0.1, "rule": {"min_request": 3}}, "min_request"),
     ],
 )
-def test_a_trial_that_could_not_be_judged_is_refused(
+def test_a_canary_that_cannot_be_judged_is_rejected(
     trials: Trials, terms: dict[str, object], words: str
 ) -> None:
     assert words in str(trials.put(2, 422, **terms)["errors"])
     assert trials.get() is None
 
 
-def test_a_trial_is_begun_beside_the_version_that_was_seen(trials: Trials) -> None:
+def test_a_canary_requires_the_live_version_that_the_caller_saw(trials: Trials) -> None:
     tag = trials.plane.client.get("/v1/models/scenes/live").headers["ETag"]
     body = {"version": 2, "share": 0.1}
     for condition, status in (('"1"', 412), (tag, 200)):
@@ -68,7 +68,7 @@ def test_a_trial_is_begun_beside_the_version_that_was_seen(trials: Trials) -> No
     assert answer.headers["ETag"] == tag
 
 
-def test_other_shares_are_observed_anew_and_other_bounds_are_not(trials: Trials) -> None:
+def test_new_shares_restart_the_observations_and_new_bounds_do_not(trials: Trials) -> None:
     first = trials.put(2, share=0.1)
     trials.pointer()
     observe(trials.plane.store, answered=7)
@@ -83,7 +83,7 @@ def test_other_shares_are_observed_anew_and_other_bounds_are_not(trials: Trials)
     assert trials.told()[-1][2]["observed"]["answered"] == 7
 
 
-def test_the_same_trial_again_changes_nothing(trials: Trials) -> None:
+def test_the_same_canary_again_changes_nothing(trials: Trials) -> None:
     assert trials.put(2, share=0.1) == trials.put(2, share=0.1)
     assert len(trials.told()) == 1
 
@@ -96,7 +96,7 @@ def test_another_candidate_takes_the_place_of_the_first(trials: Trials) -> None:
     assert trials.told()[1][2]["reason"] == "version 2 is the canary instead"
 
 
-def test_promoting_the_candidate_ends_its_trial(trials: Trials) -> None:
+def test_promoting_the_canary_ends_it(trials: Trials) -> None:
     trials.put(2, share=0.1)
     body = {"version": 2, "reason": "looks good"}
     assert trials.plane.client.put("/v1/models/scenes/live", json=body).status_code == 200
@@ -106,7 +106,7 @@ def test_promoting_the_candidate_ends_its_trial(trials: Trials) -> None:
     assert trials.told()[-1][2]["reason"] == "looks good"
 
 
-def test_beside_another_live_version_the_trial_begins_anew(trials: Trials) -> None:
+def test_a_canary_restarts_beside_another_live_version(trials: Trials) -> None:
     first = trials.put(2, share=0.1)
     trials.plane.client.put("/v1/models/scenes/live", json={"version": 1})
     pointer = trials.pointer()
@@ -121,7 +121,7 @@ def test_what_is_tried_is_not_retired(trials: Trials) -> None:
     assert (retired.status_code, "abort it first" in retired.text) == (409, True)
 
 
-def test_deleting_the_model_ends_its_trial_with_event_webhook_and_metric(trials: Trials) -> None:
+def test_deleting_the_model_ends_its_canary_with_event_webhook_and_metric(trials: Trials) -> None:
     plane = trials.plane
     hook = {"url": "https://example.com/hook", "kinds": ["candidate.aborted"]}
     webhook = plane.client.post("/v1/webhooks", json=hook).json()["id"]
@@ -135,7 +135,7 @@ def test_deleting_the_model_ends_its_trial_with_event_webhook_and_metric(trials:
     assert shown(plane, "trials_ended_total", outcome="aborted") == 1
 
 
-def test_a_new_version_answers_and_ends_the_trial_of_an_older_one(trials: Trials) -> None:
+def test_a_new_version_serves_and_ends_the_canary_of_an_older_one(trials: Trials) -> None:
     trials.put(2, share=0.1)
     trials.plane.run_to_end(trials.plane.post_dataset("four"))
     pointer = trials.pointer()

@@ -23,7 +23,7 @@ def _delete(plane: ControlPlane) -> None:
     assert plane.client.request("DELETE", "/v1/models/scenes").status_code == 204
 
 
-def test_replicas_are_told_whose_model_it_is(trials: Trials) -> None:
+def test_live_json_has_the_owner_of_the_model(trials: Trials) -> None:
     assert trials.pointer().owner == trials.plane.model().owner == "default"
 
 
@@ -84,7 +84,7 @@ def test_a_mirror_that_comes_late_does_not_bring_a_deleted_model_back(trials: Tr
     assert read_live(plane.store, "scenes") is None
 
 
-def test_one_that_died_after_its_late_write_is_made_good_by_a_start(trials: Trials) -> None:
+def test_a_late_write_before_a_crash_is_repaired_at_the_next_start(trials: Trials) -> None:
     plane = trials.plane
     late = trials.pointer()
     _delete(plane)
@@ -114,7 +114,7 @@ def test_a_death_at_any_moment_keeps_no_pointer_of_a_deleted_model(
 
 @pytest.mark.parametrize("promotes", [True, False])
 @pytest.mark.parametrize("dies_at", range(1, 28, 2))
-def test_a_death_at_any_moment_ends_a_trial_once(
+def test_a_canary_ends_once_wherever_the_process_dies(
     trials: Trials, dies_at: int, promotes: bool
 ) -> None:
     trials.put(2, share=0.1, rule={"min_requests": 10, "promote_after": 10})
@@ -134,7 +134,7 @@ def test_a_death_at_any_moment_ends_a_trial_once(
     assert kinds == ["candidate.began", ended]
 
 
-def test_observations_go_an_hour_after_their_trial(trials: Trials) -> None:
+def test_observations_are_removed_an_hour_after_their_canary(trials: Trials) -> None:
     first = trials.put(2, share=0.1)
     trials.pointer()
     observe(trials.plane.store, answered=1)

@@ -65,7 +65,7 @@ def test_what_several_replicas_saw_is_added_up(trials: Trials) -> None:
     assert (trials.judged() or {})["observed"]["answered"] == 9
 
 
-def test_the_newest_word_of_a_replica_counts(trials: Trials) -> None:
+def test_the_newest_observation_of_a_replica_counts(trials: Trials) -> None:
     revision = trials.put(2, share=0.1)["revision"]
     trials.pointer()
     observe(trials.plane.store, "r1", answered=5, at=NOW)
@@ -94,7 +94,7 @@ def test_what_cannot_be_read_is_left_out_and_named_once(
     assert caplog.text.count("an observation was ignored") == 1
 
 
-def test_a_candidate_that_fails_is_taken_back(trials: Trials) -> None:
+def test_a_canary_that_fails_is_aborted(trials: Trials) -> None:
     trials.put(2, share=0.1, rule={"min_requests": 10, "max_error_share": 0.1})
     trials.pointer()
     observe(trials.plane.store, answered=8, failed=2)
@@ -108,7 +108,7 @@ def test_a_candidate_that_fails_is_taken_back(trials: Trials) -> None:
     assert shown(trials.plane, "trials_ended_total", outcome="aborted") == 1
 
 
-def test_one_that_a_replica_cannot_load_is_taken_back_at_once(trials: Trials) -> None:
+def test_a_canary_that_a_replica_cannot_load_is_aborted_at_once(trials: Trials) -> None:
     trials.put(2, share=0.1)
     trials.pointer()
     observe(trials.plane.store, "r7", refused="heads.safetensors has another digest")
@@ -131,13 +131,13 @@ def test_one_that_broke_no_bound_is_promoted(trials: Trials) -> None:
     assert trials.told()[-1][0] == "candidate.promoted"
 
 
-def test_jobs_get_on_while_a_version_is_tried(trials: Trials) -> None:
+def test_jobs_continue_during_a_canary(trials: Trials) -> None:
     trials.put(2, share=0.1)
     job = trials.plane.post_dataset("four")
     assert trials.plane.run_to_end(job).version == 4
 
 
-def test_a_store_that_is_away_ends_no_trial(trials: Trials) -> None:
+def test_an_unavailable_store_ends_no_canary(trials: Trials) -> None:
     trials.put(2, share=0.1, rule={"min_requests": 1})
     trials.pointer()
     observe(trials.plane.store, failed=10)
@@ -149,7 +149,7 @@ def test_a_store_that_is_away_ends_no_trial(trials: Trials) -> None:
     assert trials.judged() is None
 
 
-def test_a_trial_that_was_changed_meanwhile_is_not_judged_by_its_old_rule(
+def test_a_changed_canary_is_not_judged_by_its_old_rule(
     trials: Trials, plane: ControlPlane
 ) -> None:
     trials.put(2, share=0.1, rule={"min_requests": 1})

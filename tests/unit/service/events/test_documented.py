@@ -50,7 +50,7 @@ def test_every_state_of_a_job_has_a_kind() -> None:
     assert {f"job.{state}" for state in TERMINAL} == FINAL
 
 
-def test_every_kind_that_the_code_tells_is_known() -> None:
+def test_every_emitted_event_kind_is_known() -> None:
     """Also the part in front of one that is put together, such as job.<state>."""
     code = "".join(path.read_text() for path in (ROOT / "service").rglob("*.py"))
     subjects = "|".join({kind.partition(".")[0] for kind in EventKind})

@@ -79,7 +79,7 @@ def test_streams_that_start_together_read_the_database_together(plane: ControlPl
     asyncio.run(start())
 
 
-def test_an_event_between_the_start_of_a_stream_and_its_first_look_is_told(
+def test_an_event_between_the_start_of_a_stream_and_its_first_poll_is_sent(
     plane: ControlPlane,
 ) -> None:
     async def start() -> None:
@@ -136,7 +136,7 @@ def test_a_hundred_listeners_cost_what_one_does(plane: ControlPlane) -> None:
     assert hundred < 6
 
 
-def test_nobody_looks_where_nobody_listens(plane: ControlPlane) -> None:
+def test_without_listeners_the_feed_does_not_poll(plane: ControlPlane) -> None:
     async def listen_and_leave() -> list[str]:
         feed = Feed(plane.context.database, poll_seconds=0.01)
         await asyncio.to_thread(_tell, plane)
@@ -299,7 +299,7 @@ def _follow(feed: Feed, job: str | None, owner: str) -> AsyncGenerator[Item, Non
 
 
 @pytest.mark.parametrize("of_a_job", [True, False])
-def test_a_stream_that_gave_its_place_away_reads_no_more_stored_events(
+def test_a_displaced_stream_stops_reading_stored_events(
     plane: ControlPlane, of_a_job: bool
 ) -> None:
     job = plane.post_dataset()
@@ -322,9 +322,7 @@ def test_a_stream_that_gave_its_place_away_reads_no_more_stored_events(
 
 
 @pytest.mark.parametrize("of_a_job", [True, False])
-def test_a_stream_whose_time_is_over_reads_no_more_stored_events(
-    plane: ControlPlane, of_a_job: bool
-) -> None:
+def test_an_expired_stream_stops_reading_stored_events(plane: ControlPlane, of_a_job: bool) -> None:
     job = plane.post_dataset()
     plane.tick(3)
 

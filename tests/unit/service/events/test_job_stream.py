@@ -22,7 +22,7 @@ def _stream(plane: ControlPlane, job: str, **options: object) -> httpx.Response:
     return plane.client.get(f"/v1/jobs/{job}/events", **options)
 
 
-def test_a_finished_job_tells_its_whole_life_and_ends(plane: ControlPlane) -> None:
+def test_the_stream_of_a_finished_job_has_all_its_events_and_ends(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.run_to_end(job)
     response = _stream(plane, job)
@@ -38,7 +38,7 @@ def test_a_finished_job_tells_its_whole_life_and_ends(plane: ControlPlane) -> No
     assert json.loads(told[-1].data)["details"]["from"] == "gating"
 
 
-def test_a_stream_tells_nothing_of_another_job(plane: ControlPlane) -> None:
+def test_a_stream_has_no_events_of_another_job(plane: ControlPlane) -> None:
     first, second = plane.post_dataset("one"), plane.post_dataset("two")
     plane.run_to_end(first)
     plane.run_to_end(second)
@@ -48,7 +48,7 @@ def test_a_stream_tells_nothing_of_another_job(plane: ControlPlane) -> None:
         assert [message.event for message in told] == WHOLE_LIFE
 
 
-def test_it_goes_on_behind_the_last_event_seen(plane: ControlPlane) -> None:
+def test_it_resumes_after_the_last_event_seen(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.run_to_end(job)
     for seen, last in enumerate(parse(_stream(plane, job).text)[:-1]):
@@ -57,7 +57,7 @@ def test_it_goes_on_behind_the_last_event_seen(plane: ControlPlane) -> None:
         assert kinds(by_header.text) == kinds(by_address.text) == WHOLE_LIFE[seen + 1 :]
 
 
-def test_who_has_seen_the_end_is_told_not_to_come_back(plane: ControlPlane) -> None:
+def test_a_client_that_has_seen_the_end_gets_204(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.client.post(f"/v1/jobs/{job}/cancel")
     plane.tick(2)

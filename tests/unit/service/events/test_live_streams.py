@@ -62,7 +62,7 @@ def test_a_job_is_followed_with_its_progress_to_its_end(plane: ControlPlane) -> 
     assert [event.event for event in rest] == ["job.gating", "job.published"]
 
 
-def test_who_comes_late_is_told_the_newest_progress(plane: ControlPlane) -> None:
+def test_a_late_listener_gets_the_newest_progress(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     _report(plane, job, 7)
@@ -71,7 +71,7 @@ def test_who_comes_late_is_told_the_newest_progress(plane: ControlPlane) -> None
     assert json.loads(progress.data)["updates_done"] == 7
 
 
-def test_all_that_an_attempt_tells_is_told_on(plane: ControlPlane) -> None:
+def test_all_progress_of_an_attempt_is_streamed(plane: ControlPlane) -> None:
     """In the stream as in the job itself."""
     job = plane.post_dataset()
     attempt = plane.tick_to(job, JobState.RUNNING).attempt
@@ -85,14 +85,14 @@ def test_all_that_an_attempt_tells_is_told_on(plane: ControlPlane) -> None:
     assert [name for name, value in json.loads(progress.data).items() if value is None] == ["note"]
 
 
-def test_everything_is_told_from_now_on(plane: ControlPlane) -> None:
+def test_a_stream_has_all_events_from_now_on(plane: ControlPlane) -> None:
     plane.post_dataset("earlier")
     with served(plane.app) as url, _listening(url, "/v1/events") as told:
         job = plane.post_dataset("later")
         assert json.loads(next(told).data)["job"] == job
 
 
-def test_everything_can_be_told_from_the_first_event_on(plane: ControlPlane) -> None:
+def test_a_stream_can_start_at_the_first_event(plane: ControlPlane) -> None:
     job = plane.post_dataset("earlier")
     with served(plane.app) as url, _listening(url, "/v1/events?after=0") as told:
         assert json.loads(next(told).data)["job"] == job
@@ -109,7 +109,7 @@ def test_a_stream_can_be_narrowed(plane: ControlPlane) -> None:
         assert [json.loads(next(told).data)["job"] for _ in range(2)] == [other, last]
 
 
-def test_what_another_service_does_is_told_too(plane: ControlPlane) -> None:
+def test_events_of_another_service_are_streamed_too(plane: ControlPlane) -> None:
     other = ControlPlane(plane.folder, plane.launcher, plane.clock)
     with served(plane.app) as url, _listening(url, "/v1/events") as told:
         job = other.post_dataset()
@@ -117,7 +117,7 @@ def test_what_another_service_does_is_told_too(plane: ControlPlane) -> None:
     other.close()
 
 
-def test_a_restarted_service_goes_on_where_the_client_was(plane: ControlPlane) -> None:
+def test_a_restarted_service_resumes_at_the_clients_position(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as told:
@@ -142,7 +142,7 @@ def test_a_restarted_service_goes_on_where_the_client_was(plane: ControlPlane) -
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "text/html, text/event-stream;q=0.9"])
-def test_a_stream_is_what_whoever_accepts_one_gets(plane: ControlPlane, accept: str) -> None:
+def test_a_client_that_accepts_a_stream_gets_one(plane: ControlPlane, accept: str) -> None:
     with (
         served(plane.app) as url,
         httpx.stream("GET", f"{url}/v1/events", headers={"Accept": accept}) as response,

@@ -59,7 +59,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(plane: ControlPlane, kin
     assert "job.queued" in problem["message"]
 
 
-def test_nobody_sees_the_events_of_another_owner(tmp_path: Path) -> None:
+def test_events_of_another_owner_are_invisible(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
     operator = Holder(plane, ADMIN_KEY)
     jobs = {}
@@ -76,7 +76,7 @@ def test_nobody_sees_the_events_of_another_owner(tmp_path: Path) -> None:
     plane.close()
 
 
-def test_events_are_not_told_to_a_key_that_may_not_read(tmp_path: Path) -> None:
+def test_events_are_not_sent_to_a_key_without_read_scope(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
     writer = Holder(plane, ADMIN_KEY).holder("writer", ("write",))
     for path in ("/v1/events", "/v1/jobs/job-0123456789ab/events"):

@@ -88,7 +88,7 @@ def test_rows_of_a_version_that_is_not_stored_stay(plane: ControlPlane) -> None:
     assert read_version(plane.store, "scenes", 1).job == job
 
 
-def test_checkpoints_stay_while_a_job_may_go_on_from_them(plane: ControlPlane) -> None:
+def test_checkpoints_stay_while_a_job_may_resume_from_them(plane: ControlPlane) -> None:
     job = plane.post_dataset("one")
     saved = []
     for attempt in range(1, 4):
@@ -254,7 +254,7 @@ def test_what_a_branch_has_learned_outlives_its_source(plane: ControlPlane) -> N
     assert keys(plane, "models/") == keys(plane, "datasets/") == []
 
 
-def test_old_answers_and_events_are_forgotten(plane: ControlPlane) -> None:
+def test_old_responses_and_events_are_removed(plane: ControlPlane) -> None:
     headers = {"Idempotency-Key": "key-1"}
     body = plane.dataset_body("one")
     plane.client.post("/v1/datasets", json=body, headers=headers)
@@ -267,7 +267,7 @@ def test_old_answers_and_events_are_forgotten(plane: ControlPlane) -> None:
     assert _count(plane, events) == 0
 
 
-def test_folders_that_no_row_knows_are_watched_for_a_day(plane: ControlPlane) -> None:
+def test_orphaned_folders_have_a_grace_period_of_a_day(plane: ControlPlane) -> None:
     job = learn_with_share(plane)
     strays = ["datasets/ds-000000000000/", "runs/job-000000000000/", "uploads/up-000000000000/"]
     foreign = ["datasets/notes/", "runs/pf-x/", "models/unknown/", "elsewhere/ds-000000000000/"]

@@ -30,7 +30,7 @@ def test_the_answer_is_shown_once_it_is_there(asking: Asking) -> None:
     assert view["finished_at"]
 
 
-def test_the_same_key_asks_once(asking: Asking) -> None:
+def test_the_same_idempotency_key_creates_one_preflight(asking: Asking) -> None:
     body, headers = asking.body(), {"Idempotency-Key": "k-1"}
     first = asking.plane.client.post(PATH, json=body, headers=headers)
     again = asking.plane.client.post(PATH, json=body, headers=headers)
@@ -47,7 +47,7 @@ def test_pages_list_those_of_one_model_in_order(asking: Asking) -> None:
     assert rest["next_cursor"] is None
 
 
-def test_a_model_without_versions_cannot_be_asked(tmp_path: Path) -> None:
+def test_a_model_without_versions_has_no_preflight(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path)
     plane.create_model()
     body = {"pair": {"first": "image", "second": "text"}, "shards": [plane.shard("new")]}

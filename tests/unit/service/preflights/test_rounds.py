@@ -15,7 +15,7 @@ from tests.unit.service.preflights.conftest import Asking
 RUNNING, DONE, FAILED = PreflightState.RUNNING, PreflightState.DONE, PreflightState.FAILED
 
 
-def test_it_asks_for_no_ranks_and_says_whose_it_is(asking: Asking) -> None:
+def test_it_requests_no_ranks_and_has_the_label_of_its_owner(asking: Asking) -> None:
     asked = asking.post()
     asking.tick_to(asked, RUNNING)
     submission = asking.plane.launcher.submissions[f"{asked}-a1"]
@@ -24,7 +24,7 @@ def test_it_asks_for_no_ranks_and_says_whose_it_is(asking: Asking) -> None:
     assert submission.labels == {f"cmcl/{name}": text for name, text in about.items()}
 
 
-def test_the_worker_is_told_by_command_and_document(asking: Asking) -> None:
+def test_the_worker_gets_a_command_and_a_spec(asking: Asking) -> None:
     asked = asking.post()
     asking.tick_to(asked, RUNNING)
     command = asking.plane.launcher.commands[f"{asked}-a1"]
@@ -44,7 +44,7 @@ def test_the_worker_is_told_by_command_and_document(asking: Asking) -> None:
     assert told.allowed_prefixes == asking.plane.context.settings.allowed_prefixes
 
 
-def test_an_answer_is_believed_before_the_launcher(asking: Asking) -> None:
+def test_a_stored_result_overrides_the_launcher(asking: Asking) -> None:
     asked = asking.post()
     asking.tick_to(asked, RUNNING)
     asking.leave(asked)
@@ -75,7 +75,7 @@ def test_a_late_answer_of_a_lost_attempt_is_ignored(asking: Asking) -> None:
     assert asking.tick_to(asked, DONE).attempt == 2
 
 
-def test_an_error_in_words_is_not_asked_again(asking: Asking) -> None:
+def test_an_error_response_is_not_retried(asking: Asking) -> None:
     asked = asking.post()
     asking.leave(asked, error="model 'scenes' has no version 1")
     asking.tick(2)
@@ -129,7 +129,7 @@ def test_an_outage_is_waited_for(asking: Asking) -> None:
     assert asking.tick_to(asked, DONE).message is None
 
 
-def test_one_of_a_model_is_asked_at_a_time(asking: Asking) -> None:
+def test_a_model_has_one_preflight_at_a_time(asking: Asking) -> None:
     first, second = asking.post(name="one"), asking.post(name="two")
     asking.tick(3)
     assert (asking.row(first).state, asking.row(second).state) == ("running", "queued")
@@ -147,7 +147,7 @@ def test_trouble_with_one_holds_up_no_other(asking: Asking) -> None:
     assert asking.row(broken).state == PreflightState.QUEUED
 
 
-def test_one_owner_s_that_hang_hold_up_nobody_else(asking: Asking) -> None:
+def test_hanging_requests_of_one_owner_do_not_delay_others(asking: Asking) -> None:
     spec, now = asking.plane.model().spec, asking.plane.clock()
     owners = ["greedy"] * 100 + ["lab"]
     with asking.plane.context.database.write() as connection:
@@ -178,7 +178,7 @@ def test_two_services_ask_once(asking: Asking) -> None:
     assert list(asking.plane.launcher.commands)[-1] == f"{asked}-a1"
 
 
-def test_its_end_is_told_once(asking: Asking) -> None:
+def test_its_end_is_reported_once(asking: Asking) -> None:
     asked = asking.post()
     asking.leave(asked)
     asking.tick(4)
@@ -190,7 +190,7 @@ def test_its_end_is_told_once(asking: Asking) -> None:
     ]
 
 
-def test_old_ones_are_found_and_forgotten(asking: Asking) -> None:
+def test_old_preflights_are_found_and_removed(asking: Asking) -> None:
     asked, waiting = asking.post(name="one"), asking.post(name="two")
     asking.leave(asked)
     asking.tick_to(asked, DONE)
@@ -201,7 +201,7 @@ def test_old_ones_are_found_and_forgotten(asking: Asking) -> None:
         assert [row.id for row in preflights.page(connection, "scenes", None, 10)] == [waiting]
 
 
-def test_the_cluster_forgets_old_ones_too(asking: Asking) -> None:
+def test_old_preflights_are_deleted_from_the_cluster(asking: Asking) -> None:
     asked = asking.post()
     asking.leave(asked)
     asking.tick_to(asked, DONE)

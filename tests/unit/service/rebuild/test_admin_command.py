@@ -82,7 +82,7 @@ def test_a_dry_run_touches_no_database(run: Run, new_database: Path) -> None:
     assert run("--dry-run", "--repair")[0] == 1
 
 
-def test_damage_is_told_and_shows_in_the_exit_status(plane: ControlPlane, run: Run) -> None:
+def test_damage_is_reported_and_sets_the_exit_status(plane: ControlPlane, run: Run) -> None:
     plane.store.delete(layout.version_file("scenes", 2, layout.HEADS))
     status, shown, _ = run()
     assert status == DAMAGED
@@ -147,7 +147,7 @@ def test_the_client_runs_the_command_of_the_service(
     assert "has rows already" in capfd.readouterr().err
 
 
-def test_keys_that_embed_go_on_embedding(tmp_path: Path) -> None:
+def test_keys_that_embed_continue_to_work(tmp_path: Path) -> None:
     pair = make_pair()
     signing_key = read_signing_key(pair.private)
     settings = {"auth": "on", "admin_key": ADMIN_KEY, "snapshot_signing_key": pair.private}

@@ -140,7 +140,7 @@ def test_no_change_makes_an_older_database_look_like_the_newer_one(
     )
 
 
-def test_a_version_is_put_nowhere_where_replicas_know_more(plane: ControlPlane) -> None:
+def test_no_version_becomes_live_on_a_stale_database(plane: ControlPlane) -> None:
     """Published before the older dump was taken, stored after it."""
     job = plane.post_dataset("two")
     train(plane.store, job, plane.tick_to(job, JobState.RUNNING).attempt)
@@ -151,7 +151,7 @@ def test_a_version_is_put_nowhere_where_replicas_know_more(plane: ControlPlane) 
     assert read_live(plane.store, "scenes") == pointer
 
 
-def test_nothing_is_published_where_replicas_know_more(plane: ControlPlane) -> None:
+def test_nothing_is_published_on_a_stale_database(plane: ControlPlane) -> None:
     """Also by a service that has looked at live.json before, and goes on."""
     head = plane.model().head
     job = plane.post_dataset("late")
@@ -201,7 +201,7 @@ def test_models_that_cannot_be_checked_keep_no_other_from_it(
     assert plane.answering("zoo") == (1, 1)
 
 
-def test_a_database_that_caught_up_goes_on(plane: ControlPlane) -> None:
+def test_a_database_that_caught_up_is_accepted(plane: ControlPlane) -> None:
     job = plane.post_dataset("late")
     attempt = plane.tick_to(job, JobState.RUNNING).attempt
     before = read_live(plane.store, "scenes")

@@ -49,7 +49,7 @@ def test_the_priority_is_that_of_the_models_policy(plane: ControlPlane, priority
     assert _options(submission)["--priority"] == priority
 
 
-def test_a_priority_that_there_is_not_is_refused_in_words(plane: ControlPlane) -> None:
+def test_an_unknown_priority_is_rejected_with_a_message(plane: ControlPlane) -> None:
     answer = plane.client.put(POLICY, json={"priority": "urgent"})
     assert answer.status_code == 422
     assert "'low', 'normal' or 'high'" in answer.text
@@ -68,7 +68,7 @@ def test_a_fixed_one_needs_them_all(make_plane: MakePlane) -> None:
 
 
 @pytest.mark.parametrize(("launcher", "is_cold"), [("ray", False), ("kuberay", True)])
-def test_a_cluster_of_its_own_has_no_ranks_that_stay(
+def test_a_dedicated_cluster_has_no_warm_ranks(
     plane: ControlPlane, launcher: str, is_cold: bool
 ) -> None:
     job = plane.job(plane.post_dataset())

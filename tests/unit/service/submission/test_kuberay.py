@@ -125,7 +125,7 @@ def test_what_kueue_took_back_leaves_its_queue_when_it_is_stopped(
     assert api.workloads[ID].queue != "training"
 
 
-def test_what_is_stopped_while_it_waits_asks_for_no_workers_when_it_is_let_go(
+def test_a_job_stopped_while_suspended_requests_no_workers_when_resumed(
     api: KubernetesApi, launcher: KubeRayLauncher
 ) -> None:
     """KubeRay makes the cluster, and looks at the deadline a second later."""
@@ -178,7 +178,7 @@ def test_a_stop_that_is_always_overtaken_is_worth_a_retry(
         launcher.stop(ID)
 
 
-def test_what_was_stopped_in_its_queue_can_be_forgotten(
+def test_a_submission_stopped_in_its_queue_can_be_deleted(
     api: KubernetesApi, launcher: KubeRayLauncher
 ) -> None:
     launcher.submit(SUBMISSION)
@@ -238,7 +238,7 @@ def test_what_is_submitted_goes_with_its_release(api: KubernetesApi) -> None:
     assert list(api.jobs) == ["job-2-a1"]
 
 
-def test_what_was_made_anew_owns_what_comes_after(api: KubernetesApi) -> None:
+def test_a_recreated_owner_owns_later_rayjobs(api: KubernetesApi) -> None:
     launcher = KubeRayLauncher(Site("an-image", "2.60.0", owner="pods"), api.connect)
     for number, uid in enumerate(("uid-1", "uid-2")):
         api.config_maps["pods"] = uid
@@ -247,14 +247,14 @@ def test_what_was_made_anew_owns_what_comes_after(api: KubernetesApi) -> None:
         assert owner == {"apiVersion": "v1", "kind": "ConfigMap", "name": "pods", "uid": uid}
 
 
-def test_nothing_is_submitted_that_nobody_would_end(api: KubernetesApi) -> None:
+def test_nothing_is_submitted_that_would_not_be_stopped(api: KubernetesApi) -> None:
     launcher = KubeRayLauncher(Site("an-image", "2.60.0", owner="gone"), api.connect)
     with pytest.raises(LauncherUnavailable, match='configmaps "gone" not found'):
         launcher.submit(SUBMISSION)
     assert api.jobs == {}
 
 
-def test_nobody_there_is_worth_a_retry() -> None:
+def test_a_refused_connection_is_retried() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"

@@ -86,7 +86,7 @@ def test_an_endless_path_is_cut(plane: ControlPlane, heard: pytest.LogCaptureFix
         ("the operator's own words are here", "the operator's own words"),
     ],
 )
-def test_a_secret_is_hidden_wherever_it_stands(text: str, secret: str) -> None:
+def test_a_secret_is_hidden_in_every_field(text: str, secret: str) -> None:
     own = ("the operator's own words",)
     assert secret in text
     for written in (line(text, own), line("x", own, path=text), line("x", own, reason={"a": text})):

@@ -35,7 +35,7 @@ def test_every_figure_of_an_attempt_is_shown(plane: ControlPlane) -> None:
     assert shown(plane, "training_phase", phase="training", **SCENES) == 1
 
 
-def test_no_figure_of_progress_was_forgotten() -> None:
+def test_no_figure_of_progress_is_missing() -> None:
     assert {"phase", "note", "at", *SHOWN.values()} == set(Progress.model_fields)
 
 

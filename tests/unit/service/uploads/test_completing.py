@@ -85,7 +85,7 @@ def test_an_outage_gives_the_upload_back(plane: ControlPlane) -> None:
     assert complete(plane, upload)["state"] == "complete"
 
 
-def test_while_one_is_at_it_others_are_told_so(plane: ControlPlane) -> None:
+def test_a_concurrent_completion_is_rejected(plane: ControlPlane) -> None:
     upload = announce(plane, 3)
     send(plane, upload, 1, b"abc")
     _die_while_completing(plane, upload, dies_at=4)
@@ -145,7 +145,7 @@ def test_who_was_taken_for_dead_changes_nothing(plane: ControlPlane) -> None:
     assert plane.store.read(f"uploads/{upload}/file-2") == b"abc"
 
 
-def test_a_lost_answer_is_given_again_whenever_it_is_asked_for(plane: ControlPlane) -> None:
+def test_a_lost_response_is_repeated_on_every_retry(plane: ControlPlane) -> None:
     """After a crash behind the work, and after a dataset was learned from the file; key or no key."""
     data = parquet()
     upload = announce(plane, len(data))

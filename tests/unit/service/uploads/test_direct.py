@@ -89,7 +89,7 @@ def test_what_is_sent_late_changes_nothing(bucket: ControlPlane) -> None:
     assert bucket.context.store.read(f"uploads/{upload['id']}/file-1") == DATA
 
 
-def test_a_link_is_made_anew_and_never_kept(bucket: ControlPlane) -> None:
+def test_a_link_is_signed_for_each_request_and_never_stored(bucket: ControlPlane) -> None:
     first = begin(bucket, **{"Idempotency-Key": "one"})
     bucket.clock.advance(600)
     again = begin(bucket, **{"Idempotency-Key": "one"})

@@ -37,7 +37,7 @@ def test_a_key_repeats_the_answer_of_long_work(plane: ControlPlane) -> None:
     assert again.headers["idempotency-replayed"] == "true"
 
 
-def test_a_second_request_hears_what_the_work_says_meanwhile(plane: ControlPlane) -> None:
+def test_a_second_request_waits_for_the_same_result(plane: ControlPlane) -> None:
     """And leaves the claim of the first one alone."""
 
     def work() -> ResponseRecord:
@@ -67,7 +67,7 @@ def test_the_key_of_a_dead_request_is_answered_at_once(plane: ControlPlane) -> N
     assert again.headers["idempotency-replayed"] == "true"
 
 
-def test_whoever_answers_late_does_not_change_the_answer(plane: ControlPlane) -> None:
+def test_a_late_response_does_not_replace_the_first(plane: ControlPlane) -> None:
     def slow() -> ResponseRecord:
         respond_long(plane.context, KEY, Work())
         return response_record(KEY, 200, Health(status="late"))

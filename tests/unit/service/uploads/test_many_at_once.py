@@ -49,7 +49,7 @@ async def complete_all(
         return await asyncio.gather(*completing)
 
 
-def test_completing_takes_a_few_threads_and_no_more(plane: ControlPlane) -> None:
+def test_completing_uses_a_bounded_number_of_threads(plane: ControlPlane) -> None:
     uploads = [announce(plane, 3) for _ in range(50)]
     for upload in uploads:
         send(plane, upload, 1, b"abc")

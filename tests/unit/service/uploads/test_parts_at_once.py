@@ -32,7 +32,7 @@ def _is_refused(places: UploadSlots, owner: str, words: str) -> None:
         raise AssertionError("there was a place")
 
 
-def test_a_place_is_free_again_after_whatever_happened() -> None:
+def test_a_slot_is_released_after_every_outcome() -> None:
     places = UploadSlots(2)
     for _ in range(3):
         with pytest.raises(ValueError, match="on purpose"), places.one("red"):
@@ -61,7 +61,7 @@ async def _while_one_is_on_its_way(
     return arrived, refused, again
 
 
-def test_a_part_too_many_is_told_when_to_come_again(tmp_path: Path) -> None:
+def test_a_part_above_the_limit_gets_retry_after(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, upload_parts_at_once=2)
     path = f"/v1/uploads/{announce(plane, 6)}/parts"
 
@@ -160,7 +160,7 @@ class Bodies:
         }
 
 
-def test_stalled_parts_give_their_places_to_other_owners_and_others_go_on() -> None:
+def test_stalled_parts_release_their_slots_and_others_continue() -> None:
     async def take() -> None:
         bodies = Bodies(5)
         for name in ("red", "rest", "ruby", "blue", "best"):

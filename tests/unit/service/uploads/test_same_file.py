@@ -98,7 +98,7 @@ def test_a_failed_job_is_not_retried_beside_its_twin(plane: ControlPlane) -> Non
     assert "since been posted again" in response.json()["detail"]
 
 
-def test_the_bytes_of_others_tell_nothing(plane: ControlPlane) -> None:
+def test_uploads_of_other_owners_are_not_revealed(plane: ControlPlane) -> None:
     uri = upload_whole(plane, parquet())
     with plane.context.database.read() as connection:
         assert set(contents_of(connection, [uri], LOCAL)) == {uri}

@@ -58,7 +58,7 @@ def test_completing_again_is_the_same_answer(plane: ControlPlane) -> None:
     assert first["sha256"] == hashlib.sha256(b"abc").hexdigest()
 
 
-def test_a_part_sent_anew_takes_the_place_of_the_first(plane: ControlPlane) -> None:
+def test_a_part_sent_again_replaces_the_first(plane: ControlPlane) -> None:
     upload = announce(plane, 3)
     send(plane, upload, 1, b"xyz")
     send(plane, upload, 1, b"abc")

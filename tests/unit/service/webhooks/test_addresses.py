@@ -108,7 +108,7 @@ def test_addresses_of_the_internet_are_public(address: str) -> None:
         ("file:///etc/passwd", "it is not an address"),
     ],
 )
-def test_a_bad_address_is_refused_in_words(url: str, words: str) -> None:
+def test_a_bad_address_is_rejected_with_a_message(url: str, words: str) -> None:
     with pytest.raises(AddressRefused, match=words) as refused:
         check_url(url, ())
     assert "secret" not in str(refused.value)

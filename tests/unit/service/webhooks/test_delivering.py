@@ -56,7 +56,7 @@ def test_a_forged_or_replayed_message_is_refused(
         Webhook(secret).verify(body, headers)
 
 
-def test_only_what_was_asked_for_is_told(office: PostOffice, receiver: Receiver) -> None:
+def test_only_subscribed_events_are_delivered(office: PostOffice, receiver: Receiver) -> None:
     office.plane.create_model("sounds")
     office.make(receiver.url, model="sounds", kinds=["job.queued", "job.cancelled"])
     office.plane.post_dataset()
@@ -69,7 +69,7 @@ def test_only_what_was_asked_for_is_told(office: PostOffice, receiver: Receiver)
     assert {message["data"]["job"] for message in told} == {job}
 
 
-def test_a_whole_life_is_told_in_its_order(office: PostOffice, receiver: Receiver) -> None:
+def test_all_events_of_a_job_are_delivered_in_order(office: PostOffice, receiver: Receiver) -> None:
     kinds = ["job.running", "job.published", "version.published", "version.rolled_back"]
     office.make(receiver.url, kinds=kinds)
     office.plane.run_to_end(office.plane.post_dataset("one"))
@@ -145,7 +145,7 @@ def test_a_receiver_that_is_gone_is_left_alone(office: PostOffice, receiver: Rec
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_a_receiver_that_asks_for_time_gets_it(
+def test_retry_after_of_a_receiver_is_respected(
     office: PostOffice, receiver: Receiver, form: str
 ) -> None:
     moment = office.plane.clock.now + timedelta(seconds=900)
@@ -231,7 +231,7 @@ def test_the_body_of_an_answer_is_not_read(office: PostOffice, receiver: Receive
     assert office.deliveries(webhook["id"])[0]["status"] == 200
 
 
-def test_a_port_where_nobody_listens_is_a_failure(office: PostOffice, closed_port: int) -> None:
+def test_a_closed_port_is_a_failure(office: PostOffice, closed_port: int) -> None:
     webhook = office.make(f"http://127.0.0.1:{closed_port}")
     office.plane.post_dataset()
     office.deliver()
@@ -318,7 +318,7 @@ def test_two_services_do_not_send_to_a_webhook_at_once(
     assert len(ids) == len(set(ids)) == 10
 
 
-def test_the_loop_outlives_an_outage_and_ends_when_told(
+def test_the_loop_survives_an_outage_and_ends_when_stopped(
     office: PostOffice, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Run for real, in a thread: without a database first, then with one."""

@@ -30,7 +30,9 @@ def _post_as(plane: ControlPlane, owner: str) -> None:
     plane.client = operator
 
 
-def test_it_is_told_of_every_owner_and_whose_it_is(plane: ControlPlane, receiver: Receiver) -> None:
+def test_it_receives_events_of_every_owner_with_the_owner(
+    plane: ControlPlane, receiver: Receiver
+) -> None:
     office = PostOffice(plane)
     made = office.make(receiver.url, every_owner=True)
     assert made["every_owner"]
@@ -53,7 +55,7 @@ def test_no_owner_sees_or_makes_one(plane: ControlPlane, receiver: Receiver) -> 
         assert red.request(method, f"/v1/webhooks/{webhook}{path}").status_code == 404
 
 
-def test_it_lies_where_every_webhook_may(plane: ControlPlane) -> None:
+def test_it_obeys_the_address_rules_of_every_webhook(plane: ControlPlane) -> None:
     body = {"url": "http://127.0.0.1:1/hook", "every_owner": True}
     response = plane.client.post("/v1/webhooks", json=body)
     assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "url")
@@ -66,7 +68,9 @@ def test_one_model_has_one_owner(plane: ControlPlane, receiver: Receiver) -> Non
     assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "every_owner")
 
 
-def test_others_hear_of_their_own_owner_alone(plane: ControlPlane, receiver: Receiver) -> None:
+def test_other_webhooks_receive_only_events_of_their_owner(
+    plane: ControlPlane, receiver: Receiver
+) -> None:
     """And are not told what it is called."""
     office = PostOffice(plane)
     assert not office.make(receiver.url)["every_owner"]

@@ -48,7 +48,7 @@ def test_its_secret_is_not_kept_with_the_answer(office: PostOffice, receiver: Re
     assert response.json()["secret"] not in str(kept)
 
 
-def test_without_a_wish_it_is_told_what_one_would_act_upon(
+def test_a_webhook_gets_the_actionable_events_by_default(
     office: PostOffice, receiver: Receiver
 ) -> None:
     made = office.plane.client.post("/v1/webhooks", json={"url": receiver.url}).json()
@@ -138,7 +138,9 @@ def test_a_message_beyond_what_may_wait_is_counted_and_logged_and_not_written(
     assert (response.status_code, str(MOST_WAITING) in response.json()["detail"]) == (409, True)
 
 
-def test_a_deleted_webhook_is_told_nothing_more(office: PostOffice, receiver: Receiver) -> None:
+def test_a_deleted_webhook_receives_no_further_events(
+    office: PostOffice, receiver: Receiver
+) -> None:
     webhook = office.make(receiver.url)["id"]
     office.plane.post_dataset()
     response = office.plane.client.request("DELETE", f"/v1/webhooks/{webhook}")
@@ -151,7 +153,7 @@ def test_a_deleted_webhook_is_told_nothing_more(office: PostOffice, receiver: Re
         assert found.status_code == 404
 
 
-def test_another_owner_sees_and_hears_nothing_of_it(tmp_path: Path, receiver: Receiver) -> None:
+def test_another_owner_sees_no_preflight_and_no_event(tmp_path: Path, receiver: Receiver) -> None:
     prefixes = (f"http://127.0.0.1:{receiver.port}",)
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, webhook_prefixes=prefixes)
     operator = Holder(plane, ADMIN_KEY)

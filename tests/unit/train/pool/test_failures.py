@@ -62,7 +62,7 @@ def test_ranks_that_end_with_an_error_have_died() -> None:
     ],
     ids=["runs", "grows", "drained", "preempted", "no-room"],
 )
-def test_no_group_has_died_that_ran_grew_was_preempted_or_found_no_room(
+def test_running_growing_preempted_and_waiting_groups_have_not_died(
     state: TrainControllerState,
 ) -> None:
     assert told_of(state) == []

@@ -38,7 +38,7 @@ def run(play: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(play(), SECONDS))
 
 
-def test_job_elsewhere_hears_of_every_change_until_it_has_its_answer() -> None:
+def test_a_remote_job_receives_every_change_until_its_result() -> None:
     async def play() -> None:
         scene = Scene(LONG)
         assert await scene.ask(FIRST) == WORKING
@@ -55,7 +55,7 @@ def test_job_elsewhere_hears_of_every_change_until_it_has_its_answer() -> None:
     run(play)
 
 
-def test_job_elsewhere_that_asks_no_more_has_gone() -> None:
+def test_a_remote_job_that_stops_polling_is_gone() -> None:
     async def play() -> None:
         scene = Scene(ServerTimeouts(call=0.01, absence=0.0))
         assert await scene.ask(FIRST) == WORKING
@@ -79,7 +79,7 @@ def test_job_elsewhere_that_says_so_has_gone_at_once() -> None:
     run(play)
 
 
-def test_attempt_for_another_group_is_told_which_setting_differs_and_the_group_makes_room() -> None:
+def test_an_attempt_for_another_group_reports_the_differing_setting_and_the_group_ends() -> None:
     async def play() -> None:
         scene = Scene(LONG)
         await scene.ask(FIRST)
@@ -99,7 +99,7 @@ def test_attempt_for_another_group_is_told_which_setting_differs_and_the_group_m
     run(play)
 
 
-def test_job_of_other_code_is_turned_away_in_words() -> None:
+def test_a_job_of_other_code_is_rejected_with_a_message() -> None:
     async def play() -> None:
         scene = Scene(LONG)
         told = status_from_line(await scene.server.poll(b"{}", status_to_line(WAITING)))
