@@ -66,7 +66,7 @@ def _components(release: Release) -> set[str]:
 
 
 @each_release()
-def test_strangers_reach_no_port_of_ray(release: Release) -> None:
+def test_other_pods_reach_no_port_of_ray(release: Release) -> None:
     for component in _components(release) - {"service"}:
         for port in RAY_PORTS:
             assert not admits(release, component, port, STRANGER), (component, port)

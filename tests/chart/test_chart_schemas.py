@@ -52,7 +52,7 @@ def test_a_field_that_kuberay_lacks_is_caught(trial: Release) -> None:
 
 
 @each_release()
-def test_every_object_says_whose_it_is(release: Release) -> None:
+def test_every_object_has_the_owner_label(release: Release) -> None:
     for path, item in release.objects.items():
         if not path.startswith("extra-objects"):
             labels = item["metadata"]["labels"]

@@ -84,7 +84,7 @@ def test_it_reaches_kubernetes_where_egress_is_restricted(locked_down: Release) 
     assert [entry["port"] for entry in rule["ports"]] == [443, 6443]
 
 
-def test_it_can_be_left_to_people() -> None:
+def test_the_uninstall_hook_can_be_disabled() -> None:
     release = render({"uninstall": {"enabled": False}})
     left: list[Object] = [item for item in release.objects.values() if is_uninstall_hook(item)]
     assert left == []

@@ -110,7 +110,7 @@ def test_a_cancel_stops_what_was_decided_before_it(model: Database) -> None:
         assert not jobs.move(connection, validating, JobState.SUBMITTING, NOW, attempt=1)
 
 
-def test_an_illegal_move_is_a_mistake(model: Database) -> None:
+def test_an_illegal_move_is_an_error(model: Database) -> None:
     seen = _post(model)
     with pytest.raises(IllegalMove), model.write() as connection:
         jobs.move(connection, seen, JobState.PUBLISHED, NOW)

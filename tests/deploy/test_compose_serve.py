@@ -174,7 +174,7 @@ def _script(tmp_path: Path, port: int) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_sigterm_ends_it_well_while_ray_is_away(tmp_path: Path) -> None:
+def test_sigterm_ends_it_well_while_ray_is_unavailable(tmp_path: Path) -> None:
     # Nobody listens at port 1.
     with _script(tmp_path, 1) as process:
         assert process.stdout is not None

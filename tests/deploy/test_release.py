@@ -121,7 +121,7 @@ def test_what_is_released_is_signed_and_attested() -> None:
         assert RELEASE["jobs"][name]["permissions"]["id-token"] == "write"
 
 
-def test_the_workflow_for_changes_runs_make_check() -> None:
+def test_the_workflow_for_changes_runs_the_local_checks() -> None:
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yaml").read_text())["jobs"]
     commands = {
         name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()

@@ -116,7 +116,7 @@ def test_promoting_names_the_new_generation(cmcl: CommandLine, published: str) -
         ),
     ],
 )
-def test_mistakes_are_answered_in_one_line(
+def test_errors_are_answered_in_one_line(
     cmcl: CommandLine, published: str, arguments: tuple[str, ...], message: str
 ) -> None:
     answer = cmcl(*arguments, code=1)

@@ -278,7 +278,7 @@ def test_no_story_of_two_replicas_breaks_anything(
 
 
 @pytest.mark.timeout(3600)
-def test_no_story_on_postgresql_breaks_anything(
+def test_no_schedule_on_postgresql_breaks_anything(
     postgres: Postgres, stage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Fewer of them: what is different is how transactions wait for each other."""

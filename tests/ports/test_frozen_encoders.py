@@ -98,7 +98,7 @@ def test_other_items_have_other_features(case: tuple[Encoder, list[str | bytes]]
     assert np.abs(rows[0] - rows[1]).max() > 1e-4
 
 
-def test_a_row_does_not_depend_on_its_company(case: tuple[Encoder, list[str | bytes]]) -> None:
+def test_a_row_does_not_depend_on_the_other_rows(case: tuple[Encoder, list[str | bytes]]) -> None:
     encoder, raw = case
     together = features(encoder, *raw)
     alone = np.concatenate([features(encoder, each) for each in raw])

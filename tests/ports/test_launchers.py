@@ -122,7 +122,7 @@ def test_exit_code_zero_is_success(rig: Rig) -> None:
     assert _wait_until_ended(rig.launcher, "job-1-a1").state == LaunchState.SUCCEEDED
 
 
-def test_another_exit_code_is_failure_with_words(rig: Rig) -> None:
+def test_another_exit_code_is_failure_with_a_message(rig: Rig) -> None:
     rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     rig.end("job-1-a1", 3)
     status = _wait_until_ended(rig.launcher, "job-1-a1")

@@ -99,7 +99,7 @@ def test_a_replica_writes_head_and_body_of_an_answer_at_once(stack: LocalStack) 
 @pytest.mark.parametrize(
     "sent", [b"", b"POST / HTTP/1.1\r\nx: " + b"a" * 60_000], ids=["idle", "heads"]
 )
-def test_one_source_that_holds_thousands_of_connections_keeps_no_other_out(
+def test_one_source_that_holds_thousands_of_connections_blocks_no_other(
     stack: LocalStack, live_url: str, sent: bytes
 ) -> None:
     with crowd(stack.ports.embeddings, 4200, sent):

@@ -90,7 +90,9 @@ def test_another_number_of_ranks_is_another_group_and_what_fails_alike_is_not_tr
     wait_until(lambda: not ray_processes(stack, "ray::PoolActor") and not ranks(stack))
 
 
-def test_attempt_survives_the_death_of_the_resident(attempts: Attempts, stack: LocalStack) -> None:
+def test_attempt_survives_the_death_of_the_pool_server(
+    attempts: Attempts, stack: LocalStack
+) -> None:
     orphan = attempts.start("orphan", 1, LONG, *ALONE)
     wait_until(lambda: attempts.is_training("orphan"))
     ray_processes(stack, "ray::PoolActor")[-1].send_signal(signal.SIGKILL)

@@ -39,7 +39,7 @@ def test_with_sqlite_the_pod_does_it(trial: Release) -> None:
     assert trial.container("service")["startupProbe"]["failureThreshold"] >= 60
 
 
-def test_it_can_be_left_to_the_pods() -> None:
+def test_the_migration_job_can_be_disabled() -> None:
     values = {"database": {"existingSecret": "x"}, "service": {"migration": {"enabled": False}}}
     assert "demo-cmcl-migration" not in _jobs(render(BUCKET | values))
 

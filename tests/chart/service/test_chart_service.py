@@ -183,7 +183,7 @@ def test_the_key_that_signs_comes_from_a_secret_and_serving_has_the_public_half(
     assert "access_public_key" not in trial.serve_args()
 
 
-def test_an_unreachable_endpoint_is_rejected() -> None:
+def test_a_public_key_requires_a_signing_key() -> None:
     public = values_of("production")["access"]["endpoint"]["publicKey"]
     with pytest.raises(helm_python.HelmRenderError, match=r"but not access\.endpoint\.sign"):
         render({"access": {"endpoint": {"publicKey": public}}})

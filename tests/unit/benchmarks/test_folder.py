@@ -63,7 +63,7 @@ def test_a_dataset_without_labels_has_none(folder: Path, of_rows: list[str | Non
     assert stream.notes == ()
 
 
-def test_labels_of_some_rows_are_left_out_and_said(folder: Path) -> None:
+def test_labels_of_some_rows_are_omitted_and_reported(folder: Path) -> None:
     path = folder / "02_two_at.test.parquet"
     write_part(path, features("02_two_at", 5), ["x", None] * 32)
     stream = read_stream(folder)

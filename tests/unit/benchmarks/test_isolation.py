@@ -107,7 +107,7 @@ def test_the_slowest_hundredth_may_take_half_a_second(seconds: float, misses: bo
     assert ("p99_s" in missed(found, Goals())) is misses
 
 
-def test_or_three_times_what_it_took_before() -> None:
+def test_p99_during_an_attack_may_be_three_times_that_before() -> None:
     records = [*steady(0, 0.25), *steady(100, 0.75)]
     found = {**requests(records, WINDOWS), **processes([QUIET], [QUIET])}
     assert missed(found, Goals()) == []

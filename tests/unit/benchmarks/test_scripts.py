@@ -60,7 +60,7 @@ def test_every_benchmark_lists_its_options_and_rejects_others_in_one_line() -> N
         ("update", ["--batches", "64,x"], "'x' is no whole number"),
     ],
 )
-def test_a_mistake_is_answered_in_one_line(name: str, arguments: list[str], words: str) -> None:
+def test_an_error_is_answered_in_one_line(name: str, arguments: list[str], words: str) -> None:
     answer = answer_of(dict(scripts())[name], *arguments)
     assert (answer.status, answer.stdout) == (2, "")
     (line,) = answer.stderr.splitlines()

@@ -28,7 +28,7 @@ def test_a_canary_is_started_and_aborted(cmcl: Cmcl, plane: ControlPlane) -> Non
     assert "no version" in cmcl("candidate", "show", "scenes", code=Exit.FAILED)
 
 
-def test_new_versions_are_tried_first_if_the_policy_says_so(cmcl: Cmcl) -> None:
+def test_new_versions_become_the_canary_if_the_policy_requires_it(cmcl: Cmcl) -> None:
     cmcl("model", "policy", "scenes", "--max-drift=0.3")
     changed = cmcl.one(
         "candidate", "policy", "scenes", "--publish-as=candidate", "--share=0.1", "--min-requests=9"

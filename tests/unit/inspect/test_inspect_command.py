@@ -105,7 +105,7 @@ def test_what_would_be_refused_ends_with_status_3(store: ObjectStore, tmp_path: 
         (["preflight", "--version", "1", "--pair", "v,x", "--shards", "x"], "no modality 'x'"),
     ],
 )
-def test_a_mistake_is_answered_in_one_line(
+def test_an_error_is_answered_in_one_line(
     store: ObjectStore, arguments: Sequence[str], words: str
 ) -> None:
     said = ask(arguments[0], store, *arguments[1:])
@@ -115,7 +115,7 @@ def test_a_mistake_is_answered_in_one_line(
     assert words in line
 
 
-def test_a_folder_that_cannot_be_written_is_said(store: ObjectStore, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(store: ObjectStore, tmp_path: Path) -> None:
     arguments = questions(tmp_path)["migrate"]
     said = ask("migrate", store, *arguments[:-1], tmp_path / "nowhere" / "out.npy")
     assert said.status == 2

@@ -40,7 +40,7 @@ def test_tensors_can_be_written_to_and_share_nothing() -> None:
 
 @given(st.binary(max_size=64))
 @settings(max_examples=200)
-def test_rubbish_is_refused_in_the_librarys_words(data: bytes) -> None:
+def test_rubbish_is_refused_with_the_message_of_the_library(data: bytes) -> None:
     with pytest.raises(SafetensorError) as ours:
         load(data)
     with pytest.raises(SafetensorError) as theirs:

@@ -220,7 +220,7 @@ def client(told: Told) -> AppClient:
     return AppClient(app)
 
 
-def test_what_the_control_plane_sends_is_passed_on(client: AppClient, told: Told) -> None:
+def test_announcements_of_the_control_plane_are_forwarded(client: AppClient, told: Told) -> None:
     news = Announcement(model="scenes", generation=4, revision=9)
     answer = client.post(ANNOUNCEMENTS, json=news.model_dump())
     assert answer.status_code == 202

@@ -128,7 +128,7 @@ def test_a_name_that_is_no_text_is_refused() -> None:
     assert told(data).startswith("the body is no stream of Arrow")
 
 
-def test_the_route_says_so(serving: Replica) -> None:
+def test_compressed_arrow_is_rejected_by_the_route(serving: Replica) -> None:
     body = stream({"feature": lists_of(ROWS)}, (), "zstd")
     response = post(serving, body, ARROW)
     assert response.status_code == 400

@@ -106,7 +106,7 @@ def test_the_operators_key_needs_no_form(door: Door) -> None:
         assert isinstance(refusal(door, f"Bearer {secret}x"), Unauthorized)
 
 
-def test_all_keys_that_are_not_valid_get_the_same_words(door: Door) -> None:
+def test_all_keys_that_are_not_valid_get_the_same_message(door: Door) -> None:
     expired, revoked, good = mint(), mint(), mint()
     door.show([entry(expired, expires_at=NOW), entry(revoked), entry(good)])
     door.show([entry(expired, expires_at=NOW), entry(good)], serial=2)
@@ -122,7 +122,7 @@ def test_all_keys_that_are_not_valid_get_the_same_words(door: Door) -> None:
 
 
 @pytest.mark.parametrize("header", [None, "", "Basic YTpi", "cmcl_0123456789ab_x"])
-def test_without_a_key_it_is_said_how_to_send_one(door: Door, header: str | None) -> None:
+def test_a_request_without_a_key_gets_a_hint(door: Door, header: str | None) -> None:
     door.show([])
     assert "Authorization: Bearer" in str(refusal(door, header))
 
@@ -210,7 +210,7 @@ def test_an_old_list_that_is_put_back_revives_no_key(door: Door) -> None:
 
 
 @pytest.mark.parametrize("is_gone", [False, True])
-def test_while_the_store_is_away_the_last_list_is_in_force(
+def test_while_the_store_is_unavailable_the_last_list_is_in_force(
     door: Door, is_gone: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = mint()

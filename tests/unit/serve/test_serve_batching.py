@@ -155,7 +155,7 @@ def test_tenants_take_turns(versions: list[ServedVersion]) -> None:
     assert order.index("modest") <= 2
 
 
-def test_a_thread_that_is_stuck_is_found_out() -> None:
+def test_a_thread_that_is_stuck_is_detected() -> None:
     release = threading.Event()
 
     async def ask_while_stuck() -> tuple[bool, bool]:
@@ -169,7 +169,7 @@ def test_a_thread_that_is_stuck_is_found_out() -> None:
     assert asyncio.run(ask_while_stuck()) == (True, False)
 
 
-def test_heavy_work_that_does_not_end_is_found_out_and_what_waits_behind_it_is_not() -> None:
+def test_heavy_work_that_does_not_end_is_detected_and_what_waits_behind_it_is_not() -> None:
     release, clock = threading.Event(), Clock()
     heavy = BackgroundExecutor(clock)
 

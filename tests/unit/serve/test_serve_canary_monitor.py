@@ -223,7 +223,7 @@ def test_only_what_has_changed_is_written_again(watched: Watched) -> None:
     run(use())
 
 
-def test_a_store_that_is_down_costs_freshness_alone(
+def test_an_unavailable_store_costs_freshness_alone(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def use() -> None:

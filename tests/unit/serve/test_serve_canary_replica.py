@@ -35,7 +35,7 @@ def answering(replica: Replica, **headers: str) -> tuple[str, str]:
     return response.headers["x-model-version"], response.headers["x-model-channel"]
 
 
-def test_the_candidate_answers_its_share_and_says_so(trying: Replica) -> None:
+def test_the_canary_answers_its_share_and_is_named_in_the_response(trying: Replica) -> None:
     assert answering(trying) == ("2", "candidate")
     try_out(trying, revision=2, share=0)
     assert answering(trying) == ("1", "live")
@@ -202,7 +202,7 @@ def test_no_caller_at_share_zero_and_all_at_one() -> None:
     assert chosen(1) == set(KEYS)
 
 
-def test_who_is_in_stays_in_when_the_share_grows() -> None:
+def test_callers_of_the_canary_stay_when_its_share_grows() -> None:
     assert chosen(0.05) < chosen(0.1) < chosen(0.5)
 
 

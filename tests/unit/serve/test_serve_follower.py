@@ -224,7 +224,7 @@ def test_a_store_that_fails_for_a_while_is_tried_again(serving: Replica, broken:
     assert serving.live_number() == 2
 
 
-def test_a_store_that_is_down_makes_one_line_of_log(
+def test_an_unavailable_store_makes_one_line_of_log(
     serving: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     serving.store.broken = "live.json"
@@ -242,7 +242,7 @@ def test_a_replica_is_not_ready_without_a_listable_store(
     assert "the store cannot be read" in caplog.text
 
 
-def test_the_thread_outlives_a_store_that_is_down(replica: Replica) -> None:
+def test_the_thread_outlives_an_unavailable_store(replica: Replica) -> None:
     replica.store.broken = ""
     replica.follower.start()
     assert not replica.live.readiness.wait(0.1)

@@ -243,7 +243,7 @@ def test_an_error_in_a_large_body_has_the_position_of_the_invalid_number(word: s
     assert (str(error.value), error.value.code) == (told, "invalid_json")
 
 
-def test_a_small_body_is_left_to_the_parser_which_has_words_for_all_mistakes() -> None:
+def test_a_small_body_is_left_to_the_parser_which_has_words_for_all_errors() -> None:
     with pytest.raises(InvalidRequest, match="user is NaN"):
         parse(EmbeddingRequest, b'{"model": "a", "user": NaN, "input": [1]}' + b" " * 99, 20)
 
@@ -254,7 +254,7 @@ def test_fields_without_end_are_refused() -> None:
         parse(EmbeddingRequest, body, 20)
 
 
-def test_mistakes_of_long_bodies_keep_their_words() -> None:
+def test_errors_of_long_bodies_keep_their_words() -> None:
     for body in (b"[" + b"1," * 99 + b"1]", b"{" * 99, b"x" * 99):
         with pytest.raises(InvalidRequest, match="the body"):
             parse(EmbeddingRequest, body, 20)

@@ -34,7 +34,7 @@ def test_a_resubmitted_task_does_not_starve_others(executor: KeyedExecutor) -> N
     executor.wait()
 
 
-def test_what_waits_for_its_turn_is_begun_once(executor: KeyedExecutor) -> None:
+def test_what_is_queued_is_begun_once(executor: KeyedExecutor) -> None:
     runs: list[str] = []
     go_on, has_begun = threading.Event(), threading.Event()
 

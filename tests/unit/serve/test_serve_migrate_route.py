@@ -180,7 +180,7 @@ def test_a_modality_without_moments_is_refused(replica: Replica) -> None:
         ({"vectors": 1}, 400, 'there is no field "vectors"'),
     ],
 )
-def test_wrong_requests_are_answered_in_words(
+def test_invalid_requests_are_rejected_with_a_message(
     grown: Replica, changes: dict[str, object], status: int, words: str
 ) -> None:
     assert words in error_of(migrate(grown, **changes), status)["message"]
@@ -196,7 +196,7 @@ def test_wrong_requests_are_answered_in_words(
         ({"normalize": "true"}, 'there is no field "normalize"'),
     ],
 )
-def test_wrong_parameters_are_answered_in_words(
+def test_invalid_parameters_are_rejected_with_a_message(
     grown: Replica, parameters: dict[str, str], words: str
 ) -> None:
     asked = {"model": MODEL, "from_version": "1", "modality": "text", **parameters}

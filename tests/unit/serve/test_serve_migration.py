@@ -95,7 +95,7 @@ def test_moments_of_another_version_of_that_name_are_not_used(store: FlakyStore)
     assert compared(store, before, new) == [None, None]
 
 
-def test_results_are_found_out_once_and_the_oldest_go() -> None:
+def test_results_are_computed_once_and_the_oldest_are_evicted() -> None:
     searched: list[int] = []
 
     async def find_out(key: int) -> int:

@@ -45,7 +45,7 @@ def test_the_owner_and_the_operator_find_a_model(
 
 @pytest.mark.parametrize("version", ["", "@1", "@2", "@7", "@9"])
 @pytest.mark.parametrize("min_version", [0, 1])
-def test_a_stranger_reads_the_words_for_an_unknown_model(
+def test_an_unauthenticated_client_gets_the_message_for_an_unknown_model(
     owned: Replica, version: str, min_version: int
 ) -> None:
     hidden = refusal(owned, f"scenes{version}", STRANGER, min_version)

@@ -28,7 +28,7 @@ def test_a_store_that_fails_later_makes_no_replica_unready(serving: Replica) -> 
     assert serving.get("/readyz").status_code == 200
 
 
-def test_a_lone_replica_becomes_ready_without_its_store() -> None:
+def test_a_lone_replica_starts_without_its_store() -> None:
     readiness = Readiness()
     wait_until_ready(readiness, ALREADY, lambda: False)
     assert not readiness.ready

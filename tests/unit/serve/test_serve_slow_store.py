@@ -138,14 +138,14 @@ def sleeping(store: FlakyStore) -> Iterator[Replica]:
     replica.follower.stop()
 
 
-def test_who_is_woken_looks_at_once(sleeping: Replica) -> None:
+def test_a_woken_replica_polls_at_once(sleeping: Replica) -> None:
     sleeping.publish(version=2)
     sleeping.follower.wake()
     until(lambda: sleeping.live_number() == 2)
     assert sleeping.metrics.swap_seconds[-1] < NEVER
 
 
-def test_many_wake_ups_are_few_looks(sleeping: Replica) -> None:
+def test_many_wake_ups_are_few_polls(sleeping: Replica) -> None:
     store = sleeping.store
     began, before = time.monotonic(), store.calls.count("models/")
     for _ in range(10_000):

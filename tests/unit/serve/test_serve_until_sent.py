@@ -66,7 +66,7 @@ def test_an_unread_response_counts_until_it_is_read() -> None:
         until(lambda: rows.total == 0)
 
 
-def test_who_reads_nothing_is_given_up_and_has_no_whole_answer() -> None:
+def test_a_client_that_reads_nothing_is_closed_without_the_whole_response() -> None:
     rows = Quota(10, "rows")
     with unread_answer(rows, stall_seconds=0.2) as client:
         assert client.recv(1) == b"H"

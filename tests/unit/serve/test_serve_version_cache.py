@@ -251,7 +251,7 @@ def test_loads_beyond_the_limit_are_429_with_retry_after(serving: Replica) -> No
     run_with_stored(serving, 3, ask())
 
 
-def test_a_load_that_gets_no_thread_fails_and_holds_up_nothing(serving: Replica) -> None:
+def test_a_load_that_gets_no_thread_fails_and_delays_nothing(serving: Replica) -> None:
     threads = ScarceThreads(1)
     resident = VersionCache(serving.stored, 1, BUDGET, serving.metrics, threads=threads)
 

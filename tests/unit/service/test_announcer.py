@@ -75,7 +75,7 @@ def test_a_mirrored_pointer_is_announced_as_it_was_written(
     plane.close()
 
 
-def test_an_endpoint_that_is_away_slows_no_mirror(tmp_path: Path) -> None:
+def test_an_unavailable_endpoint_slows_no_mirror(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, embeddings_url="http://127.0.0.1:1")
     plane.create_model()
     plane.run_to_end(plane.post_dataset())

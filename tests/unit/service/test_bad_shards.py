@@ -120,14 +120,14 @@ def test_a_repaired_dataset_can_be_retried(plane: ControlPlane) -> None:
     assert plane.dataset_of(job).quarantine_reason is None
 
 
-def test_a_bad_dataset_does_not_hold_up_the_next(plane: ControlPlane) -> None:
+def test_a_bad_dataset_does_not_delay_the_next(plane: ControlPlane) -> None:
     plane.post_dataset("one", shards=[plane.shard("x", feature_table(3))])
     second = plane.post_dataset("two")
     assert plane.run_to_end(second).state == JobState.PUBLISHED
     assert [version.number for version in plane.versions()] == [1]
 
 
-def test_a_latecomer_cannot_quarantine_what_another_got_on_with(plane: ControlPlane) -> None:
+def test_a_late_validator_cannot_quarantine_what_another_accepted(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     seen = plane.tick_to(job, JobState.VALIDATING)
     plane.tick_to(job, JobState.RUNNING)

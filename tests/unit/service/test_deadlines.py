@@ -95,7 +95,7 @@ def test_an_attempt_that_was_not_over_continues(patient_plane: ControlPlane) -> 
     assert plane.job(job).state == JobState.RUNNING
 
 
-def test_an_attempt_that_a_cluster_never_lets_go_of_is_lost(plane: ControlPlane) -> None:
+def test_an_attempt_that_a_cluster_never_releases_is_lost(plane: ControlPlane) -> None:
     """The cluster says for ever that it runs; nobody hears of it, and no stop ends it."""
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
@@ -111,7 +111,7 @@ def test_an_attempt_that_a_cluster_never_lets_go_of_is_lost(plane: ControlPlane)
     assert plane.run_to_end(job).attempt == 2
 
 
-def test_one_that_it_never_lets_go_of_can_be_cancelled(plane: ControlPlane) -> None:
+def test_one_that_it_never_releases_can_be_cancelled(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     report_progress(plane.store, job, 1, "training")

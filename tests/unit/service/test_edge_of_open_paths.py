@@ -214,7 +214,7 @@ def test_delayed_refusals_are_bounded_and_those_beyond_close_their_connections()
     asyncio.run(flood())
 
 
-def test_a_render_that_hangs_holds_up_nothing_else(plane: ControlPlane) -> None:
+def test_a_render_that_hangs_delays_nothing_else(plane: ControlPlane) -> None:
     is_let_go, is_asked = threading.Event(), threading.Event()
 
     class Hanging:

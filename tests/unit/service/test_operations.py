@@ -53,7 +53,7 @@ class _HangingStore(FlakyStore):
         return super().keys(prefix)
 
 
-def test_a_store_that_hangs_holds_up_no_other_request(plane: ControlPlane) -> None:
+def test_a_store_that_hangs_delays_no_other_request(plane: ControlPlane) -> None:
     store = _HangingStore(plane.folder / "hanging")
     app = create_app(plane.context.settings, Parts(store=store, launcher=plane.launcher))
     app.state.probes = Probes(patience_seconds=0.05)

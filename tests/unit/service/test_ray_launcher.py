@@ -120,7 +120,7 @@ def test_an_outage_refuses_nothing(
     assert launcher.status("job-1-a1").state == LaunchState.PENDING
 
 
-def test_ray_that_answers_and_does_not_take_it_refuses(
+def test_an_error_response_of_ray_is_a_rejection(
     ray: FakeRayJobs, launcher: RayJobLauncher
 ) -> None:
     ray.refuses = True

@@ -45,7 +45,7 @@ def test_a_failed_launch_with_candidate_is_adopted(plane: ControlPlane) -> None:
     assert plane.versions()[0].attempt == 1
 
 
-def test_a_candidate_is_adopted_while_ray_is_down(plane: ControlPlane) -> None:
+def test_a_candidate_is_adopted_while_ray_is_unavailable(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     plane.launcher.is_down = True
@@ -144,7 +144,7 @@ def test_a_job_is_not_over_before_its_attempt_is(plane: ControlPlane) -> None:
     assert plane.job(job).state == JobState.FAILED
 
 
-def test_a_cluster_that_is_down_is_waited_for(plane: ControlPlane) -> None:
+def test_an_unavailable_cluster_is_waited_for(plane: ControlPlane) -> None:
     plane.launcher.is_down = True
     job = plane.post_dataset()
     plane.tick_to(job, JobState.SUBMITTING)

@@ -84,7 +84,7 @@ def test_a_retry_resumes_where_the_lost_attempts_were(plane: ControlPlane) -> No
     assert (told(plane, job).attempt, told(plane, job).resume_from) == (4, saved)
 
 
-def test_what_led_to_a_failure_is_not_gone_on_from(plane: ControlPlane) -> None:
+def test_what_led_to_a_failure_is_not_resumed_from(plane: ControlPlane) -> None:
     """Nor what that attempt went on from: it would fail alike, whatever was mended since."""
     job = start(plane)
     leave_checkpoint(plane.store, job, 1, 500)
@@ -97,7 +97,7 @@ def test_what_led_to_a_failure_is_not_gone_on_from(plane: ControlPlane) -> None:
     assert (told(plane, job).attempt, told(plane, job).resume_from) == (3, None)
 
 
-def test_what_led_to_a_damaged_candidate_is_not_gone_on_from(plane: ControlPlane) -> None:
+def test_what_led_to_a_damaged_candidate_is_not_resumed_from(plane: ControlPlane) -> None:
     job = start(plane)
     leave_checkpoint(plane.store, job, 1, 500)
     train(plane.store, job, 1)
@@ -142,7 +142,7 @@ def test_a_repeated_submission_has_the_same_spec(plane: ControlPlane) -> None:
         leave_checkpoint(plane.store, job, 1, 600)
 
 
-def test_a_store_that_is_away_is_waited_for(plane: ControlPlane) -> None:
+def test_an_unavailable_store_is_waited_for(plane: ControlPlane) -> None:
     """Rather than to learn everything again."""
     job = start(plane)
     saved = leave_checkpoint(plane.store, job, 1, 500)

@@ -162,7 +162,7 @@ def test_a_good_dataset_is_verified_and_written(ground: Ground) -> None:
     assert DatasetManifest.model_validate_json(written) == manifest
 
 
-def test_a_bad_file_is_refused_in_the_same_words(ground: Ground) -> None:
+def test_a_bad_file_is_refused_with_the_same_message(ground: Ground) -> None:
     path = ground.shards / "bad.parquet"
     path.write_bytes(b"nothing of ours")
     with pytest.raises(InvalidDataset, match=r"bad\.parquet: by its first bytes it is neither"):

@@ -153,7 +153,7 @@ def test_bytes_damaged_in_the_middle_are_found_or_harmless(path: Path) -> None:
     assert refused > 0
 
 
-def test_a_store_that_is_down_is_not_the_user_s_fault(path: Path, tmp_path: Path) -> None:
+def test_an_unavailable_store_is_not_the_user_s_fault(path: Path, tmp_path: Path) -> None:
     pq.write_table(paired(), path)
     with pytest.raises(StorageUnavailable):
         fetch(ref(path), tmp_path / "no" / "such" / "folder" / "fetched")

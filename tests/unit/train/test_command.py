@@ -29,7 +29,7 @@ def test_priority_is_normal_by_default() -> None:
         (["--priority", "highest"], "invalid choice: 'highest'"),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(
+def test_impossible_values_are_rejected_with_a_message(
     words: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):

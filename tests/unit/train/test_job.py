@@ -185,7 +185,7 @@ def test_held_out_rows_have_the_whole_local_disk_for_their_copies(
     assert "ds-1" in read_candidate(store, "job-1", 1).report.evaluation
 
 
-def test_held_out_rows_that_cannot_be_copied_are_found_out_before_training(
+def test_held_out_rows_that_cannot_be_copied_are_detected_before_training(
     store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = prepare_job(store, tmp_path, STREAM.datasets[0])

@@ -33,7 +33,7 @@ def test_the_notice_is_shown_once_the_service_responds() -> None:
     assert counts == "3 False True"
 
 
-def test_training_continues_without_ray() -> None:
+def test_training_continues_without_preemption_notices() -> None:
     told, counts = listen("raise ConnectionError('the actor died')")
     assert told == "preemption notices are no longer received: the actor died"
     assert counts == "1 False False"

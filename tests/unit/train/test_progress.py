@@ -63,7 +63,7 @@ def store(tmp_path: Path) -> NotedStore:
     return NotedStore(tmp_path)
 
 
-def test_heart_beats_while_nothing_changes(store: NotedStore) -> None:
+def test_the_heartbeat_continues_while_nothing_changes(store: NotedStore) -> None:
     with Reporter(store, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
         reporter.enter("training")
         reporter.update_done(UpdateDone(8, 8, torch.tensor(0.5)))
@@ -86,7 +86,7 @@ def test_the_first_update_is_reported_at_once(store: NotedStore) -> None:
     assert not reporter.should_log()
 
 
-def test_heart_stops_with_the_job(store: NotedStore) -> None:
+def test_the_heartbeat_stops_with_the_job(store: NotedStore) -> None:
     with Reporter(store, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
         reporter.enter("done")
         store.wait_for_writes(2)
@@ -94,7 +94,7 @@ def test_heart_stops_with_the_job(store: NotedStore) -> None:
     assert store.progress().phase == "done"
 
 
-def test_heart_stops_when_the_job_fails(store: NotedStore) -> None:
+def test_the_heartbeat_stops_when_the_job_fails(store: NotedStore) -> None:
     with pytest.raises(ZeroDivisionError):
         fail_while_reporting(store)
     assert [each for each in threading.enumerate() if each.name == "heartbeat"] == []
@@ -106,7 +106,7 @@ def fail_while_reporting(store: NotedStore) -> None:
         raise ZeroDivisionError
 
 
-def test_store_that_is_down_ends_neither_training_nor_heart(store: NotedStore) -> None:
+def test_store_that_is_down_ends_neither_training_nor_the_heartbeat(store: NotedStore) -> None:
     store.broken = "progress"
     with Reporter(store, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
         reporter.enter("training")

@@ -92,7 +92,7 @@ def test_more_exports_than_permitted_are_refused(parts: Parts) -> None:
 
 
 @pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
-def test_who_reads_nothing_is_given_up_and_has_no_whole_answer(
+def test_a_client_that_reads_nothing_is_closed_without_the_whole_response(
     parts: Parts, spec_version: str
 ) -> None:
     app = create_api(parts)

@@ -76,7 +76,7 @@ def test_exact_search_finds_what_brute_force_finds(scene: Scene) -> None:
 
 
 @needs_usearch
-def test_the_graph_finds_nearly_all_of_what_is_nearest(large: Part) -> None:
+def test_the_graph_finds_nearly_all_nearest_rows(large: Part) -> None:
     assert recall(large, large.live_N, few=0) >= 0.98
 
 

@@ -74,7 +74,7 @@ def test_one_owner_has_so_many_collections(searching: Searching) -> None:
     assert make(searching, "b") == 200, "one that is there is no other"
 
 
-def test_who_deletes_one_may_make_another_at_once(searching: Searching) -> None:
+def test_one_can_be_created_at_once_after_a_deletion(searching: Searching) -> None:
     assert [make(searching, name) for name in ("b", "c", "d")] == [200, 200, 507]
     assert searching.ask("DELETE", "/b").status_code == 200
     assert make(searching, "d") == 200
@@ -205,7 +205,7 @@ def test_rows_use_at_most_the_memory_counted_before_the_read(
 @pytest.mark.parametrize(
     "why", [{"is_damaged": True}, {"width": None}], ids=["damaged", "no model"]
 )
-def test_an_abandoned_response_holds_no_memory(scene: Scene, why: dict[str, Any]) -> None:
+def test_rows_that_will_not_be_read_do_not_count(scene: Scene, why: dict[str, Any]) -> None:
     add(scene.store, entries(0, 50))
     scene.settle()
     snapshot = replace(shown_of(scene), index=None)
@@ -215,7 +215,7 @@ def test_an_abandoned_response_holds_no_memory(scene: Scene, why: dict[str, Any]
         CollectionsQuota(limits, lambda: {NAME: snapshot}).check(head, 1, 100)
 
 
-def test_unread_bytes_are_requested_again(scene: Scene) -> None:
+def test_unread_bytes_reject_a_write_for_now(scene: Scene) -> None:
     add(scene.store, entries(0, 50))
     scene.settle()
     used = CollectionsQuota(LIMITS, scene.follower.snapshots).bytes()

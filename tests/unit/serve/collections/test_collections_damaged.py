@@ -53,7 +53,7 @@ def test_repaired_damage_is_no_longer_reported(store: FlakyStore, scene: Scene) 
     assert scene.follower.damaged() == {}
 
 
-def test_the_others_are_kept_small(store: FlakyStore) -> None:
+def test_undamaged_collections_are_still_merged(store: FlakyStore) -> None:
     break_revision(store)
     maintenance = Maintenance(store)
     head = writes.create(store, writes.CollectionSpec(NAME, "m", None, "float32"))

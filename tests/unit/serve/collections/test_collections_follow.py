@@ -133,7 +133,7 @@ def test_a_roll_back_in_the_middle_leaves_the_old_index(filled: Scene) -> None:
     assert filled.index().version.number == 1
 
 
-def test_a_newer_version_still_waits_for_the_one_that_is_being_made(filled: Scene) -> None:
+def test_a_newer_version_still_waits_for_the_one_that_is_being_built(filled: Scene) -> None:
     filled.swap(2)
     filled.follower.look()
     filled.follower.work()
@@ -145,7 +145,7 @@ def test_a_newer_version_still_waits_for_the_one_that_is_being_made(filled: Scen
     assert filled.settle().version.number == 3
 
 
-def test_a_store_that_is_down_leaves_what_is_loaded(filled: Scene) -> None:
+def test_an_unavailable_store_leaves_what_is_loaded(filled: Scene) -> None:
     filled.store.broken = "/segments/"
     filled.swap(2)
     filled.settle()

@@ -94,7 +94,7 @@ def test_a_replica_drops_a_collection_whose_deletion_it_missed(scene: Scene) -> 
     assert scene.follower.rows() == 0
 
 
-def test_rows_for_the_life_before_do_not_reach_the_next(store: FlakyStore) -> None:
+def test_rows_for_the_previous_collection_do_not_reach_the_next(store: FlakyStore) -> None:
     target = add(store, entries(0, 1))
     delete(store)
     sweep(store, NAME, MUCH_LATER)

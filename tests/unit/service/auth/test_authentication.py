@@ -47,7 +47,7 @@ def test_open_addresses_need_no_key(untouched: ControlPlane, path: str) -> None:
         *("/v1/../healthz/x", "/metrics/../v1/models", "/v1/models?path=/healthz"),
     ],
 )
-def test_everything_else_needs_one(untouched: ControlPlane, path: str) -> None:
+def test_every_other_route_requires_a_key(untouched: ControlPlane, path: str) -> None:
     response = untouched.client.get(path)
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == 'Bearer realm="cmcl"'
@@ -85,7 +85,7 @@ def test_a_key_in_the_address_is_no_key(operator: Holder) -> None:
         assert operator.plane.client.get(f"/v1/models{query}").status_code == 401
 
 
-def test_the_body_of_a_stranger_is_not_read(untouched: ControlPlane) -> None:
+def test_the_body_of_an_unauthenticated_client_is_not_read(untouched: ControlPlane) -> None:
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -190,7 +190,7 @@ def test_without_keys_every_caller_is_local(tmp_path: Path) -> None:
     plane.close()
 
 
-def test_without_keys_no_web_page_of_elsewhere_gets_in(tmp_path: Path) -> None:
+def test_without_keys_foreign_web_pages_are_rejected(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path)
     statuses = {
         origin: plane.client.post(

@@ -107,7 +107,7 @@ def test_keys_are_listed_without_secrets_and_revoked(run: Run, tmp_path: Path) -
         (["create", "x", "--scopes", "read", "--expires-in-days", "0"], "expires_in_days: "),
     ],
 )
-def test_a_wrong_word_is_refused_in_one_line(
+def test_a_wrong_value_is_refused_in_one_line(
     run: Run, arguments: list[str], complaint: str
 ) -> None:
     status, output, complaints = run(*arguments)

@@ -202,7 +202,7 @@ def test_a_writer_that_was_overtaken_lets_no_revoked_key_in(
     assert ids(plane) == [OPERATOR_KEY]
 
 
-def test_a_store_that_is_away_is_counted_and_caught_up_with(
+def test_an_unavailable_store_is_counted_and_caught_up_with(
     plane: ControlPlane,
     operator: Holder,
     writer: SnapshotWriter,

@@ -268,7 +268,7 @@ def test_a_valid_token_passes_behind_an_address_of_guessers(
     plane.close()
 
 
-def test_an_issuer_that_is_down_is_503_with_a_hint(guarded: ControlPlane) -> None:
+def test_an_unavailable_issuer_is_503_with_a_hint(guarded: ControlPlane) -> None:
     with FakeIssuer() as issuer:
         token = issuer.token()
     plane = ControlPlane(

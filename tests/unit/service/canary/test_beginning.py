@@ -32,7 +32,7 @@ def test_events_have_reasons(trials: Trials) -> None:
     assert trials.end() == 404
 
 
-def test_only_a_version_that_could_answer_is_tried(trials: Trials) -> None:
+def test_only_a_servable_version_becomes_the_canary(trials: Trials) -> None:
     plane = trials.plane
     assert "is live; choose another" in trials.put(3, 409)["detail"]
     assert "permitted: 1 to 3" in trials.put(9, 404)["errors"][0]["message"]
@@ -115,7 +115,7 @@ def test_a_canary_restarts_beside_another_live_version(trials: Trials) -> None:
     assert pointer.candidate.revision == pointer.revision > first["revision"]
 
 
-def test_what_is_tried_is_not_retired(trials: Trials) -> None:
+def test_a_canary_is_not_retired(trials: Trials) -> None:
     trials.put(2, share=0.1)
     retired = trials.plane.client.request("DELETE", "/v1/models/scenes/versions/2")
     assert (retired.status_code, "abort it first" in retired.text) == (409, True)
@@ -145,7 +145,7 @@ def test_a_new_version_serves_and_ends_the_canary_of_an_older_one(trials: Trials
     assert details["reason"] == "version 4 was published"
 
 
-def test_a_new_version_is_tried_first_where_the_policy_says_so(trials: Trials) -> None:
+def test_a_new_version_becomes_the_canary_if_the_policy_requires_it(trials: Trials) -> None:
     rollout = {"publish_as": "candidate", "share": 0.2, "rule": {"promote_after": 500}}
     policy = {"rollout": rollout}
     assert trials.plane.client.put("/v1/models/scenes/policy", json=policy).status_code == 200
@@ -162,7 +162,7 @@ def test_a_new_version_is_tried_first_where_the_policy_says_so(trials: Trials) -
     assert registry.get_sample_value("cmcl_service_post_to_live_seconds_count") == 0
 
 
-def test_the_first_version_has_nothing_to_be_tried_against(trials: Trials) -> None:
+def test_the_first_version_has_no_canary(trials: Trials) -> None:
     trials.plane.create_model("sounds")
     policy = {"rollout": {"publish_as": "candidate", "share": 0.2}}
     trials.plane.client.put("/v1/models/sounds/policy", json=policy)
@@ -170,7 +170,7 @@ def test_the_first_version_has_nothing_to_be_tried_against(trials: Trials) -> No
     assert trials.plane.answering("sounds") == (1, 1)
 
 
-def test_without_a_version_that_answers_nothing_is_tried(trials: Trials) -> None:
+def test_without_a_live_version_there_is_no_canary(trials: Trials) -> None:
     trials.plane.create_model("sounds")
     answer = trials.plane.client.put(
         "/v1/models/sounds/candidate", json={"version": 1, "share": 0.1}

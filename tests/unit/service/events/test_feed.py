@@ -179,7 +179,7 @@ def test_nothing_is_lost_between_what_was_and_what_comes(plane: ControlPlane) ->
         assert positions == list(range(1, 61))
 
 
-def test_a_listener_that_falls_behind_is_let_go_of(plane: ControlPlane) -> None:
+def test_a_listener_that_falls_behind_is_dropped(plane: ControlPlane) -> None:
     async def listen() -> tuple[int, int]:
         feed = Feed(plane.context.database, poll_seconds=0.01)
         slow, quick = feed.follow(EVERYTHING, 0, None), feed.follow(EVERYTHING, 0, None)

@@ -144,7 +144,7 @@ def test_a_failed_job_can_be_retried_for_a_week(plane: ControlPlane) -> None:
     assert plane.run_to_end(job).state == JobState.PUBLISHED
 
 
-def test_after_that_it_is_posted_again(plane: ControlPlane) -> None:
+def test_a_swept_dataset_can_be_posted_again(plane: ControlPlane) -> None:
     body = plane.dataset_body("one", **SHARE)
     job = fail(plane, **body)
     plane.clock.advance(7 * DAY + 60)
@@ -170,7 +170,7 @@ def test_a_rejected_candidate_is_kept_for_a_month(plane: ControlPlane) -> None:
     assert plane.run_to_end(job).state == JobState.PUBLISHED
 
 
-def test_after_that_it_cannot_be_approved(plane: ControlPlane) -> None:
+def test_a_swept_job_cannot_be_approved(plane: ControlPlane) -> None:
     job = reject(plane)
     plane.clock.advance(30 * DAY + 60)
     sweep(plane)
@@ -295,7 +295,7 @@ def test_what_was_written_after_it_was_given_up_goes(plane: ControlPlane) -> Non
     assert keys(plane, f"runs/{job}/") == []
 
 
-def test_a_store_that_fails_holds_up_nothing_else(plane: ControlPlane) -> None:
+def test_a_store_that_fails_delays_nothing_else(plane: ControlPlane) -> None:
     one, two = (plane.post_dataset(name) for name in ("one", "two"))
     for job in (one, two):
         plane.run_to_end(job)
@@ -323,7 +323,7 @@ def test_one_service_at_a_time_sweeps(plane: ControlPlane) -> None:
     assert keys(plane, f"runs/{job}/") == []
 
 
-def test_a_duty_that_fails_holds_up_no_other(plane: ControlPlane) -> None:
+def test_a_task_that_fails_delays_no_other(plane: ControlPlane) -> None:
     uri = upload_whole(plane, parquet())
     job = learn_with_share(plane)
     plane.clock.advance(8 * DAY)

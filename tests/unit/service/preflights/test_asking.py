@@ -11,7 +11,7 @@ from tests.unit.service.preflights.conftest import OUTLOOK, Asking
 PATH = "/v1/models/scenes/preflight"
 
 
-def test_a_question_is_accepted_with_its_address(asking: Asking) -> None:
+def test_a_preflight_is_accepted_with_its_address(asking: Asking) -> None:
     response = asking.plane.client.post(PATH, json=asking.body())
     body = response.json()
     assert response.status_code == 202

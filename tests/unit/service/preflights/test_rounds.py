@@ -75,7 +75,7 @@ def test_a_late_answer_of_a_lost_attempt_is_ignored(asking: Asking) -> None:
     assert asking.tick_to(asked, DONE).attempt == 2
 
 
-def test_an_error_response_is_not_retried(asking: Asking) -> None:
+def test_a_preflight_with_an_error_is_not_repeated(asking: Asking) -> None:
     asked = asking.post()
     asking.leave(asked, error="model 'scenes' has no version 1")
     asking.tick(2)
@@ -101,7 +101,7 @@ def test_an_answer_that_cannot_be_read_fails(asking: Asking) -> None:
     assert "cannot be read" in (asking.tick_to(asked, FAILED).message or "")
 
 
-def test_a_question_that_never_ends_is_stopped(asking: Asking) -> None:
+def test_a_preflight_that_never_ends_is_stopped(asking: Asking) -> None:
     asked = asking.post()
     asking.tick_to(asked, RUNNING)
     asking.plane.clock.advance(3601)
@@ -137,7 +137,7 @@ def test_a_model_has_one_preflight_at_a_time(asking: Asking) -> None:
     asking.tick_to(second, RUNNING)
 
 
-def test_trouble_with_one_holds_up_no_other(asking: Asking) -> None:
+def test_trouble_with_one_delays_no_other(asking: Asking) -> None:
     asking.plane.create_model("sounds")
     asking.plane.run_to_end(asking.plane.post_dataset(model="sounds"))
     broken, sound = asking.post(), asking.post("sounds", "other")

@@ -89,7 +89,7 @@ def test_damage_is_reported_and_sets_the_exit_status(plane: ControlPlane, run: R
     assert "version 2 of 'scenes'" in shown.partition("damaged")[2]
 
 
-def test_an_empty_bucket_is_a_mistake(
+def test_an_empty_bucket_is_an_error(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CMCL_STORE_URI", (tmp_path / "elsewhere").as_uri())

@@ -91,7 +91,7 @@ def test_an_earlier_version_answers_where_the_live_one_is_lost(
     assert plane.client.post("/v1/models/scenes/branch", json=body).status_code == 201
 
 
-def test_a_lost_version_is_replaced_on_request(plane: ControlPlane) -> None:
+def test_a_lost_version_is_restored_with_repair(plane: ControlPlane) -> None:
     before = everything(plane.context.database)
     _remove(plane, "models/scenes/versions/3/")
     (damage,) = _rebuilt(plane).damaged

@@ -186,7 +186,7 @@ def test_after_a_restart_on_an_older_database_a_job_says_what_it_waits_for(
     assert plane.job(job).state == JobState.GATING
 
 
-def test_models_that_cannot_be_checked_keep_no_other_from_it(
+def test_models_that_cannot_be_checked_do_not_block_others(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few are looked at in a round; one whose live.json is gone is made good all the same."""

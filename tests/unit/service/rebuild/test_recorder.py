@@ -41,7 +41,7 @@ def _written(plane: ControlPlane, outcome: str) -> float:
     return sum(sample.value for metric in counter.collect() for sample in metric.samples)
 
 
-def test_a_store_that_is_away_is_made_good_later(plane: ControlPlane) -> None:
+def test_an_unavailable_store_is_caught_up_with_later(plane: ControlPlane) -> None:
     plane.create_model("new")
     plane.store.broken = layout.records()
     recorder = BackupWriter(plane.context)

@@ -26,7 +26,7 @@ def _options(submission: Submission) -> dict[str, str]:
     return {word: words[at + 1] for at, word in enumerate(words[:-1]) if word.startswith("--")}
 
 
-def test_labels_say_whose_it_is(make_plane: MakePlane) -> None:
+def test_labels_name_the_owner(make_plane: MakePlane) -> None:
     plane = make_plane(job_labels={"site/cost-centre": "r-and-d"})
     submission = _submitted(plane)
     job = submission.id.removesuffix("-a1")

@@ -81,7 +81,9 @@ def test_what_kueue_takes_back_waits_again(api: KubernetesApi, launcher: KubeRay
     assert launcher.status(ID).state == PENDING
 
 
-def test_a_failure_has_kuberays_words(api: KubernetesApi, launcher: KubeRayLauncher) -> None:
+def test_a_failure_has_the_message_of_kuberay(
+    api: KubernetesApi, launcher: KubeRayLauncher
+) -> None:
     launcher.submit(SUBMISSION)
     api.become(ID, "FAILED", "Failed", "exit code 1\n" + "noise\n" * 4000 + "out of memory")
     message = launcher.status(ID).message
@@ -137,7 +139,7 @@ def test_a_job_stopped_while_suspended_requests_no_workers_when_resumed(
     assert api.jobs[ID]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
 
 
-def test_what_is_let_go_after_its_stop_never_runs(
+def test_what_is_resumed_after_its_stop_never_runs(
     api: KubernetesApi, launcher: KubeRayLauncher
 ) -> None:
     """Kueue may have decided before it saw the stop."""
@@ -196,7 +198,7 @@ def test_a_submission_stopped_in_its_queue_can_be_deleted(
     ],
     ids=lambda refusal: refusal.reason,
 )
-def test_a_refusal_has_the_servers_words(
+def test_a_refusal_has_the_message_of_the_server(
     api: KubernetesApi, launcher: KubeRayLauncher, refusal: Refusal
 ) -> None:
     api.refusal = refusal
@@ -247,14 +249,14 @@ def test_a_recreated_owner_owns_later_rayjobs(api: KubernetesApi) -> None:
         assert owner == {"apiVersion": "v1", "kind": "ConfigMap", "name": "pods", "uid": uid}
 
 
-def test_nothing_is_submitted_that_would_not_be_stopped(api: KubernetesApi) -> None:
+def test_nothing_is_submitted_without_its_owner_object(api: KubernetesApi) -> None:
     launcher = KubeRayLauncher(Site("an-image", "2.60.0", owner="gone"), api.connect)
     with pytest.raises(LauncherUnavailable, match='configmaps "gone" not found'):
         launcher.submit(SUBMISSION)
     assert api.jobs == {}
 
 
-def test_a_refused_connection_is_retried() -> None:
+def test_a_refused_connection_means_the_launcher_is_unavailable() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"

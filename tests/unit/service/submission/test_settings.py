@@ -81,7 +81,7 @@ def test_an_empty_text_is_an_empty_object(monkeypatch: pytest.MonkeyPatch) -> No
         ),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(
+def test_impossible_values_are_rejected_with_a_message(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: str
 ) -> None:
     with pytest.raises(ValidationError) as refused:

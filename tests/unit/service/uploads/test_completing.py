@@ -125,7 +125,7 @@ def test_every_moment_of_completing_was_tried(plane: ControlPlane) -> None:
     assert lifeline.moments == MOMENTS
 
 
-def test_who_was_taken_for_dead_changes_nothing(plane: ControlPlane) -> None:
+def test_a_process_that_was_presumed_dead_changes_nothing(plane: ControlPlane) -> None:
     """The slow one has claimed; while it writes, its claim runs out and another one completes."""
     upload = announce(plane, 3)
     send(plane, upload, 1, b"abc")

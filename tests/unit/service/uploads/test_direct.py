@@ -76,7 +76,7 @@ def test_other_bytes_than_announced_are_refused(
     assert bucket.client.post(f"{path}/complete").status_code == 200
 
 
-def test_nothing_sent_yet_is_said(bucket: ControlPlane) -> None:
+def test_nothing_sent_yet_is_reported(bucket: ControlPlane) -> None:
     response = bucket.client.post(f"/v1/uploads/{begin(bucket)['id']}/complete")
     assert (response.status_code, "signed URL" in response.json()["detail"]) == (409, True)
 
@@ -109,6 +109,6 @@ def test_a_direct_upload_takes_no_parts(bucket: ControlPlane) -> None:
     assert bucket.client.put(path, content=DATA, headers=BYTES).status_code == 409
 
 
-def test_one_in_parts_has_no_link(bucket: ControlPlane) -> None:
+def test_an_upload_in_parts_has_no_link(bucket: ControlPlane) -> None:
     response = bucket.client.post(f"/v1/uploads/{announce(bucket, 3)}/presign")
     assert response.status_code == 409

@@ -37,7 +37,7 @@ def test_a_key_repeats_the_answer_of_long_work(plane: ControlPlane) -> None:
     assert again.headers["idempotency-replayed"] == "true"
 
 
-def test_a_second_request_waits_for_the_same_result(plane: ControlPlane) -> None:
+def test_a_second_request_gets_its_own_error_and_leaves_the_claim(plane: ControlPlane) -> None:
     """And leaves the claim of the first one alone."""
 
     def work() -> ResponseRecord:

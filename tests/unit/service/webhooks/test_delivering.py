@@ -209,7 +209,7 @@ def _never_stops(connection: socket.socket) -> None:
         ),
     ],
 )
-def test_odd_receivers_are_failures_in_our_own_words(
+def test_odd_receivers_are_failures_with_our_own_message(
     office: PostOffice, receiver: Receiver, behaviour: object, error: str
 ) -> None:
     """What the other side said is not repeated: it could be a service of our own network."""
@@ -238,7 +238,7 @@ def test_a_closed_port_is_a_failure(office: PostOffice, closed_port: int) -> Non
     assert office.deliveries(webhook["id"])[0]["error"] == "no connection could be made"
 
 
-def test_a_message_that_cannot_be_sent_does_not_hold_up_the_next(
+def test_a_message_that_cannot_be_sent_does_not_delay_the_next(
     office: PostOffice, receiver: Receiver
 ) -> None:
     """An internal error counts as an attempt, too."""
@@ -254,7 +254,7 @@ def test_a_message_that_cannot_be_sent_does_not_hold_up_the_next(
     )
 
 
-def test_a_dead_receiver_does_not_hold_up_the_others(
+def test_a_dead_receiver_does_not_delay_the_others(
     office: PostOffice, receiver: Receiver, other_receiver: Receiver
 ) -> None:
     """None of four is answered before all four are being sent to."""

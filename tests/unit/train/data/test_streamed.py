@@ -154,7 +154,7 @@ def test_a_missing_shard_is_rejected_with_a_message(shards: list[Shard]) -> None
         list(rows.batches(PLAN, World(0, 1), same))
 
 
-def test_a_disk_without_room_is_found_out_with_the_first_rows(shards: list[Shard]) -> None:
+def test_a_disk_without_room_is_detected_with_the_first_rows(shards: list[Shard]) -> None:
     rows = StreamedRows(shards, WIDTHS, Scratch(limit=ROWS * sum(WIDTHS) * 2))  # Keys need more.
     with pytest.raises(StorageUnavailable, match="CMCL_SCRATCH_BYTES"):
         next(iter(rows.chunks(World(0, 1))))

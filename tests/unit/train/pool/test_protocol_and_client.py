@@ -39,7 +39,7 @@ def test_other_messages_are_refused(line: bytes) -> None:
         Request.from_line(line)
 
 
-def test_priority_that_there_is_not_is_refused() -> None:
+def test_an_unknown_priority_is_rejected() -> None:
     line = REQUEST.to_line().replace(b'"high"', b'"highest"')
     with pytest.raises(ValueError, match="priority is 'highest'; it must be one of"):
         Request.from_line(line)

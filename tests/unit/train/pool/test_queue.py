@@ -41,7 +41,7 @@ def test_attempts_are_worked_on_in_order_of_arrival(queue: JobQueue) -> None:
     assert queue.status(FIRST).state == "done"
 
 
-def test_line_is_ordered_by_priority_then_arrival(queue: JobQueue) -> None:
+def test_the_queue_is_ordered_by_priority_then_arrival(queue: JobQueue) -> None:
     low, normal, high, later = (replace(FIRST, job=name) for name in ("l", "n", "h", "h-later"))
     queue.join(FIRST)
     queue.next(after=0)
@@ -127,7 +127,7 @@ def test_a_growing_group_has_not_died(queue: JobQueue) -> None:
     assert queue.status(FIRST).state == "working"
 
 
-def test_ranks_that_die_before_they_have_started_are_counted_for_who_waits_for_them() -> None:
+def test_ranks_that_die_before_they_have_started_are_counted_for_the_waiting_attempt() -> None:
     queue = JobQueue()
     assert join(queue, FIRST, SECOND) == ["working", "waiting"]
     for _ in range(RESTARTS):
@@ -141,7 +141,7 @@ def test_ranks_that_die_before_they_have_started_are_counted_for_who_waits_for_t
     assert queue.next(after=0) == Assignment(2, SECOND)
 
 
-def test_ranks_that_die_with_nothing_in_work_are_counted_for_who_waits_for_them() -> None:
+def test_ranks_that_die_with_nothing_in_work_are_counted_for_the_waiting_attempt() -> None:
     queue = JobQueue()
     join(queue, FIRST, SECOND)
     for _ in range(RESTARTS):
@@ -226,7 +226,7 @@ def test_abandoned_attempt_that_ends_in_time_makes_room(queue: JobQueue) -> None
     assert queue.next(after=1) == Assignment(2, SECOND)
 
 
-def test_jobs_that_have_gone_leave_the_line(queue: JobQueue) -> None:
+def test_jobs_that_have_gone_leave_the_queue(queue: JobQueue) -> None:
     join(queue, FIRST, SECOND, THIRD)
     queue.next(after=0)
     queue.leave(SECOND)
