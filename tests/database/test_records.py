@@ -192,7 +192,7 @@ def test_progress_is_kept_and_null_is_null(model: Database) -> None:
 def test_only_a_running_attempt_with_progress_is_training(model: Database) -> None:
     seen = _post(model)
     progress = Progress(phase="training", loss=0.5, at=NOW)
-    told = []
+    collected = []
     for step in (
         lambda c, job: jobs.start_validating(c, job, NOW),
         lambda c, job: jobs.start_attempt(c, job, None, f"{job.id}-a1", NOW),
@@ -203,8 +203,8 @@ def test_only_a_running_attempt_with_progress_is_training(model: Database) -> No
         with model.write() as connection:
             step(connection, _job(model, seen))
         with model.read() as connection:
-            told.append(training(connection, 200))
-    assert told == [[], [], [], [Training("scenes", progress)], []]
+            collected.append(training(connection, 200))
+    assert collected == [[], [], [], [Training("scenes", progress)], []]
 
 
 def test_a_reader_does_not_wait_for_a_writer(model: Database) -> None:

@@ -23,13 +23,13 @@ def test_a_canary_is_judged_once_by_concurrent_replicas(tmp_path: Path, database
     plane.tick()
     observe(plane.store, shadowed=5, pairs=agreement(5, 0.75))
     with plane.context.database.read() as connection:
-        trial = canaries.running(connection, "scenes")
-    assert trial is not None
+        record = canaries.running(connection, "scenes")
+    assert record is not None
     ready = Barrier(4)
 
     def look(_: int) -> None:
         ready.wait()
-        canary_rule.judge_canary(plane.context, trial)
+        canary_rule.judge_canary(plane.context, record)
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(look, range(4)))

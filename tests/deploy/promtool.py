@@ -62,8 +62,8 @@ def _unpack(package: str, folder: Path) -> str:
         (archive,) = folder.glob("*.deb")
         _run(["dpkg", "-x", archive.name, "."], folder)
     except (subprocess.SubprocessError, OSError, ValueError) as error:
-        told = getattr(error, "stderr", None) or str(error)
-        return str(told).strip().splitlines()[-1]
+        output = getattr(error, "stderr", None) or str(error)
+        return str(output).strip().splitlines()[-1]
     return ""
 
 

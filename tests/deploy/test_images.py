@@ -91,7 +91,7 @@ def test_a_missing_buildah_is_reported_with_what_to_install(
         Buildah.find(tmp_path / "images")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="another user is told so before")
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user gets the message earlier")
 def test_an_unusable_buildah_is_reported_with_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,8 +34,8 @@ def parts(tmp_path: Path) -> Iterator[list[Part]]:
 
 def test_the_end_of_a_part_is_reported_while_another_waits_for_it(parts: list[Part]) -> None:
     _, embeddings = parts
-    with pytest.raises(TrialFailed) as told:
+    with pytest.raises(TrialFailed) as raised:
         embeddings.wait_for(NOBODY)
-    assert str(told.value) == (
+    assert str(raised.value) == (
         "ray ended while embeddings was starting:\nno room for the object store"
     )

@@ -11,7 +11,7 @@ PAIR = "image--text"
 
 
 def observe(
-    store: ObjectStore, replica: str = "r1", model: str = "scenes", **told: object
+    store: ObjectStore, replica: str = "r1", model: str = "scenes", **changes: object
 ) -> Observation:
     """One replica writes what it has seen of the trial that live.json shows."""
     pointer = read_live(store, model)
@@ -23,7 +23,7 @@ def observe(
         "version": pointer.candidate.version,
         "at": datetime.now(UTC),
     }
-    observation = Observation.model_validate({**known, **told})
+    observation = Observation.model_validate({**known, **changes})
     key = layout.observation(model, pointer.candidate.revision, replica)
     store.put(key, observation.model_dump_json().encode())
     return observation

@@ -59,8 +59,8 @@ class Witness:
             self.ends[job["reason"] or job["state"]] += 1
         for version in self._rows(tables.versions, tables.versions.c.number):
             assert version["stored_at"] is not None, f"never stored: {version['number']}"
-        for trial in self._rows(tables.trials, tables.trials.c.revision):
-            assert trial["ended_at"] is not None, f"a trial that never ended: {trial}"
+        for record in self._rows(tables.canary_api, tables.canary_api.c.revision):
+            assert record["ended_at"] is not None, f"a trial that never ended: {record}"
         for model in self._rows(tables.models, tables.models.c.name):
             pointer = read_live(self._world.store, model["name"])
             shown = None if pointer is None else (pointer.version, pointer.generation)
@@ -101,21 +101,21 @@ class Witness:
                 key = layout.run_spec(job["id"], attempt)
                 path = self._world.store.root / key
                 if path.exists():
-                    told = path.read_bytes()
-                    assert self._specs.setdefault(key, told) == told, f"{key}: told otherwise"
+                    spec = path.read_bytes()
+                    assert self._specs.setdefault(key, spec) == spec, f"{key}: another spec"
             if job["id"] in self._world.bad_jobs:
                 tried = [one for one in self._world.cluster.ever if one.startswith(job["id"])]
                 assert not tried, f"trained from bad rows: {tried}"
 
     def _look_at_events(self, jobs: Sequence[Row]) -> None:
-        """They tell each move once, in order, and end where the job is."""
+        """Each transition has one event, in order; the last is the state of the job."""
         query = select(tables.events).where(tables.events.c.job.is_not(None))
-        told: dict[str, list[Row]] = defaultdict(list)
+        by_job: dict[str, list[Row]] = defaultdict(list)
         for event in self._read(query.order_by(tables.events.c.sequence)):
             if event["kind"].startswith("job."):
-                told[event["job"]].append(event)
+                by_job[event["job"]].append(event)
         for job in jobs:
-            events = told[job["id"]]
+            events = by_job[job["id"]]
             moves = [event for event in events if event["kind"] != "job.cancel_requested"]
             states = [event["kind"].removeprefix("job.") for event in moves]
             sources = [event["data"]["from"] for event in moves[1:]]
@@ -128,13 +128,13 @@ class Witness:
                 self._look_at_patience(job["id"], move)
 
     def _look_at_patience(self, job: str, move: Row) -> None:
-        """Before it is repeated, an attempt was told to stop, and had time to do so."""
+        """Before it is repeated, an attempt was stopped and had its grace period."""
         if move["kind"] != "job.queued" or move["data"].get("from") != JobState.RUNNING:
             return
         attempt = submission_id(job, move["data"]["attempt"])
-        told = self._world.cluster.told_to_stop.get(attempt)
-        assert told is not None, f"{attempt} was repeated, and never told to stop"
-        waited = (move["created_at"] - told).total_seconds()
+        stopped = self._world.cluster.told_to_stop.get(attempt)
+        assert stopped is not None, f"{attempt} was repeated, and never stopped"
+        waited = (move["created_at"] - stopped).total_seconds()
         patience = DEADLINES["lost_attempt_grace_seconds"] - SKEW_SECONDS
         assert waited > patience, f"{attempt} was repeated after {waited} s"
 

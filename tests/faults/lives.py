@@ -141,7 +141,7 @@ def _rolled_back(world: World) -> None:
         assert world.roll_back()
 
 
-def _tried(told: str) -> Act:
+def _tried(outcome: str) -> Act:
     """The first version is tried beside the second, and a replica tells ten requests of one kind."""
 
     def react(world: World) -> None:
@@ -150,7 +150,7 @@ def _tried(told: str) -> Act:
             assert world.put_on_trial(1, RolloutRule(min_requests=10, promote_after=10))
         pointer = read_live(world.store, MODEL)
         if pointer is not None and pointer.candidate is not None:
-            observe(world.store, **{told: 10})
+            observe(world.store, **{outcome: 10})
 
     return react
 
@@ -243,4 +243,4 @@ def check_end(world: World, life: Life) -> None:
         assert (model.live_version, model.live_generation) == (2, 2)
     if life.name == RESUMED:
         (job,) = world.jobs()
-        assert (job.attempt, world.told(job).resume_from) == (2, world.checkpoints[0])
+        assert (job.attempt, world.spec_of(job).resume_from) == (2, world.checkpoints[0])

@@ -216,7 +216,7 @@ class World:
         """It saves what it has learned so far."""
         self.checkpoints.append(leave_checkpoint(self.store, *_parts(attempt), updates))
 
-    def told(self, job: JobRecord) -> JobSpec:
+    def spec_of(self, job: JobRecord) -> JobSpec:
         """What the job's present attempt was told."""
         return JobSpec.model_validate_json(self.store.read(layout.run_spec(job.id, job.attempt)))
 

@@ -68,8 +68,12 @@ class Attempts:
 
     def is_training(self, job: str) -> bool:
         """Whether some updates are done and some are not."""
-        told = self.progress(job)
-        return told is not None and told.phase == "training" and told.updates_done > 0
+        progress_now = self.progress(job)
+        return (
+            progress_now is not None
+            and progress_now.phase == "training"
+            and progress_now.updates_done > 0
+        )
 
     def checkpoints(self, job: str) -> list[str]:
         """Their keys."""

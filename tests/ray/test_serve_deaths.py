@@ -126,8 +126,8 @@ def wait_for_version(url: str, version: int) -> None:
 
 def application_at(url: str) -> str:
     with httpx.Client(base_url=url, timeout=SECONDS) as client:
-        told: str = client.get(f"{PREFIX}/healthz").raise_for_status().json()["application"]
-    return told
+        application: str = client.get(f"{PREFIX}/healthz").raise_for_status().json()["application"]
+    return application
 
 
 def request_for_version(version: int) -> bytes:

@@ -42,9 +42,9 @@ def test_warm_ranks_give_the_bits_of_cold_ranks_after_a_kill_an_earlier_attempt_
     ray_processes(stack, "RayTrainWorker")[-1].send_signal(signal.SIGKILL)
     cold = attempts.start("cold", 1, LONG, "--cold")
     assert [ended(each) for each in (broken, cold)] == [0, 0]
-    told = attempts.progress("broken")
-    assert told is not None
-    assert told.resumed_at, "it went on from a checkpoint"
+    progress_now = attempts.progress("broken")
+    assert progress_now is not None
+    assert progress_now.resumed_at, "it went on from a checkpoint"
 
     assert ended(attempts.start("before", 0, QUICK)) == 0
     stayed = ranks(stack)

@@ -20,8 +20,10 @@ def _serving(release: Release) -> Object:
 
 
 def test_pods_of_training_have_every_setting_of_training() -> None:
-    told = {"checkpointSeconds": 20, "peerSeconds": 90.5, "scratchBytes": 200_000_000_000}
-    training = _training(render({"training": {**told, "extraEnv": {"NCCL_DEBUG": "INFO"}}}))
+    peer_settings = {"checkpointSeconds": 20, "peerSeconds": 90.5, "scratchBytes": 200_000_000_000}
+    training = _training(
+        render({"training": {**peer_settings, "extraEnv": {"NCCL_DEBUG": "INFO"}}})
+    )
     expected = {
         "CMCL_CHECKPOINT_SECONDS": "20",
         "CMCL_PEER_SECONDS": "90.5",

@@ -76,8 +76,8 @@ def test_pods_have_room_for_old_and_new_replicas(replicas: int, per_pod: int, po
     (group,) = _serving(release)["rayClusterConfig"]["workerGroupSpecs"]
     assert group["replicas"] == pods
     assert custom_resources(group) == {REPLICA: 2 * per_pod}
-    told = ServeArgs.model_validate(release.serve_args())
-    assert (told.replicas, told.replicas_per_node) == (replicas, per_pod)
+    args_read = ServeArgs.model_validate(release.serve_args())
+    assert (args_read.replicas, args_read.replicas_per_node) == (replicas, per_pod)
 
 
 @each_release()
@@ -124,15 +124,15 @@ def test_all_arguments_arrive_as_they_were_chosen() -> None:
     assert len(set(chosen.values())) == len(chosen)
     args = {_camel(name): value for name, value in chosen.items()}
     args["trustedProxies"] = ["10.244.0.0/16"]
-    told = ServeArgs.model_validate(render({"serving": {"args": args}}).serve_args())
-    assert {name: getattr(told, name) for name in chosen} == chosen
-    assert told.trusted_proxies == (IPv4Network("10.244.0.0/16"),)
+    args_read = ServeArgs.model_validate(render({"serving": {"args": args}}).serve_args())
+    assert {name: getattr(args_read, name) for name in chosen} == chosen
+    assert args_read.trusted_proxies == (IPv4Network("10.244.0.0/16"),)
 
 
 def test_chart_and_application_have_the_same_defaults() -> None:
-    told = ServeArgs.model_validate(render({}).serve_args())
-    named = {"store": told.store, "allowed_hosts": told.allowed_hosts}
-    assert told == ServeArgs(**named, replicas_per_node=1)
+    args_read = ServeArgs.model_validate(render({}).serve_args())
+    named = {"store": args_read.store, "allowed_hosts": args_read.allowed_hosts}
+    assert args_read == ServeArgs(**named, replicas_per_node=1)
 
 
 def test_without_keys_the_endpoint_has_its_allowed_host_names() -> None:
@@ -145,8 +145,8 @@ def test_without_keys_the_endpoint_has_its_allowed_host_names() -> None:
 
 
 def test_an_open_endpoint_accepts_any_host_name() -> None:
-    told = render({"access": {"endpoint": {"open": True}}}).serve_args()
-    assert told["allowed_hosts"] == ["*"]
+    args_read = render({"access": {"endpoint": {"open": True}}}).serve_args()
+    assert args_read["allowed_hosts"] == ["*"]
 
 
 def test_bounds_are_those_of_the_application() -> None:

@@ -39,9 +39,9 @@ def test_every_benchmark_lists_its_options_and_rejects_others_in_one_line() -> N
     found = dict(scripts())
     assert found.keys() == NAMES
     for name, main in found.items():
-        told = answer_of(main, "--help")
-        assert (told.status, told.stderr) == (0, ""), name
-        assert f"python -m benchmarks.{name}" in told.stdout
+        shown = answer_of(main, "--help")
+        assert (shown.status, shown.stderr) == (0, ""), name
+        assert f"python -m benchmarks.{name}" in shown.stdout
         refused = answer_of(main, "--none")
         assert (refused.status, refused.stdout) == (2, ""), name
         assert len(refused.stderr.splitlines()) == 1, name

@@ -227,8 +227,8 @@ def test_jobs_are_cancelled_retried_approved_and_rejected(
 
 
 def test_events_are_received_from_the_first_to_the_last(published: Client) -> None:
-    told = list(published.all_events("scenes", ["version.published"]))
-    assert [event.version for event in told] == [1, 2]
+    found = list(published.all_events("scenes", ["version.published"]))
+    assert [event.version for event in found] == [1, 2]
     jobs = list(published.jobs("scenes"))
     kinds = [event.kind for event in published.events(jobs[0].id) if event.id]
     assert kinds[0] == "job.queued"
@@ -245,8 +245,8 @@ def test_a_pre_flight_is_started_and_awaited(
         rounds.tick()
         published_plane.clock.advance(1)
     outlook = Outlook(version=2, pair=PAIR, refusals=(), findings={}, heads={}, advice=("ok",))
-    told = PreflightAnswer(outlook=outlook).model_dump_json()
-    published_plane.store.put(f"runs/{asked.id}/a1/answer.json", told.encode())
+    answer = PreflightAnswer(outlook=outlook).model_dump_json()
+    published_plane.store.put(f"runs/{asked.id}/a1/answer.json", answer.encode())
     for _ in range(2):
         rounds.tick()
         published_plane.clock.advance(1)

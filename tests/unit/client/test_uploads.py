@@ -60,14 +60,14 @@ class Dying:
 def test_a_file_arrives_in_parts_and_is_the_same(
     kind: str, small_parts: ControlPlane, large: Path
 ) -> None:
-    told: list[UploadProgress] = []
+    reported: list[UploadProgress] = []
     with in_process(kind, small_parts.app) as client:
-        sent = client.upload(large, told.append)
+        sent = client.upload(large, reported.append)
         assert client.upload_state(sent.id).state == "complete"
     assert sent.sha256 == hashlib.sha256(large.read_bytes()).hexdigest()
     size = large.stat().st_size
-    assert [now.sent for now in told] == [SMALLEST_PART, 2 * SMALLEST_PART, size]
-    assert {(now.path, now.total) for now in told} == {(large, size)}
+    assert [now.sent for now in reported] == [SMALLEST_PART, 2 * SMALLEST_PART, size]
+    assert {(now.path, now.total) for now in reported} == {(large, size)}
     small_parts.close()
 
 

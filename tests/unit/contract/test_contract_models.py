@@ -112,8 +112,8 @@ def test_what_other_releases_write_may_have_more_fields(kind: type[BaseModel]) -
 def test_a_report_of_measured_datasets_can_be_read_by_the_release_before() -> None:
     """Its reports were without this field, and it refuses fields that it does not know."""
     assert "not_evaluated" not in REPORT.model_dump_json()
-    told = REPORT.model_copy(update={"not_evaluated": {"d-0": "shard 0 is missing"}})
-    assert VersionReport.model_validate_json(told.model_dump_json()) == told
+    incomplete = REPORT.model_copy(update={"not_evaluated": {"d-0": "shard 0 is missing"}})
+    assert VersionReport.model_validate_json(incomplete.model_dump_json()) == incomplete
 
 
 @pytest.mark.parametrize("model", MODELS, ids=name_of)

@@ -197,7 +197,7 @@ def test_after_a_rest_a_hit_beats_at_once_again() -> None:
     assert asyncio.run(inside()) == [1, 2, 3]
 
 
-class Told:
+class RecordingAnnouncer:
     """An announcer that remembers."""
 
     def __init__(self) -> None:
@@ -208,29 +208,33 @@ class Told:
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def announcer() -> RecordingAnnouncer:
+    return RecordingAnnouncer()
 
 
 @pytest.fixture
-def client(told: Told) -> AppClient:
+def client(announcer: RecordingAnnouncer) -> AppClient:
     app = FastAPI()
     install_error_handlers(app)
-    app.include_router(announcements_router(told))
+    app.include_router(announcements_router(announcer))
     return AppClient(app)
 
 
-def test_announcements_of_the_control_plane_are_forwarded(client: AppClient, told: Told) -> None:
+def test_announcements_of_the_control_plane_are_forwarded(
+    client: AppClient, announcer: RecordingAnnouncer
+) -> None:
     news = Announcement(model="scenes", generation=4, revision=9)
     answer = client.post(ANNOUNCEMENTS, json=news.model_dump())
     assert answer.status_code == 202
-    assert told.models == ["scenes"]
+    assert announcer.models == ["scenes"]
 
 
-def test_unknown_fields_of_an_announcement_are_ignored(client: AppClient, told: Told) -> None:
+def test_unknown_fields_of_an_announcement_are_ignored(
+    client: AppClient, announcer: RecordingAnnouncer
+) -> None:
     body = {"model": "scenes", "generation": 4, "reason": "rolled back"}
     assert client.post(ANNOUNCEMENTS, json=body).status_code == 202
-    assert told.models == ["scenes"]
+    assert announcer.models == ["scenes"]
 
 
 @pytest.mark.parametrize(
@@ -247,9 +251,9 @@ def test_unknown_fields_of_an_announcement_are_ignored(client: AppClient, told: 
     ],
 )
 def test_any_other_announcement_is_rejected_and_wakes_no_replica(
-    client: AppClient, told: Told, body: bytes, status: int, words: str
+    client: AppClient, announcer: RecordingAnnouncer, body: bytes, status: int, words: str
 ) -> None:
     answer = client.post(ANNOUNCEMENTS, content=body)
     assert answer.status_code == status
     assert words in answer.json()["error"]["message"]
-    assert told.models == []
+    assert announcer.models == []

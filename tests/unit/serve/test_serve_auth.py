@@ -138,9 +138,9 @@ def test_a_key_expires_by_the_clock_without_a_new_list(door: Door) -> None:
 def test_before_the_first_list_it_says_not_yet(door: Door) -> None:
     door.keeper.refresh(door.store)
     assert not door.keeper.ready
-    told = refusal(door, f"Bearer {mint().text}")
-    assert isinstance(told, NotReady)
-    assert "retry-after" in told.headers
+    error = refusal(door, f"Bearer {mint().text}")
+    assert isinstance(error, NotReady)
+    assert "retry-after" in error.headers
     door.show([])
     assert door.keeper.ready
 

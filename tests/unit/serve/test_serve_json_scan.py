@@ -239,8 +239,8 @@ def test_an_error_in_a_large_body_has_the_position_of_the_invalid_number(word: s
         parse(EmbeddingRequest, body, 100_000)
     name = word.removeprefix("-")
     place = body.rindex(name.encode())
-    told = f"the body has {name} at byte {place}; permitted are finite numbers"
-    assert (str(error.value), error.value.code) == (told, "invalid_json")
+    expected = f"the body has {name} at byte {place}; permitted are finite numbers"
+    assert (str(error.value), error.value.code) == (expected, "invalid_json")
 
 
 def test_a_small_body_is_left_to_the_parser_which_has_words_for_all_errors() -> None:

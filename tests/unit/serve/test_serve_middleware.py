@@ -76,8 +76,8 @@ def test_every_answer_of_a_replica_is_counted_once(serving: Replica) -> None:
 def test_internal_requests_are_not_counted(serving: Replica) -> None:
     assert [serving.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
     news = {"model": MODEL, "generation": 1, "revision": 1}
-    told = serving.run(lambda client: client.post(ANNOUNCEMENTS, json=news))
-    assert told.status_code == 202
+    announced = serving.run(lambda client: client.post(ANNOUNCEMENTS, json=news))
+    assert announced.status_code == 202
     assert serving.metrics.statuses == []
 
 

@@ -81,17 +81,21 @@ def test_roomy_heads_are_migrated_exactly(grown: Replica) -> None:
     got = np.array([each["embedding"] for each in body["data"]])
     np.testing.assert_allclose(got, vectors(2, "text"), atol=1e-4)
     assert body["model"] == "scenes@2"
-    told = body["migration"]
-    assert (told["from_version"], told["to_version"], told["modality"]) == (1, 2, "text")
-    assert (told["exact"], told["rank"]) == (True, 5)
-    assert told["predicted_error"] < 1e-4
-    assert told["error_on_rows"] < 1e-4
-    assert told["condition"] >= 1
+    migration = body["migration"]
+    assert (migration["from_version"], migration["to_version"], migration["modality"]) == (
+        1,
+        2,
+        "text",
+    )
+    assert (migration["exact"], migration["rank"]) == (True, 5)
+    assert migration["predicted_error"] < 1e-4
+    assert migration["error_on_rows"] < 1e-4
+    assert migration["condition"] >= 1
     headers = response.headers
     assert (headers["x-model-version"], headers["x-from-version"]) == ("2", "1")
     assert (headers["x-exact"], headers["x-rank"]) == ("true", "5")
-    assert float(headers["x-predicted-error"]) == pytest.approx(told["predicted_error"])
-    assert float(headers["x-error-on-rows"]) == pytest.approx(told["error_on_rows"])
+    assert float(headers["x-predicted-error"]) == pytest.approx(migration["predicted_error"])
+    assert float(headers["x-error-on-rows"]) == pytest.approx(migration["error_on_rows"])
 
 
 def test_without_a_target_the_live_version_is_meant(grown: Replica) -> None:

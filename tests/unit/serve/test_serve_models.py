@@ -85,8 +85,8 @@ def test_a_canary_is_listed_with_its_shares(serving: Replica) -> None:
     canary = Canary(version=2, revision=5, share=0.25, shadow=0.5)
     serving.point(generation=3, version=1, revision=5, candidate=canary)
     serving.look()
-    (told,) = models(serving)
-    assert told["channels"] == {
+    (listed,) = models(serving)
+    assert listed["channels"] == {
         "live": 1,
         "candidate": {"version": 2, "share": 0.25, "shadow": 0.5, "loaded": True},
     }
@@ -96,9 +96,9 @@ def test_a_version_that_cannot_be_loaded_is_listed_with_the_reason(serving: Repl
     serving.publish(version=2)
     serving.store.put(layout.version_file(MODEL, 2, layout.HEADS), b"rubbish")
     serving.look()
-    (told,) = models(serving)
-    assert told["version"] == 1
-    (refusal,) = told["refusals"]
+    (listed,) = models(serving)
+    assert listed["version"] == 1
+    (refusal,) = listed["refusals"]
     assert (refusal["version"], refusal["kind"]) == (2, "damaged")
     assert "is not what its manifest promised" in refusal["reason"]
     assert refusal["failures"] >= 1

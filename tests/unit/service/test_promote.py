@@ -44,8 +44,8 @@ def test_the_history_has_actor_and_reason(two_versions: ControlPlane) -> None:
     body = {"version": 1, "reason": "worse on emoji"}
     two_versions.client.put("/v1/models/scenes/live", json=body)
     items = two_versions.client.get("/v1/models/scenes/promotions").json()["items"]
-    told = [(i["generation"], i["version"], i["previous"], i["actor"]) for i in items]
-    assert told == [(1, 1, None, "reconciler"), (2, 2, 1, "reconciler"), (3, 1, 2, "local")]
+    found = [(i["generation"], i["version"], i["previous"], i["actor"]) for i in items]
+    assert found == [(1, 1, None, "reconciler"), (2, 2, 1, "reconciler"), (3, 1, 2, "local")]
     assert items[2]["reason"] == "worse on emoji"
 
 

@@ -11,7 +11,7 @@ from tests.fakes.trainer import leave_checkpoint, train
 from workers.storage import layout
 
 
-def told(plane: ControlPlane, job: str) -> JobSpec:
+def current_spec(plane: ControlPlane, job: str) -> JobSpec:
     """What the present attempt was told."""
     key = layout.run_spec(job, plane.job(job).attempt)
     return JobSpec.model_validate_json(plane.store.read(key))
@@ -37,7 +37,7 @@ def retry(plane: ControlPlane, job: str) -> None:
 
 
 def test_the_first_attempt_begins_at_the_beginning(plane: ControlPlane) -> None:
-    assert told(plane, start(plane)).resume_from is None
+    assert current_spec(plane, start(plane)).resume_from is None
 
 
 def test_the_next_attempt_resumes_from_the_newest_checkpoint(plane: ControlPlane) -> None:
@@ -45,7 +45,7 @@ def test_the_next_attempt_resumes_from_the_newest_checkpoint(plane: ControlPlane
     # In the order of numbers, not of their digits.
     _, newest = (leave_checkpoint(plane.store, job, 1, updates) for updates in (900, 1000))
     lose(plane, job)
-    again = told(plane, job)
+    again = current_spec(plane, job)
     assert (again.attempt, again.resume_from) == (2, newest)
     assert plane.run_to_end(job).state == JobState.PUBLISHED
 
@@ -53,7 +53,7 @@ def test_the_next_attempt_resumes_from_the_newest_checkpoint(plane: ControlPlane
 def test_without_a_checkpoint_it_starts_over(plane: ControlPlane) -> None:
     job = start(plane)
     lose(plane, job)
-    assert (told(plane, job).attempt, told(plane, job).resume_from) == (2, None)
+    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (2, None)
 
 
 def test_an_attempt_that_saved_nothing_does_not_hide_the_one_before(plane: ControlPlane) -> None:
@@ -61,7 +61,7 @@ def test_an_attempt_that_saved_nothing_does_not_hide_the_one_before(plane: Contr
     saved = leave_checkpoint(plane.store, job, 1, 500)
     lose(plane, job)
     lose(plane, job)
-    assert (told(plane, job).attempt, told(plane, job).resume_from) == (3, saved)
+    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (3, saved)
 
 
 def test_the_latest_attempt_goes_before_more_updates(plane: ControlPlane) -> None:
@@ -71,7 +71,7 @@ def test_the_latest_attempt_goes_before_more_updates(plane: ControlPlane) -> Non
     lose(plane, job)
     saved = leave_checkpoint(plane.store, job, 2, 100)
     lose(plane, job)
-    assert told(plane, job).resume_from == saved
+    assert current_spec(plane, job).resume_from == saved
 
 
 def test_a_retry_resumes_where_the_lost_attempts_were(plane: ControlPlane) -> None:
@@ -81,7 +81,7 @@ def test_a_retry_resumes_where_the_lost_attempts_were(plane: ControlPlane) -> No
         lose(plane, job)
     assert plane.job(job).state == JobState.FAILED
     retry(plane, job)
-    assert (told(plane, job).attempt, told(plane, job).resume_from) == (4, saved)
+    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (4, saved)
 
 
 def test_what_led_to_a_failure_is_not_resumed_from(plane: ControlPlane) -> None:
@@ -94,7 +94,7 @@ def test_what_led_to_a_failure_is_not_resumed_from(plane: ControlPlane) -> None:
     plane.store.put(layout.run_failure(job, 2), failure.model_dump_json().encode())
     plane.tick_to(job, JobState.FAILED)
     retry(plane, job)
-    assert (told(plane, job).attempt, told(plane, job).resume_from) == (3, None)
+    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (3, None)
 
 
 def test_what_led_to_a_damaged_candidate_is_not_resumed_from(plane: ControlPlane) -> None:
@@ -104,7 +104,7 @@ def test_what_led_to_a_damaged_candidate_is_not_resumed_from(plane: ControlPlane
     plane.store.put(layout.run_file(job, 1, layout.HEADS), b"other bytes")
     plane.tick_to(job, JobState.FAILED)
     retry(plane, job)
-    assert told(plane, job).resume_from is None
+    assert current_spec(plane, job).resume_from is None
 
 
 def test_an_attempt_on_another_parent_starts_over(plane: ControlPlane) -> None:
@@ -114,7 +114,7 @@ def test_an_attempt_on_another_parent_starts_over(plane: ControlPlane) -> None:
     with plane.context.database.write() as connection:
         connection.exec_driver_sql("UPDATE models SET head = 5")
     lose(plane, job)
-    assert (told(plane, job).parent, told(plane, job).resume_from) == (5, None)
+    assert (current_spec(plane, job).parent, current_spec(plane, job).resume_from) == (5, None)
 
 
 @pytest.mark.parametrize("written", [None, b"{"], ids=["missing", "not to be read"])
@@ -127,7 +127,7 @@ def test_checkpoints_whose_question_is_unknown_are_not_used(
     if written is not None:
         plane.store.put(layout.run_spec(job, 1), written)
     lose(plane, job)
-    assert told(plane, job).resume_from is None
+    assert current_spec(plane, job).resume_from is None
 
 
 def test_a_repeated_submission_has_the_same_spec(plane: ControlPlane) -> None:
@@ -138,7 +138,7 @@ def test_a_repeated_submission_has_the_same_spec(plane: ControlPlane) -> None:
     submitting = plane.tick_to(job, JobState.SUBMITTING)
     for _ in range(2):
         attempts.submit(plane.context, submitting, plane.model())
-        assert told(plane, job).resume_from == saved
+        assert current_spec(plane, job).resume_from == saved
         leave_checkpoint(plane.store, job, 1, 600)
 
 
@@ -153,4 +153,4 @@ def test_an_unavailable_store_is_waited_for(plane: ControlPlane) -> None:
     assert plane.job(job).state == JobState.SUBMITTING
     plane.store.broken = None
     plane.tick_to(job, JobState.RUNNING)
-    assert told(plane, job).resume_from == saved
+    assert current_spec(plane, job).resume_from == saved

@@ -18,7 +18,7 @@ def test_priority_is_normal_by_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--ranks", "0"], "--ranks is 0; it must be 1 or more"),
         (["--min-ranks", "0"], "--min-ranks is 0; it must be from 1 to --ranks, which is 1"),
@@ -30,8 +30,8 @@ def test_priority_is_normal_by_default() -> None:
     ],
 )
 def test_impossible_values_are_rejected_with_a_message(
-    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         parse([*NEEDED, *words])
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -28,12 +28,12 @@ def listen(answer: str) -> list[str]:
 
 
 def test_the_notice_is_shown_once_the_service_responds() -> None:
-    told, counts = listen("return 'node-7' if len(questions) == 3 else None")
-    assert told == "preemption notice: node-7"
+    notice, counts = listen("return 'node-7' if len(questions) == 3 else None")
+    assert notice == "preemption notice: node-7"
     assert counts == "3 False True"
 
 
 def test_training_continues_without_preemption_notices() -> None:
-    told, counts = listen("raise ConnectionError('the actor died')")
-    assert told == "preemption notices are no longer received: the actor died"
+    notice, counts = listen("raise ConnectionError('the actor died')")
+    assert notice == "preemption notices are no longer received: the actor died"
     assert counts == "1 False False"

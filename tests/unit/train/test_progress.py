@@ -118,18 +118,18 @@ def test_store_that_is_down_ends_neither_training_nor_the_heartbeat(store: Noted
 
 def test_store_that_hangs_holds_no_update(store: NotedStore) -> None:
     """A connection that died in silence is noticed after minutes, and other ranks give up before."""
-    hangs, told = threading.Event(), threading.Event()
+    hangs, reported = threading.Event(), threading.Event()
 
     class HangingStore(NotedStore):
         def put(self, key: str, data: bytes) -> None:
-            told.set()
+            reported.set()
             assert hangs.wait(SECONDS), "training waited for the store"
             super().put(key, data)
 
     hanging = HangingStore(Path(store.uri.removeprefix("file://")))
     with Reporter(hanging, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
         reporter.enter("training")
-        assert told.wait(SECONDS)
+        assert reported.wait(SECONDS)
         for number in range(1, 9):
             reporter.update_done(UpdateDone(number, 8, torch.tensor(0.5)))
         hangs.set()

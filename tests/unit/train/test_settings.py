@@ -15,9 +15,9 @@ def test_the_timeout_is_a_minute_by_default(monkeypatch: pytest.MonkeyPatch) -> 
     assert current_timeouts() == Timeouts(7.5)
 
 
-@pytest.mark.parametrize("told", ["", "soon", "nan", "0", "-3", "86400"])
-def test_what_is_no_time_to_wait_is_refused(monkeypatch: pytest.MonkeyPatch, told: str) -> None:
-    monkeypatch.setenv("CMCL_PEER_SECONDS", told)
+@pytest.mark.parametrize("seconds", ["", "soon", "nan", "0", "-3", "86400"])
+def test_what_is_no_time_to_wait_is_refused(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
+    monkeypatch.setenv("CMCL_PEER_SECONDS", seconds)
     with pytest.raises(ValidationError, match="peer_seconds"):
         current_timeouts()
 
@@ -29,6 +29,6 @@ def test_ray_train_variables_of_the_environment_are_kept(monkeypatch: pytest.Mon
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     Timeouts(7.0).apply_to_ray_train()
-    told = {name: os.environ[name] for name in names}
-    assert told["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.1"
-    assert told["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] == "7"
+    variables = {name: os.environ[name] for name in names}
+    assert variables["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.1"
+    assert variables["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] == "7"

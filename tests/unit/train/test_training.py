@@ -179,11 +179,11 @@ def test_every_row_is_seen_and_the_order_depends_on_the_seed_alone() -> None:
 
 
 def test_each_update_is_reported_with_its_number() -> None:
-    told: list[UpdateDone] = []
-    train(IMAGE_TEXT, features(IMAGE_TEXT, 8, seed=8), Memory(), None, on_update=told.append)
-    assert [update.done for update in told] == list(range(1, 121))
-    assert {update.total for update in told} == {120}
-    assert told[-1].local_loss < told[0].local_loss
+    reported: list[UpdateDone] = []
+    train(IMAGE_TEXT, features(IMAGE_TEXT, 8, seed=8), Memory(), None, on_update=reported.append)
+    assert [update.done for update in reported] == list(range(1, 121))
+    assert {update.total for update in reported} == {120}
+    assert reported[-1].local_loss < reported[0].local_loss
 
 
 def test_heads_are_the_mean_over_the_last_share_of_updates() -> None:

@@ -210,10 +210,10 @@ def test_without_keys_foreign_web_pages_are_rejected(tmp_path: Path) -> None:
 def test_metrics_with_a_key_require_it(tmp_path: Path, auth: str) -> None:
     key = "scrapers-of-the-tests-0123456789abcdef"
     plane = ControlPlane(tmp_path, auth=auth, admin_key=ADMIN_KEY, metrics_key=key)
-    told = {
+    statuses = {
         shown: Holder(plane, shown).get("/metrics").status_code for shown in (key, ADMIN_KEY, None)
     }
-    assert told == {key: 200, ADMIN_KEY: 401, None: 401}
+    assert statuses == {key: 200, ADMIN_KEY: 401, None: 401}
     assert Holder(plane, None).get("/healthz").status_code == 200
     # It opens nothing else.
     if auth == "on":
@@ -249,9 +249,9 @@ def test_without_keys_only_host_names_of_this_machine_are_accepted(tmp_path: Pat
             assert plane.client.get(path, headers={"Host": host}).status_code == refused, host
     page = {"Host": "cmcl.test", "Origin": "http://cmcl.test:8000"}
     assert plane.client.get("/v1/models", headers=page).status_code == 200
-    told = plane.client.get("/v1/models", headers={"Host": "evil.example"}).json()["detail"]
-    assert "'evil.example'" in told
-    assert "CMCL_ALLOWED_HOSTS" in told
+    detail = plane.client.get("/v1/models", headers={"Host": "evil.example"}).json()["detail"]
+    assert "'evil.example'" in detail
+    assert "CMCL_ALLOWED_HOSTS" in detail
     plane.close()
 
 

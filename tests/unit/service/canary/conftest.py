@@ -14,7 +14,7 @@ from workers.storage.versions import read_live
 CANDIDATE = "/v1/models/scenes/candidate"
 
 
-class Trials:
+class CanaryApi:
     """What users ask about trials, and what live.json shows."""
 
     def __init__(self, plane: ControlPlane) -> None:
@@ -25,8 +25,8 @@ class Trials:
         terms = body or {"share": 0.1}
         answer = self.plane.client.put(CANDIDATE, json={"version": version, **terms})
         assert answer.status_code == status, answer.text
-        told: dict[str, Any] = answer.json()
-        return told
+        view: dict[str, Any] = answer.json()
+        return view
 
     def get(self) -> dict[str, Any] | None:
         """The trial; None without one."""
@@ -45,7 +45,7 @@ class Trials:
         assert found is not None
         return found
 
-    def told(self) -> list[tuple[str, int, Mapping[str, Any]]]:
+    def events(self) -> list[tuple[str, int, Mapping[str, Any]]]:
         """Kind, version and details of what happened to candidates."""
         items = self.plane.client.get("/v1/events?limit=200").json()["items"]
         found = [item for item in items if item["kind"].startswith("candidate.")]
@@ -80,5 +80,5 @@ def plane(three_versions: Path, tmp_path: Path) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-def trials(plane: ControlPlane) -> Trials:
-    return Trials(plane)
+def canary_api(plane: ControlPlane) -> CanaryApi:
+    return CanaryApi(plane)

@@ -33,7 +33,7 @@ def _program(name: str) -> dict[str, Any]:
 def test_the_table_has_every_kind_with_its_meaning() -> None:
     rows = re.findall(r"^\| `([a-z_.]+)` \| (.*) \| (yes)? ?\|$", DOCUMENT, re.MULTILINE)
     assert [(kind, words) for kind, words, _ in rows] == list(MEANINGS.items())
-    assert {kind for kind, _, told in rows if told} == set(WORTH_A_MESSAGE)
+    assert {kind for kind, _, is_default in rows if is_default} == set(WORTH_A_MESSAGE)
 
 
 def test_every_field_of_progress_is_described_and_every_phase_named() -> None:

@@ -189,10 +189,10 @@ def test_a_listener_that_falls_behind_is_dropped(plane: ControlPlane) -> None:
         await anext(slow)
         task = asyncio.create_task(_hear(quick, heard))
         await _until_heard(heard, 1)
-        for told in range(101, 602, 100):
+        for last in range(101, 602, 100):
             # Fewer than may wait for a listener, so that this one keeps up on the slowest machine.
             await asyncio.to_thread(_tell, plane, 100)
-            await _until_heard(heard, told)
+            await _until_heard(heard, last)
         rest = [item async for item in slow]
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -61,10 +61,10 @@ def test_a_new_database_has_all_rows_of_the_old_one(
 
 def test_the_report_can_be_one_document(run: Run) -> None:
     status, shown, _ = run("--json")
-    told = json.loads(shown)
-    assert (status, told["damaged"]) == (0, [])
-    assert told["rows"]["versions"] == 3
-    assert told["jobs"] == {"published": 3}
+    report = json.loads(shown)
+    assert (status, report["damaged"]) == (0, [])
+    assert report["rows"]["versions"] == 3
+    assert report["jobs"] == {"published": 3}
 
 
 def test_a_second_rebuild_is_refused(run: Run) -> None:

@@ -137,8 +137,8 @@ def test_each_move_is_logged_once_with_its_ids(
         assert (entry["job"], entry["dataset"], entry["model"]) == (job, dataset, "scenes")
         assert entry["level"] == "info"
     assert moves[3]["attempt"] == 1
-    told = [entry for entry in lines(heard) if str(entry["message"]).startswith("version.")]
-    assert [entry["version"] for entry in told] == [1]
+    entries = [entry for entry in lines(heard) if str(entry["message"]).startswith("version.")]
+    assert [entry["version"] for entry in entries] == [1]
 
 
 def test_the_line_of_a_failed_job_has_the_message_that_the_api_has(

@@ -27,9 +27,9 @@ def test_a_message_says_what_happened_and_is_signed(office: PostOffice, receiver
     job = office.plane.post_dataset()
     office.deliver()
     (message,) = receiver.received
-    told = Webhook(webhook["secret"]).verify(message.body, message.headers)
-    assert told["type"] == "job.queued"
-    assert (told["data"]["job"], told["data"]["model"]) == (job, "scenes")
+    delivered = Webhook(webhook["secret"]).verify(message.body, message.headers)
+    assert delivered["type"] == "job.queued"
+    assert (delivered["data"]["job"], delivered["data"]["model"]) == (job, "scenes")
     assert message.headers["content-type"] == "application/json"
     (delivery,) = office.deliveries(webhook["id"])
     assert delivery["id"] == message.headers["webhook-id"]
@@ -64,9 +64,9 @@ def test_only_subscribed_events_are_delivered(office: PostOffice, receiver: Rece
     office.plane.client.post(f"/v1/jobs/{job}/cancel")
     office.plane.tick(3)
     office.deliver()
-    told = [json.loads(message.body) for message in receiver.received]
-    assert [message["type"] for message in told] == ["job.queued", "job.cancelled"]
-    assert {message["data"]["job"] for message in told} == {job}
+    delivered = [json.loads(message.body) for message in receiver.received]
+    assert [message["type"] for message in delivered] == ["job.queued", "job.cancelled"]
+    assert {message["data"]["job"] for message in delivered} == {job}
 
 
 def test_all_events_of_a_job_are_delivered_in_order(office: PostOffice, receiver: Receiver) -> None:
@@ -76,8 +76,8 @@ def test_all_events_of_a_job_are_delivered_in_order(office: PostOffice, receiver
     office.plane.run_to_end(office.plane.post_dataset("two"))
     office.plane.client.post("/v1/models/scenes/rollback", json={"reason": "worse"})
     office.deliver()
-    told = [json.loads(message.body)["type"] for message in receiver.received]
-    assert told == [*kinds[:3], *kinds]
+    delivered = [json.loads(message.body)["type"] for message in receiver.received]
+    assert delivered == [*kinds[:3], *kinds]
 
 
 def test_it_is_tried_again_over_three_days_and_then_given_up(

@@ -39,8 +39,11 @@ def test_it_receives_events_of_every_owner_with_the_owner(
     for owner in ("red", "blue"):
         _post_as(plane, owner)
     office.deliver()
-    told = [json.loads(message.body)["data"] for message in receiver.received]
-    assert [(data["owner"], data["model"]) for data in told] == [("red", "red"), ("blue", "blue")]
+    delivered = [json.loads(message.body)["data"] for message in receiver.received]
+    assert [(data["owner"], data["model"]) for data in delivered] == [
+        ("red", "red"),
+        ("blue", "blue"),
+    ]
     assert len(office.deliveries(made["id"])) == 2
 
 

@@ -111,13 +111,13 @@ def test_deliveries_come_in_pages_with_the_newest_first(
 ) -> None:
     webhook = office.make(receiver.url)["id"]
     jobs = [office.plane.post_dataset(f"set-{number}") for number in range(5)]
-    told, cursor = [], ""
+    delivered, cursor = [], ""
     while cursor is not None:
         query = f"?limit=2&cursor={cursor}" if cursor else "?limit=2"
         page = office.plane.client.get(f"/v1/webhooks/{webhook}/deliveries{query}").json()
-        told += [item["payload"]["data"]["job"] for item in page["items"]]
+        delivered += [item["payload"]["data"]["job"] for item in page["items"]]
         cursor = page["next_cursor"]
-    assert told == jobs[::-1]
+    assert delivered == jobs[::-1]
 
 
 def test_a_message_beyond_what_may_wait_is_counted_and_logged_and_not_written(

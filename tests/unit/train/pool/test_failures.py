@@ -32,11 +32,11 @@ from workers.train.pool.ranks import FailureReporter, report_failure
 
 
 def told_of(*states: TrainControllerState) -> list[str]:
-    told: list[str] = []
-    callback = FailureReporter(told.append)
+    reported: list[str] = []
+    callback = FailureReporter(reported.append)
     for state in states:
         callback.after_controller_state_update(RunningState(), state)
-    return told
+    return reported
 
 
 def lost(*, preempted: bool) -> TrainingFailedError:

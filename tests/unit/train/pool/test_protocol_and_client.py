@@ -114,10 +114,10 @@ def test_a_job_trains_with_its_own_ranks_if_the_group_differs_and_reports_why(
     playing = answer_with(listener, answer, expected=request)
     assert client.train_in_pool(request) is None
     playing.join()
-    told = Progress.model_validate_json(
+    progress = Progress.model_validate_json(
         (tmp_path / "store" / run_progress("job-1", 2)).read_bytes()
     )
-    assert (told.phase, told.note) == (
+    assert (progress.phase, progress.note) == (
         "starting",
         "this attempt starts its own ranks: CMCL_RANKS is 4",
     )
@@ -126,7 +126,7 @@ def test_a_job_trains_with_its_own_ranks_if_the_group_differs_and_reports_why(
 def test_a_queued_job_reports_progress(listener: socket.socket, tmp_path: Path) -> None:
     attempt = Attempt((tmp_path / "store").as_uri(), "job-1", 2)
     progress = tmp_path / "store" / run_progress("job-1", 2)
-    told: list[str] = []
+    phases: list[str] = []
 
     def play() -> None:
         connection, _ = listener.accept()
@@ -134,11 +134,11 @@ def test_a_queued_job_reports_progress(listener: socket.socket, tmp_path: Path) 
             connection.recv(1 << 16)
             while not progress.exists():
                 time.sleep(0.01)
-            told.append(Progress.model_validate_json(progress.read_bytes()).phase)
+            phases.append(Progress.model_validate_json(progress.read_bytes()).phase)
             connection.sendall(status_to_line(AttemptStatus("done")))
 
     playing = threading.Thread(target=play)
     playing.start()
     assert client.train_in_pool(Request(attempt, SETUP)) == AttemptStatus("done")
     playing.join()
-    assert told == ["waiting"]
+    assert phases == ["waiting"]
