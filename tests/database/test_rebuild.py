@@ -9,9 +9,9 @@ from service.errors import Conflict
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table
+from tests.fakes.lost_database import everything, rebuild, wreck
 from tests.fakes.trainer import train
 from tests.fakes.uploads import upload_whole
-from tests.fakes.wreckage import everything, rebuild, wreck
 from workers.storage.versions import read_live
 
 

@@ -22,11 +22,11 @@ from service.states import TERMINAL, JobState
 from service.telemetry.spans import Spans
 from tests.fakes.app_client import AppClient
 from tests.fakes.clock import ScriptedClock
+from tests.fakes.crashes import CrashingDatabase, CrashingLauncher, CrashingStore, FaultAtMoment
 from tests.fakes.executor import InlineExecutor
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.launcher import FakeLauncher
-from tests.fakes.mortal import Lifeline, MortalDatabase, MortalLauncher, MortalStore
 from tests.fakes.trainer import train
 from workers.storage.local import LocalStore
 from workers.storage.versions import read_live
@@ -194,12 +194,12 @@ class ControlPlane:
         with self.context.database.read() as connection:
             return versions.page(connection, model, None, 100)
 
-    def mortal_reconciler(self, lifeline: Lifeline) -> Reconciler:
+    def crashing_reconciler(self, lifeline: FaultAtMoment) -> Reconciler:
         """A reconciler of another process, which dies when the lifeline says so."""
         mortal = replace(
             self.context,
-            database=MortalDatabase(self.context.database, lifeline),
-            store=MortalStore(self.store, lifeline),
-            launcher=MortalLauncher(self.launcher, lifeline),
+            database=CrashingDatabase(self.context.database, lifeline),
+            store=CrashingStore(self.store, lifeline),
+            launcher=CrashingLauncher(self.launcher, lifeline),
         )
         return Reconciler(mortal)

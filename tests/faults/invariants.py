@@ -17,7 +17,7 @@ from workers.storage.versions import read_live, read_verified, read_version, rea
 Row = Mapping[str, Any]
 
 
-class Witness:
+class InvariantChecker:
     """Looks at everything after each step, and remembers what it saw before."""
 
     def __init__(self, world: World) -> None:
@@ -35,25 +35,25 @@ class Witness:
         self._shown: dict[str, int] = defaultdict(int)
         self._events = 0
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Raises AssertionError that names what is wrong."""
         self.looks += 1
         jobs = self._rows(tables.jobs, tables.jobs.c.sequence)
         versions = self._rows(tables.versions, tables.versions.c.number)
         models = self._rows(tables.models, tables.models.c.name)
-        self._look_at_jobs(jobs)
-        self._look_at_attempts(jobs)
-        self._look_at_events(jobs)
+        self._check_jobs(jobs)
+        self._check_attempts(jobs)
+        self._check_events(jobs)
         for model in models:
             chain = [version for version in versions if version["model"] == model["name"]]
-            self._look_at_chain(model, chain)
-            self._look_at_live(model, chain)
-        self._look_at_datasets(jobs, versions)
+            self._check_chain(model, chain)
+            self._check_live(model, chain)
+        self._check_datasets(jobs, versions)
         self.head = max(model["head"] for model in models)
 
-    def look_at_the_end(self) -> None:
+    def check_at_the_end(self) -> None:
         """In a healthy world everything has come to an end, and shows."""
-        self.look()
+        self.check()
         for job in self._rows(tables.jobs, tables.jobs.c.sequence):
             assert job["state"] in TERMINAL, f"stuck: {job['id']} {job['state']} {job['message']}"
             self.ends[job["reason"] or job["state"]] += 1
@@ -69,7 +69,7 @@ class Witness:
             assert pointer is None or pointer.candidate is None, "a trial that ended is shown"
             assert model["mirrored_revision"] == model["live_revision"]
 
-    def _look_at_jobs(self, jobs: Sequence[Row]) -> None:
+    def _check_jobs(self, jobs: Sequence[Row]) -> None:
         in_flight: dict[str, list[str]] = defaultdict(list)
         for job in jobs:
             state, before = JobState(job["state"]), self._jobs.get(job["id"])
@@ -94,7 +94,7 @@ class Witness:
         if before["state"] in TERMINAL and name not in self._world.woken:
             assert job["state"] == before["state"], f"{name}: was {before['state']} for good"
 
-    def _look_at_attempts(self, jobs: Sequence[Row]) -> None:
+    def _check_attempts(self, jobs: Sequence[Row]) -> None:
         """What an attempt is told never changes: its number was not used before."""
         for job in jobs:
             for attempt in range(1, job["attempt"] + 1):
@@ -107,7 +107,7 @@ class Witness:
                 tried = [one for one in self._world.cluster.ever if one.startswith(job["id"])]
                 assert not tried, f"trained from bad rows: {tried}"
 
-    def _look_at_events(self, jobs: Sequence[Row]) -> None:
+    def _check_events(self, jobs: Sequence[Row]) -> None:
         """Each transition has one event, in order; the last is the state of the job."""
         query = select(tables.events).where(tables.events.c.job.is_not(None))
         by_job: dict[str, list[Row]] = defaultdict(list)
@@ -125,9 +125,9 @@ class Witness:
             assert states[-1] == job["state"], f"{job['id']}: {states} and {job['state']}"
             assert job["revision"] == len(events) - 1, f"{job['id']}: {states}"
             for move in moves:
-                self._look_at_patience(job["id"], move)
+                self._check_grace_period(job["id"], move)
 
-    def _look_at_patience(self, job: str, move: Row) -> None:
+    def _check_grace_period(self, job: str, move: Row) -> None:
         """Before it is repeated, an attempt was stopped and had its grace period."""
         if move["kind"] != "job.queued" or move["data"].get("from") != JobState.RUNNING:
             return
@@ -138,7 +138,7 @@ class Witness:
         patience = DEADLINES["lost_attempt_grace_seconds"] - SKEW_SECONDS
         assert waited > patience, f"{attempt} was repeated after {waited} s"
 
-    def _look_at_chain(self, model: Row, chain: Sequence[Row]) -> None:
+    def _check_chain(self, model: Row, chain: Sequence[Row]) -> None:
         numbers = [version["number"] for version in chain]
         assert numbers == list(range(1, model["head"] + 1)), f"{model['name']}: {numbers}"
         learned: tuple[Any, ...] = ()
@@ -158,7 +158,7 @@ class Witness:
             self._parsed[key] = VersionManifest.model_validate(version["manifest"])
         return self._parsed[key]
 
-    def _look_at_live(self, model: Row, chain: Sequence[Row]) -> None:
+    def _check_live(self, model: Row, chain: Sequence[Row]) -> None:
         name, store = model["name"], self._world.store
         stored = {version["number"] for version in chain if version["stored_at"] is not None}
         for number in stored:
@@ -193,7 +193,7 @@ class Witness:
         read_verified(store, layout.dataset_moments(line.dataset), line.moments)
         self._complete.add((model, number))
 
-    def _look_at_datasets(self, jobs: Sequence[Row], versions: Sequence[Row]) -> None:
+    def _check_datasets(self, jobs: Sequence[Row], versions: Sequence[Row]) -> None:
         made: dict[tuple[str, str], int] = {}
         job_of = {job["id"]: job for job in jobs}
         datasets = {row["id"]: row for row in self._rows(tables.datasets, tables.datasets.c.id)}

@@ -15,7 +15,7 @@ from sqlalchemy import select
 from service.database.tables import models
 from service.errors import DatabaseUnavailable
 from service.jobs.reconciler import Reconciler
-from tests.fakes.mortal import Contact, Death, MortalDatabase, MortalLauncher, MortalStore
+from tests.fakes.crashes import Contact, Crash, CrashingDatabase, CrashingLauncher, CrashingStore
 from tests.faults.world import World, database_of
 
 _HANGS_SECONDS = 60.0
@@ -131,9 +131,9 @@ class Replica:
         context = self._world.context(self._database)
         mortal = replace(
             context,
-            database=MortalDatabase(self._database, self),
-            store=MortalStore(context.store, self),
-            launcher=MortalLauncher(context.launcher, self),
+            database=CrashingDatabase(self._database, self),
+            store=CrashingStore(context.store, self),
+            launcher=CrashingLauncher(context.launcher, self),
             clock=self._clock,
         )
         self._reconciler = Reconciler(mortal)
@@ -146,7 +146,7 @@ class Replica:
             while True:
                 self._stand_at(_ROUND)
                 self._tick()
-        except Death:
+        except Crash:
             pass
         except BaseException as mistake:  # noqa: BLE001 (it is shown where the test can see it)
             self._mistake = mistake
@@ -165,7 +165,7 @@ class Replica:
         self._stands.release()
         self._go.acquire()
         if self._order is Order.DIE:
-            raise Death(f"{self.name} before {contact.port}.{contact.method} (on purpose)")
+            raise Crash(f"{self.name} before {contact.port}.{contact.method} (on purpose)")
 
     def _clock(self) -> datetime:
         return self._world.clock() + self._skew

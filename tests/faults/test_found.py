@@ -8,8 +8,8 @@ import pytest
 
 from cmcl.contract.policy import GatePolicy
 from service.states import JobState
-from tests.faults.ending import come_to_an_end, serve
-from tests.faults.invariants import Witness
+from tests.faults.convergence import converge, serve
+from tests.faults.invariants import InvariantChecker
 from tests.faults.replica import Order, Replica
 from tests.faults.world import BAD, Template, World
 from workers.storage import layout
@@ -66,7 +66,7 @@ def test_an_old_pointer_that_was_written_late_is_repaired(
     assert live.generation == 4
     first.go()
     first.go(Order.FAIL)
-    come_to_an_end(world, replicas, Witness(world))
+    converge(world, replicas, InvariantChecker(world))
 
 
 def test_an_attempt_that_is_handed_over_too_late_is_stopped(
@@ -156,7 +156,7 @@ def test_a_job_that_was_looked_at_long_ago_begins_alone(
         second.round()
     first.round()
     assert world.job(waiting).state == JobState.QUEUED
-    come_to_an_end(world, replicas, Witness(world))
+    converge(world, replicas, InvariantChecker(world))
 
 
 def test_no_candidate_is_approved_beside_another_one(world: World, replicas: list[Replica]) -> None:
@@ -175,7 +175,7 @@ def test_no_candidate_is_approved_beside_another_one(world: World, replicas: lis
     tell(world, replica)
     assert world.job(follower).state == JobState.PUBLISHED
     assert not world.approve(rejected)
-    Witness(world).look_at_the_end()
+    InvariantChecker(world).check_at_the_end()
 
 
 def _one_that_failed(world: World, replica: Replica) -> str:

@@ -60,7 +60,7 @@ def outcome_of(client: httpx.Client, min_version: int = 1) -> str:
 
 
 @dataclass
-class Crowd:
+class ClientLoad:
     """Clients that ask all the time, and others that wait with one request each."""
 
     url: str
@@ -83,9 +83,9 @@ class Crowd:
 
 
 @contextmanager
-def crowd(url: str, min_version: int) -> Iterator[Crowd]:
+def crowd(url: str, min_version: int) -> Iterator[ClientLoad]:
     """While all of it is under way; at the end everybody has got an answer or lost it."""
-    made = Crowd(url)
+    made = ClientLoad(url)
     threads = [threading.Thread(target=made.ask_all_the_time) for _ in range(CLIENTS)]
     threads += [threading.Thread(target=made.hold, args=(min_version,)) for _ in range(HELD)]
     for thread in threads:

@@ -99,7 +99,7 @@ def test_a_served_model_swaps_without_a_failed_request(serve_url: str, store: Ob
 @pytest.fixture
 def slow_looker(stack: LocalStack) -> Iterator[subprocess.Popen[bytes]]:
     """One more of those that follow the store, which looks once an hour by itself."""
-    process = stack.start_driver([sys.executable, "-m", "tests.ray.slow_looker", stack.store_uri])
+    process = stack.start_driver([sys.executable, "-m", "tests.ray.slow_follower", stack.store_uri])
     yield process
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -14,8 +14,8 @@ from service.jobs.preflights import PreflightReconciler
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
-from tests.fakes.replica_words import PAIR as PAIR_KEY
-from tests.fakes.replica_words import agreement, observe
+from tests.fakes.observations import PAIR as PAIR_KEY
+from tests.fakes.observations import agreement, observe
 from tests.fakes.trainer import train
 
 PAIR = ("image", "text")

@@ -4,7 +4,7 @@ import pytest
 
 from cmcl.cli.errors import Exit
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.replica_words import agreement, observe
+from tests.fakes.observations import agreement, observe
 from tests.unit.client.command_line import Cmcl
 
 

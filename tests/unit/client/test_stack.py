@@ -188,21 +188,21 @@ def test_a_folder_is_locked_until_its_process_ends(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from cmcl.stack_folder import FolderLock; "
         "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
-    holder = subprocess.Popen(
+    key_client = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    with holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
+    with key_client:
+        assert key_client.stdout is not None
+        assert key_client.stdout.readline() == b"held\n"
         second = LocalStack(tmp_path, Ports.free())
-        with pytest.raises(StackError, match=f"in use by process {holder.pid}: stop it"):
+        with pytest.raises(StackError, match=f"in use by process {key_client.pid}: stop it"):
             second.prepare_folder()
         (tmp_path / ".cmcl-demo").touch()
         with pytest.raises(StackError, match="in use by process"):
             run_demo(DemoOptions(ROOT / "examples/stream", tmp_path), Console())
-        holder.kill()
+        key_client.kill()
     second.prepare_folder()
     second.stop()
 

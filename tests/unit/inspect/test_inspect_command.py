@@ -19,13 +19,13 @@ from workers.storage.object_store import ObjectStore
 
 
 @dataclass(frozen=True)
-class Said:
+class CommandResult:
     status: int
     stdout: str
     stderr: str
 
 
-def ask(question: str, store: ObjectStore, *arguments: str | Path) -> Said:
+def ask(question: str, store: ObjectStore, *arguments: str | Path) -> CommandResult:
     stdout, stderr = io.StringIO(), io.StringIO()
     every = [question, "--store", store.uri, "--model", "m"]
     with redirect_stdout(stdout), redirect_stderr(stderr):
@@ -33,7 +33,7 @@ def ask(question: str, store: ObjectStore, *arguments: str | Path) -> Said:
             status = main([*every, *map(str, arguments)])
         except SystemExit as end:
             status = int(end.code or 0)
-    return Said(status, stdout.getvalue(), stderr.getvalue())
+    return CommandResult(status, stdout.getvalue(), stderr.getvalue())
 
 
 def questions(folder: Path) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from service.api.bodies import Bodies, Budget
 from service.errors import TooManyRequests
 from service.principal import LOCAL
 from tests.fakes.control_plane import SPEC, ControlPlane
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 from tests.unit.service.auth.routes import ROUTES, WRITE
 
 JSON = {"Content-Type": "application/json"}
@@ -26,10 +26,10 @@ WRONG_SHARD = {"uri": 1}
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> Iterator[Holder]:
+def reader(tmp_path: Path) -> Iterator[KeyClient]:
     """A key that may read and nothing else."""
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
-    yield Holder(plane, ADMIN_KEY).holder("reader", ["read"])
+    yield KeyClient(plane, ADMIN_KEY).client_with_key("reader", ["read"])
     plane.close()
 
 
@@ -46,7 +46,9 @@ def _dataset(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     "route", [route for route, wanted in ROUTES.items() if wanted.scope is WRITE and wanted.options]
 )
-def test_no_byte_of_a_body_is_read_for_a_key_without_the_scope(reader: Holder, route: str) -> None:
+def test_no_byte_of_a_body_is_read_for_a_key_without_the_scope(
+    reader: KeyClient, route: str
+) -> None:
     class Unread(httpx.AsyncByteStream):
         async def __aiter__(self):  # type: ignore[no-untyped-def]
             raise AssertionError("it was read")

@@ -26,7 +26,7 @@ from service.errors import DatabaseUnavailable, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
-from tests.unit.service.auth.holder import ADMIN_KEY
+from tests.unit.service.auth.key_client import ADMIN_KEY
 from workers.storage.local import LocalStore
 
 

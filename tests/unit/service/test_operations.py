@@ -21,8 +21,8 @@ from service.settings import Settings
 from service.telemetry.logs import JsonLines, log_config
 from tests.fakes.app_client import AppClient
 from tests.fakes.control_plane import SPEC, ControlPlane, open_databases
+from tests.fakes.crashes import FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore
-from tests.fakes.mortal import Lifeline
 from tests.fakes.served_app import served
 from workers.storage.local import LocalStore
 
@@ -230,8 +230,8 @@ def test_an_operation_lists_what_only_it_answers(
 
 def test_the_reconciler_outlives_a_failed_round(plane: ControlPlane) -> None:
     """Run for real in a thread, with a lifeline that only counts."""
-    lifeline, stop = Lifeline(), threading.Event()
-    reconciler: Reconciler = plane.mortal_reconciler(lifeline)
+    lifeline, stop = FaultAtMoment(), threading.Event()
+    reconciler: Reconciler = plane.crashing_reconciler(lifeline)
     with plane.context.database.write() as connection:
         connection.exec_driver_sql("ALTER TABLE models RENAME TO hidden")
     thread = threading.Thread(target=reconciler.run, args=[stop], daemon=True)

@@ -125,14 +125,14 @@ def test_the_next_starts_when_one_ends_or_is_cancelled() -> None:
 
 
 def test_a_death_while_reading_leaves_its_place_free() -> None:
-    class Death(BaseException):
+    class Crash(BaseException):
         """Of this process."""
 
     def dies(_: Validate) -> DatasetManifest:
-        raise Death
+        raise Crash
 
     validations = Validations(InlineExecutor(), lambda: None)
     for number in range(5):
-        with pytest.raises(Death):
+        with pytest.raises(Crash):
             validations.result(ticket(number), dies)
     assert validations.result(ticket(9), known) == MANIFEST

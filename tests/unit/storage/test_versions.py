@@ -13,8 +13,8 @@ from cmcl.contract.errors import (
     VersionTaken,
 )
 from cmcl.contract.version import LivePointer
+from tests.fakes.crashes import Crash, CrashingStore, FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore
-from tests.fakes.mortal import Death, Lifeline, MortalStore
 from tests.unit.storage.candidate import FILES, manifest_of
 from workers.storage import layout
 from workers.storage.local import LocalStore
@@ -101,8 +101,8 @@ def test_the_manifest_of_a_candidate_is_written_last(store: LocalStore) -> None:
 
 @pytest.mark.parametrize("moment", MOMENTS_TO_DIE)
 def test_a_job_killed_at_any_moment_leaves_no_candidate(store: LocalStore, moment: int) -> None:
-    with pytest.raises(Death):
-        write_candidate(MortalStore(store, Lifeline(moment)), manifest_of(FILES), FILES)
+    with pytest.raises(Crash):
+        write_candidate(CrashingStore(store, FaultAtMoment(moment)), manifest_of(FILES), FILES)
     with pytest.raises(ObjectNotFound):
         read_candidate(store, "job-1", 1)
 
@@ -191,8 +191,8 @@ def test_a_damaged_manifest_can_be_replaced(
 def test_a_publication_killed_at_any_moment_is_invisible_and_can_be_finished(
     candidate: LocalStore, moment: int
 ) -> None:
-    with pytest.raises(Death):
-        publish_files(MortalStore(candidate, Lifeline(moment)), manifest_of(FILES))
+    with pytest.raises(Crash):
+        publish_files(CrashingStore(candidate, FaultAtMoment(moment)), manifest_of(FILES))
     with pytest.raises(ObjectNotFound):
         read_version(candidate, "scenes", 1)
     publish_files(candidate, manifest_of(FILES))

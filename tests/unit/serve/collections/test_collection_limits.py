@@ -81,7 +81,7 @@ def test_one_can_be_created_at_once_after_a_deletion(searching: Searching) -> No
 
 
 def test_an_owners_collections_are_no_others_limit(searching: Searching) -> None:
-    searching.door = NamedCallers()
+    searching.access = NamedCallers()
     searching.app = searching.app_of(searching.args)
     assert [make(searching, f"a{n}", "alice") for n in range(4)] == [200, 200, 200, 507]
     assert make(searching, "b0", "bob") == 200

@@ -75,6 +75,6 @@ def test_a_list_has_the_undamaged_ones_and_the_damage_is_reported(searching: Sea
     assert [each["id"] for each in listed["damaged"]] == [BROKEN]
     one = searching.ask("GET", f"/{BROKEN}")
     assert (one.status_code, one.json()["error"]["code"]) == (500, "collection_damaged")
-    searching.door = NamedCallers()
+    searching.access = NamedCallers()
     searching.app = searching.app_of(searching.args)
     assert searching.ask("GET", "", None, {"authorization": "bob"}).json()["damaged"] == []

@@ -50,7 +50,7 @@ def test_a_write_sent_again_undoes_nothing_that_came_after_it(
 
 
 def test_an_unknown_request_is_never_taken_for_another(searching: Searching) -> None:
-    searching.door = NamedCallers()
+    searching.access = NamedCallers()
     searching.app = searching.app_of(searching.args)
     first = post(searching, thing(1), BY_CLIENT)
     others = [

@@ -13,7 +13,7 @@ from service.auth.keys import parse
 from service.auth.rate_limiter import FAILURES_PER_MINUTE
 from service.telemetry.logs import JsonLines
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder, secret_of
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient, secret_of
 
 UNKNOWN = f"cmcl_{'0' * 12}_{'A' * 43}"
 
@@ -79,7 +79,7 @@ def test_the_scheme_is_read_in_any_case(untouched: ControlPlane) -> None:
     assert untouched.client.get("/v1/models", headers=headers).status_code == 200
 
 
-def test_a_key_in_the_address_is_no_key(operator: Holder) -> None:
+def test_a_key_in_the_address_is_no_key(operator: KeyClient) -> None:
     key = operator.make_key()["key"]
     for query in (f"?key={key}", f"?access_token={key}", f"?Authorization=Bearer%20{key}"):
         assert operator.plane.client.get(f"/v1/models{query}").status_code == 401
@@ -108,15 +108,15 @@ def test_the_body_of_an_unauthenticated_client_is_not_read(untouched: ControlPla
     assert sent[0]["status"] == 401
 
 
-def test_no_secret_is_logged_or_answered(operator: Holder, lines: list[str]) -> None:
+def test_no_secret_is_logged_or_answered(operator: KeyClient, lines: list[str]) -> None:
     key = operator.make_key(scopes=["read"])["key"]
     secret = secret_of(key)
     answers = []
     for shown in (key, f"{key[:-1]}!", ADMIN_KEY, f"{ADMIN_KEY}x", "a.b." + secret):
-        holder = Holder(operator.plane, shown)
+        key_client = KeyClient(operator.plane, shown)
         body = {"name": "BAD NAME", "scopes": ["none"]}
         for path in ("/v1/keys", f"/v1/models?key={key}", "/v1/models/none/live", "/nowhere"):
-            answers += [holder.get(path).text, holder.post(path, json=body).text]
+            answers += [key_client.get(path).text, key_client.post(path, json=body).text]
     everything = "\n".join([*answers, *lines, repr(parse(key)), repr(operator.plane.context)])
     assert "invalid-request" in everything
     assert len(lines) >= len(answers)
@@ -124,22 +124,22 @@ def test_no_secret_is_logged_or_answered(operator: Holder, lines: list[str]) -> 
         assert hidden not in everything
 
 
-def test_an_internal_error_logs_no_secret(operator: Holder, lines: list[str]) -> None:
+def test_an_internal_error_logs_no_secret(operator: KeyClient, lines: list[str]) -> None:
     key = operator.make_key()["key"]
     # A row that cannot be read is a mistake of ours in the middle of a route.
     with operator.plane.context.database.write() as connection:
         connection.exec_driver_sql("UPDATE api_keys SET scopes = '[\"gone\"]'")
     operator.plane.clock.advance(60)
-    response = Holder(operator.plane, key).get("/v1/models")
+    response = KeyClient(operator.plane, key).get("/v1/models")
     assert response.status_code == 500
     assert any("traceback" in line for line in lines)
     assert secret_of(key) not in "\n".join([response.text, *lines])
 
 
-def test_guessing_is_slowed_and_known_keys_still_work(operator: Holder) -> None:
-    known, unused = operator.holder(), operator.holder()
+def test_guessing_is_slowed_and_known_keys_still_work(operator: KeyClient) -> None:
+    known, unused = operator.client_with_key(), operator.client_with_key()
     assert known.get("/v1/models").status_code == 200
-    guesser = Holder(operator.plane, UNKNOWN)
+    guesser = KeyClient(operator.plane, UNKNOWN)
     statuses = [guesser.get("/v1/models").status_code for _ in range(2 * FAILURES_PER_MINUTE + 2)]
     assert statuses[0] == 401
     assert statuses[-1] == 429
@@ -155,9 +155,9 @@ def test_guessing_is_slowed_and_known_keys_still_work(operator: Holder) -> None:
 
 def test_all_keys_of_an_owner_share_its_requests(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, requests_per_minute_per_owner=5)
-    operator = Holder(plane, ADMIN_KEY)
-    reds = [operator.holder(owner="red") for _ in range(3)]
-    other = operator.holder(owner="blue")
+    operator = KeyClient(plane, ADMIN_KEY)
+    reds = [operator.client_with_key(owner="red") for _ in range(3)]
+    other = operator.client_with_key(owner="blue")
     answers = [reds[number % 3].get("/v1/models") for number in range(11)]
     assert [answer.status_code for answer in answers[:5]] == [200] * 5
     assert {operator.get("/v1/models").status_code for _ in range(20)} == {200}
@@ -170,7 +170,9 @@ def test_all_keys_of_an_owner_share_its_requests(tmp_path: Path) -> None:
     plane.close()
 
 
-def test_a_failed_write_of_key_use_rejects_no_request(operator: Holder, lines: list[str]) -> None:
+def test_a_failed_write_of_key_use_rejects_no_request(
+    operator: KeyClient, lines: list[str]
+) -> None:
     made = operator.make_key()
     database = operator.plane.context.database
     with database.write() as connection:
@@ -178,14 +180,14 @@ def test_a_failed_write_of_key_use_rejects_no_request(operator: Holder, lines: l
             "CREATE TRIGGER full BEFORE UPDATE ON api_keys "
             "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
         )
-    assert Holder(operator.plane, made["key"]).get("/v1/models").status_code == 200
+    assert KeyClient(operator.plane, made["key"]).get("/v1/models").status_code == 200
     assert any(f"last use of {made['id']} was not written" in line for line in lines)
 
 
 def test_without_keys_every_caller_is_local(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path)
     for key in (None, UNKNOWN):
-        known = Holder(plane, key).get("/v1/whoami").json()
+        known = KeyClient(plane, key).get("/v1/whoami").json()
         assert (known["name"], known["owner"]) == ("local", None)
     plane.close()
 
@@ -211,13 +213,14 @@ def test_metrics_with_a_key_require_it(tmp_path: Path, auth: str) -> None:
     key = "scrapers-of-the-tests-0123456789abcdef"
     plane = ControlPlane(tmp_path, auth=auth, admin_key=ADMIN_KEY, metrics_key=key)
     statuses = {
-        shown: Holder(plane, shown).get("/metrics").status_code for shown in (key, ADMIN_KEY, None)
+        shown: KeyClient(plane, shown).get("/metrics").status_code
+        for shown in (key, ADMIN_KEY, None)
     }
     assert statuses == {key: 200, ADMIN_KEY: 401, None: 401}
-    assert Holder(plane, None).get("/healthz").status_code == 200
+    assert KeyClient(plane, None).get("/healthz").status_code == 200
     # It opens nothing else.
     if auth == "on":
-        assert Holder(plane, key).get("/v1/models").status_code == 401
+        assert KeyClient(plane, key).get("/v1/models").status_code == 401
     plane.close()
 
 
@@ -257,7 +260,7 @@ def test_without_keys_only_host_names_of_this_machine_are_accepted(tmp_path: Pat
 
 def test_any_host_name_is_accepted_with_keys(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
-    operator = Holder(plane, ADMIN_KEY)
+    operator = KeyClient(plane, ADMIN_KEY)
     assert operator.get("/v1/models", headers={"Host": "cmcl.example"}).status_code == 200
     plane.close()
 
@@ -277,6 +280,6 @@ def test_a_service_without_keys_logs_how_to_create_one(
     assert hint not in starts(ControlPlane(tmp_path, auth="off"), caplog)
     operated = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
     assert hint not in starts(operated, caplog)
-    Holder(operated, ADMIN_KEY).make_key()
+    KeyClient(operated, ADMIN_KEY).make_key()
     operated.close()
     assert hint not in starts(ControlPlane(tmp_path, auth="on"), caplog)

@@ -18,7 +18,7 @@ from service.errors import Forbidden, IssuerUnavailable, Unauthorized
 from service.principal import Principal, Scope
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.issuer import AUDIENCE, FakeIssuer, rsa_key
-from tests.unit.service.auth.holder import Holder
+from tests.unit.service.auth.key_client import KeyClient
 
 
 @pytest.fixture(scope="module")
@@ -232,14 +232,14 @@ def test_tokens_and_keys_are_accepted_side_by_side(
         oidc_audience=AUDIENCE,
     )
     token = issuer.token()
-    known = Holder(plane, token).get("/v1/whoami").json()
+    known = KeyClient(plane, token).get("/v1/whoami").json()
     assert known == {"name": "oidc:somebody", "owner": "lab", "scopes": ["read", "write"]}
-    plane.client = Holder(plane, token)
+    plane.client = KeyClient(plane, token)
     plane.create_model()
     assert plane.model().owner == "lab"
-    assert Holder(plane, token).get("/v1/keys").status_code == 403
+    assert KeyClient(plane, token).get("/v1/keys").status_code == 403
     answers = {
-        name: Holder(plane, shown).get("/v1/models").status_code
+        name: KeyClient(plane, shown).get("/v1/models").status_code
         for name, shown in {
             "expired": issuer.token(exp=int(time.time()) - 3600),
             "ownerless": issuer.token(cmcl_owner=None),
@@ -248,7 +248,7 @@ def test_tokens_and_keys_are_accepted_side_by_side(
     }
     assert answers == {"expired": 401, "ownerless": 403, "key": 401}
     # Where no issuer is configured, a token is a wrong key.
-    assert Holder(guarded, token).get("/v1/models").status_code == 401
+    assert KeyClient(guarded, token).get("/v1/models").status_code == 401
     plane.close()
 
 
@@ -258,13 +258,13 @@ def test_a_valid_token_passes_behind_an_address_of_guessers(
     plane = ControlPlane(guarded.folder, auth="on", oidc_issuer=issuer.url, oidc_audience=AUDIENCE)
     forged = issuer.token()[:-8] + "AAAAAAAA"
     guesses = [
-        Holder(plane, forged).get("/v1/models").status_code
+        KeyClient(plane, forged).get("/v1/models").status_code
         for _ in range(2 * FAILURES_PER_MINUTE + 2)
     ]
     assert (guesses[0], guesses[-1]) == (401, 429)
     # Also one that was never seen: who renews tokens every few minutes sends new ones all the time.
-    assert Holder(plane, issuer.token()).get("/v1/models").status_code == 200
-    assert Holder(plane, forged).get("/v1/models").status_code == 429
+    assert KeyClient(plane, issuer.token()).get("/v1/models").status_code == 200
+    assert KeyClient(plane, forged).get("/v1/models").status_code == 429
     plane.close()
 
 
@@ -277,7 +277,7 @@ def test_an_unavailable_issuer_is_503_with_a_hint(guarded: ControlPlane) -> None
         oidc_issuer=issuer.url,
         oidc_audience=AUDIENCE,
     )
-    response = Holder(plane, token).get("/v1/models")
+    response = KeyClient(plane, token).get("/v1/models")
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
     assert response.json()["type"] == "urn:cmcl:problem:issuer-unavailable"

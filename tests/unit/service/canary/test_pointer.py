@@ -9,9 +9,9 @@ import pytest
 from service.jobs.reconciler import Reconciler
 from service.registry import live_pointer
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.crashes import Crash, FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore
-from tests.fakes.mortal import Death, Lifeline
-from tests.fakes.replica_words import observe
+from tests.fakes.observations import observe
 from tests.unit.service.canary.conftest import CanaryApi
 from tests.unit.service.maintenance.test_sweeping import keys, sweep
 from workers.storage import layout
@@ -103,10 +103,10 @@ def test_a_death_at_any_moment_keeps_no_pointer_of_a_deleted_model(
     canary_api: CanaryApi, dies_at: int
 ) -> None:
     _delete(canary_api.plane)
-    lifeline = Lifeline(dies_at)
-    with suppress(Death):
+    lifeline = FaultAtMoment(dies_at)
+    with suppress(Crash):
         for _ in range(3):
-            canary_api.plane.mortal_reconciler(lifeline).tick()
+            canary_api.plane.crashing_reconciler(lifeline).tick()
             canary_api.plane.clock.advance(1)
     canary_api.plane.clock.advance(2)
     Reconciler(canary_api.plane.context).tick()
@@ -122,8 +122,8 @@ def test_a_canary_ends_once_wherever_the_process_dies(
     canary_api.put(2, share=0.1, rule={"min_requests": 10, "promote_after": 10})
     canary_api.pointer()
     observe(canary_api.plane.store, **{"answered" if promotes else "failed": 10})
-    canary_api.plane.reconciler = canary_api.plane.mortal_reconciler(Lifeline(dies_at))
-    with suppress(Death):
+    canary_api.plane.reconciler = canary_api.plane.crashing_reconciler(FaultAtMoment(dies_at))
+    with suppress(Crash):
         canary_api.plane.tick(4)
     canary_api.plane.clock.advance(2)
     canary_api.plane.reconciler = Reconciler(canary_api.plane.context)

@@ -8,7 +8,7 @@ from cmcl.contract.rollout import Observed, PairAgreement, RolloutRule
 from service.database.queries import canaries as rows
 from service.registry.canary_rule import judge, judge_canary
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.replica_words import PAIR, agreement, observe
+from tests.fakes.observations import PAIR, agreement, observe
 from tests.unit.service.canary.conftest import CanaryApi
 from tests.unit.service.telemetry.samples import shown
 from workers.storage import layout

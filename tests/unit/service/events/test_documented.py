@@ -16,7 +16,7 @@ from tests.architecture.repository import ROOT
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import receiving
 from tests.fakes.served_app import served
-from tests.unit.service.webhooks.post_office import PostOffice
+from tests.unit.service.webhooks.harness import WebhookHarness
 
 DOCUMENT = (ROOT / "docs" / "events.md").read_text()
 
@@ -84,10 +84,10 @@ def test_the_documented_receiver_takes_our_messages_and_no_others(
         plane.clock.now = datetime.now(UTC)
         if fault == "time":
             plane.clock.advance(-3600)
-        office = PostOffice(plane)
-        secret = office.make(receiver.url)["secret"]
+        harness = WebhookHarness(plane)
+        secret = harness.make(receiver.url)["secret"]
         plane.post_dataset()
-        office.deliver()
+        harness.deliver()
         plane.close()
     (message,) = receiver.received
     body = message.body + b" " if fault == "body" else message.body

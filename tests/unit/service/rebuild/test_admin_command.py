@@ -15,8 +15,8 @@ from service.database.queries import maintenance
 from service.maintenance.key_snapshot import SnapshotWriter
 from service.stale_database import check_at_start
 from tests.fakes.control_plane import ControlPlane, open_databases
-from tests.fakes.wreckage import everything, rebuild, wreck
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.fakes.lost_database import everything, rebuild, wreck
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 from workers.storage import layout
 
 Run = Callable[..., tuple[int, str, str]]
@@ -152,7 +152,7 @@ def test_keys_that_embed_continue_to_work(tmp_path: Path) -> None:
     signing_key = read_signing_key(pair.private)
     settings = {"auth": "on", "admin_key": ADMIN_KEY, "snapshot_signing_key": pair.private}
     plane = ControlPlane(tmp_path, **settings)
-    operator = Holder(plane, ADMIN_KEY)
+    operator = KeyClient(plane, ADMIN_KEY)
     plane.client = operator
     plane.create_model()
     asker = operator.make_key("asker", ("embed", "read"), owner="somebody")

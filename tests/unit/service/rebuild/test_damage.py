@@ -10,8 +10,8 @@ from service.maintenance.backup import Record, write
 from service.maintenance.rebuild.bucket import Findings, Verify
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.lost_database import everything, rebuild, wreck
 from tests.fakes.uploads import upload_whole
-from tests.fakes.wreckage import everything, rebuild, wreck
 from tests.unit.service.uploads.test_sending import parquet
 from workers.storage import layout
 from workers.storage.versions import read_live

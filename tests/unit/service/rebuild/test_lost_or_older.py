@@ -23,8 +23,8 @@ from service.stale_database import check_at_start, check_not_lost
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.lost_database import wreck
 from tests.fakes.trainer import train
-from tests.fakes.wreckage import wreck
 from workers.storage import layout
 from workers.storage.versions import read_live, write_live
 

@@ -8,7 +8,7 @@ from prometheus_client.core import Metric
 from cmcl.contract.version import HeadCapacity, VersionReport
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.replica_words import agreement, observe
+from tests.fakes.observations import agreement, observe
 from tests.fakes.trainer import FIGURES, report_progress, train
 
 

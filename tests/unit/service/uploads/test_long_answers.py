@@ -8,7 +8,7 @@ from service.api.operations import Health
 from service.database.rows import ResponseRecord
 from service.errors import Conflict, Unprocessable
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.mortal import Death
+from tests.fakes.crashes import Crash
 from tests.fakes.uploads import announce, send
 
 KEY = IdempotencyKey("default", "key-1", "POST /v1/long", "0" * 64)
@@ -56,8 +56,8 @@ def test_a_key_of_refused_work_can_be_used_again(plane: ControlPlane) -> None:
 
 
 def test_the_key_of_a_dead_request_is_answered_at_once(plane: ControlPlane) -> None:
-    with pytest.raises(Death):
-        respond_long(plane.context, KEY, Work(Death()))
+    with pytest.raises(Crash):
+        respond_long(plane.context, KEY, Work(Crash()))
     other = IdempotencyKey(KEY.owner, KEY.key, KEY.route, "1" * 64)
     with pytest.raises(Unprocessable):
         respond_long(plane.context, other, Work())

@@ -14,7 +14,7 @@ from service.api.spool import spooled
 from service.errors import IncompleteBody, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import BYTES, announce
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
 
 def test_two_places_are_kept_for_other_owners() -> None:
@@ -233,8 +233,8 @@ def test_an_owners_own_stalled_part_makes_room_for_its_next_one() -> None:
 
 def test_uploads_of_one_owner_have_so_many_bytes_together(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, upload_bytes_per_owner_max=10)
-    operator = Holder(plane, ADMIN_KEY)
-    red, blue = (operator.holder(owner, owner=owner) for owner in ("red", "blue"))
+    operator = KeyClient(plane, ADMIN_KEY)
+    red, blue = (operator.client_with_key(owner, owner=owner) for owner in ("red", "blue"))
     body = {"filename": "x", "bytes": 6}
     first = red.post("/v1/uploads", json=body).json()["id"]
     refused = red.post("/v1/uploads", json=body)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver, receiving
-from tests.unit.service.webhooks.post_office import PostOffice
+from tests.unit.service.webhooks.harness import WebhookHarness
 
 
 @pytest.fixture
@@ -32,15 +32,15 @@ def closed_port() -> Iterator[int]:
 
 
 @pytest.fixture
-def office(
+def harness(
     tmp_path: Path, receiver: Receiver, other_receiver: Receiver, closed_port: int
-) -> Iterator[PostOffice]:
+) -> Iterator[WebhookHarness]:
     """With the receivers' addresses permitted."""
     ports = (receiver.port, other_receiver.port, closed_port)
     prefixes = tuple(f"http://127.0.0.1:{port}" for port in ports)
     plane = ControlPlane(tmp_path, webhook_prefixes=prefixes)
     plane.create_model()
-    yield PostOffice(plane)
+    yield WebhookHarness(plane)
     plane.close()
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
-from tests.unit.service.webhooks.post_office import PostOffice
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
+from tests.unit.service.webhooks.harness import WebhookHarness
 
 
 @pytest.fixture
@@ -17,14 +17,14 @@ def plane(tmp_path: Path, receiver: Receiver) -> Iterator[ControlPlane]:
     """Where keys are asked for; its client is the operator."""
     prefixes = (f"http://127.0.0.1:{receiver.port}",)
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, webhook_prefixes=prefixes)
-    plane.client = Holder(plane, ADMIN_KEY)
+    plane.client = KeyClient(plane, ADMIN_KEY)
     yield plane
     plane.close()
 
 
 def _post_as(plane: ControlPlane, owner: str) -> None:
-    operator = Holder(plane, ADMIN_KEY)
-    plane.client = operator.holder(owner, owner=owner)
+    operator = KeyClient(plane, ADMIN_KEY)
+    plane.client = operator.client_with_key(owner, owner=owner)
     plane.create_model(owner)
     plane.post_dataset(model=owner)
     plane.client = operator
@@ -33,23 +33,23 @@ def _post_as(plane: ControlPlane, owner: str) -> None:
 def test_it_receives_events_of_every_owner_with_the_owner(
     plane: ControlPlane, receiver: Receiver
 ) -> None:
-    office = PostOffice(plane)
-    made = office.make(receiver.url, every_owner=True)
+    harness = WebhookHarness(plane)
+    made = harness.make(receiver.url, every_owner=True)
     assert made["every_owner"]
     for owner in ("red", "blue"):
         _post_as(plane, owner)
-    office.deliver()
+    harness.deliver()
     delivered = [json.loads(message.body)["data"] for message in receiver.received]
     assert [(data["owner"], data["model"]) for data in delivered] == [
         ("red", "red"),
         ("blue", "blue"),
     ]
-    assert len(office.deliveries(made["id"])) == 2
+    assert len(harness.deliveries(made["id"])) == 2
 
 
 def test_no_owner_sees_or_makes_one(plane: ControlPlane, receiver: Receiver) -> None:
-    webhook = PostOffice(plane).make(receiver.url, every_owner=True)["id"]
-    red = Holder(plane, ADMIN_KEY).holder("red", owner="red")
+    webhook = WebhookHarness(plane).make(receiver.url, every_owner=True)["id"]
+    red = KeyClient(plane, ADMIN_KEY).client_with_key("red", owner="red")
     response = red.post("/v1/webhooks", json={"url": receiver.url, "every_owner": True})
     assert response.status_code == 403
     assert response.json()["errors"][0]["field"] == "every_owner"
@@ -75,12 +75,12 @@ def test_other_webhooks_receive_only_events_of_their_owner(
     plane: ControlPlane, receiver: Receiver
 ) -> None:
     """And are not told what it is called."""
-    office = PostOffice(plane)
-    assert not office.make(receiver.url)["every_owner"]
+    harness = WebhookHarness(plane)
+    assert not harness.make(receiver.url)["every_owner"]
     _post_as(plane, "red")
     plane.create_model("mine")
     plane.post_dataset(model="mine")
-    office.deliver()
+    harness.deliver()
     (message,) = receiver.received
     data = json.loads(message.body)["data"]
     assert (data["model"], "owner" in data) == ("mine", False)

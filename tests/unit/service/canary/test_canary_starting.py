@@ -4,7 +4,7 @@ import pytest
 
 from cmcl.contract.rollout import Canary
 from service.states import JobState
-from tests.fakes.replica_words import observe
+from tests.fakes.observations import observe
 from tests.unit.service.canary.conftest import CANDIDATE, CanaryApi
 from tests.unit.service.telemetry.samples import shown
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from service.launchers.port import LaunchState
 from service.states import JobState
-from tests.faults.invariants import Witness
-from tests.faults.lives import is_quiet
+from tests.faults.invariants import InvariantChecker
 from tests.faults.replica import Replica
+from tests.faults.scenarios import is_quiet
 from tests.faults.world import World
 
 _MOST_ROUNDS = 400
@@ -14,7 +14,7 @@ _MOST_ROUNDS = 400
 _STILL_ROUNDS = 4
 
 
-def come_to_an_end(world: World, replicas: Sequence[Replica], witness: Witness) -> None:
+def converge(world: World, replicas: Sequence[Replica], checker: InvariantChecker) -> None:
     """Raises AssertionError that names what is stuck."""
     world.cluster.heal()
     for replica in replicas:
@@ -33,7 +33,7 @@ def come_to_an_end(world: World, replicas: Sequence[Replica], witness: Witness) 
             break
     for replica in replicas:
         replica.round()
-    witness.look_at_the_end()
+    checker.check_at_the_end()
 
 
 def serve(world: World) -> None:

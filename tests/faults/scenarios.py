@@ -13,7 +13,7 @@ from service.database.queries import canaries, models, versions
 from service.database.rows import JobRecord
 from service.launchers.port import LaunchState
 from service.states import TERMINAL, JobState
-from tests.fakes.replica_words import observe
+from tests.fakes.observations import observe
 from tests.faults.world import BAD, MODEL, World
 from workers.storage.versions import read_live
 
@@ -21,7 +21,7 @@ Act = Callable[[World], None]
 
 
 @dataclass(frozen=True)
-class Life:
+class Scenario:
     """`ends`: the states in which its jobs end, in the order of their arrival.
 
     It is struck from where it `is_told_apart` from all others to where it `is_common` again.
@@ -31,7 +31,7 @@ class Life:
     begin: Act
     react: Act
     ends: tuple[JobState, ...]
-    is_told_apart: Callable[[World], bool] = lambda _: True
+    is_distinct: Callable[[World], bool] = lambda _: True
     is_common: Callable[[World], bool] = lambda _: False
 
 
@@ -175,7 +175,7 @@ def _is_repeated(world: World) -> bool:
     return any(job.attempt == 2 and job.state == JobState.RUNNING for job in world.jobs())
 
 
-PROMOTED, TAKEN_BACK = "tried and promoted", "tried and taken back"
+PROMOTED, ABORTED = "tried and promoted", "tried and taken back"
 RESUMED = "attempt lost behind a checkpoint"
 PUBLISHED, REJECTED = JobState.PUBLISHED, JobState.REJECTED
 HELD_FIRST = _with_policy(GatePolicy(manual_approval=True))
@@ -197,16 +197,16 @@ SAID = {
     "cancelled while held": (HELD_FIRST, World.cancel, JobState.HELD, JobState.CANCELLED),
 }
 
-LIVES = (
-    Life("two datasets", _two, _serve, (PUBLISHED, PUBLISHED)),
-    Life("bad rows", _bad, _serve, (JobState.FAILED,)),
-    Life("retried", _one, _retried, (PUBLISHED,), _was("trouble"), _is_repeated),
-    Life("branched", _one, _branched, (PUBLISHED,), _was("branch")),
-    Life("rolled back", _two, _rolled_back, (PUBLISHED, PUBLISHED), _was("roll back")),
-    Life(PROMOTED, _two, _tried("answered"), (PUBLISHED, PUBLISHED), _was("try")),
-    Life(TAKEN_BACK, _two, _tried("failed"), (PUBLISHED, PUBLISHED), _was("try")),
+SCENARIOS = (
+    Scenario("two datasets", _two, _serve, (PUBLISHED, PUBLISHED)),
+    Scenario("bad rows", _bad, _serve, (JobState.FAILED,)),
+    Scenario("retried", _one, _retried, (PUBLISHED,), _was("trouble"), _is_repeated),
+    Scenario("branched", _one, _branched, (PUBLISHED,), _was("branch")),
+    Scenario("rolled back", _two, _rolled_back, (PUBLISHED, PUBLISHED), _was("roll back")),
+    Scenario(PROMOTED, _two, _tried("answered"), (PUBLISHED, PUBLISHED), _was("try")),
+    Scenario(ABORTED, _two, _tried("failed"), (PUBLISHED, PUBLISHED), _was("try")),
     *(
-        Life(
+        Scenario(
             name,
             _one,
             _serve_but_first(trouble),
@@ -217,7 +217,7 @@ LIVES = (
         for name, trouble in TROUBLES.items()
     ),
     *(
-        Life(
+        Scenario(
             name,
             begin,
             _said(word, state),
@@ -229,7 +229,7 @@ LIVES = (
 )
 
 
-def check_end(world: World, life: Life) -> None:
+def check_end(world: World, life: Scenario) -> None:
     """As this life must end, whatever happened on the way."""
     ended = tuple(job.state for job in world.jobs())
     assert ended == life.ends
@@ -239,7 +239,7 @@ def check_end(world: World, life: Life) -> None:
     assert model.head == ended.count(PUBLISHED)
     if life.name in ("rolled back", PROMOTED):
         assert (model.live_version, model.live_generation) == (1, 3)
-    if life.name == TAKEN_BACK:
+    if life.name == ABORTED:
         assert (model.live_version, model.live_generation) == (2, 2)
     if life.name == RESUMED:
         (job,) = world.jobs()

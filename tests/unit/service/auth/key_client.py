@@ -19,7 +19,7 @@ def secret_of(key: str) -> str:
     return parsed.secret
 
 
-class Holder(AppClient):
+class KeyClient(AppClient):
     """Sends the key with each request; `plane.client` can be one."""
 
     def __init__(self, plane: ControlPlane, key: str | None) -> None:
@@ -45,8 +45,8 @@ class Holder(AppClient):
         made: dict[str, str] = response.json()
         return made
 
-    def holder(
+    def client_with_key(
         self, name: str = "one", scopes: Sequence[str] = EVERY_SCOPE, **more: object
     ) -> "Holder":
         """Somebody with a new key."""
-        return Holder(self.plane, self.make_key(name, scopes, **more)["key"])
+        return KeyClient(self.plane, self.make_key(name, scopes, **more)["key"])

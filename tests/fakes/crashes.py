@@ -21,7 +21,7 @@ from workers.storage.object_store import ObjectStore, PresignedPut
 T = TypeVar("T")
 
 
-class Death(BaseException):
+class Crash(BaseException):
     """Not an Exception: nothing in the control plane may catch it and go on."""
 
 
@@ -36,7 +36,7 @@ class Contact:
     has_effect: bool = True
 
 
-class Fate(Protocol):
+class FaultInjector(Protocol):
     """Each may raise Death, or the contact's error."""
 
     def before(self, contact: Contact) -> None:
@@ -52,7 +52,7 @@ class Fate(Protocol):
         ...
 
 
-def around(fate: Fate, contact: Contact, work: Callable[[], T]) -> T:
+def around(fate: FaultInjector, contact: Contact, work: Callable[[], T]) -> T:
     """A call that may be the last: not done, or done and never heard of."""
     fate.before(contact)
     answer = work()
@@ -60,7 +60,7 @@ def around(fate: Fate, contact: Contact, work: Callable[[], T]) -> T:
     return answer
 
 
-class Lifeline:
+class FaultAtMoment:
     """Counts the moments around contacts that have an effect, and strikes at one of them.
 
     With `deadly` the process dies there; without, it is told that nobody answered, which is false
@@ -93,13 +93,13 @@ class Lifeline:
             return
         self.struck = f"{when} {contact.port}.{contact.method}"
         words = f"{self.struck} {contact.about}, moment {self.moments} (on purpose)"
-        raise (Death if self._deadly else contact.error)(words)
+        raise (Crash if self._deadly else contact.error)(words)
 
 
-class MortalDatabase(Database):
+class CrashingDatabase(Database):
     """Strikes before a transaction, before its commit, or after it."""
 
-    def __init__(self, database: Database, fate: Fate) -> None:
+    def __init__(self, database: Database, fate: FaultInjector) -> None:
         super().__init__(database.engine, database.writer_lock)
         self._fate = fate
 
@@ -121,10 +121,10 @@ class MortalDatabase(Database):
             yield connection
 
 
-class MortalLauncher:
+class CrashingLauncher:
     """A launcher that is called by a dying process; it lives on itself."""
 
-    def __init__(self, launcher: Launcher, fate: Fate) -> None:
+    def __init__(self, launcher: Launcher, fate: FaultInjector) -> None:
         self._launcher = launcher
         self._fate = fate
 
@@ -149,10 +149,10 @@ class MortalLauncher:
         return around(self._fate, contact, work)
 
 
-class MortalStore:
+class CrashingStore:
     """A store that is called by a dying process; what was written stays."""
 
-    def __init__(self, store: ObjectStore, fate: Fate) -> None:
+    def __init__(self, store: ObjectStore, fate: FaultInjector) -> None:
         self.uri = store.uri
         self._store = store
         self._fate = fate

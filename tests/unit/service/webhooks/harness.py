@@ -9,7 +9,7 @@ from service.events.webhook_sender import Sender
 from tests.fakes.control_plane import ControlPlane
 
 
-class PostOffice:
+class WebhookHarness:
     """A control plane whose deliveries go out when the test says so."""
 
     def __init__(self, plane: ControlPlane, answer_seconds: float = 15) -> None:

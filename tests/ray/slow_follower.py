@@ -1,4 +1,4 @@
-"""`python -m tests.ray.slow_looker STORE`: a replica of the cluster without HTTP.
+"""`python -m tests.ray.slow_follower STORE`: a replica of the cluster without HTTP.
 
 It looks at the store by itself once an hour, and prints what it hears and what it swaps to.
 """

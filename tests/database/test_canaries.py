@@ -7,7 +7,7 @@ from threading import Barrier
 from service.database.queries import canaries
 from service.registry import canary_rule
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.replica_words import agreement, observe
+from tests.fakes.observations import agreement, observe
 
 CANDIDATE = "/v1/models/scenes/candidate"
 
