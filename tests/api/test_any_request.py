@@ -1,4 +1,4 @@
-"""Schemathesis over the whole API: whatever a client sends, no answer is a mistake of ours.
+"""Schemathesis over the whole API: no request causes an internal error.
 
 Bounded for CI; CMCL_API_EXAMPLES makes it longer. The streams of events never end by themselves and
 have tests of their own.

@@ -1,4 +1,4 @@
-"""Ingress and HTTPRoute: the two addresses that users know."""
+"""Ingress and HTTPRoute: the two public addresses."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""NetworkPolicies: who reaches what. Ray runs any code for whoever reaches its ports."""
+"""NetworkPolicies: who reaches what. Ray runs any code for any client that reaches its ports."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ ONE_CLUSTER = {"oneCluster": True, "authSecret": "x"}
 
 
 def admits(release: Release, component: str, port: int | str, caller: dict[str, str]) -> bool:
-    """Whether a pod with these labels, in whatever namespace, reaches a port of a component."""
+    """Whether a pod with these labels, in any namespace, reaches a port of a component."""
     policies = [item["spec"] for item in release.of_kind("NetworkPolicy")]
     chosen = [spec for spec in policies if _selects(spec["podSelector"], _own(component))]
     assert chosen, f"nothing protects {component}"
@@ -61,7 +61,7 @@ def _selects(selector: Object, labels: dict[str, str]) -> bool:
 def _components(release: Release) -> set[str]:
     labels = (template["metadata"]["labels"] for template in release.pod_templates().values())
     found = {own["app.kubernetes.io/component"] for own in labels}
-    # Nobody calls what runs once: see below.
+    # One-off pods accept no connections: see below.
     return found - ONCE
 
 

@@ -8,7 +8,7 @@ from tests.chart.release import Release, each_release
 from tests.chart.schemas import CRDS, complaints_of_kuberay, complaints_of_kubernetes
 
 OF_KUBERAY = {"RayCluster", "RayService"}
-# Their schemas are not at hand; the tests of each look at its fields.
+# Their schemas are not available; the tests of each check its fields.
 OF_OTHERS = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "HTTPRoute", "ExternalSecret"}
 
 needs_crds = pytest.mark.skipif(

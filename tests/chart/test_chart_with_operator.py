@@ -41,7 +41,7 @@ def test_it_is_one_version_of_the_operator_the_same_everywhere() -> None:
 
 @pytest.fixture
 def with_parts(tmp_path: Path) -> Iterator[helm_python.Chart]:
-    """As `helm dependency build` leaves it; an empty chart stands for the operator's."""
+    """As `helm dependency build` leaves it; an empty chart replaces that of the operator."""
     folder = tmp_path / "with-operator"
     shutil.copytree(FOLDER, folder)
     shutil.copytree(CHART, folder / "charts" / "cmcl")

@@ -1,4 +1,4 @@
-"""Trials on both databases: of several that decide at once, one does."""
+"""Canaries on both databases: of several concurrent decisions, one takes effect."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

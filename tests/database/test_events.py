@@ -194,7 +194,7 @@ def test_one_owner_with_many_webhooks_leaves_places_to_others(database: Database
             found = webhooks.claim(connection, "sender", NOW, LATER, limit, 6)
         return sorted(webhook.id.split("-")[1] for webhook in found)
 
-    # Red alone has all but the places that are kept, and gets no more of them.
+    # Red has all slots except the reserved ones, and gets none of those.
     assert (claim(8), claim(2)) == (["red"] * 6, [])
     with database.write() as connection:
         for owner in ("blue", "green"):
@@ -232,7 +232,7 @@ def test_messages_beyond_what_may_wait_for_an_owner_are_not_written(database: Da
     assert _number_of_deliveries(database) == queue.MOST_WAITING + 1
     skipped = [each.data["number"] for each in emitted if each.kind == events.SKIPPED]
     assert skipped == [1, 2]
-    # Skipped messages are no events, which webhooks would have to be told of as well.
+    # Skipped messages are not events, which webhooks would have to receive as well.
     assert len(_listed(database)) == 3
 
 

@@ -24,7 +24,7 @@ def plane(tmp_path: Path, database_url: str) -> Iterator[ControlPlane]:
 
 
 def _live_a_little(plane: ControlPlane) -> None:
-    """Versions that were promoted, rolled back and retired; a branch, a trial, a deleted model."""
+    """Versions that were promoted, rolled back and retired; a branch, a canary, a deleted model."""
     plane.create_model()
     for name in ("one", "two", "three"):
         plane.run_to_end(plane.post_dataset(name))

@@ -56,7 +56,7 @@ def _fetch(target: Path) -> None:
 
 
 def _unpack(package: str, folder: Path) -> str:
-    """Download and unpack; in words what went wrong, or nothing."""
+    """Download and unpack; return the error message, or nothing."""
     try:
         _run(["apt-get", "download", package], folder)
         (archive,) = folder.glob("*.deb")

@@ -74,7 +74,7 @@ def test_parts_wait_for_what_they_need() -> None:
 
 
 def test_all_services_but_the_bucket_setup_restart_after_a_reboot() -> None:
-    """Docker waits for nobody then: each part ends or tries again until what it needs is there."""
+    """Docker then ignores dependencies: each part exits or retries until they are available."""
     assert {PARTS[name]["restart"] for name in STAY} == {"unless-stopped"}
     assert PARTS.keys() - {*STAY} == {"bucket"}
     command = PARTS["serving"]["command"]

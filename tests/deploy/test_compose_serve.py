@@ -1,4 +1,4 @@
-"""compose/serve.py: what is served comes back after Ray's head was started anew, and SIGTERM ends it."""
+"""compose/serve.py: applications are deployed again after Ray's head restarted, and SIGTERM ends it."""
 
 import json
 import os
@@ -23,9 +23,9 @@ CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose" / "serve.ya
 
 
 class Head:
-    """A Ray head's dashboard, as far as it is asked: it forgets what it serves when it starts anew.
+    """The part of a Ray head's dashboard that is used: a restart loses its applications.
 
-    It ignores an unchanged configuration, whatever its outcome was.
+    It ignores an unchanged configuration, regardless of its outcome.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ def head() -> Head:
 
 
 def _messages(head: Head, *steps: Callable[[], None]) -> list[str]:
-    """What a keeper says over those steps."""
+    """Messages of a keeper over those steps."""
     messages: list[str] = []
     client = httpx.Client(base_url="http://ray:8265", transport=httpx.MockTransport(head.answer))
     with client, suppress(AllDone):
@@ -147,7 +147,7 @@ def test_what_serves_is_left_alone(head: Head) -> None:
     assert len(head.handed_over) == 1
 
 
-# Of Ray's ApplicationStatus; a replica that comes back mends the second.
+# Of Ray's ApplicationStatus; a replica that returns repairs the second.
 STATES = ("DEPLOYING", "UNHEALTHY", "RUNNING")
 
 
@@ -177,7 +177,7 @@ def _script(tmp_path: Path, port: int) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_sigterm_ends_it_well_while_ray_is_unavailable(tmp_path: Path) -> None:
-    # Nobody listens at port 1.
+    # Port 1 is closed.
     with _script(tmp_path, 1) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("Ray does not respond")

@@ -1,5 +1,5 @@
 """Both images, built and run as their user. Takes half an hour, tens of gigabytes and root: for `make
-images`, and for whoever asks with CMCL_TEST_IMAGES=service or CMCL_TEST_IMAGES=all.
+images`, and with CMCL_TEST_IMAGES=service or CMCL_TEST_IMAGES=all.
 """
 
 import json

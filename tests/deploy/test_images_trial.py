@@ -1,4 +1,4 @@
-"""What a trial of the images says when a part of it ends."""
+"""Messages of the trial run of the images when a part ends."""
 
 import subprocess
 import sys

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ray
 
 
 class CommandLine:
-    """`cmcl` in a process of its own, told where the stack is by its environment variables."""
+    """`cmcl` in its own process, with the address of the stack in environment variables."""
 
     def __init__(self, stack: LocalStack) -> None:
         self._environment = {

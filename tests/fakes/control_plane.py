@@ -78,7 +78,7 @@ class ControlPlane:
             "allowed_prefixes": (self.shards.resolve().as_uri(),),
             "worker_command": "python -m workers.train --without-ray",
             "auth": "off",
-            # A tick takes a second: whoever comes next finds the models free.
+            # A tick takes a second: the next replica finds the models free.
             "lease_seconds": 1,
             "lost_attempt_grace_seconds": 0,
             **settings,
@@ -148,7 +148,7 @@ class ControlPlane:
         raise AssertionError(f"{job} did not come to {state}: {self.job(job)}")
 
     def run_to_end(self, job: str, drift: float = 0.1) -> JobRecord:
-        """Train whatever is submitted until the job is final, and its version stored and mirrored."""
+        """Train every submission until the job is final, and its version stored and mirrored."""
         for _ in range(40):
             found = self.job(job)
             if found.state in TERMINAL:
@@ -195,7 +195,7 @@ class ControlPlane:
             return versions.page(connection, model, None, 100)
 
     def crashing_reconciler(self, lifeline: FaultAtMoment) -> Reconciler:
-        """A reconciler of another process, which dies when the lifeline says so."""
+        """A reconciler of another process, which dies when the fault injector raises."""
         mortal = replace(
             self.context,
             database=CrashingDatabase(self.context.database, lifeline),

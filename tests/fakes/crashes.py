@@ -1,7 +1,7 @@
-"""A process that can die, or hear an error, at each contact with the outside world.
+"""A process that can crash, or get an error, at each call to the outside world.
 
-What becomes of a contact is its fate's business: `Lifeline` counts and strikes once; the fault tests
-have another one, which lets two processes go on by turns.
+A fault injector decides what becomes of a contact: `FaultAtMoment` counts and strikes once; the fault tests
+have another one, which runs two processes alternately.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Crash(BaseException):
-    """Not an Exception: nothing in the control plane may catch it and go on."""
+    """Not an Exception: nothing in the control plane may catch it and continue."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class FaultInjector(Protocol):
         ...
 
     def after(self, contact: Contact) -> None:
-        """It was done, and nobody has heard of it yet."""
+        """It was done, and the result was not yet returned."""
         ...
 
 
 def around(fate: FaultInjector, contact: Contact, work: Callable[[], T]) -> T:
-    """A call that may be the last: not done, or done and never heard of."""
+    """A call that may be the last: not done, or done without a reply."""
     fate.before(contact)
     answer = work()
     fate.after(contact)
@@ -63,7 +63,7 @@ def around(fate: FaultInjector, contact: Contact, work: Callable[[], T]) -> T:
 class FaultAtMoment:
     """Counts the moments around contacts that have an effect, and strikes at one of them.
 
-    With `deadly` the process dies there; without, it is told that nobody answered, which is false
+    With `deadly` the process dies there; without, it gets an error as of a call without a reply, wrong
     where the effect took place: a lost reply.
     """
 
@@ -74,15 +74,15 @@ class FaultAtMoment:
         self._deadly = deadly
 
     def before(self, contact: Contact) -> None:
-        """See Fate."""
+        """See FaultInjector."""
         self._moment("before", contact)
 
     def inside(self, contact: Contact) -> None:
-        """See Fate."""
+        """See FaultInjector."""
         self._moment("inside", contact)
 
     def after(self, contact: Contact) -> None:
-        """See Fate."""
+        """See FaultInjector."""
         self._moment("after", contact)
 
     def _moment(self, when: str, contact: Contact) -> None:

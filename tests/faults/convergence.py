@@ -1,4 +1,4 @@
-"""The end of a story: the world is healthy again, and everything comes to an end by itself."""
+"""Convergence: once the world is healthy again, every job ends by itself."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def converge(world: World, replicas: Sequence[Replica], checker: InvariantChecke
 
 
 def serve(world: World) -> None:
-    """The cluster does what it is asked to."""
+    """Run what is on the cluster."""
     for attempt in list(world.cluster.alive):
         state = world.cluster.word(attempt)
         if state == LaunchState.RUNNING:
@@ -47,7 +47,7 @@ def serve(world: World) -> None:
 
 
 def _approve(world: World) -> None:
-    """People say yes to everything, also to what was rejected, and at any moment."""
+    """Approve everything, also what was rejected, at any moment."""
     for job in world.jobs():
         if job.state in (JobState.HELD, JobState.REJECTED):
             world.approve(job.id)

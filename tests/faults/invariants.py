@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 
 
 class InvariantChecker:
-    """Looks at everything after each step, and remembers what it saw before."""
+    """Checks the invariants after each step, also against the state before."""
 
     def __init__(self, world: World) -> None:
         self.looks = 0
@@ -95,7 +95,7 @@ class InvariantChecker:
             assert job["state"] == before["state"], f"{name}: was {before['state']} for good"
 
     def _check_attempts(self, jobs: Sequence[Row]) -> None:
-        """What an attempt is told never changes: its number was not used before."""
+        """The spec of an attempt never changes: its number was not used before."""
         for job in jobs:
             for attempt in range(1, job["attempt"] + 1):
                 key = layout.run_spec(job["id"], attempt)

@@ -1,4 +1,4 @@
-"""Lives of a dataset: what users and the cluster do in each, whatever the control plane does.
+"""Scenarios of a dataset: what users and the cluster do, independently of the control plane.
 
 They react to what they see after each round, so they are the same life also when a replica dies in
 the middle of it.
@@ -58,7 +58,7 @@ def _two(world: World) -> None:
 
 
 def _serve(world: World) -> None:
-    """Whatever was submitted starts, and ends well."""
+    """Every submission starts, and succeeds."""
     for attempt in list(world.cluster.alive):
         _get_on(world, attempt)
 
@@ -118,7 +118,7 @@ def _with_policy(policy: GatePolicy) -> Act:
 
 
 def _said(word: Callable[[World, str], bool], state: JobState) -> Act:
-    """Somebody says it once about a job that is in that state."""
+    """A user does it once for a job in that state."""
 
     def react(world: World) -> None:
         _serve(world)
@@ -142,7 +142,7 @@ def _rolled_back(world: World) -> None:
 
 
 def _tried(outcome: str) -> Act:
-    """The first version is tried beside the second, and a replica tells ten requests of one kind."""
+    """The first version is the canary beside the second, and a replica reports ten requests of one kind."""
 
     def react(world: World) -> None:
         _serve(world)
@@ -230,7 +230,7 @@ SCENARIOS = (
 
 
 def check_end(world: World, life: Scenario) -> None:
-    """As this life must end, whatever happened on the way."""
+    """Whether the scenario has its only permitted end."""
     ended = tuple(job.state for job in world.jobs())
     assert ended == life.ends
     with world.database.read() as connection:

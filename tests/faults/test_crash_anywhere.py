@@ -31,7 +31,7 @@ from tests.faults.scenarios import SCENARIOS, Scenario, check_end, is_quiet
 from tests.faults.world import Template, World
 
 _MOST_ROUNDS = 120
-# In the short run of every change, each so-many-th moment hears an error; deaths come at all.
+# In the short run of every change, every n-th moment gets an error; every moment gets a crash.
 _STRIDE = 1 if "CMCL_FAULT_EXAMPLES" in os.environ else 5
 
 
@@ -57,7 +57,7 @@ def _strike(
     fate: Callable[[int], FaultAtMoment],
     stride: int,
 ) -> Iterator[str]:
-    """What was struck, moment after moment; a life that nothing strikes any more is the last one."""
+    """The moments that were hit, one after the other; a run without a hit is the last one."""
     for moment in itertools.count(1, stride):
         lifeline = fate(moment)
         with closing(new_world()) as world:

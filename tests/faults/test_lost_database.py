@@ -91,7 +91,7 @@ def _live(world: World, life: Scenario, round_of_loss: int, lag: int) -> bool:
 
 
 def _recorded(context: Context) -> Records:
-    """What lies in the store once everything is recorded."""
+    """The content of the store once everything is recorded."""
     assert BackupWriter(context).round()
     with context.database.write() as connection:
         # The next recorder is another process: it need not wait.

@@ -1,8 +1,8 @@
 """Two replicas, a cluster, a store and some users, in any order: Hypothesis looks for a story that breaks.
 
-A step is one contact of one replica with database, store or launcher, or one act of somebody else.
+A step is one contact of one replica with database, store or launcher, or one act of a user or the cluster.
 After each, everything is looked at; in the end the world is healed, and everything must come to an
-end. CMCL_FAULT_EXAMPLES=1000 tells more stories, other ones each time.
+end. CMCL_FAULT_EXAMPLES=1000 runs more schedules, other ones each time.
 """
 
 import os
@@ -111,7 +111,7 @@ class TwoReplicas(RuleBasedStateMachine):
 
     @rule(who=WHO, number=st.integers(0, 6))
     def stall(self, who: str, number: int) -> None:
-        """Before a change: it believes what it has seen, and the world may go on meanwhile."""
+        """Before a change: the state that it has read may change in between."""
         self._replica(who).go_to_effect(number)
 
     @rule(who=WHO, number=st.integers(0, 6), order=st.sampled_from([Order.FAIL, Order.LOSE]))

@@ -1,4 +1,4 @@
-"""A bucket that is slow, refuses, breaks off or lies: said as what it is, and never believed."""
+"""A bucket that is slow, rejects, truncates or sends wrong bytes: every fault is detected and named."""
 
 import contextlib
 import hashlib

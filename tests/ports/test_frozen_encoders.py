@@ -1,4 +1,4 @@
-"""What every encoder promises, whichever it is; and what the real ones do beside."""
+"""Contract of every encoder, and tests of the real ones."""
 
 import io
 import runpy
@@ -110,7 +110,7 @@ def test_synthetic_features_have_unit_variance_and_stay_the_same() -> None:
     row = features(encoder, "a red chair")[0]
     assert abs(row.mean()) < 0.05
     assert abs(row.var() - 1) < 0.05
-    # Written down once: stored vectors of a trial must meet those of the next release.
+    # Written down once: stored vectors must match those of the next release.
     np.testing.assert_allclose(row[:3], [1.551129, -0.258986, 0.114671], rtol=1e-5)
 
 

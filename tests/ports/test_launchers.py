@@ -23,7 +23,7 @@ class Rig(Protocol):
     launcher: Launcher
 
     def command(self, name: str) -> list[str]:
-        """A command that runs until it is told how to end."""
+        """A command that runs until the test ends it."""
         ...
 
     def end(self, name: str, code: int) -> None:

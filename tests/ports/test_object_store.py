@@ -1,4 +1,4 @@
-"""What every object store promises, whichever it is."""
+"""Contract of every object store."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

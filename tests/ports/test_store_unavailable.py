@@ -1,4 +1,4 @@
-"""A store that does not answer says so; it never looks like an empty one."""
+"""An unavailable store raises an error; it never looks empty."""
 
 import os
 import socket
@@ -70,7 +70,7 @@ def test_a_bucket_that_is_not_there_takes_and_lists_nothing(
     store = S3Store("there-is-no-such-bucket")
     (tmp_path / "file").write_bytes(b"x")
     for use in uses(store, tmp_path / "file"):
-        # A HEAD request has no body, so S3 itself cannot tell a missing bucket from a missing key.
+        # A HEAD request has no body, so S3 itself cannot distinguish a missing bucket from a missing key.
         with pytest.raises((StorageUnavailable, ObjectNotFound)):
             use()
     with refused("NoSuchBucket"):

@@ -1,4 +1,4 @@
-"""A rank that reads longer than the others wait in a collective is waited for all the same."""
+"""A rank that reads for longer than the timeout of a collective is waited for."""
 
 import os
 import time

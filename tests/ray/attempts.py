@@ -59,7 +59,7 @@ class Attempts:
         return manifest
 
     def progress(self, job: str) -> Progress | None:
-        """What the attempt tells; None before it tells anything."""
+        """Progress of the attempt; None before the first."""
         try:
             text = self._store.read(layout.run_progress(job, 1))
         except ObjectNotFound:

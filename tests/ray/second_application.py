@@ -20,7 +20,7 @@ _WAITING_SECONDS = 60.0
 
 
 def main(store_uri: str) -> None:
-    """Until it is told to end."""
+    """Run until a signal ends it."""
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     ray.init(address="auto", log_to_driver=False)
     for number in (signal.SIGUSR1, signal.SIGTERM):

@@ -1,6 +1,6 @@
 """`python -m tests.ray.slow_follower STORE`: a replica of the cluster without HTTP.
 
-It looks at the store by itself once an hour, and prints what it hears and what it swaps to.
+It polls the store once an hour, and prints announcements and swaps.
 """
 
 import sys
@@ -11,10 +11,11 @@ import ray
 from tests.fakes.serve_metrics import RecordedMetrics
 from workers.serve.announcements import Listener
 from workers.serve.ray_channel import open_channel
+from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import StoredVersions
-from workers.serve.versions.memory import Budget, VersionCache
+from workers.serve.versions.memory import Budget
 from workers.serve.versions.swapper import Swapper
 from workers.storage.uris import open_store
 

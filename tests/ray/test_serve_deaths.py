@@ -84,7 +84,7 @@ class ClientLoad:
 
 @contextmanager
 def crowd(url: str, min_version: int) -> Iterator[ClientLoad]:
-    """While all of it is under way; at the end everybody has got an answer or lost it."""
+    """While all of it is under way; at the end every client has a response or an error."""
     made = ClientLoad(url)
     threads = [threading.Thread(target=made.ask_all_the_time) for _ in range(CLIENTS)]
     threads += [threading.Thread(target=made.hold, args=(min_version,)) for _ in range(HELD)]
@@ -102,7 +102,7 @@ def crowd(url: str, min_version: int) -> Iterator[ClientLoad]:
 
 @pytest.fixture(scope="module")
 def second(stack: LocalStack) -> Iterator[subprocess.Popen[bytes]]:
-    """Whoever deploys the second application; there is version 1 for it."""
+    """The process that deploys the second application; there is version 1 for it."""
     publish(open_store(stack.store_uri), 1)
     command = [sys.executable, "-m", "tests.ray.second_application", stack.store_uri]
     process = stack.start_driver(command)
@@ -206,5 +206,5 @@ def test_requests_are_answered_while_the_application_is_changed_and_deleted(
         publish(store, 5)
         wait_for_line(stack, DELETED)
     assert everybody.held == ["200"] * HELD
-    # Whoever comes later is refused in words; no connection is cut.
+    # Later clients are rejected with a message; no connection is cut.
     assert set(everybody.asked) <= {"200", "404", "503"}

@@ -1,4 +1,4 @@
-"""A hot swap behind the real Serve: the replica stays, the version changes, nobody notices."""
+"""A hot swap behind the real Serve: the replica stays, the version changes, no request fails."""
 
 import signal
 import subprocess

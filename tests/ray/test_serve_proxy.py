@@ -64,7 +64,7 @@ def live_url(stack: LocalStack) -> str:
 
 
 def test_half_closed_clients_and_absurd_headers_are_answered_by_the_proxy(live_url: str) -> None:
-    # Whoever closes counts as gone, unless the whole request went on to a replica before.
+    # A client that closes counts as gone, unless the whole request was forwarded before.
     closed = answer(live_url, request(), half_close=True)
     assert closed.split(b" ", 2)[1] in (b"400", b"200")
     much = request("x-much: " + "x" * 50_000)

@@ -1,4 +1,4 @@
-"""Ranks that stay: the bits of ranks of one's own, whatever dies; and room for whoever comes next."""
+"""Warm ranks: the bits of cold ranks after any crash; and resources for the next attempt."""
 
 import signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Dashboards for Grafana: one source, and every expression of what somebody shows."""
+"""Dashboards for Grafana: one source, and every expression uses an exported metric."""
 
 import json
 import re
@@ -23,7 +23,7 @@ SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), 
 OF_SERVING = re.compile(r'_(counter|gauge|histogram)\(\s*\*?\(?\s*"(\w+)"')
 WATCHED = re.compile(r'\bwatch\(\s*"(\w+)"')
 METRIC = re.compile(r"\b(?:ray_|cmcl_)\w+")
-# Labels, and what stands in them, are no metrics.
+# Labels and their values are not metrics.
 BRACES = re.compile(r"\{[^}]*\}|\b(?:by|on|without)\s*\([^)]*\)")
 
 

@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Monitors and alert rules for Prometheus."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Encoders in front of the heads: what the application is told, and where their processes fit."""
+"""Encoders in front of the heads: arguments of the application, and where their processes fit."""
 
 import json
 from typing import Any

@@ -27,7 +27,7 @@ def _pods(release: Release, folder: Path) -> PodTemplates:
 
 
 def _settings(release: Release, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """As the pod has them; the file lies elsewhere."""
+    """As the pod has them; the file is elsewhere."""
     _pods(release, folder)
     for name, value in release.settings().items():
         if isinstance(value, str):
@@ -46,7 +46,7 @@ def _job(release: Release, folder: Path) -> Object:
 def test_there_is_no_cluster_that_waits(queued: Release, production: Release) -> None:
     assert queued.of_kind("RayCluster") == []
     assert len(production.of_kind("RayCluster")) == 1
-    # Serving goes on as it did.
+    # Serving is unchanged.
     assert len(queued.of_kind("RayService")) == 1
     names = [entry["name"] for entry in queued.container("service")["env"]]
     assert "RAY_AUTH_TOKEN" not in names
@@ -135,7 +135,7 @@ def test_an_attempt_arrives_at_kubernetes_as_the_values_say(
     job = api.jobs[SUBMISSION.id]
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
     assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "urgent"
-    # It goes with the release, and can be told from those of another one.
+    # It is deleted with the release, and differs from those of another one.
     (owner,) = job["metadata"]["ownerReferences"]
     assert (owner["name"], owner["uid"]) == ("demo-cmcl-pods", "its-uid")
     assert job["metadata"]["labels"]["app.kubernetes.io/instance"] == "demo"
@@ -193,7 +193,7 @@ def test_the_pod_of_the_submitter_is_restricted_too(tmp_path: Path) -> None:
     site = Site("registry/worker:1", "2.60.0", pods=pods, submission_mode="K8sJobMode")
     submitter = ray_job(SUBMISSION, site)["spec"]["submitterPodTemplate"]
     assert violations(submitter["spec"]) == []
-    # A Job of Kubernetes asks for it, and NetworkPolicies know the pod by its labels.
+    # A Job of Kubernetes requires it, and NetworkPolicies select the pod by its labels.
     assert submitter["spec"]["restartPolicy"] == "Never"
     assert submitter["metadata"]["labels"] == pods.head["metadata"]["labels"]
 

@@ -1,4 +1,4 @@
-"""The RayService: what the application is told, how it is reached, and how its pods go."""
+"""The RayService: arguments of the application, its addresses, and the end of its pods."""
 
 import importlib
 import json

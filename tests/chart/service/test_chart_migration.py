@@ -28,7 +28,7 @@ def test_helm_runs_it_before_it_changes_anything(gpu: Release) -> None:
     assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
     spec = _job(gpu)["spec"]
     assert (spec["activeDeadlineSeconds"], spec["backoffLimit"]) == (240, 2)
-    # Helm gives up after five minutes unless told otherwise: the Job's own end comes first.
+    # The default timeout of Helm is five minutes: the deadline of the Job is earlier.
     assert spec["activeDeadlineSeconds"] < 300
     # Nor does it delete a failed hook when it uninstalls.
     assert spec["ttlSecondsAfterFinished"] == 86400

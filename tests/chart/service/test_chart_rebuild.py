@@ -1,4 +1,4 @@
-"""`admin rebuild` in a pod: a check on a schedule, and a lost database made anew on demand."""
+"""`admin rebuild` in a pod: a check on a schedule, and a lost database rebuilt on demand."""
 
 from pathlib import Path
 from typing import Any

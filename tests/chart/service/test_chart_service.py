@@ -76,7 +76,7 @@ def test_chart_sets_every_setting_and_no_other(
     known = {f"CMCL_{field.upper()}" for field in Settings.model_fields}
     assert set(production.settings()) | set(queued.settings()) == known
     assert {name for name in _migration(production) if name.startswith("CMCL_")} <= known
-    # Each launcher is told its own.
+    # Each launcher has its own settings.
     of_rayjobs = {name for name in known if name.startswith("CMCL_KUBERAY_")}
     assert known - set(production.settings()) == {*of_rayjobs, "CMCL_MIN_RANKS"}
     of_secrets = {"CMCL_SNAPSHOT_SIGNING_KEY", "CMCL_METRICS_KEY", "CMCL_ENCRYPTION_KEY"}
@@ -271,7 +271,7 @@ def test_notes_lead_to_where_it_answers(trial: Release, production: Release) -> 
 def test_notes_contain_the_next_command(trial: Release, production: Release) -> None:
     for release in (trial, production):
         assert "helm test demo -n test --logs --timeout 1200s" in release.notes
-    # The test asks with a key that somebody has to make.
+    # The test uses a key that must be created first.
     assert "create secret generic demo-cmcl-admin --from-literal=admin-key=" in trial.notes
     assert "create secret" not in production.notes
 

@@ -66,7 +66,7 @@ def test_answer_is_the_loss_where_the_update_starts() -> None:
 
 
 def test_loss_without_a_slope_leaves_no_gradient() -> None:
-    """All rows are the same item: nothing is to be told apart, and nothing is divided by zero."""
+    """All rows are the same item: there is nothing to distinguish, and no division by zero."""
     same = torch.zeros(len(NEW), dtype=torch.int64)
     flat_rows = PairedRows(
         NEW.first_NI[:1].expand(8, -1), NEW.second_NJ[:1].expand(8, -1), same, same

@@ -1,4 +1,4 @@
-"""Every benchmark as a command: it can be imported, knows its options and refuses others in one line."""
+"""Every benchmark as a command: it can be imported, lists its options and rejects others in one line."""
 
 import importlib
 import pkgutil

@@ -87,7 +87,7 @@ def test_a_swap_that_is_never_over_lasts_until_the_next_move() -> None:
 
 
 def test_every_answer_counts_and_every_swap_that_none_saw_everywhere() -> None:
-    """Also what failed before the seconds of which the latency is told, and what hung."""
+    """Also failures before the measured seconds, and hung requests."""
     found = answers(
         *[answer(at / 10, 0.01) for at in range(90)],
         answer(0.05, 0.1, CUT, version=-1),

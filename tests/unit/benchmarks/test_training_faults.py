@@ -25,7 +25,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def see(watch: Watch, phase: Phase, done: int = 0, resumed_at: int | None = None) -> float:
-    """Its ranks tell this; the moment after it was seen."""
+    """Its ranks report this; the moment after it was seen."""
     progress = Progress(
         phase=phase,
         updates_done=done,

@@ -110,7 +110,7 @@ def test_what_other_releases_write_may_have_more_fields(kind: type[BaseModel]) -
 
 
 def test_a_report_of_measured_datasets_can_be_read_by_the_release_before() -> None:
-    """Its reports were without this field, and it refuses fields that it does not know."""
+    """Its reports were without this field, and it rejects unknown fields."""
     assert "not_evaluated" not in REPORT.model_dump_json()
     incomplete = REPORT.model_copy(update={"not_evaluated": {"d-0": "shard 0 is missing"}})
     assert VersionReport.model_validate_json(incomplete.model_dump_json()) == incomplete

@@ -107,7 +107,7 @@ def test_an_encoder_that_does_not_answer_in_time_is_unavailable() -> None:
 
 
 class Held(RecordedHops):
-    """Answers nobody until it may go on."""
+    """Answers no request until it is released."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Items of several requests share passes, and nobody's item spoils another's."""
+"""Items of several requests share passes, and an invalid item fails only its own request."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -31,7 +31,7 @@ class Queue:
         self.encoder.go.set()
 
     async def until_read(self) -> None:
-        """Until whatever was asked for before waits for a pass: items are read one after another."""
+        """Wait until all earlier requests wait for a pass: items are read one after another."""
         assert await self.ask("bad") == Unreadable(0, "it is bad")
 
     async def until_passes(self, count: int) -> None:

@@ -85,7 +85,7 @@ def test_each_announcement_wakes_and_silence_does_not(scene: Scene) -> None:
     until(lambda: scene.wakes == 2)
     scene.channel.tell()
     until(lambda: scene.wakes == 3)
-    time.sleep(0.2)  # Several calls end without news meanwhile.
+    time.sleep(0.2)  # Several calls end without news in that time.
     assert scene.wakes == 3
 
 
@@ -198,7 +198,7 @@ def test_after_a_rest_a_hit_beats_at_once_again() -> None:
 
 
 class RecordingAnnouncer:
-    """An announcer that remembers."""
+    """An announcer that records."""
 
     def __init__(self) -> None:
         self.models: list[str] = []

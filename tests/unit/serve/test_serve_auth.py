@@ -1,4 +1,4 @@
-"""Whoever asks a replica needs a key that the control plane has signed, whatever lies in the store."""
+"""A request to a replica needs a key from the list that the control plane signed."""
 
 import hashlib
 import secrets
@@ -30,7 +30,7 @@ OPERATORS_SECRET = "a key of the operator, äöü, 32 characters"
 
 @dataclass
 class AuthScene:
-    """A doorkeeper, the store that it follows, and what it counted."""
+    """An authenticator, the store that it follows, and what it counted."""
 
     store: FlakyStore
     public: str = PAIR.public
@@ -47,7 +47,7 @@ class AuthScene:
         )
 
     def put(self, token: bytes) -> None:
-        """Somebody wrote this; the doorkeeper looks."""
+        """Store this list; the authenticator reads it."""
         self.store.put(layout.key_snapshot(), token)
         self.authenticator.refresh(self.store)
 
@@ -148,7 +148,7 @@ def test_before_the_first_list_it_says_not_yet(scene: AuthScene) -> None:
 
 
 def not_believed(key: KeyText) -> dict[str, bytes]:
-    """What somebody without the signing key could write, each with a key of their own in it."""
+    """Lists that an attacker without the signing key could write, each with a key of their own."""
     snapshot = KeySnapshot(serial=9, issued_at=NOW, keys=(entry(key),))
     payload = snapshot.model_dump_json().encode()
     header = {"typ": SNAPSHOT_TYPE}

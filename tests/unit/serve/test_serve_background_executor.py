@@ -1,4 +1,4 @@
-"""What takes long has a thread of its own, and whatever becomes of that, nobody waits for ever."""
+"""Slow work has its own thread, and every wait for it is bounded."""
 
 import asyncio
 import base64

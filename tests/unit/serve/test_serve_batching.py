@@ -189,7 +189,7 @@ def test_heavy_work_that_does_not_end_is_detected_and_what_waits_behind_it_is_no
 
 
 def test_tenants_take_turns_at_heavy_work() -> None:
-    """One that asks for much does not keep others waiting, and what nobody waits for is left out."""
+    """A tenant with much work does not delay others, and abandoned work is skipped."""
     release, done, heavy = threading.Event(), list[str](), BackgroundExecutor()
 
     async def ask(key: str) -> None:

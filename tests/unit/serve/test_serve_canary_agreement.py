@@ -1,4 +1,4 @@
-"""How a candidate is held against the live version, on rows that were asked for."""
+"""How a canary is compared with the live version, on rows of requests."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a replica counts of a trial, whom it shadows, and what it writes."""
+"""What a replica counts of a canary, which requests it shadows, and what it writes."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -45,7 +45,7 @@ class Watched:
         return self.draws.pop(0) if self.draws else 0.0
 
     def remember_texts(self, count: int = 40) -> None:
-        """As requests for texts would have left them, before there was a trial."""
+        """As requests for texts would have left them, before the canary."""
         for seed in range(count):
             self.canaries.answered(LIVE, {"text": rows("text", 1, seed)})
 
@@ -59,7 +59,7 @@ class Watched:
     def try_out(
         self, candidate: ServedVersion | None, shadow: float = 1, revision: int = 7
     ) -> LivePointer:
-        """Begin a trial of version 2, or change it; None: it is not loaded yet."""
+        """Start a canary of version 2, or change it; None: it is not loaded yet."""
         pointer = self.point(Canary(version=2, revision=revision, shadow=shadow))
         if candidate is not None:
             assert self.live.start_canary("m", candidate)
@@ -243,7 +243,7 @@ def test_an_unavailable_store_costs_freshness_alone(
 
 
 def test_the_last_observation_is_kept_after_a_canary(watched: Watched) -> None:
-    """A request that was still waiting when the trial ended must not begin the counts anew."""
+    """A request that was still waiting when the canary ended must not restart the counts."""
 
     async def use() -> None:
         watched.remember_texts()

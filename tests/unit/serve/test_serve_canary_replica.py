@@ -1,4 +1,4 @@
-"""A version on trial loads beside the live one, and never at its expense."""
+"""A canary loads beside the live version, and never at its expense."""
 
 import httpx
 import pytest
@@ -24,7 +24,7 @@ def try_out(replica: Replica, revision: int = 1, **canary: object) -> None:
 
 @pytest.fixture
 def trying(serving: Replica) -> Replica:
-    """Version 1 live, version 2 on trial for everybody."""
+    """Version 1 live, version 2 the canary for all callers."""
     store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
     try_out(serving)
     return serving
@@ -207,7 +207,7 @@ def test_callers_of_the_canary_stay_when_its_share_grows() -> None:
 
 
 def test_the_same_key_is_chosen_in_every_process() -> None:
-    # Fixed for ever: two releases that choose otherwise would show one caller both versions.
+    # Fixed: two releases that choose otherwise would show one caller both versions.
     assert sorted(chosen(0.0005)) == ["caller-6144", "caller-6250", "caller-6983"]
 
 

@@ -254,7 +254,7 @@ def test_the_thread_outlives_an_unavailable_store(replica: Replica) -> None:
 
 
 class BuggyStore(FlakyStore):
-    """Fails with something that nobody promised."""
+    """Fails with an unexpected error."""
 
     def folders(self, prefix: str) -> list[str]:
         if self.broken is not None:

@@ -1,4 +1,4 @@
-"""A model that was deleted answers no more; one whose store fails goes on."""
+"""A deleted model stops serving; one whose store fails continues."""
 
 import pytest
 

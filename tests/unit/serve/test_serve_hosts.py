@@ -1,4 +1,4 @@
-"""Where no keys are asked for, a browser does not do here what some web page wants."""
+"""Without keys, requests of foreign web pages through a browser are rejected."""
 
 import json
 

@@ -14,7 +14,7 @@ PATIENCE = 60.0
 
 @pytest.fixture
 def executor() -> Iterator[KeyedExecutor]:
-    """With one thread, so that whoever keeps it keeps everything."""
+    """With one thread, so that one slow task blocks everything."""
     made = KeyedExecutor(ThreadPoolExecutor(1))
     yield made
     made.close()

@@ -1,4 +1,4 @@
-"""Every request is counted once, whatever became of it."""
+"""Every request is counted once, with any outcome."""
 
 import asyncio
 import contextlib
@@ -82,7 +82,7 @@ def test_internal_requests_are_not_counted(serving: Replica) -> None:
 
 
 class Broken:
-    """A doorkeeper with a bug."""
+    """An authenticator with a bug."""
 
     ready = True
 

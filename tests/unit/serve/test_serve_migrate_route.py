@@ -1,4 +1,4 @@
-"""Stored vectors of one version turned into another's by the endpoint, or refused in words."""
+"""Stored vectors of one version are migrated to another by the endpoint, or rejected with a message."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""What callers are told there is: versions, trials, modalities, and whether stored vectors still fit."""
+"""The list of models: versions, canaries, modalities, and whether stored vectors still fit."""
 
 import asyncio
 import dataclasses
@@ -143,7 +143,7 @@ def test_only_encoders_whose_features_fit_are_listed(serving: Replica) -> None:
 
 
 class Known:
-    """A door that lets in anna, and no one else."""
+    """An authenticator that admits only anna."""
 
     ready = True
 

@@ -1,4 +1,4 @@
-"""Models of another owner do not exist, whatever is asked."""
+"""Models of another owner do not exist for any request."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Texts and files, where an encoder stands in front; OpenAI's own client, unchanged."""
+"""Texts and files with an encoder; OpenAI's own client, unchanged."""
 
 from collections.abc import Iterator
 

@@ -129,7 +129,7 @@ def stalls(
 def test_stalled_bodies_of_an_owners_keys_refuse_no_query_of_another(
     serving: Replica, sent: int
 ) -> None:
-    """Bytes count when they arrive, whatever was declared, and all keys of an owner together."""
+    """Bytes count when they arrive, not when declared, and all keys of an owner together."""
     most = serving.args.max_body_bytes
     serving.args = serving.args.model_copy(update={"max_bytes_in_flight": 4 * most})
 

@@ -1,4 +1,4 @@
-"""What is slow holds up nobody else, and what is new is seen at once."""
+"""A slow store delays no other request, and a new version is seen at once."""
 
 import threading
 import time

@@ -36,7 +36,7 @@ class Edge:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Its event loop does nothing meanwhile; the kernel takes what clients send. Needs a connection."""
+        """Block its event loop; the kernel accepts what clients send. Needs a connection."""
         is_stopped, go_on = threading.Event(), threading.Event()
 
         def stop() -> None:

@@ -1,4 +1,4 @@
-"""The endpoint is told at once that live.json was written, and nobody waits for its answer."""
+"""A write of live.json is announced to the endpoint at once, without a wait for its response."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Judging and storing go on beside the rounds: however large a candidate is, other models get on."""
+"""Judging and storing run in the background: a large candidate does not delay other models."""
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -33,7 +33,7 @@ class Held(Executor):
         future, step = self._kept.pop(0)
         try:
             future.set_result(step())
-        except Exception as error:  # noqa: BLE001 (an executor passes on whatever it was)
+        except Exception as error:  # noqa: BLE001 (an executor passes on every exception)
             future.set_exception(error)
 
 
@@ -118,7 +118,7 @@ def test_a_failing_step_is_tried_less_and_less_often(plane: ControlPlane, held: 
 def test_candidates_that_end_without_a_version_keep_no_place(
     plane: ControlPlane, held: Held
 ) -> None:
-    """Nobody asks for a model any more once its only job has ended."""
+    """A model without unfinished jobs is not reconciled."""
     names = [*"abcde"]
     jobs = []
     for name in names:

@@ -340,5 +340,5 @@ def test_a_request_that_was_cut_off_is_not_done(plane: ControlPlane) -> None:
             while connection.recv(4096):
                 pass
     assert plane.job(job).state == JobState.QUEUED
-    # Its key is free: whoever was cut off sends the whole of it again.
+    # Its key is free: a client that was cut off sends the whole body again.
     assert plane.client.post(path, json={"reason": ""}, headers=key).status_code == 202

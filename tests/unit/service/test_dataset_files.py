@@ -1,4 +1,4 @@
-"""What becomes of a dataset's files between its POST and its version, whatever their format."""
+"""Files of a dataset from its POST to its version, in every format."""
 
 import io
 from pathlib import Path
@@ -104,7 +104,7 @@ def test_a_share_of_too_few_different_values_is_refused(plane: ControlPlane) -> 
 
 
 def task_of(plane: ControlPlane, uri: str, place: str | None = None) -> ValidationTask:
-    """A posted dataset's, with another address in it. `place`: where that lies in our store."""
+    """That of a posted dataset, with another address in it. `place`: its location in our store."""
     job = plane.post_dataset()
     return ValidationTask(
         dataset=plane.dataset_of(job).id,

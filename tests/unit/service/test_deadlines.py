@@ -96,7 +96,7 @@ def test_an_attempt_that_was_not_over_continues(patient_plane: ControlPlane) -> 
 
 
 def test_an_attempt_that_a_cluster_never_releases_is_lost(plane: ControlPlane) -> None:
-    """The cluster says for ever that it runs; nobody hears of it, and no stop ends it."""
+    """The cluster always reports it as running; it shows no progress, and no stop ends it."""
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     report_progress(plane.store, job, 1, "training")

@@ -1,4 +1,4 @@
-"""What arrives is read in small steps that all connections share, and little of it lies in memory."""
+"""Input is read in small steps shared by all connections, and little of it is in memory."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""What a candidate must say to be believed."""
+"""What a candidate must contain to be accepted."""
 
 from pathlib import Path
 

@@ -42,7 +42,7 @@ def test_without_its_store_it_is_alive_and_not_ready(plane: ControlPlane) -> Non
 
 
 class _HangingStore(FlakyStore):
-    """Does not answer before it is told to."""
+    """Does not respond before the test releases it."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(LocalStore(folder))

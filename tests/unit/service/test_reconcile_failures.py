@@ -234,7 +234,7 @@ def test_a_manifest_that_cannot_be_read_is_refused(plane: ControlPlane) -> None:
 
 
 def test_a_database_older_than_the_bucket_writes_over_no_version(plane: ControlPlane) -> None:
-    """As after a dump is restored that knows less than object storage."""
+    """As after the restore of a dump that is older than object storage."""
     plane.run_to_end(plane.post_dataset("one"))
     job = plane.post_dataset("two")
     plane.tick_to(job, JobState.RUNNING)

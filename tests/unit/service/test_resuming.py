@@ -12,7 +12,7 @@ from workers.storage import layout
 
 
 def current_spec(plane: ControlPlane, job: str) -> JobSpec:
-    """What the present attempt was told."""
+    """The spec of the present attempt."""
     key = layout.run_spec(job, plane.job(job).attempt)
     return JobSpec.model_validate_json(plane.store.read(key))
 
@@ -65,7 +65,7 @@ def test_an_attempt_that_saved_nothing_does_not_hide_the_one_before(plane: Contr
 
 
 def test_the_latest_attempt_goes_before_more_updates(plane: ControlPlane) -> None:
-    """One that could not use a checkpoint has begun anew, and what it saved is known to be sound."""
+    """An attempt that could not use a checkpoint has started over, and what it saved is sound."""
     job = start(plane)
     leave_checkpoint(plane.store, job, 1, 500)
     lose(plane, job)
@@ -85,7 +85,7 @@ def test_a_retry_resumes_where_the_lost_attempts_were(plane: ControlPlane) -> No
 
 
 def test_what_led_to_a_failure_is_not_resumed_from(plane: ControlPlane) -> None:
-    """Nor what that attempt went on from: it would fail alike, whatever was mended since."""
+    """Nor the checkpoint from which that attempt resumed: it would fail again."""
     job = start(plane)
     leave_checkpoint(plane.store, job, 1, 500)
     lose(plane, job)
@@ -131,7 +131,7 @@ def test_checkpoints_whose_question_is_unknown_are_not_used(
 
 
 def test_a_repeated_submission_has_the_same_spec(plane: ControlPlane) -> None:
-    """The first telling may have been heard, and a zombie saves on."""
+    """The first submission may have arrived, and a zombie keeps saving."""
     job = start(plane)
     saved = leave_checkpoint(plane.store, job, 1, 500)
     plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "killed")

@@ -61,7 +61,7 @@ class Ground:
 
 
 class SilentBucket:
-    """Takes connections and never answers: whoever reads from it hangs until the connection ends."""
+    """Accepts connections and never answers: a read hangs until the connection ends."""
 
     address = "s3://silent/pairs.parquet"
 
@@ -115,7 +115,7 @@ def children(parent: int | None = None) -> list[int]:
 
 
 def is_alive(process: int) -> bool:
-    """Neither gone nor waiting to be buried by whoever adopted it."""
+    """Neither gone nor a zombie of its new parent."""
     try:
         status = Path(f"/proc/{process}/stat").read_text()
     except OSError:

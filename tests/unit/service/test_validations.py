@@ -48,7 +48,7 @@ def test_the_result_for_an_earlier_revision_does_not_count() -> None:
     held = _Held()
     validations = Validations(held, lambda: None)
     assert validations.result(ticket(1), known) is None
-    # Another service took over and said the same; then the user mended the file and tried again.
+    # Another replica took over with the same result; then the user repaired the file and retried.
     held.futures[0].set_exception(InvalidDataset("a row is broken"))
     assert validations.result(ticket(4), known) is None
     held.futures[1].set_result(MANIFEST)

@@ -1,4 +1,4 @@
-"""Whatever format rows come in, they are the same rows; what is no such file is said to be none."""
+"""Rows are the same in every format; other files are rejected."""
 
 import json
 from pathlib import Path

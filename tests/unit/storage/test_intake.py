@@ -1,4 +1,4 @@
-"""From a user's file to a shard: where it lies then, what it was, and which rows are held out."""
+"""From a user's file to a shard: its location, its origin, and which rows are held out."""
 
 import hashlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Parquet and Arrow: lists of other kinds are converted, traps are told by their names."""
+"""Parquet and Arrow: lists of other kinds are converted, hostile files are rejected by name."""
 
 import struct
 from pathlib import Path

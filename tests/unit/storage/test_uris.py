@@ -1,4 +1,4 @@
-"""Addresses: what is read, and what nobody can talk us into reading."""
+"""Addresses: which are read, and which never are."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A version is complete or not there, and whoever reads it checks every byte."""
+"""A version is complete or absent, and every byte is checked when it is read."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a run that is interrupted and goes on ends with the bits of one that was not."""
+"""Checkpoints: a run that is interrupted and resumed ends with the bits of one that was not."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

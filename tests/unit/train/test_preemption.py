@@ -1,4 +1,4 @@
-"""What is heard of a node that goes. In processes of their own, as a notice stays for life."""
+"""Preemption notices. In separate processes, as a notice stays set."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Progress: told at changes, told again when nothing changes, and never in the way of training."""
+"""Progress: written at changes, repeated as a heartbeat, and never an obstacle for training."""
 
 import threading
 from pathlib import Path
@@ -38,7 +38,7 @@ SECONDS = 120.0
 
 
 class NotedStore(FlakyStore):
-    """Tells when something was written, or was to be."""
+    """Signals each write, also a failing one."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(LocalStore(root))
@@ -76,7 +76,7 @@ def test_the_heartbeat_continues_while_nothing_changes(store: NotedStore) -> Non
 
 
 def test_the_first_update_is_reported_at_once(store: NotedStore) -> None:
-    """Whoever watches sees that training goes, and how long it took to begin."""
+    """Progress shows that training runs, and how long it took to start."""
     reporter = Reporter(store, SPEC, SINGLE_PROCESS)
     assert not reporter.should_log()
     reporter.enter("training")

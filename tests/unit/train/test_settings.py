@@ -1,4 +1,4 @@
-"""How long ranks wait for each other: one number, told to torch and to Ray Train."""
+"""The timeout between ranks: one number, for torch and for Ray Train."""
 
 import os
 

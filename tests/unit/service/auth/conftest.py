@@ -1,4 +1,4 @@
-"""A control plane that asks for keys."""
+"""A control plane that requires keys."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,5 +27,5 @@ def guarded(tmp_path: Path) -> Iterator[ControlPlane]:
 
 @pytest.fixture
 def operator(guarded: ControlPlane) -> KeyClient:
-    """Whoever holds the operator's key."""
+    """A client with the operator's key."""
     return KeyClient(guarded, ADMIN_KEY)

@@ -1,4 +1,4 @@
-"""Somebody with a key, in front of a control plane that asks for one."""
+"""Client that sends an API key to a control plane that requires one."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ EVERY_SCOPE = ("admin", "embed", "read", "train", "write")
 
 
 def secret_of(key: str) -> str:
-    """All of it: a secret may hold underscores, as what stands before it does."""
+    """The whole secret: it may contain underscores, as the id before it does."""
     parsed = parse(key)
     assert parsed is not None, "not the form of a key"
     return parsed.secret
@@ -47,6 +47,6 @@ class KeyClient(AppClient):
 
     def client_with_key(
         self, name: str = "one", scopes: Sequence[str] = EVERY_SCOPE, **more: object
-    ) -> "Holder":
-        """Somebody with a new key."""
+    ) -> "KeyClient":
+        """A client with a new key."""
         return KeyClient(self.plane, self.make_key(name, scopes, **more)["key"])

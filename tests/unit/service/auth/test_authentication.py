@@ -1,4 +1,4 @@
-"""Who is let in, what is open to everybody, and how often one may ask."""
+"""Authentication, open routes, and rate limits."""
 
 import asyncio
 import logging
@@ -126,7 +126,7 @@ def test_no_secret_is_logged_or_answered(operator: KeyClient, lines: list[str]) 
 
 def test_an_internal_error_logs_no_secret(operator: KeyClient, lines: list[str]) -> None:
     key = operator.make_key()["key"]
-    # A row that cannot be read is a mistake of ours in the middle of a route.
+    # A row that cannot be read is an internal error in the middle of a route.
     with operator.plane.context.database.write() as connection:
         connection.exec_driver_sql("UPDATE api_keys SET scopes = '[\"gone\"]'")
     operator.plane.clock.advance(60)

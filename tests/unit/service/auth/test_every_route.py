@@ -72,7 +72,7 @@ def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenants]:
 
 @pytest.fixture(scope="module")
 def narrow(tenants: Tenants) -> dict[Scope, KeyClient]:
-    """By scope: somebody whose key has all scopes but this one."""
+    """By scope: a client whose key has all scopes but this one."""
     operator = KeyClient(tenants.plane, ADMIN_KEY)
     return {
         scope: operator.client_with_key(
@@ -126,7 +126,7 @@ def test_a_thing_of_another_owner_is_not_there(tenants: Tenants, route: str) -> 
         if name not in ("version", "number")
     }
     missing = tenants.ask(tenants.ours, route, {"version": "1", "number": "1", **unknown})
-    # But for the name that was asked for, nothing tells it from what never was.
+    # Except for the requested name, it is the response for an id that never existed.
     assert missing.status_code == 404
     assert _without_names(response, tenants.their_things) == _without_names(missing, unknown)
 

@@ -1,4 +1,4 @@
-"""Keys: made, shown once, taken back, and never more than whoever made them."""
+"""Keys: created, shown once, revoked, and never with more scopes than their creator."""
 
 import re
 from datetime import timedelta

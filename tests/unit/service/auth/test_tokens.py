@@ -1,4 +1,4 @@
-"""Bearer tokens of an issuer: real keys and a real server, and what must not be believed."""
+"""Bearer tokens of an issuer: real keys and a real server, and tokens that must be rejected."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""A version is put on trial, the trial is changed, and somebody ends it."""
+"""A canary is started, changed and ended by a user."""
 
 import pytest
 

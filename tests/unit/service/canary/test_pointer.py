@@ -1,4 +1,4 @@
-"""live.json: all that replicas are told of a model, and that it goes with the model."""
+"""live.json: all that replicas read of a model; it is deleted with the model."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -58,7 +58,7 @@ def test_a_pointer_that_cannot_be_removed_now_is_removed_later(canary_api: Canar
 
 
 class LateStore(FlakyStore):
-    """The world goes on between a look at the database and the write that follows from it."""
+    """The state changes between a read of the database and the write that follows from it."""
 
     def __init__(self, store: ObjectStore, meanwhile: Callable[[], None]) -> None:
         super().__init__(store)

@@ -1,4 +1,4 @@
-"""Reading what a stream told."""
+"""Parsing of event streams."""
 
 from dataclasses import dataclass
 

@@ -114,7 +114,7 @@ def test_a_hundred_listeners_cost_what_one_does(plane: ControlPlane) -> None:
     plane.tick(3)
 
     async def cost(listeners: int) -> float:
-        """Statements for each look, while the listeners have nothing to hear."""
+        """Statements per poll, while there are no events for the listeners."""
         feed, heard = Feed(plane.context.database, poll_seconds=0.01), []
 
         async def listen() -> None:
@@ -153,7 +153,7 @@ def test_without_listeners_the_feed_does_not_poll(plane: ControlPlane) -> None:
 
 
 def test_nothing_is_lost_between_what_was_and_what_comes(plane: ControlPlane) -> None:
-    """Events that are told at the very moment at which somebody begins to listen."""
+    """Events that are emitted at the very moment at which a stream starts."""
 
     async def heard_by_each() -> list[list[int]]:
         feed = Feed(plane.context.database, poll_seconds=0.01)
@@ -259,7 +259,7 @@ def test_one_owner_may_have_all_streams_and_yields_them_to_others(plane: Control
             feed.check_room("red")
         blue = [await begin("blue"), await begin("blue")]
         async with asyncio.timeout(60):
-            # The oldest two of red have ended; nobody has more than the others now.
+            # The oldest two of red have ended; all owners have the same number now.
             assert [[item async for item in stream] for stream in red[:2]] == [[], []]
         for owner in ("red", "blue"):
             with pytest.raises(TooManyRequests):

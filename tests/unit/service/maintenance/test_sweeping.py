@@ -1,4 +1,4 @@
-"""The sweeper removes what nobody can ask for any more, and nothing before its time."""
+"""Garbage collection removes what can no longer be requested, and nothing before its time."""
 
 from datetime import timedelta
 
@@ -28,7 +28,7 @@ def keys(plane: ControlPlane, prefix: str) -> list[str]:
 
 
 def sweep(plane: ControlPlane) -> None:
-    """A round of whichever service: the one before has left its lease long ago."""
+    """A round of any replica: the lease of the one before has expired."""
     with plane.context.database.write() as connection:
         connection.execute(delete(lease_rows))
     GarbageCollector(plane.context).sweep()
@@ -46,7 +46,7 @@ def fail(plane: ControlPlane, name: str = "one", **changes: object) -> str:
 
 
 def reject(plane: ControlPlane) -> str:
-    """A job whose candidate somebody rejected, with a dataset before it."""
+    """A job whose candidate was rejected, with a dataset before it."""
     plane.run_to_end(plane.post_dataset("first"))
     policy = {"max_drift": 0.05}
     assert plane.client.put("/v1/models/scenes/policy", json=policy).status_code == 200
@@ -106,7 +106,7 @@ def test_checkpoints_stay_while_a_job_may_resume_from_them(plane: ControlPlane) 
 
 
 def test_checkpoints_go_once_the_version_is_stored(plane: ControlPlane) -> None:
-    """Of every attempt, and nothing else of them: the rest tells for a week what happened."""
+    """Of every attempt, and nothing else of them: the rest is kept for a week, for diagnosis."""
     job = plane.post_dataset("one")
     plane.tick_to(job, JobState.RUNNING)
     leave_checkpoint(plane.store, job, 1, 10)
@@ -328,7 +328,7 @@ def test_a_task_that_fails_delays_no_other(plane: ControlPlane) -> None:
     job = learn_with_share(plane)
     plane.clock.advance(8 * DAY)
     with plane.context.database.write() as connection:
-        # Whoever looks for what branches have learned meets it.
+        # It is found when branches are searched for learned datasets.
         branched_from = {"model": "x", "version": 1}
         deleted = {"branched_from": branched_from, "deleted_at": plane.clock()}
         connection.execute(update(version_rows).values(manifest={}))

@@ -25,7 +25,7 @@ OUTLOOK = Outlook(
 
 @dataclass
 class PreflightScene:
-    """What the tests do with pre-flights; the plane's own clock, launcher and store."""
+    """Operations on pre-flights; with the plane's own clock, launcher and store."""
 
     plane: ControlPlane
     rounds: PreflightReconciler
@@ -66,7 +66,7 @@ class PreflightScene:
         raise AssertionError(f"{preflight} did not come to {state}: {self.row(preflight)}")
 
     def store_result(self, preflight: str, attempt: int = 1, **answer: Any) -> None:
-        """What the worker leaves: an outlook, unless it is told otherwise."""
+        """Store the result of the worker: by default an outlook."""
         result = PreflightAnswer(**(answer or {"outlook": OUTLOOK}))
         key = f"runs/{preflight}/a{attempt}/answer.json"
         self.plane.store.put(key, result.model_dump_json().encode())

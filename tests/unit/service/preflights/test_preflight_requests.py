@@ -1,4 +1,4 @@
-"""Asking: what is accepted, what is refused and in which words, who sees it."""
+"""Requests for pre-flights: what is accepted, what is rejected with which message, and who sees it."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""From a question to its answer, whatever cluster and store do meanwhile."""
+"""From a pre-flight's request to its result, with faults of cluster and store."""
 
 from sqlalchemy import select
 

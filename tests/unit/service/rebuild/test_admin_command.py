@@ -119,7 +119,7 @@ def test_a_service_does_not_start_on_a_lost_database(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It would write over the versions of whatever model is made first."""
+    """It would overwrite the versions of the first model that is created."""
     monkeypatch.setenv("CMCL_AUTH", "off")
     # Of the whole process: later tests would log into what this one closes.
     monkeypatch.setattr("logging.config.dictConfig", lambda _: None)

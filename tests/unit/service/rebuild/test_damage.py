@@ -152,7 +152,7 @@ def test_a_damaged_record_is_reported_and_manifests_are_used(plane: ControlPlane
 
 
 def test_a_record_of_a_newer_release_stops_the_rebuild(plane: ControlPlane) -> None:
-    """What it tells beyond our columns would be lost in silence."""
+    """Fields beyond the columns would be lost silently."""
     key = layout.model_record("scenes")
     record = Record.model_validate(json.loads(plane.store.read(key))["record"])
     (row,) = record.tables["models"]

@@ -1,4 +1,4 @@
-"""A lost or older database never harms what the bucket knows; whoever must act is told what to do."""
+"""A lost or older database never damages the bucket; the operator gets a message with what to do."""
 
 import logging
 from collections.abc import Iterator
@@ -115,7 +115,7 @@ def test_a_live_pointer_is_never_replaced_by_an_earlier_one(
 def test_no_change_makes_an_older_database_look_like_the_newer_one(
     plane: ControlPlane, more: int
 ) -> None:
-    """Of one generation there are no two versions: replicas that saw the first keep it for ever."""
+    """One generation never has two versions: replicas that saw the first keep it."""
     plane.run_to_end(plane.post_dataset("two"))
     before = plane.model()
     pointer = _show_more(plane, version=9, generation=before.live_generation + more)
@@ -152,7 +152,7 @@ def test_no_version_becomes_live_on_a_stale_database(plane: ControlPlane) -> Non
 
 
 def test_nothing_is_published_on_a_stale_database(plane: ControlPlane) -> None:
-    """Also by a service that has looked at live.json before, and goes on."""
+    """Also by a service that has read live.json before, and continues."""
     head = plane.model().head
     job = plane.post_dataset("late")
     attempt = plane.tick_to(job, JobState.RUNNING).attempt
@@ -168,7 +168,7 @@ def test_nothing_is_published_on_a_stale_database(plane: ControlPlane) -> None:
 def test_after_a_restart_on_an_older_database_a_job_says_what_it_waits_for(
     plane: ControlPlane,
 ) -> None:
-    """What waits is not begun, what runs is watched all the same."""
+    """Waiting jobs are not started, running ones are still watched."""
     job, known = plane.post_dataset("late"), read_live(plane.store, "scenes")
     assert known is not None
     _show_more(plane, generation=9)
@@ -189,7 +189,7 @@ def test_after_a_restart_on_an_older_database_a_job_says_what_it_waits_for(
 def test_models_that_cannot_be_checked_do_not_block_others(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few are looked at in a round; one whose live.json is gone is made good all the same."""
+    """Few are checked in a round; a missing live.json is still repaired."""
     monkeypatch.setattr("service.jobs.reconciler._CHECKED_IN_A_ROUND", 1)
     plane.create_model("zoo")
     with plane.context.database.write() as connection:

@@ -1,4 +1,4 @@
-"""What changes is recorded, whatever dies meanwhile, and whoever comes late."""
+"""Every change is recorded, also after crashes and by late replicas."""
 
 import itertools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ POLICY = "/v1/models/scenes/policy"
 
 
 class OvertakenStore(FlakyStore):
-    """Somebody else does something before its first write."""
+    """Another process acts before its first write."""
 
     def __init__(self, store: FlakyStore, meanwhile: Callable[[], None]) -> None:
         super().__init__(store)

@@ -1,4 +1,4 @@
-"""What the launcher hears of an attempt: its command, its labels, its priority."""
+"""What the launcher gets of an attempt: its command, its labels, its priority."""
 
 from dataclasses import replace
 

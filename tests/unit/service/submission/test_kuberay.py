@@ -58,7 +58,7 @@ def test_what_waits_in_its_queue_is_pending_and_says_so(launcher: KubeRayLaunche
         ("RUNNING", "Failed", LaunchState.FAILED),
         ("", "ValidationFailed", LaunchState.FAILED),
         ("", "Retrying", PENDING),
-        # Of a KubeRay to come: it has not ended, as far as we know.
+        # Of a later KubeRay: it counts as not ended.
         ("", "Dreaming", PENDING),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_stop_ends_what_runs_and_its_name_stays_taken(
     api.become(ID, "RUNNING", "Running")
     launcher.stop(ID)
     assert api.jobs[ID]["status"]["jobDeploymentStatus"] == "Failed"
-    # Otherwise the ranks would go on working for as long as their pods are kept.
+    # Otherwise the ranks would keep working for as long as their pods are kept.
     assert api.jobs[ID]["spec"]["ttlSecondsAfterFinished"] == 0
     launcher.submit(SUBMISSION)
     assert launcher.status(ID) == LaunchStatus(STOPPED, "stopped on request")

@@ -1,4 +1,4 @@
-"""Settings of submission: read from JSON, and refused in words when the service starts."""
+"""Settings of submission: read from JSON, and rejected with a message when the service starts."""
 
 from pathlib import Path
 

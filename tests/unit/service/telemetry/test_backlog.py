@@ -1,4 +1,4 @@
-"""What the database knows: cheap to ask for, and never in the way of the other metrics."""
+"""Metrics from the database: cheap to query, and never an obstacle for the other metrics."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

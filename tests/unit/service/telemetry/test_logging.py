@@ -1,4 +1,4 @@
-"""Lines of the log: one object each whatever a request contains, with ids and without secrets."""
+"""Lines of the log: one object each for any request, with ids and without secrets."""
 
 import ast
 import json
@@ -188,7 +188,7 @@ def test_outside_of_requests_a_line_names_none() -> None:
 
 
 def test_every_field_that_is_given_is_written() -> None:
-    """A field that the formatter does not know would vanish without a word."""
+    """A field that is unknown to the formatter would be lost silently."""
     given = {
         key.value
         for path in SERVICE.rglob("*.py")

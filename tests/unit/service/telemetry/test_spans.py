@@ -202,7 +202,7 @@ def test_spans_are_sent_where_the_variable_points(monkeypatch: pytest.MonkeyPatc
 
 
 class Collector:
-    """An OTLP collector that takes everything and remembers where it was sent."""
+    """An OTLP collector that accepts everything and records its path."""
 
     def __init__(self) -> None:
         paths: list[str] = []

@@ -1,4 +1,4 @@
-"""Completing: what is missing or wrong is said, whoever dies is followed, and nobody waits for ever."""
+"""Completing an upload: errors are reported, crashes are recovered, and every wait is bounded."""
 
 import hashlib
 from dataclasses import replace

@@ -20,7 +20,7 @@ BUCKET = "direct-uploads"
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    """A bucket that takes whatever it is sent, like some that speak S3."""
+    """A bucket that accepts any body, like some S3 implementations."""
     with s3_server() as address:
         yield address
 

@@ -1,4 +1,4 @@
-"""A key whose request takes long: one answer, whoever died or came late."""
+"""A slow request with an idempotency key: one response, also after a crash or a late retry."""
 
 import pytest
 

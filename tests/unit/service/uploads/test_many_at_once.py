@@ -1,4 +1,4 @@
-"""Many that complete at the same time: they wait for each other, and nobody else waits for them."""
+"""Concurrent completions wait for each other, and no other request waits for them."""
 
 import asyncio
 import threading
@@ -34,7 +34,7 @@ class SlowStore(FlakyStore):
 async def complete_all(
     plane: ControlPlane, uploads: list[str], slow: SlowStore
 ) -> list[httpx.Response]:
-    """All of them at once; another route is asked meanwhile."""
+    """All of them at once, with a request to another route in between."""
     transport = httpx.ASGITransport(plane.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         completing = [

@@ -1,4 +1,4 @@
-"""Bodies of parts are taken a few at a time, and one owner's uploads have so many bytes and no more."""
+"""A bounded number of part bodies is received at a time, and the uploads of an owner have a byte limit."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -147,7 +147,7 @@ class Bodies:
         await self.turn()
 
     async def turn(self) -> None:
-        """Whatever can happen now has happened."""
+        """Run until nothing more can happen."""
         for _ in range(10):
             await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""A file is known by its bytes, however often it is sent and whatever it is called."""
+"""A file is identified by its bytes, independently of its name and the number of uploads."""
 
 from collections.abc import Iterable
 
@@ -42,7 +42,7 @@ def test_a_file_is_not_trained_on_and_held_out(plane: ControlPlane) -> None:
 
 
 def _open(plane: ControlPlane, *uris: str) -> str:
-    """An open dataset with these shards, as whatever release has left it."""
+    """An open dataset with these shards, as any release may have left it."""
     body = plane.dataset_body("one", shards=[{"uri": uri} for uri in uris[:1]], sealed=False)
     dataset: str = plane.client.post("/v1/datasets", json=body).json()["dataset"]["id"]
     request = {**body, "shards": [{"uri": uri} for uri in uris]}

@@ -25,7 +25,7 @@ def other_receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that is taken, and where nobody listens."""
+    """A port that is taken, without a listener."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]

@@ -1,4 +1,4 @@
-"""What tests of deliveries do again and again."""
+"""Helpers for tests of deliveries."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,7 @@ from tests.fakes.control_plane import ControlPlane
 
 
 class WebhookHarness:
-    """A control plane whose deliveries go out when the test says so."""
+    """A control plane whose deliveries are sent when the test sends them."""
 
     def __init__(self, plane: ControlPlane, answer_seconds: float = 15) -> None:
         self.plane = plane

@@ -42,7 +42,7 @@ NOT_PUBLIC = (
     *("5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
     *("64:ff9b::a00:0/104", "4000::/3", "8000::/1"),
 )
-# Where an IPv4 address stands in an IPv6 address: the network, and how far from the right.
+# Where an IPv6 address contains an IPv4 address: the network, and the distance from the right.
 CARRIERS = {
     "compatible": ("::", 0),
     "mapped": ("::ffff:0:0", 0),

@@ -118,7 +118,7 @@ def test_it_is_tried_again_over_three_days_and_then_given_up(
 def test_one_bad_message_does_not_disable_a_webhook(
     harness: WebhookHarness, receiver: Receiver
 ) -> None:
-    """It is given up after three days; others were delivered meanwhile."""
+    """It is dropped after three days; others were delivered in that time."""
     webhook = harness.make(receiver.url)
     bad = harness.plane.post_dataset("bad")
     receiver.judge = lambda message: 500 if bad.encode() in message.body else 204

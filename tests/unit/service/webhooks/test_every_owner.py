@@ -1,4 +1,4 @@
-"""The operator hears of the whole deployment, under the rules of every other webhook."""
+"""The operator's webhook gets events of the whole deployment, under the rules of every other webhook."""
 
 import json
 from collections.abc import Iterator
@@ -74,7 +74,7 @@ def test_one_model_has_one_owner(plane: ControlPlane, receiver: Receiver) -> Non
 def test_other_webhooks_receive_only_events_of_their_owner(
     plane: ControlPlane, receiver: Receiver
 ) -> None:
-    """And are not told what it is called."""
+    """And do not see its name."""
     harness = WebhookHarness(plane)
     assert not harness.make(receiver.url)["every_owner"]
     _post_as(plane, "red")

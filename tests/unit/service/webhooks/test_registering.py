@@ -199,7 +199,7 @@ def test_webhooks_of_one_owner_take_14_of_16_places(
             if len(present) == 14:
                 enough.set()
         enough.wait(60)
-        # Meanwhile a fifteenth would come.
+        # In between a fifteenth would come.
         time.sleep(0.3)
         with lock:
             present.pop()

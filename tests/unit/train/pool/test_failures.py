@@ -1,4 +1,4 @@
-"""What Ray Train's controller tells of a group that it replaces."""
+"""Failures of a group that Ray Train's controller replaces."""
 
 import inspect
 import pickle

@@ -22,7 +22,7 @@ def own_mib() -> float:
 def test_memory_that_was_freed_goes_back_to_the_system() -> None:
     # glibc maps large blocks by themselves until one was let go of, as ranks that have read did.
     torch.empty(31 << 20, dtype=torch.uint8)
-    # Small ones that stay keep glibc from giving back what lies below them.
+    # Small ones that stay keep glibc from releasing what is below them.
     pieces = [(torch.ones(FLOATS), torch.ones(FLOATS // 16)) for _ in range(PIECES)]
     stay = [small for _, small in pieces]
     del pieces

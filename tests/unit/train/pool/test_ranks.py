@@ -11,7 +11,7 @@ from workers.train.pool.queue import Retire
 
 
 class Called:
-    """An actor whose methods tell their names, and retire whoever asks for work."""
+    """An actor whose methods return their names, and retire a rank that requests work."""
 
     def __init__(self, story: list[str]) -> None:
         self._story = story
