@@ -135,8 +135,8 @@ class InvariantChecker:
         stopped = self._world.cluster.told_to_stop.get(attempt)
         assert stopped is not None, f"{attempt} was repeated, and never stopped"
         waited = (move["created_at"] - stopped).total_seconds()
-        patience = DEADLINES["lost_attempt_grace_seconds"] - SKEW_SECONDS
-        assert waited > patience, f"{attempt} was repeated after {waited} s"
+        grace = DEADLINES["lost_attempt_grace_seconds"] - SKEW_SECONDS
+        assert waited > grace, f"{attempt} was repeated after {waited} s"
 
     def _check_chain(self, model: Row, chain: Sequence[Row]) -> None:
         numbers = [version["number"] for version in chain]

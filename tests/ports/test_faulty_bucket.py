@@ -45,15 +45,15 @@ def store(bucket: FaultyBucket, tmp_path: Path) -> S3Store:
 @pytest.fixture
 def impatient(bucket: FaultyBucket, tmp_path: Path) -> S3Store:
     """As after the last of many attempts, without the waiting between them."""
-    return opened(bucket, tmp_path.name, attempts=1, patience=0.3)
+    return opened(bucket, tmp_path.name, attempts=1, read_timeout=0.3)
 
 
-def opened(bucket: FaultyBucket, prefix: str, attempts: int, patience: float = 20) -> S3Store:
-    """`patience`: seconds to wait for an answer; short only where none will come."""
+def opened(bucket: FaultyBucket, prefix: str, attempts: int, read_timeout: float = 20) -> S3Store:
+    """`read_timeout`: seconds to wait for a response; short only where none will come."""
     config = Config(
         retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=20,
-        read_timeout=patience,
+        read_timeout=read_timeout,
     )
     client = boto3.client("s3", endpoint_url=bucket.url, config=config)
     return S3Store("contract-suite", prefix, client)
@@ -92,7 +92,7 @@ def test_a_silent_connection_times_out(
 ) -> None:
     store.put("key", b"x")
     bucket.order("GET", no_answer)
-    assert opened(bucket, tmp_path.name, attempts=5, patience=1).read("key") == b"x"
+    assert opened(bucket, tmp_path.name, attempts=5, read_timeout=1).read("key") == b"x"
 
 
 @pytest.mark.parametrize("fault", [slow_down, lost_answer, no_answer])

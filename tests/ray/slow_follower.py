@@ -26,7 +26,7 @@ class PrintedMetrics(RecordedMetrics):
     """What the test reads."""
 
     def connected(self, announcements: bool) -> None:
-        print("hears" if announcements else "is deaf", flush=True)
+        print("connected" if announcements else "disconnected", flush=True)
 
     def swapped(self, model: str, version: int, seconds: float) -> None:
         print(f"{model}@{version}", flush=True)

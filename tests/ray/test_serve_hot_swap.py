@@ -115,7 +115,7 @@ def wait_until_printed(stack: LocalStack, line: str) -> None:
 def test_an_announced_swap_does_not_wait_for_the_next_look(
     stack: LocalStack, serve_url: str, store: ObjectStore, slow_looker: subprocess.Popen[bytes]
 ) -> None:
-    wait_until_printed(stack, "hears")
+    wait_until_printed(stack, "connected")
     for version in range(1, VERSIONS + 1):
         publish(store, version, "announced")
         news = Announcement(model="announced", generation=version)

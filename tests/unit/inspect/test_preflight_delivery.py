@@ -8,7 +8,7 @@ import pytest
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.preflight import AskedShard, AskedShards, PreflightAnswer
 from tests.unit.inspect.conftest import shard_file
-from tests.unit.inspect.test_inspect_command import Said, ask
+from tests.unit.inspect.test_inspect_command import CommandResult, ask
 from workers.storage.local import LocalStore
 from workers.storage.object_store import ObjectStore
 
@@ -17,7 +17,7 @@ ASKED, ANSWERED = "runs/pf-1/a1/asked.json", "runs/pf-1/a1/answer.json"
 
 def ask_by_the_store(
     store: ObjectStore, folder: Path, *shards: AskedShard, version: str = "3"
-) -> Said:
+) -> CommandResult:
     """With shards of that folder permitted, as the service asks."""
     asked = AskedShards(shards=shards, allowed_prefixes=(folder.as_uri(),))
     store.put(ASKED, asked.model_dump_json().encode())

@@ -165,7 +165,7 @@ def test_a_body_that_comes_too_slowly_is_ended_before_its_time_is_over(serving: 
     async def read() -> None:
         scope = {"type": "http", "headers": [], "cmcl.holding": Holding()}
         parts = serving.parts(serving.args.model_copy(update={"body_seconds": 60}))
-        await held_body(Request(scope, receive), parts, "a", patience_seconds=0.2)
+        await held_body(Request(scope, receive), parts, "a", idle_timeout_seconds=0.2)
 
     with pytest.raises(BodyTimeout, match=r"bytes of the body arrived in 0\.[23]"):
         asyncio.run(asyncio.wait_for(read(), 50))

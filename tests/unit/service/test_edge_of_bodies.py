@@ -84,7 +84,7 @@ def test_a_body_that_comes_too_slowly_is_given_up(pieces: list[bytes]) -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    pace = Pace(patience_seconds=0.05, bytes_per_second=10_000)
+    pace = Pace(idle_timeout_seconds=0.05, bytes_per_second=10_000)
     app = Bodies(api, api, MIB, MIB, pace)
     asyncio.run(asyncio.wait_for(app(_scope(), receive, send), 10))
     assert sent[0]["status"] == 400
@@ -116,7 +116,7 @@ def test_a_request_that_takes_no_body_is_answered_before_one_comes(method: str) 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    app = Bodies(api, api, MIB, MIB, Pace(patience_seconds=3600, bytes_per_second=0))
+    app = Bodies(api, api, MIB, MIB, Pace(idle_timeout_seconds=3600, bytes_per_second=0))
     asyncio.run(asyncio.wait_for(app(_scope(method), receive, send), 60))
     assert sent[0]["status"] == 200
 

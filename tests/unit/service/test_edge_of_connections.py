@@ -83,7 +83,7 @@ def test_a_body_is_no_part_of_the_head(edge: Edge) -> None:
     ids=["silent", "a byte at a time"],
 )
 def test_unfinished_heads_are_closed_in_time(trickle: Callable[[socket.socket], None]) -> None:
-    with served_edge(patience_seconds=0.5) as edge, ExitStack() as stack:
+    with served_edge(idle_timeout_seconds=0.5) as edge, ExitStack() as stack:
         clients = [stack.enter_context(edge.connect()) for _ in range(20)]
         for client in clients:
             client.sendall(GET)
@@ -97,7 +97,7 @@ def test_unfinished_heads_are_closed_in_time(trickle: Callable[[socket.socket], 
 
 
 def test_bytes_after_a_response_have_the_timeout_of_a_head() -> None:
-    with served_edge(patience_seconds=0.5) as edge, edge.connect() as client:
+    with served_edge(idle_timeout_seconds=0.5) as edge, edge.connect() as client:
         client.sendall(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n")
         assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
         with suppress(ConnectionError):
@@ -108,14 +108,14 @@ def test_bytes_after_a_response_have_the_timeout_of_a_head() -> None:
 
 
 def test_a_client_that_takes_nothing_of_its_answer_is_closed() -> None:
-    with served_edge(patience_seconds=0.5) as edge, edge.connect() as client:
+    with served_edge(idle_timeout_seconds=0.5) as edge, edge.connect() as client:
         client.sendall(GET.replace(b"/ ", b"/large ", 1) + b"\r\n")
         assert client.recv(10)
         assert edge.open_after(1.5) == 0
 
 
 def test_a_client_that_takes_its_answer_slowly_gets_all_of_it() -> None:
-    with served_edge(patience_seconds=0.5) as edge, edge.connect() as client:
+    with served_edge(idle_timeout_seconds=0.5) as edge, edge.connect() as client:
         client.sendall(GET.replace(b"/ ", b"/large ", 1) + b"connection: close\r\n\r\n")
         received = 0
         while piece := client.recv(1 << 20):

@@ -56,7 +56,7 @@ class _HangingStore(FlakyStore):
 def test_a_store_that_hangs_delays_no_other_request(plane: ControlPlane) -> None:
     store = _HangingStore(plane.folder / "hanging")
     app = create_app(plane.context.settings, Parts(store=store, launcher=plane.launcher))
-    app.state.probes = Probes(patience_seconds=0.05)
+    app.state.probes = Probes(timeout_seconds=0.05)
     try:
         with served(app) as url, httpx.Client(base_url=url, timeout=60) as client:
             # More than there are threads for requests.

@@ -243,7 +243,7 @@ def test_an_owner_who_fills_all_that_is_free_leaves_room_for_others(scene: Scene
     add(scene.store, entries(0, 10, payload='{"a": 1}'))
     scene.settle()
     one = shown_of(scene)
-    limits = CollectionLimits(sys.maxsize, sys.maxsize, 10_000, 1000 * one.sure_bytes)
+    limits = CollectionLimits(sys.maxsize, sys.maxsize, 10_000, 1000 * one.read_bytes_total)
     snapshot: dict[str, CollectionSnapshot] = {}
     quota = CollectionsQuota(limits, lambda: snapshot)
 
@@ -251,7 +251,7 @@ def test_an_owner_who_fills_all_that_is_free_leaves_room_for_others(scene: Scene
         for times in range(1, 1002):
             mine = owned(f"of-{owner}", owner, one, times)
             try:
-                quota.check(mine.revision, 10, one.sure_bytes)
+                quota.check(mine.revision, 10, one.read_bytes_total)
             except AllFull:
                 return times
             snapshot[mine.revision.name] = mine
@@ -259,9 +259,9 @@ def test_an_owner_who_fills_all_that_is_free_leaves_room_for_others(scene: Scene
 
     assert fill("mallory") == pytest.approx(800, abs=2)
     with pytest.raises(AllFull, match="for yours at this moment, so that other owners can add"):
-        quota.check(snapshot["of-mallory"].revision, 10, one.sure_bytes)
+        quota.check(snapshot["of-mallory"].revision, 10, one.read_bytes_total)
     assert fill("eve") == pytest.approx(160, abs=3)
-    quota.check(owned("of-bob", "bob", one, 1).revision, 10, one.sure_bytes)
+    quota.check(owned("of-bob", "bob", one, 1).revision, 10, one.read_bytes_total)
     assert fill(None) == pytest.approx(40, abs=3), "the operator may have what is left"
 
 

@@ -83,7 +83,7 @@ def test_a_body_that_stops_to_come_is_given_up() -> None:
 
     async def take() -> None:
         request = Request({"type": "http", "method": "PUT", "headers": []}, receive)
-        async with spooled(request, patience_seconds=0.01):
+        async with spooled(request, idle_timeout_seconds=0.01):
             raise AssertionError("nothing came")
 
     with pytest.raises(IncompleteBody, match=r"0 bytes of the body arrived .* 0\.01 s without"):
@@ -91,7 +91,7 @@ def test_a_body_that_stops_to_come_is_given_up() -> None:
 
 
 def test_a_body_that_trickles_is_given_up() -> None:
-    """One byte just before the patience ends each time would hold a place without end."""
+    """One byte just before each timeout would hold a slot without end."""
 
     async def receive() -> dict[str, object]:
         await asyncio.sleep(0.001)
@@ -99,7 +99,7 @@ def test_a_body_that_trickles_is_given_up() -> None:
 
     async def take() -> None:
         request = Request({"type": "http", "method": "PUT", "headers": []}, receive)
-        async with spooled(request, patience_seconds=0.1):
+        async with spooled(request, idle_timeout_seconds=0.1):
             raise AssertionError("it never ends")
 
     with pytest.raises(IncompleteBody, match="more than 65536 bytes/s take"):
