@@ -130,7 +130,7 @@ def test_a_virtual_dataset_reads_no_other_file(path: Path, tmp_path: Path) -> No
     layout[:] = h5py.VirtualSource(str(tmp_path / "secret"), "feature_a", (20, 4))
     with h5py.File(path, "a") as root:
         root.create_virtual_dataset("feature_a", layout)
-    with pytest.raises(InvalidDataset, match="'feature_a' lies in other files"):
+    with pytest.raises(InvalidDataset, match="'feature_a' is stored in other files"):
         rows_of(path)
 
 
@@ -141,7 +141,7 @@ def test_external_storage_reads_no_other_file(path: Path, tmp_path: Path) -> Non
         root.create_dataset(
             "feature_a", (20, 4), np.float32, external=[(str(tmp_path / "secret"), 0, 320)]
         )
-    with pytest.raises(InvalidDataset, match="'feature_a' lies in other files"):
+    with pytest.raises(InvalidDataset, match="'feature_a' is stored in other files"):
         rows_of(path)
 
 

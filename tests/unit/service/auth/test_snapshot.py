@@ -80,7 +80,7 @@ def revoke(operator: KeyClient, key: dict[str, str]) -> None:
 
 def is_admitted(authenticator: SignedKeys, key: dict[str, str]) -> bool:
     try:
-        authenticator.admit(f"Bearer {key['key']}")
+        authenticator.authenticate(f"Bearer {key['key']}")
     except Unauthorized:
         return False
     return True
