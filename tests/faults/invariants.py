@@ -59,7 +59,7 @@ class InvariantChecker:
             self.ends[job["reason"] or job["state"]] += 1
         for version in self._rows(tables.versions, tables.versions.c.number):
             assert version["stored_at"] is not None, f"never stored: {version['number']}"
-        for record in self._rows(tables.canary_api, tables.canary_api.c.revision):
+        for record in self._rows(tables.trials, tables.trials.c.revision):
             assert record["ended_at"] is not None, f"a trial that never ended: {record}"
         for model in self._rows(tables.models, tables.models.c.name):
             pointer = read_live(self._world.store, model["name"])

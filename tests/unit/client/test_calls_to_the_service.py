@@ -245,8 +245,8 @@ def test_a_pre_flight_is_started_and_awaited(
         rounds.tick()
         published_plane.clock.advance(1)
     outlook = Outlook(version=2, pair=PAIR, refusals=(), findings={}, heads={}, advice=("ok",))
-    answer = PreflightAnswer(outlook=outlook).model_dump_json()
-    published_plane.store.put(f"runs/{asked.id}/a1/answer.json", answer.encode())
+    document = PreflightAnswer(outlook=outlook).model_dump_json()
+    published_plane.store.put(f"runs/{asked.id}/a1/answer.json", document.encode())
     for _ in range(2):
         rounds.tick()
         published_plane.clock.advance(1)

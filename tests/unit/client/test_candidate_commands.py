@@ -25,7 +25,7 @@ def test_a_canary_is_started_and_aborted(cmcl: Cmcl, plane: ControlPlane) -> Non
         assert words in page
     assert cmcl.one("candidate", "show", "scenes")["observed"]["error_share"] == 0.1
     cmcl("candidate", "end", "scenes", "--reason=birds")
-    assert "no version" in cmcl("candidate", "show", "scenes", code=Exit.FAILED)
+    assert "has no canary" in cmcl("candidate", "show", "scenes", code=Exit.FAILED)
 
 
 def test_new_versions_become_the_canary_if_the_policy_requires_it(cmcl: Cmcl) -> None:

@@ -100,7 +100,7 @@ def test_a_share_of_too_few_different_values_is_refused(plane: ControlPlane) -> 
     )
     message = plane.run_to_end(job).message or ""
     assert "evaluation_share 0.1 holds out 0 of 60 rows" in message
-    assert "name evaluation_shards" in message
+    assert "provide evaluation_shards" in message
 
 
 def task_of(plane: ControlPlane, uri: str, place: str | None = None) -> ValidationTask:

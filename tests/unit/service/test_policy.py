@@ -110,7 +110,7 @@ def test_a_rejected_candidate_cannot_follow_a_newer_version(grown: ControlPlane)
     grown.run_to_end(grown.post_dataset("three"))
     answer = grown.client.post(f"/v1/jobs/{job}/approve", json={})
     assert answer.status_code == 409
-    assert "the newest is 2 now" in answer.json()["detail"]
+    assert "the newest is now 2" in answer.json()["detail"]
 
 
 def test_a_candidate_waits_for_approval(grown: ControlPlane) -> None:
