@@ -254,12 +254,12 @@ def _add_admin_commands(parser: argparse.ArgumentParser) -> None:
         help="full: every byte of every file; manifests: of files, that they are there and how long",
     )
     rebuild.add_argument(
-        "--dry-run", action="store_true", help="look and report; the database is not touched"
+        "--dry-run", action="store_true", help="report only; the database is not changed"
     )
     rebuild.add_argument(
         "--repair",
         action="store_true",
-        help="put damaged versions in place again where a sound copy lies; without it, nothing is "
+        help="restore damaged versions from an intact copy; without it, nothing is "
         "written to object storage",
     )
     rebuild.add_argument("--json", action="store_true", help="the report as one JSON document")

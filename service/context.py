@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """The parts of one control plane. It remembers nothing about jobs: the database does."""
+    """The parts of one control plane. It holds no state of jobs: the database does."""
 
     settings: Settings
     database: Database

@@ -4,7 +4,7 @@
     ├── Refused                     the request cannot be done as asked
     │   ├── NotFound                no such model, dataset, job or version
     │   ├── Conflict                it conflicts with the current state
-    │   │   └── StaleDatabase       object storage knows more than the database
+    │   │   └── StaleDatabase       object storage is newer than the database
     │   ├── Unprocessable           a field has a value that is not permitted
     │   ├── UnsupportedMediaType    the body is not declared as what is needed
     │   ├── BodyTooLarge            the body has more bytes than permitted
@@ -55,7 +55,7 @@ class Conflict(Refused):
 
 
 class StaleDatabase(Conflict):
-    """Object storage knows more than the database, which was lost or restored from an old dump."""
+    """Object storage is newer than the database, which was lost or restored from an old dump."""
 
 
 class Unprocessable(Refused):
@@ -79,7 +79,7 @@ class PreconditionFailed(Refused):
 
 
 class Unauthorized(Refused):
-    """There is no key, or it is unknown, expired or revoked: which of these is not told."""
+    """There is no key, or it is unknown, expired or revoked: the response does not say which."""
 
 
 class Forbidden(Refused):

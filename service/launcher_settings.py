@@ -148,7 +148,7 @@ class LauncherSettings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _there_are_enough_ranks(self) -> Self:
+    def _check_ranks(self) -> Self:
         if self.fewest_ranks > self.ranks:
             raise ValueError(
                 f"CMCL_MIN_RANKS is {self.min_ranks}; it must be from 1 to CMCL_RANKS, "
@@ -157,7 +157,7 @@ class LauncherSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _rayjobs_can_be_made(self) -> Self:
+    def _check_rayjobs(self) -> Self:
         if self.launcher != "kuberay":
             return self
         if not self.kuberay_image:

@@ -210,7 +210,7 @@ def _goals(goals: Mapping[str, Any]) -> str:
             "failed requests and probes of the other owner, during and after the attack": goals[
                 "failed"
             ],
-            "p99 of his requests": f"{goals['p99_s']:g} s, or {goals['p99_times_quiet']:g} times the "
+            "p99 of the other owner's requests": f"{goals['p99_s']:g} s, or {goals['p99_times_quiet']:g} times the "
             "quiet one",
             "slowest /healthz": f"{goals['healthz_s']:g} s",
             "peak of memory (PSS), MiB": memory,

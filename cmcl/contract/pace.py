@@ -10,10 +10,10 @@ LEAST_BYTES_PER_SECOND = 64 << 10
 class Pace:
     """Longest pause between two pieces, and least rate over the whole body."""
 
-    patience_seconds: float
+    idle_timeout_seconds: float
     bytes_per_second: int = LEAST_BYTES_PER_SECOND
 
     def seconds_left(self, waited: float, arrived: int) -> float:
         """For the next piece, after so many seconds of waiting brought so many bytes; can be negative."""
         behind = waited - arrived / self.bytes_per_second
-        return self.patience_seconds - max(behind, 0.0)
+        return self.idle_timeout_seconds - max(behind, 0.0)

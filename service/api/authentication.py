@@ -32,20 +32,20 @@ class Hosts:
     def check(self, scope: Scope) -> None:
         """Raises Forbidden for a request from a web page of another origin."""
         for host in headers(scope, b"host"):
-            if not self._is_ours(f"//{host}"):
+            if not self._is_own_host(f"//{host}"):
                 raise Forbidden(
                     f"the Host is {host!r}; without keys, permitted are 127.0.0.1, ::1, "
                     "localhost and the names in CMCL_ALLOWED_HOSTS. Add yours there, or set CMCL_AUTH to "
                     "on and send a key"
                 )
         for origin in headers(scope, b"origin"):
-            if not self._is_ours(origin):
+            if not self._is_own_host(origin):
                 raise Forbidden(
                     f"requests from pages of {origin!r} are refused without keys: add its host to "
                     "CMCL_ALLOWED_HOSTS, or set CMCL_AUTH to on and send a key"
                 )
 
-    def _is_ours(self, address: str) -> bool:
+    def _is_own_host(self, address: str) -> bool:
         try:
             host = (urlsplit(address).hostname or "").removesuffix(".")
         except ValueError:

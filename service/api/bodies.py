@@ -23,7 +23,7 @@ from service.principal import EVERY_OWNER, Principal
 # Enough for every body without a list of shards.
 _SMALL_BYTES = 16 << 10
 _WITH_SHARDS = frozenset({"post_dataset", "append_shards", "post_preflight"})
-_PACE = Pace(patience_seconds=10.0, bytes_per_second=16 << 10)
+_PACE = Pace(idle_timeout_seconds=10.0, bytes_per_second=16 << 10)
 # Of all bodies in memory, counted from their first byte to the response. One owner may have three quarters, so that
 # small requests of others are always accepted.
 _MOST_BYTES = 32 << 20
@@ -137,13 +137,13 @@ class Bodies:
             return
         with ExitStack() as until_answered:
             try:
-                taken = await self._take(wanted, scope, receive, until_answered)
+                taken = await self._receive(wanted, scope, receive, until_answered)
             except Refused as refused:
                 await refusal(refused, scope["path"])(scope, receive, send)
                 return
             await self._app(scope, taken, send)
 
-    async def _take(
+    async def _receive(
         self, wanted: _Wanted, scope: Scope, receive: Receive, until_answered: ExitStack
     ) -> Receive:
         """The `receive` that the app gets. Raises Refused."""

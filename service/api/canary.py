@@ -81,18 +81,18 @@ class CanaryView(BaseModel):
     observed: ObservedView
 
     @classmethod
-    def of(cls, trial: CanaryRecord) -> Self:
+    def of(cls, record: CanaryRecord) -> Self:
         """The view of a record."""
         return cls(
-            version=trial.version,
-            share=trial.plan.share,
-            shadow=trial.plan.shadow,
-            rule=trial.plan.rule,
-            revision=trial.revision,
-            reason=trial.reason,
-            actor=trial.actor,
-            began_at=trial.began_at,
-            observed=ObservedView.model_validate(figures(trial.observed)),
+            version=record.version,
+            share=record.plan.share,
+            shadow=record.plan.shadow,
+            rule=record.plan.rule,
+            revision=record.revision,
+            reason=record.reason,
+            actor=record.actor,
+            began_at=record.began_at,
+            observed=ObservedView.model_validate(figures(record.observed)),
         )
 
 
@@ -103,9 +103,9 @@ def read_candidate(
     """Read the canary, and how it compares with the live version."""
     with context.database.read() as connection:
         found = get_model(connection, model, principal)
-        trial = canary.get_canary(connection, model)
+        record = canary.get_canary(connection, model)
     response.headers.update(etag(found.live_generation))
-    return CanaryView.of(trial)
+    return CanaryView.of(record)
 
 
 @router.put("")
@@ -125,10 +125,10 @@ def put_candidate(
     request = PromotionRequest(principal, body.reason or "started by a user", context.clock(), seen)
     check_may_change(context, model, principal)
     with context.database.write() as connection:
-        trial = canary.set_canary(connection, model, body.version, body.plan, request)
+        record = canary.set_canary(connection, model, body.version, body.plan, request)
         found = get_model(connection, model, principal)
     response.headers.update(etag(found.live_generation))
-    return CanaryView.of(trial)
+    return CanaryView.of(record)
 
 
 @router.delete("", status_code=204)

@@ -11,7 +11,7 @@ from service.auth.rate_limiter import client_network
 
 # Time for a whole request head, from the start of the connection or the end of the previous response. Also the time
 # without enough progress in reading a response.
-PATIENCE_SECONDS = 10.0
+IDLE_TIMEOUT_SECONDS = 10.0
 # Bytes of responses that clients have not read, by owner (by source without a key), and in total.
 _MOST_UNREAD_BYTES_OF_ONE = 16 << 20
 _MOST_UNREAD_BYTES = 64 << 20
@@ -35,10 +35,10 @@ class Connections:
     """All open connections. For use on the event loop alone."""
 
     def __init__(
-        self, most: int, proxies: Sequence[str], patience_seconds: float = PATIENCE_SECONDS
+        self, most: int, proxies: Sequence[str], idle_timeout_seconds: float = IDLE_TIMEOUT_SECONDS
     ) -> None:
         self._most = most
-        self._patience_seconds = patience_seconds
+        self._idle_timeout_seconds = idle_timeout_seconds
         # One source address gets half of all connections. A proxy has no such limit.
         self._share = max(1, most // 2)
         self._proxies = [ip_network(proxy) for proxy in proxies]
@@ -98,7 +98,7 @@ class Connections:
 
     def close_expired(self) -> None:
         """Close connections that have waited too long without progress."""
-        until = time.monotonic() - self._patience_seconds
+        until = time.monotonic() - self._idle_timeout_seconds
         while self._waiting:
             connection, since = next(iter(self._waiting.items()))
             if since > until:

@@ -87,7 +87,7 @@ class FairSemaphore:
 
         Raises TooManyRequests if too many requests of the owner wait.
         """
-        await self._take(owner)
+        await self._acquire(owner)
         is_taken = True
 
         def release() -> None:
@@ -101,7 +101,7 @@ class FairSemaphore:
         finally:
             release()
 
-    async def _take(self, owner: str) -> None:
+    async def _acquire(self, owner: str) -> None:
         if self._is_free(owner) and owner not in self._waiting:
             self._taken[owner] += 1
             return

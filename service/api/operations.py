@@ -37,8 +37,8 @@ _TTL_SECONDS = 1.0
 class Probes:
     """Runs checks with a timeout below that of the prober."""
 
-    def __init__(self, patience_seconds: float = 4.0) -> None:
-        self._patience_seconds = patience_seconds
+    def __init__(self, timeout_seconds: float = 4.0) -> None:
+        self._timeout_seconds = timeout_seconds
         self._threads: dict[str, CapacityLimiter] = {}
         self._answers: dict[str, TTLCache[str]] = {}
 
@@ -51,10 +51,10 @@ class Probes:
     async def _ask(self, name: str, question: Callable[[], None]) -> str:
         threads = self._threads.setdefault(name, CapacityLimiter(_THREADS))
         try:
-            with fail_after(self._patience_seconds):
+            with fail_after(self._timeout_seconds):
                 await to_thread.run_sync(question, limiter=threads, abandon_on_cancel=True)
         except TimeoutError:
-            return f"no response within {self._patience_seconds:g} s"
+            return f"no response within {self._timeout_seconds:g} s"
         except (DatabaseError, StorageError) as error:
             return str(error)
         return "ok"

@@ -171,13 +171,13 @@ def problem(
 def add_problem_handlers(app: FastAPI) -> None:
     """Register handlers that turn every error into a problem."""
     for error in KINDS:
-        app.add_exception_handler(error, _ours)
-    app.add_exception_handler(ServiceError, _ours)
+        app.add_exception_handler(error, _service_error)
+    app.add_exception_handler(ServiceError, _service_error)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HTTPException)(_framework)
 
 
-async def _ours(request: Request, error: Exception) -> ProblemResponse:
+async def _service_error(request: Request, error: Exception) -> ProblemResponse:
     return refusal(error, request.url.path)
 
 

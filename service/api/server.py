@@ -4,7 +4,7 @@ uvicorn itself bounds none of these: a head may grow without end, and a connecti
 client does not read its response, stays open.
 
 A connection *waits* while the next step is the client's: to finish a head, or to read what was written. Waiting
-connections may be closed at any time. They are closed after `PATIENCE_SECONDS` without progress, and at the limit the
+connections may be closed at any time. They are closed after `IDLE_TIMEOUT_SECONDS` without progress, and at the limit the
 oldest of them is closed for a new one. So a flood of unfinished heads displaces itself, and not a client that sends a
 whole head at once.
 
@@ -31,7 +31,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
-from service.api.connections import PATIENCE_SECONDS, Connections
+from service.api.connections import IDLE_TIMEOUT_SECONDS, Connections
 from service.api.fairness import LoopScheduler, Step
 from service.principal import EVERY_OWNER, Principal
 from service.settings import Settings
@@ -303,7 +303,7 @@ def make_server(
     app: ASGIApp,
     settings: Settings,
     log_config: dict[str, Any] | None = None,
-    patience_seconds: float = PATIENCE_SECONDS,
+    idle_timeout_seconds: float = IDLE_TIMEOUT_SECONDS,
 ) -> Server:
     """Create the server for `app`; its `run()` serves until a signal stops it."""
     config = uvicorn.Config(
@@ -323,7 +323,7 @@ def make_server(
         timeout_graceful_shutdown=_GRACEFUL_SECONDS,
     )
     most = _with_descriptors_for(settings.max_connections)
-    return Server(config, Connections(most, settings.trusted_proxies, patience_seconds))
+    return Server(config, Connections(most, settings.trusted_proxies, idle_timeout_seconds))
 
 
 def _with_descriptors_for(most: int) -> int:

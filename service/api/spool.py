@@ -23,7 +23,7 @@ from service.errors import DiskFull, FieldProblem, IncompleteBody, Unprocessable
 # Written at once: small enough for many at a time, large enough to be worth a thread.
 _BLOCK_BYTES = 1 << 20
 # A client that sends no byte for so long is treated as gone: others need its slot.
-_PATIENCE_SECONDS = 20.0
+_IDLE_TIMEOUT_SECONDS = 20.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*(?=,|;|$)")
 
@@ -75,12 +75,12 @@ class Spool:
 
 @asynccontextmanager
 async def spooled(
-    request: Request, patience_seconds: float = _PATIENCE_SECONDS
+    request: Request, idle_timeout_seconds: float = _IDLE_TIMEOUT_SECONDS
 ) -> AsyncIterator[Spooled]:
     """Spool the body of the request. Raises IncompleteBody, BodyTooLarge, DiskFull, Unprocessable."""
     with NamedTemporaryFile(prefix="cmcl-upload-") as file:
         spool = Spool(file)
-        pace = Pace(patience_seconds)
+        pace = Pace(idle_timeout_seconds)
         async for piece in in_time(_pieces(request), pace):
             await spool.add(piece)
         digest = await spool.finish()
@@ -94,7 +94,7 @@ async def in_time(pieces: AsyncIterator[bytes], pace: Pace) -> AsyncIterator[byt
     Only the time spent waiting for a piece counts, not the time spent writing it.
     """
     waited, arrived = 0.0, 0
-    patience, rate = pace.patience_seconds, pace.bytes_per_second
+    idle_timeout, rate = pace.idle_timeout_seconds, pace.bytes_per_second
     while True:
         before = current_time()
         try:
@@ -103,7 +103,7 @@ async def in_time(pieces: AsyncIterator[bytes], pace: Pace) -> AsyncIterator[byt
         except TimeoutError as error:
             message = (
                 f"{arrived} bytes of the body arrived in {waited + current_time() - before:.1f} s, then none: "
-                f"permitted are {patience:g} s without a byte, and {patience:g} s more "
+                f"permitted are {idle_timeout:g} s without a byte, and {idle_timeout:g} s more "
                 f"than {rate} bytes/s take; send it again"
             )
             raise IncompleteBody(message) from error

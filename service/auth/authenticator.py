@@ -160,7 +160,7 @@ class Authenticator:
         Raises Unauthorized, Forbidden, TooManyRequests, DatabaseUnavailable, IssuerUnavailable.
         """
         key = parse(shown)
-        if not self._is_no_guess(shown, key):
+        if not self._is_exempt(shown, key):
             self.rate_limiter.check_address(address)
         try:
             return self._look_up_key(key) if key else self._read_token(shown)
@@ -169,7 +169,7 @@ class Authenticator:
             self.rate_limiter.count_failure(address)
             raise
 
-    def _is_no_guess(self, shown: str, key: KeyText | None) -> bool:
+    def _is_exempt(self, shown: str, key: KeyText | None) -> bool:
         """Whether it is exempt from the limit of failures per address.
 
         Other clients behind the same address must not lock out a key that has worked, nor a token:

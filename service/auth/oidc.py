@@ -96,7 +96,7 @@ class OidcTokens:
             issuer, address = str(document["issuer"]), str(document["jwks_uri"])
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
             raise IssuerUnavailable(f"{url}: {error}") from error
-        if issuer != self._issuer or _is_weaker(address, self._issuer):
+        if issuer != self._issuer or _is_insecure(address, self._issuer):
             raise IssuerUnavailable(f"{url} describes issuer {issuer!r} with keys at {address!r}")
         return jwt.PyJWKClient(address, lifespan=_KEYS_KEPT_SECONDS, timeout=_TIMEOUT_SECONDS)
 
@@ -112,7 +112,7 @@ class OidcTokens:
         raise Forbidden(message, FieldProblem(self._owner_claim, message))
 
 
-def _is_weaker(address: str, issuer: str) -> bool:
+def _is_insecure(address: str, issuer: str) -> bool:
     """Whether the address lacks TLS although the issuer has it."""
     permitted = ("https://",) if issuer.startswith("https://") else ("https://", "http://")
     return not address.startswith(permitted)

@@ -160,7 +160,7 @@ def _check_arrived(context: Context, work: _Work) -> None:
 def _lost(context: Context, work: _Work) -> Conflict:
     """Forget parts whose objects are missing, so that they can be sent again."""
     gone = [source.part for source in work.sources if not _is_there(context.store, source.key)]
-    return _to_be_sent_again(context, work, gone, "lost")
+    return _missing_parts(context, work, gone, "lost")
 
 
 def _check_digests(context: Context, work: _Work, found: _Digests) -> None:
@@ -169,14 +169,14 @@ def _check_digests(context: Context, work: _Work, found: _Digests) -> None:
     pairs = zip(work.sources, found.pieces, strict=True)
     bad = [source.part for source, digest in pairs if digest != source.part.sha256]
     if bad and not work.upload.direct:
-        raise _to_be_sent_again(context, work, bad, "damaged")
+        raise _missing_parts(context, work, bad, "damaged")
     if work.upload.sha256 not in (None, found.whole):
         message = f"the SHA-256 is {found.whole}, expected {work.upload.sha256}"
         again = "send the file again" if work.upload.direct else "send the parts that differ again"
         raise Conflict(f"{message}; {again}", FieldProblem("sha256", message, found.whole))
 
 
-def _to_be_sent_again(
+def _missing_parts(
     context: Context, work: _Work, parts: Sequence[PartRecord], what: str
 ) -> Conflict:
     with context.database.write() as connection:

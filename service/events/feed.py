@@ -266,7 +266,7 @@ class Feed:
                 seen = await asyncio.to_thread(self._poll, watched)
                 self._distribute(seen)
         except Exception:
-            # End the streams: the listeners reconnect and see the error, instead of waiting for ever.
+            # End the streams: the listeners reconnect and see the error, instead of waiting indefinitely.
             logger.exception("events cannot be read; the streams end")
         finally:
             for listener in self._listeners:

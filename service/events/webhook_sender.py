@@ -76,7 +76,7 @@ _HIDDEN_STEPS = ("%2e", "%2f", "%5c", "\\")
 
 
 class AddressRefused(Exception):
-    """The address is not permitted; the message tells its author why."""
+    """The address is not permitted; the message has the reason for its author."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Sender:
         except AddressRefused as error:
             return Answer(error=f"the address is not permitted: {error}")
         except SecretUnreadable as error:
-            return Answer(error=f"its secret cannot be decrypted: {error}; tell the operator")
+            return Answer(error=f"its secret cannot be decrypted: {error}; inform the operator")
         except TimeoutError:
             return Answer(error=f"no response within {self._seconds:g} s")
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:

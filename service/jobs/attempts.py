@@ -51,7 +51,7 @@ def validate(context: Context, job: JobRecord, model: ModelRecord) -> None:
         manifest = _manifest(context, job, model)
     except StorageUnavailable as error:
         # A missing bucket looks like one that does not respond; one wrong address must not block
-        # the model for ever.
+        # the model permanently.
         if not is_past(context, job.state_changed_at, context.settings.start_deadline_seconds):
             raise
         outcomes.fail(context, job, FailureReason.STORAGE_UNAVAILABLE, str(error))

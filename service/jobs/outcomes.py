@@ -24,7 +24,7 @@ def hold(context: Context, job: JobRecord) -> None:
 
 
 def cancelled(context: Context, job: JobRecord) -> None:
-    """Mark the job cancelled once nothing of it runs any more."""
+    """Mark the job cancelled once nothing of it runs."""
     _end(context, job, JobState.CANCELLED, None, None)
 
 

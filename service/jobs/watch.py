@@ -29,7 +29,7 @@ _SILENCE = "silence"
 def watch(context: Context, job: JobRecord, _: ModelRecord) -> None:
     """running -> gating as soon as the candidate is complete, whatever the launcher reports."""
     if _has_candidate(context, job):
-        _to_gating(context, job)
+        _move_to_gating(context, job)
         return
     job = _with_progress(context, job)
     status = context.launcher.status(submission_id(job.id, job.attempt))
@@ -63,7 +63,7 @@ def _mark_launched(context: Context, job: JobRecord) -> JobRecord:
 def _watch_ended(context: Context, job: JobRecord, status: LaunchStatus) -> None:
     if _has_candidate(context, job):
         # It finished between the first check and the launcher's response.
-        _to_gating(context, job)
+        _move_to_gating(context, job)
         return
     failure = _read_failure(context, job)
     missed = _missed_deadline(context, job)
@@ -95,7 +95,7 @@ def _has_candidate(context: Context, job: JobRecord) -> bool:
     return True
 
 
-def _to_gating(context: Context, job: JobRecord) -> None:
+def _move_to_gating(context: Context, job: JobRecord) -> None:
     with context.database.write() as connection:
         jobs.move(connection, job, JobState.GATING, context.clock(), message=None)
 

@@ -68,7 +68,7 @@ class LaunchStatus:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing of it runs, as far as the launcher knows."""
+        """Whether nothing of it runs, as far as the launcher can see."""
         return self.state not in (LaunchState.PENDING, LaunchState.RUNNING)
 
 

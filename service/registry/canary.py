@@ -35,7 +35,7 @@ def get_canary(connection: Connection, model: str) -> CanaryRecord:
     """Return the canary of the model. Raises NotFound."""
     found = canaries.running(connection, model)
     if found is None:
-        raise NotFound(f"no version of model {model!r} is on trial")
+        raise NotFound(f"model {model!r} has no canary")
     return found
 
 

@@ -49,7 +49,7 @@ def recheck_mirror(context: Context, model: ModelRecord) -> None:
     Raises StaleDatabase.
     """
     check_not_behind(context, model.name)
-    if _is_wrong(context, model):
+    if _differs(context, model):
         with context.database.write() as connection:
             models.forget_mirrored(connection, model.name)
 
@@ -79,7 +79,7 @@ def _pointer(connection: Connection, model: ModelRecord) -> LivePointer | None:
     )
 
 
-def _is_wrong(context: Context, model: ModelRecord) -> bool:
+def _differs(context: Context, model: ModelRecord) -> bool:
     try:
         pointer = read_live(context.store, model.name)
     except InvalidVersion:

@@ -41,7 +41,7 @@ class ScrapeCache(Generic[T]):
         """The value, read again if it is old. A failure is cached as well."""
         with self._lock:
             if not self._is_fresh():
-                self._value = self._tried()
+                self._value = self._try_read()
                 self._read_at = self._clock()
             return self._value
 
@@ -50,7 +50,7 @@ class ScrapeCache(Generic[T]):
             return False
         return 0 <= (self._clock() - self._read_at).total_seconds() < self._seconds
 
-    def _tried(self) -> T | None:
+    def _try_read(self) -> T | None:
         try:
             return self._read()
         except (DatabaseError, ValueError):

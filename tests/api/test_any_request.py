@@ -1,4 +1,4 @@
-"""Schemathesis over the whole API: whatever a client sends, no answer is a mistake of ours.
+"""Schemathesis over the whole API: no request causes an internal error.
 
 Bounded for CI; CMCL_API_EXAMPLES makes it longer. The streams of events never end by themselves and
 have tests of their own.
@@ -97,7 +97,7 @@ def answers() -> Iterator[Counter[int]]:
 
 
 @pytest.mark.parametrize(("method", "path"), _operations(), ids=" ".join)
-def test_no_request_meets_a_mistake_of_ours(
+def test_no_request_causes_an_internal_error(
     api: schemathesis.BaseSchema,
     served: Served,
     answers: Counter[int],
@@ -113,7 +113,7 @@ def test_no_request_meets_a_mistake_of_ours(
     ask()
 
 
-def test_no_sequence_of_requests_meets_a_mistake(
+def test_no_sequence_of_requests_causes_an_internal_error(
     api: schemathesis.BaseSchema, served: Served
 ) -> None:
     """Nearly all of Schemathesis' checks: also that what was deleted is gone."""

@@ -21,7 +21,7 @@ from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeArgs
 
 _DOCUMENTS = {"plane": "openapi.json", "endpoint": "openapi-embeddings.json"}
-# A form of rows that the generator does not know, and can treat as bytes.
+# A format of rows that the generator does not support, and can treat as bytes.
 _ARROW = {"application/vnd.apache.arrow.stream": "application/octet-stream"}
 _SECONDS = 120
 _IMAGE = [0.1, 0.2, 0.3, 0.4]

@@ -14,7 +14,7 @@ _MAKE = re.compile(r"\bmake ([a-z-]+)")
 
 
 def documents() -> list[Path]:
-    """All that is written for people."""
+    """All documents for users."""
     return [path for path in repository_files() if path.suffix == ".md"]
 
 

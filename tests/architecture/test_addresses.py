@@ -39,7 +39,7 @@ def test_no_file_has_an_address_that_is_good_in_one_place_only(pattern: re.Patte
         (MACHINE_PATHS, '"/home/somebody' + '/x"'),
     ],
 )
-def test_such_an_address_would_be_found(pattern: re.Pattern[str], line: str) -> None:
+def test_a_planted_address_is_found(pattern: re.Pattern[str], line: str) -> None:
     assert pattern.search(line)
 
 
@@ -49,7 +49,7 @@ def requirements(path: Path) -> list[str]:
     return [line for line in "\n".join(lines).replace("\\\n", " ").splitlines() if line.strip()]
 
 
-def test_there_are_locks() -> None:
+def test_lock_files_are_found() -> None:
     assert Path("requirements.lock") in LOCKS
 
 

@@ -43,7 +43,7 @@ def test_no_function_is_longer_than_60_lines() -> None:
     assert [function for function in found if function[2] > LONGEST_FUNCTION] == []
 
 
-def test_no_module_has_a_name_that_says_nothing() -> None:
+def test_no_module_has_a_vague_name() -> None:
     assert [path for path in python_files() if SAY_NOTHING & set(path.with_suffix("").parts)] == []
 
 

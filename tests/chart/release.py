@@ -53,7 +53,7 @@ class Release:
         return [item for item in self.objects.values() if item["kind"] in kinds]
 
     def pod_templates(self, *, at_the_end: bool = True) -> dict[str, Object]:
-        """Every pod template, those inside Ray objects included, by where it stands.
+        """Every pod template, including those inside Ray objects, by its location.
 
         Without `at_the_end`, those alone that are there while the release is.
         """
@@ -79,7 +79,7 @@ class Release:
         return settings
 
     def serve_args(self) -> dict[str, Any]:
-        """What the Serve application is told."""
+        """Arguments of the Serve application."""
         (item,) = self.of_kind("RayService")
         config = helm_python.values_from_yaml(item["spec"]["serveConfigV2"])
         (application,) = config["applications"]

@@ -1,4 +1,4 @@
-"""Ingress and HTTPRoute: the two addresses that users know."""
+"""Ingress and HTTPRoute: the two public addresses."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_nothing_is_exposed_unless_asked_for(trial: Release) -> None:
+def test_nothing_is_exposed_by_default(trial: Release) -> None:
     assert trial.of_kind("Ingress", "HTTPRoute") == []
 
 
@@ -137,7 +137,7 @@ def test_one_without_an_address_is_refused(part: str, kind: str, missing: str) -
         render(values)
 
 
-def test_an_endpoint_that_asks_for_no_keys_is_exposed_only_on_purpose(kind: str) -> None:
+def test_an_endpoint_without_keys_is_exposed_only_on_purpose(kind: str) -> None:
     values: Object = {"serving": {kind: ADDRESSES[kind]}}
     with pytest.raises(
         helm_python.HelmRenderError, match=rf"serving\.{kind}\.enabled is true, but"
@@ -154,7 +154,7 @@ def test_an_endpoint_is_not_open_and_locked_at_once() -> None:
         render({"access": {"endpoint": KEYS | {"open": True}}})
 
 
-def test_a_control_plane_that_is_exposed_asks_for_keys(kind: str) -> None:
+def test_an_exposed_control_plane_requires_keys(kind: str) -> None:
     release = render({"service": {kind: ADDRESSES[kind]}})
     assert release.settings()["CMCL_AUTH"] == "on"
     with pytest.raises(helm_python.HelmValuesError, match="CMCL_AUTH"):
@@ -162,7 +162,7 @@ def test_a_control_plane_that_is_exposed_asks_for_keys(kind: str) -> None:
 
 
 @pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.stem)
-def test_whatever_is_exposed_asks_for_keys(path: Path) -> None:
+def test_every_exposed_service_requires_keys(path: Path) -> None:
     release = render(helm_python.values_from_yaml(path.read_text()))
     assert release.settings()["CMCL_AUTH"] == "on"
     if release.of_kind("Ingress", "HTTPRoute"):

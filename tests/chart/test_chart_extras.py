@@ -53,9 +53,7 @@ def test_a_migration_reaches_the_database_as_the_service_does(locked_down: Relea
         (("serving", "workers"), "serving"),
     ],
 )
-def test_each_group_runs_where_and_before_whom_it_is_told(
-    path: tuple[str, ...], component: str
-) -> None:
+def test_each_group_has_its_node_labels_and_priority(path: tuple[str, ...], component: str) -> None:
     place: dict[str, object] = {
         "nodeSelector": {"pool": "a"},
         "tolerations": [{"key": "pool", "operator": "Exists"}],

@@ -57,14 +57,14 @@ def test_a_worker_without_gpus_lacks_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("image", EXTRAS)
-def test_an_image_has_what_its_extra_asks_for(image: str) -> None:
+def test_an_image_has_the_packages_of_its_extra(image: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [*project["dependencies"], *project["optional-dependencies"][EXTRAS[image]]]
     names = {re.split(r"[^\w.-]", requirement)[0] for requirement in asked}
     assert names <= _names(LOCKS / f"{image}.lock")
 
 
-def test_the_wheel_is_built_with_what_the_project_asks_for() -> None:
+def test_the_wheel_is_built_with_the_build_requirements_of_the_project() -> None:
     asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     names = {re.split(r"[^\w.-]", requirement)[0] for requirement in asked}
     assert names <= _names(LOCKS / "build.lock")
@@ -125,7 +125,7 @@ def test_images_run_as_the_user_of_the_chart(target: str, trial: Release) -> Non
         assert (context["runAsUser"], context["runAsGroup"]) == (10001, 10001)
 
 
-def test_the_service_knows_the_ray_of_the_worker() -> None:
+def test_the_service_has_the_ray_version_of_the_worker() -> None:
     assert f"ray=={RAY_VERSION}" in _pins(LOCKS / "worker.lock")
 
 

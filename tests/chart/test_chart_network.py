@@ -1,4 +1,4 @@
-"""NetworkPolicies: who reaches what. Ray runs any code for whoever reaches its ports."""
+"""NetworkPolicies: who reaches what. Ray runs any code for any client that reaches its ports."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ ONE_CLUSTER = {"oneCluster": True, "authSecret": "x"}
 
 
 def admits(release: Release, component: str, port: int | str, caller: dict[str, str]) -> bool:
-    """Whether a pod with these labels, in whatever namespace, reaches a port of a component."""
+    """Whether a pod with these labels, in any namespace, reaches a port of a component."""
     policies = [item["spec"] for item in release.of_kind("NetworkPolicy")]
     chosen = [spec for spec in policies if _selects(spec["podSelector"], _own(component))]
     assert chosen, f"nothing protects {component}"
@@ -61,12 +61,12 @@ def _selects(selector: Object, labels: dict[str, str]) -> bool:
 def _components(release: Release) -> set[str]:
     labels = (template["metadata"]["labels"] for template in release.pod_templates().values())
     found = {own["app.kubernetes.io/component"] for own in labels}
-    # Nobody calls what runs once: see below.
+    # One-off pods accept no connections: see below.
     return found - ONCE
 
 
 @each_release()
-def test_strangers_reach_no_port_of_ray(release: Release) -> None:
+def test_other_pods_reach_no_port_of_ray(release: Release) -> None:
     for component in _components(release) - {"service"}:
         for port in RAY_PORTS:
             assert not admits(release, component, port, STRANGER), (component, port)
@@ -108,7 +108,7 @@ def test_kuberay_submits_rayjobs(queued: Release) -> None:
     assert admits(queued, "training", 8265, _own("training")), "a submitter's pod"
 
 
-def test_clients_are_everybody_until_they_are_named(trial: Release, production: Release) -> None:
+def test_all_clients_are_allowed_until_some_are_named(trial: Release, production: Release) -> None:
     assert admits(trial, "service", "http", STRANGER)
     assert admits(trial, "serving", 8000, STRANGER)
     ingress = {"kubernetes.io/metadata.name": "ingress-nginx"}
@@ -119,7 +119,7 @@ def test_clients_are_everybody_until_they_are_named(trial: Release, production: 
 
 
 @pytest.mark.parametrize("monitoring", [[], [{"podSelector": {"matchLabels": {"app": "prom"}}}]])
-def test_named_clients_leave_nobody_else_in(monitoring: list[Object]) -> None:
+def test_only_named_clients_are_allowed(monitoring: list[Object]) -> None:
     clients = [{"podSelector": {"matchLabels": {"app": "ingress"}}}]
     release = render({"networkPolicy": {"clients": clients, "monitoring": monitoring}})
     for component, port in (("service", "http"), ("serving", 8000)):
@@ -137,7 +137,7 @@ def test_every_pod_with_a_port_has_a_policy(release: Release) -> None:
 
 
 @each_release()
-def test_nobody_calls_what_runs_once(release: Release) -> None:
+def test_one_off_pods_accept_no_connections(release: Release) -> None:
     labels = (template["metadata"]["labels"] for template in release.pod_templates().values())
     found = {own["app.kubernetes.io/component"] for own in labels}
     for component in found & ONCE:
@@ -156,7 +156,7 @@ def test_the_migration_has_a_policy_before_it_runs(locked_down: Release) -> None
     assert [rule for rule in policy["spec"]["egress"] if rule in named] == named
 
 
-def test_the_test_reaches_what_it_asks(locked_down: Release) -> None:
+def test_the_helm_test_reaches_the_services(locked_down: Release) -> None:
     rules = locked_down.one("NetworkPolicy", "demo-cmcl-smoke")["spec"]["egress"]
     for component in ("service", "serving"):
         assert any(
@@ -247,7 +247,7 @@ def _may_ask_kubernetes(values: Object) -> dict[str, Object]:
     ],
     ids=["autoscaler", "autoscaler of one cluster", "RayJobs", "nobody"],
 )
-def test_only_who_asks_kubernetes_may_go_there(changes: Object, asks: str | None) -> None:
+def test_only_pods_that_call_kubernetes_may_reach_it(changes: Object, asks: str | None) -> None:
     """Pods with a token of Kubernetes: no submitter has one, no rank, no hook but that of uninstalling."""
     values = values_of("locked-down") | changes
     values["networkPolicy"]["kubernetesApi"] = {"ports": [16443]}

@@ -1,4 +1,4 @@
-"""What makes pods anew: what KubeRay would not notice, and what stands in a Secret."""
+"""What recreates pods: changes that KubeRay does not detect, and changes of a Secret."""
 
 import copy
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def _templates(cluster: Object) -> Iterator[Object]:
 
 
 def _anew(before: Release, after: Release) -> set[str]:
-    """Those that KubeRay makes anew when one release follows the other."""
+    """Those that KubeRay recreates when one release follows the other."""
     old, new = _clusters(before), _clusters(after)
     return {
         kind
@@ -53,7 +53,7 @@ def _anew(before: Release, after: Release) -> set[str]:
         ({"serving": {"workers": {"tolerations": TOLERATIONS}}}, {"RayService"}),
         ({"training": {"head": {"tolerations": TOLERATIONS}}}, {"RayCluster"}),
         ({"secretsRevision": "2"}, {"RayCluster", "RayService"}),
-        # KubeRay itself follows the number of a cluster that stands for itself.
+        # KubeRay itself scales a standalone cluster.
         ({"training": {"ranks": 4}}, set()),
         ({"training": {"autoscaling": AUTOSCALED | {"enabled": False}}}, set()),
         ({"service": {"maxAttempts": 5}}, set()),

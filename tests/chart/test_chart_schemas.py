@@ -8,7 +8,7 @@ from tests.chart.release import Release, each_release
 from tests.chart.schemas import CRDS, complaints_of_kuberay, complaints_of_kubernetes
 
 OF_KUBERAY = {"RayCluster", "RayService"}
-# Their schemas are not at hand; the tests of each look at its fields.
+# Their schemas are not available; the tests of each check its fields.
 OF_OTHERS = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "HTTPRoute", "ExternalSecret"}
 
 needs_crds = pytest.mark.skipif(
@@ -17,7 +17,7 @@ needs_crds = pytest.mark.skipif(
 
 
 @each_release()
-def test_kubernetes_knows_every_field(release: Release) -> None:
+def test_every_field_is_in_the_schema_of_kubernetes(release: Release) -> None:
     items = [
         item for item in release.objects.values() if item["kind"] not in OF_KUBERAY | OF_OTHERS
     ]
@@ -52,7 +52,7 @@ def test_a_field_that_kuberay_lacks_is_caught(trial: Release) -> None:
 
 
 @each_release()
-def test_every_object_says_whose_it_is(release: Release) -> None:
+def test_every_object_has_the_owner_label(release: Release) -> None:
     for path, item in release.objects.items():
         if not path.startswith("extra-objects"):
             labels = item["metadata"]["labels"]

@@ -26,7 +26,7 @@ def test_every_pod_is_admitted_as_restricted(release: Release) -> None:
 
 
 @each_release()
-def test_so_are_pods_with_what_kuberay_adds(release: Release) -> None:
+def test_pods_with_containers_of_kuberay_are_restricted(release: Release) -> None:
     pods = dict(injected(release))
     assert any("initContainers" in pod for pod in pods.values())
     assert [f"{where} {bad}" for where, pod in pods.items() for bad in violations(pod)] == []
@@ -97,7 +97,7 @@ def test_no_image_floats(release: Release) -> None:
 
 
 @each_release()
-def test_every_pod_asks_for_memory_and_has_a_limit(release: Release) -> None:
+def test_every_pod_requests_memory_and_has_a_limit(release: Release) -> None:
     for template in release.pod_templates().values():
         resources = template["spec"]["containers"][0]["resources"]
         assert {"cpu", "memory"} <= set(resources["requests"])

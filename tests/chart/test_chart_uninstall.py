@@ -54,7 +54,7 @@ def test_it_finds_what_the_release_has(release: Release) -> None:
         assert f"{item['kind'].lower()}s" in PLURALS
 
 
-def test_it_may_do_what_it_does_and_no_more(trial: Release, api: KubernetesApi) -> None:
+def test_its_permissions_are_exactly_those_it_uses(trial: Release, api: KubernetesApi) -> None:
     api.others[PODS] = {}
     options = [option.replace("=test", "=default") for option in _options(trial)]
     assert main(options, api.connect, lambda _: None) == 0
@@ -84,7 +84,7 @@ def test_it_reaches_kubernetes_where_egress_is_restricted(locked_down: Release) 
     assert [entry["port"] for entry in rule["ports"]] == [443, 6443]
 
 
-def test_it_can_be_left_to_people() -> None:
+def test_the_uninstall_hook_can_be_disabled() -> None:
     release = render({"uninstall": {"enabled": False}})
     left: list[Object] = [item for item in release.objects.values() if is_uninstall_hook(item)]
     assert left == []

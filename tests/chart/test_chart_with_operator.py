@@ -41,7 +41,7 @@ def test_it_is_one_version_of_the_operator_the_same_everywhere() -> None:
 
 @pytest.fixture
 def with_parts(tmp_path: Path) -> Iterator[helm_python.Chart]:
-    """As `helm dependency build` leaves it; an empty chart stands for the operator's."""
+    """As `helm dependency build` leaves it; an empty chart replaces that of the operator."""
     folder = tmp_path / "with-operator"
     shutil.copytree(FOLDER, folder)
     shutil.copytree(CHART, folder / "charts" / "cmcl")
@@ -62,7 +62,7 @@ def test_values_in_their_places_reach_the_charts(with_parts: helm_python.Chart) 
     assert 'CMCL_RANKS: "3"' in settings
 
 
-def test_another_chart_may_switch_ours_on_and_off(tmp_path: Path) -> None:
+def test_a_parent_chart_may_enable_and_disable_this_chart(tmp_path: Path) -> None:
     """By the usual condition of a dependency, `cmcl.enabled`, which Helm leaves among our values."""
     folder = tmp_path / "umbrella"
     shutil.copytree(CHART, folder / "charts" / "cmcl")

@@ -15,7 +15,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of this session, without any database of ours."""
+    """A server of this session, without databases."""
     with pytest.MonkeyPatch.context() as patch:
         # The package asks for this folder when it is imported, and warns where there is none.
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))

@@ -1,4 +1,4 @@
-"""What waits, in figures: the same on both databases, whatever has ended."""
+"""Backlog figures: the same on both databases, regardless of what has ended."""
 
 from datetime import UTC, datetime, timedelta
 

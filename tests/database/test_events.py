@@ -28,11 +28,11 @@ EVERYTHING = EventFilter()
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
-def _tell(connection: Connection, model: str, owner: str = "default") -> None:
+def _emit(connection: Connection, model: str, owner: str = "default") -> None:
     events.emit(connection, Event(kind="model.policy", owner=owner, model=model), NOW)
 
 
-def _told(database: Database, after: int = 0) -> list[tuple[int, str]]:
+def _listed(database: Database, after: int = 0) -> list[tuple[int, str]]:
     """What a listener sees that asks now."""
     number_events(database)
     with database.read() as connection:
@@ -65,51 +65,51 @@ def _open_transaction(database: Database) -> Iterator[Connection]:
 def test_an_event_that_is_committed_late_is_not_skipped(database: Database) -> None:
     """The first transaction takes the lower number of the sequence, and is committed second."""
     with _open_transaction(database) as slow:
-        _tell(slow, "slow")
+        _emit(slow, "slow")
         with _open_transaction(database) as quick:
-            _tell(quick, "quick")
+            _emit(quick, "quick")
         with database.read() as connection:
             query = select(event_table.c.sequence)
             assert list(connection.scalars(query)) == [2], "the order of numbers was to be wrong"
-        seen = _told(database)
+        seen = _listed(database)
         assert seen == [(1, "quick")]
-    assert _told(database, after=seen[-1][0]) == [(2, "slow")]
+    assert _listed(database, after=seen[-1][0]) == [(2, "slow")]
 
 
 @on_postgresql
 def test_numbering_does_not_wait_for_open_transactions(database: Database) -> None:
     with ExitStack() as stack:
         for number in range(3):
-            _tell(stack.enter_context(_open_transaction(database)), f"open-{number}")
+            _emit(stack.enter_context(_open_transaction(database)), f"open-{number}")
         with _open_transaction(database) as connection:
-            _tell(connection, "done")
-        assert _told(database) == [(1, "done")]
-    assert len(_told(database, after=1)) == 3
+            _emit(connection, "done")
+        assert _listed(database) == [(1, "done")]
+    assert len(_listed(database, after=1)) == 3
 
 
-def test_many_who_tell_and_number_give_each_event_one_place(database: Database) -> None:
+def test_concurrent_emitters_give_each_event_one_position(database: Database) -> None:
     """A listener beside them sees positions without a gap, in every look."""
     barrier, stop, looks = Barrier(5), [], []
 
-    def tell(name: str) -> None:
+    def emit_one(name: str) -> None:
         barrier.wait()
         for _ in range(25):
             with database.write() as connection:
-                _tell(connection, name)
+                _emit(connection, name)
             number_events(database)
 
     def listen() -> None:
         position = 0
         barrier.wait()
         while not stop or looks[-1]:
-            found = [place for place, _ in _told(database, position)]
+            found = [place for place, _ in _listed(database, position)]
             looks.append(found)
             position = found[-1] if found else position
 
     listener = Thread(target=listen)
     listener.start()
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(tell, ["a", "b", "c", "d"]))
+        list(threads.map(emit_one, ["a", "b", "c", "d"]))
     stop.append(True)
     listener.join()
     assert [place for found in looks for place in found] == list(range(1, 101))
@@ -118,7 +118,7 @@ def test_many_who_tell_and_number_give_each_event_one_place(database: Database) 
 def test_more_events_than_one_transaction_numbers_are_numbered(database: Database) -> None:
     with database.write() as connection:
         for number in range(events.MOST_AT_ONCE + 5):
-            _tell(connection, f"m{number}")
+            _emit(connection, f"m{number}")
     number_events(database)
     with database.read() as connection:
         assert events.newest(connection) == events.MOST_AT_ONCE + 5
@@ -130,18 +130,18 @@ def test_a_place_is_never_given_twice(database: Database) -> None:
     """Also not after the events that had it were removed."""
     for expected in (1, 2, 3):
         with database.write() as connection:
-            _tell(connection, "scenes")
-        assert _told(database) == [(expected, "scenes")]
+            _emit(connection, "scenes")
+        assert _listed(database) == [(expected, "scenes")]
         with database.write() as connection:
             assert events.forget_before(connection, LATER, 10) == 1
 
 
-def test_what_is_rolled_back_is_neither_told_nor_delivered(database: Database) -> None:
+def test_a_rolled_back_event_is_neither_emitted_nor_delivered(database: Database) -> None:
     _webhook(database)
     with database.write() as connection:
-        _tell(connection, "scenes")
+        _emit(connection, "scenes")
         connection.rollback()
-    assert _told(database) == []
+    assert _listed(database) == []
     assert _number_of_deliveries(database) == 0
 
 
@@ -158,7 +158,7 @@ def test_a_webhook_is_claimed_by_one_of_many(database: Database, database_url: s
     for number in range(20):
         _webhook(database, f"wh-{number:02}")
     with database.write() as connection:
-        _tell(connection, "scenes")
+        _emit(connection, "scenes")
     replicas = [open_database(database_url) for _ in range(4)]
     barrier = Barrier(4)
 
@@ -187,18 +187,18 @@ def test_one_owner_with_many_webhooks_leaves_places_to_others(database: Database
         for name in webhooks_of_owner:
             _webhook(database, name, owner)
     with database.write() as connection:
-        _tell(connection, "scenes", "red")
+        _emit(connection, "scenes", "red")
 
     def claim(limit: int) -> list[str]:
         with database.write() as connection:
             found = webhooks.claim(connection, "sender", NOW, LATER, limit, 6)
         return sorted(webhook.id.split("-")[1] for webhook in found)
 
-    # Red alone has all but the places that are kept, and gets no more of them.
+    # Red has all slots except the reserved ones, and gets none of those.
     assert (claim(8), claim(2)) == (["red"] * 6, [])
     with database.write() as connection:
         for owner in ("blue", "green"):
-            _tell(connection, "scenes", owner)
+            _emit(connection, "scenes", owner)
     assert claim(2) == ["blue", "green"]
     with database.write() as connection:
         for name in [webhook.id for webhook in webhooks.page(connection, "red", None, 9)]:
@@ -209,7 +209,7 @@ def test_one_owner_with_many_webhooks_leaves_places_to_others(database: Database
 
 
 def test_messages_beyond_what_may_wait_for_an_owner_are_not_written(database: Database) -> None:
-    told: list[Event] = []
+    emitted: list[Event] = []
     for name, owner in (("wh-1", "red"), ("wh-2", "red"), ("wh-3", "blue")):
         _webhook(database, name, owner)
     waiting = [
@@ -223,17 +223,17 @@ def test_messages_beyond_what_may_wait_for_an_owner_are_not_written(database: Da
         }
         for number in range(queue.MOST_WAITING - 1)
     ]
-    observed = Database(database.engine, database.writer_lock, told.append)
+    observed = Database(database.engine, database.writer_lock, emitted.append)
     with observed.write() as connection:
         connection.execute(insert(deliveries), waiting)
         for owner in ("red", "red", "blue"):
-            _tell(connection, "scenes", owner)
+            _emit(connection, "scenes", owner)
     # One more of red, and one of blue, which has its own limit.
     assert _number_of_deliveries(database) == queue.MOST_WAITING + 1
-    skipped = [each.data["number"] for each in told if each.kind == events.SKIPPED]
+    skipped = [each.data["number"] for each in emitted if each.kind == events.SKIPPED]
     assert skipped == [1, 2]
-    # Skipped messages are no events, which webhooks would have to be told of as well.
-    assert len(_told(database)) == 3
+    # Skipped messages are not events, which webhooks would have to receive as well.
+    assert len(_listed(database)) == 3
 
 
 @on_postgresql
@@ -241,7 +241,7 @@ def test_claiming_passes_over_what_another_has_locked(database: Database) -> Non
     for name in ("wh-1", "wh-2"):
         _webhook(database, name)
     with database.write() as connection:
-        _tell(connection, "scenes")
+        _emit(connection, "scenes")
     with _open_transaction(database) as first, _open_transaction(database) as second:
         (one,) = webhooks.claim(first, "first", NOW, LATER, 1, 20)
         (two,) = webhooks.claim(second, "second", NOW, LATER, 5, 20)
@@ -249,20 +249,20 @@ def test_claiming_passes_over_what_another_has_locked(database: Database) -> Non
 
 
 @on_postgresql
-def test_whoever_tells_waits_neither_for_senders_nor_for_tellers(database: Database) -> None:
+def test_emitting_waits_neither_for_senders_nor_for_emitters(database: Database) -> None:
     _webhook(database)
     with database.write() as connection:
-        _tell(connection, "scenes")
+        _emit(connection, "scenes")
     with _open_transaction(database) as first, _open_transaction(database) as second:
         webhooks.claim(first, "sender", NOW, LATER, 5, 20)
         for connection in (first, second):
             connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
-            _tell(connection, "scenes")
+            _emit(connection, "scenes")
     assert _number_of_deliveries(database) == 3
 
 
 @on_postgresql
-def test_removing_a_webhook_waits_for_those_who_tell_it_something(database: Database) -> None:
+def test_removing_a_webhook_waits_for_concurrent_emitters(database: Database) -> None:
     webhook = _webhook(database)
 
     def remove() -> None:
@@ -271,7 +271,7 @@ def test_removing_a_webhook_waits_for_those_who_tell_it_something(database: Data
 
     with ThreadPoolExecutor(1) as thread:
         with _open_transaction(database) as connection:
-            _tell(connection, "scenes")
+            _emit(connection, "scenes")
             removal = thread.submit(remove)
             with pytest.raises(TimeoutError):
                 removal.result(0.2)
@@ -282,7 +282,7 @@ def test_removing_a_webhook_waits_for_those_who_tell_it_something(database: Data
 def test_of_two_that_sent_the_same_delivery_one_records_it(database: Database) -> None:
     webhook = _webhook(database)
     with database.write() as connection:
-        _tell(connection, "scenes")
+        _emit(connection, "scenes")
         seen = queue.next_due(connection, webhook.id, NOW)
     assert seen is not None
     with database.write() as connection:
@@ -295,12 +295,12 @@ def test_of_two_that_sent_the_same_delivery_one_records_it(database: Database) -
     assert (found.attempts, found.status, found.delivered_at) == (1, 204, NOW)
 
 
-def test_a_webhook_that_is_gone_is_told_nothing_more(database: Database) -> None:
+def test_a_removed_webhook_receives_no_deliveries(database: Database) -> None:
     webhook = _webhook(database)
     with database.write() as connection:
-        _tell(connection, "scenes")
+        _emit(connection, "scenes")
         webhooks.disable(connection, webhook.id, "it answered 410", NOW)
-        _tell(connection, "scenes")
+        _emit(connection, "scenes")
         assert not webhooks.is_any_due(connection, LATER)
         (given_up,) = queue.page(connection, webhook.id, None, 10)
     assert given_up.failed_at == NOW
@@ -311,7 +311,7 @@ def test_looking_for_new_events_reads_an_index_and_no_history(database: Database
     explain = "EXPLAIN QUERY PLAN" if database.engine.dialect.name == "sqlite" else "EXPLAIN"
     with database.write() as connection:
         for number in range(300):
-            _tell(connection, f"m{number}")
+            _emit(connection, f"m{number}")
         events.number(connection)
     with database.write() as connection:
         connection.exec_driver_sql("ANALYZE")

@@ -39,7 +39,7 @@ def _one_key(database: Database) -> None:
         keys.create(connection, KEY)
 
 
-def test_a_key_comes_back_as_it_was_written(database: Database) -> None:
+def test_a_key_is_read_as_it_was_written(database: Database) -> None:
     assert read(database) == KEY
     with database.read() as connection:
         assert keys.has_any(connection)

@@ -59,7 +59,7 @@ def _make_uploads(database: Database, number: int) -> None:
 
 @pytest.fixture
 def posting(database: Database) -> Database:
-    """With a model of ours."""
+    """With one model."""
     with database.write() as connection:
         models.create(connection, "scenes", "ours", SPEC, NOW)
     return database

@@ -9,9 +9,9 @@ from service.errors import Conflict
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table
+from tests.fakes.lost_database import everything, rebuild, wreck
 from tests.fakes.trainer import train
 from tests.fakes.uploads import upload_whole
-from tests.fakes.wreckage import everything, rebuild, wreck
 from workers.storage.versions import read_live
 
 
@@ -24,7 +24,7 @@ def plane(tmp_path: Path, database_url: str) -> Iterator[ControlPlane]:
 
 
 def _live_a_little(plane: ControlPlane) -> None:
-    """Versions that were promoted, rolled back and retired; a branch, a trial, a deleted model."""
+    """Versions that were promoted, rolled back and retired; a branch, a canary, a deleted model."""
     plane.create_model()
     for name in ("one", "two", "three"):
         plane.run_to_end(plane.post_dataset(name))
@@ -78,7 +78,7 @@ def test_nothing_that_matters_is_lost_with_the_database(plane: ControlPlane) -> 
     assert {table: bool(rows) for table, rows in before.items()} == dict.fromkeys(before, True)
 
 
-def test_work_goes_on_where_it_was_after_a_rebuild(plane: ControlPlane) -> None:
+def test_work_continues_after_a_rebuild(plane: ControlPlane) -> None:
     _live_a_little(plane)
     jobs = _leave_things_open(plane)
     plane.record()

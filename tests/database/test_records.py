@@ -56,7 +56,7 @@ def _job(database: Database, seen: JobRecord) -> JobRecord:
     return found
 
 
-def test_moments_come_back_in_utc(database: Database) -> None:
+def test_moments_are_read_in_utc(database: Database) -> None:
     local = NOW.astimezone(timezone(timedelta(hours=9)))
     with database.write() as connection:
         models.create(connection, "scenes", "default", SPEC, local)
@@ -72,21 +72,21 @@ def test_a_moment_without_zone_is_refused(database: Database) -> None:
         models.create(connection, "scenes", "default", SPEC, naive)
 
 
-def test_a_specification_comes_back_as_it_was(model: Database) -> None:
+def test_a_specification_is_read_as_it_was_written(model: Database) -> None:
     with model.read() as connection:
         found = models.find(connection, "scenes")
     assert found is not None
     assert found.spec == SPEC
 
 
-def test_a_move_needs_the_state_it_believes_in(model: Database) -> None:
+def test_a_transition_requires_the_current_state(model: Database) -> None:
     seen = _post(model)
     for expected in (True, False):
         with model.write() as connection:
             assert jobs.start_validating(connection, seen, NOW) is expected
 
 
-def test_a_move_needs_the_revision_it_believes_in(model: Database) -> None:
+def test_a_transition_requires_the_current_revision(model: Database) -> None:
     seen = _post(model)
     with model.write() as connection:
         jobs.start_validating(connection, seen, NOW)
@@ -110,7 +110,7 @@ def test_a_cancel_stops_what_was_decided_before_it(model: Database) -> None:
         assert not jobs.move(connection, validating, JobState.SUBMITTING, NOW, attempt=1)
 
 
-def test_an_illegal_move_is_a_mistake(model: Database) -> None:
+def test_an_illegal_move_is_an_error(model: Database) -> None:
     seen = _post(model)
     with pytest.raises(IllegalMove), model.write() as connection:
         jobs.move(connection, seen, JobState.PUBLISHED, NOW)
@@ -189,10 +189,10 @@ def test_progress_is_kept_and_null_is_null(model: Database) -> None:
         assert connection.exec_driver_sql(query).scalar_one() == 1
 
 
-def test_only_a_running_attempt_that_told_something_is_training(model: Database) -> None:
+def test_only_a_running_attempt_with_progress_is_training(model: Database) -> None:
     seen = _post(model)
     progress = Progress(phase="training", loss=0.5, at=NOW)
-    told = []
+    collected = []
     for step in (
         lambda c, job: jobs.start_validating(c, job, NOW),
         lambda c, job: jobs.start_attempt(c, job, None, f"{job.id}-a1", NOW),
@@ -203,8 +203,8 @@ def test_only_a_running_attempt_that_told_something_is_training(model: Database)
         with model.write() as connection:
             step(connection, _job(model, seen))
         with model.read() as connection:
-            told.append(training(connection, 200))
-    assert told == [[], [], [], [Training("scenes", progress)], []]
+            collected.append(training(connection, 200))
+    assert collected == [[], [], [], [Training("scenes", progress)], []]
 
 
 def test_a_reader_does_not_wait_for_a_writer(model: Database) -> None:
@@ -233,7 +233,7 @@ def test_a_database_that_is_not_there_says_so() -> None:
     database.close()
 
 
-def test_an_outage_is_told_without_statement_and_values(database: Database) -> None:
+def test_an_outage_is_logged_without_statement_and_values(database: Database) -> None:
     statement = text("SELECT CAST(:secret AS INTEGER) FROM nowhere")
     with pytest.raises(Exception, match="nowhere") as raised, database.write() as connection:
         connection.execute(statement, {"secret": "whsec_0123456789"})
@@ -244,7 +244,7 @@ def test_an_outage_is_told_without_statement_and_values(database: Database) -> N
         assert "SELECT" not in str(raised.value)
 
 
-def test_whoever_waits_for_a_lock_is_told_in_the_end(database: Database) -> None:
+def test_waiting_for_a_lock_times_out(database: Database) -> None:
     is_sqlite = database.engine.dialect.name == "sqlite"
     asked = "PRAGMA busy_timeout" if is_sqlite else "SHOW lock_timeout"
     with database.read() as connection:

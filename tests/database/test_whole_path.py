@@ -6,7 +6,7 @@ import pytest
 
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.mortal import Death, Lifeline
+from tests.fakes.crashes import Crash, FaultAtMoment
 
 
 def test_datasets_become_versions(tmp_path: Path, database_url: str) -> None:
@@ -26,8 +26,8 @@ def test_a_death_leaves_one_version(tmp_path: Path, database_url: str, dies_at: 
     plane.create_model()
     job = plane.post_dataset()
     healthy = plane.reconciler
-    plane.reconciler = plane.mortal_reconciler(Lifeline(dies_at))
-    with pytest.raises(Death):
+    plane.reconciler = plane.crashing_reconciler(FaultAtMoment(dies_at))
+    with pytest.raises(Crash):
         plane.run_to_end(job)
     plane.reconciler = healthy
     plane.run_to_end(job)

@@ -56,14 +56,14 @@ def _fetch(target: Path) -> None:
 
 
 def _unpack(package: str, folder: Path) -> str:
-    """Download and unpack; in words what went wrong, or nothing."""
+    """Download and unpack; return the error message, or nothing."""
     try:
         _run(["apt-get", "download", package], folder)
         (archive,) = folder.glob("*.deb")
         _run(["dpkg", "-x", archive.name, "."], folder)
     except (subprocess.SubprocessError, OSError, ValueError) as error:
-        told = getattr(error, "stderr", None) or str(error)
-        return str(told).strip().splitlines()[-1]
+        output = getattr(error, "stderr", None) or str(error)
+        return str(output).strip().splitlines()[-1]
     return ""
 
 

@@ -69,14 +69,14 @@ def test_series_of_the_endpoint_are_known_with_their_labels() -> None:
     assert found["ray_cmcl_serve_collections_behind"] == {"worker"}
 
 
-def test_a_name_that_nobody_shows_would_be_found(shown: dict[str, set[str]]) -> None:
+def test_a_name_without_a_metric_is_found(shown: dict[str, set[str]]) -> None:
     ((name, matchers),) = SELECTOR.findall('sum(rate(cmcl_service_gone_total{state="x"}[5m]))')
     assert (name, matchers) == ("cmcl_service_gone_total", 'state="x"')
     assert name not in shown
     assert shown["cmcl_service_jobs_finished_total"] == {"state", "reason"}
 
 
-def test_every_alert_has_a_name_of_its_own() -> None:
+def test_every_alert_has_a_unique_name() -> None:
     assert len(NAMES) == len(set(NAMES)) >= 15
 
 

@@ -59,7 +59,7 @@ def test_an_alert_may_be_quiet_but_its_metrics_must_be_there() -> None:
     assert complaints(FakePrometheus("cmcl_typo"), QUIET, metric) == []
 
 
-def test_every_alert_and_every_excused_panel_has_its_metrics_asked_for() -> None:
+def test_the_metrics_of_every_alert_and_excused_panel_are_queried() -> None:
     asked = expressions()
     metrics = {one.text for one in asked if one.kind == "metric"}
     assert "cmcl_service_records_total" in metrics  # of an alert

@@ -42,7 +42,7 @@ def test_every_setting_is_one_of_the_service(monkeypatch: pytest.MonkeyPatch) ->
     assert (settings.store_uri, settings.auth) == (ARGS.store, "on")
 
 
-def test_serving_is_told_what_the_chart_tells_it() -> None:
+def test_compose_serves_with_the_arguments_of_the_chart() -> None:
     (application,) = SERVE["applications"]
     template = (ROOT / "helm" / "templates" / "serving" / "rayservice.yaml").read_text()
     assert f"import_path: {application['import_path']}\n" in template
@@ -73,8 +73,8 @@ def test_parts_wait_for_what_they_need() -> None:
                 assert name not in STAY
 
 
-def test_all_but_the_maker_of_the_bucket_come_back_after_a_reboot() -> None:
-    """Docker waits for nobody then: each part ends or tries again until what it needs is there."""
+def test_all_services_but_the_bucket_setup_restart_after_a_reboot() -> None:
+    """Docker then ignores dependencies: each part exits or retries until they are available."""
     assert {PARTS[name]["restart"] for name in STAY} == {"unless-stopped"}
     assert PARTS.keys() - {*STAY} == {"bucket"}
     command = PARTS["serving"]["command"]
@@ -119,7 +119,7 @@ def test_what_may_be_large_is_on_a_disk(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_parts_end_when_they_are_asked_to(name: str) -> None:
+def test_services_stop_on_sigterm(name: str) -> None:
     """Python alone as the first process ignores SIGTERM for as long as it imports."""
     assert OURS[name]["init"] is True
 

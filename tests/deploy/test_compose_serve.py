@@ -1,4 +1,4 @@
-"""compose/serve.py: what is served comes back after Ray's head was started anew, and SIGTERM ends it."""
+"""compose/serve.py: applications are deployed again after Ray's head restarted, and SIGTERM ends it."""
 
 import json
 import os
@@ -23,9 +23,9 @@ CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose" / "serve.ya
 
 
 class Head:
-    """A Ray head's dashboard, as far as it is asked: it forgets what it serves when it starts anew.
+    """The part of a Ray head's dashboard that is used: a restart loses its applications.
 
-    It ignores an unchanged configuration, whatever its outcome was.
+    It ignores an unchanged configuration, regardless of its outcome.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Head:
         self.content: bytes | None = None
         self.handed_over: list[Any] = []
 
-    def start_anew(self) -> None:
+    def restart(self) -> None:
         self.is_up, self.states = True, {}
 
     def answer(self, request: httpx.Request) -> httpx.Response:
@@ -44,8 +44,8 @@ class Head:
         assert request.url.path == "/api/serve/applications/"
         if request.method == "GET":
             served = {name: {"status": state} for name, state in self.states.items()}
-            told = json.dumps({"applications": served}).encode()
-            return httpx.Response(200, content=told if self.content is None else self.content)
+            messages = json.dumps({"applications": served}).encode()
+            return httpx.Response(200, content=messages if self.content is None else self.content)
         if request.method == "DELETE":
             self.states = {}
             return httpx.Response(200)
@@ -79,13 +79,13 @@ def head() -> Head:
     return Head()
 
 
-def _told(head: Head, *steps: Callable[[], None]) -> list[str]:
-    """What a keeper says over those steps."""
-    told: list[str] = []
+def _messages(head: Head, *steps: Callable[[], None]) -> list[str]:
+    """Messages of a keeper over those steps."""
+    messages: list[str] = []
     client = httpx.Client(base_url="http://ray:8265", transport=httpx.MockTransport(head.answer))
     with client, suppress(AllDone):
-        keep(Keeper(client, CONFIG, told.append), Steps(*steps))
-    return told
+        keep(Keeper(client, CONFIG, messages.append), Steps(*steps))
+    return messages
 
 
 def _nothing() -> None:
@@ -93,18 +93,18 @@ def _nothing() -> None:
 
 
 def test_what_is_served_is_handed_over_once(head: Head) -> None:
-    told = _told(head, _nothing, _nothing)
+    messages = _messages(head, _nothing, _nothing)
     assert head.handed_over == [CONFIG]
-    assert told == ["embeddings is deployed", "embeddings is RUNNING"]
+    assert messages == ["embeddings is deployed", "embeddings is RUNNING"]
 
 
-def test_a_head_that_starts_anew_serves_again(head: Head) -> None:
+def test_a_restarted_head_serves_again(head: Head) -> None:
     def fall() -> None:
         head.is_up = False
 
-    told = _told(head, _nothing, fall, head.start_anew, _nothing)
+    messages = _messages(head, _nothing, fall, head.restart, _nothing)
     assert head.handed_over == [CONFIG, CONFIG]
-    assert told[2:] == [
+    assert messages[2:] == [
         "Ray does not respond: connection refused",
         "embeddings is deployed",
         "embeddings is RUNNING",
@@ -112,9 +112,11 @@ def test_a_head_that_starts_anew_serves_again(head: Head) -> None:
 
 
 def test_what_could_not_be_deployed_is_tried_again(head: Head) -> None:
-    told = _told(head, lambda: head.states.update(embeddings="DEPLOY_FAILED"), _nothing, _nothing)
+    messages = _messages(
+        head, lambda: head.states.update(embeddings="DEPLOY_FAILED"), _nothing, _nothing
+    )
     assert len(head.handed_over) == 2
-    assert told[1:] == ["embeddings is DEPLOY_FAILED", "embeddings is RUNNING"]
+    assert messages[1:] == ["embeddings is DEPLOY_FAILED", "embeddings is RUNNING"]
 
 
 @pytest.mark.parametrize(
@@ -126,33 +128,33 @@ def test_an_answer_that_is_no_list_of_applications_is_waited_out(
 ) -> None:
     head.content = content
 
-    def mend() -> None:
+    def repair() -> None:
         head.content = None
 
-    told = _told(head, mend, _nothing)
-    assert told[0].startswith("Ray does not respond: no list of applications, but ")
-    assert told[1:] == ["embeddings is deployed", "embeddings is RUNNING"]
+    messages = _messages(head, repair, _nothing)
+    assert messages[0].startswith("Ray does not respond: no list of applications, but ")
+    assert messages[1:] == ["embeddings is deployed", "embeddings is RUNNING"]
 
 
 def test_an_application_of_a_configuration_before_is_replaced(head: Head) -> None:
     head.states = {"embeddings": "RUNNING"}
-    _told(head, _nothing)
+    _messages(head, _nothing)
     assert head.handed_over == [CONFIG]
 
 
 def test_what_serves_is_left_alone(head: Head) -> None:
-    _told(head, *(lambda state=state: head.states.update(embeddings=state) for state in STATES))
+    _messages(head, *(lambda state=state: head.states.update(embeddings=state) for state in STATES))
     assert len(head.handed_over) == 1
 
 
-# Of Ray's ApplicationStatus; a replica that comes back mends the second.
+# Of Ray's ApplicationStatus; a replica that returns repairs the second.
 STATES = ("DEPLOYING", "UNHEALTHY", "RUNNING")
 
 
 def test_a_configuration_that_ray_refuses_ends_it(head: Head) -> None:
     head.accepts = False
     with pytest.raises(NotAccepted, match="no such field: replica"):
-        _told(head)
+        _messages(head)
 
 
 def test_it_says_how_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,8 +176,8 @@ def _script(tmp_path: Path, port: int) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_sigterm_ends_it_well_while_ray_is_away(tmp_path: Path) -> None:
-    # Nobody listens at port 1.
+def test_sigterm_ends_it_well_while_ray_is_unavailable(tmp_path: Path) -> None:
+    # Port 1 is closed.
     with _script(tmp_path, 1) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("Ray does not respond")
@@ -183,12 +185,10 @@ def test_sigterm_ends_it_well_while_ray_is_away(tmp_path: Path) -> None:
         assert process.wait(60) == 0
 
 
-def test_sigterm_ends_a_request_that_nobody_answers(tmp_path: Path) -> None:
+def test_sigterm_ends_an_unanswered_request(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(60)
         with _script(tmp_path, silent.getsockname()[1]) as process, silent.accept()[0]:
             process.send_signal(signal.SIGTERM)
-            told, _ = process.communicate(timeout=120)
-    assert (process.returncode, told) == (0, ""), (
-        "told: it waited until its patience was at its end"
-    )
+            messages, _ = process.communicate(timeout=120)
+    assert (process.returncode, messages) == (0, ""), "it waited until its timeout"

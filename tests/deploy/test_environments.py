@@ -39,7 +39,7 @@ def test_every_pod_of_an_environment_is_restricted(release: Release) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_prometheus_gets_in_where_it_is_told_to_scrape(name: str) -> None:
+def test_prometheus_may_reach_every_scrape_target(name: str) -> None:
     """The chart refuses it otherwise; it runs in a namespace of its own."""
     values = helm_python.values_from_yaml((FOLDER / f"{name}.yaml").read_text())
     policy, monitoring = values["networkPolicy"], values.get("monitoring", {})
@@ -48,7 +48,7 @@ def test_prometheus_gets_in_where_it_is_told_to_scrape(name: str) -> None:
         assert peer["namespaceSelector"]["matchLabels"]
 
 
-def test_no_secret_stands_in_an_environment() -> None:
+def test_no_environment_contains_a_secret() -> None:
     for name in NAMES:
         text = (FOLDER / f"{name}.yaml").read_text()
         assert re.findall(r"(?i)(password|private|secret_?access_?key|token): *\S", text) == []

@@ -1,5 +1,5 @@
 """Both images, built and run as their user. Takes half an hour, tens of gigabytes and root: for `make
-images`, and for whoever asks with CMCL_TEST_IMAGES=service or CMCL_TEST_IMAGES=all.
+images`, and with CMCL_TEST_IMAGES=service or CMCL_TEST_IMAGES=all.
 """
 
 import json
@@ -83,7 +83,7 @@ def test_two_ranks_learn_a_dataset_in_the_worker(made: dict[str, Any]) -> None:
     assert made["trial"]["smoke"]["ranks"] == 2
 
 
-def test_a_machine_without_buildah_is_told_what_to_install(
+def test_a_missing_buildah_is_reported_with_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -91,8 +91,8 @@ def test_a_machine_without_buildah_is_told_what_to_install(
         Buildah.find(tmp_path / "images")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="another user is told so before")
-def test_a_machine_where_buildah_may_not_work_is_told_why(
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user gets the message earlier")
+def test_an_unusable_buildah_is_reported_with_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "buildah"

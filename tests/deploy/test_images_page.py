@@ -46,7 +46,7 @@ def test_a_layer_with_other_files_is_named_by_its_step() -> None:
     assert "COPY" in line
 
 
-def test_another_number_of_layers_or_another_configuration_is_told() -> None:
+def test_another_number_of_layers_or_another_configuration_is_reported() -> None:
     assert differences(SERVICE, replace(SERVICE, layers=[BASE])) == [
         "localhost/cmcl-service:1.2.3: 2 layers, then 1"
     ]
@@ -95,7 +95,7 @@ def test_the_page_says_which_layers_a_second_build_made_otherwise() -> None:
     assert "| `COPY in /opt/cmcl` | 1.2 | `bbbbbbbbbbbb` | `dddddddddddd` |" in page
 
 
-def test_a_step_is_told_as_the_dockerfile_has_it() -> None:
+def test_a_step_is_quoted_as_in_the_dockerfile() -> None:
     made_by = "|1 SOURCE_DATE_EPOCH=1580601600 /bin/sh -c groupadd cmcl     && useradd cmcl | cat"
     step = replace(CODE, made_by=made_by)
     document = report([], {})
@@ -103,7 +103,7 @@ def test_a_step_is_told_as_the_dockerfile_has_it() -> None:
     assert "| `groupadd cmcl && useradd cmcl \\| cat` | 1.2 |" in markdown(document)
 
 
-def test_the_page_tells_what_ran_and_what_was_written() -> None:
+def test_the_page_lists_what_ran_and_what_was_written() -> None:
     smoke = {"version": 1, "ranks": 2, "recall_at_10": 0.35681818, "seconds": 24.2}
     trial = {"ray_seconds": 5.1, "smoke": smoke, "written_elsewhere": ["var/tmp/x"]}
     page = markdown(report([], trial))

@@ -1,4 +1,4 @@
-"""What a trial of the images says when a part of it ends."""
+"""Messages of the trial run of the images when a part ends."""
 
 import subprocess
 import sys
@@ -32,10 +32,10 @@ def parts(tmp_path: Path) -> Iterator[list[Part]]:
         yield parts
 
 
-def test_a_part_that_ends_is_told_while_another_waits_for_it(parts: list[Part]) -> None:
+def test_the_end_of_a_part_is_reported_while_another_waits_for_it(parts: list[Part]) -> None:
     _, embeddings = parts
-    with pytest.raises(TrialFailed) as told:
+    with pytest.raises(TrialFailed) as raised:
         embeddings.wait_for(NOBODY)
-    assert str(told.value) == (
+    assert str(raised.value) == (
         "ray ended while embeddings was starting:\nno room for the object store"
     )

@@ -56,7 +56,7 @@ def test_a_tag_of_this_version_can_be_released(tree: Path) -> None:
     assert notes(f"v{version()}", tree) == "### Added\n- The first one."
 
 
-def test_every_reason_against_a_release_is_told(tree: Path) -> None:
+def test_every_reason_against_a_release_is_reported(tree: Path) -> None:
     chart = tree / "helm" / "Chart.yaml"
     chart.write_text(chart.read_text().replace('appVersion: "', 'appVersion: "9'))
     with pytest.raises(NotReleasable) as refused:
@@ -69,7 +69,7 @@ def test_every_reason_against_a_release_is_told(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_tag_that_was_left_behind_is_told(tree: Path, name: str) -> None:
+def test_an_outdated_tag_is_reported(tree: Path, name: str) -> None:
     file = tree / name
     file.write_text(file.read_text().replace(version(), "0.0.9"))
     assert [*different_versions(tree)] == [
@@ -121,7 +121,7 @@ def test_what_is_released_is_signed_and_attested() -> None:
         assert RELEASE["jobs"][name]["permissions"]["id-token"] == "write"
 
 
-def test_the_workflow_for_changes_runs_what_everybody_runs() -> None:
+def test_the_workflow_for_changes_runs_the_local_checks() -> None:
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yaml").read_text())["jobs"]
     commands = {
         name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ray
 
 
 class CommandLine:
-    """`cmcl` in a process of its own, told where the stack is by its environment variables."""
+    """`cmcl` in its own process, with the address of the stack in environment variables."""
 
     def __init__(self, stack: LocalStack) -> None:
         self._environment = {
@@ -63,7 +63,9 @@ def test_model_is_listed_with_its_live_version(cmcl: CommandLine, published: str
     assert re.search(r"shapes\s+│ 1\s+│ 1\s+│ nullspace │ 256", cmcl("model", "list"))
 
 
-def test_version_tells_what_was_learned_and_what_is_left(cmcl: CommandLine, published: str) -> None:
+def test_a_version_reports_what_was_learned_and_what_is_left(
+    cmcl: CommandLine, published: str
+) -> None:
     assert re.search(r"│ 1\s+│ fashion", cmcl("version", "list", published))
     page = cmcl("version", "show", published, "1")
     assert re.search(r"│ 1\s+│ fashion │ \d\d\.\d", page)
@@ -114,7 +116,7 @@ def test_promoting_names_the_new_generation(cmcl: CommandLine, published: str) -
         ),
     ],
 )
-def test_mistakes_are_answered_in_one_line(
+def test_errors_are_answered_in_one_line(
     cmcl: CommandLine, published: str, arguments: tuple[str, ...], message: str
 ) -> None:
     answer = cmcl(*arguments, code=1)

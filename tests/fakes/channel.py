@@ -28,13 +28,13 @@ class FakeChannel:
             return self._count
 
     def tell(self) -> None:
-        """Somebody announces something."""
+        """Publish an announcement."""
         with self._news:
             self._count += 1
             self._news.notify_all()
 
     def lose(self) -> None:
-        """Everybody who waits, now and later, is told so."""
+        """Every listener, now and later, gets the end."""
         with self._news:
             self.is_lost = True
             self._news.notify_all()

@@ -22,11 +22,11 @@ from service.states import TERMINAL, JobState
 from service.telemetry.spans import Spans
 from tests.fakes.app_client import AppClient
 from tests.fakes.clock import ScriptedClock
+from tests.fakes.crashes import CrashingDatabase, CrashingLauncher, CrashingStore, FaultAtMoment
 from tests.fakes.executor import InlineExecutor
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.launcher import FakeLauncher
-from tests.fakes.mortal import Lifeline, MortalDatabase, MortalLauncher, MortalStore
 from tests.fakes.trainer import train
 from workers.storage.local import LocalStore
 from workers.storage.versions import read_live
@@ -78,7 +78,7 @@ class ControlPlane:
             "allowed_prefixes": (self.shards.resolve().as_uri(),),
             "worker_command": "python -m workers.train --without-ray",
             "auth": "off",
-            # A tick takes a second: whoever comes next finds the models free.
+            # A tick takes a second: the next replica finds the models free.
             "lease_seconds": 1,
             "lost_attempt_grace_seconds": 0,
             **settings,
@@ -148,7 +148,7 @@ class ControlPlane:
         raise AssertionError(f"{job} did not come to {state}: {self.job(job)}")
 
     def run_to_end(self, job: str, drift: float = 0.1) -> JobRecord:
-        """Train whatever is submitted until the job is final, and its version stored and mirrored."""
+        """Train every submission until the job is final, and its version stored and mirrored."""
         for _ in range(40):
             found = self.job(job)
             if found.state in TERMINAL:
@@ -194,12 +194,12 @@ class ControlPlane:
         with self.context.database.read() as connection:
             return versions.page(connection, model, None, 100)
 
-    def mortal_reconciler(self, lifeline: Lifeline) -> Reconciler:
-        """A reconciler of another process, which dies when the lifeline says so."""
+    def crashing_reconciler(self, lifeline: FaultAtMoment) -> Reconciler:
+        """A reconciler of another process, which dies when the fault injector raises."""
         mortal = replace(
             self.context,
-            database=MortalDatabase(self.context.database, lifeline),
-            store=MortalStore(self.store, lifeline),
-            launcher=MortalLauncher(self.launcher, lifeline),
+            database=CrashingDatabase(self.context.database, lifeline),
+            store=CrashingStore(self.store, lifeline),
+            launcher=CrashingLauncher(self.launcher, lifeline),
         )
         return Reconciler(mortal)

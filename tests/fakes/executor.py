@@ -16,16 +16,16 @@ class InlineExecutor(Executor):
         future: Future[T] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 (an executor passes on whatever it was)
+        except Exception as error:  # noqa: BLE001 (an executor passes on every exception)
             future.set_exception(error)
         return future
 
 
 class IdleExecutor(Executor):
-    """Takes work and never does it: a validation that takes for ever."""
+    """Accepts work and never runs it: a validation that never ends."""
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """A future that nobody fulfils."""
+        """A future that never completes."""
         return Future()
 
 

@@ -1,4 +1,4 @@
-"""A real S3 server behind a connection that misbehaves as it is told to, request by request."""
+"""A real S3 server behind a connection with faults that are ordered request by request."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ class Passage(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass
 
     def forward(self) -> Answer:
-        """Let the server do what was asked."""
+        """Let the server do the request."""
         if self.headers.get("Expect", "").lower() == "100-continue":
             self.send_response_only(100)
             self.end_headers()
@@ -75,12 +75,12 @@ def honest(passage: Passage) -> None:
 
 
 def lost_answer(passage: Passage) -> None:
-    """Done, and never heard of."""
+    """Done, without a reply."""
     passage.forward()
 
 
 def slow_down(passage: Passage) -> None:
-    """503, as S3 answers when it is asked too often; nothing was done."""
+    """503, as S3 answers too many requests; nothing was done."""
     passage.rfile.read(int(passage.headers.get("Content-Length", 0)))
     words = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate</Message></Error>"
     passage.give(Answer(503, [("Content-Type", "application/xml")], words))

@@ -1,4 +1,4 @@
-"""Real Parquet shards, with room for whatever can be wrong with one."""
+"""Real Parquet shards, with options for every defect."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A store that can be told not to answer for a while."""
+"""A store that can be made unavailable."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from workers.storage.object_store import ObjectStore, PresignedPut
 class FlakyStore:
     """A real store behind a connection that breaks: calls on keys that contain `broken` fail.
 
-    `broken_deletes`: whoever sweeps dies before it removes the first revision.
+    `broken_deletes`: a sweep dies before it removes the first revision.
     """
 
     def __init__(self, store: ObjectStore) -> None:

@@ -177,7 +177,7 @@ def listens(port: int) -> bool:
 def crowd(port: int, size: int, sent: bytes = b"") -> Iterator[None]:
     """So many connections to a port of this machine, which send that and wait until the block ends.
 
-    Connections that the server closes stay closed. The limit of open files is raised meanwhile.
+    Connections that the server closes stay closed. The limit of open files is raised for that time.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = size + _SPARE

@@ -1,4 +1,4 @@
-"""Shards of paired features for streamed training, with whatever row groups a test wants."""
+"""Shards of paired features for streamed training, with any row groups."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +45,7 @@ def write_pair_shards(
 
 
 def numbered_rows(rows: int, widths: tuple[int, int] = (5, 3)) -> tuple[np.ndarray, np.ndarray]:
-    """Row n has n + 1 in each of its numbers: it can be told apart, and is exact in float16."""
+    """Row n has n + 1 in each of its numbers: it is unique, and exact in float16."""
     numbers = np.arange(1, rows + 1, dtype=np.float32)[:, None]
     first, second = (np.repeat(numbers, width, axis=1).astype(np.float16) for width in widths)
     return first, second

@@ -1,4 +1,4 @@
-"""A Prometheus that knows some metrics, each with one series, until they end."""
+"""A Prometheus with some metrics, each with one series, until they end."""
 
 import math
 from typing import Any

@@ -12,7 +12,7 @@ _OWN = ("submission_id", "entrypoint")
 
 @dataclass
 class FakeJob:
-    """Ray's record of a job; drivers that nobody submitted have no submission id."""
+    """Ray's record of a job; drivers that were not submitted have no submission id."""
 
     submission_id: str | None
     status: str
@@ -33,7 +33,7 @@ class FakeRayJobs:
 
     @property
     def transport(self) -> httpx.BaseTransport:
-        """What reaches it, whatever the address."""
+        """Requests to it, at any address."""
         return httpx.MockTransport(self._answer)
 
     def end(self, submission_id: str, status: str, message: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Somebody's webhook receiver: a real HTTP server on this machine, with prepared answers."""
+"""A webhook receiver: a real HTTP server on this machine, with prepared responses."""
 
 import socket
 import ssl
@@ -21,7 +21,7 @@ class Received:
 
 @dataclass
 class Receiver:
-    """Answers one status after another, the last one for ever. A callable writes what it likes."""
+    """Answers one status after another, and repeats the last. A callable writes its own response."""
 
     port: int = 0
     answers: list[int | Callable[[socket.socket], None]] = field(default_factory=lambda: [204])
@@ -71,7 +71,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Nobody wants to know."""
+        """No log."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -12,7 +12,7 @@ from workers.train.data.rows import HeldRows, RotatedRows
 
 
 def seen(prepared: PairedRows) -> DatasetStatistics:
-    """What a method is told of rows that it has learned."""
+    """Rows that were learned, as a method gets them."""
     return DatasetStatistics(pair_moments(prepared.first_NI, prepared.second_NJ), prepared)
 
 

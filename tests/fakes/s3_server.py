@@ -1,4 +1,4 @@
-"""moto's server: S3 over real HTTP, the one server here that knows conditional writes."""
+"""moto's server: S3 over real HTTP, the only one here with conditional writes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

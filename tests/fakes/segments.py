@@ -11,6 +11,6 @@ _OFFSET = 152
 
 def segments_received(client: socket.socket) -> int:
     """TCP segments with data in them, since it was connected."""
-    told = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _OFFSET + 4)
-    found: int = struct.unpack_from("=I", told, _OFFSET)[0]
+    info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _OFFSET + 4)
+    found: int = struct.unpack_from("=I", info, _OFFSET)[0]
     return found

@@ -10,7 +10,7 @@ _LONGEST_SECONDS = 60
 
 
 class SlowStore(FlakyStore):
-    """Reading and listing keys that end with `slow` waits for `answer`; `asked` tells that one does.
+    """Reading and listing keys that end with `slow` waits for `answer`; `asked` is set when one does.
 
     So does making one that ends with `slow_to_make`.
     """

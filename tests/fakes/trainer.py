@@ -27,7 +27,7 @@ def train(
     *,
     write: bool = True,
 ) -> VersionManifest:
-    """Write a complete candidate; `changes` make its manifest tell something else."""
+    """Write a complete candidate; `changes` replace fields of its manifest."""
     spec = JobSpec.model_validate_json(store.read(layout.run_spec(job, attempt)))
     earlier = _ledger(store, spec)
     files = {name: f"{job} {attempt} {name}".encode() for name in layout.VERSION_FILES}
@@ -66,7 +66,7 @@ def report_progress(
     updates_done: int = 0,
     figures: Mapping[str, float | str] | None = None,
 ) -> Progress:
-    """Overwrite the attempt's progress; `figures` are what else it tells of this phase."""
+    """Overwrite the attempt's progress; `figures` are the other figures of this phase."""
     progress = Progress(
         phase=phase, updates_done=updates_done, updates_total=10, at=datetime.now(UTC)
     ).model_copy(update=dict(figures or {}))
@@ -74,7 +74,7 @@ def report_progress(
     return progress
 
 
-# All that an attempt can tell of a phase.
+# All figures of a phase.
 FIGURES: Mapping[str, float] = {
     "rows_done": 96,
     "rows_total": 320,

@@ -58,6 +58,6 @@ def upload_whole(plane: ControlPlane, data: bytes) -> str:
 
 
 def stored_keys(plane: ControlPlane, upload: str) -> list[str]:
-    """What lies in object storage of it, without the folder."""
+    """Its objects in storage, without the folder."""
     prefix = f"uploads/{upload}/"
     return [key.removeprefix(prefix) for key in plane.store.keys(prefix)]

@@ -1,6 +1,6 @@
 """A cluster whose word and whose processes are two things, as they are after a failover.
 
-What the head says of a submission stands in `FakeLauncher`; what truly runs stands in `alive`.
+`FakeLauncher` has what the head reports of a submission; `alive` has what really runs.
 """
 
 from datetime import datetime
@@ -16,14 +16,14 @@ class Cluster(FakeLauncher):
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self._clock = clock
-        # When each was told to stop for the first time.
+        # When each was stopped for the first time.
         self.told_to_stop: dict[str, datetime] = {}
         self.alive: list[str] = []
         self.ever: list[str] = []
         self.stubborn: set[str] = set()
 
     def submit(self, submission: Submission) -> None:
-        """See the port. One that the head has forgotten runs a second time."""
+        """See the port. One whose record the head has lost runs a second time."""
         is_known = submission.id in self.commands
         super().submit(submission)
         if is_known:
@@ -51,7 +51,7 @@ class Cluster(FakeLauncher):
             self.alive.remove(submission_id)
 
     def die(self, submission_id: str, state: LaunchState, message: str = "") -> None:
-        """The process is gone, and the head says how, if it still knows of it."""
+        """The process is gone, and the head reports how, if it still has the record."""
         self.vanish(submission_id)
         self.claim(submission_id, state, message)
 
@@ -61,12 +61,12 @@ class Cluster(FakeLauncher):
             self.end(submission_id, state, message)
 
     def restart_head(self) -> None:
-        """Its table is lost; what runs goes on."""
+        """Its table is lost; what runs continues."""
         for submission_id in list(self.commands):
             self.lose(submission_id)
         self.commands.clear()
 
     def heal(self) -> None:
-        """From now on it is up, takes everything, and stops what it is told to."""
+        """From now on it is up, accepts everything, and stops what should stop."""
         self.is_down = self.refuses = False
         self.stubborn.clear()

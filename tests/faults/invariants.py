@@ -17,8 +17,8 @@ from workers.storage.versions import read_live, read_verified, read_version, rea
 Row = Mapping[str, Any]
 
 
-class Witness:
-    """Looks at everything after each step, and remembers what it saw before."""
+class InvariantChecker:
+    """Checks the invariants after each step, also against the state before."""
 
     def __init__(self, world: World) -> None:
         self.looks = 0
@@ -35,32 +35,32 @@ class Witness:
         self._shown: dict[str, int] = defaultdict(int)
         self._events = 0
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Raises AssertionError that names what is wrong."""
         self.looks += 1
         jobs = self._rows(tables.jobs, tables.jobs.c.sequence)
         versions = self._rows(tables.versions, tables.versions.c.number)
         models = self._rows(tables.models, tables.models.c.name)
-        self._look_at_jobs(jobs)
-        self._look_at_attempts(jobs)
-        self._look_at_events(jobs)
+        self._check_jobs(jobs)
+        self._check_attempts(jobs)
+        self._check_events(jobs)
         for model in models:
             chain = [version for version in versions if version["model"] == model["name"]]
-            self._look_at_chain(model, chain)
-            self._look_at_live(model, chain)
-        self._look_at_datasets(jobs, versions)
+            self._check_chain(model, chain)
+            self._check_live(model, chain)
+        self._check_datasets(jobs, versions)
         self.head = max(model["head"] for model in models)
 
-    def look_at_the_end(self) -> None:
+    def check_at_the_end(self) -> None:
         """In a healthy world everything has come to an end, and shows."""
-        self.look()
+        self.check()
         for job in self._rows(tables.jobs, tables.jobs.c.sequence):
             assert job["state"] in TERMINAL, f"stuck: {job['id']} {job['state']} {job['message']}"
             self.ends[job["reason"] or job["state"]] += 1
         for version in self._rows(tables.versions, tables.versions.c.number):
             assert version["stored_at"] is not None, f"never stored: {version['number']}"
-        for trial in self._rows(tables.trials, tables.trials.c.revision):
-            assert trial["ended_at"] is not None, f"a trial that never ended: {trial}"
+        for record in self._rows(tables.trials, tables.trials.c.revision):
+            assert record["ended_at"] is not None, f"a trial that never ended: {record}"
         for model in self._rows(tables.models, tables.models.c.name):
             pointer = read_live(self._world.store, model["name"])
             shown = None if pointer is None else (pointer.version, pointer.generation)
@@ -69,7 +69,7 @@ class Witness:
             assert pointer is None or pointer.candidate is None, "a trial that ended is shown"
             assert model["mirrored_revision"] == model["live_revision"]
 
-    def _look_at_jobs(self, jobs: Sequence[Row]) -> None:
+    def _check_jobs(self, jobs: Sequence[Row]) -> None:
         in_flight: dict[str, list[str]] = defaultdict(list)
         for job in jobs:
             state, before = JobState(job["state"]), self._jobs.get(job["id"])
@@ -94,28 +94,28 @@ class Witness:
         if before["state"] in TERMINAL and name not in self._world.woken:
             assert job["state"] == before["state"], f"{name}: was {before['state']} for good"
 
-    def _look_at_attempts(self, jobs: Sequence[Row]) -> None:
-        """What an attempt is told never changes: its number was not used before."""
+    def _check_attempts(self, jobs: Sequence[Row]) -> None:
+        """The spec of an attempt never changes: its number was not used before."""
         for job in jobs:
             for attempt in range(1, job["attempt"] + 1):
                 key = layout.run_spec(job["id"], attempt)
                 path = self._world.store.root / key
                 if path.exists():
-                    told = path.read_bytes()
-                    assert self._specs.setdefault(key, told) == told, f"{key}: told otherwise"
+                    spec = path.read_bytes()
+                    assert self._specs.setdefault(key, spec) == spec, f"{key}: another spec"
             if job["id"] in self._world.bad_jobs:
                 tried = [one for one in self._world.cluster.ever if one.startswith(job["id"])]
                 assert not tried, f"trained from bad rows: {tried}"
 
-    def _look_at_events(self, jobs: Sequence[Row]) -> None:
-        """They tell each move once, in order, and end where the job is."""
+    def _check_events(self, jobs: Sequence[Row]) -> None:
+        """Each transition has one event, in order; the last is the state of the job."""
         query = select(tables.events).where(tables.events.c.job.is_not(None))
-        told: dict[str, list[Row]] = defaultdict(list)
+        by_job: dict[str, list[Row]] = defaultdict(list)
         for event in self._read(query.order_by(tables.events.c.sequence)):
             if event["kind"].startswith("job."):
-                told[event["job"]].append(event)
+                by_job[event["job"]].append(event)
         for job in jobs:
-            events = told[job["id"]]
+            events = by_job[job["id"]]
             moves = [event for event in events if event["kind"] != "job.cancel_requested"]
             states = [event["kind"].removeprefix("job.") for event in moves]
             sources = [event["data"]["from"] for event in moves[1:]]
@@ -125,20 +125,20 @@ class Witness:
             assert states[-1] == job["state"], f"{job['id']}: {states} and {job['state']}"
             assert job["revision"] == len(events) - 1, f"{job['id']}: {states}"
             for move in moves:
-                self._look_at_patience(job["id"], move)
+                self._check_grace_period(job["id"], move)
 
-    def _look_at_patience(self, job: str, move: Row) -> None:
-        """Before it is repeated, an attempt was told to stop, and had time to do so."""
+    def _check_grace_period(self, job: str, move: Row) -> None:
+        """Before it is repeated, an attempt was stopped and had its grace period."""
         if move["kind"] != "job.queued" or move["data"].get("from") != JobState.RUNNING:
             return
         attempt = submission_id(job, move["data"]["attempt"])
-        told = self._world.cluster.told_to_stop.get(attempt)
-        assert told is not None, f"{attempt} was repeated, and never told to stop"
-        waited = (move["created_at"] - told).total_seconds()
-        patience = DEADLINES["lost_attempt_grace_seconds"] - SKEW_SECONDS
-        assert waited > patience, f"{attempt} was repeated after {waited} s"
+        stopped = self._world.cluster.told_to_stop.get(attempt)
+        assert stopped is not None, f"{attempt} was repeated, and never stopped"
+        waited = (move["created_at"] - stopped).total_seconds()
+        grace = DEADLINES["lost_attempt_grace_seconds"] - SKEW_SECONDS
+        assert waited > grace, f"{attempt} was repeated after {waited} s"
 
-    def _look_at_chain(self, model: Row, chain: Sequence[Row]) -> None:
+    def _check_chain(self, model: Row, chain: Sequence[Row]) -> None:
         numbers = [version["number"] for version in chain]
         assert numbers == list(range(1, model["head"] + 1)), f"{model['name']}: {numbers}"
         learned: tuple[Any, ...] = ()
@@ -158,7 +158,7 @@ class Witness:
             self._parsed[key] = VersionManifest.model_validate(version["manifest"])
         return self._parsed[key]
 
-    def _look_at_live(self, model: Row, chain: Sequence[Row]) -> None:
+    def _check_live(self, model: Row, chain: Sequence[Row]) -> None:
         name, store = model["name"], self._world.store
         stored = {version["number"] for version in chain if version["stored_at"] is not None}
         for number in stored:
@@ -193,7 +193,7 @@ class Witness:
         read_verified(store, layout.dataset_moments(line.dataset), line.moments)
         self._complete.add((model, number))
 
-    def _look_at_datasets(self, jobs: Sequence[Row], versions: Sequence[Row]) -> None:
+    def _check_datasets(self, jobs: Sequence[Row], versions: Sequence[Row]) -> None:
         made: dict[tuple[str, str], int] = {}
         job_of = {job["id"]: job for job in jobs}
         datasets = {row["id"]: row for row in self._rows(tables.datasets, tables.datasets.c.id)}

@@ -1,4 +1,4 @@
-"""A replica that stands still before each contact with the outside world until it is told to go on.
+"""A replica that pauses before each call to the outside world until the test resumes it.
 
 Its reconciler runs in a thread of its own, and never while the test runs: the baton is with one of
 the two. So what two replicas do to each other is what the test says, and happens again.
@@ -15,7 +15,7 @@ from sqlalchemy import select
 from service.database.tables import models
 from service.errors import DatabaseUnavailable
 from service.jobs.reconciler import Reconciler
-from tests.fakes.mortal import Contact, Death, MortalDatabase, MortalLauncher, MortalStore
+from tests.fakes.crashes import Contact, Crash, CrashingDatabase, CrashingLauncher, CrashingStore
 from tests.faults.world import World, database_of
 
 _HANGS_SECONDS = 60.0
@@ -89,13 +89,13 @@ class Replica:
             self.go()
 
     def kill(self) -> None:
-        """At the contact before which it stands; nothing is left of it but what it has written."""
+        """Kill it at the call before which it pauses; only what it has written is left."""
         self.go(Order.DIE)
         self._thread.join(_HANGS_SECONDS)
         self._database.close()
 
     def end(self) -> None:
-        """The story is over: this death does not count."""
+        """End of the schedule: this crash does not count."""
         self._tally = Counter()
         self.kill()
 
@@ -105,8 +105,8 @@ class Replica:
             self._start()
 
     def before(self, contact: Contact) -> None:
-        """See Fate: stand still, in this replica's thread."""
-        # Whoever holds a transaction open meanwhile makes all others wait.
+        """See FaultInjector: pause, in this replica's thread."""
+        # An open transaction would block all others.
         held = self._database.engine.pool.checkedout()  # type: ignore[attr-defined]
         assert held == 0, f"inside of a transaction: {contact}"
         self._stand_at(contact)
@@ -115,10 +115,10 @@ class Replica:
         self._loses = self._order is Order.LOSE and contact.has_effect
 
     def inside(self, contact: Contact) -> None:
-        """See Fate. Nobody else could see a difference."""
+        """See FaultInjector. It would make no visible difference."""
 
     def after(self, contact: Contact) -> None:
-        """See Fate."""
+        """See FaultInjector."""
         if self._loses:
             self._loses = False
             raise contact.error(f"{contact.about}: the reply was lost (on purpose)")
@@ -131,9 +131,9 @@ class Replica:
         context = self._world.context(self._database)
         mortal = replace(
             context,
-            database=MortalDatabase(self._database, self),
-            store=MortalStore(context.store, self),
-            launcher=MortalLauncher(context.launcher, self),
+            database=CrashingDatabase(self._database, self),
+            store=CrashingStore(context.store, self),
+            launcher=CrashingLauncher(context.launcher, self),
             clock=self._clock,
         )
         self._reconciler = Reconciler(mortal)
@@ -146,7 +146,7 @@ class Replica:
             while True:
                 self._stand_at(_ROUND)
                 self._tick()
-        except Death:
+        except Crash:
             pass
         except BaseException as mistake:  # noqa: BLE001 (it is shown where the test can see it)
             self._mistake = mistake
@@ -165,7 +165,7 @@ class Replica:
         self._stands.release()
         self._go.acquire()
         if self._order is Order.DIE:
-            raise Death(f"{self.name} before {contact.port}.{contact.method} (on purpose)")
+            raise Crash(f"{self.name} before {contact.port}.{contact.method} (on purpose)")
 
     def _clock(self) -> datetime:
         return self._world.clock() + self._skew

@@ -19,36 +19,45 @@ import pytest
 from service.context import Context
 from service.errors import DatabaseUnavailable
 from service.jobs.reconciler import Reconciler
-from tests.fakes.mortal import Death, Lifeline, MortalDatabase, MortalLauncher, MortalStore
-from tests.faults.invariants import Witness
-from tests.faults.lives import LIVES, Life, check_end, is_quiet
+from tests.fakes.crashes import (
+    Crash,
+    CrashingDatabase,
+    CrashingLauncher,
+    CrashingStore,
+    FaultAtMoment,
+)
+from tests.faults.invariants import InvariantChecker
+from tests.faults.scenarios import SCENARIOS, Scenario, check_end, is_quiet
 from tests.faults.world import Template, World
 
 _MOST_ROUNDS = 120
-# In the short run of every change, each so-many-th moment hears an error; deaths come at all.
+# In the short run of every change, every n-th moment gets an error; every moment gets a crash.
 _STRIDE = 1 if "CMCL_FAULT_EXAMPLES" in os.environ else 5
 
 
-@pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name)
+@pytest.mark.parametrize("life", SCENARIOS, ids=lambda life: life.name)
 def test_a_death_at_any_moment_changes_no_end(
-    template: Template, stage: Path, life: Life, capsys: pytest.CaptureFixture[str]
+    template: Template, stage: Path, life: Scenario, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fate = partial(Lifeline, deadly=True)
+    fate = partial(FaultAtMoment, deadly=True)
     _report(capsys, life, "deaths", _strike(partial(World, template, stage), life, fate, 1))
 
 
-@pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name)
+@pytest.mark.parametrize("life", SCENARIOS, ids=lambda life: life.name)
 def test_an_error_at_any_moment_changes_no_end(
-    template: Template, stage: Path, life: Life, capsys: pytest.CaptureFixture[str]
+    template: Template, stage: Path, life: Scenario, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fate = partial(Lifeline, deadly=False)
+    fate = partial(FaultAtMoment, deadly=False)
     _report(capsys, life, "errors", _strike(partial(World, template, stage), life, fate, _STRIDE))
 
 
 def _strike(
-    new_world: Callable[[], World], life: Life, fate: Callable[[int], Lifeline], stride: int
+    new_world: Callable[[], World],
+    life: Scenario,
+    fate: Callable[[int], FaultAtMoment],
+    stride: int,
 ) -> Iterator[str]:
-    """What was struck, moment after moment; a life that nothing strikes any more is the last one."""
+    """The moments that were hit, one after the other; a run without a hit is the last one."""
     for moment in itertools.count(1, stride):
         lifeline = fate(moment)
         with closing(new_world()) as world:
@@ -62,8 +71,8 @@ def _strike(
         yield lifeline.struck
 
 
-def _live(world: World, life: Life, lifeline: Lifeline) -> None:
-    witness, context = Witness(world), world.context(world.database)
+def _live(world: World, life: Scenario, lifeline: FaultAtMoment) -> None:
+    checker, context = InvariantChecker(world), world.context(world.database)
     turns = _turns(world, life, context, lifeline)
     life.begin(world)
     for _ in range(_MOST_ROUNDS):
@@ -71,22 +80,24 @@ def _live(world: World, life: Life, lifeline: Lifeline) -> None:
             next(turns).tick()
         except DatabaseUnavailable:
             # As the reconciler's own loop does: the round is over, the next one comes.
-            witness.look()
-        except Death:
-            witness.look()
+            checker.check()
+        except Crash:
+            checker.check()
             turns = itertools.repeat(Reconciler(context))
         world.clock.advance(2)
         life.react(world)
         if is_quiet(world):
             break
-    witness.look_at_the_end()
+    checker.check_at_the_end()
     check_end(world, life)
 
 
-def _turns(world: World, life: Life, context: Context, lifeline: Lifeline) -> Iterator[Reconciler]:
+def _turns(
+    world: World, life: Scenario, context: Context, lifeline: FaultAtMoment
+) -> Iterator[Reconciler]:
     """Whose turn it is: while the life is like no other, that of the one which may be struck."""
     for reconciler, is_over in (
-        (Reconciler(context), life.is_told_apart),
+        (Reconciler(context), life.is_distinct),
         (Reconciler(_mortal(context, lifeline)), life.is_common),
         (Reconciler(context), lambda _: False),
     ):
@@ -97,17 +108,17 @@ def _turns(world: World, life: Life, context: Context, lifeline: Lifeline) -> It
             reconciler.stop()
 
 
-def _mortal(context: Context, lifeline: Lifeline) -> Context:
+def _mortal(context: Context, lifeline: FaultAtMoment) -> Context:
     return replace(
         context,
-        database=MortalDatabase(context.database, lifeline),
-        store=MortalStore(context.store, lifeline),
-        launcher=MortalLauncher(context.launcher, lifeline),
+        database=CrashingDatabase(context.database, lifeline),
+        store=CrashingStore(context.store, lifeline),
+        launcher=CrashingLauncher(context.launcher, lifeline),
     )
 
 
 def _report(
-    capsys: pytest.CaptureFixture[str], life: Life, what: str, strikes: Iterator[str]
+    capsys: pytest.CaptureFixture[str], life: Scenario, what: str, strikes: Iterator[str]
 ) -> None:
     """Numbers that a report can quote."""
     began = time.monotonic()

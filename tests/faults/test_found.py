@@ -8,8 +8,8 @@ import pytest
 
 from cmcl.contract.policy import GatePolicy
 from service.states import JobState
-from tests.faults.ending import come_to_an_end, serve
-from tests.faults.invariants import Witness
+from tests.faults.convergence import converge, serve
+from tests.faults.invariants import InvariantChecker
 from tests.faults.replica import Order, Replica
 from tests.faults.world import BAD, Template, World
 from workers.storage import layout
@@ -40,7 +40,7 @@ def tell(world: World, replica: Replica, rounds: int = 14) -> None:
 
 
 def stand_before(replica: Replica, method: str, about: str) -> None:
-    """The replica goes on until it is about to do that."""
+    """Run the replica until it is about to do that."""
     for _ in range(200):
         if replica.contact.method == method and about in replica.contact.about:
             return
@@ -48,7 +48,7 @@ def stand_before(replica: Replica, method: str, about: str) -> None:
     raise AssertionError(f"{replica.name} never came to {method} {about}")
 
 
-def test_an_old_pointer_that_was_written_late_is_mended(
+def test_an_old_pointer_that_was_written_late_is_repaired(
     world: World, replicas: list[Replica]
 ) -> None:
     """A writes an old live.json over B's newer one, and cannot say so to the database."""
@@ -66,13 +66,13 @@ def test_an_old_pointer_that_was_written_late_is_mended(
     assert live.generation == 4
     first.go()
     first.go(Order.FAIL)
-    come_to_an_end(world, replicas, Witness(world))
+    converge(world, replicas, InvariantChecker(world))
 
 
 def test_an_attempt_that_is_handed_over_too_late_is_stopped(
     world: World, replicas: list[Replica]
 ) -> None:
-    """A is about to submit; meanwhile the job is cancelled and B ends it."""
+    """A is about to submit; in between the job is cancelled and B ends it."""
     first, second = replicas
     job = world.post("good-0")
     assert job is not None
@@ -103,7 +103,7 @@ def test_two_that_submit_the_same_attempt_do_not_stop_it(
 def test_a_refusal_after_a_lost_reply_leaves_nothing_running(
     world: World, replicas: list[Replica]
 ) -> None:
-    """The cluster took the attempt, nobody heard of it, and then its head forgot it."""
+    """The cluster accepted the attempt, the reply was lost, and then its head lost the record."""
     replica, _ = replicas
     job = world.post("good-0")
     assert job is not None
@@ -118,8 +118,8 @@ def test_a_refusal_after_a_lost_reply_leaves_nothing_running(
     assert world.cluster.stopped == [f"{job}-a1"]
 
 
-def test_a_dataset_that_was_mended_keeps_its_files(world: World, replicas: list[Replica]) -> None:
-    """A has just found its rows bad; the user mends them and retries, and B learns them."""
+def test_a_repaired_dataset_keeps_its_files(world: World, replicas: list[Replica]) -> None:
+    """A has just found its rows invalid; the user repairs them and retries, and B learns them."""
     first, second = replicas
     job = world.post(BAD)
     assert job is not None
@@ -142,7 +142,7 @@ def test_a_dataset_that_was_mended_keeps_its_files(world: World, replicas: list[
 def test_a_job_that_was_looked_at_long_ago_begins_alone(
     world: World, replicas: list[Replica]
 ) -> None:
-    """A is about to begin the second job; meanwhile the first one is retried, and B begins it."""
+    """A is about to start the second job; in between the first one is retried, and B starts it."""
     first, second = replicas
     retried, waiting = _one_that_failed(world, second), world.post("good-1")
     assert waiting is not None
@@ -156,7 +156,7 @@ def test_a_job_that_was_looked_at_long_ago_begins_alone(
         second.round()
     first.round()
     assert world.job(waiting).state == JobState.QUEUED
-    come_to_an_end(world, replicas, Witness(world))
+    converge(world, replicas, InvariantChecker(world))
 
 
 def test_no_candidate_is_approved_beside_another_one(world: World, replicas: list[Replica]) -> None:
@@ -175,7 +175,7 @@ def test_no_candidate_is_approved_beside_another_one(world: World, replicas: lis
     tell(world, replica)
     assert world.job(follower).state == JobState.PUBLISHED
     assert not world.approve(rejected)
-    Witness(world).look_at_the_end()
+    InvariantChecker(world).check_at_the_end()
 
 
 def _one_that_failed(world: World, replica: Replica) -> str:

@@ -24,7 +24,7 @@ from service.maintenance.backup import BackupWriter
 from service.maintenance.rebuild.bucket import Bucket
 from service.maintenance.rebuild.run import Rebuild
 from service.states import TERMINAL, JobState
-from tests.faults.lives import LIVES, Life, check_end, is_quiet
+from tests.faults.scenarios import SCENARIOS, Scenario, check_end, is_quiet
 from tests.faults.world import Template, World
 from workers.storage import layout
 from workers.storage.versions import check_object, file_key, read_live, read_version
@@ -37,16 +37,18 @@ _LAGS = (1, 3) if _EVERY_ROUND else (2,)
 Records = dict[str, bytes]
 
 
-@pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name)
-def test_a_life_ends_as_it_must_after_any_loss(template: Template, stage: Path, life: Life) -> None:
+@pytest.mark.parametrize("life", SCENARIOS, ids=lambda life: life.name)
+def test_a_life_ends_as_it_must_after_any_loss(
+    template: Template, stage: Path, life: Scenario
+) -> None:
     for world in _worlds(template, stage, life, lag=0):
         check_end(world, life)
 
 
-@pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name)
+@pytest.mark.parametrize("life", SCENARIOS, ids=lambda life: life.name)
 @pytest.mark.parametrize("lag", _LAGS)
 def test_records_of_some_seconds_ago_lead_to_nothing_twice(
-    template: Template, stage: Path, life: Life, lag: int
+    template: Template, stage: Path, life: Scenario, lag: int
 ) -> None:
     for world in _worlds(template, stage, life, lag):
         states = {job.state for job in world.jobs()}
@@ -54,7 +56,7 @@ def test_records_of_some_seconds_ago_lead_to_nothing_twice(
         assert states <= TERMINAL | {JobState.HELD}, states
 
 
-def _worlds(template: Template, stage: Path, life: Life, lag: int) -> Iterator[World]:
+def _worlds(template: Template, stage: Path, life: Scenario, lag: int) -> Iterator[World]:
     """Each came to its end after a loss; the last one ended before there was one."""
     for round_of_loss in itertools.count(1, 1 if _EVERY_ROUND else 2 + lag):
         with closing(World(template, stage)) as world:
@@ -70,7 +72,7 @@ def _worlds(template: Template, stage: Path, life: Life, lag: int) -> Iterator[W
             return
 
 
-def _live(world: World, life: Life, round_of_loss: int, lag: int) -> bool:
+def _live(world: World, life: Scenario, round_of_loss: int, lag: int) -> bool:
     context = world.context(world.database)
     reconciler, was_lost = Reconciler(context), False
     life.begin(world)
@@ -89,7 +91,7 @@ def _live(world: World, life: Life, round_of_loss: int, lag: int) -> bool:
 
 
 def _recorded(context: Context) -> Records:
-    """What lies in the store once everything is recorded."""
+    """The content of the store once everything is recorded."""
     assert BackupWriter(context).round()
     with context.database.write() as connection:
         # The next recorder is another process: it need not wait.

@@ -1,8 +1,8 @@
 """Two replicas, a cluster, a store and some users, in any order: Hypothesis looks for a story that breaks.
 
-A step is one contact of one replica with database, store or launcher, or one act of somebody else.
+A step is one contact of one replica with database, store or launcher, or one act of a user or the cluster.
 After each, everything is looked at; in the end the world is healed, and everything must come to an
-end. CMCL_FAULT_EXAMPLES=1000 tells more stories, other ones each time.
+end. CMCL_FAULT_EXAMPLES=1000 runs more schedules, other ones each time.
 """
 
 import os
@@ -28,8 +28,8 @@ from hypothesis.stateful import (
 from cmcl.contract.policy import GatePolicy
 from service.launchers.port import LaunchState
 from service.states import CANCELLABLE, JobState
-from tests.faults.ending import come_to_an_end, serve
-from tests.faults.invariants import Witness
+from tests.faults.convergence import converge, serve
+from tests.faults.invariants import InvariantChecker
 from tests.faults.postgres import Postgres
 from tests.faults.replica import Order, Replica
 from tests.faults.world import BAD, GOOD_SHARDS, SKEW_SECONDS, Template, World
@@ -69,7 +69,7 @@ class TwoReplicas(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = self.new_world()
-        self.witness = Witness(self.world)
+        self.checker = InvariantChecker(self.world)
         self.replicas: dict[str, Replica] = {}
 
     @initialize(
@@ -111,7 +111,7 @@ class TwoReplicas(RuleBasedStateMachine):
 
     @rule(who=WHO, number=st.integers(0, 6))
     def stall(self, who: str, number: int) -> None:
-        """Before a change: it believes what it has seen, and the world may go on meanwhile."""
+        """Before a change: the state that it has read may change in between."""
         self._replica(who).go_to_effect(number)
 
     @rule(who=WHO, number=st.integers(0, 6), order=st.sampled_from([Order.FAIL, Order.LOSE]))
@@ -148,12 +148,12 @@ class TwoReplicas(RuleBasedStateMachine):
         """Also one that was posted before, and rows that cannot be used."""
         self.world.post(shard)
 
-    @precondition(lambda self: self.witness.states)
+    @precondition(lambda self: self.checker.states)
     @rule(what=PICK, pick=PICK)
     def say(self, what: int, pick: int) -> None:
         """Something that may be said of some job; also at a bad moment."""
         of_word = {
-            word: [job for job, state in self.witness.states.items() if state in states]
+            word: [job for job, state in self.checker.states.items() if state in states]
             for word, states in WORDS.items()
         }
         # Something can be cancelled nearly always, and there would be no story left.
@@ -163,10 +163,10 @@ class TwoReplicas(RuleBasedStateMachine):
             jobs = of_word[word]
             self.tally[word] += getattr(self.world, word)(jobs[pick % len(jobs)])
 
-    @precondition(lambda self: self.witness.head)
+    @precondition(lambda self: self.checker.head)
     @rule(act=st.sampled_from(["promote", "roll back", "branch", "policy"]), data=st.data())
     def decide(self, act: str, data: st.DataObject) -> None:
-        versions = st.integers(1, self.witness.head)
+        versions = st.integers(1, self.checker.head)
         match act:
             case "promote":
                 done = self.world.promote(data.draw(versions))
@@ -242,12 +242,12 @@ class TwoReplicas(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_wrong(self) -> None:
-        self.witness.look()
+        self.checker.check()
 
     def teardown(self) -> None:
         try:
             if self.replicas:
-                come_to_an_end(self.world, list(self.replicas.values()), self.witness)
+                converge(self.world, list(self.replicas.values()), self.checker)
         finally:
             for replica in self.replicas.values():
                 replica.end()
@@ -256,9 +256,9 @@ class TwoReplicas(RuleBasedStateMachine):
 
     def _count(self) -> None:
         self.tally["stories"] += 1
-        self.tally["looks"] += self.witness.looks
-        self.tally["live.json went back"] += self.witness.steps_back
-        self.tally.update(self.witness.ends)
+        self.tally["looks"] += self.checker.looks
+        self.tally["live.json went back"] += self.checker.steps_back
+        self.tally.update(self.checker.ends)
 
     def _replica(self, who: str) -> Replica:
         if who != "leader":
@@ -274,11 +274,11 @@ class TwoReplicas(RuleBasedStateMachine):
 def test_no_story_of_two_replicas_breaks_anything(
     template: Template, stage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _tell_stories(partial(World, template, stage), _EXAMPLES, capsys)
+    _run_schedules(partial(World, template, stage), _EXAMPLES, capsys)
 
 
 @pytest.mark.timeout(3600)
-def test_no_story_on_postgresql_breaks_anything(
+def test_no_schedule_on_postgresql_breaks_anything(
     postgres: Postgres, stage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Fewer of them: what is different is how transactions wait for each other."""
@@ -287,20 +287,20 @@ def test_no_story_on_postgresql_breaks_anything(
         postgres.start_anew()
         return World(postgres.template, stage, postgres.url)
 
-    _tell_stories(new_world, max(5, _EXAMPLES // 8), capsys)
+    _run_schedules(new_world, max(5, _EXAMPLES // 8), capsys)
 
 
-def _tell_stories(
+def _run_schedules(
     new_world: Callable[[], World], examples: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Stories(TwoReplicas):
+    class RandomSchedules(TwoReplicas):
         pass
 
-    Stories.new_world, Stories.tally = staticmethod(new_world), Counter()
+    RandomSchedules.new_world, RandomSchedules.tally = staticmethod(new_world), Counter()
     began, cpu = time.monotonic(), time.process_time()
     is_short = "CMCL_FAULT_EXAMPLES" not in os.environ
     run_state_machine_as_test(
-        Stories,
+        RandomSchedules,
         settings=settings(
             max_examples=examples,
             stateful_step_count=_STEPS,
@@ -314,6 +314,8 @@ def _tell_stories(
     )
     with capsys.disabled():
         print(f"\n  {time.monotonic() - began:.1f} s, {time.process_time() - cpu:.1f} s of a CPU")
-        for what, count in sorted(Stories.tally.items()):
+        for what, count in sorted(RandomSchedules.tally.items()):
             print(f"    {what}: {count}")
-    assert Stories.tally["published"] > examples / 2, "the stories are too sad to tell anything"
+    assert RandomSchedules.tally["published"] > examples / 2, (
+        "the stories are too sad to tell anything"
+    )

@@ -152,7 +152,7 @@ class World:
             clock=self.clock,
         )
 
-    # What users do. None or False: it was refused, in words.
+    # What users do. None or False: it was rejected with a message.
 
     def post(self, shard: str) -> str | None:
         """A dataset with that one shard; its job, also where the dataset was there already."""
@@ -204,20 +204,20 @@ class World:
     # What happens on the cluster.
 
     def start(self, attempt: str) -> None:
-        """It runs, and says so."""
+        """It runs, and reports it."""
         self.cluster.claim(attempt, LaunchState.RUNNING)
         report_progress(self.store, *_parts(attempt), "starting")
 
     def progress(self, attempt: str, updates: int) -> None:
-        """It gets on."""
+        """It makes progress."""
         report_progress(self.store, *_parts(attempt), "training", updates)
 
     def checkpoint(self, attempt: str, updates: int) -> None:
         """It saves what it has learned so far."""
         self.checkpoints.append(leave_checkpoint(self.store, *_parts(attempt), updates))
 
-    def told(self, job: JobRecord) -> JobSpec:
-        """What the job's present attempt was told."""
+    def spec_of(self, job: JobRecord) -> JobSpec:
+        """The spec of the job's present attempt."""
         return JobSpec.model_validate_json(self.store.read(layout.run_spec(job.id, job.attempt)))
 
     def complete(self, attempt: str, says: LaunchState, drift: float = 0.1) -> None:
@@ -225,7 +225,7 @@ class World:
         try:
             train(self.store, *_parts(attempt), drift)
         except ObjectExists:
-            # A second process of the same attempt, after the head had forgotten the first one.
+            # A second process of the same attempt, after the head had lost the record of the first one.
             pass
         self.cluster.die(attempt, says)
 

@@ -116,7 +116,7 @@ def test_weights_follow_the_reference_over_three_datasets(
 
 
 def test_cases_project_some_directions_and_leave_others() -> None:
-    """Else parity would hold whatever the projections were."""
+    """Else parity would hold with any projections."""
     learner = Learner(first_weights(), Settings(1e-2, 0.5, 0.07, True, 0.1, 0.0))
     ranks = {}
     for number, pair in enumerate(STREAM):

@@ -1,4 +1,4 @@
-"""Collections on both kinds of store: a revision can be made once, whoever tries at the same time."""
+"""Collections on both kinds of store: a revision can be created once, also concurrently."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""A bucket that is slow, refuses, breaks off or lies: said as what it is, and never believed."""
+"""A bucket that is slow, rejects, truncates or sends wrong bytes: every fault is detected and named."""
 
 import contextlib
 import hashlib
@@ -45,21 +45,21 @@ def store(bucket: FaultyBucket, tmp_path: Path) -> S3Store:
 @pytest.fixture
 def impatient(bucket: FaultyBucket, tmp_path: Path) -> S3Store:
     """As after the last of many attempts, without the waiting between them."""
-    return opened(bucket, tmp_path.name, attempts=1, patience=0.3)
+    return opened(bucket, tmp_path.name, attempts=1, read_timeout=0.3)
 
 
-def opened(bucket: FaultyBucket, prefix: str, attempts: int, patience: float = 20) -> S3Store:
-    """`patience`: seconds to wait for an answer; short only where none will come."""
+def opened(bucket: FaultyBucket, prefix: str, attempts: int, read_timeout: float = 20) -> S3Store:
+    """`read_timeout`: seconds to wait for a response; short only where none will come."""
     config = Config(
         retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=20,
-        read_timeout=patience,
+        read_timeout=read_timeout,
     )
     client = boto3.client("s3", endpoint_url=bucket.url, config=config)
     return S3Store("contract-suite", prefix, client)
 
 
-def test_a_create_whose_answer_was_lost_is_ours(bucket: FaultyBucket, store: S3Store) -> None:
+def test_a_create_whose_response_was_lost_succeeds(bucket: FaultyBucket, store: S3Store) -> None:
     bucket.order("PUT", lost_answer)
     store.create("head", b"ours")
     assert sum(request.startswith("PUT") for request in bucket.requests) == 2
@@ -74,7 +74,7 @@ def test_a_create_that_was_resent_may_still_have_lost(bucket: FaultyBucket, stor
     assert store.read("head") == b"theirs"
 
 
-def test_the_same_bytes_by_somebody_else_are_taken(store: S3Store) -> None:
+def test_the_same_bytes_from_another_writer_are_accepted(store: S3Store) -> None:
     store.create("head", b"equal")
     with pytest.raises(ObjectExists):
         store.create("head", b"equal")
@@ -87,12 +87,12 @@ def test_one_fault_is_waited_out(bucket: FaultyBucket, store: S3Store, fault: Fa
     assert store.read("key") == b"x"
 
 
-def test_silence_is_not_waited_out_for_ever(
+def test_a_silent_connection_times_out(
     bucket: FaultyBucket, store: S3Store, tmp_path: Path
 ) -> None:
     store.put("key", b"x")
     bucket.order("GET", no_answer)
-    assert opened(bucket, tmp_path.name, attempts=5, patience=1).read("key") == b"x"
+    assert opened(bucket, tmp_path.name, attempts=5, read_timeout=1).read("key") == b"x"
 
 
 @pytest.mark.parametrize("fault", [slow_down, lost_answer, no_answer])
@@ -146,7 +146,9 @@ def test_other_bytes_than_promised_are_never_a_shard(
         fetch(ref, tmp_path / "shard")
 
 
-def test_a_verified_read_does_not_believe_the_bucket(bucket: FaultyBucket, store: S3Store) -> None:
+def test_a_verified_read_detects_wrong_bytes_from_the_bucket(
+    bucket: FaultyBucket, store: S3Store
+) -> None:
     store.put("file", LARGE)
     bucket.order("GET", other_bytes)
     with pytest.raises(DigestMismatch, match="not what its manifest promised"):
@@ -178,7 +180,7 @@ def stored_shard(store: S3Store, data: bytes) -> Shard:
     return Shard(uri=f"{store.uri}/shard", bytes=len(data), rows=1, **digests)
 
 
-def test_a_piece_of_a_shard_that_breaks_off_is_asked_for_alone(
+def test_only_the_truncated_piece_of_a_shard_is_read_again(
     bucket: FaultyBucket, store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = bytes(range(256)) * (PIECE_BYTES // 256 + 1)

@@ -1,4 +1,4 @@
-"""What every encoder promises, whichever it is; and what the real ones do beside."""
+"""Contract of every encoder, and tests of the real ones."""
 
 import io
 import runpy
@@ -98,7 +98,7 @@ def test_other_items_have_other_features(case: tuple[Encoder, list[str | bytes]]
     assert np.abs(rows[0] - rows[1]).max() > 1e-4
 
 
-def test_a_row_does_not_depend_on_its_company(case: tuple[Encoder, list[str | bytes]]) -> None:
+def test_a_row_does_not_depend_on_the_other_rows(case: tuple[Encoder, list[str | bytes]]) -> None:
     encoder, raw = case
     together = features(encoder, *raw)
     alone = np.concatenate([features(encoder, each) for each in raw])
@@ -110,7 +110,7 @@ def test_synthetic_features_have_unit_variance_and_stay_the_same() -> None:
     row = features(encoder, "a red chair")[0]
     assert abs(row.mean()) < 0.05
     assert abs(row.var() - 1) < 0.05
-    # Written down once: stored vectors of a trial must meet those of the next release.
+    # Written down once: stored vectors must match those of the next release.
     np.testing.assert_allclose(row[:3], [1.551129, -0.258986, 0.114671], rtol=1e-5)
 
 

@@ -109,7 +109,7 @@ def presigned(tmp_path: Path, data: bytes) -> tuple[ObjectStore, PresignedPut]:
     return store, link
 
 
-def test_a_link_is_all_that_a_stranger_needs(s3_environment: str, tmp_path: Path) -> None:
+def test_a_link_is_all_that_an_upload_needs(s3_environment: str, tmp_path: Path) -> None:
     store, link = presigned(tmp_path, b"by link")
     answer = httpx.request(link.method, link.url, headers=dict(link.headers), content=b"by link")
     assert answer.status_code == 200

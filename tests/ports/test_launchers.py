@@ -23,7 +23,7 @@ class Rig(Protocol):
     launcher: Launcher
 
     def command(self, name: str) -> list[str]:
-        """A command that runs until it is told how to end."""
+        """A command that runs until the test ends it."""
         ...
 
     def end(self, name: str, code: int) -> None:
@@ -122,7 +122,7 @@ def test_exit_code_zero_is_success(rig: Rig) -> None:
     assert _wait_until_ended(rig.launcher, "job-1-a1").state == LaunchState.SUCCEEDED
 
 
-def test_another_exit_code_is_failure_with_words(rig: Rig) -> None:
+def test_another_exit_code_is_failure_with_a_message(rig: Rig) -> None:
     rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     rig.end("job-1-a1", 3)
     status = _wait_until_ended(rig.launcher, "job-1-a1")
@@ -137,7 +137,7 @@ def test_a_stop_ends_it(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_the_same_id_again_runs_nothing_anew(rig: Rig, ended: bool) -> None:
+def test_the_same_id_again_runs_nothing_twice(rig: Rig, ended: bool) -> None:
     rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     if ended:
         rig.end("job-1-a1", 3)
@@ -147,7 +147,7 @@ def test_the_same_id_again_runs_nothing_anew(rig: Rig, ended: bool) -> None:
     assert rig.launcher.status("job-1-a1") == before
 
 
-def test_what_has_ended_can_be_forgotten(rig: Rig) -> None:
+def test_an_ended_submission_can_be_deleted(rig: Rig) -> None:
     rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     rig.end("job-1-a1", 3)
     _wait_until_ended(rig.launcher, "job-1-a1")
@@ -156,7 +156,7 @@ def test_what_has_ended_can_be_forgotten(rig: Rig) -> None:
     rig.launcher.forget("job-1-a1")
 
 
-def test_what_has_not_ended_is_not_forgotten(rig: Rig) -> None:
+def test_a_running_submission_is_not_deleted(rig: Rig) -> None:
     rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     rig.launcher.forget("job-1-a1")
     assert not rig.launcher.status("job-1-a1").has_ended

@@ -1,4 +1,4 @@
-"""What every object store promises, whichever it is."""
+"""Contract of every object store."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -164,7 +164,7 @@ def test_delete_is_idempotent(store: ObjectStore) -> None:
     assert list(store.keys("")) == ["a/c"]
 
 
-def test_keys_come_in_lexical_order_whatever_the_order_of_folders(store: ObjectStore) -> None:
+def test_keys_are_listed_in_lexical_order(store: ObjectStore) -> None:
     # "-" and "." sort before "/", so a walk folder by folder would get this wrong.
     expected = ["B", "a-b/x", "a.b", "a/b/10", "a/b/9", "a0", "ä"]
     for key in reversed(expected):

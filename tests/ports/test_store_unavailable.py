@@ -1,4 +1,4 @@
-"""A store that does not answer says so; it never looks like an empty one."""
+"""An unavailable store raises an error; it never looks empty."""
 
 import os
 import socket
@@ -70,7 +70,7 @@ def test_a_bucket_that_is_not_there_takes_and_lists_nothing(
     store = S3Store("there-is-no-such-bucket")
     (tmp_path / "file").write_bytes(b"x")
     for use in uses(store, tmp_path / "file"):
-        # A HEAD request has no body, so S3 itself cannot tell a missing bucket from a missing key.
+        # A HEAD request has no body, so S3 itself cannot distinguish a missing bucket from a missing key.
         with pytest.raises((StorageUnavailable, ObjectNotFound)):
             use()
     with refused("NoSuchBucket"):
@@ -200,7 +200,7 @@ def test_links_inside_a_folder_do_not_lead_out_of_it(tmp_path: Path) -> None:
     assert (tmp_path / "secret").read_bytes() == b"secret"
 
 
-def test_a_link_put_in_the_way_while_reading_is_not_followed(tmp_path: Path) -> None:
+def test_a_symlink_created_during_a_read_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "key").write_bytes(b"secret")
     store = LocalStore(tmp_path / "store")

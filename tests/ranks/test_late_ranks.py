@@ -1,4 +1,4 @@
-"""A rank that reads longer than the others wait in a collective is waited for all the same."""
+"""A rank that reads for longer than the timeout of a collective is waited for."""
 
 import os
 import time
@@ -31,5 +31,5 @@ def _meets(here: World) -> None:
     assert world().slow_group is here.slow_group
 
 
-def test_ranks_meet_after_longer_than_a_collective_waits(tmp_path: Path) -> None:
+def test_a_barrier_outlasts_the_timeout_of_collectives(tmp_path: Path) -> None:
     mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]

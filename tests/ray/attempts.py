@@ -59,7 +59,7 @@ class Attempts:
         return manifest
 
     def progress(self, job: str) -> Progress | None:
-        """What the attempt tells; None before it tells anything."""
+        """Progress of the attempt; None before the first."""
         try:
             text = self._store.read(layout.run_progress(job, 1))
         except ObjectNotFound:
@@ -68,8 +68,12 @@ class Attempts:
 
     def is_training(self, job: str) -> bool:
         """Whether some updates are done and some are not."""
-        told = self.progress(job)
-        return told is not None and told.phase == "training" and told.updates_done > 0
+        progress_now = self.progress(job)
+        return (
+            progress_now is not None
+            and progress_now.phase == "training"
+            and progress_now.updates_done > 0
+        )
 
     def checkpoints(self, job: str) -> list[str]:
         """Their keys."""

@@ -20,14 +20,14 @@ _WAITING_SECONDS = 60.0
 
 
 def main(store_uri: str) -> None:
-    """Until it is told to end."""
-    told: queue.SimpleQueue[int] = queue.SimpleQueue()
+    """Run until a signal ends it."""
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     ray.init(address="auto", log_to_driver=False)
     for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, lambda number, _: told.put(number))
+        signal.signal(number, lambda number, _: signals.put(number))
     _deploy(store_uri, most=100)
     print(DEPLOYED, flush=True)
-    while told.get() == signal.SIGUSR1:
+    while signals.get() == signal.SIGUSR1:
         _deploy(store_uri, most=101)
         print(CHANGED, flush=True)
     serve.delete(NAME)

@@ -13,7 +13,7 @@ def test_arguments_of_a_ray_service_become_an_application() -> None:
     assert isinstance(application, serve.Application)
 
 
-def test_a_replica_decides_before_ray_does_and_ray_lets_nobody_wait_without_end() -> None:
+def test_replica_limits_apply_before_those_of_ray_and_every_wait_is_bounded() -> None:
     """What Ray lets wait has no deadline and no share (its replica.py, `_start_request`)."""
     application = build({"store": "s3://bucket/cmcl", "max_requests_in_flight": 300})
     deployment = application._bound_deployment

@@ -98,5 +98,5 @@ def test_search_follows_each_swap_and_no_answer_is_of_two_versions(
             searching.join()
         shown = client.get("/v1/collections/pictures").json()["searched"]
     assert (shown["version"], shown["rows"]) == (VERSIONS, {"image": ROWS})
-    told = {assert_of_one_version(answer) for answer in answers}
-    assert told >= set(range(2, VERSIONS + 1))
+    versions_seen = {assert_of_one_version(answer) for answer in answers}
+    assert versions_seen >= set(range(2, VERSIONS + 1))

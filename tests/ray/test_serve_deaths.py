@@ -60,7 +60,7 @@ def outcome_of(client: httpx.Client, min_version: int = 1) -> str:
 
 
 @dataclass
-class Crowd:
+class ClientLoad:
     """Clients that ask all the time, and others that wait with one request each."""
 
     url: str
@@ -83,9 +83,9 @@ class Crowd:
 
 
 @contextmanager
-def crowd(url: str, min_version: int) -> Iterator[Crowd]:
-    """While all of it is under way; at the end everybody has got an answer or lost it."""
-    made = Crowd(url)
+def crowd(url: str, min_version: int) -> Iterator[ClientLoad]:
+    """While all of it is under way; at the end every client has a response or an error."""
+    made = ClientLoad(url)
     threads = [threading.Thread(target=made.ask_all_the_time) for _ in range(CLIENTS)]
     threads += [threading.Thread(target=made.hold, args=(min_version,)) for _ in range(HELD)]
     for thread in threads:
@@ -102,7 +102,7 @@ def crowd(url: str, min_version: int) -> Iterator[Crowd]:
 
 @pytest.fixture(scope="module")
 def second(stack: LocalStack) -> Iterator[subprocess.Popen[bytes]]:
-    """Whoever deploys the second application; there is version 1 for it."""
+    """The process that deploys the second application; there is version 1 for it."""
     publish(open_store(stack.store_uri), 1)
     command = [sys.executable, "-m", "tests.ray.second_application", stack.store_uri]
     process = stack.start_driver(command)
@@ -126,8 +126,8 @@ def wait_for_version(url: str, version: int) -> None:
 
 def application_at(url: str) -> str:
     with httpx.Client(base_url=url, timeout=SECONDS) as client:
-        told: str = client.get(f"{PREFIX}/healthz").raise_for_status().json()["application"]
-    return told
+        application: str = client.get(f"{PREFIX}/healthz").raise_for_status().json()["application"]
+    return application
 
 
 def request_for_version(version: int) -> bytes:
@@ -154,7 +154,7 @@ def many_waiting(url: str, version: int) -> Iterator[list[socket.socket]]:
 
 
 @pytest.mark.usefixtures("second")
-def test_many_that_wait_for_a_version_hold_up_nobody(serve_url: str) -> None:
+def test_many_that_wait_for_a_version_do_not_delay_others(serve_url: str) -> None:
     wait_for_version(serve_url, 1)
     with (
         httpx.Client(base_url=serve_url, timeout=SECONDS) as client,
@@ -206,5 +206,5 @@ def test_requests_are_answered_while_the_application_is_changed_and_deleted(
         publish(store, 5)
         wait_for_line(stack, DELETED)
     assert everybody.held == ["200"] * HELD
-    # Whoever comes later is refused in words; no connection is cut.
+    # Later clients are rejected with a message; no connection is cut.
     assert set(everybody.asked) <= {"200", "404", "503"}

@@ -1,4 +1,4 @@
-"""A hot swap behind the real Serve: the replica stays, the version changes, nobody notices."""
+"""A hot swap behind the real Serve: the replica stays, the version changes, no request fails."""
 
 import signal
 import subprocess
@@ -99,7 +99,7 @@ def test_a_served_model_swaps_without_a_failed_request(serve_url: str, store: Ob
 @pytest.fixture
 def slow_looker(stack: LocalStack) -> Iterator[subprocess.Popen[bytes]]:
     """One more of those that follow the store, which looks once an hour by itself."""
-    process = stack.start_driver([sys.executable, "-m", "tests.ray.slow_looker", stack.store_uri])
+    process = stack.start_driver([sys.executable, "-m", "tests.ray.slow_follower", stack.store_uri])
     yield process
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -115,7 +115,7 @@ def wait_until_printed(stack: LocalStack, line: str) -> None:
 def test_an_announced_swap_does_not_wait_for_the_next_look(
     stack: LocalStack, serve_url: str, store: ObjectStore, slow_looker: subprocess.Popen[bytes]
 ) -> None:
-    wait_until_printed(stack, "hears")
+    wait_until_printed(stack, "connected")
     for version in range(1, VERSIONS + 1):
         publish(store, version, "announced")
         news = Announcement(model="announced", generation=version)

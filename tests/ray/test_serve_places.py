@@ -35,7 +35,7 @@ def test_a_node_that_comes_late_gets_its_replica_and_an_update_finds_room() -> N
     assert nodes["cpus"] == 0, "what a rank books, it finds nowhere here"
 
 
-def test_a_node_has_room_for_its_share_and_no_more() -> None:
+def test_a_node_has_exactly_room_for_its_share() -> None:
     for per_node in range(1, 101):
         booked = at_most_per_node(REPLICA, per_node, "x")["resources"]
         assert booked.pop(REPLICA) == 1
@@ -52,7 +52,7 @@ def _options(**arguments: object) -> tuple[Any, Any]:
     return replica.ray_actor_options, encoders["text"]._bound_deployment.ray_actor_options
 
 
-def test_where_nodes_are_for_everybody_cpus_are_booked() -> None:
+def test_cpus_are_booked_on_shared_nodes() -> None:
     replica, encoder = _options(num_cpus=0.5)
     assert (replica["num_cpus"], encoder["num_cpus"]) == (0.5, 2.5)
     assert "resources" not in replica

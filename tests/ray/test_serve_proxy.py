@@ -64,7 +64,7 @@ def live_url(stack: LocalStack) -> str:
 
 
 def test_half_closed_clients_and_absurd_headers_are_answered_by_the_proxy(live_url: str) -> None:
-    # Whoever closes counts as gone, unless the whole request went on to a replica before.
+    # A client that closes counts as gone, unless the whole request was forwarded before.
     closed = answer(live_url, request(), half_close=True)
     assert closed.split(b" ", 2)[1] in (b"400", b"200")
     much = request("x-much: " + "x" * 50_000)
@@ -99,7 +99,7 @@ def test_a_replica_writes_head_and_body_of_an_answer_at_once(stack: LocalStack) 
 @pytest.mark.parametrize(
     "sent", [b"", b"POST / HTTP/1.1\r\nx: " + b"a" * 60_000], ids=["idle", "heads"]
 )
-def test_one_source_that_holds_thousands_of_connections_keeps_no_other_out(
+def test_one_source_that_holds_thousands_of_connections_blocks_no_other(
     stack: LocalStack, live_url: str, sent: bytes
 ) -> None:
     with crowd(stack.ports.embeddings, 4200, sent):

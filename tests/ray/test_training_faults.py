@@ -16,7 +16,7 @@ SECONDS = 800
 
 
 @pytest.mark.ray
-def test_job_that_loses_a_node_goes_on_with_fewer_ranks(tmp_path: Path) -> None:
+def test_a_job_that_loses_a_node_continues_with_fewer_ranks(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     store = open_store((tmp_path / "store").as_uri())
     elastic, alone = (Job(store, name, SMALL) for name in ("elastic", "alone"))

@@ -1,4 +1,4 @@
-"""Ranks that stay: the bits of ranks of one's own, whatever dies; and room for whoever comes next."""
+"""Warm ranks: the bits of cold ranks after any crash; and resources for the next attempt."""
 
 import signal
 from pathlib import Path
@@ -34,7 +34,7 @@ def ranks(stack: LocalStack) -> set[int]:
     return {rank.pid for rank in ray_processes(stack, "RayTrainWorker")}
 
 
-def test_killed_rank_an_attempt_before_and_a_driver_elsewhere_leave_the_bits_of_cold_ranks(
+def test_warm_ranks_give_the_bits_of_cold_ranks_after_a_kill_an_earlier_attempt_and_from_a_remote_driver(
     attempts: Attempts, stack: LocalStack, tmp_path: Path
 ) -> None:
     broken = attempts.start("broken", 1, LONG)
@@ -42,9 +42,9 @@ def test_killed_rank_an_attempt_before_and_a_driver_elsewhere_leave_the_bits_of_
     ray_processes(stack, "RayTrainWorker")[-1].send_signal(signal.SIGKILL)
     cold = attempts.start("cold", 1, LONG, "--cold")
     assert [ended(each) for each in (broken, cold)] == [0, 0]
-    told = attempts.progress("broken")
-    assert told is not None
-    assert told.resumed_at, "it went on from a checkpoint"
+    progress_now = attempts.progress("broken")
+    assert progress_now is not None
+    assert progress_now.resumed_at, "it went on from a checkpoint"
 
     assert ended(attempts.start("before", 0, QUICK)) == 0
     stayed = ranks(stack)
@@ -59,7 +59,7 @@ def test_killed_rank_an_attempt_before_and_a_driver_elsewhere_leave_the_bits_of_
         assert attempts.candidate(job).report.ranks == 2
 
 
-def test_attempt_that_cannot_be_learned_is_told_and_one_that_is_stopped_makes_room(
+def test_a_failed_attempt_is_reported_and_a_stopped_one_frees_its_resources(
     attempts: Attempts,
 ) -> None:
     assert ended(attempts.start("wild", 0, WILD)) == 1
@@ -90,7 +90,9 @@ def test_another_number_of_ranks_is_another_group_and_what_fails_alike_is_not_tr
     wait_until(lambda: not ray_processes(stack, "ray::PoolActor") and not ranks(stack))
 
 
-def test_attempt_survives_the_death_of_the_resident(attempts: Attempts, stack: LocalStack) -> None:
+def test_attempt_survives_the_death_of_the_pool_server(
+    attempts: Attempts, stack: LocalStack
+) -> None:
     orphan = attempts.start("orphan", 1, LONG, *ALONE)
     wait_until(lambda: attempts.is_training("orphan"))
     ray_processes(stack, "ray::PoolActor")[-1].send_signal(signal.SIGKILL)

@@ -13,13 +13,13 @@ from workers.serve.placement import REPLICA, at_most_per_node
 
 _SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
 _SECONDS = 300.0
-# For what must not come: whoever waits longer sees no more of it.
+# For what must not come: a longer wait would show nothing else.
 _A_MOMENT = 1.0
 
 
 @ray.remote
 class Replica:
-    """Tells on which node it is."""
+    """Returns its node."""
 
     def node(self) -> str:
         """Its id."""

@@ -219,11 +219,11 @@ class SignedKeys:
         except StorageError as error:
             return str(error)
         if token != self._seen:
-            self._verdict = self._take(token)
+            self._verdict = self._verify(token)
             self._seen = token
         return self._verdict
 
-    def _take(self, token: bytes) -> str:
+    def _verify(self, token: bytes) -> str:
         try:
             snapshot = self._checked(token)
         except NotSigned as error:

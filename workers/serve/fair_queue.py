@@ -82,7 +82,7 @@ class FairSemaphore:
     async def _acquire(self, tenant: str, items: int) -> None:
         waiting = _Waiting(items, asyncio.get_running_loop().create_future())
         self._waiting.add(tenant, waiting)
-        self._let_in()
+        self._grant()
         try:
             await waiting.let_in
         except asyncio.CancelledError:
@@ -92,9 +92,9 @@ class FairSemaphore:
 
     def _release(self, items: int) -> None:
         self._free += items
-        self._let_in()
+        self._grant()
 
-    def _let_in(self) -> None:
+    def _grant(self) -> None:
         while self._waiting:
             first = self._waiting.next
             if not first.let_in.done():

@@ -11,9 +11,9 @@ from service.database.rows import CanaryOutcome, CanaryRecord
 from service.database.tables import models, trials
 
 
-def add(connection: Connection, trial: CanaryRecord) -> None:
+def add(connection: Connection, record: CanaryRecord) -> None:
     """Insert a canary. Raises WriteConflict if the model has one that has not ended."""
-    values = {field.name: getattr(trial, field.name) for field in fields(trial)}
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
     documents = {name: values[name].model_dump(mode="json") for name in ("plan", "observed")}
     connection.execute(insert(trials).values(**{**values, **documents}))
 
@@ -34,7 +34,7 @@ def all_running(connection: Connection, limit: int) -> list[CanaryRecord]:
 def set_observed(connection: Connection, seen: CanaryRecord, observed: Observed) -> bool:
     """Store the sum of observations. False if the canary has ended."""
     document = observed.model_dump(mode="json")
-    statement = update(trials).where(*_still(seen)).values(observed=document)
+    statement = update(trials).where(*_unchanged(seen)).values(observed=document)
     return connection.execute(statement).rowcount == 1
 
 
@@ -45,7 +45,7 @@ def set_rule(connection: Connection, changed: CanaryRecord) -> None:
         "reason": changed.reason,
         "actor": changed.actor,
     }
-    connection.execute(update(trials).where(*_still(changed)).values(values))
+    connection.execute(update(trials).where(*_unchanged(changed)).values(values))
 
 
 def end(
@@ -53,7 +53,7 @@ def end(
 ) -> None:
     """End it with an outcome and a reason."""
     values = {"ended_at": now, "outcome": outcome, "ended_because": because}
-    connection.execute(update(trials).where(*_still(seen)).values(values))
+    connection.execute(update(trials).where(*_unchanged(seen)).values(values))
 
 
 def ended_before(connection: Connection, moment: datetime, limit: int) -> list[CanaryRecord]:
@@ -70,14 +70,14 @@ def ended_before(connection: Connection, moment: datetime, limit: int) -> list[C
     return [_record(row) for row in connection.execute(query).mappings()]
 
 
-def set_swept(connection: Connection, trial: CanaryRecord, now: datetime) -> None:
+def set_swept(connection: Connection, record: CanaryRecord, now: datetime) -> None:
     """Mark its observations removed."""
-    is_it = (trials.c.model == trial.model, trials.c.revision == trial.revision)
+    is_it = (trials.c.model == record.model, trials.c.revision == record.revision)
     connection.execute(update(trials).where(*is_it).values(swept_at=now))
-    backup.enqueue(connection, "model", trial.model)
+    backup.enqueue(connection, "model", record.model)
 
 
-def _still(seen: CanaryRecord) -> tuple[ColumnElement[bool], ...]:
+def _unchanged(seen: CanaryRecord) -> tuple[ColumnElement[bool], ...]:
     """Condition: that canary, and it has not ended."""
     return (
         trials.c.model == seen.model,

@@ -234,11 +234,11 @@ def _has_work() -> ColumnElement[bool]:
     unstored = select(versions.c.number).where(
         versions.c.model == models.c.name, versions.c.stored_at.is_(None)
     )
-    on_trial = select(trials.c.model).where(
+    has_canary = select(trials.c.model).where(
         trials.c.model == models.c.name, trials.c.ended_at.is_(None)
     )
-    in_the_works = or_(unfinished.exists(), unstored.exists(), on_trial.exists())
-    return or_(is_unmirrored(), and_(models.c.deleted_at.is_(None), in_the_works))
+    unfinished_work = or_(unfinished.exists(), unstored.exists(), has_canary.exists())
+    return or_(is_unmirrored(), and_(models.c.deleted_at.is_(None), unfinished_work))
 
 
 def is_unmirrored() -> ColumnElement[bool]:

@@ -1,7 +1,7 @@
 """The RayJob resource of an attempt: https://docs.ray.io/en/latest/cluster/kubernetes/getting-started/rayjob-quick-start.html
 
 KubeRay does not retry (`backoffLimit: 0`): the control plane decides what follows a loss, because it
-knows whether there is a candidate.
+can see whether there is a candidate.
 
 The number of pods is fixed, and KubeRay submits the job only once all of them run. Kueue rejects a
 RayJob whose cluster scales, and a cluster that grew beyond its admitted size would use other quotas. So

@@ -44,13 +44,13 @@ class Teardown:
     def delete_deployment(self, name: str) -> None:
         """Delete the control plane's Deployment; a missing one is no error."""
         delete = self._apps.delete_namespaced_deployment
-        _unless_missing(delete, name, self._namespace, _request_timeout=_TIMES)
+        _ignore_missing(delete, name, self._namespace, _request_timeout=_TIMES)
 
     def delete_rays(self) -> None:
         """Delete all Ray objects of the release; unknown kinds are skipped."""
         for plural in PLURALS:
             delete = self._rays.delete_collection_namespaced_custom_object
-            _unless_missing(delete, **self._kind(plural))
+            _ignore_missing(delete, **self._kind(plural))
 
     def left_of_service(self) -> list[str]:
         """Pods of the control plane."""
@@ -61,7 +61,7 @@ class Teardown:
         found = []
         for plural in PLURALS:
             look = self._rays.list_namespaced_custom_object
-            listed = _unless_missing(look, **self._kind(plural))
+            listed = _ignore_missing(look, **self._kind(plural))
             items = listed["items"] if listed else []
             found += [f"{plural}.{GROUP}/{item['metadata']['name']}" for item in items]
         return found + self._pods(_PODS)
@@ -132,7 +132,7 @@ def _wait(
     return left
 
 
-def _unless_missing(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def _ignore_missing(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """The result; None if Kubernetes does not know the object or kind."""
     try:
         return call(*arguments, **named)

@@ -19,7 +19,7 @@ from tests.chart.restricted import injected
 from tests.chart.schemas import CRDS
 
 RELEASE = "demo"
-# Nobody has to run the pods of Jobs here.
+# Pods of Jobs need not run here.
 NO_HOOKS = "--no-hooks"
 TRIAL = path_of("trial")
 KUBECONFIG = os.environ.get("CMCL_TEST_KUBECONFIG", "")

@@ -24,7 +24,7 @@ def _arguments(release: Release) -> dict[str, str]:
 
 
 @each_release()
-def test_helm_runs_it_when_it_is_asked_to(release: Release) -> None:
+def test_helm_runs_it_on_helm_test(release: Release) -> None:
     assert _pod(release)["metadata"]["annotations"]["helm.sh/hook"] == "test"
     assert _pod(release)["spec"]["restartPolicy"] == "Never"
 
@@ -40,7 +40,7 @@ def test_it_runs_the_script_that_checks_every_deployment(trial: Release) -> None
 
 
 @each_release()
-def test_it_asks_the_services_of_the_release(release: Release) -> None:
+def test_it_calls_the_services_of_the_release(release: Release) -> None:
     arguments = _arguments(release)
     service = release.one("Service", "demo-cmcl")
     (port,) = service["spec"]["ports"]
@@ -48,7 +48,7 @@ def test_it_asks_the_services_of_the_release(release: Release) -> None:
     assert arguments["embeddings"] == release.settings()["CMCL_EMBEDDINGS_URL"]
 
 
-def test_it_asks_with_the_operators_key(trial: Release, production: Release) -> None:
+def test_it_uses_the_operators_key(trial: Release, production: Release) -> None:
     for release, secret in ((trial, "demo-cmcl-admin"), (production, "cmcl-admin-key")):
         (container,) = _pod(release)["spec"]["containers"]
         key = {"secretKeyRef": {"name": secret, "key": "admin-key"}}
@@ -89,7 +89,7 @@ def test_recall_is_counted_as_training_counts_it() -> None:
     assert ours == pytest.approx(recall_at_10(features, sides), abs=1e-6)
 
 
-def test_a_service_that_does_not_answer_is_told_in_words(
+def test_a_service_that_does_not_respond_is_reported_with_a_message(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)

@@ -1,4 +1,4 @@
-"""Dashboards for Grafana: one source, and every expression of what somebody shows."""
+"""Dashboards for Grafana: one source, and every expression uses an exported metric."""
 
 import json
 import re
@@ -23,7 +23,7 @@ SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), 
 OF_SERVING = re.compile(r'_(counter|gauge|histogram)\(\s*\*?\(?\s*"(\w+)"')
 WATCHED = re.compile(r'\bwatch\(\s*"(\w+)"')
 METRIC = re.compile(r"\b(?:ray_|cmcl_)\w+")
-# Labels, and what stands in them, are no metrics.
+# Labels and their values are not metrics.
 BRACES = re.compile(r"\{[^}]*\}|\b(?:by|on|without)\s*\([^)]*\)")
 
 
@@ -76,7 +76,7 @@ def _of_nodes() -> set[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_expression_looks_at_what_somebody_shows(name: str, shown: set[str]) -> None:
+def test_every_expression_uses_an_exported_metric(name: str, shown: set[str]) -> None:
     expressions = list(_expressions(DASHBOARDS[name]))
     assert len(expressions) > 10
     unknown = {
@@ -133,7 +133,7 @@ def test_no_two_panels_lie_on_each_other(name: str) -> None:
         taken |= cells
 
 
-def test_dashboards_stand_in_one_place_only() -> None:
+def test_dashboards_have_a_single_source() -> None:
     link = CHART / "files" / "dashboards"
     assert link.is_symlink()
     assert link.resolve() == FOLDER

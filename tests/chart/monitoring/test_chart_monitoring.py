@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Monitors and alert rules for Prometheus."""
 
 import re
 
@@ -10,7 +10,7 @@ from tests.chart.release import ROOT, Object, Release, render
 RULES = (ROOT / "deploy" / "prometheus" / "rules.yaml").read_text()
 
 
-def test_monitoring_is_off_unless_asked_for(trial: Release) -> None:
+def test_monitoring_is_off_by_default(trial: Release) -> None:
     assert trial.of_kind("ServiceMonitor", "PodMonitor", "PrometheusRule") == []
 
 
@@ -24,7 +24,9 @@ def test_monitor_finds_the_service_and_its_port(production: Release) -> None:
     assert (endpoint["path"], endpoint["interval"]) == ("/metrics", "15s")
 
 
-def test_monitor_sends_the_key_that_the_service_asks_scrapers_for(production: Release) -> None:
+def test_the_monitor_sends_the_key_that_the_service_requires_of_scrapers(
+    production: Release,
+) -> None:
     (endpoint,) = production.one("ServiceMonitor", "demo-cmcl")["spec"]["endpoints"]
     asked = production.settings()["CMCL_METRICS_KEY"]["secretKeyRef"]
     assert endpoint["authorization"]["credentials"] == asked
@@ -81,7 +83,7 @@ def test_a_service_that_others_scrape_is_not_called_gone_under_our_name(scraped:
     assert (bare in gone["expr"]) is not scraped
 
 
-def test_nobody_is_woken_about_an_endpoint_that_is_not_scraped() -> None:
+def test_an_endpoint_that_is_not_scraped_raises_no_alert() -> None:
     for scraped in (True, False):
         monitoring = {"prometheusRule": {"enabled": True}, "podMonitor": {"enabled": scraped}}
         groups = render({"monitoring": monitoring}).one("PrometheusRule", "demo-cmcl")["spec"][
@@ -91,7 +93,7 @@ def test_nobody_is_woken_about_an_endpoint_that_is_not_scraped() -> None:
         assert len(groups) >= 3
 
 
-def test_the_rules_stand_in_one_place_only() -> None:
+def test_the_rules_have_a_single_source() -> None:
     link = ROOT / "helm" / "files" / "rules.yaml"
     assert link.is_symlink()
     assert link.resolve() == ROOT / "deploy" / "prometheus" / "rules.yaml"

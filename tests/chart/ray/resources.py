@@ -7,7 +7,7 @@ from tests.chart.release import Object
 
 
 def custom_resources(group: Object) -> dict[str, int]:
-    """What `ray start --resources=...` is told, which KubeRay runs in bash; none without it."""
+    """The value of `ray start --resources=...`, which KubeRay runs in bash; none without it."""
     written = group["rayStartParams"].get("resources")
     if written is None:
         return {}

@@ -20,8 +20,10 @@ def _serving(release: Release) -> Object:
 
 
 def test_pods_of_training_have_every_setting_of_training() -> None:
-    told = {"checkpointSeconds": 20, "peerSeconds": 90.5, "scratchBytes": 200_000_000_000}
-    training = _training(render({"training": {**told, "extraEnv": {"NCCL_DEBUG": "INFO"}}}))
+    peer_settings = {"checkpointSeconds": 20, "peerSeconds": 90.5, "scratchBytes": 200_000_000_000}
+    training = _training(
+        render({"training": {**peer_settings, "extraEnv": {"NCCL_DEBUG": "INFO"}}})
+    )
     expected = {
         "CMCL_CHECKPOINT_SECONDS": "20",
         "CMCL_PEER_SECONDS": "90.5",
@@ -53,7 +55,7 @@ def test_pods_have_room_for_all_ranks(
 
 
 @pytest.mark.parametrize("name", ["nvidia.com/gpu.shared", "nvidia.com/mig-1g.10gb", "amd.com/x"])
-def test_ray_counts_gpus_whatever_kubernetes_calls_them(name: str) -> None:
+def test_ray_counts_gpus_of_any_kubernetes_resource(name: str) -> None:
     from ray.autoscaler._private.kuberay import autoscaling_config  # takes a second
 
     encoder = {"modality": "text", "kind": "synthetic", "width": 8, "num_gpus": 1}

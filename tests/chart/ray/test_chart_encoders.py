@@ -1,4 +1,4 @@
-"""Encoders in front of the heads: what the application is told, and where their processes fit."""
+"""Encoders in front of the heads: arguments of the application, and where their processes fit."""
 
 import json
 from typing import Any
@@ -57,7 +57,7 @@ def test_each_process_of_an_encoder_has_a_pod(
     assert group["rayStartParams"].get("num-gpus") == (str(gpus) if gpus else None)
 
 
-def test_pods_of_encoders_run_where_they_are_told(production: Release) -> None:
+def test_pods_of_encoders_run_on_the_configured_nodes(production: Release) -> None:
     template = production.groups()["encoders"]["template"]
     assert template["spec"]["nodeSelector"] == {"example.org/gpu": "t4"}
     assert template["metadata"]["labels"]["app.kubernetes.io/component"] == "serving"

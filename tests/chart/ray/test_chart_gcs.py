@@ -15,7 +15,7 @@ def _cluster(release: Release) -> Object:
     return spec
 
 
-def test_state_is_in_the_heads_memory_unless_asked_for(trial: Release) -> None:
+def test_state_is_in_the_memory_of_the_head_by_default(trial: Release) -> None:
     assert "gcsFaultToleranceOptions" not in _cluster(trial)
 
 
@@ -36,6 +36,6 @@ def test_a_redis_without_a_password_gets_none(secret: str) -> None:
 
 
 def test_the_cluster_that_trains_has_none(production: Release) -> None:
-    """Ray recommends it for Serve alone; an attempt goes on from its checkpoint anyway."""
+    """Ray recommends it for Serve only; an attempt resumes from its checkpoint anyway."""
     training = production.one("RayCluster", "demo-cmcl-training")["spec"]
     assert "gcsFaultToleranceOptions" not in training

@@ -50,7 +50,7 @@ def test_no_ray_pod_has_a_label_that_is_kuberays(release: Release) -> None:
 
 @each_release()
 def test_pods_are_selected_by_labels_that_they_have(release: Release) -> None:
-    """Whatever the chart selects by, some pod of it carries; a RayJob's pods come later."""
+    """Every selector of the chart matches a pod; the pods of a RayJob come later."""
     pods = [template["metadata"]["labels"] for template in release.pod_templates().values()]
     for item in release.of_kind("Service", "PodDisruptionBudget", "Deployment"):
         selector = item["spec"]["selector"]

@@ -24,7 +24,7 @@ def test_jobs_are_submitted_to_its_head_with_its_token(one_cluster: Release) -> 
     assert token == {"secretKeyRef": {"name": "cmcl-ray", "key": "auth_token"}}
 
 
-def test_a_token_that_nobody_could_name_is_refused() -> None:
+def test_a_token_without_a_secret_name_is_rejected() -> None:
     with pytest.raises(helm_python.HelmRenderError, match=r"ray\.authSecret is empty"):
         render({"ray": {"oneCluster": True}})
 

@@ -27,7 +27,7 @@ def _pods(release: Release, folder: Path) -> PodTemplates:
 
 
 def _settings(release: Release, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """As the pod has them; the file lies elsewhere."""
+    """As the pod has them; the file is elsewhere."""
     _pods(release, folder)
     for name, value in release.settings().items():
         if isinstance(value, str):
@@ -46,13 +46,13 @@ def _job(release: Release, folder: Path) -> Object:
 def test_there_is_no_cluster_that_waits(queued: Release, production: Release) -> None:
     assert queued.of_kind("RayCluster") == []
     assert len(production.of_kind("RayCluster")) == 1
-    # Serving goes on as it did.
+    # Serving is unchanged.
     assert len(queued.of_kind("RayService")) == 1
     names = [entry["name"] for entry in queued.container("service")["env"]]
     assert "RAY_AUTH_TOKEN" not in names
 
 
-def test_the_service_may_do_with_rayjobs_what_it_does_and_no_more(queued: Release) -> None:
+def test_rayjob_permissions_of_the_service_are_exactly_those_it_uses(queued: Release) -> None:
     jobs, owner = queued.one("Role", "demo-cmcl")["rules"]
     assert owner == {
         "apiGroups": [""],
@@ -135,7 +135,7 @@ def test_an_attempt_arrives_at_kubernetes_as_the_values_say(
     job = api.jobs[SUBMISSION.id]
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
     assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "urgent"
-    # It goes with the release, and can be told from those of another one.
+    # It is deleted with the release, and differs from those of another one.
     (owner,) = job["metadata"]["ownerReferences"]
     assert (owner["name"], owner["uid"]) == ("demo-cmcl-pods", "its-uid")
     assert job["metadata"]["labels"]["app.kubernetes.io/instance"] == "demo"
@@ -147,7 +147,9 @@ def test_an_attempt_arrives_at_kubernetes_as_the_values_say(
 
 
 @pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's CRDs are not part of this repository")
-def test_kuberay_knows_every_field_of_an_attempt(queued: Release, tmp_path: Path) -> None:
+def test_every_field_of_an_attempt_is_in_the_schema_of_kuberay(
+    queued: Release, tmp_path: Path
+) -> None:
     assert complaints_of_kuberay(_job(queued, tmp_path)) == []
 
 
@@ -184,14 +186,14 @@ def test_the_pods_of_an_attempt_are_admitted_as_restricted(queued: Release, tmp_
     assert pods.submitter == {}, "KubeRay itself asks the head"
 
 
-def test_a_pod_that_hands_the_command_over_is_restricted_too(tmp_path: Path) -> None:
+def test_the_pod_of_the_submitter_is_restricted_too(tmp_path: Path) -> None:
     values = values_of("queued")
     values["training"]["rayJobs"]["submissionMode"] = "K8sJobMode"
     pods = _pods(render(values), tmp_path)
     site = Site("registry/worker:1", "2.60.0", pods=pods, submission_mode="K8sJobMode")
     submitter = ray_job(SUBMISSION, site)["spec"]["submitterPodTemplate"]
     assert violations(submitter["spec"]) == []
-    # A Job of Kubernetes asks for it, and NetworkPolicies know the pod by its labels.
+    # A Job of Kubernetes requires it, and NetworkPolicies select the pod by its labels.
     assert submitter["spec"]["restartPolicy"] == "Never"
     assert submitter["metadata"]["labels"] == pods.head["metadata"]["labels"]
 

@@ -1,4 +1,4 @@
-"""The RayService: what the application is told, how it is reached, and how its pods go."""
+"""The RayService: arguments of the application, its addresses, and the end of its pods."""
 
 import importlib
 import json
@@ -64,7 +64,7 @@ def test_serve_config_imports_what_exists(release: Release) -> None:
 
 
 @each_release()
-def test_replicas_are_told_the_store_of_the_service(release: Release) -> None:
+def test_replicas_use_the_store_of_the_service(release: Release) -> None:
     (application,) = _serve_config(release)["applications"]
     arguments = ServeArgs.model_validate(application["args"])
     assert arguments.store == release.settings()["CMCL_STORE_URI"]
@@ -76,8 +76,8 @@ def test_pods_have_room_for_old_and_new_replicas(replicas: int, per_pod: int, po
     (group,) = _serving(release)["rayClusterConfig"]["workerGroupSpecs"]
     assert group["replicas"] == pods
     assert custom_resources(group) == {REPLICA: 2 * per_pod}
-    told = ServeArgs.model_validate(release.serve_args())
-    assert (told.replicas, told.replicas_per_node) == (replicas, per_pod)
+    args_read = ServeArgs.model_validate(release.serve_args())
+    assert (args_read.replicas, args_read.replicas_per_node) == (replicas, per_pod)
 
 
 @each_release()
@@ -124,18 +124,18 @@ def test_all_arguments_arrive_as_they_were_chosen() -> None:
     assert len(set(chosen.values())) == len(chosen)
     args = {_camel(name): value for name, value in chosen.items()}
     args["trustedProxies"] = ["10.244.0.0/16"]
-    told = ServeArgs.model_validate(render({"serving": {"args": args}}).serve_args())
-    assert {name: getattr(told, name) for name in chosen} == chosen
-    assert told.trusted_proxies == (IPv4Network("10.244.0.0/16"),)
+    args_read = ServeArgs.model_validate(render({"serving": {"args": args}}).serve_args())
+    assert {name: getattr(args_read, name) for name in chosen} == chosen
+    assert args_read.trusted_proxies == (IPv4Network("10.244.0.0/16"),)
 
 
 def test_chart_and_application_have_the_same_defaults() -> None:
-    told = ServeArgs.model_validate(render({}).serve_args())
-    named = {"store": told.store, "allowed_hosts": told.allowed_hosts}
-    assert told == ServeArgs(**named, replicas_per_node=1)
+    args_read = ServeArgs.model_validate(render({}).serve_args())
+    named = {"store": args_read.store, "allowed_hosts": args_read.allowed_hosts}
+    assert args_read == ServeArgs(**named, replicas_per_node=1)
 
 
-def test_without_keys_the_endpoint_knows_the_names_by_which_it_is_asked() -> None:
+def test_without_keys_the_endpoint_has_its_allowed_host_names() -> None:
     values: Object = {"access": {"endpoint": {"allowedHosts": ["embeddings.example.org"]}}}
     release = render(values)
     hosts = release.serve_args()["allowed_hosts"]
@@ -144,9 +144,9 @@ def test_without_keys_the_endpoint_knows_the_names_by_which_it_is_asked() -> Non
     assert not any("*" in host for host in hosts)
 
 
-def test_an_endpoint_that_is_open_is_asked_for_by_any_name() -> None:
-    told = render({"access": {"endpoint": {"open": True}}}).serve_args()
-    assert told["allowed_hosts"] == ["*"]
+def test_an_open_endpoint_accepts_any_host_name() -> None:
+    args_read = render({"access": {"endpoint": {"open": True}}}).serve_args()
+    assert args_read["allowed_hosts"] == ["*"]
 
 
 def test_bounds_are_those_of_the_application() -> None:
@@ -178,7 +178,7 @@ def test_every_node_that_serves_has_haproxy_and_the_time_to_drain(production: Re
         assert expected.items() <= environment_of(container).items()
 
 
-def test_haproxy_is_as_patient_as_the_endpoint_that_it_stands_before() -> None:
+def test_timeouts_of_haproxy_match_those_of_the_endpoint() -> None:
     args = {"bodySeconds": 99.5, "queueSeconds": 300}
     variables = environment_of(render({"serving": {"args": args}}).container("serving"))
     prefix = "RAY_SERVE_HAPROXY"
@@ -208,7 +208,7 @@ def test_shares_of_connections_are_as_they_were_chosen(serving: Object, expected
 
 # They are read when ray.serve is imported, which warns while it is.
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
-def test_ray_knows_the_variables_of_its_proxy(trial: Release) -> None:
+def test_the_proxy_variables_exist_in_ray(trial: Release) -> None:
     from ray.serve._private import constants
 
     source = Path(constants.__file__).read_text()

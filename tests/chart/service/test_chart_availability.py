@@ -43,7 +43,7 @@ def test_a_budget_is_made_where_there_are_several(
         assert budget["maxUnavailable"] == 1
 
 
-def test_none_answers_where_none_is_asked_for() -> None:
+def test_no_encoder_answers_where_none_is_configured() -> None:
     assert _deployment(render({"service": {"replicas": 0}}))["replicas"] == 0
 
 

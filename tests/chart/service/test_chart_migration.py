@@ -28,7 +28,7 @@ def test_helm_runs_it_before_it_changes_anything(gpu: Release) -> None:
     assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
     spec = _job(gpu)["spec"]
     assert (spec["activeDeadlineSeconds"], spec["backoffLimit"]) == (240, 2)
-    # Helm gives up after five minutes unless told otherwise: the Job's own end comes first.
+    # The default timeout of Helm is five minutes: the deadline of the Job is earlier.
     assert spec["activeDeadlineSeconds"] < 300
     # Nor does it delete a failed hook when it uninstalls.
     assert spec["ttlSecondsAfterFinished"] == 86400
@@ -39,7 +39,7 @@ def test_with_sqlite_the_pod_does_it(trial: Release) -> None:
     assert trial.container("service")["startupProbe"]["failureThreshold"] >= 60
 
 
-def test_it_can_be_left_to_the_pods() -> None:
+def test_the_migration_job_can_be_disabled() -> None:
     values = {"database": {"existingSecret": "x"}, "service": {"migration": {"enabled": False}}}
     assert "demo-cmcl-migration" not in _jobs(render(BUCKET | values))
 

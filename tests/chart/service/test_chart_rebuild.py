@@ -1,4 +1,4 @@
-"""`admin rebuild` in a pod: a check on a schedule, and a lost database made anew on demand."""
+"""`admin rebuild` in a pod: a check on a schedule, and a lost database rebuilt on demand."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def _pod(release: Release) -> Object:
     return spec
 
 
-def test_nothing_of_it_is_made_unless_asked_for(trial: Release) -> None:
+def test_nothing_of_it_is_rendered_by_default(trial: Release) -> None:
     assert trial.of_kind("CronJob") == []
 
 
@@ -41,7 +41,7 @@ def test_on_a_schedule_it_reads_and_touches_no_database(production: Release) -> 
     ).one("Deployment", "demo-cmcl")
 
 
-def test_without_a_schedule_it_waits_until_it_is_asked_for() -> None:
+def test_without_a_schedule_it_runs_on_demand() -> None:
     assert _cronjob(render(_values("production")))["suspend"] is True
 
 

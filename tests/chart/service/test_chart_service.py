@@ -76,7 +76,7 @@ def test_chart_sets_every_setting_and_no_other(
     known = {f"CMCL_{field.upper()}" for field in Settings.model_fields}
     assert set(production.settings()) | set(queued.settings()) == known
     assert {name for name in _migration(production) if name.startswith("CMCL_")} <= known
-    # Each launcher is told its own.
+    # Each launcher has its own settings.
     of_rayjobs = {name for name in known if name.startswith("CMCL_KUBERAY_")}
     assert known - set(production.settings()) == {*of_rayjobs, "CMCL_MIN_RANKS"}
     of_secrets = {"CMCL_SNAPSHOT_SIGNING_KEY", "CMCL_METRICS_KEY", "CMCL_ENCRYPTION_KEY"}
@@ -183,21 +183,21 @@ def test_the_key_that_signs_comes_from_a_secret_and_serving_has_the_public_half(
     assert "access_public_key" not in trial.serve_args()
 
 
-def test_an_endpoint_that_nobody_could_ask_is_refused() -> None:
+def test_a_public_key_requires_a_signing_key() -> None:
     public = values_of("production")["access"]["endpoint"]["publicKey"]
     with pytest.raises(helm_python.HelmRenderError, match=r"but not access\.endpoint\.sign"):
         render({"access": {"endpoint": {"publicKey": public}}})
 
 
 @each_release()
-def test_the_service_tells_the_endpoint_of_changes(release: Release) -> None:
+def test_the_service_announces_changes_to_the_endpoint(release: Release) -> None:
     name = release.of_kind("RayService")[0]["metadata"]["name"]
     expected = f"http://{name}-serve-svc:8000"
     assert release.settings()["CMCL_EMBEDDINGS_URL"] == expected
 
 
 @each_release()
-def test_a_key_is_always_asked_for(release: Release) -> None:
+def test_a_key_is_always_required(release: Release) -> None:
     assert release.settings()["CMCL_AUTH"] == "on"
     assert "exec deployment/demo-cmcl -- python -m service keys create" in release.notes
 
@@ -208,7 +208,7 @@ def test_tokens_for_any_audience_are_refused() -> None:
 
 
 @each_release()
-def test_kubernetes_adds_no_variables_of_its_own(release: Release) -> None:
+def test_kubernetes_injects_no_service_variables(release: Release) -> None:
     for template in release.pod_templates().values():
         assert template["spec"]["enableServiceLinks"] is False
 
@@ -268,10 +268,10 @@ def test_notes_lead_to_where_it_answers(trial: Release, production: Release) -> 
     assert "https://embeddings.example.org/v1/models" in production.notes
 
 
-def test_notes_tell_the_next_command(trial: Release, production: Release) -> None:
+def test_notes_contain_the_next_command(trial: Release, production: Release) -> None:
     for release in (trial, production):
         assert "helm test demo -n test --logs --timeout 1200s" in release.notes
-    # The test asks with a key that somebody has to make.
+    # The test uses a key that must be created first.
     assert "create secret generic demo-cmcl-admin --from-literal=admin-key=" in trial.notes
     assert "create secret" not in production.notes
 

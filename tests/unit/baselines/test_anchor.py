@@ -84,6 +84,6 @@ def test_scores_that_are_all_zero_anchor_nothing() -> None:
     assert all(bool(gradient.isfinite().all()) for gradient in found)
 
 
-def test_negative_weight_is_refused_in_words() -> None:
+def test_a_negative_weight_is_rejected_with_a_message() -> None:
     with pytest.raises(ValueError, match="weight is -1; permitted are 0 and more"):
         Anchor(-1)

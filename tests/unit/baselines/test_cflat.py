@@ -49,7 +49,7 @@ def test_step_equals_the_formula_of_four_passes(radius: float, flatness: float) 
     torch.testing.assert_close(found, g1 + flatness * (g3 - g2))
 
 
-def test_parameters_come_back_bit_for_bit() -> None:
+def test_parameters_are_restored_bit_for_bit() -> None:
     method, context = CFlat(), context_on(IMAGE_TEXT)
     pair = pair_for(method, context)
     before = [change.detach().clone() for change in pair.changes]
@@ -66,7 +66,7 @@ def test_answer_is_the_loss_where_the_update_starts() -> None:
 
 
 def test_loss_without_a_slope_leaves_no_gradient() -> None:
-    """All rows are the same item: nothing is to be told apart, and nothing is divided by zero."""
+    """All rows are the same item: there is nothing to distinguish, and no division by zero."""
     same = torch.zeros(len(NEW), dtype=torch.int64)
     flat_rows = PairedRows(
         NEW.first_NI[:1].expand(8, -1), NEW.second_NJ[:1].expand(8, -1), same, same

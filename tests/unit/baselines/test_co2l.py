@@ -116,7 +116,7 @@ def test_gradient_equals_both_terms_written_as_loops(known: ModalityPair) -> Non
 
 @pytest.mark.parametrize("method", [Co2L(memory_rows=SIZE), CILA(memory_rows=SIZE)])
 def test_nothing_is_distilled_without_a_common_head(method: Co2L) -> None:
-    """The parent's heads would be those of the seed, which nobody wants back."""
+    """The parent's heads would be those of the seed, which are useless."""
     kept = taught(method, (AUDIO_DEPTH, random_rows(AUDIO_DEPTH, seed=2)))
     context = context_on(IMAGE_TEXT, kept=kept)
     pair = pair_for(method, context)

@@ -114,7 +114,7 @@ def test_same_seed_gives_the_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_kept_comes_back_from_a_version(name: str) -> None:
+def test_method_state_is_restored_from_a_version(name: str) -> None:
     """`run` passes it through the files; here it is seen that the right things are in them."""
     kept = chain_of(name).kept
     assert len(memories_in(kept)) == (len(STREAM) if name in REPLAYS else 0)

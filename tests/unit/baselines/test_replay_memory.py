@@ -96,7 +96,7 @@ def test_batches_of_one_pass_are_full_and_disjoint() -> None:
     assert [len(batch) for batch in full_batches(8, 8, seed=1)] == [8]
 
 
-def test_empty_ledger_and_empty_memory_are_refused() -> None:
+def test_an_empty_lineage_and_an_empty_memory_are_rejected() -> None:
     with pytest.raises(ValueError, match="no memory"):
         Draws([], 4, seed=1)()
     with pytest.raises(ValueError, match="memory_rows is 0"):

@@ -26,7 +26,7 @@ def test_datasets_come_in_order_of_their_numbers(tmp_path: Path) -> None:
     assert stream.widths == WIDTHS
 
 
-def test_reversed_order_is_the_order_turned_round(folder: Path) -> None:
+def test_the_reversed_order_is_the_order_reversed(folder: Path) -> None:
     stream = read_stream(folder, "reversed")
     assert [one.name for one in stream.datasets] == list(NAMES)[::-1]
 
@@ -63,7 +63,7 @@ def test_a_dataset_without_labels_has_none(folder: Path, of_rows: list[str | Non
     assert stream.notes == ()
 
 
-def test_labels_of_some_rows_are_left_out_and_said(folder: Path) -> None:
+def test_labels_of_some_rows_are_omitted_and_reported(folder: Path) -> None:
     path = folder / "02_two_at.test.parquet"
     write_part(path, features("02_two_at", 5), ["x", None] * 32)
     stream = read_stream(folder)

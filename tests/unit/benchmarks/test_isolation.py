@@ -93,7 +93,7 @@ def test_a_request_belongs_to_the_window_in_which_it_began() -> None:
     assert found["failures"] == {"read: 0": 1}
 
 
-def test_probes_are_counted_apart_and_one_that_failed_is_a_time_out() -> None:
+def test_probes_are_counted_separately_and_a_failed_one_is_a_timeout() -> None:
     found = figures([*steady(100), Record(PROBES[1], 150, 0.001, 0, "ConnectError")])
     assert (found["requests"], found["failed"], found["healthz_failed"]) == (100, 0, 1)
     assert found["healthz_worst_s"] == 10
@@ -107,14 +107,14 @@ def test_the_slowest_hundredth_may_take_half_a_second(seconds: float, misses: bo
     assert ("p99_s" in missed(found, Goals())) is misses
 
 
-def test_or_three_times_what_it_took_before() -> None:
+def test_p99_during_an_attack_may_be_three_times_that_before() -> None:
     records = [*steady(0, 0.25), *steady(100, 0.75)]
     found = {**requests(records, WINDOWS), **processes([QUIET], [QUIET])}
     assert missed(found, Goals()) == []
     assert missed({**found, "p99_s": 0.76}, Goals()) == ["p99_s"]
 
 
-def test_an_attack_in_which_nothing_was_asked_reaches_no_goal() -> None:
+def test_an_attack_without_requests_reaches_no_goal() -> None:
     assert missed(figures([]), Goals()) == ["p99_s", "healthz_worst_s"]
 
 
@@ -226,7 +226,7 @@ def run_attack(name: str, aim: Target) -> dict[str, int]:
         process.end()
 
 
-def test_a_flood_asks_again_and_again_from_another_address(system: System, tmp_path: Path) -> None:
+def test_a_flood_repeats_requests_from_another_address(system: System, tmp_path: Path) -> None:
     counts = run_attack("metrics-flood", target(system.address, tmp_path, scale=0.01))
     assert counts["200"] > 2
     assert set(system.asked) == {("GET", "/metrics")}

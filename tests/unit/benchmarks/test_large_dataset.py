@@ -40,7 +40,7 @@ def test_sides_of_a_row_belong_together_and_rows_differ(tmp_path: Path) -> None:
     assert np.square(second - fit).mean() < 0.7 * np.square(second - shuffled).mean()
 
 
-def test_page_and_picture_tell_the_run(tmp_path: Path) -> None:
+def test_page_and_picture_show_the_run(tmp_path: Path) -> None:
     page = markdown(DOCUMENT)
     assert "4,000,000 pairs of width 1024, 16.0 GiB of float16 features" in page
     assert "| seconds | 9.5 |" in page

@@ -120,7 +120,7 @@ def _hits(scores_NN: torch.Tensor, rows: PairedRows) -> int:
     return hits
 
 
-def test_a_roomy_model_migrates_as_if_encoded_anew(folder: Path) -> None:
+def test_a_roomy_model_migrates_as_if_encoded_again(folder: Path) -> None:
     for one in reindexed(learnt_from(folder, ROOMY)).values():
         assert all(side.exact for side in one.sides.values())
         assert one.figures["cosine_percentile_1"] > 1 - 1e-5

@@ -129,7 +129,7 @@ def test_one_odd_look_at_waiting_does_not_count() -> None:
     assert usual == {1.0: 0.2, 2.0: 0.2}, "never less after more work"
 
 
-def test_in_a_ring_each_is_done_once_and_then_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_functions_in_a_ring_run_alternately(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calm, "WINDOW_SECONDS", 0.0)
     monkeypatch.setattr(group, "_PATIENCE_SECONDS", 0.01)
     done: list[str] = []

@@ -1,4 +1,4 @@
-"""Every benchmark as a command: it can be imported, knows its options and refuses others in one line."""
+"""Every benchmark as a command: it can be imported, lists its options and rejects others in one line."""
 
 import importlib
 import pkgutil
@@ -35,13 +35,13 @@ def scripts() -> Iterator[tuple[str, Main]]:
             yield each.name, module.main
 
 
-def test_every_benchmark_tells_its_options_and_refuses_others_in_one_line() -> None:
+def test_every_benchmark_lists_its_options_and_rejects_others_in_one_line() -> None:
     found = dict(scripts())
     assert found.keys() == NAMES
     for name, main in found.items():
-        told = answer_of(main, "--help")
-        assert (told.status, told.stderr) == (0, ""), name
-        assert f"python -m benchmarks.{name}" in told.stdout
+        shown = answer_of(main, "--help")
+        assert (shown.status, shown.stderr) == (0, ""), name
+        assert f"python -m benchmarks.{name}" in shown.stdout
         refused = answer_of(main, "--none")
         assert (refused.status, refused.stdout) == (2, ""), name
         assert len(refused.stderr.splitlines()) == 1, name
@@ -60,7 +60,7 @@ def test_every_benchmark_tells_its_options_and_refuses_others_in_one_line() -> N
         ("update", ["--batches", "64,x"], "'x' is no whole number"),
     ],
 )
-def test_a_mistake_is_answered_in_one_line(name: str, arguments: list[str], words: str) -> None:
+def test_an_error_is_answered_in_one_line(name: str, arguments: list[str], words: str) -> None:
     answer = answer_of(dict(scripts())[name], *arguments)
     assert (answer.status, answer.stdout) == (2, "")
     (line,) = answer.stderr.splitlines()

@@ -66,7 +66,7 @@ def test_an_answer_that_the_next_move_has_brought_about_is_no_older_one() -> Non
     assert swaps[0].everywhere == pytest.approx(0.2)
 
 
-def test_times_of_swaps_tell_how_many_never_ended() -> None:
+def test_times_of_swaps_include_the_number_that_never_ended() -> None:
     assert figures.swap_times([swap(1, 0.2), swap(2, None)]) == {
         "p50": pytest.approx(200),
         "p95": pytest.approx(200),
@@ -87,7 +87,7 @@ def test_a_swap_that_is_never_over_lasts_until_the_next_move() -> None:
 
 
 def test_every_answer_counts_and_every_swap_that_none_saw_everywhere() -> None:
-    """Also what failed before the seconds of which the latency is told, and what hung."""
+    """Also failures before the measured seconds, and hung requests."""
     found = answers(
         *[answer(at / 10, 0.01) for at in range(90)],
         answer(0.05, 0.1, CUT, version=-1),
@@ -117,7 +117,7 @@ def test_moves_go_round_in_a_circle_with_a_roll_back_every_fifth_time() -> None:
     assert [is_rollback for _, is_rollback in first] == [*[False] * 4, True, False, False]
 
 
-def test_memory_that_grows_is_told_from_memory_that_wavers() -> None:
+def test_growing_memory_is_distinguished_from_noise() -> None:
     swaps = np.arange(200.0)
     wavering = 500 + np.random.default_rng(0).normal(0, 1, 200)
     flat, growing = slope(swaps, wavering), slope(swaps, wavering + 0.1 * swaps)
@@ -129,7 +129,7 @@ def test_memory_that_grows_is_told_from_memory_that_wavers() -> None:
     assert slope(swaps[:10], wavering[:10]) is None
 
 
-def test_an_outage_is_told_by_kind_and_by_its_silence() -> None:
+def test_an_outage_is_reported_by_kind_and_duration() -> None:
     moment = Moment("x", "x", "ours", begin=10.0, whole=12.0, end=14.0)
     found = answers(
         answer(8.0, 0.1, CUT, -1),

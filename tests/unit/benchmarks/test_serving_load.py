@@ -66,7 +66,7 @@ def test_by_default_one_answer_to_each_request_is_read(address: str) -> None:
     assert (checked == WRONG).sum() == 0
 
 
-def test_a_request_larger_than_any_buffer_comes_back_whole(address: str) -> None:
+def test_a_request_larger_than_any_buffer_is_answered_whole(address: str) -> None:
     rows_RBF = features(1, 500, 1024)
     load = Load(
         address,

@@ -25,7 +25,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def see(watch: Watch, phase: Phase, done: int = 0, resumed_at: int | None = None) -> float:
-    """Its ranks tell this; the moment after it was seen."""
+    """Its ranks report this; the moment after it was seen."""
     progress = Progress(
         phase=phase,
         updates_done=done,
@@ -70,7 +70,7 @@ def test_each_thing_is_seen_once(job: Job) -> None:
     assert len(watch.seen) == 1
 
 
-def test_next_attempt_goes_on_from_the_newest_checkpoint(job: Job, tmp_path: Path) -> None:
+def test_a_next_attempt_resumes_from_its_newest_checkpoint(job: Job, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     job.prepare(tmp_path / "files")
     for updates in (9, 100):
@@ -78,9 +78,9 @@ def test_next_attempt_goes_on_from_the_newest_checkpoint(job: Job, tmp_path: Pat
     job.next_attempt(2)
     job.next_attempt(3)
     texts = [job.store.read(layout.run_spec(job.name, attempt)) for attempt in (1, 2, 3)]
-    told = [JobSpec.model_validate_json(text).resume_from for text in texts]
+    resumed_from = [JobSpec.model_validate_json(text).resume_from for text in texts]
     newest = layout.run_checkpoint(job.name, 1, 100, "0" * 64)
-    assert told == [None, newest, newest], "one that left none hands on what it was given"
+    assert resumed_from == [None, newest, newest], "one that left none hands on what it was given"
 
 
 def outcome(ranks: int, distance: float | None) -> Outcome:
@@ -98,10 +98,10 @@ def test_as_many_ranks_must_give_the_bits(
 
 
 def page_of(found: Outcome) -> str:
-    told = {"is_same": found.is_same, "came_in_time": found.came_in_time}
+    verdict = {"is_same": found.is_same, "came_in_time": found.came_in_time}
     return markdown(
         {
-            "outcomes": [{**vars(found), **told}],
+            "outcomes": [{**vars(found), **verdict}],
             "size": vars(SIZE),
             "updates": 100,
             "seconds": 20.0,

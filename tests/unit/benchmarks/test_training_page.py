@@ -13,7 +13,7 @@ TIMING = {
 }
 
 
-def test_rates_are_told_beside_the_bare_loop_and_starts_part_by_part() -> None:
+def test_rates_are_shown_beside_the_bare_loop_and_starts_part_by_part() -> None:
     page = markdown(
         {
             "loops": [

@@ -38,7 +38,7 @@ def document() -> dict[str, Any]:
     }
 
 
-def test_growth_is_told_with_its_interval(document: dict[str, Any]) -> None:
+def test_growth_is_reported_with_its_interval(document: dict[str, Any]) -> None:
     page = _markdown(document)
     assert "| rank | 500 | 520 | 578 | +" in page
     assert document["growth"]["rank 12"]["value"] == pytest.approx(200, abs=0.5)

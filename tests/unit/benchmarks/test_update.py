@@ -172,7 +172,7 @@ def test_projection_keeps_what_lies_above_the_threshold() -> None:
     torch.testing.assert_close(projection(moment, 0.1), expected, atol=1e-5, rtol=0)
 
 
-def test_every_round_runs_all_tasks_by_turns() -> None:
+def test_every_round_runs_all_tasks_in_rotation() -> None:
     order: list[str] = []
     seconds = by_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
     assert order == ["a", "b"] * 4

@@ -14,8 +14,8 @@ from service.jobs.preflights import PreflightReconciler
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
-from tests.fakes.replica_words import PAIR as PAIR_KEY
-from tests.fakes.replica_words import agreement, observe
+from tests.fakes.observations import PAIR as PAIR_KEY
+from tests.fakes.observations import agreement, observe
 from tests.fakes.trainer import train
 
 PAIR = ("image", "text")
@@ -143,7 +143,7 @@ def test_the_live_version_is_promoted_and_rolled_back_with_its_history(published
     assert published.version("scenes", 1).retired_at is not None
 
 
-def test_a_version_is_tried_shown_and_taken_back(
+def test_a_canary_is_started_shown_and_aborted(
     published: Client, published_plane: ControlPlane
 ) -> None:
     live = published.live("scenes")
@@ -163,7 +163,7 @@ def test_a_version_is_tried_shown_and_taken_back(
     assert event.details["reason"] == "worse on birds"
 
 
-def test_a_trial_is_not_started_if_the_live_version_changed(published: Client) -> None:
+def test_a_canary_is_not_started_if_the_live_version_changed(published: Client) -> None:
     with pytest.raises(CmclError) as caught:
         published.set_candidate("scenes", 1, CanaryPlan(share=0.1), if_generation=1)
     assert caught.value.status == 412
@@ -227,8 +227,8 @@ def test_jobs_are_cancelled_retried_approved_and_rejected(
 
 
 def test_events_are_received_from_the_first_to_the_last(published: Client) -> None:
-    told = list(published.all_events("scenes", ["version.published"]))
-    assert [event.version for event in told] == [1, 2]
+    found = list(published.all_events("scenes", ["version.published"]))
+    assert [event.version for event in found] == [1, 2]
     jobs = list(published.jobs("scenes"))
     kinds = [event.kind for event in published.events(jobs[0].id) if event.id]
     assert kinds[0] == "job.queued"
@@ -245,8 +245,8 @@ def test_a_pre_flight_is_started_and_awaited(
         rounds.tick()
         published_plane.clock.advance(1)
     outlook = Outlook(version=2, pair=PAIR, refusals=(), findings={}, heads={}, advice=("ok",))
-    told = PreflightAnswer(outlook=outlook).model_dump_json()
-    published_plane.store.put(f"runs/{asked.id}/a1/answer.json", told.encode())
+    document = PreflightAnswer(outlook=outlook).model_dump_json()
+    published_plane.store.put(f"runs/{asked.id}/a1/answer.json", document.encode())
     for _ in range(2):
         rounds.tick()
         published_plane.clock.advance(1)

@@ -4,7 +4,7 @@ import pytest
 
 from cmcl.cli.errors import Exit
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.replica_words import agreement, observe
+from tests.fakes.observations import agreement, observe
 from tests.unit.client.command_line import Cmcl
 
 
@@ -13,7 +13,7 @@ def plane(published_plane: ControlPlane) -> ControlPlane:
     return published_plane
 
 
-def test_a_version_is_tried_and_taken_back(cmcl: Cmcl, plane: ControlPlane) -> None:
+def test_a_canary_is_started_and_aborted(cmcl: Cmcl, plane: ControlPlane) -> None:
     said = cmcl("candidate", "set", "scenes", "1", "--share=0.05", "--shadow=0.2", "--min-cosine=0")
     assert "version 1 is on trial (share 0.05, shadow 0.2)" in said
     plane.tick()
@@ -25,10 +25,10 @@ def test_a_version_is_tried_and_taken_back(cmcl: Cmcl, plane: ControlPlane) -> N
         assert words in page
     assert cmcl.one("candidate", "show", "scenes")["observed"]["error_share"] == 0.1
     cmcl("candidate", "end", "scenes", "--reason=birds")
-    assert "no version" in cmcl("candidate", "show", "scenes", code=Exit.FAILED)
+    assert "has no canary" in cmcl("candidate", "show", "scenes", code=Exit.FAILED)
 
 
-def test_new_versions_are_tried_first_if_the_policy_says_so(cmcl: Cmcl) -> None:
+def test_new_versions_become_the_canary_if_the_policy_requires_it(cmcl: Cmcl) -> None:
     cmcl("model", "policy", "scenes", "--max-drift=0.3")
     changed = cmcl.one(
         "candidate", "policy", "scenes", "--publish-as=candidate", "--share=0.1", "--min-requests=9"

@@ -148,10 +148,10 @@ def test_an_unreachable_server_has_its_own_exit_code(
         held.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{held.getsockname()[1]}"
         assert main(["model", "list", "--url", url]) == Exit.UNREACHABLE
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: cannot connect to {url} ")
-    assert "is `cmcl up` running?" in told
-    assert "set CMCL_URL" in told
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: cannot connect to {url} ")
+    assert "is `cmcl up` running?" in error
+    assert "set CMCL_URL" in error
 
 
 def test_a_server_without_tls_is_answered_with_its_http_address(

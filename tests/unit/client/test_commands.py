@@ -73,8 +73,8 @@ def test_training_options_are_set_when_a_model_is_created(cmcl: Cmcl) -> None:
     training = cmcl.one("model", "create", "trees", *WIDTHS, *chosen)["training"]
     assert (training["epochs"], training["batch_size"], training["learning_rate"]) == (3, 32, 0.01)
     assert training["optimizer"] == "adamw", "what is not said has its default"
-    told = cmcl("model", "create", "bees", *WIDTHS, "--batch-size=1", code=Exit.USAGE)
-    assert "--batch-size 1: " in told
+    stderr = cmcl("model", "create", "bees", *WIDTHS, "--batch-size=1", code=Exit.USAGE)
+    assert "--batch-size 1: " in stderr
 
 
 def test_a_policy_is_shown_changed_and_bounds_are_dropped(cmcl: Cmcl) -> None:
@@ -248,7 +248,7 @@ def test_a_pre_flight_is_awaited_and_a_rejection_is_an_exit_code(
 ) -> None:
     shard, rounds = plane.shard("new")["uri"], PreflightReconciler(plane.context)
     for refusals, code in (((), Exit.OK), (("too few rows",), Exit.FAILED)):
-        told = Outlook(
+        outlook = Outlook(
             version=2,
             pair=("image", "text"),
             refusals=refusals,
@@ -256,7 +256,7 @@ def test_a_pre_flight_is_awaited_and_a_rejection_is_an_exit_code(
             heads={},
             advice=("it is fine",),
         )
-        thread = in_background(lambda told=told: answer_next(plane, rounds, told))
+        thread = in_background(lambda outlook=outlook: answer_next(plane, rounds, outlook))
         shown = cmcl("preflight", shard, "--pair=image,text", "--model=scenes", code=code)
         thread.join()
         assert ("it is fine" if code == Exit.OK else "rejected: too few rows") in shown
@@ -314,8 +314,8 @@ def test_migrated_vectors_are_one_document(
 ) -> None:
     monkeypatch.setenv("CMCL_EMBEDDINGS_URL", server.url)
     vector = base64.b64encode(struct.pack("<2f", 0.5, -1.0)).decode()
-    told = {"from_version": 1, "predicted_error": 0.03, "error_on_rows": 0.02}
-    figures = {**told, "rank": 2, "condition": 1.5, "exact": True}
+    fields = {"from_version": 1, "predicted_error": 0.03, "error_on_rows": 0.02}
+    figures = {**fields, "rank": 2, "condition": 1.5, "exact": True}
     answer = {"model": "scenes@3", "data": [{"embedding": vector}], "migration": figures}
     server.always((200, answer))
     vectors = tmp_path / "vectors.json"

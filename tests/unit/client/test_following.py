@@ -21,18 +21,18 @@ STREAM = {"Content-Type": "text/event-stream"}
 
 
 def job(state: str, **more: Any) -> dict[str, Any]:
-    told = {"id": "job-1", "model": "m", "dataset": "ds-1", "state": state, "attempt": 1}
-    return {**told, "created_at": AT, "state_changed_at": AT, **more}
+    fields = {"id": "job-1", "model": "m", "dataset": "ds-1", "state": state, "attempt": 1}
+    return {**fields, "created_at": AT, "state_changed_at": AT, **more}
 
 
 def event(number: int, kind: str, **details: Any) -> str:
-    told = {"id": number, "kind": kind, "model": "m", "job": "job-1", "details": details}
-    return f"id: {number}\nevent: {kind}\ndata: {json.dumps(told)}\n\n"
+    fields = {"id": number, "kind": kind, "model": "m", "job": "job-1", "details": details}
+    return f"id: {number}\nevent: {kind}\ndata: {json.dumps(fields)}\n\n"
 
 
 def progress(updates: int) -> str:
-    told = {"phase": "training", "updates_done": updates, "updates_total": 9, "at": AT}
-    return f"event: progress\ndata: {json.dumps(told)}\n\n"
+    fields = {"phase": "training", "updates_done": updates, "updates_total": 9, "at": AT}
+    return f"event: progress\ndata: {json.dumps(fields)}\n\n"
 
 
 class Streams:
@@ -65,15 +65,15 @@ def test_a_broken_stream_resumes_after_the_last_event(client: Client, server: Re
         ],
         [],
     )
-    told = list(client.events("job-1"))
-    assert [(each.id, each.kind) for each in told] == [
+    received = list(client.events("job-1"))
+    assert [(each.id, each.kind) for each in received] == [
         (3, "job.queued"),
         (7, "job.running"),
         (None, "progress"),
         (None, "progress"),
         (9, "job.published"),
     ]
-    assert [each.details.get("updates_done") for each in told[2:4]] == [1, 2]
+    assert [each.details.get("updates_done") for each in received[2:4]] == [1, 2]
     seen = [asked.headers.get("last-event-id") for asked in server.asked]
     assert seen == [None, "7", "7", "7", "7", "9"]
 

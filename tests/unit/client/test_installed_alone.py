@@ -53,8 +53,8 @@ def test_a_package_of_the_same_name_in_the_current_folder_is_not_run(
     (tmp_path / "workers" / "__init__.py").touch()
     monkeypatch.chdir(tmp_path)
     assert main(["up", "--folder=up"]) == 1
-    told = capsys.readouterr().err
-    assert f"the package {tmp_path}/workers would run instead of cmcl's" in told
+    error = capsys.readouterr().err
+    assert f"the package {tmp_path}/workers would run instead of cmcl's" in error
     assert not (tmp_path / "up").exists()
 
 

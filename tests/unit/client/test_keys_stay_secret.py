@@ -32,8 +32,8 @@ def test_a_key_is_sent_as_bearer_and_the_argument_overrides_the_environment(
 def test_the_endpoint_gets_the_key_and_its_rejection_is_shown(
     kind: str, server: RestServer
 ) -> None:
-    told = {"error": {"message": "the key is not valid", "code": "invalid_api_key"}}
-    server.always((401, told))
+    body = {"error": {"message": "the key is not valid", "code": "invalid_api_key"}}
+    server.always((401, body))
     with (
         connected(kind, server.url, key=KEY) as client,
         pytest.raises(CmclError, match="the key is not valid") as caught,

@@ -25,7 +25,7 @@ def test_a_job_that_failed_shows_no_version(cmcl: Cmcl, plane: ControlPlane) -> 
     assert shown["version"].strip() == "-"
 
 
-def test_lists_are_of_all_models_unless_one_is_asked_for(
+def test_lists_cover_all_models_unless_filtered(
     cmcl: Cmcl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CMCL_MODEL", "trees")

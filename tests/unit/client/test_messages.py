@@ -67,9 +67,9 @@ def test_a_foreign_server_is_named_in_one_line_with_the_setting(
     server: RestServer, answer: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.always(answer)
-    told = errors_of(capsys, "job", "show", JOB, "--url", server.url, code=Exit.FAILED)
-    assert f"{server.url} answered HTTP {answer[0]}" in told
-    assert "not a response of the control plane: set CMCL_URL, --url" in told
+    stderr = errors_of(capsys, "job", "show", JOB, "--url", server.url, code=Exit.FAILED)
+    assert f"{server.url} answered HTTP {answer[0]}" in stderr
+    assert "not a response of the control plane: set CMCL_URL, --url" in stderr
 
 
 @pytest.mark.parametrize("answer", FOREIGN)
@@ -89,8 +89,8 @@ def test_an_address_that_ends_with_v1_is_rejected_with_the_right_one(
     path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = "http://127.0.0.1:8000"
-    told = errors_of(capsys, "model", "list", "--url", f"{url}{path}")
-    assert f"write {url}{path.removesuffix('/').removesuffix('/v1')} (CMCL_URL, --url" in told
+    stderr = errors_of(capsys, "model", "list", "--url", f"{url}{path}")
+    assert f"write {url}{path.removesuffix('/').removesuffix('/v1')} (CMCL_URL, --url" in stderr
     with pytest.raises(InvalidArgument, match="CMCL_EMBEDDINGS_URL"):
         Client(embeddings_url=f"http://anna:secret@127.0.0.1:8001{path}")
 
@@ -162,9 +162,9 @@ def test_an_item_without_content_is_named_by_file_and_line(
 ) -> None:
     path = tmp_path / "items.jsonl"
     path.write_bytes(content)
-    told = errors_of(capsys, "collection", "add", "pictures", str(path), code=Exit.FAILED)
-    assert f"{path}, {words}" in told
-    assert "exactly one of feature, text, data" in told
+    stderr = errors_of(capsys, "collection", "add", "pictures", str(path), code=Exit.FAILED)
+    assert f"{path}, {words}" in stderr
+    assert "exactly one of feature, text, data" in stderr
 
 
 def test_a_missing_key_is_reported_with_its_variable(
@@ -173,9 +173,9 @@ def test_a_missing_key_is_reported_with_its_variable(
     needed = "a key is needed: send it as Authorization: Bearer cmcl_..."
     server.always((401, {"type": "urn:cmcl:problem:unauthorized", "detail": needed}))
     command = ("model", "list", "--url", server.url)
-    told = errors_of(capsys, *command, code=Exit.FAILED)
-    assert "CMCL_KEY" in told
-    assert "Authorization" not in told
+    stderr = errors_of(capsys, *command, code=Exit.FAILED)
+    assert "CMCL_KEY" in stderr
+    assert "Authorization" not in stderr
     server.always((401, {"type": "urn:cmcl:problem:unauthorized", "detail": "expired"}))
     monkeypatch.setenv("CMCL_KEY", "cmcl_x")
     assert "expired (the key is set by CMCL_KEY)" in errors_of(capsys, *command, code=Exit.FAILED)

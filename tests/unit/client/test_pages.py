@@ -138,7 +138,7 @@ def test_values_are_shown_without_markup(value: Any, text: str) -> None:
 
 
 def test_a_pre_flight_shows_advice_and_remaining_capacity() -> None:
-    told: Mapping[str, Any] = {
+    fields: Mapping[str, Any] = {
         "id": "pf-1",
         "model": "m",
         "version": 1,
@@ -154,7 +154,7 @@ def test_a_pre_flight_shows_advice_and_remaining_capacity() -> None:
             "advice": ["text: half of its rows are [the same]"],
         },
     }
-    text = drawn(preflight_view(Preflight.model_validate(told)))
+    text = drawn(preflight_view(Preflight.model_validate(fields)))
     assert "│ image    │ -    │ 0.400" in text
     assert "• text: half of its rows are [the same]" in text
 

@@ -55,9 +55,9 @@ def test_the_pages_python_examples_run(
     while program.poll() is None:
         published_plane.tick()
         asyncio.run(asyncio.sleep(0.05))
-    told, _ = program.communicate()
+    output, _ = program.communicate()
     assert program.returncode == 0
-    assert told.splitlines()[-1] == "job.failed", "its rows have another width"
+    assert output.splitlines()[-1] == "job.failed", "its rows have another width"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", awaited], capture_output=True, text=True, check=False
     )

@@ -130,8 +130,8 @@ def test_figures_missing_from_an_older_service_are_omitted() -> None:
 
 def test_a_figure_of_zero_is_shown() -> None:
     """Zero is a reported figure, unlike None."""
-    told = JobProgress(phase="training", removed_share=0.0, drift=0.0, resumed_at=0)
-    assert figures(told) == {"removed": "0 %", "drift": "0", "resumed at update": "0"}
+    progress = JobProgress(phase="training", removed_share=0.0, drift=0.0, resumed_at=0)
+    assert figures(progress) == {"removed": "0 %", "drift": "0", "resumed at update": "0"}
 
 
 @pytest.mark.parametrize("state", ["queued", "submitting"])
@@ -165,9 +165,9 @@ def test_a_time_is_shown_like_a_clock(seconds: float, shown: str) -> None:
 
 
 def test_a_watched_job_is_drawn_while_it_runs(client: Client, server: RestServer) -> None:
-    told = json.dumps(TRAINING.model_dump(mode="json", exclude={"at"}))
+    data = json.dumps(TRAINING.model_dump(mode="json", exclude={"at"}))
     moved = json.dumps({"id": 1, "kind": "job.published", "job": "job-1"})
-    blocks = f"event: progress\ndata: {told}\n\nid: 1\nevent: job.published\ndata: {moved}\n\n"
+    blocks = f"event: progress\ndata: {data}\n\nid: 1\nevent: job.published\ndata: {moved}\n\n"
     states = iter(["running", "published"])
 
     def answer(asked: Asked) -> Any:
@@ -192,4 +192,4 @@ def test_a_jobs_page_shows_its_progress(
         assert main(["job", "show", "job-0123456789ab", "--url", server.url]) == Exit.OK
         page = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
         assert [row for row in rows if row not in page] == []
-        assert ("phase" in " ".join(page)) == bool(rows), "nothing is shown of what is not told"
+        assert ("phase" in " ".join(page)) == bool(rows), "absent figures are not shown"

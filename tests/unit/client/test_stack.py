@@ -116,7 +116,7 @@ class RecordingStack(LocalStack):
     """Records processes instead of starting them."""
 
     def _spawn(self, name: str, command: list[str], **environment: str) -> None:
-        self.told = [
+        self.arguments = [
             *command,
             *(f"{key}={value}" for key, value in {**self._environment(), **environment}.items()),
         ]
@@ -128,9 +128,9 @@ def test_stacks_do_not_share_ray_ports(tmp_path: Path) -> None:
     for name in ("one", "other"):
         stack = RecordingStack(tmp_path / name, Ports.free())
         stack.start_ray()
-        named.append({port[1] for text in stack.told if (port := PORT.fullmatch(text))})
+        named.append({port[1] for text in stack.arguments if (port := PORT.fullmatch(text))})
         stack.stop()
-        assert {"--dashboard-agent-listen-port=0", *_given(stack.ports)} <= set(stack.told)
+        assert {"--dashboard-agent-listen-port=0", *_given(stack.ports)} <= set(stack.arguments)
     assert named[0] & named[1] == {"0"}
 
 
@@ -188,21 +188,21 @@ def test_a_folder_is_locked_until_its_process_ends(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from cmcl.stack_folder import FolderLock; "
         "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
-    holder = subprocess.Popen(
+    key_client = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    with holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
+    with key_client:
+        assert key_client.stdout is not None
+        assert key_client.stdout.readline() == b"held\n"
         second = LocalStack(tmp_path, Ports.free())
-        with pytest.raises(StackError, match=f"in use by process {holder.pid}: stop it"):
+        with pytest.raises(StackError, match=f"in use by process {key_client.pid}: stop it"):
             second.prepare_folder()
         (tmp_path / ".cmcl-demo").touch()
         with pytest.raises(StackError, match="in use by process"):
             run_demo(DemoOptions(ROOT / "examples/stream", tmp_path), Console())
-        holder.kill()
+        key_client.kill()
     second.prepare_folder()
     second.stop()
 
@@ -259,7 +259,7 @@ def test_files_of_the_stack_are_private_to_its_user(tmp_path: Path) -> None:
         assert set(modes(stack.folder / "keys").values()) == {"0o600"}
         # Ray creates its own folder and sockets with mode 0777.
         stack.start_ray()
-        [ray] = [part for part in stack.told if part.startswith("--temp-dir=")]
+        [ray] = [part for part in stack.arguments if part.startswith("--temp-dir=")]
         above = Path(ray.removeprefix("--temp-dir=")).parent
         assert oct(above.stat().st_mode & 0o777) == "0o700"
         assert stack.proxy_folder.parent == above
@@ -277,8 +277,8 @@ def test_with_keys_the_service_requires_them_and_the_operators_key_is_kept(tmp_p
             stack.wait_for_service()
             address = f"{stack.service_url}/v1/whoami"
             assert httpx.get(address).status_code == 401
-            told = httpx.get(address, headers={"Authorization": f"Bearer {stack.operator_key}"})
-            assert "admin" in told.json()["scopes"]
+            response = httpx.get(address, headers={"Authorization": f"Bearer {stack.operator_key}"})
+            assert "admin" in response.json()["scopes"]
             keys.append(stack.operator_key)
         finally:
             stack.stop()
@@ -311,12 +311,12 @@ def test_no_part_but_the_service_gets_a_secret(
         for start in (stack.start_ray, stack.start_embeddings):
             start()
             assert stack.operator_key is not None
-            assert stack.operator_key not in " ".join(stack.told)
-            assert "PRIVATE" not in " ".join(stack.told)
-            assert "secret of" not in " ".join(stack.told)
+            assert stack.operator_key not in " ".join(stack.arguments)
+            assert "PRIVATE" not in " ".join(stack.arguments)
+            assert "secret of" not in " ".join(stack.arguments)
         stack.start_service()
-        assert {f"{name}=secret of {name}" for name in of_service} <= set(stack.told)
-        assert f"CMCL_ADMIN_KEY={stack.operator_key}" in stack.told
+        assert {f"{name}=secret of {name}" for name in of_service} <= set(stack.arguments)
+        assert f"CMCL_ADMIN_KEY={stack.operator_key}" in stack.arguments
     finally:
         stack.stop()
 

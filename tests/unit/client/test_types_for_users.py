@@ -55,9 +55,7 @@ except Unreachable as error:
 """
 
 
-def test_a_type_checker_knows_every_call_of_the_installed_client(
-    installed: Path, tmp_path: Path
-) -> None:
+def test_every_call_of_the_installed_client_is_typed(installed: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     checker = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--config-file="]

@@ -60,14 +60,14 @@ class Dying:
 def test_a_file_arrives_in_parts_and_is_the_same(
     kind: str, small_parts: ControlPlane, large: Path
 ) -> None:
-    told: list[UploadProgress] = []
+    reported: list[UploadProgress] = []
     with in_process(kind, small_parts.app) as client:
-        sent = client.upload(large, told.append)
+        sent = client.upload(large, reported.append)
         assert client.upload_state(sent.id).state == "complete"
     assert sent.sha256 == hashlib.sha256(large.read_bytes()).hexdigest()
     size = large.stat().st_size
-    assert [now.sent for now in told] == [SMALLEST_PART, 2 * SMALLEST_PART, size]
-    assert {(now.path, now.total) for now in told} == {(large, size)}
+    assert [now.sent for now in reported] == [SMALLEST_PART, 2 * SMALLEST_PART, size]
+    assert {(now.path, now.total) for now in reported} == {(large, size)}
     small_parts.close()
 
 
@@ -218,7 +218,7 @@ def test_a_rejected_part_is_not_retried() -> None:
 
 
 @pytest.mark.parametrize("state", ["completing", "complete"])
-def test_nothing_is_sent_for_an_upload_that_takes_no_more_parts(
+def test_nothing_is_sent_for_a_closed_upload(
     client: Client, server: RestServer, tmp_path: Path, state: str
 ) -> None:
     path = tmp_path / "a.bin"

@@ -79,5 +79,5 @@ def test_a_response_without_items_is_not_an_empty_list(
 
 def test_listing_at_the_endpoint_fails_on_the_command_line(server: RestServer, cmcl: Cmcl) -> None:
     server.always((200, {"object": "list", "data": []}, ENDPOINT))
-    told = cmcl("model", "list", "--url", server.url, code=Exit.FAILED)
-    assert "is the embeddings endpoint" in told
+    stderr = cmcl("model", "list", "--url", server.url, code=Exit.FAILED)
+    assert "is the embeddings endpoint" in stderr

@@ -110,10 +110,10 @@ def test_what_other_releases_write_may_have_more_fields(kind: type[BaseModel]) -
 
 
 def test_a_report_of_measured_datasets_can_be_read_by_the_release_before() -> None:
-    """Its reports were without this field, and it refuses fields that it does not know."""
+    """Its reports were without this field, and it rejects unknown fields."""
     assert "not_evaluated" not in REPORT.model_dump_json()
-    told = REPORT.model_copy(update={"not_evaluated": {"d-0": "shard 0 is missing"}})
-    assert VersionReport.model_validate_json(told.model_dump_json()) == told
+    incomplete = REPORT.model_copy(update={"not_evaluated": {"d-0": "shard 0 is missing"}})
+    assert VersionReport.model_validate_json(incomplete.model_dump_json()) == incomplete
 
 
 @pytest.mark.parametrize("model", MODELS, ids=name_of)
@@ -213,6 +213,6 @@ def test_a_dataset_has_shards_and_as_many_rows_as_these() -> None:
         DatasetManifest.model_validate({**DATASET.model_dump(), "shards": ()})
 
 
-def test_every_attempt_has_an_id_of_its_own_at_ray() -> None:
+def test_every_attempt_has_a_unique_ray_submission_id() -> None:
     ids = {submission_id(job, attempt) for job in ("j-1", "j-11") for attempt in (1, 11)}
     assert ids == {"j-1-a1", "j-1-a11", "j-11-a1", "j-11-a11"}

@@ -55,7 +55,7 @@ def test_odd_modalities_are_refused(name: str) -> None:
 
 @given(st.text(max_size=50))
 @settings(max_examples=100)
-def test_whatever_is_taken_as_a_name_is_safe_in_a_path(name: str) -> None:
+def test_every_valid_name_is_safe_in_a_path(name: str) -> None:
     try:
         MODEL_NAME.validate_python(name)
     except ValidationError:

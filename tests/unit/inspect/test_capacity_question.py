@@ -63,7 +63,7 @@ def test_history_begins_where_a_modality_does(found: ModelCapacity) -> None:
     assert found.modalities["a"].now.datasets_left is None
 
 
-def test_an_earlier_version_knows_nothing_of_later_ones(store: ObjectStore) -> None:
+def test_an_earlier_version_is_independent_of_later_ones(store: ObjectStore) -> None:
     first = model_capacity(store, "m", 1)
     assert set(first.modalities) == {"v", "t"}
     assert all(len(one.history) == 1 for one in first.modalities.values())

@@ -99,7 +99,7 @@ def test_unit_scores_are_counted_on_unit_vectors() -> None:
     assert found.both_new == pytest.approx(float((after_NN - before_NN).norm() / before_NN.norm()))
 
 
-def test_a_side_whose_head_stood_still_meets_no_change(store: ObjectStore) -> None:
+def test_an_unchanged_head_changes_no_scores_of_its_side(store: ObjectStore) -> None:
     """Version 3 learns v,t: the head of a stands still, so what t stored meets a's old queries."""
     second = compare(store, "m", 2, 3).datasets[1]
     assert second.name == "two_at"

@@ -19,13 +19,13 @@ from workers.storage.object_store import ObjectStore
 
 
 @dataclass(frozen=True)
-class Said:
+class CommandResult:
     status: int
     stdout: str
     stderr: str
 
 
-def ask(question: str, store: ObjectStore, *arguments: str | Path) -> Said:
+def ask(question: str, store: ObjectStore, *arguments: str | Path) -> CommandResult:
     stdout, stderr = io.StringIO(), io.StringIO()
     every = [question, "--store", store.uri, "--model", "m"]
     with redirect_stdout(stdout), redirect_stderr(stderr):
@@ -33,7 +33,7 @@ def ask(question: str, store: ObjectStore, *arguments: str | Path) -> Said:
             status = main([*every, *map(str, arguments)])
         except SystemExit as end:
             status = int(end.code or 0)
-    return Said(status, stdout.getvalue(), stderr.getvalue())
+    return CommandResult(status, stdout.getvalue(), stderr.getvalue())
 
 
 def questions(folder: Path) -> dict[str, list[str]]:
@@ -105,7 +105,7 @@ def test_what_would_be_refused_ends_with_status_3(store: ObjectStore, tmp_path: 
         (["preflight", "--version", "1", "--pair", "v,x", "--shards", "x"], "no modality 'x'"),
     ],
 )
-def test_a_mistake_is_answered_in_one_line(
+def test_an_error_is_answered_in_one_line(
     store: ObjectStore, arguments: Sequence[str], words: str
 ) -> None:
     said = ask(arguments[0], store, *arguments[1:])
@@ -115,7 +115,7 @@ def test_a_mistake_is_answered_in_one_line(
     assert words in line
 
 
-def test_a_folder_that_cannot_be_written_is_said(store: ObjectStore, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(store: ObjectStore, tmp_path: Path) -> None:
     arguments = questions(tmp_path)["migrate"]
     said = ask("migrate", store, *arguments[:-1], tmp_path / "nowhere" / "out.npy")
     assert said.status == 2

@@ -81,7 +81,7 @@ def test_only_datasets_of_the_modality_are_measured(store: ObjectStore, tmp_path
         ({"from_version": 2, "to_version": 1, "modality": "a"}, "by different first datasets"),
     ],
 )
-def test_what_cannot_be_migrated_is_said_and_not_written(
+def test_what_cannot_be_migrated_is_reported_and_not_written(
     store: ObjectStore, tmp_path: Path, changes: dict[str, object], words: str
 ) -> None:
     out = tmp_path / "out.npy"

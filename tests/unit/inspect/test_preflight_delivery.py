@@ -8,7 +8,7 @@ import pytest
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.preflight import AskedShard, AskedShards, PreflightAnswer
 from tests.unit.inspect.conftest import shard_file
-from tests.unit.inspect.test_inspect_command import Said, ask
+from tests.unit.inspect.test_inspect_command import CommandResult, ask
 from workers.storage.local import LocalStore
 from workers.storage.object_store import ObjectStore
 
@@ -17,7 +17,7 @@ ASKED, ANSWERED = "runs/pf-1/a1/asked.json", "runs/pf-1/a1/answer.json"
 
 def ask_by_the_store(
     store: ObjectStore, folder: Path, *shards: AskedShard, version: str = "3"
-) -> Said:
+) -> CommandResult:
     """With shards of that folder permitted, as the service asks."""
     asked = AskedShards(shards=shards, allowed_prefixes=(folder.as_uri(),))
     store.put(ASKED, asked.model_dump_json().encode())
@@ -68,7 +68,7 @@ def test_a_link_out_of_what_is_allowed_is_no_way(store: ObjectStore, tmp_path: P
     assert "outside the allowed prefixes" in (answer.error or "")
 
 
-def test_an_upload_is_read_where_it_lies(
+def test_an_upload_is_read_in_place(
     store: ObjectStore, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = shard_file(tmp_path_factory.mktemp("elsewhere"), "x_vt", 9)
@@ -92,7 +92,7 @@ def answer_widths(store: ObjectStore, folder: Path) -> list[int]:
     return [outlook.findings[modality].expected_width for modality in ("v", "t")]
 
 
-def test_what_cannot_be_asked_is_left_in_words(store: ObjectStore, tmp_path: Path) -> None:
+def test_an_impossible_preflight_leaves_a_message(store: ObjectStore, tmp_path: Path) -> None:
     shard = AskedShard(uri=shard_file(tmp_path, "x_vt", 9).as_uri())
     said = ask_by_the_store(store, tmp_path, shard, version="7")
     answer = answer_in(store)

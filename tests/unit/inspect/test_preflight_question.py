@@ -135,7 +135,7 @@ def broken(path: Path, case: str) -> Path:
         ("no Parquet", "neither Parquet nor Arrow IPC", None, {}),
     ],
 )
-def test_what_would_be_refused_is_refused_in_the_same_words(
+def test_what_would_be_refused_is_refused_with_the_same_message(
     store: ObjectStore,
     tmp_path: Path,
     case: str,
@@ -194,7 +194,7 @@ def test_a_shard_that_is_not_there_would_be_refused(store: ObjectStore, tmp_path
     assert refusal.endswith("nowhere.parquet: there is no such object")
 
 
-def test_an_undeclared_modality_is_no_question(store: ObjectStore) -> None:
+def test_an_undeclared_modality_is_no_preflight(store: ObjectStore) -> None:
     pair = ModalityPair(first="v", second="smell")
     with pytest.raises(Unanswerable, match="no modality 'smell': it has v, t, a, unused"):
         dataset_outlook(store, "m", 1, pair, [])

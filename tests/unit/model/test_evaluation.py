@@ -52,7 +52,7 @@ def test_same_label_counts_at_one_but_not_at_ten() -> None:
     assert found.at_10 < 1.0
 
 
-def test_recall_at_five_lies_between_one_and_ten() -> None:
+def test_recall_at_five_is_between_those_at_one_and_ten() -> None:
     generator = torch.Generator().manual_seed(2)
     first = unit(torch.randn(300, 16, generator=generator))
     second = unit(first + 0.5 * torch.randn(300, 16, generator=generator))

@@ -59,7 +59,7 @@ def test_gradient_in_closed_form_is_that_of_autograd(equal: bool) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_rows_with_the_same_caption_do_not_push_each_other_apart() -> None:
+def test_rows_with_the_same_caption_are_not_negatives() -> None:
     """With two equal captions the loss is least where both rows claim both, not one each."""
     keys_first, keys_second = torch.tensor([1, 2, 3]), torch.tensor([7, 7, 8])
     positive = positives(keys_first, keys_second, keys_first, keys_second)

@@ -127,7 +127,7 @@ def test_selftest_refuses_heads_of_another_version() -> None:
         (lambda data: data.replace(b'"text/weight"', b'"tuxt/weight"'), "'text/weight' is missing"),
     ],
 )
-def test_damaged_heads_are_refused_in_words(damage, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_damaged_heads_are_rejected_with_a_message(damage, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InvalidVersion, match=message):
         artifact.load_heads(damage(artifact.save_heads(HEADS)), SPEC)
 

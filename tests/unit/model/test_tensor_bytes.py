@@ -24,7 +24,7 @@ WHOLE = save(TENSORS, metadata={"by": "test"})
     "tensors",
     [TENSORS, {}, {"whole": torch.arange(3)}, {"half": torch.ones(2, dtype=torch.bfloat16)}],
 )
-def test_tensors_come_back_as_they_were(tensors: dict[str, torch.Tensor]) -> None:
+def test_tensors_survive_a_round_trip(tensors: dict[str, torch.Tensor]) -> None:
     found = load(save(tensors))
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -40,7 +40,7 @@ def test_tensors_can_be_written_to_and_share_nothing() -> None:
 
 @given(st.binary(max_size=64))
 @settings(max_examples=200)
-def test_rubbish_is_refused_in_the_librarys_words(data: bytes) -> None:
+def test_rubbish_is_refused_with_the_message_of_the_library(data: bytes) -> None:
     with pytest.raises(SafetensorError) as ours:
         load(data)
     with pytest.raises(SafetensorError) as theirs:
@@ -69,7 +69,7 @@ def test_a_file_that_ends_early_is_refused(length: int) -> None:
         None,
     ],
 )
-def test_a_header_that_lies_is_refused(entry: object) -> None:
+def test_a_header_with_false_lengths_is_rejected(entry: object) -> None:
     header = json.dumps({"a": entry}).encode()
     with pytest.raises(SafetensorError):
         load(len(header).to_bytes(8, "little") + header + bytes(8))

@@ -121,7 +121,7 @@ def test_protected_share_equals_projection_of_the_rows() -> None:
 
 @settings(max_examples=20)
 @given(st.integers(0, 500), st.floats(0.3, 1.0))
-def test_the_same_dataset_again_lies_in_the_protected_span(seed: int, kept: float) -> None:
+def test_the_same_dataset_again_is_within_the_protected_span(seed: int, kept: float) -> None:
     report = preflight(head(seed), head(seed), rectangular_mask, kept)
     assert report.protected_share >= kept - 1e-9
     assert report.moment_distance == pytest.approx(0, abs=1e-9)
@@ -166,7 +166,7 @@ def test_a_full_head_says_that_nothing_can_be_learned() -> None:
     assert any("After this dataset 0.0%" in sentence for sentence in report.advice)
 
 
-def test_a_dataset_within_the_blocked_spans_is_told_so() -> None:
+def test_a_dataset_within_the_blocked_spans_is_reported() -> None:
     earlier = head(9, slice(0, 6), slice(0, 3))
     report = preflight(head(10, slice(0, 5), slice(0, 3)), earlier, rectangular_mask, 1.0)
     assert report.free_share > 0.5

@@ -87,7 +87,7 @@ def test_drift_is_exact_when_only_one_head_moved(
         assert drift == pytest.approx(brute_force(old_rows, then, now), rel=1e-6)
 
 
-def test_drift_does_not_know_which_side_is_first(
+def test_drift_is_symmetric_in_its_sides(
     old_rows: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     then, now = random_weights(8), random_weights(9)

@@ -191,7 +191,7 @@ def test_unmoved_queries_agree_completely() -> None:
     assert (found.relative_difference, found.top_10_overlap) == (0.0, 1.0)
 
 
-def test_equal_stored_vectors_stand_for_each_other() -> None:
+def test_equal_stored_vectors_are_interchangeable() -> None:
     stored = random(55, 4, WIDTH).repeat_interleave(20, dim=0)
     old = random(56, 30, WIDTH)
     found = measured_agreement(stored, old * (1 + 1e-9), old)

@@ -98,9 +98,7 @@ def test_common_rotation_of_both_heads_keeps_quality(
     assert quality_loss(moments, learned, turned) == pytest.approx(-1.0, abs=1e-12)
 
 
-def test_quality_does_not_know_which_side_is_first(
-    moments: PairMoments, learned: PairWeights
-) -> None:
+def test_quality_is_symmetric_in_its_sides(moments: PairMoments, learned: PairWeights) -> None:
     now = other_heads(6, learned, 0.3)
     swapped = quality_loss(
         moments.swapped(),

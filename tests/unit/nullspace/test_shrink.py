@@ -159,7 +159,7 @@ def test_a_bound_of_zero_gives_back_the_parents_scores() -> None:
     assert pair.drift(changes) == 0.0
 
 
-def test_drift_is_asked_for_at_most_sixteen_times() -> None:
+def test_drift_is_evaluated_at_most_sixteen_times() -> None:
     pair = Pair(8)
     asked: list[float] = []
 

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from tests.architecture.repository import ROOT
 
 Schema = dict[str, Any]
-# Nobody reads it: the client is gone.
+# It is not read: the client is gone.
 _CLIENT_CLOSED_REQUEST = 499
 
 

@@ -43,7 +43,7 @@ def encode(hops: RecordedHops, raw: Sequence[str | bytes]) -> list[list[float]]:
     return rows
 
 
-def test_a_large_request_goes_in_parts_and_comes_back_in_order() -> None:
+def test_a_large_request_is_sent_in_parts_and_returned_in_order() -> None:
     hops = RecordedHops()
     raw = ["a", "bb", "ccc", "dddd", "e", "ff", "ggg"]
     assert encode(hops, raw) == [[len(each)] * 2 for each in raw]
@@ -54,7 +54,7 @@ def test_no_items_have_no_features() -> None:
     assert asyncio.run(clients(RecordedHops()).encode("text", [], KEY)).shape == (0, 2)
 
 
-def test_what_stands_in_front_of_a_modality_is_told() -> None:
+def test_the_encoder_of_a_modality_is_listed() -> None:
     infos = clients(RecordedHops()).infos
     assert infos == {"text": EncoderInfo(name="synthetic", raw="text", width=2)}
 
@@ -107,7 +107,7 @@ def test_an_encoder_that_does_not_answer_in_time_is_unavailable() -> None:
 
 
 class Held(RecordedHops):
-    """Answers nobody until it may go on."""
+    """Answers no request until it is released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def test_keys_take_turns_at_an_encoder() -> None:
     assert ["m"] in asyncio.run(main())[PASSES_AHEAD : PASSES_AHEAD + 2]
 
 
-def test_whoever_gives_up_waiting_takes_no_place() -> None:
+def test_a_cancelled_wait_holds_no_slot() -> None:
     async def main() -> list[Sequence[str | bytes]]:
         hops = Held()
         encoders = clients(hops, PATIENT)

@@ -47,7 +47,7 @@ def test_half_an_image_is_damaged() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
-def test_whatever_is_wrong_with_a_file_it_is_the_clients_error(kind: str) -> None:
+def test_every_unreadable_image_is_a_client_error(kind: str) -> None:
     draws = random.Random(0)
     whole = picture(kind)
     for _ in range(300):

@@ -1,4 +1,4 @@
-"""Items of several requests share passes, and nobody's item spoils another's."""
+"""Items of several requests share passes, and an invalid item fails only its own request."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -31,7 +31,7 @@ class Queue:
         self.encoder.go.set()
 
     async def until_read(self) -> None:
-        """Until whatever was asked for before waits for a pass: items are read one after another."""
+        """Wait until all earlier requests wait for a pass: items are read one after another."""
         assert await self.ask("bad") == Unreadable(0, "it is bad")
 
     async def until_passes(self, count: int) -> None:
@@ -90,7 +90,7 @@ def test_an_item_that_cannot_be_read_is_named() -> None:
     run(main())
 
 
-def test_a_pass_that_breaks_is_told_to_all_in_it_and_to_no_other() -> None:
+def test_a_failed_pass_fails_all_its_items_and_no_others() -> None:
     async def main() -> None:
         queue = Queue()
         queue.release()
@@ -116,7 +116,7 @@ def test_nothing_is_encoded_for_a_request_that_was_abandoned() -> None:
     run(main())
 
 
-def test_a_pass_waits_for_company_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_waits_for_more_items_if_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         company, waits = asyncio.Event(), []
 

@@ -65,7 +65,9 @@ def test_the_check_of_texts_ends_with_one_line_about_the_first_wrong_one(
         ({"url": "https://example.org"}, "url"),
     ],
 )
-def test_a_wrong_encoder_is_refused_in_words(fields: dict[str, object], complaint: str) -> None:
+def test_an_invalid_encoder_is_rejected_with_a_message(
+    fields: dict[str, object], complaint: str
+) -> None:
     with pytest.raises(ValidationError, match=complaint):
         spec(**fields)
 
@@ -81,7 +83,7 @@ def test_an_encoder_that_books_a_gpu_uses_it() -> None:
     assert spec(num_gpus=1, device="cpu").placed_on == "cpu"
 
 
-def test_clients_are_told_a_models_name_and_no_folder() -> None:
+def test_clients_see_a_models_name_and_no_folder() -> None:
     assert spec().name == "synthetic"
     local = spec(kind="sentence-transformers", model="/srv/secret/minilm/")
     assert local.name == "sentence-transformers/minilm"

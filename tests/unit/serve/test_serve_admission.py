@@ -123,7 +123,7 @@ def test_without_keys_a_tenant_is_a_source_address(one: str, other: str, same: b
         ("testclient", ["192.0.2.1"], "testclient"),
     ],
 )
-def test_without_keys_a_trusted_proxy_names_its_clients_and_nobody_else_does(
+def test_without_keys_only_a_trusted_proxy_names_its_clients(
     host: str, forwarded: list[str], counted: str
 ) -> None:
     proxies = (ip_network("10.0.3.0/24"),)

@@ -85,7 +85,7 @@ def test_each_announcement_wakes_and_silence_does_not(scene: Scene) -> None:
     until(lambda: scene.wakes == 2)
     scene.channel.tell()
     until(lambda: scene.wakes == 3)
-    time.sleep(0.2)  # Several calls end without news meanwhile.
+    time.sleep(0.2)  # Several calls end without news in that time.
     assert scene.wakes == 3
 
 
@@ -108,7 +108,7 @@ def test_a_channel_that_is_lost_is_opened_again(
     assert len([line for line in caplog.messages if "no announcements" in line]) == 1
 
 
-def test_what_this_replica_is_told_goes_to_all_by_the_channel(scene: Scene) -> None:
+def test_an_announcement_reaches_all_replicas_through_the_channel(scene: Scene) -> None:
     hearing(scene)
     scene.announce("scenes")
     assert scene.channel.announced == ["scenes"]
@@ -121,7 +121,7 @@ def test_a_flood_of_announcements_is_passed_on_as_a_few(scene: Scene) -> None:
     assert scene.channel.announced == ["scenes"] * 2
 
 
-def test_without_a_channel_the_replica_that_was_told_looks_at_least(scene: Scene) -> None:
+def test_without_a_channel_the_notified_replica_polls(scene: Scene) -> None:
     scene.error = ChannelLost("no cluster")
     scene.listener.start()
     until(lambda: scene.hearing[-1:] == [False])
@@ -129,7 +129,7 @@ def test_without_a_channel_the_replica_that_was_told_looks_at_least(scene: Scene
     assert scene.wakes == 1
 
 
-def test_a_listener_that_was_stopped_wakes_nobody(scene: Scene) -> None:
+def test_a_stopped_listener_wakes_no_replica(scene: Scene) -> None:
     hearing(scene)
     scene.listener.stop()
     scene.channel.tell()
@@ -140,7 +140,7 @@ def test_a_listener_that_was_stopped_wakes_nobody(scene: Scene) -> None:
 LISTENERS = 50
 
 
-def test_everybody_who_waits_is_told_at_once() -> None:
+def test_all_waiting_clients_are_notified_at_once() -> None:
     async def inside() -> list[int]:
         broadcaster = Broadcaster(wait_seconds=3600)
         seen = await broadcaster.wait(-1)
@@ -153,7 +153,7 @@ def test_everybody_who_waits_is_told_at_once() -> None:
     assert asyncio.run(inside()) == [1] * LISTENERS
 
 
-def test_who_comes_later_hears_of_what_was_missed() -> None:
+def test_a_late_replica_receives_missed_announcements() -> None:
     async def inside() -> list[int]:
         broadcaster = Broadcaster(wait_seconds=0.01)
         broadcaster.announce()
@@ -197,8 +197,8 @@ def test_after_a_rest_a_hit_beats_at_once_again() -> None:
     assert asyncio.run(inside()) == [1, 2, 3]
 
 
-class Told:
-    """An announcer that remembers."""
+class RecordingAnnouncer:
+    """An announcer that records."""
 
     def __init__(self) -> None:
         self.models: list[str] = []
@@ -208,29 +208,33 @@ class Told:
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def announcer() -> RecordingAnnouncer:
+    return RecordingAnnouncer()
 
 
 @pytest.fixture
-def client(told: Told) -> AppClient:
+def client(announcer: RecordingAnnouncer) -> AppClient:
     app = FastAPI()
     install_error_handlers(app)
-    app.include_router(announcements_router(told))
+    app.include_router(announcements_router(announcer))
     return AppClient(app)
 
 
-def test_what_the_control_plane_sends_is_passed_on(client: AppClient, told: Told) -> None:
+def test_announcements_of_the_control_plane_are_forwarded(
+    client: AppClient, announcer: RecordingAnnouncer
+) -> None:
     news = Announcement(model="scenes", generation=4, revision=9)
     answer = client.post(ANNOUNCEMENTS, json=news.model_dump())
     assert answer.status_code == 202
-    assert told.models == ["scenes"]
+    assert announcer.models == ["scenes"]
 
 
-def test_a_newer_control_plane_may_tell_more(client: AppClient, told: Told) -> None:
+def test_unknown_fields_of_an_announcement_are_ignored(
+    client: AppClient, announcer: RecordingAnnouncer
+) -> None:
     body = {"model": "scenes", "generation": 4, "reason": "rolled back"}
     assert client.post(ANNOUNCEMENTS, json=body).status_code == 202
-    assert told.models == ["scenes"]
+    assert announcer.models == ["scenes"]
 
 
 @pytest.mark.parametrize(
@@ -246,10 +250,10 @@ def test_a_newer_control_plane_may_tell_more(client: AppClient, told: Told) -> N
         (json.dumps({"model": "a" * 5000}).encode(), 413, "4096 bytes"),
     ],
 )
-def test_anything_else_is_refused_and_wakes_nobody(
-    client: AppClient, told: Told, body: bytes, status: int, words: str
+def test_any_other_announcement_is_rejected_and_wakes_no_replica(
+    client: AppClient, announcer: RecordingAnnouncer, body: bytes, status: int, words: str
 ) -> None:
     answer = client.post(ANNOUNCEMENTS, content=body)
     assert answer.status_code == status
     assert words in answer.json()["error"]["message"]
-    assert told.models == []
+    assert announcer.models == []

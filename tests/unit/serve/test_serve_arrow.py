@@ -33,7 +33,7 @@ def stream(
     return data
 
 
-def told(data: bytes, most: int = 50) -> str:
+def message_of(data: bytes, most: int = 50) -> str:
     """The words of the error."""
     with pytest.raises(InvalidRequest) as error:
         from_arrow(data, "a feature", 5, most)
@@ -45,14 +45,14 @@ def test_a_compressed_body_is_refused_before_it_is_decoded(compression: str) -> 
     data = stream({"feature": lists_of(np.ones((1 << 20, 5), np.float32))}, (), compression)
     assert len(data) < 200_000
     before = pyarrow.default_memory_pool().max_memory()
-    assert "compressed buffers; permitted are uncompressed ones" in told(data)
+    assert "compressed buffers; permitted are uncompressed ones" in message_of(data)
     assert pyarrow.default_memory_pool().max_memory() == before
 
 
 def test_a_compressed_dictionary_beside_the_column_is_refused() -> None:
     words = pyarrow.array(["a" * 10_000] * 3).dictionary_encode()
     columns = {"feature": lists_of(ROWS), "word": words}
-    assert "compressed" in told(stream(columns, (), "zstd"))
+    assert "compressed" in message_of(stream(columns, (), "zstd"))
     np.testing.assert_array_equal(from_arrow(stream(columns), "a feature", 5, 50), ROWS)
 
 
@@ -65,13 +65,13 @@ def test_batches_are_read_in_their_order() -> None:
 def test_no_further_batch_is_looked_at_once_there_are_too_many_rows() -> None:
     """The null in the second one is not what is complained about."""
     data = stream({"feature": pyarrow.array([[1.0] * 5] * 50 + [None])}, [50, 1])
-    assert told(data, 50) == "input has more than 50 rows; permitted are 1 to 50"
-    assert "has nulls" in told(data, 51)
+    assert message_of(data, 50) == "input has more than 50 rows; permitted are 1 to 50"
+    assert "has nulls" in message_of(data, 51)
 
 
 def test_empty_batches_without_end_are_refused() -> None:
     data = stream({"feature": lists_of(ROWS)}, [0] * 60 + [3])
-    assert "more than 50 batches" in told(data)
+    assert "more than 50 batches" in message_of(data)
 
 
 def test_rows_without_bytes_are_counted_before_anything_is_made_of_them() -> None:
@@ -82,7 +82,7 @@ def test_rows_without_bytes_are_counted_before_anything_is_made_of_them() -> Non
         [None],
         children=[pyarrow.array([], "float32")],
     )
-    assert "more than 50 rows" in told(stream({"feature": none_at_all}))
+    assert "more than 50 rows" in message_of(stream({"feature": none_at_all}))
 
 
 def test_a_very_large_schema_is_refused() -> None:
@@ -91,18 +91,18 @@ def test_a_very_large_schema_is_refused() -> None:
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, schema) as writer:
         writer.write_batch(batch.replace_schema_metadata(schema.metadata))
-    assert "bytes of metadata; permitted are" in told(sink.getvalue().to_pybytes())
+    assert "bytes of metadata; permitted are" in message_of(sink.getvalue().to_pybytes())
 
 
-def test_no_column_and_two_columns_are_told_apart() -> None:
+def test_no_column_and_two_columns_are_distinguished() -> None:
     batch = pyarrow.RecordBatch.from_arrays([lists_of(ROWS)] * 2, ["feature", "feature"])
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    assert "the body has 2 columns 'feature', permitted is one" in told(
+    assert "the body has 2 columns 'feature', permitted is one" in message_of(
         sink.getvalue().to_pybytes()
     )
-    assert "0 columns 'feature', permitted is one; its first are: \"other\"" in told(
+    assert "0 columns 'feature', permitted is one; its first are: \"other\"" in message_of(
         stream({"other": lists_of(ROWS)})
     )
 
@@ -125,10 +125,10 @@ def test_damaged_bodies_are_refused_or_read_and_nothing_else() -> None:
 
 def test_a_name_that_is_no_text_is_refused() -> None:
     data = arrow_rows(ROWS).replace(b"feature", b"featu\xff\xfe")
-    assert told(data).startswith("the body is no stream of Arrow")
+    assert message_of(data).startswith("the body is no stream of Arrow")
 
 
-def test_the_route_says_so(serving: Replica) -> None:
+def test_compressed_arrow_is_rejected_by_the_route(serving: Replica) -> None:
     body = stream({"feature": lists_of(ROWS)}, (), "zstd")
     response = post(serving, body, ARROW)
     assert response.status_code == 400

@@ -1,4 +1,4 @@
-"""Whoever asks a replica needs a key that the control plane has signed, whatever lies in the store."""
+"""A request to a replica needs a key from the list that the control plane signed."""
 
 import hashlib
 import secrets
@@ -29,17 +29,17 @@ OPERATORS_SECRET = "a key of the operator, äöü, 32 characters"
 
 
 @dataclass
-class Door:
-    """A doorkeeper, the store that it follows, and what it counted."""
+class AuthScene:
+    """An authenticator, the store that it follows, and what it counted."""
 
     store: FlakyStore
     public: str = PAIR.public
     now: datetime = NOW
     refused: int = 0
-    keeper: SignedKeys = field(init=False)
+    authenticator: SignedKeys = field(init=False)
 
     def __post_init__(self) -> None:
-        self.keeper = SignedKeys(
+        self.authenticator = SignedKeys(
             read_public_keys(self.public),
             refused=self._count,
             clock=self._seconds,
@@ -47,16 +47,16 @@ class Door:
         )
 
     def put(self, token: bytes) -> None:
-        """Somebody wrote this; the doorkeeper looks."""
+        """Store this list; the authenticator reads it."""
         self.store.put(layout.key_snapshot(), token)
-        self.keeper.refresh(self.store)
+        self.authenticator.refresh(self.store)
 
     def show(self, keys: Sequence[SnapshotKey], serial: int = 1) -> None:
         self.put(token(keys, serial))
 
     def admits(self, key: KeyText) -> bool:
         try:
-            self.keeper.authenticate(f"Bearer {key.text}")
+            self.authenticator.authenticate(f"Bearer {key.text}")
         except Unauthorized:
             return False
         return True
@@ -69,8 +69,8 @@ class Door:
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Door:
-    return Door(FlakyStore(LocalStore(tmp_path)))
+def scene(tmp_path: Path) -> AuthScene:
+    return AuthScene(FlakyStore(LocalStore(tmp_path)))
 
 
 def entry(key: KeyText, **more: object) -> SnapshotKey:
@@ -83,70 +83,72 @@ def token(keys: Sequence[SnapshotKey], serial: int = 1, private: str = PAIR.priv
     return sign(snapshot, read_signing_key(private))
 
 
-def refusal(door: Door, header: str | None) -> ApiError:
+def refusal(scene: AuthScene, header: str | None) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        door.keeper.authenticate(header)
+        scene.authenticator.authenticate(header)
     return caught.value
 
 
-def test_a_listed_key_lets_its_owner_in(door: Door) -> None:
+def test_a_listed_key_lets_its_owner_in(scene: AuthScene) -> None:
     key, everybodys = mint(), mint()
-    door.show([entry(key), entry(everybodys, owner=None)])
-    assert door.keeper.authenticate(f"Bearer {key.text}") == Caller(key.id, "lab")
-    assert door.keeper.authenticate(f"bearer  {everybodys.text} ") == Caller(everybodys.id, None)
+    scene.show([entry(key), entry(everybodys, owner=None)])
+    assert scene.authenticator.authenticate(f"Bearer {key.text}") == Caller(key.id, "lab")
+    assert scene.authenticator.authenticate(f"bearer  {everybodys.text} ") == Caller(
+        everybodys.id, None
+    )
 
 
-def test_the_operators_key_needs_no_form(door: Door) -> None:
+def test_the_operators_key_needs_no_form(scene: AuthScene) -> None:
     like_others = mint()
     for secret in (OPERATORS_SECRET, like_others.text):
         digest = hashlib.sha256(secret.encode()).hexdigest()
         operator = SnapshotKey(id=OPERATOR_KEY, name="operator", sha256=digest, owner=None)
-        door.show([operator])
-        assert door.keeper.authenticate(f"Bearer {secret}") == Caller(OPERATOR_KEY, None)
-        assert isinstance(refusal(door, f"Bearer {secret}x"), Unauthorized)
+        scene.show([operator])
+        assert scene.authenticator.authenticate(f"Bearer {secret}") == Caller(OPERATOR_KEY, None)
+        assert isinstance(refusal(scene, f"Bearer {secret}x"), Unauthorized)
 
 
-def test_all_keys_that_are_not_valid_get_the_same_words(door: Door) -> None:
+def test_all_keys_that_are_not_valid_get_the_same_message(scene: AuthScene) -> None:
     expired, revoked, good = mint(), mint(), mint()
-    door.show([entry(expired, expires_at=NOW), entry(revoked), entry(good)])
-    door.show([entry(expired, expires_at=NOW), entry(good)], serial=2)
+    scene.show([entry(expired, expires_at=NOW), entry(revoked), entry(good)])
+    scene.show([entry(expired, expires_at=NOW), entry(good)], serial=2)
     mistyped = KeyText(good.id, secrets.token_urlsafe(32))
     headers = [f"Bearer {key.text}" for key in (expired, revoked, mistyped, mint())]
     headers += ["Bearer ", "Bearer cmcl_", f"Bearer {good.id}", "Bearer operator", "Bearer \xff"]
-    refusals = [refusal(door, header) for header in headers]
+    refusals = [refusal(scene, header) for header in headers]
     assert {type(each) for each in refusals} == {Unauthorized}
     assert len({str(each) for each in refusals}) == 1
     assert refusals[0].code == "invalid_api_key"
     assert refusals[0].headers["www-authenticate"] == "Bearer"
-    assert door.admits(good)
+    assert scene.admits(good)
 
 
 @pytest.mark.parametrize("header", [None, "", "Basic YTpi", "cmcl_0123456789ab_x"])
-def test_without_a_key_it_is_said_how_to_send_one(door: Door, header: str | None) -> None:
-    door.show([])
-    assert "Authorization: Bearer" in str(refusal(door, header))
+def test_a_request_without_a_key_gets_a_hint(scene: AuthScene, header: str | None) -> None:
+    scene.show([])
+    assert "Authorization: Bearer" in str(refusal(scene, header))
 
 
-def test_a_key_expires_by_the_clock_without_a_new_list(door: Door) -> None:
+def test_a_key_expires_by_the_clock_without_a_new_list(scene: AuthScene) -> None:
     key = mint()
-    door.show([entry(key, expires_at=NOW + timedelta(seconds=10))])
-    assert door.admits(key)
-    door.now += timedelta(seconds=10)
-    assert not door.admits(key)
+    scene.show([entry(key, expires_at=NOW + timedelta(seconds=10))])
+    assert scene.admits(key)
+    scene.now += timedelta(seconds=10)
+    assert not scene.admits(key)
 
 
-def test_before_the_first_list_it_says_not_yet(door: Door) -> None:
-    door.keeper.refresh(door.store)
-    assert not door.keeper.ready
-    told = refusal(door, f"Bearer {mint().text}")
-    assert isinstance(told, NotReady)
-    assert "retry-after" in told.headers
-    door.show([])
-    assert door.keeper.ready
+def test_before_the_first_list_it_says_not_yet(scene: AuthScene) -> None:
+    scene.authenticator.refresh(scene.store)
+    assert not scene.authenticator.ready
+    error = refusal(scene, f"Bearer {mint().text}")
+    assert isinstance(error, NotReady)
+    assert "retry-after" in error.headers
+    scene.show([])
+    assert scene.authenticator.ready
 
 
 def not_believed(key: KeyText) -> dict[str, bytes]:
-    """What somebody without the signing key could write, each with a key of their own in it."""
+    """Lists that an attacker without the signing key could write, each with a key of their own."""
     snapshot = KeySnapshot(serial=9, issued_at=NOW, keys=(entry(key),))
     payload = snapshot.model_dump_json().encode()
     header = {"typ": SNAPSHOT_TYPE}
@@ -174,73 +176,73 @@ def not_believed(key: KeyText) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", sorted(not_believed(mint())))
-def test_what_is_not_signed_by_us_lets_nobody_in(
-    door: Door, kind: str, caplog: pytest.LogCaptureFixture
+def test_an_unsigned_key_list_is_not_accepted(
+    scene: AuthScene, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     good, forged = mint(), mint()
-    door.show([entry(good)])
+    scene.show([entry(good)])
     for _ in range(3):
-        door.put(not_believed(forged)[kind])
-    assert door.admits(good)
-    assert not door.admits(forged)
-    assert door.refused == 1
+        scene.put(not_believed(forged)[kind])
+    assert scene.admits(good)
+    assert not scene.admits(forged)
+    assert scene.refused == 1
     assert [line for line in caplog.messages if "not believed" in line]
     assert not [line for line in caplog.messages if forged.secret in line]
 
 
-def test_a_refused_list_is_counted_and_told_once(
-    door: Door, caplog: pytest.LogCaptureFixture
+def test_a_rejected_list_is_counted_and_logged_once(
+    scene: AuthScene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    door.show([])
+    scene.show([])
     for _ in range(3):
-        door.put(b"noise")
-    assert door.refused == 1
+        scene.put(b"noise")
+    assert scene.refused == 1
     assert len([line for line in caplog.messages if "not believed" in line]) == 1
 
 
-def test_an_old_list_that_is_put_back_revives_no_key(door: Door) -> None:
+def test_an_old_list_that_is_put_back_revives_no_key(scene: AuthScene) -> None:
     key = mint()
     before = token([entry(key)], serial=5)
-    door.put(before)
-    assert door.admits(key)
-    door.show([], serial=6)
-    door.put(before)
-    assert not door.admits(key)
-    assert door.refused == 1
+    scene.put(before)
+    assert scene.admits(key)
+    scene.show([], serial=6)
+    scene.put(before)
+    assert not scene.admits(key)
+    assert scene.refused == 1
 
 
 @pytest.mark.parametrize("is_gone", [False, True])
-def test_while_the_store_is_away_the_last_list_is_in_force(
-    door: Door, is_gone: bool, caplog: pytest.LogCaptureFixture
+def test_while_the_store_is_unavailable_the_last_list_is_in_force(
+    scene: AuthScene, is_gone: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = mint()
-    door.show([entry(key)])
+    scene.show([entry(key)])
     for outage in range(1, 3):
         if is_gone:
-            door.store.delete(layout.key_snapshot())
-        door.store.broken = None if is_gone else "access/"
+            scene.store.delete(layout.key_snapshot())
+        scene.store.broken = None if is_gone else "access/"
         for _ in range(3):
-            door.keeper.refresh(door.store)
-        assert door.admits(key)
+            scene.authenticator.refresh(scene.store)
+        assert scene.admits(key)
         assert len([line for line in caplog.messages if "stays as it is" in line]) == outage
-        door.store.broken = None
-        door.show([entry(key)])
+        scene.store.broken = None
+        scene.show([entry(key)])
 
 
-def test_while_keys_are_exchanged_lists_of_both_are_believed(tmp_path: Path) -> None:
-    door = Door(FlakyStore(LocalStore(tmp_path)), public=OTHER_PAIR.public + PAIR.public)
+def test_lists_of_both_keys_are_accepted_during_a_key_rotation(tmp_path: Path) -> None:
+    scene = AuthScene(FlakyStore(LocalStore(tmp_path)), public=OTHER_PAIR.public + PAIR.public)
     first, second = mint(), mint()
-    door.put(token([entry(first)], 1, PAIR.private))
-    assert door.admits(first)
-    door.put(token([entry(second)], 2, OTHER_PAIR.private))
-    assert (door.admits(first), door.admits(second)) == (False, True)
+    scene.put(token([entry(first)], 1, PAIR.private))
+    assert scene.admits(first)
+    scene.put(token([entry(second)], 2, OTHER_PAIR.private))
+    assert (scene.admits(first), scene.admits(second)) == (False, True)
 
 
 def test_the_list_is_read_once_in_a_while_however_often_is_looked(tmp_path: Path) -> None:
     store = FlakyStore(LocalStore(tmp_path))
-    keeper = SignedKeys(read_public_keys(PAIR.public), seconds_between_reads=60)
+    authenticator = SignedKeys(read_public_keys(PAIR.public), seconds_between_reads=60)
     for _ in range(5):
-        keeper.refresh(store)
+        authenticator.refresh(store)
     assert store.calls == [layout.key_snapshot()]
 
 

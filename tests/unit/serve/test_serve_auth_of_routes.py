@@ -40,7 +40,7 @@ def guarded(replica: Replica) -> Parts:
 
 
 def routes(parts: Parts) -> Iterator[tuple[str, str]]:
-    """All that the description knows, and what is not in it."""
+    """All routes of the description, and those that are not in it."""
     app = describe(parts)
     for path, operations in app.openapi()["paths"].items():
         for method in operations:

@@ -1,4 +1,4 @@
-"""What takes long has a thread of its own, and whatever becomes of that, nobody waits for ever."""
+"""Slow work has its own thread, and every wait for it is bounded."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ from workers.serve.errors import InvalidRequest
 PATIENCE = 60.0
 
 
-def test_work_that_gets_no_thread_fails_and_holds_up_nothing() -> None:
+def test_work_that_gets_no_thread_fails_and_delays_nothing() -> None:
     threads, done = ScarceThreads(1), list[str]()
     heavy = BackgroundExecutor(executor=threads)
 

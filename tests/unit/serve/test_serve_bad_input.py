@@ -194,7 +194,7 @@ def test_unknown_paths_and_methods_have_the_same_shape(serving: Replica) -> None
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/v1/datasets"), ("POST", "/v1/models"), ("GET", "/v1/jobs")]
 )
-def test_what_the_control_plane_is_to_be_asked_is_said_to_be_there(
+def test_routes_of_the_control_plane_are_named_in_the_404(
     serving: Replica, method: str, path: str
 ) -> None:
     response = serving.run(lambda client: client.request(method, path))

@@ -155,7 +155,7 @@ def test_tenants_take_turns(versions: list[ServedVersion]) -> None:
     assert order.index("modest") <= 2
 
 
-def test_a_thread_that_is_stuck_is_found_out() -> None:
+def test_a_thread_that_is_stuck_is_detected() -> None:
     release = threading.Event()
 
     async def ask_while_stuck() -> tuple[bool, bool]:
@@ -169,7 +169,7 @@ def test_a_thread_that_is_stuck_is_found_out() -> None:
     assert asyncio.run(ask_while_stuck()) == (True, False)
 
 
-def test_heavy_work_that_does_not_end_is_found_out_and_what_waits_behind_it_is_not() -> None:
+def test_heavy_work_that_does_not_end_is_detected_and_what_waits_behind_it_is_not() -> None:
     release, clock = threading.Event(), Clock()
     heavy = BackgroundExecutor(clock)
 
@@ -189,7 +189,7 @@ def test_heavy_work_that_does_not_end_is_found_out_and_what_waits_behind_it_is_n
 
 
 def test_tenants_take_turns_at_heavy_work() -> None:
-    """One that asks for much does not keep others waiting, and what nobody waits for is left out."""
+    """A tenant with much work does not delay others, and abandoned work is skipped."""
     release, done, heavy = threading.Event(), list[str](), BackgroundExecutor()
 
     async def ask(key: str) -> None:
@@ -222,7 +222,7 @@ def test_heavy_work_that_fails_fails_alone() -> None:
     assert (str(failed), fine) == ("of this piece", 1)
 
 
-def test_a_batcher_says_how_long_its_heavy_work_goes_on() -> None:
+def test_a_batcher_reports_how_long_its_heavy_work_takes() -> None:
     batcher = Batcher(RecordedMetrics())
 
     def measured() -> float:

@@ -1,4 +1,4 @@
-"""How a candidate is held against the live version, on rows that were asked for."""
+"""How a canary is compared with the live version, on rows of requests."""
 
 import numpy as np
 import pytest
@@ -135,7 +135,7 @@ def test_what_is_kept_holds_on_to_no_request() -> None:
     np.testing.assert_array_equal(recent.rows(), kept_before)
 
 
-def test_places_that_nobody_asks_for_are_given_up() -> None:
+def test_unused_samples_are_dropped() -> None:
     recent = RecentFeatures(most_places=2)
     recent.keep("m", "image", rows("image", 1))
     recent.keep("m", "text", rows("text", 1))
@@ -147,7 +147,7 @@ def test_places_that_nobody_asks_for_are_given_up() -> None:
     assert recent.of("m", "text") is None
 
 
-def test_a_model_of_the_same_name_begins_anew() -> None:
+def test_a_model_of_the_same_name_starts_from_zero() -> None:
     recent = RecentFeatures()
     recent.keep("m", "image", rows("image", 1))
     recent.keep("m", "image", rows("text", 1))

@@ -1,4 +1,4 @@
-"""What a replica counts of a trial, whom it shadows, and what it writes."""
+"""What a replica counts of a canary, which requests it shadows, and what it writes."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -45,7 +45,7 @@ class Watched:
         return self.draws.pop(0) if self.draws else 0.0
 
     def remember_texts(self, count: int = 40) -> None:
-        """As requests for texts would have left them, before there was a trial."""
+        """As requests for texts would have left them, before the canary."""
         for seed in range(count):
             self.canaries.answered(LIVE, {"text": rows("text", 1, seed)})
 
@@ -59,7 +59,7 @@ class Watched:
     def try_out(
         self, candidate: ServedVersion | None, shadow: float = 1, revision: int = 7
     ) -> LivePointer:
-        """Begin a trial of version 2, or change it; None: it is not loaded yet."""
+        """Start a canary of version 2, or change it; None: it is not loaded yet."""
         pointer = self.point(Canary(version=2, revision=revision, shadow=shadow))
         if candidate is not None:
             assert self.live.start_canary("m", candidate)
@@ -100,7 +100,7 @@ def test_a_shadowed_request_is_scored_and_written(watched: Watched) -> None:
     assert overlap == pytest.approx(document.pairs["image--text"].overlap_sum / 3)
 
 
-def test_the_drawn_share_is_shadowed_and_no_more(watched: Watched) -> None:
+def test_exactly_the_sampled_share_is_shadowed(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
         watched.try_out(CANDIDATE, shadow=0.5)
@@ -131,7 +131,7 @@ def test_the_candidates_own_requests_are_counted_and_not_shadowed(watched: Watch
     assert watched.compute.runs == []
 
 
-def test_a_request_of_another_version_is_none_of_the_trials(watched: Watched) -> None:
+def test_a_request_for_another_version_is_not_counted_for_the_canary(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
         watched.try_out(CANDIDATE)
@@ -195,7 +195,7 @@ def test_a_candidate_that_fails_is_counted_and_logged_once(
     ]
 
 
-def test_a_candidate_that_was_refused_is_told(watched: Watched) -> None:
+def test_a_rejected_canary_is_reported(watched: Watched) -> None:
     async def use() -> None:
         pointer = watched.try_out(None)
         watched.canaries.answered(LIVE, {"image": rows("image", 1)})
@@ -223,7 +223,7 @@ def test_only_what_has_changed_is_written_again(watched: Watched) -> None:
     run(use())
 
 
-def test_a_store_that_is_down_costs_freshness_alone(
+def test_an_unavailable_store_costs_freshness_alone(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def use() -> None:
@@ -242,8 +242,8 @@ def test_a_store_that_is_down_costs_freshness_alone(
     assert len(caplog.records) == 1
 
 
-def test_the_last_word_stands_after_a_trial(watched: Watched) -> None:
-    """A request that was still waiting when the trial ended must not begin the counts anew."""
+def test_the_last_observation_is_kept_after_a_canary(watched: Watched) -> None:
+    """A request that was still waiting when the canary ended must not restart the counts."""
 
     async def use() -> None:
         watched.remember_texts()
@@ -261,7 +261,7 @@ def test_the_last_word_stands_after_a_trial(watched: Watched) -> None:
     assert (document.answered, document.shadowed) == (1, 0)
 
 
-def test_a_trial_that_begins_again_is_another_one(watched: Watched) -> None:
+def test_a_restarted_canary_counts_from_zero(watched: Watched) -> None:
     async def use() -> None:
         watched.try_out(CANDIDATE)
         watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
@@ -274,7 +274,7 @@ def test_a_trial_that_begins_again_is_another_one(watched: Watched) -> None:
     assert (watched.document(7).answered, watched.document(9).answered) == (1, 1)
 
 
-def test_closing_writes_what_was_seen_and_scores_no_more(watched: Watched) -> None:
+def test_closing_writes_the_observations_and_stops_scoring(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
         watched.try_out(CANDIDATE)

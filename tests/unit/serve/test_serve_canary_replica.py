@@ -1,4 +1,4 @@
-"""A version on trial loads beside the live one, and never at its expense."""
+"""A canary loads beside the live version, and never at its expense."""
 
 import httpx
 import pytest
@@ -24,7 +24,7 @@ def try_out(replica: Replica, revision: int = 1, **canary: object) -> None:
 
 @pytest.fixture
 def trying(serving: Replica) -> Replica:
-    """Version 1 live, version 2 on trial for everybody."""
+    """Version 1 live, version 2 the canary for all callers."""
     store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
     try_out(serving)
     return serving
@@ -35,13 +35,13 @@ def answering(replica: Replica, **headers: str) -> tuple[str, str]:
     return response.headers["x-model-version"], response.headers["x-model-channel"]
 
 
-def test_the_candidate_answers_its_share_and_says_so(trying: Replica) -> None:
+def test_the_canary_answers_its_share_and_is_named_in_the_response(trying: Replica) -> None:
     assert answering(trying) == ("2", "candidate")
     try_out(trying, revision=2, share=0)
     assert answering(trying) == ("1", "live")
 
 
-def test_one_routing_key_meets_one_version(trying: Replica) -> None:
+def test_one_routing_key_selects_one_version(trying: Replica) -> None:
     try_out(trying, revision=2, share=0.5)
     seen = {
         key: {answering(trying, **{"x-routing-key": key}) for _ in range(5)} for key in "abcdefgh"
@@ -50,12 +50,12 @@ def test_one_routing_key_meets_one_version(trying: Replica) -> None:
     assert len(set.union(*seen.values())) == 2
 
 
-def test_without_any_key_callers_meet_both_versions(trying: Replica) -> None:
+def test_callers_without_a_key_get_both_versions(trying: Replica) -> None:
     try_out(trying, revision=2, share=0.5)
     assert len({answering(trying) for _ in range(40)}) == 2
 
 
-def test_a_trial_that_begins_reads_only_the_candidate(serving: Replica) -> None:
+def test_a_starting_canary_reads_only_its_version(serving: Replica) -> None:
     store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
     serving.store.calls.clear()
     try_out(serving)
@@ -73,7 +73,7 @@ def test_share_and_shadow_change_without_loading(trying: Replica) -> None:
     assert not any("versions/" in call for call in trying.store.calls)
 
 
-def test_a_trial_that_ends_drops_the_candidate(trying: Replica) -> None:
+def test_an_ended_canary_unloads_its_version(trying: Replica) -> None:
     trying.point(generation=1, version=1, revision=2)
     trying.look()
     live = trying.live.get(MODEL)
@@ -102,7 +102,7 @@ def test_a_damaged_candidate_leaves_the_live_version_alone(serving: Replica) -> 
     assert "SHA-256" in refusal.reason
 
 
-def test_a_trial_ends_although_the_next_version_is_damaged(trying: Replica) -> None:
+def test_a_canary_ends_although_the_next_version_is_damaged(trying: Replica) -> None:
     trying.publish(version=3)
     trying.store.delete(layout.version_file(MODEL, 3, layout.HEADS))
     trying.point(generation=2, version=3, revision=2)
@@ -126,7 +126,7 @@ def test_a_candidate_fulfils_a_minimum_for_its_callers(trying: Replica) -> None:
     assert answering(trying, **{"x-min-model-version": "2"}) == ("2", "candidate")
 
 
-def test_a_refusal_is_forgotten_once_the_version_works(serving: Replica) -> None:
+def test_a_rejection_is_cleared_once_the_version_loads(serving: Replica) -> None:
     serving.publish(version=2)
     key = layout.version_file(MODEL, 2, layout.HEADS)
     heads = serving.store.read(key)
@@ -172,7 +172,7 @@ def test_requests_of_the_live_version_are_scored_by_the_candidate(serving: Repli
     assert seen.pairs["image--text"].queries >= seen.shadowed
 
 
-def test_what_was_seen_lies_in_the_store_once_the_replica_has_ended(serving: Replica) -> None:
+def test_observations_are_stored_once_the_replica_has_ended(serving: Replica) -> None:
     serving.publish(version=2)
     canary = Canary(version=2, revision=5, share=0, shadow=0)
     serving.point(generation=3, version=1, revision=5, candidate=canary)
@@ -192,26 +192,26 @@ def chosen(share: float, revision: int = 3, model: str = "scenes") -> set[str]:
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
-def test_the_share_of_the_callers_is_the_share_asked_for(share: float) -> None:
+def test_the_canary_gets_its_share_of_the_callers(share: float) -> None:
     deviation = (share * (1 - share) / len(KEYS)) ** 0.5
     assert abs(len(chosen(share)) / len(KEYS) - share) < 4 * deviation
 
 
-def test_nobody_at_share_zero_and_everybody_at_one() -> None:
+def test_no_caller_at_share_zero_and_all_at_one() -> None:
     assert chosen(0) == set()
     assert chosen(1) == set(KEYS)
 
 
-def test_who_is_in_stays_in_when_the_share_grows() -> None:
+def test_callers_of_the_canary_stay_when_its_share_grows() -> None:
     assert chosen(0.05) < chosen(0.1) < chosen(0.5)
 
 
 def test_the_same_key_is_chosen_in_every_process() -> None:
-    # Fixed for ever: two releases that choose otherwise would show one caller both versions.
+    # Fixed: two releases that choose otherwise would show one caller both versions.
     assert sorted(chosen(0.0005)) == ["caller-6144", "caller-6250", "caller-6983"]
 
 
 @pytest.mark.parametrize("other", [{"revision": 4}, {"model": "sounds"}])
-def test_another_trial_meets_other_callers(other: dict[str, object]) -> None:
+def test_another_canary_selects_other_callers(other: dict[str, object]) -> None:
     both = chosen(0.1) & chosen(0.1, **other)  # type: ignore[arg-type]
     assert len(both) < 0.02 * len(KEYS)

@@ -64,7 +64,7 @@ def test_base64_holds_the_same_floats(serving: Replica) -> None:
         np.testing.assert_array_equal(decoded, np.array(one["embedding"], dtype=np.float32))
 
 
-def test_without_normalize_the_head_speaks_itself(serving: Replica) -> None:
+def test_without_normalize_the_output_of_the_head_is_returned(serving: Replica) -> None:
     rows = random_rows(3, 5)
     data = serving.embed(input=rows, normalize=False).json()["data"]
     outputs = random_heads(SPEC, seed=1).outputs("image", torch.tensor(rows))

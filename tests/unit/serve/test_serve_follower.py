@@ -102,7 +102,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_version_is_refused_and_the_old_goes_on(
+def test_a_damaged_version_is_rejected_and_the_old_one_keeps_serving(
     serving: Replica, damage: Callable[[Replica], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
@@ -224,7 +224,7 @@ def test_a_store_that_fails_for_a_while_is_tried_again(serving: Replica, broken:
     assert serving.live_number() == 2
 
 
-def test_a_store_that_is_down_makes_one_line_of_log(
+def test_an_unavailable_store_makes_one_line_of_log(
     serving: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     serving.store.broken = "live.json"
@@ -233,7 +233,7 @@ def test_a_store_that_is_down_makes_one_line_of_log(
     assert caplog.text.count("cannot be read") == 1
 
 
-def test_a_store_that_cannot_be_listed_makes_nobody_ready(
+def test_a_replica_is_not_ready_without_a_listable_store(
     replica: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     replica.store.broken = "models/"
@@ -242,7 +242,7 @@ def test_a_store_that_cannot_be_listed_makes_nobody_ready(
     assert "the store cannot be read" in caplog.text
 
 
-def test_the_thread_outlives_a_store_that_is_down(replica: Replica) -> None:
+def test_the_thread_outlives_an_unavailable_store(replica: Replica) -> None:
     replica.store.broken = ""
     replica.follower.start()
     assert not replica.live.readiness.wait(0.1)
@@ -254,7 +254,7 @@ def test_the_thread_outlives_a_store_that_is_down(replica: Replica) -> None:
 
 
 class BuggyStore(FlakyStore):
-    """Fails with something that nobody promised."""
+    """Fails with an unexpected error."""
 
     def folders(self, prefix: str) -> list[str]:
         if self.broken is not None:

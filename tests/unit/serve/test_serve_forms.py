@@ -162,7 +162,7 @@ def test_a_binary_request_without_model_or_modality_names_the_field(serving: Rep
         assert (response.status_code, response.json()["error"]["param"]) == (400, missing)
 
 
-def test_a_form_that_nobody_reads_is_415(serving: Replica) -> None:
+def test_an_unsupported_form_is_415(serving: Replica) -> None:
     response = post(serving, b"<rows/>", "application/xml")
     assert (response.status_code, response.json()["error"]["code"]) == (
         415,

@@ -1,4 +1,4 @@
-"""A model that was deleted answers no more; one whose store fails goes on."""
+"""A deleted model stops serving; one whose store fails continues."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_a_deleted_model_is_404_and_out_of_memory(serving: Replica) -> None:
     assert serving.metrics.gone_models == [MODEL]
 
 
-def test_a_deleted_model_stays_404_whatever_of_it_is_left(serving: Replica) -> None:
+def test_a_deleted_model_stays_404_with_any_of_its_objects_left(serving: Replica) -> None:
     serving.store.delete(POINTER)
     look(serving, 4)
     assert serving.embed().status_code == 404
@@ -77,7 +77,7 @@ def test_a_damaged_pointer_deletes_no_model(serving: Replica) -> None:
     assert serving.embed().headers["x-model-version"] == "1"
 
 
-def test_a_model_that_comes_back_answers_whatever_its_generation(serving: Replica) -> None:
+def test_a_recreated_model_serves_with_any_generation(serving: Replica) -> None:
     serving.point(generation=9, version=1)
     serving.look()
     serving.store.delete(POINTER)

@@ -1,4 +1,4 @@
-"""Where no keys are asked for, a browser does not do here what some web page wants."""
+"""Without keys, requests of foreign web pages through a browser are rejected."""
 
 import json
 
@@ -78,7 +78,7 @@ def test_probes_and_announcements_come_by_any_name(serving: Replica) -> None:
     [{"allowed_hosts": ("*",)}, {"access_public_key": make_pair().public}],
     ids=["any name", "keys are asked for"],
 )
-def test_where_it_is_meant_or_keys_are_asked_for_any_name_will_do(
+def test_any_host_name_is_accepted_if_configured_or_with_keys(
     serving: Replica, changes: dict[str, object]
 ) -> None:
     assert ask(serving, {"host": "any.example.com"}, **changes).status_code == 200

@@ -56,7 +56,7 @@ def assert_same_or_nothing(body: bytes) -> bool:
 
 
 @given(options=OPTIONS, value=st.one_of(ROWS, ANYTHING))
-def test_both_parsers_agree_on_whatever_comes(options: dict[str, object], value: object) -> None:
+def test_both_parsers_agree_on_any_input(options: dict[str, object], value: object) -> None:
     assert_same_or_nothing(json.dumps({**options, "input": value}).encode())
 
 
@@ -232,18 +232,18 @@ def test_a_large_body_that_cannot_be_counted_is_refused(field: str, message: str
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
-def test_of_a_large_body_it_is_told_where_a_number_is_none(word: str) -> None:
+def test_an_error_in_a_large_body_has_the_position_of_the_invalid_number(word: str) -> None:
     texts = json.dumps(['"NaN\\', "Infinity"] * 2 + ["text"] * 50_000)
     body = f'{{"model": "a", "input": {texts}, "user": [1.0, {word}]}}'.encode()
     with pytest.raises(InvalidRequest) as error:
         parse(EmbeddingRequest, body, 100_000)
     name = word.removeprefix("-")
     place = body.rindex(name.encode())
-    told = f"the body has {name} at byte {place}; permitted are finite numbers"
-    assert (str(error.value), error.value.code) == (told, "invalid_json")
+    expected = f"the body has {name} at byte {place}; permitted are finite numbers"
+    assert (str(error.value), error.value.code) == (expected, "invalid_json")
 
 
-def test_a_small_body_is_left_to_the_parser_which_has_words_for_all_mistakes() -> None:
+def test_a_small_body_is_left_to_the_parser_which_has_words_for_all_errors() -> None:
     with pytest.raises(InvalidRequest, match="user is NaN"):
         parse(EmbeddingRequest, b'{"model": "a", "user": NaN, "input": [1]}' + b" " * 99, 20)
 
@@ -254,7 +254,7 @@ def test_fields_without_end_are_refused() -> None:
         parse(EmbeddingRequest, body, 20)
 
 
-def test_mistakes_of_long_bodies_keep_their_words() -> None:
+def test_errors_of_long_bodies_keep_their_words() -> None:
     for body in (b"[" + b"1," * 99 + b"1]", b"{" * 99, b"x" * 99):
         with pytest.raises(InvalidRequest, match="the body"):
             parse(EmbeddingRequest, body, 20)

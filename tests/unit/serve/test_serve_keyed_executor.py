@@ -14,13 +14,13 @@ PATIENCE = 60.0
 
 @pytest.fixture
 def executor() -> Iterator[KeyedExecutor]:
-    """With one thread, so that whoever keeps it keeps everything."""
+    """With one thread, so that one slow task blocks everything."""
     made = KeyedExecutor(ThreadPoolExecutor(1))
     yield made
     made.close()
 
 
-def test_what_is_begun_again_and_again_starves_nobody(executor: KeyedExecutor) -> None:
+def test_a_resubmitted_task_does_not_starve_others(executor: KeyedExecutor) -> None:
     """As with wake-ups that come faster than a pointer is read."""
     reached = threading.Event()
 
@@ -34,7 +34,7 @@ def test_what_is_begun_again_and_again_starves_nobody(executor: KeyedExecutor) -
     executor.wait()
 
 
-def test_what_waits_for_its_turn_is_begun_once(executor: KeyedExecutor) -> None:
+def test_what_is_queued_is_begun_once(executor: KeyedExecutor) -> None:
     runs: list[str] = []
     go_on, has_begun = threading.Event(), threading.Event()
 
@@ -69,7 +69,7 @@ def test_what_is_begun_while_it_runs_runs_once_more(executor: KeyedExecutor) -> 
     assert len(runs) == 2
 
 
-def test_an_errand_without_a_thread_can_be_begun_later() -> None:
+def test_a_task_without_a_thread_can_be_started_later() -> None:
     threads, done = ScarceThreads(1), threading.Event()
     executor = KeyedExecutor(threads)
     threads.are_gone = True

@@ -58,7 +58,7 @@ def test_a_damaged_exact_version_is_500_and_the_live_one_answers(serving: Replic
     assert serving.embed().status_code == 200
 
 
-def test_an_exact_version_while_the_store_is_down_is_503(serving: Replica) -> None:
+def test_an_exact_version_while_the_store_is_unavailable_is_503(serving: Replica) -> None:
     serving.store.broken = ""
     response = serving.embed(model="scenes@2")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
@@ -160,7 +160,7 @@ def test_the_poll_interval_suits_the_kind_of_store() -> None:
     assert ServeArgs(store="s3://bucket", poll_seconds=0.5).seconds_between_looks == 0.5
 
 
-def test_a_wait_asks_once_for_each_change_and_leaves_nothing_behind(serving: Replica) -> None:
+def test_a_wait_checks_once_per_change_and_leaves_nothing_behind(serving: Replica) -> None:
     asked: list[int | None] = []
 
     def third() -> int | None:

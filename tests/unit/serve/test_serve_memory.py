@@ -30,12 +30,12 @@ SETTLED, SWAPS = 50, 300
 # Measured: 0.5 MiB for the calls that the fakes keep, and now and then 2 MiB that malloc takes. A
 # version that stayed would cost half a MiB at every swap.
 MOST_MIB = 8
-# Of 250 swaps; what a request or a look allocates for good would be hundreds.
+# Of 250 swaps; a permanent allocation per request or poll would be hundreds.
 MOST_OBJECTS = 100
 
 
 def held() -> tuple[float, Counter[str]]:
-    """Resident memory in MiB, and all objects that the collector knows, by type."""
+    """Resident memory in MiB, and all objects of the garbage collector, by type."""
     gc.collect()
     kinds = Counter(type(each).__name__ for each in gc.get_objects())
     return psutil.Process().memory_info().rss / 2**20, kinds

@@ -1,4 +1,4 @@
-"""Every request is counted once, whatever became of it."""
+"""Every request is counted once, with any outcome."""
 
 import asyncio
 import contextlib
@@ -73,16 +73,16 @@ def test_every_answer_of_a_replica_is_counted_once(serving: Replica) -> None:
     assert serving.metrics.statuses == [200, 400, 200, 404, 405, 200]
 
 
-def test_what_no_user_asks_for_is_not_counted(serving: Replica) -> None:
+def test_internal_requests_are_not_counted(serving: Replica) -> None:
     assert [serving.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
     news = {"model": MODEL, "generation": 1, "revision": 1}
-    told = serving.run(lambda client: client.post(ANNOUNCEMENTS, json=news))
-    assert told.status_code == 202
+    announced = serving.run(lambda client: client.post(ANNOUNCEMENTS, json=news))
+    assert announced.status_code == 202
     assert serving.metrics.statuses == []
 
 
 class Broken:
-    """A doorkeeper with a bug."""
+    """An authenticator with a bug."""
 
     ready = True
 

@@ -1,4 +1,4 @@
-"""Stored vectors of one version turned into another's by the endpoint, or refused in words."""
+"""Stored vectors of one version are migrated to another by the endpoint, or rejected with a message."""
 
 import asyncio
 import base64
@@ -81,17 +81,21 @@ def test_roomy_heads_are_migrated_exactly(grown: Replica) -> None:
     got = np.array([each["embedding"] for each in body["data"]])
     np.testing.assert_allclose(got, vectors(2, "text"), atol=1e-4)
     assert body["model"] == "scenes@2"
-    told = body["migration"]
-    assert (told["from_version"], told["to_version"], told["modality"]) == (1, 2, "text")
-    assert (told["exact"], told["rank"]) == (True, 5)
-    assert told["predicted_error"] < 1e-4
-    assert told["error_on_rows"] < 1e-4
-    assert told["condition"] >= 1
+    migration = body["migration"]
+    assert (migration["from_version"], migration["to_version"], migration["modality"]) == (
+        1,
+        2,
+        "text",
+    )
+    assert (migration["exact"], migration["rank"]) == (True, 5)
+    assert migration["predicted_error"] < 1e-4
+    assert migration["error_on_rows"] < 1e-4
+    assert migration["condition"] >= 1
     headers = response.headers
     assert (headers["x-model-version"], headers["x-from-version"]) == ("2", "1")
     assert (headers["x-exact"], headers["x-rank"]) == ("true", "5")
-    assert float(headers["x-predicted-error"]) == pytest.approx(told["predicted_error"])
-    assert float(headers["x-error-on-rows"]) == pytest.approx(told["error_on_rows"])
+    assert float(headers["x-predicted-error"]) == pytest.approx(migration["predicted_error"])
+    assert float(headers["x-error-on-rows"]) == pytest.approx(migration["error_on_rows"])
 
 
 def test_without_a_target_the_live_version_is_meant(grown: Replica) -> None:
@@ -180,7 +184,7 @@ def test_a_modality_without_moments_is_refused(replica: Replica) -> None:
         ({"vectors": 1}, 400, 'there is no field "vectors"'),
     ],
 )
-def test_wrong_requests_are_answered_in_words(
+def test_invalid_requests_are_rejected_with_a_message(
     grown: Replica, changes: dict[str, object], status: int, words: str
 ) -> None:
     assert words in error_of(migrate(grown, **changes), status)["message"]
@@ -196,7 +200,7 @@ def test_wrong_requests_are_answered_in_words(
         ({"normalize": "true"}, 'there is no field "normalize"'),
     ],
 )
-def test_wrong_parameters_are_answered_in_words(
+def test_invalid_parameters_are_rejected_with_a_message(
     grown: Replica, parameters: dict[str, str], words: str
 ) -> None:
     asked = {"model": MODEL, "from_version": "1", "modality": "text", **parameters}
@@ -231,7 +235,7 @@ def test_requests_at_the_same_time_share_one_map(grown: Replica) -> None:
     assert memory_reads(grown) == before + 1
 
 
-def test_a_store_that_is_down_is_asked_again(grown: Replica) -> None:
+def test_an_unavailable_store_is_retried(grown: Replica) -> None:
     grown.store.broken = "memory.safetensors"
     error = error_of(migrate(grown), 503)
     assert "the moments of scenes@1 are unavailable" in error["message"]
@@ -239,7 +243,7 @@ def test_a_store_that_is_down_is_asked_again(grown: Replica) -> None:
     assert migrate(grown).status_code == 200
 
 
-def test_moments_that_fail_their_checks_are_told(grown: Replica) -> None:
+def test_moments_that_fail_their_checks_are_reported(grown: Replica) -> None:
     grown.store.put(layout.version_file(MODEL, 1, layout.MEMORY), b"rubbish")
     error = error_of(migrate(grown), 500)
     assert (error["code"], error["param"]) == ("version_damaged", "from_version")

@@ -43,7 +43,7 @@ def compared(store: FlakyStore, old: ServedVersion, new: ServedVersion) -> list[
     return asyncio.run(ask())
 
 
-def test_the_change_of_scores_is_known_to_whoever_asks_next(store: FlakyStore) -> None:
+def test_the_change_of_scores_is_cached_for_the_next_request(store: FlakyStore) -> None:
     old, new = (load_version(store, "m", number) for number in (1, 2))
     first, then = compared(store, old, new)
     memory = load_memory(store.read(layout.version_file("m", 1, layout.MEMORY)))
@@ -95,7 +95,7 @@ def test_moments_of_another_version_of_that_name_are_not_used(store: FlakyStore)
     assert compared(store, before, new) == [None, None]
 
 
-def test_results_are_found_out_once_and_the_oldest_go() -> None:
+def test_results_are_computed_once_and_the_oldest_are_evicted() -> None:
     searched: list[int] = []
 
     async def find_out(key: int) -> int:
@@ -117,7 +117,7 @@ def test_results_are_found_out_once_and_the_oldest_go() -> None:
     assert searched == [1, 2, 3, 2]
 
 
-def test_a_search_that_failed_is_begun_anew() -> None:
+def test_a_failed_search_is_started_again() -> None:
     async def fail() -> int:
         raise OSError("down")
 

@@ -1,4 +1,4 @@
-"""What callers are told there is: versions, trials, modalities, and whether stored vectors still fit."""
+"""The list of models: versions, canaries, modalities, and whether stored vectors still fit."""
 
 import asyncio
 import dataclasses
@@ -23,7 +23,7 @@ def models(replica: Replica) -> list[dict[str, Any]]:
     return data
 
 
-def test_a_model_is_told_with_all_that_there_is(serving: Replica) -> None:
+def test_a_model_is_listed_with_all_its_fields(serving: Replica) -> None:
     serving.publish(version=1, generation=4, model="another")
     serving.look()
     data = models(serving)
@@ -47,11 +47,11 @@ def test_a_model_is_told_with_all_that_there_is(serving: Replica) -> None:
     }
 
 
-def test_one_model_is_told_by_its_name(serving: Replica) -> None:
+def test_one_model_is_found_by_its_name(serving: Replica) -> None:
     assert serving.get("/v1/models/scenes").json() == models(serving)[0]
 
 
-def test_one_version_is_told_by_its_exact_name(serving: Replica) -> None:
+def test_one_version_is_found_by_its_exact_name(serving: Replica) -> None:
     serving.publish(version=2)
     serving.look()
     body = serving.get("/v1/models/scenes@1").json()
@@ -69,7 +69,7 @@ def test_what_is_not_there_is_said_in_openais_shape(
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_versions_in_memory_and_retired_ones_are_told(serving: Replica) -> None:
+def test_versions_in_memory_and_retired_ones_are_listed(serving: Replica) -> None:
     serving.publish(version=2)
     serving.look()
     serving.publish(version=3)
@@ -80,25 +80,25 @@ def test_versions_in_memory_and_retired_ones_are_told(serving: Replica) -> None:
     assert models(serving)[0]["versions"] == {"resident": [2, 3], "lineage": [3], "retired": [1]}
 
 
-def test_a_trial_is_told_with_its_shares(serving: Replica) -> None:
+def test_a_canary_is_listed_with_its_shares(serving: Replica) -> None:
     serving.publish(version=2)
     canary = Canary(version=2, revision=5, share=0.25, shadow=0.5)
     serving.point(generation=3, version=1, revision=5, candidate=canary)
     serving.look()
-    (told,) = models(serving)
-    assert told["channels"] == {
+    (listed,) = models(serving)
+    assert listed["channels"] == {
         "live": 1,
         "candidate": {"version": 2, "share": 0.25, "shadow": 0.5, "loaded": True},
     }
 
 
-def test_a_version_that_cannot_be_loaded_is_told_with_the_reason(serving: Replica) -> None:
+def test_a_version_that_cannot_be_loaded_is_listed_with_the_reason(serving: Replica) -> None:
     serving.publish(version=2)
     serving.store.put(layout.version_file(MODEL, 2, layout.HEADS), b"rubbish")
     serving.look()
-    (told,) = models(serving)
-    assert told["version"] == 1
-    (refusal,) = told["refusals"]
+    (listed,) = models(serving)
+    assert listed["version"] == 1
+    (refusal,) = listed["refusals"]
     assert (refusal["version"], refusal["kind"]) == (2, "damaged")
     assert "is not what its manifest promised" in refusal["reason"]
     assert refusal["failures"] >= 1
@@ -136,14 +136,14 @@ class Texts(NoEncoders):
         }
 
 
-def test_only_encoders_whose_features_fit_are_told(serving: Replica) -> None:
+def test_only_encoders_whose_features_fit_are_listed(serving: Replica) -> None:
     parts = dataclasses.replace(serving.parts(serving.args), encoders=Texts())
     serving.app = create_api(parts)
     assert models(serving)[0]["encoders"] == {"text": {"name": "words", "takes": "text"}}
 
 
 class Known:
-    """A door that lets in anna, and no one else."""
+    """An authenticator that admits only anna."""
 
     ready = True
 
@@ -151,7 +151,7 @@ class Known:
         return Caller("key-of-anna", "anna")
 
 
-def test_callers_are_told_of_their_own_models_and_of_everybodys(serving: Replica) -> None:
+def test_callers_see_their_own_and_shared_models(serving: Replica) -> None:
     serving.publish(version=1, generation=1, model="shared")
     serving.point(generation=1, version=1, revision=1, owner="bert")
     serving.look()

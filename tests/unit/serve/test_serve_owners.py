@@ -1,4 +1,4 @@
-"""Models of another owner do not exist, whatever is asked."""
+"""Models of another owner do not exist for any request."""
 
 import asyncio
 
@@ -45,7 +45,7 @@ def test_the_owner_and_the_operator_find_a_model(
 
 @pytest.mark.parametrize("version", ["", "@1", "@2", "@7", "@9"])
 @pytest.mark.parametrize("min_version", [0, 1])
-def test_a_stranger_reads_the_words_for_an_unknown_model(
+def test_an_unauthenticated_client_gets_the_message_for_an_unknown_model(
     owned: Replica, version: str, min_version: int
 ) -> None:
     hidden = refusal(owned, f"scenes{version}", STRANGER, min_version)
@@ -85,5 +85,5 @@ def test_an_exact_version_answers_while_the_live_one_is_damaged(replica: Replica
     assert find(replica, "scenes@1", OPERATOR).channel == "exact"
 
 
-def test_before_the_first_look_nobody_is_told_that_a_model_is_unknown(replica: Replica) -> None:
+def test_no_model_is_unknown_before_the_first_poll(replica: Replica) -> None:
     assert isinstance(refusal(replica, MODEL, STRANGER), NotReady)

@@ -58,7 +58,7 @@ def test_an_answer_without_a_body_leaves_as_well() -> None:
         assert segments_received(client) == 1
 
 
-def test_who_waits_to_be_asked_for_a_body_is_asked_first() -> None:
+def test_expect_100_continue_is_answered_before_the_body() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         body = await Request(scope, receive).body()
         await Response(body)(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Texts and files, where an encoder stands in front; OpenAI's own client, unchanged."""
+"""Texts and files with an encoder; OpenAI's own client, unchanged."""
 
 from collections.abc import Iterator
 
@@ -70,7 +70,7 @@ def test_files_for_an_encoder_of_texts_are_refused(with_encoder: Replica) -> Non
     assert "takes texts, not files" in error["message"]
 
 
-def test_an_encoder_that_is_down_is_503(with_encoder: Replica) -> None:
+def test_an_unavailable_encoder_is_503(with_encoder: Replica) -> None:
     assert isinstance(with_encoder.encoders, LetterEncoders)
     with_encoder.encoders.is_down = True
     response = with_encoder.embed(modality=None, input="a cat")

@@ -6,7 +6,7 @@ from workers.serve.versions.live import Readiness, wait_until_ready
 ALREADY = 0.001
 
 
-def test_what_keeps_a_replica_from_being_ready_is_told_and_passes(replica: Replica) -> None:
+def test_the_cause_of_unreadiness_is_reported_and_cleared(replica: Replica) -> None:
     replica.publish(version=1)
     replica.store.broken = "models/"
     replica.look()
@@ -28,7 +28,7 @@ def test_a_store_that_fails_later_makes_no_replica_unready(serving: Replica) -> 
     assert serving.get("/readyz").status_code == 200
 
 
-def test_where_nobody_else_answers_a_replica_goes_on_without_its_store() -> None:
+def test_a_lone_replica_starts_without_its_store() -> None:
     readiness = Readiness()
     wait_until_ready(readiness, ALREADY, lambda: False)
     assert not readiness.ready

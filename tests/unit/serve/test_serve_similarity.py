@@ -130,7 +130,7 @@ def problem(response: httpx.Response, status: int = 400) -> dict[str, Any]:
         ),
     ],
 )
-def test_wrong_requests_are_answered_in_words(
+def test_invalid_requests_are_rejected_with_a_message(
     serving: Replica, changes: dict[str, object], param: str, words: str
 ) -> None:
     error = problem(ask(serving, **changes))

@@ -91,9 +91,7 @@ def test_keys_of_one_owner_that_hold_requests_leave_room_for_others(
 
 
 @pytest.mark.parametrize(("hold", "status"), [(waits_for_a_version, 503), (sends_no_body, 408)])
-def test_whoever_holds_a_request_is_answered_in_the_end(
-    serving: Replica, hold: Ask, status: int
-) -> None:
+def test_a_slow_request_is_answered_in_the_end(serving: Replica, hold: Ask, status: int) -> None:
     async def hold_one() -> int:
         async with client_of(serving, seconds=0.1) as client:
             return (await hold(client, "a")).status_code
@@ -131,7 +129,7 @@ def stalls(
 def test_stalled_bodies_of_an_owners_keys_refuse_no_query_of_another(
     serving: Replica, sent: int
 ) -> None:
-    """Bytes count when they arrive, whatever was declared, and all keys of an owner together."""
+    """Bytes count when they arrive, not when declared, and all keys of an owner together."""
     most = serving.args.max_body_bytes
     serving.args = serving.args.model_copy(update={"max_bytes_in_flight": 4 * most})
 
@@ -167,7 +165,7 @@ def test_a_body_that_comes_too_slowly_is_ended_before_its_time_is_over(serving: 
     async def read() -> None:
         scope = {"type": "http", "headers": [], "cmcl.holding": Holding()}
         parts = serving.parts(serving.args.model_copy(update={"body_seconds": 60}))
-        await held_body(Request(scope, receive), parts, "a", patience_seconds=0.2)
+        await held_body(Request(scope, receive), parts, "a", idle_timeout_seconds=0.2)
 
     with pytest.raises(BodyTimeout, match=r"bytes of the body arrived in 0\.[23]"):
         asyncio.run(asyncio.wait_for(read(), 50))

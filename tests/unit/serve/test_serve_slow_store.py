@@ -1,4 +1,4 @@
-"""What is slow holds up nobody else, and what is new is seen at once."""
+"""A slow store delays no other request, and a new version is seen at once."""
 
 import threading
 import time
@@ -89,9 +89,7 @@ def test_a_roll_back_does_not_wait_for_a_slow_load(following: Replica, slow: Slo
     assert following.metrics.swaps[-1] == (MODEL, 1)
 
 
-def test_a_model_deleted_while_it_loads_does_not_come_back(
-    following: Replica, slow: SlowStore
-) -> None:
+def test_a_model_deleted_while_it_loads_stays_deleted(following: Replica, slow: SlowStore) -> None:
     slow.slow = "scenes/versions/2/heads.safetensors"
     following.publish(version=2)
     assert slow.asked.wait(PATIENCE)
@@ -140,14 +138,14 @@ def sleeping(store: FlakyStore) -> Iterator[Replica]:
     replica.follower.stop()
 
 
-def test_who_is_woken_looks_at_once(sleeping: Replica) -> None:
+def test_a_woken_replica_polls_at_once(sleeping: Replica) -> None:
     sleeping.publish(version=2)
     sleeping.follower.wake()
     until(lambda: sleeping.live_number() == 2)
     assert sleeping.metrics.swap_seconds[-1] < NEVER
 
 
-def test_many_wake_ups_are_few_looks(sleeping: Replica) -> None:
+def test_many_wake_ups_are_few_polls(sleeping: Replica) -> None:
     store = sleeping.store
     began, before = time.monotonic(), store.calls.count("models/")
     for _ in range(10_000):

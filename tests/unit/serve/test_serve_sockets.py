@@ -81,7 +81,7 @@ def test_a_body_that_drips_is_given_up(address: tuple[str, int]) -> None:
     assert_others_are_answered(address)
 
 
-def test_a_client_that_closes_its_sending_half_harms_nobody(serving: Replica) -> None:
+def test_a_half_closed_client_does_not_affect_others(serving: Replica) -> None:
     """uvicorn takes it for gone, so nothing is done for it any more; HAProxy says 400 (tests/ray).
 
     It asks for a version that does not come, so that it is not answered before it is gone.

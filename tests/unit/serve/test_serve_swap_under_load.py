@@ -58,7 +58,7 @@ def ask_until(stop: threading.Event, url: str, rows: list[list[float]], answers:
 
 
 def publish_all(replica: Replica, answers: list[Answers]) -> None:
-    """One version after the other, each once somebody was answered by the one before."""
+    """One version after the other, each once a client got a response of the one before."""
     until_seen(1, answers)
     for version in range(2, VERSIONS + 1):
         replica.publish(version)

@@ -57,7 +57,7 @@ def read_all(client: socket.socket) -> bytes:
     return bytes(found).partition(b"\r\n\r\n")[2]
 
 
-def test_an_answer_that_nobody_reads_counts_until_it_is_read() -> None:
+def test_an_unread_response_counts_until_it_is_read() -> None:
     rows = Quota(10, "rows")
     with unread_answer(rows, stall_seconds=PATIENCE) as client:
         assert client.recv(1) == b"H"
@@ -66,7 +66,7 @@ def test_an_answer_that_nobody_reads_counts_until_it_is_read() -> None:
         until(lambda: rows.total == 0)
 
 
-def test_who_reads_nothing_is_given_up_and_has_no_whole_answer() -> None:
+def test_a_client_that_reads_nothing_is_closed_without_the_whole_response() -> None:
     rows = Quota(10, "rows")
     with unread_answer(rows, stall_seconds=0.2) as client:
         assert client.recv(1) == b"H"
@@ -160,7 +160,7 @@ def test_a_request_and_its_answer_count_while_the_client_does_not_read(
     assert held_by(parts) == (0, 0, 0)
 
 
-def test_answers_that_nobody_reads_are_as_many_as_the_limit_permits(serving: Replica) -> None:
+def test_unread_responses_are_limited(serving: Replica) -> None:
     args = serving.args.model_copy(update={"max_rows": 3, "max_rows_in_flight": 8})
     parts = serving.parts(args)
     app = create_api(parts)

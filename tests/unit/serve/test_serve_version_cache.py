@@ -128,7 +128,7 @@ def test_a_named_version_that_goes_live_is_not_loaded_again(serving: Replica) ->
     assert serving.metrics.resident_versions == 2
 
 
-def test_a_version_that_never_existed_is_asked_for_once_a_second(serving: Replica) -> None:
+def test_an_unknown_version_is_looked_up_once_a_second(serving: Replica) -> None:
     serving.store.calls.clear()
     for _ in range(50):
         response = serving.embed(model="scenes@7")
@@ -142,14 +142,14 @@ def test_a_version_that_never_existed_is_asked_for_once_a_second(serving: Replic
     assert len(serving.store.calls) == 2
 
 
-def test_a_swap_does_not_believe_that_a_version_is_missing(serving: Replica) -> None:
+def test_a_swap_does_not_use_a_cached_absence(serving: Replica) -> None:
     assert serving.embed(model="scenes@2").status_code == 404
     serving.publish(version=2)
     serving.look()
     assert serving.embed(model="scenes@2").headers["x-model-version"] == "2"
 
 
-def test_a_store_that_fails_is_not_remembered_as_missing(serving: Replica) -> None:
+def test_a_store_error_is_not_cached_as_missing(serving: Replica) -> None:
     store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
     serving.store.broken = "versions/2"
     assert serving.embed(model="scenes@2").status_code == 503
@@ -157,7 +157,7 @@ def test_a_store_that_fails_is_not_remembered_as_missing(serving: Replica) -> No
     assert serving.embed(model="scenes@2").status_code == 200
 
 
-def test_what_is_missing_is_remembered_in_bounded_memory(serving: Replica) -> None:
+def test_cached_absences_are_bounded(serving: Replica) -> None:
     asked: list[int] = []
 
     class Nothing(StoredVersions):
@@ -251,7 +251,7 @@ def test_loads_beyond_the_limit_are_429_with_retry_after(serving: Replica) -> No
     run_with_stored(serving, 3, ask())
 
 
-def test_a_load_that_gets_no_thread_fails_and_holds_up_nothing(serving: Replica) -> None:
+def test_a_load_that_gets_no_thread_fails_and_delays_nothing(serving: Replica) -> None:
     threads = ScarceThreads(1)
     resident = VersionCache(serving.stored, 1, BUDGET, serving.metrics, threads=threads)
 

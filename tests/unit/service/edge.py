@@ -36,7 +36,7 @@ class Edge:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Its event loop does nothing meanwhile; the kernel takes what clients send. Needs a connection."""
+        """Block its event loop; the kernel accepts what clients send. Needs a connection."""
         is_stopped, go_on = threading.Event(), threading.Event()
 
         def stop() -> None:
@@ -59,10 +59,13 @@ class Edge:
 
 @contextmanager
 def served_edge(
-    app: ASGIApp = app, patience_seconds: float = 30.0, trusted: str = "10.9.9.9", most: int = 64
+    app: ASGIApp = app,
+    idle_timeout_seconds: float = 30.0,
+    trusted: str = "10.9.9.9",
+    most: int = 64,
 ) -> Iterator[Edge]:
     settings = Settings(auth="off", port=0, trusted_proxies=(trusted,), max_connections=most)
-    server = make_server(app, settings, patience_seconds=patience_seconds)
+    server = make_server(app, settings, idle_timeout_seconds=idle_timeout_seconds)
     thread = threading.Thread(target=server.run, name="edge")
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""The endpoint is told at once that live.json was written, and nobody waits for its answer."""
+"""A write of live.json is announced to the endpoint at once, without a wait for its response."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ WAIT_SECONDS = 120.0
 FIRST, SECOND = LivePointer(generation=1, version=1), LivePointer(generation=2, version=7)
 
 
-class Told:
+class RecordedOutcomes:
     """What an announcer says came of its announcements, and a clock for it."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ def test_a_mirrored_pointer_is_announced_as_it_was_written(
     plane.close()
 
 
-def test_an_endpoint_that_is_away_slows_no_mirror(tmp_path: Path) -> None:
+def test_an_unavailable_endpoint_slows_no_mirror(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, embeddings_url="http://127.0.0.1:1")
     plane.create_model()
     plane.run_to_end(plane.post_dataset())
@@ -85,11 +85,11 @@ def test_an_endpoint_that_is_away_slows_no_mirror(tmp_path: Path) -> None:
     plane.close()
 
 
-def test_of_several_changes_that_wait_the_last_is_told(
+def test_pending_changes_are_coalesced_to_the_last(
     receiver: Receiver, client: httpx.Client
 ) -> None:
-    told = Told()
-    announcer = Announcer(server(receiver), told.outcomes.append)
+    recorded = RecordedOutcomes()
+    announcer = Announcer(server(receiver), recorded.outcomes.append)
     announcer.announce("scenes", FIRST)
     announcer.announce("scenes", SECOND)
     announcer.announce("streets", FIRST)
@@ -100,7 +100,7 @@ def test_of_several_changes_that_wait_the_last_is_told(
         ("scenes", 2),
         ("streets", 1),
     ]
-    assert told.outcomes == ["delivered", "delivered"]
+    assert recorded.outcomes == ["delivered", "delivered"]
 
 
 def says_nothing(connection: socket.socket) -> None:
@@ -112,31 +112,31 @@ def test_an_endpoint_that_fails_is_left_alone_for_a_while(
     receiver: Receiver, client: httpx.Client, answer: int | Callable[[socket.socket], None]
 ) -> None:
     receiver.answers = [answer, 202]
-    told = Told()
-    announcer = Announcer(server(receiver), told.outcomes.append, told.seconds)
+    recorded = RecordedOutcomes()
+    announcer = Announcer(server(receiver), recorded.outcomes.append, recorded.seconds)
     for model in ("scenes", "streets", "rooms"):
         announcer.announce(model, FIRST)
     impatience = httpx.Timeout(WAIT_SECONDS, read=0.2)
     with httpx.Client(timeout=impatience, trust_env=False) as impatient:
         announcer.send(impatient)
-        assert told.outcomes == ["failed", "skipped", "skipped"]
+        assert recorded.outcomes == ["failed", "skipped", "skipped"]
         until(lambda: receiver.answers == [202])
-    told.now += 5
+    recorded.now += 5
     announcer.announce("scenes", SECOND)
     announcer.send(client)
-    assert told.outcomes[3:] == ["delivered"]
+    assert recorded.outcomes[3:] == ["delivered"]
     assert len(receiver.received) == 2
 
 
 def test_without_an_address_nothing_is_kept_or_sent(client: httpx.Client) -> None:
-    told = Told()
-    announcer = Announcer("", told.outcomes.append)
+    recorded = RecordedOutcomes()
+    announcer = Announcer("", recorded.outcomes.append)
     announcer.announce("scenes", FIRST)
     announcer.send(client)
-    assert told.outcomes == []
+    assert recorded.outcomes == []
 
 
-def test_telling_waits_for_nobody_while_another_is_sent(
+def test_announcing_does_not_wait_for_one_that_is_being_sent(
     receiver: Receiver, client: httpx.Client
 ) -> None:
     asked, go_on = threading.Event(), threading.Event()
@@ -146,14 +146,14 @@ def test_telling_waits_for_nobody_while_another_is_sent(
         go_on.wait(WAIT_SECONDS)
 
     receiver.answers = [hold]
-    told = Told()
-    announcer = Announcer(server(receiver), told.outcomes.append)
+    recorded = RecordedOutcomes()
+    announcer = Announcer(server(receiver), recorded.outcomes.append)
     announcer.announce("scenes", FIRST)
     sending = threading.Thread(target=announcer.send, args=[client])
     sending.start()
     assert asked.wait(WAIT_SECONDS)
     announcer.announce("scenes", SECOND)
-    assert told.outcomes == [], "the first is on its way still"
+    assert recorded.outcomes == [], "the first is on its way still"
     go_on.set()
     sending.join(WAIT_SECONDS)
-    assert told.outcomes == ["failed"], "it hung up"
+    assert recorded.outcomes == ["failed"], "it hung up"

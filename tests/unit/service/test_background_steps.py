@@ -1,4 +1,4 @@
-"""Judging and storing go on beside the rounds: however large a candidate is, other models get on."""
+"""Judging and storing run in the background: a large candidate does not delay other models."""
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -33,7 +33,7 @@ class Held(Executor):
         future, step = self._kept.pop(0)
         try:
             future.set_result(step())
-        except Exception as error:  # noqa: BLE001 (an executor passes on whatever it was)
+        except Exception as error:  # noqa: BLE001 (an executor passes on every exception)
             future.set_exception(error)
 
 
@@ -45,16 +45,16 @@ def held(plane: ControlPlane) -> Held:
     return held
 
 
-def _to_gating(plane: ControlPlane, model: str) -> str:
+def _move_to_gating(plane: ControlPlane, model: str) -> str:
     job = plane.post_dataset("one", model)
     train(plane.store, job, plane.tick_to(job, JobState.RUNNING).attempt)
     plane.tick_to(job, JobState.GATING)
     return job
 
 
-def test_other_models_get_on_while_a_candidate_is_judged(plane: ControlPlane, held: Held) -> None:
+def test_other_models_continue_while_a_candidate_is_judged(plane: ControlPlane, held: Held) -> None:
     plane.create_model("large")
-    large = _to_gating(plane, "large")
+    large = _move_to_gating(plane, "large")
     plane.tick()
     assert len(held) == 1
     small = plane.post_dataset("two")
@@ -90,7 +90,7 @@ def test_a_roll_back_reaches_the_replicas_while_a_version_is_stored(plane: Contr
 
 
 def test_a_step_that_failed_is_tried_again(plane: ControlPlane, held: Held) -> None:
-    job = _to_gating(plane, "scenes")
+    job = _move_to_gating(plane, "scenes")
     plane.tick()
     plane.store.broken = "candidate"
     held.go()
@@ -104,7 +104,7 @@ def test_a_step_that_failed_is_tried_again(plane: ControlPlane, held: Held) -> N
 
 
 def test_a_failing_step_is_tried_less_and_less_often(plane: ControlPlane, held: Held) -> None:
-    _to_gating(plane, "scenes")
+    _move_to_gating(plane, "scenes")
     plane.store.broken = "candidate"
     tries = 0
     for _ in range(40):
@@ -118,7 +118,7 @@ def test_a_failing_step_is_tried_less_and_less_often(plane: ControlPlane, held: 
 def test_candidates_that_end_without_a_version_keep_no_place(
     plane: ControlPlane, held: Held
 ) -> None:
-    """Nobody asks for a model any more once its only job has ended."""
+    """A model without unfinished jobs is not reconciled."""
     names = [*"abcde"]
     jobs = []
     for name in names:
@@ -126,7 +126,7 @@ def test_candidates_that_end_without_a_version_keep_no_place(
         plane.client.put(
             f"/v1/models/{name}/policy", json={"min_gain": 0.5 if name != "e" else None}
         )
-        jobs.append(_to_gating(plane, name))
+        jobs.append(_move_to_gating(plane, name))
     plane.tick()
     assert len(held) == 4
     assert "other candidates" in (plane.job(jobs[-1]).message or "")
@@ -140,7 +140,7 @@ def test_candidates_that_end_without_a_version_keep_no_place(
 
 
 def test_a_step_that_hangs_has_the_process_ended(plane: ControlPlane, held: Held) -> None:
-    _to_gating(plane, "scenes")
+    _move_to_gating(plane, "scenes")
     plane.tick()
     plane.app.state.loops = [plane.reconciler]
     plane.clock.advance(1700)

@@ -31,9 +31,7 @@ def _assert_no_trace(plane: ControlPlane) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/similarity", "/v1/collections/x"])
-def test_what_the_endpoint_is_to_be_asked_is_said_to_be_there(
-    plane: ControlPlane, path: str
-) -> None:
+def test_routes_of_the_endpoint_are_named_in_the_404(plane: ControlPlane, path: str) -> None:
     response = plane.client.post(path, json={})
     _assert_problem(response, 404)
     assert "this is the control plane" in response.json()["detail"]
@@ -125,7 +123,9 @@ def test_a_bad_dataset_names_its_field(
         ("webhooks/x", "the id of a webhook"),
     ],
 )
-def test_what_is_no_id_is_told_the_form_of_one(plane: ControlPlane, path: str, words: str) -> None:
+def test_a_malformed_id_is_rejected_with_the_expected_form(
+    plane: ControlPlane, path: str, words: str
+) -> None:
     (problem,) = _assert_problem(plane.client.get(f"/v1/{path}"), 422).values()
     assert words in problem
 
@@ -340,5 +340,5 @@ def test_a_request_that_was_cut_off_is_not_done(plane: ControlPlane) -> None:
             while connection.recv(4096):
                 pass
     assert plane.job(job).state == JobState.QUEUED
-    # Its key is free: whoever was cut off sends the whole of it again.
+    # Its key is free: a client that was cut off sends the whole body again.
     assert plane.client.post(path, json={"reason": ""}, headers=key).status_code == 202

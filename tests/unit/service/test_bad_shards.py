@@ -101,7 +101,7 @@ def test_ids_are_unique_over_all_shards(plane: ControlPlane) -> None:
     _assert_quarantined(plane, plane.post_dataset(shards=shards), "repeats the id")
 
 
-def test_a_mended_dataset_can_be_posted_again(plane: ControlPlane) -> None:
+def test_a_repaired_dataset_can_be_posted_again(plane: ControlPlane) -> None:
     body = plane.dataset_body("one", shards=[plane.shard("x", feature_table(3))])
     first = plane.client.post("/v1/datasets", json=body).json()["job"]["id"]
     plane.run_to_end(first)
@@ -111,7 +111,7 @@ def test_a_mended_dataset_can_be_posted_again(plane: ControlPlane) -> None:
     assert plane.run_to_end(second.json()["job"]["id"]).state == JobState.PUBLISHED
 
 
-def test_a_mended_dataset_can_be_retried(plane: ControlPlane) -> None:
+def test_a_repaired_dataset_can_be_retried(plane: ControlPlane) -> None:
     job = plane.post_dataset(shards=[plane.shard("x", feature_table(3))])
     plane.run_to_end(job)
     plane.shard("x")
@@ -120,14 +120,14 @@ def test_a_mended_dataset_can_be_retried(plane: ControlPlane) -> None:
     assert plane.dataset_of(job).quarantine_reason is None
 
 
-def test_a_bad_dataset_does_not_hold_up_the_next(plane: ControlPlane) -> None:
+def test_a_bad_dataset_does_not_delay_the_next(plane: ControlPlane) -> None:
     plane.post_dataset("one", shards=[plane.shard("x", feature_table(3))])
     second = plane.post_dataset("two")
     assert plane.run_to_end(second).state == JobState.PUBLISHED
     assert [version.number for version in plane.versions()] == [1]
 
 
-def test_a_latecomer_cannot_quarantine_what_another_got_on_with(plane: ControlPlane) -> None:
+def test_a_late_validator_cannot_quarantine_what_another_accepted(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     seen = plane.tick_to(job, JobState.VALIDATING)
     plane.tick_to(job, JobState.RUNNING)

@@ -185,7 +185,7 @@ def test_roll_back_returns_to_what_was_promoted_before(three: ControlPlane) -> N
     assert three.answering() == (7, 1)
 
 
-def test_the_history_tells_promotion_from_roll_back(three: ControlPlane) -> None:
+def test_the_history_distinguishes_promotion_from_rollback(three: ControlPlane) -> None:
     three.client.post("/v1/models/scenes/rollback", json={"reason": "worse on emoji"})
     last = three.client.get("/v1/models/scenes/promotions").json()["items"][-1]
     assert (last["kind"], last["version"], last["previous"]) == ("rolled_back", 2, 3)
@@ -207,7 +207,7 @@ def test_live_is_not_moved_unseen(three: ControlPlane) -> None:
     assert moved.headers["ETag"] != tag
 
 
-def test_a_retired_version_answers_no_more(three: ControlPlane) -> None:
+def test_a_retired_version_stops_serving(three: ControlPlane) -> None:
     assert three.client.request("DELETE", "/v1/models/scenes/versions/1").status_code == 204
     assert three.client.put("/v1/models/scenes/live", json={"version": 1}).status_code == 409
     assert three.client.get("/v1/models/scenes/versions/1").json()["retired_at"] is not None
@@ -239,7 +239,7 @@ def test_the_name_of_a_deleted_model_is_not_given_again(three: ControlPlane) -> 
     assert three.client.post("/v1/models", json=body).status_code == 409
 
 
-def test_a_version_tells_all_that_is_known_about_it(three: ControlPlane) -> None:
+def test_a_version_has_all_its_fields(three: ControlPlane) -> None:
     view = three.client.get("/v1/models/scenes/versions/2").json()
     assert [row["version"] for row in view["evaluation_matrix"]] == [1, 2]
     assert [line["name"] for line in view["lineage"]] == ["one", "two"]

@@ -1,4 +1,4 @@
-"""What becomes of a dataset's files between its POST and its version, whatever their format."""
+"""Files of a dataset from its POST to its version, in every format."""
 
 import io
 from pathlib import Path
@@ -100,11 +100,11 @@ def test_a_share_of_too_few_different_values_is_refused(plane: ControlPlane) -> 
     )
     message = plane.run_to_end(job).message or ""
     assert "evaluation_share 0.1 holds out 0 of 60 rows" in message
-    assert "evaluation_shards" in message
+    assert "provide evaluation_shards" in message
 
 
 def task_of(plane: ControlPlane, uri: str, place: str | None = None) -> ValidationTask:
-    """A posted dataset's, with another address in it. `place`: where that lies in our store."""
+    """That of a posted dataset, with another address in it. `place`: its location in our store."""
     job = plane.post_dataset()
     return ValidationTask(
         dataset=plane.dataset_of(job).id,
@@ -118,7 +118,9 @@ def task_of(plane: ControlPlane, uri: str, place: str | None = None) -> Validati
     )
 
 
-def test_an_upload_lies_where_the_task_says(plane: ControlPlane, tmp_path: Path) -> None:
+def test_an_upload_is_read_from_the_location_in_the_task(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
     write_shard(tmp_path / "elsewhere", feature_table(16))
     place = (tmp_path / "elsewhere").as_uri()
     task = task_of(plane, "upload:up-0123456789ab", place)
@@ -154,7 +156,7 @@ def test_a_link_swapped_in_after_the_post_is_not_followed(
     assert "outside the allowed prefixes" in (found.message or "")
 
 
-def test_of_two_validations_at_once_the_first_manifest_stands(
+def test_of_two_concurrent_validations_the_first_manifest_is_kept(
     plane: ControlPlane, tmp_path: Path
 ) -> None:
     task = task_of(plane, plane.shard("one")["uri"])

@@ -44,7 +44,7 @@ def test_a_silent_attempt_is_stopped_and_repeated(plane: ControlPlane) -> None:
     assert plane.job(job).attempt == 2
 
 
-def test_each_sign_of_life_starts_the_silence_anew(plane: ControlPlane) -> None:
+def test_each_sign_of_life_restarts_the_silence_timeout(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     for beat in range(5):
@@ -81,7 +81,7 @@ def test_a_candidate_that_comes_after_a_false_failure_is_adopted(
     assert plane.job(job).attempt == 1
 
 
-def test_an_attempt_that_was_not_over_after_all_goes_on(patient_plane: ControlPlane) -> None:
+def test_an_attempt_that_was_not_over_continues(patient_plane: ControlPlane) -> None:
     plane = patient_plane
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
@@ -95,8 +95,8 @@ def test_an_attempt_that_was_not_over_after_all_goes_on(patient_plane: ControlPl
     assert plane.job(job).state == JobState.RUNNING
 
 
-def test_an_attempt_that_a_cluster_never_lets_go_of_is_lost(plane: ControlPlane) -> None:
-    """The cluster says for ever that it runs; nobody hears of it, and no stop ends it."""
+def test_an_attempt_that_a_cluster_never_releases_is_lost(plane: ControlPlane) -> None:
+    """The cluster always reports it as running; it shows no progress, and no stop ends it."""
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     report_progress(plane.store, job, 1, "training")
@@ -111,7 +111,7 @@ def test_an_attempt_that_a_cluster_never_lets_go_of_is_lost(plane: ControlPlane)
     assert plane.run_to_end(job).attempt == 2
 
 
-def test_one_that_it_never_lets_go_of_can_be_cancelled(plane: ControlPlane) -> None:
+def test_one_that_it_never_releases_can_be_cancelled(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     report_progress(plane.store, job, 1, "training")
@@ -125,7 +125,7 @@ def test_one_that_it_never_lets_go_of_can_be_cancelled(plane: ControlPlane) -> N
     assert plane.job(job).state == JobState.CANCELLED
 
 
-def test_what_ran_while_nobody_looked_is_not_stopped(plane: ControlPlane) -> None:
+def test_attempts_that_ran_during_an_outage_are_not_stopped(plane: ControlPlane) -> None:
     """The service was away for longer than any attempt may wait for its start."""
     plane.launcher.starts_at_once = False
     job = plane.post_dataset()

@@ -16,7 +16,7 @@ from service.api.bodies import Bodies, Budget
 from service.errors import TooManyRequests
 from service.principal import LOCAL
 from tests.fakes.control_plane import SPEC, ControlPlane
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 from tests.unit.service.auth.routes import ROUTES, WRITE
 
 JSON = {"Content-Type": "application/json"}
@@ -26,10 +26,10 @@ WRONG_SHARD = {"uri": 1}
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> Iterator[Holder]:
+def reader(tmp_path: Path) -> Iterator[KeyClient]:
     """A key that may read and nothing else."""
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
-    yield Holder(plane, ADMIN_KEY).holder("reader", ["read"])
+    yield KeyClient(plane, ADMIN_KEY).client_with_key("reader", ["read"])
     plane.close()
 
 
@@ -46,7 +46,9 @@ def _dataset(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     "route", [route for route, wanted in ROUTES.items() if wanted.scope is WRITE and wanted.options]
 )
-def test_no_byte_of_a_body_is_read_for_a_key_without_the_scope(reader: Holder, route: str) -> None:
+def test_no_byte_of_a_body_is_read_for_a_key_without_the_scope(
+    reader: KeyClient, route: str
+) -> None:
     class Unread(httpx.AsyncByteStream):
         async def __aiter__(self):  # type: ignore[no-untyped-def]
             raise AssertionError("it was read")
@@ -82,7 +84,7 @@ def test_a_body_that_comes_too_slowly_is_given_up(pieces: list[bytes]) -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    pace = Pace(patience_seconds=0.05, bytes_per_second=10_000)
+    pace = Pace(idle_timeout_seconds=0.05, bytes_per_second=10_000)
     app = Bodies(api, api, MIB, MIB, pace)
     asyncio.run(asyncio.wait_for(app(_scope(), receive, send), 10))
     assert sent[0]["status"] == 400
@@ -114,7 +116,7 @@ def test_a_request_that_takes_no_body_is_answered_before_one_comes(method: str) 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    app = Bodies(api, api, MIB, MIB, Pace(patience_seconds=3600, bytes_per_second=0))
+    app = Bodies(api, api, MIB, MIB, Pace(idle_timeout_seconds=3600, bytes_per_second=0))
     asyncio.run(asyncio.wait_for(app(_scope(method), receive, send), 60))
     assert sent[0]["status"] == 200
 

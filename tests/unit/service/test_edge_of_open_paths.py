@@ -26,7 +26,7 @@ from service.errors import DatabaseUnavailable, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
-from tests.unit.service.auth.holder import ADMIN_KEY
+from tests.unit.service.auth.key_client import ADMIN_KEY
 from workers.storage.local import LocalStore
 
 
@@ -106,7 +106,7 @@ def test_what_failed_is_made_again() -> None:
             asyncio.run(kept.get())
 
 
-def test_readiness_is_asked_once_for_all_who_ask_within_a_second(plane: ControlPlane) -> None:
+def test_readiness_is_checked_once_for_all_requests_within_a_second(plane: ControlPlane) -> None:
     store = _CountingStore(LocalStore(plane.folder / "counted"))
     app = create_app(plane.context.settings, Parts(store=store, launcher=plane.launcher))
     with closing(app.state.context):
@@ -128,7 +128,7 @@ def test_an_address_may_not_ask_without_end_for_what_is_open(
 
 
 @pytest.mark.usefixtures("_one_minute")
-def test_an_address_without_requests_left_is_told_when_its_window_ends() -> None:
+def test_a_rate_limited_address_gets_the_end_of_its_window() -> None:
     rates = RateLimiter(per_minute=1)
     for _ in range(OPEN_PER_MINUTE):
         rates.count_open("192.0.2.1")
@@ -214,7 +214,7 @@ def test_delayed_refusals_are_bounded_and_those_beyond_close_their_connections()
     asyncio.run(flood())
 
 
-def test_a_render_that_hangs_holds_up_nothing_else(plane: ControlPlane) -> None:
+def test_a_render_that_hangs_delays_nothing_else(plane: ControlPlane) -> None:
     is_let_go, is_asked = threading.Event(), threading.Event()
 
     class Hanging:

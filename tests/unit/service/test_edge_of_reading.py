@@ -1,4 +1,4 @@
-"""What arrives is read in small steps that all connections share, and little of it lies in memory."""
+"""Input is read in small steps shared by all connections, and little of it is in memory."""
 
 import asyncio
 import threading
@@ -73,7 +73,7 @@ def test_chunks_of_one_byte_are_parsed_in_steps_that_others_get_between() -> Non
     assert max(sizes) <= 2048
 
 
-def test_little_of_a_body_lies_in_memory_while_its_request_waits() -> None:
+def test_little_of_a_body_is_in_memory_while_its_request_waits() -> None:
     is_over = threading.Event()
 
     async def unread(scope: Scope, receive: Receive, send: Send) -> None:

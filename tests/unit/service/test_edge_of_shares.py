@@ -66,7 +66,7 @@ def test_a_step_that_raises_does_not_stop_those_of_others() -> None:
     assert asyncio.run(run()) == ["0", "1", "2"]
 
 
-def test_places_of_an_owner_are_bounded_and_those_that_wait_get_them_by_turns() -> None:
+def test_slots_of_an_owner_are_bounded_and_waiting_owners_alternate() -> None:
     async def run() -> None:
         places = FairSemaphore(total=4, of_owner=3, waiting_of_owner=5)
         inside, order, over = Counter[str](), list[str](), asyncio.Event()
@@ -217,7 +217,7 @@ def test_a_large_body_is_never_validated_on_the_event_loop() -> None:
     assert threading.get_ident() not in asyncio.run(run())
 
 
-def test_writers_get_their_turns_in_the_order_in_which_they_asked() -> None:
+def test_writers_are_served_in_the_order_of_arrival() -> None:
     lock, order, asked = WriterLock(), list[int](), threading.Semaphore(0)
 
     def write(number: int) -> None:

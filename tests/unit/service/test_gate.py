@@ -1,4 +1,4 @@
-"""What a candidate must say to be believed."""
+"""What a candidate must contain to be accepted."""
 
 from pathlib import Path
 
@@ -53,14 +53,14 @@ def test_an_answer_to_another_question_is_refused(asked: Asked, field: str, valu
         check_answers(spec, parent.learned, candidate.model_copy(update={field: value}))
 
 
-def test_a_ledger_that_forgot_a_dataset_is_refused(asked: Asked) -> None:
+def test_a_lineage_without_an_earlier_dataset_is_rejected(asked: Asked) -> None:
     spec, parent, candidate = asked
     forgetful = candidate.model_copy(update={"learned": candidate.learned[1:]})
     with pytest.raises(InvalidVersion, match="learned"):
         check_answers(spec, parent.learned, forgetful)
 
 
-def test_other_shards_than_asked_are_refused(asked: Asked) -> None:
+def test_unexpected_shards_are_rejected(asked: Asked) -> None:
     spec, parent, candidate = asked
     line = candidate.learned[-1].model_copy(update={"shard_digests": ("0" * 64,)})
     other = candidate.model_copy(update={"learned": (*candidate.learned[:-1], line)})

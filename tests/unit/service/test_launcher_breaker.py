@@ -43,9 +43,7 @@ def test_of_many_calls_one_waits_for_a_cluster_that_hangs(
     assert hanging.now == 30
 
 
-def test_a_cluster_that_hung_is_asked_again_later(
-    hanging: _Hanging, breaker: CircuitBreaker
-) -> None:
+def test_a_cluster_that_hung_is_retried_later(hanging: _Hanging, breaker: CircuitBreaker) -> None:
     hanging.is_down = True
     with pytest.raises(LauncherUnavailable):
         breaker.stop("job-a1")
@@ -55,7 +53,7 @@ def test_a_cluster_that_hung_is_asked_again_later(
     assert breaker.status("job-a1").state == LaunchState.RUNNING
 
 
-def test_a_quick_refusal_keeps_nobody_from_asking(
+def test_a_quick_rejection_does_not_open_the_breaker(
     hanging: _Hanging, breaker: CircuitBreaker
 ) -> None:
     hanging.is_down, hanging.takes = True, 0.01
@@ -65,7 +63,7 @@ def test_a_quick_refusal_keeps_nobody_from_asking(
     assert hanging.asked == 5
 
 
-def test_an_answer_that_takes_long_keeps_nobody_from_asking(
+def test_a_slow_response_does_not_open_the_breaker(
     hanging: _Hanging, breaker: CircuitBreaker
 ) -> None:
     for _ in range(5):

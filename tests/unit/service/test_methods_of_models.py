@@ -30,7 +30,7 @@ def test_a_method_that_is_not_installed_is_refused_with_those_that_are(
 
 
 class _Metadata(DistributionFinder):
-    """Finds no package, and asks meanwhile whether the database can be written to."""
+    """Finds no package, and checks during the search that the database is writable."""
 
     def __init__(self, database: Path) -> None:
         self._database = database

@@ -48,7 +48,7 @@ def test_an_empty_dataset_cannot_be_sealed(plane: ControlPlane) -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"shards": []}])
-def test_adding_nothing_is_a_mistake(plane: ControlPlane, body: dict[str, object]) -> None:
+def test_adding_nothing_is_an_error(plane: ControlPlane, body: dict[str, object]) -> None:
     assert _add(plane, _open(plane), **body) == 422
 
 

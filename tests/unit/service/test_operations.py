@@ -21,8 +21,8 @@ from service.settings import Settings
 from service.telemetry.logs import JsonLines, log_config
 from tests.fakes.app_client import AppClient
 from tests.fakes.control_plane import SPEC, ControlPlane, open_databases
+from tests.fakes.crashes import FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore
-from tests.fakes.mortal import Lifeline
 from tests.fakes.served_app import served
 from workers.storage.local import LocalStore
 
@@ -42,7 +42,7 @@ def test_without_its_store_it_is_alive_and_not_ready(plane: ControlPlane) -> Non
 
 
 class _HangingStore(FlakyStore):
-    """Does not answer before it is told to."""
+    """Does not respond before the test releases it."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(LocalStore(folder))
@@ -53,10 +53,10 @@ class _HangingStore(FlakyStore):
         return super().keys(prefix)
 
 
-def test_a_store_that_hangs_holds_up_no_other_request(plane: ControlPlane) -> None:
+def test_a_store_that_hangs_delays_no_other_request(plane: ControlPlane) -> None:
     store = _HangingStore(plane.folder / "hanging")
     app = create_app(plane.context.settings, Parts(store=store, launcher=plane.launcher))
-    app.state.probes = Probes(patience_seconds=0.05)
+    app.state.probes = Probes(timeout_seconds=0.05)
     try:
         with served(app) as url, httpx.Client(base_url=url, timeout=60) as client:
             # More than there are threads for requests.
@@ -69,7 +69,7 @@ def test_a_store_that_hangs_holds_up_no_other_request(plane: ControlPlane) -> No
         app.state.context.close()
 
 
-def test_a_reconciler_that_stands_still_is_noticed(plane: ControlPlane) -> None:
+def test_a_stalled_reconciler_is_reported(plane: ControlPlane) -> None:
     plane.clock.advance(121)
     response = plane.client.get("/readyz")
     assert response.status_code == 503
@@ -230,8 +230,8 @@ def test_an_operation_lists_what_only_it_answers(
 
 def test_the_reconciler_outlives_a_failed_round(plane: ControlPlane) -> None:
     """Run for real in a thread, with a lifeline that only counts."""
-    lifeline, stop = Lifeline(), threading.Event()
-    reconciler: Reconciler = plane.mortal_reconciler(lifeline)
+    lifeline, stop = FaultAtMoment(), threading.Event()
+    reconciler: Reconciler = plane.crashing_reconciler(lifeline)
     with plane.context.database.write() as connection:
         connection.exec_driver_sql("ALTER TABLE models RENAME TO hidden")
     thread = threading.Thread(target=reconciler.run, args=[stop], daemon=True)

@@ -1,4 +1,4 @@
-"""What a candidate must show, and what people may say about it."""
+"""The gate policy, and decisions of users."""
 
 import pytest
 

@@ -40,12 +40,12 @@ def test_a_new_version_goes_live_after_a_roll_back(two_versions: ControlPlane) -
     assert two_versions.answering() == (4, 3)
 
 
-def test_the_history_tells_who_and_why(two_versions: ControlPlane) -> None:
+def test_the_history_has_actor_and_reason(two_versions: ControlPlane) -> None:
     body = {"version": 1, "reason": "worse on emoji"}
     two_versions.client.put("/v1/models/scenes/live", json=body)
     items = two_versions.client.get("/v1/models/scenes/promotions").json()["items"]
-    told = [(i["generation"], i["version"], i["previous"], i["actor"]) for i in items]
-    assert told == [(1, 1, None, "reconciler"), (2, 2, 1, "reconciler"), (3, 1, 2, "local")]
+    found = [(i["generation"], i["version"], i["previous"], i["actor"]) for i in items]
+    assert found == [(1, 1, None, "reconciler"), (2, 2, 1, "reconciler"), (3, 1, 2, "local")]
     assert items[2]["reason"] == "worse on emoji"
 
 
@@ -63,7 +63,7 @@ def test_a_version_without_its_files_cannot_go_live(two_versions: ControlPlane) 
 
 
 @pytest.mark.parametrize("damage", ["missing", "garbled", "behind"])
-def test_a_restart_mends_the_mirror(two_versions: ControlPlane, damage: str) -> None:
+def test_a_restart_repairs_the_mirror(two_versions: ControlPlane, damage: str) -> None:
     store, key = two_versions.store, layout.live_pointer("scenes")
     if damage == "missing":
         store.delete(key)

@@ -44,7 +44,7 @@ def test_the_driver_takes_no_cpu_from_the_ranks(ray: FakeRayJobs, launcher: RayJ
     assert ray.options == {"metadata": {}, "entrypoint_num_cpus": 0}
 
 
-def test_ray_is_told_what_the_driver_needs_and_whose_it_is(ray: FakeRayJobs) -> None:
+def test_ray_gets_the_resources_and_the_owner_of_the_driver(ray: FakeRayJobs) -> None:
     driver = Driver(
         cpus=0.5,
         memory_bytes=2**30,
@@ -71,7 +71,7 @@ def test_every_option_is_one_that_ray_takes(ray: FakeRayJobs) -> None:
     assert set(ray.options) <= {field.name for field in fields(JobSubmitRequest)}
 
 
-def test_every_state_of_ray_is_one_of_ours() -> None:
+def test_every_ray_state_is_mapped() -> None:
     states = get_args(RayJob.model_fields["status"].annotation)
     assert sorted(states) == sorted(status.value for status in JobStatus)
     for status in JobStatus:
@@ -79,7 +79,7 @@ def test_every_state_of_ray_is_one_of_ours() -> None:
         assert ours.has_ended == status.is_terminal()
 
 
-def test_an_address_without_a_server_is_told_with_the_address() -> None:
+def test_an_address_without_a_server_is_named_in_the_error() -> None:
     launcher = RayJobLauncher("http://127.0.0.1:1")
     with pytest.raises(LauncherUnavailable, match=r"http://127\.0\.0\.1:1: .*refused"):
         launcher.status("job-1-a1")
@@ -120,7 +120,7 @@ def test_an_outage_refuses_nothing(
     assert launcher.status("job-1-a1").state == LaunchState.PENDING
 
 
-def test_ray_that_answers_and_does_not_take_it_refuses(
+def test_an_error_response_of_ray_is_a_rejection(
     ray: FakeRayJobs, launcher: RayJobLauncher
 ) -> None:
     ray.refuses = True
@@ -128,7 +128,7 @@ def test_ray_that_answers_and_does_not_take_it_refuses(
         launcher.submit(Submission("job-1-a1", COMMAND))
 
 
-def test_drivers_that_nobody_submitted_are_not_ours(launcher: RayJobLauncher) -> None:
+def test_drivers_without_a_submission_id_are_ignored(launcher: RayJobLauncher) -> None:
     assert launcher.status("None").state == LaunchState.UNKNOWN
 
 
@@ -151,12 +151,12 @@ def test_the_token_is_found_where_rays_own_programs_find_it(tmp_path: Path) -> N
     assert sent_with(token | {"RAY_AUTH_TOKEN": "a-token"}) == "Bearer a-token"
 
 
-def test_no_token_is_sent_where_none_is_asked_for() -> None:
+def test_no_token_is_sent_unless_required() -> None:
     assert sent_with({}) is None
     assert sent_with({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "a-token"}) is None
 
 
-def test_a_token_that_is_missing_is_told(tmp_path: Path) -> None:
+def test_a_missing_token_is_reported(tmp_path: Path) -> None:
     missing = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}
     with pytest.raises(ValueError, match=r"RAY_AUTH_TOKEN is not set, and .* cannot be read"):
         sent_with(missing)

@@ -45,7 +45,7 @@ def test_a_failed_launch_with_candidate_is_adopted(plane: ControlPlane) -> None:
     assert plane.versions()[0].attempt == 1
 
 
-def test_a_candidate_is_adopted_while_ray_is_down(plane: ControlPlane) -> None:
+def test_a_candidate_is_adopted_while_ray_is_unavailable(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     plane.launcher.is_down = True
@@ -95,7 +95,7 @@ def test_no_progress_in_time_fails_the_job(plane: ControlPlane) -> None:
     assert plane.launcher.running() == []
 
 
-def test_attempt_that_says_why_it_has_no_ranks_is_heard_at_once_and_at_its_start_deadline(
+def test_the_reason_for_missing_ranks_is_shown_at_once_and_at_the_start_deadline(
     plane: ControlPlane,
 ) -> None:
     job, note = plane.post_dataset(), "CMCL_RANKS is 2 for the ranks that stay and 4 for this one"
@@ -144,7 +144,7 @@ def test_a_job_is_not_over_before_its_attempt_is(plane: ControlPlane) -> None:
     assert plane.job(job).state == JobState.FAILED
 
 
-def test_a_cluster_that_is_down_is_waited_for(plane: ControlPlane) -> None:
+def test_an_unavailable_cluster_is_waited_for(plane: ControlPlane) -> None:
     plane.launcher.is_down = True
     job = plane.post_dataset()
     plane.tick_to(job, JobState.SUBMITTING)
@@ -192,7 +192,7 @@ def test_a_job_says_that_an_internal_error_holds_it_up(plane: ControlPlane) -> N
     assert "internal server error (RuntimeError)" in (plane.job(job).message or "")
 
 
-def test_a_model_in_trouble_is_asked_less_and_less(plane: ControlPlane) -> None:
+def test_a_failing_model_is_reconciled_less_and_less_often(plane: ControlPlane) -> None:
     plane.launcher.is_down = True
     job = plane.post_dataset()
     plane.tick_to(job, JobState.SUBMITTING)
@@ -234,7 +234,7 @@ def test_a_manifest_that_cannot_be_read_is_refused(plane: ControlPlane) -> None:
 
 
 def test_a_database_older_than_the_bucket_writes_over_no_version(plane: ControlPlane) -> None:
-    """As after a dump is restored that knows less than object storage."""
+    """As after the restore of a dump that is older than object storage."""
     plane.run_to_end(plane.post_dataset("one"))
     job = plane.post_dataset("two")
     plane.tick_to(job, JobState.RUNNING)
@@ -317,7 +317,7 @@ def test_a_short_outage_of_the_store_is_survived(plane: ControlPlane) -> None:
         (Failure(reason="store_damaged", message="restore it"), "store_damaged"),
     ],
 )
-def test_an_attempt_that_knows_better_is_not_repeated(
+def test_an_attempt_with_a_permanent_error_is_not_repeated(
     plane: ControlPlane, failure: Failure, reason: str
 ) -> None:
     job = plane.post_dataset()

@@ -65,7 +65,7 @@ def test_two_models_learn_beside_each_other(plane: ControlPlane) -> None:
     assert plane.job(second).state == JobState.RUNNING
 
 
-def test_the_worker_is_told_everything_by_its_spec(plane: ControlPlane) -> None:
+def test_the_spec_has_everything_that_the_worker_needs(plane: ControlPlane) -> None:
     job = plane.post_dataset(evaluation_shards=[plane.shard("held-out")])
     plane.tick_to(job, JobState.RUNNING)
     spec = JobSpec.model_validate_json(plane.store.read(layout.run_spec(job, 1)))
@@ -101,7 +101,7 @@ def test_progress_of_the_attempt_is_shown(plane: ControlPlane) -> None:
     assert plane.job(job).progress == progress
 
 
-def test_progress_that_cannot_be_read_harms_nobody(plane: ControlPlane) -> None:
+def test_unreadable_progress_is_ignored(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     plane.store.put(layout.run_progress(job, 1), b"{")

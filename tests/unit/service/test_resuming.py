@@ -11,8 +11,8 @@ from tests.fakes.trainer import leave_checkpoint, train
 from workers.storage import layout
 
 
-def told(plane: ControlPlane, job: str) -> JobSpec:
-    """What the present attempt was told."""
+def current_spec(plane: ControlPlane, job: str) -> JobSpec:
+    """The spec of the present attempt."""
     key = layout.run_spec(job, plane.job(job).attempt)
     return JobSpec.model_validate_json(plane.store.read(key))
 
@@ -37,23 +37,23 @@ def retry(plane: ControlPlane, job: str) -> None:
 
 
 def test_the_first_attempt_begins_at_the_beginning(plane: ControlPlane) -> None:
-    assert told(plane, start(plane)).resume_from is None
+    assert current_spec(plane, start(plane)).resume_from is None
 
 
-def test_the_next_attempt_goes_on_from_the_newest_checkpoint(plane: ControlPlane) -> None:
+def test_the_next_attempt_resumes_from_the_newest_checkpoint(plane: ControlPlane) -> None:
     job = start(plane)
     # In the order of numbers, not of their digits.
     _, newest = (leave_checkpoint(plane.store, job, 1, updates) for updates in (900, 1000))
     lose(plane, job)
-    again = told(plane, job)
+    again = current_spec(plane, job)
     assert (again.attempt, again.resume_from) == (2, newest)
     assert plane.run_to_end(job).state == JobState.PUBLISHED
 
 
-def test_without_a_checkpoint_it_begins_anew(plane: ControlPlane) -> None:
+def test_without_a_checkpoint_it_starts_over(plane: ControlPlane) -> None:
     job = start(plane)
     lose(plane, job)
-    assert (told(plane, job).attempt, told(plane, job).resume_from) == (2, None)
+    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (2, None)
 
 
 def test_an_attempt_that_saved_nothing_does_not_hide_the_one_before(plane: ControlPlane) -> None:
@@ -61,31 +61,31 @@ def test_an_attempt_that_saved_nothing_does_not_hide_the_one_before(plane: Contr
     saved = leave_checkpoint(plane.store, job, 1, 500)
     lose(plane, job)
     lose(plane, job)
-    assert (told(plane, job).attempt, told(plane, job).resume_from) == (3, saved)
+    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (3, saved)
 
 
 def test_the_latest_attempt_goes_before_more_updates(plane: ControlPlane) -> None:
-    """One that could not use a checkpoint has begun anew, and what it saved is known to be sound."""
+    """An attempt that could not use a checkpoint has started over, and what it saved is sound."""
     job = start(plane)
     leave_checkpoint(plane.store, job, 1, 500)
     lose(plane, job)
     saved = leave_checkpoint(plane.store, job, 2, 100)
     lose(plane, job)
-    assert told(plane, job).resume_from == saved
+    assert current_spec(plane, job).resume_from == saved
 
 
-def test_a_retry_goes_on_where_the_lost_attempts_were(plane: ControlPlane) -> None:
+def test_a_retry_resumes_where_the_lost_attempts_were(plane: ControlPlane) -> None:
     job = start(plane)
     saved = leave_checkpoint(plane.store, job, 1, 500)
     for _ in range(3):
         lose(plane, job)
     assert plane.job(job).state == JobState.FAILED
     retry(plane, job)
-    assert (told(plane, job).attempt, told(plane, job).resume_from) == (4, saved)
+    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (4, saved)
 
 
-def test_what_led_to_a_failure_is_not_gone_on_from(plane: ControlPlane) -> None:
-    """Nor what that attempt went on from: it would fail alike, whatever was mended since."""
+def test_what_led_to_a_failure_is_not_resumed_from(plane: ControlPlane) -> None:
+    """Nor the checkpoint from which that attempt resumed: it would fail again."""
     job = start(plane)
     leave_checkpoint(plane.store, job, 1, 500)
     lose(plane, job)
@@ -94,27 +94,27 @@ def test_what_led_to_a_failure_is_not_gone_on_from(plane: ControlPlane) -> None:
     plane.store.put(layout.run_failure(job, 2), failure.model_dump_json().encode())
     plane.tick_to(job, JobState.FAILED)
     retry(plane, job)
-    assert (told(plane, job).attempt, told(plane, job).resume_from) == (3, None)
+    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (3, None)
 
 
-def test_what_led_to_a_damaged_candidate_is_not_gone_on_from(plane: ControlPlane) -> None:
+def test_what_led_to_a_damaged_candidate_is_not_resumed_from(plane: ControlPlane) -> None:
     job = start(plane)
     leave_checkpoint(plane.store, job, 1, 500)
     train(plane.store, job, 1)
     plane.store.put(layout.run_file(job, 1, layout.HEADS), b"other bytes")
     plane.tick_to(job, JobState.FAILED)
     retry(plane, job)
-    assert told(plane, job).resume_from is None
+    assert current_spec(plane, job).resume_from is None
 
 
-def test_an_attempt_upon_another_parent_begins_anew(plane: ControlPlane) -> None:
+def test_an_attempt_on_another_parent_starts_over(plane: ControlPlane) -> None:
     """Its version would be a child of one that it has never seen."""
     job = start(plane)
     leave_checkpoint(plane.store, job, 1, 500)
     with plane.context.database.write() as connection:
         connection.exec_driver_sql("UPDATE models SET head = 5")
     lose(plane, job)
-    assert (told(plane, job).parent, told(plane, job).resume_from) == (5, None)
+    assert (current_spec(plane, job).parent, current_spec(plane, job).resume_from) == (5, None)
 
 
 @pytest.mark.parametrize("written", [None, b"{"], ids=["missing", "not to be read"])
@@ -127,22 +127,22 @@ def test_checkpoints_whose_question_is_unknown_are_not_used(
     if written is not None:
         plane.store.put(layout.run_spec(job, 1), written)
     lose(plane, job)
-    assert told(plane, job).resume_from is None
+    assert current_spec(plane, job).resume_from is None
 
 
-def test_told_twice_it_is_told_the_same(plane: ControlPlane) -> None:
-    """The first telling may have been heard, and a zombie saves on."""
+def test_a_repeated_submission_has_the_same_spec(plane: ControlPlane) -> None:
+    """The first submission may have arrived, and a zombie keeps saving."""
     job = start(plane)
     saved = leave_checkpoint(plane.store, job, 1, 500)
     plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "killed")
     submitting = plane.tick_to(job, JobState.SUBMITTING)
     for _ in range(2):
         attempts.submit(plane.context, submitting, plane.model())
-        assert told(plane, job).resume_from == saved
+        assert current_spec(plane, job).resume_from == saved
         leave_checkpoint(plane.store, job, 1, 600)
 
 
-def test_a_store_that_is_away_is_waited_for(plane: ControlPlane) -> None:
+def test_an_unavailable_store_is_waited_for(plane: ControlPlane) -> None:
     """Rather than to learn everything again."""
     job = start(plane)
     saved = leave_checkpoint(plane.store, job, 1, 500)
@@ -153,4 +153,4 @@ def test_a_store_that_is_away_is_waited_for(plane: ControlPlane) -> None:
     assert plane.job(job).state == JobState.SUBMITTING
     plane.store.broken = None
     plane.tick_to(job, JobState.RUNNING)
-    assert told(plane, job).resume_from == saved
+    assert current_spec(plane, job).resume_from == saved

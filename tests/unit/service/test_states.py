@@ -47,7 +47,7 @@ def test_in_flight_is_neither_waiting_nor_final() -> None:
     assert set(JobState) - TERMINAL - {JobState.QUEUED} == IN_FLIGHT
 
 
-def test_whatever_can_be_cancelled_may_move_there() -> None:
+def test_every_cancellable_state_may_become_cancelled() -> None:
     assert {s for s in JobState if JobState.CANCELLED in LEGAL_MOVES[s]} == CANCELLABLE
 
 

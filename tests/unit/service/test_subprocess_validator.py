@@ -61,7 +61,7 @@ class Ground:
 
 
 class SilentBucket:
-    """Takes connections and never answers: whoever reads from it hangs until the connection ends."""
+    """Accepts connections and never answers: a read hangs until the connection ends."""
 
     address = "s3://silent/pairs.parquet"
 
@@ -115,7 +115,7 @@ def children(parent: int | None = None) -> list[int]:
 
 
 def is_alive(process: int) -> bool:
-    """Neither gone nor waiting to be buried by whoever adopted it."""
+    """Neither gone nor a zombie of its new parent."""
     try:
         status = Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -162,7 +162,7 @@ def test_a_good_dataset_is_verified_and_written(ground: Ground) -> None:
     assert DatasetManifest.model_validate_json(written) == manifest
 
 
-def test_a_bad_file_is_refused_in_the_same_words(ground: Ground) -> None:
+def test_a_bad_file_is_refused_with_the_same_message(ground: Ground) -> None:
     path = ground.shards / "bad.parquet"
     path.write_bytes(b"nothing of ours")
     with pytest.raises(InvalidDataset, match=r"bad\.parquet: by its first bytes it is neither"):

@@ -48,14 +48,14 @@ def test_the_result_for_an_earlier_revision_does_not_count() -> None:
     held = _Held()
     validations = Validations(held, lambda: None)
     assert validations.result(ticket(1), known) is None
-    # Another service took over and said the same; then the user mended the file and tried again.
+    # Another replica took over with the same result; then the user repaired the file and retried.
     held.futures[0].set_exception(InvalidDataset("a row is broken"))
     assert validations.result(ticket(4), known) is None
     held.futures[1].set_result(MANIFEST)
     assert validations.result(ticket(4), known) == MANIFEST
 
 
-def test_asking_again_for_the_same_revision_starts_nothing() -> None:
+def test_a_second_request_for_the_same_revision_starts_nothing() -> None:
     held = _Held()
     validations = Validations(held, lambda: None)
     for _ in range(3):
@@ -125,14 +125,14 @@ def test_the_next_starts_when_one_ends_or_is_cancelled() -> None:
 
 
 def test_a_death_while_reading_leaves_its_place_free() -> None:
-    class Death(BaseException):
+    class Crash(BaseException):
         """Of this process."""
 
     def dies(_: Validate) -> DatasetManifest:
-        raise Death
+        raise Crash
 
     validations = Validations(InlineExecutor(), lambda: None)
     for number in range(5):
-        with pytest.raises(Death):
+        with pytest.raises(Crash):
             validations.result(ticket(number), dies)
     assert validations.result(ticket(9), known) == MANIFEST

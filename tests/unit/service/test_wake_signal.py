@@ -52,7 +52,7 @@ def test_a_wait_ends_without_a_signal() -> None:
     assert WakeSignal().wait(0.01) == frozenset()
 
 
-def test_a_signal_for_one_model_looks_at_no_other(plane: ControlPlane) -> None:
+def test_a_signal_for_one_model_reconciles_no_other(plane: ControlPlane) -> None:
     plane.create_model("sounds")
     quiet, woken = plane.post_dataset(), plane.post_dataset("two", "sounds")
     plane.reconciler.tick(frozenset({"sounds"}))

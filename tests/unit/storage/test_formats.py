@@ -1,4 +1,4 @@
-"""Whatever format rows come in, they are the same rows; what is no such file is said to be none."""
+"""Rows are the same in every format; other files are rejected."""
 
 import json
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_nothing_but_its_beginning_is_no_file(form: str, path: Path) -> None:
 
 # HDF5 is not fed damaged files in this process: its library may end the process.
 @pytest.mark.parametrize("form", [form for form in WRITERS if form != "hdf5"])
-def test_damaged_bytes_end_in_words_or_in_rows(form: str, path: Path) -> None:
+def test_damaged_bytes_give_an_error_message_or_rows(form: str, path: Path) -> None:
     WRITERS[form](path, arrays(rows=60))
     whole = path.read_bytes()
     for position in range(0, len(whole) - 4, max(1, len(whole) // 60)):
@@ -121,7 +121,7 @@ def test_both_names_of_a_side_at_once_are_refused(form: str, path: Path) -> None
 
 
 @pytest.mark.parametrize("form", [form for form in NAMED if form != "hdf5"])
-def test_arrays_of_other_names_are_told(form: str, path: Path) -> None:
+def test_unexpected_array_names_are_reported(form: str, path: Path) -> None:
     """HDF5 without any of the names is taken for the layout of one dataset for each row."""
     WRITERS[form](path, {"y": arrays()["feature_a"], "x": arrays()["feature_b"]})
     with pytest.raises(InvalidDataset, match="'feature_a' or 'image'; the file has: x, y"):
@@ -220,7 +220,9 @@ def test_bfloat16_becomes_float32_without_loss(path: Path) -> None:
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_what_is_no_file_of_rows_is_told_what_it_is(path: Path, content: bytes, words: str) -> None:
+def test_an_unsupported_file_is_rejected_with_its_kind(
+    path: Path, content: bytes, words: str
+) -> None:
     path.write_bytes(content)
     with pytest.raises(InvalidDataset, match=words):
         format_of(opened(path))
@@ -232,7 +234,7 @@ def test_a_name_does_not_make_a_format(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "features.h5").num_rows == 20
 
 
-def test_rows_come_in_batches_whatever_the_file_has(path: Path) -> None:
+def test_rows_are_read_in_batches_of_any_file(path: Path) -> None:
     WRITERS["npz"](path, arrays(rows=2 * ROWS_AT_ONCE + 5))
     file = opened(path)
     sizes = [batch.num_rows for batch in format_of(file).read(file)]

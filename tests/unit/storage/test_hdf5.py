@@ -130,7 +130,7 @@ def test_a_virtual_dataset_reads_no_other_file(path: Path, tmp_path: Path) -> No
     layout[:] = h5py.VirtualSource(str(tmp_path / "secret"), "feature_a", (20, 4))
     with h5py.File(path, "a") as root:
         root.create_virtual_dataset("feature_a", layout)
-    with pytest.raises(InvalidDataset, match="'feature_a' lies in other files"):
+    with pytest.raises(InvalidDataset, match="'feature_a' is stored in other files"):
         rows_of(path)
 
 
@@ -141,7 +141,7 @@ def test_external_storage_reads_no_other_file(path: Path, tmp_path: Path) -> Non
         root.create_dataset(
             "feature_a", (20, 4), np.float32, external=[(str(tmp_path / "secret"), 0, 320)]
         )
-    with pytest.raises(InvalidDataset, match="'feature_a' lies in other files"):
+    with pytest.raises(InvalidDataset, match="'feature_a' is stored in other files"):
         rows_of(path)
 
 
@@ -195,7 +195,7 @@ def test_a_damaged_file_is_judged_by_the_other_process(path: Path, kept: int) ->
         list(hdf5_subprocess.read(opened(path)))
 
 
-def test_whoever_stops_reading_ends_the_other_process(path: Path) -> None:
+def test_closing_the_reader_ends_the_subprocess(path: Path) -> None:
     write_hdf5(path, arrays(rows=200_000))
     before = set(psutil.Process().children())
     batches = hdf5_subprocess.read(opened(path))
@@ -213,9 +213,7 @@ def test_a_crash_of_the_library_is_the_file_s_fault(path: Path, number: signal.S
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_reader_that_somebody_ended_says_nothing_of_the_file(
-    path: Path, number: signal.Signals
-) -> None:
+def test_a_killed_reader_is_not_an_error_of_the_file(path: Path, number: signal.Signals) -> None:
     write_hdf5(path, arrays())
     with pytest.raises(StorageUnavailable):
         hdf5_subprocess._judge(-number, io.BytesIO(), opened(path))

@@ -22,7 +22,7 @@ def test_about_the_share_is_held_out(share: float) -> None:
     assert abs(rows.mean() - share) < 4 * np.sqrt(share * (1 - share) / 4000)
 
 
-def test_the_same_rows_whatever_their_order_and_company() -> None:
+def test_held_out_rows_do_not_depend_on_order_or_other_rows() -> None:
     values_BI = random_values()
     chosen_B = held_out_rows(feature_a(values_BI), 0.2)
     order_B = np.random.default_rng(4).permutation(4000)
@@ -30,7 +30,7 @@ def test_the_same_rows_whatever_their_order_and_company() -> None:
     assert np.array_equal(held_out_rows(feature_a(values_BI[1000:1100]), 0.2), chosen_B[1000:1100])
 
 
-def test_these_rows_for_ever() -> None:
+def test_the_held_out_rows_never_change() -> None:
     # A new release that chose others would train on what older versions were measured on.
     values_BI = np.arange(400, dtype=np.float32).reshape(100, 4)
     assert np.flatnonzero(held_out_rows(feature_a(values_BI), 0.1)).tolist() == [

@@ -1,4 +1,4 @@
-"""From a user's file to a shard: where it lies then, what it was, and which rows are held out."""
+"""From a user's file to a shard: its location, its origin, and which rows are held out."""
 
 import hashlib
 from collections.abc import Iterator
@@ -117,7 +117,7 @@ def test_converting_twice_gives_the_same_bytes(intake: DatasetIntake, theirs: Pa
     assert again.training_shard(*named(theirs / "a"), 0) == first
 
 
-def test_a_held_out_file_is_copied_whatever_its_format(
+def test_a_held_out_file_of_any_format_is_copied(
     intake: DatasetIntake, store: FlakyStore, theirs: Path
 ) -> None:
     write_parquet(theirs / "a", arrays())
@@ -224,7 +224,7 @@ def test_another_digest_than_promised_is_refused_in_any_format(
         intake.training_shard(*named(theirs / "a", "0" * 64), 0)
 
 
-def test_a_link_put_in_the_way_later_is_not_followed(
+def test_a_symlink_created_later_is_not_followed(
     intake: DatasetIntake, theirs: Path, tmp_path: Path
 ) -> None:
     (theirs / "day").mkdir()

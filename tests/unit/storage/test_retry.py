@@ -28,7 +28,7 @@ class Store:
 
 
 def test_timeout_starts_with_the_first_failure() -> None:
-    """An object that was on its way for longer than that is asked for again all the same."""
+    """An object that took longer than that is still requested again."""
     store = Store(failures=1, seconds=1000.0)
     assert store.read_with_retries(60.0) == "here"
 

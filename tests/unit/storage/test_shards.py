@@ -113,9 +113,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         fetch(ref(tmp_path / "gone.parquet"), tmp_path / "fetched")
 
 
-def test_another_digest_than_promised_is_refused_and_both_are_told(
-    path: Path, tmp_path: Path
-) -> None:
+def test_a_digest_mismatch_is_rejected_with_both_digests(path: Path, tmp_path: Path) -> None:
     pq.write_table(paired(), path)
     with pytest.raises(InvalidDataset, match=f"is {sha256_of_file(path)}, expected {'0' * 64}"):
         fetch(ref(path, "0" * 64), tmp_path / "fetched")
@@ -155,7 +153,7 @@ def test_bytes_damaged_in_the_middle_are_found_or_harmless(path: Path) -> None:
     assert refused > 0
 
 
-def test_a_store_that_is_down_is_not_the_user_s_fault(path: Path, tmp_path: Path) -> None:
+def test_an_unavailable_store_is_not_the_user_s_fault(path: Path, tmp_path: Path) -> None:
     pq.write_table(paired(), path)
     with pytest.raises(StorageUnavailable):
         fetch(ref(path), tmp_path / "no" / "such" / "folder" / "fetched")

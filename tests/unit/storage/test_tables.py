@@ -1,4 +1,4 @@
-"""Parquet and Arrow: lists of other kinds are converted, traps are told by their names."""
+"""Parquet and Arrow: lists of other kinds are converted, hostile files are rejected by name."""
 
 import struct
 from pathlib import Path
@@ -140,7 +140,7 @@ def test_a_footer_without_bound_is_not_parsed(path: Path) -> None:
         rows_of(path)
 
 
-def test_a_footer_that_lies_about_its_length_is_refused(path: Path) -> None:
+def test_a_footer_with_a_false_length_is_rejected(path: Path) -> None:
     pq.write_table(paired(), path)
     path.write_bytes(path.read_bytes()[:-8] + struct.pack("<I", 1 << 31) + b"PAR1")
     with pytest.raises(InvalidDataset, match="cannot be read as Parquet"):
@@ -148,7 +148,7 @@ def test_a_footer_that_lies_about_its_length_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("plaintext_footer", [True, False])
-def test_encrypted_parquet_is_told_to_be_encrypted(path: Path, plaintext_footer: bool) -> None:
+def test_encrypted_parquet_is_rejected_as_encrypted(path: Path, plaintext_footer: bool) -> None:
     _write_encrypted(path, plaintext_footer)
     with pytest.raises(InvalidDataset, match="encrypt"):
         rows_of(path)
@@ -273,7 +273,7 @@ def test_an_arrow_bomb_is_seen_before_it_unfolds(path: Path) -> None:
         rows_of(path)
 
 
-def test_an_arrow_batch_that_lies_about_its_size_is_refused(path: Path) -> None:
+def test_an_arrow_batch_with_a_false_size_is_rejected(path: Path) -> None:
     table = paired(rows=300)
     as_arrow(path, table, compression="zstd")
     whole = path.read_bytes()

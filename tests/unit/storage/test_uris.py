@@ -1,4 +1,4 @@
-"""Addresses: what is read, and what nobody can talk us into reading."""
+"""Addresses: which are read, and which never are."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ ALLOWED = ("s3://bucket/captures", "file:///data/captures/")
         "file:///data/captures/deep/%C3%A9t%C3%A9.parquet",
     ],
 )
-def test_what_lies_under_an_allowed_prefix_is_allowed(uri: str) -> None:
+def test_addresses_under_an_allowed_prefix_are_allowed(uri: str) -> None:
     check_allowed(uri, ALLOWED)
 
 

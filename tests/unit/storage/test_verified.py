@@ -8,7 +8,7 @@ from workers.storage.local import LocalStore
 from workers.storage.verified import PIECE_BYTES, PIECES_AT_ONCE, pieces
 
 
-def test_no_more_than_a_few_pieces_of_an_object_are_in_memory(tmp_path: Path) -> None:
+def test_only_a_few_pieces_of_an_object_are_in_memory(tmp_path: Path) -> None:
     size = 100 * PIECE_BYTES + 7
     with (tmp_path / "key").open("wb") as file:
         file.truncate(size)  # Without a byte on the disk.

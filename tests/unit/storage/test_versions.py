@@ -1,4 +1,4 @@
-"""A version is complete or not there, and whoever reads it checks every byte."""
+"""A version is complete or absent, and every byte is checked when it is read."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from cmcl.contract.errors import (
     VersionTaken,
 )
 from cmcl.contract.version import LivePointer
+from tests.fakes.crashes import Crash, CrashingStore, FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore
-from tests.fakes.mortal import Death, Lifeline, MortalStore
 from tests.unit.storage.candidate import FILES, manifest_of
 from workers.storage import layout
 from workers.storage.local import LocalStore
@@ -101,8 +101,8 @@ def test_the_manifest_of_a_candidate_is_written_last(store: LocalStore) -> None:
 
 @pytest.mark.parametrize("moment", MOMENTS_TO_DIE)
 def test_a_job_killed_at_any_moment_leaves_no_candidate(store: LocalStore, moment: int) -> None:
-    with pytest.raises(Death):
-        write_candidate(MortalStore(store, Lifeline(moment)), manifest_of(FILES), FILES)
+    with pytest.raises(Crash):
+        write_candidate(CrashingStore(store, FaultAtMoment(moment)), manifest_of(FILES), FILES)
     with pytest.raises(ObjectNotFound):
         read_candidate(store, "job-1", 1)
 
@@ -135,7 +135,7 @@ def test_a_missing_file_of_a_candidate_is_found_and_named(candidate: LocalStore,
 
 
 @pytest.mark.parametrize("name", layout.VERSION_FILES)
-def test_a_manifest_that_forgets_a_file_is_refused(candidate: LocalStore, name: str) -> None:
+def test_a_manifest_that_omits_a_file_is_rejected(candidate: LocalStore, name: str) -> None:
     rest = {other: data for other, data in FILES.items() if other != name}
     with pytest.raises(InvalidVersion, match=f"names no {name}"):
         check_candidate(candidate, manifest_of(rest))
@@ -179,7 +179,7 @@ def test_a_version_is_never_written_over_by_another_one(candidate: LocalStore) -
     assert contents(candidate) == before
 
 
-def test_a_damaged_manifest_keeps_nobody_from_putting_its_version_in_place(
+def test_a_damaged_manifest_can_be_replaced(
     candidate: LocalStore,
 ) -> None:
     candidate.put(layout.version_file("scenes", 1, layout.MANIFEST), b"{")
@@ -191,8 +191,8 @@ def test_a_damaged_manifest_keeps_nobody_from_putting_its_version_in_place(
 def test_a_publication_killed_at_any_moment_is_invisible_and_can_be_finished(
     candidate: LocalStore, moment: int
 ) -> None:
-    with pytest.raises(Death):
-        publish_files(MortalStore(candidate, Lifeline(moment)), manifest_of(FILES))
+    with pytest.raises(Crash):
+        publish_files(CrashingStore(candidate, FaultAtMoment(moment)), manifest_of(FILES))
     with pytest.raises(ObjectNotFound):
         read_version(candidate, "scenes", 1)
     publish_files(candidate, manifest_of(FILES))

@@ -1,4 +1,4 @@
-"""Checkpoints: a run that is interrupted and goes on ends with the bits of one that was not."""
+"""Checkpoints: a run that is interrupted and resumed ends with the bits of one that was not."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,7 +197,7 @@ def test_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, jo
     assert resumed_at(store, job) == updates_in(older)
 
 
-def test_next_attempt_goes_on_from_the_checkpoint_that_its_spec_names(
+def test_the_next_attempt_resumes_from_the_checkpoint_of_its_spec(
     tmp_path: Path, job: JobSpec
 ) -> None:
     store = LocalStore(tmp_path)
@@ -206,7 +206,7 @@ def test_next_attempt_goes_on_from_the_checkpoint_that_its_spec_names(
     assert resumed_at(store, again) == updates_in(key)
 
 
-def test_attempt_whose_checkpoint_is_gone_begins_anew(tmp_path: Path, job: JobSpec) -> None:
+def test_an_attempt_without_its_checkpoint_starts_over(tmp_path: Path, job: JobSpec) -> None:
     key = layout.run_checkpoint("job-1", 1, 7, "0" * 64)
     again = job.model_copy(update={"attempt": 2, "resume_from": key})
     assert resumed_at(LocalStore(tmp_path), again) == 0

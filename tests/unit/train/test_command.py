@@ -12,13 +12,13 @@ def test_group_keeps_its_size_unless_it_may_shrink() -> None:
     assert parse([*NEEDED, "--ranks", "4", "--min-ranks", "2"]).min_ranks == 2
 
 
-def test_priority_is_normal_unless_it_is_told() -> None:
+def test_priority_is_normal_by_default() -> None:
     assert parse(NEEDED).priority == "normal"
     assert parse([*NEEDED, "--priority", "high"]).priority == "high"
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--ranks", "0"], "--ranks is 0; it must be 1 or more"),
         (["--min-ranks", "0"], "--min-ranks is 0; it must be from 1 to --ranks, which is 1"),
@@ -29,9 +29,9 @@ def test_priority_is_normal_unless_it_is_told() -> None:
         (["--priority", "highest"], "invalid choice: 'highest'"),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(
-    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_impossible_values_are_rejected_with_a_message(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         parse([*NEEDED, *words])
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

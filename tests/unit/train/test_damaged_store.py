@@ -58,7 +58,7 @@ def test_damage_to_earlier_datasets_is_not_the_new_ones_fault(
     assert "restore that object from a backup" in failure.message
 
 
-def test_lost_held_out_rows_of_an_earlier_dataset_are_told_and_cost_no_version(
+def test_lost_held_out_rows_of_an_earlier_dataset_are_reported_without_losing_the_version(
     store: LocalStore, tmp_path: Path
 ) -> None:
     manifest = layout.dataset_manifest("ds-1")

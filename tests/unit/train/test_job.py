@@ -122,7 +122,7 @@ def test_two_datasets_become_a_chain_with_certificate_and_recall(chain: Chain) -
     assert progress.updates_done == progress.updates_total > 0
 
 
-def test_report_tells_what_was_gained_and_what_room_is_left(chain: Chain) -> None:
+def test_the_report_has_the_gain_and_the_free_capacity(chain: Chain) -> None:
     first, second = (version.report for version in chain.versions)
     for version, report in enumerate((first, second), start=1):
         assert report.recall_before is not None
@@ -135,10 +135,10 @@ def test_report_tells_what_was_gained_and_what_room_is_left(chain: Chain) -> Non
 
 def test_capacity_in_the_report_is_that_of_the_question(chain: Chain) -> None:
     asked = model_capacity(chain.store, "m", 2).modalities
-    for modality, told in chain.versions[-1].report.capacity.items():
+    for modality, capacity in chain.versions[-1].report.capacity.items():
         now = asked[modality].now
-        assert told.free_share == pytest.approx(1 - now.blocked_share)
-        assert (told.input_rank, told.output_rank) == (now.inputs.at_95, now.outputs.at_95)
+        assert capacity.free_share == pytest.approx(1 - now.blocked_share)
+        assert (capacity.input_rank, capacity.output_rank) == (now.inputs.at_95, now.outputs.at_95)
 
 
 def test_held_out_rows_that_were_deleted_on_purpose_are_not_measured(
@@ -171,12 +171,12 @@ def test_held_out_rows_have_the_whole_local_disk_for_their_copies(
 ) -> None:
     limit = 1 << 24
 
-    def evaluate_with_all_room(*told: Any) -> Any:
-        scratch = told[-1]
+    def evaluate_with_all_room(*arguments: Any) -> Any:
+        scratch = arguments[-1]
         assert isinstance(scratch, Scratch)
         with closing(scratch.new_file()) as file:
             file.reserve(limit)
-        return evaluate(*told)
+        return evaluate(*arguments)
 
     monkeypatch.setenv("CMCL_SCRATCH_BYTES", str(limit))
     monkeypatch.setattr("workers.train.job.training_rows", partial(training_rows, held_bytes=0))
@@ -185,7 +185,7 @@ def test_held_out_rows_have_the_whole_local_disk_for_their_copies(
     assert "ds-1" in read_candidate(store, "job-1", 1).report.evaluation
 
 
-def test_held_out_rows_that_cannot_be_copied_are_found_out_before_training(
+def test_held_out_rows_that_cannot_be_copied_are_detected_before_training(
     store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = prepare_job(store, tmp_path, STREAM.datasets[0])
@@ -198,8 +198,8 @@ def test_held_out_rows_that_cannot_be_copied_are_found_out_before_training(
     monkeypatch.setenv("CMCL_SCRATCH_BYTES", str(1 << 24))
     with pytest.raises(StorageUnavailable, match=r"16777217 bytes.*CMCL_SCRATCH_BYTES permits"):
         run(store, large)
-    told = Progress.model_validate_json(store.read(layout.run_progress(job.job, 1)))
-    assert (told.phase, told.updates_done) == ("reading", 0)
+    progress = Progress.model_validate_json(store.read(layout.run_progress(job.job, 1)))
+    assert (progress.phase, progress.updates_done) == ("reading", 0)
 
 
 def test_complete_candidate_is_left_as_it_is(store: LocalStore, tmp_path: Path) -> None:
@@ -216,8 +216,8 @@ def test_training_that_diverges_says_what_to_change(store: LocalStore, tmp_path:
     job = prepare_job(store, tmp_path, STREAM.datasets[0], spec=wild)
     with pytest.raises(TrainingDiverged, match=r"update 1 of .*smaller training\.learning_rate"):
         run(store, job)
-    told = Progress.model_validate_json(store.read(layout.run_progress(job.job, 1)))
-    assert told.phase == "training"
+    progress = Progress.model_validate_json(store.read(layout.run_progress(job.job, 1)))
+    assert progress.phase == "training"
     failure = Failure.model_validate_json(store.read(layout.run_failure(job.job, 1)))
     assert failure.reason == "training_failed"
     with pytest.raises(ObjectNotFound):
@@ -234,8 +234,8 @@ def test_a_worker_without_the_method_fails_the_job_before_it_reads(
     failure = Failure.model_validate_json(store.read(layout.run_failure(job.job, 1)))
     assert failure.reason == "training_failed"
     assert "'not-installed-here' is not installed where" in failure.message
-    told = Progress.model_validate_json(store.read(layout.run_progress(job.job, 1)))
-    assert told.phase == "starting"
+    progress = Progress.model_validate_json(store.read(layout.run_progress(job.job, 1)))
+    assert progress.phase == "starting"
 
 
 def test_shard_that_changed_after_it_was_verified_is_not_trained(

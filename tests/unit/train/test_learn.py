@@ -114,12 +114,12 @@ def _in_memory() -> tuple[int, int]:
     return tensors, sum(issubclass(kind, torch.nn.Module) for kind in kinds)
 
 
-def test_a_dataset_smaller_than_a_batch_is_refused_in_words() -> None:
+def test_a_dataset_smaller_than_a_batch_is_rejected_with_a_message() -> None:
     with pytest.raises(NothingToLearn, match="5 rows and one batch takes 16"):
         learned_from(ROWS.at(slice(0, 5)))
 
 
-def test_an_empty_dataset_is_refused_in_words() -> None:
+def test_an_empty_dataset_is_rejected_with_a_message() -> None:
     with pytest.raises((NothingToLearn, ValueError), match="0 rows"):
         learned_from(ROWS.at(slice(0, 0)))
 
@@ -153,7 +153,7 @@ def test_within_the_bound_nothing_is_shrunk() -> None:
     assert learned_from(latent_rows(2), spec, first.model_state, earlier).shrinkage is None
 
 
-def test_conditioning_is_that_of_the_first_dataset_for_ever() -> None:
+def test_conditioning_stays_that_of_the_first_dataset() -> None:
     first = learned_from(latent_rows(1)).model_state
     second = learned_from(latent_rows(2), before=first).model_state
     for modality in PAIR.modalities:

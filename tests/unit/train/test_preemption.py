@@ -1,4 +1,4 @@
-"""What is heard of a node that goes. In processes of their own, as a notice stays for life."""
+"""Preemption notices. In separate processes, as a notice stays set."""
 
 import subprocess
 import sys
@@ -27,13 +27,13 @@ def listen(answer: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_notice_is_given_once_somebody_answers() -> None:
-    told, counts = listen("return 'node-7' if len(questions) == 3 else None")
-    assert told == "preemption notice: node-7"
+def test_the_notice_is_shown_once_the_service_responds() -> None:
+    notice, counts = listen("return 'node-7' if len(questions) == 3 else None")
+    assert notice == "preemption notice: node-7"
     assert counts == "3 False True"
 
 
-def test_training_goes_on_where_nobody_can_be_asked() -> None:
-    told, counts = listen("raise ConnectionError('the actor died')")
-    assert told == "preemption notices are no longer received: the actor died"
+def test_training_continues_without_preemption_notices() -> None:
+    notice, counts = listen("raise ConnectionError('the actor died')")
+    assert notice == "preemption notices are no longer received: the actor died"
     assert counts == "1 False False"

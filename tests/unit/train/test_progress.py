@@ -1,4 +1,4 @@
-"""Progress: told at changes, told again when nothing changes, and never in the way of training."""
+"""Progress: written at changes, repeated as a heartbeat, and never an obstacle for training."""
 
 import threading
 from pathlib import Path
@@ -38,7 +38,7 @@ SECONDS = 120.0
 
 
 class NotedStore(FlakyStore):
-    """Tells when something was written, or was to be."""
+    """Signals each write, also a failing one."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(LocalStore(root))
@@ -63,7 +63,7 @@ def store(tmp_path: Path) -> NotedStore:
     return NotedStore(tmp_path)
 
 
-def test_heart_beats_while_nothing_changes(store: NotedStore) -> None:
+def test_the_heartbeat_continues_while_nothing_changes(store: NotedStore) -> None:
     with Reporter(store, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
         reporter.enter("training")
         reporter.update_done(UpdateDone(8, 8, torch.tensor(0.5)))
@@ -75,8 +75,8 @@ def test_heart_beats_while_nothing_changes(store: NotedStore) -> None:
     assert (after.phase, after.updates_done, after.loss) == ("training", 8, 0.5)
 
 
-def test_the_first_update_is_told_at_once(store: NotedStore) -> None:
-    """Whoever watches sees that training goes, and how long it took to begin."""
+def test_the_first_update_is_reported_at_once(store: NotedStore) -> None:
+    """Progress shows that training runs, and how long it took to start."""
     reporter = Reporter(store, SPEC, SINGLE_PROCESS)
     assert not reporter.should_log()
     reporter.enter("training")
@@ -86,7 +86,7 @@ def test_the_first_update_is_told_at_once(store: NotedStore) -> None:
     assert not reporter.should_log()
 
 
-def test_heart_stops_with_the_job(store: NotedStore) -> None:
+def test_the_heartbeat_stops_with_the_job(store: NotedStore) -> None:
     with Reporter(store, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
         reporter.enter("done")
         store.wait_for_writes(2)
@@ -94,7 +94,7 @@ def test_heart_stops_with_the_job(store: NotedStore) -> None:
     assert store.progress().phase == "done"
 
 
-def test_heart_stops_when_the_job_fails(store: NotedStore) -> None:
+def test_the_heartbeat_stops_when_the_job_fails(store: NotedStore) -> None:
     with pytest.raises(ZeroDivisionError):
         fail_while_reporting(store)
     assert [each for each in threading.enumerate() if each.name == "heartbeat"] == []
@@ -106,7 +106,7 @@ def fail_while_reporting(store: NotedStore) -> None:
         raise ZeroDivisionError
 
 
-def test_store_that_is_down_ends_neither_training_nor_heart(store: NotedStore) -> None:
+def test_store_that_is_down_ends_neither_training_nor_the_heartbeat(store: NotedStore) -> None:
     store.broken = "progress"
     with Reporter(store, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
         reporter.enter("training")
@@ -118,18 +118,18 @@ def test_store_that_is_down_ends_neither_training_nor_heart(store: NotedStore) -
 
 def test_store_that_hangs_holds_no_update(store: NotedStore) -> None:
     """A connection that died in silence is noticed after minutes, and other ranks give up before."""
-    hangs, told = threading.Event(), threading.Event()
+    hangs, reported = threading.Event(), threading.Event()
 
     class HangingStore(NotedStore):
         def put(self, key: str, data: bytes) -> None:
-            told.set()
+            reported.set()
             assert hangs.wait(SECONDS), "training waited for the store"
             super().put(key, data)
 
     hanging = HangingStore(Path(store.uri.removeprefix("file://")))
     with Reporter(hanging, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
         reporter.enter("training")
-        assert told.wait(SECONDS)
+        assert reported.wait(SECONDS)
         for number in range(1, 9):
             reporter.update_done(UpdateDone(number, 8, torch.tensor(0.5)))
         hangs.set()

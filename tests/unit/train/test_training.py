@@ -178,12 +178,12 @@ def test_every_row_is_seen_and_the_order_depends_on_the_seed_alone() -> None:
     assert not torch.equal(batches[0], next(permuted_batches(100, Plan(30, 2, seed=6))))
 
 
-def test_each_update_is_told_with_its_number() -> None:
-    told: list[UpdateDone] = []
-    train(IMAGE_TEXT, features(IMAGE_TEXT, 8, seed=8), Memory(), None, on_update=told.append)
-    assert [update.done for update in told] == list(range(1, 121))
-    assert {update.total for update in told} == {120}
-    assert told[-1].local_loss < told[0].local_loss
+def test_each_update_is_reported_with_its_number() -> None:
+    reported: list[UpdateDone] = []
+    train(IMAGE_TEXT, features(IMAGE_TEXT, 8, seed=8), Memory(), None, on_update=reported.append)
+    assert [update.done for update in reported] == list(range(1, 121))
+    assert {update.total for update in reported} == {120}
+    assert reported[-1].local_loss < reported[0].local_loss
 
 
 def test_heads_are_the_mean_over_the_last_share_of_updates() -> None:
@@ -267,7 +267,7 @@ class _BreaksAt(UpdateRule):
             self._pair.second.change_EI[0, 0] = math.inf
 
 
-def test_what_is_told_of_an_update_is_what_the_mask_did() -> None:
+def test_reported_update_figures_are_those_of_the_mask() -> None:
     """Gradient norm, share removed and drift so far, against the formulas."""
     memory = Memory().with_dataset(IMAGE_TEXT, pair_moments(*features(IMAGE_TEXT, 5, seed=12)))
     context = context_on(DEPTH_IMAGE, memory)

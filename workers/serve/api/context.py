@@ -75,7 +75,7 @@ _BEFORE_WATCHING_SECONDS = 0.05
 # Of proxies, which are few.
 _ADDRESSES = 64
 # Between two pieces of a body; less where `body_seconds` is.
-_PATIENCE_SECONDS = 10.0
+_IDLE_TIMEOUT_SECONDS = 10.0
 # Parsing or writing so much takes at most about 5 ms on the event loop; more goes to the background. The way there
 # and back costs as much under load: 32 rows of width 1024 in JSON from 16 clients fell from 8,049 to 5,640
 # rows a second when 128 KiB was the limit.
@@ -252,7 +252,10 @@ class _CancelOnDisconnect:
 
 
 async def held_body(
-    request: Request, replica: Replica, tenant: str, patience_seconds: float = _PATIENCE_SECONDS
+    request: Request,
+    replica: Replica,
+    tenant: str,
+    idle_timeout_seconds: float = _IDLE_TIMEOUT_SECONDS,
 ) -> bytes:
     """Read the whole body. It and its request are counted until the response has been sent.
 
@@ -264,9 +267,9 @@ async def held_body(
     hold_until_sent(request, admission.requests, tenant, 1)
     body = bytearray()
     loop = asyncio.get_running_loop()
-    pace, began = Pace(min(patience_seconds, args.body_seconds)), loop.time()
+    pace, began = Pace(min(idle_timeout_seconds, args.body_seconds)), loop.time()
     try:
-        async with asyncio.timeout_at(began + pace.patience_seconds) as timeout:
+        async with asyncio.timeout_at(began + pace.idle_timeout_seconds) as timeout:
             async for chunk in request.stream():
                 hold_until_sent(request, admission.bytes, tenant, len(chunk))
                 body += chunk
@@ -278,7 +281,7 @@ async def held_body(
     except TimeoutError as error:
         raise BodyTimeout(
             f"{len(body)} bytes of the body arrived in {loop.time() - began:.1f} s, and then none; "
-            f"permitted are {pace.patience_seconds:g} s without a byte, {pace.bytes_per_second} "
+            f"permitted are {pace.idle_timeout_seconds:g} s without a byte, {pace.bytes_per_second} "
             f"bytes/s at least over its time but for as long, and {args.body_seconds:g} s for all "
             "of it; send it again"
         ) from error

@@ -51,8 +51,8 @@ from workers.serve.api.wire.requests import (
 )
 from workers.serve.api.wire.responses import EmbeddingResponse
 from workers.serve.api.wire.rows import (
-    a_feature,
     check_count,
+    feature_label,
     from_array,
     from_lists,
     width_of,
@@ -194,7 +194,7 @@ class _Embeddings:
             return [_whole(modality, rows_BF)]
         modality = _stated(body.modality, body.rows)
         width = width_of(modality, version.spec)
-        return [_whole(modality, from_lists(body.rows, a_feature(modality), width))]
+        return [_whole(modality, from_lists(body.rows, feature_label(modality), width))]
 
 
 def _check_unnamed(body: EmbeddingRequest) -> None:
@@ -257,7 +257,7 @@ def _read(request: Request, body: bytes, most: int) -> _Query:
 def _plain_rows(plain: PlainRequest[EmbeddingOptions], version: ServedVersion) -> ModalityRows:
     modality = _stated(plain.options.modality, plain.rows_BF)
     width = width_of(modality, version.spec)
-    return _whole(modality, from_array(plain.rows_BF, a_feature(modality), width))
+    return _whole(modality, from_array(plain.rows_BF, feature_label(modality), width))
 
 
 def _read_binary(request: Request, body: bytes, form: str, most: int) -> _Query:
@@ -268,7 +268,9 @@ def _read_binary(request: Request, body: bytes, form: str, most: int) -> _Query:
 
     def rows_for(version: ServedVersion) -> ModalityRows:
         width = width_of(modality, version.spec)
-        return _whole(modality, binary_rows(form, body, dtype, a_feature(modality), width, most))
+        return _whole(
+            modality, binary_rows(form, body, dtype, feature_label(modality), width, most)
+        )
 
     return _Query(options, len(body), rows_for)
 

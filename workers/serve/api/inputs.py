@@ -18,8 +18,8 @@ from workers.serve.api.context import Replica
 from workers.serve.api.wire.collection_bodies import CollectionItem
 from workers.serve.api.wire.requests import Item
 from workers.serve.api.wire.rows import (
-    a_feature,
     checked,
+    feature_label,
     from_base64,
     from_lists,
     width_of,
@@ -190,7 +190,7 @@ async def _features(
         if place % _ITEMS_AT_ONCE == _ITEMS_AT_ONCE - 1:
             await asyncio.sleep(0)
         with placed.naming([place]):
-            given = _given(placed.items[index], a_feature(modality), width)
+            given = _given(placed.items[index], feature_label(modality), width)
         if isinstance(given, str | bytes):
             raw[place] = given
             by_kind.setdefault(type(given), []).append(place)

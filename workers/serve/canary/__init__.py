@@ -1,1 +1,1 @@
-"""A version on trial: who gets its answers, and how they compare."""
+"""The canary version: which callers get it, and how it compares with the live version."""

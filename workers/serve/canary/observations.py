@@ -28,10 +28,10 @@ _WHAT = "observations of canaries"
 
 @dataclass(frozen=True)
 class Canary:
-    """A version on trial beside the live version of a model.
+    """A canary beside the live version of a model.
 
     `candidate` is None while the replica has not loaded it, or cannot; `refused` says why. `revision`: of the
-    pointer that began the trial; `version`: the candidate's number; `shadow`: the share of the live version's
+    pointer that started the canary; `version`: the candidate's number; `shadow`: the share of the live version's
     requests to score with the candidate as well.
     """
 
@@ -45,7 +45,7 @@ class Canary:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What counts are kept by: a trial that begins again counts from zero."""
+        """Key of the counts: a restarted canary counts from zero."""
         return (self.model, self.revision)
 
 

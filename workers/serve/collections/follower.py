@@ -143,7 +143,7 @@ class CollectionsFollower:
         while not self._stopping.is_set():
             self._woken.clear()
             seen = self._live.all()
-            has_looked = self._look_safely()
+            has_looked = self._poll_safely()
             due = self._clock() + self._poll_seconds
             # The mapping is replaced with each swap, so identity is enough.
             while self._clock() < due and not self._woken.is_set() and self._live.all() is seen:
@@ -152,7 +152,7 @@ class CollectionsFollower:
                         self._loaded.set()
                     self._woken.wait(min(_SWAP_SECONDS, max(due - self._clock(), 0)))
 
-    def _look_safely(self) -> bool:
+    def _poll_safely(self) -> bool:
         try:
             self.look()
         except WorkerError as error:
@@ -181,7 +181,7 @@ class CollectionsFollower:
         self._publish(name, followed)
 
     def _failed(self, followed: _Followed, error: Exception) -> None:
-        followed.indexer.give_up()
+        followed.indexer.abandon()
         # Without the store's address, which callers must not see.
         followed.problem = str(error).replace(f"{self._store.uri}/", "")
         followed.is_damaged = isinstance(error, _DAMAGE)

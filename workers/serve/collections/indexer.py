@@ -140,7 +140,7 @@ class CollectionSnapshot:
         return rows_at_most(self.revision, self.index)
 
     @cached_property
-    def sure_bytes(self) -> int:
+    def read_bytes_total(self) -> int:
         """Bytes of what was read, with vectors of as many versions as a swap has at once."""
         index = self.index
         if index is None:
@@ -209,7 +209,7 @@ class CollectionIndexer:
         """Release everything."""
         self._answering = self._previous = self._task = self.index = None
 
-    def give_up(self) -> None:
+    def abandon(self) -> None:
         """Abandon the index that is being built; `follow` begins again."""
         self._task = None
 
@@ -220,7 +220,7 @@ class CollectionIndexer:
         answering = self._answering
         continues = answering is not None and can_continue(answering, head)
         if answering is not None and continues:
-            self._bring(answering, head)
+            self._catch_up(answering, head)
             if self.index is None or self.index.revision != head.revision:
                 self.index = answering.index()
         if answering is None or not continues or not same(answering.version, version):
@@ -252,7 +252,7 @@ class CollectionIndexer:
             and same(previous.version, version)
             and can_continue(previous, head)
         ):
-            self._bring(previous, head)
+            self._catch_up(previous, head)
             self._put(previous)
             self._task = None
         elif self._task is None or not _leads_to(self._task.version, version):
@@ -267,7 +267,7 @@ class CollectionIndexer:
     def _exchange(self, made: IndexBuilder, head: Revision) -> None:
         if not can_continue(made, head):
             return  # Deleted or purged since: the next look begins again.
-        self._bring(made, head)
+        self._catch_up(made, head)
         self._put(made)
 
     def _put(self, builder: IndexBuilder) -> None:
@@ -276,7 +276,7 @@ class CollectionIndexer:
             self._previous, self._answering = self._answering, builder
         self.index = builder.index()
 
-    def _bring(self, builder: IndexBuilder, head: Revision) -> None:
+    def _catch_up(self, builder: IndexBuilder, head: Revision) -> None:
         for _ in catch_up(self._store, builder, head):
             pass
 

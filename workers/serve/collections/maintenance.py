@@ -125,7 +125,7 @@ def _next_sweep() -> float:
 def sweep(store: ObjectStore, name: str, now: datetime) -> int:
     """Remove what no longer counts. Returns how many objects. Raises StorageUnavailable; idempotent."""
     head = revision_log.newest(store, name)
-    old = _left_behind(store, name, now) if head is None else _old_revisions(store, head)
+    old = _leftover_keys(store, name, now) if head is None else _old_revisions(store, head)
     gone = [*old, *_unnamed_segments(store, name, head, now)]
     for key in gone:
         store.delete(key)
@@ -170,7 +170,7 @@ def _keep_number(store: ObjectStore, number: int) -> None:
             store.delete(key)
 
 
-def _left_behind(store: ObjectStore, name: str, now: datetime) -> Iterator[str]:
+def _leftover_keys(store: ObjectStore, name: str, now: datetime) -> Iterator[str]:
     """Revisions that a dead sweep, or a writer that slept, left behind where no revision counts.
 
     By their age, as the name may be taken at this moment.

@@ -142,7 +142,7 @@ class CollectionsQuota:
 
     def bytes(self) -> int:
         """Bytes of all collections in memory, as far as they were read."""
-        return sum(each.sure_bytes for each in self._snapshots().values())
+        return sum(each.read_bytes_total for each in self._snapshots().values())
 
     def _check(self, target: Revision, rows: int, size: int) -> None:
         snapshots = self._snapshots()
@@ -208,7 +208,7 @@ class CollectionsQuota:
         use = _Use()
         for each in snapshots.values():
             is_own = each.revision.owner == target.owner
-            use.add(each.sure_bytes + each.unread_bytes, each.sure_bytes, is_own=is_own)
+            use.add(each.read_bytes_total + each.unread_bytes, each.read_bytes_total, is_own=is_own)
         for write in self._writes:
             use.add(write.bytes, 0, is_own=write.target.owner == target.owner)
         return use

@@ -86,7 +86,7 @@ class EncoderSpec(Frozen):
     )
 
     @model_validator(mode="after")
-    def _kind_has_what_it_needs(self) -> Self:
+    def _check_kind(self) -> Self:
         if self.kind == "sentence-transformers" and self.model is None:
             raise ValueError(f"the encoder of {self.modality!r} needs a model: a folder or a name")
         if self.kind == "synthetic" and self.model is not None:

@@ -164,7 +164,7 @@ class Follower:
 
     def look(self) -> None:
         """Look at everything once, and wait for all that it starts."""
-        self._begin_look()
+        self._start_poll()
         self._reading.wait()
         self._loading.wait()
 
@@ -173,14 +173,14 @@ class Follower:
             # Before the look: a wake-up during it may be for something newer.
             self._woken.clear()
             try:
-                self._begin_look()
+                self._start_poll()
             except RuntimeError:
                 # No thread could be started; later ones may.
                 logger.exception("a look could not be started")
             self._stopping.wait(_SHORTEST_PAUSE_SECONDS)
             self._woken.wait(max(0.0, self._poll_seconds - _SHORTEST_PAUSE_SECONDS))
 
-    def _begin_look(self) -> None:
+    def _start_poll(self) -> None:
         for model in self._live.pointers():
             self._begin_reading(model)
         for look in self._looks:

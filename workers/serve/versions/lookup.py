@@ -150,7 +150,7 @@ class VersionLookup:
 
     async def _find_exact(self, name: str, number: int, caller: Caller) -> ServedVersion:
         self._check_exact(name, number, caller)
-        in_memory = self._at_hand(name, number)
+        in_memory = self._in_memory(name, number)
         version = (in_memory and in_memory.pinned()) or await self._load(name, number)
         # Again: it may have been retired, or its model deleted, while it was loaded.
         self._check_exact(name, number, caller)
@@ -165,7 +165,7 @@ class VersionLookup:
                 f"version {number} of model {name!r} is retired", "model", "version_retired"
             )
 
-    def _at_hand(self, name: str, number: int) -> ServedVersion | None:
+    def _in_memory(self, name: str, number: int) -> ServedVersion | None:
         live = self._live.get(name)
         if live is not None and live.version.number == number:
             return live.version

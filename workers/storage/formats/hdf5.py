@@ -110,7 +110,7 @@ def _dataset(root: h5py.File, name: str, file: UserFile) -> h5py.Dataset:
     if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
         raise file.wrong(f"{name!r} is no dataset of numbers; put the datasets at the root")
     if dataset.is_virtual or dataset.external:
-        raise file.wrong(f"dataset {name!r} lies in other files, which are not read")
+        raise file.wrong(f"dataset {name!r} is stored in other files, which are not read")
     _check_filters(dataset, name, file)
     _check_chunk(dataset, name, file)
     return dataset

@@ -59,7 +59,7 @@ def format_of(file: UserFile) -> Format:
     for magic, format_ in _BY_MAGIC.items():
         if first_bytes.startswith(magic):
             return format_
-    if safetensors_file.looks_like_it(first_bytes):
+    if safetensors_file.has_header(first_bytes):
         return SAFETENSORS
     for magic, words in _NEARLY.items():
         if first_bytes.startswith(magic):

@@ -23,7 +23,7 @@ _KINDS |= {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 _KINDS |= {"U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8"}
 
 
-def looks_like_it(first_bytes: bytes) -> bool:
+def has_header(first_bytes: bytes) -> bool:
     """The format has no magic word, but a length of eight bytes, followed by JSON.
 
     Encrypted Parquet read as a length exceeds the format's limit, even in the one file of 256 that has a

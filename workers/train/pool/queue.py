@@ -71,7 +71,7 @@ class AttemptStatus:
 
     @property
     def is_final(self) -> bool:
-        """Whether the state will not change any more."""
+        """Whether the state is final."""
         return self.state in ("done", "failed", "rejected")
 
 

@@ -124,7 +124,7 @@ class PoolServer:
         try:
             await self._send_changes(request.attempt, writer, disconnected)
         finally:
-            self._leave(request.attempt)
+            self._disconnect(request.attempt)
 
     async def _send_changes(
         self, attempt: Attempt, writer: asyncio.StreamWriter, disconnected: "asyncio.Future[bytes]"
@@ -171,7 +171,7 @@ class PoolServer:
         """Leave the queue, once: a job may disconnect while one of its calls is still waiting."""
         if absence := self._absences.pop(attempt, None):
             absence.cancel()
-            self._leave(attempt)
+            self._disconnect(attempt)
 
     def _changed_status(self, attempt: Attempt, known: AttemptStatus) -> AttemptStatus | None:
         status = self.queue.status(attempt)
@@ -182,7 +182,7 @@ class PoolServer:
         self.queue.join(request.attempt, request.priority)
         self.notify()
 
-    def _leave(self, attempt: Attempt) -> None:
+    def _disconnect(self, attempt: Attempt) -> None:
         self.queue.leave(attempt)
         self.notify()
 

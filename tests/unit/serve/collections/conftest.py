@@ -52,7 +52,7 @@ class Searching(Replica):
     """A replica with collections, which are followed by real threads."""
 
     collections: Collections | None = None
-    door: Authenticator = AllowAll()
+    access: Authenticator = AllowAll()
 
     def open(self) -> None:
         follower = CollectionsFollower(self.store, self.live, poll_seconds=0.01)
@@ -67,7 +67,7 @@ class Searching(Replica):
             self.collections.stop()
 
     def app_of(self, args: ServeArgs) -> ASGIApp:
-        parts = replace(self.parts(args), collections=self.collections, access=self.door)
+        parts = replace(self.parts(args), collections=self.collections, access=self.access)
         return create_api(parts)
 
     def ask(

@@ -92,7 +92,7 @@ def test_more_exports_than_permitted_are_refused(parts: Parts) -> None:
 
 
 @pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
-def test_who_reads_nothing_is_given_up_and_has_no_whole_answer(
+def test_a_client_that_reads_nothing_is_closed_without_the_whole_response(
     parts: Parts, spec_version: str
 ) -> None:
     app = create_api(parts)
@@ -114,7 +114,7 @@ def test_rows_are_held_while_they_are_encoded(searching: Searching) -> None:
     assert (held, parts.admission.rows.total) == ([3], 0)
 
 
-def test_a_full_collection_takes_no_more(searching: Searching) -> None:
+def test_a_full_collection_rejects_new_rows(searching: Searching) -> None:
     for start in range(0, 60, 20):
         revision = searching.add("things", [item("image", start + n) for n in range(20)])
     searching.found("things", revision, query=image_query(1))

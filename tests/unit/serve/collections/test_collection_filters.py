@@ -146,7 +146,7 @@ def test_joined_payloads_answer_like_those_they_came_from(
         ({"or": [{"not": 1}]}, "filter.or\\[0\\].not is 1"),
     ],
 )
-def test_a_wrong_filter_is_refused_in_words(document: object, words: str) -> None:
+def test_an_invalid_filter_is_rejected_with_a_message(document: object, words: str) -> None:
     with pytest.raises(InvalidFilter, match=words):
         parse_filter(document)
 

@@ -76,7 +76,7 @@ def test_exact_search_finds_what_brute_force_finds(scene: Scene) -> None:
 
 
 @needs_usearch
-def test_the_graph_finds_nearly_all_of_what_is_nearest(large: Part) -> None:
+def test_the_graph_finds_nearly_all_nearest_rows(large: Part) -> None:
     assert recall(large, large.live_N, few=0) >= 0.98
 
 
@@ -94,14 +94,14 @@ def test_what_a_filter_leaves_of_many_is_searched_exactly_if_it_is_little(large:
 
 
 @needs_usearch
-def test_a_graph_that_would_have_to_be_asked_for_all_rows_is_not_asked(large: Part) -> None:
+def test_a_graph_is_not_searched_for_all_rows(large: Part) -> None:
     shade_N = np.arange(ROWS) % 1000 == 0
     found = large.nearest(like_embeddings(1, 3)[0], shade_N, 10, few=0)
     assert found.exact
     assert set(found.rows_K.tolist()) == set(range(0, ROWS, 1000))
 
 
-def test_fewer_rows_than_asked_for_are_all_found(scene: Scene) -> None:
+def test_a_collection_smaller_than_top_k_is_returned_whole(scene: Scene) -> None:
     add(scene.store, entries(0, 3))
     assert {hit.id for hit in search(scene.settle(), "text", 5).hits} == {
         "image-0",
@@ -116,7 +116,7 @@ def test_an_empty_collection_has_no_hits(scene: Scene) -> None:
     assert (found.hits, found.exact) == ([], True)
 
 
-def test_a_text_finds_images_alone_if_it_asks_for_images(scene: Scene) -> None:
+def test_a_text_query_for_images_finds_only_images(scene: Scene) -> None:
     add(scene.store, entries(0, 20) + entries(0, 20, "text"))
     index = scene.settle()
     found = search(index, "text", 3, modalities={"image"})

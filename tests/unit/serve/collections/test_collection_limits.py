@@ -74,14 +74,14 @@ def test_one_owner_has_so_many_collections(searching: Searching) -> None:
     assert make(searching, "b") == 200, "one that is there is no other"
 
 
-def test_who_deletes_one_may_make_another_at_once(searching: Searching) -> None:
+def test_one_can_be_created_at_once_after_a_deletion(searching: Searching) -> None:
     assert [make(searching, name) for name in ("b", "c", "d")] == [200, 200, 507]
     assert searching.ask("DELETE", "/b").status_code == 200
     assert make(searching, "d") == 200
 
 
 def test_an_owners_collections_are_no_others_limit(searching: Searching) -> None:
-    searching.door = NamedCallers()
+    searching.access = NamedCallers()
     searching.app = searching.app_of(searching.args)
     assert [make(searching, f"a{n}", "alice") for n in range(4)] == [200, 200, 200, 507]
     assert make(searching, "b0", "bob") == 200
@@ -187,7 +187,7 @@ OWN_FIELDS = json.dumps({f"{n:02}": 1 for n in range(100)}, separators=(",", ":"
 
 
 @pytest.mark.parametrize("payload", [LISTED, OWN_FIELDS, None], ids=["a list", "fields", "none"])
-def test_rows_take_no_more_than_is_counted_before_they_are_read(
+def test_rows_use_at_most_the_memory_counted_before_the_read(
     scene: Scene, payload: str | None
 ) -> None:
     """Whether they are merged, or as they were written."""
@@ -205,7 +205,7 @@ def test_rows_take_no_more_than_is_counted_before_they_are_read(
 @pytest.mark.parametrize(
     "why", [{"is_damaged": True}, {"width": None}], ids=["damaged", "no model"]
 )
-def test_what_nobody_is_going_to_read_takes_no_room(scene: Scene, why: dict[str, Any]) -> None:
+def test_rows_that_will_not_be_read_do_not_count(scene: Scene, why: dict[str, Any]) -> None:
     add(scene.store, entries(0, 50))
     scene.settle()
     snapshot = replace(shown_of(scene), index=None)
@@ -215,7 +215,7 @@ def test_what_nobody_is_going_to_read_takes_no_room(scene: Scene, why: dict[str,
         CollectionsQuota(limits, lambda: {NAME: snapshot}).check(head, 1, 100)
 
 
-def test_bytes_that_are_not_read_yet_are_asked_for_again(scene: Scene) -> None:
+def test_unread_bytes_reject_a_write_for_now(scene: Scene) -> None:
     add(scene.store, entries(0, 50))
     scene.settle()
     used = CollectionsQuota(LIMITS, scene.follower.snapshots).bytes()
@@ -243,7 +243,7 @@ def test_an_owner_who_fills_all_that_is_free_leaves_room_for_others(scene: Scene
     add(scene.store, entries(0, 10, payload='{"a": 1}'))
     scene.settle()
     one = shown_of(scene)
-    limits = CollectionLimits(sys.maxsize, sys.maxsize, 10_000, 1000 * one.sure_bytes)
+    limits = CollectionLimits(sys.maxsize, sys.maxsize, 10_000, 1000 * one.read_bytes_total)
     snapshot: dict[str, CollectionSnapshot] = {}
     quota = CollectionsQuota(limits, lambda: snapshot)
 
@@ -251,7 +251,7 @@ def test_an_owner_who_fills_all_that_is_free_leaves_room_for_others(scene: Scene
         for times in range(1, 1002):
             mine = owned(f"of-{owner}", owner, one, times)
             try:
-                quota.check(mine.revision, 10, one.sure_bytes)
+                quota.check(mine.revision, 10, one.read_bytes_total)
             except AllFull:
                 return times
             snapshot[mine.revision.name] = mine
@@ -259,9 +259,9 @@ def test_an_owner_who_fills_all_that_is_free_leaves_room_for_others(scene: Scene
 
     assert fill("mallory") == pytest.approx(800, abs=2)
     with pytest.raises(AllFull, match="for yours at this moment, so that other owners can add"):
-        quota.check(snapshot["of-mallory"].revision, 10, one.sure_bytes)
+        quota.check(snapshot["of-mallory"].revision, 10, one.read_bytes_total)
     assert fill("eve") == pytest.approx(160, abs=3)
-    quota.check(owned("of-bob", "bob", one, 1).revision, 10, one.sure_bytes)
+    quota.check(owned("of-bob", "bob", one, 1).revision, 10, one.read_bytes_total)
     assert fill(None) == pytest.approx(40, abs=3), "the operator may have what is left"
 
 

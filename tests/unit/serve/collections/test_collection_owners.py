@@ -5,7 +5,7 @@ from tests.unit.serve.collections.test_collection_routes import image_query, ite
 
 
 def test_what_others_own_does_not_exist(searching: Searching) -> None:
-    searching.door = NamedCallers()
+    searching.access = NamedCallers()
     searching.app = searching.app_of(searching.args)
     alice, bob = {"authorization": "alice"}, {"authorization": "bob"}
     assert searching.ask("PUT", "/hers", {"model": "scenes"}, alice).status_code == 200
@@ -27,7 +27,7 @@ def test_what_others_own_does_not_exist(searching: Searching) -> None:
 def test_what_has_no_owner_is_the_operators_alone(searching: Searching) -> None:
     """It was made before keys were asked for: else every key could read and delete it."""
     revision = searching.add("things", [item("image", 1)])
-    searching.door = NamedCallers()
+    searching.access = NamedCallers()
     searching.app = searching.app_of(searching.args)
     bob = {"authorization": "bob"}
     for method, path, body in (

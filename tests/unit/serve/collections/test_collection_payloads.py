@@ -30,7 +30,7 @@ def test_integers_beyond_64_bits_are_refused_at_any_depth(
     )
 
 
-def test_all_integers_of_64_bits_come_back_as_they_were(searching: Searching) -> None:
+def test_all_64_bit_integers_survive_a_round_trip(searching: Searching) -> None:
     payload = {"n": 2**64 - 1, "m": [-(2**63), {"k": 2**53 + 1}]}
     revision = searching.add("things", [item("image", 1, payload=payload)])
     searching.found("things", revision, query=image_query(1))

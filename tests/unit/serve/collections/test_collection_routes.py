@@ -235,7 +235,7 @@ def test_a_revision_that_does_not_come_is_not_ready(searching: Searching) -> Non
         assert response.json()["error"]["code"] == "collection_not_ready"
 
 
-def test_a_store_that_is_down_refuses_writes_and_goes_on_searching(searching: Searching) -> None:
+def test_an_unavailable_store_rejects_writes_and_keeps_searching(searching: Searching) -> None:
     revision = searching.add("things", [item("image", n) for n in range(3)])
     searching.found("things", revision, query=image_query(1))
     searching.store.broken = "collections/"
@@ -298,7 +298,7 @@ def test_without_the_extra_everything_else_answers(searching: Searching) -> None
         ("GET", "/things/export?format=pgvector-ddl&table=a;b", None, "table is"),
     ],
 )
-def test_mistakes_are_refused_in_words(
+def test_wrong_values_are_rejected_with_a_message(
     searching: Searching, method: str, path: str, body: object, words: str
 ) -> None:
     response = searching.ask(method, path, body)

@@ -18,7 +18,9 @@ def break_revision(store: FlakyStore) -> None:
     store.create(layout.collection_revision(BROKEN, 1), b'{"name": 7}')
 
 
-def test_the_others_are_searched_and_the_damage_is_told(store: FlakyStore, scene: Scene) -> None:
+def test_the_others_are_searched_and_the_damage_is_reported(
+    store: FlakyStore, scene: Scene
+) -> None:
     break_revision(store)
     add(store, entries(0, 3))
     index = scene.settle()
@@ -29,7 +31,7 @@ def test_the_others_are_searched_and_the_damage_is_told(store: FlakyStore, scene
     assert store.uri not in reason
 
 
-def test_a_damaged_segment_is_told_beside_what_answers(store: FlakyStore, scene: Scene) -> None:
+def test_a_damaged_segment_is_reported_with_the_results(store: FlakyStore, scene: Scene) -> None:
     add(store, entries(0, 3))
     scene.settle()
     head = add(store, entries(3, 3))
@@ -41,7 +43,7 @@ def test_a_damaged_segment_is_told_beside_what_answers(store: FlakyStore, scene:
     assert NAME in scene.follower.damaged()
 
 
-def test_damage_that_is_mended_is_forgotten(store: FlakyStore, scene: Scene) -> None:
+def test_repaired_damage_is_no_longer_reported(store: FlakyStore, scene: Scene) -> None:
     break_revision(store)
     add(store, entries(0, 3))
     scene.settle()
@@ -51,7 +53,7 @@ def test_damage_that_is_mended_is_forgotten(store: FlakyStore, scene: Scene) -> 
     assert scene.follower.damaged() == {}
 
 
-def test_the_others_are_kept_small(store: FlakyStore) -> None:
+def test_undamaged_collections_are_still_merged(store: FlakyStore) -> None:
     break_revision(store)
     maintenance = Maintenance(store)
     head = writes.create(store, writes.CollectionSpec(NAME, "m", None, "float32"))
@@ -64,7 +66,7 @@ def test_the_others_are_kept_small(store: FlakyStore) -> None:
     assert len(newest.segments) < len(head.segments)
 
 
-def test_a_list_shows_the_others_and_tells_the_operator(searching: Searching) -> None:
+def test_a_list_has_the_undamaged_ones_and_the_damage_is_reported(searching: Searching) -> None:
     break_revision(searching.store)
     deadline = time.monotonic() + 60
     while not (listed := searching.ask("GET", "").json())["damaged"]:
@@ -73,6 +75,6 @@ def test_a_list_shows_the_others_and_tells_the_operator(searching: Searching) ->
     assert [each["id"] for each in listed["damaged"]] == [BROKEN]
     one = searching.ask("GET", f"/{BROKEN}")
     assert (one.status_code, one.json()["error"]["code"]) == (500, "collection_damaged")
-    searching.door = NamedCallers()
+    searching.access = NamedCallers()
     searching.app = searching.app_of(searching.args)
     assert searching.ask("GET", "", None, {"authorization": "bob"}).json()["damaged"] == []

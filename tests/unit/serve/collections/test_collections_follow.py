@@ -133,7 +133,7 @@ def test_a_roll_back_in_the_middle_leaves_the_old_index(filled: Scene) -> None:
     assert filled.index().version.number == 1
 
 
-def test_a_newer_version_still_waits_for_the_one_that_is_being_made(filled: Scene) -> None:
+def test_a_newer_version_still_waits_for_the_one_that_is_being_built(filled: Scene) -> None:
     filled.swap(2)
     filled.follower.look()
     filled.follower.work()
@@ -145,7 +145,7 @@ def test_a_newer_version_still_waits_for_the_one_that_is_being_made(filled: Scen
     assert filled.settle().version.number == 3
 
 
-def test_a_store_that_is_down_leaves_what_is_loaded(filled: Scene) -> None:
+def test_an_unavailable_store_leaves_what_is_loaded(filled: Scene) -> None:
     filled.store.broken = "/segments/"
     filled.swap(2)
     filled.settle()
@@ -160,7 +160,7 @@ def test_a_store_that_is_down_leaves_what_is_loaded(filled: Scene) -> None:
     assert filled.follower.snapshot(NAME).problem is None
 
 
-def test_a_change_that_is_half_read_is_seen_by_nobody(filled: Scene) -> None:
+def test_a_partially_read_change_is_invisible(filled: Scene) -> None:
     add(filled.store, [*entries(0, 1), *entries(500, 2, "text")])
     last = add(filled.store, entries(600, 1))
     before = filled.index()
@@ -207,7 +207,7 @@ def test_a_deleted_collection_is_not_shown(filled: Scene) -> None:
     assert filled.follower.snapshot(NAME) is None
 
 
-def test_a_collection_that_is_made_anew_begins_empty(filled: Scene) -> None:
+def test_a_recreated_collection_is_empty(filled: Scene) -> None:
     writes.delete(filled.store, NAME, EVERYONE)
     create(filled.store)
     assert filled.settle().rows == 0
@@ -269,7 +269,7 @@ def test_fewer_rows_than_the_bound_remain_without_a_graph(store: FlakyStore) -> 
         assert (index.rows < 400) == all(part.graph is None for part in index.parts)
 
 
-def test_no_answer_is_of_two_versions_while_swaps_go_on(filled: Scene) -> None:
+def test_no_response_mixes_two_versions_during_swaps(filled: Scene) -> None:
     stop, wrong, seen = threading.Event(), [], set()
 
     def ask() -> None:
@@ -303,7 +303,7 @@ def test_a_replica_that_starts_has_loaded_what_is_there(filled: Scene) -> None:
         other.follower.stop()
 
 
-def test_a_store_that_is_down_holds_nobody_for_loaded(filled: Scene) -> None:
+def test_an_unavailable_store_leaves_collections_unloaded(filled: Scene) -> None:
     other = Scene(filled.store)
     filled.store.broken = "collections/"
     other.follower.start()

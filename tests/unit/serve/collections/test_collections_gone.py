@@ -54,7 +54,7 @@ def test_many_names_leave_one_number(store: FlakyStore) -> None:
     assert len(list(store.keys(layout.collection_numbers()))) == 1
 
 
-def test_numbers_go_on_where_the_name_is_used_again(store: FlakyStore, deleted: Revision) -> None:
+def test_numbers_continue_where_a_name_is_reused(store: FlakyStore, deleted: Revision) -> None:
     sweep(store, NAME, MUCH_LATER)
     again = create(store)
     assert again.revision > deleted.revision
@@ -84,7 +84,7 @@ def test_a_replica_that_has_missed_the_deletion_takes_the_next_for_another(scene
     assert scene.settle().rows == 1
 
 
-def test_a_replica_forgets_what_it_has_not_seen_deleted(scene: Scene) -> None:
+def test_a_replica_drops_a_collection_whose_deletion_it_missed(scene: Scene) -> None:
     add(scene.store, entries(0, 5))
     scene.settle()
     delete(scene.store)
@@ -94,7 +94,7 @@ def test_a_replica_forgets_what_it_has_not_seen_deleted(scene: Scene) -> None:
     assert scene.follower.rows() == 0
 
 
-def test_rows_for_the_life_before_do_not_reach_the_next(store: FlakyStore) -> None:
+def test_rows_for_the_previous_collection_do_not_reach_the_next(store: FlakyStore) -> None:
     target = add(store, entries(0, 1))
     delete(store)
     sweep(store, NAME, MUCH_LATER)
@@ -124,7 +124,7 @@ def die_while_sweeping(store: FlakyStore) -> None:
     store.broken_deletes = False
 
 
-def test_whoever_takes_the_name_ends_what_a_dead_sweeper_began(
+def test_reusing_a_name_completes_an_interrupted_sweep(
     store: FlakyStore, deleted: Revision
 ) -> None:
     die_while_sweeping(store)

@@ -162,7 +162,7 @@ def test_a_writer_that_is_killed_loses_nothing_that_it_answered(tmp_path: Path) 
     assert all(f"{key.partition('-')[0]}-1" in found for key in found)
 
 
-def test_whoever_writes_has_segments_merged(store: FlakyStore) -> None:
+def test_writing_merges_segments(store: FlakyStore) -> None:
     maintenance = Maintenance(store)
     maintenance.start()
     for change in range(2 * MOST_SEGMENTS):
@@ -209,7 +209,7 @@ def test_what_is_written_while_others_merge_is_kept(store: FlakyStore) -> None:
     assert set(rows_of(store, merged)) == {"image-0", "image-1", "image-2", "image-3", "image-10"}
 
 
-def test_the_second_to_merge_is_told_that_it_is_too_late(store: FlakyStore) -> None:
+def test_the_second_to_merge_is_rejected(store: FlakyStore) -> None:
     for change in range(4):
         head = add(store, entries(change, 1))
     merged = compact(store, head)
@@ -283,7 +283,7 @@ def test_a_damaged_segment_is_noticed(store: FlakyStore) -> None:
         rows_of(store, head)
 
 
-def test_features_as_float16_keep_their_direction_whatever_their_length(store: FlakyStore) -> None:
+def test_float16_features_of_any_length_keep_their_direction(store: FlakyStore) -> None:
     create(store, "float16")
     new = entries(0, 1)[0]
     long = new._replace(feature_F=feature("image", 0) * np.float32(1e9))

@@ -1,4 +1,4 @@
-"""Whatever a request waits for, it is answered when its time is over; only a write is seen through."""
+"""Every wait of a request ends at its deadline; only a write is completed."""
 
 import asyncio
 import threading
@@ -36,7 +36,7 @@ def searching(slow: SlowStore) -> Iterator[Searching]:
 
 
 def soon(searching: Searching, method: str, path: str, body: object = None) -> httpx.Response:
-    """The answer to a request that may take a moment; a hang that nobody ends fails the test."""
+    """The response to a request that may take a moment; a hang fails the test."""
 
     async def use(client: httpx.AsyncClient) -> httpx.Response:
         asked = client.request(method, path, json=body, headers=SOON)

@@ -50,7 +50,7 @@ def test_a_write_sent_again_undoes_nothing_that_came_after_it(
 
 
 def test_an_unknown_request_is_never_taken_for_another(searching: Searching) -> None:
-    searching.door = NamedCallers()
+    searching.access = NamedCallers()
     searching.app = searching.app_of(searching.args)
     first = post(searching, thing(1), BY_CLIENT)
     others = [
@@ -103,7 +103,7 @@ def test_a_deletion_sent_again_leaves_a_collection_that_was_made_since(store: Fl
     assert writes.delete(store, NAME, EVERYONE, mark_of(b"another")).deleted
 
 
-def test_a_collection_made_anew_is_counted_after_a_late_deletion(searching: Searching) -> None:
+def test_a_recreated_collection_is_counted_after_a_late_deletion(searching: Searching) -> None:
     for _ in range(2):
         assert searching.ask("DELETE", "/things", headers=BY_PROXY).status_code == 200
         made = searching.ask("PUT", "/things", {"model": "scenes"}).json()["revision"]
@@ -113,7 +113,7 @@ def test_a_collection_made_anew_is_counted_after_a_late_deletion(searching: Sear
     assert statuses == [200, 200, 507]
 
 
-def test_a_write_is_done_again_in_a_collection_made_anew(searching: Searching) -> None:
+def test_a_write_is_repeated_in_a_recreated_collection(searching: Searching) -> None:
     post(searching, thing(1), BY_CLIENT)
     assert searching.ask("DELETE", "/things").status_code == 200
     assert searching.ask("PUT", "/things", {"model": "scenes"}).status_code == 200

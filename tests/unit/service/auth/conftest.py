@@ -1,4 +1,4 @@
-"""A control plane that asks for keys."""
+"""A control plane that requires keys."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,6 @@ def guarded(tmp_path: Path) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-def operator(guarded: ControlPlane) -> Holder:
-    """Whoever holds the operator's key."""
-    return Holder(guarded, ADMIN_KEY)
+def operator(guarded: ControlPlane) -> KeyClient:
+    """A client with the operator's key."""
+    return KeyClient(guarded, ADMIN_KEY)

@@ -1,4 +1,4 @@
-"""Who is let in, what is open to everybody, and how often one may ask."""
+"""Authentication, open routes, and rate limits."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from service.auth.keys import parse
 from service.auth.rate_limiter import FAILURES_PER_MINUTE
 from service.telemetry.logs import JsonLines
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder, secret_of
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient, secret_of
 
 UNKNOWN = f"cmcl_{'0' * 12}_{'A' * 43}"
 
@@ -47,7 +47,7 @@ def test_open_addresses_need_no_key(untouched: ControlPlane, path: str) -> None:
         *("/v1/../healthz/x", "/metrics/../v1/models", "/v1/models?path=/healthz"),
     ],
 )
-def test_everything_else_needs_one(untouched: ControlPlane, path: str) -> None:
+def test_every_other_route_requires_a_key(untouched: ControlPlane, path: str) -> None:
     response = untouched.client.get(path)
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == 'Bearer realm="cmcl"'
@@ -64,9 +64,7 @@ def test_everything_else_needs_one(untouched: ControlPlane, path: str) -> None:
         *("Bearer \xe4\xf6", f"Bearer {'x' * 20_000}", f"Bearer {'x.' * 9000}"),
     ],
 )
-def test_a_header_that_is_not_quite_right_lets_nobody_in(
-    untouched: ControlPlane, header: str
-) -> None:
+def test_a_malformed_authorization_header_is_rejected(untouched: ControlPlane, header: str) -> None:
     headers = {"Authorization": header.encode("latin-1")}
     assert untouched.client.get("/v1/models", headers=headers).status_code == 401
 
@@ -81,13 +79,13 @@ def test_the_scheme_is_read_in_any_case(untouched: ControlPlane) -> None:
     assert untouched.client.get("/v1/models", headers=headers).status_code == 200
 
 
-def test_a_key_in_the_address_is_no_key(operator: Holder) -> None:
+def test_a_key_in_the_address_is_no_key(operator: KeyClient) -> None:
     key = operator.make_key()["key"]
     for query in (f"?key={key}", f"?access_token={key}", f"?Authorization=Bearer%20{key}"):
         assert operator.plane.client.get(f"/v1/models{query}").status_code == 401
 
 
-def test_the_body_of_a_stranger_is_not_read(untouched: ControlPlane) -> None:
+def test_the_body_of_an_unauthenticated_client_is_not_read(untouched: ControlPlane) -> None:
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -110,15 +108,15 @@ def test_the_body_of_a_stranger_is_not_read(untouched: ControlPlane) -> None:
     assert sent[0]["status"] == 401
 
 
-def test_no_secret_is_logged_or_answered(operator: Holder, lines: list[str]) -> None:
+def test_no_secret_is_logged_or_answered(operator: KeyClient, lines: list[str]) -> None:
     key = operator.make_key(scopes=["read"])["key"]
     secret = secret_of(key)
     answers = []
     for shown in (key, f"{key[:-1]}!", ADMIN_KEY, f"{ADMIN_KEY}x", "a.b." + secret):
-        holder = Holder(operator.plane, shown)
+        key_client = KeyClient(operator.plane, shown)
         body = {"name": "BAD NAME", "scopes": ["none"]}
         for path in ("/v1/keys", f"/v1/models?key={key}", "/v1/models/none/live", "/nowhere"):
-            answers += [holder.get(path).text, holder.post(path, json=body).text]
+            answers += [key_client.get(path).text, key_client.post(path, json=body).text]
     everything = "\n".join([*answers, *lines, repr(parse(key)), repr(operator.plane.context)])
     assert "invalid-request" in everything
     assert len(lines) >= len(answers)
@@ -126,22 +124,22 @@ def test_no_secret_is_logged_or_answered(operator: Holder, lines: list[str]) -> 
         assert hidden not in everything
 
 
-def test_a_mistake_of_ours_logs_no_secret(operator: Holder, lines: list[str]) -> None:
+def test_an_internal_error_logs_no_secret(operator: KeyClient, lines: list[str]) -> None:
     key = operator.make_key()["key"]
-    # A row that cannot be read is a mistake of ours in the middle of a route.
+    # A row that cannot be read is an internal error in the middle of a route.
     with operator.plane.context.database.write() as connection:
         connection.exec_driver_sql("UPDATE api_keys SET scopes = '[\"gone\"]'")
     operator.plane.clock.advance(60)
-    response = Holder(operator.plane, key).get("/v1/models")
+    response = KeyClient(operator.plane, key).get("/v1/models")
     assert response.status_code == 500
     assert any("traceback" in line for line in lines)
     assert secret_of(key) not in "\n".join([response.text, *lines])
 
 
-def test_guessing_is_slowed_and_known_keys_still_work(operator: Holder) -> None:
-    known, unused = operator.holder(), operator.holder()
+def test_guessing_is_slowed_and_known_keys_still_work(operator: KeyClient) -> None:
+    known, unused = operator.client_with_key(), operator.client_with_key()
     assert known.get("/v1/models").status_code == 200
-    guesser = Holder(operator.plane, UNKNOWN)
+    guesser = KeyClient(operator.plane, UNKNOWN)
     statuses = [guesser.get("/v1/models").status_code for _ in range(2 * FAILURES_PER_MINUTE + 2)]
     assert statuses[0] == 401
     assert statuses[-1] == 429
@@ -157,9 +155,9 @@ def test_guessing_is_slowed_and_known_keys_still_work(operator: Holder) -> None:
 
 def test_all_keys_of_an_owner_share_its_requests(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, requests_per_minute_per_owner=5)
-    operator = Holder(plane, ADMIN_KEY)
-    reds = [operator.holder(owner="red") for _ in range(3)]
-    other = operator.holder(owner="blue")
+    operator = KeyClient(plane, ADMIN_KEY)
+    reds = [operator.client_with_key(owner="red") for _ in range(3)]
+    other = operator.client_with_key(owner="blue")
     answers = [reds[number % 3].get("/v1/models") for number in range(11)]
     assert [answer.status_code for answer in answers[:5]] == [200] * 5
     assert {operator.get("/v1/models").status_code for _ in range(20)} == {200}
@@ -172,7 +170,9 @@ def test_all_keys_of_an_owner_share_its_requests(tmp_path: Path) -> None:
     plane.close()
 
 
-def test_a_database_that_takes_no_use_refuses_nobody(operator: Holder, lines: list[str]) -> None:
+def test_a_failed_write_of_key_use_rejects_no_request(
+    operator: KeyClient, lines: list[str]
+) -> None:
     made = operator.make_key()
     database = operator.plane.context.database
     with database.write() as connection:
@@ -180,19 +180,19 @@ def test_a_database_that_takes_no_use_refuses_nobody(operator: Holder, lines: li
             "CREATE TRIGGER full BEFORE UPDATE ON api_keys "
             "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
         )
-    assert Holder(operator.plane, made["key"]).get("/v1/models").status_code == 200
+    assert KeyClient(operator.plane, made["key"]).get("/v1/models").status_code == 200
     assert any(f"last use of {made['id']} was not written" in line for line in lines)
 
 
-def test_without_keys_asked_for_everybody_is_local(tmp_path: Path) -> None:
+def test_without_keys_every_caller_is_local(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path)
     for key in (None, UNKNOWN):
-        known = Holder(plane, key).get("/v1/whoami").json()
+        known = KeyClient(plane, key).get("/v1/whoami").json()
         assert (known["name"], known["owner"]) == ("local", None)
     plane.close()
 
 
-def test_without_keys_no_web_page_of_elsewhere_gets_in(tmp_path: Path) -> None:
+def test_without_keys_foreign_web_pages_are_rejected(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path)
     statuses = {
         origin: plane.client.post(
@@ -209,21 +209,22 @@ def test_without_keys_no_web_page_of_elsewhere_gets_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("auth", ["on", "off"])
-def test_metrics_with_a_key_are_for_whoever_sends_it(tmp_path: Path, auth: str) -> None:
+def test_metrics_with_a_key_require_it(tmp_path: Path, auth: str) -> None:
     key = "scrapers-of-the-tests-0123456789abcdef"
     plane = ControlPlane(tmp_path, auth=auth, admin_key=ADMIN_KEY, metrics_key=key)
-    told = {
-        shown: Holder(plane, shown).get("/metrics").status_code for shown in (key, ADMIN_KEY, None)
+    statuses = {
+        shown: KeyClient(plane, shown).get("/metrics").status_code
+        for shown in (key, ADMIN_KEY, None)
     }
-    assert told == {key: 200, ADMIN_KEY: 401, None: 401}
-    assert Holder(plane, None).get("/healthz").status_code == 200
+    assert statuses == {key: 200, ADMIN_KEY: 401, None: 401}
+    assert KeyClient(plane, None).get("/healthz").status_code == 200
     # It opens nothing else.
     if auth == "on":
-        assert Holder(plane, key).get("/v1/models").status_code == 401
+        assert KeyClient(plane, key).get("/v1/models").status_code == 401
     plane.close()
 
 
-def test_without_keys_it_is_asked_for_by_names_of_this_machine(tmp_path: Path) -> None:
+def test_without_keys_only_host_names_of_this_machine_are_accepted(tmp_path: Path) -> None:
     """A web page can lead a name of its own here: the browser then asks for that name."""
     plane = ControlPlane(tmp_path, allowed_hosts=("cmcl.test",))
     ours = (
@@ -251,15 +252,15 @@ def test_without_keys_it_is_asked_for_by_names_of_this_machine(tmp_path: Path) -
             assert plane.client.get(path, headers={"Host": host}).status_code == refused, host
     page = {"Host": "cmcl.test", "Origin": "http://cmcl.test:8000"}
     assert plane.client.get("/v1/models", headers=page).status_code == 200
-    told = plane.client.get("/v1/models", headers={"Host": "evil.example"}).json()["detail"]
-    assert "'evil.example'" in told
-    assert "CMCL_ALLOWED_HOSTS" in told
+    detail = plane.client.get("/v1/models", headers={"Host": "evil.example"}).json()["detail"]
+    assert "'evil.example'" in detail
+    assert "CMCL_ALLOWED_HOSTS" in detail
     plane.close()
 
 
-def test_with_keys_it_is_asked_for_by_any_name(tmp_path: Path) -> None:
+def test_any_host_name_is_accepted_with_keys(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
-    operator = Holder(plane, ADMIN_KEY)
+    operator = KeyClient(plane, ADMIN_KEY)
     assert operator.get("/v1/models", headers={"Host": "cmcl.example"}).status_code == 200
     plane.close()
 
@@ -271,7 +272,7 @@ def starts(plane: ControlPlane, caplog: pytest.LogCaptureFixture) -> str:
     return caplog.text
 
 
-def test_a_service_that_lets_nobody_in_says_how_to_make_a_key(
+def test_a_service_without_keys_logs_how_to_create_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     hint = "python -m service keys create"
@@ -279,6 +280,6 @@ def test_a_service_that_lets_nobody_in_says_how_to_make_a_key(
     assert hint not in starts(ControlPlane(tmp_path, auth="off"), caplog)
     operated = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
     assert hint not in starts(operated, caplog)
-    Holder(operated, ADMIN_KEY).make_key()
+    KeyClient(operated, ADMIN_KEY).make_key()
     operated.close()
     assert hint not in starts(ControlPlane(tmp_path, auth="on"), caplog)

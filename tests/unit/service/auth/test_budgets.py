@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.fakes.control_plane import SPEC, ControlPlane
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
 
 @pytest.fixture
@@ -25,26 +25,26 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-def operator(plane: ControlPlane) -> Holder:
-    return Holder(plane, ADMIN_KEY)
+def operator(plane: ControlPlane) -> KeyClient:
+    return KeyClient(plane, ADMIN_KEY)
 
 
 @pytest.fixture
-def red(operator: Holder) -> Holder:
-    return operator.holder("one", owner="red")
+def red(operator: KeyClient) -> KeyClient:
+    return operator.client_with_key("one", owner="red")
 
 
 @pytest.fixture
-def blue(operator: Holder) -> Holder:
-    return operator.holder("one", owner="blue")
+def blue(operator: KeyClient) -> KeyClient:
+    return operator.client_with_key("one", owner="blue")
 
 
-def _key(holder: Holder) -> httpx.Response:
-    return holder.post("/v1/keys", json={"name": "more", "scopes": ["read", "admin", "embed"]})
+def _key(key_client: KeyClient) -> httpx.Response:
+    return key_client.post("/v1/keys", json={"name": "more", "scopes": ["read", "admin", "embed"]})
 
 
-def _model(holder: Holder, name: str) -> httpx.Response:
-    return holder.post("/v1/models", json={"name": name, **SPEC})
+def _model(key_client: KeyClient, name: str) -> httpx.Response:
+    return key_client.post("/v1/models", json={"name": name, **SPEC})
 
 
 def _refused(answer: httpx.Response, *words: str) -> None:
@@ -55,16 +55,16 @@ def _refused(answer: httpx.Response, *words: str) -> None:
 
 
 def test_an_owner_has_so_many_keys_whichever_of_them_makes_more(
-    operator: Holder, red: Holder, blue: Holder
+    operator: KeyClient, red: KeyClient, blue: KeyClient
 ) -> None:
-    made = [Holder(red.plane, _key(red).json()["key"]) for _ in range(2)]
-    for holder in (red, *made):
-        _refused(_key(holder), "owner 'red' has 3 keys", "permitted are 3")
+    made = [KeyClient(red.plane, _key(red).json()["key"]) for _ in range(2)]
+    for key_client in (red, *made):
+        _refused(_key(key_client), "owner 'red' has 3 keys", "permitted are 3")
     assert _key(blue).status_code == 201
     assert operator.make_key("rescue", owner="red")["owner"] == "red"
 
 
-def test_keys_that_are_made_and_revoked_in_turn_count_for_an_hour(red: Holder) -> None:
+def test_keys_that_are_made_and_revoked_in_turn_count_for_an_hour(red: KeyClient) -> None:
     for _ in range(2):
         made = _key(red).json()["id"]
         assert red.request("DELETE", f"/v1/keys/{made}").status_code == 204
@@ -73,7 +73,7 @@ def test_keys_that_are_made_and_revoked_in_turn_count_for_an_hour(red: Holder) -
     assert _key(red).status_code == 201
 
 
-def test_the_same_request_again_is_answered_although_the_last_key_was_made(red: Holder) -> None:
+def test_the_same_request_again_is_answered_although_the_last_key_was_made(red: KeyClient) -> None:
     body = {"name": "more", "scopes": ["read"]}
     answers = [red.post("/v1/keys", json=body, headers={"Idempotency-Key": key}) for key in "aabb"]
     assert [answer.status_code for answer in answers] == [201] * 4
@@ -81,7 +81,7 @@ def test_the_same_request_again_is_answered_although_the_last_key_was_made(red: 
 
 
 def test_an_owner_has_so_many_models_and_others_have_theirs(
-    operator: Holder, red: Holder, blue: Holder
+    operator: KeyClient, red: KeyClient, blue: KeyClient
 ) -> None:
     assert [_model(red, name).status_code for name in ("a", "b")] == [201] * 2
     _refused(_model(red, "c"), "owner 'red' has 2 models", "permitted are 2")
@@ -94,9 +94,9 @@ def test_an_owner_has_so_many_models_and_others_have_theirs(
     assert _model(red, "d").status_code == 201
 
 
-def test_a_branch_counts_as_a_model(operator: Holder, tmp_path: Path) -> None:
+def test_a_branch_counts_as_a_model(operator: KeyClient, tmp_path: Path) -> None:
     plane = operator.plane
-    plane.client = operator.holder(owner="red")
+    plane.client = operator.client_with_key(owner="red")
     plane.create_model()
     plane.run_to_end(plane.post_dataset())
     answers = [
@@ -107,7 +107,7 @@ def test_a_branch_counts_as_a_model(operator: Holder, tmp_path: Path) -> None:
     _refused(answers[-1], "owner 'red' has 2 models")
 
 
-def test_an_owner_has_so_many_webhooks(red: Holder, blue: Holder) -> None:
+def test_an_owner_has_so_many_webhooks(red: KeyClient, blue: KeyClient) -> None:
     body = {"url": "https://example.com/hook"}
     answers = [red.post("/v1/webhooks", json=body) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [201, 201, 409]

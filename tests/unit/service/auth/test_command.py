@@ -13,7 +13,7 @@ import pytest
 
 from service.__main__ import main
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
 ROOT = Path(__file__).resolve().parents[4]
 SECRET = "too-short-secret"
@@ -32,7 +32,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
-def test_wrong_settings_are_told_one_a_line_without_a_traceback(tmp_path: Path) -> None:
+def test_invalid_settings_are_reported_one_per_line_without_a_traceback(tmp_path: Path) -> None:
     wrong = {
         "CMCL_PORT": "70000",
         "CMCL_LAUNCHER": "slurm",
@@ -78,12 +78,12 @@ def test_the_first_key_needs_no_http(run: Run, tmp_path: Path) -> None:
     assert re.fullmatch(r"cmcl_[0-9a-f]{12}_[A-Za-z0-9_-]{43}\n", output)
     assert "not shown again" in note
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
-    known = Holder(plane, output.strip()).get("/v1/whoami").json()
+    known = KeyClient(plane, output.strip()).get("/v1/whoami").json()
     plane.close()
     assert known == {"name": "first", "owner": "lab", "scopes": ["read", "write"]}
 
 
-def test_keys_are_listed_without_secrets_and_taken_back(run: Run, tmp_path: Path) -> None:
+def test_keys_are_listed_without_secrets_and_revoked(run: Run, tmp_path: Path) -> None:
     _, key, _ = run("create", "first", "--scopes", "admin", "--expires-in-days", "2")
     _, listed, _ = run("list")
     heading, line = listed.splitlines()
@@ -94,7 +94,7 @@ def test_keys_are_listed_without_secrets_and_taken_back(run: Run, tmp_path: Path
     assert run("revoke", line.split()[0]) == (0, "", "")
     assert run("list")[1].splitlines()[1].endswith("revoked")
     plane = ControlPlane(tmp_path, auth="on")
-    assert Holder(plane, key.strip()).get("/v1/whoami").status_code == 401
+    assert KeyClient(plane, key.strip()).get("/v1/whoami").status_code == 401
     plane.close()
 
 
@@ -107,7 +107,7 @@ def test_keys_are_listed_without_secrets_and_taken_back(run: Run, tmp_path: Path
         (["create", "x", "--scopes", "read", "--expires-in-days", "0"], "expires_in_days: "),
     ],
 )
-def test_a_wrong_word_is_refused_in_one_line(
+def test_a_wrong_value_is_refused_in_one_line(
     run: Run, arguments: list[str], complaint: str
 ) -> None:
     status, output, complaints = run(*arguments)

@@ -11,7 +11,7 @@ from fastapi.routing import iter_route_contexts
 from service.api.dependencies import OPEN_PATHS
 from service.principal import Scope
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.auth.holder import ADMIN_KEY, EVERY_SCOPE, Holder
+from tests.unit.service.auth.key_client import ADMIN_KEY, EVERY_SCOPE, KeyClient
 from tests.unit.service.auth.routes import ABOUT_ONE_THING, LISTS, READABLE, ROUTES
 
 
@@ -20,26 +20,26 @@ class Tenants:
     """Two owners with one thing of each kind, and what the things of the second are called."""
 
     plane: ControlPlane
-    ours: Holder
-    theirs: Holder
+    ours: KeyClient
+    theirs: KeyClient
     their_things: Mapping[str, str]
     our_things: Mapping[str, str]
 
-    def ask(self, holder: Holder, route: str, things: Mapping[str, str]) -> httpx.Response:
+    def ask(self, key_client: KeyClient, route: str, things: Mapping[str, str]) -> httpx.Response:
         """A request on that route about those things."""
         method, path = route.split(" ")
-        return holder.request(method, path.format(**things), **ROUTES[route].options)
+        return key_client.request(method, path.format(**things), **ROUTES[route].options)
 
 
-def make_things(plane: ControlPlane, holder: Holder, model: str) -> dict[str, str]:
+def make_things(plane: ControlPlane, key_client: KeyClient, model: str) -> dict[str, str]:
     """One of each kind, by the name that it has in paths."""
-    plane.client = holder
+    plane.client = key_client
     plane.create_model(model)
     job = plane.post_dataset("closed", model)
     plane.run_to_end(job)
     plane.run_to_end(plane.post_dataset("another", model))
     trial = {"version": 1, "share": 0.1}
-    assert holder.put(f"/v1/models/{model}/candidate", json=trial).status_code == 200
+    assert key_client.put(f"/v1/models/{model}/candidate", json=trial).status_code == 200
     asked = {"pair": {"first": "image", "second": "text"}, "shards": [plane.shard(f"{model}-p")]}
     posted = {
         "dataset": ("/v1/datasets", plane.dataset_body("open", model, sealed=False)),
@@ -50,7 +50,7 @@ def make_things(plane: ControlPlane, holder: Holder, model: str) -> dict[str, st
     }
     things = {"model": model, "job": job, "version": "1", "number": "1"}
     for name, (path, body) in posted.items():
-        answer = holder.post(path, json=body)
+        answer = key_client.post(path, json=body)
         assert answer.status_code < 300, answer.text
         made = answer.json()
         things[name] = made["dataset"]["id"] if name == "dataset" else made["id"]
@@ -60,8 +60,10 @@ def make_things(plane: ControlPlane, holder: Holder, model: str) -> dict[str, st
 @pytest.fixture(scope="module")
 def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenants]:
     plane = ControlPlane(tmp_path_factory.mktemp("tenants"), auth="on", admin_key=ADMIN_KEY)
-    operator = Holder(plane, ADMIN_KEY)
-    ours, theirs = (operator.holder(f"{name}-key", owner=name) for name in ("ours", "theirs"))
+    operator = KeyClient(plane, ADMIN_KEY)
+    ours, theirs = (
+        operator.client_with_key(f"{name}-key", owner=name) for name in ("ours", "theirs")
+    )
     our_things = make_things(plane, ours, "our-model")
     their_things = make_things(plane, theirs, "their-model")
     yield Tenants(plane, ours, theirs, their_things, our_things)
@@ -69,11 +71,13 @@ def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenants]:
 
 
 @pytest.fixture(scope="module")
-def narrow(tenants: Tenants) -> dict[Scope, Holder]:
-    """By scope: somebody whose key has all scopes but this one."""
-    operator = Holder(tenants.plane, ADMIN_KEY)
+def narrow(tenants: Tenants) -> dict[Scope, KeyClient]:
+    """By scope: a client whose key has all scopes but this one."""
+    operator = KeyClient(tenants.plane, ADMIN_KEY)
     return {
-        scope: operator.holder(f"not-{scope}", sorted({*EVERY_SCOPE} - {scope}), owner="theirs")
+        scope: operator.client_with_key(
+            f"not-{scope}", sorted({*EVERY_SCOPE} - {scope}), owner="theirs"
+        )
         for scope in Scope
     }
 
@@ -90,20 +94,20 @@ def test_the_table_has_every_route_of_the_app(tenants: Tenants) -> None:
 
 
 def test_only_the_files_of_the_page_are_open_below_docs(tenants: Tenants) -> None:
-    nobody = Holder(tenants.plane, None)
+    nobody = KeyClient(tenants.plane, None)
     assert nobody.request("GET", "/docs/script").status_code == 200
     assert nobody.request("GET", "/docs/other").status_code == 401
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_without_a_key_every_route_is_closed(tenants: Tenants, route: str) -> None:
-    nobody = Holder(tenants.plane, None)
+    nobody = KeyClient(tenants.plane, None)
     assert tenants.ask(nobody, route, tenants.their_things).status_code == 401
 
 
 @pytest.mark.parametrize("route", [route for route, wanted in ROUTES.items() if wanted.scope])
 def test_a_key_without_the_scope_is_forbidden(
-    tenants: Tenants, narrow: dict[Scope, Holder], route: str
+    tenants: Tenants, narrow: dict[Scope, KeyClient], route: str
 ) -> None:
     scope = ROUTES[route].scope
     assert scope is not None
@@ -122,7 +126,7 @@ def test_a_thing_of_another_owner_is_not_there(tenants: Tenants, route: str) -> 
         if name not in ("version", "number")
     }
     missing = tenants.ask(tenants.ours, route, {"version": "1", "number": "1", **unknown})
-    # But for the name that was asked for, nothing tells it from what never was.
+    # Except for the requested name, it is the response for an id that never existed.
     assert missing.status_code == 404
     assert _without_names(response, tenants.their_things) == _without_names(missing, unknown)
 
@@ -137,15 +141,15 @@ def _without_names(response: httpx.Response, things: Mapping[str, str]) -> str:
 
 @pytest.mark.parametrize("route", READABLE)
 def test_its_owner_and_the_operator_find_it(tenants: Tenants, route: str) -> None:
-    for holder in (tenants.theirs, Holder(tenants.plane, ADMIN_KEY)):
-        assert tenants.ask(holder, route, tenants.their_things).status_code == 200
+    for key_client in (tenants.theirs, KeyClient(tenants.plane, ADMIN_KEY)):
+        assert tenants.ask(key_client, route, tenants.their_things).status_code == 200
 
 
 @pytest.mark.parametrize("route", LISTS)
 def test_lists_show_what_the_owner_has_and_nothing_else(tenants: Tenants, route: str) -> None:
     ours = tenants.ask(tenants.ours, route, {})
     theirs = tenants.ask(tenants.theirs, route, {})
-    everything = tenants.ask(Holder(tenants.plane, ADMIN_KEY), route, {})
+    everything = tenants.ask(KeyClient(tenants.plane, ADMIN_KEY), route, {})
     assert {ours.status_code, theirs.status_code, everything.status_code} == {200}
     assert _items(ours)
     assert _items(theirs)
@@ -191,8 +195,8 @@ def test_an_answer_is_repeated_to_its_owner_alone(tenants: Tenants) -> None:
     headers = {"Idempotency-Key": "the-same"}
     body = {"filename": "z.parquet", "bytes": 10}
     first, other = (
-        holder.post("/v1/uploads", json=body, headers=headers)
-        for holder in (tenants.theirs, tenants.ours)
+        key_client.post("/v1/uploads", json=body, headers=headers)
+        for key_client in (tenants.theirs, tenants.ours)
     )
     assert first.status_code == other.status_code == 201
     assert first.json()["id"] != other.json()["id"]

@@ -1,4 +1,4 @@
-"""Keys: made, shown once, taken back, and never more than whoever made them."""
+"""Keys: created, shown once, revoked, and never with more scopes than their creator."""
 
 import re
 from datetime import timedelta
@@ -10,7 +10,7 @@ from sqlalchemy import text
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder, secret_of
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient, secret_of
 
 NEW = {"name": "pipeline", "scopes": ["read", "write"]}
 
@@ -37,17 +37,17 @@ def problem(response: httpx.Response, status: int) -> str:
     return detail
 
 
-def test_a_key_says_whom_it_speaks_for(operator: Holder) -> None:
+def test_a_key_identifies_its_principal(operator: KeyClient) -> None:
     made = operator.make_key("pipeline", ["write", "read"], owner="lab")
     assert re.fullmatch(r"cmcl_[0-9a-f]{12}_[A-Za-z0-9_-]{43}", made["key"])
     assert made["id"] == f"key-{made['key'][5:17]}"
-    known = Holder(operator.plane, made["key"]).get("/v1/whoami").json()
+    known = KeyClient(operator.plane, made["key"]).get("/v1/whoami").json()
     assert known == {"name": "pipeline", "owner": "lab", "scopes": ["read", "write"]}
     operators = operator.get("/v1/whoami").json()
     assert (operators["name"], operators["owner"]) == ("operator", None)
 
 
-def test_its_secret_is_in_no_table(operator: Holder) -> None:
+def test_its_secret_is_in_no_table(operator: KeyClient) -> None:
     response = operator.post("/v1/keys", json=NEW, headers={"Idempotency-Key": "a"})
     secret = secret_of(response.json()["key"])
     assert response.headers["cache-control"] == "no-store"
@@ -58,7 +58,7 @@ def test_its_secret_is_in_no_table(operator: Holder) -> None:
     )
 
 
-def test_a_repeated_request_makes_no_second_key_and_shows_none(operator: Holder) -> None:
+def test_a_repeated_request_makes_no_second_key_and_shows_none(operator: KeyClient) -> None:
     headers = {"Idempotency-Key": "a"}
     first = operator.post("/v1/keys", json=NEW, headers=headers).json()
     again = operator.post("/v1/keys", json=NEW, headers=headers)
@@ -67,7 +67,7 @@ def test_a_repeated_request_makes_no_second_key_and_shows_none(operator: Holder)
     assert len(operator.get("/v1/keys").json()["items"]) == 1
 
 
-def test_reading_keys_shows_no_secret(operator: Holder) -> None:
+def test_reading_keys_shows_no_secret(operator: KeyClient) -> None:
     made = operator.make_key()
     secret = secret_of(made["key"])
     for path in ("/v1/keys", f"/v1/keys/{made['id']}"):
@@ -77,7 +77,7 @@ def test_reading_keys_shows_no_secret(operator: Holder) -> None:
         assert "sha256" not in response.text
 
 
-def test_pages_of_keys_hold_each_once(operator: Holder) -> None:
+def test_pages_of_keys_hold_each_once(operator: KeyClient) -> None:
     made = sorted(operator.make_key(f"k{number}")["id"] for number in range(5))
     found, cursor = [], ""
     while cursor is not None:
@@ -87,18 +87,18 @@ def test_pages_of_keys_hold_each_once(operator: Holder) -> None:
     assert found == made
 
 
-def test_a_revoked_key_is_refused_and_revoking_twice_is_once(operator: Holder) -> None:
+def test_a_revoked_key_is_refused_and_revoking_twice_is_once(operator: KeyClient) -> None:
     made = operator.make_key()
-    holder = Holder(operator.plane, made["key"])
-    assert holder.get("/v1/models").status_code == 200
+    key_client = KeyClient(operator.plane, made["key"])
+    assert key_client.get("/v1/models").status_code == 200
     for _ in range(2):
         assert operator.request("DELETE", f"/v1/keys/{made['id']}").status_code == 204
-        assert problem(holder.get("/v1/models"), 401)
+        assert problem(key_client.get("/v1/models"), 401)
         operator.plane.clock.advance(1)
     assert row(operator.plane, made["id"]).revoked_at != operator.plane.clock()
 
 
-def test_unknown_revoked_and_expired_keys_meet_the_same_words(operator: Holder) -> None:
+def test_unknown_revoked_and_expired_keys_get_the_same_message(operator: KeyClient) -> None:
     plane = operator.plane
     revoked, expired = operator.make_key(), operator.make_key(expires_in_days=1)
     operator.request("DELETE", f"/v1/keys/{revoked['id']}")
@@ -106,44 +106,44 @@ def test_unknown_revoked_and_expired_keys_meet_the_same_words(operator: Holder) 
     wrong_secret = operator.make_key()["key"][:-3] + "AAA"
     unknown = f"cmcl_{'0' * 12}_{'A' * 43}"
     words = {
-        Holder(plane, key).get("/v1/models").text
+        KeyClient(plane, key).get("/v1/models").text
         for key in (revoked["key"], expired["key"], wrong_secret, unknown, "nonsense", "a.b.c")
     }
     assert len(words) == 1
 
 
-def test_a_key_is_valid_until_the_moment_it_expires(operator: Holder) -> None:
-    holder = operator.holder(expires_in_days=1)
+def test_a_key_is_valid_until_the_moment_it_expires(operator: KeyClient) -> None:
+    key_client = operator.client_with_key(expires_in_days=1)
     operator.plane.clock.advance(24 * 3600 - 1)
-    assert holder.get("/v1/models").status_code == 200
+    assert key_client.get("/v1/models").status_code == 200
     operator.plane.clock.advance(1)
-    assert problem(holder.get("/v1/models"), 401)
+    assert problem(key_client.get("/v1/models"), 401)
 
 
-def test_a_key_that_another_service_revoked_ends_within_seconds(operator: Holder) -> None:
+def test_a_key_that_another_service_revoked_ends_within_seconds(operator: KeyClient) -> None:
     made = operator.make_key()
-    holder = Holder(operator.plane, made["key"])
-    assert holder.get("/v1/models").status_code == 200
+    key_client = KeyClient(operator.plane, made["key"])
+    assert key_client.get("/v1/models").status_code == 200
     with operator.plane.context.database.write() as connection:
         keys.set_revoked(connection, made["id"], operator.plane.clock())
     operator.plane.clock.advance(6)
-    assert problem(holder.get("/v1/models"), 401)
+    assert problem(key_client.get("/v1/models"), 401)
 
 
-def test_no_key_gives_a_scope_that_it_lacks(operator: Holder) -> None:
-    holder = operator.holder(scopes=["admin", "read"])
-    response = holder.post("/v1/keys", json={"name": "x", "scopes": ["read", "train"]})
+def test_no_key_gives_a_scope_that_it_lacks(operator: KeyClient) -> None:
+    key_client = operator.client_with_key(scopes=["admin", "read"])
+    response = key_client.post("/v1/keys", json={"name": "x", "scopes": ["read", "train"]})
     assert "cannot grant scopes" in problem(response, 403)
     (error,) = response.json()["errors"]
     assert (error["field"], error["value"]) == ("scopes[1]", "train")
-    assert holder.make_key("x", ["read"])["owner"] == "default"
+    assert key_client.make_key("x", ["read"])["owner"] == "default"
 
 
-def test_only_the_operator_makes_keys_for_other_owners(operator: Holder) -> None:
-    holder = operator.holder(owner="lab")
-    assert holder.make_key("x")["owner"] == "lab"
-    assert holder.make_key("y", owner="lab")["owner"] == "lab"
-    response = holder.post("/v1/keys", json={**NEW, "owner": "others"})
+def test_only_the_operator_makes_keys_for_other_owners(operator: KeyClient) -> None:
+    key_client = operator.client_with_key(owner="lab")
+    assert key_client.make_key("x")["owner"] == "lab"
+    assert key_client.make_key("y", owner="lab")["owner"] == "lab"
+    response = key_client.post("/v1/keys", json={**NEW, "owner": "others"})
     assert "'lab'" in problem(response, 403)
     assert operator.make_key("z", owner="others")["owner"] == "others"
 
@@ -166,28 +166,28 @@ def test_only_the_operator_makes_keys_for_other_owners(operator: Holder) -> None
 def test_a_key_that_cannot_be_is_refused_by_its_field(
     untouched: ControlPlane, change: dict[str, object], field: str
 ) -> None:
-    response = Holder(untouched, ADMIN_KEY).post("/v1/keys", json={**NEW, **change})
+    response = KeyClient(untouched, ADMIN_KEY).post("/v1/keys", json={**NEW, **change})
     problem(response, 422)
     assert response.json()["errors"][0]["field"] == field
 
 
-def test_last_use_is_written_at_most_once_a_minute(operator: Holder) -> None:
+def test_last_use_is_written_at_most_once_a_minute(operator: KeyClient) -> None:
     made = operator.make_key()
-    holder = Holder(operator.plane, made["key"])
+    key_client = KeyClient(operator.plane, made["key"])
     clock = operator.plane.clock
     assert row(operator.plane, made["id"]).last_used_at is None
     written = []
     for _ in range(8):
-        holder.get("/v1/models")
+        key_client.get("/v1/models")
         written.append(row(operator.plane, made["id"]).last_used_at)
         clock.advance(10)
     begin = clock.now - timedelta(seconds=80)
     assert written == [begin] * 6 + [begin + timedelta(minutes=1)] * 2
 
 
-def test_the_history_names_the_key(operator: Holder) -> None:
+def test_the_history_names_the_key(operator: KeyClient) -> None:
     plane = operator.plane
-    plane.client = operator.holder("nightly")
+    plane.client = operator.client_with_key("nightly")
     plane.create_model()
     for name in ("one", "two"):
         plane.run_to_end(plane.post_dataset(name))

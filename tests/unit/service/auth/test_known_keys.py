@@ -37,7 +37,7 @@ def test_a_key_that_was_read_long_ago_is_read_again() -> None:
     assert not known.was_valid(key)
 
 
-def test_only_so_many_keys_are_remembered() -> None:
+def test_the_number_of_cached_keys_is_bounded() -> None:
     clock = ScriptedClock()
     known, keys = KeyCache(clock), [mint() for _ in range(10_002)]
     for key in keys:

@@ -19,7 +19,7 @@ from service.maintenance.key_snapshot import SnapshotWriter
 from service.telemetry.logs import JsonLines, secret_texts
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 from tests.unit.service.telemetry.samples import shown
 from workers.serve.auth import NotSigned, SignedKeys, read_public_keys, verified
 from workers.serve.errors import Unauthorized
@@ -53,8 +53,8 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-def operator(plane: ControlPlane) -> Holder:
-    return Holder(plane, ADMIN_KEY)
+def operator(plane: ControlPlane) -> KeyClient:
+    return KeyClient(plane, ADMIN_KEY)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def ids(plane: ControlPlane) -> list[str]:
     return [key.id for key in stored(plane).keys]
 
 
-def revoke(operator: Holder, key: dict[str, str]) -> None:
+def revoke(operator: KeyClient, key: dict[str, str]) -> None:
     assert operator.request("DELETE", f"/v1/keys/{key['id']}").status_code == 204
 
 
@@ -87,7 +87,7 @@ def is_admitted(authenticator: SignedKeys, key: dict[str, str]) -> bool:
 
 
 def test_only_keys_that_may_embed_are_listed(
-    plane: ControlPlane, operator: Holder, writer: SnapshotWriter
+    plane: ControlPlane, operator: KeyClient, writer: SnapshotWriter
 ) -> None:
     embeds = operator.make_key("embeds", ["embed", "read"], owner="lab")
     operator.make_key("reads", ["read", "admin"])
@@ -98,7 +98,7 @@ def test_only_keys_that_may_embed_are_listed(
 
 
 def test_a_revoked_key_is_gone_with_the_next_round(
-    plane: ControlPlane, operator: Holder, writer: SnapshotWriter
+    plane: ControlPlane, operator: KeyClient, writer: SnapshotWriter
 ) -> None:
     key = operator.make_key()
     writer.round()
@@ -110,7 +110,7 @@ def test_a_revoked_key_is_gone_with_the_next_round(
 
 
 def test_a_key_leaves_the_list_when_it_expires(
-    plane: ControlPlane, operator: Holder, writer: SnapshotWriter
+    plane: ControlPlane, operator: KeyClient, writer: SnapshotWriter
 ) -> None:
     key = operator.make_key("short", expires_in_days=1)
     writer.round()
@@ -121,7 +121,7 @@ def test_a_key_leaves_the_list_when_it_expires(
 
 
 def test_without_a_change_nothing_is_read_or_written(
-    plane: ControlPlane, operator: Holder, writer: SnapshotWriter
+    plane: ControlPlane, operator: KeyClient, writer: SnapshotWriter
 ) -> None:
     operator.make_key()
     writer.round()
@@ -131,8 +131,8 @@ def test_without_a_change_nothing_is_read_or_written(
     assert plane.store.calls == []
 
 
-def test_what_somebody_else_put_there_is_replaced(
-    plane: ControlPlane, operator: Holder, writer: SnapshotWriter
+def test_a_foreign_snapshot_is_replaced(
+    plane: ControlPlane, operator: KeyClient, writer: SnapshotWriter
 ) -> None:
     key = operator.make_key()
     writer.round()
@@ -148,7 +148,7 @@ def test_what_somebody_else_put_there_is_replaced(
 
 
 def test_after_a_start_a_change_that_a_crash_hid_is_written(
-    plane: ControlPlane, operator: Holder, writer: SnapshotWriter
+    plane: ControlPlane, operator: KeyClient, writer: SnapshotWriter
 ) -> None:
     key = operator.make_key()
     writer.round()
@@ -158,7 +158,7 @@ def test_after_a_start_a_change_that_a_crash_hid_is_written(
 
 
 def test_two_services_write_one_list_once(
-    plane: ControlPlane, operator: Holder, writer: SnapshotWriter
+    plane: ControlPlane, operator: KeyClient, writer: SnapshotWriter
 ) -> None:
     operator.make_key()
     writer.round()
@@ -169,7 +169,7 @@ def test_two_services_write_one_list_once(
 
 
 def test_a_clock_that_goes_back_does_not_make_serials_smaller(
-    plane: ControlPlane, operator: Holder, writer: SnapshotWriter
+    plane: ControlPlane, operator: KeyClient, writer: SnapshotWriter
 ) -> None:
     writer.round()
     before = stored(plane)
@@ -180,7 +180,7 @@ def test_a_clock_that_goes_back_does_not_make_serials_smaller(
 
 
 def test_a_writer_that_was_overtaken_lets_no_revoked_key_in(
-    plane: ControlPlane, operator: Holder
+    plane: ControlPlane, operator: KeyClient
 ) -> None:
     key = operator.make_key()
     held = HeldStore(plane.store)
@@ -202,9 +202,9 @@ def test_a_writer_that_was_overtaken_lets_no_revoked_key_in(
     assert ids(plane) == [OPERATOR_KEY]
 
 
-def test_a_store_that_is_away_is_counted_and_caught_up_with(
+def test_an_unavailable_store_is_counted_and_caught_up_with(
     plane: ControlPlane,
-    operator: Holder,
+    operator: KeyClient,
     writer: SnapshotWriter,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Bearer tokens of an issuer: real keys and a real server, and what must not be believed."""
+"""Bearer tokens of an issuer: real keys and a real server, and tokens that must be rejected."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ from service.errors import Forbidden, IssuerUnavailable, Unauthorized
 from service.principal import Principal, Scope
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.issuer import AUDIENCE, FakeIssuer, rsa_key
-from tests.unit.service.auth.holder import Holder
+from tests.unit.service.auth.key_client import KeyClient
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def part(document: dict[str, object]) -> str:
 
 
 @pytest.mark.parametrize("key", ["first", "second"])
-def test_a_token_speaks_for_its_owner_with_its_scopes(
+def test_a_token_authenticates_its_owner_with_its_scopes(
     issuer: FakeIssuer, tokens: OidcTokens, key: str
 ) -> None:
     expected = Principal("oidc:somebody", "lab", frozenset({Scope.READ, Scope.WRITE}))
@@ -174,7 +174,7 @@ def rsa_key_of(issuer: FakeIssuer) -> rsa.RSAPrivateKey:
     return key
 
 
-def test_an_issuer_that_is_down_says_nothing_about_a_token() -> None:
+def test_an_unavailable_issuer_does_not_invalidate_a_token() -> None:
     with FakeIssuer() as issuer:
         token = issuer.token()
     tokens = reader(issuer)
@@ -183,7 +183,7 @@ def test_an_issuer_that_is_down_says_nothing_about_a_token() -> None:
             tokens.read(token)
 
 
-def test_an_issuer_that_is_down_is_not_asked_all_the_time() -> None:
+def test_an_unavailable_issuer_is_not_retried_constantly() -> None:
     with FakeIssuer() as issuer:
         tokens, documents = reader(issuer), dict(issuer.documents)
         issuer.documents.clear()
@@ -232,14 +232,14 @@ def test_tokens_and_keys_are_accepted_side_by_side(
         oidc_audience=AUDIENCE,
     )
     token = issuer.token()
-    known = Holder(plane, token).get("/v1/whoami").json()
+    known = KeyClient(plane, token).get("/v1/whoami").json()
     assert known == {"name": "oidc:somebody", "owner": "lab", "scopes": ["read", "write"]}
-    plane.client = Holder(plane, token)
+    plane.client = KeyClient(plane, token)
     plane.create_model()
     assert plane.model().owner == "lab"
-    assert Holder(plane, token).get("/v1/keys").status_code == 403
+    assert KeyClient(plane, token).get("/v1/keys").status_code == 403
     answers = {
-        name: Holder(plane, shown).get("/v1/models").status_code
+        name: KeyClient(plane, shown).get("/v1/models").status_code
         for name, shown in {
             "expired": issuer.token(exp=int(time.time()) - 3600),
             "ownerless": issuer.token(cmcl_owner=None),
@@ -248,7 +248,7 @@ def test_tokens_and_keys_are_accepted_side_by_side(
     }
     assert answers == {"expired": 401, "ownerless": 403, "key": 401}
     # Where no issuer is configured, a token is a wrong key.
-    assert Holder(guarded, token).get("/v1/models").status_code == 401
+    assert KeyClient(guarded, token).get("/v1/models").status_code == 401
     plane.close()
 
 
@@ -258,17 +258,17 @@ def test_a_valid_token_passes_behind_an_address_of_guessers(
     plane = ControlPlane(guarded.folder, auth="on", oidc_issuer=issuer.url, oidc_audience=AUDIENCE)
     forged = issuer.token()[:-8] + "AAAAAAAA"
     guesses = [
-        Holder(plane, forged).get("/v1/models").status_code
+        KeyClient(plane, forged).get("/v1/models").status_code
         for _ in range(2 * FAILURES_PER_MINUTE + 2)
     ]
     assert (guesses[0], guesses[-1]) == (401, 429)
     # Also one that was never seen: who renews tokens every few minutes sends new ones all the time.
-    assert Holder(plane, issuer.token()).get("/v1/models").status_code == 200
-    assert Holder(plane, forged).get("/v1/models").status_code == 429
+    assert KeyClient(plane, issuer.token()).get("/v1/models").status_code == 200
+    assert KeyClient(plane, forged).get("/v1/models").status_code == 429
     plane.close()
 
 
-def test_an_issuer_that_is_down_is_503_with_a_hint(guarded: ControlPlane) -> None:
+def test_an_unavailable_issuer_is_503_with_a_hint(guarded: ControlPlane) -> None:
     with FakeIssuer() as issuer:
         token = issuer.token()
     plane = ControlPlane(
@@ -277,7 +277,7 @@ def test_an_issuer_that_is_down_is_503_with_a_hint(guarded: ControlPlane) -> Non
         oidc_issuer=issuer.url,
         oidc_audience=AUDIENCE,
     )
-    response = Holder(plane, token).get("/v1/models")
+    response = KeyClient(plane, token).get("/v1/models")
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
     assert response.json()["type"] == "urn:cmcl:problem:issuer-unavailable"

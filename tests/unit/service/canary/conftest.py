@@ -14,45 +14,45 @@ from workers.storage.versions import read_live
 CANDIDATE = "/v1/models/scenes/candidate"
 
 
-class Trials:
-    """What users ask about trials, and what live.json shows."""
+class CanaryApi:
+    """The canary of the model through the API, and in live.json."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self.plane = plane
 
     def put(self, version: int = 2, status: int = 200, **body: object) -> dict[str, Any]:
-        """Put a version on trial; a tenth of the callers sees it unless the body says otherwise."""
+        """Start a canary; a tenth of the callers gets it unless the body has another share."""
         terms = body or {"share": 0.1}
         answer = self.plane.client.put(CANDIDATE, json={"version": version, **terms})
         assert answer.status_code == status, answer.text
-        told: dict[str, Any] = answer.json()
-        return told
+        view: dict[str, Any] = answer.json()
+        return view
 
     def get(self) -> dict[str, Any] | None:
-        """The trial; None without one."""
+        """The canary; None without one."""
         answer = self.plane.client.get(CANDIDATE)
         assert answer.status_code in (200, 404), answer.text
         return answer.json() if answer.status_code == 200 else None
 
     def end(self, reason: str = "") -> int:
-        """Take it back; the status."""
+        """Abort it; the status."""
         return self.plane.client.request("DELETE", CANDIDATE, params={"reason": reason}).status_code
 
     def pointer(self) -> LivePointer:
-        """What the replicas are told, once the reconciler had its turn."""
+        """live.json, after a round of the reconciler."""
         self.plane.tick()
         found = read_live(self.plane.store, "scenes")
         assert found is not None
         return found
 
-    def told(self) -> list[tuple[str, int, Mapping[str, Any]]]:
+    def events(self) -> list[tuple[str, int, Mapping[str, Any]]]:
         """Kind, version and details of what happened to candidates."""
         items = self.plane.client.get("/v1/events?limit=200").json()["items"]
         found = [item for item in items if item["kind"].startswith("candidate.")]
         return [(item["kind"], item["version"], item["details"]) for item in found]
 
     def judged(self) -> dict[str, Any] | None:
-        """The trial after some seconds."""
+        """The canary after some seconds."""
         self.plane.tick(4)
         return self.get()
 
@@ -80,5 +80,5 @@ def plane(three_versions: Path, tmp_path: Path) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-def trials(plane: ControlPlane) -> Trials:
-    return Trials(plane)
+def canary_api(plane: ControlPlane) -> CanaryApi:
+    return CanaryApi(plane)

@@ -1,4 +1,4 @@
-"""live.json: all that replicas are told of a model, and that it goes with the model."""
+"""live.json: all that replicas read of a model; it is deleted with the model."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,10 +9,10 @@ import pytest
 from service.jobs.reconciler import Reconciler
 from service.registry import live_pointer
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.crashes import Crash, FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore
-from tests.fakes.mortal import Death, Lifeline
-from tests.fakes.replica_words import observe
-from tests.unit.service.canary.conftest import Trials
+from tests.fakes.observations import observe
+from tests.unit.service.canary.conftest import CanaryApi
 from tests.unit.service.maintenance.test_sweeping import keys, sweep
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
@@ -23,42 +23,42 @@ def _delete(plane: ControlPlane) -> None:
     assert plane.client.request("DELETE", "/v1/models/scenes").status_code == 204
 
 
-def test_replicas_are_told_whose_model_it_is(trials: Trials) -> None:
-    assert trials.pointer().owner == trials.plane.model().owner == "default"
+def test_live_json_has_the_owner_of_the_model(canary_api: CanaryApi) -> None:
+    assert canary_api.pointer().owner == canary_api.plane.model().owner == "default"
 
 
-def test_a_retired_version_reaches_the_replicas(trials: Trials) -> None:
-    before = trials.pointer()
+def test_a_retired_version_reaches_the_replicas(canary_api: CanaryApi) -> None:
+    before = canary_api.pointer()
     for number in (2, 1, 1):
         path = f"/v1/models/scenes/versions/{number}"
-        assert trials.plane.client.request("DELETE", path).status_code == 204
-    after = trials.pointer()
+        assert canary_api.plane.client.request("DELETE", path).status_code == 204
+    after = canary_api.pointer()
     assert (after.retired, after.generation) == ((1, 2), before.generation)
     assert after.revision == before.revision + 2
 
 
-def test_a_deleted_model_has_no_pointer_after_one_round(trials: Trials) -> None:
-    trials.put(2, share=0.1)
-    trials.pointer()
-    _delete(trials.plane)
-    trials.plane.tick()
-    assert read_live(trials.plane.store, "scenes") is None
-    assert trials.plane.model().is_mirrored
+def test_a_deleted_model_has_no_pointer_after_one_round(canary_api: CanaryApi) -> None:
+    canary_api.put(2, share=0.1)
+    canary_api.pointer()
+    _delete(canary_api.plane)
+    canary_api.plane.tick()
+    assert read_live(canary_api.plane.store, "scenes") is None
+    assert canary_api.plane.model().is_mirrored
 
 
-def test_a_pointer_that_cannot_be_removed_now_is_removed_later(trials: Trials) -> None:
-    trials.plane.store.broken = "live.json"
-    _delete(trials.plane)
-    trials.plane.tick(2)
-    trials.plane.store.broken = None
-    assert read_live(trials.plane.store, "scenes") is not None
-    trials.plane.clock.advance(30)
-    trials.plane.tick(2)
-    assert read_live(trials.plane.store, "scenes") is None
+def test_a_pointer_that_cannot_be_removed_now_is_removed_later(canary_api: CanaryApi) -> None:
+    canary_api.plane.store.broken = "live.json"
+    _delete(canary_api.plane)
+    canary_api.plane.tick(2)
+    canary_api.plane.store.broken = None
+    assert read_live(canary_api.plane.store, "scenes") is not None
+    canary_api.plane.clock.advance(30)
+    canary_api.plane.tick(2)
+    assert read_live(canary_api.plane.store, "scenes") is None
 
 
 class LateStore(FlakyStore):
-    """The world goes on between a look at the database and the write that follows from it."""
+    """The state changes between a read of the database and the write that follows from it."""
 
     def __init__(self, store: ObjectStore, meanwhile: Callable[[], None]) -> None:
         super().__init__(store)
@@ -69,9 +69,11 @@ class LateStore(FlakyStore):
         super().put(key, data)
 
 
-def test_a_mirror_that_comes_late_does_not_bring_a_deleted_model_back(trials: Trials) -> None:
-    plane = trials.plane
-    trials.put(2, share=0.1)
+def test_a_mirror_that_comes_late_does_not_bring_a_deleted_model_back(
+    canary_api: CanaryApi,
+) -> None:
+    plane = canary_api.plane
+    canary_api.put(2, share=0.1)
 
     def meanwhile() -> None:
         _delete(plane)
@@ -84,9 +86,9 @@ def test_a_mirror_that_comes_late_does_not_bring_a_deleted_model_back(trials: Tr
     assert read_live(plane.store, "scenes") is None
 
 
-def test_one_that_died_after_its_late_write_is_made_good_by_a_start(trials: Trials) -> None:
-    plane = trials.plane
-    late = trials.pointer()
+def test_a_late_write_before_a_crash_is_repaired_at_the_next_start(canary_api: CanaryApi) -> None:
+    plane = canary_api.plane
+    late = canary_api.pointer()
     _delete(plane)
     plane.tick()
     write_live(plane.store, "scenes", late)
@@ -98,57 +100,57 @@ def test_one_that_died_after_its_late_write_is_made_good_by_a_start(trials: Tria
 
 @pytest.mark.parametrize("dies_at", range(1, 16))
 def test_a_death_at_any_moment_keeps_no_pointer_of_a_deleted_model(
-    trials: Trials, dies_at: int
+    canary_api: CanaryApi, dies_at: int
 ) -> None:
-    _delete(trials.plane)
-    lifeline = Lifeline(dies_at)
-    with suppress(Death):
+    _delete(canary_api.plane)
+    lifeline = FaultAtMoment(dies_at)
+    with suppress(Crash):
         for _ in range(3):
-            trials.plane.mortal_reconciler(lifeline).tick()
-            trials.plane.clock.advance(1)
-    trials.plane.clock.advance(2)
-    Reconciler(trials.plane.context).tick()
-    assert read_live(trials.plane.store, "scenes") is None
-    assert trials.plane.model().is_mirrored
+            canary_api.plane.crashing_reconciler(lifeline).tick()
+            canary_api.plane.clock.advance(1)
+    canary_api.plane.clock.advance(2)
+    Reconciler(canary_api.plane.context).tick()
+    assert read_live(canary_api.plane.store, "scenes") is None
+    assert canary_api.plane.model().is_mirrored
 
 
 @pytest.mark.parametrize("promotes", [True, False])
 @pytest.mark.parametrize("dies_at", range(1, 28, 2))
-def test_a_death_at_any_moment_ends_a_trial_once(
-    trials: Trials, dies_at: int, promotes: bool
+def test_a_canary_ends_once_wherever_the_process_dies(
+    canary_api: CanaryApi, dies_at: int, promotes: bool
 ) -> None:
-    trials.put(2, share=0.1, rule={"min_requests": 10, "promote_after": 10})
-    trials.pointer()
-    observe(trials.plane.store, **{"answered" if promotes else "failed": 10})
-    trials.plane.reconciler = trials.plane.mortal_reconciler(Lifeline(dies_at))
-    with suppress(Death):
-        trials.plane.tick(4)
-    trials.plane.clock.advance(2)
-    trials.plane.reconciler = Reconciler(trials.plane.context)
-    trials.plane.tick(4)
-    pointer = trials.pointer()
+    canary_api.put(2, share=0.1, rule={"min_requests": 10, "promote_after": 10})
+    canary_api.pointer()
+    observe(canary_api.plane.store, **{"answered" if promotes else "failed": 10})
+    canary_api.plane.reconciler = canary_api.plane.crashing_reconciler(FaultAtMoment(dies_at))
+    with suppress(Crash):
+        canary_api.plane.tick(4)
+    canary_api.plane.clock.advance(2)
+    canary_api.plane.reconciler = Reconciler(canary_api.plane.context)
+    canary_api.plane.tick(4)
+    pointer = canary_api.pointer()
     assert pointer.candidate is None
     assert (pointer.version, pointer.generation) == ((2, 4) if promotes else (3, 3))
-    kinds = [kind for kind, _, _ in trials.told()]
+    kinds = [kind for kind, _, _ in canary_api.events()]
     ended = "candidate.promoted" if promotes else "candidate.aborted"
     assert kinds == ["candidate.began", ended]
 
 
-def test_observations_go_an_hour_after_their_trial(trials: Trials) -> None:
-    first = trials.put(2, share=0.1)
-    trials.pointer()
-    observe(trials.plane.store, answered=1)
-    second = trials.put(2, share=0.2)
-    trials.pointer()
-    observe(trials.plane.store, answered=2)
+def test_observations_are_removed_an_hour_after_their_canary(canary_api: CanaryApi) -> None:
+    first = canary_api.put(2, share=0.1)
+    canary_api.pointer()
+    observe(canary_api.plane.store, answered=1)
+    second = canary_api.put(2, share=0.2)
+    canary_api.pointer()
+    observe(canary_api.plane.store, answered=2)
     folders = [layout.observations("scenes", each["revision"]) for each in (first, second)]
-    trials.plane.clock.advance(3500)
-    sweep(trials.plane)
-    assert [len(keys(trials.plane, folder)) for folder in folders] == [1, 1]
-    trials.plane.clock.advance(200)
-    sweep(trials.plane)
-    assert [len(keys(trials.plane, folder)) for folder in folders] == [0, 1]
-    trials.end()
-    trials.plane.clock.advance(3700)
-    sweep(trials.plane)
-    assert [len(keys(trials.plane, folder)) for folder in folders] == [0, 0]
+    canary_api.plane.clock.advance(3500)
+    sweep(canary_api.plane)
+    assert [len(keys(canary_api.plane, folder)) for folder in folders] == [1, 1]
+    canary_api.plane.clock.advance(200)
+    sweep(canary_api.plane)
+    assert [len(keys(canary_api.plane, folder)) for folder in folders] == [0, 1]
+    canary_api.end()
+    canary_api.plane.clock.advance(3700)
+    sweep(canary_api.plane)
+    assert [len(keys(canary_api.plane, folder)) for folder in folders] == [0, 0]

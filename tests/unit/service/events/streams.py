@@ -1,4 +1,4 @@
-"""Reading what a stream told."""
+"""Parsing of event streams."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ def parse(text: str) -> list[Told]:
 
 def kinds(text: str) -> list[str]:
     """The kinds of its events, without progress."""
-    return [told.event for told in parse(text) if told.id]
+    return [each.event for each in parse(text) if each.id]
 
 
 def _message(block: str) -> Told:

@@ -16,7 +16,7 @@ from tests.architecture.repository import ROOT
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import receiving
 from tests.fakes.served_app import served
-from tests.unit.service.webhooks.post_office import PostOffice
+from tests.unit.service.webhooks.harness import WebhookHarness
 
 DOCUMENT = (ROOT / "docs" / "events.md").read_text()
 
@@ -33,7 +33,7 @@ def _program(name: str) -> dict[str, Any]:
 def test_the_table_has_every_kind_with_its_meaning() -> None:
     rows = re.findall(r"^\| `([a-z_.]+)` \| (.*) \| (yes)? ?\|$", DOCUMENT, re.MULTILINE)
     assert [(kind, words) for kind, words, _ in rows] == list(MEANINGS.items())
-    assert {kind for kind, _, told in rows if told} == set(WORTH_A_MESSAGE)
+    assert {kind for kind, _, is_default in rows if is_default} == set(WORTH_A_MESSAGE)
 
 
 def test_every_field_of_progress_is_described_and_every_phase_named() -> None:
@@ -50,7 +50,7 @@ def test_every_state_of_a_job_has_a_kind() -> None:
     assert {f"job.{state}" for state in TERMINAL} == FINAL
 
 
-def test_every_kind_that_the_code_tells_is_known() -> None:
+def test_every_emitted_event_kind_is_known() -> None:
     """Also the part in front of one that is put together, such as job.<state>."""
     code = "".join(path.read_text() for path in (ROOT / "service").rglob("*.py"))
     subjects = "|".join({kind.partition(".")[0] for kind in EventKind})
@@ -84,10 +84,10 @@ def test_the_documented_receiver_takes_our_messages_and_no_others(
         plane.clock.now = datetime.now(UTC)
         if fault == "time":
             plane.clock.advance(-3600)
-        office = PostOffice(plane)
-        secret = office.make(receiver.url)["secret"]
+        harness = WebhookHarness(plane)
+        secret = harness.make(receiver.url)["secret"]
         plane.post_dataset()
-        office.deliver()
+        harness.deliver()
         plane.close()
     (message,) = receiver.received
     body = message.body + b" " if fault == "body" else message.body

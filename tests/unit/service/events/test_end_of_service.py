@@ -1,4 +1,4 @@
-"""A real server that is told to stop does not wait for its listeners."""
+"""A real server that is stopped does not wait for its listeners."""
 
 import os
 import signal

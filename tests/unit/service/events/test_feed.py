@@ -79,7 +79,7 @@ def test_streams_that_start_together_read_the_database_together(plane: ControlPl
     asyncio.run(start())
 
 
-def test_an_event_between_the_start_of_a_stream_and_its_first_look_is_told(
+def test_an_event_between_the_start_of_a_stream_and_its_first_poll_is_sent(
     plane: ControlPlane,
 ) -> None:
     async def start() -> None:
@@ -114,7 +114,7 @@ def test_a_hundred_listeners_cost_what_one_does(plane: ControlPlane) -> None:
     plane.tick(3)
 
     async def cost(listeners: int) -> float:
-        """Statements for each look, while the listeners have nothing to hear."""
+        """Statements per poll, while there are no events for the listeners."""
         feed, heard = Feed(plane.context.database, poll_seconds=0.01), []
 
         async def listen() -> None:
@@ -136,7 +136,7 @@ def test_a_hundred_listeners_cost_what_one_does(plane: ControlPlane) -> None:
     assert hundred < 6
 
 
-def test_nobody_looks_where_nobody_listens(plane: ControlPlane) -> None:
+def test_without_listeners_the_feed_does_not_poll(plane: ControlPlane) -> None:
     async def listen_and_leave() -> list[str]:
         feed = Feed(plane.context.database, poll_seconds=0.01)
         await asyncio.to_thread(_tell, plane)
@@ -153,7 +153,7 @@ def test_nobody_looks_where_nobody_listens(plane: ControlPlane) -> None:
 
 
 def test_nothing_is_lost_between_what_was_and_what_comes(plane: ControlPlane) -> None:
-    """Events that are told at the very moment at which somebody begins to listen."""
+    """Events that are emitted at the very moment at which a stream starts."""
 
     async def heard_by_each() -> list[list[int]]:
         feed = Feed(plane.context.database, poll_seconds=0.01)
@@ -179,7 +179,7 @@ def test_nothing_is_lost_between_what_was_and_what_comes(plane: ControlPlane) ->
         assert positions == list(range(1, 61))
 
 
-def test_a_listener_that_falls_behind_is_let_go_of(plane: ControlPlane) -> None:
+def test_a_listener_that_falls_behind_is_dropped(plane: ControlPlane) -> None:
     async def listen() -> tuple[int, int]:
         feed = Feed(plane.context.database, poll_seconds=0.01)
         slow, quick = feed.follow(EVERYTHING, 0, None), feed.follow(EVERYTHING, 0, None)
@@ -189,10 +189,10 @@ def test_a_listener_that_falls_behind_is_let_go_of(plane: ControlPlane) -> None:
         await anext(slow)
         task = asyncio.create_task(_hear(quick, heard))
         await _until_heard(heard, 1)
-        for told in range(101, 602, 100):
+        for last in range(101, 602, 100):
             # Fewer than may wait for a listener, so that this one keeps up on the slowest machine.
             await asyncio.to_thread(_tell, plane, 100)
-            await _until_heard(heard, told)
+            await _until_heard(heard, last)
         rest = [item async for item in slow]
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -259,7 +259,7 @@ def test_one_owner_may_have_all_streams_and_yields_them_to_others(plane: Control
             feed.check_room("red")
         blue = [await begin("blue"), await begin("blue")]
         async with asyncio.timeout(60):
-            # The oldest two of red have ended; nobody has more than the others now.
+            # The oldest two of red have ended; all owners have the same number now.
             assert [[item async for item in stream] for stream in red[:2]] == [[], []]
         for owner in ("red", "blue"):
             with pytest.raises(TooManyRequests):
@@ -299,7 +299,7 @@ def _follow(feed: Feed, job: str | None, owner: str) -> AsyncGenerator[Item, Non
 
 
 @pytest.mark.parametrize("of_a_job", [True, False])
-def test_a_stream_that_gave_its_place_away_reads_no_more_stored_events(
+def test_a_displaced_stream_stops_reading_stored_events(
     plane: ControlPlane, of_a_job: bool
 ) -> None:
     job = plane.post_dataset()
@@ -322,9 +322,7 @@ def test_a_stream_that_gave_its_place_away_reads_no_more_stored_events(
 
 
 @pytest.mark.parametrize("of_a_job", [True, False])
-def test_a_stream_whose_time_is_over_reads_no_more_stored_events(
-    plane: ControlPlane, of_a_job: bool
-) -> None:
+def test_an_expired_stream_stops_reading_stored_events(plane: ControlPlane, of_a_job: bool) -> None:
     job = plane.post_dataset()
     plane.tick(3)
 

@@ -22,7 +22,7 @@ def _stream(plane: ControlPlane, job: str, **options: object) -> httpx.Response:
     return plane.client.get(f"/v1/jobs/{job}/events", **options)
 
 
-def test_a_finished_job_tells_its_whole_life_and_ends(plane: ControlPlane) -> None:
+def test_the_stream_of_a_finished_job_has_all_its_events_and_ends(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.run_to_end(job)
     response = _stream(plane, job)
@@ -30,25 +30,25 @@ def test_a_finished_job_tells_its_whole_life_and_ends(plane: ControlPlane) -> No
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.headers["cache-control"] == "no-store"
     assert "retry: 2000" in response.text
-    told = parse(response.text)
-    assert [message.event for message in told] == WHOLE_LIFE
-    for message in told:
+    messages = parse(response.text)
+    assert [message.event for message in messages] == WHOLE_LIFE
+    for message in messages:
         view = json.loads(message.data)
         assert (str(view["id"]), view["kind"], view["job"]) == (message.id, message.event, job)
-    assert json.loads(told[-1].data)["details"]["from"] == "gating"
+    assert json.loads(messages[-1].data)["details"]["from"] == "gating"
 
 
-def test_a_stream_tells_nothing_of_another_job(plane: ControlPlane) -> None:
+def test_a_stream_has_no_events_of_another_job(plane: ControlPlane) -> None:
     first, second = plane.post_dataset("one"), plane.post_dataset("two")
     plane.run_to_end(first)
     plane.run_to_end(second)
     for job in (first, second):
-        told = parse(_stream(plane, job).text)
-        assert {json.loads(message.data)["job"] for message in told} == {job}
-        assert [message.event for message in told] == WHOLE_LIFE
+        messages = parse(_stream(plane, job).text)
+        assert {json.loads(message.data)["job"] for message in messages} == {job}
+        assert [message.event for message in messages] == WHOLE_LIFE
 
 
-def test_it_goes_on_behind_the_last_event_seen(plane: ControlPlane) -> None:
+def test_it_resumes_after_the_last_event_seen(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.run_to_end(job)
     for seen, last in enumerate(parse(_stream(plane, job).text)[:-1]):
@@ -57,7 +57,7 @@ def test_it_goes_on_behind_the_last_event_seen(plane: ControlPlane) -> None:
         assert kinds(by_header.text) == kinds(by_address.text) == WHOLE_LIFE[seen + 1 :]
 
 
-def test_who_has_seen_the_end_is_told_not_to_come_back(plane: ControlPlane) -> None:
+def test_a_client_that_has_seen_the_end_gets_204(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.client.post(f"/v1/jobs/{job}/cancel")
     plane.tick(2)
@@ -84,8 +84,8 @@ def test_an_earlier_end_does_not_end_the_stream(plane: ControlPlane) -> None:
     plane.launcher.refuses = False
     assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
     plane.run_to_end(job)
-    told = kinds(_stream(plane, job).text)
-    assert told.index("job.failed") < told.index("job.published") == len(told) - 1
+    messages = kinds(_stream(plane, job).text)
+    assert messages.index("job.failed") < messages.index("job.published") == len(messages) - 1
 
 
 def test_a_foreign_position_is_refused_by_name(plane: ControlPlane) -> None:

@@ -27,7 +27,7 @@ def _listening(url: str, path: str, **headers: str) -> Iterator[Iterator[ServerS
     ):
         assert response.status_code == 200
         # The library makes something of blocks without data, too: of heartbeats, for example.
-        yield (told for told in EventSource(response).iter_sse() if told.data)
+        yield (received for received in EventSource(response).iter_sse() if received.data)
 
 
 def _report(plane: ControlPlane, job: str, updates: int) -> None:
@@ -40,96 +40,96 @@ def _report(plane: ControlPlane, job: str, updates: int) -> None:
 
 def test_a_job_is_followed_with_its_progress_to_its_end(plane: ControlPlane) -> None:
     job = plane.post_dataset()
-    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as told:
-        assert next(told).event == "job.queued"
+    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as received:
+        assert next(received).event == "job.queued"
         plane.tick_to(job, JobState.RUNNING)
-        assert [next(told).event for _ in range(3)] == [
+        assert [next(received).event for _ in range(3)] == [
             "job.validating",
             "job.submitting",
             "job.running",
         ]
         for updates in (1, 2):
             _report(plane, job, updates)
-            progress = next(told)
+            progress = next(received)
             assert (progress.event, json.loads(progress.data)["updates_done"]) == (
                 "progress",
                 updates,
             )
         last_event = progress.id
         plane.run_to_end(job)
-        rest = [event for event in told if event.event != "progress"]
+        rest = [event for event in received if event.event != "progress"]
     assert last_event.isdigit(), "a client remembers the id of the event before"
     assert [event.event for event in rest] == ["job.gating", "job.published"]
 
 
-def test_who_comes_late_is_told_the_newest_progress(plane: ControlPlane) -> None:
+def test_a_late_listener_gets_the_newest_progress(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     _report(plane, job, 7)
-    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as told:
-        progress = next(event for event in told if event.event == "progress")
+    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as received:
+        progress = next(event for event in received if event.event == "progress")
     assert json.loads(progress.data)["updates_done"] == 7
 
 
-def test_all_that_an_attempt_tells_is_told_on(plane: ControlPlane) -> None:
+def test_all_progress_of_an_attempt_is_streamed(plane: ControlPlane) -> None:
     """In the stream as in the job itself."""
     job = plane.post_dataset()
     attempt = plane.tick_to(job, JobState.RUNNING).attempt
     written = report_progress(plane.store, job, attempt, "training", 3, FIGURES)
     plane.tick()
-    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as told:
-        progress = next(event for event in told if event.event == "progress")
+    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as received:
+        progress = next(event for event in received if event.event == "progress")
     assert json.loads(progress.data) == written.model_dump(mode="json")
     assert plane.client.get(f"/v1/jobs/{job}").json()["progress"] == json.loads(progress.data)
     # It has its ranks.
     assert [name for name, value in json.loads(progress.data).items() if value is None] == ["note"]
 
 
-def test_everything_is_told_from_now_on(plane: ControlPlane) -> None:
+def test_a_stream_has_all_events_from_now_on(plane: ControlPlane) -> None:
     plane.post_dataset("earlier")
-    with served(plane.app) as url, _listening(url, "/v1/events") as told:
+    with served(plane.app) as url, _listening(url, "/v1/events") as received:
         job = plane.post_dataset("later")
-        assert json.loads(next(told).data)["job"] == job
+        assert json.loads(next(received).data)["job"] == job
 
 
-def test_everything_can_be_told_from_the_first_event_on(plane: ControlPlane) -> None:
+def test_a_stream_can_start_at_the_first_event(plane: ControlPlane) -> None:
     job = plane.post_dataset("earlier")
-    with served(plane.app) as url, _listening(url, "/v1/events?after=0") as told:
-        assert json.loads(next(told).data)["job"] == job
+    with served(plane.app) as url, _listening(url, "/v1/events?after=0") as received:
+        assert json.loads(next(received).data)["job"] == job
 
 
 def test_a_stream_can_be_narrowed(plane: ControlPlane) -> None:
     plane.create_model("sounds")
     path = "/v1/events?model=sounds&kind=job.queued"
-    with served(plane.app) as url, _listening(url, path) as told:
+    with served(plane.app) as url, _listening(url, path) as received:
         plane.post_dataset()
         other = plane.post_dataset(model="sounds")
         plane.tick(2)
         last = plane.post_dataset("two", model="sounds")
-        assert [json.loads(next(told).data)["job"] for _ in range(2)] == [other, last]
+        assert [json.loads(next(received).data)["job"] for _ in range(2)] == [other, last]
 
 
-def test_what_another_service_does_is_told_too(plane: ControlPlane) -> None:
+def test_events_of_another_service_are_streamed_too(plane: ControlPlane) -> None:
     other = ControlPlane(plane.folder, plane.launcher, plane.clock)
-    with served(plane.app) as url, _listening(url, "/v1/events") as told:
+    with served(plane.app) as url, _listening(url, "/v1/events") as received:
         job = other.post_dataset()
-        assert json.loads(next(told).data)["job"] == job
+        assert json.loads(next(received).data)["job"] == job
     other.close()
 
 
-def test_a_restarted_service_goes_on_where_the_client_was(plane: ControlPlane) -> None:
+def test_a_restarted_service_resumes_at_the_clients_position(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
-    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as told:
-        seen = [next(told) for _ in range(2)]
+    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as received:
+        seen = [next(received) for _ in range(2)]
     again = ControlPlane(plane.folder, plane.launcher, plane.clock)
     with (
         served(again.app) as url,
-        _listening(url, f"/v1/jobs/{job}/events", **{"Last-Event-ID": seen[-1].id}) as told,
+        _listening(url, f"/v1/jobs/{job}/events", **{"Last-Event-ID": seen[-1].id}) as received,
     ):
-        seen += [next(told) for _ in range(2)]
+        seen += [next(received) for _ in range(2)]
         again.run_to_end(job)
-        seen += [event for event in told if event.event != "progress"]
+        seen += [event for event in received if event.event != "progress"]
     assert [event.event for event in seen] == [
         "job.queued",
         "job.validating",
@@ -142,7 +142,7 @@ def test_a_restarted_service_goes_on_where_the_client_was(plane: ControlPlane) -
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "text/html, text/event-stream;q=0.9"])
-def test_a_stream_is_what_whoever_accepts_one_gets(plane: ControlPlane, accept: str) -> None:
+def test_a_client_that_accepts_a_stream_gets_one(plane: ControlPlane, accept: str) -> None:
     with (
         served(plane.app) as url,
         httpx.stream("GET", f"{url}/v1/events", headers={"Accept": accept}) as response,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
 
 def _items(plane: ControlPlane, query: str = "") -> list[dict[str, object]]:
@@ -59,15 +59,15 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(plane: ControlPlane, kin
     assert "job.queued" in problem["message"]
 
 
-def test_nobody_sees_the_events_of_another_owner(tmp_path: Path) -> None:
+def test_events_of_another_owner_are_invisible(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
-    operator = Holder(plane, ADMIN_KEY)
+    operator = KeyClient(plane, ADMIN_KEY)
     jobs = {}
     for owner in ("red", "blue"):
-        plane.client = operator.holder(owner, owner=owner)
+        plane.client = operator.client_with_key(owner, owner=owner)
         plane.create_model(owner)
         jobs[owner] = plane.post_dataset(model=owner)
-    red = operator.holder("red-again", owner="red")
+    red = operator.client_with_key("red-again", owner="red")
     told = red.get("/v1/events").json()["items"]
     assert {item["job"] for item in told} == {jobs["red"]}
     assert {item["job"] for item in operator.get("/v1/events").json()["items"]} == {*jobs.values()}
@@ -76,9 +76,9 @@ def test_nobody_sees_the_events_of_another_owner(tmp_path: Path) -> None:
     plane.close()
 
 
-def test_events_are_not_told_to_a_key_that_may_not_read(tmp_path: Path) -> None:
+def test_events_are_not_sent_to_a_key_without_read_scope(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
-    writer = Holder(plane, ADMIN_KEY).holder("writer", ("write",))
+    writer = KeyClient(plane, ADMIN_KEY).client_with_key("writer", ("write",))
     for path in ("/v1/events", "/v1/jobs/job-0123456789ab/events"):
         assert writer.get(path).status_code == 403
         assert writer.get(path, headers={"Accept": "text/event-stream"}).status_code == 403

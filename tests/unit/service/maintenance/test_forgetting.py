@@ -5,7 +5,7 @@ from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.maintenance.test_sweeping import DAY, fail, keys, sweep
 
 
-def test_the_cluster_forgets_attempts_together_with_their_files(plane: ControlPlane) -> None:
+def test_attempts_are_deleted_from_the_cluster_with_their_files(plane: ControlPlane) -> None:
     job = fail(plane)
     attempts = [f"{job}-a{attempt}" for attempt in range(1, 4)]
     plane.clock.advance(6 * DAY)
@@ -17,7 +17,7 @@ def test_the_cluster_forgets_attempts_together_with_their_files(plane: ControlPl
     assert keys(plane, f"runs/{job}/") == []
 
 
-def test_what_a_cluster_cannot_forget_now_it_forgets_later(plane: ControlPlane) -> None:
+def test_a_failed_deletion_on_the_cluster_is_retried_later(plane: ControlPlane) -> None:
     job = fail(plane)
     plane.clock.advance(8 * DAY)
     plane.launcher.is_down = True

@@ -1,4 +1,4 @@
-"""Whatever happened, in whatever order: no sweep takes anything that somebody can still ask for."""
+"""After any events in any order, no sweep removes anything that can still be requested."""
 
 import os
 import tempfile

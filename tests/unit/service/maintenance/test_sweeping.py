@@ -1,4 +1,4 @@
-"""The sweeper removes what nobody can ask for any more, and nothing before its time."""
+"""Garbage collection removes what can no longer be requested, and nothing before its time."""
 
 from datetime import timedelta
 
@@ -28,7 +28,7 @@ def keys(plane: ControlPlane, prefix: str) -> list[str]:
 
 
 def sweep(plane: ControlPlane) -> None:
-    """A round of whichever service: the one before has left its lease long ago."""
+    """A round of any replica: the lease of the one before has expired."""
     with plane.context.database.write() as connection:
         connection.execute(delete(lease_rows))
     GarbageCollector(plane.context).sweep()
@@ -46,7 +46,7 @@ def fail(plane: ControlPlane, name: str = "one", **changes: object) -> str:
 
 
 def reject(plane: ControlPlane) -> str:
-    """A job whose candidate somebody rejected, with a dataset before it."""
+    """A job whose candidate was rejected, with a dataset before it."""
     plane.run_to_end(plane.post_dataset("first"))
     policy = {"max_drift": 0.05}
     assert plane.client.put("/v1/models/scenes/policy", json=policy).status_code == 200
@@ -88,7 +88,7 @@ def test_rows_of_a_version_that_is_not_stored_stay(plane: ControlPlane) -> None:
     assert read_version(plane.store, "scenes", 1).job == job
 
 
-def test_checkpoints_stay_while_a_job_may_go_on_from_them(plane: ControlPlane) -> None:
+def test_checkpoints_stay_while_a_job_may_resume_from_them(plane: ControlPlane) -> None:
     job = plane.post_dataset("one")
     saved = []
     for attempt in range(1, 4):
@@ -106,7 +106,7 @@ def test_checkpoints_stay_while_a_job_may_go_on_from_them(plane: ControlPlane) -
 
 
 def test_checkpoints_go_once_the_version_is_stored(plane: ControlPlane) -> None:
-    """Of every attempt, and nothing else of them: the rest tells for a week what happened."""
+    """Of every attempt, and nothing else of them: the rest is kept for a week, for diagnosis."""
     job = plane.post_dataset("one")
     plane.tick_to(job, JobState.RUNNING)
     leave_checkpoint(plane.store, job, 1, 10)
@@ -144,7 +144,7 @@ def test_a_failed_job_can_be_retried_for_a_week(plane: ControlPlane) -> None:
     assert plane.run_to_end(job).state == JobState.PUBLISHED
 
 
-def test_after_that_it_is_posted_again(plane: ControlPlane) -> None:
+def test_a_swept_dataset_can_be_posted_again(plane: ControlPlane) -> None:
     body = plane.dataset_body("one", **SHARE)
     job = fail(plane, **body)
     plane.clock.advance(7 * DAY + 60)
@@ -170,7 +170,7 @@ def test_a_rejected_candidate_is_kept_for_a_month(plane: ControlPlane) -> None:
     assert plane.run_to_end(job).state == JobState.PUBLISHED
 
 
-def test_after_that_it_cannot_be_approved(plane: ControlPlane) -> None:
+def test_a_swept_job_cannot_be_approved(plane: ControlPlane) -> None:
     job = reject(plane)
     plane.clock.advance(30 * DAY + 60)
     sweep(plane)
@@ -254,7 +254,7 @@ def test_what_a_branch_has_learned_outlives_its_source(plane: ControlPlane) -> N
     assert keys(plane, "models/") == keys(plane, "datasets/") == []
 
 
-def test_old_answers_and_events_are_forgotten(plane: ControlPlane) -> None:
+def test_old_responses_and_events_are_removed(plane: ControlPlane) -> None:
     headers = {"Idempotency-Key": "key-1"}
     body = plane.dataset_body("one")
     plane.client.post("/v1/datasets", json=body, headers=headers)
@@ -267,7 +267,7 @@ def test_old_answers_and_events_are_forgotten(plane: ControlPlane) -> None:
     assert _count(plane, events) == 0
 
 
-def test_folders_that_no_row_knows_are_watched_for_a_day(plane: ControlPlane) -> None:
+def test_orphaned_folders_have_a_grace_period_of_a_day(plane: ControlPlane) -> None:
     job = learn_with_share(plane)
     strays = ["datasets/ds-000000000000/", "runs/job-000000000000/", "uploads/up-000000000000/"]
     foreign = ["datasets/notes/", "runs/pf-x/", "models/unknown/", "elsewhere/ds-000000000000/"]
@@ -295,7 +295,7 @@ def test_what_was_written_after_it_was_given_up_goes(plane: ControlPlane) -> Non
     assert keys(plane, f"runs/{job}/") == []
 
 
-def test_a_store_that_fails_holds_up_nothing_else(plane: ControlPlane) -> None:
+def test_a_store_that_fails_delays_nothing_else(plane: ControlPlane) -> None:
     one, two = (plane.post_dataset(name) for name in ("one", "two"))
     for job in (one, two):
         plane.run_to_end(job)
@@ -323,12 +323,12 @@ def test_one_service_at_a_time_sweeps(plane: ControlPlane) -> None:
     assert keys(plane, f"runs/{job}/") == []
 
 
-def test_a_duty_that_fails_holds_up_no_other(plane: ControlPlane) -> None:
+def test_a_task_that_fails_delays_no_other(plane: ControlPlane) -> None:
     uri = upload_whole(plane, parquet())
     job = learn_with_share(plane)
     plane.clock.advance(8 * DAY)
     with plane.context.database.write() as connection:
-        # Whoever looks for what branches have learned meets it.
+        # It is found when branches are searched for learned datasets.
         branched_from = {"model": "x", "version": 1}
         deleted = {"branched_from": branched_from, "deleted_at": plane.clock()}
         connection.execute(update(version_rows).values(manifest={}))

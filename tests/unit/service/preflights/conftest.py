@@ -24,8 +24,8 @@ OUTLOOK = Outlook(
 
 
 @dataclass
-class Asking:
-    """What the tests do with pre-flights; the plane's own clock, launcher and store."""
+class PreflightScene:
+    """Operations on pre-flights; with the plane's own clock, launcher and store."""
 
     plane: ControlPlane
     rounds: PreflightReconciler
@@ -38,8 +38,8 @@ class Asking:
         path = f"/v1/models/{model}/preflight"
         response = self.plane.client.post(path, json=self.body(name))
         assert response.status_code == 202, response.text
-        asked: str = response.json()["id"]
-        return asked
+        preflight: str = response.json()["id"]
+        return preflight
 
     def view(self, preflight: str) -> dict[str, Any]:
         response = self.plane.client.get(f"/v1/preflights/{preflight}")
@@ -65,17 +65,17 @@ class Asking:
             self.tick()
         raise AssertionError(f"{preflight} did not come to {state}: {self.row(preflight)}")
 
-    def leave(self, preflight: str, attempt: int = 1, **answer: Any) -> None:
-        """What the worker leaves: an outlook, unless it is told otherwise."""
-        told = PreflightAnswer(**(answer or {"outlook": OUTLOOK}))
+    def store_result(self, preflight: str, attempt: int = 1, **answer: Any) -> None:
+        """Store the result of the worker: by default an outlook."""
+        result = PreflightAnswer(**(answer or {"outlook": OUTLOOK}))
         key = f"runs/{preflight}/a{attempt}/answer.json"
-        self.plane.store.put(key, told.model_dump_json().encode())
+        self.plane.store.put(key, result.model_dump_json().encode())
 
 
 @pytest.fixture
-def asking(tmp_path: Path) -> Iterator[Asking]:
+def scene(tmp_path: Path) -> Iterator[PreflightScene]:
     plane = ControlPlane(tmp_path)
     plane.create_model()
     plane.run_to_end(plane.post_dataset())
-    yield Asking(plane, PreflightReconciler(plane.context))
+    yield PreflightScene(plane, PreflightReconciler(plane.context))
     plane.close()

@@ -15,8 +15,8 @@ from service.database.queries import maintenance
 from service.maintenance.key_snapshot import SnapshotWriter
 from service.stale_database import check_at_start
 from tests.fakes.control_plane import ControlPlane, open_databases
-from tests.fakes.wreckage import everything, rebuild, wreck
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.fakes.lost_database import everything, rebuild, wreck
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 from workers.storage import layout
 
 Run = Callable[..., tuple[int, str, str]]
@@ -61,10 +61,10 @@ def test_a_new_database_has_all_rows_of_the_old_one(
 
 def test_the_report_can_be_one_document(run: Run) -> None:
     status, shown, _ = run("--json")
-    told = json.loads(shown)
-    assert (status, told["damaged"]) == (0, [])
-    assert told["rows"]["versions"] == 3
-    assert told["jobs"] == {"published": 3}
+    report = json.loads(shown)
+    assert (status, report["damaged"]) == (0, [])
+    assert report["rows"]["versions"] == 3
+    assert report["jobs"] == {"published": 3}
 
 
 def test_a_second_rebuild_is_refused(run: Run) -> None:
@@ -82,14 +82,14 @@ def test_a_dry_run_touches_no_database(run: Run, new_database: Path) -> None:
     assert run("--dry-run", "--repair")[0] == 1
 
 
-def test_damage_is_told_and_shows_in_the_exit_status(plane: ControlPlane, run: Run) -> None:
+def test_damage_is_reported_and_sets_the_exit_status(plane: ControlPlane, run: Run) -> None:
     plane.store.delete(layout.version_file("scenes", 2, layout.HEADS))
     status, shown, _ = run()
     assert status == DAMAGED
     assert "version 2 of 'scenes'" in shown.partition("damaged")[2]
 
 
-def test_an_empty_bucket_is_a_mistake(
+def test_an_empty_bucket_is_an_error(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CMCL_STORE_URI", (tmp_path / "elsewhere").as_uri())
@@ -119,7 +119,7 @@ def test_a_service_does_not_start_on_a_lost_database(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It would write over the versions of whatever model is made first."""
+    """It would overwrite the versions of the first model that is created."""
     monkeypatch.setenv("CMCL_AUTH", "off")
     # Of the whole process: later tests would log into what this one closes.
     monkeypatch.setattr("logging.config.dictConfig", lambda _: None)
@@ -147,12 +147,12 @@ def test_the_client_runs_the_command_of_the_service(
     assert "has rows already" in capfd.readouterr().err
 
 
-def test_keys_that_embed_go_on_embedding(tmp_path: Path) -> None:
+def test_keys_that_embed_continue_to_work(tmp_path: Path) -> None:
     pair = make_pair()
     signing_key = read_signing_key(pair.private)
     settings = {"auth": "on", "admin_key": ADMIN_KEY, "snapshot_signing_key": pair.private}
     plane = ControlPlane(tmp_path, **settings)
-    operator = Holder(plane, ADMIN_KEY)
+    operator = KeyClient(plane, ADMIN_KEY)
     plane.client = operator
     plane.create_model()
     asker = operator.make_key("asker", ("embed", "read"), owner="somebody")

@@ -10,8 +10,8 @@ from service.maintenance.backup import Record, write
 from service.maintenance.rebuild.bucket import Findings, Verify
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.lost_database import everything, rebuild, wreck
 from tests.fakes.uploads import upload_whole
-from tests.fakes.wreckage import everything, rebuild, wreck
 from tests.unit.service.uploads.test_sending import parquet
 from workers.storage import layout
 from workers.storage.versions import read_live
@@ -91,7 +91,7 @@ def test_an_earlier_version_answers_where_the_live_one_is_lost(
     assert plane.client.post("/v1/models/scenes/branch", json=body).status_code == 201
 
 
-def test_a_lost_version_is_put_in_place_again_where_told(plane: ControlPlane) -> None:
+def test_a_lost_version_is_restored_with_repair(plane: ControlPlane) -> None:
     before = everything(plane.context.database)
     _remove(plane, "models/scenes/versions/3/")
     (damage,) = _rebuilt(plane).damaged
@@ -112,7 +112,7 @@ def test_a_manifest_that_was_exchanged_is_noticed(plane: ControlPlane) -> None:
     assert "not what was recorded (SHA-256)" in damage.why
 
 
-def test_lost_moments_are_told(plane: ControlPlane) -> None:
+def test_lost_moments_are_reported(plane: ControlPlane) -> None:
     _forget_attempts(plane)
     moments = layout.dataset_moments(plane.versions()[1].manifest.dataset)
     plane.store.delete(moments)
@@ -121,14 +121,14 @@ def test_lost_moments_are_told(plane: ControlPlane) -> None:
     assert moments in damage.why
 
 
-def test_a_lost_manifest_of_a_dataset_is_told(plane: ControlPlane) -> None:
+def test_a_lost_manifest_of_a_dataset_is_reported(plane: ControlPlane) -> None:
     dataset = plane.versions()[0].manifest.dataset
     plane.store.delete(layout.dataset_manifest(dataset))
     assert _named(_rebuilt(plane)) == [f"dataset {dataset}"]
     assert [each.number for each in plane.versions()] == [1, 2, 3]
 
 
-def test_lost_held_out_rows_are_told(tmp_path: Path) -> None:
+def test_lost_held_out_rows_are_reported(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path)
     plane.create_model()
     job = plane.post_dataset(evaluation_shards=[plane.shard("held-out")])
@@ -142,7 +142,7 @@ def test_lost_held_out_rows_are_told(tmp_path: Path) -> None:
     plane.close()
 
 
-def test_a_damaged_record_is_told_and_manifests_speak(plane: ControlPlane) -> None:
+def test_a_damaged_record_is_reported_and_manifests_are_used(plane: ControlPlane) -> None:
     key = layout.model_record("scenes")
     _flip(plane, key)
     findings = _rebuilt(plane)
@@ -152,7 +152,7 @@ def test_a_damaged_record_is_told_and_manifests_speak(plane: ControlPlane) -> No
 
 
 def test_a_record_of_a_newer_release_stops_the_rebuild(plane: ControlPlane) -> None:
-    """What it tells beyond our columns would be lost in silence."""
+    """Fields beyond the columns would be lost silently."""
     key = layout.model_record("scenes")
     record = Record.model_validate(json.loads(plane.store.read(key))["record"])
     (row,) = record.tables["models"]
@@ -199,7 +199,7 @@ def test_an_attempt_number_is_not_used_twice(plane: ControlPlane) -> None:
     assert plane.run_to_end(job).attempt == 2
 
 
-def test_a_deleted_model_comes_back_as_deleted(plane: ControlPlane) -> None:
+def test_a_deleted_model_is_rebuilt_as_deleted(plane: ControlPlane) -> None:
     assert plane.client.request("DELETE", "/v1/models/scenes").status_code == 204
     plane.tick(2)
     plane.record()

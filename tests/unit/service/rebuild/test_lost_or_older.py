@@ -1,4 +1,4 @@
-"""A lost or older database never harms what the bucket knows; whoever must act is told what to do."""
+"""A lost or older database never damages the bucket; the operator gets a message with what to do."""
 
 import logging
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ from service.stale_database import check_at_start, check_not_lost
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.lost_database import wreck
 from tests.fakes.trainer import train
-from tests.fakes.wreckage import wreck
 from workers.storage import layout
 from workers.storage.versions import read_live, write_live
 
@@ -115,7 +115,7 @@ def test_a_live_pointer_is_never_replaced_by_an_earlier_one(
 def test_no_change_makes_an_older_database_look_like_the_newer_one(
     plane: ControlPlane, more: int
 ) -> None:
-    """Of one generation there are no two versions: replicas that saw the first keep it for ever."""
+    """One generation never has two versions: replicas that saw the first keep it."""
     plane.run_to_end(plane.post_dataset("two"))
     before = plane.model()
     pointer = _show_more(plane, version=9, generation=before.live_generation + more)
@@ -140,7 +140,7 @@ def test_no_change_makes_an_older_database_look_like_the_newer_one(
     )
 
 
-def test_a_version_is_put_nowhere_where_replicas_know_more(plane: ControlPlane) -> None:
+def test_no_version_becomes_live_on_a_stale_database(plane: ControlPlane) -> None:
     """Published before the older dump was taken, stored after it."""
     job = plane.post_dataset("two")
     train(plane.store, job, plane.tick_to(job, JobState.RUNNING).attempt)
@@ -151,8 +151,8 @@ def test_a_version_is_put_nowhere_where_replicas_know_more(plane: ControlPlane) 
     assert read_live(plane.store, "scenes") == pointer
 
 
-def test_nothing_is_published_where_replicas_know_more(plane: ControlPlane) -> None:
-    """Also by a service that has looked at live.json before, and goes on."""
+def test_nothing_is_published_on_a_stale_database(plane: ControlPlane) -> None:
+    """Also by a service that has read live.json before, and continues."""
     head = plane.model().head
     job = plane.post_dataset("late")
     attempt = plane.tick_to(job, JobState.RUNNING).attempt
@@ -168,7 +168,7 @@ def test_nothing_is_published_where_replicas_know_more(plane: ControlPlane) -> N
 def test_after_a_restart_on_an_older_database_a_job_says_what_it_waits_for(
     plane: ControlPlane,
 ) -> None:
-    """What waits is not begun, what runs is watched all the same."""
+    """Waiting jobs are not started, running ones are still watched."""
     job, known = plane.post_dataset("late"), read_live(plane.store, "scenes")
     assert known is not None
     _show_more(plane, generation=9)
@@ -186,10 +186,10 @@ def test_after_a_restart_on_an_older_database_a_job_says_what_it_waits_for(
     assert plane.job(job).state == JobState.GATING
 
 
-def test_models_that_cannot_be_checked_keep_no_other_from_it(
+def test_models_that_cannot_be_checked_do_not_block_others(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few are looked at in a round; one whose live.json is gone is made good all the same."""
+    """Few are checked in a round; a missing live.json is still repaired."""
     monkeypatch.setattr("service.jobs.reconciler._CHECKED_IN_A_ROUND", 1)
     plane.create_model("zoo")
     with plane.context.database.write() as connection:
@@ -201,7 +201,7 @@ def test_models_that_cannot_be_checked_keep_no_other_from_it(
     assert plane.answering("zoo") == (1, 1)
 
 
-def test_a_database_that_caught_up_goes_on(plane: ControlPlane) -> None:
+def test_a_database_that_caught_up_is_accepted(plane: ControlPlane) -> None:
     job = plane.post_dataset("late")
     attempt = plane.tick_to(job, JobState.RUNNING).attempt
     before = read_live(plane.store, "scenes")

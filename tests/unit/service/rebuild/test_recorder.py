@@ -1,4 +1,4 @@
-"""What changes is recorded, whatever dies meanwhile, and whoever comes late."""
+"""Every change is recorded, also after crashes and by late replicas."""
 
 import itertools
 from collections.abc import Callable
@@ -10,16 +10,16 @@ from cmcl.contract.policy import GatePolicy
 from service.database.tables import backup_outbox
 from service.maintenance.backup import BackupWriter
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.crashes import Crash, CrashingDatabase, CrashingStore, FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore
-from tests.fakes.mortal import Death, Lifeline, MortalDatabase, MortalStore
-from tests.fakes.wreckage import everything, rebuild, wreck
+from tests.fakes.lost_database import everything, rebuild, wreck
 from workers.storage import layout
 
 POLICY = "/v1/models/scenes/policy"
 
 
 class OvertakenStore(FlakyStore):
-    """Somebody else does something before its first write."""
+    """Another process acts before its first write."""
 
     def __init__(self, store: FlakyStore, meanwhile: Callable[[], None]) -> None:
         super().__init__(store)
@@ -41,7 +41,7 @@ def _written(plane: ControlPlane, outcome: str) -> float:
     return sum(sample.value for metric in counter.collect() for sample in metric.samples)
 
 
-def test_a_store_that_is_away_is_made_good_later(plane: ControlPlane) -> None:
+def test_an_unavailable_store_is_caught_up_with_later(plane: ControlPlane) -> None:
     plane.create_model("new")
     plane.store.broken = layout.records()
     recorder = BackupWriter(plane.context)
@@ -63,15 +63,15 @@ def test_nothing_is_written_where_nothing_changed(plane: ControlPlane) -> None:
 def test_a_recorder_may_die_at_any_moment(plane: ControlPlane) -> None:
     for moment in itertools.count(1):
         plane.create_model(f"new-{moment}")
-        lifeline = Lifeline(moment)
+        lifeline = FaultAtMoment(moment)
         mortal = replace(
             plane.context,
-            database=MortalDatabase(plane.context.database, lifeline),
-            store=MortalStore(plane.store, lifeline),
+            database=CrashingDatabase(plane.context.database, lifeline),
+            store=CrashingStore(plane.store, lifeline),
         )
         try:
             BackupWriter(mortal).round()
-        except Death:
+        except Crash:
             plane.clock.advance(61)
         plane.record()
         assert _unrecorded(plane) == 0

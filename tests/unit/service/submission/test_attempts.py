@@ -1,4 +1,4 @@
-"""What the launcher hears of an attempt: its command, its labels, its priority."""
+"""What the launcher gets of an attempt: its command, its labels, its priority."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def _options(submission: Submission) -> dict[str, str]:
     return {word: words[at + 1] for at, word in enumerate(words[:-1]) if word.startswith("--")}
 
 
-def test_labels_say_whose_it_is(make_plane: MakePlane) -> None:
+def test_labels_name_the_owner(make_plane: MakePlane) -> None:
     plane = make_plane(job_labels={"site/cost-centre": "r-and-d"})
     submission = _submitted(plane)
     job = submission.id.removesuffix("-a1")
@@ -49,7 +49,7 @@ def test_the_priority_is_that_of_the_models_policy(plane: ControlPlane, priority
     assert _options(submission)["--priority"] == priority
 
 
-def test_a_priority_that_there_is_not_is_refused_in_words(plane: ControlPlane) -> None:
+def test_an_unknown_priority_is_rejected_with_a_message(plane: ControlPlane) -> None:
     answer = plane.client.put(POLICY, json={"priority": "urgent"})
     assert answer.status_code == 422
     assert "'low', 'normal' or 'high'" in answer.text
@@ -68,7 +68,7 @@ def test_a_fixed_one_needs_them_all(make_plane: MakePlane) -> None:
 
 
 @pytest.mark.parametrize(("launcher", "is_cold"), [("ray", False), ("kuberay", True)])
-def test_a_cluster_of_its_own_has_no_ranks_that_stay(
+def test_a_dedicated_cluster_has_no_warm_ranks(
     plane: ControlPlane, launcher: str, is_cold: bool
 ) -> None:
     job = plane.job(plane.post_dataset())

@@ -58,7 +58,7 @@ def test_what_waits_in_its_queue_is_pending_and_says_so(launcher: KubeRayLaunche
         ("RUNNING", "Failed", LaunchState.FAILED),
         ("", "ValidationFailed", LaunchState.FAILED),
         ("", "Retrying", PENDING),
-        # Of a KubeRay to come: it has not ended, as far as we know.
+        # Of a later KubeRay: it counts as not ended.
         ("", "Dreaming", PENDING),
     ],
 )
@@ -81,7 +81,9 @@ def test_what_kueue_takes_back_waits_again(api: KubernetesApi, launcher: KubeRay
     assert launcher.status(ID).state == PENDING
 
 
-def test_a_failure_has_kuberays_words(api: KubernetesApi, launcher: KubeRayLauncher) -> None:
+def test_a_failure_has_the_message_of_kuberay(
+    api: KubernetesApi, launcher: KubeRayLauncher
+) -> None:
     launcher.submit(SUBMISSION)
     api.become(ID, "FAILED", "Failed", "exit code 1\n" + "noise\n" * 4000 + "out of memory")
     message = launcher.status(ID).message
@@ -98,7 +100,7 @@ def test_a_stop_ends_what_runs_and_its_name_stays_taken(
     api.become(ID, "RUNNING", "Running")
     launcher.stop(ID)
     assert api.jobs[ID]["status"]["jobDeploymentStatus"] == "Failed"
-    # Otherwise the ranks would go on working for as long as their pods are kept.
+    # Otherwise the ranks would keep working for as long as their pods are kept.
     assert api.jobs[ID]["spec"]["ttlSecondsAfterFinished"] == 0
     launcher.submit(SUBMISSION)
     assert launcher.status(ID) == LaunchStatus(STOPPED, "stopped on request")
@@ -125,7 +127,7 @@ def test_what_kueue_took_back_leaves_its_queue_when_it_is_stopped(
     assert api.workloads[ID].queue != "training"
 
 
-def test_what_is_stopped_while_it_waits_asks_for_no_workers_when_it_is_let_go(
+def test_a_job_stopped_while_suspended_requests_no_workers_when_resumed(
     api: KubernetesApi, launcher: KubeRayLauncher
 ) -> None:
     """KubeRay makes the cluster, and looks at the deadline a second later."""
@@ -137,7 +139,7 @@ def test_what_is_stopped_while_it_waits_asks_for_no_workers_when_it_is_let_go(
     assert api.jobs[ID]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
 
 
-def test_what_is_let_go_after_its_stop_never_runs(
+def test_what_is_resumed_after_its_stop_never_runs(
     api: KubernetesApi, launcher: KubeRayLauncher
 ) -> None:
     """Kueue may have decided before it saw the stop."""
@@ -178,7 +180,7 @@ def test_a_stop_that_is_always_overtaken_is_worth_a_retry(
         launcher.stop(ID)
 
 
-def test_what_was_stopped_in_its_queue_can_be_forgotten(
+def test_a_submission_stopped_in_its_queue_can_be_deleted(
     api: KubernetesApi, launcher: KubeRayLauncher
 ) -> None:
     launcher.submit(SUBMISSION)
@@ -196,7 +198,7 @@ def test_what_was_stopped_in_its_queue_can_be_forgotten(
     ],
     ids=lambda refusal: refusal.reason,
 )
-def test_a_refusal_has_the_servers_words(
+def test_a_refusal_has_the_message_of_the_server(
     api: KubernetesApi, launcher: KubeRayLauncher, refusal: Refusal
 ) -> None:
     api.refusal = refusal
@@ -238,7 +240,7 @@ def test_what_is_submitted_goes_with_its_release(api: KubernetesApi) -> None:
     assert list(api.jobs) == ["job-2-a1"]
 
 
-def test_what_was_made_anew_owns_what_comes_after(api: KubernetesApi) -> None:
+def test_a_recreated_owner_owns_later_rayjobs(api: KubernetesApi) -> None:
     launcher = KubeRayLauncher(Site("an-image", "2.60.0", owner="pods"), api.connect)
     for number, uid in enumerate(("uid-1", "uid-2")):
         api.config_maps["pods"] = uid
@@ -247,14 +249,14 @@ def test_what_was_made_anew_owns_what_comes_after(api: KubernetesApi) -> None:
         assert owner == {"apiVersion": "v1", "kind": "ConfigMap", "name": "pods", "uid": uid}
 
 
-def test_nothing_is_submitted_that_nobody_would_end(api: KubernetesApi) -> None:
+def test_nothing_is_submitted_without_its_owner_object(api: KubernetesApi) -> None:
     launcher = KubeRayLauncher(Site("an-image", "2.60.0", owner="gone"), api.connect)
     with pytest.raises(LauncherUnavailable, match='configmaps "gone" not found'):
         launcher.submit(SUBMISSION)
     assert api.jobs == {}
 
 
-def test_nobody_there_is_worth_a_retry() -> None:
+def test_a_refused_connection_means_the_launcher_is_unavailable() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"

@@ -95,7 +95,7 @@ def test_without_a_queue_it_starts_at_once() -> None:
     assert not any(name.startswith("kueue") for name in job["metadata"]["labels"])
 
 
-def test_rayjobs_of_two_releases_can_be_told_apart() -> None:
+def test_rayjobs_of_two_releases_are_distinguishable() -> None:
     site = Site("an-image", "2.60.0", release="demo")
     assert ray_job(SUBMISSION, site)["metadata"]["labels"]["app.kubernetes.io/instance"] == "demo"
     assert "app.kubernetes.io/instance" not in ray_job(SUBMISSION, QUEUED)["metadata"]["labels"]
@@ -128,13 +128,13 @@ def test_gpus_of_a_pod_are_those_of_its_ranks() -> None:
 
 
 @pytest.mark.parametrize("resource", ["nvidia.com/gpu", "nvidia.com/gpu.shared", "amd.com/gfx"])
-def test_ray_is_told_of_gpus_whatever_kubernetes_calls_them(resource: str) -> None:
+def test_ray_gets_the_gpus_of_any_kubernetes_resource(resource: str) -> None:
     job = ray_job(SUBMISSION, Site("an-image", "2.60.0", ranks_per_pod=4, gpu_resource=resource))
     assert _container(_group(job))["resources"] == {"limits": {resource: 2}}
     assert _group(job)["rayStartParams"] == {"num-cpus": "4", "num-gpus": "2"}
 
 
-def test_without_gpus_ray_is_told_of_none() -> None:
+def test_without_gpus_ray_gets_none() -> None:
     job = ray_job(Submission("job-1-a1", ["true"], ranks=2), Site("an-image", "2.60.0"))
     assert "num-gpus" not in _group(job)["rayStartParams"]
 
@@ -149,7 +149,7 @@ def test_a_command_without_ranks_has_the_head_alone() -> None:
     assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"] == []
 
 
-def test_a_site_lays_its_pods_over_ours() -> None:
+def test_the_pod_template_of_a_site_overrides_the_default() -> None:
     container = {
         "name": "ray",
         "env": [{"name": "AWS_ENDPOINT_URL", "value": "https://objects"}],
@@ -176,7 +176,7 @@ def test_a_site_lays_its_pods_over_ours() -> None:
     assert workers == before
 
 
-def test_a_list_without_names_replaces_ours() -> None:
+def test_a_list_without_names_replaces_the_default() -> None:
     head = {"spec": {"tolerations": [{"key": "a"}], "containers": [{"name": "ray", "args": ["x"]}]}}
     site = Site("an-image", "2.60.0", pods=PodTemplates(head=head))
     template = ray_job(SUBMISSION, site)["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]

@@ -1,4 +1,4 @@
-"""Settings of submission: read from JSON, and refused in words when the service starts."""
+"""Settings of submission: read from JSON, and rejected with a message when the service starts."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def test_an_empty_text_is_an_empty_object(monkeypatch: pytest.MonkeyPatch) -> No
         ),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(
+def test_impossible_values_are_rejected_with_a_message(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: str
 ) -> None:
     with pytest.raises(ValidationError) as refused:
@@ -110,7 +110,7 @@ def test_a_pod_template_that_is_none_is_refused_when_the_service_starts(
         _settings(monkeypatch, **KUBERAY, CMCL_KUBERAY_POD_TEMPLATE=str(path))
 
 
-def test_ray_knows_the_fields_that_are_permitted() -> None:
+def test_every_permitted_field_exists_in_ray() -> None:
     assert set(FIELDS) <= RuntimeEnv.known_fields
 
 
@@ -122,7 +122,7 @@ def test_our_ids_are_names_as_they_are(submission: str, name: str) -> None:
     assert resource_name(submission) == name
 
 
-def test_any_id_has_a_name_of_its_own_that_kuberay_takes() -> None:
+def test_every_id_has_a_unique_name_that_kuberay_accepts() -> None:
     odd = ["Job-1", "job-1", "job_1", "7-a1", "x" * 47, "x" * 48, "x" * 49, "ä", "-"]
     names = [resource_name(submission) for submission in odd]
     assert len(set(names)) == len(odd)

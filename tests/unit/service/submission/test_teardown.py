@@ -92,7 +92,7 @@ def test_a_second_try_and_a_cluster_without_kuberays_kinds_are_no_errors(
     assert _ends(api) == 0
 
 
-def test_a_right_that_is_missing_is_told(
+def test_a_missing_permission_is_reported(
     api: KubernetesApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
     api.refusal = Refusal(403, "Forbidden", "cannot delete resource deployments")

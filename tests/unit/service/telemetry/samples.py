@@ -8,7 +8,7 @@ from prometheus_client.core import Metric
 from cmcl.contract.version import HeadCapacity, VersionReport
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.replica_words import agreement, observe
+from tests.fakes.observations import agreement, observe
 from tests.fakes.trainer import FIGURES, report_progress, train
 
 
@@ -30,7 +30,7 @@ def capacity(free_share: float) -> HeadCapacity:
 
 
 def report_running(plane: ControlPlane, job: str) -> None:
-    """Let a job run and tell all that an attempt can tell, some seconds after the last scrape."""
+    """Run a job with all figures of progress, some seconds after the last scrape."""
     attempt = plane.tick_to(job, JobState.RUNNING).attempt
     report_progress(plane.store, job, attempt, "training", 3, FIGURES)
     plane.tick()

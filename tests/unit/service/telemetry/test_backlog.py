@@ -1,4 +1,4 @@
-"""What the database knows: cheap to ask for, and never in the way of the other metrics."""
+"""Metrics from the database: cheap to query, and never an obstacle for the other metrics."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +31,7 @@ def test_jobs_and_their_ages_are_shown_by_state(plane: ControlPlane) -> None:
     assert shown(plane, "backlog_up") == 1
 
 
-def test_the_database_is_asked_once_in_some_seconds() -> None:
+def test_the_database_is_queried_once_in_some_seconds() -> None:
     clock, asked = ScriptedClock(), []
     kept = ScrapeCache(lambda: asked.append(1) or len(asked), 5, clock)
     assert [kept.value() for _ in range(3)] == [1, 1, 1]
@@ -41,7 +41,7 @@ def test_the_database_is_asked_once_in_some_seconds() -> None:
     assert kept.value() == 2
 
 
-def test_a_database_that_does_not_answer_is_not_asked_more_often() -> None:
+def test_a_database_that_does_not_respond_is_not_queried_more_often() -> None:
     clock, asked = ScriptedClock(), []
 
     def fail() -> int:

@@ -18,7 +18,7 @@ FINISHED = "jobs_finished_total"
 
 
 def hold(plane: ControlPlane) -> str:
-    """A job whose candidate waits for somebody's word."""
+    """A job whose candidate waits for approval."""
     policy = {"manual_approval": True}
     headers = {"If-Match": plane.client.get("/v1/models/scenes/policy").headers["etag"]}
     answer = plane.client.put("/v1/models/scenes/policy", json=policy, headers=headers)

@@ -1,4 +1,4 @@
-"""Lines of the log: one object each whatever a request contains, with ids and without secrets."""
+"""Lines of the log: one object each for any request, with ids and without secrets."""
 
 import ast
 import json
@@ -86,7 +86,7 @@ def test_an_endless_path_is_cut(plane: ControlPlane, heard: pytest.LogCaptureFix
         ("the operator's own words are here", "the operator's own words"),
     ],
 )
-def test_a_secret_is_hidden_wherever_it_stands(text: str, secret: str) -> None:
+def test_a_secret_is_hidden_in_every_field(text: str, secret: str) -> None:
     own = ("the operator's own words",)
     assert secret in text
     for written in (line(text, own), line("x", own, path=text), line("x", own, reason={"a": text})):
@@ -137,8 +137,8 @@ def test_each_move_is_logged_once_with_its_ids(
         assert (entry["job"], entry["dataset"], entry["model"]) == (job, dataset, "scenes")
         assert entry["level"] == "info"
     assert moves[3]["attempt"] == 1
-    told = [entry for entry in lines(heard) if str(entry["message"]).startswith("version.")]
-    assert [entry["version"] for entry in told] == [1]
+    entries = [entry for entry in lines(heard) if str(entry["message"]).startswith("version.")]
+    assert [entry["version"] for entry in entries] == [1]
 
 
 def test_the_line_of_a_failed_job_has_the_message_that_the_api_has(
@@ -188,7 +188,7 @@ def test_outside_of_requests_a_line_names_none() -> None:
 
 
 def test_every_field_that_is_given_is_written() -> None:
-    """A field that the formatter does not know would vanish without a word."""
+    """A field that is unknown to the formatter would be lost silently."""
     given = {
         key.value
         for path in SERVICE.rglob("*.py")

@@ -25,7 +25,7 @@ from workers.storage.object_store import ObjectStore
 
 
 class MeteredParts:
-    """Both ports, over things that can be told to fail."""
+    """Both ports, over fakes that can fail."""
 
     def __init__(self, folder: Path) -> None:
         self.metrics = Metrics()

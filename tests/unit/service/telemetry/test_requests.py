@@ -49,7 +49,7 @@ def test_a_long_stream_counts_as_what_its_first_byte_took() -> None:
         return {"type": "http.request"}
 
     async def send(message: object) -> None:
-        """Nobody listens."""
+        """Without a collector."""
 
     metrics = Metrics()
     scope = {"type": "http", "method": "GET", "path": "/stream", "headers": []}

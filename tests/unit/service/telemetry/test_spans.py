@@ -66,9 +66,7 @@ def traced(tmp_path: Path) -> Iterator[Traced]:
         ({"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c"}, False),
     ],
 )
-def test_traces_are_made_where_somebody_collects_them(
-    environment: dict[str, str], expected: bool
-) -> None:
+def test_traces_are_exported_if_configured(environment: dict[str, str], expected: bool) -> None:
     assert is_configured(environment) is expected
 
 
@@ -186,7 +184,7 @@ def test_lines_of_a_request_name_its_trace(traced: Traced) -> None:
     assert line["trace_id"] == trace_of(span)
 
 
-def test_a_trace_that_a_client_began_goes_on(traced: Traced) -> None:
+def test_a_trace_of_a_client_is_continued(traced: Traced) -> None:
     given = "0af7651916cd43dd8448eb211c80319c"
     headers = {"traceparent": f"00-{given}-b7ad6b7169203331-01"}
     traced.plane.client.get("/v1/models/scenes", headers=headers)
@@ -204,7 +202,7 @@ def test_spans_are_sent_where_the_variable_points(monkeypatch: pytest.MonkeyPatc
 
 
 class Collector:
-    """An OTLP collector that takes everything and remembers where it was sent."""
+    """An OTLP collector that accepts everything and records its path."""
 
     def __init__(self) -> None:
         paths: list[str] = []

@@ -29,13 +29,13 @@ SCENES = {"model": "scenes"}
 
 def test_every_figure_of_an_attempt_is_shown(plane: ControlPlane) -> None:
     report_running(plane, plane.post_dataset())
-    told = {"updates_done": 3, "updates_total": 10, **FIGURES}
+    fields = {"updates_done": 3, "updates_total": 10, **FIGURES}
     values = {name: shown(plane, f"training_{name}", **SCENES) for name in SHOWN}
-    assert values == {name: told[field] for name, field in SHOWN.items()}
+    assert values == {name: fields[field] for name, field in SHOWN.items()}
     assert shown(plane, "training_phase", phase="training", **SCENES) == 1
 
 
-def test_no_figure_of_progress_was_forgotten() -> None:
+def test_no_figure_of_progress_is_missing() -> None:
     assert {"phase", "note", "at", *SHOWN.values()} == set(Progress.model_fields)
 
 

@@ -110,7 +110,7 @@ def test_a_full_device_is_no_room() -> None:
             asyncio.run(spool.finish())
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(
+def test_a_full_disk_is_reported_and_leaves_nothing(
     plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload = announce(plane, 3 * MIB)

@@ -1,4 +1,4 @@
-"""Completing: what is missing or wrong is said, whoever dies is followed, and nobody waits for ever."""
+"""Completing an upload: errors are reported, crashes are recovered, and every wait is bounded."""
 
 import hashlib
 from dataclasses import replace
@@ -14,7 +14,7 @@ from service.maintenance.gc import GarbageCollector
 from service.principal import LOCAL
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.mortal import Death, Lifeline, MortalDatabase, MortalStore
+from tests.fakes.crashes import Crash, CrashingDatabase, CrashingStore, FaultAtMoment
 from tests.fakes.uploads import MIB, announce, complete, pattern, send, stored_keys
 from tests.unit.service.uploads.test_sending import parquet
 
@@ -85,7 +85,7 @@ def test_an_outage_gives_the_upload_back(plane: ControlPlane) -> None:
     assert complete(plane, upload)["state"] == "complete"
 
 
-def test_while_one_is_at_it_others_are_told_so(plane: ControlPlane) -> None:
+def test_a_concurrent_completion_is_rejected(plane: ControlPlane) -> None:
     upload = announce(plane, 3)
     send(plane, upload, 1, b"abc")
     _die_while_completing(plane, upload, dies_at=4)
@@ -120,23 +120,23 @@ def test_a_death_at_any_moment_can_be_followed(plane: ControlPlane, dies_at: int
 def test_every_moment_of_completing_was_tried(plane: ControlPlane) -> None:
     upload = announce(plane, 3)
     send(plane, upload, 1, b"abc")
-    lifeline = Lifeline()
+    lifeline = FaultAtMoment()
     _complete_with(plane, upload, lifeline)
     assert lifeline.moments == MOMENTS
 
 
-def test_who_was_taken_for_dead_changes_nothing(plane: ControlPlane) -> None:
+def test_a_process_that_was_presumed_dead_changes_nothing(plane: ControlPlane) -> None:
     """The slow one has claimed; while it writes, its claim runs out and another one completes."""
     upload = announce(plane, 3)
     send(plane, upload, 1, b"abc")
 
-    class SlowStore(MortalStore):
+    class SlowStore(CrashingStore):
         def compose(self, parts: object, target: str) -> None:
             plane.clock.advance(upload_completion.CLAIM.total_seconds() + 1)
             complete(plane, upload)
             plane.store.put(target, b"late")
 
-    slow = replace(plane.context, store=SlowStore(plane.store, Lifeline()))
+    slow = replace(plane.context, store=SlowStore(plane.store, FaultAtMoment()))
     with pytest.raises(StorageUnavailable, match="has 4 bytes"):
         upload_completion.complete(slow, upload, LOCAL)
     seen = plane.client.get(f"/v1/uploads/{upload}").json()
@@ -145,7 +145,7 @@ def test_who_was_taken_for_dead_changes_nothing(plane: ControlPlane) -> None:
     assert plane.store.read(f"uploads/{upload}/file-2") == b"abc"
 
 
-def test_a_lost_answer_is_given_again_whenever_it_is_asked_for(plane: ControlPlane) -> None:
+def test_a_lost_response_is_repeated_on_every_retry(plane: ControlPlane) -> None:
     """After a crash behind the work, and after a dataset was learned from the file; key or no key."""
     data = parquet()
     upload = announce(plane, len(data))
@@ -155,9 +155,9 @@ def test_a_lost_answer_is_given_again_whenever_it_is_asked_for(plane: ControlPla
 
     def complete_and_die() -> ResponseRecord:
         upload_completion.complete(plane.context, upload, LOCAL)
-        raise Death
+        raise Crash
 
-    with pytest.raises(Death):
+    with pytest.raises(Crash):
         respond_long(plane.context, key, complete_and_die)
     first = plane.client.post(path, headers=headers)
     assert (first.status_code, first.json()["state"]) == (200, "complete")
@@ -170,15 +170,15 @@ def test_a_lost_answer_is_given_again_whenever_it_is_asked_for(plane: ControlPla
 
 
 def _die_while_completing(plane: ControlPlane, upload: str, dies_at: int) -> None:
-    with pytest.raises(Death):
-        _complete_with(plane, upload, Lifeline(dies_at))
+    with pytest.raises(Crash):
+        _complete_with(plane, upload, FaultAtMoment(dies_at))
 
 
-def _complete_with(plane: ControlPlane, upload: str, lifeline: Lifeline) -> None:
+def _complete_with(plane: ControlPlane, upload: str, lifeline: FaultAtMoment) -> None:
     mortal = replace(
         plane.context,
-        database=MortalDatabase(plane.context.database, lifeline),
-        store=MortalStore(plane.store, lifeline),
+        database=CrashingDatabase(plane.context.database, lifeline),
+        store=CrashingStore(plane.store, lifeline),
     )
     upload_completion.complete(mortal, upload, LOCAL)
 

@@ -20,7 +20,7 @@ BUCKET = "direct-uploads"
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    """A bucket that takes whatever it is sent, like some that speak S3."""
+    """A bucket that accepts any body, like some S3 implementations."""
     with s3_server() as address:
         yield address
 
@@ -76,7 +76,7 @@ def test_other_bytes_than_announced_are_refused(
     assert bucket.client.post(f"{path}/complete").status_code == 200
 
 
-def test_nothing_sent_yet_is_said(bucket: ControlPlane) -> None:
+def test_nothing_sent_yet_is_reported(bucket: ControlPlane) -> None:
     response = bucket.client.post(f"/v1/uploads/{begin(bucket)['id']}/complete")
     assert (response.status_code, "signed URL" in response.json()["detail"]) == (409, True)
 
@@ -89,7 +89,7 @@ def test_what_is_sent_late_changes_nothing(bucket: ControlPlane) -> None:
     assert bucket.context.store.read(f"uploads/{upload['id']}/file-1") == DATA
 
 
-def test_a_link_is_made_anew_and_never_kept(bucket: ControlPlane) -> None:
+def test_a_link_is_signed_for_each_request_and_never_stored(bucket: ControlPlane) -> None:
     first = begin(bucket, **{"Idempotency-Key": "one"})
     bucket.clock.advance(600)
     again = begin(bucket, **{"Idempotency-Key": "one"})
@@ -109,6 +109,6 @@ def test_a_direct_upload_takes_no_parts(bucket: ControlPlane) -> None:
     assert bucket.client.put(path, content=DATA, headers=BYTES).status_code == 409
 
 
-def test_one_in_parts_has_no_link(bucket: ControlPlane) -> None:
+def test_an_upload_in_parts_has_no_link(bucket: ControlPlane) -> None:
     response = bucket.client.post(f"/v1/uploads/{announce(bucket, 3)}/presign")
     assert response.status_code == 409

@@ -1,4 +1,4 @@
-"""A key whose request takes long: one answer, whoever died or came late."""
+"""A slow request with an idempotency key: one response, also after a crash or a late retry."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from service.api.operations import Health
 from service.database.rows import ResponseRecord
 from service.errors import Conflict, Unprocessable
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.mortal import Death
+from tests.fakes.crashes import Crash
 from tests.fakes.uploads import announce, send
 
 KEY = IdempotencyKey("default", "key-1", "POST /v1/long", "0" * 64)
@@ -37,7 +37,7 @@ def test_a_key_repeats_the_answer_of_long_work(plane: ControlPlane) -> None:
     assert again.headers["idempotency-replayed"] == "true"
 
 
-def test_a_second_request_hears_what_the_work_says_meanwhile(plane: ControlPlane) -> None:
+def test_a_second_request_gets_its_own_error_and_leaves_the_claim(plane: ControlPlane) -> None:
     """And leaves the claim of the first one alone."""
 
     def work() -> ResponseRecord:
@@ -56,8 +56,8 @@ def test_a_key_of_refused_work_can_be_used_again(plane: ControlPlane) -> None:
 
 
 def test_the_key_of_a_dead_request_is_answered_at_once(plane: ControlPlane) -> None:
-    with pytest.raises(Death):
-        respond_long(plane.context, KEY, Work(Death()))
+    with pytest.raises(Crash):
+        respond_long(plane.context, KEY, Work(Crash()))
     other = IdempotencyKey(KEY.owner, KEY.key, KEY.route, "1" * 64)
     with pytest.raises(Unprocessable):
         respond_long(plane.context, other, Work())
@@ -67,7 +67,7 @@ def test_the_key_of_a_dead_request_is_answered_at_once(plane: ControlPlane) -> N
     assert again.headers["idempotency-replayed"] == "true"
 
 
-def test_whoever_answers_late_does_not_change_the_answer(plane: ControlPlane) -> None:
+def test_a_late_response_does_not_replace_the_first(plane: ControlPlane) -> None:
     def slow() -> ResponseRecord:
         respond_long(plane.context, KEY, Work())
         return response_record(KEY, 200, Health(status="late"))

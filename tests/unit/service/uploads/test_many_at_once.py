@@ -1,4 +1,4 @@
-"""Many that complete at the same time: they wait for each other, and nobody else waits for them."""
+"""Concurrent completions wait for each other, and no other request waits for them."""
 
 import asyncio
 import threading
@@ -34,7 +34,7 @@ class SlowStore(FlakyStore):
 async def complete_all(
     plane: ControlPlane, uploads: list[str], slow: SlowStore
 ) -> list[httpx.Response]:
-    """All of them at once; another route is asked meanwhile."""
+    """All of them at once, with a request to another route in between."""
     transport = httpx.ASGITransport(plane.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         completing = [
@@ -49,7 +49,7 @@ async def complete_all(
         return await asyncio.gather(*completing)
 
 
-def test_completing_takes_a_few_threads_and_no_more(plane: ControlPlane) -> None:
+def test_completing_uses_a_bounded_number_of_threads(plane: ControlPlane) -> None:
     uploads = [announce(plane, 3) for _ in range(50)]
     for upload in uploads:
         send(plane, upload, 1, b"abc")

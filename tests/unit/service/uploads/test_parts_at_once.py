@@ -1,4 +1,4 @@
-"""Bodies of parts are taken a few at a time, and one owner's uploads have so many bytes and no more."""
+"""A bounded number of part bodies is received at a time, and the uploads of an owner have a byte limit."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from service.api.spool import spooled
 from service.errors import IncompleteBody, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import BYTES, announce
-from tests.unit.service.auth.holder import ADMIN_KEY, Holder
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
 
 def test_two_places_are_kept_for_other_owners() -> None:
@@ -32,7 +32,7 @@ def _is_refused(places: UploadSlots, owner: str, words: str) -> None:
         raise AssertionError("there was a place")
 
 
-def test_a_place_is_free_again_after_whatever_happened() -> None:
+def test_a_slot_is_released_after_every_outcome() -> None:
     places = UploadSlots(2)
     for _ in range(3):
         with pytest.raises(ValueError, match="on purpose"), places.one("red"):
@@ -61,7 +61,7 @@ async def _while_one_is_on_its_way(
     return arrived, refused, again
 
 
-def test_a_part_too_many_is_told_when_to_come_again(tmp_path: Path) -> None:
+def test_a_part_above_the_limit_gets_retry_after(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, upload_parts_at_once=2)
     path = f"/v1/uploads/{announce(plane, 6)}/parts"
 
@@ -83,7 +83,7 @@ def test_a_body_that_stops_to_come_is_given_up() -> None:
 
     async def take() -> None:
         request = Request({"type": "http", "method": "PUT", "headers": []}, receive)
-        async with spooled(request, patience_seconds=0.01):
+        async with spooled(request, idle_timeout_seconds=0.01):
             raise AssertionError("nothing came")
 
     with pytest.raises(IncompleteBody, match=r"0 bytes of the body arrived .* 0\.01 s without"):
@@ -91,7 +91,7 @@ def test_a_body_that_stops_to_come_is_given_up() -> None:
 
 
 def test_a_body_that_trickles_is_given_up() -> None:
-    """One byte just before the patience ends each time would hold a place without end."""
+    """One byte just before each timeout would hold a slot without end."""
 
     async def receive() -> dict[str, object]:
         await asyncio.sleep(0.001)
@@ -99,7 +99,7 @@ def test_a_body_that_trickles_is_given_up() -> None:
 
     async def take() -> None:
         request = Request({"type": "http", "method": "PUT", "headers": []}, receive)
-        async with spooled(request, patience_seconds=0.1):
+        async with spooled(request, idle_timeout_seconds=0.1):
             raise AssertionError("it never ends")
 
     with pytest.raises(IncompleteBody, match="more than 65536 bytes/s take"):
@@ -147,7 +147,7 @@ class Bodies:
         await self.turn()
 
     async def turn(self) -> None:
-        """Whatever can happen now has happened."""
+        """Run until nothing more can happen."""
         for _ in range(10):
             await asyncio.sleep(0)
 
@@ -160,7 +160,7 @@ class Bodies:
         }
 
 
-def test_stalled_parts_give_their_places_to_other_owners_and_others_go_on() -> None:
+def test_stalled_parts_release_their_slots_and_others_continue() -> None:
     async def take() -> None:
         bodies = Bodies(5)
         for name in ("red", "rest", "ruby", "blue", "best"):
@@ -233,8 +233,8 @@ def test_an_owners_own_stalled_part_makes_room_for_its_next_one() -> None:
 
 def test_uploads_of_one_owner_have_so_many_bytes_together(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, upload_bytes_per_owner_max=10)
-    operator = Holder(plane, ADMIN_KEY)
-    red, blue = (operator.holder(owner, owner=owner) for owner in ("red", "blue"))
+    operator = KeyClient(plane, ADMIN_KEY)
+    red, blue = (operator.client_with_key(owner, owner=owner) for owner in ("red", "blue"))
     body = {"filename": "x", "bytes": 6}
     first = red.post("/v1/uploads", json=body).json()["id"]
     refused = red.post("/v1/uploads", json=body)

@@ -1,4 +1,4 @@
-"""A file is known by its bytes, however often it is sent and whatever it is called."""
+"""A file is identified by its bytes, independently of its name and the number of uploads."""
 
 from collections.abc import Iterable
 
@@ -42,7 +42,7 @@ def test_a_file_is_not_trained_on_and_held_out(plane: ControlPlane) -> None:
 
 
 def _open(plane: ControlPlane, *uris: str) -> str:
-    """An open dataset with these shards, as whatever release has left it."""
+    """An open dataset with these shards, as any release may have left it."""
     body = plane.dataset_body("one", shards=[{"uri": uri} for uri in uris[:1]], sealed=False)
     dataset: str = plane.client.post("/v1/datasets", json=body).json()["dataset"]["id"]
     request = {**body, "shards": [{"uri": uri} for uri in uris]}
@@ -98,7 +98,7 @@ def test_a_failed_job_is_not_retried_beside_its_twin(plane: ControlPlane) -> Non
     assert "since been posted again" in response.json()["detail"]
 
 
-def test_the_bytes_of_others_tell_nothing(plane: ControlPlane) -> None:
+def test_uploads_of_other_owners_are_not_revealed(plane: ControlPlane) -> None:
     uri = upload_whole(plane, parquet())
     with plane.context.database.read() as connection:
         assert set(contents_of(connection, [uri], LOCAL)) == {uri}

@@ -58,7 +58,7 @@ def test_completing_again_is_the_same_answer(plane: ControlPlane) -> None:
     assert first["sha256"] == hashlib.sha256(b"abc").hexdigest()
 
 
-def test_a_part_sent_anew_takes_the_place_of_the_first(plane: ControlPlane) -> None:
+def test_a_part_sent_again_replaces_the_first(plane: ControlPlane) -> None:
     upload = announce(plane, 3)
     send(plane, upload, 1, b"xyz")
     send(plane, upload, 1, b"abc")
@@ -173,7 +173,7 @@ def test_more_bytes_than_announced_are_refused(plane: ControlPlane) -> None:
     assert len(stored_keys(plane, upload)) == 1
 
 
-def test_one_can_name_complete_uploads_alone(plane: ControlPlane) -> None:
+def test_a_dataset_may_name_only_complete_uploads(plane: ControlPlane) -> None:
     uris = [f"upload:{announce(plane, 3)}", "upload:up-0123456789ab", "upload:../x", "upload:\0"]
     body = plane.dataset_body("one", shards=[{"uri": uri} for uri in uris])
     response = plane.client.post("/v1/datasets", json=body)

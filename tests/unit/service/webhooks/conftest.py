@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver, receiving
-from tests.unit.service.webhooks.post_office import PostOffice
+from tests.unit.service.webhooks.harness import WebhookHarness
 
 
 @pytest.fixture
@@ -25,22 +25,22 @@ def other_receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that is taken, and where nobody listens."""
+    """A port that is taken, without a listener."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
 
 
 @pytest.fixture
-def office(
+def harness(
     tmp_path: Path, receiver: Receiver, other_receiver: Receiver, closed_port: int
-) -> Iterator[PostOffice]:
+) -> Iterator[WebhookHarness]:
     """With the receivers' addresses permitted."""
     ports = (receiver.port, other_receiver.port, closed_port)
     prefixes = tuple(f"http://127.0.0.1:{port}" for port in ports)
     plane = ControlPlane(tmp_path, webhook_prefixes=prefixes)
     plane.create_model()
-    yield PostOffice(plane)
+    yield WebhookHarness(plane)
     plane.close()
 
 

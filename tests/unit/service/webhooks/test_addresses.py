@@ -42,7 +42,7 @@ NOT_PUBLIC = (
     *("5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
     *("64:ff9b::a00:0/104", "4000::/3", "8000::/1"),
 )
-# Where an IPv4 address stands in an IPv6 address: the network, and how far from the right.
+# Where an IPv6 address contains an IPv4 address: the network, and the distance from the right.
 CARRIERS = {
     "compatible": ("::", 0),
     "mapped": ("::ffff:0:0", 0),
@@ -108,7 +108,7 @@ def test_addresses_of_the_internet_are_public(address: str) -> None:
         ("file:///etc/passwd", "it is not an address"),
     ],
 )
-def test_a_bad_address_is_refused_in_words(url: str, words: str) -> None:
+def test_a_bad_address_is_rejected_with_a_message(url: str, words: str) -> None:
     with pytest.raises(AddressRefused, match=words) as refused:
         check_url(url, ())
     assert "secret" not in str(refused.value)

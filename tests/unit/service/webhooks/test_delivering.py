@@ -12,42 +12,44 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from tests.fakes.mortal import Death, Lifeline, MortalDatabase
+from tests.fakes.crashes import Crash, CrashingDatabase, FaultAtMoment
 from tests.fakes.receiver import Receiver
-from tests.unit.service.webhooks.post_office import PostOffice
+from tests.unit.service.webhooks.harness import WebhookHarness
 
 
 def _hour(hours: float) -> float:
     return hours * 3600
 
 
-def test_a_message_says_what_happened_and_is_signed(office: PostOffice, receiver: Receiver) -> None:
-    office.plane.clock.now = datetime.now(UTC)
-    webhook = office.make(receiver.url)
-    job = office.plane.post_dataset()
-    office.deliver()
+def test_a_message_says_what_happened_and_is_signed(
+    harness: WebhookHarness, receiver: Receiver
+) -> None:
+    harness.plane.clock.now = datetime.now(UTC)
+    webhook = harness.make(receiver.url)
+    job = harness.plane.post_dataset()
+    harness.deliver()
     (message,) = receiver.received
-    told = Webhook(webhook["secret"]).verify(message.body, message.headers)
-    assert told["type"] == "job.queued"
-    assert (told["data"]["job"], told["data"]["model"]) == (job, "scenes")
+    delivered = Webhook(webhook["secret"]).verify(message.body, message.headers)
+    assert delivered["type"] == "job.queued"
+    assert (delivered["data"]["job"], delivered["data"]["model"]) == (job, "scenes")
     assert message.headers["content-type"] == "application/json"
-    (delivery,) = office.deliveries(webhook["id"])
+    (delivery,) = harness.deliveries(webhook["id"])
     assert delivery["id"] == message.headers["webhook-id"]
     assert (delivery["status"], delivery["attempts"], delivery["next_at"]) == (204, 1, None)
-    assert office.outcomes == ["delivered"]
+    assert harness.outcomes == ["delivered"]
 
 
 @pytest.mark.parametrize("fault", ["body", "secret", "old", "early", "id"])
 def test_a_forged_or_replayed_message_is_refused(
-    office: PostOffice, receiver: Receiver, fault: str
+    harness: WebhookHarness, receiver: Receiver, fault: str
 ) -> None:
     """By the specification's own library, with what we send."""
     seconds = {"old": -301, "early": 400}.get(fault, 0)
-    office.plane.clock.now = datetime.now(UTC) + timedelta(seconds=seconds)
-    webhook = office.make(receiver.url)
-    other = office.make(receiver.url, kinds=["job.failed"])
-    office.plane.post_dataset()
-    office.deliver()
+    harness.plane.clock.now = datetime.now(UTC) + timedelta(seconds=seconds)
+    webhook = harness.make(receiver.url)
+    other = harness.make(receiver.url, kinds=["job.failed"])
+    harness.plane.post_dataset()
+    harness.deliver()
     (message,) = receiver.received
     body = message.body.replace(b"scenes", b"scents") if fault == "body" else message.body
     headers = {**message.headers, **({"webhook-id": "dl-x"} if fault == "id" else {})}
@@ -56,48 +58,50 @@ def test_a_forged_or_replayed_message_is_refused(
         Webhook(secret).verify(body, headers)
 
 
-def test_only_what_was_asked_for_is_told(office: PostOffice, receiver: Receiver) -> None:
-    office.plane.create_model("sounds")
-    office.make(receiver.url, model="sounds", kinds=["job.queued", "job.cancelled"])
-    office.plane.post_dataset()
-    job = office.plane.post_dataset(model="sounds")
-    office.plane.client.post(f"/v1/jobs/{job}/cancel")
-    office.plane.tick(3)
-    office.deliver()
-    told = [json.loads(message.body) for message in receiver.received]
-    assert [message["type"] for message in told] == ["job.queued", "job.cancelled"]
-    assert {message["data"]["job"] for message in told} == {job}
+def test_only_subscribed_events_are_delivered(harness: WebhookHarness, receiver: Receiver) -> None:
+    harness.plane.create_model("sounds")
+    harness.make(receiver.url, model="sounds", kinds=["job.queued", "job.cancelled"])
+    harness.plane.post_dataset()
+    job = harness.plane.post_dataset(model="sounds")
+    harness.plane.client.post(f"/v1/jobs/{job}/cancel")
+    harness.plane.tick(3)
+    harness.deliver()
+    delivered = [json.loads(message.body) for message in receiver.received]
+    assert [message["type"] for message in delivered] == ["job.queued", "job.cancelled"]
+    assert {message["data"]["job"] for message in delivered} == {job}
 
 
-def test_a_whole_life_is_told_in_its_order(office: PostOffice, receiver: Receiver) -> None:
+def test_all_events_of_a_job_are_delivered_in_order(
+    harness: WebhookHarness, receiver: Receiver
+) -> None:
     kinds = ["job.running", "job.published", "version.published", "version.rolled_back"]
-    office.make(receiver.url, kinds=kinds)
-    office.plane.run_to_end(office.plane.post_dataset("one"))
-    office.plane.run_to_end(office.plane.post_dataset("two"))
-    office.plane.client.post("/v1/models/scenes/rollback", json={"reason": "worse"})
-    office.deliver()
-    told = [json.loads(message.body)["type"] for message in receiver.received]
-    assert told == [*kinds[:3], *kinds]
+    harness.make(receiver.url, kinds=kinds)
+    harness.plane.run_to_end(harness.plane.post_dataset("one"))
+    harness.plane.run_to_end(harness.plane.post_dataset("two"))
+    harness.plane.client.post("/v1/models/scenes/rollback", json={"reason": "worse"})
+    harness.deliver()
+    delivered = [json.loads(message.body)["type"] for message in receiver.received]
+    assert delivered == [*kinds[:3], *kinds]
 
 
 def test_it_is_tried_again_over_three_days_and_then_given_up(
-    office: PostOffice, receiver: Receiver
+    harness: WebhookHarness, receiver: Receiver
 ) -> None:
     receiver.answers = [500]
-    webhook = office.make(receiver.url)
-    office.plane.post_dataset()
-    began, attempts = office.plane.clock.now, []
-    while not attempts or office.deliveries(webhook["id"])[0]["next_at"]:
-        attempts.append((office.plane.clock.now - began).total_seconds())
-        office.deliver()
-        (delivery,) = office.deliveries(webhook["id"])
+    webhook = harness.make(receiver.url)
+    harness.plane.post_dataset()
+    began, attempts = harness.plane.clock.now, []
+    while not attempts or harness.deliveries(webhook["id"])[0]["next_at"]:
+        attempts.append((harness.plane.clock.now - began).total_seconds())
+        harness.deliver()
+        (delivery,) = harness.deliveries(webhook["id"])
         if delivery["next_at"]:
-            office.plane.clock.now = datetime.fromisoformat(delivery["next_at"]) - timedelta(
+            harness.plane.clock.now = datetime.fromisoformat(delivery["next_at"]) - timedelta(
                 seconds=1
             )
-            office.deliver()
+            harness.deliver()
             assert len(receiver.received) == len(attempts), "a second too early"
-            office.plane.clock.advance(2)
+            harness.plane.clock.advance(2)
     waits = [later - earlier for earlier, later in itertools.pairwise(attempts)]
     recommended = [5, 300, 1800, *map(_hour, (2, 5, 10, 14, 20, 24))]
     assert len(waits) == len(recommended)
@@ -106,73 +110,75 @@ def test_it_is_tried_again_over_three_days_and_then_given_up(
     assert len({message.headers["webhook-id"] for message in receiver.received}) == 1
     assert len({message.body for message in receiver.received}) == 1
     assert delivery["error"] == "the response status was 500"
-    assert office.outcomes == ["retried"] * 9 + ["failed"]
-    disabled = office.webhook(webhook["id"])
+    assert harness.outcomes == ["retried"] * 9 + ["failed"]
+    disabled = harness.webhook(webhook["id"])
     assert "nothing was delivered since 2026-11-24 12:00 UTC" in disabled["disabled_reason"]
 
 
-def test_one_bad_message_does_not_disable_a_webhook(office: PostOffice, receiver: Receiver) -> None:
-    """It is given up after three days; others were delivered meanwhile."""
-    webhook = office.make(receiver.url)
-    bad = office.plane.post_dataset("bad")
+def test_one_bad_message_does_not_disable_a_webhook(
+    harness: WebhookHarness, receiver: Receiver
+) -> None:
+    """It is dropped after three days; others were delivered in that time."""
+    webhook = harness.make(receiver.url)
+    bad = harness.plane.post_dataset("bad")
     receiver.judge = lambda message: 500 if bad.encode() in message.body else 204
     for number in range(10):
-        office.plane.post_dataset(f"good-{number}")
-        office.deliver()
-        office.plane.clock.advance(301)
-        office.deliver()
-        office.plane.clock.advance(_hour(29))
-    *good, given_up = office.deliveries(webhook["id"])
+        harness.plane.post_dataset(f"good-{number}")
+        harness.deliver()
+        harness.plane.clock.advance(301)
+        harness.deliver()
+        harness.plane.clock.advance(_hour(29))
+    *good, given_up = harness.deliveries(webhook["id"])
     assert (given_up["attempts"], given_up["failed_at"] is None) == (10, False)
     assert {delivery["status"] for delivery in good} == {204}
-    assert office.webhook(webhook["id"])["disabled_at"] is None
+    assert harness.webhook(webhook["id"])["disabled_at"] is None
 
 
-def test_a_receiver_that_is_gone_is_left_alone(office: PostOffice, receiver: Receiver) -> None:
+def test_a_receiver_that_is_gone_is_left_alone(harness: WebhookHarness, receiver: Receiver) -> None:
     receiver.answers = [410]
-    webhook = office.make(receiver.url)
-    office.plane.post_dataset("one")
-    office.plane.post_dataset("two")
-    office.deliver()
-    office.plane.post_dataset("three")
-    office.plane.clock.advance(_hour(100))
-    office.deliver()
+    webhook = harness.make(receiver.url)
+    harness.plane.post_dataset("one")
+    harness.plane.post_dataset("two")
+    harness.deliver()
+    harness.plane.post_dataset("three")
+    harness.plane.clock.advance(_hour(100))
+    harness.deliver()
     assert len(receiver.received) == 1
-    assert "410" in office.webhook(webhook["id"])["disabled_reason"]
-    assert {delivery["next_at"] for delivery in office.deliveries(webhook["id"])} == {None}
-    response = office.plane.client.post(f"/v1/webhooks/{webhook['id']}/test")
+    assert "410" in harness.webhook(webhook["id"])["disabled_reason"]
+    assert {delivery["next_at"] for delivery in harness.deliveries(webhook["id"])} == {None}
+    response = harness.plane.client.post(f"/v1/webhooks/{webhook['id']}/test")
     assert (response.status_code, "410" in response.json()["detail"]) == (409, True)
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_a_receiver_that_asks_for_time_gets_it(
-    office: PostOffice, receiver: Receiver, form: str
+def test_retry_after_of_a_receiver_is_respected(
+    harness: WebhookHarness, receiver: Receiver, form: str
 ) -> None:
-    moment = office.plane.clock.now + timedelta(seconds=900)
+    moment = harness.plane.clock.now + timedelta(seconds=900)
     wanted = {"seconds": "900", "date": moment.strftime("%a, %d %b %Y %H:%M:%S GMT")}
     receiver.answers, receiver.headers = [503, 204], {"Retry-After": wanted[form]}
-    office.make(receiver.url)
-    office.plane.post_dataset("one")
-    office.deliver()
-    office.plane.post_dataset("two")
-    office.plane.clock.advance(890)
-    office.deliver()
+    harness.make(receiver.url)
+    harness.plane.post_dataset("one")
+    harness.deliver()
+    harness.plane.post_dataset("two")
+    harness.plane.clock.advance(890)
+    harness.deliver()
     assert len(receiver.received) == 1, "also no other message"
-    office.plane.clock.advance(20)
-    office.deliver()
+    harness.plane.clock.advance(20)
+    harness.deliver()
     assert len(receiver.received) == 3
 
 
 @pytest.mark.parametrize("status", [301, 307])
 def test_a_redirect_is_not_followed(
-    office: PostOffice, receiver: Receiver, other_receiver: Receiver, status: int
+    harness: WebhookHarness, receiver: Receiver, other_receiver: Receiver, status: int
 ) -> None:
     receiver.answers, receiver.headers = [status], {"Location": other_receiver.url}
-    webhook = office.make(receiver.url)
-    office.plane.post_dataset()
-    office.deliver()
+    webhook = harness.make(receiver.url)
+    harness.plane.post_dataset()
+    harness.deliver()
     assert other_receiver.received == []
-    (delivery,) = office.deliveries(webhook["id"])
+    (delivery,) = harness.deliveries(webhook["id"])
     assert delivery["error"] == f"the response status was {status}; redirects are not followed"
 
 
@@ -209,53 +215,53 @@ def _never_stops(connection: socket.socket) -> None:
         ),
     ],
 )
-def test_odd_receivers_are_failures_in_our_own_words(
-    office: PostOffice, receiver: Receiver, behaviour: object, error: str
+def test_odd_receivers_are_failures_with_our_own_message(
+    harness: WebhookHarness, receiver: Receiver, behaviour: object, error: str
 ) -> None:
     """What the other side said is not repeated: it could be a service of our own network."""
     receiver.answers = [behaviour]  # type: ignore[list-item]
     if "no response" in error:
-        office.answer_seconds = 0.5
-    webhook = office.make(receiver.url)
-    office.plane.post_dataset()
-    office.deliver()
-    (delivery,) = office.deliveries(webhook["id"])
+        harness.answer_seconds = 0.5
+    webhook = harness.make(receiver.url)
+    harness.plane.post_dataset()
+    harness.deliver()
+    (delivery,) = harness.deliveries(webhook["id"])
     assert (delivery["error"], delivery["status"]) == (error, None)
 
 
-def test_the_body_of_an_answer_is_not_read(office: PostOffice, receiver: Receiver) -> None:
+def test_the_body_of_an_answer_is_not_read(harness: WebhookHarness, receiver: Receiver) -> None:
     receiver.answers = [_never_stops]
-    webhook = office.make(receiver.url)
-    office.plane.post_dataset()
-    office.deliver()
-    assert office.deliveries(webhook["id"])[0]["status"] == 200
+    webhook = harness.make(receiver.url)
+    harness.plane.post_dataset()
+    harness.deliver()
+    assert harness.deliveries(webhook["id"])[0]["status"] == 200
 
 
-def test_a_port_where_nobody_listens_is_a_failure(office: PostOffice, closed_port: int) -> None:
-    webhook = office.make(f"http://127.0.0.1:{closed_port}")
-    office.plane.post_dataset()
-    office.deliver()
-    assert office.deliveries(webhook["id"])[0]["error"] == "no connection could be made"
+def test_a_closed_port_is_a_failure(harness: WebhookHarness, closed_port: int) -> None:
+    webhook = harness.make(f"http://127.0.0.1:{closed_port}")
+    harness.plane.post_dataset()
+    harness.deliver()
+    assert harness.deliveries(webhook["id"])[0]["error"] == "no connection could be made"
 
 
-def test_a_message_that_cannot_be_sent_does_not_hold_up_the_next(
-    office: PostOffice, receiver: Receiver
+def test_a_message_that_cannot_be_sent_does_not_delay_the_next(
+    harness: WebhookHarness, receiver: Receiver
 ) -> None:
     """An internal error counts as an attempt, too."""
-    webhook = office.make(receiver.url)
-    office.plane.post_dataset("one")
-    with office.plane.context.database.write() as connection:
+    webhook = harness.make(receiver.url)
+    harness.plane.post_dataset("one")
+    with harness.plane.context.database.write() as connection:
         connection.exec_driver_sql("UPDATE webhooks SET secret = 'whsec_'")
-    office.deliver()
-    (delivery,) = office.deliveries(webhook["id"])
+    harness.deliver()
+    (delivery,) = harness.deliveries(webhook["id"])
     assert (delivery["attempts"], delivery["error"]) == (
         1,
         "internal server error; see the log of the service",
     )
 
 
-def test_a_dead_receiver_does_not_hold_up_the_others(
-    office: PostOffice, receiver: Receiver, other_receiver: Receiver
+def test_a_dead_receiver_does_not_delay_the_others(
+    harness: WebhookHarness, receiver: Receiver, other_receiver: Receiver
 ) -> None:
     """None of four is answered before all four are being sent to."""
     together = threading.Barrier(4)
@@ -269,71 +275,71 @@ def test_a_dead_receiver_does_not_hold_up_the_others(
 
     receiver.answers = [answers(b"503 Service Unavailable")]
     other_receiver.answers = [answers(b"204 No Content"), 204]
-    dead = [office.make(f"{receiver.url}/{number}") for number in range(3)]
-    healthy = office.make(other_receiver.url)
+    dead = [harness.make(f"{receiver.url}/{number}") for number in range(3)]
+    healthy = harness.make(other_receiver.url)
     for number in range(5):
-        office.plane.post_dataset(f"set-{number}")
-    office.deliver()
-    assert {delivery["status"] for delivery in office.deliveries(healthy["id"])} == {204}
+        harness.plane.post_dataset(f"set-{number}")
+    harness.deliver()
+    assert {delivery["status"] for delivery in harness.deliveries(healthy["id"])} == {204}
     assert len(other_receiver.received) == 5
     for webhook in dead:
-        tried = [delivery["status"] for delivery in office.deliveries(webhook["id"])]
+        tried = [delivery["status"] for delivery in harness.deliveries(webhook["id"])]
         assert sorted(tried, key=str) == [503, None, None, None, None]
 
 
 @pytest.mark.parametrize("moment", range(1, 11))
 def test_a_sender_that_dies_anywhere_leaves_nothing_undelivered(
-    office: PostOffice, receiver: Receiver, moment: int
+    harness: WebhookHarness, receiver: Receiver, moment: int
 ) -> None:
     """Perhaps delivered twice, and then under the same id."""
-    webhook = office.make(receiver.url)
-    office.plane.post_dataset()
-    mortal = MortalDatabase(office.plane.context.database, Lifeline(strikes_at=moment))
+    webhook = harness.make(receiver.url)
+    harness.plane.post_dataset()
+    mortal = CrashingDatabase(harness.plane.context.database, FaultAtMoment(strikes_at=moment))
     died = False
     try:
-        asyncio.run(office.deliverer(mortal).round())
-    except Death:
+        asyncio.run(harness.deliverer(mortal).round())
+    except Crash:
         died = True
     assert died == (moment <= 9), "three transactions, three moments each"
-    office.plane.clock.advance(61)
-    office.deliver()
+    harness.plane.clock.advance(61)
+    harness.deliver()
     assert 1 <= len(receiver.received) <= 2
     assert len({message.headers["webhook-id"] for message in receiver.received}) == 1
-    (delivery,) = office.deliveries(webhook["id"])
+    (delivery,) = harness.deliveries(webhook["id"])
     assert delivery["delivered_at"] is not None
 
 
 def test_two_services_do_not_send_to_a_webhook_at_once(
-    office: PostOffice, receiver: Receiver
+    harness: WebhookHarness, receiver: Receiver
 ) -> None:
-    office.make(receiver.url)
+    harness.make(receiver.url)
     for number in range(10):
-        office.plane.post_dataset(f"set-{number}")
+        harness.plane.post_dataset(f"set-{number}")
 
     async def both() -> None:
-        await asyncio.gather(office.deliverer().round(), office.deliverer().round())
+        await asyncio.gather(harness.deliverer().round(), harness.deliverer().round())
 
     asyncio.run(both())
     ids = [message.headers["webhook-id"] for message in receiver.received]
     assert len(ids) == len(set(ids)) == 10
 
 
-def test_the_loop_outlives_an_outage_and_ends_when_told(
-    office: PostOffice, receiver: Receiver, caplog: pytest.LogCaptureFixture
+def test_the_loop_survives_an_outage_and_ends_when_stopped(
+    harness: WebhookHarness, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Run for real, in a thread: without a database first, then with one."""
-    office.make(receiver.url)
-    office.plane.post_dataset()
-    database, stop = office.plane.context.database, threading.Event()
+    harness.make(receiver.url)
+    harness.plane.post_dataset()
+    database, stop = harness.plane.context.database, threading.Event()
     with database.write() as connection:
         connection.exec_driver_sql("ALTER TABLE webhooks RENAME TO hidden")
-    deliverer = office.deliverer(pause_seconds=0.05)
+    deliverer = harness.deliverer(pause_seconds=0.05)
     thread = threading.Thread(target=deliverer.run, args=[stop], daemon=True)
     thread.start()
     _until(lambda: "webhooks are not delivered; will retry" in caplog.messages)
     with database.write() as connection:
         connection.exec_driver_sql("ALTER TABLE hidden RENAME TO webhooks")
-    _until(lambda: office.outcomes == ["delivered"])
+    _until(lambda: harness.outcomes == ["delivered"])
     assert thread.is_alive()
     stop.set()
     thread.join(60)

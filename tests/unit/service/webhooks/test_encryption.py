@@ -84,7 +84,7 @@ def _test_message(site: Site, webhook: str) -> None:
     assert site.plane.client.post(f"/v1/webhooks/{webhook}/test").status_code == 202
 
 
-def test_a_secret_is_stored_encrypted_and_signs_all_the_same(site: Site) -> None:
+def test_a_secret_is_stored_encrypted_and_still_signs(site: Site) -> None:
     plane = site.start(NEW)
     webhook, secret = _make(site)
     (found,) = stored(plane)

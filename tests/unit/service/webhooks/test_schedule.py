@@ -26,7 +26,7 @@ def test_each_pause_is_longer_than_the_one_before() -> None:
     assert shortest == list(STEPS)
 
 
-def test_messages_that_failed_together_come_back_apart() -> None:
+def test_messages_that_failed_together_are_retried_apart() -> None:
     assert len({seconds_to_next(2) for _ in range(20)}) > 10
 
 
@@ -36,7 +36,7 @@ def test_there_is_a_last_attempt() -> None:
     assert seconds_to_next(MAX_ATTEMPTS, retry_after=60) is None
 
 
-def test_a_wish_is_followed_up_to_a_day() -> None:
+def test_retry_after_is_respected_up_to_a_day() -> None:
     assert seconds_to_next(1, retry_after=600) == 600
     assert seconds_to_next(1, retry_after=10**9) == 86400
     assert seconds_to_rest(600, retry_after=600) == 600

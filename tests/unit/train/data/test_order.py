@@ -16,7 +16,7 @@ from workers.train.data.order import (
 
 
 @given(rows=st.integers(0, 10**10), count=st.integers(1, 300))
-def test_lanes_cut_the_dataset_without_gap_or_overlap(rows: int, count: int) -> None:
+def test_virtual_shards_partition_the_dataset(rows: int, count: int) -> None:
     shards = VirtualShards(rows, count)
     assert shards.start(0) == 0
     assert shards.start(count) == rows
@@ -26,7 +26,7 @@ def test_lanes_cut_the_dataset_without_gap_or_overlap(rows: int, count: int) -> 
 
 
 @given(rows=st.integers(1, 10**9), count=st.integers(1, 300), batch=st.integers(1, 70_000))
-def test_lanes_share_every_batch_and_give_no_more_than_they_have(
+def test_virtual_shards_share_every_batch_within_their_rows(
     rows: int, count: int, batch: int
 ) -> None:
     shards, updates = VirtualShards(rows, count), rows // batch
@@ -43,7 +43,7 @@ def test_lanes_share_every_batch_and_give_no_more_than_they_have(
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 100, 1000])
 @pytest.mark.parametrize("shard", [0, 3, 9])
-def test_windows_have_each_row_of_a_lane_once(rows: int, shard: int) -> None:
+def test_windows_have_each_row_of_a_virtual_shard_once(rows: int, shard: int) -> None:
     shards = VirtualShards(rows, count=10)
     seen = []
     for window in shard_windows(shard, shards, block=4, seed=(5, 0)):
@@ -53,7 +53,7 @@ def test_windows_have_each_row_of_a_lane_once(rows: int, shard: int) -> None:
     assert sorted(seen) == list(range(shards.start(shard), shards.start(shard + 1)))
 
 
-def test_windows_differ_by_seed_epoch_and_lane_and_by_nothing_else() -> None:
+def test_windows_depend_on_seed_epoch_and_virtual_shard_only() -> None:
     shards = VirtualShards(10_000, count=10)
 
     def order(shard: int, seed: tuple[int, int]) -> list[int]:
@@ -65,7 +65,7 @@ def test_windows_differ_by_seed_epoch_and_lane_and_by_nothing_else() -> None:
     assert all(other != order(0, (1, 0)) for other in others)
 
 
-def test_all_lanes_do_not_need_new_rows_at_once() -> None:
+def test_virtual_shards_do_not_all_need_new_rows_at_once() -> None:
     """Their first windows differ in length, so what is read is spread over the updates."""
     shards = VirtualShards(256 * 1000)
     lengths = [len(next(shard_windows(shard, shards, 8, (0, 0)))) for shard in range(32)]
@@ -95,7 +95,7 @@ def test_every_row_is_seen_and_the_order_depends_on_the_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 5, 6])
-def test_order_goes_on_where_it_was_left(start: int) -> None:
+def test_the_order_resumes_where_it_was_left(start: int) -> None:
     plan = Plan(batch_size=30, epochs=2, seed=5)
     rest = list(permuted_batches(100, plan, start))
     whole = list(permuted_batches(100, plan))[start:]

@@ -46,7 +46,7 @@ def test_rows_and_their_order_do_not_depend_on_shards_and_row_groups(
 @pytest.mark.parametrize(
     ("start", "stop"), [(0, 1), (2, 4), (3, 2903), (2902, 2905), (1500, 5500), (5999, 6000), (7, 7)]
 )
-def test_only_the_rows_asked_for_come(shards: list[Shard], start: int, stop: int) -> None:
+def test_only_the_requested_rows_are_read(shards: list[Shard], start: int, stop: int) -> None:
     found = [row for rows in read_rows(shards, start, stop) for row in rows.first_BF[:, 0]]
     expected, _ = numbered_rows(ROWS)
     assert np.array_equal(found, expected[start:stop, 0])
@@ -95,7 +95,7 @@ def own_memory() -> int:
 
 @pytest.mark.parametrize("group_rows", [4096, 320_000])
 def test_memory_of_reading_does_not_grow_with_shards(tmp_path: Path, group_rows: int) -> None:
-    """Two are read at a time, whatever their row groups are."""
+    """Two are read at a time, with any row groups."""
     rows, width = 640_000, 64
     features = np.random.default_rng(0).standard_normal((rows, width), np.float32)
     halves = (rows // 2, rows // 2)

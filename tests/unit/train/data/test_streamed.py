@@ -78,7 +78,7 @@ def test_a_batch_is_a_sample_of_the_whole_dataset(shards: list[Shard]) -> None:
 
 
 @pytest.mark.parametrize("start", [1, 5, 6, 7, 11, 12])
-def test_stream_goes_on_where_it_was_left(shards: list[Shard], start: int) -> None:
+def test_a_stream_resumes_where_it_was_left(shards: list[Shard], start: int) -> None:
     assert batches_of(shards, PLAN, 2, start) == batches_of(shards, PLAN, 2)[start:]
 
 
@@ -114,7 +114,7 @@ def test_float16_and_float32_shards_go_together(tmp_path: Path) -> None:
     assert float(values[500]) == pytest.approx(501.1, abs=1e-4)
 
 
-def test_transform_meets_every_batch(shards: list[Shard]) -> None:
+def test_the_transform_is_applied_to_every_batch(shards: list[Shard]) -> None:
     def doubled(rows: PairedRows) -> PairedRows:
         return PairedRows(rows.first_NI * 2, rows.second_NJ, rows.first_keys_N, rows.second_keys_N)
 
@@ -130,7 +130,7 @@ def test_transform_meets_every_batch(shards: list[Shard]) -> None:
         ({"blake3": None, "sha256": "0" * 64}, "SHA-256"),
     ],
 )
-def test_shard_of_other_bytes_is_refused_in_words(
+def test_a_shard_of_other_bytes_is_rejected_with_a_message(
     shards: list[Shard], known: dict[str, str | None], name: str
 ) -> None:
     wrong = shards[1].model_copy(update=known)
@@ -147,14 +147,14 @@ def test_shard_without_a_blake3_is_read_as_before(shards: list[Shard]) -> None:
     assert all(torch.equal(new.first_NI, old.first_NI) for new, old in chunks)
 
 
-def test_shard_that_is_gone_is_refused_in_words(shards: list[Shard]) -> None:
+def test_a_missing_shard_is_rejected_with_a_message(shards: list[Shard]) -> None:
     gone = shards[1].model_copy(update={"uri": shards[1].uri + ".gone"})
     rows = StreamedRows([shards[0], gone], WIDTHS)
     with pytest.raises(InvalidDataset, match="there is no such object"):
         list(rows.batches(PLAN, World(0, 1), same))
 
 
-def test_a_disk_without_room_is_found_out_with_the_first_rows(shards: list[Shard]) -> None:
+def test_a_disk_without_room_is_detected_with_the_first_rows(shards: list[Shard]) -> None:
     rows = StreamedRows(shards, WIDTHS, Scratch(limit=ROWS * sum(WIDTHS) * 2))  # Keys need more.
     with pytest.raises(StorageUnavailable, match="CMCL_SCRATCH_BYTES"):
         next(iter(rows.chunks(World(0, 1))))

@@ -1,4 +1,4 @@
-"""What Ray Train's controller tells of a group that it replaces."""
+"""Failures of a group that Ray Train's controller replaces."""
 
 import inspect
 import pickle
@@ -32,11 +32,11 @@ from workers.train.pool.ranks import FailureReporter, report_failure
 
 
 def told_of(*states: TrainControllerState) -> list[str]:
-    told: list[str] = []
-    callback = FailureReporter(told.append)
+    reported: list[str] = []
+    callback = FailureReporter(reported.append)
     for state in states:
         callback.after_controller_state_update(RunningState(), state)
-    return told
+    return reported
 
 
 def lost(*, preempted: bool) -> TrainingFailedError:
@@ -62,7 +62,7 @@ def test_ranks_that_end_with_an_error_have_died() -> None:
     ],
     ids=["runs", "grows", "drained", "preempted", "no-room"],
 )
-def test_no_group_has_died_that_ran_grew_was_preempted_or_found_no_room(
+def test_running_growing_preempted_and_waiting_groups_have_not_died(
     state: TrainControllerState,
 ) -> None:
     assert told_of(state) == []

@@ -39,7 +39,7 @@ def test_other_messages_are_refused(line: bytes) -> None:
         Request.from_line(line)
 
 
-def test_priority_that_there_is_not_is_refused() -> None:
+def test_an_unknown_priority_is_rejected() -> None:
     line = REQUEST.to_line().replace(b'"high"', b'"highest"')
     with pytest.raises(ValueError, match="priority is 'highest'; it must be one of"):
         Request.from_line(line)
@@ -52,7 +52,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_socket_lies_in_a_folder_of_ours_alone(folder: Path) -> None:
+def test_the_socket_is_in_a_private_folder(folder: Path) -> None:
     path = socket_path("10.0.0.1:6379")
     assert path.name == "6379.sock"
     assert path.parent.stat().st_mode & 0o777 == 0o700
@@ -97,7 +97,7 @@ def test_job_waits_for_the_final_answer(listener: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("lines", [(), (status_to_line(AttemptStatus("working")),)])
-def test_job_goes_on_alone_when_the_pool_dies(
+def test_a_job_trains_with_its_own_ranks_if_the_pool_dies(
     listener: socket.socket, lines: tuple[bytes, ...]
 ) -> None:
     playing = answer_with(listener, *lines)
@@ -105,7 +105,7 @@ def test_job_goes_on_alone_when_the_pool_dies(
     playing.join()
 
 
-def test_job_goes_on_alone_when_the_group_is_another_and_reports_why(
+def test_a_job_trains_with_its_own_ranks_if_the_group_differs_and_reports_why(
     listener: socket.socket, tmp_path: Path
 ) -> None:
     attempt = Attempt((tmp_path / "store").as_uri(), "job-1", 2)
@@ -114,19 +114,19 @@ def test_job_goes_on_alone_when_the_group_is_another_and_reports_why(
     playing = answer_with(listener, answer, expected=request)
     assert client.train_in_pool(request) is None
     playing.join()
-    told = Progress.model_validate_json(
+    progress = Progress.model_validate_json(
         (tmp_path / "store" / run_progress("job-1", 2)).read_bytes()
     )
-    assert (told.phase, told.note) == (
+    assert (progress.phase, progress.note) == (
         "starting",
         "this attempt starts its own ranks: CMCL_RANKS is 4",
     )
 
 
-def test_job_that_stands_in_line_reports_progress(listener: socket.socket, tmp_path: Path) -> None:
+def test_a_queued_job_reports_progress(listener: socket.socket, tmp_path: Path) -> None:
     attempt = Attempt((tmp_path / "store").as_uri(), "job-1", 2)
     progress = tmp_path / "store" / run_progress("job-1", 2)
-    told: list[str] = []
+    phases: list[str] = []
 
     def play() -> None:
         connection, _ = listener.accept()
@@ -134,11 +134,11 @@ def test_job_that_stands_in_line_reports_progress(listener: socket.socket, tmp_p
             connection.recv(1 << 16)
             while not progress.exists():
                 time.sleep(0.01)
-            told.append(Progress.model_validate_json(progress.read_bytes()).phase)
+            phases.append(Progress.model_validate_json(progress.read_bytes()).phase)
             connection.sendall(status_to_line(AttemptStatus("done")))
 
     playing = threading.Thread(target=play)
     playing.start()
     assert client.train_in_pool(Request(attempt, SETUP)) == AttemptStatus("done")
     playing.join()
-    assert told == ["waiting"]
+    assert phases == ["waiting"]

@@ -41,7 +41,7 @@ def test_attempts_are_worked_on_in_order_of_arrival(queue: JobQueue) -> None:
     assert queue.status(FIRST).state == "done"
 
 
-def test_line_is_ordered_by_priority_then_arrival(queue: JobQueue) -> None:
+def test_the_queue_is_ordered_by_priority_then_arrival(queue: JobQueue) -> None:
     low, normal, high, later = (replace(FIRST, job=name) for name in ("l", "n", "h", "h-later"))
     queue.join(FIRST)
     queue.next(after=0)
@@ -59,7 +59,7 @@ def test_line_is_ordered_by_priority_then_arrival(queue: JobQueue) -> None:
     assert learned == [high, later, normal, low]
 
 
-def test_next_in_line_is_told_that_it_is(queue: JobQueue) -> None:
+def test_the_next_in_the_queue_is_notified(queue: JobQueue) -> None:
     queue.join(FIRST, "low")
     assert queue.status(FIRST).state == "working"
     queue.join(SECOND, "high")
@@ -71,7 +71,7 @@ def test_every_rank_gets_the_same_assignment(queue: JobQueue) -> None:
     assert queue.next(after=0) == queue.next(after=0) == Assignment(1, FIRST)
 
 
-def test_desk_is_empty_once_all_have_left(queue: JobQueue) -> None:
+def test_the_queue_is_empty_once_all_jobs_have_left(queue: JobQueue) -> None:
     join(queue, FIRST, SECOND)
     queue.next(after=0)
     queue.attempt_done(1)
@@ -81,7 +81,7 @@ def test_desk_is_empty_once_all_have_left(queue: JobQueue) -> None:
     assert queue.is_empty
 
 
-def test_refusal_is_told_in_its_words(queue: JobQueue) -> None:
+def test_a_rejection_is_reported_with_its_message(queue: JobQueue) -> None:
     join(queue, FIRST)
     queue.next(after=0)
     queue.attempt_failed(1, "a smaller learning rate")
@@ -116,7 +116,7 @@ def test_attempt_that_ranks_die_of_fails_with_their_last_words(queue: JobQueue) 
     assert (status.state, status.message) == ("failed", "the ranks failed 3 times: out of memory")
 
 
-def test_group_that_becomes_larger_has_not_died(queue: JobQueue) -> None:
+def test_a_growing_group_has_not_died(queue: JobQueue) -> None:
     join(queue, FIRST)
     queue.next(after=0)
     for _ in range(3 * RESTARTS):
@@ -127,7 +127,7 @@ def test_group_that_becomes_larger_has_not_died(queue: JobQueue) -> None:
     assert queue.status(FIRST).state == "working"
 
 
-def test_ranks_that_die_before_they_have_started_are_counted_for_who_waits_for_them() -> None:
+def test_ranks_that_die_before_they_have_started_are_counted_for_the_waiting_attempt() -> None:
     queue = JobQueue()
     assert join(queue, FIRST, SECOND) == ["working", "waiting"]
     for _ in range(RESTARTS):
@@ -141,7 +141,7 @@ def test_ranks_that_die_before_they_have_started_are_counted_for_who_waits_for_t
     assert queue.next(after=0) == Assignment(2, SECOND)
 
 
-def test_ranks_that_die_with_nothing_in_work_are_counted_for_who_waits_for_them() -> None:
+def test_ranks_that_die_with_nothing_in_work_are_counted_for_the_waiting_attempt() -> None:
     queue = JobQueue()
     join(queue, FIRST, SECOND)
     for _ in range(RESTARTS):
@@ -155,7 +155,7 @@ def test_ranks_that_die_with_nothing_in_work_are_counted_for_who_waits_for_them(
     assert queue.status(SECOND).state == "working"
 
 
-def test_nobody_pays_for_ranks_that_end_over_a_refused_attempt(queue: JobQueue) -> None:
+def test_ranks_lost_to_a_rejected_attempt_are_charged_to_no_attempt(queue: JobQueue) -> None:
     join(queue, FIRST)
     queue.next(after=0)
     queue.attempt_failed(1, "NaN in column b")
@@ -169,7 +169,7 @@ def test_nobody_pays_for_ranks_that_end_over_a_refused_attempt(queue: JobQueue) 
     assert queue.status(SECOND).state == "failed"
 
 
-def test_nobody_pays_for_ranks_that_end_over_an_abandoned_attempt(queue: JobQueue) -> None:
+def test_ranks_lost_to_an_abandoned_attempt_are_charged_to_no_attempt(queue: JobQueue) -> None:
     join(queue, FIRST, SECOND)
     queue.next(after=0)
     queue.leave(FIRST)
@@ -180,7 +180,7 @@ def test_nobody_pays_for_ranks_that_end_over_an_abandoned_attempt(queue: JobQueu
     assert queue.status(SECOND).state == "working"
 
 
-def test_deaths_are_counted_for_each_attempt_anew(queue: JobQueue) -> None:
+def test_deaths_are_counted_separately_for_each_attempt(queue: JobQueue) -> None:
     for number, attempt in enumerate((FIRST, SECOND), start=1):
         join(queue, attempt)
         queue.next(after=0)
@@ -226,7 +226,7 @@ def test_abandoned_attempt_that_ends_in_time_makes_room(queue: JobQueue) -> None
     assert queue.next(after=1) == Assignment(2, SECOND)
 
 
-def test_jobs_that_have_gone_leave_the_line(queue: JobQueue) -> None:
+def test_jobs_that_have_gone_leave_the_queue(queue: JobQueue) -> None:
     join(queue, FIRST, SECOND, THIRD)
     queue.next(after=0)
     queue.leave(SECOND)
@@ -249,7 +249,7 @@ def test_attempt_that_comes_after_its_successor_is_refused(queue: JobQueue) -> N
     assert join(queue, replace(FIRST, attempt=2), FIRST) == ["working", "failed"]
 
 
-def test_word_of_an_earlier_assignment_changes_nothing(queue: JobQueue) -> None:
+def test_status_of_an_earlier_assignment_changes_nothing(queue: JobQueue) -> None:
     join(queue, FIRST, SECOND)
     queue.next(after=0)
     queue.attempt_done(1)
@@ -259,7 +259,7 @@ def test_word_of_an_earlier_assignment_changes_nothing(queue: JobQueue) -> None:
     assert queue.status(SECOND).state == "working"
 
 
-def test_ranks_retire_after_so_many_attempts_and_new_ones_go_on(queue: JobQueue) -> None:
+def test_ranks_retire_after_so_many_attempts_and_new_ones_take_over(queue: JobQueue) -> None:
     for number in range(1, ATTEMPTS_PER_GROUP + 1):
         join(queue, FIRST)
         assert queue.next(after=number - 1) == Assignment(number, FIRST)
@@ -303,7 +303,7 @@ def test_idle_is_counted_from_the_end_of_the_last_attempt() -> None:
     assert queue.idle_seconds == 7.0
 
 
-def test_a_group_that_dies_over_what_nobody_wants_is_idle_from_then_on() -> None:
+def test_a_group_that_dies_on_an_abandoned_attempt_becomes_idle() -> None:
     now = [0.0]
     queue = JobQueue(lambda: now[0])
     queue.join(FIRST)

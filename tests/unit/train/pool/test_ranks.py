@@ -11,7 +11,7 @@ from workers.train.pool.queue import Retire
 
 
 class Called:
-    """An actor whose methods tell their names, and retire whoever asks for work."""
+    """An actor whose methods return their names, and retire a rank that requests work."""
 
     def __init__(self, story: list[str]) -> None:
         self._story = story
@@ -36,7 +36,7 @@ class Method:
     ("rank", "expected"),
     [(0, ["meet", "group_started", "meet", "next"]), (1, ["meet", "meet", "next"])],
 )
-def test_group_is_told_of_when_all_ranks_are_there_and_before_any_asks_for_work(
+def test_a_group_is_reported_once_all_ranks_joined_and_before_any_requests_work(
     rank: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     story: list[str] = []

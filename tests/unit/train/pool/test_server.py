@@ -24,8 +24,8 @@ class Scene:
         self.server = PoolServer(SETUP, 0.0, self.ended.set, times, lambda: self.now)
         self.server.queue.group_started()
 
-    async def ask(self, request: Request, told: AttemptStatus = WAITING) -> AttemptStatus:
-        return status_from_line(await self.server.poll(request.to_line(), status_to_line(told)))
+    async def ask(self, request: Request, last: AttemptStatus = WAITING) -> AttemptStatus:
+        return status_from_line(await self.server.poll(request.to_line(), status_to_line(last)))
 
     def finish(self, number: int) -> None:
         """What the ranks do with an assignment."""
@@ -38,24 +38,24 @@ def run(play: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(play(), SECONDS))
 
 
-def test_job_elsewhere_hears_of_every_change_until_it_has_its_answer() -> None:
+def test_a_remote_job_receives_every_change_until_its_result() -> None:
     async def play() -> None:
         scene = Scene(LONG)
         assert await scene.ask(FIRST) == WORKING
         second = asyncio.ensure_future(scene.ask(SECOND))
-        first = asyncio.ensure_future(scene.ask(FIRST, told=WORKING))
+        first = asyncio.ensure_future(scene.ask(FIRST, last=WORKING))
         await asyncio.sleep(0)
         scene.finish(1)
         assert await first == AttemptStatus("done")
         assert await second == WORKING
         scene.finish(2)
-        assert await scene.ask(SECOND, told=WORKING) == AttemptStatus("done")
+        assert await scene.ask(SECOND, last=WORKING) == AttemptStatus("done")
         assert scene.server.queue.is_empty
 
     run(play)
 
 
-def test_job_elsewhere_that_asks_no_more_has_gone() -> None:
+def test_a_remote_job_that_stops_polling_is_gone() -> None:
     async def play() -> None:
         scene = Scene(ServerTimeouts(call=0.01, absence=0.0))
         assert await scene.ask(FIRST) == WORKING
@@ -69,7 +69,7 @@ def test_job_elsewhere_that_says_so_has_gone_at_once() -> None:
     async def play() -> None:
         scene = Scene(LONG)
         await scene.ask(FIRST)
-        waiting = asyncio.ensure_future(scene.ask(FIRST, told=WORKING))
+        waiting = asyncio.ensure_future(scene.ask(FIRST, last=WORKING))
         await asyncio.sleep(0)
         scene.server.disconnect(FIRST.to_line())
         assert scene.server.queue.is_empty
@@ -79,7 +79,7 @@ def test_job_elsewhere_that_says_so_has_gone_at_once() -> None:
     run(play)
 
 
-def test_attempt_for_another_group_is_told_which_setting_differs_and_the_group_makes_room() -> None:
+def test_an_attempt_for_another_group_reports_the_differing_setting_and_the_group_ends() -> None:
     async def play() -> None:
         scene = Scene(LONG)
         await scene.ask(FIRST)
@@ -93,17 +93,17 @@ def test_attempt_for_another_group_is_told_which_setting_differs_and_the_group_m
         assert "about to end" in (await scene.ask(SECOND)).message, "it takes nobody any more"
         assert not scene.ended.is_set(), "who came before is served first"
         scene.finish(1)
-        assert await scene.ask(FIRST, told=WORKING) == AttemptStatus("done")
+        assert await scene.ask(FIRST, last=WORKING) == AttemptStatus("done")
         await scene.ended.wait()
 
     run(play)
 
 
-def test_job_of_other_code_is_turned_away_in_words() -> None:
+def test_a_job_of_other_code_is_rejected_with_a_message() -> None:
     async def play() -> None:
         scene = Scene(LONG)
-        told = status_from_line(await scene.server.poll(b"{}", status_to_line(WAITING)))
-        assert (told.state, "another release" in told.message) == ("rejected", True)
+        last = status_from_line(await scene.server.poll(b"{}", status_to_line(WAITING)))
+        assert (last.state, "another release" in last.message) == ("rejected", True)
         await scene.ended.wait()
 
     run(play)
@@ -119,7 +119,7 @@ def test_group_leaves_once_no_attempt_has_come_for_as_long_as_the_last_one_said(
             await asyncio.sleep(0.001)
         assert not leaving.done(), "it works"
         scene.finish(1)
-        assert await scene.ask(FIRST, told=WORKING) == AttemptStatus("done")
+        assert await scene.ask(FIRST, last=WORKING) == AttemptStatus("done")
         scene.now += 1799.0
         for _ in range(10):
             await asyncio.sleep(0.001)

@@ -127,19 +127,19 @@ def _fields(scanned: ScannedBody) -> Iterable[tuple[str, object]]:
         try:
             document = _parsed_with_short_integers(body)
         except _LongIntegers as error:
-            return _left_to_the_parser(body, str(error))
+            return _defer_to_parser(body, str(error))
         except _NOT_JSON:
-            return _left_to_the_parser(body, _what_is_wrong(body))
+            return _defer_to_parser(body, _error_message(body))
     if not isinstance(document, simdjson.Object):
         return ()
     _check_few(len(document))
     names = list(document.keys())
     if len(names) != len(set(names)):  # Of two the parser takes the last, and simdjson the first.
-        return _left_to_the_parser(body, "the body has a field more than once; permitted is once")
+        return _defer_to_parser(body, "the body has a field more than once; permitted is once")
     return [(name, document[name]) for name in names]
 
 
-def _left_to_the_parser(body: bytes, problem: str) -> Iterable[tuple[str, object]]:
+def _defer_to_parser(body: bytes, problem: str) -> Iterable[tuple[str, object]]:
     """It has a message for every error, and no bounds: a large body is refused."""
     if len(body) > _MOST_BYTES_OF_THE_OTHER:
         raise InvalidRequest(problem, code="invalid_json")
@@ -182,7 +182,7 @@ def _long_runs(body: bytes) -> Iterator[tuple[int, int]]:
         start = digits.find(_LONG, end)
 
 
-def _what_is_wrong(body: bytes) -> str:
+def _error_message(body: bytes) -> str:
     """The message for a body that is too large for the parser's own."""
     finite = body
     for name in _NO_NUMBERS:

@@ -130,7 +130,7 @@ def validated(model: type[M], body: bytes) -> M:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise _worded(error, model) from None
+        raise _invalid_request(error, model) from None
 
 
 def parse_parameters(model: type[M], parameters: Mapping[str, str]) -> M:
@@ -138,17 +138,17 @@ def parse_parameters(model: type[M], parameters: Mapping[str, str]) -> M:
     try:
         return model.model_validate_strings(parameters)
     except ValidationError as error:
-        raise _worded(error, model) from None
+        raise _invalid_request(error, model) from None
 
 
-def _worded(error: ValidationError, model: type[BaseModel]) -> InvalidRequest:
-    detail = _most_telling(error.errors(include_url=False))
+def _invalid_request(error: ValidationError, model: type[BaseModel]) -> InvalidRequest:
+    detail = _most_specific(error.errors(include_url=False))
     field = str(detail["loc"][0]) if detail["loc"] else None
     code = "invalid_json" if detail["type"] == "json_invalid" else None
     return InvalidRequest(_message(detail, field, model), param=field, code=code)
 
 
-def _most_telling(details: list[ErrorDetails]) -> ErrorDetails:
+def _most_specific(details: list[ErrorDetails]) -> ErrorDetails:
     """Choose one of the errors of a union, which are reported for each kind of value.
 
     That of items, where the first entry is one; otherwise the one that got furthest.

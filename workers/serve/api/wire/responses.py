@@ -109,7 +109,7 @@ class ModelVersions(BaseModel):
 
 
 class ModelCandidate(BaseModel):
-    """The version on trial."""
+    """The canary version."""
 
     version: int
     share: float

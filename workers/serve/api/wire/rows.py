@@ -40,7 +40,7 @@ def width_of(modality: str, spec: ModelSpec, field: str = "modality") -> int:
     return width
 
 
-def a_feature(modality: str) -> str:
+def feature_label(modality: str) -> str:
     """Return how messages refer to a row."""
     return f"a feature of modality {modality!r}"
 

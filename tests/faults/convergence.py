@@ -1,12 +1,12 @@
-"""The end of a story: the world is healthy again, and everything comes to an end by itself."""
+"""Convergence: once the world is healthy again, every job ends by itself."""
 
 from collections.abc import Sequence
 
 from service.launchers.port import LaunchState
 from service.states import JobState
-from tests.faults.invariants import Witness
-from tests.faults.lives import is_quiet
+from tests.faults.invariants import InvariantChecker
 from tests.faults.replica import Replica
+from tests.faults.scenarios import is_quiet
 from tests.faults.world import World
 
 _MOST_ROUNDS = 400
@@ -14,7 +14,7 @@ _MOST_ROUNDS = 400
 _STILL_ROUNDS = 4
 
 
-def come_to_an_end(world: World, replicas: Sequence[Replica], witness: Witness) -> None:
+def converge(world: World, replicas: Sequence[Replica], checker: InvariantChecker) -> None:
     """Raises AssertionError that names what is stuck."""
     world.cluster.heal()
     for replica in replicas:
@@ -33,11 +33,11 @@ def come_to_an_end(world: World, replicas: Sequence[Replica], witness: Witness) 
             break
     for replica in replicas:
         replica.round()
-    witness.look_at_the_end()
+    checker.check_at_the_end()
 
 
 def serve(world: World) -> None:
-    """The cluster does what it is asked to."""
+    """Run what is on the cluster."""
     for attempt in list(world.cluster.alive):
         state = world.cluster.word(attempt)
         if state == LaunchState.RUNNING:
@@ -47,7 +47,7 @@ def serve(world: World) -> None:
 
 
 def _approve(world: World) -> None:
-    """People say yes to everything, also to what was rejected, and at any moment."""
+    """Approve everything, also what was rejected, at any moment."""
     for job in world.jobs():
         if job.state in (JobState.HELD, JobState.REJECTED):
             world.approve(job.id)

@@ -126,7 +126,7 @@ def test_retry_yields_to_the_same_dataset_posted_again(plane: ControlPlane) -> N
     assert again in response.json()["detail"]
 
 
-def test_two_models_cancel_apart(plane: ControlPlane) -> None:
+def test_two_models_cancel_independently(plane: ControlPlane) -> None:
     plane.create_model("sounds")
     first, second = plane.post_dataset(), plane.post_dataset(model="sounds")
     plane.tick_to(first, JobState.RUNNING)

@@ -1,6 +1,6 @@
-"""`python -m tests.ray.slow_looker STORE`: a replica of the cluster without HTTP.
+"""`python -m tests.ray.slow_follower STORE`: a replica of the cluster without HTTP.
 
-It looks at the store by itself once an hour, and prints what it hears and what it swaps to.
+It polls the store once an hour, and prints announcements and swaps.
 """
 
 import sys
@@ -26,7 +26,7 @@ class PrintedMetrics(RecordedMetrics):
     """What the test reads."""
 
     def connected(self, announcements: bool) -> None:
-        print("hears" if announcements else "is deaf", flush=True)
+        print("connected" if announcements else "disconnected", flush=True)
 
     def swapped(self, model: str, version: int, seconds: float) -> None:
         print(f"{model}@{version}", flush=True)

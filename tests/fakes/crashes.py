@@ -1,7 +1,7 @@
-"""A process that can die, or hear an error, at each contact with the outside world.
+"""A process that can crash, or get an error, at each call to the outside world.
 
-What becomes of a contact is its fate's business: `Lifeline` counts and strikes once; the fault tests
-have another one, which lets two processes go on by turns.
+A fault injector decides what becomes of a contact: `FaultAtMoment` counts and strikes once; the fault tests
+have another one, which runs two processes alternately.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +21,8 @@ from workers.storage.object_store import ObjectStore, PresignedPut
 T = TypeVar("T")
 
 
-class Death(BaseException):
-    """Not an Exception: nothing in the control plane may catch it and go on."""
+class Crash(BaseException):
+    """Not an Exception: nothing in the control plane may catch it and continue."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Contact:
     has_effect: bool = True
 
 
-class Fate(Protocol):
+class FaultInjector(Protocol):
     """Each may raise Death, or the contact's error."""
 
     def before(self, contact: Contact) -> None:
@@ -48,22 +48,22 @@ class Fate(Protocol):
         ...
 
     def after(self, contact: Contact) -> None:
-        """It was done, and nobody has heard of it yet."""
+        """It was done, and the result was not yet returned."""
         ...
 
 
-def around(fate: Fate, contact: Contact, work: Callable[[], T]) -> T:
-    """A call that may be the last: not done, or done and never heard of."""
+def around(fate: FaultInjector, contact: Contact, work: Callable[[], T]) -> T:
+    """A call that may be the last: not done, or done without a reply."""
     fate.before(contact)
     answer = work()
     fate.after(contact)
     return answer
 
 
-class Lifeline:
+class FaultAtMoment:
     """Counts the moments around contacts that have an effect, and strikes at one of them.
 
-    With `deadly` the process dies there; without, it is told that nobody answered, which is false
+    With `deadly` the process dies there; without, it gets an error as of a call without a reply, wrong
     where the effect took place: a lost reply.
     """
 
@@ -74,15 +74,15 @@ class Lifeline:
         self._deadly = deadly
 
     def before(self, contact: Contact) -> None:
-        """See Fate."""
+        """See FaultInjector."""
         self._moment("before", contact)
 
     def inside(self, contact: Contact) -> None:
-        """See Fate."""
+        """See FaultInjector."""
         self._moment("inside", contact)
 
     def after(self, contact: Contact) -> None:
-        """See Fate."""
+        """See FaultInjector."""
         self._moment("after", contact)
 
     def _moment(self, when: str, contact: Contact) -> None:
@@ -93,13 +93,13 @@ class Lifeline:
             return
         self.struck = f"{when} {contact.port}.{contact.method}"
         words = f"{self.struck} {contact.about}, moment {self.moments} (on purpose)"
-        raise (Death if self._deadly else contact.error)(words)
+        raise (Crash if self._deadly else contact.error)(words)
 
 
-class MortalDatabase(Database):
+class CrashingDatabase(Database):
     """Strikes before a transaction, before its commit, or after it."""
 
-    def __init__(self, database: Database, fate: Fate) -> None:
+    def __init__(self, database: Database, fate: FaultInjector) -> None:
         super().__init__(database.engine, database.writer_lock)
         self._fate = fate
 
@@ -121,10 +121,10 @@ class MortalDatabase(Database):
             yield connection
 
 
-class MortalLauncher:
+class CrashingLauncher:
     """A launcher that is called by a dying process; it lives on itself."""
 
-    def __init__(self, launcher: Launcher, fate: Fate) -> None:
+    def __init__(self, launcher: Launcher, fate: FaultInjector) -> None:
         self._launcher = launcher
         self._fate = fate
 
@@ -149,10 +149,10 @@ class MortalLauncher:
         return around(self._fate, contact, work)
 
 
-class MortalStore:
+class CrashingStore:
     """A store that is called by a dying process; what was written stays."""
 
-    def __init__(self, store: ObjectStore, fate: Fate) -> None:
+    def __init__(self, store: ObjectStore, fate: FaultInjector) -> None:
         self.uri = store.uri
         self._store = store
         self._fate = fate

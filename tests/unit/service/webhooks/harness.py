@@ -1,4 +1,4 @@
-"""What tests of deliveries do again and again."""
+"""Helpers for tests of deliveries."""
 
 import asyncio
 from typing import Any
@@ -9,8 +9,8 @@ from service.events.webhook_sender import Sender
 from tests.fakes.control_plane import ControlPlane
 
 
-class PostOffice:
-    """A control plane whose deliveries go out when the test says so."""
+class WebhookHarness:
+    """A control plane whose deliveries are sent when the test sends them."""
 
     def __init__(self, plane: ControlPlane, answer_seconds: float = 15) -> None:
         self.plane = plane

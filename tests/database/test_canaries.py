@@ -1,4 +1,4 @@
-"""Trials on both databases: of several that decide at once, one does."""
+"""Canaries on both databases: of several concurrent decisions, one takes effect."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,12 +7,12 @@ from threading import Barrier
 from service.database.queries import canaries
 from service.registry import canary_rule
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.replica_words import agreement, observe
+from tests.fakes.observations import agreement, observe
 
 CANDIDATE = "/v1/models/scenes/candidate"
 
 
-def test_a_trial_is_judged_once_by_many(tmp_path: Path, database_url: str) -> None:
+def test_a_canary_is_judged_once_by_concurrent_replicas(tmp_path: Path, database_url: str) -> None:
     plane = ControlPlane(tmp_path, database_url=database_url)
     plane.create_model()
     for name in ("one", "two"):
@@ -23,13 +23,13 @@ def test_a_trial_is_judged_once_by_many(tmp_path: Path, database_url: str) -> No
     plane.tick()
     observe(plane.store, shadowed=5, pairs=agreement(5, 0.75))
     with plane.context.database.read() as connection:
-        trial = canaries.running(connection, "scenes")
-    assert trial is not None
+        record = canaries.running(connection, "scenes")
+    assert record is not None
     ready = Barrier(4)
 
     def look(_: int) -> None:
         ready.wait()
-        canary_rule.judge_canary(plane.context, trial)
+        canary_rule.judge_canary(plane.context, record)
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(look, range(4)))

@@ -1,4 +1,4 @@
-"""Lives of a dataset: what users and the cluster do in each, whatever the control plane does.
+"""Scenarios of a dataset: what users and the cluster do, independently of the control plane.
 
 They react to what they see after each round, so they are the same life also when a replica dies in
 the middle of it.
@@ -13,7 +13,7 @@ from service.database.queries import canaries, models, versions
 from service.database.rows import JobRecord
 from service.launchers.port import LaunchState
 from service.states import TERMINAL, JobState
-from tests.fakes.replica_words import observe
+from tests.fakes.observations import observe
 from tests.faults.world import BAD, MODEL, World
 from workers.storage.versions import read_live
 
@@ -21,7 +21,7 @@ Act = Callable[[World], None]
 
 
 @dataclass(frozen=True)
-class Life:
+class Scenario:
     """`ends`: the states in which its jobs end, in the order of their arrival.
 
     It is struck from where it `is_told_apart` from all others to where it `is_common` again.
@@ -31,7 +31,7 @@ class Life:
     begin: Act
     react: Act
     ends: tuple[JobState, ...]
-    is_told_apart: Callable[[World], bool] = lambda _: True
+    is_distinct: Callable[[World], bool] = lambda _: True
     is_common: Callable[[World], bool] = lambda _: False
 
 
@@ -58,7 +58,7 @@ def _two(world: World) -> None:
 
 
 def _serve(world: World) -> None:
-    """Whatever was submitted starts, and ends well."""
+    """Every submission starts, and succeeds."""
     for attempt in list(world.cluster.alive):
         _get_on(world, attempt)
 
@@ -118,7 +118,7 @@ def _with_policy(policy: GatePolicy) -> Act:
 
 
 def _said(word: Callable[[World, str], bool], state: JobState) -> Act:
-    """Somebody says it once about a job that is in that state."""
+    """A user does it once for a job in that state."""
 
     def react(world: World) -> None:
         _serve(world)
@@ -141,8 +141,8 @@ def _rolled_back(world: World) -> None:
         assert world.roll_back()
 
 
-def _tried(told: str) -> Act:
-    """The first version is tried beside the second, and a replica tells ten requests of one kind."""
+def _tried(outcome: str) -> Act:
+    """The first version is the canary beside the second, and a replica reports ten requests of one kind."""
 
     def react(world: World) -> None:
         _serve(world)
@@ -150,7 +150,7 @@ def _tried(told: str) -> Act:
             assert world.put_on_trial(1, RolloutRule(min_requests=10, promote_after=10))
         pointer = read_live(world.store, MODEL)
         if pointer is not None and pointer.candidate is not None:
-            observe(world.store, **{told: 10})
+            observe(world.store, **{outcome: 10})
 
     return react
 
@@ -175,7 +175,7 @@ def _is_repeated(world: World) -> bool:
     return any(job.attempt == 2 and job.state == JobState.RUNNING for job in world.jobs())
 
 
-PROMOTED, TAKEN_BACK = "tried and promoted", "tried and taken back"
+PROMOTED, ABORTED = "tried and promoted", "tried and taken back"
 RESUMED = "attempt lost behind a checkpoint"
 PUBLISHED, REJECTED = JobState.PUBLISHED, JobState.REJECTED
 HELD_FIRST = _with_policy(GatePolicy(manual_approval=True))
@@ -197,16 +197,16 @@ SAID = {
     "cancelled while held": (HELD_FIRST, World.cancel, JobState.HELD, JobState.CANCELLED),
 }
 
-LIVES = (
-    Life("two datasets", _two, _serve, (PUBLISHED, PUBLISHED)),
-    Life("bad rows", _bad, _serve, (JobState.FAILED,)),
-    Life("retried", _one, _retried, (PUBLISHED,), _was("trouble"), _is_repeated),
-    Life("branched", _one, _branched, (PUBLISHED,), _was("branch")),
-    Life("rolled back", _two, _rolled_back, (PUBLISHED, PUBLISHED), _was("roll back")),
-    Life(PROMOTED, _two, _tried("answered"), (PUBLISHED, PUBLISHED), _was("try")),
-    Life(TAKEN_BACK, _two, _tried("failed"), (PUBLISHED, PUBLISHED), _was("try")),
+SCENARIOS = (
+    Scenario("two datasets", _two, _serve, (PUBLISHED, PUBLISHED)),
+    Scenario("bad rows", _bad, _serve, (JobState.FAILED,)),
+    Scenario("retried", _one, _retried, (PUBLISHED,), _was("trouble"), _is_repeated),
+    Scenario("branched", _one, _branched, (PUBLISHED,), _was("branch")),
+    Scenario("rolled back", _two, _rolled_back, (PUBLISHED, PUBLISHED), _was("roll back")),
+    Scenario(PROMOTED, _two, _tried("answered"), (PUBLISHED, PUBLISHED), _was("try")),
+    Scenario(ABORTED, _two, _tried("failed"), (PUBLISHED, PUBLISHED), _was("try")),
     *(
-        Life(
+        Scenario(
             name,
             _one,
             _serve_but_first(trouble),
@@ -217,7 +217,7 @@ LIVES = (
         for name, trouble in TROUBLES.items()
     ),
     *(
-        Life(
+        Scenario(
             name,
             begin,
             _said(word, state),
@@ -229,8 +229,8 @@ LIVES = (
 )
 
 
-def check_end(world: World, life: Life) -> None:
-    """As this life must end, whatever happened on the way."""
+def check_end(world: World, life: Scenario) -> None:
+    """Whether the scenario has its only permitted end."""
     ended = tuple(job.state for job in world.jobs())
     assert ended == life.ends
     with world.database.read() as connection:
@@ -239,8 +239,8 @@ def check_end(world: World, life: Life) -> None:
     assert model.head == ended.count(PUBLISHED)
     if life.name in ("rolled back", PROMOTED):
         assert (model.live_version, model.live_generation) == (1, 3)
-    if life.name == TAKEN_BACK:
+    if life.name == ABORTED:
         assert (model.live_version, model.live_generation) == (2, 2)
     if life.name == RESUMED:
         (job,) = world.jobs()
-        assert (job.attempt, world.told(job).resume_from) == (2, world.checkpoints[0])
+        assert (job.attempt, world.spec_of(job).resume_from) == (2, world.checkpoints[0])

@@ -1,4 +1,4 @@
-"""What replicas would write about a trial."""
+"""Observations of a canary, as replicas write them."""
 
 from datetime import UTC, datetime
 
@@ -11,9 +11,9 @@ PAIR = "image--text"
 
 
 def observe(
-    store: ObjectStore, replica: str = "r1", model: str = "scenes", **told: object
+    store: ObjectStore, replica: str = "r1", model: str = "scenes", **changes: object
 ) -> Observation:
-    """One replica writes what it has seen of the trial that live.json shows."""
+    """Write the observation of one replica for the canary in live.json."""
     pointer = read_live(store, model)
     assert pointer is not None
     assert pointer.candidate is not None, "live.json shows no candidate"
@@ -23,7 +23,7 @@ def observe(
         "version": pointer.candidate.version,
         "at": datetime.now(UTC),
     }
-    observation = Observation.model_validate({**known, **told})
+    observation = Observation.model_validate({**known, **changes})
     key = layout.observation(model, pointer.candidate.revision, replica)
     store.put(key, observation.model_dump_json().encode())
     return observation

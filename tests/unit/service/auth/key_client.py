@@ -1,4 +1,4 @@
-"""Somebody with a key, in front of a control plane that asks for one."""
+"""Client that sends an API key to a control plane that requires one."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,13 @@ EVERY_SCOPE = ("admin", "embed", "read", "train", "write")
 
 
 def secret_of(key: str) -> str:
-    """All of it: a secret may hold underscores, as what stands before it does."""
+    """The whole secret: it may contain underscores, as the id before it does."""
     parsed = parse(key)
     assert parsed is not None, "not the form of a key"
     return parsed.secret
 
 
-class Holder(AppClient):
+class KeyClient(AppClient):
     """Sends the key with each request; `plane.client` can be one."""
 
     def __init__(self, plane: ControlPlane, key: str | None) -> None:
@@ -45,8 +45,8 @@ class Holder(AppClient):
         made: dict[str, str] = response.json()
         return made
 
-    def holder(
+    def client_with_key(
         self, name: str = "one", scopes: Sequence[str] = EVERY_SCOPE, **more: object
-    ) -> "Holder":
-        """Somebody with a new key."""
-        return Holder(self.plane, self.make_key(name, scopes, **more)["key"])
+    ) -> "KeyClient":
+        """A client with a new key."""
+        return KeyClient(self.plane, self.make_key(name, scopes, **more)["key"])
