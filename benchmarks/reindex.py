@@ -1,8 +1,10 @@
-"""Must stored vectors be made anew when a model has learned more, and can it be done without encoders?
+"""Must stored vectors be recomputed after a model has learned more, and is that possible without
+encoders?
 
 `python -m benchmarks.reindex DIR` learns a stream under three policies. For every dataset but the
-last, at the end against the version that learned it: what moments predict, what held-out rows say,
-and recall@10 of an index that is left as it was, migrated, or encoded anew.
+last it compares the last version with the one that learned the dataset: changes predicted from
+moments and measured on held-out rows, and recall@10 of an index that is left unchanged, migrated,
+or encoded again.
 Shapes: N held-out rows, E width of the embeddings.
 """
 
@@ -53,7 +55,7 @@ _BEST = 10
 
 @dataclass(frozen=True)
 class Learnt:
-    """A dataset, what the version that learned it knew, and what it remembers of the dataset."""
+    """A dataset, the state of the version that learned it, and its stored summary."""
 
     dataset: Dataset
     model_state: ModelState
@@ -62,11 +64,11 @@ class Learnt:
 
 @dataclass(frozen=True)
 class Side:
-    """One modality of a dataset: queries of its own kind on old vectors, and its migration.
+    """One modality of a dataset: queries of the same modality on old vectors, and its migration.
 
-    `own_predicted`, `own_measured`: change of the scores of its rows among themselves, stored by
-    the old version and queried by the new one. The map is that of its pooled moment in the version
-    that learned the dataset.
+    `own_predicted`, `own_measured`: change of scores within the modality, with vectors of the
+    old version and queries of the new one. The migration map comes from the modality's pooled
+    moment in the version that learned the dataset.
     """
 
     own_predicted: float
@@ -81,7 +83,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Reindexed:
-    """One dataset at the end. `recall_at_10` by what is searched; `sides` by modality."""
+    """Result for one dataset. `recall_at_10` by kind of index, `sides` by modality."""
 
     rows: int
     predicted: Compatibility
@@ -91,7 +93,7 @@ class Reindexed:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What the table shows."""
+        """Figures of the table."""
         sides = list(self.sides.values())
         measured = [side.measured for side in sides]
         return {
@@ -112,7 +114,7 @@ class Reindexed:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Learn, measure, print a table, leave the results in a folder."""
+    """Run the benchmark, print a table and write the results."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -152,9 +154,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _specs(options: argparse.Namespace, stream: Stream) -> dict[str, ModelSpec]:
-    """By name of the policy. Raises InvalidStream for a single dataset, ValidationError."""
+    """Return specs by policy name. Raises InvalidStream for a single dataset, and
+    ValidationError."""
     if len(stream.datasets) < 2:
-        raise InvalidStream(f"{options.folder}: it has 1 dataset, nothing is learned after it")
+        raise InvalidStream(f"{options.folder}: it has 1 dataset; at least 2 are needed")
     usual = TrainingSpec()
     training = {"batch_size": min(usual.batch_size, stream.fewest_rows)}
     training["epochs"] = usual.epochs if options.epochs is None else options.epochs
@@ -166,7 +169,7 @@ def _specs(options: argparse.Namespace, stream: Stream) -> dict[str, ModelSpec]:
 
 
 def learn_stream(stream: Sequence[Dataset], spec: ModelSpec) -> list[Learnt]:
-    """The datasets in order, with the product's own code; nothing that was known is lost."""
+    """Learn the datasets in order with the product's code, and keep every intermediate state."""
     found: list[Learnt] = []
     model_state = initial_state(spec)
     for dataset in stream:
@@ -180,7 +183,8 @@ def learn_stream(stream: Sequence[Dataset], spec: ModelSpec) -> list[Learnt]:
 
 
 def reindexed(learnt: Sequence[Learnt]) -> dict[str, Reindexed]:
-    """Every dataset but the last at the end, against the version that learned it."""
+    """Compare the last version with the one that learned each dataset, for all but the last
+    dataset."""
     new = learnt[-1].model_state.heads
     return {one.dataset.name: _reindexed(one, new) for one in learnt[:-1]}
 
@@ -218,14 +222,14 @@ def _side(one: Learnt, modality: str, new: ModalityHeads, found: Migration) -> S
 
 
 def _own_moments(one: Learnt, modality: str) -> PairMoments:
-    """Of a modality's rows against themselves."""
+    """Return moments of a modality's rows paired with themselves."""
     moments = one.remembered.read().moments
     own = moments.first if modality == one.dataset.pair.first else moments.second
     return PairMoments(own, own, own.sum_II)
 
 
 def _features(dataset: Dataset) -> dict[str, Tensor]:
-    """Held-out raw features by modality."""
+    """Return held-out raw features by modality."""
     rows = dataset.held_out.rows
     return dict(zip(dataset.pair.modalities, (rows.first_NI, rows.second_NJ), strict=True))
 
@@ -233,12 +237,14 @@ def _features(dataset: Dataset) -> dict[str, Tensor]:
 def _map(then: ModelState, modality: str, new: ModalityHeads) -> Migration:
     inputs = then.memory.inputs_of(modality)
     if inputs is None:
-        raise LookupError(f"the version that learned a dataset of {modality!r} has no moment of it")
+        raise LookupError(
+            f"the version that learned a dataset of {modality!r} stores no moment of it"
+        )
     return migration(inputs, then.heads.weights[modality], new.weights[modality])
 
 
 def _recalls(one: Learnt, new: ModalityHeads, maps: Mapping[str, Migration]) -> dict[str, float]:
-    """By what is searched: queries are the new version's, but for `both_old`."""
+    """Return recall by kind of index. Queries use the new version, except for `both_old`."""
     pair, rows, old = one.dataset.pair, one.dataset.held_out.rows, one.model_state.heads
     sides = _features(one.dataset)
     before = {modality: old.embed(modality, raw_NF) for modality, raw_NF in sides.items()}
@@ -259,7 +265,7 @@ def _recalls(one: Learnt, new: ModalityHeads, maps: Mapping[str, Migration]) -> 
 
 
 def recall_at_10(queries_NE: Tensor, index_NE: Tensor, rows: PairedRows) -> float:
-    """Share of queries with a row among the ten best that has the same item on either side."""
+    """Return the share of queries whose ten best rows include the same item on either side."""
     best_NK = (queries_NE @ index_NE.mT).topk(min(_BEST, len(index_NE)), dim=1).indices
     hits_NK = torch.zeros_like(best_NK, dtype=torch.bool)
     for keys_N in (rows.first_keys_N, rows.second_keys_N):
@@ -272,6 +278,6 @@ def _mixed(found: Compatibility) -> float:
 
 
 if __name__ == "__main__":
-    # Sums of two threads are rounded otherwise, and small products are quicker with one.
+    # The number of threads affects rounding, and small products are faster with one.
     torch.set_num_threads(1)
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""What the re-indexing benchmark leaves behind: a JSON document, a table, a page in Markdown."""
+"""Output of the re-indexing benchmark: a JSON document, a table, and a Markdown page."""
 
 import math
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ COLUMNS = (
     ("R@10 then", "recall_both_old"),
     ("old index", "recall_old_index"),
     ("migrated", "recall_migrated"),
-    ("anew", "recall_both_new"),
+    ("encoded again", "recall_both_new"),
     ("error", "migration_predicted"),
     ("held-out", "migration_measured"),
     ("cosine", "cosine_mean"),
@@ -35,21 +35,23 @@ COLUMNS = (
 )
 _HEADINGS = ["dataset", *(heading for heading, _ in COLUMNS)]
 EXPLAINED = (
-    "For each dataset, the last version against the one that learned it; both sides averaged. "
-    "Changes are relative (root mean square over all scores): as moments predict, then on held-out "
-    "rows. drift: after re-indexing. mixed: vectors stored by the old version, queries of the other "
-    "modality by the new one, against the scores before (unit: of unit vectors). own kind: queries "
-    "of the same modality instead. R@10, in points of percent: then, with the old version alone; "
-    "with queries by the new version on the old index, on the migrated one, and encoded anew. "
-    "error: of migrated unnormalised embeddings, relative. cosine: of migrated unit vectors with "
-    "those encoded anew, its first percentile, and without migrating."
+    "For each dataset, the last version compared with the one that learned it, averaged over both "
+    "sides. Changes are relative (root mean square over all scores): predicted from moments, then "
+    "measured on held-out rows. drift: after re-indexing. mixed: vectors stored by the old version, "
+    "queries of the other modality by the new one, compared with the earlier scores (unit: of unit "
+    "vectors). own kind: queries of the same modality instead. R@10, in percentage points: then, "
+    "with the old version alone; with queries by the new version on the old index, on the migrated "
+    "one, and on one encoded again. error: relative error of migrated unnormalised embeddings. "
+    "cosine: of migrated unit vectors with those encoded again, its first percentile, and without "
+    "migration."
 )
 
 
 def document(
     stream: Stream, spec: ModelSpec, methods: Mapping[str, Mapping[str, "Reindexed"]]
 ) -> dict[str, Any]:
-    """The JSON document: `datasets` in full, `figures` as in the table, `mean` over datasets."""
+    """Return the JSON document: `datasets` in full, `figures` as in the table, `mean` over
+    datasets."""
     return {
         "stream": stream.name,
         "width": spec.width,
@@ -80,7 +82,7 @@ def _method(found: Mapping[str, "Reindexed"]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """The same with null in place of infinity, for which JSON has no word."""
+    """Replace infinity by null, because JSON cannot represent it."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
@@ -89,7 +91,7 @@ def _finite(value: Any) -> Any:
 
 
 def _rows(method: Mapping[str, Any]) -> list[list[str]]:
-    """A line for each dataset and one for their mean."""
+    """Return one row per dataset, and one for their mean."""
     lines = {**method["figures"], "mean": method["mean"]}
     return [
         [dataset, *(_cell(name, figures[name]) for _, name in COLUMNS)]
@@ -111,7 +113,7 @@ def as_text(answer: Mapping[str, Any]) -> str:
 
 
 def markdown(answer: Mapping[str, Any], question: str) -> str:
-    """The page: question, machine, configuration, result."""
+    """Render the page."""
     tables = "\n\n".join(
         f"### {name}\n{_table(method)}" for name, method in answer["methods"].items()
     )

@@ -1,8 +1,8 @@
-"""Does search follow a swap of the model, and what does it cost?
+"""Does search use a new version after a swap, and what does that cost?
 
-`python -m benchmarks.search_follows DIR` learns a stream, puts its held-out rows into a collection
-and lets each version answer, one after another; then collections of growing size are followed and
-searched. Store, follower and indexes are the product's own.
+`python -m benchmarks.search_follows DIR` learns a stream, writes its held-out rows to a collection,
+and makes each version live in turn; then it indexes and searches collections of growing size.
+Store, indexer and indexes are the product's own.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _STEM = "search-follows"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the page, leave both forms in a folder."""
+    """Run the benchmark, print the page, and write page and document."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

@@ -1,7 +1,8 @@
-"""Does the memory of anything grow from job to job?
+"""Does the memory of any process grow from job to job?
 
-`python -m benchmarks.training_soak`: the whole local system, one dataset after another for model after
-model, all in the same warm ranks; after each job what every process has in memory.
+`python -m benchmarks.training_soak`: runs the whole local system and learns one dataset after
+another for several models, all in the same warm ranks, and records the memory of every process
+after each job.
 """
 
 import argparse
@@ -35,14 +36,14 @@ from cmcl.stack import LocalStack
 _RESULTS = Path(".cmcl/benchmarks")
 _STEM = "training-soak"
 _DOTS_PER_INCH = 110
-# By then everything has been imported, and each kind of dataset was met.
+# After these, all modules are imported and each kind of dataset has occurred.
 _SETTLED_MODELS = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it, leave a page, its picture and its document; status 1 if a job failed."""
+    """Run the benchmark and write page, plot and document. Return 1 if a job failed."""
     options = _parser().parse_args(arguments)
-    # As an error that unwinds: Ray would outlive this process otherwise.
+    # Raise, so that context managers stop Ray, which would otherwise outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     document = _measured(options)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
 def _jobs(
     client: Client, stream: Stream, options: argparse.Namespace
 ) -> Iterator[tuple[str, float]]:
-    """Of one dataset after another: how its job ended, and after how many seconds."""
+    """Learn one dataset after another. Yield the final state and duration of each job."""
     for number in range(options.models):
         model = f"soak-{number}"
         client.create_model(model, ModelSpec(width=options.width, modalities=stream.modalities))
@@ -109,18 +110,19 @@ def _markdown(document: Mapping[str, Any]) -> str:
         for words in [_words(document["growth"][name])]
     ]
     memory = (
-        "Memory is what a process has for itself, without what it shares with files. *Growth*: MiB per "
-        f"hundred jobs after the first {since}, with its 95 % interval.\n"
+        "Memory is private to a process, without mapped files. *Growth*: MiB per hundred jobs after "
+        f"the first {since}, with its 95 % interval.\n"
     )
     jobs = (
-        f"{len(document['failed'])} jobs failed. A job took {median(seconds[since : 2 * since]):.1f} s "
-        f"after the first {since} (median of as many), {median(seconds[-since:]):.1f} s in the end.\n"
+        f"{len(document['failed'])} jobs failed. A job took {median(seconds[since : 2 * since]):.1f} "
+        f"s after the first {since} (median of as many), and {median(seconds[-since:]):.1f} s at "
+        "the end.\n"
     )
     return "\n".join(
         [
-            "# Job after job in the same processes\n",
+            "# Many jobs in the same processes\n",
             "## Question",
-            "Does the memory of anything grow from job to job, and do jobs take longer?\n",
+            "Does the memory of any process grow from job to job, and do jobs take longer?\n",
             "## Machine",
             listed(document["machine"]),
             "\n## Configuration",
@@ -145,7 +147,7 @@ def _draw(document: Mapping[str, Any], path: Path) -> None:
     for name, sizes in document["mebibytes"].items():
         if len(sizes) == document["jobs"]:
             axis.plot(range(1, len(sizes) + 1), sizes, label=name.rpartition(" ")[0] or name)
-    axis.set(xlabel="jobs", ylabel="MiB of a process's own", xlim=(1, None), ylim=(0, None))
+    axis.set(xlabel="jobs", ylabel="private MiB of a process", xlim=(1, None), ylim=(0, None))
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=_DOTS_PER_INCH)
     plt.close(figure)
@@ -153,7 +155,9 @@ def _draw(document: Mapping[str, Any], path: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks.training_soak", description=__doc__)
-    parser.add_argument("--models", type=_models, default=12, help="each learns all datasets")
+    parser.add_argument(
+        "--models", type=_models, default=12, help="number of models; each learns all datasets"
+    )
     parser.add_argument("--width", type=count, default=512, help="of the embeddings")
     parser.add_argument("--ranks", type=count, default=2, help="that stay warm (default: 2)")
     parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
@@ -162,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _models(text: str) -> int:
-    """So many that something is left once the system has settled."""
+    """Parse a number of models that exceeds the warm-up."""
     if (models := count(text)) <= _SETTLED_MODELS:
         raise argparse.ArgumentTypeError(f"{text} is too few: at least {_SETTLED_MODELS + 1}")
     return models

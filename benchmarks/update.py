@@ -237,12 +237,13 @@ def _ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[st
 def markdown(answer: Mapping[str, Any]) -> str:
     """The page: question, machine, configuration, result."""
     question = (
-        "What does protection cost at run time: per update (forward, backward, optimizer), at the "
-        "start of a dataset, and for its moments? Beside plain training and the published order."
+        "What does protection cost at run time, compared with plain training and the published "
+        "order: per update (forward, backward, optimizer), at the start of a dataset, and for its "
+        "moments?"
     )
     configuration = {
         "width": f"E = I = {answer['width']}",
-        "rounds": f"{answer['repeats']} after one of warm-up; every round measures all by turns",
+        "rounds": f"{answer['repeats']} after one of warm-up; every round alternates between all",
         "figures": "medians; ratios are medians of the ratios within each round",
         "blocked shares of the two heads": answer["blocked_shares"],
     }
@@ -281,8 +282,7 @@ def _start_table(start: Mapping[str, Any]) -> str:
         f"Start of a dataset: {start['ours']:.0f} ms (p95 {start['ours_p95']:.0f}), published "
         f"{start['published']:.0f} ms (p95 {start['published_p95']:.0f}), ratio "
         f"{start['ratio']:.2f}. Sealing the input bases when a dataset ends: {start['seal']:.0f} ms. "
-        f"All that the product does after earlier datasets of the very pair, "
-        f"by their number: {earlier}."
+        f"Complete start after earlier datasets of the same pair, by their number: {earlier}."
     )
 
 

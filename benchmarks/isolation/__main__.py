@@ -256,7 +256,7 @@ def _document(
                 f"{kind} {rate:g}" for kind, rate in RATES.items()
             ),
             "datasets of the other owner": "one during each attack" if options.datasets else "none",
-            "connections": f"{options.scale:g} times those of the description",
+            "connections": f"{options.scale:g} times those in the descriptions",
             "attacker": "on the same machine, one process, source address 127.0.0.2",
         },
         "machine": machine(),

@@ -1,8 +1,8 @@
-"""The accelerators of the forecast: assumed, not measured; each number with the public source of it.
+"""Accelerators of the forecast: assumed, not measured, each number with its public source.
 
 NVIDIA H100 SXM, eight to a node, as in a DGX H100. Rates are what sources call peak, times a share
-that long products and collectives are known to reach; the interpreter's time per update and the time
-to read rows are those of this machine, measured in the same run.
+that large products and collectives are known to reach; the interpreter's time per update and the
+time to read rows are measured on this machine in the same run.
 """
 
 import math
