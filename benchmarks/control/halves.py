@@ -1,4 +1,4 @@
-"""Ten small datasets out of the five of a stream: each is cut into two halves."""
+"""Split each of a stream's five datasets in half, to get ten small ones."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from cmcl.demo.stream import Stream, StreamDataset
 
 
 def halves(stream: Stream, folder: Path) -> list[StreamDataset]:
-    """The first halves in their order, then the second ones; the files are written to `folder`."""
+    """Write the halves to `folder`. Return the first halves in order, then the second ones."""
     folder.mkdir(parents=True, exist_ok=True)
     return [
         StreamDataset(

@@ -1,4 +1,4 @@
-"""Each fault: what is done to a job in the middle of its training. An act answers with the moment."""
+"""Faults during training. Each action returns the time of the fault."""
 
 import signal
 import time
@@ -11,7 +11,7 @@ from benchmarks.faults.scene import Scene
 
 STORE_AWAY_SECONDS = 30.0
 NOTICE_SECONDS = 12
-# A hang is one of a minute by default; here everything else takes seconds.
+# Much shorter than the default of a minute, because everything else here takes seconds.
 PEER_SECONDS = 15
 _FIXED, _ELASTIC = (2, 2), (2, 1)
 _NEVER = "100000"
@@ -20,10 +20,10 @@ Act = Callable[[Scene], float]
 
 @dataclass(frozen=True)
 class Case:
-    """A fault, and what it is done to. `ranks`: how many at most and at least.
+    """A fault and its training. `ranks`: maximum and minimum.
 
-    `share` of the updates is done when it comes. `longer`: so many times the epochs, where a training
-    would be over before the fault is.
+    The fault occurs after `share` of the updates. `longer` multiplies the epochs, if training
+    would otherwise end before the fault.
     """
 
     fault: str
@@ -35,7 +35,7 @@ class Case:
     longer: int = 1
 
     def size(self, usual: Size) -> Size:
-        """Of the training that it is done to."""
+        """Return the size of the training."""
         return replace(usual, epochs=self.longer * usual.epochs)
 
 
@@ -74,14 +74,14 @@ def _kill_driver(scene: Scene) -> float:
 
 
 def _kill_node(scene: Scene) -> float:
-    """The machine of the rank that does not lead; another one comes in its place."""
+    """Kill the node of rank 1, and start a replacement."""
     now = _lose_node(scene)
     scene.nodes.add("127.0.0.4")
     return now
 
 
 def _lose_node(scene: Scene) -> float:
-    """The same, and no other machine comes."""
+    """Kill the node of rank 1, without a replacement."""
     victim = scene.nodes.node_of(scene.nodes.ranks(scene.driver_log)[1])
     now = time.monotonic()
     scene.nodes.kill(victim)
@@ -89,7 +89,8 @@ def _lose_node(scene: Scene) -> float:
 
 
 def _kill_head(scene: Scene) -> float:
-    """All of the cluster follows, as its pods do; then there is a new one at the same address."""
+    """Kill the head and, as in Kubernetes, all other nodes; then start a new cluster at the same
+    address."""
     now = time.monotonic()
     for ip in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
         scene.nodes.kill(ip)
@@ -102,7 +103,7 @@ def _kill_head(scene: Scene) -> float:
 
 def _shut_store(scene: Scene) -> float:
     if scene.door is None:
-        raise LookupError("this case needs a store with a door")
+        raise LookupError("this case needs a store behind a proxy")
     now = time.monotonic()
     scene.door.shut()
     scene.look_on(STORE_AWAY_SECONDS)
@@ -111,7 +112,8 @@ def _shut_store(scene: Scene) -> float:
 
 
 def _drain_node(scene: Scene) -> float:
-    """Another machine, a notice, and the end that was announced. The moment is that of the end."""
+    """Start a replacement, announce the preemption of a node, and kill it. Return the time of the
+    kill."""
     victim = scene.nodes.node_of(scene.nodes.ranks(scene.driver_log)[1])
     scene.nodes.add("127.0.0.4")
     scene.nodes.drain(victim, NOTICE_SECONDS)
@@ -142,7 +144,7 @@ CASES: Mapping[str, Case] = {
     "notice": Case(
         f"a node goes after a notice of {NOTICE_SECONDS} s",
         _drain_node,
-        # So that the checkpoint that the notice asks for is the only one.
+        # So that the checkpoint that the notice triggers is the only one.
         settings={"CMCL_CHECKPOINT_SECONDS": _NEVER},
         share=0.2,
         longer=5,

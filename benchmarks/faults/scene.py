@@ -1,4 +1,4 @@
-"""One job on a small cluster, from its first attempt to its candidate."""
+"""One job on a small cluster, from the first attempt to the candidate."""
 
 import subprocess
 import time
@@ -15,12 +15,13 @@ _MOST_ATTEMPTS = 3
 
 
 class SceneError(Exception):
-    """It did not go on as it must; the message says where it stood."""
+    """The job did not proceed as expected. The message has its progress."""
 
 
 @dataclass
 class Scene:
-    """`ranks`: how many at most and at least. `door` is the way to the store, where there is one."""
+    """A job and its cluster. `ranks`: maximum and minimum. `door`: the proxy before the store, if
+    any."""
 
     nodes: Nodes
     job: Job
@@ -37,32 +38,32 @@ class Scene:
 
     @property
     def driver(self) -> subprocess.Popen[bytes]:
-        """Of the present attempt."""
+        """Driver of the current attempt."""
         return self._driver
 
     @property
     def driver_log(self) -> str:
-        """The name of its log."""
+        """Name of the driver's log."""
         return f"driver-{self.attempt}"
 
     def train_until(self, share: float) -> None:
-        """Until so much of all updates is done."""
+        """Wait until this share of the updates is done."""
         self._until(lambda: self._share() >= share)
 
     def look_on(self, seconds: float) -> None:
-        """Only watch for a while."""
+        """Record progress for some seconds."""
         until = time.monotonic() + seconds
         self._until(lambda: time.monotonic() >= until)
 
     def finish(self) -> None:
-        """Until an attempt made a candidate; what is lost is followed by another attempt."""
+        """Run until an attempt produces a candidate. Lost attempts are followed by another one."""
         while self._ended() != 0:
             if self.attempt == _MOST_ATTEMPTS:
                 raise SceneError(f"{_MOST_ATTEMPTS} attempts were lost; {self._where()}")
             self._driver = self._start()
 
     def stop(self) -> None:
-        """End the present attempt's driver, if it is there."""
+        """Stop the current driver, if any."""
         self._driver.kill()
         self._driver.wait()
 
@@ -89,7 +90,7 @@ class Scene:
         if last is None or not last.done:
             return 0.0
         if last.done == last.progress.updates_total:
-            raise SceneError(f"it was over before anything happened; {self._where()}")
+            raise SceneError(f"training ended before the fault; {self._where()}")
         return last.done / last.progress.updates_total
 
     def _where(self) -> str:
