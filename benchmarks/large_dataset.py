@@ -1,9 +1,9 @@
-"""Can a dataset be learned that is larger than memory, and what does that take?
+"""Can a dataset larger than memory be learned, and at what cost?
 
-`python -m benchmarks.large_dataset` makes pairs of float16 features on the disk, learns them with some
-ranks, each of them in a control group with a memory limit that the kernel keeps, and draws the memory
-of each over time. It is the training job's own main path (workers/train/job.py) from spec to candidate.
-Needs root (for the control groups) and room on the disk for twice the dataset.
+`python -m benchmarks.large_dataset` writes pairs of float16 features to the disk, learns them with
+several ranks, each in a control group with a memory limit, and plots the memory of each over time.
+It runs the training job's main path (workers/train/job.py) from spec to candidate. Needs root for
+the control groups, and disk space for twice the dataset.
 """
 
 import argparse
@@ -37,7 +37,7 @@ _RESULTS = Path(".cmcl/benchmarks")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make, learn, draw."""
+    """Run the benchmark, and write page, plot and document."""
     options = _parser().parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="large-") as folder:
@@ -106,7 +106,7 @@ def _start(
         *("--store", store.uri, "--job", JOB, "--meeting", str(folder / "meeting")),
         *("--rank", str(rank), "--size", str(size)),
     ]
-    # It joins its group before it is anything else, so that all of its memory counts.
+    # Joins its control group first, so that all of its memory is counted.
     return subprocess.Popen(command, preexec_fn=group.join, env=_environment(folder))  # noqa: PLW1509
 
 
@@ -120,7 +120,7 @@ def _watched(
     store: LocalStore,
     began: float,
 ) -> list[dict[str, Any]]:
-    """A sample each second until all have ended; if one fails the others are ended."""
+    """Take a sample each second until all ranks have ended. If one fails, stop the others."""
     samples = []
     while any(rank.poll() is None for rank in ranks):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -167,10 +167,10 @@ def _spec(shards: list[Shard], options: argparse.Namespace) -> JobSpec:
 def _parser() -> OneLineParser:
     parser = OneLineParser(prog="python -m benchmarks.large_dataset", description=__doc__)
     parser.add_argument("--rows", type=count, default=4_000_000)
-    parser.add_argument("--width", type=count, default=1024, help="of either feature")
+    parser.add_argument("--width", type=count, default=1024, help="width of each feature")
     parser.add_argument("--shards", type=count, default=16)
     parser.add_argument("--ranks", type=count, default=2)
-    parser.add_argument("--limit-mib", type=count, default=3072, help="memory of each rank")
+    parser.add_argument("--limit-mib", type=count, default=3072, help="memory limit of each rank")
     parser.add_argument("--embedding-width", type=count, default=128)
     parser.add_argument("--batch", type=count, default=4096)
     parser.add_argument("--epochs", type=count, default=1)

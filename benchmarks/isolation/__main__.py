@@ -1,9 +1,10 @@
-"""Does the work of one owner notice the attacks of another?
+"""Do attacks of one owner affect the work of another?
 
-`python -m benchmarks.isolation` starts the whole local system with keys. One owner, bob, works steadily:
-embeddings, searches, reads, writes, and a kubelet's probes. Beside it one attack after the other runs
-from another source address, without a key or with those of the owner mallory: a quiet window, the
-attack, a recovery. What kept memory, or ended, is restarted before the next attack.
+`python -m benchmarks.isolation` starts the whole local system with keys. One owner, bob, works
+steadily: embeddings, searches, reads, writes, and probes like a kubelet's. At the same time attacks
+run one after the other from another source address, without a key or with keys of the owner
+mallory. Each has a quiet window, the attack, and a recovery. A part that kept memory or ended is
+restarted before the next attack.
 """
 
 import argparse
@@ -64,7 +65,7 @@ _STEM = "isolation"
 _PREPARE_SECONDS = 900.0
 _GRACE_SECONDS = 120.0
 
-# Those that leave most behind come last.
+# Attacks that leave most resources allocated come last.
 ATTACKS: Mapping[str, AttackFunction] = {
     each.__name__.replace("_", "-"): each
     for each in (
@@ -99,9 +100,9 @@ _LONG = frozenset({"wide-branches"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it, leave a page and its document; status 1 if a goal is missed."""
+    """Run the benchmark and write page and document. Return 1 if a goal is missed."""
     options = _parser().parse_args(arguments)
-    # As an error that unwinds: Ray would outlive this process otherwise.
+    # Raise, so that context managers stop Ray, which would otherwise outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     document = run(options)
     if options.before:
@@ -117,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Start everything, and run one attack after the other."""
+    """Start the system, and run the attacks one after the other."""
     stream = read_stream(options.stream)
     goals = Goals(mib=((SERVICE, 400), (PROXY, 128), (REPLICA, options.replica_mib)))
     found: dict[str, dict[str, Any]] = {}
@@ -129,7 +130,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             ranks=1,
             allowed_prefixes=prefixes,
             keys=True,
-            # The versions of both owners must come about, on a busy machine as well.
+            # Both owners' versions must be trained, even on a busy machine.
             extra_environment={"CMCL_MAX_ATTEMPTS": "10"},
         )
         say("starting the local system")
@@ -147,7 +148,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 say(_line(name, found[name]))
                 _restart(stack, owners, watch, found[name]["missed"])
         except StackError as error:
-            # What was found is kept: the rest counts as not shown.
+            # Keep the results so far; the remaining attacks count as not tested.
             say(str(error))
             for name in options.attacks:
                 found.setdefault(name, {"words": "", "error": str(error), "missed": ["error"]})
@@ -155,7 +156,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Trial:
-    """One attack, and what is seen of it."""
+    """One attack and its measurements."""
 
     def __init__(
         self,
@@ -172,7 +173,7 @@ class _Trial:
         self._options = options
 
     def of(self, name: str) -> dict[str, Any]:
-        """Quiet, attack, recovery. An attack that could not be carried out has an `error`."""
+        """Run all windows of an attack. An attack that fails to run has an `error`."""
         say(f"{name}: preparing")
         attack, options = ATTACKS[name], self._options
         target = self._owners.target(options.seconds, options.scale)
@@ -210,9 +211,11 @@ class _Trial:
 
 
 def _restart(stack: LocalStack, owners: Owners, watch: Watch, missed: Sequence[str]) -> None:
-    """Restart the parts that kept something or ended, so that the next attack meets them new.
+    """Restart parts that kept resources or ended, so that the next attack starts from a clean
+    state.
 
-    Raises StackError where that cannot be done: Ray itself, and the driver of the endpoint.
+        Raises StackError for parts that cannot be restarted: Ray itself, and the driver of the
+        endpoint.
     """
     if lost := set(stack.ended()) - {SERVICE}:
         raise StackError(f"{', '.join(lost)} ended; see {stack.folder / 'logs'}")
@@ -267,14 +270,14 @@ def _attacks(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
         if name not in ATTACKS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(ATTACKS)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(ATTACKS)}")
     return names
 
 
 def _seconds(text: str) -> float:
     value = float(text)
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
     return value
 
 
@@ -291,8 +294,8 @@ def _parser() -> argparse.ArgumentParser:
         ("quiet", 8, "before each attack"),
         ("seconds", 20, "of each attack"),
         ("recovery", 25, "after each attack"),
-        ("scale", 1, "times the connections of each attack"),
-        ("replica-mib", 4096, "memory of a replica that counts as its budget"),
+        ("scale", 1, "factor for the connections of each attack"),
+        ("replica-mib", 4096, "memory budget of a replica"),
     ):
         parser.add_argument(
             f"--{name}", type=_seconds, default=default, help=f"{words} (default: {default})"
@@ -303,9 +306,9 @@ def _parser() -> argparse.ArgumentParser:
         "--before",
         type=Path,
         metavar="FILE",
-        help="the JSON of an earlier run, to show beside this",
+        help="the JSON of an earlier run to compare with",
     )
-    parser.add_argument("--json", action="store_true", help="the document as the last line")
+    parser.add_argument("--json", action="store_true", help="print the document as the last line")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
 

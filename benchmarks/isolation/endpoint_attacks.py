@@ -1,5 +1,5 @@
-"""Attacks on the embeddings endpoint, and on both servers at once. Each docstring says what the
-attacker has, then what it does."""
+"""Attacks on the embeddings endpoint, and on both servers at once. Each docstring names the
+attacker's keys, then its actions."""
 
 import base64
 import itertools
@@ -18,12 +18,12 @@ _RAW = "application/octet-stream"
 _ROWS = 4096
 _UNREAD_SECONDS = 10.0
 _ITEMS = 2048
-# One entry of a list takes two bytes in JSON, and several times that where filters see it.
+# One list entry takes two bytes in JSON, and several times that when filters are evaluated.
 _PAYLOAD = {"shade": [1] * 1000}
 
 
 def _embeddings_path(attacker: Attacker) -> str:
-    """For raw rows of the narrowest modality."""
+    """Return the path for raw rows of the narrowest modality."""
     return (
         f"/v1/embeddings?model={attacker.target.model}&modality={_modality(attacker)}&dtype=float32"
     )
@@ -104,10 +104,11 @@ async def costly_searches(attacker: Attacker) -> None:
 async def _collection(
     attacker: Attacker, name: str
 ) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
-    """Make a collection, give the function that adds the n-th batch of rows, and delete it at the end."""
+    """Create a collection, yield a function that adds the n-th batch of rows, and delete the
+    collection at the end."""
     path = f"/v1/collections/{name}"
     item = {"modality": _modality(attacker), "feature": _feature(attacker), "payload": _PAYLOAD}
-    # The ids alone differ from request to request.
+    # Only the ids differ between requests.
     rest = json.dumps(item)[1:]
     async with attacker.client(attacker.target.endpoint, "embed") as client:
 
@@ -152,7 +153,7 @@ def _nested(field: str, depth: int) -> bytes:
 
 
 async def wrong_keys(attacker: Attacker) -> None:
-    """No key. 100 connections try another invented key with each request, at both servers."""
+    """No key. 100 connections send a different invalid key with each request, to both servers."""
 
     async def act(number: int) -> None:
         tried = (f"cmcl_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}" for _ in range(1000))

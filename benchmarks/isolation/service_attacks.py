@@ -1,4 +1,4 @@
-"""Attacks on the control plane. Each docstring says what the attacker has, then what it does."""
+"""Attacks on the control plane. Each docstring names the attacker's keys, then its actions."""
 
 import asyncio
 import itertools
@@ -100,13 +100,13 @@ async def event_streams(attacker: Attacker) -> None:
 
 
 def _wrong_kinds(key: str) -> bytes:
-    """1,040,000 bytes with 520,000 mistakes."""
+    """Return 1,040,000 bytes with 520,000 invalid values."""
     kinds = b",".join([b"1"] * 520_000)
     return post("/v1/webhooks", key, b'{"url": "https://a.example", "kinds": [' + kinds + b"]}")
 
 
 def _wrong_shards(key: str) -> bytes:
-    """1,020,000 bytes with 340,000 mistakes."""
+    """Return 1,020,000 bytes with 340,000 invalid values."""
     shards = b",".join([b"{}"] * 340_000)
     start = b'{"model": "m", "name": "n", "pair": {"first": "a", "second": "b"}, "shards": ['
     return post("/v1/datasets", key, start + shards + b"]}")
@@ -125,7 +125,8 @@ async def wrong_shards(attacker: Attacker) -> None:
 
 
 async def unread_errors(attacker: Attacker) -> None:
-    """Keys with `admin` and `write`. Six connections post both kinds of mistakes and read no answer."""
+    """Keys with `admin` and `write`. Six connections post both kinds of invalid bodies and read no
+    answer."""
     keys = attacker.target.keys
     bodies = [_wrong_kinds(keys["admin"]), _wrong_shards(keys["write"])]
 
@@ -136,8 +137,8 @@ async def unread_errors(attacker: Attacker) -> None:
 
 
 async def many_shards(attacker: Attacker) -> None:
-    """A key with `write`. 16 connections post open datasets of 10,000 shards each, by turns under the
-    permitted address and as uploads that do not exist."""
+    """A key with `write`. 16 connections post open datasets of 10,000 shards each, alternately
+    under the permitted address and as uploads that do not exist."""
     posts, names = itertools.count(), list(attacker.target.widths)
     start = {"model": attacker.target.model, "pair": {"first": names[0], "second": names[1]}}
 
@@ -177,7 +178,7 @@ async def minting(attacker: Attacker) -> None:
 
 
 async def stalled_parts(attacker: Attacker) -> None:
-    """A key with `write`. 20 parts of uploads, of which a byte comes every five seconds."""
+    """A key with `write`. 20 parts of uploads that send one byte every five seconds."""
     size, key = 32 * MEBIBYTE, attacker.target.keys["write"]
     paths: list[str] = []
     async with attacker.client(attacker.target.service, "write") as client:
@@ -228,7 +229,7 @@ async def wide_branches(attacker: Attacker) -> None:
 
 
 async def _train_wide(attacker: Attacker, client: httpx.AsyncClient, name: str) -> None:
-    """Version 1 of a model that is as wide as heads get on a small machine."""
+    """Train version 1 of a model with the widest heads that a small machine supports."""
     folder = Path(url2pathname(urlsplit(attacker.target.prefix).path))
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)

@@ -1,7 +1,7 @@
-"""A limit on one process that the kernel keeps: a control group of the memory controller.
+"""A memory limit on one process: a control group of the memory controller.
 
-It counts all memory of the process and the page cache that it causes; page cache is given back when
-the limit is near, and beyond it the process is killed.
+It includes all memory of the process and the page cache that it fills. Page cache is reclaimed near
+the limit; beyond the limit the process is killed.
 """
 
 import os
@@ -15,7 +15,7 @@ _CONTROLLER = Path("/sys/fs/cgroup/memory")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: what the process has for itself, what it has in the page cache, the most of both."""
+    """Bytes of private memory, of page cache, and the peak of their sum."""
 
     own: int
     cache: int
@@ -23,7 +23,8 @@ class Memory:
 
 
 class Limit:
-    """One group. Raises OSError where groups cannot be made (it takes root and cgroup version 1)."""
+    """One control group. Raises OSError if it cannot be created; needs root and cgroup version
+    1."""
 
     def __init__(self, name: str, limit: int) -> None:
         self._folder = _CONTROLLER / name
@@ -31,7 +32,7 @@ class Limit:
         (self._folder / "memory.limit_in_bytes").write_text(str(limit))
 
     def join(self) -> None:
-        """To be called by the new process before it does anything else."""
+        """Add the calling process; to be called before it allocates memory."""
         (self._folder / "cgroup.procs").write_text(str(os.getpid()))
 
     def memory(self) -> Memory:
@@ -42,13 +43,13 @@ class Limit:
         return Memory(stat["total_rss"], stat["total_cache"], most)
 
     def remove(self) -> None:
-        """Once its process has ended."""
+        """Remove the group, after its process has ended."""
         self._folder.rmdir()
 
 
 @contextmanager
 def limits(count: int, limit: int) -> Iterator[list[Limit]]:
-    """Groups for so many processes, gone in the end."""
+    """Create control groups, and remove them at the end."""
     made = [Limit(f"cmcl-large-{os.getpid()}-{number}", limit) for number in range(count)]
     try:
         yield made

@@ -1,4 +1,4 @@
-"""What is done to a system that answers, and when it is whole again."""
+"""Faults of a serving system, and the wait for its recovery."""
 
 import time
 from collections.abc import Callable
@@ -18,20 +18,20 @@ _CONTROLLER = "ServeController"
 
 @dataclass(frozen=True)
 class Scene:
-    """The system, and a row to ask its parts with."""
+    """The system, and a row to query its parts with."""
 
     ours: Ours
     rows_BF: Array
 
     def wait_until_whole(self, gone: set[int]) -> None:
-        """Until two replicas answer, none of them one of those that were killed; HAProxy, too.
+        """Wait until HAProxy and two replicas respond, and no killed process remains.
 
         Raises TimeoutError.
         """
         deadline = time.monotonic() + _PATIENCE
         while not self._is_whole(gone):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not whole again after {_PATIENCE:g} s")
+                raise TimeoutError(f"not recovered after {_PATIENCE:g} s")
             time.sleep(_LOOK_SECONDS)
 
     def _is_whole(self, gone: set[int]) -> bool:
@@ -51,7 +51,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Case:
-    """`act` does it, and gives the numbers of the processes that are gone by it."""
+    """A fault. `act` causes it and returns the ids of the killed processes."""
 
     words: str
     act: Callable[[Scene], set[int]]
@@ -59,7 +59,7 @@ class Case:
 
 def _kill(processes: list[psutil.Process]) -> set[int]:
     if not processes:
-        raise LookupError("there is no such process to kill")
+        raise LookupError("found no process to kill")
     for process in processes:
         process.kill()
     return {process.pid for process in processes}
@@ -78,7 +78,7 @@ def _controller(scene: Scene) -> set[int]:
 
 
 def _node(scene: Scene) -> set[int]:
-    """Another one joins at once, as an autoscaler would have it."""
+    """Kill the second node and start a replacement at once, like an autoscaler."""
     before = {each.pid for each in scene.ours.replicas()}
     scene.ours.kill_second_node()
     after = {each.pid for each in scene.ours.replicas()}
