@@ -1,7 +1,7 @@
-"""What does a client see while replicas, HAProxy, Serve's controller, a node or the store die?
+"""How do failures of replicas, HAProxy, Serve's controller, a node or the store affect clients?
 
 `python -m benchmarks.serving_chaos`: two replicas on two Ray nodes of this machine, plain clients and
-`cmcl.Client`, one fault after the other; a replica's death also with HAProxy as Ray sets it.
+`cmcl.Client`, one fault after the other; killing a replica also with Ray's settings of HAProxy.
 """
 
 import argparse
@@ -40,22 +40,23 @@ _RESULTS = Path(".cmcl/benchmarks")
 _STEM = "serving-chaos"
 _REQUESTS = 8
 _RAYS, _OURS = "Ray's", "ours"
-# Where the settings of HAProxy make a difference.
+# Cases that depend on HAProxy's settings.
 _COMPARED = ("replica", "node", "proxy")
 
 
 @dataclass(frozen=True)
 class _Material:
-    """What is asked and what must be answered, R × B × F and R × B × E."""
+    """Requests and expected responses, R × B × F and R × B × E."""
 
     rows_RBF: Array
     expected_RBE: Array
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; status 1 if an answer was wrong, or `cmcl.Client` raised with our settings."""
+    """Run the benchmark. Return 1 if a response was wrong, or if `cmcl.Client` raised with our
+    settings."""
     options = _parser().parse_args(arguments)
-    # As an error that unwinds: Ray would outlive this process otherwise.
+    # Raise, so that context managers stop Ray, which would otherwise outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     compared = [] if options.without_rays else [name for name in options.cases if name in _COMPARED]
     found: list[Outcome] = []
@@ -83,7 +84,7 @@ def _outcomes(
     settings: str,
     environment: Mapping[str, str],
 ) -> list[Outcome]:
-    """One system for all of these cases, each as often as it is repeated."""
+    """Start one system and run all of these cases with repetitions."""
     say(f"starting, proxy: {settings}")
     material = _material(options)
     found = []
@@ -168,12 +169,16 @@ def _parser() -> argparse.ArgumentParser:
         "--cases", nargs="+", choices=CASES, default=list(CASES), help="(default: all)"
     )
     parser.add_argument(
-        "--repeats", type=count, default=3, help="of a replica's death (default: 3)"
+        "--repeats", type=count, default=3, help="of killing a replica (default: 3)"
     )
-    parser.add_argument("--without-rays", action="store_true", help="our proxy's settings alone")
-    parser.add_argument("--seconds", type=float, default=4, help="before and after (default: 4)")
-    parser.add_argument("--clients", type=count, default=8, help="plain ones (default: 8)")
-    parser.add_argument("--rows", type=count, default=1, help="in a request (default: 1)")
+    parser.add_argument(
+        "--without-rays", action="store_true", help="skip Ray's settings of HAProxy"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=4, help="before and after each fault (default: 4)"
+    )
+    parser.add_argument("--clients", type=count, default=8, help="plain clients (default: 8)")
+    parser.add_argument("--rows", type=count, default=1, help="per request (default: 1)")
     parser.add_argument("--form", choices=FORMS, default="base64", help="(default: base64)")
     parser.add_argument("--width", type=count, default=1024, help="F = E (default: 1024)")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")

@@ -1,1 +1,1 @@
-"""Memory of a whole local system over many jobs; see benchmarks/training_soak.py."""
+"""Parts of `benchmarks.training_soak`."""

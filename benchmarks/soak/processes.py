@@ -1,4 +1,4 @@
-"""Who of a local system is who, and what each has in memory."""
+"""Roles of a local system's processes, and their memory."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,7 +10,7 @@ from benchmarks.processes import family, title
 from benchmarks.swaps.memory import Slope, slope
 from cmcl.stack import LocalStack
 
-# By words of its title. The driver of an attempt comes and goes with it, and is none of these.
+# By words in the process title. Drivers are left out, because they exist only during an attempt.
 _ROLES = {
     "rank": "RayTrainWorker",
     "resident": "PoolActor",
@@ -23,19 +23,20 @@ _ROLES = {
 
 @dataclass
 class Looks:
-    """Of each process that was there all the time: MiB after each job, by its role and number."""
+    """MiB of each process after each job, by role and process id."""
 
     jobs: int = 0
     mebibytes: dict[str, list[float]] = field(default_factory=dict)
 
     def look(self, stack: LocalStack) -> None:
-        """After a job. A process that was not there from the beginning is a curve of its own."""
+        """Take a sample after a job. A process that started later gets a separate curve."""
         self.jobs += 1
         for name, size in _sizes(stack).items():
             self.mebibytes.setdefault(name, []).append(size)
 
     def growth(self, since: int) -> dict[str, Slope | None]:
-        """MiB per hundred jobs, after so many; None for a process that came later or left."""
+        """Return MiB per hundred jobs after the first `since`; None for a process that did not run
+        all the time."""
         return {
             name: slope(range(since, self.jobs), sizes[since:]) if len(sizes) == self.jobs else None
             for name, sizes in self.mebibytes.items()
@@ -43,7 +44,7 @@ class Looks:
 
 
 def _sizes(stack: LocalStack) -> Mapping[str, float]:
-    """MiB that a process has for itself, without what it shares with files; those that are there."""
+    """Return private MiB, without mapped files, of all running processes."""
     roles = [(psutil.Process(stack.processes["service"].pid), "service")]
     for each in family(stack.processes["ray"].pid):
         roles += [

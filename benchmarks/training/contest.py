@@ -1,4 +1,4 @@
-"""Who is timed against whom: all loops on the same features, by turns, in one process."""
+"""Comparison of all loops on the same features, alternating in one process."""
 
 import os
 import tempfile
@@ -27,30 +27,30 @@ from workers.train.learn import ModelState
 
 Contestant = Callable[[Windows], None]
 
-# A round of Trainer's loop: it is the slowest by far.
+# Updates per round of Trainer's loop, which is by far the slowest.
 _PUBLISHED_UPDATES = 32
-# In a round; the first one brings the files into the page cache.
+# Reads per round; the first one loads the files into the page cache.
 _READINGS = 9
 
 
 @dataclass(frozen=True)
 class Contest:
-    """Heads of `width` on both sides, so many rows, so many rounds."""
+    """A comparison with heads of `width` on both sides, `rows` rows and `rounds` rounds."""
 
     width: int
     rows: int
     rounds: int
 
     def loops(self, batch: int, threads: int) -> dict[str, Timing]:
-        """Seconds of one update of each loop."""
+        """Return the seconds of one update of each loop."""
         torch.set_num_threads(threads)
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cmcl-bench-")))
             return self._by_turns({**self._peers(batch, folder), **self._ours(batch, folder)})
 
     def reading(self, shards: int) -> dict[str, Timing]:
-        """Seconds of reading so many shards of `rows` rows once, by our reader and by pyarrow's: of files as
-        users write them, which are read in place, and of our own."""
+        """Return the seconds to read `shards` shards of `rows` rows once, with the product's reader
+        and with pyarrow's, for users' files, which are read in place, and for the product's own."""
         torch.set_num_threads(os.cpu_count() or 1)
         with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as name:
             contestants: dict[str, Contestant] = {}
@@ -63,7 +63,7 @@ class Contest:
             return self._by_turns(contestants)
 
     def _by_turns(self, contestants: Mapping[str, Contestant]) -> dict[str, Timing]:
-        """Every round runs all of them; the first unit of work of each round is warm-up."""
+        """Time all of them alternately. The first unit of work of each round is warm-up."""
         windows = {name: Windows() for name in contestants}
         for _ in range(self.rounds):
             for name, contestant in contestants.items():
@@ -72,7 +72,8 @@ class Contest:
         return {name: found.timing() for name, found in windows.items()}
 
     def _peers(self, batch: int, folder: Path) -> dict[str, Contestant]:
-        """Their features have one number more: ours get the constant 1 appended."""
+        """Return the peers. Their features have one more number, because the product appends the
+        constant 1."""
         sides = random_sides(self.rows, self.width, seed=0)
         published = PublishedLoop(sides, self.width, batch, folder)
 
@@ -105,7 +106,7 @@ class Contest:
 
 @cache
 def _known(width: int) -> ModelState:
-    """It takes longer to learn than most that is measured."""
+    """Cache the state, because learning it takes longer than most measurements."""
     return learned_before(width)
 
 
