@@ -17,19 +17,45 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from benchmarks.arguments import OneLineParser, count
-from benchmarks.control.halves import halves
 from benchmarks.control.killer import KINDS, Killer
 from benchmarks.report import machine
 from cmcl.client import Client, CmclError
 from cmcl.contract.model import ModelSpec
-from cmcl.demo.stream import read_stream
+from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.ports import Ports
 from cmcl.stack import LocalStack
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 from workers.storage.versions import read_live, read_version, read_version_file
+
+
+def halves(stream: Stream, folder: Path) -> list[StreamDataset]:
+    """Write the halves to `folder`. Return the first halves in order, then the second ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        StreamDataset(
+            name=f"{dataset.name}-{'ab'[half]}",
+            pair=dataset.pair,
+            train=_half(dataset.train, half, folder),
+            evaluation=_half(dataset.evaluation, half, folder),
+        )
+        for half in (0, 1)
+        for dataset in stream.datasets
+    ]
+
+
+def _half(path: Path, half: int, folder: Path) -> Path:
+    table = pq.read_table(path)
+    middle = table.num_rows // 2
+    part = table.slice(0, middle) if half == 0 else table.slice(middle)
+    target = folder / f"{path.stem}-{half}.parquet"
+    pq.write_table(part, target)
+    return target
+
 
 _RESULTS = Path(".cmcl/benchmarks")
 _MODEL = "chaos"

@@ -19,7 +19,7 @@ from benchmarks.control.databases import NAMES, fresh_database
 from benchmarks.control.intake import measure_intake
 from benchmarks.control.live import measure_live
 from benchmarks.control.page import markdown
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
 
 _RESULTS = Path(".cmcl/benchmarks")
@@ -43,18 +43,18 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Return the document. Progress is logged to stderr."""
     document: dict[str, Any] = {"intake": {}, "backlog": {}, "machine": machine()}
     for name in NAMES:
-        say(f"intake on {name}")
+        log_progress(f"intake on {name}")
         with tempfile.TemporaryDirectory() as folder, fresh_database(name, Path(folder)) as url:
             document["intake"][name] = measure_intake(
                 url, Path(folder), options.seconds, options.clients
             )
-        say(f"backlog on {name}")
+        log_progress(f"backlog on {name}")
         with tempfile.TemporaryDirectory() as folder, fresh_database(name, Path(folder)) as url:
             document["backlog"][name] = measure_backlog(
                 url, Path(folder), options.queued, options.finished
             )
     if not options.without_ray:
-        say("from POST to live on the local system")
+        log_progress("from POST to live on the local system")
         with tempfile.TemporaryDirectory() as folder:
             document["live"] = measure_live(options.stream, Path(folder))
     return document

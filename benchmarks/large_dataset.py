@@ -13,13 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.arguments import OneLineParser, count
 from benchmarks.large.data import write_dataset
-from benchmarks.large.limit import Limit, limits
 from benchmarks.large.page import draw, markdown
 from benchmarks.report import machine
 from cmcl.contract.dataset import DatasetManifest, Shard
@@ -30,6 +31,54 @@ from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import read_candidate
+
+_CONTROLLER = Path("/sys/fs/cgroup/memory")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of private memory, of page cache, and the peak of their sum."""
+
+    own: int
+    cache: int
+    most: int
+
+
+class Limit:
+    """One control group. Raises OSError if it cannot be created; needs root and cgroup version
+    1."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self._folder = _CONTROLLER / name
+        self._folder.mkdir()
+        (self._folder / "memory.limit_in_bytes").write_text(str(limit))
+
+    def join(self) -> None:
+        """Add the calling process; to be called before it allocates memory."""
+        (self._folder / "cgroup.procs").write_text(str(os.getpid()))
+
+    def memory(self) -> Memory:
+        """Now."""
+        lines = (self._folder / "memory.stat").read_text().splitlines()
+        stat = {name: int(value) for name, value in (line.split() for line in lines)}
+        most = int((self._folder / "memory.max_usage_in_bytes").read_text())
+        return Memory(stat["total_rss"], stat["total_cache"], most)
+
+    def remove(self) -> None:
+        """Remove the group, after its process has ended."""
+        self._folder.rmdir()
+
+
+@contextmanager
+def limits(count: int, limit: int) -> Iterator[list[Limit]]:
+    """Create control groups, and remove them at the end."""
+    made = [Limit(f"cmcl-large-{os.getpid()}-{number}", limit) for number in range(count)]
+    try:
+        yield made
+    finally:
+        for each in made:
+            each.remove()
+
 
 JOB, PAIR = "large", ModalityPair(first="image", second="text")
 _SECONDS_BETWEEN_LOOKS = 1.0

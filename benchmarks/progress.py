@@ -3,6 +3,6 @@
 import sys
 
 
-def say(words: str) -> None:
+def log_progress(words: str) -> None:
     """Write a line to stderr and flush it."""
     print(words, file=sys.stderr, flush=True)

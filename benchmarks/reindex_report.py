@@ -1,18 +1,18 @@
-"""Output of the re-indexing benchmark: a JSON document, a table, and a Markdown page."""
+"""Results of the re-indexing benchmark, as a JSON document, a table and a Markdown page."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.folder import Stream
 from benchmarks.report import machine
 from cmcl.contract.model import ModelSpec
+from workers.inspect.compare import MeasuredPair
+from workers.inspect.migrate import MeasuredMigration
 from workers.inspect.show import aligned
-
-if TYPE_CHECKING:
-    from benchmarks.reindex import Reindexed
+from workers.nullspace.compatibility import Compatibility
 
 # Heading and figure of each column.
 COLUMNS = (
@@ -47,8 +47,59 @@ EXPLAINED = (
 )
 
 
+@dataclass(frozen=True)
+class Side:
+    """One modality of a dataset: queries of the same modality on old vectors, and its migration.
+
+    `own_predicted`, `own_measured`: change of scores within the modality, with vectors of the
+    old version and queries of the new one. The migration map comes from the modality's pooled
+    moment in the version that learned the dataset.
+    """
+
+    own_predicted: float
+    own_measured: float
+    rank: int
+    condition: float
+    exact: bool
+    predicted_error: float
+    error_on_rows: float
+    measured: MeasuredMigration
+
+
+@dataclass(frozen=True)
+class Reindexed:
+    """Result for one dataset. `recall_at_10` by kind of index, `sides` by modality."""
+
+    rows: int
+    predicted: Compatibility
+    measured: MeasuredPair
+    recall_at_10: Mapping[str, float]
+    sides: Mapping[str, Side]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Figures of the table."""
+        sides = list(self.sides.values())
+        measured = [side.measured for side in sides]
+        return {
+            "drift_predicted": self.predicted.both_new,
+            "drift_measured": self.measured.scores.both_new,
+            "mixed_predicted": _mixed(self.predicted),
+            "mixed_measured": _mixed(self.measured.scores),
+            "mixed_unit": _mixed(self.measured.unit_scores),
+            "own_predicted": fmean(side.own_predicted for side in sides),
+            "own_measured": fmean(side.own_measured for side in sides),
+            **{f"recall_{name}": value for name, value in self.recall_at_10.items()},
+            "migration_predicted": fmean(side.predicted_error for side in sides),
+            "migration_measured": fmean(one.error for one in measured),
+            "cosine_mean": fmean(one.cosine_mean for one in measured),
+            "cosine_percentile_1": fmean(one.cosine_percentile_1 for one in measured),
+            "cosine_unmigrated": fmean(one.cosine_unmigrated for one in measured),
+        }
+
+
 def document(
-    stream: Stream, spec: ModelSpec, methods: Mapping[str, Mapping[str, "Reindexed"]]
+    stream: Stream, spec: ModelSpec, methods: Mapping[str, Mapping[str, Reindexed]]
 ) -> dict[str, Any]:
     """Return the JSON document: `datasets` in full, `figures` as in the table, `mean` over
     datasets."""
@@ -67,7 +118,7 @@ def document(
     }
 
 
-def _method(found: Mapping[str, "Reindexed"]) -> dict[str, Any]:
+def _method(found: Mapping[str, Reindexed]) -> dict[str, Any]:
     figures = {dataset: one.figures for dataset, one in found.items()}
     return {
         "mean": {
@@ -137,3 +188,7 @@ def _table(method: Mapping[str, Any]) -> str:
 
 def _listed(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
+
+
+def _mixed(found: Compatibility) -> float:
+    return fmean([found.first_stored.against_old, found.second_stored.against_old])

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.arguments import OneLineParser, count, counts
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from benchmarks.scaling.constants import (
     constants_of_many,
@@ -37,8 +37,8 @@ from benchmarks.scaling.model import Shape, update_terms
 from benchmarks.scaling.page import markdown
 from benchmarks.scaling.plots import draw_all
 from benchmarks.scaling.updates import Workload, prepare, reading_alone, time_updates, tiny
-from benchmarks.training.calm import Windows
 from benchmarks.training.reading import readers, write_shards
+from benchmarks.training.timing import WindowTimer
 from workers.train.distributed import world
 
 _RESULTS = Path(".cmcl/benchmarks")
@@ -163,14 +163,14 @@ def _found(workloads: Sequence[Workload], ranks: int) -> tuple[Found, dict[int, 
     for size in range(1, max(ranks, 2) + 1):
         processes = min(size, cores)
         first = before.pop(processes, None) or _own(streamed, processes)
-        say(f"updates on {size} rank(s)")
+        log_progress(f"updates on {size} rank(s)")
         together = in_group(partial(_together, workloads), size)
         timings[size] = together[0][1]
         if size > 1:
             shared[size] = _mean([constants for constants, _ in together])
         before[processes] = _own(streamed, processes)
         own[size] = _mean([first, before[processes]])
-    say("the rest")
+    log_progress("the rest")
     rates = in_group(partial(_rest, streamed), 1)[0]
     found = Found(cores, own, shared, (0.0, 0.0), *rates)
     alone, among_others = (_fixed(found, streamed, size) for size in (1, 2))
@@ -179,13 +179,13 @@ def _found(workloads: Sequence[Workload], ranks: int) -> tuple[Found, dict[int, 
 
 
 def _own(streamed: Workload, processes: int) -> Constants:
-    say(f"products and passes, {processes} process(es)")
+    log_progress(f"products and passes, {processes} process(es)")
     return _mean(in_group(partial(_own_constants, streamed), processes))
 
 
 def _together(workloads: Sequence[Workload]) -> tuple[Constants, list[Timing]]:
     """Measure updates in several rounds, waiting between them, and collectives before and after."""
-    here, windows = world(), [Windows(world().size) for _ in workloads]
+    here, windows = world(), [WindowTimer(world().size) for _ in workloads]
     before, looks = _collectives(), []
     timings: list[Timing] = []
     for _ in range(_ROUNDS):
@@ -270,7 +270,7 @@ def _workloads(options: argparse.Namespace) -> Iterator[list[Workload]]:
         shards = tuple(write_shards(folder, 1, batch * options.updates, width - 1))
         found = [*held, Workload(width, batch, options.updates, folder, shards)]
         for workload in found:
-            say(f"preparing a model of width {workload.width}")
+            log_progress(f"preparing a model of width {workload.width}")
             prepare(workload)
         yield found
 

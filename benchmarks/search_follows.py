@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.arguments import OneLineParser, count, counts
 from benchmarks.folder import InvalidStream, Stream, read_stream
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.reindex import learn_stream
 from benchmarks.report import machine
 from benchmarks.search.page import markdown
@@ -49,13 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _document(options: argparse.Namespace, stream: Stream) -> dict[str, Any]:
     spec = _spec(stream, options.width, options.epochs)
-    say(f"learning {len(stream.datasets)} datasets")
+    log_progress(f"learning {len(stream.datasets)} datasets")
     learnt = learn_stream(stream.datasets, spec)
     with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
         found, alone = swaps(learnt, spec, Path(folder))
     following, searching = [], []
     for rows in options.rows:
-        say(f"a collection of {rows} rows")
+        log_progress(f"a collection of {rows} rows")
         with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
             one = measured(rows, options.feature_width, options.width, Path(folder))
         following.append(asdict(one[0]))

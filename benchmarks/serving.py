@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arguments import OneLineParser, count, counts
-from benchmarks.endpoint.apart import Clients
 from benchmarks.endpoint.bodies import FORMS, feature_request, features
+from benchmarks.endpoint.client_process import ClientProcess
 from benchmarks.endpoint.load import Load
-from benchmarks.endpoint.ours import Ours
+from benchmarks.endpoint.serve_stack import EndpointStack
 from benchmarks.endpoint.stored import MODALITY, MODEL, store_version
-from benchmarks.peers import contest, servers
-from benchmarks.peers.contest import Cell, Contestant, Pace, Size
+from benchmarks.peers import comparison, servers
+from benchmarks.peers.comparison import Cell, Schedule, Server, Size
 from benchmarks.peers.page import markdown
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from cmcl.contract.version import LivePointer
 from workers.storage.uris import open_store
@@ -70,10 +70,10 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     sizes = [Size(*each) for each in product(options.forms, options.rows, options.clients)]
     before = _products(options.width)
     with ExitStack() as stack:
-        clients = stack.enter_context(Clients())
-        contestants, infinity_model = _contestants(options, folder, stack)
-        pace = Pace(options.seconds, options.rounds)
-        cells = list(_told(contest.contest(clients, contestants, sizes, pace)))
+        clients = stack.enter_context(ClientProcess())
+        servers, infinity_model = _servers(options, folder, stack)
+        schedule = Schedule(options.seconds, options.rounds)
+        cells = list(_logged(comparison.compare(clients, servers, sizes, schedule)))
         alone = _clients_alone(clients, folder, options.width)
     after = _products(options.width)
     products = {batch: max(before[batch], after[batch]) for batch in before}
@@ -94,32 +94,32 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def _contestants(
+def _servers(
     options: argparse.Namespace, folder: Path, stack: ExitStack
-) -> tuple[list[Contestant], dict[str, float] | None]:
+) -> tuple[list[Server], dict[str, float] | None]:
     """Start all servers until `stack` exits. Return them, and the time of Infinity's model
     alone."""
-    say("starting the servers")
+    log_progress("starting the servers")
     width = options.width
     ours = stack.enter_context(_ours(folder / "ours", width))
-    found = [contest.ours(ours, width)]
-    found.append(contest.bare(stack.enter_context(servers.bare(folder, width)), width))
+    found = [comparison.ours(ours, width)]
+    found.append(comparison.bare(stack.enter_context(servers.bare(folder, width)), width))
     if options.wrapped:
         wrapped = stack.enter_context(_wrapped(folder / "wrapped", width))
-        found.append(contest.bare(wrapped, width, "wrapped"))
+        found.append(comparison.bare(wrapped, width, "wrapped"))
     if options.without_infinity:
         return found, None
     programs = options.infinity / "bin"
     model = folder / "infinity-model"
     seconds = _infinity_model(programs, model, width)
     address = stack.enter_context(servers.infinity(folder, programs, model))
-    return [*found, contest.infinity(address, width, _WORDS)], seconds
+    return [*found, comparison.infinity(address, width, _WORDS)], seconds
 
 
 @contextmanager
 def _ours(folder: Path, width: int) -> Iterator[str]:
     """Yield the address of one replica behind HAProxy, with one version."""
-    with Ours(folder, settings=_LIMITS) as running:
+    with EndpointStack(folder, settings=_LIMITS) as running:
         store = open_store(running.store_uri)
         store_version(store, 1, width)
         write_live(store, MODEL, LivePointer(generation=1, version=1))
@@ -131,7 +131,7 @@ def _ours(folder: Path, width: int) -> Iterator[str]:
 def _wrapped(folder: Path, width: int) -> Iterator[str]:
     """Yield the address of the bare application behind HAProxy."""
     settings = {"width": width}
-    with Ours(folder, settings=settings, driver="benchmarks.peers.wrapped") as running:
+    with EndpointStack(folder, settings=settings, driver="benchmarks.peers.wrapped") as running:
         yield running.address
 
 
@@ -147,10 +147,10 @@ def _infinity_model(programs: Path, model: Path, width: int) -> dict[str, float]
 
 
 def _products(width: int) -> dict[int, float]:
-    return {batch: contest.products_per_second(width, batch) for batch in _BATCHES}
+    return {batch: comparison.products_per_second(width, batch) for batch in _BATCHES}
 
 
-def _clients_alone(clients: Clients, folder: Path, width: int) -> float:
+def _clients_alone(clients: ClientProcess, folder: Path, width: int) -> float:
     """Return requests per second of the clients with a server that does nothing: their upper
     bound."""
     with servers.trivial(folder, 4 * width) as address:
@@ -195,10 +195,10 @@ def _name(cell: Cell) -> str:
     return f"{cell.form}, {cell.rows} row(s), {cell.clients} client(s)"
 
 
-def _told(cells: Iterator[Cell]) -> Iterator[Cell]:
+def _logged(cells: Iterator[Cell]) -> Iterator[Cell]:
     for cell in cells:
         rate, p50 = cell.requests_per_second, cell.p50
-        say(f"{_name(cell)}: {cell.server} {rate:.0f} requests / s, p50 {p50:.2f} ms")
+        log_progress(f"{_name(cell)}: {cell.server} {rate:.0f} requests / s, p50 {p50:.2f} ms")
         yield cell
 
 

@@ -20,16 +20,16 @@ import numpy as np
 import torch
 
 from benchmarks.arguments import OneLineParser, count
-from benchmarks.endpoint.apart import Clients
 from benchmarks.endpoint.bodies import FORMS, Array, Expected, feature_request, features
+from benchmarks.endpoint.client_process import ClientProcess
 from benchmarks.endpoint.load import Load
-from benchmarks.endpoint.ours import Ours
+from benchmarks.endpoint.serve_stack import EndpointStack
 from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of, store_version
-from benchmarks.outages.cases import CASES, Scene
+from benchmarks.outages.cases import CASES, System
 from benchmarks.outages.outcome import Moment, Outcome, outcome
 from benchmarks.outages.page import markdown
-from benchmarks.outages.patient import Patient
-from benchmarks.progress import say
+from benchmarks.outages.retrying import RetryingClients
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from cmcl.contract.version import LivePointer
 from cmcl.haproxy import BUFFER_KIB, rays_own
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     compared = [] if options.without_rays else [name for name in options.cases if name in _COMPARED]
     found: list[Outcome] = []
-    with Clients() as clients:
+    with ClientProcess() as clients:
         if compared:
             found += _outcomes(options, clients, compared, _RAYS, rays_own())
         found += _outcomes(options, clients, options.cases, _OURS, {})
@@ -79,58 +79,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _outcomes(
     options: argparse.Namespace,
-    clients: Clients,
+    clients: ClientProcess,
     cases: Sequence[str],
     settings: str,
     environment: Mapping[str, str],
 ) -> list[Outcome]:
     """Start one system and run all of these cases with repetitions."""
-    say(f"starting, proxy: {settings}")
+    log_progress(f"starting, proxy: {settings}")
     material = _material(options)
     found = []
-    with _scene(options, environment, material) as scene:
+    with _system(options, environment, material) as system:
         for name in cases:
             for _ in range(options.repeats if name == "replica" else 1):
-                found.append(_outcome(options, clients, scene, material, (name, settings)))
-                say(str(found[-1]))
+                found.append(_outcome(options, clients, system, material, (name, settings)))
+                log_progress(str(found[-1]))
     return found
 
 
 @contextmanager
-def _scene(
+def _system(
     options: argparse.Namespace, environment: Mapping[str, str], material: _Material
-) -> Iterator[Scene]:
+) -> Iterator[System]:
     with tempfile.TemporaryDirectory(prefix="cmcl-chaos-") as folder:
-        ours = Ours(Path(folder) / "ours", replicas=2, environment=environment, nodes=2)
+        ours = EndpointStack(Path(folder) / "ours", replicas=2, environment=environment, nodes=2)
         with ours:
             store = open_store(ours.store_uri)
             store_version(store, 1, options.width)
             write_live(store, MODEL, LivePointer(generation=1, version=1))
             ours.wait_for_version(1, options.width)
-            yield Scene(ours, material.rows_RBF[0])
+            yield System(ours, material.rows_RBF[0])
 
 
 def _outcome(
     options: argparse.Namespace,
-    clients: Clients,
-    scene: Scene,
+    clients: ClientProcess,
+    system: System,
     material: _Material,
     what: tuple[str, str],
 ) -> Outcome:
     name, settings = what
-    address = scene.ours.address
+    address = system.endpoint.address
     requests = [
         feature_request(address, options.form, rows_BF, model=MODEL, modality=MODALITY)
         for rows_BF in material.rows_RBF
     ]
     load = Load(address, requests, options.clients, 3600, check_each=True)
     clients.begin(load, Expected(options.form, {1: material.expected_RBE}))
-    patient = Patient(address, material.rows_RBF[0], material.expected_RBE[0], 2)
+    patient = RetryingClients(address, material.rows_RBF[0], material.expected_RBE[0], 2)
     try:
         time.sleep(options.seconds)
         begin = time.time()
-        gone = CASES[name].act(scene)
-        scene.wait_until_whole(gone)
+        gone = CASES[name].act(system)
+        system.wait_until_recovered(gone)
         whole = time.time()
         time.sleep(options.seconds)
     finally:

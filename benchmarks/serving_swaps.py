@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from benchmarks.arguments import OneLineParser, count
-from benchmarks.endpoint.apart import Clients
 from benchmarks.endpoint.bodies import FORMS, Array, Expected, Form, feature_request, features
+from benchmarks.endpoint.client_process import ClientProcess
 from benchmarks.endpoint.load import Answers, Load
-from benchmarks.endpoint.ours import Ours
+from benchmarks.endpoint.serve_stack import EndpointStack
 from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of, store_version
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from benchmarks.swaps import figures
 from benchmarks.swaps.memory import Memory, slope
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # Raise, so that context managers stop Ray, which would otherwise outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with tempfile.TemporaryDirectory(prefix="cmcl-swaps-") as folder, Clients() as clients:
+    with tempfile.TemporaryDirectory(prefix="cmcl-swaps-") as folder, ClientProcess() as clients:
         run = _run(options, Path(folder), clients)
     document = _document(options, run)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -90,11 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if document["failed"] or document["wrong"] or never else 0
 
 
-def _run(options: argparse.Namespace, folder: Path, clients: Clients) -> Run:
+def _run(options: argparse.Namespace, folder: Path, clients: ClientProcess) -> Run:
     rows_RBF = features(_REQUESTS, options.rows, options.width)
-    with Ours(folder / "ours", replicas=options.replicas) as ours:
+    with EndpointStack(folder / "ours", replicas=options.replicas) as ours:
         store = open_store(ours.store_uri)
-        say(f"storing {options.versions} versions")
+        log_progress(f"storing {options.versions} versions")
         for version in range(1, options.versions + 1):
             store_version(store, version, options.width)
         write_live(store, MODEL, LivePointer(generation=1, version=1))
@@ -118,7 +118,7 @@ def _run(options: argparse.Namespace, folder: Path, clients: Clients) -> Run:
             rounds = []
             for round_ in _rounds(options, mover):
                 rounds.append(round_)
-                say(f"{sum(map(len, rounds))} swaps")
+                log_progress(f"{sum(map(len, rounds))} swaps")
                 time.sleep(options.steady)
             end = time.time()
             answers = clients.end()

@@ -23,7 +23,7 @@ from benchmarks.figures import Figures, chain_figures, joint_figures
 from benchmarks.folder import InvalidStream, Stream, read_stream
 from benchmarks.joint import JointOutcome
 from benchmarks.pictures import draw_all
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.report import Failure, Report, document, markdown, print_tables
 from benchmarks.runs import Failed, Result, Run, known_methods, perform_all, spec_of
 from cmcl.contract.errors import UnknownMethod
@@ -110,7 +110,7 @@ def _check_place(place: str) -> None:
 def _stream(options: argparse.Namespace) -> Stream:
     stream = read_stream(options.folder, options.order)
     for note in stream.notes:
-        say(note)
+        log_progress(note)
     if options.name is None:
         return stream
     if Path(options.name).name != options.name:
@@ -140,7 +140,7 @@ def _training(options: argparse.Namespace, stream: Stream) -> dict[str, int]:
     training = {} if options.epochs is None else {"epochs": options.epochs}
     usual, fewest = TrainingSpec().batch_size, stream.fewest_rows
     if fewest < usual:
-        say(f"batches have {fewest} rows, not {usual}: the size of the smallest dataset")
+        log_progress(f"batches have {fewest} rows, not {usual}: the size of the smallest dataset")
         training["batch_size"] = fewest
     return training
 
@@ -151,10 +151,10 @@ def _perform(
     """Do all runs, and log each to stderr. Return results by method and seed."""
     results: dict[tuple[str, int], Result] = {}
     jobs = min(options.jobs, len(runs))
-    say(f"{len(runs)} runs over {len(stream.datasets)} datasets, {jobs} at a time")
+    log_progress(f"{len(runs)} runs over {len(stream.datasets)} datasets, {jobs} at a time")
     for run, result in perform_all(stream, (options.folder, options.order), runs, jobs):
         results[run.method, run.spec.seed] = result
-        say(f"[{len(results)}/{len(runs)}] {run}: {_ended(result)}")
+        log_progress(f"[{len(results)}/{len(runs)}] {run}: {_ended(result)}")
     return results
 
 
@@ -211,7 +211,7 @@ def _leave(report: Report, out: Path, answer: str) -> None:
     (out / f"{report.stem}.json").write_text(answer + "\n")
     pictures = draw_all(report, out)
     (out / f"{report.stem}.md").write_text(markdown(report, pictures))
-    say(f"results are in {out}")
+    log_progress(f"results are in {out}")
 
 
 def _in_words(detail: Mapping[str, Any]) -> str:

@@ -19,11 +19,11 @@ from typing import Any
 
 from benchmarks.arguments import OneLineParser, count
 from benchmarks.faults.attempts import Job, Result, Size
-from benchmarks.faults.bucket import Door, bucket
+from benchmarks.faults.bucket import TcpProxy, bucket
 from benchmarks.faults.cases import CASES, PEER_SECONDS, Case
 from benchmarks.faults.nodes import Nodes
 from benchmarks.faults.page import markdown
-from benchmarks.faults.scene import Scene
+from benchmarks.faults.trial import Trial
 from benchmarks.report import machine
 from workers.storage.uris import open_store
 
@@ -115,61 +115,61 @@ def _leave(folder: Path, document: dict[str, Any]) -> None:
 
 def _undisturbed(folder: Path, size: Size) -> tuple[Result, float]:
     """Return the result of a job without a fault, and the duration of its training."""
-    with _scene(_UNDISTURBED, folder / f"undisturbed-{size.epochs}", size) as scene:
-        scene.finish()
-        training = [each.at for each in scene.watch.seen if each.done]
-        return scene.job.result(scene.attempt), round(training[-1] - training[0], 1)
+    with _trial(_UNDISTURBED, folder / f"undisturbed-{size.epochs}", size) as trial:
+        trial.finish()
+        training = [each.at for each in trial.watch.seen if each.done]
+        return trial.job.result(trial.attempt), round(training[-1] - training[0], 1)
 
 
 def _outcome(name: str, folder: Path, size: Size, undisturbed: Result) -> Outcome:
     case = CASES[name]
-    with _scene(case, folder / name, size) as scene:
-        scene.train_until(case.share)
-        moment = case.act(scene)
-        scene.finish()
-        result, resumed = scene.job.result(scene.attempt), scene.watch.resumed_after(moment)
-    before = scene.watch.done_before(moment)
+    with _trial(case, folder / name, size) as trial:
+        trial.train_until(case.share)
+        moment = case.act(trial)
+        trial.finish()
+        result, resumed = trial.job.result(trial.attempt), trial.watch.resumed_after(moment)
+    before = trial.watch.done_before(moment)
     first = None if resumed is None else resumed.progress.resumed_at or 0
     return Outcome(
         fault=case.fault,
         resumed=None if resumed is None else round(resumed.at - moment, 1),
-        pause=round(scene.watch.longest_pause_after(moment), 1),
-        meanwhile=scene.watch.done_meanwhile(moment) if resumed is None else 0,
+        pause=round(trial.watch.longest_pause_after(moment), 1),
+        meanwhile=trial.watch.done_meanwhile(moment) if resumed is None else 0,
         at_update=before,
         updates=undisturbed.updates,
         resumed_at=first,
         repeated=0 if first is None else max(0, before - first),
-        attempts=scene.attempt,
+        attempts=trial.attempt,
         ranks=result.ranks,
         distance=None if result.digest == undisturbed.digest else result.distance(undisturbed),
     )
 
 
 @contextmanager
-def _scene(case: Case, folder: Path, size: Size) -> Iterator[Scene]:
+def _trial(case: Case, folder: Path, size: Size) -> Iterator[Trial]:
     """Create a new cluster and store for each case."""
     folder.mkdir()
-    with _store(case, folder) as (uri, environment, door):
+    with _store(case, folder) as (uri, environment, proxy):
         job = Job(open_store(uri), "faults", size)
         job.prepare(folder)
         with Nodes(folder / "ray", {**environment, **case.settings}) as nodes:
-            scene = Scene(nodes, job, case.ranks, door, seconds=300)
+            trial = Trial(nodes, job, case.ranks, proxy, seconds=300)
             try:
-                yield scene
+                yield trial
             finally:
-                scene.stop()
+                trial.stop()
 
 
 @contextmanager
-def _store(case: Case, folder: Path) -> Iterator[tuple[str, dict[str, str], Door | None]]:
+def _store(case: Case, folder: Path) -> Iterator[tuple[str, dict[str, str], TcpProxy | None]]:
     """Yield the store's URI, the cluster's environment variables, and the proxy."""
     told = {"CMCL_CHECKPOINT_SECONDS": str(_CHECKPOINT_SECONDS)}
     if case.store == "file":
         (folder / "store").mkdir()
         yield (folder / "store").as_uri(), told, None
         return
-    with bucket() as (uri, _, door):
-        yield uri, {**told, "AWS_ENDPOINT_URL": door.url}, door
+    with bucket() as (uri, _, proxy):
+        yield uri, {**told, "AWS_ENDPOINT_URL": proxy.url}, proxy
 
 
 def _parser() -> argparse.ArgumentParser:

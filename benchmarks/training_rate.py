@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arguments import OneLineParser, count, counts
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
-from benchmarks.training.contest import Contest
+from benchmarks.training.comparison import Comparison
 from benchmarks.training.page import markdown
 from benchmarks.training.start import measure_start
 
@@ -45,15 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Return the document. Progress is logged to stderr."""
-    contest = Contest(options.width, options.rows, options.rounds)
+    comparison = Comparison(options.width, options.rows, options.rounds)
     loops = [
-        _loops(contest, batch, threads) for threads in options.threads for batch in options.batches
+        _loops(comparison, batch, threads)
+        for threads in options.threads
+        for batch in options.batches
     ]
-    say("reading")
-    reading = _reading(contest, options.shards)
+    log_progress("reading")
+    reading = _reading(comparison, options.shards)
     start = None
     if not options.without_ray:
-        say("the start of warm jobs")
+        log_progress("the start of warm jobs")
         with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
             start = measure_start(options.stream, Path(folder), options.ranks)
     return {
@@ -74,9 +76,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _loops(contest: Contest, batch: int, threads: int) -> dict[str, Any]:
-    say(f"batch {batch}, {threads} thread(s)")
-    found = contest.loops(batch, threads)
+def _loops(comparison: Comparison, batch: int, threads: int) -> dict[str, Any]:
+    log_progress(f"batch {batch}, {threads} thread(s)")
+    found = comparison.loops(batch, threads)
     return {
         "batch": batch,
         "threads": threads,
@@ -84,12 +86,12 @@ def _loops(contest: Contest, batch: int, threads: int) -> dict[str, Any]:
     }
 
 
-def _reading(contest: Contest, shards: int) -> dict[str, Any]:
-    found, rows = contest.reading(shards), shards * contest.rows
+def _reading(comparison: Comparison, shards: int) -> dict[str, Any]:
+    found, rows = comparison.reading(shards), shards * comparison.rows
     return {
         "shards": shards,
         "rows": rows,
-        "bytes": rows * contest.width * _ROW_BYTES,
+        "bytes": rows * comparison.width * _ROW_BYTES,
         "readers": {name: timing.document() for name, timing in found.items()},
     }
 

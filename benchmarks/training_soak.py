@@ -12,26 +12,78 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("agg")
 import matplotlib.pyplot as plt
+import psutil
 
 from benchmarks.arguments import OneLineParser, count
 from benchmarks.markdown import listed, table
-from benchmarks.progress import say
+from benchmarks.processes import family, title
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
-from benchmarks.soak.processes import Looks
+from benchmarks.swaps.memory import Slope, slope
 from cmcl.client import Client
 from cmcl.contract.model import ModelSpec
 from cmcl.demo.stream import Stream, read_stream
 from cmcl.ports import Ports
 from cmcl.stack import LocalStack
+
+# By words in the process title. Drivers are left out, because they exist only during an attempt.
+_ROLES = {
+    "rank": "RayTrainWorker",
+    "resident": "PoolActor",
+    "replica": "ServeReplica",
+    "Serve's controller": "ServeController",
+    "raylet": "raylet/raylet",
+    "Ray's head (GCS)": "gcs_server",
+}
+
+
+@dataclass
+class MemorySamples:
+    """MiB of each process after each job, by role and process id."""
+
+    jobs: int = 0
+    mebibytes: dict[str, list[float]] = field(default_factory=dict)
+
+    def sample(self, stack: LocalStack) -> None:
+        """Take a sample after a job. A process that started later gets a separate curve."""
+        self.jobs += 1
+        for name, size in _sizes(stack).items():
+            self.mebibytes.setdefault(name, []).append(size)
+
+    def growth(self, since: int) -> dict[str, Slope | None]:
+        """Return MiB per hundred jobs after the first `since`; None for a process that did not run
+        all the time."""
+        return {
+            name: slope(range(since, self.jobs), sizes[since:]) if len(sizes) == self.jobs else None
+            for name, sizes in self.mebibytes.items()
+        }
+
+
+def _sizes(stack: LocalStack) -> Mapping[str, float]:
+    """Return private MiB, without mapped files, of all running processes."""
+    roles = [(psutil.Process(stack.processes["service"].pid), "service")]
+    for each in family(stack.processes["ray"].pid):
+        roles += [
+            (each, f"{role} {each.pid}") for role, words in _ROLES.items() if words in title(each)
+        ]
+    found = {}
+    for process, name in roles:
+        with suppress(psutil.NoSuchProcess):
+            info = process.memory_info()
+            found[name] = float(info.rss - info.shared) / 2**20
+    return found
+
+
+matplotlib.use("agg")
+
 
 _RESULTS = Path(".cmcl/benchmarks")
 _STEM = "training-soak"
@@ -57,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
-    stream, looks = read_stream(options.stream), Looks()
+    stream, samples = read_stream(options.stream), MemorySamples()
     seconds: list[float] = []
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="cmcl-soak-") as folder:
@@ -67,22 +119,22 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
         )
         with stack, Client(stack.service_url, stack.embeddings_url) as client:
             for state, took in _jobs(client, stream, options):
-                looks.look(stack)
+                samples.sample(stack)
                 seconds.append(took)
                 failed += [state] if state != "published" else []
-                say(f"{looks.jobs} jobs, the last in {took:.1f} s: {state}")
+                log_progress(f"{samples.jobs} jobs, the last in {took:.1f} s: {state}")
     since = _SETTLED_MODELS * len(stream.datasets)
     return {
         "machine": machine(),
-        "jobs": looks.jobs,
+        "jobs": samples.jobs,
         "failed": failed,
         "ranks": options.ranks,
         "width": options.width,
         "since": since,
         "seconds": seconds,
-        "mebibytes": looks.mebibytes,
+        "mebibytes": samples.mebibytes,
         "growth": {
-            name: asdict(found) if found else None for name, found in looks.growth(since).items()
+            name: asdict(found) if found else None for name, found in samples.growth(since).items()
         },
     }
 

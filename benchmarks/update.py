@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.arguments import OneLineParser, count, counts
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.protected import (
     KEPT_ENERGY,
     PAIR,
@@ -86,11 +86,11 @@ def measured(width: int, batches: Sequence[int], repeats: int) -> dict[str, Any]
     setting = random_setting(width, max(*batches, _START_ROWS))
     by_batch = {}
     for batch in batches:
-        say(f"updates at batch {batch}")
+        log_progress(f"updates at batch {batch}")
         by_batch[str(batch)] = _updates(setting, batch, repeats)
-    say("start of a dataset")
+    log_progress("start of a dataset")
     start = _start(setting, repeats)
-    say("moments")
+    log_progress("moments")
     moments = _moments(width, repeats)
     where = machine()
     versions = {name: where.pop(name) for name in _VERSIONS}
@@ -119,7 +119,7 @@ def _updates(setting: Setting, batch: int, repeats: int) -> dict[str, float]:
     count = max(1, _ROWS_AT_ONCE // batch)
     generator = torch.Generator().manual_seed(batch)
     indices = [torch.randperm(len(rows), generator=generator)[:batch] for _ in range(count)]
-    seconds = by_turns(
+    seconds = alternate(
         {name: partial(_update_all, pair, indices) for name, pair in pairs.items()}, repeats
     )
     return {
@@ -148,7 +148,7 @@ def _start(setting: Setting, repeats: int) -> dict[str, Any]:
     contexts = {str(count): _context_after(setting, count) for count in _EARLIER}
     method, sealed = Preserve(KEPT_ENERGY), sealed_bases(setting)
     outputs = [moment for moment, _ in setting.moments]
-    seconds = by_turns(
+    seconds = alternate(
         {
             "ours": partial(start_protected, outputs, sealed, (first_NI, second_NI)),
             "seal": partial(sealed_bases, setting),
@@ -182,7 +182,7 @@ def _moments(width: int, repeats: int) -> dict[str, float]:
     count, few = _MOMENT_ROWS * width, _PRODUCT_ROWS * width
     first, second = (torch.randn(count, width, generator=generator) for _ in range(2))
     chunk = first[:few]
-    seconds = by_turns(
+    seconds = alternate(
         {"moments": partial(pair_moments, first, second), "product": lambda: chunk.mT @ chunk},
         repeats,
     )
@@ -198,7 +198,7 @@ def _moments(width: int, repeats: int) -> dict[str, float]:
     }
 
 
-def by_turns(tasks: Mapping[str, Callable[[], object]], repeats: int) -> Seconds:
+def alternate(tasks: Mapping[str, Callable[[], object]], repeats: int) -> Seconds:
     """Return the seconds of each task in each round. Every round runs all tasks; the first one is
     warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.endpoint.wire import request
+from benchmarks.endpoint.http1 import request
 
 Array = NDArray[np.float32]
 # Encoding of rows in requests and responses. base64 is inside JSON too; binary is raw float32.

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.endpoint.wire import Garbled, Head, head_of
+from benchmarks.endpoint.http1 import Head, MalformedResponse, head_of
 
 # Recorded instead of a status if there was none.
 REFUSED, CUT, TOO_LATE, GARBLED = 0, 1, 2, 3
@@ -89,25 +89,25 @@ class Load:
 
 
 def drive(
-    load: Load, check: Check | None = None, goes_on: Callable[[], bool] = lambda: True
+    load: Load, check: Check | None = None, should_continue: Callable[[], bool] = lambda: True
 ) -> Answers:
     """Run a load. Return all answers and failures in the order in which they ended.
 
-    Ends after `load.seconds`, or when `goes_on` returns False. Requests in progress are then
+    Ends after `load.seconds`, or when `should_continue` returns False. Requests in progress are then
     awaited but not counted, so that they do not slow down the next measurement.
     """
-    crowd = _Crowd(load, check)
-    with closing(crowd):
+    pool = _ClientPool(load, check)
+    with closing(pool):
         begin = time.perf_counter()
-        while goes_on():
+        while should_continue():
             spent = time.perf_counter() - begin
-            enough = len(crowd.answers) >= load.least or spent >= 3 * load.seconds
+            enough = len(pool.answers) >= load.least or spent >= 3 * load.seconds
             if spent >= load.seconds and enough:
                 break
-            crowd.turn()
-        found = crowd.answers.all()
-        samples = dict(crowd.samples)
-        crowd.drain()
+            pool.turn()
+        found = pool.answers.all()
+        samples = dict(pool.samples)
+        pool.drain()
     for number, (place, body) in samples.items():
         if check is not None:
             found[place]["checked"] = check(memoryview(body), int(found[place]["version"]), number)
@@ -142,7 +142,7 @@ class _Client:
         return not self.rest
 
     def read(self) -> bool:
-        """Read, and return whether the answer is complete. Raises OSError, Garbled, and EOFError if
+        """Read, and return whether the answer is complete. Raises OSError, MalformedResponse, and EOFError if
         it is cut."""
         assert self.socket is not None
         got = self.socket.recv_into(memoryview(self.data)[self.filled :])
@@ -157,7 +157,7 @@ class _Client:
         return self.head is not None and self.filled >= self.head.end
 
 
-class _Crowd:
+class _ClientPool:
     """All clients and their answers."""
 
     def __init__(self, load: Load, check: Check | None) -> None:
@@ -201,7 +201,7 @@ class _Crowd:
             self._ask(self._later.pop(0)[1])
         if now >= self._next_look:
             self._next_look = now + _LOOK_SECONDS
-            self._give_up_waiting(now)
+            self._expire(now)
 
     def _move(self, client: _Client, events: int) -> None:
         try:
@@ -217,12 +217,12 @@ class _Crowd:
             pass  # The event belongs to an earlier socket with this descriptor.
         except (OSError, EOFError):
             self._fail(client, CUT)
-        except Garbled:
+        except MalformedResponse:
             self._fail(client, GARBLED)
 
     def _ask(self, client: _Client) -> None:
         if self._is_over:
-            self._hang_up(client)
+            self._close(client)
             return
         number = (client.number + 1) % len(self._load.requests)
         client.begin(number, self._load.requests[number])
@@ -267,22 +267,22 @@ class _Crowd:
             *(client.number, checked, head.end - head.begin),
         )
         if head.is_last or client.rest:
-            self._hang_up(client)
+            self._close(client)
         self._ask(client)
 
     def _fail(self, client: _Client, kind: int) -> None:
         seconds = time.perf_counter() - client.started
         self.answers.add(client.sent, seconds, kind, 0, client.number, UNCHECKED, 0)
-        self._hang_up(client)
+        self._close(client)
         self._later.append((time.perf_counter() + _REFUSED_PAUSE, client))
 
-    def _hang_up(self, client: _Client) -> None:
+    def _close(self, client: _Client) -> None:
         if client.socket is not None:
             self._by_socket.pop(client.socket.fileno(), None)
             client.socket.close()
             client.socket = None
 
-    def _give_up_waiting(self, now: float) -> None:
+    def _expire(self, now: float) -> None:
         for client in list(self._by_socket.values()):
             if now - client.started > self._load.patience:
                 self._fail(client, TOO_LATE)

@@ -18,7 +18,7 @@ _CREDENTIALS = {
 }
 
 
-class Door:
+class TcpProxy:
     """Forwards connections to `server` while it is open."""
 
     def __init__(self, server: str) -> None:
@@ -28,7 +28,7 @@ class Door:
         self._passing: set[socket.socket] = set()
         self.is_open = True
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._listen, name="door", daemon=True).start()
+        threading.Thread(target=self._listen, name="proxy", daemon=True).start()
 
     def shut(self) -> None:
         """Close all connections and refuse new ones."""
@@ -64,7 +64,7 @@ class Door:
 
 
 @contextmanager
-def bucket() -> Iterator[tuple[str, str, Door]]:
+def bucket() -> Iterator[tuple[str, str, TcpProxy]]:
     """Yield the URI of a new bucket, the server's own address, and the proxy."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -72,11 +72,11 @@ def bucket() -> Iterator[tuple[str, str, Door]]:
     address = f"http://{host}:{port}"
     os.environ.update(_CREDENTIALS, AWS_ENDPOINT_URL=address)
     boto3.client("s3").create_bucket(Bucket=_BUCKET)
-    door = Door(address)
+    proxy = TcpProxy(address)
     try:
-        yield f"s3://{_BUCKET}", address, door
+        yield f"s3://{_BUCKET}", address, proxy
     finally:
-        door.close()
+        proxy.close()
         server.stop()
         for name in (*_CREDENTIALS, "AWS_ENDPOINT_URL"):
             del os.environ[name]

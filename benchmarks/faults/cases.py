@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from benchmarks.faults.attempts import Size
-from benchmarks.faults.scene import Scene
+from benchmarks.faults.trial import Trial
 
 STORE_AWAY_SECONDS = 30.0
 NOTICE_SECONDS = 12
@@ -15,7 +15,7 @@ NOTICE_SECONDS = 12
 PEER_SECONDS = 15
 _FIXED, _ELASTIC = (2, 2), (2, 1)
 _NEVER = "100000"
-Act = Callable[[Scene], float]
+Act = Callable[[Trial], float]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Case:
 
 
 def _killed(words: str) -> Act:
-    def act(scene: Scene) -> float:
-        victim = scene.nodes.find(words)
+    def act(trial: Trial) -> float:
+        victim = trial.nodes.find(words)
         now = time.monotonic()
         victim.kill()
         return now
@@ -58,8 +58,8 @@ def _hang_rank(number: int) -> Act:
 
 
 def _signalled(number: int, what: signal.Signals) -> Act:
-    def act(scene: Scene) -> float:
-        victim = scene.nodes.ranks(scene.driver_log)[number]
+    def act(trial: Trial) -> float:
+        victim = trial.nodes.ranks(trial.driver_log)[number]
         now = time.monotonic()
         victim.send_signal(what)
         return now
@@ -67,59 +67,59 @@ def _signalled(number: int, what: signal.Signals) -> Act:
     return act
 
 
-def _kill_driver(scene: Scene) -> float:
+def _kill_driver(trial: Trial) -> float:
     now = time.monotonic()
-    scene.driver.kill()
+    trial.driver.kill()
     return now
 
 
-def _kill_node(scene: Scene) -> float:
+def _kill_node(trial: Trial) -> float:
     """Kill the node of rank 1, and start a replacement."""
-    now = _lose_node(scene)
-    scene.nodes.add("127.0.0.4")
+    now = _lose_node(trial)
+    trial.nodes.add("127.0.0.4")
     return now
 
 
-def _lose_node(scene: Scene) -> float:
+def _lose_node(trial: Trial) -> float:
     """Kill the node of rank 1, without a replacement."""
-    victim = scene.nodes.node_of(scene.nodes.ranks(scene.driver_log)[1])
+    victim = trial.nodes.node_of(trial.nodes.ranks(trial.driver_log)[1])
     now = time.monotonic()
-    scene.nodes.kill(victim)
+    trial.nodes.kill(victim)
     return now
 
 
-def _kill_head(scene: Scene) -> float:
+def _kill_head(trial: Trial) -> float:
     """Kill the head and, as in Kubernetes, all other nodes; then start a new cluster at the same
     address."""
     now = time.monotonic()
     for ip in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
-        scene.nodes.kill(ip)
-    scene.stop()
-    scene.nodes.start_head()
-    scene.nodes.add("127.0.0.4")
-    scene.nodes.add("127.0.0.5")
+        trial.nodes.kill(ip)
+    trial.stop()
+    trial.nodes.start_head()
+    trial.nodes.add("127.0.0.4")
+    trial.nodes.add("127.0.0.5")
     return now
 
 
-def _shut_store(scene: Scene) -> float:
-    if scene.door is None:
+def _shut_store(trial: Trial) -> float:
+    if trial.proxy is None:
         raise LookupError("this case needs a store behind a proxy")
     now = time.monotonic()
-    scene.door.shut()
-    scene.look_on(STORE_AWAY_SECONDS)
-    scene.door.is_open = True
+    trial.proxy.shut()
+    trial.look_on(STORE_AWAY_SECONDS)
+    trial.proxy.is_open = True
     return now
 
 
-def _drain_node(scene: Scene) -> float:
+def _drain_node(trial: Trial) -> float:
     """Start a replacement, announce the preemption of a node, and kill it. Return the time of the
     kill."""
-    victim = scene.nodes.node_of(scene.nodes.ranks(scene.driver_log)[1])
-    scene.nodes.add("127.0.0.4")
-    scene.nodes.drain(victim, NOTICE_SECONDS)
-    scene.look_on(NOTICE_SECONDS)
+    victim = trial.nodes.node_of(trial.nodes.ranks(trial.driver_log)[1])
+    trial.nodes.add("127.0.0.4")
+    trial.nodes.drain(victim, NOTICE_SECONDS)
+    trial.look_on(NOTICE_SECONDS)
     now = time.monotonic()
-    scene.nodes.kill(victim)
+    trial.nodes.kill(victim)
     return now
 
 

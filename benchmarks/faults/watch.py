@@ -9,7 +9,7 @@ from cmcl.contract.job import Progress
 
 
 @dataclass(frozen=True)
-class Seen:
+class ProgressSample:
     """A progress report, with its time (monotonic clock) and attempt."""
 
     at: float
@@ -23,18 +23,18 @@ class Seen:
 
 
 @dataclass
-class Watch:
+class ProgressLog:
     """All distinct progress reports of a job."""
 
     job: Job
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[ProgressSample] = field(default_factory=list)
 
-    def look(self, attempt: int) -> Seen | None:
+    def look(self, attempt: int) -> ProgressSample | None:
         """Read the current report, or return None if there is none."""
         progress = self.job.progress(attempt)
         if progress is None:
             return None
-        found = Seen(time.monotonic(), attempt, progress)
+        found = ProgressSample(time.monotonic(), attempt, progress)
         last = self.seen[-1] if self.seen else None
         if last is None or (last.attempt, last.progress) != (attempt, progress):
             self.seen.append(found)
@@ -44,7 +44,7 @@ class Watch:
         """Return the updates reported before that time."""
         return max((each.done for each in self.seen if each.at <= moment), default=0)
 
-    def resumed_after(self, moment: float) -> Seen | None:
+    def resumed_after(self, moment: float) -> ProgressSample | None:
         """Return the first report of an update by ranks that started after that time."""
         is_new, before = False, self.done_before(moment)
         attempt = max((each.attempt for each in self.seen if each.at <= moment), default=1)

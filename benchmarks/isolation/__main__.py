@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.arguments import OneLineParser
 from benchmarks.isolation.attacker import AttackFailed, AttackFunction, AttackProcess
-from benchmarks.isolation.bystander import RATES, Steady
+from benchmarks.isolation.bystander import RATES, SteadyLoad
 from benchmarks.isolation.endpoint_attacks import (
     costly_searches,
     fill_collections,
@@ -53,8 +53,8 @@ from benchmarks.isolation.service_attacks import (
     wrong_kinds,
     wrong_shards,
 )
-from benchmarks.isolation.watch import PROXY, REPLICA, SERVICE, Watch
-from benchmarks.progress import say
+from benchmarks.isolation.watch import PROXY, REPLICA, SERVICE, ProcessMonitor
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from cmcl.demo.stream import read_stream
 from cmcl.ports import Ports, StackError
@@ -133,23 +133,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             # Both owners' versions must be trained, even on a busy machine.
             extra_environment={"CMCL_MAX_ATTEMPTS": "10"},
         )
-        say("starting the local system")
+        log_progress("starting the local system")
         parts.enter_context(stack)
         owners = Owners(stack, stream, folder / "rows")
-        say("both owners train a model")
+        log_progress("both owners train a model")
         owners.settle()
-        watch = parts.enter_context(Watch(stack))
-        steady = parts.enter_context(Steady(owners.bystander(RATES)))
+        watch = parts.enter_context(ProcessMonitor(stack))
+        steady = parts.enter_context(SteadyLoad(owners.bystander(RATES)))
         trial = _Trial(stack, owners, watch, steady, options)
         try:
             for name in options.attacks:
                 found[name] = trial.of(name)
                 found[name]["missed"] = missed(found[name], goals)
-                say(_line(name, found[name]))
+                log_progress(_line(name, found[name]))
                 _restart(stack, owners, watch, found[name]["missed"])
         except StackError as error:
             # Keep the results so far; the remaining attacks count as not tested.
-            say(str(error))
+            log_progress(str(error))
             for name in options.attacks:
                 found.setdefault(name, {"words": "", "error": str(error), "missed": ["error"]})
     return _document(options, goals, found)
@@ -162,8 +162,8 @@ class _Trial:
         self,
         stack: LocalStack,
         owners: Owners,
-        watch: Watch,
-        steady: Steady,
+        watch: ProcessMonitor,
+        steady: SteadyLoad,
         options: argparse.Namespace,
     ) -> None:
         self._stack = stack
@@ -174,7 +174,7 @@ class _Trial:
 
     def of(self, name: str) -> dict[str, Any]:
         """Run all windows of an attack. An attack that fails to run has an `error`."""
-        say(f"{name}: preparing")
+        log_progress(f"{name}: preparing")
         attack, options = ATTACKS[name], self._options
         target = self._owners.target(options.seconds, options.scale)
         words = " ".join((attack.__doc__ or "").split())
@@ -184,7 +184,7 @@ class _Trial:
             with ThreadPoolExecutor(1) as datasets:
                 return {"words": words, **self._windows(process, datasets)}
         except AttackFailed as error:
-            say(str(error))
+            log_progress(str(error))
             return {"words": words, "error": str(error).strip().splitlines()[-1]}
         finally:
             process.end()
@@ -210,7 +210,9 @@ class _Trial:
         return {**found, "dataset": dataset.result()} if dataset else found
 
 
-def _restart(stack: LocalStack, owners: Owners, watch: Watch, missed: Sequence[str]) -> None:
+def _restart(
+    stack: LocalStack, owners: Owners, watch: ProcessMonitor, missed: Sequence[str]
+) -> None:
     """Restart parts that kept resources or ended, so that the next attack starts from a clean
     state.
 
@@ -224,12 +226,12 @@ def _restart(stack: LocalStack, owners: Owners, watch: Watch, missed: Sequence[s
     if "error" in missed:
         roles |= {SERVICE, PROXY, REPLICA}
     if SERVICE in roles:
-        say("restarting the service")
+        log_progress("restarting the service")
         stack.kill(SERVICE)
         stack.start_service()
         stack.wait_for_service()
     for role in roles & {PROXY, REPLICA}:
-        say(f"restarting the {role}")
+        log_progress(f"restarting the {role}")
         for process in watch.processes()[role]:
             process.kill()
     if roles:

@@ -1,7 +1,7 @@
 """The attacking process: connections from its own source address, and the window of an attack.
 
-An attack is a coroutine function of one `Attacker`. Code before `crowd` prepares the attack,
-`crowd` runs it for the whole window, and code after it cleans up.
+An attack is a coroutine function of one `Attacker`. Code before `run_concurrently` prepares the attack,
+`run_concurrently` runs it for the whole window, and code after it cleans up.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ class Attacker:
         """Return `number` scaled, at least 1 and within the descriptor limit."""
         return max(1, min(round(number * self.target.scale), self._most))
 
-    async def crowd(self, number: int, act: Act) -> None:
+    async def run_concurrently(self, number: int, act: Act) -> None:
         """Run `act(0)`, `act(1)`, ... concurrently for the window, and restart each when it ends.
 
         Closed connections are counted, and `act` is called again after a short pause. Any
@@ -133,7 +133,7 @@ class Attacker:
             self._open -= 1
             writer.transport.abort()
 
-    async def pour(self, writer: asyncio.StreamWriter, piece: bytes, size: int) -> None:
+    async def send_repeatedly(self, writer: asyncio.StreamWriter, piece: bytes, size: int) -> None:
         """Send `piece` repeatedly, `size` bytes in total. Raises OSError when the connection is
         cut."""
         for _ in range(0, size, len(piece)):
@@ -176,7 +176,7 @@ class Attacker:
             with HeldConnections(where, self.target.source, data, drip, DRIP_SECONDS) as held:
                 await held.keep(many, self.counts)
 
-        await self.crowd(1, act)
+        await self.run_concurrently(1, act)
 
     async def leave_unread(self, url: str, data: bytes, seconds: float) -> None:
         """Send a request, read nothing for `seconds`, then repeat on another connection."""

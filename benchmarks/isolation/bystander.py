@@ -1,4 +1,4 @@
-"""Steady work of the other owner during attacks, in a separate process.
+"""SteadyLoad work of the other owner during attacks, in a separate process.
 
 Requests start at fixed times whether or not earlier ones were answered, so a stalled server delays
 all requests of that time, not only the first.
@@ -74,7 +74,7 @@ RATES: Mapping[str, float] = {
 }
 
 
-class Steady(Child):
+class SteadyLoad(Child):
     """The working process; `take` returns the requests recorded since the last call."""
 
     def __init__(self, bystander: Bystander) -> None:
@@ -88,7 +88,7 @@ class Steady(Child):
         return found
 
 
-class _Work:
+class _Workload:
     """Requests of the owner, each recorded."""
 
     def __init__(
@@ -235,7 +235,7 @@ async def _work(bystander: Bystander, pipe: Connection) -> None:
             for url in (bystander.service, bystander.endpoint)
         ]
         prober = await stack.enter_async_context(_client(0))
-        work = _Work(bystander, service, endpoint, prober)
+        work = _Workload(bystander, service, endpoint, prober)
         steady = [asyncio.create_task(work.steadily(*each)) for each in bystander.rates.items()]
         stack.callback(lambda: [task.cancel() for task in steady])
         while True:

@@ -53,7 +53,7 @@ async def stalled_bodies(attacker: Attacker) -> None:
         start = head("POST", _embeddings_path(attacker), key, 64 * MEBIBYTE, content_type=_RAW)
         await attacker.hold(attacker.target.endpoint, start + b"\0" * 300_000)
 
-    await attacker.crowd(8, act)
+    await attacker.run_concurrently(8, act)
 
 
 async def many_keys_rows(attacker: Attacker) -> None:
@@ -64,7 +64,7 @@ async def many_keys_rows(attacker: Attacker) -> None:
         data = post(_embeddings_path(attacker), keys[number % len(keys)], rows, _RAW)
         await attacker.flood(attacker.target.endpoint, data)
 
-    await attacker.crowd(16, act)
+    await attacker.run_concurrently(16, act)
 
 
 async def unread_embeddings(attacker: Attacker) -> None:
@@ -76,14 +76,14 @@ async def unread_embeddings(attacker: Attacker) -> None:
     async def act(_: int) -> None:
         await attacker.leave_unread(attacker.target.endpoint, data, _UNREAD_SECONDS)
 
-    await attacker.crowd(64, act)
+    await attacker.run_concurrently(64, act)
 
 
 async def fill_collections(attacker: Attacker) -> None:
     """A key with `embed`. Four connections add rows with large payloads until the endpoint is full."""
     numbers = itertools.count()
     async with _collection(attacker, "mallory-full") as add:
-        await attacker.crowd(4, lambda _: add(next(numbers)))
+        await attacker.run_concurrently(4, lambda _: add(next(numbers)))
 
 
 async def costly_searches(attacker: Attacker) -> None:
@@ -97,7 +97,9 @@ async def costly_searches(attacker: Attacker) -> None:
     async with _collection(attacker, name) as add:
         for number in range(8192 // _ITEMS):
             await add(number)
-        await attacker.crowd(16, lambda _: attacker.flood(attacker.target.endpoint, data))
+        await attacker.run_concurrently(
+            16, lambda _: attacker.flood(attacker.target.endpoint, data)
+        )
 
 
 @asynccontextmanager
@@ -145,7 +147,7 @@ async def nested_json(attacker: Attacker) -> None:
         else:
             await attacker.flood(attacker.target.endpoint, endpoint)
 
-    await attacker.crowd(8, act)
+    await attacker.run_concurrently(8, act)
 
 
 def _nested(field: str, depth: int) -> bytes:
@@ -160,7 +162,7 @@ async def wrong_keys(attacker: Attacker) -> None:
         url = attacker.target.endpoint if number % 2 else attacker.target.service
         await attacker.flood(url, *(head("GET", "/v1/models", key) for key in tried))
 
-    await attacker.crowd(100, act)
+    await attacker.run_concurrently(100, act)
 
 
 async def tiny_chunks(attacker: Attacker) -> None:
@@ -176,8 +178,8 @@ async def tiny_chunks(attacker: Attacker) -> None:
         )
         async with attacker.connection(url) as (reader, writer):
             writer.write(head("POST", path, key, content_type=_JSON, transfer_encoding="chunked"))
-            await attacker.pour(writer, chunks, 100 * len(chunks))
+            await attacker.send_repeatedly(writer, chunks, 100 * len(chunks))
             writer.write(b"0\r\n\r\n")
             attacker.counts[str(await read_answer(reader))] += 1
 
-    await attacker.crowd(16, act)
+    await attacker.run_concurrently(16, act)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.isolation.bystander import PROBES, TIMEOUT_SECONDS, Record
-from benchmarks.isolation.watch import PROXY, REPLICA, ROLES, SERVICE, Look
+from benchmarks.isolation.watch import PROXY, REPLICA, ROLES, SERVICE, Sample
 from benchmarks.markdown import listed, table
 
-Looks = Sequence[Mapping[str, Look]]
+Samples = Sequence[Mapping[str, Sample]]
 _PERCENT_99 = 0.99
 
 
@@ -78,7 +78,7 @@ def requests(records: Sequence[Record], windows: Windows) -> dict[str, Any]:
     }
 
 
-def processes(quiet: Looks, later: Looks) -> dict[str, Any]:
+def processes(quiet: Samples, later: Samples) -> dict[str, Any]:
     """Return resource use of the processes before the attack, and from its start to the end of the
     recovery."""
     before, end = quiet[-1], later[-1]
@@ -149,7 +149,7 @@ def _worst(records: Sequence[Record]) -> float | None:
     return round(max(seconds), 4) if seconds else None
 
 
-def _descriptors(role: str, before: Mapping[str, Look], later: Looks) -> dict[str, int]:
+def _descriptors(role: str, before: Mapping[str, Sample], later: Samples) -> dict[str, int]:
     return {
         "quiet": before[role].descriptors,
         "peak": max(each[role].descriptors for each in later),

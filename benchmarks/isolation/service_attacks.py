@@ -28,10 +28,10 @@ async def endless_heads(attacker: Attacker) -> None:
     async def act(_: int) -> None:
         async with attacker.connection(attacker.target.service) as (reader, writer):
             writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n")
-            await attacker.pour(writer, lines, _BOMB)
+            await attacker.send_repeatedly(writer, lines, _BOMB)
             await reader.read()
 
-    await attacker.crowd(4, act)
+    await attacker.run_concurrently(4, act)
 
 
 async def endless_header(attacker: Attacker) -> None:
@@ -41,10 +41,10 @@ async def endless_header(attacker: Attacker) -> None:
     async def act(_: int) -> None:
         async with attacker.connection(attacker.target.service) as (reader, writer):
             writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nx-endless: ")
-            await attacker.pour(writer, piece, _BOMB)
+            await attacker.send_repeatedly(writer, piece, _BOMB)
             await reader.read()
 
-    await attacker.crowd(1, act)
+    await attacker.run_concurrently(1, act)
 
 
 async def unfinished_heads(attacker: Attacker) -> None:
@@ -57,13 +57,13 @@ async def unfinished_heads(attacker: Attacker) -> None:
 async def metrics_flood(attacker: Attacker) -> None:
     """No key. 200 connections ask for /metrics without a pause."""
     data = head("GET", "/metrics")
-    await attacker.crowd(200, lambda _: attacker.flood(attacker.target.service, data))
+    await attacker.run_concurrently(200, lambda _: attacker.flood(attacker.target.service, data))
 
 
 async def openapi_flood(attacker: Attacker) -> None:
     """No key. 300 connections ask for /openapi.json without a pause."""
     data = head("GET", "/openapi.json")
-    await attacker.crowd(300, lambda _: attacker.flood(attacker.target.service, data))
+    await attacker.run_concurrently(300, lambda _: attacker.flood(attacker.target.service, data))
 
 
 async def pipelined_probes(attacker: Attacker) -> None:
@@ -73,14 +73,14 @@ async def pipelined_probes(attacker: Attacker) -> None:
     async def act(_: int) -> None:
         await attacker.leave_unread(attacker.target.service, data, _UNREAD_SECONDS)
 
-    await attacker.crowd(50, act)
+    await attacker.run_concurrently(50, act)
 
 
 async def half_bodies(attacker: Attacker) -> None:
     """A key that may only read. 2,000 connections send 1,000,000 bytes of a body of 1 MiB, and wait."""
     start = head("POST", "/v1/datasets", attacker.target.keys["read"], MEBIBYTE) + b" " * 1_000_000
 
-    await attacker.crowd(2000, lambda _: attacker.hold(attacker.target.service, start))
+    await attacker.run_concurrently(2000, lambda _: attacker.hold(attacker.target.service, start))
 
 
 async def event_streams(attacker: Attacker) -> None:
@@ -96,7 +96,7 @@ async def event_streams(attacker: Attacker) -> None:
                 pass
             await asyncio.sleep(1)
 
-    await attacker.crowd(1010, act)
+    await attacker.run_concurrently(1010, act)
 
 
 def _wrong_kinds(key: str) -> bytes:
@@ -115,13 +115,13 @@ def _wrong_shards(key: str) -> bytes:
 async def wrong_kinds(attacker: Attacker) -> None:
     """A key with `admin`. Four connections post webhooks with 520,000 kinds that do not exist."""
     data = _wrong_kinds(attacker.target.keys["admin"])
-    await attacker.crowd(4, lambda _: attacker.flood(attacker.target.service, data))
+    await attacker.run_concurrently(4, lambda _: attacker.flood(attacker.target.service, data))
 
 
 async def wrong_shards(attacker: Attacker) -> None:
     """A key with `write`. Four connections post datasets with 340,000 shards that are none."""
     data = _wrong_shards(attacker.target.keys["write"])
-    await attacker.crowd(4, lambda _: attacker.flood(attacker.target.service, data))
+    await attacker.run_concurrently(4, lambda _: attacker.flood(attacker.target.service, data))
 
 
 async def unread_errors(attacker: Attacker) -> None:
@@ -133,7 +133,7 @@ async def unread_errors(attacker: Attacker) -> None:
     async def act(number: int) -> None:
         await attacker.leave_unread(attacker.target.service, bodies[number % 2], _UNREAD_SECONDS)
 
-    await attacker.crowd(6, act)
+    await attacker.run_concurrently(6, act)
 
 
 async def many_shards(attacker: Attacker) -> None:
@@ -153,7 +153,7 @@ async def many_shards(attacker: Attacker) -> None:
             attacker.made("write", f"/v1/datasets/{answer.json()['dataset']['id']}")
 
     async with attacker.client(attacker.target.service, "write") as client:
-        await attacker.crowd(16, act)
+        await attacker.run_concurrently(16, act)
 
 
 async def minting(attacker: Attacker) -> None:
@@ -174,7 +174,7 @@ async def minting(attacker: Attacker) -> None:
                 attacker.made("admin", f"{path}/{made}")
 
     async with attacker.client(attacker.target.service, "admin") as client:
-        await attacker.crowd(8, act)
+        await attacker.run_concurrently(8, act)
 
 
 async def stalled_parts(attacker: Attacker) -> None:
@@ -195,7 +195,7 @@ async def stalled_parts(attacker: Attacker) -> None:
         start = head("PUT", path, key, size, content_type="application/octet-stream")
         await attacker.hold(attacker.target.service, start + b"a" * 1000, b"a")
 
-    await attacker.crowd(20, act)
+    await attacker.run_concurrently(20, act)
 
 
 async def wide_branches(attacker: Attacker) -> None:
@@ -224,7 +224,7 @@ async def wide_branches(attacker: Attacker) -> None:
                 answer = await endpoint.post("/v1/embeddings", json=body)
                 attacker.counts[f"embeddings {answer.status_code}"] += 1
 
-        await attacker.crowd(1, act)
+        await attacker.run_concurrently(1, act)
         attacker.made("admin", f"/v1/models/{wide}")
 
 

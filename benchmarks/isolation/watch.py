@@ -27,7 +27,7 @@ _RAYS = {
 
 
 @dataclass(frozen=True)
-class Look:
+class Sample:
     """A sample of all processes of one role. `mib`: their total proportional set size (PSS).
 
     `descriptors`, `limit`: of the process with the most descriptors. `numbers`: process ids,
@@ -40,10 +40,10 @@ class Look:
     numbers: frozenset[int] = frozenset()
 
 
-Sample = tuple[float, Mapping[str, Look]]
+Sample = tuple[float, Mapping[str, Sample]]
 
 
-class Watch:
+class ProcessMonitor:
     """A thread that takes samples until the block ends. Times are of the monotonic clock."""
 
     def __init__(self, stack: LocalStack) -> None:
@@ -66,7 +66,7 @@ class Watch:
         self._over.set()
         self._thread.join()
 
-    def between(self, begin: float, end: float) -> list[Mapping[str, Look]]:
+    def between(self, begin: float, end: float) -> list[Mapping[str, Sample]]:
         """Return the samples of that time in order, or the last one before it."""
         known = [(at, looks) for at, looks in list(self._samples) if at <= end]
         return [looks for at, looks in known if begin <= at] or [known[-1][1]]
@@ -98,17 +98,17 @@ class Watch:
             self._sample(found)
 
     def _sample(self, found: Mapping[str, Sequence[psutil.Process]]) -> None:
-        looks = {role: _look(role, processes) for role, processes in found.items()}
+        looks = {role: _total(role, processes) for role, processes in found.items()}
         self._samples.append((time.monotonic(), looks))
 
 
-def _look(role: str, processes: Sequence[psutil.Process]) -> Look:
+def _total(role: str, processes: Sequence[psutil.Process]) -> Sample:
     seen = list(_seen(processes))
     if not seen:
-        return Look()
+        return Sample()
     most = max(seen, key=lambda each: each[2])
     counted = seen[:1] if role == SERVICE else seen
-    return Look(
+    return Sample(
         mib=sum(mib for _, mib, _, _ in seen),
         descriptors=most[2],
         limit=most[3],

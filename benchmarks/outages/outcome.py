@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.endpoint.load import Answers
-from benchmarks.outages.patient import Call
+from benchmarks.outages.retrying import Call
 from benchmarks.swaps import figures
 
 _OK = 200

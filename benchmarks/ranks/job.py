@@ -35,7 +35,7 @@ class Part:
         return StreamedRows(self.shards, (first, second))
 
 
-class Noting(Watcher):
+class TrafficRecorder(Watcher):
     """Records the loss curve, and the bytes sent between the ends of the first and the last update,
     without those sent once per dataset."""
 
@@ -49,10 +49,10 @@ class Noting(Watcher):
         self.shares.append(update.local_loss)
         if update.done in (1, update.total):
             # A barrier, so that only whole updates are counted.
-            _meet()
+            _barrier()
             self._given.append(self._traffic.gathered + self._traffic.reduced)
             self._wire.append(bytes_on_loopback())
-            _meet()
+            _barrier()
 
     def travelled(self) -> dict[str, int]:
         """Return the bytes of all updates but the first: counted by this rank, and on the wire."""
@@ -82,7 +82,7 @@ class Job:
         """Return the results to compare, and the bytes sent."""
         first: TrainingResult = torch.load(self.parent, weights_only=False)
         here = World(world().rank, world().size)
-        noting = Noting(here.traffic)
+        noting = TrafficRecorder(here.traffic)
         task = Task(self.part.pair, self.part.rows(self.way, self.spec), seed=8)
         second = learn(self.spec, first.model_state, task, Run(here, watcher=noting))
         return {
@@ -125,6 +125,6 @@ def _entries(learned: TrainingResult) -> dict[str, int]:
     }
 
 
-def _meet() -> None:
+def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()

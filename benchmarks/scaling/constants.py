@@ -12,7 +12,7 @@ from statistics import fmean, median
 import torch
 from torch import Tensor
 
-from benchmarks.scaling.group import seconds_by_turns, seconds_in_a_ring
+from benchmarks.scaling.group import seconds_alternating, seconds_in_cycle
 from workers.model.loss import Everywhere, symmetric_info_nce, unit
 from workers.train.distributed import AsyncGather, World
 
@@ -44,7 +44,7 @@ def constants_of_one() -> dict[str, Points]:
         "rows": ((rows * 2 * _WIDE, _rows(rows)) for rows in _DIMENSIONS),
         "packing": ((2 * width * width, _packing(width)) for width in _WIDTHS),
     }
-    return _measured(curves, seconds_in_a_ring)
+    return _measured(curves, seconds_in_cycle)
 
 
 def constants_of_many(here: World) -> dict[str, Points]:
@@ -54,7 +54,7 @@ def constants_of_many(here: World) -> dict[str, Points]:
         "gather": ((size, _gather(size, here)) for size in _BYTES),
         "reduce": ((size, _reduce(size)) for size in _BYTES),
     }
-    return _measured(collectives, seconds_by_turns)
+    return _measured(collectives, seconds_alternating)
 
 
 def waiting() -> Points:
@@ -66,7 +66,7 @@ def waiting() -> Points:
     """
     meeting, works = _reduce(_BYTES[0]), [_rows_product(rows) for rows in _WORK]
     both = [partial(_one_after_the_other, work, meeting) for work in works]
-    alone, *found = seconds_by_turns([meeting, *works, *both])
+    alone, *found = seconds_alternating([meeting, *works, *both])
     together = torch.tensor(found[len(works) :], dtype=torch.float64)
     torch.distributed.all_reduce(together, op=torch.distributed.ReduceOp.MAX)
     apart = fair_share_seconds(torch.tensor(found[: len(works)], dtype=torch.float64)) + alone

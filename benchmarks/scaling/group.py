@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from benchmarks.training.calm import WINDOW_SECONDS, Windows
+from benchmarks.training.timing import WINDOW_SECONDS, WindowTimer
 
 T = TypeVar("T")
 
@@ -74,14 +74,14 @@ def joined(meeting: Path, rank: int, size: int, timeout: timedelta = _TIMEOUT) -
 
 def seconds_together(task: Callable[[], object]) -> float:
     """Return the median seconds of `task` while all processes of the group run it concurrently."""
-    return seconds_by_turns([task])[0]
+    return seconds_alternating([task])[0]
 
 
-def seconds_by_turns(tasks: Sequence[Callable[[], object]]) -> list[float]:
+def seconds_alternating(tasks: Sequence[Callable[[], object]]) -> list[float]:
     """Return the same for several tasks, alternating between windows, because the machine's speed
     varies within minutes and compared values need the same conditions."""
     counts = [_of_a_window(task) for task in tasks]
-    windows = [Windows(_size(), _WINDOWS) for _ in tasks]
+    windows = [WindowTimer(_size(), _WINDOWS) for _ in tasks]
     until = time.perf_counter() + _PATIENCE_SECONDS * len(tasks)
     while _not_all(all(one.is_enough for one in windows) or time.perf_counter() > until):
         for task, count, window in zip(tasks, counts, windows, strict=True):
@@ -93,12 +93,12 @@ def seconds_by_turns(tasks: Sequence[Callable[[], object]]) -> list[float]:
     return [one.timing().median for one in windows]
 
 
-def seconds_in_a_ring(tasks: Sequence[Callable[[], object]]) -> list[float]:
+def seconds_in_cycle(tasks: Sequence[Callable[[], object]]) -> list[float]:
     """Return the same, but run the tasks in a cycle, so that caches are as in an update. Alone in a
     loop a pass over a head takes a quarter less (docs/log.md)."""
     for task in tasks:
         task()
-    rings, laps = Windows(_size()), [_Laps(len(tasks))]
+    rings, laps = WindowTimer(_size()), [_Laps(len(tasks))]
     until = time.perf_counter() + _PATIENCE_SECONDS * len(tasks)
     rings.tick()
     while _not_all(rings.is_enough or time.perf_counter() > until):

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.scaling.constants import Points
 from benchmarks.scaling.group import seconds_together
-from benchmarks.training.calm import Windows
-from benchmarks.training.ours import Clock, OurLoop, held, learned_before, random_sides
+from benchmarks.training.product_loop import Clock, ProductLoop, held, learned_before, random_sides
+from benchmarks.training.timing import WindowTimer
 from cmcl.contract.dataset import Shard
 from workers.train.data.order import Plan
 from workers.train.data.rows import LocalBatch, TrainingRows
@@ -59,12 +59,12 @@ def prepare(workload: Workload) -> None:
         torch.save(learned_before(workload.width), workload.model_state)
 
 
-def time_updates(workload: Workload, windows: Windows | None = None) -> dict[str, Any]:
+def time_updates(workload: Workload, windows: WindowTimer | None = None) -> dict[str, Any]:
     """Time the second half of a training, which includes averaging, continuing `windows`. Return
     timing and the share of free entries."""
     known: ModelState = torch.load(workload.model_state, weights_only=False)
-    windows = windows or Windows(world().size)
-    loop = OurLoop(known, workload.rows(), workload.batch, "mask")
+    windows = windows or WindowTimer(world().size)
+    loop = ProductLoop(known, workload.rows(), workload.batch, "mask")
     learned = loop.run(Clock(windows, begin=0.5))
     windows.pause()
     free = [float(space.free_EI.double().mean()) for space in learned.spaces.values()]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.chain import Dataset
-from benchmarks.reindex import Learnt
+from benchmarks.reindex import LearnedDataset
 from benchmarks.search.world import World
 from cmcl.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
@@ -43,7 +43,7 @@ class Swap:
 
 
 @dataclass(frozen=True)
-class LeftAlone:
+class UnchangedIndex:
     """A dataset's recall@10 at the end: on vectors of the version that learned it, and on
     recomputed ones."""
 
@@ -54,8 +54,8 @@ class LeftAlone:
 
 
 def swaps(
-    learnt: Sequence[Learnt], spec: ModelSpec, folder: Path
-) -> tuple[list[Swap], list[LeftAlone]]:
+    learnt: Sequence[LearnedDataset], spec: ModelSpec, folder: Path
+) -> tuple[list[Swap], list[UnchangedIndex]]:
     """Make each version of the stream live in turn, and measure recall."""
     datasets = [one.dataset for one in learnt]
     with World(folder, spec) as world:
@@ -71,7 +71,7 @@ def swaps(
     ]
     last = indexes[-1]
     alone = [
-        LeftAlone(
+        UnchangedIndex(
             dataset.name,
             *(_recall(dataset, *pair) for pair in ((index, index), (index, last), (last, last))),
         )

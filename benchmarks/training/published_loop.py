@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.training.bare import Sides
-from benchmarks.training.calm import Windows
+from benchmarks.training.timing import WindowTimer
 
 _RATE, _DECAY = 1e-4, 1e-3
 _KEPT = 2
@@ -57,7 +57,7 @@ class ProjectGradients(TrainerCallback):  # type: ignore[misc]
     """
 
     projectors: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-    windows: Windows
+    windows: WindowTimer
 
     @torch.no_grad()
     def on_pre_optimizer_step(self, *_: Any, model: Heads, **__: Any) -> None:
@@ -82,7 +82,7 @@ class PublishedLoop:
     batch: int
     folder: Path
 
-    def run(self, windows: Windows, updates: int) -> None:
+    def run(self, windows: WindowTimer, updates: int) -> None:
         """Do `updates` updates of a new pair of heads."""
         widths = self.sides.first_NI.shape[1], self.sides.second_NJ.shape[1]
         first, second = ((_projection(self.width), _projection(inputs)) for inputs in widths)

@@ -27,7 +27,7 @@ _COLD = 1
 
 
 @dataclass
-class Sightings:
+class StartTimes:
     """Times at which each phase of an attempt's job was first observed."""
 
     folder: Path
@@ -85,7 +85,7 @@ def _one(client: Client, stack: LocalStack, stream: Stream, number: int) -> dict
     dataset = stream.datasets[number]
     accepted = client.add_dataset(_MODEL, dataset.name, dataset.pair, dataset.shards)
     job = str(accepted["job"]["id"])
-    sightings = Sightings(stack.folder / "store" / layout.run_prefix(job, 1))
+    sightings = StartTimes(stack.folder / "store" / layout.run_prefix(job, 1))
     sightings.watch()
     client.watch(job, poll_seconds=0.1)
     return sightings.parts()

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.faults.attempts import Job, Size
 from benchmarks.faults.cases import CASES
 from benchmarks.faults.page import markdown
-from benchmarks.faults.watch import Watch
+from benchmarks.faults.watch import ProgressLog
 from benchmarks.training_faults import Outcome
 from cmcl.contract.job import JobSpec, Phase, Progress
 from workers.storage import layout
@@ -24,7 +24,7 @@ def job(tmp_path: Path) -> Job:
     return Job(open_store(tmp_path.as_uri()), "faults", SIZE)
 
 
-def see(watch: Watch, phase: Phase, done: int = 0, resumed_at: int | None = None) -> float:
+def see(watch: ProgressLog, phase: Phase, done: int = 0, resumed_at: int | None = None) -> float:
     """Its ranks tell this; the moment after it was seen."""
     progress = Progress(
         phase=phase,
@@ -40,7 +40,7 @@ def see(watch: Watch, phase: Phase, done: int = 0, resumed_at: int | None = None
 
 
 def test_ranks_are_back_with_their_first_update_after_the_checkpoint(job: Job) -> None:
-    watch = Watch(job)
+    watch = ProgressLog(job)
     see(watch, "training", 40)
     fault = see(watch, "training", 50)
     see(watch, "starting")
@@ -53,7 +53,7 @@ def test_ranks_are_back_with_their_first_update_after_the_checkpoint(job: Job) -
 
 
 def test_ranks_that_went_on_did_not_resume(job: Job) -> None:
-    watch = Watch(job)
+    watch = ProgressLog(job)
     fault = see(watch, "training", 50)
     for done in (51, 52):
         see(watch, "training", done)
@@ -63,7 +63,7 @@ def test_ranks_that_went_on_did_not_resume(job: Job) -> None:
 
 
 def test_each_thing_is_seen_once(job: Job) -> None:
-    watch = Watch(job)
+    watch = ProgressLog(job)
     assert watch.look(1) is None
     see(watch, "training", 1)
     watch.look(1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.training.bare import Sides
-from benchmarks.training.calm import Windows
+from benchmarks.training.timing import WindowTimer
 from cmcl.contract.job import Phase
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, Precision, ProtectionSpec, TrainingSpec
@@ -37,7 +37,7 @@ class Clock(Watcher):
     `initial_state`: seconds of training up to and including its first update.
     """
 
-    windows: Windows
+    windows: WindowTimer
     begin: float = 0.0
     initial_state: float = 0.0
     _entered: float = 0.0
@@ -86,7 +86,7 @@ def random_sides(rows: int, width: int, seed: int) -> Sides:
 
 
 @dataclass(frozen=True)
-class OurLoop:
+class ProductLoop:
     """A dataset that all ranks of the process group learn, once per `run`."""
 
     known: ModelState

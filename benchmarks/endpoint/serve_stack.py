@@ -50,7 +50,7 @@ class Probe:
         self._client.close()
 
 
-class Ours:
+class EndpointStack:
     """Replicas that serve at `address` from the store under `folder`."""
 
     def __init__(
@@ -169,7 +169,7 @@ class Ours:
         folder = str(self.stack.proxy_folder)
         return [each for each in psutil.process_iter() if folder in title(each)]
 
-    def doors(self) -> dict[str, str]:
+    def replica_addresses(self) -> dict[str, str]:
         """Return the direct address of each replica by name, from HAProxy's configuration."""
         told = [path.read_text() for path in self.stack.proxy_folder.rglob("haproxy*.cfg")]
         found = [each for text in told for each in _SERVER_LINE.findall(text)]
@@ -179,7 +179,7 @@ class Ours:
         """Wait until every replica uses the version. Raises StackError."""
         rows_BF = features(1, 1, width)[0]
         deadline = time.monotonic() + _READY_SECONDS
-        for address in self.doors().values():
+        for address in self.replica_addresses().values():
             probe = Probe(address, rows_BF)
             while probe.version() != version:
                 if time.monotonic() > deadline:
@@ -191,7 +191,7 @@ class Ours:
         while time.monotonic() < deadline:
             if self._driver is None or self._driver.poll() is not None:
                 break
-            if _is_ready(self.address) and len(self.doors()) == self._replicas:
+            if _is_ready(self.address) and len(self.replica_addresses()) == self._replicas:
                 return
             time.sleep(0.2)
         raise StackError(f"the endpoint did not start; see {self.stack.log('driver')}")

@@ -28,7 +28,7 @@ class Call:
     ended: str
 
 
-class Patient:
+class RetryingClients:
     """Retrying clients that run until `end`."""
 
     def __init__(self, address: str, rows_BF: Array, expected_BE: Array, clients: int) -> None:

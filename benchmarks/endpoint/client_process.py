@@ -9,7 +9,7 @@ from benchmarks.processes import Child
 _STOP, _BEGUN = "stop", "begun"
 
 
-class Clients(Child):
+class ClientProcess(Child):
     """One process for all loads, because starting a process takes longer than most of them."""
 
     def __init__(self) -> None:

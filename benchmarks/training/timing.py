@@ -61,8 +61,8 @@ class Timing:
         return asdict(self)
 
 
-class Windows:
-    """Windows of a measurement; call `tick` after each unit of work. `peers`: number of processes
+class WindowTimer:
+    """WindowTimer of a measurement; call `tick` after each unit of work. `peers`: number of processes
     of this benchmark, including this one. `enough`: required number of calm windows."""
 
     def __init__(self, peers: int = 1, enough: int = ENOUGH) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.endpoint.apart import Clients
 from benchmarks.endpoint.bodies import (
     Array,
     Expected,
@@ -22,9 +21,10 @@ from benchmarks.endpoint.bodies import (
     text_request,
     vectors,
 )
+from benchmarks.endpoint.client_process import ClientProcess
+from benchmarks.endpoint.http1 import request
 from benchmarks.endpoint.load import WRONG, Answers, Check, Load, drive
 from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of
-from benchmarks.endpoint.wire import request
 from benchmarks.peers.servers import INFINITY_MODEL
 
 _OK = 200
@@ -47,7 +47,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Schedule:
     """Seconds per server in one round of a cell, and number of rounds."""
 
     seconds: float
@@ -76,7 +76,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Server:
     """A server, with its requests of a size and the check of responses."""
 
     name: str
@@ -84,7 +84,7 @@ class Contestant:
     prepare: Callable[[Size], tuple[str, list[bytes], Check]]
 
 
-def ours(address: str, width: int) -> Contestant:
+def ours(address: str, width: int) -> Server:
     """The endpoint behind HAProxy, with all its features."""
 
     def prepare(size: Size) -> tuple[str, list[bytes], Check]:
@@ -95,10 +95,10 @@ def ours(address: str, width: int) -> Contestant:
         ]
         return address, requests, Expected(size.form, {1: _embeddings(rows_RBF, width)})
 
-    return Contestant("ours", ("json", "base64", "binary"), prepare)
+    return Server("ours", ("json", "base64", "binary"), prepare)
 
 
-def bare(address: str, width: int, name: str = "bare") -> Contestant:
+def bare(address: str, width: int, name: str = "bare") -> Server:
     """`benchmarks.peers.bare`, alone or wrapped: the same requests, except for the path of raw
     rows."""
 
@@ -113,10 +113,10 @@ def bare(address: str, width: int, name: str = "bare") -> Contestant:
         ]
         return address, requests, Expected(size.form, {1: _embeddings(rows_RBF, width)})
 
-    return Contestant(name, ("json", "base64", "binary"), prepare)
+    return Server(name, ("json", "base64", "binary"), prepare)
 
 
-def infinity(address: str, width: int, words: int) -> Contestant:
+def infinity(address: str, width: int, words: int) -> Server:
     """Infinity with texts of one word; it has no binary format. Expected results are its responses
     to single words."""
     alone_WE = _asked_alone(address, words, width)
@@ -133,19 +133,19 @@ def infinity(address: str, width: int, words: int) -> Contestant:
         # Its responses name no version, which is read as 0.
         return address, requests, Expected(size.form, {0: alone_WE[numbers_RB]})
 
-    return Contestant("infinity", ("json", "base64"), prepare)
+    return Server("infinity", ("json", "base64"), prepare)
 
 
-def contest(
-    clients: Clients, contestants: Sequence[Contestant], sizes: Sequence[Size], pace: Pace
+def compare(
+    clients: ClientProcess, servers: Sequence[Server], sizes: Sequence[Size], schedule: Schedule
 ) -> Iterator[Cell]:
     """Yield the cells. Each round of a cell alternates between the servers."""
-    seconds = pace.seconds
+    seconds = schedule.seconds
     for size in sizes:
-        playing = {each.name: each.prepare(size) for each in contestants if size.form in each.forms}
-        found: dict[str, list[Answers]] = {name: [] for name in playing}
-        for _ in range(pace.rounds):
-            for name, (address, requests, check) in playing.items():
+        prepared = {each.name: each.prepare(size) for each in servers if size.form in each.forms}
+        found: dict[str, list[Answers]] = {name: [] for name in prepared}
+        for _ in range(schedule.rounds):
+            for name, (address, requests, check) in prepared.items():
                 clients.ask(Load(address, requests, size.clients, seconds * _WARM_UP))
                 load = Load(address, requests, size.clients, seconds, least=2 * size.clients)
                 found[name].append(clients.ask(load, check))
@@ -224,7 +224,7 @@ def _asked_alone(address: str, words: int, width: int) -> Array:
 
     requests = [text_request(address, "base64", [f"w{n}"], INFINITY_MODEL) for n in range(words)]
     load = Load(address, requests, 1, _ALONE_SECONDS, check_each=True)
-    drive(load, keep, goes_on=lambda: bool(missing))
+    drive(load, keep, should_continue=lambda: bool(missing))
     if missing:
         raise RuntimeError(f"{address} left {len(missing)} of {words} words without a response")
     return alone_WE

@@ -13,7 +13,7 @@ _VERSION = re.compile(rb"\r\nx-model-version: *(\d+)", re.IGNORECASE)
 _LAST = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
 
-class Garbled(Exception):
+class MalformedResponse(Exception):
     """The response is not valid, or uses features that this client does not support."""
 
 
@@ -40,7 +40,7 @@ def request(address: str, path: str, body: bytes, content_type: str, accept: str
 def head_of(data: bytes | bytearray, filled: int) -> Head | None:
     """Parse the head of the response at the start of `data`, or return None if it is incomplete.
 
-    Raises Garbled without a content-length: no server measured here sends chunked responses.
+    Raises MalformedResponse without a content-length: no server measured here sends chunked responses.
     """
     end = data.find(_END, 0, filled)
     if end < 0:
@@ -48,7 +48,7 @@ def head_of(data: bytes | bytearray, filled: int) -> Head | None:
     text = bytes(data[: end + 2])
     length = _LENGTH.search(text)
     if length is None or not text.startswith(b"HTTP/1."):
-        raise Garbled(f"a response that begins with {text[:60]!r} has no content-length")
+        raise MalformedResponse(f"a response that begins with {text[:60]!r} has no content-length")
     version = _VERSION.search(text)
     begin = end + len(_END)
     return Head(

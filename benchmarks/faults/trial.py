@@ -6,33 +6,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from benchmarks.faults.attempts import Job
-from benchmarks.faults.bucket import Door
+from benchmarks.faults.bucket import TcpProxy
 from benchmarks.faults.nodes import Nodes
-from benchmarks.faults.watch import Watch
+from benchmarks.faults.watch import ProgressLog
 
 _SECONDS_BETWEEN_LOOKS = 0.05
 _MOST_ATTEMPTS = 3
 
 
-class SceneError(Exception):
+class TrialError(Exception):
     """The job did not proceed as expected. The message has its progress."""
 
 
 @dataclass
-class Scene:
-    """A job and its cluster. `ranks`: maximum and minimum. `door`: the proxy before the store, if
+class Trial:
+    """A job and its cluster. `ranks`: maximum and minimum. `proxy`: the proxy before the store, if
     any."""
 
     nodes: Nodes
     job: Job
     ranks: tuple[int, int]
-    door: Door | None
+    proxy: TcpProxy | None
     seconds: float
     attempt: int = 0
-    watch: Watch = field(init=False)
+    watch: ProgressLog = field(init=False)
 
     def __post_init__(self) -> None:
-        self.watch = Watch(self.job)
+        self.watch = ProgressLog(self.job)
         self._deadline = time.monotonic() + self.seconds
         self._driver = self._start()
 
@@ -59,7 +59,7 @@ class Scene:
         """Run until an attempt produces a candidate. Lost attempts are followed by another one."""
         while self._ended() != 0:
             if self.attempt == _MOST_ATTEMPTS:
-                raise SceneError(f"{_MOST_ATTEMPTS} attempts were lost; {self._where()}")
+                raise TrialError(f"{_MOST_ATTEMPTS} attempts were lost; {self._where()}")
             self._driver = self._start()
 
     def stop(self) -> None:
@@ -81,7 +81,7 @@ class Scene:
     def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             if time.monotonic() > self._deadline:
-                raise SceneError(f"not done within {self.seconds:g} s; {self._where()}")
+                raise TrialError(f"not done within {self.seconds:g} s; {self._where()}")
             self.watch.look(self.attempt)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
@@ -90,7 +90,7 @@ class Scene:
         if last is None or not last.done:
             return 0.0
         if last.done == last.progress.updates_total:
-            raise SceneError(f"training ended before the fault; {self._where()}")
+            raise TrialError(f"training ended before the fault; {self._where()}")
         return last.done / last.progress.updates_total
 
     def _where(self) -> str:
