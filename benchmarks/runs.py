@@ -87,7 +87,7 @@ def perform(stream: Stream, run: Run) -> Result:
         place = place_of(run.method)
         method = None if place is None else method_class(place).from_spec(run.spec)
         return run_chain(stream.datasets, run.spec, method)
-    except Exception as error:  # noqa: BLE001 (whatever it was, the other runs go on)
+    except Exception as error:  # noqa: BLE001 (a failed run must not end the others)
         return Failed(f"{type(error).__name__}: {error}", traceback.format_exc())
 
 

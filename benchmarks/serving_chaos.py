@@ -152,7 +152,7 @@ def _document(options: argparse.Namespace, found: Sequence[Outcome]) -> dict[str
         "outcomes": [{**asdict(each), "lost": each.lost} for each in found],
         "configuration": {
             "width": f"F = E = {options.width}, conditioned heads",
-            "replicas": "2, each on a Ray node of its own on this machine; HAProxy on the head",
+            "replicas": "2, each on its own Ray node on this machine; HAProxy on the head",
             "clients": f"{options.clients} plain, {options.rows} row(s) a request, {options.form}; "
             "2 of cmcl.Client",
             "seconds": f"{options.seconds:g} before each fault, and after it is over",

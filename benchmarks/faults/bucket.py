@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 
 _BUCKET = "faults"
 _CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "somebody",
+    "AWS_ACCESS_KEY_ID": "benchmark",
     "AWS_SECRET_ACCESS_KEY": "something",
     "AWS_DEFAULT_REGION": "us-east-1",
 }

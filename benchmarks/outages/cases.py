@@ -97,8 +97,8 @@ def _store(system: System) -> set[int]:
 
 CASES = {
     "replica": Case("a replica, kill -9", _replica),
-    "node": Case("the Ray node of a replica, kill -9; another joins", _node),
+    "node": Case("the Ray node of a replica, kill -9, with a replacement", _node),
     "proxy": Case("HAProxy, kill -9", _proxy),
     "controller": Case("Serve's controller, kill -9", _controller),
-    "store": Case(f"the store is away for {_AWAY_SECONDS:g} s", _store),
+    "store": Case(f"the store is unavailable for {_AWAY_SECONDS:g} s", _store),
 }
