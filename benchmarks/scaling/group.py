@@ -78,8 +78,8 @@ def seconds_together(task: Callable[[], object]) -> float:
 
 
 def seconds_alternating(tasks: Sequence[Callable[[], object]]) -> list[float]:
-    """Return the same for several tasks, alternating between windows, because the machine's speed
-    varies within minutes and compared values need the same conditions."""
+    """Return the median seconds of each task in all processes, alternating between windows, because
+    the machine's speed varies within minutes."""
     counts = [_of_a_window(task) for task in tasks]
     windows = [WindowTimer(_size(), _WINDOWS) for _ in tasks]
     until = time.perf_counter() + _PATIENCE_SECONDS * len(tasks)
@@ -94,23 +94,23 @@ def seconds_alternating(tasks: Sequence[Callable[[], object]]) -> list[float]:
 
 
 def seconds_in_cycle(tasks: Sequence[Callable[[], object]]) -> list[float]:
-    """Return the same, but run the tasks in a cycle, so that caches are as in an update. Alone in a
-    loop a pass over a head takes a quarter less (docs/log.md)."""
+    """Return the median seconds of each task, run in a cycle, so that caches are as in an update.
+    Alone in a loop a pass over a head takes a quarter less (docs/log.md)."""
     for task in tasks:
         task()
-    rings, laps = WindowTimer(_size()), [_Laps(len(tasks))]
+    cycles, times = WindowTimer(_size()), [_Cycles(len(tasks))]
     until = time.perf_counter() + _PATIENCE_SECONDS * len(tasks)
-    rings.tick()
-    while _not_all(rings.is_enough or time.perf_counter() > until):
-        laps[-1].run(tasks)
-        rings.tick()
-        if len(rings.all) == len(laps):
-            laps.append(_Laps(len(tasks)))
-    of_one = [laps[number].of_one for number in rings.chosen()]
+    cycles.tick()
+    while _not_all(cycles.is_enough or time.perf_counter() > until):
+        times[-1].run(tasks)
+        cycles.tick()
+        if len(cycles.all) == len(times):
+            times.append(_Cycles(len(tasks)))
+    of_one = [times[number].of_one for number in cycles.chosen()]
     return [median(each) for each in zip(*of_one, strict=True)]
 
 
-class _Laps:
+class _Cycles:
     """Cycles of one window."""
 
     def __init__(self, tasks: int) -> None:

@@ -184,7 +184,7 @@ def test_the_page_and_the_pictures_show_what_was_found(tmp_path: Path) -> None:
     pictures = draw_all(document, tmp_path)
     assert [path.stat().st_size > 10_000 for path in pictures] == [True] * 4
     page = markdown(document, pictures)
-    assert "0 of 1 predictions lie within 15 %" in page
+    assert "0 of 1 predictions are within 15 %" in page
     assert all(path.name in page for path in pictures)
     assert all(f"{term} ms" in page for term in TERMS)
 

@@ -124,7 +124,7 @@ def test_rows_of_an_answer_are_read_in_either_form(form: Form) -> None:
 
 
 def test_an_answer_without_a_length_is_refused() -> None:
-    with pytest.raises(MalformedResponse, match="tells no length"):
+    with pytest.raises(MalformedResponse, match="has no content-length"):
         head_of(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", 60)
 
 

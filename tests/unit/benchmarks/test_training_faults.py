@@ -113,7 +113,7 @@ def page_of(found: Outcome) -> str:
 
 
 def test_page_says_where_a_result_is_another_one() -> None:
-    row = "| a fault | 9.5 | 9 | 50 of 100 | 45 | 5 | 1 | 2 | **another one**: 5.0e-01 apart |"
+    row = "| a fault | 9.5 | 9 | 50 of 100 | 45 | 5 | 1 | 2 | **different**: 5.0e-01 apart |"
     assert row in page_of(outcome(2, 0.5))
 
 
