@@ -40,7 +40,7 @@ class Sample:
     numbers: frozenset[int] = frozenset()
 
 
-Sample = tuple[float, Mapping[str, Sample]]
+TimedSample = tuple[float, Mapping[str, Sample]]
 
 
 class ProcessMonitor:
@@ -50,7 +50,7 @@ class ProcessMonitor:
         self._stack = stack
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._samples: list[Sample] = []
+        self._samples: list[TimedSample] = []
 
     def __enter__(self) -> Self:
         self._sample(self.processes())
@@ -68,8 +68,8 @@ class ProcessMonitor:
 
     def between(self, begin: float, end: float) -> list[Mapping[str, Sample]]:
         """Return the samples of that time in order, or the last one before it."""
-        known = [(at, looks) for at, looks in list(self._samples) if at <= end]
-        return [looks for at, looks in known if begin <= at] or [known[-1][1]]
+        known = [(at, samples) for at, samples in list(self._samples) if at <= end]
+        return [samples for at, samples in known if begin <= at] or [known[-1][1]]
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """Return the current processes by role."""
@@ -98,8 +98,8 @@ class ProcessMonitor:
             self._sample(found)
 
     def _sample(self, found: Mapping[str, Sequence[psutil.Process]]) -> None:
-        looks = {role: _total(role, processes) for role, processes in found.items()}
-        self._samples.append((time.monotonic(), looks))
+        samples = {role: _total(role, processes) for role, processes in found.items()}
+        self._samples.append((time.monotonic(), samples))
 
 
 def _total(role: str, processes: Sequence[psutil.Process]) -> Sample:
