@@ -158,7 +158,7 @@ def test_the_page_marks_what_misses_its_goal() -> None:
     assert "| bombs | **2** | 102 | 0 | 0.01 | **8** | 0.01 | 100 | 100 | 100 | 100 |  |" in found
     assert "| bombs | read: 503: 2 |" in found
     assert "**0 of 2 attacks" in found
-    assert "others was **not shown**: no room" in found
+    assert "others was **not tested**: no room" in found
     assert "**1 of 2 attacks" in page(figures(steady(100)))
 
 
