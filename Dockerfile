@@ -1,10 +1,10 @@
 # Two images from one file:  docker build --target service .   and   docker build --target worker .
-# Any Debian-like base with python3 and its venv module will do. docs/deploying.md has the arguments.
+# Any Debian-like base with python3 and its venv module works. docs/deploying.md lists the arguments.
 ARG BASE_IMAGE=python:3.12-slim-trixie
 
-# ---- tools that never reach the final images, and an empty environment
+# ---- build tools, which are not part of the final images, and an empty environment
 FROM ${BASE_IMAGE} AS tools
-# The day of the build is in nothing that is made here, so that the same sources give the same files.
+# No file contains the build date, so that the same sources give the same files.
 ARG SOURCE_DATE_EPOCH=1580601600
 ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH} \
     PYTHONHASHSEED=0 \
@@ -19,20 +19,20 @@ RUN python3 -m venv /opt/build \
     && /opt/sbom/bin/pip install --require-hashes --requirement sbom.lock \
     && python3 -m venv --without-pip /opt/cmcl
 
-# ---- our own code, in a layer of its own: a new release with the same packages is a pull of a megabyte
+# ---- cmcl itself, in a separate layer: a release with unchanged packages is a pull of one megabyte
 FROM tools AS app
 COPY pyproject.toml README.md LICENSE ./
 COPY cmcl ./cmcl
 COPY service ./service
 COPY workers ./workers
-# Bytecode is compared with nothing at run time: times of files change on their way into a registry.
+# Bytecode is not validated at run time, because modification times change in a registry.
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
     && /opt/build/bin/pip --python /opt/cmcl/bin/python install --no-deps --prefix /app dist/*.whl \
     && cp -r service workers /app/lib/python3*/site-packages/ \
     && python3 -m compileall -q --invalidation-mode unchecked-hash -s /app -p /opt/cmcl /app/lib
 
-# ---- third-party packages. A lock names all of them, so nothing is resolved (--no-deps).
-# One file of torch is for Python 3.12 and newer alone, and cannot be compiled before.
+# ---- third-party packages. The lock lists all of them, so nothing is resolved (--no-deps).
+# One file of torch needs Python 3.12 or newer, and fails to compile with earlier versions.
 FROM tools AS service-venv
 COPY deploy/requirements/service.lock ./
 RUN /opt/build/bin/pip --python /opt/cmcl/bin/python install --no-deps --require-hashes --requirement service.lock \
@@ -42,9 +42,9 @@ RUN /opt/sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyp
       --output-file sbom.cdx.json /opt/cmcl/bin/python
 
 FROM tools AS worker-venv
-# worker.lock has torch for CUDA; worker-cpu.lock leaves out what a CPU can do without.
+# worker.lock has torch for CUDA; worker-cpu.lock leaves out packages that only GPUs need.
 ARG WORKER_LOCK=worker.lock
-# For a lock of your own with packages from elsewhere.
+# For a custom lock with packages from another index.
 ARG PIP_EXTRA_INDEX_URL
 COPY deploy/requirements/${WORKER_LOCK} ./
 RUN /opt/build/bin/pip --python /opt/cmcl/bin/python install --no-deps --require-hashes --requirement "${WORKER_LOCK}" \
@@ -53,14 +53,14 @@ COPY pyproject.toml ./
 RUN /opt/sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
       --output-file sbom.cdx.json /opt/cmcl/bin/python
 
-# ---- what both images share: a user without rights, and no way to write bytecode at run time
+# ---- base of both images: an unprivileged user, and no bytecode written at run time
 FROM ${BASE_IMAGE} AS runtime
 ARG SOURCE_DATE_EPOCH=1580601600
 ENV PATH=/opt/cmcl/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0
-# The user has a name and a home, because Ray and torch ask for both.
+# The user has a name and a home, because Ray and torch look up both.
 RUN groupadd --gid 10001 cmcl \
     && useradd --no-log-init --uid 10001 --gid 10001 --create-home --shell /usr/sbin/nologin cmcl
 WORKDIR /home/cmcl
@@ -69,7 +69,7 @@ WORKDIR /home/cmcl
 FROM runtime AS worker
 COPY --from=worker-venv /opt/cmcl /opt/cmcl
 COPY --from=worker-venv /build/sbom.cdx.json /opt/cmcl/sbom.cdx.json
-# What `helm test` posts.
+# The dataset that `helm test` posts.
 COPY examples/stream /opt/cmcl/examples/stream
 COPY --from=app /app /opt/cmcl
 USER 10001:10001

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := benchmarks cmcl service workers tests examples deploy
-# Two processes: one runs what needs Ray, which is the longer half.
+# Two processes: one runs the tests that need Ray, which take about half of the time.
 PYTEST ?= $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help setup demo test test-fast check format bench bench-training bench-serving images docs up lock clean
@@ -30,11 +30,11 @@ up: setup  ## run the whole system on this machine until Ctrl-C
 test: setup  ## run all tests
 	$(PYTEST)
 
-# What differs between releases of Python: warnings, which the suite makes errors, typing, the standard
-# library. The maths, the endpoint under load and all that needs Ray are the same work once more.
+# Tests that depend on the Python version: warnings (errors in the test suite), typing, the standard library.
+# Tests of the maths, of the endpoint under load and with Ray are left out.
 FAST := tests/unit/contract tests/unit/storage tests/unit/service tests/unit/client \
 	tests/database tests/api tests/chart/monitoring
-test-fast: setup  ## run a part of the tests that another Python could break: make test-fast PYTHON=python3.13 VENV=.cmcl/python3.13
+test-fast: setup  ## run the tests that depend on the Python version: make test-fast PYTHON=python3.13 VENV=.cmcl/python3.13
 	$(PYTEST) -m 'not ray' $(FAST)
 
 check: setup  ## format, lint, types, import contracts, spelling
@@ -44,7 +44,7 @@ check: setup  ## format, lint, types, import contracts, spelling
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-format: setup  ## format the code and fix what can be fixed
+format: setup  ## format the code and apply automatic fixes
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
@@ -52,32 +52,32 @@ bench: setup  ## run the benchmarks on the example stream, results in .cmcl/benc
 	$(BIN)/python -m benchmarks.stream examples/stream --name example --seeds 3
 	$(BIN)/python -m benchmarks.update
 
-bench-training: setup  ## measure training: its rate beside bare loops and the published one, its start, its scale
+bench-training: setup  ## measure training: rate compared with bare loops and the published one, start of jobs, time model
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --require-hashes -r benchmarks/requirements.lock
 	$(BIN)/python -m benchmarks.training_rate
 	$(BIN)/python -m benchmarks.scale
 
 INFINITY := .cmcl/bench-infinity
-bench-serving: setup  ## measure serving: beside bare FastAPI and Infinity, while versions swap, while things die
+bench-serving: setup  ## measure serving: compared with bare FastAPI and Infinity, during swaps, during failures
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(INFINITY)
 	$(BIN)/uv pip sync --python $(INFINITY)/bin/python --quiet --require-hashes benchmarks/infinity.lock
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.serving_swaps
 	$(BIN)/python -m benchmarks.serving_chaos
 
-images: setup  ## build both images with buildah and try them as the user that they run as (as root)
+images: setup  ## build both images with buildah and test them as their user (needs root)
 	$(BIN)/python -m deploy.images
 
-docs: setup  ## generate the settings table, both OpenAPI documents, the chart's README and the blocking client
+docs: setup  ## generate the settings table, both OpenAPI documents, the chart's README and the synchronous client
 	$(BIN)/python -m tests.architecture.generated
 
-# All locks come from one resolution, in a folder of its own: uv.lock holds addresses and is not kept.
+# All locks come from one resolution, in a separate folder: uv.lock contains index URLs and is not committed.
 LOCK := cd $(CURDIR)/.cmcl/lock && $(CURDIR)/$(BIN)/uv export --quiet --no-header --no-emit-project --format requirements.txt
 WORKER := --no-dev --extra workers --extra search --extra encoders
-# torch of the package index is built for CUDA and needs most of it to be imported; not these.
+# torch from the package index is built for CUDA and fails to import without most CUDA packages; these are not needed.
 GPU_ONLY := triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cuda-cccl nvidia-cusolver nvidia-nvjitlink nvidia-nvtx
 TOOLS := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
-lock: setup  ## write all locks anew (hashes, no addresses)
+lock: setup  ## regenerate all locks (hashes, no URLs)
 	rm -rf .cmcl/lock && mkdir -p .cmcl/lock && cp pyproject.toml README.md LICENSE .cmcl/lock
 	$(LOCK) --all-extras --all-groups --no-group bench --output-file $(CURDIR)/requirements.lock >/dev/null
 	$(LOCK) --only-group bench --output-file $(CURDIR)/benchmarks/requirements.lock >/dev/null
@@ -87,5 +87,5 @@ lock: setup  ## write all locks anew (hashes, no addresses)
 	echo 'hatchling>=1.27' | $(TOOLS) --output-file deploy/requirements/build.lock -
 	echo 'cyclonedx-bom>=7' | $(TOOLS) --output-file deploy/requirements/sbom.lock -
 
-clean:  ## remove what was built and all local state
+clean:  ## remove build results and all local state
 	rm -rf .venv .cmcl .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,1 +1,1 @@
-"""Claims with numbers: each module states its question and ends with one line of JSON."""
+"""Benchmarks. Each module states its question and ends with one line of JSON."""

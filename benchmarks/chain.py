@@ -1,6 +1,6 @@
-"""One stream through one method: the datasets in order, each learned from the one before.
+"""Learn the datasets of a stream in order with one method.
 
-The code under test is the product's own (`workers.train.learn`), without store, service or Ray.
+Uses the product's training code (`workers.train.learn`), without store, service or Ray.
 """
 
 import time
@@ -21,7 +21,7 @@ from workers.train.learn import ModelState, Task, TrainingResult, initial_state,
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset of a stream: raw features to learn from and to be measured on."""
+    """One dataset of a stream: raw features for training and for evaluation."""
 
     name: str
     pair: ModalityPair
@@ -31,11 +31,12 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave. `matrix[t][s]`: dataset s measured after version t + 1.
+    """Result of a run. `matrix[t][s]`: dataset s evaluated after version t + 1.
 
-    The diagonal is what was just learned, what lies right of it forward transfer. `untrained[s]`:
-    dataset s under the heads of the seed. `drifts[s]`: dataset s, all but the last, at the end
-    against the version that learned it. `seconds` are those of learning, without measuring.
+    The diagonal has the dataset just learned; entries to the right of it are forward transfer.
+    `untrained[s]`: dataset s with the initial heads. `drifts[s]`: drift of dataset s at the end
+    relative to the version that learned it, for all but the last. `seconds`: training time
+    without evaluation.
     """
 
     untrained: list[Recall]
@@ -45,9 +46,10 @@ class Outcome:
 
 
 def run_chain(stream: Sequence[Dataset], spec: ModelSpec, method: Method | None = None) -> Outcome:
-    """Learn the datasets in order and measure all of them after each, with the spec's method or this.
+    """Learn the datasets in order and evaluate all of them after each. `method` replaces the
+    spec's.
 
-    Raises ArithmeticError if a training diverged.
+    Raises ArithmeticError if training diverges.
     """
     model_state, earlier = initial_state(spec), tuple[PastDataset, ...]()
     untrained = _measure_all(model_state, stream)
@@ -72,7 +74,7 @@ def learn_one(
     earlier: tuple[PastDataset, ...],
     method: Method | None = None,
 ) -> TrainingResult:
-    """One dataset with the product's own code."""
+    """Learn one dataset with the product's code."""
     task = Task(
         dataset.pair,
         HeldRows(dataset.training),

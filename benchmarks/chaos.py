@@ -1,8 +1,9 @@
-"""Does the chain come out whole when everything dies now and then?
+"""Does a model's chain of versions stay complete while processes are killed?
 
-`python -m benchmarks.chaos` runs the whole local system, posts ten datasets of one model at once and
-kills -9 the service, the Ray head, a rank and a driver by turns, at random moments. At the end there
-must be ten versions in one chain, each dataset in exactly one, every file whole, the last one live.
+`python -m benchmarks.chaos` starts the whole local system, posts ten datasets of one model at once,
+and kills -9 the service, the Ray head, a rank and a driver in turn at random moments. At the end
+there must be ten versions in one chain, each dataset in exactly one of them, every file intact and
+the last version live.
 """
 
 import argparse
@@ -16,13 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from benchmarks.arguments import OneLineParser, count
-from benchmarks.control.halves import halves
 from benchmarks.control.killer import KINDS, Killer
 from benchmarks.report import machine
 from cmcl.client import Client, CmclError
 from cmcl.contract.model import ModelSpec
-from cmcl.demo.stream import read_stream
+from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.ports import Ports
 from cmcl.stack import LocalStack
 from workers.storage import layout
@@ -30,10 +32,35 @@ from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 from workers.storage.versions import read_live, read_version, read_version_file
 
+
+def halves(stream: Stream, folder: Path) -> list[StreamDataset]:
+    """Write the halves to `folder`. Return the first halves in order, then the second ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        StreamDataset(
+            name=f"{dataset.name}-{'ab'[half]}",
+            pair=dataset.pair,
+            train=_half(dataset.train, half, folder),
+            evaluation=_half(dataset.evaluation, half, folder),
+        )
+        for half in (0, 1)
+        for dataset in stream.datasets
+    ]
+
+
+def _half(path: Path, half: int, folder: Path) -> Path:
+    table = pq.read_table(path)
+    middle = table.num_rows // 2
+    part = table.slice(0, middle) if half == 0 else table.slice(middle)
+    target = folder / f"{path.stem}-{half}.parquet"
+    pq.write_table(part, target)
+    return target
+
+
 _RESULTS = Path(".cmcl/benchmarks")
 _MODEL = "chaos"
 _FINAL = frozenset({"published", "rejected", "failed", "cancelled"})
-# Deadlines that suit a job of some seconds, so that what is lost is noticed soon.
+# Short deadlines: a job takes seconds, and a lost attempt should be detected soon.
 _PATIENCE = {
     "CMCL_MAX_ATTEMPTS": "20",
     "CMCL_LEASE_SECONDS": "3",
@@ -44,7 +71,7 @@ _PATIENCE = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; status 1 if anything was lost."""
+    """Run the benchmark. Return 1 if anything was lost."""
     options = _parser().parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="cmcl-chaos-") as folder:
         document = run(options, Path(folder))
@@ -59,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Post, kill, wait for the end, look at everything."""
+    """Post the datasets, kill processes, wait for the jobs, and check the chain."""
     stream = read_stream(options.stream)
     datasets = halves(stream, folder / "shards")[: options.datasets]
     stack = LocalStack(
@@ -100,7 +127,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _jobs(client: Client) -> list[dict[str, Any]] | None:
-    """None while the service is away."""
+    """Return the jobs, or None while the service is unavailable."""
     try:
         return [dict(job) for job in client.jobs(_MODEL)]
     except CmclError:
@@ -110,7 +137,7 @@ def _jobs(client: Client) -> list[dict[str, Any]] | None:
 def _looks(client: Client) -> str:
     jobs = _jobs(client)
     if jobs is None:
-        return "the service is away"
+        return "the service is unavailable"
     return ", ".join(
         f"{number} {state}" for state, number in Counter(job["state"] for job in jobs).items()
     )
@@ -123,12 +150,12 @@ def _await_end(client: Client, seconds: float) -> list[dict[str, Any]]:
         if jobs is not None and all(job["state"] in _FINAL for job in jobs):
             return jobs
         if time.monotonic() > deadline:
-            raise SystemExit(f"not all jobs ended within {seconds:g} s: {_looks(client)}")
+            raise SystemExit(f"jobs have not ended within {seconds:g} s: {_looks(client)}")
         time.sleep(0.5)
 
 
 def _faults(store: ObjectStore, jobs: Sequence[dict[str, Any]]) -> list[str]:
-    """What is not as it must be; empty if the chain is whole."""
+    """Return inconsistencies of the chain; empty if it is complete."""
     faults: list[str] = []
     learned: list[str] = []
     for number, job in enumerate(sorted(jobs, key=lambda each: each["version"] or 0), start=1):
@@ -139,9 +166,11 @@ def _faults(store: ObjectStore, jobs: Sequence[dict[str, Any]]) -> list[str]:
         if (manifest.job, manifest.attempt) != (job["id"], job["attempt"]):
             faults.append(f"version {number} is of {manifest.job}, not of {job['id']}")
         if [line.dataset for line in manifest.learned] != learned:
-            faults.append(f"the ledger of version {number} is not that of its parent and one more")
+            faults.append(
+                f"the ledger of version {number} does not extend its parent's by one entry"
+            )
         for name in layout.VERSION_FILES:
-            read_version_file(store, manifest, name)  # Raises where a digest is wrong.
+            read_version_file(store, manifest, name)  # Raises if a digest does not match.
     if len(set(learned)) != len(jobs):
         faults.append("a dataset was learned twice")
     live = read_live(store, _MODEL)
@@ -153,8 +182,8 @@ def _faults(store: ObjectStore, jobs: Sequence[dict[str, Any]]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks.chaos", description=__doc__)
     parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
-    parser.add_argument("--datasets", type=count, default=10, help="(default: 10, the most)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--datasets", type=count, default=10, help="(default: 10, the maximum)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument(
         "--pause",
         type=float,
@@ -163,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("SHORTEST", "LONGEST"),
         help="seconds between kills (default: 8 24)",
     )
-    parser.add_argument("--minutes", type=float, default=20, help="before it counts as stuck")
+    parser.add_argument("--minutes", type=float, default=20, help="timeout of the whole run")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
 
@@ -175,7 +204,7 @@ def _markdown(document: dict[str, Any]) -> str:
         f"{document['datasets']} datasets of one model on the whole local system (two ranks), "
         f"{len(document['log'])} kills -9 in {document['seconds']:g} s: {kills}. "
         f"**{document['versions']} versions, lost: {document['lost']}**, "
-        f"{attempts} attempts; faults found in the chain: {document['faults'] or 'none'}."
+        f"{attempts} attempts; inconsistencies found in the chain: {document['faults'] or 'none'}."
     )
     where = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
     shortest, longest = document["pause"]
@@ -186,7 +215,7 @@ def _markdown(document: dict[str, Any]) -> str:
         "",
         summary,
         "",
-        "| second | killed | process | what the jobs were at |",
+        "| second | killed | process | states of the jobs |",
         "|---|---|---|---|",
     ]
     lines += [

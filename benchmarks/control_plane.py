@@ -1,7 +1,8 @@
-"""What does the control plane cost: to take a dataset in, to keep many of them, to make one live?
+"""What does the control plane cost: to accept a dataset, to keep many of them, to make a version
+live?
 
-`python -m benchmarks.control_plane` measures on SQLite and on PostgreSQL (a server of its own), and
-runs the whole local system on examples/stream. Each figure stands beside a limit of the same run.
+`python -m benchmarks.control_plane` measures with SQLite and PostgreSQL (a temporary server), and
+runs the whole local system on examples/stream. Each figure has an upper bound from the same run.
 """
 
 import argparse
@@ -18,14 +19,14 @@ from benchmarks.control.databases import NAMES, fresh_database
 from benchmarks.control.intake import measure_intake
 from benchmarks.control.live import measure_live
 from benchmarks.control.page import markdown
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
 
 _RESULTS = Path(".cmcl/benchmarks")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the page, leave both forms in a folder."""
+    """Run the benchmark, print the page, and write page and document."""
     options = _parser().parse_args(arguments)
     document = measured(options)
     page = markdown(document)
@@ -39,21 +40,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """The whole document. Progress is told on stderr."""
+    """Return the document. Progress is logged to stderr."""
     document: dict[str, Any] = {"intake": {}, "backlog": {}, "machine": machine()}
     for name in NAMES:
-        say(f"intake on {name}")
+        log_progress(f"intake on {name}")
         with tempfile.TemporaryDirectory() as folder, fresh_database(name, Path(folder)) as url:
             document["intake"][name] = measure_intake(
                 url, Path(folder), options.seconds, options.clients
             )
-        say(f"backlog on {name}")
+        log_progress(f"backlog on {name}")
         with tempfile.TemporaryDirectory() as folder, fresh_database(name, Path(folder)) as url:
             document["backlog"][name] = measure_backlog(
                 url, Path(folder), options.queued, options.finished
             )
     if not options.without_ray:
-        say("from POST to live on the local system")
+        log_progress("from POST to live on the local system")
         with tempfile.TemporaryDirectory() as folder:
             document["live"] = measure_live(options.stream, Path(folder))
     return document
@@ -61,12 +62,14 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks.control_plane", description=__doc__)
-    parser.add_argument("--seconds", type=count, default=15, help="of posting (default: 15)")
-    parser.add_argument("--clients", type=count, default=4, help="that post at once (default: 4)")
-    parser.add_argument("--queued", type=count, default=10_000, help="jobs that wait")
-    parser.add_argument("--finished", type=count, default=100_000, help="jobs that have ended")
+    parser.add_argument(
+        "--seconds", type=count, default=15, help="duration of posting (default: 15)"
+    )
+    parser.add_argument("--clients", type=count, default=4, help="concurrent clients (default: 4)")
+    parser.add_argument("--queued", type=count, default=10_000, help="queued jobs")
+    parser.add_argument("--finished", type=count, default=100_000, help="finished jobs")
     parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
-    parser.add_argument("--without-ray", action="store_true", help="leave POST to live out")
+    parser.add_argument("--without-ray", action="store_true", help="skip POST to live")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
 

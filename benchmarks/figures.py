@@ -1,7 +1,7 @@
-"""From matrices of recall to the figures of a method: all datasets count alike.
+"""Figures of a method from its recall matrices, with equal weight for all datasets.
 
 T datasets; `matrix[t][s]` is dataset s after version t + 1, `untrained[s]` under the seed's heads.
-Recall, accuracy and their differences are shares (a loss of 1.2 points is −0.012).
+Recall, accuracy and their differences are fractions (a loss of 1.2 points is −0.012).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from benchmarks.chain import Outcome
 from benchmarks.joint import JointOutcome
 from cmcl.contract.version import Recall
 
-# None: a dataset without labels has no accuracy.
+# None: accuracy of a dataset without labels.
 Row = Sequence[float | None]
 Matrix = list[list[float]]
 
@@ -23,7 +23,7 @@ _VALUES: Mapping[str, Callable[[Recall], float | None]] = {
     "recall_at_10": attrgetter("at_10"),
     "accuracy": attrgetter("accuracy"),
 }
-# In the order of the report; a chain has all of them, joint training only the first ones.
+# In the order of the report. A chain has all of them, joint training only the first ones.
 KINDS = ("", "bwt_", "learned_", "forward_")
 METRICS = (
     *(kind + name for kind in KINDS for name in _VALUES),
@@ -33,7 +33,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over the seeds; one seed has a deviation of 0."""
+    """Mean and sample standard deviation over seeds; the deviation of one seed is 0."""
 
     mean: float
     std: float
@@ -41,11 +41,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is reported of one method.
+    """Reported figures of one method.
 
-    `metrics` has every name of METRICS; None where nothing was there to be measured. `matrices`
-    are means over the seeds, by `recall_at_1` and `recall_at_10`; joint training has one row.
-    `epochs`: for joint training, the epochs at which each metric was best.
+        `metrics` has every name of METRICS, with None for unavailable values. `matrices` are means
+    over the seeds, by `recall_at_1` and `recall_at_10`; joint training has one row. `epochs`: for
+    joint training, the epochs at which each metric was best.
     """
 
     metrics: dict[str, Spread | None]
@@ -54,7 +54,7 @@ class Figures:
 
 
 def chain_figures(outcomes: Sequence[Outcome]) -> Figures:
-    """Of a method that sees the datasets in turn; one outcome per seed."""
+    """Return figures of a continual method, from one outcome per seed."""
     runs = [_of_one_chain(outcome) for outcome in outcomes]
     metrics = {name: spread([run[name] for run in runs]) for name in METRICS}
     matrices = {
@@ -65,10 +65,10 @@ def chain_figures(outcomes: Sequence[Outcome]) -> Figures:
 
 
 def joint_figures(outcomes: Sequence[JointOutcome]) -> Figures:
-    """Of joint training: each metric at the number of epochs that suits it best.
+    """Return figures of joint training, each metric at its best number of epochs.
 
-    That is the most generous reading, chosen by the mean over the seeds on the test rows
-    themselves. `seconds` are those until the epochs of the best recall at 1.
+    The best is chosen by the mean over seeds on the test rows themselves: a generous upper bound.
+    `seconds` are those until the best recall at 1.
     """
     metrics: dict[str, Spread | None] = dict.fromkeys(METRICS)
     epochs = {}
@@ -90,31 +90,34 @@ def joint_figures(outcomes: Sequence[JointOutcome]) -> Figures:
 
 
 def values(name: str, matrix: Sequence[Sequence[Recall]]) -> list[list[float | None]]:
-    """One figure of every recall: `recall_at_1`, `recall_at_5`, `recall_at_10` or `accuracy`."""
+    """Return one field of every entry: `recall_at_1`, `recall_at_5`, `recall_at_10` or
+    `accuracy`."""
     value = _VALUES[name]
     return [[value(recall) for recall in row] for row in matrix]
 
 
 def backward_transfer(matrix: Sequence[Row]) -> float | None:
-    """Mean over all but the last dataset of (at the end − when learned) (arXiv 1706.08840)."""
+    """Return the mean over all but the last dataset of (at the end − when learned) (arXiv
+    1706.08840)."""
     learned = _diagonal(matrix)
     return mean_of(_differences(matrix[-1][:-1], learned[:-1]))
 
 
 def forward_transfer(matrix: Sequence[Row], untrained: Row) -> float | None:
-    """Mean over all but the first of (just before it is learned − untrained) (same source)."""
+    """Return the mean over all but the first of (just before it is learned − untrained) (same
+    source)."""
     before = [matrix[dataset - 1][dataset] for dataset in range(1, len(matrix))]
     return mean_of(_differences(before, untrained[1:]))
 
 
 def mean_of(row: Row) -> float | None:
-    """Mean of what there is; None of nothing."""
+    """Return the mean of the available values, or None."""
     there = [value for value in row if value is not None]
     return fmean(there) if there else None
 
 
 def spread(runs: Row) -> Spread | None:
-    """Over the seeds; None where no seed has a value."""
+    """Return mean and deviation over seeds, or None if no seed has a value."""
     there = [value for value in runs if value is not None]
     if not there:
         return None
@@ -141,13 +144,14 @@ def _diagonal(matrix: Sequence[Row]) -> Row:
 
 
 def _differences(later: Row, earlier: Row) -> Row:
-    """Where there are both: whether a dataset has labels does not depend on the version."""
+    """Return differences of available values. Whether a dataset has labels does not depend on the
+    version."""
     pairs = zip(later, earlier, strict=True)
     return [now - then for now, then in pairs if now is not None and then is not None]
 
 
 def _mean_matrix(matrices: Sequence[Sequence[Row]]) -> Matrix:
-    """Entry by entry over the seeds, of figures that every dataset has."""
+    """Return the elementwise mean over seeds."""
     seeds = [[[value or 0.0 for value in row] for row in matrix] for matrix in matrices]
     return [
         [fmean(entries) for entries in zip(*rows, strict=True)] for rows in zip(*seeds, strict=True)

@@ -1,9 +1,9 @@
 """A folder of paired features as a stream of datasets.
 
 Every file `NN_name_xy.train.parquet` has a `NN_name_xy.test.parquet`; x and y are the letters of
-the modalities of `feature_a` and `feature_b`, and letters are modality names as they stand.
-Whatever else lies in the folder is ignored. Columns: `feature_a`, `feature_b` (fixed-size or plain
-lists of float16, float32 or float64, one width per modality) and perhaps `label`.
+the modalities of `feature_a` and `feature_b`, and letters are the modality names. Other files are
+ignored. Columns: `feature_a`, `feature_b` (fixed-size or plain lists of float16, float32 or
+float64, one width per modality) and perhaps `label`.
 """
 
 import random
@@ -29,12 +29,13 @@ _SHORTEST, _LONGEST = 1e-12, 1e18
 
 
 class InvalidStream(ValueError):
-    """What makes a folder no stream: names the file, what was found and what is permitted."""
+    """The folder is not a valid stream. The message names the file, the value and what is
+    permitted."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Datasets in the order in which they are learned, the width of each modality, and remarks."""
+    """Datasets in learning order, the width of each modality, and remarks."""
 
     name: str
     datasets: tuple[Dataset, ...]
@@ -43,12 +44,12 @@ class Stream:
 
     @property
     def fewest_rows(self) -> int:
-        """Training rows of the smallest dataset."""
+        """Number of training rows of the smallest dataset."""
         return min(len(dataset.training) for dataset in self.datasets)
 
 
 def read_stream(folder: Path, order: str = "forward") -> Stream:
-    """All datasets of the folder. Raises InvalidStream; nothing is repaired in silence."""
+    """Read all datasets of the folder. Raises InvalidStream instead of repairing data silently."""
     names = _dataset_names(folder)
     datasets, notes, widths = list[Dataset](), list[str](), _Widths()
     for name in arranged(names, order):
@@ -62,7 +63,7 @@ def read_stream(folder: Path, order: str = "forward") -> Stream:
 
 
 def arranged(names: Sequence[str], order: str) -> list[str]:
-    """Names in an order: `forward` as given, `reversed`, or `shuffled:K` by the seed K.
+    """Return names in an order: `forward` as given, `reversed`, or `shuffled:K` with seed K.
 
     Raises InvalidStream for any other.
     """
@@ -77,9 +78,9 @@ def arranged(names: Sequence[str], order: str) -> list[str]:
 
 
 def _dataset_names(folder: Path) -> list[str]:
-    """Names by number, then by letters: the order of the file names, 10 after 9."""
+    """Return names sorted by number, then alphabetically; 10 follows 9."""
     if not folder.is_dir():
-        raise InvalidStream(f"{folder}: there is no such folder")
+        raise InvalidStream(f"{folder}: the folder does not exist")
     parts: dict[str, set[str]] = {}
     for path in folder.iterdir():
         if path.name.endswith((".train.parquet", ".test.parquet")) and path.name[0] != ".":
@@ -89,7 +90,7 @@ def _dataset_names(folder: Path) -> list[str]:
         raise InvalidStream(f"{folder}: it has no files NN_name_xy.train.parquet")
     for name, found in parts.items():
         for missing in set(_PARTS) - found:
-            raise InvalidStream(f"{folder / name}.{missing}.parquet is missing beside its pair")
+            raise InvalidStream(f"{folder / name}.{missing}.parquet is missing")
     return sorted(parts, key=_place)
 
 
@@ -113,7 +114,7 @@ def _name_and_part(path: Path) -> tuple[str, str]:
 
 
 class _Widths:
-    """The width of each modality, and the file that said so first."""
+    """The width of each modality, and the first file that has it."""
 
     def __init__(self) -> None:
         self.by_modality: dict[str, int] = {}
@@ -163,7 +164,7 @@ def _table(path: Path) -> pa.Table:
 
 
 def _features(lists: pa.Array, where: str) -> np.ndarray:
-    """Rows as float32 (N × F), all finite and with a direction."""
+    """Return rows as float32 (N × F), all finite and nonzero."""
     kind = lists.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     if not (is_list or pa.types.is_fixed_size_list(kind)) or not pa.types.is_floating(
@@ -194,7 +195,7 @@ def _width(lists: pa.Array, where: str) -> int:
 
 def _as_float32(values: pa.Array) -> np.ndarray:
     found: np.ndarray = values.to_numpy(zero_copy_only=False)
-    with np.errstate(over="ignore"):  # becomes infinite, which is found and said
+    with np.errstate(over="ignore"):  # overflow becomes infinity, which is rejected
         return found.astype(np.float32)
 
 
@@ -213,7 +214,8 @@ def _check_values(values_NF: np.ndarray, where: str) -> None:
 
 
 def _labels(table: pa.Table, path: Path) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels as text; None unless every row has one, for a class of some rows measures nothing."""
+    """Return labels as text, or None unless every row has one, because accuracy needs all
+    labels."""
     if "label" not in table.column_names:
         return None, ()
     labels = table.column("label").to_pylist()

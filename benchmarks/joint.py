@@ -1,9 +1,9 @@
-"""Joint training: all datasets at once, an upper anchor for the methods that see them in turn.
+"""Joint training: all datasets at once, an upper bound for continual methods.
 
-The same heads from the seed, the same conditioning (of each modality's first dataset in the order
-of the stream), loss and optimizer as the product's; the batches of all datasets, one dataset each,
-in random order. The last iterate is measured, after several numbers of epochs.
-Shapes: B rows of a batch, E width of the embeddings, I width of what a head reads.
+Initial heads, conditioning (by each modality's first dataset in stream order), loss and optimizer
+are the product's. Each batch comes from one dataset; batches of all datasets are in random order.
+The last iterate is evaluated after several numbers of epochs. Shapes: B rows of a batch, E width of
+the embeddings, I width of what a head reads.
 """
 
 import math
@@ -29,7 +29,7 @@ from workers.train.run import Run
 
 @dataclass(frozen=True)
 class JointOutcome:
-    """By number of epochs: recall on every dataset, and the seconds of training until then."""
+    """Recall on every dataset and training time, by number of epochs."""
 
     recalls: dict[int, list[Recall]]
     seconds: dict[int, float]
@@ -38,7 +38,7 @@ class JointOutcome:
 def train_jointly(
     stream: Sequence[Dataset], spec: ModelSpec, epochs: Sequence[int]
 ) -> JointOutcome:
-    """One training up to the most epochs, measured after each number of them.
+    """Train up to the largest number of epochs, and evaluate after each given number.
 
     Raises ArithmeticError if the loss is not finite.
     """
@@ -58,7 +58,7 @@ def train_jointly(
 
 
 def conditioned_heads(stream: Sequence[Dataset], spec: ModelSpec) -> ModalityHeads:
-    """The seed's heads with every modality conditioned by its first dataset."""
+    """Return the initial heads, with every modality conditioned by its first dataset."""
     heads = initial_heads(spec)
     for dataset in stream:
         heads = conditioned(spec, heads, dataset.pair, HeldRows(dataset.training), Run())
@@ -66,7 +66,7 @@ def conditioned_heads(stream: Sequence[Dataset], spec: ModelSpec) -> ModalityHea
 
 
 class _Joint:
-    """A joint training under way: the change of every head, and the order of the batches."""
+    """State of joint training: the change of every head, and the order of the batches."""
 
     def __init__(
         self,
@@ -85,11 +85,11 @@ class _Joint:
         self._random = torch.Generator().manual_seed(spec.seed)
 
     def heads(self) -> ModalityHeads:
-        """As they are now."""
+        """Return the current heads."""
         return self._start.replaced({name: self._weight(name).detach() for name in self._changes})
 
     def train_epoch(self) -> None:
-        """One pass over all datasets."""
+        """Train for one pass over all datasets."""
         for dataset, index_B in self._batches():
             self._optimizer.zero_grad(set_to_none=True)
             loss = self._loss(self._pairs[dataset], self._rows[dataset].at(index_B))
@@ -112,7 +112,7 @@ class _Joint:
         return self._start.weights[modality] + self._changes[modality]
 
     def _batches(self) -> Iterator[tuple[int, Tensor]]:
-        """Whole batches of every dataset, each freshly permuted, in random order."""
+        """Yield full batches of every dataset, each permuted, in random order."""
         size, batches = self._training.batch_size, list[tuple[int, Tensor]]()
         for dataset, rows in enumerate(self._rows):
             order_N = torch.randperm(len(rows), generator=self._random)
@@ -123,7 +123,7 @@ class _Joint:
 
 
 def _optimizer(changes: Mapping[str, nn.Parameter], spec: TrainingSpec) -> torch.optim.Optimizer:
-    """AdamW; the decay acts on the change of a head, as in the product."""
+    """Return AdamW. As in the product, weight decay acts on the change of a head."""
     return torch.optim.AdamW(
         list(changes.values()), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
     )

@@ -1,9 +1,9 @@
-"""Can a dataset be learned that is larger than memory, and what does that take?
+"""Can a dataset larger than memory be learned, and at what cost?
 
-`python -m benchmarks.large_dataset` makes pairs of float16 features on the disk, learns them with some
-ranks, each of them in a control group with a memory limit that the kernel keeps, and draws the memory
-of each over time. It is the training job's own main path (workers/train/job.py) from spec to candidate.
-Needs root (for the control groups) and room on the disk for twice the dataset.
+`python -m benchmarks.large_dataset` writes pairs of float16 features to the disk, learns them with
+several ranks, each in a control group with a memory limit, and plots the memory of each over time.
+It runs the training job's main path (workers/train/job.py) from spec to candidate. Needs root for
+the control groups, and disk space for twice the dataset.
 """
 
 import argparse
@@ -13,13 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.arguments import OneLineParser, count
 from benchmarks.large.data import write_dataset
-from benchmarks.large.limit import Limit, limits
 from benchmarks.large.page import draw, markdown
 from benchmarks.report import machine
 from cmcl.contract.dataset import DatasetManifest, Shard
@@ -31,13 +32,61 @@ from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import read_candidate
 
+_CONTROLLER = Path("/sys/fs/cgroup/memory")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of private memory, of page cache, and the peak of their sum."""
+
+    own: int
+    cache: int
+    most: int
+
+
+class Limit:
+    """One control group. Raises OSError if it cannot be created; needs root and cgroup version
+    1."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self._folder = _CONTROLLER / name
+        self._folder.mkdir()
+        (self._folder / "memory.limit_in_bytes").write_text(str(limit))
+
+    def join(self) -> None:
+        """Add the calling process; to be called before it allocates memory."""
+        (self._folder / "cgroup.procs").write_text(str(os.getpid()))
+
+    def memory(self) -> Memory:
+        """Now."""
+        lines = (self._folder / "memory.stat").read_text().splitlines()
+        stat = {name: int(value) for name, value in (line.split() for line in lines)}
+        most = int((self._folder / "memory.max_usage_in_bytes").read_text())
+        return Memory(stat["total_rss"], stat["total_cache"], most)
+
+    def remove(self) -> None:
+        """Remove the group, after its process has ended."""
+        self._folder.rmdir()
+
+
+@contextmanager
+def limits(count: int, limit: int) -> Iterator[list[Limit]]:
+    """Create control groups, and remove them at the end."""
+    made = [Limit(f"cmcl-large-{os.getpid()}-{number}", limit) for number in range(count)]
+    try:
+        yield made
+    finally:
+        for each in made:
+            each.remove()
+
+
 JOB, PAIR = "large", ModalityPair(first="image", second="text")
 _SECONDS_BETWEEN_LOOKS = 1.0
 _RESULTS = Path(".cmcl/benchmarks")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make, learn, draw."""
+    """Run the benchmark, and write page, plot and document."""
     options = _parser().parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="large-") as folder:
@@ -106,7 +155,7 @@ def _start(
         *("--store", store.uri, "--job", JOB, "--meeting", str(folder / "meeting")),
         *("--rank", str(rank), "--size", str(size)),
     ]
-    # It joins its group before it is anything else, so that all of its memory counts.
+    # Joins its control group first, so that all of its memory is counted.
     return subprocess.Popen(command, preexec_fn=group.join, env=_environment(folder))  # noqa: PLW1509
 
 
@@ -120,7 +169,7 @@ def _watched(
     store: LocalStore,
     began: float,
 ) -> list[dict[str, Any]]:
-    """A sample each second until all have ended; if one fails the others are ended."""
+    """Take a sample each second until all ranks have ended. If one fails, stop the others."""
     samples = []
     while any(rank.poll() is None for rank in ranks):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -167,10 +216,10 @@ def _spec(shards: list[Shard], options: argparse.Namespace) -> JobSpec:
 def _parser() -> OneLineParser:
     parser = OneLineParser(prog="python -m benchmarks.large_dataset", description=__doc__)
     parser.add_argument("--rows", type=count, default=4_000_000)
-    parser.add_argument("--width", type=count, default=1024, help="of either feature")
+    parser.add_argument("--width", type=count, default=1024, help="width of each feature")
     parser.add_argument("--shards", type=count, default=16)
     parser.add_argument("--ranks", type=count, default=2)
-    parser.add_argument("--limit-mib", type=count, default=3072, help="memory of each rank")
+    parser.add_argument("--limit-mib", type=count, default=3072, help="memory limit of each rank")
     parser.add_argument("--embedding-width", type=count, default=128)
     parser.add_argument("--batch", type=count, default=4096)
     parser.add_argument("--epochs", type=count, default=1)

@@ -1,4 +1,4 @@
-"""Pictures of a stream benchmark: what earlier datasets lost, as heat maps and as curves.
+"""Plots of the stream benchmark: forgetting as heat maps, retention as curves.
 
 T datasets; `matrix_TT[t][s]` is the recall of dataset s after version t + 1.
 """
@@ -22,13 +22,13 @@ from benchmarks.runs import known_methods
 
 _TITLES = {"recall_at_1": "R@1", "recall_at_10": "R@10"}
 _DOTS_PER_INCH = 110
-# A loss below this is drawn pale in every picture, so that noise does not look like forgetting.
+# Lower bound of the colour scale in points, so that noise does not look like forgetting.
 _PALE = 5.0
 _OURS = ("nullspace", "nullspace_preserve")
 
 
 def draw_all(report: Report, folder: Path) -> list[Path]:
-    """Draw what there is to draw; joint training learns all at once and forgets nothing."""
+    """Draw all plots. Joint training is left out, because it learns all datasets at once."""
     chains = {name: one for name, one in report.methods.items() if one.epochs is None}
     if not chains:
         return []
@@ -42,14 +42,15 @@ def draw_all(report: Report, folder: Path) -> list[Path]:
 
 
 def matrices(methods: Mapping[str, Figures], metric: str) -> dict[str, np.ndarray]:
-    """Matrix T × T of each method."""
+    """Return the T × T matrix of each method."""
     return {name: np.asarray(one.matrices[metric]) for name, one in methods.items()}
 
 
 def draw_forgetting(
     recalls: Mapping[str, np.ndarray], datasets: Sequence[str], title: str, path: Path
 ) -> None:
-    """Change of recall since a dataset was learned, in points; one panel per method."""
+    """Plot the change of recall since a dataset was learned, in points, with one panel per
+    method."""
     changes = {name: change_since_learned(matrix_TT) for name, matrix_TT in recalls.items()}
     limit = max(_PALE, *(float(np.nanmax(np.abs(change))) for change in changes.values()))
     columns = min(4, len(changes))
@@ -75,14 +76,14 @@ def draw_forgetting(
 
 
 def change_since_learned(matrix_TT: np.ndarray) -> np.ndarray:
-    """In points; NaN where a dataset has not been learned yet."""
+    """Return the change in points; NaN for datasets that are not learned yet."""
     change_TT: np.ndarray = 100 * (matrix_TT - np.diag(matrix_TT))
     change_TT[np.triu_indices_from(change_TT, k=1)] = np.nan
     return change_TT
 
 
 def draw_retention(methods: Mapping[str, Figures], path: Path) -> None:
-    """Mean recall of the datasets learned so far, relative to when each was learned."""
+    """Plot mean recall of the datasets learned so far, relative to when each was learned."""
     figure, axes = plt.subplots(1, 2, figsize=(14, 5.4), layout="constrained", sharey=True)
     for axis, (metric, title) in zip(axes, _TITLES.items(), strict=True):
         for name, matrix_TT in matrices(methods, metric).items():
@@ -99,17 +100,19 @@ def draw_retention(methods: Mapping[str, Figures], path: Path) -> None:
 
 
 def retention(matrix_TT: np.ndarray) -> np.ndarray:
-    """For each version, in %: mean recall now over mean recall when learned, of what is learned."""
+    """Return, for each version, mean recall of the learned datasets in % of their mean when
+    learned."""
     learned_T = np.diag(matrix_TT).cumsum()
     now_T = np.tril(matrix_TT).sum(axis=1)
-    # Where nothing was ever retrieved there is nothing to keep.
+    # Undefined if nothing was ever retrieved.
     kept_T: np.ndarray = np.divide(now_T, learned_T, out=np.ones_like(now_T), where=learned_T > 0)
     kept_T *= 100
     return kept_T
 
 
 def _draw_curve(axis: Axes, name: str, kept_T: np.ndarray) -> None:
-    """A method looks the same in every picture; the eleventh starts the colours anew, dashed."""
+    """Draw a curve. A method has the same style in every plot; from the eleventh on, colours repeat
+    dashed."""
     known = known_methods()
     again, colour = divmod(known.index(name) if name in known else len(known), 10)
     wide = name in _OURS
@@ -136,7 +139,7 @@ def _draw_matrix(axis: Axes, change_TT: np.ndarray, limit: float) -> AxesImage:
 
 
 def _name_datasets(axis: Axes, names: Sequence[str], on_left: bool, below: bool) -> None:
-    """Only at the edges of the figure: panels share their axes."""
+    """Label datasets at the edges of the figure only, because panels share axes."""
     places = range(len(names))
     axis.set_xticks(places, names if below else [""] * len(names), rotation=60, ha="right")
     axis.set_yticks(places, names if on_left else [""] * len(names))

@@ -1,4 +1,4 @@
-"""Child processes of a benchmark, and other processes, which may end while they are looked at."""
+"""Child processes, and inspection of processes that may end at any time."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Child:
 
 
 def family(number: int) -> list[psutil.Process]:
-    """All that a process started, and what those started; none once it has gone."""
+    """Return all descendants of a process; none if it has ended."""
     try:
         found: list[psutil.Process] = psutil.Process(number).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -41,7 +41,7 @@ def family(number: int) -> list[psutil.Process]:
 
 
 def title(process: psutil.Process) -> str:
-    """Its command line, as Ray writes it; empty once it has gone."""
+    """Return the command line, as set by Ray; empty if the process has ended."""
     try:
         return " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):

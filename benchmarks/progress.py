@@ -1,8 +1,8 @@
-"""What a benchmark says while it goes on: stdout is for its result."""
+"""Progress messages on stderr. stdout is reserved for results."""
 
 import sys
 
 
-def say(words: str) -> None:
-    """A line on stderr, at once."""
+def log_progress(words: str) -> None:
+    """Write a line to stderr and flush it."""
     print(words, file=sys.stderr, flush=True)

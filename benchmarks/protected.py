@@ -1,4 +1,4 @@
-"""The product's side of the step benchmark: a context with something to protect, and its update.
+"""The product's side of the step benchmark: a context with protected directions, and its update.
 
 Shapes: B rows of a batch, N of a dataset, E width of the embeddings, I of what a head reads; E = I.
 """
@@ -28,13 +28,15 @@ from workers.train.objective import GlobalLoss, optimizer_for
 
 KEPT_ENERGY = ProtectionSpec().energy
 PAIR = ModalityPair(first="image", second="text")
-# Each side has learned with a partner of its own, so that both heads have something to keep.
+# Each side has learned with a different partner before, so that both heads have protected
+# directions.
 _BEFORE = ModalityPair(first="audio", second="image"), ModalityPair(first="depth", second="text")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A context with something to protect on both sides, its rows and the spaces of its heads."""
+    """A context with protected directions on both sides, with its rows and the spaces of its
+    heads."""
 
     context: TrainingContext
     rows: PairedRows
@@ -42,13 +44,13 @@ class Setting:
 
     @property
     def weights(self) -> tuple[Tensor, Tensor]:
-        """Of the two heads (E × I)."""
+        """Weights of the two heads (E × I)."""
         first, second = (self.context.heads.weights[name] for name in PAIR.modalities)
         return first, second
 
     @property
     def moments(self) -> list[tuple[SecondMoment, SecondMoment]]:
-        """(partners' embeddings, inputs) of all that each head has learned."""
+        """Moments (partners' embeddings, inputs) of everything that each head has learned."""
         memory, found = self.context.memory, []
         for name in PAIR.modalities:
             outputs, inputs = memory.partners_of(name, self.context.heads), memory.inputs_of(name)
@@ -59,7 +61,7 @@ class Setting:
 
 
 def random_setting(width: int, rows: int, seed: int = 0) -> Setting:
-    """Both modalities have learned before, with other partners; a function of the arguments."""
+    """Return a setting in which both modalities have learned before, with other partners."""
     generator = torch.Generator().manual_seed(seed)
     memory = Memory()
     for pair in _BEFORE:
@@ -75,14 +77,14 @@ def random_setting(width: int, rows: int, seed: int = 0) -> Setting:
 
 
 def random_features(rows: int, width: int, generator: torch.Generator) -> Tensor:
-    """Unit rows (N × I) in random directions, the k-th of which has the variance 1 / k."""
+    """Return unit rows (N × I) whose k-th random direction has the variance 1 / k."""
     turn_II = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
     scale_I = torch.arange(1, width + 1).rsqrt()
     return unit(torch.randn(rows, width, generator=generator) * scale_I @ turn_II.mT)
 
 
 class MaskedPair:
-    """The product's own update, as in workers/train/loop.py."""
+    """The product's update, as in workers/train/loop.py."""
 
     def __init__(
         self,
@@ -101,7 +103,7 @@ class MaskedPair:
         self._rule = UpdateRule()
 
     def update(self, index_B: Tensor) -> None:
-        """One update on these rows: forward, backward, optimizer."""
+        """Do one update on these rows: forward, backward, optimizer."""
         batch = LocalBatch(self._rotated.at(index_B), (len(index_B),))
         self._optimizer.zero_grad(set_to_none=True)
         self._rule.backward(Batch(partial(self._objective, batch)))
@@ -110,14 +112,14 @@ class MaskedPair:
 
 
 def sealed_bases(setting: Setting) -> list[EigenBasis]:
-    """The input bases of both heads, as the jobs before this one left them (methods/nullspace.py)."""
+    """Return the input bases of both heads, as earlier jobs sealed them (methods/nullspace.py)."""
     return [eigenbasis(inputs) for _, inputs in setting.moments]
 
 
 def start_protected(
     outputs: Sequence[SecondMoment], inputs: Sequence[EigenBasis], rows: tuple[Tensor, Tensor]
 ) -> None:
-    """What comes before the first update: the basis of the outputs, the masks, the rows."""
+    """Do the work before the first update: basis of the outputs, masks, rows."""
     common = common_eigenbasis(outputs)
     for basis, rows_NI in zip(inputs, rows, strict=True):
         free_EI = product_mask(common, basis, KEPT_ENERGY)

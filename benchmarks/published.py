@@ -1,9 +1,8 @@
 """The peers of the step benchmark: plain training, and the published order (arXiv 2503.14963).
 
-Both are as quick as plain PyTorch has them: one matrix product per head forward and one backward,
-the scores of both directions at once, AdamW fused.
-Shapes: B rows of a batch, N of the dataset, E width of the embeddings, I and J widths of the two
-sides, K rank.
+Both are as fast as plain PyTorch permits: one matrix product per head forward and one backward,
+scores of both directions at once, fused AdamW. Shapes: B rows of a batch, N of the dataset, E width
+of the embeddings, I and J widths of the two sides, K rank.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from workers.model.rows import PairedRows
 from workers.nullspace.moments import SecondMoment
 from workers.train.objective import EPSILON
 
-# What the published code calls lambda_min: absolute, of the mean moment of inputs and outputs.
+# lambda_min of the published code: an absolute threshold on the mean moments of inputs and outputs.
 INPUT_THRESHOLD, OUTPUT_THRESHOLD = 0.1, 0.0
 
 
@@ -38,7 +37,7 @@ class PlainPair:
         )
 
     def update(self, index_B: Tensor) -> None:
-        """One update on these rows: forward, backward, optimizer."""
+        """Do one update on these rows: forward, backward, optimizer."""
         batch = self._rows.at(index_B)
         self._optimizer.zero_grad(set_to_none=True)
         first_EI, second_EJ = self.weights
@@ -49,7 +48,7 @@ class PlainPair:
         self._optimizer.step()
 
     def _change_gradients(self) -> None:
-        """Between backward and optimizer: nothing."""
+        """Change gradients between backward and optimizer; here, do nothing."""
 
 
 class PublishedPair(PlainPair):
@@ -74,9 +73,10 @@ class PublishedPair(PlainPair):
 
 
 def projection(mean_II: Tensor, threshold: float) -> Tensor:
-    """Dense projection (I × I) on what a mean moment holds above an absolute threshold.
+    """Return the dense projection (I × I) onto eigenvectors of a mean moment above an absolute
+    threshold.
 
-    As published: a full SVD in float32, and U Uᵀ of its leading K columns.
+        As published: a full SVD in float32, and U Uᵀ of its leading K columns.
     """
     left_II, values_I, _ = torch.linalg.svd(mean_II)
     left_IK: Tensor = left_II[:, : int((values_I > threshold).sum())]
@@ -84,7 +84,7 @@ def projection(mean_II: Tensor, threshold: float) -> Tensor:
 
 
 def projections(outputs: SecondMoment, inputs: SecondMoment) -> tuple[Tensor, Tensor]:
-    """P_out and P_in of one head."""
+    """Return P_out and P_in of one head."""
     return (
         projection(outputs.mean_II.float(), OUTPUT_THRESHOLD),
         projection(inputs.mean_II.float(), INPUT_THRESHOLD),
@@ -92,6 +92,6 @@ def projections(outputs: SecondMoment, inputs: SecondMoment) -> tuple[Tensor, Te
 
 
 def start_published(moments: Sequence[tuple[SecondMoment, SecondMoment]]) -> None:
-    """What comes before the first update, for the (outputs, inputs) of each head."""
+    """Do the work before the first update, for the (outputs, inputs) of each head."""
     for outputs, inputs in moments:
         projections(outputs, inputs)

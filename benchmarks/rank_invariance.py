@@ -1,9 +1,9 @@
-"""Is the result the same whatever the number of ranks, and how many bytes does an update send?
+"""Is the result independent of the number of ranks, and how many bytes does an update send?
 
 `python -m benchmarks.rank_invariance` learns two datasets of examples/stream with 1, 2, 3 and 4 ranks
-(real processes, joined by gloo), with rows held in memory and streamed from shards, and compares all
-with one rank. Bytes are compared with the formula of decision 15, and with what the kernel counts on
-a loopback that no other process uses.
+(real processes, connected by gloo), with rows held in memory and streamed from shards, and compares
+all with one rank. Bytes are compared with the formula of decision 15, and with the kernel's
+counters of a private loopback interface.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from workers.train.data.rows import HeldRows
 
 _RESULTS, _STREAM = Path(".cmcl/benchmarks"), Path("examples/stream")
 _WAYS = ("held", "streamed")
-# Much, so that the mask blocks a real share of the entries.
+# High, so that the mask blocks a considerable share of the entries.
 _KEPT_ENERGY = 0.9999
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, leave the results in a folder."""
+    """Run the benchmark, print the page, and write page and document."""
     options = _parser().parse_args(arguments)
     is_counted = enter_own_network()
     with tempfile.TemporaryDirectory(prefix="cmcl-ranks-") as folder:
@@ -62,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compared(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """A line for each way and each number of ranks, beside one rank.
+    """Return one entry for each kind of rows and number of ranks, compared with one rank.
 
-    Streamed rows have an order of their own: they are compared with one rank that streams.
+    Streamed rows have a different order, so they are compared with one rank that streams.
     """
     found = []
     for way in _WAYS:
@@ -78,7 +78,8 @@ def _compared(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
 
 
 def _gaps(ranks: Sequence[Mapping[str, Any]], alone: Mapping[str, Any]) -> dict[str, float]:
-    """The largest differences of any rank from one rank; moments relative to their largest entry."""
+    """Return the largest differences of any rank from one rank; moments relative to their largest
+    entry."""
     return {
         "heads": max(
             _gap(rank["heads"][name], head)
@@ -100,13 +101,14 @@ def _gap(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _bytes(ranks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Per update: what the busiest rank gives, by our count and by the formula; all ranks on the wire."""
+    """Return bytes per update: sent by the busiest rank, counted and by the formula; and of all
+    ranks on the wire."""
     size, told = len(ranks), [rank["traffic"] for rank in ranks]
     of, counted = told[0], told[0]["updates"] - 1
     if size == 1:
         return {}
     own = 2 * of["width"] * 4 + 2 * 8 + 3 * 4
-    # Every second update; the first one, which is not counted, is one of them.
+    # Every second update, including the first one, which is not counted.
     sampled = (of["sides_replayed"] * of["width"] * 4 + 3 * 4) * (counted // 2) / counted
     gathered = -(-of["batch"] // size) * (own + sampled)
     reduced = of["free"] * 4
@@ -115,7 +117,7 @@ def _bytes(ranks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "given": max(each["given"] for each in told) / counted,
         "formula": gathered + reduced,
         "wire": of["wire"] / counted,
-        # Each rank's rows go to all others; a ring reduces with twice the payload, less a share.
+        # Each rank's rows go to all others; a ring all-reduce sends 2 (N − 1) / N of the payload.
         "wire_formula": size * (size - 1) * gathered + 2 * (size - 1) * reduced,
     }
 
@@ -151,7 +153,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--stream", type=Path, default=_STREAM)
     parser.add_argument("--ranks", type=counts, default=(1, 2, 3, 4))
     parser.add_argument("--width", type=count, default=256, help="of the embeddings")
-    parser.add_argument("--batch", type=count, default=130, help="neither 3 nor 4 divide it")
+    parser.add_argument("--batch", type=count, default=130, help="not a multiple of 3 or 4")
     parser.add_argument("--epochs", type=count, default=5)
     parser.add_argument("--out", type=Path, default=_RESULTS)
     return parser

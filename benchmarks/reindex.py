@@ -1,8 +1,10 @@
-"""Must stored vectors be made anew when a model has learned more, and can it be done without encoders?
+"""Must stored vectors be recomputed after a model has learned more, and is that possible without
+encoders?
 
 `python -m benchmarks.reindex DIR` learns a stream under three policies. For every dataset but the
-last, at the end against the version that learned it: what moments predict, what held-out rows say,
-and recall@10 of an index that is left as it was, migrated, or encoded anew.
+last it compares the last version with the one that learned the dataset: changes predicted from
+moments and measured on held-out rows, and recall@10 of an index that is left unchanged, migrated,
+or encoded again.
 Shapes: N held-out rows, E width of the embeddings.
 """
 
@@ -22,21 +24,20 @@ from torch import Tensor
 from benchmarks.arguments import OneLineParser
 from benchmarks.chain import Dataset, learn_one
 from benchmarks.folder import InvalidStream, Stream, read_stream
-from benchmarks.progress import say
-from benchmarks.reindex_report import as_text, document, markdown
+from benchmarks.progress import log_progress
+from benchmarks.reindex_report import Reindexed, Side, as_text, document, markdown
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.inspect.compare import (
     Embedded,
-    MeasuredPair,
     embedded,
     measured_pair,
     measured_scores,
 )
-from workers.inspect.migrate import MeasuredMigration, measured_migration
+from workers.inspect.migrate import measured_migration
 from workers.model.heads import ModalityHeads
 from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights, relative_drift
-from workers.nullspace.compatibility import Compatibility, compatibility
+from workers.nullspace.compatibility import compatibility
 from workers.nullspace.migrate import Migration, migration
 from workers.nullspace.moments import PairMoments
 from workers.train.certify import PastDataset, weights_of
@@ -52,67 +53,16 @@ _BEST = 10
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """A dataset, what the version that learned it knew, and what it remembers of the dataset."""
+class LearnedDataset:
+    """A dataset, the state of the version that learned it, and its stored summary."""
 
     dataset: Dataset
     model_state: ModelState
     remembered: PastDataset
 
 
-@dataclass(frozen=True)
-class Side:
-    """One modality of a dataset: queries of its own kind on old vectors, and its migration.
-
-    `own_predicted`, `own_measured`: change of the scores of its rows among themselves, stored by
-    the old version and queried by the new one. The map is that of its pooled moment in the version
-    that learned the dataset.
-    """
-
-    own_predicted: float
-    own_measured: float
-    rank: int
-    condition: float
-    exact: bool
-    predicted_error: float
-    error_on_rows: float
-    measured: MeasuredMigration
-
-
-@dataclass(frozen=True)
-class Reindexed:
-    """One dataset at the end. `recall_at_10` by what is searched; `sides` by modality."""
-
-    rows: int
-    predicted: Compatibility
-    measured: MeasuredPair
-    recall_at_10: Mapping[str, float]
-    sides: Mapping[str, Side]
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """What the table shows."""
-        sides = list(self.sides.values())
-        measured = [side.measured for side in sides]
-        return {
-            "drift_predicted": self.predicted.both_new,
-            "drift_measured": self.measured.scores.both_new,
-            "mixed_predicted": _mixed(self.predicted),
-            "mixed_measured": _mixed(self.measured.scores),
-            "mixed_unit": _mixed(self.measured.unit_scores),
-            "own_predicted": fmean(side.own_predicted for side in sides),
-            "own_measured": fmean(side.own_measured for side in sides),
-            **{f"recall_{name}": value for name, value in self.recall_at_10.items()},
-            "migration_predicted": fmean(side.predicted_error for side in sides),
-            "migration_measured": fmean(one.error for one in measured),
-            "cosine_mean": fmean(one.cosine_mean for one in measured),
-            "cosine_percentile_1": fmean(one.cosine_percentile_1 for one in measured),
-            "cosine_unmigrated": fmean(one.cosine_unmigrated for one in measured),
-        }
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Learn, measure, print a table, leave the results in a folder."""
+    """Run the benchmark, print a table and write the results."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -126,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     methods = {}
     for name, spec in specs.items():
-        say(f"learning {len(stream.datasets)} datasets with {name}")
+        log_progress(f"learning {len(stream.datasets)} datasets with {name}")
         methods[name] = reindexed(learn_stream(stream.datasets, spec))
     question = (__doc__ or "").partition("\n")[0]
     answer = document(stream, next(iter(specs.values())), methods)
@@ -134,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stem = out / f"reindex-{stream.name}-{options.width}"
     stem.with_suffix(".json").write_text(json.dumps(answer, allow_nan=False) + "\n")
     stem.with_suffix(".md").write_text(markdown(answer, question))
-    say(f"results are in {out}")
+    log_progress(f"results are in {out}")
     if options.json:
         print(json.dumps(answer, allow_nan=False), flush=True)
     return 0
@@ -152,9 +102,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _specs(options: argparse.Namespace, stream: Stream) -> dict[str, ModelSpec]:
-    """By name of the policy. Raises InvalidStream for a single dataset, ValidationError."""
+    """Return specs by policy name. Raises InvalidStream for a single dataset, and
+    ValidationError."""
     if len(stream.datasets) < 2:
-        raise InvalidStream(f"{options.folder}: it has 1 dataset, nothing is learned after it")
+        raise InvalidStream(f"{options.folder}: it has 1 dataset; at least 2 are needed")
     usual = TrainingSpec()
     training = {"batch_size": min(usual.batch_size, stream.fewest_rows)}
     training["epochs"] = usual.epochs if options.epochs is None else options.epochs
@@ -165,9 +116,9 @@ def _specs(options: argparse.Namespace, stream: Stream) -> dict[str, ModelSpec]:
     }
 
 
-def learn_stream(stream: Sequence[Dataset], spec: ModelSpec) -> list[Learnt]:
-    """The datasets in order, with the product's own code; nothing that was known is lost."""
-    found: list[Learnt] = []
+def learn_stream(stream: Sequence[Dataset], spec: ModelSpec) -> list[LearnedDataset]:
+    """Learn the datasets in order with the product's code, and keep every intermediate state."""
+    found: list[LearnedDataset] = []
     model_state = initial_state(spec)
     for dataset in stream:
         earlier = tuple(one.remembered for one in found)
@@ -175,17 +126,18 @@ def learn_stream(stream: Sequence[Dataset], spec: ModelSpec) -> list[Learnt]:
         model_state = learned.model_state
         then = weights_of(dataset.pair, model_state.heads)
         remembered = PastDataset.held(dataset.name, dataset.pair, learned.moments, then)
-        found.append(Learnt(dataset, model_state, remembered))
+        found.append(LearnedDataset(dataset, model_state, remembered))
     return found
 
 
-def reindexed(learnt: Sequence[Learnt]) -> dict[str, Reindexed]:
-    """Every dataset but the last at the end, against the version that learned it."""
+def reindexed(learnt: Sequence[LearnedDataset]) -> dict[str, Reindexed]:
+    """Compare the last version with the one that learned each dataset, for all but the last
+    dataset."""
     new = learnt[-1].model_state.heads
     return {one.dataset.name: _reindexed(one, new) for one in learnt[:-1]}
 
 
-def _reindexed(one: Learnt, new: ModalityHeads) -> Reindexed:
+def _reindexed(one: LearnedDataset, new: ModalityHeads) -> Reindexed:
     pair, rows, old = one.dataset.pair, one.dataset.held_out.rows, one.model_state.heads
     remembered = one.remembered.read()
     maps = {modality: _map(one.model_state, modality, new) for modality in pair.modalities}
@@ -198,7 +150,7 @@ def _reindexed(one: Learnt, new: ModalityHeads) -> Reindexed:
     )
 
 
-def _side(one: Learnt, modality: str, new: ModalityHeads, found: Migration) -> Side:
+def _side(one: LearnedDataset, modality: str, new: ModalityHeads, found: Migration) -> Side:
     old, raw_NF = one.model_state.heads, _features(one.dataset)[modality]
     old_EI, new_EI = old.weights[modality], new.weights[modality]
     before_NE, after_NE = (heads.outputs(modality, raw_NF).double() for heads in (old, new))
@@ -217,15 +169,15 @@ def _side(one: Learnt, modality: str, new: ModalityHeads, found: Migration) -> S
     )
 
 
-def _own_moments(one: Learnt, modality: str) -> PairMoments:
-    """Of a modality's rows against themselves."""
+def _own_moments(one: LearnedDataset, modality: str) -> PairMoments:
+    """Return moments of a modality's rows paired with themselves."""
     moments = one.remembered.read().moments
     own = moments.first if modality == one.dataset.pair.first else moments.second
     return PairMoments(own, own, own.sum_II)
 
 
 def _features(dataset: Dataset) -> dict[str, Tensor]:
-    """Held-out raw features by modality."""
+    """Return held-out raw features by modality."""
     rows = dataset.held_out.rows
     return dict(zip(dataset.pair.modalities, (rows.first_NI, rows.second_NJ), strict=True))
 
@@ -233,12 +185,16 @@ def _features(dataset: Dataset) -> dict[str, Tensor]:
 def _map(then: ModelState, modality: str, new: ModalityHeads) -> Migration:
     inputs = then.memory.inputs_of(modality)
     if inputs is None:
-        raise LookupError(f"the version that learned a dataset of {modality!r} has no moment of it")
+        raise LookupError(
+            f"the version that learned a dataset of {modality!r} stores no moment of it"
+        )
     return migration(inputs, then.heads.weights[modality], new.weights[modality])
 
 
-def _recalls(one: Learnt, new: ModalityHeads, maps: Mapping[str, Migration]) -> dict[str, float]:
-    """By what is searched: queries are the new version's, but for `both_old`."""
+def _recalls(
+    one: LearnedDataset, new: ModalityHeads, maps: Mapping[str, Migration]
+) -> dict[str, float]:
+    """Return recall by kind of index. Queries use the new version, except for `both_old`."""
     pair, rows, old = one.dataset.pair, one.dataset.held_out.rows, one.model_state.heads
     sides = _features(one.dataset)
     before = {modality: old.embed(modality, raw_NF) for modality, raw_NF in sides.items()}
@@ -259,7 +215,7 @@ def _recalls(one: Learnt, new: ModalityHeads, maps: Mapping[str, Migration]) -> 
 
 
 def recall_at_10(queries_NE: Tensor, index_NE: Tensor, rows: PairedRows) -> float:
-    """Share of queries with a row among the ten best that has the same item on either side."""
+    """Return the share of queries whose ten best rows include the same item on either side."""
     best_NK = (queries_NE @ index_NE.mT).topk(min(_BEST, len(index_NE)), dim=1).indices
     hits_NK = torch.zeros_like(best_NK, dtype=torch.bool)
     for keys_N in (rows.first_keys_N, rows.second_keys_N):
@@ -267,11 +223,7 @@ def recall_at_10(queries_NE: Tensor, index_NE: Tensor, rows: PairedRows) -> floa
     return float(hits_NK.any(dim=1).double().mean())
 
 
-def _mixed(found: Compatibility) -> float:
-    return fmean([found.first_stored.against_old, found.second_stored.against_old])
-
-
 if __name__ == "__main__":
-    # Sums of two threads are rounded otherwise, and small products are quicker with one.
+    # The number of threads affects rounding, and small products are faster with one.
     torch.set_num_threads(1)
     sys.exit(main())

@@ -1,18 +1,18 @@
-"""What the re-indexing benchmark leaves behind: a JSON document, a table, a page in Markdown."""
+"""Results of the re-indexing benchmark, as a JSON document, a table and a Markdown page."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.folder import Stream
 from benchmarks.report import machine
 from cmcl.contract.model import ModelSpec
+from workers.inspect.compare import MeasuredPair
+from workers.inspect.migrate import MeasuredMigration
 from workers.inspect.show import aligned
-
-if TYPE_CHECKING:
-    from benchmarks.reindex import Reindexed
+from workers.nullspace.compatibility import Compatibility
 
 # Heading and figure of each column.
 COLUMNS = (
@@ -26,7 +26,7 @@ COLUMNS = (
     ("R@10 then", "recall_both_old"),
     ("old index", "recall_old_index"),
     ("migrated", "recall_migrated"),
-    ("anew", "recall_both_new"),
+    ("encoded again", "recall_both_new"),
     ("error", "migration_predicted"),
     ("held-out", "migration_measured"),
     ("cosine", "cosine_mean"),
@@ -35,21 +35,74 @@ COLUMNS = (
 )
 _HEADINGS = ["dataset", *(heading for heading, _ in COLUMNS)]
 EXPLAINED = (
-    "For each dataset, the last version against the one that learned it; both sides averaged. "
-    "Changes are relative (root mean square over all scores): as moments predict, then on held-out "
-    "rows. drift: after re-indexing. mixed: vectors stored by the old version, queries of the other "
-    "modality by the new one, against the scores before (unit: of unit vectors). own kind: queries "
-    "of the same modality instead. R@10, in points of percent: then, with the old version alone; "
-    "with queries by the new version on the old index, on the migrated one, and encoded anew. "
-    "error: of migrated unnormalised embeddings, relative. cosine: of migrated unit vectors with "
-    "those encoded anew, its first percentile, and without migrating."
+    "For each dataset, the last version compared with the one that learned it, averaged over both "
+    "sides. Changes are relative (root mean square over all scores): predicted from moments, then "
+    "measured on held-out rows. drift: after re-indexing. mixed: vectors stored by the old version, "
+    "queries of the other modality by the new one, compared with the earlier scores (unit: of unit "
+    "vectors). own kind: queries of the same modality instead. R@10, in percentage points: then, "
+    "with the old version alone; with queries by the new version on the old index, on the migrated "
+    "one, and on one encoded again. error: relative error of migrated unnormalised embeddings. "
+    "cosine: of migrated unit vectors with those encoded again, its first percentile, and without "
+    "migration."
 )
 
 
+@dataclass(frozen=True)
+class Side:
+    """One modality of a dataset: queries of the same modality on old vectors, and its migration.
+
+    `own_predicted`, `own_measured`: change of scores within the modality, with vectors of the
+    old version and queries of the new one. The migration map comes from the modality's pooled
+    moment in the version that learned the dataset.
+    """
+
+    own_predicted: float
+    own_measured: float
+    rank: int
+    condition: float
+    exact: bool
+    predicted_error: float
+    error_on_rows: float
+    measured: MeasuredMigration
+
+
+@dataclass(frozen=True)
+class Reindexed:
+    """Result for one dataset. `recall_at_10` by kind of index, `sides` by modality."""
+
+    rows: int
+    predicted: Compatibility
+    measured: MeasuredPair
+    recall_at_10: Mapping[str, float]
+    sides: Mapping[str, Side]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Figures of the table."""
+        sides = list(self.sides.values())
+        measured = [side.measured for side in sides]
+        return {
+            "drift_predicted": self.predicted.both_new,
+            "drift_measured": self.measured.scores.both_new,
+            "mixed_predicted": _mixed(self.predicted),
+            "mixed_measured": _mixed(self.measured.scores),
+            "mixed_unit": _mixed(self.measured.unit_scores),
+            "own_predicted": fmean(side.own_predicted for side in sides),
+            "own_measured": fmean(side.own_measured for side in sides),
+            **{f"recall_{name}": value for name, value in self.recall_at_10.items()},
+            "migration_predicted": fmean(side.predicted_error for side in sides),
+            "migration_measured": fmean(one.error for one in measured),
+            "cosine_mean": fmean(one.cosine_mean for one in measured),
+            "cosine_percentile_1": fmean(one.cosine_percentile_1 for one in measured),
+            "cosine_unmigrated": fmean(one.cosine_unmigrated for one in measured),
+        }
+
+
 def document(
-    stream: Stream, spec: ModelSpec, methods: Mapping[str, Mapping[str, "Reindexed"]]
+    stream: Stream, spec: ModelSpec, methods: Mapping[str, Mapping[str, Reindexed]]
 ) -> dict[str, Any]:
-    """The JSON document: `datasets` in full, `figures` as in the table, `mean` over datasets."""
+    """Return the JSON document: `datasets` in full, `figures` as in the table, `mean` over
+    datasets."""
     return {
         "stream": stream.name,
         "width": spec.width,
@@ -65,7 +118,7 @@ def document(
     }
 
 
-def _method(found: Mapping[str, "Reindexed"]) -> dict[str, Any]:
+def _method(found: Mapping[str, Reindexed]) -> dict[str, Any]:
     figures = {dataset: one.figures for dataset, one in found.items()}
     return {
         "mean": {
@@ -80,7 +133,7 @@ def _method(found: Mapping[str, "Reindexed"]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """The same with null in place of infinity, for which JSON has no word."""
+    """Replace infinity by null, because JSON cannot represent it."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
@@ -89,7 +142,7 @@ def _finite(value: Any) -> Any:
 
 
 def _rows(method: Mapping[str, Any]) -> list[list[str]]:
-    """A line for each dataset and one for their mean."""
+    """Return one row per dataset, and one for their mean."""
     lines = {**method["figures"], "mean": method["mean"]}
     return [
         [dataset, *(_cell(name, figures[name]) for _, name in COLUMNS)]
@@ -111,7 +164,7 @@ def as_text(answer: Mapping[str, Any]) -> str:
 
 
 def markdown(answer: Mapping[str, Any], question: str) -> str:
-    """The page: question, machine, configuration, result."""
+    """Render the page."""
     tables = "\n\n".join(
         f"### {name}\n{_table(method)}" for name, method in answer["methods"].items()
     )
@@ -135,3 +188,7 @@ def _table(method: Mapping[str, Any]) -> str:
 
 def _listed(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
+
+
+def _mixed(found: Compatibility) -> float:
+    return fmean([found.first_stored.against_old, found.second_stored.against_old])

@@ -1,4 +1,4 @@
-"""What a stream benchmark leaves behind: a JSON document, a table for people, a page in Markdown."""
+"""Output of the stream benchmark: a JSON document, tables for the terminal, and a Markdown page."""
 
 import os
 import platform
@@ -45,7 +45,7 @@ _NOT_POINTS = {"max_drift", "mean_drift", "seconds"}
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that gave nothing."""
+    """A failed run."""
 
     method: str
     seed: int
@@ -54,7 +54,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known at the end; `example` is the spec of one run, for what all share."""
+    """Results of all runs. `example` is the spec of one run, for the settings that all share."""
 
     stream: Stream
     order: str
@@ -66,18 +66,18 @@ class Report:
 
     @property
     def stem(self) -> str:
-        """What the names of its files begin with."""
+        """Common prefix of the file names."""
         order = "" if self.order == "forward" else "-" + self.order.replace(":", "-")
         return f"stream-{self.stream.name}-{self.example.width}{order}"
 
     @property
     def names(self) -> list[str]:
-        """Of the datasets, in the order in which they were learned."""
+        """Names of the datasets in the order in which they were learned."""
         return [dataset.name for dataset in self.stream.datasets]
 
 
 def document(report: Report) -> dict[str, Any]:
-    """The JSON document; README.md says what each field means."""
+    """Return the JSON document. README.md describes its fields."""
     return {
         "stream": report.stream.name,
         "width": report.example.width,
@@ -104,7 +104,7 @@ def _method(figures: Figures) -> dict[str, Any]:
 
 
 def configuration(report: Report) -> dict[str, Any]:
-    """What all runs had in common."""
+    """Return the settings that all runs share."""
     spec = report.example
     return {
         **spec.training.model_dump(mode="json"),
@@ -114,7 +114,7 @@ def configuration(report: Report) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Where it ran, and on what."""
+    """Return hardware and package versions."""
     return {
         "cpu": _field(_CPU_FILE, "model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -126,15 +126,15 @@ def machine() -> dict[str, Any]:
 
 
 def _field(path: Path, name: str) -> str | None:
-    """The first value of that name in a file of /proc; None where there is none."""
+    """Return the first value of that name in a file of /proc, or None."""
     lines = path.read_text().splitlines() if path.is_file() else []
     found = (line.partition(":")[2].strip() for line in lines if line.startswith(name))
     return next(found, None)
 
 
 def print_tables(report: Report, console: Console) -> None:
-    """Two tables, both readable on 110 columns."""
-    # A pipe has no width; columns that were squeezed into 80 would be cut.
+    """Print two tables that fit into 110 columns."""
+    # A pipe has no width, and columns would be cut at the default of 80.
     console.width = max(console.width, _NARROWEST)
     title = f"{report.stream.name}, width {report.example.width}, seeds: {report.seeds}"
     for columns in (FINAL, LEARNING):
@@ -150,7 +150,7 @@ def print_tables(report: Report, console: Console) -> None:
 
 
 def rows(report: Report, columns: Mapping[str, str]) -> list[tuple[str, list[str]]]:
-    """Name and cells of each method, in points of percent but for drift and seconds."""
+    """Return name and cells of each method, in percentage points except drift and seconds."""
     return [
         (name, [cell(metric, figures.metrics[metric]) for metric in columns.values()])
         for name, figures in report.methods.items()
@@ -158,7 +158,7 @@ def rows(report: Report, columns: Mapping[str, str]) -> list[tuple[str, list[str
 
 
 def cell(metric: str, value: Spread | None) -> str:
-    """A figure with its deviation; a dash where there is none."""
+    """Format a figure with its deviation, or a dash."""
     if value is None:
         return "–"
     if metric == "seconds":
@@ -170,7 +170,7 @@ def cell(metric: str, value: Spread | None) -> str:
 
 
 def markdown(report: Report, pictures: Sequence[Path]) -> str:
-    """The page: question, machine, configuration, result, pictures."""
+    """Render the page."""
     title = f"# Stream {report.stream.name}, width {report.example.width}, {report.order}"
     question = (
         f"{len(report.names)} datasets are learned one after another. How well is each retrieved "
@@ -198,19 +198,20 @@ def _described(report: Report) -> dict[str, Any]:
 
 def _result(report: Report) -> str:
     explained = (
-        "In points of percent, all datasets counting alike, but for drift (relative; at the end, "
-        "against the version that learned a dataset) and seconds (of learning, one thread)."
+        "In percentage points, with equal weight for all datasets; except drift (relative; at the "
+        "end, compared with the version that learned a dataset) and seconds (of learning, one "
+        "thread)."
     )
     tables = _table(report, FINAL), _table(report, LEARNING)
     return "\n\n".join([explained, *tables, *_remarks(report)])
 
 
 def _remarks(report: Report) -> list[str]:
-    """What stands below the tables: when joint training was best, and which runs failed."""
+    """Return lines below the tables: the best epochs of joint training, and failed runs."""
     joint, found = report.methods.get(JOINT), []
     if joint and joint.epochs:
         best = ", ".join(f"{metric} {epoch}" for metric, epoch in joint.epochs.items())
-        found.append(f"Joint training, each metric at the epochs that suit it best: {best}.")
+        found.append(f"Joint training, each metric at its best number of epochs: {best}.")
     failed = (f"Failed: {one.method}, seed {one.seed}: {one.error}" for one in report.failures)
     return [*found, *failed]
 

@@ -1,7 +1,7 @@
-"""Runs: one method with one seed each, spread over processes of one thread.
+"""Runs: one method with one seed each, distributed over single-threaded processes.
 
-A run that fails is reported and loses no other; where a process is killed (memory), the runs that
-it took along are made again, each in a process of its own.
+A failed run is reported and does not affect others. If a process is killed (out of memory), the
+runs that were lost with it are repeated, each in a separate process.
 """
 
 import traceback
@@ -26,27 +26,27 @@ from cmcl.contract.model import ModelSpec
 from workers.methods.registry import method_class
 
 JOINT = "joint"
-# Names of the benchmark that are a method of the product with another setting.
+# Names for a method of the product with another setting.
 _POLICIES: Mapping[str, Mapping[str, Any]] = {
     "nullspace_preserve": {"method": "nullspace", "protection": {"policy": "preserve"}}
 }
 
 
 def known_methods() -> tuple[str, ...]:
-    """The product's methods, nullspace with the policy preserve, baselines, joint training, and the methods
-    of installed packages."""
+    """Return the product's methods, nullspace with the policy preserve, baselines, joint training,
+    and methods of installed packages."""
     first, *others = BUILT_IN_METHODS
     return (first, *_POLICIES, *others, *BASELINES, JOINT, *installed_methods())
 
 
 def place_of(method: str) -> str | None:
-    """Return `module:Class` of a baseline or of a method that is written like that, else None."""
+    """Return `module:Class` of a baseline or of a method given in that form, else None."""
     return method if ":" in method else BASELINES.get(method)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One method with one seed. `joint_epochs` are those after which joint training is measured."""
+    """One method with one seed. `joint_epochs`: epochs after which joint training is evaluated."""
 
     method: str
     spec: ModelSpec
@@ -58,7 +58,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a run gave no outcome: in a line, and in full."""
+    """A failed run: the error in one line, and the traceback."""
 
     words: str
     trace: str
@@ -68,10 +68,10 @@ Result = Outcome | JointOutcome | Failed
 
 
 def spec_of(method: str, model: Mapping[str, Any]) -> ModelSpec:
-    """The product's spec for a name of the benchmark; `model` has all other fields.
+    """Return the product's spec for a method name; `model` has all other fields.
 
-    Joint training takes heads, conditioning and training from the spec, and no method. A method at
-    `module:Class` goes by the name of its class.
+    Joint training uses heads, conditioning and training settings of the spec, and no method. A
+    method given as `module:Class` has the name of its class.
     """
     if ":" in method:
         method = method.rpartition(":")[2].strip("_").lower()
@@ -80,21 +80,22 @@ def spec_of(method: str, model: Mapping[str, Any]) -> ModelSpec:
 
 
 def perform(stream: Stream, run: Run) -> Result:
-    """One run, in this process."""
+    """Do one run in this process."""
     try:
         if run.method == JOINT:
             return train_jointly(stream.datasets, run.spec, run.joint_epochs)
         place = place_of(run.method)
         method = None if place is None else method_class(place).from_spec(run.spec)
         return run_chain(stream.datasets, run.spec, method)
-    except Exception as error:  # noqa: BLE001 (whatever it was, the other runs go on)
+    except Exception as error:  # noqa: BLE001 (a failed run must not end the others)
         return Failed(f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 def perform_all(
     stream: Stream, source: tuple[Path, str], runs: Sequence[Run], jobs: int
 ) -> Iterator[tuple[Run, Result]]:
-    """Results as they come. Other processes read the stream anew from `source`: folder, order."""
+    """Yield results as they complete. Other processes read the stream from `source` (folder,
+    order)."""
     if jobs == 1:
         with _one_thread():
             yield from ((run, perform(stream, run)) for run in runs)
@@ -113,7 +114,7 @@ def perform_all(
 def _in_processes(
     source: tuple[Path, str], runs: Sequence[Run], jobs: int
 ) -> Iterator[tuple[Run, "Future[Result]"]]:
-    """Spawned, not forked: a fork inherits torch's threads in whatever state they are."""
+    """Run in spawned processes, because a fork inherits torch's threads in an undefined state."""
     pool = ProcessPoolExecutor(
         min(jobs, len(runs)), get_context("spawn"), initializer=_prepare_process
     )
@@ -135,7 +136,8 @@ def _prepare_process() -> None:
 
 
 def _warm_up() -> None:
-    """The first optimizer imports torch's compiler: seconds that are not those of the first run."""
+    """Construct an optimizer, so that its import of torch's compiler does not count for the first
+    run."""
     weight = torch.nn.Parameter(torch.zeros(1))
     weight.grad = torch.zeros(1)
     torch.optim.AdamW([weight], fused=True).step()
@@ -147,13 +149,13 @@ def _perform_from(source: tuple[Path, str], run: Run) -> Result:
 
 @cache
 def _read_once(source: tuple[Path, str]) -> Stream:
-    """Once per process: its folder does not change while the benchmark runs."""
+    """Read the stream once per process."""
     return read_stream(*source)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in the other processes, so that results are the same to the bit."""
+    """Use one thread, as in the other processes, so that results are bit-equal."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     _warm_up()

@@ -1,8 +1,8 @@
-"""A model of the time of an update: its constants, its test on 1 to 4 ranks, its forecast.
+"""Time model of an update: its constants, its test on 1 to 4 ranks, and its forecast.
 
 `python -m benchmarks.scale` measures products, passes, collectives and reading one by one, predicts
-updates from them, measures real updates of real ranks beside, and says what the model says of
-clusters with 1 to 256 GPUs.
+updates from them, compares with measured updates of real ranks, and applies the model to clusters
+with 1 to 256 GPUs.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.arguments import OneLineParser, count, counts
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from benchmarks.scaling.constants import (
     constants_of_many,
@@ -37,13 +37,13 @@ from benchmarks.scaling.model import Shape, update_terms
 from benchmarks.scaling.page import markdown
 from benchmarks.scaling.plots import draw_all
 from benchmarks.scaling.updates import Workload, prepare, reading_alone, time_updates, tiny
-from benchmarks.training.calm import Windows
 from benchmarks.training.reading import readers, write_shards
+from benchmarks.training.timing import WindowTimer
 from workers.train.distributed import world
 
 _RESULTS = Path(".cmcl/benchmarks")
 _DECOMPOSED = 1024
-# The machine's own pace changes within minutes: no kind of update is measured at one time only.
+# The machine's speed varies within minutes, so every kind of update is measured at several times.
 _ROUNDS = 2
 
 Constants = dict[str, dict[float, float]]
@@ -52,9 +52,9 @@ Timing = dict[str, Any]
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured of this machine on `cores` cores, by the number of ranks: `own` with a process
-    for each as far as there are cores, `shared` with all. `fixed`: of one rank alone, and of one among
-    others."""
+    """Measurements of this machine with `cores` cores, by number of ranks: `own` with at most one
+    process per core, `shared` with all ranks. `fixed`: of a single rank, and of one among
+    several."""
 
     cores: int
     own: dict[int, Constants]
@@ -64,7 +64,7 @@ class Found:
     decomposition_seconds: float
 
     def rates(self, ranks: int) -> Machine:
-        """As so many ranks see it."""
+        """Return the rates for this number of ranks."""
         return Machine(
             ranks,
             self.cores,
@@ -74,13 +74,14 @@ class Found:
         )
 
     def own_of(self, processes: int) -> Constants:
-        """Over all that was measured with so many processes at once."""
+        """Return the mean over all measurements with this number of concurrent processes."""
         return _mean(
             [own for ranks, own in self.own.items() if min(ranks, self.cores) == processes]
         )
 
     def forecast(self) -> Forecast:
-        """Of clusters; their hosts read and interpret as this machine does."""
+        """Return the forecast for clusters. Reading and interpreter times are those of this
+        machine."""
         reading = curves(self.own[1])["read"]
         return Forecast(
             self.fixed[1], reading, self.shard_bytes_per_second, self.decomposition_seconds
@@ -88,7 +89,7 @@ class Found:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, predict, draw; print the page, leave all of it in a folder."""
+    """Run the benchmark, print the page, and write page, plots and document."""
     options = _parser().parse_args(arguments)
     with _workloads(options) as workloads:
         document = measured(workloads, options.ranks)
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measured(workloads: Sequence[Workload], ranks: int) -> dict[str, Any]:
-    """The whole document. Progress is told on stderr."""
+    """Return the document. Progress is logged to stderr."""
     found, timings = _found(workloads, ranks)
     updates = [
         _compared(found, workload, size, timing)
@@ -132,7 +133,7 @@ def measured(workloads: Sequence[Workload], ranks: int) -> dict[str, Any]:
 def _compared(
     found: Found, workload: Workload, ranks: int, timing: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A prediction beside its measurement; the error is the prediction's."""
+    """Return a prediction, its measurement, and the relative error of the prediction."""
     width, free = workload.width, timing["free_share"]
     shape = Shape(workload.batch, width, width, ranks, free, workload.row_bytes)
     predicted = update_terms(shape, found.rates(ranks))
@@ -148,10 +149,10 @@ def _compared(
 
 
 def _found(workloads: Sequence[Workload], ranks: int) -> tuple[Found, dict[int, list[Timing]]]:
-    """Constants, and how long updates took by the number of ranks.
+    """Return constants, and times of updates by number of ranks.
 
-    Constants are measured before and after the updates that they are to predict: the machine's own pace
-    changes by a fifth within minutes.
+    Constants are measured before and after the updates that they predict, because the machine's
+    speed varies by a fifth within minutes.
     """
     streamed = next(workload for workload in workloads if workload.shards)
     cores = len(os.sched_getaffinity(0))
@@ -162,29 +163,29 @@ def _found(workloads: Sequence[Workload], ranks: int) -> tuple[Found, dict[int, 
     for size in range(1, max(ranks, 2) + 1):
         processes = min(size, cores)
         first = before.pop(processes, None) or _own(streamed, processes)
-        say(f"updates on {size} rank(s)")
+        log_progress(f"updates on {size} rank(s)")
         together = in_group(partial(_together, workloads), size)
         timings[size] = together[0][1]
         if size > 1:
             shared[size] = _mean([constants for constants, _ in together])
         before[processes] = _own(streamed, processes)
         own[size] = _mean([first, before[processes]])
-    say("the rest")
+    log_progress("the rest")
     rates = in_group(partial(_rest, streamed), 1)[0]
     found = Found(cores, own, shared, (0.0, 0.0), *rates)
     alone, among_others = (_fixed(found, streamed, size) for size in (1, 2))
-    # DDP makes the interpreter no quicker: less than alone is the noise of what was taken off.
+    # DDP cannot make the interpreter faster; a smaller value is noise of the subtracted terms.
     return replace(found, fixed=(alone, max(alone, among_others))), timings
 
 
 def _own(streamed: Workload, processes: int) -> Constants:
-    say(f"products and passes, {processes} process(es)")
+    log_progress(f"products and passes, {processes} process(es)")
     return _mean(in_group(partial(_own_constants, streamed), processes))
 
 
 def _together(workloads: Sequence[Workload]) -> tuple[Constants, list[Timing]]:
-    """Updates in some rounds, waiting in between, collectives before and after."""
-    here, windows = world(), [Windows(world().size) for _ in workloads]
+    """Measure updates in several rounds, waiting between them, and collectives before and after."""
+    here, windows = world(), [WindowTimer(world().size) for _ in workloads]
     before, looks = _collectives(), []
     timings: list[Timing] = []
     for _ in range(_ROUNDS):
@@ -203,7 +204,7 @@ def _collectives() -> Constants:
 
 
 def _fixed(found: Found, streamed: Workload, ranks: int) -> float:
-    """An update of next to no numbers, less collectives and waiting."""
+    """Return the time of an update of almost no data, without collectives and waiting."""
     smallest = tiny(streamed.folder)
     prepare(smallest)
     timing = in_group(partial(time_updates, smallest), ranks)[0]
@@ -218,7 +219,7 @@ def _own_constants(streamed: Workload) -> Constants:
 
 
 def _rest(streamed: Workload) -> tuple[float, float]:
-    """Bytes of shards a second by our reader, and seconds of a decomposition."""
+    """Return the reader's bytes of shards per second, and the seconds of a decomposition."""
     read = _seconds(readers(streamed.shards)["ours"])
     rows = sum(shard.rows for shard in streamed.shards)
     symmetric_II = torch.randn(_DECOMPOSED, _DECOMPOSED, dtype=torch.float64)
@@ -227,7 +228,7 @@ def _rest(streamed: Workload) -> tuple[float, float]:
 
 
 def _seconds(task: Callable[[], object]) -> float:
-    """The quickest of five: what others do meanwhile can only add."""
+    """Return the fastest of five, because other processes can only add time."""
     found = []
     for _ in range(5):
         began = time.perf_counter()
@@ -237,7 +238,8 @@ def _seconds(task: Callable[[], object]) -> float:
 
 
 def _mean(groups: Sequence[Constants]) -> Constants:
-    """Over processes, or over looks; sizes that are measured themselves are averaged, too."""
+    """Return the mean over processes or measurements. Sizes that are measured are averaged as
+    well."""
     if len(groups) == 1:
         return groups[0]
     return {
@@ -254,11 +256,12 @@ def _mean_points(curves_: Sequence[Sequence[tuple[float, float]]]) -> dict[float
 
 @contextmanager
 def _workloads(options: argparse.Namespace) -> Iterator[list[Workload]]:
-    """Rows in memory in every width and batch, and streamed rows in the largest of both."""
+    """Yield workloads with rows in memory for every width and batch, and streamed rows for the
+    largest of both."""
     with tempfile.TemporaryDirectory(prefix="cmcl-scale-") as name:
         folder = Path(name)
         width, batch = max(options.widths), max(options.batches)
-        # Smaller updates are quicker, and are made more often.
+        # Smaller updates are faster, so there are more of them.
         held = [
             Workload(one, rows, options.updates * (batch // rows) * (width // one), folder)
             for one in options.widths
@@ -267,7 +270,7 @@ def _workloads(options: argparse.Namespace) -> Iterator[list[Workload]]:
         shards = tuple(write_shards(folder, 1, batch * options.updates, width - 1))
         found = [*held, Workload(width, batch, options.updates, folder, shards)]
         for workload in found:
-            say(f"what a model of width {workload.width} knows before")
+            log_progress(f"preparing a model of width {workload.width}")
             prepare(workload)
         yield found
 
@@ -276,9 +279,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--widths", type=counts, default=(512, 1024), metavar="A,B,...")
     parser.add_argument("--batches", type=counts, default=(256, 1024), metavar="A,B,...")
-    parser.add_argument("--ranks", type=count, default=4, help="at most (default: 4)")
     parser.add_argument(
-        "--updates", type=count, default=32, help="of a training at the largest (default: 32)"
+        "--ranks", type=count, default=4, help="maximum number of ranks (default: 4)"
+    )
+    parser.add_argument(
+        "--updates", type=count, default=32, help="updates of the largest training (default: 32)"
     )
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser

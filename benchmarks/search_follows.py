@@ -1,8 +1,8 @@
-"""Does search follow a swap of the model, and what does it cost?
+"""Does search use a new version after a swap, and what does that cost?
 
-`python -m benchmarks.search_follows DIR` learns a stream, puts its held-out rows into a collection
-and lets each version answer, one after another; then collections of growing size are followed and
-searched. Store, follower and indexes are the product's own.
+`python -m benchmarks.search_follows DIR` learns a stream, writes its held-out rows to a collection,
+and makes each version live in turn; then it indexes and searches collections of growing size.
+Store, indexer and indexes are the product's own.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.arguments import OneLineParser, count, counts
 from benchmarks.folder import InvalidStream, Stream, read_stream
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.reindex import learn_stream
 from benchmarks.report import machine
 from benchmarks.search.page import markdown
@@ -29,7 +29,7 @@ _STEM = "search-follows"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the page, leave both forms in a folder."""
+    """Run the benchmark, print the page, and write page and document."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -49,13 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _document(options: argparse.Namespace, stream: Stream) -> dict[str, Any]:
     spec = _spec(stream, options.width, options.epochs)
-    say(f"learning {len(stream.datasets)} datasets")
+    log_progress(f"learning {len(stream.datasets)} datasets")
     learnt = learn_stream(stream.datasets, spec)
     with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
         found, alone = swaps(learnt, spec, Path(folder))
     following, searching = [], []
     for rows in options.rows:
-        say(f"a collection of {rows} rows")
+        log_progress(f"a collection of {rows} rows")
         with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
             one = measured(rows, options.feature_width, options.width, Path(folder))
         following.append(asdict(one[0]))

@@ -1,7 +1,8 @@
-"""How fast does the endpoint answer, beside bare FastAPI with the same products and beside Infinity?
+"""How fast is the endpoint compared with bare FastAPI with the same products, and with Infinity?
 
-`python -m benchmarks.serving` asks all three by turns on this machine. Infinity needs packages that
-the product must not have: `make bench-serving` installs it into an environment of its own.
+`python -m benchmarks.serving` measures all three alternately on this machine. Infinity needs
+packages that conflict with the product's: `make bench-serving` installs it into a separate
+environment.
 """
 
 import argparse
@@ -18,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arguments import OneLineParser, count, counts
-from benchmarks.endpoint.apart import Clients
 from benchmarks.endpoint.bodies import FORMS, feature_request, features
+from benchmarks.endpoint.client_process import ClientProcess
 from benchmarks.endpoint.load import Load
-from benchmarks.endpoint.ours import Ours
+from benchmarks.endpoint.serve_stack import EndpointStack
 from benchmarks.endpoint.stored import MODALITY, MODEL, store_version
-from benchmarks.peers import contest, servers
-from benchmarks.peers.contest import Cell, Contestant, Pace, Size
+from benchmarks.peers import comparison, servers
+from benchmarks.peers.comparison import Cell, Schedule, Server, Size
 from benchmarks.peers.page import markdown
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from cmcl.contract.version import LivePointer
 from workers.storage.uris import open_store
@@ -39,7 +40,7 @@ _INFINITY = Path(".cmcl/bench-infinity")
 _BUILD = "benchmarks.peers.infinity_model.build"
 _WORDS = 512
 _BATCHES = (1, 32, 256)
-# 64 clients with 256 rows of JSON have more under way than a replica takes in by default.
+# 64 clients with 256 rows of JSON exceed a replica's default limits.
 _LIMITS = {"max_rows_in_flight": 1 << 17, "max_bytes_in_flight": 1 << 30, "queue_seconds": 60.0}
 _GOALS = {"infinity": 1.0, "bare": 1.3, "products": 0.6}
 _GOAL_CLIENTS, _GOAL_ROWS = 16, 256
@@ -47,9 +48,10 @@ _OK = 200
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the page, leave both forms in a folder; status 1 if an answer was wrong."""
+    """Run the benchmark, print the page, and write page and document. Return 1 if a response was
+    wrong."""
     options = _parser().parse_args(arguments)
-    # As an error that unwinds: Ray would outlive this process otherwise.
+    # Raise, so that context managers stop Ray, which would otherwise outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
         document = measured(options, Path(folder))
@@ -64,14 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The whole document. Progress is told on stderr."""
+    """Return the document. Progress is logged to stderr."""
     sizes = [Size(*each) for each in product(options.forms, options.rows, options.clients)]
     before = _products(options.width)
     with ExitStack() as stack:
-        clients = stack.enter_context(Clients())
-        contestants, infinity_model = _contestants(options, folder, stack)
-        pace = Pace(options.seconds, options.rounds)
-        cells = list(_told(contest.contest(clients, contestants, sizes, pace)))
+        clients = stack.enter_context(ClientProcess())
+        servers, infinity_model = _servers(options, folder, stack)
+        schedule = Schedule(options.seconds, options.rounds)
+        cells = list(_logged(comparison.compare(clients, servers, sizes, schedule)))
         alone = _clients_alone(clients, folder, options.width)
     after = _products(options.width)
     products = {batch: max(before[batch], after[batch]) for batch in before}
@@ -92,31 +94,32 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def _contestants(
+def _servers(
     options: argparse.Namespace, folder: Path, stack: ExitStack
-) -> tuple[list[Contestant], dict[str, float] | None]:
-    """All servers, running until `stack` is left; and what Infinity's model alone takes."""
-    say("starting the servers")
+) -> tuple[list[Server], dict[str, float] | None]:
+    """Start all servers until `stack` exits. Return them, and the time of Infinity's model
+    alone."""
+    log_progress("starting the servers")
     width = options.width
     ours = stack.enter_context(_ours(folder / "ours", width))
-    found = [contest.ours(ours, width)]
-    found.append(contest.bare(stack.enter_context(servers.bare(folder, width)), width))
+    found = [comparison.ours(ours, width)]
+    found.append(comparison.bare(stack.enter_context(servers.bare(folder, width)), width))
     if options.wrapped:
         wrapped = stack.enter_context(_wrapped(folder / "wrapped", width))
-        found.append(contest.bare(wrapped, width, "wrapped"))
+        found.append(comparison.bare(wrapped, width, "wrapped"))
     if options.without_infinity:
         return found, None
     programs = options.infinity / "bin"
     model = folder / "infinity-model"
     seconds = _infinity_model(programs, model, width)
     address = stack.enter_context(servers.infinity(folder, programs, model))
-    return [*found, contest.infinity(address, width, _WORDS)], seconds
+    return [*found, comparison.infinity(address, width, _WORDS)], seconds
 
 
 @contextmanager
 def _ours(folder: Path, width: int) -> Iterator[str]:
-    """The address of one replica behind HAProxy, with one version."""
-    with Ours(folder, settings=_LIMITS) as running:
+    """Yield the address of one replica behind HAProxy, with one version."""
+    with EndpointStack(folder, settings=_LIMITS) as running:
         store = open_store(running.store_uri)
         store_version(store, 1, width)
         write_live(store, MODEL, LivePointer(generation=1, version=1))
@@ -126,16 +129,16 @@ def _ours(folder: Path, width: int) -> Iterator[str]:
 
 @contextmanager
 def _wrapped(folder: Path, width: int) -> Iterator[str]:
-    """The address of the bare application behind HAProxy."""
+    """Yield the address of the bare application behind HAProxy."""
     settings = {"width": width}
-    with Ours(folder, settings=settings, driver="benchmarks.peers.wrapped") as running:
+    with EndpointStack(folder, settings=settings, driver="benchmarks.peers.wrapped") as running:
         yield running.address
 
 
 def _infinity_model(programs: Path, model: Path, width: int) -> dict[str, float]:
-    """Build it with Infinity's own interpreter; seconds of its products by batch."""
+    """Build the model with Infinity's interpreter. Return the seconds of its products by batch."""
     if not programs.is_dir():
-        raise SystemExit(f"serving: there is no {programs}; run make bench-serving")
+        raise SystemExit(f"serving: {programs} does not exist; run make bench-serving")
     model.mkdir()
     words = [str(programs / "python"), "-m", _BUILD, str(model), str(width), str(_WORDS)]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
@@ -144,11 +147,12 @@ def _infinity_model(programs: Path, model: Path, width: int) -> dict[str, float]
 
 
 def _products(width: int) -> dict[int, float]:
-    return {batch: contest.products_per_second(width, batch) for batch in _BATCHES}
+    return {batch: comparison.products_per_second(width, batch) for batch in _BATCHES}
 
 
-def _clients_alone(clients: Clients, folder: Path, width: int) -> float:
-    """Requests a second of the same clients at a server that does nothing: their own limit."""
+def _clients_alone(clients: ClientProcess, folder: Path, width: int) -> float:
+    """Return requests per second of the clients with a server that does nothing: their upper
+    bound."""
     with servers.trivial(folder, 4 * width) as address:
         rows_BF = features(1, 1, width)[0]
         request = feature_request(address, "binary", rows_BF, model=MODEL, modality=MODALITY)
@@ -157,7 +161,7 @@ def _clients_alone(clients: Clients, folder: Path, width: int) -> float:
 
 
 def goals(cells: Sequence[Cell], products: Mapping[int, float]) -> list[dict[str, Any]]:
-    """What was to be reached, beside the cell in which it was furthest from it."""
+    """Return the goals, each with its worst cell."""
     by_place = {(c.server, c.form, c.rows, c.clients): c for c in cells}
     rates, latencies, wrapped, shares = [], [], [], []
     for (server, form, rows, clients), cell in by_place.items():
@@ -191,10 +195,10 @@ def _name(cell: Cell) -> str:
     return f"{cell.form}, {cell.rows} row(s), {cell.clients} client(s)"
 
 
-def _told(cells: Iterator[Cell]) -> Iterator[Cell]:
+def _logged(cells: Iterator[Cell]) -> Iterator[Cell]:
     for cell in cells:
         rate, p50 = cell.requests_per_second, cell.p50
-        say(f"{_name(cell)}: {cell.server} {rate:.0f} requests / s, p50 {p50:.2f} ms")
+        log_progress(f"{_name(cell)}: {cell.server} {rate:.0f} requests / s, p50 {p50:.2f} ms")
         yield cell
 
 
@@ -214,11 +218,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=counts, default=(1, 32, 256), metavar="A,B,...")
     parser.add_argument("--clients", type=counts, default=(1, 16, 64), metavar="A,B,...")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
-    parser.add_argument("--seconds", type=float, default=2, help="of a cell's round (default: 2)")
+    parser.add_argument("--seconds", type=float, default=2, help="per round of a cell (default: 2)")
     parser.add_argument("--rounds", type=count, default=2, help="(default: 2)")
     parser.add_argument("--infinity", type=Path, default=_INFINITY, help=f"(default: {_INFINITY})")
     parser.add_argument("--without-infinity", action="store_true", help="leave it out")
-    parser.add_argument("--wrapped", action="store_true", help="bare under Ray Serve, too")
+    parser.add_argument(
+        "--wrapped", action="store_true", help="measure bare under Ray Serve as well"
+    )
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
 

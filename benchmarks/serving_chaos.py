@@ -1,7 +1,7 @@
-"""What does a client see while replicas, HAProxy, Serve's controller, a node or the store die?
+"""How do failures of replicas, HAProxy, Serve's controller, a node or the store affect clients?
 
 `python -m benchmarks.serving_chaos`: two replicas on two Ray nodes of this machine, plain clients and
-`cmcl.Client`, one fault after the other; a replica's death also with HAProxy as Ray sets it.
+`cmcl.Client`, one fault after the other; killing a replica also with Ray's settings of HAProxy.
 """
 
 import argparse
@@ -20,16 +20,16 @@ import numpy as np
 import torch
 
 from benchmarks.arguments import OneLineParser, count
-from benchmarks.endpoint.apart import Clients
 from benchmarks.endpoint.bodies import FORMS, Array, Expected, feature_request, features
+from benchmarks.endpoint.client_process import ClientProcess
 from benchmarks.endpoint.load import Load
-from benchmarks.endpoint.ours import Ours
+from benchmarks.endpoint.serve_stack import EndpointStack
 from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of, store_version
-from benchmarks.outages.cases import CASES, Scene
+from benchmarks.outages.cases import CASES, System
 from benchmarks.outages.outcome import Moment, Outcome, outcome
 from benchmarks.outages.page import markdown
-from benchmarks.outages.patient import Patient
-from benchmarks.progress import say
+from benchmarks.outages.retrying import RetryingClients
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from cmcl.contract.version import LivePointer
 from cmcl.haproxy import BUFFER_KIB, rays_own
@@ -40,26 +40,27 @@ _RESULTS = Path(".cmcl/benchmarks")
 _STEM = "serving-chaos"
 _REQUESTS = 8
 _RAYS, _OURS = "Ray's", "ours"
-# Where the settings of HAProxy make a difference.
+# Cases that depend on HAProxy's settings.
 _COMPARED = ("replica", "node", "proxy")
 
 
 @dataclass(frozen=True)
 class _Material:
-    """What is asked and what must be answered, R × B × F and R × B × E."""
+    """Requests and expected responses, R × B × F and R × B × E."""
 
     rows_RBF: Array
     expected_RBE: Array
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; status 1 if an answer was wrong, or `cmcl.Client` raised with our settings."""
+    """Run the benchmark. Return 1 if a response was wrong, or if `cmcl.Client` raised with our
+    settings."""
     options = _parser().parse_args(arguments)
-    # As an error that unwinds: Ray would outlive this process otherwise.
+    # Raise, so that context managers stop Ray, which would otherwise outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     compared = [] if options.without_rays else [name for name in options.cases if name in _COMPARED]
     found: list[Outcome] = []
-    with Clients() as clients:
+    with ClientProcess() as clients:
         if compared:
             found += _outcomes(options, clients, compared, _RAYS, rays_own())
         found += _outcomes(options, clients, options.cases, _OURS, {})
@@ -78,58 +79,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _outcomes(
     options: argparse.Namespace,
-    clients: Clients,
+    clients: ClientProcess,
     cases: Sequence[str],
     settings: str,
     environment: Mapping[str, str],
 ) -> list[Outcome]:
-    """One system for all of these cases, each as often as it is repeated."""
-    say(f"starting, proxy: {settings}")
+    """Start one system and run all of these cases with repetitions."""
+    log_progress(f"starting, proxy: {settings}")
     material = _material(options)
     found = []
-    with _scene(options, environment, material) as scene:
+    with _system(options, environment, material) as system:
         for name in cases:
             for _ in range(options.repeats if name == "replica" else 1):
-                found.append(_outcome(options, clients, scene, material, (name, settings)))
-                say(str(found[-1]))
+                found.append(_outcome(options, clients, system, material, (name, settings)))
+                log_progress(str(found[-1]))
     return found
 
 
 @contextmanager
-def _scene(
+def _system(
     options: argparse.Namespace, environment: Mapping[str, str], material: _Material
-) -> Iterator[Scene]:
+) -> Iterator[System]:
     with tempfile.TemporaryDirectory(prefix="cmcl-chaos-") as folder:
-        ours = Ours(Path(folder) / "ours", replicas=2, environment=environment, nodes=2)
+        ours = EndpointStack(Path(folder) / "ours", replicas=2, environment=environment, nodes=2)
         with ours:
             store = open_store(ours.store_uri)
             store_version(store, 1, options.width)
             write_live(store, MODEL, LivePointer(generation=1, version=1))
             ours.wait_for_version(1, options.width)
-            yield Scene(ours, material.rows_RBF[0])
+            yield System(ours, material.rows_RBF[0])
 
 
 def _outcome(
     options: argparse.Namespace,
-    clients: Clients,
-    scene: Scene,
+    clients: ClientProcess,
+    system: System,
     material: _Material,
     what: tuple[str, str],
 ) -> Outcome:
     name, settings = what
-    address = scene.ours.address
+    address = system.endpoint.address
     requests = [
         feature_request(address, options.form, rows_BF, model=MODEL, modality=MODALITY)
         for rows_BF in material.rows_RBF
     ]
     load = Load(address, requests, options.clients, 3600, check_each=True)
     clients.begin(load, Expected(options.form, {1: material.expected_RBE}))
-    patient = Patient(address, material.rows_RBF[0], material.expected_RBE[0], 2)
+    patient = RetryingClients(address, material.rows_RBF[0], material.expected_RBE[0], 2)
     try:
         time.sleep(options.seconds)
         begin = time.time()
-        gone = CASES[name].act(scene)
-        scene.wait_until_whole(gone)
+        gone = CASES[name].act(system)
+        system.wait_until_recovered(gone)
         whole = time.time()
         time.sleep(options.seconds)
     finally:
@@ -151,7 +152,7 @@ def _document(options: argparse.Namespace, found: Sequence[Outcome]) -> dict[str
         "outcomes": [{**asdict(each), "lost": each.lost} for each in found],
         "configuration": {
             "width": f"F = E = {options.width}, conditioned heads",
-            "replicas": "2, each on a Ray node of its own on this machine; HAProxy on the head",
+            "replicas": "2, each on its own Ray node on this machine; HAProxy on the head",
             "clients": f"{options.clients} plain, {options.rows} row(s) a request, {options.form}; "
             "2 of cmcl.Client",
             "seconds": f"{options.seconds:g} before each fault, and after it is over",
@@ -168,12 +169,16 @@ def _parser() -> argparse.ArgumentParser:
         "--cases", nargs="+", choices=CASES, default=list(CASES), help="(default: all)"
     )
     parser.add_argument(
-        "--repeats", type=count, default=3, help="of a replica's death (default: 3)"
+        "--repeats", type=count, default=3, help="of killing a replica (default: 3)"
     )
-    parser.add_argument("--without-rays", action="store_true", help="our proxy's settings alone")
-    parser.add_argument("--seconds", type=float, default=4, help="before and after (default: 4)")
-    parser.add_argument("--clients", type=count, default=8, help="plain ones (default: 8)")
-    parser.add_argument("--rows", type=count, default=1, help="in a request (default: 1)")
+    parser.add_argument(
+        "--without-rays", action="store_true", help="skip Ray's settings of HAProxy"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=4, help="before and after each fault (default: 4)"
+    )
+    parser.add_argument("--clients", type=count, default=8, help="plain clients (default: 8)")
+    parser.add_argument("--rows", type=count, default=1, help="per request (default: 1)")
     parser.add_argument("--form", choices=FORMS, default="base64", help="(default: base64)")
     parser.add_argument("--width", type=count, default=1024, help="F = E (default: 1024)")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")

@@ -1,7 +1,7 @@
-"""What do two hundred swaps under load cost, and does any of them show?
+"""What do two hundred swaps under load cost, and do clients notice any of them?
 
-`python -m benchmarks.serving_swaps`: two replicas behind HAProxy, clients that ask without a pause, a
-pointer that moves every half second. `--minutes` goes on for so long instead: the soak.
+`python -m benchmarks.serving_swaps`: two replicas behind HAProxy, clients without a pause, and a
+pointer that moves every half second. `--minutes` runs for that time instead: the soak.
 """
 
 import argparse
@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from benchmarks.arguments import OneLineParser, count
-from benchmarks.endpoint.apart import Clients
 from benchmarks.endpoint.bodies import FORMS, Array, Expected, Form, feature_request, features
+from benchmarks.endpoint.client_process import ClientProcess
 from benchmarks.endpoint.load import Answers, Load
-from benchmarks.endpoint.ours import Ours
+from benchmarks.endpoint.serve_stack import EndpointStack
 from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of, store_version
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from benchmarks.swaps import figures
 from benchmarks.swaps.memory import Memory, slope
@@ -41,21 +41,21 @@ _RESULTS = Path(".cmcl/benchmarks")
 _STEM = "serving-swaps"
 _REQUESTS = 8
 _SETTLED = 50
-# After a move: what it has let go is free by then.
+# After a swap, when its memory has been freed.
 _QUIET_SECONDS = 2.0
-# A replica grows by 10 MiB within two minutes and a half of requests, with and without swaps, and then
-# stays as it is (docs/log.md): what swaps add can be seen after that.
+# A replica grows by 10 MiB in the first two and a half minutes of requests, with and without swaps
+# (docs/log.md); growth by swaps is visible only after that.
 _WARM_UP_SECONDS = 150.0
-# Whoever hangs is given up and counted as failed while answers are still recorded.
+# A hanging request must time out and count as failed while answers are still recorded.
 _PATIENCE_SECONDS = 10.0
 _GOALS = {"ratio": 1.2, "everywhere": 250}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What was recorded; `begin` and `end`: of the seconds that count, by time.time().
+    """Recorded data. `begin` and `end` of the evaluated time, by time.time().
 
-    `rounds`: moves in a row; before, between and after them nothing moves for a while.
+    `rounds`: sequences of swaps, with steady time before, between and after them.
     """
 
     answers: Answers
@@ -66,16 +66,17 @@ class Run:
 
     @property
     def moves(self) -> list[Move]:
-        """All of them, in order."""
+        """All swaps in order."""
         return [move for round_ in self.rounds for move in round_]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; status 1 if a request failed, an answer was not its version's or a swap did not end."""
+    """Run the benchmark. Return 1 if a request failed, a response did not match its version, or a
+    swap did not end."""
     options = _parser().parse_args(arguments)
-    # As an error that unwinds: Ray would outlive this process otherwise.
+    # Raise, so that context managers stop Ray, which would otherwise outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with tempfile.TemporaryDirectory(prefix="cmcl-swaps-") as folder, Clients() as clients:
+    with tempfile.TemporaryDirectory(prefix="cmcl-swaps-") as folder, ClientProcess() as clients:
         run = _run(options, Path(folder), clients)
     document = _document(options, run)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -89,11 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if document["failed"] or document["wrong"] or never else 0
 
 
-def _run(options: argparse.Namespace, folder: Path, clients: Clients) -> Run:
+def _run(options: argparse.Namespace, folder: Path, clients: ClientProcess) -> Run:
     rows_RBF = features(_REQUESTS, options.rows, options.width)
-    with Ours(folder / "ours", replicas=options.replicas) as ours:
+    with EndpointStack(folder / "ours", replicas=options.replicas) as ours:
         store = open_store(ours.store_uri)
-        say(f"storing {options.versions} versions")
+        log_progress(f"storing {options.versions} versions")
         for version in range(1, options.versions + 1):
             store_version(store, version, options.width)
         write_live(store, MODEL, LivePointer(generation=1, version=1))
@@ -117,7 +118,7 @@ def _run(options: argparse.Namespace, folder: Path, clients: Clients) -> Run:
             rounds = []
             for round_ in _rounds(options, mover):
                 rounds.append(round_)
-                say(f"{sum(map(len, rounds))} swaps")
+                log_progress(f"{sum(map(len, rounds))} swaps")
                 time.sleep(options.steady)
             end = time.time()
             answers = clients.end()
@@ -126,7 +127,7 @@ def _run(options: argparse.Namespace, folder: Path, clients: Clients) -> Run:
 
 
 def _rounds(options: argparse.Namespace, mover: Mover) -> Iterator[list[Move]]:
-    """Move after move, at an even pace; what is late does not hurry the next one."""
+    """Swap at an even rate. A late swap does not shorten the pause before the next one."""
     versions, done = order(options.versions), 0
     end = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
     while time.monotonic() < end and (options.minutes or done < options.swaps):
@@ -171,7 +172,7 @@ def _document(options: argparse.Namespace, run: Run) -> dict[str, Any]:
         "from the store": figures.swap_times([s for s in swaps if not s.move.is_rollback]),
         "roll backs": figures.swap_times([s for s in swaps if s.move.is_rollback]),
     }
-    # Of every answer, the first to warm up among them: no moment is one at which a request may fail.
+    # Of all answers, including warm-up: no request may fail at any time.
     failed, wrong = figures.failures(run.answers), figures.wrong(run.answers)
     memory = _memory(run)
     ratio = latency["swapping"]["p99"] / latency["steady"]["p99"]
@@ -203,7 +204,7 @@ def _goal(what: str, measured: float, goal: str) -> dict[str, Any]:
 
 
 def _times_goals(times: dict[str, float]) -> list[dict[str, Any]]:
-    """None where no swap ended."""
+    """Return the goals of swap times, or none if no swap ended."""
     if "p95" not in times:
         return []
     return [
@@ -213,7 +214,7 @@ def _times_goals(times: dict[str, float]) -> list[dict[str, Any]]:
 
 
 def _memory_goal(memory: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the replica that grows most; none where there were too few swaps to tell."""
+    """Return the goal for the replica that grows most, or none with too few swaps."""
     slopes = [one["slope"] for one in memory if one["slope"] is not None]
     if not slopes:
         return []
@@ -222,9 +223,11 @@ def _memory_goal(memory: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _memory(run: Run) -> list[dict[str, Any]]:
-    """Of each replica: before the first swap, after the fiftieth, at the end; and the slope.
+    """Return memory of each replica before the first swap, after the fiftieth and at the end, and
+    the slope.
 
-    Between rounds alone: a replica that loads a version holds its file as well.
+        Only samples between rounds count, because a replica that loads a version holds its file as
+        well.
     """
     moves, times = np.array([swap.at for swap in run.moves]), np.array(run.memory.times)
     done = np.searchsorted(moves, times)
@@ -260,15 +263,17 @@ def _configuration(options: argparse.Namespace, run: Run) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks.serving_swaps", description=__doc__)
     parser.add_argument("--swaps", type=count, default=200, help="(default: 200)")
-    parser.add_argument("--minutes", type=float, help="swap for so long instead: the soak")
-    parser.add_argument("--pause", type=float, default=0.5, help="from swap to swap, in seconds")
-    parser.add_argument("--round", type=count, default=20, help="swaps in a row (default: 20)")
+    parser.add_argument("--minutes", type=float, help="swap for this time instead: the soak")
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds between swaps")
+    parser.add_argument("--round", type=count, default=20, help="swaps per round (default: 20)")
     parser.add_argument("--steady", type=float, default=6, help="seconds between rounds")
     parser.add_argument("--warm-up", type=float, default=_WARM_UP_SECONDS, help="seconds (150)")
-    parser.add_argument("--versions", type=count, default=12, help="in the circle (default: 12)")
+    parser.add_argument(
+        "--versions", type=count, default=12, help="number of versions (default: 12)"
+    )
     parser.add_argument("--replicas", type=count, default=2, help="(default: 2)")
     parser.add_argument("--clients", type=count, default=4, help="(default: 4)")
-    parser.add_argument("--rows", type=count, default=8, help="in a request (default: 8)")
+    parser.add_argument("--rows", type=count, default=8, help="per request (default: 8)")
     parser.add_argument("--form", choices=FORMS, default="binary", help="(default: binary)")
     parser.add_argument("--width", type=count, default=1024, help="F = E (default: 1024)")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")

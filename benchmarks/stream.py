@@ -1,8 +1,8 @@
-"""How much does each method learn of a stream, and how much does it lose?
+"""How much does each method learn from a stream, and how much does it forget?
 
-`python -m benchmarks.stream DIR` learns the datasets of a folder in order with every method and
-reports what each retrieves at the end, what it lost since each dataset was learned, and how far
-scores moved. README.md beside this file says how to read the answer.
+`python -m benchmarks.stream DIR` learns the datasets of a folder in order with every method, and
+reports recall at the end, the loss since each dataset was learned, and the drift of scores.
+README.md describes the output.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.figures import Figures, chain_figures, joint_figures
 from benchmarks.folder import InvalidStream, Stream, read_stream
 from benchmarks.joint import JointOutcome
 from benchmarks.pictures import draw_all
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.report import Failure, Report, document, markdown, print_tables
 from benchmarks.runs import Failed, Result, Run, known_methods, perform_all, spec_of
 from cmcl.contract.errors import UnknownMethod
@@ -34,7 +34,7 @@ _RESULTS = Path(".cmcl/benchmarks")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: all runs gave an outcome. 1: some failed, the others are reported. 2: cannot begin."""
+    """Return 0 if all runs succeeded, 1 if some failed, 2 if the benchmark cannot start."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -63,9 +63,11 @@ def _parser() -> argparse.ArgumentParser:
         type=_methods,
         default=known_methods(),
         metavar="A,B,...",
-        help="names, or module:Class for a method of your own (default: all known names)",
+        help="names, or module:Class for your own method (default: all known names)",
     )
-    parser.add_argument("--seeds", type=count, default=3, help="how many, from 0 (default: 3)")
+    parser.add_argument(
+        "--seeds", type=count, default=3, help="number of seeds, from 0 (default: 3)"
+    )
     parser.add_argument("--width", type=int, default=256, help="of the embeddings (default: 256)")
     parser.add_argument("--epochs", type=int, help="of all but joint (default: the product's)")
     parser.add_argument(
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         type=counts,
         default=(5, 12, 20, 40),
         metavar="A,B,...",
-        help="when joint training is measured (default: 5,12,20,40)",
+        help="epochs at which joint training is evaluated (default: 5,12,20,40)",
     )
     parser.add_argument("--order", default="forward", help="forward, reversed or shuffled:K")
     parser.add_argument("--conditioning", type=float, help="ridge (default: the product's)")
@@ -108,16 +110,18 @@ def _check_place(place: str) -> None:
 def _stream(options: argparse.Namespace) -> Stream:
     stream = read_stream(options.folder, options.order)
     for note in stream.notes:
-        say(note)
+        log_progress(note)
     if options.name is None:
         return stream
     if Path(options.name).name != options.name:
-        raise InvalidStream(f"name {options.name!r}: it becomes part of file names, and has no '/'")
+        raise InvalidStream(
+            f"name {options.name!r}: it becomes part of file names and must not contain '/'"
+        )
     return replace(stream, name=options.name)
 
 
 def _runs(options: argparse.Namespace, stream: Stream) -> list[Run]:
-    """Seed by seed, so that all methods are equally far when somebody looks."""
+    """Return runs ordered by seed, so that intermediate results cover all methods."""
     model: dict[str, Any] = {
         "width": options.width,
         "modalities": stream.widths,
@@ -136,7 +140,7 @@ def _training(options: argparse.Namespace, stream: Stream) -> dict[str, int]:
     training = {} if options.epochs is None else {"epochs": options.epochs}
     usual, fewest = TrainingSpec().batch_size, stream.fewest_rows
     if fewest < usual:
-        say(f"batches have {fewest} rows, not {usual}: the smallest dataset has no more")
+        log_progress(f"batches have {fewest} rows, not {usual}: the size of the smallest dataset")
         training["batch_size"] = fewest
     return training
 
@@ -144,13 +148,13 @@ def _training(options: argparse.Namespace, stream: Stream) -> dict[str, int]:
 def _perform(
     options: argparse.Namespace, stream: Stream, runs: Sequence[Run]
 ) -> dict[tuple[str, int], Result]:
-    """All runs, told on stderr as they end; by method and seed."""
+    """Do all runs, and log each to stderr. Return results by method and seed."""
     results: dict[tuple[str, int], Result] = {}
     jobs = min(options.jobs, len(runs))
-    say(f"{len(runs)} runs over {len(stream.datasets)} datasets, {jobs} at a time")
+    log_progress(f"{len(runs)} runs over {len(stream.datasets)} datasets, {jobs} at a time")
     for run, result in perform_all(stream, (options.folder, options.order), runs, jobs):
         results[run.method, run.spec.seed] = result
-        say(f"[{len(results)}/{len(runs)}] {run}: {_ended(result)}")
+        log_progress(f"[{len(results)}/{len(runs)}] {run}: {_ended(result)}")
     return results
 
 
@@ -170,7 +174,7 @@ def _report(
     runs: Sequence[Run],
     results: Mapping[tuple[str, int], Result],
 ) -> Report:
-    """In the order in which things were asked for, however they ended."""
+    """Build the report, in the order of the requested methods."""
     methods, failures = {}, []
     for method in options.methods:
         of_seeds = [results[method, seed] for seed in range(options.seeds)]
@@ -194,7 +198,7 @@ def _report(
 
 
 def _figures(of_seeds: Sequence[Result]) -> Figures | None:
-    """Over the seeds that gave an outcome; None where none did."""
+    """Return figures over the successful seeds, or None."""
     chains = [one for one in of_seeds if isinstance(one, Outcome)]
     joint = [one for one in of_seeds if isinstance(one, JointOutcome)]
     if chains:
@@ -203,15 +207,15 @@ def _figures(of_seeds: Sequence[Result]) -> Figures | None:
 
 
 def _leave(report: Report, out: Path, answer: str) -> None:
-    """JSON, pictures and page, in `out`."""
+    """Write document, plots and page to `out`."""
     (out / f"{report.stem}.json").write_text(answer + "\n")
     pictures = draw_all(report, out)
     (out / f"{report.stem}.md").write_text(markdown(report, pictures))
-    say(f"results are in {out}")
+    log_progress(f"results are in {out}")
 
 
 def _in_words(detail: Mapping[str, Any]) -> str:
-    """What pydantic found wrong with a model, without the whole of a model as its input."""
+    """Format one pydantic error, without a whole model as its input."""
     field = ".".join(str(part) for part in detail["loc"]) or "model"
     got = f", got {detail['input']}" if isinstance(detail["input"], int | float | str) else ""
     return f"{field}: {detail['msg']}{got}"

@@ -1,8 +1,8 @@
 """What does a fault cost, and does the result stay the same?
 
-`python -m benchmarks.training_faults` trains one dataset with two ranks on two Ray nodes of this
-machine, again and again, each time with another fault in the middle, and compares what came of it
-with a run that nothing happened to.
+`python -m benchmarks.training_faults` trains one dataset repeatedly with two ranks on two Ray nodes
+of this machine, each time with a different fault, and compares the result with that of a run
+without a fault.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from typing import Any
 
 from benchmarks.arguments import OneLineParser, count
 from benchmarks.faults.attempts import Job, Result, Size
-from benchmarks.faults.bucket import Door, bucket
+from benchmarks.faults.bucket import TcpProxy, bucket
 from benchmarks.faults.cases import CASES, PEER_SECONDS, Case
 from benchmarks.faults.nodes import Nodes
 from benchmarks.faults.page import markdown
-from benchmarks.faults.scene import Scene
+from benchmarks.faults.trial import Trial
 from benchmarks.report import machine
 from workers.storage.uris import open_store
 
@@ -35,11 +35,12 @@ _UNDISTURBED = Case("nothing", lambda _: 0.0)
 
 @dataclass(frozen=True)
 class Outcome:
-    """Seconds from the fault, and what was lost; `resumed` is None where no rank had to go back.
+    """Effects of a fault, in seconds after it. `resumed` is None if no rank resumed from a
+    checkpoint.
 
-    `updates` are those of the whole training. `pause` is the longest time without news of another
-    update, `meanwhile` the updates that the next news told of where no rank went back. `distance` is
-    that of the heads from those of the run without a fault; None where they are equal to the bit.
+        `updates`: of the whole training. `pause`: the longest time without a reported update.
+        `meanwhile`: updates until the next report, if no rank resumed. `distance`: largest
+        difference of the heads from those without a fault; None if they are bit-equal.
     """
 
     fault: str
@@ -56,19 +57,20 @@ class Outcome:
 
     @property
     def came_in_time(self) -> bool:
-        """The training was not over before the fault was."""
+        """Whether training was still running when the fault ended."""
         return self.resumed is not None or self.meanwhile > 0
 
     @property
     def is_same(self) -> bool:
-        """As promised: the bits for as many ranks, 1e-5 otherwise."""
+        """Whether the result is bit-equal with the same number of ranks, or within 1e-5
+        otherwise."""
         return self.distance is None or (self.ranks != 2 and self.distance <= _SAME)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; status 1 if a result is another one, or a training was over before its fault was."""
+    """Run the benchmark. Return 1 if a result differs, or if training ended before its fault."""
     options = _parser().parse_args(arguments)
-    # As an error that unwinds: Ray's nodes would outlive this process otherwise.
+    # Raise, so that context managers stop Ray's nodes, which would otherwise outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     size = Size(options.rows, options.epochs)
     outcomes: list[Outcome] = []
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             of_case = CASES[name].size(size)
             outcomes.append(_outcome(name, Path(folder), of_case, undisturbed(of_case)[0]))
             print(outcomes[-1], file=sys.stderr, flush=True)
-            # Each time, as the whole of it takes a quarter of an hour and more.
+            # After each case, because the whole benchmark takes more than a quarter of an hour.
             document = _document(outcomes, size, usual.updates, seconds)
             _leave(options.out, document)
     print(markdown(document))
@@ -112,62 +114,62 @@ def _leave(folder: Path, document: dict[str, Any]) -> None:
 
 
 def _undisturbed(folder: Path, size: Size) -> tuple[Result, float]:
-    """What comes of a job that nothing happens to, and how long its training takes."""
-    with _scene(_UNDISTURBED, folder / f"undisturbed-{size.epochs}", size) as scene:
-        scene.finish()
-        training = [each.at for each in scene.watch.seen if each.done]
-        return scene.job.result(scene.attempt), round(training[-1] - training[0], 1)
+    """Return the result of a job without a fault, and the duration of its training."""
+    with _trial(_UNDISTURBED, folder / f"undisturbed-{size.epochs}", size) as trial:
+        trial.finish()
+        training = [each.at for each in trial.watch.seen if each.done]
+        return trial.job.result(trial.attempt), round(training[-1] - training[0], 1)
 
 
 def _outcome(name: str, folder: Path, size: Size, undisturbed: Result) -> Outcome:
     case = CASES[name]
-    with _scene(case, folder / name, size) as scene:
-        scene.train_until(case.share)
-        moment = case.act(scene)
-        scene.finish()
-        result, resumed = scene.job.result(scene.attempt), scene.watch.resumed_after(moment)
-    before = scene.watch.done_before(moment)
+    with _trial(case, folder / name, size) as trial:
+        trial.train_until(case.share)
+        moment = case.act(trial)
+        trial.finish()
+        result, resumed = trial.job.result(trial.attempt), trial.watch.resumed_after(moment)
+    before = trial.watch.done_before(moment)
     first = None if resumed is None else resumed.progress.resumed_at or 0
     return Outcome(
         fault=case.fault,
         resumed=None if resumed is None else round(resumed.at - moment, 1),
-        pause=round(scene.watch.longest_pause_after(moment), 1),
-        meanwhile=scene.watch.done_meanwhile(moment) if resumed is None else 0,
+        pause=round(trial.watch.longest_pause_after(moment), 1),
+        meanwhile=trial.watch.done_meanwhile(moment) if resumed is None else 0,
         at_update=before,
         updates=undisturbed.updates,
         resumed_at=first,
         repeated=0 if first is None else max(0, before - first),
-        attempts=scene.attempt,
+        attempts=trial.attempt,
         ranks=result.ranks,
         distance=None if result.digest == undisturbed.digest else result.distance(undisturbed),
     )
 
 
 @contextmanager
-def _scene(case: Case, folder: Path, size: Size) -> Iterator[Scene]:
-    """A cluster and a store of its own, so that no case leaves anything to the next."""
+def _trial(case: Case, folder: Path, size: Size) -> Iterator[Trial]:
+    """Create a new cluster and store for each case."""
     folder.mkdir()
-    with _store(case, folder) as (uri, environment, door):
+    with _store(case, folder) as (uri, environment, proxy):
         job = Job(open_store(uri), "faults", size)
         job.prepare(folder)
         with Nodes(folder / "ray", {**environment, **case.settings}) as nodes:
-            scene = Scene(nodes, job, case.ranks, door, seconds=300)
+            trial = Trial(nodes, job, case.ranks, proxy, seconds=300)
             try:
-                yield scene
+                yield trial
             finally:
-                scene.stop()
+                trial.stop()
 
 
 @contextmanager
-def _store(case: Case, folder: Path) -> Iterator[tuple[str, dict[str, str], Door | None]]:
-    """Its URI, what the cluster is told, and the door."""
+def _store(case: Case, folder: Path) -> Iterator[tuple[str, dict[str, str], TcpProxy | None]]:
+    """Yield the store's URI, the cluster's environment variables, and the proxy."""
     told = {"CMCL_CHECKPOINT_SECONDS": str(_CHECKPOINT_SECONDS)}
     if case.store == "file":
         (folder / "store").mkdir()
         yield (folder / "store").as_uri(), told, None
         return
-    with bucket() as (uri, _, door):
-        yield uri, {**told, "AWS_ENDPOINT_URL": door.url}, door
+    with bucket() as (uri, _, proxy):
+        yield uri, {**told, "AWS_ENDPOINT_URL": proxy.url}, proxy
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
-"""How fast does one rank train, beside a bare loop and beside the published script's?
+"""How fast does one rank train, compared with a bare loop and with the published script's?
 
 `python -m benchmarks.training_rate` measures loops, reading and the start of a warm job. Its peers
-need more than the product does: `make bench-training` installs it.
+need additional packages, which `make bench-training` installs.
 """
 
 import argparse
@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arguments import OneLineParser, count, counts
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
-from benchmarks.training.contest import Contest
+from benchmarks.training.comparison import Comparison
 from benchmarks.training.page import markdown
 from benchmarks.training.start import measure_start
 
 _RESULTS = Path(".cmcl/benchmarks")
 _STEM = "training-rate"
-# Of our rate beside each peer's, by the batch for which it was set.
+# Goals for the ratio of our rate to each peer's, by batch size.
 _GOALS: dict[str, dict[int, float]] = {"bare": {1024: 0.7}, "published": {64: 10.0}}
-# Of float16, both sides.
+# Bytes of float16, both sides.
 _ROW_BYTES = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the page, leave both forms in a folder."""
+    """Run the benchmark, print the page, and write page and document."""
     options = _parser().parse_args(arguments)
     document = measured(options)
     page = markdown(document)
@@ -44,16 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """The whole document. Progress is told on stderr."""
-    contest = Contest(options.width, options.rows, options.rounds)
+    """Return the document. Progress is logged to stderr."""
+    comparison = Comparison(options.width, options.rows, options.rounds)
     loops = [
-        _loops(contest, batch, threads) for threads in options.threads for batch in options.batches
+        _loops(comparison, batch, threads)
+        for threads in options.threads
+        for batch in options.batches
     ]
-    say("reading")
-    reading = _reading(contest, options.shards)
+    log_progress("reading")
+    reading = _reading(comparison, options.shards)
     start = None
     if not options.without_ray:
-        say("the start of warm jobs")
+        log_progress("the start of warm jobs")
         with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
             start = measure_start(options.stream, Path(folder), options.ranks)
     return {
@@ -74,9 +76,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _loops(contest: Contest, batch: int, threads: int) -> dict[str, Any]:
-    say(f"batch {batch}, {threads} thread(s)")
-    found = contest.loops(batch, threads)
+def _loops(comparison: Comparison, batch: int, threads: int) -> dict[str, Any]:
+    log_progress(f"batch {batch}, {threads} thread(s)")
+    found = comparison.loops(batch, threads)
     return {
         "batch": batch,
         "threads": threads,
@@ -84,12 +86,12 @@ def _loops(contest: Contest, batch: int, threads: int) -> dict[str, Any]:
     }
 
 
-def _reading(contest: Contest, shards: int) -> dict[str, Any]:
-    found, rows = contest.reading(shards), shards * contest.rows
+def _reading(comparison: Comparison, shards: int) -> dict[str, Any]:
+    found, rows = comparison.reading(shards), shards * comparison.rows
     return {
         "shards": shards,
         "rows": rows,
-        "bytes": rows * contest.width * _ROW_BYTES,
+        "bytes": rows * comparison.width * _ROW_BYTES,
         "readers": {name: timing.document() for name, timing in found.items()},
     }
 
@@ -97,13 +99,13 @@ def _reading(contest: Contest, shards: int) -> dict[str, Any]:
 def _goals(
     loops: Sequence[Mapping[str, Any]], reading: Mapping[str, Any], start: Mapping[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """What was to be reached, beside what was."""
+    """Return the goals with the measured values."""
     goals = []
     for found in loops:
         seconds = {name: one["mean"] for name, one in found["loops"].items()}
         batch, where = found["batch"], f"batch {found['batch']}, {found['threads']} thread(s)"
         for loop, (peer, goal) in product(("mask", "mask, bfloat16"), _GOALS.items()):
-            # A goal is for the same precision as its peer's.
+            # Goals apply only at the peer's precision.
             least = goal.get(batch, "–") if loop == "mask" else "–"
             ratio = seconds[peer] / seconds[loop]
             goals.append({"what": f"{loop} / {peer}, {where}", "measured": ratio, "goal": least})
@@ -122,12 +124,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=count, default=1024, help="E = I (default: 1024)")
     parser.add_argument("--batches", type=counts, default=(64, 1024), metavar="A,B,...")
     parser.add_argument("--threads", type=counts, default=(1, 2), metavar="A,B,...")
-    parser.add_argument("--rows", type=count, default=16384, help="of a dataset, and of a shard")
-    parser.add_argument("--shards", type=count, default=8, help="to read (default: 8)")
-    parser.add_argument("--rounds", type=count, default=5, help="of all loops by turns")
+    parser.add_argument(
+        "--rows", type=count, default=16384, help="rows of a dataset, and of a shard"
+    )
+    parser.add_argument("--shards", type=count, default=8, help="shards to read (default: 8)")
+    parser.add_argument("--rounds", type=count, default=5, help="rounds, alternating between loops")
     parser.add_argument("--ranks", type=count, default=2, help="that stay warm (default: 2)")
     parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
-    parser.add_argument("--without-ray", action="store_true", help="leave the start of jobs out")
+    parser.add_argument("--without-ray", action="store_true", help="skip the start of jobs")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
 

@@ -1,10 +1,11 @@
-"""What does protection cost at run time: per update, at the start of a dataset, for its moments?
+"""What does protection cost at run time: per update, at the start of a dataset, and for its
+moments?
 
-`python -m benchmarks.update` measures the product's masked update against plain training and
-against the published order (arXiv 2503.14963) in one process, by turns, so that whatever else the
-machine does meets all of them alike. Ratios are medians of the ratios of the single rounds.
-Data are random with a spectrum that falls as in real features; time does not depend on it.
-Shapes: B rows of a batch, N of a dataset, E width of the embeddings, I of what a head reads; E = I.
+`python -m benchmarks.update` compares the product's masked update with plain training and with the
+published order (arXiv 2503.14963), alternating in one process, so that other load on the machine
+affects all of them equally. Ratios are medians of the ratios within each round. Data are random
+with a decaying spectrum like real features; times do not depend on it. Shapes: B rows of a batch, N
+of a dataset, E width of the embeddings, I of what a head reads; E = I.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.arguments import OneLineParser, count, counts
-from benchmarks.progress import say
+from benchmarks.progress import log_progress
 from benchmarks.protected import (
     KEPT_ENERGY,
     PAIR,
@@ -40,20 +41,20 @@ from workers.model.memory import Memory
 from workers.nullspace.moments import pair_moments
 
 Seconds = Mapping[str, Sequence[float]]
-"""Of each task, round by round."""
+"""Seconds of each task, by round."""
 
 _RESULTS = Path(".cmcl/benchmarks")
 _VERSIONS = ("python", "cmcl", "torch", "numpy")
 _EARLIER = (1, 10, 100)
 _START_ROWS = 2000
-# Small batches are measured several at a time: about this many rows.
+# Several small batches are timed together, with about this many rows.
 _ROWS_AT_ONCE = 1024
-# Of a dataset whose moments are summed, per unit of width: 65,536 at 1024.
+# Rows of the dataset whose moments are summed, per unit of width: 65,536 at 1024.
 _MOMENT_ROWS, _PRODUCT_ROWS = 64, 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a table, leave the results in a folder."""
+    """Run the benchmark, print a table and write the results."""
     options = _parser().parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks.update", description=__doc__)
     parser.add_argument("--width", type=count, default=1024, help="E = I (default: 1024)")
     parser.add_argument("--batches", type=counts, default=(64, 256, 1024, 4096), metavar="A,B,...")
-    parser.add_argument("--threads", type=count, help="(default: what torch takes)")
+    parser.add_argument("--threads", type=count, help="(default: torch's default)")
     parser.add_argument("--repeats", type=count, default=7, help="rounds after one of warm-up")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one document")
@@ -81,15 +82,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def measured(width: int, batches: Sequence[int], repeats: int) -> dict[str, Any]:
-    """The whole document. Progress is told on stderr."""
+    """Return the document. Progress is logged to stderr."""
     setting = random_setting(width, max(*batches, _START_ROWS))
     by_batch = {}
     for batch in batches:
-        say(f"updates at batch {batch}")
+        log_progress(f"updates at batch {batch}")
         by_batch[str(batch)] = _updates(setting, batch, repeats)
-    say("start of a dataset")
+    log_progress("start of a dataset")
     start = _start(setting, repeats)
-    say("moments")
+    log_progress("moments")
     moments = _moments(width, repeats)
     where = machine()
     versions = {name: where.pop(name) for name in _VERSIONS}
@@ -107,7 +108,7 @@ def measured(width: int, batches: Sequence[int], repeats: int) -> dict[str, Any]
 
 
 def _updates(setting: Setting, batch: int, repeats: int) -> dict[str, float]:
-    """Milliseconds of one update of each kind, and their ratios."""
+    """Return milliseconds of one update of each kind, and their ratios."""
     weights, rows, spec = setting.weights, setting.rows, setting.context.training
     first, second = (projections(*both) for both in setting.moments)
     pairs: dict[str, PlainPair | MaskedPair] = {
@@ -118,7 +119,7 @@ def _updates(setting: Setting, batch: int, repeats: int) -> dict[str, float]:
     count = max(1, _ROWS_AT_ONCE // batch)
     generator = torch.Generator().manual_seed(batch)
     indices = [torch.randperm(len(rows), generator=generator)[:batch] for _ in range(count)]
-    seconds = by_turns(
+    seconds = alternate(
         {name: partial(_update_all, pair, indices) for name, pair in pairs.items()}, repeats
     )
     return {
@@ -134,19 +135,20 @@ def _update_all(pair: PlainPair | MaskedPair, indices: Sequence[Tensor]) -> None
 
 
 def _start(setting: Setting, repeats: int) -> dict[str, Any]:
-    """Milliseconds before the first update: of both heads, and by the number of earlier datasets.
+    """Return milliseconds before the first update: of both heads, and by number of earlier
+    datasets.
 
-    Ours: the eigenbasis of the outputs, the masks and the rotation of the rows; the bases of the
-    inputs were sealed when their datasets ended (`seal` is what that costs, in the earlier job).
-    Published: two SVDs and two dense projections a head. Both are given the moments. By earlier
-    datasets of the very pair: all that the product does then, input bases, the moments of today's
-    embeddings and the disjoint shares included.
+        Ours: the eigenbasis of the outputs, the masks and the rotation of the rows. The bases of
+        the inputs were sealed at the end of their datasets (`seal`: its cost in the earlier job).
+        Published: two SVDs and two dense projections per head. Moments are given in both cases. By
+        earlier datasets of the same pair: the complete start, including input bases, moments of
+        current embeddings and disjoint shares.
     """
     first_NI, second_NI = setting.rows.first_NI[:_START_ROWS], setting.rows.second_NJ[:_START_ROWS]
     contexts = {str(count): _context_after(setting, count) for count in _EARLIER}
     method, sealed = Preserve(KEPT_ENERGY), sealed_bases(setting)
     outputs = [moment for moment, _ in setting.moments]
-    seconds = by_turns(
+    seconds = alternate(
         {
             "ours": partial(start_protected, outputs, sealed, (first_NI, second_NI)),
             "seal": partial(sealed_bases, setting),
@@ -165,7 +167,7 @@ def _start(setting: Setting, repeats: int) -> dict[str, Any]:
 
 
 def _context_after(setting: Setting, count: int) -> TrainingContext:
-    """The same context, after `count` datasets of the same pair."""
+    """Return the same context after `count` datasets of the same pair."""
     rows, memory = setting.rows, Memory()
     moments = pair_moments(rows.first_NI, rows.second_NJ)
     for _ in range(count):
@@ -174,12 +176,13 @@ def _context_after(setting: Setting, count: int) -> TrainingContext:
 
 
 def _moments(width: int, repeats: int) -> dict[str, float]:
-    """Rate of summing a dataset's moments, both sides and crosswise, beside that of one product."""
+    """Return the rate of summing a dataset's moments (both sides and the cross moment), and that of
+    one matrix product."""
     generator = torch.Generator().manual_seed(width)
     count, few = _MOMENT_ROWS * width, _PRODUCT_ROWS * width
     first, second = (torch.randn(count, width, generator=generator) for _ in range(2))
     chunk = first[:few]
-    seconds = by_turns(
+    seconds = alternate(
         {"moments": partial(pair_moments, first, second), "product": lambda: chunk.mT @ chunk},
         repeats,
     )
@@ -195,8 +198,9 @@ def _moments(width: int, repeats: int) -> dict[str, float]:
     }
 
 
-def by_turns(tasks: Mapping[str, Callable[[], object]], repeats: int) -> Seconds:
-    """Seconds of each task in each round. Every round runs all tasks; the first one is warm-up."""
+def alternate(tasks: Mapping[str, Callable[[], object]], repeats: int) -> Seconds:
+    """Return the seconds of each task in each round. Every round runs all tasks; the first one is
+    warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(repeats + 1):
         for name, task in tasks.items():
@@ -208,7 +212,8 @@ def by_turns(tasks: Mapping[str, Callable[[], object]], repeats: int) -> Seconds
 
 
 def _times(seconds: Seconds, count: int) -> dict[str, float]:
-    """Median and 95th percentile of one of `count` times, in milliseconds."""
+    """Return median and 95th percentile of the time of one of `count` repetitions, in
+    milliseconds."""
     medians = {f"{name}_ms": _milliseconds(found) / count for name, found in seconds.items()}
     worst = {
         f"{name}_p95_ms": 1000 * percentile_95(found) / count for name, found in seconds.items()
@@ -221,12 +226,12 @@ def _milliseconds(found: Sequence[float]) -> float:
 
 
 def percentile_95(found: Sequence[float]) -> float:
-    """Interpolated; of few values close to the largest."""
+    """Return the interpolated percentile; with few values it is close to the largest."""
     return float(torch.tensor(found, dtype=torch.float64).quantile(0.95))
 
 
 def _ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    """Median and 95th percentile of the ratios within each round."""
+    """Return median and 95th percentile of the ratios within each round."""
     ratios = [one / other for one, other in zip(above, below, strict=True)]
     return {
         name: round(statistics.median(ratios), 3),
@@ -235,14 +240,15 @@ def _ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[st
 
 
 def markdown(answer: Mapping[str, Any]) -> str:
-    """The page: question, machine, configuration, result."""
+    """Render the page."""
     question = (
-        "What does protection cost at run time: per update (forward, backward, optimizer), at the "
-        "start of a dataset, and for its moments? Beside plain training and the published order."
+        "What does protection cost at run time, compared with plain training and the published "
+        "order: per update (forward, backward, optimizer), at the start of a dataset, and for its "
+        "moments?"
     )
     configuration = {
         "width": f"E = I = {answer['width']}",
-        "rounds": f"{answer['repeats']} after one of warm-up; every round measures all by turns",
+        "rounds": f"{answer['repeats']} after one of warm-up; every round alternates between all",
         "figures": "medians; ratios are medians of the ratios within each round",
         "blocked shares of the two heads": answer["blocked_shares"],
     }
@@ -281,8 +287,7 @@ def _start_table(start: Mapping[str, Any]) -> str:
         f"Start of a dataset: {start['ours']:.0f} ms (p95 {start['ours_p95']:.0f}), published "
         f"{start['published']:.0f} ms (p95 {start['published_p95']:.0f}), ratio "
         f"{start['ratio']:.2f}. Sealing the input bases when a dataset ends: {start['seal']:.0f} ms. "
-        f"All that the product does after earlier datasets of the very pair, "
-        f"by their number: {earlier}."
+        f"Complete start after earlier datasets of the same pair, by their number: {earlier}."
     )
 
 

@@ -64,7 +64,7 @@ _METRIC = re.compile(r"\b(?:ray_|cmcl_)\w+")
 _BRACES = re.compile(r"\{[^}]*\}|\b(?:by|on|without)\s*\([^)]*\)")
 
 
-class Asked(Protocol):
+class QueryClient(Protocol):
     """A Prometheus, or a fake."""
 
     def ask(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
@@ -194,7 +194,9 @@ def _ask(stack: LocalStack, body: dict[str, object]) -> None:
     print("asked for a text:", answer.status_code)
 
 
-def ask_all(prometheus: Asked, wanted: Iterable[Expression], instants: Instants) -> list[Answer]:
+def ask_all(
+    prometheus: QueryClient, wanted: Iterable[Expression], instants: Instants
+) -> list[Answer]:
     """Return the number of series of each expression, at the instant with the most."""
     answers = []
     for expression in wanted:

@@ -1,6 +1,6 @@
-"""Methods of other papers to compare with, through the port that methods of other packages use."""
+"""Methods of other papers, implemented through the port for external methods."""
 
-# Name in the benchmarks: place.
+# Name in the benchmarks: location.
 BASELINES = {
     "anchor": "benchmarks.baselines.anchor:Anchor",
     "ewc": "benchmarks.baselines.ewc:EWC",

@@ -1,4 +1,4 @@
-"""Moment anchor: the forgetting certificate of every earlier pair as a penalty, without old data.
+"""Moment anchor: penalise the forgetting certificate of every earlier pair, without old data.
 
 Shapes: E width of the embeddings, I width of what a head reads.
 """
@@ -17,12 +17,11 @@ from workers.nullspace.moments import PairMoments, SecondMoment
 class Anchor(Method):
     """L + w Σ_s tr(C_a ΔG_s C_b ΔG_sᵀ) / tr(C_a G₀ C_b G₀ᵀ), the squared relative drifts.
 
-    For each earlier pair (a, b) that shares a head with the new one, ΔG is the change of
-    G = W_aᵀ W_b since the parent version, and C are the mean moments of the pair's rows. Datasets
-    of one pair are pooled and count as often as they are, so that the cost of an update does not
-    grow with their number.
-    The penalty is the square of the certificate's drift (workers/nullspace/certificate.py), against
-    the parent instead of the version that learned the dataset.
+    For each earlier pair (a, b) that shares a head with the new one, ΔG is the change of G = W_aᵀ
+    W_b since the parent version, and C are the mean moments of the pair's rows. Datasets of the
+    same pair are pooled and weighted by their number, so the cost of an update does not grow with
+    it. The penalty is the square of the certificate's drift (workers/nullspace/certificate.py),
+    relative to the parent instead of the version that learned the dataset.
     """
 
     weight: float = 1.0
@@ -48,9 +47,9 @@ class _AnchorRule(UpdateRule):
 
 @dataclass(frozen=True)
 class _Side:
-    """One side of an earlier pair: its mean moment C, its head W when training starts.
+    """One side of an earlier pair: its mean moment C, and its head W at the start of training.
 
-    Of the head's change Δ only products of E × E are needed: Δ C Wᵀ and Δ C Δᵀ.
+    The penalty needs only two E × E products of the head's change Δ: Δ C Wᵀ and Δ C Δᵀ.
     """
 
     mean_II: Tensor
@@ -74,7 +73,7 @@ class _OneMoves:
     """An earlier pair with one head in the update: ΔG = Δ_aᵀ W_b."""
 
     moves: _Side
-    still_EE: Tensor  # W_b C_b W_bᵀ, divided by the size
+    still_EE: Tensor  # W_b C_b W_bᵀ, divided by tr(C_a G₀ C_b G₀ᵀ)
 
     def squared_drift(self) -> Tensor:
         return (self.moves.moved_EE * self.still_EE).sum()
@@ -82,11 +81,11 @@ class _OneMoves:
 
 @dataclass(frozen=True)
 class _BothMove:
-    """The pair comes again: ΔG = Δ_aᵀ (W_b + Δ_b) + W_aᵀ Δ_b, squared term by term."""
+    """A repeated pair: ΔG = Δ_aᵀ (W_b + Δ_b) + W_aᵀ Δ_b, squared term by term."""
 
     first: _Side
     second: _Side
-    size: float  # tr(C_a G₀ C_b G₀ᵀ), divided by the number of datasets that are pooled
+    size: float  # tr(C_a G₀ C_b G₀ᵀ), divided by the number of pooled datasets
 
     def squared_drift(self) -> Tensor:
         first_mixed_EE, first_moved_EE = self.first.mixed_EE, self.first.moved_EE
@@ -101,7 +100,8 @@ class _BothMove:
 
 
 def _anchors(context: TrainingContext, pair: PairInEigenCoordinates) -> list[_OneMoves | _BothMove]:
-    """One for each earlier pair that shares a head with this one and has scores to keep."""
+    """Return one term for each earlier pair that shares a head with this one and has nonzero
+    scores."""
     found = [
         _anchor(context, pair, known, moments)
         for known, moments in context.memory.touching(context.pair)
@@ -115,9 +115,10 @@ def _anchor(
     known: ModalityPair,
     moments: PairMoments,
 ) -> _OneMoves | _BothMove | None:
-    """`known.first` is in training; `known.second` is, too, where the very pair comes again.
+    """Return the term of one pair. `known.first` is trained; for a repeated pair, `known.second` as
+    well.
 
-    None where all scores of the pair are zero: nothing can be forgotten relative to that.
+        Return None if all scores of the pair are zero, because relative drift is then undefined.
     """
     heads = dict(zip(context.pair.modalities, (pair.first, pair.second), strict=True))
     first_EI, second_EJ = (context.heads.weights[name] for name in known.modalities)
@@ -134,7 +135,7 @@ def _anchor(
 
 
 def _side(moment: SecondMoment, weight_EI: Tensor, head: HeadInEigenCoordinates) -> _Side:
-    """In the precision and on the device of the head; products are formed in float64 before."""
+    """Form the products in float64, then convert to the head's precision and device."""
     mean_II, weight_EI = moment.mean_II, weight_EI.to(moment.sum_II)
     mean_then_IE = mean_II @ weight_EI.mT
     start_EI = head.start_EI

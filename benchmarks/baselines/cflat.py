@@ -12,7 +12,7 @@ from workers.methods.method import Batch, Method, TrainingContext, UpdateRule
 from workers.model.pair import PairInEigenCoordinates
 
 Changes = tuple[Tensor, Tensor]
-"""Something of the shape of either head's change (E × I each)."""
+"""One tensor per head, in the shape of its change (E × I)."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class CFlat(Method):
     """Step with g1 + λ (g3 − g2): sharpness of order zero and one (arXiv 2404.00986).
 
     g0 at W; g1 at W + ρ g0/|g0|; h = g1 − g0; g2 at W + ρ h/|h|; g3 at that point + ρ g2/|g2|.
-    Norms are of both heads together. Where the model learns a temperature, that gets the sum of the
-    four passes' gradients, which an optimizer that is blind to scale does not mind.
+    Norms are taken over both heads together. A learned temperature gets the sum of the gradients of
+    the four passes, which has no effect with a scale-invariant optimizer.
     """
 
     radius: float = 0.2
@@ -56,7 +56,7 @@ class _CFlatRule(UpdateRule):
         return loss
 
     def _gradient_at(self, point: Changes, batch: Batch) -> tuple[Tensor, Changes]:
-        """Loss and gradient; through backward(), so that DDP averages over the ranks."""
+        """Return loss and gradient. Uses backward(), so that DDP averages over the ranks."""
         self._move_to(point)
         first, second = self._pair.changes
         first.grad = second.grad = None
@@ -64,7 +64,7 @@ class _CFlatRule(UpdateRule):
         return loss, (_gradient(first), _gradient(second))
 
     def _climbed(self, point: Changes, direction: Changes) -> Changes:
-        """`radius` along the direction; the point itself where there is no direction."""
+        """Move `radius` along the direction; return the point itself for a zero direction."""
         norm = torch.stack([part.square().sum() for part in direction]).sum().sqrt()
         step = torch.where(norm > 0, self._radius / norm, torch.zeros_like(norm))
         return point[0] + step * direction[0], point[1] + step * direction[1]

@@ -1,4 +1,4 @@
-"""CILA: Co2L whose weight of distillation follows from how earlier datasets went."""
+"""CILA: Co2L with a distillation weight that adapts to the losses of earlier datasets."""
 
 from dataclasses import dataclass
 
@@ -18,10 +18,10 @@ _CONTRAST, _DISTILLED = "cila/contrast", "cila/distillation"
 class CILA(Co2L):
     """Co2L with λ_t = max(1, κ Σ_{j<t} L_dis(j) / Σ_{j<t} L_con(j)) (arXiv 2405.18756).
 
-    `distillation` is κ, for which the formula has no value: at 1, λ became so large on a real
-    stream that it cost both what was old and what was new. L_con(j) and L_dis(j) are means over
-    one pass of dataset j under the heads that it left, and not over its training, so that they are
-    a function of what is kept; a dataset without an earlier one to distil adds nothing to L_dis.
+    `distillation` is κ, which the paper does not specify: at 1, λ became so large on a real stream
+    that both old and new datasets lost. L_con(j) and L_dis(j) are means over one pass of dataset j
+    under its trained heads, not over its training, so that they depend only on stored state. A
+    dataset without an earlier one to distil contributes nothing to L_dis.
     """
 
     distillation: float = 0.3
@@ -44,7 +44,7 @@ class CILA(Co2L):
     def losses(
         self, context: TrainingContext, trained: ModalityHeads, rows: PairedRows
     ) -> tuple[Tensor, Tensor]:
-        """L_con and L_dis of this dataset: means over the batches of one pass (float64)."""
+        """Return L_con and L_dis of this dataset: means over the batches of one pass (float64)."""
         batches = [
             rows.at(index_B)
             for index_B in full_batches(len(rows), context.training.batch_size, context.seed)

@@ -1,7 +1,7 @@
-"""Co2L: a contrast with memory rows as negatives only, and distilled relations.
+"""Co2L: contrastive loss with memory rows as additional negatives, and relation distillation.
 
-Shapes: B rows of the batch, R drawn memory rows, K rows that stand against a query (B + R),
-E width of the embeddings, I width of what a head reads.
+Shapes: B rows of the batch, R drawn memory rows, K keys of a query (B + R), E width of the
+embeddings, I width of what a head reads.
 """
 
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ class Co2L(ReplayMethod):
     """L_con + λ L_dis (arXiv 2106.14413), for pairs of modalities.
 
     *L_con*: InfoNCE of the batch, in which the drawn memory rows of a query's partner modality are
-    further negatives, but never queries. *L_dis*: cross-entropy between the row-softmaxes of
+    additional negatives, but never queries. *L_dis*: cross-entropy between the row-softmaxes of
     similarities under the parent's heads, at `past_temperature`, and under the heads now, at
     `temperature`, both for the rows and for the columns; of the batch and of the draw, each within
     its own pair, averaged over all their rows.
 
-    Without a memory that shares a head with the pair nothing is to be distilled: the loss alone.
-    All ranks compute both terms on the whole batch, so that their gradients are equal and need no
-    reduction; a learnt temperature stays where it starts.
+    Without a memory that shares a head with the pair, only the loss remains. All ranks compute both
+    terms on the whole batch, so their gradients are equal and need no reduction; a learned
+    temperature keeps its initial value.
     """
 
     distillation: float = 1.0
@@ -63,11 +63,11 @@ class Co2L(ReplayMethod):
         return _Co2LRule(self.coefficient(context), self.objective(context), heads, draws)
 
     def coefficient(self, context: TrainingContext) -> float:
-        """λ for this dataset."""
+        """Return λ for this dataset."""
         return self.distillation
 
     def objective(self, context: TrainingContext) -> "Co2LObjective":
-        """Both terms for this dataset."""
+        """Return the objective for this dataset."""
         return Co2LObjective(
             context.pair, context.training, self.past_temperature, self.temperature
         )
@@ -96,7 +96,7 @@ class _Co2LRule(UpdateRule):
 
 @dataclass(frozen=True)
 class Co2LObjective:
-    """The two terms as functions of the heads before and the heads now."""
+    """The two terms as functions of the parent's heads and the current heads."""
 
     pair: ModalityPair
     training: TrainingSpec
@@ -106,7 +106,7 @@ class Co2LObjective:
     def terms(
         self, before: Weights, now: Weights, batch: PairedRows, memory: StoredRows
     ) -> tuple[Tensor, Tensor]:
-        """(L_con, L_dis)."""
+        """Return (L_con, L_dis)."""
         of_batch = self._relations(before, now, self.pair, batch)
         of_memory = self._relations(before, now, memory.pair, memory.rows)
         rows = len(batch) + len(memory)
@@ -129,7 +129,8 @@ class Co2LObjective:
         return (forward + backward) / 2
 
     def _negatives(self, now: Weights, modality: str, memory: StoredRows) -> tuple[Tensor, Tensor]:
-        """Embeddings and keys of the memory's side of this modality; no rows if it has none."""
+        """Return embeddings and keys of the memory's side of this modality; no rows if it has
+        none."""
         first_RE, second_RE = embeddings(now, memory.pair, memory.rows, self.training)
         if modality == memory.pair.first:
             return first_RE, memory.rows.first_keys_N
@@ -151,10 +152,10 @@ def asymmetric_info_nce(
     same_BR: Tensor,
     temperature: float,
 ) -> Tensor:
-    """Mean over queries of the mean −log p(positive | query), with R more negatives.
+    """Return the mean over queries of −log p(positive | query), with R additional negatives.
 
-    `embedded` are queries (B × E), keys (B × E) and negatives (R × E). `same_BR` tells which
-    negatives are the same item as a positive of the query: those do not stand against it.
+    `embedded` are queries (B × E), keys (B × E) and negatives (R × E). `same_BR` masks negatives
+    that are the same item as a positive of the query; they are excluded.
     """
     queries_BE, keys_BE, negatives_RE = embedded
     against_BR = (queries_BE @ negatives_RE.mT).masked_fill(same_BR, -torch.inf)
@@ -165,7 +166,7 @@ def asymmetric_info_nce(
 
 
 def relation_loss(past_BB: Tensor, now_BB: Tensor) -> Tensor:
-    """Cross-entropy of the softmaxes of rows and of columns, averaged; scores over temperature."""
+    """Return the mean cross-entropy of the row and column softmaxes of scores / temperature."""
     return (_cross_entropy(past_BB, now_BB) + _cross_entropy(past_BB.mT, now_BB.mT)) / 2
 
 
@@ -178,6 +179,6 @@ def _scores(embedded: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _same(positive_BB: Tensor, keys_B: Tensor, memory_keys_R: Tensor) -> Tensor:
-    """Which memory rows are the same item as a positive of each row of the batch (bool, B × R)."""
+    """Return which memory rows are the same item as a positive of each batch row (bool, B × R)."""
     equal_BR = keys_B[:, None] == memory_keys_R
     return (positive_BB.float() @ equal_BR.float()) > 0

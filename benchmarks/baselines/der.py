@@ -1,4 +1,4 @@
-"""Dark experience replay: what the heads gave for stored rows, they should go on giving.
+"""Dark experience replay: keep the outputs of the heads for stored rows.
 
 Shapes: B drawn rows, E width of the embeddings.
 """
@@ -22,11 +22,11 @@ from workers.model.pair import PairInEigenCoordinates
 
 @dataclass(frozen=True)
 class DER(ReplayMethod):
-    """L + α · MSE(W x, z) on a draw from the memories; z are the outputs when x was learned.
+    """L + α · MSE(W x, z) on a sample from the memories; z are the outputs when x was learned.
 
-    arXiv 2004.07211. The draw is as large as a batch, or the whole memory if that is
-    smaller; the squared error is |W x − z|², its mean taken over rows, as in the paper: a mean
-    over entries would weaken it with the width.
+    arXiv 2004.07211. The sample has the size of a batch, or is the whole memory if that is smaller.
+    The squared error |W x − z|² is averaged over rows, as in the paper: an average over entries
+    would weaken it with growing width.
     """
 
     alpha: float = 0.5
@@ -62,9 +62,9 @@ class _DERRule(UpdateRule):
 
 
 def output_error(weights: Weights, memory: StoredRows) -> Tensor:
-    """Mean over rows of |W x − z|², of both sides together.
+    """Return the mean over rows of |W x − z|², summed over both sides.
 
-    A side whose head does not move adds a constant, if anything.
+    A side whose head is not trained adds only a constant.
     """
     first_BE, second_BE = outputs(weights, memory.pair, memory.rows)
     first_error = (first_BE - memory.first_outputs_NE).square().sum(dim=1).mean()

@@ -1,4 +1,4 @@
-"""Dark experience replay ++: DER, and the loss itself on a second draw."""
+"""Dark experience replay ++: DER, plus the loss on a second sample."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from workers.model.pair import PairInEigenCoordinates
 
 @dataclass(frozen=True)
 class DERpp(DER):
-    """L + α · MSE(W x, z) on one draw + β · L on another (arXiv 2004.07211)."""
+    """L + α · MSE(W x, z) on one sample + β · L on another (arXiv 2004.07211)."""
 
     beta: float = 0.5
 

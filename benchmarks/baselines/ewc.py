@@ -1,4 +1,4 @@
-"""Online elastic weight consolidation: entries that mattered are pulled back to where they were.
+"""Online elastic weight consolidation: important entries are pulled back to their old values.
 
 Shapes: E width of the embeddings, I width of what a head reads.
 """
@@ -26,14 +26,15 @@ from workers.model.rows import PairedRows
 class EWC(Method):
     """L + λ Σ F (W − W*)², then F ← γ F + mean over batches of (∂L/∂W)².
 
-    Online EWC (arXiv 1805.06370, after 1612.00796) with the Fisher information of each
-    head from one pass over its dataset at the trained weights. W* are the weights that the
-    modality's last dataset left, which is where training starts: W − W* is the change M.
+    Online EWC (arXiv 1805.06370, after 1612.00796) with the Fisher information of each head from
+    one pass over its dataset at the trained weights. W* are the weights after the modality's last
+    dataset, where training starts: W − W* is the change M.
 
     λ = `strength` · B / 2 for batches of B rows. A batch's gradient is a mean of B, so its square
     underestimates the Fisher information of a row by that factor, and the Laplace approximation
-    of an equally large dataset has the ½: strength 1 is the formula's own scale. It forgets nearly
-    as much as the loss alone does; 100 was the best of 1, 10, 30, 100, 300 and 1000 on a real stream.
+    of an equally large dataset has the ½: strength 1 is the formula's own scale. At that scale it
+    forgets nearly as much as the loss alone; 100 was the best of 1, 10, 30, 100, 300 and 1000 on a
+    real stream.
     """
 
     needs_all_rows = True
@@ -80,7 +81,7 @@ class _EWCRule(UpdateRule):
 
 
 def fisher(context: TrainingContext, trained: ModalityHeads, rows: PairedRows) -> dict[str, Tensor]:
-    """Mean of the squared gradients of the batches of one pass (E × I for either modality)."""
+    """Return the mean of the squared batch gradients over one pass (E × I for each modality)."""
     leaves = {
         modality: trained.weights[modality].clone().requires_grad_()
         for modality in context.pair.modalities

@@ -1,4 +1,4 @@
-"""Gradient episodic memory: an update may not raise the loss of any memory.
+"""Gradient episodic memory: an update must not increase the loss of any memory.
 
 Shapes: K memories, P entries of both heads' changes, E width of the embeddings, I width of what a
 head reads.
@@ -20,7 +20,7 @@ from benchmarks.baselines.replay_memory import (
 from workers.methods.method import Batch, TrainingContext, UpdateRule
 from workers.model.pair import PairInEigenCoordinates
 
-# A coordinate may rise as long as this share of the largest linear term pulls it up.
+# A coordinate is freed while its pull exceeds this share of the largest linear term.
 _TOLERANCE = 1e-10
 
 
@@ -29,8 +29,8 @@ class GEM(ReplayMethod):
     """Replace g by g + Gᵀ v where it opposes a memory's gradient g_k, the rows of G.
 
     v minimises ½ vᵀGGᵀv + gᵀGᵀv subject to v ≥ margin (arXiv 1706.08840, eq. 11, and its published
-    code for the margin). Memories of pairs that share no head with the new one have no gradient
-    and take no part.
+    code for the margin). Memories of pairs that share no head with the new one have no gradient and
+    are left out.
     """
 
     margin: float = 0.5
@@ -68,7 +68,8 @@ class _GEMRule(UpdateRule):
         return torch.stack([self._memory_gradient(memory) for memory in self._memories])
 
     def _memory_gradient(self, memory: StoredRows) -> Tensor:
-        """Outside DDP: all ranks hold all memories, so there is nothing to reduce."""
+        """Compute the gradient outside DDP: all ranks hold all memories, so no reduction is
+        needed."""
         loss = loss_on(self._heads.now(), memory.pair, memory.rows, self._training)
         return _flat(
             torch.autograd.grad(loss, self._pair.changes, allow_unused=True, materialize_grads=True)
@@ -81,7 +82,7 @@ class _GEMRule(UpdateRule):
 
 
 def without_conflict(gradient_P: Tensor, memories_KP: Tensor, margin: float) -> Tensor:
-    """g itself where it opposes no memory, else g + Gᵀ v."""
+    """Return g if it conflicts with no memory, else g + Gᵀ v."""
     along_K = memories_KP @ gradient_P
     if not bool((along_K < 0).any()):
         return gradient_P
@@ -91,7 +92,7 @@ def without_conflict(gradient_P: Tensor, memories_KP: Tensor, margin: float) -> 
 
 
 def smallest_quadratic(gram_KK: Tensor, linear_K: Tensor, least: float) -> Tensor:
-    """The v ≥ `least` that minimises ½ vᵀ gram v + linearᵀ v, in float64 on the CPU.
+    """Return the v ≥ `least` that minimises ½ vᵀ gram v + linearᵀ v, in float64 on the CPU.
 
     `gram_KK` is positive semidefinite. With v = least + s this is non-negative least squares, and
     the active-set method of Lawson and Hanson (Solving Least Squares Problems, chapter 23) ends
@@ -108,10 +109,10 @@ def smallest_quadratic(gram_KK: Tensor, linear_K: Tensor, least: float) -> Tenso
 
 
 def _nonnegative(gram_KK: Tensor, pull_K: Tensor) -> Tensor:
-    """The s ≥ 0 that minimises ½ sᵀ gram s − pullᵀ s."""
+    """Return the s ≥ 0 that minimises ½ sᵀ gram s − pullᵀ s."""
     value_K = torch.zeros_like(pull_K)
     free_K = torch.zeros_like(pull_K, dtype=torch.bool)
-    for _ in range(3 * len(pull_K)):  # SciPy's bound; in theory each set of free ones comes once.
+    for _ in range(3 * len(pull_K)):  # SciPy's bound; in theory no free set repeats
         rise_K = (pull_K - gram_KK @ value_K).masked_fill(free_K, -torch.inf)
         if float(rise_K.max()) <= _TOLERANCE * float(pull_K.abs().max()):
             break
@@ -123,7 +124,8 @@ def _nonnegative(gram_KK: Tensor, pull_K: Tensor) -> Tensor:
 def _settle(
     gram_KK: Tensor, pull_K: Tensor, value_K: Tensor, free_K: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Solve for the free coordinates; those that would fall below zero stop there, one by one."""
+    """Solve for the free coordinates, and fix those at zero that would become negative, one by
+    one."""
     value_K, free_K = value_K.clone(), free_K.clone()
     while True:
         target_K = torch.zeros_like(value_K)

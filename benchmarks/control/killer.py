@@ -1,4 +1,5 @@
-"""Kills parts of a running local system at random moments, and starts again what nobody else would."""
+"""Kill processes of a running local system at random moments, and restart those without a
+supervisor."""
 
 import os
 import random
@@ -12,14 +13,14 @@ import psutil
 
 from cmcl.stack import LocalStack
 
-# By words in the command line; the leading process of each part is the stack's own child.
+# Processes are found by their command line; the main process of each part is a child of the stack.
 _RANK = "RayTrainWorker"
 _DRIVER = "-m workers.train --store"
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill -9: when (seconds since the start), of what, and what the jobs were at."""
+    """One kill -9: time (seconds since the start), process, and states of the jobs."""
 
     at: float
     kind: str
@@ -29,10 +30,10 @@ class Kill:
 
 @dataclass
 class Killer:
-    """Kills each kind of process in turn, at moments drawn from `seed`.
+    """Kills each kind of process in turn, at random moments from `seed`.
 
-    `pause` is the shortest and the longest time between two kills in seconds; `look` says in a few
-    words what the jobs are at, for the log.
+    `pause` is the shortest and the longest time between two kills in seconds. `look` returns a
+    short description of the jobs' states for the log.
     """
 
     stack: LocalStack
@@ -50,11 +51,11 @@ class Killer:
         self._thread = threading.Thread(target=self._run, name="killer", daemon=True)
 
     def start(self) -> None:
-        """Begin after the first pause."""
+        """Start the thread; the first kill follows after a pause."""
         self._thread.start()
 
     def stop(self) -> None:
-        """No more kills. Raises what went wrong while killing."""
+        """Stop, and raise the error of the thread, if any."""
         self._stop.set()
         self._thread.join()
         if self.error is not None:
@@ -66,11 +67,11 @@ class Killer:
             while not self._stop.wait(self._random.uniform(*self.pause)):
                 turn += self._kill(self.kinds[turn % len(self.kinds)])
         except BaseException as error:  # noqa: BLE001
-            # Told to whoever stops us: a thread has nobody else to tell.
+            # Raised by stop(): a thread cannot raise in its caller.
             self.error = error
 
     def _kill(self, kind: str) -> bool:
-        """Whether there was one to kill: ranks and drivers exist only while something is trained."""
+        """Return whether such a process existed. Ranks and drivers exist only during training."""
         jobs = self.look()
         process = _KINDS[kind](self.stack)
         if process is None:
@@ -89,7 +90,8 @@ def _kill_service(stack: LocalStack) -> int | None:
 
 
 def _kill_head(stack: LocalStack) -> int | None:
-    """All of Ray on this machine, and with it the endpoint; an operator's supervisor restarts both."""
+    """Kill all of Ray on this machine, including the endpoint, and restart both as a supervisor
+    would."""
     process = stack.processes["ray"].pid
     stack.kill("ray")
     stack.kill("embeddings")
@@ -115,7 +117,7 @@ def _kill_one(stack: LocalStack, words: str) -> int | None:
                 os.kill(process, signal.SIGKILL)
                 return process
         except (psutil.NoSuchProcess, psutil.ZombieProcess, ProcessLookupError):
-            continue  # It ended by itself meanwhile.
+            continue  # It has ended in the meantime.
     return None
 
 

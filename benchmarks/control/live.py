@@ -1,7 +1,7 @@
-"""Where do the seconds go between a dataset's POST and the first answer of its version?
+"""Breakdown of the time from a dataset's POST to the first response of its version.
 
-Each dataset of the example stream goes through the whole local system; the times of the moves are
-the control plane's own events, those within the attempt its report.
+Each dataset of the example stream passes through the whole local system. Times of state changes
+come from the control plane's events, times within the attempt from its report.
 """
 
 import time
@@ -19,12 +19,13 @@ from cmcl.ports import Ports
 from cmcl.stack import LocalStack
 
 _MODEL = "live"
-# The attempt's own phases that are learning and not the system: what any trainer would do.
+# Phases of the attempt that any trainer needs; all others are overhead of the system.
 _LEARNING = ("training",)
 
 
 def measure_live(stream_folder: Path, folder: Path) -> dict[str, Any]:
-    """Seconds of each part, by dataset and as medians. The first dataset finds Ray cold."""
+    """Return seconds of each part, by dataset and as medians. The first dataset includes a cold
+    start of Ray."""
     stream = read_stream(stream_folder)
     stack = LocalStack(folder, Ports.free(), ranks=2, allowed_prefixes=(stream.folder.as_uri(),))
     with stack, Client(stack.service_url, stack.embeddings_url) as client:
@@ -65,18 +66,18 @@ def _one(client: Client, stack: LocalStack, stream: Stream, number: int) -> dict
 
 
 def _await_version(client: Client, modality: str, row: list[list[float]], version: int) -> None:
-    """Until the embeddings endpoint answers from it."""
+    """Wait until the embeddings endpoint uses the version."""
     while True:
         try:
             if client.embed(_MODEL, modality, row).version >= version:
                 return
         except CmclError:
-            pass  # No version answers yet: that is what is waited for.
+            pass  # No version is live yet.
         time.sleep(0.02)
 
 
 def _moves(stack: LocalStack, job: str, posted: float) -> dict[str, float]:
-    """Seconds after the POST at which the job came into each state."""
+    """Return the seconds from the POST to each state of the job."""
     page = httpx.get(f"{stack.service_url}/v1/events", params={"limit": 200}).json()
     return {
         event["kind"]: round(datetime.fromisoformat(event["created_at"]).timestamp() - posted, 2)

@@ -1,4 +1,4 @@
-"""The page of `benchmarks.control_plane`, in Markdown."""
+"""Markdown page of `benchmarks.control_plane`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,28 +6,28 @@ from typing import Any
 from benchmarks.markdown import table
 
 _INTAKE = (
-    "Datasets posted by several clients at once, each with an Idempotency-Key, every answer after a "
-    "commit that is on the disk. *database alone*: the same rows by the same function in one process "
-    "without HTTP, one transaction each: the limit."
+    "Several clients post datasets concurrently, each with an Idempotency-Key; every response "
+    "follows a durable commit. *database alone* is the limit: the same rows, written by the same "
+    "function in one process without HTTP, one transaction each."
 )
 _BACKLOG = (
-    "Median milliseconds of a round of the reconciler (one job runs, the others wait) and of a scrape "
-    "of /metrics: with ten jobs waiting, with the queue, and with the history as well. The ratio is "
-    "the last against the first."
+    "Median milliseconds of a reconciliation round (one job runs, the others are queued) and of a "
+    "scrape of /metrics, with ten queued jobs, with the full queue, and with the queue and the "
+    "history. The ratio is the last to the first."
 )
 _LIVE = (
-    "Seconds from POST to the first answer of the version, on the local system with two ranks. "
-    "*updates*: the training loop itself. *own share*: everything else. The first dataset finds the "
-    "cluster cold."
+    "Seconds from POST to the first response of the new version, on the local system with two "
+    "ranks. *updates*: the training loop. *own share*: everything else. The first dataset includes "
+    "a cold start of the cluster."
 )
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Headings, what is measured, tables."""
+    """Render the page."""
     parts = [
         "# The control plane",
         f"Machine: {_words(document['machine'])}.",
-        "## Taking datasets in",
+        "## Intake of datasets",
         _INTAKE,
         table(
             (
@@ -63,7 +63,7 @@ def _backlog(name: str, found: Mapping[str, Any]) -> list[list[str]]:
     stages = ("few", "queue", "queue and history")
     return [
         [
-            f"{name} ({found['queued']:,} wait, {found['finished']:,} ended)",
+            f"{name} ({found['queued']:,} queued, {found['finished']:,} finished)",
             what,
             *(f"{found[stage][what]['p50_ms']:.2f}" for stage in stages),
             f"{found[f'{what}_ratio']:.2f}",
@@ -89,8 +89,8 @@ def _live(found: Mapping[str, Any]) -> str:
         "total",
         "updates",
         "own share",
-        "moves, seconds after POST",
-        "in the attempt",
+        "state changes, seconds after POST",
+        "phases of the attempt, s",
     )
     return table(head, rows)
 

@@ -1,1 +1,1 @@
-"""The endpoint as a benchmark sees it: versions in a store, replicas behind HAProxy, clients that ask."""
+"""Parts of the serving benchmarks: versions in a store, replicas behind HAProxy, and clients."""

@@ -1,4 +1,4 @@
-"""What is asked for, in the forms that are compared, and how an answer is read again.
+"""Request bodies in the compared formats, and decoding of response bodies.
 
 Shapes: B rows, F width of the raw feature, E width of the embeddings, R different requests.
 """
@@ -12,21 +12,21 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.endpoint.wire import request
+from benchmarks.endpoint.http1 import request
 
 Array = NDArray[np.float32]
-# How rows travel, both ways. JSON: as numbers. base64: in JSON, too. binary: raw float32.
+# Encoding of rows in requests and responses. base64 is inside JSON too; binary is raw float32.
 Form = Literal["json", "base64", "binary"]
 FORMS: tuple[Form, ...] = ("json", "base64", "binary")
 
 _RAW = "application/octet-stream"
 _JSON = "application/json"
-# A product of 256 rows adds in another order than that of one: float32 keeps this much.
+# A product of 256 rows sums in another order than one of a single row; float32 agrees to this.
 CLOSE = 2e-5
 
 
 def features(requests: int, rows: int, width: int, seed: int = 0) -> Array:
-    """R × B × F: something that an encoder could have given."""
+    """Return random features (R × B × F) like those of an encoder."""
     generator = np.random.default_rng(seed)
     return generator.standard_normal((requests, rows, width), dtype=np.float32)
 
@@ -34,7 +34,7 @@ def features(requests: int, rows: int, width: int, seed: int = 0) -> Array:
 def feature_request(
     address: str, form: Form, rows_BF: Array, *, model: str, modality: str
 ) -> bytes:
-    """One request of `POST /v1/embeddings` with features."""
+    """Return a request of `POST /v1/embeddings` with features."""
     if form == "binary":
         path = f"/v1/embeddings?model={model}&modality={modality}&dtype=float32"
         return request(address, path, rows_BF.astype("<f4").tobytes(), _RAW, accept=_RAW)
@@ -47,7 +47,7 @@ def feature_request(
 
 
 def text_request(address: str, form: Form, texts: Sequence[str], model: str) -> bytes:
-    """The same with texts, as OpenAI's shape has them."""
+    """Return a request with texts in OpenAI's format."""
     encoding = "float" if form == "json" else "base64"
     body = {"model": model, "input": list(texts), "encoding_format": encoding}
     return request(address, "/v1/embeddings", json.dumps(body).encode(), _JSON)
@@ -58,7 +58,7 @@ def _base64(row_F: Array) -> str:
 
 
 def vectors(form: Form, body: bytes | memoryview, width: int) -> Array:
-    """The embeddings (B × E) of an answer's body."""
+    """Return the embeddings (B × E) of a response body."""
     if form == "binary":
         return np.frombuffer(body, "<f4").reshape(-1, width)
     found: list[dict[str, Any]] = json.loads(bytes(body))["data"]
@@ -70,7 +70,7 @@ def vectors(form: Form, body: bytes | memoryview, width: int) -> Array:
 
 @dataclass(frozen=True)
 class Expected:
-    """What each version answers to each request: a check that travels to the clients' process.
+    """Expected embeddings of each version and request: a picklable check for the client process.
 
     `by_version`: R × B × E of each version.
     """
@@ -79,7 +79,7 @@ class Expected:
     by_version: dict[int, Array]
 
     def __call__(self, body: memoryview, version: int, number: int) -> bool:
-        """Whether it is what the version that it names answers."""
+        """Return whether the response matches the version that it names."""
         expected_RBE = self.by_version.get(version)
         if expected_RBE is None:
             return False

@@ -1,6 +1,6 @@
-"""Deploys the endpoint with any arguments and waits: `python -m benchmarks.endpoint.driver JSON PORT`.
+"""Deploy the endpoint with the given arguments: `python -m benchmarks.endpoint.driver JSON PORT`.
 
-As `workers.serve` does, whose command line has the settings of a laptop alone.
+Like `workers.serve`, whose command line supports only the settings of a laptop.
 """
 
 import signal
@@ -14,7 +14,7 @@ from workers.serve.settings import ServeArgs
 
 
 def main(arguments: str, port: str) -> None:
-    """Until SIGTERM."""
+    """Run until SIGTERM."""
     args = ServeArgs.model_validate_json(arguments)
     ray.init(address="auto", log_to_driver=False)
     stopping = threading.Event()

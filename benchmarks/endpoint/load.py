@@ -1,8 +1,7 @@
-"""Clients in a closed loop: each asks, waits for the whole answer, and asks again.
+"""Closed-loop clients: each sends a request, waits for the whole answer, and sends the next one.
 
-All of them live in one thread of one process, as sockets that epoll watches, so that sixty-four of
-them cost one core less than the server does. Nothing is asked twice by itself: a request that gets
-no answer is recorded as what it is, and its client goes on with the next one.
+All of them run in one thread with epoll, so that sixty-four clients use less CPU than the server.
+Requests are not retried: a failed request is recorded, and its client continues with the next one.
 """
 
 import select
@@ -16,26 +15,26 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.endpoint.wire import Garbled, Head, head_of
+from benchmarks.endpoint.http1 import Head, MalformedResponse, head_of
 
-# Instead of a status, where there was none.
+# Recorded instead of a status if there was none.
 REFUSED, CUT, TOO_LATE, GARBLED = 0, 1, 2, 3
 KINDS = {REFUSED: "refused", CUT: "cut", TOO_LATE: "too late", GARBLED: "garbled"}
 UNCHECKED, WRONG, RIGHT = -1, 0, 1
 
 _OK = 200
 _ROOM = 1 << 16
-# Whoever is refused comes again after this: a closed door answers in microseconds.
+# Pause after a refused connection, because refusals take only microseconds.
 _REFUSED_PAUSE = 0.01
 _LOOK_SECONDS = 0.05
 _PACK = 50_000
 
-# Whether a body (with the version that it names, and the request's number) is what was asked for.
+# Checks a body, with the version that it names and the request's number.
 Check = Callable[[memoryview, int, int], bool]
 
 ANSWER = np.dtype(
     [
-        ("sent", "f8"),  # by time.time(), so that other processes' clocks can be compared
+        ("sent", "f8"),  # by time.time(), so that it can be compared across processes
         ("seconds", "f4"),
         ("status", "i2"),
         ("version", "i4"),
@@ -48,7 +47,7 @@ Answers = NDArray[np.void]
 
 
 class Record:
-    """Answers one by one; packed from time to time, as an hour of them are millions."""
+    """Answers, packed from time to time, because an hour has millions of them."""
 
     def __init__(self) -> None:
         self._packed: list[Answers] = []
@@ -59,7 +58,7 @@ class Record:
         return self._count
 
     def add(self, *fields: float | int) -> None:
-        """The fields of ANSWER, in order."""
+        """Add one answer: the fields of ANSWER, in order."""
         self._latest.append(fields)
         self._count += 1
         if len(self._latest) == _PACK:
@@ -67,17 +66,17 @@ class Record:
             self._latest = []
 
     def all(self) -> Answers:
-        """What was added so far."""
+        """Return the answers added so far."""
         return np.concatenate([*self._packed, np.array(self._latest, dtype=ANSWER)])
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked: these requests by turns, by so many clients, for so long.
+    """A load: the requests in a cycle, the number of clients, and the duration in seconds.
 
-    Longer, up to three times, until there are `least` answers. `check_each`: every answer is read
-    as it comes; otherwise the first one to each request, when all is over, as reading JSON costs
-    more than asking does.
+    The duration is extended, up to three times, until there are `least` answers. `check_each`:
+    check every answer on arrival. Otherwise only the first answer to each request is checked,
+    after the load, because parsing JSON costs more than sending requests.
     """
 
     address: str
@@ -90,25 +89,25 @@ class Load:
 
 
 def drive(
-    load: Load, check: Check | None = None, goes_on: Callable[[], bool] = lambda: True
+    load: Load, check: Check | None = None, should_continue: Callable[[], bool] = lambda: True
 ) -> Answers:
-    """Every answer and every failure, in the order in which they ended.
+    """Run a load. Return all answers and failures in the order in which they ended.
 
-    It ends after `load.seconds`, or once `goes_on` says no. What is under way then is waited for,
-    as nobody who is asked next should find a server busy with it; it does not count.
+    Ends after `load.seconds`, or when `should_continue` returns False. Requests in progress are then
+    awaited but not counted, so that they do not slow down the next measurement.
     """
-    crowd = _Crowd(load, check)
-    with closing(crowd):
+    pool = _ClientPool(load, check)
+    with closing(pool):
         begin = time.perf_counter()
-        while goes_on():
+        while should_continue():
             spent = time.perf_counter() - begin
-            enough = len(crowd.answers) >= load.least or spent >= 3 * load.seconds
+            enough = len(pool.answers) >= load.least or spent >= 3 * load.seconds
             if spent >= load.seconds and enough:
                 break
-            crowd.turn()
-        found = crowd.answers.all()
-        samples = dict(crowd.samples)
-        crowd.drain()
+            pool.turn()
+        found = pool.answers.all()
+        samples = dict(pool.samples)
+        pool.drain()
     for number, (place, body) in samples.items():
         if check is not None:
             found[place]["checked"] = check(memoryview(body), int(found[place]["version"]), number)
@@ -116,7 +115,7 @@ def drive(
 
 
 class _Client:
-    """One socket, and the request that it is busy with."""
+    """One socket and its current request."""
 
     def __init__(self, first: int) -> None:
         self.number = first
@@ -126,7 +125,7 @@ class _Client:
         self.begin(first, b"")
 
     def begin(self, number: int, request: bytes) -> None:
-        """With the next request."""
+        """Start the next request."""
         self.number = number
         self.rest = memoryview(request)
         self.filled = 0
@@ -134,7 +133,7 @@ class _Client:
         self.sent = self.started = 0.0
 
     def write(self) -> bool:
-        """Whether all of the request is out. Raises OSError."""
+        """Write, and return whether the whole request is sent. Raises OSError."""
         assert self.socket is not None
         try:
             self.rest = self.rest[self.socket.send(self.rest) :]
@@ -143,7 +142,8 @@ class _Client:
         return not self.rest
 
     def read(self) -> bool:
-        """Whether all of the answer is here. Raises OSError, Garbled; EOFError at its early end."""
+        """Read, and return whether the answer is complete. Raises OSError, MalformedResponse, and EOFError if
+        it is cut."""
         assert self.socket is not None
         got = self.socket.recv_into(memoryview(self.data)[self.filled :])
         if not got:
@@ -157,8 +157,8 @@ class _Client:
         return self.head is not None and self.filled >= self.head.end
 
 
-class _Crowd:
-    """All clients, and what they were answered."""
+class _ClientPool:
+    """All clients and their answers."""
 
     def __init__(self, load: Load, check: Check | None) -> None:
         self._load = load
@@ -171,7 +171,7 @@ class _Crowd:
         self._next_look = time.perf_counter() + _LOOK_SECONDS
         self._is_over = False
         self.answers = Record()
-        # By request: where its first answer stands, and its body.
+        # By request: index of its first answer, and the body.
         self.samples: dict[int, tuple[int, bytes]] = {}
         for first in range(load.clients):
             self._ask(_Client(first % len(load.requests)))
@@ -184,14 +184,14 @@ class _Crowd:
         self._poll.close()
 
     def drain(self) -> None:
-        """Ask nothing more, and wait for what was asked."""
+        """Send no further requests, and wait for those in progress."""
         self._is_over = True
         end = time.perf_counter() + self._load.patience
         while self._by_socket and time.perf_counter() < end:
             self.turn()
 
     def turn(self) -> None:
-        """Whatever can be read or written now."""
+        """Read and write all ready sockets."""
         for number, events in self._poll.poll(_REFUSED_PAUSE):
             client = self._by_socket.get(number)
             if client is not None:
@@ -201,12 +201,12 @@ class _Crowd:
             self._ask(self._later.pop(0)[1])
         if now >= self._next_look:
             self._next_look = now + _LOOK_SECONDS
-            self._give_up_waiting(now)
+            self._expire(now)
 
     def _move(self, client: _Client, events: int) -> None:
         try:
             if events & select.EPOLLIN:
-                # Also while the request is being written: a server may refuse it before its end.
+                # Also while the request is being written: a server may reject it before its end.
                 if client.read():
                     self._answered(client)
             elif events & select.EPOLLOUT:
@@ -214,15 +214,15 @@ class _Crowd:
             else:
                 self._fail(client, CUT)
         except BlockingIOError:
-            pass  # The event was of a socket that had this number before.
+            pass  # The event belongs to an earlier socket with this descriptor.
         except (OSError, EOFError):
             self._fail(client, CUT)
-        except Garbled:
+        except MalformedResponse:
             self._fail(client, GARBLED)
 
     def _ask(self, client: _Client) -> None:
         if self._is_over:
-            self._hang_up(client)
+            self._close(client)
             return
         number = (client.number + 1) % len(self._load.requests)
         client.begin(number, self._load.requests[number])
@@ -267,22 +267,22 @@ class _Crowd:
             *(client.number, checked, head.end - head.begin),
         )
         if head.is_last or client.rest:
-            self._hang_up(client)
+            self._close(client)
         self._ask(client)
 
     def _fail(self, client: _Client, kind: int) -> None:
         seconds = time.perf_counter() - client.started
         self.answers.add(client.sent, seconds, kind, 0, client.number, UNCHECKED, 0)
-        self._hang_up(client)
+        self._close(client)
         self._later.append((time.perf_counter() + _REFUSED_PAUSE, client))
 
-    def _hang_up(self, client: _Client) -> None:
+    def _close(self, client: _Client) -> None:
         if client.socket is not None:
             self._by_socket.pop(client.socket.fileno(), None)
             client.socket.close()
             client.socket = None
 
-    def _give_up_waiting(self, now: float) -> None:
+    def _expire(self, now: float) -> None:
         for client in list(self._by_socket.values()):
             if now - client.started > self._load.patience:
                 self._fail(client, TOO_LATE)

@@ -1,4 +1,4 @@
-"""Versions of a model as training and the control plane would have stored them, with random heads.
+"""Versions with random heads, stored as training and the control plane would.
 
 Shapes: E width of the embeddings, F of the features, I = F + 1, B rows.
 """
@@ -24,12 +24,12 @@ _OTHER = "text"
 
 
 def spec_of(width: int) -> ModelSpec:
-    """Two modalities, features and embeddings of one width."""
+    """Return a spec with two modalities, and features and embeddings of the same width."""
     return ModelSpec(width=width, modalities={MODALITY: width, _OTHER: width})
 
 
 def heads_of(version: int, width: int) -> ModalityHeads:
-    """Other heads for each version; conditioned, as all heads are that have learned anything."""
+    """Return different heads for each version, conditioned like all trained heads."""
     generator = torch.Generator().manual_seed(version)
     fixed = torch.Generator().manual_seed(0)
     return ModalityHeads(
@@ -39,7 +39,7 @@ def heads_of(version: int, width: int) -> ModalityHeads:
 
 
 def store_version(store: ObjectStore, version: int, width: int) -> ModalityHeads:
-    """Put it where replicas look for it, manifest last; nothing points at it yet."""
+    """Store a version, manifest last, without updating the live pointer."""
     heads, spec = heads_of(version, width), spec_of(width)
     files = {
         layout.HEADS: save_heads(heads),

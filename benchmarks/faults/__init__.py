@@ -1,9 +1,10 @@
-"""What the benchmark of faults is made of.
+"""Parts of `benchmarks.training_faults`.
 
 nodes.py      several Ray nodes on this machine
 attempts.py   a dataset, and attempts of one job that learns it
-bucket.py     an object store that can be away
-cases.py      each fault: what is done, and what follows
-watch.py      what was seen of an attempt while it ran, and the figures in it
-page.py       the table
+bucket.py     an object store that can become unavailable
+cases.py      the faults
+trial.py      one job on a small cluster
+watch.py      progress of an attempt over time, and figures from it
+page.py       the Markdown page
 """

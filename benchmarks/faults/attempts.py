@@ -1,4 +1,4 @@
-"""A dataset that is made here, and attempts of one job that learns it as its first version."""
+"""A generated dataset, and attempts of one job that learns it as the first version."""
 
 import sys
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _KEY = "faults/rows.parquet"
 
 @dataclass(frozen=True)
 class Size:
-    """How much there is to learn."""
+    """Size of the training."""
 
     rows: int
     epochs: int
@@ -36,14 +36,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Job:
-    """One job and the store that it lies in."""
+    """One job and its store."""
 
     store: ObjectStore
     name: str
     size: Size
 
     def prepare(self, folder: Path) -> None:
-        """Put the dataset and the first attempt's spec where they belong."""
+        """Write the dataset and the spec of the first attempt."""
         path = folder / "rows.parquet"
         _write_rows(path, self.size.rows)
         self.store.upload(path, _KEY)
@@ -64,14 +64,15 @@ class Job:
         )
 
     def next_attempt(self, attempt: int) -> None:
-        """What the control plane does when one is lost: another, from its newest checkpoint."""
+        """Write the spec of the next attempt, from the newest checkpoint, as the control plane
+        does."""
         spec = JobSpec.model_validate_json(self.store.read(layout.run_spec(self.name, attempt - 1)))
         found = self.checkpoints(attempt - 1)
         newest = found[-1] if found else spec.resume_from
         self._write_spec(spec.model_copy(update={"attempt": attempt, "resume_from": newest}))
 
     def command(self, attempt: int, ranks: int, min_ranks: int) -> list[str]:
-        """As the service asks Ray to start it."""
+        """Return the command line that the service submits to Ray."""
         return [
             *(sys.executable, "-m", "workers.train", "--cold", "--store", self.store.uri),
             *("--job", self.name, "--attempt", str(attempt)),
@@ -79,7 +80,7 @@ class Job:
         ]
 
     def progress(self, attempt: int) -> Progress | None:
-        """What the attempt tells; None before it tells anything."""
+        """Return the attempt's progress, or None before its first report."""
         try:
             text = self.store.read(layout.run_progress(self.name, attempt))
         except ObjectNotFound:
@@ -87,11 +88,11 @@ class Job:
         return Progress.model_validate_json(text)
 
     def checkpoints(self, attempt: int) -> list[str]:
-        """Keys, the newest last."""
+        """Return the keys, newest last."""
         return sorted(self.store.keys(layout.run_checkpoints(self.name, attempt)))
 
     def result(self, attempt: int) -> "Result":
-        """Raises ObjectNotFound where the attempt made nothing."""
+        """Return the result. Raises ObjectNotFound if the attempt has none."""
         manifest = read_candidate(self.store, self.name, attempt)
         check_candidate(self.store, manifest)
         heads = self.store.read(layout.run_file(self.name, attempt, layout.HEADS))
@@ -105,7 +106,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What an attempt made."""
+    """Result of an attempt."""
 
     digest: str
     heads: bytes
@@ -113,7 +114,7 @@ class Result:
     updates: int
 
     def distance(self, other: "Result") -> float:
-        """The largest difference of any entry of the heads."""
+        """Return the largest difference of any entry of the heads."""
         ours, theirs = (safetensors.torch.load(each.heads) for each in (self, other))
         return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
@@ -127,7 +128,7 @@ def _model(size: Size) -> ModelSpec:
 
 
 def _write_rows(path: Path, rows: int) -> None:
-    """Pairs that have something in common: two random views of 32 hidden numbers, and noise."""
+    """Write correlated pairs: two random views of 32 latent numbers, plus noise."""
     generator = np.random.default_rng(0)
     hidden = generator.normal(size=(rows, 32)).astype(np.float32)
     columns: dict[str, pa.Array] = {"id": pa.array([f"row-{row}" for row in range(rows)])}
@@ -136,5 +137,5 @@ def _write_rows(path: Path, rows: int) -> None:
         noise = generator.normal(size=(rows, width)).astype(np.float32)
         values = pa.array((hidden @ view + noise).ravel())
         columns[name] = pa.FixedSizeListArray.from_arrays(values, width)
-    # Small groups of rows: what streams them goes back to the store all the time.
+    # Small row groups, so that streaming reads from the store all the time.
     pq.write_table(pa.table(columns), path, row_group_size=1024)

@@ -1,4 +1,4 @@
-"""An S3 server behind a door that can be shut: connections are refused, as of a store that is away."""
+"""An S3 server behind a TCP proxy that can refuse connections, like an unavailable store."""
 
 import os
 import socket
@@ -12,14 +12,14 @@ from moto.server import ThreadedMotoServer
 
 _BUCKET = "faults"
 _CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "somebody",
+    "AWS_ACCESS_KEY_ID": "benchmark",
     "AWS_SECRET_ACCESS_KEY": "something",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 
 
-class Door:
-    """Passes connections on to `server` while it is open."""
+class TcpProxy:
+    """Forwards connections to `server` while it is open."""
 
     def __init__(self, server: str) -> None:
         parts = urlsplit(server)
@@ -28,16 +28,16 @@ class Door:
         self._passing: set[socket.socket] = set()
         self.is_open = True
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._listen, name="door", daemon=True).start()
+        threading.Thread(target=self._listen, name="proxy", daemon=True).start()
 
     def shut(self) -> None:
-        """Those who are inside lose their connection, and nobody new comes in."""
+        """Close all connections and refuse new ones."""
         self.is_open = False
         for passing in list(self._passing):
             _hang_up(passing)
 
     def close(self) -> None:
-        """For good."""
+        """Close the proxy permanently."""
         self.shut()
         _hang_up(self._listener)
         self._listener.close()
@@ -47,7 +47,7 @@ class Door:
             try:
                 visitor, _ = self._listener.accept()
             except OSError:
-                return  # It was closed.
+                return  # The proxy was closed.
             if self.is_open:
                 threading.Thread(target=self._pass, args=[visitor], daemon=True).start()
             else:
@@ -64,19 +64,19 @@ class Door:
 
 
 @contextmanager
-def bucket() -> Iterator[tuple[str, str, Door]]:
-    """URI of a new bucket, the server's own address, and the door before it."""
+def bucket() -> Iterator[tuple[str, str, TcpProxy]]:
+    """Yield the URI of a new bucket, the server's own address, and the proxy."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     address = f"http://{host}:{port}"
     os.environ.update(_CREDENTIALS, AWS_ENDPOINT_URL=address)
     boto3.client("s3").create_bucket(Bucket=_BUCKET)
-    door = Door(address)
+    proxy = TcpProxy(address)
     try:
-        yield f"s3://{_BUCKET}", address, door
+        yield f"s3://{_BUCKET}", address, proxy
     finally:
-        door.close()
+        proxy.close()
         server.stop()
         for name in (*_CREDENTIALS, "AWS_ENDPOINT_URL"):
             del os.environ[name]
@@ -87,7 +87,7 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
         while data := source.recv(1 << 16):
             target.sendall(data)
     except OSError:
-        pass  # The door was shut, or one of them has gone: either way it is over.
+        pass  # The proxy was shut, or one side has closed the connection.
     _hang_up(target)
 
 
@@ -95,4 +95,4 @@ def _hang_up(connection: socket.socket) -> None:
     try:
         connection.shutdown(socket.SHUT_RDWR)
     except OSError:
-        pass  # It is over already.
+        pass  # Already closed.

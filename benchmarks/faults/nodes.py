@@ -1,6 +1,7 @@
-"""Several Ray nodes on this machine, each with an address of its own, so that ranks are apart.
+"""Several Ray nodes on this machine, each with its own address, so that ranks run on different
+nodes.
 
-Killing a node kills every process on it, which is what a lost machine looks like from outside.
+Killing a node kills all its processes, like the loss of a machine.
 """
 
 import os
@@ -29,7 +30,7 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # So that every group's ranks are told of in full.
+    # Log every rank of every group.
     "RAY_DEDUP_LOGS": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
 }
@@ -45,9 +46,9 @@ class NodesError(Exception):
 
 
 class Nodes:
-    """A head, and nodes that have one CPU each: every rank is on a node of its own.
+    """A head, and nodes with one CPU each, so that every rank has its own node.
 
-    `cpus_of_head`: with one, there is a rank on the head as well.
+    `cpus_of_head`: with 1, the head gets a rank as well.
     """
 
     def __init__(
@@ -59,8 +60,8 @@ class Nodes:
     ) -> None:
         self.folder = folder
         self._cpus_of_head, self._others = cpus_of_head, others
-        # Short, because the path of a Unix socket may have 107 characters at most; and our own,
-        # because Ray keeps there which cluster of the machine is the present one.
+        # Short, because the path of a Unix socket has at most 107 characters. Separate, because Ray
+        # stores the address of the machine's current cluster there.
         self._files = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
         own = {"RAY_TMPDIR": self._files.name}
         self._environment = {**os.environ, **_ENVIRONMENT, **own, **environment}
@@ -87,14 +88,14 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        """Of the head."""
+        """Address of the head."""
         return f"127.0.0.1:{self._port}"
 
     def _start(self) -> None:
-        """Start all; again where that fails.
+        """Start all nodes, with retries.
 
-        Ray's client server, which nobody uses and nothing turns off, takes its head along where that
-        one needs more than half a minute, as on a very busy machine.
+        Ray's client server is unused here but cannot be disabled. On a very busy machine its start
+        exceeds half a minute, and the head then exits.
         """
         for tries_left in reversed(range(_TRIES)):
             try:
@@ -109,26 +110,26 @@ class Nodes:
                 return
 
     def start_head(self) -> None:
-        """The head, at the same address each time."""
+        """Start the head, always at the same address."""
         options = (
             f"--port={self._port}",
-            # With its dashboard: Ray Train asks there whether a controller lives, to clean up after it.
+            # Ray Train's cleanup queries the dashboard for live controllers.
             f"--dashboard-port={_free_port()}",
-            # Where the usual one is taken, by another Ray, the node would end.
+            # The node would exit if another Ray uses the default port.
             f"--ray-client-server-port={_free_port()}",
         )
         self._ray("127.0.0.1", "--head", *options)
 
     def add(self, ip: str) -> None:
-        """One more node. Not two at once: Ray gives them the same names of sockets then."""
+        """Start a node. Not concurrently: Ray would give both the same socket names."""
         self._ray(ip, f"--address={self.address}")
 
     def kill(self, ip: str) -> None:
-        """The node and all that runs on it, at once."""
+        """Kill the node with all its processes."""
         _end(self.processes.pop(ip))
 
     def drain(self, ip: str, seconds: int) -> None:
-        """Announce that the node will be gone in so many seconds, as a cloud does."""
+        """Announce the node's preemption in `seconds`, as a cloud does."""
         words = [
             *(str(_PROGRAMS / "ray"), "drain-node", "--address", self.address),
             *("--node-id", self.node_id(ip), "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
@@ -137,31 +138,31 @@ class Nodes:
         subprocess.run(words, check=True, env=self._environment, capture_output=True)
 
     def node_id(self, ip: str) -> str:
-        """Ray's name for a node."""
+        """Return Ray's id of a node."""
         words = [sys.executable, "-c", _NODE_ID, self.address, ip]
         done = subprocess.run(words, check=True, env=self._environment, capture_output=True)
         return done.stdout.decode().split()[-1]
 
     def start_driver(self, command: list[str], name: str) -> subprocess.Popen[bytes]:
-        """A driver on the head; it writes into the log of that name."""
+        """Start a driver on the head, with a log of that name."""
         return self._spawn(name, command, RAY_ADDRESS=self.address)
 
     def log(self, name: str) -> Path:
-        """Where a process writes what it prints."""
+        """Return the path of a process's log."""
         return self.folder / f"{name}.log"
 
     def ranks(self, driver: str) -> dict[int, psutil.Process]:
-        """The processes of the newest group that this driver's log tells of, by rank."""
+        """Return the processes of the newest worker group in this driver's log, by rank."""
         told = self.log(driver).read_text(errors="replace").rpartition(_GROUP_LINE)[2]
         return {int(rank): psutil.Process(int(pid)) for pid, rank in _RANK_LINE.findall(told)}
 
     def node_of(self, process: psutil.Process) -> str:
-        """The address of the node that a process runs on."""
+        """Return the address of a process's node."""
         above = {each.pid for each in process.parents()}
         return next(ip for ip, node in self.processes.items() if node.pid in above)
 
     def find(self, words: str) -> psutil.Process:
-        """The process of this cluster with these words in its title."""
+        """Return the process of this cluster whose title contains `words`."""
         for node in self.processes.values():
             for child in family(node.pid):
                 if words in title(child):
@@ -169,7 +170,7 @@ class Nodes:
         raise LookupError(f"no process of {sorted(self.processes)} is called {words!r}")
 
     def stop(self) -> None:
-        """End all that was started here, at once."""
+        """Kill all processes started here."""
         self._end_all()
         self._files.cleanup()
 
@@ -183,7 +184,7 @@ class Nodes:
         words = [
             *(str(_PROGRAMS / "ray"), "start", "--block", "--disable-usage-stats", *options),
             *(f"--node-ip-address={ip}", f"--num-cpus={cpus}", "--object-store-memory=80000000"),
-            # The default range is shared by all nodes of a machine, and they would collide.
+            # With the default range, the worker ports of nodes on the same machine collide.
             *("--min-worker-port=0", "--max-worker-port=0"),
         ]
         self.log(ip).unlink(missing_ok=True)
@@ -211,17 +212,18 @@ class Nodes:
 
 
 def _end(node: subprocess.Popen[bytes]) -> None:
-    """All below it, as Ray's workers have groups of their own; and its group, as some have left it."""
+    """Kill its descendants, because Ray's workers have separate process groups, and its process
+    group, because some processes are detached."""
     below = family(node.pid)
     try:
         os.killpg(node.pid, signal.SIGKILL)
     except ProcessLookupError:
-        pass  # All of the group has ended already.
+        pass  # The group has already ended.
     for child in below:
         try:
             child.kill()
         except psutil.NoSuchProcess:
-            pass  # It was quicker.
+            pass  # It has already ended.
     node.wait()
 
 

@@ -1,21 +1,28 @@
-"""The page of the benchmark of faults."""
+"""Markdown page of `benchmarks.training_faults`."""
 
 from collections.abc import Mapping
 from typing import Any
 
-_EXPLAINED = """Columns: *resumed*, seconds from the fault to the first update of the ranks that went on from a checkpoint (or that no rank had to go back, and how many updates the next news told of); *pause*, the longest time without news of another update; *at update*, of all, which are more where a fault takes longer than the rest of the usual training; *repeated*, updates that were done twice; *attempts*, more than one where the fault ends the driver and the control plane would submit another; *result*, beside that of a run that nothing happened to."""
+_EXPLAINED = (
+    "Columns: *resumed*, seconds from the fault to the first update after resuming from a "
+    "checkpoint (or, if no rank had to resume, the number of updates until the next report); "
+    "*pause*, the longest time without a reported update; *at update*, out of all updates (long "
+    "faults use a longer training); *repeated*, updates that were done twice; *attempts*, more "
+    "than one if the fault ends the driver and the control plane would submit another; *result*, "
+    "compared with a run without a fault."
+)
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Question, machine, table."""
+    """Render the page."""
     size = document["size"]
     where = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
     setting = (
-        f"{size['rows']} pairs, {size['epochs']} epochs, batch {size['batch_size']}, two ranks, each "
-        f"on a Ray node of its own on this machine (head without CPUs). {document['updates']} updates "
-        f"take {document['seconds']:g} s undisturbed. A checkpoint every "
-        f"{document['checkpoint_seconds']} s (60 by default), a hang is one of "
-        f"{document['peer_seconds']} s (60 by default)."
+        f"{size['rows']} pairs, {size['epochs']} epochs, batch {size['batch_size']}, two ranks, "
+        f"each on its own Ray node on this machine (the head has no CPUs). {document['updates']} "
+        f"updates take {document['seconds']:g} s without a fault. Checkpoints are written every "
+        f"{document['checkpoint_seconds']} s (default 60), and a rank counts as hung after "
+        f"{document['peer_seconds']} s (default 60)."
     )
     lines = [
         "# Faults while training",
@@ -28,7 +35,10 @@ def markdown(document: Mapping[str, Any]) -> str:
         "",
         _EXPLAINED,
         "",
-        "| fault | resumed, s | pause, s | at update | from update | repeated | attempts | ranks at the end | result |",
+        (
+            "| fault | resumed, s | pause, s | at update | from update | repeated | attempts | ranks "
+            "at the end | result |"
+        ),
         "|---|---|---|---|---|---|---|---|---|",
         *(_row(outcome) for outcome in document["outcomes"]),
     ]
@@ -50,7 +60,7 @@ def _row(outcome: Mapping[str, Any]) -> str:
 
 def _resumed(outcome: Mapping[str, Any]) -> str:
     if outcome["resumed"] is None:
-        return f"went on: {outcome['meanwhile']} updates"
+        return f"no resume: {outcome['meanwhile']} updates"
     return f"{outcome['resumed']:g}"
 
 
@@ -60,8 +70,8 @@ def _known(value: float | None) -> str:
 
 def _result(outcome: Mapping[str, Any]) -> str:
     if not outcome["came_in_time"]:
-        return "**not tested**: the training was over before the fault was"
+        return "**not tested**: training ended before the fault"
     if outcome["distance"] is None:
-        return "equal to the bit"
-    verdict = "the same" if outcome["is_same"] else "**another one**"
+        return "bit-equal"
+    verdict = "the same" if outcome["is_same"] else "**different**"
     return f"{verdict}: {outcome['distance']:.1e} apart"

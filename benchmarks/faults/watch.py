@@ -1,4 +1,4 @@
-"""What was seen of a job while it ran, and the figures in it."""
+"""Recorded progress of a job, and figures from it."""
 
 import itertools
 import time
@@ -9,8 +9,8 @@ from cmcl.contract.job import Progress
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One look at the progress: when (seconds of the monotonic clock), of which attempt."""
+class ProgressSample:
+    """A progress report, with its time (monotonic clock) and attempt."""
 
     at: float
     attempt: int
@@ -18,34 +18,34 @@ class Seen:
 
     @property
     def done(self) -> int:
-        """Updates, while it trains; none before."""
+        """Number of updates; 0 before training."""
         return self.progress.updates_done if self.progress.phase == "training" else 0
 
 
 @dataclass
-class Watch:
-    """Everything that a job told, each thing once."""
+class ProgressLog:
+    """All distinct progress reports of a job."""
 
     job: Job
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[ProgressSample] = field(default_factory=list)
 
-    def look(self, attempt: int) -> Seen | None:
-        """What it tells now; None before it tells anything."""
+    def look(self, attempt: int) -> ProgressSample | None:
+        """Read the current report, or return None if there is none."""
         progress = self.job.progress(attempt)
         if progress is None:
             return None
-        found = Seen(time.monotonic(), attempt, progress)
+        found = ProgressSample(time.monotonic(), attempt, progress)
         last = self.seen[-1] if self.seen else None
         if last is None or (last.attempt, last.progress) != (attempt, progress):
             self.seen.append(found)
         return found
 
     def done_before(self, moment: float) -> int:
-        """Updates that were told of before that moment."""
+        """Return the updates reported before that time."""
         return max((each.done for each in self.seen if each.at <= moment), default=0)
 
-    def resumed_after(self, moment: float) -> Seen | None:
-        """The first update that ranks told of that were started after that moment."""
+    def resumed_after(self, moment: float) -> ProgressSample | None:
+        """Return the first report of an update by ranks that started after that time."""
         is_new, before = False, self.done_before(moment)
         attempt = max((each.attempt for each in self.seen if each.at <= moment), default=1)
         for each in (each for each in self.seen if each.at > moment):
@@ -56,12 +56,13 @@ class Watch:
         return None
 
     def longest_pause_after(self, moment: float) -> float:
-        """Seconds without news of another update."""
+        """Return the longest time in seconds without a new update."""
         times = [moment, *(each.at for each in self.seen if each.at > moment and each.done)]
         return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
 
     def done_meanwhile(self, moment: float) -> int:
-        """Updates between the last news before that moment and the first ones after it."""
+        """Return the updates between the last report before that time and the first one after
+        it."""
         before = self.done_before(moment)
         later = (each.done for each in self.seen if each.at > moment and each.done > before)
         return next(later, before) - before

@@ -1,1 +1,1 @@
-"""Attacks of one owner beside the steady work of another; see benchmarks/isolation/__main__.py."""
+"""Attacks of one owner during the steady work of another; see benchmarks/isolation/__main__.py."""

@@ -1,9 +1,10 @@
-"""Does the work of one owner notice the attacks of another?
+"""Do attacks of one owner affect the work of another?
 
-`python -m benchmarks.isolation` starts the whole local system with keys. One owner, bob, works steadily:
-embeddings, searches, reads, writes, and a kubelet's probes. Beside it one attack after the other runs
-from another source address, without a key or with those of the owner mallory: a quiet window, the
-attack, a recovery. What kept memory, or ended, is restarted before the next attack.
+`python -m benchmarks.isolation` starts the whole local system with keys. One owner, bob, works
+steadily: embeddings, searches, reads, writes, and probes like a kubelet's. At the same time attacks
+run one after the other from another source address, without a key or with keys of the owner
+mallory. Each has a quiet window, the attack, and a recovery. A part that kept memory or ended is
+restarted before the next attack.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 
 from benchmarks.arguments import OneLineParser
 from benchmarks.isolation.attacker import AttackFailed, AttackFunction, AttackProcess
-from benchmarks.isolation.bystander import RATES, Steady
+from benchmarks.isolation.bystander import RATES, SteadyLoad
 from benchmarks.isolation.endpoint_attacks import (
     costly_searches,
     fill_collections,
@@ -52,8 +53,8 @@ from benchmarks.isolation.service_attacks import (
     wrong_kinds,
     wrong_shards,
 )
-from benchmarks.isolation.watch import PROXY, REPLICA, SERVICE, Watch
-from benchmarks.progress import say
+from benchmarks.isolation.watch import PROXY, REPLICA, SERVICE, ProcessMonitor
+from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from cmcl.demo.stream import read_stream
 from cmcl.ports import Ports, StackError
@@ -64,7 +65,7 @@ _STEM = "isolation"
 _PREPARE_SECONDS = 900.0
 _GRACE_SECONDS = 120.0
 
-# Those that leave most behind come last.
+# Attacks that leave most resources allocated come last.
 ATTACKS: Mapping[str, AttackFunction] = {
     each.__name__.replace("_", "-"): each
     for each in (
@@ -99,9 +100,9 @@ _LONG = frozenset({"wide-branches"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it, leave a page and its document; status 1 if a goal is missed."""
+    """Run the benchmark and write page and document. Return 1 if a goal is missed."""
     options = _parser().parse_args(arguments)
-    # As an error that unwinds: Ray would outlive this process otherwise.
+    # Raise, so that context managers stop Ray, which would otherwise outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     document = run(options)
     if options.before:
@@ -117,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Start everything, and run one attack after the other."""
+    """Start the system, and run the attacks one after the other."""
     stream = read_stream(options.stream)
     goals = Goals(mib=((SERVICE, 400), (PROXY, 128), (REPLICA, options.replica_mib)))
     found: dict[str, dict[str, Any]] = {}
@@ -129,40 +130,40 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             ranks=1,
             allowed_prefixes=prefixes,
             keys=True,
-            # The versions of both owners must come about, on a busy machine as well.
+            # Both owners' versions must be trained, even on a busy machine.
             extra_environment={"CMCL_MAX_ATTEMPTS": "10"},
         )
-        say("starting the local system")
+        log_progress("starting the local system")
         parts.enter_context(stack)
         owners = Owners(stack, stream, folder / "rows")
-        say("both owners train a model")
+        log_progress("both owners train a model")
         owners.settle()
-        watch = parts.enter_context(Watch(stack))
-        steady = parts.enter_context(Steady(owners.bystander(RATES)))
+        watch = parts.enter_context(ProcessMonitor(stack))
+        steady = parts.enter_context(SteadyLoad(owners.bystander(RATES)))
         trial = _Trial(stack, owners, watch, steady, options)
         try:
             for name in options.attacks:
                 found[name] = trial.of(name)
                 found[name]["missed"] = missed(found[name], goals)
-                say(_line(name, found[name]))
+                log_progress(_line(name, found[name]))
                 _restart(stack, owners, watch, found[name]["missed"])
         except StackError as error:
-            # What was found is kept: the rest counts as not shown.
-            say(str(error))
+            # Keep the results so far; the remaining attacks count as not tested.
+            log_progress(str(error))
             for name in options.attacks:
                 found.setdefault(name, {"words": "", "error": str(error), "missed": ["error"]})
     return _document(options, goals, found)
 
 
 class _Trial:
-    """One attack, and what is seen of it."""
+    """One attack and its measurements."""
 
     def __init__(
         self,
         stack: LocalStack,
         owners: Owners,
-        watch: Watch,
-        steady: Steady,
+        watch: ProcessMonitor,
+        steady: SteadyLoad,
         options: argparse.Namespace,
     ) -> None:
         self._stack = stack
@@ -172,8 +173,8 @@ class _Trial:
         self._options = options
 
     def of(self, name: str) -> dict[str, Any]:
-        """Quiet, attack, recovery. An attack that could not be carried out has an `error`."""
-        say(f"{name}: preparing")
+        """Run all windows of an attack. An attack that fails to run has an `error`."""
+        log_progress(f"{name}: preparing")
         attack, options = ATTACKS[name], self._options
         target = self._owners.target(options.seconds, options.scale)
         words = " ".join((attack.__doc__ or "").split())
@@ -183,7 +184,7 @@ class _Trial:
             with ThreadPoolExecutor(1) as datasets:
                 return {"words": words, **self._windows(process, datasets)}
         except AttackFailed as error:
-            say(str(error))
+            log_progress(str(error))
             return {"words": words, "error": str(error).strip().splitlines()[-1]}
         finally:
             process.end()
@@ -209,10 +210,14 @@ class _Trial:
         return {**found, "dataset": dataset.result()} if dataset else found
 
 
-def _restart(stack: LocalStack, owners: Owners, watch: Watch, missed: Sequence[str]) -> None:
-    """Restart the parts that kept something or ended, so that the next attack meets them new.
+def _restart(
+    stack: LocalStack, owners: Owners, watch: ProcessMonitor, missed: Sequence[str]
+) -> None:
+    """Restart parts that kept resources or ended, so that the next attack starts from a clean
+    state.
 
-    Raises StackError where that cannot be done: Ray itself, and the driver of the endpoint.
+        Raises StackError for parts that cannot be restarted: Ray itself, and the driver of the
+        endpoint.
     """
     if lost := set(stack.ended()) - {SERVICE}:
         raise StackError(f"{', '.join(lost)} ended; see {stack.folder / 'logs'}")
@@ -221,12 +226,12 @@ def _restart(stack: LocalStack, owners: Owners, watch: Watch, missed: Sequence[s
     if "error" in missed:
         roles |= {SERVICE, PROXY, REPLICA}
     if SERVICE in roles:
-        say("restarting the service")
+        log_progress("restarting the service")
         stack.kill(SERVICE)
         stack.start_service()
         stack.wait_for_service()
     for role in roles & {PROXY, REPLICA}:
-        say(f"restarting the {role}")
+        log_progress(f"restarting the {role}")
         for process in watch.processes()[role]:
             process.kill()
     if roles:
@@ -256,7 +261,7 @@ def _document(
                 f"{kind} {rate:g}" for kind, rate in RATES.items()
             ),
             "datasets of the other owner": "one during each attack" if options.datasets else "none",
-            "connections": f"{options.scale:g} times those of the description",
+            "connections": f"{options.scale:g} times those in the descriptions",
             "attacker": "on the same machine, one process, source address 127.0.0.2",
         },
         "machine": machine(),
@@ -267,14 +272,14 @@ def _attacks(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
         if name not in ATTACKS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(ATTACKS)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(ATTACKS)}")
     return names
 
 
 def _seconds(text: str) -> float:
     value = float(text)
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
     return value
 
 
@@ -291,8 +296,8 @@ def _parser() -> argparse.ArgumentParser:
         ("quiet", 8, "before each attack"),
         ("seconds", 20, "of each attack"),
         ("recovery", 25, "after each attack"),
-        ("scale", 1, "times the connections of each attack"),
-        ("replica-mib", 4096, "memory of a replica that counts as its budget"),
+        ("scale", 1, "factor for the connections of each attack"),
+        ("replica-mib", 4096, "memory budget of a replica"),
     ):
         parser.add_argument(
             f"--{name}", type=_seconds, default=default, help=f"{words} (default: {default})"
@@ -303,9 +308,9 @@ def _parser() -> argparse.ArgumentParser:
         "--before",
         type=Path,
         metavar="FILE",
-        help="the JSON of an earlier run, to show beside this",
+        help="the JSON of an earlier run to compare with",
     )
-    parser.add_argument("--json", action="store_true", help="the document as the last line")
+    parser.add_argument("--json", action="store_true", help="print the document as the last line")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
 

@@ -1,7 +1,7 @@
-"""The process that attacks: connections from a source address of its own, and the window of an attack.
+"""The attacking process: connections from its own source address, and the window of an attack.
 
-An attack is a coroutine function of one `Attacker`. What it does before `crowd` is preparation, `crowd`
-is the attack itself and lasts as long as the window, and what comes after it cleans up.
+An attack is a coroutine function of one `Attacker`. Code before `run_concurrently` prepares the attack,
+`run_concurrently` runs it for the whole window, and code after it cleans up.
 """
 
 import asyncio
@@ -28,9 +28,10 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 READY, GO, OVER = "ready", "go", "over"
 MEBIBYTE = 1 << 20
 _SPAWN = multiprocessing.get_context("spawn")
-# Descriptors that are no connection of an attack: pipes, libraries, the client of the preparation.
+# Descriptors that are not connections of an attack: pipes, libraries, the client of the
+# preparation.
 _SPARE_DESCRIPTORS = 256
-# Between two bytes of a client that a server may take for a slow one.
+# Pause between two bytes of a client that resembles a slow one.
 DRIP_SECONDS = 5.0
 _RETRY_SECONDS = 0.05
 _KEY_SECONDS = 15.0
@@ -40,11 +41,12 @@ _CONNECTION_ERRORS = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrun
 
 @dataclass(frozen=True)
 class Target:
-    """What is attacked, and with what.
+    """Target and means of an attack.
 
-    keys: of one owner, by scope; `admin` has all scopes. model: of the same owner, with a live version.
-    widths: of its modalities' features. prefix: an address under which shards may lie. scale: share of
-    the connections of each attack. source: the address that connections come from.
+    `keys`: keys of one owner by scope; `admin` has all scopes. `model`: a model of the same
+    owner with a live version. `widths`: feature widths of its modalities. `prefix`: a permitted
+    address of shards. `scale`: factor for the connections of each attack. `source`: source
+    address of connections.
     """
 
     service: str
@@ -59,7 +61,7 @@ class Target:
 
 
 class Attacker:
-    """Connections, requests and counts of one attack. `counts` is part of the result."""
+    """Connections, requests and counters of one attack. `counts` is part of the result."""
 
     def __init__(self, target: Target, pipe: Connection) -> None:
         self.target = target
@@ -70,14 +72,14 @@ class Attacker:
         self._made: list[tuple[str, str]] = []
 
     def many(self, number: int) -> int:
-        """`number` scaled, at least 1, and at most what the limit of descriptors leaves."""
+        """Return `number` scaled, at least 1 and within the descriptor limit."""
         return max(1, min(round(number * self.target.scale), self._most))
 
-    async def crowd(self, number: int, act: Act) -> None:
-        """Run `act(0)`, `act(1)`, ... side by side for the window, each again when it ends.
+    async def run_concurrently(self, number: int, act: Act) -> None:
+        """Run `act(0)`, `act(1)`, ... concurrently for the window, and restart each when it ends.
 
-        Ends of connections are counted, and `act` is called again after a short pause. Any other
-        exception ends the attack and is raised.
+        Closed connections are counted, and `act` is called again after a short pause. Any
+        other exception ends the attack and is raised.
         """
         loop = asyncio.get_running_loop()
         self._pipe.send(READY)
@@ -107,12 +109,13 @@ class Attacker:
 
     @asynccontextmanager
     async def connection(self, url: str, *, reads: bool = True) -> AsyncIterator[Stream]:
-        """A connection, closed at once at the end. `reads` false: what comes stays in the kernel's buffers."""
+        """Open a connection, aborted at the end. With `reads` false, responses stay in the kernel's
+        buffers."""
         place = urlsplit(url)
         made = bound_socket(self.target.source)
         try:
             if not reads:
-                # Before connecting: the window that is offered to the server follows from it.
+                # Before connecting, because it determines the advertised receive window.
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             await asyncio.get_running_loop().sock_connect(made, (place.hostname, place.port))
             reader, writer = await asyncio.open_connection(sock=made)
@@ -130,17 +133,18 @@ class Attacker:
             self._open -= 1
             writer.transport.abort()
 
-    async def pour(self, writer: asyncio.StreamWriter, piece: bytes, size: int) -> None:
-        """Send `piece` over and over, `size` bytes altogether. Raises OSError once it is cut."""
+    async def send_repeatedly(self, writer: asyncio.StreamWriter, piece: bytes, size: int) -> None:
+        """Send `piece` repeatedly, `size` bytes in total. Raises OSError when the connection is
+        cut."""
         for _ in range(0, size, len(piece)):
             writer.write(piece)
             await writer.drain()
             self.counts["bytes"] += len(piece)
-            # `drain` does not wait while the kernel takes everything, and others must have a turn.
+            # `drain` does not wait while the kernel accepts everything; yield to other tasks.
             await asyncio.sleep(0)
 
     async def flood(self, url: str, *requests: bytes) -> None:
-        """Send these requests over and over on one connection, and read each answer."""
+        """Send these requests repeatedly on one connection, and read each response."""
         async with self.connection(url) as (reader, writer):
             for request in itertools.cycle(requests):
                 writer.write(request)
@@ -163,7 +167,7 @@ class Attacker:
                     await writer.drain()
 
     async def hold_many(self, url: str, number: int, data: bytes, drip: bytes = b"") -> None:
-        """Hold so many connections for the window, as `hold` does, each with little to send."""
+        """Hold `number` connections for the window, as `hold` does, each with little data."""
         place = urlsplit(url)
         many = self.many(number)
 
@@ -172,10 +176,10 @@ class Attacker:
             with HeldConnections(where, self.target.source, data, drip, DRIP_SECONDS) as held:
                 await held.keep(many, self.counts)
 
-        await self.crowd(1, act)
+        await self.run_concurrently(1, act)
 
     async def leave_unread(self, url: str, data: bytes, seconds: float) -> None:
-        """Send a request, read nothing for so long, then do it again on another connection."""
+        """Send a request, read nothing for `seconds`, then repeat on another connection."""
         async with self.connection(url, reads=False) as (_, writer):
             writer.write(data)
             await writer.drain()
@@ -184,7 +188,7 @@ class Attacker:
 
     @asynccontextmanager
     async def client(self, url: str, scope: str) -> AsyncIterator[httpx.AsyncClient]:
-        """A client with one of the attacker's keys, for what needs no exact bytes."""
+        """An HTTP client with one of the attacker's keys, for well-formed requests."""
         transport = httpx.AsyncHTTPTransport(
             limits=httpx.Limits(max_connections=None),
             local_address=self.target.source,
@@ -196,8 +200,8 @@ class Attacker:
             yield made
 
     async def mint(self, number: int, scopes: Sequence[str]) -> list[str]:
-        """Keys of the same owner: as many as the service gives, up to `number`. They are revoked in
-        `remove_made`. Returns once the last one is known at the endpoint, if it may embed."""
+        """Create up to `number` keys of the same owner, which `remove_made` revokes. If they may
+        embed, return after the endpoint accepts the last one."""
         keys: list[str] = []
         async with self.client(self.target.service, "admin") as client:
             for each in range(number):
@@ -225,11 +229,11 @@ class Attacker:
                 await asyncio.sleep(0.2)
 
     def made(self, scope: str, path: str) -> None:
-        """Note something at the service that `remove_made` deletes with this key."""
+        """Register a resource of the service that `remove_made` deletes with this key."""
         self._made.append((scope, path))
 
     async def remove_made(self) -> None:
-        """Delete all that was noted, at the service. What cannot be deleted is counted."""
+        """Delete all registered resources, and count those that cannot be deleted."""
         paths = iter(self._made)
         async with self.client(self.target.service, "admin") as client:
             await asyncio.gather(*(self._remove(client, paths) for _ in range(_CLEANUP_AT_ONCE)))
@@ -249,11 +253,11 @@ AttackFunction = Callable[[Attacker], Awaitable[None]]
 
 
 class AttackFailed(Exception):
-    """The attack could not be prepared or carried out: nothing was shown."""
+    """The attack could not be prepared or run, so nothing was tested."""
 
 
 class AttackProcess:
-    """An attack in a process of its own. It waits between the preparation and the attack."""
+    """An attack in a separate process, which waits between preparation and attack."""
 
     def __init__(self, attack: AttackFunction, target: Target) -> None:
         self._pipe, theirs = _SPAWN.Pipe()
@@ -262,7 +266,7 @@ class AttackProcess:
         theirs.close()
 
     def prepare(self, seconds: float) -> None:
-        """Wait until it is prepared. Raises AttackFailed."""
+        """Wait for the end of the preparation. Raises AttackFailed."""
         self._expect(READY, seconds)
 
     def go(self) -> None:
@@ -274,12 +278,12 @@ class AttackProcess:
         self._expect(OVER, seconds)
 
     def counts(self, seconds: float) -> dict[str, int]:
-        """What it did, once it has cleaned up. Raises AttackFailed."""
+        """Return the counters after cleanup. Raises AttackFailed."""
         found: dict[str, int] = self._receive(seconds)
         return found
 
     def end(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process."""
         self._process.kill()
         self._process.join()
         self._pipe.close()
@@ -287,11 +291,11 @@ class AttackProcess:
     def _expect(self, word: str, seconds: float) -> None:
         found = self._receive(seconds)
         if found != word:
-            raise AttackFailed(f"the attack sent {found!r} where {word!r} was expected")
+            raise AttackFailed(f"the attack sent {found!r} instead of {word!r}")
 
     def _receive(self, seconds: float) -> Any:
         if not self._pipe.poll(seconds):
-            raise AttackFailed(f"the attack did not answer within {seconds:g} s")
+            raise AttackFailed(f"the attack did not respond within {seconds:g} s")
         try:
             found = self._pipe.recv()
         except EOFError:

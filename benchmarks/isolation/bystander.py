@@ -1,7 +1,7 @@
-"""The other owner, who works steadily in a process of his own while somebody attacks.
+"""SteadyLoad work of the other owner during attacks, in a separate process.
 
-Requests begin at fixed times whether or not earlier ones were answered, so a server that stands still
-delays all that come meanwhile and not only the first.
+Requests start at fixed times whether or not earlier ones were answered, so a stalled server delays
+all requests of that time, not only the first.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ _KEPT = 8
 
 
 class Record(NamedTuple):
-    """One request. begin: by the monotonic clock, which all processes of a machine share. error: the
-    exception, where there was no answer (status 0), or that it came too late."""
+    """One request. `begin`: monotonic time, which all processes of a machine share. `error`: the
+    exception without a response (status 0), or a note that it was late."""
 
     kind: str
     begin: float
@@ -39,16 +39,17 @@ class Record(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        """Nothing of the steady work is wrong, so every answer but 2xx in time is a failure."""
+        """Whether it failed: all requests are valid, so only 2xx in time is a success."""
         is_success = httpx.codes.OK <= self.status < httpx.codes.MULTIPLE_CHOICES
         return bool(self.error) or not is_success
 
 
 @dataclass(frozen=True)
 class Bystander:
-    """Who works, where, and with what. feature: of `modality`, for queries. collection: of his own.
+    """The other owner, its servers and its data. `feature`: a query of `modality`. `collection`:
+    its collection.
 
-    rates: requests of each kind in a second; a `write` is three requests.
+        `rates`: requests per second by kind; a `write` is three requests.
     """
 
     service: str
@@ -73,22 +74,22 @@ RATES: Mapping[str, float] = {
 }
 
 
-class Steady(Child):
-    """The process that works from now on; `take` gives what has been recorded since."""
+class SteadyLoad(Child):
+    """The working process; `take` returns the requests recorded since the last call."""
 
     def __init__(self, bystander: Bystander) -> None:
         super().__init__(_run, bystander)
 
     def take(self) -> list[Record]:
-        """All requests since the last call; those under way are waited for. Raises EOFError if the
-        process ended."""
+        """Return all requests since the last call, after those in progress have ended. Raises
+        EOFError if the process ended."""
         self._pipe.send(_TAKE)
         found: list[Record] = self._pipe.recv()
         return found
 
 
-class _Work:
-    """Its requests, each recorded."""
+class _Workload:
+    """Requests of the owner, each recorded."""
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class _Work:
         self._prober = prober
         self.records: list[Record] = []
         self.under_way: set[asyncio.Task[None]] = set()
-        # What `recorded` does not expect: an error of ours, raised with the next `take`.
+        # An unexpected error, which the next `take` raises.
         self.errors: list[BaseException] = []
         self._reads = 0
         feature = base64.b64encode(struct.pack(f"<{len(bystander.feature)}f", *bystander.feature))
@@ -123,7 +124,7 @@ class _Work:
         }
 
     async def steadily(self, kind: str, per_second: float) -> None:
-        """Begin requests of this kind at fixed times, without end."""
+        """Start requests of this kind at fixed times, forever."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
@@ -144,7 +145,7 @@ class _Work:
     async def recorded(
         self, kind: str, request: Awaitable[httpx.Response]
     ) -> httpx.Response | None:
-        """Await a request and record it; None where it failed."""
+        """Await a request and record it. Return None if it failed."""
         begin, status, error, answer = time.monotonic(), 0, "", None
         try:
             answer = await request
@@ -154,7 +155,7 @@ class _Work:
         except (httpx.HTTPError, OSError) as raised:
             error = type(raised).__name__
         seconds = time.monotonic() - begin
-        # httpx bounds each step of a request and not their sum.
+        # httpx limits each step of a request, not the total.
         error = "timeout" if seconds > TIMEOUT_SECONDS else error
         record = Record(kind, begin, seconds, status, error)
         self.records.append(record)
@@ -168,13 +169,13 @@ class _Work:
         return f"/v1/collections/{self._who.collection}/{what}"
 
     async def _read(self) -> None:
-        """Jobs and models by turns."""
+        """Read jobs and models alternately."""
         self._reads += 1
         path = "/v1/jobs" if self._reads % 2 else "/v1/models"
         await self.recorded("read", self._service.get(path))
 
     async def _write(self) -> None:
-        """Announce an upload, send its only part, abort it."""
+        """Create an upload, send its only part, and abort it."""
         answer = await self.recorded("write", self._service.post("/v1/uploads", json=_UPLOAD))
         if answer is None:
             return
@@ -185,7 +186,7 @@ class _Work:
         await self.recorded("write", self._service.delete(upload))
 
     async def _stream(self) -> None:
-        """Open the stream of events; the head of the answer is enough."""
+        """Open the event stream and read the response head."""
 
         async def opened() -> httpx.Response:
             headers = {"accept": "text/event-stream"}
@@ -195,7 +196,7 @@ class _Work:
         await self.recorded("stream", opened())
 
     async def _probe(self, kind: str, url: str) -> None:
-        """On a connection of its own and without a key, as a kubelet asks."""
+        """Probe on a new connection without a key, like a kubelet."""
 
         await self.recorded(kind, self._prober.get(f"{url}/healthz"))
 
@@ -203,8 +204,8 @@ class _Work:
 def _client(
     kept: int, headers: Mapping[str, str] | None = None, base_url: str = ""
 ) -> httpx.AsyncClient:
-    """A client that keeps so many connections open, and opens more rather than wait for one of them: what
-    is measured is the server, and not the client's own queue."""
+    """A client that opens further connections instead of queueing requests, so that only the server
+    is measured."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=kept)
     return httpx.AsyncClient(
         base_url=base_url,
@@ -223,7 +224,7 @@ def _run(bystander: Bystander, pipe: Connection) -> None:
     try:
         asyncio.run(_work(bystander, pipe))
     except EOFError:
-        pass  # The parent has closed its end: that is how it ends.
+        pass  # The parent has closed its end, which ends this process.
 
 
 async def _work(bystander: Bystander, pipe: Connection) -> None:
@@ -234,7 +235,7 @@ async def _work(bystander: Bystander, pipe: Connection) -> None:
             for url in (bystander.service, bystander.endpoint)
         ]
         prober = await stack.enter_async_context(_client(0))
-        work = _Work(bystander, service, endpoint, prober)
+        work = _Workload(bystander, service, endpoint, prober)
         steady = [asyncio.create_task(work.steadily(*each)) for each in bystander.rates.items()]
         stack.callback(lambda: [task.cancel() for task in steady])
         while True:
@@ -248,7 +249,7 @@ async def _work(bystander: Bystander, pipe: Connection) -> None:
 
 
 async def _asked(pipe: Connection, steady: Sequence[asyncio.Task[Any]]) -> None:
-    """Wait for the parent. Raises EOFError at the end, and what ended the work before that."""
+    """Wait for the parent. Raises EOFError at the end, or an earlier error of the work."""
     asked = asyncio.get_running_loop().run_in_executor(None, pipe.recv)
     await asyncio.wait([asked, *steady], return_when=asyncio.FIRST_COMPLETED)
     for task in steady:

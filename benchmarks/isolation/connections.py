@@ -1,4 +1,4 @@
-"""What attacks need below an HTTP library: exact bytes, a source address, thousands of connections."""
+"""Low-level connections of attacks: exact bytes, a source address, thousands of connections."""
 
 import asyncio
 import errno
@@ -11,16 +11,16 @@ from types import TracebackType
 from typing import Self
 
 _PASS_SECONDS = 0.05
-# So many system calls between two turns of the event loop.
+# System calls between two iterations of the event loop.
 _AT_ONCE = 512
 _CLOSED = select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP
-# Of Linux; `socket` has no name for it in some Pythons. The port is chosen with `connect` then: `bind`
-# alone takes one from half of the range, and searches ever longer while the process waits.
+# Linux's IP_BIND_ADDRESS_NO_PORT, which `socket` lacks in some versions of Python. The port is then
+# chosen by `connect`; `bind` alone uses half of the range, and its search gets slower.
 _BIND_ADDRESS_NO_PORT = 24
 
 
 def bound_socket(source: str) -> socket.socket:
-    """A socket that does not block and connects from this address. Raises OSError."""
+    """Return a non-blocking socket with this source address. Raises OSError."""
     made = socket.socket()
     try:
         made.setblocking(False)
@@ -33,11 +33,12 @@ def bound_socket(source: str) -> socket.socket:
 
 
 class HeldConnections:
-    """Connections from `source` to `place` that each send `data` once, then `drip` every so many seconds.
+    """Connections from `source` to `place` that send `data` once, then `drip` every few seconds.
 
-    All in one loop: a task and a timer for each would cost the attacker more than they cost the server.
-    What the other side closes or refuses is counted and opened again. `data` and `drip` must be small:
-    a piece that the kernel does not take as a whole is not sent again.
+    One loop serves all of them: a task and a timer per connection would cost the attacker more
+    than the server. Connections that the other side closes or refuses are counted and opened
+    again. `data` and `drip` must be small: data that the kernel does not accept at once is
+    dropped.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class HeldConnections:
             each.close()
 
     async def keep(self, number: int, counts: Counter[str]) -> None:
-        """Keep so many open, without end. Counts are added to `counts`."""
+        """Keep `number` connections open, forever. Counts are added to `counts`."""
         due = time.monotonic() + self._seconds
         while True:
             for _ in range(min(number - len(self._sockets), _AT_ONCE)):
@@ -78,7 +79,7 @@ class HeldConnections:
             if self._drip and time.monotonic() > due:
                 due = time.monotonic() + self._seconds
                 await self._send_drips()
-            # All that is wanted is open: there is time until the next look.
+            # All connections are open; wait until the next check.
             await asyncio.sleep(_PASS_SECONDS if len(self._sockets) == number else 0)
 
     def _open(self, counts: Counter[str]) -> bool:
@@ -112,7 +113,7 @@ class HeldConnections:
                 await asyncio.sleep(0)
 
     def _send(self, descriptor: int, data: bytes) -> None:
-        """An end that comes with it is reported by the next look."""
+        """Send without raising: epoll reports a closed connection later."""
         try:
             if data:
                 os.write(descriptor, data)
@@ -121,7 +122,7 @@ class HeldConnections:
 
 
 def head(method: str, path: str, key: str = "", length: int | None = None, **more: str) -> bytes:
-    """The head of a request; `more`: headers, with _ for -."""
+    """Return the head of a request. `more`: headers, with _ for -."""
     headers = {"host": "127.0.0.1"} | ({"authorization": f"Bearer {key}"} if key else {})
     headers |= {} if length is None else {"content-length": str(length)}
     headers |= {name.replace("_", "-"): value for name, value in more.items()}
@@ -130,14 +131,14 @@ def head(method: str, path: str, key: str = "", length: int | None = None, **mor
 
 
 def post(path: str, key: str, body: bytes, content_type: str = "application/json") -> bytes:
-    """A whole request with a body."""
+    """Return a complete request with a body."""
     return head("POST", path, key, len(body), content_type=content_type) + body
 
 
 async def read_answer(reader: asyncio.StreamReader) -> int:
-    """Read an answer to its end, keep nothing of it, and return its status.
+    """Read a response to its end, discard it, and return its status.
 
-    Raises IncompleteReadError where it is cut.
+    Raises IncompleteReadError if it is cut.
     """
     text = await reader.readuntil(b"\r\n\r\n")
     status_line, *lines = text.decode("latin-1").split("\r\n")

@@ -1,5 +1,5 @@
-"""Attacks on the embeddings endpoint, and on both servers at once. Each docstring says what the
-attacker has, then what it does."""
+"""Attacks on the embeddings endpoint, and on both servers at once. Each docstring names the
+attacker's keys, then its actions."""
 
 import base64
 import itertools
@@ -18,12 +18,12 @@ _RAW = "application/octet-stream"
 _ROWS = 4096
 _UNREAD_SECONDS = 10.0
 _ITEMS = 2048
-# One entry of a list takes two bytes in JSON, and several times that where filters see it.
+# One list entry takes two bytes in JSON, and several times that when filters are evaluated.
 _PAYLOAD = {"shade": [1] * 1000}
 
 
 def _embeddings_path(attacker: Attacker) -> str:
-    """For raw rows of the narrowest modality."""
+    """Return the path for raw rows of the narrowest modality."""
     return (
         f"/v1/embeddings?model={attacker.target.model}&modality={_modality(attacker)}&dtype=float32"
     )
@@ -53,7 +53,7 @@ async def stalled_bodies(attacker: Attacker) -> None:
         start = head("POST", _embeddings_path(attacker), key, 64 * MEBIBYTE, content_type=_RAW)
         await attacker.hold(attacker.target.endpoint, start + b"\0" * 300_000)
 
-    await attacker.crowd(8, act)
+    await attacker.run_concurrently(8, act)
 
 
 async def many_keys_rows(attacker: Attacker) -> None:
@@ -64,7 +64,7 @@ async def many_keys_rows(attacker: Attacker) -> None:
         data = post(_embeddings_path(attacker), keys[number % len(keys)], rows, _RAW)
         await attacker.flood(attacker.target.endpoint, data)
 
-    await attacker.crowd(16, act)
+    await attacker.run_concurrently(16, act)
 
 
 async def unread_embeddings(attacker: Attacker) -> None:
@@ -76,14 +76,14 @@ async def unread_embeddings(attacker: Attacker) -> None:
     async def act(_: int) -> None:
         await attacker.leave_unread(attacker.target.endpoint, data, _UNREAD_SECONDS)
 
-    await attacker.crowd(64, act)
+    await attacker.run_concurrently(64, act)
 
 
 async def fill_collections(attacker: Attacker) -> None:
     """A key with `embed`. Four connections add rows with large payloads until the endpoint is full."""
     numbers = itertools.count()
     async with _collection(attacker, "mallory-full") as add:
-        await attacker.crowd(4, lambda _: add(next(numbers)))
+        await attacker.run_concurrently(4, lambda _: add(next(numbers)))
 
 
 async def costly_searches(attacker: Attacker) -> None:
@@ -97,17 +97,20 @@ async def costly_searches(attacker: Attacker) -> None:
     async with _collection(attacker, name) as add:
         for number in range(8192 // _ITEMS):
             await add(number)
-        await attacker.crowd(16, lambda _: attacker.flood(attacker.target.endpoint, data))
+        await attacker.run_concurrently(
+            16, lambda _: attacker.flood(attacker.target.endpoint, data)
+        )
 
 
 @asynccontextmanager
 async def _collection(
     attacker: Attacker, name: str
 ) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
-    """Make a collection, give the function that adds the n-th batch of rows, and delete it at the end."""
+    """Create a collection, yield a function that adds the n-th batch of rows, and delete the
+    collection at the end."""
     path = f"/v1/collections/{name}"
     item = {"modality": _modality(attacker), "feature": _feature(attacker), "payload": _PAYLOAD}
-    # The ids alone differ from request to request.
+    # Only the ids differ between requests.
     rest = json.dumps(item)[1:]
     async with attacker.client(attacker.target.endpoint, "embed") as client:
 
@@ -144,7 +147,7 @@ async def nested_json(attacker: Attacker) -> None:
         else:
             await attacker.flood(attacker.target.endpoint, endpoint)
 
-    await attacker.crowd(8, act)
+    await attacker.run_concurrently(8, act)
 
 
 def _nested(field: str, depth: int) -> bytes:
@@ -152,14 +155,14 @@ def _nested(field: str, depth: int) -> bytes:
 
 
 async def wrong_keys(attacker: Attacker) -> None:
-    """No key. 100 connections try another invented key with each request, at both servers."""
+    """No key. 100 connections send a different invalid key with each request, to both servers."""
 
     async def act(number: int) -> None:
         tried = (f"cmcl_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}" for _ in range(1000))
         url = attacker.target.endpoint if number % 2 else attacker.target.service
         await attacker.flood(url, *(head("GET", "/v1/models", key) for key in tried))
 
-    await attacker.crowd(100, act)
+    await attacker.run_concurrently(100, act)
 
 
 async def tiny_chunks(attacker: Attacker) -> None:
@@ -175,8 +178,8 @@ async def tiny_chunks(attacker: Attacker) -> None:
         )
         async with attacker.connection(url) as (reader, writer):
             writer.write(head("POST", path, key, content_type=_JSON, transfer_encoding="chunked"))
-            await attacker.pour(writer, chunks, 100 * len(chunks))
+            await attacker.send_repeatedly(writer, chunks, 100 * len(chunks))
             writer.write(b"0\r\n\r\n")
             attacker.counts[str(await read_answer(reader))] += 1
 
-    await attacker.crowd(16, act)
+    await attacker.run_concurrently(16, act)

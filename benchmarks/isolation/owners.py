@@ -1,4 +1,4 @@
-"""The two owners of a system with keys: their keys, models and the one collection of the bystander."""
+"""The two owners: their keys and models, and the collection of the bystander."""
 
 import itertools
 import time
@@ -22,24 +22,25 @@ _SCOPES = ("read", "write", "train", "embed", "admin")
 _COLLECTION = "steady"
 _ROWS = 200
 _ANSWERED_SECONDS = 90.0
-# In a row, so that a restart under way is over.
+# Successes in a row, so that a restart in progress has ended.
 _ANSWERED_TIMES = 5
 
 
 class Owners:
-    """Two owners at a running system. `rows`: a folder for files of more datasets."""
+    """Two owners on a running system. `rows`: a folder for files of further datasets."""
 
     def __init__(self, stack: LocalStack, stream: Stream, rows: Path) -> None:
         self._stack = stack
         self._stream = stream
         self._rows = rows
         self._rows.mkdir()
-        # The smallest is enough, and is trained in seconds.
+        # The smallest dataset suffices, and trains in seconds.
         self._dataset = min(stream.datasets, key=lambda each: each.train.stat().st_size)
         self._numbers = itertools.count(1)
         operator = self._client(stack.operator_key or "")
         with operator:
-            # One scope each, so that an attack shows what it needs; the admin key may mint all.
+            # One scope each, so that an attack documents the scopes it needs; the admin key has
+            # all.
             self._attackers = {
                 scope: _key(operator, ATTACKER, scope, _SCOPES if scope == "admin" else (scope,))
                 for scope in _SCOPES
@@ -74,7 +75,7 @@ class Owners:
         self.wait_until_answered()
 
     def _train(self, client: Client, owner: str) -> None:
-        """One version of a model that is called like its owner, until it answers."""
+        """Train one version of a model named after its owner, and wait until it is live."""
         dataset = self._dataset
         spec = ModelSpec(modalities=self._widths, training=TrainingSpec(epochs=2))
         client.create_model(owner, spec)
@@ -85,7 +86,7 @@ class Owners:
         _await(lambda: client.embed(owner, dataset.pair.second, [self._feature]), times=1)
 
     def bystander(self, rates: Mapping[str, float]) -> Bystander:
-        """What the process of the steady work is given."""
+        """Return the arguments of the steady work's process."""
         return Bystander(
             service=self._stack.service_url,
             endpoint=self._stack.embeddings_url,
@@ -98,7 +99,7 @@ class Owners:
         )
 
     def target(self, seconds: float, scale: float) -> Target:
-        """What the process of an attack is given."""
+        """Return the arguments of an attack's process."""
         return Target(
             service=self._stack.service_url,
             endpoint=self._stack.embeddings_url,
@@ -111,10 +112,10 @@ class Owners:
         )
 
     def learn_another(self) -> dict[str, Any]:
-        """Post another dataset of the bystander: how its job ended, after how many seconds."""
+        """Post another dataset of the bystander. Return its job's final state and duration."""
         number = next(self._numbers)
         path = self._rows / f"{number}.parquet"
-        # Other rows each time: the same ones would be the same dataset.
+        # Different rows each time, because equal rows would be the same dataset.
         table = pq.read_table(self._dataset.train)
         pq.write_table(table.slice(number, table.num_rows // 2), path)
         begin = time.monotonic()
@@ -130,7 +131,7 @@ class Owners:
         return {"state": state, "seconds": round(time.monotonic() - begin, 1)}
 
     def wait_until_answered(self) -> None:
-        """Until the bystander's queries, searches and reads are answered. Raises StackError."""
+        """Wait until the bystander's queries, searches and reads succeed. Raises StackError."""
         query = Query(modality=self._dataset.pair.second, feature=self._feature)
         with self._client(self._key) as client:
 
@@ -146,7 +147,7 @@ class Owners:
 
 
 def _await(ask: Callable[[], object], times: int) -> None:
-    """Until it succeeds so many times in a row. Raises StackError."""
+    """Wait until `ask` succeeds `times` times in a row. Raises StackError."""
     deadline, answered = time.monotonic() + _ANSWERED_SECONDS, 0
     while answered < times:
         try:

@@ -1,4 +1,4 @@
-"""From requests and looks to the figures of one attack, what they must reach, and the page."""
+"""Figures of each attack, from requests and process samples; goals and the page."""
 
 import math
 from collections import Counter
@@ -7,19 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.isolation.bystander import PROBES, TIMEOUT_SECONDS, Record
-from benchmarks.isolation.watch import PROXY, REPLICA, ROLES, SERVICE, Look
+from benchmarks.isolation.watch import PROXY, REPLICA, ROLES, SERVICE, Sample
 from benchmarks.markdown import listed, table
 
-Looks = Sequence[Mapping[str, Look]]
+Samples = Sequence[Mapping[str, Sample]]
 _PERCENT_99 = 0.99
 
 
 @dataclass(frozen=True)
 class Goals:
-    """What each attack must leave: seconds, MiB of PSS.
+    """Limits for each attack, in seconds and MiB of PSS.
 
-    p99_s or so many times the quiet one, whichever is more. mib: peak of a role. kept_mib, kept_share:
-    what memory may have grown by when the recovery is over, whichever is more.
+    The limit of p99 is the larger of `p99_s` and `p99_times_quiet` times the quiet p99. `mib`:
+    peak of a role.
+    `kept_mib`, `kept_share`: permitted growth of memory after the recovery, whichever is
+    larger.
     """
 
     failed: int = 0
@@ -34,7 +36,8 @@ class Goals:
 
 @dataclass(frozen=True)
 class Windows:
-    """When what happened: quiet from `begin`, the attack from `attack`, recovery from `over` to `end`."""
+    """Boundaries of the windows: quiet from `begin`, attack from `attack`, recovery from `over` to
+    `end`."""
 
     begin: float
     attack: float
@@ -43,16 +46,17 @@ class Windows:
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The nearest-rank percentile: the smallest value that so large a share does not exceed."""
+    """Return the nearest-rank percentile, or None for no values."""
     if not values:
         return None
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def requests(records: Sequence[Record], windows: Windows) -> dict[str, Any]:
-    """What the other owner saw. A request belongs to the window in which it began.
+    """Return figures of the other owner's requests. A request belongs to the window in which it
+    began.
 
-    Probes of /healthz are no `requests`, and have figures of their own.
+        Probes of /healthz are not counted as `requests`; they have separate figures.
     """
     quiet = [each for each in records if windows.begin <= each.begin < windows.attack]
     attacked = [each for each in records if windows.attack <= each.begin < windows.over]
@@ -74,8 +78,9 @@ def requests(records: Sequence[Record], windows: Windows) -> dict[str, Any]:
     }
 
 
-def processes(quiet: Looks, later: Looks) -> dict[str, Any]:
-    """What the system's processes took: before, and from the attack to the end of the recovery."""
+def processes(quiet: Samples, later: Samples) -> dict[str, Any]:
+    """Return resource use of the processes before the attack, and from its start to the end of the
+    recovery."""
     before, end = quiet[-1], later[-1]
     return {
         "quiet_mib": {role: round(before[role].mib, 1) for role in ROLES},
@@ -87,13 +92,13 @@ def processes(quiet: Looks, later: Looks) -> dict[str, Any]:
 
 
 def missed(found: Mapping[str, Any], goals: Goals) -> list[str]:
-    """What an attack reached that it must not, by the names of its figures; empty if all holds."""
+    """Return the names of figures that miss their goals."""
     if "error" in found:
         return ["error"]
     names = ("failed", "failed_afterwards", "healthz_failed")
     wrong = [name for name in names if found[name] > goals.failed]
     bound = max(goals.p99_s, goals.p99_times_quiet * (found["quiet_p99_s"] or 0))
-    # Without a single request nothing is shown, and no goal is reached.
+    # Without any request nothing is measured, so no goal is met.
     if found["p99_s"] is None or found["p99_s"] > bound:
         wrong.append("p99_s")
     if found["healthz_worst_s"] is None or found["healthz_worst_s"] > goals.healthz_s:
@@ -138,13 +143,13 @@ def _kind(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _worst(records: Sequence[Record]) -> float | None:
-    """A probe that failed says nothing of how long it would have taken: it counts as a time-out."""
+    """Return the slowest probe in seconds; a failed probe counts as a time-out."""
     probes = _probes(records)
     seconds = [TIMEOUT_SECONDS if each.failed else each.seconds for each in probes]
     return round(max(seconds), 4) if seconds else None
 
 
-def _descriptors(role: str, before: Mapping[str, Look], later: Looks) -> dict[str, int]:
+def _descriptors(role: str, before: Mapping[str, Sample], later: Samples) -> dict[str, int]:
     return {
         "quiet": before[role].descriptors,
         "peak": max(each[role].descriptors for each in later),
@@ -154,33 +159,33 @@ def _descriptors(role: str, before: Mapping[str, Look], later: Looks) -> dict[st
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """The page: question, machine, goals, what the other owner saw, what the processes took."""
+    """Render the page."""
     attacks: Mapping[str, Mapping[str, Any]] = document["attacks"]
     shown = {name: found for name, found in attacks.items() if "error" not in found}
     held = sum(not found["missed"] for found in attacks.values())
     question = (
-        "Does the work of one owner notice the attacks of another owner, or of a client without a key, "
-        "on the same system?\n"
+        "Do attacks of another owner, or of a client without a key, affect the work of one owner on "
+        "the same system?\n"
     )
     summary = (
-        f"**{held} of {len(attacks)} attacks reach every goal.** Bold: a goal is missed. The last "
-        "column has what was not given back by the end of the recovery, and what ended; such a part is "
-        "restarted before the next attack.\n"
+        f"**{held} of {len(attacks)} attacks meet every goal.** Bold: a missed goal. The last "
+        "column lists resources that were not released by the end of the recovery, and processes "
+        "that ended; such a part is restarted before the next attack.\n"
     )
     others = (
-        "\nNot among them, because they are no load: the files and sockets that other users of the "
-        "machine reach, addresses of webhooks, repeated headers, and files that lie about themselves. "
-        "Tests hold these (docs/security.md).\n"
+        "\nThreats that are not load are covered by tests instead (docs/security.md): files and "
+        "sockets that other users of the machine can open, addresses of webhooks, repeated headers, "
+        "and files with false metadata.\n"
     )
     errors = [
-        f"\n{name} was **not shown**: {found['error']}"
+        f"\n{name} was **not tested**: {found['error']}"
         for name, found in attacks.items()
         if "error" in found
     ]
     done = [[name, found["words"], _counts(found["attacker"])] for name, found in shown.items()]
     return "\n".join(
         [
-            "# Isolation: one owner attacks, another works\n",
+            "# Isolation: one owner attacks while another works\n",
             "## Question",
             question,
             "## Machine",
@@ -197,7 +202,7 @@ def markdown(document: Mapping[str, Any]) -> str:
             "\n## What failed",
             _failures(shown),
             "\n## The attacks",
-            table(["attack", "what the attacker has, and does", "counts"], done),
+            table(["attack", "keys and actions of the attacker", "counts"], done),
             others,
         ]
     )
@@ -210,13 +215,13 @@ def _goals(goals: Mapping[str, Any]) -> str:
             "failed requests and probes of the other owner, during and after the attack": goals[
                 "failed"
             ],
-            "p99 of the other owner's requests": f"{goals['p99_s']:g} s, or {goals['p99_times_quiet']:g} times the "
-            "quiet one",
+            "p99 of the other owner's requests": f"{goals['p99_s']:g} s, or "
+            f"{goals['p99_times_quiet']:g} times the quiet one",
             "slowest /healthz": f"{goals['healthz_s']:g} s",
             "peak of memory (PSS), MiB": memory,
-            "given back after the recovery": f"memory but for {goals['kept_mib']:g} MiB or "
-            f"{goals['kept_share']:.0%}, descriptors but for {goals['kept_descriptors']}",
-            "processes": "none ends, and none reaches its limit of descriptors",
+            "released after the recovery": f"memory except {goals['kept_mib']:g} MiB or "
+            f"{goals['kept_share']:.0%}, descriptors except {goals['kept_descriptors']}",
+            "processes": "none ends or reaches its descriptor limit",
         }
     )
 
@@ -245,7 +250,7 @@ def _seen(shown: Mapping[str, Mapping[str, Any]]) -> str:
 def _beside(
     before: Mapping[str, Mapping[str, Any]], shown: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    """The same attacks on an earlier state of the system, each figure as `before → now`."""
+    """Compare with an earlier state of the system, each figure as `before → now`."""
     rows = []
     for name, now in shown.items():
         then = before.get(name)
@@ -273,7 +278,10 @@ def _beside(
     heads = ["attack", "failed", "afterwards", "p99, s", "/healthz, s"]
     return [
         "\n## Before and now",
-        "The same attacks on the system before it had these bounds, on the same machine in the same hour.\n",
+        (
+            "The same attacks on the system before it had these limits, on the same machine within an "
+            "hour.\n"
+        ),
         table([*heads, *(f"{role}, MiB" for role in ROLES)], rows),
     ]
 

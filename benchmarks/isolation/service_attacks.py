@@ -1,4 +1,4 @@
-"""Attacks on the control plane. Each docstring says what the attacker has, then what it does."""
+"""Attacks on the control plane. Each docstring names the attacker's keys, then its actions."""
 
 import asyncio
 import itertools
@@ -28,10 +28,10 @@ async def endless_heads(attacker: Attacker) -> None:
     async def act(_: int) -> None:
         async with attacker.connection(attacker.target.service) as (reader, writer):
             writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n")
-            await attacker.pour(writer, lines, _BOMB)
+            await attacker.send_repeatedly(writer, lines, _BOMB)
             await reader.read()
 
-    await attacker.crowd(4, act)
+    await attacker.run_concurrently(4, act)
 
 
 async def endless_header(attacker: Attacker) -> None:
@@ -41,10 +41,10 @@ async def endless_header(attacker: Attacker) -> None:
     async def act(_: int) -> None:
         async with attacker.connection(attacker.target.service) as (reader, writer):
             writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nx-endless: ")
-            await attacker.pour(writer, piece, _BOMB)
+            await attacker.send_repeatedly(writer, piece, _BOMB)
             await reader.read()
 
-    await attacker.crowd(1, act)
+    await attacker.run_concurrently(1, act)
 
 
 async def unfinished_heads(attacker: Attacker) -> None:
@@ -57,13 +57,13 @@ async def unfinished_heads(attacker: Attacker) -> None:
 async def metrics_flood(attacker: Attacker) -> None:
     """No key. 200 connections ask for /metrics without a pause."""
     data = head("GET", "/metrics")
-    await attacker.crowd(200, lambda _: attacker.flood(attacker.target.service, data))
+    await attacker.run_concurrently(200, lambda _: attacker.flood(attacker.target.service, data))
 
 
 async def openapi_flood(attacker: Attacker) -> None:
     """No key. 300 connections ask for /openapi.json without a pause."""
     data = head("GET", "/openapi.json")
-    await attacker.crowd(300, lambda _: attacker.flood(attacker.target.service, data))
+    await attacker.run_concurrently(300, lambda _: attacker.flood(attacker.target.service, data))
 
 
 async def pipelined_probes(attacker: Attacker) -> None:
@@ -73,14 +73,14 @@ async def pipelined_probes(attacker: Attacker) -> None:
     async def act(_: int) -> None:
         await attacker.leave_unread(attacker.target.service, data, _UNREAD_SECONDS)
 
-    await attacker.crowd(50, act)
+    await attacker.run_concurrently(50, act)
 
 
 async def half_bodies(attacker: Attacker) -> None:
     """A key that may only read. 2,000 connections send 1,000,000 bytes of a body of 1 MiB, and wait."""
     start = head("POST", "/v1/datasets", attacker.target.keys["read"], MEBIBYTE) + b" " * 1_000_000
 
-    await attacker.crowd(2000, lambda _: attacker.hold(attacker.target.service, start))
+    await attacker.run_concurrently(2000, lambda _: attacker.hold(attacker.target.service, start))
 
 
 async def event_streams(attacker: Attacker) -> None:
@@ -96,17 +96,17 @@ async def event_streams(attacker: Attacker) -> None:
                 pass
             await asyncio.sleep(1)
 
-    await attacker.crowd(1010, act)
+    await attacker.run_concurrently(1010, act)
 
 
 def _wrong_kinds(key: str) -> bytes:
-    """1,040,000 bytes with 520,000 mistakes."""
+    """Return 1,040,000 bytes with 520,000 invalid values."""
     kinds = b",".join([b"1"] * 520_000)
     return post("/v1/webhooks", key, b'{"url": "https://a.example", "kinds": [' + kinds + b"]}")
 
 
 def _wrong_shards(key: str) -> bytes:
-    """1,020,000 bytes with 340,000 mistakes."""
+    """Return 1,020,000 bytes with 340,000 invalid values."""
     shards = b",".join([b"{}"] * 340_000)
     start = b'{"model": "m", "name": "n", "pair": {"first": "a", "second": "b"}, "shards": ['
     return post("/v1/datasets", key, start + shards + b"]}")
@@ -115,29 +115,30 @@ def _wrong_shards(key: str) -> bytes:
 async def wrong_kinds(attacker: Attacker) -> None:
     """A key with `admin`. Four connections post webhooks with 520,000 kinds that do not exist."""
     data = _wrong_kinds(attacker.target.keys["admin"])
-    await attacker.crowd(4, lambda _: attacker.flood(attacker.target.service, data))
+    await attacker.run_concurrently(4, lambda _: attacker.flood(attacker.target.service, data))
 
 
 async def wrong_shards(attacker: Attacker) -> None:
     """A key with `write`. Four connections post datasets with 340,000 shards that are none."""
     data = _wrong_shards(attacker.target.keys["write"])
-    await attacker.crowd(4, lambda _: attacker.flood(attacker.target.service, data))
+    await attacker.run_concurrently(4, lambda _: attacker.flood(attacker.target.service, data))
 
 
 async def unread_errors(attacker: Attacker) -> None:
-    """Keys with `admin` and `write`. Six connections post both kinds of mistakes and read no answer."""
+    """Keys with `admin` and `write`. Six connections post both kinds of invalid bodies and read no
+    answer."""
     keys = attacker.target.keys
     bodies = [_wrong_kinds(keys["admin"]), _wrong_shards(keys["write"])]
 
     async def act(number: int) -> None:
         await attacker.leave_unread(attacker.target.service, bodies[number % 2], _UNREAD_SECONDS)
 
-    await attacker.crowd(6, act)
+    await attacker.run_concurrently(6, act)
 
 
 async def many_shards(attacker: Attacker) -> None:
-    """A key with `write`. 16 connections post open datasets of 10,000 shards each, by turns under the
-    permitted address and as uploads that do not exist."""
+    """A key with `write`. 16 connections post open datasets of 10,000 shards each, alternately
+    under the permitted address and as uploads that do not exist."""
     posts, names = itertools.count(), list(attacker.target.widths)
     start = {"model": attacker.target.model, "pair": {"first": names[0], "second": names[1]}}
 
@@ -152,7 +153,7 @@ async def many_shards(attacker: Attacker) -> None:
             attacker.made("write", f"/v1/datasets/{answer.json()['dataset']['id']}")
 
     async with attacker.client(attacker.target.service, "write") as client:
-        await attacker.crowd(16, act)
+        await attacker.run_concurrently(16, act)
 
 
 async def minting(attacker: Attacker) -> None:
@@ -173,11 +174,11 @@ async def minting(attacker: Attacker) -> None:
                 attacker.made("admin", f"{path}/{made}")
 
     async with attacker.client(attacker.target.service, "admin") as client:
-        await attacker.crowd(8, act)
+        await attacker.run_concurrently(8, act)
 
 
 async def stalled_parts(attacker: Attacker) -> None:
-    """A key with `write`. 20 parts of uploads, of which a byte comes every five seconds."""
+    """A key with `write`. 20 parts of uploads that send one byte every five seconds."""
     size, key = 32 * MEBIBYTE, attacker.target.keys["write"]
     paths: list[str] = []
     async with attacker.client(attacker.target.service, "write") as client:
@@ -194,7 +195,7 @@ async def stalled_parts(attacker: Attacker) -> None:
         start = head("PUT", path, key, size, content_type="application/octet-stream")
         await attacker.hold(attacker.target.service, start + b"a" * 1000, b"a")
 
-    await attacker.crowd(20, act)
+    await attacker.run_concurrently(20, act)
 
 
 async def wide_branches(attacker: Attacker) -> None:
@@ -223,12 +224,12 @@ async def wide_branches(attacker: Attacker) -> None:
                 answer = await endpoint.post("/v1/embeddings", json=body)
                 attacker.counts[f"embeddings {answer.status_code}"] += 1
 
-        await attacker.crowd(1, act)
+        await attacker.run_concurrently(1, act)
         attacker.made("admin", f"/v1/models/{wide}")
 
 
 async def _train_wide(attacker: Attacker, client: httpx.AsyncClient, name: str) -> None:
-    """Version 1 of a model that is as wide as heads get on a small machine."""
+    """Train version 1 of a model with the widest heads that a small machine supports."""
     folder = Path(url2pathname(urlsplit(attacker.target.prefix).path))
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Memory, descriptors and ends of the processes of a local stack, by role, twice a second."""
+"""Memory, descriptors and exits of a local stack's processes, by role, twice a second."""
 
 import sys
 import threading
@@ -16,7 +16,7 @@ from cmcl.stack import LocalStack
 
 SERVICE, PROXY, REPLICA, HEAD = ROLES = ("service", "proxy", "replica", "head")
 _EVERY_SECONDS = 0.5
-# Looking through all processes of the machine takes longer than reading a few of them.
+# Listing all processes of the machine takes longer than reading a few of them.
 _FIND_SECONDS = 2.0
 _RAYS = {
     "ServeReplica:embeddings:Embedder": REPLICA,
@@ -27,11 +27,11 @@ _RAYS = {
 
 
 @dataclass(frozen=True)
-class Look:
-    """All processes of one role at one moment. mib: their proportional set size (PSS) together.
+class Sample:
+    """A sample of all processes of one role. `mib`: their total proportional set size (PSS).
 
-    descriptors: of the process that has most; limit: of the same. numbers: their process ids, but those
-    of the service's children, which come and go with the datasets that they read.
+    `descriptors`, `limit`: of the process with the most descriptors. `numbers`: process ids,
+    without those of the service's children, which exist only while a dataset is validated.
     """
 
     mib: float = 0.0
@@ -40,17 +40,17 @@ class Look:
     numbers: frozenset[int] = frozenset()
 
 
-Sample = tuple[float, Mapping[str, Look]]
+TimedSample = tuple[float, Mapping[str, Sample]]
 
 
-class Watch:
-    """A thread that looks until the block ends. Times are of the monotonic clock."""
+class ProcessMonitor:
+    """A thread that takes samples until the block ends. Times are of the monotonic clock."""
 
     def __init__(self, stack: LocalStack) -> None:
         self._stack = stack
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._samples: list[Sample] = []
+        self._samples: list[TimedSample] = []
 
     def __enter__(self) -> Self:
         self._sample(self.processes())
@@ -66,13 +66,13 @@ class Watch:
         self._over.set()
         self._thread.join()
 
-    def between(self, begin: float, end: float) -> list[Mapping[str, Look]]:
-        """What was seen in that time, in order; the last look before it where there was none."""
-        known = [(at, looks) for at, looks in list(self._samples) if at <= end]
-        return [looks for at, looks in known if begin <= at] or [known[-1][1]]
+    def between(self, begin: float, end: float) -> list[Mapping[str, Sample]]:
+        """Return the samples of that time in order, or the last one before it."""
+        known = [(at, samples) for at, samples in list(self._samples) if at <= end]
+        return [samples for at, samples in known if begin <= at] or [known[-1][1]]
 
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """Those that run now, by role."""
+        """Return the current processes by role."""
         found: dict[str, list[psutil.Process]] = {role: [] for role in ROLES}
         parts = dict(self._stack.processes)
         if SERVICE in parts:
@@ -83,7 +83,7 @@ class Watch:
             for mark, role in _RAYS.items():
                 if mark in words:
                     found[role].append(each)
-        # HAProxy has left the family of the process that started it.
+        # HAProxy is detached from its parent.
         folder = str(self._stack.proxy_folder)
         for each in psutil.process_iter(["name"]):
             if each.info["name"] == "haproxy" and folder in title(each):
@@ -98,17 +98,17 @@ class Watch:
             self._sample(found)
 
     def _sample(self, found: Mapping[str, Sequence[psutil.Process]]) -> None:
-        looks = {role: _look(role, processes) for role, processes in found.items()}
-        self._samples.append((time.monotonic(), looks))
+        samples = {role: _total(role, processes) for role, processes in found.items()}
+        self._samples.append((time.monotonic(), samples))
 
 
-def _look(role: str, processes: Sequence[psutil.Process]) -> Look:
+def _total(role: str, processes: Sequence[psutil.Process]) -> Sample:
     seen = list(_seen(processes))
     if not seen:
-        return Look()
+        return Sample()
     most = max(seen, key=lambda each: each[2])
     counted = seen[:1] if role == SERVICE else seen
-    return Look(
+    return Sample(
         mib=sum(mib for _, mib, _, _ in seen),
         descriptors=most[2],
         limit=most[3],
@@ -117,7 +117,7 @@ def _look(role: str, processes: Sequence[psutil.Process]) -> Look:
 
 
 def _seen(processes: Sequence[psutil.Process]) -> Iterator[tuple[int, float, int, int]]:
-    """Number, MiB, descriptors and their limit, of those that are still there."""
+    """Yield id, MiB, descriptors and their limit of the processes that still exist."""
     for each in processes:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if each.status() != psutil.STATUS_ZOMBIE:

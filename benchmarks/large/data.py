@@ -1,6 +1,6 @@
-"""Pairs without end: both sides are noisy pictures of the same hidden numbers.
+"""Generated pairs: both sides are noisy projections of the same latent vector.
 
-Shapes: B rows of a chunk, H hidden numbers, F width of a feature.
+Shapes: B rows of a chunk, H latent numbers, F width of a feature.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,12 @@ _NOISE = 0.5
 
 
 def write_dataset(folder: Path, rows: int, width: int, shards: int) -> list[Shard]:
-    """Shards of float16 features with rows of one chunk in a row group; what is there is made anew."""
+    """Write shards of float16 features with one row group per chunk. Existing files are
+    overwritten."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     mixing = [random.standard_normal((_HIDDEN, width), np.float32) for _ in range(2)]
-    # Fresh noise for each row would take longer than all the rest.
+    # Separate noise for each row would take longer than everything else.
     noise = random.standard_normal((4 * _CHUNK, width), np.float32) * _NOISE * _HIDDEN**0.5
     lengths = [rows * (number + 1) // shards - rows * number // shards for number in range(shards)]
     written = []
@@ -31,7 +32,7 @@ def write_dataset(folder: Path, rows: int, width: int, shards: int) -> list[Shar
         path = folder / f"{number:04d}.parquet"
         _write(path, _chunks(random, mixing, noise, length), number)
         written.append(describe_shard(path, path.resolve().as_uri()))
-        print(f"made {number + 1} of {shards} shards", flush=True)
+        print(f"wrote {number + 1} of {shards} shards", flush=True)
     return written
 
 

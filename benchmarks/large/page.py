@@ -1,4 +1,4 @@
-"""The page of `benchmarks.large_dataset`, and its picture: memory of each rank over time."""
+"""Markdown page of `benchmarks.large_dataset`, and a plot of each rank's memory over time."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -16,13 +16,14 @@ _PHASES = ("#f2f2f2", "#ffffff")
 _DOTS_PER_INCH = 110
 _SHORTEST_NAMED = 0.03
 _LIMIT = (
-    "The kernel keeps the limit (a control group for each rank). It counts the page cache that a "
-    "rank causes, too, which is given back when the limit is near; *own* is what cannot be.\n"
+    "The kernel enforces the limit with a control group for each rank. It includes the page cache "
+    "that a rank fills, which is reclaimed near the limit; *own* is memory that cannot be "
+    "reclaimed.\n"
 )
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Question, machine, configuration, result."""
+    """Render the page."""
     told, result = document["configuration"], document["result"]
     size = told["bytes_of_features"] / 2**30
     question = (
@@ -39,13 +40,16 @@ def markdown(document: Mapping[str, Any]) -> str:
         *_table("result", {k: v for k, v in result.items() if k != "seconds_of_phases"}),
         *_table("seconds of each phase, leading rank", result["seconds_of_phases"]),
         "![Memory of each rank over time](large-dataset.png)\n",
-        "Made by `python -m benchmarks.large_dataset`; seconds are of a machine that others use.\n",
+        (
+            "Made by `python -m benchmarks.large_dataset`; seconds were measured on a shared "
+            "machine.\n"
+        ),
     ]
     return "\n".join(lines)
 
 
 def draw(document: Mapping[str, Any], path: Path) -> None:
-    """Own memory of each rank as lines, own and page cache together as thin ones, phases behind."""
+    """Plot own memory of each rank, the sum with page cache as a thin line, and phases as bands."""
     samples, told = document["samples"], document["configuration"]
     figure, axis = plt.subplots(figsize=(11, 4.6), layout="constrained")
     seconds = [sample["second"] for sample in samples]
@@ -66,7 +70,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
 
 
 def _shade(axis: Axes, samples: Sequence[Mapping[str, Any]]) -> None:
-    """The phases, as bands with their names."""
+    """Draw the phases as labelled bands."""
     end = samples[-1]["second"]
     for number, (phase, group) in enumerate(groupby(samples, lambda sample: sample["phase"])):
         times = [sample["second"] for sample in group]

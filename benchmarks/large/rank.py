@@ -1,4 +1,4 @@
-"""`python -m benchmarks.large.rank`: one rank of the job, in a process of its own."""
+"""`python -m benchmarks.large.rank`: one rank of the job in a separate process."""
 
 import argparse
 from datetime import timedelta
@@ -11,7 +11,7 @@ from workers.train.job import train_dataset
 
 
 def main() -> None:
-    """The training job's own main path, among ranks that meet at a file."""
+    """Run the training job's main path. Ranks rendezvous through a file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large.rank")
     for name in ("--store", "--job", "--meeting"):
         parser.add_argument(name, required=True)

@@ -1,1 +1,1 @@
-"""What serving_chaos.py is made of: what is killed, who asks meanwhile, and what they saw."""
+"""Parts of `benchmarks.serving_chaos`: faults, clients, and results."""

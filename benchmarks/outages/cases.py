@@ -1,4 +1,4 @@
-"""What is done to a system that answers, and when it is whole again."""
+"""Faults of a serving system, and the wait for its recovery."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.endpoint.bodies import Array
-from benchmarks.endpoint.ours import Ours, Probe
+from benchmarks.endpoint.serve_stack import EndpointStack, Probe
 
 _AWAY_SECONDS = 5.0
 _PATIENCE = 90.0
@@ -17,29 +17,29 @@ _CONTROLLER = "ServeController"
 
 
 @dataclass(frozen=True)
-class Scene:
-    """The system, and a row to ask its parts with."""
+class System:
+    """The system, and a row to query its parts with."""
 
-    ours: Ours
+    endpoint: EndpointStack
     rows_BF: Array
 
-    def wait_until_whole(self, gone: set[int]) -> None:
-        """Until two replicas answer, none of them one of those that were killed; HAProxy, too.
+    def wait_until_recovered(self, gone: set[int]) -> None:
+        """Wait until HAProxy and two replicas respond, and no killed process remains.
 
         Raises TimeoutError.
         """
         deadline = time.monotonic() + _PATIENCE
-        while not self._is_whole(gone):
+        while not self._has_recovered(gone):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not whole again after {_PATIENCE:g} s")
+                raise TimeoutError(f"not recovered after {_PATIENCE:g} s")
             time.sleep(_LOOK_SECONDS)
 
-    def _is_whole(self, gone: set[int]) -> bool:
-        replicas = {each.pid for each in self.ours.replicas()} - gone
-        if len(replicas) < 2 or not self.ours.proxy():
+    def _has_recovered(self, gone: set[int]) -> bool:
+        replicas = {each.pid for each in self.endpoint.replicas()} - gone
+        if len(replicas) < 2 or not self.endpoint.proxy():
             return False
-        doors = [*self.ours.doors().values(), self.ours.address]
-        return len(doors) == 3 and all(self._answers(door) for door in doors)
+        addresses = [*self.endpoint.replica_addresses().values(), self.endpoint.address]
+        return len(addresses) == 3 and all(self._answers(address) for address in addresses)
 
     def _answers(self, address: str) -> bool:
         probe = Probe(address, self.rows_BF)
@@ -51,43 +51,43 @@ class Scene:
 
 @dataclass(frozen=True)
 class Case:
-    """`act` does it, and gives the numbers of the processes that are gone by it."""
+    """A fault. `act` causes it and returns the ids of the killed processes."""
 
     words: str
-    act: Callable[[Scene], set[int]]
+    act: Callable[[System], set[int]]
 
 
 def _kill(processes: list[psutil.Process]) -> set[int]:
     if not processes:
-        raise LookupError("there is no such process to kill")
+        raise LookupError("found no process to kill")
     for process in processes:
         process.kill()
     return {process.pid for process in processes}
 
 
-def _replica(scene: Scene) -> set[int]:
-    return _kill(scene.ours.replicas()[:1])
+def _replica(system: System) -> set[int]:
+    return _kill(system.endpoint.replicas()[:1])
 
 
-def _proxy(scene: Scene) -> set[int]:
-    return _kill(scene.ours.proxy())
+def _proxy(system: System) -> set[int]:
+    return _kill(system.endpoint.proxy())
 
 
-def _controller(scene: Scene) -> set[int]:
-    return _kill(scene.ours.find(_CONTROLLER))
+def _controller(system: System) -> set[int]:
+    return _kill(system.endpoint.find(_CONTROLLER))
 
 
-def _node(scene: Scene) -> set[int]:
-    """Another one joins at once, as an autoscaler would have it."""
-    before = {each.pid for each in scene.ours.replicas()}
-    scene.ours.kill_second_node()
-    after = {each.pid for each in scene.ours.replicas()}
-    scene.ours.start_second_node()
+def _node(system: System) -> set[int]:
+    """Kill the second node and start a replacement at once, like an autoscaler."""
+    before = {each.pid for each in system.endpoint.replicas()}
+    system.endpoint.kill_second_node()
+    after = {each.pid for each in system.endpoint.replicas()}
+    system.endpoint.start_second_node()
     return before - after
 
 
-def _store(scene: Scene) -> set[int]:
-    folder = scene.ours.stack.folder / "store"
+def _store(system: System) -> set[int]:
+    folder = system.endpoint.stack.folder / "store"
     away = Path(f"{folder}.away")
     folder.rename(away)
     time.sleep(_AWAY_SECONDS)
@@ -97,8 +97,8 @@ def _store(scene: Scene) -> set[int]:
 
 CASES = {
     "replica": Case("a replica, kill -9", _replica),
-    "node": Case("the Ray node of a replica, kill -9; another joins", _node),
+    "node": Case("the Ray node of a replica, kill -9, with a replacement", _node),
     "proxy": Case("HAProxy, kill -9", _proxy),
     "controller": Case("Serve's controller, kill -9", _controller),
-    "store": Case(f"the store is away for {_AWAY_SECONDS:g} s", _store),
+    "store": Case(f"the store is unavailable for {_AWAY_SECONDS:g} s", _store),
 }

@@ -1,4 +1,4 @@
-"""From everything that was asked around one fault to the figures that matter."""
+"""Figures of one fault, from all requests around it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.endpoint.load import Answers
-from benchmarks.outages.patient import Call
+from benchmarks.outages.retrying import Call
 from benchmarks.swaps import figures
 
 _OK = 200
@@ -15,10 +15,10 @@ _OK = 200
 
 @dataclass(frozen=True)
 class Outcome:
-    """`failed`: requests of plain clients that got no answer with status 200, by kind; `wrong`:
-    answers, of either clients, that are not those of the version. `patient_failed`: calls of
-    `cmcl.Client` that raised. `silence`: longest time in which no plain client got an answer;
-    `whole`: until both replicas and HAProxy answered again, from the fault. Seconds.
+    """Figures of one fault, in seconds. `failed`: requests of plain clients without status 200, by
+    kind. `wrong`: responses to any client that do not match the version. `patient_failed`: calls of
+    `cmcl.Client` that raised. `silence`: longest time without a response to any plain client.
+    `whole`: time from the fault until both replicas and HAProxy responded again.
     """
 
     case: str
@@ -36,13 +36,13 @@ class Outcome:
 
     @property
     def lost(self) -> int:
-        """Requests of plain clients that came to nothing."""
+        """Number of failed requests of plain clients."""
         return sum(self.failed.values())
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When a fault was, and when it was over: by time.time()."""
+    """Times of a fault and of the recovery, by time.time()."""
 
     case: str
     words: str
@@ -53,7 +53,7 @@ class Moment:
 
 
 def outcome(moment: Moment, answers: Answers, calls: Sequence[Call]) -> Outcome:
-    """Of what was under way at the moment or asked after it, until its end."""
+    """Return figures of requests that were in progress at the fault or sent after it."""
     ended = answers["sent"] + answers["seconds"]
     seen = answers[(ended > moment.begin) & (answers["sent"] < moment.end)]
     mine = [c for c in calls if c.at + c.seconds > moment.begin and c.at < moment.end]

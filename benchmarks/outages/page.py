@@ -1,4 +1,4 @@
-"""The page of `benchmarks.serving_chaos`, in Markdown."""
+"""Markdown page of `benchmarks.serving_chaos`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,26 +6,27 @@ from typing import Any
 from benchmarks.markdown import listed, table
 
 _QUESTION = (
-    "Parts of the endpoint die under load. How many requests fail, how, for how long, and is a wrong "
-    "answer ever given?"
+    "Parts of the endpoint are killed under load. How many requests fail, how, and for how long? Is "
+    "any response wrong?"
 )
 _HOW = """\
-- *plain clients* ask once, wait for the whole answer and ask again; whatever gets no answer with status
-  200 counts as failed: *cut* (the connection was lost), *refused* (nobody listened), or its status.
-  Every answer is compared with the embeddings that it must be.
-- *cmcl.Client* asks again by itself where that may help; a call counts as failed where it raises.
-- *silence*: the longest time in which no plain client got an answer. *whole*: from the fault until both
-  replicas answer at their own doors and HAProxy before them.
-- *Ray's proxy*: HAProxy as Ray sets it, which tries again only where it could not connect. *ours*: it
-  holds requests of up to {buffer} KiB and sends them to the other replica where the first one dies
-  before it answers, which is safe as an embedding changes nothing (`cmcl/haproxy.py`)."""
+- *plain clients* send one request at a time without retries. A request without status 200 counts as
+  failed: *cut* (the connection was lost), *refused* (no listener), or its status. Every response is
+  compared with the expected embeddings.
+- *cmcl.Client* retries; a call counts as failed if it raises.
+- *silence*: the longest time without a response to any plain client. *whole*: from the fault until
+  both replicas respond directly and through HAProxy.
+- *Ray's*: HAProxy with Ray's settings, which retries only failed connections. *ours*: HAProxy
+  buffers requests of up to {buffer} KiB and sends them to the other replica if the first one dies
+  before it responds. This is safe because an embedding request changes no state
+  (`cmcl/haproxy.py`)."""
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Question, machine, configuration, result."""
+    """Render the page."""
     how = _HOW.format(buffer=document["configuration"]["buffer of HAProxy, KiB"])
     parts = [
-        "# Serving while parts of it die",
+        "# Serving while parts are killed",
         "## Question\n" + _QUESTION,
         "## Machine\n" + listed(document["machine"]),
         "## Configuration\n" + listed(document["configuration"]) + "\n\n" + how,
@@ -51,7 +52,7 @@ def _outcomes(outcomes: Sequence[Mapping[str, Any]]) -> str:
     plain = ("plain requests", "failed")
     patient = ("calls of cmcl.Client", "failed")
     times = ("silence, s", "slowest call of cmcl.Client, s", "whole, s")
-    return table(("fault", "proxy", *plain, *patient, "wrong answers", *times), rows)
+    return table(("fault", "proxy", *plain, *patient, "wrong responses", *times), rows)
 
 
 def _kinds(found: Mapping[str, int]) -> str:

@@ -1,1 +1,1 @@
-"""What our endpoint is measured beside: the same product in bare FastAPI, and Infinity."""
+"""Servers to compare the endpoint with: the same products in bare FastAPI, and Infinity."""

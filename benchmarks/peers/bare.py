@@ -1,7 +1,7 @@
-"""The same products in bare FastAPI and uvicorn, as one would write them in an hour: one process.
+"""The same matrix products in a minimal FastAPI application: one process.
 
-`python -m benchmarks.peers.bare --port N`. A pydantic model, the same heads, the same three forms,
-nothing else: one version, no swap, no limits, no metrics, no checks beyond pydantic's.
+`python -m benchmarks.peers.bare --port N`. A pydantic model, the same heads and the same three
+formats; one version, no swaps, no limits, no metrics, no validation beyond pydantic's.
 
 Shapes: B rows, F width of the raw feature, E width of the embeddings.
 """
@@ -21,7 +21,7 @@ from pydantic_core import to_json
 from benchmarks.endpoint.stored import heads_of
 from workers.model.heads import ModalityHeads
 
-# The same header as ours, so that one check reads both.
+# The endpoint's header, so that one check works for both.
 _VERSION = {"x-model-version": "1"}
 
 
@@ -33,7 +33,7 @@ class Item(BaseModel):
 
 
 class Question(BaseModel):
-    """OpenAI's shape with features."""
+    """OpenAI's request format with features."""
 
     model: str
     modality: str | None = None
@@ -42,7 +42,7 @@ class Question(BaseModel):
 
 
 def rows_of(question: Question) -> tuple[str, np.ndarray]:
-    """Modality and rows (B × F), which are all of one modality here."""
+    """Return modality and rows (B × F). All rows of a request have the same modality here."""
     items = [each for each in question.input if isinstance(each, Item)]
     if items:
         raw = b"".join(base64.b64decode(item.feature) for item in items)
@@ -51,7 +51,7 @@ def rows_of(question: Question) -> tuple[str, np.ndarray]:
 
 
 def create_app(heads: ModalityHeads) -> FastAPI:
-    """One route, two content types."""
+    """Create the application: one route, two content types."""
     app = FastAPI()
 
     @torch.inference_mode()
@@ -83,7 +83,7 @@ def create_app(heads: ModalityHeads) -> FastAPI:
 
 
 def main() -> None:
-    """Serve until the process is ended."""
+    """Serve until terminated."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--width", type=int, default=1024)

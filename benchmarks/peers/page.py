@@ -1,4 +1,4 @@
-"""The page of `benchmarks.serving`, in Markdown."""
+"""Markdown page of `benchmarks.serving`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,31 +6,33 @@ from typing import Any
 from benchmarks.markdown import listed, table
 
 _QUESTION = (
-    "How fast does the endpoint answer, beside the same products in bare FastAPI and uvicorn, and "
-    "beside Infinity with a model of comparable cost? What share of the products' own rate is left?"
+    "How fast is the endpoint compared with the same matrix products in bare FastAPI and uvicorn, "
+    "and with Infinity serving a model of comparable cost? Which share of the products' rate "
+    "remains?"
 )
 _SERVERS = """\
-- *ours*: the whole of it: Ray Serve behind HAProxy, one replica, as `make up` runs it; versions,
-  limits, checks of every row, metrics.
-- *bare*: one process of FastAPI and uvicorn, a pydantic model, the same heads
-  (`benchmarks/peers/bare.py`); one version, no limits, no checks, no metrics.
-- *wrapped*, where it was asked for: the same application as a replica of Ray Serve behind HAProxy, as
-  ours is (`benchmarks/peers/wrapped.py`): what these two cost, whatever they wrap.
-- *Infinity*: infinity-emb on torch, batches of up to 256, one thread. It takes texts, so each row is
-  one word, a few bytes where ours are asked for 1024 numbers; its model is a table and two linear maps
-  of the same width: the products of a conditioned head. It has no binary form.
+- *ours*: the complete endpoint: Ray Serve behind HAProxy, one replica, as `make up` runs it;
+  versions, limits, validation of every row, metrics.
+- *bare*: one process of FastAPI and uvicorn with a pydantic model and the same heads
+  (`benchmarks/peers/bare.py`); one version, no limits, no validation, no metrics.
+- *wrapped* (with `--wrapped`): the bare application as a replica of Ray Serve behind HAProxy
+  (`benchmarks/peers/wrapped.py`), which shows the cost of these two.
+- *Infinity*: infinity-emb on torch, batches of up to 256, one thread. It accepts texts, so each row
+  is one word of a few bytes instead of 1024 numbers; its model is a table and two linear maps of
+  the same width, the products of a conditioned head. It has no binary format.
 
-Clients ask, wait for the whole answer, and ask again; they live in one process beside the server, and
-both share the machine's cores. Every answer's status is checked; of each different request one answer
-in full. JSON: numbers both ways. base64: float32 as base64 in JSON, both ways; Infinity is asked for
-texts in either. binary: raw float32 both ways."""
+Each client sends one request at a time. All clients run in one process on the same machine and
+share its cores with the server. Every response's status is checked, and one response to each
+distinct request in full. json: numbers in requests and responses. base64: float32 as base64 in
+JSON, in both; Infinity gets texts with either. binary: raw float32 in both."""
 _UNIT = (
-    "p50 and p95 in ms. Ratios: ours / peer of p50 (smaller is better) and of requests a second."
+    "p50 and p95 in ms. Ratios are ours / peer, of p50 (smaller is better) and of requests per "
+    "second."
 )
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Question, machine, configuration, result."""
+    """Render the page."""
     parts = [
         "# The endpoint under load",
         "## Question\n" + _QUESTION,
@@ -55,12 +57,11 @@ def _limits(document: Mapping[str, Any]) -> str:
         other = f"{int(batch) / theirs:,.0f}" if theirs else "–"
         rows.append([str(batch), f"{rate:,.0f}", other])
     words = (
-        "The limits. Rows a second of the models alone, one thread, in a tight loop; the clients alone, "
-        f"at a server that does nothing: {document['clients_alone_per_second']:,.0f} requests a second."
+        "Upper bounds: rows per second of the models alone, in a tight loop with one thread; the "
+        "clients alone, with a server that does nothing: "
+        f"{document['clients_alone_per_second']:,.0f} requests per second."
     )
-    return (
-        f"{words}\n\n{table(('rows at once', 'our heads', 'the model that Infinity serves'), rows)}"
-    )
+    return f"{words}\n\n{table(('rows per batch', 'our heads', 'the model that Infinity serves'), rows)}"
 
 
 def _forms(cells: Sequence[Mapping[str, Any]]) -> list[str]:

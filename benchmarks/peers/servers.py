@@ -1,4 +1,4 @@
-"""The peers as processes: started, waited for, ended."""
+"""Start and stop the peers as processes."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ from pathlib import Path
 _READY_SECONDS = 120.0
 _STOP_SECONDS = 10.0
 INFINITY_MODEL = "measured"
-# Nothing is fetched and nothing is told to anybody; one thread, as all servers here have.
+# No downloads, no telemetry; one thread, like all servers here.
 _INFINITY_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -20,7 +20,7 @@ _INFINITY_ENVIRONMENT = {
     "INFINITY_ANONYMOUS_USAGE_STATS": "0",
     "OMP_NUM_THREADS": "1",
 }
-# The largest request in one batch; the rest as it is by default, but for what needs a GPU.
+# The largest request fits into one batch. Other options are defaults, except those that need a GPU.
 _INFINITY_OPTIONS = (
     *("--engine", "torch", "--device", "cpu", "--dtype", "float32", "--batch-size", "256"),
     *("--no-bettertransformer", "--no-compile", "--url-prefix", "/v1", "--log-level", "warning"),
@@ -33,7 +33,7 @@ class PeerError(Exception):
 
 @contextmanager
 def bare(folder: Path, width: int) -> Iterator[str]:
-    """The address of bare FastAPI and uvicorn with our heads."""
+    """Yield the address of bare FastAPI and uvicorn with the same heads."""
     port = _free_port()
     command = [
         *(sys.executable, "-m", "benchmarks.peers.bare"),
@@ -45,7 +45,7 @@ def bare(folder: Path, width: int) -> Iterator[str]:
 
 @contextmanager
 def trivial(folder: Path, answer_bytes: int) -> Iterator[str]:
-    """The address of a server that does nothing."""
+    """Yield the address of a server that does nothing."""
     port = _free_port()
     command = [
         *(sys.executable, "-m", "benchmarks.peers.trivial"),
@@ -57,7 +57,7 @@ def trivial(folder: Path, answer_bytes: int) -> Iterator[str]:
 
 @contextmanager
 def infinity(folder: Path, programs: Path, model: Path) -> Iterator[str]:
-    """The address of Infinity that serves `model`; `programs` has its interpreter."""
+    """Yield the address of Infinity serving `model`; `programs` has its interpreter."""
     port = _free_port()
     command = [
         *(str(programs / "infinity_emb"), "v2", "--model-id", str(model)),
@@ -94,7 +94,7 @@ def _running(
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """All of them listen once they can answer."""
+    """Wait until the server listens, which implies that it is ready."""
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:

@@ -1,4 +1,4 @@
-"""A server that does nothing: how fast the clients could be, were there nothing to wait for.
+"""A server with a constant response, which shows the maximum rate of the clients.
 
 `python -m benchmarks.peers.trivial --port N --answer BYTES`
 """
@@ -14,14 +14,14 @@ _LENGTH = b"Content-Length: "
 
 
 class _Echo(asyncio.Protocol):
-    """Counts a request's bytes and answers what it always answers."""
+    """Reads whole requests and sends a constant response."""
 
     def __init__(self, answer: bytes) -> None:
         self._answer = answer
         self._missing = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are of no class of asyncio's.
+        # uvloop's transports do not subclass asyncio's.
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
@@ -43,7 +43,7 @@ async def _serve(port: int, length: int) -> None:
 
 
 def main() -> None:
-    """Serve until the process is ended."""
+    """Serve until terminated."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--answer", type=int, required=True)

@@ -1,7 +1,7 @@
-"""`bare` as a replica of Ray Serve behind HAProxy: what those two cost, whatever they wrap.
+"""`bare` as a replica of Ray Serve behind HAProxy, to show the cost of these two.
 
-`python -m benchmarks.peers.wrapped JSON PORT`, as `benchmarks.endpoint.driver`; of the JSON it heeds
-`width` alone.
+`python -m benchmarks.peers.wrapped JSON PORT`, like `benchmarks.endpoint.driver`; of the JSON only
+`width` is used.
 """
 
 import json
@@ -23,7 +23,8 @@ _AT_ONCE = 1024
 
 
 def application(width: int) -> serve.Application:
-    """One replica, with the options of ours that cost nothing."""
+    """Return an application with one replica and the endpoint's options that do not affect
+    speed."""
 
     def build() -> FastAPI:
         torch.set_num_threads(1)
@@ -39,7 +40,7 @@ def application(width: int) -> serve.Application:
 
 
 def main(arguments: str, port: str) -> None:
-    """Until SIGTERM."""
+    """Run until SIGTERM."""
     ray.init(address="auto", log_to_driver=False)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())

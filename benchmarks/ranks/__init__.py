@@ -1,6 +1,6 @@
-"""One result whatever the number of ranks.
+"""Parts of `benchmarks.rank_invariance`.
 
-job.py      what each rank does: two datasets of the example stream, and what must not depend on it
-wire.py     what the kernel counts on the wire between them
-page.py     the page
+job.py      the work of each rank: two datasets of the example stream
+wire.py     bytes between ranks, counted by the kernel
+page.py     the Markdown page
 """

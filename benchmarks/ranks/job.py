@@ -1,4 +1,4 @@
-"""What each rank does: a dataset for a model that has something to protect and to replay."""
+"""The work of each rank: a dataset for a model with protected directions and replay."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,23 +21,23 @@ from workers.train.run import Run, UpdateDone, Watcher
 
 @dataclass(frozen=True)
 class Part:
-    """One dataset: its shards, and the rows in memory."""
+    """One dataset, as shards and as rows in memory."""
 
     pair: ModalityPair
     shards: tuple[Shard, ...]
     held: TrainingRows
 
     def rows(self, way: str, spec: ModelSpec) -> TrainingRows:
-        """`held` or `streamed`."""
+        """Return the rows, `held` or `streamed`."""
         if way == "held":
             return self.held
         first, second = (spec.modalities[modality] for modality in self.pair.modalities)
         return StreamedRows(self.shards, (first, second))
 
 
-class Noting(Watcher):
-    """The loss curve, and what travelled between the first update's end and the last's: what is sent
-    once a dataset is sent before."""
+class TrafficRecorder(Watcher):
+    """Records the loss curve, and the bytes sent between the ends of the first and the last update,
+    without those sent once per dataset."""
 
     def __init__(self, traffic: Traffic) -> None:
         self._traffic = traffic
@@ -48,21 +48,21 @@ class Noting(Watcher):
     def update_done(self, update: UpdateDone) -> None:
         self.shares.append(update.local_loss)
         if update.done in (1, update.total):
-            # All ranks have done it, and none goes on: what is counted is whole updates.
-            _meet()
+            # A barrier, so that only whole updates are counted.
+            _barrier()
             self._given.append(self._traffic.gathered + self._traffic.reduced)
             self._wire.append(bytes_on_loopback())
-            _meet()
+            _barrier()
 
     def travelled(self) -> dict[str, int]:
-        """Bytes of all updates but the first: by this rank's own count, and on the wire."""
+        """Return the bytes of all updates but the first: counted by this rank, and on the wire."""
         return {
             "given": self._given[-1] - self._given[0],
             "wire": self._wire[-1] - self._wire[0],
         }
 
     def losses(self) -> torch.Tensor:
-        """Of whole batches."""
+        """Return the losses of whole batches."""
         losses = torch.stack(self.shares)
         if dist.is_initialized():
             dist.all_reduce(losses)
@@ -71,7 +71,7 @@ class Noting(Watcher):
 
 @dataclass(frozen=True)
 class Job:
-    """A dataset for a model that has learned one before; picklable."""
+    """A picklable job: a dataset for a model that has learned one before."""
 
     spec: ModelSpec
     part: Part
@@ -79,10 +79,10 @@ class Job:
     parent: Path
 
     def __call__(self) -> dict[str, Any]:
-        """What must not depend on the number of ranks, and what travelled."""
+        """Return the results to compare, and the bytes sent."""
         first: TrainingResult = torch.load(self.parent, weights_only=False)
         here = World(world().rank, world().size)
-        noting = Noting(here.traffic)
+        noting = TrafficRecorder(here.traffic)
         task = Task(self.part.pair, self.part.rows(self.way, self.spec), seed=8)
         second = learn(self.spec, first.model_state, task, Run(here, watcher=noting))
         return {
@@ -101,7 +101,7 @@ class Job:
 
 
 def make_parent(spec: ModelSpec, part: Part, path: Path) -> None:
-    """What a model knows after its first dataset."""
+    """Write the state of a model after its first dataset."""
     torch.save(learn(spec, initial_state(spec), Task(part.pair, part.held, seed=7)), path)
 
 
@@ -125,6 +125,6 @@ def _entries(learned: TrainingResult) -> dict[str, int]:
     }
 
 
-def _meet() -> None:
+def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()

@@ -1,21 +1,21 @@
-"""The page of `benchmarks.rank_invariance`, in Markdown."""
+"""Markdown page of `benchmarks.rank_invariance`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 _HEAD = """\
-# One result whatever the number of ranks
+# The same result with any number of ranks
 
-**Question.** How far are heads, loss curve, moments and certificate of 2, 3 and 4 ranks from those of
-one, and how many bytes does an update send?
+**Question.** How much do heads, loss curve, moments and certificate of 2, 3 and 4 ranks differ from
+those of one, and how many bytes does an update send?
 
-The second dataset of the example stream, for a model that one rank has taught the first: mask and
-replay, one modality known and one new; batches that the ranks do not divide; real processes joined by
-gloo; float32. Every rank is compared. *streamed*: rows from their shard through the local disk, in lanes;
-there is one shard, so all ranks read the same one.
+The second dataset of the example stream, for a model that learned the first on one rank: mask and
+replay, one known and one new modality, batch sizes that are not multiples of the number of ranks,
+real processes connected by gloo, float32. Every rank is compared. *streamed*: rows come from their
+shard through virtual shards on the local disk; there is one shard, so all ranks read the same one.
 
-Across *versions* no such promise can be made: heads that differ in the seventh digit have eigenvectors
-that differ more where eigenvalues lie close together, and the next dataset is learned in these
+This does not hold across *versions*: heads that differ in the seventh digit have eigenvectors that
+differ more where eigenvalues are close together, and the next dataset is learned in that basis
 (docs/log.md).
 
 """
@@ -27,12 +27,12 @@ _BYTES = """
 Largest differences from one rank. The goal is 1e-5 for heads and losses.
 
 ## Bytes of an update
-*given*: what a rank hands to collectives, by our own count; *formula*: decision 15; *wire*: what the
-kernel counts between all ranks, headers included, beside what follows from the formula (each rank's rows
-go to all others; a ring reduces with 2 (N − 1) / N of the payload a rank). The formula has ⌈B/N⌉ rows, as
-ranks with rows in memory have; of streamed rows a rank's lanes may have one more in some batches, and all
-ranks send as many as the longest. The mask blocks what holds 99.99 % of earlier scores, so that there is
-something that does not travel.
+*given*: bytes that a rank passes to collectives, counted by cmcl; *formula*: decision 15; *wire*:
+bytes between all ranks counted by the kernel, including headers, compared with the value that
+follows from the formula (each rank's rows go to all others; a ring all-reduce sends 2 (N − 1) / N
+of the payload per rank). The formula assumes ⌈B/N⌉ rows, as with rows in memory; with streamed rows
+a rank may have one more in some batches, and all ranks send as many as the longest. The mask
+protects the directions of 99.99 % of earlier scores, so that a part of the gradient is not sent.
 
 | rows | ranks | free entries | given | formula | wire | from the formula | ratio |
 |---|---|---|---|---|---|---|---|
@@ -40,7 +40,7 @@ something that does not travel.
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Question, result, machine, configuration."""
+    """Render the page."""
     result = document["result"]
     gaps = "".join(
         f"| {one['rows']} | {one['ranks']} | {one['heads']:.1e} | {one['losses']:.1e} "

@@ -1,4 +1,4 @@
-"""What really travels: the kernel's own count, in a network of which nobody else is part."""
+"""Bytes sent between ranks, counted by the kernel in a private network namespace."""
 
 import ctypes
 import os
@@ -10,21 +10,21 @@ _COUNTERS = Path("/proc/net/dev")
 
 
 def enter_own_network() -> bool:
-    """Leave all networks but a loopback of our own, for this process and its children.
+    """Enter a network namespace with only a loopback, for this process and its children.
 
-    False where that is not permitted (it takes root): then there is nothing to count.
+    Return False if that is not permitted (it needs root); bytes are then not counted.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_NEW_NETWORK) != 0:
         return False
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # noqa: S607
-    # Gloo would look for the address of the host's name, which is gone.
+    # Gloo would resolve the host name, whose address does not exist in this namespace.
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     return True
 
 
 def bytes_on_loopback() -> int:
-    """Received so far, headers included."""
+    """Return the bytes received so far, including headers."""
     lines = _COUNTERS.read_text().splitlines()
     counters = next(line for line in lines if line.strip().startswith("lo:"))
     return int(counters.partition(":")[2].split()[0])

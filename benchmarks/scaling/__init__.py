@@ -1,1 +1,2 @@
-"""What scale.py is made of: a model of the time of an update, its constants, its test, its forecast."""
+"""Parts of `benchmarks.scale`: a time model of an update, its constants, its test, and its
+forecast."""

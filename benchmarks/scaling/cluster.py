@@ -1,8 +1,8 @@
-"""The accelerators of the forecast: assumed, not measured; each number with the public source of it.
+"""Accelerators of the forecast: assumed, not measured, each number with its public source.
 
 NVIDIA H100 SXM, eight to a node, as in a DGX H100. Rates are what sources call peak, times a share
-that long products and collectives are known to reach; the interpreter's time per update and the time
-to read rows are those of this machine, measured in the same run.
+that large products and collectives are known to reach; the interpreter's time per update and the
+time to read rows are measured on this machine in the same run.
 """
 
 import math
@@ -30,7 +30,7 @@ SOURCES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """`model.Rates` of `ranks` H100s. `host_seconds`: the interpreter's, for one update; `reading`:
+    """`model.Rates` of `ranks` H100s. `host_seconds`: interpreter time of one update. `reading`:
     seconds by bytes, of one process."""
 
     ranks: int
@@ -44,11 +44,11 @@ class Cluster:
     node: int = 8
 
     def fixed(self, rest: float) -> float:
-        """Kernels are launched ahead: the interpreter shows only where it takes longer than they."""
+        """Kernels are launched asynchronously, so only interpreter time beyond theirs counts."""
         return max(0.0, self.host_seconds - rest)
 
     def product(self, rows: float, inner: float, columns: float) -> float:
-        """By the slower of arithmetic and memory."""
+        """See Rates. The slower of arithmetic and memory decides."""
         moved = 2 * (rows * inner + inner * columns + rows * columns)
         return max(2 * rows * inner * columns / self.flops, moved / self.memory)
 
@@ -65,23 +65,24 @@ class Cluster:
         return self._passes(2 * entries, 8)
 
     def packing(self, entries: float) -> float:
-        """All into a bucket; of half of them values and 64-bit places, out and back."""
+        """See Rates. All entries into a bucket, then half of them out and back, with 64-bit
+        indices."""
         return self._passes(entries, 6)
 
     def gather(self, bytes_each: float, ranks: int) -> float:
-        """A ring: everything of the others passes through each."""
+        """See Rates. In a ring the data of all other ranks passes through each rank."""
         return self._latency + (ranks - 1) * bytes_each / self._wire
 
     def reduce(self, payload: float, ranks: int) -> float:
-        """A ring: reduce-scatter and all-gather."""
+        """See Rates. A ring: reduce-scatter and all-gather."""
         return self._latency + 2 * (ranks - 1) / ranks * payload / self._wire
 
     def waiting(self, work: float) -> float:
-        """None: each card does the same by itself, and nothing is known of how they differ."""
+        """Return 0: all cards are assumed to be equally fast."""
         return 0.0
 
     def ahead(self, payload: float, rotation: float, rest: float) -> float:
-        """Hosts read while cards compute; the rotation is the card's."""
+        """See Rates. Hosts read while cards compute; the rotation runs on the card."""
         read = self.reading.at(payload * self.ranks) / self.ranks
         return rotation + max(0.0, read - rest - rotation)
 

@@ -1,7 +1,7 @@
-"""The constants of this machine, each measured by itself while all processes of a group do the same.
+"""Constants of this machine, each measured separately while all processes of a group do the same.
 
-Nothing here runs an update: products, passes and collectives are timed one by one.
-Shapes: L rows of a rank, B of a batch, E width of the embeddings, I of what a head reads.
+No update runs here: products, passes and collectives are timed one by one. Shapes: L rows of a
+rank, B of a batch, E width of the embeddings, I of what a head reads.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from statistics import fmean, median
 import torch
 from torch import Tensor
 
-from benchmarks.scaling.group import seconds_by_turns, seconds_in_a_ring
+from benchmarks.scaling.group import seconds_alternating, seconds_in_cycle
 from workers.model.loss import Everywhere, symmetric_info_nce, unit
 from workers.train.distributed import AsyncGather, World
 
@@ -28,13 +28,13 @@ _THIN = 8
 _WIDTHS = (64, 256, 512, 1024)
 _ROWS = 8192
 _WORK = (32, 128, 512, 2048)
-# A difference below this is none; a curve has no zero.
+# Lower bound of a difference, because a logarithmic curve cannot have zero.
 _LEAST = 1e-6
 _BYTES = (1 << 10, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 23)
 
 
 def constants_of_one() -> dict[str, Points]:
-    """What a process needs for itself; sizes as in `model.Rates`."""
+    """Return constants of computation in one process; sizes as in `model.Rates`."""
     curves: Curves = {
         "rows product": ((size, _rows_product(size)) for size in _DIMENSIONS),
         "inner product": ((size, _inner_product(size)) for size in _DIMENSIONS),
@@ -44,28 +44,29 @@ def constants_of_one() -> dict[str, Points]:
         "rows": ((rows * 2 * _WIDE, _rows(rows)) for rows in _DIMENSIONS),
         "packing": ((2 * width * width, _packing(width)) for width in _WIDTHS),
     }
-    return _measured(curves, seconds_in_a_ring)
+    return _measured(curves, seconds_in_cycle)
 
 
 def constants_of_many(here: World) -> dict[str, Points]:
-    """Collectives, by the bytes that each rank gives, where all come to them at once."""
+    """Return constants of collectives by bytes per rank, if all ranks enter them at the same
+    time."""
     collectives: Curves = {
         "gather": ((size, _gather(size, here)) for size in _BYTES),
         "reduce": ((size, _reduce(size)) for size in _BYTES),
     }
-    return _measured(collectives, seconds_by_turns)
+    return _measured(collectives, seconds_alternating)
 
 
 def waiting() -> Points:
-    """By seconds of some work, cores shared fairly: how much longer a collective takes for those who come
-    to it from there.
+    """Return the additional time of a collective after some work, by seconds of the work with
+    fairly shared cores.
 
-    Nobody is done at the same time as the others, least of all where ranks take turns on a core. How they
-    take them changes from minute to minute: one look says little, `usual_waiting` of several more.
+        Ranks do not finish at the same time, in particular if they share a core. The scheduling
+        varies from minute to minute, so use `usual_waiting` of several measurements.
     """
     meeting, works = _reduce(_BYTES[0]), [_rows_product(rows) for rows in _WORK]
     both = [partial(_one_after_the_other, work, meeting) for work in works]
-    alone, *found = seconds_by_turns([meeting, *works, *both])
+    alone, *found = seconds_alternating([meeting, *works, *both])
     together = torch.tensor(found[len(works) :], dtype=torch.float64)
     torch.distributed.all_reduce(together, op=torch.distributed.ReduceOp.MAX)
     apart = fair_share_seconds(torch.tensor(found[: len(works)], dtype=torch.float64)) + alone
@@ -74,21 +75,22 @@ def waiting() -> Points:
 
 
 def fair_share_seconds(seconds: Tensor) -> Tensor:
-    """Seconds that each process would need if cores were shared fairly; one that had a core of its own,
-    while two others shared one, needed half of theirs."""
+    """Return the seconds that each process would need with fairly shared cores. A process with its
+    own core needs half the time of two that share one."""
     rates = 1 / seconds
     torch.distributed.all_reduce(rates)
     return torch.distributed.get_world_size() / rates
 
 
 def usual_waiting(looks: Sequence[Points]) -> Points:
-    """What most looks at the same works say."""
+    """Return the typical value of several measurements of the same work."""
     works = zip(*(sorted(look.items()) for look in looks), strict=True)
     usual = [
         (fmean(work), median(longer))
         for work, longer in (zip(*each, strict=True) for each in works)
     ]
-    # Nobody waits less because there was more to do; a difference of two timings may say so.
+    # Waiting does not decrease with more work, but the noise of a difference of two timings may
+    # suggest it.
     most = accumulate((longer for _, longer in usual), max)
     return dict(zip((work for work, _ in usual), most, strict=True))
 
@@ -99,7 +101,7 @@ def _one_after_the_other(first: Task, second: Task) -> None:
 
 
 def _measured(curves: Curves, seconds_of: Timer) -> dict[str, Points]:
-    """All of them by turns, so that they have met the same machine."""
+    """Measure all curves alternately, under the same conditions."""
     tasks = {name: dict(of_curve) for name, of_curve in curves.items()}
     found = iter(seconds_of([task for each in tasks.values() for task in each.values()]))
     return {name: {size: next(found) for size in each} for name, each in tasks.items()}
@@ -120,14 +122,16 @@ def _inner_product(inner: int) -> Callable[[], Tensor]:
 
 
 def _scores_alone(rows: int) -> None:
-    """The loss and its gradient with embeddings so thin that the products cost next to nothing."""
+    """Compute the loss and its gradient with narrow embeddings, so that products cost almost
+    nothing."""
     local = _thin(rows)
     loss = symmetric_info_nce(local, torch.eye(rows, dtype=torch.bool), 0.07)
     loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _scores_of_many(rows: int, columns: int) -> None:
-    """The same of one rank: what would come from others is a copy of its own."""
+    """Compute the same for one of several ranks, with copies of its own data in place of the
+    others'."""
 
     def repeated(local_LX: Tensor) -> Tensor:
         return local_LX.repeat(columns // rows, 1)
@@ -146,7 +150,8 @@ def _thin(rows: int) -> tuple[Tensor, Tensor]:
 
 
 def _heads(width: int) -> Callable[[], None]:
-    """W₀ + M, the mask, AdamW and the average, as workers/model/pair.py and workers/train have them."""
+    """Return passes over a head: W₀ + M, mask, AdamW and average, as in workers/model/pair.py and
+    workers/train."""
     changes = [torch.nn.Parameter(torch.zeros(width, width)) for _ in range(2)]
     starts, means = ([_random(width, width) for _ in changes] for _ in range(2))
     slopes = [_random(width, width) for _ in changes]
@@ -168,7 +173,8 @@ def _heads(width: int) -> Callable[[], None]:
 
 
 def _rows(rows: int) -> Callable[[], None]:
-    """Rows of both sides out of a dataset in memory; unit length forward and backward."""
+    """Return the selection of rows of both sides from memory, and normalisation forward and
+    backward."""
     sides = [_random(_ROWS, _WIDE) for _ in range(2)]
     index = torch.randperm(_ROWS)[:rows]
 
@@ -181,8 +187,8 @@ def _rows(rows: int) -> Callable[[], None]:
 
 
 def _packing(width: int) -> Callable[[], None]:
-    """What DDP does with two gradients beside the collective: all of both into its bucket, and with the
-    product's hook the free entries out of the bucket and back."""
+    """Return what DDP does with two gradients apart from the collective: copy both into its bucket,
+    and with the product's hook the free entries out of the bucket and back."""
     slopes = [_random(width * width) for _ in range(2)]
     index = [(one > 0).nonzero().flatten() for one in slopes]
     bucket = torch.cat(slopes)

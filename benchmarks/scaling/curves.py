@@ -1,4 +1,4 @@
-"""What was measured at a few sizes, read at any size between them."""
+"""Interpolation of measurements at a few sizes."""
 
 import math
 from bisect import bisect_left
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (size, seconds), in rising order; straight lines between them where both axes are
-    logarithmic, and as the last two points go on beyond them."""
+    """Points (size, seconds) in rising order, with linear interpolation and extrapolation on
+    logarithmic axes."""
 
     points: tuple[tuple[float, float], ...]
 
     @classmethod
     def through(cls, found: Mapping[float, float]) -> "Curve":
-        """Through all of them. Raises ValueError for fewer than two."""
+        """Return a curve through all points. Raises ValueError for fewer than two."""
         if len(found) < 2:
             raise ValueError(f"a curve needs at least 2 points, these are {len(found)}")
         return cls(tuple(sorted(found.items())))
 
     def at(self, size: float) -> float:
-        """Seconds for this size; none for none."""
+        """Return the seconds for this size; 0 for size 0."""
         if size <= 0:
             return 0.0
         sizes = [point[0] for point in self.points]

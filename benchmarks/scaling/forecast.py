@@ -1,4 +1,4 @@
-"""What the model says of clusters: an update, a pass over a dataset, and who takes the time where."""
+"""Forecast for clusters: an update, a dataset, and the largest term by number of ranks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ _EPOCHS = 10
 
 @dataclass(frozen=True)
 class Forecast:
-    """`host_seconds`, `reading`: see Cluster. `shard_bytes_per_second` of a rank, by our reader;
-    `decomposition_seconds` of a symmetric float64 matrix of width 1024."""
+    """Forecast for clusters. `host_seconds`, `reading`: see Cluster. `shard_bytes_per_second`: the
+    product's reader, per rank. `decomposition_seconds`: of a symmetric float64 matrix of width
+    1024."""
 
     host_seconds: float
     reading: Curve
@@ -30,16 +31,16 @@ class Forecast:
     decomposition_seconds: float
 
     def update(self, ranks: int, width: int, batch: int) -> dict[str, float]:
-        """Seconds of each term."""
+        """Return the seconds of each term."""
         cluster = Cluster(ranks, self.host_seconds, self.reading)
         shape = Shape(batch, width, width, ranks, _FREE_SHARE, row_bytes=_BYTES * width)
         return update_terms(shape, cluster)
 
     def once(self, ranks: int, width: int, pairs: float) -> dict[str, float]:
-        """Seconds that a dataset of two known modalities takes before its first update."""
+        """Return the seconds before the first update of a dataset of two known modalities."""
         cluster = Cluster(ranks, self.host_seconds, self.reading)
         own = pairs / ranks
-        # Float32 products are added up in float64; tensor cores' TF32 would lose the small ones.
+        # Float32 products are summed in float64; tensor cores' TF32 would lose small ones.
         sums = 3 * own * width**2 * 2 / _FLOAT32
         shards = own * _BYTES * width / self.shard_bytes_per_second
         return {
@@ -50,7 +51,7 @@ class Forecast:
         }
 
     def document(self) -> dict[str, Any]:
-        """All that the plots and the page show."""
+        """Return the data of plots and page."""
         return {
             "updates": [
                 {"ranks": ranks, "width": width, "batch": batch, **self.update(ranks, width, batch)}
@@ -78,7 +79,7 @@ class Forecast:
         return {**once, "updates": passes, "seconds": sum(once.values()) + passes}
 
     def _crossings(self) -> list[dict[str, Any]]:
-        """For each width and batch, the largest term of an update by the number of ranks."""
+        """Return the largest term of an update by number of ranks, for each width and batch."""
         return [
             {"width": width, "batch": batch, "largest": self._largest(width, batch)}
             for width in WIDTHS
@@ -86,7 +87,7 @@ class Forecast:
         ]
 
     def _largest(self, width: int, batch: int) -> list[tuple[int, str]]:
-        """(ranks, term): from so many ranks on it is the largest one."""
+        """Return (ranks, term): from this number of ranks on, the term is the largest."""
         found: list[tuple[int, str]] = []
         for ranks in range(1, RANKS[-1] + 1):
             terms = self.update(ranks, width, batch)
@@ -101,5 +102,5 @@ _FLOAT32 = 0.7 * 67e12
 
 
 def of_width(updates: Sequence[dict[str, Any]], width: int, batch: int) -> list[dict[str, Any]]:
-    """Those updates, by rising ranks."""
+    """Return the updates of this width and batch, by rising number of ranks."""
     return [one for one in updates if one["width"] == width and one["batch"] == batch]

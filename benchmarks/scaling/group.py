@@ -1,4 +1,4 @@
-"""Groups of processes on this machine that do the same at the same time, joined by gloo."""
+"""Groups of processes on this machine that run the same task concurrently, connected by gloo."""
 
 import gc
 import math
@@ -16,22 +16,23 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from benchmarks.training.calm import WINDOW_SECONDS, Windows
+from benchmarks.training.timing import WINDOW_SECONDS, WindowTimer
 
 T = TypeVar("T")
 
 _TIMEOUT = timedelta(seconds=300)
-# Calm ones, of each constant; for so long they are waited for.
+# Calm windows of each constant, and the longest time to wait for them.
 _WINDOWS, _PATIENCE_SECONDS = 3, 3.0
-# glibc's largest threshold for blocks of their own is 32 MiB.
+# Just below glibc's largest mmap threshold, 32 MiB.
 _ONCE_LET_GO = 31 << 20
 _MARGIN, _CLOCK = 1.2, 1e-7
 
 
 def in_group(task: Callable[[], T], size: int) -> list[T]:
-    """What each of `size` processes of one thread answers; `task` must be picklable.
+    """Return the result of `task` in each of `size` single-threaded processes; `task` must be
+    picklable.
 
-    A group of one has no process group, as a job on one rank has none.
+        A group of one has no process group, like a job on one rank.
     """
     with tempfile.TemporaryDirectory(prefix="cmcl-group-") as folder:
         spawn(_one, args=(task, size, folder), nprocs=size)  # type: ignore[no-untyped-call]
@@ -41,8 +42,8 @@ def in_group(task: Callable[[], T], size: int) -> list[T]:
 def _one(rank: int, task: Callable[[], Any], size: int, folder: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    # Whoever has let go of so much keeps what it lets go of later, as a rank that has read its rows.
-    # Else each pass over some MiB is paid for in page faults, which an update has none of.
+    # After freeing such a block, glibc keeps freed memory, as in a rank that has read its rows.
+    # Otherwise each pass over some MiB would cause page faults, which an update does not have.
     torch.empty(_ONCE_LET_GO, dtype=torch.uint8)
     with joined(Path(folder) / "rendezvous", rank, size) if size > 1 else nullcontext():
         torch.save(task(), Path(folder) / f"{rank}.pt")
@@ -50,36 +51,37 @@ def _one(rank: int, task: Callable[[], Any], size: int, folder: str) -> None:
 
 @contextmanager
 def joined(meeting: Path, rank: int, size: int, timeout: timedelta = _TIMEOUT) -> Iterator[None]:
-    """One of `size` processes that meet at a file and are joined by gloo.
+    """Connect one of `size` processes by gloo, with a rendezvous file.
 
-    In the end gloo's threads are gone, or it raises: one that lets go of its last work while Python
-    ends would abort the process (docs/log.md).
+    At the end gloo's threads must have ended, otherwise it raises: a thread that releases its
+    last work during interpreter shutdown would abort the process (docs/log.md).
     """
-    # Imported later, it would hold the group to the end of the process: by its default arguments.
+    # Imported after the group is created, its default arguments would reference the group until the
+    # process exits.
     import torch.distributed.nn  # noqa: F401
 
     dist.init_process_group(
         "gloo", init_method=meeting.as_uri(), rank=rank, world_size=size, timeout=timeout
     )
     yield
-    # DDP and what hangs on it is a circle.
+    # DDP and its hooks form a reference cycle.
     gc.collect()
     dist.destroy_process_group()
     names = [(thread / "comm").read_text() for thread in Path("/proc/self/task").iterdir()]
     if any("gloo" in name for name in names):
-        raise RuntimeError(f"something still holds the process group: {' '.join(names)}")
+        raise RuntimeError(f"the process group is still referenced: {' '.join(names)}")
 
 
 def seconds_together(task: Callable[[], object]) -> float:
-    """Median seconds of `task` while all processes of the group do it at once."""
-    return seconds_by_turns([task])[0]
+    """Return the median seconds of `task` while all processes of the group run it concurrently."""
+    return seconds_alternating([task])[0]
 
 
-def seconds_by_turns(tasks: Sequence[Callable[[], object]]) -> list[float]:
-    """The same of each of several tasks, window by window in turn: the machine's own pace changes within
-    minutes, and what is compared or added up should have met the same."""
+def seconds_alternating(tasks: Sequence[Callable[[], object]]) -> list[float]:
+    """Return the median seconds of each task in all processes, alternating between windows, because
+    the machine's speed varies within minutes."""
     counts = [_of_a_window(task) for task in tasks]
-    windows = [Windows(_size(), _WINDOWS) for _ in tasks]
+    windows = [WindowTimer(_size(), _WINDOWS) for _ in tasks]
     until = time.perf_counter() + _PATIENCE_SECONDS * len(tasks)
     while _not_all(all(one.is_enough for one in windows) or time.perf_counter() > until):
         for task, count, window in zip(tasks, counts, windows, strict=True):
@@ -91,31 +93,31 @@ def seconds_by_turns(tasks: Sequence[Callable[[], object]]) -> list[float]:
     return [one.timing().median for one in windows]
 
 
-def seconds_in_a_ring(tasks: Sequence[Callable[[], object]]) -> list[float]:
-    """The same, but each is done once and then the next: what lies in the caches is what others left
-    there, as in an update. Alone in a loop a pass over a head takes a quarter less (docs/log.md)."""
+def seconds_in_cycle(tasks: Sequence[Callable[[], object]]) -> list[float]:
+    """Return the median seconds of each task, run in a cycle, so that caches are as in an update.
+    Alone in a loop a pass over a head takes a quarter less (docs/log.md)."""
     for task in tasks:
         task()
-    rings, laps = Windows(_size()), [_Laps(len(tasks))]
+    cycles, times = WindowTimer(_size()), [_Cycles(len(tasks))]
     until = time.perf_counter() + _PATIENCE_SECONDS * len(tasks)
-    rings.tick()
-    while _not_all(rings.is_enough or time.perf_counter() > until):
-        laps[-1].run(tasks)
-        rings.tick()
-        if len(rings.all) == len(laps):
-            laps.append(_Laps(len(tasks)))
-    of_one = [laps[number].of_one for number in rings.chosen()]
+    cycles.tick()
+    while _not_all(cycles.is_enough or time.perf_counter() > until):
+        times[-1].run(tasks)
+        cycles.tick()
+        if len(cycles.all) == len(times):
+            times.append(_Cycles(len(tasks)))
+    of_one = [times[number].of_one for number in cycles.chosen()]
     return [median(each) for each in zip(*of_one, strict=True)]
 
 
-class _Laps:
-    """Rings of one window."""
+class _Cycles:
+    """Cycles of one window."""
 
     def __init__(self, tasks: int) -> None:
         self._seconds, self._count = [0.0] * tasks, 0
 
     def run(self, tasks: Sequence[Callable[[], object]]) -> None:
-        """Another ring."""
+        """Run another cycle."""
         self._count += 1
         for number, task in enumerate(tasks):
             began = time.perf_counter()
@@ -124,12 +126,13 @@ class _Laps:
 
     @property
     def of_one(self) -> list[float]:
-        """Seconds of each task, once."""
+        """Return the seconds of one run of each task."""
         return [seconds / self._count for seconds in self._seconds]
 
 
 def _of_a_window(task: Callable[[], object]) -> int:
-    """How often it is done in a window; alike in all processes, for it may be a collective."""
+    """Return the repetitions in a window, equal in all processes because the task may be a
+    collective."""
     task()
     began = time.perf_counter()
     task()
@@ -141,7 +144,7 @@ def _of_a_window(task: Callable[[], object]) -> int:
 
 
 def _not_all(mine: bool) -> bool:
-    """False once every process is content; waits for all of them."""
+    """Return whether any process needs to continue. A collective operation."""
     content = torch.tensor(int(mine))
     if _size() > 1:
         dist.all_reduce(content, op=dist.ReduceOp.MIN)

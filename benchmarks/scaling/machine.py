@@ -1,8 +1,8 @@
-"""This machine as the model sees it: constants of the same run, and how ranks share its cores.
+"""Rates of this machine: constants of the same run, with ranks that share cores.
 
-With more ranks than cores the cores take turns: what one rank computes takes ranks / cores as long
-as with every core busy once. Collectives were measured with as many ranks as they are asked for, so
-their waiting for a core is in them; and as gloo needs a core of its own, nothing hides them.
+With more ranks than cores, computation takes ranks / cores times as long as with one rank per core.
+Collectives are measured with the same number of ranks, so their time includes waiting for a core.
+gloo needs a core as well, so no collective overlaps with computation.
 """
 
 from collections.abc import Mapping
@@ -28,18 +28,18 @@ class Machine:
 
     @property
     def turns(self) -> float:
-        """How much longer a rank takes because others have its core meanwhile."""
+        """Return the slowdown of a rank by others on the same core."""
         return max(1.0, self.ranks / self.cores)
 
     def fixed(self, rest: float) -> float:
-        """The interpreter's time comes on top: the same thread computes."""
+        """See Rates. Interpreter time is added, because the same thread computes."""
         return self.fixed_seconds * self.turns
 
     def product(self, rows: float, inner: float, columns: float) -> float:
-        """By the smallest side, and whether it is the inner one."""
+        """See Rates. The smallest dimension selects the curve."""
         least = min(rows, inner, columns)
         curve = self.own["inner product" if least == inner < columns else "rows product"]
-        # The curve's other two sides.
+        # The other two dimensions of the curve.
         of_curve = least * _OTHERS
         return curve.at(least) * (rows * inner * columns / of_curve) * self.turns
 
@@ -69,11 +69,12 @@ class Machine:
         return self.shared["reduce"].at(payload)
 
     def waiting(self, work: float) -> float:
-        """See Rates. Below the least work that was tried it is that of the least work."""
+        """See Rates. Constant below the smallest measured work."""
         return self.shared["waiting"].at(max(work, self.shared["waiting"].points[0][0]))
 
     def ahead(self, payload: float, rotation: float, rest: float) -> float:
-        """A thread reads and turns rows ahead; it is hidden where it finds a core of its own."""
+        """See Rates. A thread reads and rotates rows in advance, which is hidden if a core is
+        free."""
         read = self.own["read"].at(payload * self.ranks) / self.ranks
         seconds = read * self.turns + rotation
         return max(0.0, seconds - rest) if self.ranks < self.cores else seconds
@@ -83,5 +84,5 @@ _OTHERS = 1024**2
 
 
 def curves(points: Mapping[str, Points]) -> dict[str, Curve]:
-    """Of each constant."""
+    """Return the curve of each constant."""
     return {name: Curve.through(found) for name, found in points.items()}

@@ -1,17 +1,18 @@
-"""The model: where the time of an update goes, on any machine whose rates are known.
+"""The time model of an update, for any machine with known rates.
 
 An update of a global batch of B rows on N ranks, of which each has L = B / N:
-- *products*: both heads forward and their weights' gradients; scores of L rows against B columns and
-  the gradients of L embeddings: alone one product forward and two backward, else two and two;
+- *products*: both heads forward and their weights' gradients; scores of L rows and B columns and
+  the gradients
+  of L embeddings: with one rank one product forward and two backward, otherwise two and two;
 - *passes* over memory: the scores' softmax in both directions, the heads (sum, mask, optimizer,
-  average), the rows (selecting, unit length), packing of what travels;
+  average), the rows (selection, normalisation), packing for collectives;
 - *gather*: embeddings of both sides, keys, log-sums of all ranks; *reduce*: the free entries' gradients;
-- *waiting*: ranks come to a collective one after another, three times in an update: before the scores,
-  after them, and in the end;
-- *read*: what rows that are streamed add: they are read and turned into the heads' coordinates
-  ahead, so they cost what they take longer than an update, where they find a core of their own.
+- *waiting*: ranks reach collectives at different times, three times per update: before the scores,
+  after them, and at the end;
+- *read*: additional time of streamed rows: they are read and rotated in advance, so only time
+  beyond that of the update counts, if a core is free.
 
-Letters: E width of the embeddings, I of what a head reads (alike on both sides).
+Letters: E width of the embeddings, I width of a head's inputs (equal on both sides).
 """
 
 from dataclasses import dataclass
@@ -24,11 +25,11 @@ TERMS = ("products", "passes", "gather", "reduce", "waiting", "fixed", "read")
 
 
 class Rates(Protocol):
-    """Seconds of each kind of work on one rank, while the others do the same."""
+    """Seconds of each kind of work on one rank, while the other ranks do the same."""
 
     @property
     def embedding_bytes(self) -> int:
-        """Of a number of an embedding that travels."""
+        """Bytes of one number of a gathered embedding."""
         ...
 
     def product(self, rows: float, inner: float, columns: float) -> float:
@@ -36,47 +37,49 @@ class Rates(Protocol):
         ...
 
     def scores(self, entries: float, directions: int) -> float:
-        """All passes over so many scores, forward and backward."""
+        """All passes over `entries` scores, forward and backward."""
         ...
 
     def heads(self, entries: float) -> float:
-        """All passes over both heads, whose entries these are, and over the optimizer's state."""
+        """All passes over both heads with `entries` entries, and over the optimizer's state."""
         ...
 
     def rows(self, entries: float) -> float:
-        """Selecting rows, bringing embeddings to unit length and back; entries of both sides."""
+        """Selection of rows, and normalisation of embeddings forward and backward; entries of both
+        sides."""
         ...
 
     def packing(self, entries: float) -> float:
-        """Taking free entries (about half) out of both gradients and putting them back; all entries."""
+        """Copying free entries (about half) out of both gradients and back; `entries` counts
+        all."""
         ...
 
     def gather(self, bytes_each: float, ranks: int) -> float:
-        """An all-gather to which each rank gives so much."""
+        """An all-gather with `bytes_each` from each rank."""
         ...
 
     def reduce(self, payload: float, ranks: int) -> float:
-        """An all-reduce of so much."""
+        """An all-reduce of `payload` bytes."""
         ...
 
     def waiting(self, work: float) -> float:
-        """For the last rank, at a collective that all come to after so many seconds of work."""
+        """Waiting for the slowest rank at a collective after `work` seconds of work."""
         ...
 
     def ahead(self, payload: float, rotation: float, rest: float) -> float:
-        """What rows that are streamed add to an update: so many bytes for one rank to read, their
-        rotation by so many seconds of products, beside `rest` seconds of update."""
+        """Additional time of streamed rows: `payload` bytes read per rank and `rotation` seconds of
+        products, concurrent with `rest` seconds of the update."""
         ...
 
     def fixed(self, rest: float) -> float:
-        """What an update costs however small it is, beside `rest` seconds that depend on its size."""
+        """Fixed time of an update, in addition to `rest` seconds that depend on its size."""
         ...
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of an update. `free_share` of the heads' entries may move; `row_bytes` are streamed for each
-    row of a batch (both sides), 0 where all rows are in memory."""
+    """Shape of an update. `free_share`: share of free entries of the heads. `row_bytes`: bytes
+    streamed per row of a batch (both sides), 0 with rows in memory."""
 
     batch: int
     width: int
@@ -87,17 +90,17 @@ class Shape:
 
     @property
     def local(self) -> float:
-        """Rows of one rank."""
+        """Rows per rank."""
         return self.batch / self.ranks
 
     @property
     def head_entries(self) -> int:
-        """Of both heads."""
+        """Entries of both heads."""
         return 2 * self.width * self.inputs
 
 
 def update_terms(shape: Shape, rates: Rates) -> dict[str, float]:
-    """Seconds of each of TERMS; they add up to the time of an update."""
+    """Return the seconds of each of TERMS; their sum is the time of an update."""
     found = {
         "products": _products(shape, rates),
         "passes": _passes(shape, rates),
@@ -113,21 +116,21 @@ def update_terms(shape: Shape, rates: Rates) -> dict[str, float]:
 
 
 def gathered_bytes(shape: Shape, embedding_bytes: int = _FLOAT) -> tuple[float, ...]:
-    """What one rank gives to each all-gather of an update."""
+    """Return the bytes of one rank in each all-gather of an update."""
     embeddings = shape.local * shape.width * embedding_bytes
     return embeddings, embeddings, shape.local * _KEYS, shape.local * _SUMS
 
 
 def reduced_bytes(shape: Shape) -> tuple[float, ...]:
-    """What one rank gives to each all-reduce of an update: DDP closes a bucket once it has a MiB, so
-    heads that are no smaller travel one by one."""
+    """Return the bytes of one rank in each all-reduce of an update. DDP closes a bucket at one MiB,
+    so larger heads are sent one by one."""
     both = shape.head_entries * shape.free_share * _FLOAT
     is_apart = shape.head_entries // 2 * _FLOAT >= _BUCKET
     return (both / 2, both / 2) if is_apart else (both,)
 
 
 def moment_bytes(inputs: int) -> float:
-    """What one rank gives to the one all-reduce of a dataset's moments (float64, packed)."""
+    """Return the bytes of one rank in the all-reduce of a dataset's moments (float64, packed)."""
     return _DOUBLE * (inputs * (inputs + 1) + inputs**2 + 1)
 
 

@@ -1,4 +1,4 @@
-"""The page of `benchmarks.scale`, in Markdown."""
+"""Markdown page of `benchmarks.scale`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,45 +10,47 @@ from benchmarks.scaling.forecast import BATCH
 from benchmarks.scaling.model import TERMS
 
 _QUESTION = (
-    "Where does the time of an update go, on one rank and on many? Does a model whose constants are "
-    "measured one by one predict updates that are measured? What does it say of clusters?"
+    "Where does the time of an update go, on one rank and on many? Does a model with separately "
+    "measured constants predict measured updates? What does it predict for clusters?"
 )
 _MODEL = """\
-Global batch B, N ranks, L = B / N rows of each; E width of the embeddings, I of what a head reads.
+Global batch B, N ranks with L = B / N rows each; E width of the embeddings, I width of a head's
+inputs.
 
-| term | what it is |
+| term | meaning |
 |---|---|
-| products | heads: 2 · 2 · L·I·E multiply-adds; scores: 1 + 2 times L·B·E alone, 2 + 2 times with others |
-| passes | softmax of L·B scores (in two directions with others), both heads with their optimizer (2·E·I entries), selecting and unit length of L·(I + E), packing of what travels |
-| gather | each rank gives L·E·4 bytes twice (2 bytes a number in bfloat16), L·16 of keys, L·12 of log-sums |
-| reduce | each rank gives 4 bytes for each free entry, head by head |
-| waiting | three times an update the last rank is waited for; by the seconds of work before |
-| fixed | the interpreter's time, alone or under DDP: an update of next to no numbers, less collectives and waiting |
-| read | streamed rows: reading and 2·L·I·I multiply-adds of rotation, where they take longer than the update beside them or find no core of their own |
+| products | heads: 2 · 2 · L·I·E multiply-adds; scores: 1 + 2 times L·B·E with one rank, 2 + 2 times with several |
+| passes | softmax of L·B scores (in two directions with several ranks), both heads with their optimizer (2·E·I entries), selection and normalisation of L·(I + E), packing for collectives |
+| gather | each rank contributes L·E·4 bytes twice (2 bytes per number in bfloat16), L·16 of keys, L·12 of log-sums |
+| reduce | each rank contributes 4 bytes for each free entry, head by head |
+| waiting | three times per update all ranks wait for the slowest; a function of the preceding work in seconds |
+| fixed | the interpreter's time, alone or under DDP: an update of almost no data, without collectives and waiting |
+| read | streamed rows: reading and 2·L·I·I multiply-adds of rotation, if they take longer than the concurrent update or have no free core |
 
-Once for a dataset: one all-reduce of 8 · (I(I+1) + I² + 1) bytes of moments.
+Once per dataset: one all-reduce of 8 · (I(I+1) + I² + 1) bytes of moments.
 
-On this machine ranks beyond the cores take turns: what a rank computes is multiplied by N / cores.
-Products and passes were measured with min(N, cores) processes at once, each once and then the next, so
-that caches are as in an update; collectives with N, which come to them at once. gloo takes
-the cores that the ranks compute with, so nothing of a collective is taken to be hidden."""
+With more ranks than cores on this machine, computation is multiplied by N / cores. Products and
+passes were measured with min(N, cores) concurrent processes, one after another in a cycle, so that
+caches are as in an update; collectives with N ranks that enter them together. gloo runs on the same
+cores as the ranks, so no collective is assumed to overlap with computation."""
 _CALM = (
-    "Others used the machine, too: constants and updates are of windows in which others used at most "
-    "5 % of the cores, or of the calmest where there were too few."
+    "The machine was shared: constants and updates come from windows in which other processes used "
+    "at most 5 % of the cores, or from the calmest windows if there were too few."
 )
 _FORECAST = (
-    "No GPU was measured. The constants are these; collectives hide behind nothing, and nobody waits "
-    "for a slower card. Half of the entries are free, rows are streamed in float16. Room is not "
-    "modelled: the scores of 65,536 rows do not fit into one card, and take from four on."
+    "No GPU was measured. The constants are listed below; collectives do not overlap with "
+    "computation, and all cards are equally fast. Half of the entries are free, and rows are "
+    "streamed in float16. Memory is not modelled: the scores of 65,536 rows do not fit on one card "
+    "and need at least four."
 )
 
 
 def markdown(document: Mapping[str, Any], pictures: Sequence[Path]) -> str:
-    """Question, machine, model, test, forecast."""
+    """Render the page."""
     measured, updates, datasets, largest = (f"![{path.stem}]({path.name})" for path in pictures)
     forecast = document["forecast"]
     parts = [
-        "# A model of time",
+        "# Time model of an update",
         "## Question\n" + _QUESTION,
         "## Machine\n" + listed(document["machine"]),
         "## The model\n" + _MODEL,
@@ -57,14 +59,16 @@ def markdown(document: Mapping[str, Any], pictures: Sequence[Path]) -> str:
         _tested(document["updates"]),
         "## Forecast\n" + _FORECAST + "\n\n" + listed({**SOURCES, **document["assumed"]}),
         f"{updates}\n\n{_forecast(forecast['updates'])}",
-        "### Who takes over where\n" + _crossings(forecast["takes over"]) + f"\n\n{largest}",
+        "### Largest term by number of GPUs\n"
+        + _crossings(forecast["takes over"])
+        + f"\n\n{largest}",
         "### Whole datasets\n" + _datasets(forecast["datasets"]) + f"\n\n{datasets}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _constants(document: Mapping[str, Any]) -> str:
-    """The largest size of each curve, for each number of processes; all points are in the JSON."""
+    """Return the largest size of each curve, by number of processes. The JSON has all points."""
     rows = []
     for kind, groups in (("own", document["own"]), ("shared", document["shared"])):
         for processes, constants in groups.items():
@@ -89,7 +93,8 @@ def _verdict(updates: Sequence[Mapping[str, Any]]) -> str:
     errors = sorted(abs(one["error"]) for one in updates)
     within = sum(error <= 0.15 for error in errors)
     return (
-        f"{within} of {len(errors)} predictions lie within 15 % of the measurement; the median error is "
+        f"{within} of {len(errors)} predictions are within 15 % of the measurement; the median "
+        "error is "
         f"{errors[len(errors) // 2]:.0%}, the largest {errors[-1]:.0%}."
     )
 
@@ -137,7 +142,7 @@ def _crossings(found: Sequence[Mapping[str, Any]]) -> str:
         ]
         for one in found
     ]
-    return table(("width", "batch", "the largest term, from so many GPUs on"), rows)
+    return table(("width", "batch", "the largest term, from this number of GPUs"), rows)
 
 
 def _datasets(datasets: Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""The plots: prediction beside measurement, updates and datasets on clusters, who takes over where."""
+"""Plots: prediction and measurement, updates and datasets on clusters, and the largest terms."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -29,7 +29,7 @@ _HOUR, _DAY = 3600.0, 86400.0
 
 
 def draw_all(document: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Four pictures."""
+    """Draw the four plots."""
     drawn = {
         "scale-measured": _measured(document["updates"]),
         "scale-updates": _updates(document["forecast"]["updates"]),
@@ -40,7 +40,7 @@ def draw_all(document: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _measured(updates: Sequence[Mapping[str, Any]]) -> Figure:
-    """Stacked terms, and what was measured as a line across."""
+    """Plot stacked terms, and the measurement as a line across."""
     figure, axis = plt.subplots(figsize=(12, 4.8), layout="constrained")
     places = np.arange(len(updates))
     _stack(axis, places, [one["predicted"] for one in updates], 1000.0, 0.7)
@@ -58,7 +58,7 @@ def _measured(updates: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _groups(axis: Axes, updates: Sequence[Mapping[str, Any]]) -> None:
-    """What neighbouring bars have in common, below them."""
+    """Label groups of bars with their common settings."""
     names = [_setting(one) for one in updates]
     for name in dict.fromkeys(names):
         own = [place for place, one in enumerate(names) if one == name]
@@ -79,7 +79,8 @@ def _setting(one: Mapping[str, Any]) -> str:
 
 
 def _updates(updates: Sequence[dict[str, Any]]) -> Figure:
-    """Shares of an update, and its time above each bar: it falls by two orders of magnitude."""
+    """Plot shares of an update. The time is written above each bar, because it falls by two orders
+    of magnitude."""
     figure, axes = plt.subplots(
         1, len(WIDTHS), figsize=(16, 4.6), layout="constrained", sharey=True
     )
@@ -132,7 +133,7 @@ def _datasets(datasets: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _largest(crossings: Sequence[Mapping[str, Any]]) -> Figure:
-    """For every width and batch a bar over the ranks, coloured by the largest term."""
+    """Plot a bar over the ranks for every width and batch, coloured by the largest term."""
     figure, axis = plt.subplots(figsize=(11, 5.6), layout="constrained")
     for place, one in enumerate(crossings):
         starts = [*one["largest"], (RANKS[-1] * 1.3, "")]

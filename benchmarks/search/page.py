@@ -1,4 +1,4 @@
-"""The page of `benchmarks.search_follows`."""
+"""Markdown page of `benchmarks.search_follows`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ _OF_GRAPHS = ("graph", "bytes_graph")
 
 
 def markdown(document: Mapping[str, Any], question: str) -> str:
-    """Question, machine, tables."""
+    """Render the page."""
     machine = "\n".join(f"- {name}: {value}" for name, value in document["machine"].items())
     return (
         "\n\n".join(
             (
-                "# Search follows the model",
+                "# Search after a model swap",
                 f"## Question\n{question}",
                 f"## Machine\n{machine}",
                 _swaps(document["swaps"]),
@@ -40,12 +40,12 @@ def _swaps(swaps: Sequence[_Row]) -> str:
     ]
     return (
         "## Recall@10 before and after each swap\n"
-        "The example stream, policy improve; all held-out rows of all datasets, both sides, in one "
-        f"collection of {swaps[-1]['rows']} items. Over the datasets that were learned before the "
-        "swap: by the old version; queries by the new version on the old vectors, as an index that "
-        "does not follow; by the new version on vectors made anew. Seconds from the pointer's move "
-        "until the new version answers searches; until then the old one does.\n\n"
-        + table(("to version", "seconds", "before", "stale", "after"), lines)
+        "The example stream with policy improve: the held-out rows of all datasets, both sides, in "
+        f"one collection of {swaps[-1]['rows']} items. Measured over the datasets learned before the "
+        "swap: with the old version; with queries of the new version on the old vectors, as in an "
+        "index that is not updated; and with the new version on recomputed vectors. Seconds from "
+        "the pointer update until searches use the new version; until then they use the old "
+        "one.\n\n" + table(("to version", "seconds", "before", "stale", "after"), lines)
     )
 
 
@@ -55,9 +55,9 @@ def _left_alone(rows: Sequence[_Row]) -> str:
         for each in rows
     ]
     return (
-        "## An index that never follows\n"
-        "Recall@10 of each dataset: by the version that learned it; at the end on the vectors of "
-        "that version, under queries of the last; at the end on vectors made anew.\n\n"
+        "## An index that is never updated\n"
+        "Recall@10 of each dataset: with the version that learned it; at the end, with queries of "
+        "the last version on the vectors of that version; at the end, on recomputed vectors.\n\n"
         + table(("dataset", "learned", "stale", "after"), lines)
     )
 
@@ -77,15 +77,15 @@ def _following(rows: Sequence[_Row], sizes: Mapping[str, int]) -> str:
     ]
     headings = (
         *("rows", "first", "after a swap", "of 100,000", "graph"),
-        *("bytes of the graph", "of the index", "that the process grew"),
+        *("bytes of the graph", "of the index", "growth of the process"),
     )
     return (
-        "## What following costs\n"
+        "## Cost of updating an index\n"
         f"Features of width {sizes['feature_width']} (float16 in the store) to vectors of width "
-        f"{sizes['width']}, in the follower's one thread; seconds until the version answers, without "
-        "graphs; seconds of building one graph of all rows. Bytes for each row: of the graph; of "
-        "vectors, ids and payloads; and what the whole process grew by when it read them for the "
-        "first time, with Python's table of ids and what readers keep.\n\n" + table(headings, lines)
+        f"{sizes['width']}, in the indexer's single thread; seconds until the version is searched, "
+        "without graphs; seconds to build one graph of all rows. Bytes per row: of the graph; of "
+        "vectors, ids and payloads; and growth of the process when it first read them, including "
+        "Python's table of ids and buffers of readers.\n\n" + table(headings, lines)
     )
 
 
@@ -100,11 +100,12 @@ def _searching(rows: Sequence[_Row]) -> str:
     ]
     headings = ("rows", "exact", "usearch exact", "graph", "recall@10 of the graph")
     return (
-        "## What searching costs\n"
-        "One query after another with one thread: milliseconds (median) and queries a second. exact: "
-        "every row is compared. usearch exact: its own exact search of the same vectors. graph: HNSW, "
-        "which is used from 100,000 rows of a modality on. The three by turns. Rows have no "
-        "clusters, which is the hardest case for a graph.\n\n" + table(headings, lines)
+        "## Cost of a search\n"
+        "Sequential queries with one thread, alternating between the three: milliseconds (median) "
+        "and queries per second. exact: every row is compared. usearch exact: usearch's exact "
+        "search of the same vectors. graph: HNSW, which is used for 100,000 and more rows of a "
+        "modality. Rows have no clusters, which is the hardest case for a graph.\n\n"
+        + table(headings, lines)
     )
 
 

@@ -1,7 +1,7 @@
-"""What a swap does to recall: with vectors made anew, and with an index that is left as it was.
+"""Recall before and after a swap: with recomputed vectors, and with an unchanged index.
 
-One collection holds the held-out rows of all datasets, both sides. A query is one side of a row; it
-finds its partner if one of the ten best of the partner's modality has the partner's feature.
+One collection holds the held-out rows of all datasets, both sides. A query is one side of a row. It
+is a hit if one of the ten best rows of the partner's modality has the partner's feature.
 
 Shapes: N held-out rows, F width of the raw feature, E width of the embeddings.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.chain import Dataset
-from benchmarks.reindex import Learnt
+from benchmarks.reindex import LearnedDataset
 from benchmarks.search.world import World
 from cmcl.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
@@ -29,9 +29,9 @@ _ROWS_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class Swap:
-    """From version t to t + 1, over the datasets that version t had learned; recall@10.
+    """Recall@10 at the swap from version t to t + 1, over the datasets learned by version t.
 
-    `stale`: queries by the new version on the vectors of the old one.
+    `stale`: queries of the new version on vectors of the old one.
     """
 
     version: int
@@ -43,8 +43,9 @@ class Swap:
 
 
 @dataclass(frozen=True)
-class LeftAlone:
-    """A dataset's recall@10 at the end: on vectors of the version that learned it, and made anew."""
+class UnchangedIndex:
+    """A dataset's recall@10 at the end: on vectors of the version that learned it, and on
+    recomputed ones."""
 
     dataset: str
     learned: float
@@ -53,9 +54,9 @@ class LeftAlone:
 
 
 def swaps(
-    learnt: Sequence[Learnt], spec: ModelSpec, folder: Path
-) -> tuple[list[Swap], list[LeftAlone]]:
-    """Each version of the stream becomes the live one, one after another."""
+    learnt: Sequence[LearnedDataset], spec: ModelSpec, folder: Path
+) -> tuple[list[Swap], list[UnchangedIndex]]:
+    """Make each version of the stream live in turn, and measure recall."""
     datasets = [one.dataset for one in learnt]
     with World(folder, spec) as world:
         for dataset in datasets:
@@ -70,7 +71,7 @@ def swaps(
     ]
     last = indexes[-1]
     alone = [
-        LeftAlone(
+        UnchangedIndex(
             dataset.name,
             *(_recall(dataset, *pair) for pair in ((index, index), (index, last), (last, last))),
         )
@@ -108,7 +109,8 @@ def _swap(
 
 
 def _recall(dataset: Dataset, vectors: Index, queries: Index) -> float:
-    """Both directions. `queries`: the index whose version embeds them."""
+    """Return recall averaged over both directions. `queries`: the index whose version embeds
+    them."""
     rows, pair = dataset.held_out.rows, dataset.pair
     ways = (
         (pair.first, rows.first_NI, pair.second, rows.second_keys_N),

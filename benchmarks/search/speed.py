@@ -1,6 +1,7 @@
-"""What following and searching cost, by the number of rows.
+"""Cost of indexing and searching by number of rows.
 
-Features have a spectrum that falls, as encoders' do, but no clusters: the hardest case for a graph.
+Features have a decaying spectrum like those of encoders, but no clusters: the hardest case for a
+graph.
 
 Shapes: N rows, F width of the raw feature, E width of the embeddings, Q queries.
 """
@@ -43,10 +44,10 @@ _NEVER = 1 << 40
 
 @dataclass(frozen=True)
 class Following:
-    """Seconds until a version answers, without graphs; bytes of memory for each row, as counted.
+    """Seconds until a version is searched, without graphs, and bytes of memory per row.
 
-    `first`: everything read for the first time. `again`: after a swap, beside the old index.
-    `graph`: building one of all rows; None where the product has none.
+    `first`: initial read of all rows. `again`: after a swap, next to the old index. `graph`:
+    building a graph of all rows; None if the product uses none at this size.
     """
 
     rows: int
@@ -60,7 +61,7 @@ class Following:
 
 @dataclass(frozen=True)
 class Searching:
-    """Milliseconds of one query, with one thread: median of many. `recall`: of the graph, at 10."""
+    """Median milliseconds of one query with one thread. `recall`: recall@10 of the graph."""
 
     rows: int
     exact: float
@@ -72,7 +73,7 @@ class Searching:
 def measured(
     rows: int, feature_width: int, width: int, folder: Path
 ) -> tuple[Following, Searching]:
-    """Write that many rows, swap twice, build a graph, search."""
+    """Write `rows` rows, swap twice, build a graph, and search."""
     torch.set_num_threads(1)
     spec = ModelSpec(width=width, modalities={MODALITY: feature_width, "text": 8})
     with World(folder, spec, graph_from=_NEVER) as world:
@@ -88,7 +89,7 @@ def measured(
     following = Following(
         *(rows, first, again, seconds, index.memory_bytes / rows, graph_bytes, grown / rows)
     )
-    # The world's own bound would keep the graph from being asked.
+    # With the default threshold the graph would not be used.
     searched = _searched(replace(index, parts=(part,), few=FEW_ROWS), feature_width)
     return following, searched
 
@@ -133,7 +134,8 @@ def _recall(index: Index, queries_QE: Float32Array) -> float:
 def _milliseconds(
     asks: Mapping[str, Callable[[Float32Array], object]], queries_QE: Float32Array
 ) -> dict[str, float]:
-    """By turns, so that whatever else the machine does meets all of them alike."""
+    """Time all searches alternately, so that other load on the machine affects all of them
+    equally."""
     times: dict[str, list[float]] = {name: [] for name in asks}
     for query_E in queries_QE:
         for name, ask in asks.items():
@@ -161,7 +163,7 @@ def _entries(start: int, count: int, width: int) -> list[Entry]:
 
 
 def _features(seed: int, count: int, width: int) -> Float32Array:
-    """Standard deviations of the directions fall like 1 / √k."""
+    """Return features whose k-th direction has a standard deviation of 1 / √k."""
     random = np.random.default_rng((seed, count))
     scales = 1 / np.sqrt(1 + np.arange(width))
     features: Float32Array = (random.standard_normal((count, width)) * scales).astype(np.float32)

@@ -1,4 +1,5 @@
-"""A replica's collections without HTTP and Ray: a real store, the real follower, versions by hand."""
+"""A replica's collections without HTTP and Ray: a real store and indexer, with versions set by the
+benchmark."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ _LONGEST_SECONDS = 1800.0
 
 
 class World:
-    """One collection of one model. Use as a context manager: a thread follows."""
+    """One collection of one model. A context manager: it runs the indexer's thread."""
 
     def __init__(self, folder: Path, spec: ModelSpec, graph_from: int = GRAPH_FROM_ROWS) -> None:
         self._store = LocalStore(folder)
@@ -40,11 +41,12 @@ class World:
         self._follower.stop()
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """One change. Not yet searched when this returns."""
+        """Write one change. It is not searchable yet on return."""
         self._collection = writes.write(self._store, self._collection, entries, lambda _: True)
 
     def swap(self, heads: ModalityHeads) -> float:
-        """Let these heads be the live version; seconds until they answer with all that was written."""
+        """Make these heads the live version. Return the seconds until searches use them with all
+        entries."""
         self._generation += 1
         number = self._generation
         version = ServedVersion(
@@ -68,10 +70,10 @@ class World:
 
     @property
     def index(self) -> Index:
-        """What answers now."""
+        """Return the index that is currently searched."""
         snapshot = self._follower.snapshot(_NAME)
         if snapshot is None or snapshot.index is None:
-            raise RuntimeError("the collection is not searched yet")
+            raise RuntimeError("the collection has no index yet")
         return snapshot.index
 
     def _wait(self, is_there: Callable[[Index], bool]) -> None:
@@ -82,4 +84,4 @@ class World:
             if index is not None and index.revision >= revision and is_there(index):
                 return
             time.sleep(0.005)
-        raise TimeoutError(f"no index followed within {_LONGEST_SECONDS:g} s")
+        raise TimeoutError(f"no new index within {_LONGEST_SECONDS:g} s")

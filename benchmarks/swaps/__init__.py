@@ -1,1 +1,1 @@
-"""What serving_swaps.py is made of: whoever moves the pointer, and what is seen meanwhile."""
+"""Parts of `benchmarks.serving_swaps`: swaps, figures, memory, and the page."""

@@ -1,4 +1,4 @@
-"""What the answers say: failures, mixed answers, latency while versions swap and while none does."""
+"""Figures from answers: failures, wrong responses, and latency with and without swaps."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,9 +15,10 @@ _OK = 200
 
 @dataclass(frozen=True)
 class Swap:
-    """A move of the pointer, and how many seconds later its version was everywhere.
+    """A move of the pointer, and the seconds until all replicas served its version.
 
-    `next_at`: when the next move came. `everywhere` is None where the version was not everywhere then.
+    `next_at`: time of the next move. `everywhere` is None if not all replicas served the version by
+    then.
     """
 
     move: Move
@@ -26,16 +27,16 @@ class Swap:
 
     @property
     def over_at(self) -> float:
-        """Replicas differed until then, or went on to differ."""
+        """Time until which replicas served different versions."""
         return self.next_at if self.everywhere is None else self.move.at + self.everywhere
 
 
 def followed(moves: Sequence[Move], answers: Answers, end: float) -> list[Swap]:
-    """When each version was everywhere: once the last answer by another one had come.
+    """Return when each version was served everywhere: at the last response by another version.
 
-    Counted are requests that were sent between this move and the next (the last one's until `end`),
-    but for those that the next move's version answered after it. None where none of them had a later
-    answer by the new version.
+    Counts requests sent between this move and the next (for the last one until `end`), except
+    those answered by the next move's version after it. None if no later response came from the
+    new version.
     """
     good = np.sort(answers[answers["status"] == _OK], order="sent")
     times = [*(move.at for move in moves), end]
@@ -49,7 +50,7 @@ def followed(moves: Sequence[Move], answers: Answers, end: float) -> list[Swap]:
 
 
 def _by_then(answers: Answers, following: Move | None) -> Answers:
-    """Without those that the move that follows has brought about."""
+    """Return answers without those caused by the next move."""
     if following is None:
         return answers
     came = answers["sent"] + answers["seconds"]
@@ -69,18 +70,18 @@ def _everywhere(move: Move, answers: Answers) -> float | None:
 
 
 def failures(answers: Answers) -> dict[str, int]:
-    """How many of each kind got no answer with status 200."""
+    """Return the number of requests without status 200, by kind."""
     kinds = Counter(answers["status"].tolist())
     return {KINDS.get(kind, str(kind)): n for kind, n in kinds.items() if kind != _OK}
 
 
 def wrong(answers: Answers) -> int:
-    """Answers that are not those of the version that they name."""
+    """Return the number of responses that do not match the version that they name."""
     return int((answers["checked"] == WRONG).sum())
 
 
 def latency(answers: Answers) -> dict[str, float]:
-    """Milliseconds, of the good answers."""
+    """Return latency in milliseconds of successful answers."""
     times = 1000 * answers["seconds"][answers["status"] == _OK]
     if not len(times):
         return {}
@@ -91,7 +92,7 @@ def latency(answers: Answers) -> dict[str, float]:
 def parted(
     answers: Answers, spans: Sequence[tuple[float, float]], begin: float, end: float
 ) -> tuple[list[Answers], list[Answers]]:
-    """Those that were asked for before, between and after the spans, and those within each."""
+    """Return the answers to requests sent outside the spans, and those within each span."""
     starts, ends = [span[0] for span in spans], [span[1] for span in spans]
     outside = zip([begin, *ends], [*starts, end], strict=True)
     return [_between(answers, *each) for each in outside], [
@@ -105,7 +106,7 @@ def _between(answers: Answers, begin: float, end: float) -> Answers:
 
 
 def during(answers: Answers, swaps: Sequence[Swap]) -> Answers:
-    """Those that were under way between a move of the pointer and the moment at which all followed."""
+    """Return answers that were in progress between a move of the pointer and its completion."""
     ended = answers["sent"] + answers["seconds"]
     hit = np.zeros(len(answers), bool)
     for swap in swaps:
@@ -115,9 +116,9 @@ def during(answers: Answers, swaps: Sequence[Swap]) -> Answers:
 
 
 def swap_times(swaps: Sequence[Swap]) -> dict[str, Any]:
-    """Milliseconds from the pointer's move until no answer was by another version.
+    """Return milliseconds from the pointer's move until no response came from another version.
 
-    Of those that got there; `never` says how many did not.
+    `never` counts swaps that did not complete.
     """
     found = np.array([each.everywhere for each in swaps if each.everywhere is not None])
     late = sum(each.everywhere is None for each in swaps)

@@ -1,4 +1,4 @@
-"""Memory of the replicas while versions come and go, and whether it grows."""
+"""Memory of the replicas during swaps, and its growth."""
 
 import math
 import threading
@@ -24,12 +24,12 @@ class Slope:
 
     @property
     def grows(self) -> bool:
-        """Whether zero lies below the interval."""
+        """Whether the whole interval is above zero."""
         return self.value - self.half_width > 0
 
 
 class Memory:
-    """Resident memory of processes, looked at by a thread until the block ends."""
+    """Resident memory of processes, sampled by a thread until the block ends."""
 
     def __init__(self, processes: Sequence[psutil.Process]) -> None:
         self._processes = processes
@@ -54,9 +54,10 @@ class Memory:
 
 
 def slope(swaps: Sequence[float], mebibytes: Sequence[float]) -> Slope | None:
-    """Of memory over the number of swaps; None where there are too few looks.
+    """Return the slope of memory over the number of swaps, or None with too few samples.
 
-    By means of ten blocks: neighbouring looks are alike, and counting each would feign certainty.
+    Uses means of ten blocks, because neighbouring samples are correlated and would make the
+    interval too small.
     """
     known = [(s, m) for s, m in zip(swaps, mebibytes, strict=True) if not math.isnan(m)]
     if len(known) < 2 * _BLOCKS:

@@ -1,7 +1,7 @@
-"""Moves the live pointer as the control plane does.
+"""Move the live pointer as the control plane does.
 
-Nobody asks the replicas beside the clients: two that did, every four milliseconds at the replicas' own
-doors, were half as much load again while versions swapped, and their own measurement (docs/log.md).
+Replicas are not polled for their version: polling each every four milliseconds added half as much
+load during swaps, and distorted the measurement (docs/log.md).
 """
 
 import time
@@ -16,13 +16,14 @@ from workers.storage.object_store import ObjectStore
 from workers.storage.versions import write_live
 
 _PATIENCE = 20.0
-# Every so often it goes back to the version before: a roll back, which is still in memory.
+# Every fifth swap is a rollback to the previous version, which is still in memory.
 _ROLLBACK_EVERY = 5
 
 
 @dataclass(frozen=True)
 class Move:
-    """`at`: by time.time(), just before the pointer was written; `announced`: seconds from then on."""
+    """One swap. `at`: by time.time(), just before the pointer was written. `announced`: seconds
+    after that."""
 
     version: int
     is_rollback: bool
@@ -31,8 +32,8 @@ class Move:
 
 
 def order(versions: int) -> Iterator[tuple[int, bool]]:
-    """Without an end: version after version in a circle, which pushes the first out of memory
-    before it comes again; now and then one step back, and whether it is one."""
+    """Yield (version, is rollback) forever. Versions repeat in a cycle longer than the replicas'
+    cache; some steps are rollbacks."""
     step, now = 0, 1
     while True:
         step += 1
@@ -42,7 +43,7 @@ def order(versions: int) -> Iterator[tuple[int, bool]]:
 
 
 class Mover:
-    """`address`: of the endpoint, which is told of each move."""
+    """Writes and announces the pointer. `address`: of the endpoint."""
 
     def __init__(self, store: ObjectStore, address: str) -> None:
         self._store = store
@@ -63,9 +64,9 @@ class Mover:
         return Move(version, is_rollback, at, time.perf_counter() - begin)
 
     def _announce(self) -> None:
-        """As the control plane does: nothing depends on it, a replica looks by itself as well."""
+        """Announce the move, as the control plane does. Replicas also poll the store."""
         news = Announcement(model=MODEL, generation=self._generation)
         try:
             self._client.post(ANNOUNCEMENTS, content=news.model_dump_json())
         except httpx.HTTPError:
-            pass  # Then they find out at their next look, and the answers tell.
+            pass  # Replicas then find the version at their next poll.

@@ -1,4 +1,4 @@
-"""The page of `benchmarks.serving_swaps`, in Markdown."""
+"""Markdown page of `benchmarks.serving_swaps`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,27 +6,27 @@ from typing import Any
 from benchmarks.markdown import listed, table
 
 _QUESTION = (
-    "Versions swap again and again under load. Does a request fail, is an answer mixed of two versions, "
-    "how much longer do requests take meanwhile, how soon is the new version everywhere, "
-    "and does memory grow?"
+    "The live version is swapped repeatedly under load. Does a request fail or mix two versions? "
+    "How much slower are requests during swaps? How soon do all replicas serve the new version? "
+    "Does memory grow?"
 )
 _HOW = """\
-- A swap is timed by the clients' own answers: from the moment before `live.json` is written until the
-  last answer by another version has come, of requests that were sent after the move. Nothing else asks.
-  The pointer is then announced, as the control plane does (`POST /internal/announcements`).
-- Versions go round in a circle that is longer than what a replica keeps, so each has to be read from
-  the store, verified and warmed; every fifth move is a roll back to the one before, which is in memory.
-- Every answer is compared with the embeddings that the version it names gives for these rows. Each
-  version has other heads, so an answer mixed of two could not pass.
-- *steady*: the seconds before, between and after rounds of swaps; *swapping*: all requests of the
-  rounds. They alternate because the machine's own pace changes by a fifth within minutes: with 20 s
-  before and after, the same code gave 1.12, 1.40 and 1.43. *in a swap*: those that were under way while
-  replicas differed. Clients ask without a pause, so that both cores are always busy: what loading a
-  version takes, requests do not get."""
+- A swap is timed by the clients' responses: from just before `live.json` is written until the last
+  response by another version, among requests sent after the swap. There is no other load. The
+  pointer is then announced, as the control plane does (`POST /internal/announcements`).
+- Versions repeat in a cycle longer than a replica's cache, so each is read from the store, verified
+  and warmed up; every fifth swap is a rollback to the previous version, which is in memory.
+- Every response is compared with the embeddings of the version that it names. Each version has
+  different heads, so a response that mixes two versions would be detected.
+- *steady*: requests before, between and after rounds of swaps. *swapping*: all requests of the
+  rounds. They alternate because the machine's speed varies by a fifth within minutes: with 20 s
+  before and after, the same code gave 1.12, 1.40 and 1.43. *in a swap*: requests in progress while
+  replicas had different versions. Clients send without a pause and keep both cores busy, so loading
+  a version takes time from requests."""
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Question, machine, configuration, result."""
+    """Render the page."""
     parts = [
         "# Swaps under load",
         "## Question\n" + _QUESTION,
@@ -34,7 +34,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         "## Configuration\n" + listed(document["configuration"]) + "\n\n" + _HOW,
         "## Result\n" + _goals(document["goals"]),
         "### Latency, ms\n" + _latency(document["latency"]),
-        "### Swaps, ms until the new version was everywhere\n" + _swaps(document["swap_times"]),
+        "### Swaps, ms until all replicas served the new version\n"
+        + _swaps(document["swap_times"]),
         "### Memory\n" + _memory(document["memory"]),
         f"![Latency over time]({document['picture']})",
     ]

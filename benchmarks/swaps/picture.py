@@ -1,4 +1,4 @@
-"""The picture of a swap run: latency over time with the swaps marked, and memory below it."""
+"""Plot of a swap run: latency over time with swaps marked, and memory below it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def draw(
     memory: tuple[Sequence[float], Mapping[int, Sequence[float]]],
     path: Path,
 ) -> None:
-    """Seconds on the axis are those since the first request."""
+    """Draw the plot. The time axis starts at the first request."""
     begin = float(answers["sent"].min())
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(13, 7), layout="constrained", sharex=True, height_ratios=(3, 1)
@@ -41,7 +41,7 @@ def draw(
     below.set_xlabel("seconds")
     below.legend(loc="lower right")
     figure.suptitle(
-        "Every request while versions swap; a line for each move of the pointer (dashed: roll back)"
+        "Every request while versions swap; a line for each move of the pointer (dashed: rollback)"
     )
     figure.savefig(path, dpi=_DOTS_PER_INCH)
     plt.close(figure)

@@ -1,1 +1,2 @@
-"""What training_rate.py is made of: our loop, its peers, reading, and the start of a job."""
+"""Parts of `benchmarks.training_rate`: the product's loop, its peers, reading, and the start of a
+job."""

@@ -1,9 +1,9 @@
-"""The bare loop: the products that two heads and their scores need, an optimizer, nothing else.
+"""The bare loop: the products of two heads and their scores, and an optimizer.
 
-`BareLoop` is the most economical form that we could write: gradients by hand into buffers that
-stay, one exponential for both directions, one positive a row, nothing protected, nothing told.
-`AutogradLoop` is what one would write without thinking about it.
-Shapes: B rows of a batch, N of the dataset, E width of the embeddings, I and J of the two sides.
+`BareLoop` is written for speed: hand-written gradients in persistent buffers, one exponential for
+both directions, one positive per row, no protection, no progress reports. `AutogradLoop` is the
+straightforward version. Shapes: B rows of a batch, N of the dataset, E width of the embeddings, I
+and J of the two sides.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class Sides:
 
 
 def batches(rows: int, batch: int, updates: int, seed: int) -> Iterator[Tensor]:
-    """Row numbers of each batch, as a real loop shuffles them; epochs without an end."""
+    """Yield row numbers of each batch, shuffled as in a real loop, over endless epochs."""
     generator = torch.Generator().manual_seed(seed)
     done = 0
     while done < updates:
@@ -52,7 +52,7 @@ class AutogradLoop:
         self._optimizer = torch.optim.AdamW(self.heads, lr=1e-3, fused=True)
 
     def update(self, index_B: Tensor) -> None:
-        """One update on these rows."""
+        """Do one update on these rows."""
         self._optimizer.zero_grad(set_to_none=True)
         self._gradients(self._sides.first_NI[index_B], self._sides.second_NJ[index_B])
         self._optimizer.step()
@@ -67,7 +67,7 @@ class AutogradLoop:
 
 
 class BareLoop(AutogradLoop):
-    """The same update by hand: seven products and as few passes over memory as they leave."""
+    """The same update with hand-written gradients: seven products and few passes over memory."""
 
     @torch.no_grad()
     def _gradients(self, first_BI: Tensor, second_BJ: Tensor) -> None:
@@ -82,13 +82,14 @@ class BareLoop(AutogradLoop):
 
 
 def _unit(raw_BE: Tensor) -> tuple[Tensor, Tensor]:
-    """In place; with the lengths that the rows had (B × 1)."""
+    """Normalise in place. Return the rows and their former lengths (B × 1)."""
     lengths_B1 = torch.linalg.vector_norm(raw_BE, dim=1, keepdim=True)
     return raw_BE.div_(lengths_B1), lengths_B1
 
 
 def _score_gradient(scores_BB: Tensor) -> Tensor:
-    """In place: ∂loss/∂scores. Scores of unit vectors are at most 1, so no maximum is looked for."""
+    """Compute ∂loss/∂scores in place. Scores of unit vectors are at most 1, so the maximum need not
+    be subtracted."""
     shares_BB = scores_BB.sub_(1).div_(_TEMPERATURE).exp_()
     by_row_B1 = shares_BB.sum(1, keepdim=True).reciprocal_()
     by_column_B = shares_BB.sum(0).reciprocal_()
@@ -98,6 +99,6 @@ def _score_gradient(scores_BB: Tensor) -> Tensor:
 
 
 def _through(by_unit_BE: Tensor, unit_BE: Tensor, lengths_B1: Tensor) -> Tensor:
-    """In place: the gradient before rows were brought to unit length."""
+    """Propagate the gradient through the normalisation, in place."""
     along_B1 = torch.linalg.vecdot(by_unit_BE, unit_BE).unsqueeze(1)
     return by_unit_BE.addcmul_(unit_BE, along_B1, value=-1).div_(lengths_B1)

@@ -1,4 +1,4 @@
-"""The page of `benchmarks.training_rate`, in Markdown."""
+"""Markdown page of `benchmarks.training_rate`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,39 +6,39 @@ from typing import Any
 from benchmarks.markdown import listed, table
 
 _QUESTION = (
-    "How many rows a second does one rank learn, beside a bare loop with the same products and beside "
-    "the published training script's loop? How quickly does it read? How long does a job that finds "
-    "its ranks warm take to its first update?"
+    "How many rows per second does one rank learn, compared with a bare loop of the same products "
+    "and with the published training script's loop? How fast does it read? How long does a job with "
+    "warm ranks take until its first update?"
 )
 _LOOPS = """\
-- *bare*: two heads and their scores by hand, seven products, one exponential, fused AdamW; nothing
-  protected, one positive a row. *autograd*: the same without the handwork.
+- *bare*: two heads and their scores with hand-written gradients, seven products, one exponential,
+  fused AdamW; no protection, one positive per row. *autograd*: the same with autograd.
 - *published*: Hugging Face's Trainer, its DataLoader, dense projections of both gradients on both
-  sides, then AdamW; logging, saving and bars switched off; its loss has one direction.
+  sides, then AdamW; logging, checkpoints and progress bars off; its loss has one direction.
 - *mask*: `workers.train.learn` on a model that learned two datasets before, rows in memory; *mask,
-  streamed*: rows from Parquet shards through the local disk; *mask, bfloat16*: heads are multiplied in
-  bfloat16, beside peers in float32; *improve*: the product's default, with replay of the earlier
+  streamed*: rows from Parquet shards through the local disk; *mask, bfloat16*: heads are multiplied
+  in bfloat16, peers in float32; *improve*: the product's default, with replay of the earlier
   datasets.
 
-All on the same features, by turns in one process. An update is forward, backward and optimizer, with
-the choice of its rows."""
+All loops run on the same features, alternating in one process. An update is the selection of its
+rows, forward, backward and optimizer."""
 _CALM = (
-    "Others used the machine, too. Times are of windows of a quarter of a second and more in which "
-    "others used at most 5 % of the cores; where fewer than eight were so calm, of the eight calmest, "
-    "and the largest share of others among them is told. *CPU*: what the process computed, without its "
-    "waiting for a core; with two threads, of both."
+    "The machine was shared. Times come from windows of at least a quarter of a second in which "
+    "other processes used at most 5 % of the cores; with fewer than eight such windows, from the "
+    "eight calmest, and the largest share of other processes among them is shown. *CPU*: CPU time "
+    "of the process, without waiting for a core; with two threads, of both."
 )
 _START = (
-    "Seconds from spec.json, which the control plane writes before it tells Ray, to the first update; "
-    "datasets of examples/stream on the whole local system. The first one finds ranks that have not "
-    "imported yet, and does not count."
+    "Seconds from spec.json, which the control plane writes before it submits the job to Ray, to "
+    "the first update; datasets of examples/stream on the whole local system. The first one "
+    "includes the imports of the ranks, and does not count."
 )
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Question, machine, configuration, result."""
+    """Render the page."""
     parts = [
-        "# The rate of training",
+        "# Training rate",
         "## Question\n" + _QUESTION,
         "## Machine\n" + listed(document["machine"]),
         "## Configuration\n" + listed(document["configuration"]) + f"\n\n{_LOOPS}\n\n{_CALM}",
@@ -88,9 +88,9 @@ def _reading(found: Mapping[str, Any]) -> str:
     head = ("reader", "median s", "p95", "CPU s", "MiB / s", "windows (calm), others")
     words = (
         f"{found['rows']:,} rows, {found['bytes'] / 2**20:.0f} MiB in {found['shards']} files, from "
-        "the page cache. Ours checks a digest (BLAKE3) of every file, which pyarrow does not. Users' files are "
-        "as pyarrow writes a table by default, without compression; they note for each number whether it "
-        "is there, and our own say once that none is missing."
+        "the page cache. Our reader verifies a digest (BLAKE3) of every file, pyarrow does not. "
+        "Users' files are tables as pyarrow writes them by default, without compression: they store "
+        "validity for each number, while our own declare that none is missing."
     )
     return f"### Reading\n{words}\n\n{table(head, rows)}"
 

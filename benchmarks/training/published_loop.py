@@ -1,8 +1,8 @@
 """The loop of the published training script (arXiv 2503.14963), with Hugging Face's Trainer.
 
 One step is one batch from a torch DataLoader; the gradient of each head is projected densely on
-both sides, then AdamW rescales it. What could be switched off is off: logging, saving, bars.
-Loss as published: one direction, temperature 1, no unit length. Needs `make bench-training`'s lock.
+both sides, then AdamW rescales it. Logging, checkpoints and progress bars are off. Loss as
+published: one direction, temperature 1, no normalisation. Needs `make bench-training`'s lock.
 Shapes: E width of the embeddings, I of a side.
 """
 
@@ -17,14 +17,14 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.training.bare import Sides
-from benchmarks.training.calm import Windows
+from benchmarks.training.timing import WindowTimer
 
 _RATE, _DECAY = 1e-4, 1e-3
 _KEPT = 2
 
 
 class Pairs(Dataset[dict[str, Tensor]]):
-    """Pairs by number, as torch's DataLoader asks for them."""
+    """Pairs by index, for torch's DataLoader."""
 
     def __init__(self, sides: Sides) -> None:
         self._sides = sides
@@ -37,7 +37,7 @@ class Pairs(Dataset[dict[str, Tensor]]):
 
 
 class Heads(nn.Module):
-    """Two linear heads; answers the loss, as Trainer wants it."""
+    """Two linear heads. Returns the loss, as Trainer requires."""
 
     def __init__(self, width: int, sides: Sides) -> None:
         super().__init__()
@@ -51,13 +51,13 @@ class Heads(nn.Module):
 
 @dataclass
 class ProjectGradients(TrainerCallback):  # type: ignore[misc]
-    """After backward and clipping, before AdamW: G − P_out G P_in, of each head's weight.
+    """Replaces each gradient by G − P_out G P_in, after backward and clipping, before AdamW.
 
-    What the projections hold does not change their time: they are random, and half full.
+    The projections are random with half of the full rank; their values do not affect the time.
     """
 
     projectors: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-    windows: Windows
+    windows: WindowTimer
 
     @torch.no_grad()
     def on_pre_optimizer_step(self, *_: Any, model: Heads, **__: Any) -> None:
@@ -69,21 +69,21 @@ class ProjectGradients(TrainerCallback):  # type: ignore[misc]
             gradient_EI -= outputs_EE @ gradient_EI @ inputs_II
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """An update is done."""
+        """Record the end of an update."""
         self.windows.tick()
 
 
 @dataclass(frozen=True)
 class PublishedLoop:
-    """The same rows through Trainer; `folder` is what it wants to write to."""
+    """The same rows through Trainer. `folder`: its output folder."""
 
     sides: Sides
     width: int
     batch: int
     folder: Path
 
-    def run(self, windows: Windows, updates: int) -> None:
-        """So many updates of a new pair of heads."""
+    def run(self, windows: WindowTimer, updates: int) -> None:
+        """Do `updates` updates of a new pair of heads."""
         widths = self.sides.first_NI.shape[1], self.sides.second_NJ.shape[1]
         first, second = ((_projection(self.width), _projection(inputs)) for inputs in widths)
         trainer = Trainer(

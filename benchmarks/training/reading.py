@@ -1,4 +1,5 @@
-"""Reading of shards: ours, with its check of every byte, beside pyarrow's own scan of the files."""
+"""Reading of shards: the product's reader, which verifies every byte, and pyarrow's scan of the
+files."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -14,15 +15,15 @@ from workers.storage.shards import FEATURES, ROWS_IN_A_GROUP, describe_shard, wr
 from workers.train.data.reader import read_rows
 
 _ROWS_AT_ONCE = 4096
-# Arrow's own choice, whatever our reader has it take.
+# Arrow's default, which the product's reader may change.
 _POOL = pa.default_memory_pool()
 
 Write = Callable[[Path, Iterable[pa.RecordBatch]], object]
 
 
 def as_users_do(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
-    """What pyarrow makes of a table with features, without compression, which they do not take. Unlike our
-    own shards it notes for each number whether it is there."""
+    """Write a table of features with pyarrow's defaults, but without compression, which is useless
+    for features. Unlike the product's shards it stores validity for each number."""
     table = pa.Table.from_batches(list(batches))
     pq.write_table(
         table, path, compression="none", use_dictionary=False, row_group_size=ROWS_IN_A_GROUP
@@ -32,7 +33,7 @@ def as_users_do(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
 def write_shards(
     folder: Path, shards: int, rows: int, width: int, write: Write = write_shard
 ) -> list[Shard]:
-    """Random float16 features of both sides; by default in the form in which the service keeps rows."""
+    """Write random float16 features of both sides, by default in the product's own format."""
     random = np.random.default_rng(0)
     found = []
     for number in range(shards):
@@ -58,7 +59,7 @@ def _features(random: np.random.Generator, rows: int, width: int) -> pa.FixedSiz
 
 
 def readers(shards: Sequence[Shard]) -> dict[str, Callable[[], int]]:
-    """Each reads every row of both features once and answers how many there were."""
+    """Return the readers. Each reads every row of both features once and returns their number."""
     return {"ours": partial(_ours, shards), "pyarrow": partial(_pyarrow, shards)}
 
 
@@ -67,7 +68,7 @@ def _ours(shards: Sequence[Shard]) -> int:
 
 
 def _pyarrow(shards: Sequence[Shard]) -> int:
-    """With as many threads as pyarrow likes, and its own read-ahead."""
+    """Read with pyarrow's default threads and read-ahead."""
     files = [shard.uri.removeprefix("file://") for shard in shards]
     scanner = ds.dataset(files, format="parquet").scanner(columns=list(FEATURES), memory_pool=_POOL)
     return sum(batch.num_rows for batch in scanner.to_batches())

@@ -1,7 +1,7 @@
-"""How long a warm job takes from its submission to its first update, on the whole local system.
+"""Time from the submission of a warm job to its first update, on the whole local system.
 
-What is measured is outside of the job: spec.json appears in the store just before Ray is told, and
-progress.json tells the phases and the first update. Both are looked at every few milliseconds.
+It is measured outside the job: spec.json appears in the store just before the job is submitted to
+Ray, and progress.json has the phases and the first update. Both are polled every few milliseconds.
 """
 
 import time
@@ -22,19 +22,19 @@ from workers.storage import layout
 _MODEL = "start"
 _LOOK_SECONDS = 0.005
 _PATIENCE_SECONDS = 120.0
-# The first datasets find ranks that have still to import and to compile what they run.
+# For the first datasets the ranks still import modules and compile.
 _COLD = 1
 
 
 @dataclass
-class Sightings:
-    """Seconds, on this machine's clock, at which the job of an attempt was first seen so far."""
+class StartTimes:
+    """Times at which each phase of an attempt's job was first observed."""
 
     folder: Path
     at: dict[str, float] = field(default_factory=dict)
 
     def watch(self) -> None:
-        """Until the first update. Raises TimeoutError."""
+        """Poll until the first update. Raises TimeoutError."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while "first update" not in self.at:
             if time.monotonic() > deadline:
@@ -49,20 +49,21 @@ class Sightings:
         if not progress.is_file():
             return
         told = Progress.model_validate_json(progress.read_bytes())
-        # The time that it says itself: it was written before it was seen.
+        # The job's own time, because it was written before it was observed.
         self.at.setdefault(told.phase, told.at.timestamp())
         if told.phase == "training" and told.updates_done:
             self.at.setdefault("first update", told.at.timestamp())
 
     def parts(self) -> dict[str, float]:
-        """Seconds between one sighting and the next, by the name of the later; and `total`."""
+        """Return the seconds between consecutive phases, by the name of the later one, and
+        `total`."""
         seen = sorted(self.at.items(), key=lambda one: one[1])
         found = {name: round(at - before, 3) for (_, before), (name, at) in pairwise(seen)}
         return {**found, "total": round(self.at["first update"] - self.at["submission"], 3)}
 
 
 def measure_start(stream_folder: Path, folder: Path, ranks: int) -> dict[str, Any]:
-    """The parts of each dataset, and the median of the totals without the first ones."""
+    """Return the parts of each dataset, and the median of the totals without the first ones."""
     stream = read_stream(stream_folder)
     stack = LocalStack(
         folder, Ports.free(), ranks=ranks, allowed_prefixes=(stream.folder.as_uri(),)
@@ -84,7 +85,7 @@ def _one(client: Client, stack: LocalStack, stream: Stream, number: int) -> dict
     dataset = stream.datasets[number]
     accepted = client.add_dataset(_MODEL, dataset.name, dataset.pair, dataset.shards)
     job = str(accepted["job"]["id"])
-    sightings = Sightings(stack.folder / "store" / layout.run_prefix(job, 1))
+    sightings = StartTimes(stack.folder / "store" / layout.run_prefix(job, 1))
     sightings.watch()
     client.watch(job, poll_seconds=0.1)
     return sightings.parts()

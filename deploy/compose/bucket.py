@@ -1,4 +1,4 @@
-"""Makes a bucket, unless it is there: `python bucket.py NAME`."""
+"""Create a bucket if it does not exist: `python bucket.py NAME`."""
 
 import sys
 

@@ -88,7 +88,7 @@ class Part:
             for part in self.parts:
                 if part.process.poll() is not None:
                     raise TrialFailed(
-                        f"{part.name} ended while {self.name} was starting:\n{part.last_words()}"
+                        f"{part.name} ended while {self.name} was starting:\n{part.log_tail()}"
                     )
             try:
                 if httpx.get(url, timeout=2, headers=headers).status_code == httpx.codes.OK:
@@ -96,16 +96,16 @@ class Part:
             except httpx.HTTPError:
                 pass  # Not listening yet: that is what we wait for.
             time.sleep(0.2)
-        raise TrialFailed(f"{self.name} was not ready in {_SECONDS:g} s:\n{self.last_words()}")
+        raise TrialFailed(f"{self.name} was not ready in {_SECONDS:g} s:\n{self.log_tail()}")
 
     def finish(self) -> str:
         """Wait for a successful end, and return the last line. Raises TrialFailed."""
         code = self.process.wait(_SECONDS)
         if code != 0:
-            raise TrialFailed(f"{self.name} ended with {code}:\n{self.last_words()}")
+            raise TrialFailed(f"{self.name} ended with {code}:\n{self.log_tail()}")
         return self.log.read_text().splitlines()[-1]
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         """Return the end of the log, which is deleted with the test."""
         return self.log.read_text()[-2000:].strip()
 

@@ -34,7 +34,7 @@ _ANSWERS_SECONDS = 120.0
 Matrix = NDArray[np.float32]
 
 
-class NotAsItShould(Exception):
+class WrongResult(Exception):
     """All parts responded, but a result is wrong."""
 
 
@@ -65,7 +65,7 @@ class Example:
 
 
 def check(client: Client, example: Example, model: str, seconds: float) -> dict[str, Any]:
-    """Train, embed and compare. Raises CmclError or NotAsItShould."""
+    """Train, embed and compare. Raises CmclError or WrongResult."""
     started = time.monotonic()
     client.create_model(model, ModelSpec(width=_WIDTH, modalities=example.widths))
     accepted = client.add_dataset(
@@ -75,7 +75,7 @@ def check(client: Client, example: Example, model: str, seconds: float) -> dict[
     )
     job = client.watch(accepted.job.id, lambda now: print(now.state), timeout=seconds)
     if job.version is None:
-        raise NotAsItShould(f"{job.id} ended {job.state}: {job.message}")
+        raise WrongResult(f"{job.id} ended {job.state}: {job.message}")
     version = client.version(model, job.version)
     learned = version.evaluation_matrix[-1]
     measured = learned.recall[learned.learned].at_10
@@ -87,7 +87,7 @@ def check(client: Client, example: Example, model: str, seconds: float) -> dict[
     ]
     answered = recall_at_10(features, sides)
     if abs(answered - measured) > _TOLERANCE:
-        raise NotAsItShould(f"recall@10 of the embeddings is {answered:.3f}, not {measured:.3f}")
+        raise WrongResult(f"recall@10 of the embeddings is {answered:.3f}, not {measured:.3f}")
     seconds_taken = round(time.monotonic() - started, 1)
     return {
         "version": job.version,
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Client(options.service, options.embeddings) as client:
         try:
             result = check(client, Example.read(options.stream), model, options.timeout)
-        except (CmclError, NotAsItShould) as error:
+        except (CmclError, WrongResult) as error:
             print(f"smoke: {error}", file=sys.stderr)
             return 1
         finally:

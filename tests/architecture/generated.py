@@ -1,4 +1,4 @@
-"""Documents and code that are made from the code: `python -m tests.architecture.generated` writes them."""
+"""Documents and code generated from the code: `python -m tests.architecture.generated` writes them."""
 
 import json
 import tempfile
@@ -57,7 +57,7 @@ Options of `python -m workers.serve` and arguments of the Serve application
 {serve}
 ### An encoder
 
-What stands in front of one modality ([encoders](encoders.md), `workers/serve/encoders/spec.py`).
+The encoder of one modality ([encoders](encoders.md), `workers/serve/encoders/spec.py`).
 
 {encoder}"""
 
@@ -76,7 +76,7 @@ def settings_document() -> str:
 
 
 def openapi_document() -> str:
-    """`docs/openapi.json`: what the control plane answers under /openapi.json."""
+    """`docs/openapi.json`: the control plane's response to /openapi.json."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(
             database_url=f"sqlite:///{folder}/cmcl.db",
@@ -90,7 +90,7 @@ def openapi_document() -> str:
 
 
 def endpoint_openapi_document() -> str:
-    """`docs/openapi-embeddings.json`: what the embeddings endpoint answers under /openapi.json."""
+    """`docs/openapi-embeddings.json`: the embeddings endpoint's response to /openapi.json."""
     with tempfile.TemporaryDirectory() as folder:
         store = FlakyStore(LocalStore(Path(folder)))
         args = ServeArgs(store=store.uri)
@@ -108,13 +108,13 @@ GENERATED = {
 
 
 def main() -> None:
-    """Write them all."""
+    """Write all generated files."""
     for name, document in GENERATED.items():
         (ROOT / name).write_text(document())
 
 
 def _table(head: str, model: type[BaseModel], named: Callable[[str], str]) -> str:
-    """One row for each field: those of the class itself, then those that it inherits."""
+    """Return a table with one row per field: own fields first, then inherited ones."""
     schema = model.model_json_schema()
     inherited = {name for base in model.__mro__[1:] for name in getattr(base, "model_fields", ())}
     fields = sorted(schema["properties"].items(), key=lambda field: field[0] in inherited)

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.faults.attempts import Job, Size
 from benchmarks.faults.nodes import Nodes
-from benchmarks.faults.scene import Scene
+from benchmarks.faults.trial import Trial
 from workers.storage.uris import open_store
 from workers.train.job import train_dataset
 
@@ -25,10 +25,10 @@ def test_a_job_that_loses_a_node_continues_with_fewer_ranks(tmp_path: Path) -> N
     train_dataset(store.uri, "alone", 1, torch.device("cpu"))
     often = {"CMCL_CHECKPOINT_SECONDS": "1"}
     with Nodes(tmp_path / "ray", often, cpus_of_head=1, others=("127.0.0.2",)) as nodes:
-        scene = Scene(nodes, elastic, (2, 1), None, SECONDS)
-        scene.train_until(0.3)
+        trial = Trial(nodes, elastic, (2, 1), None, SECONDS)
+        trial.train_until(0.3)
         nodes.kill("127.0.0.2")
-        scene.finish()
-    result = elastic.result(scene.attempt)
-    assert (scene.attempt, result.ranks) == (1, 1), "the same attempt, with the rank that is left"
+        trial.finish()
+    result = elastic.result(trial.attempt)
+    assert (trial.attempt, result.ranks) == (1, 1), "the same attempt, with the rank that is left"
     assert result.distance(alone.result(1)) < 1e-5

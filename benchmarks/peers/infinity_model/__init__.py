@@ -1,1 +1,1 @@
-"""The model that Infinity serves here; made by its own interpreter, in `build`."""
+"""The model that Infinity serves; `build` runs in Infinity's environment."""

@@ -1,7 +1,7 @@
-"""What Infinity serves: a table, two linear maps, unit length; random weights.
+"""Build Infinity's model: a table, two linear maps and normalisation, with random weights.
 
-Run by Infinity's interpreter, from the repository's root:
-`-m benchmarks.peers.infinity_model.build FOLDER WIDTH WORDS`. Prints what the model alone takes.
+Run by Infinity's interpreter, from the repository's root: `-m benchmarks.peers.infinity_model.build
+FOLDER WIDTH WORDS`. Prints the time of the model alone.
 """
 
 import json
@@ -22,7 +22,7 @@ _REPEATS = 15
 
 
 def main(folder: Path, width: int, words: int) -> None:
-    """Write the model, read it again as Infinity does, time it."""
+    """Write the model, load it as Infinity does, and time it."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     plain = torch.nn.Identity()
@@ -33,14 +33,14 @@ def main(folder: Path, width: int, words: int) -> None:
     described[0]["type"] = "lookup.Lookup"
     (folder / "modules.json").write_text(json.dumps(described))
     again = SentenceTransformer(str(folder), device="cpu", trust_remote_code=True).eval()
-    # Infinity looks there for what kind of model it is.
+    # Infinity reads the kind of the model from it.
     (folder / "config.json").write_text(json.dumps({"architectures": ["Lookup"]}))
     print(json.dumps({batch: _seconds(again, batch) for batch in _BATCHES}))
 
 
 @torch.inference_mode()
 def _seconds(model: SentenceTransformer, batch: int) -> float:
-    """Median of the products alone, tokens given."""
+    """Return the median time of the products alone, without tokenization."""
     features = model.tokenize([f"w{number}" for number in range(batch)])
     found = []
     for _ in range(_REPEATS):

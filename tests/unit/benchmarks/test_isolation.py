@@ -23,7 +23,7 @@ from benchmarks.isolation.attacker import (
     AttackProcess,
     Target,
 )
-from benchmarks.isolation.bystander import PROBES, Bystander, Record, Steady
+from benchmarks.isolation.bystander import PROBES, Bystander, Record, SteadyLoad
 from benchmarks.isolation.result import (
     Goals,
     Windows,
@@ -33,11 +33,11 @@ from benchmarks.isolation.result import (
     processes,
     requests,
 )
-from benchmarks.isolation.watch import PROXY, REPLICA, ROLES, SERVICE, Look
+from benchmarks.isolation.watch import PROXY, REPLICA, ROLES, SERVICE, Sample
 from tests.fakes.served_app import served
 
 WINDOWS = Windows(begin=0, attack=100, over=200, end=300)
-QUIET = {role: Look(100.0, 20, 1024, frozenset({number})) for number, role in enumerate(ROLES)}
+QUIET = {role: Sample(100.0, 20, 1024, frozenset({number})) for number, role in enumerate(ROLES)}
 
 
 def work(begin: float, seconds: float = 0.01, status: int = 200, kind: str = "read") -> Record:
@@ -50,7 +50,7 @@ def steady(first: float, seconds: float = 0.01) -> list[Record]:
     return [*(work(first + number, seconds) for number in range(100)), probe]
 
 
-def figures(attacked: list[Record], later: Mapping[str, Look] | None = None) -> dict[str, Any]:
+def figures(attacked: list[Record], later: Mapping[str, Sample] | None = None) -> dict[str, Any]:
     """Of a quiet window, an attack, and a recovery in which nothing happens."""
     records = [*steady(0), *attacked, *steady(200)]
     return {**requests(records, WINDOWS), **processes([QUIET], [later or QUIET])}
@@ -158,7 +158,7 @@ def test_the_page_marks_what_misses_its_goal() -> None:
     assert "| bombs | **2** | 102 | 0 | 0.01 | **8** | 0.01 | 100 | 100 | 100 | 100 |  |" in found
     assert "| bombs | read: 503: 2 |" in found
     assert "**0 of 2 attacks" in found
-    assert "others was **not shown**: no room" in found
+    assert "others was **not tested**: no room" in found
     assert "**1 of 2 attacks" in page(figures(steady(100)))
 
 
@@ -204,7 +204,7 @@ def test_steady_work_is_recorded_and_its_failures_with_it(system: System) -> Non
     kinds = ("embed", "search", "read", "write", "add", "stream", *PROBES)
     rates = dict.fromkeys(kinds, 2.0)
     bob = Bystander(*[system.address] * 2, "a-key", "m", "x", [0.5] * 4, "steady", rates)
-    with Steady(bob) as working:
+    with SteadyLoad(bob) as working:
         found: list[Record] = []
         deadline = time.monotonic() + 30
         while len({each.kind for each in found}) < len(kinds) + 1 and time.monotonic() < deadline:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.training.calm import Windows
-from benchmarks.training.ours import random_sides
+from benchmarks.training.product_loop import random_sides
+from benchmarks.training.timing import WindowTimer
 from tests.unit.benchmarks.ticks import Ticks
 
 pytest.importorskip("accelerate", reason="of the lock of the benchmarks alone")
@@ -20,7 +20,7 @@ def test_gradients_lose_what_the_projections_hold() -> None:
     for head in (heads.first, heads.second):
         head.weight.grad = torch.ones(4, 6)
     outputs, inputs = torch.diag(torch.tensor([1.0, 0, 0, 0])), torch.eye(6)
-    projecting = ProjectGradients(((outputs, inputs), (outputs, inputs)), Windows())
+    projecting = ProjectGradients(((outputs, inputs), (outputs, inputs)), WindowTimer())
     projecting.on_pre_optimizer_step(model=heads)
     expected = torch.ones(4, 6)
     expected[0] = 0

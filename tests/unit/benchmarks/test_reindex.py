@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.folder import read_stream
-from benchmarks.reindex import POLICIES, Learnt, Reindexed, learn_stream, main, reindexed
+from benchmarks.reindex import POLICIES, LearnedDataset, Reindexed, learn_stream, main, reindexed
 from benchmarks.reindex_report import COLUMNS
 from cmcl.contract.model import ModelSpec
 from tests.unit.benchmarks.command import Answer, answer_of
@@ -37,7 +37,7 @@ def same_rows(folder: Path) -> Path:
     return copy
 
 
-def learnt_from(folder: Path, width: int) -> list[Learnt]:
+def learnt_from(folder: Path, width: int) -> list[LearnedDataset]:
     stream = read_stream(folder)
     training = {"epochs": 6, "batch_size": 16, "learning_rate": 1e-2}
     model = {"width": width, "modalities": stream.widths, "training": training}
@@ -45,12 +45,12 @@ def learnt_from(folder: Path, width: int) -> list[Learnt]:
 
 
 @pytest.fixture(scope="module")
-def learnt(same_rows: Path) -> list[Learnt]:
+def learnt(same_rows: Path) -> list[LearnedDataset]:
     return learnt_from(same_rows, NARROW)
 
 
 @pytest.fixture(scope="module")
-def found(learnt: list[Learnt]) -> dict[str, Reindexed]:
+def found(learnt: list[LearnedDataset]) -> dict[str, Reindexed]:
     return reindexed(learnt)
 
 
@@ -70,7 +70,7 @@ def test_on_the_rows_of_the_moments_predictions_are_exact(found: dict[str, Reind
 
 
 def test_predicted_drift_is_that_of_the_certificate(
-    learnt: list[Learnt], found: dict[str, Reindexed]
+    learnt: list[LearnedDataset], found: dict[str, Reindexed]
 ) -> None:
     for one in learnt[:-1]:
         drift = one.remembered.drift(learnt[-1].model_state.heads)
@@ -78,7 +78,7 @@ def test_predicted_drift_is_that_of_the_certificate(
 
 
 def test_recall_with_one_version_is_that_of_the_product(
-    learnt: list[Learnt], found: dict[str, Reindexed]
+    learnt: list[LearnedDataset], found: dict[str, Reindexed]
 ) -> None:
     for one in learnt[:-1]:
         recalls = found[one.dataset.name].recall_at_10
@@ -91,7 +91,7 @@ def test_recall_with_one_version_is_that_of_the_product(
 
 
 def test_the_old_index_is_searched_with_new_queries(
-    learnt: list[Learnt], found: dict[str, Reindexed]
+    learnt: list[LearnedDataset], found: dict[str, Reindexed]
 ) -> None:
     now = learnt[-1].model_state.heads
     for one in learnt[:-1]:

@@ -15,7 +15,7 @@ from benchmarks.scaling.cluster import Cluster
 from benchmarks.scaling.constants import fair_share_seconds, usual_waiting
 from benchmarks.scaling.curves import Curve
 from benchmarks.scaling.forecast import RANKS, Forecast
-from benchmarks.scaling.group import in_group, seconds_in_a_ring
+from benchmarks.scaling.group import in_group, seconds_in_cycle
 from benchmarks.scaling.machine import Machine
 from benchmarks.scaling.model import (
     TERMS,
@@ -27,7 +27,7 @@ from benchmarks.scaling.model import (
 )
 from benchmarks.scaling.page import markdown
 from benchmarks.scaling.plots import draw_all
-from benchmarks.training import calm
+from benchmarks.training import timing
 
 SHARED = ("gather", "reduce", "waiting")
 STRAIGHT = Curve(((1.0, 1e-9), (1e9, 1.0)))
@@ -129,11 +129,11 @@ def test_one_odd_look_at_waiting_does_not_count() -> None:
     assert usual == {1.0: 0.2, 2.0: 0.2}, "never less after more work"
 
 
-def test_functions_in_a_ring_run_alternately(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calm, "WINDOW_SECONDS", 0.0)
+def test_in_a_ring_each_is_done_once_and_then_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "WINDOW_SECONDS", 0.0)
     monkeypatch.setattr(group, "_PATIENCE_SECONDS", 0.01)
     done: list[str] = []
-    seconds = seconds_in_a_ring([partial(done.append, name) for name in "abc"])
+    seconds = seconds_in_cycle([partial(done.append, name) for name in "abc"])
     assert "".join(done) == "abc" * (len(done) // 3)
     assert len(seconds) == 3
     assert min(seconds) > 0
@@ -184,7 +184,7 @@ def test_the_page_and_the_pictures_show_what_was_found(tmp_path: Path) -> None:
     pictures = draw_all(document, tmp_path)
     assert [path.stat().st_size > 10_000 for path in pictures] == [True] * 4
     page = markdown(document, pictures)
-    assert "0 of 1 predictions lie within 15 %" in page
+    assert "0 of 1 predictions are within 15 %" in page
     assert all(path.name in page for path in pictures)
     assert all(f"{term} ms" in page for term in TERMS)
 

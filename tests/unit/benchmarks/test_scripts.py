@@ -50,14 +50,14 @@ def test_every_benchmark_lists_its_options_and_rejects_others_in_one_line() -> N
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("large_dataset", ["--rows", "none"], "'none' is no whole number"),
+        ("large_dataset", ["--rows", "none"], "'none' is not an integer"),
         ("training_soak", ["--models", "2"], "2 is too few: at least 3"),
-        ("isolation", ["--attacks", "endless-heads,none"], "'none' is none of endless-heads"),
-        ("search_follows", ["nowhere"], "nowhere: there is no such folder"),
-        ("reindex", ["nowhere"], "nowhere: there is no such folder"),
+        ("isolation", ["--attacks", "endless-heads,none"], "'none' is not one of endless-heads"),
+        ("search_follows", ["nowhere"], "nowhere: the folder does not exist"),
+        ("reindex", ["nowhere"], "nowhere: the folder does not exist"),
         ("stream", ["nowhere", "--methods", "vanilla,magic"], "unknown method 'magic'"),
-        ("stream", ["nowhere", "--seeds", "0"], "'0' is no whole number of at least 1"),
-        ("update", ["--batches", "64,x"], "'x' is no whole number"),
+        ("stream", ["nowhere", "--seeds", "0"], "'0' is not an integer of at least 1"),
+        ("update", ["--batches", "64,x"], "'x' is not an integer"),
     ],
 )
 def test_an_error_is_answered_in_one_line(name: str, arguments: list[str], words: str) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.endpoint.load import ANSWER, CUT, RIGHT, TOO_LATE, WRONG, Answers
 from benchmarks.outages.outcome import Moment, outcome
-from benchmarks.outages.patient import Call
-from benchmarks.peers.contest import Cell
+from benchmarks.outages.retrying import Call
+from benchmarks.peers.comparison import Cell
 from benchmarks.serving import goals
 from benchmarks.serving_swaps import Run, _document, _parser
 from benchmarks.swaps import figures

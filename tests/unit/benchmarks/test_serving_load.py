@@ -11,10 +11,10 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from benchmarks.endpoint.apart import Clients
 from benchmarks.endpoint.bodies import Expected, Form, feature_request, features, vectors
+from benchmarks.endpoint.client_process import ClientProcess
+from benchmarks.endpoint.http1 import MalformedResponse, head_of, request
 from benchmarks.endpoint.load import CUT, REFUSED, RIGHT, TOO_LATE, WRONG, Load, drive
-from benchmarks.endpoint.wire import Garbled, head_of, request
 from tests.fakes.served_app import served
 
 ROWS_RBF = features(2, 3, 4)
@@ -107,7 +107,7 @@ def test_an_answer_that_ends_early_is_cut() -> None:
 
 
 def test_clients_in_a_process_of_their_own_can_be_ended(address: str) -> None:
-    with Clients() as clients:
+    with ClientProcess() as clients:
         load = Load(address, raw_requests(address), 2, 60)
         clients.begin(load)
         assert set(clients.end()["status"]) <= {200}
@@ -124,7 +124,7 @@ def test_rows_of_an_answer_are_read_in_either_form(form: Form) -> None:
 
 
 def test_an_answer_without_a_length_is_refused() -> None:
-    with pytest.raises(Garbled, match="tells no length"):
+    with pytest.raises(MalformedResponse, match="has no content-length"):
         head_of(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", 60)
 
 

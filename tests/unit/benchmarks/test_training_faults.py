@@ -10,7 +10,7 @@ import pytest
 from benchmarks.faults.attempts import Job, Size
 from benchmarks.faults.cases import CASES
 from benchmarks.faults.page import markdown
-from benchmarks.faults.watch import Watch
+from benchmarks.faults.watch import ProgressLog
 from benchmarks.training_faults import Outcome
 from cmcl.contract.job import JobSpec, Phase, Progress
 from workers.storage import layout
@@ -24,8 +24,8 @@ def job(tmp_path: Path) -> Job:
     return Job(open_store(tmp_path.as_uri()), "faults", SIZE)
 
 
-def see(watch: Watch, phase: Phase, done: int = 0, resumed_at: int | None = None) -> float:
-    """Its ranks report this; the moment after it was seen."""
+def see(watch: ProgressLog, phase: Phase, done: int = 0, resumed_at: int | None = None) -> float:
+    """Its ranks tell this; the moment after it was seen."""
     progress = Progress(
         phase=phase,
         updates_done=done,
@@ -40,7 +40,7 @@ def see(watch: Watch, phase: Phase, done: int = 0, resumed_at: int | None = None
 
 
 def test_ranks_are_back_with_their_first_update_after_the_checkpoint(job: Job) -> None:
-    watch = Watch(job)
+    watch = ProgressLog(job)
     see(watch, "training", 40)
     fault = see(watch, "training", 50)
     see(watch, "starting")
@@ -53,7 +53,7 @@ def test_ranks_are_back_with_their_first_update_after_the_checkpoint(job: Job) -
 
 
 def test_ranks_that_went_on_did_not_resume(job: Job) -> None:
-    watch = Watch(job)
+    watch = ProgressLog(job)
     fault = see(watch, "training", 50)
     for done in (51, 52):
         see(watch, "training", done)
@@ -63,14 +63,14 @@ def test_ranks_that_went_on_did_not_resume(job: Job) -> None:
 
 
 def test_each_thing_is_seen_once(job: Job) -> None:
-    watch = Watch(job)
+    watch = ProgressLog(job)
     assert watch.look(1) is None
     see(watch, "training", 1)
     watch.look(1)
     assert len(watch.seen) == 1
 
 
-def test_a_next_attempt_resumes_from_its_newest_checkpoint(job: Job, tmp_path: Path) -> None:
+def test_next_attempt_goes_on_from_the_newest_checkpoint(job: Job, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     job.prepare(tmp_path / "files")
     for updates in (9, 100):
@@ -78,9 +78,9 @@ def test_a_next_attempt_resumes_from_its_newest_checkpoint(job: Job, tmp_path: P
     job.next_attempt(2)
     job.next_attempt(3)
     texts = [job.store.read(layout.run_spec(job.name, attempt)) for attempt in (1, 2, 3)]
-    resumed_from = [JobSpec.model_validate_json(text).resume_from for text in texts]
+    told = [JobSpec.model_validate_json(text).resume_from for text in texts]
     newest = layout.run_checkpoint(job.name, 1, 100, "0" * 64)
-    assert resumed_from == [None, newest, newest], "one that left none hands on what it was given"
+    assert told == [None, newest, newest], "one that left none hands on what it was given"
 
 
 def outcome(ranks: int, distance: float | None) -> Outcome:
@@ -98,10 +98,10 @@ def test_as_many_ranks_must_give_the_bits(
 
 
 def page_of(found: Outcome) -> str:
-    verdict = {"is_same": found.is_same, "came_in_time": found.came_in_time}
+    told = {"is_same": found.is_same, "came_in_time": found.came_in_time}
     return markdown(
         {
-            "outcomes": [{**vars(found), **verdict}],
+            "outcomes": [{**vars(found), **told}],
             "size": vars(SIZE),
             "updates": 100,
             "seconds": 20.0,
@@ -113,7 +113,7 @@ def page_of(found: Outcome) -> str:
 
 
 def test_page_says_where_a_result_is_another_one() -> None:
-    row = "| a fault | 9.5 | 9 | 50 of 100 | 45 | 5 | 1 | 2 | **another one**: 5.0e-01 apart |"
+    row = "| a fault | 9.5 | 9 | 50 of 100 | 45 | 5 | 1 | 2 | **different**: 5.0e-01 apart |"
     assert row in page_of(outcome(2, 0.5))
 
 

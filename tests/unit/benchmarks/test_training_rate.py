@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks.training.bare import AutogradLoop, BareLoop, Sides, batches
-from benchmarks.training.calm import Window, Windows
-from benchmarks.training.ours import Clock, OurLoop, held, learned_before, random_sides
+from benchmarks.training.product_loop import Clock, ProductLoop, held, learned_before, random_sides
 from benchmarks.training.reading import Write, as_users_do, readers, write_shards
+from benchmarks.training.timing import Window, WindowTimer
 from tests.architecture.repository import ROOT
 from tests.unit.benchmarks.ticks import Ticks
 from workers.storage.shards import FEATURES, write_shard
@@ -50,27 +50,27 @@ def test_batches_go_through_all_rows_before_one_comes_again() -> None:
 def test_every_update_of_a_pass_is_timed() -> None:
     ticks = Ticks()
     clock = Clock(ticks)
-    OurLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask").run(clock)
+    ProductLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask").run(clock)
     assert ticks.count == ROWS // 8
     assert clock.initial_state > 0
 
 
 def test_a_clock_may_leave_the_beginning_out() -> None:
     ticks = Ticks()
-    loop = OurLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask")
+    loop = ProductLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask")
     loop.run(Clock(ticks, begin=0.5))
     assert ticks.count == ROWS // 16
 
 
 def test_what_is_protected_is_there() -> None:
     """Else the mask would cost nothing, and the comparison be void."""
-    loop = OurLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask")
-    spaces = loop.run(Clock(Windows())).spaces
+    loop = ProductLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask")
+    spaces = loop.run(Clock(WindowTimer())).spaces
     assert all(0 < space.blocked_share < 1 for space in spaces.values())
 
 
 def test_calm_windows_alone_count_where_there_are_enough() -> None:
-    windows = Windows(enough=2)
+    windows = WindowTimer(enough=2)
     windows.all = [Window(2, 4.0, 1.0, 0.9), Window(2, 2.0, 1.0, 0.0), Window(4, 6.0, 4.0, 0.05)]
     timing = windows.timing()
     assert (timing.mean, timing.windows, timing.calm_windows) == (1.25, 3, 2)
@@ -78,14 +78,14 @@ def test_calm_windows_alone_count_where_there_are_enough() -> None:
 
 
 def test_the_calmest_windows_count_where_few_are_calm() -> None:
-    windows = Windows(enough=2)
+    windows = WindowTimer(enough=2)
     windows.all = [Window(1, 4.0, 1.0, 0.9), Window(1, 2.0, 1.0, 0.0), Window(1, 3.0, 2.0, 0.3)]
     timing = windows.timing()
     assert (timing.mean, timing.calm_windows, timing.others) == (2.5, 1, 0.3)
 
 
 def test_nothing_measured_is_an_error() -> None:
-    windows = Windows()
+    windows = WindowTimer()
     windows.tick()
     windows.pause()
     with pytest.raises(ValueError, match="nothing was measured"):

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.soak.processes import Looks
-from benchmarks.training_soak import _draw, _markdown
+from benchmarks.training_soak import MemorySamples, _draw, _markdown
 
 JOBS, SINCE = 40, 10
 
@@ -16,7 +15,7 @@ JOBS, SINCE = 40, 10
 def document() -> dict[str, Any]:
     """A rank that grows by 2 MiB a job, a service that does not, and a rank that came later."""
     noise = [0.1 * (-1) ** job for job in range(JOBS)]
-    looks = Looks(
+    samples = MemorySamples(
         JOBS,
         {
             "rank 12": [500.0 + 2 * job + noise[job] for job in range(JOBS)],
@@ -24,7 +23,7 @@ def document() -> dict[str, Any]:
             "rank 99": [500.0] * 5,
         },
     )
-    growth = {name: asdict(one) if one else None for name, one in looks.growth(SINCE).items()}
+    growth = {name: asdict(one) if one else None for name, one in samples.growth(SINCE).items()}
     return {
         "machine": {"cores": 2},
         "jobs": JOBS,
@@ -33,7 +32,7 @@ def document() -> dict[str, Any]:
         "width": 512,
         "since": SINCE,
         "seconds": [5.0] * JOBS,
-        "mebibytes": looks.mebibytes,
+        "mebibytes": samples.mebibytes,
         "growth": growth,
     }
 

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.protected import MaskedPair, random_setting
 from benchmarks.published import PlainPair, PublishedPair, projection
-from benchmarks.update import by_turns, main
+from benchmarks.update import alternate, main
 from cmcl.contract.model import TrainingSpec
 from workers.model.pair import rotate
 from workers.nullspace.mask import UpdateSpace, everything_free
@@ -174,6 +174,6 @@ def test_projection_keeps_what_lies_above_the_threshold() -> None:
 
 def test_every_round_runs_all_tasks_in_rotation() -> None:
     order: list[str] = []
-    seconds = by_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    seconds = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
     assert order == ["a", "b"] * 4
     assert {name: len(found) for name, found in seconds.items()} == {"a": 3, "b": 3}

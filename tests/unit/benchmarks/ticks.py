@@ -1,9 +1,9 @@
-"""Windows that only count: what a test asserts must not depend on how long anything takes."""
+"""WindowTimer that only count: what a test asserts must not depend on how long anything takes."""
 
-from benchmarks.training.calm import Windows
+from benchmarks.training.timing import WindowTimer
 
 
-class Ticks(Windows):
+class Ticks(WindowTimer):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0

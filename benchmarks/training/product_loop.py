@@ -1,4 +1,4 @@
-"""Our loop, as a job runs it: `learn` on a model that has something to protect.
+"""The product's loop as in a job: `learn` on a model with protected directions.
 
 Shapes: N rows of a dataset, I and J widths of the two sides.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.training.bare import Sides
-from benchmarks.training.calm import Windows
+from benchmarks.training.timing import WindowTimer
 from cmcl.contract.job import Phase
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, Precision, ProtectionSpec, TrainingSpec
@@ -20,9 +20,10 @@ from workers.train.learn import ModelState, Task, TrainingResult, initial_state,
 from workers.train.run import Run, UpdateDone, Watcher
 
 PAIR = ModalityPair(first="image", second="text")
-# Each side has learned with a partner of its own, so that both heads have something to keep.
+# Each side has learned with a different partner before, so that both heads have protected
+# directions.
 _BEFORE = ModalityPair(first="audio", second="image"), ModalityPair(first="depth", second="text")
-# What is measured beside the mask alone, which makes the same products as its peers.
+# Settings measured in addition to the mask alone, which computes the same products as its peers.
 POLICIES = {
     "mask": ProtectionSpec(policy="preserve", drift_penalty=0.0, max_drift=1e9),
     "improve": ProtectionSpec(policy="improve"),
@@ -31,12 +32,12 @@ POLICIES = {
 
 @dataclass
 class Clock(Watcher):
-    """Times each update of a training, from this share of its updates on.
+    """Times each update of a training after this share of the updates.
 
-    `initial_state`: seconds that training took before its first update, itself included.
+    `initial_state`: seconds of training up to and including its first update.
     """
 
-    windows: Windows
+    windows: WindowTimer
     begin: float = 0.0
     initial_state: float = 0.0
     _entered: float = 0.0
@@ -55,7 +56,8 @@ class Clock(Watcher):
 def spec_of(
     width: int, batch: int, epochs: int, policy: str, precision: Precision = "float32"
 ) -> ModelSpec:
-    """A head reads `width` numbers, so a feature has one less: the constant is appended."""
+    """Return a spec whose heads have `width` inputs: features have one number less, because a
+    constant is appended."""
     names = {name for pair in (*_BEFORE, PAIR) for name in pair.modalities}
     return ModelSpec(
         width=width,
@@ -66,7 +68,7 @@ def spec_of(
 
 
 def learned_before(width: int) -> ModelState:
-    """What a model knows after two datasets, one for either head."""
+    """Return the state of a model after two datasets, one for each head."""
     spec, known = spec_of(width, width, 1, "mask"), None
     for seed, pair in enumerate(_BEFORE, start=1):
         task = Task(pair, held(random_sides(2 * width, width - 1, seed)), seed)
@@ -76,7 +78,7 @@ def learned_before(width: int) -> ModelState:
 
 
 def random_sides(rows: int, width: int, seed: int) -> Sides:
-    """Rows whose k-th direction has the variance 1 / k, as real features' spectra fall."""
+    """Return rows whose k-th direction has the variance 1 / k, similar to real features."""
     generator = torch.Generator().manual_seed(seed)
     scale_I = torch.arange(1, width + 1).rsqrt()
     first, second = (torch.randn(rows, width, generator=generator) * scale_I for _ in range(2))
@@ -84,8 +86,8 @@ def random_sides(rows: int, width: int, seed: int) -> Sides:
 
 
 @dataclass(frozen=True)
-class OurLoop:
-    """A dataset to learn, as often as it is timed, by all ranks of the process group."""
+class ProductLoop:
+    """A dataset that all ranks of the process group learn, once per `run`."""
 
     known: ModelState
     rows: TrainingRows
@@ -94,7 +96,7 @@ class OurLoop:
     precision: Precision = "float32"
 
     def run(self, clock: Clock) -> TrainingResult:
-        """One pass over the rows."""
+        """Train for one pass over the rows."""
         width, _ = self.known.heads.weights[PAIR.first].shape
         spec = spec_of(width, self.batch, 1, self.policy, self.precision)
         task = Task(PAIR, self.rows, seed=7)
@@ -102,6 +104,6 @@ class OurLoop:
 
 
 def held(sides: Sides) -> HeldRows:
-    """All rows in memory, each item once."""
+    """Return all rows in memory, each item once."""
     keys_N = torch.arange(len(sides))
     return HeldRows(PairedRows(sides.first_NI, sides.second_NJ, keys_N, keys_N))

@@ -1,4 +1,5 @@
-"""Our own stack as it is run: Ray, Serve behind HAProxy with the settings of `cmcl.stack`, replicas."""
+"""The endpoint as deployed: Ray, and Serve's replicas behind HAProxy with the settings of
+`cmcl.stack`."""
 
 import json
 import re
@@ -29,7 +30,7 @@ _REPLICA = "ServeReplica:embeddings:Embedder"
 
 
 class Probe:
-    """Asks one replica which version answers, at its own door and on a connection that stays."""
+    """Query one replica directly for its version, on a persistent connection."""
 
     def __init__(self, address: str, rows_BF: Array) -> None:
         self._client = httpx.Client(base_url=address, timeout=_ANSWER_SECONDS, trust_env=False)
@@ -37,7 +38,7 @@ class Probe:
         self._body = json.dumps({**body, "encoding_format": "base64"}).encode()
 
     def version(self) -> int:
-        """0 where none does, or nobody answers."""
+        """Return the replica's version, or 0 without a version or a response."""
         try:
             answer = self._client.post("/v1/embeddings", content=self._body, headers=_JSON)
         except httpx.HTTPError:
@@ -49,8 +50,8 @@ class Probe:
         self._client.close()
 
 
-class Ours:
-    """Replicas that answer at `address` from the store under `folder`."""
+class EndpointStack:
+    """Replicas that serve at `address` from the store under `folder`."""
 
     def __init__(
         self,
@@ -61,8 +62,8 @@ class Ours:
         nodes: int = 1,
         driver: str = "benchmarks.endpoint.driver",
     ) -> None:
-        """`settings`: of `ServeArgs`, where they are not to be as they are by default. `nodes`: on
-        two, each has room for one replica. `driver`: the module that deploys."""
+        """`settings`: values of `ServeArgs` that differ from the defaults. `nodes`: with two, each
+        has CPUs for one replica. `driver`: the module that deploys."""
         self._module = driver
         self._replicas = replicas
         self._nodes = nodes
@@ -78,7 +79,7 @@ class Ours:
 
     @property
     def address(self) -> str:
-        """Of HAProxy."""
+        """Address of HAProxy."""
         return self.stack.embeddings_url
 
     @property
@@ -115,7 +116,7 @@ class Ours:
         self.stop()
 
     def stop(self) -> None:
-        """End all of it."""
+        """Stop all processes."""
         if self._driver is not None:
             self._driver.send_signal(signal.SIGTERM)
             try:
@@ -129,60 +130,60 @@ class Ours:
         self.stack.stop()
 
     def start_second_node(self) -> None:
-        """With room for a replica of its own; it joins by itself. At the same address as the head:
-        replicas listen where HAProxy does, which is on loopback."""
+        """Start a node with CPUs for one replica. It has the same address as the head, because
+        replicas listen on loopback like HAProxy."""
         self._second = self.stack.start_driver(
             [
                 *(str(Path(sys.executable).parent / "ray"), "start", "--block"),
                 f"--address=127.0.0.1:{self.stack.ports.ray}",
                 *("--node-ip-address=127.0.0.1", "--object-store-memory=80000000"),
                 f"--num-cpus={_cpus_of_head(self._replicas)}",
-                # The default range is shared by all nodes of a machine, and they would collide.
+                # With the default range, the worker ports of nodes on the same machine collide.
                 *("--min-worker-port=0", "--max-worker-port=0"),
             ]
         )
 
     def kill_second_node(self) -> None:
-        """With all that runs on it, at once."""
+        """Kill it with all its processes."""
         assert self._second is not None
         family = psutil.Process(self._second.pid).children(recursive=True)
         for process in [*family, self._second]:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
-                pass  # It was quicker.
+                pass  # It has already ended.
         self._second.wait()
         self._second = None
 
     def replicas(self) -> list[psutil.Process]:
-        """Their processes."""
+        """Return the processes of the replicas."""
         return self.find(_REPLICA)
 
     def find(self, words: str) -> list[psutil.Process]:
-        """Processes of this Ray with these words in their title."""
+        """Return processes of this Ray whose title contains `words`."""
         roots = [self.stack.processes["ray"], *([self._second] if self._second else [])]
         return [each for root in roots for each in family(root.pid) if words in title(each)]
 
     def proxy(self) -> list[psutil.Process]:
-        """HAProxy: it has left the family of the process that started it."""
+        """Return HAProxy's processes, which are detached from their parent."""
         folder = str(self.stack.proxy_folder)
         return [each for each in psutil.process_iter() if folder in title(each)]
 
-    def doors(self) -> dict[str, str]:
-        """Address of each replica without HAProxy, by name, as HAProxy's configuration has them."""
+    def replica_addresses(self) -> dict[str, str]:
+        """Return the direct address of each replica by name, from HAProxy's configuration."""
         told = [path.read_text() for path in self.stack.proxy_folder.rglob("haproxy*.cfg")]
         found = [each for text in told for each in _SERVER_LINE.findall(text)]
         return {name: f"http://{host}:{port}" for name, host, port in found}
 
     def wait_for_version(self, version: int, width: int) -> None:
-        """Until every replica answers with it. Raises StackError."""
+        """Wait until every replica uses the version. Raises StackError."""
         rows_BF = features(1, 1, width)[0]
         deadline = time.monotonic() + _READY_SECONDS
-        for address in self.doors().values():
+        for address in self.replica_addresses().values():
             probe = Probe(address, rows_BF)
             while probe.version() != version:
                 if time.monotonic() > deadline:
-                    raise StackError(f"version {version} does not answer at {address}")
+                    raise StackError(f"version {version} is not served at {address}")
                 time.sleep(0.02)
 
     def _wait(self) -> None:
@@ -190,7 +191,7 @@ class Ours:
         while time.monotonic() < deadline:
             if self._driver is None or self._driver.poll() is not None:
                 break
-            if _is_ready(self.address) and len(self.doors()) == self._replicas:
+            if _is_ready(self.address) and len(self.replica_addresses()) == self._replicas:
                 return
             time.sleep(0.2)
         raise StackError(f"the endpoint did not start; see {self.stack.log('driver')}")
@@ -204,5 +205,5 @@ def _is_ready(address: str) -> bool:
 
 
 def _cpus_of_head(replicas: int) -> int:
-    """As `cmcl.stack` gives it; they are a count."""
+    """Return the logical CPUs of the head, as `cmcl.stack` sets them."""
     return 2 * replicas + 4

@@ -1,6 +1,7 @@
-"""Clients as applications have them: `cmcl.Client`, which asks again where that may help.
+"""Clients with retries, like those of applications: `cmcl.Client`.
 
-In a process of their own, a thread each; every call is kept, with how long it took and how it ended.
+They run in a separate process with one thread each. Every call is recorded with its duration and
+result.
 """
 
 import multiprocessing
@@ -20,15 +21,15 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True)
 class Call:
-    """`at`: by time.time(). `ended`: "right", "wrong", or the error's name."""
+    """One call. `at`: by time.time(). `ended`: "right", "wrong", or the error's name."""
 
     at: float
     seconds: float
     ended: str
 
 
-class Patient:
-    """Such clients, from now until `end`."""
+class RetryingClients:
+    """Retrying clients that run until `end`."""
 
     def __init__(self, address: str, rows_BF: Array, expected_BE: Array, clients: int) -> None:
         self._pipe, theirs = _SPAWN.Pipe()
@@ -39,7 +40,7 @@ class Patient:
         assert self._pipe.recv() == "begun"
 
     def end(self) -> list[Call]:
-        """All calls."""
+        """Stop the clients, and return all calls."""
         self._pipe.send("stop")
         found: list[Call] = self._pipe.recv()
         self._process.join()

@@ -1,4 +1,5 @@
-"""The clients in a process of their own, so that they and what is measured do not share an interpreter."""
+"""Clients in a separate process, so that they do not share an interpreter with the code under
+test."""
 
 from multiprocessing.connection import Connection
 
@@ -8,29 +9,29 @@ from benchmarks.processes import Child
 _STOP, _BEGUN = "stop", "begun"
 
 
-class Clients(Child):
-    """One process for all loads: starting one takes longer than many of them last."""
+class ClientProcess(Child):
+    """One process for all loads, because starting a process takes longer than most of them."""
 
     def __init__(self) -> None:
         super().__init__(_run)
 
     def ask(self, load: Load, check: Check | None = None) -> Answers:
-        """All answers of a load that nobody interrupts."""
+        """Run a load to its end and return all answers."""
         self.begin(load, check)
         return self.answers()
 
     def begin(self, load: Load, check: Check | None = None) -> None:
-        """It returns as the first requests go out."""
+        """Start a load, and return when the first requests are sent."""
         self._pipe.send((load, check))
         assert self._pipe.recv() == _BEGUN
 
     def end(self) -> Answers:
-        """End what has begun, before its time."""
+        """Stop the running load early and return its answers."""
         self._pipe.send(_STOP)
         return self.answers()
 
     def answers(self) -> Answers:
-        """Wait for the end. Raises EOFError where the process failed."""
+        """Wait for the end of the load. Raises EOFError if the process failed."""
         found: Answers = self._pipe.recv()
         return found
 
@@ -40,9 +41,9 @@ def _run(pipe: Connection) -> None:
         while True:
             told = pipe.recv()
             if told == _STOP:
-                continue  # It had ended by itself.
+                continue  # The load had already ended.
             load, check = told
             pipe.send(_BEGUN)
             pipe.send(drive(load, check, lambda: not pipe.poll()))
     except EOFError:
-        pass  # Nobody wants to know anything more.
+        pass  # The parent has closed the pipe.

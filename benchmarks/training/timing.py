@@ -1,7 +1,7 @@
-"""Timing on a machine that others use, too: by windows, and those in which others were busy do not count.
+"""Timing on a shared machine: windows in which other processes were busy do not count.
 
-A window is closed after at least a quarter of a second, which the kernel's clock of busy time can
-resolve. What others used in it is the busy time of all cores less our own.
+A window lasts at least a quarter of a second, because of the resolution of the kernel's CPU
+accounting. The use by other processes is the busy time of all cores without our own.
 """
 
 import os
@@ -21,8 +21,8 @@ _STAT = Path("/proc/stat")
 
 @dataclass(frozen=True)
 class Window:
-    """Some units of work in a row. `cpu`: seconds that this process computed; `others`: share of all
-    cores' time that others used meanwhile."""
+    """Consecutive units of work. `cpu`: CPU seconds of this process. `others`: share of all cores'
+    time used by other processes."""
 
     count: int
     seconds: float
@@ -36,16 +36,16 @@ class Window:
 
     @property
     def is_calm(self) -> bool:
-        """Hardly anybody else was there."""
+        """Whether other processes used almost no time."""
         return self.others <= _CALM_SHARE
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one unit of work, over the calm windows; over the calmest where there were too few.
+    """Seconds of one unit of work over the calm windows, or over the calmest if there are too few.
 
-    `cpu`: mean seconds of one that this process computed. Whoever waits for a core computes nothing,
-    so it says how fast a process of one thread would be on a machine of its own.
+    `cpu`: mean CPU seconds of one unit. It excludes waiting for a core, so it shows the speed of a
+    single-threaded process on an idle machine.
     """
 
     median: float
@@ -57,13 +57,13 @@ class Timing:
     others: float
 
     def document(self) -> dict[str, float]:
-        """For a JSON document."""
+        """Return the JSON representation."""
         return asdict(self)
 
 
-class Windows:
-    """Told after each unit of work. `peers`: processes of ours that do the same, this one included.
-    `enough`: so many calm windows tell a time."""
+class WindowTimer:
+    """WindowTimer of a measurement; call `tick` after each unit of work. `peers`: number of processes
+    of this benchmark, including this one. `enough`: required number of calm windows."""
 
     def __init__(self, peers: int = 1, enough: int = ENOUGH) -> None:
         self._peers, self._cores = peers, len(os.sched_getaffinity(0))
@@ -73,7 +73,7 @@ class Windows:
         self.all: list[Window] = []
 
     def tick(self) -> None:
-        """Another unit is done; the first call begins the first window."""
+        """Record the end of a unit. The first call starts the first window."""
         if self._begin is None:
             self._begin = self._clocks()
             return
@@ -84,27 +84,28 @@ class Windows:
             self._begin, self._count = now, 0
 
     def pause(self) -> None:
-        """What comes until the next call of `tick` is not measured."""
+        """Exclude the time until the next call of `tick`."""
         if self._begin is not None and self._count and not self.all:
-            # A short window is better than none.
+            # Keep a short window if it is the only one.
             self.all.append(self._window(self._begin, self._clocks()))
         self._begin, self._count = None, 0
 
     @property
     def is_enough(self) -> bool:
-        """Enough calm windows to tell a time by."""
+        """Whether there are enough calm windows."""
         return sum(window.is_calm for window in self.all) >= self._enough
 
     def chosen(self) -> list[int]:
-        """Which of all windows count: the calm ones, or the calmest where there were too few."""
+        """Return the indices of the windows that count: the calm ones, or the calmest if there are
+        too few."""
         calm = [number for number, window in enumerate(self.all) if window.is_calm]
         calmest = sorted(range(len(self.all)), key=lambda number: self.all[number].others)
         return calm if self.is_enough else calmest[: self._enough]
 
     def timing(self) -> Timing:
-        """Raises ValueError where no window was closed."""
+        """Return the timing. Raises ValueError without a complete window."""
         if not self.all:
-            raise ValueError("nothing was measured: one unit of work is none to be timed")
+            raise ValueError("nothing was measured: at least 2 units of work are needed")
         chosen = [self.all[number] for number in self.chosen()]
         found = torch.tensor([window.of_one for window in chosen], dtype=torch.float64)
         return Timing(
@@ -128,7 +129,7 @@ class Windows:
 
 
 def _busy_seconds() -> float:
-    """All cores' time that was not idle, since the machine started; what a hypervisor took counts."""
+    """Return the non-idle time of all cores since boot, including time stolen by a hypervisor."""
     words = _STAT.read_text().split("\n", 1)[0].split()[1:9]
     idle, waiting = int(words[3]), int(words[4])
     return (sum(map(int, words)) - idle - waiting) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""All servers are asked the same by turns, cell by cell, and what each took is put side by side.
+"""Compare servers: the same requests to each of them, alternately, cell by cell.
 
 Shapes: B rows, F width of the feature, E width of the embeddings, R different requests.
 """
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.endpoint.apart import Clients
 from benchmarks.endpoint.bodies import (
     Array,
     Expected,
@@ -22,24 +21,25 @@ from benchmarks.endpoint.bodies import (
     text_request,
     vectors,
 )
+from benchmarks.endpoint.client_process import ClientProcess
+from benchmarks.endpoint.http1 import request
 from benchmarks.endpoint.load import WRONG, Answers, Check, Load, drive
 from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of
-from benchmarks.endpoint.wire import request
 from benchmarks.peers.servers import INFINITY_MODEL
 
 _OK = 200
-# A megabyte of numbers is five of JSON; a few requests do for what is too large for any cache.
+# A megabyte of numbers is five of JSON; a few distinct requests exceed any cache.
 _NUMBERS = 1 << 19
 _MOST_REQUESTS = 8
 _REPEATS = 9
 _ALONE_SECONDS = 60.0
-# Of a round's seconds, before it, for the same server.
+# Warm-up of the same server before a round, as a share of the round.
 _WARM_UP = 0.25
 
 
 @dataclass(frozen=True)
 class Size:
-    """One cell: how much a request brings, in what form, and how many ask at once."""
+    """One cell: rows per request, format, and number of clients."""
 
     form: Form
     rows: int
@@ -47,8 +47,8 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How long a server is asked in one round of a cell, and how many rounds there are."""
+class Schedule:
+    """Seconds per server in one round of a cell, and number of rounds."""
 
     seconds: float
     rounds: int
@@ -56,7 +56,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one server did in one cell; times in milliseconds, of answers with status 200."""
+    """Results of one server in one cell; times in milliseconds, of responses with status 200."""
 
     server: str
     form: Form
@@ -71,21 +71,21 @@ class Cell:
     wrong: int
 
     def document(self) -> dict[str, Any]:
-        """For a JSON document."""
+        """Return the JSON representation."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A server: its requests of a size, and what the answers must be."""
+class Server:
+    """A server, with its requests of a size and the check of responses."""
 
     name: str
     forms: tuple[Form, ...]
     prepare: Callable[[Size], tuple[str, list[bytes], Check]]
 
 
-def ours(address: str, width: int) -> Contestant:
-    """Behind HAProxy, with all that it does besides."""
+def ours(address: str, width: int) -> Server:
+    """The endpoint behind HAProxy, with all its features."""
 
     def prepare(size: Size) -> tuple[str, list[bytes], Check]:
         rows_RBF = _features(size, width)
@@ -95,12 +95,12 @@ def ours(address: str, width: int) -> Contestant:
         ]
         return address, requests, Expected(size.form, {1: _embeddings(rows_RBF, width)})
 
-    return Contestant("ours", ("json", "base64", "binary"), prepare)
+    return Server("ours", ("json", "base64", "binary"), prepare)
 
 
-def bare(address: str, width: int, name: str = "bare") -> Contestant:
-    """`benchmarks.peers.bare`, also where it is wrapped: the same requests, but for its own path of
-    raw rows."""
+def bare(address: str, width: int, name: str = "bare") -> Server:
+    """`benchmarks.peers.bare`, alone or wrapped: the same requests, except for the path of raw
+    rows."""
 
     def prepare(size: Size) -> tuple[str, list[bytes], Check]:
         if size.form != "binary":
@@ -113,11 +113,12 @@ def bare(address: str, width: int, name: str = "bare") -> Contestant:
         ]
         return address, requests, Expected(size.form, {1: _embeddings(rows_RBF, width)})
 
-    return Contestant(name, ("json", "base64", "binary"), prepare)
+    return Server(name, ("json", "base64", "binary"), prepare)
 
 
-def infinity(address: str, width: int, words: int) -> Contestant:
-    """Asked for texts of one word; it has no binary form. What it answers alone is what it must."""
+def infinity(address: str, width: int, words: int) -> Server:
+    """Infinity with texts of one word; it has no binary format. Expected results are its responses
+    to single words."""
     alone_WE = _asked_alone(address, words, width)
 
     def prepare(size: Size) -> tuple[str, list[bytes], Check]:
@@ -129,22 +130,22 @@ def infinity(address: str, width: int, words: int) -> Contestant:
             text_request(address, size.form, [f"w{each}" for each in numbers_B], INFINITY_MODEL)
             for numbers_B in numbers_RB
         ]
-        # It names no version, which reads as 0.
+        # Its responses name no version, which is read as 0.
         return address, requests, Expected(size.form, {0: alone_WE[numbers_RB]})
 
-    return Contestant("infinity", ("json", "base64"), prepare)
+    return Server("infinity", ("json", "base64"), prepare)
 
 
-def contest(
-    clients: Clients, contestants: Sequence[Contestant], sizes: Sequence[Size], pace: Pace
+def compare(
+    clients: ClientProcess, servers: Sequence[Server], sizes: Sequence[Size], schedule: Schedule
 ) -> Iterator[Cell]:
-    """Cell after cell; in each, the servers by turns, and all of that as often as there are rounds."""
-    seconds = pace.seconds
+    """Yield the cells. Each round of a cell alternates between the servers."""
+    seconds = schedule.seconds
     for size in sizes:
-        playing = {each.name: each.prepare(size) for each in contestants if size.form in each.forms}
-        found: dict[str, list[Answers]] = {name: [] for name in playing}
-        for _ in range(pace.rounds):
-            for name, (address, requests, check) in playing.items():
+        prepared = {each.name: each.prepare(size) for each in servers if size.form in each.forms}
+        found: dict[str, list[Answers]] = {name: [] for name in prepared}
+        for _ in range(schedule.rounds):
+            for name, (address, requests, check) in prepared.items():
                 clients.ask(Load(address, requests, size.clients, seconds * _WARM_UP))
                 load = Load(address, requests, size.clients, seconds, least=2 * size.clients)
                 found[name].append(clients.ask(load, check))
@@ -153,7 +154,7 @@ def contest(
 
 
 def products_per_second(width: int, batch: int) -> float:
-    """Rows a second of the same heads in a tight loop with one thread: the limit."""
+    """Return rows per second of the same heads in a tight loop with one thread: the upper bound."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     heads = heads_of(1, width)
@@ -190,7 +191,7 @@ def _cell(server: str, size: Size, rounds: Sequence[Answers]) -> Cell:
 
 
 def _seconds(answers: Answers) -> float:
-    """From the first question to the last answer."""
+    """Return the time from the first request to the last response."""
     if not len(answers):
         return float("nan")
     return float((answers["sent"] + answers["seconds"]).max() - answers["sent"].min())
@@ -212,7 +213,7 @@ def _embeddings(rows_RBF: Array, width: int) -> Array:
 
 
 def _asked_alone(address: str, words: int, width: int) -> Array:
-    """Word by word (W × E), so that a batch that mixes rows up would be seen."""
+    """Embed words one by one (W × E), to detect mixed-up rows in batches."""
     alone_WE = np.zeros((words, width), np.float32)
     missing = set(range(words))
 
@@ -223,7 +224,7 @@ def _asked_alone(address: str, words: int, width: int) -> Array:
 
     requests = [text_request(address, "base64", [f"w{n}"], INFINITY_MODEL) for n in range(words)]
     load = Load(address, requests, 1, _ALONE_SECONDS, check_each=True)
-    drive(load, keep, goes_on=lambda: bool(missing))
+    drive(load, keep, should_continue=lambda: bool(missing))
     if missing:
-        raise RuntimeError(f"{address} left {len(missing)} of {words} words without an answer")
+        raise RuntimeError(f"{address} left {len(missing)} of {words} words without a response")
     return alone_WE

@@ -1,6 +1,6 @@
-"""HTTP/1.1 by hand, as far as a closed-loop client needs it: what is measured must not be the client.
+"""Minimal HTTP/1.1 for a closed-loop client, so that the client is not what is measured.
 
-A library's client costs more per request than the server that is asked (httpx: 0.5 ms).
+A library's client costs more per request than the server (httpx: 0.5 ms).
 """
 
 import re
@@ -13,13 +13,13 @@ _VERSION = re.compile(rb"\r\nx-model-version: *(\d+)", re.IGNORECASE)
 _LAST = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
 
-class Garbled(Exception):
-    """The server's bytes are no answer that this client can read."""
+class MalformedResponse(Exception):
+    """The response is not valid, or uses features that this client does not support."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """What an answer begins with. `version` is 0 where none is named."""
+    """Status line and headers of a response. `version` is 0 if none is named."""
 
     status: int
     version: int
@@ -29,7 +29,7 @@ class Head:
 
 
 def request(address: str, path: str, body: bytes, content_type: str, accept: str = "*/*") -> bytes:
-    """The whole request. `address` is `http://host:port`."""
+    """Return the whole request. `address` is `http://host:port`."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: {urlsplit(address).netloc}\r\nAccept: {accept}\r\n"
         f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -38,9 +38,9 @@ def request(address: str, path: str, body: bytes, content_type: str, accept: str
 
 
 def head_of(data: bytes | bytearray, filled: int) -> Head | None:
-    """The head of the answer that `data` begins with; None until it has all arrived.
+    """Parse the head of the response at the start of `data`, or return None if it is incomplete.
 
-    Raises Garbled where no length is told: nothing that is measured here answers in chunks.
+    Raises MalformedResponse without a content-length: no server measured here sends chunked responses.
     """
     end = data.find(_END, 0, filled)
     if end < 0:
@@ -48,7 +48,7 @@ def head_of(data: bytes | bytearray, filled: int) -> Head | None:
     text = bytes(data[: end + 2])
     length = _LENGTH.search(text)
     if length is None or not text.startswith(b"HTTP/1."):
-        raise Garbled(f"an answer that begins with {text[:60]!r} tells no length")
+        raise MalformedResponse(f"a response that begins with {text[:60]!r} has no content-length")
     version = _VERSION.search(text)
     begin = end + len(_END)
     return Head(

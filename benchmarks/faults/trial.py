@@ -1,4 +1,4 @@
-"""One job on a small cluster, from its first attempt to its candidate."""
+"""One job on a small cluster, from the first attempt to the candidate."""
 
 import subprocess
 import time
@@ -6,63 +6,64 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from benchmarks.faults.attempts import Job
-from benchmarks.faults.bucket import Door
+from benchmarks.faults.bucket import TcpProxy
 from benchmarks.faults.nodes import Nodes
-from benchmarks.faults.watch import Watch
+from benchmarks.faults.watch import ProgressLog
 
 _SECONDS_BETWEEN_LOOKS = 0.05
 _MOST_ATTEMPTS = 3
 
 
-class SceneError(Exception):
-    """It did not go on as it must; the message says where it stood."""
+class TrialError(Exception):
+    """The job did not proceed as expected. The message has its progress."""
 
 
 @dataclass
-class Scene:
-    """`ranks`: how many at most and at least. `door` is the way to the store, where there is one."""
+class Trial:
+    """A job and its cluster. `ranks`: maximum and minimum. `proxy`: the proxy before the store, if
+    any."""
 
     nodes: Nodes
     job: Job
     ranks: tuple[int, int]
-    door: Door | None
+    proxy: TcpProxy | None
     seconds: float
     attempt: int = 0
-    watch: Watch = field(init=False)
+    watch: ProgressLog = field(init=False)
 
     def __post_init__(self) -> None:
-        self.watch = Watch(self.job)
+        self.watch = ProgressLog(self.job)
         self._deadline = time.monotonic() + self.seconds
         self._driver = self._start()
 
     @property
     def driver(self) -> subprocess.Popen[bytes]:
-        """Of the present attempt."""
+        """Driver of the current attempt."""
         return self._driver
 
     @property
     def driver_log(self) -> str:
-        """The name of its log."""
+        """Name of the driver's log."""
         return f"driver-{self.attempt}"
 
     def train_until(self, share: float) -> None:
-        """Until so much of all updates is done."""
+        """Wait until this share of the updates is done."""
         self._until(lambda: self._share() >= share)
 
     def look_on(self, seconds: float) -> None:
-        """Only watch for a while."""
+        """Record progress for some seconds."""
         until = time.monotonic() + seconds
         self._until(lambda: time.monotonic() >= until)
 
     def finish(self) -> None:
-        """Until an attempt made a candidate; what is lost is followed by another attempt."""
+        """Run until an attempt produces a candidate. Lost attempts are followed by another one."""
         while self._ended() != 0:
             if self.attempt == _MOST_ATTEMPTS:
-                raise SceneError(f"{_MOST_ATTEMPTS} attempts were lost; {self._where()}")
+                raise TrialError(f"{_MOST_ATTEMPTS} attempts were lost; {self._where()}")
             self._driver = self._start()
 
     def stop(self) -> None:
-        """End the present attempt's driver, if it is there."""
+        """Stop the current driver, if any."""
         self._driver.kill()
         self._driver.wait()
 
@@ -80,7 +81,7 @@ class Scene:
     def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             if time.monotonic() > self._deadline:
-                raise SceneError(f"not done within {self.seconds:g} s; {self._where()}")
+                raise TrialError(f"not done within {self.seconds:g} s; {self._where()}")
             self.watch.look(self.attempt)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
@@ -89,7 +90,7 @@ class Scene:
         if last is None or not last.done:
             return 0.0
         if last.done == last.progress.updates_total:
-            raise SceneError(f"it was over before anything happened; {self._where()}")
+            raise TrialError(f"training ended before the fault; {self._where()}")
         return last.done / last.progress.updates_total
 
     def _where(self) -> str:

@@ -1,4 +1,4 @@
-"""Who is timed against whom: all loops on the same features, by turns, in one process."""
+"""Comparison of all loops on the same features, alternating in one process."""
 
 import os
 import tempfile
@@ -11,73 +11,74 @@ from pathlib import Path
 import torch
 
 from benchmarks.training.bare import AutogradLoop, BareLoop, batches
-from benchmarks.training.calm import Timing, Windows
-from benchmarks.training.ours import (
+from benchmarks.training.product_loop import (
     Clock,
-    OurLoop,
+    ProductLoop,
     held,
     learned_before,
     random_sides,
 )
 from benchmarks.training.published_loop import PublishedLoop
 from benchmarks.training.reading import as_users_do, readers, write_shards
+from benchmarks.training.timing import Timing, WindowTimer
 from workers.storage.shards import write_shard
 from workers.train.data.streamed import StreamedRows
 from workers.train.learn import ModelState
 
-Contestant = Callable[[Windows], None]
+TimedTask = Callable[[WindowTimer], None]
 
-# A round of Trainer's loop: it is the slowest by far.
+# Updates per round of Trainer's loop, which is by far the slowest.
 _PUBLISHED_UPDATES = 32
-# In a round; the first one brings the files into the page cache.
+# Reads per round; the first one loads the files into the page cache.
 _READINGS = 9
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Heads of `width` on both sides, so many rows, so many rounds."""
+class Comparison:
+    """A comparison with heads of `width` on both sides, `rows` rows and `rounds` rounds."""
 
     width: int
     rows: int
     rounds: int
 
     def loops(self, batch: int, threads: int) -> dict[str, Timing]:
-        """Seconds of one update of each loop."""
+        """Return the seconds of one update of each loop."""
         torch.set_num_threads(threads)
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cmcl-bench-")))
-            return self._by_turns({**self._peers(batch, folder), **self._ours(batch, folder)})
+            return self._alternate({**self._peers(batch, folder), **self._ours(batch, folder)})
 
     def reading(self, shards: int) -> dict[str, Timing]:
-        """Seconds of reading so many shards of `rows` rows once, by our reader and by pyarrow's: of files as
-        users write them, which are read in place, and of our own."""
+        """Return the seconds to read `shards` shards of `rows` rows once, with the product's reader
+        and with pyarrow's, for users' files, which are read in place, and for the product's own."""
         torch.set_num_threads(os.cpu_count() or 1)
         with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as name:
-            contestants: dict[str, Contestant] = {}
+            tasks: dict[str, TimedTask] = {}
             for kind, write in (("users' files", as_users_do), ("own shards", write_shard)):
                 folder = Path(name) / write.__name__
                 folder.mkdir()
                 written = write_shards(folder, shards, self.rows, self.width, write)
                 for reader, read in readers(written).items():
-                    contestants[f"{reader}, {kind}"] = _each_is_one(read)
-            return self._by_turns(contestants)
+                    tasks[f"{reader}, {kind}"] = _each_is_one(read)
+            return self._alternate(tasks)
 
-    def _by_turns(self, contestants: Mapping[str, Contestant]) -> dict[str, Timing]:
-        """Every round runs all of them; the first unit of work of each round is warm-up."""
-        windows = {name: Windows() for name in contestants}
+    def _alternate(self, tasks: Mapping[str, TimedTask]) -> dict[str, Timing]:
+        """Time all of them alternately. The first unit of work of each round is warm-up."""
+        windows = {name: WindowTimer() for name in tasks}
         for _ in range(self.rounds):
-            for name, contestant in contestants.items():
-                contestant(windows[name])
+            for name, task in tasks.items():
+                task(windows[name])
                 windows[name].pause()
         return {name: found.timing() for name, found in windows.items()}
 
-    def _peers(self, batch: int, folder: Path) -> dict[str, Contestant]:
-        """Their features have one number more: ours get the constant 1 appended."""
+    def _peers(self, batch: int, folder: Path) -> dict[str, TimedTask]:
+        """Return the peers. Their features have one more number, because the product appends the
+        constant 1."""
         sides = random_sides(self.rows, self.width, seed=0)
         published = PublishedLoop(sides, self.width, batch, folder)
 
-        def bare(loop: AutogradLoop) -> Contestant:
-            def run(windows: Windows) -> None:
+        def bare(loop: AutogradLoop) -> TimedTask:
+            def run(windows: WindowTimer) -> None:
                 for index_B in batches(self.rows, batch, self.rows // batch, seed=1):
                     loop.update(index_B)
                     windows.tick()
@@ -90,34 +91,34 @@ class Contest:
             "published": lambda windows: published.run(windows, _PUBLISHED_UPDATES),
         }
 
-    def _ours(self, batch: int, folder: Path) -> dict[str, Contestant]:
+    def _ours(self, batch: int, folder: Path) -> dict[str, TimedTask]:
         known, width = _known(self.width), self.width - 1
         rows = held(random_sides(self.rows, width, seed=0))
         streamed = StreamedRows(write_shards(folder, 1, self.rows, width), (width, width))
         loops = {
-            "mask": OurLoop(known, rows, batch, "mask"),
-            "mask, streamed": OurLoop(known, streamed, batch, "mask"),
-            "mask, bfloat16": OurLoop(known, rows, batch, "mask", "bfloat16"),
-            "improve": OurLoop(known, rows, batch, "improve"),
+            "mask": ProductLoop(known, rows, batch, "mask"),
+            "mask, streamed": ProductLoop(known, streamed, batch, "mask"),
+            "mask, bfloat16": ProductLoop(known, rows, batch, "mask", "bfloat16"),
+            "improve": ProductLoop(known, rows, batch, "improve"),
         }
         return {name: _our(loop) for name, loop in loops.items()}
 
 
 @cache
 def _known(width: int) -> ModelState:
-    """It takes longer to learn than most that is measured."""
+    """Cache the state, because learning it takes longer than most measurements."""
     return learned_before(width)
 
 
-def _our(loop: OurLoop) -> Contestant:
-    def run(windows: Windows) -> None:
+def _our(loop: ProductLoop) -> TimedTask:
+    def run(windows: WindowTimer) -> None:
         loop.run(Clock(windows))
 
     return run
 
 
-def _each_is_one(read: Callable[[], int]) -> Contestant:
-    def run(windows: Windows) -> None:
+def _each_is_one(read: Callable[[], int]) -> TimedTask:
+    def run(windows: WindowTimer) -> None:
         for _ in range(_READINGS):
             read()
             windows.tick()
