@@ -139,7 +139,7 @@ def test_an_error_above_what_is_permitted_is_refused(grown: Replica) -> None:
     error = error_of(migrate(grown, modality="image", input=stored, most_error=0.01), 422)
     assert (error["code"], error["param"]) == ("too_inexact", "most_error")
     assert "rank 6 of 6" in error["message"]
-    assert "more than the permitted 0.01: encode its items anew" in error["message"]
+    assert "more than the permitted 0.01: re-encode its items" in error["message"]
     assert migrate(grown, modality="image", input=stored, most_error=1).status_code == 200
 
 
