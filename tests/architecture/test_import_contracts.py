@@ -35,7 +35,7 @@ PLANTED = [
     ),
     ("cmcl is layered", "cmcl.contract.policy", "cmcl.client"),
     (
-        "the service imports of the workers only job results and the storage layout",
+        "the service imports of the workers only storage",
         "service.app",
         "torch",
     ),
