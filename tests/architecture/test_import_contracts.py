@@ -35,19 +35,19 @@ PLANTED = [
     ),
     ("cmcl is layered", "cmcl.contract.policy", "cmcl.client"),
     (
-        "the service knows of the workers only what a job is told and where things lie",
+        "the service imports of the workers only storage",
         "service.app",
         "torch",
     ),
     ("the client imports neither service nor workers", "cmcl.client.wire", "workers.storage.uris"),
     (
-        "the maths knows tensors and nothing of ours",
+        "the maths imports torch and no other package of the project",
         "workers.nullspace.moments",
         "cmcl.contract.modality",
     ),
-    ("contract and storage know neither torch nor Ray", "cmcl.contract.job", "ray"),
+    ("contract and storage import neither torch nor Ray", "cmcl.contract.job", "ray"),
     (
-        "model and methods know neither Ray nor HTTP nor buckets",
+        "model and methods import neither Ray nor HTTP nor buckets",
         "workers.methods.method",
         "boto3",
     ),

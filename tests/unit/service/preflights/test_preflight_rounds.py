@@ -117,7 +117,7 @@ def test_a_cluster_that_keeps_refusing_ends_it(scene: PreflightScene) -> None:
     assert scene.view(asked)["state"] == "queued"
     assert "waiting" in scene.view(asked)["message"]
     scene.plane.clock.advance(601)
-    assert "refused" in (scene.tick_to(asked, FAILED).message or "")
+    assert "the cluster refused it" in (scene.tick_to(asked, FAILED).message or "")
 
 
 def test_an_outage_is_waited_for(scene: PreflightScene) -> None:
