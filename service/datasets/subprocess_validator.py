@@ -252,8 +252,10 @@ def _result(request: ValidationRequest, output: BinaryIO) -> ValidationMessage:
     try:
         manifest = verify(open_store(request.store), request.task, Path(request.folder), report)
     except Exception as error:  # noqa: BLE001
-        # The parent decides what it means; the traceback goes to its log.
-        traceback.print_exc()
+        # The parent decides what it means; the traceback goes to its log. Without memory there is none: from
+        # Python 3.13 on, printing one parses the source, and its own failure would hide this error.
+        if not isinstance(error, MemoryError):
+            traceback.print_exc()
         return ValidationMessage(error=type(error).__name__, message=str(error))
     return ValidationMessage(manifest=manifest)
 

@@ -98,7 +98,8 @@ class Replica:
         )
 
     def publish(self, version: int, generation: int | None = None, model: str = MODEL) -> None:
-        heads = random_heads(SPEC, seed=version)
+        # Other models have other heads: replicas share equal ones by digest.
+        heads = random_heads(SPEC, seed=version + (0 if model == MODEL else 1000))
         publish_version(self.store, model, version, SPEC, heads, generation or version)
 
     def point(self, generation: int, version: int, **rest: object) -> None:

@@ -17,10 +17,6 @@ from tests.fakes.receiver import Receiver
 from tests.unit.service.webhooks.harness import WebhookHarness
 
 
-def _hour(hours: float) -> float:
-    return hours * 3600
-
-
 def test_a_message_says_what_happened_and_is_signed(
     harness: WebhookHarness, receiver: Receiver
 ) -> None:
@@ -103,7 +99,7 @@ def test_it_is_tried_again_over_three_days_and_then_given_up(
             assert len(receiver.received) == len(attempts), "a second too early"
             harness.plane.clock.advance(2)
     waits = [later - earlier for earlier, later in itertools.pairwise(attempts)]
-    recommended = [5, 300, 1800, *map(_hour, (2, 5, 10, 14, 20, 24))]
+    recommended = [5, 300, 1800, *(3600 * hours for hours in (2, 5, 10, 14, 20, 24))]
     assert len(waits) == len(recommended)
     for wait, least in zip(waits, recommended, strict=True):
         assert least <= wait <= least * 1.2 + 2
@@ -127,7 +123,7 @@ def test_one_bad_message_does_not_disable_a_webhook(
         harness.deliver()
         harness.plane.clock.advance(301)
         harness.deliver()
-        harness.plane.clock.advance(_hour(29))
+        harness.plane.clock.advance(29 * 3600)
     *good, given_up = harness.deliveries(webhook["id"])
     assert (given_up["attempts"], given_up["failed_at"] is None) == (10, False)
     assert {delivery["status"] for delivery in good} == {204}
@@ -141,7 +137,7 @@ def test_a_receiver_that_is_gone_is_left_alone(harness: WebhookHarness, receiver
     harness.plane.post_dataset("two")
     harness.deliver()
     harness.plane.post_dataset("three")
-    harness.plane.clock.advance(_hour(100))
+    harness.plane.clock.advance(100 * 3600)
     harness.deliver()
     assert len(receiver.received) == 1
     assert "410" in harness.webhook(webhook["id"])["disabled_reason"]

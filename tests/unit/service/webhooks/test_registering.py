@@ -209,7 +209,10 @@ def test_webhooks_of_one_owner_take_14_of_16_places(
     for number in range(16):
         harness.make(f"{receiver.url}/{number}")
     harness.plane.post_dataset()
-    harness.deliver()
-    harness.deliver()
+    for _ in range(10):
+        # A place is free once its delivery is recorded, which may be after the next round began.
+        harness.deliver()
+        if len(receiver.received) == 16:
+            break
     assert len(receiver.received) == 16
     assert max(most) == 14
