@@ -32,7 +32,8 @@ test: setup  ## run all tests
 
 # Tests that depend on the Python version: warnings (errors in the test suite), typing, the standard library.
 # Tests of the maths, of the endpoint under load and with Ray are left out.
-FAST := tests/unit/contract tests/unit/service tests/unit/client tests/api
+FAST := tests/unit/contract tests/unit/storage tests/unit/service tests/unit/client \
+	tests/database tests/api tests/chart/monitoring
 test-fast: setup  ## run the tests that depend on the Python version: make test-fast PYTHON=python3.13 VENV=.cmcl/python3.13
 	$(PYTEST) -m 'not ray' $(FAST)
 
