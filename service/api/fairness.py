@@ -20,10 +20,8 @@ from service.errors import TooManyRequests
 Step = Callable[[], None]
 
 _RETRY_SECONDS = 2
-
-
-_KEPT_FOR_OTHERS = 2
-
+# Slots that one owner cannot have.
+_RESERVED_SLOTS = 2
 # A body is stalled if no byte arrives for so long, or if it is so many seconds behind `LEAST_BYTES_PER_SECOND`. It keeps
 # its slot only until another one needs it.
 STALLED_SECONDS = 5.0
@@ -202,7 +200,7 @@ class UploadSlots:
 
     def __init__(self, total: int, seconds: Seconds = time.monotonic) -> None:
         self._total = total
-        self._share = max(1, total - _KEPT_FOR_OTHERS)
+        self._share = max(1, total - _RESERVED_SLOTS)
         self._seconds = seconds
         self._taken: set[UploadSlot] = set()
 
