@@ -1,6 +1,5 @@
 """Background loops of the process: one base class, with a heartbeat that the probes and the metrics read."""
 
-import ctypes
 import logging
 import threading
 import time
@@ -12,6 +11,7 @@ from typing import ClassVar
 
 from service.context import Context
 from service.database.queries import maintenance
+from workers.memory import trim_heap
 
 logger = logging.getLogger(__name__)
 
@@ -89,16 +89,14 @@ class PeriodicLoop(Loop):
 
 
 class MemoryReleaser(PeriodicLoop):
-    """Returns freed memory to the system: glibc keeps what large requests left, about 150 MiB."""
+    """Returns the freed part of the heap to the system."""
 
     name = "memory"
     pause_seconds = 20.0
 
     def step(self, stop: threading.Event) -> float:
         """See PeriodicLoop."""
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:  # glibc only
-            trim(0)
+        trim_heap()
         return self.pause_seconds
 
 
