@@ -23,7 +23,6 @@ from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -35,6 +34,7 @@ from service.api.connections import IDLE_TIMEOUT_SECONDS, Connections
 from service.api.fairness import LoopScheduler, Step
 from service.principal import EVERY_OWNER, Principal
 from service.settings import Settings
+from workers.flow_control import HeldFlowControl
 
 logger = logging.getLogger(__name__)
 
@@ -67,40 +67,6 @@ class _State(ServerState):
         self.buffer = bytearray(_READ_BYTES)
 
 
-class _Flow(FlowControl):
-    """Flow control that also pauses a connection until its next share of the event loop."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__(transport)
-        self._is_held = False
-
-    def hold(self) -> None:
-        """Pause reading until `resume`."""
-        if not self._is_held:
-            self._is_held = True
-            if not self.read_paused:
-                self._transport.pause_reading()
-
-    def resume(self) -> None:
-        """Resume reading, if uvicorn wants more."""
-        if self._is_held:
-            self._is_held = False
-            if not self.read_paused:
-                self._transport.resume_reading()
-
-    def pause_reading(self) -> None:
-        if not self.read_paused:
-            self.read_paused = True
-            if not self._is_held:
-                self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        if self.read_paused:
-            self.read_paused = False
-            if not self._is_held:
-                self._transport.resume_reading()
-
-
 class BoundedHttp(asyncio.BufferedProtocol):
     """Protocol of one connection that reads at most `_READ_BYTES` at once.
 
@@ -125,7 +91,7 @@ class BoundedHttp(asyncio.BufferedProtocol):
 class Http(HttpToolsProtocol):
     """HTTP on one connection, with bounds, and with the side that makes the next step."""
 
-    flow: _Flow
+    flow: HeldFlowControl
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -147,7 +113,7 @@ class Http(HttpToolsProtocol):
         super().connection_made(cast("asyncio.Transport", transport))
         address = self.client[0] if self.client else ""
         self._source = self._bounded.source(address) or self
-        self.flow = _Flow(self.transport)
+        self.flow = HeldFlowControl(self.transport)
         if not self._bounded.admit(self, address):
             self.transport.abort()
             return
@@ -199,7 +165,7 @@ class Http(HttpToolsProtocol):
     def _read_on(self) -> None:
         # The first step is scheduled before it is known whether there is something to parse.
         if not self._unparsed:
-            self.flow.resume()
+            self.flow.release()
 
     def _wait_for_share(self, step: Step) -> None:
         """Run the next step with the next share of the source; reading is paused until then."""

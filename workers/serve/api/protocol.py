@@ -16,10 +16,10 @@ from time import perf_counter
 from typing import Any, cast
 
 from uvicorn.config import HTTP_PROTOCOLS
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from workers.flow_control import HeldFlowControl
 from workers.serve.fair_queue import FairQueue
 
 # What a connection may parse in one step, looked at after each piece.
@@ -37,7 +37,7 @@ _NOTHING = memoryview(b"")
 class HttpProtocol(HttpToolsProtocol):
     """One connection. An application that sends a head and no body for a while has the head wait."""
 
-    flow: "_Flow"
+    flow: HeldFlowControl
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -48,7 +48,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
-        self.flow = _Flow(self.transport)
+        self.flow = HeldFlowControl(self.transport)
         self._address = self.client[0] if self.client else ""
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -135,40 +135,6 @@ class CoalescedHead:
     def _taken(self) -> bytes:
         head, self._head = self._head, b""
         return head
-
-
-class _Flow(FlowControl):
-    """Reads while uvicorn wants more and nothing that was read waits to be parsed."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__(transport)
-        self._is_held = False
-
-    def hold(self) -> None:
-        """Stop reading until `release`."""
-        if not self._is_held:
-            self._is_held = True
-            if not self.read_paused:
-                self._transport.pause_reading()
-
-    def release(self) -> None:
-        """Read again, if uvicorn wants more."""
-        if self._is_held:
-            self._is_held = False
-            if not self.read_paused:
-                self._transport.resume_reading()
-
-    def pause_reading(self) -> None:
-        if not self.read_paused:
-            self.read_paused = True
-            if not self._is_held:
-                self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        if self.read_paused:
-            self.read_paused = False
-            if not self._is_held:
-                self._transport.resume_reading()
 
 
 class ParseScheduler:
