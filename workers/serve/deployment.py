@@ -86,15 +86,7 @@ class Embedder:
             lambda: float(self._live.readiness.ready),
         )
         wait_until_ready(self._live.readiness, args.first_look_seconds, _others_answer)
-        self._collections = open_collections(
-            *(self._store, self._live, args.seconds_between_looks, args.collection_limits)
-        )
-        if self._collections is not None:
-            _watch_collections(self._metrics, self._collections)
-            self._collections.start()
-            if self._live.readiness.ready:
-                # Those that take longer are loaded while this replica answers everything else.
-                self._collections.wait_loaded(args.first_look_seconds)
+        self._collections = self._start_collections()
         self._listener = Listener(open_channel, self._wake, self._metrics.connected)
         self._listener.start()
 
@@ -127,6 +119,20 @@ class Embedder:
             raise RuntimeError("the follower of the live pointers has stopped in this replica")
         if self._collections is not None and not self._collections.alive:
             raise RuntimeError("the followers of the collections have stopped in this replica")
+
+    def _start_collections(self) -> Collections | None:
+        """Follow the collections, and wait for them if the store is available. None without the extra `search`."""
+        args = self._args
+        collections = open_collections(
+            *(self._store, self._live, args.seconds_between_looks, args.collection_limits)
+        )
+        if collections is not None:
+            _watch_collections(self._metrics, collections)
+            collections.start()
+            if self._live.readiness.ready:
+                # Those that take longer are loaded while this replica answers everything else.
+                collections.wait_loaded(args.first_look_seconds)
+        return collections
 
     def _watch_load(self) -> None:
         watch, admission, compute = self._metrics.watch, self._admission, self._compute

@@ -23,27 +23,7 @@ class RayMetrics:
     """
 
     def __init__(self) -> None:
-        self._series = _Series(
-            requests=_counter("requests_total", "Requests by HTTP status.", "status"),
-            rows=_counter("rows_total", "Rows that were embedded.", "model"),
-            swaps=_counter("swaps_total", "Changes of the live version.", "model"),
-            refused=_counter(
-                *("refused_versions_total", "Attempts at loading a version that failed."),
-                *("model", "reason"),
-            ),
-            refused_key_lists=_counter(
-                "refused_key_lists_total", "Lists of keys that were not valid."
-            ),
-            evicted=_counter(
-                *("evicted_versions_total", "Versions evicted because the memory budget was full."),
-                "model",
-            ),
-            shadow_dropped=_counter(
-                "shadow_dropped_total",
-                "Requests that were not shadowed because the queue was full.",
-                "model",
-            ),
-        )
+        self._series = _Series(**_counters())
         self._live = _gauge("live_version", "The live version.", "model")
         self._lag = _gauge(
             "generations_behind", "Generations of the live version behind its pointer.", "model"
@@ -187,6 +167,31 @@ class _Series:
                 gauge.set(value, dict(tags))
             for gauge, read in self.watched:
                 gauge.set(read())
+
+
+def _counters() -> dict[str, Counter]:
+    """The counters, by the names that `_Series.add` takes."""
+    return {
+        "requests": _counter("requests_total", "Requests by HTTP status.", "status"),
+        "rows": _counter("rows_total", "Rows that were embedded.", "model"),
+        "swaps": _counter("swaps_total", "Changes of the live version.", "model"),
+        "refused": _counter(
+            *("refused_versions_total", "Attempts at loading a version that failed."),
+            *("model", "reason"),
+        ),
+        "refused_key_lists": _counter(
+            "refused_key_lists_total", "Lists of keys that were not valid."
+        ),
+        "evicted": _counter(
+            *("evicted_versions_total", "Versions evicted because the memory budget was full."),
+            "model",
+        ),
+        "shadow_dropped": _counter(
+            "shadow_dropped_total",
+            "Requests that were not shadowed because the queue was full.",
+            "model",
+        ),
+    }
 
 
 def _counter(name: str, description: str, *labels: str) -> Counter:
