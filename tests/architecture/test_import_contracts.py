@@ -35,7 +35,7 @@ PLANTED = [
     ),
     ("cmcl is layered", "cmcl.contract.policy", "cmcl.client"),
     (
-        "the service imports of the workers only storage",
+        "the service imports no training, serving or maths of the workers",
         "service.app",
         "torch",
     ),
