@@ -7,7 +7,7 @@ SOURCES := benchmarks cmcl service workers tests examples deploy
 # Two processes: one runs the tests that need Ray, which take about half of the time.
 PYTEST ?= $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo test test-fast check format bench bench-training bench-serving images docs up lock clean
+.PHONY: help setup demo test test-fast check format bench bench-training bench-serving images docs docs-site pictures storyboard up lock clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST)
@@ -71,12 +71,27 @@ images: setup  ## build both images with buildah and test them as their user (ne
 docs: setup  ## generate the settings table, both OpenAPI documents, the chart's README and the synchronous client
 	$(BIN)/python -m tests.architecture.generated
 
+DOCS_SITE := .cmcl/docs-site
+docs-site: setup  ## build the documentation as a site that works offline, in .cmcl/site; a broken link is an error
+	test -x $(DOCS_SITE)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(DOCS_SITE)
+	$(BIN)/uv pip sync --python $(DOCS_SITE)/bin/python --quiet --require-hashes docs/requirements.lock
+	NO_MKDOCS_2_WARNING=1 $(DOCS_SITE)/bin/mkdocs build --quiet --strict
+
+pictures: setup  ## take the documentation's pictures of the page, MLflow and the site, with Chromium
+	$(BIN)/python -m tests.browser.pictures
+
+storyboard: setup  ## run the demo, and take pictures of the page while it runs, with Chromium
+	$(BIN)/python -m tests.browser.storyboard
+
 # All locks come from one resolution, in a separate folder: uv.lock contains index URLs and is not committed.
 LOCK := cd $(CURDIR)/.cmcl/lock && $(CURDIR)/$(BIN)/uv export --quiet --no-header --no-emit-project --format requirements.txt
-WORKER := --no-dev --extra workers --extra search --extra encoders
+WORKER := --no-dev --extra workers --extra search --extra encoders --extra tracing
 # torch from the package index is built for CUDA and fails to import without most CUDA packages; these are not needed.
 GPU_ONLY := triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cuda-cccl nvidia-cusolver nvidia-nvjitlink nvidia-nvtx
 TOOLS := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
+CLIENT := anyio httpx httpx-sse pydantic pyyaml rich typer
+# Targets of `cmcl mirror`, what MLflow's server needs beside its small package, `cmcl mcp`, and the client's own.
+MIRROR := alembic aiohttp flask flask-cors 'mlflow-skinny>=3' openlineage-python pandas sqlalchemy tensorboardX wandb mcp $(CLIENT)
 lock: setup  ## regenerate all locks (hashes, no URLs)
 	rm -rf .cmcl/lock && mkdir -p .cmcl/lock && cp pyproject.toml README.md LICENSE .cmcl/lock
 	$(LOCK) --all-extras --all-groups --no-group bench --output-file $(CURDIR)/requirements.lock >/dev/null
@@ -85,6 +100,11 @@ lock: setup  ## regenerate all locks (hashes, no URLs)
 	$(LOCK) $(WORKER) --output-file $(CURDIR)/deploy/requirements/worker.lock >/dev/null
 	$(LOCK) $(WORKER) $(GPU_ONLY:%=--no-emit-package %) --output-file $(CURDIR)/deploy/requirements/worker-cpu.lock >/dev/null
 	echo 'hatchling>=1.27' | $(TOOLS) --output-file deploy/requirements/build.lock -
+	printf '%s\n' $(MIRROR) | $(TOOLS) --output-file tests/mirror/requirements.lock -
+	printf '%s\n' 'dagster>=1.10' 'prefect>=3.4' $(CLIENT) | $(TOOLS) --output-file tests/recipes/requirements.lock -
+	printf '%s\n' 'mlflow>=3' 'graphene<4' 'graphql-core<3.3' graphql-relay | $(TOOLS) --no-deps --output-file tests/browser/mlflow.lock -
+	echo 'mkdocs-material>=9.6' | $(TOOLS) --output-file docs/requirements.lock -
+	$(TOOLS) --output-file tests/clients/requirements.lock tests/clients/requirements.in
 	echo 'cyclonedx-bom>=7' | $(TOOLS) --output-file deploy/requirements/sbom.lock -
 
 clean:  ## remove build results and all local state

@@ -61,7 +61,7 @@ def run_chain(stream: Sequence[Dataset], spec: ModelSpec, method: Method | None 
         except TrainingDiverged as error:
             raise ArithmeticError(f"{dataset.name}: {error}") from error
         seconds += time.perf_counter() - began
-        model_state, earlier = learned.model_state, (*earlier, _remember(dataset, learned))
+        model_state, earlier = learned.model_state, (*earlier, remember(dataset, learned))
         matrix.append(_measure_all(model_state, stream))
     drifts = [one.drift(model_state.heads) for one in earlier[:-1]]
     return Outcome(untrained, matrix, drifts, seconds)
@@ -88,7 +88,8 @@ def _measure_all(model_state: ModelState, stream: Sequence[Dataset]) -> list[Rec
     return [measure(model_state.heads, one.pair, one.held_out) for one in stream]
 
 
-def _remember(dataset: Dataset, learned: TrainingResult) -> PastDataset:
+def remember(dataset: Dataset, learned: TrainingResult) -> PastDataset:
+    """Return what later datasets need to know of this one."""
     heads = learned.model_state.heads
     return PastDataset.held(
         dataset.name, dataset.pair, learned.moments, weights_of(dataset.pair, heads)

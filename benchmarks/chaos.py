@@ -1,9 +1,9 @@
-"""Does a model's chain of versions stay complete while processes are killed?
+"""Does each model's chain of versions stay complete while processes are killed?
 
-`python -m benchmarks.chaos` starts the whole local system, posts ten datasets of one model at once,
+`python -m benchmarks.chaos` starts the whole local system, posts ten datasets of each model at once,
 and kills -9 the service, the Ray head, a rank and a driver in turn at random moments. At the end
 there must be ten versions in one chain, each dataset in exactly one of them, every file intact and
-the last version live.
+the last version live, of each model. With several models, as many attempts are submitted at the same time.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from benchmarks.report import machine
 from cmcl.client import Client, CmclError
 from cmcl.contract.model import ModelSpec
 from cmcl.demo.stream import Stream, StreamDataset, read_stream
-from cmcl.ports import Ports
 from cmcl.stack import LocalStack
+from cmcl.stack_host import Ports
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
@@ -58,10 +59,10 @@ def _half(path: Path, half: int, folder: Path) -> Path:
 
 
 _RESULTS = Path(".cmcl/benchmarks")
-_MODEL = "chaos"
+_MODEL = "chaos"  # Of several, the first one; the others have a number.
 _FINAL = frozenset({"published", "rejected", "failed", "cancelled"})
 # Short deadlines: a job takes seconds, and a lost attempt should be detected soon.
-_PATIENCE = {
+_TIMEOUTS = {
     "CMCL_MAX_ATTEMPTS": "20",
     "CMCL_LEASE_SECONDS": "3",
     "CMCL_START_DEADLINE_SECONDS": "90",
@@ -89,18 +90,21 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Post the datasets, kill processes, wait for the jobs, and check the chain."""
     stream = read_stream(options.stream)
     datasets = halves(stream, folder / "shards")[: options.datasets]
+    models = [_MODEL, *(f"{_MODEL}-{number}" for number in range(2, options.models + 1))]
+    at_once = {"CMCL_ATTEMPTS_AT_ONCE": str(len(models))} if len(models) > 1 else {}
     stack = LocalStack(
         folder / "stack",
         Ports.free(),
         ranks=2,
         allowed_prefixes=(folder.resolve().as_uri(),),
-        extra_environment=_PATIENCE,
+        extra_environment={**_TIMEOUTS, **at_once},
     )
     with stack, Client(stack.service_url, stack.embeddings_url) as client:
-        client.create_model(_MODEL, ModelSpec(modalities=stream.modalities))
-        for dataset in datasets:
+        for model in models:
+            client.create_model(model, ModelSpec(modalities=stream.modalities))
+        for dataset, model in product(datasets, models):
             client.add_dataset(
-                _MODEL, dataset.name, dataset.pair, dataset.shards, dataset.evaluation_shards
+                model, dataset.name, dataset.pair, dataset.shards, dataset.evaluation_shards
             )
         killer = Killer(stack, KINDS, options.pause, lambda: _looks(client), options.seed)
         killer.start()
@@ -108,12 +112,18 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         jobs = _await_end(client, options.minutes * 60)
         killer.stop()
         seconds = round(time.monotonic() - began, 1)
-        faults = _faults(open_store(stack.store_uri), jobs)
+        store = open_store(stack.store_uri)
+        faults = [
+            f"{model}: {fault}"
+            for model in models
+            for fault in _faults(store, model, [job for job in jobs if job["model"] == model])
+        ]
     published = [job for job in jobs if job["state"] == "published"]
     return {
+        "models": len(models),
         "datasets": len(datasets),
         "versions": len(published),
-        "lost": len(datasets) - len(published),
+        "lost": len(datasets) * len(models) - len(published),
         "faults": faults,
         "kills": dict(Counter(kill.kind for kill in killer.kills)),
         "log": [asdict(kill) for kill in killer.kills],
@@ -121,7 +131,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "seconds": seconds,
         "seed": options.seed,
         "pause": list(options.pause),
-        "settings": _PATIENCE,
+        "settings": _TIMEOUTS,
         "machine": machine(),
     }
 
@@ -129,7 +139,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def _jobs(client: Client) -> list[dict[str, Any]] | None:
     """Return the jobs, or None while the service is unavailable."""
     try:
-        return [dict(job) for job in client.jobs(_MODEL)]
+        return [dict(job) for job in client.jobs()]
     except CmclError:
         return None
 
@@ -154,13 +164,13 @@ def _await_end(client: Client, seconds: float) -> list[dict[str, Any]]:
         time.sleep(0.5)
 
 
-def _faults(store: ObjectStore, jobs: Sequence[dict[str, Any]]) -> list[str]:
-    """Return inconsistencies of the chain; empty if it is complete."""
+def _faults(store: ObjectStore, model: str, jobs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return inconsistencies of the model's chain; empty if it is complete."""
     faults: list[str] = []
     learned: list[str] = []
     for number, job in enumerate(sorted(jobs, key=lambda each: each["version"] or 0), start=1):
-        manifest = read_version(store, _MODEL, number)
-        learned.append(manifest.dataset)
+        manifest = read_version(store, model, number)
+        learned.append(str(manifest.dataset))
         if manifest.parent != (number - 1 or None):
             faults.append(f"version {number} has the parent {manifest.parent}")
         if (manifest.job, manifest.attempt) != (job["id"], job["attempt"]):
@@ -173,7 +183,7 @@ def _faults(store: ObjectStore, jobs: Sequence[dict[str, Any]]) -> list[str]:
             read_version_file(store, manifest, name)  # Raises if a digest does not match.
     if len(set(learned)) != len(jobs):
         faults.append("a dataset was learned twice")
-    live = read_live(store, _MODEL)
+    live = read_live(store, model)
     if live is None or live.version != len(jobs):
         faults.append(f"live is {live}")
     return faults
@@ -182,7 +192,10 @@ def _faults(store: ObjectStore, jobs: Sequence[dict[str, Any]]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks.chaos", description=__doc__)
     parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
-    parser.add_argument("--datasets", type=count, default=10, help="(default: 10, the maximum)")
+    parser.add_argument(
+        "--datasets", type=count, default=10, help="of each model (default: 10, the maximum)"
+    )
+    parser.add_argument("--models", type=count, default=1, help="(default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument(
         "--pause",
@@ -200,11 +213,12 @@ def _parser() -> argparse.ArgumentParser:
 def _markdown(document: dict[str, Any]) -> str:
     kills = ", ".join(f"{kind} {number}" for kind, number in document["kills"].items())
     attempts = sum(document["attempts"].values())
+    models = "one model" if document["models"] == 1 else f"each of {document['models']} models"
     summary = (
-        f"{document['datasets']} datasets of one model on the whole local system (two ranks), "
+        f"{document['datasets']} datasets of {models} on the whole local system (two ranks), "
         f"{len(document['log'])} kills -9 in {document['seconds']:g} s: {kills}. "
         f"**{document['versions']} versions, lost: {document['lost']}**, "
-        f"{attempts} attempts; inconsistencies found in the chain: {document['faults'] or 'none'}."
+        f"{attempts} attempts; inconsistencies found in the chains: {document['faults'] or 'none'}."
     )
     where = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
     shortest, longest = document["pause"]

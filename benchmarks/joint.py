@@ -1,8 +1,8 @@
-"""Joint training: all datasets at once, an upper bound for continual methods.
+"""Ceilings of continual methods: joint training on all rows at once, and each dataset alone.
 
-Initial heads, conditioning (by each modality's first dataset in stream order), loss and optimizer
-are the product's. Each batch comes from one dataset; batches of all datasets are in random order.
-The last iterate is evaluated after several numbers of epochs. Shapes: B rows of a batch, E width of
+Joint training has the product's initial heads, conditioning (by each modality's first dataset in
+stream order), loss and optimizer. Each batch comes from one dataset; batches of all datasets are in
+random order. Heads are evaluated after several numbers of epochs. Shapes: B rows of a batch, E width of
 the embeddings, I width of what a head reads.
 """
 
@@ -23,8 +23,9 @@ from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.loss import symmetric_info_nce, unit
 from workers.model.rows import PairedRows
 from workers.train.data.rows import HeldRows
-from workers.train.learn import conditioned, prepared_rows
+from workers.train.learn import Task, initial_state, learn
 from workers.train.run import Run
+from workers.train.sums import conditioned, prepared_rows
 
 
 @dataclass(frozen=True)
@@ -35,34 +36,98 @@ class JointOutcome:
     seconds: dict[int, float]
 
 
+@dataclass(frozen=True)
+class JointSetting:
+    """How joint training starts, and what of it is evaluated.
+
+    `averaged`: the mean of the heads after each of the second half of the epochs, instead of the
+    last ones. `from_closed_form`: start from the heads that the product solves, at a third of its
+    rate of training on rows, which would leave that start.
+    """
+
+    averaged: bool = False
+    from_closed_form: bool = False
+
+
+_POLISHING_RATE = 3e-4
+
+
 def train_jointly(
-    stream: Sequence[Dataset], spec: ModelSpec, epochs: Sequence[int]
+    stream: Sequence[Dataset],
+    spec: ModelSpec,
+    epochs: Sequence[int],
+    setting: JointSetting = JointSetting(),
 ) -> JointOutcome:
     """Train up to the largest number of epochs, and evaluate after each given number.
 
     Raises ArithmeticError if the loss is not finite.
     """
     began, measuring = time.perf_counter(), 0.0
-    heads = conditioned_heads(stream, spec)
-    rows = [prepared_rows(heads, dataset.pair, dataset.training) for dataset in stream]
-    joint = _Joint([dataset.pair for dataset in stream], rows, heads, spec)
     recalls, seconds = {}, {}
-    for epoch in range(1, max(epochs) + 1):
-        joint.train_epoch()
-        if epoch in epochs:
-            paused, now = time.perf_counter(), joint.heads()
-            seconds[epoch] = paused - began - measuring
-            recalls[epoch] = [measure(now, one.pair, one.held_out) for one in stream]
-            measuring += time.perf_counter() - paused
+    for epoch, heads in joint_heads(stream, spec, epochs, setting):
+        paused = time.perf_counter()
+        seconds[epoch] = paused - began - measuring
+        recalls[epoch] = [measure(heads, one.pair, one.held_out) for one in stream]
+        measuring += time.perf_counter() - paused
     return JointOutcome(recalls, seconds)
 
 
+def joint_heads(
+    stream: Sequence[Dataset], spec: ModelSpec, epochs: Sequence[int], setting: JointSetting
+) -> Iterator[tuple[int, ModalityHeads]]:
+    """Yield each given number of epochs, and the heads after it.
+
+    Raises ArithmeticError if the loss is not finite.
+    """
+    if setting.from_closed_form:
+        training = spec.training.model_copy(update={"learning_rate": _POLISHING_RATE})
+        heads = closed_form_heads(stream, spec)
+        spec = spec.model_copy(update={"training": training})
+    else:
+        heads = conditioned_heads(stream, spec)
+    rows = [prepared_rows(heads, dataset.pair, dataset.training) for dataset in stream]
+    joint = _Joint([dataset.pair for dataset in stream], rows, heads, spec)
+    after = list[ModalityHeads]()
+    for epoch in range(1, max(epochs) + 1):
+        joint.train_epoch()
+        after.append(joint.heads())
+        if epoch in epochs:
+            yield epoch, mean_heads(after[epoch // 2 :]) if setting.averaged else after[-1]
+
+
 def conditioned_heads(stream: Sequence[Dataset], spec: ModelSpec) -> ModalityHeads:
-    """Return the initial heads, with every modality conditioned by its first dataset."""
-    heads = initial_heads(spec)
+    """Return the initial heads without a lift, with every modality conditioned by its first dataset."""
+    heads = initial_heads(spec.model_copy(update={"lift": 0}))
     for dataset in stream:
         heads = conditioned(spec, heads, dataset.pair, HeldRows(dataset.training), Run())
     return heads
+
+
+def closed_form_heads(stream: Sequence[Dataset], spec: ModelSpec) -> ModalityHeads:
+    """Return the heads that the product solves from the moments of the whole stream."""
+    state = initial_state(spec)
+    for number, dataset in enumerate(stream):
+        task = Task(dataset.pair, HeldRows(dataset.training), spec.seed * 1000 + number)
+        state = learn(spec, state, task).model_state
+    return state.heads
+
+
+def mean_heads(several: Sequence[ModalityHeads]) -> ModalityHeads:
+    """Return the mean of the weights; conditioning is that of the first."""
+    first = several[0]
+    return first.replaced(
+        {
+            name: torch.stack([heads.weights[name] for heads in several]).mean(0)
+            for name in first.weights
+        }
+    )
+
+
+def learn_alone(stream: Sequence[Dataset], spec: ModelSpec) -> JointOutcome:
+    """Learn each dataset in a model of its own, which has the whole width for it: one "epoch"."""
+    began = time.perf_counter()
+    recalls = [measure(closed_form_heads([one], spec), one.pair, one.held_out) for one in stream]
+    return JointOutcome({1: recalls}, {1: time.perf_counter() - began})
 
 
 class _Joint:

@@ -108,7 +108,7 @@ class MaskedPair:
         self._optimizer.zero_grad(set_to_none=True)
         self._rule.backward(Batch(partial(self._objective, batch)))
         self._optimizer.step()
-        self._rule.after_update()
+        self._rule.after_update(self._optimizer.param_groups[0]["lr"])
 
 
 def sealed_bases(setting: Setting) -> list[EigenBasis]:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from benchmarks.figures import Figures, Spread
 from benchmarks.folder import Stream
-from benchmarks.runs import JOINT
+from benchmarks.runs import ALONE
 from cmcl.contract import DISTRIBUTION
 from cmcl.contract.model import ModelSpec
 
@@ -208,10 +208,11 @@ def _result(report: Report) -> str:
 
 def _remarks(report: Report) -> list[str]:
     """Return lines below the tables: the best epochs of joint training, and failed runs."""
-    joint, found = report.methods.get(JOINT), []
-    if joint and joint.epochs:
-        best = ", ".join(f"{metric} {epoch}" for metric, epoch in joint.epochs.items())
-        found.append(f"Joint training, each metric at its best number of epochs: {best}.")
+    found = []
+    for name, figures in report.methods.items():
+        if figures and figures.epochs and name != ALONE:
+            best = ", ".join(f"{metric} {epoch}" for metric, epoch in figures.epochs.items())
+            found.append(f"{name}, each metric at its best number of epochs: {best}.")
     failed = (f"Failed: {one.method}, seed {one.seed}: {one.error}" for one in report.failures)
     return [*found, *failed]
 

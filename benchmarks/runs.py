@@ -20,23 +20,32 @@ import torch
 from benchmarks.baselines import BASELINES
 from benchmarks.chain import Outcome, run_chain
 from benchmarks.folder import Stream, read_stream
-from benchmarks.joint import JointOutcome, train_jointly
+from benchmarks.joint import JointOutcome, JointSetting, learn_alone, train_jointly
 from cmcl.contract.methods import BUILT_IN_METHODS, installed_methods
 from cmcl.contract.model import ModelSpec
 from workers.methods.registry import method_class
 
 JOINT = "joint"
+# Each dataset in a model of its own.
+ALONE = "alone"
+# Ceilings: joint training from the initial heads and from the closed form.
+JOINT_SETTINGS: Mapping[str, JointSetting] = {
+    JOINT: JointSetting(),
+    "joint_averaged": JointSetting(averaged=True),
+    "joint_from_closed_form": JointSetting(averaged=True, from_closed_form=True),
+}
 # Names for a method of the product with another setting.
 _POLICIES: Mapping[str, Mapping[str, Any]] = {
-    "nullspace_preserve": {"method": "nullspace", "protection": {"policy": "preserve"}}
+    "nullspace_replay": {"method": "nullspace", "protection": {"policy": "replay"}},
+    "nullspace_preserve": {"method": "nullspace", "protection": {"policy": "preserve"}},
 }
 
 
 def known_methods() -> tuple[str, ...]:
-    """Return the product's methods, nullspace with the policy preserve, baselines, joint training,
-    and methods of installed packages."""
+    """Return the product's methods, nullspace with its other policies, baselines, ceilings, and
+    methods of installed packages."""
     first, *others = BUILT_IN_METHODS
-    return (first, *_POLICIES, *others, *BASELINES, JOINT, *installed_methods())
+    return (first, *_POLICIES, *others, *BASELINES, *JOINT_SETTINGS, ALONE, *installed_methods())
 
 
 def place_of(method: str) -> str | None:
@@ -70,20 +79,22 @@ Result = Outcome | JointOutcome | Failed
 def spec_of(method: str, model: Mapping[str, Any]) -> ModelSpec:
     """Return the product's spec for a method name; `model` has all other fields.
 
-    Joint training uses heads, conditioning and training settings of the spec, and no method. A
+    Ceilings use the spec of the product's default. A
     method given as `module:Class` has the name of its class.
     """
     if ":" in method:
         method = method.rpartition(":")[2].strip("_").lower()
-    chosen = _POLICIES.get(method, {} if method == JOINT else {"method": method})
+    chosen = _POLICIES.get(method, {} if method in (*JOINT_SETTINGS, ALONE) else {"method": method})
     return ModelSpec.model_validate({**model, **chosen})
 
 
 def perform(stream: Stream, run: Run) -> Result:
     """Do one run in this process."""
     try:
-        if run.method == JOINT:
-            return train_jointly(stream.datasets, run.spec, run.joint_epochs)
+        if setting := JOINT_SETTINGS.get(run.method):
+            return train_jointly(stream.datasets, run.spec, run.joint_epochs, setting)
+        if run.method == ALONE:
+            return learn_alone(stream.datasets, run.spec)
         place = place_of(run.method)
         method = None if place is None else method_class(place).from_spec(run.spec)
         return run_chain(stream.datasets, run.spec, method)
@@ -97,7 +108,7 @@ def perform_all(
     """Yield results as they complete. Other processes read the stream from `source` (folder,
     order)."""
     if jobs == 1:
-        with _one_thread():
+        with one_thread():
             yield from ((run, perform(stream, run)) for run in runs)
         return
     again = []
@@ -116,7 +127,7 @@ def _in_processes(
 ) -> Iterator[tuple[Run, "Future[Result]"]]:
     """Run in spawned processes, because a fork inherits torch's threads in an undefined state."""
     pool = ProcessPoolExecutor(
-        min(jobs, len(runs)), get_context("spawn"), initializer=_prepare_process
+        min(jobs, len(runs)), get_context("spawn"), initializer=start_process
     )
     with pool:
         futures = {pool.submit(_perform_from, source, run): run for run in runs}
@@ -130,7 +141,8 @@ def _result(future: "Future[Result]") -> Result:
     return Failed(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
 
 
-def _prepare_process() -> None:
+def start_process() -> None:
+    """Prepare a process for runs."""
     torch.set_num_threads(1)
     _warm_up()
 
@@ -154,7 +166,7 @@ def _read_once(source: tuple[Path, str]) -> Stream:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Use one thread, as in the other processes, so that results are bit-equal."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

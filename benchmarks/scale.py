@@ -32,10 +32,10 @@ from benchmarks.scaling.constants import (
 )
 from benchmarks.scaling.forecast import Forecast
 from benchmarks.scaling.group import in_group
-from benchmarks.scaling.machine import Machine, curves
 from benchmarks.scaling.model import Shape, update_terms
 from benchmarks.scaling.page import markdown
 from benchmarks.scaling.plots import draw_all
+from benchmarks.scaling.rates import Machine, curves
 from benchmarks.scaling.updates import Workload, prepare, reading_alone, time_updates, tiny
 from benchmarks.training.reading import readers, write_shards
 from benchmarks.training.timing import WindowTimer

@@ -20,15 +20,13 @@ import numpy as np
 import torch
 
 from benchmarks.arguments import OneLineParser, count
-from benchmarks.endpoint.bodies import FORMS, Array, Expected, feature_request, features
-from benchmarks.endpoint.client_process import ClientProcess
-from benchmarks.endpoint.load import Load
+from benchmarks.endpoint.load import ClientProcess, Load
+from benchmarks.endpoint.messages import FORMS, Array, Expected, feature_request, features
 from benchmarks.endpoint.serve_stack import EndpointStack
 from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of, store_version
+from benchmarks.markdown import listed, table
 from benchmarks.outages.cases import CASES, System
-from benchmarks.outages.outcome import Moment, Outcome, outcome
-from benchmarks.outages.page import markdown
-from benchmarks.outages.retrying import RetryingClients
+from benchmarks.outages.outcome import Moment, Outcome, RetryingClients, outcome
 from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from cmcl.contract.version import LivePointer
@@ -42,6 +40,22 @@ _REQUESTS = 8
 _RAYS, _OURS = "Ray's", "ours"
 # Cases that depend on HAProxy's settings.
 _COMPARED = ("replica", "node", "proxy")
+
+_QUESTION = (
+    "Parts of the endpoint are killed under load. How many requests fail, how, and for how long? Is "
+    "any response wrong?"
+)
+_HOW = """\
+- *plain clients* send one request at a time without retries. A request without status 200 counts as
+  failed: *cut* (the connection was lost), *refused* (no listener), or its status. Every response is
+  compared with the expected embeddings.
+- *cmcl.Client* retries; a call counts as failed if it raises.
+- *silence*: the longest time without a response to any plain client. *whole*: from the fault until
+  both replicas respond directly and through HAProxy.
+- *Ray's*: HAProxy with Ray's settings, which retries only failed connections. *ours*: HAProxy
+  buffers requests of up to {buffer} KiB and sends them to the other replica if the first one dies
+  before it responds. This is safe because an embedding request changes no state
+  (`cmcl/haproxy.py`)."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(markdown(document))
     print(json.dumps(document), flush=True)
     ours = [each for each in found if each.settings == _OURS]
-    return (
-        1 if any(each.wrong for each in found) or any(each.patient_failed for each in ours) else 0
-    )
+    return 1 if any(each.wrong for each in found) or any(each.client_failed for each in ours) else 0
 
 
 def _outcomes(
@@ -125,7 +137,7 @@ def _outcome(
     ]
     load = Load(address, requests, options.clients, 3600, check_each=True)
     clients.begin(load, Expected(options.form, {1: material.expected_RBE}))
-    patient = RetryingClients(address, material.rows_RBF[0], material.expected_RBE[0], 2)
+    retrying = RetryingClients(address, material.rows_RBF[0], material.expected_RBE[0], 2)
     try:
         time.sleep(options.seconds)
         begin = time.time()
@@ -134,7 +146,7 @@ def _outcome(
         whole = time.time()
         time.sleep(options.seconds)
     finally:
-        answers, calls = clients.end(), patient.end()
+        answers, calls = clients.end(), retrying.end()
     moment = Moment(name, CASES[name].words, settings, begin, whole, whole + options.seconds)
     return outcome(moment, answers, calls)
 
@@ -183,6 +195,45 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=count, default=1024, help="F = E (default: 1024)")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """Render the page."""
+    how = _HOW.format(buffer=document["configuration"]["buffer of HAProxy, KiB"])
+    parts = [
+        "# Serving while parts are killed",
+        "## Question\n" + _QUESTION,
+        "## Machine\n" + listed(document["machine"]),
+        "## Configuration\n" + listed(document["configuration"]) + "\n\n" + how,
+        "## Result\n" + _outcomes_table(document["outcomes"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _outcomes_table(outcomes: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            one["words"],
+            one["settings"],
+            f"{one['answers']:,}",
+            _kinds(one["failed"]),
+            f"{one['client_calls']:,}",
+            _kinds(one["client_failed"]),
+            str(one["wrong"]),
+            *(f"{one[key]:.2f}" for key in ("silence", "client_slowest", "whole")),
+        ]
+        for one in outcomes
+    ]
+    plain = ("plain requests", "failed")
+    client = ("calls of cmcl.Client", "failed")
+    times = ("silence, s", "slowest call of cmcl.Client, s", "whole, s")
+    return table(("fault", "proxy", *plain, *client, "wrong responses", *times), rows)
+
+
+def _kinds(found: Mapping[str, int]) -> str:
+    if not found:
+        return "**0**"
+    return ", ".join(f"{number} {kind}" for kind, number in sorted(found.items()))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,8 @@ import numpy as np
 import torch
 
 from benchmarks.arguments import OneLineParser, count
-from benchmarks.endpoint.bodies import FORMS, Array, Expected, Form, feature_request, features
-from benchmarks.endpoint.client_process import ClientProcess
-from benchmarks.endpoint.load import Answers, Load
+from benchmarks.endpoint.load import Answers, ClientProcess, Load
+from benchmarks.endpoint.messages import FORMS, Array, Expected, Form, feature_request, features
 from benchmarks.endpoint.serve_stack import EndpointStack
 from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of, store_version
 from benchmarks.progress import log_progress
@@ -31,8 +30,7 @@ from benchmarks.report import machine
 from benchmarks.swaps import figures
 from benchmarks.swaps.memory import Memory, slope
 from benchmarks.swaps.mover import Move, Mover, order
-from benchmarks.swaps.page import markdown
-from benchmarks.swaps.picture import draw
+from benchmarks.swaps.page import draw, markdown
 from cmcl.contract.version import LivePointer
 from workers.storage.uris import open_store
 from workers.storage.versions import write_live
@@ -47,7 +45,7 @@ _QUIET_SECONDS = 2.0
 # (docs/log.md); growth by swaps is visible only after that.
 _WARM_UP_SECONDS = 150.0
 # A hanging request must time out and count as failed while answers are still recorded.
-_PATIENCE_SECONDS = 10.0
+_TIMEOUT_SECONDS = 10.0
 _GOALS = {"ratio": 1.2, "everywhere": 250}
 
 
@@ -104,11 +102,11 @@ def _run(options: argparse.Namespace, folder: Path, clients: ClientProcess) -> R
             feature_request(ours.address, options.form, rows_BF, model=MODEL, modality=MODALITY)
             for rows_BF in rows_RBF
         ]
-        patience = min(_PATIENCE_SECONDS, options.steady / 2)
+        timeout = min(_TIMEOUT_SECONDS, options.steady / 2)
         load = Load(
             *(ours.address, requests, options.clients, 24 * 3600),
             check_each=True,
-            patience=patience,
+            timeout=timeout,
         )
         with Memory(ours.replicas()) as memory:
             clients.begin(load, _expected(options, rows_RBF))

@@ -22,15 +22,20 @@ from benchmarks.chain import Outcome
 from benchmarks.figures import Figures, chain_figures, joint_figures
 from benchmarks.folder import InvalidStream, Stream, read_stream
 from benchmarks.joint import JointOutcome
-from benchmarks.pictures import draw_all
 from benchmarks.progress import log_progress
 from benchmarks.report import Failure, Report, document, markdown, print_tables
 from benchmarks.runs import Failed, Result, Run, known_methods, perform_all, spec_of
 from cmcl.contract.errors import UnknownMethod
 from cmcl.contract.model import TrainingSpec
+from cmcl.pictures import Memory, MemoryRow, Picture, forgetting_matrices, mean_retention
 from workers.methods.registry import method_class
 
 _RESULTS = Path(".cmcl/benchmarks")
+_ZERO_SHOT = "zero_shot"
+
+_TITLES = {"recall_at_1": "R@1", "recall_at_10": "R@10"}
+# Three matrices of ten datasets side by side.
+_WIDTH = 1290.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         stream = _stream(options)
+        options.methods = options.methods or _applicable(stream, options.width)
         runs = _runs(options, stream)
         out: Path = options.out or _RESULTS / stream.name
         out.mkdir(parents=True, exist_ok=True)
@@ -61,9 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--methods",
         type=_methods,
-        default=known_methods(),
         metavar="A,B,...",
-        help="names, or module:Class for your own method (default: all known names)",
+        help="names, or module:Class for your own method (default: all known names that apply)",
     )
     parser.add_argument(
         "--seeds", type=count, default=3, help="number of seeds, from 0 (default: 3)"
@@ -98,6 +103,16 @@ def _methods(text: str) -> tuple[str, ...]:
                 f"unknown method {name!r}; known are {known}, and module:Class"
             )
     return chosen
+
+
+def _applicable(stream: Stream, width: int) -> tuple[str, ...]:
+    """All known methods; zero-shot only where features share a space with the embeddings."""
+    if set(stream.widths.values()) == {width}:
+        return known_methods()
+    log_progress(
+        f"{_ZERO_SHOT} is left out: it needs features of one common space, as wide as the embeddings"
+    )
+    return tuple(name for name in known_methods() if name != _ZERO_SHOT)
 
 
 def _check_place(place: str) -> None:
@@ -219,6 +234,44 @@ def _in_words(detail: Mapping[str, Any]) -> str:
     field = ".".join(str(part) for part in detail["loc"]) or "model"
     got = f", got {detail['input']}" if isinstance(detail["input"], int | float | str) else ""
     return f"{field}: {detail['msg']}{got}"
+
+
+def draw_all(report: Report, folder: Path) -> list[Path]:
+    """Draw all pictures. Joint training is left out, because it learns all datasets at once."""
+    chains = {name: one for name, one in report.methods.items() if one.epochs is None}
+    if not chains:
+        return []
+    drawn = []
+    for metric, title in _TITLES.items():
+        panels = memories(chains, metric, report.names)
+        kind = metric.replace("_", "-")
+        matrices = forgetting_matrices(panels, width=_WIDTH)
+        drawn.append(_save(matrices, folder / f"{report.stem}-forgetting-{kind}.svg"))
+        curves = mean_retention(panels, metric=title)
+        drawn.append(_save(curves, folder / f"{report.stem}-retention-{kind}.svg"))
+    return drawn
+
+
+def memories(
+    methods: Mapping[str, Figures], metric: str, datasets: Sequence[str]
+) -> dict[str, Memory]:
+    """Return the recall of each method, of the datasets learned so far in each version."""
+    return {
+        name: Memory(
+            datasets,
+            [
+                MemoryRow(t + 1, datasets[t], [*row[: t + 1], *[None] * (len(datasets) - t - 1)])
+                for t, row in enumerate(one.matrices[metric])
+            ],
+            _TITLES[metric],
+        )
+        for name, one in methods.items()
+    }
+
+
+def _save(picture: Picture, path: Path) -> Path:
+    path.write_text(picture.svg(standalone=True) + "\n", encoding="utf-8")
+    return path
 
 
 if __name__ == "__main__":

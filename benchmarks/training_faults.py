@@ -10,7 +10,7 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -22,7 +22,6 @@ from benchmarks.faults.attempts import Job, Result, Size
 from benchmarks.faults.bucket import TcpProxy, bucket
 from benchmarks.faults.cases import CASES, PEER_SECONDS, Case
 from benchmarks.faults.nodes import Nodes
-from benchmarks.faults.page import markdown
 from benchmarks.faults.trial import Trial
 from benchmarks.report import machine
 from workers.storage.uris import open_store
@@ -32,6 +31,15 @@ _CHECKPOINT_SECONDS = 3
 _SAME = 1e-5
 _UNDISTURBED = Case("nothing", lambda _: 0.0)
 
+_EXPLAINED = (
+    "Columns: *resumed*, seconds from the fault to the first update after resuming from a "
+    "checkpoint (or, if no rank had to resume, the number of updates until the next report); "
+    "*pause*, the longest time without a reported update; *at update*, out of all updates (long "
+    "faults use a longer training); *repeated*, updates that were done twice; *attempts*, more "
+    "than one if the fault ends the driver and the control plane would submit another; *result*, "
+    "compared with a run without a fault."
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -39,14 +47,14 @@ class Outcome:
     checkpoint.
 
         `updates`: of the whole training. `pause`: the longest time without a reported update.
-        `meanwhile`: updates until the next report, if no rank resumed. `distance`: largest
+        `updates_after`: updates until the next report, if no rank resumed. `distance`: largest
         difference of the heads from those without a fault; None if they are bit-equal.
     """
 
     fault: str
     resumed: float | None
     pause: float
-    meanwhile: int
+    updates_after: int
     at_update: int
     updates: int
     resumed_at: int | None
@@ -58,7 +66,7 @@ class Outcome:
     @property
     def came_in_time(self) -> bool:
         """Whether training was still running when the fault ended."""
-        return self.resumed is not None or self.meanwhile > 0
+        return self.resumed is not None or self.updates_after > 0
 
     @property
     def is_same(self) -> bool:
@@ -134,7 +142,7 @@ def _outcome(name: str, folder: Path, size: Size, undisturbed: Result) -> Outcom
         fault=case.fault,
         resumed=None if resumed is None else round(resumed.at - moment, 1),
         pause=round(trial.watch.longest_pause_after(moment), 1),
-        meanwhile=trial.watch.done_meanwhile(moment) if resumed is None else 0,
+        updates_after=trial.watch.done_after(moment) if resumed is None else 0,
         at_update=before,
         updates=undisturbed.updates,
         resumed_at=first,
@@ -163,13 +171,13 @@ def _trial(case: Case, folder: Path, size: Size) -> Iterator[Trial]:
 @contextmanager
 def _store(case: Case, folder: Path) -> Iterator[tuple[str, dict[str, str], TcpProxy | None]]:
     """Yield the store's URI, the cluster's environment variables, and the proxy."""
-    told = {"CMCL_CHECKPOINT_SECONDS": str(_CHECKPOINT_SECONDS)}
+    environment = {"CMCL_CHECKPOINT_SECONDS": str(_CHECKPOINT_SECONDS)}
     if case.store == "file":
         (folder / "store").mkdir()
-        yield (folder / "store").as_uri(), told, None
+        yield (folder / "store").as_uri(), environment, None
         return
     with bucket() as (uri, _, proxy):
-        yield uri, {**told, "AWS_ENDPOINT_URL": proxy.url}, proxy
+        yield uri, {**environment, "AWS_ENDPOINT_URL": proxy.url}, proxy
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -181,6 +189,70 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=count, default=30, help="(default: 30)")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """Render the page."""
+    size = document["size"]
+    where = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
+    setting = (
+        f"{size['rows']} pairs, {size['epochs']} epochs, batch {size['batch_size']}, two ranks, "
+        f"each on its own Ray node on this machine (the head has no CPUs). {document['updates']} "
+        f"updates take {document['seconds']:g} s without a fault. Checkpoints are written every "
+        f"{document['checkpoint_seconds']} s (default 60), and a rank counts as hung after "
+        f"{document['peer_seconds']} s (default 60)."
+    )
+    lines = [
+        "# Faults while training",
+        "",
+        "What does a fault cost, and does the result stay the same?",
+        "",
+        f"Machine: {where}.",
+        "",
+        setting,
+        "",
+        _EXPLAINED,
+        "",
+        (
+            "| fault | resumed, s | pause, s | at update | from update | repeated | attempts | ranks "
+            "at the end | result |"
+        ),
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_row(outcome) for outcome in document["outcomes"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(outcome: Mapping[str, Any]) -> str:
+    cells = [
+        outcome["fault"],
+        _resumed(outcome),
+        _known(outcome["pause"]),
+        f"{outcome['at_update']} of {outcome['updates']}",
+        _known(outcome["resumed_at"]),
+        *(str(outcome[name]) for name in ("repeated", "attempts", "ranks")),
+        _result(outcome),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _resumed(outcome: Mapping[str, Any]) -> str:
+    if outcome["resumed"] is None:
+        return f"no resume: {outcome['updates_after']} updates"
+    return f"{outcome['resumed']:g}"
+
+
+def _known(value: float | None) -> str:
+    return "–" if value is None else f"{value:g}"
+
+
+def _result(outcome: Mapping[str, Any]) -> str:
+    if not outcome["came_in_time"]:
+        return "**not tested**: training ended before the fault"
+    if outcome["distance"] is None:
+        return "bit-equal"
+    verdict = "the same" if outcome["is_same"] else "**different**"
+    return f"{verdict}: {outcome['distance']:.1e} apart"
 
 
 if __name__ == "__main__":

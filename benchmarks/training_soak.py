@@ -31,8 +31,8 @@ from benchmarks.swaps.memory import Slope, slope
 from cmcl.client import Client
 from cmcl.contract.model import ModelSpec
 from cmcl.demo.stream import Stream, read_stream
-from cmcl.ports import Ports
 from cmcl.stack import LocalStack
+from cmcl.stack_host import Ports
 
 # By words in the process title. Drivers are left out, because they exist only during an attempt.
 _ROLES = {

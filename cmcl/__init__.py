@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     )
     from cmcl.contract.dataset import ShardRef
     from cmcl.contract.modality import ModalityPair
-    from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
-    from cmcl.contract.policy import GatePolicy, RolloutPolicy
-    from cmcl.contract.rollout import CanaryPlan, RolloutRule
+    from cmcl.contract.model import ModalitySpec, ModelSpec, ProtectionSpec, TrainingSpec
+    from cmcl.contract.policy import CanaryPlan, GatePolicy, RolloutPolicy, RolloutRule
 
 __all__ = [
     "AsyncClient",
@@ -35,6 +34,7 @@ __all__ = [
     "GatePolicy",
     "Item",
     "ModalityPair",
+    "ModalitySpec",
     "ModelSpec",
     "ProtectionSpec",
     "Query",
@@ -63,9 +63,8 @@ _MODULES = {
     ),
     "cmcl.contract.dataset": ("ShardRef",),
     "cmcl.contract.modality": ("ModalityPair",),
-    "cmcl.contract.model": ("ModelSpec", "ProtectionSpec", "TrainingSpec"),
-    "cmcl.contract.policy": ("GatePolicy", "RolloutPolicy"),
-    "cmcl.contract.rollout": ("RolloutRule", "CanaryPlan"),
+    "cmcl.contract.model": ("ModalitySpec", "ModelSpec", "ProtectionSpec", "TrainingSpec"),
+    "cmcl.contract.policy": ("CanaryPlan", "GatePolicy", "RolloutPolicy", "RolloutRule"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -28,7 +28,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import NoReturn
 
-from cmcl.ports import Ports
+from cmcl.stack_host import Ports
 
 PROGRAM = "cmcl-haproxy"
 # A row of 1024 numbers is 20 KiB of JSON or 4 KiB of raw floats. A connection whose request is incomplete

@@ -3,8 +3,7 @@
 Each part is a child process in its own process group, so that stopping ends exactly what was started here.
 `ray stop` would end every Ray on the machine.
 
-Other users of the machine cannot read any file of the stack. Ray gives its folder the mode 0777, and HAProxy's
-administration socket is in it, so everything is in a private folder.
+Everything is in a folder that other users cannot read: Ray makes its own 0777, with HAProxy's socket in it.
 """
 
 import os
@@ -17,27 +16,39 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
+from math import ceil
 from pathlib import Path
 from typing import Self
 
 import httpx
+from pydantic import TypeAdapter
 
+from cmcl.contract.encoder import EncoderSpec
 from cmcl.haproxy import SERVING, places
-from cmcl.ports import HOST, Ports, StackError
-from cmcl.stack_folder import FolderLock, OperatorKeys
+from cmcl.stack_host import (
+    HOST,
+    FolderLock,
+    OperatorKeys,
+    Ports,
+    StackError,
+    end_strays,
+    last_line,
+    signal_group,
+)
 
 # A busy machine imports torch and Ray for minutes. A part that ends is reported at once.
 _READY_SECONDS = 300.0
 _STOP_SECONDS = 5.0
 _PRIVATE = 0o700
-_TAIL_BYTES = 16384
-_RAY_LOST_A_PROCESS = "Ray subprocesses exited unexpectedly:"
 # Not for Ray, which passes its environment to every replica and attempt.
 _OF_SERVICE = {
     *("CMCL_ADMIN_KEY", "CMCL_ENCRYPTION_KEY", "CMCL_METRICS_KEY", "CMCL_SNAPSHOT_SIGNING_KEY")
 }
 _SECRETS = {*_OF_SERVICE, "CMCL_KEY"}
+
+_ENCODERS = TypeAdapter(tuple[EncoderSpec, ...])
+# For tasks of a moment, such as those of Ray Train, which would otherwise wait for a replica to end.
+_SPARE_CPUS = 2
 
 _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -64,8 +75,10 @@ class LocalStack:
     ranks: int = 2
     allowed_prefixes: tuple[str, ...] = ()
     extra_environment: dict[str, str] = field(default_factory=dict)
-    # As `python -m workers.serve --encoder` takes them.
-    encoders: tuple[str, ...] = ()
+    # For the control plane, preparation and the endpoint.
+    encoders: tuple[EncoderSpec, ...] = ()
+    # A folder with modules of encoders whose kind is `module:Class`.
+    plugins: Path | None = None
     # Whether both endpoints ask for keys; the operator's is made once and stays in the folder.
     keys: bool = False
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -86,6 +99,11 @@ class LocalStack:
     @property
     def service_url(self) -> str:
         return f"http://{HOST}:{self.ports.service}"
+
+    @property
+    def page_url(self) -> str:
+        """Address of the page, for people."""
+        return f"{self.service_url}/ui/"
 
     @property
     def embeddings_url(self) -> str:
@@ -171,15 +189,28 @@ class LocalStack:
                 "--dashboard-agent-listen-port=0",
                 # Not used, but the node would end if its port were taken.
                 f"--ray-client-server-port={self.ports.ray_client}",
-                f"--num-cpus={2 * self.ranks + 4 + 2 * len(self.encoders)}",
+                f"--num-cpus={self.ray_cpus}",
                 "--object-store-memory=200000000",
             ],
         )
+
+    @property
+    def ray_cpus(self) -> int:
+        """Sum of what all processes reserve at the same time."""
+        ranks = 2 * self.ranks  # Those that stay, and those of an attempt that starts its own.
+        endpoint = 2  # A replica, and the one that replaces it.
+        # Units of two datasets, two of each at a time; each reserves one (`workers/prepare/cluster.py`).
+        prepare = 4
+        encoders = sum(
+            encoder.num_cpus * (2 * encoder.replicas + encoder.actors) for encoder in self.encoders
+        )
+        return ranks + endpoint + prepare + _SPARE_CPUS + ceil(encoders)
 
     def start_service(self) -> None:
         """The control plane. It alone gets the keys in the environment and those of the folder."""
         access = {name: os.environ[name] for name in _OF_SERVICE if name in os.environ}
         access["CMCL_AUTH"] = "off"
+        access["CMCL_ENCODERS"] = _ENCODERS.dump_json(self.encoders).decode()
         if self.keys:
             access |= {
                 "CMCL_AUTH": "on",
@@ -195,7 +226,7 @@ class LocalStack:
             [
                 *(sys.executable, "-m", "workers.serve", "--store", self.store_uri),
                 *("--host", HOST, "--port", str(self.ports.embeddings)),
-                *(f"--encoder={encoder}" for encoder in self.encoders),
+                *(f"--encoder={encoder.model_dump_json()}" for encoder in self.encoders),
                 *([f"--access-public-key={self._keys.public_key}"] if self.keys else []),
             ],
             # For this part alone: Ray's job client would follow it instead of CMCL_RAY_ADDRESS.
@@ -230,39 +261,29 @@ class LocalStack:
     def kill(self, name: str) -> None:
         """End one part at once, with its children, as a crash would."""
         process = self.processes.pop(name)
-        _signal_group(process, signal.SIGKILL)
+        signal_group(process, signal.SIGKILL)
         process.wait()
 
     def stop(self) -> None:
         """End all parts, the last started first."""
         if self._ranks_starter is not None:
-            _signal_group(self._ranks_starter, signal.SIGKILL)
+            signal_group(self._ranks_starter, signal.SIGKILL)
             self._ranks_starter.wait()
         for process in reversed(self.processes.values()):
-            _signal_group(process, signal.SIGTERM)
+            signal_group(process, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS
         for process in self.processes.values():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, deadline - time.monotonic()))
             # Ray's children outlive a head that ended by itself; the group has them all.
-            _signal_group(process, signal.SIGKILL)
+            signal_group(process, signal.SIGKILL)
             process.wait()
         self.processes.clear()
-        self._end_strays()
+        end_strays(self._sockets.name)
         self._sockets.cleanup()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-    def _end_strays(self) -> None:
-        """Kill what outlived Ray: HAProxy runs in its own session."""
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (entry / "cmdline").read_bytes().decode(errors="replace")
-                if self._sockets.name in command.split("\0", 1)[-1]:
-                    os.kill(int(entry.name), signal.SIGKILL)
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue  # It has ended, or belongs to another user.
 
     def ended(self) -> list[str]:
         """Names of parts that are no longer running."""
@@ -274,22 +295,15 @@ class LocalStack:
 
     def last_words(self, name: str, what: str) -> str:
         """What became of a part, with the last line that it printed in this run, or the cause that Ray named."""
-        with self.log(name).open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(self._logged_before.get(name, 0), size - _TAIL_BYTES))
-            lines = log.read().decode(errors="replace").split("\n")
-        printed = [line.strip() for line in lines if line.strip()] or ["it printed nothing"]
-        # Ray names the process that ended, and says last that it ends the others.
-        named = [after for line, after in pairwise(printed) if line.endswith(_RAY_LOST_A_PROCESS)]
-        return f"{name} {what}: {named[-1] if named else printed[-1]} (log: {self.log(name)})"
+        printed = last_line(self.log(name), self._logged_before.get(name, 0))
+        return f"{name} {what}: {printed} (log: {self.log(name)})"
 
     def _environment(self) -> dict[str, str]:
-        programs = str(Path(sys.executable).parent)
         return {
             **{name: value for name, value in os.environ.items() if name not in _SECRETS},
             **_RAY,
             **places(self.ports, self.proxy_folder),
-            "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._token,
             "CMCL_DATABASE_URL": f"sqlite:///{self.folder / 'cmcl.db'}",
@@ -300,8 +314,16 @@ class LocalStack:
             "CMCL_EMBEDDINGS_URL": self.embeddings_url,
             "CMCL_HOST": HOST,
             "CMCL_PORT": str(self.ports.service),
+            **self._python_path(),
             **self.extra_environment,
         }
+
+    def _python_path(self) -> dict[str, str]:
+        """The folder of plug-ins before what the user has set."""
+        if self.plugins is None:
+            return {}
+        folders = (str(self.plugins.resolve()), os.environ.get("PYTHONPATH"))
+        return {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
     def _spawn(self, name: str, command: list[str], **environment: str) -> None:
         with self.log(name).open("ab") as log:
@@ -317,18 +339,12 @@ class LocalStack:
             )
 
     def _wait(self, name: str, url: str, headers: Mapping[str, str] | None = None) -> None:
-        deadline = time.monotonic() + _READY_SECONDS
-        while time.monotonic() < deadline:
-            if self.processes[name].poll() is not None:
-                raise StackError(self.last_words(name, "ended while it was starting"))
-            with suppress(httpx.HTTPError):  # It is not listening yet.
-                answer = httpx.get(url, timeout=2, headers=headers)
-                if answer.status_code == httpx.codes.OK:
-                    return
+        end = time.monotonic() + _READY_SECONDS
+        while time.monotonic() < end:
+            if ended := self.ended():
+                raise StackError(self.last_words(ended[0], "ended while it was starting"))
+            with suppress(httpx.HTTPError):
+                httpx.get(url, timeout=2, headers=headers).raise_for_status()
+                return
             time.sleep(0.1)
         raise StackError(self.last_words(name, f"was not ready after {_READY_SECONDS:g} s"))
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    with suppress(ProcessLookupError):  # All of the group has ended already.
-        os.killpg(process.pid, number)

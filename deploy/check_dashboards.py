@@ -25,13 +25,13 @@ import yaml
 
 from cmcl import Client
 from cmcl.client import Item, Job
-from cmcl.contract.model import ModelSpec, TrainingSpec
-from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import CanaryPlan
+from cmcl.contract.encoder import parse_encoder
+from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.policy import CanaryPlan, GatePolicy
 from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import read_stream
-from cmcl.ports import Ports
 from cmcl.stack import LocalStack
+from cmcl.stack_host import Ports
 from deploy.live_prometheus import Prometheus, PrometheusError, Target
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +41,8 @@ MODEL = "dashboards"
 NOT_HERE = {
     "ray_node_gpus_utilization": "this machine has no GPU",
     "ray_node_gram_used": "this machine has no GPU",
+    "preparation_": "datasets are prepared between two scrapes",
+    "cmcl_service_owner_": "all jobs have ended",
     "reconcile_errors": "no step failed",
     'outcome!~"ok': "no call failed",
     "refused_versions": "no version was damaged",
@@ -163,7 +165,12 @@ def use(stack: LocalStack) -> Sequence[float]:
     stream = read_stream(STREAM)
     host, port = "127.0.0.1", stack.ports.embeddings
     with Client(stack.service_url, stack.embeddings_url) as client:
-        spec = ModelSpec(width=64, modalities=stream.modalities, training=_SLOW)
+        spec = ModelSpec(
+            width=64,
+            modalities=stream.modalities,
+            training=_SLOW,
+            protection=ProtectionSpec(policy="replay"),
+        )
         client.create_model(MODEL, spec)
         client.set_policy(MODEL, GatePolicy(max_drift=5.0))
         for dataset in stream.datasets[:2]:
@@ -180,10 +187,10 @@ def use(stack: LocalStack) -> Sequence[float]:
             MODEL, [Item(str(row), "text", feature) for row, feature in enumerate(probes["text"])]
         )
         client.roll_back(MODEL)
-        client.set_candidate(MODEL, 2, CanaryPlan(shadow=1.0))
+        client.start_canary(MODEL, 2, CanaryPlan(shadow=1.0))
         for words in ("a shoe", "a wheel", "a bag"):
             _ask(stack, {"model": MODEL, "modality": "text", "input": [words]})
-        _ask(stack, {"model": "nobody", "modality": "text", "input": ["nothing"]})
+        _ask(stack, {"model": "missing", "modality": "text", "input": ["nothing"]})
         time.sleep(_SHADOW_SECONDS)
         load.stop()
     return training
@@ -259,7 +266,7 @@ def check(program: Path, folder: Path) -> list[Answer]:
         folder / "stack",
         Ports.free(),
         allowed_prefixes=(STREAM.as_uri(),),
-        encoders=("text=synthetic:384",),
+        encoders=(parse_encoder("words=synthetic:text:384"),),
     )
     with stack:
         service = Target("service", f"127.0.0.1:{stack.ports.service}")

@@ -11,11 +11,12 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from service.auth.keys import OPERATOR, NewKey, create_key, mint, revoke_key
-from service.clock import utc_now
+from service.context import utc_now
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
+from service.database.seek import Seek
 from service.errors import ServiceError, Unprocessable
 from service.events.webhook_secrets import new_key
 from service.principal import Scope
@@ -192,7 +193,7 @@ def _revoke(settings: Settings, options: argparse.Namespace) -> None:
 def _make_signing_key(_: Settings, __: argparse.Namespace) -> None:
     """Both halves on standard output; they are kept nowhere."""
     # It takes a while to import, and only this command needs it.
-    from service.auth.signing import make_pair
+    from service.auth.key_snapshot import make_pair
 
     pair = make_pair()
     print(
@@ -223,7 +224,8 @@ def _all(database: Database) -> list[KeyRecord]:
     found: list[KeyRecord] = []
     with database.read() as connection:
         while True:
-            page = keys.page(connection, None, found[-1].id if found else None, _PAGE)
+            after = found[-1].id if found else None
+            page = keys.page(connection, None, Seek(after, limit=_PAGE))
             found += page
             if len(page) < _PAGE:
                 return found
@@ -269,7 +271,7 @@ def _add_admin_commands(parser: argparse.ArgumentParser) -> None:
 def _rebuild(settings: Settings, options: argparse.Namespace) -> int:
     # It reads files and checks signatures, for which much is imported that the other commands do
     # without.
-    from service.maintenance.rebuild.run import run_rebuild
+    from service.maintenance.rebuild import run_rebuild
 
     return run_rebuild(settings, options)
 

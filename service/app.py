@@ -4,107 +4,78 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from pydantic import SecretStr
 
 from cmcl.contract import DISTRIBUTION
-from service.api import (
-    canary,
-    datasets,
-    events,
-    jobs,
-    keys,
-    models,
-    openapi,
-    operations,
-    preflights,
-    uploads,
-    versions,
-    webhooks,
-)
+from service.api import events, openapi, operations, uploads
 from service.api.authentication import Authentication, Hosts
-from service.api.bodies import Bodies
-from service.api.concurrency import ConcurrencyLimit
-from service.api.dependencies import require_body_type
-from service.api.fairness import FairSemaphore, UploadSlots
-from service.api.openapi import PROBLEMS, DescribedApp, operation_id
+from service.api.bodies import Bodies, BodyLimits, Budget
+from service.api.concurrency import ConcurrencyLimit, FairSemaphore, RequestSlots, UploadSlots
+from service.api.openapi import DescribedApp
 from service.api.problems import add_problem_handlers
 from service.api.request_log import RequestLog
-from service.auth.authenticator import Authenticator, TokenVerifier
-from service.clock import Clock, utc_now
-from service.context import Context
+from service.api.routes import api_routes
+from service.auth.authenticator import Authenticator
+from service.auth.sessions import Sessions
+from service.context import Clock, Context, utc_now
+from service.database import notifications
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
-from service.datasets.subprocess_validator import SubprocessValidator, share_of_memory
-from service.datasets.validations import Validations
 from service.errors import DatabaseError
 from service.events.feed import Feed
 from service.events.webhook_delivery import Deliverer
 from service.events.webhook_secrets import SecretCipher, encrypt_stored
 from service.events.webhook_sender import Sender
-from service.jobs.preflights import PreflightReconciler
+from service.jobs.prepare_driver import PrepareDriver
 from service.jobs.reconciler import Reconciler
-from service.jobs.workqueue import DaemonThreads, WakeSignal
-from service.launchers.circuit_breaker import CircuitBreaker
-from service.launchers.kuberay.resource import Site, read_pod_templates
-from service.launchers.port import Launcher
+from service.jobs.scheduler import Scheduler
+from service.jobs.workers import Notifications, Workers, measure
+from service.jobs.workqueue import WakeSignal, steady
+from service.launchers.kuberay_resource import Site, read_pod_templates
+from service.launchers.port import Launcher, StatusCache
 from service.launchers.ray_jobs import Driver, RayJobLauncher
 from service.loops import Loop, MemoryReleaser
 from service.maintenance.backup import BackupWriter
 from service.maintenance.gc import GarbageCollector
-from service.registry.announcer import Announcer
+from service.page.application import PageBesideApi, create_page
+from service.registry.live_pointer import Announcer
 from service.settings import Settings
-from service.telemetry.backlog import BacklogCollector
-from service.telemetry.event_observer import EventObserver
+from service.telemetry.backlog import BacklogCollector, PreparationCollector
 from service.telemetry.instrumented import (
     InstrumentedDatabase,
     InstrumentedLauncher,
     InstrumentedStore,
 )
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import EventObserver, Metrics
 from service.telemetry.models import CanaryCollector, ModelCollector, TrainingCollector
-from service.telemetry.spans import NoSpans, Spans, is_configured
+from service.telemetry.spans import NoSpans, Spans
 from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
+from workers.tracing import exporter_from
+
+if TYPE_CHECKING:
+    from service.auth.oidc import OidcTokens
+    from service.auth.oidc_login import OidcLogin
 
 logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10.0
-
-# In the order of the API description.
-_ROUTES = (
-    models,
-    versions,
-    canary,
-    uploads,
-    datasets,
-    jobs,
-    events,
-    preflights,
-    webhooks,
-    keys,
-    operations,
-    openapi,
-)
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Parts that tests replace; None stands for the one that the settings describe.
-
-    With an `executor`, datasets are validated and candidates are judged there, in this process.
-    """
+    """Parts that tests replace; None stands for the one that the settings describe."""
 
     store: ObjectStore | None = None
     launcher: Launcher | None = None
-    executor: Executor | None = None
     clock: Clock = utc_now
     spans: Spans | None = None
 
@@ -117,9 +88,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
         title="cmcl control plane",
         version=version(DISTRIBUTION),
         lifespan=_lifespan(context, reconciler),
-        generate_unique_id_function=operation_id,
-        dependencies=[Depends(require_body_type)],
-        responses=PROBLEMS,
+        routes=api_routes(),
         telemetry=context.metrics.spans.of_requests(),
         # Served by `service.api.openapi`: rendered once, without scripts from elsewhere.
         openapi_url=None,
@@ -138,21 +107,20 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     )
     app.state.feed = Feed(context.database, is_stopping=events.is_server_stopping)
     context.metrics.round_age.set_function(reconciler.seconds_since_round)
+    measure(reconciler.queue, context.metrics)
     # The lifespan adds the other loops, which run only with a server.
     _watch(app, [reconciler])
-    for module in _ROUTES:
-        app.include_router(module.router)
     add_problem_handlers(app)
     # The last one added is the outermost.
-    app.add_middleware(ConcurrencyLimit)
-    app.add_middleware(
-        Bodies,
-        api=app,
-        max_bytes=settings.max_body_bytes,
-        max_part_bytes=settings.upload_part_bytes_max,
-    )
+    slots, budget = RequestSlots(), Budget()
+    limits = BodyLimits(settings.max_body_bytes, settings.upload_part_bytes_max)
+    app.add_middleware(ConcurrencyLimit, slots=slots)
+    app.add_middleware(Bodies, api=app, limits=limits, budget=budget)
     hosts = Hosts(settings.allowed_hosts)
     app.add_middleware(Authentication, authenticator=context.authenticator, hosts=hosts)
+    if settings.page == "on":
+        page = create_page(app, context, slots, limits, budget)
+        app.add_middleware(PageBesideApi, page=page)
     app.add_middleware(RequestLog, metrics=context.metrics)
     return app
 
@@ -160,60 +128,59 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
 def create_context(settings: Settings, parts: Parts) -> Context:
     """Create the parts and upgrade the tables. The database is closed on any error."""
     metrics, wake_signal = Metrics(parts.spans or open_spans()), WakeSignal()
-    opened = open_database(settings.database_url)
-    database = InstrumentedDatabase(opened, metrics, EventObserver(metrics, wake_signal.notify))
+    observer = EventObserver(metrics, wake_signal.notify)
+    database = InstrumentedDatabase(open_database(settings.database_url), metrics, observer)
     try:
         # Raises if a newer release left tables that this one cannot use.
         upgrade(database)
-        return _context(settings, parts, database, metrics, wake_signal)
+        return _context(settings, parts, database, wake_signal, observer)
     except BaseException:
         database.close()
         raise
 
 
 def _context(
-    settings: Settings, parts: Parts, database: Database, metrics: Metrics, wake_signal: WakeSignal
+    settings: Settings, parts: Parts, database: Database, wake: WakeSignal, observer: EventObserver
 ) -> Context:
+    metrics = observer.metrics
     metrics.registry.register(BacklogCollector(database, parts.clock))
     metrics.registry.register(ModelCollector(database, parts.clock))
+    metrics.registry.register(PreparationCollector(database, parts.clock))
     metrics.registry.register(TrainingCollector(database, parts.clock))
     metrics.registry.register(CanaryCollector(database, parts.clock))
+    tokens, count = _tokens(settings), metrics.announcements
+    launcher = InstrumentedLauncher(parts.launcher or _launcher(settings), metrics)
     return Context(
         settings=settings,
         database=database,
-        authenticator=Authenticator(settings, database, parts.clock, _tokens(settings)),
+        authenticator=Authenticator(settings, database, parts.clock, tokens),
+        sessions=Sessions(settings, database, parts.clock),
+        oidc_login=_oidc_login(settings, tokens),
         store=InstrumentedStore(parts.store or open_store(settings.store_uri), metrics),
-        launcher=CircuitBreaker(
-            InstrumentedLauncher(parts.launcher or _launcher(settings), metrics)
-        ),
-        validations=_validations(settings, parts, wake_signal),
-        threads=parts.executor or DaemonThreads("step"),
-        wake_signal=wake_signal,
-        announcer=_announcer(settings, metrics),
+        launcher=StatusCache(launcher, settings.watch_seconds, steady(parts.clock)),
+        wake_signal=wake,
+        job_changed=observer.job_changed,
+        announcer=Announcer(settings.embeddings_url, lambda outcome: count.labels(outcome).inc()),
         metrics=metrics,
         clock=parts.clock,
     )
 
 
-def _announcer(settings: Settings, metrics: Metrics) -> Announcer:
-    count = metrics.announcements
-    return Announcer(settings.embeddings_url, lambda outcome: count.labels(outcome).inc())
+def _oidc_login(settings: Settings, tokens: "OidcTokens | None") -> "OidcLogin | None":
+    if tokens is None or settings.oidc_client_id is None:
+        return None
+    from service.auth.oidc_login import OidcLogin
+
+    return OidcLogin(tokens, settings)
 
 
-def _tokens(settings: Settings) -> TokenVerifier | None:
+def _tokens(settings: Settings) -> "OidcTokens | None":
     if not settings.oidc_issuer or not settings.oidc_audience:
         return None
     # `cryptography` takes long to import, and most deployments have no issuer.
     from service.auth.oidc import OidcTokens
 
     return OidcTokens(settings.oidc_issuer, settings.oidc_audience, settings.oidc_owner_claim)
-
-
-def _validations(settings: Settings, parts: Parts, wake_signal: WakeSignal) -> Validations:
-    if parts.executor is not None:
-        return Validations(parts.executor, wake_signal.notify)
-    validator = SubprocessValidator(settings.validation_deadline_seconds, share_of_memory())
-    return Validations(DaemonThreads("validation"), wake_signal.notify, validator)
 
 
 def _launcher(settings: Settings) -> Launcher:
@@ -231,7 +198,7 @@ def _launcher(settings: Settings) -> Launcher:
 
 def _kuberay_launcher(settings: Settings) -> Launcher:
     # The Kubernetes client takes half a second to import, and most deployments do not need it.
-    from service.launchers.kuberay.launcher import KubeRayLauncher
+    from service.launchers.kuberay import KubeRayLauncher
 
     site = Site(
         image=settings.kuberay_image,
@@ -240,7 +207,6 @@ def _kuberay_launcher(settings: Settings) -> Launcher:
         release=settings.kuberay_release,
         owner=settings.kuberay_owner,
         service_account=settings.kuberay_service_account,
-        queue=settings.kuberay_queue,
         priority_classes=settings.kuberay_priority_classes,
         pods=read_pod_templates(settings.kuberay_pod_template),
         ranks_per_pod=settings.kuberay_ranks_per_pod,
@@ -273,6 +239,7 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
         for thread in threads:
             thread.join(_STOP_SECONDS)
         _release_leases(reconciler)
+        context.metrics.spans.close()
         context.close()
 
     return lifespan
@@ -282,12 +249,17 @@ def _loops(context: Context, reconciler: Reconciler) -> list[Loop]:
     """All loops of this process."""
     loops: list[Loop] = [
         reconciler,
-        PreflightReconciler(context),
+        reconciler.monitor,
+        Workers(reconciler.queue, reconciler.process, context.settings.reconcile_workers),
+        Scheduler(context),
+        PrepareDriver(context),
         _deliverer(context),
         GarbageCollector(context),
         MemoryReleaser(),
         BackupWriter(context),
     ]
+    if notifications.is_supported(context.database):
+        loops.append(Notifications(context.database, reconciler.wake, reconciler.resync))
     if context.settings.embeddings_url:
         loops.append(context.announcer)
     if context.settings.snapshot_signing_key is not None:
@@ -298,15 +270,13 @@ def _loops(context: Context, reconciler: Reconciler) -> list[Loop]:
 def _watch(app: FastAPI, loops: list[Loop]) -> None:
     """Let the probes and the metrics read the heartbeats of these loops."""
     app.state.loops = loops
-    metrics: Metrics = app.state.context.metrics
     for loop in loops:
-        metrics.loop_age.labels(loop.name).set_function(loop.age)
+        app.state.context.metrics.loop_age.labels(loop.name).set_function(loop.age)
 
 
 def _snapshot_writer(context: Context, signing_key: SecretStr) -> Loop:
     # `cryptography` takes long to import, and most deployments have no such key.
-    from service.auth.signing import read_signing_key
-    from service.maintenance.key_snapshot import SnapshotWriter
+    from service.auth.key_snapshot import SnapshotWriter, read_signing_key
 
     return SnapshotWriter(context, read_signing_key(signing_key.get_secret_value()))
 
@@ -330,9 +300,8 @@ def _release_leases(reconciler: Reconciler) -> None:
 
 def open_spans(environment: Mapping[str, str] = os.environ) -> Spans:
     """Traces as the OTEL_* variables ask. Raises ValueError for an unsupported exporter."""
-    if not is_configured(environment):
+    if (exporter := exporter_from(environment)) is None:
         return NoSpans()
-    # Slow to import, so only where traces are collected.
-    from service.telemetry.otel import OpenTelemetrySpans, exporter_named
+    from service.telemetry.otel import OpenTelemetrySpans
 
-    return OpenTelemetrySpans(exporter_named(environment.get("OTEL_TRACES_EXPORTER", "otlp")))
+    return OpenTelemetrySpans(exporter)

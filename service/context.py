@@ -1,25 +1,33 @@
-"""The parts of the control plane that its packages share. Built once, in `service.app`."""
+"""The parts of the control plane that its packages share, and its clock. Built once, in `service.app`."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     # Types alone: the packages that import this module are imported by none of these lines.
-    from concurrent.futures import Executor
-
     from service.auth.authenticator import Authenticator
-    from service.clock import Clock
+    from service.auth.oidc_login import OidcLogin
+    from service.auth.sessions import Sessions
     from service.database.engine import Database
-    from service.datasets.validations import Validations
     from service.jobs.workqueue import WakeSignal
     from service.launchers.port import Launcher
-    from service.registry.announcer import Announcer
+    from service.registry.live_pointer import Announcer
     from service.settings import Settings
     from service.telemetry.metrics import Metrics
     from workers.storage.object_store import ObjectStore
+
+# Passed as a dependency, so that tests can control the time.
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The current time in UTC, timezone-aware."""
+    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)
@@ -29,19 +37,20 @@ class Context:
     settings: Settings
     database: Database
     authenticator: Authenticator
+    sessions: Sessions
+    # None unless browsers can sign in with an OpenID issuer.
+    oidc_login: OidcLogin | None
     store: ObjectStore
     launcher: Launcher
-    validations: Validations
-    # For steps that take longer than a round should.
-    threads: Executor
     wake_signal: WakeSignal
+    # Set when a job changed in this process: there may be room for another one.
+    job_changed: threading.Event
     announcer: Announcer
     metrics: Metrics
     clock: Clock
 
     def close(self) -> None:
-        """Stop validations, and close the database's connections."""
-        self.validations.close()
+        """Close the database's connections."""
         self.database.close()
 
 

@@ -7,9 +7,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings
 
-from cmcl.contract.priority import Priority
-from service.launchers.kuberay.resource import RAY_VERSION, read_pod_templates
-from service.launchers.labels import check_labels
+from cmcl.contract.methods import Priority
+from service.launchers.kuberay_resource import RAY_VERSION, read_pod_templates
+from service.launchers.port import check_labels
 from service.setting_values import JsonObject, ServerAddress
 
 # The permitted fields. Ray's others are for a single process or for debugging.
@@ -42,6 +42,14 @@ class LauncherSettings(BaseSettings):
         default="http://127.0.0.1:8265",
         description="address of Ray's dashboard, where jobs are submitted",
     )
+    attempts_at_once: int | None = Field(
+        default=None,
+        ge=0,
+        description="attempts that are submitted and have not ended, over all owners; further jobs wait in the "
+        "database. 0: unlimited. Default: with the ray launcher as many as the CPUs, GPUs and memory of the "
+        "cluster's nodes suffice for, at least 1; with the kuberay launcher unlimited where Kueue queues them, "
+        "else 16. Set it where the nodes of a Ray cluster are added as needed",
+    )
     ranks: int = Field(default=1, ge=1, description="training processes of one attempt")
     min_ranks: int | None = Field(
         default=None,
@@ -57,8 +65,30 @@ class LauncherSettings(BaseSettings):
         description="ranks that stay on a Ray cluster exit and free their resources after this long "
         "without an attempt; 0: never",
     )
+    prepare_idle_seconds: float = Field(
+        default=300,
+        gt=0,
+        description="with the kuberay launcher, the process that prepares datasets exits after this long "
+        "without work. On a shared Ray cluster it stays",
+    )
+    prepare_workers: int = Field(
+        default=4,
+        ge=1,
+        description="with the kuberay launcher, CPUs of the cluster that prepares datasets, in pods like those "
+        "of ranks; each reads or encodes one part of a dataset at a time",
+    )
+    prepare_gpus_per_worker: float = Field(
+        default=0, ge=0, description="with the kuberay launcher, GPUs for each of these CPUs"
+    )
+    prepare_memory_per_pod: int = Field(
+        default=0,
+        ge=0,
+        description="with the kuberay launcher, bytes of memory that parts of datasets in work may reserve together in "
+        "each of these pods; the rest is for Ray and encoders. 0: the pod's limit",
+    )
     runtime_env: JsonObject[str, Any] = Field(
-        default={}, description="Ray runtime environment of attempts, as a JSON object"
+        default={},
+        description="Ray runtime environment of attempts and of preparation, as a JSON object",
     )
     job_labels: JsonObject[str, str] = Field(
         default={},
@@ -100,10 +130,6 @@ class LauncherSettings(BaseSettings):
     )
     kuberay_service_account: str = Field(
         default="default", description="service account of their pods"
-    )
-    kuberay_queue: str = Field(
-        default="",
-        description="Kueue LocalQueue in which they wait; without it they start at once",
     )
     kuberay_priority_classes: JsonObject[Priority, str] = Field(
         default={},

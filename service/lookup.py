@@ -1,11 +1,22 @@
-"""Looks up what a request names. Things of other owners and deleted ones are not found."""
+"""What an owner sees and may create. Things of other owners and deleted ones are not found; quotas limit new ones.
+
+On PostgreSQL, concurrent requests may slightly exceed a quota: exact limits would need a lock that all
+requests of an owner share. Rows created within the last hour count even after they are deleted, so that
+creating and deleting in turn is limited too.
+"""
+
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from service.database.queries import datasets, jobs, models, versions
+from cmcl.contract.model import ModelSpec
+from service.database.queries import datasets, jobs, keys, models, versions, webhooks
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord, VersionRecord
-from service.errors import FieldProblem, NotFound
+from service.errors import FieldProblem, NotFound, QuotaExceeded, Unprocessable
+from service.owner_settings import SETTINGS, Quota
 from service.principal import Principal
+
+COUNTED_AFTER_DELETION = timedelta(hours=1)
 
 
 def get_model(connection: Connection, name: str, principal: Principal) -> ModelRecord:
@@ -53,3 +64,66 @@ def get_version(
         message = f"model {model!r} has no version {number}; permitted: {permitted}"
         raise NotFound(message, FieldProblem("version", message, number))
     return found
+
+
+def check_keys(
+    connection: Connection, owner: str, limit: int, principal: Principal, now: datetime
+) -> None:
+    """Check before a key is created. Raises QuotaExceeded; the operator is not limited."""
+    if principal.owner is not None:
+        found = keys.count(connection, owner, now, now - COUNTED_AFTER_DELETION)
+        what = "keys that are valid or were made within the last hour"
+        check_quota("keys", found, limit, owner, what)
+
+
+def check_models(
+    connection: Connection, owner: str, limit: int | None, principal: Principal, now: datetime
+) -> None:
+    """Check before a model or branch is created. Raises QuotaExceeded; the operator is not limited."""
+    if principal.owner is not None:
+        found = models.count(connection, owner, now - COUNTED_AFTER_DELETION)
+        what = "models, with deleted ones that were made within the last hour"
+        check_quota("models", found, limit, owner, what)
+
+
+def check_datasets(
+    connection: Connection, owner: str, limit: int | None, principal: Principal
+) -> None:
+    """Check before a dataset is created. Raises QuotaExceeded; the operator is not limited."""
+    if principal.owner is not None and limit is not None:
+        found = datasets.count(connection, owner, limit)
+        check_quota("datasets", found, limit, owner, "datasets that are not deleted")
+
+
+def check_webhooks(connection: Connection, owner: str, limit: int) -> None:
+    """Check before a webhook is created, by the operator too: each event is stored for each webhook."""
+    check_quota("webhooks", webhooks.count(connection, owner), limit, owner, "webhooks")
+
+
+def check_quota(quota: Quota, found: int, limit: int | None, owner: str, what: str) -> None:
+    """Raises QuotaExceeded unless there is room for one more. `what`: what is counted, in words."""
+    if limit is not None and found >= limit:
+        message = f"owner {owner!r} has {found} {what}; permitted are {limit}. Remove some, or ask "
+        message += f"the operator for a larger limit (CMCL_{SETTINGS[quota].upper()})"
+        raise QuotaExceeded(message, quota, FieldProblem("owner", message, owner))
+
+
+def check_heads(spec: ModelSpec, limit: int, field: str) -> None:
+    """Check that replicas can hold versions of this specification. Raises Unprocessable."""
+    message = heads_problem(spec.heads_bytes, limit)
+    if message is not None:
+        raise Unprocessable(
+            message,
+            FieldProblem(field, message, {"width": spec.width, "modalities": dict(spec.widths)}),
+        )
+
+
+def heads_problem(size: int, limit: int) -> str | None:
+    """Why heads of this size are not permitted, or None."""
+    if size <= limit:
+        return None
+    return (
+        f"the heads of a version take {size} bytes ({size / 2**20:.0f} MiB) in each replica of the "
+        f"endpoint; permitted are {limit} ({limit / 2**20:.0f} MiB, CMCL_HEADS_BYTES_MAX). Choose a "
+        "smaller width, narrower features or fewer modalities, or ask the operator for a larger limit"
+    )

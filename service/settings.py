@@ -8,14 +8,19 @@ import shlex
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from cmcl.contract.encoder import EncoderSpec
 from service.launcher_settings import LauncherSettings
+from service.owner_settings import OwnerSettings
+from service.principal import Scope
 from service.setting_values import (
     CommaSeparated,
+    Encoders,
     EncryptionKeys,
     OperatorsKey,
+    PageAddress,
     Proxies,
     ServerAddress,
     SigningKey,
@@ -30,7 +35,7 @@ def _local_store() -> str:
     return (Path.cwd() / ".cmcl" / "store").as_uri()
 
 
-class Settings(LauncherSettings):
+class Settings(LauncherSettings, OwnerSettings):
     """Read once at startup and passed on as an object."""
 
     model_config = SettingsConfigDict(env_prefix="CMCL_", frozen=True, extra="ignore")
@@ -63,17 +68,48 @@ class Settings(LauncherSettings):
         "that has waited longest for its client, or is closed; one address that is not a "
         "trusted proxy may use at most half",
     )
+    preparations_at_once: int = Field(
+        default=64,
+        ge=1,
+        description="datasets whose preparation is requested at the same time, over all owners, who share it "
+        "equally; the process that prepares them works on some of them (`CMCL_PREPARE_DATASETS_AT_ONCE`)",
+    )
     max_attempts: int = Field(default=3, ge=1, description="attempts before a job fails")
-    reconcile_seconds: float = Field(
-        default=0.2, gt=0, description="pause between two passes over the unfinished jobs"
+    reconcile_workers: int = Field(
+        default=8,
+        ge=2,
+        le=64,
+        description="threads of one replica that process models. At most half of them judge and store "
+        "versions at a time, so that large files do not delay other models",
+    )
+    resync_seconds: float = Field(
+        default=30,
+        gt=0,
+        description="interval over which all models for which a step may be due are processed once although no "
+        "event woke them. A change whose event was missed is processed within twice this time, plus the wait for a "
+        "worker",
+    )
+    watch_seconds: float = Field(
+        default=1,
+        gt=0,
+        description="interval at which running attempts are looked for in object storage and at the "
+        "launcher",
     )
     lease_seconds: float = Field(
         default=15,
         gt=0,
         description="how long the leases of a crashed service block other replicas",
     )
-    validation_deadline_seconds: float = Field(
-        default=3600, gt=0, description="time limit for reading the shards of one dataset"
+    encoders: Encoders = Field(
+        default=(),
+        description="encoders that models can bind modalities to: a JSON list of declarations, or the path of "
+        "a file with it (see An encoder below)",
+    )
+    prepare_deadline_seconds: float = Field(
+        default=3600,
+        gt=0,
+        description="a dataset whose preparation makes no progress for this long fails; time in which the "
+        "launcher does not respond does not count",
     )
     queue_deadline_seconds: float = Field(
         default=3600,
@@ -83,13 +119,10 @@ class Settings(LauncherSettings):
     start_deadline_seconds: float = Field(
         default=600,
         gt=0,
-        description="time limit for an attempt to report progress, and for shards to become readable",
+        description="time limit for an attempt to report progress, and for the cluster to accept it",
     )
     run_deadline_seconds: float = Field(
         default=86400, gt=0, description="time limit for an attempt from its start to its candidate"
-    )
-    preflight_deadline_seconds: float = Field(
-        default=3600, gt=0, description="time limit for a pre-flight from submission to result"
     )
     heartbeat_deadline_seconds: float = Field(
         default=300,
@@ -113,12 +146,6 @@ class Settings(LauncherSettings):
     upload_part_bytes_max: int = Field(
         default=64 * 2**20, ge=1, description="maximum size of one part of an uploaded file"
     )
-    upload_bytes_per_owner_max: int = Field(
-        default=0,
-        ge=0,
-        description="maximum total bytes of one owner's uploads, from their creation until they are "
-        "removed; concurrent creations may exceed it. 0: unlimited",
-    )
     upload_parts_at_once: int = Field(
         default=16,
         ge=2,
@@ -141,6 +168,12 @@ class Settings(LauncherSettings):
         ge=0,
         description="the same for a rejected candidate, which can still be approved",
     )
+    encoded_retention_seconds: float = Field(
+        default=7 * 86400,
+        ge=0,
+        description="how long encoded rows are kept after the last dataset that needs them: the same rows "
+        "posted again are not encoded again",
+    )
     events_kept_days: float = Field(default=90, gt=0, description="how long events can be read")
     auth: Literal["on", "off"] = Field(
         default="on",
@@ -154,6 +187,22 @@ class Settings(LauncherSettings):
     admin_key: OperatorsKey | None = Field(
         default=None,
         description="a key with every permission, for bootstrapping; at least 32 characters",
+    )
+    page: Literal["on", "off"] = Field(
+        default="on",
+        description="whether the page is served under /ui; off: /ui is answered like any unknown path",
+    )
+    page_url: PageAddress = Field(
+        default="",
+        description="public address of the page, such as https://cmcl.example.org/ui: required to sign in "
+        "with an OpenID issuer, and where a proxy changes the Host header. If empty, it is taken from "
+        "each request",
+    )
+    session_hours: float = Field(
+        default=12,
+        gt=0,
+        le=12,
+        description="how long a browser stays signed in to the page, in hours",
     )
     metrics_key: OperatorsKey | None = Field(
         default=None,
@@ -171,36 +220,12 @@ class Settings(LauncherSettings):
         "separated by commas: the first encrypts, all decrypt. Without it, secrets are stored "
         "unencrypted",
     )
-    requests_per_minute_per_owner: int = Field(
-        default=6000,
-        ge=1,
-        description="requests per minute for all keys and tokens of one owner, counted by each replica of "
-        "the service; further ones are answered with 429. The operator's key is not limited",
-    )
-    keys_per_owner: int = Field(
-        default=100,
-        ge=1,
-        description="maximum keys of one owner, counting valid ones and those created within the last "
-        "hour; a further one is answered with 409. The operator is not limited",
-    )
-    models_per_owner: int = Field(
-        default=500,
-        ge=1,
-        description="maximum models of one owner, counting branches and deleted models created within the "
-        "last hour; a further one is answered with 409. The operator is not limited",
-    )
     heads_bytes_max: int = Field(
         default=512 << 20,
         ge=1,
         description="maximum size of the heads of one version with every modality learned; a model, "
         "branch, dataset or candidate above it is rejected. Should be at most half of the "
         "replicas' `max_heads_bytes`, because a swap holds both the old and the new version",
-    )
-    webhooks_per_owner: int = Field(
-        default=50,
-        ge=1,
-        description="maximum webhooks of one owner; a further one is answered with 409. Each event is "
-        "stored once for each webhook",
     )
     oidc_issuer: str | None = Field(
         default=None, description="issuer of bearer tokens that are accepted besides keys"
@@ -210,6 +235,19 @@ class Settings(LauncherSettings):
     )
     oidc_owner_claim: str = Field(
         default="cmcl_owner", description="token claim that names the owner"
+    )
+    oidc_client_id: str | None = Field(
+        default=None,
+        description="client id at the issuer, with which browsers sign in to the page (authorization code "
+        "flow with PKCE); without it, only keys can sign in",
+    )
+    oidc_client_secret: SecretStr | None = Field(
+        default=None,
+        description="secret of that client; without it, it is a public client, and encryption_key is required",
+    )
+    oidc_scopes: CommaSeparated = Field(
+        default=("openid", *(f"cmcl:{scope}" for scope in Scope)),
+        description="comma-separated scopes that the page asks the issuer for; must include openid",
     )
     embeddings_url: ServerAddress = Field(
         default="",
@@ -226,6 +264,11 @@ class Settings(LauncherSettings):
         description="command that the launcher runs, without options",
     )
     log_level: LogLevel = Field(default="info", description="minimum level of log records")
+
+    @property
+    def encoders_by_name(self) -> dict[str, EncoderSpec]:
+        """The declared encoders."""
+        return {encoder.name: encoder for encoder in self.encoders}
 
     @field_validator("worker_command")
     @classmethod
@@ -249,4 +292,26 @@ class Settings(LauncherSettings):
             raise ValueError(
                 "CMCL_OIDC_AUDIENCE is missing: tokens for other services would be accepted"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _browsers_can_sign_in(self) -> Self:
+        if not self.oidc_client_id:
+            return self
+        missing = [
+            variable
+            for variable, is_set in (
+                ("CMCL_OIDC_ISSUER", self.oidc_issuer),
+                ("CMCL_PAGE_URL", self.page_url),
+                (
+                    "CMCL_OIDC_CLIENT_SECRET or CMCL_ENCRYPTION_KEY",
+                    self.oidc_client_secret or self.encryption_key,
+                ),
+            )
+            if not is_set
+        ]
+        if missing:
+            raise ValueError(f"CMCL_OIDC_CLIENT_ID is set, but not {', '.join(missing)}")
+        if "openid" not in self.oidc_scopes:
+            raise ValueError("CMCL_OIDC_SCOPES must include openid")
         return self

@@ -1,13 +1,15 @@
 """The life of a job: its states, the legal moves between them, and the reasons for failure.
 
-queued ──> validating ──> submitting ──> running ──> gating ──> published
-  ^            │               │            │         │  ^ ├───> rejected ──┐
-  │            │               │            │         v  │ └───> failed     │ approved by hand
-  │            │               │            │        held │                 │
-  │            │               │            │         │   └─────────────────┘
-  │            ├───────────────┴────────────┴─────────┴────────> failed, cancelled
-  ├── an attempt was lost ──────────────────┘           │
-  ├── its parent is no longer the newest version ───────┘
+queued ──> preparing ──> prepared ──> submitting ──> running ──> gating ──> published
+  ^            │  │         ^  │           │            │         │  ^ ├───> rejected ──┐
+  │            │  │         │  │           │            │         v  │ └───> failed     │ approved by hand
+  │            │  │         │  │           │            │        held │                 │
+  │            │  │         │  │           │            │         │   └─────────────────┘
+  │            ├──│─────────│──┴───────────┴────────────┴─────────┴────────> failed, cancelled
+  │            │  └─ a dry run ──> reported             │         │
+  │            │            ├── an attempt was lost ────┘         │
+  │            │            ├── its parent is no longer the newest version
+  │            │            └── of prepared and running, if it is measured only ──> evaluated
   └── retry, by a user ─────────────────────────────────────── failed
 """
 
@@ -17,13 +19,16 @@ from enum import StrEnum
 class JobState(StrEnum):
     """The state of a job. Only the reconciler changes it, except for a user's cancel and retry."""
 
-    QUEUED = "queued"  # waiting; nothing of it runs
-    VALIDATING = "validating"  # its shards are being read and checked
+    QUEUED = "queued"  # waiting; nothing of it runs. A job that reads no rows moves to prepared
+    PREPARING = "preparing"  # its rows are read, checked and encoded on the cluster
+    PREPARED = "prepared"  # its rows are ready; it waits for the model's earlier jobs
     SUBMITTING = "submitting"  # its attempt has a number and is being submitted to the launcher
     RUNNING = "running"  # the launcher has accepted the attempt
     GATING = "gating"  # its candidate is complete and is being judged
     HELD = "held"  # its candidate passed and waits for manual approval
     PUBLISHED = "published"  # its candidate is a version of the model
+    REPORTED = "reported"  # it was a dry run, and its report is complete
+    EVALUATED = "evaluated"  # its dataset is measured only, and was measured with the live version
     REJECTED = "rejected"  # its candidate violates the policy; it is kept for a while
     FAILED = "failed"  # no candidate; a user can retry
     CANCELLED = "cancelled"  # a user stopped it
@@ -33,7 +38,9 @@ class FailureReason(StrEnum):
     """Why a job was rejected or has failed."""
 
     INVALID_DATASET = "invalid_dataset"  # the rows cannot be used; the dataset is quarantined
-    STORAGE_UNAVAILABLE = "storage_unavailable"  # the shards could not be read in time
+    ENCODER_MISMATCH = "encoder_mismatch"  # an encoder is not that of the earlier features
+    ENCODER_UNAVAILABLE = "encoder_unavailable"  # an encoder does not start on the cluster
+    PREPARE_DEADLINE = "prepare_deadline"  # its preparation made no progress for too long
     LAUNCHER_REFUSED = "launcher_refused"  # the cluster refused the attempt
     QUEUE_DEADLINE = "queue_deadline"  # the cluster accepted the attempt but never started it
     START_DEADLINE = "start_deadline"  # the attempt never reported progress
@@ -41,6 +48,7 @@ class FailureReason(StrEnum):
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"  # each permitted attempt ended without a candidate
     TRAINING_FAILED = "training_failed"  # the attempt reported a permanent failure
     STORE_DAMAGED = "store_damaged"  # stored data of earlier datasets is damaged
+    CANNOT_COMBINE = "cannot_combine"  # what it would unlearn or merge is not what it was
     HEADS_TOO_LARGE = "heads_too_large"  # a replica of the endpoint could not hold the version
     INVALID_CANDIDATE = "invalid_candidate"  # the candidate is damaged or does not match its job
     DRIFT_TOO_LARGE = "drift_too_large"  # an earlier dataset's scores moved beyond the bound
@@ -53,11 +61,22 @@ class FailureReason(StrEnum):
 
 
 LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.VALIDATING, JobState.CANCELLED}),
-    JobState.VALIDATING: frozenset({JobState.SUBMITTING, JobState.FAILED, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.PREPARING, JobState.PREPARED, JobState.CANCELLED}),
+    JobState.PREPARING: frozenset(
+        {JobState.PREPARED, JobState.REPORTED, JobState.FAILED, JobState.CANCELLED}
+    ),
+    JobState.PREPARED: frozenset(
+        {JobState.SUBMITTING, JobState.EVALUATED, JobState.FAILED, JobState.CANCELLED}
+    ),
     JobState.SUBMITTING: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
     JobState.RUNNING: frozenset(
-        {JobState.GATING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}
+        {
+            JobState.GATING,
+            JobState.EVALUATED,
+            JobState.PREPARED,
+            JobState.FAILED,
+            JobState.CANCELLED,
+        }
     ),
     JobState.GATING: frozenset(
         {
@@ -65,23 +84,33 @@ LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
             JobState.HELD,
             JobState.REJECTED,
             JobState.FAILED,
-            JobState.QUEUED,
+            JobState.PREPARED,
         }
     ),
     JobState.HELD: frozenset({JobState.GATING, JobState.REJECTED, JobState.CANCELLED}),
     JobState.PUBLISHED: frozenset(),
+    JobState.REPORTED: frozenset(),
+    JobState.EVALUATED: frozenset(),
     JobState.REJECTED: frozenset({JobState.GATING}),
     JobState.FAILED: frozenset({JobState.QUEUED}),
     JobState.CANCELLED: frozenset(),
 }
 
 # Final, except that a user can retry a failed job and approve a rejected one.
-TERMINAL = frozenset({JobState.PUBLISHED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED})
+TERMINAL = frozenset(
+    {
+        JobState.PUBLISHED,
+        JobState.REPORTED,
+        JobState.EVALUATED,
+        JobState.REJECTED,
+        JobState.FAILED,
+        JobState.CANCELLED,
+    }
+)
 
 # At most one per model: version t+1 is trained from version t.
 IN_FLIGHT = frozenset(
     {
-        JobState.VALIDATING,
         JobState.SUBMITTING,
         JobState.RUNNING,
         JobState.GATING,
@@ -93,7 +122,8 @@ IN_FLIGHT = frozenset(
 CANCELLABLE = frozenset(
     {
         JobState.QUEUED,
-        JobState.VALIDATING,
+        JobState.PREPARING,
+        JobState.PREPARED,
         JobState.SUBMITTING,
         JobState.RUNNING,
         JobState.HELD,

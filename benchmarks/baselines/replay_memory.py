@@ -78,10 +78,7 @@ class ReplayMethod(Method):
     ) -> MethodState:
         """Add a sample of this dataset to the stored memories."""
         sample = choose_rows(statistics.rows, self.memory_rows, context.seed)
-        return {
-            **context.method_state,
-            **_named(context.method_state, stored(sample, context.pair, trained.weights)),
-        }
+        return with_memory(context.method_state, stored(sample, context.pair, trained.weights))
 
 
 class MovingHeads:
@@ -202,11 +199,13 @@ def full_batches(rows: int, batch_size: int, seed: int) -> Iterator[Tensor]:
         yield order_N[start : start + batch_size]
 
 
-def _named(kept: MethodState, memory: StoredRows) -> MethodState:
+def with_memory(kept: MethodState, memory: StoredRows) -> MethodState:
+    """Return the state with one more memory."""
     number = len(memories_in(kept))
     prefix = f"{_PREFIX}{number:04d}/{memory.pair.first}/{memory.pair.second}/"
     rows = memory.rows
     return {
+        **kept,
         prefix + "first": rows.first_NI,
         prefix + "second": rows.second_NJ,
         prefix + "first_keys": rows.first_keys_N,

@@ -5,8 +5,7 @@ make the round with a hundred thousand finished jobs slower than the one without
 """
 
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -45,20 +44,27 @@ class _Clock:
         self._ahead += timedelta(minutes=2)
 
 
-class _BusyCluster:
+class BusyCluster:
     """A launcher whose submissions run forever."""
 
     def submit(self, submission: Submission) -> None:
         """See the port."""
 
-    def status(self, submission_id: str) -> LaunchStatus:
+    def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
         """See the port."""
-        return LaunchStatus(LaunchState.RUNNING)
+        return dict.fromkeys(submission_ids, LaunchStatus(LaunchState.RUNNING))
 
     def stop(self, submission_id: str) -> None:
         """See the port."""
 
+    def log(self, submission_id: str) -> str:
+        """See the port."""
+        return ""
+
     def forget(self, submission_id: str) -> None:
+        """See the port."""
+
+    def resources(self) -> None:
         """See the port."""
 
 
@@ -68,12 +74,12 @@ def measure_backlog(url: str, folder: Path, queued: int, finished: int) -> dict[
     clock = _Clock()
     context = _context(url, folder, clock)
     # One job is running, so that the others stay queued.
-    _write_jobs(context.database, range(1), JobState.RUNNING)
-    _write_jobs(context.database, range(_FEW), JobState.QUEUED)
+    write_jobs(context.database, range(1), JobState.RUNNING)
+    write_jobs(context.database, range(_FEW), JobState.QUEUED)
     figures: dict[str, Any] = {"few": _round(context, clock)}
-    _write_jobs(context.database, range(_FEW, queued), JobState.QUEUED)
+    write_jobs(context.database, range(_FEW, queued), JobState.QUEUED)
     figures["queue"] = _round(context, clock)
-    _write_jobs(context.database, range(finished), JobState.PUBLISHED)
+    write_jobs(context.database, range(finished), JobState.PUBLISHED)
     figures["queue and history"] = _round(context, clock)
     context.database.close()
     few, all_of_it = figures["few"], figures["queue and history"]
@@ -93,7 +99,7 @@ def _context(url: str, folder: Path, clock: _Clock) -> Context:
         auth="off",
         start_deadline_seconds=1e9,
     )
-    parts = Parts(launcher=_BusyCluster(), executor=ThreadPoolExecutor(1), clock=clock)
+    parts = Parts(launcher=BusyCluster(), clock=clock)
     context = create_context(settings, parts)
     with context.database.write() as connection:
         models.create(connection, "backlog", "default", _SPEC, datetime.now(UTC))
@@ -118,7 +124,8 @@ def _seconds(work: Any) -> float:
     return time.perf_counter() - began
 
 
-def _write_jobs(database: Database, numbers: range, state: JobState) -> None:
+def write_jobs(database: Database, numbers: range, state: JobState) -> None:
+    """Insert jobs of the model `backlog`, with their datasets."""
     for start in range(0, len(numbers), _CHUNK):
         some = numbers[start : start + _CHUNK]
         with database.write() as connection:
@@ -153,10 +160,14 @@ def _job(state: JobState, number: int) -> dict[str, object]:
         "owner": "default",
         "model": "backlog",
         "dataset": f"ds-{state}-{number}",
+        "dataset_name": "one",
         "state": state,
         "revision": 0,
         "attempt": 0 if state == JobState.QUEUED else 1,
         "attempts_before_retry": 0,
+        "kind": "learn",
+        "dry_run": False,
+        "preparation": 0,
         "cancel_requested": False,
         "created_at": now,
         "state_changed_at": now,

@@ -19,30 +19,38 @@ import httpx
 
 from benchmarks.control.databases import spread
 from cmcl.contract.model import ModelSpec
-from cmcl.ports import Ports
-from service.database.engine import open_database
+from cmcl.stack_host import Ports
+from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
-from service.datasets.addresses import Intake
 from service.datasets.intake import accept_dataset
-from service.datasets.request import NewDataset
+from service.datasets.request import Intake, NewDataset
 from service.principal import LOCAL
-from service.registry.models import Limits, create_model
+from service.registry.modalities import Limits
+from service.registry.models import create_model
+from service.settings import Settings
 
 _SPEC = ModelSpec(modalities={"image": 1280, "text": 384})
 _PREFIX = "s3://captures"
+_SETTINGS = Settings(allowed_prefixes=(_PREFIX,))
 _READY_SECONDS = 60.0
 
 
 def measure_intake(url: str, folder: Path, seconds: float, clients: int) -> dict[str, Any]:
     """Return both rates, the latencies over HTTP, and the ratio."""
     alone = _without_http(url, seconds)
-    with _service(url, folder) as address:
-        over_http = _over_http(address, seconds, clients)
+    with running_service(url, folder) as address:
+        accepted = over_http(address, seconds, clients)
     return {
-        **over_http,
+        **accepted,
         "database_alone_per_second": alone,
-        "share_of_database_alone": round(over_http["per_second"] / alone, 3),
+        "share_of_database_alone": round(accepted["per_second"] / alone, 3),
     }
+
+
+def add_model(database: Database, now: datetime) -> None:
+    """Create the model whose datasets are posted."""
+    with database.write() as connection:
+        create_model(connection, "intake", _SPEC, LOCAL, now, Limits(10**6, 512 << 20))
 
 
 def _body(name: str) -> dict[str, Any]:
@@ -58,12 +66,11 @@ def _without_http(url: str, seconds: float) -> float:
     database = open_database(url)
     upgrade(database)
     now = datetime.now(UTC)
-    with database.write() as connection:
-        create_model(connection, "intake", _SPEC, LOCAL, now, Limits(1, 512 << 20))
+    add_model(database, now)
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         request = NewDataset.model_validate(_body(f"alone-{done}"))
-        intake = Intake.of(LOCAL, now, (_PREFIX,), request)
+        intake = Intake.of(LOCAL, now, _SETTINGS, request)
         with database.write() as connection:
             accept_dataset(connection, request, intake)
         done += 1
@@ -73,8 +80,11 @@ def _without_http(url: str, seconds: float) -> float:
 
 
 @contextmanager
-def _service(url: str, folder: Path) -> Iterator[str]:
-    """Run a control plane without a reachable cluster, so that all posted jobs stay queued."""
+def running_service(url: str, folder: Path, until: str = "/healthz") -> Iterator[str]:
+    """Run a control plane without a reachable cluster, so that all posted jobs stay queued; yield its address.
+
+    It is waited for until a GET of the path `until` has status 200.
+    """
     port = Ports.free().service
     environment = {
         **os.environ,
@@ -96,25 +106,26 @@ def _service(url: str, folder: Path) -> Iterator[str]:
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        _await(address)
+        _await(f"{address}{until}")
         yield address
     finally:
         process.terminate()
         process.wait()
 
 
-def _await(address: str) -> None:
+def _await(url: str) -> None:
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline:
         try:
-            httpx.get(f"{address}/healthz", timeout=1)
+            httpx.get(url, timeout=1).raise_for_status()
             return
         except httpx.HTTPError:
             time.sleep(0.1)
-    raise RuntimeError(f"the service at {address} did not start")
+    raise RuntimeError(f"{url} has not answered within {_READY_SECONDS:g} s")
 
 
-def _over_http(address: str, seconds: float, clients: int) -> dict[str, Any]:
+def over_http(address: str, seconds: float, clients: int) -> dict[str, Any]:
+    """Post datasets for so many seconds; return the rate and the latencies."""
     stop = time.monotonic() + seconds
     found: list[list[float]] = [[] for _ in range(clients)]
     threads = [

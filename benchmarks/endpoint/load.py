@@ -1,6 +1,7 @@
 """Closed-loop clients: each sends a request, waits for the whole answer, and sends the next one.
 
-All of them run in one thread with epoll, so that sixty-four clients use less CPU than the server.
+All of them run in one thread with epoll, so that sixty-four clients use less CPU than the server, and in a separate
+process (`ClientProcess`), so that they do not share an interpreter with the code under test.
 Requests are not retried: a failed request is recorded, and its client continues with the next one.
 """
 
@@ -10,12 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.endpoint.http1 import Head, MalformedResponse, head_of
+from benchmarks.endpoint.messages import Head, MalformedResponse, head_of
+from benchmarks.processes import Child
 
 # Recorded instead of a status if there was none.
 REFUSED, CUT, TOO_LATE, GARBLED = 0, 1, 2, 3
@@ -44,6 +47,8 @@ ANSWER = np.dtype(
     ]
 )
 Answers = NDArray[np.void]
+
+_STOP, _BEGUN = "stop", "begun"
 
 
 class Record:
@@ -85,7 +90,7 @@ class Load:
     seconds: float
     least: int = 0
     check_each: bool = False
-    patience: float = 30.0
+    timeout: float = 30.0
 
 
 def drive(
@@ -186,7 +191,7 @@ class _ClientPool:
     def drain(self) -> None:
         """Send no further requests, and wait for those in progress."""
         self._is_over = True
-        end = time.perf_counter() + self._load.patience
+        end = time.perf_counter() + self._load.timeout
         while self._by_socket and time.perf_counter() < end:
             self.turn()
 
@@ -237,7 +242,7 @@ class _ClientPool:
             self._fail(client, CUT)
 
     def _connect(self, client: _Client) -> None:
-        client.socket = socket.create_connection(self._place, timeout=self._load.patience)
+        client.socket = socket.create_connection(self._place, timeout=self._load.timeout)
         client.socket.setblocking(False)
         client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._by_socket[client.socket.fileno()] = client
@@ -284,5 +289,45 @@ class _ClientPool:
 
     def _expire(self, now: float) -> None:
         for client in list(self._by_socket.values()):
-            if now - client.started > self._load.patience:
+            if now - client.started > self._load.timeout:
                 self._fail(client, TOO_LATE)
+
+
+class ClientProcess(Child):
+    """One process for all loads, because starting a process takes longer than most of them."""
+
+    def __init__(self) -> None:
+        super().__init__(_run)
+
+    def ask(self, load: Load, check: Check | None = None) -> Answers:
+        """Run a load to its end and return all answers."""
+        self.begin(load, check)
+        return self.answers()
+
+    def begin(self, load: Load, check: Check | None = None) -> None:
+        """Start a load, and return when the first requests are sent."""
+        self._pipe.send((load, check))
+        assert self._pipe.recv() == _BEGUN
+
+    def end(self) -> Answers:
+        """Stop the running load early and return its answers."""
+        self._pipe.send(_STOP)
+        return self.answers()
+
+    def answers(self) -> Answers:
+        """Wait for the end of the load. Raises EOFError if the process failed."""
+        found: Answers = self._pipe.recv()
+        return found
+
+
+def _run(pipe: Connection) -> None:
+    try:
+        while True:
+            message = pipe.recv()
+            if message == _STOP:
+                continue  # The load had already ended.
+            load, check = message
+            pipe.send(_BEGUN)
+            pipe.send(drive(load, check, lambda: not pipe.poll()))
+    except EOFError:
+        pass  # The parent has closed the pipe.

@@ -15,11 +15,11 @@ from typing import Self
 import httpx
 import psutil
 
-from benchmarks.endpoint.bodies import Array, features
+from benchmarks.endpoint.messages import Array, features
 from benchmarks.endpoint.stored import MODALITY, MODEL
 from benchmarks.processes import family, title
-from cmcl.ports import Ports, StackError
 from cmcl.stack import LocalStack
+from cmcl.stack_host import Ports, StackError
 
 _READY_SECONDS = 120.0
 _STOP_SECONDS = 20.0
@@ -171,8 +171,10 @@ class EndpointStack:
 
     def replica_addresses(self) -> dict[str, str]:
         """Return the direct address of each replica by name, from HAProxy's configuration."""
-        told = [path.read_text() for path in self.stack.proxy_folder.rglob("haproxy*.cfg")]
-        found = [each for text in told for each in _SERVER_LINE.findall(text)]
+        configurations = [
+            path.read_text() for path in self.stack.proxy_folder.rglob("haproxy*.cfg")
+        ]
+        found = [each for text in configurations for each in _SERVER_LINE.findall(text)]
         return {name: f"http://{host}:{port}" for name, host, port in found}
 
     def wait_for_version(self, version: int, width: int) -> None:

@@ -24,12 +24,12 @@ _OTHER = "text"
 
 
 def spec_of(width: int) -> ModelSpec:
-    """Return a spec with two modalities, and features and embeddings of the same width."""
-    return ModelSpec(width=width, modalities={MODALITY: width, _OTHER: width})
+    """Return a spec with two modalities without a lift, and features and embeddings of the same width."""
+    return ModelSpec(width=width, modalities={MODALITY: width, _OTHER: width}, lift=0)
 
 
 def heads_of(version: int, width: int) -> ModalityHeads:
-    """Return different heads for each version, conditioned like all trained heads."""
+    """Return different heads for each version, conditioned like heads that are trained on rows."""
     generator = torch.Generator().manual_seed(version)
     fixed = torch.Generator().manual_seed(0)
     return ModalityHeads(

@@ -4,7 +4,5 @@ nodes.py      several Ray nodes on this machine
 attempts.py   a dataset, and attempts of one job that learns it
 bucket.py     an object store that can become unavailable
 cases.py      the faults
-trial.py      one job on a small cluster
-watch.py      progress of an attempt over time, and figures from it
-page.py       the Markdown page
+trial.py      one job on a small cluster, and its progress over time
 """

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import safetensors.torch
 
 from cmcl.contract.dataset import DatasetManifest
-from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.job import JobSpec, Progress
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
+from workers.storage.running import newest_progress
 from workers.storage.shards import describe_shard
 from workers.storage.versions import check_candidate, read_candidate
 
@@ -81,11 +81,7 @@ class Job:
 
     def progress(self, attempt: int) -> Progress | None:
         """Return the attempt's progress, or None before its first report."""
-        try:
-            text = self.store.read(layout.run_progress(self.name, attempt))
-        except ObjectNotFound:
-            return None
-        return Progress.model_validate_json(text)
+        return newest_progress(self.store, self.name, attempt)
 
     def checkpoints(self, attempt: int) -> list[str]:
         """Return the keys, newest last."""
@@ -124,6 +120,7 @@ def _model(size: Size) -> ModelSpec:
         width=size.width,
         modalities=dict(zip((_FIRST, _SECOND), _WIDTHS, strict=True)),
         training=TrainingSpec(epochs=size.epochs, batch_size=size.batch_size),
+        protection=ProtectionSpec(policy="replay"),
     )
 
 

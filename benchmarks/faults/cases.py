@@ -106,7 +106,7 @@ def _shut_store(trial: Trial) -> float:
         raise LookupError("this case needs a store behind a proxy")
     now = time.monotonic()
     trial.proxy.shut()
-    trial.look_on(STORE_AWAY_SECONDS)
+    trial.watch_for(STORE_AWAY_SECONDS)
     trial.proxy.is_open = True
     return now
 
@@ -117,7 +117,7 @@ def _drain_node(trial: Trial) -> float:
     victim = trial.nodes.node_of(trial.nodes.ranks(trial.driver_log)[1])
     trial.nodes.add("127.0.0.4")
     trial.nodes.drain(victim, NOTICE_SECONDS)
-    trial.look_on(NOTICE_SECONDS)
+    trial.watch_for(NOTICE_SECONDS)
     now = time.monotonic()
     trial.nodes.kill(victim)
     return now

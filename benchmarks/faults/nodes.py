@@ -153,8 +153,8 @@ class Nodes:
 
     def ranks(self, driver: str) -> dict[int, psutil.Process]:
         """Return the processes of the newest worker group in this driver's log, by rank."""
-        told = self.log(driver).read_text(errors="replace").rpartition(_GROUP_LINE)[2]
-        return {int(rank): psutil.Process(int(pid)) for pid, rank in _RANK_LINE.findall(told)}
+        lines = self.log(driver).read_text(errors="replace").rpartition(_GROUP_LINE)[2]
+        return {int(rank): psutil.Process(int(pid)) for pid, rank in _RANK_LINE.findall(lines)}
 
     def node_of(self, process: psutil.Process) -> str:
         """Return the address of a process's node."""

@@ -14,8 +14,8 @@ from cmcl.client import Client, CmclError, Item, Query
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.demo.stream import Stream
-from cmcl.ports import StackError
 from cmcl.stack import LocalStack
+from cmcl.stack_host import StackError
 
 ATTACKER, BYSTANDER = "mallory", "bob"
 _SCOPES = ("read", "write", "train", "embed", "admin")

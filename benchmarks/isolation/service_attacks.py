@@ -241,6 +241,9 @@ async def _train_wide(attacker: Attacker, client: httpx.AsyncClient, name: str) 
     features = {side: list(rows) for side, rows in columns.items()}
     pq.write_table(pa.table({"id": ids, **features}), folder / "wide.parquet")
     spec = {
+        # Trains soonest; the heads are as large as with any other.
+        "method": "vanilla",
+        "lift": 0,
         "width": 2048,
         "modalities": {"a": _WIDE, "b": _WIDE},
         "training": {"epochs": 1, "batch_size": _WIDE_ROWS},

@@ -31,7 +31,7 @@ class Sample:
     """A sample of all processes of one role. `mib`: their total proportional set size (PSS).
 
     `descriptors`, `limit`: of the process with the most descriptors. `numbers`: process ids,
-    without those of the service's children, which exist only while a dataset is validated.
+    without those of children of the service.
     """
 
     mib: float = 0.0

@@ -2,5 +2,4 @@
 
 data.py     writes the dataset
 rank.py     one rank in a separate process
-page.py     page and plot
 """

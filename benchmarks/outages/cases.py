@@ -7,11 +7,11 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.endpoint.bodies import Array
+from benchmarks.endpoint.messages import Array
 from benchmarks.endpoint.serve_stack import EndpointStack, Probe
 
 _AWAY_SECONDS = 5.0
-_PATIENCE = 90.0
+_RECOVERY_SECONDS = 90.0
 _LOOK_SECONDS = 0.1
 _CONTROLLER = "ServeController"
 
@@ -28,10 +28,10 @@ class System:
 
         Raises TimeoutError.
         """
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _RECOVERY_SECONDS
         while not self._has_recovered(gone):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not recovered after {_PATIENCE:g} s")
+                raise TimeoutError(f"not recovered after {_RECOVERY_SECONDS:g} s")
             time.sleep(_LOOK_SECONDS)
 
     def _has_recovered(self, gone: set[int]) -> bool:

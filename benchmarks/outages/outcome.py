@@ -1,22 +1,92 @@
-"""Figures of one fault, from all requests around it."""
+"""Clients with retries, like those of applications (`cmcl.Client`), and figures of one fault from all requests.
 
+These clients run in a separate process with one thread each. Every call is recorded with its duration and result.
+"""
+
+import multiprocessing
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 import numpy as np
 
 from benchmarks.endpoint.load import Answers
-from benchmarks.outages.retrying import Call
+from benchmarks.endpoint.messages import CLOSE, Array
+from benchmarks.endpoint.stored import MODALITY, MODEL
 from benchmarks.swaps import figures
+from cmcl import Client, CmclError
+
+_SPAWN = multiprocessing.get_context("spawn")
 
 _OK = 200
 
 
 @dataclass(frozen=True)
+class Call:
+    """One call. `at`: by time.time(). `ended`: "right", "wrong", or the error's name."""
+
+    at: float
+    seconds: float
+    ended: str
+
+
+class RetryingClients:
+    """Retrying clients that run until `end`."""
+
+    def __init__(self, address: str, rows_BF: Array, expected_BE: Array, clients: int) -> None:
+        self._pipe, theirs = _SPAWN.Pipe()
+        arguments = (theirs, address, rows_BF, expected_BE, clients)
+        self._process = _SPAWN.Process(target=_run, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+        assert self._pipe.recv() == "begun"
+
+    def end(self) -> list[Call]:
+        """Stop the clients, and return all calls."""
+        self._pipe.send("stop")
+        found: list[Call] = self._pipe.recv()
+        self._process.join()
+        return found
+
+
+def _run(pipe: Connection, address: str, rows_BF: Array, expected_BE: Array, clients: int) -> None:
+    calls: list[Call] = []
+    over = threading.Event()
+    arguments = (address, rows_BF, expected_BE, over, calls)
+    threads = [threading.Thread(target=_ask, args=arguments) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    pipe.send("begun")
+    pipe.recv()
+    over.set()
+    for thread in threads:
+        thread.join()
+    pipe.send(calls)
+
+
+def _ask(
+    address: str, rows_BF: Array, expected_BE: Array, over: threading.Event, calls: list[Call]
+) -> None:
+    rows = rows_BF.tolist()
+    with Client(address, address) as client:
+        while not over.is_set():
+            at, begin = time.time(), time.perf_counter()
+            try:
+                found_BE = np.array(client.embed(MODEL, MODALITY, rows).vectors, np.float32)
+                far = float(np.abs(found_BE - expected_BE).max())
+                ended = "right" if far < CLOSE else "wrong"
+            except CmclError as error:
+                ended = f"{type(error).__name__} {error.status or ''}".strip()
+            calls.append(Call(at, time.perf_counter() - begin, ended))
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Figures of one fault, in seconds. `failed`: requests of plain clients without status 200, by
-    kind. `wrong`: responses to any client that do not match the version. `patient_failed`: calls of
+    kind. `wrong`: responses to any client that do not match the version. `client_failed`: calls of
     `cmcl.Client` that raised. `silence`: longest time without a response to any plain client.
     `whole`: time from the fault until both replicas and HAProxy responded again.
     """
@@ -29,9 +99,9 @@ class Outcome:
     wrong: int
     silence: float
     slowest: float
-    patient_calls: int
-    patient_failed: dict[str, int]
-    patient_slowest: float
+    client_calls: int
+    client_failed: dict[str, int]
+    client_slowest: float
     whole: float
 
     @property
@@ -57,9 +127,9 @@ def outcome(moment: Moment, answers: Answers, calls: Sequence[Call]) -> Outcome:
     ended = answers["sent"] + answers["seconds"]
     seen = answers[(ended > moment.begin) & (answers["sent"] < moment.end)]
     mine = [c for c in calls if c.at + c.seconds > moment.begin and c.at < moment.end]
-    patient = Counter(call.ended for call in mine)
-    wrong = figures.wrong(seen) + patient.pop("wrong", 0)
-    patient.pop("right", None)
+    ended_by = Counter(call.ended for call in mine)
+    wrong = figures.wrong(seen) + ended_by.pop("wrong", 0)
+    ended_by.pop("right", None)
     return Outcome(
         case=moment.case,
         words=moment.words,
@@ -69,9 +139,9 @@ def outcome(moment: Moment, answers: Answers, calls: Sequence[Call]) -> Outcome:
         wrong=wrong,
         silence=_silence(seen, moment),
         slowest=float(seen["seconds"].max(initial=0)),
-        patient_calls=len(mine),
-        patient_failed=dict(patient),
-        patient_slowest=max((call.seconds for call in mine), default=0.0),
+        client_calls=len(mine),
+        client_failed=dict(ended_by),
+        client_slowest=max((call.seconds for call in mine), default=0.0),
         whole=moment.whole - moment.begin,
     )
 

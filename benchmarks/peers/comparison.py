@@ -12,18 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.endpoint.bodies import (
+from benchmarks.endpoint.load import WRONG, Answers, Check, ClientProcess, Load, drive
+from benchmarks.endpoint.messages import (
     Array,
     Expected,
     Form,
     feature_request,
     features,
+    request,
     text_request,
     vectors,
 )
-from benchmarks.endpoint.client_process import ClientProcess
-from benchmarks.endpoint.http1 import request
-from benchmarks.endpoint.load import WRONG, Answers, Check, Load, drive
 from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of
 from benchmarks.peers.servers import INFINITY_MODEL
 

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.scaling.cluster import Cluster
-from benchmarks.scaling.curves import Curve
 from benchmarks.scaling.model import TERMS, Shape, moment_bytes, update_terms
+from benchmarks.scaling.rates import Cluster, Curve
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WIDTHS = (512, 1024, 2048, 4096)

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
@@ -22,10 +22,12 @@ T = TypeVar("T")
 
 _TIMEOUT = timedelta(seconds=300)
 # Calm windows of each constant, and the longest time to wait for them.
-_WINDOWS, _PATIENCE_SECONDS = 3, 3.0
+_WINDOWS, _TIMEOUT_SECONDS = 3, 3.0
 # Just below glibc's largest mmap threshold, 32 MiB.
 _ONCE_LET_GO = 31 << 20
 _MARGIN, _CLOCK = 1.2, 1e-7
+# The last collective of a training that diverged may still be running.
+_THREAD_SECONDS = 30.0
 
 
 def in_group(task: Callable[[], T], size: int) -> list[T]:
@@ -67,9 +69,17 @@ def joined(meeting: Path, rank: int, size: int, timeout: timedelta = _TIMEOUT) -
     # DDP and its hooks form a reference cycle.
     gc.collect()
     dist.destroy_process_group()
-    names = [(thread / "comm").read_text() for thread in Path("/proc/self/task").iterdir()]
-    if any("gloo" in name for name in names):
-        raise RuntimeError(f"the process group is still referenced: {' '.join(names)}")
+    until = time.monotonic() + _THREAD_SECONDS
+    while gloo := [name for name in _thread_names() if "gloo" in name]:
+        if time.monotonic() > until:
+            raise RuntimeError(f"the process group is still referenced: {' '.join(gloo)}")
+        time.sleep(0.01)
+
+
+def _thread_names() -> Iterator[str]:
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            yield (thread / "comm").read_text().strip()
 
 
 def seconds_together(task: Callable[[], object]) -> float:
@@ -82,7 +92,7 @@ def seconds_alternating(tasks: Sequence[Callable[[], object]]) -> list[float]:
     the machine's speed varies within minutes."""
     counts = [_of_a_window(task) for task in tasks]
     windows = [WindowTimer(_size(), _WINDOWS) for _ in tasks]
-    until = time.perf_counter() + _PATIENCE_SECONDS * len(tasks)
+    until = time.perf_counter() + _TIMEOUT_SECONDS * len(tasks)
     while _not_all(all(one.is_enough for one in windows) or time.perf_counter() > until):
         for task, count, window in zip(tasks, counts, windows, strict=True):
             window.tick()
@@ -99,7 +109,7 @@ def seconds_in_cycle(tasks: Sequence[Callable[[], object]]) -> list[float]:
     for task in tasks:
         task()
     cycles, times = WindowTimer(_size()), [_Cycles(len(tasks))]
-    until = time.perf_counter() + _PATIENCE_SECONDS * len(tasks)
+    until = time.perf_counter() + _TIMEOUT_SECONDS * len(tasks)
     cycles.tick()
     while _not_all(cycles.is_enough or time.perf_counter() > until):
         times[-1].run(tasks)

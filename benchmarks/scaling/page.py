@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.markdown import listed, table
-from benchmarks.scaling.cluster import SOURCES
 from benchmarks.scaling.forecast import BATCH
 from benchmarks.scaling.model import TERMS
+from benchmarks.scaling.rates import SOURCES
 
 _QUESTION = (
     "Where does the time of an update go, on one rank and on many? Does a model with separately "
@@ -74,8 +74,8 @@ def _constants(document: Mapping[str, Any]) -> str:
         for processes, constants in groups.items():
             for name, points in constants.items():
                 size, seconds = max((float(size), points[size]) for size in points)
-                told = [f"{size:,.3g}" if size < 1 else f"{size:,.0f}", f"{1000 * seconds:.3f}"]
-                rows.append([name, processes, *told, _rate(name, size, seconds, kind)])
+                cells = [f"{size:,.3g}" if size < 1 else f"{size:,.0f}", f"{1000 * seconds:.3f}"]
+                rows.append([name, processes, *cells, _rate(name, size, seconds, kind)])
     return table(("constant", "processes", "largest size", "ms", "that is"), sorted(rows))
 
 

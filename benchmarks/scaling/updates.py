@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.scaling.constants import Points
 from benchmarks.scaling.group import seconds_together
-from benchmarks.training.product_loop import Clock, ProductLoop, held, learned_before, random_sides
+from benchmarks.training.loops import Clock, ProductLoop, held, learned_before, random_sides
 from benchmarks.training.timing import WindowTimer
 from cmcl.contract.dataset import Shard
 from workers.train.data.order import Plan

@@ -21,7 +21,7 @@ from usearch.index import search as usearch_search
 
 from benchmarks.search.world import World
 from cmcl.contract.model import ModelSpec
-from workers.model.heads import ModalityHeads
+from workers.model.heads import ModalityHeads, initial_heads
 from workers.serve.collections.index import (
     FEW_ROWS,
     GRAPH_FROM_ROWS,
@@ -147,10 +147,11 @@ def _milliseconds(
 
 def _heads(spec: ModelSpec, seed: int) -> ModalityHeads:
     generator = torch.Generator().manual_seed(seed)
-    return ModalityHeads(
+    heads = initial_heads(spec)
+    return heads.replaced(
         {
-            modality: torch.randn(spec.width, width + 1, generator=generator) / width**0.5
-            for modality, width in spec.modalities.items()
+            modality: torch.randn(weight.shape, generator=generator) / weight.shape[1] ** 0.5
+            for modality, weight in heads.weights.items()
         }
     )
 

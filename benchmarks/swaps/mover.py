@@ -15,7 +15,7 @@ from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
 from workers.storage.object_store import ObjectStore
 from workers.storage.versions import write_live
 
-_PATIENCE = 20.0
+_TIMEOUT_SECONDS = 20.0
 # Every fifth swap is a rollback to the previous version, which is still in memory.
 _ROLLBACK_EVERY = 5
 
@@ -47,7 +47,7 @@ class Mover:
 
     def __init__(self, store: ObjectStore, address: str) -> None:
         self._store = store
-        self._client = httpx.Client(base_url=address, timeout=_PATIENCE)
+        self._client = httpx.Client(base_url=address, timeout=_TIMEOUT_SECONDS)
         self._generation = 1
 
     def close(self) -> None:

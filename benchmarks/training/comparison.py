@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.training.bare import AutogradLoop, BareLoop, batches
-from benchmarks.training.product_loop import (
+from benchmarks.training.loops import (
+    AutogradLoop,
+    BareLoop,
     Clock,
     ProductLoop,
+    batches,
     held,
     learned_before,
     random_sides,
@@ -99,7 +101,7 @@ class Comparison:
             "mask": ProductLoop(known, rows, batch, "mask"),
             "mask, streamed": ProductLoop(known, streamed, batch, "mask"),
             "mask, bfloat16": ProductLoop(known, rows, batch, "mask", "bfloat16"),
-            "improve": ProductLoop(known, rows, batch, "improve"),
+            "replay": ProductLoop(known, rows, batch, "replay"),
         }
         return {name: _our(loop) for name, loop in loops.items()}
 

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.training.bare import Sides
+from benchmarks.training.loops import Sides
 from benchmarks.training.timing import WindowTimer
 
 _RATE, _DECAY = 1e-4, 1e-3

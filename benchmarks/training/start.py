@@ -1,7 +1,7 @@
 """Time from the submission of a warm job to its first update, on the whole local system.
 
 It is measured outside the job: spec.json appears in the store just before the job is submitted to
-Ray, and progress.json has the phases and the first update. Both are polled every few milliseconds.
+Ray, and its progress has the phases and the first update. Both are polled every few milliseconds.
 """
 
 import time
@@ -12,16 +12,17 @@ from statistics import median
 from typing import Any
 
 from cmcl.client import Client
-from cmcl.contract.job import Progress
-from cmcl.contract.model import ModelSpec
+from cmcl.contract.model import ModelSpec, ProtectionSpec
 from cmcl.demo.stream import Stream, read_stream
-from cmcl.ports import Ports
 from cmcl.stack import LocalStack
+from cmcl.stack_host import Ports
 from workers.storage import layout
+from workers.storage.local import LocalStore
+from workers.storage.running import newest_progress
 
 _MODEL = "start"
 _LOOK_SECONDS = 0.005
-_PATIENCE_SECONDS = 120.0
+_TIMEOUT_SECONDS = 120.0
 # For the first datasets the ranks still import modules and compile.
 _COLD = 1
 
@@ -30,29 +31,30 @@ _COLD = 1
 class StartTimes:
     """Times at which each phase of an attempt's job was first observed."""
 
-    folder: Path
+    store: LocalStore
+    job: str
     at: dict[str, float] = field(default_factory=dict)
 
     def watch(self) -> None:
         """Poll until the first update. Raises TimeoutError."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
         while "first update" not in self.at:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no first update in {_PATIENCE_SECONDS:g} s: {self.at}")
-            self._look()
+                raise TimeoutError(f"no first update in {_TIMEOUT_SECONDS:g} s: {self.at}")
+            self._poll()
             time.sleep(_LOOK_SECONDS)
 
-    def _look(self) -> None:
-        spec, progress = self.folder / "spec.json", self.folder / "progress.json"
+    def _poll(self) -> None:
+        spec = self.store.root / layout.run_spec(self.job, 1)
         if spec.is_file():
             self.at.setdefault("submission", spec.stat().st_mtime)
-        if not progress.is_file():
+        reported = newest_progress(self.store, self.job, 1)
+        if reported is None:
             return
-        told = Progress.model_validate_json(progress.read_bytes())
         # The job's own time, because it was written before it was observed.
-        self.at.setdefault(told.phase, told.at.timestamp())
-        if told.phase == "training" and told.updates_done:
-            self.at.setdefault("first update", told.at.timestamp())
+        self.at.setdefault(reported.phase, reported.at.timestamp())
+        if reported.phase == "training" and reported.updates_done:
+            self.at.setdefault("first update", reported.at.timestamp())
 
     def parts(self) -> dict[str, float]:
         """Return the seconds between consecutive phases, by the name of the later one, and
@@ -69,7 +71,8 @@ def measure_start(stream_folder: Path, folder: Path, ranks: int) -> dict[str, An
         folder, Ports.free(), ranks=ranks, allowed_prefixes=(stream.folder.as_uri(),)
     )
     with stack, Client(stack.service_url, stack.embeddings_url) as client:
-        client.create_model(_MODEL, ModelSpec(modalities=stream.modalities))
+        replayed = ProtectionSpec(policy="replay")
+        client.create_model(_MODEL, ModelSpec(modalities=stream.modalities, protection=replayed))
         found = [_one(client, stack, stream, number) for number in range(len(stream.datasets))]
     warm = [one["total"] for one in found[_COLD:]]
     return {
@@ -85,7 +88,7 @@ def _one(client: Client, stack: LocalStack, stream: Stream, number: int) -> dict
     dataset = stream.datasets[number]
     accepted = client.add_dataset(_MODEL, dataset.name, dataset.pair, dataset.shards)
     job = str(accepted["job"]["id"])
-    sightings = StartTimes(stack.folder / "store" / layout.run_prefix(job, 1))
+    sightings = StartTimes(LocalStore(stack.folder / "store"), job)
     sightings.watch()
     client.watch(job, poll_seconds=0.1)
     return sightings.parts()

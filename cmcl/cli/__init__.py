@@ -17,13 +17,17 @@ import typer
 import typer.main
 
 from cmcl.cli import (
-    candidates,
+    apply,
+    canaries,
     collections,
     datasets,
     jobs,
     keys,
     local,
+    mcp,
+    mirror,
     models,
+    overview,
     queries,
     versions,
     webhooks,
@@ -41,26 +45,36 @@ def _show_version(is_asked: bool) -> None:
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 for name, group in {
     "model": models.app,
+    "encoder": models.encoder_app,
     "dataset": datasets.app,
     "job": jobs.app,
     "version": versions.app,
-    "candidate": candidates.app,
+    "canary": canaries.app,
     "collection": collections.app,
     "key": keys.app,
     "webhook": webhooks.app,
+    "mirror": mirror.app,
     "admin": local.app,
 }.items():
     app.add_typer(group, name=name)
-for command in (versions.promote, versions.rollback, versions.history):
+for command in (overview.overview, versions.promote, versions.rollback, versions.history):
     app.command()(command)
+models.app.command("summary")(overview.model_summary)
+models.app.command("capacity")(overview.model_capacity)
+versions.app.command("history")(overview.version_history)
 app.command("upload")(datasets.upload_files)
-app.command()(datasets.preflight)
+app.command("apply")(apply.apply)
 for query in (queries.embed, queries.similarity, queries.migrate):
     app.command()(query)
 app.command()(collections.search)
 app.command()(keys.whoami)
+app.command()(keys.quotas)
+app.command("mcp")(mcp.mcp)
 app.command()(local.up)
 app.command()(local.demo)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    local.reproduce
+)
 
 
 @app.callback()

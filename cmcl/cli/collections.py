@@ -9,15 +9,18 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cmcl.cli.console import Columns, fields, say, show, show_all, table
-from cmcl.cli.items import parse_filter, read_items, read_query
 from cmcl.cli.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, OfModel, Yes
-from cmcl.client import Client, Collection, SearchHit, SearchResults
+from cmcl.cli.queries import parse_filter, read_items, read_media, read_query
+from cmcl.client import Client, Collection, SearchHit, SearchResults, StoredItem
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Collections of items, searched with the live version of their model.",
 )
 
+
+# Of one request, which waits until they are encoded.
+_FILES_AT_ONCE = 32
 
 CollectionName = Annotated[str, typer.Argument(metavar="COLLECTION", help="name of the collection")]
 
@@ -34,6 +37,11 @@ _COLUMNS: Columns[Collection] = {
     "version": lambda each: each.searched.version if each.searched else None,
     "rows": _rows,
     "stored": lambda each: f"{each.stored_bytes / 1e6:.1f} MB",
+}
+_ITEMS: Columns[StoredItem] = {
+    "id": lambda item: item.id,
+    "modality": lambda item: item.modality,
+    "payload": lambda item: json.dumps(item.payload, ensure_ascii=False) if item.payload else None,
 }
 _HITS: Columns[SearchHit] = {
     "score": lambda hit: hit.score,
@@ -93,15 +101,38 @@ def add_items(
     name: CollectionName,
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="JSON lines: id, modality, feature or text, payload"),
+        typer.Argument(
+            metavar="FILE",
+            help="JSON lines: id, modality, feature or text, payload; with --modality a picture, sound or "
+            "video, or a folder of them",
+        ),
     ],
+    modality: Annotated[
+        str | None, typer.Option(help="modality of the raw files; it must be bound to an encoder")
+    ] = None,
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Add items from a file. Items with the same ids are replaced."""
+    """Add items from a file or a folder. Items with the same ids are replaced."""
     with Client(embeddings_url=embeddings_url) as client:
-        written = client.add_items(name, read_items(file))
+        if modality is None:
+            written = client.add_items(name, read_items(file))
+        else:
+            written = client.add_items(name, read_media(file, modality), _FILES_AT_ONCE)
     say(f"{name} is at revision {written.revision}", written, as_json)
+
+
+@app.command("items")
+def list_items(
+    name: CollectionName,
+    modality: Annotated[str | None, typer.Option(help="items of this modality alone")] = None,
+    embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
+    as_json: AsJson = False,
+) -> None:
+    """List items with their payloads."""
+    with Client(embeddings_url=embeddings_url) as client:
+        hint = f"no items yet; add some: cmcl collection add {name} FILE"
+        show_all(client.collection_items(name, modality), as_json, _ITEMS, hint)
 
 
 @app.command("remove")
@@ -122,7 +153,10 @@ def export_collection(
     name: CollectionName,
     out: Annotated[Path, typer.Option(help="file to write")],
     form: Annotated[
-        str, typer.Option("--format", help="qdrant, pgvector, or pgvector-ddl for its table")
+        str,
+        typer.Option(
+            "--format", help="qdrant, pgvector, pgvector-ddl for its table, parquet, or arrow"
+        ),
     ] = "qdrant",
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
 ) -> None:

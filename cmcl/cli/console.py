@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -52,8 +53,14 @@ def show(document: T, as_json: bool, view: Callable[[T], RenderableType]) -> Non
         stdout().print(view(document))
 
 
-def show_all(items: Iterable[T], as_json: bool, columns: Columns[T], empty: str) -> None:
-    """Print a list as JSON lines or as a table. `empty` is the message for an empty table."""
+def show_all(
+    items: Iterable[T], as_json: bool, columns: Columns[T], empty: str, limit: int | None = None
+) -> None:
+    """Print a list, or its first `limit` items, as JSON lines or as a table.
+
+    `empty` is the message for an empty table.
+    """
+    items = islice(items, limit)
     if as_json:
         for item in items:
             print_json(item)

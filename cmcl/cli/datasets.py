@@ -1,41 +1,44 @@
-"""`cmcl dataset`, `upload` and `preflight`."""
+"""`cmcl dataset` and `upload`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Group, RenderableType
-from rich.text import Text
 
-from cmcl.cli.console import Columns, Grid, as_text, fields, print_json, say, show, show_all, stdout
+from cmcl.cli.console import Columns, print_json, say, show, show_all, stderr, stdout
+from cmcl.cli.dataset_views import dataset_view, report_view, state
 from cmcl.cli.errors import CommandError
 from cmcl.cli.options import (
     DEFAULT_URL,
     AsJson,
     DatasetId,
+    ListOrder,
+    MostItems,
     OfAnyModel,
     OfModel,
     PairText,
     Sources,
     Upload,
     Url,
+    Watch,
     name_of,
     parse_pair,
 )
-from cmcl.cli.progress import follow, upload_bars
-from cmcl.client import AcceptedDataset, Client, Dataset, DatasetSummary, Preflight
-from cmcl.contract.preflight import Outlook
+from cmcl.cli.progress import follow, upload_bars, with_file_names
+from cmcl.client import AcceptedDataset, Client, Dataset, DatasetSummary, InvalidArgument
+from cmcl.client.files import raw_path
+from cmcl.client.raw_folder import RawFolder, read_raw_folder, write_manifest
+from cmcl.contract.dataset import RejectedRow
+from cmcl.contract.modality import ModalityPair
 
-_LEGEND = (
-    "free: share of the head's entries that may change, now and after this dataset. "
-    "learnable share: share of the dataset's energy on these entries. "
-    "familiarity: share of the features in the directions of earlier ones, beyond chance: 1 is all, "
-    "0 is chance, as with features of another encoder."
-)
 app = typer.Typer(
     no_args_is_help=True,
-    help="Datasets of paired features. Training turns each one into a version.",
+    help="Datasets of pairs, raw or as features. Training turns each one into a version.",
 )
+
+# Named files that are missing, of each folder.
+_MOST_MISSING = 5
 
 Evaluation = Annotated[
     list[str] | None, typer.Option(help="held-out folder, file or address; repeatable")
@@ -43,18 +46,39 @@ Evaluation = Annotated[
 Share = Annotated[
     float | None, typer.Option(min=0, max=0.5, help="share of rows to hold out, e.g. 0.1")
 ]
-Watch = Annotated[
-    bool,
+MaxBadShare = Annotated[
+    float | None,
     typer.Option(
-        "--watch", help="follow the job to its end; exit code 3 if it ends without a version"
+        min=0,
+        max=1,
+        help="largest share of rows that may be unusable and is left out; default 0.01 of raw rows, 0 of "
+        "features",
     ),
 ]
-
-
-def _state(dataset: DatasetSummary) -> str:
-    if dataset.quarantine_reason:
-        return f"quarantined: {dataset.quarantine_reason}"
-    return "sealed" if dataset.sealed_at else "open"
+EvaluateOnly = Annotated[
+    bool,
+    typer.Option(
+        "--evaluate-only",
+        help="learn nothing of it: measure recall on all its rows, with the live version and every later "
+        "one; the pair need never have been trained",
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="prepare it, print what a training would meet, and keep nothing; exit code 1 if it "
+        "would be rejected",
+    ),
+]
+ManifestFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--write-manifest",
+        metavar="FILE",
+        help="only write the manifest (JSONL) of a folder of raw files, and send nothing",
+    ),
+]
 
 
 _COLUMNS: Columns[DatasetSummary] = {
@@ -63,8 +87,14 @@ _COLUMNS: Columns[DatasetSummary] = {
     "model": lambda dataset: dataset.model,
     "pair": lambda dataset: str(dataset.pair),
     "rows": lambda dataset: dataset.rows,
-    "state": _state,
+    "state": state,
     "created": lambda dataset: dataset.created_at,
+}
+_REJECTED_COLUMNS: Columns[RejectedRow] = {
+    "id": lambda row: row.id,
+    "file": lambda row: row.file,
+    "row": lambda row: row.row,
+    "reason": lambda row: row.reason,
 }
 
 
@@ -79,25 +109,50 @@ def add_dataset(  # noqa: PLR0913 - the options of a dataset
     ] = None,
     evaluation: Evaluation = None,
     evaluation_share: Share = None,
+    max_bad_share: MaxBadShare = None,
+    evaluate_only: EvaluateOnly = False,
+    dry_run: DryRun = False,
+    manifest: ManifestFile = None,
     upload: Upload = "auto",
     watch: Watch = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Post a dataset and start its job. A folder stands for all its shards."""
+    """Post a dataset and start its job.
+
+    A folder stands for all its shards, or for its raw files: images with captions, COCO, Flickr30k,
+    Clotho, AudioCaps, or a metadata file (docs/datasets.md).
+    """
     title, modalities = name or name_of(shards[0]), parse_pair(pair)
+    found = _raw_folders(shards, modalities)
+    if manifest is not None:
+        _write_manifest(found, manifest)
+        return
+    _print_found(found)
+    if dry_run and evaluate_only:
+        raise typer.BadParameter(
+            "a dataset that is not learned has nothing to report on; leave out one of the two",
+            param_hint="--dry-run, --evaluate-only",
+        )
     with Client(url) as client:
         with upload_bars() as on_upload:
-            accepted = client.add_dataset(
+            post = partial(
+                client.dry_run
+                if dry_run
+                else partial(client.add_dataset, evaluate_only=evaluate_only),
                 *(model, title, modalities, shards, evaluation or ()),
                 evaluation_share=evaluation_share,
+                max_bad_share=max_bad_share,
                 upload=upload,
                 on_upload=on_upload,
             )
-        job = accepted.job.id
-        say(_accepted(accepted, title), accepted, as_json)
+            posted: AcceptedDataset | Dataset = post()
+        if isinstance(posted, Dataset):
+            _show_report(client, posted, as_json)
+            return
+        say(_accepted(posted, title), posted, as_json)
         if watch:
-            follow(client, job, as_json)
+            follow(client, posted.job.id, as_json)
 
 
 @app.command("open")
@@ -110,6 +165,7 @@ def open_dataset(  # noqa: PLR0913 - the options of a dataset
     ] = None,
     *,
     evaluation_share: Share = None,
+    evaluate_only: EvaluateOnly = False,
     upload: Upload = "auto",
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
@@ -119,6 +175,7 @@ def open_dataset(  # noqa: PLR0913 - the options of a dataset
         opened = client.open_dataset(
             *(model, name, parse_pair(pair), shards or ()),
             evaluation_share=evaluation_share,
+            evaluate_only=evaluate_only,
             upload=upload,
             on_upload=on_upload,
         )
@@ -158,27 +215,62 @@ def seal_dataset(
 
 @app.command("list")
 def list_datasets(
-    model: OfAnyModel = None, url: Url = DEFAULT_URL, as_json: AsJson = False
+    model: OfAnyModel = None,
+    order: ListOrder = "asc",
+    limit: MostItems = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
 ) -> None:
     """List datasets, oldest first."""
     with Client(url) as client:
         of_model = f" of model {model}" if model else ""
         hint = "no datasets{} yet; post one: cmcl dataset add SHARDS --pair FIRST,SECOND"
-        show_all(client.datasets(model), as_json, _COLUMNS, hint.format(of_model))
+        found = client.datasets(model, order)
+        show_all(found, as_json, _COLUMNS, hint.format(of_model), limit)
 
 
 @app.command("show")
 def show_dataset(dataset: DatasetId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Show a dataset with its shards."""
+    """Show a dataset with its shards, the first rows that were left out, and the report of a dry run."""
     with Client(url) as client:
-        show(client.dataset(dataset), as_json, _view)
+        show(client.dataset(dataset), as_json, dataset_view)
+
+
+@app.command("rejected")
+def list_rejected_rows(dataset: DatasetId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the rows that were left out, with the reason of each."""
+    with Client(url) as client:
+        rows = client.rejected_rows(dataset)
+        show_all(rows, as_json, _REJECTED_COLUMNS, f"no rows of {dataset} were left out")
 
 
 @app.command("delete")
-def delete_dataset(dataset: DatasetId, url: Url = DEFAULT_URL) -> None:
-    """Delete a dataset that is open, or whose job ended without a version."""
+def delete_dataset(
+    dataset: DatasetId,
+    unlearn: Annotated[
+        bool, typer.Option("--unlearn", help="publish a version that never saw the dataset")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="with --unlearn: the model that unlearns it; default the one it was posted to"
+        ),
+    ] = None,
+    watch: Watch = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a dataset that is open, measured only, or whose job ended without a version; or unlearn one that was learned."""
+    if not unlearn and (model is not None or watch):
+        raise InvalidArgument("--model and --watch need --unlearn")
     with Client(url) as client:
-        client.delete_dataset(dataset)
+        if not unlearn:
+            client.delete_dataset(dataset)
+            return
+        job = client.unlearn_dataset(dataset, model)
+        say(f"job {job.id} unlearns dataset {dataset} from model {job.model}", job, as_json)
+        if watch:
+            follow(client, job.id, as_json)
 
 
 def upload_files(
@@ -204,76 +296,40 @@ def _accepted(accepted: AcceptedDataset, name: str) -> str:
     return f"existing dataset {known.id} ({known.name}), job {job}; the name {name} is not used"
 
 
-def _view(dataset: Dataset) -> RenderableType:
-    return fields(
-        {
-            "dataset": dataset.id,
-            "name": dataset.name,
-            "model": dataset.model,
-            "pair": str(dataset.pair),
-            "rows": dataset.rows,
-            "job": dataset.job,
-            "state": _state(dataset),
-            "shards": "\n".join(shard.uri for shard in dataset.shards),
-            "held out": "\n".join(shard.uri for shard in dataset.evaluation_shards),
-            "held-out share": dataset.evaluation_share,
-            "created": dataset.created_at,
-            "sealed": dataset.sealed_at,
-        }
-    )
+def _raw_folders(sources: list[str], pair: ModalityPair) -> list[RawFolder]:
+    """The folders of raw files among the sources. Raises InvalidArgument."""
+    paths = [path for source in sources if (path := raw_path(source)) is not None]
+    return [found for path in paths if (found := read_raw_folder(path, pair)) is not None]
 
 
-def preflight(
-    shards: Sources,
-    pair: PairText,
-    model: OfModel,
-    upload: Upload = "auto",
-    url: Url = DEFAULT_URL,
-    as_json: AsJson = False,
-) -> None:
-    """Check a dataset without posting it. Exit code 1 if it would be rejected. Nothing is trained."""
-    with Client(url) as client:
-        with upload_bars() as on_upload:
-            started = client.start_preflight(
-                model, parse_pair(pair), shards, upload=upload, on_upload=on_upload
-            )
-        answer = client.await_preflight(started.id)
-    show(answer, as_json, _preflight_view)
-    if answer.outlook is None:
-        raise CommandError(
-            f"pre-flight {answer.id} has no result: {answer.message or answer.state}"
+def _print_found(folders: list[RawFolder]) -> None:
+    """Print what was found in each folder, with the first files that are missing."""
+    for folder in folders:
+        stderr().print(str(folder), highlight=False, markup=False, soft_wrap=True)
+        for path in folder.missing[:_MOST_MISSING]:
+            stderr().print(f"  missing: {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _write_manifest(found: list[RawFolder], target: Path) -> None:
+    if len(found) != 1:
+        raise typer.BadParameter(
+            "give one folder of raw files whose layout is known (docs/datasets.md)",
+            param_hint="--write-manifest",
         )
-    if answer.outlook.refusals:
-        raise CommandError(f"the dataset would be rejected: {'; '.join(answer.outlook.refusals)}")
+    try:
+        write_manifest(found[0], target)
+    except OSError as error:
+        raise CommandError(f"{target} cannot be written: {error.strerror}") from error
+    stderr().print(f"{found[0]}; written to {target}", highlight=False, soft_wrap=True)
 
 
-def _preflight_view(preflight: Preflight) -> RenderableType:
-    outlook = preflight.outlook
-    if outlook is None:
-        return Text(f"{preflight.id}: {preflight.state}")
-    lines = [Text(f"• {sentence}") for sentence in outlook.advice]
-    return Group(_heads(outlook), Text(_LEGEND, style="dim"), *lines)
-
-
-def _heads(outlook: Outlook) -> Grid:
-    rows = []
-    for modality in outlook.pair:
-        found, head = outlook.findings.get(modality), outlook.heads.get(modality)
-        moments = head.moments if head else None
-        values = (
-            found.rows if found else None,
-            moments.free_share if moments else None,
-            moments.free_share_after if moments else None,
-            moments.learnable_share if moments else None,
-            moments.familiarity if moments else None,
-        )
-        rows.append([Text(modality), *map(as_text, values)])
-    headings = (
-        "modality",
-        "rows",
-        "free now",
-        "free after",
-        "learnable share",
-        "familiarity",
-    )
-    return Grid(headings, rows)
+def _show_report(client: Client, checked: Dataset, as_json: bool) -> None:
+    """Print the report of a dry run. Raises CommandError if the dataset would be rejected."""
+    if checked.report is None:
+        if as_json:
+            print_json(checked)
+        why = checked.quarantine_reason or client.job(str(checked.job)).message or "see its job"
+        raise CommandError(f"the dataset would be rejected: {with_file_names(client, why)}")
+    show(checked, as_json, report_view)
+    if checked.report.refusals:
+        raise CommandError(f"the dataset would be rejected: {'; '.join(checked.report.refusals)}")

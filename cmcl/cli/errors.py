@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from cmcl.cli.console import stderr
 from cmcl.client import CmclError, InvalidArgument, Unreachable
-from cmcl.ports import StackError
+from cmcl.stack_host import StackError
 
 
 class Exit(IntEnum):

@@ -5,10 +5,39 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from cmcl.cli.console import Cell, Columns, fields, print_json, say, show, show_all, stdout
-from cmcl.cli.options import DEFAULT_URL, AsJson, JobId, OfAnyModel, Reason, Url
-from cmcl.cli.progress import duration, figures, follow, with_file_names
-from cmcl.client import Client, Event, Job, JobProgress
+from cmcl.cli.console import (
+    Cell,
+    Columns,
+    fields,
+    print_json,
+    say,
+    show,
+    show_all,
+    stdout,
+)
+from cmcl.cli.dataset_views import evaluation_cell
+from cmcl.cli.job_views import ATTEMPT_COLUMNS, candidate_view, progress_view
+from cmcl.cli.options import (
+    DEFAULT_URL,
+    AsJson,
+    AttemptNumber,
+    JobId,
+    ListOrder,
+    MostItems,
+    OfAnyModel,
+    PictureFile,
+    Reason,
+    Url,
+    save_pictures,
+)
+from cmcl.cli.progress import (
+    duration,
+    figures,
+    follow,
+    preparation_figures,
+    with_file_names,
+)
+from cmcl.client import Client, Event, Job, JobProgress, Preparation
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,22 +64,89 @@ _COLUMNS: Columns[Job] = {
 def list_jobs(
     model: OfAnyModel = None,
     state: Annotated[str | None, typer.Option(help="only jobs in this state, e.g. running")] = None,
+    order: ListOrder = "asc",
+    limit: MostItems = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, oldest first."""
     with Client(url) as client:
-        show_all(client.jobs(model, state), as_json, _COLUMNS, _none(model, state))
+        found = client.jobs(model, state, order)
+        show_all(found, as_json, _COLUMNS, _none(model, state), limit)
 
 
 @app.command("show")
 def show_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Show a job with its state and progress."""
+    """Show a job with its state and progress, and the candidate of a job that is held."""
     with Client(url) as client:
         found = client.job(job)
         if found.message and not as_json:
             found = found.model_copy(update={"message": with_file_names(client, found.message)})
+        is_held = found.state == "held" and not as_json
+        candidate = client.candidate(job) if is_held else None
     show(found, as_json, _view)
+    if candidate is not None:
+        show(candidate, as_json, candidate_view)
+
+
+@app.command("candidate")
+def show_candidate(
+    job: JobId, picture: PictureFile = None, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Show the candidate of a job that is held or was rejected, beside its parent: what approving it would change."""
+    with Client(url) as client:
+        found = client.candidate(job)
+    show(found, as_json, candidate_view)
+    if picture is not None:
+        from cmcl.pictures import candidate_pictures
+
+        heading = f"candidate for {found.model}@{found.version}"
+        save_pictures(picture, heading, candidate_pictures(found))
+
+
+@app.command("attempts")
+def list_attempts(
+    job: JobId,
+    order: ListOrder = "asc",
+    limit: MostItems = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """List the attempts of a job with start, end and outcome."""
+    with Client(url) as client:
+        found = client.attempts(job, order)
+        show_all(found, as_json, ATTEMPT_COLUMNS, f"job {job} has had no attempt yet", limit)
+
+
+@app.command("progress")
+def show_progress(
+    job: JobId,
+    attempt: AttemptNumber = None,
+    picture: PictureFile = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show the progress of an attempt over time; JSON has all points."""
+    with Client(url) as client:
+        found = client.progress(job, attempt)
+    show(found, as_json, progress_view)
+    if picture is not None:
+        from cmcl.pictures import progress_picture
+
+        save_pictures(picture, f"job {job}", [progress_picture([found])])
+
+
+@app.command("log")
+def show_log(
+    job: JobId, attempt: AttemptNumber = None, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Print the end of an attempt's log."""
+    with Client(url) as client:
+        found = client.log(job, attempt)
+    if as_json:
+        print_json(found)
+    else:
+        stdout().print(found.text, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command("watch")
@@ -103,7 +199,7 @@ def job_events(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> N
         for event in client.events(job):
             if as_json:
                 print_json(event)
-            elif event.kind != "progress":
+            elif event.id is not None:
                 stdout().print(_line(event), soft_wrap=True, highlight=False, markup=False)
 
 
@@ -123,27 +219,36 @@ def _line(event: Event) -> str:
     return f"{when}  {event.kind:<18} {details}".rstrip()
 
 
-def _progress_cells(progress: JobProgress, *, is_running: bool) -> dict[str, Cell]:
-    """Return the reported figures of the phase. Only a running job has time left."""
-    left = progress.eta_seconds if is_running else None
+def _progress_cells(job: Job) -> dict[str, Cell]:
+    """Return the reported figures of the phase. Only what is in work has time left."""
+    now: JobProgress | Preparation | None = job.progress or job.preparation
+    if job.state == "preparing":
+        now = job.preparation
+    if now is None:
+        return {}
+    in_work = job.state == ("running" if isinstance(now, JobProgress) else "preparing")
+    left = now.eta_seconds if in_work else None
     time_left: dict[str, Cell] = {} if left is None else {"time left": duration(left)}
-    return {"phase": progress.phase, **figures(progress), **time_left, "reported": progress.at}
+    found = figures(now) if isinstance(now, JobProgress) else preparation_figures(now)
+    return {"phase": now.phase, **found, **time_left, "reported": now.at}
 
 
 def _view(job: Job) -> RenderableType:
-    progress, approval = job.progress, job.approval
+    approval = job.approval
     return fields(
         {
             "job": job.id,
+            "kind": job.kind,
             "model": job.model,
             "dataset": job.dataset,
-            "state": job.state,
+            "state": f"{job.state} (dry run)" if job.dry_run else job.state,
             "reason": job.reason,
             "message": job.message,
             "attempt": job.attempt,
-            **(_progress_cells(progress, is_running=job.state == "running") if progress else {}),
+            **_progress_cells(job),
             "parent version": job.parent_version,
             "version": _made(job),
+            "recall": evaluation_cell(job.evaluation),
             "approval": f"{approval.decision} by {approval.actor}: {approval.reason or '-'}"
             if approval
             else None,

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from cmcl.cli.console import Columns, fields, show, show_all, stdout
 from cmcl.cli.options import DEFAULT_URL, AsJson, KeyId, Url
-from cmcl.client import ApiKey, Client, NewApiKey, Whoami
+from cmcl.client import ApiKey, Client, NewApiKey, Quotas, Whoami
 
 app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 
@@ -65,6 +65,18 @@ def whoami(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         show(client.whoami(), as_json, _identity)
 
 
+def quotas(
+    owner: Annotated[
+        str | None, typer.Option(help="of this owner, with the operator's key")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show what you use of your quotas."""
+    with Client(url) as client:
+        show(client.quotas(owner), as_json, _used)
+
+
 def _view(key: NewApiKey) -> RenderableType:
     secret = key.key.get_secret_value() if key.key else None
     text = fields(
@@ -84,3 +96,13 @@ def _view(key: NewApiKey) -> RenderableType:
 def _identity(who: Whoami) -> RenderableType:
     scopes = ", ".join(who.scopes)
     return fields({"name": who.name, "owner": who.owner or "all", "scopes": scopes})
+
+
+def _used(found: Quotas) -> RenderableType:
+    rows = {
+        name.replace(
+            "_", " "
+        ): f"{quota.used} of {'any number' if quota.limit is None else quota.limit}"
+        for name, quota in found.quotas.items()
+    }
+    return fields({"owner": found.owner, **rows})

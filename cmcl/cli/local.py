@@ -10,26 +10,34 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from cmcl.cli.console import stderr, stdout
 from cmcl.cli.errors import CommandError
 from cmcl.cli.options import AsJson
-from cmcl.ports import Ports, StackError
+from cmcl.contract.encoder import EncoderSpec, parse_encoder
 from cmcl.stack import LocalStack
+from cmcl.stack_host import Ports, StackError
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Commands for operators, while no service runs.",
 )
+_ENCODERS = TypeAdapter(tuple[EncoderSpec, ...])
 # A file that identifies each package.
-_FILES = {"service": Path("jobs/reconciler.py"), "workers": Path("train/job.py")}
+_FILES = {
+    "service": Path("jobs/reconciler.py"),
+    "workers": Path("train/job.py"),
+    "benchmarks": Path("paper/__main__.py"),
+}
+_SYSTEM = ("service", "workers")
 _WHERE = (
     "run it from a checkout of cmcl (`make setup`, then `.venv/bin/cmcl`), or in an image "
     "(docs/deploying.md)"
@@ -38,11 +46,13 @@ _WHERE = (
 _LISTENING = (
     "The control plane, the endpoint and the dashboard listen on 127.0.0.1. Ray's own ports listen on "
     "all interfaces and require a token of this run. Ray's metrics listen on all interfaces without "
-    "authentication; they contain names and counts, no data. Use a firewall on an untrusted network."
+    "authentication; they contain names and counts, no data. So do torch's TCPStore and gloo while a "
+    "dataset is trained on several ranks: who reaches them can disturb the training. Use a firewall on an "
+    "untrusted network."
 )
 
 
-def up(  # noqa: PLR0913 - each part has its options
+def up(  # noqa: PLR0913, PLR0917 - each part has its options
     folder: Annotated[Path, typer.Option(help="folder for database, store and logs")] = Path(
         ".cmcl/up"
     ),
@@ -58,7 +68,16 @@ def up(  # noqa: PLR0913 - each part has its options
     encoder: Annotated[
         list[str] | None,
         typer.Option(
-            help="encoder, MODALITY=KIND:WIDTH[:MODEL], e.g. text=synthetic:384; repeatable"
+            help="encoder that models can bind a modality to: NAME=KIND:TAKES:WIDTH[:MODEL], e.g. "
+            "words=synthetic:text:384, or its declaration as JSON; repeatable"
+        ),
+    ] = None,
+    encoders: Annotated[
+        Path | None,
+        typer.Option(
+            help="file with a JSON list of encoders (docs/settings.md, An encoder); kinds module:Class are "
+            "imported from its folder",
+            dir_okay=False,
         ),
     ] = None,
     *,
@@ -69,10 +88,19 @@ def up(  # noqa: PLR0913 - each part has its options
 ) -> None:
     """Run the whole system on this machine until Ctrl-C."""
     _check_parts("cmcl up", "alembic", "ray")
-    _check_encoders(encoder or [])
+    declared = (*_parse_encoders(encoder or []), *(_read_encoders(encoders) if encoders else ()))
+    _check_names(declared)
     prefixes = tuple(allow) if allow else (Path.cwd().as_uri(),)
     ports = Ports.free(port, embeddings_port)
-    stack = LocalStack(folder, ports, ranks, prefixes, encoders=tuple(encoder or ()), keys=keys)
+    stack = LocalStack(
+        folder,
+        ports,
+        ranks,
+        prefixes,
+        encoders=declared,
+        keys=keys,
+        plugins=encoders and encoders.parent,
+    )
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
@@ -85,8 +113,12 @@ def up(  # noqa: PLR0913 - each part has its options
         stderr().print("stopping ...")
 
 
-def demo(
+def demo(  # noqa: PLR0913, PLR0917 - each part has its options
     stream: Annotated[Path, typer.Option(help="folder with stream.json")] = Path("examples/stream"),
+    raw: Annotated[Path, typer.Option(help="folder with raw pairs")] = Path("examples/raw"),
+    encoders: Annotated[
+        Path, typer.Option(help="file with a JSON list of the encoders of the raw pairs")
+    ] = Path("examples/encoders/encoders.json"),
     folder: Annotated[Path, typer.Option(help="folder for all files; emptied first")] = Path(
         ".cmcl/demo"
     ),
@@ -100,11 +132,12 @@ def demo(
 
     The last line on stdout is one JSON document; with --json, it is the only one.
     """
-    _check_parts("cmcl demo", "alembic", "matplotlib", "pyarrow", "ray")
-    # Imported here, because only this command needs matplotlib.
+    _check_parts("cmcl demo", "alembic", "pyarrow", "ray")
+    # Imported here, because only this command needs pyarrow.
     from cmcl.demo.run import DemoError, DemoOptions, run_demo
 
-    options = DemoOptions(stream, folder, ranks, queries_per_second)
+    declared = _read_encoders(encoders)
+    options = DemoOptions(stream, raw, folder, ranks, queries_per_second, declared, encoders.parent)
     console = Console(stderr=True) if as_json else Console()
     try:
         code = run_demo(options, console)
@@ -113,19 +146,75 @@ def demo(
     raise typer.Exit(code)
 
 
-def _check_encoders(encoders: list[str]) -> None:
-    """Check encoder options in a subprocess, because workers define the kinds. Raises BadParameter."""
-    if not encoders:
-        return
-    command = [sys.executable, "-m", "workers.serve.encoders.spec", *encoders]
-    checked = subprocess.run(command, capture_output=True, text=True, check=False)
-    if checked.returncode:
-        lines = checked.stderr.strip().splitlines() or ["cannot be parsed"]
-        raise typer.BadParameter(lines[-1], param_hint="--encoder")
+def reproduce(  # noqa: PLR0913 - each part has its options
+    context: typer.Context,
+    root: Annotated[
+        Path | None, typer.Option(help="folder with the seven sources, as downloaded")
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="imagebind, languagebind, unibind, or fake- and one of these"),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="names, comma-separated; by default all that are known")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="number of seeds, from 0")] = None,
+    preset: Annotated[
+        Literal["product", "paper"], typer.Option(help="settings: the product's, or as published")
+    ] = "product",
+    *,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="make small folders of the same layouts, and run on them")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the experiments of the paper on its sources, and print its table beside ours.
+
+    Further options are those of `python -m benchmarks.paper --help`. docs/reproducing.md is a guide.
+    """
+    _check_parts("cmcl reproduce", "pyarrow", "torch", parts=("workers", "benchmarks"))
+    given = {"--root": root, "--encoder": encoder, "--methods": methods, "--seeds": seeds}
+    options = [part for name, value in given.items() if value is not None for part in (name, value)]
+    flags = [name for name, is_set in {"--tiny": tiny, "--json": as_json}.items() if is_set]
+    arguments = [*map(str, options), "--preset", preset, *flags, *context.args]
+    command = [sys.executable, "-m", "benchmarks.paper", *arguments]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def _parse_encoders(texts: list[str]) -> list[EncoderSpec]:
+    """The encoders of `--encoder`. Raises BadParameter."""
+    try:
+        return [parse_encoder(text) for text in texts]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--encoder") from error
+
+
+def _read_encoders(path: Path) -> tuple[EncoderSpec, ...]:
+    """The encoders of a file. Raises BadParameter."""
+    try:
+        return _ENCODERS.validate_json(path.read_bytes())
+    except OSError as error:
+        raise typer.BadParameter(str(error), param_hint="--encoders") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        message = f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}"
+        raise typer.BadParameter(message, param_hint="--encoders") from error
+
+
+def _check_names(encoders: Sequence[EncoderSpec]) -> None:
+    """Raises BadParameter."""
+    names = [encoder.name for encoder in encoders]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise typer.BadParameter(
+            f"encoder {twice[0]!r} is declared twice; names must differ",
+            param_hint="--encoder, --encoders",
+        )
 
 
 def _print_addresses(stack: LocalStack, as_json: bool) -> None:
     addresses = {
+        "page": stack.page_url,
         "control plane": f"{stack.service_url}/docs",
         "embeddings": f"{stack.embeddings_url}/v1/embeddings",
         "Ray dashboard": stack.dashboard_url,
@@ -134,7 +223,11 @@ def _print_addresses(stack: LocalStack, as_json: bool) -> None:
     }
     if as_json:
         urls = {"service_url": stack.service_url, "embeddings_url": stack.embeddings_url}
-        more = {"dashboard_url": stack.dashboard_url, "store_uri": stack.store_uri}
+        more = {
+            "page_url": stack.page_url,
+            "dashboard_url": stack.dashboard_url,
+            "store_uri": stack.store_uri,
+        }
         key = {"operator_key": stack.operator_key} if stack.keys else {}
         print(json.dumps({**urls, **more, **key}), flush=True)
         return
@@ -198,17 +291,19 @@ def _run_service(arguments: list[str], environment: dict[str, str]) -> int:
     return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
 
 
-def _check_parts(command: str, *libraries: str) -> None:
-    """Raise CommandError unless `python -m` would run cmcl's `service` and `workers` from here.
+def _check_parts(command: str, *libraries: str, parts: Sequence[str] = _SYSTEM) -> None:
+    """Raise CommandError unless `python -m` would run cmcl's packages `parts` from here.
 
     libraries: further modules that `command` needs.
     """
-    for name in _FILES:
+    for name in parts:
         if not any(map(_is_ours, _folders_of(name))):
-            raise CommandError(
-                f"`{command}` needs the control plane and the workers, but only the client is "
-                f"installed here: {_WHERE}"
+            needed = (
+                "the control plane and the workers, but only the client is installed here"
+                if name in _SYSTEM
+                else f"the folder {name} of a checkout, which images do not contain"
             )
+            raise CommandError(f"`{command}` needs {needed}: {_WHERE}")
         # Python looks in the current folder first.
         here = Path.cwd() / name
         if (here / "__init__.py").is_file() and not _is_ours(here):

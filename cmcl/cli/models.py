@@ -1,4 +1,4 @@
-"""`cmcl model`: create, branch, delete, and set policies."""
+"""`cmcl model`: create, branch, merge, delete, and set policies."""
 
 from typing import Annotated, Any
 
@@ -9,24 +9,31 @@ from cmcl.cli.console import Columns, fields, say, show, show_all
 from cmcl.cli.options import (
     DEFAULT_URL,
     AsJson,
+    ListOrder,
     ModelName,
+    MostItems,
     Url,
+    Watch,
     Yes,
     exact_version,
     from_options,
 )
-from cmcl.client import Client, Model, Policy
-from cmcl.contract.model import ModelSpec
+from cmcl.cli.progress import follow
+from cmcl.client import Client, Encoder, Model, Policy
+from cmcl.contract.model import ModalitySpec, ModelSpec
 from cmcl.contract.policy import GatePolicy
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Models: create, list, branch, delete, and set the policy for new versions.",
+    help="Models: create, list, branch, merge, delete, and set the policy for new versions.",
 )
 
 
-def _widths(model: Model) -> str:
-    return ", ".join(f"{name} {width}" for name, width in model.modalities.items())
+def _modalities(model: Model) -> str:
+    return ", ".join(
+        f"{name} {each.width}" + (f" ({each.encoder})" if each.encoder else "")
+        for name, each in model.modalities.items()
+    )
 
 
 _COLUMNS: Columns[Model] = {
@@ -35,7 +42,7 @@ _COLUMNS: Columns[Model] = {
     "live": lambda model: model.live_version,
     "method": lambda model: model.method,
     "width": lambda model: model.width,
-    "modalities": _widths,
+    "modalities": _modalities,
 }
 _BOUNDS = ("max-drift", "min-backward-transfer", "min-gain")
 
@@ -45,7 +52,10 @@ def create_model(  # noqa: PLR0913 - a model's specification
     name: Annotated[str, typer.Argument(metavar="NAME", help="name of the model")],
     modality: Annotated[
         list[str],
-        typer.Option(help="NAME=WIDTH of the features; repeat for at least two modalities"),
+        typer.Option(
+            help="NAME=WIDTH of the features, or NAME=@ENCODER for raw items; repeat for at least two "
+            "modalities"
+        ),
     ],
     *,
     width: Annotated[int, typer.Option(help="width of the embeddings")] = 256,
@@ -53,7 +63,11 @@ def create_model(  # noqa: PLR0913 - a model's specification
         str, typer.Option(help="training method; methods other than nullspace are baselines")
     ] = "nullspace",
     policy: Annotated[
-        str, typer.Option(help="improve (replay earlier datasets) or preserve (keep their scores)")
+        str,
+        typer.Option(
+            help="improve (solve all heads from moments), replay (train on rows, replay earlier datasets) "
+            "or preserve (keep earlier scores)"
+        ),
     ] = "improve",
     max_drift: Annotated[
         float | None, typer.Option(help="largest relative drift of earlier scores")
@@ -61,6 +75,12 @@ def create_model(  # noqa: PLR0913 - a model's specification
     stable_index: Annotated[
         bool, typer.Option("--stable-index", help="keep the scores of stored vectors")
     ] = False,
+    lift: Annotated[
+        int | None,
+        typer.Option(
+            help="random features appended to each modality; default: up to 1024 under improve, else 0"
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="passes over each dataset; default 10")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="rows per update, over all ranks; default 128")
@@ -74,31 +94,70 @@ def create_model(  # noqa: PLR0913 - a model's specification
 ) -> None:
     """Create a model. Repeating the command with the same options returns the same model."""
     training = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    spec = from_options(
-        ModelSpec,
-        {
-            "width": width,
-            "modalities": dict(_modality_width(text) for text in modality),
-            "method": method,
-            "protection": {
-                "policy": policy,
-                "max_drift": max_drift,
-                "stable_index": stable_index,
-            },
-            "training": {name: value for name, value in training.items() if value is not None},
-            "seed": seed,
-        },
-    )
+    options = {
+        "width": width,
+        "method": method,
+        "lift": lift,
+        "protection": {"policy": policy, "max_drift": max_drift, "stable_index": stable_index},
+        "training": {name: value for name, value in training.items() if value is not None},
+        "seed": seed,
+    }
     with Client(url) as client:
+        modalities = _bound_to_encoders(client, dict(map(_modality, modality)))
+        spec = from_options(ModelSpec, {**options, "modalities": modalities})
         show(client.create_model(name, spec), as_json, _view)
 
 
+@app.command("add-modality")
+def add_modality(
+    model: ModelName,
+    modality: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME=WIDTH|NAME=@ENCODER", help="name, and width of the features or encoder"
+        ),
+    ],
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Add a modality to a model. Versions that exist do not have it; the next dataset may use it."""
+    name, value = _modality(modality)
+    with Client(url) as client:
+        width, encoder = (None, value) if isinstance(value, str) else (value, None)
+        show(client.add_modality(model, name, width, encoder), as_json, _view)
+
+
+encoder_app = typer.Typer(
+    no_args_is_help=True, help="Encoders that the operator declared, for raw items."
+)
+
+_ENCODER_COLUMNS: Columns[Encoder] = {
+    "encoder": lambda encoder: encoder.name,
+    "takes": lambda encoder: encoder.takes,
+    "width": lambda encoder: encoder.width,
+    "kind and model": lambda encoder: encoder.title,
+}
+
+
+@encoder_app.command("list")
+def list_encoders(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the encoders that models can bind a modality to."""
+    with Client(url) as client:
+        hint = "no encoder is declared; on one machine: cmcl up --encoder NAME=KIND:TAKES:WIDTH[:MODEL]"
+        show_all(client.encoders(), as_json, _ENCODER_COLUMNS, hint)
+
+
 @app.command("list")
-def list_models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def list_models(
+    order: ListOrder = "asc",
+    limit: MostItems = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
     """List models with their newest and live versions."""
     with Client(url) as client:
         hint = "no models yet; create one: cmcl model create NAME --modality image=1280 --modality text=384"
-        show_all(client.models(), as_json, _COLUMNS, hint)
+        show_all(client.models(order), as_json, _COLUMNS, hint, limit)
 
 
 @app.command("show")
@@ -106,6 +165,25 @@ def show_model(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False
     """Show a model with its full specification."""
     with Client(url) as client:
         show(client.model(model), as_json, _view)
+
+
+@app.command("merge")
+def merge_model(
+    model: ModelName,
+    source: Annotated[
+        str,
+        typer.Option("--from", metavar="OTHER@VERSION", help="version whose datasets are added"),
+    ],
+    watch: Watch = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Add the datasets of another model's version to a model. No rows are read; the other model stays as it is."""
+    with Client(url) as client:
+        job = client.merge_model(model, source)
+        say(f"job {job.id} merges {source} into model {model}", job, as_json)
+        if watch:
+            follow(client, job.id, as_json)
 
 
 @app.command("branch")
@@ -194,7 +272,7 @@ def _view(model: Model) -> RenderableType:
             "live version": model.live_version,
             "branched from": f"{origin.model}@{origin.version}" if origin else None,
             "width": model.width,
-            "modalities": _widths(model),
+            "modalities": _modalities(model),
             "method": model.method,
             "protection": _settings(model.protection),
             "training": _settings(model.training),
@@ -220,13 +298,39 @@ def _settings(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
-def _modality_width(text: str) -> tuple[str, int]:
-    name, _, width = text.partition("=")
-    if not (width.isascii() and width.isdecimal()):
+def _modality(text: str) -> tuple[str, int | str]:
+    """Parse NAME=WIDTH or NAME=@ENCODER. Raises BadParameter."""
+    name, _, value = text.partition("=")
+    if value.startswith("@") and len(value) > 1:
+        return name, value[1:]
+    if not (value.isascii() and value.isdecimal()):
         raise typer.BadParameter(
-            f"{text!r}: write NAME=WIDTH, for example image=1280", param_hint="--modality"
+            f"{text!r}: write NAME=WIDTH or NAME=@ENCODER, for example image=1280 or "
+            "image=@clip-image; `cmcl encoder list` shows the encoders",
+            param_hint="--modality",
         )
-    return name, int(width)
+    return name, int(value)
+
+
+def _bound_to_encoders(client: Client, modalities: dict[str, int | str]) -> dict[str, ModalitySpec]:
+    """The modalities with the widths of their encoders. Raises BadParameter for an unknown encoder."""
+    wanted = {value for value in modalities.values() if isinstance(value, str)}
+    widths = {each.name: each.width for each in client.encoders()} if wanted else {}
+    for name in sorted(wanted - widths.keys()):
+        known = ", ".join(sorted(widths)) or "none is declared (docs/encoders.md)"
+        raise typer.BadParameter(
+            f"no encoder {name!r}; permitted: {known}", param_hint="--modality"
+        )
+    return {
+        modality: from_options(
+            ModalitySpec,
+            {"width": widths[value], "encoder": value}
+            if isinstance(value, str)
+            else {"width": value},
+            option="--modality",
+        )
+        for modality, value in modalities.items()
+    }
 
 
 def _branch(model: str, given: list[str]) -> tuple[str, int, str]:

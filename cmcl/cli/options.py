@@ -1,17 +1,22 @@
 """Options and arguments shared by several commands."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import typer
 from pydantic import BaseModel, ValidationError
 
-from cmcl.client import DEFAULT_EMBEDDINGS_URL, DEFAULT_SERVICE_URL, InvalidArgument
+from cmcl.cli.console import stderr
+from cmcl.cli.errors import CommandError
+from cmcl.client import DEFAULT_EMBEDDINGS_URL, DEFAULT_SERVICE_URL, InvalidArgument, Order
 from cmcl.client.files import UploadMode
 from cmcl.contract.modality import ModalityPair
+
+if TYPE_CHECKING:
+    from cmcl.pictures import Picture
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -52,6 +57,22 @@ OfModel = Annotated[
 # Without CMCL_MODEL, which replaces only required arguments: lists are filtered only on request.
 OfAnyModel = Annotated[
     str | None, typer.Option("--model", "-m", help="only those of this model; default all")
+]
+ListOrder = Annotated[
+    Order,
+    typer.Option("--order", help="asc: oldest, or first name, first; desc: the other way round"),
+]
+AttemptNumber = Annotated[
+    int | None, typer.Option("--attempt", min=1, help="number of the attempt; default the newest")
+]
+MostItems = Annotated[
+    int | None, typer.Option("--limit", min=1, help="most items to show; default all")
+]
+Watch = Annotated[
+    bool,
+    typer.Option(
+        "--watch", help="follow the job to its end; exit code 3 if it ends without a version"
+    ),
 ]
 Reason = Annotated[str, typer.Option("--reason", help="reason, for the history")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask for confirmation")]
@@ -175,3 +196,31 @@ def name_of(source: str) -> str:
             f"cannot derive a name from {source!r}; give --name", param_hint="--name"
         )
     return name
+
+
+def _svg_file(path: Path | None) -> Path | None:
+    """Reject a file of another kind. Raises BadParameter."""
+    if path is not None and path.suffix.lower() != ".svg":
+        raise typer.BadParameter(f"{str(path)!r}: pictures are SVG; name a file that ends in .svg")
+    return path
+
+
+PictureFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--picture", metavar="FILE.svg", help="also draw it to this file", callback=_svg_file
+    ),
+]
+
+
+def save_pictures(path: Path, heading: str, drawn: Iterable["Picture | None"]) -> None:
+    """Write pictures to one SVG file, those of None left out. Raises CommandError if there is none, OSError."""
+    # Loaded when it is used, because most commands draw nothing.
+    from cmcl.pictures import stacked
+
+    shown = [each for each in drawn if each is not None]
+    if not shown:
+        raise CommandError(f"{heading}: nothing is measured that could be drawn to {path}")
+    path.write_text(stacked(heading, shown) + "\n", encoding="utf-8")
+    titles = "; ".join(each.title for each in shown)
+    stderr().print(f"{path}: {titles}", markup=False, highlight=False, soft_wrap=True)

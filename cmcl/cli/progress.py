@@ -25,7 +25,7 @@ from rich.text import Text
 
 from cmcl.cli.console import print_json, stderr, stdout
 from cmcl.cli.errors import NoVersion
-from cmcl.client import Client, CmclError, Job, JobProgress, UploadProgress
+from cmcl.client import Client, CmclError, Job, JobProgress, Preparation, UploadProgress
 
 _UPLOAD = re.compile(r"upload:(up-[0-9a-f]{12})")
 
@@ -35,6 +35,7 @@ OnUpload = Callable[[UploadProgress], None]
 _WIDEST = 100
 # Length of the longest phase or state of a running job.
 _PHASE_WIDTH = 10
+_SUCCEEDED = ("published", "reported", "evaluated")
 
 
 def watch_with_bar(client: Client, job: str, title: str, console: Console) -> Job:
@@ -80,19 +81,18 @@ class JobView:
 
 def bar_fields(job: Job) -> dict[str, Any]:
     """Return the fields of rich's `Progress.update` for a job."""
-    now = job.progress
-    done, total = _count(now) if now else (0, 0)
+    now = _current(job)
+    left = now.eta_seconds if now else None
+    done, total = _count(job)
     if job.has_ended:
         # Full for a published job, even if no update was seen; else the last position.
         total = total or 1
-        done = total if job.state == "published" else done
-    is_running = job.state == "running" and now is not None
-    left = now.eta_seconds if now and is_running else None
+        done = total if job.state in _SUCCEEDED else done
     return {
         # Without a total the bar is indeterminate.
         "total": total or None,
         "completed": done,
-        "doing": now.phase if now and is_running else job.state,
+        "doing": now.phase if now else job.state,
         "percent": _percent(done / total) if total else "",
         "left": f"{duration(left)} left" if left is not None else "",
     }
@@ -102,9 +102,29 @@ def details(job: Job) -> list[str]:
     """Return the lines below the bar: figures during training, else the job's message."""
     if job.has_ended:
         return []
-    if job.state == "running" and job.progress is not None:
-        return [f"{name} {value}" for name, value in figures(job.progress).items()]
-    return [job.message] if job.message else []
+    now = _current(job)
+    if isinstance(now, JobProgress):
+        return [f"{name} {value}" for name, value in figures(now).items()]
+    # A preparation's note becomes the job's message, when the job is read again.
+    message = (now.note if now else None) or job.message
+    found = preparation_figures(now) if now else {}
+    return [*(f"{name} {value}" for name, value in found.items()), *([message] if message else [])]
+
+
+def _current(job: Job) -> JobProgress | Preparation | None:
+    """The progress report of the state that the job is in, if it has one."""
+    return {"preparing": job.preparation, "running": job.progress}.get(job.state)
+
+
+def preparation_figures(now: Preparation) -> dict[str, str]:
+    """Return the reported figures of a preparation, formatted."""
+    rate = now.rows_per_second
+    values = {
+        "rows": _of((now.rows_done, now.rows_total)) if now.rows_total else None,
+        "rows/s": None if rate is None else f"{rate:,.0f}",
+        "left out": f"{now.bad_rows:,}" if now.bad_rows else None,
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def figures(progress: JobProgress) -> dict[str, str]:
@@ -127,9 +147,12 @@ class _Figure:
     format: Callable[[Any], str]
 
 
-def _count(progress: JobProgress) -> tuple[int, int]:
+def _count(job: Job) -> tuple[int, int]:
     """Return done and total: of updates if there are any, else of rows."""
-    if progress.updates_total:
+    progress = job.preparation if job.state in ("preparing", "reported") else job.progress
+    if progress is None:
+        return 0, 0
+    if isinstance(progress, JobProgress) and progress.updates_total:
         return progress.updates_done, progress.updates_total
     return progress.rows_done, progress.rows_total
 
@@ -160,17 +183,19 @@ _FIGURES = (
 
 
 def follow(client: Client, job: str, as_json: bool) -> Job:
-    """Follow a job to its end. Raises NoVersion unless it was published."""
+    """Follow a job to its end. Raises NoVersion unless it was published, reported as a dry run, or measured."""
     try:
         ended = client.watch(job, print_json) if as_json else _with_bar(client, job)
     except KeyboardInterrupt:
         stderr().print(f"job {job} continues; follow it again with: cmcl job watch {job}")
         raise
-    if ended.state != "published":
+    if ended.state not in _SUCCEEDED:
         why = with_file_names(client, ended.message or ended.reason or "-")
         raise NoVersion(f"job {job} ended as {ended.state}: {why}")
     if not as_json:
-        stdout().print(f"published as version {ended.version}")
+        is_version = ended.state == "published"
+        seen = f"{ended.state}; see: cmcl dataset show {ended.dataset}"
+        stdout().print(f"published as version {ended.version}" if is_version else seen)
     return ended
 
 

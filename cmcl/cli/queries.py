@@ -1,18 +1,37 @@
-"""`cmcl embed`, `similarity` and `migrate`: queries to the embeddings endpoint."""
+"""`cmcl embed`, `similarity` and `migrate`, and parsing of the features and items that queries take."""
 
+import base64
+import binascii
 import json
-from dataclasses import asdict
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import typer
 
-from cmcl.cli.items import read_features, read_queries
+from cmcl.cli.errors import CommandError
 from cmcl.cli.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, QueriedModel
-from cmcl.client import Client
+from cmcl.client import Client, InvalidArgument, Item, Query
+from cmcl.client.endpoint import Inputs
+from cmcl.client.raw_layouts import SUFFIXES, media_files
+
+ItemOrQuery = TypeVar("ItemOrQuery", Item, Query)
+_CONTENTS = ("feature", "text", "data", "numbers")
+_WAYS = "a FEATURE file, --text TEXT or --data FILE"
+# First bytes of formats that users may pass instead of JSON.
+_FORMATS = {
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"PK\x03\x04": "a ZIP archive or npz",
+    b"\x89HDF": "HDF5",
+    b"\x93NUMPY": "npy",
+    b"\x1f\x8b": "gzip",
+}
 
 
-def embed(
+def embed(  # noqa: PLR0913 - one option for each kind of input
     model: QueriedModel,
     modality: Annotated[
         str | None,
@@ -24,20 +43,41 @@ def embed(
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option(help="text to embed; needs an encoder at the endpoint; repeatable"),
+        typer.Option(help="text to embed; the modality must be bound to an encoder; repeatable"),
+    ] = None,
+    *,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="picture, sound or video to embed with its encoder; repeatable"),
+    ] = None,
+    numbers: Annotated[
+        list[str] | None,
+        typer.Option(help="raw numbers to embed, such as 48.85,2.35; repeatable"),
+    ] = None,
+    dimensions: Annotated[
+        int | None,
+        typer.Option(help="how many numbers of each embedding to print, the first ones", min=1),
     ] = None,
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     _as_json: AsJson = True,
 ) -> None:
-    """Embed features or texts. Prints one JSON document, with or without --json."""
-    if (features is None) == (not text):
-        raise typer.BadParameter("give either a FEATURES file or --text TEXT")
-    if features is not None and modality is not None:
-        inputs: list[list[float]] | list[str] = read_features(features)
-    else:
-        inputs = text or []
+    """Embed features, or raw items of one kind. Prints one JSON document, with or without --json."""
+    if sum(map(bool, (features, text, data, numbers))) != 1:
+        raise typer.BadParameter(
+            "give exactly one of a FEATURES file, --text TEXT, --data FILE and --numbers A,B"
+        )
+    if modality is None and not text:
+        raise typer.BadParameter("the MODALITY is missing")
+    name = modality or "text"
+    inputs: Inputs = text or []
+    if features is not None:
+        inputs = read_features(features)
+    elif data:
+        inputs = [Query(name, data=read_file(path)) for path in data]
+    elif numbers:
+        inputs = [Query(name, numbers=parse_numbers(each)) for each in numbers]
     with Client(embeddings_url=embeddings_url) as client:
-        answer = client.embed(model, modality or "text", inputs)
+        answer = client.embed(model, name, inputs, dimensions)
     print(json.dumps({"version": answer.version, "embeddings": answer.vectors}))
 
 
@@ -80,3 +120,182 @@ def migrate(
     with Client(embeddings_url=embeddings_url) as client:
         answer = client.migrate(model, modality, rows, from_version, most_error)
     print(json.dumps(asdict(answer)))
+
+
+def read_query(modality: str, feature: Path | None, text: str | None, data: Path | None) -> Query:
+    """Return the query. Raises BadParameter unless exactly one input is given; CommandError."""
+    if sum(each is not None for each in (feature, text, data)) != 1:
+        raise typer.BadParameter(f"give exactly one of {_WAYS}")
+    if feature is not None:
+        rows = read_features(feature)
+        if len(rows) != 1:
+            raise CommandError(f"{feature} has {len(rows)} features; a search takes exactly one")
+        return Query(modality, rows[0])
+    return Query(modality, text=text, data=None if data is None else read_file(data))
+
+
+def read_features(path: Path) -> list[list[float]]:
+    """Read one feature or a list of features. Raises CommandError. The endpoint checks widths."""
+    rows = parse_json(_text(path, "for a text use --text"), str(path))
+    if isinstance(rows, list) and not any(isinstance(row, list) for row in rows):
+        rows = [rows]
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise CommandError(f"{path}: write one feature (a list of numbers) or a list of features")
+    return [_numbers(row, str(path)) for row in rows]
+
+
+def read_queries(path: Path) -> list[Query]:
+    """Read one item or a list of items, without ids. Raises CommandError."""
+    document = parse_json(_text(path), str(path))
+    items = document if isinstance(document, list) else [document]
+    return [_parsed(Query, item, f"{path}, item {n}") for n, item in enumerate(items, start=1)]
+
+
+def read_items(path: Path) -> Iterator[Item]:
+    """Iterate over items of a collection, one JSON object per line. Raises CommandError."""
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                yield _parsed(Item, parse_json(_as_text(line, path), where), where)
+
+
+def read_media(path: Path, modality: str) -> Iterator[Item]:
+    """Iterate over a file, or the pictures, sounds and videos of a folder, as items. Ids are names in the folder.
+
+    Raises CommandError.
+    """
+    if not path.is_dir():
+        yield Item(path.name, modality, data=read_file(path))
+        return
+    files = list(media_files(path))
+    if not files:
+        permitted = ", ".join(sorted(SUFFIXES))
+        raise CommandError(f"{path} has no picture, sound or video ({permitted})")
+    for file in files:
+        yield Item(file.relative_to(path).as_posix(), modality, data=read_file(file))
+
+
+def parse_numbers(text: str) -> list[float]:
+    """Parse numbers with commas between them. Raises BadParameter."""
+    try:
+        return [float(each) for each in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r}: write numbers with commas between them, such as 48.85,2.35"
+        ) from error
+
+
+def parse_filter(text: str | None) -> dict[str, Any] | None:
+    """Parse the option --where. Raises BadParameter. The endpoint checks the filter."""
+    if text is None:
+        return None
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"not valid JSON: {error}", param_hint="--where") from error
+    if not isinstance(parsed, dict):
+        raise typer.BadParameter("must be a JSON object, see docs/search.md", param_hint="--where")
+    return parsed
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse JSON. Raises CommandError."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise CommandError(f"{where} is not valid JSON: {error}") from error
+
+
+def _parsed(kind: type[ItemOrQuery], value: object, where: str) -> ItemOrQuery:
+    permitted = {each.name: each.default is MISSING for each in fields(kind)}
+    if not isinstance(value, Mapping):
+        raise CommandError(f"{where}: an item must be a JSON object with {', '.join(permitted)}")
+    for name, is_required in permitted.items():
+        if is_required and name not in value:
+            raise CommandError(f"{where}: {name!r} is missing")
+        if is_required and not isinstance(value[name], str):
+            raise CommandError(f"{where}: {name!r} is {value[name]!r}; it must be a string")
+    for name in value:
+        if name not in permitted:
+            raise CommandError(
+                f"{where}: unknown field {name!r}; permitted: {', '.join(permitted)}"
+            )
+    given = [name for name in _CONTENTS if value.get(name) is not None]
+    if len(given) != 1:
+        found = f"has {' and '.join(given)}" if given else "has no content"
+        raise CommandError(
+            f"{where}: the item {found}; it needs exactly one of {', '.join(_CONTENTS)}"
+        )
+    return kind(**{**value, **_contents(value, where)})
+
+
+def _contents(value: Mapping[str, Any], where: str) -> dict[str, object]:
+    """Decode `feature` to numbers and `data` to bytes. In JSON both may be base64."""
+    contents: dict[str, object] = {}
+    if (feature := value.get("feature")) is not None:
+        if isinstance(feature, str):
+            feature = _unpacked(_decoded(feature, f"{where}: 'feature'"), where)
+        contents["feature"] = _numbers(feature, f"{where}: 'feature'")
+    if (numbers := value.get("numbers")) is not None:
+        contents["numbers"] = _numbers(numbers, f"{where}: 'numbers'")
+    if (data := value.get("data")) is not None:
+        contents["data"] = _decoded(data, f"{where}: 'data'")
+    return contents
+
+
+def _numbers(row: object, where: str) -> list[float]:
+    if not isinstance(row, list) or not all(
+        isinstance(each, int | float) and not isinstance(each, bool) for each in row
+    ):
+        raise CommandError(f"{where}: a feature must be a list of numbers")
+    return row
+
+
+def _decoded(text: object, where: str) -> bytes:
+    try:
+        return base64.b64decode(str(text), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise CommandError(f"{where} is not base64: {error}") from error
+
+
+def _unpacked(data: bytes, where: str) -> list[float]:
+    if len(data) % 4:
+        raise CommandError(
+            f"{where}: 'feature' has {len(data)} bytes; float32 needs a multiple of 4"
+        )
+    return list(struct.unpack(f"<{len(data) // 4}f", data))
+
+
+def _text(path: Path, hint: str = "") -> str:
+    return _as_text(read_file(path, hint), path)
+
+
+def _as_text(content: bytes, path: Path) -> str:
+    """Decode UTF-8. Raises CommandError, which names the format of known binary files."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        pass
+    found = next((name for first, name in _FORMATS.items() if content.startswith(first)), None)
+    looks = f"looks like {found}" if found else "is not UTF-8 text"
+    raise CommandError(
+        f"{path} {looks}; features must be JSON, and items JSON objects, one per line"
+    )
+
+
+def read_file(path: Path, hint: str = "") -> bytes:
+    """Read a file. Raises InvalidArgument, CommandError."""
+    with _opened(path, hint) as file:
+        return file.read()
+
+
+def _opened(path: Path, hint: str = "") -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise InvalidArgument(
+            f"no such file: {str(path)!r}{f'; {hint}' if hint else ''}"
+        ) from error
+    except OSError as error:
+        raise CommandError(f"{path} cannot be read: {error.strerror}") from error

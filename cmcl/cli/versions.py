@@ -1,56 +1,54 @@
 """`cmcl version`, `promote`, `rollback`, `history`: versions and the live version."""
 
-from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
 
 import typer
-from rich.console import Group, RenderableType
-from rich.text import Text
 
-from cmcl.cli.console import Cell, Columns, Grid, as_text, fields, say, show, show_all
+from cmcl.cli.console import (
+    Columns,
+    say,
+    show,
+    show_all,
+    stderr,
+)
 from cmcl.cli.errors import CommandError
 from cmcl.cli.options import (
+    DEFAULT_QUERY_URL,
     DEFAULT_URL,
     AsJson,
+    EmbeddingsUrl,
+    ListOrder,
     ModelName,
     ModelOfVersion,
+    MostItems,
+    PictureFile,
     Reason,
     Url,
     VersionNumber,
     Yes,
     exact_version,
     model_version,
+    save_pictures,
 )
-from cmcl.client import Client, EvaluationRow, Promotion, Version, VersionSummary
-from cmcl.contract.version import HeadCapacity, LearnedDataset
+from cmcl.cli.version_views import version_view
+from cmcl.client import Client, Promotion, VersionSummary
 
-_BAR = 20
-# Points of recall that count as a change; less is noise of small held-out sets.
-_NOTICEABLE = 0.5
-# Of a head; below it, few more datasets fit.
-_SCARCE = 0.2
-# Criterion for a correct result; see contract.version.Recall.
-_COUNTS = {
-    "same label": "same label: the nearest row has the query's label.",
-    "same item": "same item: the nearest row is the query's own partner.",
-}
-_CERTIFICATE = (
-    "drift: root mean square change of the dataset's scores, relative to their size. "
-    "loss now (quality in the API): spectral contrastive loss; -1 as when the dataset was learned, "
-    "lower is better, 0 is no better than no scores."
-)
-_CAPACITY = (
-    "free: share of the head's entries that may still change. "
-    "inputs, outputs used: directions that hold 95 % of the energy learned so far."
-)
 app = typer.Typer(
     no_args_is_help=True,
-    help="Versions: list, show, retire. Each trained dataset makes one.",
+    help="Versions: list, show, export, retire. Each trained dataset makes one.",
 )
 
+_MOMENTS = (
+    "warning: the folder has the means and second moments of every dataset. They reveal what rows have in common, and "
+    "of a small dataset whether a given row is one of it (docs/security.md). Share it only with people who "
+    "may have this information."
+)
 _NO_VERSION = "model {0!r} has no version yet; post a dataset to make one: cmcl dataset add"
 _COLUMNS: Columns[VersionSummary] = {
     "version": lambda version: version.version,
     "dataset": lambda version: version.dataset_name,
+    "kind": lambda version: version.kind,
     "job": lambda version: version.job,
     "attempt": lambda version: version.attempt,
     "from": lambda version: version.copied_from,
@@ -69,16 +67,24 @@ _HISTORY: Columns[Promotion] = {
 
 
 @app.command("list")
-def list_versions(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def list_versions(
+    model: ModelName,
+    order: ListOrder = "asc",
+    limit: MostItems = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
     """List the versions of a model, oldest first."""
     with Client(url) as client:
-        show_all(client.versions(model), as_json, _COLUMNS, _NO_VERSION.format(model))
+        found = client.versions(model, order)
+        show_all(found, as_json, _COLUMNS, _NO_VERSION.format(model), limit)
 
 
 @app.command("show")
 def show_version(
     model: ModelOfVersion,
     version: VersionNumber = None,
+    picture: PictureFile = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
@@ -88,7 +94,13 @@ def show_version(
         number = number or client.model(name).head_version
         if number is None:
             raise CommandError(_NO_VERSION.format(name))
-        show(client.version(name, number), as_json, version_view)
+        found = client.version(name, number)
+    show(found, as_json, version_view)
+    if picture is not None:
+        from cmcl.pictures import version_pictures
+
+        drawn = version_pictures(found, found.manifest.spec.drift_bound)
+        save_pictures(picture, f"{name}@{number}", drawn)
 
 
 @app.command("retire")
@@ -101,6 +113,55 @@ def retire_version(
         typer.confirm(f"Retire version {number} of {name}?", abort=True, err=True)
     with Client(url) as client:
         client.retire_version(name, number)
+
+
+@app.command("export")
+def export_version(  # noqa: PLR0913 - each part has its options
+    model: ModelOfVersion,
+    version: VersionNumber = None,
+    *,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="sentence-transformers, safetensors, onnx or mlflow"),
+    ],
+    output: Annotated[Path, typer.Option(help="new folder to write")],
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODALITY=FOLDER",
+            help="sentence-transformers model to put in front of the modality's head: the encoder whose "
+            "features the version has learned; repeatable",
+        ),
+    ] = None,
+    with_moments: Annotated[
+        bool,
+        typer.Option(
+            "--with-moments",
+            help="also export the means and second moments of its datasets, for merging at another site; with "
+            "--format safetensors, and with the operator's key. They reveal more than heads do",
+        ),
+    ] = False,
+    embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
+) -> None:
+    """Export a version as a model for other programs, by default the live one."""
+    name, number = model_version(model, version)
+    encoders = dict(map(_encoder_folder, encoder or ()))
+    reference = name if number is None else f"{name}@{number}"
+    with Client(embeddings_url=embeddings_url) as client:
+        client.export_version(reference, form, output, encoders, with_moments=with_moments)
+    if with_moments:
+        stderr().print(_MOMENTS, markup=False, soft_wrap=True)
+    stderr().print(f"{output}: README.md says how it is used", markup=False, soft_wrap=True)
+
+
+def _encoder_folder(text: str) -> tuple[str, Path]:
+    """Parse MODALITY=FOLDER. Raises BadParameter."""
+    modality, equals, folder = text.partition("=")
+    if not (modality and equals and Path(folder).is_dir()):
+        raise typer.BadParameter(
+            f"{text!r}: write MODALITY=FOLDER, with a folder that exists", param_hint="--encoder"
+        )
+    return modality, Path(folder)
 
 
 def promote(
@@ -126,141 +187,14 @@ def rollback(
     say(f"{model}: version {live.version} is live (generation {live.generation})", live, as_json)
 
 
-def history(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """List the changes of the live version."""
+def history(
+    model: ModelName,
+    order: ListOrder = "asc",
+    limit: MostItems = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """List the changes of the live version, oldest first."""
     with Client(url) as client:
-        show_all(
-            client.promotions(model),
-            as_json,
-            _HISTORY,
-            f"model {model} has not had a live version yet",
-        )
-
-
-def version_view(version: Version) -> RenderableType:
-    """Render a version with all its tables."""
-    names = {line.dataset: line.name for line in version.lineage}
-    return Group(
-        fields(_facts(version), f"{version.model}@{version.version}"),
-        matrix(version.evaluation_matrix, names),
-        *not_measured(version.report.not_evaluated, names),
-        certificate(version, names),
-        capacity(version.capacity),
-        lineage(version.lineage),
-    )
-
-
-def matrix(rows: list[EvaluationRow], names: Mapping[str, str]) -> RenderableType:
-    """Recall at 1 in per cent. Each column follows one dataset; losses are red."""
-    datasets = [dataset for dataset in names if any(dataset in row.recall for row in rows)]
-    if not datasets:
-        return Text("not measured: no held-out rows\n", style="dim")
-    counts = {dataset: _counted(dataset, rows) for dataset in datasets}
-    headings = ("version", "learned", *(f"{names[each]} ({counts[each]})" for each in datasets))
-    lines = []
-    learned: dict[str, float] = {}
-    for row in rows:
-        for dataset, recall in row.recall.items():
-            learned.setdefault(dataset, recall.at_1)
-        cells = [_recall_cell(row, dataset, learned) for dataset in datasets]
-        lines.append([Text(str(row.version)), Text(names.get(row.learned, row.learned)), *cells])
-    legend = " ".join(_COUNTS[each] for each in dict.fromkeys(counts.values()))
-    title = "recall at 1 in % (points since learned)"
-    return Group(Grid(headings, lines, title), Text(legend, style="dim"))
-
-
-def not_measured(why: Mapping[str, str], names: Mapping[str, str]) -> list[RenderableType]:
-    """Return a line for each earlier dataset whose held-out rows are missing in the store."""
-    return [
-        Text(f"{names.get(dataset, dataset)} was not measured: {reason}\n", style="yellow")
-        for dataset, reason in why.items()
-    ]
-
-
-def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
-    """Drift and loss of earlier datasets, computed from moments."""
-    drift, quality = version.certificate.drift, version.certificate.quality
-    if not drift and not quality:
-        return Text("first version: no earlier datasets\n", style="dim")
-    rows = []
-    for dataset in dict.fromkeys((*drift, *quality)):
-        moved, good = drift.get(dataset), quality.get(dataset)
-        values: tuple[Cell, ...] = (
-            moved.since_learned if moved else None,
-            moved.against_parent if moved else None,
-            good.now if good else None,
-        )
-        rows.append([Text(names.get(dataset, dataset)), *map(as_text, values)])
-    headings = ("earlier dataset", "drift since learned", "drift by this version", "loss now")
-    return Group(Grid(headings, rows, "certificate"), Text(_CERTIFICATE, style="dim"))
-
-
-def capacity(heads: Mapping[str, HeadCapacity]) -> RenderableType:
-    """A bar per modality with the free share of its head."""
-    if not heads:
-        return Text("")
-    rows = [
-        [
-            Text(modality),
-            _bar(head.free_share),
-            Text(f"{head.input_rank} of {head.input_width}"),
-            Text(f"{head.output_rank} of {head.output_width}"),
-        ]
-        for modality, head in heads.items()
-    ]
-    headings = ("modality", "free", "inputs used", "outputs used")
-    return Group(Grid(headings, rows, "capacity"), Text(_CAPACITY, style="dim"))
-
-
-def lineage(lines: tuple[LearnedDataset, ...]) -> RenderableType:
-    """The datasets of the lineage and their files."""
-    rows = []
-    for line in lines:
-        digests = "\n".join(digest[:16] for digest in line.shard_digests)
-        name = Text(f"{line.name}\n{line.dataset}")
-        values = (line.version, name, str(line.pair), line.rows, digests)
-        rows.append([as_text(value) for value in values])
-    return Grid(("version", "dataset", "pair", "rows", "shards (SHA-256)"), rows, "lineage")
-
-
-def _facts(version: Version) -> dict[str, Cell]:
-    report = version.manifest.report
-    return {
-        "parent": version.parent,
-        "dataset": f"{version.dataset_name} ({version.dataset})",
-        "job": f"{version.job}, attempt {version.attempt}" if version.job else None,
-        "copied from": version.copied_from,
-        "updates": f"{report.updates} on {report.ranks} ranks",
-        "created": version.created_at,
-        "stored": version.stored_at,
-        "retired": version.retired_at,
-    }
-
-
-def _counted(dataset: str, rows: list[EvaluationRow]) -> str:
-    """Return the criterion. A dataset with labels has an accuracy, and recall at 1 counts labels."""
-    measured = (row.recall[dataset] for row in rows if dataset in row.recall)
-    return "same item" if next(measured).accuracy is None else "same label"
-
-
-def _recall_cell(row: EvaluationRow, dataset: str, learned: Mapping[str, float]) -> Text:
-    recall = row.recall.get(dataset)
-    if recall is None:
-        return Text("")
-    percent, change = 100 * recall.at_1, 100 * (recall.at_1 - learned[dataset])
-    if row.learned == dataset:
-        return Text(f"{percent:.1f}", style="bold")
-    return Text(f"{percent:.1f} ({change:+.1f})", style=_colour(change))
-
-
-def _colour(change: float) -> str:
-    if change >= -_NOTICEABLE:
-        return "green" if change >= _NOTICEABLE else ""
-    return "yellow" if change > -5 * _NOTICEABLE else "red"
-
-
-def _bar(share: float) -> Text:
-    full = round(_BAR * share)
-    colour = "green" if share > _SCARCE else "red"
-    left = f" {100 * share:.0f} %"
-    return Text.assemble(("█" * full, colour), ("░" * (_BAR - full), "dim"), left)
+        hint = f"model {model} has not had a live version yet"
+        show_all(client.promotions(model, order), as_json, _HISTORY, hint, limit)

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cmcl.cli.console import Columns, fields, say, show, show_all
-from cmcl.cli.options import DEFAULT_URL, AsJson, Url, WebhookId
+from cmcl.cli.options import DEFAULT_URL, AsJson, ListOrder, MostItems, Url, WebhookId
 from cmcl.client import Client, Delivery, NewWebhook, Webhook
 
 app = typer.Typer(
@@ -86,11 +86,17 @@ def send_test(webhook: WebhookId, url: Url = DEFAULT_URL, as_json: AsJson = Fals
 
 
 @app.command("deliveries")
-def list_deliveries(webhook: WebhookId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """List the deliveries of a webhook and their outcomes."""
+def list_deliveries(
+    webhook: WebhookId,
+    order: ListOrder = "desc",
+    limit: MostItems = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """List the deliveries of a webhook and their outcomes, newest first."""
     with Client(url) as client:
         hint = f"no deliveries to {webhook} yet; send one: cmcl webhook test {webhook}"
-        show_all(client.deliveries(webhook), as_json, _DELIVERIES, hint)
+        show_all(client.deliveries(webhook, order), as_json, _DELIVERIES, hint, limit)
 
 
 def _view(webhook: NewWebhook) -> RenderableType:

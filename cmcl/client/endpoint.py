@@ -17,23 +17,29 @@ T = TypeVar("T")
 Vectors = Sequence[Sequence[float]]
 
 _LONGEST_SHOWN = 100
+
 _PERMITTED = (
-    "write Query(modality, feature), Query(modality, text=...) or Query(modality, data=...), and "
-    "Item(id, modality, ...) for an item"
+    "write Query(modality, feature), Query(modality, text=...), Query(modality, data=...) or "
+    "Query(modality, numbers=...), and Item(id, modality, ...) for an item"
 )
 
 
 @dataclass(frozen=True)
 class Query:
-    """An item of one modality, as a feature or as raw input for an encoder of the endpoint.
+    """An item of one modality, as a feature or as raw input for the encoder that the modality is bound to.
 
-    Set exactly one of `feature`, `text` and `data` (the bytes of a file).
+    Set exactly one of `feature`, `text`, `data` (the bytes of a file) and `numbers` (raw numbers, such
+    as latitude and longitude).
     """
 
     modality: str
     feature: Sequence[float] | None = None
     text: str | None = None
     data: bytes | None = None
+    numbers: Sequence[float] | None = None
+
+
+Inputs = Vectors | Sequence[str] | Sequence[Query] | str
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Item:
     feature: Sequence[float] | None = None
     text: str | None = None
     data: bytes | None = None
+    numbers: Sequence[float] | None = None
     payload: Mapping[str, Any] | None = None
 
 
@@ -76,6 +83,14 @@ class WriteResult(ApiModel):
     id: str
     rows: int
     revision: int
+
+
+class StoredItem(ApiModel):
+    """An item of a collection, without its feature."""
+
+    id: str
+    modality: str
+    payload: dict[str, Any] | None = None
 
 
 class SearchHit(ApiModel):
@@ -148,13 +163,13 @@ class Similarity(ApiModel):
 class ServedVersions(ApiModel):
     """Versions of a model in the responding replica."""
 
-    resident: list[int] = Field(description="versions in memory")
+    loaded: list[int] = Field(description="versions in memory")
     lineage: list[int] = Field(description="ancestors of the live version, and itself")
     retired: list[int]
 
 
-class ServedCandidate(ApiModel):
-    """A version on trial beside the live one."""
+class ServedCanary(ApiModel):
+    """The canary beside the live version."""
 
     version: int
     share: float
@@ -163,10 +178,10 @@ class ServedCandidate(ApiModel):
 
 
 class Channels(ApiModel):
-    """The live version and the version on trial."""
+    """The live version and the canary."""
 
     live: int
-    candidate: ServedCandidate | None = None
+    canary: ServedCanary | None = None
 
 
 class RejectedVersion(ApiModel):
@@ -184,7 +199,9 @@ class ServedModel(ApiModel):
     version: int
     width: int
     modalities: dict[str, int]
-    encoders: dict[str, dict[str, str]] = Field(description="encoder by modality")
+    encoders: dict[str, dict[str, Any]] = Field(
+        description="by bound modality: name, title, takes, whether it `matches` this version, `problem`"
+    )
     versions: ServedVersions
     channels: Channels
     compatibility: dict[str, dict[str, float | None] | None] = Field(
@@ -201,9 +218,10 @@ def encode_content(item: Item | Query) -> dict[str, Any]:
     """
     if not isinstance(item, Item | Query):
         raise InvalidArgument(f"{_shown(item)} is not a query or an item; {_PERMITTED}")
-    if sum(each is not None for each in (item.feature, item.text, item.data)) != 1:
+    contents = (item.feature, item.text, item.data, item.numbers)
+    if sum(each is not None for each in contents) != 1:
         raise InvalidArgument(
-            f"{_shown(item)} must have exactly one of feature, text and data; {_PERMITTED}"
+            f"{_shown(item)} must have exactly one of feature, text, data and numbers; {_PERMITTED}"
         )
     content: dict[str, Any] = {"modality": item.modality}
     if item.feature is not None:
@@ -212,20 +230,30 @@ def encode_content(item: Item | Query) -> dict[str, Any]:
         content["text"] = item.text
     if item.data is not None:
         content["data"] = base64.b64encode(item.data).decode()
+    if item.numbers is not None:
+        content["numbers"] = list(item.numbers)
     return content
 
 
-def encode_inputs(inputs: Vectors | Sequence[str] | str) -> dict[str, object]:
-    """Encode features or texts for a request. Raises InvalidArgument."""
-    texts = [inputs] if isinstance(inputs, str) else inputs
+def encode_inputs(modality: str, inputs: Inputs) -> dict[str, object]:
+    """Encode features, texts or queries for a request. Raises InvalidArgument."""
     try:
-        rows = [row if isinstance(row, str) else list(row) for row in texts]
+        given: list[Any] = [inputs] if isinstance(inputs, str) else list(inputs)
+        if any(isinstance(each, Query) for each in given):
+            items = [encode_content(each) for each in given]
+            if other := next((item for item in items if item["modality"] != modality), None):
+                raise InvalidArgument(
+                    f"an item has modality {other['modality']!r}, and the call is for {modality!r}; embed "
+                    "each modality in a separate call"
+                )
+            return {"input": items, "encoding_format": "base64"}  # Each item names its modality.
+        rows = [row if isinstance(row, str) else list(row) for row in given]
     except TypeError as error:
         raise InvalidArgument(
             f"input is {_shown(inputs)}; it must be a list of features (each a list of numbers; "
-            "write [feature] for one), a text, or a list of texts"
+            "write [feature] for one), a text, a list of texts, or a list of Query"
         ) from error
-    return {"input": rows, "encoding_format": "base64"}
+    return {"modality": modality, "input": rows, "encoding_format": "base64"}
 
 
 def _shown(value: object) -> str:

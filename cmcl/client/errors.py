@@ -4,7 +4,7 @@ CmclError             the server rejected the request, or failed
 ├── InvalidArgument   an argument is invalid; nothing was sent
 ├── Unreachable       no response, after all retries
 ├── WrongServer       the address is not that of the required server
-└── WaitTimeout       a job or pre-flight did not end within the timeout
+└── WaitTimeout       a job did not end within the timeout
 """
 
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ class WrongServer(CmclError):
 
 
 class WaitTimeout(CmclError):
-    """The timeout of a wait expired. The job or pre-flight continues."""
+    """The timeout of a wait expired. The job continues."""
 
 
 # Too many requests; a gateway without a backend; not ready.

@@ -14,9 +14,9 @@ ShardSource = ShardRef | str | Path
 UploadMode = Literal["auto", "always", "never"]
 OnUpload = Callable[[UploadProgress], None]
 
-# Files that are taken from a folder. The service detects formats by content.
+# Files that are taken from a folder. Preparation detects formats by content.
 SHARD_SUFFIXES = frozenset(
-    {".parquet", ".arrow", ".feather", ".ipc", ".npz", ".safetensors", ".h5", ".hdf5"}
+    {".parquet", ".arrow", ".feather", ".ipc", ".npz", ".safetensors", ".h5", ".hdf5", ".tar"}
 )
 _REFUSED = 422
 _PART_BYTES = 16 * 2**20
@@ -42,7 +42,7 @@ class Uploading:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard. `path` is its local file, also after the upload."""
+    """A shard. `path` is its local file, also after the upload, or the folder that it was packed from."""
 
     ref: ShardRef
     path: Path | None = None
@@ -79,7 +79,8 @@ def _files(path: Path) -> list[Path]:
     if not found:
         permitted = ", ".join(sorted(SHARD_SUFFIXES))
         raise InvalidArgument(
-            f"folder {path} has no shards; the name of a shard ends in one of {permitted}"
+            f"folder {path} has no shards (files whose names end in one of {permitted}) and no known "
+            "layout of raw files (docs/datasets.md)"
         )
     return found
 
@@ -87,6 +88,17 @@ def _files(path: Path) -> list[Path]:
 def _may_be_shard(file: Path) -> bool:
     hidden = file.name.startswith(".")
     return file.suffix.lower() in SHARD_SUFFIXES and not hidden and file.is_file()
+
+
+def raw_path(source: ShardSource) -> Path | None:
+    """The local folder or manifest of raw rows that a source names, or None for anything else."""
+    if isinstance(source, ShardRef) or "://" in str(source) or str(source).startswith("upload:"):
+        return None
+    path = Path(source).resolve()
+    if path.is_file():
+        return path if path.suffix.lower() in (".jsonl", ".csv") else None
+    is_of_shards = path.is_dir() and any(map(_may_be_shard, path.iterdir()))
+    return path if path.is_dir() and not is_of_shards else None
 
 
 def all_local(lists: ShardLists) -> set[Path]:

@@ -1,23 +1,14 @@
-"""Result types of the control plane: models, versions, promotions, trials."""
+"""Result types of the control plane: models, promotions, canaries."""
 
 from datetime import datetime
 from typing import Any
 
 from pydantic import Field
 
-from cmcl.client.types import ApiModel
-from cmcl.contract.rollout import RolloutRule
-from cmcl.contract.version import (
-    Drift,
-    HeadCapacity,
-    LearnedDataset,
-    Protection,
-    Quality,
-    Recall,
-    Shrinkage,
-    VersionManifest,
-    VersionReport,
-)
+from cmcl.client.types import ApiModel, JobProgress
+from cmcl.contract.job import JobKind
+from cmcl.contract.model import ModalitySpec
+from cmcl.contract.policy import RolloutRule
 
 
 class BranchOrigin(ApiModel):
@@ -33,7 +24,9 @@ class Model(ApiModel):
     name: str
     owner: str | None = None
     width: int = Field(description="width of the embeddings")
-    modalities: dict[str, int] = Field(description="width of each modality's features")
+    modalities: dict[str, ModalitySpec] = Field(
+        description="width of each modality's features, and the encoder that it is bound to"
+    )
     method: str
     conditioning: float
     protection: dict[str, Any]
@@ -72,69 +65,84 @@ class Promotion(ApiModel):
     version: int
     previous: int | None
     kind: str = Field(description="published, promoted or rolled_back")
+    returns_to: int | None = Field(
+        default=None, description="generation that a rollback from this one returns to"
+    )
     reason: str
     actor: str
     created_at: datetime
 
 
-class VersionSummary(ApiModel):
-    """A published version, without its manifest."""
+class NewestVersion(ApiModel):
+    """The newest version of a model at a glance."""
 
-    model: str
     version: int
-    parent: int | None
-    job: str | None = Field(description="None for a version that a branch inherited")
-    attempt: int
-    dataset: str
+    kind: JobKind = "learn"
+    dataset: str | None
     dataset_name: str
-    copied_from: str | None = None
     created_at: datetime
-    stored_at: datetime | None = Field(description="when its files were stored")
-    retired_at: datetime | None = None
+    stored_at: datetime | None = None
+    max_drift: float | None = None
+    mean_recall: float | None = Field(default=None, description="mean R@1")
+    free_share: dict[str, float] = Field(default={}, description="free share by modality")
 
 
-class Certificate(ApiModel):
-    """Effect of a version on earlier datasets, by dataset."""
+class JobCounts(ApiModel):
+    """Number of jobs of a model that have not ended."""
 
-    drift: dict[str, Drift]
-    quality: dict[str, Quality]
-    protection: dict[str, Protection] = Field(description="protected parts, by modality")
-    shrinkage: Shrinkage | None = None
-
-
-class EvaluationRow(ApiModel):
-    """Recall of one version on every dataset so far that has held-out rows."""
-
-    version: int
-    learned: str = Field(description="dataset of the version")
-    recall: dict[str, Recall] = Field(description="recall by dataset")
+    waiting: int
+    running: int
+    held: int
 
 
-class Version(VersionSummary):
-    """A published version: certificate, evaluation matrix, capacity, lineage, manifest."""
+class SummaryJob(ApiModel):
+    """A job of a model at a glance."""
 
-    certificate: Certificate
-    evaluation_matrix: list[EvaluationRow]
-    capacity: dict[str, HeadCapacity] = Field(description="remaining capacity by modality")
-    lineage: tuple[LearnedDataset, ...]
-    manifest: VersionManifest
+    job: str
+    kind: JobKind = "learn"
+    dataset: str | None
+    dataset_name: str
+    state: str
+    reason: str | None = None
+    message: str | None = None
+    attempt: int
+    version: int | None = None
+    progress: JobProgress | None = None
+    state_changed_at: datetime
+    finished_at: datetime | None = None
 
-    @property
-    def report(self) -> VersionReport:
-        """Report of the training job."""
-        return self.manifest.report
+
+class ModelSummary(ApiModel):
+    """A model at a glance: what is live, learned, held and failed."""
+
+    name: str
+    owner: str | None = None
+    method: str
+    policy: str = Field(description="improve, replay or preserve")
+    created_at: datetime
+    branched_from: BranchOrigin | None = None
+    live_version: int | None
+    live_generation: int
+    canary: int | None = None
+    newest: NewestVersion | None = Field(default=None, description="None before the first version")
+    drift_bound: float | None = Field(default=None, description="None: unlimited")
+    jobs: JobCounts
+    current: SummaryJob | None = Field(
+        default=None, description="the job in work or held, or else the first that waits"
+    )
+    last_ended: SummaryJob | None = Field(default=None, description="the job that ended last")
 
 
 class Agreement(ApiModel):
-    """Mean agreement of the candidate's scores with the live version's, for one pair."""
+    """Mean agreement of the canary's scores with the live version's, for one pair."""
 
     queries: int
     cosine: float | None
     overlap: float | None = Field(description="overlap of the ten best results")
 
 
-class TrialObservations(ApiModel):
-    """Observations of a trial, summed over all replicas."""
+class CanaryObservations(ApiModel):
+    """Observations of a canary, summed over all replicas."""
 
     replicas: int
     answered: int
@@ -149,7 +157,7 @@ class TrialObservations(ApiModel):
 
 
 class Canary(ApiModel):
-    """The version on trial: its shares, rule and observations."""
+    """The canary: its shares, rule and observations."""
 
     version: int
     share: float
@@ -158,5 +166,13 @@ class Canary(ApiModel):
     revision: int
     reason: str
     actor: str
-    began_at: datetime
-    observed: TrialObservations
+    started_at: datetime
+    observed: CanaryObservations
+
+
+class CanaryRun(Canary):
+    """A canary that runs or has ended, with its observations under one revision."""
+
+    ended_at: datetime | None = Field(default=None, description="None: it runs")
+    outcome: str | None = Field(default=None, description="promoted, aborted or changed")
+    ended_because: str | None = None

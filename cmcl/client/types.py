@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
+from pydantic import BaseModel, ConfigDict, Field
 
-from cmcl.contract.dataset import DatasetManifest, ShardRef
+from cmcl.contract.dataset import DatasetManifest, RejectedRow, ShardRef
+from cmcl.contract.encoder import EncoderIdentity
+from cmcl.contract.job import JobKind, VersionRef
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.preflight import Outlook
+from cmcl.contract.prepare import DatasetReport
+from cmcl.contract.version import EvaluationResult
 
 
 class ApiModel(BaseModel):
@@ -33,7 +36,12 @@ class ApiModel(BaseModel):
             return default
 
 
-FINAL_STATES = frozenset({"published", "rejected", "failed", "cancelled"})
+Encoders = dict[str, EncoderIdentity | Literal["undeclared"]]
+
+# Of a list: the oldest item or smallest name first, or the other way round.
+Order = Literal["asc", "desc"]
+
+FINAL_STATES = frozenset({"published", "reported", "evaluated", "rejected", "failed", "cancelled"})
 
 
 class JobProgress(ApiModel):
@@ -68,6 +76,69 @@ class JobProgress(ApiModel):
     at: datetime | None = None
 
 
+class ProgressPoint(ApiModel):
+    """Progress of an attempt at one time."""
+
+    at: datetime
+    phase: str
+    updates_done: int = 0
+    updates_total: int = 0
+    rows_done: int = Field(default=0, description="rows read, over all ranks")
+    rows_total: int = 0
+    loss: float | None = Field(default=None, description="loss of the last batch")
+    rows_per_second: float | None = None
+    gradient_norm: float | None = None
+    removed_share: float | None = None
+    drift: float | None = None
+
+
+class ProgressHistory(ApiModel):
+    """Progress of an attempt over time: at most 300 points, oldest first."""
+
+    job: str
+    attempt: int | None = Field(default=None, description="None: the job has had no attempt")
+    interval_seconds: float = Field(description="seconds between two points")
+    points: list[ProgressPoint]
+
+
+class Attempt(ApiModel):
+    """An attempt to train a job's dataset."""
+
+    attempt: int
+    parent_version: int | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = Field(default=None, description="None: it has not ended")
+    outcome: str | None = Field(
+        default=None,
+        description="candidate, measured, lost, failed or cancelled; None: it has not ended",
+    )
+    reason: str | None = None
+    message: str | None = None
+
+
+class AttemptLog(ApiModel):
+    """The end of what an attempt has printed."""
+
+    job: str
+    attempt: int
+    live: bool = Field(description="whether there may be more")
+    text: str
+
+
+class Preparation(ApiModel):
+    """Progress of preparing a dataset: reading, checking and encoding its rows."""
+
+    phase: str
+    rows_done: int = 0
+    rows_total: int = Field(default=0, description="0 while it is unknown")
+    bad_rows: int = Field(default=0, description="rows that are left out")
+    rows_per_second: float | None = None
+    eta_seconds: float | None = None
+    note: str | None = Field(default=None, description="why it does not progress")
+    at: datetime | None = None
+
+
 class Approval(ApiModel):
     """Approval or rejection of a candidate by a person."""
 
@@ -77,21 +148,51 @@ class Approval(ApiModel):
     at: datetime
 
 
+class RejectedRows(ApiModel):
+    """Rows that were left out, or for which the dataset cannot be used."""
+
+    rows: int
+    first: tuple[RejectedRow, ...] = Field(
+        description="the first 20; `rejected_rows` of the client iterates over all"
+    )
+
+
 class Job(ApiModel):
-    """A job with its state and progress."""
+    """A job with its state, its progress, and what is known of its rows."""
 
     id: str
     model: str
-    dataset: str
+    kind: JobKind = "learn"
+    dataset: str | None = Field(description="None: it merges another model")
+    dataset_name: str
+    merges: VersionRef | None = None
+    dry_run: bool = Field(default=False, description="ends with a report instead of a version")
     state: str
     reason: str | None = Field(default=None, description="why it was rejected or failed")
     message: str | None = Field(default=None, description="the reason, as a message for people")
     attempt: int
+    preparation: Preparation | None = Field(
+        default=None, description="last progress report of preparing the dataset"
+    )
     progress: JobProgress | None = None
+    rejected: RejectedRows | None = Field(
+        default=None, description="rows that were left out, with the first ones"
+    )
+    encoders: Encoders | None = Field(
+        default=None, description="encoder by modality; None until the rows are prepared"
+    )
+    report: DatasetReport | None = Field(default=None, description="result of a dry run")
+    evaluation: EvaluationResult | None = Field(
+        default=None, description="recall of the live version on a dataset that is measured only"
+    )
     approval: Approval | None = None
     parent_version: int | None = None
     version: int | None = None
     cancel_requested: bool = False
+    revision: int = Field(
+        default=0,
+        description="grows with each change of its state; `if_revision` of actions names it",
+    )
     created_at: datetime
     state_changed_at: datetime
     started_at: datetime | None = None
@@ -101,6 +202,13 @@ class Job(ApiModel):
     def has_ended(self) -> bool:
         """Whether the job is in a final state."""
         return self.state in FINAL_STATES
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        # Pictures are no part of the start-up of other programs.
+        from cmcl.client.notebook import job_html
+
+        return job_html(self)
 
 
 class Event(ApiModel):
@@ -124,8 +232,17 @@ class DatasetSummary(ApiModel):
     name: str
     pair: ModalityPair
     job: str | None = Field(default=None, description="None while the dataset is open")
-    rows: int | None = Field(default=None, description="None until it is validated")
+    rows: int | None = Field(
+        default=None, description="rows to train on; None until it is validated"
+    )
+    evaluation_rows: int | None = Field(
+        default=None, description="rows that are held out; None until it is validated"
+    )
     quarantine_reason: str | None = None
+    dry_run: bool = Field(default=False, description="prepared for a report, never learned")
+    evaluate_only: bool = Field(
+        default=False, description="measured with each version, never learned"
+    )
     created_at: datetime
     sealed_at: datetime | None = Field(default=None, description="None while it is open")
 
@@ -136,35 +253,38 @@ class Dataset(DatasetSummary):
     shards: tuple[ShardRef, ...]
     evaluation_shards: tuple[ShardRef, ...] = ()
     evaluation_share: float | None = None
+    max_bad_share: float | None = None
+    preparation: Preparation | None = Field(
+        default=None, description="last progress report of preparing it"
+    )
+    rejected: RejectedRows | None = Field(
+        default=None, description="rows that were left out, with the first ones"
+    )
+    encoders: Encoders | None = Field(
+        default=None, description="encoder by modality; None until the rows are prepared"
+    )
+    report: DatasetReport | None = Field(default=None, description="result of a dry run")
+    evaluation: EvaluationResult | None = Field(
+        default=None,
+        description="of a dataset that is measured only: recall in the newest version that was measured",
+    )
     manifest: DatasetManifest | None = None
 
 
 class AcceptedDataset(ApiModel):
-    """A dataset and the job that trains on it."""
+    """A dataset and the job that learns or measures it."""
 
     dataset: DatasetSummary
     job: Job
 
 
-class Preflight(ApiModel):
-    """A check of a dataset against a version, with its result once it has ended."""
+class Encoder(ApiModel):
+    """An encoder that the operator declared. Models bind a modality to it by its name."""
 
-    id: str
-    model: str
-    version: int
-    pair: ModalityPair
-    state: str
-    attempt: int = 0
-    outlook: Outlook | None = None
-    message: str | None = None
-    created_at: datetime
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the pre-flight is done or failed."""
-        return self.state in ("done", "failed")
+    name: str
+    title: str = Field(description="kind and model")
+    takes: str = Field(description="text, image, audio, video or numbers")
+    width: int
 
 
 class UploadPart(ApiModel):
@@ -207,82 +327,3 @@ class UploadProgress:
     path: Path
     sent: int
     total: int
-
-
-class ApiKey(ApiModel):
-    """An API key, without its secret."""
-
-    id: str
-    name: str
-    owner: str | None = None
-    scopes: list[str]
-    created_at: datetime
-    created_by: str | None = None
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
-    last_used_at: datetime | None = None
-
-
-class NewApiKey(ApiKey):
-    """A new API key with its secret, which is returned only once.
-
-    The secret is hidden in `repr`; read it with `key.get_secret_value()`.
-    """
-
-    key: SecretStr | None = None
-
-    @field_serializer("key", when_used="json")
-    def _plain_in_json(self, value: SecretStr | None) -> str | None:
-        """Include the secret in JSON, so that it can be stored."""
-        return value.get_secret_value() if value else None
-
-
-class Whoami(ApiModel):
-    """The identity and scopes of the caller's key."""
-
-    name: str
-    owner: str | None = None
-    scopes: list[str]
-
-
-class Webhook(ApiModel):
-    """An address to which events are delivered."""
-
-    id: str
-    url: str
-    kinds: list[str]
-    model: str | None = None
-    every_owner: bool = False
-    created_at: datetime
-    failing_since: datetime | None = None
-    disabled_at: datetime | None = None
-    disabled_reason: str | None = None
-
-
-class NewWebhook(Webhook):
-    """A new webhook with its signing secret, which is returned only once.
-
-    The secret is hidden in `repr`; read it with `secret.get_secret_value()`.
-    """
-
-    secret: SecretStr | None = None
-
-    @field_serializer("secret", when_used="json")
-    def _plain_in_json(self, value: SecretStr | None) -> str | None:
-        """Include the secret in JSON, so that it can be stored."""
-        return value.get_secret_value() if value else None
-
-
-class Delivery(ApiModel):
-    """A message to a webhook, and its outcome."""
-
-    id: str
-    webhook: str
-    payload: dict[str, Any] = Field(default_factory=dict)
-    attempts: int
-    next_at: datetime | None = None
-    status: int | None = None
-    error: str | None = None
-    created_at: datetime | None = None
-    delivered_at: datetime | None = None
-    failed_at: datetime | None = None

@@ -1,8 +1,11 @@
-"""The key snapshot: keys for the replicas, signed by the control plane and verified by each replica.
+"""What the control plane signs and each replica verifies: the key snapshot, and tokens of sessions.
 
 It is stored in object storage as a JWS in compact form (RFC 7515), signed with Ed25519 (RFC 8037). So
 serving needs neither the database nor the control plane, and write access to the bucket is not enough
 to create a key.
+
+A person who is signed in to the page has no key that the page could send. The page signs a token for each request that
+it forwards to the endpoint instead, with the same key: it names the owner and is valid for a minute.
 """
 
 from datetime import datetime
@@ -15,6 +18,7 @@ from cmcl.contract.modality import Sha256
 SNAPSHOT_ALGORITHM = "EdDSA"
 # In the JWS header, so that other tokens signed with the same key are not accepted as snapshots.
 SNAPSHOT_TYPE = "cmcl-keys+jwt"
+SESSION_TYPE = "cmcl-session+jwt"
 # A key as its holder sends it: the digits are from its id, the rest is secret.
 KEY_PATTERN = r"cmcl_([0-9a-f]{12})_([A-Za-z0-9_-]{43})"
 # The id of the operator's own key (CMCL_ADMIN_KEY), which has no format; all of it is secret.
@@ -49,3 +53,14 @@ class KeySnapshot(BaseModel):
     )
     issued_at: datetime
     keys: tuple[SnapshotKey, ...]
+
+
+class SessionToken(BaseModel):
+    """A session of the page that asks the endpoint, and for whom. Unknown fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format: Literal[1] = 1
+    session: str = Field(description="id of the session")
+    owner: str | None = Field(description="owner whose models it may use; None: all owners")
+    expires_at: datetime

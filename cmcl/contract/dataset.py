@@ -1,13 +1,22 @@
 """A dataset of paired features: its shards, and its manifest once it is verified."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
-from cmcl.contract.modality import Blake3, Frozen, ModalityPair, ModelName, Sha256
+from cmcl.contract.encoder import EncoderIdentity
+from cmcl.contract.modality import (
+    Blake3,
+    FileEntry,
+    Frozen,
+    Modality,
+    ModalityPair,
+    ModelName,
+    Sha256,
+)
 
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-FileFormat = Literal["parquet", "arrow", "npz", "safetensors", "hdf5"]
+FileFormat = Literal["parquet", "arrow", "npz", "safetensors", "hdf5", "jsonl", "csv", "tar"]
 
 
 class ShardRef(Frozen):
@@ -42,22 +51,74 @@ class Shard(Frozen):
     source: SourceFile | None = None
 
 
+class RejectedRow(Frozen):
+    """A row that was left out, and why."""
+
+    id: str | None = Field(description="None: the row has no readable id")
+    file: Uri = Field(description="address of the file that names it")
+    row: int = Field(ge=0, description="its position in the file")
+    reason: str
+
+
+class RejectedRows(Frozen):
+    """The rows of a dataset that were left out: `datasets/<dataset>/rejected.jsonl` lists all of them."""
+
+    rows: int = Field(ge=1)
+    file: FileEntry
+    first: tuple[RejectedRow, ...] = Field(max_length=20, description="the first ones")
+
+
 class DatasetManifest(Frozen):
     """A verified dataset: immutable, written to `datasets/<dataset>/manifest.json`.
 
     Training shards that are Parquet stay in the user's storage; those that were converted, or split by
     `evaluation_share`, are stored beside this manifest until the dataset is learned.
+    Shards of encoded rows are stored under `encoded/` by content and encoder.
     Evaluation shards are held out: they are copied beside this manifest, because later versions
-    are measured on them.
+    are measured on them. A dataset that is measured only has no other shards.
     """
 
     dataset: str
     model: ModelName
     name: str
     pair: ModalityPair
-    shards: tuple[Shard, ...] = Field(min_length=1)
+    shards: tuple[Shard, ...]
     evaluation_shards: tuple[Shard, ...] = ()
+    evaluate_only: bool = Field(
+        default=False,
+        exclude_if=lambda evaluate_only: not evaluate_only,
+        description="true: nothing is learned of it",
+    )
+    encoders: dict[Modality, EncoderIdentity] = Field(
+        default={},
+        description="by modality: the encoder that computed its features, or that the user declared for "
+        "features; missing: undeclared",
+    )
+    rejected: RejectedRows | None = None
+
+    @model_validator(mode="after")
+    def _must_have_rows_for_its_purpose(self) -> Self:
+        if self.evaluate_only:
+            if self.shards or not self.evaluation_shards:
+                raise ValueError("evaluate_only: it has evaluation_shards, and no other shards")
+        elif not self.shards:
+            raise ValueError("shards: at least 1 is needed to learn a dataset")
+        return self
 
     @property
     def rows(self) -> int:
+        """Rows to train on."""
         return sum(shard.rows for shard in self.shards)
+
+    @property
+    def evaluation_rows(self) -> int:
+        """Rows that are held out."""
+        return sum(shard.rows for shard in self.evaluation_shards)
+
+
+class EvaluationDataset(Frozen):
+    """A dataset that a model measures and never learns."""
+
+    dataset: str
+    name: str
+    pair: ModalityPair

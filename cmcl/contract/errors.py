@@ -4,6 +4,7 @@ WorkerError                     base class
 ├── InvalidDataset              the user's rows cannot be used; a retry cannot help
 ├── NothingToLearn              no entry of the two heads may move; a retry cannot help
 ├── UnknownMethod               the model's method is not installed; a retry helps once it is installed
+├── CannotCombine               a dataset cannot be unlearned, or versions not merged; a retry cannot help
 ├── TrainingDiverged            the loss or a head is no longer finite; a retry cannot help
 ├── InvalidVersion              a stored version is incomplete or damaged
 ├── StoreDamaged                stored data of earlier datasets; a retry helps once it is restored
@@ -33,6 +34,10 @@ class NothingToLearn(WorkerError):
 
 class UnknownMethod(WorkerError):
     """The model's method is not installed, or is not a method. The message says what to install."""
+
+
+class CannotCombine(WorkerError):
+    """A dataset cannot be taken out of a version, or another version not be added to it; the message says why."""
 
 
 class TrainingDiverged(WorkerError):
@@ -77,5 +82,12 @@ class StorageUnavailable(StorageError):
     retry_can_help = True
 
 
-NON_RETRYABLE = (InvalidDataset, NothingToLearn, StoreDamaged, TrainingDiverged, UnknownMethod)
+NON_RETRYABLE = (
+    InvalidDataset,
+    NothingToLearn,
+    CannotCombine,
+    StoreDamaged,
+    TrainingDiverged,
+    UnknownMethod,
+)
 """What another attempt would meet again: people have to do something first."""

@@ -1,11 +1,15 @@
-"""An attempt of a job: its specification, progress and failure."""
+"""An attempt of a job: its specification, progress, failure, and what it reports for its trace.
+
+A traceparent is the value of the header of W3C Trace Context: version, trace id, span id and flags, in hexadecimal
+digits. It is kept as text, and one that cannot be read counts as none: no job fails because of its trace.
+"""
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.dataset import DatasetManifest, EvaluationDataset
 from cmcl.contract.modality import Frozen, ModelName
 from cmcl.contract.model import ModelSpec
 
@@ -22,30 +26,77 @@ Phase = Literal[
     "done",
 ]
 
-FailureReason = Literal["invalid_dataset", "training_failed", "store_damaged"]
+FailureReason = Literal["invalid_dataset", "training_failed", "store_damaged", "cannot_combine"]
+
+# learn: a dataset becomes a part of the next version. unlearn: the next version is one that never saw a dataset. merge:
+# it is one that has learned what two branches have; both read moments alone, and no row. evaluate: a dataset is
+# measured with the live version, and no version is made.
+JobKind = Literal["learn", "unlearn", "merge", "evaluate"]
+# Kinds whose dataset is prepared.
+READS_ROWS: frozenset[JobKind] = frozenset({"learn", "evaluate"})
+
+MOST_STAGES = 100
+
+
+class VersionRef(Frozen):
+    """A version of a model."""
+
+    model: ModelName
+    version: int = Field(ge=1)
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.version}"
 
 
 class JobSpec(Frozen):
     """Everything an attempt needs; written to `runs/<job>/a<attempt>/spec.json` before the attempt is
     submitted.
 
+    `dataset` is what a job that reads rows learns, `unlearns` the dataset that one of kind unlearn takes out
+    of the parent, and `merges` the version whose datasets one of kind merge adds to it; the others are None.
     `parent` is the version to start from; None means the first version, trained from the seed.
     `resume_from` is the key of an earlier attempt's checkpoint from which this one resumes; None means
     from the beginning. The resulting version is the same.
+    `evaluation_only` lists the datasets that the model measures and never learns.
+    Of the kind `evaluate`, `version` and `parent` both are the version that is measured.
     """
 
     job: str
+    kind: JobKind = "learn"
     attempt: int = Field(ge=1)
     model: ModelName
     version: int = Field(ge=1)
     parent: int | None
     spec: ModelSpec
-    dataset: DatasetManifest
+    dataset: DatasetManifest | None = None
+    unlearns: str | None = None
+    merges: VersionRef | None = None
     resume_from: str | None = None
+    evaluation_only: tuple[EvaluationDataset, ...] = ()
+    traceparent: str | None = Field(
+        default=None, description="of the attempt's span, if it is traced"
+    )
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> Self:
+        needed = "dataset" if self.kind in READS_ROWS else f"{self.kind}s"
+        given = {
+            name for name in ("dataset", "unlearns", "merges") if getattr(self, name) is not None
+        }
+        if given != {needed}:
+            raise ValueError(f"a job of kind {self.kind} needs {needed} alone, got {sorted(given)}")
+        return self
+
+    @property
+    def learns(self) -> DatasetManifest:
+        """The dataset of a job that reads rows."""
+        if self.dataset is None:
+            raise ValueError(f"job {self.job} of kind {self.kind} reads no rows")
+        return self.dataset
 
 
 class Progress(BaseModel):
-    """`runs/<job>/a<attempt>/progress.json`: overwritten by rank 0 while the attempt runs.
+    """What an attempt shows while it runs, written by rank 0 (`running/` of object storage).
 
     Rows, rates and remaining time refer to the current phase, and are absent if it has none.
     """
@@ -68,7 +119,7 @@ class Progress(BaseModel):
     drift: float | None = Field(
         default=None,
         description="first-order estimate of how far earlier scores have moved in this job, "
-        "relative to their size; the certificate of the finished version is exact",
+        "relative to their size; the certificate of the finished version is no estimate, and states its error",
     )
     eta_seconds: float | None = Field(
         default=None, description="estimated time until the phase ends"
@@ -86,7 +137,8 @@ class Progress(BaseModel):
 class Failure(Frozen):
     """`runs/<job>/a<attempt>/failure.json`: written if another attempt would fail the same way.
 
-    `invalid_dataset`: the new rows. `store_damaged`: stored data of earlier datasets.
+    `invalid_dataset`: the new rows. `store_damaged`: stored data of earlier datasets. `cannot_combine`: what
+    was to be unlearned or merged.
     """
 
     reason: FailureReason
@@ -96,3 +148,25 @@ class Failure(Frozen):
 def submission_id(job: str, attempt: int) -> str:
     """The id of an attempt at the launcher."""
     return f"{job}-a{attempt}"
+
+
+class Stage(BaseModel):
+    """One stage of a preparation or an attempt, by the clock of the machine that ran it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    began_at: datetime
+    seconds: float = Field(ge=0)
+
+
+class StageReport(BaseModel):
+    """`stages.json` of a preparation or an attempt: written before its result, if it is traced.
+
+    `traceparent`: as in the request or the specification. A report of an earlier one does not count.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    traceparent: str
+    stages: tuple[Stage, ...] = Field(max_length=MOST_STAGES)

@@ -1,9 +1,15 @@
-"""The methods that a model can use. Without pydantic, which the driver of an attempt does not import."""
+"""The methods that a model can use, and the priorities of its attempts.
+
+Without pydantic, which the driver of an attempt does not import.
+"""
 
 from importlib.metadata import EntryPoint, entry_points
+from typing import Literal
 
 BUILT_IN_METHODS = ("nullspace", "paper", "vanilla")
 METHOD_ENTRY_POINTS = "cmcl.methods"
+# Of an attempt.
+Priority = Literal["low", "normal", "high"]
 
 
 def installed_methods() -> dict[str, EntryPoint]:

@@ -22,6 +22,13 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class FileEntry(Frozen):
+    """A file that belongs to a version; every reader checks the digest itself."""
+
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
 class ModalityPair(Frozen):
     """Two different modalities. `first` is column `feature_a` of a shard, `second` is `feature_b`."""
 

@@ -1,19 +1,27 @@
-"""A model's specification: fixed when the model is created, stored with each version."""
+"""A model's specification: fixed when the model is created, but for modalities that are added; stored with each version."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
+from cmcl.contract.encoder import EncoderName, FeatureWidth
 from cmcl.contract.methods import BUILT_IN_METHODS, METHOD_ENTRY_POINTS
 from cmcl.contract.modality import Frozen, Modality
 
-WIDEST_FEATURE = 16384
-FeatureWidth = Annotated[int, Field(ge=1, le=WIDEST_FEATURE)]
+# Random features by default where heads are solved from moments: the most, and for each number of a feature.
+_LARGEST_LIFT, _LIFT_FOR_EACH = 1024, 8
+
+
+def default_lift(width: int) -> int:
+    """Random features that are appended to features of this width, where heads are solved from moments."""
+    return min(_LARGEST_LIFT, _LIFT_FOR_EACH * width)
+
+
 Precision = Literal["float32", "bfloat16"]
 
 
 class TrainingSpec(Frozen):
-    """How each dataset is trained."""
+    """How each dataset is trained. The policy improve reads batch_size and temperature alone."""
 
     epochs: int = Field(default=10, ge=1, le=1000, description="passes over the dataset")
     batch_size: int = Field(
@@ -49,26 +57,28 @@ class TrainingSpec(Frozen):
 class ProtectionSpec(Frozen):
     """How the method `nullspace` treats earlier datasets."""
 
-    policy: Literal["improve", "preserve"] = Field(
+    policy: Literal["improve", "replay", "preserve"] = Field(
         default="improve",
-        description="improve: earlier datasets continue to train through their moments, and their "
-        "scores may improve. preserve: their scores stay the same, within max_drift",
+        description="improve: all heads are solved from the moments of all datasets, whatever their "
+        "order, and earlier scores may improve. replay: the pair's two heads are trained on rows, "
+        "earlier datasets through their moments. preserve: trained on rows, and earlier scores stay "
+        "the same, within max_drift",
     )
     kept_energy: float | None = Field(
         default=None,
         gt=0,
         le=1,
         description="share of the energy of earlier scores whose entries are blocked; "
-        "by default 0.8 to improve and 0.95 to preserve",
+        "by default 0.95 to preserve, else 0.8",
     )
     max_drift: float | None = Field(
         default=None,
         gt=0,
         description="largest relative drift of an earlier dataset's scores, kept by shrinking the "
-        "change; by default unlimited to improve and 0.5 to preserve",
+        "change; by default 0.5 to preserve, else unlimited",
     )
     replay_weight: float = Field(
-        default=1.0, ge=0, description="of the earlier datasets' own loss, under improve"
+        default=1.0, ge=0, description="of the earlier datasets' own loss, under replay"
     )
     drift_penalty: float = Field(
         default=30.0,
@@ -78,19 +88,28 @@ class ProtectionSpec(Frozen):
     stable_index: bool = Field(
         default=False,
         description="also protect the span of the published embeddings, so that stored vectors keep their "
-        "scores against new queries",
+        "scores against new queries; not under improve, which protects by alignment alone",
     )
+
+    @model_validator(mode="after")
+    def _a_stable_index_needs_a_mask(self) -> Self:
+        if self.stable_index and self.policy == "improve":
+            raise ValueError(
+                "stable_index needs the policy preserve or replay; improve solves all heads, and aligns "
+                "them with those of the version before"
+            )
+        return self
 
     @property
     def energy(self) -> float:
         """`kept_energy`, resolved."""
-        by_policy = {"improve": 0.8, "preserve": 0.95}
+        by_policy = {"improve": 0.8, "replay": 0.8, "preserve": 0.95}
         return by_policy[self.policy] if self.kept_energy is None else self.kept_energy
 
     @property
     def drift_bound(self) -> float | None:
         """`max_drift`, resolved; None is unlimited."""
-        by_policy = {"improve": None, "preserve": 0.5}
+        by_policy = {"improve": None, "replay": None, "preserve": 0.5}
         return by_policy[self.policy] if self.max_drift is None else self.max_drift
 
 
@@ -98,7 +117,23 @@ class ProtectionSpec(Frozen):
 MethodName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 
 
-def _check_two_modalities(given: object) -> object:
+class ModalitySpec(Frozen):
+    """One modality of a model. A number alone is short for its width."""
+
+    width: FeatureWidth = Field(description="of its features")
+    encoder: EncoderName | None = Field(
+        default=None,
+        description="declared encoder that computes its features, for datasets and queries of raw items; "
+        "None: features alone",
+    )
+
+
+def as_modality(given: object) -> object:
+    """A width alone as a modality without an encoder."""
+    return {"width": given} if isinstance(given, int) and not isinstance(given, bool) else given
+
+
+def check_two_modalities(given: object) -> object:
     """A clearer message than pydantic's, which is about the length of a dictionary."""
     if isinstance(given, dict) and len(given) < 2:
         only = f"only {next(iter(given))!r} is given" if given else "none is given"
@@ -106,19 +141,10 @@ def _check_two_modalities(given: object) -> object:
     return given
 
 
-class ModelSpec(Frozen):
-    """The specification of a model.
-
-    `modalities` maps each modality to the width of its features; modalities can be declared long
-    before the first dataset that uses them.
-    """
+class ModelOptions(Frozen):
+    """A specification without its modalities."""
 
     width: int = Field(default=256, ge=2, le=8192, description="width of the embeddings")
-    modalities: Annotated[
-        dict[Modality, FeatureWidth],
-        Field(min_length=2, max_length=64),
-        BeforeValidator(_check_two_modalities),
-    ]
     method: MethodName = Field(
         default="nullspace",
         description=f"built in: {', '.join(BUILT_IN_METHODS)}; others from installed packages, by the "
@@ -131,9 +157,36 @@ class ModelSpec(Frozen):
         description="ridge of the whitening of each modality's features, relative to the largest "
         "eigenvalue of their covariance",
     )
+    lift: int | None = Field(
+        default=None,
+        ge=0,
+        le=4096,
+        description="number of random features relu(x R) that are appended to the features x of each modality, "
+        "from 0 (none) to 4096. More of them raise recall, and moments and the time of a solution grow with the "
+        f"square of the width. By default, under the policy improve, {_LARGEST_LIFT} or {_LIFT_FOR_EACH} times the "
+        "modality's width if that is less, and 0 under other policies",
+    )
     protection: ProtectionSpec = ProtectionSpec()
     training: TrainingSpec = TrainingSpec()
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+class ModelSpec(ModelOptions):
+    """The specification of a model.
+
+    Modalities can be declared long before the first dataset that uses them, and added later.
+    """
+
+    modalities: Annotated[
+        dict[Modality, Annotated[ModalitySpec, BeforeValidator(as_modality)]],
+        Field(min_length=2, max_length=64),
+        BeforeValidator(check_two_modalities),
+    ]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width of each modality's features."""
+        return {name: modality.width for name, modality in self.modalities.items()}
 
     @property
     def drift_bound(self) -> float | None:
@@ -142,15 +195,30 @@ class ModelSpec(Frozen):
 
     @property
     def heads_bytes(self) -> int:
-        """Size of the heads of a version that has learned every modality: E (F + 1) weights and a map of
-        F² + F numbers for each, float32."""
-        return 4 * sum(
-            self.width * (width + 1) + width * (width + 1) for width in self.modalities.values()
-        )
+        """Size of the heads of a version that has learned every modality: E (F + K + 1) weights and F K random
+        numbers for each, and F² + F of its conditioning where heads are not solved; float32."""
+        numbers = 0
+        for width in self.widths.values():
+            lift = self.lift_for(width)
+            numbers += self.width * (width + lift + 1) + width * lift
+            if not self.solves:
+                numbers += width * width + width
+        return 4 * numbers
+
+    @property
+    def solves(self) -> bool:
+        """Whether heads are solved from moments, and not trained on rows."""
+        return self.method == "nullspace" and self.protection.policy == "improve"
+
+    def lift_for(self, width: int) -> int:
+        """K of a modality with features of this width: `lift`, or its default for the policy."""
+        if self.lift is not None:
+            return self.lift
+        return default_lift(width) if self.solves else 0
 
     @model_validator(mode="after")
     def _size_is_bounded(self) -> Self:
-        entries = sum(self.width * width for width in self.modalities.values())
+        entries = sum(self.width * (width + self.lift_for(width)) for width in self.widths.values())
         if entries > 2**30:
             raise ValueError(
                 f"the heads would have {entries} entries in total, the permitted maximum is {2**30}"

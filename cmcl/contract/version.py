@@ -1,19 +1,16 @@
 """A version of a model: heads, memory of moments, and the report on drift."""
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cmcl.contract.modality import Frozen, ModalityPair, ModelName, Sha256
+from cmcl.contract.dataset import EvaluationDataset
+from cmcl.contract.encoder import EncoderIdentity
+from cmcl.contract.job import JobKind, VersionRef
+from cmcl.contract.modality import FileEntry, Frozen, Modality, ModalityPair, ModelName, Sha256
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.rollout import Canary
-
-
-class FileEntry(Frozen):
-    """A file that belongs to a version; every reader checks the digest itself."""
-
-    sha256: Sha256
-    bytes: int = Field(ge=0)
+from cmcl.contract.policy import Canary
 
 
 class Drift(Frozen):
@@ -25,6 +22,14 @@ class Drift(Frozen):
 
     since_learned: float = Field(ge=0)
     against_parent: float = Field(ge=0)
+    error: float | None = Field(
+        default=0,
+        ge=0,
+        exclude_if=lambda error: error == 0,
+        description="the largest difference between `since_learned` and its value by the full moments of the "
+        "dataset, which are stored in compact form. null: no bound is known, because the scores then are no larger "
+        "than their error; missing: the moments are stored in full",
+    )
 
 
 class Quality(Frozen):
@@ -35,9 +40,22 @@ class Quality(Frozen):
     """
 
     now: float
+    best: float | None = Field(
+        default=None,
+        exclude_if=lambda best: best is None,
+        description="the lowest loss that any two heads of this width reach on the dataset alone. `now` "
+        "far above it and above −1: forgotten; far above it and near −1: never learned so well",
+    )
     norm_change: dict[str, float] = Field(
         description="by modality: relative change of the root mean square norm of the embeddings"
     )
+
+    @property
+    def optimality(self) -> float | None:
+        """`now` as a share of `best`, at least 0; 1: no two heads of this width are better."""
+        if self.best is None or self.best >= 0:
+            return None
+        return max(self.now / self.best, 0.0)
 
 
 class Shrinkage(Frozen):
@@ -52,6 +70,22 @@ class Shrinkage(Frozen):
     drift_after: float = Field(ge=0)
     loss_before: float = Field(description="mean loss of the new rows as they were trained")
     loss_after: float = Field(description="mean loss of the new rows as published")
+
+
+class Solution(Frozen):
+    """How the heads of a version were solved from moments, under the policy `improve`."""
+
+    ridges: dict[str, float] = Field(
+        description="by modality: ridge of the whitening, relative to the typical variance of its features"
+    )
+    rank: int = Field(
+        ge=0,
+        description="of the `width` leading directions, those in which pairs agree; in the others the "
+        "embeddings are zero",
+    )
+    groups: tuple[tuple[str, ...], ...] = Field(
+        description="modalities that datasets connect; between two groups no score has a meaning"
+    )
 
 
 class Recall(Frozen):
@@ -70,19 +104,85 @@ class Recall(Frozen):
     accuracy: float | None = Field(default=None, ge=0, le=1)
 
 
+class MeasuredDataset(EvaluationDataset):
+    """A dataset that is measured only, and its recall in one version."""
+
+    recall: Recall | None = Field(default=None, description="null: it was not measured")
+    note: str | None = Field(
+        default=None, description="why it was not measured, or why its recall is that of chance"
+    )
+
+
+class EvaluationResult(Frozen):
+    """`runs/<job>/a<attempt>/evaluation.json`: a dataset that is measured only, with the version that was live."""
+
+    version: int | None = Field(description="null: the model had no live version yet")
+    recall: Recall | None = Field(default=None, description="null: it was not measured")
+    note: str | None = Field(
+        default=None, description="why it was not measured, or why its recall is that of chance"
+    )
+
+
 class LearnedDataset(Frozen):
-    """One line of a version's ledger: what it learned, in which version, and where the moments are."""
+    """One line of a version's lineage: what it learned, in which version, and where the moments are."""
 
     dataset: str
     name: str
     pair: ModalityPair
     rows: int = Field(ge=1)
-    version: int = Field(ge=1)
+    version: int = Field(
+        ge=1, description="version of the model that learned it, or merged it from another model"
+    )
+    reference: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda reference: reference is None,
+        description="version whose heads its drift and loss are measured against. None: `version`. Set by a "
+        "version that unlearned a dataset which `version` had seen",
+    )
     moments: FileEntry
     shard_digests: tuple[Sha256, ...]
+    encoders: dict[Modality, Sha256] = Field(
+        default={},
+        description="by modality: digest of the identity of the encoder of its features; missing: undeclared",
+    )
+    rejected_rows: int = Field(
+        default=0, ge=0, description="rows that were left out; `datasets/<dataset>/rejected.jsonl`"
+    )
     recall: Recall | None = Field(
         default=None, description="on its held-out rows, in the version that learned it"
     )
+    ridges: dict[Modality, float] = Field(
+        default={},
+        exclude_if=lambda ridges: not ridges,
+        description="by modality: the ridge with which half of the dataset's rows scores best on the other "
+        "half; empty if the heads were trained on rows",
+    )
+    moments_error: dict[Modality, float] = Field(
+        default={},
+        exclude_if=lambda errors: not errors,
+        description="by modality: the largest error of the variance in any direction, if the moments are stored "
+        "in compact form; empty: they are stored in full",
+    )
+    attainable: float | None = Field(
+        default=None,
+        ge=0,
+        exclude_if=lambda attainable: attainable is None,
+        description="sum of the squared canonical correlations of its two sides that heads of this "
+        "width can hold",
+    )
+
+
+def datasets_to_merge(
+    ours: Iterable[LearnedDataset], theirs: Iterable[LearnedDataset]
+) -> tuple[LearnedDataset, ...]:
+    """Those of `theirs` that `ours` does not have, in their order.
+
+    The same dataset has the same id, as in a branch, or the same moments, as where it was posted to both.
+    """
+    known = list(ours)
+    ids, moments = ({getattr(line, name) for line in known} for name in ("dataset", "moments"))
+    return tuple(line for line in theirs if line.dataset not in ids and line.moments not in moments)
 
 
 class Protection(Frozen):
@@ -116,7 +216,10 @@ class VersionReport(Frozen):
     protection: dict[str, Protection] = Field(default={}, description="by modality")
     drift: dict[str, Drift] = Field(default={}, description="by earlier dataset")
     quality: dict[str, Quality] = Field(default={}, description="by earlier dataset")
-    capacity: dict[str, HeadCapacity] = Field(default={}, description="by modality learned so far")
+    capacity: dict[str, HeadCapacity] = Field(
+        default={},
+        description="by modality learned so far; empty if heads were solved, which closes no entry",
+    )
     recall_before: Recall | None = Field(
         default=None,
         description="recall of the parent on the new dataset's held-out rows; a new modality starts from "
@@ -124,6 +227,11 @@ class VersionReport(Frozen):
     )
     shrinkage: Shrinkage | None = Field(
         default=None, description="None: max_drift was kept without shrinking"
+    )
+    solution: Solution | None = Field(
+        default=None,
+        exclude_if=lambda solution: solution is None,
+        description="None: the heads were trained on rows",
     )
     evaluation: dict[str, Recall] = Field(
         default={}, description="by dataset that has evaluation shards, this one included"
@@ -133,6 +241,12 @@ class VersionReport(Frozen):
         # Readers of the previous release reject unknown fields, so it is omitted if empty.
         exclude_if=lambda reasons: not reasons,
         description="reason, by earlier dataset whose held-out rows are missing or damaged in the store",
+    )
+    evaluation_only: tuple[MeasuredDataset, ...] = Field(
+        default=(),
+        exclude_if=lambda measured: not measured,
+        description="datasets that are measured and never learned, in the order of their arrival; no gate, "
+        "mean or certificate counts them",
     )
 
 
@@ -151,7 +265,18 @@ class VersionManifest(Frozen):
     )
     job: str
     attempt: int = Field(ge=1)
-    dataset: str
+    kind: JobKind = "learn"
+    dataset: str | None = Field(description="that it learned; None: it unlearned one, or merged")
+    unlearned: LearnedDataset | None = Field(
+        default=None,
+        exclude_if=lambda unlearned: unlearned is None,
+        description="the line of the parent's lineage that it took out: of kind unlearn",
+    )
+    merged: VersionRef | None = Field(
+        default=None,
+        exclude_if=lambda merged: merged is None,
+        description="the version whose datasets it added: of kind merge",
+    )
     spec: ModelSpec
     code_version: str
     created_at: datetime
@@ -162,7 +287,21 @@ class VersionManifest(Frozen):
         description="model whose folder has the files; None: this model's",
     )
     learned: tuple[LearnedDataset, ...] = Field(min_length=1)
+    encoders: dict[Modality, EncoderIdentity] = Field(
+        default={},
+        description="by modality: the encoder that the first dataset with a known one fixed",
+    )
     report: VersionReport
+
+    @property
+    def new_line(self) -> LearnedDataset | None:
+        """The line of the dataset that it learned; None: it learned none."""
+        return self.learned[-1] if self.dataset is not None else None
+
+    @property
+    def earlier(self) -> tuple[LearnedDataset, ...]:
+        """Every line but that of the dataset that it learned."""
+        return self.learned[:-1] if self.dataset is not None else self.learned
 
 
 # The path where the control plane notifies replicas that `live.json` has changed.
@@ -196,7 +335,11 @@ class LivePointer(BaseModel):
     retired: tuple[int, ...] = Field(
         default=(), description="versions that can no longer be served"
     )
-    candidate: Canary | None = Field(default=None, description="the canary beside the live version")
+    canary: Canary | None = Field(default=None, description="the canary beside the live version")
+    traceparent: str | None = Field(
+        default=None,
+        description="of the job or the request that changed this object last, if it is traced",
+    )
 
     @property
     def order(self) -> tuple[int, int]:

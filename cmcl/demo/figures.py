@@ -1,10 +1,14 @@
-"""Recall, backward transfer and drift of a stream, computed from version manifests."""
+"""Recall, backward transfer and drift of a stream, computed from version manifests, and their tables."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
+from rich.table import Table
+
 from cmcl.contract.version import Recall, VersionManifest
+from cmcl.pictures import Memory, MemoryRow, forgetting_matrices
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,15 @@ class StreamFigures:
     def max_drift(self) -> float:
         """Return the largest relative drift of any earlier dataset in any version."""
         return max((value for row in self.drift for value in row), default=0.0)
+
+    def memory(self) -> Memory:
+        """Return recall at 1 for pictures."""
+        none_yet = [None] * len(self.names)
+        rows = [
+            MemoryRow(index + 1, name, [*row, *none_yet[len(row) :]])
+            for index, (name, row) in enumerate(zip(self.names, self.at_1, strict=True))
+        ]
+        return Memory(self.names, rows)
 
     def summary(self) -> dict[str, float]:
         """Return the four figures of a method."""
@@ -48,6 +61,12 @@ def stream_figures(versions: Sequence[VersionManifest]) -> StreamFigures:
     )
 
 
+def draw(protected: StreamFigures, unprotected: StreamFigures, path: Path) -> None:
+    """Draw what earlier datasets lost, with and without protection."""
+    panels = {"protected": protected.memory(), "unprotected": unprotected.memory()}
+    path.write_text(forgetting_matrices(panels).svg(standalone=True) + "\n", encoding="utf-8")
+
+
 def backward_transfer(matrix: Sequence[Sequence[float]]) -> float:
     """Return the mean over all but the last dataset of (now − when learned); 0 for one dataset."""
     last = matrix[-1]
@@ -61,3 +80,55 @@ def _matrix(
         [value(version.report.evaluation[old.dataset]) for old in version.learned]
         for version in versions
     ]
+
+
+def version_table(figures: StreamFigures, seconds_to_live: list[float]) -> Table:
+    """Table of versions: recall, backward transfer, drift and time to live."""
+    table = Table(
+        title="What each version learned, and what the earlier datasets lost",
+        caption="R@1: the nearest row has the query's label, or is its partner where rows have none; "
+        "R@10: its partner is among the ten nearest",
+    )
+    table.add_column("#")
+    table.add_column("dataset", no_wrap=True)
+    for heading in ("R@1", "R@10", "BWT R@1", "BWT R@10", "drift", "to live"):
+        table.add_column(heading, justify="right")
+    for index, name in enumerate(figures.names):
+        table.add_row(
+            str(index + 1),
+            name,
+            _percent(figures.at_1[index][index]),
+            _percent(figures.at_10[index][index]),
+            _points(backward_transfer(figures.at_1[: index + 1])),
+            _points(backward_transfer(figures.at_10[: index + 1])),
+            f"{max(figures.drift[index], default=0.0):.3f}",
+            f"{seconds_to_live[index]:.1f} s",
+        )
+    return table
+
+
+def comparison_table(protected: StreamFigures, unprotected: StreamFigures) -> Table:
+    """Table of the stream with and without protection."""
+    table = Table(title="The same stream with and without protection")
+    table.add_column("final, mean over datasets")
+    for heading in ("protected", "unprotected"):
+        table.add_column(heading, justify="right")
+    ours, theirs = protected.summary(), unprotected.summary()
+    for label, key in (("R@1", "recall_at_1"), ("R@10", "recall_at_10")):
+        table.add_row(label, _percent(ours[key]), _percent(theirs[key]))
+    for label, key in (("BWT R@1", "bwt_recall_at_1"), ("BWT R@10", "bwt_recall_at_10")):
+        table.add_row(label, _points(ours[key]), _points(theirs[key]))
+    table.add_row(
+        "largest drift of old scores",
+        f"{protected.max_drift:.3f}",
+        f"{unprotected.max_drift:.3f}",
+    )
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"

@@ -13,16 +13,21 @@ from rich.console import Console
 
 from cmcl.cli.progress import watch_with_bar
 from cmcl.client import Client, CmclError, Json
+from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
-from cmcl.demo.figures import StreamFigures, stream_figures
-from cmcl.demo.picture import draw_forgetting
+from cmcl.demo.figures import (
+    StreamFigures,
+    comparison_table,
+    draw,
+    stream_figures,
+    version_table,
+)
 from cmcl.demo.queries import QueryLoad, QueryReport
+from cmcl.demo.raw import RawFailure, RawReport, learn_raw
 from cmcl.demo.stream import Stream, StreamDataset, read_stream
-from cmcl.demo.tables import comparison_table, version_table
-from cmcl.ports import Ports
 from cmcl.stack import LocalStack
-from cmcl.stack_folder import FolderLock
+from cmcl.stack_host import FolderLock, Ports
 
 MODEL = "demo"
 # Marks a folder of the demo, which may be emptied.
@@ -35,9 +40,13 @@ class DemoOptions:
     """Options of the demo."""
 
     stream: Path
+    raw: Path
     folder: Path
     ranks: int = 2
     queries_per_second: float = 200.0
+    # Of the raw pairs, by the names that `MODALITIES` of `raw.py` binds to.
+    encoders: tuple[EncoderSpec, ...] = ()
+    plugins: Path | None = None
 
 
 class DemoError(Exception):
@@ -50,26 +59,35 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     _empty(options.folder)
     console.print(f"starting Ray, the control plane and the endpoint in {options.folder} ...")
     stack = LocalStack(
-        options.folder, Ports.free(), options.ranks, allowed_prefixes=(stream.folder.as_uri(),)
+        options.folder,
+        Ports.free(),
+        options.ranks,
+        allowed_prefixes=(stream.folder.as_uri(),),
+        encoders=options.encoders,
+        plugins=options.plugins,
     )
     with stack, Client(stack.service_url, stack.embeddings_url) as client:
         console.print(f"control plane {stack.service_url}, embeddings {stack.embeddings_url}")
+        console.print(f"watch it at {stack.page_url}")
         load = _query_load(stack, stream, options.queries_per_second)
         to_live = _learn_protected(client, stream, load, console)
+        raw = _learn_raw(client, options.raw, console)
         queries = load.stop()
         versions = [client.version(MODEL, number + 1).manifest for number in range(len(to_live))]
     protected = stream_figures(versions)
     unprotected = stream_figures(_without_protection(stack, versions[-1], console))
     bound = versions[-1].spec.drift_bound
-    picture = options.folder / "forgetting.png"
-    draw_forgetting(protected, unprotected, picture)
+    picture = options.folder / "forgetting.svg"
+    draw(protected, unprotected, picture)
     console.print(version_table(protected, to_live))
     console.print(comparison_table(protected, unprotected))
     _print_queries(console, queries)
+    _print_raw(console, raw)
     console.print(f"forgetting matrix: {picture}")
-    print(json.dumps(_document(protected, unprotected, queries, to_live)), flush=True)
+    document = _document(protected, unprotected, queries, to_live)
+    print(json.dumps({**document, "raw": raw.document()}), flush=True)
     within = bound is None or protected.max_drift <= bound
-    return 0 if within and not queries.failures else 1
+    return 0 if within and not queries.failures and not raw.failures else 1
 
 
 def _empty(folder: Path) -> None:
@@ -108,6 +126,14 @@ def _learn_protected(
             raise DemoError(f"version {version} was not live within {_SWAP_SECONDS:g} s")
         seconds.append(round(answered - posted, 2))
     return seconds
+
+
+def _learn_raw(client: Client, folder: Path, console: Console) -> RawReport:
+    """Learn the raw datasets, and query the model at the same time. Raises DemoError."""
+    try:
+        return learn_raw(client, folder, console)
+    except RawFailure as error:
+        raise DemoError(str(error)) from error
 
 
 def _learn(client: Client, dataset: StreamDataset, console: Console) -> None:
@@ -164,6 +190,20 @@ def _print_queries(console: Console, queries: QueryReport) -> None:
         f"versions seen {sorted(queries.first_seen)}"
     )
     for failure in queries.failures[:5]:
+        console.print(f"  failed: {failure}")
+
+
+def _print_raw(console: Console, raw: RawReport) -> None:
+    figures = raw.document()
+    console.print(
+        f"raw data: {figures['rows']} rows encoded at {figures['encode_rows_per_second']} rows per second, "
+        f"{figures['rejected_rows']} left out; {figures['raw_queries']} raw queries, "
+        f"{figures['failed_raw_queries']} failed"
+    )
+    for dataset in raw.datasets:
+        for row in dataset.rejected.first if dataset.rejected else ():
+            console.print(f"  left out: {row.id}: {row.reason}")
+    for failure in raw.failures[:5]:
         console.print(f"  failed: {failure}")
 
 

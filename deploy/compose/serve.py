@@ -21,7 +21,7 @@ import yaml
 _APPLICATIONS = "/api/serve/applications/"
 _SECONDS = 5.0
 # The response includes the start of Serve's controller.
-_PATIENCE = 60.0
+_TIMEOUT_SECONDS = 60.0
 
 
 class NotAccepted(Exception):
@@ -38,7 +38,7 @@ class Keeper:
         self._reported = ""
         self._is_current = False
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Check once, and deploy what is missing. Raises NotAccepted."""
         try:
             status = ", ".join(f"{name} is {state}" for name, state in self._served().items())
@@ -82,7 +82,7 @@ class Keeper:
 def keep(keeper: Keeper, pause: Callable[[float], object] = time.sleep) -> NoReturn:
     """Call `keeper.look` and `pause` until one of them raises."""
     while True:
-        keeper.look()
+        keeper.check()
         pause(_SECONDS)
 
 
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(number, _stop)
     token = os.environ.get("RAY_AUTH_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with httpx.Client(base_url=address, headers=headers, timeout=_PATIENCE) as client:
+    with httpx.Client(base_url=address, headers=headers, timeout=_TIMEOUT_SECONDS) as client:
         wanted = yaml.safe_load(Path(config).read_text())
         try:
             keep(Keeper(client, wanted, lambda status: print(status, flush=True)))

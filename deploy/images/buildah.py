@@ -71,8 +71,8 @@ class Buildah:
         """Check early that buildah works, because root inside a container may lack permissions."""
         done = self._run(["from", "scratch"], check=False)
         if done.returncode != 0:
-            told = (done.stdout + done.stderr).strip()[-300:]
-            raise NoBuildah(f"buildah cannot create a container here: {told}")
+            output = (done.stdout + done.stderr).strip()[-300:]
+            raise NoBuildah(f"buildah cannot create a container here: {output}")
         self._run(["rm", done.stdout.strip()])
 
     def described(self) -> dict[str, str]:
@@ -174,8 +174,8 @@ class Buildah:
             [*self._program(), *arguments], capture_output=True, text=True, check=False
         )
         if check and done.returncode != 0:
-            told = (done.stdout + done.stderr).strip()[-3000:]
-            raise BuildFailed(f"buildah {arguments[0]} ended with {done.returncode}:\n{told}")
+            output = (done.stdout + done.stderr).strip()[-3000:]
+            raise BuildFailed(f"buildah {arguments[0]} ended with {done.returncode}:\n{output}")
         return done
 
 

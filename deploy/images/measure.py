@@ -13,7 +13,7 @@ from deploy.images.buildah import Buildah, Container
 # Limit of a pull of the service's image.
 SERVICE_BYTES = 350e6
 # Packages whose versions are reported.
-_TOLD = ("torch", "ray", "pyarrow")
+_REPORTED = ("torch", "ray", "pyarrow")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def measure(buildah: Buildah, image: str, seconds: float, sbom: Path) -> Built:
         python, user = _python(container), container.user
     components = json.loads(sbom.read_text())["components"]
     installed = {component["name"]: component["version"] for component in components}
-    told = {name: installed[name] for name in _TOLD if name in installed}
+    versions = {name: installed[name] for name in _REPORTED if name in installed}
     return Built(
         image=image,
         digest=digest,
@@ -57,7 +57,7 @@ def measure(buildah: Buildah, image: str, seconds: float, sbom: Path) -> Built:
         packed_bytes=sum(layer.packed_bytes for layer in layers),
         unpacked_bytes=buildah.unpacked_bytes(image),
         packages=len(components),
-        versions={"python": python, **told},
+        versions={"python": python, **versions},
         layers=layers,
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from cmcl.haproxy import SERVING
-from cmcl.ports import HOST, Ports
+from cmcl.stack_host import HOST, Ports
 from deploy.images.buildah import Buildah, Container
 
 _TOKEN = "for-this-trial-alone"  # noqa: S105 - of a cluster on loopback, for a minute

@@ -78,7 +78,7 @@ def check(client: Client, example: Example, model: str, seconds: float) -> dict[
         raise WrongResult(f"{job.id} ended {job.state}: {job.message}")
     version = client.version(model, job.version)
     learned = version.evaluation_matrix[-1]
-    measured = learned.recall[learned.learned].at_10
+    measured = learned.recall[accepted.dataset.id].at_10
     features = example.held_out()
     wait_until_served(client, f"{model}@{job.version}", example.pair[0], features[0][:1])
     sides = [

@@ -6,6 +6,9 @@
 {{- $paths := list "/v1" "/healthz" "/readyz" -}}
 {{- if eq .component "service" -}}
 {{- $paths = concat $paths (list "/docs" "/openapi.json") -}}
+{{- if .root.Values.access.page.enabled -}}
+{{- $paths = append $paths "/ui" -}}
+{{- end -}}
 {{- end -}}
 {{- toYaml $paths -}}
 {{- end -}}

@@ -48,6 +48,23 @@
 {{- end -}}
 {{- end -}}
 
+{{/* Bytes of a quantity, as an integer. value; where. */}}
+{{- define "cmcl.bytes" -}}
+{{- $quantity := include "cmcl.quantity" . -}}
+{{- $number := regexFind "^[0-9]+" $quantity -}}
+{{- $bytes := int64 $number -}}
+{{- range $units := list (list 1000 "k" "M" "G" "T" "P" "E") (list 1024 "Ki" "Mi" "Gi" "Ti" "Pi" "Ei") -}}
+{{- $factor := 1 -}}
+{{- range rest $units -}}
+{{- $factor = mul $factor (first $units) -}}
+{{- if eq . (trimPrefix $number $quantity) -}}
+{{- $bytes = mul $bytes $factor -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{ $bytes }}
+{{- end -}}
+
 {{/* Requests and limits with canonical quantities. resources; where. */}}
 {{- define "cmcl.resources" -}}
 {{- $canonical := dict -}}

@@ -51,7 +51,7 @@
 {{- $serving := .Values.serving -}}
 {{- $training := .Values.training -}}
 {{- $encoders := 0 -}}
-{{- range $serving.encoders -}}
+{{- range .Values.encoders -}}
 {{- $encoders = add $encoders (default 1 .replicas) -}}
 {{- end -}}
 {{- $ranks := include "cmcl.podCount" (dict "count" $training.ranks "perPod" $training.ranksPerPod) | int -}}
@@ -60,7 +60,8 @@
 {{- end -}}
 {{- $pods := dict
   "serving.replicas and replicasPerPod ask for" (include "cmcl.podCount" (dict "count" $serving.replicas "perPod" $serving.replicasPerPod) | int)
-  "serving.encoders ask for" $encoders
+  "encoders ask for" $encoders
+  "preparation.pods asks for" .Values.preparation.pods
   "training.ranks, ranksPerPod and autoscaling ask for" $ranks
   "service.replicas or autoscaling ask for" (ternary 2 1 (and (not (include "cmcl.usesSqlite" .)) (not (empty (include "cmcl.hasReplicas" .))))) -}}
 {{- range $who, $number := $pods -}}

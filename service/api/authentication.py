@@ -50,7 +50,7 @@ class Hosts:
             host = (urlsplit(address).hostname or "").removesuffix(".")
         except ValueError:
             return False
-        return host == _HERE or host in self._named or _is_loopback(host)
+        return host in self._named or is_loopback(host)
 
 
 def headers(scope: Scope, wanted: bytes) -> list[str]:
@@ -58,16 +58,18 @@ def headers(scope: Scope, wanted: bytes) -> list[str]:
     return [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address, without a port, is one of this machine."""
+    if host == _HERE:
+        return True
     try:
         return ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-_SCHEME = (
-    "bearer"  # Threads that a hanging token issuer may occupy; other requests use other threads.
-)
+_SCHEME = "bearer"
+# Threads that a hanging token issuer may occupy; other requests use other threads.
 _THREADS_FOR_ISSUER = 4
 _REFUSALS_PER_SECOND = 200
 # Each keeps a connection open.
@@ -123,7 +125,7 @@ class Authentication:
         except ServiceError as error:
             response = refusal(error, scope["path"])
             # An outage of the database is not the client's fault.
-            if isinstance(error, Refused) and not await self._refusals.delay(_address(scope)):
+            if isinstance(error, Refused) and not await self._refusals.delay(address_of(scope)):
                 response.headers["connection"] = "close"
             await response(scope, receive, send)
             return
@@ -141,7 +143,7 @@ class Authentication:
         """Authenticate the request; None for a path that needs no key."""
         shown = _bearer(scope)
         if scope["path"] in OPEN_PATHS:
-            self._authenticator.rate_limiter.count_open(_address(scope))
+            self._authenticator.rate_limiter.count_open(address_of(scope))
             if scope["path"] == METRICS:
                 self._authenticator.check_scraper(shown)
             return None
@@ -155,11 +157,12 @@ class Authentication:
         """Look the credentials up in a thread: in the database or with the issuer."""
         limiter = self._issuer_threads if self._authenticator.asks_issuer(shown) else None
         return await to_thread.run_sync(
-            self._authenticator.look_up, shown, _address(scope), limiter=limiter
+            self._authenticator.look_up, shown, address_of(scope), limiter=limiter
         )
 
 
-def _address(scope: Scope) -> str:
+def address_of(scope: Scope) -> str:
+    """The address of the client."""
     return scope["client"][0] if scope.get("client") else "unknown"
 
 

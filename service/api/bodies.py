@@ -1,8 +1,9 @@
 """Request bodies: bounds on size, pace, and bytes per owner."""
 
+import asyncio
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -12,17 +13,17 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cmcl.contract.pace import Pace
 from service.api.concurrency import BODY_BYTES
 from service.api.dependencies import BYTES, check_scopes, get_principal, permitted_type
 from service.api.problems import refusal
-from service.api.spool import in_time
+from service.api.spool import too_slow
 from service.errors import BodyTooLarge, IncompleteBody, Refused, TooManyRequests
 from service.principal import EVERY_OWNER, Principal
+from workers.flow_control import Pace
 
 # Enough for every body without a list of shards.
 _SMALL_BYTES = 16 << 10
-_WITH_SHARDS = frozenset({"post_dataset", "append_shards", "post_preflight"})
+_WITH_SHARDS = frozenset({"post_dataset", "append_shards"})
 _PACE = Pace(idle_timeout_seconds=10.0, bytes_per_second=16 << 10)
 # Of all bodies in memory, counted from their first byte to the response. One owner may have three quarters, so that
 # small requests of others are always accepted.
@@ -41,6 +42,14 @@ class _Wanted:
     scopes: frozenset[str]
     most_bytes: int
     is_file: bool
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    """Largest body with a list of shards, and largest part of a file, in bytes."""
+
+    with_shards: int
+    part: int
 
 
 class Budget:
@@ -113,21 +122,27 @@ class Bodies:
         self,
         app: ASGIApp,
         api: FastAPI,
-        max_bytes: int,
-        max_part_bytes: int,
+        limits: BodyLimits,
+        budget: Budget,
         pace: Pace = _PACE,
     ) -> None:
         self._app = app
         self._pace = pace
         self._api = api
-        self._max_bytes = max_bytes
-        self._max_part_bytes = max_part_bytes
+        self._limits = limits
         self._wanted: dict[str, list[_Wanted]] = {}
-        self._budget = Budget()
+        # By method and path, for routes without parameters.
+        self._wanted_at: dict[tuple[str, str], _Wanted] = {}
+        self._budget = budget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # No route of these methods reads a body. Paths without a key, which have no owner, use only these.
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD") or not _has_body(scope):
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        declared = _declared(headers)
+        if not declared and b"transfer-encoding" not in headers:
             await self._app(scope, receive, send)
             return
         wanted = self._find(scope)
@@ -137,19 +152,24 @@ class Bodies:
             return
         with ExitStack() as until_answered:
             try:
-                taken = await self._receive(wanted, scope, receive, until_answered)
+                taken = await self._receive(wanted, declared, scope, receive, until_answered)
             except Refused as refused:
                 await refusal(refused, scope["path"])(scope, receive, send)
                 return
             await self._app(scope, taken, send)
 
     async def _receive(
-        self, wanted: _Wanted, scope: Scope, receive: Receive, until_answered: ExitStack
+        self,
+        wanted: _Wanted,
+        declared: int,
+        scope: Scope,
+        receive: Receive,
+        until_answered: ExitStack,
     ) -> Receive:
         """The `receive` that the app gets. Raises Refused."""
         principal: Principal = scope["state"]["principal"]
         check_scopes(principal, wanted.scopes)
-        if _declared(scope) > wanted.most_bytes:
+        if declared > wanted.most_bytes:
             raise _too_large(wanted.most_bytes)
         if wanted.is_file:
             scope["state"][BODY_BYTES] = None
@@ -165,20 +185,34 @@ class Bodies:
         A truncated body must not pass for a whole one: an empty one would be a valid request without a reason, and
         its response would be stored for the Idempotency-Key.
         """
-        body = bytearray()
-        async for piece in in_time(_pieces(receive), self._pace):
-            arriving.add(len(piece))
-            body += piece
-            if len(body) > limit:
-                raise _too_large(limit)
+        pieces: list[bytes] = []
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with asyncio.timeout_at(began + self._pace.idle_timeout_seconds) as timeout:
+                async for piece in _pieces(receive):
+                    arriving.add(len(piece))
+                    pieces.append(piece)
+                    if arriving.bytes > limit:
+                        raise _too_large(limit)
+                    now = loop.time()
+                    left = self._pace.seconds_left(now - began, arriving.bytes)
+                    timeout.reschedule(now + left)
+        except TimeoutError as error:
+            raise too_slow(self._pace, loop.time() - began, arriving.bytes) from error
         arriving.finish()
-        return bytes(body)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _find(self, scope: Scope) -> _Wanted | None:
         if not self._wanted:
             self._wanted = self._of_all_routes()
-        wanted = self._wanted.get(scope["method"], ())
-        return next((each for each in wanted if each.path.match(scope["path"])), None)
+        method, path = scope["method"], scope["path"]
+        if found := self._wanted_at.get((method, path)):
+            return found
+        found = next((each for each in self._wanted.get(method, ()) if each.path.match(path)), None)
+        if found and not found.path.groups:
+            self._wanted_at[method, path] = found
+        return found
 
     def _of_all_routes(self) -> dict[str, list[_Wanted]]:
         found: dict[str, list[_Wanted]] = {}
@@ -186,11 +220,11 @@ class Bodies:
             if route.path is None:
                 continue
             is_file = permitted_type(route) == BYTES
-            most = self._max_bytes if route.name in _WITH_SHARDS else self._small
+            most = self._limits.with_shards if route.name in _WITH_SHARDS else self._small
             wanted = _Wanted(
                 compile_path(route.path)[0],
                 frozenset(_scopes(getattr(route, "dependant", None))),
-                self._max_part_bytes if is_file else most,
+                self._limits.part if is_file else most,
                 is_file,
             )
             for method in route.methods or ():
@@ -199,7 +233,7 @@ class Bodies:
 
     @property
     def _small(self) -> int:
-        return min(_SMALL_BYTES, self._max_bytes)
+        return min(_SMALL_BYTES, self._limits.with_shards)
 
 
 def _scopes(dependant: Dependant | None) -> Iterator[str]:
@@ -210,14 +244,9 @@ def _scopes(dependant: Dependant | None) -> Iterator[str]:
         yield from _scopes(each)
 
 
-def _has_body(scope: Scope) -> bool:
-    names = {name for name, _ in scope["headers"]}
-    return b"transfer-encoding" in names or _declared(scope) > 0
-
-
-def _declared(scope: Scope) -> int:
+def _declared(headers: Mapping[bytes, bytes]) -> int:
     """The Content-Length; 0 without one."""
-    declared: bytes = dict(scope["headers"]).get(b"content-length", b"")
+    declared = headers.get(b"content-length", b"")
     return int(declared) if declared.isdigit() else 0
 
 

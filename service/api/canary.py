@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
-from cmcl.contract.rollout import CanaryPlan, RolloutRule
+from cmcl.contract.policy import CanaryPlan, RolloutRule
 from service.api.dependencies import (
     ContextDep,
     ModelPath,
@@ -16,22 +16,37 @@ from service.api.dependencies import (
     Trainer,
     etag,
 )
-from service.api.pagination import LARGEST_NUMBER
-from service.database.rows import CanaryRecord
+from service.api.pagination import LARGEST_NUMBER, NumberSeek, Page, page
+from service.database.queries import canaries
+from service.database.rows import CanaryOutcome, CanaryRecord
 from service.lookup import get_model
-from service.registry import canary
-from service.registry.canary import figures
-from service.registry.promotion_request import PromotionRequest
+from service.registry.promotion import (
+    PromotionRequest,
+    abort_canary,
+    figures,
+    get_canary,
+    set_canary,
+)
 from service.stale_database import check_may_change
 
-router = APIRouter(prefix="/v1/models/{model}/candidate", tags=["versions"])
+router = APIRouter(prefix="/v1/models/{model}", tags=["versions"])
 
 ReasonQuery = Annotated[
     str, Query(max_length=500, pattern=r"^[^\x00]*$", description="why, for the history")
 ]
 
 
-class CandidateChoice(CanaryPlan, Reason):
+SeenVersion = Annotated[
+    int | None,
+    Query(
+        ge=1,
+        le=LARGEST_NUMBER,
+        description="end it only if it is this version; 412 if it is another one",
+    ),
+]
+
+
+class CanaryChoice(CanaryPlan, Reason):
     """The version for the canary, its traffic, its rule, and the reason."""
 
     version: int = Field(ge=1, le=LARGEST_NUMBER)
@@ -77,7 +92,7 @@ class CanaryView(BaseModel):
     revision: int = Field(description="revision of live.json since which it is observed")
     reason: str
     actor: str = Field(description="name of the key, or `reconciler` if the policy started it")
-    began_at: datetime
+    started_at: datetime
     observed: ObservedView
 
     @classmethod
@@ -91,27 +106,63 @@ class CanaryView(BaseModel):
             revision=record.revision,
             reason=record.reason,
             actor=record.actor,
-            began_at=record.began_at,
+            started_at=record.started_at,
             observed=ObservedView.model_validate(figures(record.observed)),
         )
 
 
-@router.get("")
-def read_candidate(
+class CanaryRunView(CanaryView):
+    """A canary that runs or has ended, with its observations under one revision."""
+
+    ended_at: datetime | None = Field(description="null: it runs")
+    outcome: CanaryOutcome | None = Field(
+        description="promoted: it became the live version; aborted: it ended without; changed: it continued under the "
+        "next revision, because its shares or the live version changed"
+    )
+    ended_because: str | None = Field(description="why it ended")
+
+    @classmethod
+    def of(cls, record: CanaryRecord) -> Self:
+        """The view of a record."""
+        shown = CanaryView.of(record)
+        return cls(
+            **{name: getattr(shown, name) for name in CanaryView.model_fields},
+            ended_at=record.ended_at,
+            outcome=record.outcome,
+            ended_because=record.ended_because,
+        )
+
+
+@router.get("/canaries")
+def list_canaries(
+    model: ModelPath, principal: Reader, context: ContextDep, seek: NumberSeek
+) -> Page[CanaryRunView]:
+    """List the canaries of a model, also ended ones, oldest first; with `order=desc`, the newest first.
+
+    One that was changed is listed once for each revision of live.json, because its observations start again.
+    """
+    with context.database.read() as connection:
+        get_model(connection, model, principal)
+        found = canaries.page(connection, model, seek.peek())
+    return page(found, seek, CanaryRunView.of, lambda record: record.revision)
+
+
+@router.get("/canary")
+def read_canary(
     model: ModelPath, principal: Reader, context: ContextDep, response: Response
 ) -> CanaryView:
     """Read the canary, and how it compares with the live version."""
     with context.database.read() as connection:
         found = get_model(connection, model, principal)
-        record = canary.get_canary(connection, model)
+        record = get_canary(connection, model)
     response.headers.update(etag(found.live_generation))
     return CanaryView.of(record)
 
 
-@router.put("")
-def put_candidate(
+@router.put("/canary")
+def put_canary(
     model: ModelPath,
-    body: CandidateChoice,
+    body: CanaryChoice,
     principal: Trainer,
     context: ContextDep,
     response: Response,
@@ -122,21 +173,30 @@ def put_candidate(
     409 for the live version, a retired one, and one whose files are not stored yet. Another canary of the model is
     aborted. Changed shares start new observations; a changed rule applies to the observations so far.
     """
-    request = PromotionRequest(principal, body.reason or "started by a user", context.clock(), seen)
+    trace = context.metrics.spans.traceparent()
+    reason = body.reason or "started by a user"
+    request = PromotionRequest(principal, reason, context.clock(), seen, trace)
     check_may_change(context, model, principal)
     with context.database.write() as connection:
-        record = canary.set_canary(connection, model, body.version, body.plan, request)
+        record = set_canary(connection, model, body.version, body.plan, request)
         found = get_model(connection, model, principal)
     response.headers.update(etag(found.live_generation))
     return CanaryView.of(record)
 
 
-@router.delete("", status_code=204)
-def delete_candidate(
-    model: ModelPath, principal: Trainer, context: ContextDep, reason: ReasonQuery = ""
+@router.delete("/canary", status_code=204)
+def delete_canary(
+    model: ModelPath,
+    principal: Trainer,
+    context: ContextDep,
+    reason: ReasonQuery = "",
+    version: SeenVersion = None,
+    seen: SeenRevision = None,
 ) -> None:
-    """End the canary. The version is kept and serves no more requests."""
-    request = PromotionRequest(principal, reason or "aborted by a user", context.clock())
+    """End the canary. The version is kept and serves no more requests. The ETag is that of `live`."""
+    trace = context.metrics.spans.traceparent()
+    reason = reason or "aborted by a user"
+    request = PromotionRequest(principal, reason, context.clock(), seen, trace)
     check_may_change(context, model, principal)
     with context.database.write() as connection:
-        canary.abort(connection, model, request)
+        abort_canary(connection, model, request, version)

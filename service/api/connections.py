@@ -1,13 +1,29 @@
-"""Open connections of the server: the limit for each source, and which are closed first."""
+"""Connections of the server, and its listening sockets.
+
+Open connections have a limit and turns for each source, and an order in which they are closed.
+
+There is one listening socket for each group of source addresses. The kernel queues new connections until the server
+accepts them, and drops those beyond the queue's length. Their client sends again after a second. With one queue, a
+source that connects faster than the server accepts fills it, and the probe of another source waits for that second, or
+several. So the port has several queues, and a source uses always the same: the kernel runs a short program that chooses
+it by the source address (IPv6: by its /64).
+"""
 
 import asyncio
+import ctypes
+import errno
+import secrets
+import socket
+import struct
 import time
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Protocol
 
 from service.auth.rate_limiter import client_network
+
+Step = Callable[[], None]
 
 # Time for a whole request head, from the start of the connection or the end of the previous response. Also the time
 # without enough progress in reading a response.
@@ -15,6 +31,16 @@ IDLE_TIMEOUT_SECONDS = 10.0
 # Bytes of responses that clients have not read, by owner (by source without a key), and in total.
 _MOST_UNREAD_BYTES_OF_ONE = 16 << 20
 _MOST_UNREAD_BYTES = 64 << 20
+
+# log2 of the number of sockets. Two sources share a queue with a probability of about 1 / 64.
+_BITS = 6
+LISTENERS = 1 << _BITS
+_ATTACH = 51  # SO_ATTACH_REUSEPORT_CBPF, which `socket` lacks.
+# Instructions of classic BPF, as in linux/bpf_common.h. An address of SKF_NET_OFF is one in the IP header.
+_LOAD, _STORE, _LOAD_X, _COPY_TO_X = 0x20, 0x02, 0x61, 0x07
+_MULTIPLY, _ADD_X, _XOR_X, _SHIFT, _RETURN = 0x24, 0x0C, 0xAC, 0x74, 0x16
+_IP_HEADER = 0xFFF00000
+_SOURCE = {socket.AF_INET: (12,), socket.AF_INET6: (8, 12)}
 
 
 class Connection(Protocol):
@@ -111,6 +137,8 @@ class Connections:
 
     def _count_unread(self, connection: Connection, whose: Hashable, number: int) -> None:
         """Set the number of unread bytes of a connection."""
+        if not number and connection not in self._unread:
+            return
         counted_to, before = self._unread.pop(connection, (whose, 0))
         self._unread_of[counted_to] -= before
         if not self._unread_of[counted_to]:
@@ -159,3 +187,108 @@ class Connections:
         except ValueError:
             return False
         return any(parsed in proxy for proxy in self._proxies)
+
+
+class LoopScheduler:
+    """Runs one step per source in each iteration of the event loop. For use on the event loop alone.
+
+    Round robin: a step queues behind those of the same source, so another source waits for a single step of it.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[Hashable, deque[Step]] = {}
+        # Sources that had their step in this iteration.
+        self._served: set[Hashable] = set()
+
+    def submit(self, source: Hashable, step: Step) -> bool:
+        """Run `step` now if the source had none in this iteration, otherwise in a later one.
+
+        Return whether it ran now.
+        """
+        if source in self._served:
+            self._waiting.setdefault(source, deque()).append(step)
+            return False
+        if not self._served:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        self._served.add(source)
+        step()
+        return True
+
+    def _next_turn(self) -> None:
+        self._served = set(self._waiting)
+        if self._served:
+            # Before the steps: one that raises must not stop the others.
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        for source in list(self._waiting):
+            steps = self._waiting[source]
+            step = steps.popleft()
+            if not steps:
+                del self._waiting[source]
+            step()
+
+
+def listen_by_source(first: socket.socket, backlog: int) -> list[socket.socket]:
+    """Return further listening sockets at the address of `first`, which listens already.
+
+    From then on the kernel chooses one of all by the source of a connection. `first` was bound alone, so a port that
+    another program uses was refused. Raises OSError where the system has no such choice, and closes what was opened.
+    """
+    if not hasattr(socket, "SO_REUSEPORT") or first.family not in _SOURCE:
+        raise OSError(errno.ENOPROTOOPT, "listening sockets cannot share a port")
+    first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    others: list[socket.socket] = []
+    try:
+        for _ in range(LISTENERS - 1):
+            other = socket.socket(first.family, socket.SOCK_STREAM)
+            others.append(other)
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if first.family == socket.AF_INET6:
+                only = first.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+                other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+            other.bind(first.getsockname())
+            other.listen(backlog)
+        _attach(first, _choice(_SOURCE[socket.AddressFamily(first.family)]))
+    except OSError:
+        for other in others:
+            other.close()
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+        raise
+    return others
+
+
+def _choice(words: Sequence[int]) -> list[bytes]:
+    """Return the program: a random hash of these words of the IP header, and of it the highest bits.
+
+    A linear function alone would send a range of adjacent addresses to a few sockets for one in a hundred of its
+    factors. So its upper half is mixed into the lower one, and the sum multiplied once more.
+    """
+    code = []
+    for number, word in enumerate(words):
+        code += [
+            _instruction(_LOAD, _IP_HEADER + word),
+            _instruction(_MULTIPLY, secrets.randbits(32) | 1),
+        ]
+        if number:
+            code += [_instruction(_LOAD_X, 0), _instruction(_ADD_X)]
+        code.append(_instruction(_STORE, 0))
+    return [
+        *code,
+        _instruction(_COPY_TO_X),
+        _instruction(_SHIFT, 16),
+        _instruction(_XOR_X),
+        _instruction(_MULTIPLY, secrets.randbits(32) | 1),
+        _instruction(_SHIFT, 32 - _BITS),
+        _instruction(_RETURN),
+    ]
+
+
+def _instruction(operation: int, operand: int = 0) -> bytes:
+    return struct.pack("HBBI", operation, 0, 0, operand)
+
+
+def _attach(listening: socket.socket, code: Sequence[bytes]) -> None:
+    """Have the kernel run the program for each connection to the group of `listening`."""
+    instructions = ctypes.create_string_buffer(b"".join(code))
+    program = struct.pack("HL", len(code), ctypes.addressof(instructions))
+    listening.setsockopt(socket.SOL_SOCKET, _ATTACH, program)

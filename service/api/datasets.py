@@ -1,40 +1,68 @@
 """Datasets: post, extend, seal, delete."""
 
 from datetime import datetime
-from typing import Self
+from typing import Annotated, Self
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
-from cmcl.contract.dataset import DatasetManifest, ShardRef
-from cmcl.contract.modality import ModalityPair
+from cmcl.contract.dataset import DatasetManifest, RejectedRow, ShardRef
+from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.modality import NAME_PATTERN, ModalityPair
+from cmcl.contract.prepare import DatasetReport, PrepareProgress
+from cmcl.contract.version import EvaluationResult
 from service.api.dependencies import (
     ContextDep,
     DatasetPath,
+    Flag,
     IdempotencyKeyDep,
     ModelQuery,
     Reader,
+    SeenRevision,
     Writer,
+    check_scopes,
 )
 from service.api.idempotency import respond, response_record
-from service.api.jobs import JobView
-from service.api.pagination import Limit, NumberCursor, Page, page
+from service.api.jobs import Encoders, JobView, RejectedRowsView, accepted_job
+from service.api.pagination import NumberSeek, OffsetSeek, Page, encode_cursor, foreign_cursor, page
 from service.context import Context
 from service.database.queries import datasets, jobs
-from service.database.rows import (
-    DatasetRecord,
-    ResponseRecord,
+from service.database.rows import DatasetRecord, JobRecord, ResponseRecord
+from service.datasets.intake import (
+    Accepted,
+    accept_dataset,
+    add_shards,
+    files_of,
+    newest_evaluation,
+    seal_dataset,
 )
-from service.datasets.addresses import Intake
-from service.datasets.intake import Accepted, accept_dataset, add_shards, seal_dataset
 from service.datasets.intake import delete_dataset as remove_dataset
-from service.datasets.request import NewDataset, NewShards
+from service.datasets.request import Intake, NewDataset, NewShards
+from service.errors import FieldProblem, Unprocessable
 from service.lookup import get_dataset
-from service.principal import Principal
+from service.principal import Principal, Scope
+from service.registry.combining import request_unlearning
+from workers.storage.datasets import read_rejected
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+
+
+Unlearn = Annotated[
+    Flag,
+    Query(
+        description="whether to publish a version that never saw the dataset, and delete it then"
+    ),
+]
+UnlearnFrom = Annotated[
+    str | None,
+    Query(
+        pattern=NAME_PATTERN,
+        description="model that unlearns it, if that is not the one that it was posted to: a branch, or one that merged "
+        "it. The dataset is not deleted then",
+    ),
+]
 
 
 class DatasetSummary(BaseModel):
@@ -45,7 +73,15 @@ class DatasetSummary(BaseModel):
     name: str
     pair: ModalityPair
     job: str | None = Field(description="null while the dataset is open")
-    rows: int | None = Field(description="rows to train on; null until it is validated")
+    dry_run: bool
+    evaluate_only: bool = Field(description="whether it is measured and never learned")
+    files: int = Field(
+        description="number of its files, held-out ones included; in quotes, the ETag for sealing it"
+    )
+    rows: int | None = Field(description="rows to train on; null until it is prepared")
+    evaluation_rows: int | None = Field(
+        description="rows that are held out; null until it is prepared"
+    )
     quarantine_reason: str | None = Field(description="why its rows cannot be used")
     created_at: datetime
     sealed_at: datetime | None = Field(description="null while shards can be added")
@@ -59,7 +95,11 @@ class DatasetSummary(BaseModel):
             name=dataset.name,
             pair=dataset.pair,
             job=job,
+            dry_run=bool(dataset.request.get("dry_run", False)),
+            evaluate_only=bool(dataset.request.get("evaluate_only", False)),
+            files=files_of(dataset),
             rows=dataset.manifest.rows if dataset.manifest else None,
+            evaluation_rows=dataset.manifest.evaluation_rows if dataset.manifest else None,
             quarantine_reason=dataset.quarantine_reason,
             created_at=dataset.created_at,
             sealed_at=dataset.sealed_at,
@@ -72,25 +112,50 @@ class DatasetView(DatasetSummary):
     shards: tuple[ShardRef, ...]
     evaluation_shards: tuple[ShardRef, ...]
     evaluation_share: float | None
+    max_bad_share: float | None
+    preparation: PrepareProgress | None = Field(
+        description="progress of the preparation of its rows, as of the last one"
+    )
+    rejected: RejectedRowsView | None = Field(description="null if there are none, as far as known")
+    encoders: Encoders | None = Field(
+        description="by modality of the pair: the encoder of its features; null until they are prepared"
+    )
+    report: DatasetReport | None = Field(description="the result of a dry run")
+    evaluation: EvaluationResult | None = Field(
+        description="of a dataset that is measured only: its recall in the newest version that was measured; the manifest "
+        "of each version has its own"
+    )
     manifest: DatasetManifest | None = Field(
-        description="digest and rows of each shard; null until it is validated"
+        description="digest and rows of each shard; null until it is prepared"
     )
 
     @classmethod
-    def of(cls, dataset: DatasetRecord, job: str | None) -> Self:
-        """Create it from a record."""
+    def whole(
+        cls,
+        dataset: DatasetRecord,
+        job: JobRecord | None,
+        evaluation: EvaluationResult | None = None,
+    ) -> Self:
+        """Create it from the records of the dataset and its job, and its newest measurement."""
         request = NewDataset.model_validate(dataset.request)
+        shown = None if job is None else JobView.of(job)
         return cls(
-            **DatasetSummary.of(dataset, job).model_dump(),
+            **DatasetSummary.of(dataset, job.id if job else None).model_dump(),
             shards=request.shards,
             evaluation_shards=request.evaluation_shards,
             evaluation_share=request.evaluation_share,
+            max_bad_share=request.max_bad_share,
+            preparation=shown.preparation if shown else None,
+            rejected=shown.rejected if shown else None,
+            encoders=shown.encoders if shown else None,
+            report=shown.report if shown else None,
+            evaluation=evaluation,
             manifest=dataset.manifest,
         )
 
 
 class AcceptedDataset(BaseModel):
-    """A dataset and the job that learns it; an open dataset has no job."""
+    """A dataset and the job that learns or measures it; an open dataset has no job."""
 
     dataset: DatasetSummary
     job: JobView | None
@@ -113,9 +178,11 @@ _KNOWN: dict[int | str, dict[str, object]] = {
 def post_dataset(
     body: NewDataset, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
-    """Accept a dataset and start a job that learns it. The same shards again return 200 and the same job.
+    """Accept a dataset and start a job that learns it, or with `evaluate_only` measures it. The same shards again return
+    200 and the same job.
 
-    With `sealed: false` it stays open for more shards (201), and its job starts once it is sealed.
+    A dataset has features, or raw items for modalities with an encoder: its files decide. A dry run reports how it would
+    be learned, and keeps nothing. With `sealed: false` it stays open for more shards (201), and its job starts once it is sealed.
     """
 
     intake = _intake(context, principal, body)
@@ -132,17 +199,16 @@ def post_dataset(
 def list_datasets(
     principal: Reader,
     context: ContextDep,
-    cursor: NumberCursor,
+    seek: NumberSeek,
     model: ModelQuery = None,
-    limit: Limit = 50,
 ) -> Page[DatasetSummary]:
-    """List datasets in the order of their arrival."""
+    """List datasets in the order of their arrival; with `order=desc`, the newest first."""
     with context.database.read() as connection:
-        found = datasets.page(connection, principal.owner, model, cursor, limit + 1)
+        found = datasets.page(connection, principal.owner, model, seek.peek())
         job_of = jobs.of_datasets(connection, [dataset.id for dataset in found])
     return page(
         found,
-        limit,
+        seek,
         lambda each: DatasetSummary.of(each, job_of.get(each.id)),
         lambda each: each.sequence,
     )
@@ -154,7 +220,25 @@ def read_dataset(dataset: DatasetPath, principal: Reader, context: ContextDep) -
     with context.database.read() as connection:
         found = get_dataset(connection, dataset, principal)
         job = jobs.of_dataset(connection, dataset)
-    return DatasetView.of(found, job.id if job else None)
+        evaluation = newest_evaluation(connection, found, job)
+    return DatasetView.whole(found, job, evaluation)
+
+
+@router.get("/{dataset}/rejected-rows")
+def list_rejected_rows(
+    dataset: DatasetPath, principal: Reader, context: ContextDep, seek: OffsetSeek
+) -> Page[RejectedRow]:
+    """List the rows that were left out, with the reason of each. Empty before the dataset is prepared."""
+    with context.database.read() as connection:
+        get_dataset(connection, dataset, principal)
+    try:
+        found = read_rejected(context.store, dataset, seek.after or 0, seek.limit)
+    except InvalidVersion as error:
+        if seek.after is None:
+            raise
+        raise foreign_cursor(encode_cursor(seek.after)) from error
+    following = None if found.next_offset is None else encode_cursor(found.next_offset)
+    return Page(items=found.rows, next_cursor=following)
 
 
 @router.post("/{dataset}/shards", response_model=DatasetView)
@@ -171,36 +255,76 @@ def append_shards(
 
     def effect(connection: Connection) -> ResponseRecord:
         grown = add_shards(connection, dataset, body, intake)
-        return response_record(key, 200, DatasetView.of(grown, None))
+        return response_record(key, 200, DatasetView.whole(grown, None))
 
     return respond(context, key, effect)
 
 
 @router.post("/{dataset}/seal", status_code=202, response_model=AcceptedDataset, responses=_KNOWN)
 def post_seal(
-    dataset: DatasetPath, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
+    dataset: DatasetPath,
+    principal: Writer,
+    context: ContextDep,
+    key: IdempotencyKeyDep,
+    seen: SeenRevision = None,
 ) -> JSONResponse:
-    """Seal a dataset and start its job. Sealing it again returns 200 and the same job."""
+    """Seal a dataset and start its job. Sealing it again returns 200 and the same job.
+
+    Its ETag is the number of its files in quotes: 412 if others were added since.
+    """
 
     intake = _intake(context, principal, NewShards())
 
     def effect(connection: Connection) -> ResponseRecord:
-        sealed = seal_dataset(connection, dataset, intake)
+        sealed = seal_dataset(connection, dataset, intake, seen)
         status = 202 if sealed.is_new else 200
         return response_record(key, status, _view(sealed), _location(sealed))
 
     return respond(context, key, effect)
 
 
-@router.delete("/{dataset}", status_code=204)
-def delete_dataset(dataset: DatasetPath, principal: Writer, context: ContextDep) -> None:
-    """Delete a dataset that is open, or whose job ended without a version. 409 otherwise."""
+@router.delete(
+    "/{dataset}",
+    status_code=204,
+    response_model=None,
+    responses={
+        202: {"model": JobView, "description": "With `unlearn`: the job that unlearns it"},
+        200: {"model": JobView, "description": "With `unlearn`: the job was started before"},
+    },
+)
+def delete_dataset(
+    dataset: DatasetPath,
+    principal: Writer,
+    context: ContextDep,
+    unlearn: Unlearn = False,
+    model: UnlearnFrom = None,
+) -> Response:
+    """Delete a dataset that is open, that is measured only, or whose job ended without a version. 409 otherwise.
+
+    Later versions are not measured on a deleted dataset; what earlier ones report of it stays.
+
+    With `unlearn`, a job publishes a version that never saw a dataset which was learned (scope `train` as well). When it is
+    published, the dataset is deleted, if it was posted to that model. 409 if the newest version has not learned it, if
+    heads were trained on rows (policies preserve and replay), if it is the only dataset, and if it determined how features of
+    other datasets are conditioned.
+    """
+    if not unlearn:
+        if model is not None:
+            message = "it has a meaning with unlearn=true only; leave it out"
+            raise Unprocessable(message, FieldProblem("model", message, model))
+        with context.database.write() as connection:
+            remove_dataset(connection, dataset, principal, context.clock())
+        return Response(status_code=204)
+    check_scopes(principal, [Scope.TRAIN])
     with context.database.write() as connection:
-        remove_dataset(connection, dataset, principal, context.clock())
+        now, trace = context.clock(), context.metrics.spans.traceparent()
+        found = request_unlearning(connection, dataset, model, principal, now, trace)
+    return accepted_job(found)
 
 
 def _intake(context: Context, principal: Principal, posted: NewShards) -> Intake:
-    return Intake.of(principal, context.clock(), context.settings.allowed_prefixes, posted)
+    trace = context.metrics.spans.traceparent()
+    return Intake.of(principal, context.clock(), context.settings, posted, trace)
 
 
 def _view(accepted: Accepted) -> AcceptedDataset:

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from fastapi import Body, Depends, Header, Path, Query, Request, Security
 from fastapi.security import HTTPBearer, SecurityScopes
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from cmcl.contract.modality import NAME_PATTERN, Frozen
+from cmcl.contract.modality import MODALITY_PATTERN, NAME_PATTERN, Frozen
 from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
 from service.datasets.request import MOST_SHARDS
@@ -67,17 +67,34 @@ Admin = Annotated[Principal, Security(get_principal, scopes=[Scope.ADMIN])]
 # Limits of one list and of one object in a body.
 _MOST_ITEMS = MOST_SHARDS
 _MOST_FIELDS = 100
+# Checking for a union instead would take several times as long, for each item.
+_NESTED = (dict, list)
 
 _JSON = "application/json"
 # Media type that a route declares if it streams its body.
 BYTES = "application/octet-stream"
 
 ModelPath = Annotated[str, Path(alias="model", pattern=NAME_PATTERN)]
+ModalityPath = Annotated[str, Path(alias="modality", pattern=MODALITY_PATTERN)]
 DatasetPath = Annotated[str, Path(alias="dataset", pattern=r"^ds-[0-9a-f]{12}$")]
 JobPath = Annotated[str, Path(alias="job", pattern=r"^job-[0-9a-f]{12}$")]
 UploadPath = Annotated[str, Path(alias="upload", pattern=r"^up-[0-9a-f]{12}$")]
 VersionPath = Annotated[int, Path(alias="version", ge=1, le=LARGEST_NUMBER)]
+JobQuery = Annotated[str | None, Query(alias="job", pattern=r"^job-[0-9a-f]{12}$")]
 ModelQuery = Annotated[str | None, Query(alias="model", pattern=NAME_PATTERN)]
+
+
+def _as_flag(value: object) -> object:
+    """`true` or `false`, as the description has it. Pydantic would accept `on`, `1`, `t` and others as well."""
+    if not isinstance(value, str):
+        return value
+    if value not in ("true", "false"):
+        raise ValueError("permitted: true, false")
+    return value == "true"
+
+
+# A query parameter.
+Flag = Annotated[bool, BeforeValidator(_as_flag)]
 
 
 _TAG = re.compile(r'^"(\d{1,9})"$')
@@ -165,7 +182,7 @@ def _check_size(document: object) -> None:
         if len(value) > most:
             message = f"{len(value)} {what}, permitted are {most}"
             raise Unprocessable(f"the body has {message}", FieldProblem("body", message))
-        waiting.extend(each for each in inner if isinstance(each, dict | list))
+        waiting += [each for each in inner if isinstance(each, _NESTED)]
 
 
 class Reason(Frozen):

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import datetime
 from typing import Annotated, Self
@@ -14,15 +14,16 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from service.api.dependencies import ContextDep, JobPath, ModelQuery, Reader
-from service.api.pagination import Limit, NumberCursor, Page, page
+from cmcl.contract.event import EventKind
+from service.api.dependencies import ContextDep, JobPath, JobQuery, ModelQuery, Reader
+from service.api.pagination import NumberSeek, Page, page
 from service.context import Context
 from service.database.queries import events
 from service.database.queries.events import EventFilter
 from service.database.rows import EventRecord
+from service.database.seek import Seek
 from service.errors import FieldProblem, Unprocessable
 from service.events.feed import Feed, Item, Progress, number_events
-from service.events.kinds import EventKind
 from service.lookup import get_job
 from service.principal import Principal
 from service.states import TERMINAL
@@ -124,10 +125,11 @@ def get_seen_event(
 def get_filter(
     principal: Reader,
     model: ModelQuery = None,
+    job: JobQuery = None,
     kind: Annotated[list[EventKind] | None, Query(description="can be repeated")] = None,
 ) -> EventFilter:
     """The filter of the request."""
-    return EventFilter(owner=principal.owner, model=model, kinds=frozenset(kind or ()))
+    return EventFilter(owner=principal.owner, model=model, job=job, kinds=frozenset(kind or ()))
 
 
 FeedDep = Annotated[Feed, Depends(get_feed)]
@@ -141,18 +143,17 @@ async def list_events(
     context: ContextDep,
     wanted: FilterDep,
     seen: SeenEvent,
-    cursor: NumberCursor,
-    limit: Limit = 50,
+    seek: NumberSeek,
 ) -> Response | Page[EventView]:
-    """List events in their order; with `Accept: text/event-stream`, stream them.
+    """List events in their order, or with `order=desc` the newest first; with `Accept: text/event-stream`, stream them.
 
     A stream starts after `Last-Event-ID` or `after`, and without either with the next event.
     """
     if _EVENT_STREAM not in request.headers.get("accept", ""):
-        return await run_in_threadpool(_page, context, wanted, cursor, limit)
+        return await run_in_threadpool(read_page, context, wanted, seek)
     feed = get_feed(request)
     feed.check_room(wanted.owner)
-    return _stream(feed.follow(wanted, await feed.start(seen), wanted.owner))
+    return stream(feed.follow(wanted, await feed.start(seen), wanted.owner), _encode)
 
 
 @router.get(
@@ -161,26 +162,27 @@ async def list_events(
 async def follow_job(
     job: JobPath, principal: Reader, context: ContextDep, feed: FeedDep, seen: SeenEvent
 ) -> Response:
-    """Stream a job's events from the first one, and its progress, as server-sent events.
+    """Stream a job's events from the first one, and its progress or that of its preparation, as server-sent events.
 
     The stream ends with the event of a final state. It also ends after 15 minutes, or when the service stops:
     reconnect with `Last-Event-ID`, as browsers do. 204 means that no more events will follow.
     """
     after = await feed.start(seen or 0)
-    if await run_in_threadpool(_is_over, context, job, principal, after):
+    if await run_in_threadpool(is_over, context, job, principal, after):
         return Response(status_code=204)
     feed.check_room(principal.owner)
-    return _stream(feed.follow_job(job, after, principal.owner))
+    return stream(feed.follow_job(job, after, principal.owner), _encode)
 
 
-def _page(context: Context, wanted: EventFilter, cursor: int | None, limit: int) -> Page[EventView]:
+def read_page(context: Context, wanted: EventFilter, seek: Seek[int]) -> Page[EventView]:
+    """The page of events that match, numbered until now."""
     number_events(context.database)
     with context.database.read() as connection:
-        found = events.page(connection, wanted, cursor, limit + 1)
-    return page(found, limit, EventView.of, lambda event: event.sequence)
+        found = events.page(connection, wanted, seek.peek())
+    return page(found, seek, EventView.of, lambda event: event.sequence)
 
 
-def _is_over(context: Context, job: str, principal: Principal, after: int) -> bool:
+def is_over(context: Context, job: str, principal: Principal, after: int) -> bool:
     """Return whether the job has ended and its last event was seen. Raises NotFound.
 
     In this order, so that the event of the state that was read is numbered before events are read.
@@ -189,28 +191,34 @@ def _is_over(context: Context, job: str, principal: Principal, after: int) -> bo
         state = get_job(connection, job, principal).state
     number_events(context.database)
     with context.database.read() as connection:
-        return state in TERMINAL and not events.page(connection, EventFilter(job=job), after, 1)
+        return state in TERMINAL and not events.page(
+            connection, EventFilter(job=job), Seek(after, limit=1)
+        )
 
 
-def _stream(items: AsyncGenerator[Item, None]) -> Stream:
+def stream(items: AsyncGenerator[Item, None], encode: Callable[[Item], ServerSentEvent]) -> Stream:
+    """The response that streams items."""
     return Stream(
-        _encoded(items),
+        _encoded(items, encode),
         ping=_HEARTBEAT_SECONDS,
         send_timeout=_SEND_SECONDS,
         shutdown_grace_period=_GOODBYE_SECONDS,
     )
 
 
-async def _encoded(items: AsyncGenerator[Item, None]) -> AsyncGenerator[ServerSentEvent, None]:
+async def _encoded(
+    items: AsyncGenerator[Item, None], encode: Callable[[Item], ServerSentEvent]
+) -> AsyncGenerator[ServerSentEvent, None]:
     yield ServerSentEvent(retry=_RECONNECT_MILLISECONDS)
     async with aclosing(items):
         async for item in items:
-            yield _encode(item)
+            yield encode(item)
 
 
 def _encode(item: Item) -> ServerSentEvent:
     """Encode an item. Progress has no id: a client that reconnects gets the newest, and misses no event."""
     if isinstance(item, Progress):
-        return ServerSentEvent(json.dumps(dict(item.values)), event="progress")
+        name, values = item.newest
+        return ServerSentEvent(json.dumps(values), event=name)
     view = EventView.of(item)
     return ServerSentEvent(view.model_dump_json(), event=item.kind, id=str(item.sequence))

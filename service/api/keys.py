@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from service.api.dependencies import Admin, AnyPrincipal, ContextDep, IdempotencyKeyDep
 from service.api.idempotency import response_record, run_once
-from service.api.pagination import Limit, Page, TextCursor, page
+from service.api.pagination import Page, TextSeek, page
 from service.auth.keys import NewKey, create_key, get_key, mint, revoke_key
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
@@ -91,13 +91,11 @@ def post_key(
 
 
 @router.get("/v1/keys")
-def list_keys(
-    principal: Admin, context: ContextDep, cursor: TextCursor, limit: Limit = 50
-) -> Page[KeyView]:
+def list_keys(principal: Admin, context: ContextDep, seek: TextSeek) -> Page[KeyView]:
     """List keys by id, also expired and revoked ones."""
     with context.database.read() as connection:
-        found = keys.page(connection, principal.owner, cursor, limit + 1)
-    return page(found, limit, KeyView.of, lambda key: key.id)
+        found = keys.page(connection, principal.owner, seek.peek())
+    return page(found, seek, KeyView.of, lambda key: key.id)
 
 
 @router.get("/v1/keys/{key}")
@@ -109,7 +107,11 @@ def read_key(key: KeyPath, principal: Admin, context: ContextDep) -> KeyView:
 
 @router.delete("/v1/keys/{key}", status_code=204)
 def delete_key(key: KeyPath, principal: Admin, context: ContextDep) -> None:
-    """Revoke a key. This replica refuses it at once, the others within some seconds."""
+    """Revoke a key and end the sessions that were started with it.
+
+    This replica refuses them at once, the others within some seconds.
+    """
     with context.database.write() as connection:
         revoke_key(connection, key, principal, context.clock())
     context.authenticator.forget(key)
+    context.sessions.forget_all()

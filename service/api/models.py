@@ -1,20 +1,23 @@
 """Models: create, branch, delete, and the policy for candidates."""
 
 from datetime import datetime
-from typing import Self
+from typing import Annotated, Self
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
-from cmcl.contract.modality import Frozen, ModelName
+from cmcl.contract.encoder import EncoderIdentity
+from cmcl.contract.job import VersionRef
+from cmcl.contract.modality import NAME_PATTERN, Frozen, Modality, ModelName
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
 from service.api.dependencies import (
     Admin,
     ContextDep,
     IdempotencyKeyDep,
+    ModalityPath,
     ModelPath,
     Reader,
     SeenRevision,
@@ -23,7 +26,8 @@ from service.api.dependencies import (
     etag,
 )
 from service.api.idempotency import respond, response_record
-from service.api.pagination import LARGEST_NUMBER, Limit, Page, TextCursor, page
+from service.api.jobs import JobView, accepted_record
+from service.api.pagination import LARGEST_NUMBER, Page, TextSeek, page
 from service.database.queries import models
 from service.database.rows import (
     BranchPoint,
@@ -31,30 +35,17 @@ from service.database.rows import (
     ResponseRecord,
 )
 from service.lookup import get_model
+from service.principal import Principal
 from service.registry import models as registry
-from service.registry.models import Limits, branch, check_method, create_model, set_policy
+from service.registry.combining import request_merge
+from service.registry.modalities import Added, Limits, NewModality, add_modality
+from service.registry.models import NewModel, branch, check_method, create_model, set_policy
 from service.stale_database import check_may_change, check_not_lost
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
-
-class NewModel(ModelSpec):
-    """A model as it is posted: a name and a specification."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"name": "street-scenes", "modalities": {"image": 1280, "text": 384}, "width": 256}
-            ]
-        }
-    )
-
-    name: ModelName
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The specification alone."""
-        return ModelSpec.model_validate(self.model_dump(exclude={"name"}))
+# `model@version`, with a version that every database can hold.
+VERSION_PATTERN = NAME_PATTERN.removesuffix("$") + "@[1-9][0-9]{0,8}$"
 
 
 class BranchOrigin(BaseModel):
@@ -71,13 +62,36 @@ class NewBranch(Frozen):
     version: int = Field(ge=1, le=LARGEST_NUMBER, description="version to start from")
 
 
-class ModelView(NewModel):
+class NewMerge(Frozen):
+    """A merge as it is posted."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"from": "street-scenes-site-b@4"}]})
+
+    source: str = Field(
+        alias="from",
+        pattern=VERSION_PATTERN,
+        description="version of another model whose datasets are added, as `model@version`",
+    )
+
+    @property
+    def ref(self) -> VersionRef:
+        """The version."""
+        name, _, version = self.source.rpartition("@")
+        return VersionRef(model=name, version=int(version))
+
+
+class ModelView(ModelSpec):
     """A model and its state."""
 
+    name: ModelName
     owner: str
     head_version: int | None = Field(description="newest version")
     live_version: int | None = Field(description="version that serves requests")
     live_generation: int = Field(description="number of promotions")
+    encoders: dict[Modality, EncoderIdentity] = Field(
+        description="by modality: the encoder of its features, fixed by the first dataset with a known one; "
+        "missing: any"
+    )
     branched_from: BranchOrigin | None
     created_at: datetime
 
@@ -93,13 +107,14 @@ class ModelView(NewModel):
             head_version=model.head or None,
             live_version=model.live_version,
             live_generation=model.live_generation,
+            encoders=model.encoders,
             created_at=model.created_at,
         )
 
 
-def _limits(context: ContextDep) -> Limits:
+def _limits(context: ContextDep, principal: Principal) -> Limits:
     settings = context.settings
-    return Limits(settings.models_per_owner, settings.heads_bytes_max)
+    return Limits(settings.limit(principal.owns_as, "models"), settings.heads_bytes_max)
 
 
 @router.post(
@@ -111,27 +126,37 @@ def _limits(context: ContextDep) -> Limits:
 def post_model(
     body: NewModel, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
-    """Create a model. The same name with the same specification returns 200 and the same model."""
+    """Create a model. The same name with the same specification returns 200 and the same model.
+
+    A modality with an encoder has the encoder's width.
+    """
+    spec = body.spec(context.settings.encoders_by_name)
 
     def effect(connection: Connection) -> ResponseRecord:
-        limits, now = _limits(context), context.clock()
-        created = create_model(connection, body.name, body.spec, principal, now, limits)
+        limits, now = _limits(context, principal), context.clock()
+        created = create_model(connection, body.name, spec, principal, now, limits)
         status = 201 if created.is_new else 200
         return response_record(key, status, ModelView.of(created.model), f"/v1/models/{body.name}")
 
     check_not_lost(context)
-    check_method(body.spec.method)
+    check_method(spec.method)
     return respond(context, key, effect)
 
 
 @router.get("")
 def list_models(
-    principal: Reader, context: ContextDep, cursor: TextCursor, limit: Limit = 50
+    principal: Reader,
+    context: ContextDep,
+    seek: TextSeek,
+    branched_from: Annotated[
+        str | None,
+        Query(pattern=NAME_PATTERN, description="list the models that were branched from this one"),
+    ] = None,
 ) -> Page[ModelView]:
     """List models by name."""
     with context.database.read() as connection:
-        found = models.page(connection, principal.owner, cursor, limit + 1)
-    return page(found, limit, ModelView.of, lambda model: model.name)
+        found = models.page(connection, principal.owner, seek.peek(), branched_from)
+    return page(found, seek, ModelView.of, lambda model: model.name)
 
 
 @router.get("/{model}")
@@ -167,10 +192,60 @@ def post_branch(
 
     def effect(connection: Connection) -> ResponseRecord:
         point = BranchPoint(model, body.version)
-        limits, now = _limits(context), context.clock()
+        limits, now = _limits(context, principal), context.clock()
         made = branch(connection, body.name, point, principal, now, limits)
         return response_record(key, 201, ModelView.of(made), f"/v1/models/{body.name}")
 
+    return respond(context, key, effect)
+
+
+@router.put("/{model}/modalities/{modality}")
+def put_modality(
+    model: ModelPath,
+    modality: ModalityPath,
+    body: NewModality,
+    principal: Writer,
+    context: ContextDep,
+) -> ModelView:
+    """Add a modality to a model. The same one again changes nothing; 409 if it has another width or encoder.
+
+    Versions that exist do not have it. The first dataset that uses it connects it to the others.
+    """
+    added = Added(modality, body, context.settings.encoders_by_name)
+    check_may_change(context, model, principal)
+    with context.database.write() as connection:
+        changed = add_modality(
+            connection, model, added, principal, context.clock(), _limits(context, principal)
+        )
+    return ModelView.of(changed)
+
+
+@router.post(
+    "/{model}/merge",
+    status_code=202,
+    response_model=JobView,
+    responses={200: {"model": JobView, "description": "The job was started before"}},
+)
+def post_merge(
+    model: ModelPath,
+    body: NewMerge,
+    principal: Trainer,
+    context: ContextDep,
+    key: IdempotencyKeyDep,
+) -> JSONResponse:
+    """Start a job that publishes a version of this model which has also learned what a version of another model has.
+
+    Datasets that both have count once. The other model stays as it is. 409 if the two have different owners,
+    specifications, encoders, or first datasets of a modality that they share, or the policy is not improve.
+    """
+
+    trace = context.metrics.spans.traceparent()
+
+    def effect(connection: Connection) -> ResponseRecord:
+        found = request_merge(connection, model, body.ref, principal, context.clock(), trace)
+        return accepted_record(found, key)
+
+    check_may_change(context, model, principal)
     return respond(context, key, effect)
 
 

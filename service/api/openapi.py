@@ -15,8 +15,8 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
+from service.api.operations import TTLCache, in_thread
 from service.api.problems import Problem, ProblemResponse
-from service.api.ttl_cache import TTLCache, in_thread
 from service.errors import NotFound
 
 router = APIRouter(include_in_schema=False)

@@ -1,8 +1,11 @@
 """Probes and metrics: is the process alive, is it ready, what does it measure."""
 
 import asyncio
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Generic, TypeVar
 
 from anyio import CapacityLimiter, fail_after, to_thread
 from fastapi import APIRouter, Request
@@ -13,11 +16,46 @@ from sqlalchemy import text
 
 from cmcl.contract.errors import StorageError
 from service.api.dependencies import METRICS, ContextDep, LoopsDep
-from service.api.ttl_cache import TTLCache, in_thread
 from service.context import Context
 from service.errors import DatabaseError
+from service.loops import Loop
 
 router = APIRouter(tags=["operations"])
+
+# Probes come every few seconds, and a call may hang for minutes: each check has so many threads of its own, and takes
+# none of those that serve requests.
+_THREADS = 2
+# More frequent requests get the same response.
+_TTL_SECONDS = 1.0
+Made = TypeVar("Made")
+
+
+class TTLCache(Generic[Made]):
+    """Caches what `make` returned for `seconds`, and coalesces concurrent calls. Errors are not cached."""
+
+    def __init__(self, make: Callable[[], Awaitable[Made]], seconds: float = math.inf) -> None:
+        self._make = make
+        self._seconds = seconds
+        self._lock = asyncio.Lock()
+        self._made: tuple[float, Made] | None = None
+
+    async def get(self) -> Made:
+        """Return the value, and create it if it is too old. Raises what `make` raises."""
+        async with self._lock:
+            if self._made is None or time.monotonic() - self._made[0] > self._seconds:
+                made = await self._make()
+                self._made = (time.monotonic(), made)
+            return self._made[1]
+
+
+def in_thread(make: Callable[[], Made]) -> Callable[[], Awaitable[Made]]:
+    """Run `make` in a thread of its own, which blocks neither the event loop nor the threads of requests."""
+    thread = CapacityLimiter(1)
+
+    async def made() -> Made:
+        return await to_thread.run_sync(make, limiter=thread)
+
+    return made
 
 
 class Health(BaseModel):
@@ -25,13 +63,6 @@ class Health(BaseModel):
 
     status: str
     checks: dict[str, str] = {}
-
-
-# Probes come every few seconds, and a call may hang for minutes: each check has so many threads of its own, and takes
-# none of those that serve requests.
-_THREADS = 2
-# More frequent requests get the same response.
-_TTL_SECONDS = 1.0
 
 
 class Probes:
@@ -76,7 +107,12 @@ async def healthz(loops: LoopsDep) -> JSONResponse:
 @router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
 async def readyz(context: ContextDep, loops: LoopsDep, request: Request) -> JSONResponse:
     """Readiness: database and object storage respond, and every background loop makes progress."""
-    probes: Probes = request.app.state.probes
+    health = await check_health(context, loops, request.app.state.probes)
+    return JSONResponse(health.model_dump(), 200 if health.status == "ok" else 503)
+
+
+async def check_health(context: Context, loops: Sequence[Loop], probes: Probes) -> Health:
+    """Check the database, object storage and the background loops; `ok` if all respond."""
     database, store = await asyncio.gather(
         probes.ask("database", lambda: _ask_database(context)),
         probes.ask("store", lambda: _ask_store(context)),
@@ -87,8 +123,7 @@ async def readyz(context: ContextDep, loops: LoopsDep, request: Request) -> JSON
         **{loop.name: loop.problem() or "ok" for loop in loops},
     }
     is_ready = set(checks.values()) == {"ok"}
-    health = Health(status="ok" if is_ready else "not ready", checks=checks)
-    return JSONResponse(health.model_dump(), 200 if is_ready else 503)
+    return Health(status="ok" if is_ready else "not ready", checks=checks)
 
 
 @router.get(METRICS, response_class=Response)

@@ -1,4 +1,4 @@
-"""Pages of a list: the cursor of a request, and the page of its response."""
+"""Pages of a list: cursor, order and limit of a request, and the page of its response."""
 
 import base64
 import binascii
@@ -8,6 +8,7 @@ from typing import Annotated, Generic, TypeVar
 from fastapi import Depends, Query
 from pydantic import BaseModel
 
+from service.database.seek import Order, Position, Seek
 from service.errors import FieldProblem, Unprocessable
 
 # The largest number that a column can hold.
@@ -15,6 +16,16 @@ LARGEST_NUMBER = 2**31 - 1
 
 Item = TypeVar("Item", bound=BaseModel)
 Row = TypeVar("Row")
+
+CursorQuery = Annotated[
+    str | None,
+    Query(alias="cursor", description="next_cursor of the page before, which had the same order"),
+]
+Limit = Annotated[int, Query(ge=1, le=200, description="items of one page")]
+OrderQuery = Annotated[
+    Order,
+    Query(description="asc: oldest, or smallest name, first; desc: the other way round"),
+]
 
 
 class Page(BaseModel, Generic[Item]):
@@ -26,54 +37,85 @@ class Page(BaseModel, Generic[Item]):
 
 def page(
     found: Sequence[Row],
-    limit: int,
+    seek: Seek[Position],
     view: Callable[[Row], Item],
     position: Callable[[Row], str | int],
 ) -> Page[Item]:
-    """Return the page for up to `limit + 1` rows: one row more shows that another page follows."""
-    following = encode_cursor(position(found[limit - 1])) if len(found) > limit else None
-    return Page(items=[view(row) for row in found[:limit]], next_cursor=following)
+    """Return the page for the rows of `seek.peek()`: one row more shows that another page follows."""
+    has_next = len(found) > seek.limit
+    following = encode_cursor(position(found[seek.limit - 1]), seek.order) if has_next else None
+    return Page(items=[view(row) for row in found[: seek.limit]], next_cursor=following)
 
 
-def get_text_cursor(cursor: Annotated[str | None, Query()] = None) -> str | None:
-    """The cursor of a list that is ordered by name."""
-    return None if cursor is None else _decoded(cursor)
+def get_text_seek(
+    cursor: CursorQuery = None, order: OrderQuery = "asc", limit: Limit = 50
+) -> Seek[str]:
+    """The page of a list that is ordered by name."""
+    after = None if cursor is None else _decoded(cursor, order)
+    return Seek(after, order, limit)
 
 
-def get_number_cursor(cursor: Annotated[str | None, Query()] = None) -> int | None:
-    """The cursor of a list that is ordered by number."""
+def get_number_seek(
+    cursor: CursorQuery = None, order: OrderQuery = "asc", limit: Limit = 50
+) -> Seek[int]:
+    """The page of a list that is ordered by number, the smallest first by default."""
+    return Seek(_number(cursor, order), order, limit)
+
+
+def get_newest_seek(
+    cursor: CursorQuery = None, order: OrderQuery = "desc", limit: Limit = 50
+) -> Seek[int]:
+    """The page of a list that is ordered by number, the largest first by default."""
+    return Seek(_number(cursor, order), order, limit)
+
+
+def get_offset_seek(cursor: CursorQuery = None, limit: Limit = 50) -> Seek[int]:
+    """The page of a list that can be read in one order only."""
+    return Seek(_number(cursor, "asc"), limit=limit)
+
+
+def encode_cursor(position: str | int, order: Order = "asc") -> str:
+    """Encode a position of a list in that order as an opaque cursor."""
+    return base64.urlsafe_b64encode(f"{order}:{position}".encode()).decode().rstrip("=")
+
+
+def _number(cursor: str | None, order: Order) -> int | None:
     if cursor is None:
         return None
-    text = _decoded(cursor)
+    text = _decoded(cursor, order)
     # The length first: Python refuses to convert thousands of digits.
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_NUMBER))):
-        raise _foreign_cursor(cursor)
+        raise foreign_cursor(cursor)
     if int(text) > LARGEST_NUMBER:
-        raise _foreign_cursor(cursor)
+        raise foreign_cursor(cursor)
     return int(text)
 
 
-def encode_cursor(position: str | int) -> str:
-    """Encode a position as an opaque cursor."""
-    return base64.urlsafe_b64encode(str(position).encode()).decode().rstrip("=")
-
-
-def _decoded(cursor: str) -> str:
+def _decoded(cursor: str, order: Order) -> str:
+    """The position. Raises Unprocessable also for a cursor of the other order, which would skip or repeat items."""
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         text = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
     except (ValueError, binascii.Error) as error:
-        raise _foreign_cursor(cursor) from error
-    if "\0" in text:
-        raise _foreign_cursor(cursor)
-    return text
+        raise foreign_cursor(cursor) from error
+    of_order, colon, position = text.partition(":")
+    if not colon or of_order not in ("asc", "desc") or "\0" in position:
+        raise foreign_cursor(cursor)
+    if of_order != order:
+        message = f"the cursor is of a list with order={of_order}; give the same order with it"
+        raise Unprocessable(
+            "the cursor is of another order", FieldProblem("cursor", message, cursor)
+        )
+    return position
 
 
-def _foreign_cursor(cursor: str) -> Unprocessable:
+def foreign_cursor(cursor: str) -> Unprocessable:
+    """The error for a cursor that no page has returned."""
     message = "give the next_cursor of an earlier page, unchanged"
     return Unprocessable("unknown cursor", FieldProblem("cursor", message, cursor))
 
 
-Limit = Annotated[int, Query(ge=1, le=200, description="items of one page")]
-TextCursor = Annotated[str | None, Depends(get_text_cursor)]
-NumberCursor = Annotated[int | None, Depends(get_number_cursor)]
+TextSeek = Annotated[Seek[str], Depends(get_text_seek)]
+NumberSeek = Annotated[Seek[int], Depends(get_number_seek)]
+NewestSeek = Annotated[Seek[int], Depends(get_newest_seek)]
+OffsetSeek = Annotated[Seek[int], Depends(get_offset_seek)]

@@ -26,6 +26,7 @@ from service.errors import (
     IssuerUnavailable,
     NotFound,
     PreconditionFailed,
+    QuotaExceeded,
     Refused,
     ServiceError,
     TooManyRequests,
@@ -34,6 +35,7 @@ from service.errors import (
     UnsupportedMediaType,
     WriteConflict,
 )
+from service.launchers.port import LauncherUnavailable
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ KINDS: dict[type[Exception], Kind] = {
     TooManyRequests: Kind(429, "too-many-requests", "Too many requests"),
     IssuerUnavailable: Kind(503, "issuer-unavailable", "Token issuer unavailable"),
     DatabaseUnavailable: Kind(503, "database-unavailable", "Database unavailable"),
+    LauncherUnavailable: Kind(503, "cluster-unavailable", "Cluster unavailable"),
     DiskFull: Kind(507, "disk-full", "Insufficient storage"),
     StorageUnavailable: Kind(503, "storage-unavailable", "Object storage unavailable"),
 }
@@ -90,7 +93,6 @@ _PATTERNS = {
             ("key", "a key", "keys"),
             ("wh", "a webhook", "webhooks"),
             ("up", "an upload", None),
-            ("pf", "a pre-flight", "models/{model}/preflights"),
         )
     },
 }
@@ -178,6 +180,8 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 
 async def _service_error(request: Request, error: Exception) -> ProblemResponse:
+    if isinstance(error, QuotaExceeded):
+        request.app.state.context.metrics.quota_refusals.labels(error.quota).inc()
     return refusal(error, request.url.path)
 
 

@@ -16,6 +16,8 @@ from service.telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 _HEADER = "x-request-id"
+# Of W3C Trace Context: the span that answered.
+_TRACE = "traceresponse"
 # Tells a client with the wrong address which server this is; the embeddings endpoint sends one, too.
 _SERVER = ("x-cmcl-server", "control-plane")
 # Request ids that are accepted: safe in a log line and a header.
@@ -47,12 +49,12 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        note = RequestNote(_request_id(scope), self._metrics.spans.trace_id())
+        note = RequestNote(_request_id(scope), self._metrics.spans.traceparent())
         token = current_request.set(note)
         answer = _Answer()
         with self._metrics.requests_in_progress.track_inprogress():
             try:
-                await self._answer(scope, receive, _with_id(send, note.id, answer), answer)
+                await self._answer(scope, receive, _with_ids(send, note, answer), answer)
             finally:
                 self._record(scope, answer)
                 current_request.reset(token)
@@ -84,16 +86,18 @@ class RequestLog:
             logger.info("%s %s %d", method, fields["path"], answer.status, extra=fields)
 
 
-def _with_id(send: Send, name: str, answer: _Answer) -> Send:
-    async def send_with_id(message: Message) -> None:
+def _with_ids(send: Send, note: RequestNote, answer: _Answer) -> Send:
+    async def send_with_ids(message: Message) -> None:
         if message["type"] == "http.response.start":
             answer.status, answer.began = message["status"], time.perf_counter()
             headers = MutableHeaders(scope=message)
-            headers[_HEADER] = name
+            headers[_HEADER] = note.id
+            if note.traceparent is not None:
+                headers[_TRACE] = note.traceparent
             headers[_SERVER[0]] = _SERVER[1]
         await send(message)
 
-    return send_with_id
+    return send_with_ids
 
 
 def _request_id(scope: Scope) -> str:

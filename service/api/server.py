@@ -8,7 +8,8 @@ connections may be closed at any time. They are closed after `IDLE_TIMEOUT_SECON
 oldest of them is closed for a new one. So a flood of unfinished heads displaces itself, and not a client that sends a
 whole head at once.
 
-The event loop is shared by source address. The cost of one connection per iteration is bounded, in bytes read and in
+The kernel queues new connections by source address (`connections.py`), so a flood displaces no client before it is
+accepted. The event loop is shared by source address, too. The cost of one connection per iteration is bounded, in bytes read and in
 callbacks of the parser (a chunk of one byte costs as much as one of 32 KiB), and all connections of a source together
 get one such step per iteration: a read, or the start of a request. uvicorn alone handles all that has arrived on one
 connection before the next.
@@ -16,7 +17,9 @@ connection before the next.
 
 import asyncio
 import logging
+import os
 import resource
+import socket
 from collections.abc import Hashable
 from functools import partial
 from typing import Any, cast
@@ -30,8 +33,14 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
-from service.api.connections import IDLE_TIMEOUT_SECONDS, Connections
-from service.api.fairness import LoopScheduler, Step
+from service.api.connections import (
+    IDLE_TIMEOUT_SECONDS,
+    LISTENERS,
+    Connections,
+    LoopScheduler,
+    Step,
+    listen_by_source,
+)
 from service.principal import EVERY_OWNER, Principal
 from service.settings import Settings
 from workers.flow_control import HeldFlowControl
@@ -48,9 +57,9 @@ _PARSED_BYTES = 4 << 10
 _PROGRESS_BYTES = 64 << 10
 # Requests that a client may send before the first response. Each costs about 2 KiB.
 _MOST_PIPELINED = 16
-# File descriptors for other uses: database, log, object storage, child processes.
-_OTHER_DESCRIPTORS = 256
-# Connections accepted per iteration of the event loop at most, and queued in the kernel.
+# File descriptors for other uses: listening, database, log, object storage, child processes.
+_OTHER_DESCRIPTORS = LISTENERS + 256
+# New connections of one queue in the kernel. As many may be accepted in one iteration of the event loop.
 _BACKLOG = 1024
 _GRACEFUL_SECONDS = 10
 _FEWEST = 16
@@ -155,6 +164,9 @@ class Http(HttpToolsProtocol):
         room = min(_PARSED_BYTES, _HEAD_BYTES - self._head_bytes)
         piece, self._unparsed = self._unparsed[:room], self._unparsed[room:]
         super().data_received(piece)
+        if self._is_in_head:
+            # Those of finished heads were counted then; of this one, again with each piece.
+            self._callbacks += len(self.headers or ())
         if not was_in_head or not self._is_in_head or self._heads > heads:
             self._head_bytes = 0
             return
@@ -172,10 +184,6 @@ class Http(HttpToolsProtocol):
         if not self._shares.submit(self._source, step):
             self.flow.hold()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._callbacks += 1
-        super().on_header(name, value)
-
     def on_body(self, body: bytes) -> None:
         self._callbacks += 1
         super().on_body(body)
@@ -185,6 +193,7 @@ class Http(HttpToolsProtocol):
             self.transport.abort()
             return
         self._is_in_head, self._heads = False, self._heads + 1
+        self._callbacks += len(self.headers)
         self._bounded.work(self)
         super().on_headers_complete()
 
@@ -258,6 +267,31 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.server_state = _State(connections)
         self._connections = connections
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen as uvicorn does, which ends the process if the port is taken; then also with further sockets."""
+        await super().startup(sockets)
+        for server in list(self.servers):
+            for listening in server.sockets:
+                await self._listen_by_source(listening)
+
+    async def _listen_by_source(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket(fileno=os.dup(listening.fileno())) as first:
+            try:
+                others = listen_by_source(first, _BACKLOG)
+            except OSError as error:
+                logger.warning("connections of all sources wait in one queue: %s", error)
+                return
+        self.servers += [
+            await loop.create_server(self._connection, sock=each, backlog=_BACKLOG)
+            for each in others
+        ]
+
+    def _connection(self) -> asyncio.BaseProtocol:
+        return BoundedHttp(
+            server_state=self.server_state, config=self.config, app_state=self.lifespan.state
+        )
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""

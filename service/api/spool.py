@@ -1,5 +1,6 @@
 """Spool bodies that are too large for memory to a file, with their digest."""
 
+import asyncio
 import base64
 import binascii
 import errno
@@ -12,13 +13,12 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO
 
-from anyio import current_time, fail_after
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from cmcl.contract.pace import Pace
 from service.errors import DiskFull, FieldProblem, IncompleteBody, Unprocessable
+from workers.flow_control import Pace
 
 # Written at once: small enough for many at a time, large enough to be worth a thread.
 _BLOCK_BYTES = 1 << 20
@@ -94,24 +94,28 @@ async def in_time(pieces: AsyncIterator[bytes], pace: Pace) -> AsyncIterator[byt
     Only the time spent waiting for a piece counts, not the time spent writing it.
     """
     waited, arrived = 0.0, 0
-    idle_timeout, rate = pace.idle_timeout_seconds, pace.bytes_per_second
+    now = asyncio.get_running_loop().time
     while True:
-        before = current_time()
+        before = now()
         try:
-            with fail_after(pace.seconds_left(waited, arrived)):
+            async with asyncio.timeout_at(before + pace.seconds_left(waited, arrived)):
                 piece = await anext(pieces, None)
         except TimeoutError as error:
-            message = (
-                f"{arrived} bytes of the body arrived in {waited + current_time() - before:.1f} s, then none: "
-                f"permitted are {idle_timeout:g} s without a byte, and {idle_timeout:g} s more "
-                f"than {rate} bytes/s take; send it again"
-            )
-            raise IncompleteBody(message) from error
+            raise too_slow(pace, waited + now() - before, arrived) from error
         if piece is None:
             return
-        waited += current_time() - before
+        waited += now() - before
         arrived += len(piece)
         yield piece
+
+
+def too_slow(pace: Pace, waited: float, arrived: int) -> IncompleteBody:
+    """Return the error for a body of which so many bytes arrived in so many seconds."""
+    idle_timeout = f"{pace.idle_timeout_seconds:g} s"
+    return IncompleteBody(
+        f"{arrived} bytes of the body arrived in {waited:.1f} s, then none: permitted are {idle_timeout} "
+        f"without a byte, and {idle_timeout} more than {pace.bytes_per_second} bytes/s take; send it again"
+    )
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
+from service.api.concurrency import FairSemaphore, UploadSlots
 from service.api.dependencies import (
     BYTES,
     ContextDep,
@@ -19,13 +20,12 @@ from service.api.dependencies import (
     UploadPath,
     Writer,
 )
-from service.api.fairness import FairSemaphore, UploadSlots
 from service.api.idempotency import Outcome, respond_long, response_record, run_once
 from service.api.spool import Spooled, spooled
 from service.context import Context
 from service.database.rows import PartRecord, ResponseRecord, random_id
 from service.datasets import upload_completion, uploads
-from service.datasets.addresses import uri_of
+from service.datasets.request import uri_of
 from service.datasets.uploads import ReceivedPart, Upload, UploadRequest
 from service.errors import Conflict, FieldProblem, Unprocessable
 from service.principal import EVERY_OWNER
@@ -134,7 +134,7 @@ def post_upload(
 @router.get("/{upload}")
 def read_upload(upload: UploadPath, principal: Reader, context: ContextDep) -> UploadView:
     """Read an upload with the parts that arrived, to resume it."""
-    return UploadView.of(context, uploads.look(context, upload, principal))
+    return UploadView.of(context, uploads.get_upload(context, upload, principal))
 
 
 @router.put("/{upload}/parts/{number}", openapi_extra=_RAW_BODY)
@@ -178,11 +178,11 @@ async def complete_upload(
     def work() -> ResponseRecord:
         upload_completion.complete(context, upload, principal)
         return response_record(
-            key, 200, UploadView.of(context, uploads.look(context, upload, principal))
+            key, 200, UploadView.of(context, uploads.get_upload(context, upload, principal))
         )
 
     # It may take minutes, in which the owner's other requests need the concurrency slot.
-    request.state.release_place()
+    request.state.release_slot()
     async with completions.slot(principal.owner or EVERY_OWNER):
         return await to_thread.run_sync(respond_long, context, key, work)
 
@@ -192,7 +192,7 @@ def presign_upload(
     upload: UploadPath, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Create a new link for a direct upload whose link has expired."""
-    found = uploads.look(context, upload, principal)
+    found = uploads.get_upload(context, upload, principal)
     if not found.record.direct or found.record.state != "open":
         kind = "direct" if found.record.direct else "sent in parts"
         raise Conflict(f"upload {upload} is {kind} and {found.record.state}: it has no link")

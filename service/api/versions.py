@@ -2,17 +2,19 @@
 
 import json
 from datetime import datetime
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
+from cmcl.contract.job import JobKind
 from cmcl.contract.version import (
     Drift,
     HeadCapacity,
     LearnedDataset,
+    MeasuredDataset,
     Protection,
     Quality,
     Recall,
@@ -22,6 +24,7 @@ from cmcl.contract.version import (
 from service.api.dependencies import (
     Admin,
     ContextDep,
+    Flag,
     IdempotencyKeyDep,
     ModelPath,
     Reader,
@@ -33,7 +36,7 @@ from service.api.dependencies import (
     etag,
 )
 from service.api.idempotency import respond, response_record
-from service.api.pagination import LARGEST_NUMBER, Limit, NumberCursor, Page, page
+from service.api.pagination import LARGEST_NUMBER, NumberSeek, Page, page
 from service.database.queries import versions
 from service.database.rows import (
     PromotionRecord,
@@ -44,8 +47,7 @@ from service.database.rows import (
 from service.errors import NotFound
 from service.lookup import get_model, get_version
 from service.registry import models as registry
-from service.registry.promotion import choose, roll_back
-from service.registry.promotion_request import PromotionRequest
+from service.registry.promotion import PromotionRequest, choose, roll_back
 from service.stale_database import check_may_change
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["versions"])
@@ -59,8 +61,11 @@ class VersionSummary(BaseModel):
     parent: int | None
     job: str | None = Field(description="null for a version that a branch has from its source")
     attempt: int
-    dataset: str
-    dataset_name: str
+    kind: JobKind
+    dataset: str | None = Field(description="that it learned; null: it unlearned one, or merged")
+    dataset_name: str = Field(
+        description="also of the dataset that it unlearned; of a merge, the version as `model@version`"
+    )
     copied_from: str | None = Field(description="model from which a branch copied it")
     created_at: datetime
     stored_at: datetime | None = Field(description="when its files were stored")
@@ -75,6 +80,7 @@ class VersionSummary(BaseModel):
             parent=version.parent,
             job=version.job,
             attempt=version.attempt,
+            kind=version.kind,
             dataset=version.dataset,
             dataset_name=version.dataset_name,
             copied_from=version.copied_from,
@@ -99,7 +105,7 @@ class EvaluationRow(BaseModel):
     """Recall of one version on every dataset up to it that has held-out rows."""
 
     version: int
-    learned: str = Field(description="dataset that it learned")
+    learned: str | None = Field(description="dataset that it learned; null: it unlearned or merged")
     recall: dict[str, Recall] = Field(description="by dataset")
 
 
@@ -108,7 +114,10 @@ class VersionView(VersionSummary):
 
     certificate: Certificate
     evaluation_matrix: list[EvaluationRow] = Field(
-        description="one row per version up to this one; a column shows one dataset over time"
+        description="one row per version up to this one; a column shows one dataset over time. Empty if not asked for"
+    )
+    evaluation_only: tuple[MeasuredDataset, ...] = Field(
+        description="recall on datasets that are measured and never learned"
     )
     capacity: dict[str, HeadCapacity] = Field(description="by modality: capacity that is left")
     lineage: tuple[LearnedDataset, ...] = Field(
@@ -118,7 +127,7 @@ class VersionView(VersionSummary):
 
     @classmethod
     def whole(
-        cls, version: VersionRecord, evaluations: list[tuple[int, str, dict[str, Recall]]]
+        cls, version: VersionRecord, evaluations: list[tuple[int, str | None, dict[str, Recall]]]
     ) -> Self:
         """Create it from a record and the evaluations of the versions up to it."""
         report = version.manifest.report
@@ -129,10 +138,19 @@ class VersionView(VersionSummary):
                 EvaluationRow(version=number, learned=learned, recall=recall)
                 for number, learned, recall in evaluations
             ],
+            evaluation_only=report.evaluation_only,
             capacity=report.capacity,
             lineage=version.manifest.learned,
             manifest=version.manifest,
         )
+
+
+WithMatrix = Annotated[
+    Flag,
+    Query(
+        description="whether to include `evaluation_matrix`, which has a row for each version up to this one"
+    ),
+]
 
 
 class LiveChoice(Reason):
@@ -155,6 +173,9 @@ class PromotionView(BaseModel):
     version: int
     previous: int | None
     kind: Literal["published", "promoted", "rolled_back"]
+    returns_to: int | None = Field(
+        description="generation that a rollback from this one returns to; null: there is none"
+    )
     reason: str
     actor: str = Field(description="name of the key, or `reconciler` for a new version")
     created_at: datetime
@@ -167,41 +188,47 @@ class PromotionView(BaseModel):
 
 @router.get("/versions")
 def list_versions(
-    model: ModelPath,
-    principal: Reader,
-    context: ContextDep,
-    cursor: NumberCursor,
-    limit: Limit = 50,
+    model: ModelPath, principal: Reader, context: ContextDep, seek: NumberSeek
 ) -> Page[VersionSummary]:
-    """List versions of a model, oldest first."""
+    """List versions of a model, oldest first; with `order=desc`, the newest first."""
     with context.database.read() as connection:
         get_model(connection, model, principal)
-        found = versions.outlines(connection, model, cursor, limit + 1)
-    return page(found, limit, VersionSummary.of, lambda version: version.number)
+        found = versions.outlines(connection, model, seek.peek())
+    return page(found, seek, VersionSummary.of, lambda version: version.number)
 
 
 @router.get("/versions/{version}")
 def read_version(
-    model: ModelPath, version: VersionPath, principal: Reader, context: ContextDep
+    model: ModelPath,
+    version: VersionPath,
+    principal: Reader,
+    context: ContextDep,
+    matrix: WithMatrix = True,
 ) -> VersionView:
     """Read a version: certificate, evaluation matrix, capacity, lineage and manifest."""
     with context.database.read() as connection:
         found = get_version(connection, model, version, principal)
-        evaluations = versions.evaluations(connection, model, version)
+        evaluations = versions.evaluations(connection, model, version) if matrix else []
     return VersionView.whole(found, evaluations)
 
 
 @router.delete("/versions/{version}", status_code=204)
 def retire_version(
-    model: ModelPath, version: VersionPath, principal: Admin, context: ContextDep
+    model: ModelPath,
+    version: VersionPath,
+    principal: Admin,
+    context: ContextDep,
+    seen: SeenRevision = None,
 ) -> None:
-    """Retire a version. 409 for the newest one, the live one and the canary.
+    """Retire a version. 409 for the newest one, the live one and the canary. The ETag is that of `live`.
 
-    Its heads and its manifest are kept, because later versions are measured against them.
+    Its heads and its manifest are kept, because later versions are measured against them. Once every version that has
+    learned an unlearned dataset is retired, all but their manifests is removed, with the dataset.
     """
+    request = PromotionRequest(principal, "", context.clock(), seen)
     check_may_change(context, model, principal)
     with context.database.write() as connection:
-        registry.retire_version(connection, model, version, principal, context.clock())
+        registry.retire_version(connection, model, version, request)
 
 
 @router.get("/live")
@@ -227,9 +254,9 @@ def put_live(
     seen: SeenRevision,
 ) -> LiveView:
     """Promote a version. It is live once the replicas have loaded it."""
-    request = PromotionRequest(
-        principal, body.reason or "promoted by a user", context.clock(), seen
-    )
+    trace = context.metrics.spans.traceparent()
+    reason = body.reason or "promoted by a user"
+    request = PromotionRequest(principal, reason, context.clock(), seen, trace)
     check_may_change(context, model, principal)
     with context.database.write() as connection:
         live = choose(connection, model, body.version, request)
@@ -247,9 +274,9 @@ def post_rollback(
     seen: SeenRevision,
 ) -> JSONResponse:
     """Roll back to the version that was promoted before the live one."""
-    request = PromotionRequest(
-        principal, body.reason or "rolled back by a user", context.clock(), seen
-    )
+    trace = context.metrics.spans.traceparent()
+    reason = body.reason or "rolled back by a user"
+    request = PromotionRequest(principal, reason, context.clock(), seen, trace)
 
     def effect(connection: Connection) -> ResponseRecord:
         live = roll_back(connection, model, request)
@@ -264,14 +291,10 @@ def post_rollback(
 
 @router.get("/promotions")
 def list_promotions(
-    model: ModelPath,
-    principal: Reader,
-    context: ContextDep,
-    cursor: NumberCursor,
-    limit: Limit = 50,
+    model: ModelPath, principal: Reader, context: ContextDep, seek: NumberSeek
 ) -> Page[PromotionView]:
-    """List promotions: who, when, why, from and to which version. Oldest first."""
+    """List promotions: who, when, why, from and to which version. Oldest first; with `order=desc`, the newest."""
     with context.database.read() as connection:
         get_model(connection, model, principal)
-        found = versions.promotion_page(connection, model, cursor, limit + 1)
-    return page(found, limit, PromotionView.of, lambda promotion: promotion.generation)
+        found = versions.promotion_page(connection, model, seek.peek())
+    return page(found, seek, PromotionView.of, lambda promotion: promotion.generation)

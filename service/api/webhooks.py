@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from service.api.dependencies import Admin, ContextDep, IdempotencyKeyDep
 from service.api.idempotency import respond, response_record, run_once
-from service.api.pagination import Limit, NumberCursor, Page, TextCursor, page
+from service.api.pagination import NewestSeek, Page, TextSeek, page
 from service.context import Context
 from service.database.queries import deliveries, webhooks
 from service.database.queries.deliveries import DeliveryRecord
@@ -39,6 +39,7 @@ class WebhookView(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     id: str
+    owner: str = Field(description="owner whose events it gets; `*` for those of all owners")
     url: str
     kinds: tuple[str, ...]
     model: str | None
@@ -103,13 +104,11 @@ def post_webhook(
 
 
 @router.get("")
-def list_webhooks(
-    principal: Admin, context: ContextDep, cursor: TextCursor, limit: Limit = 50
-) -> Page[WebhookView]:
+def list_webhooks(principal: Admin, context: ContextDep, seek: TextSeek) -> Page[WebhookView]:
     """List webhooks by id."""
     with context.database.read() as connection:
-        found = webhooks.page(connection, principal.owner, cursor, limit + 1)
-    return page(found, limit, WebhookView.model_validate, lambda webhook: webhook.id)
+        found = webhooks.page(connection, principal.owner, seek.peek())
+    return page(found, seek, WebhookView.model_validate, lambda webhook: webhook.id)
 
 
 @router.get("/{webhook}")
@@ -128,17 +127,13 @@ def remove_webhook(webhook: WebhookPath, principal: Admin, context: ContextDep) 
 
 @router.get("/{webhook}/deliveries")
 def list_deliveries(
-    webhook: WebhookPath,
-    principal: Admin,
-    context: ContextDep,
-    cursor: NumberCursor,
-    limit: Limit = 50,
+    webhook: WebhookPath, principal: Admin, context: ContextDep, seek: NewestSeek
 ) -> Page[DeliveryView]:
-    """List deliveries of a webhook, newest first."""
+    """List deliveries of a webhook, newest first; with `order=asc`, the oldest first."""
     with context.database.read() as connection:
         get_webhook(connection, webhook, principal)
-        found = deliveries.page(connection, webhook, cursor, limit + 1)
-    return page(found, limit, DeliveryView.of, lambda delivery: delivery.sequence)
+        found = deliveries.page(connection, webhook, seek.peek())
+    return page(found, seek, DeliveryView.of, lambda delivery: delivery.sequence)
 
 
 @router.post("/{webhook}/test", status_code=202, response_model=DeliveryView)

@@ -5,17 +5,23 @@ import logging
 import threading
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from service.auth.keys import OPERATOR, KeyText, parse, sha256
 from service.auth.rate_limiter import RateLimiter
-from service.clock import Clock
+from service.context import Clock
 from service.database.engine import Database
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from service.errors import DatabaseError, Unauthorized
 from service.principal import LOCAL, Principal
 from service.settings import Settings
+
+# How long a credential revoked by another replica is still accepted here.
+TRUST = timedelta(seconds=5)
+# Last use is written at most once a minute.
+USE_STEP = timedelta(minutes=1)
+_MOST_CACHED = 10_000
 
 logger = logging.getLogger(__name__)
 
@@ -32,67 +38,100 @@ _LONGEST = 8192
 # Compared with if there is no row, so that the response time does not reveal it either.
 _NO_DIGEST = sha256("")
 
-# How long a key revoked by another replica is still accepted here.
-TRUST = timedelta(seconds=5)
-# Last use is written at most once a minute.
-USE_STEP = timedelta(minutes=1)
-_MOST = 10_000
+
+class Credential(Protocol):
+    """The row of a key or of a session."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def secret_sha256(self) -> str:
+        """Hexadecimal digest of its secret."""
+
+    @property
+    def last_used_at(self) -> datetime | None:
+        """When it was last used."""
+
+    def is_valid(self, now: datetime) -> bool:
+        """Neither revoked nor expired."""
+
+
+Record = TypeVar("Record", bound=Credential)
+
+
+class Shown(Protocol):
+    """A credential as its holder sends it."""
+
+    @property
+    def id(self) -> str:
+        """The id of its row."""
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digest of its secret."""
 
 
 @dataclass
-class _Seen:
-    record: KeyRecord
+class _Seen(Generic[Record]):
+    record: Record
     at: datetime
     used_at: datetime | None
 
 
-class KeyCache:
-    """Keys that were valid recently, to save database reads. Bounded and thread-safe."""
+class KeyCache(Generic[Record]):
+    """Rows of recently valid credentials. Bounded and thread-safe."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _Seen[Record]] = {}
         self._lock = threading.Lock()
 
-    def find(self, key: KeyText) -> KeyRecord | None:
-        """The key's row, if it was read recently and has not expired."""
-        seen, now = self._seen.get(key.id), self._clock()
+    def find(self, shown: Shown) -> Record | None:
+        """The row, if it was read recently and has not expired."""
+        seen, now = self._seen.get(shown.id), self._clock()
         if seen is None or now - seen.at > TRUST or not seen.record.is_valid(now):
             return None
-        return seen.record if _same(seen, key) else None
+        return seen.record if _same(seen, shown) else None
 
-    def was_valid(self, key: KeyText) -> bool:
-        """Whether the key has ever been valid here."""
-        seen = self._seen.get(key.id)
-        return seen is not None and _same(seen, key)
+    def was_valid(self, shown: Shown) -> bool:
+        """Whether the credential has ever been valid here."""
+        seen = self._seen.get(shown.id)
+        return seen is not None and _same(seen, shown)
 
-    def keep(self, record: KeyRecord) -> None:
-        """Store a key that is valid now."""
+    def keep(self, record: Record) -> None:
+        """Store a row that is valid now."""
         with self._lock:
             before = self._seen.pop(record.id, None)
             used_at = before.used_at if before else record.last_used_at
             self._seen[record.id] = _Seen(record, self._clock(), used_at)
-            while len(self._seen) > _MOST:
+            while len(self._seen) > _MOST_CACHED:
                 del self._seen[next(iter(self._seen))]
 
-    def forget(self, key: str) -> None:
-        """Remove a key, so that the next request reads the database."""
+    def forget(self, name: str) -> None:
+        """Remove a row, so that the next request reads the database."""
         with self._lock:
-            self._seen.pop(key, None)
+            self._seen.pop(name, None)
 
-    def is_use_due(self, key: str) -> bool:
+    def clear(self) -> None:
+        """Remove all rows."""
+        with self._lock:
+            self._seen.clear()
+
+    def is_use_due(self, name: str) -> bool:
         """Whether to write its last use now; true at most once a minute."""
         now = self._clock()
         with self._lock:
-            seen = self._seen.get(key)
+            seen = self._seen.get(name)
             if seen is None or (seen.used_at is not None and now - seen.used_at < USE_STEP):
                 return False
             seen.used_at = now
             return True
 
 
-def _same(seen: _Seen, key: KeyText) -> bool:
-    return hmac.compare_digest(seen.record.secret_sha256, key.digest)
+def _same(seen: _Seen[Record], shown: Shown) -> bool:
+    return hmac.compare_digest(seen.record.secret_sha256, shown.digest)
 
 
 class TokenVerifier(Protocol):
@@ -128,7 +167,7 @@ class Authenticator:
         self._database = database
         self._clock = clock
         self._tokens = tokens
-        self._known = KeyCache(clock)
+        self._known: KeyCache[KeyRecord] = KeyCache(clock)
         self.rate_limiter = RateLimiter(settings.requests_per_minute_per_owner)
 
     def recognize(self, shown: str | None) -> Caller | None:

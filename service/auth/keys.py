@@ -21,8 +21,8 @@ from cmcl.contract.modality import NAME_PATTERN, Frozen
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from service.errors import FieldProblem, Forbidden, NotFound
+from service.lookup import check_keys
 from service.principal import EVERY_SCOPE, LOCAL, RECONCILER, Principal, Scope
-from service.quotas import check_keys
 
 # The holder of CMCL_ADMIN_KEY, or of a shell where the service runs.
 OPERATOR = Principal("operator", None, EVERY_SCOPE)

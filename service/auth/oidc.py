@@ -4,10 +4,14 @@ The issuer's keys are fetched when first needed and kept for some minutes. While
 respond, requests fail with 503: the tokens may be valid, so 401 would be wrong.
 """
 
+import hmac
 import logging
 import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -31,12 +35,23 @@ _TIMEOUT_SECONDS = 5.0
 _KEYS_KEPT_SECONDS = 600.0
 # Pause after an issuer did not respond: waiting for it would use up threads.
 _PAUSE_SECONDS = 10.0
+_BASIC = "client_secret_basic"
 _SCOPE_PREFIX = "cmcl:"
 _LONGEST_NAME = 100
 
 # ValueError: the library raises it if the response is not JSON.
 _UNAVAILABLE = (jwt.PyJWKClientConnectionError, jwt.PyJWKSetError, ValueError, IssuerUnavailable)
 _NOT_VALID = "the token is not valid: not of our issuer, not for us, or not at this time"
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What the issuer says of itself. The endpoints are None if it does not sign in browsers."""
+
+    keys: jwt.PyJWKClient
+    authorization_endpoint: str | None
+    token_endpoint: str | None
+    takes_basic: bool
 
 
 class OidcTokens:
@@ -47,19 +62,35 @@ class OidcTokens:
         self._audience = audience
         self._owner_claim = owner_claim
         self._lock = threading.Lock()
-        self._keys: jwt.PyJWKClient | None = None
+        self._discovery: Discovery | None = None
         self._paused_until = 0.0
 
     def read(self, token: str) -> Principal:
         """The token's principal: name from `sub`, scopes from `scope` and `scp`."""
         try:
-            claims = self._claims(token)
+            claims = self._claims(token, self._audience)
         except jwt.PyJWTError as error:
             logger.info("a token was refused: %s", type(error).__name__)
             raise Unauthorized(_NOT_VALID) from error
         return Principal(_name(claims["sub"]), self._owner(claims), _scopes(claims))
 
-    def _claims(self, token: str) -> dict[str, Any]:
+    def read_id_token(self, token: str, client_id: str, nonce: str) -> None:
+        """Verify an ID token that this client asked for with that nonce. Raises Unauthorized, IssuerUnavailable."""
+        try:
+            claims = self._claims(token, client_id)
+        except jwt.PyJWTError as error:
+            logger.info("an ID token was refused: %s", type(error).__name__)
+            raise Unauthorized(_NOT_VALID) from error
+        shown = claims.get("nonce")
+        if not isinstance(shown, str) or not hmac.compare_digest(shown.encode(), nonce.encode()):
+            raise Unauthorized(_NOT_VALID)
+
+    def discover(self) -> Discovery:
+        """The issuer's endpoints and keys, fetched once. Raises IssuerUnavailable."""
+        with self._asking():
+            return self._discovered()
+
+    def _claims(self, token: str, audience: str) -> dict[str, Any]:
         header = jwt.get_unverified_header(token)
         if header.get("alg") not in _ALGORITHMS:
             raise jwt.InvalidAlgorithmError("not an asymmetric algorithm")
@@ -67,7 +98,7 @@ class OidcTokens:
             token,
             self._key(str(header.get("kid"))),
             algorithms=_ALGORITHMS,
-            audience=self._audience,
+            audience=audience,
             issuer=self._issuer,
             leeway=_LEEWAY_SECONDS,
             options={"require": _REQUIRED},
@@ -75,19 +106,28 @@ class OidcTokens:
         return claims
 
     def _key(self, name: str) -> jwt.PyJWK:
-        """The signing key. One thread fetches at a time; the others reuse its result or failure."""
+        """The signing key."""
+        with self._asking():
+            return self._discovered().keys.get_signing_key(name)
+
+    def _discovered(self) -> Discovery:
+        self._discovery = self._discovery or self._discover()
+        return self._discovery
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """One thread asks the issuer at a time; the others reuse its result or failure."""
         with self._lock:
             if time.monotonic() < self._paused_until:
                 raise IssuerUnavailable(f"the issuer {self._issuer} did not respond")
             try:
-                self._keys = self._keys or self._discover()
-                return self._keys.get_signing_key(name)
+                yield
             except _UNAVAILABLE as error:
                 self._paused_until = time.monotonic() + _PAUSE_SECONDS
                 logger.warning("the issuer of tokens cannot be used: %s", error)
                 raise IssuerUnavailable(f"the issuer {self._issuer} did not respond") from error
 
-    def _discover(self) -> jwt.PyJWKClient:
+    def _discover(self) -> Discovery:
         """Discover the keys. A document about another issuer is rejected."""
         url = f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
         try:
@@ -98,7 +138,19 @@ class OidcTokens:
             raise IssuerUnavailable(f"{url}: {error}") from error
         if issuer != self._issuer or _is_insecure(address, self._issuer):
             raise IssuerUnavailable(f"{url} describes issuer {issuer!r} with keys at {address!r}")
-        return jwt.PyJWKClient(address, lifespan=_KEYS_KEPT_SECONDS, timeout=_TIMEOUT_SECONDS)
+        methods = document.get("token_endpoint_auth_methods_supported", [_BASIC])
+        return Discovery(
+            jwt.PyJWKClient(address, lifespan=_KEYS_KEPT_SECONDS, timeout=_TIMEOUT_SECONDS),
+            self._endpoint(document, "authorization_endpoint"),
+            self._endpoint(document, "token_endpoint"),
+            takes_basic=_BASIC in methods if isinstance(methods, list) else True,
+        )
+
+    def _endpoint(self, document: dict[str, Any], name: str) -> str | None:
+        address = document.get(name)
+        if not isinstance(address, str) or _is_insecure(address, self._issuer):
+            return None
+        return address
 
     def _owner(self, claims: dict[str, Any]) -> str:
         owner = claims.get(self._owner_claim)

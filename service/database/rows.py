@@ -4,15 +4,18 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypedDict
 
-from cmcl.contract.dataset import DatasetManifest
-from cmcl.contract.job import Progress
-from cmcl.contract.modality import ModalityPair
+from pydantic import Field
+
+from cmcl.contract.dataset import DatasetManifest, RejectedRow
+from cmcl.contract.encoder import EncoderIdentity
+from cmcl.contract.job import READS_ROWS, JobKind, Progress, VersionRef
+from cmcl.contract.modality import Frozen, ModalityPair
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import CanaryPlan, Observed
-from cmcl.contract.version import Recall, VersionManifest
+from cmcl.contract.policy import CanaryPlan, GatePolicy, Observed
+from cmcl.contract.prepare import DatasetReport, PrepareProgress
+from cmcl.contract.version import EvaluationResult, VersionManifest
 from service.states import FailureReason, JobState
 
 PromotionKind = Literal["published", "promoted", "rolled_back"]
@@ -45,7 +48,11 @@ class Approval:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """A model: `head` is its newest version, 0 before the first."""
+    """A model: `head` is its newest version, 0 before the first.
+
+    `encoders`: by modality, the encoder that the first dataset with a known one fixed. `traceparent`: of the job or the
+    request that caused `live_revision`; None if that is not traced.
+    """
 
     name: str
     owner: str
@@ -58,8 +65,9 @@ class ModelRecord:
     live_revision: int
     mirrored_revision: int
     revised_at: datetime | None
+    traceparent: str | None
     lease_owner: str | None
-    lease_until: datetime | None
+    encoders: Mapping[str, EncoderIdentity]
     branched_from: BranchPoint | None
     created_at: datetime
     deleted_at: datetime | None
@@ -84,7 +92,7 @@ class Fingerprints:
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """A dataset as it was posted, and its manifest once it was validated.
+    """A dataset as it was posted, and its manifest once it was prepared.
 
     While it is not sealed, shards can be added, and it has no job.
     """
@@ -106,15 +114,34 @@ class DatasetRecord:
     swept_at: datetime | None
 
 
+class PreparedRows(Frozen):
+    """What came of the rows of a dataset, good or bad, when its preparation ended.
+
+    `encoders`: by modality of the pair; None: undeclared. Empty if the dataset cannot be used.
+    """
+
+    rejected_rows: int
+    rejected: tuple[RejectedRow, ...]
+    encoders: dict[str, EncoderIdentity | None] = Field(default={})
+
+
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as it was read; a move succeeds only if its revision is unchanged."""
+    """A job as it was read; a move succeeds only if its revision is unchanged.
+
+    `dataset` is None and `merges` is not, if it merges. `preparation` numbers the requests to prepare its dataset.
+    `eligible_at`: None unless it waits for the scheduler. `traceparent`: the parent of its spans, if it is traced.
+    """
 
     sequence: int
     id: str
     owner: str
     model: str
-    dataset: str
+    kind: JobKind
+    dataset: str | None
+    dataset_name: str
+    merges: VersionRef | None
+    dry_run: bool
     state: JobState
     reason: FailureReason | None
     message: str | None
@@ -125,8 +152,15 @@ class JobRecord:
     parent_version: int | None
     version: int | None
     progress: Progress | None
+    preparation: int
+    prepare_progress: PrepareProgress | None
+    prepared: PreparedRows | None
+    report: DatasetReport | None
+    evaluation: EvaluationResult | None
     approval: Approval | None
     cancel_requested: bool
+    eligible_at: datetime | None
+    traceparent: str | None
     created_at: datetime
     state_changed_at: datetime
     started_at: datetime | None
@@ -136,12 +170,17 @@ class JobRecord:
     finished_at: datetime | None
     swept_at: datetime | None
 
+    @property
+    def own_dataset(self) -> str | None:
+        """The dataset whose rows it reads, and which has no other job that does; None if it reads none."""
+        return self.dataset if self.kind in READS_ROWS else None
+
 
 @dataclass(frozen=True)
 class VersionOutline:
     """A published version without its manifest, which grows with each dataset that was learned.
 
-    It can be served once it is stored. One that a branch copied has no job.
+    It can be served once it is stored. One that a branch copied has no job. `dataset` is None if it learned none.
     """
 
     model: str
@@ -149,7 +188,8 @@ class VersionOutline:
     job: str | None
     attempt: int
     parent: int | None
-    dataset: str
+    kind: JobKind
+    dataset: str | None
     dataset_name: str
     copied_from: str | None
     created_at: datetime
@@ -162,7 +202,34 @@ class VersionRecord(VersionOutline):
     """A published version with its manifest."""
 
     manifest: VersionManifest
-    evaluation: dict[str, Recall]
+
+
+class FiguresByDataset(TypedDict):
+    """Measurements of a version by dataset, to six significant digits: recall of every dataset with held-out rows; of
+    earlier datasets drift since they were learned, loss, and the lowest loss that heads of this width reach; R@1 of
+    datasets that are measured only."""
+
+    recall: dict[str, float]
+    recall_at_10: dict[str, float]
+    drift: dict[str, float]
+    quality: dict[str, float]
+    best: dict[str, float]
+    evaluation_only: dict[str, float]
+
+
+@dataclass(frozen=True)
+class VersionFigures(VersionOutline):
+    """A published version with its measurements instead of its manifest. `mean_recall` is of R@1.
+
+    `figures` is None if it was not asked for.
+    """
+
+    pair_first: str
+    pair_second: str
+    mean_recall: float | None
+    max_drift: float | None
+    capacity: Mapping[str, Mapping[str, float]]
+    figures: FiguresByDataset | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +257,7 @@ class CanaryRecord:
     plan: CanaryPlan
     reason: str
     actor: str
-    began_at: datetime
+    started_at: datetime
     observed: Observed
     ended_at: datetime | None = None
     outcome: CanaryOutcome | None = None
@@ -200,7 +267,7 @@ class CanaryRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """An event, emitted in the transaction of the change."""
+    """An event, emitted in the transaction of the change. `seen`: its job before that, for the observer; not stored."""
 
     kind: str
     owner: str
@@ -209,6 +276,7 @@ class Event:
     job: str | None = None
     version: int | None = None
     data: Mapping[str, object] = field(default_factory=dict)
+    seen: JobRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

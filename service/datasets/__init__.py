@@ -1,1 +1,1 @@
-"""Datasets and uploads: intake, assembly of parts, and validation of shards."""
+"""Datasets and uploads: intake, assembly of parts, encoders of features."""

@@ -5,13 +5,23 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from cmcl.contract.job import JobKind
 from cmcl.contract.modality import ModalityPair
-from service.database.queries import datasets, jobs
+from cmcl.contract.version import EvaluationResult
+from service.database.queries import datasets, jobs, models, versions
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
-from service.datasets.addresses import Intake, check_addresses, contents_of, record_uses
-from service.datasets.request import MOST_SHARDS, NewDataset, NewShards
-from service.errors import Conflict, FieldProblem, Unprocessable
-from service.lookup import get_dataset, hold_model
+from service.datasets.encoders import check_encoders
+from service.datasets.request import (
+    MOST_SHARDS,
+    Intake,
+    NewDataset,
+    NewShards,
+    check_addresses,
+    contents_of,
+    record_uses,
+)
+from service.errors import Conflict, FieldProblem, PreconditionFailed, Unprocessable
+from service.lookup import check_datasets, get_dataset, hold_model
 from service.principal import Principal
 from service.states import JobState
 
@@ -28,10 +38,12 @@ class Accepted:
 def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) -> Accepted:
     """Insert the dataset and, if it is sealed, its job; return the existing ones for the same dataset.
 
-    Raises NotFound for the model, Unprocessable for what is wrong without opening a shard.
+    Raises NotFound for the model, Unprocessable for what is wrong without opening a shard, QuotaExceeded if the owner has
+    too many datasets, and Conflict if an encoder is not the one of the model's features.
     """
     model = hold_model(connection, request.model, intake.principal)
     check_modalities(model, request.pair)
+    _check_purpose(request)
     contents = contents_of(connection, request.uris, intake.principal)
     known_by = request.fingerprints(contents) if request.sealed else None
     if known_by is not None:
@@ -39,11 +51,13 @@ def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) 
         same = datasets.find_same(connection, request.model, known_by)
         if same is not None:
             return Accepted(same, jobs.of_dataset(connection, same.id), is_new=False)
+    check_datasets(connection, model.owner, intake.most_datasets, intake.principal)
+    check_encoders(model, request, intake.encoders)
     check_addresses(connection, request, intake, contents)
     document = request.model_dump(mode="json")
     dataset = datasets.create(connection, model.owner, document, intake.now, known_by)
     record_uses(connection, dataset.id, request)
-    job = None if known_by is None else jobs.create(connection, dataset, intake.now)
+    job = None if known_by is None else _new_job(connection, dataset, request, intake)
     return Accepted(dataset, job, is_new=True)
 
 
@@ -65,21 +79,35 @@ def add_shards(
         }
     )
     _check_number(grown)
+    _check_purpose(grown)
     contents = contents_of(connection, grown.uris, intake.principal)
     check_addresses(connection, added, intake, contents, before=request)
     record_uses(connection, dataset, added)
     return datasets.set_request(connection, dataset, grown.model_dump(mode="json"))
 
 
-def seal_dataset(connection: Connection, dataset: str, intake: Intake) -> Accepted:
+def files_of(dataset: DatasetRecord) -> int:
+    """The number of its files, which only grows while it is open."""
+    posted = (dataset.request.get(field) for field in ("shards", "evaluation_shards"))
+    return sum(len(files) for files in posted if isinstance(files, list))
+
+
+def seal_dataset(
+    connection: Connection, dataset: str, intake: Intake, seen_files: int | None = None
+) -> Accepted:
     """Seal an open dataset and insert its job. A sealed one is returned with the job that it has.
 
-    Raises NotFound; Unprocessable without shards; Conflict if the model has the same dataset.
+    Raises NotFound; PreconditionFailed if it does not have `seen_files` files; Unprocessable without shards; Conflict if the model has the same dataset, or features of another
+    encoder.
     """
-    model = get_dataset(connection, dataset, intake.principal).model
-    hold_model(connection, model, intake.principal)
+    name = get_dataset(connection, dataset, intake.principal).model
+    model = hold_model(connection, name, intake.principal)
     datasets.lock(connection, dataset)
     found = get_dataset(connection, dataset, intake.principal)
+    if seen_files is not None and seen_files != files_of(found):
+        raise PreconditionFailed(
+            f"dataset {dataset} has {files_of(found)} files, not {seen_files}; read it again"
+        )
     if found.sealed_at is not None:
         return Accepted(found, jobs.of_dataset(connection, dataset), is_new=False)
     request = NewDataset.model_validate(found.request)
@@ -89,8 +117,16 @@ def seal_dataset(connection: Connection, dataset: str, intake: Intake) -> Accept
     same = datasets.find_same(connection, request.model, known_by)
     if same is not None:
         raise Conflict(f"the same shards were posted as {same.id}; delete this one")
+    check_encoders(model, request, intake.encoders)
     sealed = datasets.seal(connection, dataset, known_by, intake.now)
-    return Accepted(sealed, jobs.create(connection, sealed, intake.now), is_new=True)
+    return Accepted(sealed, _new_job(connection, sealed, request, intake), is_new=True)
+
+
+def _new_job(
+    connection: Connection, dataset: DatasetRecord, request: NewDataset, intake: Intake
+) -> JobRecord:
+    kind: JobKind = "evaluate" if request.evaluate_only else "learn"
+    return jobs.create(connection, dataset, intake.now, kind, intake.traceparent)
 
 
 def delete_dataset(
@@ -107,15 +143,30 @@ def delete_dataset(
         raise Conflict(f"job {job.id} of this dataset is {job.state}; cancel it first")
     if job is not None and job.state == JobState.PUBLISHED:
         raise Conflict(
-            f"version {job.version} of {job.model!r} has learned this dataset, and later ones protect it; it "
-            "cannot be removed from them"
+            f"version {job.version} of {job.model!r} has learned this dataset, and later ones protect it; with "
+            "unlearn=true, a job publishes a version that never saw it (policy improve)"
         )
     datasets.set_deleted(connection, found, principal.name, now)
 
 
+def newest_evaluation(
+    connection: Connection, dataset: DatasetRecord, job: JobRecord | None
+) -> EvaluationResult | None:
+    """The recall of a dataset that is measured only in the newest version, or else in the one that was live first."""
+    if job is None or job.kind != "evaluate":
+        return None
+    model = models.find(connection, dataset.model)
+    newest = versions.find(connection, dataset.model, model.head) if model is not None else None
+    if newest is not None:
+        for each in newest.manifest.report.evaluation_only:
+            if each.dataset == dataset.id:
+                return EvaluationResult(version=newest.number, recall=each.recall, note=each.note)
+    return job.evaluation
+
+
 def check_modalities(model: ModelRecord, pair: ModalityPair) -> None:
     """Raises Unprocessable for a modality that the model does not declare."""
-    permitted = ", ".join(sorted(model.spec.modalities))
+    permitted = ", ".join(sorted(model.spec.widths))
     problems = [
         FieldProblem(
             f"pair.{side}",
@@ -123,10 +174,26 @@ def check_modalities(model: ModelRecord, pair: ModalityPair) -> None:
             modality,
         )
         for side, modality in (("first", pair.first), ("second", pair.second))
-        if modality not in model.spec.modalities
+        if modality not in model.spec.widths
     ]
     if problems:
         raise Unprocessable("unknown modality", *problems)
+
+
+def _check_purpose(request: NewDataset) -> None:
+    """Raises Unprocessable for options that contradict `evaluate_only`."""
+    if not request.evaluate_only:
+        return
+    given = {
+        "evaluation_share": "every row is held out; leave it out",
+        "evaluation_shards": "every row of `shards` is held out; name all files there",
+        "dry_run": "there is nothing to report on a dataset that is not learned; post it without dry_run",
+    }
+    problems = [
+        FieldProblem(field, message) for field, message in given.items() if getattr(request, field)
+    ]
+    if problems:
+        raise Unprocessable("these options have no meaning with evaluate_only", *problems)
 
 
 def _check_has_shards(request: NewDataset) -> None:

@@ -18,8 +18,9 @@ from cmcl.contract.modality import Frozen, Sha256
 from service.context import Context
 from service.database.queries import uploads
 from service.database.rows import NewUpload, PartRecord, UploadRecord
-from service.datasets.addresses import upload_of
-from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
+from service.datasets.request import upload_of
+from service.errors import Conflict, FieldProblem, NotFound, QuotaExceeded, Unprocessable
+from service.lookup import check_quota
 from service.principal import Principal
 from service.settings import Settings
 from workers.storage import layout
@@ -89,7 +90,7 @@ class ReceivedPart:
 def begin(
     connection: Connection, upload: str, request: UploadRequest, context: Context, owner: str
 ) -> UploadRecord:
-    """Create an upload. Raises Unprocessable, and Conflict if it exceeds the owner's quota."""
+    """Create an upload. Raises Unprocessable, and QuotaExceeded if it exceeds the owner's quotas."""
     _check_size(request, context.settings)
     _check_quota(connection, request, context.settings, owner)
     if request.direct:
@@ -99,7 +100,7 @@ def begin(
     return existing(uploads.find(connection, upload), upload)
 
 
-def look(context: Context, upload: str, principal: Principal) -> Upload:
+def get_upload(context: Context, upload: str, principal: Principal) -> Upload:
     """An upload and its received parts. Raises NotFound."""
     with context.database.read() as connection:
         found = visible(uploads.find(connection, upload), upload, principal, context)
@@ -108,7 +109,7 @@ def look(context: Context, upload: str, principal: Principal) -> Upload:
 
 def check_takes_parts(context: Context, upload: str, principal: Principal) -> None:
     """Check before reading the body. Raises NotFound and Conflict."""
-    _check_takes_parts(look(context, upload, principal).record)
+    _check_takes_parts(get_upload(context, upload, principal).record)
 
 
 def keep_part(
@@ -213,16 +214,18 @@ def _check_quota(
 
     An exact one would make each request wait for every lock on one of the owner's uploads.
     """
-    permitted = settings.upload_bytes_per_owner_max
-    if permitted == 0:
+    most, permitted = settings.limit(owner, "uploads"), settings.limit(owner, "upload_bytes")
+    if most is None and permitted is None:
         return
-    used = uploads.bytes_of(connection, owner)
-    if used + request.bytes > permitted:
+    number, used = uploads.used(connection, owner)
+    check_quota("uploads", number, most, owner, "uploads that are not removed yet")
+    if permitted is not None and used + request.bytes > permitted:
         message = (
             f"your uploads use {used} bytes and would use {used + request.bytes}; permitted are "
             f"{permitted}: delete some, or wait until their datasets are learned"
         )
-        raise Conflict(message, FieldProblem("bytes", message, request.bytes))
+        problem = FieldProblem("bytes", message, request.bytes)
+        raise QuotaExceeded(message, "upload_bytes", problem)
 
 
 def _check_direct(request: UploadRequest, upload: str, context: Context) -> None:

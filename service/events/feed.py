@@ -12,14 +12,15 @@ disconnected for an owner with fewer; so one owner alone may use all slots.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from service.database.engine import Database
 from service.database.queries import events
-from service.database.queries.events import EventFilter
+from service.database.queries.events import EventFilter, Newest
 from service.database.rows import EventRecord
+from service.database.seek import Seek
 from service.errors import TooManyRequests
 from service.events.kinds import FINAL
 
@@ -38,10 +39,10 @@ _LONGEST_STREAM_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a job's current attempt: not an event; only the newest counts."""
+    """Progress of a job's attempt, or of its preparation: not an event; only the newest counts."""
 
     job: str
-    values: Mapping[str, object]
+    newest: Newest
 
 
 Item = EventRecord | Progress
@@ -52,7 +53,7 @@ class _Seen:
     """The result of one poll."""
 
     events: list[EventRecord]
-    progress: dict[str, dict[str, object]]
+    progress: dict[str, Newest]
 
 
 def number_events(database: Database) -> None:
@@ -128,7 +129,7 @@ class Feed:
         self._reading = asyncio.Lock()
         self._next_newest: asyncio.Task[int] | None = None
         self._position = 0
-        self._progress: dict[str, dict[str, object]] = {}
+        self._progress: dict[str, Newest] = {}
 
     @property
     def is_polling(self) -> bool:
@@ -165,10 +166,10 @@ class Feed:
             return await asyncio.to_thread(self._newest)
 
     async def follow(
-        self, wanted: EventFilter, after: int, owner: str | None
+        self, wanted: EventFilter, after: int, owner: str | None, seconds: float | None = None
     ) -> AsyncGenerator[Item, None]:
-        """Events after `after`: stored ones, then new ones."""
-        async with self._listen(wanted, owner) as listener:
+        """Events after `after`: stored ones, then new ones, for so many seconds if given."""
+        async with self._listen(wanted, owner, seconds) as listener:
             async for event in self._stored(listener, after):
                 after = event.sequence
                 yield event
@@ -181,12 +182,12 @@ class Feed:
                     yield item
 
     async def follow_job(
-        self, job: str, after: int, owner: str | None
+        self, job: str, after: int, owner: str | None, seconds: float | None = None
     ) -> AsyncGenerator[Item, None]:
-        """A job's events and progress, until an event that ends it."""
+        """A job's events and progress, until an event that ends it, or for so many seconds if given."""
         wanted = EventFilter(job=job)
         last: str | None = None
-        async with self._listen(wanted, owner) as listener:
+        async with self._listen(wanted, owner, seconds) as listener:
             async for event in self._stored(listener, after):
                 after, last = event.sequence, event.kind
                 yield event
@@ -203,9 +204,12 @@ class Feed:
                 yield item
 
     @asynccontextmanager
-    async def _listen(self, wanted: EventFilter, owner: str | None) -> AsyncIterator[_Listener]:
+    async def _listen(
+        self, wanted: EventFilter, owner: str | None, seconds: float | None
+    ) -> AsyncIterator[_Listener]:
         """Register a listener; database reads after this leave no gap."""
-        until = asyncio.get_running_loop().time() + self._longest_seconds
+        longest = self._longest_seconds if seconds is None else min(seconds, self._longest_seconds)
+        until = asyncio.get_running_loop().time() + longest
         listener = _Listener(wanted, owner, until)
         if self.is_polling:
             listener.since = self._position
@@ -275,7 +279,7 @@ class Feed:
     def _poll(self, watched: set[str]) -> _Seen:
         number_events(self._database)
         with self._database.read() as connection:
-            found = events.page(connection, EventFilter(), self._position, _PAGE)
+            found = events.page(connection, EventFilter(), Seek(self._position, limit=_PAGE))
             progress = events.progress(connection, watched) if watched else {}
         return _Seen(found, progress)
 
@@ -293,7 +297,7 @@ class Feed:
 
     def _page(self, wanted: EventFilter, after: int) -> list[EventRecord]:
         with self._database.read() as connection:
-            return events.page(connection, wanted, after, _PAGE)
+            return events.page(connection, wanted, Seek(after, limit=_PAGE))
 
     def _newest(self) -> int:
         number_events(self._database)

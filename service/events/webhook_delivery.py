@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from service.clock import Clock
+from service.context import Clock
 from service.database.engine import Database
 from service.database.queries import deliveries, webhooks
 from service.database.queries.deliveries import Attempt, DeliveryRecord

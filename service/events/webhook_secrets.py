@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from service.database.engine import Database
 from service.database.queries import webhooks
 from service.database.queries.webhooks import WebhookRecord
+from service.database.seek import Seek
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -133,7 +134,7 @@ def _all_webhooks(database: Database) -> Iterator[WebhookRecord]:
     after: str | None = None
     while True:
         with database.read() as connection:
-            found = webhooks.page(connection, None, after, _PAGE)
+            found = webhooks.page(connection, None, Seek(after, limit=_PAGE))
         yield from found
         if len(found) < _PAGE:
             return

@@ -9,18 +9,18 @@ from typing import Annotated
 from pydantic import Field
 from sqlalchemy import Connection
 
+from cmcl.contract.event import EventKind
 from cmcl.contract.modality import Frozen, ModelName
 from service.database.queries import deliveries, webhooks
 from service.database.queries.deliveries import DeliveryRecord
 from service.database.queries.webhooks import WebhookRecord
 from service.database.rows import Event, random_id
 from service.errors import Conflict, FieldProblem, Forbidden, NotFound, Unprocessable
-from service.events.kinds import WORTH_A_MESSAGE, EventKind
+from service.events.kinds import WORTH_A_MESSAGE
 from service.events.webhook_secrets import SecretCipher
 from service.events.webhook_sender import LONGEST_URL, AddressRefused, check_url
-from service.lookup import get_model
+from service.lookup import check_webhooks, get_model
 from service.principal import EVERY_OWNER, Principal
-from service.quotas import check_webhooks
 
 _SECRET_BYTES = 32
 

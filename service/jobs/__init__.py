@@ -1,1 +1,1 @@
-"""Jobs: the reconciler and its steps, from a queued dataset to a stored version; pre-flights."""
+"""Jobs: the reconciler and its steps, from a queued dataset to a stored version; the process that prepares datasets."""

@@ -1,4 +1,4 @@
-"""The steps of a job until its attempt runs: begin, validate, submit; and stop.
+"""The steps of a prepared job until its attempt runs: begin, submit; and stop.
 
 Each step reads the current state and does one thing. It may be interrupted anywhere and repeated.
 """
@@ -8,60 +8,61 @@ import shlex
 
 from pydantic import ValidationError
 
-from cmcl.contract.dataset import DatasetManifest
-from cmcl.contract.errors import ObjectNotFound, StorageUnavailable, WorkerError
+from cmcl.contract.dataset import EvaluationDataset
+from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.job import JobSpec, submission_id
+from cmcl.contract.version import EvaluationResult
 from service.context import Context, is_past
 from service.database.queries import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
-from service.datasets.request import NewDataset
-from service.datasets.uploads import resolve
-from service.datasets.validations import Ticket
-from service.datasets.verify import ValidationTask, read_manifest
-from service.jobs import outcomes
-from service.jobs.watch import is_overdue
-from service.launchers.port import LauncherRefused, Submission
-from service.quotas import heads_problem
+from service.jobs import scheduler, steps
+from service.jobs.watch import is_overdue, keep_log
+from service.launchers.port import LauncherRefused, Submission, status_of
+from service.lookup import heads_problem
+from service.registry import combining
 from service.settings import Settings
 from service.states import FailureReason, JobState
+from service.telemetry.spans import attempt_span
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 
+_NOTHING_LIVE = (
+    "the model has no live version yet; the dataset is measured with each version from the first that has learned both "
+    "of its modalities"
+)
 _WITH_AN_ATTEMPT = (JobState.SUBMITTING, JobState.RUNNING, JobState.GATING, JobState.HELD)
 
 
-def begin(context: Context, job: JobRecord, _: ModelRecord) -> None:
-    """queued -> validating, if no other job of the model is in flight."""
-    with context.database.write() as connection:
-        # Locked: two jobs that begin concurrently would not see each other.
-        models.lock(connection, job.model)
-        jobs.start_validating(connection, job, context.clock())
+def begin(context: Context, job: JobRecord, model: ModelRecord) -> None:
+    """Let a prepared job wait for room on the cluster, if it is this job's turn among those of its model.
 
-
-def validate(context: Context, job: JobRecord, model: ModelRecord) -> None:
-    """validating -> submitting, or failed. Fast after a lost attempt: the manifest exists already."""
-    message = heads_problem(model.spec.heads_bytes, context.settings.heads_bytes_max)
-    if message is not None:
-        # The limit was lowered after the model was created.
-        outcomes.fail(context, job, FailureReason.HEADS_TOO_LARGE, message)
+    The scheduler moves it on: prepared -> submitting. An evaluation without a live version ends at once: later versions
+    measure its dataset.
+    """
+    if job.eligible_at is not None:
         return
-    try:
-        manifest = _manifest(context, job, model)
-    except StorageUnavailable as error:
-        # A missing bucket looks like one that does not respond; one wrong address must not block
-        # the model permanently.
-        if not is_past(context, job.state_changed_at, context.settings.start_deadline_seconds):
-            raise
-        outcomes.fail(context, job, FailureReason.STORAGE_UNAVAILABLE, str(error))
-    except WorkerError as error:
-        # Partial files are left to garbage collection: the job may be retried at any moment, and the
-        # retry would miss what is deleted now.
-        outcomes.quarantine(context, job, str(error))
-    else:
-        if manifest is not None:
-            _assign_attempt(context, job, manifest)
+    if job.kind == "evaluate" and model.live_version is None:
+        steps.evaluated(context, job, EvaluationResult(version=None, note=_NOTHING_LIVE))
+        return
+    message = heads_problem(model.spec.heads_bytes, context.settings.heads_bytes_max)
+    if message is not None and job.kind != "evaluate":
+        # The limit was lowered after the model was created.
+        steps.fail(context, job, FailureReason.HEADS_TOO_LARGE, message)
+        return
+    if job.own_dataset is None and (problem := _problem(context, job)) is not None:
+        # A job before it has changed the model.
+        steps.fail(context, job, FailureReason.CANNOT_COMBINE, problem)
+        return
+    scheduler.enter(context, job, model.policy.priority)
+
+
+def _problem(context: Context, job: JobRecord) -> str | None:
+    """Why a job that unlearns or merges cannot start from the newest version, or None."""
+    with context.database.read() as connection:
+        model = models.find(connection, job.model)
+        return None if model is None else combining.problem_of(connection, job, model)
 
 
 def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
@@ -77,7 +78,7 @@ def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
             raise
         # An earlier call may have succeeded although its response was lost.
         context.launcher.stop(submission_id(job.id, job.attempt))
-        outcomes.fail(context, job, FailureReason.LAUNCHER_REFUSED, str(error))
+        steps.fail(context, job, FailureReason.LAUNCHER_REFUSED, str(error))
         return
     now = context.clock()
     with context.database.write() as connection:
@@ -100,77 +101,51 @@ def stop(context: Context, job: JobRecord) -> None:
     """A user cancelled: stop the attempt and, once it has ended or is overdue, cancel the job."""
     if job.state in (JobState.SUBMITTING, JobState.RUNNING):
         attempt = submission_id(job.id, job.attempt)
-        if not context.launcher.status(attempt).has_ended:
+        if not status_of(context.launcher, attempt).has_ended:
             context.launcher.stop(attempt)
             if not is_overdue(context, job):
                 return
-    context.validations.cancel(job.dataset)
-    outcomes.cancelled(context, job)
+        keep_log(context, job)
+    steps.cancelled(context, job)
 
 
 def job_spec(context: Context, job: JobRecord, model: ModelRecord) -> JobSpec:
     """The specification of the job's current attempt, without a checkpoint to resume from."""
-    manifest = _dataset(context, job).manifest
-    if manifest is None or job.version is None:
+    manifest = None if job.own_dataset is None else dataset_of(context, job).manifest
+    version = job.parent_version if job.kind == "evaluate" else job.version
+    if version is None or (manifest is None and job.own_dataset is not None):
         raise RuntimeError(f"job {job.id} is {job.state} without a manifest or a version")
     return JobSpec(
+        unlearns=job.dataset if job.kind == "unlearn" else None,
+        merges=job.merges,
         job=job.id,
+        kind=job.kind,
         attempt=job.attempt,
         model=job.model,
-        version=job.version,
+        version=version,
         parent=job.parent_version,
         spec=model.spec,
         dataset=manifest,
+        evaluation_only=_measured_only(context, job),
+        traceparent=attempt_span(job),
     )
 
 
-def _dataset(context: Context, job: JobRecord) -> DatasetRecord:
+def _measured_only(context: Context, job: JobRecord) -> tuple[EvaluationDataset, ...]:
+    """What the job's version is measured on besides what it has learned. An evaluation measures its own dataset."""
+    if job.kind == "evaluate":
+        return ()
     with context.database.read() as connection:
-        dataset = datasets.find(connection, job.dataset)
+        return tuple(datasets.measured_only(connection, job.model))
+
+
+def dataset_of(context: Context, job: JobRecord) -> DatasetRecord:
+    """The dataset of a job that reads its rows."""
+    with context.database.read() as connection:
+        dataset = None if job.dataset is None else datasets.find(connection, job.dataset)
     if dataset is None:
         raise RuntimeError(f"job {job.id} has no dataset")
     return dataset
-
-
-def _manifest(context: Context, job: JobRecord, model: ModelRecord) -> DatasetManifest | None:
-    """The dataset's manifest: from the database, the store (after a crash) or a validation."""
-    dataset = _dataset(context, job)
-    if dataset.manifest is not None:
-        return dataset.manifest
-    # Not while validation runs: reading the store in every pass would sooner or later hit an outage,
-    # and a long validation would fail because of it.
-    ticket = Ticket(dataset.id, job.revision, dataset.owner)
-    if not context.validations.is_pending(ticket):
-        written = read_manifest(context.store, dataset.id)
-        if written is not None:
-            return written
-    return context.validations.result(
-        ticket, lambda validate: validate(context.store, _task(context, dataset, model))
-    )
-
-
-def _task(context: Context, dataset: DatasetRecord, model: ModelRecord) -> ValidationTask:
-    """Raises InvalidDataset if an upload has been removed."""
-    request = NewDataset.model_validate(dataset.request)
-    uris = {ref.uri for ref in (*request.shards, *request.evaluation_shards)}
-    locations = {uri: found for uri in uris if (found := resolve(context, uri)) != uri}
-    return ValidationTask(
-        dataset=dataset.id,
-        **request.model_dump(exclude={"sealed"}),
-        spec=model.spec,
-        allowed=context.settings.allowed_prefixes,
-        locations=locations,
-    )
-
-
-def _assign_attempt(context: Context, job: JobRecord, manifest: DatasetManifest) -> None:
-    """Commit number, parent and version before anything is submitted to the launcher."""
-    attempt = submission_id(job.id, job.attempt + 1)
-    with context.database.write() as connection:
-        model = models.lock(connection, job.model)
-        parent = model.head or None if model is not None else None
-        if jobs.start_attempt(connection, job, parent, attempt, context.clock()):
-            datasets.set_manifest(connection, manifest)
 
 
 def attempt_spec(store: ObjectStore, asked: JobSpec) -> JobSpec:
@@ -218,9 +193,20 @@ def _written_spec(store: ObjectStore, job: str, attempt: int) -> JobSpec | None:
 
 
 def _is_same_work(one: JobSpec, other: JobSpec) -> bool:
-    """Whether both must produce the same version."""
-    apart = {"attempt": 0, "resume_from": None}
-    return one.model_copy(update=apart) == other.model_copy(update=apart)
+    """Whether both must produce the same heads.
+
+    Those of a modality that was added in between are a function of its seed, and datasets that are measured only change
+    none.
+    """
+    apart = {
+        "attempt": 0,
+        "resume_from": None,
+        "evaluation_only": (),
+        "spec": None,
+        "traceparent": None,
+    }
+    specs = [each.spec.model_copy(update={"modalities": {}}) for each in (one, other)]
+    return specs[0] == specs[1] and one.model_copy(update=apart) == other.model_copy(update=apart)
 
 
 def _ended_by_itself(store: ObjectStore, job: str, attempt: int) -> bool:
@@ -246,15 +232,17 @@ def attempt_submission(context: Context, job: JobRecord, model: ModelRecord) -> 
         "job": job.id,
         "attempt": str(job.attempt),
         "model": job.model,
-        "dataset": job.dataset,
+        "kind": job.kind,
+        **({} if job.dataset is None else {"dataset": job.dataset}),
         "owner": job.owner,
         "priority": model.policy.priority,
     }
     return Submission(
         id=submission_id(job.id, job.attempt),
-        command=_command(context, job, model),
+        command=_command(context, job),
         labels=labels(settings, about),
-        priority=model.policy.priority,
+        queue=settings.queue_of(job.owner),
+        priority=settings.cluster_priority(job.owner, model.policy.priority),
         ranks=settings.ranks,
         min_ranks=settings.fewest_ranks,
         gpus_per_rank=settings.gpus_per_rank,
@@ -266,14 +254,14 @@ def labels(settings: Settings, about: dict[str, str]) -> dict[str, str]:
     return {**settings.job_labels, **{f"cmcl/{name}": text for name, text in about.items()}}
 
 
-def _command(context: Context, job: JobRecord, model: ModelRecord) -> list[str]:
+def _command(context: Context, job: JobRecord) -> list[str]:
     settings = context.settings
     return [
         *shlex.split(settings.worker_command),
         *("--store", context.store.uri, "--job", job.id, "--attempt", str(job.attempt)),
         *("--ranks", str(settings.ranks), "--gpus-per-rank", f"{settings.gpus_per_rank:g}"),
         *(("--min-ranks", str(settings.min_ranks)) if settings.min_ranks is not None else ()),
-        *("--priority", model.policy.priority),
+        *("--owner", job.owner),
         *("--idle-seconds", f"{settings.ranks_idle_seconds:g}"),
         # A dedicated cluster has no warm ranks, and no later attempt will use it.
         *(("--cold",) if settings.launcher == "kuberay" else ()),

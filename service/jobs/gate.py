@@ -1,28 +1,54 @@
 """Whether a candidate matches its job and is safe to publish. Pure functions."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.job import JobSpec
+from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
-from cmcl.contract.version import LearnedDataset, VersionManifest
+from cmcl.contract.version import LearnedDataset, VersionManifest, datasets_to_merge
 from service.states import FailureReason
 
 
 def check_answers(
-    asked: JobSpec, earlier: tuple[LearnedDataset, ...], candidate: VersionManifest
+    asked: JobSpec,
+    earlier: tuple[LearnedDataset, ...],
+    candidate: VersionManifest,
+    theirs: tuple[LearnedDataset, ...] = (),
 ) -> None:
-    """Raises InvalidVersion unless the candidate belongs to this attempt and grows the parent.
+    """Raises InvalidVersion unless the candidate belongs to this attempt, and its ledger is what the job makes of the
+    parent's.
 
     `earlier` is the parent's ledger: a candidate that omits one of its lines would leave that
-    dataset unprotected from then on.
+    dataset unprotected from then on. `theirs` is that of the version to merge.
     """
-    for field in ("job", "attempt", "model", "version", "parent", "spec"):
+    for field in ("job", "attempt", "kind", "model", "version", "parent"):
         _must_equal(field, getattr(asked, field), getattr(candidate, field))
-    _must_equal("dataset", asked.dataset.dataset, candidate.dataset)
-    _must_equal("learned (of earlier versions)", earlier, candidate.learned[:-1])
-    _check_new_line(asked, candidate.learned[-1])
+    _must_equal("spec", _known_to(candidate, asked.spec), candidate.spec)
+    if asked.dataset is not None:
+        _must_equal("dataset", asked.dataset.dataset, candidate.dataset)
+        _must_equal("learned (of earlier versions)", earlier, candidate.learned[:-1])
+        _check_new_line(asked, asked.dataset, candidate.learned[-1])
+    elif asked.unlearns is not None:
+        _check_unlearned(asked, earlier, candidate)
+        earlier = candidate.learned
+    else:
+        _must_equal("merged version", asked.merges, candidate.merged)
+        joined = {"version": asked.version, "reference": None}
+        new = (line.model_copy(update=joined) for line in datasets_to_merge(earlier, theirs))
+        _must_equal("learned", (*earlier, *new), candidate.learned)
+        earlier = candidate.learned
     _check_certificate(earlier, candidate)
+
+
+def _known_to(candidate: VersionManifest, spec: ModelSpec) -> ModelSpec:
+    """The specification without modalities that were added while the candidate was trained."""
+    known = {
+        name: each for name, each in spec.modalities.items() if name in candidate.spec.modalities
+    }
+    return spec.model_copy(update={"modalities": known})
 
 
 @dataclass(frozen=True)
@@ -33,13 +59,53 @@ class Shortfall:
     message: str
 
 
+@dataclass(frozen=True)
+class Bound:
+    """A bound, and how a candidate compares with it.
+
+    `permitted` is None where it is not set, `found` where it was not measured. A bound of drift that the policy does not
+    set is that of the specification.
+    """
+
+    name: Literal["max_drift", "min_backward_transfer", "min_gain"]
+    permitted: float | None
+    found: float | None
+    source: Literal["policy", "specification"]
+    shortfall: Shortfall | None
+
+
+def bounds(policy: GatePolicy, candidate: VersionManifest) -> tuple[Bound, ...]:
+    """Every bound, set or not, the most important one first."""
+    drifts = [drift.since_learned for drift in candidate.report.drift.values()]
+    return (
+        Bound(
+            name="max_drift",
+            permitted=_drift_bound(policy, candidate),
+            found=max(drifts, default=None),
+            source="specification" if policy.max_drift is None else "policy",
+            shortfall=_excess_drift(policy, candidate),
+        ),
+        Bound(
+            name="min_backward_transfer",
+            permitted=policy.min_backward_transfer,
+            found=backward_transfer(candidate),
+            source="policy",
+            shortfall=_excess_forgetting(policy, candidate),
+        ),
+        Bound(
+            name="min_gain",
+            permitted=policy.min_gain,
+            found=gain(candidate),
+            source="policy",
+            shortfall=_missing_gain(policy, candidate),
+        ),
+    )
+
+
 def judge(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:
     """The most important policy violation, or None."""
-    for rule in (_excess_drift, _excess_forgetting, _missing_gain):
-        shortfall = rule(policy, candidate)
-        if shortfall is not None:
-            return shortfall
-    return None
+    shortfalls = (bound.shortfall for bound in bounds(policy, candidate))
+    return next((shortfall for shortfall in shortfalls if shortfall is not None), None)
 
 
 def backward_transfer(candidate: VersionManifest) -> float | None:
@@ -50,14 +116,16 @@ def backward_transfer(candidate: VersionManifest) -> float | None:
     now = candidate.report.evaluation
     changes = [
         now[line.dataset].at_1 - line.recall.at_1
-        for line in candidate.learned[:-1]
+        for line in candidate.earlier
         if line.recall is not None and line.dataset in now
     ]
     return sum(changes) / len(changes) if changes else None
 
 
 def gain(candidate: VersionManifest) -> float | None:
-    """R@1 of the new dataset above the parent's; None without held-out rows."""
+    """R@1 of the new dataset above the parent's; None without one, or without held-out rows."""
+    if candidate.dataset is None:
+        return None
     after, before = (
         candidate.report.evaluation.get(candidate.dataset),
         candidate.report.recall_before,
@@ -66,8 +134,7 @@ def gain(candidate: VersionManifest) -> float | None:
 
 
 def _excess_drift(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:
-    """Checks the bound of the policy, or else of the specification."""
-    bound = policy.max_drift if policy.max_drift is not None else candidate.spec.drift_bound
+    bound = _drift_bound(policy, candidate)
     if bound is None:
         return None
     names = {learned.dataset: learned.name for learned in candidate.learned}
@@ -82,9 +149,14 @@ def _excess_drift(policy: GatePolicy, candidate: VersionManifest) -> Shortfall |
     return Shortfall(FailureReason.DRIFT_TOO_LARGE, message)
 
 
+def _drift_bound(policy: GatePolicy, candidate: VersionManifest) -> float | None:
+    """The bound of the policy, or else of the specification."""
+    return policy.max_drift if policy.max_drift is not None else candidate.spec.drift_bound
+
+
 def _excess_forgetting(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:
     floor = policy.min_backward_transfer
-    if floor is None or len(candidate.learned) == 1:
+    if floor is None or not candidate.earlier:
         return None
     if candidate.report.not_evaluated:
         return Shortfall(FailureReason.NOT_MEASURED, _not_evaluated_message(candidate))
@@ -115,7 +187,7 @@ def _not_evaluated_message(candidate: VersionManifest) -> str:
 
 
 def _missing_gain(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:
-    if policy.min_gain is None:
+    if policy.min_gain is None or candidate.dataset is None:
         return None
     found = gain(candidate)
     if found is None:
@@ -130,13 +202,28 @@ def _missing_gain(policy: GatePolicy, candidate: VersionManifest) -> Shortfall |
     return Shortfall(FailureReason.GAIN_TOO_SMALL, message)
 
 
-def _check_new_line(asked: JobSpec, line: LearnedDataset) -> None:
-    _must_equal("learned dataset", asked.dataset.dataset, line.dataset)
+def _check_new_line(asked: JobSpec, dataset: DatasetManifest, line: LearnedDataset) -> None:
+    _must_equal("learned dataset", dataset.dataset, line.dataset)
     _must_equal("learned version", asked.version, line.version)
-    _must_equal("learned pair", asked.dataset.pair, line.pair)
-    _must_equal("learned rows", asked.dataset.rows, line.rows)
-    digests = tuple(shard.sha256 for shard in asked.dataset.shards)
+    _must_equal("learned pair", dataset.pair, line.pair)
+    _must_equal("learned rows", dataset.rows, line.rows)
+    digests = tuple(shard.sha256 for shard in dataset.shards)
     _must_equal("learned shards", digests, line.shard_digests)
+
+
+def _check_unlearned(
+    asked: JobSpec, earlier: tuple[LearnedDataset, ...], candidate: VersionManifest
+) -> None:
+    """The parent's ledger without one line. Others may be measured from the candidate on."""
+    gone = next((line for line in earlier if line.dataset == asked.unlearns), None)
+    _must_equal("unlearned dataset", gone, candidate.unlearned)
+    _must_equal("dataset", None, candidate.dataset)
+    rest = tuple(line for line in earlier if line is not gone)
+    without = [line.model_copy(update={"reference": None}) for line in candidate.learned]
+    _must_equal("learned", [each.model_copy(update={"reference": None}) for each in rest], without)
+    for before, after in zip(rest, candidate.learned, strict=True):
+        if after.reference not in (before.reference, asked.version):
+            raise InvalidVersion(f"the candidate measures {after.dataset} from {after.reference}")
 
 
 def _check_certificate(earlier: tuple[LearnedDataset, ...], candidate: VersionManifest) -> None:

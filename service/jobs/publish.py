@@ -1,19 +1,25 @@
 """The steps from a complete candidate to a stored version: judge, publish, store."""
 
+from datetime import datetime
+
+from sqlalchemy import Connection
+
 from cmcl.contract.errors import WorkerError
 from cmcl.contract.version import LearnedDataset, VersionManifest
 from service.context import Context
-from service.database.queries import jobs, models, versions
+from service.database.queries import datasets, jobs, models, versions
 from service.database.rows import JobRecord, ModelRecord, VersionRecord
-from service.jobs import gate, outcomes
+from service.jobs import gate, steps
 from service.jobs.attempts import job_spec
-from service.quotas import heads_problem
-from service.registry import promotion
+from service.lookup import heads_problem
+from service.registry import combining, promotion
 from service.stale_database import check_not_behind
 from service.states import FailureReason, JobState
+from service.telemetry.spans import Attributes, PastSpan
 from workers.storage import layout
 from workers.storage.versions import (
     check_candidate,
+    check_files,
     check_number_is_free,
     publish_files,
     read_candidate,
@@ -36,18 +42,18 @@ def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
     except WorkerError as error:
         if error.retry_can_help:
             raise
-        outcomes.fail(context, job, FailureReason.INVALID_CANDIDATE, str(error))
+        steps.fail(context, job, FailureReason.INVALID_CANDIDATE, str(error))
         return
     size = candidate.files[layout.HEADS].bytes
     if (message := heads_problem(size, context.settings.heads_bytes_max)) is not None:
-        outcomes.fail(context, job, FailureReason.HEADS_TOO_LARGE, message)
+        steps.fail(context, job, FailureReason.HEADS_TOO_LARGE, message)
         return
     approved = job.approval is not None and job.approval.decision == "approved"
     shortfall = None if approved else gate.judge(model.policy, candidate)
     if shortfall is not None:
-        outcomes.reject(context, job, shortfall.reason, shortfall.message)
+        steps.reject(context, job, shortfall.reason, shortfall.message)
     elif model.policy.manual_approval and not approved:
-        outcomes.hold(context, job)
+        steps.hold(context, job)
     else:
         _publish_unless_late(context, job, candidate)
 
@@ -57,20 +63,34 @@ def store_version(context: Context, version: VersionRecord) -> None:
 
     Raises StaleDatabase; nothing is stored then until the database has been rebuilt.
     """
-    check_not_behind(context, version.model)
-    if version.copied_from is None:
-        publish_files(context.store, version.manifest)
-    else:
-        refer_to_version(context.store, version.manifest)
-    now = context.clock()
-    with context.database.write() as connection:
-        if not versions.set_stored(connection, version.model, version.number, now):
-            return
-        answers = version.retired_at is None and promotion.begin_published(connection, version, now)
+    with context.database.read() as connection:
         job = None if version.job is None else jobs.find(connection, version.job)
-    context.metrics.stages.labels("storing").observe((now - version.created_at).total_seconds())
+    with context.metrics.step("store", job):
+        check_not_behind(context, version.model)
+        _store_files(context, version)
+        now = context.clock()
+        with context.database.write() as connection:
+            if not versions.set_stored(connection, version.model, version.number, now):
+                return
+            is_servable = version.retired_at is None
+            answers = is_servable and promotion.begin_published(connection, version, now)
+    seconds = (now - version.created_at).total_seconds()
+    context.metrics.stages.labels("storing").observe(seconds)
+    if job is not None:
+        about: Attributes = {"cmcl.job": job.id, "cmcl.version": version.number}
+        context.metrics.spans.add(PastSpan("storing", job.traceparent, seconds, about))
     if job is not None and answers:
         context.metrics.post_to_live.observe((now - job.created_at).total_seconds())
+
+
+def _store_files(context: Context, version: VersionRecord) -> None:
+    if version.copied_from is None:
+        publish_files(context.store, version.manifest)
+        return
+    # Of a retired version only the manifest may be left (`gc.sweep_unlearned_datasets`).
+    if version.retired_at is None:
+        check_files(context.store, version.manifest)
+    refer_to_version(context.store, version.manifest)
 
 
 def _publish_unless_late(context: Context, job: JobRecord, candidate: VersionManifest) -> None:
@@ -83,7 +103,9 @@ def _publish_unless_late(context: Context, job: JobRecord, candidate: VersionMan
 
 def _sound_candidate(context: Context, job: JobRecord, model: ModelRecord) -> VersionManifest:
     candidate = read_candidate(context.store, job.id, job.attempt)
-    gate.check_answers(job_spec(context, job, model), _ledger(context, job), candidate)
+    with context.database.read() as connection:
+        theirs = combining.merged_lines(connection, job)
+    gate.check_answers(job_spec(context, job, model), _ledger(context, job), candidate, theirs)
     check_candidate(context.store, candidate)
     check_number_is_free(context.store, candidate)
     return candidate
@@ -108,8 +130,25 @@ def _publish(context: Context, job: JobRecord, candidate: VersionManifest) -> No
             # The model has a version newer than the parent, which this candidate would undo. The
             # dataset is valid, so it is learned again from the newer version.
             message = f"version {candidate.version} exists already; training again from it"
-            jobs.move(connection, job, JobState.QUEUED, now, message=message, approval=None)
+            jobs.move(connection, job, JobState.PREPARED, now, message=message, approval=None)
             return
         versions.create(connection, candidate, now)
+        _follow(connection, job, candidate, now)
         if not jobs.finish(connection, job, JobState.PUBLISHED, now):
             raise _LostRace
+
+
+def _follow(
+    connection: Connection, job: JobRecord, candidate: VersionManifest, now: datetime
+) -> None:
+    """What a version that unlearns or merges means for other rows."""
+    if candidate.unlearned is not None:
+        dataset = datasets.find(connection, candidate.unlearned.dataset)
+        home = None if dataset is None else models.find(connection, dataset.model)
+        # One that was posted to another model stays a dataset of that model, unless that was deleted.
+        is_ours = home is not None and (home.name == job.model or home.deleted_at is not None)
+        if dataset is not None and is_ours and dataset.deleted_at is None:
+            datasets.set_deleted(connection, dataset, f"job {job.id}", now)
+    model = models.find(connection, job.model)
+    if candidate.merged is not None and model is not None:
+        models.set_encoders(connection, job.model, candidate.encoders | dict(model.encoders))

@@ -1,46 +1,47 @@
 """The reconciler, the main path of the control plane: compare what is with what should be, and do one next thing.
 
-Each round, for each model with work, one of these: mirror the live pointer; judge the canary; store a published
-version; advance the job in flight (or the oldest that waits) by one step. Steps that read or copy whole files run in
-the background. All state is in the database and in object storage: the process may die at any line, and any replica
-continues. Sources of truth, in this order: committed row > complete candidate in object storage > launcher status.
+A key of the work queue names a model and a kind of work; processing it reads the present state and does one of these:
+mirror the live pointer; judge the canary; judge a candidate or store a published version; advance the job whose turn it
+is by one step; advance each job that is queued or being prepared. Events wake the keys of their model, a key says when
+it is due again, and a slow resync finds what was missed. All state is in the database and in object storage: the process
+may die at any line, and any replica continues. Sources of truth, in this order: committed row > complete candidate in
+object storage > launcher status.
 """
 
 import logging
-import os
-import socket
 import threading
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from itertools import islice
 
 from cmcl.contract.errors import StorageUnavailable
+from cmcl.contract.job import submission_id
 from service.context import Context
-from service.database.queries import canaries, jobs, models, versions
+from service.database.queries import canaries, job_queue, models, preparations, versions
 from service.database.rows import CanaryRecord, JobRecord, ModelRecord, VersionRecord
-from service.errors import DatabaseError, DatabaseUnavailable, StaleDatabase
+from service.errors import DatabaseUnavailable, StaleDatabase
 from service.jobs import attempts, publish
+from service.jobs.leases import ModelLeases, new_name
+from service.jobs.monitor import AttemptMonitor
+from service.jobs.preparation import Preparations
+from service.jobs.steps import run_step, set_message
 from service.jobs.watch import watch
-from service.jobs.workqueue import ALL_MODELS, BackgroundSteps
+from service.jobs.workqueue import Key, Work, WorkQueue, steady
 from service.launchers.port import LauncherError
-from service.loops import HUNG_SECONDS, PeriodicLoop
-from service.registry import canary_rule, live_pointer
+from service.loops import PeriodicLoop
+from service.registry import canary, live_pointer
 from service.states import JobState
 
 logger = logging.getLogger(__name__)
 
 Step = Callable[[Context, JobRecord, ModelRecord], None]
 
+# Of the job whose turn it is, except of a running one (`watch`) and of jobs that are being prepared (`Preparations`).
 STEPS: dict[JobState, Step] = {
-    JobState.QUEUED: attempts.begin,
-    JobState.VALIDATING: attempts.validate,
+    JobState.PREPARED: attempts.begin,
     JobState.SUBMITTING: attempts.submit,
-    JobState.RUNNING: watch,
     JobState.GATING: publish.judge,
     # A held candidate waits for an approval.
     JobState.HELD: lambda _context, _job, _model: None,
@@ -48,20 +49,12 @@ STEPS: dict[JobState, Step] = {
 
 # Faults outside this program: logged without a traceback.
 _OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable, StaleDatabase)
-_MAX_BACKOFF_SECONDS = 30.0
-_CHECKED_IN_A_ROUND = 50
 # Replicas write observations every few seconds.
-_CANARY_INTERVAL = timedelta(seconds=3)
+_CANARY_SECONDS = 3.0
 # Longer than any call of the launcher takes.
 _HEALTHY_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class _Backoff:
-    """After an error, no step of the model runs before `until`."""
-
-    until: datetime
-    seconds: float
+# After a start; a pointer is also checked before each other step of its model.
+_POINTERS_PER_SECOND = 50
 
 
 @dataclass(frozen=True)
@@ -79,46 +72,55 @@ class _Tasks:
         is_gating = self.job is not None and self.job.state == JobState.GATING
         return self.unstored is not None or is_gating
 
+    @property
+    def is_any(self) -> bool:
+        """Whether there is anything to do."""
+        has_task = self.canary is not None or self.job is not None or self.is_large
+        return has_task or not self.model.is_mirrored
+
 
 class Reconciler(PeriodicLoop):
-    """Advances jobs one step at a time.
+    """Processes keys of the work queue; its own loop renews leases and resyncs.
 
     Replicas divide the models by leases: the holder of a model's lease reconciles it, and the lease of a replica that
-    died expires. Leases save work; the fence on each row makes two holders of one lease harmless.
+    died expires. Leases save work; the fence on each row makes two holders of one lease harmless. `replica` is its name.
     """
 
     name = "reconciler"
-    # Leaves the processor to others, however many models are signalled.
-    pause_seconds = 0.01
+    pause_seconds = 1.0
+    starts_at_once = True
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, replica: str | None = None) -> None:
         super().__init__()
         self._context = context
-        self._replica = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._backoffs: dict[str, _Backoff] = {}
+        self.replica = replica or new_name()
+        self._now = steady(context.clock)
+        workers = context.settings.reconcile_workers
+        # Large files take half of the workers, checks of pointers a quarter: the others stay free for jobs.
+        limits = {Work.FILES: workers // 2, Work.POINTER: max(1, workers // 4)}
+        self.queue = WorkQueue(self._now, limits, workers // 2, context.metrics.queue_waits.observe)
+        self.leases = ModelLeases(context, self.replica, self.queue.is_busy)
         # Models whose live.json may differ from what the database says of it.
         self._unchecked: dict[str, None] = {}
         self._has_listed_live = False
         # When the canary of a model was last judged.
         self._judged_at: dict[str, datetime] = {}
-        self._last_tick = context.clock()
-        self._due = time.monotonic()
-        self._background = BackgroundSteps(
-            context.threads, context.wake_signal.notify, context.clock
-        )
+        self._last_round = context.clock()
+        self._resync_at = float("-inf")
+        self._preparations = Preparations(context, self._now)
+        self.monitor = AttemptMonitor(context, self.replica, self.queue)
+        context.wake_signal.connect(self.wake)
 
     def step(self, stop: threading.Event) -> float:
-        """Wait for a signal or the next round, then reconcile the signalled models or all.
-
-        All models are due at the interval of the settings only: a tenant that causes many signals must not multiply
-        the steps of other tenants' jobs.
-        """
-        woken = self._context.wake_signal.wait(max(0.0, self._due - time.monotonic()))
-        is_due = time.monotonic() >= self._due
-        if is_due:
-            self._due = time.monotonic() + self._context.settings.reconcile_seconds
-        self.tick(None if is_due else woken)
-        return self.pause_seconds
+        """Renew the leases, and resync if it is due."""
+        with self._context.metrics.round():
+            if claimed := self.leases.renew():
+                self._wake_with_steps(claimed)
+            self._context.metrics.leases_held.set(self.leases.held)
+            if self._now() >= self._resync_at:
+                self.resync(self._context.settings.resync_seconds)
+        self._last_round = self._context.clock()
+        return self.leases.round_seconds
 
     def report(self, error: Exception) -> None:
         """See PeriodicLoop."""
@@ -126,109 +128,142 @@ class Reconciler(PeriodicLoop):
 
     def stop(self) -> None:
         """Release all leases, so that other replicas continue at once."""
-        with self._context.database.write() as connection:
-            models.release(connection, self._replica)
+        self.leases.release()
 
     def problem(self) -> str | None:
         """See Loop: a round that fails does not count as one."""
         seconds = self.seconds_since_round()
         return None if seconds < _HEALTHY_SECONDS else f"no round has succeeded for {seconds:.0f} s"
 
-    def hung(self) -> str | None:
-        """See Loop: also a step in the background that does not end."""
-        longest = self._background.longest()
-        if longest is not None and longest[1] >= HUNG_SECONDS:
-            model, seconds = longest
-            return (
-                f"judging or storing a version of model {model!r} has not ended for {seconds:.0f} s"
-            )
-        return super().hung()
-
     def seconds_since_round(self) -> float:
         """Seconds since the last round that succeeded."""
-        return (self._context.clock() - self._last_tick).total_seconds()
+        return (self._context.clock() - self._last_round).total_seconds()
 
-    def tick(self, only: frozenset[str] | None = None) -> None:
-        """Run one round over all models with work, or over those of them that are named."""
-        with self._context.metrics.round():
-            for name, ended in self._background.ended().items():
-                self._guard(name, ended.result)
-            for name in self._names():
-                is_wanted = only is None or name in only or ALL_MODELS in only
-                if is_wanted and not self._is_backing_off(name):
-                    self._guard(name, partial(self._advance, name))
-                    self.beat()
-        self._last_tick = self._context.clock()
-
-    def _names(self) -> list[str]:
-        """Names of the models to reconcile in this round."""
-        self._lease()
-        now = self._context.clock()
-        with self._context.database.read() as connection:
-            if not self._has_listed_live:
-                self._unchecked |= dict.fromkeys(models.with_pointer(connection))
-                self._has_listed_live = True
-            leased = models.leased(connection, self._replica, now)
-        self._context.metrics.leases_held.set(len(leased))
-        # After a start there may be thousands, and jobs must not wait for all of them.
-        unchecked = islice(self._unchecked, _CHECKED_IN_A_ROUND)
-        return sorted({*leased, *unchecked})
-
-    def _lease(self) -> None:
-        """Claim free models, and renew leases at half time, so that most rounds write nothing."""
-        now = self._context.clock()
-        whole = timedelta(seconds=self._context.settings.lease_seconds)
-        renew_before = now + whole / 2
-        with self._context.database.read() as connection:
-            if not models.claimable(connection, self._replica, now, renew_before):
-                return
-        with self._context.database.write() as connection:
-            models.claim(connection, self._replica, now, renew_before, now + whole)
-
-    def _is_backing_off(self, name: str) -> bool:
-        backoff = self._backoffs.get(name)
-        return backoff is not None and self._context.clock() < backoff.until
-
-    def _guard(self, name: str, step: Callable[[], None]) -> None:
-        """Run a step of one model; an error backs off that model and does not reach the others."""
-        try:
-            step()
-        except Exception as error:  # noqa: BLE001
-            self._report(
-                error, f"reconciliation of model {name} failed; will retry", {"model": name}
-            )
-            self._backoffs[name] = self._longer(self._backoffs.get(name))
+    def wake(self, model: str | None) -> None:
+        """Have a model processed now; with None, all datasets that are being prepared."""
+        if model is None:
+            for name in self._preparations.models():
+                self.queue.add(Key(name, Work.DATASETS))
         else:
-            # A step in the background may still fail as it did before.
-            if not self._background.is_busy(name):
-                self._backoffs.pop(name, None)
+            self.queue.add(Key(model, Work.JOBS))
+            self.queue.add(Key(model, Work.DATASETS))
 
-    def _advance(self, name: str) -> None:
+    def resync(self, within_seconds: float = 0.0) -> None:
+        """Have the leased models processed for which a step may be due, evenly over so many seconds."""
+        self._resync_at = self._now() + self._context.settings.resync_seconds
+        if not self._has_listed_live:
+            with self._context.database.read() as connection:
+                names = models.with_pointer(connection)
+            self._unchecked |= dict.fromkeys(names)
+            self._has_listed_live = True
+            for place, name in enumerate(names):
+                key = Key(name, Work.POINTER)
+                self.queue.add_with_low_priority(key, place // _POINTERS_PER_SECOND)
+        self._wake_with_steps(within_seconds=within_seconds)
+
+    def _wake_with_steps(self, names: list[str] | None = None, within_seconds: float = 0.0) -> None:
+        """Have those of the models, or of all leased ones, processed for which a step may be due."""
+        with self._context.database.read() as connection:
+            due = job_queue.with_steps(connection, self.replica, names)
+        for place, name in enumerate(due):
+            for work in (Work.JOBS, Work.DATASETS):
+                self.queue.add_with_low_priority(Key(name, work), within_seconds * place / len(due))
+
+    def tick(self) -> None:
+        """Run one round in the caller's thread: renew leases, resync, look at attempts, process each due key once."""
+        self.step(threading.Event())
+        self.resync()
+        self.monitor.look()
+        processed: set[Key] = set()
+        while keys := [key for key in self.queue.due() if key not in processed]:
+            for key in keys:
+                processed.add(key)
+                self.queue.start(key)
+                self.process(key)
+        self.beat()
+
+    def process(self, key: Key) -> None:
+        """Process a key that the queue returned. An error delays this key, and does not reach the others."""
+        try:
+            with self._context.metrics.key_processed(key.work):
+                seconds = self._process(key)
+        except Exception as error:  # noqa: BLE001
+            what = f"reconciliation of model {key.model} ({key.work}) failed; will retry"
+            self._report(error, what, {"model": key.model})
+            self._context.metrics.key_retries.inc()
+            self.queue.retry(key)
+        else:
+            self.queue.forget(key)
+            if seconds is not None:
+                self.queue.add_after(key, seconds)
+        finally:
+            self.queue.done(key)
+            if key.work is Work.FILES:
+                # After `done`: while files are processed, the model's jobs do not advance.
+                self.queue.add(Key(key.model, Work.JOBS))
+
+    def _process(self, key: Key) -> float | None:
+        """Do what the key stands for. Returns after how many seconds it is due again; None: not before an event."""
+        match key.work:
+            case Work.JOBS:
+                return self._advance(key.model)
+            case Work.DATASETS:
+                return self._prepare(key.model)
+            case Work.POINTER:
+                self._recheck_pointer(key.model)
+            case Work.FILES:
+                self._run_large(key.model)
+        return None
+
+    def _prepare(self, name: str) -> float | None:
+        """Run one step of each job of the model that is queued or being prepared, if it is due."""
+        with self._context.database.read() as connection:
+            model = models.find(connection, name)
+            # Every replica receives every event: those of another one's models must cost little.
+            is_ours = model is not None and not self.leases.is_of_another(connection, model)
+            listed = preparations.to_prepare(connection, name) if is_ours else []
+            driver = preparations.driver(connection) if listed else None
+        self._preparations.keep(name, listed)
+        if driver is None or model is None or model.deleted_at or not self.leases.holds(model):
+            return None
+        for job in listed:
+            try:
+                self._preparations.step(job, model, driver)
+            except Exception as error:  # noqa: BLE001
+                # It has a pause of its own, and does not reach the model's other datasets.
+                what = f"preparation of {job.id} for model {name} failed; will retry"
+                self._report(error, what, {"model": name})
+        return self._preparations.next_due(name, listed)
+
+    def _advance(self, name: str) -> float | None:
         """Do the next thing for a model. The pointer comes first: replicas must see all that was decided."""
         with self._waiting_if_stale(name):
             self._recheck_pointer(name)
             tasks = self._tasks(name)
             if tasks is None:
-                return
+                return None
             if not tasks.model.is_mirrored:
                 with self._context.metrics.step("mirror"):
                     self._mirror(name)
-            elif tasks.model.deleted_at is not None or self._background.is_busy(name):
-                return
-            elif tasks.canary is not None and self._may_judge(name):
+                return 0.0
+            files = Key(name, Work.FILES)
+            if tasks.model.deleted_at is not None or self.queue.is_processing(files):
+                return None
+            if tasks.canary is not None and self._may_judge(name):
                 with self._context.metrics.step("judge"):
-                    canary_rule.judge_canary(self._context, tasks.canary)
-            elif tasks.is_large:
+                    canary.judge_canary(self._context, tasks.canary)
+                return 0.0
+            if tasks.is_large:
                 self._begin_large(tasks)
             elif tasks.job is not None:
-                self._step(tasks.job, tasks.model)
+                pause = self._step(tasks.job, tasks.model)
+                if pause is not None:
+                    return pause if tasks.canary is None else min(pause, _CANARY_SECONDS)
+            return None if tasks.canary is None else _CANARY_SECONDS
 
     @contextmanager
     def _waiting_if_stale(self, name: str) -> Iterator[None]:
-        """Note in the model's job that the database is stale, if it turns out to be.
-
-        A running attempt is watched nevertheless, and a cancelled one is stopped.
-        """
+        """Note in the model's job that the database is stale; attempts are watched and stopped nevertheless."""
         try:
             yield
         except StaleDatabase as error:
@@ -237,42 +272,42 @@ class Reconciler(PeriodicLoop):
                 if tasks.job.state == JobState.RUNNING or tasks.job.cancel_requested:
                     self._step(tasks.job, tasks.model)
                 else:
-                    self._set_message(tasks.job, f"waiting: {error}")
+                    set_message(self._context, tasks.job, f"waiting: {error}")
             raise
 
     def _tasks(self, name: str) -> _Tasks | None:
         """What there is to do; None if another replica holds the lease."""
         with self._context.database.read() as connection:
             model = models.find(connection, name)
+            if model is None or self.leases.is_of_another(connection, model):
+                return None
             canary = canaries.running(connection, name)
             unstored = versions.oldest_unstored(connection, name)
-            job = jobs.current(connection, name)
-        if model is None or model.lease_owner != self._replica:
-            return None
-        return _Tasks(model, canary, unstored, job)
+            job = job_queue.current(connection, name)
+        tasks = _Tasks(model, canary, unstored, job)
+        return tasks if tasks.is_any and self.leases.holds(model) else None
 
     def _begin_large(self, tasks: _Tasks) -> None:
-        name = tasks.model.name
-        is_started = self._background.begin(name, partial(self._run_large, name))
-        if not is_started and tasks.unstored is None and tasks.job is not None:
-            self._set_message(tasks.job, "waiting: other candidates are being judged and stored")
+        if self.queue.is_full(Work.FILES) and tasks.unstored is None and tasks.job is not None:
+            message = "waiting: other candidates are being judged and stored"
+            set_message(self._context, tasks.job, message)
+        self.queue.add(Key(tasks.model.name, Work.FILES))
 
     def _run_large(self, name: str) -> None:
-        """Judge the candidate or store the version, in the background. Reads what is to be done: it may have waited."""
+        """Judge the candidate or store the version."""
         tasks = self._tasks(name)
         if tasks is None or tasks.model.deleted_at is not None:
             return
         if tasks.unstored is not None:
-            step = self._context.metrics.step("store", tasks.unstored.job)
-            with self._waiting_if_stale(name), step:
+            with self._waiting_if_stale(name):
                 publish.store_version(self._context, tasks.unstored)
         elif tasks.job is not None and tasks.is_large:
             self._step(tasks.job, tasks.model)
 
     def _may_judge(self, name: str) -> bool:
-        """Return whether the canary is due: judging it reads the store, and the model's jobs need rounds as well."""
+        """Return whether the canary is due: judging it reads the store, and the model's jobs need steps as well."""
         now, before = self._context.clock(), self._judged_at.get(name)
-        if before is not None and now - before < _CANARY_INTERVAL:
+        if before is not None and now - before < timedelta(seconds=_CANARY_SECONDS):
             return False
         self._judged_at[name] = now
         return True
@@ -287,45 +322,24 @@ class Reconciler(PeriodicLoop):
         """Once per model after a start: another process may have died while it mirrored."""
         if name not in self._unchecked:
             return
-        # Moved to the end: one that cannot be checked must not block the others.
-        self._unchecked[name] = self._unchecked.pop(name)
         with self._context.database.read() as connection:
             model = models.find(connection, name)
         if model is not None:
             live_pointer.recheck_mirror(self._context, model)
         self._unchecked.pop(name, None)
 
-    def _step(self, job: JobRecord, model: ModelRecord) -> None:
-        """Run the step of the job's state. An error is shown in the job's message."""
-        try:
-            if job.cancel_requested:
-                with self._context.metrics.step("stop"):
-                    attempts.stop(self._context, job)
-            else:
-                with self._context.metrics.step(job.state, job.id):
-                    STEPS[job.state](self._context, job, model)
-        except (LauncherError, StorageUnavailable, StaleDatabase) as error:
-            self._set_message(job, f"waiting: {error}")
-            raise
-        except DatabaseError:
-            raise
-        except Exception as error:
-            kind = type(error).__name__
-            self._set_message(
-                job, f"waiting: internal server error ({kind}); see the log of the service"
-            )
-            raise
-
-    def _set_message(self, job: JobRecord, message: str) -> None:
-        if message == job.message:
-            return
-        with self._context.database.write() as connection:
-            jobs.set_message(connection, job, message)
-
-    def _longer(self, backoff: _Backoff | None) -> _Backoff:
-        shortest = self._context.settings.reconcile_seconds
-        seconds = min(2 * backoff.seconds if backoff else shortest, _MAX_BACKOFF_SECONDS)
-        return _Backoff(self._context.clock() + timedelta(seconds=seconds), seconds)
+    def _step(self, job: JobRecord, model: ModelRecord) -> float | None:
+        """Run the step of the job's state. Returns after how many seconds it is due again; None: not before an event."""
+        context = self._context
+        if job.cancel_requested:
+            run_step(context, job, "stop", partial(attempts.stop, context, job))
+            return context.settings.watch_seconds
+        if job.state == JobState.RUNNING:
+            shows_end = self.monitor.shows_end(submission_id(job.id, job.attempt))
+            step = partial(watch, context, job, shows_end=shows_end)
+            return run_step(context, job, job.state, step)
+        run_step(context, job, job.state, partial(STEPS[job.state], context, job, model))
+        return None
 
     def _report(self, error: Exception, what: str, fields: dict[str, str]) -> None:
         self._context.metrics.reconcile_errors.labels(error=type(error).__name__).inc()

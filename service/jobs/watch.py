@@ -1,4 +1,4 @@
-"""Watches an attempt: its candidate, progress, end and deadlines.
+"""Watches an attempt: its result, its end and its deadlines. `service.jobs.monitor` says when there is something to see.
 
 The launcher's status is never trusted alone. A complete candidate takes precedence; an end without
 one counts only after the attempt was stopped and a grace period has passed, because an attempt that
@@ -7,48 +7,62 @@ a cluster reports as failed may still run. Fencing makes such a mistake harmless
 
 import logging
 from dataclasses import replace
+from datetime import datetime
 
 from pydantic import ValidationError
 
-from cmcl.contract.errors import ObjectNotFound
-from cmcl.contract.job import Failure, Progress, submission_id
+from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
+from cmcl.contract.job import Failure, submission_id
+from cmcl.contract.version import EvaluationResult
 from service.context import Context, is_past
 from service.database.queries import jobs
-from service.database.rows import JobRecord, ModelRecord
-from service.jobs import outcomes
-from service.launchers.port import LaunchState, LaunchStatus
+from service.database.rows import JobRecord
+from service.jobs import steps
+from service.launchers.port import LauncherUnavailable, LaunchState, LaunchStatus, status_of
 from service.states import FailureReason, JobState
+from service.telemetry.spans import attempt_span
 from workers.storage import layout
+from workers.storage.running import forget_running
 
 logger = logging.getLogger(__name__)
 
+_SHORTEST_PAUSE, _PAUSE_AFTER_A_STOP = 0.2, 2.0
 # Not a failure reason: the attempt is retried.
 _SILENCE = "silence"
 
+# What a launcher reports for an attempt that we stopped; some keep reporting it as running.
+_STOPPED_BY_US = (LaunchState.STOPPED, LaunchState.RUNNING, LaunchState.PENDING)
 
-def watch(context: Context, job: JobRecord, _: ModelRecord) -> None:
-    """running -> gating as soon as the candidate is complete, whatever the launcher reports."""
-    if _has_candidate(context, job):
-        _move_to_gating(context, job)
-        return
-    job = _with_progress(context, job)
-    status = context.launcher.status(submission_id(job.id, job.attempt))
+
+def watch(context: Context, job: JobRecord, *, shows_end: bool) -> float | None:
+    """running -> gating as soon as the candidate is complete, whatever the launcher reports.
+
+    An evaluation has a result instead: running -> evaluated. `shows_end`: the attempt has shown that it has written a
+    candidate, a result or a failure; they are looked for then, and when it has ended. Returns after how many seconds it
+    is to be watched again although nothing is shown.
+    """
+    if shows_end and _take_result(context, job):
+        return None
+    status = status_of(context.launcher, submission_id(job.id, job.attempt))
     if status.state == LaunchState.RUNNING and job.launched_at is None:
         job = _mark_launched(context, job)
     if status.has_ended:
-        _watch_ended(context, job, status)
-    elif is_overdue(context, job):
+        return _watch_ended(context, job, status)
+    if is_overdue(context, job):
         context.launcher.stop(submission_id(job.id, job.attempt))
-        _watch_ended(context, job, status)
-    else:
-        _watch_alive(context, job, status)
+        return _watch_ended(context, job, status)
+    _watch_alive(context, job, status, shows_end=shows_end)
+    return _seconds_to_deadline(context, job)
 
 
-def _watch_alive(context: Context, job: JobRecord, status: LaunchStatus) -> None:
+def _watch_alive(
+    context: Context, job: JobRecord, status: LaunchStatus, *, shows_end: bool
+) -> None:
     """Stop the attempt if it reports a failure or missed a deadline; a later pass sees its end."""
     if status.state == LaunchState.RUNNING and job.ended_at is not None:
         _mark_launched(context, job)
-    if _missed_deadline(context, job) is not None or _read_failure(context, job) is not None:
+    has_failed = shows_end and _read_failure(context, job) is not None
+    if _missed_deadline(context, job) is not None or has_failed:
         context.launcher.stop(submission_id(job.id, job.attempt))
 
 
@@ -60,21 +74,26 @@ def _mark_launched(context: Context, job: JobRecord) -> JobRecord:
     return replace(job, launched_at=job.launched_at or now, ended_at=None)
 
 
-def _watch_ended(context: Context, job: JobRecord, status: LaunchStatus) -> None:
-    if _has_candidate(context, job):
-        # It finished between the first check and the launcher's response.
-        _move_to_gating(context, job)
-        return
+def _watch_ended(context: Context, job: JobRecord, status: LaunchStatus) -> float | None:
+    if _take_result(context, job):
+        # It finished between the last listing and the launcher's response, or could not show its end.
+        return None
     failure = _read_failure(context, job)
     missed = _missed_deadline(context, job)
     if failure is not None:
+        _close(context, job)
         _end_with(context, job, failure)
     elif missed not in (None, _SILENCE) and status.state in _STOPPED_BY_US:
+        _close(context, job)
         # Another attempt would take just as long; the user decides whether to retry.
-        outcomes.fail(context, job, FailureReason(missed), _deadline_message(context, job, missed))
+        steps.fail(context, job, FailureReason(missed), _deadline_message(context, job, missed))
     elif _is_past_grace_period(context, job):
+        _close(context, job)
         why = _silence_message(context) if missed == _SILENCE else status.message or "no candidate"
-        outcomes.lose_attempt(context, job, f"{status.state}, {why}")
+        steps.lose_attempt(context, job, f"{status.state}, {why}")
+    else:
+        return max(_SHORTEST_PAUSE, context.settings.lost_attempt_grace_seconds)
+    return None
 
 
 def _is_past_grace_period(context: Context, job: JobRecord) -> bool:
@@ -87,42 +106,60 @@ def _is_past_grace_period(context: Context, job: JobRecord) -> bool:
     return is_past(context, job.ended_at, context.settings.lost_attempt_grace_seconds)
 
 
-def _has_candidate(context: Context, job: JobRecord) -> bool:
+def _take_result(context: Context, job: JobRecord) -> bool:
+    """Move the job on if its attempt has written what it was to write. Returns whether it has."""
     try:
-        context.store.size(layout.run_file(job.id, job.attempt, layout.MANIFEST))
+        if job.kind == "evaluate":
+            moved = _end_evaluation(context, job)
+        else:
+            context.store.size(layout.run_file(job.id, job.attempt, layout.MANIFEST))
+            with context.database.write() as connection:
+                moved = jobs.move(connection, job, JobState.GATING, context.clock(), message=None)
     except ObjectNotFound:
         return False
+    if moved:
+        # Afterwards: a candidate must not wait for the launcher.
+        _close(context, job)
     return True
 
 
-def _move_to_gating(context: Context, job: JobRecord) -> None:
-    with context.database.write() as connection:
-        jobs.move(connection, job, JobState.GATING, context.clock(), message=None)
-
-
-def _with_progress(context: Context, job: JobRecord) -> JobRecord:
-    """The job with its newest progress, stored if it changed."""
-    progress = _read_progress(context, job)
-    if progress is None or progress == job.progress:
-        return job
-    now = context.clock()
-    with context.database.write() as connection:
-        jobs.set_progress(connection, job, progress, now)
-    return replace(job, progress=progress, heard_at=job.heard_at if progress.note else now)
-
-
-def _read_progress(context: Context, job: JobRecord) -> Progress | None:
-    key = layout.run_progress(job.id, job.attempt)
+def _end_evaluation(context: Context, job: JobRecord) -> bool:
+    """Raises ObjectNotFound before there is a result."""
+    text = context.store.read(layout.run_evaluation(job.id, job.attempt))
     try:
-        written = Progress.model_validate_json(context.store.read(key))
-        # Through JSON: a loss that is NaN becomes null, as databases require.
-        return Progress.model_validate_json(written.model_dump_json())
-    except ObjectNotFound:
-        return None
+        result = EvaluationResult.model_validate_json(text)
     except ValidationError as error:
-        # Progress is informational; it must not fail a job.
-        logger.warning("%s cannot be read: %s", key, error, extra={"job": job.id})
-        return job.progress
+        # Written by another release. Another attempt would write the same.
+        message = f"the result cannot be read: {error.errors(include_url=False)[0]['msg']}"
+        steps.fail(context, job, FailureReason.INVALID_CANDIDATE, message)
+        return True
+    return steps.evaluated(context, job, result)
+
+
+def _close(context: Context, job: JobRecord) -> None:
+    """Keep the log of an attempt that has ended, trace its stages, and remove what it has shown while it ran."""
+    keep_log(context, job)
+    stages = layout.run_stages(job.id, job.attempt)
+    steps.trace_stages(context, attempt_span(job), stages, "train")
+    try:
+        forget_running(context.store, submission_id(job.id, job.attempt))
+    except StorageUnavailable as error:
+        # Garbage collection removes it.
+        logger.warning("%s: %s", job.id, error, extra={"job": job.id})
+
+
+def keep_log(context: Context, job: JobRecord) -> None:
+    """Store the end of the attempt's log, before the cluster removes it.
+
+    No job fails or waits for a log: where the launcher or the store does not respond, none is kept.
+    """
+    try:
+        text = context.launcher.log(submission_id(job.id, job.attempt))
+        if text:
+            context.store.put(layout.run_log(job.id, job.attempt), text.encode())
+    except (LauncherUnavailable, StorageUnavailable) as error:
+        message = "the log of attempt %d of %s was not kept: %s"
+        logger.warning(message, job.attempt, job.id, error, extra={"job": job.id})
 
 
 def _read_failure(context: Context, job: JobRecord) -> Failure | None:
@@ -140,13 +177,9 @@ def _read_failure(context: Context, job: JobRecord) -> Failure | None:
 
 def _end_with(context: Context, job: JobRecord, failure: Failure) -> None:
     if failure.reason == "invalid_dataset":
-        outcomes.quarantine(context, job, failure.message)
+        steps.quarantine(context, job, failure.message)
     else:
-        outcomes.fail(context, job, FailureReason(failure.reason), failure.message)
-
-
-# What a launcher reports for an attempt that we stopped; some keep reporting it as running.
-_STOPPED_BY_US = (LaunchState.STOPPED, LaunchState.RUNNING, LaunchState.PENDING)
+        steps.fail(context, job, FailureReason(failure.reason), failure.message)
 
 
 def is_overdue(context: Context, job: JobRecord) -> bool:
@@ -175,6 +208,25 @@ def _missed_deadline(context: Context, job: JobRecord, extra: float = 0.0) -> st
     if is_past(context, job.heard_at, settings.heartbeat_deadline_seconds + extra):
         return _SILENCE
     return None
+
+
+def _seconds_to_deadline(context: Context, job: JobRecord) -> float:
+    """Until the next deadline of an attempt that runs; some seconds if one has passed, for the stop to take effect."""
+    settings, now = context.settings, context.clock()
+    deadlines: list[tuple[datetime | None, float]]
+    if job.launched_at is None:
+        deadlines = [(job.state_changed_at, settings.queue_deadline_seconds)]
+    else:
+        first = (job.launched_at, settings.start_deadline_seconds)
+        silence = (job.heard_at, settings.heartbeat_deadline_seconds)
+        deadlines = [
+            (job.launched_at, settings.run_deadline_seconds),
+            first if job.heard_at is None else silence,
+        ]
+    left = [
+        seconds - (now - since).total_seconds() for since, seconds in deadlines if since is not None
+    ]
+    return max(min(left), _PAUSE_AFTER_A_STOP)
 
 
 def _deadline_message(context: Context, job: JobRecord, reason: str | None) -> str:

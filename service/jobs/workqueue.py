@@ -1,144 +1,317 @@
-"""What feeds the reconciler beside its rounds: a wake signal, and steps that run in the background."""
+"""The work queue of the reconciler, in the shape of controller-runtime's.
 
+https://pkg.go.dev/k8s.io/client-go/util/workqueue. A key says what to look at, not what happened: whoever processes it
+reads the present state. So a key that is added several times is processed once, and one event that is missed costs time
+only.
+"""
+
+import heapq
+import itertools
+import math
 import threading
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass
-from datetime import datetime
-from functools import partial
-from typing import ParamSpec, TypeVar
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
 
-from service.clock import Clock
+from service.context import Clock
 
-P = ParamSpec("P")
-T = TypeVar("T")
+Seconds = Callable[[], float]
+Seen = Callable[[float], None]
 
-Step = Callable[[], None]
-
-# Not the name of a model.
-ALL_MODELS = "*"
-# More of them would share one disk and one connection to the store.
-_MAX_RUNNING = 4
+_SHORTEST_BACKOFF, _LONGEST_BACKOFF = 0.2, 30.0
+# A low-priority key is taken as if it had become due so much later, so that it is taken in the end. Far below the
+# minute after which a key that waits makes the process not ready.
+_LOW_PRIORITY_SECONDS = 10.0
 
 
-class DaemonThreads(Executor):
-    """Executor with one daemon thread per call. The caller bounds the number of calls.
+class Work(StrEnum):
+    """What of a model a key stands for. Those of one model may be processed side by side."""
 
-    `ThreadPoolExecutor` would not do: the interpreter joins its threads at exit, hung calls included.
+    JOBS = "jobs"  # its pointer, its canary, and the job whose turn it is
+    DATASETS = "datasets"  # jobs that are queued or being prepared
+    FILES = "files"  # judging a candidate or storing a version: reads and copies whole files
+    POINTER = "pointer"  # comparing its live.json with the database, after a start; before it, all else is done
+
+
+class Key(NamedTuple):
+    """What is queued: one kind of work of one model."""
+
+    model: str
+    work: Work
+
+
+class _Priority(IntEnum):
+    """Of two keys that are due at the same time, the one with the lower number is taken first."""
+
+    NORMAL = 0
+    LOW = 1
+
+
+def steady(clock: Clock) -> Seconds:
+    """Seconds of a clock that never go back: an adjusted clock must not delay what is queued."""
+    last, behind = clock().timestamp(), 0.0
+
+    def seconds() -> float:
+        nonlocal last, behind
+        now = clock().timestamp()
+        if now < last:
+            behind += last - now
+        last = now
+        return now + behind
+
+    return seconds
+
+
+class RateLimiter:
+    """Pauses after failures by name, each twice as long as the one before, from 0.2 to 30 s."""
+
+    def __init__(self, seconds: Seconds) -> None:
+        self._seconds = seconds
+        self._pauses: dict[str, tuple[float, float]] = {}
+
+    def failed(self, name: str) -> None:
+        """Begin the next pause."""
+        pause = self._pauses.get(name)
+        seconds = _SHORTEST_BACKOFF if pause is None else min(2 * pause[1], _LONGEST_BACKOFF)
+        self._pauses[name] = (self._seconds() + seconds, seconds)
+
+    def paused_until(self, name: str) -> float:
+        """Return the end of the pause, in the time of `seconds`; a time in the past without one."""
+        pause = self._pauses.get(name)
+        return float("-inf") if pause is None else pause[0]
+
+    def forget(self, name: str) -> None:
+        """Forget the failures."""
+        self._pauses.pop(name, None)
+
+
+class WorkQueue:
+    """Keys that are due now or later. All methods may be called by any thread.
+
+    A key is processed by one worker at a time: one that is added meanwhile is due again when that worker is done. A key
+    that failed is not due before its pause has ended, whatever adds it, so that events do not multiply the load on
+    something that fails. Low-priority keys, those that a listing of many models adds, come after those that an event adds:
+    after a start or a resync there may be thousands. A key may be due with both priorities, and is processed once.
+    `limits` bounds how many keys of a kind are processed at a time, `low_priority_limit` how many with low priority.
+    `observe_wait` is called with the seconds that each key was due when it was taken.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(
+        self,
+        seconds: Seconds,
+        limits: Mapping[Work, int],
+        low_priority_limit: int,
+        observe_wait: Seen = lambda _: None,
+    ) -> None:
+        self._seconds = seconds
+        self._limits = limits
+        self._low_priority_limit = low_priority_limit
+        self._observe_wait = observe_wait
+        self._limiter = RateLimiter(seconds)
+        self._changed = threading.Condition()
+        self._order = itertools.count()
+        # When a key will be due. An entry of the heap with another time is obsolete.
+        self._waiting: dict[tuple[Key, _Priority], float] = {}
+        self._heap: list[tuple[float, _Priority, int, Key]] = []
+        # Keys that are due, and since when, in the order in which they became due.
+        self._ready: dict[tuple[Work, _Priority], dict[Key, float]] = {
+            (work, priority): {} for work in Work for priority in _Priority
+        }
+        self._started: dict[Key, float] = {}
+        # Which of them have low priority.
+        self._low_started: set[Key] = set()
+        # Keys that were added while they were processed, and when they are due.
+        self._again: dict[tuple[Key, _Priority], float] = {}
+        self._counts: Counter[Work] = Counter()
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """See `concurrent.futures.Executor`."""
-        future: Future[T] = Future()
+    def add(self, key: Key) -> None:
+        """Have the key processed as soon as possible."""
+        self.add_after(key, 0.0)
 
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                result = fn(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 (raised by `future.result()`)
-                future.set_exception(error)
-            else:
-                future.set_result(result)
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Have the key processed after so many seconds, or earlier if it is due earlier already."""
+        with self._changed:
+            self._add(key, self._seconds() + seconds, _Priority.NORMAL)
 
-        threading.Thread(target=run, name=self._name, daemon=True).start()
-        return future
+    def add_with_low_priority(self, key: Key, seconds: float = 0.0) -> None:
+        """Have the key processed after so many seconds, behind those that events have added."""
+        with self._changed:
+            self._add(key, self._seconds() + seconds, _Priority.LOW)
+
+    def retry(self, key: Key) -> None:
+        """Have the key processed again after a pause that grows with its failures."""
+        with self._changed:
+            self._limiter.failed(_name(key))
+            self._add(key, self._seconds(), _Priority.NORMAL)
+
+    def forget(self, key: Key) -> None:
+        """Forget the failures of the key: the next pause is a short one."""
+        self._limiter.forget(_name(key))
+
+    def get(self, timeout: float) -> Key | None:
+        """Return the next key that is due, for the caller to process and then call `done`; None after `timeout` s."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while (key := self._take()) is None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return None
+                next_due = self._heap[0][0] - self._seconds() if self._heap else left
+                self._changed.wait(min(left, max(next_due, 0.001)))
+            return key
+
+    def due(self) -> list[Key]:
+        """Return all keys that may be processed now, by model and kind of work, for a caller that does it one by one."""
+        with self._changed:
+            self._wake_due()
+            order = list(Work)
+            keys = [key for ready, _ in self._free() for key in ready]
+            return sorted(keys, key=lambda key: (key.model, order.index(key.work)))
+
+    def start(self, key: Key) -> None:
+        """Begin to process a key that is due; the caller then calls `done`."""
+        with self._changed:
+            self._wake_due()
+            self._start(key)
+
+    def done(self, key: Key) -> None:
+        """Record that the key was processed."""
+        with self._changed:
+            del self._started[key]
+            self._low_started.discard(key)
+            self._counts[key.work] -= 1
+            for priority in _Priority:
+                at = self._again.pop((key, priority), None)
+                if at is not None:
+                    self._add(key, at, priority)
+            # A key of a kind whose limit was reached may be waiting.
+            self._changed.notify()
+
+    def is_processing(self, key: Key) -> bool:
+        """Return whether a worker processes the key."""
+        return key in self._started
+
+    def is_busy(self, model: str) -> bool:
+        """Return whether a worker processes a key of the model."""
+        return any(Key(model, work) in self._started for work in Work)
+
+    def is_full(self, work: Work) -> bool:
+        """Return whether as many keys of this kind are processed as may be."""
+        return self._counts[work] >= self._limits.get(work, len(self._started) + 1)
+
+    def next_due(self) -> float | None:
+        """Return the seconds until the next key is due, 0 if one is; None without any."""
+        with self._changed:
+            self._wake_due()
+            if any(self._ready.values()):
+                return 0.0
+            return max(0.0, self._heap[0][0] - self._seconds()) if self._heap else None
+
+    def depth(self) -> int:
+        """Return the number of keys that are due and wait for a worker."""
+        with self._changed:
+            self._wake_due()
+            return sum(map(len, self._ready.values()))
+
+    def oldest_seconds(self, *but: Work) -> float:
+        """Return for how long the key that waits longest for a worker has been due, except keys of some kinds."""
+        with self._changed:
+            self._wake_due()
+            since = [
+                next(iter(ready.values()))
+                for (work, _), ready in self._ready.items()
+                if ready and work not in but
+            ]
+            return self._seconds() - min(since) if since else 0.0
+
+    def longest_running(self) -> tuple[Key, float] | None:
+        """Return the key that has been processed for longest, and its seconds."""
+        started = [(since, key) for key, since in self._started.copy().items()]
+        if not started:
+            return None
+        since, key = min(started)
+        return key, self._seconds() - since
+
+    def _add(self, key: Key, at: float, priority: _Priority) -> None:
+        at = max(at, self._limiter.paused_until(_name(key)))
+        self._wake_due()
+        times = self._again if key in self._started else self._waiting
+        if self._is_ready(key, priority) or times.get((key, priority), math.inf) <= at:
+            return
+        times[key, priority] = at
+        if times is self._waiting:
+            heapq.heappush(self._heap, (at, priority, next(self._order), key))
+            self._changed.notify()
+
+    def _is_ready(self, key: Key, priority: _Priority) -> bool:
+        """Return whether the key is due with this priority or a higher one."""
+        return any(key in self._ready[key.work, each] for each in _Priority if each <= priority)
+
+    def _take(self) -> Key | None:
+        """Start the next key that is due, of those whose limits are not reached."""
+        self._wake_due()
+        heads = (
+            (since + _LOW_PRIORITY_SECONDS * priority, key)
+            for ready, priority in self._free()
+            for key, since in itertools.islice(ready.items(), 1)
+        )
+        _, key = min(heads, key=lambda head: head[0], default=(0.0, None))
+        if key is not None:
+            self._start(key)
+        return key
+
+    def _free(self) -> list[tuple[dict[Key, float], _Priority]]:
+        """Keys that are due and whose limits are not reached, with their priority."""
+        is_low_full = len(self._low_started) >= self._low_priority_limit
+        return [
+            (ready, priority)
+            for (work, priority), ready in self._ready.items()
+            if not self.is_full(work) and not (priority is _Priority.LOW and is_low_full)
+        ]
+
+    def _start(self, key: Key) -> None:
+        now = self._seconds()
+        priority = next(each for each in _Priority if key in self._ready[key.work, each])
+        self._observe_wait(now - self._ready[key.work, priority].pop(key))
+        for each in _Priority:
+            # Its processing reads the present state, and returns when it is due again.
+            self._waiting.pop((key, each), None)
+        self._started[key] = now
+        self._counts[key.work] += 1
+        if priority is _Priority.LOW:
+            self._low_started.add(key)
+
+    def _wake_due(self) -> None:
+        now = self._seconds()
+        while self._heap and self._heap[0][0] <= now:
+            at, priority, _, key = heapq.heappop(self._heap)
+            if self._waiting.get((key, priority)) != at:
+                continue
+            del self._waiting[key, priority]
+            if not self._is_ready(key, priority):
+                self._ready[key.work, _Priority.LOW].pop(key, None)
+                self._ready[key.work, priority][key] = at
 
 
 class WakeSignal:
-    """Wakes the reconciler for a model that changed in this process.
+    """Passes changes of this process to the reconciler, which need not wait until it looks again.
 
-    It saves latency only: a change that is signalled nowhere, or in another replica, is found by the next
-    round. Any thread may notify; one thread waits.
+    It saves latency only: without a reconciler, nothing happens. Any thread may call it.
     """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
-        self._models: set[str] = set()
-        self._lock = threading.Lock()
+        self._wake: Callable[[str | None], None] = lambda _: None
 
-    def notify(self, model: str = ALL_MODELS) -> None:
-        """Signal that the model may have work; by default, that any model may."""
-        with self._lock:
-            self._models.add(model)
-            self._event.set()
+    def connect(self, wake: Callable[[str | None], None]) -> None:
+        """Have `wake` called with each model that may have work, or with None if every dataset may."""
+        self._wake = wake
 
-    def wait(self, seconds: float) -> frozenset[str]:
-        """Return the models signalled since the last wait; empty after so many seconds without one."""
-        self._event.wait(seconds)
-        with self._lock:
-            self._event.clear()
-            woken, self._models = frozenset(self._models), set()
-        return woken
+    def notify(self, model: str | None = None) -> None:
+        """Signal that the model may have work; by default, that every dataset that is being prepared may."""
+        self._wake(model)
 
 
-@dataclass(frozen=True)
-class _Running:
-    future: Future[None]
-    since: datetime
-
-
-class BackgroundSteps:
-    """Runs steps that read or copy whole files outside the rounds: one per model, a few in total, in FIFO order.
-
-    A candidate is as large as its model. Judging one of a gigabyte within a round would delay the other
-    models of this replica until their leases expire.
-
-    A step may be interrupted anywhere and run again, in this process or another one. It may wait for its
-    start, so it reads what there is to do when it runs. `notify` is called with the model when a step ends.
-    All methods but `longest` are for the reconciler's thread.
-    """
-
-    def __init__(self, executor: Executor, notify: Callable[[str], None], clock: Clock) -> None:
-        self._executor = executor
-        self._notify = notify
-        self._clock = clock
-        self._waiting: dict[str, Step] = {}
-        self._running: dict[str, _Running] = {}
-
-    def begin(self, model: str, step: Step) -> bool:
-        """Start the step, or queue it. Return whether it was started.
-
-        Raises what the step raises, if it has ended already.
-        """
-        self._waiting[model] = step
-        self._fill()
-        started = self._running.get(model)
-        if started is not None and started.future.done():
-            del self._running[model]
-            started.future.result()
-        return started is not None
-
-    def is_busy(self, model: str) -> bool:
-        """Return whether a step of the model is queued, running, or not yet returned by `ended`."""
-        return model in self._waiting or model in self._running
-
-    def ended(self) -> dict[str, Future[None]]:
-        """Return the steps that ended since the last call, by model, and start queued ones."""
-        ended = {name: step.future for name, step in self._running.items() if step.future.done()}
-        for model in ended:
-            del self._running[model]
-        self._fill()
-        return ended
-
-    def longest(self) -> tuple[str, float] | None:
-        """Return the model of the step that runs longest, and its seconds. Any thread may call this."""
-        steps = [(step.since, model) for model, step in self._running.copy().items()]
-        if not steps:
-            return None
-        since, model = min(steps)
-        return model, (self._clock() - since).total_seconds()
-
-    def _fill(self) -> None:
-        while self._waiting and len(self._running) < _MAX_RUNNING:
-            model = next(iter(self._waiting))
-            future = self._executor.submit(self._waiting.pop(model))
-            self._running[model] = _Running(future, self._clock())
-            if not future.done():
-                future.add_done_callback(partial(self._signal, model))
-
-    def _signal(self, model: str, _: Future[None]) -> None:
-        self._notify(model)
+def _name(key: Key) -> str:
+    return f"{key.model}/{key.work}"

@@ -1,18 +1,42 @@
-"""The port for launchers, which run a command under an id outside this process.
+"""The port for launchers, which run a command under an id outside this process, and the circuit breaker around one.
 
 LauncherError
 ├── LauncherUnavailable     it did not respond; a retry can help
 └── LauncherRefused         it refused the command
 """
 
-from collections.abc import Mapping, Sequence
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from cmcl.contract.priority import Priority
+from cmcl.contract.methods import Priority
 
 _LONGEST = 2000
+# Of the end of a log. A traceback with its frames takes a few kilobytes.
+LOG_LINES, LOG_BYTES = 1000, 64 << 10
+# Longest wait for a log, which no job needs to continue.
+LOG_SECONDS = 5
+
+# Labels of submissions, by the rules of Kubernetes, which are the strictest:
+# https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/
+OUR_LABEL_PREFIX = "cmcl/"
+_LABEL_LENGTH = 63
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
+_LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+_LABEL_PREFIX = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+
+# A failed call that took longer than this was hanging.
+_SLOW_SECONDS = 2.0
+_PAUSE_SECONDS = 15.0
+# How long the resources of a cluster are cached.
+_RESOURCES_SECONDS = 30.0
+# Whose state was not asked for so long has ended, or is watched by another replica.
+_ASKED_SECONDS = 60.0
 
 
 class LauncherError(Exception):
@@ -35,17 +59,20 @@ class Submission:
     """A command under an id, with what a cluster needs to schedule it.
 
     `ranks` are processes that the command starts on the cluster; 0 for a single process. Without
-    room for all, it runs with `min_ranks`. `labels` are for people and for accounting; launchers
-    ignore them.
+    room for all, it runs with `min_ranks`. `queue`: of the cluster, in which it waits by `priority`; empty: none.
+    `memory_per_pod`: bytes that processes may reserve in a pod with
+    ranks; 0: its limit. `labels` are for people and for accounting; launchers ignore them.
     """
 
     id: str
     command: Sequence[str]
     labels: Mapping[str, str] = field(default_factory=dict)
+    queue: str = ""
     priority: Priority = "normal"
     ranks: int = 0
     min_ranks: int = 0
     gpus_per_rank: float = 0
+    memory_per_pod: int = 0
 
 
 class LaunchState(StrEnum):
@@ -72,6 +99,15 @@ class LaunchStatus:
         return self.state not in (LaunchState.PENDING, LaunchState.RUNNING)
 
 
+@dataclass(frozen=True)
+class ClusterResources:
+    """What all nodes of a cluster have together, in use or free."""
+
+    cpus: float
+    gpus: float
+    memory_bytes: float
+
+
 class Launcher(Protocol):
     """Every method may raise LauncherUnavailable."""
 
@@ -82,12 +118,12 @@ class Launcher(Protocol):
         """
         ...
 
-    def status(self, submission_id: str) -> LaunchStatus:
-        """Its current state."""
+    def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
+        """Return the current state of each of them. One request, however many there are."""
         ...
 
     def stop(self, submission_id: str) -> None:
-        """Request its end; `status` shows when it has ended. An ended or unknown id is no error."""
+        """Request its end; `statuses` shows when it has ended. An ended or unknown id is no error."""
         ...
 
     def forget(self, submission_id: str) -> None:
@@ -97,6 +133,22 @@ class Launcher(Protocol):
         """
         ...
 
+    def log(self, submission_id: str) -> str:
+        """The end of what its command has printed: at most LOG_LINES and LOG_BYTES. Empty if there is none.
+
+        It takes a few seconds at most.
+        """
+        ...
+
+    def resources(self) -> ClusterResources | None:
+        """What its cluster has; None if nodes are added as they are needed. It takes a few seconds at most."""
+        ...
+
+
+def status_of(launcher: Launcher, submission_id: str) -> LaunchStatus:
+    """Return the state of one submission."""
+    return launcher.statuses([submission_id])[submission_id]
+
 
 def shortened(message: str) -> str:
     """Shorten the middle: Ray appends the end of the log, and its last lines give the cause."""
@@ -104,3 +156,188 @@ def shortened(message: str) -> str:
         return message
     first, _, rest = message.partition("\n")
     return f"{first[:_LONGEST]}\n…{rest[-_LONGEST:]}"
+
+
+def end_of_log(pieces: Iterable[bytes]) -> str:
+    """The last LOG_BYTES of a log that is read in pieces, as text that begins with a whole line if it has one."""
+    end, is_cut = b"", False
+    for piece in pieces:
+        end += piece
+        if len(end) > LOG_BYTES:
+            end, is_cut = end[-LOG_BYTES:], True
+    if is_cut:
+        first, newline, rest = end.partition(b"\n")
+        end = rest if newline and rest else first
+    # A character that was cut in two would be longer as its replacement.
+    return end.decode(errors="ignore").replace("\0", "")
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Raises ValueError for labels that Kubernetes would reject, and for our own prefix."""
+    for name, text in labels.items():
+        if name.startswith(OUR_LABEL_PREFIX):
+            raise ValueError(
+                f"the label {name!r} begins with {OUR_LABEL_PREFIX!r}, which is reserved"
+            )
+        if not _is_name(name):
+            raise ValueError(
+                f"{name!r} is not a label name: permitted are up to {_LABEL_LENGTH} letters, digits, '-', '_' and '.', "
+                "the first and the last a letter or digit, optionally after a domain and '/'"
+            )
+        if not _is_value(text):
+            raise ValueError(
+                f"the label {name!r} has the value {text!r}; permitted are up to {_LABEL_LENGTH} letters, "
+                "digits, '-', '_' and '.', the first and the last a letter or digit"
+            )
+
+
+def legal_value(text: str) -> str:
+    """The text as a valid label value. Owner names from tokens may contain other characters."""
+    if _is_value(text):
+        return text
+    return re.sub(r"[^-A-Za-z0-9_.]", "_", text)[:_LABEL_LENGTH].strip("-_.")
+
+
+def _is_name(name: str) -> bool:
+    prefix, slash, rest = name.rpartition("/")
+    is_prefix = not slash or _LABEL_PREFIX.fullmatch(prefix) is not None
+    return is_prefix and len(rest) <= _LABEL_LENGTH and _LABEL_NAME.fullmatch(rest) is not None
+
+
+def _is_value(text: str) -> bool:
+    return len(text) <= _LABEL_LENGTH and _LABEL_VALUE.fullmatch(text) is not None
+
+
+class CircuitBreaker:
+    """A launcher that wraps another one, and fails calls fast while that one hangs, except for one from time to time.
+
+    A few workers serve all models. If a cluster is down, a call fails at once; but if it hangs, each call takes
+    half a minute, and a hundred running jobs would delay everything else, such as storing and promoting complete
+    versions, by minutes. `seconds` is a monotonic clock.
+    """
+
+    def __init__(self, launcher: Launcher, seconds: Callable[[], float] = time.monotonic) -> None:
+        self._launcher = launcher
+        self._seconds = seconds
+        self._open_until = float("-inf")
+        self._why = ""
+        self._resources: ClusterResources | None = None
+        self._resources_until = float("-inf")
+
+    def submit(self, submission: Submission) -> None:
+        """See the port."""
+        with self._watched():
+            self._launcher.submit(submission)
+
+    def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
+        """See the port."""
+        with self._watched():
+            return self._launcher.statuses(submission_ids)
+
+    def stop(self, submission_id: str) -> None:
+        """See the port."""
+        with self._watched():
+            self._launcher.stop(submission_id)
+
+    def forget(self, submission_id: str) -> None:
+        """See the port."""
+        with self._watched():
+            self._launcher.forget(submission_id)
+
+    def log(self, submission_id: str) -> str:
+        """See the port. Its failures do not fail other calls: a log may be out of reach while the rest responds."""
+        self._check_closed()
+        return self._launcher.log(submission_id)
+
+    def resources(self) -> ClusterResources | None:
+        """See the port. Cached: nodes come and go slowly. While the cluster does not respond, what it had before counts."""
+        if self._seconds() >= self._resources_until:
+            try:
+                with self._watched():
+                    self._resources = self._launcher.resources()
+            except LauncherUnavailable:
+                if self._resources is None:
+                    raise
+            self._resources_until = self._seconds() + _RESOURCES_SECONDS
+        return self._resources
+
+    def _check_closed(self) -> None:
+        if self._seconds() < self._open_until:
+            raise LauncherUnavailable(self._why)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        self._check_closed()
+        began = self._seconds()
+        try:
+            yield
+        except LauncherUnavailable as error:
+            now = self._seconds()
+            if now - began >= _SLOW_SECONDS:
+                self._open_until, self._why = now + _PAUSE_SECONDS, str(error)
+            raise
+
+
+class StatusCache(CircuitBreaker):
+    """A circuit breaker that answers `statuses` from its last list for `ttl` seconds, for all callers together.
+
+    A list names all submissions that were asked about within the last minute, so that those who ask about different
+    ones share it. What this process submits or stops is listed again. A submission that was not asked about before is
+    listed at once: the last list may be older than it.
+    """
+
+    def __init__(
+        self, launcher: Launcher, ttl: float, seconds: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(launcher, seconds)
+        self._ttl = ttl
+        self._listing = threading.Lock()
+        self._known: dict[str, LaunchStatus] = {}
+        self._listed_at = float("-inf")
+        self._asked_at: dict[str, float] = {}
+
+    def submit(self, submission: Submission) -> None:
+        """See the port."""
+        super().submit(submission)
+        self._known.pop(submission.id, None)
+
+    def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
+        """See the port. Raises LauncherUnavailable as well while another call hangs."""
+        wanted, now = list(submission_ids), self._seconds()
+        self._asked_at.update(dict.fromkeys(wanted, now))
+        found = self._found(wanted)
+        if found is not None:
+            return found
+        if not self._listing.acquire(timeout=_SLOW_SECONDS):
+            raise LauncherUnavailable("the launcher has not answered an earlier request")
+        try:
+            return self._found(wanted) or self._list(wanted)
+        finally:
+            self._listing.release()
+
+    def stop(self, submission_id: str) -> None:
+        """See the port."""
+        super().stop(submission_id)
+        self._known.pop(submission_id, None)
+
+    def forget(self, submission_id: str) -> None:
+        """See the port."""
+        super().forget(submission_id)
+        self._known.pop(submission_id, None)
+
+    def _found(self, wanted: list[str]) -> dict[str, LaunchStatus] | None:
+        """What the last list says; None if it is too old, or does not name all of them."""
+        known = self._known
+        if self._seconds() - self._listed_at >= self._ttl:
+            return None
+        found = {name: known[name] for name in wanted if name in known}
+        return found if len(found) == len(set(wanted)) else None
+
+    def _list(self, wanted: list[str]) -> dict[str, LaunchStatus]:
+        began = self._seconds()
+        asked = self._asked_at.copy()
+        names = {name for name, at in asked.items() if began - at < _ASKED_SECONDS} | set(wanted)
+        self._asked_at = {name: at for name, at in asked.items() if name in names}
+        self._known = super().statuses(names)
+        self._listed_at = began
+        return {name: self._known[name] for name in wanted}

@@ -1,12 +1,12 @@
 """Attempts as Ray jobs, over Ray's Jobs API.
 
-https://docs.ray.io/en/latest/cluster/running-applications/job-submission/rest.html. Four requests
+https://docs.ray.io/en/latest/cluster/running-applications/job-submission/rest.html. Five requests
 suffice; Ray's own client would pull all of Ray into the control plane.
 """
 
 import os
 import shlex
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +16,26 @@ import httpx
 from pydantic import BaseModel, TypeAdapter
 
 from service.launchers.port import (
+    LOG_LINES,
+    LOG_SECONDS,
+    ClusterResources,
     LauncherRefused,
     LauncherUnavailable,
     LaunchState,
     LaunchStatus,
     Submission,
+    end_of_log,
     shortened,
 )
 
 # The reconciler has other models to serve.
 _SECONDS_PER_CALL = 30
 _JOBS = "/api/jobs/"
+# Of the state API: `/api/jobs/<id>/logs` has whole logs only.
+_LOG = "/api/v0/logs/file"
+_NODES = "/api/v0/nodes"
+# Ray's own bound.
+_MOST_NODES = 10_000
 
 
 _DEFAULT = Path.home() / ".ray" / "auth_token"
@@ -82,6 +91,7 @@ class RayJob(BaseModel):
     status: Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
     submission_id: str | None = None
     message: str | None = None
+    driver_node_id: str | None = None
 
     @property
     def launch_status(self) -> LaunchStatus:
@@ -90,6 +100,32 @@ class RayJob(BaseModel):
 
 
 _RAY_JOBS = TypeAdapter(list[RayJob])
+
+
+class _Node(BaseModel):
+    """A node in Ray's state API."""
+
+    state: str
+    resources_total: dict[str, float] = {}
+
+
+class _NodeList(BaseModel):
+    result: list[_Node]
+
+
+class _NodeData(BaseModel):
+    result: _NodeList
+
+
+class _Nodes(BaseModel):
+    """Ray's list of nodes, also of those that are gone."""
+
+    data: _NodeData
+
+    @property
+    def alive(self) -> list[_Node]:
+        """The nodes that are there."""
+        return [node for node in self.data.result.result if node.state == "ALIVE"]
 
 
 class RayJobLauncher:
@@ -131,13 +167,14 @@ class RayJobLauncher:
                 message = f"Ray refused {submission.id}: {_response_message(answer)}"
                 raise LauncherRefused(message)
 
-    def status(self, submission_id: str) -> LaunchStatus:
+    def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
         """See the port."""
         with self._translated():
-            job = self._find(submission_id)
-        if job is None:
-            return LaunchStatus(LaunchState.UNKNOWN, "Ray does not know this job")
-        return job.launch_status
+            known = {job.submission_id: job for job in self._listed()}
+        unknown = LaunchStatus(LaunchState.UNKNOWN, "Ray does not know this job")
+        return {
+            name: known[name].launch_status if name in known else unknown for name in submission_ids
+        }
 
     def stop(self, submission_id: str) -> None:
         """See the port."""
@@ -153,14 +190,45 @@ class RayJobLauncher:
             if job is not None and job.launch_status.has_ended:
                 self._check_success(self._http.delete(f"{_JOBS}{submission_id}"))
 
+    def log(self, submission_id: str) -> str:
+        """See the port. Ray has no log of a job before its driver starts, and after its node is gone."""
+        with self._translated():
+            job = self._find(submission_id)
+            if job is None or job.driver_node_id is None:
+                return ""
+            asked = {
+                "submission_id": submission_id,
+                # Ray requires a node here, although the submission has one.
+                "node_id": job.driver_node_id,
+                "lines": str(LOG_LINES),
+                "filter_ansi_code": "true",
+            }
+            with self._http.stream("GET", _LOG, params=asked, timeout=LOG_SECONDS) as answer:
+                return end_of_log(answer.iter_bytes()) if answer.is_success else ""
+
+    def resources(self) -> ClusterResources:
+        """See the port. Nodes that an autoscaler may add are not there yet."""
+        with self._translated():
+            answer = self._http.get(_NODES, params={"limit": _MOST_NODES}, timeout=LOG_SECONDS)
+            found = _Nodes.model_validate_json(self._check_success(answer).content)
+        totals = [node.resources_total for node in found.alive]
+        return ClusterResources(
+            cpus=sum(total.get("CPU", 0.0) for total in totals),
+            gpus=sum(total.get("GPU", 0.0) for total in totals),
+            memory_bytes=sum(total.get("memory", 0.0) for total in totals),
+        )
+
     def _find(self, submission_id: str) -> RayJob | None:
         """Ray's record of the job; None if there is none."""
         answer = self._http.get(f"{_JOBS}{submission_id}")
         if answer.status_code != httpx.codes.NOT_FOUND:
             return RayJob.model_validate_json(self._check_success(answer).content)
         # A proxy that does not find Ray responds the same. The list shows whether it was Ray.
-        jobs = _RAY_JOBS.validate_json(self._check_success(self._http.get(_JOBS)).content)
-        return next((job for job in jobs if job.submission_id == submission_id), None)
+        return next((job for job in self._listed() if job.submission_id == submission_id), None)
+
+    def _listed(self) -> list[RayJob]:
+        """All jobs that Ray has a record of."""
+        return _RAY_JOBS.validate_json(self._check_success(self._http.get(_JOBS)).content)
 
     def _check_success(self, answer: httpx.Response) -> httpx.Response:
         if not answer.is_success:

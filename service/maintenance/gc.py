@@ -2,36 +2,40 @@
 
 Every task reads what there is to do, does some of it, and can be interrupted anywhere: the next round does the
 rest. The lease saves work; two collectors at a time do no harm.
+
+What may be asked for again (a failed job can be retried, a rejected one approved) is first marked swept in the
+database, with the fence of its row, and then removed. What nothing can ask for is removed first.
 """
 
 import logging
-import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
+from sqlalchemy import Connection
+
 from cmcl.contract.errors import StorageUnavailable
-from cmcl.contract.modality import NAME_PATTERN
+from cmcl.contract.job import submission_id
 from service.context import Context
-from service.database.queries import maintenance
-from service.database.queries.maintenance import Kind
+from service.database.queries import (
+    canaries,
+    deliveries,
+    events,
+    maintenance,
+    preparations,
+    sessions,
+    uploads,
+)
+from service.database.queries.maintenance import EndedJob, Learned
+from service.database.rows import VersionRecord
 from service.errors import DatabaseUnavailable, StaleDatabase
 from service.launchers.port import LauncherUnavailable
 from service.loops import Lease, PeriodicLoop
-from service.maintenance.gc_tasks import (
-    remove_all,
-    sweep_deleted_datasets,
-    sweep_deleted_models,
-    sweep_events,
-    sweep_jobs,
-    sweep_learned_datasets,
-    sweep_observations,
-    sweep_preflights,
-    sweep_responses,
-    sweep_uploads,
-)
-from service.stale_database import check_not_lost
+from service.maintenance.gc_store import remove_all, sweep_encoded, sweep_orphans
+from service.states import JobState
+from workers.storage import layout
+from workers.storage.running import forget_running, read_running
+from workers.storage.versions import file_key
 
 logger = logging.getLogger(__name__)
 
@@ -40,30 +44,6 @@ GCTask = Callable[[Context], None]
 _ROUNDS_BETWEEN_RARE_TASKS = 60
 _LEASE = timedelta(minutes=5)
 _OUTAGES = (StaleDatabase, DatabaseUnavailable, LauncherUnavailable, StorageUnavailable)
-# How long a folder that no row names is kept: the database may be the wrong one, or an old dump.
-ORPHAN_GRACE = timedelta(days=1)
-_BATCH = 500
-
-
-@dataclass(frozen=True)
-class _Root:
-    """A folder whose subfolders belong to one row each."""
-
-    folder: str
-    kind: Kind
-    name: re.Pattern[str]
-    may_have_orphans: bool = True
-
-
-# Subfolders with other names are never touched.
-ROOTS = (
-    _Root("datasets/", "datasets", re.compile(r"^ds-[0-9a-f]{12}\Z")),
-    _Root("runs/", "jobs", re.compile(r"^job-[0-9a-f]{12}\Z")),
-    _Root("runs/", "preflights", re.compile(r"^pf-[0-9a-f]{12}\Z")),
-    _Root("uploads/", "uploads", re.compile(r"^up-[0-9a-f]{12}\Z")),
-    # A model without a row may be all that is left of someone's work, so it is never removed.
-    _Root("models/", "models", re.compile(NAME_PATTERN), may_have_orphans=False),
-)
 
 
 class GarbageCollector(PeriodicLoop):
@@ -107,65 +87,250 @@ class GarbageCollector(PeriodicLoop):
         return True
 
 
-def sweep_orphans(context: Context) -> None:
-    """Remove folders of rows that are marked swept, and orphans: folders that no row has named for a day.
-
-    The first kind is left by a process that died between the mark and the removal, and by an attempt that wrote
-    after its end. Raises StaleDatabase: with a lost database, every folder would be an orphan.
-    """
-    check_not_lost(context)
-    for root in ROOTS:
-        names = [name for name in context.store.folders(root.folder) if root.name.match(name)]
-        unknown: set[str] = set()
-        for batch in _batches(names):
-            unknown |= _sweep_batch(context, root, batch)
-        if root.may_have_orphans:
-            _watch_orphans(context, root, unknown)
+_AT_ONCE = 100
+_MODELS_AT_ONCE = 10
+_ROWS_AT_ONCE = 1000
+_MOST_BATCHES = 20
+# Longer than any transaction that read the model before it was deleted.
+GRACE = timedelta(hours=1)
+# A replica writes observations until it sees that the canary ended, which takes less than this.
+_AFTER_A_CANARY = timedelta(hours=1)
+_AFTER_A_SESSION = timedelta(days=7)
 
 
-def _sweep_batch(context: Context, root: _Root, names: list[str]) -> set[str]:
-    """Remove folders of rows that are marked swept; return those that no row names."""
+def sweep_jobs(context: Context) -> None:
+    """Remove runs of jobs past their retention, and the dataset if no version has learned it."""
+    now, settings = context.clock(), context.settings
     with context.database.read() as connection:
-        known = maintenance.known(connection, root.kind, names)
-        swept = maintenance.swept(connection, root.kind, names)
-    for name in sorted(swept):
-        remove_all(context.store, f"{root.folder}{name}/")
-    return set(names) - known
+        ended = maintenance.ended_jobs(
+            connection,
+            now - timedelta(days=settings.runs_kept_days),
+            now - timedelta(days=settings.rejected_kept_days),
+            _AT_ONCE,
+        )
+    for job in ended:
+        forget_attempts(context, job.id, job.attempts)
+        if job.state in (JobState.PUBLISHED, JobState.EVALUATED):
+            # Held-out rows of the dataset are needed for later versions.
+            _sweep_runs(context, job)
+        else:
+            _sweep_unsuccessful(context, job)
 
 
-def _watch_orphans(context: Context, root: _Root, unknown: set[str]) -> None:
-    """Note new orphans, remove those past their grace period, forget those that a row names again."""
+def sweep_running(context: Context) -> None:
+    """Remove what attempts show that do not run: of processes that were slow to end, and of interrupted steps."""
+    shown = read_running(context.store)
+    with context.database.read() as connection:
+        running = maintenance.running_attempts(connection)
+    for attempt in shown.keys() - running:
+        forget_running(context.store, attempt)
+
+
+def forget_attempts(context: Context, job: str, attempts: int) -> None:
+    """Remove what the cluster keeps of the attempts. Called before the row goes, which lists them.
+
+    Raises LauncherUnavailable: then the whole job is kept for a later round.
+    """
+    for attempt in range(1, attempts + 1):
+        context.launcher.forget(submission_id(job, attempt))
+
+
+def _sweep_runs(context: Context, job: EndedJob) -> None:
+    if remove_all(context.store, layout.runs_prefix(job.id)):
+        with context.database.write() as connection:
+            maintenance.mark_job_swept(connection, job, context.clock())
+
+
+def _sweep_unsuccessful(context: Context, job: EndedJob) -> None:
     now = context.clock()
     with context.database.write() as connection:
-        since = {
-            folder: seen_at
-            for folder, seen_at in maintenance.orphans_since(connection, root.folder).items()
-            if root.name.match(folder.removeprefix(root.folder))
-        }
-        found = {f"{root.folder}{name}" for name in unknown}
-        maintenance.note_orphans(connection, sorted(found - since.keys()), now)
-        maintenance.forget_orphans(connection, since.keys() - found)
-    for folder in sorted(found & since.keys()):
-        if now - since[folder] >= ORPHAN_GRACE:
-            logger.warning("removing %s: no row has named it for a day", folder)
-            remove_all(context.store, f"{folder}/")
+        if not maintenance.mark_job_swept(connection, job, now):
+            return
+        if job.own_dataset is not None:
+            maintenance.mark_datasets_swept(connection, [job.own_dataset], now)
+    remove_all(context.store, layout.runs_prefix(job.id))
+    if job.own_dataset is not None:
+        remove_all(context.store, layout.dataset_prefix(job.own_dataset))
 
 
-def _batches(names: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(names), _BATCH):
-        yield names[start : start + _BATCH]
+def sweep_learned_datasets(context: Context) -> None:
+    """Remove training rows, checkpoints and traces of preparation of datasets whose version is stored.
+
+    A checkpoint is larger than a version. The checkpoints of a job that can still continue are kept.
+    """
+    with context.database.read() as connection:
+        found = maintenance.learned_datasets(connection, _AT_ONCE)
+    for dataset in found:
+        # A list: a prefix that fails must not keep the others.
+        removed = [remove_all(context.store, prefix) for prefix in _needed_to_learn(dataset)]
+        if all(removed):
+            _mark_dataset_swept(context, dataset.id)
+
+
+def _needed_to_learn(dataset: Learned) -> list[str]:
+    attempts = range(1, dataset.attempts + 1)
+    checkpoints = (layout.run_checkpoints(dataset.job, attempt) for attempt in attempts)
+    return [
+        layout.training_shards(dataset.id),
+        layout.preparation_files(dataset.id),
+        *checkpoints,
+    ]
+
+
+def sweep_deleted_datasets(context: Context) -> None:
+    """Remove all files of datasets that a user deleted."""
+    with context.database.read() as connection:
+        found = maintenance.deleted_datasets(connection, _AT_ONCE)
+    for dataset in found:
+        _mark_dataset_swept(context, dataset)
+        remove_all(context.store, layout.dataset_prefix(dataset))
+
+
+def sweep_unlearned_datasets(context: Context) -> None:
+    """Remove datasets that were unlearned once every version that has learned them is retired.
+
+    Of these versions everything but the manifest is removed as well: their heads and moments hold the dataset, and no
+    later version is measured against them.
+    """
+    with context.database.read() as connection:
+        found = maintenance.unlearned_datasets(connection)
+    for dataset in found:
+        with context.database.read() as connection:
+            versions = maintenance.versions_with(connection, dataset)
+        if all(version.retired_at is not None for version in versions):
+            _sweep_unlearned(context, dataset, versions)
+
+
+def _sweep_unlearned(context: Context, dataset: str, versions: Sequence[VersionRecord]) -> None:
+    for version in versions:
+        for name in version.manifest.files:
+            context.store.delete(file_key(version.manifest, name))
+    if remove_all(context.store, layout.dataset_prefix(dataset)):
+        _mark_dataset_swept(context, dataset)
+
+
+def _mark_dataset_swept(context: Context, dataset: str) -> None:
+    with context.database.write() as connection:
+        maintenance.mark_datasets_swept(connection, [dataset], context.clock())
+
+
+def sweep_deleted_models(context: Context) -> None:
+    """Remove deleted models with their datasets, except those that versions of another model have learned."""
+    with context.database.read() as connection:
+        found = maintenance.deleted_models(connection, context.clock() - GRACE, _MODELS_AT_ONCE)
+    for model in found:
+        _sweep_model(context, model)
+
+
+def _sweep_model(context: Context, model: str) -> None:
+    now = context.clock()
+    with context.database.read() as connection:
+        protected = maintenance.protected_datasets(connection, now - GRACE)
+        datasets = maintenance.datasets_of(connection, model) - protected
+    prefixes = [layout.model_prefix(model), *map(layout.dataset_prefix, sorted(datasets))]
+    # A list: a prefix that fails must not keep the others.
+    removed = [remove_all(context.store, prefix) for prefix in prefixes]
+    if all(removed):
+        with context.database.write() as connection:
+            maintenance.mark_datasets_swept(connection, datasets, now)
+            maintenance.mark_model_swept(connection, model, now)
+
+
+def sweep_uploads(context: Context) -> None:
+    """Abort expired uploads that no dataset needs, then remove their objects, then their rows."""
+    before = context.clock() - timedelta(hours=context.settings.upload_expiry_hours)
+    with context.database.read() as connection:
+        expired = uploads.expired(connection, before, _AT_ONCE)
+    for upload in expired:
+        _abort_upload(context, upload)
+    with context.database.read() as connection:
+        aborted = uploads.aborted(connection, _AT_ONCE)
+    for upload in aborted:
+        if remove_all(context.store, layout.upload_prefix(upload)):
+            with context.database.write() as connection:
+                uploads.remove(connection, upload)
+
+
+def _abort_upload(context: Context, upload: str) -> None:
+    """Abort it, unless a dataset has named it since it was found."""
+    with context.database.write() as connection:
+        uploads.lock(connection, upload)
+        if not uploads.is_needed(connection, upload):
+            uploads.abort(connection, upload)
+
+
+def sweep_responses(context: Context) -> None:
+    """Remove stored responses to idempotency keys past their retention."""
+    before = context.clock() - timedelta(hours=context.settings.idempotency_hours)
+    _in_batches(
+        context, lambda connection: maintenance.forget_responses(connection, before, _ROWS_AT_ONCE)
+    )
+
+
+def sweep_sessions(context: Context) -> None:
+    """Remove sessions of the page some time after they expired."""
+    before = context.clock() - _AFTER_A_SESSION
+    _in_batches(
+        context, lambda connection: sessions.forget_before(connection, before, _ROWS_AT_ONCE)
+    )
+
+
+def sweep_events(context: Context) -> None:
+    """Remove events and deliveries past their retention."""
+    before = context.clock() - timedelta(days=context.settings.events_kept_days)
+    _in_batches(
+        context, lambda connection: deliveries.forget_before(connection, before, _ROWS_AT_ONCE)
+    )
+    _in_batches(context, lambda connection: events.forget_before(connection, before, _ROWS_AT_ONCE))
+
+
+def sweep_preparations(context: Context) -> None:
+    """Remove requests of jobs that are not being prepared: left by a process that died between the two.
+
+    Listed first: a request is written after its job began to be prepared.
+    """
+    prefix = layout.preparations()
+    keys = list(context.store.keys(prefix))
+    with context.database.read() as connection:
+        current = preparations.datasets_of_open(connection)
+    for key in keys:
+        if key.removeprefix(prefix).removesuffix(".json") not in current:
+            context.store.delete(key)
+
+
+def sweep_observations(context: Context) -> None:
+    """Remove observations of canaries that ended. Their sums stay in the database."""
+    with context.database.read() as connection:
+        ended = canaries.ended_before(connection, context.clock() - _AFTER_A_CANARY, _AT_ONCE)
+    for canary in ended:
+        if remove_all(context.store, layout.observations(canary.model, canary.revision)):
+            with context.database.write() as connection:
+                canaries.set_swept(connection, canary, context.clock())
+
+
+def _in_batches(context: Context, forget: Callable[[Connection], int]) -> None:
+    """Remove rows in short transactions, so that no other writer waits for long."""
+    for _ in range(_MOST_BATCHES):
+        with context.database.write() as connection:
+            forgotten = forget(connection)
+        if forgotten < _ROWS_AT_ONCE:
+            return
 
 
 GC_TASKS: Sequence[GCTask] = (
     sweep_learned_datasets,
     sweep_jobs,
+    sweep_running,
     sweep_deleted_datasets,
     sweep_deleted_models,
     sweep_uploads,
     sweep_responses,
+    sweep_sessions,
     sweep_events,
-    sweep_preflights,
+    sweep_preparations,
     sweep_observations,
 )
-# Listing every folder of the store costs more than all other tasks together.
-RARE_GC_TASKS: Sequence[GCTask] = (sweep_orphans,)
+
+
+# Listing every folder and every encoded shard of the store costs more than all other tasks together.
+RARE_GC_TASKS: Sequence[GCTask] = (sweep_unlearned_datasets, sweep_orphans, sweep_encoded)

@@ -1,177 +1,29 @@
-"""The canary of a model: a version that serves a share of the traffic beside the live one.
+"""Judging a canary: what the replicas observed decides whether it continues, ends, or becomes live.
 
-Replicas write observations under the revision of live.json that announced the canary. So where other callers get the
-canary, or the live version changes, its observations so far are closed and it continues under the next revision. A
-changed rule applies to past observations as well. Every function here needs the model locked by the caller's
-transaction.
+Several replicas of the control plane may judge it at once, and any of them may die: a decision is one transaction,
+which finds the canary as it was judged or does nothing.
 """
 
 import logging
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
 from cmcl.contract.errors import ObjectNotFound
-from cmcl.contract.rollout import CanaryPlan, Observation, Observed, PairAgreement
-from service.database.queries import canaries, events, models
-from service.database.rows import (
-    CanaryOutcome,
-    CanaryRecord,
-    Event,
-    ModelRecord,
-    PromotionKind,
-    VersionRecord,
-)
-from service.errors import Conflict, NotFound
-from service.registry.promotion_request import PromotionRequest, lock_as_seen, servable_version
+from cmcl.contract.policy import Observation, Observed, PairAgreement, RolloutRule
+from service.context import Context
+from service.database.queries import canaries, models
+from service.database.rows import CanaryRecord, ModelRecord
+from service.principal import RECONCILER
+from service.registry.promotion import PromotionRequest, end_canary, promote_canary
+from service.stale_database import check_not_behind
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
-
-
-def get_canary(connection: Connection, model: str) -> CanaryRecord:
-    """Return the canary of the model. Raises NotFound."""
-    found = canaries.running(connection, model)
-    if found is None:
-        raise NotFound(f"model {model!r} has no canary")
-    return found
-
-
-def set_canary(
-    connection: Connection, model: str, version: int, plan: CanaryPlan, request: PromotionRequest
-) -> CanaryRecord:
-    """Start a canary, or change its plan. Another canary of the model is aborted. Raises as `promotion.choose`."""
-    current = lock_as_seen(connection, model, request)
-    found = servable_version(connection, model, version, request.principal)
-    if current.live_version is None:
-        raise Conflict(f"model {model!r} has no live version to compare with")
-    if current.live_version == version:
-        raise Conflict(f"version {version} of {model!r} is live; choose another one")
-    running = canaries.running(connection, model)
-    if running is None or running.version != version:
-        return begin(connection, current, found, plan, request)
-    if plan != running.plan:
-        _change(connection, current, running, plan, request)
-    return get_canary(connection, model)
-
-
-def abort(connection: Connection, model: str, request: PromotionRequest) -> None:
-    """End the canary; the version is kept. Raises NotFound and PreconditionFailed."""
-    current = lock_as_seen(connection, model, request)
-    end(connection, current, get_canary(connection, model), "aborted", request)
-    models.revise(connection, model, request.now)
-
-
-def begin(
-    connection: Connection,
-    model: ModelRecord,
-    version: VersionRecord,
-    plan: CanaryPlan,
-    request: PromotionRequest,
-) -> CanaryRecord:
-    """Start a canary, and abort the one before it."""
-    running = canaries.running(connection, model.name)
-    if running is not None:
-        because = f"version {version.number} is the canary instead"
-        end(connection, model, running, "aborted", replace(request, reason=because))
-    canary = CanaryRecord(
-        model=model.name,
-        revision=model.live_revision + 1,
-        version=version.number,
-        plan=plan,
-        reason=request.reason,
-        actor=request.principal.name,
-        began_at=request.now,
-        observed=Observed(),
-    )
-    canaries.add(connection, canary)
-    models.revise(connection, model.name, request.now)
-    _emit(connection, model, canary, "began", request)
-    return canary
-
-
-def end(
-    connection: Connection,
-    model: ModelRecord,
-    canary: CanaryRecord,
-    outcome: CanaryOutcome,
-    request: PromotionRequest,
-) -> None:
-    """End the canary. The caller sets the next revision."""
-    canaries.end(connection, canary, outcome, request.reason, request.now)
-    _emit(connection, model, canary, outcome, request)
-
-
-def follow_live(
-    connection: Connection,
-    model: ModelRecord,
-    version: VersionRecord,
-    kind: PromotionKind,
-    request: PromotionRequest,
-) -> None:
-    """End or continue the canary when a version becomes live."""
-    canary = canaries.running(connection, model.name)
-    if canary is None:
-        return
-    if canary.version == version.number:
-        end(connection, model, canary, "promoted", request)
-    elif kind == "published":
-        because = f"version {version.number} was published"
-        end(connection, model, canary, "aborted", replace(request, reason=because))
-    else:
-        because = f"version {version.number} is live now; it is compared with that one"
-        _restart(connection, model, canary, replace(request, reason=because))
-
-
-def _change(
-    connection: Connection,
-    model: ModelRecord,
-    canary: CanaryRecord,
-    plan: CanaryPlan,
-    request: PromotionRequest,
-) -> None:
-    changed = replace(canary, plan=plan, reason=request.reason, actor=request.principal.name)
-    seen_by = (canary.plan.share, canary.plan.shadow)
-    if (plan.share, plan.shadow) != seen_by:
-        _restart(connection, model, changed, request)
-        models.revise(connection, model.name, request.now)
-        return
-    canaries.set_rule(connection, changed)
-    _emit(connection, model, changed, "changed", request)
-
-
-def _restart(
-    connection: Connection, model: ModelRecord, canary: CanaryRecord, request: PromotionRequest
-) -> None:
-    """Continue the canary under the next revision, without observations."""
-    end(connection, model, canary, "changed", request)
-    canaries.add(connection, replace(canary, revision=model.live_revision + 1, observed=Observed()))
-
-
-def _emit(
-    connection: Connection,
-    model: ModelRecord,
-    canary: CanaryRecord,
-    kind: str,
-    request: PromotionRequest,
-) -> None:
-    data = {
-        "reason": request.reason,
-        "actor": request.principal.name,
-        "share": canary.plan.share,
-        "shadow": canary.plan.shadow,
-        "observed": figures(canary.observed),
-    }
-    emitted = Event(
-        kind=f"candidate.{kind}",
-        owner=model.owner,
-        model=model.name,
-        version=canary.version,
-        data=data,
-    )
-    events.emit(connection, emitted, request.now)
 
 
 def gather(store: ObjectStore, canary: CanaryRecord) -> Observed:
@@ -193,23 +45,6 @@ def gather(store: ObjectStore, canary: CanaryRecord) -> Observed:
         if before is None or before.at < observation.at:
             found[observation.replica] = observation
     return _sum(list(found.values()), unreadable)
-
-
-def figures(observed: Observed) -> dict[str, object]:
-    """Shares and means instead of sums, for the API and for events."""
-    return {
-        **observed.model_dump(mode="json", exclude={"pairs"}),
-        "requests": observed.requests,
-        "error_share": observed.error_share,
-        "pairs": {
-            pair: {
-                "queries": agreement.queries,
-                "cosine": agreement.mean_cosine,
-                "overlap": agreement.mean_overlap,
-            }
-            for pair, agreement in observed.pairs.items()
-        },
-    }
 
 
 def _read(store: ObjectStore, key: str, canary: CanaryRecord) -> Observation:
@@ -243,3 +78,106 @@ def _sum(observations: list[Observation], unreadable: dict[str, str]) -> Observe
         unreadable=unreadable,
         at=max((each.at for each in observations), default=None),
     )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a canary ends, and why."""
+
+    outcome: Literal["promoted", "aborted"]
+    reason: str
+
+
+def judge(rule: RolloutRule, observed: Observed) -> Verdict | None:
+    """Judge a canary; None if it continues. One that a replica cannot load is aborted at once."""
+    for replica, why in sorted(observed.refused.items()):
+        return Verdict("aborted", f"replica {replica} could not load it: {why}")
+    if observed.requests < rule.min_requests:
+        return None
+    for breach in _breaches(rule, observed):
+        return Verdict("aborted", breach)
+    if rule.promote_after is None or observed.requests < rule.promote_after:
+        return None
+    if _is_agreement_unknown(rule, observed):
+        return None
+    reason = (
+        f"it broke no bound in {observed.requests} requests (promote_after {rule.promote_after})"
+    )
+    return Verdict("promoted", reason)
+
+
+def judge_canary(context: Context, canary: CanaryRecord) -> None:
+    """Sum the observations, and end the canary if the rule says so. Raises StaleDatabase."""
+    observed = gather(context.store, canary)
+    verdict = judge(canary.plan.rule, observed)
+    if verdict is None and observed == canary.observed:
+        return
+    if verdict is not None:
+        check_not_behind(context, canary.model)
+    with context.database.write() as connection:
+        model = models.lock(connection, canary.model)
+        now = canaries.running(connection, canary.model)
+        if model is None or model.deleted_at is not None or now is None:
+            return
+        if (now.revision, now.plan) != (canary.revision, canary.plan):
+            # It was changed in between; the next round judges it by the new plan.
+            return
+        canaries.set_observed(connection, canary, observed)
+        if verdict is not None:
+            request = PromotionRequest(RECONCILER, verdict.reason, context.clock())
+            _apply(connection, model, replace(canary, observed=observed), verdict, request)
+
+
+def _apply(
+    connection: Connection,
+    model: ModelRecord,
+    canary: CanaryRecord,
+    verdict: Verdict,
+    request: PromotionRequest,
+) -> None:
+    if verdict.outcome == "promoted":
+        promote_canary(connection, model, canary, request)
+        return
+    end_canary(connection, model, canary, "aborted", request)
+    models.revise(connection, model.name, request.now)
+
+
+def _breaches(rule: RolloutRule, observed: Observed) -> Iterator[str]:
+    """A message for each bound that is broken."""
+    if observed.error_share > rule.max_error_share:
+        yield (
+            f"{observed.failed} of {observed.requests} requests failed because of it "
+            f"({observed.error_share:.4g}); permitted (max_error_share): {rule.max_error_share:g}"
+        )
+    for pair, agreement in _judged_pairs(rule, observed):
+        for name, mean, floor in _bounds(rule, agreement):
+            if mean < floor:
+                yield (
+                    f"{pair}: mean {name} with the live version is {mean:.4f} in {agreement.queries} "
+                    f"queries; permitted (min_{name}): {floor:g} or more"
+                )
+
+
+def _judged_pairs(rule: RolloutRule, observed: Observed) -> Iterator[tuple[str, PairAgreement]]:
+    """Pairs with at least `min_requests` queries: fewer may deviate by chance."""
+    for pair, agreement in observed.pairs.items():
+        if agreement.queries >= rule.min_requests:
+            yield pair, agreement
+
+
+def _bounds(rule: RolloutRule, agreement: PairAgreement) -> Iterator[tuple[str, float, float]]:
+    """Name, mean and minimum of each bound on agreement that is set."""
+    for name, mean, floor in (
+        ("cosine", agreement.mean_cosine, rule.min_cosine),
+        ("overlap", agreement.mean_overlap, rule.min_overlap),
+    ):
+        if mean is not None and floor is not None:
+            yield name, mean, floor
+
+
+def _is_agreement_unknown(rule: RolloutRule, observed: Observed) -> bool:
+    """Return whether a bound is set and a pair, or all, has too few queries to be judged."""
+    if rule.min_cosine is None and rule.min_overlap is None:
+        return False
+    judged = sum(1 for _ in _judged_pairs(rule, observed))
+    return judged == 0 or judged < len(observed.pairs)

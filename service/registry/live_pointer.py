@@ -4,18 +4,37 @@ The contents of live.json have one revision, incremented with each change; the d
 mirrored revision. A late process may overwrite or recreate what another has written or removed: it
 notices when it records its revision, and the mirror is written again. If a process dies before that, the
 comparison at the next start repairs it.
+
+A changed pointer is also announced to the embeddings endpoint. That saves latency only: replicas poll object storage.
 """
 
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import httpx
 from sqlalchemy import Connection
 
 from cmcl.contract.errors import InvalidVersion
-from cmcl.contract.rollout import Canary
-from cmcl.contract.version import LivePointer
+from cmcl.contract.policy import Canary
+from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
 from service.context import Context
 from service.database.queries import canaries, models, versions
 from service.database.rows import ModelRecord
+from service.loops import PeriodicLoop
 from service.stale_database import check_not_behind
+from service.telemetry.spans import Attributes, PastSpan
 from workers.storage.versions import read_live, remove_live, write_live
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_SECONDS = 2.0
+_PAUSE_AFTER_FAILURE_SECONDS = 5.0
+# Upper bound on how long the loop takes to see that the service stops.
+_WAIT_SECONDS = 1.0
+# Called with the outcome of an announcement: "delivered", "failed" or "skipped".
+Observe = Callable[[str], None]
 
 
 def mirror(context: Context, name: str) -> None:
@@ -29,18 +48,31 @@ def mirror(context: Context, name: str) -> None:
         pointer = None if model is None else _pointer(connection, model)
     if model is None or pointer is None:
         return
-    if model.deleted_at is None:
-        write_live(context.store, name, pointer)
-    else:
-        remove_live(context.store, name)
+    ends, version = "live", pointer.version
+    if pointer.canary is not None:
+        ends, version = "canary", pointer.canary.version
+    about: Attributes = {"cmcl.model": name, "cmcl.version": version}
+    with context.metrics.spans.step(pointer.traceparent, "step mirror", about):
+        if model.deleted_at is None:
+            write_live(context.store, name, pointer)
+        else:
+            remove_live(context.store, name)
     context.announcer.announce(name, pointer)
+    if _record_mirrored(context, model) and model.revised_at is not None:
+        seconds = (context.clock() - model.revised_at).total_seconds()
+        context.metrics.spans.add(PastSpan(ends, model.traceparent, seconds, about))
+
+
+def _record_mirrored(context: Context, model: ModelRecord) -> bool:
+    """Record that live.json has this revision. Returns whether this call did it."""
     with context.database.write() as connection:
-        if models.set_mirrored(connection, name, model.live_revision):
-            return
-        now = models.lock(connection, name)
+        if models.set_mirrored(connection, model.name, model.live_revision):
+            return True
+        now = models.lock(connection, model.name)
         if now is not None and now.live_revision != model.live_revision:
             # Another process mirrored a later revision, and this write may have come after it.
-            models.forget_mirrored(connection, name)
+            models.forget_mirrored(connection, model.name)
+        return False
 
 
 def recheck_mirror(context: Context, model: ModelRecord) -> None:
@@ -69,13 +101,14 @@ def _pointer(connection: Connection, model: ModelRecord) -> LivePointer | None:
         revision=model.live_revision,
         owner=model.owner,
         retired=versions.retired(connection, model.name),
-        candidate=canary
+        canary=canary
         and Canary(
             version=canary.version,
             revision=canary.revision,
             share=canary.plan.share,
             shadow=canary.plan.shadow,
         ),
+        traceparent=model.traceparent,
     )
 
 
@@ -87,3 +120,69 @@ def _differs(context: Context, model: ModelRecord) -> bool:
     if model.deleted_at is not None:
         return pointer is not None
     return pointer is None or pointer.revision < model.mirrored_revision
+
+
+class Announcer(PeriodicLoop):
+    """Announces changed pointers to the embeddings endpoint. `announce` never waits; any thread may call it.
+
+    Nothing is retried, only the sending thread waits for a response, and an endpoint that failed gets no announcement
+    for some seconds.
+    """
+
+    name = "announcer"
+    pause_seconds = 0.0
+
+    def __init__(
+        self, url: str, observe: Observe, seconds: Callable[[], float] = time.monotonic
+    ) -> None:
+        """With an empty `url` announcements are dropped."""
+        super().__init__()
+        self._url = url.rstrip("/")
+        self._observe = observe
+        self._now = seconds
+        self._waiting: dict[str, Announcement] = {}
+        self._lock = threading.Lock()
+        self._signal = threading.Event()
+        self._paused_until = float("-inf")
+
+    def announce(self, model: str, pointer: LivePointer) -> None:
+        """Queue an announcement; of several for one model that wait, the last one is sent."""
+        if not self._url:
+            return
+        announcement = Announcement(
+            model=model, generation=pointer.generation, revision=pointer.revision
+        )
+        with self._lock:
+            self._waiting[model] = announcement
+            self._signal.set()
+
+    def step(self, stop: threading.Event) -> float:
+        """See PeriodicLoop."""
+        if self._signal.wait(_WAIT_SECONDS):
+            # Proxies of the environment are for the internet, and this address is internal.
+            with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
+                self.send(client)
+        return self.pause_seconds
+
+    def send(self, client: httpx.Client) -> None:
+        """Send what is queued."""
+        with self._lock:
+            self._signal.clear()
+            waiting, self._waiting = self._waiting, {}
+        for announcement in waiting.values():
+            if self._now() < self._paused_until:
+                self._observe("skipped")
+            else:
+                self._observe("delivered" if self._post(client, announcement) else "failed")
+
+    def _post(self, client: httpx.Client, announcement: Announcement) -> bool:
+        url = f"{self._url}{ANNOUNCEMENTS}"
+        try:
+            client.post(url, json=announcement.model_dump()).raise_for_status()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            self._paused_until = self._now() + _PAUSE_AFTER_FAILURE_SECONDS
+            logger.warning(
+                "announcement of model %s to %s failed: %s", announcement.model, self._url, error
+            )
+            return False
+        return True

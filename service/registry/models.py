@@ -1,38 +1,80 @@
-"""Models: creation, branches, policy, deletion, and retiring versions.
+"""Models: as they are posted, creation, branches, policy, deletion, and retiring versions.
 
 A branch starts from a version of another model and has all versions up to it, because a version is
 measured against those that were learned before; from then on the two models are independent. The
 branch gets its own manifests; the files stay in the folder of the original model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Annotated
 
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from sqlalchemy import Connection
 
+from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.methods import BUILT_IN_METHODS, installed_methods
-from cmcl.contract.model import ModelSpec
+from cmcl.contract.modality import Modality, ModelName
+from cmcl.contract.model import (
+    ModelOptions,
+    ModelSpec,
+    as_modality,
+    check_two_modalities,
+)
 from cmcl.contract.policy import GatePolicy
-from service.database.queries import canaries, events, jobs, models, versions
+from service.database.queries import canaries, events, job_queue, models, versions
 from service.database.rows import BranchPoint, Event, ModelRecord, VersionRecord
 from service.errors import Conflict, FieldProblem, PreconditionFailed, Unprocessable
-from service.lookup import get_model, get_version
+from service.lookup import check_heads, check_models, get_model, get_version
 from service.principal import Principal
-from service.quotas import check_heads, check_models
-from service.registry.canary import end as end_canary
-from service.registry.promotion_request import PromotionRequest
+from service.registry.modalities import Limits, NewModality, modality_of, problem_of
+from service.registry.promotion import PromotionRequest, end_canary, lock_as_seen
 
 # Versions in memory at once. Each has a manifest, which grows with the number of learned datasets.
 _PAGE = 10
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Limits for a new model: models of its owner, and bytes of a version's heads."""
+class NewModel(ModelOptions):
+    """A model as it is posted: a name and a specification."""
 
-    models_per_owner: int
-    heads_bytes: int
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "street-scenes",
+                    "modalities": {"image": {"encoder": "clip-image"}, "text": 384},
+                    "width": 256,
+                }
+            ]
+        }
+    )
+
+    name: ModelName
+    modalities: Annotated[
+        dict[Modality, Annotated[NewModality, BeforeValidator(as_modality)]],
+        Field(min_length=2, max_length=64),
+        BeforeValidator(check_two_modalities),
+    ]
+
+    def spec(self, encoders: Mapping[str, EncoderSpec]) -> ModelSpec:
+        """The specification, with every width. Raises Unprocessable for an encoder that is not declared."""
+        problems = [
+            problem
+            for name, modality in self.modalities.items()
+            if (problem := problem_of(f"modalities.{name}", modality, encoders)) is not None
+        ]
+        if problems:
+            raise Unprocessable("a modality cannot be used", *problems)
+        modalities = {
+            name: modality_of(modality, encoders) for name, modality in self.modalities.items()
+        }
+        try:
+            options = self.model_dump(exclude={"name", "modalities"})
+            return ModelSpec(modalities=modalities, **options)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise Unprocessable(message, FieldProblem("modalities", message)) from error
 
 
 @dataclass(frozen=True)
@@ -106,10 +148,12 @@ def branch(
             raise Conflict(message, FieldProblem("name", message, name))
         return existing
     source = get_model(connection, point.model, principal)
-    _check_can_start(get_version(connection, point.model, point.version, principal))
+    start = get_version(connection, point.model, point.version, principal)
+    _check_can_start(start)
     check_heads(source.spec, limits.heads_bytes, "version")
     check_models(connection, source.owner, limits.models_per_owner, principal, now)
     models.create(connection, name, source.owner, source.spec, now, point)
+    models.set_encoders(connection, name, start.manifest.encoders)
     for version in _lineage(connection, point):
         files_in = version.manifest.files_in or version.model
         manifest = version.manifest.model_copy(update={"model": name, "files_in": files_in})
@@ -180,7 +224,7 @@ def delete_model(connection: Connection, name: str, principal: Principal, now: d
     """Delete the model. Raises NotFound, and Conflict while one of its jobs has not ended."""
     models.lock(connection, name)
     model = get_model(connection, name, principal)
-    if jobs.has_open(connection, name):
+    if job_queue.has_open(connection, name):
         raise Conflict(f"a job of model {name!r} has not ended; cancel it first")
     canary = canaries.running(connection, name)
     if canary is not None:
@@ -195,12 +239,14 @@ def delete_model(connection: Connection, name: str, principal: Principal, now: d
 
 
 def retire_version(
-    connection: Connection, name: str, number: int, principal: Principal, now: datetime
+    connection: Connection, name: str, number: int, request: PromotionRequest
 ) -> None:
-    """Retire a version. Raises NotFound, and Conflict for the newest, the live and the canary one."""
-    models.lock(connection, name)
-    model = get_model(connection, name, principal)
-    version = get_version(connection, name, number, principal)
+    """Retire a version.
+
+    Raises NotFound, PreconditionFailed, and Conflict for the newest, the live and the canary one.
+    """
+    model = lock_as_seen(connection, name, request)
+    version = get_version(connection, name, number, request.principal)
     if number == model.head:
         raise Conflict(
             f"version {number} is the newest of {name!r}: the next one is trained from it"
@@ -212,5 +258,5 @@ def retire_version(
         raise Conflict(f"version {number} of {name!r} is the canary; abort it first")
     if version.retired_at is not None:
         return
-    models.revise(connection, name, now)
-    versions.retire(connection, version, model.owner, principal.name, now)
+    models.revise(connection, name, request.now)
+    versions.retire(connection, version, model.owner, request.principal.name, request.now)

@@ -4,7 +4,7 @@ A call is also a span if it is part of a trace.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,7 @@ from service.database.engine import Database
 from service.database.rows import Event
 from service.errors import DatabaseUnavailable, WriteConflict
 from service.launchers.port import (
+    ClusterResources,
     Launcher,
     LauncherRefused,
     LauncherUnavailable,
@@ -60,20 +61,30 @@ class InstrumentedLauncher:
         with self._call("submit", submission.id):
             self._launcher.submit(submission)
 
-    def status(self, submission_id: str) -> LaunchStatus:
+    def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
         """See the port."""
-        with self._call("status", submission_id):
-            return self._launcher.status(submission_id)
+        with timed(self._metrics.launcher_calls, "statuses", _LAUNCHER_OUTCOMES, _OTHER):
+            return self._launcher.statuses(submission_ids)
 
     def stop(self, submission_id: str) -> None:
         """See the port."""
         with self._call("stop", submission_id):
             self._launcher.stop(submission_id)
 
+    def log(self, submission_id: str) -> str:
+        """See the port."""
+        with self._call("log", submission_id):
+            return self._launcher.log(submission_id)
+
     def forget(self, submission_id: str) -> None:
         """See the port."""
         with self._call("forget", submission_id):
             self._launcher.forget(submission_id)
+
+    def resources(self) -> ClusterResources | None:
+        """See the port."""
+        with self._call("resources", ""):
+            return self._launcher.resources()
 
     @contextmanager
     def _call(self, call: str, submission_id: str) -> Iterator[None]:
@@ -203,7 +214,8 @@ class InstrumentedDatabase(Database):
     def write(self) -> Iterator[Connection]:
         """See Database."""
         measured = timed(self._metrics.transactions, "write", _OUTCOMES, _ROLLED_BACK)
-        with measured, super().write() as connection:
+        span = self._metrics.spans.inside("database write", {})
+        with span, measured, super().write() as connection:
             yield connection
 
     @contextmanager

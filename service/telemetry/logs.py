@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from urllib.parse import unquote, urlsplit
 
 from service.settings import Settings
+from service.telemetry.spans import trace_id
 
 # Given as `extra={...}`; every other attribute of a record is the logging module's own.
 FIELDS = (
-    *("model", "dataset", "job", "attempt", "version", "reason"),
-    *("upload", "webhook", "delivery", "preflight"),
+    *("model", "dataset", "job", "attempt", "version", "reason", "trace_id"),
+    *("upload", "webhook", "delivery"),
     *("method", "path", "status", "seconds"),
 )
 _HIDDEN = "[hidden]"
@@ -60,7 +61,7 @@ class RequestNote:
     """Fields of every line logged during a request."""
 
     id: str
-    trace: str | None = None
+    traceparent: str | None = None
     principal: str | None = None
 
 
@@ -89,8 +90,9 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        # The trace of a job, where a line names one, is not that of the request that moved the job.
         line |= _of_request()
+        line |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return self._without_secrets(json.dumps(line, default=str))
@@ -109,7 +111,11 @@ def _of_request() -> dict[str, object]:
     note = current_request.get()
     if note is None:
         return {}
-    fields = {"request_id": note.id, "trace_id": note.trace, "principal": note.principal}
+    fields = {
+        "request_id": note.id,
+        "trace_id": trace_id(note.traceparent),
+        "principal": note.principal,
+    }
     return {name: value for name, value in fields.items() if value is not None}
 
 

@@ -3,11 +3,16 @@
 Counters and histograms count what this process did; sum them over the replicas. Metrics from the
 database (`service.telemetry.backlog`) are the same in each replica: take the maximum. Every label has a
 bounded number of values; `docs/observability.md` lists them.
+
+Every change of a job, by the reconciler or a user, emits an event in the same transaction. `EventObserver` is the one
+place where events are counted, logged and traced, after the commit: nothing that was rolled back is counted.
 """
 
+import logging
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 
 from prometheus_client import (
@@ -21,15 +26,24 @@ from prometheus_client import (
 )
 
 from cmcl.contract import DISTRIBUTION
-from service.states import FailureReason, JobState
-from service.telemetry.spans import NoSpans, Spans
+from service.database.queries.events import SKIPPED
+from service.database.rows import Event, JobRecord
+from service.states import TERMINAL, FailureReason, JobState
+from service.telemetry.logs import current_request
+from service.telemetry.spans import NoSpans, Spans, move_span, trace_id
+
+logger = logging.getLogger(__name__)
 
 _LONG = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
 _STAGE = (0.1, 0.5, *_LONG)
+_KEY_WAIT = (0.01, 0.1, 0.5, 1, 5, 30, 300)
+_KEY_WORK = (0.01, 0.1, 1, 10, 60)
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 # These steps run once; those of the other states poll.
-_TRACED_STEPS = frozenset({JobState.QUEUED, JobState.SUBMITTING, JobState.GATING, "store"})
+_TRACED_STEPS = frozenset(
+    {JobState.QUEUED, JobState.PREPARED, JobState.SUBMITTING, JobState.GATING, "store"}
+)
 _REJECTIONS = (
     FailureReason.DRIFT_TOO_LARGE,
     FailureReason.FORGETTING_TOO_LARGE,
@@ -37,6 +51,9 @@ _REJECTIONS = (
     FailureReason.NOT_MEASURED,
     FailureReason.REJECTED_BY_HAND,
 )
+_JOB = "job."
+_STATES = {f"{_JOB}{state}": state for state in JobState}
+_ENDS = frozenset(TERMINAL)
 
 
 class Metrics:
@@ -59,8 +76,11 @@ class Metrics:
         self.attempts_lost = self._counter(
             "attempts_lost", "Attempts that ended without a candidate and without a reason"
         )
+        self.prepared_rows = self._counter(
+            "prepared_rows", "Rows of datasets that were prepared to be learned", "outcome"
+        )
         self.promotions = self._counter("promotions", "Changes of the live version", "kind")
-        self.trials_ended = self._counter("trials_ended", "Finished canaries", "outcome")
+        self.canaries_ended = self._counter("canaries_ended", "Finished canaries", "outcome")
         self.post_to_live = self._histogram(
             "post_to_live_seconds", "From a dataset's POST to the promotion of its version", _LONG
         )
@@ -68,19 +88,23 @@ class Metrics:
             "stage_seconds", "Time that jobs spent in a state, when they leave it", _STAGE, "stage"
         )
         # A counter that appears with its first event shows no increase to Prometheus.
-        for state in (JobState.PUBLISHED, JobState.CANCELLED):
+        for state in TERMINAL - {JobState.REJECTED, JobState.FAILED}:
             self.jobs_finished.labels(state, "")
         for reason in FailureReason:
             state = JobState.REJECTED if reason in _REJECTIONS else JobState.FAILED
             self.jobs_finished.labels(state, reason)
+        for outcome in ("kept", "rejected"):
+            self.prepared_rows.labels(outcome)
         for kind in ("published", "promoted", "rolled_back"):
             self.promotions.labels(kind)
         for outcome in ("promoted", "aborted"):
-            self.trials_ended.labels(outcome)
+            self.canaries_ended.labels(outcome)
 
     def _add_reconciler(self) -> None:
         self.rounds = self._histogram(
-            "reconcile_round_seconds", "Rounds of the reconciler; the count is their number", _SHORT
+            "reconcile_round_seconds",
+            "Rounds that renew leases and resync; the count is their number",
+            _SHORT,
         )
         self.round_age = self._gauge(
             "reconcile_round_age_seconds",
@@ -92,6 +116,7 @@ class Metrics:
             ["loop"],
             registry=self.registry,
         )
+        self._add_work_queue()
         self.steps = self._histogram(
             "reconcile_step_seconds", "Single steps of the reconciler", _SHORT, "step"
         )
@@ -100,6 +125,32 @@ class Metrics:
         )
         self.leases_held = self._gauge(
             "leases_held", "Models with work whose lease this process holds"
+        )
+
+    def _add_work_queue(self) -> None:
+        """Named as client-go names those of its work queues."""
+        self.queue_depth = self._gauge(
+            "workqueue_depth", "Keys that are due and wait for a worker of this process"
+        )
+        self.queue_oldest = self._gauge(
+            "workqueue_oldest_due_seconds",
+            "For how long the key that waits longest for a worker has been due, checks of pointers excepted",
+        )
+        self.queue_longest_running = self._gauge(
+            "workqueue_longest_running_processor_seconds",
+            "For how long the key has been processed that takes longest",
+        )
+        self.queue_waits = self._histogram(
+            "workqueue_queue_duration_seconds", "Time from due to started", _KEY_WAIT
+        )
+        self.queue_work = self._histogram(
+            "workqueue_work_duration_seconds",
+            "Processing of one key; the count is the number of keys",
+            _KEY_WORK,
+            "work",
+        )
+        self.key_retries = self._counter(
+            "workqueue_retries", "Keys that are processed again after a pause because they failed"
         )
 
     def _add_outside_calls(self) -> None:
@@ -149,6 +200,11 @@ class Metrics:
         self.requests_in_progress = self._gauge(
             "http_requests_in_progress", "HTTP requests in progress"
         )
+        self.quota_refusals = self._counter(
+            "quota_refusals", "Requests that were refused for a quota of their owner", "quota"
+        )
+        for quota in ("keys", "models", "datasets", "uploads", "upload_bytes", "webhooks"):
+            self.quota_refusals.labels(quota)
         self.upload_bytes = self._counter("upload_bytes", "Bytes of stored upload parts")
         build = Info("cmcl_service_build", "Version of the service", registry=self.registry)
         build.info({"version": version(DISTRIBUTION)})
@@ -173,10 +229,20 @@ class Metrics:
         self.rounds.observe(time.perf_counter() - started)
 
     @contextmanager
-    def step(self, name: str, job: str | None = None) -> Iterator[None]:
+    def key_processed(self, work: str) -> Iterator[None]:
+        """Time the processing of a key."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.queue_work.labels(work).observe(time.perf_counter() - started)
+
+    @contextmanager
+    def step(self, name: str, job: JobRecord | None = None) -> Iterator[None]:
         """Time and trace one step of the reconciler."""
-        is_traced = job is not None and name in _TRACED_STEPS
-        span = self.spans.step(job, name) if job and is_traced else nullcontext()
+        span: AbstractContextManager[None] = nullcontext()
+        if job is not None and name in _TRACED_STEPS:
+            span = self.spans.step(job.traceparent, f"step {name}", {"cmcl.job": job.id})
         started = time.perf_counter()
         try:
             with span:
@@ -206,3 +272,74 @@ def outcome_of(error: Exception, outcomes: Mapping[type[Exception], str], other:
     """The outcome of the first matching error type."""
     found = (name for kind, name in outcomes.items() if isinstance(error, kind))
     return next(found, other)
+
+
+class EventObserver:
+    """Observes every event that this process commits. `job_changed` is set by an event of a job."""
+
+    def __init__(self, metrics: Metrics, wake: Callable[[str], None]) -> None:
+        self.metrics = metrics
+        self.job_changed = threading.Event()
+        self._wake = wake
+
+    def __call__(self, event: Event) -> None:
+        """Called after the commit. Wakes the reconciler and the scheduler, which need not wait for their next pass."""
+        self._wake(event.model)
+        if event.job is not None:
+            self.job_changed.set()
+        _log(event)
+        state = _STATES.get(event.kind)
+        if state is not None:
+            self._count_move(event, state)
+            note = current_request.get()
+            span = move_span(event, state, note.traceparent if note else None)
+            if span is not None:
+                self.metrics.spans.add(span)
+        elif event.kind in ("version.published", "version.promoted", "version.rolled_back"):
+            self.metrics.promotions.labels(event.kind.partition(".")[2]).inc()
+        elif event.kind in ("canary.promoted", "canary.aborted"):
+            self.metrics.canaries_ended.labels(event.kind.partition(".")[2]).inc()
+        elif event.kind == SKIPPED:
+            self.metrics.webhook_deliveries.labels("skipped").inc(_number(event))
+
+    def _count_move(self, event: Event, state: JobState) -> None:
+        source, reason = _text(event, "from"), _text(event, "reason")
+        if source:
+            self.metrics.stages.labels(source).observe(_seconds(event))
+        if state == JobState.RUNNING:
+            self.metrics.attempts.inc()
+        if state in _ENDS:
+            self.metrics.jobs_finished.labels(state, reason).inc()
+        goes_back = source == JobState.RUNNING and state == JobState.PREPARED
+        if goes_back or reason == FailureReason.ATTEMPTS_EXHAUSTED:
+            self.metrics.attempts_lost.inc()
+
+
+def _log(event: Event) -> None:
+    fields = {
+        name: value
+        for name in ("model", "dataset", "job", "version")
+        if (value := getattr(event, name)) is not None
+    }
+    fields |= {name: event.data[name] for name in ("attempt", "reason") if event.data.get(name)}
+    source = _text(event, "from")
+    came = f" (it was {source})" if source else ""
+    if event.seen is not None and event.seen.traceparent is not None:
+        fields["trace_id"] = trace_id(event.seen.traceparent)
+    message = _text(event, "message")
+    why = f": {message}" if message else ""
+    subject = event.job or event.dataset or event.model
+    logger.info("%s: %s%s%s", event.kind, subject, came, why, extra=fields)
+
+
+def _text(event: Event, name: str) -> str:
+    return str(event.data.get(name) or "")
+
+
+def _seconds(event: Event) -> float:
+    return _number(event, "after_seconds")
+
+
+def _number(event: Event, name: str = "number") -> float:
+    number = event.data.get(name)
+    return float(number) if isinstance(number, int | float) else 0.0

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from cmcl.contract.job import Progress
 from cmcl.contract.version import VersionManifest
-from service.clock import Clock
+from service.context import Clock
 from service.database.engine import Database
 from service.database.queries import canaries, versions
 from service.database.queries.metrics import Training, Versioned, training, versioned
@@ -38,6 +38,7 @@ class _ModelMetrics:
     live: int | None
     drift_permitted: float | None
     drift: float | None
+    optimality: float | None
     free_shares: Mapping[str, float]
 
 
@@ -46,6 +47,7 @@ class _VersionMetrics:
     """Metrics of a version, which never change."""
 
     drift: float
+    optimality: float | None
     free_shares: Mapping[str, float]
 
 
@@ -88,6 +90,7 @@ class ModelCollector(Collector):
             live=model.live,
             drift_permitted=model.spec.drift_bound if permitted is None else permitted,
             drift=known.drift if known else None,
+            optimality=known.optimality if known else None,
             free_shares=known.free_shares if known else {},
         )
 
@@ -96,6 +99,10 @@ def _of_version(manifest: VersionManifest) -> _VersionMetrics:
     report = manifest.report
     return _VersionMetrics(
         drift=max((drift.since_learned for drift in report.drift.values()), default=0.0),
+        optimality=min(
+            (each.optimality for each in report.quality.values() if each.optimality is not None),
+            default=None,
+        ),
         free_shares={name: head.free_share for name, head in report.capacity.items()},
     )
 
@@ -105,6 +112,11 @@ def _model_families(found: Mapping[str, _ModelMetrics]) -> list[Metric]:
     live = _model_family("live_version", "Number of the live version", "model")
     drift = _model_family("drift", "Largest relative drift of an earlier dataset's scores", "model")
     permitted = _model_family("drift_permitted", "Largest drift that the policy permits", "model")
+    optimality = _model_family(
+        "optimality",
+        "Least share of the best loss that heads of this width reach on an earlier dataset",
+        "model",
+    )
     free = _model_family("free_share", "Share of a head that may still move", "model", "modality")
     for name, figures in found.items():
         newest.add_metric([name], figures.head)
@@ -112,12 +124,13 @@ def _model_families(found: Mapping[str, _ModelMetrics]) -> list[Metric]:
             (live, figures.live),
             (drift, figures.drift),
             (permitted, figures.drift_permitted),
+            (optimality, figures.optimality),
         ):
             if value is not None:
                 family.add_metric([name], value)
         for modality, share in figures.free_shares.items():
             free.add_metric([name, modality], share)
-    return [newest, live, drift, permitted, free]
+    return [newest, live, drift, permitted, optimality, free]
 
 
 def _model_family(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:
@@ -275,4 +288,4 @@ def _agreement(found: Sequence[CanaryRecord]) -> list[Metric]:
 
 
 def _canary_family(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"cmcl_service_trial_{name}", meaning, labels=labels)
+    return GaugeMetricFamily(f"cmcl_service_canary_{name}", meaning, labels=labels)

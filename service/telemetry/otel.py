@@ -1,64 +1,39 @@
-"""Tracing with OpenTelemetry. Imported only if an exporter is configured."""
+"""Tracing with OpenTelemetry. Imported only if an exporter is configured.
 
-import hashlib
-import time
-from collections.abc import Iterator
+Spans have names and ids of what they are about. They have no message of an error, no query string and no header: those
+may contain what users sent, or a secret.
+"""
+
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import (
-    BatchSpanProcessor,
-    ConsoleSpanExporter,
-    SimpleSpanProcessor,
-    SpanExporter,
-)
+from opentelemetry.sdk.trace import Span, SpanProcessor
+from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import Decision
-from opentelemetry.trace import (
-    Link,
-    NonRecordingSpan,
-    SpanContext,
-    SpanKind,
-    Status,
-    StatusCode,
-    TraceFlags,
-)
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from service.telemetry.spans import Attributes
+from service.telemetry.spans import Attributes, PastSpan
+from workers.tracing import close_provider, open_provider
 
-_JOB = "cmcl.job"
 _NOT_TRACED = frozenset({"/healthz", "/readyz", "/metrics"})
+_SERVICE = {"service.name": "cmcl-service"}
 _NANOSECONDS = 1_000_000_000
-_SERVICE = Resource({SERVICE_NAME: "cmcl-service"})
-
-
-def exporter_named(name: str) -> SpanExporter:
-    """One of OTEL_TRACES_EXPORTER's values. Raises ValueError for an unsupported one."""
-    if name == "console":
-        return ConsoleSpanExporter()
-    if name != "otlp":
-        raise ValueError(f"OTEL_TRACES_EXPORTER is {name!r}; permitted: otlp, console, none")
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    return OTLPSpanExporter()
+_W3C = TraceContextTextMapPropagator()
 
 
 class OpenTelemetrySpans:
-    """See Spans. Has its own provider, so that two apps in one process stay separate."""
+    """See Spans."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._ids = _Ids()
-        self.provider = TracerProvider(
-            resource=_SERVICE.merge(OTELResourceDetector().detect()), id_generator=self._ids
-        )
-        batched = not isinstance(exporter, ConsoleSpanExporter)
-        processor = BatchSpanProcessor(exporter) if batched else SimpleSpanProcessor(exporter)
-        self.provider.add_span_processor(processor)
+        self.provider = open_provider(exporter, _SERVICE, self._ids)
+        self.provider.add_span_processor(_WithoutClientText())
         self._tracer = self.provider.get_tracer("cmcl.service")
 
     def of_requests(self) -> TelemetryConfig:
@@ -71,10 +46,11 @@ class OpenTelemetrySpans:
             "exclude": lambda scope: scope.get("path") in _NOT_TRACED,
         }
 
-    def trace_id(self) -> str | None:
+    def traceparent(self) -> str | None:
         """See Spans."""
-        current = trace.get_current_span().get_span_context()
-        return trace.format_trace_id(current.trace_id) if current.is_valid else None
+        carrier: dict[str, str] = {}
+        _W3C.inject(carrier)
+        return carrier.get("traceparent")
 
     @contextmanager
     def inside(self, name: str, attributes: Attributes) -> Iterator[None]:
@@ -83,85 +59,103 @@ class OpenTelemetrySpans:
             # Otherwise polling an attempt would create thousands of single-call traces.
             yield
             return
-        with self._tracer.start_as_current_span(
-            name, kind=SpanKind.CLIENT, attributes=dict(attributes)
-        ):
+        with self._span(name, None, attributes, SpanKind.CLIENT):
             yield
 
     @contextmanager
-    def step(self, job: str, name: str) -> Iterator[None]:
+    def step(self, parent: str | None, name: str, attributes: Attributes) -> Iterator[None]:
         """See Spans."""
-        with self._tracer.start_as_current_span(
-            f"step {name}", context=self._trace_of(job), attributes={_JOB: job}
-        ):
+        if parent is None:
+            yield
+            return
+        with self._span(name, _context(parent), attributes, SpanKind.INTERNAL):
             yield
 
-    def posted(self, job: str) -> None:
-        """See Spans."""
-        request = trace.get_current_span()
-        came_from = request.get_span_context()
-        if request.is_recording():
-            request.set_attribute(_JOB, job)
-        with self._ids.fixed(_ids_of(job)):
-            span = self._tracer.start_span(
-                "job",
-                context=Context(),
-                kind=SpanKind.PRODUCER,
-                attributes={_JOB: job},
-                links=[Link(came_from)] if came_from.is_valid else [],
-            )
-        span.end()
-
-    def stage(self, job: str, name: str, seconds: float, attributes: Attributes) -> None:
-        """See Spans."""
-        now = time.time_ns()
-        span = self._tracer.start_span(
+    @contextmanager
+    def _span(
+        self, name: str, context: Context | None, attributes: Attributes, kind: SpanKind
+    ) -> Iterator[None]:
+        with self._tracer.start_as_current_span(
             name,
-            context=self._trace_of(job),
-            start_time=now - int(seconds * _NANOSECONDS),
-            attributes={_JOB: job, **attributes},
-        )
-        if attributes.get("cmcl.to") == "failed":
-            span.set_status(Status(StatusCode.ERROR, str(attributes.get("cmcl.reason", ""))))
-        span.end(now)
+            context=context,
+            kind=kind,
+            attributes=dict(attributes),
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield
+            except BaseException as error:
+                span.set_attribute("error.type", type(error).__qualname__)
+                span.set_status(StatusCode.ERROR)
+                raise
 
-    def _trace_of(self, job: str) -> Context:
-        """The context of the job's first span, in whichever replica it was created."""
-        trace_id, span_id = _ids_of(job)
-        decision = self.provider.sampler.should_sample(None, trace_id, "job").decision
-        is_sampled = decision == Decision.RECORD_AND_SAMPLE
-        flags = TraceFlags(TraceFlags.SAMPLED if is_sampled else TraceFlags.DEFAULT)
-        parent = SpanContext(trace_id, span_id, is_remote=True, trace_flags=flags)
-        return trace.set_span_in_context(NonRecordingSpan(parent), Context())
+    def add(self, span: PastSpan) -> None:
+        """See Spans."""
+        parent = None if span.parent is None else _context(span.parent)
+        if parent is None or not _of(parent).is_valid:
+            return
+        duration = int(span.seconds * _NANOSECONDS)
+        began_at = span.began_at or datetime.now(UTC)
+        begin = int(began_at.timestamp() * _NANOSECONDS) - (0 if span.began_at else duration)
+        own = None if span.own is None else _of(_context(span.own)).span_id
+        with self._ids.fixed(own):
+            made = self._tracer.start_span(
+                span.name,
+                context=parent,
+                start_time=begin,
+                attributes=dict(span.attributes),
+                links=[Link(_of(_context(each))) for each in span.links],
+            )
+        if span.error is not None:
+            made.set_status(Status(StatusCode.ERROR, span.error))
+        made.end(begin + duration)
+
+    def close(self) -> None:
+        """See Spans."""
+        close_provider(self.provider)
 
 
-def _ids_of(job: str) -> tuple[int, int]:
-    """Trace and first span of a job: `echo -n job-... | sha256sum` begins with the trace's id."""
-    digest = hashlib.sha256(job.encode()).digest()
-    return int.from_bytes(digest[:16], "big"), int.from_bytes(digest[16:24], "big")
+def _context(traceparent: str) -> Context:
+    """Return the context of a traceparent; without a span if it is malformed."""
+    carrier: Mapping[str, str] = {"traceparent": traceparent}
+    return _W3C.extract(carrier, Context())
+
+
+def _of(context: Context) -> SpanContext:
+    return trace.get_current_span(context).get_span_context()
+
+
+# What FastAPI copies from a request. A sign-in has its code in the query; anything can stand in the others.
+_FROM_CLIENT = ("url.path", "url.query", "server.address", "http.request.method_original")
+
+
+class _WithoutClientText(SpanProcessor):
+    """Redacts what clients wrote: path, query, host and unknown methods. Routes and ports stay."""
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """See SpanProcessor."""
+        for name in _FROM_CLIENT:
+            if span.attributes and name in span.attributes:
+                span.set_attribute(name, "REDACTED")
 
 
 class _Ids(RandomIdGenerator):
-    """Random, except for the first span of a job."""
+    """Generator of random ids, except for spans whose id others derive."""
 
     def __init__(self) -> None:
-        self._fixed: ContextVar[tuple[int, int] | None] = ContextVar("fixed", default=None)
+        self._fixed: ContextVar[int | None] = ContextVar("fixed", default=None)
 
     @contextmanager
-    def fixed(self, ids: tuple[int, int]) -> Iterator[None]:
-        """Set the ids of the span that is started inside."""
-        token = self._fixed.set(ids)
+    def fixed(self, span_id: int | None) -> Iterator[None]:
+        """Set the id of the span that is started inside; None: random."""
+        token = self._fixed.set(span_id)
         try:
             yield
         finally:
             self._fixed.reset(token)
 
-    def generate_trace_id(self) -> int:
-        """See IdGenerator."""
-        ids = self._fixed.get()
-        return super().generate_trace_id() if ids is None else ids[0]
-
     def generate_span_id(self) -> int:
         """See IdGenerator."""
-        ids = self._fixed.get()
-        return super().generate_span_id() if ids is None else ids[1]
+        fixed = self._fixed.get()
+        return super().generate_span_id() if fixed is None else fixed

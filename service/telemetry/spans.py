@@ -1,16 +1,44 @@
 """The tracing interface, and the one that traces nothing, so that OpenTelemetry is imported only if needed.
 
-Each job has its own trace. The trace id is derived from the job id, so every replica that advances the
-job adds to the same trace without stored state.
+A traceparent of None means: not traced.
+
+A job has a span for each state that it leaves, in the trace of the request that created it: its row has the traceparent
+of that request, the parent of these spans, and every replica that advances the job adds to the same trace. A preparation
+and an attempt have span ids that each replica derives, because others refer to them: their stages, and the next
+preparation or attempt.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 from fastapi.telemetry import TelemetryConfig
 
+from service.database.rows import Event, JobRecord
+from service.states import JobState
+
 Attributes = Mapping[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class PastSpan:
+    """A span of something that has ended.
+
+    `parent`: the traceparent of its parent. `own`: its own traceparent, where others refer to it. `began_at`: None if it
+    ends now. `links`: traceparents of related spans. `error`: why it failed, in a few fixed words.
+    """
+
+    name: str
+    parent: str | None
+    seconds: float
+    attributes: Attributes = field(default_factory=dict)
+    own: str | None = None
+    began_at: datetime | None = None
+    links: tuple[str, ...] = ()
+    error: str | None = None
 
 
 class Spans(Protocol):
@@ -20,24 +48,26 @@ class Spans(Protocol):
         """FastAPI's configuration: a span for each request except probes and scrapes."""
         ...
 
-    def trace_id(self) -> str | None:
-        """The current trace id: 32 hexadecimal digits."""
+    def traceparent(self) -> str | None:
+        """Return the traceparent of the current span, in a handler that of its request."""
         ...
 
     def inside(self, name: str, attributes: Attributes) -> AbstractContextManager[None]:
         """A span of a call, if it is part of a trace."""
         ...
 
-    def step(self, job: str, name: str) -> AbstractContextManager[None]:
-        """A span of one step of the reconciler, in the job's trace."""
+    def step(
+        self, parent: str | None, name: str, attributes: Attributes
+    ) -> AbstractContextManager[None]:
+        """A span of one step of the reconciler, in the trace of its parent."""
         ...
 
-    def posted(self, job: str) -> None:
-        """A job was created: start its trace, with a link to the request."""
+    def add(self, span: PastSpan) -> None:
+        """Add a span that has ended."""
         ...
 
-    def stage(self, job: str, name: str, seconds: float, attributes: Attributes) -> None:
-        """A job left a state in which it was for `seconds`."""
+    def close(self) -> None:
+        """Export what is left, for two seconds at most."""
         ...
 
 
@@ -48,7 +78,7 @@ class NoSpans:
         """See Spans."""
         return {"tracing": False, "metrics": False, "logs": False}
 
-    def trace_id(self) -> str | None:
+    def traceparent(self) -> str | None:
         """See Spans."""
         return None
 
@@ -56,23 +86,96 @@ class NoSpans:
         """See Spans."""
         return nullcontext()
 
-    def step(self, job: str, name: str) -> AbstractContextManager[None]:
+    def step(
+        self, parent: str | None, name: str, attributes: Attributes
+    ) -> AbstractContextManager[None]:
         """See Spans."""
         return nullcontext()
 
-    def posted(self, job: str) -> None:
+    def add(self, span: PastSpan) -> None:
         """See Spans."""
 
-    def stage(self, job: str, name: str, seconds: float, attributes: Attributes) -> None:
+    def close(self) -> None:
         """See Spans."""
 
 
-def is_configured(environment: Mapping[str, str]) -> bool:
-    """Whether OpenTelemetry's own variables name a destination for traces."""
-    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return False
-    exporter = environment.get("OTEL_TRACES_EXPORTER")
-    if exporter is not None:
-        return exporter not in ("", "none")
-    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    return any(environment.get(name) for name in endpoints)
+def trace_id(traceparent: str | None) -> str | None:
+    """The id of the trace: 32 hexadecimal digits."""
+    return None if traceparent is None else traceparent[3:35]
+
+
+def preparation_span(job: JobRecord, number: int | None = None) -> str | None:
+    """The traceparent of a preparation of the job's dataset, by default the current one; None if it is not traced."""
+    return _derived(job, "preparation", job.preparation if number is None else number)
+
+
+def attempt_span(job: JobRecord, number: int | None = None) -> str | None:
+    """The traceparent of an attempt of the job, by default the current one; None if it is not traced."""
+    return _derived(job, "attempt", job.attempt if number is None else number)
+
+
+def move_span(event: Event, state: JobState, current: str | None) -> PastSpan | None:
+    """The span of the state that a job left for `state`. `current`: traceparent of the request that moved it."""
+    job, source = event.seen, event.data.get("from")
+    if job is None or job.traceparent is None or source is None:
+        return None
+    attributes = {**_attributes(job), "cmcl.to": state.value}
+    reason = str(event.data.get("reason") or "")
+    if reason:
+        attributes["cmcl.reason"] = reason
+    is_lost = source == JobState.RUNNING and state == JobState.PREPARED
+    seconds = event.data.get("after_seconds")
+    return PastSpan(
+        str(source),
+        job.traceparent,
+        float(seconds) if isinstance(seconds, int | float) else 0.0,
+        attributes,
+        own=_own(job),
+        links=tuple(_links(job, current)),
+        error="attempt_lost" if is_lost else reason if state == JobState.FAILED else None,
+    )
+
+
+def _attributes(job: JobRecord) -> dict[str, str | int]:
+    """Return ids; of an attempt also its number and the last phase that it has shown."""
+    attributes: dict[str, str | int] = {"cmcl.job": job.id, "cmcl.model": job.model}
+    if job.dataset is not None:
+        attributes["cmcl.dataset"] = job.dataset
+    if job.state == JobState.RUNNING:
+        attributes["cmcl.attempt"] = job.attempt
+        if job.progress is not None:
+            attributes["cmcl.phase"] = job.progress.phase
+    return attributes
+
+
+def _own(job: JobRecord) -> str | None:
+    match job.state:
+        case JobState.PREPARING:
+            return preparation_span(job)
+        case JobState.RUNNING:
+            return attempt_span(job)
+    return None
+
+
+def _links(job: JobRecord, current: str | None) -> Iterator[str]:
+    """The preparation or the attempt before this one, and a request of another trace that moved the job."""
+    before = None
+    if job.state == JobState.PREPARING:
+        before = preparation_span(job, job.preparation - 1)
+    elif job.state == JobState.RUNNING:
+        before = attempt_span(job, job.attempt - 1)
+    if before is not None:
+        yield before
+    if current is not None and trace_id(current) != trace_id(job.traceparent):
+        yield current
+
+
+def _derived(job: JobRecord, what: str, number: int) -> str | None:
+    if job.traceparent is None or number < 1 or not _is_sampled(job.traceparent):
+        return None
+    digest = hashlib.sha256(f"{job.id}/{what}/{number}".encode()).hexdigest()
+    return f"{job.traceparent[:36]}{digest[:16]}{job.traceparent[52:]}"
+
+
+def _is_sampled(traceparent: str) -> bool:
+    return bool(int(traceparent[53:], 16) & 1)

@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from cmcl.ports import Ports
+from cmcl.stack_host import Ports
 from tests.fakes.control_plane import ControlPlane
 
 KEY = "operator-key-of-the-tests-0123456789abcdef"
@@ -18,7 +18,7 @@ KEY = "operator-key-of-the-tests-0123456789abcdef"
 
 @dataclass(frozen=True)
 class Served:
-    """The control plane, where it listens, and ids of what it has."""
+    """The control plane, its address, and ids of its objects."""
 
     plane: ControlPlane
     address: str
@@ -26,13 +26,13 @@ class Served:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What lets a request in."""
+        """Headers that authenticate a request."""
         return {"Authorization": f"Bearer {KEY}"}
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """With a model that has versions, a job that waits and an open dataset; keys are asked for."""
+    """A control plane that requires keys, with a model with versions, a waiting job and an open dataset."""
     folder = tmp_path_factory.mktemp("plane")
     before = ControlPlane(folder)
     before.create_model()

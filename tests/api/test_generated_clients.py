@@ -1,4 +1,4 @@
-"""Both descriptions of our API make clients that work: generated here, and used against both servers."""
+"""Clients generated from both OpenAPI documents work against both servers."""
 
 import asyncio
 import importlib
@@ -36,7 +36,7 @@ class Generated:
         self.models = self._module("models")
 
     def call(self, operation: str, *arguments: object, **options: object) -> Any:
-        """The parsed answer of an operation, `tag.name`; None for a status that is not described."""
+        """Return the parsed response of an operation `tag.name`; None for an undocumented status."""
         detailed = self._module(f"api.{operation}").asyncio_detailed
         return asyncio.run(self._answer(detailed, *arguments, **options))
 
@@ -59,7 +59,7 @@ class Generated:
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Names of both clients' packages, generated without a word of complaint."""
+    """Generate both clients' packages without a warning, and return their names."""
     folder = tmp_path_factory.mktemp("generated")
     config = folder / "config.json"
     config.write_text(json.dumps({"content_type_overrides": _ARROW, "post_hooks": []}))
@@ -81,7 +81,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
 
 @pytest.fixture
 def plane(packages: dict[str, str], tmp_path: Path) -> Iterator[tuple[ControlPlane, Generated]]:
-    """A control plane, and the client that its description makes."""
+    """A control plane, and the client generated from its OpenAPI document."""
     running = ControlPlane(tmp_path)
     yield running, Generated(packages["plane"], running.app)
     running.close()
@@ -102,7 +102,7 @@ def test_generated_clients_create_a_model_post_a_dataset_and_embed(
     spec = ModelSpec.model_validate(SPEC)
     publish_version(running.store, "scenes", 1, spec, random_heads(spec, 1), generation=1)
     replica = Replica(running.store, ServeArgs(store=running.store.uri))
-    replica.look()
+    replica.poll()
     endpoint = Generated(packages["endpoint"], replica.app)
     request = endpoint.models.EmbeddingRequest("scenes", input_=_IMAGE, modality="image")
     answer = endpoint.call("embeddings.create_embeddings", body=request)
@@ -123,7 +123,7 @@ def test_generated_clients_read_the_errors_of_both(
     problem = control.call("models.read_model", "nothing")
     assert (problem.status, problem.type_) == (404, "urn:cmcl:problem:not-found")
     replica = Replica(running.store, ServeArgs(store=running.store.uri))
-    replica.look()
+    replica.poll()
     endpoint = Generated(packages["endpoint"], replica.app)
     request = endpoint.models.EmbeddingRequest("nothing", input_=_IMAGE, modality="image")
     error = endpoint.call("embeddings.create_embeddings", body=request).error

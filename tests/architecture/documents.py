@@ -1,16 +1,45 @@
-"""What the documents name: paths in backticks, links, trees of folders, make targets."""
+"""Parts of documents: paths in backticks, links, trees of folders, make targets, code blocks."""
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tests.architecture.repository import ROOT, repository_files
 
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+# A comment in front says that tests do not run the block, and why.
+_BLOCK = re.compile(
+    r"^(?P<comment><!-- not run: [^>]+ -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
 _CODE = re.compile(r"`([^`\n]+)`")
+_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _TREE_LINE = re.compile(r"(?P<indent> *)(?P<names>(?:[\w.-]+(?:/|\.\w+)(?:[\w./-]*)(?:\s+|$))+)")
 _MAKE = re.compile(r"\bmake ([a-z-]+)")
+
+
+@dataclass(frozen=True)
+class CodeBlock:
+    """A fenced block with a language; `is_run` is False if the page says that tests do not run it."""
+
+    language: str
+    text: str
+    is_run: bool
+
+
+def code_blocks(text: str) -> list[CodeBlock]:
+    """All fenced blocks with a language, in their order."""
+    return [
+        CodeBlock(found["language"], found["text"], is_run=found["comment"] is None)
+        for found in _BLOCK.finditer(text)
+    ]
+
+
+def code_of(text: str, language: str) -> list[str]:
+    """The blocks of one language that are run, in their order."""
+    return [each.text for each in code_blocks(text) if each.is_run and each.language == language]
 
 
 def documents() -> list[Path]:
@@ -19,7 +48,7 @@ def documents() -> list[Path]:
 
 
 def named_paths(text: str) -> Iterator[str]:
-    """In backticks, and beginning with one of the repository's own folders or files.
+    """Paths in backticks that begin with a folder or file of the repository.
 
     Placeholders (`models/<model>/`, `tests/*`) are no paths.
     """
@@ -29,6 +58,11 @@ def named_paths(text: str) -> Iterator[str]:
         plain = re.fullmatch(r"[\w./-]+(:\d+)?", token)
         if plain and first in tops and (slash or "." in token):
             yield token.partition(":")[0]
+
+
+def named_tests(text: str) -> Iterator[tuple[str, str]]:
+    """File and name of tests in backticks, as pytest writes them: `tests/a/test_b.py::test_c`."""
+    yield from _TEST.findall(_FENCE.sub("", text))
 
 
 def links(text: str) -> Iterator[str]:
@@ -47,7 +81,7 @@ def tree_paths(text: str) -> Iterator[str]:
 
 
 def make_targets(text: str) -> set[str]:
-    """Behind `make` in anything that is set as code."""
+    """Names after `make` in code spans and code blocks."""
     code = [*_FENCE.findall(text), *_CODE.findall(_FENCE.sub("", text))]
     return {target for part in code for target in _MAKE.findall(part)}
 

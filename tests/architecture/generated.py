@@ -2,28 +2,35 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from cmcl.cli import command_tree
+from cmcl.contract.encoder import EncoderSpec
 from cmcl.haproxy import CONNECTIONS_PER_SOURCE
 from service.app import create_app
+from service.owner_settings import OwnerGrant
 from service.settings import Settings
 from tests.architecture.repository import ROOT
 from tests.architecture.sync_client import SYNC_MODULES
 from tests.chart.readme import chart_readme
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Replica
+from workers.prepare.settings import PrepareSettings
 from workers.serve.api.app import describe
-from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.settings import ServeArgs
 from workers.storage.local import LocalStore
 from workers.train.settings import TrainSettings
 
 Schema = dict[str, Any]
 
+_CLI_HEAD = (
+    "Generated from the code by `make docs`; edit the help there. "
+    "[Client and command line](client.md) explains how they are used, and has the exit codes."
+)
 _HEAD = """# Settings
 
 Generated from the code by `make docs`; edit the descriptions there.
@@ -31,14 +38,25 @@ Generated from the code by `make docs`; edit the descriptions there.
 ## Control plane
 
 `python -m service` reads the environment, once, when it starts (`service/settings.py`, and
-`service/launcher_settings.py` for how attempts run).
+`service/launcher_settings.py` for how attempts run, `service/owner_settings.py` for quotas).
 
 {service}
+### A grant
+
+Of the operator to one owner, in `CMCL_OWNERS`. A number of 0 permits none.
+
+{grant}
 ## Training
 
 Read by the training processes from the environment of the Ray nodes (`workers/train/settings.py`).
 
 {train}
+## Preparation
+
+Read by the driver of preparation and by its tasks, from the environment of the Ray nodes
+(`workers/prepare/settings.py`).
+
+{prepare}
 ## The endpoint's proxy
 
 Read by `cmcl-haproxy` from the environment of the Ray nodes each time that it starts HAProxy
@@ -57,7 +75,8 @@ Options of `python -m workers.serve` and arguments of the Serve application
 {serve}
 ### An encoder
 
-The encoder of one modality ([encoders](encoders.md), `workers/serve/encoders/spec.py`).
+A declaration, for preparation and for the endpoint ([encoders](encoders.md),
+`cmcl/contract/encoder.py`).
 
 {encoder}"""
 
@@ -69,9 +88,11 @@ def settings_document() -> str:
     return _HEAD.format(
         service=_table("variable", Settings, lambda field: f"CMCL_{field.upper()}"),
         train=_table("variable", TrainSettings, lambda field: f"CMCL_{field.upper()}"),
+        prepare=_table("variable", PrepareSettings, lambda field: f"CMCL_PREPARE_{field.upper()}"),
         serve=_table("argument", ServeArgs, str),
         per_source=CONNECTIONS_PER_SOURCE,
         encoder=_table("field", EncoderSpec, str),
+        grant=_table("field", OwnerGrant, str),
     )
 
 
@@ -98,8 +119,14 @@ def endpoint_openapi_document() -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-GENERATED = {
+def command_line_document() -> str:
+    """`docs/cli.md`: all commands with their arguments and options."""
+    return "\n".join(["# Command line", "", _CLI_HEAD, *_commands(command_tree(), "cmcl")]) + "\n"
+
+
+GENERATED: dict[str, Callable[[], str]] = {
     "docs/settings.md": settings_document,
+    "docs/cli.md": command_line_document,
     "docs/openapi.json": openapi_document,
     "docs/openapi-embeddings.json": endpoint_openapi_document,
     "helm/README.md": chart_readme,
@@ -111,6 +138,31 @@ def main() -> None:
     """Write all generated files."""
     for name, document in GENERATED.items():
         (ROOT / name).write_text(document())
+
+
+def _commands(command: Any, path: str) -> Iterator[str]:
+    """The sections of a command and of those below it."""
+    inner = getattr(command, "commands", {})
+    yield from ("", f"## `{path}`" if inner else f"### `{path}`")
+    if path != "cmcl":
+        yield from ("", " ".join(str(command.help).split()))
+    parameters = [each for each in command.params if path != "cmcl"]
+    if parameters:
+        yield from ("", "| argument or option | meaning |", "|---|---|")
+    for each in parameters:
+        is_option = each.param_type_name == "option"
+        options = f"{', '.join(each.opts)} {each.metavar or ''}".strip()
+        name = options if is_option else (each.metavar or str(each.name).upper())
+        variable = f" (`{each.envvar}`)" if each.envvar else ""
+        meaning = " ".join(str(each.help).split())
+        yield f"| `{_cell(name)}`{variable} | {_cell(meaning)} |"
+    for name, each in inner.items():
+        yield from _commands(each, f"{path} {name}")
+
+
+def _cell(text: str) -> str:
+    """Text in which a bar does not end the cell."""
+    return text.replace("|", "\\|")
 
 
 def _table(head: str, model: type[BaseModel], named: Callable[[str], str]) -> str:

@@ -17,7 +17,7 @@ def repository_files() -> tuple[Path, ...]:
 
 
 def text_files() -> list[tuple[Path, str]]:
-    """Those that are text, with what they say."""
+    """Text files, with their content."""
     found = []
     for path in repository_files():
         data = (ROOT / path).read_bytes()

@@ -1,4 +1,4 @@
-"""The blocking client, generated from the one that is awaited."""
+"""The synchronous client, generated from the asynchronous one."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ _HEAD = "# Generated from {source} by `make docs`; edit that file.\n"
 
 
 def sync_module(name: str) -> str:
-    """One module of the blocking client."""
+    """The source of one module of the synchronous client."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, SOURCE, name)
         copy.parent.mkdir(parents=True)

@@ -44,7 +44,7 @@ def test_a_planted_address_is_found(pattern: re.Pattern[str], line: str) -> None
 
 
 def requirements(path: Path) -> list[str]:
-    """Each with its continued lines; without comments."""
+    """Requirements with their continued lines, without comments."""
     lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
     return [line for line in "\n".join(lines).replace("\\\n", " ").splitlines() if line.strip()]
 

@@ -1,9 +1,18 @@
-"""What the documents say can be found where they say it."""
+"""Paths, links and commands in documents exist."""
 
 import re
 from pathlib import Path
 
-from tests.architecture.documents import documents, links, make_targets, named_paths, tree_paths
+from tests.architecture.documents import (
+    code_blocks,
+    code_of,
+    documents,
+    links,
+    make_targets,
+    named_paths,
+    named_tests,
+    tree_paths,
+)
 from tests.architecture.repository import ROOT
 
 DOCUMENTS = documents()
@@ -21,6 +30,29 @@ def test_every_path_that_a_document_names_exists() -> None:
         assert missing(set(links(text)), (ROOT / document).parent) == set(), document
 
 
+def missing_tests(text: str) -> set[str]:
+    return {
+        f"{file}::{name}"
+        for file, name in named_tests(text)
+        if not (ROOT / file).is_file() or f"def {name}(" not in (ROOT / file).read_text()
+    }
+
+
+def test_every_test_that_a_document_names_exists() -> None:
+    for document in DOCUMENTS:
+        assert missing_tests((ROOT / document).read_text()) == set(), document
+
+
+def test_every_row_about_other_tools_names_a_test() -> None:
+    rows = re.findall(
+        r"^\| (?!---).* \|$", (ROOT / "docs/integrations.md").read_text(), re.MULTILINE
+    )
+    tables = [row for row in rows if not row.endswith("| shown by |")]
+    assert len(tables) > 30
+    unproven = [row for row in tables if not list(named_tests(row)) and "| the same" not in row]
+    assert unproven == []
+
+
 def test_every_make_target_that_a_document_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in DOCUMENTS:
@@ -30,6 +62,8 @@ def test_every_make_target_that_a_document_names_exists() -> None:
 def test_a_path_that_does_not_exist_would_be_found() -> None:
     text = "See `service/gone.py`, `workers/`, `models/<model>/`, `tests/*` and `x.y`."
     assert missing(set(named_paths(text))) == {"service/gone.py"}
+    text = "`tests/architecture/test_documents.py::missing_tests`, `tests/architecture/test_documents.py::test_gone`"
+    assert missing_tests(text) == {"tests/architecture/test_documents.py::test_gone"}
     tree = (
         "```\nservice/    first\n  app.py    here\n  gone/     not here\n    deep.py nor this\n```"
     )
@@ -39,3 +73,16 @@ def test_a_path_that_does_not_exist_would_be_found() -> None:
         "test",
         "gone",
     }
+
+
+def test_a_block_is_run_unless_the_page_says_why_not() -> None:
+    text = (
+        "```\na tree\n```\n<!-- not run: it installs -->\n```sh\nmake setup\n```\n"
+        "<!-- a remark -->\n```sh\nls\n```\n```python\nprint(1)\n```\n"
+    )
+    assert [(block.text, block.is_run) for block in code_blocks(text)] == [
+        ("make setup\n", False),
+        ("ls\n", True),
+        ("print(1)\n", True),
+    ]
+    assert code_of(text, "sh") == ["ls\n"]

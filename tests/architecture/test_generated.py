@@ -1,12 +1,12 @@
-"""Documents made from the code are those that the code makes now."""
+"""Generated documents are up to date."""
 
 import pytest
 
+from cmcl.contract.encoder import EncoderSpec
 from service.launcher_settings import LauncherSettings
 from service.settings import Settings
 from tests.architecture.generated import GENERATED, settings_document
 from tests.architecture.repository import ROOT
-from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.settings import ServeArgs
 from workers.train.settings import TrainSettings
 

@@ -34,6 +34,12 @@ def test_the_control_plane_loads_no_ray(module: str) -> None:
     assert "ray" not in loaded_by(module)
 
 
+@pytest.mark.parametrize("module", ["service.app", "service.__main__"])
+def test_the_control_plane_loads_nothing_that_reads_files_of_users(module: str) -> None:
+    libraries = {"pyarrow", "numpy", "h5py", "blake3", "safetensors", "PIL", "av", "soundfile"}
+    assert not loaded_by(module).intersection(libraries)
+
+
 @pytest.mark.parametrize("module", ["workers.train.__main__", "workers.train.pool.client"])
 def test_the_job_of_a_warm_attempt_loads_nothing_that_takes_long(module: str) -> None:
     assert not loaded_by(module).intersection({"ray", "torch", "numpy", "pydantic", "boto3"})
@@ -43,3 +49,14 @@ def test_libraries_of_encoders_are_loaded_in_their_own_processes_alone() -> None
     loaded = loaded_by("workers.serve.app")
     assert "workers.serve.encoders.deployment" in loaded
     assert not loaded.intersection({"sentence_transformers", "transformers", "PIL"})
+
+
+def test_pictures_need_the_standard_library_alone() -> None:
+    loaded = {name.partition(".")[0] for name in loaded_by("cmcl.pictures")}
+    assert loaded - sys.stdlib_module_names <= {"cmcl", "__main__", *loaded_by_python()}
+
+
+@functools.cache
+def loaded_by_python() -> set[str]:
+    """What an interpreter of this environment loads before the program: hooks of editable packages."""
+    return {name.partition(".")[0] for name in loaded_by("json")}

@@ -7,7 +7,7 @@ from tests.chart.release import EXAMPLES, Release, render, values_of
 
 @pytest.fixture(scope="session")
 def releases() -> dict[str, Release]:
-    """The chart with every set of values that helm/ci and helm/examples have."""
+    """The chart rendered with every set of values in helm/ci and helm/examples."""
     return {example: render(values_of(example)) for example in EXAMPLES}
 
 
@@ -43,7 +43,7 @@ def one_cluster(releases: dict[str, Release]) -> Release:
 
 @pytest.fixture
 def locked_down(releases: dict[str, Release]) -> Release:
-    """No way out but those named, digests, accounts of others, the Gateway API."""
+    """Restricted egress, image digests, existing service accounts, the Gateway API."""
     return releases["locked-down"]
 
 

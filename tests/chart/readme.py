@@ -1,6 +1,6 @@
 """helm/README.md, from the comments of values.yaml: `python -m tests.architecture.generated` writes it.
 
-A comment that begins with `--` explains the key below it; any other comment above a key is the words of
+A comment that begins with `--` describes the key below it; any other comment above a key is the text of
 its section.
 """
 
@@ -35,7 +35,7 @@ _INDENT = 2
 
 @dataclass
 class Section:
-    """A key at the top of values.yaml: its own words, and a row for every value below it."""
+    """A top-level key of values.yaml: its text, and a row for every value below it."""
 
     name: str
     words: str
@@ -64,7 +64,7 @@ def _count(example: str) -> Counter[str]:
 
 
 def _sections() -> Iterator[Section]:
-    """Keys without anything below them come first, together."""
+    """Keys without nested values come first, as one section."""
     values = helm_python.values_from_yaml((CHART / "values.yaml").read_text())
     alone = Section("", "")
     sections = [alone]
@@ -81,7 +81,7 @@ def _sections() -> Iterator[Section]:
 
 
 def _explained() -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every key, with the comment above it; what is below an explained key belongs to Kubernetes."""
+    """Every key with its comment; values below a commented key are Kubernetes' own."""
     path: list[str] = []
     words: list[str] = []
     closed: int | None = None

@@ -1,4 +1,4 @@
-"""The chart, rendered: what the tests of this folder look at."""
+"""The rendered chart, which the tests of this folder read."""
 
 import functools
 import inspect
@@ -33,7 +33,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Release:
-    """What `helm install` would send, by file of the chart."""
+    """Manifests that `helm install` would send, by file of the chart."""
 
     objects: Mapping[str, Object]
     notes: str
@@ -55,7 +55,7 @@ class Release:
     def pod_templates(self, *, at_the_end: bool = True) -> dict[str, Object]:
         """Every pod template, including those inside Ray objects, by its location.
 
-        Without `at_the_end`, those alone that are there while the release is.
+        Without `at_the_end`: only those that exist while the release is installed.
         """
         return {
             f"{item['kind']} {item['metadata']['name']} {where}": template
@@ -65,7 +65,7 @@ class Release:
         }
 
     def settings(self) -> dict[str, Any]:
-        """CMCL_* of the control plane: text, or where it comes from."""
+        """CMCL_* variables of the control plane: text, or their source."""
         container = self.container("service")
         (source,) = container["envFrom"]
         settings: dict[str, Any] = dict(
@@ -151,12 +151,12 @@ def merged(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_uninstall_hook(item: Object) -> bool:
-    """Whether Helm makes it while it uninstalls, and at no other time."""
+    """Whether Helm creates it only during an uninstall."""
     return item["metadata"].get("annotations", {}).get("helm.sh/hook") == "pre-delete"
 
 
 def environment_of(container: Object) -> dict[str, Any]:
-    """Variables of a container: text, or where it comes from."""
+    """Variables of a container: text, or their source."""
     return {item["name"]: item.get("value", item.get("valueFrom")) for item in container["env"]}
 
 

@@ -15,7 +15,7 @@ HOST_FIELDS = ("hostNetwork", "hostPID", "hostIPC")
 
 
 def violations(spec: Object) -> list[str]:
-    """What "restricted" forbids in a pod, as messages; empty if it is admitted."""
+    """Violations of "restricted" in a pod, as messages; empty if it is admitted."""
     return [
         *_of_pod(spec),
         *(problem for part in _containers(spec) for problem in _of_container(part)),

@@ -1,4 +1,4 @@
-"""Schemas of Kubernetes and KubeRay, made strict: a field that they do not name is an error."""
+"""Strict schemas of Kubernetes and KubeRay: an unknown field is an error."""
 
 import functools
 import lzma
@@ -8,7 +8,7 @@ from typing import Any
 
 import helm_python
 import kubernetes_validate  # type: ignore[import-untyped]
-from jsonschema import Draft7Validator  # type: ignore[import-untyped]
+from jsonschema import Draft7Validator
 
 from tests.chart.release import ROOT, Object
 
@@ -19,7 +19,7 @@ _INT_OR_STRING = {"anyOf": [{"type": "integer"}, {"type": "string"}]}
 
 
 def complaints_of_kubernetes(item: Object) -> list[str]:
-    """Why Kubernetes would refuse an object of its own kinds, or ignore a field of it."""
+    """Reasons why Kubernetes would reject a built-in object, or ignore a field of it."""
     try:
         kubernetes_validate.validate(item, kubernetes_validate.latest_version(), strict=True)
     except kubernetes_validate.ValidationError as error:
@@ -28,7 +28,7 @@ def complaints_of_kubernetes(item: Object) -> list[str]:
 
 
 def complaints_of_kuberay(item: Object) -> list[str]:
-    """What KubeRay's CRDs do not describe in an object."""
+    """Fields of an object that KubeRay's CRDs do not describe."""
     validator = _crd_validator(CRDS / f"{item['kind'].lower()}s.yaml.xz")
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(item)]
 

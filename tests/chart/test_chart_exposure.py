@@ -5,6 +5,7 @@ from pathlib import Path
 
 import helm_python
 import pytest
+from fastapi.routing import iter_route_contexts
 
 from cmcl.contract.version import ANNOUNCEMENTS
 from tests.chart.release import CHART, ROOT, Object, Release, render, values_of
@@ -63,6 +64,8 @@ def test_an_ingress_leads_to_its_service(
 def _of_service(folder: Path) -> set[str]:
     plane = ControlPlane(folder)
     routes = {str(getattr(route, "path", "")) for route in plane.app.routes}
+    pages = iter_route_contexts(plane.app.state.page.routes)
+    routes |= {context.path for context in pages if context.path}
     found = routes | set(plane.app.openapi()["paths"])
     plane.close()
     return found - {""}

@@ -1,11 +1,13 @@
 """What sites add: variables, volumes, places, mirrors, objects of their own."""
 
+import json
 from typing import Any
 
 import helm_python
 import pytest
 
 from tests.chart.release import Release, environment_of, render, values_of
+from tests.chart.schemas import complaints_of_kubernetes
 
 SECRET = {"secretKeyRef": {"name": "ours", "key": "token"}}
 VOLUME = {"name": "authorities", "configMap": {"name": "ours"}}
@@ -33,7 +35,7 @@ def test_variables_and_volumes_reach_all_pods_of_their_part(part: str) -> None:
         belongs = template["metadata"]["labels"]["app.kubernetes.io/component"] == part
         assert has_it is belongs
         seen += has_it
-    assert seen == (1 if part == "service" else 2)
+    assert seen == {"service": 1, "training": 3, "serving": 2}[part]
 
 
 def test_a_migration_reaches_the_database_as_the_service_does(locked_down: Release) -> None:
@@ -79,6 +81,7 @@ def test_each_group_has_its_node_labels_and_priority(path: tuple[str, ...], comp
         (("service",), {"service", "migration", "rebuild", *ONCE}),
         (("training", "head"), {"training"}),
         (("training", "workers"), {"training"}),
+        (("preparation", "workers"), {"training"}),
         (("serving", "head"), {"serving"}),
         (("serving", "workers"), {"serving"}),
         (("serving", "encoderWorkers"), {"serving"}),
@@ -177,3 +180,51 @@ def test_objects_of_the_site_may_hold_templates(locked_down: Release) -> None:
     # It makes a Secret that the chart reads, though not the one that is needed before Helm makes anything.
     name = secret["spec"]["target"]["name"]
     assert locked_down.settings()["CMCL_SNAPSHOT_SIGNING_KEY"]["secretKeyRef"]["name"] == name
+
+
+def test_containers_names_and_probes_of_a_site_are_in_the_pods_of_the_service() -> None:
+    sidecar = {"name": "proxy", "image": "{{ .Release.Name }}/proxy:1"}
+    values = {
+        "initContainers": [{"name": "wait", "image": "busybox"}],
+        "sidecars": [sidecar],
+        "dnsConfig": {"options": [{"name": "ndots", "value": "2"}]},
+        "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["db.example.org"]}],
+        "probes": {"liveness": {"failureThreshold": 9}},
+    }
+    deployment = render({"service": values}).one("Deployment", "demo-cmcl")
+    assert complaints_of_kubernetes(deployment) == []
+    spec = deployment["spec"]["template"]["spec"]
+    assert spec["initContainers"] == values["initContainers"]
+    assert [container["name"] for container in spec["containers"]] == ["service", "proxy"]
+    assert spec["containers"][1]["image"] == "demo/proxy:1"
+    assert (spec["dnsConfig"], spec["hostAliases"]) == (values["dnsConfig"], values["hostAliases"])
+    probe = spec["containers"][0]["livenessProbe"]
+    assert (probe["failureThreshold"], probe["timeoutSeconds"]) == (9, 5)
+
+
+@pytest.mark.parametrize(
+    ("training", "attempts"),
+    [
+        ({}, "1"),
+        ({"launcher": "kuberay"}, None),
+        ({"attemptsAtOnce": 0}, "0"),
+        ({"attemptsAtOnce": 5}, "5"),
+        ({"ranks": 2, "ranksPerPod": 2, "autoscaling": {"enabled": True, "maxPods": 6}}, "6"),
+        ({"ranks": 4, "ranksPerPod": 2, "autoscaling": {"enabled": True, "maxPods": 6}}, "3"),
+        ({"ranks": 4, "autoscaling": {"enabled": True, "maxPods": 0}}, "1"),
+    ],
+)
+def test_attempts_at_once_follow_the_largest_cluster_of_an_autoscaler(
+    training: dict[str, Any], attempts: str | None
+) -> None:
+    settings = render({**values_of("production"), "training": training}).settings()
+    assert settings.get("CMCL_ATTEMPTS_AT_ONCE") == attempts
+
+
+def test_grants_to_owners_and_a_queue_for_each_reach_the_service() -> None:
+    queued = values_of("queued")
+    queued["training"]["rayJobs"]["queue"] = "of-{owner}"
+    queued["access"]["owners"] = {"lab": {"running_jobs": 4, "high_priority": True}}
+    settings = render(queued).settings()
+    assert settings["CMCL_KUBERAY_QUEUE"] == "of-{owner}"
+    assert json.loads(settings["CMCL_OWNERS"]) == queued["access"]["owners"]

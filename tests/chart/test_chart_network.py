@@ -1,4 +1,4 @@
-"""NetworkPolicies: who reaches what. Ray runs any code for any client that reaches its ports."""
+"""NetworkPolicies: which pods reach which ports. Ray runs any code for a client that reaches its ports."""
 
 from collections.abc import Iterator
 
@@ -145,7 +145,7 @@ def test_one_off_pods_accept_no_connections(release: Release) -> None:
 
 
 def test_the_migration_has_a_policy_before_it_runs(locked_down: Release) -> None:
-    """An install in a namespace that denies all: the release's other policies come behind it."""
+    """In a namespace that denies all traffic; the release's other policies are created later."""
     policy = locked_down.one("NetworkPolicy", "demo-cmcl-migration")
     job = locked_down.one("Job", "demo-cmcl-migration")
     for hook in ("helm.sh/hook", "helm.sh/hook-delete-policy"):
@@ -200,7 +200,7 @@ def test_name_servers_are_reached_where_their_pods_listen(
 
 
 def _policies(release: Release) -> list[Object]:
-    """Those that are there while the release is."""
+    """The policies that exist while the release is installed."""
     return [item for item in release.of_kind("NetworkPolicy") if not is_uninstall_hook(item)]
 
 
@@ -227,7 +227,7 @@ def test_restricted_pods_reach_names_store_and_their_own(locked_down: Release) -
 
 
 def _may_ask_kubernetes(values: Object) -> dict[str, Object]:
-    """The rule that leads to the Kubernetes API, by the policy that has it."""
+    """By policy: the rule that allows the Kubernetes API."""
     ports = values["networkPolicy"]["kubernetesApi"]["ports"]
     wanted = [{"port": port, "protocol": "TCP"} for port in ports]
     rules = _egress(render(values))
@@ -245,7 +245,7 @@ def _may_ask_kubernetes(values: Object) -> dict[str, Object]:
         ({"training": {"launcher": "kuberay"}}, "demo-cmcl"),
         ({"training": {}}, None),
     ],
-    ids=["autoscaler", "autoscaler of one cluster", "RayJobs", "nobody"],
+    ids=["autoscaler", "autoscaler of one cluster", "RayJobs", "none"],
 )
 def test_only_pods_that_call_kubernetes_may_reach_it(changes: Object, asks: str | None) -> None:
     """Pods with a token of Kubernetes: no submitter has one, no rank, no hook but that of uninstalling."""
@@ -271,10 +271,10 @@ def test_the_kubernetes_api_is_anywhere_until_its_networks_are_named(locked_down
     (rule,) = [rule for _, rule in _egress(locked_down) if "to" not in rule]
     assert [entry["port"] for entry in rule["ports"]] == [443, 6443]
     values = values_of("locked-down")
-    named = {"cidrs": ["10.0.0.0/28", "fd00::/64"], "ports": [6443]}
-    values["networkPolicy"]["kubernetesApi"] = named
+    cidrs = ["10.0.0.0/28", "fd00::/64"]
+    values["networkPolicy"]["kubernetesApi"] = {"cidrs": cidrs, "ports": [6443]}
     rule = _may_ask_kubernetes(values)["demo-cmcl-training"]
-    assert rule["to"] == [{"ipBlock": {"cidr": cidr}} for cidr in named["cidrs"]]
+    assert rule["to"] == [{"ipBlock": {"cidr": cidr}} for cidr in cidrs]
 
 
 def test_restricting_without_naming_the_store_is_refused() -> None:

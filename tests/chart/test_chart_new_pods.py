@@ -13,7 +13,7 @@ AUTOSCALED = {"enabled": True, "minPods": 1, "maxPods": 4}
 
 
 def _clusters(release: Release) -> dict[str, Object]:
-    """The spec of every Ray cluster, by the kind of what makes it."""
+    """The spec of every Ray cluster, by the kind of its owner."""
     return {
         item["kind"]: item["spec"].get("rayClusterConfig", item["spec"])
         for item in release.of_kind("RayCluster", "RayService")
@@ -36,8 +36,8 @@ def _templates(cluster: Object) -> Iterator[Object]:
         yield group["template"]
 
 
-def _anew(before: Release, after: Release) -> set[str]:
-    """Those that KubeRay recreates when one release follows the other."""
+def _recreated(before: Release, after: Release) -> set[str]:
+    """The kinds whose pods KubeRay recreates when the second release replaces the first."""
     old, new = _clusters(before), _clusters(after)
     return {
         kind
@@ -47,7 +47,7 @@ def _anew(before: Release, after: Release) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "anew"),
+    ("changes", "recreated"),
     [
         ({"serving": {"replicas": 2}}, {"RayService"}),
         ({"serving": {"workers": {"tolerations": TOLERATIONS}}}, {"RayService"}),
@@ -60,17 +60,14 @@ def _anew(before: Release, after: Release) -> set[str]:
     ],
     ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
-def test_new_pods_come_for_what_kuberay_would_not_see(changes: Object, anew: set[str]) -> None:
-    assert _anew(render(BUCKET), render(BUCKET | changes)) == anew
+def test_new_pods_come_for_what_kuberay_would_not_see(changes: Object, recreated: set[str]) -> None:
+    assert _recreated(render(BUCKET), render(BUCKET | changes)) == recreated
 
 
 def test_more_encoders_are_more_pods_of_theirs() -> None:
-    encoder = {"modality": "text", "kind": "synthetic", "width": 8}
-    one, two = (
-        render(BUCKET | {"serving": {"encoders": [encoder | {"replicas": count}]}})
-        for count in (1, 2)
-    )
-    assert _anew(one, two) == {"RayService"}
+    encoder = {"name": "words", "kind": "synthetic", "takes": "text", "width": 8}
+    one, two = (render(BUCKET | {"encoders": [encoder | {"replicas": count}]}) for count in (1, 2))
+    assert _recreated(one, two) == {"RayService"}
 
 
 @pytest.mark.parametrize(
@@ -87,12 +84,12 @@ def test_ranks_inside_a_rayservice_are_counted_as_well(before: Object, after: Ob
         render(values_of("one-cluster") | {"training": {"ranksPerPod": 2, **training}})
         for training in (before, after)
     )
-    assert _anew(one, two) == {"RayService"}
+    assert _recreated(one, two) == {"RayService"}
 
 
 def test_the_same_values_make_the_same_pods(releases: dict[str, Release]) -> None:
-    anew = {name: _anew(each, render(values_of(name))) for name, each in releases.items()}
-    assert {name: kinds for name, kinds in anew.items() if kinds} == {}
+    recreated = {name: _recreated(each, render(values_of(name))) for name, each in releases.items()}
+    assert {name: kinds for name, kinds in recreated.items() if kinds} == {}
 
 
 def test_another_revision_of_the_secrets_restarts_all_that_stays() -> None:
@@ -104,5 +101,5 @@ def test_another_revision_of_the_secrets_restarts_all_that_stays() -> None:
     assert {*marks({}).values()} == {None}
     changed = marks({"secretsRevision": "2026-11-27"})
     stays = {where for where in changed if where.startswith(("Deployment", "Ray"))}
-    assert len(stays) == 5
+    assert len(stays) == 6
     assert {changed[where] for where in stays} == {"2026-11-27"}

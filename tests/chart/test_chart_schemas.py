@@ -1,15 +1,17 @@
-"""Every object of every set of values, against the schemas of those who read it."""
+"""Every object of every set of values is valid by the schema of its kind."""
 
 import copy
 
 import pytest
 
+from tests.chart.operators import complaints_of_operators
 from tests.chart.release import Release, each_release
 from tests.chart.schemas import CRDS, complaints_of_kuberay, complaints_of_kubernetes
 
 OF_KUBERAY = {"RayCluster", "RayService"}
-# Their schemas are not available; the tests of each check its fields.
-OF_OTHERS = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "HTTPRoute", "ExternalSecret"}
+OF_OPERATORS = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "HTTPRoute"}
+# An object of the site.
+OF_OTHERS = OF_OPERATORS | {"ExternalSecret"}
 
 needs_crds = pytest.mark.skipif(
     not CRDS.is_dir(), reason="KubeRay's CRDs are not part of this repository"
@@ -49,6 +51,19 @@ def test_a_field_that_kuberay_lacks_is_caught(trial: Release) -> None:
     (complaint,) = complaints_of_kuberay(item)
     assert "containers[0]" in complaint
     assert "'envs' was unexpected" in complaint
+
+
+def test_prometheus_and_the_gateway_know_every_field(releases: dict[str, Release]) -> None:
+    found = [item for release in releases.values() for item in release.of_kind(*OF_OPERATORS)]
+    assert {item["kind"] for item in found} == OF_OPERATORS
+    assert [words for item in found for words in complaints_of_operators(item)] == []
+
+
+def test_a_field_that_prometheus_lacks_is_caught(production: Release) -> None:
+    item = copy.deepcopy(production.one("ServiceMonitor", "demo-cmcl"))
+    item["spec"]["endpoints"][0]["every"] = "30s"
+    (complaint,) = complaints_of_operators(item)
+    assert "'every' was unexpected" in complaint
 
 
 @each_release()

@@ -1,4 +1,4 @@
-"""Pod Security Standard "restricted", for every pod that the chart makes or has made."""
+"""Pod Security Standard "restricted", for every pod of the chart and of KubeRay."""
 
 import copy
 from collections.abc import Callable

@@ -7,12 +7,12 @@ import pytest
 
 from tests.chart.release import BUCKET, Object, Release, each_release, environment_of, render
 
-ENCODER = {"modality": "text", "kind": "synthetic", "width": 8}
+ENCODER = {"name": "words", "kind": "synthetic", "takes": "text", "width": 8}
 KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 
 
 def _pods(release: Release) -> list[Object]:
-    """Those that read or write the store: not the migration, nor the test."""
+    """Pods that use the store: all but the migration and the test."""
     return [
         template["spec"]
         for where, template in release.pod_templates().items()
@@ -35,7 +35,7 @@ def test_every_pod_reaches_the_same_bucket(production: Release) -> None:
         "AWS_DEFAULT_REGION": "eu-central-1",
         **{key: {"secretKeyRef": {"name": "cmcl-objects", "key": key}} for key in KEYS},
     }
-    assert len(_containers(production)) == 6
+    assert len(_containers(production)) == 7
     for container in _containers(production):
         assert _aws(container) == expected
 
@@ -85,7 +85,7 @@ SHARED = {"store": {"volume": {"accessMode": "ReadWriteMany"}}}
     ("values", "who", "pods"),
     [
         ({"serving": {"replicas": 3}}, "serving.replicas and replicasPerPod", 3),
-        ({"serving": {"encoders": [ENCODER | {"replicas": 2}]}}, "serving.encoders", 2),
+        ({"encoders": [ENCODER | {"replicas": 2}]}, "encoders", 2),
         ({"training": {"ranks": 5, "ranksPerPod": 2}}, "training.ranks, ranksPerPod and auto", 3),
         ({"training": {"autoscaling": {"enabled": True, "maxPods": 4}}}, "training.ranks", 4),
         (
@@ -108,15 +108,15 @@ def test_pods_on_several_nodes_do_not_share_a_volume_of_one(
 
 
 def test_one_pod_of_each_kind_shares_it_on_a_single_node() -> None:
-    serving = {"replicas": 3, "replicasPerPod": 3, "encoders": [ENCODER]}
-    assert render({"serving": serving, "training": {"ranks": 4, "ranksPerPod": 4}}).of_kind(
-        "RayService"
-    )
+    serving = {"replicas": 3, "replicasPerPod": 3}
+    assert render(
+        {"encoders": [ENCODER], "serving": serving, "training": {"ranks": 4, "ranksPerPod": 4}}
+    ).of_kind("RayService")
 
 
 @each_release()
 def test_what_pods_write_is_on_a_disk(release: Release) -> None:
-    """Uploads, shards and rows of ranks go to /tmp: in memory they would end the pod."""
+    """Uploads, shards and rows of ranks go to /tmp: a tmpfs would exceed the pod's memory."""
     for template in release.pod_templates().values():
         volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
         assert "medium" not in volumes["tmp"]["emptyDir"]

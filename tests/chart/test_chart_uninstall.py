@@ -1,10 +1,10 @@
-"""Before Helm deletes a release: a hook ends what KubeRay has to end, while all that it needs is there."""
+"""The pre-delete hook ends KubeRay's objects while everything that KubeRay needs exists."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from service.launchers.kuberay.teardown import PLURALS, main
+from service.launchers.kuberay_teardown import PLURALS, main
 from tests.chart.release import Object, Release, each_release, is_uninstall_hook, render
 from tests.fakes.kubernetes_api import PODS, KubernetesApi, kubernetes_api
 
@@ -19,7 +19,7 @@ def api() -> Iterator[KubernetesApi]:
 
 def _options(release: Release) -> list[str]:
     command: list[str] = release.container("uninstall")["command"]
-    assert command[:3] == ["python", "-m", "service.launchers.kuberay.teardown"]
+    assert command[:3] == ["python", "-m", "service.launchers.kuberay_teardown"]
     return command[3:]
 
 

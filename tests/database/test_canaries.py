@@ -5,11 +5,11 @@ from pathlib import Path
 from threading import Barrier
 
 from service.database.queries import canaries
-from service.registry import canary_rule
+from service.registry import canary
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.observations import agreement, observe
 
-CANDIDATE = "/v1/models/scenes/candidate"
+CANARY = "/v1/models/scenes/canary"
 
 
 def test_a_canary_is_judged_once_by_concurrent_replicas(tmp_path: Path, database_url: str) -> None:
@@ -19,7 +19,7 @@ def test_a_canary_is_judged_once_by_concurrent_replicas(tmp_path: Path, database
         plane.run_to_end(plane.post_dataset(name))
     rule = {"min_requests": 5, "min_cosine": 0.1, "promote_after": 5}
     body = {"version": 1, "shadow": 1, "rule": rule}
-    assert plane.client.put(CANDIDATE, json=body).status_code == 200
+    assert plane.client.put(CANARY, json=body).status_code == 200
     plane.tick()
     observe(plane.store, shadowed=5, pairs=agreement(5, 0.75))
     with plane.context.database.read() as connection:
@@ -29,13 +29,13 @@ def test_a_canary_is_judged_once_by_concurrent_replicas(tmp_path: Path, database
 
     def look(_: int) -> None:
         ready.wait()
-        canary_rule.judge_canary(plane.context, record)
+        canary.judge_canary(plane.context, record)
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(look, range(4)))
     plane.tick()
     assert plane.answering() == (3, 1)
     kinds = [event["kind"] for event in plane.client.get("/v1/events?limit=200").json()["items"]]
-    assert kinds.count("candidate.promoted") == 1
-    assert plane.client.get(CANDIDATE).status_code == 404
+    assert kinds.count("canary.promoted") == 1
+    assert plane.client.get(CANARY).status_code == 404
     plane.close()

@@ -1,20 +1,25 @@
-"""Deleting a model while a dataset is posted to it: one of the two comes first, on both databases."""
+"""Deleting models and datasets, on both databases."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from threading import Event
 
 import pytest
+from sqlalchemy import update
 
 from cmcl.contract.model import ModelSpec
 from service.database.engine import Database
-from service.database.queries import models
-from service.datasets.addresses import Intake
+from service.database.queries import datasets, maintenance, models, versions
+from service.database.tables import jobs
+from service.database.tables import versions as version_rows
 from service.datasets.intake import accept_dataset
-from service.datasets.request import NewDataset
+from service.datasets.request import Intake, NewDataset
 from service.errors import Conflict
 from service.principal import LOCAL
 from service.registry.models import delete_model
+from service.settings import Settings
+from service.states import JobState
+from tests.unit.storage.candidate import FILES, manifest_of
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SPEC = ModelSpec(modalities={"image": 4, "text": 3})
@@ -31,7 +36,8 @@ def test_a_model_that_is_given_a_job_is_not_deleted(database: Database) -> None:
         models.create(connection, "scenes", "default", SPEC, NOW)
     posted, deleting = Event(), Event()
     request = NewDataset.model_validate(BODY)
-    intake = Intake.of(LOCAL, NOW, ("s3://bucket",), request)
+    settings = Settings.model_validate({"allowed_prefixes": ("s3://bucket",)})
+    intake = Intake.of(LOCAL, NOW, settings, request)
 
     def delete() -> None:
         posted.wait(60)
@@ -50,3 +56,32 @@ def test_a_model_that_is_given_a_job_is_not_deleted(database: Database) -> None:
                 done.result(0.3)
         with pytest.raises(Conflict, match="has not ended"):
             done.result(60)
+
+
+def test_what_was_unlearned_is_found_with_the_versions_that_have_it(database: Database) -> None:
+    line = manifest_of(FILES).learned[0]
+    with database.write() as connection:
+        models.create(connection, "scenes", "default", SPEC, NOW)
+        settings = Settings.model_validate({"allowed_prefixes": ("s3://bucket",)})
+        request = NewDataset.model_validate(BODY)
+        accepted = accept_dataset(connection, request, Intake.of(LOCAL, NOW, settings, request))
+        dataset, job = accepted.dataset, accepted.job
+        assert job is not None
+        connection.execute(update(jobs).values(state=JobState.PUBLISHED, finished_at=NOW))
+        datasets.set_deleted(connection, dataset, "a job", NOW)
+        other = line.model_copy(update={"dataset": "ds-000000000000"})
+        own = line.model_copy(update={"dataset": dataset.id})
+        ledgers = {1: (other,), 2: (other, own), 3: (other,)}
+        for number, learned in ledgers.items():
+            gone = own if number == 3 else None
+            changes = {"version": number, "learned": learned, "unlearned": gone, "job": job.id}
+            manifest = manifest_of(FILES).model_copy(update=changes)
+            versions.create(connection, manifest, NOW)
+            # One job has one version.
+            connection.execute(update(version_rows).values(job=None))
+    with database.read() as connection:
+        assert maintenance.unlearned_datasets(connection) == [dataset.id]
+        assert maintenance.deleted_datasets(connection, 10) == []
+        found = maintenance.versions_with(connection, dataset.id)
+        assert [version.number for version in found] == [2]
+        assert maintenance.versions_with(connection, "ds-ffffffffffff") == []

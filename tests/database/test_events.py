@@ -1,6 +1,7 @@
-"""Events and deliveries, on both databases: none skipped, none invented, none sent twice at once."""
+"""Events and deliveries on both databases: none skipped, none duplicated, none sent twice at once."""
 
 import itertools
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from service.database.queries.deliveries import Attempt
 from service.database.queries.events import EventFilter
 from service.database.queries.webhooks import WebhookRecord
 from service.database.rows import Event
+from service.database.seek import Seek
 from service.database.tables import deliveries
 from service.database.tables import events as event_table
 from service.events.feed import number_events
@@ -33,10 +35,10 @@ def _emit(connection: Connection, model: str, owner: str = "default") -> None:
 
 
 def _listed(database: Database, after: int = 0) -> list[tuple[int, str]]:
-    """What a listener sees that asks now."""
+    """The events that a listener reads now."""
     number_events(database)
     with database.read() as connection:
-        found = events.page(connection, EVERYTHING, after, 1000)
+        found = events.page(connection, EVERYTHING, Seek(after, limit=1000))
     return [(event.sequence, event.model) for event in found]
 
 
@@ -56,7 +58,7 @@ def _number_of_deliveries(database: Database) -> int:
 
 @contextmanager
 def _open_transaction(database: Database) -> Iterator[Connection]:
-    """One that is committed at the end of the block, from a pool connection of its own."""
+    """Open a transaction on its own pool connection; it is committed at the end of the block."""
     with database.engine.begin() as connection:
         yield connection
 
@@ -88,8 +90,10 @@ def test_numbering_does_not_wait_for_open_transactions(database: Database) -> No
 
 
 def test_concurrent_emitters_give_each_event_one_position(database: Database) -> None:
-    """A listener beside them sees positions without a gap, in every look."""
-    barrier, stop, looks = Barrier(5), [], []
+    """A concurrent listener reads positions without a gap, in every page."""
+    barrier = Barrier(5)
+    stop = threading.Event()
+    pages: list[list[int]] = []
 
     def emit_one(name: str) -> None:
         barrier.wait()
@@ -101,18 +105,18 @@ def test_concurrent_emitters_give_each_event_one_position(database: Database) ->
     def listen() -> None:
         position = 0
         barrier.wait()
-        while not stop or looks[-1]:
+        while not stop.is_set() or pages[-1]:
             found = [place for place, _ in _listed(database, position)]
-            looks.append(found)
+            pages.append(found)
             position = found[-1] if found else position
 
     listener = Thread(target=listen)
     listener.start()
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(emit_one, ["a", "b", "c", "d"]))
-    stop.append(True)
+    stop.set()
     listener.join()
-    assert [place for found in looks for place in found] == list(range(1, 101))
+    assert [place for found in pages for place in found] == list(range(1, 101))
 
 
 def test_more_events_than_one_transaction_numbers_are_numbered(database: Database) -> None:
@@ -122,12 +126,12 @@ def test_more_events_than_one_transaction_numbers_are_numbered(database: Databas
     number_events(database)
     with database.read() as connection:
         assert events.newest(connection) == events.MOST_AT_ONCE + 5
-        (last,) = events.page(connection, EVERYTHING, events.MOST_AT_ONCE + 4, 10)
+        (last,) = events.page(connection, EVERYTHING, Seek(events.MOST_AT_ONCE + 4, limit=10))
     assert last.model == f"m{events.MOST_AT_ONCE + 4}"
 
 
 def test_a_place_is_never_given_twice(database: Database) -> None:
-    """Also not after the events that had it were removed."""
+    """Not even after the events at that position were removed."""
     for expected in (1, 2, 3):
         with database.write() as connection:
             _emit(connection, "scenes")
@@ -201,7 +205,7 @@ def test_one_owner_with_many_webhooks_leaves_places_to_others(database: Database
             _emit(connection, "scenes", owner)
     assert claim(2) == ["blue", "green"]
     with database.write() as connection:
-        for name in [webhook.id for webhook in webhooks.page(connection, "red", None, 9)]:
+        for name in [webhook.id for webhook in webhooks.page(connection, "red", Seek())]:
             webhooks.release(connection, name, "sender", NOW)
     # Blue has one place by now, and green none that is ready.
     assert claim(1) == ["red"]
@@ -302,7 +306,7 @@ def test_a_removed_webhook_receives_no_deliveries(database: Database) -> None:
         webhooks.disable(connection, webhook.id, "it answered 410", NOW)
         _emit(connection, "scenes")
         assert not webhooks.is_any_due(connection, LATER)
-        (given_up,) = queue.page(connection, webhook.id, None, 10)
+        (given_up,) = queue.page(connection, webhook.id, Seek())
     assert given_up.failed_at == NOW
     assert given_up.error == "the webhook was disabled: it answered 410"
 

@@ -1,4 +1,4 @@
-"""Keys on both databases: what is written is what is read, and what was said once stays."""
+"""Keys on both databases: stored values are read unchanged, and a revocation is final."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -8,6 +8,7 @@ import pytest
 from service.database.engine import Database
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
+from service.database.seek import Seek
 from service.errors import WriteConflict
 from service.principal import Scope
 
@@ -59,10 +60,10 @@ def test_pages_are_of_one_owner_or_of_all(database: Database) -> None:
     with database.write() as connection:
         keys.create(connection, other)
     with database.read() as connection:
-        assert keys.page(connection, None, None, 10) == [KEY, other]
-        assert keys.page(connection, None, KEY.id, 10) == [other]
-        assert keys.page(connection, "lab", None, 10) == [KEY]
-        assert keys.page(connection, None, None, 1) == [KEY]
+        assert keys.page(connection, None, Seek(limit=10)) == [KEY, other]
+        assert keys.page(connection, None, Seek(KEY.id, limit=10)) == [other]
+        assert keys.page(connection, "lab", Seek(limit=10)) == [KEY]
+        assert keys.page(connection, None, Seek(limit=1)) == [KEY]
 
 
 def test_the_first_revocation_stays(database: Database) -> None:

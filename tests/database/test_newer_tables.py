@@ -12,9 +12,18 @@ from service.database.migrations import revisions, upgrade
 from service.database.tables import compatibility
 from service.errors import Conflict
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.later_release import REVISION, migrate_as_later_release
+
+REVISION = "r9001"
 
 NEWEST = next(iter(revisions()))
+
+
+def migrate_as_later_release(database: Database, compatible_with: str) -> None:
+    """Add a nullable column, and record the releases that are compatible with it."""
+    with database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE models ADD COLUMN mood VARCHAR(16) DEFAULT 'good'")
+        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{REVISION}'")
+        connection.execute(compatibility.update().values(oldest=compatible_with))
 
 
 def _oldest(database: Database) -> str:
@@ -86,7 +95,7 @@ def test_the_command_says_in_one_line_what_to_do(
 
 
 def test_every_revision_says_with_whom_it_is_compatible() -> None:
-    """With itself or an earlier one, and never with one that an earlier revision has left behind."""
+    """Compatible with itself or earlier ones, and never with one that an earlier revision dropped."""
     oldest_first = [*reversed(revisions().items())]
     for place, (revision, oldest) in enumerate(oldest_first):
         assert oldest in [name for name, _ in oldest_first[: place + 1]], revision

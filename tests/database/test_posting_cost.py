@@ -1,4 +1,4 @@
-"""What posting a dataset does while it holds the lock of writers, on both databases."""
+"""Statements of posting a dataset while it holds the writer lock, on both databases."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +12,21 @@ from cmcl.contract.model import ModelSpec
 from service.database.engine import Database
 from service.database.queries import models
 from service.database.tables import uploads
-from service.datasets.addresses import Intake, check_addresses
 from service.datasets.intake import accept_dataset, add_shards
-from service.datasets.request import MOST_SHARDS, NewDataset, NewShards
+from service.datasets.request import MOST_SHARDS, Intake, NewDataset, NewShards, check_addresses
 from service.errors import Unprocessable
 from service.principal import Principal, Scope
+from service.settings import Settings
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 SPEC = ModelSpec(width=8, modalities={"image": 4, "text": 3})
 OURS = Principal("tests", "ours", frozenset(Scope))
-ALLOWED = ("s3://bucket",)
+ALLOWED = Settings.model_validate({"allowed_prefixes": ("s3://bucket",)})
 
 
 @contextmanager
 def _counted(database: Database) -> Iterator[list[str]]:
-    """Every statement that is sent, in its order."""
+    """Every statement sent, in order."""
     sent: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -59,7 +59,7 @@ def _make_uploads(database: Database, number: int) -> None:
 
 @pytest.fixture
 def posting(database: Database) -> Database:
-    """With one model."""
+    """A control plane with one model."""
     with database.write() as connection:
         models.create(connection, "scenes", "ours", SPEC, NOW)
     return database
@@ -133,16 +133,17 @@ def test_each_shard_that_cannot_be_used_is_named(posting: Database) -> None:
 
 
 def test_addresses_are_judged_before_the_transaction(posting: Database, tmp_path: Path) -> None:
-    """What the file system says later is the business of reading the shard."""
+    """Later states of the file system are checked when the shard is read."""
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     for folder in (inside, outside):
         folder.mkdir()
     request = _dataset([{"uri": (inside / "folder" / "x.parquet").as_uri()}])
-    intake = Intake.of(OURS, NOW, (inside.as_uri(),), request)
+    settings = Settings.model_validate({"allowed_prefixes": (inside.as_uri(),)})
+    intake = Intake.of(OURS, NOW, settings, request)
     (inside / "folder").symlink_to(outside)
     with posting.write() as connection:
         check_addresses(connection, request, intake, {})
-    later = Intake.of(OURS, NOW, (inside.as_uri(),), request)
+    later = Intake.of(OURS, NOW, settings, request)
     with posting.write() as connection, pytest.raises(Unprocessable):
         check_addresses(connection, request, later, {})
 

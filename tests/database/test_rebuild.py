@@ -1,4 +1,4 @@
-"""A database that is lost with all its tables comes back from object storage, on both databases."""
+"""A lost database is rebuilt from object storage, on SQLite and PostgreSQL."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,21 +17,21 @@ from workers.storage.versions import read_live
 
 @pytest.fixture
 def plane(tmp_path: Path, database_url: str) -> Iterator[ControlPlane]:
-    """Without any model."""
+    """A control plane without models."""
     plane = ControlPlane(tmp_path, database_url=database_url)
     yield plane
     plane.close()
 
 
 def _live_a_little(plane: ControlPlane) -> None:
-    """Versions that were promoted, rolled back and retired; a branch, a canary, a deleted model."""
+    """Create versions that were promoted, rolled back and retired; a branch, a canary, a deleted model."""
     plane.create_model()
     for name in ("one", "two", "three"):
         plane.run_to_end(plane.post_dataset(name))
     ok = [
         plane.client.post("/v1/models/scenes/rollback", json={"reason": "worse"}),
         plane.client.request("DELETE", "/v1/models/scenes/versions/1"),
-        plane.client.put("/v1/models/scenes/candidate", json={"version": 3, "share": 0.1}),
+        plane.client.put("/v1/models/scenes/canary", json={"version": 3, "share": 0.1}),
         plane.client.post("/v1/models/scenes/branch", json={"name": "twig", "version": 2}),
         plane.client.put("/v1/models/scenes/policy", json={"max_drift": 0.7, "priority": "high"}),
     ]
@@ -42,7 +42,7 @@ def _live_a_little(plane: ControlPlane) -> None:
 
 
 def _leave_things_open(plane: ControlPlane) -> dict[str, str]:
-    """A job in each state in which one can wait; by state."""
+    """Create a job in each state in which one can wait; by state."""
     plane.create_model("fresh", seed=7)
     found: dict[str, str] = {}
     table = feature_table(16, prefix="bad").drop_columns(["feature_b"])

@@ -1,4 +1,4 @@
-"""The promises that the control plane builds on, on both databases."""
+"""Guarantees of the queries that the control plane relies on, on both databases."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -7,29 +7,33 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from cmcl.contract.job import Progress
 from cmcl.contract.model import ModelSpec
 from service.database.engine import Database, open_database
-from service.database.queries import jobs, models
+from service.database.queries import job_queue, jobs, models, preparations, running
 from service.database.queries.metrics import Training, training
-from service.database.rows import JobRecord
-from service.datasets.addresses import Intake
+from service.database.queries.running import Report, RunningAttempt
+from service.database.rows import JobRecord, PreparedRows
 from service.datasets.intake import accept_dataset
-from service.datasets.request import NewDataset
+from service.datasets.request import Intake, NewDataset
 from service.errors import DatabaseUnavailable, WriteConflict
 from service.principal import LOCAL
-from service.registry.models import Limits, create_model
+from service.registry.modalities import Limits
+from service.registry.models import create_model
+from service.settings import Settings
 from service.states import IllegalMove, JobState
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SPEC = ModelSpec(modalities={"image": 4, "text": 3})
+SETTINGS = Settings.model_validate({"allowed_prefixes": ("s3://bucket",)})
+NOTHING = PreparedRows(rejected_rows=0, rejected=())
 
 
 @pytest.fixture
 def model(database: Database) -> Database:
-    """With the model `scenes`."""
+    """A database with the model `scenes`."""
     with database.write() as connection:
         models.create(connection, "scenes", "default", SPEC, NOW)
     return database
@@ -43,7 +47,7 @@ def _post(database: Database, shard: str = "x") -> JobRecord:
         "shards": [{"uri": f"s3://bucket/{shard}"}],
     }
     request = NewDataset.model_validate(body)
-    intake = Intake.of(LOCAL, NOW, ("s3://bucket",), request)
+    intake = Intake.of(LOCAL, NOW, SETTINGS, request)
     accepted = database.settle(lambda connection: accept_dataset(connection, request, intake))
     assert accepted.job is not None
     return accepted.job
@@ -83,18 +87,19 @@ def test_a_transition_requires_the_current_state(model: Database) -> None:
     seen = _post(model)
     for expected in (True, False):
         with model.write() as connection:
-            assert jobs.start_validating(connection, seen, NOW) is expected
+            assert preparations.begin(connection, seen, NOW) is expected
 
 
 def test_a_transition_requires_the_current_revision(model: Database) -> None:
     seen = _post(model)
     with model.write() as connection:
-        jobs.start_validating(connection, seen, NOW)
-    validating = _job(model, seen)
+        preparations.begin(connection, seen, NOW)
+        preparations.end(connection, _job_in(connection, seen), NOTHING, NOW, None)
+    prepared = _job(model, seen)
     with model.write() as connection:
-        jobs.start_attempt(connection, validating, None, "job-a1", NOW)
+        job_queue.start_attempt(connection, prepared, None, "job-a1", NOW)
     submitting = _job(model, seen)
-    stale = replace(submitting, revision=validating.revision)
+    stale = replace(submitting, revision=prepared.revision)
     with model.write() as connection:
         assert not jobs.move(connection, stale, JobState.RUNNING, NOW)
         assert jobs.move(connection, submitting, JobState.RUNNING, NOW)
@@ -103,11 +108,11 @@ def test_a_transition_requires_the_current_revision(model: Database) -> None:
 def test_a_cancel_stops_what_was_decided_before_it(model: Database) -> None:
     seen = _post(model)
     with model.write() as connection:
-        jobs.start_validating(connection, seen, NOW)
-    validating = _job(model, seen)
+        preparations.begin(connection, seen, NOW)
+    preparing = _job(model, seen)
     with model.write() as connection:
-        assert jobs.request_cancel(connection, validating, NOW)
-        assert not jobs.move(connection, validating, JobState.SUBMITTING, NOW, attempt=1)
+        assert jobs.request_cancel(connection, preparing, NOW)
+        assert not preparations.end(connection, preparing, NOTHING, NOW, None)
 
 
 def test_an_illegal_move_is_an_error(model: Database) -> None:
@@ -117,13 +122,40 @@ def test_an_illegal_move_is_an_error(model: Database) -> None:
 
 
 def test_a_second_job_of_a_model_does_not_begin(model: Database) -> None:
-    first, second = _post(model, "x"), _post(model, "y")
+    first, second = _prepared(model, "x"), _prepared(model, "y")
     with model.write() as connection:
-        assert jobs.start_validating(connection, second, NOW)
-        assert not jobs.start_validating(connection, first, NOW)
-        current = jobs.current(connection, "scenes")
+        assert not job_queue.start_attempt(connection, second, None, f"{second.id}-a1", NOW)
+        assert job_queue.start_attempt(connection, first, None, f"{first.id}-a1", NOW)
+        assert not job_queue.start_attempt(connection, second, None, f"{second.id}-a1", NOW)
+        current = job_queue.current(connection, "scenes")
+    assert current is not None
+    assert current.id == first.id
+
+
+def test_a_job_that_is_not_prepared_keeps_those_behind_it_waiting(model: Database) -> None:
+    first, second = _post(model, "x"), _prepared(model, "y")
+    with model.read() as connection:
+        assert job_queue.current(connection, "scenes") is None
+        assert job_queue.must_wait(connection, second)
+    with model.write() as connection:
+        assert jobs.finish(connection, first, JobState.CANCELLED, NOW)
+        current = job_queue.current(connection, "scenes")
     assert current is not None
     assert current.id == second.id
+
+
+def _prepared(model: Database, name: str) -> JobRecord:
+    seen = _post(model, name)
+    with model.write() as connection:
+        preparations.begin(connection, seen, NOW)
+        preparations.end(connection, _job_in(connection, seen), NOTHING, NOW, None)
+    return _job(model, seen)
+
+
+def _job_in(connection: Connection, seen: JobRecord) -> JobRecord:
+    found = jobs.find(connection, seen.id)
+    assert found is not None
+    return found
 
 
 def test_of_many_movers_one_wins(model: Database) -> None:
@@ -133,7 +165,7 @@ def test_of_many_movers_one_wins(model: Database) -> None:
     def claim(_: int) -> bool:
         ready.wait()
         with model.write() as connection:
-            return jobs.start_validating(connection, seen, NOW)
+            return preparations.begin(connection, seen, NOW)
 
     with ThreadPoolExecutor(4) as threads:
         assert sorted(threads.map(claim, range(4))) == [False, False, False, True]
@@ -177,12 +209,17 @@ def test_the_same_model_at_once_is_one_model(database: Database) -> None:
         assert sorted(threads.map(post, range(4))) == [False, False, False, True]
 
 
+def _store_progress(connection: Connection, job: JobRecord, progress: Progress) -> None:
+    attempt = RunningAttempt(job.id, job.attempt, job.model, job.revision)
+    running.store_progress(connection, [Report(attempt, progress)], NOW)
+
+
 def test_progress_is_kept_and_null_is_null(model: Database) -> None:
     seen = _post(model)
     assert seen.progress is None
     progress = Progress(phase="training", updates_done=3, updates_total=9, at=NOW)
     with model.write() as connection:
-        jobs.set_progress(connection, seen, progress, NOW)
+        _store_progress(connection, seen, progress)
     assert _job(model, seen).progress == progress
     with model.read() as connection:
         query = "SELECT count(*) FROM datasets WHERE manifest IS NULL"
@@ -194,17 +231,18 @@ def test_only_a_running_attempt_with_progress_is_training(model: Database) -> No
     progress = Progress(phase="training", loss=0.5, at=NOW)
     collected = []
     for step in (
-        lambda c, job: jobs.start_validating(c, job, NOW),
-        lambda c, job: jobs.start_attempt(c, job, None, f"{job.id}-a1", NOW),
+        lambda c, job: preparations.begin(c, job, NOW),
+        lambda c, job: preparations.end(c, job, NOTHING, NOW, None),
+        lambda c, job: job_queue.start_attempt(c, job, None, f"{job.id}-a1", NOW),
         lambda c, job: jobs.move(c, job, JobState.RUNNING, NOW),
-        lambda c, job: jobs.set_progress(c, job, progress, NOW),
+        lambda c, job: _store_progress(c, job, progress),
         lambda c, job: jobs.move(c, job, JobState.GATING, NOW),
     ):
         with model.write() as connection:
             step(connection, _job(model, seen))
         with model.read() as connection:
             collected.append(training(connection, 200))
-    assert collected == [[], [], [], [Training("scenes", progress)], []]
+    assert collected == [[], [], [], [], [Training("scenes", progress)], []]
 
 
 def test_a_reader_does_not_wait_for_a_writer(model: Database) -> None:

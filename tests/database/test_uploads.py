@@ -10,7 +10,8 @@ from service.database.engine import Database
 from service.database.queries import idempotency, maintenance, uploads
 from service.database.rows import NewUpload, ResponseRecord
 from service.database.tables import leases as lease_rows
-from service.maintenance.gc import GC_TASKS, GarbageCollector, sweep_orphans
+from service.maintenance.gc import GC_TASKS, GarbageCollector
+from service.maintenance.gc_store import sweep_orphans
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import announce, send, upload_whole
@@ -21,8 +22,7 @@ UPLOAD = "up-0123456789ab"
 
 
 def test_an_upload_is_learned_and_swept(tmp_path: Path, database_url: str) -> None:
-    bound = {"upload_bytes_per_owner_max": 2**30}
-    plane = ControlPlane(tmp_path, database_url=database_url, **bound)
+    plane = ControlPlane(tmp_path, database_url=database_url, upload_bytes_per_owner_max=2**30)
     plane.create_model()
     uri = upload_whole(plane, parquet())
     send(plane, announce(plane, 3), 1, b"abc")

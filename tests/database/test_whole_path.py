@@ -1,4 +1,4 @@
-"""The life of a dataset, and some deaths of the control plane, on both databases."""
+"""A dataset from POST to version, with crashes of the control plane, on both databases."""
 
 from pathlib import Path
 

@@ -17,7 +17,7 @@ _SECONDS = 90
 
 
 class NoPromtool(Exception):
-    """It is not here and cannot be had; says why."""
+    """The tool is missing and cannot be downloaded; the message says why."""
 
 
 def find_program(name: str) -> Path:
@@ -32,7 +32,7 @@ def find_program(name: str) -> Path:
 
 
 def run_promtool(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    """What it says about the files that the arguments name, or about a text. Raises NoPromtool."""
+    """Run it on files or on a text, and return its output. Raises NoPromtool."""
     command = [str(find_program("promtool")), *arguments]
     return subprocess.run(
         command, cwd=ROOT, input=text, capture_output=True, text=True, timeout=_SECONDS, check=False

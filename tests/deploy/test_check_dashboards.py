@@ -2,6 +2,9 @@
 it against a Prometheus that watches the whole system.
 """
 
+import math
+from typing import Any
+
 from deploy.check_dashboards import (
     NOT_HERE,
     Expression,
@@ -11,7 +14,7 @@ from deploy.check_dashboards import (
     metrics_of,
     summary,
 )
-from tests.fakes.prometheus import FakePrometheus
+from deploy.live_prometheus import PrometheusError
 
 SHOWN = Expression("panel", "service: Jobs", "sum(cmcl_jobs)")
 GONE = Expression("panel", "service: Gone", "sum(cmcl_gone)")
@@ -20,6 +23,23 @@ QUIET = Expression("alert", "alert: TooMany", 'sum by (cmcl_no) (cmcl_typo{x="cm
 
 
 AT = Instants(training=[30.0, 60.0], end=120.0)
+
+
+class FakePrometheus:
+    """An expression has a series if all its words that begin with `cmcl_` are known."""
+
+    def __init__(self, *known: str, end: float = math.inf) -> None:
+        self._known = known
+        self._end = end
+
+    def ask(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
+        """Raises PrometheusError where a bracket is not closed."""
+        if expression.count("(") != expression.count(")"):
+            raise PrometheusError("unclosed left parenthesis")
+        words = expression.replace("(", " ").replace(")", " ").replace("{", " ").split()
+        if at is not None and at > self._end:
+            return []
+        return [{}] * all(word in self._known for word in words if word.startswith("cmcl_"))
 
 
 def complaints(prometheus: FakePrometheus, *wanted: Expression) -> list[str]:

@@ -1,4 +1,4 @@
-"""compose.yaml: its parts fit together, and say what service and serving understand."""
+"""compose.yaml: its services fit together, and their settings are valid."""
 
 import re
 import tomllib
@@ -24,7 +24,7 @@ ARGS = ServeArgs.model_validate(SERVE["applications"][0]["args"])
 
 
 def filled(value: str) -> str:
-    """As compose fills it in."""
+    """compose.yaml with its variables filled in."""
     with_secrets = re.sub(r"\$\{(\w+):\?[^}]*\}", lambda found: f"{found[1]:x<40}", value)
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", with_secrets)
 
@@ -92,7 +92,7 @@ def test_what_stays_is_looked_after(name: str) -> None:
 
 
 def _written(part: dict[str, Any]) -> dict[str, str]:
-    """Volumes that a part may write, by where they are mounted."""
+    """Writable volumes of a service, by mount path."""
     mounts = [volume.split(":") for volume in part.get("volumes", []) if not volume.endswith(":ro")]
     return {where: volume for volume, where in mounts}
 

@@ -62,7 +62,7 @@ class AllDone(Exception):
 
 
 class Steps:
-    """What happens in the pauses between two looks, one after another."""
+    """Steps that run in the pauses between two checks."""
 
     def __init__(self, *steps: Callable[[], None]) -> None:
         self._steps = [*steps]
@@ -80,7 +80,7 @@ def head() -> Head:
 
 
 def _messages(head: Head, *steps: Callable[[], None]) -> list[str]:
-    """Messages of a keeper over those steps."""
+    """Log messages of serve.py over those steps."""
     messages: list[str] = []
     client = httpx.Client(base_url="http://ray:8265", transport=httpx.MockTransport(head.answer))
     with client, suppress(AllDone):
@@ -89,7 +89,7 @@ def _messages(head: Head, *steps: Callable[[], None]) -> list[str]:
 
 
 def _nothing() -> None:
-    """Time goes by."""
+    """A step in which nothing happens."""
 
 
 def test_what_is_served_is_handed_over_once(head: Head) -> None:

@@ -1,4 +1,4 @@
-"""Values for kinds of sites: the chart takes each, and Kubernetes takes what it makes of them."""
+"""Example values for kinds of sites: the chart accepts each, and Kubernetes accepts the result."""
 
 import re
 
@@ -40,7 +40,7 @@ def test_every_pod_of_an_environment_is_restricted(release: Release) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_prometheus_may_reach_every_scrape_target(name: str) -> None:
-    """The chart refuses it otherwise; it runs in a namespace of its own."""
+    """The chart rejects it otherwise; Prometheus runs in its own namespace."""
     values = helm_python.values_from_yaml((FOLDER / f"{name}.yaml").read_text())
     policy, monitoring = values["networkPolicy"], values.get("monitoring", {})
     assert ("serviceMonitor" in monitoring) is ("monitoring" in policy) is (name != "laptop")

@@ -25,7 +25,7 @@ FOLDER = Path(os.environ.get("CMCL_TEST_IMAGES_FOLDER", "/var/tmp/cmcl-images"))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """What the program says at its end."""
+    """The report of the program."""
     if ASKED not in ("service", "all"):
         pytest.skip("takes half an hour: set CMCL_TEST_IMAGES to service or all")
     try:

@@ -10,12 +10,12 @@ import pytest
 
 from deploy.images.trial import Part, TrialFailed
 
-NOBODY = "http://127.0.0.1:1/readyz"
+CLOSED = "http://127.0.0.1:1/readyz"
 
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Iterator[list[Part]]:
-    """Ray, which has ended, and the endpoint, which waits for it."""
+    """Ray, which has ended, and the endpoint, which waits for Ray."""
     programs = {
         "ray": "print('no room for the object store'); raise SystemExit(1)",
         "embeddings": "import time; time.sleep(3600)",
@@ -35,7 +35,7 @@ def parts(tmp_path: Path) -> Iterator[list[Part]]:
 def test_the_end_of_a_part_is_reported_while_another_waits_for_it(parts: list[Part]) -> None:
     _, embeddings = parts
     with pytest.raises(TrialFailed) as raised:
-        embeddings.wait_for(NOBODY)
+        embeddings.wait_for(CLOSED)
     assert str(raised.value) == (
         "ray ended while embeddings was starting:\nno room for the object store"
     )

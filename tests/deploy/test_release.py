@@ -39,7 +39,7 @@ CHANGELOG = """# Changelog
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """What a release looks at, with a changelog that has the version."""
+    """Files that a release reads, with a changelog that has the version."""
     for name in ("pyproject.toml", *NAMED, *(f"{chart}/Chart.yaml" for chart in CHARTS)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)

@@ -1,4 +1,4 @@
-"""What installing the wheel gives to a user who has nothing else of cmcl."""
+"""The wheel in an environment without a checkout."""
 
 import subprocess
 import sys
@@ -54,6 +54,6 @@ def test_the_client_works_beside_packages_of_the_users_own(python: Path, tmp_pat
 
 
 def test_the_command_line_is_installed(python: Path, tmp_path: Path) -> None:
-    command = [python.parent / "cmcl", "--help"]
+    command = [str(python.parent / "cmcl"), "--help"]
     shown = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
     assert "dataset" in shown.stdout

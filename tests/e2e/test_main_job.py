@@ -1,4 +1,4 @@
-"""The whole main job on the real example stream, with crashes, under queries.
+"""The whole pipeline on the real example stream, with crashes, under queries.
 
 The tests of this module go through one stream in order: each is one more dataset of the same model.
 """
@@ -8,19 +8,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cmcl.client import Client, CmclError, Json
-from cmcl.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.stack import LocalStack
 from tests.conftest import EXAMPLE_STREAM
 from tests.ray.attempts import ray_processes, wait_until
 from workers.model.artifact import load_heads
-from workers.model.heads import ModalityHeads
+from workers.model.heads import ModalityHeads, initial_heads
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
@@ -30,7 +31,10 @@ pytestmark = pytest.mark.ray
 
 MODEL = "e2e"
 # Long enough that a process can be killed while it trains.
-PATIENT = TrainingSpec(epochs=50, learning_rate=1e-4)
+LONG_TRAINING: dict[str, Any] = {
+    "training": TrainingSpec(epochs=50, learning_rate=1e-4),
+    "protection": ProtectionSpec(policy="replay"),
+}
 # Everything takes seconds; this is for a machine that is ten times busier.
 SECONDS = 600.0
 
@@ -42,7 +46,7 @@ def stream() -> Stream:
 
 @pytest.fixture(scope="module")
 def load(stack: LocalStack, stream: Stream) -> Iterator[QueryLoad]:
-    """50 queries a second, from the first version to the end of the module."""
+    """Send 50 queries a second, from the first version to the end of the module."""
     load = QueryLoad("127.0.0.1", stack.ports.embeddings, MODEL, stream.probe_rows(2), rate=50)
     yield load
     load.stop()
@@ -71,9 +75,12 @@ def test_first_dataset_becomes_the_first_version(
     client.create_model(MODEL, ModelSpec(modalities=stream.modalities))
     ended = client.watch(post(client, MODEL, stream.datasets[0]), timeout=SECONDS)
     assert (ended["state"], ended["version"], ended["attempt"]) == ("published", 1, 1)
+    assert [attempt.outcome for attempt in client.attempts(ended.id)] == ["candidate"]
+    assert client.progress(ended.id).points
+    assert "Running entrypoint" in client.log(ended.id).text
     manifest = client.version(MODEL, 1)
     assert manifest.report.ranks == 2
-    assert manifest.report.evaluation[manifest.dataset].at_1 > 0.8
+    assert manifest.report.evaluation[str(manifest.dataset)].at_1 > 0.8
     features = stream.probe_rows(1)["image"]
     wait_until(lambda: answers(client, features))
     load.start()
@@ -95,36 +102,39 @@ def test_two_ranks_on_ray_make_the_version_of_one_process(
         *("--into", tmp_path.as_uri()),
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
-    alone = heads_of(open_store(tmp_path.as_uri()), 1)
-    for modality, weight in heads_of(store, 1).weights.items():
-        torch.testing.assert_close(weight, alone.weights[modality], rtol=0, atol=1e-5)
+    # Moments of two ranks are those of one to rounding, which the polish amplifies, and which may turn
+    # all heads alike: so scores are compared, and not weights.
+    ours, alone = (scores_of(each) for each in (store, open_store(tmp_path.as_uri())))
+    torch.testing.assert_close(ours, alone, rtol=0, atol=5e-3)
 
 
-def test_killed_control_plane_adopts_its_job_and_publishes_once(
-    client: Client, stack: LocalStack, stream: Stream
-) -> None:
-    client.create_model("adopted", ModelSpec(modalities=stream.modalities, training=PATIENT))
-    job = post(client, "adopted", stream.datasets[1])
-    wait_until(lambda: is_training(client, job))
-    stack.kill("service")
-    with pytest.raises(CmclError, match="cannot connect to"):
-        client.job(job)
-    stack.start_service()
-    stack.wait_for_service()
-    ended = client.watch(job, timeout=SECONDS)
-    assert (ended["state"], ended["attempt"]) == ("published", 1)
-    assert [version["version"] for version in client.versions("adopted")] == [1]
+def scores_of(store: ObjectStore) -> torch.Tensor:
+    """Cosines of random features of the two modalities that version 1 has learned."""
+    spec, heads = read_version(store, MODEL, 1).spec, heads_of(store, 1)
+    start, random = initial_heads(spec).weights, torch.Generator().manual_seed(0)
+    first_NE, second_NE = (
+        heads.embed(name, torch.randn(64, width, generator=random))
+        for name, width in sorted(spec.widths.items())
+        if not torch.equal(heads.weights[name], start[name])
+    )
+    return first_NE @ second_NE.mT
 
 
-def test_killed_rank_still_gives_exactly_one_version(
+def test_killed_rank_and_killed_control_plane_still_give_exactly_one_version(
     client: Client, stack: LocalStack, stream: Stream, store: ObjectStore
 ) -> None:
-    client.create_model("survivor", ModelSpec(modalities=stream.modalities, training=PATIENT))
+    """The ranks begin again from a checkpoint while no control plane runs; the next one adopts their attempt."""
+    client.create_model("survivor", ModelSpec(modalities=stream.modalities, **LONG_TRAINING))
     job = post(client, "survivor", stream.datasets[1])
     wait_until(
         lambda: is_training(client, job) and list(store.keys(layout.run_checkpoints(job, 1)))
     )
     ray_processes(stack, "RayTrainWorker")[-1].send_signal(signal.SIGKILL)
+    stack.kill("service")
+    with pytest.raises(CmclError, match="cannot connect to"):
+        client.job(job)
+    stack.start_service()
+    stack.wait_for_service()
     ended = client.watch(job, timeout=SECONDS)
     assert (ended["state"], ended["attempt"]) == ("published", 1)
     assert ended["progress"]["resumed_at"], "the ranks began again, from a checkpoint"

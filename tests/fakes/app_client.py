@@ -1,17 +1,21 @@
-"""Requests to an app in this process: no socket, no thread of its own."""
+"""Requests to an app in this process, without a socket and without another thread."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 from fastapi import FastAPI
+
+# FastAPI, or a layer around it.
+App = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
 
 
 class AppClient:
     """Synchronous, like the tests that use it."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: App) -> None:
         self._app = app
         self._transport = httpx.ASGITransport(app)
 
@@ -38,8 +42,9 @@ class AppClient:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """From the start of the server to its end, as uvicorn would do it."""
+        """Run the app's lifespan around the block, as uvicorn does."""
         with asyncio.Runner() as runner:
+            assert isinstance(self._app, FastAPI)
             lifespan = self._app.router.lifespan_context(self._app)
             runner.run(lifespan.__aenter__())
             try:

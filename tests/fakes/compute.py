@@ -1,4 +1,4 @@
-"""A compute side without threads: everything is done at once, and a test says what waits."""
+"""`Compute` without threads: work runs at once; a test sets the number of waiting rows."""
 
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar

@@ -1,10 +1,11 @@
-"""A whole control plane in a folder: real database, real store, real API; the launcher is a fake."""
+"""A whole control plane in a folder: real database, real store, real API; the cluster is a fake."""
 
-from concurrent.futures import Executor
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -23,12 +24,13 @@ from service.telemetry.spans import Spans
 from tests.fakes.app_client import AppClient
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.crashes import CrashingDatabase, CrashingLauncher, CrashingStore, FaultAtMoment
-from tests.fakes.executor import InlineExecutor
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.launcher import FakeLauncher
-from tests.fakes.trainer import train
+from tests.fakes.preparer import prepare_all
+from tests.fakes.trainer import evaluate, train
 from workers.storage.local import LocalStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import read_live
 
 SPEC = {
@@ -40,7 +42,7 @@ SPEC = {
 
 @cache
 def _newest_tables() -> bytes:
-    """A SQLite database that has them and no rows: to migrate takes longer than most tests."""
+    """A migrated SQLite database without rows: migrating takes longer than most tests."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "cmcl.db"
         database = open_database(f"sqlite:///{path}")
@@ -56,20 +58,22 @@ def open_databases(folder: Path) -> list[str]:
 
 
 class ControlPlane:
-    """Made again on the same folder, it is the same control plane after a restart."""
+    """A control plane. A second one on the same folder is the same one after a restart."""
 
     def __init__(
         self,
         folder: Path,
         launcher: FakeLauncher | None = None,
         clock: ScriptedClock | None = None,
-        executor: Executor | None = None,
         spans: Spans | None = None,
-        **settings: object,
+        **settings: Any,
     ) -> None:
         self.folder = folder
         self.shards = folder / "shards"
         self.store = FlakyStore(LocalStore(folder / "store"))
+        # Prepares datasets whose request is there after a round; it reads the disk, whatever befalls the store.
+        self.preparer: Callable[[ObjectStore], None] = prepare_all
+        self._cluster_store = LocalStore(folder / "store")
         self.launcher = launcher or FakeLauncher()
         self.clock = clock or ScriptedClock()
         values = {
@@ -87,17 +91,17 @@ class ControlPlane:
         if "database_url" not in settings and not database.exists():
             folder.mkdir(parents=True, exist_ok=True)
             database.write_bytes(_newest_tables())
-        parts = Parts(self.store, self.launcher, executor or InlineExecutor(), self.clock, spans)
+        parts = Parts(self.store, self.launcher, self.clock, spans)
         self.app = create_app(Settings.model_validate(values), parts)
         self.context: Context = self.app.state.context
         self.reconciler: Reconciler = self.app.state.reconciler
         self.client = AppClient(self.app)
 
     def close(self) -> None:
-        """Give the database back."""
+        """Close the database."""
         self.context.database.close()
 
-    def create_model(self, name: str = "scenes", **changes: object) -> None:
+    def create_model(self, name: str = "scenes", **changes: Any) -> None:
         """A model with small features."""
         response = self.client.post("/v1/models", json={"name": name, **SPEC, **changes})
         assert response.status_code == 201, response.text
@@ -107,9 +111,7 @@ class ControlPlane:
         table = feature_table(16, prefix=name) if table is None else table
         return {"uri": write_shard(self.shards / f"{name}.parquet", table).uri}
 
-    def dataset_body(
-        self, name: str, model: str = "scenes", **changes: object
-    ) -> dict[str, object]:
+    def dataset_body(self, name: str, model: str = "scenes", **changes: Any) -> dict[str, object]:
         """The body of a POST for a dataset with one good shard."""
         return {
             "model": model,
@@ -119,8 +121,8 @@ class ControlPlane:
             **changes,
         }
 
-    def post_dataset(self, name: str = "one", model: str = "scenes", **changes: object) -> str:
-        """Post a good dataset; the id of its job."""
+    def post_dataset(self, name: str = "one", model: str = "scenes", **changes: Any) -> str:
+        """Post a valid dataset and return the id of its job."""
         body = self.dataset_body(name, model, **changes)
         response = self.client.post("/v1/datasets", json=body)
         assert response.status_code == 202, response.text
@@ -128,19 +130,20 @@ class ControlPlane:
         return job
 
     def record(self) -> None:
-        """What has changed is written down in object storage."""
+        """Write the outstanding backup records to object storage."""
         assert BackupWriter(self.context).round()
         # The next one finds the lease free.
         self.clock.advance(61)
 
     def tick(self, times: int = 1) -> None:
-        """Rounds of the reconciler, with a second between them."""
+        """Run rounds of the reconciler, with a second between them."""
         for _ in range(times):
             self.reconciler.tick()
+            self.preparer(self._cluster_store)
             self.clock.advance(1)
 
     def tick_to(self, job: str, state: JobState) -> JobRecord:
-        """Rounds until the job is in that state."""
+        """Run rounds until the job is in that state."""
         for _ in range(20):
             if self.job(job).state == state:
                 return self.job(job)
@@ -154,13 +157,15 @@ class ControlPlane:
             if found.state in TERMINAL:
                 self.tick(3)
                 return found
-            if found.state == JobState.RUNNING and not self.has_candidate(found):
+            if found.state == JobState.RUNNING and found.kind == "evaluate":
+                evaluate(self.store, job, found.attempt)
+            elif found.state == JobState.RUNNING and not self.has_candidate(found):
                 train(self.store, job, found.attempt, drift)
             self.tick()
         raise AssertionError(f"{job} did not end: {self.job(job)}")
 
     def has_candidate(self, job: JobRecord) -> bool:
-        """Whether the present attempt has left one."""
+        """Whether the current attempt has written a candidate."""
         return any(self.store.keys(f"runs/{job.id}/a{job.attempt}/candidate/manifest.json"))
 
     def job(self, job: str) -> JobRecord:
@@ -173,7 +178,7 @@ class ControlPlane:
     def dataset_of(self, job: str) -> DatasetRecord:
         """The row of the job's dataset."""
         with self.context.database.read() as connection:
-            found = datasets.find(connection, self.job(job).dataset)
+            found = datasets.find(connection, str(self.job(job).dataset))
         assert found is not None
         return found
 
@@ -187,7 +192,7 @@ class ControlPlane:
     def answering(self, model: str = "scenes") -> tuple[int, int] | None:
         """Generation and version that live.json shows."""
         pointer = read_live(self.store, model)
-        return pointer and (pointer.generation, pointer.version)
+        return None if pointer is None else (pointer.generation, pointer.version)
 
     def versions(self, model: str = "scenes") -> list[VersionRecord]:
         """The rows."""

@@ -1,10 +1,10 @@
 """A process that can crash, or get an error, at each call to the outside world.
 
-A fault injector decides what becomes of a contact: `FaultAtMoment` counts and strikes once; the fault tests
+A fault injector decides the outcome of a call: `FaultAtMoment` counts calls and fails one; the fault tests
 have another one, which runs two processes alternately.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,15 @@ from sqlalchemy import Connection
 
 from cmcl.contract.errors import StorageUnavailable
 from service.database.engine import Database
+from service.database.rows import Event
 from service.errors import DatabaseUnavailable
-from service.launchers.port import Launcher, LauncherUnavailable, LaunchStatus, Submission
+from service.launchers.port import (
+    ClusterResources,
+    Launcher,
+    LauncherUnavailable,
+    LaunchStatus,
+    Submission,
+)
 from workers.storage.object_store import ObjectStore, PresignedPut
 
 T = TypeVar("T")
@@ -27,7 +34,7 @@ class Crash(BaseException):
 
 @dataclass(frozen=True)
 class Contact:
-    """One call. `error`: what it raises where the other side does not answer."""
+    """One call. `error`: raised if the other side does not respond."""
 
     port: str
     method: str
@@ -40,20 +47,20 @@ class FaultInjector(Protocol):
     """Each may raise Death, or the contact's error."""
 
     def before(self, contact: Contact) -> None:
-        """Nothing was done yet."""
+        """Called before the call."""
         ...
 
     def inside(self, contact: Contact) -> None:
-        """Of transactions: everything was done, and nothing is committed."""
+        """Called inside a transaction: all statements were executed, nothing is committed."""
         ...
 
     def after(self, contact: Contact) -> None:
-        """It was done, and the result was not yet returned."""
+        """Called after the call, before its result is returned."""
         ...
 
 
 def around(fate: FaultInjector, contact: Contact, work: Callable[[], T]) -> T:
-    """A call that may be the last: not done, or done without a reply."""
+    """Make a call that may fail before it, or after it without a reply."""
     fate.before(contact)
     answer = work()
     fate.after(contact)
@@ -61,7 +68,7 @@ def around(fate: FaultInjector, contact: Contact, work: Callable[[], T]) -> T:
 
 
 class FaultAtMoment:
-    """Counts the moments around contacts that have an effect, and strikes at one of them.
+    """Counts the moments around calls that have an effect, and fails at one of them.
 
     With `deadly` the process dies there; without, it gets an error as of a call without a reply, wrong
     where the effect took place: a lost reply.
@@ -72,6 +79,9 @@ class FaultAtMoment:
         self.struck: str | None = None
         self._strikes_at = strikes_at
         self._deadly = deadly
+
+    def begin_round(self) -> None:
+        """Called before each round of the process, by tests that have rounds."""
 
     def before(self, contact: Contact) -> None:
         """See FaultInjector."""
@@ -97,10 +107,15 @@ class FaultAtMoment:
 
 
 class CrashingDatabase(Database):
-    """Strikes before a transaction, before its commit, or after it."""
+    """A database that fails before a transaction, before its commit, or after it."""
 
-    def __init__(self, database: Database, fate: FaultInjector) -> None:
-        super().__init__(database.engine, database.writer_lock)
+    def __init__(
+        self,
+        database: Database,
+        fate: FaultInjector,
+        observe: Callable[[Event], None] = lambda _: None,
+    ) -> None:
+        super().__init__(database.engine, database.writer_lock, observe)
         self._fate = fate
 
     @contextmanager
@@ -122,7 +137,7 @@ class CrashingDatabase(Database):
 
 
 class CrashingLauncher:
-    """A launcher that is called by a dying process; it lives on itself."""
+    """A launcher whose caller may die; the launcher itself continues."""
 
     def __init__(self, launcher: Launcher, fate: FaultInjector) -> None:
         self._launcher = launcher
@@ -132,13 +147,26 @@ class CrashingLauncher:
         """See the port."""
         self._around("submit", submission.id, lambda: self._launcher.submit(submission))
 
-    def status(self, submission_id: str) -> LaunchStatus:
+    def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
         """See the port."""
-        return self._around("status", submission_id, lambda: self._launcher.status(submission_id))
+        wanted = list(submission_ids)
+        about = ", ".join(wanted)
+        return self._around("statuses", about, lambda: self._launcher.statuses(wanted))
 
     def stop(self, submission_id: str) -> None:
         """See the port."""
         self._around("stop", submission_id, lambda: self._launcher.stop(submission_id))
+
+    def log(self, submission_id: str) -> str:
+        """See the port."""
+        return self._around("log", submission_id, lambda: self._launcher.log(submission_id))
+
+    def resources(self) -> ClusterResources | None:
+        """See the port."""
+        self._fate.before(
+            Contact("launcher", "resources", "", LauncherUnavailable, has_effect=False)
+        )
+        return self._launcher.resources()
 
     def forget(self, submission_id: str) -> None:
         """See the port."""
@@ -150,7 +178,7 @@ class CrashingLauncher:
 
 
 class CrashingStore:
-    """A store that is called by a dying process; what was written stays."""
+    """A store whose caller may die; written objects stay."""
 
     def __init__(self, store: ObjectStore, fate: FaultInjector) -> None:
         self.uri = store.uri

@@ -1,4 +1,4 @@
-"""A real S3 server behind a connection with faults that are ordered request by request."""
+"""A real S3 server behind a proxy with a fault per request."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server answered."""
+    """The server's response."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -23,7 +23,7 @@ Fault = Callable[["Passage"], None]
 
 
 class Passage(BaseHTTPRequestHandler):
-    """One request on its way to the server, and its answer on the way back."""
+    """One request through the proxy, and its response."""
 
     protocol_version = "HTTP/1.1"
     # On the handler's class, since the HTTP server makes the handlers.
@@ -37,7 +37,7 @@ class Passage(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass
 
     def forward(self) -> Answer:
-        """Let the server do the request."""
+        """Forward the request to the server."""
         if self.headers.get("Expect", "").lower() == "100-continue":
             self.send_response_only(100)
             self.end_headers()
@@ -52,7 +52,7 @@ class Passage(BaseHTTPRequestHandler):
         return answer
 
     def give(self, answer: Answer, length: int | None = None) -> None:
-        """Send an answer; `length` is what it promises, where that is not the truth."""
+        """Send a response; `length` overrides Content-Length."""
         promised = len(answer.body) if length is None else length
         self.send_response(answer.status)
         for name, value in answer.headers:
@@ -66,16 +66,16 @@ class Passage(BaseHTTPRequestHandler):
         self.wfile.write(answer.body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Nothing: tests look at `requests`."""
+        """Log nothing: tests read `requests`."""
 
 
 def honest(passage: Passage) -> None:
-    """As the server answers."""
+    """No fault."""
     passage.give(passage.forward())
 
 
 def lost_answer(passage: Passage) -> None:
-    """Done, without a reply."""
+    """The request is executed, and the response is lost."""
     passage.forward()
 
 
@@ -94,19 +94,19 @@ def half_a_body(passage: Passage) -> None:
 
 
 def other_bytes(passage: Passage) -> None:
-    """As many bytes as promised, but not those that were stored."""
+    """The right number of bytes, but wrong ones."""
     answer = passage.forward()
     headers = [(name, value) for name, value in answer.headers if "checksum" not in name.lower()]
     passage.give(Answer(answer.status, headers, bytes(reversed(answer.body))))
 
 
 def no_answer(passage: Passage) -> None:
-    """Silence, until the test is over."""
+    """No response until the end of the test."""
     passage.bucket.over.wait(30)
 
 
 class FaultyBucket:
-    """A server's address at which faults can be ordered; without an order it is honest."""
+    """A server at which faults can be queued; without one it responds normally."""
 
     def __init__(self, server: str) -> None:
         self.server = server
@@ -116,11 +116,11 @@ class FaultyBucket:
         self._faults: list[tuple[str, Fault]] = []
 
     def order(self, method: str, *faults: Fault) -> None:
-        """What happens to the next requests with that method, in this order."""
+        """Queue faults for the next requests with that method."""
         self._faults += [(method, fault) for fault in faults]
 
     def next_fault(self, method: str) -> Fault:
-        """The next one that was ordered for this method."""
+        """The next queued fault of this method."""
         for order in self._faults:
             if order[0] == method:
                 self._faults.remove(order)
@@ -129,7 +129,7 @@ class FaultyBucket:
 
     @contextmanager
     def running(self) -> Iterator["FaultyBucket"]:
-        """Listens at `url`."""
+        """Run the proxy, which listens at `url`."""
         handler = type("Passage", (Passage,), {"bucket": self})
         http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         http.daemon_threads = True

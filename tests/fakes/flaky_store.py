@@ -8,7 +8,7 @@ from workers.storage.object_store import ObjectStore, PresignedPut
 
 
 class FlakyStore:
-    """A real store behind a connection that breaks: calls on keys that contain `broken` fail.
+    """A real store whose calls on keys that contain `broken` fail.
 
     `broken_deletes`: a sweep dies before it removes the first revision.
     """

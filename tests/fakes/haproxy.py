@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from cmcl.haproxy import SERVING, places
-from cmcl.ports import Ports
+from cmcl.stack_host import Ports
 from tests.architecture.repository import ROOT
 
 SECONDS = 60.0
@@ -33,7 +33,7 @@ _SPARE = 1024
 
 @contextmanager
 def replica(requests: list[bytes]) -> Iterator[int]:
-    """Its port. Of all requests, the first one that arrives with its body gets no answer."""
+    """The port of a server; the first request that arrives with its body gets no response."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -65,7 +65,7 @@ def replica(requests: list[bytes]) -> Iterator[int]:
 
 
 def write_rays(folder: Path, ports: Ports, replicas: tuple[int, ...], **different: Any) -> Path:
-    """The file that Ray writes with our settings."""
+    """Write the configuration as Ray does with our settings."""
     # Takes seconds, and only these tests need it.
     from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
     from ray.serve.config import HTTPOptions
@@ -97,7 +97,7 @@ def write_rays(folder: Path, ports: Ports, replicas: tuple[int, ...], **differen
 
 @dataclass(frozen=True)
 class Proxy:
-    """HAProxy, as `cmcl-haproxy` has started it."""
+    """HAProxy as started by `cmcl-haproxy`."""
 
     process: psutil.Process
     port: int
@@ -128,7 +128,7 @@ class Proxy:
 
 
 def launch(path: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """As Ray does."""
+    """Start HAProxy as Ray does."""
     command = [
         sys.executable,
         "-c",
@@ -175,7 +175,7 @@ def listens(port: int) -> bool:
 
 @contextmanager
 def crowd(port: int, size: int, sent: bytes = b"") -> Iterator[None]:
-    """So many connections to a port of this machine, which send that and wait until the block ends.
+    """Open connections to a local port, which send the given bytes and wait until the block ends.
 
     Connections that the server closes stay closed. The limit of open files is raised for that time.
     """

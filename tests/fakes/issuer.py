@@ -1,11 +1,15 @@
 """An issuer of tokens on loopback, with real keys: discovery and JWKS over HTTP."""
 
+import base64
+import hashlib
 import json
+import secrets
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -15,7 +19,7 @@ PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 
 def rsa_key() -> rsa.RSAPrivateKey:
-    """A key as real issuers have it."""
+    """An RSA key of the usual size."""
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
@@ -26,6 +30,9 @@ class FakeIssuer:
         self.keys: dict[str, PrivateKey] = {"first": rsa_key()}
         self.documents: dict[str, bytes] = {}
         self.asked: list[str] = []
+        # That of the client that signs browsers in; None: a public client.
+        self.secret: str | None = None
+        self._codes: dict[str, tuple[dict[str, str], dict[str, Any]]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -44,8 +51,13 @@ class FakeIssuer:
         self._server.server_close()
 
     def publish(self) -> None:
-        """Let others see the keys as they are now."""
-        discovery = {"issuer": self.url, "jwks_uri": f"{self.url}/keys"}
+        """Publish the current keys."""
+        discovery = {
+            "issuer": self.url,
+            "jwks_uri": f"{self.url}/keys",
+            "authorization_endpoint": f"{self.url}/authorize",
+            "token_endpoint": f"{self.url}/token",
+        }
         keys = [
             {**_public(key), "kid": name, "use": "sig", "alg": _algorithm(key)}
             for name, key in self.keys.items()
@@ -55,8 +67,8 @@ class FakeIssuer:
             "/keys": json.dumps({"keys": keys}).encode(),
         }
 
-    def claims(self, **changes: object) -> dict[str, Any]:
-        """Those of a good token; None leaves one out."""
+    def claims(self, **changes: Any) -> dict[str, Any]:
+        """Claims of a valid token; None omits one."""
         now = int(time.time())
         claims = {
             "iss": self.url,
@@ -70,12 +82,41 @@ class FakeIssuer:
         }
         return {name: value for name, value in claims.items() if value is not None}
 
-    def token(self, key: str = "first", **changes: object) -> str:
+    def token(self, key: str = "first", **changes: Any) -> str:
         """A token, signed with that key."""
         private = self.keys[key]
         return jwt.encode(
             self.claims(**changes), private, _algorithm(private), headers={"kid": key}
         )
+
+    def authorize(self, address: str, **changes: object) -> str:
+        """What a person's browser gets who signs in at that address: where it is sent back to, with a code.
+
+        `changes` are claims of the tokens that the code is redeemed for; `id_token` and `access_token` replace one.
+        """
+        query = dict(parse_qsl(urlsplit(address).query))
+        assert query["response_type"] == "code"
+        assert query["code_challenge_method"] == "S256"
+        assert "openid" in query["scope"].split()
+        code = secrets.token_urlsafe(8)
+        self._codes[code] = (query, changes)
+        return f"{query['redirect_uri']}?{urlencode({'code': code, 'state': query['state']})}"
+
+    def redeem(self, form: dict[str, str], basic: str | None) -> tuple[int, dict[str, Any]]:
+        """The response of the token endpoint: a code is good once, with its verifier and the client's secret."""
+        query, changes = self._codes.pop(form["code"], ({}, {}))
+        challenge = hashlib.sha256(form["code_verifier"].encode()).digest()
+        expected = base64.urlsafe_b64encode(challenge).decode().rstrip("=")
+        if query.get("code_challenge") != expected or form["redirect_uri"] != query["redirect_uri"]:
+            return 400, {"error": "invalid_grant"}
+        shown = base64.b64decode(basic.partition(" ")[2]).decode() if basic else ""
+        if self.secret is not None and shown != f"{query['client_id']}:{self.secret}":
+            return 401, {"error": "invalid_client"}
+        id_token = self.token(aud=query["client_id"], nonce=query["nonce"], scope=None)
+        tokens = {"id_token": id_token, "access_token": self.token()}
+        for name in tokens.keys() & changes.keys():
+            tokens[name] = changes[name]
+        return 200, {"token_type": "Bearer", **tokens}
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         issuer = self
@@ -89,8 +130,18 @@ class FakeIssuer:
                 self.end_headers()
                 self.wfile.write(body or b"")
 
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                form = dict(parse_qsl(self.rfile.read(length).decode()))
+                status, document = issuer.redeem(form, self.headers.get("Authorization"))
+                body = json.dumps(document).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
             def log_message(self, *args: object) -> None:
-                """Nothing."""
+                """Log nothing."""
 
         return Handler
 

@@ -1,9 +1,9 @@
 """The API server of a Kubernetes that has RayJobs, over HTTP, with what KubeRay and Kueue do to them.
 
 Written after the API conventions (resourceVersion, Status objects, merge patches) and the sources of
-the two controllers: KubeRay looks at the deadline before all else; Kueue lets a suspended RayJob go,
+the two controllers: KubeRay checks the deadline first; Kueue admits a suspended RayJob,
 and permits another queue only while it waits. What Kueue queues is its own object, the Workload: it is
-made anew where the RayJob has other pods, and takes another queue otherwise only if it was never evicted
+recreated where the RayJob has other pods, and takes another queue otherwise only if it was never evicted
 (jobframework/reconciler.go, ensureOneWorkload and handleQueueNameChange).
 """
 
@@ -49,7 +49,7 @@ class Workload:
 
 
 class KubernetesApi:
-    """RayJobs by name; the test says what becomes of each."""
+    """RayJobs by name; the test sets the state of each."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, RayJob] = {}
@@ -60,6 +60,8 @@ class KubernetesApi:
         self.ends: dict[str, list[str]] = {}
         # Without its operator, what has a finalizer of KubeRay stays.
         self.kuberay_runs = True
+        # Logs of containers, by pod and container; one that is missing has not started.
+        self.logs: dict[tuple[str, str], str] = {}
         # Uids of ConfigMaps, by name.
         self.config_maps: dict[str, str] = {}
         self.requests: list[str] = []
@@ -74,7 +76,7 @@ class KubernetesApi:
         return CustomObjectsApi(ApiClient(Configuration(host=self.address)))
 
     def write_kubeconfig(self, home: Path) -> None:
-        """As `kubectl` would find it."""
+        """Write a kubeconfig for this server."""
         folder = home / ".kube"
         folder.mkdir()
         context = {"name": "here", "context": {"cluster": "here", "user": "me"}}
@@ -90,24 +92,24 @@ class KubernetesApi:
         (folder / "config").write_text(json.dumps(config))
 
     def become(self, name: str, status: str, deployment: str, message: str = "") -> None:
-        """KubeRay has seen the Ray job in one state, and is in another itself."""
+        """Set the state of the Ray job, and KubeRay's own."""
         said = {"jobStatus": status, "jobDeploymentStatus": deployment, "message": message}
         self._write(self.jobs[name], status={key: text for key, text in said.items() if text})
 
     def admit(self, name: str) -> None:
-        """Kueue has room for it."""
+        """Admit the RayJob, as Kueue does when it has quota."""
         self.jobs[name]["spec"]["suspend"] = False
         self.become(name, "", "Initializing")
         self._obey_deadline(self.jobs[name])
 
     def preempt(self, name: str) -> None:
-        """Kueue takes it back, and its pods are gone."""
+        """Preempt the RayJob, as Kueue does: its pods are deleted."""
         self.jobs[name]["spec"]["suspend"] = True
         self.become(name, "", "Suspended")
         self.workloads[name].was_evicted = True
 
     def delete_config_map(self, name: str) -> None:
-        """With all that belongs to it, as the garbage collector does a moment later."""
+        """Delete it and everything that it owns, as the garbage collector does a moment later."""
         uid = self.config_maps.pop(name)
         self.jobs = {
             job: found
@@ -122,7 +124,7 @@ class KubernetesApi:
             self.ends.setdefault(name, []).append(ends)
 
     def answer(self, method: str, path: str, body: RayJob | None, selector: str = "") -> RayJob:
-        """What the server says. Raises Refusal."""
+        """Return the server's response. Raises Refusal."""
         self.requests.append(f"{method} {path}")
         if self.refusal is not None:
             raise self.refusal
@@ -132,14 +134,29 @@ class KubernetesApi:
             return self._config_map(path.removeprefix(f"{CONFIG_MAPS}/"))
         if not path.startswith(RAYJOBS):
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
-        if body is not None and method == "POST":
-            return self._create(body)
+        if path == RAYJOBS:
+            return self._list(selector) if body is None else self._create(body)
         name = path.removeprefix(f"{RAYJOBS}/")
         if name not in self.jobs:
             raise Refusal(404, "NotFound", f'rayjobs.ray.io "{name}" not found')
         if method == "DELETE":
             return self.jobs.pop(name)
         return self._patch(self.jobs[name], body) if body is not None else self.jobs[name]
+
+    def _list(self, selector: str) -> RayJob:
+        jobs = [job for job in self.jobs.values() if _selects(selector, job["metadata"]["labels"])]
+        return {"items": jobs, "metadata": {}}
+
+    def log(self, path: str, query: dict[str, list[str]]) -> str:
+        """Return the end of a container's log. Raises Refusal."""
+        self.requests.append(f"GET {path}")
+        pod = path.removeprefix(f"{PODS}/").removesuffix("/log")
+        (container,) = query["container"]
+        if (pod, container) not in self.logs:
+            message = f'container "{container}" in pod "{pod}" is waiting to start'
+            raise Refusal(400, "BadRequest", message)
+        lines = self.logs[pod, container].splitlines(keepends=True)
+        return "".join(lines[-int(query["tailLines"][0]) :])
 
     def _other(self, method: str, path: str, selector: str) -> dict[str, Any]:
         if path not in self.others:
@@ -154,7 +171,8 @@ class KubernetesApi:
                 if self.kuberay_runs or not path.startswith(RAYS):
                     self._remove(path, name)
             return {"kind": "Status", "status": "Success"}
-        return {"items": [{"metadata": {"name": name}} for name in found]}
+        created = {"creationTimestamp": "2026-11-24T12:00:00Z"}
+        return {"items": [{"metadata": {"name": name, **created}} for name in found]}
 
     def _remove(self, path: str, name: str) -> None:
         self.others[path].pop(name, None)
@@ -193,7 +211,7 @@ class KubernetesApi:
         return job
 
     def _queue(self, job: RayJob) -> None:
-        """As Kueue a moment later."""
+        """Act as Kueue does a moment later."""
         queue = job["metadata"].get("labels", {}).get(_QUEUE)
         if queue is None:
             return
@@ -205,7 +223,7 @@ class KubernetesApi:
             workload.queue = queue
 
     def _obey_deadline(self, job: RayJob) -> None:
-        """As KubeRay a moment later; what runs has been there for longer than a second."""
+        """Act as KubeRay does a moment later; running jobs are older than a second."""
         has_ended = job["status"].get("jobDeploymentStatus") in _ENDED
         if job["spec"]["activeDeadlineSeconds"] == 1 and not (has_ended or _waits(job)):
             self._write(
@@ -225,7 +243,7 @@ class KubernetesApi:
 
 @contextmanager
 def kubernetes_api() -> Iterator[KubernetesApi]:
-    """It listens on the loopback until the end."""
+    """Serve on loopback until the block ends."""
     api = KubernetesApi()
     server = _Server(api)
     api.address = f"http://127.0.0.1:{server.server_port}"
@@ -253,7 +271,7 @@ def _waits(job: RayJob) -> bool:
 
 
 def _pods(job: RayJob) -> list[int]:
-    """Of each worker group."""
+    """Return the pods of each worker group."""
     return [group["replicas"] for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
 
 
@@ -303,6 +321,9 @@ class _Handler(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         (selector,) = parse_qs(query).get("labelSelector", [""])
         try:
+            if path.endswith("/log"):
+                self._send_text(api.log(path, parse_qs(query)))
+                return
             self._send(200, api.answer(self.command, path, body, selector))
         except Refusal as error:
             status = {"kind": "Status", "status": "Failure", "code": error.code}
@@ -316,5 +337,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def _send_text(self, text: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-        """Nothing: the tests look at `requests`."""
+        """Log nothing: tests read `requests`."""

@@ -34,7 +34,7 @@ not_a_method = dict
 
 @contextmanager
 def installed(folder: Path) -> Iterator[Path]:
-    """The package with its entry point on the path; the file of its module."""
+    """Put the package and its entry point on the path; yield the file of its module."""
     source = folder / f"{MODULE}.py"
     source.write_text(_SOURCE)
     metadata = folder / f"{MODULE}-1.0.dist-info"

@@ -1,4 +1,4 @@
-"""Ray's Jobs API as it was found to behave (Ray 2.60), over HTTP and in memory."""
+"""Ray's Jobs API as observed with Ray 2.60, over HTTP and in memory."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -18,10 +18,11 @@ class FakeJob:
     status: str
     message: str | None = None
     entrypoint: str = ""
+    driver_node_id: str | None = "node-1"
 
 
 class FakeRayJobs:
-    """Says why in prose, as the real one does."""
+    """A server of the Jobs API; errors are texts, as Ray's are."""
 
     def __init__(self) -> None:
         self.jobs = [FakeJob(None, "RUNNING", "a driver")]
@@ -29,15 +30,22 @@ class FakeRayJobs:
         # What becomes of every request, instead of an answer of Ray's.
         self.outage: httpx.Response | Exception | None = None
         self.refuses = False
+        self.nodes: list[dict[str, Any]] = [
+            {"state": "ALIVE", "resources_total": {"CPU": 4.0, "memory": 16e9, "node:1": 1.0}},
+            {"state": "ALIVE", "resources_total": {"CPU": 4.0, "GPU": 2.0, "memory": 16e9}},
+            {"state": "DEAD", "resources_total": {"CPU": 4.0, "memory": 16e9}},
+        ]
+        # What each driver has printed; one that is missing has no file yet.
+        self.logs: dict[str, str] = {}
         self.headers = httpx.Headers()
 
     @property
     def transport(self) -> httpx.BaseTransport:
-        """Requests to it, at any address."""
+        """A transport that sends requests for any address to this server."""
         return httpx.MockTransport(self._answer)
 
     def end(self, submission_id: str, status: str, message: str = "") -> None:
-        """What became of it."""
+        """Set the final state of a job."""
         job = self._job(submission_id)
         assert job is not None
         job.status, job.message = status, message
@@ -48,12 +56,24 @@ class FakeRayJobs:
             raise self.outage
         if self.outage is not None:
             return self.outage
+        if request.url.path == "/api/v0/logs/file":
+            return self._log(request.url.params)
+        if request.url.path == "/api/v0/nodes":
+            return httpx.Response(200, json={"data": {"result": {"result": self.nodes}}})
         path = request.url.path.removeprefix("/api/jobs/")
         if path:
             return self._answer_about(request.method, *path.split("/"))
         if request.method == "POST":
             return self._submit(json.loads(request.content))
         return httpx.Response(200, json=[asdict(job) for job in self.jobs])
+
+    def _log(self, asked: httpx.QueryParams) -> httpx.Response:
+        """The end of a log, as Ray's state API streams it."""
+        log = self.logs.get(asked["submission_id"])
+        if log is None or asked.get("node_id") != "node-1":
+            return httpx.Response(500, text="Could not find a log file.")
+        lines = log.splitlines(keepends=True)[-int(asked["lines"]) :]
+        return httpx.Response(200, content=(line.encode() for line in lines))
 
     def _submit(self, body: dict[str, Any]) -> httpx.Response:
         submission_id = body["submission_id"]
@@ -74,7 +94,7 @@ class FakeRayJobs:
         return httpx.Response(200, json=asdict(job))
 
     def _stop(self, job: FakeJob) -> httpx.Response:
-        """A job that has ended stays what it was."""
+        """Stop a job; one that has ended keeps its state."""
         was_running = job.status not in ENDED
         if was_running:
             job.status = "STOPPED"

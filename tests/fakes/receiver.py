@@ -36,7 +36,7 @@ class Receiver:
         return f"http://127.0.0.1:{self.port}/hook"
 
     def answer_to(self, message: Received) -> int | Callable[[socket.socket], None]:
-        """What it says this time."""
+        """Return the next response."""
         self.received.append(message)
         if self.judge is not None:
             return self.judge(message)
@@ -45,7 +45,7 @@ class Receiver:
 
 @contextmanager
 def receiving(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
-    """The receiver, until the block ends."""
+    """Run the receiver until the block ends."""
     made = Receiver()
 
     class Handler(_Handler):
@@ -69,6 +69,8 @@ class _Server(ThreadingHTTPServer):
     # Some tests hang up in the middle, which the standard library would print.
     daemon_threads = True
     block_on_close = False
+    # With the 5 of the standard library, connections that arrive together wait for a retransmission.
+    request_queue_size = 64
 
     def handle_error(self, request: object, client_address: object) -> None:
         """No log."""

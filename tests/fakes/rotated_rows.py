@@ -12,7 +12,7 @@ from workers.train.data.rows import HeldRows, RotatedRows
 
 
 def seen(prepared: PairedRows) -> DatasetStatistics:
-    """Rows that were learned, as a method gets them."""
+    """Learned rows, in the form that a method gets."""
     return DatasetStatistics(pair_moments(prepared.first_NI, prepared.second_NJ), prepared)
 
 

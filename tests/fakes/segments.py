@@ -1,5 +1,5 @@
-"""How many pieces the network brought, which reading alone cannot tell: two that are there at once are
-read as one.
+"""Number of TCP segments received, which reading cannot tell: two segments may be read
+at once.
 """
 
 import socket

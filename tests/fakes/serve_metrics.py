@@ -2,7 +2,7 @@
 
 
 class RecordedMetrics:
-    """Every event in order, for tests to look at."""
+    """Records every event in order."""
 
     def __init__(self) -> None:
         self.answers: list[tuple[str, int]] = []
@@ -13,15 +13,16 @@ class RecordedMetrics:
         self.swap_seconds: list[float] = []
         self.refusals: list[str] = []
         self.refusal_kinds: list[str] = []
+        self.refused_encoders: list[tuple[str, str, str]] = []
         self.lags: list[tuple[str, int]] = []
         self.gone_models: list[str] = []
-        self.resident_versions = 0
+        self.in_memory = 0
         self.loads: list[str] = []
         self.evictions: list[str] = []
         self.refused_key_lists = 0
         self.hearing: list[bool] = []
         self.agreements: list[tuple[str, str, float, float]] = []
-        self.ended_trials: list[str] = []
+        self.ended_canaries: list[str] = []
         self.dropped: list[str] = []
 
     def answered(self, model: str, rows: int, seconds: float) -> None:
@@ -33,7 +34,7 @@ class RecordedMetrics:
 
     @property
     def errors(self) -> list[int]:
-        """Statuses of requests that did not get what they asked for."""
+        """Statuses of failed requests."""
         return [status for status in self.statuses if status >= 400]
 
     def batch(self, requests: int, rows: int) -> None:
@@ -50,14 +51,17 @@ class RecordedMetrics:
         self.refusals.append(model)
         self.refusal_kinds.append(kind)
 
+    def encoder_refused(self, model: str, modality: str, reason: str) -> None:
+        self.refused_encoders.append((model, modality, reason))
+
     def lag(self, model: str, generations: int) -> None:
         self.lags.append((model, generations))
 
     def gone(self, model: str) -> None:
         self.gone_models.append(model)
 
-    def resident(self, versions: int) -> None:
-        self.resident_versions = versions
+    def loaded_versions(self, versions: int) -> None:
+        self.in_memory = versions
 
     def loaded(self, model: str, seconds: float) -> None:
         self.loads.append(model)
@@ -75,7 +79,7 @@ class RecordedMetrics:
         self.agreements.append((model, pair, cosine, overlap))
 
     def canary_ended(self, model: str) -> None:
-        self.ended_trials.append(model)
+        self.ended_canaries.append(model)
 
     def shadow_dropped(self, model: str) -> None:
         self.dropped.append(model)

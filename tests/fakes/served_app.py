@@ -1,5 +1,5 @@
-"""An app on a real socket of this machine, in a thread, with the protocol of our replicas: for what must be
-seen while it goes on.
+"""An app on a real local socket, in a thread, with the protocol of our replicas: for tests that observe
+a request in progress.
 """
 
 import threading
@@ -15,7 +15,7 @@ from workers.serve.api.protocol import HttpProtocol
 
 @contextmanager
 def served(app: ASGIApp) -> Iterator[str]:
-    """Its address, until the block ends. Without its lifespan: nothing happens by itself."""
+    """Serve until the block ends; yields the address. The app's lifespan does not run."""
     config = uvicorn.Config(
         app, port=0, http=HttpProtocol, lifespan="off", log_config=None, timeout_graceful_shutdown=1
     )

@@ -1,4 +1,4 @@
-"""A store that takes as long as a test says."""
+"""A store whose calls wait for the test."""
 
 import threading
 from collections.abc import Iterator

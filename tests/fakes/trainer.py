@@ -1,4 +1,4 @@
-"""What a training job leaves in object storage, without any training.
+"""Writes what a training job writes to object storage, without training.
 
 It reads the attempt's spec.json and the parent's manifest from the store, as the real one does.
 """
@@ -9,12 +9,18 @@ from datetime import UTC, datetime
 from cmcl.contract.job import JobSpec, Phase, Progress
 from cmcl.contract.version import (
     Drift,
+    EvaluationResult,
     LearnedDataset,
+    MeasuredDataset,
+    Recall,
     VersionManifest,
     VersionReport,
+    datasets_to_merge,
 )
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
+from workers.storage.running import ProgressWriter, mark_ended
+from workers.storage.stages import StageLog
 from workers.storage.versions import entry_for, read_version, write_candidate
 
 
@@ -29,21 +35,26 @@ def train(
 ) -> VersionManifest:
     """Write a complete candidate; `changes` replace fields of its manifest."""
     spec = JobSpec.model_validate_json(store.read(layout.run_spec(job, attempt)))
-    earlier = _ledger(store, spec)
+    stages = StageLog(spec.traceparent)
+    stages.enter("training")
     files = {name: f"{job} {attempt} {name}".encode() for name in layout.VERSION_FILES}
-    moments = f"{job} {attempt} moments".encode()
+    moments = {} if spec.dataset is None else {layout.MOMENTS: f"{job} {attempt} moments".encode()}
+    earlier, learned, unlearned = _ledger(store, spec, moments)
     manifest = VersionManifest(
         model=spec.model,
         version=spec.version,
         parent=spec.parent,
         job=job,
         attempt=attempt,
-        dataset=spec.dataset.dataset,
+        kind=spec.kind,
+        dataset=spec.dataset.dataset if spec.dataset else None,
+        unlearned=unlearned,
+        merged=spec.merges,
         spec=spec.spec,
         code_version="test",
         created_at=datetime.now(UTC),
         files={name: entry_for(data) for name, data in files.items()},
-        learned=(*earlier, _line(spec, moments)),
+        learned=learned,
         report=VersionReport(
             final_loss=1.0,
             updates=3,
@@ -51,11 +62,37 @@ def train(
             drift={
                 line.dataset: Drift(since_learned=drift, against_parent=drift) for line in earlier
             },
+            evaluation_only=tuple(
+                MeasuredDataset(**dict(each), recall=recall_of(9, 0.6))
+                for each in spec.evaluation_only
+            ),
         ),
     ).model_copy(update=dict(changes or {}))
     if write:
-        write_candidate(store, manifest, {**files, layout.MOMENTS: moments})
+        stages.enter("writing")
+        write_candidate(store, manifest, {**files, **moments})
+        stages.write(store, layout.run_stages(job, attempt))
+        mark_ended(store, job, attempt)
     return manifest
+
+
+def evaluate(
+    store: ObjectStore, job: str, attempt: int, recall: float | None = 0.5, note: str | None = None
+) -> EvaluationResult:
+    """Write the result of an evaluation."""
+    spec = JobSpec.model_validate_json(store.read(layout.run_spec(job, attempt)))
+    assert spec.kind == "evaluate"
+    found = None if recall is None else recall_of(spec.learns.evaluation_rows, recall)
+    result = EvaluationResult(version=spec.version, recall=found, note=note)
+    key = layout.run_evaluation(job, attempt)
+    store.put(key, result.model_dump_json().encode())
+    mark_ended(store, job, attempt)
+    return result
+
+
+def recall_of(rows: int, at_1: float) -> Recall:
+    """A recall of that many rows."""
+    return Recall(rows=rows, at_1=at_1, at_5=at_1, at_10=min(1.0, at_1 + 0.2))
 
 
 def report_progress(
@@ -64,13 +101,13 @@ def report_progress(
     attempt: int,
     phase: Phase,
     updates_done: int = 0,
-    figures: Mapping[str, float | str] | None = None,
+    figures: Mapping[str, float | str | datetime] | None = None,
 ) -> Progress:
-    """Overwrite the attempt's progress; `figures` are the other figures of this phase."""
+    """Show progress of the attempt; `figures` are the other figures of this phase."""
     progress = Progress(
         phase=phase, updates_done=updates_done, updates_total=10, at=datetime.now(UTC)
     ).model_copy(update=dict(figures or {}))
-    store.put(layout.run_progress(job, attempt), progress.model_dump_json().encode())
+    ProgressWriter(store, job, attempt).write(progress)
     return progress
 
 
@@ -90,26 +127,48 @@ FIGURES: Mapping[str, float] = {
 
 
 def leave_checkpoint(store: ObjectStore, job: str, attempt: int, updates: int) -> str:
-    """What an attempt has saved after so many updates; its key."""
+    """Write a checkpoint of that many updates; return its key."""
     data = f"{job} {attempt} after {updates}".encode()
     key = layout.run_checkpoint(job, attempt, updates, entry_for(data).sha256)
     store.put(key, data)
     return key
 
 
-def _ledger(store: ObjectStore, spec: JobSpec) -> tuple[LearnedDataset, ...]:
-    if spec.parent is None:
-        return ()
-    return read_version(store, spec.model, spec.parent).learned
+Lines = tuple[LearnedDataset, ...]
+
+
+def _ledger(
+    store: ObjectStore, spec: JobSpec, moments: Mapping[str, bytes]
+) -> tuple[Lines, Lines, LearnedDataset | None]:
+    """Lines that need a certificate, the new ledger, and the line that was taken out."""
+    known = () if spec.parent is None else read_version(store, spec.model, spec.parent).learned
+    if spec.dataset is not None:
+        return known, (*known, _line(spec, moments[layout.MOMENTS])), None
+    if spec.merges is not None:
+        theirs = read_version(store, spec.merges.model, spec.merges.version).learned
+        new = datasets_to_merge(known, theirs)
+        update = {"version": spec.version, "reference": None}
+        joined = (line.model_copy(update=update) for line in new)
+        merged = (*known, *joined)
+        return merged, merged, None
+    rest = tuple(line for line in known if line.dataset != spec.unlearns)
+    gone = next(line for line in known if line.dataset == spec.unlearns)
+    later = {line.dataset for line in rest if line.version >= gone.version}
+    rest = tuple(
+        line.model_copy(update={"reference": spec.version}) if line.dataset in later else line
+        for line in rest
+    )
+    return rest, rest, gone
 
 
 def _line(spec: JobSpec, moments: bytes) -> LearnedDataset:
+    dataset = spec.learns
     return LearnedDataset(
-        dataset=spec.dataset.dataset,
-        name=spec.dataset.name,
-        pair=spec.dataset.pair,
-        rows=spec.dataset.rows,
+        dataset=dataset.dataset,
+        name=dataset.name,
+        pair=dataset.pair,
+        rows=dataset.rows,
         version=spec.version,
         moments=entry_for(moments),
-        shard_digests=tuple(shard.sha256 for shard in spec.dataset.shards),
+        shard_digests=tuple(shard.sha256 for shard in dataset.shards),
     )

@@ -23,7 +23,7 @@ def pattern(size: int, seed: int = 0) -> bytes:
 
 
 def announce(plane: ControlPlane, size: int, **more: object) -> str:
-    """The id of a new upload."""
+    """Create an upload and return its id."""
     body = {"filename": "pairs.parquet", "bytes": size, **more}
     response = plane.client.post("/v1/uploads", json=body)
     assert response.status_code == 201, response.text
@@ -32,7 +32,7 @@ def announce(plane: ControlPlane, size: int, **more: object) -> str:
 
 
 def send(plane: ControlPlane, upload: str, number: int, data: bytes) -> dict[str, Any]:
-    """Send one part; the answer."""
+    """Send one part; return the response."""
     response = plane.client.put(
         f"/v1/uploads/{upload}/parts/{number}", content=data, headers=BYTES | digest_header(data)
     )
@@ -42,7 +42,7 @@ def send(plane: ControlPlane, upload: str, number: int, data: bytes) -> dict[str
 
 
 def complete(plane: ControlPlane, upload: str) -> dict[str, Any]:
-    """Complete it; the answer."""
+    """Complete an upload; return the response."""
     response = plane.client.post(f"/v1/uploads/{upload}/complete")
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
@@ -50,7 +50,7 @@ def complete(plane: ControlPlane, upload: str) -> dict[str, Any]:
 
 
 def upload_whole(plane: ControlPlane, data: bytes) -> str:
-    """Everything at once; what a dataset can name."""
+    """Upload a whole file; return the reference for a dataset."""
     upload = announce(plane, len(data))
     send(plane, upload, 1, data)
     uri: str = complete(plane, upload)["uri"]

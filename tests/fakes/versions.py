@@ -1,9 +1,11 @@
-"""Truthful versions: all that a training job and the control plane would have written."""
+"""Valid versions: every object that a training job and the control plane would write."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import torch
 
+from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import (
@@ -19,7 +21,7 @@ from workers.model.artifact import (
     save_moments,
     save_selftest,
 )
-from workers.model.heads import ModalityHeads, prepare
+from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.storage import layout
@@ -30,12 +32,13 @@ _ROWS = 8
 
 
 def random_heads(spec: ModelSpec, seed: int) -> ModalityHeads:
-    """Heads with nothing special about them, other ones for each seed."""
+    """Random heads, different for each seed."""
     generator = torch.Generator().manual_seed(seed)
-    return ModalityHeads(
+    heads = initial_heads(spec)
+    return heads.replaced(
         {
-            modality: torch.randn(spec.width, width + 1, generator=generator)
-            for modality, width in spec.modalities.items()
+            modality: torch.randn(weight.shape, generator=generator)
+            for modality, weight in heads.weights.items()
         }
     )
 
@@ -47,15 +50,26 @@ def publish_version(
     spec: ModelSpec,
     heads: ModalityHeads,
     generation: int,
+    *,
+    encoders: Mapping[str, EncoderIdentity] = {},
 ) -> VersionManifest:
-    """Write a version in the order of production, pointer last, and let it answer."""
-    manifest = store_version(store, model, version, spec, heads)
+    """Write a version in the order of production, pointer last, and let it answer.
+
+    `encoders`: of its features, by modality.
+    """
+    manifest = store_version(store, model, version, spec, heads, encoders=encoders)
     write_live(store, model, LivePointer(generation=generation, version=version))
     return manifest
 
 
 def store_version(
-    store: ObjectStore, model: str, version: int, spec: ModelSpec, heads: ModalityHeads
+    store: ObjectStore,
+    model: str,
+    version: int,
+    spec: ModelSpec,
+    heads: ModalityHeads,
+    *,
+    encoders: Mapping[str, EncoderIdentity] = {},
 ) -> VersionManifest:
     """Publish a version without making it live."""
     pair = ModalityPair(**dict(zip(("first", "second"), sorted(spec.modalities)[:2], strict=True)))
@@ -67,7 +81,9 @@ def store_version(
         layout.MEMORY: save_memory(Memory().with_dataset(pair, moments)),
     }
     moment_bytes = save_moments(moments)
-    manifest = _manifest(model, version, spec, pair, files, moment_bytes)
+    manifest = _manifest(model, version, spec, pair, files, moment_bytes).model_copy(
+        update={"encoders": dict(encoders)}
+    )
     write_candidate(store, manifest, {**files, layout.MOMENTS: moment_bytes})
     publish_files(store, manifest)
     return manifest
@@ -111,6 +127,7 @@ def _random_moments(spec: ModelSpec, pair: ModalityPair, seed: int) -> PairMomen
     generator = torch.Generator().manual_seed(seed)
 
     def rows(modality: str) -> torch.Tensor:
-        return prepare(torch.randn(_ROWS, spec.modalities[modality], generator=generator))
+        rows_BF = torch.randn(_ROWS, spec.widths[modality], generator=generator)
+        return initial_heads(spec).prepare(modality, rows_BF)
 
     return pair_moments(rows(pair.first), rows(pair.second))

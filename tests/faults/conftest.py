@@ -1,4 +1,4 @@
-"""One migrated database, and one folder, for all stories."""
+"""One migrated database, and one folder, for all scenarios."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ def template() -> Iterator[Template]:
 
 @pytest.fixture(scope="session")
 def stage() -> Iterator[Path]:
-    """Where stories play, one after another."""
+    """The folder in which scenarios run, one after another."""
     with fresh_folder() as folder:
         yield folder
 

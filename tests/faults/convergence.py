@@ -1,4 +1,4 @@
-"""Convergence: once the world is healthy again, every job ends by itself."""
+"""Convergence: once all faults are removed, every job ends."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,8 @@ def converge(world: World, replicas: Sequence[Replica], checker: InvariantChecke
 
 
 def serve(world: World) -> None:
-    """Run what is on the cluster."""
+    """Prepare what is asked for, and run what is on the cluster."""
+    world.prepare()
     for attempt in list(world.cluster.alive):
         state = world.cluster.word(attempt)
         if state == LaunchState.RUNNING:

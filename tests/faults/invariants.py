@@ -1,4 +1,4 @@
-"""What must be true after every step of every story, and what in the end."""
+"""Invariants that hold after every step of every scenario, and those that hold at its end."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,15 @@ from sqlalchemy import Table, select
 from cmcl.contract.job import submission_id
 from cmcl.contract.version import VersionManifest
 from service.database import tables
+from service.maintenance.gc import sweep_preparations
 from service.states import IN_FLIGHT, TERMINAL, JobState, check_move
 from tests.faults.world import DEADLINES, SKEW_SECONDS, World
 from workers.storage import layout
 from workers.storage.versions import read_live, read_verified, read_version, read_version_file
 
 Row = Mapping[str, Any]
+
+_BEGINS = (JobState.PREPARED, JobState.SUBMITTING)
 
 
 class InvariantChecker:
@@ -52,21 +55,23 @@ class InvariantChecker:
         self.head = max(model["head"] for model in models)
 
     def check_at_the_end(self) -> None:
-        """In a healthy world everything has come to an end, and shows."""
+        """Check that in a healthy world every job has ended, and every result is visible."""
         self.check()
         for job in self._rows(tables.jobs, tables.jobs.c.sequence):
             assert job["state"] in TERMINAL, f"stuck: {job['id']} {job['state']} {job['message']}"
             self.ends[job["reason"] or job["state"]] += 1
+        sweep_preparations(self._world.context(self._world.database))
+        assert list(self._world.store.keys(layout.preparations())) == [], "a request is left"
         for version in self._rows(tables.versions, tables.versions.c.number):
             assert version["stored_at"] is not None, f"never stored: {version['number']}"
-        for record in self._rows(tables.trials, tables.trials.c.revision):
-            assert record["ended_at"] is not None, f"a trial that never ended: {record}"
+        for record in self._rows(tables.canaries, tables.canaries.c.revision):
+            assert record["ended_at"] is not None, f"a canary that never ended: {record}"
         for model in self._rows(tables.models, tables.models.c.name):
             pointer = read_live(self._world.store, model["name"])
             shown = None if pointer is None else (pointer.version, pointer.generation)
             decided = (model["live_version"], model["live_generation"])
             assert shown == (decided if model["live_generation"] else None), "live.json is behind"
-            assert pointer is None or pointer.candidate is None, "a trial that ended is shown"
+            assert pointer is None or pointer.canary is None, "a canary that ended is shown"
             assert model["mirrored_revision"] == model["live_revision"]
 
     def _check_jobs(self, jobs: Sequence[Row]) -> None:
@@ -79,6 +84,9 @@ class InvariantChecker:
                 in_flight[job["model"]].append(job["id"])
             if before is not None:
                 self._compare(before, job)
+            is_begun = before is not None and (before["state"], state) == _BEGINS
+            if is_begun and job["kind"] != "evaluate":
+                self._check_turn(job, jobs)
         for model, several in in_flight.items():
             assert len(several) <= 1, f"{model} has two jobs in flight: {several}"
         self._jobs = {job["id"]: job for job in jobs}
@@ -93,6 +101,17 @@ class InvariantChecker:
             assert job["state"] == before["state"], f"{name}: moved, and the fence did not"
         if before["state"] in TERMINAL and name not in self._world.woken:
             assert job["state"] == before["state"], f"{name}: was {before['state']} for good"
+
+    def _check_turn(self, job: Row, jobs: Sequence[Row]) -> None:
+        """A job is learned after every earlier one of its model, dry runs and evaluations aside."""
+        for other in jobs:
+            before = self._jobs.get(other["id"])
+            is_earlier = other["model"] == job["model"] and other["sequence"] < job["sequence"]
+            learns_nothing = other["dry_run"] or other["kind"] == "evaluate"
+            if not is_earlier or learns_nothing or other["id"] in self._world.woken:
+                continue
+            was_open = before is not None and before["finished_at"] is None
+            assert other["finished_at"] is not None or not was_open, f"{job['id']} did not wait"
 
     def _check_attempts(self, jobs: Sequence[Row]) -> None:
         """The spec of an attempt never changes: its number was not used before."""
@@ -129,10 +148,10 @@ class InvariantChecker:
 
     def _check_grace_period(self, job: str, move: Row) -> None:
         """Before it is repeated, an attempt was stopped and had its grace period."""
-        if move["kind"] != "job.queued" or move["data"].get("from") != JobState.RUNNING:
+        if move["kind"] != "job.prepared" or move["data"].get("from") != JobState.RUNNING:
             return
         attempt = submission_id(job, move["data"]["attempt"])
-        stopped = self._world.cluster.told_to_stop.get(attempt)
+        stopped = self._world.cluster.stopped_at.get(attempt)
         assert stopped is not None, f"{attempt} was repeated, and never stopped"
         waited = (move["created_at"] - stopped).total_seconds()
         grace = DEADLINES["lost_attempt_grace_seconds"] - SKEW_SECONDS
@@ -145,12 +164,22 @@ class InvariantChecker:
         for version in chain:
             manifest, number = self._manifest(version), version["number"]
             assert manifest.parent == (number - 1 or None), f"version {number}: {manifest.parent}"
-            assert manifest.learned[:-1] == learned, f"version {number} forgot its parent's ledger"
-            assert manifest.learned[-1].dataset == manifest.dataset
+            names, before = (
+                [line.dataset for line in lines] for lines in (manifest.learned, learned)
+            )
+            if manifest.unlearned is not None:
+                before.remove(manifest.unlearned.dataset)
+                assert names == before, f"version {number} has another ledger than its parent"
+            else:
+                known = manifest.learned[: len(learned)]
+                assert known == learned, f"version {number} forgot its parent's ledger"
+                assert len(names) > len(before), f"version {number} learned nothing"
+            if manifest.new_line is not None:
+                assert manifest.new_line.dataset == manifest.dataset
             learned = manifest.learned
 
     def _manifest(self, version: Row) -> VersionManifest:
-        """Parsed once; a version never changes."""
+        """The manifest, parsed once: a version never changes."""
         key = (version["model"], version["number"])
         before = self._manifests.setdefault(key, version["manifest"])
         assert before == version["manifest"], f"{key} has changed"
@@ -181,7 +210,7 @@ class InvariantChecker:
         return {row["generation"]: row["version"] for row in rows}
 
     def _must_be_complete(self, model: str, number: int) -> None:
-        """Every byte, once: nothing may touch it later, and a change would be a new look's find."""
+        """Check every byte, once. Later writes would be found as a change."""
         if (model, number) in self._complete:
             return
         store = self._world.store
@@ -189,8 +218,8 @@ class InvariantChecker:
         assert manifest == self._parsed[(model, number)]
         for name in manifest.files:
             read_version_file(store, manifest, name)
-        line = manifest.learned[-1]
-        read_verified(store, layout.dataset_moments(line.dataset), line.moments)
+        for line in manifest.learned:
+            read_verified(store, layout.dataset_moments(line.dataset), line.moments)
         self._complete.add((model, number))
 
     def _check_datasets(self, jobs: Sequence[Row], versions: Sequence[Row]) -> None:
@@ -199,10 +228,12 @@ class InvariantChecker:
         datasets = {row["id"]: row for row in self._rows(tables.datasets, tables.datasets.c.id)}
         for version in versions:
             dataset = self._manifest(version).dataset
-            key = (version["model"], dataset)
-            assert key not in made, f"{dataset} was learned twice"
-            made[key] = version["number"]
-            assert datasets[dataset]["quarantine_reason"] is None, f"{dataset} is quarantined"
+            if dataset is not None:
+                key = (version["model"], dataset)
+                assert key not in made, f"{dataset} was learned twice"
+                made[key] = version["number"]
+                assert datasets[dataset]["manifest"] is not None, f"{dataset} was not prepared"
+                assert datasets[dataset]["quarantine_reason"] is None, f"{dataset} is quarantined"
             if version["job"] is not None:
                 job = job_of[version["job"]]
                 assert job["state"] == JobState.PUBLISHED, f"{job['id']} has a version"

@@ -1,4 +1,4 @@
-"""PostgreSQL for stories: one database, which is as it was at first when a story begins."""
+"""PostgreSQL for fault scenarios: one database, restored before each scenario."""
 
 from pathlib import Path
 
@@ -30,8 +30,8 @@ class Postgres:
             }
         self._first = {table: found for table, found in rows.items() if found}
 
-    def start_anew(self) -> None:
-        """What an earlier story left is gone."""
+    def restart(self) -> None:
+        """Restore the initial state of the database."""
         names = ", ".join(table.name for table in metadata.sorted_tables)
         with self._database.write() as connection:
             connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
@@ -39,5 +39,5 @@ class Postgres:
                 connection.execute(insert(table), rows)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connections."""
         self._database.close()

@@ -1,7 +1,7 @@
 """A replica that pauses before each call to the outside world until the test resumes it.
 
-Its reconciler runs in a thread of its own, and never while the test runs: the baton is with one of
-the two. So what two replicas do to each other is what the test says, and happens again.
+Its reconciler runs in its own thread, and never while the test runs: one of the two waits. So the
+interleaving of two replicas is what the test chooses, and can be repeated.
 """
 
 import threading
@@ -12,6 +12,7 @@ from enum import Enum
 
 from sqlalchemy import select
 
+from service.database.engine import Database
 from service.database.tables import models
 from service.errors import DatabaseUnavailable
 from service.jobs.reconciler import Reconciler
@@ -24,7 +25,7 @@ _ROUND = Contact("reconciler", "round", "", DatabaseUnavailable, has_effect=Fals
 
 
 class Order(Enum):
-    """How a contact turns out."""
+    """The outcome of a call."""
 
     GO = "goes well"
     FAIL = "is not done, and fails"
@@ -33,7 +34,11 @@ class Order(Enum):
 
 
 class Replica:
-    """One process of the service: killed and started again, with a clock that may be wrong."""
+    """One process of the service, which can be killed and restarted; its clock may be skewed."""
+
+    _go: threading.Semaphore
+    _stands: threading.Semaphore
+    _database: Database
 
     def __init__(self, world: World, name: str, skew_seconds: float, tally: Counter[str]) -> None:
         self.name = name
@@ -48,18 +53,18 @@ class Replica:
 
     @property
     def contact(self) -> Contact:
-        """What it is about to do."""
+        """The call before which it pauses."""
         return self._contact
 
     @property
     def leads(self) -> bool:
-        """Whether it has leased a model."""
-        query = select(models.c.name).where(models.c.lease_owner == self._reconciler._replica)
+        """Whether it holds the lease of a model."""
+        query = select(models.c.name).where(models.c.lease_owner == self._reconciler.replica)
         with self._world.database.read() as connection:
             return connection.execute(query).first() is not None
 
     def go(self, order: Order = Order.GO) -> None:
-        """One contact further. Raises AssertionError for what a reconciler must not do."""
+        """Run to the next call. Raises AssertionError if the reconciler's thread ends or hangs."""
         if not self.is_alive:
             return
         self._tally["contacts"] += 1
@@ -72,7 +77,7 @@ class Replica:
             raise AssertionError(f"replica {self.name} ended by itself") from self._mistake
 
     def go_to_effect(self, number: int) -> None:
-        """Before that contact from here that changes something, if it comes soon."""
+        """Run to just before the `number`-th next call that changes something, if it comes soon."""
         for _ in range(_SOON):
             if self._contact.has_effect:
                 if number == 0:
@@ -83,7 +88,7 @@ class Replica:
             self.go()
 
     def round(self) -> None:
-        """To the end of a round."""
+        """Run to the end of a round."""
         self.go()
         while self.is_alive and self._contact is not _ROUND:
             self.go()
@@ -100,7 +105,7 @@ class Replica:
         self.kill()
 
     def restart(self) -> None:
-        """Another process under the same name, with nothing in memory."""
+        """Start another process under the same name, with empty memory."""
         if not self.is_alive:
             self._start()
 
@@ -111,11 +116,11 @@ class Replica:
         assert held == 0, f"inside of a transaction: {contact}"
         self._stand_at(contact)
         if self._order is Order.FAIL:
-            raise contact.error(f"{contact.about}: nobody answers (on purpose)")
+            raise contact.error(f"{contact.about}: no response (on purpose)")
         self._loses = self._order is Order.LOSE and contact.has_effect
 
     def inside(self, contact: Contact) -> None:
-        """See FaultInjector. It would make no visible difference."""
+        """See FaultInjector. A fault here would make no visible difference."""
 
     def after(self, contact: Contact) -> None:
         """See FaultInjector."""
@@ -126,7 +131,8 @@ class Replica:
     def _start(self) -> None:
         self._contact, self._order, self._loses = _ROUND, Order.GO, False
         self._mistake: BaseException | None = None
-        self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
+        self._go = threading.Semaphore(0)
+        self._stands = threading.Semaphore(0)
         self._database = database_of(self.name, self._world.database_url)
         context = self._world.context(self._database)
         mortal = replace(

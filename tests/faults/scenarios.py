@@ -1,16 +1,17 @@
 """Scenarios of a dataset: what users and the cluster do, independently of the control plane.
 
-They react to what they see after each round, so they are the same life also when a replica dies in
-the middle of it.
+They react to the state after each round, so they are the same whether or not a replica dies in
+between.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import RolloutRule
-from service.database.queries import canaries, models, versions
+from cmcl.contract.policy import GatePolicy, RolloutRule
+from service.database.queries import canaries, datasets, models, versions
 from service.database.rows import JobRecord
+from service.database.seek import Seek
 from service.launchers.port import LaunchState
 from service.states import TERMINAL, JobState
 from tests.fakes.observations import observe
@@ -24,7 +25,7 @@ Act = Callable[[World], None]
 class Scenario:
     """`ends`: the states in which its jobs end, in the order of their arrival.
 
-    It is struck from where it `is_told_apart` from all others to where it `is_common` again.
+    Faults are injected from where it `is_told_apart` from all others to where it `is_common` again.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Scenario:
 def is_quiet(world: World) -> bool:
     """Whether nothing is left to do."""
     with world.database.read() as connection:
-        for model in models.page(connection, None, None, 10):
+        for model in models.page(connection, None, Seek()):
             if not model.is_mirrored:
                 return False
             if canaries.running(connection, model.name) is not None:
@@ -52,13 +53,24 @@ def _one(world: World) -> None:
     world.post("good-0")
 
 
+def _try_first(world: World) -> None:
+    world.post("good-0", dry_run=True)
+    world.post("good-0")
+
+
 def _two(world: World) -> None:
     world.post("good-0")
     world.post("good-1")
 
 
+def _two_and_measured(world: World) -> None:
+    world.post("good-0")
+    world.post("good-1", evaluate_only=True)
+    world.post("good-2")
+
+
 def _serve(world: World) -> None:
-    """Every submission starts, and succeeds."""
+    """Start every submission, and let it succeed."""
     for attempt in list(world.cluster.alive):
         _get_on(world, attempt)
 
@@ -71,7 +83,7 @@ def _get_on(world: World, attempt: str) -> None:
 
 
 def _serve_but_first(trouble: Callable[[World, str], None]) -> Act:
-    """The first attempt meets trouble once it runs."""
+    """Fail the first attempt once it runs."""
 
     def react(world: World) -> None:
         for attempt in list(world.cluster.alive):
@@ -94,7 +106,7 @@ def _lost_behind_checkpoint(world: World, attempt: str) -> None:
 
 
 def _false_word(world: World, attempt: str) -> None:
-    """The head is mistaken: the candidate comes after all."""
+    """The head reports a failure although the attempt succeeds later."""
     world.cluster.claim(attempt, LaunchState.FAILED, "the head restarted")
 
 
@@ -118,7 +130,7 @@ def _with_policy(policy: GatePolicy) -> Act:
 
 
 def _said(word: Callable[[World, str], bool], state: JobState) -> Act:
-    """A user does it once for a job in that state."""
+    """Call it once, as a user, for a job in that state."""
 
     def react(world: World) -> None:
         _serve(world)
@@ -129,10 +141,35 @@ def _said(word: Callable[[World, str], bool], state: JobState) -> Act:
     return react
 
 
+def _slowly_prepared(world: World) -> None:
+    """The process that prepares datasets was away while the first requests were written."""
+    if world.once("away"):
+        world.store.is_away = True
+    elif all(job.state == JobState.PREPARING for job in world.jobs()):
+        world.prepare()
+    _serve(world)
+
+
 def _branched(world: World) -> None:
     _serve(world)
     if is_quiet(world) and world.once("branch"):
         assert world.branch("branched", 1)
+
+
+def _unlearned(world: World) -> None:
+    _serve(world)
+    if is_quiet(world) and world.once("unlearn"):
+        assert world.unlearn(world.jobs()[-1].dataset)
+
+
+def _merged(world: World) -> None:
+    """A branch of the first version takes over what the model learned after it."""
+    _serve(world)
+    if is_quiet(world) and world.once("branch"):
+        assert world.branch("branched", 1)
+    elif is_quiet(world) and world.once("merge"):
+        # Refused where the branch was lost with the records of it.
+        world.merge("branched", 2)
 
 
 def _rolled_back(world: World) -> None:
@@ -142,15 +179,16 @@ def _rolled_back(world: World) -> None:
 
 
 def _tried(outcome: str) -> Act:
-    """The first version is the canary beside the second, and a replica reports ten requests of one kind."""
+    """The first version is the canary beside the second; a replica reports ten requests of one kind."""
 
     def react(world: World) -> None:
         _serve(world)
         if is_quiet(world) and world.once("try"):
-            assert world.put_on_trial(1, RolloutRule(min_requests=10, promote_after=10))
+            assert world.start_canary(1, RolloutRule(min_requests=10, promote_after=10))
         pointer = read_live(world.store, MODEL)
-        if pointer is not None and pointer.candidate is not None:
-            observe(world.store, **{outcome: 10})
+        if pointer is not None and pointer.canary is not None:
+            counts: dict[str, Any] = {outcome: 10}
+            observe(world.store, **counts)
 
     return react
 
@@ -175,7 +213,9 @@ def _is_repeated(world: World) -> bool:
     return any(job.attempt == 2 and job.state == JobState.RUNNING for job in world.jobs())
 
 
-PROMOTED, ABORTED = "tried and promoted", "tried and taken back"
+UNLEARNED, MERGED = "unlearned", "merged"
+MEASURED = "measured and not learned"
+PROMOTED, ABORTED = "tried and promoted", "tried and aborted"
 RESUMED = "attempt lost behind a checkpoint"
 PUBLISHED, REJECTED = JobState.PUBLISHED, JobState.REJECTED
 HELD_FIRST = _with_policy(GatePolicy(manual_approval=True))
@@ -191,7 +231,7 @@ SAID = {
     "held, approved": (HELD_FIRST, World.approve, JobState.HELD, PUBLISHED),
     "held, rejected": (HELD_FIRST, World.reject, JobState.HELD, REJECTED),
     "rejected, approved": (REJECTED_FIRST, World.approve, REJECTED, PUBLISHED),
-    "cancelled while validating": (_one, World.cancel, JobState.VALIDATING, JobState.CANCELLED),
+    "cancelled while preparing": (_one, World.cancel, JobState.PREPARING, JobState.CANCELLED),
     "cancelled while submitting": (_one, World.cancel, JobState.SUBMITTING, JobState.CANCELLED),
     "cancelled while running": (_one, World.cancel, JobState.RUNNING, JobState.CANCELLED),
     "cancelled while held": (HELD_FIRST, World.cancel, JobState.HELD, JobState.CANCELLED),
@@ -199,8 +239,13 @@ SAID = {
 
 SCENARIOS = (
     Scenario("two datasets", _two, _serve, (PUBLISHED, PUBLISHED)),
+    Scenario("slowly prepared", _two, _slowly_prepared, (PUBLISHED, PUBLISHED)),
+    Scenario("tried without learning", _try_first, _serve, (JobState.REPORTED, PUBLISHED)),
+    Scenario(MEASURED, _two_and_measured, _serve, (PUBLISHED, JobState.EVALUATED, PUBLISHED)),
     Scenario("bad rows", _bad, _serve, (JobState.FAILED,)),
     Scenario("retried", _one, _retried, (PUBLISHED,), _was("trouble"), _is_repeated),
+    Scenario(UNLEARNED, _two, _unlearned, (PUBLISHED,) * 3, _was("unlearn")),
+    Scenario(MERGED, _two, _merged, (PUBLISHED,) * 3, _was("merge")),
     Scenario("branched", _one, _branched, (PUBLISHED,), _was("branch")),
     Scenario("rolled back", _two, _rolled_back, (PUBLISHED, PUBLISHED), _was("roll back")),
     Scenario(PROMOTED, _two, _tried("answered"), (PUBLISHED, PUBLISHED), _was("try")),
@@ -230,17 +275,37 @@ SCENARIOS = (
 
 
 def check_end(world: World, life: Scenario) -> None:
-    """Whether the scenario has its only permitted end."""
+    """Check that the scenario reached its only permitted end."""
     ended = tuple(job.state for job in world.jobs())
     assert ended == life.ends
     with world.database.read() as connection:
         model = models.find(connection, MODEL)
     assert model is not None
-    assert model.head == ended.count(PUBLISHED)
+    assert model.head == ended.count(PUBLISHED) - (life.name == MERGED)
+    if life.name in (UNLEARNED, MERGED):
+        _check_ledger(world, *((MODEL, 1) if life.name == UNLEARNED else ("branched", 2)))
     if life.name in ("rolled back", PROMOTED):
         assert (model.live_version, model.live_generation) == (1, 3)
     if life.name == ABORTED:
         assert (model.live_version, model.live_generation) == (2, 2)
+    if life.name == MEASURED:
+        with world.database.read() as connection:
+            newest = versions.find(connection, MODEL, model.head)
+        assert newest is not None
+        assert len(newest.manifest.learned) == 2
+        assert len(newest.manifest.report.evaluation_only) == 1
     if life.name == RESUMED:
         (job,) = world.jobs()
         assert (job.attempt, world.spec_of(job).resume_from) == (2, world.checkpoints[0])
+
+
+def _check_ledger(world: World, name: str, learned: int) -> None:
+    """The newest version of the model has learned so many datasets, and an unlearned one is deleted."""
+    with world.database.read() as connection:
+        model = models.find(connection, name)
+        newest = versions.find(connection, name, model.head if model else 0)
+        posted = [datasets.find(connection, str(job.dataset)) for job in world.jobs()[:2]]
+    assert newest is not None
+    assert len(newest.manifest.learned) == learned
+    deleted = [dataset is not None and dataset.deleted_at is not None for dataset in posted]
+    assert deleted == [False, newest.manifest.unlearned is not None]

@@ -1,8 +1,7 @@
-"""One life after another loses its database after each round, and goes on with a rebuilt one.
+"""Every run loses its database after each round, and continues with a rebuilt one.
 
-With records as they were at that moment, every life ends as it must. With records that are some seconds
-old (nobody had written newer ones), what was done since is found in the store, or done again: never
-twice, and what replicas have been told never goes back.
+With records of that moment, every run ends as expected. With records that are some seconds old, later
+work is found in the store or repeated: never counted twice, and the live pointer never goes back.
 """
 
 import itertools
@@ -21,8 +20,8 @@ from service.database import tables
 from service.database.engine import Database
 from service.jobs.reconciler import Reconciler
 from service.maintenance.backup import BackupWriter
-from service.maintenance.rebuild.bucket import Bucket
-from service.maintenance.rebuild.run import Rebuild
+from service.maintenance.rebuild import Rebuild
+from service.maintenance.rebuild_bucket import Bucket
 from service.states import TERMINAL, JobState
 from tests.faults.scenarios import SCENARIOS, Scenario, check_end, is_quiet
 from tests.faults.world import Template, World
@@ -57,7 +56,7 @@ def test_records_of_some_seconds_ago_lead_to_nothing_twice(
 
 
 def _worlds(template: Template, stage: Path, life: Scenario, lag: int) -> Iterator[World]:
-    """Each came to its end after a loss; the last one ended before there was one."""
+    """Each world ended after a loss; the last one ended before the loss."""
     for round_of_loss in itertools.count(1, 1 if _EVERY_ROUND else 2 + lag):
         with closing(World(template, stage)) as world:
             try:
@@ -100,7 +99,7 @@ def _recorded(context: Context) -> Records:
 
 
 def _lose(context: Context, records: Records) -> None:
-    """The database, and the records that are newer than these; then rebuild."""
+    """Lose the database and the records newer than these, then rebuild."""
     _empty(context.database)
     for key in list(context.store.keys(layout.records())):
         context.store.delete(key)
@@ -119,7 +118,7 @@ def _lose(context: Context, records: Records) -> None:
 
 
 def _empty(database: Database) -> None:
-    """As a new one: with its tables, and nothing in them."""
+    """Empty the tables."""
     with database.write() as connection:
         for table in reversed(tables.metadata.sorted_tables):
             if table is not tables.event_positions:

@@ -1,7 +1,7 @@
-"""Two replicas, a cluster, a store and some users, in any order: Hypothesis looks for a story that breaks.
+"""Two replicas, a cluster, a store and users in any order: Hypothesis searches for a failing schedule.
 
-A step is one contact of one replica with database, store or launcher, or one act of a user or the cluster.
-After each, everything is looked at; in the end the world is healed, and everything must come to an
+A step is one call of one replica to database, store or launcher, or one act of a user or the cluster.
+After each step all invariants are checked; in the end all faults are removed, and every job must
 end. CMCL_FAULT_EXAMPLES=1000 runs more schedules, other ones each time.
 """
 
@@ -61,14 +61,14 @@ SHARD = st.sampled_from([*(f"good-{number}" for number in range(GOOD_SHARDS)), B
 
 
 class TwoReplicas(RuleBasedStateMachine):
-    """The story so far. `new_world` is set by the test that runs it."""
+    """A schedule. `new_world` is set by the test that runs it."""
 
     new_world: ClassVar[Callable[[], World]]
     tally: ClassVar[Counter[str]] = Counter()
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = self.new_world()
+        self.world = type(self).new_world()
         self.checker = InvariantChecker(self.world)
         self.replicas: dict[str, Replica] = {}
 
@@ -79,7 +79,7 @@ class TwoReplicas(RuleBasedStateMachine):
         rounds=st.integers(0, 12),
     )
     def begin(self, skew: float, policy: GatePolicy, shards: list[str], rounds: int) -> None:
-        """Something has happened already, and nothing went wrong."""
+        """Start after some rounds without faults."""
         self.replicas = {
             "a": Replica(self.world, "a", 0, self.tally),
             "b": Replica(self.world, "b", skew, self.tally),
@@ -97,7 +97,7 @@ class TwoReplicas(RuleBasedStateMachine):
 
     @rule(who=WHO, contacts=st.integers(1, 40))
     def go_on(self, who: str, contacts: int) -> None:
-        """It may come to stand in the middle of a step, and see the world again much later."""
+        """Advance a replica; it may pause in the middle of a step and continue much later."""
         replica = self._replica(who)
         for _ in range(contacts):
             replica.go()
@@ -111,7 +111,7 @@ class TwoReplicas(RuleBasedStateMachine):
 
     @rule(who=WHO, number=st.integers(0, 6))
     def stall(self, who: str, number: int) -> None:
-        """Before a change: the state that it has read may change in between."""
+        """Pause it before a change: the state that it has read may change in between."""
         self._replica(who).go_to_effect(number)
 
     @rule(who=WHO, number=st.integers(0, 6), order=st.sampled_from([Order.FAIL, Order.LOSE]))
@@ -122,7 +122,7 @@ class TwoReplicas(RuleBasedStateMachine):
 
     @rule(who=WHO, number=st.integers(0, 6), is_done=st.booleans())
     def kill(self, who: str, number: int, is_done: bool) -> None:
-        """Before a change, or after it and before anything else."""
+        """Kill it before a change, or directly after it."""
         replica = self._replica(who)
         replica.go_to_effect(number)
         if is_done:
@@ -137,21 +137,21 @@ class TwoReplicas(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 3, 5, 8, 25, 45, 400]))
     def let_time_pass(self, seconds: float) -> None:
-        """Nothing is down for long."""
+        """Advance the time; outages are short."""
         self.world.clock.advance(seconds)
         self.world.cluster.is_down = self.world.cluster.refuses = False
 
     # The users.
 
-    @rule(shard=SHARD)
-    def post(self, shard: str) -> None:
+    @rule(shard=SHARD, dry_run=st.sampled_from([False, False, False, True]))
+    def post(self, shard: str, dry_run: bool) -> None:
         """Also one that was posted before, and rows that cannot be used."""
-        self.world.post(shard)
+        self.world.post(shard, dry_run=dry_run)
 
     @precondition(lambda self: self.checker.states)
     @rule(what=PICK, pick=PICK)
     def say(self, what: int, pick: int) -> None:
-        """Something that may be said of some job; also at a bad moment."""
+        """Send a user's request about a job, at any moment."""
         of_word = {
             word: [job for job, state in self.checker.states.items() if state in states]
             for word, states in WORDS.items()
@@ -189,6 +189,14 @@ class TwoReplicas(RuleBasedStateMachine):
         else:
             self.world.progress(attempt, updates)
 
+    @rule(is_away=st.booleans())
+    def prepare_datasets(self, is_away: bool) -> None:
+        """The process that does it ends, or another one does what was asked for."""
+        if is_away:
+            self.world.store.is_away = True
+        else:
+            self.world.prepare()
+
     @precondition(lambda self: self.world.cluster.alive)
     @rule()
     def all_complete(self) -> None:
@@ -202,7 +210,7 @@ class TwoReplicas(RuleBasedStateMachine):
         drift=st.sampled_from([0.1, 0.9]),
     )
     def complete(self, pick: int, says: LaunchState, drift: float) -> None:
-        """Also of one that was taken for lost: a zombie's success."""
+        """Complete an attempt, possibly one that was counted as lost."""
         attempt = self._attempt(pick)
         is_zombie = self.world.cluster.word(attempt) not in (
             LaunchState.PENDING,
@@ -281,10 +289,10 @@ def test_no_story_of_two_replicas_breaks_anything(
 def test_no_schedule_on_postgresql_breaks_anything(
     postgres: Postgres, stage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fewer of them: what is different is how transactions wait for each other."""
+    """Fewer schedules: only the waiting between transactions differs."""
 
     def new_world() -> World:
-        postgres.start_anew()
+        postgres.restart()
         return World(postgres.template, stage, postgres.url)
 
     _run_schedules(new_world, max(5, _EXAMPLES // 8), capsys)

@@ -1,58 +1,62 @@
 """The world around the replicas of a control plane: database, store, cluster, clock and users.
 
-Made from a template, because to migrate a database takes longer than the life of a job.
+Made from a template, because migrating a database takes longer than a job.
 """
 
 import itertools
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from sqlalchemy import Connection
 
 from cmcl.contract.errors import ObjectExists
-from cmcl.contract.job import Failure, JobSpec
-from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import CanaryPlan, RolloutRule
+from cmcl.contract.job import Failure, JobSpec, VersionRef
+from cmcl.contract.policy import CanaryPlan, GatePolicy, RolloutRule
 from service.context import Context
 from service.database.engine import Database, open_database
 from service.database.queries import jobs
 from service.database.rows import BranchPoint, JobRecord
-from service.datasets.addresses import Intake
+from service.database.seek import Seek
 from service.datasets.intake import accept_dataset
-from service.datasets.request import NewDataset
-from service.datasets.validations import Validations
+from service.datasets.request import Intake, NewDataset
 from service.errors import Refused
 from service.jobs import actions
 from service.jobs.actions import ActorNote
 from service.jobs.workqueue import WakeSignal
 from service.launchers.port import LaunchState
 from service.principal import LOCAL
-from service.registry import canary, promotion
-from service.registry.models import Limits, branch, set_policy
-from service.registry.promotion_request import PromotionRequest
+from service.registry import promotion
+from service.registry.combining import request_merge, request_unlearning
+from service.registry.modalities import Limits
+from service.registry.models import branch, set_policy
+from service.registry.promotion import PromotionRequest
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.executor import InlineExecutor
 from tests.fakes.feature_shards import feature_table
-from tests.fakes.trainer import leave_checkpoint, report_progress, train
+from tests.fakes.preparer import prepare_all
+from tests.fakes.trainer import evaluate, leave_checkpoint, report_progress, train
 from tests.faults.cluster import Cluster
 from workers.storage import layout
 from workers.storage.local import LocalStore
+from workers.storage.running import mark_ended
 
 MODEL = "scenes"
 GOOD_SHARDS = 6
 LIMITS = Limits(500, 1 << 30)
 BAD = "bad"
 # Short, so that a story of some hundred seconds meets each of them.
-DEADLINES = {
+DEADLINES: dict[str, Any] = {
     "lease_seconds": 6,
+    "prepare_deadline_seconds": 90,
     "queue_deadline_seconds": 60,
     "start_deadline_seconds": 40,
     "run_deadline_seconds": 300,
@@ -73,8 +77,8 @@ class Template:
     shards: dict[str, dict[str, str]]
 
 
-def make_template(folder: Path, **settings: object) -> Template:
-    """Migrated once; each world copies it."""
+def make_template(folder: Path, **settings: Any) -> Template:
+    """Migrate once; each world copies the result."""
     plane = ControlPlane(folder, **DEADLINES, **settings)
     plane.create_model(MODEL)
     shards = {f"good-{number}": plane.shard(f"good-{number}") for number in range(GOOD_SHARDS)}
@@ -94,28 +98,48 @@ def _with_a_hole(table: pa.Table) -> pa.Table:
 
 @contextmanager
 def fresh_folder() -> Iterator[Path]:
-    """In memory where there is such a disk: what is flushed thousands of times stays quick."""
+    """Return an empty folder, in memory if possible: it is flushed thousands of times."""
     with TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         yield Path(folder)
 
 
 @cache
 def database_of(process: str, url: str) -> Database:
-    """As that process opens it. Kept for all stories, because its compiled statements are as well."""
+    """The database as that process opens it. Kept for all scenarios, for its compiled statements."""
     return open_database(url)
 
 
-class World:
-    """One story; what an earlier one left in the folder is removed. `woken`: jobs that a user took out of a final state since the last look."""
+class PreparingStore(LocalStore):
+    """A disk beside a process that prepares datasets: what is asked for is there at once, unless that one `is_away`."""
 
-    def __init__(self, template: Template, folder: Path, database_url: str | None = None) -> None:
+    is_away = False
+
+    def put(self, key: str, data: bytes) -> None:
+        super().put(key, data)
+        if key.startswith(layout.preparations()) and not self.is_away:
+            prepare_all(self)
+
+
+class World:
+    """The world of one scenario, in an emptied folder.
+
+    `woken`: jobs that a user took out of a final state since the last check.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        folder: Path,
+        database_url: str | None = None,
+        clock: ScriptedClock | None = None,
+    ) -> None:
         shutil.rmtree(folder / "store", ignore_errors=True)
         if database_url is None:
             database_url = _copied(template.database, folder)
         self.database_url = database_url
         self.template = template
-        self.store = LocalStore(folder / "store")
-        self.clock = ScriptedClock()
+        self.store = PreparingStore(folder / "store")
+        self.clock = clock or ScriptedClock()
         self.cluster = Cluster(self.clock)
         self.woken: set[str] = set()
         self.bad_jobs: set[str] = set()
@@ -126,45 +150,45 @@ class World:
         self._once: set[str] = set()
 
     def once(self, what: str) -> bool:
-        """Whether it is asked for the first time."""
+        """Whether this is the first call with this name."""
         is_first = not self.was(what)
         self._once.add(what)
         return is_first
 
     def was(self, what: str) -> bool:
-        """Whether it was asked for already."""
+        """Whether `once` was called with this name."""
         return what in self._once
 
     def close(self) -> None:
-        """Give the database back."""
+        """Close the database."""
         self.database.close()
 
     def context(self, database: Database) -> Context:
-        """The parts of one more replica, which has nothing in memory."""
+        """Create the parts of another replica, with empty memory."""
         return replace(
             self.template.context,
             database=database,
             store=self.store,
             launcher=self.cluster,
-            validations=Validations(InlineExecutor(), lambda: None),
-            threads=InlineExecutor(),
             wake_signal=WakeSignal(),
+            job_changed=threading.Event(),
             clock=self.clock,
         )
 
     # What users do. None or False: it was rejected with a message.
 
-    def post(self, shard: str) -> str | None:
+    def post(self, shard: str, model: str = MODEL, **flags: bool) -> str | None:
         """A dataset with that one shard; its job, also where the dataset was there already."""
         request = NewDataset.model_validate(
             {
-                "model": MODEL,
+                "model": model,
                 "name": f"data-{next(self._names)}",
                 "pair": {"first": "image", "second": "text"},
                 "shards": [self.template.shards[shard]],
+                **flags,
             }
         )
-        intake = Intake.of(LOCAL, self.clock(), self.settings.allowed_prefixes, request)
+        intake = Intake.of(LOCAL, self.clock(), self.settings, request)
         accepted = self.database.settle(lambda c: accept_dataset(c, request, intake))
         if accepted.job is not None and shard == BAD:
             self.bad_jobs.add(accepted.job.id)
@@ -188,10 +212,10 @@ class World:
     def roll_back(self) -> bool:
         return self._may(lambda c: promotion.roll_back(c, MODEL, self._promotion_request()))
 
-    def put_on_trial(self, version: int, rule: RolloutRule) -> bool:
+    def start_canary(self, version: int, rule: RolloutRule) -> bool:
         plan = CanaryPlan(share=0.1, rule=rule)
         return self._may(
-            lambda c: canary.set_canary(c, MODEL, version, plan, self._promotion_request())
+            lambda c: promotion.set_canary(c, MODEL, version, plan, self._promotion_request())
         )
 
     def set_policy(self, policy: GatePolicy) -> bool:
@@ -201,19 +225,32 @@ class World:
         point = BranchPoint(MODEL, version)
         return self._may(lambda c: branch(c, name, point, LOCAL, self.clock(), LIMITS))
 
+    def unlearn(self, dataset: str | None) -> bool:
+        return self._may(lambda c: request_unlearning(c, dataset or "", None, LOCAL, self.clock()))
+
+    def merge(self, name: str, version: int) -> bool:
+        """Merge a version of the model into another one."""
+        ref = VersionRef(model=MODEL, version=version)
+        return self._may(lambda c: request_merge(c, name, ref, LOCAL, self.clock()))
+
     # What happens on the cluster.
 
+    def prepare(self) -> None:
+        """The process that prepares datasets is back, and does what was asked for."""
+        self.store.is_away = False
+        prepare_all(self.store)
+
     def start(self, attempt: str) -> None:
-        """It runs, and reports it."""
+        """Start the attempt and report it as running."""
         self.cluster.claim(attempt, LaunchState.RUNNING)
         report_progress(self.store, *_parts(attempt), "starting")
 
     def progress(self, attempt: str, updates: int) -> None:
-        """It makes progress."""
+        """Report progress."""
         report_progress(self.store, *_parts(attempt), "training", updates)
 
     def checkpoint(self, attempt: str, updates: int) -> None:
-        """It saves what it has learned so far."""
+        """Write a checkpoint."""
         self.checkpoints.append(leave_checkpoint(self.store, *_parts(attempt), updates))
 
     def spec_of(self, job: JobRecord) -> JobSpec:
@@ -221,30 +258,36 @@ class World:
         return JobSpec.model_validate_json(self.store.read(layout.run_spec(job.id, job.attempt)))
 
     def complete(self, attempt: str, says: LaunchState, drift: float = 0.1) -> None:
-        """It leaves its candidate and ends; `says` is what becomes known of it."""
+        """Write the candidate, or the result of an evaluation, and end; `says` is the state that the head reports."""
+        job, number = _parts(attempt)
+        spec = JobSpec.model_validate_json(self.store.read(layout.run_spec(job, number)))
         try:
-            train(self.store, *_parts(attempt), drift)
+            if spec.kind == "evaluate":
+                evaluate(self.store, job, number)
+            else:
+                train(self.store, job, number, drift)
         except ObjectExists:
             # A second process of the same attempt, after the head had lost the record of the first one.
             pass
         self.cluster.die(attempt, says)
 
     def give_up(self, attempt: str) -> None:
-        """It leaves word that another attempt would fail alike."""
+        """Write a permanent failure report."""
         failure = Failure(reason="training_failed", message="diverged")
         key = layout.run_failure(*_parts(attempt))
         self.store.put(key, failure.model_dump_json().encode())
+        mark_ended(self.store, *_parts(attempt))
         self.cluster.die(attempt, LaunchState.FAILED)
 
     def leave_half(self, attempt: str) -> None:
-        """It dies while it writes: some files, and no manifest."""
+        """Die while writing: some files, and no manifest."""
         self.store.put(layout.run_file(*_parts(attempt), layout.HEADS), b"half of it")
         self.cluster.die(attempt, LaunchState.FAILED, "killed")
 
     def jobs(self) -> list[JobRecord]:
-        """All of them, in the order of their arrival."""
+        """All jobs, in order of arrival."""
         with self.database.read() as connection:
-            return jobs.page(connection, {}, None, 1000)
+            return jobs.page(connection, {}, Seek(limit=1000))
 
     def job(self, job: str) -> JobRecord:
         """One of them."""

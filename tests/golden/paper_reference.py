@@ -1,7 +1,7 @@
-"""The algorithm of arXiv 2503.14963 in NumPy, float64, slowly and by its own arithmetic.
+"""The algorithm of arXiv 2503.14963 as its code computes it, in NumPy, float64, slowly.
 
-Shares nothing with the product: it keeps all rows instead of moments, decomposes by SVD, writes
-the gradient of InfoNCE out by hand, and has its own AdamW that works on W itself.
+Shares nothing with the product and the baseline: it adds up outer products row by row, decomposes by SVD,
+writes the gradient of InfoNCE out by hand, and has its own AdamW that works on W itself.
 
 Shapes: N rows, B rows of a batch, E width of the embeddings, F width of a feature, I = F + 1 with
 the constant 1, whose column of W is the bias.
@@ -26,16 +26,21 @@ class Settings:
     unit_vectors: bool
     input_threshold: float
     output_threshold: float
+    largest_norm: float
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A dataset: homogeneous features of both sides, and the number of the item of either."""
+    """A dataset: homogeneous features of both sides, and the number of the item of either.
+
+    `stored`: the features (N × F each) at positions 0 and 1 of its samples, whatever the pair is.
+    """
 
     first_NI: Array
     second_NI: Array
     first_items_N: Sequence[int]
     second_items_N: Sequence[int]
+    stored: tuple[Array, Array]
 
 
 @dataclass
@@ -62,45 +67,57 @@ class AdamW:
 
 @dataclass
 class Learner:
-    """All heads, and every row that each of them and its partners have seen."""
+    """All heads, the running means of each modality, and the one counter of rows."""
 
     weights: dict[str, Array]
     settings: Settings
-    features: dict[str, list[Array]] = field(default_factory=dict)
-    partners: dict[str, list[tuple[str, Array]]] = field(default_factory=dict)
+    inputs: dict[str, Array] = field(default_factory=dict)
+    outputs: dict[str, Array] = field(default_factory=dict)
+    rows: int = 0
 
     def learn(self, pair: tuple[str, str], rows: Rows, batches: Sequence[Sequence[int]]) -> None:
-        """One dataset, update by update; then it is remembered."""
-        spans = [self.projections(modality) for modality in pair]
+        """One dataset, update by update; then its statistics."""
+        projections = [self.projections(modality) for modality in pair]
         optimizers = [AdamW(self.settings.rate, self.settings.decay) for _ in pair]
         for batch in batches:
-            gradients = self.gradients(pair, rows, batch)
-            for modality, gradient, span, optimizer in zip(
-                pair, gradients, spans, optimizers, strict=True
+            gradients = self.clipped(self.gradients(pair, rows, batch))
+            for modality, gradient, both, optimizer in zip(
+                pair, gradients, projections, optimizers, strict=True
             ):
-                projected = project(gradient, span)
+                projected = project(gradient, both)
                 self.weights[modality] = optimizer.step(self.weights[modality], projected)
         self.remember(pair, rows)
 
     def remember(self, pair: tuple[str, str], rows: Rows) -> None:
-        first, second = pair
-        for first_I, second_I in zip(rows.first_NI, rows.second_NI, strict=True):
-            self.features.setdefault(first, []).append(first_I[:-1])
-            self.features.setdefault(second, []).append(second_I[:-1])
-            self.partners.setdefault(first, []).append((second, second_I[:-1]))
-            self.partners.setdefault(second, []).append((first, first_I[:-1]))
+        """Positions 0 and 1 as the two modalities of the pair, with the counter of all datasets."""
+        total = self.rows + len(rows.first_NI)
+        for modality, partner, features_NF in (
+            (pair[0], pair[1], rows.stored[0]),
+            (pair[1], pair[0], rows.stored[1]),
+        ):
+            weight_EF = self.weights[modality][:, :-1]
+            added_FF = sum_of_squares(features_NF)
+            added_EE = sum_of_squares(features_NF @ weight_EF.T)
+            known_FF = self.inputs.get(modality, np.zeros_like(added_FF))
+            known_EE = self.outputs.get(partner, np.zeros_like(added_EE))
+            self.inputs[modality] = known_FF * (self.rows / total) + added_FF / total
+            self.outputs[partner] = known_EE * (self.rows / total) + added_EE / total
+        self.rows = total
 
     def projections(self, modality: str) -> tuple[Array, Array] | None:
-        """(P_out, P_in), from all rows so far under today's heads."""
-        if modality not in self.features:
+        """(P_out, P_in); None before the modality's first dataset."""
+        if modality not in self.inputs:
             return None
-        embeddings = [
-            self.weights[partner][:, :-1] @ feature for partner, feature in self.partners[modality]
-        ]
         return (
-            projection(embeddings, self.settings.output_threshold),
-            projection(self.features[modality], self.settings.input_threshold),
+            projection(self.outputs[modality], self.settings.output_threshold),
+            projection(self.inputs[modality], self.settings.input_threshold),
         )
+
+    def clipped(self, gradients: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Both scaled down so that their common norm is `largest_norm` at most."""
+        norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
+        scale = min(1.0, self.settings.largest_norm / (norm + 1e-6))
+        return gradients[0] * scale, gradients[1] * scale
 
     def gradients(
         self, pair: tuple[str, str], rows: Rows, batch: Sequence[int]
@@ -165,14 +182,19 @@ def softmax(scores_BB: Array) -> Array:
     return risen_BB / risen_BB.sum(axis=1, keepdims=True)
 
 
-def projection(rows: Sequence[Array], threshold: float) -> Array:
-    """On the leading singular vectors of the mean of x xᵀ: U Uᵀ."""
-    mean = np.zeros((len(rows[0]), len(rows[0])))
-    for row in rows:
-        mean += np.outer(row, row) / len(rows)
-    left, values, _ = np.linalg.svd(mean)
-    kept = left[:, values > max(threshold, 1e-12 * values[0])]
-    return kept @ kept.T
+def sum_of_squares(rows_NF: Array) -> Array:
+    """Σ x xᵀ, row by row."""
+    total_FF = np.zeros((rows_NF.shape[1], rows_NF.shape[1]))
+    for row_F in rows_NF:
+        total_FF += np.outer(row_F, row_F)
+    return total_FF
+
+
+def projection(mean_FF: Array, threshold: float) -> Array:
+    """U Uᵀ of the singular vectors with a singular value above the threshold."""
+    left_FF, values_F, _ = np.linalg.svd(mean_FF)
+    kept_FK = left_FF[:, values_F > threshold]
+    return kept_FK @ kept_FK.T
 
 
 def project(gradient_EI: Array, projections: tuple[Array, Array] | None) -> Array:

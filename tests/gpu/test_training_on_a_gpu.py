@@ -7,8 +7,8 @@ import torch
 
 from cmcl.contract.dataset import Shard
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import ModelSpec, TrainingSpec
-from tests.fakes.pair_shards import write_pair_shards
+from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from tests.fakes.feature_shards import write_pair_shards
 from workers.model.rows import PairedRows
 from workers.train.data.rows import HeldRows, TrainingRows
 from workers.train.data.streamed import StreamedRows
@@ -25,7 +25,12 @@ PAIR = ModalityPair(first="image", second="text")
 WIDTHS = {"image": 96, "text": 64}
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TRAINING = TrainingSpec(epochs=4, batch_size=256)
-SPEC = ModelSpec(width=48, modalities=WIDTHS, training=TRAINING)
+SPEC = ModelSpec(
+    width=48,
+    modalities=WIDTHS,
+    training=TRAINING,
+    protection=ProtectionSpec(policy="replay"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
-"""Both kinds of store, the second against a real HTTP server."""
+"""Every kind of store; S3 against a real HTTP server."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.simulation.memory import MemoryStore
 from tests.fakes.s3_server import s3_server, use_bucket
 from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
@@ -28,7 +30,12 @@ def s3_environment(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(params=["file", "s3"])
 def open_root(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], ObjectStore]:
-    """Opens a store at a folder of one root; each test has a root of its own."""
+    """Opens a store at a folder of one root; each test has a root of its own.
+
+    Another process cannot open a store in memory, so only tests that ask for "memory" have it.
+    """
+    if request.param == "memory":
+        return defaultdict[str, ObjectStore](MemoryStore).__getitem__
     if request.param == "file":
         return lambda folder: open_store((tmp_path / "root" / folder).as_uri())
     request.getfixturevalue("s3_environment")
@@ -37,5 +44,5 @@ def open_root(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str],
 
 @pytest.fixture
 def store(open_root: Callable[[str], ObjectStore]) -> ObjectStore:
-    """An empty store of either kind."""
+    """An empty store."""
     return open_root("store")

@@ -43,8 +43,8 @@ def store(bucket: FaultyBucket, tmp_path: Path) -> S3Store:
 
 
 @pytest.fixture
-def impatient(bucket: FaultyBucket, tmp_path: Path) -> S3Store:
-    """As after the last of many attempts, without the waiting between them."""
+def short_timeout(bucket: FaultyBucket, tmp_path: Path) -> S3Store:
+    """A store with a single attempt, as after the last of many."""
     return opened(bucket, tmp_path.name, attempts=1, read_timeout=0.3)
 
 
@@ -98,13 +98,13 @@ def test_a_silent_connection_times_out(
 @pytest.mark.parametrize("fault", [slow_down, lost_answer, no_answer])
 @pytest.mark.parametrize("use", ["read", "stream", "put", "create"])
 def test_a_fault_that_stays_is_an_outage(
-    bucket: FaultyBucket, impatient: S3Store, use: str, fault: Fault
+    bucket: FaultyBucket, short_timeout: S3Store, use: str, fault: Fault
 ) -> None:
     calls: dict[str, Callable[[], object]] = {
-        "read": lambda: impatient.read("key"),
-        "stream": lambda: b"".join(impatient.stream("key")),
-        "put": lambda: impatient.put("key", b""),
-        "create": lambda: impatient.create("key", b""),
+        "read": lambda: short_timeout.read("key"),
+        "stream": lambda: b"".join(short_timeout.stream("key")),
+        "put": lambda: short_timeout.put("key", b""),
+        "create": lambda: short_timeout.create("key", b""),
     }
     bucket.order("GET", fault)
     bucket.order("PUT", fault)
@@ -129,7 +129,7 @@ def test_what_came_before_a_break_is_right(bucket: FaultyBucket, store: S3Store)
 
 
 def kept_until_the_break(bucket: FaultyBucket, store: S3Store) -> Iterator[bytes]:
-    """The chunks of a body of which only half comes."""
+    """The chunks received of a body that is cut in half."""
     bucket.order("GET", half_a_body)
     with contextlib.suppress(StorageUnavailable):
         yield from store.stream("key")

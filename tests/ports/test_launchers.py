@@ -6,11 +6,19 @@ from typing import Protocol
 
 import pytest
 
-from service.launchers.kuberay.launcher import KubeRayLauncher
-from service.launchers.kuberay.resource import Site
-from service.launchers.port import Launcher, LaunchState, LaunchStatus, Submission
+from service.launchers.kuberay import KubeRayLauncher
+from service.launchers.kuberay_resource import Site
+from service.launchers.port import (
+    LOG_BYTES,
+    LOG_LINES,
+    Launcher,
+    LaunchState,
+    LaunchStatus,
+    Submission,
+    status_of,
+)
 from service.launchers.ray_jobs import RayJobLauncher
-from tests.fakes.kubernetes_api import KubernetesApi, kubernetes_api
+from tests.fakes.kubernetes_api import PODS, KubernetesApi, kubernetes_api
 from tests.fakes.launcher import FakeLauncher
 from tests.fakes.ray_jobs import FakeRayJobs
 
@@ -18,16 +26,21 @@ _SECONDS = 120.0
 
 
 class Rig(Protocol):
-    """A launcher, and a hand on what it runs."""
+    """A launcher, and control of what it runs."""
 
-    launcher: Launcher
+    @property
+    def launcher(self) -> Launcher: ...
 
     def command(self, name: str) -> list[str]:
         """A command that runs until the test ends it."""
         ...
 
     def end(self, name: str, code: int) -> None:
-        """Let it end with that exit code."""
+        """End it with that exit code."""
+        ...
+
+    def print(self, name: str, text: str) -> None:
+        """Set what it has printed."""
         ...
 
 
@@ -44,6 +57,9 @@ class FakeRig:
         state = LaunchState.FAILED if code else LaunchState.SUCCEEDED
         self.launcher.end(name, state, f"exit code {code}" if code else "")
 
+    def print(self, name: str, text: str) -> None:
+        self.launcher.logs[name] = text
+
 
 class RayRig:
     """Around the adapter for Ray, with Ray's API in memory."""
@@ -59,13 +75,18 @@ class RayRig:
         status = "FAILED" if code else "SUCCEEDED"
         self.ray.end(name, status, f"exit code {code}" if code else "")
 
+    def print(self, name: str, text: str) -> None:
+        self.ray.logs[name] = text
+
 
 class KubeRayRig:
     """Around the adapter for KubeRay, with the API of Kubernetes over HTTP, and no queue."""
 
     def __init__(self, api: KubernetesApi) -> None:
         self.api = api
-        self.launcher = KubeRayLauncher(Site("an-image", "2.60.0"), api.connect)
+        site = Site("an-image", "2.60.0", submission_mode="K8sJobMode")
+        self.launcher = KubeRayLauncher(site, api.connect)
+        api.others[PODS] = {}
 
     def command(self, name: str) -> list[str]:
         return ["sleep", name]
@@ -73,6 +94,10 @@ class KubeRayRig:
     def end(self, name: str, code: int) -> None:
         status, deployment = ("FAILED", "Failed") if code else ("SUCCEEDED", "Complete")
         self.api.become(name, status, deployment, f"exit code {code}" if code else "")
+
+    def print(self, name: str, text: str) -> None:
+        self.api.has(PODS, f"{name}-x7k2p", {"job-name": name})
+        self.api.logs[f"{name}-x7k2p", "ray-job-submitter"] = text
 
 
 @pytest.fixture
@@ -83,7 +108,7 @@ def api() -> Iterator[KubernetesApi]:
 
 @pytest.fixture(params=["fake", "ray", "kuberay"])
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
-    """Each launcher in turn; nothing of it runs on afterwards."""
+    """Each launcher in turn; what it runs is stopped afterwards."""
     rigs: dict[str, Callable[[], Rig]] = {
         "kuberay": lambda: KubeRayRig(request.getfixturevalue("api")),
         "fake": FakeRig,
@@ -97,14 +122,14 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 def _wait_until_ended(launcher: Launcher, name: str) -> LaunchStatus:
     deadline = time.monotonic() + _SECONDS
-    while not (status := launcher.status(name)).has_ended:
+    while not (status := status_of(launcher, name)).has_ended:
         assert time.monotonic() < deadline, f"{name} did not end"
         time.sleep(0.02)
     return status
 
 
 def test_an_unknown_id_is_unknown(rig: Rig) -> None:
-    assert rig.launcher.status("job-9-a1").state == LaunchState.UNKNOWN
+    assert status_of(rig.launcher, "job-9-a1").state == LaunchState.UNKNOWN
 
 
 def test_stopping_an_unknown_id_is_no_error(rig: Rig) -> None:
@@ -113,7 +138,7 @@ def test_stopping_an_unknown_id_is_no_error(rig: Rig) -> None:
 
 def test_what_was_submitted_has_not_ended(rig: Rig) -> None:
     rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
-    assert not rig.launcher.status("job-1-a1").has_ended
+    assert not status_of(rig.launcher, "job-1-a1").has_ended
 
 
 def test_exit_code_zero_is_success(rig: Rig) -> None:
@@ -142,9 +167,9 @@ def test_the_same_id_again_runs_nothing_twice(rig: Rig, ended: bool) -> None:
     if ended:
         rig.end("job-1-a1", 3)
         _wait_until_ended(rig.launcher, "job-1-a1")
-    before = rig.launcher.status("job-1-a1")
+    before = status_of(rig.launcher, "job-1-a1")
     rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
-    assert rig.launcher.status("job-1-a1") == before
+    assert status_of(rig.launcher, "job-1-a1") == before
 
 
 def test_an_ended_submission_can_be_deleted(rig: Rig) -> None:
@@ -152,14 +177,14 @@ def test_an_ended_submission_can_be_deleted(rig: Rig) -> None:
     rig.end("job-1-a1", 3)
     _wait_until_ended(rig.launcher, "job-1-a1")
     rig.launcher.forget("job-1-a1")
-    assert rig.launcher.status("job-1-a1").state == LaunchState.UNKNOWN
+    assert status_of(rig.launcher, "job-1-a1").state == LaunchState.UNKNOWN
     rig.launcher.forget("job-1-a1")
 
 
 def test_a_running_submission_is_not_deleted(rig: Rig) -> None:
     rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     rig.launcher.forget("job-1-a1")
-    assert not rig.launcher.status("job-1-a1").has_ended
+    assert not status_of(rig.launcher, "job-1-a1").has_ended
 
 
 def test_stopping_what_has_ended_changes_nothing(rig: Rig) -> None:
@@ -167,4 +192,36 @@ def test_stopping_what_has_ended_changes_nothing(rig: Rig) -> None:
     rig.end("job-1-a1", 0)
     _wait_until_ended(rig.launcher, "job-1-a1")
     rig.launcher.stop("job-1-a1")
-    assert rig.launcher.status("job-1-a1").state == LaunchState.SUCCEEDED
+    assert status_of(rig.launcher, "job-1-a1").state == LaunchState.SUCCEEDED
+
+
+def test_a_log_is_read_while_it_runs_and_after_its_end(rig: Rig) -> None:
+    rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
+    assert rig.launcher.log("job-1-a1") == ""
+    rig.print("job-1-a1", "reading é\n")
+    assert rig.launcher.log("job-1-a1") == "reading é\n"
+    rig.end("job-1-a1", 3)
+    _wait_until_ended(rig.launcher, "job-1-a1")
+    rig.print("job-1-a1", "reading é\nTraceback\n")
+    assert rig.launcher.log("job-1-a1") == "reading é\nTraceback\n"
+
+
+def test_an_unknown_id_has_no_log(rig: Rig) -> None:
+    assert rig.launcher.log("job-9-a1") == ""
+
+
+def test_of_a_long_log_the_last_lines_are_read(rig: Rig) -> None:
+    rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
+    rig.print("job-1-a1", "".join(f"line {number}\n" for number in range(5000)))
+    lines = rig.launcher.log("job-1-a1").splitlines()
+    assert lines[-1] == "line 4999"
+    assert len(lines) <= LOG_LINES
+
+
+def test_of_long_lines_the_last_bytes_are_read(rig: Rig) -> None:
+    rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
+    rig.print("job-1-a1", "".join(f"{number} {'é' * 1000}\n" for number in range(200)))
+    log = rig.launcher.log("job-1-a1")
+    assert LOG_BYTES / 2 < len(log.encode()) <= LOG_BYTES
+    assert log.endswith(f"199 {'é' * 1000}\n")
+    assert set(map(len, log.splitlines())) == {len("199 ") + 1000}, "the first line is whole"

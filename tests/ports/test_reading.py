@@ -1,11 +1,11 @@
-"""Shards of either store are read with room for two copies, which is free again in the end."""
+"""Reading a shard reserves local disk for two copies, and releases it."""
 
 from pathlib import Path
 
 import pytest
 
 from cmcl.contract.dataset import Shard
-from tests.fakes.pair_shards import numbered_rows, write_pair_shards
+from tests.fakes.feature_shards import numbered_rows, write_pair_shards
 from workers.storage.object_store import ObjectStore
 from workers.storage.scratch import Scratch
 from workers.train.data.reader import read_rows
@@ -22,7 +22,7 @@ def shards(store: ObjectStore, tmp_path: Path) -> list[Shard]:
 
 @pytest.fixture
 def room(shards: list[Shard]) -> int:
-    """For two copies."""
+    """Local disk for two copies."""
     return 2 * max(shard.bytes for shard in shards)
 
 

@@ -140,7 +140,7 @@ def test_no_space_left_takes_nothing_and_loses_nothing(tmp_path: Path) -> None:
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """A disk of its own, in memory. Skips the test where a container may not mount one."""
+    """Mount a small disk in memory. Skips the test where mounting is not permitted."""
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
         check=False,

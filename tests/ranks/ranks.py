@@ -1,13 +1,14 @@
-"""What a rank of the test does: many checks in one spawn, because importing torch is slow."""
+"""Code of the test's ranks: many checks in one spawn, because importing torch is slow."""
 
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.scaling.group import joined
@@ -15,11 +16,12 @@ from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
-from tests.fakes.pair_shards import write_pair_shards
+from tests.fakes.feature_shards import write_pair_shards
 from tests.fakes.rotated_rows import rotated
 from workers.methods.method import Batch, Method, ReplicaGroup, TrainingContext, UpdateRule, Vanilla
+from workers.methods.registry import method_for
 from workers.methods.sampled_replay import SampledReplay
-from workers.model.heads import initial_heads
+from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.loss import Everywhere, positives, symmetric_info_nce, unit
 from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates
@@ -38,10 +40,12 @@ from workers.train.distributed import (
     rank_slice,
     world,
 )
-from workers.train.learn import ModelState, Task, conditioned, learn
+from workers.train.learn import ModelState, Task, learn
 from workers.train.loop import train_pair
 from workers.train.objective import GlobalLoss
 from workers.train.run import Run, UpdateDone, Watcher
+from workers.train.settings import IN_FULL_BYTES
+from workers.train.sums import conditioned
 
 ROWS, BATCH = 90, 26  # a batch that neither 3 nor 4 ranks divide, and rows that it does not divide
 PAIR = ModalityPair(first="image", second="text")
@@ -52,12 +56,14 @@ SPEC = ModelSpec(
     width=12,
     modalities={"image": 20, "text": 9, "depth": 9},
     training=TrainingSpec(epochs=8, batch_size=BATCH, learning_rate=3e-3),
+    protection=ProtectionSpec(policy="replay"),
 )
+SOLVED = SPEC.model_copy(update={"protection": ProtectionSpec()})
 
 
-def in_ranks(check: Callable[[World], object], size: int, folder: Path) -> list[object]:
-    """Run `check` in `size` gloo processes; answers what each rank returned."""
-    mp.spawn(_rank, args=(check, size, str(folder)), nprocs=size)  # type: ignore[no-untyped-call]
+def in_ranks(check: Callable[[World], object], size: int, folder: Path) -> list[Any]:
+    """Run `check` in `size` gloo processes; return the result of each rank."""
+    spawn(_rank, args=(check, size, str(folder)), nprocs=size)
     return [torch.load(folder / f"{rank}.pt") for rank in range(size)]
 
 
@@ -69,7 +75,7 @@ def _rank(rank: int, check: Callable[[World], object], size: int, folder: str) -
 
 
 def everything(shards: Sequence[Shard], here: World) -> dict[str, object]:
-    """All that must not depend on the number of ranks."""
+    """Return everything that must not depend on the number of ranks."""
     again = Memory().with_dataset(PAIR, pair_moments(*_features(AGREED)))
     partly = Memory().with_dataset(PARTLY_KNOWN, pair_moments(*_features(AGREED)))
     return {
@@ -84,6 +90,9 @@ def everything(shards: Sequence[Shard], here: World) -> dict[str, object]:
         "scores": _largest_scores(here),
         "replayed scores": _largest_replayed_scores(here, again),
         "limited": _limited(here),
+        "solved": _solved(here, _held()),
+        "solved streamed": _solved(here, _streamed(shards)),
+        "solved compactly": _solved(here, _held(), moments_in_full=0),
     }
 
 
@@ -137,11 +146,11 @@ def _held() -> HeldRows:
 
 
 def _streamed(shards: Sequence[Shard]) -> StreamedRows:
-    return StreamedRows(shards, (SPEC.modalities["image"], SPEC.modalities["text"]))
+    return StreamedRows(shards, (SPEC.widths["image"], SPEC.widths["text"]))
 
 
 def _trained(here: World, memory: Memory, rows: TrainingRows) -> dict[str, torch.Tensor]:
-    """A dataset with the default method: conditioning, mask, shares and replay included."""
+    """A dataset with the policy `replay`: conditioning, mask, shares and replay included."""
     before, losses = ModelState(initial_heads(SPEC), memory), Losses()
     heads = before.heads
     if memory.by_pair:
@@ -161,8 +170,43 @@ def _trained(here: World, memory: Memory, rows: TrainingRows) -> dict[str, torch
     }
 
 
+def _solved(
+    here: World, rows: TrainingRows, moments_in_full: int = IN_FULL_BYTES
+) -> dict[str, torch.Tensor]:
+    """Two datasets with the default policy, which solves heads from moments."""
+    run = Run(here, moments_in_full=moments_in_full)
+    first = learn(SOLVED, ModelState(initial_heads(SOLVED)), Task(PAIR, rows, seed=3), run)
+    second = learn(SOLVED, first.model_state, Task(PAIR, rows, seed=4), run)
+    assert (second.compact is None) == bool(moments_in_full)
+    before, (sums,) = first.model_state, second.model_state.memory.centred.values()
+    context = TrainingContext(
+        before.heads, before.memory, before.method_state, PAIR, SOLVED.training, seed=4
+    )
+    by_itself = method_for(SOLVED).solve(context, second.model_state.memory)
+    error = sum(
+        each.compact.first.error * each.compact.weight for each in (first, second) if each.compact
+    )
+    return {
+        "sums": sums.first_FF,
+        "error of sums": torch.tensor(error),
+        "first scores": _scores(before.heads),
+        "second scores": _scores(second.model_state.heads),
+        "second scores by itself": _scores(before.heads.replaced(by_itself.weights)),
+        "moments": second.moments.cross_IJ,
+    }
+
+
+def _scores(heads: ModalityHeads) -> torch.Tensor:
+    """Of some rows: where fewer directions are real than the embeddings have, heads are not unique."""
+    first_NE, second_NE = (
+        heads.outputs(name, side)
+        for name, side in zip(PAIR.modalities, _raw_features(5), strict=True)
+    )
+    return first_NE @ second_NE.mT
+
+
 def diverged(here: World) -> dict[str, str]:
-    """What each rank raises where the loss stops being finite, on all ranks or on one of them."""
+    """Return the error of each rank if the loss is not finite, on all ranks or on one of them."""
     wild = TrainingSpec(
         epochs=60, batch_size=BATCH, optimizer="sgd", learning_rate=1, unit_vectors=False
     )
@@ -245,7 +289,7 @@ def _limited(here: World) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _traffic(here: World, memory: Memory) -> dict[str, int]:
-    """What one more dataset of two known modalities gives to collectives, and by what it is made."""
+    """Bytes that a dataset of two known modalities passes to collectives, and the terms of their formula."""
     rows, run = _held(), Run(World(here.rank, here.size))
     before = ModelState(conditioned(SPEC, initial_heads(SPEC), PAIR, rows, Run(here)), memory)
     learned = learn(SPEC, before, Task(PAIR, rows, seed=3), run)
@@ -272,7 +316,7 @@ def _largest_replayed_scores(here: World, memory: Memory) -> int:
         here.size, partial(rank_slice, here=here), partial(all_gather_rows, here=here)
     )
     with _Largest(BATCH) as largest:
-        replay.loss(peers).backward()  # type: ignore[no-untyped-call]
+        replay.loss(peers).backward()
     return largest.numbers
 
 

@@ -1,4 +1,4 @@
-"""A rank that reads for longer than the timeout of a collective is waited for."""
+"""The other ranks wait for a rank that reads for longer than a collective's timeout."""
 
 import os
 import time
@@ -6,13 +6,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.scaling.group import joined
 from workers.train.distributed import World, all_reduce_max, barrier, world
 
-_PATIENCE, _LATE = 0.5, 1.5
+_TIMEOUT, _LATE = 0.5, 1.5
 
 
 def _rank(rank: int, folder: str) -> None:
@@ -23,7 +23,7 @@ def _rank(rank: int, folder: str) -> None:
 
 def _meets(here: World) -> None:
     # From here on a collective gives a rank up that is late; before, they wait for each other's start.
-    _set_pg_timeout(timedelta(seconds=_PATIENCE), dist.group.WORLD)
+    _set_pg_timeout(timedelta(seconds=_TIMEOUT), dist.group.WORLD)
     time.sleep(_LATE * here.rank)
     barrier(here)
     time.sleep(_LATE * here.rank)
@@ -32,4 +32,4 @@ def _meets(here: World) -> None:
 
 
 def test_a_barrier_outlasts_the_timeout_of_collectives(tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(_rank, args=(str(tmp_path),), nprocs=2)

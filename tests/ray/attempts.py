@@ -9,9 +9,8 @@ from pathlib import Path
 import psutil
 
 from cmcl.contract.dataset import DatasetManifest, ShardRef
-from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.job import JobSpec, Progress
-from cmcl.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from cmcl.contract.version import VersionManifest
 from cmcl.demo.stream import read_stream
 from cmcl.stack import LocalStack
@@ -19,6 +18,7 @@ from tests.conftest import EXAMPLE_STREAM
 from tests.fakes.feature_shards import fetch
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
+from workers.storage.running import newest_progress
 from workers.storage.versions import check_candidate, read_candidate
 
 STREAM = read_stream(EXAMPLE_STREAM)
@@ -60,11 +60,7 @@ class Attempts:
 
     def progress(self, job: str) -> Progress | None:
         """Progress of the attempt; None before the first."""
-        try:
-            text = self._store.read(layout.run_progress(job, 1))
-        except ObjectNotFound:
-            return None
-        return Progress.model_validate_json(text)
+        return newest_progress(self._store, job, 1)
 
     def is_training(self, job: str) -> bool:
         """Whether some updates are done and some are not."""
@@ -74,6 +70,11 @@ class Attempts:
             and progress_now.phase == "training"
             and progress_now.updates_done > 0
         )
+
+    def has_resumed(self, job: str) -> bool:
+        """Whether it continued from a checkpoint."""
+        progress_now = self.progress(job)
+        return progress_now is not None and bool(progress_now.resumed_at)
 
     def checkpoints(self, job: str) -> list[str]:
         """Their keys."""
@@ -88,7 +89,12 @@ class Attempts:
             model=job,
             version=1,
             parent=None,
-            spec=ModelSpec(width=64, modalities=STREAM.modalities, training=training),
+            spec=ModelSpec(
+                width=64,
+                modalities=STREAM.modalities,
+                training=training,
+                protection=ProtectionSpec(policy="replay"),
+            ),
             dataset=DatasetManifest(
                 dataset=job, model=job, name=chosen.name, pair=chosen.pair, shards=(shard,)
             ),

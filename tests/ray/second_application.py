@@ -1,4 +1,4 @@
-"""One more application of two replicas on the Serve that runs: deployed, changed, taken away.
+"""Another application of two replicas on the running Serve: deployed, updated, deleted.
 
 SIGUSR1: deploy it with another argument, which replaces its replicas. SIGTERM: delete it, and end.
 """

@@ -23,7 +23,7 @@ POLL_SECONDS = 3600.0
 
 
 class PrintedMetrics(RecordedMetrics):
-    """What the test reads."""
+    """Prints swaps, which the test reads."""
 
     def connected(self, announcements: bool) -> None:
         print("connected" if announcements else "disconnected", flush=True)
@@ -33,11 +33,11 @@ class PrintedMetrics(RecordedMetrics):
 
 
 def main(store_uri: str) -> None:
-    """Until it is killed."""
+    """Follow the store until the process is killed."""
     ray.init(address="auto", log_to_driver=False)
     store, live, metrics = open_store(store_uri), LiveVersions(), PrintedMetrics()
-    resident = VersionCache(*(StoredVersions(store), 4, Budget(1 << 30), metrics))
-    follower = Follower(store, live, Swapper(live, resident, metrics), POLL_SECONDS)
+    cache = VersionCache(*(StoredVersions(store), 4, Budget(1 << 30), metrics))
+    follower = Follower(store, live, Swapper(live, cache, metrics), POLL_SECONDS)
     follower.start()
     Listener(open_channel, follower.wake, metrics.connected).start()
     threading.Event().wait()

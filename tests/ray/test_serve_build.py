@@ -14,7 +14,7 @@ def test_arguments_of_a_ray_service_become_an_application() -> None:
 
 
 def test_replica_limits_apply_before_those_of_ray_and_every_wait_is_bounded() -> None:
-    """What Ray lets wait has no deadline and no share (its replica.py, `_start_request`)."""
+    """Requests that Ray queues have no deadline and no quota (its replica.py, `_start_request`)."""
     application = build({"store": "s3://bucket/cmcl", "max_requests_in_flight": 300})
     deployment = application._bound_deployment
     assert deployment.max_ongoing_requests >= 2 * 300

@@ -1,4 +1,4 @@
-"""A collection behind the real Serve follows a hot swap: no answer is of two versions."""
+"""A collection behind Ray Serve follows a hot swap: no response mixes two versions."""
 
 import threading
 import time
@@ -12,6 +12,8 @@ from tests.fakes.versions import publish_version, random_heads
 from workers.storage.object_store import ObjectStore
 
 MODEL = "searched"
+# Other tests use this endpoint too: a name of its own.
+COLLECTION = "follows-each-swap"
 SPEC = ModelSpec(width=16, modalities={"image": 12, "text": 8})
 ROWS, VERSIONS = 50, 3
 SECONDS = 120.0
@@ -25,11 +27,11 @@ def publish(store: ObjectStore, version: int) -> None:
 
 def search(client: httpx.Client) -> httpx.Response:
     query = {"modality": "text", "feature": QUERY[0].tolist()}
-    return client.post("/v1/collections/pictures/search", json={"query": query, "top_k": ROWS})
+    return client.post(f"/v1/collections/{COLLECTION}/search", json={"query": query, "top_k": ROWS})
 
 
 def assert_of_one_version(response: httpx.Response) -> int:
-    """Every score is that of the version which the answer names; gives that version."""
+    """Check every score against the version that the response names; return that version."""
     assert response.status_code == 200, response.text
     version = int(response.headers["x-model-version"])
     heads = random_heads(SPEC, seed=version)
@@ -49,22 +51,25 @@ def wait_for(client: httpx.Client, version: int) -> None:
 def wait_until_answered_by(version: int, answers: Sequence[httpx.Response]) -> None:
     deadline = time.monotonic() + SECONDS
     while all(answer.headers.get("x-model-version") != str(version) for answer in list(answers)):
-        assert time.monotonic() < deadline, f"nobody was answered by version {version}"
+        assert time.monotonic() < deadline, f"no request was answered by version {version}"
         time.sleep(0.01)
 
 
 def fill(client: httpx.Client) -> None:
-    """A busy machine may take longer to see a new model than a request waits for it."""
+    """Add rows. On a busy machine a new model may be seen later than a request waits for it."""
     deadline = time.monotonic() + SECONDS
-    wish = {"model": MODEL}
-    while client.put("/v1/collections/pictures", json=wish).status_code not in (200, 201):
-        assert time.monotonic() < deadline, "the collection could not be made"
+    body = {"model": MODEL}
+    while (made := client.put(f"/v1/collections/{COLLECTION}", json=body)).status_code not in (
+        200,
+        201,
+    ):
+        assert time.monotonic() < deadline, made.text
         time.sleep(0.1)
     items = [
         {"id": f"i{number}", "modality": "image", "feature": row.tolist()}
         for number, row in enumerate(IMAGES)
     ]
-    added = client.post("/v1/collections/pictures/items", json={"items": items})
+    added = client.post(f"/v1/collections/{COLLECTION}/items", json={"items": items})
     assert added.status_code == 200, added.text
     seen = {"x-min-collection-revision": added.headers["x-collection-revision"]}
     client.headers.update(seen)
@@ -96,7 +101,7 @@ def test_search_follows_each_swap_and_no_answer_is_of_two_versions(
         finally:
             stop.set()
             searching.join()
-        shown = client.get("/v1/collections/pictures").json()["searched"]
+        shown = client.get(f"/v1/collections/{COLLECTION}").json()["searched"]
     assert (shown["version"], shown["rows"]) == (VERSIONS, {"image": ROWS})
     versions_seen = {assert_of_one_version(answer) for answer in answers}
     assert versions_seen >= set(range(2, VERSIONS + 1))

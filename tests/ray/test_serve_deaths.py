@@ -1,5 +1,5 @@
-"""Two replicas behind HAProxy as we set it: whoever asks loses nothing while replicas come and go, nor
-while more requests wait than Ray would let in by itself.
+"""Two replicas behind HAProxy with our settings: no request is lost while replicas start and stop, nor
+while more requests wait than Ray would admit by default.
 """
 
 import json
@@ -50,7 +50,7 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 
 
 def outcome_of(client: httpx.Client, min_version: int = 1) -> str:
-    """Its status, or what became of the connection."""
+    """The status, or how the connection ended."""
     headers = {"x-min-model-version": str(min_version)}
     try:
         answer = client.post(f"{PREFIX}/v1/embeddings", json=BODY, headers=headers)
@@ -61,7 +61,7 @@ def outcome_of(client: httpx.Client, min_version: int = 1) -> str:
 
 @dataclass
 class ClientLoad:
-    """Clients that ask all the time, and others that wait with one request each."""
+    """Clients that send requests continuously, and others that wait with one request each."""
 
     url: str
     stop: threading.Event = field(default_factory=threading.Event)
@@ -79,12 +79,12 @@ class ClientLoad:
 
     def wait_for_more(self, answers: int = 50) -> None:
         enough = len(self.asked) + answers
-        wait_until(lambda: len(self.asked) >= enough, "nobody is answered any more")
+        wait_until(lambda: len(self.asked) >= enough, "requests are no longer answered")
 
 
 @contextmanager
 def crowd(url: str, min_version: int) -> Iterator[ClientLoad]:
-    """While all of it is under way; at the end every client has a response or an error."""
+    """Run the clients during the block; at its end every client has a response or an error."""
     made = ClientLoad(url)
     threads = [threading.Thread(target=made.ask_all_the_time) for _ in range(CLIENTS)]
     threads += [threading.Thread(target=made.hold, args=(min_version,)) for _ in range(HELD)]
@@ -102,7 +102,7 @@ def crowd(url: str, min_version: int) -> Iterator[ClientLoad]:
 
 @pytest.fixture(scope="module")
 def second(stack: LocalStack) -> Iterator[subprocess.Popen[bytes]]:
-    """The process that deploys the second application; there is version 1 for it."""
+    """The process that deploys the second application; version 1 is published for it."""
     publish(open_store(stack.store_uri), 1)
     command = [sys.executable, "-m", "tests.ray.second_application", stack.store_uri]
     process = stack.start_driver(command)
@@ -141,7 +141,7 @@ def request_for_version(version: int) -> bytes:
 
 @contextmanager
 def many_waiting(url: str, version: int) -> Iterator[list[socket.socket]]:
-    """More connections than a thread each would bear."""
+    """More connections than one thread per connection could serve."""
     address = (httpx.URL(url).host, httpx.URL(url).port or 80)
     with ExitStack() as closing:
         waiting = [
@@ -162,7 +162,7 @@ def test_many_that_wait_for_a_version_do_not_delay_others(serve_url: str) -> Non
     ):
         assert [outcome_of(client) for _ in range(CLIENTS * HELD)] == ["200"] * CLIENTS * HELD
         answered, _, _ = select.select(waiting, [], [], 0)
-        assert answered == [], "whoever asked was answered after those who wait"
+        assert answered == [], "a new request was answered before the waiting ones"
 
 
 @pytest.mark.usefixtures("second")

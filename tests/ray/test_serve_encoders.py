@@ -1,54 +1,201 @@
-"""Raw texts through a real encoder's process, beside features, behind Serve's own proxy."""
+"""Raw items through real processes of encoders, beside features, behind Serve's own proxy."""
 
+import base64
+import io
+import json
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.model import ModelSpec
+from cmcl.stack import LocalStack
 from tests.fakes.versions import publish_version, random_heads
-from workers.serve.encoders.spec import EncoderSpec
-from workers.serve.encoders.synthetic import SyntheticEncoder
-from workers.storage.object_store import ObjectStore
+from tests.ray.encoder_application import PREFIX, deployed
+from workers.encoders.media import Raw
+from workers.encoders.synthetic import SyntheticEncoder
+from workers.storage.uris import open_store
 
-MODEL = "raw-texts"
-# As the session's stack has it.
-ENCODER = EncoderSpec(modality="text", kind="synthetic", width=8)
-SPEC = ModelSpec(width=16, modalities={"image": 12, "text": 8})
+MODEL = "raw-items"
+WIDTH = 8
+ENCODERS = {
+    modality: EncoderSpec(
+        name=f"{modality}-encoder", kind="synthetic", takes=takes, width=WIDTH, num_cpus=0.1
+    )
+    for modality, takes in (("text", "text"), ("image", "image"), ("place", "numbers"))
+}
+SPEC = ModelSpec.model_validate(
+    {
+        "width": 16,
+        "modalities": {
+            "touch": 12,
+            **{
+                modality: {"width": WIDTH, "encoder": encoder.name}
+                for modality, encoder in ENCODERS.items()
+            },
+        },
+    }
+)
+HEADS = random_heads(SPEC, seed=1)
 # More than one pass of the encoder.
 TEXTS = [f"a chair, {number} times" for number in range(100)]
-SECONDS = 120.0
+SECONDS = 300.0
 
 pytestmark = pytest.mark.ray
 
 
-def ask(serve_url: str, **fields: object) -> httpx.Response:
-    body = {"model": MODEL, "modality": "text", **fields}
-    return httpx.post(f"{serve_url}/v1/embeddings", json=body, timeout=SECONDS)
+class Application:
+    """The application of `encoder_application`, and its driver."""
+
+    def __init__(self, stack: LocalStack, file: Path) -> None:
+        self.url = f"{stack.embeddings_url}{PREFIX}/v1"
+        self._stack = stack
+        self._file = file
+        self._times = 0
+        self._driver: subprocess.Popen[bytes] | None = None
+
+    def deploy(self, encoders: Mapping[str, EncoderSpec]) -> None:
+        """Deploy it with these encoders. Another declaration replaces their processes."""
+        declared = [encoder.model_dump(mode="json") for encoder in encoders.values()]
+        self._file.write_text(json.dumps(declared))
+        self._times += 1
+        if self._driver is None:
+            command = [sys.executable, "-m", "tests.ray.encoder_application"]
+            self._driver = self._stack.start_driver(
+                [*command, self._stack.store_uri, str(self._file)]
+            )
+        else:
+            self._driver.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + SECONDS
+        while deployed(self._times) not in self._stack.log("driver").read_text().splitlines():
+            assert self._driver.poll() is None, "the driver has ended"
+            assert time.monotonic() < deadline, "the application did not start"
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        if self._driver is not None:
+            self._driver.terminate()
+            self._driver.wait(SECONDS)
+
+    def ask(self, given: object) -> httpx.Response:
+        body = {"model": MODEL, "input": given}
+        return httpx.post(f"{self.url}/embeddings", json=body, timeout=SECONDS)
+
+    def encoders(self) -> dict[str, dict[str, Any]]:
+        answer = httpx.get(f"{self.url}/models/{MODEL}", timeout=SECONDS).raise_for_status()
+        found: dict[str, dict[str, Any]] = answer.json()["encoders"]
+        return found
 
 
-@pytest.fixture
-def model(serve_url: str, store: ObjectStore) -> None:
-    """Version 1 of a model whose texts have the encoder's width, in all replicas."""
-    publish_version(store, MODEL, 1, SPEC, random_heads(SPEC, 1), generation=1)
-    deadline = time.monotonic() + SECONDS
-    while ask(serve_url, input=[[0.5] * 8]).status_code != 200:
-        assert time.monotonic() < deadline, "version 1 did not come"
-        time.sleep(0.05)
+@pytest.fixture(scope="module")
+def application(
+    stack: LocalStack, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Application]:
+    """Serving version 1, whose features are those of the encoders, with these encoders."""
+    identities = {
+        modality: SyntheticEncoder(encoder).identity() for modality, encoder in ENCODERS.items()
+    }
+    store = open_store(stack.store_uri)
+    publish_version(store, MODEL, 1, SPEC, HEADS, generation=1, encoders=identities)
+    made = Application(stack, tmp_path_factory.mktemp("encoders") / "encoders.json")
+    try:
+        made.deploy(ENCODERS)
+        yield made
+    finally:
+        made.close()
 
 
-@pytest.mark.usefixtures("model")
-def test_texts_are_encoded_in_a_process_of_their_own_and_embedded(serve_url: str) -> None:
-    encoder = SyntheticEncoder(ENCODER)
-    features = encoder.features([encoder.read(text) for text in TEXTS])
-    expected = random_heads(SPEC, seed=1).embed("text", torch.from_numpy(features)).numpy()
-    response = ask(serve_url, input=TEXTS)
+def expected(modality: str, raw: Sequence[Raw]) -> np.ndarray:
+    """Embeddings of raw items, by an encoder of this process."""
+    encoder = SyntheticEncoder(ENCODERS[modality])
+    features = encoder.features([encoder.read(each) for each in raw])
+    embeddings: np.ndarray = HEADS.embed(modality, torch.from_numpy(features)).numpy()
+    return embeddings
+
+
+def embeddings(response: httpx.Response) -> np.ndarray:
     assert response.status_code == 200, response.text
-    got = np.array([each["embedding"] for each in response.json()["data"]])
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+    return np.array([each["embedding"] for each in response.json()["data"]])
 
-    refused = ask(serve_url, input=["a chair", "x" * (ENCODER.max_item_bytes + 1)])
-    assert refused.status_code == 400, refused.text
-    assert "input[1]" in refused.json()["error"]["message"]
+
+def picture(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), (shade, 20, 30)).save(file, "PNG")
+    return file.getvalue()
+
+
+def item(modality: str, raw: Raw) -> dict[str, object]:
+    if isinstance(raw, str):
+        return {"modality": modality, "text": raw}
+    if isinstance(raw, bytes):
+        return {"modality": modality, "data": base64.b64encode(raw).decode()}
+    return {"modality": modality, "numbers": list(raw)}
+
+
+def test_raw_items_are_embedded_and_another_encoder_of_equal_width_is_refused(
+    application: Application,
+) -> None:
+    pictures, places = [picture(1), picture(2)], [(48.86, 2.35), (-33.87, 151.21)]
+    np.testing.assert_allclose(
+        embeddings(application.ask(TEXTS)), expected("text", TEXTS), atol=1e-5
+    )
+    mixed = [
+        item("image", pictures[0]),
+        item("place", places[0]),
+        item("text", TEXTS[0]),
+        item("image", pictures[1]),
+        item("place", places[1]),
+    ]
+    found = embeddings(application.ask(mixed))
+    np.testing.assert_allclose(found[[0, 3]], expected("image", pictures), atol=1e-5)
+    np.testing.assert_allclose(found[[1, 4]], expected("place", places), atol=1e-5)
+    np.testing.assert_allclose(found[[2]], expected("text", TEXTS[:1]), atol=1e-5)
+
+    for wrong, reason in (
+        (b"no image", "permitted are JPEG"),
+        (pictures[0][:-25], "damaged"),
+    ):
+        refused = application.ask([item("image", pictures[0]), item("image", wrong)])
+        assert refused.status_code == 400, refused.text
+        assert "input[1]" in refused.json()["error"]["message"]
+        assert reason in refused.json()["error"]["message"]
+    assert {name: each["matches"] for name, each in application.encoders().items()} == {
+        "text": True,
+        "image": True,
+        "place": True,
+    }
+
+    # The same width, and other features: their length is 1.
+    swapped = ENCODERS["image"].model_copy(update={"normalize": True})
+    for _ in range(2):  # The second time with new processes of everything.
+        application.deploy({**ENCODERS, "image": swapped})
+        refused = application.ask([item("image", pictures[0])])
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "encoder_mismatch")
+        assert "normalize is True, expected False" in refused.json()["error"]["message"]
+        assert embeddings(application.ask(TEXTS[:2])).shape == (2, 16)
+        shown = application.encoders()
+        assert (shown["image"]["matches"], shown["text"]["matches"]) == (False, True)
+        swapped = swapped.model_copy(update={"max_batch": 16})
+    # Features are always answered.
+    feature = {"modality": "image", "feature": [0.5] * WIDTH}
+    assert application.ask([feature]).status_code == 200
+
+
+def test_an_encoder_that_a_model_needs_is_missing_here(application: Application) -> None:
+    application.deploy({"text": ENCODERS["text"]})
+    refused = application.ask([item("place", (1.0, 2.0))])
+    assert (refused.status_code, refused.json()["error"]["code"]) == (
+        409,
+        "encoder_not_configured",
+    )
+    assert embeddings(application.ask(TEXTS[:1])).shape == (1, 16)

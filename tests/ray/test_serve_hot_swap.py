@@ -1,4 +1,4 @@
-"""A hot swap behind the real Serve: the replica stays, the version changes, no request fails."""
+"""A hot swap behind Ray Serve: the replica stays, the version changes, no request fails."""
 
 import signal
 import subprocess
@@ -33,7 +33,7 @@ def ask(client: httpx.Client, features: torch.Tensor, **changes: object) -> http
 
 
 def assert_truthful(response: httpx.Response, features: torch.Tensor) -> int:
-    """The answer is that of the version it names; gives that version."""
+    """Check the response against the version that it names; return that version."""
     assert response.status_code == 200, response.text
     version = int(response.headers["x-model-version"])
     expected = random_heads(SPEC, seed=version).embed("image", features)
@@ -47,7 +47,7 @@ def publish(store: ObjectStore, version: int, model: str = MODEL) -> None:
 
 
 def wait_for_the_first(client: httpx.Client, features: torch.Tensor) -> None:
-    """A busy machine may take longer to see a new model than a request waits for it."""
+    """Wait for version 1: on a busy machine that may take longer than a request waits."""
     deadline = time.monotonic() + SECONDS
     while ask(client, features).status_code in (404, 503):
         assert time.monotonic() < deadline, "no version came"
@@ -98,7 +98,7 @@ def test_a_served_model_swaps_without_a_failed_request(serve_url: str, store: Ob
 
 @pytest.fixture
 def slow_looker(stack: LocalStack) -> Iterator[subprocess.Popen[bytes]]:
-    """One more of those that follow the store, which looks once an hour by itself."""
+    """Another follower of the store, which polls once an hour."""
     process = stack.start_driver([sys.executable, "-m", "tests.ray.slow_follower", stack.store_uri])
     yield process
     process.send_signal(signal.SIGKILL)
@@ -112,7 +112,7 @@ def wait_until_printed(stack: LocalStack, line: str) -> None:
         time.sleep(0.01)
 
 
-def test_an_announced_swap_does_not_wait_for_the_next_look(
+def test_an_announced_swap_does_not_wait_for_the_next_poll(
     stack: LocalStack, serve_url: str, store: ObjectStore, slow_looker: subprocess.Popen[bytes]
 ) -> None:
     wait_until_printed(stack, "connected")

@@ -1,4 +1,4 @@
-"""What a real Prometheus sees of a real endpoint while nothing changes."""
+"""The series that Prometheus scrapes from an idle endpoint."""
 
 import re
 import time
@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.rollout import Canary
+from cmcl.contract.policy import Canary
 from cmcl.contract.version import LivePointer
-from cmcl.ports import Ports
 from cmcl.stack import LocalStack
+from cmcl.stack_host import Ports
 from deploy.check_dashboards import ray_metrics
 from deploy.live_prometheus import Prometheus, Target
 from tests.architecture.repository import ROOT
@@ -35,23 +35,23 @@ QUIET_SECONDS = 45.0
 # What is set when it changes, and not by each request.
 OF_MODEL = f'{{model="{MODEL}"}}'
 GAUGES = {
-    *("ray_cmcl_serve_resident_versions", "ray_cmcl_serve_hears_announcements"),
+    *("ray_cmcl_serve_loaded_versions", "ray_cmcl_serve_announcements_connected"),
     *(f"ray_cmcl_serve_live_version{OF_MODEL}", f"ray_cmcl_serve_generations_behind{OF_MODEL}"),
     *(f"ray_cmcl_serve_shadow_cosine{OF_MODEL}", f"ray_cmcl_serve_shadow_overlap{OF_MODEL}"),
 }
 
 
 def ask_for_both(client: httpx.Client) -> int:
-    """As many embeddings of each modality as a shadow compares; the worse of both statuses."""
+    """Request as many embeddings of each modality as a shadow compares; return the worse status."""
     bodies = [
         {"model": MODEL, "modality": name, "input": torch.randn(COMPARED, width).tolist()}
-        for name, width in SPEC.modalities.items()
+        for name, width in SPEC.widths.items()
     ]
     return max(client.post("/v1/embeddings", json=body).status_code for body in bodies)
 
 
 def shown(prometheus: Prometheus) -> set[str]:
-    """Those of the gauges that have series at this instant."""
+    """The gauges that have series at this instant."""
     return {selector for selector in GAUGES if prometheus.ask(selector)}
 
 
@@ -88,9 +88,10 @@ def test_series_of_an_endpoint_stay_while_nothing_changes_and_no_alert_waits_to_
     for version in (1, 2):
         heads = random_heads(SPEC, version)
         publish_version(store, MODEL, version, SPEC, heads, generation=version)
-    trial = Canary(version=2, revision=1, share=0, shadow=1.0)
-    write_live(store, MODEL, LivePointer(generation=3, version=1, candidate=trial))
-    deadline, seen = time.monotonic() + STARTING_SECONDS, set()
+    canary = Canary(version=2, revision=1, share=0, shadow=1.0)
+    write_live(store, MODEL, LivePointer(generation=3, version=1, canary=canary))
+    deadline = time.monotonic() + STARTING_SECONDS
+    seen: set[str] = set()
     with httpx.Client(base_url=stack.embeddings_url, timeout=STARTING_SECONDS) as client:
         while seen != GAUGES:
             assert time.monotonic() < deadline, GAUGES - seen

@@ -1,5 +1,5 @@
-"""HAProxy in front of the replicas: who closes half of a socket or sends absurd headers is told so. And
-what lets it send a request of a replica that dies to another one.
+"""HAProxy in front of the replicas: a client that closes half of a socket or sends oversized headers gets an error. Also
+the conditions under which it resends a request of a replica that died.
 """
 
 import json
@@ -54,7 +54,7 @@ def read_all(client: socket.socket) -> bytes:
 
 @pytest.fixture(scope="module")
 def live_url(stack: LocalStack) -> str:
-    """Where the model is answered for."""
+    """The URL that serves the model."""
     store = open_store(stack.store_uri)
     publish_version(store, MODEL, 1, SPEC, random_heads(SPEC, 1), generation=1)
     deadline = time.monotonic() + STARTING_SECONDS
@@ -73,7 +73,7 @@ def test_half_closed_clients_and_absurd_headers_are_answered_by_the_proxy(live_u
 
 
 def answers_on(port: int) -> bool:
-    """Whether HTTP is spoken there; a replica listens to Ray as well."""
+    """Whether the port speaks HTTP; a replica listens to Ray as well."""
     try:
         httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=SECONDS).raise_for_status()
     except httpx.HTTPError:

@@ -1,4 +1,4 @@
-"""Two Rays on one machine: the jobs of each go to itself."""
+"""Two Ray clusters on one machine: each runs its own jobs."""
 
 import time
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cmcl.ports import Ports
 from cmcl.stack import LocalStack
+from cmcl.stack_host import Ports
 
 SECONDS = 300.0
 TELL = "python -c \"import os; print(os.environ['RAY_ADDRESS'])\""
@@ -16,7 +16,7 @@ TELL = "python -c \"import os; print(os.environ['RAY_ADDRESS'])\""
 
 @pytest.fixture
 def younger(stack: LocalStack, tmp_path: Path) -> Iterator[LocalStack]:
-    """A Ray that started after the session's, and nothing else of a stack."""
+    """A Ray cluster that started after the session's, without other parts of a stack."""
     other = LocalStack(tmp_path, Ports.free(), ranks=1)
     (tmp_path / "logs").mkdir()
     try:
@@ -28,7 +28,7 @@ def younger(stack: LocalStack, tmp_path: Path) -> Iterator[LocalStack]:
 
 
 def told_by_a_job(stack: LocalStack) -> str:
-    """Where a job of this stack's Ray would look for Ray."""
+    """The Ray address that a job of this stack uses."""
     with httpx.Client(base_url=stack.dashboard_url, timeout=SECONDS) as client:
         client.headers.update(stack.ray_headers)
         job = client.post("/api/jobs/", json={"entrypoint": TELL}).json()["submission_id"]

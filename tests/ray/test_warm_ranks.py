@@ -1,4 +1,4 @@
-"""Warm ranks: the bits of cold ranks after any crash; and resources for the next attempt."""
+"""Warm ranks give the same bits as cold ones after any crash, and release resources for the next attempt."""
 
 import signal
 from pathlib import Path
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ray
 
 QUICK = TrainingSpec(epochs=1)
 # For some checkpoints, of which the session's stack takes five a second.
-LONG = TrainingSpec(epochs=50, learning_rate=1e-4)
+LONG = TrainingSpec(epochs=30, learning_rate=1e-4)
 # Longer than it takes to stop it.
 VERY_LONG = TrainingSpec(epochs=1000, learning_rate=1e-4)
 WILD = TrainingSpec(epochs=1, temperature=1e-40)
@@ -41,10 +41,9 @@ def test_warm_ranks_give_the_bits_of_cold_ranks_after_a_kill_an_earlier_attempt_
     wait_until(lambda: attempts.is_training("broken") and attempts.checkpoints("broken"))
     ray_processes(stack, "RayTrainWorker")[-1].send_signal(signal.SIGKILL)
     cold = attempts.start("cold", 1, LONG, "--cold")
+    # Asked while it runs: the service removes what an ended attempt shows.
+    wait_until(lambda: attempts.has_resumed("broken"))
     assert [ended(each) for each in (broken, cold)] == [0, 0]
-    progress_now = attempts.progress("broken")
-    assert progress_now is not None
-    assert progress_now.resumed_at, "it went on from a checkpoint"
 
     assert ended(attempts.start("before", 0, QUICK)) == 0
     stayed = ranks(stack)

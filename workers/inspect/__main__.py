@@ -1,34 +1,31 @@
-"""`python -m workers.inspect QUESTION`: questions about a stored model.
+"""`python -m workers.inspect QUESTION`: questions about a stored model, or about exported ones.
 
 Prints a table, or one JSON document with --json. Status 0: answered; 2: cannot be answered, with one
 line on stderr; 3 (preflight): the dataset would be refused.
-
-The service runs pre-flights as well. It passes keys of the store: of a document with the shards, which
-would be too long for a command line, and for the answer.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
 from pydantic import ValidationError
 
-from cmcl.contract.errors import InvalidVersion, WorkerError
+from cmcl.contract.dataset import ShardRef
+from cmcl.contract.errors import WorkerError
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.preflight import AskedShard, AskedShards, Outlook, PreflightAnswer
 from workers.inspect.capacity import model_capacity
 from workers.inspect.compare import compare
+from workers.inspect.merge import merge_exports
 from workers.inspect.migrate import MigrationQuestion, migrate
 from workers.inspect.preflight import DatasetOutlook, dataset_outlook
-from workers.inspect.show import Answer, as_json, as_text, finite
+from workers.inspect.show import Answer, as_json, as_text
 from workers.inspect.versions import Unanswerable
-from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 
 _CANNOT, _REFUSED = 2, 3
+_MERGE = "merge two versions that were exported with moments into a new export"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,12 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _answer(options: argparse.Namespace) -> Answer:
+    if options.question == "merge":
+        return merge_exports(options.ours, options.theirs, options.out)
     store, model = open_store(options.store), options.model
     match options.question:
         case "capacity":
             return model_capacity(store, model, options.version)
         case "preflight":
-            return _outlook(store, options)
+            shards = tuple(ShardRef(uri=uri) for uri in options.shards)
+            return dataset_outlook(store, model, options.version, options.pair, shards)
         case "compare":
             return compare(store, model, options.old, options.new)
         case _:
@@ -67,58 +67,6 @@ def _answer(options: argparse.Namespace) -> Answer:
             return migrate(store, question, options.vectors, options.out)
 
 
-def _outlook(store: ObjectStore, options: argparse.Namespace) -> DatasetOutlook:
-    """Run a pre-flight; also write its answer to the store if --into is given."""
-    try:
-        shards, allowed = _shards(store, options)
-        outlook = dataset_outlook(
-            store, options.model, options.version, options.pair, shards, allowed
-        )
-    except (Unanswerable, WorkerError, OSError) as error:
-        if options.into is not None:
-            _write_error(store, options.into, error)
-        raise
-    if options.into is not None:
-        _write_outlook(store, options.into, outlook)
-    return outlook
-
-
-def _shards(
-    store: ObjectStore, options: argparse.Namespace
-) -> tuple[tuple[AskedShard, ...], tuple[str, ...] | None]:
-    """The shards and the prefixes that they must not leave: none for a user of this command."""
-    if options.shards_in is None:
-        return tuple(AskedShard(uri=uri) for uri in options.shards), None
-    asked = _read_request(store, options.shards_in)
-    return asked.shards, asked.allowed_prefixes
-
-
-def _read_request(store: ObjectStore, key: str) -> AskedShards:
-    """Read what the service wrote. Raises ObjectNotFound, InvalidVersion, StorageUnavailable."""
-    try:
-        return AskedShards.model_validate_json(store.read(key))
-    except ValidationError as error:
-        raise InvalidVersion(f"{key} cannot be read: {error}") from error
-
-
-def _write_outlook(store: ObjectStore, key: str, outlook: DatasetOutlook) -> None:
-    """Write the answer in one object, so that readers see all of it or nothing."""
-    answer = PreflightAnswer(outlook=Outlook.model_validate(finite(asdict(outlook))))
-    _write_answer(store, key, answer)
-
-
-def _write_error(store: ObjectStore, key: str, error: Exception) -> None:
-    """Write why there is no answer. Another machine may have the disk space that is missing here."""
-    can_help = (
-        error.retry_can_help if isinstance(error, WorkerError) else isinstance(error, OSError)
-    )
-    _write_answer(store, key, PreflightAnswer(error=str(error), retry_can_help=can_help))
-
-
-def _write_answer(store: ObjectStore, key: str, answer: PreflightAnswer) -> None:
-    store.put(key, answer.model_dump_json().encode())
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m workers.inspect", description=__doc__)
     questions = parser.add_subparsers(dest="question", required=True, metavar="QUESTION")
@@ -126,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _preflight(_question(questions, "preflight", "what a dataset would meet"))
     _compare(_question(questions, "compare", "do stored vectors meet another version's queries"))
     _migrate(_question(questions, "migrate", "turn stored vectors into another version's"))
+    _merge(questions.add_parser("merge", help=_MERGE, description=_MERGE))
     return parser
 
 
@@ -135,8 +84,19 @@ def _question(
     parser = questions.add_parser(name, help=words, description=words)
     parser.add_argument("--store", type=_address, required=True, help="its folder, or its address")
     parser.add_argument("--model", required=True)
-    parser.add_argument("--json", action="store_true", help="one JSON document")
+    _json(parser)
     return parser
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ours", type=Path, help="folder of an export; the scores follow its heads")
+    parser.add_argument("theirs", type=Path, help="folder of the other one")
+    parser.add_argument("--out", type=Path, required=True, help="new folder to write")
+    _json(parser)
 
 
 def _capacity(parser: argparse.ArgumentParser) -> None:
@@ -146,10 +106,9 @@ def _capacity(parser: argparse.ArgumentParser) -> None:
 def _preflight(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", type=_number, required=True)
     parser.add_argument("--pair", type=_pair, required=True, metavar="A,B")
-    shards = parser.add_mutually_exclusive_group(required=True)
-    shards.add_argument("--shards", type=_address, nargs="+", metavar="FILE", help="or addresses")
-    shards.add_argument("--shards-in", metavar="KEY", help="a document in the store names them")
-    parser.add_argument("--into", metavar="KEY", help="leave the answer in the store as well")
+    parser.add_argument(
+        "--shards", type=_address, nargs="+", required=True, metavar="FILE", help="or addresses"
+    )
 
 
 def _compare(parser: argparse.ArgumentParser) -> None:

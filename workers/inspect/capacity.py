@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cmcl.contract.capacity import Forecast, forecast
 from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest
@@ -26,9 +27,10 @@ class FreeShare:
 
 @dataclass(frozen=True)
 class ModalityCapacity:
-    """A head now, and its free share in every version so far, oldest first."""
+    """A head now, its room for further datasets, and its free share in every version so far, oldest first."""
 
     now: Capacity
+    forecast: Forecast
     history: tuple[FreeShare, ...]
 
 
@@ -105,11 +107,14 @@ def _measured(
 def _summary(heads: list[_Head]) -> ModalityCapacity:
     space, history = heads[-1].space, tuple(head.share for head in heads)
     own = [share.free_share for share in history if share.learned]
-    return ModalityCapacity(capacity(space.outputs, space.inputs, space.free_EI, own), history)
+    now = capacity(space.outputs, space.inputs, space.free_EI)
+    return ModalityCapacity(now, forecast(own), history)
 
 
 def remark_on_method(spec: ModelSpec) -> tuple[str, ...]:
-    """A sentence for models of other methods, which have no mask."""
+    """A sentence for models without a mask."""
+    if spec.solves:
+        return ("The policy is improve, which solves heads: blocked is what replay would block.",)
     if spec.method == "nullspace":
         return ()
     return (f"The method is {spec.method}: blocked is what nullspace would block.",)

@@ -94,8 +94,7 @@ def compare(store: ObjectStore, model: str, old: int, new: int) -> Comparison:
 
 def shared_datasets(before: VersionManifest, after: VersionManifest) -> tuple[LearnedDataset, ...]:
     """Datasets that both learned from a common ancestor. Other branches have other conditioning."""
-    known = set(after.learned)
-    return tuple(learned for learned in before.learned if learned in known)
+    return tuple(learned for learned in before.learned if learned in after.learned)
 
 
 def _compared(

@@ -1,4 +1,6 @@
-"""What a dataset would meet, before it is posted: its rows, its moments, the entries that are free for it.
+"""What a dataset would meet: its rows, its moments, the entries that are free for it.
+
+Of local files before they are posted, or of a prepared dataset in place of learning it (a dry run).
 
 Shapes: B rows, F and G raw widths of the two sides.
 """
@@ -8,18 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cmcl.contract.capacity import FULL_BELOW
+from cmcl.contract.dataset import Shard, ShardRef
 from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.preflight import AskedShard
 from cmcl.contract.version import VersionManifest
 from workers.inspect.capacity import remark_on_method
-from workers.inspect.rows import Findings, check_rows, sampled
+from workers.inspect.rows import Findings, Sample, check_rows, sampled
 from workers.inspect.versions import check_modality, find_version
 from workers.methods.method import TrainingContext
 from workers.methods.nullspace import protected_moments
 from workers.methods.registry import method_for
-from workers.model.heads import ModalityHeads
+from workers.model.heads import ModalityHeads, with_new_modalities
 from workers.model.rows import PairedRows
 from workers.nullspace.capacity import HeadMoments, Preflight, preflight
 from workers.nullspace.mask import product_mask
@@ -27,11 +30,16 @@ from workers.nullspace.moments import PairMoments, pair_moments
 from workers.storage.formats.user_file import Side
 from workers.storage.intake import Address, take
 from workers.storage.object_store import ObjectStore
-from workers.storage.shards import FEATURES, ShardChecker
+from workers.storage.shard_checks import ShardChecker
+from workers.storage.shards import FEATURES, download
 from workers.train.data.rows import HeldRows
-from workers.train.learn import ModelState, conditioned, prepared_rows
+from workers.train.learn import ModelState
 from workers.train.lineage import read_heads, read_memory, read_method_state
 from workers.train.run import Run
+from workers.train.sums import conditioned, prepared_rows
+
+# Of a large dataset, a regular sample.
+_MOST_SHARDS = 256
 
 
 @dataclass(frozen=True)
@@ -73,12 +81,10 @@ def dataset_outlook(
     model: str,
     version: int,
     pair: ModalityPair,
-    shards: Sequence[AskedShard],
-    allowed: tuple[str, ...] | None = None,
+    shards: Sequence[ShardRef],
 ) -> DatasetOutlook:
     """Check training shards as if they were posted to a model whose latest version is `version`.
 
-    `allowed`: prefixes that users' addresses must not leave; None: any address.
     Raises Unanswerable for invalid questions, WorkerError if the store or a shard is unavailable.
     """
     manifest = find_version(store, model, version)
@@ -86,35 +92,67 @@ def dataset_outlook(
         check_modality(manifest, modality)
     with tempfile.TemporaryDirectory(prefix="cmcl-preflight-") as folder:
         paths = {Path(folder) / f"{index}.parquet": shard for index, shard in enumerate(shards)}
-        refusals = tuple(_refused_at_intake(manifest.spec, pair, paths, allowed))
+        refusals = tuple(_refused_at_intake(manifest.spec, pair, paths))
         sample = sampled(list(paths))
+    outlook = DatasetOutlook(model, version, pair.modalities, refusals, {}, {}, ())
+    return outlook if sample is None else _of_sample(store, outlook, manifest.spec, sample)
+
+
+def prepared_outlook(
+    store: ObjectStore,
+    model: str,
+    version: int,
+    spec: ModelSpec,
+    pair: ModalityPair,
+    shards: Sequence[Shard],
+) -> DatasetOutlook:
+    """Check prepared training shards. `version`: the latest one, 0 before the first.
+
+    Raises Unanswerable if there is no such version, WorkerError if the store or a shard is unavailable.
+    """
+    outlook = DatasetOutlook(model, version, pair.modalities, (), {}, {}, ())
+    if not shards:
+        return outlook
+    chosen = shards[:: -(-len(shards) // _MOST_SHARDS)]
+    with tempfile.TemporaryDirectory(prefix="cmcl-preflight-") as folder:
+        paths = [Path(folder) / f"{index}.parquet" for index in range(len(chosen))]
+        for path, shard in zip(paths, chosen, strict=True):
+            download(shard, shard.uri, path)
+        sample = sampled(paths)
     if sample is None:
-        return DatasetOutlook(model, version, pair.modalities, refusals, {}, {}, ())
-    rows, found = sample.rows, _findings(manifest.spec, pair, sample.rows)
-    refusals += tuple(_refused_by_training(manifest.spec, sample.of))
+        raise InvalidDataset("the shards of the dataset do not have the same columns")
+    rows = sum(shard.rows for shard in shards)
+    return _of_sample(store, outlook, spec, replace(sample, of=rows))
+
+
+def _of_sample(
+    store: ObjectStore, outlook: DatasetOutlook, spec: ModelSpec, sample: Sample
+) -> DatasetOutlook:
+    pair = ModalityPair(first=outlook.pair[0], second=outlook.pair[1])
+    found = _findings(spec, pair, sample.rows)
+    refusals = (*outlook.refusals, *_refused_by_training(spec, sample.of))
     advice = (
         *sample.advice,
         *(f"{name}: {words}" for name, one in found.items() for words in one.advice),
     )
-    outlook = DatasetOutlook(model, version, pair.modalities, refusals, found, {}, advice)
-    if refusals:
+    outlook = replace(outlook, refusals=refusals, findings=found, advice=advice)
+    if refusals or outlook.version == 0:
         return outlook
-    return _with_heads(outlook, _heads(store, manifest, pair, rows), manifest.spec)
+    manifest = find_version(store, outlook.model, outlook.version)
+    return _with_heads(outlook, _heads(store, manifest, spec, pair, sample.rows), spec)
 
 
 def _refused_at_intake(
     spec: ModelSpec,
     pair: ModalityPair,
-    paths: Mapping[Path, AskedShard],
-    allowed: tuple[str, ...] | None,
+    paths: Mapping[Path, ShardRef],
 ) -> Iterator[str]:
     """Fetch each shard and check it as intake does; yields the first error of each shard."""
     sides = _sides(spec, pair)
     checker = ShardChecker((sides[0].width, sides[1].width))
     for path, shard in paths.items():
-        address = Address(shard.address or shard.uri, None if shard.address else allowed)
         try:
-            take(shard, address, path, sides)
+            take(shard, Address(shard.uri, None), path, sides)
             checker.check(path, shard.uri)
         except InvalidDataset as error:
             yield str(error)
@@ -122,7 +160,7 @@ def _refused_at_intake(
 
 def _sides(spec: ModelSpec, pair: ModalityPair) -> tuple[Side, Side]:
     first, second = (
-        Side(column, modality, spec.modalities[modality])
+        Side(column, modality, spec.widths[modality])
         for column, modality in zip(FEATURES, pair.modalities, strict=True)
     )
     return first, second
@@ -130,7 +168,7 @@ def _sides(spec: ModelSpec, pair: ModalityPair) -> tuple[Side, Side]:
 
 def _findings(spec: ModelSpec, pair: ModalityPair, rows: PairedRows) -> dict[str, Findings]:
     sides = zip(pair.modalities, (rows.first_NI, rows.second_NJ), strict=True)
-    return {modality: check_rows(raw_BF, spec.modalities[modality]) for modality, raw_BF in sides}
+    return {modality: check_rows(raw_BF, spec.widths[modality]) for modality, raw_BF in sides}
 
 
 def _refused_by_training(spec: ModelSpec, rows: int) -> Iterator[str]:
@@ -143,14 +181,17 @@ def _refused_by_training(spec: ModelSpec, rows: int) -> Iterator[str]:
 
 
 def _heads(
-    store: ObjectStore, manifest: VersionManifest, pair: ModalityPair, raw: PairedRows
+    store: ObjectStore,
+    manifest: VersionManifest,
+    spec: ModelSpec,
+    pair: ModalityPair,
+    raw: PairedRows,
 ) -> dict[str, HeadOutlook]:
     state = ModelState(
-        read_heads(store, manifest),
+        with_new_modalities(read_heads(store, manifest), spec),
         read_memory(store, manifest),
         read_method_state(store, manifest),
     )
-    spec = manifest.spec
     heads = conditioned(spec, state.heads, pair, HeldRows(raw), Run())
     rows = prepared_rows(heads, pair, raw)
     moments = pair_moments(rows.first_NI, rows.second_NJ)
@@ -188,5 +229,16 @@ def _with_heads(
     refusals = outlook.refusals
     if not any(one.open_share > 0 for one in heads.values()):
         refusals = ("Nothing can be learned: all entries of both heads are blocked.",)
+    for name, one in heads.items():
+        advice += [f"{name}: {words}" for words in _advice_on_afterwards(one)]
     advice += remark_on_method(spec)
     return replace(outlook, refusals=refusals, heads=heads, advice=(*outlook.advice, *advice))
+
+
+def _advice_on_afterwards(head: HeadOutlook) -> Iterator[str]:
+    free = head.moments.free_share_after
+    if free < FULL_BELOW:
+        yield (
+            f"After this dataset {free:.1%} of this head's entries will be free: "
+            "later datasets will learn little."
+        )

@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from cmcl.contract.capacity import FULL_BELOW
 from workers.inspect.capacity import ModalityCapacity, ModelCapacity
 from workers.inspect.compare import ComparedDataset, Comparison
+from workers.inspect.merge import MergedExports
 from workers.inspect.migrate import Migrated
 from workers.inspect.preflight import DatasetOutlook, HeadOutlook
 from workers.inspect.rows import Findings
-from workers.nullspace.capacity import FULL_BELOW, EnergyRanks
+from workers.nullspace.capacity import EnergyRanks
 
-Answer = ModelCapacity | DatasetOutlook | Comparison | Migrated
+Answer = ModelCapacity | DatasetOutlook | Comparison | Migrated | MergedExports
 
 _NOTHING = "–"
 _COUNTED = (
@@ -44,6 +46,8 @@ def as_text(answer: Answer) -> str:
             lines = _comparison(answer)
         case Migrated():
             lines = _migrated(answer)
+        case MergedExports():
+            lines = _merged(answer)
     return "\n".join(lines)
 
 
@@ -77,7 +81,7 @@ def _capacity(answer: ModelCapacity) -> Iterator[str]:
 
 
 def _capacity_row(name: str, one: ModalityCapacity) -> list[str]:
-    left = one.now.datasets_left
+    left = one.forecast.datasets_left
     return [
         name,
         _ranks(one.now.inputs),
@@ -215,6 +219,16 @@ def _migrated(answer: Migrated) -> Iterator[str]:
         )
     yield from aligned(rows)
     yield "Cosines are those of migrated (unmigrated) vectors with the re-encoded items."
+
+
+def _merged(answer: MergedExports) -> Iterator[str]:
+    yield f"{answer.model}@{answer.version} has learned the datasets of both; it is in {answer.folder}"
+    yield ""
+    rows = [["drift since its own export, of", "drift"]]
+    rows += [[dataset, f"{drift:.3g}"] for dataset, drift in answer.drift.items()]
+    yield from aligned(rows)
+    yield ""
+    yield "It has moments, so that it can be merged again. Share it only with people who may have the moments of every dataset."
 
 
 def _decimal(value: float | None) -> str:

@@ -34,7 +34,7 @@ def read_held_out(store: ObjectStore, learned: LearnedDataset) -> HeldOut | None
 
 def check_modality(manifest: VersionManifest, modality: str) -> None:
     """Raises Unanswerable if the model does not declare the modality."""
-    declared = manifest.spec.modalities
+    declared = manifest.spec.widths
     if modality not in declared:
         raise Unanswerable(
             f"model {manifest.model!r} has no modality {modality!r}: it has {', '.join(declared)}"

@@ -5,9 +5,17 @@ embeddings, I and J widths of what the two heads read.
 
 The training loop (workers/train/loop.py) calls a method in this order:
 
+    start            where a new modality's head starts
     update_spaces    where the heads may move
     update_rule      what one update does: `backward` and `after_update`, for every batch
+    finish           which heads the version gets in place of the trained ones
     next_state       what the next dataset needs besides the moments
+
+or, if it `solves`, only
+
+    ridges           what the two halves of the new dataset choose
+    solve            heads from moments, without an update on rows
+    next_state       as above
 
 `Vanilla` is the smallest method: the defaults of the interface.
 """
@@ -97,6 +105,22 @@ class DatasetStatistics:
         return self.held
 
 
+@dataclass(frozen=True)
+class Solved:
+    """Heads that were computed from moments: `weights` (E × I, float32) of all modalities so far.
+
+    `final_loss`, `updates` and `temperature`: of their polish on sampled rows. `rank`: how many of the
+    directions solved for are real. `groups`: of modalities that datasets connect.
+    """
+
+    weights: Mapping[str, Tensor]
+    final_loss: float
+    updates: int
+    temperature: float
+    rank: int
+    groups: tuple[tuple[str, ...], ...]
+
+
 State = Mapping[str, Tensor]
 
 
@@ -109,8 +133,8 @@ class UpdateRule:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def after_update(self) -> None:
-        """Called when the optimizer has moved the parameters."""
+    def after_update(self, learning_rate: float) -> None:
+        """Called when the optimizer has moved the parameters, at this rate."""
 
     def state(self) -> State:
         """State for a checkpoint, such as that of a random generator."""
@@ -125,11 +149,34 @@ class Method:
 
     # True if all rows of a dataset must be in memory. Such a method cannot train a streamed dataset.
     needs_all_rows = False
+    # True if heads are computed from moments (`solve`), and no update reads a row.
+    solves = False
 
     @classmethod
     def from_spec(cls, spec: ModelSpec) -> Self:  # noqa: ARG003
         """Create the method of a model. The default needs nothing of the spec."""
         return cls()
+
+    def ridges(self, halves: tuple[PairMoments, PairMoments]) -> tuple[float, float]:
+        """Choose a ridge for each modality by the moments of the dataset's halves. For methods with `solves`.
+
+        Called on rank 0.
+        """
+        raise NotImplementedError(f"{type(self).__name__} trains on rows")
+
+    def solve(self, context: TrainingContext, memory: Memory) -> Solved:
+        """Compute the heads of all modalities from moments. For methods with `solves`.
+
+        `memory`: all datasets, the new one included; `context` is of the parent. Called on rank 0.
+        """
+        raise NotImplementedError(f"{type(self).__name__} trains on rows")
+
+    def start(self, context: TrainingContext, moments: PairMoments) -> Mapping[str, Tensor]:
+        """Return weights (E × I) to start from in place of those of `context`, by modality. Called on rank 0.
+
+        `moments`: of the new dataset. A function of its arguments: a run that continues from a checkpoint calls it again.
+        """
+        return {}
 
     def update_spaces(self, context: TrainingContext) -> Mapping[str, UpdateSpace]:
         """Return the update space of each of the pair's two modalities."""
@@ -141,6 +188,10 @@ class Method:
     def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
         """Return the rule for one dataset."""
         return UpdateRule()
+
+    def finish(self, context: TrainingContext, trained: ModalityHeads) -> Mapping[str, Tensor]:
+        """Return weights (E × I) that the version gets in place of the trained ones, by modality."""
+        return {}
 
     def next_state(
         self, context: TrainingContext, trained: ModalityHeads, statistics: DatasetStatistics

@@ -107,6 +107,7 @@ class MomentReplay:
             parts = [term.add_to(gradients, weights, own) for term in terms]
             return sum(parts, weights[0].new_zeros(())), gradients
 
+        # One node for autograd, whose backward returns the gradients that `evaluated` has computed.
         share: Tensor = _InClosedForm.apply(*self._pair.weights(), evaluated)
         return share * group.count
 
@@ -121,6 +122,7 @@ class _InClosedForm(torch.autograd.Function):
         second_EJ: Tensor,
         evaluated: Callable[[Sides], tuple[Tensor, Sides]],
     ) -> Tensor:
+        # Loss and gradient share M_v W_u C_u, so both are computed here, E × I each.
         loss, gradients = evaluated((first_EI, second_EJ))
         ctx.save_for_backward(*gradients)
         return loss
@@ -170,6 +172,7 @@ class _Rotated:
         """
         first, second = pair.modalities
         parent = PairWeights(self._weights[first], self._weights[second]).double()
+        # a and b of equation (7): what both terms are at the parent's heads, where L is −1.
         size, agreement = (float(value) for value in size_and_agreement(moments, parent))
         if size <= 0 or agreement <= 0:
             return None

@@ -1,7 +1,7 @@
 """Dual-sided null space (arXiv 2503.14963, made exact): blocked entries never move.
 
 Two policies. `preserve` is the mask, and a penalty on what it leaves free: old scores stay put.
-`improve` adds moment replay in what the mask leaves free: old scores move, for the better.
+`replay` adds moment replay in what the mask leaves free: old scores move, for the better.
 
 Shapes: E width of the embeddings, I width of what a head reads.
 
@@ -32,6 +32,7 @@ from workers.methods.moment_replay import MomentReplay
 from workers.methods.sampled_replay import SampledReplay
 from workers.model.heads import ModalityHeads
 from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
+from workers.nullspace.alignment import joining_head
 from workers.nullspace.capacity import HeadMoments
 from workers.nullspace.mask import UpdateSpace, disjoint_shares, free_in, product_mask
 from workers.nullspace.moments import PairMoments, SecondMoment
@@ -57,6 +58,19 @@ class Preserve(Method):
     kept_energy: float
     drift_penalty: float = 0.0
     stable_index: bool = False
+
+    def start(self, context: TrainingContext, moments: PairMoments) -> Mapping[str, Tensor]:
+        """Let a new modality join its partner's space: its first embeddings are nearest to the partners'."""
+        first, second = context.pair.modalities
+        first_is_new, second_is_new = (
+            context.memory.inputs_of(modality) is None for modality in (first, second)
+        )
+        weights = context.heads.weights
+        if first_is_new and not second_is_new:
+            return {first: joining_head(weights[second], moments.cross_IJ, moments.first)}
+        if second_is_new and not first_is_new:
+            return {second: joining_head(weights[first], moments.cross_IJ.mT, moments.second)}
+        return {}
 
     def update_spaces(self, context: TrainingContext) -> Mapping[str, UpdateSpace]:
         needs = {
@@ -84,11 +98,15 @@ class Preserve(Method):
     def _space(
         self, context: TrainingContext, modality: str, outputs: EigenBasis, inputs: SecondMoment
     ) -> UpdateSpace:
+        # U and s of what this head has read, V and r of its partners' embeddings: the mask is the product
+        # rule on r_i s_j, the energies of equation (4).
         basis = input_basis(context, modality, inputs)
         return UpdateSpace(outputs, basis, product_mask(outputs, basis, self.kept_energy))
 
     def _disjoint_spaces(self, context: TrainingContext) -> dict[str, UpdateSpace]:
         """Spaces in which the changes of the two heads along old inputs are orthogonal."""
+        # Each head in the basis of its own outputs, as if it moved by itself: E × I masks from (4). Both
+        # have learned this very pair, so neither is None.
         spaces = [
             protected_space(context, modality, self.kept_energy, self.stable_index)
             for modality in context.pair.modalities
@@ -110,7 +128,7 @@ class Preserve(Method):
 
 
 @dataclass(frozen=True)
-class Improve(Preserve):
+class Replay(Preserve):
     """The mask, and earlier datasets that keep contributing to the loss through their moments."""
 
     replay_weight: float = 1.0
@@ -133,6 +151,8 @@ def protected_moments(
     `stable_index` the directions include what both modalities of the pair have published, so that
     stored vectors keep their scores too. None if the head has learned nothing yet.
     """
+    # C = Σ x xᵀ over all datasets of this head (I × I), and D = Σ W_v S_v W_vᵀ over its partners (E × E),
+    # by equation (3) under the heads of the parent version.
     inputs = context.memory.inputs_of(modality)
     partners = context.memory.partners_of(modality, context.heads)
     if inputs is None or partners is None:
@@ -173,6 +193,7 @@ class DriftPenalty(UpdateRule):
         loss = super().backward(batch)
         for head, slope_EI in self._slopes:
             gradient_EI = head.change_EI.grad
+            # ∂P/∂M = slope ∘ M (E × I), in place. The slope is zero on blocked entries, as is M.
             if gradient_EI is not None:
                 gradient_EI.addcmul_(slope_EI, head.change_EI.detach())
         return loss
@@ -185,10 +206,11 @@ def _penalty_slope(head: HeadInEigenCoordinates, weight: float) -> Tensor | None
     size = float((energy_EI * head.start_EI.double().square()).sum())
     if weight == 0 or size <= 0:
         return None
+    # Relative to the size, so that `weight` means the same for one dataset and for a hundred.
     return (2 * weight / size * energy_EI * head.free_EI).to(head.start_EI)
 
 
-# --- Improve: replay ----------------------------------------------------------------------------
+# --- Replay ----------------------------------------------------------------------------
 
 
 @dataclass
@@ -205,6 +227,7 @@ class _ReplayRule(UpdateRule):
     updates: int = 0
 
     def backward(self, batch: Batch) -> Tensor:
+        # InfoNCE of the batch, and the replayed losses times how seldom they are added.
         loss = batch.loss()
         total = loss
         if self.updates % _SAMPLED_EVERY == 0:
@@ -213,6 +236,7 @@ class _ReplayRule(UpdateRule):
         if self.updates % _MOMENTS_EVERY == 0:
             total = total + self.weight * _MOMENTS_EVERY * self.moments.loss(batch.group)
         total.backward()  # type: ignore[no-untyped-call]
+        # Reported is the loss of the new dataset alone: replay would jump with its intervals.
         self.updates += 1
         return loss.detach()
 
@@ -234,6 +258,7 @@ def with_input_bases(context: TrainingContext, state: MethodState, new: PairMome
     """`state` and the bases of all that the two heads have read, the new dataset included."""
     bases: dict[str, Tensor] = dict(state)
     for modality, inputs in _inputs_with(context, new).items():
+        # U (I × I) and s (I) of Σ x xᵀ, in float64.
         basis = eigenbasis(inputs)
         bases[_basis_key(modality, "vectors")] = basis.vectors_II
         bases[_basis_key(modality, "values")] = basis.values_I
@@ -273,6 +298,7 @@ def with_published_outputs(
     """
     published: dict[str, Tensor] = dict(state)
     for modality, inputs in _inputs_with(context, new).items():
+        # W S Wᵀ (3) under the heads that this version publishes, added to that of every version before.
         sum_EE = inputs.through(trained.weights[modality]).sum_II
         name = _published_key(modality)
         published[name] = state[name] + sum_EE if name in state else sum_EE

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from cmcl.contract.errors import UnknownMethod
 from cmcl.contract.methods import BUILT_IN_METHODS, METHOD_ENTRY_POINTS, installed_methods
 from cmcl.contract.model import ModelSpec
+from workers.methods.closed_form import ClosedForm
 from workers.methods.method import Method, Vanilla
-from workers.methods.nullspace import Improve, Preserve
+from workers.methods.nullspace import Preserve, Replay
 from workers.methods.paper import Paper
 
 
@@ -45,9 +46,11 @@ def method_class(place: str) -> type[Method]:
 def _nullspace(spec: ModelSpec) -> Method:
     protection = spec.protection
     energy, stable_index = protection.energy, protection.stable_index
+    if spec.solves:
+        return ClosedForm.from_spec(spec)
     if protection.policy == "preserve":
         return Preserve(energy, protection.drift_penalty, stable_index=stable_index)
-    return Improve(energy, replay_weight=protection.replay_weight, stable_index=stable_index)
+    return Replay(energy, replay_weight=protection.replay_weight, stable_index=stable_index)
 
 
 _METHODS: Mapping[str, Callable[[ModelSpec], Method]] = {

@@ -13,22 +13,33 @@ from torch import Tensor
 from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads, head_width
-from workers.model.memory import Memory
+from workers.model.memory import Memory, Ridges
 from workers.model.tensor_bytes import load
+from workers.nullspace.centred import CentredMoments, dataset_moments
+from workers.nullspace.compact import CompactMoments
 from workers.nullspace.conditioning import Conditioning
+from workers.nullspace.lift import Lift
 from workers.nullspace.moments import PairMoments, SecondMoment
 
 _SELFTEST_ROWS = 4
 # Names of modalities do not contain it, so keys split unambiguously.
 _SEPARATOR = "/"
+_RIDGES = "ridges"
+# The names of tensors of moments in compact form begin with it.
+_COMPACT = "compact/"
 
 
 def save_heads(heads: ModalityHeads) -> bytes:
-    """All heads with their conditioning. Not a delta: a version is complete by itself."""
+    """All heads with their conditioning and lifts. Not a delta: a version is complete by itself."""
+    return save({name: tensor.contiguous() for name, tensor in head_tensors(heads).items()})
+
+
+def head_tensors(heads: ModalityHeads) -> dict[str, Tensor]:
+    """All heads with their conditioning and lifts as named tensors."""
     tensors = {f"{name}/weight": weight for name, weight in heads.weights.items()}
     for name, conditioning in heads.conditioning.items():
-        tensors |= {f"{name}/mean": conditioning.mean_F, f"{name}/map": conditioning.map_FF}
-    return save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        tensors |= {f"{name}/{part}": tensor for part, tensor in conditioning.tensors.items()}
+    return tensors | {f"{name}/lift": lift.random_FK for name, lift in heads.lifts.items()}
 
 
 def load_heads(data: bytes, spec: ModelSpec) -> ModalityHeads:
@@ -38,16 +49,19 @@ def load_heads(data: bytes, spec: ModelSpec) -> ModalityHeads:
 
 def heads_from(tensors: Mapping[str, Tensor], spec: ModelSpec) -> ModalityHeads:
     """Heads from tensors by name; float32 tensors are not copied. Raises InvalidVersion."""
-    weights, conditioning = {}, {}
-    for modality, width in spec.modalities.items():
-        shape = (spec.width, head_width(width))
+    weights, conditioning, lifts = {}, {}, {}
+    for modality, width in spec.widths.items():
+        lift = spec.lift_for(width)
+        shape = (spec.width, head_width(width + lift))
         weights[modality] = _tensor(tensors, f"{modality}/weight", shape)
         if f"{modality}/map" in tensors or f"{modality}/mean" in tensors:
             conditioning[modality] = Conditioning(
                 _tensor(tensors, f"{modality}/mean", (width,)),
                 _tensor(tensors, f"{modality}/map", (width, width)),
             )
-    return ModalityHeads(weights, conditioning)
+        if lift:
+            lifts[modality] = Lift(_tensor(tensors, f"{modality}/lift", (width, lift)))
+    return ModalityHeads(weights, conditioning, lifts)
 
 
 def save_method_state(state: Mapping[str, Tensor]) -> bytes:
@@ -61,35 +75,84 @@ def load_method_state(data: bytes) -> dict[str, Tensor]:
 
 
 def save_moments(moments: PairMoments) -> bytes:
-    """Moments of one dataset."""
+    """Moments of one dataset, for masks and replay."""
     return save(moment_tensors(moments))
 
 
+def save_centred_moments(moments: PairMoments) -> bytes:
+    """What one dataset adds to the closed form: a quarter of the bytes."""
+    return save(_sums_in_float32(dataset_moments(moments)))
+
+
+def save_compact_moments(moments: CompactMoments) -> bytes:
+    """What one wide dataset adds to the closed form, in fewer bytes."""
+    return save({_COMPACT + name: tensor for name, tensor in moments.tensors.items()})
+
+
 def load_moments(data: bytes) -> PairMoments:
-    """Moments of one dataset. Raises InvalidVersion."""
-    return moments_from(_load(data, "moments"), "")
+    """Moments of one dataset, however they were saved. Raises InvalidVersion."""
+    tensors = _load(data, "moments")
+    sums = _dataset_sums(tensors)
+    return sums.pooled if sums else moments_from(tensors, "")
+
+
+def load_dataset_sums(data: bytes) -> CentredMoments:
+    """What one dataset added to the closed form, to the bit. Raises InvalidVersion."""
+    sums = _dataset_sums(_load(data, "moments"))
+    if sums is None:
+        raise InvalidVersion("the moments are those of a mask, and not of the closed form")
+    return sums
+
+
+def _dataset_sums(tensors: Mapping[str, Tensor]) -> CentredMoments | None:
+    """None if they are moments for masks and replay."""
+    compact = {
+        name.removeprefix(_COMPACT): each
+        for name, each in tensors.items()
+        if name.startswith(_COMPACT)
+    }
+    if compact:
+        try:
+            return CompactMoments.of(compact).expanded()
+        except ValueError as error:
+            raise InvalidVersion(str(error)) from error
+    return _centred_from(tensors, "") if "rows" in tensors else None
 
 
 def save_memory(memory: Memory) -> bytes:
     """Moments of all pairs."""
     tensors: dict[str, Tensor] = {}
-    for (first, second), moments in memory.by_pair.items():
+    for (first, second), datasets in memory.datasets.items():
         prefix = f"{first}{_SEPARATOR}{second}{_SEPARATOR}"
-        tensors |= {prefix + name: value for name, value in moment_tensors(moments).items()}
-        tensors[f"{prefix}datasets"] = torch.tensor(memory.datasets[first, second])
+        tensors[f"{prefix}datasets"] = torch.tensor(datasets)
+        if moments := memory.moments.get((first, second)):
+            tensors |= {prefix + name: value for name, value in moment_tensors(moments).items()}
+        if about_means := memory.centred.get((first, second)):
+            tensors |= {prefix + name: each for name, each in _centred_tensors(about_means).items()}
+    for modality, ridges in memory.ridges.items():
+        chosen = torch.tensor(ridges.chosen, dtype=torch.float64)
+        tensors[f"{modality}{_SEPARATOR}{_RIDGES}"] = chosen
     return save(tensors)
 
 
 def load_memory(data: bytes) -> Memory:
     """Moments of all pairs. Raises InvalidVersion."""
     tensors = _load(data, "memory")
-    pairs = sorted({(first, second) for first, second, _ in map(_split, tensors)})
-    moments, datasets = {}, {}
-    for first, second in pairs:
-        prefix = f"{first}{_SEPARATOR}{second}{_SEPARATOR}"
-        moments[first, second] = moments_from(tensors, prefix)
-        datasets[first, second] = _number(tensors, f"{prefix}datasets")
-    return Memory(moments, datasets)
+    moments, datasets, about_means, ridges = {}, {}, {}, {}
+    for names in sorted({tuple(name.split(_SEPARATOR)[:-1]) for name in tensors}):
+        prefix = _SEPARATOR.join((*names, ""))
+        if len(names) == 2:
+            pair = names[0], names[1]
+            datasets[pair] = _number(tensors, f"{prefix}datasets")
+            if f"{prefix}count" in tensors:
+                moments[pair] = moments_from(tensors, prefix)
+            if f"{prefix}rows" in tensors:
+                about_means[pair] = _centred_from(tensors, prefix)
+        elif len(names) == 1 and f"{prefix}{_RIDGES}" in tensors:
+            ridges[names[0]] = Ridges(tuple(tensors[f"{prefix}{_RIDGES}"].tolist()))
+        else:
+            raise InvalidVersion(f"the memory contains {prefix!r}, which is no moment of a pair")
+    return Memory(moments, datasets, about_means, ridges)
 
 
 def save_selftest(heads: ModalityHeads, spec: ModelSpec) -> bytes:
@@ -99,7 +162,7 @@ def save_selftest(heads: ModalityHeads, spec: ModelSpec) -> bytes:
     """
     generator = torch.Generator().manual_seed(spec.seed)
     tensors: dict[str, Tensor] = {}
-    for modality, width in sorted(spec.modalities.items()):
+    for modality, width in sorted(spec.widths.items()):
         features_BF = torch.randn(_SELFTEST_ROWS, width, generator=generator)
         tensors[f"{modality}{_SEPARATOR}features"] = features_BF
         tensors[f"{modality}{_SEPARATOR}embeddings"] = heads.embed(modality, features_BF)
@@ -159,12 +222,54 @@ def moments_from(tensors: Mapping[str, Tensor], prefix: str) -> PairMoments:
         raise InvalidVersion(f"the moments have no {error}") from error
 
 
-def _split(name: str) -> tuple[str, str, str]:
+def _centred_tensors(moments: CentredMoments) -> dict[str, Tensor]:
+    """Of a symmetric sum one triangle. Sums over datasets need float64 to stay exact (nullspace/centred.py)."""
+    return {
+        "rows": torch.tensor(moments.rows, dtype=torch.int64),
+        "weights": moments.weights_D,
+        "first_triangle": _triangle(moments.first_FF),
+        "second_triangle": _triangle(moments.second_GG),
+        "cross_covariance": moments.cross_FG.contiguous(),
+        "first_means": moments.first_means_DF.contiguous(),
+        "second_means": moments.second_means_DG.contiguous(),
+    }
+
+
+def _sums_in_float32(moments: CentredMoments) -> dict[str, Tensor]:
+    """Those of one dataset, whose sums float32 holds exactly."""
+    tensors = _centred_tensors(moments)
+    sums = ("first_triangle", "second_triangle", "cross_covariance")
+    return tensors | {name: tensors[name].float() for name in sums}
+
+
+def _centred_from(tensors: Mapping[str, Tensor], prefix: str) -> CentredMoments:
     try:
-        first, second, what = name.split(_SEPARATOR)
-    except ValueError as error:
-        raise InvalidVersion(f"the memory contains {name!r}, which is not a moment") from error
-    return first, second, what
+        first_means_DF, second_means_DG = (
+            tensors[f"{prefix}{side}_means"] for side in ("first", "second")
+        )
+        return CentredMoments(
+            _number(tensors, f"{prefix}rows"),
+            tensors[f"{prefix}weights"],
+            _symmetric(tensors[f"{prefix}first_triangle"], first_means_DF.shape[1]),
+            _symmetric(tensors[f"{prefix}second_triangle"], second_means_DG.shape[1]),
+            tensors[f"{prefix}cross_covariance"].double(),
+            first_means_DF,
+            second_means_DG,
+        )
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise InvalidVersion(f"the memory has no readable {prefix!r}: {error}") from error
+
+
+def _triangle(sum_FF: Tensor) -> Tensor:
+    rows, columns = torch.tril_indices(*sum_FF.shape)
+    return sum_FF[rows, columns].contiguous()
+
+
+def _symmetric(triangle: Tensor, width: int) -> Tensor:
+    rows, columns = torch.tril_indices(width, width)
+    sum_FF = torch.empty(width, width, dtype=torch.float64)
+    sum_FF[rows, columns] = sum_FF[columns, rows] = triangle.double()
+    return sum_FF
 
 
 def _number(tensors: Mapping[str, Tensor], name: str) -> int:

@@ -1,9 +1,11 @@
 """One linear head per modality, from features to the shared space.
 
-Shapes: B rows, F width of the raw feature, E width of the embeddings, I = F + 1 width of what a
-head reads (conditioned feature and constant 1).
+Shapes: B rows, F width of the raw feature, K of its lift, E width of the embeddings, I = F + K + 1
+width of what a head reads (feature, lift and constant 1).
 
-    raw feature → unit length → conditioned (frozen) → constant 1 → W (trained) → unit length
+    raw feature → unit length → conditioned → lifted → constant 1 → W (learned) → unit length
+
+Conditioning and lift are fixed, and a model may have neither.
 """
 
 import hashlib
@@ -16,6 +18,7 @@ from torch import Tensor
 from cmcl.contract.model import ModelSpec
 from workers.model.loss import unit
 from workers.nullspace.conditioning import Conditioning
+from workers.nullspace.lift import Lift
 
 
 def head_width(feature_width: int) -> int:
@@ -36,26 +39,38 @@ def with_constant(feature_BF: Tensor) -> Tensor:
     return torch.cat([feature_BF, feature_BF.new_ones(len(feature_BF), 1)], dim=1)
 
 
-def prepare(raw_BF: Tensor, conditioning: Conditioning | None = None) -> Tensor:
-    """What a head reads (B × I): unit length, conditioned if the modality is, then the constant 1."""
-    unit_BF = unit_rows(raw_BF)
-    return with_constant(conditioning(unit_BF) if conditioning else unit_BF)
+def as_read(raw_BF: Tensor, conditioning: Conditioning | None, lift: Lift | None) -> Tensor:
+    """What a head reads, without the constant 1 (B × (F + K)): unit length, conditioned, lifted."""
+    feature_BF = unit_rows(raw_BF)
+    if conditioning is not None:
+        feature_BF = conditioning(feature_BF)
+    return feature_BF if lift is None else lift(feature_BF)
 
 
 @dataclass(frozen=True)
 class ModalityHeads:
     """`weight_EI` of each modality, float32. Immutable: training makes a new one.
 
-    `conditioning` is fixed by the first dataset of a modality. Features of a modality without a dataset
+    `conditioning` is fixed by the first dataset of a modality, and `lifts` by the spec. Without them, features
     are scaled to unit length only.
     """
 
     weights: Mapping[str, Tensor]
     conditioning: Mapping[str, Conditioning] = field(default_factory=dict)
+    lifts: Mapping[str, Lift] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Width of the embeddings."""
+        return len(next(iter(self.weights.values())))
 
     def prepare(self, modality: str, raw_BF: Tensor) -> Tensor:
         """What the head reads (B × I)."""
-        return prepare(raw_BF, self.conditioning.get(modality))
+        return with_constant(self.features(modality, raw_BF))
+
+    def features(self, modality: str, raw_BF: Tensor) -> Tensor:
+        """What the head reads, without the constant 1 (B × (F + K))."""
+        return as_read(raw_BF, self.conditioning.get(modality), self.lifts.get(modality))
 
     def outputs(self, modality: str, raw_BF: Tensor) -> Tensor:
         """Embeddings (B × E) before they are scaled to unit length."""
@@ -76,24 +91,34 @@ class ModalityHeads:
 
 def initial_heads(spec: ModelSpec) -> ModalityHeads:
     """The heads before the first dataset: a function of the spec alone."""
-    return ModalityHeads(
-        {
-            modality: _initial_weight(spec.width, width, spec.seed, modality)
-            for modality, width in spec.modalities.items()
-        }
+    return with_new_modalities(ModalityHeads({}), spec)
+
+
+def with_new_modalities(heads: ModalityHeads, spec: ModelSpec) -> ModalityHeads:
+    """The heads of a version, and the initial ones of modalities that the model has got since."""
+    new = {name: width for name, width in spec.widths.items() if name not in heads.weights}
+    lifts = {
+        name: Lift.drawn(width, lift, f"lift/{spec.seed}/{name}")
+        for name, width in new.items()
+        if (lift := spec.lift_for(width))
+    }
+    return replace(
+        heads.replaced({name: _initial_weight(spec, name) for name in new}),
+        lifts={**heads.lifts, **lifts},
     )
 
 
-def _initial_weight(width: int, feature_width: int, seed: int, modality: str) -> Tensor:
-    """Identity where widths agree, else an orthonormal map from the seed; no bias yet.
+def _initial_weight(spec: ModelSpec, modality: str) -> Tensor:
+    """Identity where widths agree, else an orthonormal map from the seed; zeros for lift and bias.
 
     Each modality has its own seed, so that declaring another one changes nothing.
     """
-    weight_EI = torch.zeros(width, head_width(feature_width))
+    width, feature_width = spec.width, spec.widths[modality]
+    weight_EI = torch.zeros(width, head_width(feature_width + spec.lift_for(feature_width)))
     if feature_width == width:
         weight_EI[:, :width] = torch.eye(width)
         return weight_EI
-    digest = hashlib.blake2b(f"{seed}/{modality}".encode(), digest_size=7).digest()
+    digest = hashlib.blake2b(f"{spec.seed}/{modality}".encode(), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
     # Q of a random matrix has orthonormal columns: lengths and angles survive as far as widths allow.
     tall, flat = max(width, feature_width), min(width, feature_width)

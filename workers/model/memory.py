@@ -1,13 +1,37 @@
 """The moments of all datasets that a version has learned, pooled by pair of modalities."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
 from operator import add
 
 from cmcl.contract.modality import ModalityPair
 from workers.model.heads import ModalityHeads
+from workers.nullspace.centred import CentredMoments, PairNames, dataset_moments
 from workers.nullspace.moments import PairMoments, SecondMoment
+
+
+@dataclass(frozen=True)
+class Ridges:
+    """Ridges that datasets chose for one modality (`nullspace.two_folds`), in rising order."""
+
+    chosen: tuple[float, ...] = ()
+
+    def __add__(self, other: "Ridges") -> "Ridges":
+        return Ridges(tuple(sorted(self.chosen + other.chosen)))
+
+    def without(self, ridge: float) -> "Ridges":
+        """Without one of those that are equal to it. Raises ValueError if there is none."""
+        place = self.chosen.index(ridge)
+        return Ridges(self.chosen[:place] + self.chosen[place + 1 :])
+
+    @property
+    def pooled(self) -> float:
+        """The geometric mean, divided by √count: the noise of pooled covariances falls with datasets."""
+        count = len(self.chosen)
+        # A sum that is rounded once, whatever the order of datasets.
+        return math.exp(math.fsum(map(math.log, self.chosen)) / count) / math.sqrt(count)
 
 
 @dataclass(frozen=True)
@@ -16,21 +40,81 @@ class Memory:
 
     The only data of earlier datasets that training needs, besides the heads.
 
-    Keys are pairs in lexical order; `PairMoments.first` belongs to the lexically first modality.
-    `datasets` counts how many are pooled under each.
+    Keys are pairs in lexical order; the first side belongs to the lexically first modality.
+    `datasets` counts how many are pooled under each. Masks and replay need uncentred `moments`. The
+    closed form needs `centred` ones, in which each dataset is centred by its own means, and the
+    `ridges` of modalities. A model keeps what its policy needs.
     """
 
-    by_pair: Mapping[tuple[str, str], PairMoments] = field(default_factory=dict)
-    datasets: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    moments: Mapping[PairNames, PairMoments] = field(default_factory=dict)
+    datasets: Mapping[PairNames, int] = field(default_factory=dict)
+    centred: Mapping[PairNames, CentredMoments] = field(default_factory=dict)
+    ridges: Mapping[str, Ridges] = field(default_factory=dict)
 
     def with_dataset(self, pair: ModalityPair, moments: PairMoments) -> "Memory":
-        """Return this memory with one more dataset."""
+        """Return this memory with one more dataset, for masks and replay."""
         key, moments = _ordered(pair, moments)
-        known = self.by_pair.get(key)
-        return Memory(
-            {**self.by_pair, key: known + moments if known else moments},
-            {**self.datasets, key: self.datasets.get(key, 0) + 1},
+        known = self.moments.get(key)
+        total = known + moments if known else moments
+        return replace(self._counting(key), moments={**self.moments, key: total})
+
+    def with_centred_dataset(
+        self, pair: ModalityPair, moments: PairMoments, ridges: Mapping[str, float]
+    ) -> "Memory":
+        """Return this memory with one more dataset, for the closed form.
+
+        `ridges`: those that the dataset chose for its two modalities.
+        """
+        return self.with_sums(pair, dataset_moments(moments), ridges)
+
+    def with_sums(
+        self, pair: ModalityPair, sums: CentredMoments, ridges: Mapping[str, float]
+    ) -> "Memory":
+        """As `with_centred_dataset`, from what the dataset adds."""
+        key, sums = _key(pair), _in_order(pair, sums)
+        known = self.centred.get(key)
+        chosen = {
+            name: self.ridges.get(name, Ridges()) + Ridges((ridge,))
+            for name, ridge in ridges.items()
+        }
+        return replace(
+            self._counting(key),
+            centred={**self.centred, key: known + sums if known else sums},
+            ridges={**self.ridges, **chosen},
         )
+
+    def without_sums(
+        self, pair: ModalityPair, sums: CentredMoments, ridges: Mapping[str, float]
+    ) -> "Memory":
+        """Take back what `with_sums` added, to the bit: the memory that never had the dataset.
+
+        Raises ValueError if the memory does not have it.
+        """
+        key, sums = _key(pair), _in_order(pair, sums)
+        rest = self.centred[key] - sums if key in self.centred else None
+        if rest is None or bool((rest.weights_D < 0).any()):
+            raise ValueError(f"the memory has no dataset of {' and '.join(key)} with these moments")
+        left = {name: self.ridges[name].without(ridge) for name, ridge in ridges.items()}
+        pairs = {**self.centred, key: rest}
+        counts = {**self.datasets, key: self.datasets[key] - 1}
+        if not counts[key]:
+            # A pair without a dataset connects nothing.
+            del pairs[key], counts[key]
+        known = {**self.ridges, **left}
+        return replace(
+            self,
+            centred=pairs,
+            datasets=counts,
+            ridges={name: each for name, each in known.items() if each.chosen},
+        )
+
+    def _counting(self, key: PairNames) -> "Memory":
+        return replace(self, datasets={**self.datasets, key: self.datasets.get(key, 0) + 1})
+
+    @cached_property
+    def by_pair(self) -> Mapping[PairNames, PairMoments]:
+        """Uncentred moments of each pair. From centred ones, a dataset counts by its weight."""
+        return self.moments or {key: each.pooled for key, each in self.centred.items()}
 
     def datasets_of(self, pair: ModalityPair) -> int:
         """Number of datasets of this pair, in either order."""
@@ -38,7 +122,7 @@ class Memory:
 
     def has(self, pair: ModalityPair) -> bool:
         """Whether there is a dataset of this pair, in either order."""
-        return _key(pair) in self.by_pair
+        return _key(pair) in self.datasets
 
     def touching(self, pair: ModalityPair) -> list[tuple[ModalityPair, PairMoments]]:
         """All pairs that share a modality with `pair`, the shared one first.
@@ -80,12 +164,16 @@ class Memory:
         return sides
 
 
-def _key(pair: ModalityPair) -> tuple[str, str]:
+def _key(pair: ModalityPair) -> PairNames:
     first, second = sorted(pair.modalities)
     return first, second
 
 
-def _ordered(pair: ModalityPair, moments: PairMoments) -> tuple[tuple[str, str], PairMoments]:
+def _in_order(pair: ModalityPair, sums: CentredMoments) -> CentredMoments:
+    return sums if _key(pair) == pair.modalities else sums.swapped()
+
+
+def _ordered(pair: ModalityPair, moments: PairMoments) -> tuple[PairNames, PairMoments]:
     key = _key(pair)
     return key, moments if key == pair.modalities else moments.swapped()
 

@@ -4,7 +4,7 @@ Shapes: E width of the embeddings, F width of the raw feature.
 
 CannotMigrate
 ├── NothingLearned     the old version has no moments of the modality
-├── OtherConditioning  the versions condition features differently
+├── OtherConditioning  the heads of the versions read different features
 ├── NothingKept        the old head maps all features to zero
 └── TooInexact         the error of the map is larger than permitted
 """
@@ -25,7 +25,7 @@ class NothingLearned(CannotMigrate):
 
 
 class OtherConditioning(CannotMigrate):
-    """The moments are of features as only the old version conditions them."""
+    """The moments are of features that only the old version reads."""
 
 
 class NothingKept(CannotMigrate):
@@ -62,9 +62,11 @@ def check_same_conditioning(modality: str, old: NumberedHeads, new: NumberedHead
 
 
 def same_conditioning(modality: str, old: ModalityHeads, new: ModalityHeads) -> bool:
-    """Whether both versions have conditioned the modality by the same first dataset."""
+    """Whether the heads of both versions read the same features of the modality."""
     then, now = (heads.conditioning.get(modality) for heads in (old, new))
-    return then is not None and now is not None and then.equals(now)
+    if then is None or now is None:
+        return then is now
+    return then.equals(now)
 
 
 def migration_between(

@@ -19,8 +19,9 @@ from weakref import proxy
 import torch
 from torch import Tensor, nn
 
-from workers.model.heads import unit_rows
+from workers.model.heads import as_read, unit_rows
 from workers.nullspace.conditioning import Conditioning
+from workers.nullspace.lift import Lift
 from workers.nullspace.mask import UpdateSpace
 
 
@@ -160,25 +161,44 @@ class RotatedFeatures:
     rows, so |c U_F| = |c|, and
 
         [c / |c|, 1] U = c U_F / |c U_F| + u,     c U_F = (x − μ) · (map U_F)
+
+    A lift lies between the two maps, so its rows need both products.
     """
 
-    conditioning: Conditioning
+    conditioning: Conditioning | None
+    lift: Lift | None
     map_FI: Tensor
     constant_I: Tensor
 
     @classmethod
     def of(
-        cls, conditioning: Conditioning, space: UpdateSpace, device: torch.device
+        cls,
+        conditioning: Conditioning | None,
+        lift: Lift | None,
+        space: UpdateSpace,
+        device: torch.device,
     ) -> "RotatedFeatures":
-        """The transform of a conditioned modality to the inputs of its update space."""
+        """The transform of a modality to the inputs of its update space."""
         vectors_II = space.inputs.vectors_II
-        map_FI = (conditioning.map_FF.double() @ vectors_II[:-1]).float()
-        return cls(conditioning.to(device), map_FI.to(device), vectors_II[-1].float().to(device))
+        map_FI = vectors_II[:-1].float()
+        if conditioning and _is_fused(conditioning, lift):
+            map_FI = (conditioning.map_FF.double() @ vectors_II[:-1]).float()
+        conditioning = conditioning.to(device) if conditioning else None
+        lift = lift.to(device) if lift else None
+        return cls(conditioning, lift, map_FI.to(device), vectors_II[-1].float().to(device))
 
     def __call__(self, raw_BF: Tensor) -> Tensor:
         """Rows (B × I)."""
-        rotated_BI = self.conditioning.centred(unit_rows(raw_BF)) @ self.map_FI
-        return torch.nn.functional.normalize(rotated_BI, dim=1).add_(self.constant_I)
+        if self.conditioning and _is_fused(self.conditioning, self.lift):
+            rotated_BI = self.conditioning.centred(unit_rows(raw_BF)) @ self.map_FI
+            return torch.nn.functional.normalize(rotated_BI, dim=1).add_(self.constant_I)
+        feature_BF = as_read(raw_BF, self.conditioning, self.lift)
+        return feature_BF @ self.map_FI + self.constant_I
+
+
+def _is_fused(conditioning: Conditioning, lift: Lift | None) -> bool:
+    """Whether one product does both maps. A subclass need not scale its rows to unit length."""
+    return lift is None and type(conditioning) is Conditioning
 
 
 def rotate(prepared_NI: Tensor, space: UpdateSpace) -> Tensor:

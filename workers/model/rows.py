@@ -26,7 +26,7 @@ class PairedRows:
         return len(self.first_NI)
 
     def at(self, index_B: Tensor | slice) -> "PairedRows":
-        """Some of the rows."""
+        """Some of the rows: by number, slice or mask."""
         return PairedRows(
             self.first_NI[index_B],
             self.second_NJ[index_B],
@@ -39,6 +39,15 @@ class PairedRows:
         parts = (self.first_NI, self.second_NJ, self.first_keys_N, self.second_keys_N)
         return PairedRows(*(_moved(part, device) for part in parts))
 
+    def halves(self) -> "tuple[PairedRows, PairedRows]":
+        """The rows in two halves, by a hash of their content.
+
+        Where a row is, on which rank and in which order does not matter, and equal rows are in the
+        same half.
+        """
+        in_second_N = _hash_bit(self.first_keys_N, self.second_keys_N)
+        return self.at(~in_second_N), self.at(in_second_N)
+
     def positives_in(self, everywhere: "PairedRows") -> Tensor:
         """Which rows of `everywhere` share an item with each of these (bool, N × B)."""
         return positives(
@@ -47,6 +56,23 @@ class PairedRows:
             everywhere.first_keys_N,
             everywhere.second_keys_N,
         )
+
+
+# Odd, with many set bits: a product by it spreads every bit of a key over the higher ones.
+_MULTIPLIER = 0x1E3779B97F4A7C15
+_FOLD, _BIT = 29, 40
+
+
+def _hash_bit(first_keys_N: Tensor, second_keys_N: Tensor) -> Tensor:
+    """A bit of each row (bool, N) that depends on both keys, evenly distributed.
+
+    Sums and products of int64 wrap around, on every device alike.
+    """
+    mixed_N = first_keys_N * 31 + second_keys_N
+    # Folding moves high bits down, so that keys that differ only there differ after the product.
+    mixed_N = (mixed_N ^ (mixed_N >> _FOLD)) * _MULTIPLIER
+    mixed_N = (mixed_N ^ (mixed_N >> _FOLD)) * _MULTIPLIER
+    return (mixed_N >> _BIT) & 1 == 1
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

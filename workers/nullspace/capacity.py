@@ -1,10 +1,9 @@
-"""How full a head is, how many more datasets fit, and what a given one would meet.
+"""How full a head is, and what a given dataset would meet.
 
 Shapes: E width of the embeddings, I width of what the head reads (the constant 1 included).
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +13,6 @@ from workers.nullspace.mask import MaskRule
 from workers.nullspace.moments import SecondMoment
 from workers.nullspace.subspace import EigenBasis, eigenbasis
 
-# Below this free share a head counts as full.
-FULL_BELOW = 0.1
-# The forecast uses this many of the latest values: the first datasets take more than later ones.
-_RECENT = 4
-# A smaller relative loss of free share per dataset counts as none.
-_STANDS_STILL = 1e-3
 # If a smaller share of its energy is on free entries, a dataset teaches a head almost nothing.
 _LITTLE = 0.02
 # Familiarity was 0.20 or more between datasets of one real encoder (image, text and audio of
@@ -42,22 +35,18 @@ class Capacity:
     """The state of one modality's head.
 
     `inputs`: its features. `outputs`: the embeddings of its partners. `blocked_share`: entries that
-    may no longer move, 0 to 1. `datasets_left`: see the function of that name.
+    may no longer move, 0 to 1.
     """
 
     inputs: EnergyRanks
     outputs: EnergyRanks
     blocked_share: float
-    datasets_left: int | None
 
 
-def capacity(
-    outputs: EigenBasis, inputs: EigenBasis, free_EI: Tensor, free_shares: Sequence[float]
-) -> Capacity:
-    """Measure a head by its spectra, its mask (bool, E × I) and the free shares so far.
+def capacity(outputs: EigenBasis, inputs: EigenBasis, free_EI: Tensor) -> Capacity:
+    """Measure a head by its spectra and its mask (bool, E × I).
 
-    `free_shares` holds the free share after each dataset of this modality, oldest first. Raises
-    ValueError if the mask does not fit the spectra, or a share is not in [0, 1].
+    Raises ValueError if the mask does not fit the spectra.
     """
     if free_EI.shape != (outputs.width, inputs.width):
         raise ValueError(
@@ -65,9 +54,7 @@ def capacity(
         )
     # Every entry counts the same, whatever its energy: this is how many parameters are left.
     blocked_share = 1 - float(free_EI.double().mean())
-    return Capacity(
-        energy_ranks(inputs), energy_ranks(outputs), blocked_share, datasets_left(free_shares)
-    )
+    return Capacity(energy_ranks(inputs), energy_ranks(outputs), blocked_share)
 
 
 def energy_ranks(basis: EigenBasis) -> EnergyRanks:
@@ -75,40 +62,6 @@ def energy_ranks(basis: EigenBasis) -> EnergyRanks:
     return EnergyRanks(
         basis.rank_at(0.9), basis.rank_at(0.95), basis.rank_at(0.99), width=basis.width
     )
-
-
-def datasets_left(free_shares: Sequence[float]) -> int | None:
-    """Forecast how many more datasets leave the free share at 10 % or above; None if unknown.
-
-    It assumes that each further dataset blocks the same *part of what is still free* as the latest
-    ones did on average (up to four values, a straight line through their logarithms). That holds
-    for a stream of equally novel datasets. A stream that repeats itself lasts longer, and a dataset
-    of a new kind takes more than its forecast: this is an order of magnitude. 0 if the share is below
-    10 % already. None with fewer than two values, since one dataset says nothing about the next, and
-    if the share does not fall. Raises ValueError if a share is not in [0, 1].
-    """
-    for share in free_shares:
-        if not 0 <= share <= 1:
-            raise ValueError(f"free share is {share}, it must be from 0 to 1")
-    if free_shares and free_shares[-1] < FULL_BELOW:
-        return 0
-    fall = _fall_per_dataset(free_shares[-_RECENT:])
-    if fall < _STANDS_STILL:
-        return None
-    # share · e^(−fall · n) = 10 % for n = ln(share / 10 %) / fall. A forecast that ends on 10 % to
-    # rounding still fits.
-    return math.floor(math.log(free_shares[-1] / FULL_BELOW) / fall + 1e-9)
-
-
-def _fall_per_dataset(free_shares: Sequence[float]) -> float:
-    """Least-squares slope of −log(free share) over the datasets; 0 with fewer than two."""
-    if len(free_shares) < 2:
-        return 0.0
-    # Slope of the least-squares line through (t, log share): Σ (t − t̄) log / Σ (t − t̄)².
-    log_T = torch.tensor(free_shares, dtype=torch.float64).clamp_min(1e-6).log()
-    time_T = torch.arange(len(free_shares), dtype=torch.float64)
-    time_T = time_T - time_T.mean()
-    return -float((time_T * log_T).sum() / time_T.square().sum())
 
 
 # --- Pre-flight: what a dataset would meet ------------------------------------------------------
@@ -165,17 +118,19 @@ def preflight(
     # Moments add up, so "after this dataset" is the mask of the sum.
     free_share_after = _free_share(new if earlier is None else earlier + new, rule, kept_energy)
     if earlier is None:
-        advice = tuple(_advice_on_afterwards(free_share_after))
-        return Preflight(0.0, None, None, 1.0, 1.0, free_share_after, advice)
+        # Nothing is protected yet: all entries are free, and all of the dataset's energy lies on them.
+        return Preflight(0.0, None, None, 1.0, 1.0, free_share_after, ())
     # The mask that the method would use now, from earlier datasets alone.
     outputs, inputs = eigenbasis(earlier.partners), eigenbasis(earlier.inputs)
     free_EI = rule(outputs, inputs, kept_energy)
+    # The new dataset's energy along the *earlier* directions: u_jᵀ S u_j / tr S and v_iᵀ D v_i / tr D.
     input_I, output_E = _shares(new.inputs, inputs), _shares(new.partners, outputs)
     # The protected input span: the leading directions that hold `kept_energy` of earlier inputs.
     rank = inputs.rank_at(kept_energy)
     protected_share = float(input_I[:rank].sum())
     familiarity = _familiarity(new.inputs, protected_share, rank / inputs.width)
-    # Σ_ij (share of output i) · (1 if M_ij is free) · (share of input j).
+    # Σ_ij (share of output i) · (1 if M_ij is free) · (share of input j): a gradient is a sum of outer
+    # products of an output and an input, so these products are where its energy is expected.
     learnable_share = float(output_E @ free_EI.double() @ input_I)
     return Preflight(
         protected_share,
@@ -187,7 +142,6 @@ def preflight(
         (
             *_advice_on_learning(free_EI, learnable_share),
             *_advice_on_familiarity(familiarity),
-            *_advice_on_afterwards(free_share_after),
         ),
     )
 
@@ -203,6 +157,7 @@ def moment_distance(one: SecondMoment, other: SecondMoment) -> float:
     traces = [float(moment.sum_II.trace()) for moment in (one, other)]
     if min(traces) <= 0:
         return float(max(traces) > 0)
+    # ½ ‖S / tr S − T / tr T‖₁, as between two probability distributions.
     # Scaled to trace 1, so that neither the number of rows nor their lengths matter.
     change_II = one.sum_II / traces[0] - other.sum_II / traces[1]
     change_II = (change_II + change_II.mT) / 2
@@ -213,6 +168,7 @@ def moment_distance(one: SecondMoment, other: SecondMoment) -> float:
 
 
 def _free_share(moments: HeadMoments, rule: MaskRule, kept_energy: float) -> float:
+    # The same rule as in training: V, r from the partners' embeddings, U, s from the inputs.
     free_EI = rule(eigenbasis(moments.partners), eigenbasis(moments.inputs), kept_energy)
     return float(free_EI.double().mean())
 
@@ -235,13 +191,16 @@ def _familiarity(inputs: SecondMoment, protected_share: float, chance: float) ->
     # Energy of the features alone, and what of it lies outside of the span.
     features = float(_features(inputs).sum_II.trace())
     outside = (1 - protected_share) * float(inputs.sum_II.trace())
+    # A span of the full width contains everything, as does one for features that are all zero.
     if chance >= 1 or features <= 0:
         return 1.0
+    # Outside by what is there / outside by what random directions would leave there.
     return min(max(1 - outside / features / (1 - chance), 0.0), 1.0)
 
 
 def _features(inputs: SecondMoment) -> SecondMoment:
     """The moment without the constant 1, which all rows share and which would halve every distance."""
+    # Its row and column are the last ones.
     return SecondMoment(inputs.count, inputs.sum_II[:-1, :-1])
 
 
@@ -284,12 +243,4 @@ def _advice_on_familiarity(familiarity: float) -> Iterator[str]:
         yield (
             "The features have almost nothing in common with the earlier ones of this modality "
             f"(familiarity {familiarity:.2f} of 1): make sure that the same encoder made them."
-        )
-
-
-def _advice_on_afterwards(free_share_after: float) -> Iterator[str]:
-    if free_share_after < FULL_BELOW:
-        yield (
-            f"After this dataset {free_share_after:.1%} of this head's entries will be free: "
-            "later datasets will learn little."
         )

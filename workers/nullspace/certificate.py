@@ -1,4 +1,4 @@
-"""Two certificates for old datasets, from moments alone: how far scores moved, how good they are.
+"""Certificates for old datasets, from moments alone: how far scores moved, how good they are.
 
 Shapes: E width of the embeddings, I and J widths of the two sides' features.
 
@@ -16,6 +16,13 @@ al., arXiv 2106.04156). Scaled by what both terms were when the dataset was lear
 
 Along its own ray, t G₀, it is t² − 2 t: lowest, at −1, for the heads that learned the dataset.
 
+*Optimality* compares L with the lowest that any two heads of width E reach on this dataset alone, which
+is exact from moments as well: it separates what was forgotten from what a head of this width cannot
+hold. With H = C_u^½ G C_v^½ of rank E at most and K = C_u^-½ X C_v^-½, L = |H|²/a − 2⟨H, K⟩/b. The best
+rank-E approximation of K (Eckart and Young 1936) is best here, times a/b:
+
+    min L = −(a / b²) Σ_{k ≤ E} σ_k(K)²                                                       (14)
+
 G (I × J) is never formed. With M = W C Wᵀ (E × E), tr(C_u G C_v Gᵀ) = tr(M_u M_v).
 """
 
@@ -26,6 +33,8 @@ from torch import Tensor
 
 from workers.nullspace.moments import PairMoments, SecondMoment
 
+# Of moments with float32 products, an eigenvalue below this share of the largest is rounding of zero.
+_NO_ENERGY = 1e-7
 # A mean score of true pairs below this share of the scores' size is rounding of zero.
 _ZERO = 1e-12
 
@@ -51,8 +60,60 @@ def relative_drift(moments: PairMoments, then: PairWeights, now: PairWeights) ->
     Exactly zero when nothing moved. Heads that moved without moving a score read as up to about
     1e-8, the root of what float64 rounds. Infinite if scores that were all zero have changed.
     """
+    return _drift(*_change_and_size(moments, then, now))
+
+
+def drift_and_error(
+    moments: PairMoments, then: PairWeights, now: PairWeights, errors: tuple[float, float]
+) -> tuple[float, float | None]:
+    """`relative_drift` of compact moments, and how far that of the full moments may be from it.
+
+    `errors`: of the variance of either side in any direction (workers/nullspace/compact.py). With them 0, the
+    moments are full and so is the error of the drift. Otherwise, with C' the compact moments, C_u ≤ C'_u + e_u I
+    as quadratic forms, and the same for v, tr(C_u ΔG C_v ΔGᵀ) differs from what C' gives by
+
+        tr((C'_u + e_u I) ΔG (C'_v + e_v I) ΔGᵀ) − tr(C'_u ΔG C'_v ΔGᵀ)
+
+    at most, and the size of the scores then by the same with G₀. Means have no error. The error is None if the
+    size may be zero: then nothing bounds the drift.
+    """
+    change, size = _change_and_size(moments, then, now)
+    drift = _drift(change, size)
+    if not any(errors):
+        return drift, 0.0
+    wider = PairMoments(
+        _widened(moments.first, errors[0]), _widened(moments.second, errors[1]), moments.cross_IJ
+    )
+    largest_change, largest_size = _change_and_size(wider, then, now)
+    least_change, least_size = 2 * change - largest_change, 2 * size - largest_size
+    if least_size <= 0:
+        return drift, None
+    most, least = _drift(largest_change, least_size), _drift(least_change, largest_size)
+    return drift, max(most - drift, drift - least)
+
+
+def _drift(change: float, size: float) -> float:
+    # Rounding may leave a tiny negative sum where nothing moved; the root needs 0.
+    if size <= 0:
+        return 0.0 if change <= 0 else float("inf")
+    return float((max(change, 0.0) / size) ** 0.5)
+
+
+def _widened(moment: SecondMoment, error: float) -> SecondMoment:
+    """With more variance in every direction, except that of the constant 1."""
+    sum_II = moment.sum_II.clone()
+    sum_II.diagonal()[:-1] += max(moment.count, 1) * error
+    return SecondMoment(moment.count, sum_II)
+
+
+def _change_and_size(
+    moments: PairMoments, then: PairWeights, now: PairWeights
+) -> tuple[float, float]:
+    """(tr(C_u ΔG C_v ΔGᵀ), tr(C_u G₀ C_v G₀ᵀ))."""
     first = _pushed(moments.first, then.first_EI, now.first_EI)
     second = _pushed(moments.second, then.second_EJ, now.second_EJ)
+    # The denominator: tr(C_u W_uᵀ W_v C_v W_vᵀ W_u) = tr(W_u C_u W_uᵀ · W_v C_v W_vᵀ), since a trace may
+    # be rotated. Both factors are E × E, however wide the features are.
     size = float((first.then_EE * second.then_EE).sum())
     # ΔG = Δ_uᵀ W_v,now + W_u,thenᵀ Δ_v. Kept as two terms P + Q it is free of the cancellation of
     # subtracting two large products, and |P + Q|² = |P|² + 2 ⟨P, Q⟩ + |Q|² needs E × E traces only:
@@ -65,9 +126,7 @@ def relative_drift(moments: PairMoments, then: PairWeights, now: PairWeights) ->
         + 2 * (first.mixed_EE * second.now_mixed_EE.mT).sum()
         + (first.then_EE * second.moved_EE).sum()
     )
-    if size <= 0:
-        return 0.0 if change <= 0 else float("inf")
-    return float((max(change, 0.0) / size) ** 0.5)
+    return change, size
 
 
 @dataclass(frozen=True)
@@ -99,6 +158,7 @@ def _pushed(moment: SecondMoment, then_EI: Tensor, now_EI: Tensor) -> _Pushed:
     if not change_EI.any():
         still_EE = torch.zeros_like(then_EE)
         return _Pushed(then_EE, still_EE, still_EE)
+    # Δ C (E × I) once, for both Δ C Wᵀ and Δ C Δᵀ: the product with the moment is the expensive one.
     change_mean_EI = change_EI @ mean_II
     return _Pushed(then_EE, change_mean_EI @ then_EI.mT, change_mean_EI @ change_EI.mT)
 
@@ -138,6 +198,7 @@ def quality_loss(moments: PairMoments, then: PairWeights, now: PairWeights) -> f
     # a is a mean of squared scores and b a mean of scores: √a is the scale to compare b with.
     if a <= 0 or b <= _ZERO * a**0.5:
         return 0.0
+    # (7) under today's heads, with a and b from the version that learned the dataset.
     size, agreement = size_and_agreement(moments, now.double())
     return float(size / a - 2 * agreement / b)
 
@@ -148,8 +209,78 @@ def size_and_agreement(moments: PairMoments, weights: PairWeights) -> tuple[Tens
     Scalars in the precision of the heads, differentiable in them.
     """
     first_EI, second_EJ = weights.first_EI, weights.second_EJ
+    # M = W C Wᵀ of both sides (E × E), and tr(M_u M_v) = Σ M_u ∘ M_vᵀ.
     first_EE = first_EI @ moments.first.mean_II.to(first_EI) @ first_EI.mT
     second_EE = second_EJ @ moments.second.mean_II.to(second_EJ) @ second_EJ.mT
     cross_IJ = (moments.cross_IJ / max(moments.count, 1)).to(first_EI)
     # tr(Gᵀ X) = tr(W_u X W_vᵀ) = Σ (W_u X) ∘ W_v.
     return (first_EE * second_EE.mT).sum(), ((first_EI @ cross_IJ) * second_EJ).sum()
+
+
+# --- Optimality ---------------------------------------------------------------------------------
+
+
+def attainable(moments: PairMoments, width: int) -> float:
+    """Σ σ_k² of (14) for heads of `width`: a number of the dataset alone, from 0 to `width`.
+
+    It is about the rows that the moments are of. With fewer rows than features any pairing can be
+    learned by heart, and every σ_k is 1.
+    """
+    mean = moments.mean
+    sides = [_on_host(side.sum_II) for side in (mean.first, mean.second)]
+    if _are_all_one(sides, moments.count, width):
+        return float(width)
+    first_IK, second_JL = (_inverse_root(side_II) for side_II in sides)
+    values_K = torch.linalg.svdvals(first_IK.mT @ mean.cross_IJ.to(first_IK) @ second_JL)
+    # Rounding aside none exceeds 1: a correlation.
+    return float(values_K[:width].clamp_max(1).square().sum())
+
+
+def _are_all_one(sides: list[Tensor], rows: int, width: int) -> bool:
+    """Whether `width` correlations must be 1.
+
+    N rows span N dimensions at most, so that what features of ranks r and q span has r + q − N dimensions in
+    common at least, and as many correlations are 1. Ranks are computed while their bounds leave it open.
+    """
+    smaller_II, larger_II = sorted(sides, key=len)
+    bound = min(len(smaller_II), rows) + min(len(larger_II), rows) - rows
+    if bound < width:
+        return False
+    rank = _rank(smaller_II)
+    if rank + min(len(larger_II), rows) - rows < width:
+        return False
+    return rank + _rank(larger_II) - rows >= width
+
+
+def _rank(mean_II: Tensor) -> int:
+    return int(_has_energy(torch.linalg.eigvalsh(mean_II)).sum())
+
+
+def lowest_loss(moments: PairMoments, then: PairWeights, attainable: float) -> float:
+    """The lowest `quality_loss` that any two heads of a width reach, (14): −1 or below.
+
+    `attainable`: that of the moments and the width. 0, as `quality_loss`, if there is nothing to
+    measure against.
+    """
+    size, agreement = size_and_agreement(moments, then.double())
+    a, b = float(size), float(agreement)
+    if a <= 0 or b <= _ZERO * a**0.5:
+        return 0.0
+    return -a / b**2 * attainable
+
+
+def _on_host(mean_II: Tensor) -> Tensor:
+    return (mean_II + mean_II.mT).to("cpu", torch.float64) / 2
+
+
+def _has_energy(values_I: Tensor) -> Tensor:
+    """Mask of the eigenvalues (rising) above rounding."""
+    return values_I > _NO_ENERGY * values_I[-1]
+
+
+def _inverse_root(mean_II: Tensor) -> Tensor:
+    """Columns (I × K) V s^-½: C^-½ on the span of C, in the coordinates of its eigenvectors."""
+    values_I, vectors_II = torch.linalg.eigh(mean_II)
+    kept_I = _has_energy(values_I)
+    root_IK: Tensor = vectors_II[:, kept_I] / values_I[kept_I].sqrt()
+    return root_IK

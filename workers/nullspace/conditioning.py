@@ -4,9 +4,11 @@ Shapes: B rows, F width of the raw feature, I = F + 1 width with the constant 1 
 
 Encoders differ widely: the features of some lie in a narrow cone in which unrelated texts have
 cosine 0.9. The map is part of the version, since every moment and every head is of conditioned
-features. Equation (1).
+features. Equation (1). Policies that train heads on rows need it; heads that are solved from moments do
+not, so the policy improve leaves features as they are.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +35,16 @@ class Conditioning:
         """Width of the raw feature."""
         return len(self.mean_F)
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Both, by name."""
+        return {"mean": self.mean_F, "map": self.map_FF}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Conditioning":
+        """From `tensors`. Raises KeyError if one is missing."""
+        return cls(tensors["mean"], tensors["map"])
+
     def equals(self, other: "Conditioning") -> bool:
         """Whether every number is the same, which means the same first dataset."""
         return torch.equal(self.mean_F, other.mean_F) and torch.equal(self.map_FF, other.map_FF)
@@ -50,6 +62,7 @@ class Conditioning:
         # (x − μ)(C + e I)^-½; the map is symmetric, so it needs no transpose.
         centred_BF = self.centred(unit_BF)
         mapped_BF = centred_BF @ self.map_FF.to(centred_BF)
+        # unit(·) of equation (1). It divides by 1e-12 at least, so a row of zeros stays one.
         return torch.nn.functional.normalize(mapped_BF, dim=1).to(unit_BF.dtype)
 
     def centred(self, unit_BF: Tensor) -> Tensor:
@@ -90,6 +103,7 @@ def conditioning(moment: SecondMoment, ridge: float) -> Conditioning:
     values_F = values_F.clamp_min(0)
     # e, added to every variance: whitening fades out below it.
     floor = ridge * values_F.max()
+    # Scaling the columns of Y and multiplying by Yᵀ is Y diag(root) Yᵀ (F × F).
     root_F = (values_F + floor).rsqrt()
     map_FF = (vectors_FF * root_F) @ vectors_FF.mT
     # Rounding makes the product slightly asymmetric; the map must be symmetric exactly.

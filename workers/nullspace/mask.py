@@ -42,13 +42,14 @@ class UpdateSpace:
     `outputs` is V with its eigenvalues r, `inputs` is U with s; `free_EI` is True where M may move.
     """
 
-    outputs: EigenBasis
-    inputs: EigenBasis
+    outputs: EigenBasis  # V (E × E): row i of M writes along its column i
+    inputs: EigenBasis  # U (I × I): column j of M reads along its column j
     free_EI: Tensor
 
     @property
     def energy_EI(self) -> Tensor:
         """r_i s_j: what a unit of each entry adds to the summed squares of old score changes."""
+        # (4) for one entry: Δ = v_i u_jᵀ gives tr(C Δᵀ D Δ) = (v_iᵀ D v_i) (u_jᵀ C u_j) = r_i s_j.
         return torch.outer(self.outputs.values_I, self.inputs.values_I)
 
     @property
@@ -64,6 +65,7 @@ def everything_free(width: int, head_width: int) -> UpdateSpace:
 
 def free_in(outputs: EigenBasis, head_width: int) -> UpdateSpace:
     """The space of a head without protection, in given output coordinates."""
+    # s = 0: the head has read nothing yet, so no entry has energy and none needs to be blocked.
     return UpdateSpace(
         outputs=outputs,
         inputs=identity_basis(head_width),
@@ -86,10 +88,13 @@ def product_mask(outputs: EigenBasis, inputs: EigenBasis, kept_energy: float) ->
         return torch.ones_like(energy_EI, dtype=torch.bool)  # Nothing is kept.
     # Σ_ij r_i s_j = (Σ r_i)(Σ s_j): the budget of free energy without a sum over the products.
     most = (1 - kept_energy) * float(outputs.values_I.sum() * inputs.values_I.sum())
+    # Freeing entries by rising energy until the budget is used is optimal: as many other entries would
+    # spend at least as much.
     low, high = _bracket(outputs.values_I, inputs.values_I, most)
     # Below `low` everything fits, above `high` nothing does. Only what is between needs sorting.
     free_EI = energy_EI <= low
     doubtful_EI = (energy_EI <= high) & ~free_EI
+    # What the entries below the bracket leave of the budget goes to those inside it.
     left = most - float((energy_EI * free_EI).sum())
     free_EI[doubtful_EI] = _smallest_within(energy_EI[doubtful_EI], left)
     return free_EI
@@ -103,12 +108,14 @@ def _bracket(outputs_E: Tensor, inputs_I: Tensor, most: float) -> tuple[float, f
     and the running sum of s their energy: r_i · Σ_{s_j ≤ t / r_i} s_j.
     """
     rising_I = inputs_I.sort().values
+    # below_I[k] is the sum of the k smallest s (I + 1 numbers, from 0 to the trace).
     below_I = torch.cat([rising_I.new_zeros(1), rising_I.cumsum(0)])
     high = float(outputs_E.max() * inputs_I.max())
     low = _ZERO * high
     for _ in range(_HALVINGS):
         # The geometric mean: energies spread over decades. Roots first, or the product underflows.
         middle = math.sqrt(low) * math.sqrt(high)
+        # For output i: how many s_j are at most t / r_i. At r_i = 0 that is infinite, so all of them.
         count_E = torch.searchsorted(rising_I, middle / outputs_E, right=True)
         within = float((outputs_E * below_I[count_E]).sum()) <= most
         low, high = (middle, high) if within else (low, middle)
@@ -146,11 +153,15 @@ def disjoint_shares(
         raise ValueError(
             f"first head has {first.outputs.width} outputs, second head {second.outputs.width}"
         )
+    # K and L free outputs, behind those that hold `kept_energy`. How alike the two sides' free spaces
+    # are is arbitrary: principal vectors show which direction of one overlaps with which of the other.
     first_EK, second_EL = _principal_vectors(
         first.outputs.trailing(kept_energy),
         second.outputs.trailing(kept_energy),
         _unit_trace(first.outputs) + _unit_trace(second.outputs),
     )
+    # Of each overlapping couple one side gets its direction and the other goes without: the first side
+    # the even ones, the second the odd ones.
     matched = min(first_EK.shape[1], second_EL.shape[1])
     return (
         _share(first, first_EK, _dealt(first_EK.shape[1], matched, 0), kept_energy, rule),
@@ -194,6 +205,7 @@ def _sorting_rotation(alike_EN: Tensor, moment_EE: Tensor) -> Tensor:
 
 def _dealt(free: int, matched: int, offset: int) -> Tensor:
     """Which free outputs are a side's own (bool): every other one, and those without a match."""
+    # The side with more free outputs keeps all that the other has no counterpart for.
     index = torch.arange(free)
     return (index >= matched) | (index % 2 == offset)
 
@@ -211,6 +223,7 @@ def _share(
     # vᵀ D v for each column v: the diagonal of Vᵀ D V without the rest of it.
     values_E = (vectors_EE * (moment_EE @ vectors_EE)).sum(0).clamp_min(0)
     outputs = EigenBasis(vectors_EE, values_E)
+    # The rule first, as for one head that moves by itself; then what both heads together need.
     free_EI = rule(outputs, old.inputs, kept_energy)
     # Along old inputs (the leading ones) only the own share, the last outputs, may move.
     free_EI[: outputs.width - own_EK.shape[1], : old.inputs.rank_at(kept_energy)] = False

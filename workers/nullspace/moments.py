@@ -27,6 +27,8 @@ class SecondMoment:
     count: int
     sum_II: Tensor
 
+    # Σ over two sets of rows is the sum of both Σ: ranks, shards and datasets add up, and a dataset is
+    # removed by subtracting its own.
     def __add__(self, other: "SecondMoment") -> "SecondMoment":
         return SecondMoment(self.count + other.count, self.sum_II + other.sum_II)
 
@@ -39,6 +41,7 @@ class SecondMoment:
 
     @property
     def mean_II(self) -> Tensor:
+        # E x xᵀ (I × I). Without rows it is zero and not 0 / 0.
         return self.sum_II / max(self.count, 1)
 
     def through(self, weight_EI: Tensor) -> "SecondMoment":
@@ -99,6 +102,7 @@ def no_rows(width: int) -> SecondMoment:
 
 def no_pairs(first: int, second: int) -> PairMoments:
     """The moments of no paired rows."""
+    # float64 from the start, since every later sum takes the type of this one.
     cross_IJ = torch.zeros(first, second, dtype=torch.float64)
     return PairMoments(no_rows(first), no_rows(second), cross_IJ)
 
@@ -107,6 +111,8 @@ def pair_moments(first_BI: Tensor, second_BJ: Tensor) -> PairMoments:
     """Moments of paired rows. Raises ValueError if the two sides differ in rows."""
     if len(first_BI) != len(second_BJ):
         raise ValueError(f"{len(first_BI)} first rows but {len(second_BJ)} second rows")
+    # The three blocks of Σ [x_u, x_v] [x_u, x_v]ᵀ: I × I, J × J and I × J. The fourth, J × I, is the
+    # transpose of the last.
     count = len(first_BI)
     return PairMoments(
         SecondMoment(count, sum_of_products(first_BI, first_BI)),
@@ -123,10 +129,13 @@ def moment_about(rows_BI: Tensor, shift_I: Tensor) -> SecondMoment:
 
         Σ x xᵀ = Σ y yᵀ + s Σ yᵀ + (Σ y) sᵀ + n s sᵀ
     """
+    # y = x − s (B × I). float32 subtracts two close numbers exactly (within a factor of 2), so what the
+    # rows differ by is not rounded away.
     rest_BI = rows_BI - shift_I
     total_I, shift_I = rest_BI.sum(0, dtype=torch.float64), shift_I.double()
     # s Σ yᵀ + n s sᵀ = s (Σ y + n s)ᵀ: one outer product instead of two.
     crossed_II = torch.outer(shift_I, total_I + len(rows_BI) * shift_I)
+    # Σ y yᵀ, the two terms with s on the left, and (Σ y) sᵀ.
     sum_II = sum_of_products(rest_BI, rest_BI) + crossed_II + torch.outer(total_I, shift_I)
     return SecondMoment(len(rows_BI), sum_II)
 
@@ -136,6 +145,7 @@ def sum_of_products(left_BI: Tensor, right_BJ: Tensor) -> Tensor:
     total_IJ = torch.zeros(
         left_BI.shape[1], right_BJ.shape[1], dtype=torch.float64, device=left_BI.device
     )
+    # Rounding grows with the number of terms: a chunk bounds it, and chunks are added in float64.
     for start in range(0, len(left_BI), _CHUNK_ROWS):
         rows = slice(start, start + _CHUNK_ROWS)
         # A matrix product sums the outer products of its rows: leftᵀ right = Σ_b left_b right_bᵀ.

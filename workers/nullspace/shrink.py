@@ -11,12 +11,14 @@ Drift falls along both, so both are found by bisection.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from workers.nullspace.mask import UpdateSpace
 
+T = TypeVar("T")
 Changes = tuple[Tensor, Tensor]
 """M of the two heads of a pair, each E × I in its own eigen-coordinates."""
 
@@ -53,8 +55,7 @@ def shrink_to_bound(
     times. The result is always one whose drift was measured. NaN counts as outside of the bound.
     Raises ValueError if `bound` is negative or NaN.
     """
-    if not bound >= 0:
-        raise ValueError(f"bound on drift is {bound}; permitted are 0 and above")
+    _check(bound)
     before = drift_of(changes)
     # `<=` is false for NaN, here and below.
     if before <= bound:
@@ -68,6 +69,7 @@ def shrink_to_bound(
     def penalised(decades: float) -> Changes:
         return _penalised(changes, energies, 10.0**decades)
 
+    # Step 1: the penalty (8), which takes most from the entries that cause most drift.
     # If the largest μ is enough, the least μ that is lies between; else the rest must be scaled.
     most = drift_of(penalised(_MOST_DECADES))
     if most <= bound:
@@ -75,7 +77,31 @@ def shrink_to_bound(
         search = _Search(penalised, drift_of, bound)
         decades, after = search.between(_MOST_DECADES, _LEAST_DECADES, most)
         return penalised(decades), Shrunk(10.0**decades, 1.0, before, after)
+    # Step 2: scale what the largest μ has left. Everything that μ could remove is gone by then.
     return _scaled_to_bound(penalised(_MOST_DECADES), drift_of, bound, before)
+
+
+def scale_to_bound(drift_of: Callable[[float], float], bound: float) -> Shrunk:
+    """The largest share of a step, from 0 to 1, whose drift is at most `bound`.
+
+    `drift_of` gives the largest relative drift after a share of the step; NaN counts as outside of the
+    bound. The result is always one whose drift was measured. Raises ValueError if `bound` is negative
+    or NaN.
+    """
+    _check(bound)
+    before = drift_of(1.0)
+    if before <= bound:
+        return Shrunk(0.0, 1.0, before, before)
+    least = drift_of(0.0)
+    if not least <= bound:
+        return Shrunk(0.0, 0.0, before, least)
+    scale, after = _Search(lambda scale: scale, drift_of, bound).between(0.0, 1.0, least)
+    return Shrunk(0.0, scale, before, after)
+
+
+def _check(bound: float) -> None:
+    if not bound >= 0:
+        raise ValueError(f"bound on drift is {bound}; permitted are 0 and above")
 
 
 def _scaled_to_bound(
@@ -83,6 +109,7 @@ def _scaled_to_bound(
 ) -> tuple[Changes, Shrunk]:
     """What the largest penalty left, scaled as a whole by the largest t that keeps the bound."""
 
+    # W₀ + t V M Uᵀ: a straight line from the parent's heads to the trained ones.
     def scaled(scale: float) -> Changes:
         return changes[0] * scale, changes[1] * scale
 
@@ -99,16 +126,17 @@ def _scaled_to_bound(
 
 
 @dataclass(frozen=True)
-class _Search:
+class _Search(Generic[T]):
     """Bisection for the last candidate inside of the bound."""
 
-    candidate: Callable[[float], Changes]
-    drift_of: Callable[[Changes], float]
+    candidate: Callable[[float], T]
+    drift_of: Callable[[T], float]
     bound: float
 
     def between(self, inside: float, outside: float, drift: float) -> tuple[float, float]:
         """Return the inside end of the final bracket and its drift (`drift` at the start)."""
         for _ in range(_HALVINGS):
+            # Invariant: `inside` meets the bound, `outside` does not, or was never measured.
             middle = (inside + outside) / 2
             here = self.drift_of(self.candidate(middle))
             # Only measured candidates become the inside end, so the result needs no monotony.
@@ -120,6 +148,8 @@ class _Search:
 
 
 def _penalised(changes: Changes, energies: tuple[Tensor, Tensor], penalty: float) -> Changes:
+    # (8) entry by entry: the derivative of (m − M)² + μ e m² is 0 at m = M / (1 + μ e). Entries without
+    # energy (e = 0) keep their value at any μ.
     first, second = (
         change_EI / (1 + penalty * energy_EI)
         for change_EI, energy_EI in zip(changes, energies, strict=True)

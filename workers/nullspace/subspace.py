@@ -21,8 +21,8 @@ _ZERO = 1e-12
 class EigenBasis:
     """Orthonormal eigenvectors as columns, by falling eigenvalue; float64 on the CPU."""
 
-    vectors_II: Tensor
-    values_I: Tensor
+    vectors_II: Tensor  # U: column j is the direction u_j
+    values_I: Tensor  # s_j = u_jᵀ S u_j = Σ (u_jᵀ x)²: the energy of all rows along u_j
 
     @property
     def width(self) -> int:
@@ -31,6 +31,7 @@ class EigenBasis:
     @property
     def moment_II(self) -> Tensor:
         """The matrix that was decomposed: V diag(values) Vᵀ."""
+        # Scaling the columns is the product with diag(values).
         return (self.vectors_II * self.values_I) @ self.vectors_II.mT
 
     def rank_at(self, kept_energy: float) -> int:
@@ -80,6 +81,7 @@ def common_eigenbasis(moments: Sequence[SecondMoment]) -> EigenBasis:
     Each scaled moment is at most the sum (the others are positive semidefinite), so the values of
     this basis bound its energy along every change from above. Raises ValueError without moments.
     """
+    # At trace 1 each moment counts the same, however many rows and however long embeddings it has.
     scaled = [moment.sum_II / _trace_or_one(moment) for moment in moments]
     if not scaled:
         raise ValueError("no moments to have a basis in common")
@@ -88,6 +90,7 @@ def common_eigenbasis(moments: Sequence[SecondMoment]) -> EigenBasis:
 
 def identity_basis(width: int) -> EigenBasis:
     """The coordinates of a space in which nothing is protected yet."""
+    # Values of 0: no direction holds energy, so `rank_at` is 0 and every direction is a trailing one.
     return EigenBasis(
         torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
     )
@@ -119,6 +122,7 @@ def _canonical(basis_IK: Tensor) -> Tensor:
     Its QR decomposition with a positive diagonal of R is unique, and so is its Q. Since B is
     orthonormal, Q(B Bᵀ P) = B Q(Bᵀ P), which is a decomposition of K × K only.
     """
+    # The seed is fixed, so every machine projects the same P.
     generator = torch.Generator().manual_seed(0)
     probe_IK = torch.randn(basis_IK.shape, generator=generator, dtype=torch.float64)
     rotation_KK, triangle_KK = torch.linalg.qr(basis_IK.mT @ probe_IK)
@@ -140,6 +144,7 @@ def _decompose(sum_II: Tensor, scale: float = 0.0) -> EigenBasis:
     values_I, vectors_II = values_I.flip(0).clamp_min(0), vectors_II.flip(1).contiguous()
     # Vectors of equal eigenvalues are arbitrary up to a rotation; zero is the one that matters,
     # because free entries lie there.
+    # Values fall, so counting those above the threshold gives the first index of the null space.
     rank = int((values_I > _ZERO * max(float(values_I[0]), scale)).sum())
     vectors_II[:, rank:] = _canonical(vectors_II[:, rank:])
     return EigenBasis(vectors_II, values_I)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import ray
 
+from cmcl.contract.encoder import parse_encoder
 from cmcl.contract.errors import InvalidUri
 from workers.serve.app import deploy, withdraw
-from workers.serve.encoders.spec import parse_encoder
 from workers.serve.settings import ServeArgs
 from workers.storage.uris import open_store
 
@@ -67,9 +67,9 @@ def _options(argv: list[str]) -> argparse.Namespace:
         "--encoder",
         action="append",
         default=[],
-        metavar="MODALITY=KIND:WIDTH[:MODEL]",
-        help="reads raw items of this modality, e.g. text=synthetic:384; repeatable. Also JSON with "
-        "the fields of docs/settings.md",
+        metavar="NAME=KIND:TAKES:WIDTH[:MODEL]",
+        help="encoder for raw items, e.g. words=synthetic:text:384; repeatable. Also JSON with the fields "
+        "of docs/settings.md",
     )
     return parser.parse_args(argv)
 

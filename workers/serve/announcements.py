@@ -1,8 +1,8 @@
-"""Announcements: replicas look at the store at once when something has changed there.
+"""Announcements: replicas poll the store at once when something has changed there.
 
-    control plane ── POST /internal/announcements ──> any replica ──> channel ──> every replica looks
+    control plane ── POST /internal/announcements ──> any replica ──> channel ──> every replica polls
 
-Only for speed: replicas poll the store anyway.
+Only for speed: replicas poll the store at intervals as well.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
-# Bounds how many looks at the store requests can cause in a second.
+# Bounds how many polls of the store requests can cause in a second.
 SECONDS = 0.02
 # Calls end, so that listeners that are gone are noticed.
 WAIT_SECONDS = 20.0
@@ -46,7 +46,7 @@ class Announcer(Protocol):
     """What the route needs; used from one event loop."""
 
     def announce(self, model: str) -> None:
-        """Let every replica look at the store now. Does not wait, and never fails."""
+        """Make every replica poll the store now. Does not wait, and never fails."""
         ...
 
 
@@ -117,7 +117,7 @@ class Broadcaster:
 
 
 class Listener:
-    """Waits for announcements in a thread and wakes what follows the store.
+    """Waits for announcements in a thread and wakes the followers.
 
     A channel that is lost is opened again; until then the replica polls the store alone.
     """

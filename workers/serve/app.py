@@ -42,7 +42,8 @@ def _booked(args: ServeArgs) -> dict[str, Any]:
 
 
 def _encoders(args: ServeArgs) -> dict[str, serve.Application]:
-    return encoder_applications(args.encoders, own_nodes=args.replicas_per_node is not None)
+    own_nodes = args.replicas_per_node is not None
+    return encoder_applications(args.encoders, args.store, own_nodes=own_nodes)
 
 
 def deploy(args: ServeArgs, host: str, port: int) -> str:

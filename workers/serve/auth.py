@@ -1,5 +1,7 @@
 """Authentication in the replica, by a list of keys that the control plane has signed.
 
+A request of the page has a token instead, which the control plane has signed for it a moment ago.
+
 The list is a JWS (RFC 7515) with Ed25519 (RFC 8037) in object storage, read by the thread that follows the
 store. A store that does not answer, a list that is not signed, and one that is older than the present one leave
 the last valid list in force. There is no cache, because it would save nothing: reading a key, its SHA-256 and a
@@ -13,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -23,9 +25,11 @@ from pydantic import ValidationError
 from cmcl.contract.access import (
     KEY_PATTERN,
     OPERATOR_KEY,
+    SESSION_TYPE,
     SNAPSHOT_ALGORITHM,
     SNAPSHOT_TYPE,
     KeySnapshot,
+    SessionToken,
     SnapshotKey,
     key_id,
 )
@@ -44,6 +48,9 @@ _SCHEME = "bearer"
 _KEY = re.compile(KEY_PATTERN)
 _NEEDED = "a key is needed: send it as Authorization: Bearer cmcl_..."
 # One message for every reason: it must not reveal whether a key exists.
+# Of a token: three parts, and its bytes are verified only if they are few.
+_DOTS, _LONGEST_TOKEN = 2, 1024
+Signed = TypeVar("Signed", KeySnapshot, SessionToken)
 _NOT_VALID = "the key is not valid: mistyped, expired, revoked, or without the scope embed"
 
 
@@ -51,7 +58,7 @@ _NOT_VALID = "the key is not valid: mistyped, expired, revoked, or without the s
 class Caller:
     """An authenticated caller.
 
-    `key`: the id of its key. `owner`: whose models and collections are visible; None: all of them, as for the
+    `key`: the id of its key, or of its session. `owner`: whose models and collections are visible; None: all of them, as for the
     operator, and for every caller where no keys are required.
     """
 
@@ -92,7 +99,7 @@ class AllowAll:
 
 
 class NotSigned(Exception):
-    """A list of keys without a valid signature; the message says why."""
+    """A list of keys, or a token, without a valid signature; the message says why."""
 
 
 def read_public_keys(pem: str) -> tuple[Ed25519PublicKey, ...]:
@@ -103,8 +110,10 @@ def read_public_keys(pem: str) -> tuple[Ed25519PublicKey, ...]:
     return keys
 
 
-def verified(token: bytes, keys: Sequence[Ed25519PublicKey]) -> KeySnapshot:
-    """Return the list, if one of these keys has signed it. Raises NotSigned."""
+def verified(
+    token: bytes, keys: Sequence[Ed25519PublicKey], model: type[Signed], kind: str
+) -> Signed:
+    """Return what is signed, if one of these keys has signed it as that kind. Raises NotSigned."""
     for key in keys:
         try:
             found = _JWS.decode_complete(token, key, algorithms=[SNAPSHOT_ALGORITHM])
@@ -112,17 +121,18 @@ def verified(token: bytes, keys: Sequence[Ed25519PublicKey]) -> KeySnapshot:
             continue
         except jwt.PyJWTError as error:
             raise NotSigned(f"it is no JWS signed by {SNAPSHOT_ALGORITHM}: {error}") from error
-        return _parsed(found["payload"], found["header"].get("typ"))
+        return _parsed(found, model, kind)
     raise NotSigned("its signature is by none of the public keys that are configured")
 
 
-def _parsed(payload: bytes, kind: object) -> KeySnapshot:
-    if kind != SNAPSHOT_TYPE:
-        raise NotSigned(f"its header says typ {kind!r} and not {SNAPSHOT_TYPE!r}")
+def _parsed(found: Mapping[str, Any], model: type[Signed], kind: str) -> Signed:
+    declared = found["header"].get("typ")
+    if declared != kind:
+        raise NotSigned(f"its header says typ {declared!r} and not {kind!r}")
     try:
-        return KeySnapshot.model_validate_json(payload)
+        return model.model_validate_json(found["payload"])
     except ValidationError as error:
-        raise NotSigned(f"it is signed, but not a list of a known format: {error}") from error
+        raise NotSigned(f"it is signed, but not of a known format: {error}") from error
 
 
 def _public_key(block: str) -> Ed25519PublicKey:
@@ -194,10 +204,21 @@ class SignedKeys:
         scheme, _, shown = (authorization or "").partition(" ")
         if scheme.lower() != _SCHEME:
             raise Unauthorized(_NEEDED)
-        entry = _match(keys, shown.strip())
+        entry = _match(keys, shown.strip()) or self._session(shown.strip())
         if entry is None or self._clock() >= entry.until:
             raise Unauthorized(_NOT_VALID)
         return entry.caller
+
+    def _session(self, shown: str) -> "_Entry | None":
+        """Return the entry of a token; None if it is none."""
+        if shown.count(".") != _DOTS or len(shown) > _LONGEST_TOKEN or not shown.isascii():
+            return None
+        try:
+            token = verified(shown.encode(), self._public_keys, SessionToken, SESSION_TYPE)
+        except NotSigned:
+            return None
+        caller = Caller(f"session {token.session}", token.owner)
+        return _Entry(caller, _NO_ENTRY.sha256, token.expires_at.timestamp())
 
     def refresh(self, store: ObjectStore) -> None:
         """Read the list, unless that was a moment ago. Never raises: the last valid list stays in force."""
@@ -235,7 +256,7 @@ class SignedKeys:
 
     def _checked(self, token: bytes) -> KeySnapshot:
         """Raises NotSigned; also for an older list, which may have been kept and put back."""
-        snapshot = verified(token, self._public_keys)
+        snapshot = verified(token, self._public_keys, KeySnapshot, SNAPSHOT_TYPE)
         if self._list is not None and snapshot.serial < self._list.serial:
             raise NotSigned(f"it is list {snapshot.serial}, and list {self._list.serial} was seen")
         return snapshot

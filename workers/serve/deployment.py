@@ -1,6 +1,7 @@
 """The Serve deployment: one replica, what follows the store in it, and its HTTP interface."""
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from uuid import uuid4
@@ -27,8 +28,9 @@ from workers.serve.encoders.deployment import Handle, encoders_behind
 from workers.serve.ray_channel import open_channel
 from workers.serve.ray_metrics import RayMetrics
 from workers.serve.settings import ServeArgs
+from workers.serve.tracing import open_tracing
 from workers.serve.versions.cache import VersionCache
-from workers.serve.versions.follower import Follower, Look
+from workers.serve.versions.follower import Follower, PollTask
 from workers.serve.versions.live import LiveVersions, wait_until_ready
 from workers.serve.versions.loading import StoredVersions
 from workers.serve.versions.lookup import VersionLookup
@@ -61,23 +63,24 @@ class Embedder:
         self._encoders = encoders_behind(args.encoders, encoders)
         self._store = open_store(args.store)
         self._metrics = RayMetrics()
+        # A replica that restarts counts from zero, so it must not overwrite its earlier observations.
+        self._name = uuid4().hex
+        self._tracing = open_tracing(os.environ, self._name)
         self._live = LiveVersions()
-        self._compute = Batcher(self._metrics)
+        self._compute = Batcher(self._metrics, traced=self._tracing is not None)
         self._admission = Admission(args)
         self._watch_load()
-        self._resident = VersionCache(
+        self._cache = VersionCache(
             StoredVersions(self._store),
             args.recent_versions,
             Budget(args.max_heads_bytes, self._owner_of),
             self._metrics,
         )
-        self._metrics.watch(
-            "heads_bytes", "Bytes of heads in memory.", lambda: self._resident.bytes
-        )
-        swapper = Swapper(self._live, self._resident, self._metrics)
-        self._access, looks = _authenticator(args, self._metrics)
+        self._metrics.watch("heads_bytes", "Bytes of heads in memory.", lambda: self._cache.bytes)
+        swapper = Swapper(self._live, self._cache, self._metrics, tracing=self._tracing)
+        self._access, tasks = _authenticator(args, self._metrics)
         self._follower = Follower(
-            self._store, self._live, swapper, args.seconds_between_looks, looks
+            self._store, self._live, swapper, args.poll_interval_seconds, tasks
         )
         self._follower.start()
         self._metrics.watch(
@@ -85,7 +88,7 @@ class Embedder:
             "1 once the object storage was read.",
             lambda: float(self._live.readiness.ready),
         )
-        wait_until_ready(self._live.readiness, args.first_look_seconds, _others_answer)
+        wait_until_ready(self._live.readiness, args.first_poll_seconds, _others_answer)
         self._collections = self._start_collections()
         self._listener = Listener(open_channel, self._wake, self._metrics.connected)
         self._listener.start()
@@ -93,21 +96,22 @@ class Embedder:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once per replica."""
         args = self._args
-        # A replica that restarts counts from zero, so it must not overwrite its earlier observations.
-        name = uuid4().hex
         replica = Replica(
             args=args,
             store=self._store,
             live=self._live,
-            lookup=VersionLookup(self._live, self._resident, args.min_version_wait_seconds),
+            lookup=VersionLookup(self._live, self._cache, args.min_version_wait_seconds),
             compute=self._compute,
             encoders=self._encoders,
             access=self._access,
             admission=self._admission,
             metrics=self._metrics,
-            canaries=CanaryMonitor(self._live, self._compute, self._metrics, self._store, name),
+            canaries=CanaryMonitor(
+                self._live, self._compute, self._metrics, self._store, self._name
+            ),
             announcer=self._listener,
             collections=self._collections,
+            tracing=self._tracing,
         )
         return create_api(replica)
 
@@ -124,14 +128,14 @@ class Embedder:
         """Follow the collections, and wait for them if the store is available. None without the extra `search`."""
         args = self._args
         collections = open_collections(
-            *(self._store, self._live, args.seconds_between_looks, args.collection_limits)
+            *(self._store, self._live, args.poll_interval_seconds, args.collection_limits)
         )
         if collections is not None:
             _watch_collections(self._metrics, collections)
             collections.start()
             if self._live.readiness.ready:
                 # Those that take longer are loaded while this replica answers everything else.
-                collections.wait_loaded(args.first_look_seconds)
+                collections.wait_loaded(args.first_poll_seconds)
         return collections
 
     def _watch_load(self) -> None:
@@ -175,7 +179,9 @@ def _others_answer() -> bool:
     return any(state == "RUNNING" and count for state, count in states.items())
 
 
-def _authenticator(args: ServeArgs, metrics: RayMetrics) -> tuple[Authenticator, Sequence[Look]]:
+def _authenticator(
+    args: ServeArgs, metrics: RayMetrics
+) -> tuple[Authenticator, Sequence[PollTask]]:
     """Return what authenticates requests, and what it reads in the store."""
     if args.access_public_key is None:
         return AllowAll(), ()

@@ -7,7 +7,7 @@ ApiError
 ├── Forbidden            403   the key does not permit it
 ├── NotFound             404   no such model, version or path
 ├── BodyTimeout          408   the body did not arrive in time
-├── Conflict             409   the name is taken
+├── Conflict             409   with the state of a collection or an encoder
 ├── BodyTooLarge         413
 ├── UnsupportedMedia     415   a format that is not read or written here
 ├── Unprocessable        422   well formed, but these versions cannot do it
@@ -108,7 +108,7 @@ class BodyTimeout(ApiError):
 
 
 class Conflict(ApiError):
-    """The name is taken by something with other properties."""
+    """The name is taken by something with other properties, or an encoder is not the one that is needed."""
 
     status = 409
     kind = "invalid_request_error"

@@ -38,6 +38,10 @@ class ServeMetrics(Protocol):
         """
         ...
 
+    def encoder_refused(self, model: str, modality: str, reason: str) -> None:
+        """A request of raw items was refused because of the encoder. `reason`: mismatch or not_configured."""
+        ...
+
     def lag(self, model: str, generations: int) -> None:
         """How many generations the live version is behind the pointer."""
         ...
@@ -46,7 +50,7 @@ class ServeMetrics(Protocol):
         """The model was deleted."""
         ...
 
-    def resident(self, versions: int) -> None:
+    def loaded_versions(self, versions: int) -> None:
         """How many versions of all models are in memory."""
         ...
 
@@ -67,7 +71,7 @@ class ServeMetrics(Protocol):
         ...
 
     def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
-        """Mean agreement of the candidate's scores across a pair with the live version's."""
+        """Mean agreement of the canary's scores across a pair with the live version's."""
         ...
 
     def canary_ended(self, model: str) -> None:

@@ -26,7 +26,7 @@ class Announcements:
         self._broadcaster = Broadcaster()
 
     async def announce(self, model: str) -> None:
-        """Announce a change of this model; listeners look at everything."""
+        """Announce a change of this model; listeners poll everything."""
         self._broadcaster.announce()
 
     async def wait(self, seen: int) -> int:

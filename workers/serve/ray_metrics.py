@@ -28,12 +28,12 @@ class RayMetrics:
         self._lag = _gauge(
             "generations_behind", "Generations of the live version behind its pointer.", "model"
         )
-        self._resident = _gauge("resident_versions", "Versions of all models in memory.")
+        self._loaded_versions = _gauge("loaded_versions", "Versions of all models in memory.")
         self._connected = _gauge(
-            "hears_announcements", "1 where replicas receive announcements of changes."
+            "announcements_connected", "1 where replicas receive announcements of changes."
         )
         # From the start, so that an endpoint without a model has the series.
-        self._series.set(self._resident, 0)
+        self._series.set(self._loaded_versions, 0)
         self._series.set(self._connected, 0)
         self._swap = _histogram(
             "swap_seconds", "From reading a pointer to its version being live.", _SECONDS, "model"
@@ -53,7 +53,7 @@ class RayMetrics:
         )
         self._answers, self._batches = count(), count()
         self._shadow_cosine = _gauge(
-            *("shadow_cosine", "Mean cosine of a candidate's scores and the live version's."),
+            *("shadow_cosine", "Mean cosine of a canary's scores and the live version's."),
             *("model", "pair"),
         )
         self._shadow_overlap = _gauge(
@@ -89,6 +89,9 @@ class RayMetrics:
     def refused(self, model: str, kind: str) -> None:
         self._series.add("refused", 1, model=model, reason=kind)
 
+    def encoder_refused(self, model: str, modality: str, reason: str) -> None:
+        self._series.add("refused_encoders", 1, model=model, modality=modality, reason=reason)
+
     def lag(self, model: str, generations: int) -> None:
         self._series.set(self._lag, generations, model=model)
 
@@ -96,8 +99,8 @@ class RayMetrics:
         for gauge in (self._live, self._lag):
             self._series.forget(gauge, model=model)
 
-    def resident(self, versions: int) -> None:
-        self._series.set(self._resident, versions)
+    def loaded_versions(self, versions: int) -> None:
+        self._series.set(self._loaded_versions, versions)
 
     def loaded(self, model: str, seconds: float) -> None:
         self._load.observe(seconds, {"model": model})
@@ -178,6 +181,11 @@ def _counters() -> dict[str, Counter]:
         "refused": _counter(
             *("refused_versions_total", "Attempts at loading a version that failed."),
             *("model", "reason"),
+        ),
+        "refused_encoders": _counter(
+            "refused_encoders_total",
+            "Requests of raw items refused because the encoder is another one, or none.",
+            *("model", "modality", "reason"),
         ),
         "refused_key_lists": _counter(
             "refused_key_lists_total", "Lists of keys that were not valid."

@@ -9,13 +9,13 @@ from pydantic import Field, field_validator, model_validator
 
 from cmcl.contract import DISTRIBUTION
 from cmcl.contract.dataset import Uri
+from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.modality import Frozen
 from workers.serve.auth import read_public_keys
-from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.quota import share_of_one
 
 _LOCAL_POLL_SECONDS = 0.1
-# Each look at S3 costs one listing and one read per model, which are billed.
+# Each poll of S3 costs one listing and one read per model, which are billed.
 _REMOTE_POLL_SECONDS = 1.0
 Proxies = tuple[IPv4Network | IPv6Network, ...]
 
@@ -76,7 +76,7 @@ class ServeArgs(Frozen):
     min_version_wait_seconds: float = Field(
         default=2, ge=0, le=60, description="how long x-min-model-version waits, before 503"
     )
-    first_look_seconds: float = Field(
+    first_poll_seconds: float = Field(
         default=30,
         gt=0,
         description="how long a new replica waits for the store before it takes requests without it, "
@@ -134,7 +134,9 @@ class ServeArgs(Frozen):
         "versions and with what is still to be read, before 507",
     )
     max_exports: int = Field(
-        default=4, ge=1, description="of collections, at once in one replica, before 429"
+        default=4,
+        ge=1,
+        description="of collections and versions, at once in one replica, before 429",
     )
     max_collections: int = Field(
         default=100,
@@ -143,7 +145,9 @@ class ServeArgs(Frozen):
     )
 
     encoders: tuple[EncoderSpec, ...] = Field(
-        default=(), description="for raw items, at most one for a modality"
+        default=(),
+        description="for raw items; models bind modalities to them by name. As CMCL_ENCODERS of the control "
+        "plane",
     )
 
     @field_validator("access_public_key")
@@ -154,10 +158,10 @@ class ServeArgs(Frozen):
         return value
 
     @model_validator(mode="after")
-    def _one_encoder_for_a_modality(self) -> Self:
-        modalities = [encoder.modality for encoder in self.encoders]
-        if twice := sorted({each for each in modalities if modalities.count(each) > 1}):
-            raise ValueError(f"encoders has the modality {twice[0]!r} more than once")
+    def _names_of_encoders_differ(self) -> Self:
+        names = [encoder.name for encoder in self.encoders]
+        if twice := sorted({each for each in names if names.count(each) > 1}):
+            raise ValueError(f"encoders has the name {twice[0]!r} more than once")
         return self
 
     @model_validator(mode="after")
@@ -165,9 +169,8 @@ class ServeArgs(Frozen):
         for encoder in self.encoders:
             if encoder.max_queued < self.max_rows:
                 raise ValueError(
-                    f"max_queued of the encoder of {encoder.modality!r} is {encoder.max_queued}, "
-                    f"less than max_rows ({self.max_rows}): the largest request could never be "
-                    "admitted"
+                    f"max_queued of encoder {encoder.name!r} is {encoder.max_queued}, less than max_rows "
+                    f"({self.max_rows}): the largest request could never be admitted"
                 )
         return self
 
@@ -210,7 +213,7 @@ class ServeArgs(Frozen):
         return sha256(f"{version(DISTRIBUTION)} {self.model_dump_json()}".encode()).hexdigest()[:16]
 
     @property
-    def seconds_between_looks(self) -> float:
+    def poll_interval_seconds(self) -> float:
         """`poll_seconds`, or what suits the kind of store."""
         if self.poll_seconds is not None:
             return self.poll_seconds

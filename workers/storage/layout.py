@@ -1,10 +1,21 @@
 """The layout of the bucket: every key is built here.
 
-datasets/<dataset>/manifest.json            verified shards
+preparations/<dataset>.json                 a request to prepare a dataset
+datasets/<dataset>/preparation/progress.json, failure.json, report.json, stages.json
+                               units/<request>/<unit>.json, .ids    units that are done; deleted with the last one
+                   manifest.json            verified shards
+                   rejected.jsonl           rows that were left out, and why
                    training-<i>-<digest>.parquet     converted or split rows, until they are trained
                    evaluation-<i>-<digest>.parquet   held-out rows, copied
                    moments.safetensors      written when its version is published
-runs/<job>/a<attempt>/spec.json, progress.json, failure.json, candidate/...; temporary
+encoders/<digest>.json                      identity of an encoder, and its features of the probe items
+encoded/<owner>/<encoders>/<unit>.json      encoded rows, by content and encoders; written last
+                           <unit>-training-<digest>.parquet, <unit>-evaluation-<digest>.parquet
+                                            its shards; deleted some time after their last use, before which
+                                            <unit>.json is deleted
+running/<attempt>_<...>                      what running attempts show (`workers.storage.running`)
+runs/<job>/a<attempt>/spec.json, failure.json, stages.json, candidate/...; temporary
+                      evaluation.json       instead of a candidate: of a dataset that is measured only
                       checkpoints/<updates>-<digest>.safetensors    the last two
 models/<model>/versions/<n>/...             a published version; manifest.json is written last
 models/<model>/live.json                    the live version, and the canary beside it
@@ -21,12 +32,16 @@ uploads/<upload>/parts/<n>-<sha256>         parts that arrived, until the file i
                  file-<n>                   the complete file, assembled by attempt n
 """
 
+from typing import Literal
+
 MANIFEST = "manifest.json"
 HEADS = "heads.safetensors"
 MEMORY = "memory.safetensors"
 METHOD_STATE = "kept.safetensors"
 SELFTEST = "selftest.safetensors"
 MOMENTS = "moments.safetensors"
+# The name under which a running attempt shows that it has written what it was to write.
+ENDED = "ended"
 
 # The files of a version besides the manifest. MOMENTS is moved to the dataset.
 VERSION_FILES = (HEADS, MEMORY, METHOD_STATE, SELFTEST)
@@ -59,8 +74,76 @@ def dataset_moments(dataset: str) -> str:
     return f"datasets/{dataset}/{MOMENTS}"
 
 
+def preparations() -> str:
+    """Prefix of all requests to prepare a dataset."""
+    return "preparations/"
+
+
+def preparation_request(dataset: str) -> str:
+    return f"{preparations()}{dataset}.json"
+
+
+def preparation_file(dataset: str, name: Literal["progress", "failure", "report", "stages"]) -> str:
+    return f"datasets/{dataset}/preparation/{name}.json"
+
+
+def preparation_files(dataset: str) -> str:
+    """Prefix of progress, failure, report, stages and records of units of a preparation."""
+    return f"datasets/{dataset}/preparation/"
+
+
+def preparation_units(dataset: str) -> str:
+    """Prefix of the records of units of a dataset that is being prepared."""
+    return f"datasets/{dataset}/preparation/units/"
+
+
+def preparation_unit(dataset: str, request: int, unit: str) -> str:
+    """Record of one unit that is done. `unit`: digest of its description."""
+    return f"{preparation_units(dataset)}{request}/{unit}.json"
+
+
+def preparation_ids(dataset: str, request: int, unit: str) -> str:
+    """Digests of the ids of a unit's rows, sixteen bytes each."""
+    return f"{preparation_units(dataset)}{request}/{unit}.ids"
+
+
+def rejected_rows(dataset: str) -> str:
+    return f"datasets/{dataset}/rejected.jsonl"
+
+
+def encoder_record(digest: str) -> str:
+    return f"encoders/{digest}.json"
+
+
+def encoded() -> str:
+    """Prefix of the encoded rows of all owners."""
+    return "encoded/"
+
+
+def encoded_unit(owner: str, encoders: str, unit: str) -> str:
+    """`encoders`: digest over the identities of both sides. `unit`: digest of the raw rows and the share."""
+    return f"{encoded()}{owner}/{encoders[:16]}/{unit}.json"
+
+
+def encoded_shard(
+    owner: str, encoders: str, unit: str, part: Literal["training", "evaluation"], sha256: str
+) -> str:
+    """A shard of an encoded unit. Contains part of the digest: rounding may differ between machines."""
+    return f"{encoded()}{owner}/{encoders[:16]}/{unit}-{part}-{sha256[:12]}.parquet"
+
+
+def running() -> str:
+    """Prefix of what all running attempts show."""
+    return "running/"
+
+
+def running_file(attempt: str, name: str) -> str:
+    """`attempt`: a submission id. With an empty name, the prefix of all keys of the attempt."""
+    return f"{running()}{attempt}_{name}"
+
+
 def runs_prefix(job: str) -> str:
-    """Prefix of all attempts of a job, or of a pre-flight."""
+    """Prefix of all attempts of a job."""
     return f"runs/{job}/"
 
 
@@ -72,12 +155,23 @@ def run_spec(job: str, attempt: int) -> str:
     return f"{run_prefix(job, attempt)}/spec.json"
 
 
-def run_progress(job: str, attempt: int) -> str:
-    return f"{run_prefix(job, attempt)}/progress.json"
-
-
 def run_failure(job: str, attempt: int) -> str:
     return f"{run_prefix(job, attempt)}/failure.json"
+
+
+def run_evaluation(job: str, attempt: int) -> str:
+    """The result of an attempt that measures a dataset and makes no version; written last."""
+    return f"{run_prefix(job, attempt)}/evaluation.json"
+
+
+def run_stages(job: str, attempt: int) -> str:
+    """Times of the stages of an attempt that is traced."""
+    return f"{run_prefix(job, attempt)}/stages.json"
+
+
+def run_log(job: str, attempt: int) -> str:
+    """The end of the attempt's log, written by the control plane when the attempt ends."""
+    return f"{run_prefix(job, attempt)}/log.txt"
 
 
 def run_checkpoints(job: str, attempt: int) -> str:

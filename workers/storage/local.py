@@ -53,7 +53,7 @@ class LocalStore:
 
     def download(self, key: str, path: Path) -> None:
         with _translated(key), self.open(key) as source, path.open("wb") as target:
-            shutil.copyfileobj(source, target, CHUNK_BYTES)
+            _copy(source, target)
 
     def size(self, key: str) -> int:
         with _translated(key):
@@ -89,7 +89,7 @@ class LocalStore:
             with temporary.open("wb") as file:
                 for part in parts:
                     with self.open(part) as source:
-                        shutil.copyfileobj(source, file, CHUNK_BYTES)
+                        _copy(source, file)
             _flush(temporary)
             temporary.replace(self._path(target))
 
@@ -137,9 +137,15 @@ class LocalStore:
         if not folder.is_dir():
             return
         for path, _, names in os.walk(folder, onerror=_fail):
+            # A folder may have thousands of files.
+            prefix = (
+                ""
+                if Path(path) == self.root
+                else f"{Path(path).relative_to(self.root).as_posix()}/"
+            )
             for name in names:
                 if not name.startswith(_TEMPORARY):
-                    yield (Path(path) / name).relative_to(self.root).as_posix()
+                    yield f"{prefix}{name}"
 
     @contextmanager
     def _temporary(self, key: str) -> Iterator[Path]:
@@ -178,6 +184,14 @@ def _chunks(file: BinaryIO, key: str) -> Iterator[bytes]:
             yield chunk
         if left:
             raise StorageUnavailable(f"{key!r} ended {left} bytes before its declared length")
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> None:
+    """Copy the rest of a file through one buffer: new memory for each chunk would cost a tenth of the time."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    # A file that was opened with `open` has the method.
+    while size := source.readinto(buffer):  # type: ignore[attr-defined]
+        target.write(buffer[:size])
 
 
 def _write(path: Path, data: bytes) -> None:

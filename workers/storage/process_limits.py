@@ -1,6 +1,7 @@
 """Limits of a process that reads a user's file: memory, CPU time, and the lifetime of its parent."""
 
 import ctypes
+import math
 import os
 import resource
 import signal
@@ -15,15 +16,29 @@ def bound(memory: int, seconds: int) -> None:
     Only writable memory counts: files that are mapped for reading are free. Existing limits, such as
     those of the parent process, are not raised.
     """
-    limits = {
-        resource.RLIMIT_DATA: memory,
-        resource.RLIMIT_CPU: seconds,
-        resource.RLIMIT_CORE: 0,
-    }
-    for limit, most in limits.items():
-        _, hard = resource.getrlimit(limit)
-        lower = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(limit, (lower, lower))
+    bound_memory(memory)
+    _lower(resource.RLIMIT_CPU, seconds)
+
+
+def bound_memory(memory: int) -> None:
+    """Limit memory (bytes) as `bound` does, and disable core files, for a process that runs many tasks."""
+    _lower(resource.RLIMIT_DATA, memory)
+    _lower(resource.RLIMIT_CORE, 0)
+
+
+def bound_cpu(seconds: float) -> None:
+    """Limit the CPU time from now on. Unlike the limit of `bound`, the process can renew it."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = math.ceil(used.ru_utime + used.ru_stime + seconds)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
+def _lower(limit: int, most: int) -> None:
+    _, hard = resource.getrlimit(limit)
+    lower = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(limit, (lower, lower))
 
 
 def end_with(parent: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -32,24 +33,23 @@ def locate(uri: str) -> tuple[ObjectStore, str]:
     return open_store(folder), unquote(name) if uri.startswith("file:") else name
 
 
-def locate_allowed(uri: str, allowed_prefixes: tuple[str, ...]) -> tuple[ObjectStore, str]:
+def locate_allowed(
+    uri: str,
+    allowed_prefixes: tuple[str, ...],
+    opened: Callable[[str], ObjectStore] = open_store,
+) -> tuple[ObjectStore, str]:
     """As `locate`, under one of the prefixes: the store's root is that prefix.
 
-    Links are checked again when an object is read: one that was created after the address was accepted
-    is not followed out of the prefix. Raises InvalidUri.
+    `opened`: how a store is opened, such as with a cache for many addresses. Links are checked again when an object is
+    read: one that was created after the address was accepted is not followed out of the prefix. Raises InvalidUri.
     """
-    prefix = _allowing(uri, allowed_prefixes)
+    prefix = check_allowed(uri, allowed_prefixes)
     path, root = (_split(address)[2] for address in (uri, prefix))
-    return open_store(prefix), path.removeprefix(root.rstrip("/")).lstrip("/")
+    return opened(prefix), path.removeprefix(root.rstrip("/")).lstrip("/")
 
 
-def check_allowed(uri: str, allowed_prefixes: tuple[str, ...]) -> None:
-    """Raises InvalidUri unless the object `uri` is under one of the prefixes, links included."""
-    _allowing(uri, allowed_prefixes)
-
-
-def _allowing(uri: str, allowed_prefixes: tuple[str, ...]) -> str:
-    """The allowed prefix of `uri`. Raises InvalidUri if there is none."""
+def check_allowed(uri: str, allowed_prefixes: tuple[str, ...]) -> str:
+    """Return the prefix that the object `uri` is under, links included. Raises InvalidUri if there is none."""
     _split(uri)
     _must_name_an_object(uri)
     for prefix in allowed_prefixes:

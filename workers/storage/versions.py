@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from blake3 import blake3
 from pydantic import ValidationError
 
 from cmcl.contract.errors import (
@@ -17,7 +16,8 @@ from cmcl.contract.errors import (
     ObjectNotFound,
     VersionTaken,
 )
-from cmcl.contract.version import FileEntry, LivePointer, VersionManifest
+from cmcl.contract.modality import FileEntry
+from cmcl.contract.version import LivePointer, VersionManifest
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.retry import retry_unavailable
@@ -30,7 +30,7 @@ _CHUNK = 1 << 20
 class Hasher(Protocol):
     """The interface of hashlib and blake3."""
 
-    def update(self, data: bytes, /) -> object: ...
+    def update(self, data: bytes | memoryview, /) -> object: ...
     def hexdigest(self) -> str: ...
 
 
@@ -44,6 +44,9 @@ class Digests:
 
 def digests_of_file(path: Path) -> Digests:
     """Both digests of a local file, in one pass and constant memory."""
+    # The control plane reads versions and has no blake3: it computes no digest of a shard.
+    from blake3 import blake3
+
     return Digests(*_of_file(path, hashlib.sha256(), blake3()))
 
 
@@ -53,10 +56,11 @@ def sha256_of_file(path: Path) -> str:
 
 
 def _of_file(path: Path, *hashers: Hasher) -> list[str]:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
+    buffer = memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
             for hasher in hashers:
-                hasher.update(chunk)
+                hasher.update(buffer[:size])
     return [hasher.hexdigest() for hasher in hashers]
 
 
@@ -155,8 +159,10 @@ def check_candidate(store: ObjectStore, manifest: VersionManifest) -> None:
     missing = set(layout.VERSION_FILES) - set(manifest.files)
     if missing:
         raise InvalidVersion(f"the manifest names no {', '.join(sorted(missing))}")
-    moments = manifest.learned[-1].moments
-    for name, entry in {**manifest.files, layout.MOMENTS: moments}.items():
+    entries = dict(manifest.files)
+    if manifest.new_line is not None:
+        entries[layout.MOMENTS] = manifest.new_line.moments
+    for name, entry in entries.items():
         check_object(store, layout.run_file(manifest.job, manifest.attempt, name), entry)
 
 
@@ -188,7 +194,8 @@ def publish_files(store: ObjectStore, manifest: VersionManifest) -> None:
     def target(name: str) -> str:
         return layout.version_file(manifest.model, manifest.version, name)
 
-    store.copy(source(layout.MOMENTS), layout.dataset_moments(manifest.dataset))
+    if manifest.dataset is not None:
+        store.copy(source(layout.MOMENTS), layout.dataset_moments(manifest.dataset))
     for name in manifest.files:
         store.copy(source(name), target(name))
     store.copy(source(layout.MANIFEST), target(layout.MANIFEST))
@@ -197,9 +204,15 @@ def publish_files(store: ObjectStore, manifest: VersionManifest) -> None:
 def refer_to_version(store: ObjectStore, manifest: VersionManifest) -> None:
     """Give a branch a version of its source: a manifest that refers to the source's files. Idempotent.
 
-    Raises VersionTaken, and InvalidVersion if a file is missing.
+    Raises VersionTaken.
     """
     check_number_is_free(store, manifest)
+    key = layout.version_file(manifest.model, manifest.version, layout.MANIFEST)
+    store.put(key, manifest.model_dump_json().encode())
+
+
+def check_files(store: ObjectStore, manifest: VersionManifest) -> None:
+    """Check that the files of a published version are stored. Raises InvalidVersion."""
     for name, entry in manifest.files.items():
         try:
             found = store.size(file_key(manifest, name))
@@ -208,8 +221,6 @@ def refer_to_version(store: ObjectStore, manifest: VersionManifest) -> None:
         if found != entry.bytes:
             message = f"{store.uri}/{file_key(manifest, name)} has {found} bytes"
             raise InvalidVersion(f"{message}, its manifest says {entry.bytes}")
-    key = layout.version_file(manifest.model, manifest.version, layout.MANIFEST)
-    store.put(key, manifest.model_dump_json().encode())
 
 
 def read_live(store: ObjectStore, model: str) -> LivePointer | None:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 
 from workers.train.pool.protocol import add_pool_options, check_pool_options
-from workers.train.pool.queue import PRIORITIES
 
 
 def main() -> None:
@@ -45,7 +44,7 @@ def _run_in_pool(arguments: argparse.Namespace) -> bool:
 
     attempt = Attempt(arguments.store, arguments.job, arguments.attempt)
     setup = current_setup(arguments.ranks, arguments.min_ranks, arguments.gpus_per_rank)
-    request = Request(attempt, setup, arguments.priority, arguments.idle_seconds)
+    request = Request(attempt, setup, arguments.owner, arguments.idle_seconds)
     status = train_in_pool(request)
     if status is not None and status.state == "failed":
         sys.exit(status.message)
@@ -66,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--attempt", type=int, required=True)
     add_pool_options(parser)
     parser.add_argument(
-        "--priority", choices=PRIORITIES, default="normal", help="priority in the queue of the pool"
+        "--owner", default="default", help="owner of the job: owners take turns in the pool"
     )
     parser.add_argument(
         "--cold", action="store_true", help="train with ranks that are started for this attempt"

@@ -6,7 +6,9 @@ Shapes: E width of the embeddings, I width of what a head reads.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from cmcl.contract.modality import ModalityPair
@@ -17,15 +19,21 @@ from workers.methods.nullspace import protected_space
 from workers.model.heads import ModalityHeads
 from workers.nullspace.certificate import (
     PairWeights,
+    drift_and_error,
+    lowest_loss,
     quality_loss,
     relative_drift,
     relative_norm_change,
 )
-from workers.nullspace.mask import UpdateSpace
+from workers.nullspace.mask import UpdateSpace, everything_free
 from workers.nullspace.moments import PairMoments
-from workers.nullspace.shrink import Shrunk, shrink_to_bound
+from workers.nullspace.shrink import Shrunk, scale_to_bound, shrink_to_bound
+from workers.train.data.rows import RotatedRows, TrainingRows
 from workers.train.distributed import SINGLE_PROCESS, World, all_reduce_max
-from workers.train.loop import new_heads
+from workers.train.loop import mean_loss, new_heads, rotation_of
+from workers.train.run import Run
+
+T = TypeVar("T")
 
 # Share of the energy at which ranks of a head's spectra are reported.
 _CAPACITY_ENERGY = 0.95
@@ -51,12 +59,14 @@ class PastDataset:
     """A dataset of an earlier version.
 
     `read` loads its state when it is needed: the number of past datasets is unbounded, and memory need
-    hold only one.
+    hold only one. `errors`: of the variances of the two sides, if their moments are stored in compact form.
     """
 
     dataset: str
     pair: ModalityPair
     read: Callable[[], PastState]
+    attainable: float | None = None
+    errors: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def held(
@@ -116,6 +126,66 @@ def limit_drift(
     return Limited(*shrink_to_bound(changes, (first, second), largest_drift, bound))
 
 
+@dataclass(frozen=True)
+class LimitedStep:
+    """Heads that keep the bound; `shrunk` is None if there is no bound."""
+
+    heads: ModalityHeads
+    shrunk: Shrunk | None = None
+
+
+def limit_step(
+    spec: ModelSpec,
+    context: TrainingContext,
+    solved: Mapping[str, Tensor],
+    past: Sequence[PastDataset],
+    here: World = SINGLE_PROCESS,
+) -> LimitedStep:
+    """Go from the parent's heads towards the solved ones until a past dataset drifts by `max_drift`.
+
+    Heads that have learned nothing yet are the solved ones, since no past score depends on them. Each
+    rank measures its part of the past datasets. The result is the same on all ranks.
+    """
+    bound, parent = spec.drift_bound, context.heads
+    if bound is None or not past:
+        return LimitedStep(parent.replaced(solved))
+    own = rank_past_datasets(past, here)
+    known = {name for name in solved if context.memory.inputs_of(name) is not None}
+
+    def heads_at(scale: float) -> ModalityHeads:
+        steps = {
+            name: torch.lerp(parent.weights[name], new, scale) if name in known else new
+            for name, new in solved.items()
+        }
+        return parent.replaced(steps)
+
+    def largest_drift(scale: float) -> float:
+        heads = heads_at(scale)
+        return all_reduce_max(max((one.drift(heads) for one in own), default=0.0), here)
+
+    shrunk = scale_to_bound(largest_drift, bound)
+    return LimitedStep(heads_at(shrunk.scale), shrunk)
+
+
+def cost_of_step(
+    context: TrainingContext,
+    limited: LimitedStep,
+    solved: Mapping[str, Tensor],
+    rows: TrainingRows,
+    run: Run,
+) -> Shrinkage | None:
+    """What `max_drift` cost the new rows; None if it changed nothing."""
+    names, parent = context.pair.modalities, context.heads.weights
+    spaces = {name: everything_free(*parent[name].shape) for name in names}
+    rotated = RotatedRows(rows, rotation_of(context, spaces, run.device))
+
+    def loss_of(weights: Mapping[str, Tensor]) -> float:
+        first, second = ((weights[name] - parent[name]).to(run.device) for name in names)
+        return mean_loss(context, spaces, rotated, run, (first, second))
+
+    return shrinkage(limited.shrunk, loss_of, solved, limited.heads.weights)
+
+
 def _affected(past: Sequence[PastDataset], context: TrainingContext) -> list[PastDataset]:
     """Past datasets that have a modality of the pair in training; scores of others do not change."""
     return [one for one in past if set(one.pair.modalities) & set(context.pair.modalities)]
@@ -135,29 +205,25 @@ def certificates(
     """For every past dataset: its drift since the version that learned it and since the parent, its
     quality, and the change of the norms of its embeddings."""
     return {
-        one.dataset: _certificate(
-            one.pair, one.read(), weights_of(one.pair, parent), weights_of(one.pair, now)
-        )
+        one.dataset: _certificate(one, weights_of(one.pair, parent), weights_of(one.pair, now))
         for one in past
     }
 
 
-def _certificate(
-    pair: ModalityPair, state: PastState, parent: PairWeights, now: PairWeights
-) -> Certificate:
+def _certificate(one: PastDataset, parent: PairWeights, now: PairWeights) -> Certificate:
+    state = one.read()
     moments, then = state.moments, state.then
-    first, second = pair.modalities
-    drift = Drift(
-        since_learned=relative_drift(moments, then, now),
-        against_parent=relative_drift(moments, parent, now),
-    )
+    first, second = one.pair.modalities
+    since_learned, error = drift_and_error(moments, then, now, one.errors)
+    against_parent = relative_drift(moments, parent, now)
+    drift = Drift(since_learned=since_learned, against_parent=against_parent, error=error)
     norm_change = {
         first: relative_norm_change(moments.first, then.first_EI, now.first_EI),
         second: relative_norm_change(moments.second, then.second_EJ, now.second_EJ),
     }
-    return Certificate(
-        drift, Quality(now=quality_loss(moments, then, now), norm_change=norm_change)
-    )
+    best = None if one.attainable is None else lowest_loss(moments, then, one.attainable)
+    quality = quality_loss(moments, then, now)
+    return Certificate(drift, Quality(now=quality, best=best, norm_change=norm_change))
 
 
 def protections(spec: ModelSpec, spaces: Mapping[str, UpdateSpace]) -> dict[str, Protection]:
@@ -199,14 +265,9 @@ def _capacity(spec: ModelSpec, context: TrainingContext, modality: str) -> HeadC
 
 
 def shrinkage(
-    limited: Limited,
-    loss_of: Callable[[tuple[Tensor, Tensor]], float],
-    trained: tuple[Tensor, Tensor],
+    shrunk: Shrunk | None, loss_of: Callable[[T], float], before: T, after: T
 ) -> Shrinkage | None:
     """The loss on the new rows before and after shrinking; None if nothing was shrunk."""
-    shrunk = limited.shrunk
     if shrunk is None or shrunk.drift_before == shrunk.drift_after:
         return None
-    return Shrinkage(
-        **asdict(shrunk), loss_before=loss_of(trained), loss_after=loss_of(limited.changes)
-    )
+    return Shrinkage(**asdict(shrunk), loss_before=loss_of(before), loss_after=loss_of(after))

@@ -239,6 +239,14 @@ def broadcast_object(find: Callable[[], T], here: World) -> T:
     return received
 
 
+def when_leader_is_done(find: Callable[[], T], here: World) -> T:
+    """What `find` returns on rank 0, which may take hours. With the timeout of `barrier`."""
+    found = find() if here.is_leader else None
+    barrier(here)
+    # Only rank 0 calls this function, after `found` is there.
+    return broadcast_object(lambda: found, here)  # type: ignore[return-value]
+
+
 def all_gather_dict(mine: Mapping[str, T], here: World) -> dict[str, T]:
     """Union of the ranks' dictionaries, whose keys are disjoint, sorted by key."""
     parts: list[Any] = [dict(mine)]

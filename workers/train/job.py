@@ -1,37 +1,33 @@
 """The main path: how one dataset becomes a candidate version. Read it top to bottom.
 
+Jobs that read no rows (unlearn, merge) continue in `solve_again.py`.
+
 Every rank runs `train_dataset`. What ranks must agree on goes through `distributed`, and only rank 0
 writes. A single process without a process group runs the same code.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from datetime import UTC, datetime
-from importlib.metadata import version as installed_version
 
 import torch
 
-from cmcl.contract import DISTRIBUTION
-from cmcl.contract.errors import NON_RETRYABLE, ObjectExists, ObjectNotFound
+from cmcl.contract.encoder import EncoderIdentity
+from cmcl.contract.errors import NON_RETRYABLE, ObjectNotFound
 from cmcl.contract.job import JobSpec
-from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
-from workers.methods.method import TrainingContext
+from cmcl.contract.version import HeadCapacity, LearnedDataset, VersionReport
+from workers.methods.method import Solved, TrainingContext
 from workers.methods.registry import method_for
-from workers.model.artifact import (
-    save_heads,
-    save_memory,
-    save_method_state,
-    save_moments,
-    save_selftest,
-)
+from workers.model.artifact import save_centred_moments, save_compact_moments, save_moments
+from workers.nullspace.certificate import attainable
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.retry import retry_unavailable
 from workers.storage.scratch import Scratch
 from workers.storage.uris import open_store
 from workers.storage.verified import check_room
-from workers.storage.versions import entry_for, read_candidate, write_candidate
+from workers.storage.versions import entry_for, read_candidate
+from workers.train.candidate import solution, version_files, version_manifest, write_once
 from workers.train.certify import (
     PastDataset,
     capacities,
@@ -42,15 +38,27 @@ from workers.train.certify import (
 from workers.train.checkpoint import StoredCheckpoints, preemption_noticed
 from workers.train.data.dataset import training_rows
 from workers.train.distributed import all_gather_dict, barrier, broadcast_object, world
+from workers.train.evaluation import (
+    MeasuredVersion,
+    evaluate,
+    evaluate_version,
+    measure_only,
+)
 from workers.train.learn import Task, TrainingResult, learn
-from workers.train.lineage import Parent, evaluate, read_parent, read_past_datasets
-from workers.train.progress import Reporter, leave_failure
+from workers.train.lineage import (
+    Parent,
+    joined_encoders,
+    read_parent,
+    read_past_datasets,
+)
+from workers.train.progress import Reporter
 from workers.train.run import Run
 from workers.train.settings import TrainSettings
+from workers.train.solve_again import solve_again
 
 
 def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) -> None:
-    """Train the candidate of one attempt; a complete candidate is left as it is.
+    """Carry out one attempt: train its candidate, or measure its dataset. A complete result is left as it is.
 
     Raises WorkerError, and writes failure.json if another attempt would fail the same way.
     """
@@ -63,16 +71,29 @@ def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) 
         return
     settings = TrainSettings()
     seconds, scratch = settings.checkpoint_seconds, Scratch(settings.scratch_bytes)
+    reporter = Reporter(store, spec, here)
     try:
         with (
-            Reporter(store, spec, here) as reporter,
+            reporter,
             StoredCheckpoints(store, spec, here, seconds, preemption_noticed) as checkpoints,
         ):
-            run = Run(here, device, reporter, checkpoints)
-            _train(store, spec, run, reporter, scratch)
+            run = Run(here, device, reporter, checkpoints, settings.moments_in_full_bytes)
+            if spec.kind == "learn":
+                _train(store, spec, run, reporter, scratch)
+            elif spec.kind == "evaluate":
+                _evaluate(store, spec, reporter, scratch)
+            else:
+                solve_again(store, spec, run, reporter, scratch)
+            reporter.done()
     except NON_RETRYABLE as error:
-        leave_failure(store, spec, error)
+        reporter.failed(error)
         raise
+
+
+def _evaluate(store: ObjectStore, spec: JobSpec, reporter: Reporter, scratch: Scratch) -> None:
+    reporter.enter("certifying")
+    if world().is_leader:
+        evaluate_version(store, spec, scratch)
 
 
 def _train(
@@ -83,14 +104,16 @@ def _train(
     method = method_for(spec.spec)
     reporter.enter("reading")
     parent = read_parent(store, spec)
-    past = read_past_datasets(store, spec, parent)
+    dataset = spec.learns
+    encoders = joined_encoders(parent, dataset)
+    past = read_past_datasets(store, parent)
     own_past = rank_past_datasets(past, here)
     _check_readable(own_past)
-    check_room(spec.dataset.evaluation_shards, scratch)
+    check_room(dataset.evaluation_shards, scratch)
     barrier(here)
     # The disk space of training rows is freed before held-out rows are copied.
-    with closing(training_rows(spec.dataset, spec.spec, scratch=scratch)) as rows:
-        task = Task(spec.dataset.pair, rows, _seed(spec), past)
+    with closing(training_rows(dataset, spec.spec, scratch=scratch)) as rows:
+        task = Task(dataset.pair, rows, _seed(spec), past)
         learned = learn(spec.spec, parent.model_state, task, run, method)
 
     reporter.enter("certifying")
@@ -102,6 +125,8 @@ def _train(
         return
 
     evaluation = evaluate(store, spec, parent, heads, scratch)
+    pairs = (*(line.pair for line in parent.learned), dataset.pair)
+    measured = MeasuredVersion(spec.version, heads, pairs, encoders)
     report = VersionReport(
         final_loss=learned.trained.final_loss,
         updates=learned.trained.updates,
@@ -110,17 +135,20 @@ def _train(
         protection=protections(spec.spec, learned.spaces),
         drift={dataset: each.drift for dataset, each in certified.items()},
         quality={dataset: each.quality for dataset, each in certified.items()},
-        capacity=capacities(spec.spec, _next_contexts(spec, parent, learned)),
+        capacity={} if method.solves else _capacity(spec, parent, learned),
         shrinkage=learned.shrinkage,
+        solution=solution(learned.trained, learned.model_state)
+        if isinstance(learned.trained, Solved)
+        else None,
         recall_before=evaluation.before,
         evaluation=evaluation.now,
         not_evaluated=evaluation.missing,
+        evaluation_only=measure_only(store, spec.evaluation_only, measured, scratch),
         seconds=reporter.seconds,
     )
 
     reporter.enter("writing")
-    _write(store, spec, parent, learned, report)
-    reporter.enter("done")
+    _write(store, spec, parent, encoders, learned, report)
 
 
 def _check_readable(past: Sequence[PastDataset]) -> None:
@@ -129,24 +157,26 @@ def _check_readable(past: Sequence[PastDataset]) -> None:
         one.read()
 
 
-def _next_contexts(
-    spec: JobSpec, parent: Parent, learned: TrainingResult
-) -> Mapping[str, TrainingContext]:
-    """By modality: the context of a next dataset of its latest pair."""
-    pairs = [*(line.pair for line in parent.learned), spec.dataset.pair]
+def _capacity(spec: JobSpec, parent: Parent, learned: TrainingResult) -> dict[str, HeadCapacity]:
+    """How full each head is for a next dataset of its latest pair."""
+    pairs = [*(line.pair for line in parent.learned), spec.learns.pair]
     latest = {modality: pair for pair in pairs for modality in pair.modalities}
     known = learned.model_state
-    return {
+    contexts = {
         modality: TrainingContext(
             known.heads, known.memory, known.method_state, pair, spec.spec.training, spec.spec.seed
         )
         for modality, pair in latest.items()
     }
+    return capacities(spec.spec, contexts)
 
 
 def _is_complete(store: ObjectStore, spec: JobSpec) -> bool:
     try:
-        retry_unavailable(lambda: read_candidate(store, spec.job, spec.attempt))
+        if spec.kind == "evaluate":
+            retry_unavailable(lambda: store.size(layout.run_evaluation(spec.job, spec.attempt)))
+        else:
+            retry_unavailable(lambda: read_candidate(store, spec.job, spec.attempt))
     except ObjectNotFound:
         return False
     return True
@@ -162,44 +192,36 @@ def _write(
     store: ObjectStore,
     spec: JobSpec,
     parent: Parent,
+    encoders: dict[str, EncoderIdentity],
     learned: TrainingResult,
     report: VersionReport,
 ) -> None:
-    moments_file = save_moments(learned.moments)
-    model_state = learned.model_state
-    files = {
-        layout.HEADS: save_heads(model_state.heads),
-        layout.MEMORY: save_memory(model_state.memory),
-        layout.METHOD_STATE: save_method_state(model_state.method_state),
-        layout.SELFTEST: save_selftest(model_state.heads, spec.spec),
-    }
+    dataset = spec.learns
+    moments_file, errors = _moments_file(learned), dict[str, float]()
+    if learned.compact:
+        errors = dict(zip(dataset.pair.modalities, learned.compact.errors, strict=True))
+    files = version_files(learned.model_state, spec)
     line = LearnedDataset(
-        dataset=spec.dataset.dataset,
-        name=spec.dataset.name,
-        pair=spec.dataset.pair,
+        dataset=dataset.dataset,
+        name=dataset.name,
+        pair=dataset.pair,
         rows=learned.moments.count,
         version=spec.version,
         moments=entry_for(moments_file),
-        shard_digests=tuple(shard.sha256 for shard in spec.dataset.shards),
-        recall=report.evaluation.get(spec.dataset.dataset),
+        shard_digests=tuple(shard.sha256 for shard in dataset.shards),
+        encoders={modality: identity.digest for modality, identity in dataset.encoders.items()},
+        rejected_rows=dataset.rejected.rows if dataset.rejected else 0,
+        recall=report.evaluation.get(dataset.dataset),
+        ridges=dict(learned.ridges),
+        moments_error=errors,
+        attainable=attainable(learned.moments, spec.spec.width),
     )
-    manifest = VersionManifest(
-        model=spec.model,
-        version=spec.version,
-        parent=spec.parent,
-        job=spec.job,
-        attempt=spec.attempt,
-        dataset=spec.dataset.dataset,
-        spec=spec.spec,
-        code_version=installed_version(DISTRIBUTION),
-        created_at=datetime.now(UTC),
-        files={name: entry_for(data) for name, data in files.items()},
-        learned=(*parent.learned, line),
-        report=report,
-    )
-    try:
-        write_candidate(store, manifest, {**files, layout.MOMENTS: moments_file})
-    except ObjectExists:
-        # Another group of ranks of this attempt was first. The control plane checks every digest before
-        # it publishes, so the worst outcome is one more attempt.
-        print(f"attempt {spec.attempt} of {spec.job} already has a candidate", flush=True)
+    manifest = version_manifest(spec, files, (*parent.learned, line), encoders, report)
+    write_once(store, manifest, {**files, layout.MOMENTS: moments_file})
+
+
+def _moments_file(learned: TrainingResult) -> bytes:
+    if learned.compact:
+        return save_compact_moments(learned.compact)
+    solved = isinstance(learned.trained, Solved)
+    return (save_centred_moments if solved else save_moments)(learned.moments)

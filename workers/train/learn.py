@@ -4,37 +4,48 @@ The training job (`job.py`) and the benchmarks run this code.
 Shapes: N rows, F and G raw widths, I and J widths of what the two heads read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from torch import Tensor
-
-from cmcl.contract.errors import InvalidDataset, NothingToLearn
+from cmcl.contract.errors import InvalidDataset, NothingToLearn, TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Shrinkage
-from workers.methods.method import DatasetStatistics, Method, MethodState, TrainingContext
+from workers.methods.method import (
+    DatasetStatistics,
+    Method,
+    MethodState,
+    Solved,
+    TrainingContext,
+)
 from workers.methods.registry import method_for
 from workers.model.artifact import moment_tensors, moments_from
-from workers.model.heads import ModalityHeads, head_width, initial_heads, unit_rows, with_constant
+from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
-from workers.model.rows import PairedRows
-from workers.nullspace.conditioning import Conditioning, conditioning
+from workers.nullspace.centred import dataset_moments
+from workers.nullspace.compact import CompactMoments, compact_moments
+from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.mask import UpdateSpace
 from workers.nullspace.moments import (
     PairMoments,
-    moment_about,
-    no_pairs,
-    no_rows,
-    pair_moments,
 )
 from workers.nullspace.subspace import EigenBasis
-from workers.train.certify import PastDataset, limit_drift, shrinkage
+from workers.train.certify import (
+    PastDataset,
+    cost_of_step,
+    limit_drift,
+    limit_step,
+    shrinkage,
+)
 from workers.train.data.rows import RotatedRows, TrainingRows
-from workers.train.distributed import all_reduce_moment, all_reduce_pair_moments, barrier, broadcast
+from workers.train.distributed import (
+    broadcast,
+    when_leader_is_done,
+)
 from workers.train.loop import TrainedPair, mean_loss, new_heads, rotation_of, train_pair
 from workers.train.run import Run, Tensors, part_of
+from workers.train.sums import chunks, conditioned, prepared_rows, summed_halves
 
 
 @dataclass(frozen=True)
@@ -58,13 +69,18 @@ class Task:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The outcome of training one dataset."""
+    """The outcome of training one dataset. `spaces` is empty if heads were solved, else `ridges` is.
+
+    `compact`: what heads were solved from in place of `moments`, if the dataset is wide.
+    """
 
     model_state: ModelState
     moments: PairMoments
     spaces: Mapping[str, UpdateSpace]
-    trained: TrainedPair
+    trained: TrainedPair | Solved
     shrinkage: Shrinkage | None
+    ridges: Mapping[str, float] = field(default_factory=dict)
+    compact: CompactMoments | None = None
 
 
 @dataclass(frozen=True)
@@ -81,13 +97,12 @@ class StartState:
     spaces: Mapping[str, UpdateSpace] = field(default_factory=dict)
 
     def tensors(self) -> Tensors:
-        """All but the parent's weights, which are in the parent version."""
-        named = {f"moments/{name}": value for name, value in moment_tensors(self.moments).items()}
+        """All but the weights: the parent version has its own, and those that the method starts from follow."""
+        named = {f"moments/{name}": each for name, each in moment_tensors(self.moments).items()}
         for modality, space in self.spaces.items():
             conditioning = self.heads.conditioning[modality]
             parts = {
-                "mean": conditioning.mean_F,
-                "map": conditioning.map_FF,
+                **conditioning.tensors,
                 "output_vectors": space.outputs.vectors_II,
                 "output_values": space.outputs.values_I,
                 "input_vectors": space.inputs.vectors_II,
@@ -103,7 +118,7 @@ class StartState:
         spaces, conditionings = {}, {}
         for modality in pair.modalities:
             parts = part_of(saved, f"spaces/{modality}")
-            conditionings[modality] = Conditioning(parts["mean"], parts["map"])
+            conditionings[modality] = Conditioning.of(parts)
             outputs = EigenBasis(parts["output_vectors"], parts["output_values"])
             inputs = EigenBasis(parts["input_vectors"], parts["input_values"])
             spaces[modality] = UpdateSpace(outputs, inputs, parts["free"])
@@ -129,11 +144,11 @@ def learn(
     """
     run, method = run or Run(), method or method_for(spec)
     _check_rows(spec, method, task)
+    if method.solves:
+        return _solve(spec, method, before, task, run)
     saved = run.checkpoints.newest(run.here)
     start = _resumed(before, task, run, saved) if saved else _begun(spec, before, task, run)
-    context = TrainingContext(
-        start.heads, before.memory, before.method_state, task.pair, spec.training, task.seed
-    )
+    context = _started(method, _context(spec, before, start.heads, task), start, run)
     spaces = start.spaces or _update_spaces(spec, method, context, run)
     run.checkpoints.begin(replace(start, spaces=spaces).tensors())
 
@@ -144,26 +159,90 @@ def learn(
     run.watcher.enter("limiting")
     limited = limit_drift(spec, context, spaces, trained.changes, task.past, run.here)
     after = new_heads(context, spaces, limited.changes)
+    after = after.replaced(method.finish(context, after))
     method_state = method.next_state(context, after, _statistics(method, start, task))
     memory = before.memory.with_dataset(task.pair, start.moments)
     loss_of = partial(mean_loss, context, spaces, rows, run)
-    cost = shrinkage(limited, loss_of, trained.changes)
+    cost = shrinkage(limited.shrunk, loss_of, trained.changes, limited.changes)
     return TrainingResult(
         ModelState(after, memory, method_state), start.moments, spaces, trained, cost
     )
+
+
+def _context(
+    spec: ModelSpec, before: ModelState, heads: ModalityHeads, task: Task
+) -> TrainingContext:
+    return TrainingContext(
+        heads, before.memory, before.method_state, task.pair, spec.training, task.seed
+    )
+
+
+def _started(
+    method: Method, context: TrainingContext, start: StartState, run: Run
+) -> TrainingContext:
+    """The context with the weights that the method starts from: those of rank 0 on all ranks."""
+    weights = when_leader_is_done(lambda: method.start(context, start.moments), run.here)
+    return replace(context, heads=context.heads.replaced(weights))
+
+
+def _solve(
+    spec: ModelSpec, method: Method, before: ModelState, task: Task, run: Run
+) -> TrainingResult:
+    """Heads from moments. Rank 0 solves: CPUs may round an eigenvector differently."""
+    run.watcher.enter("moments")
+    halves = summed_halves(before.heads, task.pair, task.rows, run)
+    moments = halves[0] + halves[1]
+
+    run.watcher.enter("training")
+    context = _context(spec, before, before.heads, task)
+    ridges = when_leader_is_done(lambda: method.ridges(halves), run.here)
+    chosen = dict(zip(task.pair.modalities, ridges, strict=True))
+    # Before anything uses the dataset's sums, so that all later versions see the same bits. Those of a compact
+    # form are the same on every machine, and eigenvectors are not: rank 0 finds it, and each rank expands it.
+    sums = dataset_moments(moments)
+    compact = when_leader_is_done(
+        lambda: compact_moments(sums, ridges, run.moments_in_full), run.here
+    )
+    if compact:
+        sums = compact.expanded()
+    memory = before.memory.with_sums(task.pair, sums, chosen)
+    solved = when_leader_is_done(lambda: method.solve(context, memory), run.here)
+    check_finite(solved, spec)
+    run.watcher.enter("limiting")
+    limited = limit_step(spec, context, solved.weights, task.past, run.here)
+    state = method.next_state(context, limited.heads, DatasetStatistics(moments))
+    return TrainingResult(
+        ModelState(limited.heads, memory, state),
+        moments,
+        {},
+        solved,
+        cost_of_step(context, limited, solved.weights, task.rows, run),
+        chosen,
+        compact,
+    )
+
+
+def check_finite(solved: Solved, spec: ModelSpec) -> None:
+    """Raises TrainingDiverged if heads have entries that are not finite."""
+    if not all(bool(weight_EI.isfinite().all()) for weight_EI in solved.weights.values()):
+        raise TrainingDiverged(
+            f"the polish of the heads diverged, its last loss is {solved.final_loss}; create a model "
+            f"with a larger training.temperature (now {spec.training.temperature:g})"
+        )
 
 
 def _begun(spec: ModelSpec, before: ModelState, task: Task, run: Run) -> StartState:
     """Two passes over the rows, or one if both modalities are conditioned: condition, then sum."""
     heads = conditioned(spec, before.heads, task.pair, task.rows, run)
     run.watcher.enter("moments")
-    return StartState(heads, summed_moments(heads, task, run))
+    first, second = summed_halves(heads, task.pair, task.rows, run)
+    return StartState(heads, first + second)
 
 
 def _resumed(before: ModelState, task: Task, run: Run, saved: Tensors) -> StartState:
     """The start state of an interrupted run, without its passes over the rows."""
     if task.rows.held() is None:
-        for _ in _chunks(task.rows, run):
+        for _ in chunks(task.rows, run):
             pass  # Reading them writes them to the local disk, from which batches are read.
     return StartState.of(saved, before.heads, task.pair)
 
@@ -185,69 +264,6 @@ def _statistics(method: Method, start: StartState, task: Task) -> DatasetStatist
     if not method.needs_all_rows or held is None:
         return DatasetStatistics(start.moments)
     return DatasetStatistics(start.moments, prepared_rows(start.heads, task.pair, held))
-
-
-def prepared_rows(heads: ModalityHeads, pair: ModalityPair, raw: PairedRows) -> PairedRows:
-    """Rows as the heads read them, on the device of the raw ones."""
-    return replace(
-        raw,
-        first_NI=heads.prepare(pair.first, raw.first_NI),
-        second_NJ=heads.prepare(pair.second, raw.second_NJ),
-    )
-
-
-def conditioned(
-    spec: ModelSpec, heads: ModalityHeads, pair: ModalityPair, rows: TrainingRows, run: Run
-) -> ModalityHeads:
-    """The heads with the conditioning of modalities whose first dataset this is."""
-    new = [modality for modality in pair.modalities if modality not in heads.conditioning]
-    if not new:
-        return heads
-    run.watcher.enter("reading")
-    totals = {name: no_rows(head_width(spec.modalities[name])) for name in new}
-    shifts: dict[str, Tensor] = {}
-    for raw in _chunks(rows, run):
-        sides = dict(zip(pair.modalities, (raw.first_NI, raw.second_NJ), strict=True))
-        for name in new:
-            rows_NI = with_constant(unit_rows(sides[name]))
-            shift_I = shifts.setdefault(name, _near_the_mean(rows_NI))
-            totals[name] += moment_about(rows_NI, shift_I).cpu()
-    made = {
-        name: conditioning(all_reduce_moment(total, run.here), spec.conditioning)
-        for name, total in totals.items()
-    }
-    broadcast([part for each in made.values() for part in (each.mean_F, each.map_FF)], run.here)
-    return heads.conditioned(made)
-
-
-def summed_moments(heads: ModalityHeads, task: Task, run: Run) -> PairMoments:
-    """The moments of all rows as the heads read them."""
-    first, second = (heads.weights[modality].shape[1] for modality in task.pair.modalities)
-    total = no_pairs(first, second)
-    for raw in _chunks(task.rows, run):
-        rows = prepared_rows(heads, task.pair, raw)
-        total += pair_moments(rows.first_NI, rows.second_NJ).cpu()
-    return all_reduce_pair_moments(total, run.here)
-
-
-def _chunks(rows: TrainingRows, run: Run) -> Iterator[PairedRows]:
-    """This rank's rows on its device, reported to the watcher.
-
-    Ends with a barrier: ranks read independently, and take different times.
-    """
-    done, own = 0, len(rows) // run.here.size
-    for raw in rows.chunks(run.here):
-        yield raw.to(run.device)
-        done += len(raw)
-        run.watcher.rows_read(done, own)
-    barrier(run.here)
-
-
-def _near_the_mean(rows_NI: Tensor) -> Tensor:
-    """The mean of some rows, 0 for the constant 1, which must not be shifted."""
-    shift_I = rows_NI.mean(dim=0)
-    shift_I[-1] = 0
-    return shift_I
 
 
 def _check_rows(spec: ModelSpec, method: Method, task: Task) -> None:

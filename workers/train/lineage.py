@@ -1,13 +1,12 @@
 """Read what a job starts from: the parent version and the state of every past dataset."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
-from pydantic import BaseModel, ValidationError
-
-from cmcl.contract.dataset import Shard
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.errors import (
     DigestMismatch,
     InvalidDataset,
@@ -15,21 +14,26 @@ from cmcl.contract.errors import (
     ObjectNotFound,
     StoreDamaged,
 )
-from cmcl.contract.job import JobSpec
-from cmcl.contract.version import LearnedDataset, Recall, VersionManifest
+from cmcl.contract.job import JobSpec, VersionRef
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import LearnedDataset, VersionManifest
 from workers.methods.method import MethodState
-from workers.model.artifact import load_heads, load_memory, load_method_state, load_moments
-from workers.model.evaluation import HeldOut, measure
-from workers.model.heads import ModalityHeads
+from workers.model.artifact import (
+    load_dataset_sums,
+    load_heads,
+    load_memory,
+    load_method_state,
+    load_moments,
+)
+from workers.model.heads import ModalityHeads, with_new_modalities
 from workers.model.memory import Memory
+from workers.nullspace.centred import CentredMoments
 from workers.nullspace.moments import PairMoments
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.retry import retry_unavailable
-from workers.storage.scratch import Scratch
 from workers.storage.versions import read_verified, read_version, read_version_file
 from workers.train.certify import PastDataset, PastState, weights_of
-from workers.train.data.dataset import held_out_rows
 from workers.train.learn import ModelState, initial_state
 
 # Memory for states of past datasets: enough for all of a small model, and for some of a large one.
@@ -38,97 +42,90 @@ CACHE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Parent:
-    """The version that a job starts from, and the datasets that it has learned."""
+    """The version that a job starts from, and the datasets that it has learned.
+
+    `encoders`: by modality, the encoder of its features so far. `ref`: None before the first version.
+    """
 
     model_state: ModelState
     learned: tuple[LearnedDataset, ...]
+    encoders: Mapping[str, EncoderIdentity] = field(default_factory=dict)
+    ref: VersionRef | None = None
 
 
 def read_parent(store: ObjectStore, job: JobSpec) -> Parent:
     """Read the parent version. Raises StoreDamaged if it is incomplete; StorageUnavailable after retries."""
     if job.parent is None:
         return Parent(initial_state(job.spec), ())
-    with _needed(f"version {job.parent}, the parent"):
-        manifest = retry_unavailable(partial(read_version, store, job.model, job.parent))
+    return read_known(store, VersionRef(model=job.model, version=job.parent), job.spec)
+
+
+def read_known(store: ObjectStore, ref: VersionRef, spec: ModelSpec) -> Parent:
+    """Read a version to start from, with the modalities of the specification. Raises as `read_parent`."""
+    manifest, heads = read_version_heads(store, ref.model, ref.version)
+    with _needed(f"version {ref}, from which this one starts,"):
         state = ModelState(
-            retry_unavailable(partial(read_heads, store, manifest)),
+            with_new_modalities(heads, spec),
             retry_unavailable(partial(read_memory, store, manifest)),
             retry_unavailable(partial(read_method_state, store, manifest)),
         )
-    return Parent(state, manifest.learned)
+    return Parent(state, manifest.learned, manifest.encoders, ref)
+
+
+def read_version_heads(
+    store: ObjectStore, model: str, version: int
+) -> tuple[VersionManifest, ModalityHeads]:
+    """Read a version without its memory. Raises as `read_parent`."""
+    with _needed(f"version {version} of {model!r}"):
+        manifest = retry_unavailable(partial(read_version, store, model, version))
+        return manifest, retry_unavailable(partial(read_heads, store, manifest))
+
+
+def joined_encoders(parent: Parent, dataset: DatasetManifest) -> dict[str, EncoderIdentity]:
+    """The encoders of a version that learns the dataset: those of its parent, and new ones.
+
+    Raises InvalidDataset if another encoder computed features of the parent: a dataset may have been
+    prepared before the one that fixed it was learned.
+    """
+    for modality in dataset.encoders.keys() & parent.encoders.keys():
+        expected = parent.encoders[modality]
+        if difference := dataset.encoders[modality].difference(expected):
+            raise InvalidDataset(
+                f"the features of {modality!r} are not of the encoder that computed the model's earlier "
+                f"ones: {difference}"
+            )
+    return {**dataset.encoders, **parent.encoders}
 
 
 def read_past_datasets(
-    store: ObjectStore, job: JobSpec, parent: Parent, cache_bytes: int = CACHE_BYTES
+    store: ObjectStore, parent: Parent, cache_bytes: int = CACHE_BYTES
 ) -> tuple[PastDataset, ...]:
-    """Every past dataset: its moments, and the heads of the version that learned it.
+    """Every past dataset: its moments, and the heads that its drift and loss are measured against.
 
     They are read when they are needed, and cached as far as `cache_bytes` allows. Reading raises
     StoreDamaged, and StorageUnavailable after retries.
     """
-    cache = _PastCache(store, job, parent.model_state.heads, cache_bytes)
+    cache = _PastCache(store, parent, cache_bytes)
     return tuple(
-        PastDataset(learned.dataset, learned.pair, partial(cache.read, learned))
+        PastDataset(
+            learned.dataset,
+            learned.pair,
+            partial(cache.read, learned),
+            learned.attainable,
+            (
+                learned.moments_error.get(learned.pair.first, 0.0),
+                learned.moments_error.get(learned.pair.second, 0.0),
+            ),
+        )
         for learned in parent.learned
     )
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Recall on held-out rows.
-
-    `before`: of the parent on the new dataset, None if it has no held-out rows. `now`: by dataset.
-    `missing`: the error, by past dataset whose held-out rows cannot be read.
-    """
-
-    before: Recall | None
-    now: dict[str, Recall]
-    missing: dict[str, str]
-
-
-def evaluate(
-    store: ObjectStore, job: JobSpec, parent: Parent, now: ModalityHeads, scratch: Scratch
-) -> Evaluation:
-    """Recall on the held-out rows of every dataset so far that has some, the new one included.
-
-    For a new modality the parent's head is the initial one, with today's conditioning: that is not
-    part of what is trained. Raises InvalidDataset for rows of the new dataset only.
-    """
-    results, missing = {}, {}
-    for learned in parent.learned:
-        try:
-            rows = _held_out(store, learned, scratch)
-        except (InvalidDataset, ObjectNotFound, ValidationError) as error:
-            missing[learned.dataset] = str(error)
-            continue
-        if rows is not None:
-            results[learned.dataset] = measure(now, learned.pair, rows)
-    new = job.dataset
-    rows = held_out_rows(new.evaluation_shards, scratch)
-    if rows is None:
-        return Evaluation(None, results, missing)
-    before = now.replaced(parent.model_state.heads.weights)
-    results[new.dataset] = measure(now, new.pair, rows)
-    return Evaluation(measure(before, new.pair, rows), results, missing)
-
-
-class _HeldOutPart(BaseModel):
-    """The part of a dataset's manifest that an evaluation reads; the rest may refer to deleted files."""
-
-    evaluation_shards: tuple[Shard, ...] = ()
-
-
-def _held_out(store: ObjectStore, learned: LearnedDataset, scratch: Scratch) -> HeldOut | None:
-    """Held-out rows of a past dataset; None if they were deleted on purpose."""
-    text = retry_unavailable(partial(store.read, layout.dataset_manifest(learned.dataset)))
-    return held_out_rows(_HeldOutPart.model_validate_json(text).evaluation_shards, scratch)
 
 
 class _PastCache:
     """States of past datasets. A bound on drift reads them several times: what fits is kept."""
 
-    def __init__(self, store: ObjectStore, job: JobSpec, parent: ModalityHeads, room: int) -> None:
-        self._store, self._job, self._parent, self._room = store, job, parent, room
+    def __init__(self, store: ObjectStore, parent: Parent, room: int) -> None:
+        self._store, self._parent, self._room = store, parent, room
         self._held: dict[str, PastState] = {}
 
     def read(self, learned: LearnedDataset) -> PastState:
@@ -144,12 +141,16 @@ class _PastCache:
 
     def _read(self, learned: LearnedDataset) -> PastState:
         moments = retry_unavailable(partial(read_moments, self._store, learned))
-        return PastState(moments, weights_of(learned.pair, self._heads_of(learned.version)))
+        heads = self._heads_of(learned.reference or learned.version)
+        return PastState(moments, weights_of(learned.pair, heads))
 
     def _heads_of(self, version: int) -> ModalityHeads:
-        if version == self._job.parent:
-            return self._parent
-        manifest = retry_unavailable(partial(read_version, self._store, self._job.model, version))
+        ref = self._parent.ref
+        if ref is None:
+            raise RuntimeError("there is a past dataset, and no version that learned it")
+        if version == ref.version:
+            return self._parent.model_state.heads
+        manifest = retry_unavailable(partial(read_version, self._store, ref.model, version))
         return retry_unavailable(partial(read_heads, self._store, manifest))
 
 
@@ -182,3 +183,11 @@ def read_moments(store: ObjectStore, learned: LearnedDataset) -> PairMoments:
     """The moments of one dataset alone."""
     key = layout.dataset_moments(learned.dataset)
     return load_moments(read_verified(store, key, learned.moments))
+
+
+def read_dataset_sums(store: ObjectStore, learned: LearnedDataset) -> CentredMoments:
+    """What one dataset added to a memory of the closed form. Raises StoreDamaged."""
+    with _needed(f"the moments of dataset {learned.name!r} ({learned.dataset})"):
+        key = layout.dataset_moments(learned.dataset)
+        data = retry_unavailable(partial(read_verified, store, key, learned.moments))
+        return load_dataset_sums(data)

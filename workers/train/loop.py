@@ -115,7 +115,7 @@ class _Training:
         global_batch = Batch(partial(self._wrapped, batch), batch.everywhere, self._group)
         self.loss = self._rule.backward(global_batch) / self._here.size
         self._optimizer.step()
-        self._rule.after_update()
+        self._rule.after_update(self._optimizer.param_groups[0]["lr"])
         self.done += 1
         self._average.after_update(self.done / total)
         self._unchecked.append(self.loss)
@@ -237,7 +237,12 @@ def _pair(context: TrainingContext, spaces: Spaces) -> PairInEigenCoordinates:
 def rotation_of(context: TrainingContext, spaces: Spaces, device: torch.device) -> Transform:
     """The transform from raw rows to the input coordinates of the heads, on the device."""
     first, second = (
-        RotatedFeatures.of(context.heads.conditioning[modality], spaces[modality], device)
+        RotatedFeatures.of(
+            context.heads.conditioning.get(modality),
+            context.heads.lifts.get(modality),
+            spaces[modality],
+            device,
+        )
         for modality in context.pair.modalities
     )
 

@@ -1,4 +1,4 @@
-"""Progress of a running job (progress.json), the seconds of each phase, and failure.json."""
+"""Progress of a running job, the seconds of each phase, and failure.json."""
 
 import threading
 import time
@@ -7,10 +7,13 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-from cmcl.contract.errors import InvalidDataset, StoreDamaged, WorkerError
+from cmcl.contract.errors import CannotCombine, InvalidDataset, StoreDamaged, WorkerError
 from cmcl.contract.job import Failure, FailureReason, JobSpec, Phase, Progress
-from workers.storage.layout import run_failure, run_progress
+from workers.storage import layout
 from workers.storage.object_store import ObjectStore
+from workers.storage.retry import retry_unavailable
+from workers.storage.running import ProgressWriter, mark_ended
+from workers.storage.stages import StageLog
 from workers.train.distributed import World
 from workers.train.run import UpdateDone, Watcher
 
@@ -18,8 +21,9 @@ from workers.train.run import UpdateDone, Watcher
 _SECONDS_BETWEEN_WRITES = 0.5
 # How long to wait for the last write at the end of a job. Readers see the candidate anyway.
 _LAST_WRITE_SECONDS = 5.0
-# A phase may take minutes. Progress that is several heartbeats old is that of a dead attempt.
-HEARTBEAT_SECONDS = 5.0
+# A phase may take minutes. Progress that is several heartbeats old is that of a dead attempt. With the interval at which
+# the control plane looks, what it shows is less than five seconds old.
+HEARTBEAT_SECONDS = 3.0
 # Fields that are reset when a phase begins. Updates and loss stay to the end.
 _OF_ONE_PHASE = {"rows_done": 0, "rows_total": 0, "rows_per_second": None, "eta_seconds": None}
 
@@ -39,10 +43,13 @@ class Reporter(Watcher):
         here: World,
         heartbeat: float = HEARTBEAT_SECONDS,
     ) -> None:
+        self._writer = ProgressWriter(store, spec.job, spec.attempt)
         self._store, self._spec, self._here = store, spec, here
         self.seconds: dict[str, float] = {}
         self._phase: Phase = "starting"
         self._phase_began = self._reported_at = time.monotonic()
+        self._stages = StageLog(spec.traceparent if here.is_leader else None)
+        self._stages.enter(self._phase)
         self._resumed_at: int | None = None
         self._progress = self._snapshot()
         self._heartbeat, self._ended, self._news = heartbeat, threading.Event(), threading.Event()
@@ -70,7 +77,29 @@ class Reporter(Watcher):
         spent = now - self._phase_began
         self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + round(spent, 3)
         self._phase, self._phase_began = phase, now
+        self._stages.enter(None if phase == "done" else phase)
         self._report(self._progress.model_copy(update={"phase": phase, **_OF_ONE_PHASE}))
+
+    def done(self) -> None:
+        """End the last phase, and show that the result has been written.
+
+        Without that, the control plane finds the result when the attempt has ended.
+        """
+        self.enter("done")
+        if self._here.is_leader:
+            self._show_end()
+
+    def failed(self, error: WorkerError) -> None:
+        """Write failure.json: another attempt would not help, and why."""
+        failure = Failure(reason=_reason(error), message=str(error))
+        key = layout.run_failure(self._spec.job, self._spec.attempt)
+        self._store.put(key, failure.model_dump_json().encode())
+        self._show_end()
+
+    def _show_end(self) -> None:
+        job, attempt = self._spec.job, self._spec.attempt
+        self._stages.write(self._store, layout.run_stages(job, attempt))
+        retry_unavailable(lambda: mark_ended(self._store, job, attempt))
 
     def rows_read(self, done: int, total: int) -> None:
         """Report rows read, at most every half second. Scaled up from this rank's rows."""
@@ -143,20 +172,12 @@ class Reporter(Watcher):
 
     def _write(self) -> None:
         """Write the latest progress with the current time."""
-        key = run_progress(self._spec.job, self._spec.attempt)
         latest = self._progress.model_copy(update={"at": datetime.now(UTC)})
         try:
-            self._store.put(key, latest.model_dump_json().encode())
+            self._writer.write(latest)
         except Exception as error:  # noqa: BLE001
             # An error of any kind must not end the thread whose heartbeat shows that training is alive.
             print(f"progress was not written: {error}", flush=True)
-
-
-def leave_failure(store: ObjectStore, spec: JobSpec, error: WorkerError) -> None:
-    """Write failure.json: another attempt would not help, and why."""
-    failure = Failure(reason=_reason(error), message=str(error))
-    key = run_failure(spec.job, spec.attempt)
-    store.put(key, failure.model_dump_json().encode())
 
 
 def _reason(error: WorkerError) -> FailureReason:
@@ -165,5 +186,7 @@ def _reason(error: WorkerError) -> FailureReason:
             return "invalid_dataset"
         case StoreDamaged():
             return "store_damaged"
+        case CannotCombine():
+            return "cannot_combine"
         case _:
             return "training_failed"

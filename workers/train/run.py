@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cmcl.contract.job import Phase
 from workers.train.distributed import SINGLE_PROCESS, World
+from workers.train.settings import IN_FULL_BYTES
 
 Tensors = Mapping[str, Tensor]
 
@@ -80,9 +81,13 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Run:
-    """One process of a training run."""
+    """One process of a training run.
+
+    `moments_in_full`: bytes up to which a dataset's moments are kept as they are (nullspace/compact.py).
+    """
 
     here: World = SINGLE_PROCESS
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     watcher: Watcher = field(default_factory=Watcher)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    moments_in_full: int = IN_FULL_BYTES

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+# Two modalities of width 1280 with a lift of 1024 have 41 MiB.
+IN_FULL_BYTES = 40 * 2**20
+
 
 class TrainSettings(BaseSettings):
     """Environment variables of the training processes (prefix `CMCL_`)."""
@@ -22,6 +25,13 @@ class TrainSettings(BaseSettings):
         ge=0,
         description="bytes of the local disk (TMPDIR) that one rank may use for rows and copies of "
         "shards; 0: all free space",
+    )
+    moments_in_full_bytes: int = Field(
+        default=IN_FULL_BYTES,
+        ge=0,
+        description="bytes up to which the moments that a dataset adds under the policy improve are kept as they are; "
+        "larger ones are kept in a compact form, which takes a tenth to two thirds of the bytes (docs/decisions/0044-compact-moments.md) and adds an "
+        "error to the certificate",
     )
     peer_seconds: float = Field(
         default=60,

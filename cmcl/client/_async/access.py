@@ -3,9 +3,18 @@
 from collections.abc import AsyncIterator, Sequence
 
 from cmcl.client._async.session import Calls
+from cmcl.client.access_types import (
+    ApiKey,
+    Delivery,
+    NewApiKey,
+    NewWebhook,
+    Quotas,
+    Webhook,
+    Whoami,
+)
 from cmcl.client.errors import secret_lost_error
-from cmcl.client.types import ApiKey, Delivery, NewApiKey, NewWebhook, Webhook, Whoami
-from cmcl.client.wire import segment
+from cmcl.client.types import Order
+from cmcl.client.wire import Request, given, read, segment
 
 
 class AccessCalls(Calls):
@@ -14,6 +23,11 @@ class AccessCalls(Calls):
     async def whoami(self) -> Whoami:
         """Return the name, owner and scopes of this client's key."""
         return await self._session.get(Whoami, "/v1/whoami")
+
+    async def quotas(self, owner: str | None = None) -> Quotas:
+        """Return what an owner uses of its quotas, by default the caller's. `owner` needs the operator's key."""
+        request = Request("GET", "/v1/quotas", params=given(owner=owner))
+        return read(Quotas, await self._session.send(request))
 
     async def create_key(
         self,
@@ -29,8 +43,8 @@ class AccessCalls(Calls):
             "owner": owner,
             "expires_in_days": expires_in_days,
         }
-        given = {field: value for field, value in body.items() if value is not None}
-        made = await self._session.post(NewApiKey, "/v1/keys", given)
+        named = {field: value for field, value in body.items() if value is not None}
+        made = await self._session.post(NewApiKey, "/v1/keys", named)
         if made.key is None:
             raise secret_lost_error("key", made.id)
         return made
@@ -66,8 +80,8 @@ class AccessCalls(Calls):
             "model": model,
             "every_owner": every_owner or None,
         }
-        given = {field: value for field, value in body.items() if value is not None}
-        made = await self._session.post(NewWebhook, "/v1/webhooks", given)
+        named = {field: value for field, value in body.items() if value is not None}
+        made = await self._session.post(NewWebhook, "/v1/webhooks", named)
         if made.secret is None:
             raise secret_lost_error("webhook", made.id)
         return made
@@ -88,9 +102,9 @@ class AccessCalls(Calls):
         """Send a test message to a webhook."""
         return await self._session.post(Delivery, f"{_path(webhook)}/test")
 
-    def deliveries(self, webhook: str) -> AsyncIterator[Delivery]:
-        """Iterate over the deliveries of a webhook and their outcomes."""
-        return self._session.pages(Delivery, f"{_path(webhook)}/deliveries")
+    def deliveries(self, webhook: str, order: Order = "desc") -> AsyncIterator[Delivery]:
+        """Iterate over the deliveries of a webhook, newest first; `order="asc"`: oldest first."""
+        return self._session.pages(Delivery, f"{_path(webhook)}/deliveries", given(order=order))
 
 
 def _path(webhook: str) -> str:

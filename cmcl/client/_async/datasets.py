@@ -1,29 +1,37 @@
-"""Calls about datasets, and about pre-flights, which check a dataset before it is posted."""
+"""Calls about datasets, and dry runs, which prepare a dataset and report what a training would meet."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel
 
+from cmcl.client._async.jobs import JobCalls
 from cmcl.client._async.uploads import UploadCalls
-from cmcl.client.errors import CmclError, Json, WaitTimeout
+from cmcl.client.concurrency import async_call
+from cmcl.client.errors import CmclError, InvalidArgument, Json
 from cmcl.client.files import (
     OnUpload,
+    Shard,
     ShardLists,
     ShardSource,
     Uploading,
     UploadMode,
     all_local,
     expand,
+    raw_path,
     refused_local,
     replaced,
     shard_bodies,
     with_paths,
 )
-from cmcl.client.types import AcceptedDataset, ApiModel, Dataset, DatasetSummary, Preflight
-from cmcl.client.wire import given, segment
-from cmcl.contract.dataset import ShardRef
+from cmcl.client.raw_folder import RawFolder, packed, read_raw_folder
+from cmcl.client.types import AcceptedDataset, ApiModel, Dataset, DatasetSummary, Job, Order
+from cmcl.client.wire import Request, given, read, segment
+from cmcl.contract.dataset import RejectedRow, ShardRef
+from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.modality import ModalityPair
 
 T = TypeVar("T", bound=BaseModel)
@@ -37,8 +45,8 @@ class _Opened(ApiModel):
     dataset: DatasetSummary
 
 
-class DatasetCalls(UploadCalls):
-    """Calls about datasets and pre-flights."""
+class DatasetCalls(UploadCalls, JobCalls):
+    """Calls about datasets."""
 
     async def add_dataset(  # noqa: PLR0913 - what a dataset has
         self,
@@ -49,21 +57,32 @@ class DatasetCalls(UploadCalls):
         evaluation_shards: Sequence[ShardSource] = (),
         *,
         evaluation_share: float | None = None,
+        max_bad_share: float | None = None,
+        encoders: Mapping[str, EncoderIdentity] | None = None,
+        evaluate_only: bool = False,
         upload: UploadMode = "auto",
         on_upload: OnUpload | None = None,
     ) -> AcceptedDataset:
         """Post a dataset and start its job. Posting the same shards again returns the same job.
 
-        `shards` are addresses, or local files and folders. `evaluation_shards` are held out, and so
-        is the share `evaluation_share` of the rows of `shards`. `upload` is "auto" (upload local
-        files that the service cannot read), "always" or "never". `on_upload` receives the progress.
+        `shards` are addresses, or local files and folders; a folder of raw files (docs/datasets.md) is
+        packed and uploaded. `evaluation_shards` are held out, and so is the share `evaluation_share` of
+        the rows of `shards`. At most the share `max_bad_share` of the rows may be unusable and is left
+        out: by default 0.01 of raw rows, and no row of features. `encoders`: by modality, the encoder
+        that computed posted features, if it is known. With `evaluate_only` nothing is learned: recall is
+        measured on all rows of `shards`, with the live version and every later one. `upload` is "auto" (upload local files that the
+        service cannot read), "always" or "never". `on_upload` receives the progress.
         """
         return await self._post_with_shards(
             AcceptedDataset,
             "/v1/datasets",
-            _body(model, name, pair, evaluation_share),
+            {
+                **_body(model, name, pair, evaluation_share, max_bad_share, encoders),
+                **({"evaluate_only": True} if evaluate_only else {}),
+            },
             {"shards": shards, "evaluation_shards": evaluation_shards},
             Uploading(upload, on_upload),
+            _as_pair(pair),
         )
 
     async def open_dataset(  # noqa: PLR0913 - what a dataset has
@@ -75,6 +94,9 @@ class DatasetCalls(UploadCalls):
         evaluation_shards: Sequence[ShardSource] = (),
         *,
         evaluation_share: float | None = None,
+        max_bad_share: float | None = None,
+        encoders: Mapping[str, EncoderIdentity] | None = None,
+        evaluate_only: bool = False,
         upload: UploadMode = "auto",
         on_upload: OnUpload | None = None,
     ) -> DatasetSummary:
@@ -82,9 +104,14 @@ class DatasetCalls(UploadCalls):
         opened = await self._post_with_shards(
             _Opened,
             "/v1/datasets",
-            {**_body(model, name, pair, evaluation_share), "sealed": False},
+            {
+                **_body(model, name, pair, evaluation_share, max_bad_share, encoders),
+                **({"evaluate_only": True} if evaluate_only else {}),
+                "sealed": False,
+            },
             {"shards": shards, "evaluation_shards": evaluation_shards},
             Uploading(upload, on_upload),
+            _as_pair(pair),
         )
         return opened.dataset
 
@@ -101,65 +128,76 @@ class DatasetCalls(UploadCalls):
         sources = {"shards": shards, "evaluation_shards": evaluation_shards}
         path = f"{_path(dataset)}/shards"
         uploading = Uploading(upload, on_upload)
-        return await self._post_with_shards(Dataset, path, {}, sources, uploading)
+        pair = (await self.dataset(dataset)).pair if _any_raw(sources) else None
+        return await self._post_with_shards(Dataset, path, {}, sources, uploading, pair)
 
     async def seal_dataset(self, dataset: str) -> AcceptedDataset:
         """Seal an open dataset and start its job. Sealing again returns the same job."""
         return await self._session.post(AcceptedDataset, f"{_path(dataset)}/seal")
 
-    def datasets(self, model: str | None = None) -> AsyncIterator[DatasetSummary]:
-        """Iterate over all datasets, or those of a model, oldest first."""
-        return self._session.pages(DatasetSummary, "/v1/datasets", given(model=model))
+    def datasets(
+        self, model: str | None = None, order: Order = "asc"
+    ) -> AsyncIterator[DatasetSummary]:
+        """Iterate over all datasets, or those of a model; `order="desc"`: newest first."""
+        params = given(model=model, order=order)
+        return self._session.pages(DatasetSummary, "/v1/datasets", params)
 
     async def dataset(self, dataset: str) -> Dataset:
         """Return a dataset with its shards."""
         return await self._session.get(Dataset, _path(dataset))
 
     async def delete_dataset(self, dataset: str) -> None:
-        """Delete a dataset that is open, or whose job ended without a version."""
+        """Delete a dataset that is open, that is measured only, or whose job ended without a version."""
         await self._session.delete(_path(dataset))
 
-    async def start_preflight(
+    async def unlearn_dataset(self, dataset: str, model: str | None = None) -> Job:
+        """Start a job that publishes a version which never saw the dataset, and return it; `watch` follows it.
+
+        `model`: the model that unlearns it, by default the one that the dataset was posted to; there it is deleted with
+        that version. Called again, it returns the same job. Fails with 409 if the newest version cannot unlearn it.
+        """
+        params = given(unlearn="true", model=model)
+        request = Request("DELETE", _path(dataset), params=params)
+        return read(Job, await self._session.send(request))
+
+    def rejected_rows(self, dataset: str) -> AsyncIterator[RejectedRow]:
+        """Iterate over all rows that were left out, with the reason of each."""
+        return self._session.pages(RejectedRow, f"{_path(dataset)}/rejected-rows")
+
+    async def dry_run(  # noqa: PLR0913 - what a dataset has
         self,
         model: str,
+        name: str,
         pair: Pair,
         shards: Sequence[ShardSource],
+        evaluation_shards: Sequence[ShardSource] = (),
         *,
+        evaluation_share: float | None = None,
+        max_bad_share: float | None = None,
+        encoders: Mapping[str, EncoderIdentity] | None = None,
         upload: UploadMode = "auto",
         on_upload: OnUpload | None = None,
-    ) -> Preflight:
-        """Start a check of a dataset without posting it. Nothing is trained. See `await_preflight`."""
-        return await self._post_with_shards(
-            Preflight,
-            f"/v1/models/{segment(model)}/preflight",
-            {"pair": _as_pair(pair).model_dump()},
-            {"shards": shards},
+        on_change: Callable[[Job], None] | None = None,
+        timeout: float = 3600.0,
+    ) -> Dataset:
+        """Prepare a dataset, report what a training would meet, and keep nothing but the report.
+
+        Arguments are those of `add_dataset`; `on_change` is called at each change of the job. `report` of the result is None if the dataset cannot be prepared; `quarantine_reason` says why.
+        Raises WaitTimeout after `timeout` seconds.
+        """
+        accepted = await self._post_with_shards(
+            AcceptedDataset,
+            "/v1/datasets",
+            {
+                **_body(model, name, pair, evaluation_share, max_bad_share, encoders),
+                "dry_run": True,
+            },
+            {"shards": shards, "evaluation_shards": evaluation_shards},
             Uploading(upload, on_upload),
+            _as_pair(pair),
         )
-
-    async def preflight(self, preflight: str) -> Preflight:
-        """Return a pre-flight; `outlook` is its result."""
-        return await self._session.get(Preflight, f"/v1/preflights/{segment(preflight)}")
-
-    def preflights(self, model: str) -> AsyncIterator[Preflight]:
-        """Iterate over the pre-flights of a model, oldest first."""
-        return self._session.pages(Preflight, f"/v1/models/{segment(model)}/preflights")
-
-    async def await_preflight(
-        self, preflight_id: str, timeout: float = 600.0, poll_seconds: float = 0.5
-    ) -> Preflight:
-        """Wait for the result of a pre-flight. Raises WaitTimeout after `timeout` seconds."""
-        clock = self._session.clock
-        deadline = clock.now() + timeout
-        while True:
-            now = await self.preflight(preflight_id)
-            if now.has_ended:
-                return now
-            if clock.now() >= deadline:
-                raise WaitTimeout(
-                    f"pre-flight {preflight_id} has no result after {timeout:g} seconds"
-                )
-            await clock.async_sleep(poll_seconds)
+        await self.watch(accepted.job.id, on_change, timeout=timeout)
+        return await self.dataset(accepted.dataset.id)
 
     async def _post_with_shards(
         self,
@@ -168,9 +206,18 @@ class DatasetCalls(UploadCalls):
         body: Json,
         sources: Mapping[str, Sequence[ShardSource]],
         uploading: Uploading,
+        pair: ModalityPair | None,
     ) -> T:
-        """POST a body with these lists of shards, by field. Uploads local files where needed."""
-        lists: ShardLists = {field: expand(given) for field, given in sources.items()}
+        """POST a body with these lists of shards, by field. Uploads local files where needed.
+
+        `pair`: of the rows of raw folders.
+        """
+        lists: ShardLists = {
+            field: [
+                shard for source in given for shard in await self._shards(source, pair, uploading)
+            ]
+            for field, given in sources.items()
+        }
         if uploading.comes_first(is_near=self._session.is_near):
             lists = await self._send_files(lists, all_local(lists), uploading)
         try:
@@ -185,6 +232,38 @@ class DatasetCalls(UploadCalls):
         except CmclError as error:
             raise with_paths(error, lists) from error
 
+    async def _shards(
+        self, source: ShardSource, pair: ModalityPair | None, uploading: Uploading
+    ) -> list[Shard]:
+        """The shards of a source; of a folder of raw files the uploads that it is packed into."""
+        path = raw_path(source)
+        if path is None or pair is None:
+            return expand([source])
+        raw = await async_call(partial(read_raw_folder, path, pair))
+        if raw is None:
+            return expand([source])
+        if uploading.mode == "never":
+            raise InvalidArgument(
+                f"{path} has raw files, which are packed and uploaded. For data that the service can "
+                "read where it lies, write a manifest (`cmcl dataset add --write-manifest`) and post its "
+                "address"
+            )
+        return await self._send_packed(raw, pair, uploading)
+
+    async def _send_packed(
+        self, raw: RawFolder, pair: ModalityPair, uploading: Uploading
+    ) -> list[Shard]:
+        """Upload the rows as tars, one after another: the disk holds one at a time."""
+        shards = []
+        with tempfile.TemporaryDirectory(prefix="cmcl-pack-") as folder:
+            tars = packed(raw, pair, raw.name, Path(folder))
+            while (tar := await async_call(partial(next, tars, None))) is not None:
+                complete = await self.upload(tar, uploading.on_upload)
+                ref = ShardRef(uri=complete.uri or f"upload:{complete.id}")
+                shards.append(Shard(ref, raw.folder))
+                tar.unlink()
+        return shards
+
     async def _send_files(
         self, lists: ShardLists, paths: set[Path], uploading: Uploading
     ) -> ShardLists:
@@ -196,11 +275,24 @@ class DatasetCalls(UploadCalls):
         return replaced(lists, there)
 
 
-def _body(model: str, name: str, pair: Pair, evaluation_share: float | None) -> Json:
+def _body(
+    model: str,
+    name: str,
+    pair: Pair,
+    evaluation_share: float | None,
+    max_bad_share: float | None,
+    encoders: Mapping[str, EncoderIdentity] | None = None,
+) -> Json:
     body: Json = {"model": model, "name": name, "pair": _as_pair(pair).model_dump()}
-    if evaluation_share is not None:
-        body["evaluation_share"] = evaluation_share
+    optional = {"evaluation_share": evaluation_share, "max_bad_share": max_bad_share}
+    body |= {field: value for field, value in optional.items() if value is not None}
+    if encoders:
+        body["encoders"] = {name: each.model_dump(mode="json") for name, each in encoders.items()}
     return body
+
+
+def _any_raw(sources: Mapping[str, Sequence[ShardSource]]) -> bool:
+    return any(raw_path(source) is not None for given in sources.values() for source in given)
 
 
 def _as_pair(pair: Pair) -> ModalityPair:

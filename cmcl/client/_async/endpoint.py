@@ -2,20 +2,24 @@
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from cmcl.client._async.session import Calls, new_key
+from cmcl.client.concurrency import async_call
 from cmcl.client.endpoint import (
     Collection,
     Embeddings,
+    Inputs,
     Item,
     MigratedEmbeddings,
     Query,
     SearchResults,
     ServedModel,
     Similarity,
+    StoredItem,
     Vectors,
     WriteResult,
     encode_content,
@@ -26,6 +30,7 @@ from cmcl.client.endpoint import (
     version_of,
 )
 from cmcl.client.errors import InvalidArgument
+from cmcl.client.exports import check_new_folder, unpack
 from cmcl.client.wire import (
     Params,
     Request,
@@ -40,20 +45,26 @@ from cmcl.client.wire import (
 )
 
 _COLLECTIONS = "/v1/collections"
+# Items of one page.
+_LISTED = 200
 
 
 class EndpointCalls(Calls):
     """Calls of the embeddings endpoint."""
 
     async def embed(
-        self, model: str, modality: str, inputs: Vectors | Sequence[str] | str
+        self, model: str, modality: str, inputs: Inputs, dimensions: int | None = None
     ) -> Embeddings:
         """Embed features or texts with the live version of `model`, or with a version `name@version`.
 
-        `inputs` are features (rows × width of the modality), or texts if the endpoint has an encoder
-        for the modality (docs/encoders.md). The result has one vector per input.
+        `inputs` are features (rows × width of the modality). If the modality is bound to an encoder, they
+        may be texts, or raw items as `Query` with text, data or numbers. The result has one vector per
+        input, of the model's width or of fewer `dimensions` (policy improve): the first ones, at unit
+        length.
         """
-        body = {"model": model, "modality": modality, **encode_inputs(inputs)}
+        body = {"model": model, **encode_inputs(modality, inputs)}
+        if dimensions is not None:
+            body["dimensions"] = dimensions
         response = await self._request("POST", "/v1/embeddings", body)
         return parse_response(
             response, lambda answer: Embeddings(vectors_of(answer), version_of(answer))
@@ -74,11 +85,10 @@ class EndpointCalls(Calls):
         name, _, to_version = model.partition("@")
         body = {
             "model": name,
-            "modality": modality,
             "from_version": from_version,
             "to_version": int(to_version) if to_version.isdecimal() else to_version or None,
             "most_error": most_error,
-            **encode_inputs(vectors),
+            **encode_inputs(modality, vectors),
         }
         return parse_response(await self._request("POST", "/v1/migrate", body), migrated)
 
@@ -104,7 +114,7 @@ class EndpointCalls(Calls):
         return read(Similarity, response, Side.EMBEDDINGS)
 
     async def served_models(self) -> list[ServedModel]:
-        """Return the models that the endpoint serves, with versions, trials and vector compatibility."""
+        """Return the models that the endpoint serves, with versions, canaries and vector compatibility."""
         response = await self._request("GET", "/v1/models")
         models = listed(response, "data", Side.EMBEDDINGS)["data"]
         return [validated(ServedModel, each, response) for each in models]
@@ -113,6 +123,29 @@ class EndpointCalls(Calls):
         """Return a served model, by name or as name@version."""
         response = await self._request("GET", f"/v1/models/{segment(model)}")
         return read(ServedModel, response, Side.EMBEDDINGS)
+
+    async def export_version(
+        self,
+        model: str,
+        form: str,
+        folder: Path,
+        encoders: Mapping[str, Path] | None = None,
+        *,
+        with_moments: bool = False,
+    ) -> None:
+        """Export the live version of `model`, or a version `name@version`, to a new folder.
+
+        `form`: sentence-transformers, safetensors, onnx or mlflow (docs/export.md). `encoders`: by modality the
+        folder of the sentence-transformers model to put in front of its head; it must be the encoder whose
+        features the version has learned. `with_moments`: also the means and second moments of its datasets, which
+        reveal more of them than heads do (docs/security.md); with form safetensors, and with the operator's key.
+        The export is held in memory until it is written.
+        """
+        check_new_folder(folder)
+        path = f"/v1/models/{segment(model)}/export"
+        params = given(format=form, moments="true" if with_moments else None)
+        response = await self._request("GET", path, params=params)
+        await async_call(lambda: unpack(response.content, folder, encoders or {}))
 
     async def create_collection(
         self, name: str, model: str, feature_type: str = "float32"
@@ -152,6 +185,22 @@ class EndpointCalls(Calls):
         """Remove items. Ids that do not exist are ignored."""
         return await self._in_batches(f"{_path(name)}/items/delete", "ids", ids, batch_size)
 
+    async def collection_items(
+        self, name: str, modality: str | None = None
+    ) -> AsyncIterator[StoredItem]:
+        """Iterate over the items of a collection, or those of a modality, in the order of its index.
+
+        Items that are added or merged meanwhile may be missed or returned twice.
+        """
+        offset: int | None = 0
+        while offset is not None:
+            params = given(modality=modality, offset=str(offset), limit=str(_LISTED))
+            response = await self._request("GET", f"{_path(name)}/items", params=params)
+            page = listed(response, "data", Side.EMBEDDINGS)
+            for each in page["data"]:
+                yield validated(StoredItem, each, response)
+            offset = page.get("next_offset")
+
     async def search(  # noqa: PLR0913 - the options of a search
         self,
         name: str,
@@ -185,7 +234,8 @@ class EndpointCalls(Calls):
     async def export_collection(self, name: str, form: str, table: str | None = None) -> bytes:
         """Return all items with their vectors, for another vector store. The result is held in memory.
 
-        `form`: qdrant (JSON lines of points), pgvector (CSV for COPY) or pgvector-ddl (its table).
+        `form`: qdrant (JSON lines of points), pgvector (CSV for COPY), pgvector-ddl (its table), parquet or arrow
+        (a stream of Arrow IPC).
         """
         params = given(format=form, table=table)
         return (await self._request("GET", f"{_path(name)}/export", params=params)).content

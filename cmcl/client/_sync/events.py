@@ -30,7 +30,8 @@ from cmcl.client.wire import (
 )
 
 FINAL_KINDS = frozenset(f"job.{state}" for state in FINAL_STATES)
-PROGRESS = "progress"
+# Without a number: a stream does not resume after them.
+PROGRESS, PREPARATION = "progress", "preparation"
 
 _NO_STREAM = frozenset({404, 405, 406, 501})
 _FOREVER = float("inf")
@@ -240,7 +241,7 @@ class Polls:
     def next(self) -> Event | None:
         """Return the next change, see Feed."""
         while not (self._seen and self._seen.has_ended) and self._has_time():
-            now = self._look()
+            now = self._poll()
             before, self._seen = self._seen, now or self._seen
             if now is not None and before != now:
                 return _seen_event(before, now)
@@ -250,7 +251,7 @@ class Polls:
     def _has_time(self) -> bool:
         return self._clock.now() < self._waiting.until
 
-    def _look(self) -> Job | None:
+    def _poll(self) -> Job | None:
         """Read the job. Return None while the service is unavailable."""
         try:
             job = self._session.get(Job, self._path)
@@ -288,7 +289,7 @@ def parse_event(kind: str, data: str, own_id: str | None) -> Event | None:
         raise CmclError(f"an event of the service is not valid JSON: {data[:200]}") from error
     if not isinstance(fields, dict):
         return None
-    if kind == PROGRESS:
+    if kind in (PROGRESS, PREPARATION):
         return Event(kind=kind, details=fields)
     number = int(own_id) if own_id and own_id.isdecimal() else None
     try:
@@ -300,9 +301,11 @@ def parse_event(kind: str, data: str, own_id: str | None) -> Event | None:
 def _seen_event(before: Job | None, now: Job) -> Event:
     moved = before is None or before.state != now.state
     details = {"state": now.state, "reason": now.reason, "message": now.message}
-    progress = now.progress.model_dump(mode="json") if now.progress else {}
+    is_preparing = now.state == "preparing"
+    report = now.preparation if is_preparing else now.progress
+    progress = report.model_dump(mode="json") if report else {}
     return Event(
-        kind=f"job.{now.state}" if moved else PROGRESS,
+        kind=f"job.{now.state}" if moved else PREPARATION if is_preparing else PROGRESS,
         model=now.model,
         dataset=now.dataset,
         job=now.id,

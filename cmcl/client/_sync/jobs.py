@@ -6,39 +6,76 @@ from contextlib import closing
 
 from pydantic import ValidationError
 
-from cmcl.client._sync.events import PROGRESS, Feed, JobEvents, WaitOptions
+from cmcl.client._sync.events import PREPARATION, PROGRESS, Feed, JobEvents, WaitOptions
 from cmcl.client._sync.session import Calls
 from cmcl.client.errors import CmclError, WaitTimeout, is_transient
-from cmcl.client.types import Event, Job, JobProgress
-from cmcl.client.wire import given, posted_reason, segment
+from cmcl.client.types import (
+    Attempt,
+    AttemptLog,
+    Event,
+    Job,
+    JobProgress,
+    Order,
+    Preparation,
+    ProgressHistory,
+)
+from cmcl.client.versions import Candidate
+from cmcl.client.wire import Request, T, given, posted_reason, read, segment
 
 
 class JobCalls(Calls):
     """Calls about jobs and events."""
 
-    def jobs(self, model: str | None = None, state: str | None = None) -> Iterator[Job]:
-        """Iterate over all jobs, or those of a model or in a state, oldest first."""
-        return self._session.pages(Job, "/v1/jobs", given(model=model, state=state))
+    def jobs(
+        self, model: str | None = None, state: str | None = None, order: Order = "asc"
+    ) -> Iterator[Job]:
+        """Iterate over all jobs, or those of a model or in a state; `order="desc"`: newest first."""
+        return self._session.pages(Job, "/v1/jobs", given(model=model, state=state, order=order))
 
     def job(self, job: str) -> Job:
         """Return a job with its progress."""
         return self._session.get(Job, _path(job))
 
-    def cancel(self, job: str) -> Job:
-        """Cancel a job. Fails while its candidate is being judged, and after its end."""
-        return self._session.post(Job, f"{_path(job)}/cancel")
+    def candidate(self, job: str) -> Candidate:
+        """Return the candidate of a job that is held or was rejected, beside its parent."""
+        return self._session.get(Candidate, f"{_path(job)}/candidate")
 
-    def retry(self, job: str) -> Job:
+    def attempts(self, job: str, order: Order = "asc") -> Iterator[Attempt]:
+        """Iterate over the attempts of a job; `order="desc"`: newest first."""
+        return self._session.pages(Attempt, f"{_path(job)}/attempts", given(order=order))
+
+    def progress(self, job: str, attempt: int | None = None) -> ProgressHistory:
+        """Return the progress of an attempt over time, by default of the newest."""
+        return self._of_attempt(ProgressHistory, f"{_path(job)}/progress", attempt)
+
+    def log(self, job: str, attempt: int | None = None) -> AttemptLog:
+        """Return the end of an attempt's log, by default of the newest."""
+        return self._of_attempt(AttemptLog, f"{_path(job)}/log", attempt)
+
+    def _of_attempt(self, kind: type[T], path: str, attempt: int | None) -> T:
+        params = given(attempt=None if attempt is None else str(attempt))
+        return read(kind, self._session.send(Request("GET", path, params=params)))
+
+    def cancel(self, job: str, if_revision: int | None = None) -> Job:
+        """Cancel a job. Fails while its candidate is being judged, and after its end.
+
+        With `if_revision`, here and below, fails with 412 if the job's `revision` is another one.
+        """
+        return self._session.post(Job, f"{_path(job)}/cancel", if_match=if_revision)
+
+    def retry(self, job: str, if_revision: int | None = None) -> Job:
         """Retry a failed job."""
-        return self._session.post(Job, f"{_path(job)}/retry")
+        return self._session.post(Job, f"{_path(job)}/retry", if_match=if_revision)
 
-    def approve(self, job: str, reason: str = "") -> Job:
+    def approve(self, job: str, reason: str = "", if_revision: int | None = None) -> Job:
         """Publish a candidate that is held for approval, or that the policy rejected."""
-        return self._session.post(Job, f"{_path(job)}/approve", posted_reason(reason))
+        body = posted_reason(reason)
+        return self._session.post(Job, f"{_path(job)}/approve", body, if_match=if_revision)
 
-    def reject(self, job: str, reason: str = "") -> Job:
+    def reject(self, job: str, reason: str = "", if_revision: int | None = None) -> Job:
         """Reject a candidate that is held for approval."""
-        return self._session.post(Job, f"{_path(job)}/reject", posted_reason(reason))
+        body = posted_reason(reason)
+        return self._session.post(Job, f"{_path(job)}/reject", body, if_match=if_revision)
 
     def events(self, job: str, outage_timeout: float = 60.0) -> Iterator[Event]:
         """Iterate over the events of a job from the first to the last, as they happen.
@@ -52,9 +89,12 @@ class JobCalls(Calls):
             while (event := source.next()) is not None:
                 yield event
 
-    def all_events(self, model: str | None = None, kinds: Sequence[str] = ()) -> Iterator[Event]:
-        """Iterate over all stored events, oldest first."""
-        return self._session.pages(Event, "/v1/events", given(model=model, kind=list(kinds)))
+    def all_events(
+        self, model: str | None = None, kinds: Sequence[str] = (), order: Order = "asc"
+    ) -> Iterator[Event]:
+        """Iterate over all stored events; `order="desc"`: newest first."""
+        params = given(model=model, kind=list(kinds), order=order)
+        return self._session.pages(Event, "/v1/events", params)
 
     def follow_events(
         self,
@@ -108,10 +148,11 @@ class JobCalls(Calls):
 
     def _after(self, now: Job, event: Event | None) -> Job:
         """Return the job after an event. A progress event is complete, so it needs no request."""
-        if event is not None and event.kind == PROGRESS:
+        if event is not None and event.kind in _REPORTS:
+            field, kind = _REPORTS[event.kind]
             try:
-                progress = JobProgress.model_validate(event.details, extra="allow")
-                return now.model_copy(update={"progress": progress})
+                report = kind.model_validate(event.details, extra="allow")
+                return now.model_copy(update={field: report})
             except ValidationError:
                 pass  # Unknown form: read the job instead.
         try:
@@ -120,6 +161,13 @@ class JobCalls(Calls):
             if not is_transient(error):
                 raise
             return now
+
+
+# By kind of event: the field of a job, and its type.
+_REPORTS: dict[str, tuple[str, type[JobProgress | Preparation]]] = {
+    PROGRESS: ("progress", JobProgress),
+    PREPARATION: ("preparation", Preparation),
+}
 
 
 def _path(job: str) -> str:

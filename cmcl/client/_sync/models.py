@@ -1,47 +1,88 @@
 # Generated from cmcl/client/_async/models.py by `make docs`; edit that file.
-"""Calls about models, versions, promotions and trials."""
+"""Calls about models, versions, promotions and canaries."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import httpx
 
 from cmcl.client._sync.session import Calls
 from cmcl.client.registry import (
     Canary,
+    CanaryRun,
     Live,
     Model,
+    ModelSummary,
     Policy,
     Promotion,
+)
+from cmcl.client.types import Encoder, Job, Order
+from cmcl.client.versions import (
+    ModelCapacity,
     Version,
+    VersionFigures,
     VersionSummary,
 )
-from cmcl.client.wire import Request, posted_reason, read, revision_of, segment
+from cmcl.client.wire import Request, given, posted_reason, read, revision_of, segment
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import CanaryPlan
+from cmcl.contract.policy import CanaryPlan, GatePolicy
 
 
 class ModelCalls(Calls):
     """Calls about models and versions."""
 
-    def create_model(self, name: str, spec: ModelSpec) -> Model:
-        """Create a model. Repeating the call with the same specification returns the same model."""
-        return self._session.post(
-            Model, "/v1/models", {"name": name, **spec.model_dump(mode="json")}
-        )
+    def encoders(self) -> Iterator[Encoder]:
+        """Iterate over the encoders that the operator declared."""
+        return self._session.pages(Encoder, "/v1/encoders")
 
-    def models(self) -> Iterator[Model]:
-        """Iterate over all models, by name."""
-        return self._session.pages(Model, "/v1/models")
+    def create_model(self, name: str, spec: ModelSpec | Mapping[str, Any]) -> Model:
+        """Create a model. Repeating the call with the same specification returns the same model.
+
+        `spec` as a mapping may leave out the width of a modality that is bound to an encoder:
+        `{"modalities": {"image": {"encoder": "clip-image"}, "depth": 640}}`.
+        """
+        body = spec.model_dump(mode="json") if isinstance(spec, ModelSpec) else spec
+        return self._session.post(Model, "/v1/models", {"name": name, **body})
+
+    def models(self, order: Order = "asc") -> Iterator[Model]:
+        """Iterate over all models, by name; `order="desc"`: in reverse."""
+        return self._session.pages(Model, "/v1/models", given(order=order))
 
     def model(self, name: str) -> Model:
         """Return a model."""
         return self._session.get(Model, _path(name))
 
+    def summary(self, model: str) -> ModelSummary:
+        """Return a model at a glance: live and newest version, jobs, drift, room."""
+        return self._session.get(ModelSummary, f"{_path(model)}/summary")
+
+    def overview(self, order: Order = "asc") -> Iterator[ModelSummary]:
+        """Iterate over the summaries of all models, by name."""
+        return self._session.pages(ModelSummary, "/v1/overview", given(order=order))
+
+    def add_modality(
+        self, model: str, modality: str, width: int | None = None, encoder: str | None = None
+    ) -> Model:
+        """Add a modality to a model. Adding the same one again returns the model as it is.
+
+        `width`: of its features; by default that of `encoder`, the name of a declared one.
+        """
+        path = f"{_path(model)}/modalities/{segment(modality)}"
+        found, _ = self._session.put(Model, path, {"width": width, "encoder": encoder})
+        return found
+
     def branch_model(self, model: str, version: int, name: str) -> Model:
         """Create the model `name` from the versions of `model` up to `version`."""
         body = {"name": name, "version": version}
         return self._session.post(Model, f"{_path(model)}/branch", body)
+
+    def merge_model(self, model: str, source: str) -> Job:
+        """Start a job that adds the datasets of `source` (`model@version`) to the model, and return it.
+
+        It reads no rows and leaves the other model as it is; `watch` follows it. Fails with 409 if the two cannot be
+        merged.
+        """
+        return self._session.post(Job, f"{_path(model)}/merge", {"from": source})
 
     def delete_model(self, name: str) -> None:
         """Delete a model with all its versions. Fails while a job of the model is unfinished."""
@@ -58,13 +99,28 @@ class ModelCalls(Calls):
         changed, response = self._session.put(Policy, f"{_path(model)}/policy", body, if_revision)
         return _with_revision(changed, response)
 
-    def versions(self, model: str) -> Iterator[VersionSummary]:
-        """Iterate over the versions of a model, oldest first."""
-        return self._session.pages(VersionSummary, f"{_path(model)}/versions")
+    def versions(self, model: str, order: Order = "asc") -> Iterator[VersionSummary]:
+        """Iterate over the versions of a model; `order="desc"`: newest first."""
+        return self._session.pages(VersionSummary, f"{_path(model)}/versions", given(order=order))
 
     def version(self, model: str, number: int) -> Version:
         """Return a version with certificate, evaluation matrix, capacity, lineage and manifest."""
         return self._session.get(Version, f"{_path(model)}/versions/{number}")
+
+    def history(
+        self, model: str, order: Order = "asc", *, by_dataset: bool = True
+    ) -> Iterator[VersionFigures]:
+        """Iterate over the measurements of each version: drift, quality, recall, free shares.
+
+        Without `by_dataset`, only those of the whole version, which takes a tenth of the time.
+        """
+        params = given(order=order, by_dataset=str(by_dataset).lower())
+        return self._session.pages(VersionFigures, f"{_path(model)}/history", params)
+
+    def capacity(self, model: str, limit: int = 200) -> ModelCapacity:
+        """Return how full each head is, how it filled over the newest `limit` versions, and a forecast."""
+        request = Request("GET", f"{_path(model)}/capacity", params={"limit": str(limit)})
+        return read(ModelCapacity, self._session.send(request))
 
     def retire_version(self, model: str, number: int) -> None:
         """Retire a version. Fails for the newest and the live version."""
@@ -87,15 +143,19 @@ class ModelCalls(Calls):
         body = posted_reason(reason)
         return self._session.post(Live, f"{_path(model)}/rollback", body, if_match=if_generation)
 
-    def promotions(self, model: str) -> Iterator[Promotion]:
-        """Iterate over the changes of the live version, oldest first."""
-        return self._session.pages(Promotion, f"{_path(model)}/promotions")
+    def promotions(self, model: str, order: Order = "asc") -> Iterator[Promotion]:
+        """Iterate over the changes of the live version; `order="desc"`: newest first."""
+        return self._session.pages(Promotion, f"{_path(model)}/promotions", given(order=order))
 
-    def candidate(self, model: str) -> Canary:
-        """Return the version on trial, with its comparison with the live version."""
-        return self._session.get(Canary, f"{_path(model)}/candidate")
+    def canary(self, model: str) -> Canary:
+        """Return the canary, with its comparison with the live version."""
+        return self._session.get(Canary, f"{_path(model)}/canary")
 
-    def set_candidate(
+    def canaries(self, model: str, order: Order = "asc") -> Iterator[CanaryRun]:
+        """Iterate over the canaries of a model, also ended ones; `order="desc"`: newest first."""
+        return self._session.pages(CanaryRun, f"{_path(model)}/canaries", given(order=order))
+
+    def start_canary(
         self,
         model: str,
         version: int,
@@ -103,18 +163,18 @@ class ModelCalls(Calls):
         reason: str = "",
         if_generation: int | None = None,
     ) -> Canary:
-        """Start a trial of a version, or change the current trial.
+        """Start a canary, or change the plan of the current one.
 
         With `if_generation`, fails with 412 if another promotion happened.
         """
         body = {"version": version, **plan.model_dump(mode="json"), **posted_reason(reason)}
-        path = f"{_path(model)}/candidate"
+        path = f"{_path(model)}/canary"
         changed, _ = self._session.put(Canary, path, body, if_generation)
         return changed
 
-    def end_candidate(self, model: str, reason: str = "") -> None:
-        """End the trial. The version is kept but no longer serves requests."""
-        self._session.delete(f"{_path(model)}/candidate", posted_reason(reason))
+    def abort_canary(self, model: str, reason: str = "") -> None:
+        """End the canary without promotion. Its version is kept but serves no requests."""
+        self._session.delete(f"{_path(model)}/canary", posted_reason(reason))
 
 
 def _path(model: str) -> str:

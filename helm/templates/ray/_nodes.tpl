@@ -20,7 +20,7 @@ authOptions:
 {{/* The pod template of one group of Ray nodes.
      root; component: training or serving; group: its values; part: the values of the part, for its
      extras; settings: variables by name; resources, and where: their path in the values; ports by name;
-     readinessPath and readinessPort;
+     readinessPath and readinessPort; image: in place of ray.image;
      noticeSeconds: how long before its end it says so; autoscaled: it is the head of a cluster with an
      autoscaler; spread: its pods do the same work; counts: how many there are, where KubeRay makes a new
      cluster for another number.
@@ -44,8 +44,9 @@ terminationGracePeriodSeconds: {{ add . 30 }}
 {{- end }}
 containers:
   - name: ray
-    image: {{ include "cmcl.image" (dict "root" .root "image" .root.Values.ray.image) }}
-    imagePullPolicy: {{ .root.Values.ray.image.pullPolicy }}
+    {{- $image := default .root.Values.ray.image .image }}
+    image: {{ include "cmcl.image" (dict "root" .root "image" $image) }}
+    imagePullPolicy: {{ default .root.Values.ray.image.pullPolicy $image.pullPolicy }}
     # KubeRay copies this to the init container that it adds to workers.
     securityContext: {{- include "cmcl.containerSecurityContext" .root | nindent 6 }}
     env:

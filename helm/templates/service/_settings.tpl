@@ -13,6 +13,7 @@ CMCL_LAUNCHER: {{ .Values.training.launcher }}
 {{- else }}
 CMCL_RAY_ADDRESS: {{ include "cmcl.rayAddress" . | quote }}
 {{- end }}
+CMCL_ENCODERS: {{ .Values.encoders | toJson | quote }}
 CMCL_WORKER_COMMAND: {{ .Values.service.workerCommand | quote }}
 CMCL_RANKS: {{ .Values.training.ranks | int64 | quote }}
 {{- if gt (int .Values.training.minRanks) (int .Values.training.ranks) }}
@@ -20,6 +21,9 @@ CMCL_RANKS: {{ .Values.training.ranks | int64 | quote }}
 {{- end }}
 {{- with .Values.training.minRanks }}
 CMCL_MIN_RANKS: {{ . | int64 | quote }}
+{{- end }}
+{{- with include "cmcl.attemptsAtOnce" . }}
+CMCL_ATTEMPTS_AT_ONCE: {{ . | quote }}
 {{- end }}
 CMCL_GPUS_PER_RANK: {{ .Values.training.gpusPerRank | quote }}
 CMCL_RANKS_IDLE_SECONDS: {{ .Values.training.ranksIdleSeconds | quote }}
@@ -35,13 +39,21 @@ CMCL_HOST: {{ .Values.service.host | quote }}
 CMCL_TRUSTED_PROXIES: {{ join "," .Values.service.trustedProxies | quote }}
 CMCL_PORT: {{ .Values.service.port | int64 | quote }}
 CMCL_MAX_ATTEMPTS: {{ .Values.service.maxAttempts | int64 | quote }}
-CMCL_RECONCILE_SECONDS: {{ .Values.service.reconcileSeconds | quote }}
+CMCL_PREPARATIONS_AT_ONCE: {{ .Values.service.preparationsAtOnce | int64 | quote }}
+CMCL_RECONCILE_WORKERS: {{ .Values.service.reconcileWorkers | int64 | quote }}
+CMCL_RESYNC_SECONDS: {{ .Values.service.resyncSeconds | quote }}
+CMCL_WATCH_SECONDS: {{ .Values.service.watchSeconds | quote }}
 CMCL_LEASE_SECONDS: {{ .Values.service.leaseSeconds | quote }}
-CMCL_VALIDATION_DEADLINE_SECONDS: {{ .Values.service.validationDeadlineSeconds | int64 | quote }}
+CMCL_PREPARE_DEADLINE_SECONDS: {{ .Values.preparation.deadlineSeconds | quote }}
+CMCL_ENCODED_RETENTION_SECONDS: {{ .Values.preparation.encodedRetentionSeconds | int64 | quote }}
+{{- $cpus := mul .Values.preparation.pods .Values.preparation.cpusPerPod }}
+CMCL_PREPARE_WORKERS: {{ $cpus | quote }}
+CMCL_PREPARE_GPUS_PER_WORKER: {{ divf (include "cmcl.gpusOfPreparation" . | int) $cpus | quote }}
+CMCL_PREPARE_MEMORY_PER_POD: {{ include "cmcl.memoryOfJobPods" (dict "root" . "cpus" $cpus) | quote }}
+CMCL_PREPARE_IDLE_SECONDS: {{ .Values.preparation.idleSeconds | quote }}
 CMCL_QUEUE_DEADLINE_SECONDS: {{ .Values.service.queueDeadlineSeconds | int64 | quote }}
 CMCL_START_DEADLINE_SECONDS: {{ .Values.service.startDeadlineSeconds | int64 | quote }}
 CMCL_RUN_DEADLINE_SECONDS: {{ .Values.service.runDeadlineSeconds | int64 | quote }}
-CMCL_PREFLIGHT_DEADLINE_SECONDS: {{ .Values.service.preflightDeadlineSeconds | int64 | quote }}
 CMCL_HEARTBEAT_DEADLINE_SECONDS: {{ .Values.service.heartbeatDeadlineSeconds | quote }}
 CMCL_LOST_ATTEMPT_GRACE_SECONDS: {{ .Values.service.lostAttemptGraceSeconds | quote }}
 CMCL_MAX_CONNECTIONS: {{ .Values.service.maxConnections | int64 | quote }}
@@ -62,6 +74,10 @@ CMCL_ALLOWED_HOSTS: ""
 CMCL_REQUESTS_PER_MINUTE_PER_OWNER: {{ .Values.access.requestsPerMinute | int64 | quote }}
 CMCL_KEYS_PER_OWNER: {{ .Values.access.keysPerOwner | int64 | quote }}
 CMCL_MODELS_PER_OWNER: {{ .Values.access.modelsPerOwner | int64 | quote }}
+CMCL_DATASETS_PER_OWNER: {{ .Values.access.datasetsPerOwner | int64 | quote }}
+CMCL_UPLOADS_PER_OWNER: {{ .Values.access.uploadsPerOwner | int64 | quote }}
+CMCL_RUNNING_JOBS_PER_OWNER: {{ .Values.access.runningJobsPerOwner | int64 | quote }}
+CMCL_OWNERS: {{ .Values.access.owners | toJson | quote }}
 CMCL_HEADS_BYTES_MAX: {{ div (.Values.serving.args.maxHeadsBytes | int64) 2 | quote }}
 CMCL_WEBHOOKS_PER_OWNER: {{ .Values.access.webhooksPerOwner | int64 | quote }}
 {{- with .Values.access.oidc }}
@@ -70,9 +86,54 @@ CMCL_OIDC_OWNER_CLAIM: {{ .ownerClaim | quote }}
 CMCL_OIDC_ISSUER: {{ .issuer | quote }}
 CMCL_OIDC_AUDIENCE: {{ required "access.oidc.audience is missing: tokens for other services would be accepted" .audience | quote }}
 {{- end }}
+{{- if .clientId }}
+{{- if not .issuer }}
+{{- fail "access.oidc.clientId is set, but access.oidc.issuer is empty: who is to sign browsers in?" }}
+{{- end }}
+{{- if not $.Values.access.page.url }}
+{{- fail "access.oidc.clientId is set, but access.page.url is empty: the issuer sends browsers back to that address" }}
+{{- end }}
+{{- if not (or .clientSecret $.Values.access.encryptionSecret) }}
+{{- fail "access.oidc.clientId is set, but neither access.oidc.clientSecret nor access.encryptionSecret: one of them signs the cookie of a sign-in" }}
+{{- end }}
+CMCL_OIDC_CLIENT_ID: {{ .clientId | quote }}
+CMCL_OIDC_SCOPES: {{ join "," .scopes | quote }}
+{{- end }}
+{{- end }}
+{{- with .Values.access.page }}
+CMCL_PAGE: {{ ternary "on" "off" .enabled | quote }}
+CMCL_SESSION_HOURS: {{ .sessionHours | quote }}
+{{- if .url }}
+CMCL_PAGE_URL: {{ .url | quote }}
+{{- end }}
 {{- end }}
 CMCL_EMBEDDINGS_URL: {{ printf "http://%s:8000" (include "cmcl.servingService" .) | quote }}
 CMCL_LOG_LEVEL: {{ .Values.service.logLevel | quote }}
+{{- end -}}
+
+{{/* Attempts at a time: as many as the chart's pods of ranks have room for. The service cannot tell: other pods of
+     the cluster have CPUs too, and an autoscaler adds pods. Empty for the service's default. */}}
+{{- define "cmcl.attemptsAtOnce" -}}
+{{- $training := .Values.training -}}
+{{- if not (kindIs "invalid" $training.attemptsAtOnce) -}}
+{{ $training.attemptsAtOnce | int64 }}
+{{- else if not (or (include "cmcl.makesRayJobs" .) .Values.service.rayAddress) -}}
+{{- $pods := ternary $training.autoscaling.maxPods 0 $training.autoscaling.enabled -}}
+{{ max 1 (div (mul $pods $training.ranksPerPod) $training.ranks) }}
+{{- end -}}
+{{- end -}}
+
+{{/* Bytes that units may reserve in each pod of a RayJob of preparation, which are pods like those of ranks; 0 with
+     another launcher. root; cpus: of all pods. */}}
+{{- define "cmcl.memoryOfJobPods" -}}
+{{- if include "cmcl.makesRayJobs" .root -}}
+{{- $perPod := .root.Values.training.ranksPerPod -}}
+{{- $pods := include "cmcl.podCount" (dict "count" .cpus "perPod" $perPod) | int -}}
+{{- $encoders := divf (include "cmcl.encodersOfPreparation" .root | int) $pods | ceil | int -}}
+{{ include "cmcl.memoryOfUnits" (dict "root" .root "resources" .root.Values.training.workers.resources "where" "training.workers.resources" "cpus" $perPod "encoders" $encoders) }}
+{{- else -}}
+0
+{{- end -}}
 {{- end -}}
 
 {{- define "cmcl.rayJobSettings" -}}
@@ -160,6 +221,13 @@ sqlite:////var/lib/cmcl/database/cmcl.db
     secretKeyRef:
       name: {{ . }}
       key: {{ $.Values.access.encryptionSecretKey }}
+{{- end }}
+{{- if .Values.access.oidc.clientSecret }}
+- name: CMCL_OIDC_CLIENT_SECRET
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.access.oidc.clientSecret }}
+      key: {{ .Values.access.oidc.clientSecretKey }}
 {{- end }}
 {{- include "cmcl.signingEnv" . }}
 {{- if not (include "cmcl.makesRayJobs" .) }}

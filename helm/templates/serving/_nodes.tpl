@@ -21,6 +21,7 @@ CMCL_ENDPOINT_CONNECTIONS_PER_SOURCE: {{ .Values.serving.connectionsPerSource | 
 CMCL_ENDPOINT_TRUSTED_PROXIES: {{ join "," .Values.serving.trustedProxies | quote }}
 RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S: {{ .Values.serving.drainSeconds | quote }}
 RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S: {{ .Values.serving.drainSeconds | quote }}
+{{- include "cmcl.replicaTracingSettings" . }}
 {{- end -}}
 
 {{/* Readiness probe of a node: its proxy responds. */}}
@@ -47,7 +48,11 @@ ports:
      pods. Not CPUs, which ranks request. Ray's autoscaler unquotes the text like a shell. */}}
 {{- define "cmcl.placesFor" -}}
 num-cpus: "0"
-resources: {{ dict .resource .number | toJson | replace "\"" "\\\"" | printf "'\"%s\"'" }}
+resources: {{ include "cmcl.rayResources" .resources }}
+{{- end -}}
+
+{{- define "cmcl.rayResources" -}}
+{{ toJson . | replace "\"" "\\\"" | printf "'\"%s\"'" }}
 {{- end -}}
 
 {{/* The worker group of the replicas. */}}
@@ -61,6 +66,6 @@ minReplicas: {{ $pods }}
 maxReplicas: {{ $pods }}
 scaleStrategy: {}
 # Twice the number of replicas, because changed arguments start new replicas next to the old ones.
-rayStartParams: {{- include "cmcl.placesFor" (dict "resource" "cmcl_replica" "number" (mul 2 $serving.replicasPerPod)) | nindent 2 }}
+rayStartParams: {{- include "cmcl.placesFor" (dict "resources" (dict "cmcl_replica" (mul 2 $serving.replicasPerPod))) | nindent 2 }}
 template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.workers "resources" $serving.workers.resources "where" "serving.workers.resources" "noticeSeconds" $serving.drainSeconds "spread" true "counts" $pods) $node) | nindent 2 }}
 {{- end -}}

@@ -41,13 +41,18 @@
 {{- with include "cmcl.gpusOfRanks" . | int -}}
 {{- $resources = mergeOverwrite $resources (dict "limits" (dict $training.gpuResource .)) -}}
 {{- end -}}
+{{- $node := include "cmcl.trainingWorkerNode" . | fromYaml -}}
+{{- include "cmcl.rayNode" (merge (dict "root" . "group" $training.workers "resources" $resources "where" "training.workers.resources" "noticeSeconds" $training.noticeSeconds "counts" $counts) $node) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "cmcl.trainingWorkerNode" -}}
 {{- $node := include "cmcl.trainingNode" . | fromYaml -}}
 {{- if .Values.ray.oneCluster -}}
 {{- /* KubeRay puts all workers behind the endpoint: those without a proxy must not get ready. */ -}}
 {{- $node = mergeOverwrite $node (include "cmcl.proxyNode" . | fromYaml) (dict "settings" (merge dict $node.settings (include "cmcl.servingSettings" . | fromYaml))) -}}
 {{- end -}}
-{{- include "cmcl.rayNode" (merge (dict "root" . "group" $training.workers "resources" $resources "where" "training.workers.resources" "noticeSeconds" $training.noticeSeconds "counts" $counts) $node) -}}
-{{- end -}}
+{{- toYaml $node -}}
 {{- end -}}
 
 {{- define "cmcl.trainingNode" -}}
@@ -62,6 +67,15 @@ readinessPort: 52365
 CMCL_CHECKPOINT_SECONDS: {{ .Values.training.checkpointSeconds | quote }}
 CMCL_PEER_SECONDS: {{ .Values.training.peerSeconds | quote }}
 CMCL_SCRATCH_BYTES: {{ .Values.training.scratchBytes | int64 | quote }}
+CMCL_MOMENTS_IN_FULL_BYTES: {{ .Values.training.momentsInFullBytes | int64 | quote }}
+{{- with .Values.preparation }}
+CMCL_PREPARE_DATASETS_AT_ONCE: {{ .datasetsAtOnce | int64 | quote }}
+CMCL_PREPARE_UNITS_AT_ONCE: {{ .unitsAtOnce | int64 | quote }}
+CMCL_PREPARE_ENCODER_IDLE_SECONDS: {{ .encoderIdleSeconds | quote }}
+CMCL_PREPARE_ENCODER_START_SECONDS: {{ .encoderStartSeconds | quote }}
+CMCL_PREPARE_FILE_SECONDS: {{ .fileSeconds | quote }}
+{{- end }}
+CMCL_PREPARE_FILE_MEMORY: {{ include "cmcl.fileMemory" . | quote }}
 {{- end -}}
 
 {{/* The worker group of the ranks. */}}

@@ -7,6 +7,7 @@ refuses to start.
 """
 
 import logging
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -32,19 +33,20 @@ def upgrade(database: Database) -> None:
     """
     with database.write() as connection:
         _lock(connection)
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent))
-        config.attributes["connection"] = connection
         scripts = revisions()
-        found = _revision(connection)
+        found, newest = _revision(connection), next(iter(scripts))
         if found is not None and found not in scripts:
             _check_works_with(connection, found, scripts)
-            return
-        command.upgrade(config, "head")
-        connection.execute(compatibility.delete())
-        connection.execute(compatibility.insert().values(oldest=next(iter(scripts.values()))))
+        elif found != newest:
+            config = Config()
+            config.set_main_option("script_location", str(Path(__file__).parent))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.execute(compatibility.delete())
+            connection.execute(compatibility.insert().values(oldest=scripts[newest]))
 
 
+@cache
 def revisions() -> dict[str, str]:
     """Revisions of this release, newest first, and the oldest revision that each is compatible with."""
     scripts = ScriptDirectory(str(Path(__file__).parent)).walk_revisions()

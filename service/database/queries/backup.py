@@ -24,7 +24,9 @@ from sqlalchemy import (
 
 from service.database.tables import (
     api_keys,
+    attempts,
     backup_outbox,
+    canaries,
     compatibility,
     datasets,
     event_positions,
@@ -33,8 +35,8 @@ from service.database.tables import (
     metadata,
     models,
     orphans,
+    prepare_drivers,
     promotions,
-    trials,
     upload_uses,
     uploads,
     versions,
@@ -46,22 +48,41 @@ Tables = dict[str, list[Row]]
 
 
 # Transient tables, which a rebuild empties.
-_PASSING = (leases, orphans, backup_outbox)
+_PASSING = (leases, orphans, prepare_drivers, backup_outbox)
 
 # Each after the tables that it refers to.
-_ORDER = (models, uploads, datasets, upload_uses, jobs, versions, promotions, trials, api_keys)
+_ORDER = (
+    models,
+    uploads,
+    datasets,
+    upload_uses,
+    jobs,
+    attempts,
+    versions,
+    promotions,
+    canaries,
+    api_keys,
+)
 
 # Added to the position: more than the events since the newest record.
 _SKIPPED_POSITIONS = 1_000_000
 
+# Columns of a version that its manifest brings back.
+OF_THE_MANIFEST = frozenset(
+    {
+        *("manifest", "kind", "dataset", "dataset_name", "pair_first", "pair_second"),
+        *("evaluation", "mean_recall", "max_drift", "capacity", "figures"),
+    }
+)
 KINDS: tuple[Kind, ...] = ("model", "dataset", "version")
 # Leases, the state of live.json and the progress of an attempt mean nothing in another database; manifests are in
 # object storage already.
 LEFT_OUT: dict[str, frozenset[str]] = {
-    "models": frozenset({"lease_owner", "lease_until", "mirrored_revision"}),
+    "models": frozenset({"lease_owner", "mirrored_revision"}),
     "datasets": frozenset({"manifest"}),
-    "jobs": frozenset({"progress", "launched_at", "heard_at", "ended_at"}),
-    "versions": frozenset({"manifest", "evaluation", "dataset", "dataset_name"}),
+    "attempts": frozenset({"progress_since", "progress_interval"}),
+    "jobs": frozenset({"progress", "prepare_progress", "launched_at", "heard_at", "ended_at"}),
+    "versions": OF_THE_MANIFEST,
 }
 
 
@@ -83,6 +104,14 @@ def enqueue(connection: Connection, kind: Kind, *names: str) -> None:
     """Enqueue records of what this transaction changes."""
     if names:
         connection.execute(insert(backup_outbox), [{"kind": kind, "name": name} for name in names])
+
+
+def enqueue_job(connection: Connection, model: str, dataset: str | None) -> None:
+    """Enqueue the record that has a job: that of its dataset, or of its model if it merges."""
+    if dataset is not None:
+        enqueue(connection, "dataset", dataset)
+    else:
+        enqueue(connection, "model", model)
 
 
 def enqueue_all(connection: Connection) -> None:
@@ -118,10 +147,16 @@ def rows_of(connection: Connection, kind: Kind, name: str) -> Tables:
 
 
 def _of_model(connection: Connection, name: str) -> Tables:
+    """With its merges, which have no dataset."""
+    merges = (jobs.c.model == name, jobs.c.dataset.is_(None))
     return {
+        "jobs": _rows(connection, jobs, *merges),
+        "attempts": _rows(
+            connection, attempts, attempts.c.job.in_(select(jobs.c.id).where(*merges))
+        ),
         "models": _rows(connection, models, models.c.name == name),
         "promotions": _rows(connection, promotions, promotions.c.model == name),
-        "trials": _rows(connection, trials, trials.c.model == name),
+        "canaries": _rows(connection, canaries, canaries.c.model == name),
     }
 
 
@@ -129,9 +164,11 @@ def _of_dataset(connection: Connection, name: str) -> Tables:
     """With the uploads that it names: a queued job needs them."""
     uses = _rows(connection, upload_uses, upload_uses.c.dataset == name)
     named = [use["upload"] for use in uses]
+    of_dataset = select(jobs.c.id).where(jobs.c.dataset == name)
     return {
         "datasets": _rows(connection, datasets, datasets.c.id == name),
         "jobs": _rows(connection, jobs, jobs.c.dataset == name),
+        "attempts": _rows(connection, attempts, attempts.c.job.in_(of_dataset)),
         "uploads": _rows(connection, uploads, uploads.c.id.in_(named)) if named else [],
         "upload_uses": uses,
     }

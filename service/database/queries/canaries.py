@@ -5,36 +5,44 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, update
 
-from cmcl.contract.rollout import CanaryPlan, Observed
+from cmcl.contract.policy import CanaryPlan, Observed
 from service.database.queries import backup
 from service.database.rows import CanaryOutcome, CanaryRecord
-from service.database.tables import models, trials
+from service.database.seek import Seek
+from service.database.tables import canaries, models
 
 
 def add(connection: Connection, record: CanaryRecord) -> None:
     """Insert a canary. Raises WriteConflict if the model has one that has not ended."""
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     documents = {name: values[name].model_dump(mode="json") for name in ("plan", "observed")}
-    connection.execute(insert(trials).values(**{**values, **documents}))
+    connection.execute(insert(canaries).values(**{**values, **documents}))
 
 
 def running(connection: Connection, model: str) -> CanaryRecord | None:
     """The canary of the model that has not ended."""
-    query = select(trials).where(trials.c.model == model, trials.c.ended_at.is_(None))
+    query = select(canaries).where(canaries.c.model == model, canaries.c.ended_at.is_(None))
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
+def page(connection: Connection, model: str, seek: Seek[int]) -> list[CanaryRecord]:
+    """Canaries of a model by revision, also ended ones."""
+    query = select(canaries).where(canaries.c.model == model)
+    rows = connection.execute(seek.restrict(query, canaries.c.revision)).mappings()
+    return [_record(row) for row in rows]
+
+
 def all_running(connection: Connection, limit: int) -> list[CanaryRecord]:
     """Canaries that have not ended, by model."""
-    query = select(trials).where(trials.c.ended_at.is_(None)).order_by(trials.c.model)
+    query = select(canaries).where(canaries.c.ended_at.is_(None)).order_by(canaries.c.model)
     return [_record(row) for row in connection.execute(query.limit(limit)).mappings()]
 
 
 def set_observed(connection: Connection, seen: CanaryRecord, observed: Observed) -> bool:
     """Store the sum of observations. False if the canary has ended."""
     document = observed.model_dump(mode="json")
-    statement = update(trials).where(*_unchanged(seen)).values(observed=document)
+    statement = update(canaries).where(*_unchanged(seen)).values(observed=document)
     return connection.execute(statement).rowcount == 1
 
 
@@ -45,7 +53,7 @@ def set_rule(connection: Connection, changed: CanaryRecord) -> None:
         "reason": changed.reason,
         "actor": changed.actor,
     }
-    connection.execute(update(trials).where(*_unchanged(changed)).values(values))
+    connection.execute(update(canaries).where(*_unchanged(changed)).values(values))
 
 
 def end(
@@ -53,18 +61,20 @@ def end(
 ) -> None:
     """End it with an outcome and a reason."""
     values = {"ended_at": now, "outcome": outcome, "ended_because": because}
-    connection.execute(update(trials).where(*_unchanged(seen)).values(values))
+    connection.execute(update(canaries).where(*_unchanged(seen)).values(values))
 
 
 def ended_before(connection: Connection, moment: datetime, limit: int) -> list[CanaryRecord]:
     """Canaries whose observations may still be stored, without those of deleted models."""
     query = (
-        select(trials)
-        .join(models, models.c.name == trials.c.model)
+        select(canaries)
+        .join(models, models.c.name == canaries.c.model)
         .where(
-            trials.c.ended_at < moment, trials.c.swept_at.is_(None), models.c.deleted_at.is_(None)
+            canaries.c.ended_at < moment,
+            canaries.c.swept_at.is_(None),
+            models.c.deleted_at.is_(None),
         )
-        .order_by(trials.c.ended_at)
+        .order_by(canaries.c.ended_at)
         .limit(limit)
     )
     return [_record(row) for row in connection.execute(query).mappings()]
@@ -72,17 +82,17 @@ def ended_before(connection: Connection, moment: datetime, limit: int) -> list[C
 
 def set_swept(connection: Connection, record: CanaryRecord, now: datetime) -> None:
     """Mark its observations removed."""
-    is_it = (trials.c.model == record.model, trials.c.revision == record.revision)
-    connection.execute(update(trials).where(*is_it).values(swept_at=now))
+    is_it = (canaries.c.model == record.model, canaries.c.revision == record.revision)
+    connection.execute(update(canaries).where(*is_it).values(swept_at=now))
     backup.enqueue(connection, "model", record.model)
 
 
 def _unchanged(seen: CanaryRecord) -> tuple[ColumnElement[bool], ...]:
     """Condition: that canary, and it has not ended."""
     return (
-        trials.c.model == seen.model,
-        trials.c.revision == seen.revision,
-        trials.c.ended_at.is_(None),
+        canaries.c.model == seen.model,
+        canaries.c.revision == seen.revision,
+        canaries.c.ended_at.is_(None),
     )
 
 

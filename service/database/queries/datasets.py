@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, insert, select, update
 
-from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.dataset import DatasetManifest, EvaluationDataset
 from cmcl.contract.modality import ModalityPair
 from service.database.queries import backup, events
 from service.database.rows import DatasetRecord, Event, Fingerprints, random_id
-from service.database.tables import datasets
+from service.database.seek import Seek
+from service.database.tables import datasets, jobs, models
+from service.states import JobState
 
 
 def create(
@@ -63,8 +65,8 @@ def seal(
 
 
 def set_deleted(connection: Connection, seen: DatasetRecord, actor: str, now: datetime) -> None:
-    """Mark a dataset deleted, and emit the event."""
-    _updated(connection, seen.id, {"deleted_at": now, "fingerprint": None})
+    """Mark a dataset deleted, and emit the event. Its files are to be swept, once no version needs them."""
+    _updated(connection, seen.id, {"deleted_at": now, "fingerprint": None, "swept_at": None})
     deleted = Event(
         kind="dataset.deleted",
         owner=seen.owner,
@@ -73,6 +75,13 @@ def set_deleted(connection: Connection, seen: DatasetRecord, actor: str, now: da
         data={"actor": actor},
     )
     events.emit(connection, deleted, now)
+
+
+def count(connection: Connection, owner: str, most: int) -> int:
+    """Count datasets of the owner that are not deleted; at most `most`."""
+    query = select(datasets.c.id).where(datasets.c.owner == owner, datasets.c.deleted_at.is_(None))
+    counted = select(func.count()).select_from(query.limit(most).subquery())
+    return connection.execute(counted).scalar_one()
 
 
 def find(connection: Connection, dataset: str) -> DatasetRecord | None:
@@ -108,19 +117,65 @@ def page(
     connection: Connection,
     owner: str | None,
     model: str | None,
-    after: int | None,
-    limit: int,
+    seek: Seek[int],
 ) -> list[DatasetRecord]:
-    """Datasets in the order of their arrival, after `after`, without deleted ones."""
+    """Datasets in the order of their arrival, without deleted ones."""
     query = select(datasets).where(datasets.c.deleted_at.is_(None))
     if owner is not None:
         query = query.where(datasets.c.owner == owner)
     if model is not None:
         query = query.where(datasets.c.model == model)
-    if after is not None:
-        query = query.where(datasets.c.sequence > after)
-    rows = connection.execute(query.order_by(datasets.c.sequence).limit(limit)).mappings()
+    rows = connection.execute(seek.restrict(query, datasets.c.sequence)).mappings()
     return [_record(row) for row in rows]
+
+
+# Of its job. A dataset whose job has failed or was cancelled is not measured, until the job is retried.
+_MEASURED = (JobState.PREPARED, JobState.SUBMITTING, JobState.RUNNING, JobState.EVALUATED)
+
+
+def measured_only(connection: Connection, model: str) -> list[EvaluationDataset]:
+    """Datasets that the versions of a model are measured on without learning them, in the order of their arrival.
+
+    A branch has those of its source, as far as they were posted before it was branched and neither they nor the source
+    were deleted since.
+    """
+    found: list[EvaluationDataset] = []
+    name: str | None = model
+    before: datetime | None = None
+    while name is not None:
+        found = [*_measured_of(connection, name, before), *found]
+        origin = select(models.c.branched_from, models.c.created_at).where(models.c.name == name)
+        branched_from, before = connection.execute(origin).one()
+        name = branched_from["model"] if branched_from else None
+    return found
+
+
+def _measured_of(
+    connection: Connection, model: str, before: datetime | None
+) -> list[EvaluationDataset]:
+    columns = (datasets.c.id, datasets.c.name, datasets.c.pair_first, datasets.c.pair_second)
+    query = (
+        select(*columns)
+        .join(jobs, jobs.c.dataset == datasets.c.id)
+        .join(models, models.c.name == datasets.c.model)
+        .where(
+            datasets.c.model == model,
+            jobs.c.kind == "evaluate",
+            jobs.c.state.in_(_MEASURED),
+            datasets.c.deleted_at.is_(None),
+            models.c.deleted_at.is_(None),
+        )
+    )
+    if before is not None:
+        query = query.where(datasets.c.created_at < before)
+    return [
+        EvaluationDataset(
+            dataset=row.id,
+            name=row.name,
+            pair=ModalityPair(first=row.pair_first, second=row.pair_second),
+        )
+        for row in connection.execute(query.order_by(datasets.c.sequence))
+    ]
 
 
 def set_manifest(connection: Connection, manifest: DatasetManifest) -> None:

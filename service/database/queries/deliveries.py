@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, select, update
 
 from service.database.rows import random_id
+from service.database.seek import Seek
 from service.database.tables import deliveries, webhooks
 
 # Pending messages of one owner. More are dropped: receivers that are down for days would fill the table.
@@ -72,14 +73,10 @@ def find(connection: Connection, delivery: str) -> DeliveryRecord | None:
     return None if row is None else DeliveryRecord(**row)
 
 
-def page(
-    connection: Connection, webhook: str, before: int | None, limit: int
-) -> list[DeliveryRecord]:
-    """Deliveries of a webhook, the newest first, older than `before`."""
+def page(connection: Connection, webhook: str, seek: Seek[int]) -> list[DeliveryRecord]:
+    """Deliveries of a webhook in the order of their events."""
     query = select(deliveries).where(deliveries.c.webhook == webhook)
-    if before is not None:
-        query = query.where(deliveries.c.sequence < before)
-    rows = connection.execute(query.order_by(deliveries.c.sequence.desc()).limit(limit)).mappings()
+    rows = connection.execute(seek.restrict(query, deliveries.c.sequence)).mappings()
     return [DeliveryRecord(**row) for row in rows]
 
 

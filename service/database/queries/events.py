@@ -12,20 +12,24 @@ a listener's position would be meaningless there.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
+from service.database import notifications
 from service.database.engine import observe_after_commit
 from service.database.queries import backup, webhooks
 from service.database.queries.deliveries import MOST_WAITING
 from service.database.rows import Event, EventRecord
+from service.database.seek import Seek
 from service.database.tables import event_positions, events, jobs
 
 # Kind of the event that is observed where messages to webhooks were dropped; it is not stored.
 SKIPPED = "webhook.skipped"
+# Fields of an event that are columns.
+_STORED = [field.name for field in fields(Event) if field.name != "seen"]
 # Events that are numbered in one transaction.
 MOST_AT_ONCE = 1000
 
@@ -62,12 +66,14 @@ def emit(connection: Connection, event: Event, now: datetime) -> None:
 
     Streams, webhooks and the observer of the database see it once this transaction is committed.
     """
-    connection.execute(insert(events).values(created_at=now, **vars(event)))
+    stored = {column: getattr(event, column) for column in _STORED}
+    connection.execute(insert(events).values(created_at=now, **stored))
     if event.dataset is not None and event.version is None:
         backup.enqueue(connection, "dataset", event.dataset)
     else:
         backup.enqueue(connection, "model", event.model)
     observe_after_commit(connection, event)
+    notifications.notify(connection, event.model)
     for owner, number in webhooks.notify(connection, event, now).items():
         # For the observer alone: stored as an event, it would go to the same webhooks.
         why = f"no message of {event.kind} for {number} webhooks of owner {owner!r}: "
@@ -106,12 +112,10 @@ def number(connection: Connection) -> int:
     return len(places)
 
 
-def page(
-    connection: Connection, wanted: EventFilter, after: int | None, limit: int
-) -> list[EventRecord]:
-    """Numbered events in their order, after `after`; `sequence` is their position."""
-    query = wanted.restrict(select(events).where(events.c.position > (after or 0)))
-    rows = connection.execute(query.order_by(events.c.position).limit(limit)).mappings()
+def page(connection: Connection, wanted: EventFilter, seek: Seek[int]) -> list[EventRecord]:
+    """Numbered events in their order; `sequence` is their position."""
+    query = wanted.restrict(select(events).where(events.c.position.is_not(None)))
+    rows = connection.execute(seek.restrict(query, events.c.position)).mappings()
     return [_record(dict(row)) for row in rows]
 
 
@@ -121,12 +125,21 @@ def newest(connection: Connection) -> int:
     return found
 
 
-def progress(connection: Connection, wanted: Iterable[str]) -> dict[str, dict[str, object]]:
-    """Progress of the current attempts of these jobs, by job."""
-    query = select(jobs.c.id, jobs.c.progress).where(
-        jobs.c.id.in_(list(wanted)), jobs.c.progress.is_not(None)
-    )
-    return dict(connection.execute(query).all())
+Newest = tuple[Literal["progress", "preparation"], dict[str, object]]
+
+
+def progress(connection: Connection, wanted: Iterable[str]) -> dict[str, Newest]:
+    """By job, the progress of its current attempt, or of the preparation of its rows before the first."""
+    columns = (jobs.c.id, jobs.c.progress, jobs.c.prepare_progress)
+    found: dict[str, Newest] = {}
+    for job, attempt, preparation in connection.execute(
+        select(*columns).where(jobs.c.id.in_(list(wanted)))
+    ):
+        if attempt is not None:
+            found[job] = ("progress", attempt)
+        elif preparation is not None:
+            found[job] = ("preparation", preparation)
+    return found
 
 
 def forget_before(connection: Connection, moment: datetime, limit: int) -> int:

@@ -1,33 +1,101 @@
 """Jobs. Every move is a compare-and-set against the job as it was read, and emits an event."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 
+from pydantic import BaseModel
 from sqlalchemy import Connection, RowMapping, Update, insert, select, update
 
-from cmcl.contract.job import Progress
-from service.database.queries import events
-from service.database.rows import Approval, DatasetRecord, Event, JobRecord, random_id
+from cmcl.contract.job import READS_ROWS, JobKind, Progress, VersionRef
+from cmcl.contract.prepare import DatasetReport, PrepareProgress
+from cmcl.contract.version import EvaluationResult, LearnedDataset
+from service.database.queries import attempts, backup, events
+from service.database.rows import (
+    Approval,
+    DatasetRecord,
+    Event,
+    JobRecord,
+    ModelRecord,
+    PreparedRows,
+    random_id,
+)
+from service.database.seek import Seek
 from service.database.tables import jobs
-from service.states import IN_FLIGHT, FailureReason, JobState, check_move
+from service.states import FailureReason, JobState, check_move
 
 # Columns of the current attempt, before it starts.
-_NO_ATTEMPT: Mapping[str, None] = {
+NO_ATTEMPT: Mapping[str, None] = {
     "progress": None,
     "launched_at": None,
     "heard_at": None,
     "ended_at": None,
 }
 
+_WITH_AN_ATTEMPT = (JobState.SUBMITTING, JobState.RUNNING)
+_READS_ROWS = jobs.c.kind.in_(sorted(READS_ROWS))
 
-def create(connection: Connection, dataset: DatasetRecord, now: datetime) -> JobRecord:
-    """Insert a queued job for a dataset."""
-    values = {
-        "id": f"job-{random_id()}",
+
+def create(
+    connection: Connection,
+    dataset: DatasetRecord,
+    now: datetime,
+    kind: JobKind = "learn",
+    traceparent: str | None = None,
+) -> JobRecord:
+    """Insert a queued job that reads the rows of a dataset. `traceparent`: of the request; so below."""
+    about = {
         "owner": dataset.owner,
         "model": dataset.model,
         "dataset": dataset.id,
+        "dataset_name": dataset.name,
+        "dry_run": bool(dataset.request.get("dry_run", False)),
+        "traceparent": traceparent,
+    }
+    return _insert_queued(connection, kind, about, now)
+
+
+def create_unlearning(
+    connection: Connection,
+    model: ModelRecord,
+    line: LearnedDataset,
+    now: datetime,
+    traceparent: str | None = None,
+) -> JobRecord:
+    """Insert a queued job that unlearns a dataset of the model's ledger."""
+    about = {"dataset": line.dataset, "dataset_name": line.name, "traceparent": traceparent}
+    return _insert_queued(connection, "unlearn", _of_model(model) | about, now)
+
+
+def create_merge(
+    connection: Connection,
+    model: ModelRecord,
+    merges: VersionRef,
+    now: datetime,
+    traceparent: str | None = None,
+) -> JobRecord:
+    """Insert a queued job that merges another version into the model."""
+    about = {
+        "merges": merges.model_dump(mode="json"),
+        "dataset_name": str(merges),
+        "traceparent": traceparent,
+    }
+    return _insert_queued(connection, "merge", _of_model(model) | about, now)
+
+
+def _of_model(model: ModelRecord) -> dict[str, object]:
+    return {"owner": model.owner, "model": model.name, "dry_run": False}
+
+
+def _insert_queued(
+    connection: Connection, kind: JobKind, about: Mapping[str, object], now: datetime
+) -> JobRecord:
+    """Insert a queued job. `about`: owner, model, dataset, traceparent, and whether it is a dry run."""
+    values = {
+        "id": f"job-{random_id()}",
+        "kind": kind,
+        **about,
+        "preparation": 0,
         "state": JobState.QUEUED,
         "revision": 0,
         "attempt": 0,
@@ -37,77 +105,57 @@ def create(connection: Connection, dataset: DatasetRecord, now: datetime) -> Job
         "state_changed_at": now,
     }
     row = connection.execute(insert(jobs).values(values).returning(jobs)).mappings().one()
-    job = _record(row)
-    _emit(connection, job, "job.queued", now, {})
+    job = record(row)
+    _emit(connection, job, "job.queued", now, {"kind": kind})
     return job
 
 
 def find(connection: Connection, job: str) -> JobRecord | None:
     """The job of that id."""
     row = connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one_or_none()
-    return None if row is None else _record(row)
+    return None if row is None else record(row)
+
+
+def open_change(
+    connection: Connection, model: str, kind: JobKind, dataset: str | None, name: str
+) -> JobRecord | None:
+    """The job of that kind about the same dataset or version that has not ended."""
+    is_it = jobs.c.dataset == dataset if dataset is not None else jobs.c.dataset_name == name
+    query = select(jobs).where(
+        jobs.c.model == model, jobs.c.kind == kind, jobs.c.finished_at.is_(None), is_it
+    )
+    row = connection.execute(query.limit(1)).mappings().one_or_none()
+    return None if row is None else record(row)
 
 
 def of_dataset(connection: Connection, dataset: str) -> JobRecord | None:
-    """The one job of a dataset; None while it is open."""
-    query = select(jobs).where(jobs.c.dataset == dataset)
+    """The one job that reads the rows of a dataset; None while it is open."""
+    query = select(jobs).where(jobs.c.dataset == dataset, _READS_ROWS)
     row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _record(row)
+    return None if row is None else record(row)
 
 
 def of_datasets(connection: Connection, datasets: list[str]) -> dict[str, str]:
-    """Ids of jobs by dataset."""
-    query = select(jobs.c.dataset, jobs.c.id).where(jobs.c.dataset.in_(datasets))
+    """Ids of the jobs that read their rows, by dataset."""
+    query = select(jobs.c.dataset, jobs.c.id).where(jobs.c.dataset.in_(datasets), _READS_ROWS)
     return dict(connection.execute(query).all())
 
 
 def page(
     connection: Connection,
     where: Mapping[str, str | None],
-    after: int | None,
-    limit: int,
+    seek: Seek[int],
 ) -> list[JobRecord]:
-    """Jobs in the order of their arrival, after `after`.
+    """Jobs in the order of their arrival.
 
     `where` has values for columns (owner, model, state); None does not restrict.
     """
-    query = select(jobs).order_by(jobs.c.sequence).limit(limit)
+    query = select(jobs)
     for column, value in where.items():
         if value is not None:
             query = query.where(jobs.c[column] == value)
-    if after is not None:
-        query = query.where(jobs.c.sequence > after)
-    return [_record(row) for row in connection.execute(query).mappings()]
-
-
-def current(connection: Connection, model: str) -> JobRecord | None:
-    """The job to reconcile: the one in flight, or else the oldest that waits.
-
-    Two index lookups, so that ten thousand waiting jobs cost no more than one.
-    """
-    for states in (IN_FLIGHT, (JobState.QUEUED,)):
-        query = (
-            select(jobs)
-            .where(jobs.c.model == model, jobs.c.state.in_(states))
-            .order_by(jobs.c.state, jobs.c.sequence)
-            .limit(1)
-        )
-        row = connection.execute(query).mappings().one_or_none()
-        if row is not None:
-            return _record(row)
-    return None
-
-
-def has_open(connection: Connection, model: str) -> bool:
-    """Return whether any job of the model has not ended."""
-    query = select(jobs.c.id).where(jobs.c.model == model, jobs.c.finished_at.is_(None)).limit(1)
-    return connection.execute(query).first() is not None
-
-
-def is_any_in_flight(connection: Connection, model: str) -> bool:
-    """Return whether a job of the model is in flight."""
-    query = select(jobs.c.id).where(jobs.c.model == model, jobs.c.state.in_(IN_FLIGHT)).limit(1)
-    return connection.execute(query).first() is not None
+    rows = connection.execute(seek.restrict(query, jobs.c.sequence)).mappings()
+    return [record(row) for row in rows]
 
 
 def move(
@@ -115,34 +163,7 @@ def move(
 ) -> bool:
     """Move the job if its revision is unchanged. False if another replica moved it first."""
     check_move(seen.state, target)
-    return _moved(connection, seen, _as_seen(seen), target, now, changes)
-
-
-def start_validating(connection: Connection, seen: JobRecord, now: datetime) -> bool:
-    """Start a waiting job unless another one of its model is in flight."""
-    check_move(seen.state, JobState.VALIDATING)
-    other = jobs.alias()
-    in_flight = select(other.c.id).where(other.c.model == seen.model, other.c.state.in_(IN_FLIGHT))
-    statement = _as_seen(seen).where(~in_flight.exists())
-    return _moved(connection, seen, statement, JobState.VALIDATING, now, {})
-
-
-def start_attempt(
-    connection: Connection, seen: JobRecord, parent: int | None, submission_id: str, now: datetime
-) -> bool:
-    """Assign the next attempt, from version `parent`, before it is submitted to the launcher."""
-    return move(
-        connection,
-        seen,
-        JobState.SUBMITTING,
-        now,
-        attempt=seen.attempt + 1,
-        submission_id=submission_id,
-        parent_version=parent,
-        version=(parent or 0) + 1,
-        message=None,
-        **_NO_ATTEMPT,
-    )
+    return _moved(connection, seen, as_seen(seen), target, now, changes)
 
 
 def finish(
@@ -157,20 +178,19 @@ def finish(
     return move(connection, seen, target, now, reason=reason, message=message, finished_at=now)
 
 
-def retry(connection: Connection, seen: JobRecord, now: datetime) -> bool:
-    """Queue a failed job again. Attempts continue to count: a number is used once."""
+def finish_evaluation(
+    connection: Connection, seen: JobRecord, result: EvaluationResult, now: datetime
+) -> bool:
+    """End the job of a dataset that is measured only, with the result of the live version."""
+    document = result.model_dump(mode="json")
     return move(
         connection,
         seen,
-        JobState.QUEUED,
+        JobState.EVALUATED,
         now,
-        reason=None,
-        message=None,
-        cancel_requested=False,
-        attempts_before_retry=seen.attempt,
-        finished_at=None,
-        swept_at=None,
-        **_NO_ATTEMPT,
+        evaluation=document,
+        message=result.note,
+        finished_at=now,
     )
 
 
@@ -202,30 +222,44 @@ def reject(connection: Connection, seen: JobRecord, approval: Approval, now: dat
     )
 
 
-def set_progress(
-    connection: Connection, seen: JobRecord, progress: Progress, now: datetime
-) -> None:
-    """Store the progress of the attempt. It counts as a sign of life unless it says why the attempt has not started."""
-    heard_at = seen.heard_at if progress.note else now
-    document = progress.model_dump(mode="json")
-    connection.execute(
-        _as_seen(seen).values(progress=document, heard_at=heard_at, message=progress.note)
+def _written(approval: Approval) -> dict[str, object]:
+    return {**asdict(approval), "at": approval.at.isoformat()}
+
+
+def retry(connection: Connection, seen: JobRecord, now: datetime) -> bool:
+    """Queue a failed job again. Attempts continue to count: a number is used once."""
+    return move(
+        connection,
+        seen,
+        JobState.QUEUED,
+        now,
+        reason=None,
+        message=None,
+        cancel_requested=False,
+        attempts_before_retry=seen.attempt,
+        prepare_progress=None,
+        prepared=None,
+        finished_at=None,
+        swept_at=None,
+        **NO_ATTEMPT,
     )
 
 
 def set_launched(connection: Connection, seen: JobRecord, now: datetime) -> None:
     """Record that the attempt runs; an end that was recorded before is cleared."""
-    connection.execute(_as_seen(seen).values(launched_at=seen.launched_at or now, ended_at=None))
+    connection.execute(as_seen(seen).values(launched_at=seen.launched_at or now, ended_at=None))
+    if attempts.set_started(connection, seen.id, seen.attempt, now):
+        backup.enqueue_job(connection, seen.model, seen.dataset)
 
 
 def set_ended(connection: Connection, seen: JobRecord, now: datetime) -> None:
     """Record that the attempt has ended."""
-    connection.execute(_as_seen(seen).values(ended_at=now))
+    connection.execute(as_seen(seen).values(ended_at=now))
 
 
-def set_message(connection: Connection, seen: JobRecord, message: str) -> None:
+def set_message(connection: Connection, seen: JobRecord, message: str | None) -> None:
     """Set the message that says what the job waits for."""
-    connection.execute(_as_seen(seen).values(message=message))
+    connection.execute(as_seen(seen).values(message=message))
 
 
 def request_cancel(connection: Connection, seen: JobRecord, now: datetime) -> bool:
@@ -233,15 +267,16 @@ def request_cancel(connection: Connection, seen: JobRecord, now: datetime) -> bo
 
     It increments the revision like a move: a decision made before it must not take effect after it.
     """
-    statement = _as_seen(seen).values(cancel_requested=True, revision=seen.revision + 1)
+    values = {"cancel_requested": True, "revision": seen.revision + 1, "eligible_at": None}
+    statement = as_seen(seen).values(values)
     asked = connection.execute(statement).rowcount == 1
     if asked:
         _emit(connection, seen, "job.cancel_requested", now, {})
     return asked
 
 
-def _as_seen(seen: JobRecord) -> Update:
-    """The fence: the job was not moved since it was read."""
+def as_seen(seen: JobRecord) -> Update:
+    """The fence: an update of the job that fails if it was moved since it was read."""
     return update(jobs).where(jobs.c.id == seen.id, jobs.c.revision == seen.revision)
 
 
@@ -253,11 +288,17 @@ def _moved(
     now: datetime,
     changes: Mapping[str, object],
 ) -> bool:
-    changed = statement.values(
-        state=target, state_changed_at=now, revision=seen.revision + 1, **changes
-    )
-    if connection.execute(changed).rowcount != 1:
+    values = {
+        "state": target,
+        "state_changed_at": now,
+        "revision": seen.revision + 1,
+        "eligible_at": None,
+        **changes,
+    }
+    if connection.execute(statement.values(values)).rowcount != 1:
         return False
+    if seen.state in _WITH_AN_ATTEMPT and target != JobState.RUNNING:
+        attempts.end(connection, seen.id, seen.attempt, target, values)
     data = {name: changes[name] for name in ("reason", "message") if changes.get(name)}
     data |= {"from": seen.state, "attempt": changes.get("attempt", seen.attempt)}
     # Clocks of replicas differ.
@@ -273,23 +314,29 @@ def _emit(
     now: datetime,
     data: Mapping[str, object],
 ) -> None:
-    event = Event(
-        kind=kind, owner=job.owner, model=job.model, dataset=job.dataset, job=job.id, data=data
-    )
-    events.emit(connection, event, now)
+    subject = Event(kind=kind, owner=job.owner, model=job.model, dataset=job.dataset, job=job.id)
+    events.emit(connection, replace(subject, data=data, seen=job), now)
 
 
-def _written(approval: Approval) -> dict[str, object]:
-    return {**asdict(approval), "at": approval.at.isoformat()}
+_DOCUMENTS: Mapping[str, type[BaseModel]] = {
+    "progress": Progress,
+    "prepare_progress": PrepareProgress,
+    "prepared": PreparedRows,
+    "report": DatasetReport,
+    "evaluation": EvaluationResult,
+    "merges": VersionRef,
+}
 
 
-def _record(row: RowMapping) -> JobRecord:
+def record(row: RowMapping) -> JobRecord:
+    """The record of a row."""
     values = dict(row)
     values["state"] = JobState(values["state"])
     if values["reason"] is not None:
         values["reason"] = FailureReason(values["reason"])
-    if values["progress"] is not None:
-        values["progress"] = Progress.model_validate(values["progress"])
+    for column, kind in _DOCUMENTS.items():
+        if values[column] is not None:
+            values[column] = kind.model_validate(values[column])
     if values["approval"] is not None:
         approval = values["approval"]
         values["approval"] = Approval(**{**approval, "at": datetime.fromisoformat(approval["at"])})

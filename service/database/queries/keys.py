@@ -5,6 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, and_, case, func, insert, or_, select, update
 
+from service.database.seek import Seek
 from service.database.tables import api_keys
 from service.principal import Scope
 
@@ -47,16 +48,13 @@ def digest_of(connection: Connection, key: str) -> str | None:
     return connection.execute(query).scalar_one_or_none()
 
 
-def page(
-    connection: Connection, owner: str | None, after: str | None, limit: int
-) -> list[KeyRecord]:
-    """Keys by id, after `after`, also expired and revoked ones."""
-    query = select(api_keys).order_by(api_keys.c.id)
+def page(connection: Connection, owner: str | None, seek: Seek[str]) -> list[KeyRecord]:
+    """Keys by id, also expired and revoked ones."""
+    query = select(api_keys)
     if owner is not None:
         query = query.where(api_keys.c.owner == owner)
-    if after is not None:
-        query = query.where(api_keys.c.id > after)
-    return [_record(row) for row in connection.execute(query.limit(limit)).mappings()]
+    rows = connection.execute(seek.restrict(query, api_keys.c.id)).mappings()
+    return [_record(row) for row in rows]
 
 
 def count(connection: Connection, owner: str, now: datetime, made_after: datetime) -> int:

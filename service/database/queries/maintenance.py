@@ -13,7 +13,9 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
+    Text,
     and_,
+    cast,
     delete,
     exists,
     insert,
@@ -23,8 +25,12 @@ from sqlalchemy import (
     update,
 )
 
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.job import READS_ROWS, JobKind, submission_id
 from cmcl.contract.version import VersionManifest
-from service.database.queries import backup
+from service.database.queries import attempts, backup
+from service.database.queries.versions import find as find_version
+from service.database.rows import VersionRecord
 from service.database.tables import (
     datasets,
     jobs,
@@ -35,7 +41,6 @@ from service.database.tables import (
     uploads,
     versions,
 )
-from service.database.tables import preflights as preflight_rows
 from service.states import JobState
 
 
@@ -54,15 +59,24 @@ def claim_lease(
     return connection.execute(statement.values(owner=owner, until=until)).rowcount == 1
 
 
-Kind = Literal["datasets", "jobs", "preflights", "uploads", "models"]
+def running_attempts(connection: Connection) -> set[str]:
+    """Submission ids of the attempts that run, or are about to."""
+    query = select(jobs.c.id, jobs.c.attempt).where(
+        jobs.c.finished_at.is_(None),
+        jobs.c.state.in_((JobState.SUBMITTING, JobState.RUNNING)),
+    )
+    return {submission_id(job, attempt) for job, attempt in connection.execute(query)}
+
+
+Kind = Literal["datasets", "jobs", "uploads", "models"]
 
 _IDS: dict[Kind, Any] = {
     "datasets": datasets.c.id,
     "jobs": jobs.c.id,
-    "preflights": preflight_rows.c.id,
     "uploads": uploads.c.id,
     "models": models.c.name,
 }
+_WITHOUT_CANDIDATE = (JobState.FAILED, JobState.CANCELLED, JobState.REPORTED)
 _SWEPT: dict[Kind, Any] = {"jobs": jobs.c.swept_at, "models": models.c.swept_at}
 
 
@@ -71,10 +85,17 @@ class EndedJob:
     """A job that has ended, for the garbage collector."""
 
     id: str
-    dataset: str
+    model: str
+    kind: JobKind
+    dataset: str | None
     revision: int
     state: JobState
     attempts: int
+
+    @property
+    def own_dataset(self) -> str | None:
+        """The dataset whose rows it reads, and which has no other job that does."""
+        return self.dataset if self.kind in READS_ROWS else None
 
 
 @dataclass(frozen=True)
@@ -96,51 +117,108 @@ def ended_jobs(
     is_old = or_(
         and_(jobs.c.state == JobState.REJECTED, jobs.c.finished_at < rejected_before),
         and_(jobs.c.state == JobState.PUBLISHED, jobs.c.finished_at < before, _is_stored()),
-        and_(jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)), jobs.c.finished_at < before),
+        and_(jobs.c.state == JobState.EVALUATED, jobs.c.finished_at < before),
+        and_(jobs.c.state.in_(_WITHOUT_CANDIDATE), jobs.c.finished_at < before),
     )
+    columns = ("id", "model", "kind", "dataset", "revision", "state", "attempt")
     query = (
-        select(jobs.c.id, jobs.c.dataset, jobs.c.revision, jobs.c.state, jobs.c.attempt)
+        select(*(jobs.c[name] for name in columns))
         .where(jobs.c.finished_at.is_not(None), jobs.c.swept_at.is_(None), is_old)
         .order_by(jobs.c.finished_at)
         .limit(limit)
     )
     return [
-        EndedJob(row.id, row.dataset, row.revision, JobState(row.state), row.attempt)
+        EndedJob(
+            row.id,
+            row.model,
+            row.kind,
+            row.dataset,
+            row.revision,
+            JobState(row.state),
+            row.attempt,
+        )
         for row in connection.execute(query)
     ]
 
 
 def mark_job_swept(connection: Connection, seen: EndedJob, now: datetime) -> bool:
-    """Mark a job swept: it cannot continue. False if it has moved."""
+    """Mark a job swept: it cannot continue, and the history of its progress is removed. False if it has moved."""
     statement = (
         update(jobs)
         .where(jobs.c.id == seen.id, jobs.c.revision == seen.revision)
         .values(swept_at=now, revision=seen.revision + 1)
     )
-    backup.enqueue(connection, "dataset", seen.dataset)
-    return connection.execute(statement).rowcount == 1
+    backup.enqueue_job(connection, seen.model, seen.dataset)
+    is_swept = connection.execute(statement).rowcount == 1
+    if is_swept:
+        attempts.forget_progress(connection, seen.id)
+    return is_swept
 
 
 def learned_datasets(connection: Connection, limit: int) -> list[Learned]:
     """Datasets whose version is stored, and whose training files may still be stored."""
-    learned = and_(jobs.c.dataset == datasets.c.id, jobs.c.state == JobState.PUBLISHED)
     query = (
         select(datasets.c.id, jobs.c.id, jobs.c.attempt)
-        .join_from(datasets, jobs, learned)
-        .where(datasets.c.swept_at.is_(None), _is_stored())
+        .join_from(datasets, jobs, _learned())
+        .where(datasets.c.swept_at.is_(None), datasets.c.deleted_at.is_(None), _is_stored())
         .order_by(datasets.c.sequence)
         .limit(limit)
     )
     return [Learned(*row) for row in connection.execute(query)]
 
 
+def needed_shards(connection: Connection) -> set[str]:
+    """Addresses of training shards that a job may still read: of datasets that are neither learned nor given up."""
+    query = select(datasets.c.manifest).where(
+        datasets.c.swept_at.is_(None),
+        datasets.c.deleted_at.is_(None),
+        datasets.c.manifest.is_not(None),
+    )
+    found: set[str] = set()
+    for document in connection.scalars(query):
+        manifest = DatasetManifest.model_validate(document)
+        found.update(shard.uri for shard in manifest.shards)
+    return found
+
+
 def deleted_datasets(connection: Connection, limit: int) -> list[str]:
-    """Deleted datasets whose files may still be stored."""
+    """Deleted datasets that no version has learned, whose files may still be stored."""
     running = and_(jobs.c.dataset == datasets.c.id, jobs.c.finished_at.is_(None))
     query = select(datasets.c.id).where(
-        datasets.c.swept_at.is_(None), datasets.c.deleted_at.is_not(None), ~exists().where(running)
+        datasets.c.swept_at.is_(None),
+        datasets.c.deleted_at.is_not(None),
+        ~exists().where(or_(running, _learned())),
     )
     return list(connection.scalars(query.order_by(datasets.c.sequence).limit(limit)))
+
+
+def unlearned_datasets(connection: Connection) -> list[str]:
+    """Datasets that were learned and unlearned, whose files may still be stored."""
+    query = select(datasets.c.id).where(
+        datasets.c.swept_at.is_(None),
+        datasets.c.deleted_at.is_not(None),
+        exists().where(_learned()),
+    )
+    return list(connection.scalars(query.order_by(datasets.c.sequence)))
+
+
+def versions_with(connection: Connection, dataset: str) -> list[VersionRecord]:
+    """Versions of models that exist, and of deleted ones with files, whose lineage has the dataset."""
+    query = (
+        select(versions.c.model, versions.c.number)
+        .join(models, models.c.name == versions.c.model)
+        .where(models.c.swept_at.is_(None), cast(versions.c.manifest, Text).contains(dataset))
+    )
+    found: list[VersionRecord] = []
+    for model, number in connection.execute(
+        query.order_by(versions.c.model, versions.c.number)
+    ).all():
+        version = find_version(connection, model, number)
+        if version is not None and any(
+            line.dataset == dataset for line in version.manifest.learned
+        ):
+            found.append(version)
+    return found
 
 
 def mark_datasets_swept(connection: Connection, names: Iterable[str], now: datetime) -> None:
@@ -182,9 +260,11 @@ def datasets_of(connection: Connection, model: str) -> set[str]:
 
 
 def protected_datasets(connection: Connection, before: datetime) -> set[str]:
-    """Datasets that branches have learned which exist, or were deleted after that time."""
+    """Datasets in ledgers of branches and of models that merged, which exist or were deleted after that time."""
     is_there = or_(models.c.deleted_at.is_(None), models.c.deleted_at >= before)
-    return _ledgers(connection, and_(models.c.branched_from.is_not(None), is_there))
+    other = versions.alias()
+    merged = exists().where(other.c.model == models.c.name, other.c.kind == "merge")
+    return _ledgers(connection, and_(or_(models.c.branched_from.is_not(None), merged), is_there))
 
 
 def mark_model_swept(connection: Connection, model: str, now: datetime) -> None:
@@ -241,9 +321,21 @@ def _is_stored() -> ColumnElement[bool]:
 
 
 def _swept_datasets() -> Select[tuple[str]]:
-    """Datasets that are marked swept and have no version. Of the others, moments and held-out rows are needed."""
-    learned = and_(jobs.c.dataset == datasets.c.id, jobs.c.state == JobState.PUBLISHED)
-    return select(datasets.c.id).where(datasets.c.swept_at.is_not(None), ~exists().where(learned))
+    """Datasets that are marked swept and have no version. Of the others, moments and held-out rows are needed.
+
+    One that was unlearned is marked when no version needs it any more.
+    """
+    is_free = or_(datasets.c.deleted_at.is_not(None), ~exists().where(_learned()))
+    return select(datasets.c.id).where(datasets.c.swept_at.is_not(None), is_free)
+
+
+def _learned() -> ColumnElement[bool]:
+    """Condition: the job has learned the dataset."""
+    return and_(
+        jobs.c.dataset == datasets.c.id,
+        jobs.c.kind == "learn",
+        jobs.c.state == JobState.PUBLISHED,
+    )
 
 
 def _ledgers(connection: Connection, condition: ColumnElement[bool]) -> set[str]:

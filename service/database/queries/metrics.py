@@ -9,11 +9,17 @@ from sqlalchemy import Connection, func, select
 from cmcl.contract.job import Progress
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
+from cmcl.contract.prepare import PrepareProgress
+from service.database.queries import preparations
 from service.database.queries.models import is_unmirrored
+from service.database.queries.scheduling import PREPARATION, TRAINING
 from service.database.tables import jobs, models, versions
-from service.states import IN_FLIGHT, JobState
+from service.states import TERMINAL, JobState
 
-_OPEN = (JobState.QUEUED, *sorted(IN_FLIGHT))
+_OPEN = tuple(state for state in JobState if state not in TERMINAL)
+_WAITING = (PREPARATION.waiting, TRAINING.waiting)
+# An owner is a label of a metric: more would be too many series.
+MOST_OWNERS = 20
 
 
 @dataclass(frozen=True)
@@ -25,34 +31,69 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class OwnerJobs:
+    """Jobs of an owner: those that wait, for their preparation or their attempt, and those with an attempt."""
+
+    waiting: int
+    running: int
+
+
+@dataclass(frozen=True)
 class Backlog:
-    """Unfinished work. Every state that is not final has an entry."""
+    """Unfinished work. Every state that is not final has an entry. `owners`: the MOST_OWNERS owners
+    with most waiting jobs."""
 
     jobs: Mapping[JobState, Standing]
+    owners: Mapping[str, OwnerJobs]
     unstored_since: datetime | None
     unmirrored_since: datetime | None
+    driverless_since: datetime | None
 
 
 def read_backlog(connection: Connection) -> Backlog:
     """Read the backlog."""
+    by_owner = _open_jobs(connection)
     return Backlog(
-        jobs=_open_jobs(connection),
+        jobs=_by_state(by_owner),
+        owners=_by_owner(by_owner),
         unstored_since=_unstored_since(connection),
         unmirrored_since=_unmirrored_since(connection),
+        driverless_since=_driverless_since(connection),
     )
 
 
-def _open_jobs(connection: Connection) -> dict[JobState, Standing]:
+def _open_jobs(connection: Connection) -> dict[tuple[str, JobState], Standing]:
+    """Jobs that have not ended, by owner and state."""
     query = (
-        select(jobs.c.state, func.count(), func.min(jobs.c.state_changed_at))
+        select(jobs.c.owner, jobs.c.state, func.count(), func.min(jobs.c.state_changed_at))
         .where(jobs.c.finished_at.is_(None))
-        .group_by(jobs.c.state)
+        .group_by(jobs.c.owner, jobs.c.state)
     )
-    found = {
-        JobState(state): Standing(count, since)
-        for state, count, since in connection.execute(query).all()
+    return {
+        (owner, JobState(state)): Standing(count, since)
+        for owner, state, count, since in connection.execute(query).all()
     }
-    return {state: found.get(state, Standing()) for state in _OPEN}
+
+
+def _by_state(found: Mapping[tuple[str, JobState], Standing]) -> dict[JobState, Standing]:
+    totals = dict.fromkeys(_OPEN, Standing())
+    for (_, state), each in found.items():
+        before = totals[state]
+        since = min(filter(None, (before.since, each.since)), default=None)
+        totals[state] = Standing(before.count + each.count, since)
+    return totals
+
+
+def _by_owner(found: Mapping[tuple[str, JobState], Standing]) -> dict[str, OwnerJobs]:
+    def number(owner: str, states: tuple[JobState, ...]) -> int:
+        return sum(found.get((owner, state), Standing()).count for state in states)
+
+    owners = {
+        owner: OwnerJobs(number(owner, _WAITING), number(owner, TRAINING.running))
+        for owner in {owner for owner, _ in found}
+    }
+    largest = sorted(owners, key=lambda owner: (-owners[owner].waiting, owner))
+    return {owner: owners[owner] for owner in largest[:MOST_OWNERS]}
 
 
 def _unstored_since(connection: Connection) -> datetime | None:
@@ -73,6 +114,20 @@ def _unmirrored_since(connection: Connection) -> datetime | None:
     return found
 
 
+def _driverless_since(connection: Connection) -> datetime | None:
+    """Since when jobs are to be prepared and no process runs that does it."""
+    found = preparations.driver(connection)
+    since: datetime | None = connection.execute(
+        select(func.min(jobs.c.state_changed_at)).where(
+            jobs.c.finished_at.is_(None), jobs.c.state == JobState.PREPARING
+        )
+    ).scalar()
+    if since is None or (found.runs and found.unavailable_since is None):
+        return None
+    stopped = found.unavailable_since or found.ended_at or found.began_at
+    return since if stopped is None else max(since, stopped)
+
+
 @dataclass(frozen=True)
 class Versioned:
     """A model with versions: `head` is the newest, `live` the live one."""
@@ -90,6 +145,14 @@ class Training:
 
     model: str
     progress: Progress
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """A dataset that is being prepared. `progress`: None before the first report."""
+
+    model: str
+    progress: PrepareProgress | None
 
 
 def versioned(connection: Connection, limit: int) -> list[Versioned]:
@@ -118,3 +181,18 @@ def training(connection: Connection, limit: int) -> list[Training]:
     )
     rows = connection.execute(query.order_by(jobs.c.model).limit(limit))
     return [Training(model, Progress.model_validate(progress)) for model, progress in rows]
+
+
+def preparing(connection: Connection, limit: int) -> list[Preparing]:
+    """Datasets that are being prepared: the first ones by name of their model."""
+    there = select(models.c.name).where(models.c.deleted_at.is_(None))
+    query = select(jobs.c.model, jobs.c.prepare_progress).where(
+        jobs.c.finished_at.is_(None),
+        jobs.c.state == JobState.PREPARING,
+        jobs.c.model.in_(there),
+    )
+    rows = connection.execute(query.order_by(jobs.c.model).limit(limit))
+    return [
+        Preparing(model, None if found is None else PrepareProgress.model_validate(found))
+        for model, found in rows
+    ]

@@ -1,6 +1,6 @@
-"""Models, their leases, and their live pointers."""
+"""Models and their live pointers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
@@ -16,11 +16,15 @@ from sqlalchemy import (
     update,
 )
 
+from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
-from service.database.queries import backup, events
+from service.database.queries import backup, events, scheduling
 from service.database.rows import BranchPoint, Event, ModelRecord
-from service.database.tables import jobs, models, trials, versions
+from service.database.seek import Seek
+from service.database.tables import models
+
+_AT_ONCE = 500
 
 
 def create(
@@ -31,9 +35,9 @@ def create(
     now: datetime,
     branch: BranchPoint | None = None,
 ) -> None:
-    """Insert a model without versions. Raises WriteConflict if the name is taken.
+    """Insert a model without versions and encoders. Raises WriteConflict if the name is taken.
 
-    For a branch, the caller inserts the versions that it copies.
+    For a branch, the caller inserts the versions that it copies, and sets their encoders.
     """
     connection.execute(
         insert(models).values(
@@ -46,6 +50,7 @@ def create(
             live_generation=0,
             live_revision=0,
             mirrored_revision=0,
+            encoders={},
             branched_from=asdict(branch) if branch else None,
             created_at=now,
         )
@@ -89,64 +94,22 @@ def hold(connection: Connection, name: str) -> None:
 
 
 def page(
-    connection: Connection, owner: str | None, after: str | None, limit: int
+    connection: Connection, owner: str | None, seek: Seek[str], branched_from: str | None = None
 ) -> list[ModelRecord]:
-    """Models by name, after `after`, without deleted ones."""
-    query = select(models).where(models.c.deleted_at.is_(None)).order_by(models.c.name)
+    """Models by name, without deleted ones; with `branched_from`, branches of that model alone."""
+    query = select(models).where(models.c.deleted_at.is_(None))
+    if branched_from is not None:
+        query = query.where(models.c.branched_from["model"].as_string() == branched_from)
     if owner is not None:
         query = query.where(models.c.owner == owner)
-    if after is not None:
-        query = query.where(models.c.name > after)
-    return [_record(row) for row in connection.execute(query.limit(limit)).mappings()]
+    rows = connection.execute(seek.restrict(query, models.c.name)).mappings()
+    return [_record(row) for row in rows]
 
 
 def with_pointer(connection: Connection) -> list[str]:
     """Names of models that have a live.json, or of which it is to be removed."""
     query = select(models.c.name).where(models.c.live_generation > 0, models.c.swept_at.is_(None))
     return list(connection.scalars(query.order_by(models.c.name)))
-
-
-def claimable(connection: Connection, service: str, now: datetime, renew_before: datetime) -> bool:
-    """Return whether `claim` has anything to do; writes nothing."""
-    query = select(models.c.name).where(_has_work(), _is_free(service, now, renew_before))
-    return connection.execute(query.limit(1)).first() is not None
-
-
-def claim(
-    connection: Connection, service: str, now: datetime, renew_before: datetime, until: datetime
-) -> None:
-    """Lease free models with work, and renew the leases of this replica.
-
-    Of several replicas that claim concurrently, each skips what another has locked.
-    """
-    free = (
-        select(models.c.name)
-        .where(_has_work(), _is_free(service, now, renew_before))
-        .with_for_update(skip_locked=True)
-    )
-    names = list(connection.scalars(free))
-    connection.execute(
-        update(models)
-        .where(models.c.name.in_(names))
-        .values(lease_owner=service, lease_until=until)
-    )
-
-
-def leased(connection: Connection, service: str, now: datetime) -> list[str]:
-    """Names of models with work that this replica holds the lease of."""
-    query = select(models.c.name).where(
-        _has_work(), models.c.lease_owner == service, models.c.lease_until > now
-    )
-    return list(connection.scalars(query.order_by(models.c.name)))
-
-
-def release(connection: Connection, service: str) -> None:
-    """Release all leases of this replica."""
-    connection.execute(
-        update(models)
-        .where(models.c.lease_owner == service)
-        .values(lease_owner=None, lease_until=None)
-    )
 
 
 def advance_head(connection: Connection, name: str, parent: int | None, version: int) -> bool:
@@ -160,20 +123,39 @@ def advance_head(connection: Connection, name: str, parent: int | None, version:
     return connection.execute(statement).rowcount == 1
 
 
-def set_live(
-    connection: Connection, name: str, version: int, generation: int, now: datetime
+def set_encoders(
+    connection: Connection, name: str, encoders: Mapping[str, EncoderIdentity]
 ) -> None:
-    """Set the live version; with the model locked."""
+    """Set by modality which encoder's features the model has; with the model locked."""
+    documents = {modality: each.model_dump(mode="json") for modality, each in encoders.items()}
+    connection.execute(update(models).where(models.c.name == name).values(encoders=documents))
+    backup.enqueue(connection, "model", name)
+
+
+def set_live(
+    connection: Connection,
+    name: str,
+    version: int,
+    generation: int,
+    now: datetime,
+    traceparent: str | None = None,
+) -> None:
+    """Set the live version; with the model locked. `traceparent`: of the job or the request that causes it."""
     connection.execute(
         update(models)
         .where(models.c.name == name)
-        .values(live_version=version, live_generation=generation, **_next_revision(now))
+        .values(
+            live_version=version, live_generation=generation, **_next_revision(now, traceparent)
+        )
     )
 
 
-def revise(connection: Connection, name: str, now: datetime) -> None:
+def revise(
+    connection: Connection, name: str, now: datetime, traceparent: str | None = None
+) -> None:
     """Increment the revision of live.json; with the model locked."""
-    connection.execute(update(models).where(models.c.name == name).values(_next_revision(now)))
+    values = _next_revision(now, traceparent)
+    connection.execute(update(models).where(models.c.name == name).values(values))
 
 
 def set_mirrored(connection: Connection, name: str, revision: int) -> bool:
@@ -198,7 +180,23 @@ def set_policy(
     document = policy.model_dump(mode="json")
     values = {"policy": document, "policy_revision": seen.policy_revision + 1}
     connection.execute(update(models).where(models.c.name == seen.name).values(values))
+    scheduling.reorder(connection, seen.name, seen.policy.priority, policy.priority)
     _emit(connection, seen, "model.policy", now, {"policy": document, "actor": actor})
+
+
+def add_modality(
+    connection: Connection,
+    seen: ModelRecord,
+    spec: ModelSpec,
+    modality: str,
+    actor: str,
+    now: datetime,
+) -> None:
+    """Store the specification with one more modality, and emit the event; with the model locked."""
+    document = spec.model_dump(mode="json")
+    connection.execute(update(models).where(models.c.name == seen.name).values(spec=document))
+    data = {"modality": modality, **document["modalities"][modality], "actor": actor}
+    _emit(connection, seen, "model.modality", now, data)
 
 
 def set_deleted(connection: Connection, seen: ModelRecord, actor: str, now: datetime) -> None:
@@ -219,26 +217,9 @@ def _emit(
     events.emit(connection, emitted, now)
 
 
-def _next_revision(now: datetime) -> dict[str, object]:
-    return {"live_revision": models.c.live_revision + 1, "revised_at": now}
-
-
-def _has_work() -> ColumnElement[bool]:
-    """Condition: a pointer to mirror, an unfinished job, a version to store, or a canary.
-
-    Each uses a partial index, so finished rows cost nothing. A deleted model only has its pointer left to mirror.
-    """
-    unfinished = select(jobs.c.id).where(
-        jobs.c.model == models.c.name, jobs.c.finished_at.is_(None)
-    )
-    unstored = select(versions.c.number).where(
-        versions.c.model == models.c.name, versions.c.stored_at.is_(None)
-    )
-    has_canary = select(trials.c.model).where(
-        trials.c.model == models.c.name, trials.c.ended_at.is_(None)
-    )
-    unfinished_work = or_(unfinished.exists(), unstored.exists(), has_canary.exists())
-    return or_(is_unmirrored(), and_(models.c.deleted_at.is_(None), unfinished_work))
+def _next_revision(now: datetime, traceparent: str | None = None) -> dict[str, object]:
+    revision = models.c.live_revision + 1
+    return {"live_revision": revision, "revised_at": now, "traceparent": traceparent}
 
 
 def is_unmirrored() -> ColumnElement[bool]:
@@ -246,18 +227,19 @@ def is_unmirrored() -> ColumnElement[bool]:
     return and_(models.c.live_generation > 0, models.c.mirrored_revision < models.c.live_revision)
 
 
-def _is_free(service: str, now: datetime, renew_before: datetime) -> ColumnElement[bool]:
-    return or_(
-        models.c.lease_until.is_(None),
-        models.c.lease_until <= now,
-        and_(models.c.lease_owner == service, models.c.lease_until <= renew_before),
-    )
+def in_chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Names in pieces that fit one IN list."""
+    return (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))
 
 
 def _record(row: RowMapping) -> ModelRecord:
     values = dict(row)
     values["spec"] = ModelSpec.model_validate(values["spec"])
     values["policy"] = GatePolicy.model_validate(values["policy"])
+    values["encoders"] = {
+        modality: EncoderIdentity.model_validate(each)
+        for modality, each in values["encoders"].items()
+    }
     if values["branched_from"] is not None:
         values["branched_from"] = BranchPoint(**values["branched_from"])
     return ModelRecord(**values)

@@ -61,15 +61,16 @@ def hold(connection: Connection, named: Sequence[str]) -> dict[str, UploadRecord
     return {row["id"]: _record(row) for row in rows}
 
 
-def bytes_of(connection: Connection, owner: str) -> int:
-    """Announced bytes of all uploads of an owner, without aborted ones.
+def used(connection: Connection, owner: str) -> tuple[int, int]:
+    """Number and announced bytes of all uploads of an owner, without aborted ones.
 
     Takes no lock: uploads of concurrent transactions are not counted.
     """
-    query = select(func.coalesce(func.sum(uploads.c.bytes), 0)).where(
+    query = select(func.count(), func.coalesce(func.sum(uploads.c.bytes), 0)).where(
         uploads.c.owner == owner, uploads.c.state != _ABORTED
     )
-    return int(connection.execute(query).scalar_one())
+    number, size = connection.execute(query).one()
+    return int(number), int(size)
 
 
 def digests(connection: Connection, named: Iterable[str], owner: str | None) -> dict[str, str]:

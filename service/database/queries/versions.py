@@ -1,16 +1,29 @@
 """Versions and promotions."""
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import Any, Self
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, Row, RowMapping, insert, select, update
 
-from cmcl.contract.version import Recall, VersionManifest
+from cmcl.contract.version import Recall, VersionManifest, VersionReport
 from service.database.queries import backup, events
-from service.database.rows import Event, PromotionRecord, VersionOutline, VersionRecord
+from service.database.rows import (
+    Event,
+    FiguresByDataset,
+    PromotionRecord,
+    VersionFigures,
+    VersionOutline,
+    VersionRecord,
+)
+from service.database.seek import Seek
 from service.database.tables import promotions, versions
 
-_OUTLINE = tuple(versions.c[field.name] for field in fields(VersionOutline))
+_OUTLINE, _RECORD, _FIGURES = (
+    tuple(versions.c[field.name] for field in fields(kind))
+    for kind in (VersionOutline, VersionRecord, VersionFigures)
+)
 
 
 def create(connection: Connection, manifest: VersionManifest, now: datetime) -> None:
@@ -38,7 +51,6 @@ def _insert(
     job: str | None = None,
     copied_from: str | None = None,
 ) -> None:
-    document = manifest.model_dump(mode="json")
     connection.execute(
         insert(versions).values(
             model=manifest.model,
@@ -46,48 +58,146 @@ def _insert(
             job=job,
             attempt=manifest.attempt,
             parent=manifest.parent,
-            dataset=manifest.dataset,
-            dataset_name=manifest.learned[-1].name,
-            manifest=document,
-            evaluation=document["report"]["evaluation"],
             copied_from=copied_from,
             created_at=now,
+            **from_manifest(manifest),
         )
     )
     _note(connection, manifest.model, manifest.version)
 
 
+def from_manifest(manifest: VersionManifest) -> dict[str, object]:
+    """The columns `OF_THE_MANIFEST`: the manifest, and what lists and histories need of it."""
+    document = manifest.model_dump(mode="json")
+    report, line = manifest.report, manifest.unlearned or manifest.learned[-1]
+    recalls = [recall.at_1 for recall in report.evaluation.values()]
+    drifts = [drift.since_learned for drift in report.drift.values()]
+    return {
+        "manifest": document,
+        "kind": manifest.kind,
+        "dataset": manifest.dataset,
+        "dataset_name": line.name if manifest.merged is None else str(manifest.merged),
+        "pair_first": line.pair.first,
+        "pair_second": line.pair.second,
+        "evaluation": document["report"]["evaluation"],
+        "mean_recall": sum(recalls) / len(recalls) if recalls else None,
+        "max_drift": max(drifts, default=None),
+        "capacity": document["report"]["capacity"],
+        "figures": _figures(report),
+    }
+
+
+def _figures(report: VersionReport) -> FiguresByDataset:
+    evaluation, quality = report.evaluation, report.quality
+    return {
+        "recall": {name: _rounded(each.at_1) for name, each in evaluation.items()},
+        "recall_at_10": {name: _rounded(each.at_10) for name, each in evaluation.items()},
+        "drift": {name: _rounded(each.since_learned) for name, each in report.drift.items()},
+        "quality": {name: _rounded(each.now) for name, each in quality.items()},
+        "best": {
+            name: _rounded(each.best) for name, each in quality.items() if each.best is not None
+        },
+        "evaluation_only": {
+            each.dataset: _rounded(each.recall.at_1)
+            for each in report.evaluation_only
+            if each.recall is not None
+        },
+    }
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.6g}")
+
+
 def find(connection: Connection, model: str, number: int) -> VersionRecord | None:
     """One version."""
-    query = select(versions).where(versions.c.model == model, versions.c.number == number)
+    query = select(*_RECORD).where(versions.c.model == model, versions.c.number == number)
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
 def page(connection: Connection, model: str, after: int | None, limit: int) -> list[VersionRecord]:
     """Versions of a model by number, after `after`."""
-    query = select(versions).where(versions.c.model == model)
+    query = select(*_RECORD).where(versions.c.model == model)
     if after is not None:
         query = query.where(versions.c.number > after)
     rows = connection.execute(query.order_by(versions.c.number).limit(limit)).mappings()
     return [_record(row) for row in rows]
 
 
-def outlines(
-    connection: Connection, model: str, after: int | None, limit: int
-) -> list[VersionOutline]:
-    """`page` without manifests."""
+def outlines(connection: Connection, model: str, seek: Seek[int]) -> list[VersionOutline]:
+    """Versions of a model by number, without manifests."""
     query = select(*_OUTLINE).where(versions.c.model == model)
-    if after is not None:
-        query = query.where(versions.c.number > after)
-    rows = connection.execute(query.order_by(versions.c.number).limit(limit)).mappings().all()
+    rows = connection.execute(seek.restrict(query, versions.c.number)).mappings().all()
     return [VersionOutline(**row) for row in rows]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A page of versions; only every n-th one, counted back from the newest."""
+
+    seek: Seek[int]
+    newest: int
+    every: int = 1
+
+
+def figures(
+    connection: Connection, model: str, part: Part, *, by_dataset: bool
+) -> list[VersionFigures]:
+    """Versions of a model by number, with their measurements."""
+    columns = [column for column in _FIGURES if by_dataset or column is not versions.c.figures]
+    query = select(*columns).where(versions.c.model == model)
+    if part.every > 1:
+        query = query.where((part.newest - versions.c.number) % part.every == 0)
+    rows = connection.execute(part.seek.restrict(query, versions.c.number)).mappings().all()
+    return [VersionFigures(**row) for row in rows]
+
+
+@dataclass(frozen=True)
+class Capacities:
+    """HeadCapacity by modality in a version, as documents, and the pair that the version learned."""
+
+    number: int
+    pair: tuple[str, str]
+    by_modality: Mapping[str, Mapping[str, float]]
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> Self:
+        """Create it from a row of number, pair and capacity."""
+        return cls(row.number, (row.pair_first, row.pair_second), row.capacity)
+
+
+_CAPACITIES = tuple(
+    versions.c[name] for name in ("number", "pair_first", "pair_second", "capacity")
+)
+
+
+def newest_capacities(connection: Connection, model: str, limit: int) -> list[Capacities]:
+    """The newest versions of a model, oldest first."""
+    query = select(*_CAPACITIES).where(versions.c.model == model)
+    rows = connection.execute(query.order_by(versions.c.number.desc()).limit(limit)).all()
+    return [Capacities.of(row) for row in reversed(rows)]
+
+
+def capacities_after_own(
+    connection: Connection, model: str, modality: str, limit: int
+) -> list[Capacities]:
+    """The newest versions of a model whose dataset had the modality, oldest first.
+
+    A lookup for each side of the pair, because one index cannot have both in order.
+    """
+    found: list[Capacities] = []
+    for side in (versions.c.pair_first, versions.c.pair_second):
+        query = select(*_CAPACITIES).where(versions.c.model == model, side == modality)
+        rows = connection.execute(query.order_by(versions.c.number.desc()).limit(limit))
+        found += map(Capacities.of, rows)
+    return sorted(found, key=lambda each: each.number)[-limit:]
 
 
 def oldest_unstored(connection: Connection, model: str) -> VersionRecord | None:
     """The oldest version whose files are not stored yet."""
     query = (
-        select(versions)
+        select(*_RECORD)
         .where(versions.c.model == model, versions.c.stored_at.is_(None))
         .order_by(versions.c.number)
         .limit(1)
@@ -145,8 +255,8 @@ def retired(connection: Connection, model: str) -> tuple[int, ...]:
 
 def evaluations(
     connection: Connection, model: str, up_to: int
-) -> list[tuple[int, str, dict[str, Recall]]]:
-    """Number, dataset and recalls of each version up to that one."""
+) -> list[tuple[int, str | None, dict[str, Recall]]]:
+    """Number, dataset (None: it learned none) and recalls of each version up to that one."""
     query = (
         select(versions.c.number, versions.c.dataset, versions.c.evaluation)
         .where(versions.c.model == model, versions.c.number <= up_to)
@@ -190,14 +300,10 @@ def add_promotion(
     events.emit(connection, promoted, promotion.created_at)
 
 
-def promotion_page(
-    connection: Connection, model: str, after: int | None, limit: int
-) -> list[PromotionRecord]:
-    """Promotions of a model in their order, after `after`."""
+def promotion_page(connection: Connection, model: str, seek: Seek[int]) -> list[PromotionRecord]:
+    """Promotions of a model in their order."""
     query = select(promotions).where(promotions.c.model == model)
-    if after is not None:
-        query = query.where(promotions.c.generation > after)
-    rows = connection.execute(query.order_by(promotions.c.generation).limit(limit)).mappings()
+    rows = connection.execute(seek.restrict(query, promotions.c.generation)).mappings()
     return [PromotionRecord(**row) for row in rows]
 
 
@@ -206,9 +312,7 @@ def _note(connection: Connection, model: str, number: int) -> None:
 
 
 def _record(row: RowMapping) -> VersionRecord:
-    manifest = VersionManifest.model_validate(row["manifest"])
-    parsed = {"manifest": manifest, "evaluation": _recalls(row["evaluation"])}
-    return VersionRecord(**{**row, **parsed})
+    return VersionRecord(**{**row, "manifest": VersionManifest.model_validate(row["manifest"])})
 
 
 def _recalls(evaluation: dict[str, object]) -> dict[str, Recall]:

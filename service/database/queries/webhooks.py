@@ -23,6 +23,7 @@ from sqlalchemy import (
 
 from service.database.queries import deliveries as queue
 from service.database.rows import Event
+from service.database.seek import Seek
 from service.database.tables import deliveries, webhooks
 from service.principal import EVERY_OWNER
 
@@ -68,16 +69,12 @@ def find(connection: Connection, webhook: str) -> WebhookRecord | None:
     return found[0] if found else None
 
 
-def page(
-    connection: Connection, owner: str | None, after: str | None, limit: int
-) -> list[WebhookRecord]:
-    """Webhooks by id, after `after`."""
-    query = select(webhooks).order_by(webhooks.c.id).limit(limit)
+def page(connection: Connection, owner: str | None, seek: Seek[str]) -> list[WebhookRecord]:
+    """Webhooks by id."""
+    query = select(webhooks)
     if owner is not None:
         query = query.where(webhooks.c.owner == owner)
-    if after is not None:
-        query = query.where(webhooks.c.id > after)
-    return _read(connection, query)
+    return _read(connection, seek.restrict(query, webhooks.c.id))
 
 
 def set_secret(connection: Connection, webhook: str, seen: str, secret: str) -> None:

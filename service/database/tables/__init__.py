@@ -1,22 +1,41 @@
 """The tables as of the newest migration; a test compares the two."""
 
 from service.database.columns import metadata
-from service.database.tables.access import api_keys, responses, upload_parts, upload_uses, uploads
-from service.database.tables.coordination import backup_outbox, compatibility, leases, orphans
-from service.database.tables.notifications import deliveries, event_positions, events, webhooks
+from service.database.tables.operations import (
+    admissions,
+    api_keys,
+    backup_outbox,
+    compatibility,
+    deliveries,
+    event_positions,
+    events,
+    leases,
+    orphans,
+    prepare_drivers,
+    responses,
+    sessions,
+    upload_parts,
+    upload_uses,
+    uploads,
+    webhooks,
+)
 from service.database.tables.registry import (
+    attempts,
+    canaries,
     datasets,
     jobs,
     models,
-    preflights,
+    progress_points,
     promotions,
-    trials,
     versions,
 )
 
 __all__ = [
+    "admissions",
     "api_keys",
+    "attempts",
     "backup_outbox",
+    "canaries",
     "compatibility",
     "datasets",
     "deliveries",
@@ -27,10 +46,11 @@ __all__ = [
     "metadata",
     "models",
     "orphans",
-    "preflights",
+    "prepare_drivers",
+    "progress_points",
     "promotions",
     "responses",
-    "trials",
+    "sessions",
     "upload_parts",
     "upload_uses",
     "uploads",

@@ -1,4 +1,4 @@
-"""How training measures recall, for those who must count alike."""
+"""Recall as training measures it, for tests that compare with it."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,14 @@ from workers.model.rows import PairedRows
 
 
 def recall_at_10(features: Sequence[np.ndarray], sides: Sequence[np.ndarray]) -> float:
-    """Of unit embeddings of these features, both directions averaged."""
+    """Return recall at 10 of unit embeddings of these features, averaged over both directions."""
     rows = PairedRows(
         *(torch.from_numpy(rows_NI) for rows_NI in features),
         *(torch.from_numpy(_keys(rows_NI)) for rows_NI in features),
     )
     held_out = HeldOut(rows, labels_N=None)
-    return recall(*(torch.from_numpy(side_NE) for side_NE in sides), held_out).at_10
+    first_NE, second_NE = (torch.from_numpy(side_NE) for side_NE in sides)
+    return recall(first_NE, second_NE, held_out).at_10
 
 
 def _keys(rows_NI: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A namespace that refuses what is not "restricted"; it goes with all that is in it."""
+    """A namespace that enforces "restricted"; it is deleted at the end."""
     try:
         find("helm"), find("kubectl")
     except NoTool as error:
@@ -111,7 +111,7 @@ def test_every_set_is_taken_by_the_server(cluster: Cluster) -> None:
 
 
 def test_the_namespace_admits_every_pod(cluster: Cluster, trial: Release, gpu: Release) -> None:
-    """Pod Security's own admission, instead of our words for it."""
+    """Pod Security's own admission, beside our copy of its rules."""
     cluster.helm("install", "admission", str(CHART), "--values", str(TRIAL))
     pods = {where: template["spec"] for where, template in trial.pod_templates().items()}
     pods |= dict(injected(gpu))

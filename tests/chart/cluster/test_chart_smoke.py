@@ -93,7 +93,7 @@ def test_a_service_that_does_not_respond_is_reported_with_a_message(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    nobody = "http://127.0.0.1:9"
-    addresses = [f"--service={nobody}", f"--embeddings={nobody}", f"--stream={STREAM}"]
+    closed = "http://127.0.0.1:9"
+    addresses = [f"--service={closed}", f"--embeddings={closed}", f"--stream={STREAM}"]
     assert smoke.main(addresses) == 1
     assert "smoke: " in capsys.readouterr().err

@@ -21,7 +21,7 @@ _SECONDS = 300
 
 
 class NoTool(Exception):
-    """It is not here and cannot be had; says why."""
+    """The tool is missing and cannot be downloaded; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,20 @@ class Cluster:
     namespace: str
 
     def helm(self, *arguments: str) -> str:
-        """What it says. Raises AssertionError with its complaint."""
+        """Return stdout. Raises AssertionError with stderr."""
         return self._run("helm", *arguments)
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
-        """What it says. Raises AssertionError with its complaint."""
+        """Return stdout. Raises AssertionError with stderr."""
         return self._run("kubectl", *arguments, stdin=stdin)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
-        """One object."""
+        """Return one object."""
         found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "-o", "json"))
         return found
 
     def names(self, kind: str) -> set[str]:
-        """Of all objects of a kind."""
+        """Names of all objects of a kind."""
         listed = self.kubectl("get", kind, "-o", "name")
         return {line.partition("/")[2] for line in listed.splitlines()}
 
@@ -64,7 +64,7 @@ class Cluster:
 
 
 def find(program: str) -> Path:
-    """The program. Raises NoTool."""
+    """Return the path of the program. Raises NoTool."""
     installed = shutil.which(program)
     if installed:
         return Path(installed)

@@ -37,7 +37,7 @@ def _expressions(dashboard: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Every series that a control plane, a replica, an encoder or a Ray node shows, by name."""
+    """By name: every series that a control plane, a replica, an encoder or a Ray node exports."""
     service = {
         f"{family.name}{suffix}"
         for family in every_family(tmp_path_factory.mktemp("plane"))
@@ -66,7 +66,7 @@ def _of_encoders() -> set[str]:
 
 
 def _of_nodes() -> set[str]:
-    """Those that Ray's agent on each node reports by itself."""
+    """Series that Ray's agent exports on each node."""
     # Importing it takes a second, and OpenCensus then calls what Python 3.12 deprecated.
     spec = find_spec("ray.dashboard.modules.reporter.reporter_agent")
     assert spec is not None

@@ -45,7 +45,7 @@ def test_the_rules_are_those_that_promtool_tests(production: Release) -> None:
     assert "{{ $labels.job }}" in RULES
     spec = production.one("PrometheusRule", "demo-cmcl")["spec"]
     service = 'cmcl_service_reconcile_round_age_seconds{namespace="test", job="demo-cmcl"}'
-    endpoint = 'ray_cmcl_serve_resident_versions{namespace="test", job="test/demo-cmcl-ray"}'
+    endpoint = 'ray_cmcl_serve_loaded_versions{namespace="test", job="test/demo-cmcl-ray"}'
     named = RULES
     for selector in (service, endpoint):
         bare = f"absent({selector.partition('{')[0]})"
@@ -108,6 +108,21 @@ def test_traces_are_made_only_where_they_are_collected(trial: Release, productio
     assert entry["value"] == "http://collector.example.org:4318"
 
 
+def test_replicas_trace_a_share_of_their_requests(trial: Release, production: Release) -> None:
+    def variables(release: Release) -> dict[str, str]:
+        groups = release.one("RayService", "demo-cmcl-serving")["spec"]["rayClusterConfig"]
+        (container,) = groups["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+        entries = container["env"]
+        return {each["name"]: each["value"] for each in entries if each["name"].startswith("OTEL_")}
+
+    assert variables(trial) == {}
+    assert variables(production) == {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.example.org:4318",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0.01",
+    }
+
+
 def test_ray_nodes_are_scraped_where_kuberay_opens_the_port(production: Release) -> None:
     spec = production.one("PodMonitor", "demo-cmcl-ray")["spec"]
     (expression,) = spec["selector"]["matchExpressions"]
@@ -139,7 +154,7 @@ def test_ids_of_processes_stay_with_our_own_series_alone(
 
 
 def _relabelled(labels: dict[str, str], rules: list[Object]) -> dict[str, str]:
-    """As Prometheus does it, for the two actions that we use."""
+    """Relabel as Prometheus does, for the two actions that the chart uses."""
     for rule in rules:
         if rule["action"] == "labeldrop":
             dropped = re.compile(rule["regex"])
@@ -150,5 +165,5 @@ def _relabelled(labels: dict[str, str], rules: list[Object]) -> dict[str, str]:
                 assert rule["replacement"] == "$1"
                 labels = {**labels, rule["targetLabel"]: found[1]}
         else:
-            raise AssertionError(f"nobody here knows the action {rule['action']}")
+            raise AssertionError(f"unknown action {rule['action']}")
     return labels

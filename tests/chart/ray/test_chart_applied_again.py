@@ -1,4 +1,4 @@
-"""What KubeRay writes back into a RayService is what Helm applied, so that Helm can apply again.
+"""KubeRay's update of a RayService equals what Helm applied, so Helm can apply again.
 
 KubeRay adds its finalizer by an update of the whole object. Were a list changed on its way through Go's
 types, KubeRay would own it, and the next `helm upgrade`, which applies on the server's side, would be a
@@ -37,7 +37,7 @@ def _quantity(value: Any) -> str:
 
 
 def _written_back(node: Any) -> Any:
-    """A part of a Ray object after KubeRay's update, as far as ours have such parts."""
+    """A part of a Ray object after KubeRay's update, for the parts that the chart uses."""
     if isinstance(node, list):
         return [_written_back(entry) for entry in node]
     if not isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""Pods of ranks from none: Ray's autoscaler in the head's pod."""
+"""Ray's autoscaler in the head's pod, which scales pods of ranks from zero."""
 
 import helm_python
 import pytest

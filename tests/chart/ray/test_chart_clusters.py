@@ -6,7 +6,10 @@ import helm_python
 import pytest
 
 from tests.chart.release import BUCKET, ROOT, TWO_CLUSTERS, Object, Release, each_release, render
+from workers.prepare.settings import PrepareSettings
 from workers.train.settings import TrainSettings
+
+ADDRESS = "redis.example.org:6379"
 
 
 def _training(release: Release) -> Object:
@@ -19,18 +22,40 @@ def _serving(release: Release) -> Object:
     return spec
 
 
-def test_pods_of_training_have_every_setting_of_training() -> None:
-    peer_settings = {"checkpointSeconds": 20, "peerSeconds": 90.5, "scratchBytes": 200_000_000_000}
-    training = _training(
-        render({"training": {**peer_settings, "extraEnv": {"NCCL_DEBUG": "INFO"}}})
-    )
+def test_pods_of_training_have_every_setting_of_training_and_preparation() -> None:
+    values = {
+        "training": {
+            "checkpointSeconds": 20,
+            "peerSeconds": 90.5,
+            "scratchBytes": 200_000_000_000,
+            "momentsInFullBytes": 1_000_000,
+            "extraEnv": {"NCCL_DEBUG": "INFO"},
+        },
+        "preparation": {
+            "datasetsAtOnce": 2,
+            "unitsAtOnce": 3,
+            "encoderIdleSeconds": 0.5,
+            "encoderStartSeconds": 60,
+            "fileSeconds": 90,
+            "fileMemory": "1.5Gi",
+        },
+    }
+    training = _training(render(values))
     expected = {
         "CMCL_CHECKPOINT_SECONDS": "20",
         "CMCL_PEER_SECONDS": "90.5",
         "CMCL_SCRATCH_BYTES": "200000000000",
+        "CMCL_MOMENTS_IN_FULL_BYTES": "1000000",
+        "CMCL_PREPARE_DATASETS_AT_ONCE": "2",
+        "CMCL_PREPARE_UNITS_AT_ONCE": "3",
+        "CMCL_PREPARE_ENCODER_IDLE_SECONDS": "0.5",
+        "CMCL_PREPARE_ENCODER_START_SECONDS": "60",
+        "CMCL_PREPARE_FILE_SECONDS": "90",
+        "CMCL_PREPARE_FILE_MEMORY": "1610612736",
         "NCCL_DEBUG": "INFO",
     }
     known = {f"CMCL_{field.upper()}" for field in TrainSettings.model_fields}
+    known |= {f"CMCL_PREPARE_{field.upper()}" for field in PrepareSettings.model_fields}
     assert known == {name for name in expected if name.startswith("CMCL_")}
     for group in (training["headGroupSpec"], *training["workerGroupSpecs"]):
         (container,) = group["template"]["spec"]["containers"]
@@ -46,7 +71,7 @@ def test_pods_have_room_for_all_ranks(
     ranks: int, per_pod: int, gpus_per_rank: float, pods: int, gpus: int | None
 ) -> None:
     training = {"ranks": ranks, "ranksPerPod": per_pod, "gpusPerRank": gpus_per_rank}
-    (group,) = _training(render(BUCKET | {"training": training}))["workerGroupSpecs"]
+    group = render(BUCKET | {"training": training}).groups()["ranks"]
     assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == pods
     assert group["rayStartParams"]["num-cpus"] == str(per_pod)
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -58,9 +83,9 @@ def test_pods_have_room_for_all_ranks(
 def test_ray_counts_gpus_of_any_kubernetes_resource(name: str) -> None:
     from ray.autoscaler._private.kuberay import autoscaling_config  # takes a second
 
-    encoder = {"modality": "text", "kind": "synthetic", "width": 8, "num_gpus": 1}
+    encoder = {"name": "words", "kind": "synthetic", "takes": "text", "width": 8, "num_gpus": 1}
     training = {"gpuResource": name, "gpusPerRank": 1, "ranks": 2, "ranksPerPod": 2}
-    release = render({"training": training, "serving": {"encoders": [encoder]}})
+    release = render({"training": training, "encoders": [encoder]})
     for group, gpus in (("ranks", 2), ("encoders", 1)):
         spec = release.groups()[group]
         assert spec["template"]["spec"]["containers"][0]["resources"]["limits"][name] == str(gpus)
@@ -69,17 +94,17 @@ def test_ray_counts_gpus_of_any_kubernetes_resource(name: str) -> None:
 
 
 def test_gpus_are_added_to_the_limits_of_the_user(production: Release) -> None:
-    (group,) = _training(production)["workerGroupSpecs"]
+    group = production.groups()["ranks"]
     resources = group["template"]["spec"]["containers"][0]["resources"]
     assert resources["limits"] == {"memory": "6Gi", "nvidia.com/gpu": "2"}
     assert group["template"]["spec"]["nodeSelector"] == {"example.org/gpu": "h100"}
 
 
 def test_ranks_say_before_they_go_where_that_is_wanted() -> None:
-    (silent,) = _training(render({}))["workerGroupSpecs"]
+    silent = render({}).groups()["ranks"]
     assert "lifecycle" not in silent["template"]["spec"]["containers"][0]
-    training = _training(render({"training": {"noticeSeconds": 40}}))
-    (group,) = training["workerGroupSpecs"]
+    release = render({"training": {"noticeSeconds": 40}})
+    training, group = _training(release), release.groups()["ranks"]
     pod = group["template"]["spec"]
     (*_, words) = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
     assert "--deadline-remaining-seconds 40 && sleep 40" in words
@@ -161,3 +186,34 @@ def test_names_are_short_enough_for_kuberay(name: str) -> None:
 def test_a_name_that_kuberay_refuses_is_refused(name: str) -> None:
     with pytest.raises(helm_python.HelmRenderError, match="must start with a letter"):
         render({}, name=name)
+
+
+def _cluster(release: Release) -> Object:
+    spec: Object = release.one("RayService", "demo-cmcl-serving")["spec"]["rayClusterConfig"]
+    return spec
+
+
+def test_state_is_in_the_memory_of_the_head_by_default(trial: Release) -> None:
+    assert "gcsFaultToleranceOptions" not in _cluster(trial)
+
+
+def test_state_goes_to_a_redis_whose_password_is_in_a_secret(production: Release) -> None:
+    assert _cluster(production)["gcsFaultToleranceOptions"] == {
+        "redisAddress": "rediss://redis.example.org:6379",
+        "redisPassword": {
+            "valueFrom": {"secretKeyRef": {"name": "cmcl-redis", "key": "redis-password"}}
+        },
+    }
+
+
+@pytest.mark.parametrize("secret", ["", "x"])
+def test_a_redis_without_a_password_gets_none(secret: str) -> None:
+    options = {"redisAddress": ADDRESS, "redisSecret": secret, "redisSecretKey": "k"}
+    found = _cluster(render({"serving": {"gcsFaultTolerance": options}}))
+    assert ("redisPassword" in found["gcsFaultToleranceOptions"]) is bool(secret)
+
+
+def test_the_cluster_that_trains_has_none(production: Release) -> None:
+    """Ray recommends it for Serve only; an attempt resumes from its checkpoint anyway."""
+    training = production.one("RayCluster", "demo-cmcl-training")["spec"]
+    assert "gcsFaultToleranceOptions" not in training

@@ -1,4 +1,4 @@
-"""What KubeRay's Services find: it labels pods of Ray itself, and selects them by those labels."""
+"""Selectors of KubeRay's Services: KubeRay labels Ray's pods, and selects them by those labels."""
 
 import pytest
 

@@ -14,7 +14,7 @@ def _cluster(release: Release) -> Object:
 
 def test_it_is_that_of_the_rayservice(one_cluster: Release) -> None:
     assert one_cluster.of_kind("RayCluster") == []
-    assert list(one_cluster.groups()) == ["replicas", "ranks"]
+    assert list(one_cluster.groups()) == ["replicas", "ranks", "preparation"]
 
 
 def test_jobs_are_submitted_to_its_head_with_its_token(one_cluster: Release) -> None:

@@ -6,7 +6,7 @@ import helm_python
 import pytest
 
 from service.app import create_app
-from service.launchers.kuberay.resource import PodTemplates, Site, ray_job, read_pod_templates
+from service.launchers.kuberay_resource import PodTemplates, Site, ray_job, read_pod_templates
 from service.launchers.port import Submission
 from service.settings import Settings
 from tests.chart.release import BUCKET, Object, Release, is_uninstall_hook, render, values_of
@@ -15,19 +15,19 @@ from tests.chart.schemas import CRDS, complaints_of_kuberay
 from tests.fakes.kubernetes_api import kubernetes_api
 
 SUBMISSION = Submission(
-    "job-1-a1", ["true"], priority="high", ranks=8, min_ranks=4, gpus_per_rank=1
+    "job-1-a1", ["true"], queue="training", priority="high", ranks=8, min_ranks=4, gpus_per_rank=1
 )
 
 
 def _pods(release: Release, folder: Path) -> PodTemplates:
-    """As the service reads them."""
+    """The pods' settings, as the service reads them."""
     path = folder / "pods.yaml"
     path.write_text(release.one("ConfigMap", "demo-cmcl-pods")["data"]["pods.yaml"])
     return read_pod_templates(path)
 
 
 def _settings(release: Release, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """As the pod has them; the file is elsewhere."""
+    """The pod's settings, with the file at another path."""
     _pods(release, folder)
     for name, value in release.settings().items():
         if isinstance(value, str):
@@ -63,7 +63,7 @@ def test_rayjob_permissions_of_the_service_are_exactly_those_it_uses(queued: Rel
     assert jobs == {
         "apiGroups": ["ray.io"],
         "resources": ["rayjobs"],
-        "verbs": ["create", "delete", "get", "patch"],
+        "verbs": ["create", "delete", "get", "list", "patch"],
     }
     binding = queued.one("RoleBinding", "demo-cmcl")
     account = queued.one("Deployment", "demo-cmcl")["spec"]["template"]["spec"][
@@ -71,6 +71,15 @@ def test_rayjob_permissions_of_the_service_are_exactly_those_it_uses(queued: Rel
     ]
     assert binding["roleRef"]["name"] == "demo-cmcl"
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "test"}]
+
+
+def test_logs_of_pods_are_read_only_where_submitters_print_them() -> None:
+    values = values_of("queued")
+    values["training"]["rayJobs"]["submissionMode"] = "K8sJobMode"
+    assert render(values).one("Role", "demo-cmcl")["rules"][2:] == [
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+        {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+    ]
 
 
 def test_only_the_service_holds_a_token_and_only_for_that(
@@ -158,7 +167,7 @@ def test_the_pods_of_an_attempt_are_those_of_the_cluster(queued: Release, tmp_pa
     values["training"]["launcher"] = "ray"
     cluster = render(values).one("RayCluster", "demo-cmcl-training")["spec"]
     attempt = _job(queued, tmp_path)["spec"]["rayClusterSpec"]
-    (of_cluster,), (of_attempt,) = cluster["workerGroupSpecs"], attempt["workerGroupSpecs"]
+    (of_cluster, _), (of_attempt,) = cluster["workerGroupSpecs"], attempt["workerGroupSpecs"]
     assert attempt["headGroupSpec"] == cluster["headGroupSpec"]
     assert of_attempt["template"] == of_cluster["template"]
     assert of_attempt["rayStartParams"] == of_cluster["rayStartParams"]

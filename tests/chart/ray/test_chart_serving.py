@@ -122,8 +122,10 @@ def test_all_arguments_arrive_as_they_were_chosen() -> None:
         name: 2 * (DEFAULTS[_camel(name)] or 1) + number for number, name in enumerate(numbers)
     }
     assert len(set(chosen.values())) == len(chosen)
-    args = {_camel(name): value for name, value in chosen.items()}
-    args["trustedProxies"] = ["10.244.0.0/16"]
+    args = {
+        **{_camel(name): value for name, value in chosen.items()},
+        "trustedProxies": ["10.244.0.0/16"],
+    }
     args_read = ServeArgs.model_validate(render({"serving": {"args": args}}).serve_args())
     assert {name: getattr(args_read, name) for name in chosen} == chosen
     assert args_read.trusted_proxies == (IPv4Network("10.244.0.0/16"),)

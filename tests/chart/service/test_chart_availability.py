@@ -1,4 +1,4 @@
-"""Several replicas of the control plane: how many, where, and how they come and go."""
+"""Several replicas of the control plane: number, placement, rollout."""
 
 import helm_python
 import pytest

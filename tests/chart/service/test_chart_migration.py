@@ -1,4 +1,4 @@
-"""The migration before install and upgrade: what Helm runs while nothing else of the release is there."""
+"""The migration hook before install and upgrade, when no other object of the release exists."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_the_migration_job_can_be_disabled() -> None:
 
 
 def test_it_needs_nothing_of_the_release(production: Release) -> None:
-    """No ConfigMap, no claim, none of the service's volumes: before an install there is none."""
+    """No ConfigMap, claim or volume of the service: none exists before an install."""
     release = render(BUCKET | POSTGRES | {"service": EXTRA})
     assert "authorities" in [
         mount["name"] for mount in release.container("service")["volumeMounts"]

@@ -5,10 +5,11 @@ from typing import Any
 import helm_python
 import pytest
 
-from service.auth.signing import make_pair
+from service.auth.key_snapshot import make_pair
 from service.events.webhook_secrets import new_key
 from service.settings import Settings
 from tests.chart.release import (
+    Object,
     Release,
     each_release,
     environment_of,
@@ -17,6 +18,8 @@ from tests.chart.release import (
     values_of,
 )
 from workers.serve.settings import ServeArgs
+
+_ISSUER = {"issuer": "https://login.example.org", "audience": "cmcl", "clientId": "cmcl-page"}
 
 
 @each_release()
@@ -79,11 +82,16 @@ def test_chart_sets_every_setting_and_no_other(
     # Each launcher has its own settings.
     of_rayjobs = {name for name in known if name.startswith("CMCL_KUBERAY_")}
     assert known - set(production.settings()) == {*of_rayjobs, "CMCL_MIN_RANKS"}
-    of_secrets = {"CMCL_SNAPSHOT_SIGNING_KEY", "CMCL_METRICS_KEY", "CMCL_ENCRYPTION_KEY"}
-    assert known - set(queued.settings()) == {"CMCL_RAY_ADDRESS", *of_secrets}
+    of_secrets = {
+        *("CMCL_SNAPSHOT_SIGNING_KEY", "CMCL_METRICS_KEY", "CMCL_ENCRYPTION_KEY"),
+        "CMCL_OIDC_CLIENT_SECRET",
+    }
+    of_browsers = {"CMCL_OIDC_CLIENT_ID", "CMCL_OIDC_SCOPES", "CMCL_PAGE_URL"}
+    of_ray = {"CMCL_RAY_ADDRESS", "CMCL_ATTEMPTS_AT_ONCE"}
+    assert known - set(queued.settings()) == {*of_ray, *of_secrets, *of_browsers}
     # Empty, they would be an issuer without a name.
     unset = {"CMCL_OIDC_ISSUER", "CMCL_OIDC_AUDIENCE", "CMCL_MIN_RANKS"}
-    assert known - set(trial.settings()) == {*of_rayjobs, *unset, *of_secrets}
+    assert known - set(trial.settings()) == {*of_rayjobs, *unset, *of_secrets, *of_browsers}
 
 
 def _migration(release: Release) -> Any:
@@ -91,13 +99,14 @@ def _migration(release: Release) -> Any:
 
 
 def _set_environment(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the pod has it, with something in the Secrets that it needs."""
+    """Set the pod's environment, with values for the Secrets that it needs."""
     secrets = {
         "CMCL_DATABASE_URL": "postgresql://from-secret",
         "CMCL_ADMIN_KEY": "k" * 32,
         "CMCL_METRICS_KEY": "m" * 32,
         "CMCL_SNAPSHOT_SIGNING_KEY": make_pair().private,
         "CMCL_ENCRYPTION_KEY": new_key(),
+        "CMCL_OIDC_CLIENT_SECRET": "c" * 32,
     }
     for name, value in release.settings().items():
         if isinstance(value, str):
@@ -117,6 +126,8 @@ def test_settings_arrive_as_the_values_say(
     assert settings.store_uri == "s3://cmcl-production/store"
     assert settings.ray_address == "http://demo-cmcl-training-head-svc:8265"
     assert (settings.auth, settings.oidc_issuer) == ("on", "https://login.example.org")
+    assert settings.oidc_client_secret is not None
+    assert (settings.page, settings.page_url) == ("on", "https://cmcl.example.org/ui")
     assert settings.admin_key is not None
     assert settings.snapshot_signing_key is not None
     assert settings.encryption_key is not None
@@ -124,6 +135,8 @@ def test_settings_arrive_as_the_values_say(
 
 def test_chart_and_service_have_the_same_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     differ_on_purpose = {"database_url", "store_uri", "ray_address", "host", "embeddings_url"}
+    # The chart knows how many pods of ranks there are.
+    differ_on_purpose |= {"attempts_at_once"}
     _set_environment(render({}), monkeypatch)
     rendered = Settings().model_dump(exclude=differ_on_purpose)
     defaults = {name: Settings.model_fields[name].default for name in rendered}
@@ -205,6 +218,32 @@ def test_a_key_is_always_required(release: Release) -> None:
 def test_tokens_for_any_audience_are_refused() -> None:
     with pytest.raises(helm_python.HelmRenderError, match=r"access\.oidc\.audience is missing"):
         render({"access": {"oidc": {"issuer": "https://login.example.org"}}})
+
+
+@pytest.mark.parametrize(
+    ("access", "message"),
+    [
+        ({"oidc": {"clientId": "x"}}, r"access\.oidc\.issuer is empty"),
+        ({"oidc": _ISSUER}, r"access\.page\.url is empty"),
+        (
+            {"oidc": _ISSUER, "page": {"url": "https://x/ui"}},
+            r"neither access\.oidc\.clientSecret nor access\.encryptionSecret",
+        ),
+    ],
+)
+def test_a_client_that_cannot_sign_browsers_in_is_refused(access: Object, message: str) -> None:
+    with pytest.raises(helm_python.HelmRenderError, match=message):
+        render({"access": access})
+
+
+def test_the_page_can_be_turned_off() -> None:
+    ingress: Object = {"service": {"ingress": {"enabled": True, "host": "cmcl.example.org"}}}
+    on, off = render(ingress), render({**ingress, "access": {"page": {"enabled": False}}})
+    assert (on.settings()["CMCL_PAGE"], off.settings()["CMCL_PAGE"]) == ("on", "off")
+    assert "http://cmcl.example.org/ui" in on.notes
+    assert "/ui" not in off.notes
+    assert "/ui" in str(on.one("Ingress", "demo-cmcl"))
+    assert "/ui" not in str(off.one("Ingress", "demo-cmcl"))
 
 
 @each_release()

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.baselines.der import DER
-from benchmarks.baselines.derpp import DERpp
+from benchmarks.baselines.der import DER, DERpp
 from cmcl.contract.modality import ModalityPair
 from tests.unit.methods.contexts import (
     AUDIO_DEPTH,

@@ -70,7 +70,7 @@ def test_quadratic_problem_equals_brute_force(
 
 @given(seed=st.integers(0, 10_000), memories=st.integers(1, 4))
 def test_without_a_margin_no_memory_is_opposed(seed: int, memories: int) -> None:
-    """And of all such gradients it is the closest: the correction is along opposed memories only."""
+    """It is the closest such gradient: the correction is along opposed memories only."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(memories, 8, generator=generator, dtype=torch.float64)
     gradient = torch.randn(8, generator=generator, dtype=torch.float64)

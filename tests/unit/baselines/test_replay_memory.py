@@ -1,4 +1,4 @@
-"""The ledger of stored rows: what goes in comes out, and draws follow the seed alone."""
+"""The memory of stored rows: rows are returned unchanged, and draws depend on the seed alone."""
 
 from dataclasses import replace
 

@@ -7,13 +7,23 @@ import torch
 
 from benchmarks.chain import Dataset, learn_one, run_chain
 from benchmarks.folder import Stream, read_stream
-from benchmarks.joint import JointOutcome, _Joint, conditioned_heads, train_jointly
+from benchmarks.joint import (
+    JointOutcome,
+    JointSetting,
+    _Joint,
+    closed_form_heads,
+    conditioned_heads,
+    learn_alone,
+    mean_heads,
+    train_jointly,
+)
 from benchmarks.runs import Failed, Run, perform_all, spec_of
 from cmcl.contract.model import ModelSpec
 from tests.unit.benchmarks.tiny_stream import write_stream
 from workers.model.evaluation import measure
 from workers.model.heads import initial_heads
-from workers.train.learn import initial_state, prepared_rows
+from workers.train.learn import initial_state
+from workers.train.sums import prepared_rows
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +124,34 @@ def test_a_run_that_fails_loses_no_other(stream: Stream, tmp_path: Path) -> None
     assert isinstance(failed, Failed)
     assert "diverged" in failed.words
     assert isinstance(joint, JointOutcome)
+
+
+def test_joint_training_can_start_from_the_heads_of_the_stream(stream: Stream) -> None:
+    solved = spec(stream, "nullspace")
+    start = closed_form_heads(stream.datasets, solved)
+    last = run_chain(stream.datasets, solved).matrix[-1]
+    assert [measure(start, one.pair, one.held_out) for one in stream.datasets] == last
+    setting = JointSetting(averaged=True, from_closed_form=True)
+    outcome = train_jointly(stream.datasets, solved, [2], setting)
+    assert outcome.recalls[2] != train_jointly(stream.datasets, solved, [2]).recalls[2]
+
+
+def test_averaged_heads_are_the_mean_of_the_second_half(stream: Stream) -> None:
+    joint = joint_of(stream, stream.datasets, spec(stream))
+    after = []
+    for _ in range(4):
+        joint.train_epoch()
+        after.append(joint.heads())
+    mean = mean_heads(after[2:])
+    expected = [measure(mean, one.pair, one.held_out) for one in stream.datasets]
+    outcome = train_jointly(stream.datasets, spec(stream), [4], JointSetting(averaged=True))
+    assert outcome.recalls[4] == expected
+    weight = (after[2].weights["v"] + after[3].weights["v"]) / 2
+    torch.testing.assert_close(mean.weights["v"], weight)
+
+
+def test_a_dataset_alone_is_the_first_of_a_stream(stream: Stream) -> None:
+    solved = spec(stream, "nullspace")
+    alone = learn_alone(stream.datasets, solved).recalls[1]
+    assert alone[0] == run_chain(stream.datasets[:1], solved).matrix[0][0]
+    assert len(alone) == len(stream.datasets)

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from benchmarks.chain import Outcome
-from benchmarks.figures import METRICS, Spread, chain_figures, joint_figures, spread
+from benchmarks.figures import METRICS, Figures, Spread, chain_figures, joint_figures, spread
 from benchmarks.joint import JointOutcome
-from benchmarks.pictures import change_since_learned, retention
+from benchmarks.stream import memories
 from cmcl.contract.version import Recall
+from cmcl.pictures.retention import kept_shares
 
 MATRIX = [[0.5, 0.1, 0.2], [0.4, 0.6, 0.3], [0.3, 0.7, 0.9]]
 UNTRAINED = [0.0, 0.05, 0.1]
@@ -104,13 +105,14 @@ def test_joint_reports_each_metric_at_its_own_best_epochs() -> None:
 
 
 @given(arrays(np.float64, (4, 4), elements=st.floats(0.01, 1)))
-def test_retention_and_change_start_from_when_learned(matrix_TT: np.ndarray) -> None:
-    kept_T, change_TT = retention(matrix_TT), change_since_learned(matrix_TT)
-    learned_T = np.diag(matrix_TT)
-    assert kept_T[0] == pytest.approx(100)
-    assert np.allclose(np.diag(change_TT), 0)
-    assert np.isnan(change_TT[0, 1:]).all()
+def test_pictures_start_from_when_learned_and_leave_out_what_was_not(matrix_TT: np.ndarray) -> None:
+    figures = Figures({}, {"recall_at_1": matrix_TT.tolist()}, None)
+    memory = memories({"one": figures}, "recall_at_1", list("abcd"))["one"]
+    learned_T, kept = np.diag(matrix_TT), kept_shares(memory)
+    assert memory.when_learned == pytest.approx(learned_T)
     for after in range(4):
         now, then = matrix_TT[after, : after + 1], learned_T[: after + 1]
-        assert kept_T[after] == pytest.approx(100 * now.mean() / then.mean())
-        assert change_TT[after, : after + 1] == pytest.approx(100 * (now - then))
+        assert kept[after] == pytest.approx(now.mean() / then.mean())
+        changes = memory.changes[after]
+        assert changes[:after] == pytest.approx((now - then)[:after])
+        assert set(changes[after:]) == {None}

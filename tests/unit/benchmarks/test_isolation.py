@@ -127,7 +127,7 @@ def test_an_attack_without_requests_reaches_no_goal() -> None:
         (PROXY, {"mib": 129.0}, ["peak_mib.proxy"]),
         (REPLICA, {"descriptors": 84}, []),
         (REPLICA, {"descriptors": 85}, ["descriptors_kept.replica"]),
-        (REPLICA, {"descriptors": 1024}, ["descriptors.replica"]),
+        (REPLICA, {"descriptors": 1024}, ["descriptors.replica", "descriptors_kept.replica"]),
         (REPLICA, {"numbers": frozenset({99})}, ["ended.replica"]),
     ],
 )
@@ -145,8 +145,14 @@ def test_a_peak_that_was_given_back_is_a_peak_alone() -> None:
     assert missed(found, Goals()) == ["peak_mib.service"]
 
 
+@pytest.mark.parametrize(("state", "misses"), [("published", []), ("failed", ["dataset"])])
+def test_a_dataset_that_was_posted_is_learned(state: str, misses: list[str]) -> None:
+    found = {**figures(steady(100)), "dataset": {"state": state, "seconds": 4.0}}
+    assert missed(found, Goals()) == misses
+
+
 def page(found: dict[str, Any]) -> str:
-    shown = {**found, "words": "No key.", "attacker": {"connections": 4}}
+    shown = {**found, "words": "No key.", "attacker": {"connections": 4}, "recovery_s": 6.0}
     shown["missed"] = missed(shown, Goals())
     goals = vars(Goals())
     attacks = {"bombs": shown, "others": {"words": "", "error": "no room", "missed": ["error"]}}
@@ -155,7 +161,10 @@ def page(found: dict[str, Any]) -> str:
 
 def test_the_page_marks_what_misses_its_goal() -> None:
     found = page(figures([*steady(100), work(150, 8, 503), work(150, 8, 503)]))
-    assert "| bombs | **2** | 102 | 0 | 0.01 | **8** | 0.01 | 100 | 100 | 100 | 100 |  |" in found
+    assert (
+        "| bombs | **2** | 102 | 0 | 0.01 | **8** | 0.01 | 100 | 100 | 100 | 100 | 6 | – |  |"
+        in found
+    )
     assert "| bombs | read: 503: 2 |" in found
     assert "**0 of 2 attacks" in found
     assert "others was **not tested**: no room" in found
@@ -203,7 +212,7 @@ def target(address: str, folder: Path, *, seconds: float = 0.6, scale: float = 0
 def test_steady_work_is_recorded_and_its_failures_with_it(system: System) -> None:
     kinds = ("embed", "search", "read", "write", "add", "stream", *PROBES)
     rates = dict.fromkeys(kinds, 2.0)
-    bob = Bystander(*[system.address] * 2, "a-key", "m", "x", [0.5] * 4, "steady", rates)
+    bob = Bystander(system.address, system.address, "a-key", "m", "x", [0.5] * 4, "steady", rates)
     with SteadyLoad(bob) as working:
         found: list[Record] = []
         deadline = time.monotonic() + 30

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.large.data import write_dataset
-from benchmarks.large.page import draw, markdown
+from benchmarks.large_dataset import draw, markdown
 from workers.train.data.reader import read_rows
 
 DOCUMENT = {

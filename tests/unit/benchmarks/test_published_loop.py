@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.training.product_loop import random_sides
+from benchmarks.training.loops import random_sides
 from benchmarks.training.timing import WindowTimer
 from tests.unit.benchmarks.ticks import Ticks
 

@@ -1,4 +1,4 @@
-"""The model of time: its terms are those of the loop, and what is said of clusters follows from them."""
+"""The time model: its terms are those of the loop, and statements about clusters follow from them."""
 
 import gc
 import math
@@ -11,12 +11,9 @@ import torch
 
 from benchmarks.scale import Found
 from benchmarks.scaling import group
-from benchmarks.scaling.cluster import Cluster
 from benchmarks.scaling.constants import fair_share_seconds, usual_waiting
-from benchmarks.scaling.curves import Curve
 from benchmarks.scaling.forecast import RANKS, Forecast
 from benchmarks.scaling.group import in_group, seconds_in_cycle
-from benchmarks.scaling.machine import Machine
 from benchmarks.scaling.model import (
     TERMS,
     Shape,
@@ -27,6 +24,7 @@ from benchmarks.scaling.model import (
 )
 from benchmarks.scaling.page import markdown
 from benchmarks.scaling.plots import draw_all
+from benchmarks.scaling.rates import Cluster, Curve, Machine
 from benchmarks.training import timing
 
 SHARED = ("gather", "reduce", "waiting")
@@ -131,7 +129,7 @@ def test_one_odd_look_at_waiting_does_not_count() -> None:
 
 def test_in_a_ring_each_is_done_once_and_then_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "WINDOW_SECONDS", 0.0)
-    monkeypatch.setattr(group, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(group, "_TIMEOUT_SECONDS", 0.01)
     done: list[str] = []
     seconds = seconds_in_cycle([partial(done.append, name) for name in "abc"])
     assert "".join(done) == "abc" * (len(done) // 3)
@@ -199,7 +197,7 @@ def of_two_processes() -> tuple[list[float], float]:
 
 
 def page_faults_of_a_pass() -> float:
-    """Over rows of 16 MiB, with what it makes and lets go of."""
+    """Page faults of a pass over rows of 16 MiB, with its temporary tensors."""
     rows, faults = torch.ones(2048, 2048), []
     for _ in range(11):
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
@@ -208,7 +206,7 @@ def page_faults_of_a_pass() -> float:
 
 
 def let_go_in_a_circle() -> None:
-    """What DDP leaves: a circle that ends when the collector comes by, with the process group in it."""
+    """Leave a reference cycle that holds the process group, as DDP does, for the collector."""
     gc.disable()
     ring: list[object] = [torch.distributed.group.WORLD]
     ring.append(ring)

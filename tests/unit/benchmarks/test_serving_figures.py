@@ -1,4 +1,4 @@
-"""What the serving benchmarks make of answers, swaps and memory."""
+"""Figures of the serving benchmarks from answers, swaps and memory."""
 
 from dataclasses import replace
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.endpoint.load import ANSWER, CUT, RIGHT, TOO_LATE, WRONG, Answers
-from benchmarks.outages.outcome import Moment, outcome
-from benchmarks.outages.retrying import Call
+from benchmarks.outages.outcome import Call, Moment, outcome
 from benchmarks.peers.comparison import Cell
 from benchmarks.serving import goals
 from benchmarks.serving_swaps import Run, _document, _parser
@@ -21,11 +20,11 @@ CELL = Cell("ours", "binary", 256, 16, 10, 10.0, 20.0, 40.0, 10240.0, 0, 0)
 
 def answer(
     sent: float, seconds: float, status: int = 200, checked: int = RIGHT, version: int = 1
-) -> tuple:
+) -> tuple[float, ...]:
     return (sent, seconds, status, version, 0, checked, 10)
 
 
-def answers(*found: tuple) -> Answers:
+def answers(*found: tuple[float, ...]) -> Answers:
     return np.array(list(found), dtype=ANSWER)
 
 
@@ -58,7 +57,7 @@ def test_a_version_that_answers_before_an_older_one_does_is_not_everywhere() -> 
 
 
 def test_an_answer_that_the_next_move_has_brought_about_is_no_older_one() -> None:
-    """Sent before that move and answered after it, here by the version that answered before, too."""
+    """Sent before that promotion and answered after it, by the version of before."""
     found = answers(
         answer(1.1, 0.1), answer(1.2, 0.1, version=2), answer(1.95, 0.1), answer(2.1, 0.1)
     )
@@ -120,13 +119,16 @@ def test_moves_go_round_in_a_circle_with_a_roll_back_every_fifth_time() -> None:
 def test_growing_memory_is_distinguished_from_noise() -> None:
     swaps = np.arange(200.0)
     wavering = 500 + np.random.default_rng(0).normal(0, 1, 200)
-    flat, growing = slope(swaps, wavering), slope(swaps, wavering + 0.1 * swaps)
+    flat, growing = (
+        slope(swaps.tolist(), wavering.tolist()),
+        slope(swaps.tolist(), (wavering + 0.1 * swaps).tolist()),
+    )
     assert flat is not None
     assert growing is not None
     assert not flat.grows
     assert growing.grows
     assert growing.value == pytest.approx(10, abs=2)
-    assert slope(swaps[:10], wavering[:10]) is None
+    assert slope(swaps[:10].tolist(), wavering[:10].tolist()) is None
 
 
 def test_an_outage_is_reported_by_kind_and_duration() -> None:
@@ -141,7 +143,7 @@ def test_an_outage_is_reported_by_kind_and_duration() -> None:
     calls = [Call(9.95, 0.5, "right"), Call(12.0, 1.0, "Unreachable"), Call(20.0, 1.0, "wrong")]
     seen = outcome(moment, found, calls)
     assert seen.failed == {"cut": 1, "500": 1}
-    assert (seen.lost, seen.wrong, seen.patient_failed) == (2, 1, {"Unreachable": 1})
+    assert (seen.lost, seen.wrong, seen.client_failed) == (2, 1, {"Unreachable": 1})
     assert seen.silence == pytest.approx(13.7 - 11.5)
     assert seen.whole == 2.0
 

@@ -11,10 +11,26 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from benchmarks.endpoint.bodies import Expected, Form, feature_request, features, vectors
-from benchmarks.endpoint.client_process import ClientProcess
-from benchmarks.endpoint.http1 import MalformedResponse, head_of, request
-from benchmarks.endpoint.load import CUT, REFUSED, RIGHT, TOO_LATE, WRONG, Load, drive
+from benchmarks.endpoint.load import (
+    CUT,
+    REFUSED,
+    RIGHT,
+    TOO_LATE,
+    WRONG,
+    ClientProcess,
+    Load,
+    drive,
+)
+from benchmarks.endpoint.messages import (
+    Expected,
+    Form,
+    MalformedResponse,
+    feature_request,
+    features,
+    head_of,
+    request,
+    vectors,
+)
 from tests.fakes.served_app import served
 
 ROWS_RBF = features(2, 3, 4)
@@ -80,7 +96,7 @@ def test_a_request_larger_than_any_buffer_is_answered_whole(address: str) -> Non
 def test_failures_are_kept_by_what_they_are(address: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         silent = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        late = drive(Load(silent, [request(silent, "/", b"", "x")], 1, 0.3, patience=0.1))
+        late = drive(Load(silent, [request(silent, "/", b"", "x")], 1, 0.3, timeout=0.1))
     refused = drive(Load(silent, [request(silent, "/", b"", "x")], 1, 0.05))
     broken = drive(Load(address, [request(address, "/broken", b"", "x")], 1, 0.1))
     assert [set(each["status"]) for each in (late, refused, broken)] == [
@@ -101,7 +117,7 @@ def test_an_answer_that_ends_early_is_cut() -> None:
 
         server = threading.Thread(target=hang_up)
         server.start()
-        answers = drive(Load(place, [request(place, "/", b"", "x")], 1, 0.2, patience=0.3))
+        answers = drive(Load(place, [request(place, "/", b"", "x")], 1, 0.2, timeout=0.3))
         server.join()
     assert answers["status"][0] == CUT
 

@@ -1,4 +1,4 @@
-"""What the benchmark of faults makes of what it saw."""
+"""Figures of the fault benchmark from its samples."""
 
 import time
 from dataclasses import replace
@@ -9,11 +9,11 @@ import pytest
 
 from benchmarks.faults.attempts import Job, Size
 from benchmarks.faults.cases import CASES
-from benchmarks.faults.page import markdown
-from benchmarks.faults.watch import ProgressLog
-from benchmarks.training_faults import Outcome
+from benchmarks.faults.trial import ProgressLog
+from benchmarks.training_faults import Outcome, markdown
 from cmcl.contract.job import JobSpec, Phase, Progress
 from workers.storage import layout
+from workers.storage.running import ProgressWriter
 from workers.storage.uris import open_store
 
 SIZE = Size(rows=64, epochs=2, batch_size=16, width=8)
@@ -25,7 +25,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def see(watch: ProgressLog, phase: Phase, done: int = 0, resumed_at: int | None = None) -> float:
-    """Its ranks tell this; the moment after it was seen."""
+    """Report progress of the ranks; return the moment after it was sampled."""
     progress = Progress(
         phase=phase,
         updates_done=done,
@@ -33,9 +33,8 @@ def see(watch: ProgressLog, phase: Phase, done: int = 0, resumed_at: int | None 
         resumed_at=resumed_at,
         at=datetime.now(UTC),
     )
-    key = layout.run_progress(watch.job.name, 1)
-    watch.job.store.put(key, progress.model_dump_json().encode())
-    watch.look(1)
+    ProgressWriter(watch.job.store, watch.job.name, 1).write(progress)
+    watch.sample(1)
     return time.monotonic()
 
 
@@ -59,18 +58,18 @@ def test_ranks_that_went_on_did_not_resume(job: Job) -> None:
         see(watch, "training", done)
     assert watch.resumed_after(fault) is None
     assert watch.longest_pause_after(fault) > 0
-    assert watch.done_meanwhile(fault) == 1
+    assert watch.done_after(fault) == 1
 
 
 def test_each_thing_is_seen_once(job: Job) -> None:
     watch = ProgressLog(job)
-    assert watch.look(1) is None
+    assert watch.sample(1) is None
     see(watch, "training", 1)
-    watch.look(1)
+    watch.sample(1)
     assert len(watch.seen) == 1
 
 
-def test_next_attempt_goes_on_from_the_newest_checkpoint(job: Job, tmp_path: Path) -> None:
+def test_next_attempt_continues_from_the_newest_checkpoint(job: Job, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     job.prepare(tmp_path / "files")
     for updates in (9, 100):
@@ -78,9 +77,11 @@ def test_next_attempt_goes_on_from_the_newest_checkpoint(job: Job, tmp_path: Pat
     job.next_attempt(2)
     job.next_attempt(3)
     texts = [job.store.read(layout.run_spec(job.name, attempt)) for attempt in (1, 2, 3)]
-    told = [JobSpec.model_validate_json(text).resume_from for text in texts]
+    resumed_from = [JobSpec.model_validate_json(text).resume_from for text in texts]
     newest = layout.run_checkpoint(job.name, 1, 100, "0" * 64)
-    assert told == [None, newest, newest], "one that left none hands on what it was given"
+    assert resumed_from == [None, newest, newest], (
+        "an attempt without checkpoints passes on the one that it got"
+    )
 
 
 def outcome(ranks: int, distance: float | None) -> Outcome:
@@ -98,10 +99,10 @@ def test_as_many_ranks_must_give_the_bits(
 
 
 def page_of(found: Outcome) -> str:
-    told = {"is_same": found.is_same, "came_in_time": found.came_in_time}
+    derived = {"is_same": found.is_same, "came_in_time": found.came_in_time}
     return markdown(
         {
-            "outcomes": [{**vars(found), **told}],
+            "outcomes": [{**vars(found), **derived}],
             "size": vars(SIZE),
             "updates": 100,
             "seconds": 20.0,
@@ -121,7 +122,7 @@ def test_a_training_that_was_over_before_its_fault_shows_nothing() -> None:
     late = replace(outcome(2, None), resumed=None)
     assert not late.came_in_time
     assert "**not tested**" in page_of(late)
-    assert replace(late, meanwhile=1).came_in_time
+    assert replace(late, updates_after=1).came_in_time
 
 
 def test_a_fault_that_takes_long_comes_in_a_longer_training() -> None:

@@ -1,15 +1,26 @@
 """The training benchmark: peers compute what they should, windows count what they should."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.training.bare import AutogradLoop, BareLoop, Sides, batches
-from benchmarks.training.product_loop import Clock, ProductLoop, held, learned_before, random_sides
+from benchmarks.training.loops import (
+    AutogradLoop,
+    BareLoop,
+    Clock,
+    ProductLoop,
+    Sides,
+    batches,
+    held,
+    learned_before,
+    random_sides,
+)
 from benchmarks.training.reading import Write, as_users_do, readers, write_shards
 from benchmarks.training.timing import Window, WindowTimer
+from benchmarks.training_rate import markdown
 from tests.architecture.repository import ROOT
 from tests.unit.benchmarks.ticks import Ticks
 from workers.storage.shards import FEATURES, write_shard
@@ -17,9 +28,19 @@ from workers.train.data.reader import read_rows
 
 WIDTH, ROWS = 16, 64
 
+TIMING = {
+    "median": 0.5,
+    "mean": 0.25,
+    "p95": 1.0,
+    "cpu": 0.125,
+    "windows": 9,
+    "calm_windows": 3,
+    "others": 0.5,
+}
+
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread():
+def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -115,3 +136,26 @@ def test_peers_are_measured_on_the_versions_that_the_product_has() -> None:
     assert {name: of_peers[name] for name in shared} == {name: of_product[name] for name in shared}
     # The product has transformers for its encoders; Trainer needs this beside it.
     assert "accelerate" not in of_product
+
+
+def test_rates_are_shown_beside_the_bare_loop_and_starts_part_by_part() -> None:
+    page = markdown(
+        {
+            "loops": [
+                {
+                    "batch": 64,
+                    "threads": 1,
+                    "loops": {"bare": TIMING, "mask": {**TIMING, "mean": 0.5}},
+                }
+            ],
+            "reading": {"rows": 8, "bytes": 2**20, "shards": 2, "readers": {"ours": TIMING}},
+            "start": {"ranks": 2, "datasets": [{"reading": 0.75, "total": 1.5}]},
+            "goals": [{"what": "mask / bare", "measured": 0.5, "goal": 0.7}],
+            "configuration": {"rounds": 3},
+            "machine": {"cores": 2},
+        }
+    )
+    assert "| mask / bare | 0.50 | 0.7 |" in page
+    assert "| mask | 500.00 | 500.00 | 1000.00 | 125.00 | 128 | 0.50 | 1.00 | 9 (3), 50% |" in page
+    assert "| ours | 0.50 | 1.00 | 0.12 | 2 | 9 (3), 50% |" in page
+    assert "| 1 | 0.75 | 1.50 |" in page

@@ -1,6 +1,7 @@
-"""The step benchmark: what it compares computes the same, and its answer is whole."""
+"""The update benchmark: compared updates compute the same, and its document is complete."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from benchmarks.update import alternate, main
 from cmcl.contract.model import TrainingSpec
 from workers.model.pair import rotate
 from workers.nullspace.mask import UpdateSpace, everything_free
+from workers.nullspace.moments import SecondMoment
 from workers.train.objective import EPSILON
 
 WIDTH = 32
@@ -20,7 +22,7 @@ NO_DECAY = TrainingSpec(weight_decay=0.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _threads():
+def _threads() -> Iterator[None]:
     """The benchmark sets them for its whole process."""
     before = torch.get_num_threads()
     yield
@@ -122,7 +124,7 @@ def test_published_update_is_that_of_a_slow_reference() -> None:
         np.testing.assert_allclose(found.detach().numpy(), expected, atol=2e-5)
 
 
-def mean_projections(both: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+def mean_projections(both: tuple[SecondMoment, SecondMoment]) -> tuple[torch.Tensor, torch.Tensor]:
     """Thresholds that leave part of both spaces, so that a swapped side is seen."""
     outputs, inputs = both
     return projection(outputs.mean_II.float(), 0.03), projection(inputs.mean_II.float(), 0.06)

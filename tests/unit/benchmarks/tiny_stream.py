@@ -42,7 +42,7 @@ def write_part(
     path: Path,
     sides: Sequence[np.ndarray],
     of_rows: Sequence[str | None] | None = None,
-    dtype: type[np.floating] = np.float32,
+    dtype: type[np.number] = np.float32,
 ) -> None:
     """One file, features as fixed-size lists; without the column `label` if there is none."""
     columns: dict[str, pa.Array] = {"id": pa.array([str(row) for row in range(len(sides[0]))])}

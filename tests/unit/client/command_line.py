@@ -13,10 +13,13 @@ class Cmcl:
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
+        # Of the last run.
+        self.stderr = ""
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         ended = main(list(arguments))
         shown = self._capsys.readouterr()
+        self.stderr = shown.err
         assert ended == code, shown
         assert "Traceback" not in shown.err
         return shown.out if code == 0 else shown.err

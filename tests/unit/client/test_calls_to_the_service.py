@@ -7,13 +7,10 @@ import pytest
 from cmcl import Client, CmclError
 from cmcl.client import Job
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import GatePolicy
-from cmcl.contract.preflight import Outlook, PreflightAnswer
-from cmcl.contract.rollout import CanaryPlan, RolloutRule
-from service.jobs.preflights import PreflightReconciler
+from cmcl.contract.policy import CanaryPlan, GatePolicy, RolloutRule
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
-from tests.fakes.feature_shards import feature_table, write_shard
+from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
 from tests.fakes.observations import PAIR as PAIR_KEY
 from tests.fakes.observations import agreement, observe
 from tests.fakes.trainer import train
@@ -25,9 +22,12 @@ SCENES = ModelSpec.model_validate(SPEC)
 ASKED_BY = {
     "post_model": "create_model",
     "list_models": "models",
+    "list_encoders": "encoders",
     "read_model": "model",
     "delete_model": "delete_model",
     "post_branch": "branch_model",
+    "put_modality": "add_modality",
+    "post_merge": "merge_model",
     "read_policy": "policy",
     "put_policy": "set_policy",
     "list_versions": "versions",
@@ -37,9 +37,14 @@ ASKED_BY = {
     "put_live": "promote",
     "post_rollback": "roll_back",
     "list_promotions": "promotions",
-    "read_candidate": "candidate",
-    "put_candidate": "set_candidate",
-    "delete_candidate": "end_candidate",
+    "list_history": "history",
+    "read_capacity": "capacity",
+    "read_summary": "summary",
+    "list_summaries": "overview",
+    "list_canaries": "canaries",
+    "read_canary": "canary",
+    "put_canary": "start_canary",
+    "delete_canary": "abort_canary",
     "post_upload": "upload",
     "read_upload": "upload_state",
     "delete_upload": "abort_upload",
@@ -50,19 +55,21 @@ ASKED_BY = {
     "list_datasets": "datasets",
     "read_dataset": "dataset",
     "delete_dataset": "delete_dataset",
+    "list_rejected_rows": "rejected_rows",
     "append_shards": "append_shards",
     "post_seal": "seal_dataset",
     "list_jobs": "jobs",
     "read_job": "job",
+    "read_candidate": "candidate",
+    "list_attempts": "attempts",
+    "read_progress": "progress",
+    "read_log": "log",
     "cancel_job": "cancel",
     "retry_job": "retry",
     "approve_job": "approve",
     "reject_job": "reject",
     "list_events": "all_events",
     "follow_job": "events",
-    "post_preflight": "start_preflight",
-    "read_preflight": "preflight",
-    "list_preflights": "preflights",
     "post_webhook": "create_webhook",
     "list_webhooks": "webhooks",
     "read_webhook": "webhook",
@@ -70,6 +77,7 @@ ASKED_BY = {
     "list_deliveries": "deliveries",
     "send_test_message": "test_webhook",
     "whoami": "whoami",
+    "read_quotas": "quotas",
     "post_key": "create_key",
     "list_keys": "keys",
     "read_key": "key",
@@ -103,6 +111,29 @@ def test_models_are_created_listed_branched_and_deleted(
     assert [model.name for model in published.models()] == ["scenes"]
 
 
+def test_branches_are_merged_and_a_dataset_is_unlearned(
+    published: Client, published_plane: ControlPlane
+) -> None:
+    published.branch_model("scenes", 1, "branch")
+    published_plane.tick(3)
+    merge = published.merge_model("branch", "scenes@2")
+    assert (merge.kind, merge.dataset, str(merge.merges)) == ("merge", None, "scenes@2")
+    published_plane.run_to_end(merge.id)
+    merged = published.version("branch", 2)
+    assert (merged.kind, merged.dataset) == ("merge", None)
+    assert [line.name for line in merged.lineage] == ["one", "two"]
+    dataset = merged.lineage[1].dataset
+    unlearning = published.unlearn_dataset(dataset, "branch")
+    assert (unlearning.kind, unlearning.dataset) == ("unlearn", dataset)
+    assert published.unlearn_dataset(dataset, "branch").id == unlearning.id
+    published_plane.run_to_end(unlearning.id)
+    assert [line.name for line in published.version("branch", 3).lineage] == ["one"]
+    assert published.dataset(dataset).id == dataset
+    with pytest.raises(CmclError) as caught:
+        published.merge_model("branch", "branch@1")
+    assert caught.value.status == 409
+
+
 def test_a_policy_is_changed_only_at_the_revision_that_was_read(published: Client) -> None:
     before = published.policy("scenes")
     strict = GatePolicy(max_drift=0.2, manual_approval=True)
@@ -121,6 +152,24 @@ def test_versions_are_listed_and_read_completely(published: Client) -> None:
     assert [row.version for row in second.evaluation_matrix] == [1, 2]
     assert second.certificate.drift.keys() == {second.lineage[0].dataset}
     assert second.report.updates == second.manifest.report.updates
+
+
+def test_models_are_seen_at_a_glance_and_over_their_versions(published: Client) -> None:
+    summary = published.summary("scenes")
+    assert list(published.overview()) == [summary]
+    assert (summary.live_version, summary.jobs.waiting, summary.current) == (2, 0, None)
+    assert summary.newest is not None
+    assert summary.newest.dataset_name == "two"
+    assert summary.last_ended is not None
+    assert summary.last_ended.state == "published"
+    first, second = published.history("scenes")
+    assert [each.version for each in published.history("scenes", "desc")] == [2, 1]
+    assert second.by_dataset is not None
+    assert second.by_dataset.drift == {first.dataset: second.max_drift}
+    assert [each.by_dataset for each in published.history("scenes", by_dataset=False)] == [None] * 2
+    room = published.capacity("scenes", limit=1)
+    assert (room.version, room.modalities) == (2, {})
+    assert room.remark is not None
 
 
 def test_the_live_version_is_promoted_and_rolled_back_with_its_history(published: Client) -> None:
@@ -148,24 +197,27 @@ def test_a_canary_is_started_shown_and_aborted(
 ) -> None:
     live = published.live("scenes")
     plan = CanaryPlan(share=0.1, shadow=0.5, rule=RolloutRule(min_overlap=0.8))
-    trial = published.set_candidate("scenes", 1, plan, "is it better?", live.generation)
-    assert (trial.version, trial.rule, trial.reason) == (1, plan.rule, "is it better?")
+    canary = published.start_canary("scenes", 1, plan, "is it better?", live.generation)
+    assert (canary.version, canary.rule, canary.reason) == (1, plan.rule, "is it better?")
     published_plane.tick()
     observe(published_plane.store, shadowed=4, pairs=agreement(4, 0.5))
     published_plane.tick(4)
-    seen = published.candidate("scenes").observed
+    seen = published.canary("scenes").observed
     assert (seen.requests, seen.pairs[PAIR_KEY].cosine) == (4, 0.5)
-    published.end_candidate("scenes", "worse on birds")
+    published.abort_canary("scenes", "worse on birds")
     with pytest.raises(CmclError) as caught:
-        published.candidate("scenes")
+        published.canary("scenes")
     assert caught.value.status == 404
-    (event,) = published.all_events("scenes", ["candidate.aborted"])
+    (ended,) = published.canaries("scenes")
+    assert (ended.version, ended.outcome, ended.ended_because) == (1, "aborted", "worse on birds")
+    assert ended.observed.requests == 4
+    (event,) = published.all_events("scenes", ["canary.aborted"])
     assert event.details["reason"] == "worse on birds"
 
 
 def test_a_canary_is_not_started_if_the_live_version_changed(published: Client) -> None:
     with pytest.raises(CmclError) as caught:
-        published.set_candidate("scenes", 1, CanaryPlan(share=0.1), if_generation=1)
+        published.start_canary("scenes", 1, CanaryPlan(share=0.1), if_generation=1)
     assert caught.value.status == 412
 
 
@@ -205,7 +257,7 @@ def test_jobs_are_cancelled_retried_approved_and_rejected(
     published: Client, published_plane: ControlPlane
 ) -> None:
     assert published.cancel(post(published, published_plane, "three").id).state == "cancelled"
-    bad = write_shard(published_plane.shards / "bad.parquet", feature_table(16, widths=(5, 3)))
+    bad = write_shard(published_plane.shards / "bad.parquet", table_with_nan(16))
     failed = published.add_dataset("scenes", "bad", PAIR, [bad]).job.id
     assert published_plane.run_to_end(failed).state == JobState.FAILED
     assert published.job(failed).reason == "invalid_dataset"
@@ -220,6 +272,15 @@ def test_jobs_are_cancelled_retried_approved_and_rejected(
         running = published_plane.tick_to(job, JobState.RUNNING)
         train(published_plane.store, job, running.attempt)
         published_plane.tick_to(job, JobState.HELD)
+        candidate = published.candidate(job)
+        assert [each.is_new for each in candidate.datasets] == [False] * (
+            len(candidate.datasets) - 1
+        ) + [True]
+        assert [bound.name for bound in candidate.bounds] == [
+            "max_drift",
+            "min_backward_transfer",
+            "min_gain",
+        ]
         getattr(published, word)(job, "because")
         assert published_plane.run_to_end(job).state == state
         found = published.job(job)
@@ -233,26 +294,6 @@ def test_events_are_received_from_the_first_to_the_last(published: Client) -> No
     kinds = [event.kind for event in published.events(jobs[0].id) if event.id]
     assert kinds[0] == "job.queued"
     assert "job.published" in kinds[-2:]
-
-
-def test_a_pre_flight_is_started_and_awaited(
-    published: Client, published_plane: ControlPlane
-) -> None:
-    asked = published.start_preflight("scenes", PAIR, [published_plane.shard("new")["uri"]])
-    assert not asked.has_ended
-    rounds = PreflightReconciler(published_plane.context)
-    for _ in range(2):
-        rounds.tick()
-        published_plane.clock.advance(1)
-    outlook = Outlook(version=2, pair=PAIR, refusals=(), findings={}, heads={}, advice=("ok",))
-    document = PreflightAnswer(outlook=outlook).model_dump_json()
-    published_plane.store.put(f"runs/{asked.id}/a1/answer.json", document.encode())
-    for _ in range(2):
-        rounds.tick()
-        published_plane.clock.advance(1)
-    answer = published.await_preflight(asked.id, timeout=60, poll_seconds=0.001)
-    assert answer.outlook == outlook
-    assert [each.id for each in published.preflights("scenes")] == [asked.id]
 
 
 def test_keys_are_created_shown_once_and_revoked(service: Client) -> None:

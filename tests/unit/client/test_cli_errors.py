@@ -89,7 +89,7 @@ def test_a_modality_without_a_width_is_named(text: str, capsys: pytest.CaptureFi
         (["version", "show", "scenes@zero"], "write NAME@VERSION"),
         (["version", "show", "scenes@0"], "numbered from 1"),
         (["version", "retire", "scenes", "--yes"], "scenes@VERSION"),
-        (["candidate", "set", "scenes"], "scenes@VERSION"),
+        (["canary", "start", "scenes"], "scenes@VERSION"),
         (["model", "branch", "scenes", "new"], "scenes@VERSION"),
         (["model", "branch", "scenes", "x", "new"], "MODEL@VERSION NAME"),
         (["job", "show", "nope"], "'nope' is not a job id; `cmcl job list`"),
@@ -128,7 +128,7 @@ def test_invalid_arguments_are_usage_errors(
         (["model", "create", "m", "--modality=image=1"], "two modalities; only 'image' is given"),
         (["model", "create", "m", "--modality=a=1", "--modality=b=1", "--width=1"], "--width 1: "),
         (["dataset", "add", "x", "--model=m", "--pair=image,image"], "two different modalities"),
-        (["candidate", "set", "m@2"], "share and shadow are both 0"),
+        (["canary", "start", "m@2"], "share and shadow are both 0"),
     ],
 )
 def test_invalid_options_are_usage_errors_in_one_line(
@@ -197,7 +197,8 @@ def test_ctrl_c_has_the_exit_code_of_shells() -> None:
     def run() -> None:
         raise KeyboardInterrupt
 
-    assert run_command(run) == Exit.INTERRUPTED == 130
+    assert run_command(run) == Exit.INTERRUPTED
+    assert int(Exit.INTERRUPTED) == 130
 
 
 def test_exit_codes_of_system_exits_are_passed_on() -> None:
@@ -241,7 +242,10 @@ def test_the_demo_empties_only_its_own_folder(tmp_path: Path) -> None:
     letter = tmp_path / "letter.txt"
     letter.write_text("dear")
     with pytest.raises(DemoError, match="was not made by an earlier demo"):
-        run_demo(DemoOptions(EXAMPLE_STREAM, tmp_path), Console(quiet=True))
+        run_demo(
+            DemoOptions(EXAMPLE_STREAM, EXAMPLE_STREAM.parent / "raw", tmp_path),
+            Console(quiet=True),
+        )
     assert letter.read_text() == "dear"
 
 

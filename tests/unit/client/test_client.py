@@ -1,14 +1,13 @@
 """Requests of the client, and the messages of its errors."""
 
-import base64
 import socket
-import struct
 
 import pytest
 
-from cmcl import Client, CmclError, Query
+from cmcl import Client, CmclError
 from cmcl.client import FINAL_STATES, Unreachable
 from cmcl.contract.dataset import ShardRef
+from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from service.states import TERMINAL
@@ -20,7 +19,7 @@ PAIR = ModalityPair(first="image", second="text")
 MODEL = {
     "name": "scenes",
     "width": 8,
-    "modalities": {"image": 4},
+    "modalities": {"image": {"width": 4, "encoder": None}},
     "method": "nullspace",
     "conditioning": 0.3,
     "protection": {},
@@ -35,6 +34,7 @@ JOB = {
     "id": "job-1",
     "model": "scenes",
     "dataset": "ds-1",
+    "dataset_name": "one",
     "state": "running",
     "attempt": 1,
     "created_at": AT,
@@ -66,109 +66,26 @@ def test_a_dataset_is_posted_without_missing_digests(server: RestServer, client:
     }
 
 
-def test_embeddings_are_the_floats_that_were_sent_and_name_their_version(
-    server: RestServer, client: Client
-) -> None:
-    vectors = [[0.5, -1.0], [0.1, 3e-8]]
-    data = [base64.b64encode(struct.pack("<2f", *vector)).decode() for vector in vectors]
-    answer = {"model": "scenes@12", "data": [{"embedding": text} for text in data]}
-    server.always((200, answer))
-    embeddings = client.embed("scenes", "image", [(1.0, 2.0), [3.0, 4.0]])
-    assert embeddings.version == 12
-    assert embeddings.vectors == [pytest.approx(vector, rel=1e-7) for vector in vectors]
-    assert server.asked[0].body["input"] == [[1.0, 2.0], [3.0, 4.0]]
+def test_a_model_may_leave_the_width_to_its_encoder(server: RestServer, client: Client) -> None:
+    server.always((201, MODEL))
+    spec = {"width": 8, "modalities": {"image": {"encoder": "clip"}, "text": 3}}
+    created = client.create_model("scenes", spec)
+    assert server.asked[0].body == {"name": "scenes", **spec}
+    assert (created.modalities["image"].width, created.modalities["image"].encoder) == (4, None)
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        {},
-        {"model": "scenes", "data": []},
-        {"model": 1, "data": []},
-        {"model": "a@1", "data": [{"embedding": "?"}]},
-        {"model": "a@1", "data": [{"embedding": "AAA="}]},
-    ],
-)
-def test_embeddings_of_unexpected_form_are_an_error(
-    server: RestServer, client: Client, answer: object
-) -> None:
-    server.always((200, answer))
-    with pytest.raises(CmclError, match="unexpected form"):
-        client.embed("scenes", "image", [[1.0]])
-
-
-MIGRATION = {
-    "from_version": 1,
-    "predicted_error": 0.03,
-    "error_on_rows": 0.02,
-    "rank": 256,
-    "condition": 12.5,
-    "exact": False,
-}
-
-
-def test_migrated_vectors_come_with_the_error_to_expect(server: RestServer, client: Client) -> None:
-    vector = base64.b64encode(struct.pack("<2f", 0.5, -1.0)).decode()
-    answer = {"model": "scenes@3", "data": [{"embedding": vector}], "migration": MIGRATION}
-    server.always((200, answer))
-    moved = client.migrate("scenes@3", "image", [[1.0, 2.0]], from_version=1, most_error=0.2)
-    assert moved.vectors == [[0.5, -1.0]]
-    assert (moved.version, moved.from_version) == (3, 1)
-    assert (moved.predicted_error, moved.exact, moved.rank) == (0.03, False, 256)
-    client.migrate("scenes", "image", [[1.0, 2.0]], from_version=1)
-    exact, live = (each.body for each in server.asked)
-    assert (exact["model"], exact["to_version"], exact["most_error"]) == ("scenes", 3, 0.2)
-    assert "to_version" not in live
-
-
-@pytest.mark.parametrize("answer", [{}, {"model": "a@1", "data": []}])
-def test_migrations_of_unexpected_form_are_an_error(
-    server: RestServer, client: Client, answer: object
-) -> None:
-    server.always((200, answer))
-    with pytest.raises(CmclError, match="unexpected form"):
-        client.migrate("scenes", "image", [[1.0]], from_version=1)
-
-
-def test_similarity_gives_all_scores_or_the_best(server: RestServer, client: Client) -> None:
-    queries = [Query("text", text="a red chair")]
-    candidates = [Query("image", [2.0])]
-    server.always((200, {"model": "scenes@3", "scores": [[0.5]]}))
-    assert client.similarity("scenes", queries, candidates).scores == [[0.5]]
-    packed = base64.b64encode(struct.pack("<f", 2.0)).decode()
-    assert server.asked[0].body == {
-        "model": "scenes",
-        "queries": [{"modality": "text", "text": "a red chair"}],
-        "candidates": [{"modality": "image", "feature": packed}],
-    }
-    server.always((200, {"model": "scenes@3", "results": [[{"index": 0, "score": 0.5}]]}))
-    best = client.similarity("scenes", queries, candidates, top_k=1).results
-    assert best is not None
-    assert (best[0][0].index, best[0][0].score) == (0, 0.5)
-    assert server.asked[1].body["top_k"] == 1
-
-
-SERVED = {
-    "id": "scenes",
-    "version": 3,
-    "width": 6,
-    "modalities": {"image": 5},
-    "encoders": {},
-    "versions": {"resident": [1, 3], "lineage": [1, 3], "retired": [2]},
-    "channels": {"live": 3, "candidate": None},
-    "compatibility": {"1": {"image--text": 0.01}},
-    "refusals": [],
-}
-
-
-def test_served_models_are_read_completely(server: RestServer, client: Client) -> None:
-    server.always((200, {"object": "list", "data": [SERVED]}))
-    (model,) = client.served_models()
-    assert (model.id, model.versions.retired, model.channels.live) == ("scenes", [2], 3)
-    assert model.compatibility == {"1": {"image--text": 0.01}}
-    server.always((200, SERVED))
-    assert client.served_model("scenes@3") == model
-    assert [each.path for each in server.asked] == ["/v1/models", "/v1/models/scenes%403"]
+def test_options_of_a_dataset_are_posted_only_if_given(server: RestServer, client: Client) -> None:
+    server.always((409, {}))
+    clip = EncoderIdentity(kind="open-clip", adapter=1, model="B-32", takes="image", width=4)
+    shards = [ShardRef(uri="s3://bucket/a")]
+    for post in (client.add_dataset, client.open_dataset, client.dry_run):
+        with pytest.raises(CmclError):
+            post("scenes", "first", PAIR, shards, max_bad_share=0.0, encoders={"image": clip})
+    added, opened, tried = (asked.body for asked in server.asked)
+    assert added["max_bad_share"] == 0.0
+    assert EncoderIdentity.model_validate(added["encoders"]["image"]) == clip
+    assert opened == {**added, "sealed": False}
+    assert tried == {**added, "dry_run": True}
 
 
 def test_a_list_is_read_to_its_last_page(server: RestServer, client: Client) -> None:
@@ -179,8 +96,8 @@ def test_a_list_is_read_to_its_last_page(server: RestServer, client: Client) -> 
     )
     assert [job.id for job in client.jobs("scenes")] == ["job-1", "job-2", "job-3"]
     assert [asked.path for asked in server.asked] == [
-        "/v1/jobs?model=scenes",
-        "/v1/jobs?model=scenes&cursor=a%2Bb%2Fc%3D",
+        "/v1/jobs?model=scenes&order=asc",
+        "/v1/jobs?model=scenes&order=asc&cursor=a%2Bb%2Fc%3D",
     ]
 
 

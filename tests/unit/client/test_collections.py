@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cmcl import CmclError
+from cmcl.cli.queries import read_media
 from cmcl.client import Item, Query
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
@@ -53,6 +54,10 @@ def test_items_are_added_found_and_removed(kind: str, url: str) -> None:
         found = client.search("pictures", query, 3, min_revision=written.revision)
         assert (found.data[0].id, found.data[0].payload) == ("image-5", {"n": 5})
         assert (found.version, found.revision, found.exact) == (1, 4, True)
+        stored = {item.id: item for item in client.collection_items("pictures", "image")}
+        assert sorted(stored) == sorted(f"image-{n}" for n in range(7))
+        assert (stored["image-3"].modality, stored["image-3"].payload) == ("image", {"n": 3})
+        assert list(client.collection_items("pictures", "text")) == []
         removed = client.remove_items("pictures", ["image-5"])
         again = client.search(
             "pictures",
@@ -103,6 +108,8 @@ def test_the_command_line_covers_collections(cmcl: Cmcl, tmp_path: Path) -> None
     assert [hit["id"] for hit in document["data"]] == ["image-3"]
     assert "image 4" in cmcl("collection", "show", "pictures")
     assert [each["id"] for each in cmcl.lines("collection", "list")] == ["pictures", "things"]
+    listed = cmcl.lines("collection", "items", "pictures", "--modality=image")
+    assert sorted(each["id"] for each in listed) == [f"image-{n}" for n in range(4)]
     cmcl("collection", "export", "pictures", "--out", str(points))
     assert len(points.read_text().splitlines()) == 4
     assert cmcl.one("collection", "remove", "pictures", "image-1")["revision"] == 3
@@ -116,3 +123,25 @@ def test_an_invalid_line_is_named(cmcl: Cmcl, tmp_path: Path) -> None:
     assert "line 2" in cmcl("collection", "add", "things", str(lines), code=1)
     lines.write_text("{")
     assert "line 1 is not valid JSON" in cmcl("collection", "add", "things", str(lines), code=1)
+
+
+def test_a_folder_of_files_becomes_items_with_their_names(tmp_path: Path) -> None:
+    for name in ("b.jpg", "birds/jay.PNG", "b.txt", ".hidden.jpg", "notes.pdf"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(name.encode())
+    assert list(read_media(tmp_path, "image")) == [
+        Item("b.jpg", "image", data=b"b.jpg"),
+        Item("birds/jay.PNG", "image", data=b"birds/jay.PNG"),
+    ]
+    (one,) = read_media(tmp_path / "b.jpg", "image")
+    assert one == Item("b.jpg", "image", data=b"b.jpg")
+
+
+def test_a_folder_without_such_files_and_a_modality_without_encoder_are_refused(
+    cmcl: Cmcl, tmp_path: Path
+) -> None:
+    add = ("collection", "add", "things", str(tmp_path), "--modality", "image")
+    assert "has no picture, sound or video (.bmp, " in cmcl(*add, code=1)
+    (tmp_path / "a.png").write_bytes(b"a picture")
+    assert "encoder" in cmcl(*add, code=1)

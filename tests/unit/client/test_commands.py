@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 
 from cmcl.cli.errors import Exit
-from cmcl.contract.preflight import Outlook, PreflightAnswer
 from service.database.queries import jobs
-from service.jobs.preflights import PreflightReconciler
-from service.launchers.port import LaunchState
+from service.database.seek import Seek
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.feature_shards import feature_table, write_shard
+from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
 from tests.fakes.trainer import train
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.rest_server import RestServer
@@ -44,9 +42,7 @@ def train_next(plane: ControlPlane) -> threading.Thread:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with plane.context.database.read() as connection:
-                found = jobs.page(
-                    connection, {"owner": None, "model": None, "state": None}, None, 99
-                )
+                found = jobs.page(connection, {}, Seek(limit=99))
             if len(found) > known:
                 plane.run_to_end(found[-1].id)
                 return
@@ -124,7 +120,7 @@ def test_watching_as_json_is_a_line_for_each_change(
 def test_a_job_that_ends_without_a_version_has_its_own_exit_code(
     cmcl: Cmcl, plane: ControlPlane
 ) -> None:
-    bad = write_shard(plane.shards / "bad.parquet", feature_table(16, widths=(5, 3))).uri
+    bad = write_shard(plane.shards / "bad.parquet", table_with_nan(16)).uri
     job = cmcl.one("dataset", "add", bad, "--pair=image,text", "--model=scenes")["job"]["id"]
     plane.run_to_end(job)
     words = cmcl("job", "watch", job, code=Exit.NO_VERSION)
@@ -154,6 +150,25 @@ def test_an_open_dataset_is_grown_and_sealed(cmcl: Cmcl, plane: ControlPlane) ->
     assert other not in cmcl("dataset", "list", "--model=scenes")
 
 
+def test_branches_are_merged_and_datasets_unlearned(cmcl: Cmcl, plane: ControlPlane) -> None:
+    cmcl("model", "branch", "scenes@1", "branch")
+    plane.tick(3)
+    said = cmcl("model", "merge", "branch", "--from", "scenes@2")
+    assert "merges scenes@2 into model branch" in said
+    job = said.split()[1]
+    assert "kind" in cmcl("job", "show", job)
+    assert plane.run_to_end(job).version == 2
+    assert "scenes@2" in cmcl("version", "list", "branch")
+    two = plane.versions()[1].manifest.dataset
+    said = cmcl("dataset", "delete", str(two), "--unlearn")
+    assert f"unlearns dataset {two} from model scenes" in said
+    assert plane.run_to_end(said.split()[1]).version == 3
+    assert "unlearn" in cmcl("version", "show", "scenes@3")
+    assert cmcl.one("version", "show", "scenes@3")["kind"] == "unlearn"
+    cmcl("dataset", "delete", str(two), "--watch", code=Exit.USAGE)
+    cmcl("model", "merge", "branch", "--from", "scenes", code=Exit.FAILED)
+
+
 def test_jobs_are_listed_shown_and_followed(cmcl: Cmcl) -> None:
     first, second = cmcl.lines("job", "list", "--model=scenes", "--state=published")
     assert first["version"] == 1
@@ -172,9 +187,30 @@ def test_candidates_are_approved_and_rejected(cmcl: Cmcl, plane: ControlPlane) -
         attempt = plane.tick_to(job, JobState.RUNNING).attempt
         train(plane.store, job, attempt)
         plane.tick_to(job, JobState.HELD)
+        shown = cmcl("job", "show", job)
+        assert shown.endswith(cmcl("job", "candidate", job))
+        assert f"{word} (new)" in shown
+        assert "bounds of the policy" in shown
+        assert cmcl.one("job", "show", job)["state"] == "held"
+        assert cmcl.one("job", "candidate", job)["dataset_name"] == word
         assert said in cmcl("job", word, job, "--reason", "because")
         plane.run_to_end(job)
     assert "because" in cmcl("job", "show", job)
+    assert "reject (new)" in cmcl("job", "candidate", job), "a rejected one can still be approved"
+
+
+def test_models_are_shown_at_a_glance(cmcl: Cmcl, plane: ControlPlane) -> None:
+    waiting = plane.post_dataset("waiting")
+    assert "queued: waiting" in cmcl("overview")
+    assert cmcl.one("overview")["jobs"]["waiting"] == 1
+    page = cmcl("model", "summary", "scenes")
+    for words in ("2 (two)", "1 waiting, 0 running, 0 held", f"{waiting} (waiting) queued"):
+        assert words in page
+    assert "solves all heads" in cmcl("model", "capacity", "scenes")
+    assert cmcl.one("model", "capacity", "scenes")["full_below"] == 0.1
+    assert "│ 2       │ two" in cmcl("version", "history", "scenes")
+    (newest,) = cmcl.lines("version", "history", "scenes", "--order=desc", "--limit=1")
+    assert (newest["version"], newest["max_drift"]) == (2, 0.1)
 
 
 def test_a_version_is_shown_completely(cmcl: Cmcl) -> None:
@@ -235,50 +271,6 @@ def test_webhooks_are_added_tested_and_deleted(cmcl: Cmcl) -> None:
     assert "whsec" not in listed
     cmcl("webhook", "delete", made["id"])
     assert "no webhooks yet; add one: cmcl webhook add" in cmcl("webhook", "list")
-
-
-def test_a_failed_pre_flight_shows_its_message(cmcl: Cmcl, plane: ControlPlane) -> None:
-    shard = plane.shard("new")["uri"]
-    words = cmcl("preflight", shard, "--pair=image,smell", "--model=scenes", code=Exit.FAILED)
-    assert "smell" in words
-
-
-def test_a_pre_flight_is_awaited_and_a_rejection_is_an_exit_code(
-    cmcl: Cmcl, plane: ControlPlane
-) -> None:
-    shard, rounds = plane.shard("new")["uri"], PreflightReconciler(plane.context)
-    for refusals, code in (((), Exit.OK), (("too few rows",), Exit.FAILED)):
-        outlook = Outlook(
-            version=2,
-            pair=("image", "text"),
-            refusals=refusals,
-            findings={},
-            heads={},
-            advice=("it is fine",),
-        )
-        thread = in_background(lambda outlook=outlook: answer_next(plane, rounds, outlook))
-        shown = cmcl("preflight", shard, "--pair=image,text", "--model=scenes", code=code)
-        thread.join()
-        assert ("it is fine" if code == Exit.OK else "rejected: too few rows") in shown
-
-
-def answer_next(plane: ControlPlane, rounds: PreflightReconciler, outlook: Outlook) -> None:
-    """Write a worker's result for the next pre-flight."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        rounds.tick()
-        for attempt in plane.launcher.running():
-            preflight, _, number = attempt.rpartition("-a")
-            if preflight.startswith("pf-"):
-                left = PreflightAnswer(outlook=outlook).model_dump_json().encode()
-                plane.store.put(f"runs/{preflight}/a{number}/answer.json", left)
-                plane.launcher.end(attempt, LaunchState.SUCCEEDED)
-                rounds.tick()
-                plane.clock.advance(2)
-                rounds.tick()
-                return
-        plane.clock.advance(1)
-        threading.Event().wait(0.02)
 
 
 def test_embeddings_are_one_document(

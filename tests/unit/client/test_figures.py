@@ -1,20 +1,15 @@
 """The figures of the demo, on matrices that can be worked out by hand."""
 
+import xml.etree.ElementTree as ET
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from cmcl.contract.modality import ModalityPair
+from cmcl.contract.modality import FileEntry, ModalityPair
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.version import (
-    Drift,
-    FileEntry,
-    LearnedDataset,
-    Recall,
-    VersionManifest,
-    VersionReport,
-)
-from cmcl.demo.figures import backward_transfer, stream_figures
+from cmcl.contract.version import Drift, LearnedDataset, Recall, VersionManifest, VersionReport
+from cmcl.demo.figures import backward_transfer, draw, stream_figures
 
 DIGEST = "0" * 64
 AT_1 = [[0.8], [0.6, 0.5], [0.7, 0.3, 0.9]]
@@ -93,3 +88,12 @@ def test_the_summary_is_about_the_last_version() -> None:
 def test_a_single_dataset_has_no_forgetting() -> None:
     figures = stream_figures([version(0)])
     assert figures.max_drift == figures.summary()["bwt_recall_at_1"] == 0.0
+
+
+def test_the_picture_has_both_matrices(tmp_path: Path) -> None:
+    figures = stream_figures([version(index) for index in range(3)])
+    draw(figures, figures, tmp_path / "forgetting.svg")
+    root = ET.parse(tmp_path / "forgetting.svg").getroot()
+    shown = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
+    for words in ("protected", "unprotected", "data 2", "80.0", "−20.0", "−10.0"):
+        assert words in shown

@@ -21,7 +21,14 @@ STREAM = {"Content-Type": "text/event-stream"}
 
 
 def job(state: str, **more: Any) -> dict[str, Any]:
-    fields = {"id": "job-1", "model": "m", "dataset": "ds-1", "state": state, "attempt": 1}
+    fields = {
+        "id": "job-1",
+        "model": "m",
+        "dataset": "ds-1",
+        "dataset_name": "one",
+        "state": state,
+        "attempt": 1,
+    }
     return {**fields, "created_at": AT, "state_changed_at": AT, **more}
 
 
@@ -33,6 +40,11 @@ def event(number: int, kind: str, **details: Any) -> str:
 def progress(updates: int) -> str:
     fields = {"phase": "training", "updates_done": updates, "updates_total": 9, "at": AT}
     return f"event: progress\ndata: {json.dumps(fields)}\n\n"
+
+
+def preparation(rows: int) -> str:
+    fields = {"request": 0, "phase": "encoding", "rows_done": rows, "rows_total": 9, "at": AT}
+    return f"event: preparation\ndata: {json.dumps(fields)}\n\n"
 
 
 class Streams:
@@ -259,3 +271,41 @@ def test_all_events_are_followed_from_a_given_id(plane: ControlPlane, url: str) 
         following = client.follow_events(after=past[2].id)
         assert [next(following) for _ in past[3:]] == past[3:]
         del following
+
+
+def test_progress_of_preparation_is_followed_without_reading_the_job(
+    client: Client, server: RestServer
+) -> None:
+    blocks = (event(1, "job.preparing"), preparation(3), preparation(6), event(2, "job.published"))
+    server.answer = Streams([stream(*blocks)], ["queued", "preparing", "published"])
+    seen: list[Job] = []
+    assert client.watch("job-1", seen.append).state == "published"
+    rows = [now.preparation.rows_done for now in seen if now.preparation]
+    assert rows == [3, 6]
+    assert all(now.progress is None for now in seen)
+    assert len([asked for asked in server.asked if not asked.path.endswith("/events")]) == 3
+
+
+def test_events_of_preparation_have_their_figures_as_details(
+    client: Client, server: RestServer
+) -> None:
+    server.answer = Streams([stream(preparation(3), event(2, "job.published"))], [])
+    first, _ = client.events("job-1")
+    assert (first.id, first.kind, first.details["rows_done"]) == (None, "preparation", 3)
+
+
+def test_progress_of_preparation_is_polled_without_streams(
+    client: Client, server: RestServer
+) -> None:
+    reports = [{"phase": "encoding", "rows_done": rows} for rows in (0, 3)]
+    answers = iter(
+        [
+            *(job("preparing", preparation=report) for report in reports),
+            job("reported", preparation=reports[1]),
+        ]
+    )
+    server.answer = lambda asked: (
+        (404, {}) if asked.path.endswith("/events") else (200, next(answers))
+    )
+    found = [(each.kind, each.details.get("rows_done")) for each in client.events("job-1")]
+    assert found == [("job.preparing", None), ("preparation", 3), ("job.reported", None)]

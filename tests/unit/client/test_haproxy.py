@@ -25,7 +25,7 @@ from cmcl.haproxy import (
     Shares,
     bounded,
 )
-from cmcl.ports import Ports
+from cmcl.stack_host import Ports
 from tests.architecture.repository import ROOT
 from tests.fakes.haproxy import (
     ADDRESS,

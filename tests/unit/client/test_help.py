@@ -37,10 +37,13 @@ def test_the_version_is_that_of_the_distribution(cmcl: Cmcl) -> None:
 
 def test_every_command_that_prints_has_json() -> None:
     silent = {
-        *{("model", "delete"), ("dataset", "delete"), ("version", "retire")},
-        *{("candidate", "end"), ("key", "revoke"), ("webhook", "delete")},
+        *{("model", "delete"), ("version", "retire")},
+        *{("canary", "abort"), ("key", "revoke"), ("webhook", "delete")},
         # An export has its own format.
-        *{("collection", "delete"), ("collection", "export")},
+        *{("collection", "delete"), ("collection", "export"), ("version", "export")},
+        # They run until they are stopped.
+        *{("mirror", target) for target in ("mlflow", "wandb", "tensorboard", "openlineage")},
+        ("mcp",),
     }
     without = {
         path

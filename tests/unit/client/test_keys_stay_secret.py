@@ -10,7 +10,7 @@ from cmcl.client import NewApiKey, NewWebhook
 from tests.unit.client.either import connected
 from tests.unit.client.rest_server import RestServer
 
-KEY = "cmcl_0123456789ab_aSecretThatNobodyMaySee"
+KEY = "cmcl_0123456789ab_aSecretThatMustNotShow"
 
 
 def test_a_key_is_sent_as_bearer_and_the_argument_overrides_the_environment(

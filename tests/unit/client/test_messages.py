@@ -10,7 +10,7 @@ from cmcl.cli.errors import Exit
 from cmcl.client import InvalidArgument, WrongServer
 from cmcl.contract.model import ModelSpec
 from tests.fakes.control_plane import SPEC, ControlPlane
-from tests.fakes.feature_shards import feature_table, write_shard
+from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.either import connected
 from tests.unit.client.rest_server import Answer, RestServer
@@ -54,7 +54,7 @@ def test_a_job_that_failed_on_an_upload_names_the_local_file(
     cmcl: Cmcl, published_plane: ControlPlane, tmp_path: Path
 ) -> None:
     shard = tmp_path / "birds.parquet"
-    write_shard(shard, feature_table(16, widths=(5, 3)))
+    write_shard(shard, table_with_nan(16))
     add = ("dataset", "add", str(shard), "--pair=image,text", "--model=scenes", "--upload=always")
     job = cmcl.one(*add)["job"]["id"]
     published_plane.run_to_end(job)
@@ -112,8 +112,8 @@ def test_a_password_in_a_rejected_address_is_not_shown() -> None:
         (["model", "create", "m", "--modality=a=1", "--modality=b=0"], "--modality 0: "),
         (["dataset", "add", "x", "--model=m", "--pair=image,image"], "--pair: "),
         (["dataset", "add", "x", "--model=m", "--pair=image,a b"], "--pair a b: "),
-        (["candidate", "set", "m@2", "--share=2"], "--share 2.0: "),
-        (["candidate", "set", "m@2", "--share=0.1", "--min-overlap=2"], "--min-overlap 2.0: "),
+        (["canary", "start", "m@2", "--share=2"], "--share 2.0: "),
+        (["canary", "start", "m@2", "--share=0.1", "--min-overlap=2"], "--min-overlap 2.0: "),
         (["dataset", "add", "no/such", "--model=m", "--pair=a,b"], "no/such"),
         (["upload", "no/such"], "cannot be read: No such file"),
         (["embed", "m", "image", "no/such"], "'no/such'"),
@@ -193,7 +193,14 @@ def test_only_a_running_job_has_time_left(
     server: RestServer, capsys: pytest.CaptureFixture[str], state: str, has_time_left: bool
 ) -> None:
     at = "2026-11-24T00:00:00Z"
-    job = {"id": JOB, "model": "m", "dataset": "ds-1", "state": state, "attempt": 1}
+    job = {
+        "id": JOB,
+        "model": "m",
+        "dataset": "ds-1",
+        "dataset_name": "one",
+        "state": state,
+        "attempt": 1,
+    }
     progress = {"phase": "training", "eta_seconds": 90.0}
     server.always((200, {**job, "created_at": at, "state_changed_at": at, "progress": progress}))
     assert main(["job", "show", JOB, "--url", server.url]) == Exit.OK

@@ -9,11 +9,12 @@ from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
 from cmcl.cli.console import Columns, as_text, fields, table
-from cmcl.cli.datasets import _preflight_view as preflight_view
+from cmcl.cli.dataset_views import dataset_view, report_view
 from cmcl.cli.options import name_of
-from cmcl.cli.versions import capacity, matrix, not_measured
-from cmcl.client import EvaluationRow, Preflight
-from cmcl.contract.version import HeadCapacity, Recall
+from cmcl.cli.overview import capacity_view
+from cmcl.cli.version_views import capacity, matrix, not_measured, since_learned
+from cmcl.client import Dataset, EvaluationRow, FreeShare, ModalityCapacity, ModelCapacity
+from cmcl.contract.version import Drift, HeadCapacity, Recall
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)
 
@@ -78,6 +79,30 @@ def test_capacity_is_a_bar() -> None:
     assert "3 of 9" in text
 
 
+def test_room_is_shown_with_its_forecast() -> None:
+    head = HeadCapacity(free_share=0.4, input_rank=3, input_width=9, output_rank=2, output_width=8)
+    history = [
+        FreeShare(version=1, free_share=0.8, learned=True),
+        FreeShare(version=2, free_share=0.4, learned=True),
+    ]
+    room = ModalityCapacity(now=head, datasets_left=2, taken_per_dataset=0.5, history=history)
+    modalities = {"image": room, "audio": ModalityCapacity(now=head)}
+    text = drawn(
+        capacity_view(ModelCapacity(model="m", version=2, full_below=0.1, modalities=modalities))
+    )
+    assert "│ image    │ 80 %        │ 40 %     │ 50 %  │ 2             │" in text
+    assert "│ audio    │ -           │ 40 %     │ -     │ -             │" in text
+    nothing = ModelCapacity(model="m", version=None, full_below=0.1, modalities={}, remark="solved")
+    assert drawn(capacity_view(nothing)).split() == [
+        "m:",
+        "no",
+        "capacity",
+        "is",
+        "measured",
+        "solved",
+    ]
+
+
 class Named(BaseModel):
     """A row of a table."""
 
@@ -137,28 +162,61 @@ def test_values_are_shown_without_markup(value: Any, text: str) -> None:
     assert text in drawn(fields({"it": value}))
 
 
-def test_a_pre_flight_shows_advice_and_remaining_capacity() -> None:
-    fields: Mapping[str, Any] = {
-        "id": "pf-1",
+def dataset(**fields: Any) -> Dataset:
+    values: dict[str, Any] = {
+        "id": "ds-1",
         "model": "m",
-        "version": 1,
-        "state": "done",
-        "created_at": AT,
+        "name": "birds",
         "pair": {"first": "image", "second": "text"},
-        "outlook": {
-            "version": 1,
-            "pair": ["image", "text"],
-            "refusals": [],
-            "findings": {},
-            "heads": {"image": {"moments": HEAD, "open_share": 0.5}},
-            "advice": ["text: half of its rows are [the same]"],
-        },
+        "created_at": AT,
+        "shards": [],
     }
-    text = drawn(preflight_view(Preflight.model_validate(fields)))
-    assert "│ image    │ -    │ 0.400" in text
-    assert "• text: half of its rows are [the same]" in text
+    return Dataset.model_validate({**values, **fields})
 
 
+def test_a_report_shows_rows_advice_and_remaining_capacity() -> None:
+    report: Mapping[str, Any] = {
+        "version": 1,
+        "pair": ["image", "text"],
+        "rows": 90,
+        "evaluation_rows": 8,
+        "refusals": [],
+        "findings": {},
+        "heads": {"image": {"moments": HEAD, "open_share": 0.5}},
+        "advice": ["text: half of its rows are [the same]"],
+    }
+    shown = dataset(report=report, rejected=REJECTED)
+    for text in (drawn(report_view(shown)), drawn(dataset_view(shown))):
+        assert "│ image    │ -    │ 0.400" in text
+        assert "90 rows to train on, 8 held out" in text
+        assert "• text: half of its rows are [the same]" in text
+        assert "b-7: the picture is cut off" in text
+
+
+def test_a_dataset_that_cannot_be_prepared_has_a_reason_instead_of_a_report() -> None:
+    assert drawn(report_view(dataset(quarantine_reason="no rows [at all]"))) == "no rows [at all]\n"
+
+
+def test_rows_that_were_left_out_are_counted_and_the_first_ones_named() -> None:
+    text = drawn(dataset_view(dataset(rejected=REJECTED)))
+    lines = ["22 rows", "b-7: the picture is cut off", "upload:up-1, row 9: no id", "... 20 more"]
+    assert [line for line in lines if line not in text] == []
+
+
+def test_encoders_of_a_dataset_are_shown_and_missing_ones_are_undeclared() -> None:
+    clip = {"kind": "open-clip", "adapter": 1, "model": "ViT-B-32", "takes": "image", "width": 4}
+    text = drawn(dataset_view(dataset(encoders={"image": clip, "text": "undeclared"})))
+    assert "image open-clip ViT-B-32, text undeclared" in text
+    assert "encoders        -" in drawn(dataset_view(dataset()))
+
+
+REJECTED = {
+    "rows": 22,
+    "first": [
+        {"id": "b-7", "file": "upload:up-1", "row": 7, "reason": "the picture is cut off"},
+        {"id": None, "file": "upload:up-1", "row": 9, "reason": "no id"},
+    ],
+}
 HEAD = {
     "protected_share": 0.1,
     "familiarity": 0.2,
@@ -181,3 +239,20 @@ HEAD = {
 )
 def test_a_dataset_without_a_name_is_named_after_its_files(source: str, name: str) -> None:
     assert name_of(source) == name
+
+
+@pytest.mark.parametrize(
+    ("drift", "error", "shown"),
+    [
+        (0.131, 0, 0.131),
+        (0.131, 0.0055, "0.131 ± 0.006"),
+        (0.131, 0.0004, "0.131 ± 0.001"),
+        # 0.1304 to 0.1324.
+        (0.1314, 0.001, "0.131 ± 0.002"),
+        (0.131, None, "0.131, error not bounded"),
+    ],
+)
+def test_drift_from_compact_moments_is_shown_with_its_error_rounded_up(
+    drift: float, error: float | None, shown: float | str
+) -> None:
+    assert since_learned(Drift(since_learned=drift, against_parent=0.1, error=error)) == shown

@@ -16,6 +16,7 @@ import typer.main
 from cmcl import AsyncClient, Client
 from cmcl.cli import app
 from cmcl.cli.errors import Exit
+from tests.architecture.documents import code_of
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.served_app import served
@@ -38,7 +39,7 @@ def url(published_plane: ControlPlane) -> Iterator[str]:
 
 
 def python_of_the_page() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    return code_of(PAGE, "python")
 
 
 def test_the_pages_python_examples_run(

@@ -12,8 +12,9 @@ from cmcl import Client
 from cmcl.cli import main
 from cmcl.cli.errors import Exit
 from cmcl.cli.progress import JobView, bar_fields, details, duration, figures, watch_with_bar
-from cmcl.client import Job, JobProgress
+from cmcl.client import Job, JobProgress, Preparation
 from cmcl.contract.job import Progress
+from cmcl.contract.prepare import PrepareProgress
 from tests.unit.client.rest_server import Asked, RestServer
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)
@@ -35,6 +36,14 @@ TRAINING = JobProgress(
     ranks=4,
     resumed_at=900,
 )
+ENCODING = Preparation(
+    phase="encoding",
+    rows_done=3_000,
+    rows_total=12_000,
+    bad_rows=7,
+    rows_per_second=123.4,
+    eta_seconds=73.0,
+)
 WORDS = [
     "updates 960 of 2,000",
     "rows/s 12,346",
@@ -52,6 +61,7 @@ def job(state: str, progress: JobProgress | None = OLDER, message: str | None = 
         id="job-1",
         model="m",
         dataset="ds-1",
+        dataset_name="shapes",
         state=state,
         message=message,
         attempt=1,
@@ -73,6 +83,8 @@ def drawn(shown: Job, width: int) -> str:
 
 def test_every_progress_field_of_the_service_has_an_attribute() -> None:
     assert set(JobProgress.model_fields) == set(Progress.model_fields)
+    # `request` is between the service and its workers.
+    assert {*Preparation.model_fields, "request"} == set(PrepareProgress.model_fields)
 
 
 def test_a_job_without_progress_has_an_indeterminate_bar() -> None:
@@ -126,6 +138,41 @@ def test_all_reported_figures_are_below_the_bar() -> None:
 def test_figures_missing_from_an_older_service_are_omitted() -> None:
     assert details(job("running", OLDER)) == ["updates 3 of 10", "loss 0.123"]
     assert figures(JobProgress(phase="starting")) == {}
+
+
+def preparing(now: Preparation | None, message: str | None = None) -> Job:
+    return job("preparing", None, message).model_copy(update={"preparation": now})
+
+
+def test_a_dataset_in_preparation_shows_its_phase_and_rows() -> None:
+    shown = bar_fields(preparing(ENCODING))
+    assert (shown["total"], shown["completed"], shown["percent"]) == (12_000, 3_000, "25 %")
+    assert (shown["doing"], shown["left"]) == ("encoding", "0:01:13 left")
+    assert details(preparing(ENCODING)) == ["rows 3,000 of 12,000", "rows/s 123", "left out 7"]
+
+
+def test_a_preparation_that_waits_shows_why_once() -> None:
+    waiting = Preparation(phase="waiting", note="no CPU is free")
+    assert details(preparing(waiting, "no CPU is free")) == ["no CPU is free"]
+    assert details(preparing(waiting)) == ["no CPU is free"]
+    assert details(preparing(Preparation(phase="planning"), "the driver starts")) == [
+        "the driver starts"
+    ]
+    assert details(preparing(None, "no process prepares datasets")) == [
+        "no process prepares datasets"
+    ]
+
+
+def test_a_reported_dry_run_has_a_full_bar() -> None:
+    reported = job("reported", None).model_copy(update={"preparation": ENCODING})
+    shown = bar_fields(reported)
+    assert (shown["completed"], shown["doing"], shown["percent"]) == (12_000, "reported", "100 %")
+
+
+def test_training_does_not_show_the_rows_of_preparation() -> None:
+    training = job("running", TRAINING).model_copy(update={"preparation": ENCODING})
+    assert details(training) == WORDS
+    assert bar_fields(training)["total"] == 2000
 
 
 def test_a_figure_of_zero_is_shown() -> None:
@@ -193,3 +240,16 @@ def test_a_jobs_page_shows_its_progress(
         page = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
         assert [row for row in rows if row not in page] == []
         assert ("phase" in " ".join(page)) == bool(rows), "absent figures are not shown"
+
+
+@pytest.mark.parametrize(("state", "has_time_left"), [("preparing", True), ("prepared", False)])
+def test_a_jobs_page_shows_its_preparation(
+    server: RestServer, capsys: pytest.CaptureFixture[str], state: str, has_time_left: bool
+) -> None:
+    shown = job(state, None).model_copy(update={"preparation": ENCODING})
+    server.always((200, shown.model_dump(mode="json")))
+    assert main(["job", "show", "job-0123456789ab", "--url", server.url]) == Exit.OK
+    page = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    rows = ["phase encoding", "rows 3,000 of 12,000", "rows/s 123", "left out 7"]
+    assert [row for row in rows if row not in page] == []
+    assert ("time left 0:01:13" in page) is has_time_left

@@ -1,5 +1,6 @@
 """Retries: when, how often, with which key. Responses are prepared, so nothing waits."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ from tests.unit.client.rest_server import RestServer
 LIVE = {"version": 1, "generation": 1}
 RETRIES = Retries(attempts=4, first_pause=1.0, longest_pause=30.0, jitter=lambda: 1.0)
 ONCE = Retries(attempts=1)
-Outcomes = list[httpx.Response | Exception]
+Outcomes = Sequence[httpx.Response | Exception]
 
 
 def answer(status: int, **headers: str) -> httpx.Response:
@@ -56,7 +57,7 @@ def test_proxy_errors_for_unavailable_replicas_are_retried(status: int) -> None:
 
 
 def test_all_attempts_of_a_post_have_one_key_and_two_posts_two() -> None:
-    outcomes = [httpx.ReadError("lost"), answer(503), answer(200)]
+    outcomes: Outcomes = [httpx.ReadError("lost"), answer(503), answer(200)]
     first, second = post(outcomes), post([answer(200)])
     keys = [{sent.headers["idempotency-key"] for sent in driven.sent} for driven in (first, second)]
     assert [len(used) for used in keys] == [1, 1]

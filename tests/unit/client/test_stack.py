@@ -15,13 +15,12 @@ import httpx
 import pytest
 from rich.console import Console
 
-from cmcl.cli import main
-from cmcl.cli.errors import Exit
 from cmcl.demo.run import DemoOptions, run_demo
-from cmcl.ports import Ports, StackError
 from cmcl.stack import LocalStack
+from cmcl.stack_host import Ports, StackError
 from service.settings import Settings
 from tests.architecture.repository import ROOT
+from tests.unit.client.recording_stack import RecordingStack
 
 # Prints the id of a child that would run for a minute, and waits for it.
 PARENT = """
@@ -112,16 +111,6 @@ def test_two_stacks_do_not_share_a_token(stack: LocalStack, tmp_path: Path) -> N
 PORT = re.compile(r"(?:--[\w-]*port|(?:RAY|CMCL)_\w*PORT)=(\d+)")
 
 
-class RecordingStack(LocalStack):
-    """Records processes instead of starting them."""
-
-    def _spawn(self, name: str, command: list[str], **environment: str) -> None:
-        self.arguments = [
-            *command,
-            *(f"{key}={value}" for key, value in {**self._environment(), **environment}.items()),
-        ]
-
-
 def test_stacks_do_not_share_ray_ports(tmp_path: Path) -> None:
     """An occupied client port ends Ray's node, and an occupied agent port prevents jobs."""
     named = []
@@ -185,7 +174,7 @@ def test_a_ray_that_lost_a_process_is_reported_with_that_process(stack: LocalSta
 
 def test_a_folder_is_locked_until_its_process_ends(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from cmcl.stack_folder import FolderLock; "
+        "import sys; from pathlib import Path; from cmcl.stack_host import FolderLock; "
         "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     key_client = subprocess.Popen(
@@ -201,35 +190,12 @@ def test_a_folder_is_locked_until_its_process_ends(tmp_path: Path) -> None:
             second.prepare_folder()
         (tmp_path / ".cmcl-demo").touch()
         with pytest.raises(StackError, match="in use by process"):
-            run_demo(DemoOptions(ROOT / "examples/stream", tmp_path), Console())
+            run_demo(
+                DemoOptions(ROOT / "examples/stream", ROOT / "examples/raw", tmp_path), Console()
+            )
         key_client.kill()
     second.prepare_folder()
     second.stop()
-
-
-@pytest.mark.parametrize(
-    ("encoder", "words"),
-    [
-        ("text=minilm", "use text=synthetic:384 or text=sentence-transformers:384:MODEL"),
-        ("text=minilm:384", "kind 'minilm' is unknown"),
-        ("text=synthetic:wide", "width: Input should be a valid integer"),
-        ("text=sentence-transformers:384", "needs a model: a folder or a name"),
-        ("text", "not of the form MODALITY=KIND:WIDTH[:MODEL]"),
-    ],
-)
-def test_an_invalid_encoder_is_rejected_before_anything_starts(
-    tmp_path: Path,
-    encoder: str,
-    words: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
-    folder = tmp_path / "up"
-    good = "--encoder=image=synthetic:64"
-    assert main(["up", f"--folder={folder}", good, f"--encoder={encoder}"]) == Exit.USAGE
-    assert words in capsys.readouterr().err
-    assert not folder.exists()
 
 
 def has_ended(pid: int) -> bool:
@@ -249,7 +215,7 @@ def test_files_of_the_stack_are_private_to_its_user(tmp_path: Path) -> None:
     try:
         stack.prepare_folder()
         LocalStack._spawn(
-            stack, "part", ["sh", "-c", f"touch {tmp_path}/made/store/file; echo told"]
+            stack, "part", ["sh", "-c", f"touch {tmp_path}/made/store/file; echo printed"]
         )
         stack.processes["part"].wait()
         assert oct(stack.folder.stat().st_mode & 0o777) == "0o700"

@@ -20,17 +20,20 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import assert_type
 
-from cmcl import AsyncClient, Client, CmclError, Item, ModelSpec, Query, Retries, Unreachable
+from cmcl import AsyncClient, Client, CmclError, Item, ModalitySpec, ModelSpec, Query, Retries, Unreachable
 from cmcl.client import AcceptedDataset, Embeddings, Job, Similarity, WriteResult
 
 
 def blocking(client: Client) -> None:
-    client.create_model("shapes", ModelSpec(width=8, modalities={"image": 4, "text": 3}))
+    client.create_model("shapes", {"width": 8, "modalities": {"image": {"encoder": "clip"}, "text": 3}})
+    image, text = ModalitySpec(width=4), ModalitySpec(width=3, encoder="minilm")
+    client.create_model("shapes", ModelSpec(width=8, modalities={"image": image, "text": text}))
     accepted = client.add_dataset("shapes", "fashion", ("image", "text"), [Path("fashion")])
     assert_type(accepted, AcceptedDataset)
     assert_type(client.jobs(model="shapes"), Iterator[Job])
     assert_type(client.embed("shapes", "image", [[0.5]]), Embeddings)
     assert_type(client.embed("shapes", "text", ["a red chair"]), Embeddings)
+    assert_type(client.embed("shapes", "place", [Query("place", numbers=(48.85, 2.35))]), Embeddings)
     query = Query("text", text="a red chair")
     assert_type(client.similarity("shapes", [query], [Query("image", [0.5])]), Similarity)
     client.search("pictures", query, filter={"field": "label", "equals": "chair"})

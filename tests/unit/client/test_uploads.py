@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,7 @@ def busy(seconds: int) -> httpx.Response:
 PART = Request("PUT", "/v1/uploads/up-1/parts/1", content=b"one")
 
 
-def send_part(outcomes: list[httpx.Response | Exception], retries: Retries) -> Driven:
+def send_part(outcomes: Sequence[httpx.Response | Exception], retries: Retries) -> Driven:
     return Driven(lambda client: client._send_in_turn(PART), outcomes, retries)
 
 
@@ -320,6 +320,6 @@ def test_a_folder_without_shards_is_refused_at_once(
 ) -> None:
     for name in made:
         (tmp_path / name).write_text("x")
-    with pytest.raises(CmclError, match=r"has no shards; .* \.arrow, "):
+    with pytest.raises(CmclError, match=r"has no shards .* \.arrow, .* and no known layout"):
         client.add_dataset("scenes", "a", PAIR, [tmp_path])
     assert server.asked == []

@@ -1,4 +1,4 @@
-"""Every contract model: bounds, unknown fields refused by name, the same after a trip through JSON."""
+"""Every contract model: bounds, unknown fields rejected by name, unchanged by a JSON round trip."""
 
 from datetime import UTC, datetime
 
@@ -7,13 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from cmcl.contract import errors
 from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
+from cmcl.contract.errors import StorageUnavailable, WorkerError
 from cmcl.contract.job import JobSpec, Progress, submission_id
-from cmcl.contract.modality import ModalityPair
+from cmcl.contract.modality import FileEntry, ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from cmcl.contract.version import (
     Drift,
-    FileEntry,
     LearnedDataset,
     LivePointer,
     Protection,
@@ -189,9 +190,9 @@ def test_a_value_out_of_bounds_is_refused_under_its_field(field: str, values: li
 
 def test_the_size_of_all_heads_together_is_bounded() -> None:
     largest = {f"m{number}": 16384 for number in range(8)}
-    assert ModelSpec(width=8192, modalities=largest).width == 8192
+    assert ModelSpec(width=8192, modalities=largest, lift=0).width == 8192
     with pytest.raises(ValidationError, match=f"{2**30 + 8192} entries.*maximum is {2**30}"):
-        ModelSpec(width=8192, modalities={**largest, "one": 1})
+        ModelSpec(width=8192, modalities={**largest, "one": 1}, lift=0)
 
 
 @pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "G" * 64, "A" * 64, f"{'0' * 64}\n"])
@@ -216,3 +217,26 @@ def test_a_dataset_has_shards_and_as_many_rows_as_these() -> None:
 def test_every_attempt_has_a_unique_ray_submission_id() -> None:
     ids = {submission_id(job, attempt) for job in ("j-1", "j-11") for attempt in (1, 11)}
     assert ids == {"j-1-a1", "j-1-a11", "j-11-a1", "j-11-a11"}
+
+
+def all_errors() -> list[type[WorkerError]]:
+    return [
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, WorkerError)
+    ]
+
+
+def test_all_errors_hang_on_one_tree() -> None:
+    exceptions = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert exceptions == all_errors()
+
+
+def test_the_tree_at_the_top_of_the_file_names_every_error() -> None:
+    assert errors.__doc__ is not None
+    for error in all_errors():
+        assert error.__name__ in errors.__doc__
+
+
+def test_only_a_store_that_does_not_answer_is_worth_another_try() -> None:
+    assert [error for error in all_errors() if error.retry_can_help] == [StorageUnavailable]

@@ -1,4 +1,4 @@
-"""Names end up in object keys, URLs, metric labels and Ray job ids: nothing odd gets in."""
+"""Names are restricted, because they become object keys, URLs, metric labels and Ray job ids."""
 
 import re
 

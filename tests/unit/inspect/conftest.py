@@ -27,11 +27,14 @@ LOSSY, ROOMY = 6, 24
 
 
 def spec_of(width: int, **changes: Any) -> ModelSpec:
-    training = {"epochs": 20, "batch_size": 16, "learning_rate": 1e-2}
-    declared = {**WIDTHS, "unused": 5}
-    return ModelSpec.model_validate(
-        {"width": width, "modalities": declared, "training": training, **changes}
-    )
+    """A model that is trained under a mask, unless `changes` say otherwise."""
+    model = {
+        "width": width,
+        "modalities": {**WIDTHS, "unused": 5},
+        "training": {"epochs": 20, "batch_size": 16, "learning_rate": 1e-2},
+        "protection": {"policy": "replay"},
+    }
+    return ModelSpec.model_validate({**model, **changes})
 
 
 def shard_file(folder: Path, name: str, seed: int) -> Path:
@@ -40,7 +43,8 @@ def shard_file(folder: Path, name: str, seed: int) -> Path:
     sides = features(name, seed)
     if "noise" in name:
         random = np.random.default_rng(seed)
-        sides = tuple(random.normal(size=side.shape).astype(np.float32) for side in sides)
+        first, second = (random.normal(size=side.shape).astype(np.float32) for side in sides)
+        sides = (first, second)
     write_part(path, sides, labels())
     return path
 
@@ -57,8 +61,8 @@ def grow(store: LocalStore, folder: Path, spec: ModelSpec, names: tuple[str, ...
             spec=spec,
             dataset=_dataset(folder, name, version),
         )
-        manifest = job.dataset.model_dump_json().encode()
-        store.put(layout.dataset_manifest(job.dataset.dataset), manifest)
+        manifest = job.learns.model_dump_json().encode()
+        store.put(layout.dataset_manifest(job.learns.dataset), manifest)
         store.put(layout.run_spec(job.job, 1), job.model_dump_json().encode())
         train_dataset(store.uri, job.job, 1, torch.device("cpu"))
         publish_files(store, read_candidate(store, job.job, 1))

@@ -60,7 +60,7 @@ def test_history_begins_where_a_modality_does(found: ModelCapacity) -> None:
         "t": [(1, True), (2, True), (3, True)],
         "a": [(2, True), (3, False)],
     }
-    assert found.modalities["a"].now.datasets_left is None
+    assert found.modalities["a"].forecast.datasets_left is None
 
 
 def test_an_earlier_version_is_independent_of_later_ones(store: ObjectStore) -> None:

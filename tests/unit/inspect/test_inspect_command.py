@@ -26,11 +26,14 @@ class CommandResult:
 
 
 def ask(question: str, store: ObjectStore, *arguments: str | Path) -> CommandResult:
+    return asked(question, "--store", store.uri, "--model", "m", *arguments)
+
+
+def asked(*arguments: str | Path) -> CommandResult:
     stdout, stderr = io.StringIO(), io.StringIO()
-    every = [question, "--store", store.uri, "--model", "m"]
     with redirect_stdout(stdout), redirect_stderr(stderr):
         try:
-            status = main([*every, *map(str, arguments)])
+            status = main([*map(str, arguments)])
         except SystemExit as end:
             status = int(end.code or 0)
     return CommandResult(status, stdout.getvalue(), stderr.getvalue())

@@ -1,7 +1,8 @@
-"""Stored vectors from file to file: exact where nothing was lost, refused where it would be garbage."""
+"""Migration of stored vectors from file to file: exact if nothing was lost, otherwise refused."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,8 +56,10 @@ def test_a_narrow_head_errs_as_its_moments_predict(store: ObjectStore, tmp_path:
     assert 0.05 < answer.predicted_error < 0.5
     assert held_out.error == pytest.approx(answer.predicted_error, rel=0.5)
     assert held_out.cosine_mean > held_out.cosine_unmigrated
-    anew_NE = vectors(store, 3).numpy()
-    assert (out_NE * anew_NE).sum(axis=1).mean() == pytest.approx(held_out.cosine_mean, abs=0.02)
+    expected_NE = vectors(store, 3).numpy()
+    assert (out_NE * expected_NE).sum(axis=1).mean() == pytest.approx(
+        held_out.cosine_mean, abs=0.02
+    )
     assert np.linalg.norm(out_NE, axis=1) == pytest.approx(np.ones(len(out_NE)), abs=1e-5)
 
 
@@ -82,7 +85,7 @@ def test_only_datasets_of_the_modality_are_measured(store: ObjectStore, tmp_path
     ],
 )
 def test_what_cannot_be_migrated_is_reported_and_not_written(
-    store: ObjectStore, tmp_path: Path, changes: dict[str, object], words: str
+    store: ObjectStore, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     out = tmp_path / "out.npy"
     out.write_bytes(b"as before")
@@ -93,7 +96,7 @@ def test_what_cannot_be_migrated_is_reported_and_not_written(
 
 
 def zero_head(tmp_path: Path) -> LocalStore:
-    """A version whose head of v maps all to zero; the manifest vouches for it."""
+    """A version whose head of v maps everything to zero, with a valid manifest."""
     store = LocalStore(tmp_path / "store")
     grow(store, tmp_path, spec_of(LOSSY), ("one_vt",))
     manifest = find_version(store, "m", 1)

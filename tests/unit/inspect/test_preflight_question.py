@@ -7,22 +7,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cmcl.contract.capacity import FULL_BELOW
+from cmcl.contract.dataset import ShardRef
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.preflight import AskedShard
 from tests.unit.benchmarks.tiny_stream import WIDTHS, features, labels, write_part
-from tests.unit.inspect.conftest import shard_file
+from tests.unit.inspect.conftest import LOSSY, grow, shard_file, spec_of
 from workers.inspect.preflight import DatasetOutlook, dataset_outlook
 from workers.inspect.versions import Unanswerable, find_version
 from workers.nullspace.mask import product_mask
 from workers.nullspace.subspace import eigenbasis
+from workers.storage.local import LocalStore
 from workers.storage.object_store import ObjectStore
 from workers.train.lineage import read_heads, read_moments
 
 VT = ModalityPair(first="v", second="t")
 
 
-def asked(path: Path) -> AskedShard:
-    return AskedShard(uri=path.as_uri())
+def asked(path: Path) -> ShardRef:
+    return ShardRef(uri=path.as_uri())
 
 
 def outlook(store: ObjectStore, *paths: Path, version: int = 2) -> DatasetOutlook:
@@ -84,6 +86,18 @@ def test_other_features_are_less_familiar(store: ObjectStore, tmp_path: Path) ->
         assert heads["v"].moments.familiarity is not None
     assert (strange["v"].moments.familiarity or 0) < (usual["v"].moments.familiarity or 0) / 2
     assert strange["t"].moments.familiarity == pytest.approx(usual["t"].moments.familiarity)
+
+
+def test_a_head_that_will_be_full_is_reported(tmp_path: Path) -> None:
+    other = LocalStore(tmp_path / "store")
+    protection = {"policy": "replay", "kept_energy": 0.999}
+    grow(other, tmp_path, spec_of(LOSSY, protection=protection), ("one_vt",))
+    found = outlook(other, shard_file(tmp_path, "noise_vt", 7), version=1)
+    full = {
+        name for name, head in found.heads.items() if head.moments.free_share_after < FULL_BELOW
+    }
+    reported = {words.partition(":")[0] for words in found.advice if "After this dataset" in words}
+    assert reported == full != set()
 
 
 def test_two_shards_count_as_one_dataset(store: ObjectStore, tmp_path: Path) -> None:
@@ -192,6 +206,15 @@ def test_odd_rows_that_can_be_learned_are_only_advice(store: ObjectStore, tmp_pa
 def test_a_shard_that_is_not_there_would_be_refused(store: ObjectStore, tmp_path: Path) -> None:
     (refusal,) = outlook(store, tmp_path / "nowhere.parquet").refusals
     assert refusal.endswith("nowhere.parquet: there is no such object")
+
+
+def test_other_formats_are_read_as_preparation_does(store: ObjectStore, tmp_path: Path) -> None:
+    first, second = features("x_vt", 7)
+    path = tmp_path / "x.npz"
+    np.savez(path, feature_a=first, feature_b=second)
+    found, parquet = outlook(store, path), outlook(store, shard_file(tmp_path, "x_vt", 7))
+    assert not found.refused
+    assert found.findings == parquet.findings
 
 
 def test_an_undeclared_modality_is_no_preflight(store: ObjectStore) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cmcl.contract.errors import StorageUnavailable
-from tests.fakes.pair_shards import numbered_rows, write_pair_shards
-from tests.unit.storage.feature_tables import claim_in_footer
+from tests.fakes.feature_shards import numbered_rows, write_pair_shards
+from tests.unit.storage.user_files import claim_in_footer
 from workers.inspect.rows import Sample, check_rows, sampled
 from workers.storage.shards import open_in_pieces, write_shard
 

@@ -1,4 +1,4 @@
-"""A method of another package takes part like a built-in one: by its entry point, or by its place."""
+"""A method of another package works like a built-in one: by its entry point, or by its import path."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Recall counts what a person would count as found."""
+"""Recall counts every row that matches the query as found."""
 
 import pytest
 import torch

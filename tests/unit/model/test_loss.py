@@ -47,7 +47,8 @@ def test_gradient_in_closed_form_is_that_of_autograd(equal: bool) -> None:
     sides = [side.double().requires_grad_() for side in batch()]
     temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
     scores = sides[0] @ sides[1].mT / temperature
-    expected = -sum((way.log_softmax(dim=1) * weight).sum() for way in (scores, scores.mT)) / 12
+    ways = torch.stack((scores, scores.mT)).log_softmax(dim=2)
+    expected = -(ways * weight).sum() / 12
     found = symmetric_info_nce((sides[0], sides[1]), positive, temperature)
     torch.testing.assert_close(found, expected)
     leaves = [*sides, temperature]

@@ -10,9 +10,9 @@ from workers.model import artifact
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.nullspace.conditioning import Conditioning
-from workers.nullspace.moments import pair_moments
+from workers.nullspace.moments import PairMoments, pair_moments
 
-SPEC = ModelSpec(width=4, modalities={"image": 6, "text": 3, "depth": 5})
+SPEC = ModelSpec(width=4, modalities={"image": 6, "text": 3, "depth": 5}, lift=0)
 HEADS = initial_heads(SPEC)
 IMAGE_TEXT = ModalityPair(first="image", second="text")
 TEXT_IMAGE = ModalityPair(first="text", second="image")
@@ -108,6 +108,54 @@ def test_moments_survive_a_round_trip() -> None:
     assert torch.equal(again.cross_IJ, moments.cross_IJ)
 
 
+def test_centred_moments_are_a_quarter_and_round_to_float32() -> None:
+    moments = with_ones(*rows(IMAGE_TEXT, 3))
+    saved = artifact.save_centred_moments(moments)
+    assert len(saved) < len(artifact.save_moments(moments))
+    again = artifact.load_moments(saved)
+    assert again.count == moments.count
+    torch.testing.assert_close(again.first.sum_II, moments.first.sum_II, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(again.cross_IJ, moments.cross_IJ, rtol=1e-6, atol=1e-5)
+
+
+def test_a_memory_centres_each_dataset_by_its_own_means() -> None:
+    ridges = {"image": 0.01, "text": 0.04}
+    memory = Memory()
+    for pair, seed in ((IMAGE_TEXT, 3), (TEXT_IMAGE, 5)):
+        moments = with_ones(*rows(pair, seed))
+        memory = memory.with_centred_dataset(pair, moments, ridges)
+    again = artifact.load_memory(artifact.save_memory(memory))
+    assert again.datasets == {("image", "text"): 2}
+    ours, theirs = memory.centred["image", "text"], again.centred["image", "text"]
+    assert (ours.rows, ours.weight) == (theirs.rows, theirs.weight)
+    torch.testing.assert_close(ours.first_FF, theirs.first_FF, rtol=1e-6, atol=1e-5)
+    assert torch.equal(ours.first_means_DF, theirs.first_means_DF)
+    (image, text), (other_text, other_image) = rows(IMAGE_TEXT, 3), rows(TEXT_IMAGE, 5)
+    weight = len(image) ** 0.5
+    expected = weight * (covariance(image, text) + covariance(other_image, other_text))
+    torch.testing.assert_close(theirs.cross_FG, expected, rtol=1e-5, atol=1e-5)
+    # The geometric mean of equal ones is the same, divided by √2 datasets.
+    pooled = {name: each.pooled for name, each in again.ridges.items()}
+    assert pooled == pytest.approx({name: ridge / 2**0.5 for name, ridge in ridges.items()})
+
+
+def test_a_memory_with_a_strange_tensor_is_refused() -> None:
+    with pytest.raises(InvalidVersion, match="no moment"):
+        artifact.load_memory(artifact.save_method_state({"image/text/audio/first": torch.ones(2)}))
+
+
+def with_ones(first: torch.Tensor, second: torch.Tensor) -> PairMoments:
+    first, second = (torch.cat([side[:, :-1], torch.ones(20, 1)], 1) for side in (first, second))
+    return pair_moments(first, second)
+
+
+def covariance(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    first, second = (
+        side[:, :-1].double() - side[:, :-1].double().mean(0) for side in (first, second)
+    )
+    return first.mT @ second / len(first)
+
+
 def test_heads_survive_a_round_trip_and_pass_their_selftest() -> None:
     again = artifact.load_heads(artifact.save_heads(HEADS), SPEC)
     run_selftest(artifact.save_selftest(HEADS, SPEC), again)
@@ -136,6 +184,6 @@ def test_heads_with_nan_or_another_shape_are_refused() -> None:
     broken = HEADS.replaced({"text": torch.full((4, 4), float("nan"))})
     with pytest.raises(InvalidVersion, match="not finite"):
         artifact.load_heads(artifact.save_heads(broken), SPEC)
-    wide = ModelSpec(width=4, modalities={**SPEC.modalities, "text": 8})
+    wide = ModelSpec(width=4, modalities={**SPEC.modalities, "text": 8}, lift=0)
     with pytest.raises(InvalidVersion, match=r"has shape \(4, 4\), expected \(4, 9\)"):
         artifact.load_heads(artifact.save_heads(HEADS), wide)

@@ -1,4 +1,4 @@
-"""Which stored vectors may be turned into those of another version, and what is said of others."""
+"""Which stored vectors can be migrated to another version, and the message for others."""
 
 import pytest
 import torch
@@ -22,8 +22,8 @@ from workers.model.migration import (
 from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.moments import pair_moments
 
-NARROW = ModelSpec(width=4, modalities={"image": 6, "text": 5, "audio": 3})
-ROOMY = ModelSpec(width=9, modalities=NARROW.modalities)
+NARROW = ModelSpec(width=4, modalities={"image": 6, "text": 5, "audio": 3}, lift=0)
+ROOMY = ModelSpec(width=9, modalities=NARROW.modalities, lift=0)
 
 
 def conditioned(spec: ModelSpec, seed: int, first_dataset: int = 0) -> ModalityHeads:
@@ -32,18 +32,18 @@ def conditioned(spec: ModelSpec, seed: int, first_dataset: int = 0) -> ModalityH
         modality: Conditioning(
             torch.randn(width, generator=generator), torch.randn(width, width, generator=generator)
         )
-        for modality, width in spec.modalities.items()
+        for modality, width in spec.widths.items()
     }
     return random_heads(spec, seed).conditioned(made)
 
 
 def raw_rows(modality: str, rows: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, NARROW.modalities[modality], generator=generator)
+    return torch.randn(rows, NARROW.widths[modality], generator=generator)
 
 
 def memory_of(heads: ModalityHeads, rows: int = 200) -> Memory:
-    """What a version remembers that has learned images with texts."""
+    """The memory of a version that has learned images with texts."""
     sides = [heads.prepare(modality, raw_rows(modality, rows, 1)) for modality in ("image", "text")]
     return Memory().with_dataset(ModalityPair(first="image", second="text"), pair_moments(*sides))
 
@@ -62,8 +62,8 @@ def test_a_narrow_head_is_as_inexact_as_it_says() -> None:
     old, new = conditioned(NARROW, 1), conditioned(NARROW, 2)
     found = migration_between("image", memory_of(old), NumberedHeads(1, old), NumberedHeads(2, new))
     raw_BF = raw_rows("image", 5000, 3)
-    stored_BE, anew_BE = (heads.outputs("image", raw_BF).double() for heads in (old, new))
-    error = float((found.apply(stored_BE) - anew_BE).norm() / anew_BE.norm())
+    stored_BE, expected_BE = (heads.outputs("image", raw_BF).double() for heads in (old, new))
+    error = float((found.apply(stored_BE) - expected_BE).norm() / expected_BE.norm())
     assert error == pytest.approx(found.predicted_error, rel=0.1)
     check_error("image", found, most_error=found.predicted_error)
     with pytest.raises(TooInexact, match=r"rank 4 of 4, .* more than the permitted 0\.001"):
@@ -103,4 +103,5 @@ def test_a_head_that_keeps_nothing_is_refused() -> None:
 
 def test_heads_of_one_first_dataset_read_the_same() -> None:
     assert same_conditioning("image", conditioned(NARROW, 1), conditioned(NARROW, 2))
-    assert not same_conditioning("image", random_heads(NARROW, 1), random_heads(NARROW, 1))
+    assert not same_conditioning("image", conditioned(NARROW, 1), random_heads(NARROW, 1))
+    assert same_conditioning("image", random_heads(NARROW, 1), random_heads(NARROW, 2))

@@ -1,4 +1,4 @@
-"""Read as the library reads, whatever the bytes are."""
+"""Any bytes are read as safetensors reads them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The certificate equals brute force over all row combinations, without having the rows."""
+"""The certificate, from moments alone, equals brute force over all row combinations."""
 
 import pytest
 import torch

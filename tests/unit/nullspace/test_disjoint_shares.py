@@ -128,7 +128,7 @@ def train_round(rows: Rows, heads: PairWeights, spaces: Spaces, updates: int) ->
 def train(
     rows: Rows, heads: PairWeights, old: PairMoments, deal: Deal, rounds: int = 1
 ) -> PairWeights:
-    """500 updates, in rounds whose spaces are dealt anew from the heads as they are by then."""
+    """500 updates, in rounds; each assigns the spaces again from the current heads."""
     for _ in range(rounds):
         heads = train_round(rows, heads, deal(old, heads.double(), 1.0), UPDATES // rounds)
     return heads
@@ -223,7 +223,7 @@ def test_free_changes_send_old_rows_into_orthogonal_spaces(
 
 
 def old_freedom(space: UpdateSpace, rank: int) -> int:
-    """Outputs along which the leading inputs may still move."""
+    """Number of outputs along which the leading inputs may still move."""
     return int(space.free_EI[:, :rank].any(dim=1).sum())
 
 

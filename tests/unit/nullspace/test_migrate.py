@@ -1,4 +1,4 @@
-"""Migration of stored vectors: exact where it can be, and with the error that it says."""
+"""Migration of stored vectors: exact where possible, otherwise with the predicted error."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The quality certificate equals brute force over all row pairs, without having the rows."""
+"""The quality certificate, from moments alone, equals brute force over all row pairs."""
 
 import pytest
 import torch

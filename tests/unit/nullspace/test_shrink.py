@@ -1,4 +1,4 @@
-"""A bound on drift is enforced, by giving up as little of what was learned as it takes."""
+"""A bound on drift is enforced with the least change of what was learned."""
 
 import pytest
 import torch

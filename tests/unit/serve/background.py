@@ -1,4 +1,4 @@
-"""Tasks that the code under test has begun and does not wait for."""
+"""Background tasks of the code under test."""
 
 import asyncio
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
+from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LivePointer
 from tests.fakes.flaky_store import FlakyStore
@@ -26,6 +27,7 @@ from workers.serve.batching.batcher import Batcher
 from workers.serve.canary.monitor import CanaryMonitor
 from workers.serve.encoders.port import Encoders, NoEncoders
 from workers.serve.settings import ServeArgs
+from workers.serve.tracing import Tracing
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions
@@ -38,12 +40,14 @@ from workers.storage.versions import write_live
 
 MODEL = "scenes"
 POLL_SECONDS = 0.01
-SPEC = ModelSpec(width=6, modalities={"image": 5, "text": 4})
+SPEC = ModelSpec.model_validate(
+    {"width": 6, "modalities": {"image": 5, "text": {"width": 4, "encoder": "letters"}}}
+)
 
 
 @dataclass
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that tests advance."""
 
     now: float = 0.0
 
@@ -51,9 +55,13 @@ class Clock:
         return self.now
 
 
+# Bytes for values that no text can be.
+Headers = Mapping[str, str] | Mapping[bytes, bytes]
+
+
 @dataclass
 class Replica:
-    """Everything of a replica but Ray and the socket; a test calls `look` where a thread would."""
+    """A replica without Ray and without a socket; tests call `poll` in place of its thread."""
 
     store: FlakyStore
     args: ServeArgs
@@ -61,15 +69,16 @@ class Replica:
     live: LiveVersions = field(default_factory=LiveVersions)
     metrics: RecordedMetrics = field(default_factory=RecordedMetrics)
     encoders: Encoders = field(default_factory=NoEncoders)
+    tracing: Tracing | None = None
 
     def __post_init__(self) -> None:
         self.stored = StoredVersions(self.store)
-        self.resident = VersionCache(
+        self.cache = VersionCache(
             *(self.stored, self.args.recent_versions),
             Budget(self.args.max_heads_bytes, self.owner_of),
             *(self.metrics, self.clock),
         )
-        swapper = Swapper(self.live, self.resident, self.metrics, self.clock)
+        swapper = Swapper(self.live, self.cache, self.metrics, self.clock, self.tracing)
         self.follower = Follower(self.store, self.live, swapper, POLL_SECONDS, clock=self.clock)
         self.app = self.app_of(self.args)
 
@@ -83,31 +92,41 @@ class Replica:
 
     def parts(self, args: ServeArgs) -> Parts:
         """What the routes work with."""
-        compute = Batcher(self.metrics)
+        compute = Batcher(self.metrics, traced=self.tracing is not None)
         return Parts(
             args=args,
             store=self.store,
             live=self.live,
-            lookup=VersionLookup(self.live, self.resident, args.min_version_wait_seconds),
+            lookup=VersionLookup(self.live, self.cache, args.min_version_wait_seconds),
             compute=compute,
             encoders=self.encoders,
             access=AllowAll(),
             admission=Admission(args),
             metrics=self.metrics,
             canaries=CanaryMonitor(self.live, compute, self.metrics, self.store, "replica-1"),
+            tracing=self.tracing,
         )
 
-    def publish(self, version: int, generation: int | None = None, model: str = MODEL) -> None:
+    def publish(
+        self,
+        version: int,
+        generation: int | None = None,
+        model: str = MODEL,
+        encoders: Mapping[str, EncoderIdentity] = {},
+        spec: ModelSpec = SPEC,
+    ) -> None:
         # Other models have other heads: replicas share equal ones by digest.
-        heads = random_heads(SPEC, seed=version + (0 if model == MODEL else 1000))
-        publish_version(self.store, model, version, SPEC, heads, generation or version)
+        heads = random_heads(spec, seed=version + (0 if model == MODEL else 1000))
+        publish_version(
+            self.store, model, version, spec, heads, generation or version, encoders=encoders
+        )
 
     def point(self, generation: int, version: int, **rest: object) -> None:
         fields = {"generation": generation, "version": version, **rest}
         write_live(self.store, MODEL, LivePointer.model_validate(fields))
 
-    def look(self) -> None:
-        self.follower.look()
+    def poll(self) -> None:
+        self.follower.poll()
 
     def live_number(self, model: str = MODEL) -> int | None:
         live = self.live.get(model)
@@ -116,7 +135,7 @@ class Replica:
     def run(
         self, use: Callable[[httpx.AsyncClient], Coroutine[Any, Any, httpx.Response]]
     ) -> httpx.Response:
-        """One request on an event loop of its own."""
+        """Run one request on its own event loop."""
 
         async def inside() -> httpx.Response:
             transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
@@ -132,13 +151,13 @@ class Replica:
     def get(self, path: str) -> httpx.Response:
         return self.run(lambda client: client.get(path))
 
-    def embed(self, headers: dict[str, str] | None = None, **changes: object) -> httpx.Response:
-        """A valid request for one image, with some fields changed; None removes a field."""
+    def embed(self, headers: Headers | None = None, **changes: object) -> httpx.Response:
+        """Send a valid request for one image with some fields changed; None removes a field."""
         fields = {"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5], **changes}
         present = {name: value for name, value in fields.items() if value is not None}
         return self.send(json.dumps(present).encode(), headers)
 
-    def send(self, body: bytes, headers: dict[str, str] | None = None) -> httpx.Response:
+    def send(self, body: bytes, headers: Headers | None = None) -> httpx.Response:
         return self.run(lambda client: client.post("/v1/embeddings", content=body, headers=headers))
 
 
@@ -154,16 +173,16 @@ def store(tmp_path: Path) -> FlakyStore:
 
 @pytest.fixture
 def with_encoder(store: FlakyStore) -> Replica:
-    """With version 1 live and an encoder of texts in front."""
+    """A replica with version 1 live and a text encoder."""
     replica = Replica(store, ServeArgs(store=store.uri), encoders=LetterEncoders())
     replica.publish(version=1)
-    replica.look()
+    replica.poll()
     return replica
 
 
 @pytest.fixture
 def replica(store: FlakyStore) -> Replica:
-    """With an empty store."""
+    """A replica of an empty store."""
     args = ServeArgs(
         store=store.uri,
         max_rows=50,
@@ -177,7 +196,7 @@ def replica(store: FlakyStore) -> Replica:
 
 @pytest.fixture
 def serving(replica: Replica) -> Replica:
-    """With version 1 live."""
+    """A replica with version 1 live."""
     replica.publish(version=1)
-    replica.look()
+    replica.poll()
     return replica

@@ -1,4 +1,4 @@
-"""Whether an answer of a replica is one that the description of the API names.
+"""Checks responses of a replica against the OpenAPI document.
 
 Every request of the tests in this folder is checked (`Replica.run`): a status, a form or a field that is
 sent and not described fails the test that met it.

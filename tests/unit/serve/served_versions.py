@@ -34,7 +34,7 @@ def version(
 def rows(modality: str, count: int, seed: int = 1) -> Float32Array:
     """Features of that modality."""
     random = np.random.default_rng(seed)
-    return random.normal(size=(count, SPEC.modalities[modality])).astype(np.float32)
+    return random.normal(size=(count, SPEC.widths[modality])).astype(np.float32)
 
 
 def load_version(store: ObjectStore, model: str, number: int) -> ServedVersion:

@@ -1,74 +1,88 @@
-"""The encoders as a replica sees them: bounds, parts, and errors that name an item."""
+"""The encoders as a replica sees them: bounds, parts, identity, and errors that name an item."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from tests.fakes.encoders import RecordedHops
-from tests.fakes.letter_encoder import LetterEncoders
+from tests.fakes.letter_encoder import IDENTITY, LETTERS, LetterEncoders
 from tests.unit.serve.conftest import Replica
 from workers.serve.api.app import create_api
-from workers.serve.encoders.client import EncoderClients
+from workers.serve.encoders.client import PASSES_AHEAD, EncoderClients
 from workers.serve.encoders.port import (
     Encoded,
-    EncoderInfo,
+    EncoderMismatch,
     EncoderUnavailable,
+    Mismatch,
+    Raw,
+    Unavailable,
     Unreadable,
     UnreadableItem,
 )
-from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
 
 SPEC = EncoderSpec(
-    modality="text",
+    name="words",
     kind="synthetic",
+    takes="text",
     width=2,
     max_batch=3,
     max_queued=8,
     max_item_bytes=10,
     answer_seconds=0.1,
 )
+NUMBERS = SPEC.model_copy(update={"takes": "numbers"})
+IMAGES = SPEC.model_copy(update={"takes": "image"})
+OTHER = IDENTITY.model_copy(update={"model": "another"})
 
-
-KEY = "somebody"
+KEY = "anna"
 
 
 def clients(hops: RecordedHops, spec: EncoderSpec = SPEC) -> EncoderClients:
-    return EncoderClients([spec], {spec.modality: hops})
+    return EncoderClients([spec], {spec.name: hops})
 
 
-def encode(hops: RecordedHops, raw: Sequence[str | bytes]) -> list[list[float]]:
-    rows: list[list[float]] = asyncio.run(clients(hops).encode("text", raw, KEY)).tolist()
+def encode(
+    hops: RecordedHops,
+    raw: Sequence[Raw],
+    spec: EncoderSpec = SPEC,
+    expected: EncoderIdentity | None = None,
+) -> list[list[float]]:
+    encoding = clients(hops, spec).encode("words", raw, KEY, expected)
+    rows: list[list[float]] = asyncio.run(encoding).tolist()
     return rows
 
 
 def test_a_large_request_is_sent_in_parts_and_returned_in_order() -> None:
     hops = RecordedHops()
     raw = ["a", "bb", "ccc", "dddd", "e", "ff", "ggg"]
-    assert encode(hops, raw) == [[len(each)] * 2 for each in raw]
+    assert encode(hops, raw, expected=IDENTITY) == [[len(each)] * 2 for each in raw]
     assert hops.sent == [raw[:3], raw[3:6], raw[6:]]
+    assert hops.expected == [IDENTITY] * 3
 
 
 def test_no_items_have_no_features() -> None:
-    assert asyncio.run(clients(RecordedHops()).encode("text", [], KEY)).shape == (0, 2)
+    encoding = clients(RecordedHops()).encode("words", [], KEY, None)
+    assert asyncio.run(encoding).shape == (0, 2)
 
 
-def test_the_encoder_of_a_modality_is_listed() -> None:
-    infos = clients(RecordedHops()).infos
-    assert infos == {"text": EncoderInfo(name="synthetic", raw="text", width=2)}
+def test_encoders_are_listed_by_name() -> None:
+    assert clients(RecordedHops()).specs == {"words": SPEC}
 
 
-def test_a_modality_without_an_encoder_is_a_key_error() -> None:
+def test_a_name_without_an_encoder_is_a_key_error() -> None:
     with pytest.raises(KeyError):
-        asyncio.run(clients(RecordedHops()).encode("image", [b"x"], KEY))
+        asyncio.run(clients(RecordedHops()).encode("images", [b"x"], KEY, None))
 
 
 def test_an_unreadable_item_is_named_by_its_place_in_the_request() -> None:
     class SecondPartIsBad(RecordedHops):
-        async def __call__(self, raw: Sequence[str | bytes]) -> Encoded:
-            await super().__call__(raw)
-            return Unreadable(1, "no image") if "d" in raw else np.zeros((len(raw), 2), np.float32)
+        async def __call__(self, raw: Sequence[Raw], expected: EncoderIdentity | None) -> Encoded:
+            encoded = await super().__call__(raw, expected)
+            return Unreadable(1, "no image") if "d" in raw else encoded
 
     with pytest.raises(UnreadableItem, match="item 4: no image") as caught:
         encode(SecondPartIsBad(), ["a", "b", "c", "d", "e"])
@@ -76,18 +90,25 @@ def test_an_unreadable_item_is_named_by_its_place_in_the_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("item", "reason"),
+    ("spec", "fine", "item", "reason"),
     [
-        ("", "it is empty"),
-        ("é" * 6, "it has 12 bytes; permitted are 1 to 10"),
-        (b"bytes", "takes text"),
-        ("\ud800", "surrogate"),
+        (SPEC, "fine", "", "it is empty"),
+        (SPEC, "fine", "é" * 6, "it has 12 bytes; permitted are 1 to 10"),
+        (SPEC, "fine", b"bytes", "takes a text, not a file"),
+        (SPEC, "fine", [1.0], "takes a text, not numbers"),
+        (SPEC, "fine", "\ud800", "surrogate"),
+        (NUMBERS, [1.0], [], "it is empty"),
+        (NUMBERS, [1.0], "1", "takes a list of numbers, not a text"),
+        (IMAGES, b"a", b"a" * 11, "it has 11 bytes; permitted are 1 to 10"),
+        (IMAGES, b"a", "a", "takes an image, not a text"),
     ],
 )
-def test_what_no_encoder_could_read_makes_no_hop(item: str | bytes, reason: str) -> None:
+def test_items_that_no_encoder_could_read_are_not_sent_to_it(
+    spec: EncoderSpec, fine: Raw, item: Raw, reason: str
+) -> None:
     hops = RecordedHops()
     with pytest.raises(UnreadableItem, match=reason) as caught:
-        encode(hops, ["fine", item])
+        encode(hops, [fine, item], spec)
     assert (caught.value.index, hops.sent) == (1, [])
 
 
@@ -98,12 +119,48 @@ def test_an_encoder_that_is_down_is_unavailable() -> None:
 
 def test_an_encoder_that_does_not_answer_in_time_is_unavailable() -> None:
     class Silent(RecordedHops):
-        async def __call__(self, raw: Sequence[str | bytes]) -> Encoded:
+        async def __call__(self, raw: Sequence[Raw], expected: EncoderIdentity | None) -> Encoded:
             await asyncio.sleep(60)
-            raise AssertionError("nobody waits so long")
+            raise AssertionError("the limit is 0.1 s")
 
-    with pytest.raises(EncoderUnavailable, match=r"'text' did not answer in 0\.1 s"):
+    with pytest.raises(EncoderUnavailable, match=r"'words' did not answer in 0\.1 s"):
         encode(Silent(), ["a"])
+    with pytest.raises(EncoderUnavailable, match=r"'words' did not answer in 0\.1 s"):
+        asyncio.run(clients(Silent()).check("words", IDENTITY))
+
+
+def test_an_identity_that_cannot_be_checked_now_is_unavailable() -> None:
+    with pytest.raises(EncoderUnavailable, match="the store is away"):
+        encode(RecordedHops(Unavailable("the store is away")), ["a"], expected=IDENTITY)
+
+
+def test_a_mismatch_is_raised_with_its_reason_and_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also where a version of another model, which the encoder is right for, is asked in between."""
+    hops = RecordedHops()
+    encoders = clients(hops)
+
+    async def ask(expected: EncoderIdentity) -> None:
+        hops.answer = Mismatch("model is 'a', expected 'b'") if expected == OTHER else None
+        await encoders.encode("words", ["a"], KEY, expected)
+
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            with pytest.raises(EncoderMismatch, match="model is 'a', expected 'b'"):
+                asyncio.run(ask(OTHER))
+            asyncio.run(ask(IDENTITY))
+    (record,) = caplog.records
+    assert "encoder 'words'" in record.message
+    assert "model is 'a', expected 'b'" in record.message
+
+
+def test_a_check_sends_no_items() -> None:
+    hops = RecordedHops()
+    asyncio.run(clients(hops).check("words", IDENTITY))
+    assert (hops.sent, hops.expected) == ([[]], [IDENTITY])
+    with pytest.raises(EncoderMismatch, match="width"):
+        asyncio.run(clients(RecordedHops(Mismatch("width"))).check("words", IDENTITY))
 
 
 class Held(RecordedHops):
@@ -113,26 +170,28 @@ class Held(RecordedHops):
         super().__init__()
         self.go = asyncio.Event()
 
-    async def __call__(self, raw: Sequence[str | bytes]) -> Encoded:
-        encoded = await super().__call__(raw)
+    async def __call__(self, raw: Sequence[Raw], expected: EncoderIdentity | None) -> Encoded:
+        encoded = await super().__call__(raw, expected)
         await self.go.wait()
         return encoded
 
 
-PATIENT = SPEC.model_copy(update={"answer_seconds": 600})
+LONG_TIMEOUT = SPEC.model_copy(update={"answer_seconds": 600})
 
 
 def test_keys_take_turns_at_an_encoder() -> None:
-    """What is at it came first; of what waits the modest one's is next."""
+    """The running item came first; of the waiting ones that of the tenant with fewer items is next."""
 
-    async def main() -> list[Sequence[str | bytes]]:
+    async def main() -> list[list[Raw]]:
         hops = Held()
-        encoders = clients(hops, PATIENT)
-        greedy = [
-            asyncio.ensure_future(encoders.encode("text", ["g"] * 3, "greedy")) for _ in range(8)
-        ]
+        encoders = clients(hops, LONG_TIMEOUT)
+
+        def ask(raw: list[str], key: str) -> "asyncio.Future[np.ndarray]":
+            return asyncio.ensure_future(encoders.encode("words", raw, key, None))
+
+        greedy = [ask(["g"] * 3, "greedy") for _ in range(8)]
         await asyncio.sleep(0)
-        modest = asyncio.ensure_future(encoders.encode("text", ["m"], "modest"))
+        modest = ask(["m"], "modest")
         while len(hops.sent) < PASSES_AHEAD:
             await asyncio.sleep(0)
         assert hops.sent == [["g"] * 3] * PASSES_AHEAD
@@ -144,11 +203,12 @@ def test_keys_take_turns_at_an_encoder() -> None:
 
 
 def test_a_cancelled_wait_holds_no_slot() -> None:
-    async def main() -> list[Sequence[str | bytes]]:
+    async def main() -> list[Raw]:
         hops = Held()
-        encoders = clients(hops, PATIENT)
+        encoders = clients(hops, LONG_TIMEOUT)
         asked = [
-            asyncio.ensure_future(encoders.encode("text", [name] * 3, KEY)) for name in "abcdefgh"
+            asyncio.ensure_future(encoders.encode("words", [name] * 3, KEY, None))
+            for name in "abcdefgh"
         ]
         while len(hops.sent) < PASSES_AHEAD:
             await asyncio.sleep(0)
@@ -163,16 +223,16 @@ def test_a_cancelled_wait_holds_no_slot() -> None:
 
 
 def test_a_full_encoder_refuses_with_a_time_to_ask_again(with_encoder: Replica) -> None:
-    spec = SPEC.model_copy(update={"width": 4, "max_queued": 8})
+    spec = LETTERS.model_copy(update={"max_queued": 8})
     args = with_encoder.args.model_copy(update={"encoders": (spec,)})
     parts = with_encoder.parts(args)
     with_encoder.app = create_api(parts)
     assert isinstance(with_encoder.encoders, LetterEncoders)
-    with parts.admission.at_encoder("text", "other", 6):
+    with parts.admission.at_encoder("letters", "other", 6):
         full = with_encoder.embed(modality=None, input=["a"] * 3)
     assert full.status_code == 429
     assert full.headers["retry-after"] == "1"
-    assert "6 items at the encoder of 'text' are in use" in full.text
+    assert "6 items at encoder 'letters' are in use" in full.text
     assert with_encoder.encoders.asked == []
     assert with_encoder.embed(modality=None, input=["a"] * 3).status_code == 200
-    assert parts.admission.encoders["text"].total == 0
+    assert parts.admission.encoders["letters"].total == 0

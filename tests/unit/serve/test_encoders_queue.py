@@ -1,28 +1,38 @@
-"""Items of several requests share passes, and an invalid item fails only its own request."""
+"""The process of an encoder: items of several requests share passes, and features of another identity are refused.
+
+An invalid item fails only its own request, and a library that computes other features is refused as well.
+"""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.fakes.encoders import LengthEncoder
-from workers.serve.encoders.port import Encoded, Unreadable
-from workers.serve.encoders.queue import EncoderQueue
-from workers.serve.encoders.spec import EncoderSpec
+from cmcl.contract.encoder import EncoderIdentity, EncoderRecord, EncoderSpec
+from tests.fakes.encoders import LENGTHS, LengthEncoder
+from tests.fakes.flaky_store import FlakyStore
+from workers.serve.encoders.port import Encoded, Mismatch, Unavailable, Unreadable
+from workers.serve.encoders.queue import EncoderQueue, IdentityCheck
+from workers.storage import layout
+from workers.storage.local import LocalStore
 
-SPEC = EncoderSpec(modality="text", kind="synthetic", width=2, max_batch=4)
+IDENTITY = LengthEncoder().identity()
+KEY = layout.encoder_record(IDENTITY.digest)
 
 
 class Queue:
     """A queue whose passes are held up until `release`."""
 
-    def __init__(self, spec: EncoderSpec = SPEC) -> None:
+    def __init__(self, spec: EncoderSpec = LENGTHS) -> None:
         self.encoder = LengthEncoder()
         self.encoder.go.clear()
         self.watched: list[int] = []
-        self._queue = EncoderQueue(self.encoder, spec, lambda items, _: self.watched.append(items))
+        self._queue = EncoderQueue(
+            self.encoder, self.encoder.read, spec, lambda items, _: self.watched.append(items)
+        )
 
     def ask(self, *raw: str) -> "asyncio.Task[Encoded]":
         return asyncio.ensure_future(self._queue.encode(raw))
@@ -106,11 +116,11 @@ def test_nothing_is_encoded_for_a_request_that_was_abandoned() -> None:
         queue = Queue()
         first = queue.ask("a")
         await queue.until_passes(1)
-        abandoned, patient = queue.ask("b"), queue.ask("c")
+        abandoned, waiting = queue.ask("b"), queue.ask("c")
         await queue.until_read()
         abandoned.cancel()
         queue.release()
-        await asyncio.gather(first, patient)
+        await asyncio.gather(first, waiting)
         assert queue.encoder.passes == [["a"], ["c"]]
 
     run(main())
@@ -125,7 +135,7 @@ def test_a_pass_waits_for_more_items_if_configured(monkeypatch: pytest.MonkeyPat
             await company.wait()
 
         monkeypatch.setattr(asyncio, "sleep", wait)
-        queue = Queue(SPEC.model_copy(update={"batch_wait_seconds": 0.2}))
+        queue = Queue(LENGTHS.model_copy(update={"batch_wait_seconds": 0.2}))
         queue.release()
         asked = [queue.ask("a"), queue.ask("b")]
         await queue.until_read()
@@ -144,3 +154,98 @@ def test_a_request_that_fits_into_no_pass_is_refused(items: int) -> None:
             await Queue().ask(*("a" for _ in range(items)))
 
     run(main())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FlakyStore:
+    return FlakyStore(LocalStore(tmp_path))
+
+
+class Process:
+    """One process with an encoder. `probes`: how often the encoder was used for a check."""
+
+    def __init__(self, store: FlakyStore, encoder: LengthEncoder) -> None:
+        self.encoder = encoder
+        self.probes = 0
+        self._check = IdentityCheck(encoder, store, self._between_passes)
+
+    async def _between_passes(self, function: Callable[[], Any]) -> Any:
+        self.probes += 1
+        return function()
+
+    def ask(self, *expected: EncoderIdentity | None) -> list[Mismatch | Unavailable | None]:
+        async def main() -> list[Mismatch | Unavailable | None]:
+            return await asyncio.gather(*map(self._check.refusal, expected))
+
+        return asyncio.run(main())
+
+
+def test_without_an_expected_identity_any_encoder_is_used(store: FlakyStore) -> None:
+    process = Process(store, LengthEncoder())
+    assert process.ask(None) == [None]
+    assert (process.probes, list(store.keys("encoders/"))) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("model", "another"), ("files", "0" * 64), ("adapter", 2)]
+)
+def test_another_identity_is_refused_with_field_and_both_values(
+    store: FlakyStore, field: str, value: object
+) -> None:
+    expected = IDENTITY.model_copy(update={field: value})
+    (refusal,) = Process(store, LengthEncoder()).ask(expected)
+    assert isinstance(refusal, Mismatch)
+    assert field in refusal.reason
+    assert repr(getattr(IDENTITY, field)) in refusal.reason
+    assert repr(value) in refusal.reason
+
+
+def test_other_versions_of_libraries_are_no_other_identity(store: FlakyStore) -> None:
+    expected = IDENTITY.model_copy(update={"versions": {"torch": "1.0"}})
+    assert Process(store, LengthEncoder()).ask(expected) == [None]
+
+
+def test_the_record_is_compared_once_for_many_requests(store: FlakyStore) -> None:
+    process = Process(store, LengthEncoder())
+    assert process.ask(*[IDENTITY] * 5) == [None] * 5
+    passes = len(process.encoder.passes)
+    assert process.ask(IDENTITY) == [None]
+    assert len(process.encoder.passes) == passes
+
+
+def test_the_first_process_writes_the_record_and_the_others_compare(store: FlakyStore) -> None:
+    assert Process(store, LengthEncoder()).ask(IDENTITY) == [None]
+    written = store.read(KEY)
+    assert EncoderRecord.model_validate_json(written).identity == IDENTITY
+    assert Process(store, LengthEncoder()).ask(IDENTITY) == [None]
+    assert store.read(KEY) == written
+
+
+def test_an_encoder_that_computes_other_features_is_refused_also_after_a_restart(
+    store: FlakyStore,
+) -> None:
+    """Equal files and settings, and a library that computes something else with them."""
+    assert Process(store, LengthEncoder()).ask(IDENTITY) == [None]
+    for _ in range(2):
+        (refusal,) = Process(store, LengthEncoder(LENGTHS, wrong=0.1)).ask(IDENTITY)
+        assert isinstance(refusal, Mismatch)
+        assert "probe item 0" in refusal.reason
+
+
+def test_while_the_store_is_away_nothing_is_encoded_and_afterwards_everything_is(
+    store: FlakyStore,
+) -> None:
+    Process(store, LengthEncoder()).ask(IDENTITY)
+    process = Process(store, LengthEncoder())
+    store.broken = "encoders/"
+    (refusal,) = process.ask(IDENTITY)
+    assert isinstance(refusal, Unavailable)
+    store.broken = None
+    assert process.ask(IDENTITY) == [None]
+
+
+def test_a_damaged_record_is_refused(store: FlakyStore) -> None:
+    store.put(KEY, b"{}")
+    (refusal,) = Process(store, LengthEncoder()).ask(IDENTITY)
+    assert isinstance(refusal, Mismatch)
+    assert "damaged" in refusal.reason

@@ -1,4 +1,4 @@
-"""What a replica takes on: bounded, and shared between tenants."""
+"""Limits of a replica, shared between tenants."""
 
 from ipaddress import ip_network
 from itertools import repeat
@@ -15,7 +15,7 @@ from workers.serve.quota import Quota
 
 
 def take_all(quota: Quota, tenant: str, amount: int = 1) -> int:
-    """Take as much as the quota gives, in pieces of `amount`; how much that is."""
+    """Take as much as the quota gives, in pieces of `amount`; return the sum."""
     taken = 0
     for each in repeat(amount, 10_000):
         try:
@@ -44,7 +44,7 @@ def test_one_tenant_alone_may_use_four_fifths() -> None:
 
 @pytest.mark.parametrize("hostile", [1, 2, 3, 8])
 def test_tenants_that_take_all_they_can_leave_room_for_another(hostile: int) -> None:
-    """Also where none of them ever gives anything back."""
+    """Even if none of them releases anything."""
     quota = Quota(100_000_000, "bytes")
     for number in range(hostile):
         assert take_all(quota, f"hostile-{number}", 50_000) > 0 or number > 3

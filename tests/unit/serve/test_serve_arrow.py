@@ -63,7 +63,7 @@ def test_batches_are_read_in_their_order() -> None:
 
 
 def test_no_further_batch_is_looked_at_once_there_are_too_many_rows() -> None:
-    """The null in the second one is not what is complained about."""
+    """The null in the second batch is not reported."""
     data = stream({"feature": pyarrow.array([[1.0] * 5] * 50 + [None])}, [50, 1])
     assert message_of(data, 50) == "input has more than 50 rows; permitted are 1 to 50"
     assert "has nulls" in message_of(data, 51)

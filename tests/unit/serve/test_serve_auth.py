@@ -14,8 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
 from cmcl.contract.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot, SnapshotKey
+from service.auth.key_snapshot import make_pair, read_signing_key, sign
 from service.auth.keys import KeyText, mint
-from service.auth.signing import make_pair, read_signing_key, sign
+from service.auth.sessions import SessionTokens
+from service.principal import EVERY_SCOPE, Principal
 from tests.fakes.flaky_store import FlakyStore
 from workers.serve.auth import Caller, SignedKeys, read_public_keys
 from workers.serve.errors import ApiError, NotReady, Unauthorized
@@ -30,7 +32,7 @@ OPERATORS_SECRET = "a key of the operator, äöü, 32 characters"
 
 @dataclass
 class AuthScene:
-    """An authenticator, the store that it follows, and what it counted."""
+    """An authenticator, the store that it reads, and its recorded metrics."""
 
     store: FlakyStore
     public: str = PAIR.public
@@ -47,7 +49,7 @@ class AuthScene:
         )
 
     def put(self, token: bytes) -> None:
-        """Store this list; the authenticator reads it."""
+        """Store this list, and make the authenticator read it."""
         self.store.put(layout.key_snapshot(), token)
         self.authenticator.refresh(self.store)
 
@@ -148,7 +150,7 @@ def test_before_the_first_list_it_says_not_yet(scene: AuthScene) -> None:
 
 
 def not_believed(key: KeyText) -> dict[str, bytes]:
-    """Lists that an attacker without the signing key could write, each with a key of their own."""
+    """Lists that an attacker without the signing key could write, each with the attacker's key."""
     snapshot = KeySnapshot(serial=9, issued_at=NOW, keys=(entry(key),))
     payload = snapshot.model_dump_json().encode()
     header = {"typ": SNAPSHOT_TYPE}
@@ -267,3 +269,58 @@ def test_serving_does_not_start_with_a_wrong_public_key(pem: str, complaint: str
     assert caught.value.errors()[0]["loc"] == ("access_public_key",)
     both = ServeArgs(store="file:///store", access_public_key=PAIR.public + OTHER_PAIR.public)
     assert both.access_public_key is not None
+
+
+def session_token(scene: AuthScene, owner: str | None = "lab", private: str = PAIR.private) -> str:
+    """The header of a request that the page sends for a session of that owner."""
+    tokens = SessionTokens(read_signing_key(private), lambda: scene.now)
+    return tokens.authorization(Principal("ann", owner, EVERY_SCOPE), "ses-0123456789ab")
+
+
+def test_a_session_of_the_page_is_let_in_for_its_owner(scene: AuthScene) -> None:
+    scene.show([])
+    for owner in ("lab", None):
+        caller = scene.authenticator.authenticate(session_token(scene, owner))
+        assert caller == Caller("session ses-0123456789ab", owner)
+
+
+def test_a_token_of_a_session_is_valid_for_a_minute(scene: AuthScene) -> None:
+    scene.show([])
+    header = session_token(scene)
+    scene.now += timedelta(seconds=59)
+    assert scene.authenticator.authenticate(header).owner == "lab"
+    scene.now += timedelta(seconds=1)
+    assert isinstance(refusal(scene, header), Unauthorized)
+
+
+def test_tokens_that_the_control_plane_has_not_signed_are_refused(scene: AuthScene) -> None:
+    scene.show([])
+    good = session_token(scene)
+    head, payload, signature = good.removeprefix("Bearer ").split(".")
+    of_other = session_token(scene, private=OTHER_PAIR.private)
+    other_payload = session_token(scene, None).split(".")[1]
+    unsigned = jwt.PyJWS().encode(b"{}", "", "none", headers={"typ": "cmcl-session+jwt"})
+    shared = jwt.PyJWS().encode(b"{}", "s" * 32, "HS256", headers={"typ": "cmcl-session+jwt"})
+    for text in (
+        of_other.removeprefix("Bearer "),
+        f"{head}.{other_payload}.{signature}",
+        f"{head}.{payload}.",
+        f"{head}.{payload}.{signature[:-4]}AAAA",
+        f".{payload}.{signature}",
+        "..",
+        "a.b.c",
+        f"{head}.{payload}.{signature}" + "x" * 2000,
+        "\xff.\xff.\xff",
+        unsigned,
+        shared,
+        # What was signed as a list of keys is no token, and the other way round.
+        token([]).decode(),
+    ):
+        assert isinstance(refusal(scene, f"Bearer {text}"), Unauthorized), text[:80]
+    scene.put(good.removeprefix("Bearer ").encode())
+    assert scene.refused == 1
+    assert scene.authenticator.authenticate(good).owner == "lab"
+
+
+def test_before_the_first_list_a_token_waits_as_well(scene: AuthScene) -> None:
+    assert isinstance(refusal(scene, session_token(scene)), NotReady)

@@ -1,4 +1,4 @@
-"""Without a valid key no route of a replica does anything, but for those that are named here."""
+"""Every route of a replica needs a valid key, except those named here."""
 
 import json
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ import pytest
 
 from cmcl.contract.access import KeySnapshot, SnapshotKey
 from cmcl.contract.version import ANNOUNCEMENTS
+from service.auth.key_snapshot import make_pair, read_signing_key, sign
 from service.auth.keys import KeyText, mint
-from service.auth.signing import make_pair, read_signing_key, sign
 from tests.fakes.app_client import AppClient
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.api.app import create_api, describe
@@ -21,15 +21,15 @@ from workers.storage import layout
 PAIR = make_pair()
 # Probes, the description, and what brings about a look and nothing else.
 OPEN = {"/healthz", "/readyz", "/openapi.json", ANNOUNCEMENTS}
-LAB, SHOP = mint(), mint()
+LAB, SHOP, OPERATOR = mint(), mint(), mint()
 QUERY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]})
 
 
 def guarded(replica: Replica) -> Parts:
-    """The replica's parts, asking for keys of two owners."""
-    owners = {LAB: "lab", SHOP: "shop"}
+    """The replica's parts, with keys of two owners, or of the operator, required."""
+    owners = {LAB: "lab", SHOP: "shop", OPERATOR: None}
     listed = tuple(
-        SnapshotKey(id=key.id, name=owner, sha256=key.digest, owner=owner)
+        SnapshotKey(id=key.id, name=owner or "operator", sha256=key.digest, owner=owner)
         for key, owner in owners.items()
     )
     snapshot = KeySnapshot(serial=1, issued_at=datetime(2026, 11, 25, tzinfo=UTC), keys=listed)
@@ -83,7 +83,7 @@ def test_no_route_answers_without_one_valid_key(
 
 def test_a_model_exists_for_its_owner_alone(serving: Replica) -> None:
     serving.point(generation=2, version=1, owner="lab")
-    serving.look()
+    serving.poll()
     client = AppClient(create_api(guarded(serving)))
     for key, status, models in ((LAB, 200, [MODEL]), (SHOP, 404, [])):
         headers = bearer(key)

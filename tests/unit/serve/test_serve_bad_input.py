@@ -1,4 +1,4 @@
-"""Every mistake of a client gets its own clear answer, in OpenAI's shape."""
+"""Every invalid request gets a specific error in OpenAI's format."""
 
 import json
 from collections.abc import AsyncIterator
@@ -35,11 +35,11 @@ def problem(response: httpx.Response, status: int) -> dict[str, str]:
         ([1e19, 0, 0, 0, 0], "input row 0 is of length 1e+19"),
         ([1e-30, 0, 0, 0, 0], "input row 0 is of length 1e-30"),
         ([1e-200, 0, 0, 0, 0], "input row 0 is of length 1e-200"),
-        ("words", "no encoder is configured for modality 'image'; send features, not texts"),
+        ("words", "modality 'image' of model 'scenes' takes features: it is bound to no encoder"),
         ([{"feature": ROW}], "the field 'input[0].modality' is missing"),
         (
             [{"modality": "image"}],
-            "input[0] is an object with 'modality'; permitted is exactly one of feature, text and data",
+            "input[0] is an object with 'modality'; permitted is exactly one of feature, text,",
         ),
         ({"a": 1}, "input is an object with 'a'; permitted is a valid array"),
         (7, "input is 7; permitted is a valid array"),
@@ -76,6 +76,30 @@ def test_token_ids_in_place_of_texts_are_recognized(serving: Replica, tokens: ob
 
 
 @pytest.mark.parametrize(
+    "tokens", [[9906, 1917, 0, 3], [[9906, 1917, 0, 3], [1, 2.0, 3, 4]], [[1, 2, 3, 10**30]]]
+)
+def test_token_ids_as_wide_as_a_feature_are_never_embedded(
+    with_encoder: Replica, tokens: object
+) -> None:
+    """`text` is four numbers wide and bound to an encoder. The fast parser takes no integers beyond 64 bits."""
+    error = problem(with_encoder.embed(modality="text", input=tokens), 400)
+    assert error["code"] == "token_ids"
+    assert "check_embedding_ctx_length=False" in error["message"]
+
+
+def test_features_of_whole_numbers_are_embedded_where_they_cannot_be_token_ids(
+    with_encoder: Replica,
+) -> None:
+    assert with_encoder.embed(modality="image", input=[1, 2, 3, 4, 5]).status_code == 200
+    assert (
+        with_encoder.embed(modality="text", input=[[1, 2, 3, 4], [1, 2, 3, 0.5]]).status_code == 200
+    )
+    assert with_encoder.embed(modality="text", input=[1, 2, 3, -4]).status_code == 200
+    item = {"modality": "text", "feature": [1, 2, 3, 4]}
+    assert with_encoder.embed(modality=None, input=[item]).status_code == 200
+
+
+@pytest.mark.parametrize(
     ("body", "message"),
     [
         (b"", "the body is not JSON"),
@@ -98,7 +122,7 @@ def test_a_body_that_is_no_json_object_is_refused(
         ({"model": None}, "model", "the field 'model' is missing"),
         ({"modality": None}, "modality", "the field 'modality' is missing"),
         ({"model": 3}, "model", "model is 3; permitted is a valid string"),
-        ({"dimensions": 3}, "dimensions", "dimensions is 3; scenes@1 has 6"),
+        ({"dimensions": 7}, "dimensions", "dimensions is 7; scenes@1 has 6"),
         ({"truncate": 3}, "truncate", 'there is no field "truncate"'),
         ({"encoding_format": "hex"}, "encoding_format", "'float' or 'base64'"),
         ({"normalize": "yes"}, "normalize", 'normalize is "yes"; permitted is a valid boolean'),
@@ -149,7 +173,7 @@ def test_an_exact_version_below_the_minimum_is_refused(serving: Replica) -> None
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "", "600001", "9" * 5000, "²"])
 def test_a_wrong_timeout_is_refused(serving: Replica, value: str) -> None:
-    error = problem(serving.embed({"x-request-timeout-ms": value.encode("latin-1")}), 400)
+    error = problem(serving.embed({b"x-request-timeout-ms": value.encode("latin-1")}), 400)
     assert error["param"] == "x-request-timeout-ms"
     assert error["message"].endswith("permitted are 1 to 600000")
 

@@ -5,6 +5,7 @@ import dataclasses
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_requests_of_several_versions_and_modalities_get_their_own(
 ) -> None:
     metrics = RecordedMetrics()
     asked = [
-        (version, modality, rows(count, seed, SPEC.modalities[modality]))
+        (version, modality, rows(count, seed, SPEC.widths[modality]))
         for version in versions
         for seed, modality in enumerate(("image", "text", "image"))
     ]
@@ -119,14 +120,24 @@ def test_a_small_request_waits_for_few_rows_of_a_tenant_with_many(
 
 
 def test_waiting_tenants_get_equally_many_rows(versions: list[ServedVersion]) -> None:
-    """However their requests are cut."""
+    """Independent of the size of their requests."""
+    heads = versions[0].source.in_memory
+    assert heads is not None
 
     async def take() -> Counter[str]:
         queue, loop = RowQueue(), asyncio.get_running_loop()
         for tenant, requests, count in (("a", 2, 4096), ("b", 300, 10), ("c", 1, 5000)):
             for seed in range(requests):
-                work = (versions[0], "image", rows(count, seed), True, Ticket(tenant))
-                queue.add(Work(*work, loop.create_future()))
+                queue.add(
+                    Work(
+                        heads,
+                        "image",
+                        rows(count, seed),
+                        True,
+                        Ticket(tenant),
+                        loop.create_future(),
+                    )
+                )
         found: Counter[str] = Counter()
         for _ in range(15):
             for each in queue.take(500):
@@ -252,7 +263,7 @@ def test_a_stuck_search_is_seen_by_the_health_of_a_replica(serving: Replica) -> 
 
 
 def test_a_product_that_fails_fails_its_requests_alone(versions: list[ServedVersion]) -> None:
-    async def ask_with_a_wrong_width() -> list[object]:
+    async def ask_with_a_wrong_width() -> Sequence[object]:
         batcher = Batcher(RecordedMetrics())
         return await asyncio.gather(
             batcher.embed(versions[0], "image", rows(1, 0, width=4)),

@@ -18,16 +18,16 @@ from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.cache import VersionCache
-from workers.serve.versions.loading import LoadedHeads, StoredVersions
-from workers.serve.versions.memory import Budget, NoRoom, Reservation
+from workers.serve.versions.loading import LoadedHeads, Reservation, StoredVersions
+from workers.serve.versions.memory import Budget, NoRoom
 from workers.storage import layout
 from workers.storage.versions import refer_to_version, write_live
 
 BUDGET = 1 << 20
 # Three versions fit.
-WIDE = ModelSpec(width=128, modalities={"image": 256, "text": 256})
-SMALL = ModelSpec(width=8, modalities={"image": 4, "text": 4})
-HUGE = ModelSpec(width=512, modalities={"image": 512, "text": 512})
+WIDE = ModelSpec(width=128, modalities={"image": 256, "text": 256}, lift=0)
+SMALL = ModelSpec(width=8, modalities={"image": 4, "text": 4}, lift=0)
+HUGE = ModelSpec(width=512, modalities={"image": 512, "text": 512}, lift=0)
 WIDE_BYTES = 4 * 2 * 128 * 257
 
 
@@ -38,7 +38,7 @@ def publish(
     spec: ModelSpec = WIDE,
     owner: str | None = None,
 ) -> VersionManifest:
-    """Let it be the live version in the store."""
+    """Publish it as the live version in the store."""
     seed = hash((model, version)) % 2**31
     heads = random_heads(spec, seed)
     manifest = publish_version(replica.store, model, version, spec, heads, version)
@@ -47,18 +47,18 @@ def publish(
 
 
 def branch(replica: Replica, source: VersionManifest, name: str) -> None:
-    """As the control plane makes it."""
+    """Create a branch as the control plane does."""
     update = {"model": name, "files_in": source.model}
     refer_to_version(replica.store, source.model_copy(update=update))
     write_live(replica.store, name, LivePointer(generation=1, version=source.version))
 
 
 def embed(replica: Replica, model: str, spec: ModelSpec = WIDE) -> httpx.Response:
-    return replica.embed(model=model, input=[0.5] * spec.modalities["image"])
+    return replica.embed(model=model, input=[0.5] * spec.widths["image"])
 
 
 def in_memory(replica: Replica, models: Sequence[str], version: int = 1) -> list[str]:
-    return [model for model in models if replica.resident.get(model, version)]
+    return [model for model in models if replica.cache.get(model, version)]
 
 
 @pytest.fixture
@@ -68,24 +68,24 @@ def narrow(store: FlakyStore) -> Replica:
 
 
 class Watched(StoredVersions):
-    """Looks at a replica's memory whenever heads are read."""
+    """Records a replica's memory whenever heads are read."""
 
     def __init__(self, replica: Replica, model: str) -> None:
         super().__init__(replica.store)
         self.model = model
         self.beside: list[int] = []
-        self.resident: VersionCache | None = None
+        self.cache: VersionCache | None = None
 
     def read(self, manifest: VersionManifest, reservation: Reservation) -> LoadedHeads:
-        assert self.resident is not None
-        self.beside += [each.number for each in self.resident.of(self.model)]
+        assert self.cache is not None
+        self.beside += [each.number for each in self.cache.of(self.model)]
         return super().read(manifest, reservation)
 
 
 def load_at_random(replica: Replica, models: Sequence[str], seed: int) -> None:
     for model in random.Random(seed).choices(models, k=40):
         with suppress(NoRoom):
-            replica.resident.load_heads(model, 1)
+            replica.cache.load_heads(model, 1)
 
 
 def test_the_budget_is_never_exceeded_while_many_versions_are_loaded_at_once(
@@ -98,7 +98,7 @@ def test_the_budget_is_never_exceeded_while_many_versions_are_loaded_at_once(
         loads = [threads.submit(load_at_random, narrow, models, seed) for seed in range(4)]
         most = 0
         while not all(load.done() for load in loads):
-            most = max(most, narrow.resident.bytes)
+            most = max(most, narrow.cache.bytes)
             time.sleep(0.0002)
     for load in loads:
         load.result()
@@ -109,34 +109,34 @@ def test_the_budget_is_never_exceeded_while_many_versions_are_loaded_at_once(
 def test_a_swap_has_the_old_version_and_the_new_one_in_memory(narrow: Replica) -> None:
     for model in ("other", "another", "m"):
         publish(narrow, model)
-    narrow.look()
+    narrow.poll()
     publish(narrow, "m", 2)
-    narrow.look()
+    narrow.poll()
     # Room came from another model, and the old version stays for a roll back.
     assert len(in_memory(narrow, ["other", "another"])) == 1
-    assert [each.number for each in narrow.resident.of("m")] == [1, 2]
-    assert narrow.resident.bytes <= BUDGET
+    assert [each.number for each in narrow.cache.of("m")] == [1, 2]
+    assert narrow.cache.bytes <= BUDGET
     assert embed(narrow, "m").headers["x-model-version"] == "2"
 
 
 def test_the_version_that_answers_stays_while_its_successor_is_read(narrow: Replica) -> None:
-    """It was used least recently of all, so it would be the first one to leave."""
+    """It was used least recently, so it would be evicted first."""
     watched = Watched(narrow, "m")
-    resident = VersionCache(watched, 4, Budget(BUDGET), narrow.metrics)
-    watched.resident = resident
+    cache = VersionCache(watched, 4, Budget(BUDGET), narrow.metrics)
+    watched.cache = cache
     for model in ("m", "other", "another"):
         publish(narrow, model)
-        resident.hold(resident.load(model, 1), None)
+        cache.hold(cache.load(model, 1), None)
     publish(narrow, "m", 2)
     watched.beside.clear()
-    resident.load("m", 2)
+    cache.load("m", 2)
     assert watched.beside == [1]
 
 
 def test_what_was_used_least_recently_leaves_first(narrow: Replica) -> None:
     for model in ("a", "b", "c", "d"):
         publish(narrow, model)
-    narrow.look()
+    narrow.poll()
     loaded = in_memory(narrow, "abcd")
     assert len(loaded) == 3
     (left_out,) = set("abcd") - set(loaded)
@@ -149,26 +149,26 @@ def test_what_was_used_least_recently_leaves_first(narrow: Replica) -> None:
 def test_versions_that_do_not_answer_leave_before_those_that_do(narrow: Replica) -> None:
     for model in ("m", "other"):
         publish(narrow, model)
-    narrow.look()
+    narrow.poll()
     store_version(narrow.store, "m", 2, WIDE, random_heads(WIDE, 7))
     assert embed(narrow, "m@2").status_code == 200
     publish(narrow, "third")
-    narrow.look()
+    narrow.poll()
     # Nothing is evicted for a model that has not answered yet; its first request makes room.
     assert embed(narrow, "third").status_code == 200
     assert in_memory(narrow, ["m", "other", "third"]) == ["m", "other", "third"]
-    assert narrow.resident.get("m", 2) is None
+    assert narrow.cache.get("m", 2) is None
 
 
 def test_one_owners_wide_models_never_push_out_another_owners_live_one(narrow: Replica) -> None:
     publish(narrow, "small", spec=SMALL, owner="alice")
-    narrow.look()
+    narrow.poll()
     for number in range(8):
         publish(narrow, f"wide-{number}", owner="bob")
-    narrow.look()
+    narrow.poll()
     loads = len(narrow.metrics.loads)
     for number in range(8):
-        assert narrow.resident.load_heads(f"wide-{number}", 1)
+        assert narrow.cache.load_heads(f"wide-{number}", 1)
     assert len(narrow.metrics.loads) > loads
     assert in_memory(narrow, ["small"]) == ["small"]
     assert "small" not in narrow.metrics.evictions
@@ -177,27 +177,27 @@ def test_one_owners_wide_models_never_push_out_another_owners_live_one(narrow: R
 def test_an_owner_gets_its_share_back_from_one_that_holds_more(narrow: Replica) -> None:
     for number in range(3):
         publish(narrow, f"wide-{number}", owner="bob")
-    narrow.look()
+    narrow.poll()
     assert len(in_memory(narrow, [f"wide-{number}" for number in range(3)])) == 3
     publish(narrow, "hers", owner="alice")
-    narrow.look()
-    narrow.resident.load_heads("hers", 1)
+    narrow.poll()
+    narrow.cache.load_heads("hers", 1)
     assert in_memory(narrow, ["hers"]) == ["hers"]
     assert len(narrow.metrics.evictions) == 1
 
 
 def test_a_branch_takes_no_memory_and_reads_no_heads(narrow: Replica) -> None:
     source = publish(narrow, "m")
-    narrow.look()
-    before = narrow.resident.bytes
+    narrow.poll()
+    before = narrow.cache.bytes
     assert before == WIDE_BYTES
     for number in range(25):
         branch(narrow, source, f"branch-{number}")
     narrow.store.calls.clear()
-    narrow.look()
+    narrow.poll()
     names = [f"branch-{number}" for number in range(25)]
     assert in_memory(narrow, names) == names
-    assert narrow.resident.bytes == before
+    assert narrow.cache.bytes == before
     assert not any(call.endswith(layout.HEADS) for call in narrow.store.calls)
     assert embed(narrow, "branch-7").status_code == 200
 
@@ -205,20 +205,20 @@ def test_a_branch_takes_no_memory_and_reads_no_heads(narrow: Replica) -> None:
 def test_a_branch_that_learns_on_shares_the_heads_that_it_did_not_change(narrow: Replica) -> None:
     source = publish(narrow, "m")
     branch(narrow, source, "fork")
-    narrow.look()
-    heads = narrow.resident.load_heads("m", 1).heads
+    narrow.poll()
+    heads = narrow.cache.load_heads("m", 1).heads
     changed = heads.replaced({"text": heads.weights["text"] + 1})
     publish_version(narrow.store, "fork", 2, WIDE, changed, 2)
-    narrow.look()
+    narrow.poll()
     assert narrow.live_number("fork") == 2
-    assert narrow.resident.bytes == WIDE_BYTES * 3 // 2
+    assert narrow.cache.bytes == WIDE_BYTES * 3 // 2
 
 
 def test_a_version_above_the_whole_budget_is_refused_with_sizes(narrow: Replica) -> None:
     publish(narrow, "m")
-    narrow.look()
+    narrow.poll()
     size = publish(narrow, "m", 2, HUGE).files[layout.HEADS].bytes
-    narrow.look()
+    narrow.poll()
     (refusal,) = narrow.live.refusals("m")
     assert refusal.kind == "too_large"
     for part in (f"{size / 2**20:.1f} MiB", "1.0 MiB", "max_heads_bytes"):
@@ -232,14 +232,14 @@ def test_a_replica_that_starts_with_more_models_than_fit_answers_for_all_of_them
     models = [f"m{number}" for number in range(7)]
     for model in models:
         publish(narrow, model)
-    narrow.look()
+    narrow.poll()
     assert narrow.live.readiness.ready
     assert narrow.get("/readyz").status_code == 200
     assert len(in_memory(narrow, models)) == 3
     assert narrow.metrics.evictions == []
     for model in models:
         assert embed(narrow, model).headers["x-model-version"] == "1"
-        assert narrow.resident.bytes <= BUDGET
+        assert narrow.cache.bytes <= BUDGET
 
 
 def test_a_version_that_is_evicted_while_a_request_uses_it_answers_and_counts_until_then(
@@ -247,45 +247,45 @@ def test_a_version_that_is_evicted_while_a_request_uses_it_answers_and_counts_un
 ) -> None:
     for model in ("m", "other"):
         publish(narrow, model)
-        narrow.resident.load(model, 1)
-    used = asyncio.run(narrow.resident.find("m", 1))
-    narrow.resident.retire("m", [1])
-    assert narrow.resident.get("m", 1) is None
-    assert narrow.resident.bytes == 2 * WIDE_BYTES
+        narrow.cache.load(model, 1)
+    used = asyncio.run(narrow.cache.find("m", 1))
+    narrow.cache.retire("m", [1])
+    assert narrow.cache.get("m", 1) is None
+    assert narrow.cache.bytes == 2 * WIDE_BYTES
     assert used.head("image").weight_EF.shape == (128, 256)
     del used
     gc.collect()
-    assert narrow.resident.bytes == WIDE_BYTES
+    assert narrow.cache.bytes == WIDE_BYTES
 
 
 def test_a_swap_without_room_for_both_is_verified_and_loads_on_demand(narrow: Replica) -> None:
-    """The other owner holds less than half of the budget, and both versions need more than the rest."""
-    hers = ModelSpec(width=128, modalities={"image": 200, "text": 200})
-    his = ModelSpec(width=128, modalities={"image": 320, "text": 320})
+    """The other owner holds less than half of the budget; both versions together exceed the rest."""
+    hers = ModelSpec(width=128, modalities={"image": 200, "text": 200}, lift=0)
+    his = ModelSpec(width=128, modalities={"image": 320, "text": 320}, lift=0)
     for number in range(2):
         publish(narrow, f"hers-{number}", spec=hers, owner="alice")
-    narrow.look()
+    narrow.poll()
     publish(narrow, "m", spec=his, owner="bob")
-    narrow.look()
-    assert narrow.resident.get("m", 1)
+    narrow.poll()
+    assert narrow.cache.get("m", 1)
     publish(narrow, "m", 2, spec=his, owner="bob")
     narrow.store.calls.clear()
-    narrow.look()
+    narrow.poll()
     assert narrow.live_number("m") == 2
-    assert narrow.resident.get("m", 2) is None
+    assert narrow.cache.get("m", 2) is None
     assert sum(call.endswith("versions/2/heads.safetensors") for call in narrow.store.calls) == 1
-    assert narrow.resident.load_heads("m", 2)
-    assert narrow.resident.bytes <= BUDGET
+    assert narrow.cache.load_heads("m", 2)
+    assert narrow.cache.bytes <= BUDGET
     assert narrow.metrics.evictions == ["m"]
 
 
 def test_a_damaged_successor_is_refused_where_there_is_no_room_for_both(narrow: Replica) -> None:
-    spec = ModelSpec(width=128, modalities={"image": 600, "text": 600})
+    spec = ModelSpec(width=128, modalities={"image": 600, "text": 600}, lift=0)
     publish(narrow, "m", spec=spec)
-    narrow.look()
+    narrow.poll()
     publish(narrow, "m", 2, spec=spec)
     narrow.store.put(layout.version_file("m", 2, layout.HEADS), b"rubbish")
-    narrow.look()
+    narrow.poll()
     assert narrow.live.refusals("m")[0].kind == "damaged"
     assert embed(narrow, "m", spec).headers["x-model-version"] == "1"
 
@@ -293,12 +293,12 @@ def test_a_damaged_successor_is_refused_where_there_is_no_room_for_both(narrow: 
 def test_what_cannot_be_loaded_beside_other_owners_shares_is_503_with_sizes(
     narrow: Replica,
 ) -> None:
-    hers = ModelSpec(width=128, modalities={"image": 400, "text": 400})
-    his = ModelSpec(width=256, modalities={"image": 330, "text": 330})
+    hers = ModelSpec(width=128, modalities={"image": 400, "text": 400}, lift=0)
+    his = ModelSpec(width=256, modalities={"image": 330, "text": 330}, lift=0)
     publish(narrow, "hers", spec=hers, owner="alice")
-    narrow.look()
+    narrow.poll()
     size = publish(narrow, "his", spec=his, owner="bob").files[layout.HEADS].bytes
-    narrow.look()
+    narrow.poll()
     answer = embed(narrow, "his", his)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert answer.json()["error"]["code"] == "no_room"

@@ -1,4 +1,4 @@
-"""How a canary is compared with the live version, on rows of requests."""
+"""Comparison of a canary with the live version on rows of requests."""
 
 import numpy as np
 import pytest
@@ -36,15 +36,15 @@ def test_a_version_agrees_with_itself() -> None:
 
 
 def test_agreement_is_that_of_all_scores_and_of_the_ten_best() -> None:
-    live, candidate = version(1), version(2)
+    live, canary = version(1), version(2)
     recent = remembering(texts=50)
     queries = rows("image", 4)
-    found = VersionComparison(live, candidate, recent).score("image", queries)["image--text"]
+    found = VersionComparison(live, canary, recent).score("image", queries)["image--text"]
     stored = torch.from_numpy(rows("text", 50, seed=5))
     raw = torch.from_numpy(queries)
     one, other = (
         each.heads.embed("image", raw) @ each.heads.embed("text", stored).mT
-        for each in (live, candidate)
+        for each in (live, canary)
     )
     cosine = torch.nn.functional.cosine_similarity(one, other, dim=1).sum()
     overlap = sum(
@@ -57,13 +57,13 @@ def test_agreement_is_that_of_all_scores_and_of_the_ten_best() -> None:
 
 
 def test_few_rows_to_rank_say_nothing() -> None:
-    live, candidate = version(1), version(2)
+    live, canary = version(1), version(2)
     assert (
-        VersionComparison(live, candidate, remembering(texts=31)).score("image", rows("image", 1))
+        VersionComparison(live, canary, remembering(texts=31)).score("image", rows("image", 1))
         == {}
     )
     assert (
-        VersionComparison(live, candidate, remembering(images=40)).score("image", rows("image", 1))
+        VersionComparison(live, canary, remembering(images=40)).score("image", rows("image", 1))
         == {}
     )
 
@@ -75,7 +75,7 @@ def test_only_learned_pairs_are_scored() -> None:
     assert partners_of("audio", PAIRS) == {}
 
 
-def test_rows_that_came_meanwhile_are_ranked_as_well() -> None:
+def test_rows_that_were_added_are_ranked_as_well() -> None:
     recent = remembering(texts=40)
     two = VersionComparison(version(1), version(2), recent)
     query = rows("image", 2)
@@ -87,10 +87,10 @@ def test_rows_that_came_meanwhile_are_ranked_as_well() -> None:
     assert two.score("image", query) != before
 
 
-def test_a_candidate_without_the_modality_raises() -> None:
+def test_a_canary_without_the_modality_raises() -> None:
     spec = ModelSpec(width=SPEC.width, modalities={"text": 4, "audio": 3})
-    candidate = version(2, heads=random_heads(spec, 2), spec=spec)
-    two = VersionComparison(version(1), candidate, remembering(texts=40))
+    canary = version(2, heads=random_heads(spec, 2), spec=spec)
+    two = VersionComparison(version(1), canary, remembering(texts=40))
     with pytest.raises(KeyError):
         two.score("image", rows("image", 1))
 

@@ -1,4 +1,4 @@
-"""What a replica counts of a canary, which requests it shadows, and what it writes."""
+"""Counts of a canary in a replica: requests, shadowed requests, written observations."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cmcl.contract.rollout import Canary, Observation
+from cmcl.contract.policy import Canary, Observation
 from cmcl.contract.version import LivePointer
 from tests.fakes.compute import ImmediateCompute
 from tests.fakes.flaky_store import FlakyStore
@@ -23,11 +23,11 @@ from workers.serve.versions.loading import ServedVersion
 from workers.storage import layout
 from workers.storage.local import LocalStore
 
-LIVE, CANDIDATE = version(1), version(2)
+LIVE, CANARY = version(1), version(2)
 
 
 class Watched:
-    """`CanaryMonitor` with everything around it."""
+    """A `CanaryMonitor` with its surroundings."""
 
     def __init__(self, store: FlakyStore) -> None:
         self.store = store
@@ -45,24 +45,24 @@ class Watched:
         return self.draws.pop(0) if self.draws else 0.0
 
     def remember_texts(self, count: int = 40) -> None:
-        """As requests for texts would have left them, before the canary."""
+        """Remember texts, as requests before the canary would have."""
         for seed in range(count):
             self.canaries.answered(LIVE, {"text": rows("text", 1, seed)})
 
-    def point(self, candidate: Canary | None = None) -> LivePointer:
-        """At version 1, and at that candidate."""
+    def point(self, canary: Canary | None = None) -> LivePointer:
+        """Point at version 1 and at that canary."""
         self.revision += 1
-        pointer = LivePointer(generation=1, version=1, revision=self.revision, candidate=candidate)
+        pointer = LivePointer(generation=1, version=1, revision=self.revision, canary=canary)
         self.live.update("m", pointer)
         return pointer
 
     def try_out(
-        self, candidate: ServedVersion | None, shadow: float = 1, revision: int = 7
+        self, canary: ServedVersion | None, shadow: float = 1, revision: int = 7
     ) -> LivePointer:
         """Start a canary of version 2, or change it; None: it is not loaded yet."""
         pointer = self.point(Canary(version=2, revision=revision, shadow=shadow))
-        if candidate is not None:
-            assert self.live.start_canary("m", candidate)
+        if canary is not None:
+            assert self.live.start_canary("m", canary)
         return pointer
 
     def document(self, revision: int = 7) -> Observation:
@@ -82,7 +82,7 @@ def run(what: Coroutine[Any, Any, None]) -> None:
 def test_a_shadowed_request_is_scored_and_written(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
-        watched.try_out(CANDIDATE)
+        watched.try_out(CANARY)
         watched.canaries.answered(LIVE, {"image": rows("image", 2)})
         watched.canaries.answered(LIVE, {"image": rows("image", 1), "text": rows("text", 1)})
         await finished("shadow")
@@ -103,7 +103,7 @@ def test_a_shadowed_request_is_scored_and_written(watched: Watched) -> None:
 def test_exactly_the_sampled_share_is_shadowed(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
-        watched.try_out(CANDIDATE, shadow=0.5)
+        watched.try_out(CANARY, shadow=0.5)
         watched.draws = [0.49, 0.5, 0.9, 0.1]
         for seed in range(4):
             watched.canaries.answered(LIVE, {"image": rows("image", 1, seed)})
@@ -114,13 +114,13 @@ def test_exactly_the_sampled_share_is_shadowed(watched: Watched) -> None:
     assert watched.document().shadowed == 2
 
 
-def test_the_candidates_own_requests_are_counted_and_not_shadowed(watched: Watched) -> None:
+def test_the_canarys_own_requests_are_counted_and_not_shadowed(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
-        watched.try_out(CANDIDATE)
-        watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
-        watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
-        watched.canaries.failed(CANDIDATE)
+        watched.try_out(CANARY)
+        watched.canaries.answered(CANARY, {"image": rows("image", 1)})
+        watched.canaries.answered(CANARY, {"image": rows("image", 1)})
+        watched.canaries.failed(CANARY)
         watched.canaries.failed(LIVE)
         await finished("shadow")
         await watched.canaries.write()
@@ -134,7 +134,7 @@ def test_the_candidates_own_requests_are_counted_and_not_shadowed(watched: Watch
 def test_a_request_for_another_version_is_not_counted_for_the_canary(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
-        watched.try_out(CANDIDATE)
+        watched.try_out(CANARY)
         watched.canaries.answered(version(3), {"image": rows("image", 1)})
         await finished("shadow")
         await watched.canaries.write()
@@ -147,7 +147,7 @@ def test_a_request_for_another_version_is_not_counted_for_the_canary(watched: Wa
 def test_nothing_is_scored_while_rows_wait(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
-        watched.try_out(CANDIDATE)
+        watched.try_out(CANARY)
         watched.compute.waiting_rows = 3
         watched.canaries.answered(LIVE, {"image": rows("image", 1)})
         await asyncio.sleep(0.03)
@@ -162,7 +162,7 @@ def test_nothing_is_scored_while_rows_wait(watched: Watched) -> None:
 def test_what_does_not_fit_is_dropped_and_counted(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
-        watched.try_out(CANDIDATE)
+        watched.try_out(CANARY)
         for seed in range(70):
             watched.canaries.answered(LIVE, {"image": rows("image", 1, seed)})
         await finished("shadow")
@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_dropped_and_counted(watched: Watched) -> None:
     assert watched.document().shadowed == 64
 
 
-def test_a_candidate_that_fails_is_counted_and_logged_once(
+def test_a_canary_that_fails_is_counted_and_logged_once(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     heads = random_heads(SPEC, 2)
@@ -211,12 +211,12 @@ def test_a_rejected_canary_is_reported(watched: Watched) -> None:
 
 def test_only_what_has_changed_is_written_again(watched: Watched) -> None:
     async def use() -> None:
-        watched.try_out(CANDIDATE)
+        watched.try_out(CANARY)
         await watched.canaries.write()
         first = watched.document().at
         await watched.canaries.write()
         assert watched.document().at == first
-        watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+        watched.canaries.answered(CANARY, {"image": rows("image", 1)})
         await watched.canaries.write()
         assert watched.document().at > first
 
@@ -227,10 +227,10 @@ def test_an_unavailable_store_costs_freshness_alone(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def use() -> None:
-        watched.try_out(CANDIDATE)
+        watched.try_out(CANARY)
         watched.store.broken = "observations"
         for _ in range(3):
-            watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+            watched.canaries.answered(CANARY, {"image": rows("image", 1)})
             await watched.canaries.write()
         watched.point()
         await watched.canaries.write()
@@ -247,8 +247,8 @@ def test_the_last_observation_is_kept_after_a_canary(watched: Watched) -> None:
 
     async def use() -> None:
         watched.remember_texts()
-        watched.try_out(CANDIDATE)
-        watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+        watched.try_out(CANARY)
+        watched.canaries.answered(CANARY, {"image": rows("image", 1)})
         await watched.canaries.write()
         watched.canaries.answered(LIVE, {"image": rows("image", 1)})
         watched.point()
@@ -263,11 +263,11 @@ def test_the_last_observation_is_kept_after_a_canary(watched: Watched) -> None:
 
 def test_a_restarted_canary_counts_from_zero(watched: Watched) -> None:
     async def use() -> None:
-        watched.try_out(CANDIDATE)
-        watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+        watched.try_out(CANARY)
+        watched.canaries.answered(CANARY, {"image": rows("image", 1)})
         await watched.canaries.write()
-        watched.try_out(CANDIDATE, revision=9)
-        watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+        watched.try_out(CANARY, revision=9)
+        watched.canaries.answered(CANARY, {"image": rows("image", 1)})
         await watched.canaries.close()
 
     run(use())
@@ -277,10 +277,10 @@ def test_a_restarted_canary_counts_from_zero(watched: Watched) -> None:
 def test_closing_writes_the_observations_and_stops_scoring(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
-        watched.try_out(CANDIDATE)
+        watched.try_out(CANARY)
         watched.compute.waiting_rows = 1
         watched.canaries.answered(LIVE, {"image": rows("image", 1)})
-        watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+        watched.canaries.answered(CANARY, {"image": rows("image", 1)})
         closing = asyncio.create_task(watched.canaries.close())
         await asyncio.sleep(0.01)
         watched.compute.waiting_rows = 0
@@ -291,14 +291,14 @@ def test_closing_writes_the_observations_and_stops_scoring(watched: Watched) -> 
     assert watched.document().at < datetime.now(UTC)
 
 
-def test_what_breaks_is_the_candidates_fault_and_what_the_client_did_is_not(
+def test_what_breaks_is_the_canarys_fault_and_what_the_client_did_is_not(
     watched: Watched,
 ) -> None:
     async def use() -> None:
-        watched.try_out(CANDIDATE)
-        with pytest.raises(RuntimeError), watched.canaries.counting_failures(CANDIDATE):
+        watched.try_out(CANARY)
+        with pytest.raises(RuntimeError), watched.canaries.counting_failures(CANARY):
             raise RuntimeError("no memory")
-        with pytest.raises(InvalidRequest), watched.canaries.counting_failures(CANDIDATE):
+        with pytest.raises(InvalidRequest), watched.canaries.counting_failures(CANARY):
             raise InvalidRequest("a wrong row")
         with pytest.raises(RuntimeError), watched.canaries.counting_failures(LIVE):
             raise RuntimeError("no memory")
@@ -310,12 +310,12 @@ def test_what_breaks_is_the_candidates_fault_and_what_the_client_did_is_not(
 
 def test_what_was_seen_is_written_from_time_to_time_and_at_the_end(watched: Watched) -> None:
     async def use() -> None:
-        watched.try_out(CANDIDATE)
+        watched.try_out(CANARY)
         async with watched.canaries.written(seconds=0.001):
-            watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+            watched.canaries.answered(CANARY, {"image": rows("image", 1)})
             while not watched.store.calls:
                 await asyncio.sleep(0.001)
-            watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+            watched.canaries.answered(CANARY, {"image": rows("image", 1)})
 
     run(use())
     assert watched.document().answered == 2

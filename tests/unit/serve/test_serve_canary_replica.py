@@ -1,10 +1,10 @@
-"""A canary loads beside the live version, and never at its expense."""
+"""A canary loads beside the live version, and never evicts it."""
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from cmcl.contract.rollout import Canary, Observation
+from cmcl.contract.policy import Canary, Observation
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.background import finished
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
@@ -13,18 +13,18 @@ from workers.serve.api.app import create_api
 from workers.serve.versions.lookup import routed_to_canary
 from workers.storage import layout
 
-EVERYBODY = {"version": 2, "revision": 1, "share": 1}
-NOBODY = {"version": 2, "revision": 1, "share": 0, "shadow": 0.5}
+ALL_CALLERS = {"version": 2, "revision": 1, "share": 1}
+SHADOW_ONLY = {"version": 2, "revision": 1, "share": 0, "shadow": 0.5}
 
 
 def try_out(replica: Replica, revision: int = 1, **canary: object) -> None:
-    replica.point(generation=1, version=1, revision=revision, candidate={**EVERYBODY, **canary})
-    replica.look()
+    replica.point(generation=1, version=1, revision=revision, canary={**ALL_CALLERS, **canary})
+    replica.poll()
 
 
 @pytest.fixture
 def trying(serving: Replica) -> Replica:
-    """Version 1 live, version 2 the canary for all callers."""
+    """A replica with version 1 live and version 2 as canary for all callers."""
     store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
     try_out(serving)
     return serving
@@ -36,7 +36,7 @@ def answering(replica: Replica, **headers: str) -> tuple[str, str]:
 
 
 def test_the_canary_answers_its_share_and_is_named_in_the_response(trying: Replica) -> None:
-    assert answering(trying) == ("2", "candidate")
+    assert answering(trying) == ("2", "canary")
     try_out(trying, revision=2, share=0)
     assert answering(trying) == ("1", "live")
 
@@ -75,23 +75,23 @@ def test_share_and_shadow_change_without_loading(trying: Replica) -> None:
 
 def test_an_ended_canary_unloads_its_version(trying: Replica) -> None:
     trying.point(generation=1, version=1, revision=2)
-    trying.look()
+    trying.poll()
     live = trying.live.get(MODEL)
     assert live is not None
-    assert (live.candidate, live.canary) == (None, None)
-    assert trying.resident.get(MODEL, 2) is None
+    assert (live.canary, live.canary) == (None, None)
+    assert trying.cache.get(MODEL, 2) is None
     assert answering(trying) == ("1", "live")
 
 
-def test_promoting_the_candidate_loads_nothing(trying: Replica) -> None:
+def test_promoting_the_canary_loads_nothing(trying: Replica) -> None:
     trying.point(generation=2, version=2, revision=2)
     trying.store.calls.clear()
-    trying.look()
+    trying.poll()
     assert not any("versions/" in call for call in trying.store.calls)
     assert answering(trying) == ("2", "live")
 
 
-def test_a_damaged_candidate_leaves_the_live_version_alone(serving: Replica) -> None:
+def test_a_damaged_canary_leaves_the_live_version_alone(serving: Replica) -> None:
     store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
     serving.store.put(layout.version_file(MODEL, 2, layout.HEADS), b"rubbish")
     try_out(serving)
@@ -106,24 +106,24 @@ def test_a_canary_ends_although_the_next_version_is_damaged(trying: Replica) -> 
     trying.publish(version=3)
     trying.store.delete(layout.version_file(MODEL, 3, layout.HEADS))
     trying.point(generation=2, version=3, revision=2)
-    trying.look()
+    trying.poll()
     assert answering(trying) == ("1", "live")
     assert trying.live.refusals(MODEL)[0].version == 3
 
 
-def test_a_candidate_that_is_too_old_for_a_minimum_is_passed_over(serving: Replica) -> None:
+def test_a_canary_that_is_too_old_for_a_minimum_is_passed_over(serving: Replica) -> None:
     serving.publish(version=2)
-    serving.look()
+    serving.poll()
     serving.point(
-        generation=2, version=2, revision=3, candidate={"version": 1, "share": 1, "revision": 3}
+        generation=2, version=2, revision=3, canary={"version": 1, "share": 1, "revision": 3}
     )
-    serving.look()
-    assert answering(serving) == ("1", "candidate")
+    serving.poll()
+    assert answering(serving) == ("1", "canary")
     assert answering(serving, **{"x-min-model-version": "2"}) == ("2", "live")
 
 
-def test_a_candidate_fulfils_a_minimum_for_its_callers(trying: Replica) -> None:
-    assert answering(trying, **{"x-min-model-version": "2"}) == ("2", "candidate")
+def test_a_canary_fulfils_a_minimum_for_its_callers(trying: Replica) -> None:
+    assert answering(trying, **{"x-min-model-version": "2"}) == ("2", "canary")
 
 
 def test_a_rejection_is_cleared_once_the_version_loads(serving: Replica) -> None:
@@ -131,23 +131,23 @@ def test_a_rejection_is_cleared_once_the_version_loads(serving: Replica) -> None
     key = layout.version_file(MODEL, 2, layout.HEADS)
     heads = serving.store.read(key)
     serving.store.put(key, b"rubbish")
-    serving.look()
-    serving.look()
+    serving.poll()
+    serving.poll()
     assert [each.version for each in serving.live.refusals(MODEL)] == [2]
     assert serving.metrics.lags[-1] == (MODEL, 1)
     serving.store.put(key, heads)
     serving.clock.now += 60
-    serving.look()
+    serving.poll()
     assert serving.live.refusals(MODEL) == ()
     assert serving.metrics.lags[-1] == (MODEL, 0)
     assert serving.metrics.swap_seconds[-1] == 60
 
 
-def test_requests_of_the_live_version_are_scored_by_the_candidate(serving: Replica) -> None:
+def test_requests_of_the_live_version_are_scored_by_the_canary(serving: Replica) -> None:
     serving.publish(version=2)
     canary = Canary(version=2, revision=5, share=0, shadow=1)
-    serving.point(generation=3, version=1, revision=5, candidate=canary)
-    serving.look()
+    serving.point(generation=3, version=1, revision=5, canary=canary)
+    serving.poll()
     parts = serving.parts(serving.args)
     serving.app = create_api(parts)
 
@@ -175,8 +175,8 @@ def test_requests_of_the_live_version_are_scored_by_the_candidate(serving: Repli
 def test_observations_are_stored_once_the_replica_has_ended(serving: Replica) -> None:
     serving.publish(version=2)
     canary = Canary(version=2, revision=5, share=0, shadow=0)
-    serving.point(generation=3, version=1, revision=5, candidate=canary)
-    serving.look()
+    serving.point(generation=3, version=1, revision=5, canary=canary)
+    serving.poll()
     with TestClient(serving.app, base_url="http://127.0.0.1") as client:
         body = {"model": "scenes@2", "input": items("text", 1)}
         assert client.post("/v1/embeddings", json=body).status_code == 200

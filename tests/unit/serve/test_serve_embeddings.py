@@ -1,4 +1,4 @@
-"""What a valid request gets."""
+"""Responses to valid requests."""
 
 import base64
 
@@ -79,11 +79,11 @@ def test_only_the_direction_of_a_feature_counts(serving: Replica) -> None:
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_ready_after_the_first_look_and_not_before(replica: Replica) -> None:
+def test_ready_after_the_first_poll_and_not_before(replica: Replica) -> None:
     assert replica.get("/healthz").json()["status"] == "ok"
     assert replica.get("/readyz").status_code == 503
     assert replica.embed().status_code == 503
-    replica.look()
+    replica.poll()
     assert replica.get("/readyz").status_code == 200
     assert replica.get("/v1/models").json() == {"object": "list", "data": []}
 

@@ -1,9 +1,10 @@
-"""The follower swaps to what it could verify, and to nothing else."""
+"""The follower swaps to verified versions only."""
 
 from collections.abc import Callable
 
 import pytest
 
+from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads, store_version
@@ -17,7 +18,7 @@ LATER = 60.0
 
 
 def rewrite(replica: Replica, version: int, name: str, data: bytes) -> None:
-    """Replace a file of a version, with a manifest that vouches for it."""
+    """Replace a file of a version, and its digest in the manifest."""
     manifest = read_version(replica.store, MODEL, version)
     files = {**manifest.files, name: entry_for(data)}
     replica.store.put(layout.version_file(MODEL, version, name), data)
@@ -71,7 +72,7 @@ def promise_other_embeddings(replica: Replica) -> None:
 
 
 def promise_other_widths(replica: Replica) -> None:
-    spec = SPEC.model_copy(update={"modalities": {"image": 7, "text": 9}})
+    spec = ModelSpec.model_validate({**SPEC.model_dump(), "modalities": {"image": 7, "text": 9}})
     rewrite(replica, 2, layout.SELFTEST, save_selftest(random_heads(spec, seed=2), spec))
 
 
@@ -108,7 +109,7 @@ def test_a_damaged_version_is_rejected_and_the_old_one_keeps_serving(
     store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
     damage(serving)
     serving.point(generation=2, version=2)
-    serving.look()
+    serving.poll()
     assert serving.embed().headers["x-model-version"] == "1"
     assert serving.metrics.refusals == [MODEL]
     assert "scenes@2 (generation 2) is refused" in caplog.text
@@ -118,12 +119,12 @@ def test_a_repaired_version_is_taken_after_the_backoff(serving: Replica) -> None
     serving.publish(version=2)
     heads = serving.store.read(key(layout.HEADS))
     flip_a_bit(serving)
-    serving.look()
+    serving.poll()
     serving.store.put(key(layout.HEADS), heads)
-    serving.look()
+    serving.poll()
     assert serving.live_number() == 1
     serving.clock.now += LATER
-    serving.look()
+    serving.poll()
     assert serving.live_number() == 2
 
 
@@ -131,7 +132,7 @@ def test_a_refused_generation_is_tried_ever_more_rarely(serving: Replica) -> Non
     serving.publish(version=2)
     flip_a_bit(serving)
     for _ in range(1000):
-        serving.look()
+        serving.poll()
         serving.clock.now += 0.1
     assert 8 <= len(serving.metrics.refusals) <= 14
 
@@ -139,17 +140,17 @@ def test_a_refused_generation_is_tried_ever_more_rarely(serving: Replica) -> Non
 def test_a_newer_generation_does_not_wait_for_the_backoff(serving: Replica) -> None:
     serving.publish(version=2)
     flip_a_bit(serving)
-    serving.look()
+    serving.poll()
     serving.publish(version=3)
-    serving.look()
+    serving.poll()
     assert serving.live_number() == 3
 
 
 def test_rolling_back_is_a_swap_like_any_other(serving: Replica) -> None:
     serving.publish(version=2)
-    serving.look()
+    serving.poll()
     serving.point(generation=3, version=1)
-    serving.look()
+    serving.poll()
     assert serving.embed().headers["x-model-version"] == "1"
     assert serving.metrics.swaps == [(MODEL, 1), (MODEL, 2), (MODEL, 1)]
 
@@ -157,9 +158,9 @@ def test_rolling_back_is_a_swap_like_any_other(serving: Replica) -> None:
 @pytest.mark.parametrize("generation", [1, 2])
 def test_an_older_or_equal_generation_is_ignored(serving: Replica, generation: int) -> None:
     serving.publish(version=2)
-    serving.look()
+    serving.poll()
     serving.point(generation, version=1)
-    serving.look()
+    serving.poll()
     assert serving.live_number() == 2
 
 
@@ -167,7 +168,7 @@ def test_the_same_version_again_loads_nothing(serving: Replica) -> None:
     before = serving.live.get(MODEL)
     serving.store.calls.clear()
     serving.point(generation=9, version=1)
-    serving.look()
+    serving.poll()
     after = serving.live.get(MODEL)
     assert before is not None
     assert after is not None
@@ -177,21 +178,21 @@ def test_the_same_version_again_loads_nothing(serving: Replica) -> None:
 
 def test_a_look_without_news_reads_one_small_object(serving: Replica) -> None:
     serving.store.calls.clear()
-    serving.look()
+    serving.poll()
     assert sorted(serving.store.calls) == ["models/", "models/scenes/live.json"]
 
 
 def test_the_first_version_arrives_in_an_empty_store(replica: Replica) -> None:
-    replica.look()
+    replica.poll()
     assert replica.embed().status_code == 404
     replica.publish(version=1)
-    replica.look()
+    replica.poll()
     assert replica.embed().headers["x-model-version"] == "1"
 
 
 def test_a_model_without_a_live_version_is_503(replica: Replica) -> None:
     store_version(replica.store, MODEL, 1, SPEC, random_heads(SPEC, seed=1))
-    replica.look()
+    replica.poll()
     response = replica.embed()
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
@@ -201,14 +202,14 @@ def test_a_model_without_a_live_version_is_503(replica: Replica) -> None:
 def test_a_damaged_pointer_leaves_other_models_alone(serving: Replica) -> None:
     serving.store.put("models/broken/live.json", b"{")
     serving.publish(version=1, model="later")
-    serving.look()
+    serving.poll()
     assert serving.live_number("later") == 1
     assert serving.live_number() == 1
 
 
 def test_folders_with_odd_names_are_no_models(serving: Replica) -> None:
     serving.store.put("models/Not A Model/live.json", b"{}")
-    serving.look()
+    serving.poll()
     assert list(serving.live.all()) == [MODEL]
 
 
@@ -216,11 +217,11 @@ def test_folders_with_odd_names_are_no_models(serving: Replica) -> None:
 def test_a_store_that_fails_for_a_while_is_tried_again(serving: Replica, broken: str) -> None:
     serving.publish(version=2)
     serving.store.broken = broken
-    serving.look()
+    serving.poll()
     assert serving.embed().headers["x-model-version"] == "1"
     serving.store.broken = None
     serving.clock.now += LATER
-    serving.look()
+    serving.poll()
     assert serving.live_number() == 2
 
 
@@ -229,7 +230,7 @@ def test_an_unavailable_store_makes_one_line_of_log(
 ) -> None:
     serving.store.broken = "live.json"
     for _ in range(50):
-        serving.look()
+        serving.poll()
     assert caplog.text.count("cannot be read") == 1
 
 
@@ -237,7 +238,7 @@ def test_a_replica_is_not_ready_without_a_listable_store(
     replica: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     replica.store.broken = "models/"
-    replica.look()
+    replica.poll()
     assert not replica.live.readiness.ready
     assert "the store cannot be read" in caplog.text
 
@@ -277,7 +278,7 @@ def test_a_replica_that_starts_with_damage_serves_the_rest(replica: Replica, dam
     replica.publish(version=1)
     replica.publish(version=1, model="other")
     replica.store.put(layout.version_file(MODEL, 1, damaged), b"rubbish")
-    replica.look()
+    replica.poll()
     assert replica.live.readiness.ready
     assert replica.embed(model="other").status_code == 200
     assert (replica.embed().status_code, replica.embed(model="scenes@1").status_code) == (503, 500)
@@ -288,7 +289,7 @@ def test_a_replica_that_starts_with_a_corrupt_pointer_serves_the_rest(replica: R
     replica.publish(version=1, model="other")
     replica.publish(version=1)
     replica.store.put(layout.live_pointer(MODEL), b'{"generation": -1}')
-    replica.look()
+    replica.poll()
     assert replica.live.readiness.ready
     assert replica.embed(model="other").status_code == 200
     assert replica.embed().status_code == 503

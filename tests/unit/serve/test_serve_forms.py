@@ -1,4 +1,4 @@
-"""The forms in which rows come and embeddings go: JSON, base64, raw floats, Arrow, items."""
+"""Formats of requests and responses: JSON, base64, raw floats, Arrow, items."""
 
 import asyncio
 import base64
@@ -7,8 +7,11 @@ import httpx
 import numpy as np
 import pyarrow
 import pytest
+from starlette.types import Message
 
+from cmcl.contract.model import ProtectionSpec
 from tests.unit.serve.conftest import Replica
+from tests.unit.serve.served_versions import SPEC
 from workers.serve.versions.loading import Float32Array
 
 RAW = "application/octet-stream"
@@ -17,8 +20,11 @@ ROWS = np.random.default_rng(5).standard_normal((3, 5)).astype(np.float32)
 
 
 def reference(serving: Replica, rows_BF: Float32Array = ROWS) -> Float32Array:
-    data = serving.embed(input=rows_BF.tolist()).json()["data"]
-    return np.array([each["embedding"] for each in data], np.float32)
+    return rows_of(serving.embed(input=rows_BF.tolist()))
+
+
+def rows_of(response: httpx.Response) -> Float32Array:
+    return np.array([each["embedding"] for each in response.json()["data"]], np.float32)
 
 
 def post(
@@ -79,7 +85,7 @@ def test_an_answer_in_arrow_is_read_back(serving: Replica) -> None:
 
 def test_items_of_several_modalities_are_answered_in_their_order(serving: Replica) -> None:
     image = ROWS[0]
-    text = np.arange(1, 5, dtype=np.float32)
+    text = np.arange(1, 5, dtype=np.float32) / 8
     items = [
         {"modality": "text", "feature": text.tolist()},
         {"modality": "image", "feature": base64.b64encode(image.tobytes()).decode()},
@@ -108,7 +114,7 @@ def truncated(data: bytes) -> bytes:
         (ROWS.tobytes(), RAW, {"normalize": "1"}, "permitted are true and false"),
         (ROWS.tobytes(), RAW, {"bogus": "1"}, 'there is no field "bogus"; permitted are model'),
         (ROWS.tobytes(), RAW, {"input": "1"}, 'there is no field "input"'),
-        (ROWS.tobytes(), RAW, {"dimensions": "3"}, "dimensions is 3; scenes@1 has 6"),
+        (ROWS.tobytes(), RAW, {"dimensions": "7"}, "dimensions is 7; scenes@1 has 6"),
         (ROWS.tobytes(), RAW, {"dimensions": "x"}, 'dimensions is "x"; permitted is'),
         (ROWS.tobytes(), RAW, {"dimensions": "9" * 5000}, 'dimensions is "99999'),
         (ROWS.tobytes(), RAW, {"user": "u" * 257}, "at most 256 characters"),
@@ -176,7 +182,7 @@ def test_an_unsupported_form_is_415(serving: Replica) -> None:
         ({"modality": "image", "feature": "!!"}, "input[0] is not base64"),
         ({"modality": "image", "feature": "AAAA"}, "input[0] has 3 bytes, no whole float32"),
         ({"modality": "smell", "feature": [1]}, 'modality is "smell"'),
-        ({"modality": "image", "data": "AAAA"}, "no encoder is configured"),
+        ({"modality": "image", "data": "AAAA"}, "bound to no encoder"),
         ({"modality": "image", "text": "a", "data": "b"}, "it has text and data"),
         ({"modality": "image", "file": "a"}, 'there is no field "input[0].file"'),
     ],
@@ -206,15 +212,35 @@ def test_a_wrong_item_among_others_is_named_by_its_place(
     assert message in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("width", [None, 6])
-def test_dimensions_are_taken_where_they_are_declared(serving: Replica, width: int | None) -> None:
-    assert serving.embed(dimensions=width).status_code == 200
+@pytest.mark.parametrize("width", [None, 6, 4, 1])
+def test_fewer_dimensions_are_the_first_numbers_at_unit_length(
+    serving: Replica, width: int | None
+) -> None:
+    whole, prefix = (rows_of(serving.embed(dimensions=each)) for each in (None, width))
+    expected = whole[:, :width]
+    size = np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(prefix, expected / size, atol=1e-6)
+
+
+def test_fewer_dimensions_of_outputs_are_not_scaled(serving: Replica) -> None:
+    whole = rows_of(serving.embed(normalize=False))
+    prefix = rows_of(serving.embed(normalize=False, dimensions=4))
+    np.testing.assert_array_equal(prefix, whole[:, :4])
+
+
+def test_heads_that_order_no_numbers_have_their_width_only(replica: Replica) -> None:
+    policy = ProtectionSpec(policy="preserve")
+    replica.publish(version=1, spec=SPEC.model_copy(update={"protection": policy}))
+    replica.poll()
+    response = replica.embed(dimensions=4)
+    assert response.status_code == 400
+    assert "only heads of the policy improve" in response.json()["error"]["message"]
 
 
 def test_a_client_that_hangs_up_ends_its_request(serving: Replica) -> None:
-    """On a raw ASGI call: the body, then nothing but the client's going away."""
+    """On a raw ASGI call: the body, then the disconnect."""
     received: list[str] = []
-    patient = serving.args.model_copy(update={"min_version_wait_seconds": 30})
+    long_wait = serving.args.model_copy(update={"min_version_wait_seconds": 30})
     body = b'{"model": "scenes", "modality": "image", "input": [1, 2, 3, 4, 5]}'
 
     async def ask_and_hang_up() -> None:
@@ -223,10 +249,10 @@ def test_a_client_that_hangs_up_ends_its_request(serving: Replica) -> None:
             {"type": "http.request", "body": body[9:], "more_body": False},
         ]
 
-        async def receive() -> object:
+        async def receive() -> Message:
             return messages.pop(0) if messages else {"type": "http.disconnect"}
 
-        async def answer(message: dict[str, object]) -> None:
+        async def answer(message: Message) -> None:
             received.append(str(message.get("status", message["type"])))
 
         scope = {
@@ -238,7 +264,7 @@ def test_a_client_that_hangs_up_ends_its_request(serving: Replica) -> None:
             "headers": [(b"x-min-model-version", b"9")],
             "http_version": "1.1",
         }
-        await asyncio.wait_for(serving.app_of(patient)(scope, receive, answer), 5)
+        await asyncio.wait_for(serving.app_of(long_wait)(scope, receive, answer), 5)
 
     asyncio.run(ask_and_hang_up())
     assert received[0] == "499"

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from cmcl.contract.version import ANNOUNCEMENTS
-from service.auth.signing import make_pair
+from service.auth.key_snapshot import make_pair
 from tests.unit.serve.conftest import MODEL, Replica
 
 BODY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]})
@@ -56,7 +56,7 @@ def test_a_name_that_a_page_has_led_here_is_refused(serving: Replica, host: str)
     ],
 )
 def test_a_page_of_elsewhere_is_refused(serving: Replica, origin: str, status: int) -> None:
-    """`text/plain` goes without a question before: a browser would send it from any page."""
+    """`text/plain` needs no CORS pre-flight: a browser would send it from any page."""
     headers = {"host": "10.1.2.3:8000", "origin": origin, "content-type": "text/plain"}
     assert ask(serving, headers).status_code == status
 

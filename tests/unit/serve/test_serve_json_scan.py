@@ -1,4 +1,4 @@
-"""The quick parser of features says the same as the one that takes everything, or nothing at all."""
+"""The fast parser of features agrees with the general one, or declines."""
 
 import json
 import tracemalloc
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmcl.contract.model import WIDEST_FEATURE
+from cmcl.contract.encoder import WIDEST_FEATURE
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import Replica
 from workers.serve.api.app import create_api
@@ -45,7 +45,7 @@ OPTIONS = st.fixed_dictionaries(
 
 
 def assert_same_or_nothing(body: bytes) -> bool:
-    """Whether it was read at all."""
+    """Check that both agree; return whether the fast one read it."""
     plain = read_plain(scan(body), EmbeddingOptions)
     if plain is None:
         return False
@@ -107,7 +107,7 @@ TEXT = {"modality": "text", "text": "a"}
 
 @pytest.fixture
 def few(with_encoder: Replica) -> Replica:
-    """That takes five rows."""
+    """A replica that accepts five rows."""
     with_encoder.app = with_encoder.app_of(with_encoder.args.model_copy(update={"max_rows": 5}))
     return with_encoder
 
@@ -138,7 +138,7 @@ def test_rows_are_held_while_they_are_encoded(with_encoder: Replica) -> None:
         held.append(parts.admission.rows.total)
 
     assert isinstance(with_encoder.encoders, LetterEncoders)
-    with_encoder.encoders.meanwhile = look
+    with_encoder.encoders.during = look
     assert with_encoder.embed(modality=None, input=["a"] * 7).status_code == 200
     assert held == [7]
     assert parts.admission.rows.total == 0

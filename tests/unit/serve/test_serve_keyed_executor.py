@@ -1,4 +1,4 @@
-"""KeyedExecutor of one name follow each other, and none keeps another from its turn."""
+"""Tasks of one key run one after another, and do not starve other keys."""
 
 import threading
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ import pytest
 from tests.fakes.executor import ScarceThreads
 from workers.serve.versions.follower import KeyedExecutor
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 @pytest.fixture
 def executor() -> Iterator[KeyedExecutor]:
-    """With one thread, so that one slow task blocks everything."""
+    """An executor with one thread, so that a slow task blocks everything."""
     made = KeyedExecutor(ThreadPoolExecutor(1))
     yield made
     made.close()
 
 
 def test_a_resubmitted_task_does_not_starve_others(executor: KeyedExecutor) -> None:
-    """As with wake-ups that come faster than a pointer is read."""
+    """As with wake-ups faster than a pointer is read."""
     reached = threading.Event()
 
     def begin_again() -> None:
@@ -29,8 +29,8 @@ def test_a_resubmitted_task_does_not_starve_others(executor: KeyedExecutor) -> N
             executor.submit("busy", begin_again)
 
     executor.submit("busy", begin_again)
-    executor.submit("patient", reached.set)
-    assert reached.wait(PATIENCE)
+    executor.submit("waiting", reached.set)
+    assert reached.wait(TIMEOUT)
     executor.wait()
 
 
@@ -40,10 +40,10 @@ def test_what_is_queued_is_begun_once(executor: KeyedExecutor) -> None:
 
     def hold() -> None:
         has_begun.set()
-        assert go_on.wait(PATIENCE)
+        assert go_on.wait(TIMEOUT)
 
     executor.submit("first", hold)
-    assert has_begun.wait(PATIENCE)
+    assert has_begun.wait(TIMEOUT)
     for _ in range(5):
         executor.submit("second", lambda: runs.append("second"))
     go_on.set()
@@ -58,10 +58,10 @@ def test_what_is_begun_while_it_runs_runs_once_more(executor: KeyedExecutor) -> 
     def hold() -> None:
         runs.append(1)
         has_begun.set()
-        assert go_on.wait(PATIENCE)
+        assert go_on.wait(TIMEOUT)
 
     executor.submit("one", hold)
-    assert has_begun.wait(PATIENCE)
+    assert has_begun.wait(TIMEOUT)
     for _ in range(5):
         executor.submit("one", hold)
     go_on.set()
@@ -77,7 +77,7 @@ def test_a_task_without_a_thread_can_be_started_later() -> None:
         executor.submit("one", done.set)
     threads.are_gone = False
     executor.submit("one", done.set)
-    assert done.wait(PATIENCE)
+    assert done.wait(TIMEOUT)
     executor.close()
 
 
@@ -89,7 +89,7 @@ def test_what_an_executor_has_kept_and_refused_does_not_run() -> None:
         executor.submit("one", lambda: runs.append("kept"))
     threads.are_gone = False
     executor.submit("one", done.set)
-    assert done.wait(PATIENCE)
+    assert done.wait(TIMEOUT)
     executor.wait()
     executor.close()
     threads.shutdown()

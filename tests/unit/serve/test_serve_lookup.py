@@ -26,7 +26,7 @@ def loads_of_heads(replica: Replica) -> int:
 def test_an_exact_version_answers_beside_the_live_one(serving: Replica) -> None:
     before = serving.embed().json()
     serving.publish(version=2)
-    serving.look()
+    serving.poll()
     exact = serving.embed(model="scenes@1")
     assert exact.headers["x-model-version"] == "1"
     assert exact.json() == before
@@ -121,7 +121,7 @@ def test_a_minimum_of_an_unknown_model_is_404(serving: Replica) -> None:
 def test_a_request_waits_for_its_minimum(replica: Replica, start: str) -> None:
     if start != "empty":
         replica.publish(version=1)
-    replica.look()
+    replica.poll()
 
     async def ask(client: httpx.AsyncClient) -> httpx.Response:
         body = {"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}
@@ -129,7 +129,7 @@ def test_a_request_waits_for_its_minimum(replica: Replica, start: str) -> None:
         asked = asyncio.create_task(client.post("/v1/embeddings", json=body, headers=headers))
         await asyncio.sleep(0)
         replica.publish(version=2)
-        replica.look()
+        replica.poll()
         return await asked
 
     assert replica.run(ask).headers["x-model-version"] == "2"
@@ -155,9 +155,9 @@ def test_the_largest_request_must_fit_into_the_limit() -> None:
 
 
 def test_the_poll_interval_suits_the_kind_of_store() -> None:
-    assert ServeArgs(store="file:///tmp/x").seconds_between_looks == 0.1
-    assert ServeArgs(store="s3://bucket").seconds_between_looks == 1.0
-    assert ServeArgs(store="s3://bucket", poll_seconds=0.5).seconds_between_looks == 0.5
+    assert ServeArgs(store="file:///tmp/x").poll_interval_seconds == 0.1
+    assert ServeArgs(store="s3://bucket").poll_interval_seconds == 1.0
+    assert ServeArgs(store="s3://bucket", poll_seconds=0.5).poll_interval_seconds == 0.5
 
 
 def test_a_wait_checks_once_per_change_and_leaves_nothing_behind(serving: Replica) -> None:
@@ -170,7 +170,7 @@ def test_a_wait_checks_once_per_change_and_leaves_nothing_behind(serving: Replic
     def publish_two_more() -> None:
         for version in (2, 3):
             serving.publish(version)
-            serving.look()
+            serving.poll()
 
     async def wait() -> int | None:
         waiting = asyncio.create_task(serving.live.wait_for(third, seconds=30))

@@ -1,7 +1,7 @@
-"""An hour of swaps compressed: three hundred of them, and nothing is left behind.
+"""Three hundred swaps leave no memory behind.
 
-A version that something held on to would cost a MiB a swap. benchmarks/serving_swaps.py --minutes
-does the same with replicas under Ray, for as long as one likes.
+A leaked version would cost a MiB a swap. benchmarks/serving_swaps.py --minutes does the same with
+replicas under Ray.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ async def swap_and_ask(replica: Replica, swaps: int, generation: int) -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         for number, version in enumerate(islice(cycle(range(1, VERSIONS + 1)), swaps), generation):
             replica.point(number, version)
-            await asyncio.to_thread(replica.look)
+            await asyncio.to_thread(replica.poll)
             response = await client.post("/v1/embeddings", json=body)
             assert (response.status_code, response.headers["x-model-version"]) == (
                 200,
@@ -58,7 +58,7 @@ async def swap_and_ask(replica: Replica, swaps: int, generation: int) -> None:
 
 
 def swap_many(folder: Path) -> None:
-    """Raises AssertionError where something is left behind."""
+    """Swap many versions. Raises AssertionError if memory grows."""
     store = FlakyStore(LocalStore(folder))
     replica = Replica(store, ServeArgs(store=store.uri, recent_versions=2))
     for version in range(1, VERSIONS + 1):
@@ -73,7 +73,7 @@ def swap_many(folder: Path) -> None:
 
 
 def test_memory_is_flat_from_the_fiftieth_swap_to_the_three_hundredth(tmp_path: Path) -> None:
-    """In a process of its own: what other tests left running here allocates too."""
+    """In its own process: threads that other tests left running would allocate too."""
     swapping = get_context("spawn").Process(target=swap_many, args=(tmp_path / "store",))
     swapping.start()
     swapping.join()

@@ -22,7 +22,7 @@ async def nothing(*_: object) -> Message:
 
 
 def counts_of(app: object, *, cancelled: bool = False) -> list[int]:
-    """What is counted of one request to this application."""
+    """Counts of one request to this application."""
     counted: list[int] = []
 
     async def ask() -> None:
@@ -104,7 +104,7 @@ async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def test_a_flood_of_wrong_keys_waits_and_delays_no_valid_one() -> None:
-    """Each of its connections is answered once in a while, and takes little of the processor."""
+    """Each of its connections gets few responses, and takes little processor time."""
     whole = Middleware(refuses, lambda _: None, Quota(1, "bytes"), 60, refusal_seconds=0.3)
 
     async def seconds_of(path: str, times: int) -> float:

@@ -19,7 +19,7 @@ from workers.serve.api.wire.formats import RAW
 from workers.storage import layout
 
 # Embeddings wider than what the head of texts reads, and narrower than what that of images does.
-SPEC = ModelSpec(width=6, modalities={"image": 8, "text": 4})
+SPEC = ModelSpec(width=6, modalities={"image": 8, "text": 4}, lift=0)
 
 
 def heads(version: int, first_dataset: int = 0) -> ModalityHeads:
@@ -28,7 +28,7 @@ def heads(version: int, first_dataset: int = 0) -> ModalityHeads:
         modality: Conditioning(
             torch.randn(width, generator=generator), torch.randn(width, width, generator=generator)
         )
-        for modality, width in SPEC.modalities.items()
+        for modality, width in SPEC.widths.items()
     }
     return random_heads(SPEC, version).conditioned(made)
 
@@ -36,7 +36,7 @@ def heads(version: int, first_dataset: int = 0) -> ModalityHeads:
 def publish(replica: Replica, version: int, first_dataset: int = 0) -> None:
     made = heads(version, first_dataset)
     publish_version(replica.store, MODEL, version, SPEC, made, generation=version)
-    replica.look()
+    replica.poll()
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def grown(replica: Replica) -> Replica:
 def vectors(version: int, modality: str, count: int = 3) -> np.ndarray:
     """Unit vectors of the same features by that version."""
     generator = torch.Generator().manual_seed(9)
-    raw_BF = torch.randn(count, SPEC.modalities[modality], generator=generator)
+    raw_BF = torch.randn(count, SPEC.widths[modality], generator=generator)
     embeddings_BE: np.ndarray = heads(version).embed(modality, raw_BF).numpy()
     return embeddings_BE
 
@@ -105,7 +105,12 @@ def test_without_a_target_the_live_version_is_meant(grown: Replica) -> None:
 def test_every_form_of_body_gives_the_same_vectors(grown: Replica) -> None:
     stored = vectors(1, "text")
     texts = [base64.b64encode(row.tobytes()).decode() for row in stored]
-    parameters = {"model": MODEL, "from_version": 1, "to_version": 2, "modality": "text"}
+    parameters: dict[str, Any] = {
+        "model": MODEL,
+        "from_version": 1,
+        "to_version": 2,
+        "modality": "text",
+    }
     headers = {"content-type": RAW, "accept": RAW}
     raw = grown.run(
         lambda client: client.post(
@@ -151,11 +156,11 @@ def test_versions_of_other_first_datasets_are_refused(grown: Replica) -> None:
 
 
 def test_a_modality_without_moments_is_refused(replica: Replica) -> None:
-    spec = ModelSpec(width=6, modalities={"image": 5, "text": 4, "audio": 3})
+    spec = ModelSpec(width=6, modalities={"image": 5, "text": 4, "audio": 3}, lift=0)
     for version in (1, 2):
         made = random_heads(spec, version)
         publish_version(replica.store, MODEL, version, spec, made, generation=version)
-        replica.look()
+        replica.poll()
     text = error_of(migrate(replica, modality="text"), 422)
     assert (text["code"], text["param"]) == ("nothing_learned", "modality")
     assert "version 1 has learned nothing of modality 'text'" in text["message"]
@@ -165,7 +170,7 @@ def test_a_modality_without_moments_is_refused(replica: Replica) -> None:
     ("changes", "status", "words"),
     [
         ({"model": "scenes@2"}, 400, "permitted is a name without a version"),
-        ({"model": "nobody"}, 404, "there is no model 'nobody'"),
+        ({"model": "missing"}, 404, "there is no model 'missing'"),
         ({"from_version": 7}, 404, "has no published version 7"),
         ({"from_version": 0}, 400, "from_version is 0; permitted is"),
         ({"from_version": None}, 400, "the field 'from_version' is missing"),

@@ -1,4 +1,4 @@
-"""Maps and comparisons between two versions: found out once, and never on the event loop."""
+"""Maps and comparisons between two versions: computed once, and never on the event loop."""
 
 import asyncio
 from functools import partial
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> FlakyStore:
 
 
 def compared(store: FlakyStore, old: ServedVersion, new: ServedVersion) -> list[Changes | None]:
-    """As the first one to ask gets to know it, and the next one."""
+    """The result for the first request, and for the next one."""
 
     async def ask() -> list[Changes | None]:
         found = Compatibilities(store, ImmediateCompute())
@@ -52,7 +52,8 @@ def test_the_change_of_scores_is_cached_for_the_next_request(store: FlakyStore) 
     ]
     worst = compatibility(memory.by_pair["image", "text"], *weights).worst
     assert first is None
-    assert then == {"image--text": pytest.approx(worst)}
+    assert then is not None
+    assert dict(then) == {"image--text": pytest.approx(worst)}
     assert worst > 0.1
 
 
@@ -143,12 +144,12 @@ def test_a_client_that_hangs_up_does_not_end_the_search() -> None:
             return 5
 
         results: AsyncLRUCache[str, int] = AsyncLRUCache(most=2)
-        impatient = asyncio.create_task(results.get("key", find_out))
+        cancelled = asyncio.create_task(results.get("key", find_out))
         await begun.wait()
-        patient = asyncio.create_task(results.get("key", find_out))
-        impatient.cancel()
+        waiting = asyncio.create_task(results.get("key", find_out))
+        cancelled.cancel()
         await asyncio.sleep(0)
         go_on.set()
-        assert await patient == 5
+        assert await waiting == 5
 
     asyncio.run(use())

@@ -7,12 +7,12 @@ from typing import Any
 import httpx
 import pytest
 
-from cmcl.contract.rollout import Canary
+from cmcl.contract.policy import Canary
+from tests.fakes.letter_encoder import IDENTITY, LetterEncoders
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.test_serve_migrate_route import publish as publish_conditioned
 from workers.serve.api.app import create_api
 from workers.serve.auth import Caller
-from workers.serve.encoders.port import EncoderInfo, NoEncoders
 from workers.storage import layout
 
 
@@ -25,7 +25,7 @@ def models(replica: Replica) -> list[dict[str, Any]]:
 
 def test_a_model_is_listed_with_all_its_fields(serving: Replica) -> None:
     serving.publish(version=1, generation=4, model="another")
-    serving.look()
+    serving.poll()
     data = models(serving)
     assert [each["id"] for each in data] == ["another", "scenes"]
     assert data[0] == {
@@ -39,27 +39,37 @@ def test_a_model_is_listed_with_all_its_fields(serving: Replica) -> None:
         "dimensions": [6],
         "modalities": {"image": 5, "text": 4},
         "pairs": ["image--text"],
-        "encoders": {},
-        "versions": {"resident": [1], "lineage": [1], "retired": []},
-        "channels": {"live": 1, "candidate": None},
+        "encoders": {
+            "text": {
+                "name": "letters",
+                "title": None,
+                "takes": None,
+                "matches": None,
+                "problem": None,
+            }
+        },
+        "versions": {"loaded": [1], "lineage": [1], "retired": []},
+        "channels": {"live": 1, "canary": None},
         "compatibility": {},
         "refusals": [],
     }
 
 
 def test_one_model_is_found_by_its_name(serving: Replica) -> None:
-    assert serving.get("/v1/models/scenes").json() == models(serving)[0]
+    (listed,) = models(serving)
+    one = serving.get("/v1/models/scenes").json()
+    assert {**one, "encoders": None} == {**listed, "encoders": None}
 
 
 def test_one_version_is_found_by_its_exact_name(serving: Replica) -> None:
     serving.publish(version=2)
-    serving.look()
+    serving.poll()
     body = serving.get("/v1/models/scenes@1").json()
     assert (body["id"], body["version"], body["channels"]["live"]) == ("scenes@1", 1, 2)
 
 
 @pytest.mark.parametrize(
-    ("name", "status"), [("nobody", 404), ("scenes@7", 404), ("Scenes", 400), ("scenes@0", 400)]
+    ("name", "status"), [("missing", 404), ("scenes@7", 404), ("Scenes", 400), ("scenes@0", 400)]
 )
 def test_what_is_not_there_is_said_in_openais_shape(
     serving: Replica, name: str, status: int
@@ -71,31 +81,31 @@ def test_what_is_not_there_is_said_in_openais_shape(
 
 def test_versions_in_memory_and_retired_ones_are_listed(serving: Replica) -> None:
     serving.publish(version=2)
-    serving.look()
+    serving.poll()
     serving.publish(version=3)
-    serving.look()
+    serving.poll()
     assert serving.embed(model="scenes@1").status_code == 200
     serving.point(generation=4, version=3, revision=1, retired=(1,))
-    serving.look()
-    assert models(serving)[0]["versions"] == {"resident": [2, 3], "lineage": [3], "retired": [1]}
+    serving.poll()
+    assert models(serving)[0]["versions"] == {"loaded": [2, 3], "lineage": [3], "retired": [1]}
 
 
 def test_a_canary_is_listed_with_its_shares(serving: Replica) -> None:
     serving.publish(version=2)
     canary = Canary(version=2, revision=5, share=0.25, shadow=0.5)
-    serving.point(generation=3, version=1, revision=5, candidate=canary)
-    serving.look()
+    serving.point(generation=3, version=1, revision=5, canary=canary)
+    serving.poll()
     (listed,) = models(serving)
     assert listed["channels"] == {
         "live": 1,
-        "candidate": {"version": 2, "share": 0.25, "shadow": 0.5, "loaded": True},
+        "canary": {"version": 2, "share": 0.25, "shadow": 0.5, "loaded": True},
     }
 
 
 def test_a_version_that_cannot_be_loaded_is_listed_with_the_reason(serving: Replica) -> None:
     serving.publish(version=2)
     serving.store.put(layout.version_file(MODEL, 2, layout.HEADS), b"rubbish")
-    serving.look()
+    serving.poll()
     (listed,) = models(serving)
     assert listed["version"] == 1
     (refusal,) = listed["refusals"]
@@ -125,21 +135,49 @@ def test_stored_vectors_are_compared_with_the_live_version_in_the_background(
     assert all(each["image--text"] > 0.1 for each in found.values())
 
 
-class Texts(NoEncoders):
-    """One encoder that fits modality text of the model, and one that fits no width."""
-
-    @property
-    def infos(self) -> dict[str, EncoderInfo]:
-        return {
-            "text": EncoderInfo("words", "text", 4),
-            "image": EncoderInfo("pictures", "bytes", 99),
-        }
+def encoder_of_text(replica: Replica, name: str = "scenes") -> dict[str, Any]:
+    encoders: dict[str, dict[str, Any]] = replica.get(f"/v1/models/{name}").json()["encoders"]
+    assert encoders.keys() == {"text"}
+    return encoders["text"]
 
 
-def test_only_encoders_whose_features_fit_are_listed(serving: Replica) -> None:
-    parts = dataclasses.replace(serving.parts(serving.args), encoders=Texts())
-    serving.app = create_api(parts)
-    assert models(serving)[0]["encoders"] == {"text": {"name": "words", "takes": "text"}}
+LETTERS_HERE = {"name": "letters", "title": "synthetic", "takes": "text"}
+
+
+def test_an_encoder_is_shown_with_what_it_takes(with_encoder: Replica) -> None:
+    """No encoder is fixed before the first dataset of raw items, so any one matches."""
+    assert encoder_of_text(with_encoder) == {**LETTERS_HERE, "matches": True, "problem": None}
+    # The list asks no encoder.
+    (listed,) = models(with_encoder)
+    assert listed["encoders"]["text"] == {**LETTERS_HERE, "matches": None, "problem": None}
+
+
+def test_an_encoder_that_is_not_configured_here_is_shown_as_a_problem(serving: Replica) -> None:
+    shown = encoder_of_text(serving)
+    assert (shown["name"], shown["title"], shown["matches"]) == ("letters", None, False)
+    assert "is not configured at this endpoint" in shown["problem"]
+
+
+def test_whether_an_encoder_is_the_one_of_the_features_is_shown_by_version(
+    with_encoder: Replica,
+) -> None:
+    with_encoder.publish(version=2, encoders={"text": IDENTITY})
+    other = IDENTITY.model_copy(update={"revision": "b" * 40})
+    with_encoder.publish(version=3, encoders={"text": other})
+    with_encoder.poll()
+    shown = encoder_of_text(with_encoder, "scenes")
+    assert shown["matches"] is False
+    assert shown["problem"] == f"revision is None, expected {'b' * 40!r}"
+    assert encoder_of_text(with_encoder, "scenes@2")["matches"] is True
+
+
+def test_whether_an_encoder_matches_is_unknown_while_it_is_down(with_encoder: Replica) -> None:
+    with_encoder.publish(version=2, encoders={"text": IDENTITY})
+    with_encoder.poll()
+    assert isinstance(with_encoder.encoders, LetterEncoders)
+    with_encoder.encoders.is_down = True
+    shown = encoder_of_text(with_encoder)
+    assert (shown["matches"], shown["problem"]) == (None, "it is down")
 
 
 class Known:
@@ -154,7 +192,7 @@ class Known:
 def test_callers_see_their_own_and_shared_models(serving: Replica) -> None:
     serving.publish(version=1, generation=1, model="shared")
     serving.point(generation=1, version=1, revision=1, owner="bert")
-    serving.look()
+    serving.poll()
     assert [each["owned_by"] for each in models(serving)] == ["bert", "cmcl"]
     parts = dataclasses.replace(serving.parts(serving.args), access=Known())
     serving.app = create_api(parts)

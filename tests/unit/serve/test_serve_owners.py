@@ -17,7 +17,7 @@ OPERATOR = Caller("operator", None)
 
 
 def find(replica: Replica, model: str, caller: Caller, min_version: int = 0) -> Chosen:
-    lookup = VersionLookup(replica.live, replica.resident, wait_seconds=0.01)
+    lookup = VersionLookup(replica.live, replica.cache, wait_seconds=0.01)
     return asyncio.run(lookup.find(parse_reference(model), min_version, caller))
 
 
@@ -31,7 +31,7 @@ def refusal(replica: Replica, model: str, caller: Caller, min_version: int = 0) 
 def owned(serving: Replica) -> Replica:
     serving.publish(version=2)
     serving.point(generation=2, version=2, revision=1, owner="acme", retired=[7])
-    serving.look()
+    serving.poll()
     return serving
 
 
@@ -61,7 +61,7 @@ def test_a_model_without_an_owner_is_everybodys(serving: Replica) -> None:
 
 def test_a_model_whose_owner_is_not_known_yet_is_the_operators(replica: Replica) -> None:
     store_version(replica.store, MODEL, 1, SPEC, random_heads(SPEC, seed=1))
-    replica.look()
+    replica.poll()
     assert isinstance(refusal(replica, MODEL, STRANGER), NotFound)
     assert isinstance(refusal(replica, MODEL, OPERATOR), NotReady)
     assert isinstance(refusal(replica, "scenes@1", OPERATOR), NotReady)
@@ -71,7 +71,7 @@ def test_a_new_owner_holds_although_the_version_is_damaged(serving: Replica) -> 
     serving.publish(version=2)
     serving.store.delete(layout.version_file(MODEL, 2, layout.HEADS))
     serving.point(generation=2, version=2, owner="acme")
-    serving.look()
+    serving.poll()
     assert find(serving, MODEL, OWNER).version.number == 1
     assert isinstance(refusal(serving, MODEL, STRANGER), NotFound)
 
@@ -80,7 +80,7 @@ def test_an_exact_version_answers_while_the_live_one_is_damaged(replica: Replica
     replica.publish(version=1)
     replica.publish(version=2)
     replica.store.delete(layout.version_file(MODEL, 2, layout.HEADS))
-    replica.look()
+    replica.poll()
     assert isinstance(refusal(replica, MODEL, OPERATOR), NotReady)
     assert find(replica, "scenes@1", OPERATOR).channel == "exact"
 

@@ -1,4 +1,4 @@
-"""An answer leaves whole or not at all, as long as it is not a large one."""
+"""A small response is written whole or not at all."""
 
 import asyncio
 import socket
@@ -7,8 +7,10 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from hashlib import sha256
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 from starlette.requests import Request
@@ -18,7 +20,7 @@ from uvicorn.config import HTTP_PROTOCOLS
 
 from tests.fakes.segments import segments_received
 from tests.fakes.served_app import served
-from workers.serve.api.protocol import HttpProtocol, ParseScheduler, install_protocol
+from workers.serve.api.protocol import HttpProtocol, ParseScheduler, ParseStep, install_protocol
 
 SECONDS = 120.0
 GET = b"GET / HTTP/1.1\r\nhost: replica\r\n\r\n"
@@ -131,13 +133,13 @@ def test_servers_that_are_started_after_it_was_asked_for_do_so(
 CHUNKS = 1 << 20
 
 
-def test_chunks_of_one_byte_are_parsed_in_short_steps_and_others_are_answered_meanwhile() -> None:
+def test_chunks_of_one_byte_are_parsed_in_short_steps_and_others_are_answered_between() -> None:
     sizes: list[int] = []
     steps: list[float] = []
     events: list[str] = []
 
     async def watch() -> None:
-        """How much processor time the event loop's thread uses between two turns of this task."""
+        """Measure the processor time of the event loop's thread between two turns of this task."""
         while "body" not in events:
             before = time.thread_time()
             await asyncio.sleep(0)
@@ -191,20 +193,62 @@ def test_a_flood_of_pipelined_requests_closes_the_connection() -> None:
             assert client.recv(1) == b""
 
 
-@pytest.mark.parametrize("pieces", [(3 << 20,), (1, 40_000, 40_000, 3)])
+@pytest.mark.parametrize(
+    "pieces",
+    [(3 << 20,), (200_000,), (6_000,), (1, 40_000, 40_000, 3), (70_000, 1, 1, 300_000)],
+)
 def test_a_body_of_any_size_arrives_whole(pieces: tuple[int, ...]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         body = await Request(scope, receive).body()
-        await Response(b"%d bytes" % len(body))(scope, receive, send)
+        await Response(sha256(body).hexdigest())(scope, receive, send)
 
-    head = b"POST / HTTP/1.1\r\nhost: replica\r\ncontent-length: %d\r\n\r\n" % sum(pieces)
+    head = b"POST / HTTP/1.1\r\nhost: replica\r\ncontent-length: %d\r\n\r\n"
+    generator = np.random.default_rng(0)
     with connected(app) as client:
         for _ in range(3):
-            client.sendall(head)
-            for piece in pieces:
+            bodies = [generator.bytes(each) for each in pieces]
+            client.sendall(head % sum(pieces))
+            for body in bodies:
                 time.sleep(0.02)
-                client.sendall(b"a" * piece)
-            assert read_until(client, b"%d bytes" % sum(pieces)).startswith(b"HTTP/1.1 200 OK")
+                client.sendall(body)
+            whole = b"".join(bodies)
+            answer = read_until(client, sha256(whole).hexdigest().encode())
+            assert answer.startswith(b"HTTP/1.1 200 OK")
+        # What follows a body in the same segment is the next request.
+        client.sendall((head % len(whole) + whole) * 3)
+        answers = b""
+        while answers.count(sha256(whole).hexdigest().encode()) < 3:
+            received = client.recv(1 << 16)
+            assert received
+            answers += received
+
+
+@pytest.mark.parametrize("size", [100, 5_000, 30_000])
+def test_a_request_with_a_small_body_reaches_the_application_in_one_piece(size: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        message = await receive()
+        text = f"{len(message['body'])} {message['more_body']}."
+        await Response(text)(scope, receive, send)
+
+    request = b"POST / HTTP/1.1\r\nhost: replica\r\ncontent-length: %d\r\n\r\n" % size
+    with connected(app) as client:
+        for _ in range(3):
+            client.sendall(request + bytes(size))
+            assert read_until(client, b".").endswith(f"\r\n\r\n{size} False.".encode())
+
+
+def test_what_claims_to_be_a_body_of_declared_length_and_chunks_is_refused() -> None:
+    """The chunks would be parsed as one piece, which has no bound."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(await Request(scope, receive).body())(scope, receive, send)
+
+    with connected(app) as client:
+        client.sendall(
+            b"POST / HTTP/1.1\r\nhost: replica\r\ncontent-length: 100000\r\n"
+            b"transfer-encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 10_000 + b"0\r\n\r\n"
+        )
+        assert client.recv(100).startswith(b"HTTP/1.1 400")
 
 
 def test_steps_that_wait_run_by_source_alternately() -> None:
@@ -213,25 +257,45 @@ def test_steps_that_wait_run_by_source_alternately() -> None:
     async def use() -> None:
         scheduler = ParseScheduler()
         for name in ("a1", "a2", "a3", "b1"):
-            scheduler.wait(name[0], partial(ran.append, name))
+            scheduler.wait(ParseStep(name[0], partial(ran.append, name)))
         await asyncio.sleep(0.01)
 
     asyncio.run(use())
     assert ran == ["a1", "b1", "a2", "a3"]
 
 
-def test_a_turn_that_has_parsed_for_long_leaves_the_rest_to_the_next_one() -> None:
+def test_a_request_does_not_wait_behind_large_bodies_of_its_source() -> None:
+    """Behind HAProxy all connections have the same source."""
+    ran: list[str] = []
+
+    async def use() -> None:
+        scheduler = ParseScheduler()
+        for name in ("body 1", "body 2", "body 3", "request"):
+            is_body = name != "request"
+            scheduler.wait(ParseStep("a", partial(ran.append, name), is_body=is_body))
+        await asyncio.sleep(0.01)
+
+    asyncio.run(use())
+    assert ran == ["body 1", "request", "body 2", "body 3"]
+
+
+@pytest.mark.parametrize(("seconds", "is_body", "runs"), [(0.03, False, 0), (0.003, True, 1)])
+def test_a_turn_that_has_parsed_for_long_leaves_the_rest_to_the_next_one(
+    seconds: float, is_body: bool, runs: int
+) -> None:
+    """Large bodies have less of it, and requests can follow them."""
     ran: list[str] = []
 
     async def use() -> list[bool]:
         scheduler = ParseScheduler()
         now = [
-            scheduler.run("a", lambda: time.sleep(0.03)),
-            scheduler.run("a", partial(ran.append, "a")),
+            scheduler.run(ParseStep("a", lambda: time.sleep(seconds), is_body)),
+            scheduler.run(ParseStep("a", partial(ran.append, "body"), is_body=True)),
+            scheduler.run(ParseStep("a", partial(ran.append, "request"))),
         ]
-        assert ran == []
+        assert len(ran) == runs
         await asyncio.sleep(0.01)
-        return [*now, scheduler.run("a", partial(ran.append, "b"))]
+        return [*now, scheduler.run(ParseStep("a", partial(ran.append, "last")))]
 
-    assert asyncio.run(use()) == [True, False, True]
-    assert ran == ["a", "b"]
+    assert asyncio.run(use()) == [True, False, bool(runs), True]
+    assert sorted(ran) == ["body", "last", "request"]

@@ -1,16 +1,18 @@
-"""Texts and files with an encoder; OpenAI's own client, unchanged."""
+"""Raw items of all media, with the encoder that the modality is bound to; OpenAI's own client, unchanged."""
 
+import base64
 from collections.abc import Iterator
 
 import numpy as np
 import openai
 import pytest
 
-from tests.fakes.letter_encoder import LetterEncoders
+from tests.fakes.letter_encoder import IDENTITY, LETTERS, LetterEncoders
 from tests.fakes.served_app import served
 from tests.unit.serve.conftest import Replica
 
-FEATURES = {"a cat": [5, 2, 0, 0], "tree": [4, 0, 2, 0]}
+# A quarter of what the encoder gives, which has the same direction and is no list of token ids.
+FEATURES = {"a cat": [1.25, 0.5, 0, 0], "tree": [1, 0, 0.5, 0]}
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def reference(replica: Replica) -> np.ndarray:
 
 
 def test_openais_client_embeds_texts(with_encoder: Replica, client: openai.OpenAI) -> None:
-    """It asks for base64 by itself, and turns it into numbers."""
+    """The client requests base64 by default, and decodes it."""
     answer = client.embeddings.create(model="scenes", input=list(FEATURES))
     assert answer.model == "scenes@1"
     got = np.array([each.embedding for each in answer.data])
@@ -51,7 +53,7 @@ def test_openais_client_lists_models(client: openai.OpenAI) -> None:
 
 def test_openais_client_understands_our_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
-        client.embeddings.create(model="nobody", input="a cat")
+        client.embeddings.create(model="missing", input="a cat")
     assert unknown.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as wrong:
         client.embeddings.create(model="scenes", input="a cat", dimensions=7)
@@ -64,10 +66,114 @@ def test_an_item_that_cannot_be_encoded_is_named(with_encoder: Replica) -> None:
     assert "input[1] cannot be encoded: it is no text" in response.json()["error"]["message"]
 
 
-def test_files_for_an_encoder_of_texts_are_refused(with_encoder: Replica) -> None:
-    item = {"modality": "text", "data": "AAAA"}
-    error = with_encoder.embed(modality=None, input=[item]).json()["error"]
-    assert "takes texts, not files" in error["message"]
+@pytest.mark.parametrize(
+    ("content", "found"), [({"data": "AAAA"}, "a file"), ({"numbers": [1.5]}, "numbers")]
+)
+def test_an_item_of_another_form_than_the_encoder_takes_is_named(
+    with_encoder: Replica, content: dict[str, object], found: str
+) -> None:
+    items = [{"modality": "text", "text": "a"}, {"modality": "text", **content}]
+    response = with_encoder.embed(modality=None, input=items)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "wrong_media")
+    expected = f"input[1] is {found}; modality 'text' of model 'scenes' takes a text or features"
+    assert error["message"] == expected
+
+
+def test_a_modality_without_an_encoder_takes_features(with_encoder: Replica) -> None:
+    item = {"modality": "image", "data": "AAAA"}
+    response = with_encoder.embed(modality=None, input=[item])
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "no_encoder")
+    expected = "modality 'image' of model 'scenes' takes features: it is bound to no encoder"
+    assert error["message"] == expected
+
+
+def test_an_encoder_that_is_not_configured_here_is_409_and_features_are_answered(
+    serving: Replica,
+) -> None:
+    """A client need not try again, which 503 would ask it to."""
+    response = serving.embed(modality=None, input="a cat")
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (409, "encoder_not_configured")
+    assert "bound to encoder 'letters', which is not configured" in error["message"]
+    assert serving.metrics.refused_encoders == [("scenes", "text", "not_configured")]
+    assert serving.embed(modality="text", input=FEATURES["tree"]).status_code == 200
+
+
+def test_an_encoder_of_another_width_is_409(with_encoder: Replica) -> None:
+    with_encoder.encoders = LetterEncoders(LETTERS.model_copy(update={"width": 7}))
+    with_encoder.app = with_encoder.app_of(with_encoder.args)
+    response = with_encoder.embed(modality=None, input="a cat")
+    assert response.status_code == 409
+    assert "width is 7, expected 4" in response.json()["error"]["message"]
+
+
+ANOTHER = IDENTITY.model_copy(update={"model": "another"})
+
+
+def test_another_encoder_than_the_one_of_the_features_is_409_with_field_and_values(
+    with_encoder: Replica,
+) -> None:
+    with_encoder.publish(version=2, encoders={"text": ANOTHER})
+    with_encoder.poll()
+    response = with_encoder.embed(modality=None, input=["a cat"])
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (409, "encoder_mismatch")
+    assert "model is None, expected 'another'" in error["message"]
+    assert "scenes@2" in error["message"]
+    assert with_encoder.metrics.refused_encoders == [("scenes", "text", "mismatch")]
+    # Features are answered, and so is the version before, whose encoder is not known.
+    assert with_encoder.embed(modality="text", input=FEATURES["tree"]).status_code == 200
+    before = with_encoder.embed(model="scenes@1", modality=None, input=["a cat"])
+    assert before.status_code == 200
+
+
+def test_the_encoder_of_the_features_is_used(with_encoder: Replica) -> None:
+    newer = IDENTITY.model_copy(update={"versions": {"torch": "3"}})
+    with_encoder.publish(version=2, encoders={"text": newer})
+    with_encoder.poll()
+    assert with_encoder.embed(modality=None, input=["a cat"]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("takes", "content", "feature"),
+    [
+        ("image", {"data": base64.b64encode(b"\x01\x02\x03").decode()}, [3, 1, 2, 3]),
+        ("image", {"data": "data:image/png;base64,AQID"}, [3, 1, 2, 3]),
+        ("audio", {"data": "AQID"}, [3, 1, 2, 3]),
+        ("video", {"data": "AQID"}, [3, 1, 2, 3]),
+        ("numbers", {"numbers": [2, 3.5]}, [2, 3.5, 5.5, 1]),
+        ("text", {"text": "tree"}, [4, 0, 2, 0]),
+    ],
+)
+def test_every_medium_has_a_form(
+    with_encoder: Replica, takes: str, content: dict[str, object], feature: list[float]
+) -> None:
+    with_encoder.encoders = LetterEncoders(LETTERS.model_copy(update={"takes": takes}))
+    with_encoder.app = with_encoder.app_of(with_encoder.args)
+    items = [{"modality": "text", **content}, {"modality": "text", "feature": feature}]
+    response = with_encoder.embed(modality=None, input=items)
+    assert response.status_code == 200, response.text
+    data = response.json()["data"]
+    assert data[0]["embedding"] == data[1]["embedding"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"data": "?"}, "input[0] is not base64"),
+        ({"numbers": [1, "2"]}, 'input[0].numbers[1] is "2"; permitted is a valid number'),
+        ({"numbers": [1], "text": "a"}, "it has text and numbers"),
+        ({"numbers": [0.5] * 16385}, "input[0] has 16385 numbers; permitted are up to 16384"),
+    ],
+)
+def test_a_wrong_raw_item_is_named(
+    with_encoder: Replica, content: dict[str, object], message: str
+) -> None:
+    response = with_encoder.embed(modality=None, input=[{"modality": "text", **content}])
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
 
 
 def test_an_unavailable_encoder_is_503(with_encoder: Replica) -> None:

@@ -1,4 +1,4 @@
-"""A replica whose store is away when it starts."""
+"""A replica whose store is unavailable at its start."""
 
 from tests.unit.serve.conftest import Replica
 from workers.serve.versions.live import Readiness, wait_until_ready
@@ -9,7 +9,7 @@ ALREADY = 0.001
 def test_the_cause_of_unreadiness_is_reported_and_cleared(replica: Replica) -> None:
     replica.publish(version=1)
     replica.store.broken = "models/"
-    replica.look()
+    replica.poll()
     response = replica.get("/readyz")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert response.json()["error"]["message"] == (
@@ -17,14 +17,14 @@ def test_the_cause_of_unreadiness_is_reported_and_cleared(replica: Replica) -> N
     )
     assert replica.embed().status_code == 503
     replica.store.broken = None
-    replica.look()
+    replica.poll()
     assert replica.get("/readyz").status_code == 200
     assert replica.embed().status_code == 200
 
 
 def test_a_store_that_fails_later_makes_no_replica_unready(serving: Replica) -> None:
     serving.store.broken = ""
-    serving.look()
+    serving.poll()
     assert serving.get("/readyz").status_code == 200
 
 

@@ -14,7 +14,7 @@ from tests.unit.serve.conftest import MODEL, SPEC, Replica
 
 def features(modality: str, count: int, seed: int = 1) -> list[list[float]]:
     random = np.random.default_rng(seed)
-    rows: list[list[float]] = random.normal(size=(count, SPEC.modalities[modality])).tolist()
+    rows: list[list[float]] = random.normal(size=(count, SPEC.widths[modality])).tolist()
     return rows
 
 
@@ -75,7 +75,7 @@ def test_candidates_of_several_modalities_keep_their_order(serving: Replica) -> 
 
 
 def test_a_large_product_gives_what_a_small_one_does(serving: Replica) -> None:
-    """Above the number of scores that are worth a hop to another thread."""
+    """Above the number of scores that are computed in another thread."""
     large = serving.args.model_copy(
         update={"max_rows": 4096, "max_rows_in_flight": 9000, "max_body_bytes": 10_000_000}
     )
@@ -124,9 +124,9 @@ def problem(response: httpx.Response, status: int = 400) -> dict[str, Any]:
             "candidates[3] is all zeros",
         ),
         (
-            {"queries": [*items("image", 1), {"modality": "text", "text": "a cat"}]},
+            {"queries": [*items("text", 1), {"modality": "image", "data": "AAAA"}]},
             "queries",
-            "no encoder is configured for modality 'text'",
+            "modality 'image' of model 'scenes' takes features: it is bound to no encoder",
         ),
     ],
 )
@@ -150,7 +150,7 @@ def test_too_many_scores_are_refused_and_their_best_are_not(serving: Replica) ->
 
 def test_one_version_scores_both_sides(serving: Replica) -> None:
     serving.publish(version=2)
-    serving.look()
+    serving.poll()
     old = ask(serving, model="scenes@1").json()
     assert old["model"] == "scenes@1"
     torch.testing.assert_close(torch.tensor(old["scores"]), expected(), atol=1e-5, rtol=0)

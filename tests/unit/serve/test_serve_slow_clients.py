@@ -1,4 +1,4 @@
-"""Clients that hold a request and do nothing: counted, refused beyond a share, no harm to others."""
+"""Clients that stall a request count for limits, and do not delay others."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -38,7 +38,7 @@ class ByName:
 
 @asynccontextmanager
 async def client_of(serving: Replica, seconds: float) -> AsyncIterator[httpx.AsyncClient]:
-    """Of a replica that takes on few requests, whose bodies and versions may take so long."""
+    """A client of a replica with few requests in flight and these time limits."""
     limits = {
         "max_requests_in_flight": MOST,
         "min_version_wait_seconds": seconds,
@@ -115,7 +115,7 @@ def test_what_was_held_is_free_again(serving: Replica) -> None:
 def stalls(
     client: httpx.AsyncClient, key: str, declared: int, sent: int
 ) -> asyncio.Task[httpx.Response]:
-    """A body of which some bytes come, and then none."""
+    """A body that stops after some bytes."""
 
     async def some() -> AsyncIterator[bytes]:
         yield b" " * sent
@@ -153,7 +153,7 @@ def test_stalled_bodies_of_an_owners_keys_refuse_no_query_of_another(
 
 
 def test_a_body_that_comes_too_slowly_is_ended_before_its_time_is_over(serving: Replica) -> None:
-    """A byte now and then would hold its place for `body_seconds` otherwise."""
+    """Otherwise a byte now and then would hold its slot for `body_seconds`."""
     arrived = 0
 
     async def receive() -> Message:

@@ -1,4 +1,4 @@
-"""A slow store delays no other request, and a new version is seen at once."""
+"""A slow store delays no request, and a new version is swapped in at once."""
 
 import threading
 import time
@@ -21,11 +21,11 @@ from workers.storage.object_store import ObjectStore
 from workers.storage.versions import write_live
 
 NEVER = 3600.0
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 def until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -38,14 +38,14 @@ def slow(tmp_path: Path) -> SlowStore:
 
 @pytest.fixture
 def following(slow: SlowStore) -> Iterator[Replica]:
-    """Two models at version 1, and a follower that looks all the time."""
+    """Two models at version 1, and a follower that polls continuously."""
     replica = Replica(slow, ServeArgs(store=slow.uri))
     replica.publish(version=1)
     replica.publish(version=1, model="other")
-    swapper = Swapper(replica.live, replica.resident, replica.metrics)
+    swapper = Swapper(replica.live, replica.cache, replica.metrics)
     replica.follower = Follower(slow, replica.live, swapper, POLL_SECONDS)
     replica.follower.start()
-    assert replica.live.readiness.wait(PATIENCE)
+    assert replica.live.readiness.wait(TIMEOUT)
     yield replica
     slow.answer.set()
     replica.follower.stop()
@@ -57,7 +57,7 @@ def test_a_slow_model_delays_no_other_model(
 ) -> None:
     slow.slow = slow_part
     following.publish(version=2)
-    assert slow.asked.wait(PATIENCE)
+    assert slow.asked.wait(TIMEOUT)
     following.publish(version=2, model="other")
     until(lambda: following.live_number("other") == 2)
     assert following.live_number() == 1
@@ -80,11 +80,11 @@ def test_a_roll_back_does_not_wait_for_a_slow_load(following: Replica, slow: Slo
     until(lambda: following.live_number() == 2)
     slow.slow = "versions/3/heads.safetensors"
     following.publish(version=3)
-    assert slow.asked.wait(PATIENCE)
+    assert slow.asked.wait(TIMEOUT)
     following.point(generation=4, version=1)
     until(lambda: following.live_number() == 1)
     slow.answer.set()
-    following.follower.look()
+    following.follower.poll()
     assert following.live_number() == 1
     assert following.metrics.swaps[-1] == (MODEL, 1)
 
@@ -92,13 +92,13 @@ def test_a_roll_back_does_not_wait_for_a_slow_load(following: Replica, slow: Slo
 def test_a_model_deleted_while_it_loads_stays_deleted(following: Replica, slow: SlowStore) -> None:
     slow.slow = "scenes/versions/2/heads.safetensors"
     following.publish(version=2)
-    assert slow.asked.wait(PATIENCE)
+    assert slow.asked.wait(TIMEOUT)
     slow.delete("models/scenes/live.json")
     until(lambda: following.live_number() is None)
     slow.answer.set()
-    following.follower.look()
+    following.follower.poll()
     assert following.live_number() is None
-    assert following.resident.get(MODEL, 2) is None
+    assert following.cache.get(MODEL, 2) is None
 
 
 def test_ready_only_once_every_model_was_tried(slow: SlowStore) -> None:
@@ -110,7 +110,7 @@ def test_ready_only_once_every_model_was_tried(slow: SlowStore) -> None:
     until(lambda: replica.live_number("other") == 1)
     assert not replica.live.readiness.ready
     slow.answer.set()
-    assert replica.live.readiness.wait(PATIENCE)
+    assert replica.live.readiness.wait(TIMEOUT)
     assert replica.live_number() == 1
     replica.follower.stop()
 
@@ -119,7 +119,7 @@ def test_stopping_does_not_wait_for_a_store_that_hangs(slow: SlowStore) -> None:
     replica = Replica(slow, ServeArgs(store=slow.uri))
     slow.slow = "models/"
     replica.follower.start()
-    assert slow.asked.wait(PATIENCE)
+    assert slow.asked.wait(TIMEOUT)
     replica.follower.stop()
     assert not replica.follower.alive
     slow.answer.set()
@@ -127,13 +127,13 @@ def test_stopping_does_not_wait_for_a_store_that_hangs(slow: SlowStore) -> None:
 
 @pytest.fixture
 def sleeping(store: FlakyStore) -> Iterator[Replica]:
-    """A follower that by itself would look once a minute."""
+    """A follower that polls once a minute."""
     replica = Replica(store, ServeArgs(store=store.uri))
-    swapper = Swapper(replica.live, replica.resident, replica.metrics)
+    swapper = Swapper(replica.live, replica.cache, replica.metrics)
     replica.follower = Follower(store, replica.live, swapper, NEVER)
     replica.publish(version=1)
     replica.follower.start()
-    assert replica.live.readiness.wait(PATIENCE)
+    assert replica.live.readiness.wait(TIMEOUT)
     yield replica
     replica.follower.stop()
 
@@ -155,7 +155,7 @@ def test_many_wake_ups_are_few_polls(sleeping: Replica) -> None:
 
 
 class DistantStore(FlakyStore):
-    """Reading a pointer takes longer than the shortest pause between two looks."""
+    """A store in which reading a pointer takes longer than the shortest pause between two polls."""
 
     def read(self, key: str) -> bytes:
         if key.endswith("live.json"):
@@ -164,11 +164,11 @@ class DistantStore(FlakyStore):
 
 
 def test_wake_ups_without_end_keep_no_model_from_its_turn(tmp_path: Path) -> None:
-    """Of more models than there are threads that read."""
+    """With more models than reading threads."""
     distant = DistantStore(LocalStore(tmp_path / "store"))
     replica = Replica(distant, ServeArgs(store=distant.uri))
     models = [f"model-{number}" for number in range(7)]
-    swapper = Swapper(replica.live, replica.resident, replica.metrics)
+    swapper = Swapper(replica.live, replica.cache, replica.metrics)
     replica.follower = Follower(distant, replica.live, swapper, NEVER)
     stop = threading.Event()
 
@@ -192,15 +192,15 @@ def test_wake_ups_without_end_keep_no_model_from_its_turn(tmp_path: Path) -> Non
 def test_what_is_written_during_a_look_is_seen_after_it(tmp_path: Path) -> None:
     slow = SlowStore(LocalStore(tmp_path / "store"))
     replica = Replica(slow, ServeArgs(store=slow.uri))
-    swapper = Swapper(replica.live, replica.resident, replica.metrics)
+    swapper = Swapper(replica.live, replica.cache, replica.metrics)
     replica.follower = Follower(slow, replica.live, swapper, NEVER)
     replica.publish(version=1)
     replica.follower.start()
-    assert replica.live.readiness.wait(PATIENCE)
+    assert replica.live.readiness.wait(TIMEOUT)
     store_version(slow, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
     slow.slow = "live.json"
     replica.follower.wake()
-    assert slow.asked.wait(PATIENCE)
+    assert slow.asked.wait(TIMEOUT)
     slow.slow = None
     write_live(slow, MODEL, LivePointer(generation=2, version=2))
     replica.follower.wake()
@@ -209,9 +209,9 @@ def test_what_is_written_during_a_look_is_seen_after_it(tmp_path: Path) -> None:
     replica.follower.stop()
 
 
-def follow_beside(replica: Replica, look: Callable[[ObjectStore], None]) -> None:
-    swapper = Swapper(replica.live, replica.resident, replica.metrics, replica.clock)
-    replica.follower = Follower(replica.store, replica.live, swapper, 0.01, looks=[look])
+def follow_beside(replica: Replica, task: Callable[[ObjectStore], None]) -> None:
+    swapper = Swapper(replica.live, replica.cache, replica.metrics, replica.clock)
+    replica.follower = Follower(replica.store, replica.live, swapper, 0.01, tasks=[task])
 
 
 @pytest.mark.parametrize("error", [StorageUnavailable("no store"), ZeroDivisionError()])
@@ -220,29 +220,29 @@ def test_what_else_is_followed_may_fail(
 ) -> None:
     looks: list[str] = []
 
-    def look_at_keys(store: ObjectStore) -> None:
+    def read_keys(store: ObjectStore) -> None:
         looks.append(store.uri)
         raise error
 
-    follow_beside(replica, look_at_keys)
+    follow_beside(replica, read_keys)
     replica.publish(version=1)
-    replica.look()
-    replica.look()
+    replica.poll()
+    replica.poll()
     assert replica.live_number() == 1
     assert looks == [replica.store.uri] * 2
-    assert "look_at_keys" in caplog.text
+    assert "read_keys" in caplog.text
 
 
 def test_what_else_is_followed_may_hang(replica: Replica) -> None:
     release = threading.Event()
 
     def hang(store: ObjectStore) -> None:
-        assert release.wait(PATIENCE)
+        assert release.wait(TIMEOUT)
 
     follow_beside(replica, hang)
     replica.publish(version=1)
     replica.follower.start()
-    assert replica.live.readiness.wait(PATIENCE)
+    assert replica.live.readiness.wait(TIMEOUT)
     replica.publish(version=2)
     until(lambda: replica.live_number() == 2)
     release.set()

@@ -1,4 +1,4 @@
-"""What clients do to sockets: too slow, too much, gone, half gone. The others are answered."""
+"""Clients that are too slow, send too much, disconnect or half-close; other clients are served."""
 
 import json
 import socket
@@ -82,7 +82,7 @@ def test_a_body_that_drips_is_given_up(address: tuple[str, int]) -> None:
 
 
 def test_a_half_closed_client_does_not_affect_others(serving: Replica) -> None:
-    """uvicorn takes it for gone, so nothing is done for it any more; HAProxy says 400 (tests/ray).
+    """uvicorn treats it as disconnected and drops its request; HAProxy answers 400 (tests/ray).
 
     It asks for a version that does not come, so that it is not answered before it is gone.
     """

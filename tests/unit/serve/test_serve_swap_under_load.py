@@ -39,7 +39,7 @@ def listening(replica: Replica) -> Iterator[str]:
 
 @dataclass
 class Answers:
-    """What one client saw: the version that each answer names, and what it holds."""
+    """Responses that one client got: the version that each names, and its rows."""
 
     seen: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ def ask_until(stop: threading.Event, url: str, rows: list[list[float]], answers:
 
 
 def publish_all(replica: Replica, answers: list[Answers]) -> None:
-    """One version after the other, each once a client got a response of the one before."""
+    """Publish one version after another, each once a client got a response of the one before."""
     until_seen(1, answers)
     for version in range(2, VERSIONS + 1):
         replica.publish(version)
@@ -68,14 +68,14 @@ def publish_all(replica: Replica, answers: list[Answers]) -> None:
 def until_seen(version: int, answers: list[Answers]) -> None:
     deadline = time.monotonic() + 60
     while not any(each.seen and each.seen[-1][0] == version for each in answers):
-        assert time.monotonic() < deadline, f"nobody was answered by version {version}"
+        assert time.monotonic() < deadline, f"no request was answered by version {version}"
         time.sleep(0.01)
 
 
 def test_no_request_fails_or_mixes_versions_in_swaps(store: FlakyStore) -> None:
     serving = Replica(store, ServeArgs(store=store.uri))
     serving.publish(version=1)
-    serving.look()
+    serving.poll()
     rows = torch.randn(ROWS, 5, generator=torch.Generator().manual_seed(0))
     stop, answers = threading.Event(), [Answers() for _ in range(CLIENTS)]
     serving.follower.start()

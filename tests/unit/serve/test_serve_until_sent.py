@@ -1,4 +1,4 @@
-"""What a request takes up counts until its answer has left: slow readers pile up nothing."""
+"""Requests count for the limits until their response has been sent, so slow readers cannot pile up."""
 
 import asyncio
 import json
@@ -21,13 +21,13 @@ from workers.serve.api.context import Replica as Parts
 from workers.serve.api.middleware import Middleware
 from workers.serve.quota import Quota
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 # More than the sockets of both sides take by themselves.
 LARGE = bytes(range(256)) * (32 << 12)
 
 
 def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -35,7 +35,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 @contextmanager
 def unread_answer(rows: Quota, stall_seconds: float) -> Iterator[socket.socket]:
-    """Of a server that answers with much, to a client that has read nothing of it yet."""
+    """Send a large response to a client that has not read any of it yet."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         hold_until_sent(Request(scope), rows, "key", 1)
@@ -44,7 +44,7 @@ def unread_answer(rows: Quota, stall_seconds: float) -> Iterator[socket.socket]:
     layer = Middleware(app, lambda _: None, Quota(1, "bytes"), stall_seconds)
     with served(layer) as url, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        client.settimeout(PATIENCE)
+        client.settimeout(TIMEOUT)
         client.connect((httpx.URL(url).host, httpx.URL(url).port))
         client.sendall(b"GET / HTTP/1.1\r\nhost: replica\r\nconnection: close\r\n\r\n")
         yield client
@@ -59,7 +59,7 @@ def read_all(client: socket.socket) -> bytes:
 
 def test_an_unread_response_counts_until_it_is_read() -> None:
     rows = Quota(10, "rows")
-    with unread_answer(rows, stall_seconds=PATIENCE) as client:
+    with unread_answer(rows, stall_seconds=TIMEOUT) as client:
         assert client.recv(1) == b"H"
         assert rows.total == 1
         assert read_all(client) == LARGE
@@ -76,7 +76,7 @@ def test_a_client_that_reads_nothing_is_closed_without_the_whole_response() -> N
 
 def test_a_client_that_hangs_up_holds_nothing() -> None:
     rows = Quota(10, "rows")
-    with unread_answer(rows, stall_seconds=PATIENCE) as client:
+    with unread_answer(rows, stall_seconds=TIMEOUT) as client:
         assert client.recv(1) == b"H"
         client.close()
         until(lambda: rows.total == 0)
@@ -84,18 +84,24 @@ def test_a_client_that_hangs_up_holds_nothing() -> None:
 
 IMAGE = [1, 2, 3, 4, 5]
 ITEM = {"modality": "image", "feature": IMAGE}
-EMBEDDINGS = ("/v1/embeddings", {"model": MODEL, "modality": "image", "input": [IMAGE] * 3})
-SIMILARITY = ("/v1/similarity", {"model": MODEL, "queries": [ITEM], "candidates": [ITEM] * 2})
+EMBEDDINGS: tuple[str, dict[str, object]] = (
+    "/v1/embeddings",
+    {"model": MODEL, "modality": "image", "input": [IMAGE] * 3},
+)
+SIMILARITY: tuple[str, dict[str, object]] = (
+    "/v1/similarity",
+    {"model": MODEL, "queries": [ITEM], "candidates": [ITEM] * 2},
+)
 
 Take = Callable[[], Awaitable[object]]
 
 
 async def at_once() -> None:
-    """A client that reads."""
+    """A client that reads at once."""
 
 
 async def ask(app: ASGIApp, path: str, fields: dict[str, object], take: Take) -> tuple[int, int]:
-    """Status and bytes of the answer to a POST; `take` is awaited for each piece of it."""
+    """Return status and bytes of the response to a POST; `take` is awaited for each chunk."""
     body = json.dumps(fields).encode()
     received = iter([{"type": "http.request", "body": body, "more_body": False}])
     sent: list[Message] = []
@@ -130,7 +136,7 @@ async def ask(app: ASGIApp, path: str, fields: dict[str, object], take: Take) ->
 
 
 def held_by(parts: Parts) -> tuple[int, int, int]:
-    """Requests, rows and bytes."""
+    """Requests, rows and bytes that are in flight."""
     admission = parts.admission
     return admission.requests.total, admission.rows.total, admission.bytes.total
 
@@ -149,7 +155,7 @@ def test_a_request_and_its_answer_count_while_the_client_does_not_read(
             await reads.wait()
 
         asked = asyncio.create_task(ask(create_api(parts), path, fields, later))
-        await asyncio.wait_for(reaches.wait(), PATIENCE)
+        await asyncio.wait_for(reaches.wait(), TIMEOUT)
         held = held_by(parts)
         reads.set()
         status, size = await asked
@@ -168,7 +174,7 @@ def test_unread_responses_are_limited(serving: Replica) -> None:
     async def pile_up() -> list[int]:
         reads = asyncio.Event()
         slow = [asyncio.create_task(ask(app, *EMBEDDINGS, reads.wait)) for _ in range(2)]
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while parts.admission.rows.total < 6:
                 await asyncio.sleep(0.005)
         refused, _ = await ask(app, *EMBEDDINGS, at_once)
@@ -180,7 +186,7 @@ def test_unread_responses_are_limited(serving: Replica) -> None:
 
 
 def test_an_answer_counts_before_it_is_made(serving: Replica) -> None:
-    """Rows of a wide model are few and their answers large: made first, they would pass the limit."""
+    """A wide model has large responses: computed before they count, they would exceed the limit."""
     changes = {"max_body_bytes": 1024, "max_bytes_in_flight": 1500}
     app = create_api(serving.parts(serving.args.model_copy(update=changes)))
     path, fields = EMBEDDINGS

@@ -1,4 +1,4 @@
-"""Which versions are in memory, and what leaves it."""
+"""Which versions are in memory, and which are evicted."""
 
 import asyncio
 import threading
@@ -19,12 +19,12 @@ from workers.serve.versions.loading import ServedVersion, StoredVersions
 from workers.serve.versions.memory import Budget
 from workers.storage import layout
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 BUDGET = Budget(1 << 30)
 
 
 class HeldLoads(StoredVersions):
-    """Loads of a replica's versions that do not end before they are let go."""
+    """Loads that do not end until they are released."""
 
     def __init__(self, replica: Replica) -> None:
         super().__init__(replica.store)
@@ -33,29 +33,29 @@ class HeldLoads(StoredVersions):
 
     def manifest(self, model: str, number: int) -> VersionManifest:
         self.begun.append(number)
-        assert self.go_on.wait(PATIENCE)
+        assert self.go_on.wait(TIMEOUT)
         return super().manifest(model, number)
 
 
 async def until_begun(loads: HeldLoads, count: int) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while len(loads.begun) < count:
             await asyncio.sleep(0.005)
 
 
-def asked_for(resident: VersionCache, number: int) -> asyncio.Task[ServedVersion]:
-    return asyncio.create_task(resident.find(MODEL, number))
+def asked_for(cache: VersionCache, number: int) -> asyncio.Task[ServedVersion]:
+    return asyncio.create_task(cache.find(MODEL, number))
 
 
 def publish_up_to(replica: Replica, last: int) -> None:
-    """Each of them was live for a while; the last one is."""
+    """Publish versions in turn; the last one is live."""
     for version in range(2, last + 1):
         replica.publish(version)
-        replica.look()
+        replica.poll()
 
 
 def in_memory(replica: Replica, up_to: int = 9) -> list[int]:
-    return [number for number in range(1, up_to) if replica.resident.get(MODEL, number)]
+    return [number for number in range(1, up_to) if replica.cache.get(MODEL, number)]
 
 
 @pytest.mark.parametrize("back", range(1, KEPT_FOR_ROLLING_BACK + 1))
@@ -63,7 +63,7 @@ def test_rolling_back_reads_the_pointer_and_nothing_else(serving: Replica, back:
     publish_up_to(serving, 6)
     serving.point(generation=7, version=6 - back)
     serving.store.calls.clear()
-    serving.look()
+    serving.poll()
     assert sorted(serving.store.calls) == ["models/", "models/scenes/live.json"]
     assert serving.embed().headers["x-model-version"] == str(6 - back)
 
@@ -71,16 +71,16 @@ def test_rolling_back_reads_the_pointer_and_nothing_else(serving: Replica, back:
 def test_the_last_four_and_the_live_one_stay_in_memory(serving: Replica) -> None:
     publish_up_to(serving, 7)
     assert in_memory(serving) == [3, 4, 5, 6, 7]
-    assert serving.metrics.resident_versions == 5
+    assert serving.metrics.in_memory == 5
 
 
 def test_heads_that_a_dataset_did_not_touch_are_held_once(serving: Replica) -> None:
-    first = serving.resident.get(MODEL, 1)
+    first = serving.cache.get(MODEL, 1)
     assert first is not None
     changed = first.heads.replaced({"text": first.heads.weights["text"] + 1})
     publish_version(serving.store, MODEL, 2, SPEC, changed, 2)
-    serving.look()
-    second = serving.resident.get(MODEL, 2)
+    serving.poll()
+    second = serving.cache.get(MODEL, 2)
     assert second is not None
     assert second.heads.weights["image"] is first.heads.weights["image"]
     assert torch.equal(second.heads.weights["text"], changed.weights["text"])
@@ -92,16 +92,16 @@ def test_heads_that_a_dataset_did_not_touch_are_held_once(serving: Replica) -> N
 def test_a_version_rolled_back_to_counts_as_the_latest(serving: Replica) -> None:
     publish_up_to(serving, 5)
     serving.point(generation=6, version=1)
-    serving.look()
+    serving.poll()
     serving.publish(version=6, generation=7)
-    serving.look()
+    serving.poll()
     assert in_memory(serving) == [1, 3, 4, 5, 6]
 
 
 def test_retired_versions_leave_memory_and_are_not_loaded_again(serving: Replica) -> None:
     publish_up_to(serving, 4)
     serving.point(generation=5, version=4, retired=[2, 3])
-    serving.look()
+    serving.poll()
     assert in_memory(serving) == [1, 4]
     serving.store.calls.clear()
     response = serving.embed(model="scenes@3")
@@ -113,7 +113,7 @@ def test_a_named_version_that_retires_leaves_memory(serving: Replica) -> None:
     store_version(serving.store, MODEL, 3, SPEC, random_heads(SPEC, seed=3))
     assert serving.embed(model="scenes@3").status_code == 200
     serving.point(generation=1, version=1, revision=1, retired=[3])
-    serving.look()
+    serving.poll()
     assert in_memory(serving) == [1]
     assert serving.embed(model="scenes@3").status_code == 404
 
@@ -123,9 +123,9 @@ def test_a_named_version_that_goes_live_is_not_loaded_again(serving: Replica) ->
     assert serving.embed(model="scenes@2").status_code == 200
     serving.point(generation=2, version=2)
     serving.store.calls.clear()
-    serving.look()
+    serving.poll()
     assert not any("versions/" in call for call in serving.store.calls)
-    assert serving.metrics.resident_versions == 2
+    assert serving.metrics.in_memory == 2
 
 
 def test_an_unknown_version_is_looked_up_once_a_second(serving: Replica) -> None:
@@ -145,7 +145,7 @@ def test_an_unknown_version_is_looked_up_once_a_second(serving: Replica) -> None
 def test_a_swap_does_not_use_a_cached_absence(serving: Replica) -> None:
     assert serving.embed(model="scenes@2").status_code == 404
     serving.publish(version=2)
-    serving.look()
+    serving.poll()
     assert serving.embed(model="scenes@2").headers["x-model-version"] == "2"
 
 
@@ -166,11 +166,11 @@ def test_cached_absences_are_bounded(serving: Replica) -> None:
             raise ObjectNotFound(f"no {model}@{number}")
 
     stored = Nothing(serving.store)
-    resident = VersionCache(stored, 2, BUDGET, serving.metrics, serving.clock)
+    cache = VersionCache(stored, 2, BUDGET, serving.metrics, serving.clock)
 
     async def ask(number: int) -> None:
         with pytest.raises(ObjectNotFound):
-            await resident.find(MODEL, number)
+            await cache.find(MODEL, number)
 
     async def ask_for_many() -> None:
         for number in [*range(1, 1502), 1501, 1]:
@@ -185,13 +185,13 @@ def test_a_version_retired_while_it_loads_is_not_kept(serving: Replica) -> None:
 
     class Retiring(StoredVersions):
         def manifest(self, model: str, number: int) -> VersionManifest:
-            resident.retire(model, [number])
+            cache.retire(model, [number])
             return super().manifest(model, number)
 
     stored = Retiring(serving.store)
-    resident = VersionCache(stored, 2, BUDGET, serving.metrics, serving.clock)
-    assert asyncio.run(resident.find(MODEL, 2)).number == 2
-    assert resident.get(MODEL, 2) is None
+    cache = VersionCache(stored, 2, BUDGET, serving.metrics, serving.clock)
+    assert asyncio.run(cache.find(MODEL, 2)).number == 2
+    assert cache.get(MODEL, 2) is None
 
 
 def test_a_version_retired_while_a_request_loads_it_does_not_answer(serving: Replica) -> None:
@@ -200,17 +200,17 @@ def test_a_version_retired_while_a_request_loads_it_does_not_answer(serving: Rep
     class Retiring(StoredVersions):
         def manifest(self, model: str, number: int) -> VersionManifest:
             serving.point(generation=1, version=1, revision=1, retired=[2])
-            serving.look()
+            serving.poll()
             return super().manifest(model, number)
 
     stored = Retiring(serving.store)
-    serving.resident = VersionCache(stored, 2, BUDGET, serving.metrics, serving.clock)
+    serving.cache = VersionCache(stored, 2, BUDGET, serving.metrics, serving.clock)
     serving.app = serving.app_of(serving.args)
     assert serving.embed(model="scenes@2").json()["error"]["code"] == "version_retired"
 
 
 def run_with_stored(replica: Replica, last: int, use: Coroutine[Any, Any, None]) -> None:
-    """With versions 2 to `last` in the store, of which none is live."""
+    """Run with versions 2 to `last` in the store, none of them live."""
     for version in range(2, last + 1):
         store_version(replica.store, MODEL, version, SPEC, random_heads(SPEC, seed=version))
     asyncio.run(use)
@@ -218,17 +218,17 @@ def run_with_stored(replica: Replica, last: int, use: Coroutine[Any, Any, None])
 
 def test_as_many_named_versions_load_at_once_as_are_kept(serving: Replica) -> None:
     loads = HeldLoads(serving)
-    resident = VersionCache(loads, 3, BUDGET, serving.metrics)
+    cache = VersionCache(loads, 3, BUDGET, serving.metrics)
 
     async def ask_for_many() -> None:
-        first = [asked_for(resident, number) for number in (2, 3, 4)]
+        first = [asked_for(cache, number) for number in (2, 3, 4)]
         await until_begun(loads, 2)
-        shared = asked_for(resident, 4)
+        shared = asked_for(cache, 4)
         with pytest.raises(Overloaded, match=r"^scenes@5 is not .* 3 versions .* permitted are 3"):
-            await resident.find(MODEL, 5)
+            await cache.find(MODEL, 5)
         loads.go_on.set()
         assert [each.number for each in await asyncio.gather(*first, shared)] == [2, 3, 4, 4]
-        assert (await resident.find(MODEL, 5)).number == 5
+        assert (await cache.find(MODEL, 5)).number == 5
 
     run_with_stored(serving, 5, ask_for_many())
     assert sorted(loads.begun) == [2, 3, 4, 5]
@@ -236,11 +236,11 @@ def test_as_many_named_versions_load_at_once_as_are_kept(serving: Replica) -> No
 
 def test_loads_beyond_the_limit_are_429_with_retry_after(serving: Replica) -> None:
     loads = HeldLoads(serving)
-    serving.resident = VersionCache(loads, 1, BUDGET, serving.metrics)
+    serving.cache = VersionCache(loads, 1, BUDGET, serving.metrics)
     serving.app = serving.app_of(serving.args)
 
     async def ask() -> None:
-        waiting = asked_for(serving.resident, 2)
+        waiting = asked_for(serving.cache, 2)
         await until_begun(loads, 1)
         refused = await asyncio.to_thread(serving.embed, model="scenes@3")
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
@@ -253,29 +253,29 @@ def test_loads_beyond_the_limit_are_429_with_retry_after(serving: Replica) -> No
 
 def test_a_load_that_gets_no_thread_fails_and_delays_nothing(serving: Replica) -> None:
     threads = ScarceThreads(1)
-    resident = VersionCache(serving.stored, 1, BUDGET, serving.metrics, threads=threads)
+    cache = VersionCache(serving.stored, 1, BUDGET, serving.metrics, threads=threads)
 
     async def ask() -> None:
         threads.are_gone = True
         for _ in range(2):
             with pytest.raises(RuntimeError, match="can't start new thread"):
-                await resident.find(MODEL, 2)
+                await cache.find(MODEL, 2)
         threads.are_gone = False
-        assert (await asyncio.wait_for(resident.find(MODEL, 3), PATIENCE)).number == 3
-        assert (await asyncio.wait_for(resident.find(MODEL, 2), PATIENCE)).number == 2
+        assert (await asyncio.wait_for(cache.find(MODEL, 3), TIMEOUT)).number == 3
+        assert (await asyncio.wait_for(cache.find(MODEL, 2), TIMEOUT)).number == 2
 
     run_with_stored(serving, 3, ask())
 
 
 def test_a_swap_does_not_wait_for_the_versions_that_requests_name(serving: Replica) -> None:
     loads = HeldLoads(serving)
-    resident = VersionCache(loads, 4, BUDGET, serving.metrics)
+    cache = VersionCache(loads, 4, BUDGET, serving.metrics)
 
     async def ask_and_swap() -> None:
         # Two threads load what requests name, so the third only waits for its turn.
-        asked = [asked_for(resident, number) for number in (2, 3, 4)]
+        asked = [asked_for(cache, number) for number in (2, 3, 4)]
         await until_begun(loads, 2)
-        swapped = asyncio.create_task(asyncio.to_thread(resident.load, MODEL, 4))
+        swapped = asyncio.create_task(asyncio.to_thread(cache.load, MODEL, 4))
         await until_begun(loads, 3)
         assert set(loads.begun[:2]) == {2, 3}
         assert loads.begun[2] == 4

@@ -17,7 +17,7 @@ def _every_database_is_closed(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    """With one model, `scenes`."""
+    """A control plane with one model, `scenes`."""
     plane = ControlPlane(tmp_path)
     plane.create_model()
     yield plane
@@ -25,8 +25,8 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-def patient_plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    """One that gives a lost attempt five seconds to end."""
+def slow_plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    """A control plane that gives a lost attempt five seconds to end."""
     plane = ControlPlane(tmp_path, lost_attempt_grace_seconds=5)
     plane.create_model()
     yield plane

@@ -1,4 +1,4 @@
-"""A server of the control plane's kind on a port of this machine, and clients that misbehave."""
+"""The control plane's server on a local port, and misbehaving clients."""
 
 import socket
 import threading
@@ -52,7 +52,7 @@ class Edge:
             go_on.set()
 
     def open_after(self, seconds: float) -> int:
-        """Connections that the server has, that much later."""
+        """Number of the server's connections after that time."""
         time.sleep(seconds)
         return len(self.server.server_state.connections)
 
@@ -87,7 +87,7 @@ def read_to_end(client: socket.socket) -> bytes:
 
 
 def send_without_end(client: socket.socket, piece: bytes, most: int = 64 << 20) -> int:
-    """How many bytes were taken before the connection was closed."""
+    """Send endlessly; return the bytes accepted before the connection was closed."""
     sent = 0
     with suppress(ConnectionError):
         while sent < most:

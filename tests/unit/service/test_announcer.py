@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from cmcl.contract.version import ANNOUNCEMENTS, LivePointer
-from service.registry.announcer import Announcer
+from service.registry.live_pointer import Announcer
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver, receiving
 from tests.unit.service.telemetry.samples import shown
@@ -22,7 +22,7 @@ FIRST, SECOND = LivePointer(generation=1, version=1), LivePointer(generation=2, 
 
 
 class RecordedOutcomes:
-    """What an announcer says came of its announcements, and a clock for it."""
+    """Outcomes that an announcer reports, and its clock."""
 
     def __init__(self) -> None:
         self.outcomes: list[str] = []
@@ -116,9 +116,9 @@ def test_an_endpoint_that_fails_is_left_alone_for_a_while(
     announcer = Announcer(server(receiver), recorded.outcomes.append, recorded.seconds)
     for model in ("scenes", "streets", "rooms"):
         announcer.announce(model, FIRST)
-    impatience = httpx.Timeout(WAIT_SECONDS, read=0.2)
-    with httpx.Client(timeout=impatience, trust_env=False) as impatient:
-        announcer.send(impatient)
+    timeout = httpx.Timeout(WAIT_SECONDS, read=0.2)
+    with httpx.Client(timeout=timeout, trust_env=False) as short_timeout:
+        announcer.send(short_timeout)
         assert recorded.outcomes == ["failed", "skipped", "skipped"]
         until(lambda: receiver.answers == [202])
     recorded.now += 5

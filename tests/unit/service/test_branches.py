@@ -1,4 +1,4 @@
-"""New models from old versions, and what can be deleted."""
+"""Branches of versions, and deletion of models."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from workers.storage.versions import read_live, read_version, read_version_file
 
 @pytest.fixture
 def three(plane: ControlPlane) -> ControlPlane:
-    """With three versions of `scenes`."""
+    """A control plane with three versions of `scenes`."""
     for name in ("one", "two", "three"):
         plane.run_to_end(plane.post_dataset(name))
     return plane
@@ -44,6 +44,14 @@ def bytes_stored(plane: ControlPlane) -> int:
     """Of all versions' files, without their manifests."""
     keys = [key for key in plane.store.keys("models/") if key.endswith(".safetensors")]
     return sum(plane.store.size(key) for key in keys)
+
+
+def test_branches_of_a_model_can_be_listed(three: ControlPlane) -> None:
+    three.create_model("other")
+    assert (_branch(three), _branch(three, name="second")) == (201, 201)
+    listed = three.client.get("/v1/models?branched_from=scenes").json()["items"]
+    assert [model["name"] for model in listed] == ["fork", "second"]
+    assert three.client.get("/v1/models?branched_from=other").json()["items"] == []
 
 
 def test_a_branch_adds_no_bytes_of_heads_to_the_store(three: ControlPlane) -> None:
@@ -86,9 +94,10 @@ def restarted(plane: ControlPlane, heads_bytes_max: int) -> ControlPlane:
 def test_a_model_whose_heads_no_replica_could_hold_is_refused_with_sizes(
     plane: ControlPlane,
 ) -> None:
-    body = {"name": "wide", "width": 4096, "modalities": {"image": 16384, "text": 16384}}
+    widths = {"image": 16384, "text": 16384}
+    body = {"name": "wide", "width": 4096, "modalities": widths, "lift": 0}
     answer = plane.client.post("/v1/models", json=body)
-    size = 4 * 2 * (4096 * 16385 + 16384 * 16385)
+    size = 4 * 2 * 4096 * 16385
     assert answer.status_code == 422
     for part in (f"{size} bytes", "512 MiB", "CMCL_HEADS_BYTES_MAX"):
         assert part in answer.json()["errors"][0]["message"]

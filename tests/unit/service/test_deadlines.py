@@ -38,7 +38,7 @@ def test_a_silent_attempt_is_stopped_and_repeated(plane: ControlPlane) -> None:
     plane.tick(2)
     found = plane.job(job)
     assert plane.launcher.stopped[0] == f"{job}-a1"
-    assert found.state == JobState.QUEUED
+    assert found.state == JobState.PREPARED
     assert "no heartbeat for 300 s" in (found.message or "")
     plane.run_to_end(job)
     assert plane.job(job).attempt == 2
@@ -55,8 +55,8 @@ def test_each_sign_of_life_restarts_the_silence_timeout(plane: ControlPlane) -> 
     assert plane.job(job).state == JobState.RUNNING
 
 
-def test_a_lost_attempt_is_stopped_and_given_time_to_end(patient_plane: ControlPlane) -> None:
-    plane = patient_plane
+def test_a_lost_attempt_is_stopped_and_given_time_to_end(slow_plane: ControlPlane) -> None:
+    plane = slow_plane
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "node lost")
@@ -69,9 +69,9 @@ def test_a_lost_attempt_is_stopped_and_given_time_to_end(patient_plane: ControlP
 
 
 def test_a_candidate_that_comes_after_a_false_failure_is_adopted(
-    patient_plane: ControlPlane,
+    slow_plane: ControlPlane,
 ) -> None:
-    plane = patient_plane
+    plane = slow_plane
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "the head was restarted")
@@ -81,8 +81,8 @@ def test_a_candidate_that_comes_after_a_false_failure_is_adopted(
     assert plane.job(job).attempt == 1
 
 
-def test_an_attempt_that_was_not_over_continues(patient_plane: ControlPlane) -> None:
-    plane = patient_plane
+def test_an_attempt_that_was_not_over_continues(slow_plane: ControlPlane) -> None:
+    plane = slow_plane
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     plane.launcher.stops_at_once = False
@@ -107,7 +107,7 @@ def test_an_attempt_that_a_cluster_never_releases_is_lost(plane: ControlPlane) -
     assert plane.job(job).state == JobState.RUNNING
     plane.clock.advance(300)
     plane.tick()
-    assert plane.job(job).state == JobState.QUEUED
+    assert plane.job(job).state == JobState.PREPARED
     assert plane.run_to_end(job).attempt == 2
 
 

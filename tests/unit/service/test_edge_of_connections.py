@@ -1,4 +1,4 @@
-"""Hostile clients on real sockets: what a head, an idle connection and an unread answer may cost."""
+"""Hostile clients on real sockets: bounded cost of heads, idle connections and unread responses."""
 
 import asyncio
 import socket
@@ -27,7 +27,7 @@ from tests.unit.service.edge import (
 
 @pytest.fixture(scope="module")
 def edge() -> Iterator[Edge]:
-    """With the limits that the service has, but for the number of connections."""
+    """A server with the service's limits, except the number of connections."""
     with served_edge() as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""What answers without a key: made once for all who ask, limited by address, and loaded from nowhere else."""
+"""Paths without a key: responses are cached, limited by address, and load nothing from elsewhere."""
 
 import asyncio
 import re
@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from prometheus_client.core import GaugeMetricFamily
 
 from service.api.authentication import Refusals
-from service.api.ttl_cache import TTLCache, in_thread
+from service.api.operations import TTLCache, in_thread
 from service.app import Parts, create_app
 from service.auth.rate_limiter import (
     FAILURES_PER_MINUTE,

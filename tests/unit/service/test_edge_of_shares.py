@@ -1,4 +1,4 @@
-"""Shares: what one source gets of the event loop, one owner of the threads, and one thread of the database."""
+"""Fair shares: of the event loop by source, of threads by owner, of the database by thread."""
 
 import asyncio
 import threading
@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.concurrency import BODY_BYTES, ConcurrencyLimit
-from service.api.fairness import FairSemaphore, LoopScheduler
+from service.api.concurrency import BODY_BYTES, ConcurrencyLimit, FairSemaphore, RequestSlots
+from service.api.connections import LoopScheduler
 from service.auth.rate_limiter import SlidingWindow
 from service.database.engine import WriterLock
 from service.errors import TooManyRequests
@@ -120,7 +120,7 @@ class _Requests:
             await app(self, scope, receive, send)
             self.at_work[owner] -= 1
 
-        self._app = ConcurrencyLimit(enter)
+        self._app = ConcurrencyLimit(enter, RequestSlots())
 
     def send(self, owner: str, size: int | None) -> asyncio.Task[None]:
         principal = Principal("a-key", owner, frozenset({KeyScope.READ}))

@@ -1,6 +1,7 @@
 """What a candidate must contain to be accepted."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ Asked = tuple[JobSpec, VersionManifest, VersionManifest]
 
 @pytest.fixture
 def asked(plane: ControlPlane) -> Asked:
-    """What was asked, the parent, and a truthful candidate."""
+    """The job spec, the parent's manifest, and a valid candidate."""
     plane.run_to_end(plane.post_dataset("one"))
     job = plane.post_dataset("two")
     plane.tick_to(job, JobState.RUNNING)
@@ -84,7 +85,7 @@ def test_drift_at_the_bound_is_permitted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", [{"method": "vanilla"}, {"protection": {"policy": "improve"}}])
-def test_without_a_bound_scores_may_drift(tmp_path: Path, spec: dict[str, object]) -> None:
+def test_without_a_bound_scores_may_drift(tmp_path: Path, spec: dict[str, Any]) -> None:
     plane = ControlPlane(tmp_path)
     plane.create_model(**spec)
     plane.run_to_end(plane.post_dataset("one"))

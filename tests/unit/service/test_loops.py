@@ -1,4 +1,4 @@
-"""Background loops: they survive their errors, and one that is stuck is named by the probes."""
+"""Background loops survive errors, and probes name a stuck one."""
 
 import logging
 import threading
@@ -68,7 +68,7 @@ def test_a_loop_without_a_heartbeat_is_stale_and_later_hung() -> None:
 
 @pytest.fixture
 def stuck(plane: ControlPlane) -> Rounds:
-    """A loop among those of the app whose thread hangs."""
+    """A loop of the app whose thread hangs."""
     seconds = Seconds()
     loop = Rounds(seconds)
     plane.app.state.loops = [plane.reconciler, loop]
@@ -98,7 +98,7 @@ def test_every_loop_that_runs_is_checked_and_measured(plane: ControlPlane) -> No
         checks = plane.client.get("/readyz").json()["checks"]
         text = plane.client.get("/metrics").text
     names = {loop.name for loop in loops}
-    assert {"reconciler", "preflights", "webhooks", "gc", "backup"} <= names
+    assert {"reconciler", "scheduler", "prepare-driver", "webhooks", "gc", "backup"} <= names
     assert names | {"database", "store"} == set(checks)
     assert all(f'cmcl_service_loop_age_seconds{{loop="{name}"}}' in text for name in names)
 

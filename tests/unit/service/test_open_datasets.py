@@ -1,12 +1,14 @@
 """Datasets that grow until they are sealed."""
 
+from typing import Any
+
 import pytest
 
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 
 
-def _open(plane: ControlPlane, **changes: object) -> str:
+def _open(plane: ControlPlane, **changes: Any) -> str:
     body = plane.dataset_body("one", shards=[], sealed=False, **changes)
     answer = plane.client.post("/v1/datasets", json=body)
     assert answer.status_code == 201, answer.text
@@ -16,7 +18,7 @@ def _open(plane: ControlPlane, **changes: object) -> str:
     return dataset
 
 
-def _add(plane: ControlPlane, dataset: str, **body: object) -> int:
+def _add(plane: ControlPlane, dataset: str, **body: Any) -> int:
     return plane.client.post(f"/v1/datasets/{dataset}/shards", json=body).status_code
 
 

@@ -261,7 +261,6 @@ def test_the_lifespan_runs_the_reconciler(tmp_path: Path) -> None:
     settings = Settings(
         database_url=f"sqlite:///{tmp_path / 'cmcl.db'}",
         store_uri=(tmp_path / "store").as_uri(),
-        reconcile_seconds=0.01,
     )
     app = create_app(settings, Parts())
     with AppClient(app).running():

@@ -37,7 +37,7 @@ def _rewrite(plane: ControlPlane, candidate: VersionManifest, **changes: object)
 
 @pytest.fixture
 def grown(plane: ControlPlane) -> ControlPlane:
-    """With a version that has a recall of 0.8 on its own dataset."""
+    """A control plane with a version that has a recall of 0.8 on its own dataset."""
     job = plane.post_dataset("one")
     plane.tick_to(job, JobState.RUNNING)
     candidate = train(plane.store, job, 1, write=False)
@@ -122,7 +122,7 @@ def test_a_candidate_waits_for_approval(grown: ControlPlane) -> None:
     waiting = grown.post_dataset("three")
     grown.tick(5)
     assert grown.job(job).state == JobState.HELD
-    assert grown.job(waiting).state == JobState.QUEUED
+    assert grown.job(waiting).state == JobState.PREPARED
     assert grown.client.post(f"/v1/jobs/{job}/approve", json={}).status_code == 202
     assert grown.run_to_end(job).state == JobState.PUBLISHED
 

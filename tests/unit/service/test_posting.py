@@ -1,9 +1,9 @@
-"""Posting: answers, repeats, keys."""
+"""Posting a dataset: responses, repetitions, idempotency keys."""
 
 import pytest
 
 from cmcl.contract.model import ModelSpec
-from service.api.models import NewModel
+from service.registry.models import NewModel
 from tests.fakes.control_plane import SPEC, ControlPlane
 
 
@@ -13,7 +13,7 @@ def test_a_model_answers_with_everything_resolved(plane: ControlPlane) -> None:
     assert response.headers["location"] == "/v1/models/new"
     body = response.json()
     sent = {field: body[field] for field in NewModel.model_fields}
-    assert ModelSpec.model_validate(SPEC) == NewModel.model_validate(sent).spec
+    assert ModelSpec.model_validate(SPEC) == NewModel.model_validate(sent).spec({})
     assert (body["head_version"], body["live_version"], body["live_generation"]) == (None, None, 0)
 
 

@@ -96,4 +96,6 @@ def test_before_the_first_version_none_is_live(plane: ControlPlane) -> None:
 def test_the_seconds_from_post_to_live_are_measured(two_versions: ControlPlane) -> None:
     registry = two_versions.context.metrics.registry
     assert registry.get_sample_value("cmcl_service_post_to_live_seconds_count") == 2
-    assert registry.get_sample_value("cmcl_service_post_to_live_seconds_sum") > 0
+    seconds = registry.get_sample_value("cmcl_service_post_to_live_seconds_sum")
+    assert seconds is not None
+    assert seconds > 0

@@ -1,6 +1,7 @@
-"""Ray's traps, and what the launcher makes of them."""
+"""Quirks of Ray's Jobs API, and how the launcher handles them."""
 
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -9,7 +10,14 @@ import pytest
 from ray.dashboard.modules.job.common import JobSubmitRequest
 from ray.job_submission import JobStatus
 
-from service.launchers.port import LauncherRefused, LauncherUnavailable, LaunchState, Submission
+from service.launchers.port import (
+    ClusterResources,
+    LauncherRefused,
+    LauncherUnavailable,
+    LaunchState,
+    Submission,
+    status_of,
+)
 from service.launchers.ray_jobs import Driver, RayJob, RayJobLauncher, RayToken
 from tests.fakes.ray_jobs import FakeRayJobs
 
@@ -82,7 +90,7 @@ def test_every_ray_state_is_mapped() -> None:
 def test_an_address_without_a_server_is_named_in_the_error() -> None:
     launcher = RayJobLauncher("http://127.0.0.1:1")
     with pytest.raises(LauncherUnavailable, match=r"http://127\.0\.0\.1:1: .*refused"):
-        launcher.status("job-1-a1")
+        status_of(launcher, "job-1-a1")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +109,9 @@ def test_an_outage_is_worth_a_retry(
     ray: FakeRayJobs, launcher: RayJobLauncher, outage: httpx.Response | Exception
 ) -> None:
     ray.outage = outage
-    for ask in (launcher.status, launcher.forget):
+    with pytest.raises(LauncherUnavailable):
+        launcher.resources()
+    for ask in (partial(status_of, launcher), launcher.forget, launcher.log):
         with pytest.raises(LauncherUnavailable):
             ask("job-1-a1")
 
@@ -117,7 +127,7 @@ def test_an_outage_refuses_nothing(
         launcher.stop("job-1-a1")
     ray.outage = None
     launcher.submit(Submission("job-1-a1", COMMAND))
-    assert launcher.status("job-1-a1").state == LaunchState.PENDING
+    assert status_of(launcher, "job-1-a1").state == LaunchState.PENDING
 
 
 def test_an_error_response_of_ray_is_a_rejection(
@@ -128,8 +138,19 @@ def test_an_error_response_of_ray_is_a_rejection(
         launcher.submit(Submission("job-1-a1", COMMAND))
 
 
+def test_a_driver_that_has_no_node_yet_has_no_log(
+    ray: FakeRayJobs, launcher: RayJobLauncher
+) -> None:
+    launcher.submit(Submission("job-1-a1", COMMAND))
+    ray.logs["job-1-a1"] = "reading\n"
+    ray.jobs[-1].driver_node_id = None
+    assert launcher.log("job-1-a1") == ""
+    ray.jobs[-1].driver_node_id = "node-1"
+    assert launcher.log("job-1-a1") == "reading\n"
+
+
 def test_drivers_without_a_submission_id_are_ignored(launcher: RayJobLauncher) -> None:
-    assert launcher.status("None").state == LaunchState.UNKNOWN
+    assert status_of(launcher, "None").state == LaunchState.UNKNOWN
 
 
 def test_a_long_message_keeps_its_first_and_last_lines(
@@ -137,7 +158,7 @@ def test_a_long_message_keeps_its_first_and_last_lines(
 ) -> None:
     launcher.submit(Submission("job-1-a1", COMMAND))
     ray.end("job-1-a1", "FAILED", "exit code 1\n" + "noise\n" * 4000 + "out of memory")
-    message = launcher.status("job-1-a1").message
+    message = status_of(launcher, "job-1-a1").message
     assert message.startswith("exit code 1\n")
     assert message.endswith("out of memory")
     assert len(message) < 5000
@@ -160,3 +181,7 @@ def test_a_missing_token_is_reported(tmp_path: Path) -> None:
     missing = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}
     with pytest.raises(ValueError, match=r"RAY_AUTH_TOKEN is not set, and .* cannot be read"):
         sent_with(missing)
+
+
+def test_the_cluster_has_what_its_nodes_have_that_are_alive(launcher: RayJobLauncher) -> None:
+    assert launcher.resources() == ClusterResources(cpus=8, gpus=2, memory_bytes=32e9)

@@ -1,4 +1,4 @@
-"""Lists, pages and single things."""
+"""Lists, pages and single objects."""
 
 import pytest
 
@@ -28,6 +28,62 @@ def test_pages_hold_each_item_once(plane: ControlPlane, path: str, field: str) -
     assert [len(page) for page in pages] in ([2, 2], [2, 2, 1])
     assert [item[field] for page in pages for item in page] == [i[field] for i in whole["items"]]
     assert whole["next_cursor"] is None
+
+
+_ORDERED = {
+    "/v1/models": "name",
+    "/v1/datasets": "id",
+    "/v1/jobs": "id",
+    "/v1/jobs?state=published": "id",
+    "/v1/jobs?model=scenes": "id",
+    "/v1/events": "id",
+    "/v1/events?model=scenes": "id",
+    "/v1/models/scenes/versions": "version",
+    "/v1/models/scenes/promotions": "generation",
+}
+
+
+@pytest.fixture
+def learned_plane(plane: ControlPlane) -> ControlPlane:
+    """A control plane whose model has three versions."""
+    for name in ("one", "two", "three"):
+        plane.create_model(f"model-{name}")
+        plane.run_to_end(plane.post_dataset(name))
+    return plane
+
+
+@pytest.mark.parametrize(("path", "field"), _ORDERED.items())
+def test_a_list_in_descending_order_is_the_ascending_one_reversed(
+    learned_plane: ControlPlane, path: str, field: str
+) -> None:
+    query = f"{path}{'&' if '?' in path else '?'}order="
+    ascending = [
+        item[field] for page in _all_pages(learned_plane, f"{query}asc", 2) for item in page
+    ]
+    pages = _all_pages(learned_plane, f"{query}desc", 2)
+    assert all(len(page) == 2 for page in pages[:-1])
+    assert [item[field] for page in pages for item in page] == ascending[::-1]
+    assert len(ascending) >= 3
+
+
+def test_new_items_do_not_shift_the_next_page(learned_plane: ControlPlane) -> None:
+    first = learned_plane.client.get("/v1/jobs?order=desc&limit=2").json()
+    learned_plane.post_dataset("four")
+    cursor = first["next_cursor"]
+    second = learned_plane.client.get(f"/v1/jobs?order=desc&limit=2&cursor={cursor}").json()
+    assert len({item["id"] for item in (*first["items"], *second["items"])}) == 3
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/models", "/v1/events"])
+def test_a_cursor_is_of_one_order_only(learned_plane: ControlPlane, path: str) -> None:
+    cursor = learned_plane.client.get(f"{path}?order=desc&limit=1").json()["next_cursor"]
+    assert learned_plane.client.get(f"{path}?order=desc&cursor={cursor}").status_code == 200
+    for query in ("", "order=asc&"):
+        response = learned_plane.client.get(f"{path}?{query}cursor={cursor}")
+        assert response.status_code == 422
+        (problem,) = response.json()["errors"]
+        assert problem["field"] == "cursor"
+        assert "order=desc" in problem["message"]
 
 
 def test_lists_can_be_narrowed(plane: ControlPlane) -> None:

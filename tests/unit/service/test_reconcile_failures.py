@@ -1,4 +1,4 @@
-"""What can go wrong with an attempt, and what becomes of its job."""
+"""Failures of an attempt, and the state of its job."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from service.database import tables
 from service.launchers.port import LaunchState
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.executor import IdleExecutor
 from tests.fakes.trainer import report_progress, train
 from workers.storage import layout
+from workers.storage.running import mark_ended
 
 
 @pytest.mark.parametrize("state", [LaunchState.FAILED, LaunchState.SUCCEEDED, LaunchState.STOPPED])
@@ -23,7 +23,7 @@ def test_an_end_without_candidate_is_a_lost_attempt(
     plane.tick_to(job, JobState.RUNNING)
     plane.launcher.end(f"{job}-a1", state, "out of memory")
     plane.tick()
-    assert plane.job(job).state == JobState.QUEUED
+    assert plane.job(job).state == JobState.PREPARED
     assert "out of memory" in (plane.job(job).message or "")
     assert plane.tick_to(job, JobState.RUNNING).attempt == 2
 
@@ -33,7 +33,7 @@ def test_a_job_that_the_cluster_forgot_is_lost(plane: ControlPlane) -> None:
     plane.tick_to(job, JobState.RUNNING)
     plane.launcher.lose(f"{job}-a1")
     plane.tick()
-    assert plane.job(job).state == JobState.QUEUED
+    assert plane.job(job).state == JobState.PREPARED
 
 
 def test_a_failed_launch_with_candidate_is_adopted(plane: ControlPlane) -> None:
@@ -57,7 +57,7 @@ def test_a_late_candidate_of_a_lost_attempt_is_ignored(plane: ControlPlane) -> N
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     plane.launcher.end(f"{job}-a1", LaunchState.FAILED)
-    plane.tick_to(job, JobState.QUEUED)
+    plane.tick_to(job, JobState.PREPARED)
     train(plane.store, job, 1)
     plane.run_to_end(job)
     (version,) = plane.versions()
@@ -229,6 +229,7 @@ def test_a_manifest_that_cannot_be_read_is_refused(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     plane.store.put(layout.run_file(job, 1, layout.MANIFEST), b"{}")
+    mark_ended(plane.store, job, 1)
     plane.tick(2)
     assert plane.job(job).reason == FailureReason.INVALID_CANDIDATE
 
@@ -272,39 +273,16 @@ def test_a_stale_parent_sends_the_job_back(plane: ControlPlane) -> None:
     with plane.context.database.write() as connection:
         connection.exec_driver_sql("UPDATE models SET head = 5")
     plane.tick()
-    assert plane.job(job).state == JobState.QUEUED
+    assert plane.job(job).state == JobState.PREPARED
     assert len(plane.versions()) == 1
-
-
-def test_validation_in_progress_can_be_cancelled(tmp_path: Path) -> None:
-    plane = ControlPlane(tmp_path, executor=IdleExecutor())
-    plane.create_model()
-    job = plane.post_dataset()
-    plane.tick(5)
-    assert plane.job(job).state == JobState.VALIDATING
-    response = plane.client.post(f"/v1/jobs/{job}/cancel")
-    plane.tick()
-    assert response.status_code == 202
-    assert plane.job(job).state == JobState.CANCELLED
-    plane.close()
-
-
-def test_shards_that_stay_unreadable_fail_the_job(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.store.broken = "datasets/"
-    plane.tick_to(job, JobState.VALIDATING)
-    plane.tick(3)
-    assert plane.job(job).state == JobState.VALIDATING
-    plane.clock.advance(601)
-    plane.tick()
-    assert plane.job(job).reason == FailureReason.STORAGE_UNAVAILABLE
 
 
 def test_a_short_outage_of_the_store_is_survived(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.store.broken = ""
     plane.tick(3)
-    assert plane.job(job).state == JobState.VALIDATING
+    assert plane.job(job).state == JobState.PREPARING
+    assert "waiting" in (plane.job(job).message or "")
     plane.store.broken = None
     assert plane.run_to_end(job).state == JobState.PUBLISHED
 
@@ -323,6 +301,7 @@ def test_an_attempt_with_a_permanent_error_is_not_repeated(
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     plane.store.put(layout.run_failure(job, 1), failure.model_dump_json().encode())
+    mark_ended(plane.store, job, 1)
     plane.tick()
     assert plane.job(job).state == JobState.RUNNING, "until it was stopped"
     plane.tick()
@@ -337,4 +316,4 @@ def test_a_failure_that_cannot_be_read_is_a_lost_attempt(plane: ControlPlane) ->
     plane.store.put(layout.run_failure(job, 1), b"{")
     plane.launcher.end(f"{job}-a1", LaunchState.FAILED)
     plane.tick()
-    assert plane.job(job).state == JobState.QUEUED
+    assert plane.job(job).state == JobState.PREPARED

@@ -1,4 +1,4 @@
-"""The life of one dataset, hop by hop."""
+"""The states of one dataset's job, step by step."""
 
 from cmcl.contract.job import JobSpec
 from service.states import JobState
@@ -20,14 +20,15 @@ def test_a_dataset_becomes_one_live_version(plane: ControlPlane) -> None:
 def test_each_state_is_passed_in_order(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     seen = [plane.job(job).state]
-    for _ in range(3):
+    for _ in range(5):
         plane.tick()
         seen.append(plane.job(job).state)
     train(plane.store, job, 1)
     for _ in range(2):
         plane.tick()
         seen.append(plane.job(job).state)
-    assert seen == ["queued", "validating", "submitting", "running", "gating", "published"]
+    waiting = ["queued", "preparing", "preparing", "prepared"]
+    assert seen == [*waiting, "submitting", "running", "gating", "published"]
 
 
 def test_the_second_version_grows_from_the_first(plane: ControlPlane) -> None:
@@ -43,7 +44,8 @@ def test_one_job_of_a_model_is_in_flight(plane: ControlPlane) -> None:
     first, second = plane.post_dataset("one"), plane.post_dataset("two")
     plane.tick_to(first, JobState.RUNNING)
     plane.tick(3)
-    assert plane.job(second).state == JobState.QUEUED
+    assert plane.job(second).state == JobState.PREPARED
+    assert "earlier datasets" in (plane.job(second).message or "")
     assert plane.launcher.running() == [f"{first}-a1"]
 
 
@@ -55,7 +57,7 @@ def test_no_job_begins_before_its_parent_is_stored(plane: ControlPlane) -> None:
     assert plane.versions()[0].stored_at is None
     plane.tick()
     assert plane.versions()[0].stored_at is not None
-    assert plane.job(second).state == JobState.QUEUED
+    assert plane.job(second).state == JobState.PREPARED
 
 
 def test_two_models_learn_beside_each_other(plane: ControlPlane) -> None:
@@ -69,9 +71,9 @@ def test_the_spec_has_everything_that_the_worker_needs(plane: ControlPlane) -> N
     job = plane.post_dataset(evaluation_shards=[plane.shard("held-out")])
     plane.tick_to(job, JobState.RUNNING)
     spec = JobSpec.model_validate_json(plane.store.read(layout.run_spec(job, 1)))
-    assert (spec.version, spec.parent, spec.dataset.rows) == (1, None, 16)
-    (held_out,) = spec.dataset.evaluation_shards
-    key = layout.evaluation_shard(spec.dataset.dataset, 0, held_out.sha256)
+    assert (spec.version, spec.parent, spec.learns.rows) == (1, None, 16)
+    (held_out,) = spec.learns.evaluation_shards
+    key = layout.evaluation_shard(spec.learns.dataset, 0, held_out.sha256)
     assert held_out.uri == f"{plane.store.uri}/{key}"
     assert plane.store.size(key) == held_out.bytes
 
@@ -88,7 +90,7 @@ def test_the_command_names_store_job_and_attempt(plane: ControlPlane) -> None:
         "--attempt": "1",
         "--ranks": "1",
         "--gpus-per-rank": "0",
-        "--priority": "normal",
+        "--owner": "default",
         "--idle-seconds": "1800",
     }
 
@@ -104,7 +106,7 @@ def test_progress_of_the_attempt_is_shown(plane: ControlPlane) -> None:
 def test_unreadable_progress_is_ignored(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
-    plane.store.put(layout.run_progress(job, 1), b"{")
+    plane.store.put(layout.running_file(f"{job}-a1", "00000001_of_another_release"), b"{")
     plane.tick()
     assert plane.run_to_end(job).state == JobState.PUBLISHED
 
@@ -112,8 +114,7 @@ def test_unreadable_progress_is_ignored(plane: ControlPlane) -> None:
 def test_a_loss_that_is_no_number_is_kept_as_none(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
-    text = '{"phase": "training", "loss": NaN, "at": "2026-11-24T12:00:00Z"}'
-    plane.store.put(layout.run_progress(job, 1), text.encode())
+    report_progress(plane.store, job, 1, "training", figures={"loss": float("nan")})
     plane.tick()
     progress = plane.job(job).progress
     assert progress is not None

@@ -1,4 +1,4 @@
-"""Where another attempt begins: at the newest checkpoint that answers the same question."""
+"""Another attempt resumes from the newest checkpoint of the same job spec."""
 
 import pytest
 
@@ -9,6 +9,7 @@ from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import leave_checkpoint, train
 from workers.storage import layout
+from workers.storage.running import mark_ended
 
 
 def current_spec(plane: ControlPlane, job: str) -> JobSpec:
@@ -25,13 +26,13 @@ def start(plane: ControlPlane) -> str:
 
 
 def lose(plane: ControlPlane, job: str) -> None:
-    """The present attempt dies; the next one runs, if there is one."""
+    """Lose the current attempt; the next one runs, if any is permitted."""
     plane.launcher.end(f"{job}-a{plane.job(job).attempt}", LaunchState.FAILED, "killed")
     plane.tick(5)
 
 
 def retry(plane: ControlPlane, job: str) -> None:
-    """A user asks for it, and the next attempt runs."""
+    """Retry as a user; the next attempt runs."""
     assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
     plane.tick_to(job, JobState.RUNNING)
 
@@ -85,13 +86,14 @@ def test_a_retry_resumes_where_the_lost_attempts_were(plane: ControlPlane) -> No
 
 
 def test_what_led_to_a_failure_is_not_resumed_from(plane: ControlPlane) -> None:
-    """Nor the checkpoint from which that attempt resumed: it would fail again."""
+    """Nor is the checkpoint from which that attempt resumed: it would fail again."""
     job = start(plane)
     leave_checkpoint(plane.store, job, 1, 500)
     lose(plane, job)
     leave_checkpoint(plane.store, job, 2, 900)
     failure = Failure(reason="training_failed", message="diverged")
     plane.store.put(layout.run_failure(job, 2), failure.model_dump_json().encode())
+    mark_ended(plane.store, job, 2)
     plane.tick_to(job, JobState.FAILED)
     retry(plane, job)
     assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (3, None)
@@ -143,7 +145,7 @@ def test_a_repeated_submission_has_the_same_spec(plane: ControlPlane) -> None:
 
 
 def test_an_unavailable_store_is_waited_for(plane: ControlPlane) -> None:
-    """Rather than to learn everything again."""
+    """Waiting is better than training from the start."""
     job = start(plane)
     saved = leave_checkpoint(plane.store, job, 1, 500)
     plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "killed")

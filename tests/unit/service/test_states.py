@@ -39,12 +39,14 @@ def test_final_states_are_left_by_users_alone() -> None:
     assert left == {retried, approved}
 
 
-def test_each_unfinished_state_has_a_step() -> None:
-    assert set(STEPS) == set(JobState) - TERMINAL
+def test_each_unfinished_state_has_a_step_or_is_prepared_or_watched() -> None:
+    others = {JobState.QUEUED, JobState.PREPARING, JobState.RUNNING}
+    assert set(STEPS) == set(JobState) - TERMINAL - others
 
 
 def test_in_flight_is_neither_waiting_nor_final() -> None:
-    assert set(JobState) - TERMINAL - {JobState.QUEUED} == IN_FLIGHT
+    waiting = {JobState.QUEUED, JobState.PREPARING, JobState.PREPARED}
+    assert set(JobState) - TERMINAL - waiting == IN_FLIGHT
 
 
 def test_every_cancellable_state_may_become_cancelled() -> None:

@@ -225,19 +225,19 @@ def test_an_unsupported_file_is_rejected_with_its_kind(
 ) -> None:
     path.write_bytes(content)
     with pytest.raises(InvalidDataset, match=words):
-        format_of(opened(path))
+        format_of(path, URI)
 
 
 def test_a_name_does_not_make_a_format(tmp_path: Path) -> None:
     WRITERS["npz"](tmp_path / "features.h5", arrays())
-    assert format_of(opened(tmp_path / "features.h5")).name == "npz"
+    assert format_of(tmp_path / "features.h5", URI).name == "npz"
     assert rows_of(tmp_path / "features.h5").num_rows == 20
 
 
 def test_rows_are_read_in_batches_of_any_file(path: Path) -> None:
     WRITERS["npz"](path, arrays(rows=2 * ROWS_AT_ONCE + 5))
     file = opened(path)
-    sizes = [batch.num_rows for batch in format_of(file).read(file)]
+    sizes = [batch.num_rows for batch in format_of(path, URI).read(file)]
     assert sizes == [ROWS_AT_ONCE, ROWS_AT_ONCE, 5]
 
 

@@ -1,4 +1,4 @@
-"""HDF5: the paper's layout as well, no way to other files, and a reader that may crash."""
+"""HDF5: both layouts, no access to other files, and a reader that may crash."""
 
 import io
 import signal

@@ -1,7 +1,7 @@
 """From a user's file to a shard: its location, its origin, and which rows are held out."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +13,17 @@ from cmcl.contract.dataset import Shard, ShardRef
 from cmcl.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
 from tests.fakes.feature_shards import fetch, read_rows
 from tests.fakes.flaky_store import FlakyStore
-from tests.unit.storage.feature_tables import paired
 from tests.unit.storage.user_files import (
     SIDES,
     Arrays,
     arrays,
+    paired,
     write_npz,
     write_parquet,
     write_safetensors,
 )
 from workers.storage import layout
-from workers.storage.intake import Address, DatasetIntake
+from workers.storage.intake import Address, FeatureIntake
 from workers.storage.local import LocalStore
 from workers.storage.shards import FEATURES, ROWS_IN_A_GROUP, write_shard
 
@@ -41,9 +41,9 @@ def store(tmp_path: Path) -> FlakyStore:
 
 
 @pytest.fixture
-def intake(store: FlakyStore, tmp_path: Path) -> DatasetIntake:
+def intake(store: FlakyStore, tmp_path: Path) -> FeatureIntake:
     (tmp_path / "local").mkdir()
-    return DatasetIntake(store, "ds-1", SIDES, tmp_path / "local")
+    return FeatureIntake(store, "ds-1", SIDES, tmp_path / "local")
 
 
 def named(path: Path, sha256: str | None = None) -> tuple[ShardRef, Address]:
@@ -67,7 +67,7 @@ def ids_of(shards: list[Shard], folder: Path) -> list[str]:
 
 
 def halves(
-    intake: DatasetIntake, paths: list[Path], share: float
+    intake: FeatureIntake, paths: list[Path], share: float
 ) -> tuple[list[Shard], list[Shard]]:
     splits = [
         intake.split_shard(*named(path), share, (index, index)) for index, path in enumerate(paths)
@@ -79,10 +79,11 @@ def halves(
 
 
 def test_internal_parquet_stays_where_it_is(
-    intake: DatasetIntake, store: FlakyStore, theirs: Path
+    intake: FeatureIntake, store: FlakyStore, theirs: Path
 ) -> None:
     write_parquet(theirs / "a", arrays())
     shard = intake.training_shard(*named(theirs / "a"), 0)
+    assert shard is not None
     assert shard.uri == (theirs / "a").as_uri()
     assert shard.sha256 == hashlib.sha256((theirs / "a").read_bytes()).hexdigest()
     assert shard.blake3 == blake3((theirs / "a").read_bytes()).hexdigest()
@@ -91,11 +92,12 @@ def test_internal_parquet_stays_where_it_is(
 
 
 def test_another_format_is_converted_into_our_store(
-    intake: DatasetIntake, store: FlakyStore, theirs: Path, tmp_path: Path
+    intake: FeatureIntake, store: FlakyStore, theirs: Path, tmp_path: Path
 ) -> None:
     values = arrays(rows=300, kind="float64")
     write_npz(theirs / "a", values)
     shard = intake.training_shard(*named(theirs / "a"), 3)
+    assert shard is not None
     assert list(store.keys("")) == [layout.training_shard("ds-1", 3, shard.sha256)]
     assert shard.source is not None
     assert shard.source.uri == (theirs / "a").as_uri()
@@ -107,23 +109,36 @@ def test_another_format_is_converted_into_our_store(
     assert np.array_equal(rows.feature_b_BI, values["feature_b"].astype(np.float32))
 
 
-def test_converting_twice_gives_the_same_bytes(intake: DatasetIntake, theirs: Path) -> None:
+def test_converting_twice_gives_the_same_bytes(intake: FeatureIntake, theirs: Path) -> None:
     write_npz(theirs / "a", arrays())
-    write_npz(theirs / "b", other_arrays(1))
     first = intake.training_shard(*named(theirs / "a"), 0)
-    with pytest.raises(InvalidDataset, match="repeats the id"):
-        intake.training_shard(*named(theirs / "a"), 0)
-    again = DatasetIntake(intake._store, "ds-1", SIDES, intake._folder)
+    again = FeatureIntake(intake._store, "ds-1", SIDES, intake._folder)
     assert again.training_shard(*named(theirs / "a"), 0) == first
 
 
+@pytest.mark.parametrize("write", [write_parquet, write_npz])
+def test_that_a_file_is_another_one_counts_before_its_bad_rows(
+    intake: FeatureIntake, theirs: Path, write: Callable[[Path, Arrays], None]
+) -> None:
+    """They are found at the same time. The message must not depend on which of them is first."""
+    values = arrays()
+    values["feature_a"][0] = np.nan
+    write(theirs / "a", values)
+    with pytest.raises(InvalidDataset, match="NaN"):
+        intake.training_shard(*named(theirs / "a"), 0)
+    with pytest.raises(InvalidDataset, match=f"its SHA-256 is .*, expected {'0' * 64}"):
+        intake.training_shard(*named(theirs / "a", "0" * 64), 0)
+
+
 def test_a_held_out_file_of_any_format_is_copied(
-    intake: DatasetIntake, store: FlakyStore, theirs: Path
+    intake: FeatureIntake, store: FlakyStore, theirs: Path
 ) -> None:
     write_parquet(theirs / "a", arrays())
     write_safetensors(theirs / "b", other_arrays(1))
     copied = intake.evaluation_shard(*named(theirs / "a"), 0)
     converted = intake.evaluation_shard(*named(theirs / "b"), 1)
+    assert copied is not None
+    assert converted is not None
     assert copied.source is None
     assert converted.source is not None
     keys = [
@@ -135,7 +150,7 @@ def test_a_held_out_file_of_any_format_is_copied(
 
 
 def test_no_row_is_lost_and_none_is_in_both_halves(
-    intake: DatasetIntake, theirs: Path, tmp_path: Path
+    intake: FeatureIntake, theirs: Path, tmp_path: Path
 ) -> None:
     for seed in (1, 2):
         write_npz(theirs / str(seed), other_arrays(seed))
@@ -148,7 +163,7 @@ def test_no_row_is_lost_and_none_is_in_both_halves(
 
 
 def test_no_pair_that_is_trained_on_is_measured_on(
-    intake: DatasetIntake, theirs: Path, tmp_path: Path
+    intake: FeatureIntake, theirs: Path, tmp_path: Path
 ) -> None:
     values = {name: np.repeat(value, 3, axis=0) for name, value in other_arrays(1).items()}
     write_npz(theirs / "a", values)
@@ -164,18 +179,18 @@ def test_no_pair_that_is_trained_on_is_measured_on(
 
 
 def test_the_rest_of_an_appended_dataset_is_held_out_as_before(
-    intake: DatasetIntake, store: FlakyStore, theirs: Path, tmp_path: Path
+    intake: FeatureIntake, store: FlakyStore, theirs: Path, tmp_path: Path
 ) -> None:
     for seed in (1, 2):
         write_npz(theirs / str(seed), other_arrays(seed))
     _, alone = halves(intake, [theirs / "1"], 0.2)
     before = ids_of(alone, tmp_path)
-    longer = DatasetIntake(store, "ds-2", SIDES, tmp_path / "local")
+    longer = FeatureIntake(store, "ds-2", SIDES, tmp_path / "local")
     _, both = halves(longer, [theirs / "2", theirs / "1"], 0.2)
     assert ids_of(both, tmp_path)[-len(before) :] == before
 
 
-def test_a_half_without_rows_is_no_shard(intake: DatasetIntake, theirs: Path) -> None:
+def test_a_part_without_rows_is_no_shard(intake: FeatureIntake, theirs: Path) -> None:
     write_npz(theirs / "a", {name: value[:1].copy() for name, value in arrays().items()})
     split = intake.split_shard(*named(theirs / "a"), 0.01, (0, 0))
     assert split.evaluation is None
@@ -201,7 +216,7 @@ def test_features_of_our_own_shards_are_said_to_have_no_gaps(tmp_path: Path) -> 
         assert not schema.field(name).type.value_field.nullable
 
 
-def test_messages_name_what_the_user_named(intake: DatasetIntake, theirs: Path) -> None:
+def test_messages_name_what_the_user_named(intake: FeatureIntake, theirs: Path) -> None:
     values = arrays()
     values["feature_a"][4] = np.nan
     write_npz(theirs / "hidden", values)
@@ -217,7 +232,7 @@ def test_messages_name_what_the_user_named(intake: DatasetIntake, theirs: Path) 
 
 
 def test_another_digest_than_promised_is_refused_in_any_format(
-    intake: DatasetIntake, theirs: Path
+    intake: FeatureIntake, theirs: Path
 ) -> None:
     write_npz(theirs / "a", arrays())
     with pytest.raises(InvalidDataset, match=r"its SHA-256 is [0-9a-f]+, expected 0000"):
@@ -225,7 +240,7 @@ def test_another_digest_than_promised_is_refused_in_any_format(
 
 
 def test_a_symlink_created_later_is_not_followed(
-    intake: DatasetIntake, theirs: Path, tmp_path: Path
+    intake: FeatureIntake, theirs: Path, tmp_path: Path
 ) -> None:
     (theirs / "day").mkdir()
     write_npz(theirs / "day" / "a", arrays())
@@ -242,7 +257,7 @@ def test_a_symlink_created_later_is_not_followed(
 
 
 def test_a_store_that_breaks_off_is_not_the_user_s_fault(
-    intake: DatasetIntake, store: FlakyStore, theirs: Path
+    intake: FeatureIntake, store: FlakyStore, theirs: Path
 ) -> None:
     write_npz(theirs / "a", arrays())
     store.broken = "training-0"

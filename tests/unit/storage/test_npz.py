@@ -1,4 +1,4 @@
-"""npz: nothing is unpickled, nothing unfolds without bound, and wrong archives are explained."""
+"""npz: nothing is unpickled, expansion is bounded, and errors name the defect."""
 
 import io
 import zipfile

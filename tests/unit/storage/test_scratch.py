@@ -1,14 +1,21 @@
-"""Room on the local disk is taken before it is needed, and what is too little is said at once."""
+"""Shards on the local disk: space is reserved before use, and a remote shard is copied in pieces.
+
+Too little space fails at once, and memory does not depend on the size of a shard.
+"""
 
 import re
 import shutil
 import tempfile
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from cmcl.contract.errors import StorageUnavailable
+from tests.fakes.flaky_store import FlakyStore
+from workers.storage.local import LocalStore
 from workers.storage.scratch import Scratch
+from workers.storage.verified import PIECE_BYTES, PIECES_AT_ONCE, pieces
 
 MIB = 1 << 20
 
@@ -43,3 +50,22 @@ def test_files_share_the_limit_and_give_their_room_back() -> None:
             other.reserve(MIB)
     with closing(scratch.new_file()) as after:
         after.reserve(2 * MIB)
+
+
+def test_only_a_few_pieces_of_an_object_are_in_memory(tmp_path: Path) -> None:
+    size = 100 * PIECE_BYTES + 7
+    with (tmp_path / "key").open("wb") as file:
+        file.truncate(size)  # Without a byte on the disk.
+    store = FlakyStore(LocalStore(tmp_path))
+    with closing(pieces(store, "key", size)) as found:
+        assert len(next(found)) == PIECE_BYTES
+        assert len(store.calls) <= PIECES_AT_ONCE
+        next(found)
+        assert len(store.calls) <= PIECES_AT_ONCE + 1
+
+
+def test_pieces_are_the_object_in_its_order(tmp_path: Path) -> None:
+    data = bytes(range(256)) * (PIECE_BYTES // 256) + b"the end"
+    (tmp_path / "key").write_bytes(data)
+    with closing(pieces(LocalStore(tmp_path), "key", len(data))) as found:
+        assert b"".join(found) == data

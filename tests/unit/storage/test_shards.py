@@ -1,4 +1,4 @@
-"""Right shards are read as they are; from wrong ones the user learns file, column and row."""
+"""Valid shards are read unchanged; errors of others name file, column and row."""
 
 import re
 from collections.abc import Callable
@@ -12,8 +12,8 @@ import pytest
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
 from tests.fakes.feature_shards import fetch, read_rows
-from tests.unit.storage.feature_tables import WIDTHS, features, paired, with_column, with_value
-from workers.storage.shards import ShardChecker
+from tests.unit.storage.user_files import WIDTHS, features, paired, with_column, with_value
+from workers.storage.shard_checks import ShardChecker
 from workers.storage.versions import sha256_of_file
 
 URI = "s3://bucket/shard.parquet"
@@ -289,7 +289,7 @@ def test_a_row_without_an_id_is_refused(path: Path) -> None:
 
 def test_an_id_that_comes_twice_in_a_shard_is_refused(path: Path) -> None:
     ids = pa.array([f"row-{row % 8}" for row in range(10)])
-    with pytest.raises(InvalidDataset, match="row 8 repeats the id 'row-0'"):
+    with pytest.raises(InvalidDataset, match="row 8 repeats the id of row 0 of"):
         check(with_column(paired(), "id", ids), path)
 
 
@@ -298,7 +298,7 @@ def test_an_id_that_comes_in_two_shards_is_refused_in_the_second(tmp_path: Path)
     for name, table in (("first", paired(10)), ("second", paired(10, start=7))):
         pq.write_table(table, tmp_path / name)
     checker.check(tmp_path / "first", "s3://bucket/first")
-    with pytest.raises(InvalidDataset, match="s3://bucket/second: row 0 repeats the id 'row-7'"):
+    with pytest.raises(InvalidDataset, match=r"second: row 0 .* of row 7 of .*/first"):
         checker.check(tmp_path / "second", "s3://bucket/second")
 
 
@@ -306,6 +306,18 @@ def test_rows_are_counted_through_the_whole_file_and_not_from_each_chunk(path: P
     table = with_value(paired(rows=9000), "feature_a", 8500, [float("nan")] * WIDTHS[0])
     with pytest.raises(InvalidDataset, match="NaN or infinity in row 8500"):
         check(table, path, row_group_size=1000)
+
+
+def test_every_reason_of_every_row_is_found(path: Path) -> None:
+    table = with_value(paired(rows=30), "feature_b", 4, [0.0] * WIDTHS[1])
+    names = {4: None, 27: None, 28: "row-2", 29: "row-2"}
+    ids = pa.array([names.get(row, f"row-{row}") for row in range(30)])
+    pq.write_table(with_column(table, "id", ids), path, row_group_size=20)
+    found = list(ShardChecker(WIDTHS).wrong_rows(path, URI))
+    assert [row for row, _ in found] == [4, 4, 27, 28, 29]
+    assert found[0][1] == "row 4 has no id"
+    assert found[1][1].startswith("column 'feature_b' is all zeros in row 4;")
+    assert found[4][1].startswith(f"row 29 repeats the id of row 2 of {URI};")
 
 
 def test_the_last_row_of_a_file_is_checked_too(path: Path) -> None:

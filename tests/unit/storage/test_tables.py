@@ -1,6 +1,7 @@
 """Parquet and Arrow: lists of other kinds are converted, hostile files are rejected by name."""
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from cmcl.contract.errors import InvalidDataset
-from tests.unit.storage.feature_tables import (
+from tests.unit.storage.user_files import (
+    URI,
     WIDTHS,
     claim_in_footer,
+    features_of,
     paired,
+    rows_of,
     with_column,
     with_value,
 )
-from tests.unit.storage.user_files import URI, features_of, rows_of
 from workers.storage.formats.parquet import must_be_converted
 from workers.storage.formats.parquet_footer import LARGEST_FOOTER, column_chunks
 from workers.storage.formats.user_file import HARMLESS_BYTES, check_expansion
-from workers.storage.shards import ShardChecker
+from workers.storage.shard_checks import ShardChecker
+
+Write = Callable[[Path, pa.Table], pa.Table]
 
 
 @pytest.fixture
@@ -46,7 +51,7 @@ BOTH = pytest.mark.parametrize("write", [as_parquet, as_arrow])
 @pytest.mark.parametrize("make_list", [pa.list_, pa.large_list])
 @pytest.mark.parametrize("number", [pa.float32(), pa.float64()], ids=str)
 def test_lists_of_one_length_become_fixed_size_lists(
-    path: Path, write: object, make_list: object, number: pa.DataType
+    path: Path, write: Write, make_list: Callable[[pa.DataType], pa.DataType], number: pa.DataType
 ) -> None:
     table = paired()
     lists = table.column("feature_b").cast(make_list(number))
@@ -56,7 +61,7 @@ def test_lists_of_one_length_become_fixed_size_lists(
 
 
 @BOTH
-def test_lists_of_different_lengths_are_refused_with_their_row(path: Path, write: object) -> None:
+def test_lists_of_different_lengths_are_refused_with_their_row(path: Path, write: Write) -> None:
     lists = [[1.0, 2.0, 3.0]] * 10
     lists[6] = [1.0, 2.0]
     table = with_column(paired(), "feature_b", pa.array(lists, pa.list_(pa.float32())))
@@ -67,7 +72,7 @@ def test_lists_of_different_lengths_are_refused_with_their_row(path: Path, write
 @BOTH
 @pytest.mark.parametrize("value", [[None, 1.0, 3.0], [1.0, 2.0, None]])
 def test_missing_values_inside_lists_are_refused(
-    path: Path, write: object, value: list[float | None]
+    path: Path, write: Write, value: list[float | None]
 ) -> None:
     lists: list[list[float | None]] = [[1.0, 2.0, 3.0]] * 10
     lists[6] = value
@@ -77,7 +82,7 @@ def test_missing_values_inside_lists_are_refused(
 
 
 @BOTH
-def test_a_nested_null_behind_a_slice_is_found(path: Path, write: object) -> None:
+def test_a_nested_null_behind_a_slice_is_found(path: Path, write: Write) -> None:
     table = with_value(paired(rows=30), "feature_a", 25, None).slice(5)
     with pytest.raises(InvalidDataset, match="'feature_a' has missing values"):
         write(path, table)
@@ -97,7 +102,7 @@ def test_parquet_as_pandas_writes_it_must_be_converted(path: Path) -> None:
 
 
 @BOTH
-def test_ids_by_number_of_a_dictionary_are_text(path: Path, write: object) -> None:
+def test_ids_by_number_of_a_dictionary_are_text(path: Path, write: Write) -> None:
     table = paired()
     for name in ("id", "label"):
         table = with_column(table, name, table.column(name).combine_chunks().dictionary_encode())
@@ -229,7 +234,7 @@ def test_rows_that_all_of_a_footer_declares_and_no_page_has_are_missed(
 
 
 def test_row_groups_that_make_up_for_each_other_are_refused(path: Path) -> None:
-    """Ranks read only the groups that have their rows: the total alone being right is not enough."""
+    """Ranks read only the groups with their rows, so a correct total is not enough."""
     table = paired(rows=301)
     with pq.ParquetWriter(path, table.schema) as writer:
         writer.write_table(table.slice(0, 100))
@@ -242,7 +247,7 @@ def test_row_groups_that_make_up_for_each_other_are_refused(path: Path) -> None:
 
 
 def _write_constant(path: Path, groups: int) -> None:
-    """The same row again and again: wide, and next to nothing once it is compressed."""
+    """Write the same wide row repeatedly: it compresses to almost nothing."""
     table = _constant(1024)
     options = {"use_dictionary": False, "write_statistics": False, "compression": "zstd"}
     with pq.ParquetWriter(path, table.schema, **options) as writer:

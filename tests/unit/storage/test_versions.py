@@ -51,7 +51,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 @pytest.fixture
 def candidate(store: LocalStore) -> LocalStore:
-    """With a whole candidate, not yet published."""
+    """A store with a complete candidate that is not published."""
     write_candidate(store, manifest_of(FILES), FILES)
     return store
 
@@ -231,7 +231,7 @@ def test_the_pointer_is_read_as_it_was_written_last(store: LocalStore) -> None:
 
 
 def test_a_pointer_from_a_newer_control_plane_can_be_read(store: LocalStore) -> None:
-    store.put(layout.live_pointer("scenes"), b'{"generation": 4, "version": 2, "canary": 3}')
+    store.put(layout.live_pointer("scenes"), b'{"generation": 4, "version": 2, "newer": 3}')
     assert read_live(store, "scenes") == LivePointer(generation=4, version=2)
 
 

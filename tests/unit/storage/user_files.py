@@ -1,7 +1,9 @@
 """The same few rows in every format that users may send."""
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,7 +19,9 @@ from workers.storage.versions import sha256_of_file
 URI = "s3://bucket/theirs"
 SIDES = (Side("feature_a", "image", 4), Side("feature_b", "text", 3))
 ROWS = 20
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]
+
+WIDTHS = (4, 3)
 
 
 def arrays(rows: int = ROWS, kind: str = "float32") -> Arrays:
@@ -93,7 +97,7 @@ def opened(path: Path) -> UserFile:
 def rows_of(path: Path) -> pa.Table:
     """All rows, in the internal form. HDF5 in this process: another one takes a while to start."""
     file = opened(path)
-    format_ = format_of(file)
+    format_ = format_of(path, URI)
     read = hdf5.read if format_.name == "hdf5" else format_.read
     return pa.Table.from_batches(list(read(file)))
 
@@ -102,3 +106,58 @@ def features_of(rows: pa.Table, column: str) -> np.ndarray:
     """(rows, width), in the type that the column has."""
     lists = rows.column(column).combine_chunks()
     return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
+
+
+def features(rows: int, width: int, kind: pa.DataType, seed: int = 0) -> pa.Array:
+    """Random features as a fixed-size list."""
+    values = np.random.default_rng(seed).normal(size=rows * width)
+    flat = pa.array(values.astype(kind.to_pandas_dtype()), kind)
+    return pa.FixedSizeListArray.from_arrays(flat, width)
+
+
+def paired(rows: int = 10, start: int = 0, kind: pa.DataType | None = None) -> pa.Table:
+    """A valid table; ids from `start` on."""
+    kind = kind or pa.float32()
+    return pa.table(
+        {
+            "id": [f"row-{number}" for number in range(start, start + rows)],
+            "label": [f"label-{number % 3}" for number in range(rows)],
+            "feature_a": features(rows, WIDTHS[0], kind, seed=1 + start),
+            "feature_b": features(rows, WIDTHS[1], kind, seed=2 + start),
+        }
+    )
+
+
+def with_column(table: pa.Table, name: str, values: object) -> pa.Table:
+    """The table with one column replaced."""
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+def with_value(table: pa.Table, name: str, row: int, value: list[float | None] | None) -> pa.Table:
+    """The table with one feature replaced."""
+    column = table.column(name)
+    values = column.to_pylist()
+    values[row] = value
+    return with_column(table, name, pa.array(values, column.type))
+
+
+def claim_in_footer(path: Path, declared: int, claims: Mapping[int, int]) -> None:
+    """Write other numbers into a footer, by place among the fields that have the declared one."""
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[-8:-4], "little")
+    pages, footer = whole[: -8 - size], whole[-8 - size : -8]
+    parts = footer.split(_number(declared))
+    assert len(parts) > max(claims)
+    changed = parts[0]
+    for place, part in enumerate(parts[1:]):
+        changed += _number(claims.get(place, declared)) + part
+    path.write_bytes(pages + changed + struct.pack("<I", len(changed)) + b"PAR1")
+
+
+def _number(value: int) -> bytes:
+    """A field of Thrift's compact protocol one behind the last one: int64, zigzag, as a varint."""
+    value, coded = value << 1, bytearray(b"\x16")
+    while value > 0x7F:
+        coded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*coded, value])

@@ -1,4 +1,4 @@
-"""What earlier datasets keep, measured by ranks that have a share of them each."""
+"""Recall on earlier datasets, evaluated by ranks in parallel."""
 
 import pytest
 import torch

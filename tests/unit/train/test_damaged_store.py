@@ -1,13 +1,14 @@
-"""What became of earlier datasets in the store is never said to be the new dataset's fault."""
+"""Damage of earlier datasets in the store is never reported as an error of the new dataset."""
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cmcl.contract.errors import InvalidDataset, StoreDamaged
-from cmcl.contract.job import Failure
+from cmcl.contract.job import Failure, VersionRef
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.train.test_job import STREAM, prepare_job, run
 from workers.storage import layout
@@ -76,9 +77,9 @@ def test_lost_held_out_rows_of_the_new_dataset_are_its_own_fault(
     store: LocalStore, tmp_path: Path
 ) -> None:
     job = prepare_job(store, tmp_path, STREAM.datasets[1], version=2)
-    (shard,) = job.dataset.evaluation_shards
+    (shard,) = job.learns.evaluation_shards
     gone = shard.model_copy(update={"uri": f"{shard.uri}.gone"})
-    dataset = job.dataset.model_copy(update={"evaluation_shards": (gone,)})
+    dataset = job.learns.model_copy(update={"evaluation_shards": (gone,)})
     bad = job.model_copy(update={"dataset": dataset})
     store.put(layout.run_spec("job-2", 1), bad.model_dump_json().encode())
     with pytest.raises(InvalidDataset):
@@ -92,7 +93,7 @@ def test_earlier_datasets_are_read_when_needed_and_kept_where_there_is_room(
     """So that memory does not grow with their number."""
     job = prepare_job(store, tmp_path, STREAM.datasets[1], version=2)
     noted = FlakyStore(store)
-    (earlier,) = read_past_datasets(noted, job, read_parent(noted, job), room)
+    (earlier,) = read_past_datasets(noted, read_parent(noted, job), room)
     assert MOMENTS not in noted.calls
     earlier.read()
     earlier.read()
@@ -106,8 +107,8 @@ def test_heads_of_the_parent_are_read_once(
     """Those of the version before it are read beside them, and checked."""
     job = prepare_job(store, tmp_path, STREAM.datasets[1], version=2)
     noted = FlakyStore(store)
-    known = read_parent(noted, job)
-    (earlier,) = read_past_datasets(noted, job.model_copy(update={"parent": parent}), known)
+    known = replace(read_parent(noted, job), ref=VersionRef(model="m", version=parent))
+    (earlier,) = read_past_datasets(noted, known)
     then = earlier.read().then
     assert noted.calls.count(HEADS) == times
     assert then.first_EI.equal(known.model_state.heads.weights[earlier.pair.first])

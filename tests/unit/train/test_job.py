@@ -1,4 +1,4 @@
-"""The main path in one process: from a spec in the store to a complete candidate, or to words."""
+"""The main path in one process: from a spec in the store to a complete candidate, or to a failure report."""
 
 import os
 import subprocess
@@ -21,8 +21,8 @@ from cmcl.contract.errors import (
     TrainingDiverged,
     UnknownMethod,
 )
-from cmcl.contract.job import Failure, JobSpec, Progress
-from cmcl.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.job import Failure, JobSpec, StageReport
+from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from cmcl.contract.version import VersionManifest
 from cmcl.demo.stream import StreamDataset, read_stream
 from tests.conftest import EXAMPLE_STREAM
@@ -30,14 +30,21 @@ from tests.fakes.feature_shards import fetch
 from workers.inspect.capacity import model_capacity
 from workers.storage import layout
 from workers.storage.local import LocalStore
+from workers.storage.running import newest_progress
 from workers.storage.scratch import Scratch
 from workers.storage.versions import check_candidate, publish_files, read_candidate
 from workers.train.data.dataset import training_rows
+from workers.train.evaluation import evaluate
 from workers.train.job import train_dataset
-from workers.train.lineage import evaluate
 
 STREAM = read_stream(EXAMPLE_STREAM)
-SPEC = ModelSpec(width=32, modalities=STREAM.modalities, training=TrainingSpec(epochs=1))
+SPEC = ModelSpec(
+    width=32,
+    modalities=STREAM.modalities,
+    training=TrainingSpec(epochs=1),
+    protection=ProtectionSpec(policy="replay"),
+)
+SOLVED = SPEC.model_copy(update={"protection": ProtectionSpec()})
 
 
 @pytest.fixture
@@ -74,6 +81,7 @@ def prepare_job(
         parent=parent,
         spec=spec,
         dataset=manifest,
+        traceparent="00-trace",
     )
     store.put(layout.run_spec(job.job, 1), job.model_dump_json().encode())
     return job
@@ -117,9 +125,53 @@ def test_two_datasets_become_a_chain_with_certificate_and_recall(chain: Chain) -
     assert candidate.report.drift["ds-1"].since_learned > 0
     assert candidate.report.protection["text"].blocked_share > 0
     assert candidate.learned[-1].recall == candidate.report.evaluation["ds-2"]
-    progress = Progress.model_validate_json(store.read(layout.run_progress("job-2", 1)))
+    progress = newest_progress(store, "job-2", 1)
+    assert progress is not None
     assert progress.phase == "done"
     assert progress.updates_done == progress.updates_total > 0
+
+
+def test_a_traced_attempt_reports_its_stages(chain: Chain) -> None:
+    report = StageReport.model_validate_json(chain.store.read(layout.run_stages("job-1", 1)))
+    assert report.traceparent == "00-trace"
+    names = [stage.name for stage in report.stages]
+    assert (names[:2], names[-2:]) == (["starting", "reading"], ["certifying", "writing"])
+    assert {"moments", "training", "limiting"} <= set(names)
+    begins = [stage.began_at for stage in report.stages]
+    assert begins == sorted(begins)
+
+
+def test_a_solved_version_says_how_and_is_certified(store: LocalStore, tmp_path: Path) -> None:
+    for version, dataset in enumerate(STREAM.datasets[:2], start=1):
+        run(store, prepare_job(store, tmp_path, dataset, version, spec=SOLVED))
+        candidate = read_candidate(store, f"job-{version}", 1)
+        check_candidate(store, candidate)
+        publish_files(store, candidate)
+    report = candidate.report
+    assert report.solution is not None
+    assert report.solution.rank == 32
+    assert set(report.solution.ridges) == {"depth", "image", "text"}
+    assert report.solution.groups == (("depth", "image", "text"),)
+    assert report.drift["ds-1"].since_learned > 0
+    assert report.quality["ds-1"].now < -0.5
+    assert report.recall_before is not None
+    assert report.recall_before.at_1 < report.evaluation["ds-2"].at_1
+    assert report.protection == {}
+    assert report.capacity == {}
+    assert report.quality["ds-1"].best is not None
+    assert report.quality["ds-1"].best < report.quality["ds-1"].now
+    assert candidate.learned[1].attainable is not None
+    assert set(candidate.learned[1].ridges) == set(candidate.learned[1].pair.modalities)
+    progress = newest_progress(store, "job-2", 1)
+    assert progress is not None
+    assert progress.phase == "done"
+
+
+def test_a_polish_that_diverges_says_what_to_change(store: LocalStore, tmp_path: Path) -> None:
+    wild = SOLVED.model_copy(update={"training": TrainingSpec(temperature=1e-40)})
+    job = prepare_job(store, tmp_path, STREAM.datasets[0], spec=wild)
+    with pytest.raises(TrainingDiverged, match=r"larger training\.temperature"):
+        run(store, job)
 
 
 def test_the_report_has_the_gain_and_the_free_capacity(chain: Chain) -> None:
@@ -158,7 +210,7 @@ def test_held_out_rows_that_were_deleted_on_purpose_are_not_measured(
 def test_dataset_without_held_out_rows_has_no_recall(store: LocalStore, tmp_path: Path) -> None:
     job = prepare_job(store, tmp_path, STREAM.datasets[0])
     bare = job.model_copy(
-        update={"dataset": job.dataset.model_copy(update={"evaluation_shards": ()})}
+        update={"dataset": job.learns.model_copy(update={"evaluation_shards": ()})}
     )
     store.put(layout.run_spec(job.job, 1), bare.model_dump_json().encode())
     run(store, bare)
@@ -189,16 +241,17 @@ def test_held_out_rows_that_cannot_be_copied_are_detected_before_training(
     store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = prepare_job(store, tmp_path, STREAM.datasets[0])
-    far = job.dataset.evaluation_shards[0].model_copy(
+    far = job.learns.evaluation_shards[0].model_copy(
         update={"uri": "s3://held-out/rows.parquet", "bytes": (1 << 24) + 1}
     )
-    dataset = job.dataset.model_copy(update={"evaluation_shards": (far,)})
+    dataset = job.learns.model_copy(update={"evaluation_shards": (far,)})
     large = job.model_copy(update={"dataset": dataset})
     store.put(layout.run_spec(job.job, 1), large.model_dump_json().encode())
     monkeypatch.setenv("CMCL_SCRATCH_BYTES", str(1 << 24))
     with pytest.raises(StorageUnavailable, match=r"16777217 bytes.*CMCL_SCRATCH_BYTES permits"):
         run(store, large)
-    progress = Progress.model_validate_json(store.read(layout.run_progress(job.job, 1)))
+    progress = newest_progress(store, job.job, 1)
+    assert progress is not None
     assert (progress.phase, progress.updates_done) == ("reading", 0)
 
 
@@ -216,7 +269,8 @@ def test_training_that_diverges_says_what_to_change(store: LocalStore, tmp_path:
     job = prepare_job(store, tmp_path, STREAM.datasets[0], spec=wild)
     with pytest.raises(TrainingDiverged, match=r"update 1 of .*smaller training\.learning_rate"):
         run(store, job)
-    progress = Progress.model_validate_json(store.read(layout.run_progress(job.job, 1)))
+    progress = newest_progress(store, job.job, 1)
+    assert progress is not None
     assert progress.phase == "training"
     failure = Failure.model_validate_json(store.read(layout.run_failure(job.job, 1)))
     assert failure.reason == "training_failed"
@@ -234,7 +288,8 @@ def test_a_worker_without_the_method_fails_the_job_before_it_reads(
     failure = Failure.model_validate_json(store.read(layout.run_failure(job.job, 1)))
     assert failure.reason == "training_failed"
     assert "'not-installed-here' is not installed where" in failure.message
-    progress = Progress.model_validate_json(store.read(layout.run_progress(job.job, 1)))
+    progress = newest_progress(store, job.job, 1)
+    assert progress is not None
     assert progress.phase == "starting"
 
 
@@ -255,6 +310,8 @@ def test_shard_that_changed_after_it_was_verified_is_not_trained(
         run(store, job)
     failure = Failure.model_validate_json(store.read(layout.run_failure(job.job, 1)))
     assert failure.reason == "invalid_dataset"
+    stages = StageReport.model_validate_json(store.read(layout.run_stages(job.job, 1))).stages
+    assert [stage.name for stage in stages] == ["starting", "reading"]
     assert "train.parquet" in failure.message
 
 
@@ -263,6 +320,7 @@ NOTICED = """
 import os, sys, threading, time
 import torch
 from workers.storage.uris import open_store
+from workers.storage.running import newest_progress
 from workers.train.job import train_dataset
 from workers.train.checkpoint import watch_for_preemption
 
@@ -281,8 +339,8 @@ sys.exit("it was over without a checkpoint")
 def test_notice_that_a_node_goes_leaves_a_checkpoint_long_before_it_is_due(
     store: LocalStore, tmp_path: Path
 ) -> None:
-    patient = TrainingSpec(epochs=1000, batch_size=32)
-    spec = SPEC.model_copy(update={"training": patient})
+    training = TrainingSpec(epochs=1000, batch_size=32)
+    spec = SPEC.model_copy(update={"training": training})
     prepare_job(store, tmp_path, STREAM.datasets[0], spec=spec)
     command = [sys.executable, "-c", NOTICED, store.uri]
     seldom = {**os.environ, "CMCL_CHECKPOINT_SECONDS": "100000"}

@@ -13,6 +13,7 @@ from cmcl.contract.model import ModelSpec
 from tests.fakes.flaky_store import FlakyStore
 from workers.storage import layout
 from workers.storage.local import LocalStore
+from workers.storage.running import newest_progress
 from workers.train.distributed import SINGLE_PROCESS, World
 from workers.train.progress import Reporter
 from workers.train.run import UpdateDone, UpdateStats
@@ -33,7 +34,6 @@ SPEC = JobSpec(
         shards=(SHARD,),
     ),
 )
-KEY = layout.run_progress("job-1", 1)
 SECONDS = 120.0
 
 
@@ -55,7 +55,9 @@ class NotedStore(FlakyStore):
             assert self.written.acquire(timeout=SECONDS), "nothing was written"
 
     def progress(self) -> Progress:
-        return Progress.model_validate_json(self.read(KEY))
+        found = newest_progress(self, "job-1", 1)
+        assert found is not None
+        return found
 
 
 @pytest.fixture
@@ -107,9 +109,10 @@ def fail_while_reporting(store: NotedStore) -> None:
 
 
 def test_store_that_is_down_ends_neither_training_nor_the_heartbeat(store: NotedStore) -> None:
-    store.broken = "progress"
     with Reporter(store, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
         reporter.enter("training")
+        store.wait_for_writes(1)
+        store.broken = layout.running()
         store.wait_for_writes(3)
         store.broken = None
         store.wait_for_writes(2)
@@ -117,7 +120,7 @@ def test_store_that_is_down_ends_neither_training_nor_the_heartbeat(store: Noted
 
 
 def test_store_that_hangs_holds_no_update(store: NotedStore) -> None:
-    """A connection that died in silence is noticed after minutes, and other ranks give up before."""
+    """A silent connection loss is detected after minutes, when other ranks would have timed out."""
     hangs, reported = threading.Event(), threading.Event()
 
     class HangingStore(NotedStore):

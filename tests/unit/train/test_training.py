@@ -31,6 +31,7 @@ IMAGE_TEXT = ModalityPair(first="image", second="text")
 DEPTH_IMAGE = ModalityPair(first="depth", second="image")
 SPEC = ModelSpec(
     width=16,
+    lift=0,
     modalities={"image": 24, "text": 10, "depth": 12},
     training=TrainingSpec(epochs=30, batch_size=32, learning_rate=3e-3),
 )
@@ -42,7 +43,7 @@ def features(pair: ModalityPair, rank: int, seed: int, rows: int = 128) -> list[
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(rows, rank, generator=generator)
     sides = [
-        unit(shared @ torch.randn(rank, SPEC.modalities[modality], generator=generator))
+        unit(shared @ torch.randn(rank, SPEC.widths[modality], generator=generator))
         for modality in pair.modalities
     ]
     return [torch.cat([side, torch.ones(rows, 1)], dim=1) for side in sides]
@@ -56,8 +57,8 @@ class Outcome:
     trained: TrainedPair
 
 
-class Told(Watcher):
-    """Passes updates on."""
+class RecordingWatcher(Watcher):
+    """Calls a function for each update."""
 
     def __init__(self, on_update: Callable[[UpdateDone], None]) -> None:
         self._on_update = on_update
@@ -86,7 +87,7 @@ def train(
     context, keys = context_on(pair, memory, training), torch.arange(len(rows[0]))
     spaces = method.update_spaces(context)
     data = PairedRows(rows[0], rows[1], keys, keys)
-    watcher = Told(on_update)
+    watcher = RecordingWatcher(on_update)
     rows_turned = rotated(context, spaces, data)
     trained = train_pair(method, context, spaces, rows_turned, Run(watcher=watcher))
     return Outcome(new_heads(context, spaces, trained.changes), trained)
@@ -187,7 +188,7 @@ def test_each_update_is_reported_with_its_number() -> None:
 
 
 def test_heads_are_the_mean_over_the_last_share_of_updates() -> None:
-    """One update more than one epoch of one batch: averaging both is half way between."""
+    """One update after one epoch of one batch: the mean of both is half way between."""
     rows = features(IMAGE_TEXT, 8, seed=9)
 
     def after(epochs: int, share: float) -> torch.Tensor:
@@ -244,7 +245,7 @@ def test_training_ends_soon_after_the_first_loss_that_is_not_finite() -> None:
 
 
 def test_heads_that_only_the_last_update_broke_are_no_result() -> None:
-    """Its loss was finite still."""
+    """Its loss is still finite."""
 
     class LastUpdateBreaks(Vanilla):
         def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
@@ -261,7 +262,7 @@ class _BreaksAt(UpdateRule):
         self._left, self._pair = update, pair
 
     @torch.no_grad()
-    def after_update(self) -> None:
+    def after_update(self, learning_rate: float) -> None:
         self._left -= 1
         if self._left == 0:
             self._pair.second.change_EI[0, 0] = math.inf
@@ -285,8 +286,10 @@ def test_reported_update_figures_are_those_of_the_mask() -> None:
         *((weight, everything_free(*weight.shape)) for weight, _ in (first, second))
     )
     with torch.no_grad():
-        pair.second.change_EI += 0.01 * pair.second.free_EI
-    left = sum(float(change.grad.square().sum()) for change in pair.changes)
+        pair.second.change_EI.add_(0.01 * pair.second.free_EI)
+    left = sum(
+        float(change.grad.square().sum()) for change in pair.changes if change.grad is not None
+    )
     whole = sum(
         float(each[0]) for head in (pair.first, pair.second) for each in head.recorded or []
     )

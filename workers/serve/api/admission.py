@@ -19,7 +19,7 @@ _HOLDING = "cmcl.holding"
 
 class Admission:
     """The quotas of one replica: requests, rows that are embedded, bytes of bodies and responses, exports, and
-    items at each encoder, by its modality.
+    items at each encoder, by its name.
 
     An export keeps a whole index in memory until its last byte is taken.
     """
@@ -30,37 +30,39 @@ class Admission:
         self.exports = Quota(args.max_exports, "exports")
         self.bytes = Quota(args.max_bytes_in_flight, "bytes of bodies and responses")
         self.encoders = {
-            spec.modality: Quota(spec.max_queued, f"items at the encoder of {spec.modality!r}")
+            spec.name: Quota(spec.max_queued, f"items at encoder {spec.name!r}")
             for spec in args.encoders
         }
 
-    def at_encoder(self, modality: str, tenant: str, items: int) -> AbstractContextManager[None]:
+    def at_encoder(self, name: str, tenant: str, items: int) -> AbstractContextManager[None]:
         """Context manager that counts items while they are encoded. Entering it raises Overloaded."""
-        quota = self.encoders.get(modality)
+        quota = self.encoders.get(name)
         return nullcontext() if quota is None else quota.held(tenant, items)
 
 
 class Holding:
-    """What one request holds of each quota."""
+    """What one request holds of each quota. A request has one tenant."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[Quota, str], int] = {}
+        self._tenant = ""
+        self._held: dict[Quota, int] = {}
 
     def add(self, quota: Quota, tenant: str, amount: int) -> None:
         """Note what was taken of this quota."""
-        self._held[quota, tenant] = self._held.get((quota, tenant), 0) + amount
+        self._tenant = tenant
+        self._held[quota] = self._held.get(quota, 0) + amount
 
     def exchange(self, quota: Quota, amount: int) -> None:
         """Hold `amount` of this quota in place of what is held of it."""
-        for (held, tenant), before in self._held.items():
-            if held is quota:
-                quota.exchange(tenant, before, amount)
-                self._held[held, tenant] = amount
+        before = self._held.get(quota)
+        if before is not None:
+            quota.exchange(self._tenant, before, amount)
+            self._held[quota] = amount
 
     def release(self) -> None:
         """Give everything back."""
-        for (quota, tenant), amount in self._held.items():
-            quota.release(tenant, amount)
+        for quota, amount in self._held.items():
+            quota.release(self._tenant, amount)
 
 
 def hold_for(scope: Scope) -> Holding:

@@ -8,13 +8,28 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cmcl.contract import DISTRIBUTION
-from workers.serve.api import collections, embeddings, internal, migrate, models, search, similarity
+from workers.serve.api import (
+    collections,
+    embeddings,
+    export,
+    held_out,
+    internal,
+    migrate,
+    models,
+    search,
+    similarity,
+)
 from workers.serve.api.context import Replica
-from workers.serve.api.errors import answer_to, install_error_handlers
-from workers.serve.api.middleware import AllowedHosts, Middleware
+from workers.serve.api.middleware import (
+    INTERNAL_PATHS,
+    AllowedHosts,
+    Middleware,
+    answer_to,
+    install_error_handlers,
+)
 from workers.serve.api.openapi import DescribedApp, operation_id
 from workers.serve.errors import ApiError
 
@@ -28,6 +43,8 @@ _ROUTERS = (
     similarity.router,
     migrate.router,
     models.router,
+    held_out.router,
+    export.router,
     collections.router,
     search.router,
     internal.probes_router,
@@ -37,7 +54,9 @@ _ROUTERS = (
 def create_api(replica: Replica) -> Middleware:
     """Create the ASGI application of one replica."""
     args = replica.args
-    app = FastPath(describe(replica), embeddings.PATH, "POST", embeddings.handler(replica))
+    app: ASGIApp = FastPath(describe(replica), embeddings.PATH, "POST", embeddings.handler(replica))
+    if replica.tracing is not None:
+        app = replica.tracing.layer(app, frozenset({embeddings.PATH}), INTERNAL_PATHS)
     return Middleware(
         app,
         replica.metrics.finished,
@@ -54,6 +73,8 @@ def describe(replica: Replica) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with replica.canaries.written():
             yield
+        if replica.tracing is not None:
+            replica.tracing.close()
 
     app = DescribedApp(
         title="cmcl embeddings",

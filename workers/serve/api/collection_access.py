@@ -14,14 +14,13 @@ from workers.serve.api.context import Replica
 from workers.serve.api.openapi import answered_header, header_parameter
 from workers.serve.auth import Caller
 from workers.serve.collections.collections import Collections, Permitted, TooManySegments
-from workers.serve.collections.idempotency import mark_of
 from workers.serve.collections.quota import (
     AllFull,
     CollectionFull,
     RowsUncounted,
     TooManyCollections,
 )
-from workers.serve.collections.revision_log import CollectionBusy, Revision
+from workers.serve.collections.revision_log import CollectionBusy, Revision, mark_of
 from workers.serve.collections.writes import CollectionExists, NoCollection
 from workers.serve.errors import (
     ApiError,
@@ -106,7 +105,7 @@ def permitted_to(caller: Caller) -> Permitted:
 
 
 async def mark_of_write(request: Request, caller: Caller, body: bytes = b"") -> str | None:
-    """Return the mark by which a repeated write is recognised, see `idempotency.py`; None where there is none.
+    """Return the mark by which a repeated write is recognised, see `revision_log.py`; None where there is none.
 
     By the client's key, or the proxy's. A client may send the proxy's header, too, but the proxy appends its own.
     """

@@ -53,9 +53,8 @@ from workers.serve.api.wire.responses import (
 )
 from workers.serve.auth import Caller
 from workers.serve.collections.indexer import CollectionSnapshot
-from workers.serve.collections.memory import rows_bytes
 from workers.serve.collections.revision_log import Revision
-from workers.serve.collections.segments import Entry
+from workers.serve.collections.segments import Entry, rows_bytes
 from workers.serve.collections.writes import CollectionSpec, was_written_for
 from workers.serve.errors import InvalidRequest
 from workers.serve.versions.loading import Float32Array, ServedVersion
@@ -83,7 +82,7 @@ _DELETE = operation(
 _ADD = operation(
     "add_items",
     CollectionWrite,
-    BODY | {501, 507},
+    BODY | {409, 501, 507},
     body=json_body(ItemsRequest),
     parameters=[*ASKED_VERSION, REPEATABLE],
     success={"headers": ANSWERED_REVISION},

@@ -6,30 +6,36 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
-from cmcl.contract.pace import Pace
+from workers.flow_control import Pace
 from workers.serve.announcements import Announcer, NullAnnouncer
 from workers.serve.api.admission import Admission, hold_until_sent
+from workers.serve.api.deadlines import CancelOnDisconnect, in_time
 from workers.serve.api.openapi import answered_header, header_parameter
 from workers.serve.auth import Authenticator, Caller
-from workers.serve.batching.compute import Compute, Ticket
+from workers.serve.batching.compute import (
+    Compute,
+    Steps,
+    Ticket,
+    run_interleaved,
+    run_to_end,
+)
 from workers.serve.canary.monitor import CanaryMonitor
 from workers.serve.collections.collections import Collections
 from workers.serve.encoders.port import Encoders
 from workers.serve.errors import (
     BodyTimeout,
     BodyTooLarge,
-    DeadlineExceeded,
     HeadersTooLarge,
     InvalidRequest,
 )
-from workers.serve.metrics import ServeMetrics
+from workers.serve.metrics import ServeMetrics, StageTimer
 from workers.serve.settings import Proxies, ServeArgs
+from workers.serve.tracing import TRACE, RequestTrace, TracedTimer, Tracing
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.lookup import VersionLookup, parse_version
 from workers.storage.object_store import ObjectStore
@@ -37,6 +43,7 @@ from workers.storage.object_store import ObjectStore
 MIN_VERSION = "x-min-model-version"
 ROUTING_KEY = "x-routing-key"
 TIMEOUT_MS = "x-request-timeout-ms"
+_OF_CONTEXT = {name.encode(): name for name in (MIN_VERSION, ROUTING_KEY, TIMEOUT_MS)}
 LONGEST_MS = 600_000
 _POSITIVE = {"type": "integer", "minimum": 1}
 # For the description: headers that `read_context` reads, and headers of responses.
@@ -65,13 +72,11 @@ ANSWERED_VERSION = {
 ANSWERED_CHANNEL = {
     **ANSWERED_VERSION,
     "x-model-channel": answered_header(
-        {"type": "string", "enum": ["live", "candidate", "exact"]}, "why that version answered"
+        {"type": "string", "enum": ["live", "canary", "exact"]}, "why that version answered"
     ),
 }
 # A proxy in front has its own limit; uvicorn has none.
 _MOST_HEADER_BYTES = 32 << 10
-# Almost all requests are answered before; the others get a task that listens to their socket.
-_BEFORE_WATCHING_SECONDS = 0.05
 # Of proxies, which are few.
 _ADDRESSES = 64
 # Between two pieces of a body; less where `body_seconds` is.
@@ -100,6 +105,7 @@ class Replica:
     canaries: CanaryMonitor
     announcer: Announcer = field(default_factory=NullAnnouncer)
     collections: Collections | None = None
+    tracing: Tracing | None = None
 
 
 @dataclass(frozen=True)
@@ -120,21 +126,38 @@ class RequestContext:
 
 def read_context(request: Request, replica: Replica) -> RequestContext:
     """Read the context from the headers. Raises HeadersTooLarge, Unauthorized, InvalidRequest, NotReady."""
-    headers = request.headers
-    size = sum(len(name) + len(value) for name, value in headers.raw)
+    raw = request.headers.raw
+    size = 0
+    # The first of each, as Headers.get returns, in one pass: each look-up there is one.
+    headers: dict[str, str] = {}
+    for name, value in raw:
+        size += len(name) + len(value)
+        if name in _OF_CONTEXT:
+            headers.setdefault(_OF_CONTEXT[name], value.decode("latin-1"))
     if size > _MOST_HEADER_BYTES:
         raise HeadersTooLarge(f"the headers have {size} bytes; permitted are {_MOST_HEADER_BYTES}")
-    caller = replica.access.authenticate(authorization_of(headers))
+    caller = replica.access.authenticate(authorization_of(request.headers))
     seconds = _seconds(headers.get(TIMEOUT_MS), replica)
     tenant = tenant_of(caller, request, replica.args.trusted_proxies)
     return RequestContext(
         caller,
         tenant,
-        Ticket(tenant, asyncio.get_running_loop().time() + seconds),
+        Ticket(tenant, asyncio.get_running_loop().time() + seconds, trace_of(request, replica)),
         seconds,
         parse_version(headers.get(MIN_VERSION), MIN_VERSION),
         headers.get(ROUTING_KEY),
     )
+
+
+def trace_of(request: Request, replica: Replica) -> RequestTrace | None:
+    """Where times of the request are noted, if it is traced."""
+    return None if replica.tracing is None else request.scope.get(TRACE)
+
+
+def stage_timer(request: Request, replica: Replica) -> StageTimer:
+    """Time the stages of the request from now on."""
+    trace = trace_of(request, replica)
+    return StageTimer(replica.metrics) if trace is None else TracedTimer(replica.metrics, trace)
 
 
 def tenant_of(caller: Caller, request: Request, proxies: Proxies = ()) -> str:
@@ -175,8 +198,8 @@ def _network_of(host: str) -> str:
 
 def authorization_of(headers: Headers) -> str | None:
     """Return the header Authorization; None where it was sent twice, as a proxy may have read the other one."""
-    given = headers.getlist("authorization")
-    return given[0] if len(given) == 1 else None
+    given = [value for name, value in headers.raw if name == b"authorization"]
+    return given[0].decode("latin-1") if len(given) == 1 else None
 
 
 def _seconds(text: str | None, replica: Replica) -> float:
@@ -191,64 +214,13 @@ def _seconds(text: str | None, replica: Replica) -> float:
     return int(text) / 1000
 
 
-def cancel_on_disconnect(request: Request, context: RequestContext) -> "_CancelOnDisconnect":
+def cancel_on_disconnect(request: Request, context: RequestContext) -> CancelOnDisconnect:
     """Context manager that cancels the block when the client disconnects or the deadline passes.
 
     It then raises ClientDisconnect or DeadlineExceeded. Work in a thread runs to its end without a waiter. Do not use
     it around a write: whether it was done must not be left open.
     """
-    return _CancelOnDisconnect(request, context)
-
-
-class _CancelOnDisconnect:
-    """Listens to the client of a request that takes long, and cancels the request.
-
-    A class and not a generator, because every request passes here.
-    """
-
-    def __init__(self, request: Request, context: RequestContext) -> None:
-        self._request = request
-        self._seconds = context.seconds
-        self._timeout = asyncio.timeout_at(context.ticket.deadline)
-        self._listening: asyncio.Task[None] | None = None
-        self._client_is_gone = False
-
-    async def __aenter__(self) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a request must be answered inside a task")
-        self._task = task
-        loop = asyncio.get_running_loop()
-        self._later = loop.call_later(_BEFORE_WATCHING_SECONDS, self._start)
-        await self._timeout.__aenter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._later.cancel()
-        if self._listening is not None:
-            self._listening.cancel()
-        try:
-            await self._timeout.__aexit__(kind, error, traceback)
-        except TimeoutError as late:
-            raise DeadlineExceeded(
-                f"the request was not done within its deadline of {self._seconds:g} s"
-            ) from late
-        is_ours = kind is asyncio.CancelledError and self._client_is_gone
-        if is_ours and not self._task.uncancel():
-            raise ClientDisconnect from None
-
-    def _start(self) -> None:
-        self._listening = asyncio.create_task(self._listen())
-
-    async def _listen(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
-        self._client_is_gone = True
-        self._task.cancel()
+    return CancelOnDisconnect(request, context.ticket.deadline, context.seconds)
 
 
 async def held_body(
@@ -263,29 +235,40 @@ async def held_body(
     BodyTooLarge, BodyTimeout, Overloaded and ClientDisconnect.
     """
     args, admission = replica.args, replica.admission
-    _check_declared(request, args.max_body_bytes)
+    declared = _check_declared(request, args.max_body_bytes)
     hold_until_sent(request, admission.requests, tenant, 1)
-    body = bytearray()
+    # Joined once: a bytearray that grows may be copied nine times.
+    chunks: list[bytes] = []
+    size = 0
+    is_whole = False
     loop = asyncio.get_running_loop()
     pace, began = Pace(min(idle_timeout_seconds, args.body_seconds)), loop.time()
+    seconds = pace.idle_timeout_seconds
     try:
-        async with asyncio.timeout_at(began + pace.idle_timeout_seconds) as timeout:
-            async for chunk in request.stream():
-                hold_until_sent(request, admission.bytes, tenant, len(chunk))
-                body += chunk
-                if len(body) > args.max_body_bytes:
-                    raise _too_large("more than that", args.max_body_bytes)
-                now = loop.time()
-                due = now + pace.seconds_left(now - began, len(body))
-                timeout.reschedule(min(due, began + args.body_seconds))
+        while not is_whole:
+            message = await in_time(request.receive(), seconds)
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk = message.get("body", b"")
+            is_whole = not message.get("more_body")
+            if not chunk:
+                continue
+            hold_until_sent(request, admission.bytes, tenant, len(chunk))
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > args.max_body_bytes:
+                raise _too_large("more than that", args.max_body_bytes)
+            if size != declared and not is_whole:
+                waited = loop.time() - began
+                seconds = min(pace.seconds_left(waited, size), args.body_seconds - waited)
     except TimeoutError as error:
         raise BodyTimeout(
-            f"{len(body)} bytes of the body arrived in {loop.time() - began:.1f} s, and then none; "
+            f"{size} bytes of the body arrived in {loop.time() - began:.1f} s, and then none; "
             f"permitted are {pace.idle_timeout_seconds:g} s without a byte, {pace.bytes_per_second} "
             f"bytes/s at least over its time but for as long, and {args.body_seconds:g} s for all "
             "of it; send it again"
         ) from error
-    return bytes(body)
+    return await run_if_large(replica, tenant, size, b"".join, chunks)
 
 
 async def run_if_large(
@@ -302,11 +285,20 @@ async def run_if_large(
     return await replica.compute.run(tenant, function, *args, **kwargs)
 
 
-def _check_declared(request: Request, most: int) -> None:
+async def run_steps_if_large(replica: Replica, tenant: str, size: int, steps: Steps[T]) -> T:
+    """The same for a function in steps, with other tenants' turns between them."""
+    if size <= _INLINE_BYTES:
+        return run_to_end(steps)
+    return await run_interleaved(replica.compute, tenant, steps)
+
+
+def _check_declared(request: Request, most: int) -> int:
+    """Return the declared length; 0 without one. Raises BodyTooLarge."""
     text = request.headers.get("content-length", "").lstrip("0")
     # By its length first: int() raises ValueError for thousands of digits.
     if text.isdecimal() and (len(text) > len(str(most)) or int(text) > most):
         raise _too_large(f"{text[:20]} bytes", most)
+    return int(text) if text.isdecimal() else 0
 
 
 def _too_large(found: str, most: int) -> BodyTooLarge:

@@ -1,14 +1,15 @@
 """`POST /v1/embeddings`: the main path of the endpoint.
 
-Shapes: B rows, E width of the embeddings.
+Shapes: B rows, E width of the embeddings, D numbers of them that are wanted.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from fastapi import APIRouter
-from numpy.typing import NDArray
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,6 +23,8 @@ from workers.serve.api.context import (
     held_body,
     read_context,
     run_if_large,
+    run_steps_if_large,
+    stage_timer,
 )
 from workers.serve.api.inputs import (
     ModalityRows,
@@ -51,20 +54,29 @@ from workers.serve.api.wire.requests import (
 )
 from workers.serve.api.wire.responses import EmbeddingResponse
 from workers.serve.api.wire.rows import (
+    Rows,
     check_count,
     feature_label,
     from_array,
     from_lists,
+    look_like_tokens,
     width_of,
 )
+from workers.serve.batching.compute import Steps
 from workers.serve.errors import InvalidRequest, shortened
 from workers.serve.metrics import StageTimer
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import Chosen, parse_reference
 
 _TEXT = "text"
-_LOOKED_AT = 64
-_Rows = Sequence[Sequence[float]] | NDArray[np.float64]
+# What clients must be told so that they leave texts alone.
+_TOKENS = (
+    "the input looks like token ids: send texts (LangChain: check_embedding_ctx_length=False; other clients: "
+    "without an own tokenizer)"
+)
+# Kept parsed: so many queries of so many bytes.
+_QUERIES = 256
+_SHORT_QUERY = 512
 PATH = "/v1/embeddings"
 
 
@@ -74,7 +86,7 @@ def router(replica: Replica) -> APIRouter:
     described = operation(
         "create_embeddings",
         EmbeddingResponse,
-        BODY | {415},
+        BODY | {409, 415},
         body={**json_body(EmbeddingRequest), RAW: BYTES, ARROW: BYTES},
         parameters=[*ROUTED, *query_parameters(_BinaryOptions, "where the body is no JSON")],
         success={"headers": ANSWERED_CHANNEL, "content": {RAW: BYTES, ARROW: BYTES}},
@@ -113,13 +125,14 @@ class _Embeddings:
         self._replica = replica
 
     async def answer(self, request: Request) -> Response:
-        """Embed features, texts or files, with one version.
+        """Embed features or raw items (texts, files, numbers), with one version.
 
         JSON as OpenAI's clients send it; or rows as raw floats (`application/octet-stream`) or
         Arrow, `dtype` and all other fields as parameters. `Accept` asks for the answer in either of
         these forms.
         """
-        replica, timer = self._replica, StageTimer(self._replica.metrics)
+        replica = self._replica
+        timer = stage_timer(request, replica)
         context = read_context(request, replica)
         body = await held_body(request, replica, context.tenant)
         async with cancel_on_disconnect(request, context):
@@ -134,8 +147,8 @@ class _Embeddings:
                 request, query, chosen.version, context, timer
             )
             tenant, size = context.tenant, embeddings_BE.nbytes
-            response = await run_if_large(
-                replica, tenant, size, _response, request, query, chosen, embeddings_BE
+            response = await run_steps_if_large(
+                replica, tenant, size, _response(request, query, chosen, embeddings_BE)
             )
             timer.stage("write")
         replica.metrics.answered(chosen.version.model, len(embeddings_BE), timer.seconds)
@@ -156,7 +169,7 @@ class _Embeddings:
         timer: StageTimer,
     ) -> tuple[list[ModalityRows], Float32Array]:
         """Return features and embeddings. Rows count from before they are encoded."""
-        _check_dimensions(query.options, version)
+        dimensions = _checked_dimensions(query.options, version)
         given = query.given
         if isinstance(given, EmbeddingRequest):
             read: EmbeddingRequest | ModalityRows = given
@@ -166,7 +179,7 @@ class _Embeddings:
         check_count(rows, self._replica.args.max_rows)
         admission = self._replica.admission
         hold_until_sent(request, admission.rows, context.tenant, rows)
-        size = answer_bytes(request, rows * version.spec.width, query.options.encoding_format)
+        size = answer_bytes(request, rows * dimensions, query.options.encoding_format)
         hold_answer(request, admission.bytes, context.tenant, size)
         parts = (
             [read]
@@ -180,7 +193,7 @@ class _Embeddings:
             ticket=context.ticket,
         )
         timer.stage("embed")
-        return parts, embeddings_BE
+        return parts, _truncated(embeddings_BE, dimensions, normalize=query.options.normalize)
 
     async def _from_json(
         self, body: EmbeddingRequest, version: ServedVersion, tenant: str
@@ -194,6 +207,7 @@ class _Embeddings:
             return [_whole(modality, rows_BF)]
         modality = _stated(body.modality, body.rows)
         width = width_of(modality, version.spec)
+        _check_no_tokens(modality, version, body.rows)
         return [_whole(modality, from_lists(body.rows, feature_label(modality), width))]
 
 
@@ -205,38 +219,61 @@ def _check_unnamed(body: EmbeddingRequest) -> None:
         )
 
 
-def _stated(modality: str | None, rows: _Rows | None = None) -> str:
+def _stated(modality: str | None, rows: Rows | None = None) -> str:
     """Return the modality of features. `rows`: checked for token ids, where none is stated."""
     if modality is not None:
         return modality
-    if rows is not None and _look_like_tokens(rows):
+    if rows is not None and look_like_tokens(rows):
         raise InvalidRequest(
-            "the field 'modality' is missing, and the input looks like token ids: send texts "
-            "(LangChain: check_embedding_ctx_length=False); or, if these are features, name their "
-            "modality",
+            f"the field 'modality' is missing, and {_TOKENS}; or, if these are features, name their modality",
             "modality",
             "token_ids",
         )
     raise InvalidRequest("the field 'modality' is missing; features need one", "modality")
 
 
-def _look_like_tokens(rows: _Rows) -> bool:
-    """Whether rows look like tokens, which OpenAI's API takes and some clients send by default."""
-    first = rows[0][:_LOOKED_AT] if len(rows) else ()
-    return len(first) > 0 and all(each >= 0 and float(each).is_integer() for each in first)
+def _check_no_tokens(modality: str, version: ServedVersion, rows: Rows) -> None:
+    """Raises InvalidRequest for whole numbers alone, where the modality has an encoder.
+
+    Clients that tokenize texts themselves would get embeddings of their token ids wherever these are as many as a feature
+    has numbers. Features of encoders are not whole numbers; items and raw floats are never token ids.
+    """
+    if version.spec.modalities[modality].encoder is not None and look_like_tokens(rows):
+        raise InvalidRequest(
+            f"modality {modality!r} is bound to an encoder, and {_TOKENS}; or, if these are features of whole numbers, "
+            'send each as {"modality": ..., "feature": [...]}, or raw floats',
+            "input",
+            "token_ids",
+        )
 
 
 def _whole(modality: str, rows_BF: Float32Array) -> ModalityRows:
     return ModalityRows(modality, rows_BF, np.arange(len(rows_BF)))
 
 
-def _check_dimensions(options: EmbeddingOptions, version: ServedVersion) -> None:
-    if options.dimensions not in (None, version.spec.width):
-        raise InvalidRequest(
-            f"dimensions is {shortened(options.dimensions)}; {version.label} has "
-            f"{version.spec.width}",
-            "dimensions",
-        )
+def _checked_dimensions(options: EmbeddingOptions, version: ServedVersion) -> int:
+    """Return D: how many of the E numbers are wanted. Raises InvalidRequest."""
+    width, wanted = version.spec.width, options.dimensions
+    if wanted is None or wanted == width:
+        return width
+    if wanted > width:
+        permitted = f"{version.label} has {width}"
+    elif not version.spec.solves:
+        permitted = f"{version.label} has {width}, and no fewer: only heads of the policy improve order them"
+    else:
+        return wanted
+    raise InvalidRequest(f"dimensions is {shortened(wanted)}; {permitted}", "dimensions")
+
+
+def _truncated(embeddings_BE: Float32Array, count: int, *, normalize: bool) -> Float32Array:
+    """Return the first numbers of each row (B × D), at unit length if the whole rows are."""
+    if count == embeddings_BE.shape[1]:
+        return embeddings_BE
+    prefix_BD = np.ascontiguousarray(embeddings_BE[:, :count])
+    if normalize:
+        size_B1 = np.linalg.norm(prefix_BD, axis=1, keepdims=True)
+        np.divide(prefix_BD, size_B1, out=prefix_BD, where=size_B1 > 0)
+    return prefix_BD
 
 
 def _read(request: Request, body: bytes, most: int) -> _Query:
@@ -257,12 +294,12 @@ def _read(request: Request, body: bytes, most: int) -> _Query:
 def _plain_rows(plain: PlainRequest[EmbeddingOptions], version: ServedVersion) -> ModalityRows:
     modality = _stated(plain.options.modality, plain.rows_BF)
     width = width_of(modality, version.spec)
+    _check_no_tokens(modality, version, plain.rows_BF)
     return _whole(modality, from_array(plain.rows_BF, feature_label(modality), width))
 
 
 def _read_binary(request: Request, body: bytes, form: str, most: int) -> _Query:
-    _check_flag(request.query_params.get("normalize"))
-    options = parse_parameters(_BinaryOptions, dict(request.query_params))
+    options = _binary_options(request)
     modality = _stated(options.modality)
     dtype = dtype_of(options.dtype)
 
@@ -275,6 +312,22 @@ def _read_binary(request: Request, body: bytes, form: str, most: int) -> _Query:
     return _Query(options, len(body), rows_for)
 
 
+def _binary_options(request: Request) -> _BinaryOptions:
+    """Parse the query parameters. Raises InvalidRequest."""
+    query = request.scope["query_string"]
+    # Clients repeat their few queries, and parsing one costs a tenth of a request of one row.
+    return _cached_options(query) if len(query) <= _SHORT_QUERY else _options_in(query)
+
+
+def _options_in(query: bytes) -> _BinaryOptions:
+    parameters = QueryParams(query)
+    _check_flag(parameters.get("normalize"))
+    return parse_parameters(_BinaryOptions, dict(parameters))
+
+
+_cached_options = lru_cache(_QUERIES)(_options_in)
+
+
 def _check_flag(text: str | None) -> None:
     """Refuse `yes` and `1`, which the parser would take."""
     if text not in (None, "true", "false"):
@@ -285,7 +338,7 @@ def _check_flag(text: str | None) -> None:
 
 def _response(
     request: Request, query: _Query, chosen: Chosen, embeddings_BE: Float32Array
-) -> Response:
+) -> Steps[Response]:
     version = chosen.version
     headers = {"x-model-version": str(version.number), "x-model-channel": chosen.channel}
     encoding = query.options.encoding_format

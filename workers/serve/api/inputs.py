@@ -1,19 +1,21 @@
 """From the items of a request to embeddings by one version, of any modalities.
 
-Shapes: B rows, F width of the raw feature, E width of the embeddings.
+Raw items become features by the encoder that the version binds their modality to.
+
+Shapes: B rows or items, F width of the raw feature, E width of the embeddings.
 """
 
 import asyncio
 import base64
 import binascii
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cmcl.contract.encoder import EncoderSpec
 from workers.serve.api.context import Replica
 from workers.serve.api.wire.collection_bodies import CollectionItem
 from workers.serve.api.wire.requests import Item
@@ -25,8 +27,9 @@ from workers.serve.api.wire.rows import (
     width_of,
 )
 from workers.serve.batching.compute import NO_TICKET, Ticket
-from workers.serve.encoders.port import EncoderInfo, EncoderUnavailable, UnreadableItem
-from workers.serve.errors import InvalidRequest, NotReady, WrongRow
+from workers.serve.encoders.client import is_taken, kind_of, takes
+from workers.serve.encoders.port import EncoderMismatch, EncoderUnavailable, Raw, UnreadableItem
+from workers.serve.errors import Conflict, InvalidRequest, NotReady, WrongRow
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 Positions = NDArray[np.int64]
@@ -34,6 +37,93 @@ Positions = NDArray[np.int64]
 _ITEMS_AT_ONCE = 128
 # Of an item's id, in a message.
 _LONGEST_NAME = 60
+
+
+async def encoded(
+    replica: Replica,
+    version: ServedVersion,
+    modality: str,
+    raw: Sequence[Raw],
+    field: str = "input",
+    *,
+    tenant: str,
+) -> Float32Array:
+    """Return features (B × F) by the encoder. All items are of one form; there is at least one.
+
+    Raises InvalidRequest, Conflict, NotReady, Overloaded.
+    """
+    width_of(modality, version.spec)
+    spec = _encoder(replica, version, modality, field)
+    if not is_taken(spec, raw[0]):
+        reason = (
+            f"is {kind_of(raw[0])}; {_named(version, modality)} takes {takes(spec)} or features"
+        )
+        raise WrongRow(0, reason, "wrong_media", field, f"{field}[0]")
+    expected = version.encoders.get(modality)
+    try:
+        with replica.admission.at_encoder(spec.name, tenant, len(raw)):
+            return checked(await replica.encoders.encode(spec.name, raw, tenant, expected))
+    except UnreadableItem as error:
+        reason = f"cannot be encoded: {error.reason}"
+        name = f"{field}[{error.index}]"
+        raise WrongRow(error.index, reason, "unreadable_item", field, name) from error
+    except EncoderMismatch as error:
+        replica.metrics.encoder_refused(version.model, modality, "mismatch")
+        raise _mismatch(version, modality, str(error), field) from error
+    except EncoderUnavailable as error:
+        message = f"the encoder of modality {modality!r} is unavailable; try again"
+        raise NotReady(message, field, "encoder_unavailable") from error
+
+
+async def check_encoder(replica: Replica, version: ServedVersion, modality: str) -> None:
+    """Check that raw items of this modality would be encoded.
+
+    Raises InvalidRequest, Conflict, EncoderMismatch, EncoderUnavailable.
+    """
+    spec = _encoder(replica, version, modality, "modality")
+    if (expected := version.encoders.get(modality)) is not None:
+        await replica.encoders.check(spec.name, expected)
+
+
+def _encoder(replica: Replica, version: ServedVersion, modality: str, field: str) -> EncoderSpec:
+    """The encoder that the modality is bound to. Raises InvalidRequest, Conflict."""
+    bound = version.spec.modalities[modality].encoder
+    if bound is None:
+        raise InvalidRequest(
+            f"{_named(version, modality)} takes features: it is bound to no encoder",
+            field,
+            "no_encoder",
+        )
+    spec = replica.encoders.specs.get(bound)
+    # 409, not 503: only an operator can change it, so clients should not try again.
+    if spec is None:
+        replica.metrics.encoder_refused(version.model, modality, "not_configured")
+        raise Conflict(
+            f"{_named(version, modality)} is bound to encoder {bound!r}, which is not configured at this endpoint: send "
+            "features, or ask the operator to configure it",
+            field,
+            "encoder_not_configured",
+        )
+    width = version.spec.widths[modality]
+    if spec.width != width:
+        replica.metrics.encoder_refused(version.model, modality, "mismatch")
+        reason = f"width is {spec.width}, expected {width}"
+        raise _mismatch(version, modality, reason, field)
+    return spec
+
+
+def _mismatch(version: ServedVersion, modality: str, reason: str, field: str) -> Conflict:
+    bound = version.spec.modalities[modality].encoder
+    return Conflict(
+        f"encoder {bound!r} of this endpoint is not the one whose features {version.label} has learned "
+        f"for modality {modality!r}: {reason}. Send features, or ask the operator for that encoder",
+        field,
+        "encoder_mismatch",
+    )
+
+
+def _named(version: ServedVersion, modality: str) -> str:
+    return f"modality {modality!r} of model {version.model!r}"
 
 
 @dataclass(frozen=True)
@@ -56,7 +146,7 @@ async def features_of(
     """Return features of the items, by modality: as they were sent, or by the encoder.
 
     `field`: of the items in the body. `tenant`: whose share of the encoder they take. Raises InvalidRequest,
-    NotReady, Overloaded.
+    Conflict, NotReady, Overloaded.
     """
     positions: dict[str, list[int]] = {}
     for index, item in enumerate(items):
@@ -106,54 +196,6 @@ async def embed_parts(
     return together_BE
 
 
-async def encoded(
-    replica: Replica,
-    version: ServedVersion,
-    modality: str,
-    raw: Sequence[str | bytes],
-    field: str = "input",
-    *,
-    tenant: str,
-) -> Float32Array:
-    """Return features (B × F) by the encoder. Raises InvalidRequest, NotReady, Overloaded."""
-    width = width_of(modality, version.spec)
-    info = _encoder(replica, modality, field, of_text=isinstance(raw[0], str))
-    if info.width != width:
-        raise InvalidRequest(
-            f"the encoder {info.name!r} gives features of width {info.width}, and modality "
-            f"{modality!r} of {version.label} has {width}",
-            "modality",
-            "wrong_encoder",
-        )
-    try:
-        with replica.admission.at_encoder(modality, tenant, len(raw)):
-            return checked(await replica.encoders.encode(modality, raw, tenant))
-    except UnreadableItem as error:
-        reason = f"cannot be encoded: {error.reason}"
-        name = f"{field}[{error.index}]"
-        raise WrongRow(error.index, reason, "unreadable_item", field, name) from error
-    except EncoderUnavailable as error:
-        message = f"the encoder of {modality!r} is unavailable; try again"
-        raise NotReady(message, field, "encoder_unavailable") from error
-
-
-def _encoder(replica: Replica, modality: str, field: str, *, of_text: bool) -> EncoderInfo:
-    info = replica.encoders.infos.get(modality)
-    what = "texts" if of_text else "files"
-    if info is None:
-        raise InvalidRequest(
-            f"no encoder is configured for modality {modality!r}; send features, not {what}",
-            field,
-            "no_encoder",
-        )
-    if (info.raw == "text") != of_text:
-        takes = "texts" if info.raw == "text" else "files"
-        raise InvalidRequest(
-            f"the encoder of modality {modality!r} takes {takes}, not {what}", field, "no_encoder"
-        )
-    return info
-
-
 @dataclass(frozen=True)
 class _Placed:
     """The items of one modality in a request, by their numbers in the field."""
@@ -163,35 +205,52 @@ class _Placed:
     field: str
     tenant: str
 
-    @contextmanager
-    def naming(self, places: Sequence[int]) -> Iterator[None]:
+    def naming(self, places: Sequence[int]) -> "_Naming":
         """Context manager that names refused rows, which are at these places, as the client does."""
-        try:
-            yield
-        except WrongRow as error:
-            index = self.indices[places[error.row]]
-            item = self.items[index]
-            name = f"{self.field}[{index}]"
-            if isinstance(item, CollectionItem):
-                name = f"item {item.id[:_LONGEST_NAME]!r}"
-            raise error.at(index, self.field, name) from error
+        return _Naming(self, places)
+
+    def named(self, error: WrongRow, places: Sequence[int]) -> WrongRow:
+        """Return the error of a row at one of these places with its name in the request."""
+        index = self.indices[places[error.row]]
+        item = self.items[index]
+        name = f"{self.field}[{index}]"
+        if isinstance(item, CollectionItem):
+            name = f"item {item.id[:_LONGEST_NAME]!r}"
+        return error.at(index, self.field, name)
+
+
+class _Naming:
+    """A class and not a generator, because every item passes here."""
+
+    __slots__ = ("_placed", "_places")
+
+    def __init__(self, placed: _Placed, places: Sequence[int]) -> None:
+        self._placed = placed
+        self._places = places
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, WrongRow):
+            raise self._placed.named(error, self._places) from error
 
 
 async def _features(
     replica: Replica, version: ServedVersion, modality: str, placed: _Placed
 ) -> Float32Array:
     """Return features of all items of one modality, which may be given in different ways."""
-    width = width_of(modality, version.spec, placed.field)
+    width, label = width_of(modality, version.spec, placed.field), feature_label(modality)
     rows_BF = np.empty((len(placed.indices), width), np.float32)
     by_kind: dict[type, list[int]] = {}
-    raw: dict[int, str | bytes] = {}
+    raw: dict[int, Raw] = {}
     packed: list[int] = []
     for place, index in enumerate(placed.indices):
         if place % _ITEMS_AT_ONCE == _ITEMS_AT_ONCE - 1:
             await asyncio.sleep(0)
         with placed.naming([place]):
-            given = _given(placed.items[index], feature_label(modality), width)
-        if isinstance(given, str | bytes):
+            given = _given(placed.items[index], label, width)
+        if not isinstance(given, np.ndarray):
             raw[place] = given
             by_kind.setdefault(type(given), []).append(place)
         else:
@@ -200,7 +259,7 @@ async def _features(
     if packed:
         # All at once: checking each row separately would take a third of the time of the product.
         with placed.naming(packed):
-            checked(rows_BF[packed])
+            checked(rows_BF if len(packed) == len(rows_BF) else rows_BF[packed])
     for places in by_kind.values():
         with placed.naming(places):
             wanted = [raw[place] for place in places]
@@ -210,12 +269,14 @@ async def _features(
     return rows_BF
 
 
-def _given(item: Item, what: str, width: int) -> Float32Array | str | bytes:
+def _given(item: Item, what: str, width: int) -> Float32Array | Raw:
     """Return the feature of an item, of the right width; or the raw item for the encoder."""
     if item.text is not None:
         return item.text
     if item.data is not None:
         return _file(item.data)
+    if item.numbers is not None:
+        return item.numbers
     if isinstance(item.feature, str):
         return from_base64(item.feature, 0, what, width)
     row_F: Float32Array = from_lists([item.feature or []], what, width)[0]

@@ -67,7 +67,7 @@ class _Tried:
                 self._worked[name] = version
 
     async def _try(self, version: ServedVersion) -> None:
-        for modality, width in version.spec.modalities.items():
+        for modality, width in version.spec.widths.items():
             row_BF = np.full((1, width), width**-0.5, np.float32)
             vector_BE = await self._replica.compute.embed(version, modality, row_BF)
             if not np.isfinite(vector_BE).all():
@@ -77,13 +77,13 @@ class _Tried:
 def announcements_router(announcer: Announcer) -> APIRouter:
     """Return the route `POST /internal/announcements`.
 
-    It needs no key: all that it causes is a look at the store, some times a second at most.
+    It needs no key: it causes a poll of the store, some times a second at most.
     """
     made = APIRouter(include_in_schema=False)
 
     @made.post(ANNOUNCEMENTS)
     async def post_announcement(request: Request) -> Response:
-        """Announce a change to all replicas, without waiting until they have looked."""
+        """Announce a change to all replicas, without waiting until they have polled."""
         news = _parsed(await _body(request))
         announcer.announce(news.model)
         return JSONResponse({"status": "announced"}, 202)

@@ -3,23 +3,38 @@
 It refuses hosts that are not allowed, names the server in each response, counts requests by status, and
 releases what a request held (its place, its rows, bytes in memory) when its response has been sent. A client
 that asks for much and reads slowly would otherwise have response after response pile up, counted nowhere.
+
+Errors are answered in OpenAI's shape, by this layer and by the routes.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cmcl.contract.version import ANNOUNCEMENTS
 from workers.serve.api.admission import Holding, hold_for
-from workers.serve.api.errors import CLIENT_CLOSED_REQUEST, answer_to
-from workers.serve.errors import Forbidden
+from workers.serve.api.deadlines import in_time
+from workers.serve.errors import ApiError, Forbidden, InvalidRequest
 from workers.serve.quota import Quota
+
+# nginx's number for a client that disconnected before it was answered; it is only counted.
+CLIENT_CLOSED_REQUEST = 499
+# Of a path or method that there is not: most often it is the other server's.
+_ELSEWHERE = (
+    "this is the embeddings endpoint; models, datasets, jobs and versions are at the control plane "
+    "(CMCL_URL of the client, by default port 8000)"
+)
+_LONGEST_PATH = 200
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +57,48 @@ _REFUSAL_SECONDS = 1.0
 # More than most responses have. uvicorn takes a message of any size at once, and lets the next one wait until a
 # client has read most of it.
 _PIECE_BYTES = 256 << 10
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Let every error leave in OpenAI's shape."""
+
+    async def on_error(_: Request, error: Exception) -> Response:
+        return answer_to(error)
+
+    async def on_http_exception(request: Request, error: HTTPException) -> Response:
+        asked = f"{request.method} {request.url.path[:_LONGEST_PATH]}"
+        message = f"{asked}: {error.detail}; {_ELSEWHERE}"
+        code = "method_not_allowed" if error.status_code == 405 else "path_not_found"
+        headers = error.headers or {}
+        return _response(error.status_code, InvalidRequest.kind, message, None, code, headers)
+
+    for kind in (ApiError, ClientDisconnect, Exception):
+        app.exception_handler(kind)(on_error)
+    app.exception_handler(HTTPException)(on_http_exception)
+
+
+def answer_to(error: Exception) -> Response:
+    """Return the response for an error. Of an unhandled one it has no details: they are for the log."""
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if isinstance(error, ApiError):
+        return _response(
+            error.status, error.kind, str(error), error.param, error.code, error.headers
+        )
+    message = "internal server error"
+    return _response(500, ApiError.kind, message, None, ApiError.default_code, {})
+
+
+def _response(
+    status: int,
+    kind: str,
+    message: str,
+    param: str | None,
+    code: str,
+    headers: Mapping[str, str],
+) -> Response:
+    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return JSONResponse(body, status, headers)
 
 
 class AllowedHosts:
@@ -209,7 +266,7 @@ class _Response:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            # It is sent with the first piece: timing costs more than all else here.
+            # It is sent with the first piece.
             self._start = message
             return
         body = message.get("body", b"")
@@ -228,12 +285,14 @@ class _Response:
             await self._layer.slow_down(self.status)
             start["headers"] = [*start.get("headers", ()), _SERVER]
         try:
-            async with asyncio.timeout(self._layer.stall_seconds):
-                if start is not None:
-                    await self._send(start)
-                await self._send(message)
+            await in_time(self._send_both(start, message), self._layer.stall_seconds)
         except TimeoutError as error:
             raise _Stalled from error
+
+    async def _send_both(self, start: Message | None, message: Message) -> None:
+        if start is not None:
+            await self._send(start)
+        await self._send(message)
 
 
 class _Stalled(BaseException):

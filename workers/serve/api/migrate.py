@@ -34,6 +34,7 @@ from workers.serve.api.context import (
     held_body,
     read_context,
     run_if_large,
+    run_steps_if_large,
 )
 from workers.serve.api.openapi import BODY, BYTES, json_body, operation, query_parameters
 from workers.serve.api.wire.binary import DTYPE, dtype_of
@@ -50,6 +51,7 @@ from workers.serve.api.wire.formats import (
 from workers.serve.api.wire.requests import STRICT, Encoding, Feature, parse, parse_parameters
 from workers.serve.api.wire.responses import MigrationResponse
 from workers.serve.api.wire.rows import check_count, checked, from_base64, from_lists, width_of
+from workers.serve.batching.compute import Steps
 from workers.serve.errors import (
     InvalidRequest,
     NotReady,
@@ -163,8 +165,8 @@ class _Migrate:
             found = await self._map(query.asked, old.version, new.version, context.tenant)
             migrated_BE = await replica.compute.run(context.tenant, _apply, found, vectors_BE)
             tenant, size = context.tenant, migrated_BE.nbytes
-            response = await run_if_large(
-                replica, tenant, size, _response, request, query, (old, new), found, migrated_BE
+            response = await run_steps_if_large(
+                replica, tenant, size, _response(request, query, (old, new), found, migrated_BE)
             )
         replica.metrics.answered(new.version.model, rows, timer.seconds)
         return response
@@ -239,7 +241,7 @@ def _response(
     chosen: tuple[Chosen, Chosen],
     found: Migration,
     migrated_BE: Float32Array,
-) -> Response:
+) -> Steps[Response]:
     old, new = chosen
     figures = {
         "predicted_error": found.predicted_error,

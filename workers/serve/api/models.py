@@ -1,6 +1,7 @@
 """`GET /v1/models`: models and their versions, in OpenAI's shape with further fields."""
 
-from collections.abc import Mapping
+import asyncio
+from typing import Any
 
 import orjson
 from fastapi import APIRouter
@@ -14,18 +15,19 @@ from workers.serve.api.context import (
     cancel_on_disconnect,
     read_context,
 )
+from workers.serve.api.inputs import check_encoder
 from workers.serve.api.openapi import KEY, WAIT, operation
 from workers.serve.api.wire.formats import JSON
 from workers.serve.api.wire.responses import Model, ModelList
-from workers.serve.encoders.port import EncoderInfo
-from workers.serve.errors import NotFound
+from workers.serve.encoders.port import EncoderMismatch, EncoderUnavailable
+from workers.serve.errors import ApiError, NotFound
 from workers.serve.migration import Changes, Compatibilities
 from workers.serve.versions.live import LiveModel, Refusal
 from workers.serve.versions.loading import ServedVersion
 from workers.serve.versions.lookup import parse_reference
 
 # OpenAI's clients require an owner.
-_NOBODY = "cmcl"
+_NO_OWNER = "cmcl"
 
 
 def router(replica: Replica) -> APIRouter:
@@ -39,14 +41,14 @@ def router(replica: Replica) -> APIRouter:
 
 
 class _Models:
-    """Answers from memory; only a version that is named exactly may have to be loaded."""
+    """Answers from memory. Of one model, its encoders are asked, and a version named exactly may be loaded."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._compatibilities = Compatibilities(replica.store, replica.compute)
 
     async def list_models(self, request: Request) -> Response:
-        """List models: versions, canaries, modalities, and whether stored vectors still fit."""
+        """List models: versions, canaries, modalities, encoders, and whether stored vectors still fit."""
         caller = self._replica.access.authenticate(authorization_of(request.headers))
         data = [
             self._described(name, live, live.version)
@@ -56,49 +58,85 @@ class _Models:
         return _json({"object": "list", "data": data})
 
     async def one_model(self, request: Request, model: str) -> Response:
-        """Show one model, by its name or as name@version."""
+        """Show one model, by its name or as name@version, and whether its encoders are the right ones."""
         context = read_context(request, self._replica)
         caller, wanted = context.caller, parse_reference(model)
         exact = None
-        if wanted.version is not None:
-            async with cancel_on_disconnect(request, context):
+        async with cancel_on_disconnect(request, context):
+            if wanted.version is not None:
                 exact = (await self._replica.lookup.find(wanted, 0, caller)).version
-        live = self._replica.live.get(wanted.name)
-        if live is None or not caller.sees(live.owner):
-            raise NotFound(f"there is no model {wanted.name!r} with a live version", "model")
-        return _json(self._described(model, live, exact or live.version))
+            live = self._replica.live.get(wanted.name)
+            if live is None or not caller.sees(live.owner):
+                raise NotFound(f"there is no model {wanted.name!r} with a live version", "model")
+            version = exact or live.version
+            body = self._described(model, live, version)
+            body["encoders"] = await self._checked_encoders(version)
+        return _json(body)
 
     def _described(self, name: str, live: LiveModel, version: ServedVersion) -> dict[str, object]:
-        resident = self._replica.lookup.resident(version.model)
+        loaded = self._replica.lookup.loaded(version.model)
         return {
             "id": name,
             "object": "model",
             "created": int(version.created_at.timestamp()),
-            "owned_by": live.owner or _NOBODY,
+            "owned_by": live.owner or _NO_OWNER,
             "version": version.number,
             "generation": live.generation,
             "width": version.spec.width,
             "dimensions": [version.spec.width],
-            "modalities": version.spec.modalities,
+            "modalities": version.spec.widths,
             "pairs": sorted(pair.key for pair in version.pairs),
-            "encoders": _encoders(self._replica.encoders.infos, version),
+            "encoders": self._encoders(version),
             "versions": {
-                "resident": sorted(each.number for each in resident),
+                "loaded": sorted(each.number for each in loaded),
                 "lineage": list(live.version.lineage),
                 "retired": list(live.retired),
             },
             "channels": _channels(live),
-            "compatibility": self._compatibility(live.version, resident),
+            "compatibility": self._compatibility(live.version, loaded),
             "refusals": [
                 self._refusal(each) for each in self._replica.live.refusals(version.model)
             ],
         }
 
+    def _encoders(self, version: ServedVersion) -> dict[str, dict[str, Any]]:
+        """The encoders that modalities are bound to, without asking them."""
+        found: dict[str, dict[str, Any]] = {}
+        for modality, bound in version.spec.modalities.items():
+            if bound.encoder is None:
+                continue
+            spec = self._replica.encoders.specs.get(bound.encoder)
+            found[modality] = {
+                "name": bound.encoder,
+                "title": spec and spec.title,
+                "takes": spec and spec.takes,
+                "matches": None,
+                "problem": None,
+            }
+        return found
+
+    async def _checked_encoders(self, version: ServedVersion) -> dict[str, dict[str, Any]]:
+        encoders = self._encoders(version)
+        states = await asyncio.gather(*(self._state(version, modality) for modality in encoders))
+        return {
+            modality: encoder | state
+            for (modality, encoder), state in zip(encoders.items(), states, strict=True)
+        }
+
+    async def _state(self, version: ServedVersion, modality: str) -> dict[str, Any]:
+        try:
+            await check_encoder(self._replica, version, modality)
+        except (ApiError, EncoderMismatch) as error:
+            return {"matches": False, "problem": str(error)}
+        except EncoderUnavailable as error:
+            return {"problem": str(error)}
+        return {"matches": True}
+
     def _compatibility(
-        self, live: ServedVersion, resident: list[ServedVersion]
+        self, live: ServedVersion, loaded: list[ServedVersion]
     ) -> dict[str, Changes | None]:
         """Changes by number of each version in memory; None until it is computed."""
-        others = sorted((each for each in resident if each != live), key=lambda each: each.number)
+        others = sorted((each for each in loaded if each != live), key=lambda each: each.number)
         return {str(each.number): self._compatibilities.known(each, live) for each in others}
 
     def _refusal(self, refusal: Refusal) -> dict[str, object]:
@@ -112,25 +150,16 @@ class _Models:
         }
 
 
-def _encoders(infos: Mapping[str, EncoderInfo], version: ServedVersion) -> dict[str, object]:
-    """Encoders whose features the heads can read, by modality."""
-    return {
-        modality: {"name": info.name, "takes": info.raw}
-        for modality, info in infos.items()
-        if version.spec.modalities.get(modality) == info.width
-    }
-
-
 def _channels(live: LiveModel) -> dict[str, object]:
-    candidate = None
+    canary = None
     if live.canary is not None:
-        candidate = {
+        canary = {
             "version": live.canary.version,
             "share": live.canary.share,
             "shadow": live.canary.shadow,
-            "loaded": live.candidate is not None,
+            "loaded": live.loaded_canary is not None,
         }
-    return {"live": live.version.number, "candidate": candidate}
+    return {"live": live.version.number, "canary": canary}
 
 
 def _json(body: dict[str, object]) -> Response:

@@ -24,7 +24,8 @@ _WORDS = {
     403: "Forbidden: the key does not permit this request; or, without keys, the host is not permitted.",
     404: "The model, version or collection is not found, or not visible to the key.",
     408: "Request timeout: the body did not arrive in time.",
-    409: "The request conflicts with the current state: the name is taken.",
+    409: "The request conflicts with the current state: the name is taken, or the encoder is not the one of the "
+    "version's features.",
     413: "Request body too large.",
     415: "Unsupported media type.",
     422: "These versions cannot do what the request asks for.",

@@ -1,4 +1,4 @@
-"""`/v1/collections/{name}/search` and `/export`: from memory, by one version at one revision."""
+"""`/v1/collections/{name}/search`, `/items` and `/export`: from memory, by one version at one revision."""
 
 import asyncio
 import re
@@ -32,11 +32,17 @@ from workers.serve.api.context import (
     run_if_large,
 )
 from workers.serve.api.inputs import embed_parts, features_of
-from workers.serve.api.openapi import BODY, WAIT, json_body, operation
+from workers.serve.api.openapi import BODY, BYTES, WAIT, json_body, operation
 from workers.serve.api.wire.collection_bodies import SearchRequest
-from workers.serve.api.wire.formats import JSON
-from workers.serve.api.wire.requests import Item, parse
-from workers.serve.api.wire.responses import SearchResponse
+from workers.serve.api.wire.formats import ARROW, JSON
+from workers.serve.api.wire.requests import (
+    LARGEST_OFFSET,
+    MOST_LISTED,
+    Item,
+    parse,
+    parse_number,
+)
+from workers.serve.api.wire.responses import ItemsResponse, SearchResponse
 from workers.serve.api.wire.rows import width_of
 from workers.serve.auth import Caller
 from workers.serve.batching.compute import Ticket, run_interleaved
@@ -51,6 +57,7 @@ from workers.serve.versions.lookup import parse_version
 
 _WAIT_STEP_SECONDS = 0.02
 _TABLE_PATTERN = r"[a-z_][a-z0-9_]{0,62}"
+_BINARY = ("application/vnd.apache.parquet", ARROW)
 _DDL, _DDL_KIND = "pgvector-ddl", "text/plain; charset=utf-8"
 
 
@@ -61,7 +68,7 @@ def router(replica: Replica) -> APIRouter:
     searched = operation(
         "search_collection",
         SearchResponse,
-        BODY | {501},
+        BODY | {409, 501},
         body=json_body(SearchRequest),
         parameters=[*ASKED_VERSION, ASKED_REVISION],
         success={"headers": ANSWERED_VERSION | ANSWERED_REVISION},
@@ -74,12 +81,20 @@ def router(replica: Replica) -> APIRouter:
         success={
             "headers": ANSWERED_VERSION | ANSWERED_REVISION,
             "content": {
-                kind.partition(";")[0]: {"schema": {"type": "string"}}
+                kind.partition(";")[0]: BYTES if kind in _BINARY else {"schema": {"type": "string"}}
                 for kind in (_DDL_KIND, *(each for _, each in FORMATS.values()))
             },
         },
     )
+    listed = operation(
+        "list_items",
+        ItemsResponse,
+        WAIT | {501},
+        parameters=[*_LISTED, *ASKED_VERSION, ASKED_REVISION],
+        success={"headers": ANSWERED_VERSION | ANSWERED_REVISION},
+    )
     made.post("/{name}/search", **searched)(search.answer)
+    made.get("/{name}/items", **listed)(search.items)
     made.get("/{name}/export", response_class=StreamingResponse, **exported)(search.export)
     return made
 
@@ -91,6 +106,13 @@ def _parameter(name: str, schema: dict[str, Any], *, required: bool) -> dict[str
 _EXPORTED = (
     _parameter("format", {"type": "string", "enum": [*FORMATS, _DDL]}, required=True),
     _parameter("table", {"type": "string", "pattern": f"^{_TABLE_PATTERN}$"}, required=False),
+)
+
+
+_LISTED = (
+    _parameter("offset", {"type": "integer", "minimum": 0}, required=False),
+    _parameter("limit", {"type": "integer", "minimum": 1, "maximum": MOST_LISTED}, required=False),
+    _parameter("modality", {"type": "string"}, required=False),
 )
 
 
@@ -124,8 +146,42 @@ class _Search:
         replica.metrics.answered(index.version.model, 1, timer.seconds)
         return Response(_body(index, found), media_type=JSON, headers=_headers(index))
 
+    async def items(self, name: str, request: Request) -> Response:
+        """List items with their payloads, `limit` (50) after `offset`, of one modality or of all.
+
+        The order is that of the index: it changes with its revision, and when parts are merged.
+        """
+        context = read_context(request, self._replica)
+        collections_of(self._replica)
+        parameters = request.query_params
+        offset = parse_number(parameters.get("offset", "0"), "offset", 0, LARGEST_OFFSET)
+        limit = parse_number(parameters.get("limit", "50"), "limit", 1, MOST_LISTED)
+        modality = parameters.get("modality")
+        async with cancel_on_disconnect(request, context):
+            index = await self._index(name, request, context)
+            if modality is not None:
+                width_of(modality, index.version.spec, "modality")
+            with self._replica.admission.rows.held(context.tenant, limit):
+                found = await self._replica.compute.run(
+                    context.tenant, index.items, offset, limit, modality
+                )
+        rows = index.rows if modality is None else index.rows_of(modality)
+        following = offset + len(found)
+        answer = {
+            "object": "list",
+            "data": [
+                {"id": each.id, "modality": each.modality, "payload": _payload(each.payload)}
+                for each in found
+            ],
+            "model": index.version.label,
+            "revision": index.revision,
+            "rows": rows,
+            "next_offset": following if found and following < rows else None,
+        }
+        return Response(orjson.dumps(answer), media_type=JSON, headers=_headers(index))
+
     async def export(self, name: str, request: Request) -> Response:
-        """Export all items with their vectors for another store: `format` qdrant, pgvector, pgvector-ddl."""
+        """Export all items with their vectors for another store or a table: Qdrant, pgvector, Parquet, Arrow."""
         context = read_context(request, self._replica)
         collections_of(self._replica)
         format_ = request.query_params.get("format", "")
@@ -261,14 +317,18 @@ def _body(index: Index, found: SearchResult) -> bytes:
     return orjson.dumps(answer)
 
 
+def _payload(text: str | None) -> orjson.Fragment | None:
+    """A payload as it is stored: every one that was accepted can be written."""
+    return None if text is None else orjson.Fragment(text)
+
+
 def _hits(hits: Sequence[Hit]) -> list[dict[str, object]]:
     return [
         {
             "id": hit.id,
             "score": hit.score,
             "modality": hit.modality,
-            # As it is stored: every payload that was accepted can be written.
-            "payload": None if hit.payload is None else orjson.Fragment(hit.payload),
+            "payload": _payload(hit.payload),
         }
         for hit in hits
     ]

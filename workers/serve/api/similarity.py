@@ -65,7 +65,7 @@ def router(replica: Replica) -> APIRouter:
     described = operation(
         "score_similarity",
         SimilarityResponse,
-        BODY,
+        BODY | {409},
         body=json_body(SimilarityRequest),
         parameters=ROUTED,
         success={"headers": ANSWERED_CHANNEL},

@@ -10,10 +10,11 @@ cost more than the product; large ones in the compute thread, while the loop rea
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
+from time import time_ns
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -154,8 +155,10 @@ _Result = list[tuple[Slice, Float32Array | Exception]]
 class Batcher:
     """`Compute` with one thread for products and one for other heavy work."""
 
-    def __init__(self, metrics: ServeMetrics) -> None:
+    def __init__(self, metrics: ServeMetrics, *, traced: bool = False) -> None:
+        """`traced`: note the times of products that rows of traced requests share."""
         self._metrics = metrics
+        self._results = _traced_results if traced else _results
         self._queue = RowQueue()
         self._flush_is_due = False
         self._thread_is_busy = False
@@ -182,6 +185,8 @@ class Batcher:
         heads = version.source.in_memory
         if heads is None:
             heads = await asyncio.to_thread(version.source.load)
+        if ticket.trace is not None:
+            ticket.trace.queue(version.model, version.number, len(rows_BF))
         future: asyncio.Future[Float32Array] = loop.create_future()
         self._queue.add(Work(heads, modality, rows_BF, normalize, ticket, future))
         self._schedule(loop)
@@ -227,10 +232,10 @@ class Batcher:
             self._metrics.batch(len(taken), rows)
         if rows > _INLINE_ROWS:
             self._thread_is_busy = True
-            product = loop.run_in_executor(self._products, _results, taken)
+            product = loop.run_in_executor(self._products, self._results, taken)
             product.add_done_callback(lambda done: self._after(done, loop))
             return
-        _deliver(_results(taken))
+        _deliver(self._results(taken))
         if self._queue:
             self._schedule(loop)
 
@@ -248,7 +253,18 @@ def _in_time(work: Work, now: float) -> bool:
     return False
 
 
-def _results(taken: Iterable[Slice]) -> _Result:
+def _traced_results(taken: list[Slice]) -> _Result:
+    """Compute the products, and note in traced requests when, and how many rows shared them."""
+    begin = time_ns()
+    results = _results(taken)
+    product = (begin, time_ns(), sum(each.stop - each.start for each in taken))
+    for trace in {each.work.ticket.trace for each in taken}:
+        if trace is not None:
+            trace.products.append(product)
+    return results
+
+
+def _results(taken: list[Slice]) -> _Result:
     """Every slice with its embeddings; one product for each set of heads and modality."""
 
     def product_of(each: Slice) -> tuple[int, str]:
@@ -273,12 +289,17 @@ def _product(together: list[Slice]) -> _Result:
     first = together[0].work
     head = first.heads.serving[first.modality]
     outputs_BE = head.outputs(torch.from_numpy(rows_BF))
+    outputs = outputs_BE.numpy()
+    # All rows at once: the operation costs as much for one row as for 32.
+    units = (
+        unit_rows(outputs_BE).numpy() if any(each.work.normalize for each in together) else outputs
+    )
     results: _Result = []
     start = 0
     for each, rows_BF in zip(together, pieces, strict=True):
-        own_BE = outputs_BE[start : start + len(rows_BF)]
-        results.append((each, (unit_rows(own_BE) if each.work.normalize else own_BE).numpy()))
-        start += len(rows_BF)
+        stop = start + len(rows_BF)
+        results.append((each, (units if each.work.normalize else outputs)[start:stop]))
+        start = stop
     return results
 
 

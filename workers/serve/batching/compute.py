@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
+from workers.serve.tracing import RequestTrace
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 # The tenant of work that no request waits for.
@@ -25,10 +26,12 @@ _HEAVY_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Ticket:
-    """The tenant whose share of the compute rows take, and the deadline, by the event loop's clock."""
+    """The tenant whose share of the compute rows take, the deadline, by the event loop's clock, and where times of a
+    traced request are noted."""
 
     tenant: str = ""
     deadline: float = float("inf")
+    trace: RequestTrace | None = None
 
 
 NO_TICKET = Ticket()

@@ -16,7 +16,7 @@ import xxhash
 from torch import Tensor
 
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.rollout import PairAgreement
+from cmcl.contract.policy import PairAgreement
 from workers.model.heads import unit_rows
 from workers.nullspace.compatibility import kept_share
 from workers.serve.lru import LRU
@@ -96,15 +96,15 @@ class PairedEmbeddings:
     """The same rows of one modality by both versions, at unit length."""
 
     live_NE: Tensor
-    candidate_NE: Tensor
+    canary_NE: Tensor
 
     @classmethod
     def of(
-        cls, live: ServedVersion, candidate: ServedVersion, modality: str, rows_NF: Float32Array
+        cls, live: ServedVersion, canary: ServedVersion, modality: str, rows_NF: Float32Array
     ) -> "PairedEmbeddings":
         """Embed the rows by both versions. Raises KeyError where one has no head for the modality."""
         raw_NF = torch.from_numpy(rows_NF)
-        one, other = (each.head(modality).outputs(raw_NF) for each in (live, candidate))
+        one, other = (each.head(modality).outputs(raw_NF) for each in (live, canary))
         return cls(unit_rows(one), unit_rows(other))
 
     def __len__(self) -> int:
@@ -117,25 +117,23 @@ def agreement(queries: PairedEmbeddings, stored: PairedEmbeddings) -> PairAgreem
     Raises ValueError where scores are not finite.
     """
     live_QN = queries.live_NE @ stored.live_NE.mT
-    candidate_QN = queries.candidate_NE @ stored.candidate_NE.mT
-    if not (live_QN.isfinite().all() and candidate_QN.isfinite().all()):
+    canary_QN = queries.canary_NE @ stored.canary_NE.mT
+    if not (live_QN.isfinite().all() and canary_QN.isfinite().all()):
         raise ValueError("scores are not finite")
-    cosine_Q = torch.nn.functional.cosine_similarity(live_QN, candidate_QN, dim=1)
+    cosine_Q = torch.nn.functional.cosine_similarity(live_QN, canary_QN, dim=1)
     return PairAgreement(
         queries=len(queries),
         cosine_sum=float(cosine_Q.sum()),
-        overlap_sum=float(kept_share(live_QN, candidate_QN).sum()),
+        overlap_sum=float(kept_share(live_QN, canary_QN).sum()),
     )
 
 
 class VersionComparison:
-    """Compares a candidate with a live version, on recent rows. Used in one thread."""
+    """Compares a canary with a live version, on recent rows. Used in one thread."""
 
-    def __init__(
-        self, live: ServedVersion, candidate: ServedVersion, recent: RecentFeatures
-    ) -> None:
+    def __init__(self, live: ServedVersion, canary: ServedVersion, recent: RecentFeatures) -> None:
         self.live = live
-        self.candidate = candidate
+        self.canary = canary
         self._recent = recent
         self._stored: dict[str, tuple[int, PairedEmbeddings]] = {}
 
@@ -145,9 +143,9 @@ class VersionComparison:
 
         Pairs are left out while there are few recent rows of the other modality.
 
-        Raises KeyError and ValueError, where the candidate cannot answer what the live one can.
+        Raises KeyError and ValueError, where the canary cannot answer what the live one can.
         """
-        queries = PairedEmbeddings.of(self.live, self.candidate, modality, rows_QF)
+        queries = PairedEmbeddings.of(self.live, self.canary, modality, rows_QF)
         found = {}
         for key, partner in partners_of(modality, self.live.pairs).items():
             stored = self._stored_of(partner)
@@ -162,7 +160,7 @@ class VersionComparison:
         added, known = self._stored.get(modality, (0, None))
         if known is None or recent.added - added >= _STALE_SHARE * len(known):
             added = recent.added  # Read before the rows: one more among them does no harm.
-            known = PairedEmbeddings.of(self.live, self.candidate, modality, recent.rows())
+            known = PairedEmbeddings.of(self.live, self.canary, modality, recent.rows())
             self._stored[modality] = (added, known)
         return known
 

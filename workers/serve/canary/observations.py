@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from cmcl.contract.errors import WorkerError
-from cmcl.contract.rollout import Observation, PairAgreement
+from cmcl.contract.policy import Observation, PairAgreement
 from workers.serve.log_once import LogOnce
 from workers.serve.metrics import ServeMetrics
 from workers.serve.versions.live import LiveVersions
@@ -30,16 +30,16 @@ _WHAT = "observations of canaries"
 class Canary:
     """A canary beside the live version of a model.
 
-    `candidate` is None while the replica has not loaded it, or cannot; `refused` says why. `revision`: of the
-    pointer that started the canary; `version`: the candidate's number; `shadow`: the share of the live version's
-    requests to score with the candidate as well.
+    `loaded` is None while the replica has not loaded its version, or cannot; `refused` says why. `revision`: of the
+    pointer that started the canary; `version`: its version's number; `shadow`: the share of the live version's
+    requests to score with the canary as well.
     """
 
     model: str
     revision: int
     version: int
     live: ServedVersion
-    candidate: ServedVersion | None
+    loaded: ServedVersion | None
     shadow: float
     refused: str | None = None
 
@@ -61,9 +61,9 @@ def canary_of(model: str, versions: LiveVersions) -> Canary | None:
         live.canary.revision,
         number,
         live.version,
-        live.candidate,
+        live.loaded_canary,
         live.canary.shadow,
-        refused=reasons[0] if reasons and live.candidate is None else None,
+        refused=reasons[0] if reasons and live.loaded_canary is None else None,
     )
 
 
@@ -109,7 +109,7 @@ class Observations:
         self._metrics = metrics
         self._seen: dict[tuple[str, int], _Seen] = {}
 
-    def look(self, current: Iterable[Canary]) -> list[str]:
+    def update(self, current: Iterable[Canary]) -> list[str]:
         """Note the present canaries. Returns the models whose canary has ended since the last call."""
         canaries = {canary.key: canary for canary in current}
         for canary in canaries.values():
@@ -130,14 +130,14 @@ class Observations:
         self._of(canary)
 
     def answered(self, canary: Canary) -> None:
-        """Count a request that the candidate has answered."""
+        """Count a request that the canary has answered."""
         seen = self._seen.get(canary.key)
         if seen is not None:
             seen.answered += 1
             seen.changes += 1
 
     def failed(self, canary: Canary) -> int:
-        """Count a request that failed because of the candidate. Returns the failures so far."""
+        """Count a request that failed because of the canary. Returns the failures so far."""
         seen = self._seen.get(canary.key)
         if seen is None:
             return 0

@@ -58,11 +58,11 @@ class Collections:
         return self._follower.alive and self._maintenance.alive
 
     def wake(self) -> None:
-        """A version or a collection has changed: look now."""
+        """Poll now: a version or a collection has changed."""
         self._follower.wake()
 
     def wait_loaded(self, seconds: float) -> bool:
-        """Block until all collections of the first look are searched. False after `seconds`."""
+        """Block until all collections of the first poll are searched. False after `seconds`."""
         return self._follower.wait_loaded(seconds)
 
     def snapshot(self, name: str) -> CollectionSnapshot | None:

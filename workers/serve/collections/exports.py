@@ -2,7 +2,8 @@
 
 Qdrant: a JSON line for each point, as its upsert takes them. Ids there must be UUIDs, so the id is in the payload
 under `_cmcl`, and the point's is derived from it: exporting again updates the same points. pgvector: a table, and
-CSV for its COPY.
+CSV for its COPY. Parquet and Arrow: a table for LanceDB, DuckDB, Milvus and everything else that reads one; version
+and revision are in the metadata of its schema.
 """
 
 import csv
@@ -11,12 +12,17 @@ import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from workers.serve.collections.index import Index
 
 _ROWS_AT_ONCE = 256
+# Of a row group of Parquet: a few MiB.
+_GROUP_BYTES = 4 << 20
 # Beyond it pgvector stores vectors, but indexes none.
 _WIDEST_INDEXED = 2000
 _POINTS = uuid.UUID("6a3a1d5e-0c0f-4d53-9c62-5f1f2f6e8c11")
@@ -77,11 +83,89 @@ def pgvector_table(table: str) -> Export:
     return statements
 
 
+def parquet_table(index: Index) -> Iterator[bytes]:
+    """A Parquet file, made while it is sent: memory is that of one row group."""
+    sink = _Sink()
+    # Vectors do not compress, and their dictionary would have as many entries as rows.
+    writer = pq.ParquetWriter(
+        sink, _schema(index), compression={"vector": "none"}, use_dictionary=["modality"]
+    )
+    with writer:
+        for batch in _batches(index):
+            writer.write_batch(batch)
+            yield sink.taken()
+    yield sink.taken()
+
+
+def arrow_stream(index: Index) -> Iterator[bytes]:
+    """The same table as a stream of Arrow IPC."""
+    sink = _Sink()
+    with pa.ipc.new_stream(sink, _schema(index)) as writer:
+        for batch in _batches(index):
+            writer.write_batch(batch)
+            yield sink.taken()
+    yield sink.taken()
+
+
+class _Sink(io.RawIOBase):
+    """A file that holds what was written until it is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        """Keep a copy."""
+        self._written.append(bytes(data))
+        return len(self._written[-1])
+
+    def taken(self) -> bytes:
+        """What was written since the last call."""
+        data = b"".join(self._written)
+        self._written.clear()
+        return data
+
+
+def _schema(index: Index) -> pa.Schema:
+    fields = [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("modality", pa.string(), nullable=False),
+        pa.field("payload", pa.string()),
+        pa.field("vector", pa.list_(pa.float32(), index.version.spec.width), nullable=False),
+    ]
+    origin = {"cmcl.version": index.version.label, "cmcl.revision": str(index.revision)}
+    return pa.schema(fields, metadata=origin)
+
+
+def _batches(index: Index) -> Iterator[pa.RecordBatch]:
+    """Live rows, a few MiB at a time."""
+    width, schema = index.version.spec.width, _schema(index)
+    most = max(1, _GROUP_BYTES // (4 * width))
+    for part in index.parts:
+        live = part.live_N.nonzero()[0]
+        for start in range(0, len(live), most):
+            rows = live[start : start + most]
+            vectors = pa.FixedSizeListArray.from_arrays(part.vectors_NE[rows].ravel(), width)
+            columns = [
+                part.contents.ids.take(rows),
+                pa.repeat(part.contents.modality, len(rows)),
+                part.contents.payloads.texts.take(rows),
+                vectors,
+            ]
+            cast = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
+            yield pa.RecordBatch.from_arrays(cast, schema=schema)
+
+
 # Formats and their media types; the table needs a name, so it is separate.
 FORMATS: Mapping[str, tuple[Export, str]] = MappingProxyType(
     {
         "qdrant": (qdrant_points, "application/x-ndjson"),
         "pgvector": (pgvector_rows, "text/csv; charset=utf-8"),
+        "parquet": (parquet_table, "application/vnd.apache.parquet"),
+        "arrow": (arrow_stream, "application/vnd.apache.arrow.stream"),
     }
 )
 

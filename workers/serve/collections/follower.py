@@ -88,11 +88,11 @@ class CollectionsFollower:
         return self._thread.is_alive()
 
     def wake(self) -> None:
-        """Look now. From any thread."""
+        """Poll now. From any thread."""
         self._woken.set()
 
     def wait_loaded(self, seconds: float) -> bool:
-        """Block until all collections of the first look are searched. False after `seconds`."""
+        """Block until all collections of the first poll are searched. False after `seconds`."""
         return self._loaded.wait(seconds)
 
     def snapshot(self, name: str) -> CollectionSnapshot | None:
@@ -115,8 +115,8 @@ class CollectionsFollower:
         """What is wrong, by name, with collections whose stored parts fail their checks."""
         return self._damaged
 
-    def look(self) -> None:
-        """Look at every collection once. Raises StorageUnavailable if they cannot be listed."""
+    def poll(self) -> None:
+        """Poll every collection once. Raises StorageUnavailable if they cannot be listed."""
         names = revision_log.collection_names(self._store)
         for name in self._followed.keys() - set(names):
             del self._followed[name]
@@ -143,24 +143,24 @@ class CollectionsFollower:
         while not self._stopping.is_set():
             self._woken.clear()
             seen = self._live.all()
-            has_looked = self._poll_safely()
+            has_polled = self._poll_safely()
             due = self._clock() + self._poll_seconds
             # The mapping is replaced with each swap, so identity is enough.
             while self._clock() < due and not self._woken.is_set() and self._live.all() is seen:
                 if not self.work():
-                    if has_looked:
+                    if has_polled:
                         self._loaded.set()
                     self._woken.wait(min(_SWAP_SECONDS, max(due - self._clock(), 0)))
 
     def _poll_safely(self) -> bool:
         try:
-            self.look()
+            self.poll()
         except WorkerError as error:
             self._log.failed("the store", error)
             return False
         except Exception:
-            # A bug: the other looks must go on.
-            logger.exception("a look at the collections failed")
+            # A bug: later polls must still run.
+            logger.exception("polling the collections failed")
             return False
         self._log.recovered("the store")
         return True

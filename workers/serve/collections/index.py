@@ -205,6 +205,15 @@ class Hit:
 
 
 @dataclass(frozen=True)
+class StoredItem:
+    """A row of a collection. `payload`: JSON, or None."""
+
+    id: str
+    modality: str
+    payload: str | None
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """Hits, best first. `exact`: all rows were compared."""
 
@@ -229,6 +238,22 @@ class Index:
     def rows_of(self, modality: str) -> int:
         """Return the number of live rows of this modality."""
         return sum(part.live for part in self.parts if part.contents.modality == modality)
+
+    def items(self, offset: int, count: int, modality: str | None = None) -> list[StoredItem]:
+        """Return up to `count` live rows after `offset` of them, in the order of the parts; of one modality, or of all."""
+        found: list[StoredItem] = []
+        for part in self.parts:
+            contents = part.contents
+            if modality is not None and contents.modality != modality:
+                continue
+            rows = np.flatnonzero(part.live_N)
+            texts = contents.payloads.texts
+            found += [
+                StoredItem(contents.ids[row].as_py(), contents.modality, texts[row].as_py())
+                for row in rows[offset : offset + count - len(found)].tolist()
+            ]
+            offset = max(0, offset - len(rows))
+        return found
 
     def search(self, query_E: Float32Array, wanted: SearchQuery) -> SearchResult:
         """Return the rows nearest to a query of unit length, embedded by the version of this index."""

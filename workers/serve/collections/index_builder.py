@@ -230,7 +230,7 @@ def _embedded(version: ServedVersion, modality: str, features: pa.ListArray) -> 
 @torch.inference_mode()
 def project(version: ServedVersion, modality: str, features_BF: Float32Array) -> Float32Array:
     """Return unit embeddings (B × E). Raises InvalidVersion where the version has no such head."""
-    width = version.spec.modalities.get(modality)
+    width = version.spec.widths.get(modality)
     if width != features_BF.shape[1]:
         raise InvalidVersion(
             f"features of modality {modality!r} have width {features_BF.shape[1]}, "

@@ -21,10 +21,15 @@ import pyarrow.compute as pc
 from cmcl.contract.errors import InvalidVersion
 from workers.serve.collections.index import Index
 from workers.serve.collections.index_builder import FrozenRows, IndexBuilder, by_modality, project
-from workers.serve.collections.memory import VERSIONS, graphs_bytes, vectors_bytes
 from workers.serve.collections.payloads import Mask
 from workers.serve.collections.revision_log import Revision
-from workers.serve.collections.segments import batches, features_matrix
+from workers.serve.collections.segments import (
+    VERSIONS,
+    batches,
+    features_matrix,
+    graphs_bytes,
+    vectors_bytes,
+)
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.storage.object_store import ObjectStore
 
@@ -266,7 +271,7 @@ class CollectionIndexer:
 
     def _exchange(self, made: IndexBuilder, head: Revision) -> None:
         if not can_continue(made, head):
-            return  # Deleted or purged since: the next look begins again.
+            return  # Deleted or purged since: the next poll begins again.
         self._catch_up(made, head)
         self._put(made)
 

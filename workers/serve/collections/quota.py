@@ -2,7 +2,7 @@
 
 Rows and bytes are shared by owners as in `workers.serve.quota`, so that one owner cannot fill what another one needs.
 Checked against what this replica has read and is writing, without reading the store: where several replicas write at
-the same moment, a limit can be exceeded by what the others add between two looks.
+the same moment, a limit can be exceeded by what the others add between two polls.
 """
 
 import threading

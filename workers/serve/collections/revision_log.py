@@ -6,9 +6,17 @@ change is applied again to what it created. There is no lock that a dead writer 
 A name that was deleted long ago is freed (`maintenance.py`): all its revisions are removed, up to a mark that
 nothing is built on. A collection that takes the name again begins above all numbers that were ever removed, so that
 a replica or a writer that missed this cannot confuse the two.
+
+Idempotency: a write that is sent twice is done once. A proxy or a client sends a request again whose replica died,
+or seemed to, before it answered. By then the write may be in the store, and others may have written after it:
+repeated, it would undo their changes. So what a write creates has the mark of its request in its name, and a write
+looks for its mark first. Marks last as long as the names: until the name of the collection is freed, or an hour
+after the write was merged with others, or the deletion was made.
 """
 
+import hashlib
 import random
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -18,9 +26,11 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from cmcl.contract.errors import InvalidVersion, ObjectExists, ObjectNotFound, WorkerError
 from cmcl.contract.modality import NAME_PATTERN, Frozen, ModelName, Sha256
-from workers.serve.collections.idempotency import marked, new_mark
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
+
+_MARK_DIGITS = 16
+_NAME_DIGITS = 32
 
 CollectionName = Annotated[
     str, StringConstraints(pattern=NAME_PATTERN), Field(examples=["street-photos"])
@@ -31,6 +41,30 @@ FeatureType = Literal["float32", "float16"]
 KEPT_REVISIONS = 32
 _ATTEMPTS = 40
 _LONGEST_PAUSE_SECONDS = 0.25
+
+
+def mark_of(*request: bytes) -> str:
+    """Return the mark of a request from what identifies it: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in request:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()[:_MARK_DIGITS]
+
+
+def new_mark() -> str:
+    """Return a random mark, for a request without an idempotency key."""
+    return secrets.token_hex(_MARK_DIGITS // 2)
+
+
+def marked(mark: str) -> str:
+    """Return a unique name with this mark, 32 hexadecimal digits: two attempts may run at the same time."""
+    return mark + secrets.token_hex((_NAME_DIGITS - _MARK_DIGITS) // 2)
+
+
+def is_marked(name: str, mark: str) -> bool:
+    """Whether the name has this mark."""
+    return name.startswith(mark)
 
 
 class Segment(Frozen):
@@ -169,8 +203,8 @@ def commit(store: ObjectStore, name: str, change: Change, mark: str | None = Non
     """Write the next revision. Raises CollectionBusy, StorageUnavailable, and what `change` raises.
 
     `change` returns the content; revision, change, parent and, for the first, born are filled in here. It must be
-    idempotent: where it is unknown whether a change arrived, it is made again. `mark`: of the request, see
-    `idempotency.py`.
+    idempotent: where it is unknown whether a change arrived, it is made again. `mark`: of the request, for
+    idempotency.
     """
     mark = mark or new_mark()
     for attempt in range(_ATTEMPTS):

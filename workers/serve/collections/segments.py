@@ -4,13 +4,17 @@ Columns: `id`, `modality`, `feature` (list of float32 or float16; null in a remo
 object as text, or null), `deleted`. Features are as the encoders gave them, or of unit length where they are stored
 as float16: only their direction matters, and lengths could exceed float16.
 
+What rows take in the memory of a replica has upper bounds here (`rows_bytes`), known before they are read. Memory
+for reading is bounded and not counted: rows are read about 1 MiB of payloads at a time, and parts are merged up to
+32 MiB of payloads (`index_builder.py`).
+
 Shapes: B rows, F width of the raw feature.
 """
 
 import hashlib
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,17 +26,51 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmcl.contract.errors import DigestMismatch, InvalidVersion
-from workers.serve.collections.idempotency import is_marked, marked, new_mark
-from workers.serve.collections.memory import texts_bytes
-from workers.serve.collections.revision_log import FeatureType, Segment
+from workers.serve.collections.index import GRAPH_FROM_ROWS, ROW_BYTES
+from workers.serve.collections.revision_log import FeatureType, Segment, is_marked, marked, new_mark
 from workers.serve.versions.loading import Float32Array
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.versions import sha256_of_file
 
+# The text, and each value in a table: `{"a":[1,1,...]}` has 2 bytes for one, and a table 12 more.
+_PAYLOAD_TIMES = 7
+_BYTES_OF_NUMBER = 4
+# Offsets of a row's id and payload, and validity.
+_BYTES_OF_PLACES = 16
+# The index that answers, the one before for a rollback, and the one that is being built.
+VERSIONS = 3
+# Bytes of a row in a graph: its vector as float16, and its edges.
+_BYTES_OF_HALF = 2
+_BYTES_OF_EDGES = 700
+
 ROWS_AT_ONCE = 4096
 _BUFFER = 1 << 20
 _SUFFIX = ".parquet"
+
+
+def vectors_bytes(rows: int, width: int) -> int:
+    """Bytes of so many rows: vectors of three versions of that width, and the overhead of each row."""
+    return rows * (VERSIONS * _BYTES_OF_NUMBER * width + ROW_BYTES + _BYTES_OF_PLACES)
+
+
+def graphs_bytes(rows: int, width: int) -> int:
+    """Bytes of the graphs of a collection of so many rows, for three versions."""
+    if rows < GRAPH_FROM_ROWS:
+        return 0
+    return rows * VERSIONS * (_BYTES_OF_HALF * width + _BYTES_OF_EDGES)
+
+
+def texts_bytes(ids: int, payloads: int) -> int:
+    """Bytes of ids and payloads that have so many bytes as text."""
+    return ids + _PAYLOAD_TIMES * payloads
+
+
+def rows_bytes(width: int, ids: Iterable[str], payloads: Iterable[str | None]) -> int:
+    """Bytes of new rows in all."""
+    sizes = [len(each.encode()) for each in ids]
+    payload_sizes = (len((each or "").encode()) for each in payloads)
+    return vectors_bytes(len(sizes), width) + texts_bytes(sum(sizes), sum(payload_sizes))
 
 
 class Entry(NamedTuple):
@@ -67,7 +105,7 @@ def write_entries(
 ) -> Segment:
     """Store a segment that no revision names yet; the revision that names it sets `first` and `last`.
 
-    `mark`: of the request that it is written for, see `idempotency.py`.
+    `mark`: of the request that it is written for, see `revision_log.py`.
     """
     batch = entries_batch(entries, feature_type)
     sink = io.BytesIO()

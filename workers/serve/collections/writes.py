@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 from cmcl.contract.errors import StorageUnavailable, WorkerError
 from workers.serve.collections.compaction import GRACE
-from workers.serve.collections.idempotency import mark_of, new_mark
 from workers.serve.collections.revision_log import (
     Change,
     Dropped,
@@ -15,6 +14,8 @@ from workers.serve.collections.revision_log import (
     Revision,
     Segment,
     commit,
+    mark_of,
+    new_mark,
 )
 from workers.serve.collections.segments import (
     Entry,

@@ -6,101 +6,176 @@ Shapes: B items, F width of the raw feature.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 import numpy as np
 
+from cmcl.contract.encoder import EncoderIdentity, EncoderSpec, Media
 from workers.serve.encoders.port import (
     Encoded,
-    EncoderInfo,
+    EncoderMismatch,
     EncoderUnavailable,
+    Mismatch,
+    Raw,
+    Unavailable,
     Unreadable,
     UnreadableItem,
 )
-from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
 from workers.serve.fair_queue import FairSemaphore
+from workers.serve.log_once import LogOnce
 from workers.serve.versions.loading import Float32Array
+
+logger = logging.getLogger(__name__)
+
+# More than one pass, so that the next one is full when the present one ends; items beyond that wait in the
+# replica that sent them.
+PASSES_AHEAD = 4
 
 # For each process: one that is being encoded and one that waits.
 _PARTS_AT_ONCE = 2
 
-# Encodes at most `max_batch` items in the encoder's process. Raises EncoderUnavailable.
-Ask = Callable[[Sequence[str | bytes]], Awaitable[Encoded]]
+_ARTICLES: Mapping[Media, str] = {
+    "text": "a text",
+    "image": "an image",
+    "audio": "an audio file",
+    "video": "a video file",
+    "numbers": "a list of numbers",
+}
+
+# Encodes at most `max_batch` items in the encoder's process, if it has the expected identity. Without items it
+# checks the identity alone. Raises EncoderUnavailable.
+Call = Callable[[Sequence[Raw], EncoderIdentity | None], Awaitable[Encoded]]
 
 
 class EncoderClients:
     """`Encoders` in their own processes."""
 
-    def __init__(self, specs: Sequence[EncoderSpec], asks: Mapping[str, Ask]) -> None:
-        """`asks`: the call to each modality's encoder."""
-        self._clients = {spec.modality: _Client(spec, asks[spec.modality]) for spec in specs}
+    def __init__(self, specs: Sequence[EncoderSpec], calls: Mapping[str, Call]) -> None:
+        """Create a client of each encoder. `calls`: the call to each encoder, by its name."""
+        self._clients = {spec.name: _Client(spec, calls[spec.name]) for spec in specs}
+        self._specs = {spec.name: spec for spec in specs}
 
     @property
-    def infos(self) -> Mapping[str, EncoderInfo]:
-        """By modality."""
-        return {modality: client.info for modality, client in self._clients.items()}
+    def specs(self) -> Mapping[str, EncoderSpec]:
+        """Declarations by name."""
+        return self._specs
 
-    async def encode(self, modality: str, raw: Sequence[str | bytes], tenant: str) -> Float32Array:
-        """Features (B × F). Raises KeyError, UnreadableItem, EncoderUnavailable."""
-        return await self._clients[modality].encode(raw, tenant)
+    async def encode(
+        self, name: str, raw: Sequence[Raw], tenant: str, expected: EncoderIdentity | None
+    ) -> Float32Array:
+        """Features (B × F). Raises KeyError, UnreadableItem, EncoderMismatch, EncoderUnavailable."""
+        return await self._clients[name].encode(raw, tenant, expected)
+
+    async def check(self, name: str, expected: EncoderIdentity) -> None:
+        """Raises KeyError, EncoderMismatch, EncoderUnavailable."""
+        await self._clients[name].check(expected)
 
 
 class _Client:
     """One encoder."""
 
-    def __init__(self, spec: EncoderSpec, ask: Ask) -> None:
-        self.info = EncoderInfo(name=spec.name, raw=spec.raw, width=spec.width)
+    def __init__(self, spec: EncoderSpec, call: Call) -> None:
         self._spec = spec
-        self._ask = ask
+        self._call = call
         # The encoder's process does not distinguish tenants, and answers in order of arrival.
         self._semaphore = FairSemaphore(PASSES_AHEAD * spec.max_batch * spec.replicas)
+        self._log = LogOnce(logger, "%s refuses items: %s")
 
-    async def encode(self, raw: Sequence[str | bytes], tenant: str) -> Float32Array:
+    async def encode(
+        self, raw: Sequence[Raw], tenant: str, expected: EncoderIdentity | None
+    ) -> Float32Array:
         for index, item in enumerate(raw):
             _check(index, item, self._spec)
-        parts = await self._in_parts(raw, tenant)
+        parts = await self._in_parts(raw, tenant, expected)
         return np.concatenate([np.empty((0, self._spec.width), np.float32), *parts])
 
-    async def _in_parts(self, raw: Sequence[str | bytes], tenant: str) -> list[Float32Array]:
+    async def check(self, expected: EncoderIdentity) -> None:
+        async with _in_time(self._spec):
+            self._features(await self._call((), expected), 0, expected)
+
+    async def _in_parts(
+        self, raw: Sequence[Raw], tenant: str, expected: EncoderIdentity | None
+    ) -> list[Float32Array]:
         """Encode in parts of one pass. Few at a time, so that smaller requests come between."""
         size = self._spec.max_batch
         turns = asyncio.Semaphore(_PARTS_AT_ONCE * self._spec.replicas)
-        asked = [
-            asyncio.ensure_future(self._part(tenant, start, raw[start : start + size], turns))
-            for start in range(0, len(raw), size)
-        ]
+
+        async def part(start: int) -> Float32Array:
+            items = raw[start : start + size]
+            async with turns, self._semaphore.held(tenant, len(items)):
+                encoded = await self._call(items, expected)
+            return self._features(encoded, start, expected)
+
+        calls = [asyncio.ensure_future(part(start)) for start in range(0, len(raw), size)]
         try:
-            async with asyncio.timeout(self._spec.answer_seconds):
-                return await asyncio.gather(*asked)
-        except TimeoutError as error:
-            raise EncoderUnavailable(
-                f"the encoder of {self._spec.modality!r} did not answer in "
-                f"{self._spec.answer_seconds:g} s"
-            ) from error
+            async with _in_time(self._spec):
+                return await asyncio.gather(*calls)
         finally:
             # Where one part failed, the others are not needed.
-            for part in asked:
-                part.cancel()
+            for each in calls:
+                each.cancel()
 
-    async def _part(
-        self, tenant: str, start: int, raw: Sequence[str | bytes], turns: asyncio.Semaphore
+    def _features(
+        self, encoded: Encoded, start: int, expected: EncoderIdentity | None
     ) -> Float32Array:
-        async with turns, self._semaphore.held(tenant, len(raw)):
-            encoded = await self._ask(raw)
+        """Return the features of items from `start` on, or raise the error that the process returned."""
         if isinstance(encoded, Unreadable):
             raise UnreadableItem(start + encoded.index, encoded.reason)
+        if isinstance(encoded, Unavailable):
+            raise EncoderUnavailable(encoded.reason)
+        # Logged once for each identity: versions of several models share the encoder, and some may match.
+        what = f"encoder {self._spec.name!r}" + (f" for {expected.digest[:12]}" if expected else "")
+        if isinstance(encoded, Mismatch):
+            self._log.failed(what, encoded.reason)
+            raise EncoderMismatch(encoded.reason)
+        self._log.recovered(what)
         return encoded
 
 
-def _check(index: int, item: str | bytes, spec: EncoderSpec) -> None:
-    """Check what can be checked without the encoder. Raises UnreadableItem."""
-    kinds = {"text": str, "bytes": bytes}
-    if not isinstance(item, kinds[spec.raw]):
-        raise UnreadableItem(index, f"the encoder of {spec.modality!r} takes {spec.raw}")
-    size = _bytes_of(index, item)
-    if size == 0:
+@asynccontextmanager
+async def _in_time(spec: EncoderSpec) -> AsyncIterator[None]:
+    """Limit the wait for an encoder. Raises EncoderUnavailable after `answer_seconds`."""
+    try:
+        async with asyncio.timeout(spec.answer_seconds):
+            yield
+    except TimeoutError as error:
+        raise EncoderUnavailable(
+            f"encoder {spec.name!r} did not answer in {spec.answer_seconds:g} s"
+        ) from error
+
+
+def kind_of(raw: Raw) -> str:
+    """Return the form in which a raw item was sent, for messages."""
+    if isinstance(raw, str):
+        return "a text"
+    return "a file" if isinstance(raw, bytes) else "numbers"
+
+
+def takes(spec: EncoderSpec) -> str:
+    """Return what one item of this encoder is, for messages."""
+    return _ARTICLES[spec.takes]
+
+
+def is_taken(spec: EncoderSpec, raw: Raw) -> bool:
+    """Return whether an item was sent in the form that the encoder takes."""
+    if spec.takes == "text":
+        return isinstance(raw, str)
+    if spec.takes == "numbers":
+        return not isinstance(raw, str | bytes)
+    return isinstance(raw, bytes)
+
+
+def _check(index: int, item: Raw, spec: EncoderSpec) -> None:
+    """Check form and size of an item, before it is sent to the encoder. Raises UnreadableItem."""
+    if not is_taken(spec, item):
+        raise UnreadableItem(
+            index, f"encoder {spec.name!r} takes {takes(spec)}, not {kind_of(item)}"
+        )
+    if not item:
         raise UnreadableItem(index, "it is empty")
-    if size > spec.max_item_bytes:
+    if isinstance(item, str | bytes) and (size := _bytes_of(index, item)) > spec.max_item_bytes:
         raise UnreadableItem(
             index, f"it has {size} bytes; permitted are 1 to {spec.max_item_bytes}"
         )

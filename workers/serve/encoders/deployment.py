@@ -9,17 +9,18 @@ from hashlib import sha256
 from typing import Any
 
 import grpc
+import numpy as np
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Histogram
 
-from workers.serve.encoders.client import EncoderClients
-from workers.serve.encoders.port import Encoded, Encoders, EncoderUnavailable, NoEncoders
-from workers.serve.encoders.queue import open_encoder
-from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
+from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
+from workers.serve.encoders.client import PASSES_AHEAD, EncoderClients
+from workers.serve.encoders.port import Encoded, Encoders, EncoderUnavailable, NoEncoders, Raw
 from workers.serve.placement import ENCODER, at_most_per_node
+from workers.storage.uris import open_store
 
 Handle = DeploymentHandle[Any]
 
@@ -30,16 +31,35 @@ _SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10]
 class EncoderReplica:
     """One process with one encoder."""
 
-    def __init__(self, spec: EncoderSpec) -> None:
-        """Load the encoder. Raises EncoderUnusable: Serve reports it as the reason why nothing starts."""
+    def __init__(self, spec: EncoderSpec, store: str) -> None:
+        """Load the encoder. `store`: URI of the object storage, which has the records of identities.
+
+        Raises EncoderUnusable: Serve reports it as the reason why nothing starts.
+        """
+        # Imported here: replicas of the endpoint import this module as well, and need neither models nor
+        # decoders.
+        from workers.encoders.registry import load_encoder
+        from workers.serve.encoders.decoding import FileReader
+        from workers.serve.encoders.queue import EncoderQueue, IdentityCheck
+
         logging.basicConfig(level=logging.INFO)
-        self._labels = {"modality": spec.modality}
+        self._labels = {"encoder": spec.name}
         self._items = _histogram("items", "Items in one pass.", _ITEMS)
         self._seconds = _histogram("seconds", "Duration of one pass.", _SECONDS)
-        self._queue = open_encoder(spec, self._watch)
+        self._width = spec.width
+        encoder = load_encoder(spec)
+        # Texts and numbers need no child: no library parses them.
+        is_of_files = spec.takes in ("image", "audio", "video")
+        read_item = FileReader(encoder) if is_of_files else encoder.read
+        self._queue = EncoderQueue(encoder, read_item, spec, self._watch)
+        self._identity = IdentityCheck(encoder, open_store(store), self._queue.between_passes)
 
-    async def encode(self, raw: list[str | bytes]) -> Encoded:
-        """Features (B × F), or which item is unreadable."""
+    async def encode(self, raw: list[Raw], expected: EncoderIdentity | None) -> Encoded:
+        """Return features (B × F), or which item is unreadable, or why the encoder must not be used."""
+        if (refusal := await self._identity.refusal(expected)) is not None:
+            return refusal
+        if not raw:
+            return np.empty((0, self._width), np.float32)
         return await self._queue.encode(raw)
 
     def _watch(self, items: int, seconds: float) -> None:
@@ -48,37 +68,41 @@ class EncoderReplica:
 
 
 def encoder_applications(
-    specs: Sequence[EncoderSpec], *, own_nodes: bool = False
+    specs: Sequence[EncoderSpec], store: str, *, own_nodes: bool = False
 ) -> dict[str, serve.Application]:
-    """Return the applications to bind the endpoint to, by modality; replicas get handles of them."""
-    return {spec.modality: _application(spec, own_nodes=own_nodes) for spec in specs}
+    """Return the applications to bind the endpoint to, by name; replicas get handles of them."""
+    return {spec.name: _application(spec, store, own_nodes=own_nodes) for spec in specs}
 
 
 def encoders_behind(specs: Sequence[EncoderSpec], handles: Mapping[str, Handle]) -> Encoders:
-    """The encoders, as a replica of the endpoint reaches them."""
+    """Return the encoders as a replica of the endpoint calls them."""
     if not specs:
         return NoEncoders()
-    return EncoderClients(specs, {name: _Hop(name, handle) for name, handle in handles.items()})
+    return EncoderClients(
+        specs, {name: _ServeCall(name, handle) for name, handle in handles.items()}
+    )
 
 
-class _Hop:
-    """`Ask` through Serve."""
+class _ServeCall:
+    """A `Call` through a handle of Serve."""
 
-    def __init__(self, modality: str, handle: Handle) -> None:
-        self._modality = modality
+    def __init__(self, name: str, handle: Handle) -> None:
+        self._name = name
         self._handle = handle
 
-    async def __call__(self, raw: Sequence[str | bytes]) -> Encoded:
+    async def __call__(self, raw: Sequence[Raw], expected: EncoderIdentity | None) -> Encoded:
         try:
-            encoded: Encoded = await self._handle.encode.remote(list(raw))
+            encoded: Encoded = await self._handle.encode.remote(list(raw), expected)
         except (RayActorError, RayServeException, grpc.aio.AioRpcError) as error:
-            raise EncoderUnavailable(f"the encoder of {self._modality!r} is unavailable") from error
+            raise EncoderUnavailable(f"encoder {self._name!r} is unavailable") from error
         return encoded
 
 
-def _application(spec: EncoderSpec, *, own_nodes: bool) -> serve.Application:
+def _application(spec: EncoderSpec, store: str, *, own_nodes: bool) -> serve.Application:
+    from workers.encoders.registry import environment  # as in EncoderReplica
+
     deployment = _ENCODER.options(
-        name=f"Encoder-{spec.modality}",
+        name=f"Encoder-{spec.name}",
         num_replicas=spec.replicas,
         max_ongoing_requests=PASSES_AHEAD * spec.max_batch,
         # A second process beside the old one needs a second GPU, which may not be available.
@@ -86,27 +110,22 @@ def _application(spec: EncoderSpec, *, own_nodes: bool) -> serve.Application:
         ray_actor_options={
             **_place(spec, own_nodes=own_nodes),
             "num_gpus": spec.num_gpus,
-            "runtime_env": {"env_vars": _environment(spec)},
+            "runtime_env": {"env_vars": environment(spec)},
         },
     )
-    return deployment.bind(spec)
+    return deployment.bind(spec, store)
 
 
 def _place(spec: EncoderSpec, *, own_nodes: bool) -> dict[str, Any]:
     if not own_nodes:
-        return {"num_cpus": spec.num_cpus}
+        return {"num_cpus": spec.num_cpus, "resources": spec.resources}
     generation = sha256(spec.model_dump_json().encode()).hexdigest()[:16]
-    return at_most_per_node(ENCODER, 1, generation)
-
-
-def _environment(spec: EncoderSpec) -> dict[str, str]:
-    """Environment variables that libraries read when they are imported."""
-    offline = {} if spec.download else {"HF_HUB_OFFLINE": "1"}
-    return {**offline, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    place = at_most_per_node(ENCODER, 1, generation)
+    return {**place, "resources": {**spec.resources, **place["resources"]}}
 
 
 def _histogram(name: str, description: str, boundaries: list[float]) -> Histogram:
-    return Histogram(f"cmcl_encoder_{name}", description, boundaries, tag_keys=("modality",))
+    return Histogram(f"cmcl_encoder_{name}", description, boundaries, tag_keys=("encoder",))
 
 
 _ENCODER: serve.Deployment = serve.deployment(health_check_period_s=5)(EncoderReplica)

@@ -1,24 +1,33 @@
-"""Frozen encoders as ports: what the API needs, and what one kind of encoder has to implement.
+"""The port of encoders at the endpoint.
 
 Shapes: B items, F width of the raw feature.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from workers.serve.encoders.spec import RawKind
-from workers.serve.versions.loading import Float32Array
+import numpy as np
+from numpy.typing import NDArray
 
-ItemT = TypeVar("ItemT")
+from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
+
+# As in `workers/encoders`, which replicas do not import: it loads decoders.
+Float32Array = NDArray[np.float32]
+# One raw item: a text, the bytes of a file, or a short list of numbers.
+Raw = str | bytes | Sequence[float]
 
 
 class EncoderUnavailable(Exception):
-    """The encoder does not respond; trying again can help."""
+    """The encoder does not respond. A retry can succeed."""
+
+
+class EncoderMismatch(Exception):
+    """The encoder is not the one whose features the version has learned. The message says what differs."""
 
 
 class UnreadableItem(Exception):
-    """An item that the encoder cannot read: not an image, an empty text, one that is too long."""
+    """An item that the encoder cannot read: no image, an empty text, a file that is too large."""
 
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(f"item {index}: {reason}")
@@ -26,28 +35,29 @@ class UnreadableItem(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True)
-class EncoderInfo:
-    """The encoder of one modality: it reads texts, or the bytes of files (images, ...)."""
-
-    name: str
-    raw: RawKind
-    width: int
-
-
 class Encoders(Protocol):
-    """The encoders that are configured, by modality."""
+    """The configured encoders.
+
+    `expected`: the identity whose features a version has learned; None: any is accepted. The process that encodes
+    compares it, so a process that was replaced a moment ago is checked as well.
+    """
 
     @property
-    def infos(self) -> Mapping[str, EncoderInfo]:
+    def specs(self) -> Mapping[str, EncoderSpec]:
         """Empty where none is configured."""
         ...
 
-    async def encode(self, modality: str, raw: Sequence[str | bytes], tenant: str) -> Float32Array:
+    async def encode(
+        self, name: str, raw: Sequence[Raw], tenant: str, expected: EncoderIdentity | None
+    ) -> Float32Array:
         """Features (B × F). `tenant`: tenants are served in turns.
 
-        Raises KeyError, UnreadableItem, EncoderUnavailable.
+        Raises KeyError, UnreadableItem, EncoderMismatch, EncoderUnavailable.
         """
+        ...
+
+    async def check(self, name: str, expected: EncoderIdentity) -> None:
+        """Raises KeyError, EncoderMismatch, EncoderUnavailable."""
         ...
 
 
@@ -55,44 +65,41 @@ class NoEncoders:
     """No encoder is configured: clients send features."""
 
     @property
-    def infos(self) -> Mapping[str, EncoderInfo]:
+    def specs(self) -> Mapping[str, EncoderSpec]:
         return {}
 
-    async def encode(self, modality: str, raw: Sequence[str | bytes], tenant: str) -> Float32Array:
-        raise KeyError(modality)
+    async def encode(
+        self, name: str, raw: Sequence[Raw], tenant: str, expected: EncoderIdentity | None
+    ) -> Float32Array:
+        raise KeyError(name)
+
+    async def check(self, name: str, expected: EncoderIdentity) -> None:
+        raise KeyError(name)
 
 
-class FrozenEncoder(Protocol[ItemT]):
-    """Built from an EncoderSpec, warmed up, with the width of the spec.
-
-    Building raises EncoderUnusable, where the model is missing or has another width.
-    """
-
-    def read(self, raw: str | bytes) -> ItemT:
-        """Read one raw item for a pass. Raises ValueError, whose message the client gets.
-
-        Called in another thread than `features`: files are opened while others are encoded.
-        """
-        ...
-
-    def features(self, items: Sequence[ItemT]) -> Float32Array:
-        """Return features (B × F) of items that were read; at least one, at most `max_batch`.
-
-        A row must not depend on the others: items of several requests share a pass.
-        """
-        ...
-
-
-class EncoderUnusable(Exception):
-    """The encoder cannot start: a package, the model or the agreed width is missing."""
+# Responses of an encoder's process. Errors are values, because pickling an exception loses fields.
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """UnreadableItem between two processes: exceptions are not pickled whole."""
+    """UnreadableItem."""
 
     index: int
     reason: str
 
 
-Encoded = Float32Array | Unreadable
+@dataclass(frozen=True)
+class Mismatch:
+    """EncoderMismatch."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """EncoderUnavailable: the store does not answer, or no decoder starts."""
+
+    reason: str
+
+
+Encoded = Float32Array | Unreadable | Mismatch | Unavailable

@@ -1,7 +1,8 @@
-"""The queue in front of an encoder: items of several requests share a pass.
+"""What the process of an encoder runs: the queue in front of the encoder, and the check of its identity.
 
-A pass takes what arrived during the one before it: a single request does not wait, and under load passes fill
-up. `serve.batch` forms its batches by the clock instead, busy encoder or not (docs/log.md has both).
+Items of several requests share a pass. A pass takes what arrived during the one before it: a single request does not
+wait, and under load passes fill up. `serve.batch` forms its batches by the clock instead, busy encoder or not
+(docs/log.md has both).
 
 Shapes: B items, F width of the raw feature.
 """
@@ -9,34 +10,32 @@ Shapes: B items, F width of the raw feature.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Generic, Protocol
+from typing import Any, Generic, TypeVar
 
+from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
+from cmcl.contract.errors import StorageUnavailable
+from workers.encoders.identity import check_or_record
+from workers.encoders.port import EncoderMismatch, FrozenEncoder, ItemT
 from workers.serve.encoders.port import (
     Encoded,
-    EncoderUnusable,
-    FrozenEncoder,
-    ItemT,
+    Mismatch,
+    Raw,
+    Unavailable,
     Unreadable,
     UnreadableItem,
 )
-from workers.serve.encoders.spec import EncoderSpec
-from workers.serve.encoders.synthetic import SyntheticEncoder
 from workers.serve.versions.loading import Float32Array
+from workers.storage.object_store import ObjectStore
 
+T = TypeVar("T")
 # Called after each pass with its items and seconds.
 Watch = Callable[[int, float], None]
 
-
-class BatchingEncoder(Protocol):
-    """An encoder behind its queue, for items of any type."""
-
-    async def encode(self, raw: Sequence[str | bytes]) -> Encoded:
-        """Return features (B × F), or which item is unreadable. Raises ValueError where B > `max_batch`."""
-        ...
+# Calls a function in the thread of the passes, while no pass runs.
+BetweenPasses = Callable[[Callable[[], Any]], Coroutine[Any, Any, Any]]
 
 
 @dataclass
@@ -48,8 +47,16 @@ class _Waiting(Generic[ItemT]):
 class EncoderQueue(Generic[ItemT]):
     """One encoder, used from one event loop."""
 
-    def __init__(self, encoder: FrozenEncoder[ItemT], spec: EncoderSpec, watch: Watch) -> None:
+    def __init__(
+        self,
+        encoder: FrozenEncoder[ItemT],
+        read_item: Callable[[Raw], ItemT],
+        spec: EncoderSpec,
+        watch: Watch,
+    ) -> None:
+        """`read_item`: reads one item for a pass, in a thread. Raises ValueError."""
         self._encoder = encoder
+        self._read_item = read_item
         self._max_batch = spec.max_batch
         self._wait_seconds = spec.batch_wait_seconds
         self._watch = watch
@@ -59,7 +66,7 @@ class EncoderQueue(Generic[ItemT]):
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
         self._computer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
 
-    async def encode(self, raw: Sequence[str | bytes]) -> Encoded:
+    async def encode(self, raw: Sequence[Raw]) -> Encoded:
         """Return features (B × F), or which item is unreadable. Raises ValueError where B > `max_batch`."""
         if not 1 <= len(raw) <= self._max_batch:
             raise ValueError(f"{len(raw)} items at once; permitted are 1 to {self._max_batch}")
@@ -68,17 +75,23 @@ class EncoderQueue(Generic[ItemT]):
             items = await loop.run_in_executor(self._reader, self._read, raw)
         except UnreadableItem as error:
             return Unreadable(error.index, error.reason)
+        except StorageUnavailable as error:  # of the process that decodes files
+            return Unavailable(str(error))
         waiting = _Waiting(items, loop.create_future())
         self._waiting.append(waiting)
         if self._passes is None:
             self._passes = loop.create_task(self._run_passes())
         return await waiting.answer
 
-    def _read(self, raw: Sequence[str | bytes]) -> list[ItemT]:
+    async def between_passes(self, function: Callable[[], T]) -> T:
+        """Call a function that uses the encoder, in the thread of the passes."""
+        return await asyncio.get_running_loop().run_in_executor(self._computer, function)
+
+    def _read(self, raw: Sequence[Raw]) -> list[ItemT]:
         items = []
         for index, each in enumerate(raw):
             try:
-                items.append(self._encoder.read(each))
+                items.append(self._read_item(each))
             except ValueError as error:
                 raise UnreadableItem(index, str(error)) from error
         return items
@@ -132,18 +145,49 @@ def _fail(batch: list[_Waiting[ItemT]], error: Exception) -> None:
             waiting.answer.set_exception(error)
 
 
-def open_encoder(spec: EncoderSpec, watch: Watch) -> BatchingEncoder:
-    """Open the encoder of this spec behind its queue, warmed up. Raises EncoderUnusable."""
-    if spec.kind == "synthetic":
-        return EncoderQueue(SyntheticEncoder(spec), spec, watch)
-    if find_spec("sentence_transformers") is None:
-        raise EncoderUnusable(
-            f"the encoder of {spec.modality!r} is of kind sentence-transformers, and "
-            "sentence-transformers is not installed on this node. The worker image has it, and so has "
-            "a checkout after `make setup`; in an environment of your own: pip install "
-            "sentence-transformers pillow"
-        )
-    # Imported here, because it takes seconds and only the process of the encoder needs it.
-    from workers.serve.encoders.sentence_transformers import SentenceTransformersEncoder
+class IdentityCheck:
+    """Compares the identity that is expected with that of the encoder, and once the recorded probe features.
 
-    return EncoderQueue(SentenceTransformersEncoder(spec), spec, watch)
+    Identities are compared with each call. The verdict on the record is kept: neither the encoder of a process
+    nor a record ever changes.
+    """
+
+    def __init__(
+        self, encoder: FrozenEncoder[Any], store: ObjectStore, between_passes: BetweenPasses
+    ) -> None:
+        self._encoder = encoder
+        self._identity = encoder.identity()
+        self._digest = self._identity.digest
+        self._store = store
+        self._between_passes = between_passes
+        self._lock = asyncio.Lock()
+        self._is_checked = False
+        self._mismatch: Mismatch | None = None
+
+    async def refusal(self, expected: EncoderIdentity | None) -> Mismatch | Unavailable | None:
+        """Return why the encoder must not be used for features of this identity; None where it may be."""
+        if expected is None:
+            return None
+        if expected.digest != self._digest:
+            return Mismatch(self._identity.difference(expected) or "")
+        async with self._lock:
+            if not self._is_checked:
+                try:
+                    self._mismatch = await self._compare()
+                except StorageUnavailable as error:
+                    return Unavailable(f"the record of its identity cannot be read now: {error}")
+                self._is_checked = True
+        return self._mismatch
+
+    async def _compare(self) -> Mismatch | None:
+        """Compare with the record; where there is none, write it. Raises StorageUnavailable."""
+        loop = asyncio.get_running_loop()
+
+        def compute(function: Callable[[], Any]) -> Any:
+            return asyncio.run_coroutine_threadsafe(self._between_passes(function), loop).result()
+
+        try:
+            await asyncio.to_thread(check_or_record, self._encoder, self._store, compute)
+        except EncoderMismatch as error:
+            return Mismatch(str(error))
+        return None

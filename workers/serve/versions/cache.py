@@ -132,7 +132,7 @@ class VersionCache:
             self._stored.verify(manifest)
         return described(manifest, _OnDemand(self, model, number, manifest.created_at))
 
-    def hold(self, live: ServedVersion, candidate: ServedVersion | None) -> None:
+    def hold(self, live: ServedVersion, canary: ServedVersion | None) -> None:
         """Keep the live version and the canary, and some of those that answered before."""
         with self._lock:
             answered = self._answered.setdefault(live.model, OrderedDict())
@@ -142,7 +142,7 @@ class VersionCache:
                 number, _ = answered.popitem(last=False)
                 self._cache.drop((live.model, number))
             before = self._live.get(live.model, frozenset())
-            numbers = {live.number} | ({candidate.number} if candidate is not None else set())
+            numbers = {live.number} | ({canary.number} if canary is not None else set())
             self._live[live.model] = frozenset(numbers)
             for number in before - numbers - answered.keys():
                 self._cache.drop((live.model, number))
@@ -276,17 +276,17 @@ class VersionCache:
 class _OnDemand:
     """The heads of one version, from the cache or by loading them."""
 
-    resident: VersionCache
+    cache: VersionCache
     model: str
     number: int
     created_at: datetime
 
     @property
     def in_memory(self) -> LoadedHeads | None:
-        return self.resident.in_memory(self.model, self.number, self.created_at)
+        return self.cache.in_memory(self.model, self.number, self.created_at)
 
     def load(self) -> LoadedHeads:
-        return self.in_memory or self.resident.load_heads(self.model, self.number)
+        return self.in_memory or self.cache.load_heads(self.model, self.number)
 
 
 def _claimed(future: Future[Entry]) -> bool:

@@ -1,8 +1,8 @@
 """The follower of live pointers: it polls `live.json` of every model and swaps versions during traffic.
 
-    look ─┬─ list the models ──── those that are new ─┐
+    poll ─┬─ list the models ──── those that are new ─┐
           ├─ each model that is known ────────────────┴─ read live.json ─┬─ in memory: swap
-          └─ what else is followed (the list of keys)                    └─ load, then swap
+          └─ other tasks (the list of keys)              └─ load, then swap
 
 No error ends it, and nothing slow delays the rest: reading happens in a few threads, loading in two others.
 """
@@ -32,9 +32,9 @@ _READING_THREADS = 4
 # Two, so that one large version does not delay another model's swap.
 _LOADING_THREADS = 2
 # A pointer that is missing once may be a glitch; that of a deleted model stays missing. Counted a pause apart,
-# since many wake-ups would make three looks within one glitch.
-_LOOKS_UNTIL_GONE = 3
-Look = Callable[[ObjectStore], None]
+# since many wake-ups would make three polls within one glitch.
+_POLLS_UNTIL_GONE = 3
+PollTask = Callable[[ObjectStore], None]
 
 
 class KeyedExecutor:
@@ -124,15 +124,15 @@ class Follower:
         live: LiveVersions,
         swapper: Swapper,
         poll_seconds: float,
-        looks: Sequence[Look] = (),
+        tasks: Sequence[PollTask] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`looks`: what else is followed; each runs with every look at the models."""
+        """`tasks`: what else is read at every poll, as the list of keys."""
         self._store = store
         self._live = live
         self._swapper = swapper
         self._poll_seconds = poll_seconds
-        self._looks = looks
+        self._tasks = tasks
         self._clock = clock
         self._missed: dict[str, _Missed] = {}
         self._reading = KeyedExecutor(ThreadPoolExecutor(_READING_THREADS, "follower-read"))
@@ -159,33 +159,33 @@ class Follower:
         return self._thread.is_alive()
 
     def wake(self) -> None:
-        """Look now instead of after the pause. Calls within 20 ms are one look."""
+        """Poll now instead of after the pause. Calls within 20 ms are one poll."""
         self._woken.set()
 
-    def look(self) -> None:
-        """Look at everything once, and wait for all that it starts."""
+    def poll(self) -> None:
+        """Poll everything once, and wait for all reads and loads that it starts."""
         self._start_poll()
         self._reading.wait()
         self._loading.wait()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            # Before the look: a wake-up during it may be for something newer.
+            # Before the poll: a wake-up during it may be for something newer.
             self._woken.clear()
             try:
                 self._start_poll()
             except RuntimeError:
                 # No thread could be started; later ones may.
-                logger.exception("a look could not be started")
+                logger.exception("a poll could not be started")
             self._stopping.wait(_SHORTEST_PAUSE_SECONDS)
             self._woken.wait(max(0.0, self._poll_seconds - _SHORTEST_PAUSE_SECONDS))
 
     def _start_poll(self) -> None:
         for model in self._live.pointers():
             self._begin_reading(model)
-        for look in self._looks:
-            name = getattr(look, "__qualname__", repr(look))
-            self._reading.submit(name, partial(look, self._store))
+        for task in self._tasks:
+            name = getattr(task, "__qualname__", repr(task))
+            self._reading.submit(name, partial(task, self._store))
         self._reading.submit("the store", self._list)
 
     def _begin_reading(self, model: str) -> None:
@@ -251,14 +251,14 @@ class Follower:
         missed = _Missed(1 if before is None else before.times + 1, now)
         self._missed[model] = missed
         # A disk that is not mounted has no models either; that is no reason to stop answering.
-        if missed.times >= _LOOKS_UNTIL_GONE and self._store.folders(""):
+        if missed.times >= _POLLS_UNTIL_GONE and self._store.folders(""):
             del self._missed[model]
             self._swapper.drop(model)
 
 
 @dataclass(frozen=True)
 class _Missed:
-    """How many looks did not find the pointer; `at`: the last that counted."""
+    """How many polls did not find the pointer; `at`: the last that counted."""
 
     times: int
     at: float

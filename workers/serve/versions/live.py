@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from cmcl.contract.errors import WorkerError
-from cmcl.contract.rollout import Canary
+from cmcl.contract.policy import Canary
 from cmcl.contract.version import LivePointer
 from workers.serve.versions.loading import ServedVersion
 
@@ -34,7 +34,7 @@ class Readiness:
 
     @property
     def ready(self) -> bool:
-        """Whether the first look at the store is over."""
+        """Whether the first poll of the store is over."""
         return self._ready.is_set()
 
     @property
@@ -93,8 +93,8 @@ def wait_until_ready(
 class LiveModel:
     """The live version of one model, and what else its pointer says.
 
-    `generation` and `revision` are those of the pointer that named `version`. `candidate` is None
-    while there is no canary, or while it is not loaded.
+    `generation` and `revision` are those of the pointer that named `version`. `canary` is
+    its entry in the pointer, `loaded_canary` that version once it is loaded.
     """
 
     generation: int
@@ -103,7 +103,7 @@ class LiveModel:
     owner: str | None = None
     retired: tuple[int, ...] = ()
     canary: Canary | None = None
-    candidate: ServedVersion | None = None
+    loaded_canary: ServedVersion | None = None
 
     @property
     def order(self) -> tuple[int, int]:
@@ -113,14 +113,14 @@ class LiveModel:
     def updated(self, pointer: LivePointer) -> "LiveModel":
         """Return it with everything of a pointer that applies at once, whether or not its version can be loaded."""
         updated = replace(self, owner=pointer.owner, retired=pointer.retired)
-        number = self.candidate.number if self.candidate else None
+        number = self.loaded_canary.number if self.loaded_canary else None
         if number == pointer.version:
             return (
                 updated  # Promoted: a canary until it is swapped in, or its callers would lose it.
             )
-        loaded = pointer.candidate is not None and pointer.candidate.version == number
+        loaded = pointer.canary is not None and pointer.canary.version == number
         return replace(
-            updated, canary=pointer.candidate, candidate=self.candidate if loaded else None
+            updated, canary=pointer.canary, loaded_canary=self.loaded_canary if loaded else None
         )
 
 
@@ -183,7 +183,7 @@ class LiveVersions:
         return model in self._pointers or model in self._listed - self._gone
 
     def refusals(self, model: str) -> tuple[Refusal, ...]:
-        """Return the versions of the pointer that cannot be used: the live version, the candidate, or none."""
+        """Return the versions of the pointer that cannot be used: the live version, the canary, or neither."""
         return self._refusals.get(model, ())
 
     def update(self, model: str, pointer: LivePointer) -> bool:
@@ -209,21 +209,21 @@ class LiveVersions:
                 return False
             if version.number in newest.retired and version.number != newest.version:
                 return False
-            tried = live.candidate if live is not None else None
+            tried = live.loaded_canary if live is not None else None
             kept = None if tried and tried.number == version.number else tried
-            swapped = LiveModel(*pointer.order, version, candidate=kept).updated(newest)
+            swapped = LiveModel(*pointer.order, version, loaded_canary=kept).updated(newest)
             self._live = _with(self._live, model, swapped)
             self._refusals = _without(self._refusals, model)
             self._notify()
             return True
 
-    def start_canary(self, model: str, candidate: ServedVersion) -> bool:
+    def start_canary(self, model: str, version: ServedVersion) -> bool:
         """Let it answer beside the live version, if it is still the canary of the pointer."""
         with self._writing:
             live = self._live.get(model)
-            if live is None or live.canary is None or live.canary.version != candidate.number:
+            if live is None or live.canary is None or live.canary.version != version.number:
                 return False
-            self._live = _with(self._live, model, replace(live, candidate=candidate))
+            self._live = _with(self._live, model, replace(live, loaded_canary=version))
             self._refusals = _without(self._refusals, model)
             self._notify()
             return True

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
+from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
@@ -25,7 +26,6 @@ from cmcl.contract.version import VersionManifest
 from workers.model.artifact import check_selftest, heads_from, load_selftest
 from workers.model.heads import ModalityHeads, unit_rows
 from workers.model.tensor_bytes import stream
-from workers.nullspace.conditioning import Conditioning
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.versions import (
@@ -41,13 +41,14 @@ Float32Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ServingHead:
-    """Conditioning, weight and bias of one modality.
+    """Conditioning, lift, weight and bias of one modality.
 
     The bias stands by itself, so that no row is copied to append a 1. Both are views: a copy laid out
     as the product reads it was no faster (docs/log.md), and a swap would have to make it.
     """
 
-    conditioning: Conditioning | None
+    heads: ModalityHeads
+    modality: str
     weight_EF: Tensor
     bias_E: Tensor
 
@@ -55,13 +56,12 @@ class ServingHead:
     def of(cls, heads: ModalityHeads, modality: str) -> "ServingHead":
         """The head of this modality. Raises KeyError."""
         weight_EI = heads.weights[modality]
-        return cls(heads.conditioning.get(modality), weight_EI[:, :-1], weight_EI[:, -1])
+        return cls(heads, modality, weight_EI[:, :-1], weight_EI[:, -1])
 
     def outputs(self, raw_BF: Tensor) -> Tensor:
         """Return the outputs of the head (B × E), not normalised."""
-        unit_BF = unit_rows(raw_BF)
-        read_BF = self.conditioning(unit_BF) if self.conditioning else unit_BF
-        return torch.nn.functional.linear(read_BF, self.weight_EF, self.bias_E)
+        feature_BF = self.heads.features(self.modality, raw_BF)
+        return torch.nn.functional.linear(feature_BF, self.weight_EF, self.bias_E)
 
 
 @dataclass(eq=False)
@@ -165,7 +165,8 @@ class ServedVersion:
     """A published version. Two are equal that have the same model, number and time of creation.
 
     Its heads may be evicted and loaded again; `pinned` keeps them. `pairs`: what it has learned; scores across
-    other pairs mean nothing. `lineage`: its ancestors and itself, oldest first.
+    other pairs mean nothing. `lineage`: its ancestors and itself, oldest first. `encoders`: by modality, those of
+    the features that it has learned, as far as they are known.
     """
 
     model: str
@@ -175,6 +176,7 @@ class ServedVersion:
     created_at: datetime
     pairs: frozenset[ModalityPair] = field(default=frozenset(), compare=False)
     lineage: tuple[int, ...] = field(default=(), compare=False)
+    encoders: Mapping[str, EncoderIdentity] = field(default_factory=dict, compare=False)
 
     @property
     def heads(self) -> ModalityHeads:
@@ -274,13 +276,14 @@ def described(manifest: VersionManifest, source: HeadsSource) -> ServedVersion:
         manifest.created_at,
         frozenset(learned.pair for learned in manifest.learned),
         tuple(learned.version for learned in manifest.learned),
+        manifest.encoders,
     )
 
 
 def _file_of(manifest: VersionManifest) -> Hashable:
     """What heads are a function of: their file and the expected shapes."""
     spec = manifest.spec
-    return manifest.files[layout.HEADS].sha256, spec.width, tuple(sorted(spec.modalities.items()))
+    return manifest.files[layout.HEADS].sha256, spec.width, tuple(sorted(spec.widths.items()))
 
 
 @torch.inference_mode()

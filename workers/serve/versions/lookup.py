@@ -3,7 +3,8 @@
 import hashlib
 import re
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable, WorkerError
@@ -24,6 +25,8 @@ from workers.serve.versions.loading import ServedVersion
 from workers.serve.versions.memory import NoRoom, TooLarge
 
 _VERSION_PATTERN = r"[1-9][0-9]{0,8}"
+# Kept parsed.
+_REFERENCES = 256
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class ModelReference:
     version: int | None
 
 
+@lru_cache(_REFERENCES)
 def parse_reference(text: str) -> ModelReference:
     """Raises InvalidRequest."""
     name, at, version = text.partition("@")
@@ -72,15 +76,15 @@ class Chosen:
     """The version that answers a request, with its heads in memory, and the channel."""
 
     version: ServedVersion
-    channel: Literal["live", "candidate", "exact"]
+    channel: Literal["live", "canary", "exact"]
 
 
 class VersionLookup:
     """Finds live versions and canaries by name, others by exact number."""
 
-    def __init__(self, live: LiveVersions, resident: VersionCache, wait_seconds: float) -> None:
+    def __init__(self, live: LiveVersions, cache: VersionCache, wait_seconds: float) -> None:
         self._live = live
-        self._resident = resident
+        self._cache = cache
         self._wait_seconds = wait_seconds
 
     async def find(
@@ -94,8 +98,7 @@ class VersionLookup:
         runs; without it those of the same key do, and without keys the version is random.
         """
         if wanted.version is None:
-            key = routing or caller.key or secrets.token_hex(8)
-            return await self._find_by_name(wanted.name, min_version, caller, key)
+            return await self._find_by_name(wanted.name, min_version, caller, routing or caller.key)
         if wanted.version < min_version:
             raise InvalidRequest(
                 f"model asks for exactly version {wanted.version}, the header x-min-model-version "
@@ -119,9 +122,9 @@ class VersionLookup:
             message = f"{version.label} is no longer in object storage"
             raise NotReady(message, "model") from error
 
-    def resident(self, model: str) -> list[ServedVersion]:
+    def loaded(self, model: str) -> list[ServedVersion]:
         """Return the versions of a model that are in memory."""
-        return self._resident.of(model)
+        return self._cache.of(model)
 
     async def _find_by_name(self, name: str, min_version: int, caller: Caller, key: str) -> Chosen:
         def choose() -> Chosen | None:
@@ -132,20 +135,20 @@ class VersionLookup:
             chosen = await self._live.wait_for(choose, self._wait_seconds)
         if chosen is None:
             raise self._unanswered(name, min_version, caller)
-        return replace(chosen, version=await self.pinned(chosen.version))
+        return Chosen(await self.pinned(chosen.version), chosen.channel)
 
     def _choose(self, name: str, min_version: int, caller: Caller, key: str) -> Chosen | None:
         live = self._live.get(name)
         if live is None or not caller.sees(live.owner):
             return None
-        candidate, canary = live.candidate, live.canary
+        loaded, canary = live.loaded_canary, live.canary
         if (
-            candidate is not None
+            loaded is not None
             and canary is not None
-            and candidate.number >= min_version
-            and routed_to_canary(name, canary.revision, key, canary.share)
+            and loaded.number >= min_version
+            and routed_to_canary(name, canary.revision, key or secrets.token_hex(8), canary.share)
         ):
-            return Chosen(candidate, "candidate")
+            return Chosen(loaded, "canary")
         return Chosen(live.version, "live") if live.version.number >= min_version else None
 
     async def _find_exact(self, name: str, number: int, caller: Caller) -> ServedVersion:
@@ -169,11 +172,11 @@ class VersionLookup:
         live = self._live.get(name)
         if live is not None and live.version.number == number:
             return live.version
-        return self._resident.get(name, number)
+        return self._cache.get(name, number)
 
     async def _load(self, name: str, number: int) -> ServedVersion:
         try:
-            return await self._resident.find(name, number)
+            return await self._cache.find(name, number)
         except ObjectNotFound as error:
             raise NotFound(
                 f"model {name!r} has no published version {number}", "model", "version_not_found"

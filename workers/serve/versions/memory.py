@@ -213,7 +213,7 @@ class HeadsCache:
         )
 
     def _report(self) -> None:
-        self._metrics.resident(len(self._entries))
+        self._metrics.loaded_versions(len(self._entries))
 
 
 def _bytes_of(entries: Iterable[Entry]) -> int:

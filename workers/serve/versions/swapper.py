@@ -19,6 +19,7 @@ from cmcl.contract.errors import (
 )
 from cmcl.contract.version import LivePointer
 from workers.serve.metrics import ServeMetrics
+from workers.serve.tracing import Tracing
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.live import LiveVersions, Refusal
 from workers.serve.versions.loading import ServedVersion
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 15.0
+# Of one version: it may fail for weeks.
+_TRACED_FAILURES = 5
 
 
 class _Due(NamedTuple):
@@ -43,15 +46,20 @@ class Swapper:
     def __init__(
         self,
         live: LiveVersions,
-        resident: VersionCache,
+        cache: VersionCache,
         metrics: ServeMetrics,
         clock: Callable[[], float] = time.monotonic,
+        tracing: Tracing | None = None,
     ) -> None:
         self._live = live
-        self._resident = resident
+        self._cache = cache
         self._metrics = metrics
         self._clock = clock
+        self._tracing = tracing
         self._seen_at: dict[str, float] = {}
+        # Models whose pointer changed while this replica was ready. What it loads when it starts, perhaps weeks after the
+        # version was made, is no part of the version's trace.
+        self._changed: set[str] = set()
         # Live versions and the cache change together.
         self._swapping = threading.Lock()
 
@@ -61,8 +69,10 @@ class Swapper:
             if not self._live.update(model, pointer):
                 return
             self._seen_at[model] = self._clock()
+            if self._live.readiness.ready:
+                self._changed.add(model)
             self._hold(model)
-            self._resident.retire(model, pointer.retired)
+            self._cache.retire(model, pointer.retired)
         self._report_lag(model)
 
     def due(self, model: str) -> int | None:
@@ -74,7 +84,7 @@ class Swapper:
         """Take the version that is due if it is in memory, which is quick. Returns whether it was."""
         if (due := self._due(model)) is None:
             return False
-        if (version := self._resident.get(model, due.number)) is None:
+        if (version := self._cache.get(model, due.number)) is None:
             return False
         self._swap(model, due.pointer, version)
         return True
@@ -103,17 +113,18 @@ class Swapper:
         """
         answers = self._live.get(model) is not None
         try:
-            return self._resident.load(model, number, evict=answers)
+            return self._cache.load(model, number, evict=answers)
         except NoRoom as error:
             logger.info("%s: it is loaded on demand", error)
-            return self._resident.unloaded(model, number, verify=answers)
+            return self._cache.unloaded(model, number, verify=answers)
 
     def drop(self, model: str) -> None:
         """Remove a deleted model."""
         with self._swapping:
             self._live.forget(model)
-            self._resident.forget(model)
+            self._cache.forget(model)
             self._seen_at.pop(model, None)
+            self._changed.discard(model)
         self._metrics.gone(model)
         logger.info("%s was deleted and no longer answers", model)
 
@@ -129,7 +140,7 @@ class Swapper:
         live = self._live.get(model)
         if live is None or live.order < pointer.order:
             return pointer.version
-        return live.canary.version if live.canary and live.candidate is None else None
+        return live.canary.version if live.canary and live.loaded_canary is None else None
 
     def _swap(self, model: str, pointer: LivePointer, version: ServedVersion) -> None:
         with self._swapping:
@@ -143,16 +154,18 @@ class Swapper:
         if not done:
             logger.info("%s was superseded while it loaded", version.label)
         elif version.number != pointer.version:
+            self._trace(model, pointer, version.number)
             logger.info("%s is a canary", version.label)
         elif before is None or before.version != version:
             self._metrics.swapped(model, version.number, seconds)
+            self._trace(model, pointer, version.number)
             logger.info("%s is live (generation %d)", version.label, pointer.generation)
         self._report_lag(model)
 
     def _hold(self, model: str) -> None:
         live = self._live.get(model)
         if live is not None:
-            self._resident.hold(live.version, live.candidate)
+            self._cache.hold(live.version, live.loaded_canary)
 
     def _refuse(self, model: str, number: int, pointer: LivePointer, error: Exception) -> None:
         before = [each for each in self._live.refusals(model) if each.version == number]
@@ -164,10 +177,21 @@ class Swapper:
         if not self._live.refuse(model, refusal):
             return
         self._metrics.refused(model, kind)
+        if failures <= _TRACED_FAILURES:
+            self._trace(model, pointer, number, kind)
         logger.warning(
             "%s@%d (generation %d) is refused, try %d, again in %.1f s: %s",
             *(model, number, pointer.generation, failures, delay, error),
         )
+
+    def _trace(
+        self, model: str, pointer: LivePointer, number: int, error: str | None = None
+    ) -> None:
+        if self._tracing is not None and model in self._changed:
+            now = self._clock()
+            seconds = now - self._seen_at.get(model, now)
+            about: dict[str, str | int] = {"cmcl.model": model, "cmcl.version": number}
+            self._tracing.loaded(pointer.traceparent, seconds, about, error)
 
     def _report_lag(self, model: str) -> None:
         pointer, live = self._live.pointer(model), self._live.get(model)

@@ -8,6 +8,7 @@ compact protocol, structs as in parquet.thrift (apache/parquet-format).
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 MAGIC = b"PAR1"
 LARGEST_FOOTER = 32 << 20
@@ -38,28 +39,33 @@ class ColumnChunk:
 
 def column_chunks(path: Path) -> Iterator[ColumnChunk]:
     """Every column of every row group. Raises BadFooter."""
-    footer = _footer(path)
+    with path.open("rb") as file:
+        footer = read_footer(file, path.stat().st_size)
+    yield from chunks_of(footer)
+
+
+def chunks_of(footer: bytes) -> Iterator[ColumnChunk]:
+    """Every column of every row group. Raises BadFooter."""
     try:
         yield from _Compact(footer).chunks()
     except (IndexError, RecursionError, UnicodeDecodeError) as error:
         raise BadFooter("its footer is damaged") from error
 
 
-def _footer(path: Path) -> bytes:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - 8))
-        tail = file.read()
-        length = int.from_bytes(tail[:4], "little")
-        if tail[4:] != MAGIC or length > size - 8:
-            raise BadFooter("it does not end as Parquet does; it was perhaps cut off")
-        if length > LARGEST_FOOTER:
-            raise BadFooter(
-                f"its footer has {length} bytes, at most {LARGEST_FOOTER} are read; "
-                "write fewer columns or larger row groups"
-            )
-        file.seek(size - 8 - length)
-        return file.read(length)
+def read_footer(file: BinaryIO, size: int) -> bytes:
+    """The footer of a file of `size` bytes. Raises BadFooter."""
+    file.seek(max(0, size - 8))
+    tail = file.read(8)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != MAGIC or length > size - 8:
+        raise BadFooter("it does not end as Parquet does; it was perhaps cut off")
+    if length > LARGEST_FOOTER:
+        raise BadFooter(
+            f"its footer has {length} bytes, at most {LARGEST_FOOTER} are read; "
+            "write fewer columns or larger row groups"
+        )
+    file.seek(size - 8 - length)
+    return file.read(length)
 
 
 class _Compact:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
 from cmcl.contract.dataset import FileFormat
+from cmcl.contract.errors import InvalidDataset
 from workers.storage.formats import (
     arrow,
     hdf5_subprocess,
@@ -17,7 +19,7 @@ from workers.storage.formats import (
 from workers.storage.formats.user_file import UserFile
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-_LONGEST_MAGIC = 16
+LONGEST_MAGIC = 16
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,30 @@ _NEARLY = {
 }
 
 
-def format_of(file: UserFile) -> Format:
+def format_of(path: Path, uri: str) -> Format:
     """Return the format of a file. Raises InvalidDataset if it is not supported."""
-    with file.path.open("rb") as stream:
-        first_bytes = stream.read(_LONGEST_MAGIC)
+    with path.open("rb") as stream:
+        first_bytes = stream.read(LONGEST_MAGIC)
+    found = format_by_magic(first_bytes)
+    if found is not None:
+        return found
+    what = (
+        mistaken_format(first_bytes)
+        or "by its first bytes it is neither Parquet nor Arrow IPC, npz, safetensors or HDF5"
+    )
+    raise InvalidDataset(f"{uri}: {what}")
+
+
+def format_by_magic(first_bytes: bytes) -> Format | None:
+    """The format of a file that begins with these bytes; None if it is not supported."""
     for magic, format_ in _BY_MAGIC.items():
         if first_bytes.startswith(magic):
             return format_
-    if safetensors_file.has_header(first_bytes):
-        return SAFETENSORS
-    for magic, words in _NEARLY.items():
-        if first_bytes.startswith(magic):
-            raise file.wrong(words)
+    return SAFETENSORS if safetensors_file.has_header(first_bytes) else None
+
+
+def mistaken_format(first_bytes: bytes) -> str | None:
+    """What is wrong with a file of a format that is often sent by mistake, and what to send instead."""
     if not first_bytes:
-        raise file.wrong("it is empty")
-    raise file.wrong(
-        "by its first bytes it is neither Parquet nor Arrow IPC, npz, safetensors or HDF5"
-    )
+        return "it is empty"
+    return next((words for magic, words in _NEARLY.items() if first_bytes.startswith(magic)), None)

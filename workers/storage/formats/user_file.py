@@ -42,16 +42,24 @@ class UserFile:
     """A local copy of a user's file.
 
     `uri`: as the user named it. `sha256`: of the file. `sides`: of feature_a, then of feature_b.
+    `left_out`: reasons by row, to which readers add; None: a row that cannot be converted is an error.
     """
 
     path: Path
     uri: str
     sha256: str
     sides: tuple[Side, Side]
+    left_out: dict[int, str] | None = None
 
     def wrong(self, what: str) -> InvalidDataset:
         """An InvalidDataset error that names this file."""
         return InvalidDataset(f"{self.uri}: {what}")
+
+    def leave_out(self, row: int, reason: str) -> None:
+        """Note that a row cannot be converted. Raises InvalidDataset unless rows may be left out."""
+        if self.left_out is None:
+            raise self.wrong(reason)
+        self.left_out.setdefault(row, reason)
 
     def check_width(self, side: Side, width: int, name: str) -> None:
         """Raises InvalidDataset if the model declares another width for that side."""

@@ -35,7 +35,7 @@ def training_rows(
     Raises InvalidDataset if a shard is not what was verified at intake; streamed rows raise it when
     they are read.
     """
-    first, second = (spec.modalities[modality] for modality in dataset.pair.modalities)
+    first, second = (spec.widths[modality] for modality in dataset.pair.modalities)
     if dataset.rows * (first + second) * 4 > held_bytes:
         return StreamedRows(dataset.shards, (first, second), scratch)
     # Hashed one by one, while the next rows are decoded.

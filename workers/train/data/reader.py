@@ -27,7 +27,7 @@ from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from workers.model.rows import PairedRows, content_keys
 from workers.storage.scratch import Scratch
-from workers.storage.shards import FEATURES, open_in_pieces, rows_at_once
+from workers.storage.shards import FEATURES, open_in_pieces, rows_at_once, use_jemalloc
 from workers.storage.verified import open_verified
 
 T = TypeVar("T")
@@ -199,7 +199,7 @@ def read_rows(
 
     Sets Arrow's memory pool to jemalloc. Raises InvalidDataset, StorageUnavailable.
     """
-    _use_jemalloc()
+    use_jemalloc()
     parts, scratch = _parts(shards, start, stop), scratch or Scratch()
     with ThreadPoolExecutor(_SHARDS_AT_ONCE, "shards") as threads:
         begun = deque(
@@ -212,12 +212,6 @@ def read_rows(
         finally:
             for unread in begun:
                 unread.add_done_callback(_close)
-
-
-def _use_jemalloc() -> None:
-    """If Arrow was built with it. With Arrow's default every second process read a third slower."""
-    if "jemalloc" in pa.supported_memory_backends():
-        pa.set_memory_pool(pa.jemalloc_memory_pool())
 
 
 def _begin(part: _Part, scratch: Scratch) -> _Decoding:

@@ -106,13 +106,13 @@ def _report(
 
     from cmcl.contract.errors import StorageUnavailable
     from cmcl.contract.job import Progress
-    from workers.storage.layout import run_progress
+    from workers.storage.running import ProgressWriter
     from workers.storage.uris import open_store
 
     progress = Progress(phase=phase, note=note, at=datetime.now(UTC))
     store = open_store(attempt.store_uri)
     try:
-        store.put(run_progress(attempt.job, attempt.attempt), progress.model_dump_json().encode())
+        ProgressWriter(store, attempt.job, attempt.attempt).write(progress)
     except StorageUnavailable as error:
         print(f"progress was not written: {error}", flush=True)
 

@@ -17,8 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
-from cmcl.contract.priority import Priority
-from workers.train.pool.queue import PRIORITIES, Attempt, AttemptStatus
+from workers.train.pool.queue import Attempt, AttemptStatus
 
 # Name of the pool's actor on a Ray cluster.
 ACTOR_NAME, NAMESPACE = "cmcl-pool", "cmcl"
@@ -56,14 +55,14 @@ class PoolSetup:
 
 @dataclass(frozen=True)
 class Request:
-    """An attempt, the setup and the priority that its job asks for.
+    """An attempt, the setup that its job asks for, and the owner of the job.
 
     `idle_seconds`: how long the pool stays without a further attempt; 0: permanently.
     """
 
     attempt: Attempt
     setup: PoolSetup
-    priority: Priority = "normal"
+    owner: str = "default"
     idle_seconds: float = 0.0
 
     def to_line(self) -> bytes:
@@ -74,11 +73,8 @@ class Request:
     def from_line(cls, line: bytes) -> "Request":
         """Decode a line. Raises ValueError, TypeError or KeyError if it is no request."""
         fields = json.loads(line)
-        priority = fields["priority"]
-        if priority not in PRIORITIES:
-            raise ValueError(f"priority is {priority!r}; it must be one of {PRIORITIES}")
         setup, idle_seconds = PoolSetup(**fields["setup"]), float(fields["idle_seconds"])
-        return cls(Attempt(**fields["attempt"]), setup, priority, idle_seconds)
+        return cls(Attempt(**fields["attempt"]), setup, str(fields["owner"]), idle_seconds)
 
 
 def status_to_line(status: AttemptStatus) -> bytes:

@@ -7,13 +7,8 @@ reason, the attempt leaves the queue, and a group that trains it is to be ended.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from cmcl.contract.priority import Priority
-
-# Lowest first. A running attempt is never preempted: it would have to go back to its last checkpoint,
-# and the ranks to be restarted.
-PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 # How often a group may fail during an attempt and start it again.
 RESTARTS = 2
 # A group that trained this long before it failed has made progress, by its checkpoints. On nodes that
@@ -44,10 +39,10 @@ class Assignment:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """An attempt in the queue, and its priority."""
+    """An attempt in the queue, and the owner of its job."""
 
     attempt: Attempt
-    priority: Priority
+    owner: str
 
 
 @dataclass(frozen=True)
@@ -76,12 +71,18 @@ class AttemptStatus:
 
 
 class JobQueue:
-    """One attempt in training, the others waiting: by priority, then in order of arrival."""
+    """One attempt in training, the others waiting: owners in turns, and in order of arrival within each.
+
+    The control plane has ordered jobs by priority before it submits them. A running attempt is never preempted: it would
+    have to go back to its last checkpoint, and the ranks to be restarted.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._wanted: set[Attempt] = set()
         self._waiting: list[_Waiting] = []
+        # Number of the newest assignment of each owner.
+        self._served: dict[str, int] = {}
         self._outcomes: dict[Attempt, AttemptStatus] = {}
         self._current: Assignment | None = None
         self._number = self._first_of_group = 0
@@ -101,7 +102,7 @@ class JobQueue:
         """Whether no attempt is waiting or in training."""
         return self._current is None and not self._waiting
 
-    def join(self, attempt: Attempt, priority: Priority = "normal") -> None:
+    def join(self, attempt: Attempt, owner: str = "default") -> None:
         """Add an attempt whose job has connected. It supersedes earlier attempts of that job."""
         others = [each for each in self._wanted if _job(each) == _job(attempt)]
         for earlier in [each for each in others if each.attempt < attempt.attempt]:
@@ -110,9 +111,7 @@ class JobQueue:
         if any(each.attempt > attempt.attempt for each in others):
             self._outcomes[attempt] = AttemptStatus("failed", _SUPERSEDED)
         elif not self._is_current(attempt) and not self._is_waiting(attempt):
-            self._waiting.append(_Waiting(attempt, priority))
-            # The sort is stable: equal priorities stay in order of arrival.
-            self._waiting.sort(key=lambda each: -PRIORITIES.index(each.priority))
+            self._waiting.append(_Waiting(attempt, owner))
 
     def leave(self, attempt: Attempt) -> None:
         """Remove an attempt whose job has disconnected, with or without an outcome."""
@@ -127,8 +126,8 @@ class JobQueue:
             return self._outcomes[attempt]
         if attempt not in self._wanted:
             return AttemptStatus("failed", _SUPERSEDED)
-        first = [each.attempt for each in self._waiting[:1]]
-        is_next = self._current is None and first == [attempt]
+        first = self._first()
+        is_next = self._current is None and first is not None and first.attempt == attempt
         return AttemptStatus("working" if is_next or self._is_current(attempt) else "waiting")
 
     def group_started(self) -> None:
@@ -201,12 +200,19 @@ class JobQueue:
             message = f"the ranks failed {self._failures} times: {self._error or error}"
             self._end(AttemptStatus("failed", message))
 
+    def _first(self) -> _Waiting | None:
+        """The attempt that is next: of the owner that was served least recently."""
+        return min(self._waiting, key=lambda each: self._served.get(each.owner, 0), default=None)
+
     def _take(self) -> None:
-        if not self._waiting:
+        first = self._first()
+        if first is None:
             return
+        self._waiting.remove(first)
         self._number += 1
+        self._served[first.owner] = self._number
         self._failures, self._began, self._error = 0, self._clock(), ""
-        self._current = Assignment(self._number, self._waiting.pop(0).attempt)
+        self._current = Assignment(self._number, first.attempt)
 
     def _end(self, status: AttemptStatus) -> None:
         if self._current is not None and self._current.attempt in self._wanted:

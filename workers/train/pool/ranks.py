@@ -111,7 +111,6 @@ def train_attempts(device: torch.device) -> None:
     the same attempt must never meet in a collective.
     """
     actor, here = ray.get_actor(ACTOR_NAME, NAMESPACE), world()
-    _import_optimizer()
     _report_start(actor, here)
     done = 0
     while True:
@@ -156,11 +155,6 @@ def release_device_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     release_memory()
-
-
-def _import_optimizer() -> None:
-    """The first optimizer imports torch._dynamo: a second that no attempt should wait for."""
-    torch.optim.AdamW([torch.zeros(1)])
 
 
 def _exit_when_abandoned(actor: Any) -> None:

@@ -179,7 +179,7 @@ class PoolServer:
 
     def _join(self, request: Request) -> None:
         self._idle_seconds = request.idle_seconds
-        self.queue.join(request.attempt, request.priority)
+        self.queue.join(request.attempt, request.owner)
         self.notify()
 
     def _disconnect(self, attempt: Attempt) -> None:

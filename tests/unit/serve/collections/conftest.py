@@ -1,4 +1,4 @@
-"""A store, a follower for collections, and a replica that answers about them."""
+"""A store, a collections follower, and a replica that serves collections."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -31,14 +31,14 @@ def store(tmp_path: Path) -> FlakyStore:
 
 @pytest.fixture
 def scene(store: FlakyStore) -> Scene:
-    """With version 1 live and no collection."""
+    """A scene with version 1 live and without collections."""
     made = Scene(store)
     made.swap(1)
     return made
 
 
 class NamedCallers:
-    """Whoever says `alice` is Alice, and sees what is Alice's; whoever says nothing sees all."""
+    """The key `alice` gives access to the collections of owner alice; no key gives access to all."""
 
     @property
     def ready(self) -> bool:
@@ -49,7 +49,7 @@ class NamedCallers:
 
 
 class Searching(Replica):
-    """A replica with collections, which are followed by real threads."""
+    """A replica with collections and the follower's real threads."""
 
     collections: Collections | None = None
     access: Authenticator = AllowAll()
@@ -80,13 +80,13 @@ class Searching(Replica):
         )
 
     def add(self, name: str, items: list[dict[str, Any]]) -> int:
-        """The revision that they are in."""
+        """Add rows and return their revision."""
         response = self.ask("POST", f"/{name}/items", {"items": items})
         assert response.status_code == 200, response.text
         return int(response.json()["revision"])
 
     def found(self, name: str, revision: int = 0, **body: object) -> list[str]:
-        """Ids, once this replica has read that revision."""
+        """Search, once this replica has read that revision; return ids."""
         headers = {"x-min-collection-revision": str(revision)} if revision else {}
         response = self.ask("POST", f"/{name}/search", body, headers)
         assert response.status_code == 200, response.text
@@ -95,7 +95,7 @@ class Searching(Replica):
 
 @contextmanager
 def opened(store: FlakyStore) -> Iterator[Searching]:
-    """With version 1 live, an encoder of texts, and an empty collection `things`."""
+    """A replica with version 1 live, a text encoder, and an empty collection `things`."""
     args = ServeArgs(
         store=store.uri,
         max_rows=20,
@@ -109,7 +109,7 @@ def opened(store: FlakyStore) -> Iterator[Searching]:
     replica = Searching(store, args)
     replica.encoders = LetterEncoders()
     replica.publish(version=1)
-    replica.look()
+    replica.poll()
     replica.open()
     try:
         assert replica.ask("PUT", "/things", {"model": "scenes"}).status_code == 200

@@ -1,4 +1,4 @@
-"""Collections without HTTP: a real store, versions at hand, the follower advanced by hand."""
+"""Collections without HTTP: a real store, prepared versions, a follower that tests advance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -45,7 +45,7 @@ def create(store: FlakyStore, feature_type: FeatureType = "float32") -> Revision
 
 
 def add(store: FlakyStore, new: Sequence[Entry]) -> Revision:
-    """One change of the collection, as it is now."""
+    """Make one change of the collection's newest revision."""
     return writes.write(store, create(store), new, EVERYONE)
 
 
@@ -59,7 +59,7 @@ class Clock:
 
 @dataclass
 class Scene:
-    """A replica's follower of collections, whose thread is the test."""
+    """A replica's collections follower, run in the test's thread."""
 
     store: FlakyStore
     graph_from: int = 1000
@@ -73,7 +73,7 @@ class Scene:
         )
 
     def swap(self, number: int, served: ServedVersion | None = None) -> ServedVersion:
-        """Let this version answer."""
+        """Make this version live."""
         self.generation += 1
         pointer = LivePointer(generation=self.generation, version=number)
         served = served or version(number)
@@ -82,11 +82,11 @@ class Scene:
         return served
 
     def settle(self) -> Index:
-        """Everything that is to be done, done."""
-        self.follower.look()
+        """Poll, and finish all work; return the index."""
+        self.follower.poll()
         while self.follower.work():
             pass
-        self.follower.look()
+        self.follower.poll()
         return self.index()
 
     def index(self) -> Index:
@@ -102,7 +102,7 @@ def embedded(served: ServedVersion, modality: str, number: int) -> Float32Array:
 
 
 def search(index: Index, modality: str, number: int, **wanted: object) -> SearchResult:
-    """With the feature of that number, embedded by the index' own version."""
+    """Search with the feature of that number, embedded by the index's own version."""
     query_E = embedded(index.version, modality, number)
     return index.search(query_E, SearchQuery(**{"top_k": 10, **wanted}))  # type: ignore[arg-type]
 

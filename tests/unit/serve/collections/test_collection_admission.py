@@ -1,4 +1,4 @@
-"""What requests about collections hold: exports whole indexes, a few at once; items rows, as they are encoded."""
+"""Limits that requests about collections count for: exports as whole indexes, items as rows."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ MOST = 3
 
 @pytest.fixture
 def parts(searching: Searching) -> Parts:
-    """With something to export, and a third of a second for each piece of it."""
+    """A replica with rows to export, and a time limit of a third of a second per chunk."""
     one = {"id": "a", "modality": "image", "feature": feature("image", 0).tolist()}
     revision = searching.add("things", [one])
     searching.found("things", revision, query={"modality": "image", "feature": one["feature"]})
@@ -31,7 +31,7 @@ def parts(searching: Searching) -> Parts:
 async def export(
     app: ASGIApp, takes: Callable[[Message], Awaitable[None]], spec_version: str = "2.4"
 ) -> tuple[int, bool]:
-    """The status, and whether the answer came to its end; `takes` may be slow to take a piece."""
+    """Return the status, and whether the response is complete; `takes` may read slowly."""
     seen: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -62,11 +62,11 @@ async def export(
 
 
 async def at_once(_: Message) -> None:
-    """A client that reads."""
+    """A client that reads at once."""
 
 
 async def never(_: Message) -> None:
-    """A client that does not."""
+    """A client that does not read."""
     await asyncio.sleep(60)
 
 
@@ -109,7 +109,7 @@ def test_rows_are_held_while_they_are_encoded(searching: Searching) -> None:
         held.append(parts.admission.rows.total)
 
     assert isinstance(searching.encoders, LetterEncoders)
-    searching.encoders.meanwhile = look
+    searching.encoders.during = look
     searching.add("things", [{"id": n, "modality": "text", "text": n} for n in ("a", "e", "i")])
     assert (held, parts.admission.rows.total) == ([3], 0)
 

@@ -1,4 +1,4 @@
-"""Exports, read back as Qdrant and PostgreSQL would read them."""
+"""Exports, read back as Qdrant, PostgreSQL and readers of Parquet and Arrow would read them."""
 
 import csv
 import io
@@ -8,6 +8,8 @@ import uuid
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.serve.collections.conftest import Searching
@@ -85,6 +87,45 @@ def test_the_table_has_the_columns_of_the_csv_and_the_models_width(filled: Searc
     assert "hnsw (embedding vector_ip_ops)" in body
 
 
+@pytest.mark.parametrize("format_", ["parquet", "arrow"])
+def test_a_table_has_every_live_row_and_names_version_and_revision(
+    filled: Searching, format_: str
+) -> None:
+    content = filled.ask("GET", f"/things/export?format={format_}").content
+    if format_ == "parquet":
+        table = pq.read_table(pa.BufferReader(content))
+    else:
+        table = pa.ipc.open_stream(content).read_all()
+    assert table.schema.metadata[b"cmcl.version"] == b"scenes@1"
+    assert table.schema.metadata[b"cmcl.revision"] == b"3"
+    assert table.schema.field("vector").type == pa.list_(pa.float32(), 6)
+    rows = {row["id"]: row for row in table.to_pylist()}
+    assert set(rows) == {"image-0", "image-1", "image-2", 'odd, "id"'}
+    assert json.loads(rows["image-2"]["payload"]) == {"n": 2, "text": AWKWARD}
+    assert (rows['odd, "id"']["modality"], rows['odd, "id"']["payload"]) == ("text", None)
+    np.testing.assert_allclose(rows["image-1"]["vector"], expected(filled, "image", 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("format_", ["parquet", "arrow"])
+def test_a_table_without_rows_has_its_schema(searching: Searching, format_: str) -> None:
+    searching.found("things", 1, query=image_query(1))
+    content = searching.ask("GET", f"/things/export?format={format_}").content
+    source = pa.BufferReader(content)
+    table = pq.read_table(source) if format_ == "parquet" else pa.ipc.open_stream(source).read_all()
+    assert table.column_names == ["id", "modality", "payload", "vector"]
+    assert len(table) == 0
+
+
+def test_a_parquet_file_is_made_of_row_groups(
+    filled: Searching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.serve.collections.exports._GROUP_BYTES", 2 * 4 * 6)
+    content = filled.ask("GET", "/things/export?format=parquet").content
+    file = pq.ParquetFile(pa.BufferReader(content))
+    assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [2, 1, 1]
+    assert len(file.read()) == 4
+
+
 def test_an_export_names_version_and_revision(filled: Searching) -> None:
     response = filled.ask("GET", "/things/export?format=pgvector")
     assert response.headers["x-model-version"] == "1"
@@ -95,7 +136,7 @@ HUGE = '{"n":100000000000000000000,"deep":[{"m":-1e300,"k":123456789012345678901
 
 
 def test_a_number_that_was_stored_is_answered_and_exported_as_it_is(searching: Searching) -> None:
-    """Beyond 64 bits it is refused today; what was taken before must not break a search."""
+    """Numbers beyond 64 bits are rejected now; stored ones must not break a search."""
     assert searching.collections is not None
     target = searching.collections.find("things", lambda _: True)
     entry = Entry("huge", "image", feature("image", 1), HUGE)

@@ -1,4 +1,4 @@
-"""The index in memory: exact means exact, the graph nearly so, and filters do not change that."""
+"""The index in memory: exact search is exact, the graph is close to it, with and without filters."""
 
 import json
 
@@ -181,7 +181,7 @@ def test_equal_scores_come_by_id(scene: Scene) -> None:
 def test_hundreds_of_small_changes_become_few_parts(scene: Scene) -> None:
     for change in range(60):
         add(scene.store, entries(change, 2))
-        scene.follower.look()
+        scene.follower.poll()
     index = scene.settle()
     assert index.rows == 61
     assert len(index.parts) < 12

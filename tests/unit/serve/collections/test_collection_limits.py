@@ -1,4 +1,4 @@
-"""How many collections and rows there may be, and what who passes a limit is told."""
+"""Limits on collections and rows, and the errors above them."""
 
 import json
 import sys
@@ -21,7 +21,6 @@ from tests.unit.serve.collections.scene import (
 from workers.serve.collections import revision_log
 from workers.serve.collections.compaction import compact
 from workers.serve.collections.indexer import CollectionSnapshot
-from workers.serve.collections.memory import rows_bytes
 from workers.serve.collections.quota import (
     AllFull,
     CollectionFull,
@@ -30,6 +29,7 @@ from workers.serve.collections.quota import (
     TooManyCollections,
 )
 from workers.serve.collections.revision_log import Revision
+from workers.serve.collections.segments import rows_bytes
 from workers.serve.settings import CollectionLimits, ServeArgs
 from workers.storage import layout
 
@@ -120,7 +120,7 @@ def test_all_collections_together_hold_so_many_rows(searching: Searching) -> Non
 def test_rows_are_counted_where_there_is_no_index_yet(
     scene: Scene, quota: CollectionsQuota
 ) -> None:
-    """As after a restart: nothing was read, and the whole limit could be written once more."""
+    """As after a restart, when nothing is read yet: the limit must not start from zero."""
     head = add(scene.store, entries(0, 60))
     with pytest.raises(RowsUncounted, match="may have 60 of 60 rows"):
         quota.check(head, 1, 0)
@@ -151,7 +151,7 @@ def test_what_was_replaced_counts_once(scene: Scene, quota: CollectionsQuota) ->
 def test_rows_of_another_collection_count_before_they_are_read(scene: Scene) -> None:
     add(scene.store, entries(0, 50))
     scene.swap(1)
-    scene.follower.look()
+    scene.follower.poll()
     quota = CollectionsQuota(LIMITS, scene.follower.snapshots)
     assert scene.follower.rows() == 0
     other = head_of(scene).model_copy(update={"name": "other", "segments": ()})
@@ -161,7 +161,7 @@ def test_rows_of_another_collection_count_before_they_are_read(scene: Scene) -> 
 
 
 def test_bytes_are_counted_as_after_the_next_swap(scene: Scene) -> None:
-    """The index of the version before stays: no swap takes a replica beyond what was promised."""
+    """The previous version's index stays during a swap, so a swap must fit into the limit too."""
     add(scene.store, entries(0, 50, payload='{"a": 1}'))
     before = scene.settle()
     quota = CollectionsQuota(LIMITS, scene.follower.snapshots)
@@ -190,7 +190,7 @@ OWN_FIELDS = json.dumps({f"{n:02}": 1 for n in range(100)}, separators=(",", ":"
 def test_rows_use_at_most_the_memory_counted_before_the_read(
     scene: Scene, payload: str | None
 ) -> None:
-    """Whether they are merged, or as they were written."""
+    """Both for merged segments and for segments as written."""
     for number in range(3):
         add(scene.store, entries(20 * number, 20, payload=payload))
     head = head_of(scene)
@@ -226,13 +226,13 @@ def test_unread_bytes_reject_a_write_for_now(scene: Scene) -> None:
         tight.check(head_of(scene), 1, 11)
     add(scene.store, entries(50, 1))
     scene.store.broken = layout.collection_segments(NAME)
-    scene.follower.look()
+    scene.follower.poll()
     with pytest.raises(RowsUncounted, match="still being read"):
         tight.check(head_of(scene), 1, 10)
 
 
 def owned(name: str, owner: str | None, like: CollectionSnapshot, times: int) -> CollectionSnapshot:
-    """As large as so many of it, and read."""
+    """A collection of so many rows, already read."""
     revision = like.revision.model_copy(update={"name": name, "owner": owner})
     assert like.index is not None
     parts = like.index.parts * times
@@ -266,7 +266,7 @@ def test_an_owner_who_fills_all_that_is_free_leaves_room_for_others(scene: Scene
 
 
 def test_writes_count_before_they_are_read(scene: Scene) -> None:
-    """However many come in the time in which the follower reads the first of them."""
+    """Even if many arrive before the follower has read the first of them."""
     head = head_of_new(scene)
     clock = Clock()
     limits = LIMITS._replace(all_bytes=1000)
@@ -297,7 +297,7 @@ def test_a_write_is_counted_once_when_it_is_read(scene: Scene) -> None:
 
 def head_of_new(scene: Scene) -> Revision:
     head = create(scene.store)
-    scene.follower.look()
+    scene.follower.poll()
     return head
 
 

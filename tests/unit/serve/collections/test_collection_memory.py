@@ -1,4 +1,4 @@
-"""Memory of a replica, measured: collections take no more than the setting says."""
+"""Measured memory of a replica: collections stay within the setting."""
 
 import json
 import multiprocessing
@@ -11,8 +11,8 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.collections.scene import EVERYONE, Scene, create, entries
 from workers.serve.collections import writes
 from workers.serve.collections.index import GRAPH_FROM_ROWS
-from workers.serve.collections.memory import rows_bytes
 from workers.serve.collections.quota import AllFull, CollectionsQuota, RowsUncounted
+from workers.serve.collections.segments import rows_bytes
 from workers.serve.settings import CollectionLimits
 from workers.storage.local import LocalStore
 
@@ -30,14 +30,14 @@ PAYLOADS = {
 
 
 def most_used() -> int:
-    """Bytes of this process' memory, at the most so far."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def fill(folder: Path, payload: str) -> tuple[int, int]:
     """Add rows until they are refused, and swap the version twice.
 
-    What was counted in the end, and what the process took more than at its start.
+    Return the counted bytes, and the growth of the process.
     """
     scene = Scene(FlakyStore(LocalStore(folder)), GRAPH_FROM_ROWS)
     width = scene.swap(1).spec.width

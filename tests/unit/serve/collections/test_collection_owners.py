@@ -1,4 +1,4 @@
-"""Whose collections are: for others they do not exist, and those of nobody are the operator's."""
+"""Owners of collections: others get 404; collections without an owner belong to the operator."""
 
 from tests.unit.serve.collections.conftest import NamedCallers, Searching
 from tests.unit.serve.collections.test_collection_routes import image_query, item
@@ -25,7 +25,7 @@ def test_what_others_own_does_not_exist(searching: Searching) -> None:
 
 
 def test_what_has_no_owner_is_the_operators_alone(searching: Searching) -> None:
-    """It was made before keys were asked for: else every key could read and delete it."""
+    """It was created before keys were required; otherwise every key could read and delete it."""
     revision = searching.add("things", [item("image", 1)])
     searching.access = NamedCallers()
     searching.app = searching.app_of(searching.args)

@@ -1,4 +1,4 @@
-"""Collections over HTTP: written, searched across modalities, followed by every answer's headers."""
+"""Collections over HTTP: writes, search across modalities, and the headers of every response."""
 
 import base64
 import threading
@@ -31,7 +31,7 @@ def image_query(number: int) -> dict[str, Any]:
 
 
 def nearest(searching: Searching, version: int, query: dict[str, Any], images: int) -> list[str]:
-    """By brute force with that version's own heads."""
+    """Nearest ids by brute force with that version's heads."""
     heads = load_version(searching.store, MODEL, version).heads
     query_E = _embedded(heads, query["modality"], query["feature"])
     scores = {
@@ -92,7 +92,7 @@ def test_search_follows_a_swap_and_names_the_version(searching: Searching) -> No
     query = {"modality": "text", "feature": feature("text", 3).tolist()}
     before = searching.found("things", revision, query=query)
     searching.publish(version=2)
-    searching.look()
+    searching.poll()
     response = searching.ask(
         *("POST", "/things/search", {"query": query}), {"x-min-model-version": "2"}
     )
@@ -129,7 +129,7 @@ def test_no_answer_mixes_versions_in_swaps_under_load(searching: Searching) -> N
     for number in range(2, 10):
         searching.publish(version=number)
         right[number] = nearest(searching, number, query, 12)[:10]
-        searching.look()
+        searching.poll()
         until_answers(number)
     stop.set()
     context.join()
@@ -149,7 +149,7 @@ def test_a_filter_and_modalities_narrow_what_is_found(searching: Searching) -> N
 
 def test_removed_items_are_not_found(searching: Searching) -> None:
     searching.add("things", [item("image", n) for n in range(3)])
-    response = searching.ask("POST", "/things/items/delete", {"ids": ["image-1", "nobody"]})
+    response = searching.ask("POST", "/things/items/delete", {"ids": ["image-1", "missing"]})
     assert response.json()["rows"] == 2
     found = searching.found("things", response.json()["revision"], query=image_query(1))
     assert set(found) == {"image-0", "image-2"}
@@ -199,7 +199,7 @@ def check_gone(response: httpx.Response) -> None:
 def until_not_found(
     searching: Searching, method: str, path: str, body: object = None
 ) -> httpx.Response:
-    """What is answered from memory, once the replica has looked."""
+    """Wait until the replica has polled and no longer serves it from memory."""
     deadline = time.monotonic() + 60
     while (response := searching.ask(method, path, body)).status_code != 404:
         assert time.monotonic() < deadline, response.text
@@ -212,7 +212,7 @@ def test_a_collection_of_a_deleted_model_says_so(searching: Searching) -> None:
     for key in list(searching.store.keys("models/")):
         searching.store.delete(key)
     for _ in range(5):
-        searching.look()
+        searching.poll()
         searching.clock.now += 60
     query = {"query": image_query(1)}
     response = until_not_found(searching, "POST", "/things/search", query)
@@ -294,7 +294,12 @@ def test_without_the_extra_everything_else_answers(searching: Searching) -> None
         ("POST", "/things/search", {"query": image_query(1), "modalities": []}, "modalities"),
         ("POST", "/things/search", {"query": image_query(1), "filter": {"a": 1}}, "permitted are"),
         ("POST", "/things/search", {"query": {"modality": "image", "data": "AA=="}}, "no encoder"),
-        ("GET", "/things/export?format=csv", None, "qdrant, pgvector, pgvector-ddl"),
+        (
+            "GET",
+            "/things/export?format=csv",
+            None,
+            "qdrant, pgvector, parquet, arrow, pgvector-ddl",
+        ),
         ("GET", "/things/export?format=pgvector-ddl&table=a;b", None, "table is"),
     ],
 )

@@ -1,4 +1,4 @@
-"""One collection that is damaged in the store is reported, and no other's trouble."""
+"""A damaged collection is reported, and does not affect the others."""
 
 import time
 
@@ -49,7 +49,7 @@ def test_repaired_damage_is_no_longer_reported(store: FlakyStore, scene: Scene) 
     scene.settle()
     store.delete(layout.collection_revision(BROKEN, 1))
     scene.clock.now += 1000
-    scene.follower.look()
+    scene.follower.poll()
     assert scene.follower.damaged() == {}
 
 

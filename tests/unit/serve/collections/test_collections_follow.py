@@ -1,4 +1,4 @@
-"""Collections follow the model: vectors are made anew from features, and the old ones answer meanwhile."""
+"""Collections follow the model: vectors are computed again from features while the old ones answer."""
 
 import threading
 import time
@@ -57,7 +57,7 @@ def test_vectors_are_those_of_the_new_version_after_a_swap(filled: Scene) -> Non
 
 def test_the_old_version_answers_while_vectors_are_made(filled: Scene) -> None:
     filled.swap(2)
-    filled.follower.look()
+    filled.follower.poll()
     numbers = []
     while filled.follower.work():
         numbers.append(filled.index().version.number)
@@ -81,17 +81,17 @@ def test_a_collection_is_behind_until_the_new_version_searches_it(filled: Scene)
 
 def test_what_is_written_while_vectors_are_made_is_found_at_once(filled: Scene) -> None:
     filled.swap(2)
-    filled.follower.look()
+    filled.follower.poll()
     assert filled.follower.work()
     add(filled.store, [*entries(500, 1), *removals(["image-0"])])
-    filled.follower.look()
-    meanwhile = filled.index()
-    assert meanwhile.version.number == 1
-    assert search(meanwhile, "image", 500).hits[0].id == "image-500"
+    filled.follower.poll()
+    during = filled.index()
+    assert during.version.number == 1
+    assert search(during, "image", 500).hits[0].id == "image-500"
     after = filled.settle()
     assert after.version.number == 2
     assert search(after, "image", 500).hits[0].id == "image-500"
-    assert after.rows == meanwhile.rows == 40
+    assert after.rows == during.rows == 40
 
 
 def test_ids_and_payloads_are_shared_between_versions(filled: Scene) -> None:
@@ -106,7 +106,7 @@ def test_a_roll_back_uses_the_index_that_was_kept(filled: Scene) -> None:
     filled.settle()
     reads = segment_reads(filled.store)
     filled.swap(1)
-    filled.follower.look()
+    filled.follower.poll()
     assert filled.index().version.number == 1
     assert is_right(filled.index())
     assert segment_reads(filled.store) == reads
@@ -118,27 +118,27 @@ def test_a_kept_index_takes_in_what_was_written_since(filled: Scene) -> None:
     add(filled.store, entries(500, 1))
     filled.settle()
     filled.swap(1)
-    filled.follower.look()
+    filled.follower.poll()
     assert search(filled.index(), "image", 500).hits[0].id == "image-500"
     assert filled.index().rows == 41
 
 
 def test_a_roll_back_in_the_middle_leaves_the_old_index(filled: Scene) -> None:
     filled.swap(2)
-    filled.follower.look()
+    filled.follower.poll()
     filled.follower.work()
     filled.swap(1)
-    filled.follower.look()
+    filled.follower.poll()
     assert not filled.follower.work()
     assert filled.index().version.number == 1
 
 
 def test_a_newer_version_still_waits_for_the_one_that_is_being_built(filled: Scene) -> None:
     filled.swap(2)
-    filled.follower.look()
+    filled.follower.poll()
     filled.follower.work()
     filled.swap(3)
-    filled.follower.look()
+    filled.follower.poll()
     while filled.follower.work():
         pass
     assert filled.index().version.number == 2
@@ -157,7 +157,9 @@ def test_an_unavailable_store_leaves_what_is_loaded(filled: Scene) -> None:
     filled.store.broken = None
     filled.clock.now += 60
     assert filled.settle().version.number == 2
-    assert filled.follower.snapshot(NAME).problem is None
+    snapshot = filled.follower.snapshot(NAME)
+    assert snapshot is not None
+    assert snapshot.problem is None
 
 
 def test_a_partially_read_change_is_invisible(filled: Scene) -> None:
@@ -165,7 +167,7 @@ def test_a_partially_read_change_is_invisible(filled: Scene) -> None:
     last = add(filled.store, entries(600, 1))
     before = filled.index()
     filled.store.broken = last.segments[-1].name
-    filled.follower.look()
+    filled.follower.poll()
     assert filled.index() is before
     filled.store.broken = None
     filled.clock.now += 60
@@ -195,7 +197,7 @@ def test_failures_are_tried_again_ever_more_rarely(filled: Scene) -> None:
 
 def test_a_collection_of_a_deleted_model_has_no_index(filled: Scene) -> None:
     filled.live.forget("m")
-    filled.follower.look()
+    filled.follower.poll()
     snapshot = filled.follower.snapshot(NAME)
     assert snapshot is not None
     assert snapshot.index is None
@@ -203,7 +205,7 @@ def test_a_collection_of_a_deleted_model_has_no_index(filled: Scene) -> None:
 
 def test_a_deleted_collection_is_not_shown(filled: Scene) -> None:
     writes.delete(filled.store, NAME, EVERYONE)
-    filled.follower.look()
+    filled.follower.poll()
     assert filled.follower.snapshot(NAME) is None
 
 
@@ -218,7 +220,7 @@ def test_merging_segments_changes_nothing_and_reads_nothing(filled: Scene) -> No
     assert head is not None
     compact(filled.store, head)
     reads = segment_reads(filled.store)
-    filled.follower.look()
+    filled.follower.poll()
     assert segment_reads(filled.store) == reads
     assert filled.index().revision == head.revision + 1
     filled.swap(2)
@@ -245,13 +247,13 @@ def test_graphs_are_built_beside_the_answers(store: FlakyStore) -> None:
     assert all(part.graph is None for part in scene.settle().parts)
     for start in range(ROWS_AT_ONCE, 2 * ROWS_AT_ONCE, 512):
         add(store, rows[start : start + 512])
-        scene.follower.look()
+        scene.follower.poll()
     index = scene.settle()
     assert any(part.graph is not None for part in index.parts)
     assert not search(index, "text", 1).exact
     assert search(index, "text", 1, exact=True).exact
     scene.swap(2)
-    scene.follower.look()
+    scene.follower.poll()
     while scene.follower.work():
         assert scene.index().version.number == 1
     assert any(part.graph is not None for part in scene.index().parts)

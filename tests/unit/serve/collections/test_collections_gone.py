@@ -1,4 +1,4 @@
-"""A deleted name is freed after a time of grace; no number comes again, whoever slept meanwhile."""
+"""A deleted name is freed after a grace period; numbers are never reused, even beside a stalled writer."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -67,11 +67,11 @@ def test_a_look_costs_nothing_for_names_that_are_gone(store: FlakyStore, scene: 
         spec = writes.CollectionSpec(f"name-{number}", "m", None, "float32")
         writes.create(store, spec)
         writes.delete(store, spec.name, EVERYONE)
-    scene.follower.look()
+    scene.follower.poll()
     for name in names(store):
         sweep(store, name, MUCH_LATER)
     store.calls.clear()
-    scene.follower.look()
+    scene.follower.poll()
     assert store.calls == [layout.collections()]
 
 
@@ -89,7 +89,7 @@ def test_a_replica_drops_a_collection_whose_deletion_it_missed(scene: Scene) -> 
     scene.settle()
     delete(scene.store)
     sweep(scene.store, NAME, MUCH_LATER)
-    scene.follower.look()
+    scene.follower.poll()
     assert scene.follower.snapshot(NAME) is None
     assert scene.follower.rows() == 0
 
@@ -147,7 +147,7 @@ def test_the_next_sweep_ends_what_a_dead_sweeper_began(
 def test_a_name_that_is_taken_while_it_is_swept_is_left(
     store: FlakyStore, deleted: Revision
 ) -> None:
-    """Whoever makes the next revision first has made it, be it a user or the sweep."""
+    """The first writer of the next revision wins, a user or the sweep."""
     again = create(store)
     assert again.revision == deleted.revision + 1
     assert _freed(store, deleted, MUCH_LATER) == 0

@@ -1,4 +1,4 @@
-"""Collections in the store: changes that are whole or not there, whoever writes at the same time."""
+"""Collections in the store: changes are atomic, also beside concurrent writers."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmcl.contract.errors import DigestMismatch, StorageUnavailable
+from cmcl.contract.errors import DigestMismatch, ObjectNotFound, StorageUnavailable
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.collections.scene import (
     EVERYONE,
@@ -42,7 +42,7 @@ WRITERS = 6
 
 
 def rows_of(store: FlakyStore, revision: Revision) -> dict[str, bytes]:
-    """What counts at that revision: the feature's bytes by id."""
+    """Rows of that revision: the feature's bytes by id."""
     found: dict[str, bytes] = {}
     for segment in revision.segments:
         for batch in batches(store, NAME, segment):
@@ -114,7 +114,7 @@ def test_a_number_that_was_swept_and_taken_again_does_not_count(store: FlakyStor
         add(store, entries(change, 1))
     sweep(store, NAME, NOW)
     head = newest(store)
-    with pytest.raises(revision_log.ObjectNotFound):
+    with pytest.raises(ObjectNotFound):
         revision_log.read_revision(store, NAME, 3)
     slept = head.model_copy(update={"revision": 3, "change": "slept", "parent": "old"})
     store.create(layout.collection_revision(NAME, 3), slept.model_dump_json().encode())

@@ -27,7 +27,7 @@ def slow(tmp_path: Path) -> SlowStore:
 
 @pytest.fixture
 def searching(slow: SlowStore) -> Iterator[Searching]:
-    """With three items in the collection `things`, which are searched."""
+    """A replica with three indexed items in the collection `things`."""
     with opened(slow) as replica:
         replica.add("things", [item("image", n) for n in range(3)])
         replica.found("things", 2, query=image_query(1))
@@ -63,7 +63,7 @@ def check_late(response: httpx.Response) -> None:
         (
             "POST",
             "/v1/embeddings",
-            {"model": "scenes@2", "modality": "text", "input": [1, 2, 3, 4]},
+            {"model": "scenes@2", "modality": "text", "input": [1, 2, 3, 4.5]},
         ),
         ("POST", "/v1/similarity", {"model": "scenes@2", "queries": [TEXT], "candidates": [TEXT]}),
         ("GET", "/v1/models/scenes@2", None),
@@ -95,7 +95,7 @@ def test_an_encoder_that_does_not_answer(searching: Searching, path: str, body: 
         await asyncio.Event().wait()
 
     assert isinstance(searching.encoders, LetterEncoders)
-    searching.encoders.meanwhile = forever
+    searching.encoders.during = forever
     check_late(soon(searching, "POST", path, body))
     assert searching.encoders.asked == [
         2 if body == {"model": "scenes", "input": ["a", "b"]} else 1

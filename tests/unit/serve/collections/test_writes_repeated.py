@@ -1,4 +1,4 @@
-"""A write that comes again, from a proxy or from its client, is done once."""
+"""A repeated write, by a proxy or by its client, is executed once."""
 
 from datetime import UTC, datetime
 
@@ -9,8 +9,8 @@ from tests.unit.serve.collections.conftest import NamedCallers, Searching
 from tests.unit.serve.collections.scene import EVERYONE, NAME, add, create, entries
 from workers.serve.collections import revision_log, writes
 from workers.serve.collections.compaction import compact
-from workers.serve.collections.idempotency import mark_of
 from workers.serve.collections.maintenance import sweep
+from workers.serve.collections.revision_log import mark_of
 
 BY_CLIENT = {"idempotency-key": "one"}
 BY_PROXY = {"x-unique-id": "4d1c"}
@@ -129,7 +129,7 @@ def test_a_merged_write_is_still_known(store: FlakyStore) -> None:
 
 
 def test_two_attempts_side_by_side_make_one_change(store: FlakyStore) -> None:
-    """The second looked before the first was done: its proxy gave the first up too early."""
+    """The second one checked before the first was done: its proxy retried too early."""
     mark = mark_of(b"request")
     before = create(store)
     done = writes.write(store, before, entries(0, 3), EVERYONE, mark)

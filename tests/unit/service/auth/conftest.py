@@ -11,7 +11,7 @@ from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """The same for all tests of a file that are refused everything, and so leave nothing behind."""
+    """A control plane shared by all tests of a file whose requests are all rejected."""
     plane = ControlPlane(tmp_path_factory.mktemp("untouched"), auth="on", admin_key=ADMIN_KEY)
     yield plane
     plane.close()
@@ -19,7 +19,7 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[ControlPlane]:
-    """With the operator's key."""
+    """A control plane with the operator's key."""
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
     yield plane
     plane.close()

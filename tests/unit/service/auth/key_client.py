@@ -38,7 +38,7 @@ class KeyClient(AppClient):
     def make_key(
         self, name: str = "one", scopes: Sequence[str] = EVERY_SCOPE, **more: object
     ) -> dict[str, str]:
-        """A new key, as the answer shows it."""
+        """Create a key; return the response."""
         body = {"name": name, "scopes": list(scopes), **more}
         response = self.post("/v1/keys", json=body)
         assert response.status_code == 201, response.text

@@ -1,4 +1,4 @@
-"""Every route of the control plane, the scope it needs, and a body that it would take."""
+"""Every route of the control plane, the scope it needs, and a valid body."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ _PAIR = {"first": "image", "second": "text"}
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a route needs; no scope: any key will do."""
+    """The scope of a route (None: any key), and a valid body."""
 
     scope: Scope | None
     body: dict[str, object] = field(default_factory=dict)
@@ -19,7 +19,7 @@ class Wanted:
 
     @property
     def options(self) -> dict[str, object]:
-        """For a request."""
+        """Options of the request."""
         if self.raw is not None:
             return {"content": self.raw, "headers": {"Content-Type": "application/octet-stream"}}
         return {"json": self.body} if self.body else {}
@@ -27,11 +27,14 @@ class Wanted:
 
 ROUTES: dict[str, Wanted] = {
     "GET /v1/whoami": Wanted(None),
+    "GET /v1/quotas": Wanted(READ),
     "POST /v1/models": Wanted(WRITE, {"name": "x", "width": 8, "modalities": {"a": 4, "b": 3}}),
     "GET /v1/models": Wanted(READ),
     "GET /v1/models/{model}": Wanted(READ),
     "DELETE /v1/models/{model}": Wanted(ADMIN),
     "POST /v1/models/{model}/branch": Wanted(WRITE, {"name": "x-branch", "version": 1}),
+    "PUT /v1/models/{model}/modalities/{modality}": Wanted(WRITE, {"width": 4}),
+    "POST /v1/models/{model}/merge": Wanted(TRAIN, {"from": "y@1"}),
     "GET /v1/models/{model}/policy": Wanted(READ),
     "PUT /v1/models/{model}/policy": Wanted(TRAIN, {"max_drift": 0.5}),
     "GET /v1/models/{model}/versions": Wanted(READ),
@@ -39,20 +42,24 @@ ROUTES: dict[str, Wanted] = {
     "DELETE /v1/models/{model}/versions/{version}": Wanted(ADMIN),
     "GET /v1/models/{model}/live": Wanted(READ),
     "PUT /v1/models/{model}/live": Wanted(TRAIN, {"version": 1}),
-    "GET /v1/models/{model}/candidate": Wanted(READ),
-    "PUT /v1/models/{model}/candidate": Wanted(TRAIN, {"version": 1, "share": 0.1}),
-    "DELETE /v1/models/{model}/candidate": Wanted(TRAIN),
+    "GET /v1/models/{model}/canary": Wanted(READ),
+    "GET /v1/models/{model}/canaries": Wanted(READ),
+    "GET /v1/models/{model}/capacity": Wanted(READ),
+    "GET /v1/models/{model}/history": Wanted(READ),
+    "GET /v1/models/{model}/summary": Wanted(READ),
+    "GET /v1/overview": Wanted(READ),
+    "PUT /v1/models/{model}/canary": Wanted(TRAIN, {"version": 1, "share": 0.1}),
+    "DELETE /v1/models/{model}/canary": Wanted(TRAIN),
     "POST /v1/models/{model}/rollback": Wanted(TRAIN, {"reason": "x"}),
     "GET /v1/models/{model}/promotions": Wanted(READ),
-    "POST /v1/models/{model}/preflight": Wanted(TRAIN, {"pair": _PAIR, **_SHARDS}),
-    "GET /v1/models/{model}/preflights": Wanted(READ),
-    "GET /v1/preflights/{preflight}": Wanted(READ),
     "POST /v1/datasets": Wanted(WRITE, {"model": "x", "name": "x", "pair": _PAIR, **_SHARDS}),
     "GET /v1/datasets": Wanted(READ),
     "GET /v1/datasets/{dataset}": Wanted(READ),
+    "GET /v1/datasets/{dataset}/rejected-rows": Wanted(READ),
     "POST /v1/datasets/{dataset}/shards": Wanted(WRITE, {**_SHARDS}),
     "POST /v1/datasets/{dataset}/seal": Wanted(WRITE),
     "DELETE /v1/datasets/{dataset}": Wanted(WRITE),
+    "GET /v1/encoders": Wanted(READ),
     "POST /v1/uploads": Wanted(WRITE, {"filename": "x.parquet", "bytes": 10}),
     "GET /v1/uploads/{upload}": Wanted(READ),
     "PUT /v1/uploads/{upload}/parts/{number}": Wanted(WRITE, raw=b"0123456789"),
@@ -62,6 +69,10 @@ ROUTES: dict[str, Wanted] = {
     "GET /v1/jobs": Wanted(READ),
     "GET /v1/jobs/{job}": Wanted(READ),
     "GET /v1/jobs/{job}/events": Wanted(READ),
+    "GET /v1/jobs/{job}/attempts": Wanted(READ),
+    "GET /v1/jobs/{job}/candidate": Wanted(READ),
+    "GET /v1/jobs/{job}/log": Wanted(READ),
+    "GET /v1/jobs/{job}/progress": Wanted(READ),
     "POST /v1/jobs/{job}/cancel": Wanted(TRAIN),
     "POST /v1/jobs/{job}/retry": Wanted(TRAIN),
     "POST /v1/jobs/{job}/approve": Wanted(TRAIN, {"reason": "x"}),
@@ -85,9 +96,10 @@ LISTS = [
     for route, wanted in ROUTES.items()
     if route.startswith("GET") and "{" not in route and wanted.scope
 ]
-# A stream of events would go on until its job ends, and that has ended.
+# A stream of events would go on until its job ends, and that has ended; a published job has no candidate.
+_NOT_OF_AN_ENDED_JOB = {"GET /v1/jobs/{job}/events", "GET /v1/jobs/{job}/candidate"}
 READABLE = [
     route
     for route in ABOUT_ONE_THING
-    if route.startswith("GET") and route != "GET /v1/jobs/{job}/events"
+    if route.startswith("GET") and route not in _NOT_OF_AN_ENDED_JOB
 ]

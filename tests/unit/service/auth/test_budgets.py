@@ -1,4 +1,4 @@
-"""One owner has so much of everything, with all of its keys together, and others have theirs."""
+"""Limits of one owner, over all of its keys; other owners have their own."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,3 +113,53 @@ def test_an_owner_has_so_many_webhooks(red: KeyClient, blue: KeyClient) -> None:
     assert [answer.status_code for answer in answers] == [201, 201, 409]
     _refused(answers[-1], "owner 'red' has 2 webhooks")
     assert blue.post("/v1/webhooks", json=body).status_code == 201
+
+
+def test_quotas_tell_what_an_owner_uses_and_may_use(operator: KeyClient, red: KeyClient) -> None:
+    assert _model(red, "red-1").status_code == 201
+    answer = red.get("/v1/quotas").json()
+    assert answer["owner"] == "red"
+    assert answer["quotas"]["models"] == {"used": 1, "limit": 2}
+    assert answer["quotas"]["keys"] == {"used": 1, "limit": 3}
+    assert answer["quotas"]["datasets"] == {"used": 0, "limit": None}
+    assert operator.get("/v1/quotas?owner=red").json() == answer
+    assert red.get("/v1/quotas?owner=blue").status_code == 404
+
+
+def test_a_quota_of_datasets_refuses_one_more_and_counts_the_refusal(tmp_path: Path) -> None:
+    granted = {"red": {"datasets": 1}}
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, owners=granted)
+    operator = KeyClient(plane, ADMIN_KEY)
+    plane.client = operator.client_with_key("one", owner="red")
+    plane.create_model()
+    plane.post_dataset()
+    posted = plane.client.post("/v1/datasets", json=plane.dataset_body("two"))
+    _refused(posted, "owner 'red' has 1 datasets", "permitted are 1", "CMCL_DATASETS_PER_OWNER")
+    assert plane.client.post("/v1/datasets", json=plane.dataset_body("one")).status_code == 200
+    refusals = plane.context.metrics.registry.get_sample_value
+    assert refusals("cmcl_service_quota_refusals_total", {"quota": "datasets"}) == 1
+    plane.close()
+
+
+def test_a_quota_of_uploads_counts_until_they_are_removed(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, uploads_per_owner=1)
+    body = {"filename": "x.parquet", "bytes": 10}
+    first = plane.client.post("/v1/uploads", json=body)
+    assert first.status_code == 201
+    _refused(plane.client.post("/v1/uploads", json=body), "1 uploads", "CMCL_UPLOADS_PER_OWNER")
+    assert plane.client.request("DELETE", first.headers["Location"]).status_code == 204
+    assert plane.client.post("/v1/uploads", json=body).status_code == 201
+    plane.close()
+
+
+def test_a_grant_replaces_the_limit_of_one_owner(tmp_path: Path) -> None:
+    granted = {"red": {"models": 3}}
+    plane = ControlPlane(
+        tmp_path, auth="on", admin_key=ADMIN_KEY, models_per_owner=1, owners=granted
+    )
+    operator = KeyClient(plane, ADMIN_KEY)
+    for owner, most in (("red", 3), ("blue", 1)):
+        owners_key = operator.client_with_key(owner, owner=owner)
+        made = [_model(owners_key, f"{owner}-{number}").status_code for number in range(4)]
+        assert made == [201] * most + [409] * (4 - most)
+    plane.close()

@@ -22,7 +22,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`python -m service keys ...` on a database of its own: status, output, complaints."""
+    """Run `python -m service keys ...` on its own database; return status, stdout, stderr."""
     monkeypatch.setenv("CMCL_DATABASE_URL", f"sqlite:///{tmp_path / 'cmcl.db'}")
 
     def run(*arguments: str) -> tuple[int, str, str]:

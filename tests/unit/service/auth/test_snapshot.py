@@ -1,4 +1,4 @@
-"""The signed list of keys in object storage is the one that the database has."""
+"""The signed list of keys in object storage equals the keys in the database."""
 
 import json
 import logging
@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cmcl.contract.access import OPERATOR_KEY, KeySnapshot
+from cmcl.contract.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot
 from cmcl.contract.errors import ObjectNotFound
 from service.__main__ import main
-from service.auth.signing import make_pair, read_signing_key
+from service.auth.key_snapshot import SnapshotWriter, make_pair, read_signing_key
 from service.context import Context
-from service.maintenance.key_snapshot import SnapshotWriter
 from service.telemetry.logs import JsonLines, secret_texts
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
@@ -30,7 +29,7 @@ WAIT_SECONDS = 120.0
 
 
 class HeldStore(FlakyStore):
-    """Its writes wait until they are let go, like those of a service that was put to sleep."""
+    """A store whose writes wait until they are released, as of a suspended process."""
 
     def __init__(self, store: FlakyStore) -> None:
         super().__init__(store)
@@ -67,7 +66,8 @@ def writer_of(context: Context) -> SnapshotWriter:
 
 
 def stored(plane: ControlPlane) -> KeySnapshot:
-    return verified(plane.store.read(layout.key_snapshot()), read_public_keys(PAIR.public))
+    token, keys = plane.store.read(layout.key_snapshot()), read_public_keys(PAIR.public)
+    return verified(token, keys, KeySnapshot, SNAPSHOT_TYPE)
 
 
 def ids(plane: ControlPlane) -> list[str]:
@@ -248,7 +248,7 @@ def test_a_new_pair_fits_itself_and_no_other(
     writer.round()
     token = plane.store.read(layout.key_snapshot())
     with pytest.raises(NotSigned, match="none of the public keys"):
-        verified(token, others)
+        verified(token, others, KeySnapshot, SNAPSHOT_TYPE)
 
 
 def test_no_line_of_the_log_has_the_signing_key(plane: ControlPlane) -> None:

@@ -6,6 +6,7 @@ import hmac
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jwt
 import pytest
@@ -61,7 +62,7 @@ def test_a_token_authenticates_its_owner_with_its_scopes(
     ],
 )
 def test_scopes_are_those_with_our_prefix(
-    issuer: FakeIssuer, tokens: OidcTokens, claims: dict[str, object], scopes: set[Scope]
+    issuer: FakeIssuer, tokens: OidcTokens, claims: dict[str, Any], scopes: set[Scope]
 ) -> None:
     assert tokens.read(issuer.token(**claims)).scopes == scopes
 
@@ -83,7 +84,7 @@ def test_scopes_are_those_with_our_prefix(
     ids="-".join,
 )
 def test_a_token_that_is_not_for_us_or_not_for_now_is_refused(
-    issuer: FakeIssuer, tokens: OidcTokens, claims: dict[str, object]
+    issuer: FakeIssuer, tokens: OidcTokens, claims: dict[str, Any]
 ) -> None:
     with pytest.raises(Unauthorized):
         tokens.read(issuer.token(**claims))
@@ -94,8 +95,7 @@ def test_clocks_may_differ_by_a_minute(
     issuer: FakeIssuer, tokens: OidcTokens, seconds: int, is_accepted: bool
 ) -> None:
     now = int(time.time())
-    for claims in ({"exp": now - seconds}, {"nbf": now + seconds}):
-        token = issuer.token(**claims)
+    for token in (issuer.token(exp=now - seconds), issuer.token(nbf=now + seconds)):
         if is_accepted:
             assert tokens.read(token).owner == "lab"
         else:

@@ -1,4 +1,4 @@
-"""A control plane whose model has three versions; the third one answers."""
+"""A control plane whose model has three versions; the third one is live."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from cmcl.contract.version import LivePointer
 from tests.fakes.control_plane import ControlPlane
 from workers.storage.versions import read_live
 
-CANDIDATE = "/v1/models/scenes/candidate"
+CANARY = "/v1/models/scenes/canary"
 
 
 class CanaryApi:
@@ -23,20 +23,20 @@ class CanaryApi:
     def put(self, version: int = 2, status: int = 200, **body: object) -> dict[str, Any]:
         """Start a canary; a tenth of the callers gets it unless the body has another share."""
         terms = body or {"share": 0.1}
-        answer = self.plane.client.put(CANDIDATE, json={"version": version, **terms})
+        answer = self.plane.client.put(CANARY, json={"version": version, **terms})
         assert answer.status_code == status, answer.text
         view: dict[str, Any] = answer.json()
         return view
 
     def get(self) -> dict[str, Any] | None:
         """The canary; None without one."""
-        answer = self.plane.client.get(CANDIDATE)
+        answer = self.plane.client.get(CANARY)
         assert answer.status_code in (200, 404), answer.text
         return answer.json() if answer.status_code == 200 else None
 
     def end(self, reason: str = "") -> int:
-        """Abort it; the status."""
-        return self.plane.client.request("DELETE", CANDIDATE, params={"reason": reason}).status_code
+        """Abort the canary; return the status."""
+        return self.plane.client.request("DELETE", CANARY, params={"reason": reason}).status_code
 
     def pointer(self) -> LivePointer:
         """live.json, after a round of the reconciler."""
@@ -46,20 +46,20 @@ class CanaryApi:
         return found
 
     def events(self) -> list[tuple[str, int, Mapping[str, Any]]]:
-        """Kind, version and details of what happened to candidates."""
+        """Kind, version and details of what happened to canaries."""
         items = self.plane.client.get("/v1/events?limit=200").json()["items"]
-        found = [item for item in items if item["kind"].startswith("candidate.")]
+        found = [item for item in items if item["kind"].startswith("canary.")]
         return [(item["kind"], item["version"], item["details"]) for item in found]
 
     def judged(self) -> dict[str, Any] | None:
-        """The canary after some seconds."""
+        """Advance some seconds, and return the canary."""
         self.plane.tick(4)
         return self.get()
 
 
 @pytest.fixture(scope="session")
 def three_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made once: to publish takes longer than to copy what was published."""
+    """Published once: copying is faster than publishing."""
     folder = tmp_path_factory.mktemp("three-versions")
     made = ControlPlane(folder)
     made.create_model()
@@ -71,7 +71,7 @@ def three_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plane(three_versions: Path, tmp_path: Path) -> Iterator[ControlPlane]:
-    """With one model, `scenes`."""
+    """A control plane with one model, `scenes`."""
     shutil.copytree(three_versions, tmp_path, dirs_exist_ok=True)
     plane = ControlPlane(tmp_path)
     plane.clock.advance(3600)

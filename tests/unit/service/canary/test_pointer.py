@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -58,14 +59,14 @@ def test_a_pointer_that_cannot_be_removed_now_is_removed_later(canary_api: Canar
 
 
 class LateStore(FlakyStore):
-    """The state changes between a read of the database and the write that follows from it."""
+    """A store before whose writes the state changes, after the database was read."""
 
-    def __init__(self, store: ObjectStore, meanwhile: Callable[[], None]) -> None:
+    def __init__(self, store: ObjectStore, during: Callable[[], None]) -> None:
         super().__init__(store)
-        self._meanwhile = meanwhile
+        self._during = during
 
     def put(self, key: str, data: bytes) -> None:
-        self._meanwhile()
+        self._during()
         super().put(key, data)
 
 
@@ -75,12 +76,12 @@ def test_a_mirror_that_comes_late_does_not_bring_a_deleted_model_back(
     plane = canary_api.plane
     canary_api.put(2, share=0.1)
 
-    def meanwhile() -> None:
+    def during() -> None:
         _delete(plane)
         plane.tick()
         assert read_live(plane.store, "scenes") is None
 
-    live_pointer.mirror(replace(plane.context, store=LateStore(plane.store, meanwhile)), "scenes")
+    live_pointer.mirror(replace(plane.context, store=LateStore(plane.store, during)), "scenes")
     assert read_live(plane.store, "scenes") is not None
     plane.tick()
     assert read_live(plane.store, "scenes") is None
@@ -121,7 +122,8 @@ def test_a_canary_ends_once_wherever_the_process_dies(
 ) -> None:
     canary_api.put(2, share=0.1, rule={"min_requests": 10, "promote_after": 10})
     canary_api.pointer()
-    observe(canary_api.plane.store, **{"answered" if promotes else "failed": 10})
+    counts: dict[str, Any] = {"answered" if promotes else "failed": 10}
+    observe(canary_api.plane.store, **counts)
     canary_api.plane.reconciler = canary_api.plane.crashing_reconciler(FaultAtMoment(dies_at))
     with suppress(Crash):
         canary_api.plane.tick(4)
@@ -129,11 +131,11 @@ def test_a_canary_ends_once_wherever_the_process_dies(
     canary_api.plane.reconciler = Reconciler(canary_api.plane.context)
     canary_api.plane.tick(4)
     pointer = canary_api.pointer()
-    assert pointer.candidate is None
+    assert pointer.canary is None
     assert (pointer.version, pointer.generation) == ((2, 4) if promotes else (3, 3))
     kinds = [kind for kind, _, _ in canary_api.events()]
-    ended = "candidate.promoted" if promotes else "candidate.aborted"
-    assert kinds == ["candidate.began", ended]
+    ended = "canary.promoted" if promotes else "canary.aborted"
+    assert kinds == ["canary.started", ended]
 
 
 def test_observations_are_removed_an_hour_after_their_canary(canary_api: CanaryApi) -> None:

@@ -1,12 +1,12 @@
-"""What the replicas have seen decides: the rule alone, then in the reconciler."""
+"""Observations decide: the rule alone, then in the reconciler."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cmcl.contract.rollout import Observed, PairAgreement, RolloutRule
+from cmcl.contract.policy import Observed, PairAgreement, RolloutRule
 from service.database.queries import canaries as rows
-from service.registry.canary_rule import judge, judge_canary
+from service.registry.canary import judge, judge_canary
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.observations import PAIR, agreement, observe
 from tests.unit.service.canary.conftest import CanaryApi
@@ -100,12 +100,12 @@ def test_a_canary_that_fails_is_aborted(canary_api: CanaryApi) -> None:
     observe(canary_api.plane.store, answered=8, failed=2)
     assert canary_api.judged() is None
     pointer = canary_api.pointer()
-    assert (pointer.version, pointer.candidate) == (3, None)
+    assert (pointer.version, pointer.canary) == (3, None)
     kind, version, details = canary_api.events()[-1]
-    assert (kind, version, details["actor"]) == ("candidate.aborted", 2, "reconciler")
+    assert (kind, version, details["actor"]) == ("canary.aborted", 2, "reconciler")
     assert "2 of 10 requests failed because of it (0.2)" in details["reason"]
     assert (details["observed"]["failed"], details["observed"]["requests"]) == (2, 10)
-    assert shown(canary_api.plane, "trials_ended_total", outcome="aborted") == 1
+    assert shown(canary_api.plane, "canaries_ended_total", outcome="aborted") == 1
 
 
 def test_a_canary_that_a_replica_cannot_load_is_aborted_at_once(canary_api: CanaryApi) -> None:
@@ -124,11 +124,11 @@ def test_one_that_broke_no_bound_is_promoted(canary_api: CanaryApi) -> None:
     observe(canary_api.plane.store, answered=20)
     assert canary_api.judged() is None
     pointer = canary_api.pointer()
-    assert (pointer.version, pointer.generation, pointer.candidate) == (2, 4, None)
+    assert (pointer.version, pointer.generation, pointer.canary) == (2, 4, None)
     history = canary_api.plane.client.get("/v1/models/scenes/promotions").json()["items"]
     assert (history[-1]["kind"], history[-1]["actor"]) == ("promoted", "reconciler")
     assert "broke no bound in 20 requests" in history[-1]["reason"]
-    assert canary_api.events()[-1][0] == "candidate.promoted"
+    assert canary_api.events()[-1][0] == "canary.promoted"
 
 
 def test_jobs_continue_during_a_canary(canary_api: CanaryApi) -> None:

@@ -1,21 +1,47 @@
-"""The events of one job as a stream: whole, in order, and to an end."""
+"""The event stream of one job: complete, in order, and ended."""
 
 import json
+from dataclasses import dataclass
 
 import httpx
 
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.events.streams import kinds, parse
 
 WHOLE_LIFE = [
     "job.queued",
-    "job.validating",
+    "job.preparing",
+    "job.prepared",
     "job.submitting",
     "job.running",
     "job.gating",
     "job.published",
 ]
+
+
+@dataclass(frozen=True)
+class ServerEvent:
+    """One message of a stream."""
+
+    event: str
+    id: str
+    data: str
+
+
+def parse(text: str) -> list[ServerEvent]:
+    """The messages of a stream that has ended; without comments."""
+    blocks = [block for block in text.replace("\r\n", "\n").split("\n\n") if "data:" in block]
+    return [_message(block) for block in blocks]
+
+
+def kinds(text: str) -> list[str]:
+    """The kinds of its events, without progress."""
+    return [each.event for each in parse(text) if each.id]
+
+
+def _message(block: str) -> ServerEvent:
+    fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+    return ServerEvent(fields["event"], fields.get("id", ""), fields["data"])
 
 
 def _stream(plane: ControlPlane, job: str, **options: object) -> httpx.Response:
@@ -78,7 +104,7 @@ def test_a_position_that_does_not_exist_yet_ends_too(plane: ControlPlane) -> Non
 def test_an_earlier_end_does_not_end_the_stream(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.launcher.refuses = True
-    plane.tick(3)
+    plane.tick_to(job, JobState.SUBMITTING)
     plane.clock.advance(601)
     plane.tick_to(job, JobState.FAILED)
     plane.launcher.refuses = False

@@ -1,16 +1,24 @@
 """Streams while things happen, over real sockets."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import pytest
 from httpx_sse import EventSource, ServerSentEvent
 
 from cmcl.contract.job import Progress
-from service.database.queries import jobs
+from service.database.queries import running
+from service.database.queries.running import Report, RunningAttempt
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served
@@ -34,8 +42,10 @@ def _report(plane: ControlPlane, job: str, updates: int) -> None:
     progress = Progress(
         phase="training", updates_done=updates, updates_total=9, at=datetime.now(UTC)
     )
+    found = plane.job(job)
+    attempt = RunningAttempt(job, found.attempt, found.model, found.revision)
     with plane.context.database.write() as connection:
-        jobs.set_progress(connection, plane.job(job), progress, plane.clock())
+        running.store_progress(connection, [Report(attempt, progress)], plane.clock())
 
 
 def test_a_job_is_followed_with_its_progress_to_its_end(plane: ControlPlane) -> None:
@@ -43,8 +53,9 @@ def test_a_job_is_followed_with_its_progress_to_its_end(plane: ControlPlane) -> 
     with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as received:
         assert next(received).event == "job.queued"
         plane.tick_to(job, JobState.RUNNING)
-        assert [next(received).event for _ in range(3)] == [
-            "job.validating",
+        assert [next(received).event for _ in range(4)] == [
+            "job.preparing",
+            "job.prepared",
             "job.submitting",
             "job.running",
         ]
@@ -132,7 +143,8 @@ def test_a_restarted_service_resumes_at_the_clients_position(plane: ControlPlane
         seen += [event for event in received if event.event != "progress"]
     assert [event.event for event in seen] == [
         "job.queued",
-        "job.validating",
+        "job.preparing",
+        "job.prepared",
         "job.submitting",
         "job.running",
         "job.gating",
@@ -150,3 +162,53 @@ def test_a_client_that_accepts_a_stream_gets_one(plane: ControlPlane, accept: st
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["x-accel-buffering"] == "no"
         assert next(response.iter_lines()) == "retry: 2000"
+
+
+@contextmanager
+def _service(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "CMCL_AUTH": "off",
+        "CMCL_PORT": str(port),
+        "CMCL_DATABASE_URL": f"sqlite:///{folder / 'cmcl.db'}",
+        "CMCL_STORE_URI": (folder / "store").as_uri(),
+    }
+    root = Path(__file__).parents[4]
+    command = [sys.executable, "-m", "service"]
+    service = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE)
+    try:
+        yield service, f"http://127.0.0.1:{port}"
+    finally:
+        service.kill()
+        service.wait()
+        assert service.stderr is not None
+        service.stderr.close()
+
+
+def _wait_for(url: str) -> None:
+    for _ in range(600):
+        try:
+            httpx.get(f"{url}/healthz")
+            return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise AssertionError("the service did not start")
+
+
+def test_a_listener_does_not_keep_a_service_from_ending(tmp_path: Path) -> None:
+    with _service(tmp_path) as (service, url):
+        _wait_for(url)
+        headers = {"Accept": "text/event-stream"}
+        with httpx.stream("GET", f"{url}/v1/events", headers=headers, timeout=30) as response:
+            lines = response.iter_lines()
+            assert next(lines) == "retry: 2000"
+            service.send_signal(signal.SIGTERM)
+            # One that is cut off at the end of the time for it would raise.
+            assert [line for line in lines if line] == []
+            # The server passes the signal on to itself once everything is done.
+            assert service.wait(60) in (0, -signal.SIGTERM)
+        assert service.stderr is not None
+        assert b"Traceback" not in service.stderr.read()

@@ -42,6 +42,7 @@ def test_events_can_be_narrowed(plane: ControlPlane) -> None:
     plane.tick(2)
     of_model = _items(plane, "&model=sounds")
     assert {item["job"] for item in of_model} == {second}
+    assert {item["job"] for item in _items(plane, f"&job={first}")} == {first}
     of_kind = _items(plane, "&kind=job.queued&kind=job.failed")
     assert [(item["kind"], item["job"]) for item in of_kind] == [
         ("job.queued", first),
@@ -68,8 +69,8 @@ def test_events_of_another_owner_are_invisible(tmp_path: Path) -> None:
         plane.create_model(owner)
         jobs[owner] = plane.post_dataset(model=owner)
     red = operator.client_with_key("red-again", owner="red")
-    told = red.get("/v1/events").json()["items"]
-    assert {item["job"] for item in told} == {jobs["red"]}
+    items = red.get("/v1/events").json()["items"]
+    assert {item["job"] for item in items} == {jobs["red"]}
     assert {item["job"] for item in operator.get("/v1/events").json()["items"]} == {*jobs.values()}
     assert red.get(f"/v1/jobs/{jobs['blue']}/events").status_code == 404
     assert red.get("/v1/events", params={"model": "blue"}).json()["items"] == []

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from cmcl.contract.errors import ObjectNotFound
 from service.database.queries import datasets, versions
-from service.launchers.port import LaunchState
-from service.maintenance.gc import GC_TASKS, sweep_orphans
+from service.launchers.port import LaunchState, status_of
+from service.maintenance.gc import GC_TASKS
+from service.maintenance.gc_store import sweep_orphans
 from service.states import TERMINAL, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.fakes.uploads import upload_whole
+from tests.unit.service.maintenance.test_sweeping import DAY, fail, keys, sweep
 from tests.unit.service.uploads.test_sending import parquet
 from workers.storage import layout
 from workers.storage.versions import read_verified, read_version, read_version_file
@@ -43,7 +45,7 @@ EVENTS = st.lists(
 
 
 class World:
-    """A control plane with some models, to which things happen."""
+    """A control plane with some models, and random operations on it."""
 
     def __init__(self, folder: Path) -> None:
         self.plane = ControlPlane(folder, max_attempts=1, lost_attempt_grace_seconds=0)
@@ -51,12 +53,12 @@ class World:
         self.posted = 0
 
     def happen(self, event: Event) -> None:
-        """One of EVENTS; the number says to which of several things."""
+        """Do one of EVENTS; the number selects the object."""
         name, number = event
         getattr(self, f"_{name}")(number)
 
     def sweep(self) -> None:
-        """All duties, the rare ones too."""
+        """Run all tasks, the rare ones too."""
         for duty in (*GC_TASKS, sweep_orphans):
             duty(self.plane.context)
 
@@ -162,7 +164,7 @@ class World:
         return self.jobs(*open_states)[:1]
 
     def _ask(self, method: str, path: str, body: object = None) -> None:
-        """Whether it can be done is the API's business; it must only not break."""
+        """Send a request; any status below 500 is accepted."""
         assert self.plane.client.request(method, path, json=body).status_code < 500, path
 
 
@@ -246,7 +248,7 @@ def test_no_sweep_takes_what_is_still_needed(happenings: list[Event]) -> None:
 
 
 def test_versions_are_found_missing(tmp_path: Path) -> None:
-    """The check above can fail."""
+    """The check above detects a missing version."""
     world = World(tmp_path)
     for event in (("post", 1), ("learn", 0)):
         world.happen(event)
@@ -254,7 +256,30 @@ def test_versions_are_found_missing(tmp_path: Path) -> None:
     with world.plane.context.database.read() as connection:
         version = versions.find(connection, "scenes", 1)
     assert version is not None
-    world.plane.store.delete(layout.dataset_moments(version.manifest.dataset))
+    world.plane.store.delete(layout.dataset_moments(str(version.manifest.dataset)))
     with pytest.raises(ObjectNotFound, match="moments"):
         check_versions(world)
     world.plane.close()
+
+
+def test_attempts_are_deleted_from_the_cluster_with_their_files(plane: ControlPlane) -> None:
+    job = fail(plane)
+    attempts = [f"{job}-a{attempt}" for attempt in range(1, 4)]
+    plane.clock.advance(6 * DAY)
+    sweep(plane)
+    assert {status_of(plane.launcher, name).state for name in attempts} == {LaunchState.FAILED}
+    plane.clock.advance(2 * DAY)
+    sweep(plane)
+    assert {status_of(plane.launcher, name).state for name in attempts} == {LaunchState.UNKNOWN}
+    assert keys(plane, f"runs/{job}/") == []
+
+
+def test_a_failed_deletion_on_the_cluster_is_retried_later(plane: ControlPlane) -> None:
+    job = fail(plane)
+    plane.clock.advance(8 * DAY)
+    plane.launcher.is_down = True
+    sweep(plane)
+    plane.launcher.is_down = False
+    assert status_of(plane.launcher, f"{job}-a3").state == LaunchState.FAILED
+    sweep(plane)
+    assert status_of(plane.launcher, f"{job}-a3").state == LaunchState.UNKNOWN

@@ -1,16 +1,17 @@
-"""Garbage collection removes what can no longer be requested, and nothing before its time."""
+"""Garbage collection removes what can no longer be requested, and nothing earlier."""
 
 from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import Table, delete, func, select, update
 
 from service.database.queries import maintenance
 from service.database.tables import events, models, orphans, responses, uploads
 from service.database.tables import leases as lease_rows
 from service.database.tables import versions as version_rows
 from service.launchers.port import LaunchState
-from service.maintenance import gc
 from service.maintenance.gc import GarbageCollector
+from service.maintenance.gc_store import sweep_orphans
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import leave_checkpoint, train
@@ -20,7 +21,7 @@ from workers.storage import layout
 from workers.storage.versions import read_version, read_version_file
 
 DAY = 24 * 3600.0
-SHARE = {"evaluation_share": 0.3}
+SHARE: dict[str, Any] = {"evaluation_share": 0.3}
 
 
 def keys(plane: ControlPlane, prefix: str) -> list[str]:
@@ -28,14 +29,14 @@ def keys(plane: ControlPlane, prefix: str) -> list[str]:
 
 
 def sweep(plane: ControlPlane) -> None:
-    """A round of any replica: the lease of the one before has expired."""
+    """Run a round after the previous lease has expired."""
     with plane.context.database.write() as connection:
         connection.execute(delete(lease_rows))
     GarbageCollector(plane.context).sweep()
 
 
-def fail(plane: ControlPlane, name: str = "one", **changes: object) -> str:
-    """A job that failed; its dataset is sound."""
+def fail(plane: ControlPlane, name: str = "one", **changes: Any) -> str:
+    """Create a failed job with a valid dataset."""
     job = plane.post_dataset(name, **changes)
     for attempt in range(1, 4):
         plane.tick_to(job, JobState.RUNNING)
@@ -46,7 +47,7 @@ def fail(plane: ControlPlane, name: str = "one", **changes: object) -> str:
 
 
 def reject(plane: ControlPlane) -> str:
-    """A job whose candidate was rejected, with a dataset before it."""
+    """Create a job whose candidate was rejected, after another dataset."""
     plane.run_to_end(plane.post_dataset("first"))
     policy = {"max_drift": 0.05}
     assert plane.client.put("/v1/models/scenes/policy", json=policy).status_code == 200
@@ -106,7 +107,7 @@ def test_checkpoints_stay_while_a_job_may_resume_from_them(plane: ControlPlane) 
 
 
 def test_checkpoints_go_once_the_version_is_stored(plane: ControlPlane) -> None:
-    """Of every attempt, and nothing else of them: the rest is kept for a week, for diagnosis."""
+    """Checkpoints of every attempt, and nothing else: the rest is kept for a week for diagnosis."""
     job = plane.post_dataset("one")
     plane.tick_to(job, JobState.RUNNING)
     leave_checkpoint(plane.store, job, 1, 10)
@@ -145,7 +146,7 @@ def test_a_failed_job_can_be_retried_for_a_week(plane: ControlPlane) -> None:
 
 
 def test_a_swept_dataset_can_be_posted_again(plane: ControlPlane) -> None:
-    body = plane.dataset_body("one", **SHARE)
+    body: dict[str, Any] = plane.dataset_body("one", **SHARE)
     job = fail(plane, **body)
     plane.clock.advance(7 * DAY + 60)
     sweep(plane)
@@ -273,16 +274,16 @@ def test_orphaned_folders_have_a_grace_period_of_a_day(plane: ControlPlane) -> N
     foreign = ["datasets/notes/", "runs/pf-x/", "models/unknown/", "elsewhere/ds-000000000000/"]
     for folder in (*strays, *foreign):
         plane.store.put(f"{folder}a1/x", b"x")
-    gc.sweep_orphans(plane.context)
+    sweep_orphans(plane.context)
     plane.clock.advance(DAY - 60)
-    gc.sweep_orphans(plane.context)
+    sweep_orphans(plane.context)
     assert all(keys(plane, folder) for folder in strays)
     plane.clock.advance(60)
-    gc.sweep_orphans(plane.context)
+    sweep_orphans(plane.context)
     assert [keys(plane, folder) for folder in strays] == [[], [], []]
     assert all(keys(plane, folder) for folder in foreign)
     assert keys(plane, f"runs/{job}/")
-    gc.sweep_orphans(plane.context)
+    sweep_orphans(plane.context)
     assert _count(plane, orphans) == 0
 
 
@@ -291,7 +292,7 @@ def test_what_was_written_after_it_was_given_up_goes(plane: ControlPlane) -> Non
     plane.clock.advance(8 * DAY)
     sweep(plane)
     plane.store.put(f"runs/{job}/a1/progress.json", b"a zombie")
-    gc.sweep_orphans(plane.context)
+    sweep_orphans(plane.context)
     assert keys(plane, f"runs/{job}/") == []
 
 
@@ -340,7 +341,6 @@ def test_a_task_that_fails_delays_no_other(plane: ControlPlane) -> None:
     assert stored_keys(plane, uri.removeprefix("upload:")) == []
 
 
-def _count(plane: ControlPlane, table: object) -> int:
+def _count(plane: ControlPlane, table: Table) -> int:
     with plane.context.database.read() as connection:
-        counted: int = connection.scalar(select(func.count()).select_from(table))
-    return counted
+        return connection.execute(select(func.count()).select_from(table)).scalar_one()

@@ -1,4 +1,4 @@
-"""A control plane whose model has three versions, all of it recorded; the third one answers."""
+"""A control plane whose model has three recorded versions; the third one is live."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tests.fakes.control_plane import ControlPlane
 
 @pytest.fixture(scope="session")
 def recorded_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made once: to publish takes longer than to copy what was published."""
+    """Published once: copying is faster than publishing."""
     folder = tmp_path_factory.mktemp("recorded")
     made = ControlPlane(folder)
     made.create_model()
@@ -24,7 +24,7 @@ def recorded_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plane(recorded_world: Path, tmp_path: Path) -> Iterator[ControlPlane]:
-    """In a folder of its own."""
+    """A copy in its own folder."""
     shutil.copytree(recorded_world, tmp_path, dirs_exist_ok=True)
     plane = ControlPlane(tmp_path)
     plane.clock.advance(3600)

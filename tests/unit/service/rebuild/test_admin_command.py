@@ -3,16 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cmcl.cli import main as client_main
 from service.__main__ import main
-from service.auth.signing import make_pair, read_signing_key
+from service.auth.key_snapshot import SnapshotWriter, make_pair, read_signing_key
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.database.queries import maintenance
-from service.maintenance.key_snapshot import SnapshotWriter
 from service.stale_database import check_at_start
 from tests.fakes.control_plane import ControlPlane, open_databases
 from tests.fakes.lost_database import everything, rebuild, wreck
@@ -35,7 +35,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Run:
-    """The command on the plane's store and a database of its own: status, output, complaints."""
+    """Run the command on the plane's store and its own database; return status, stdout, stderr."""
     monkeypatch.setenv("CMCL_DATABASE_URL", f"sqlite:///{new_database}")
     monkeypatch.setenv("CMCL_STORE_URI", plane.store.uri)
 
@@ -150,7 +150,11 @@ def test_the_client_runs_the_command_of_the_service(
 def test_keys_that_embed_continue_to_work(tmp_path: Path) -> None:
     pair = make_pair()
     signing_key = read_signing_key(pair.private)
-    settings = {"auth": "on", "admin_key": ADMIN_KEY, "snapshot_signing_key": pair.private}
+    settings: dict[str, Any] = {
+        "auth": "on",
+        "admin_key": ADMIN_KEY,
+        "snapshot_signing_key": pair.private,
+    }
     plane = ControlPlane(tmp_path, **settings)
     operator = KeyClient(plane, ADMIN_KEY)
     plane.client = operator

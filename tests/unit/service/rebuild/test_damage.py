@@ -1,4 +1,4 @@
-"""What is missing or damaged in a bucket is named, and everything else is restored."""
+"""Missing or damaged objects of a bucket are reported, and everything else is restored."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from service.errors import Conflict
 from service.maintenance.backup import Record, write
-from service.maintenance.rebuild.bucket import Findings, Verify
+from service.maintenance.rebuild_bucket import Findings, Verify
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.lost_database import everything, rebuild, wreck
@@ -27,7 +27,7 @@ def _rebuilt(plane: ControlPlane, verify: Verify = "full", *, may_repair: bool =
 
 
 def _forget_attempts(plane: ControlPlane) -> None:
-    """As the sweeper does it after some days."""
+    """Remove attempts, as garbage collection does after some days."""
     _remove(plane, "runs/")
 
 
@@ -114,7 +114,7 @@ def test_a_manifest_that_was_exchanged_is_noticed(plane: ControlPlane) -> None:
 
 def test_lost_moments_are_reported(plane: ControlPlane) -> None:
     _forget_attempts(plane)
-    moments = layout.dataset_moments(plane.versions()[1].manifest.dataset)
+    moments = layout.dataset_moments(str(plane.versions()[1].manifest.dataset))
     plane.store.delete(moments)
     (damage,) = _rebuilt(plane).damaged
     assert damage.what == "version 2 of 'scenes'"
@@ -122,7 +122,7 @@ def test_lost_moments_are_reported(plane: ControlPlane) -> None:
 
 
 def test_a_lost_manifest_of_a_dataset_is_reported(plane: ControlPlane) -> None:
-    dataset = plane.versions()[0].manifest.dataset
+    dataset = str(plane.versions()[0].manifest.dataset)
     plane.store.delete(layout.dataset_manifest(dataset))
     assert _named(_rebuilt(plane)) == [f"dataset {dataset}"]
     assert [each.number for each in plane.versions()] == [1, 2, 3]
@@ -175,6 +175,21 @@ def test_a_dataset_without_any_record_is_queued(plane: ControlPlane) -> None:
     assert plane.run_to_end(dataset.replace("ds-", "job-")).version == 4
 
 
+def test_a_dataset_that_is_measured_only_stays_so(plane: ControlPlane) -> None:
+    ended = plane.run_to_end(plane.post_dataset("views", evaluate_only=True))
+    without_record = plane.run_to_end(plane.post_dataset("more", evaluate_only=True))
+    plane.record()
+    plane.store.delete(layout.dataset_record(str(without_record.dataset)))
+    assert _rebuilt(plane).damaged == []
+    assert plane.job(ended.id).evaluation == ended.evaluation
+    again = plane.run_to_end(str(without_record.dataset).replace("ds-", "job-"))
+    assert (again.kind, again.state, again.version) == ("evaluate", JobState.EVALUATED, None)
+    fourth = plane.run_to_end(plane.post_dataset("four"))
+    assert fourth.version == 4
+    measured = plane.versions()[-1].manifest.report.evaluation_only
+    assert {each.name for each in measured} == {"views", "more"}
+
+
 def test_a_file_that_was_learned_is_known_again_though_sealed_after_the_record(
     plane: ControlPlane,
 ) -> None:
@@ -195,7 +210,7 @@ def test_an_attempt_number_is_not_used_twice(plane: ControlPlane) -> None:
     plane.record()
     plane.tick_to(job, JobState.RUNNING)
     _rebuilt(plane)
-    assert (plane.job(job).state, plane.job(job).attempt) == (JobState.QUEUED, 1)
+    assert (plane.job(job).state, plane.job(job).attempt) == (JobState.PREPARED, 1)
     assert plane.run_to_end(job).attempt == 2
 
 

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from cmcl.contract.version import LivePointer
+from service.auth.key_snapshot import SnapshotWriter, make_pair, read_signing_key
 from service.auth.keys import sha256
-from service.auth.signing import make_pair, read_signing_key
 from service.database.migrations import upgrade
 from service.database.queries import keys, models
 from service.database.queries.keys import KeyRecord
 from service.errors import StaleDatabase
 from service.jobs.reconciler import Reconciler
 from service.maintenance.gc import GarbageCollector
-from service.maintenance.key_snapshot import SnapshotWriter
 from service.principal import Scope
 from service.stale_database import check_at_start, check_not_lost
 from service.states import JobState
@@ -54,7 +53,7 @@ def _make_key(plane: ControlPlane) -> None:
 def test_no_service_starts_on_a_lost_database(
     lost: ControlPlane, *, have_records: bool, has_key: bool
 ) -> None:
-    """Also where an earlier release wrote no records, and where the first key was made already."""
+    """Also without records, and after the first key was created."""
     if not have_records:
         _remove_records(lost)
     if has_key:
@@ -65,7 +64,7 @@ def test_no_service_starts_on_a_lost_database(
 
 
 def test_a_lost_database_takes_no_model(lost: ControlPlane) -> None:
-    """A service that started while its store was away finds out at the latest here."""
+    """Also by a service that started while its store was unavailable."""
     response = lost.client.post("/v1/models", json={"name": "scenes", **SPEC})
     assert response.status_code == 409
     assert "cmcl admin rebuild" in response.json()["detail"]
@@ -89,7 +88,7 @@ def test_a_lost_database_gives_no_folder_up(lost: ControlPlane) -> None:
 
 
 def _show_more(plane: ControlPlane, **later: int) -> LivePointer:
-    """live.json as the replicas follow it: of a database that is lost."""
+    """Write a newer live.json, as of a lost database."""
     shown = read_live(plane.store, "scenes")
     assert shown is not None
     pointer = shown.model_copy(update=later)
@@ -123,8 +122,8 @@ def test_no_change_makes_an_older_database_look_like_the_newer_one(
     answers = [
         plane.client.put(f"{scenes}/live", json=live),
         plane.client.post(f"{scenes}/rollback", json={}),
-        plane.client.put(f"{scenes}/candidate", json={**live, "share": 0.5}),
-        plane.client.request("DELETE", f"{scenes}/candidate"),
+        plane.client.put(f"{scenes}/canary", json={**live, "share": 0.5}),
+        plane.client.request("DELETE", f"{scenes}/canary"),
         plane.client.request("DELETE", f"{scenes}/versions/1"),
         plane.client.request("DELETE", scenes),
     ]
@@ -173,8 +172,9 @@ def test_after_a_restart_on_an_older_database_a_job_says_what_it_waits_for(
     assert known is not None
     _show_more(plane, generation=9)
     plane.reconciler = Reconciler(plane.context)
+    plane.tick_to(job, JobState.PREPARED)
     plane.tick(2)
-    assert plane.job(job).state == JobState.QUEUED
+    assert plane.job(job).state == JobState.PREPARED
     assert "cmcl admin rebuild" in (plane.job(job).message or "")
     write_live(plane.store, "scenes", known)
     plane.clock.advance(60)
@@ -186,11 +186,8 @@ def test_after_a_restart_on_an_older_database_a_job_says_what_it_waits_for(
     assert plane.job(job).state == JobState.GATING
 
 
-def test_models_that_cannot_be_checked_do_not_block_others(
-    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Few are checked in a round; a missing live.json is still repaired."""
-    monkeypatch.setattr("service.jobs.reconciler._CHECKED_IN_A_ROUND", 1)
+def test_models_that_cannot_be_checked_do_not_block_others(plane: ControlPlane) -> None:
+    """A missing live.json is still repaired."""
     plane.create_model("zoo")
     with plane.context.database.write() as connection:
         models.set_live(connection, "zoo", 1, 1, plane.clock())
@@ -214,7 +211,9 @@ def test_a_database_that_caught_up_is_accepted(plane: ControlPlane) -> None:
     assert plane.run_to_end(job).state == JobState.PUBLISHED
 
 
-def test_a_model_that_another_process_makes_meanwhile_is_no_lost_database(tmp_path: Path) -> None:
+def test_a_model_that_another_process_makes_at_the_same_time_is_no_lost_database(
+    tmp_path: Path,
+) -> None:
     plane = ControlPlane(tmp_path)
 
     class MadeWhileLookedAt(FlakyStore):

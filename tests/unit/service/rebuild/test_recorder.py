@@ -19,15 +19,15 @@ POLICY = "/v1/models/scenes/policy"
 
 
 class OvertakenStore(FlakyStore):
-    """Another process acts before its first write."""
+    """A store before whose first write another process acts."""
 
-    def __init__(self, store: FlakyStore, meanwhile: Callable[[], None]) -> None:
+    def __init__(self, store: FlakyStore, during: Callable[[], None]) -> None:
         super().__init__(store)
-        self._meanwhile = [meanwhile]
+        self._during = [during]
 
     def put(self, key: str, data: bytes) -> None:
-        while self._meanwhile:
-            self._meanwhile.pop()()
+        while self._during:
+            self._during.pop()()
         super().put(key, data)
 
 
@@ -84,16 +84,16 @@ def test_a_recorder_may_die_at_any_moment(plane: ControlPlane) -> None:
 
 
 def test_one_that_was_overtaken_records_again(plane: ControlPlane) -> None:
-    """It may have written rows that are older than those of the one which overtook it."""
+    """It may have written older rows than the process that overtook it."""
 
-    def meanwhile() -> None:
+    def during() -> None:
         plane.clock.advance(61)
         assert plane.client.put(POLICY, json={"max_drift": 0.25}).status_code == 200
         assert BackupWriter(plane.context).round()
         assert _unrecorded(plane) == 0
 
     assert plane.client.put(POLICY, json={"max_drift": 0.5}).status_code == 200
-    slow = replace(plane.context, store=OvertakenStore(plane.store, meanwhile))
+    slow = replace(plane.context, store=OvertakenStore(plane.store, during))
     assert BackupWriter(slow).round()
     assert _unrecorded(plane) == 1
     plane.clock.advance(61)

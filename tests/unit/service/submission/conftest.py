@@ -1,4 +1,4 @@
-"""Control planes with settings of their own."""
+"""Control planes with given settings."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ class MakePlane(Protocol):
 
 @pytest.fixture
 def make_plane(tmp_path: Path) -> Iterator[MakePlane]:
-    """It is closed after the test."""
+    """A function that creates a control plane, which is closed after the test."""
     made: list[ControlPlane] = []
 
     def make(**settings: object) -> ControlPlane:

@@ -1,6 +1,7 @@
 """What the launcher gets of an attempt: its command, its labels, its priority."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,7 @@ def test_labels_name_the_owner(make_plane: MakePlane) -> None:
         "site/cost-centre": "r-and-d",
         "cmcl/job": job,
         "cmcl/attempt": "1",
+        "cmcl/kind": "learn",
         "cmcl/model": "scenes",
         "cmcl/dataset": plane.job(job).dataset,
         "cmcl/owner": "default",
@@ -41,12 +43,40 @@ def test_labels_name_the_owner(make_plane: MakePlane) -> None:
     }
 
 
-@pytest.mark.parametrize("priority", ["low", "high"])
-def test_the_priority_is_that_of_the_models_policy(plane: ControlPlane, priority: str) -> None:
+@pytest.mark.parametrize(
+    ("priority", "settings", "submitted"),
+    [
+        ("low", {}, "low"),
+        ("high", {}, "normal"),
+        ("high", {"owners": {"default": {"high_priority": True}}}, "high"),
+        ("high", {"kuberay_queue": "of-{owner}"}, "high"),
+        ("high", {"owners": {"default": {"queue": "mine"}}}, "high"),
+    ],
+)
+def test_a_high_priority_ranks_in_a_queue_of_several_owners_only_if_it_is_granted(
+    make_plane: MakePlane, priority: str, settings: dict[str, Any], submitted: str
+) -> None:
+    plane = make_plane(**settings)
     assert plane.client.put(POLICY, json={"priority": priority}).status_code == 200
     submission = _submitted(plane)
-    assert submission.priority == submission.labels["cmcl/priority"] == priority
-    assert _options(submission)["--priority"] == priority
+    assert (submission.priority, submission.labels["cmcl/priority"]) == (submitted, priority)
+
+
+@pytest.mark.parametrize(
+    ("settings", "queue"),
+    [
+        ({}, ""),
+        ({"kuberay_queue": "training"}, "training"),
+        ({"kuberay_queue": "of-{owner}"}, "of-default"),
+        ({"kuberay_queue": "of-{owner}", "owners": {"default": {"queue": "mine"}}}, "mine"),
+    ],
+)
+def test_an_attempt_waits_in_the_queue_of_its_owner(
+    make_plane: MakePlane, settings: dict[str, Any], queue: str
+) -> None:
+    submission = _submitted(make_plane(**settings))
+    assert submission.queue == queue
+    assert _options(submission)["--owner"] == "default"
 
 
 def test_an_unknown_priority_is_rejected_with_a_message(plane: ControlPlane) -> None:

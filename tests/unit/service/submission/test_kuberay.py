@@ -1,27 +1,31 @@
-"""What becomes of a RayJob, and what the launcher makes of a Kubernetes that refuses or is away."""
+"""States of a RayJob, and the launcher's errors if Kubernetes rejects a request or is unavailable."""
 
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
 
-from service.launchers.kuberay.launcher import KubeRayLauncher, connected
-from service.launchers.kuberay.resource import Site
+from service.launchers.kuberay import KubeRayLauncher, connected
+from service.launchers.kuberay_resource import Site
 from service.launchers.port import (
     LauncherRefused,
     LauncherUnavailable,
     LaunchState,
     LaunchStatus,
     Submission,
+    status_of,
 )
 from tests.fakes.kubernetes_api import KubernetesApi, Refusal, kubernetes_api
 
 ID = "job-1-a1"
-SUBMISSION = Submission(ID, ["python", "-m", "workers.train"], ranks=2, min_ranks=2)
-QUEUED = Site("an-image", "2.60.0", queue="training")
+SUBMISSION = Submission(
+    ID, ["python", "-m", "workers.train"], queue="training", ranks=2, min_ranks=2
+)
+SITE = Site("an-image", "2.60.0")
 PENDING, RUNNING, STOPPED = LaunchState.PENDING, LaunchState.RUNNING, LaunchState.STOPPED
 
 
@@ -33,13 +37,13 @@ def api() -> Iterator[KubernetesApi]:
 
 @pytest.fixture
 def launcher(api: KubernetesApi) -> KubeRayLauncher:
-    """With a queue."""
-    return KubeRayLauncher(QUEUED, api.connect)
+    """A launcher with a queue."""
+    return KubeRayLauncher(SITE, api.connect)
 
 
 def test_what_waits_in_its_queue_is_pending_and_says_so(launcher: KubeRayLauncher) -> None:
     launcher.submit(SUBMISSION)
-    assert launcher.status(ID) == LaunchStatus(PENDING, "waiting in queue training")
+    assert status_of(launcher, ID) == LaunchStatus(PENDING, "waiting in queue training")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,7 @@ def test_two_statuses_become_one_state(
     launcher.submit(SUBMISSION)
     api.admit(ID)
     api.become(ID, job, deployment)
-    assert launcher.status(ID).state == state
+    assert status_of(launcher, ID).state == state
 
 
 def test_what_kueue_takes_back_waits_again(api: KubernetesApi, launcher: KubeRayLauncher) -> None:
@@ -76,9 +80,9 @@ def test_what_kueue_takes_back_waits_again(api: KubernetesApi, launcher: KubeRay
     api.admit(ID)
     api.jobs[ID]["spec"]["suspend"] = True
     api.become(ID, "RUNNING", "Suspending")
-    assert launcher.status(ID).state == RUNNING
+    assert status_of(launcher, ID).state == RUNNING
     api.become(ID, "", "Suspended")
-    assert launcher.status(ID).state == PENDING
+    assert status_of(launcher, ID).state == PENDING
 
 
 def test_a_failure_has_the_message_of_kuberay(
@@ -86,7 +90,7 @@ def test_a_failure_has_the_message_of_kuberay(
 ) -> None:
     launcher.submit(SUBMISSION)
     api.become(ID, "FAILED", "Failed", "exit code 1\n" + "noise\n" * 4000 + "out of memory")
-    message = launcher.status(ID).message
+    message = status_of(launcher, ID).message
     assert message.startswith("exit code 1\n")
     assert message.endswith("out of memory")
     assert len(message) < 5000
@@ -103,7 +107,7 @@ def test_a_stop_ends_what_runs_and_its_name_stays_taken(
     # Otherwise the ranks would keep working for as long as their pods are kept.
     assert api.jobs[ID]["spec"]["ttlSecondsAfterFinished"] == 0
     launcher.submit(SUBMISSION)
-    assert launcher.status(ID) == LaunchStatus(STOPPED, "stopped on request")
+    assert status_of(launcher, ID) == LaunchStatus(STOPPED, "stopped on request")
 
 
 def test_what_is_stopped_in_its_queue_leaves_it(
@@ -111,7 +115,7 @@ def test_what_is_stopped_in_its_queue_leaves_it(
 ) -> None:
     launcher.submit(SUBMISSION)
     launcher.stop(ID)
-    assert launcher.status(ID).state == STOPPED
+    assert status_of(launcher, ID).state == STOPPED
     assert api.workloads[ID].queue != "training"
 
 
@@ -123,7 +127,7 @@ def test_what_kueue_took_back_leaves_its_queue_when_it_is_stopped(
     api.become(ID, "RUNNING", "Running")
     api.preempt(ID)
     launcher.stop(ID)
-    assert launcher.status(ID).state == STOPPED
+    assert status_of(launcher, ID).state == STOPPED
     assert api.workloads[ID].queue != "training"
 
 
@@ -147,7 +151,7 @@ def test_what_is_resumed_after_its_stop_never_runs(
     launcher.stop(ID)
     api.admit(ID)
     assert api.jobs[ID]["status"]["jobDeploymentStatus"] == "Failed"
-    assert launcher.status(ID).state == STOPPED
+    assert status_of(launcher, ID).state == STOPPED
 
 
 def test_a_success_that_came_before_the_stop_stays_one(
@@ -158,7 +162,7 @@ def test_a_success_that_came_before_the_stop_stays_one(
     api.become(ID, "SUCCEEDED", "Complete")
     before = api.jobs[ID]["metadata"]["resourceVersion"]
     launcher.stop(ID)
-    assert launcher.status(ID).state == LaunchState.SUCCEEDED
+    assert status_of(launcher, ID).state == LaunchState.SUCCEEDED
     assert api.jobs[ID]["metadata"]["resourceVersion"] == before
 
 
@@ -168,7 +172,7 @@ def test_a_stop_that_was_overtaken_looks_again(
     launcher.submit(SUBMISSION)
     api.overtaken = 2
     launcher.stop(ID)
-    assert launcher.status(ID).state == STOPPED
+    assert status_of(launcher, ID).state == STOPPED
 
 
 def test_a_stop_that_is_always_overtaken_is_worth_a_retry(
@@ -214,7 +218,7 @@ def test_an_outage_is_worth_a_retry(
     api.refusal = Refusal(code, "Whatever", "not now (on purpose)")
     for ask in (
         lambda: launcher.submit(SUBMISSION),
-        lambda: launcher.status(ID),
+        lambda: status_of(launcher, ID),
         lambda: launcher.stop(ID),
     ):
         with pytest.raises(LauncherUnavailable, match=r"not now \(on purpose\)"):
@@ -224,7 +228,7 @@ def test_an_outage_is_worth_a_retry(
 def test_a_right_that_is_missing_is_no_end(api: KubernetesApi, launcher: KubeRayLauncher) -> None:
     api.refusal = Refusal(403, "Forbidden", "cannot get resource rayjobs")
     with pytest.raises(LauncherUnavailable, match="cannot get resource rayjobs"):
-        launcher.status(ID)
+        status_of(launcher, ID)
 
 
 def test_what_is_submitted_goes_with_its_release(api: KubernetesApi) -> None:
@@ -265,16 +269,23 @@ def test_a_refused_connection_means_the_launcher_is_unavailable() -> None:
             return CustomObjectsApi(ApiClient(Configuration(host=address)))
 
         with pytest.raises(LauncherUnavailable, match="Kubernetes: "):
-            KubeRayLauncher(QUEUED, connect).submit(SUBMISSION)
+            KubeRayLauncher(SITE, connect).submit(SUBMISSION)
 
 
 def test_outside_of_a_cluster_the_kubeconfig_names_it(
     api: KubernetesApi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    launcher = KubeRayLauncher(QUEUED, connected)
+    launcher = KubeRayLauncher(SITE, connected)
     with pytest.raises(LauncherUnavailable, match="Invalid kube-config file"):
         launcher.submit(SUBMISSION)
     api.write_kubeconfig(tmp_path)
     launcher.submit(SUBMISSION)
     assert list(api.jobs) == [ID]
+
+
+def test_an_owner_whose_queue_has_no_legal_name_is_refused_with_the_remedy(
+    launcher: KubeRayLauncher,
+) -> None:
+    with pytest.raises(LauncherRefused, match="Set the field queue of the owner in CMCL_OWNERS"):
+        launcher.submit(replace(SUBMISSION, queue="of-a@b.org"))

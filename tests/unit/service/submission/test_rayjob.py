@@ -1,12 +1,13 @@
-"""The RayJob that is made of a submission."""
+"""The RayJob of a submission."""
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from service.launchers.kuberay.resource import PodTemplates, Site, ray_job
+from service.launchers.kuberay_resource import PodTemplates, Site, ray_job
 from service.launchers.port import Submission
 from tests.chart.schemas import CRDS, complaints_of_kuberay
 
@@ -17,6 +18,7 @@ SUBMISSION = Submission(
     id="job-0123456789ab-a1",
     command=["python", "-m", "workers.train", "--store", "file:///with a space"],
     labels={"cmcl/model": "scenes", "cmcl/owner": "a@b.org"},
+    queue="training",
     priority="high",
     ranks=5,
     min_ranks=3,
@@ -26,7 +28,6 @@ QUEUED = Site(
     image="registry/worker:1",
     ray_version="2.60.0",
     service_account="ranks",
-    queue="training",
     priority_classes={"high": "urgent"},
     ranks_per_pod=2,
     kept_seconds=30,
@@ -90,7 +91,7 @@ def test_what_is_queued_waits_for_kueue_with_its_priority() -> None:
 
 
 def test_without_a_queue_it_starts_at_once() -> None:
-    job = ray_job(SUBMISSION, Site("an-image", "2.60.0", priority_classes={"high": "urgent"}))
+    job = ray_job(replace(SUBMISSION, queue=""), QUEUED)
     assert job["spec"]["suspend"] is False
     assert not any(name.startswith("kueue") for name in job["metadata"]["labels"])
 
@@ -102,7 +103,7 @@ def test_rayjobs_of_two_releases_are_distinguishable() -> None:
 
 
 def test_a_priority_without_a_class_has_none() -> None:
-    low = Submission("job-1-a1", ["true"], priority="low")
+    low = replace(SUBMISSION, priority="low")
     assert "kueue.x-k8s.io/priority-class" not in ray_job(low, QUEUED)["metadata"]["labels"]
 
 

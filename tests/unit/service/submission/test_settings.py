@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from ray.runtime_env import RuntimeEnv
 
 from service.launcher_settings import FIELDS
-from service.launchers.kuberay.resource import resource_name
-from service.launchers.labels import legal_value
+from service.launchers.kuberay_resource import resource_name
+from service.launchers.port import legal_value
 from service.settings import Settings
 
 KUBERAY = {"CMCL_LAUNCHER": "kuberay", "CMCL_KUBERAY_IMAGE": "an-image"}

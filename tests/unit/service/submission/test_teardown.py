@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.launchers.kuberay.teardown import main
+from service.launchers.kuberay_teardown import main
 from tests.fakes.kubernetes_api import (
     DEPLOYMENTS,
     PODS,
@@ -21,7 +21,7 @@ COMPONENT = "app.kubernetes.io/component"
 
 @pytest.fixture
 def api() -> Iterator[KubernetesApi]:
-    """Two releases."""
+    """An API server with two releases."""
     with kubernetes_api() as served:
         for release in ("demo", "other"):
             labels = {RELEASE: release}
@@ -50,7 +50,7 @@ def test_nothing_of_the_release_that_runs_is_left_and_all_of_others(api: Kuberne
 
 
 def test_the_control_plane_has_ended_before_anything_of_ray_is_deleted(api: KubernetesApi) -> None:
-    """It would take its attempts for lost, and submit them again."""
+    """Otherwise it would count its attempts as lost, and submit them again."""
     api.ends["demo-cmcl"] = []
     assert _ends(api, seconds=0) == 1
     deleted = [request for request in api.requests if request.startswith("DELETE")]

@@ -1,14 +1,18 @@
-"""Reading values out of a registry, and what a control plane shows that has done everything."""
+"""Values of a registry, and a control plane with samples in every family."""
 
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
-from cmcl.contract.version import HeadCapacity, VersionReport
+from cmcl.contract.prepare import PreparationPhase
+from cmcl.contract.version import HeadCapacity, Quality, VersionReport
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.observations import agreement, observe
+from tests.fakes.preparer import report_progress as write_progress
+from tests.fakes.preparer import requests_in
 from tests.fakes.trainer import FIGURES, report_progress, train
 
 
@@ -23,7 +27,7 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
 
 
 def capacity(free_share: float) -> HeadCapacity:
-    """Of a head of which so much may still move."""
+    """Capacity of a head with that free share."""
     return HeadCapacity(
         free_share=free_share, input_rank=1, input_width=4, output_rank=1, output_width=8
     )
@@ -33,12 +37,27 @@ def report_running(plane: ControlPlane, job: str) -> None:
     """Run a job with all figures of progress, some seconds after the last scrape."""
     attempt = plane.tick_to(job, JobState.RUNNING).attempt
     report_progress(plane.store, job, attempt, "training", 3, FIGURES)
+    # A round may judge the canary instead.
+    plane.tick(2)
+    plane.clock.advance(5)
+
+
+def report_preparing(plane: ControlPlane, job: str, phase: PreparationPhase, **fields: Any) -> None:
+    """Report the progress of a job that is being prepared, some seconds after the last scrape."""
+    plane.preparer = lambda _: None
+    plane.tick_to(job, JobState.PREPARING)
     plane.tick()
+    (request,) = (
+        each for each in requests_in(plane.store) if each.dataset == plane.job(job).dataset
+    )
+    figures = {"rows_per_second": 4.0, "eta_seconds": 1.5, **fields}
+    write_progress(plane.store, request, phase, **figures)
+    plane.tick(3)
     plane.clock.advance(5)
 
 
 def every_family(folder: Path) -> list[Metric]:
-    """All metrics, each with at least one sample: jobs were published, one runs, a version is tried."""
+    """All metrics, each with at least one sample: published jobs, a running one, a canary."""
     plane = ControlPlane(folder)
     plane.create_model()
     headers = {"If-Match": '"1"'}
@@ -55,13 +74,15 @@ def every_family(folder: Path) -> list[Metric]:
     another = plane.post_dataset("another")
     plane.tick_to(another, JobState.RUNNING)
     drift = train(plane.store, another, 1, write=False).report.drift
-    grown = report.model_copy(update={"drift": drift})
+    quality = {dataset: Quality(now=-0.9, best=-1.2, norm_change={}) for dataset in drift}
+    grown = report.model_copy(update={"drift": drift, "quality": quality})
     train(plane.store, another, 1, changes={"report": grown})
     plane.run_to_end(another)
-    plane.client.put("/v1/models/scenes/candidate", json={"version": 1, "shadow": 0.1})
+    plane.client.put("/v1/models/scenes/canary", json={"version": 1, "shadow": 0.1})
     plane.tick()
     observe(plane.store, shadowed=3, pairs=agreement(3, 0.9))
     report_running(plane, plane.post_dataset("two"))
+    report_preparing(plane, plane.post_dataset("three"), "encoding", rows_done=2, rows_total=8)
     families = list(plane.context.metrics.registry.collect())
     plane.close()
     return families

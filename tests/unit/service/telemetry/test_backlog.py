@@ -1,5 +1,6 @@
 """Metrics from the database: cheap to query, and never an obstacle for the other metrics."""
 
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -7,7 +8,8 @@ from datetime import timedelta
 import pytest
 from prometheus_client import generate_latest
 
-from cmcl.contract.version import Drift, VersionReport
+from cmcl.contract.prepare import PrepareProgress
+from cmcl.contract.version import Drift, Quality, VersionReport
 from service.database.queries import models
 from service.errors import DatabaseUnavailable
 from service.states import JobState
@@ -15,7 +17,16 @@ from service.telemetry.backlog import ScrapeCache
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
-from tests.unit.service.telemetry.samples import capacity, shown
+from tests.unit.service.telemetry.samples import capacity, report_preparing, shown
+
+SHOWN = {
+    "rows": "rows_done",
+    "rows_planned": "rows_total",
+    "rejected_rows": "bad_rows",
+    "rows_per_second": "rows_per_second",
+    "eta_seconds": "eta_seconds",
+}
+SCENES = {"model": "scenes"}
 
 
 def test_jobs_and_their_ages_are_shown_by_state(plane: ControlPlane) -> None:
@@ -28,12 +39,14 @@ def test_jobs_and_their_ages_are_shown_by_state(plane: ControlPlane) -> None:
     assert shown(plane, "jobs", state="gating") == 0
     assert shown(plane, "oldest_job_seconds", state="queued") == 100
     assert shown(plane, "oldest_job_seconds", state="gating") == 0
+    assert shown(plane, "owner_waiting_jobs", owner="default") == 1
+    assert shown(plane, "owner_running_jobs", owner="default") == 1
     assert shown(plane, "backlog_up") == 1
 
 
 def test_the_database_is_queried_once_in_some_seconds() -> None:
-    clock, asked = ScriptedClock(), []
-    kept = ScrapeCache(lambda: asked.append(1) or len(asked), 5, clock)
+    clock, calls = ScriptedClock(), itertools.count(1)
+    kept = ScrapeCache(lambda: next(calls), 5, clock)
     assert [kept.value() for _ in range(3)] == [1, 1, 1]
     clock.advance(4.9)
     assert kept.value() == 1
@@ -121,6 +134,7 @@ def test_the_newest_version_of_each_model_has_its_figures(plane: ControlPlane) -
         updates=3,
         ranks=1,
         drift={plane.dataset_of(first).id: Drift(since_learned=0.02, against_parent=0.02)},
+        quality={plane.dataset_of(first).id: Quality(now=-0.9, best=-1.2, norm_change={})},
         capacity={"image": capacity(0.4)},
     )
     train(plane.store, job, 1, changes={"report": report})
@@ -129,6 +143,7 @@ def test_the_newest_version_of_each_model_has_its_figures(plane: ControlPlane) -
     assert shown(plane, "model_version", model="scenes") == 2
     assert shown(plane, "model_live_version", model="scenes") == 2
     assert shown(plane, "model_drift", model="scenes") == 0.02
+    assert shown(plane, "model_optimality", model="scenes") == pytest.approx(0.75)
     assert shown(plane, "model_free_share", model="scenes", modality="image") == 0.4
     assert shown(plane, "model_drift_permitted", model="scenes") is None
     headers = {"If-Match": '"1"'}
@@ -161,5 +176,77 @@ def test_a_manifest_is_read_once(plane: ControlPlane) -> None:
         generate_latest(plane.context.metrics.registry)
         after = shown(plane, "database_seconds_count", kind="read", outcome="ok") or 0
         reads.append(after - before)
-    # Backlog, models, what is trained or tried, and one manifest; then without the manifest.
-    assert reads == [5, 4, 4]
+    # Backlog, models, what is prepared, trained or tried, and one manifest; then without the manifest.
+    assert reads == [6, 5, 5]
+
+
+def figures(plane: ControlPlane, model: str) -> dict[str, float | None]:
+    return {name: shown(plane, f"preparation_{name}", model=model) for name in SHOWN}
+
+
+def test_every_figure_of_a_preparation_is_shown(plane: ControlPlane) -> None:
+    given = {
+        "rows_done": 512,
+        "rows_total": 2048,
+        "bad_rows": 3,
+        "rows_per_second": 64.0,
+        "eta_seconds": 24.0,
+    }
+    report_preparing(plane, plane.post_dataset(), "encoding", **given)
+    assert figures(plane, "scenes") == {name: given[field] for name, field in SHOWN.items()}
+    assert shown(plane, "preparation_datasets", phase="encoding", **SCENES) == 1
+
+
+def test_no_figure_of_progress_is_missing() -> None:
+    others = {"request", "phase", "note", "at"}
+    assert others | set(SHOWN.values()) == set(PrepareProgress.model_fields)
+
+
+def test_datasets_of_a_model_are_added_up(plane: ControlPlane) -> None:
+    for number, name in enumerate(("one", "two"), 1):
+        report_preparing(
+            plane,
+            plane.post_dataset(name),
+            "encoding",
+            rows_done=10 * number,
+            rows_total=100,
+            eta_seconds=5.0 * number,
+        )
+    found = figures(plane, "scenes")
+    assert (found["rows"], found["rows_planned"], found["rows_per_second"]) == (30, 200, 8)
+    assert found["eta_seconds"] == 10
+    assert shown(plane, "preparation_datasets", phase="encoding", **SCENES) == 2
+
+
+def test_a_dataset_without_a_report_waits(plane: ControlPlane) -> None:
+    plane.preparer = lambda _: None
+    plane.post_dataset()
+    plane.tick(3)
+    plane.clock.advance(5)
+    assert shown(plane, "preparation_datasets", phase="waiting", **SCENES) == 1
+    assert set(figures(plane, "scenes").values()) == {None}
+
+
+@pytest.mark.parametrize("end", ["prepared", "cancelled"])
+def test_the_series_of_a_preparation_vanish_with_it(plane: ControlPlane, end: str) -> None:
+    prepare = plane.preparer
+    job = plane.post_dataset()
+    report_preparing(plane, job, "reading", rows_done=1)
+    assert shown(plane, "preparation_rows", **SCENES) == 1
+    if end == "prepared":
+        plane.preparer = prepare
+        plane.run_to_end(job)
+    else:
+        plane.client.post(f"/v1/jobs/{job}/cancel")
+        plane.tick(2)
+    plane.clock.advance(5)
+    assert "cmcl_service_preparation_rows{" not in plane.client.get("/metrics").text
+
+
+def test_each_model_shows_its_own(plane: ControlPlane) -> None:
+    plane.create_model("sounds")
+    report_preparing(plane, plane.post_dataset(), "encoding", rows_done=5)
+    report_preparing(plane, plane.post_dataset(model="sounds"), "reading", rows_done=7)
+    assert shown(plane, "preparation_rows", model="scenes") == 5
+    assert shown(plane, "preparation_rows", model="sounds") == 7
+    assert shown(plane, "preparation_datasets", model="sounds", phase="reading") == 1

@@ -1,4 +1,4 @@
-"""What happened is counted once, wherever it happened, and only after it was committed."""
+"""Every event is counted once, in any code path, and only after its commit."""
 
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def test_the_stages_add_up_to_the_time_from_post_to_live(plane: ControlPlane) ->
     plane.tick_to(job, JobState.RUNNING)
     plane.clock.advance(100)
     plane.run_to_end(job)
-    stages = ("queued", "validating", "submitting", "running", "gating", "storing")
+    stages = ("queued", "preparing", "prepared", "submitting", "running", "gating", "storing")
     seconds = {name: shown(plane, "stage_seconds_sum", stage=name) or 0 for name in stages}
     assert seconds["queued"] == 40
     assert seconds["running"] >= 100

@@ -1,4 +1,4 @@
-"""docs/observability.md names exactly what the service shows and logs."""
+"""docs/observability.md lists exactly the metrics and log fields of the service."""
 
 import re
 from pathlib import Path
@@ -29,12 +29,12 @@ def test_every_metric_is_described_with_its_labels(families: list[Metric]) -> No
 
 
 def test_every_metric_has_been_seen_with_a_sample(families: list[Metric]) -> None:
-    """Without one its labels would be unknown, and the comparison above would be none."""
+    """Without a sample its labels would be unknown, and the comparison above incomplete."""
     assert [family.name for family in families if not family.samples] == []
 
 
 def test_a_control_plane_has_a_few_hundred_series(families: list[Metric]) -> None:
-    assert sum(len(family.samples) for family in families) < 800
+    assert sum(len(family.samples) for family in families) < 850
 
 
 def test_panels_show_what_is_there(families: list[Metric], tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
 
 @pytest.fixture
 def heard(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """Everything that the service says, as it would stand in the log."""
+    """Every line that the service logs."""
     caplog.set_level(logging.INFO, logger="service")
     return caplog
 
@@ -131,7 +131,15 @@ def test_each_move_is_logged_once_with_its_ids(
     plane.run_to_end(job)
     moves = [entry for entry in lines(heard) if str(entry["message"]).startswith("job.")]
     states = [str(entry["message"]).partition(":")[0].removeprefix("job.") for entry in moves]
-    assert states == ["queued", "validating", "submitting", "running", "gating", "published"]
+    assert states == [
+        "queued",
+        "preparing",
+        "prepared",
+        "submitting",
+        "running",
+        "gating",
+        "published",
+    ]
     dataset = plane.dataset_of(job).id
     for entry in moves:
         assert (entry["job"], entry["dataset"], entry["model"]) == (job, dataset, "scenes")

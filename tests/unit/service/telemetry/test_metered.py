@@ -1,4 +1,4 @@
-"""The measured ports do what the ports do, and every call of them is measured."""
+"""Instrumented ports behave like the ports, and every call is measured."""
 
 import hashlib
 import inspect
@@ -14,6 +14,7 @@ from service.launchers.port import (
     LauncherUnavailable,
     LaunchState,
     Submission,
+    status_of,
 )
 from service.telemetry.instrumented import InstrumentedLauncher, InstrumentedStore
 from service.telemetry.metrics import Metrics
@@ -80,9 +81,11 @@ def test_every_method_of_the_store_is_measured(parts: MeteredParts, tmp_path: Pa
 
 def test_every_method_of_the_launcher_is_measured(parts: MeteredParts) -> None:
     parts.launcher.submit(Submission("job-1-a1", ["true"]))
-    assert parts.launcher.status("job-1-a1").state == LaunchState.RUNNING
+    assert status_of(parts.launcher, "job-1-a1").state == LaunchState.RUNNING
+    parts.launcher.log("job-1-a1")
     parts.launcher.stop("job-1-a1")
     parts.launcher.forget("job-1-a1")
+    parts.launcher.resources()
     assert {name for name in methods(Launcher) if parts.launcher_calls(name) == 0} == set()
     assert parts.fake.commands == {"job-1-a1": ["true"]}
 
@@ -110,9 +113,9 @@ def test_errors_of_the_launcher_pass_through_by_their_kind(parts: MeteredParts) 
         parts.launcher.submit(Submission("job-1-a1", ["true"]))
     parts.fake.is_down = True
     with pytest.raises(LauncherUnavailable):
-        parts.launcher.status("job-1-a1")
+        status_of(parts.launcher, "job-1-a1")
     assert parts.launcher_calls("submit", "refused") == 1
-    assert parts.launcher_calls("status", "unavailable") == 1
+    assert parts.launcher_calls("statuses", "unavailable") == 1
 
 
 class BreakingStore(LocalStore):

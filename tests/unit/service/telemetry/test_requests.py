@@ -1,4 +1,4 @@
-"""What is measured of requests: bounded labels, and the time until an answer begins."""
+"""Request metrics: bounded labels, and the time to the first byte."""
 
 import asyncio
 import time

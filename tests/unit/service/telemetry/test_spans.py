@@ -1,24 +1,26 @@
-"""Traces: nothing without an exporter; with one, a trace per job that every service adds to."""
+"""Traces: nothing without a destination; with one, a job in the trace of its request, whichever service works on it."""
 
-import hashlib
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Self
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from service.app import open_spans
-from service.telemetry.otel import OpenTelemetrySpans, exporter_named
-from service.telemetry.spans import NoSpans, is_configured
+from service.launchers.port import LaunchState
+from service.states import JobState
+from service.telemetry.otel import OpenTelemetrySpans
+from service.telemetry.spans import NoSpans
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.telemetry.written import written_lines
+from workers.tracing import exporter_from
+
+TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+SAMPLED = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
+STATES = ["queued", "preparing", "prepared", "submitting", "running", "gating"]
 
 
 class Traced:
@@ -30,16 +32,20 @@ class Traced:
         self.plane = ControlPlane(folder, spans=self.spans)
         self.plane.create_model()
 
-    def finished(self) -> list[ReadableSpan]:
+    def finished(self, trace: str | None = None) -> list[ReadableSpan]:
         self.spans.provider.force_flush()
-        return list(self.exporter.get_finished_spans())
+        spans = self.exporter.get_finished_spans()
+        return [span for span in spans if trace in (None, trace_of(span))]
 
-    def of_job(self, job: str) -> list[ReadableSpan]:
-        return [span for span in self.finished() if trace_of(span) == trace_id(job)]
+    def named(self, *names: str) -> list[ReadableSpan]:
+        return [span for span in self.finished() if span.name in names]
 
-
-def trace_id(job: str) -> str:
-    return hashlib.sha256(job.encode()).hexdigest()[:32]
+    def post(self, headers: dict[str, str] = SAMPLED) -> str:
+        body = self.plane.dataset_body("one")
+        response = self.plane.client.post("/v1/datasets", json=body, headers=headers)
+        assert response.status_code == 202, response.text
+        job: str = response.json()["job"]["id"]
+        return job
 
 
 def trace_of(span: ReadableSpan) -> str:
@@ -47,16 +53,25 @@ def trace_of(span: ReadableSpan) -> str:
     return format(span.context.trace_id, "032x")
 
 
+def id_of(span: ReadableSpan) -> int:
+    assert span.context is not None
+    return span.context.span_id
+
+
+def attributes_of(span: ReadableSpan) -> dict[str, object]:
+    return dict(span.attributes or {})
+
+
 @pytest.fixture
 def traced(tmp_path: Path) -> Iterator[Traced]:
     traced = Traced(tmp_path)
     yield traced
     traced.plane.close()
-    traced.spans.provider.shutdown()
+    traced.spans.close()
 
 
 @pytest.mark.parametrize(
-    ("environment", "expected"),
+    ("environment", "is_on"),
     [
         ({}, False),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, True),
@@ -66,13 +81,13 @@ def traced(tmp_path: Path) -> Iterator[Traced]:
         ({"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c"}, False),
     ],
 )
-def test_traces_are_exported_if_configured(environment: dict[str, str], expected: bool) -> None:
-    assert is_configured(environment) is expected
+def test_traces_are_exported_if_configured(environment: dict[str, str], is_on: bool) -> None:
+    assert (exporter_from(environment) is not None) is is_on
 
 
 def test_an_exporter_that_we_do_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match=r"zipkin.*permitted: otlp, console, none"):
-        exporter_named("zipkin")
+        exporter_from({"OTEL_TRACES_EXPORTER": "zipkin"})
     assert isinstance(open_spans({}), NoSpans)
 
 
@@ -88,56 +103,84 @@ def test_without_an_exporter_no_machinery_is_imported() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_job_has_one_trace_with_its_stages(traced: Traced) -> None:
-    job = traced.plane.post_dataset()
+def test_without_tracing_nothing_is_stored_written_or_answered(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path)
+    plane.create_model()
+    response = plane.client.post("/v1/datasets", json=plane.dataset_body("one"), headers=SAMPLED)
+    assert "traceresponse" not in response.headers
+    job = plane.run_to_end(response.json()["job"]["id"])
+    assert (job.traceparent, plane.model().traceparent) == (None, None)
+    assert not [key for key in plane.store.keys("") if key.endswith("stages.json")]
+    plane.close()
+
+
+def test_a_job_has_a_span_for_each_state_below_its_request(traced: Traced) -> None:
+    job = traced.post()
     traced.plane.clock.advance(30)
     traced.plane.run_to_end(job)
-    spans = traced.of_job(job)
-    names = [span.name for span in spans if span.attributes and "cmcl.to" in span.attributes]
-    assert names == ["queued", "validating", "submitting", "running", "gating"]
-    queued = next(span for span in spans if span.name == "queued")
+    states = traced.named(*STATES)
+    assert [span.name for span in states] == STATES
+    (post,) = traced.named("POST /v1/datasets")
+    for span in states:
+        assert trace_of(span) == TRACE
+        assert span.parent is not None
+        assert span.parent.span_id == id_of(post)
+        assert attributes_of(span)["cmcl.job"] == job
+    queued = states[0]
     assert queued.end_time is not None
     assert queued.start_time is not None
     assert queued.end_time - queued.start_time == 30_000_000_000
-    (root,) = [span for span in spans if span.name == "job"]
-    assert root.parent is None
-    assert root.context is not None
-    for span in spans:
-        assert span is root or span.parent is not None
-    assert queued.parent is not None
-    assert queued.parent.span_id == root.context.span_id
 
 
-def test_the_trace_of_a_job_leads_back_to_its_post(traced: Traced) -> None:
-    job = traced.plane.post_dataset()
-    (root,) = [span for span in traced.of_job(job) if span.name == "job"]
-    (post,) = [span for span in traced.finished() if span.name == "POST /v1/datasets"]
-    assert post.context is not None
-    assert root.links[0].context.span_id == post.context.span_id
-    assert post.attributes is not None
-    assert post.attributes["cmcl.job"] == job
+def test_the_request_stores_the_dataset_and_answers_with_its_span(traced: Traced) -> None:
+    body = traced.plane.dataset_body("one")
+    response = traced.plane.client.post("/v1/datasets", json=body, headers=SAMPLED)
+    (post,) = traced.named("POST /v1/datasets")
+    assert response.headers["traceresponse"] == f"00-{TRACE}-{id_of(post):016x}-01"
+    assert post.parent is not None
+    assert f"{post.parent.span_id:016x}" == CALLER
+    writes = traced.named("database write")
+    assert id_of(post) in {span.parent.span_id for span in writes if span.parent}
 
 
-def test_two_services_add_to_the_same_trace(traced: Traced) -> None:
-    job = traced.plane.post_dataset()
-    traced.plane.tick(3)
-    exporter = InMemorySpanExporter()
-    spans = OpenTelemetrySpans(exporter)
-    plane = traced.plane
-    plane.clock.advance(60)
-    other = ControlPlane(plane.folder, plane.launcher, plane.clock, spans=spans)
-    other.run_to_end(job)
-    spans.provider.force_flush()
-    elsewhere = [span for span in exporter.get_finished_spans() if trace_of(span) == trace_id(job)]
-    assert "gating" in {span.name for span in elsewhere}
-    other.close()
-    spans.provider.shutdown()
+def test_a_malformed_traceparent_begins_a_new_trace(traced: Traced) -> None:
+    given = [
+        "nonsense",
+        f"00-{'0' * 32}-{CALLER}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"ff-{TRACE}-{CALLER}-01",
+        f"00-{TRACE}-{CALLER}-01-more",
+        f"00-{TRACE.upper()}-{CALLER}-01",
+        f"00-{TRACE}-{CALLER}-01" * 50,
+    ]
+    traces = set()
+    for number, header in enumerate(given):
+        body = traced.plane.dataset_body(f"number-{number}")
+        headers = {"traceparent": header}
+        response = traced.plane.client.post("/v1/datasets", json=body, headers=headers)
+        stored = traced.plane.job(response.json()["job"]["id"]).traceparent
+        assert stored == response.headers["traceresponse"]
+        traces.add(stored[3:35])
+    assert len(traces) == len(given)
+    assert TRACE not in traces
+
+
+def test_a_trace_that_the_caller_does_not_sample_is_continued_and_not_recorded(
+    traced: Traced,
+) -> None:
+    job = traced.post({"traceparent": f"00-{TRACE}-{CALLER}-00"})
+    traced.plane.run_to_end(job)
+    assert traced.finished(TRACE) == []
+    stored = traced.plane.job(job).traceparent
+    assert stored is not None
+    assert (stored[3:35], stored[53:]) == (TRACE, "00")
+    assert not [key for key in traced.plane.store.keys("") if key.endswith("stages.json")]
 
 
 def test_calls_of_store_and_launcher_are_inside_their_step(traced: Traced) -> None:
-    job = traced.plane.post_dataset()
+    job = traced.post()
     traced.plane.run_to_end(job)
-    by_id = {span.context.span_id: span for span in traced.of_job(job) if span.context}
+    by_id = {id_of(span): span for span in traced.finished(TRACE)}
     inside = {
         (by_id[span.parent.span_id].name, span.name)
         for span in by_id.values()
@@ -146,11 +189,13 @@ def test_calls_of_store_and_launcher_are_inside_their_step(traced: Traced) -> No
     assert ("step submitting", "launcher submit") in inside
     assert ("step submitting", "store put") in inside
     assert ("step store", "store copy") in inside
+    assert ("step mirror", "store put") in inside
 
 
 def test_looking_after_a_running_attempt_makes_no_spans(traced: Traced) -> None:
-    job = traced.plane.post_dataset()
-    traced.plane.tick(4)
+    job = traced.post()
+    traced.plane.tick_to(job, JobState.RUNNING)
+    traced.plane.tick()
     before = len(traced.finished())
     traced.plane.tick(20)
     assert traced.plane.job(job).state == "running"
@@ -158,14 +203,62 @@ def test_looking_after_a_running_attempt_makes_no_spans(traced: Traced) -> None:
 
 
 def test_a_failure_is_marked_with_its_reason(traced: Traced) -> None:
-    body = {"shards": [{"uri": (traced.plane.shards / "gone.parquet").resolve().as_uri()}]}
-    (traced.plane.shards).mkdir(exist_ok=True)
-    (traced.plane.shards / "gone.parquet").write_bytes(b"no parquet")
-    job = traced.plane.post_dataset(**body)
-    traced.plane.tick(3)
-    (failed,) = [span for span in traced.of_job(job) if span.name == "validating"]
+    traced.plane.shards.mkdir(exist_ok=True)
+    gone = traced.plane.shards / "gone.parquet"
+    gone.write_bytes(b"no parquet")
+    traced.plane.post_dataset(shards=[{"uri": gone.resolve().as_uri()}])
+    traced.plane.tick(4)
+    (failed,) = traced.named("preparing")
     assert not failed.status.is_ok
     assert failed.status.description == "invalid_dataset"
+
+
+def test_a_lost_attempt_is_marked_and_the_next_one_linked_to_it(traced: Traced) -> None:
+    job = traced.post()
+    running = traced.plane.tick_to(job, JobState.RUNNING)
+    traced.plane.launcher.end(str(running.submission_id), LaunchState.FAILED)
+    traced.plane.tick(3)
+    traced.plane.run_to_end(job)
+    first, second = traced.named("running")
+    assert [attributes_of(span)["cmcl.attempt"] for span in (first, second)] == [1, 2]
+    assert first.status.description == "attempt_lost"
+    assert [link.context.span_id for link in second.links] == [id_of(first)]
+    assert trace_of(second) == TRACE
+    stages = traced.named("train training")
+    assert [span.parent.span_id for span in stages if span.parent] == [id_of(second)]
+
+
+def test_a_retry_continues_the_trace_and_is_linked_to_its_request(traced: Traced) -> None:
+    late = (traced.plane.shards / "late.parquet").resolve().as_uri()
+    body = traced.plane.dataset_body("one", shards=[{"uri": late}])
+    response = traced.plane.client.post("/v1/datasets", json=body, headers=SAMPLED)
+    job = response.json()["job"]["id"]
+    traced.plane.tick_to(job, JobState.FAILED)
+    traced.plane.shard("late")
+    retried = traced.plane.client.post(f"/v1/jobs/{job}/retry")
+    assert retried.status_code == 202, retried.text
+    traced.plane.tick(3)
+    first, second = traced.named("preparing")
+    assert [trace_of(span) for span in (first, second)] == [TRACE, TRACE]
+    assert id_of(first) in {link.context.span_id for link in second.links}
+    (failed,) = traced.named("failed")
+    (request,) = traced.named("POST /v1/jobs/{job}/retry")
+    assert [format(link.context.trace_id, "032x") for link in failed.links] == [trace_of(request)]
+
+
+def test_a_promotion_by_a_user_is_live_in_the_trace_of_its_request(traced: Traced) -> None:
+    traced.plane.run_to_end(traced.post())
+    traced.plane.run_to_end(traced.plane.post_dataset("two"))
+    assert len(traced.named("live")) == 2
+    traced.exporter.clear()
+    response = traced.plane.client.put(
+        "/v1/models/scenes/live", json={"version": 1}, headers={"if-match": '"2"'}
+    )
+    assert response.status_code == 200, response.text
+    traced.plane.tick()
+    (live,) = traced.named("live")
+    assert trace_of(live) == response.headers["traceresponse"][3:35]
+    assert attributes_of(live)["cmcl.version"] == 1
 
 
 def test_probes_are_not_traced(traced: Traced) -> None:
@@ -176,57 +269,41 @@ def test_probes_are_not_traced(traced: Traced) -> None:
     assert traced.finished() == []
 
 
-def test_lines_of_a_request_name_its_trace(traced: Traced) -> None:
+def test_lines_of_a_request_and_of_its_job_name_the_trace(traced: Traced) -> None:
     with written_lines() as written:
-        traced.plane.client.get("/v1/models/scenes")
-    (line,) = written
-    (span,) = [found for found in traced.finished() if found.name == "GET /v1/models/{model}"]
-    assert line["trace_id"] == trace_of(span)
+        job = traced.post()
+        traced.plane.tick_to(job, JobState.RUNNING)
+    lines = [line for line in written if line.get("path") == "/v1/datasets"]
+    lines += [line for line in written if line.get("job") == job]
+    assert len(lines) > 3
+    assert {line["trace_id"] for line in lines} == {TRACE}
 
 
-def test_a_trace_of_a_client_is_continued(traced: Traced) -> None:
-    given = "0af7651916cd43dd8448eb211c80319c"
-    headers = {"traceparent": f"00-{given}-b7ad6b7169203331-01"}
-    traced.plane.client.get("/v1/models/scenes", headers=headers)
-    assert given in {trace_of(span) for span in traced.finished()}
-
-
-def test_spans_are_sent_where_the_variable_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Collector() as collector:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
-        spans = open_spans(os.environ)
-        assert isinstance(spans, OpenTelemetrySpans)
-        spans.posted("job-0123456789ab")
-        spans.provider.shutdown()
-    assert collector.paths == ["/v1/traces"]
-
-
-class Collector:
-    """An OTLP collector that accepts everything and records its path."""
-
-    def __init__(self) -> None:
-        paths: list[str] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                paths.append(self.path)
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                """Quiet."""
-
-        self.paths = paths
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.01])
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+def test_spans_have_no_query_no_message_and_no_key(traced: Traced) -> None:
+    key = "cmcl_0123456789ab_secretsecretsecret"
+    headers = {**SAMPLED, "authorization": f"Bearer {key}"}
+    traced.plane.client.get("/v1/models?model=hidden-query", headers=headers)
+    traced.plane.client.get("/v1/hidden-path", headers={**headers, "host": "hidden-host"})
+    broken = traced.plane.shards / "hidden-file.parquet"
+    traced.plane.shards.mkdir(exist_ok=True)
+    broken.write_bytes(b"no parquet")
+    body = traced.plane.dataset_body("one", shards=[{"uri": broken.resolve().as_uri()}])
+    traced.plane.client.post("/v1/datasets", json=body, headers=headers)
+    traced.plane.tick(4)
+    job = traced.plane.post_dataset("two")
+    traced.plane.store.broken = "runs/"
+    traced.plane.tick_to(job, JobState.SUBMITTING)
+    traced.plane.tick()
+    assert "on purpose" in str(traced.plane.job(job).message)
+    spans = traced.finished()
+    assert "StorageUnavailable" in {attributes_of(span).get("error.type") for span in spans}
+    written = "".join(span.to_json() for span in spans)
+    for hidden in (
+        "hidden-query",
+        "hidden-path",
+        "hidden-host",
+        "hidden-file",
+        "secretsecret",
+        "on purpose",
+    ):
+        assert hidden not in written

@@ -1,4 +1,4 @@
-"""What runs is shown by model while it runs, and is gone with it."""
+"""Metrics of running attempts, by model; they end with the attempt."""
 
 import math
 

@@ -16,12 +16,19 @@ import pytest
 
 from service.api.spool import Spool
 from service.errors import DiskFull
+from tests.architecture.documents import code_of
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.served_app import served
 from tests.fakes.uploads import BYTES, MIB, announce, complete, pattern, stored_keys
 
 DOCUMENT = Path(__file__).parents[4] / "docs" / "uploads.md"
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes spool uploads in the folder of the machine."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def spooled_files() -> set[Path]:
@@ -131,8 +138,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(
 def test_the_commands_in_the_document_work(plane: ControlPlane, tmp_path: Path) -> None:
     file = tmp_path / "pairs.parquet"
     write_shard(file, feature_table(16))
-    blocks = DOCUMENT.read_text().split("```sh\n")[1:]
-    script = "set -euo pipefail\n" + "\n".join(block.split("```")[0] for block in blocks)
+    script = "\n".join(["set -euo pipefail", *code_of(DOCUMENT.read_text(), "sh")])
     with served(plane.app) as url:
         environment = {"PATH": os.environ["PATH"], "CMCL": url, "FILE": str(file)}
         done = subprocess.run(

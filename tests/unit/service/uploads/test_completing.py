@@ -1,13 +1,18 @@
 """Completing an upload: errors are reported, crashes are recovered, and every wait is bounded."""
 
+import asyncio
 import hashlib
+import threading
 from dataclasses import replace
 
+import httpx
 import pytest
 
 from cmcl.contract.errors import StorageUnavailable
 from service.api.dependencies import IdempotencyKey
 from service.api.idempotency import respond_long
+from service.api.uploads import COMPLETED_AT_ONCE
+from service.database.queries import uploads
 from service.database.rows import ResponseRecord
 from service.datasets import upload_completion
 from service.maintenance.gc import GarbageCollector
@@ -15,6 +20,7 @@ from service.principal import LOCAL
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash, CrashingDatabase, CrashingStore, FaultAtMoment
+from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.uploads import MIB, announce, complete, pattern, send, stored_keys
 from tests.unit.service.uploads.test_sending import parquet
 
@@ -112,7 +118,7 @@ def test_a_death_at_any_moment_can_be_followed(plane: ControlPlane, dies_at: int
     uri = complete(plane, upload)["uri"]
     assert uri == f"upload:{upload}"
     with plane.context.database.read() as connection:
-        attempt = upload_completion.uploads.find(connection, upload)
+        attempt = uploads.find(connection, upload)
     assert attempt is not None
     assert plane.store.read(f"uploads/{upload}/file-{attempt.attempt}") == b"abc"
 
@@ -186,3 +192,51 @@ def _complete_with(plane: ControlPlane, upload: str, lifeline: FaultAtMoment) ->
 def _parts(plane: ControlPlane, upload: str) -> list[dict[str, object]]:
     parts: list[dict[str, object]] = plane.client.get(f"/v1/uploads/{upload}").json()["parts"]
     return parts
+
+
+class SlowStore(FlakyStore):
+    """Nothing is composed before `go`; `inside` of the calls wait, `most` ever did at a time."""
+
+    def __init__(self, store: FlakyStore) -> None:
+        super().__init__(store)
+        self.go = threading.Event()
+        self.inside = self.most = 0
+        self._lock = threading.Lock()
+
+    def compose(self, parts: object, target: str) -> None:
+        with self._lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        assert self.go.wait(60)
+        with self._lock:
+            self.inside -= 1
+        super().compose(parts, target)  # type: ignore[arg-type]
+
+
+async def complete_all(
+    plane: ControlPlane, uploads: list[str], slow: SlowStore
+) -> list[httpx.Response]:
+    """All of them at once, with a request to another route in between."""
+    transport = httpx.ASGITransport(plane.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        completing = [
+            asyncio.create_task(client.post(f"/v1/uploads/{upload}/complete")) for upload in uploads
+        ]
+        async with asyncio.timeout(60):
+            while slow.inside < COMPLETED_AT_ONCE:
+                await asyncio.sleep(0.01)
+        for upload in uploads:
+            assert (await client.get(f"/v1/uploads/{upload}")).status_code == 200
+        slow.go.set()
+        return await asyncio.gather(*completing)
+
+
+def test_completing_uses_a_bounded_number_of_threads(plane: ControlPlane) -> None:
+    uploads = [announce(plane, 3) for _ in range(50)]
+    for upload in uploads:
+        send(plane, upload, 1, b"abc")
+    slow = SlowStore(plane.store)
+    plane.app.state.context = replace(plane.context, store=slow)
+    answers = asyncio.run(complete_all(plane, uploads, slow))
+    assert [answer.status_code for answer in answers] == [200] * len(uploads)
+    assert slow.most == COMPLETED_AT_ONCE

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -34,7 +35,7 @@ def bucket(plane: ControlPlane, endpoint: str, monkeypatch: pytest.MonkeyPatch) 
     return plane
 
 
-def begin(plane: ControlPlane, **headers: str) -> dict[str, object]:
+def begin(plane: ControlPlane, **headers: str) -> dict[str, Any]:
     body = {
         "filename": "pairs.parquet",
         "bytes": len(DATA),
@@ -43,11 +44,11 @@ def begin(plane: ControlPlane, **headers: str) -> dict[str, object]:
     }
     response = plane.client.post("/v1/uploads", json=body, headers=headers)
     assert response.status_code == 201, response.text
-    answer: dict[str, object] = response.json()
+    answer: dict[str, Any] = response.json()
     return answer
 
 
-def put(link: dict[str, object], data: bytes) -> None:
+def put(link: dict[str, Any], data: bytes) -> None:
     headers = dict(link["headers"]) | {"content-length": str(len(data))}
     assert httpx.put(str(link["url"]), content=data, headers=headers).status_code == 200
 
@@ -95,8 +96,8 @@ def test_a_link_is_signed_for_each_request_and_never_stored(bucket: ControlPlane
     again = begin(bucket, **{"Idempotency-Key": "one"})
     assert (again["id"], again["presigned"] is not None) == (first["id"], True)
     path = f"/v1/uploads/{first['id']}"
-    anew = bucket.client.post(f"{path}/presign", headers={"Idempotency-Key": "two"})
-    assert anew.json()["presigned"]["url"]
+    second = bucket.client.post(f"{path}/presign", headers={"Idempotency-Key": "two"})
+    assert second.json()["presigned"]["url"]
     assert bucket.client.get(path).json()["presigned"] is None
     with bucket.context.database.read() as connection:
         kept = connection.scalars(select(responses.c.body)).all()

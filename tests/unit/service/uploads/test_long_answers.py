@@ -38,11 +38,11 @@ def test_a_key_repeats_the_answer_of_long_work(plane: ControlPlane) -> None:
 
 
 def test_a_second_request_gets_its_own_error_and_leaves_the_claim(plane: ControlPlane) -> None:
-    """And leaves the claim of the first one alone."""
+    """The claim of the first request stays."""
 
     def work() -> ResponseRecord:
-        with pytest.raises(Conflict, match="somebody is at it"):
-            respond_long(plane.context, KEY, Work(Conflict("somebody is at it")))
+        with pytest.raises(Conflict, match="in use"):
+            respond_long(plane.context, KEY, Work(Conflict("in use")))
         return Work()()
 
     respond_long(plane.context, KEY, work)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import Request
 
-from service.api.fairness import STALLED_SECONDS, UploadSlots
+from service.api.concurrency import STALLED_SECONDS, UploadSlots
 from service.api.spool import spooled
 from service.errors import IncompleteBody, TooManyRequests
 from tests.fakes.control_plane import ControlPlane

@@ -1,12 +1,13 @@
 """A file is identified by its bytes, independently of its name and the number of uploads."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
 
 from service.database.queries import datasets
-from service.datasets.addresses import contents_of
+from service.datasets.request import contents_of
 from service.principal import EVERY_SCOPE, LOCAL, Principal
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
@@ -14,7 +15,7 @@ from tests.fakes.uploads import upload_whole
 from tests.unit.service.uploads.test_sending import parquet
 
 
-def _post(plane: ControlPlane, *uris: str, **more: object) -> tuple[int, str]:
+def _post(plane: ControlPlane, *uris: str, **more: Any) -> tuple[int, str]:
     """Status and job."""
     body = plane.dataset_body("one", shards=[{"uri": uri} for uri in uris], **more)
     response = plane.client.post("/v1/datasets", json=body)

@@ -1,4 +1,4 @@
-"""A control plane whose webhooks may lie on this machine, and receivers there."""
+"""A control plane that may deliver to this machine, and receivers there."""
 
 import socket
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def closed_port() -> Iterator[int]:
 def harness(
     tmp_path: Path, receiver: Receiver, other_receiver: Receiver, closed_port: int
 ) -> Iterator[WebhookHarness]:
-    """With the receivers' addresses permitted."""
+    """A harness with the receivers' addresses permitted."""
     ports = (receiver.port, other_receiver.port, closed_port)
     prefixes = tuple(f"http://127.0.0.1:{port}" for port in ports)
     plane = ControlPlane(tmp_path, webhook_prefixes=prefixes)
@@ -46,7 +46,7 @@ def harness(
 
 @pytest.fixture
 def plane_without_prefixes(tmp_path: Path) -> Iterator[ControlPlane]:
-    """Where any https address of the internet is permitted."""
+    """A control plane that permits any public https address."""
     plane = ControlPlane(tmp_path / "other")
     yield plane
     plane.close()

@@ -10,7 +10,7 @@ from tests.fakes.control_plane import ControlPlane
 
 
 class WebhookHarness:
-    """A control plane whose deliveries are sent when the test sends them."""
+    """A control plane whose deliveries are sent by the test."""
 
     def __init__(self, plane: ControlPlane, answer_seconds: float = 15) -> None:
         self.plane = plane
@@ -33,7 +33,7 @@ class WebhookHarness:
         asyncio.run(self.deliverer().round())
 
     def make(self, url: str, **changes: object) -> dict[str, Any]:
-        """A new webhook, as the answer shows it."""
+        """Create a webhook; return the response."""
         body = {"url": url, "kinds": ["job.queued"], **changes}
         response = self.plane.client.post("/v1/webhooks", json=body)
         assert response.status_code == 201, response.text
@@ -41,7 +41,7 @@ class WebhookHarness:
         return made
 
     def webhook(self, webhook: str) -> dict[str, Any]:
-        """As it is now."""
+        """Read the webhook."""
         found: dict[str, Any] = self.plane.client.get(f"/v1/webhooks/{webhook}").json()
         return found
 

@@ -1,4 +1,4 @@
-"""The service is no way into its own network: what is checked, and what is connected to."""
+"""Webhooks give no access to the service's network: the checked address is the connected one."""
 
 import asyncio
 import ipaddress
@@ -177,14 +177,14 @@ def test_a_name_that_leads_inside_is_not_connected_to(
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "localhost"])
 def test_other_spellings_of_loopback_are_recognized(receiver: Receiver, host: str) -> None:
-    """By the system's own way of looking names up, which is what a connection would use."""
+    """By the system's resolver, which a connection would use."""
     answer = _send(Sender(()), f"https://{host}:{receiver.port}/")
     assert answer.status is None
     assert receiver.received == []
 
 
 def test_what_was_checked_is_what_is_connected_to(receiver: Receiver) -> None:
-    """The name is looked up once: a second answer, which would lead elsewhere, is never asked for."""
+    """The name is resolved once, so a second, different response cannot redirect the connection."""
     names = Names(["127.0.0.1"], ["203.0.113.1"])
     url = f"http://hooks.example:{receiver.port}/x"
     answer = _send(Sender((url,), resolve=names), url)

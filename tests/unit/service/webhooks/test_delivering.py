@@ -39,7 +39,7 @@ def test_a_message_says_what_happened_and_is_signed(
 def test_a_forged_or_replayed_message_is_refused(
     harness: WebhookHarness, receiver: Receiver, fault: str
 ) -> None:
-    """By the specification's own library, with what we send."""
+    """Verified with the specification's own library."""
     seconds = {"old": -301, "early": 400}.get(fault, 0)
     harness.plane.clock.now = datetime.now(UTC) + timedelta(seconds=seconds)
     webhook = harness.make(receiver.url)
@@ -86,7 +86,7 @@ def test_it_is_tried_again_over_three_days_and_then_given_up(
     receiver.answers = [500]
     webhook = harness.make(receiver.url)
     harness.plane.post_dataset()
-    began, attempts = harness.plane.clock.now, []
+    began, attempts = harness.plane.clock.now, list[float]()
     while not attempts or harness.deliveries(webhook["id"])[0]["next_at"]:
         attempts.append((harness.plane.clock.now - began).total_seconds())
         harness.deliver()
@@ -214,7 +214,7 @@ def _never_stops(connection: socket.socket) -> None:
 def test_odd_receivers_are_failures_with_our_own_message(
     harness: WebhookHarness, receiver: Receiver, behaviour: object, error: str
 ) -> None:
-    """What the other side said is not repeated: it could be a service of our own network."""
+    """The receiver's response is not shown: it could be a service of our own network."""
     receiver.answers = [behaviour]  # type: ignore[list-item]
     if "no response" in error:
         harness.answer_seconds = 0.5
@@ -287,7 +287,7 @@ def test_a_dead_receiver_does_not_delay_the_others(
 def test_a_sender_that_dies_anywhere_leaves_nothing_undelivered(
     harness: WebhookHarness, receiver: Receiver, moment: int
 ) -> None:
-    """Perhaps delivered twice, and then under the same id."""
+    """A message may be delivered twice, with the same id."""
     webhook = harness.make(receiver.url)
     harness.plane.post_dataset()
     mortal = CrashingDatabase(harness.plane.context.database, FaultAtMoment(strikes_at=moment))

@@ -1,16 +1,18 @@
-"""Secrets of webhooks are not in the database in the clear where there is a key."""
+"""With an encryption key, webhook secrets are stored encrypted."""
 
 import asyncio
 import base64
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
 from standardwebhooks.webhooks import Webhook
 
 from service.database.queries import webhooks
+from service.database.seek import Seek
 from service.events.webhook_delivery import Deliverer
 from service.events.webhook_secrets import (
     SecretCipher,
@@ -33,7 +35,7 @@ def cipher(*keys: str) -> SecretCipher:
 
 def stored(plane: ControlPlane) -> list[str]:
     with plane.context.database.read() as connection:
-        return [webhook.secret for webhook in webhooks.page(connection, None, None, 10)]
+        return [webhook.secret for webhook in webhooks.page(connection, None, Seek())]
 
 
 class Site:
@@ -44,9 +46,9 @@ class Site:
         self.plane: ControlPlane | None = None
 
     def start(self, *keys: str) -> ControlPlane:
-        """As a service starts: what is stored is brought under the first key."""
+        """Start the service: stored secrets are re-encrypted with the first key."""
         self.close()
-        settings: dict[str, object] = {"webhook_prefixes": (self.receiver.url,)}
+        settings: dict[str, Any] = {"webhook_prefixes": (self.receiver.url,)}
         if keys:
             settings["encryption_key"] = ",".join(keys)
         self.plane = ControlPlane(self.folder, **settings)
@@ -124,7 +126,8 @@ def test_without_its_key_nothing_is_sent_and_the_delivery_says_why(
     (delivery,) = plane.client.get(f"/v1/webhooks/{webhook}/deliveries").json()["items"]
     assert "with a key that CMCL_ENCRYPTION_KEY does not contain" in delivery["error"]
     site.start(OLD)
-    assert cipher(OLD).decrypt(*stored(site.plane or plane), webhook) == secret
+    (sealed,) = stored(site.plane or plane)
+    assert cipher(OLD).decrypt(sealed, webhook) == secret
 
 
 @pytest.mark.parametrize("malformed", ["A", "é", "", base64.b64encode(bytes(16)).decode()])

@@ -14,7 +14,7 @@ from tests.unit.service.webhooks.harness import WebhookHarness
 
 @pytest.fixture
 def plane(tmp_path: Path, receiver: Receiver) -> Iterator[ControlPlane]:
-    """Where keys are asked for; its client is the operator."""
+    """A control plane that requires keys; its client is the operator."""
     prefixes = (f"http://127.0.0.1:{receiver.port}",)
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, webhook_prefixes=prefixes)
     plane.client = KeyClient(plane, ADMIN_KEY)
@@ -74,7 +74,7 @@ def test_one_model_has_one_owner(plane: ControlPlane, receiver: Receiver) -> Non
 def test_other_webhooks_receive_only_events_of_their_owner(
     plane: ControlPlane, receiver: Receiver
 ) -> None:
-    """And do not see its name."""
+    """They do not see its name either."""
     harness = WebhookHarness(plane)
     assert not harness.make(receiver.url)["every_owner"]
     _post_as(plane, "red")

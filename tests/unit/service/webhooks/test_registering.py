@@ -157,7 +157,7 @@ def test_a_deleted_webhook_receives_no_further_events(
         assert found.status_code == 404
 
 
-def test_another_owner_sees_no_preflight_and_no_event(tmp_path: Path, receiver: Receiver) -> None:
+def test_another_owner_sees_no_webhook_and_no_event(tmp_path: Path, receiver: Receiver) -> None:
     prefixes = (f"http://127.0.0.1:{receiver.port}",)
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, webhook_prefixes=prefixes)
     operator = KeyClient(plane, ADMIN_KEY)
@@ -209,10 +209,10 @@ def test_webhooks_of_one_owner_take_14_of_16_places(
     for number in range(16):
         harness.make(f"{receiver.url}/{number}")
     harness.plane.post_dataset()
-    for _ in range(10):
+    deadline = time.monotonic() + 30
+    while len(receiver.received) < 16 and time.monotonic() < deadline:
         # A place is free once its delivery is recorded, which may be after the next round began.
         harness.deliver()
-        if len(receiver.received) == 16:
-            break
+        time.sleep(0.05)
     assert len(receiver.received) == 16
     assert max(most) == 14

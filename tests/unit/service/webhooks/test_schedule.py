@@ -20,9 +20,11 @@ def test_all_attempts_together_take_about_three_days() -> None:
 
 
 def test_each_pause_is_longer_than_the_one_before() -> None:
-    longest = [seconds_to_next(attempts, chance=lambda: 1.0) for attempts in range(1, 10)]
+    found = [seconds_to_next(attempts, chance=lambda: 1.0) for attempts in range(1, 10)]
+    longest = [seconds for seconds in found if seconds is not None]
     shortest = [seconds_to_next(attempts, chance=lambda: 0.0) for attempts in range(1, 10)]
     assert longest == sorted(longest)
+    assert len(longest) == len(found)
     assert shortest == list(STEPS)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import InvalidDataset
-from tests.fakes.pair_shards import numbered_rows, write_pair_shards
+from tests.fakes.feature_shards import numbered_rows, write_pair_shards
 from workers.train.data.reader import Records, read_rows
 
 ROWS = 6000
@@ -95,7 +95,7 @@ def own_memory() -> int:
 
 @pytest.mark.parametrize("group_rows", [4096, 320_000])
 def test_memory_of_reading_does_not_grow_with_shards(tmp_path: Path, group_rows: int) -> None:
-    """Two are read at a time, with any row groups."""
+    """Two files are read at a time, with any row groups."""
     rows, width = 640_000, 64
     features = np.random.default_rng(0).standard_normal((rows, width), np.float32)
     halves = (rows // 2, rows // 2)

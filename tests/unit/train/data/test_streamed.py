@@ -9,7 +9,7 @@ import torch
 
 from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import InvalidDataset, StorageUnavailable
-from tests.fakes.pair_shards import numbered_rows, write_pair_shard, write_pair_shards
+from tests.fakes.feature_shards import numbered_rows, write_pair_shard, write_pair_shards
 from workers.model.rows import PairedRows, content_keys
 from workers.storage.scratch import Scratch
 from workers.train.data.order import Plan

@@ -1,4 +1,4 @@
-"""The queue of the pool: by priority, one attempt at a time, with failures of its ranks."""
+"""The queue of the pool: owners in turns, one attempt at a time, with failures of its ranks."""
 
 from dataclasses import replace
 
@@ -41,29 +41,52 @@ def test_attempts_are_worked_on_in_order_of_arrival(queue: JobQueue) -> None:
     assert queue.status(FIRST).state == "done"
 
 
-def test_the_queue_is_ordered_by_priority_then_arrival(queue: JobQueue) -> None:
-    low, normal, high, later = (replace(FIRST, job=name) for name in ("l", "n", "h", "h-later"))
-    queue.join(FIRST)
+def test_owners_take_turns_and_each_is_served_in_order_of_arrival(queue: JobQueue) -> None:
+    first, second, third, other = (replace(FIRST, job=name) for name in ("a1", "a2", "a3", "b1"))
+    queue.join(FIRST, "b")
     queue.next(after=0)
-    queue.join(low, "low")
-    queue.join(normal)
-    queue.join(high, "high")
-    queue.join(later, "high")
+    for attempt in (first, second, third):
+        queue.join(attempt, "a")
+    queue.join(other, "b")
     assert queue.status(FIRST).state == "working", "what is in work is finished"
-    learned = []
-    for number in range(1, 5):
-        queue.attempt_done(number)
-        found = queue.next(after=number)
-        assert isinstance(found, Assignment)
-        learned.append(found.attempt)
-    assert learned == [high, later, normal, low]
+    assert _trained(queue, 4) == [first, other, second, third]
+
+
+def test_a_desk_with_one_owner_always_in_line_serves_another_after_at_most_one(
+    queue: JobQueue,
+) -> None:
+    """However many attempts the first owner has in line."""
+    for number in range(1_000):
+        queue.join(replace(FIRST, job=f"a{number}"), "a")
+        if number % 100 == 50:
+            queue.join(replace(FIRST, job=f"b{number}"), "b")
+            assert any(attempt.job == f"b{number}" for attempt in _trained(queue, 2))
+        else:
+            _trained(queue, 1)
+
+
+def _trained(queue: JobQueue, number: int) -> list[Attempt]:
+    """End what is in training, and train so many attempts to their end."""
+    trained: list[Attempt] = []
+    while len(trained) < number:
+        found = queue.next(after=0)
+        assert isinstance(found, (Assignment, Retire))
+        if isinstance(found, Retire):
+            queue.group_started()
+            continue
+        if found.attempt != FIRST:
+            trained.append(found.attempt)
+        queue.attempt_done(found.number)
+    return trained
 
 
 def test_the_next_in_the_queue_is_notified(queue: JobQueue) -> None:
-    queue.join(FIRST, "low")
-    assert queue.status(FIRST).state == "working"
-    queue.join(SECOND, "high")
-    assert [queue.status(each).state for each in (FIRST, SECOND)] == ["waiting", "working"]
+    join(queue, THIRD)
+    queue.next(after=0)
+    queue.join(FIRST, "b")
+    queue.join(SECOND, "a")
+    queue.attempt_done(1)
+    assert [queue.status(each).state for each in (FIRST, SECOND)] == ["working", "waiting"]
 
 
 def test_every_rank_gets_the_same_assignment(queue: JobQueue) -> None:

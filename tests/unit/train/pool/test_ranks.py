@@ -1,13 +1,48 @@
-"""A group that has started is one of which all ranks are there."""
+"""Ranks of a group: it counts as started once all of them run, and failures of one replace the group.
 
+Memory that an attempt has freed returns to the machine.
+"""
+
+import inspect
+import pickle
+import platform
 from typing import Any
 
+import psutil
 import pytest
+import ray
 import torch
+from ray.exceptions import RayActorError
+from ray.train import RunConfig
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
+from ray.train.v2._internal.execution.controller.state import (
+    ReschedulingState,
+    ResizingState,
+    RestartingState,
+    RunningState,
+    TrainControllerState,
+)
+from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
+from ray.train.v2.api.exceptions import (
+    ControllerError,
+    PreemptionError,
+    TrainingFailedError,
+    WorkerGroupError,
+)
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from workers.train.distributed import World
 from workers.train.pool import ranks
+from workers.train.pool.actor import PoolActor
 from workers.train.pool.queue import Retire
+from workers.train.pool.ranks import FailureReporter, release_device_memory, report_failure
+
+PIECES, FLOATS = 200, 1 << 18
+MIB = PIECES * FLOATS * 4 >> 20
 
 
 class Called:
@@ -40,11 +75,75 @@ def test_a_group_is_reported_once_all_ranks_joined_and_before_any_requests_work(
     rank: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     story: list[str] = []
-    monkeypatch.setattr(ranks.ray, "get_actor", lambda *_: Called(story))
-    monkeypatch.setattr(ranks.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(ray, "get_actor", lambda *_: Called(story))
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
     monkeypatch.setattr(ranks, "world", lambda: World(rank, 2))
-    monkeypatch.setattr(ranks, "_import_optimizer", lambda: None)
     monkeypatch.setattr(ranks, "_exit_when_abandoned", lambda _: None)
     monkeypatch.setattr(ranks, "barrier", lambda _: story.append("meet"))
     ranks.train_attempts(torch.device("cpu"))
     assert story == expected
+
+
+def own_mib() -> float:
+    return psutil.Process().memory_full_info().uss / 2**20
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only the allocator of glibc is configurable"
+)
+def test_memory_that_was_freed_goes_back_to_the_system() -> None:
+    # glibc maps large blocks by themselves until one was let go of, as ranks that have read did.
+    torch.empty(31 << 20, dtype=torch.uint8)
+    # Small ones that stay keep glibc from releasing what is below them.
+    pieces = [(torch.ones(FLOATS), torch.ones(FLOATS // 16)) for _ in range(PIECES)]
+    stay = [small for _, small in pieces]
+    del pieces
+    before = own_mib()
+    release_device_memory(torch.device("cpu"))
+    assert own_mib() < before - MIB / 2
+    assert len(stay) == PIECES
+
+
+def told_of(*states: TrainControllerState) -> list[str]:
+    reported: list[str] = []
+    callback = FailureReporter(reported.append)
+    for state in states:
+        callback.after_controller_state_update(RunningState(), state)
+    return reported
+
+
+def lost(*, preempted: bool) -> TrainingFailedError:
+    """Rank 1 does not respond, and its peer fails in a collective."""
+    gone = WorkerHealthCheckFailedError("rank 1", RayActorError(preempted=preempted))
+    return WorkerGroupError("ranks failed", {0: RuntimeError("connection reset"), 1: gone})
+
+
+def test_ranks_that_end_with_an_error_have_died() -> None:
+    early = ControllerError(WorkerGroupStartupFailedError("an actor did not start"))
+    words = told_of(RestartingState(lost(preempted=False)), ReschedulingState(early))
+    assert ["ranks failed" in words[0], "an actor did not start" in words[1]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        RunningState(),
+        ResizingState(ResizeDecision(num_workers=4, resources_per_worker={"CPU": 1.0})),
+        RestartingState(PreemptionError(PreemptionInfo(None, {}))),
+        RestartingState(lost(preempted=True)),
+        ReschedulingState(ControllerError(WorkerGroupStartupTimeoutError(2))),
+    ],
+    ids=["runs", "grows", "drained", "preempted", "no-room"],
+)
+def test_running_growing_preempted_and_waiting_groups_have_not_died(
+    state: TrainControllerState,
+) -> None:
+    assert told_of(state) == []
+
+
+def test_ray_train_takes_the_callback_to_its_controller() -> None:
+    assert inspect.iscoroutinefunction(PoolActor.group_failed)
+    callback = FailureReporter(report_failure)
+    callbacks: Any = [callback]
+    assert RunConfig(name="any", callbacks=callbacks).callbacks == callbacks
+    assert isinstance(pickle.loads(pickle.dumps(callback)), FailureReporter)

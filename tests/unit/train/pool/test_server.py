@@ -16,7 +16,7 @@ LONG = ServerTimeouts(call=SECONDS, absence=SECONDS, check=0.001)
 
 
 class Scene:
-    """A server, and whether it has come to its end."""
+    """A server, and whether it has ended."""
 
     def __init__(self, times: ServerTimeouts) -> None:
         self.now = 0.0
@@ -28,7 +28,7 @@ class Scene:
         return status_from_line(await self.server.poll(request.to_line(), status_to_line(last)))
 
     def finish(self, number: int) -> None:
-        """What the ranks do with an assignment."""
+        """Complete an assignment, as the ranks do."""
         assert self.server.queue.next(after=number - 1)
         self.server.queue.attempt_done(number)
         self.server.notify()
@@ -90,7 +90,7 @@ def test_an_attempt_for_another_group_reports_the_differing_setting_and_the_grou
             "CMCL_RANKS is 2 in the pool and 4 for this attempt; "
             "CMCL_GPUS_PER_RANK is 0.0 in the pool and 0.5 for this attempt"
         )
-        assert "about to end" in (await scene.ask(SECOND)).message, "it takes nobody any more"
+        assert "about to end" in (await scene.ask(SECOND)).message, "it accepts no further attempt"
         assert not scene.ended.is_set(), "who came before is served first"
         scene.finish(1)
         assert await scene.ask(FIRST, last=WORKING) == AttemptStatus("done")

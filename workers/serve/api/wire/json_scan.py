@@ -16,7 +16,7 @@ import simdjson
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from cmcl.contract.model import WIDEST_FEATURE
+from cmcl.contract.encoder import WIDEST_FEATURE
 from workers.serve.errors import InvalidRequest
 
 M = TypeVar("M", bound=BaseModel)
@@ -233,8 +233,12 @@ def _check(field: str, entries: simdjson.Array, most: int) -> None:
     if len(entries) > most:
         raise InvalidRequest(f"{field} has {len(entries)} rows; permitted are 1 to {most}", field)
     for index, entry in enumerate(entries):
-        feature = entry.get("feature") if isinstance(entry, simdjson.Object) else entry
-        _check_width(field, f"{field}[{index}]", feature)
+        where = f"{field}[{index}]"
+        if isinstance(entry, simdjson.Object):
+            _check_width(field, where, entry.get("feature"))
+            _check_width(field, where, entry.get("numbers"))
+        else:
+            _check_width(field, where, entry)
 
 
 def _check_width(field: str, where: str, feature: object) -> None:

@@ -18,15 +18,17 @@ _Features = Annotated[list[Feature], Field(fail_fast=True)]
 _Texts = Annotated[list[str], Field(fail_fast=True)]
 
 Encoding = Literal["float", "base64"]
+# Items of one page of a list, and how many may come before it.
+MOST_LISTED, LARGEST_OFFSET = 200, 2**31 - 1
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_CONTENTS = ("feature", "text", "data")
+_CONTENTS = ("feature", "text", "data", "numbers")
 
 
 class Item(BaseModel):
-    """One item of one modality: its feature, or a text or file for the endpoint's encoder."""
+    """One item of one modality: its feature, or a raw item for the encoder that the modality is bound to."""
 
     model_config = STRICT
 
@@ -35,9 +37,14 @@ class Item(BaseModel):
         default=None,
         description="as an encoder gave it; a string is base64 of float32, little endian",
     )
-    text: str | None = Field(default=None, description="where an encoder of texts is configured")
+    text: str | None = Field(default=None, description="where the encoder takes texts")
     data: str | None = Field(
-        default=None, description="base64 of a file, where an encoder of files is configured"
+        default=None,
+        description="base64 of a file, where the encoder takes images, audio or video",
+    )
+    numbers: Feature | None = Field(
+        default=None,
+        description="where the encoder takes numbers, such as latitude and longitude",
     )
 
     @model_validator(mode="after")
@@ -46,7 +53,7 @@ class Item(BaseModel):
         if len(given) != 1:
             raise PydanticCustomError(
                 "one_content",
-                "exactly one of feature, text and data; it has {given}",
+                "exactly one of feature, text, data and numbers; it has {given}",
                 {"given": " and ".join(given) or "none"},
             )
         return self
@@ -72,7 +79,11 @@ class EmbeddingOptions(BaseModel):
     encoding_format: Encoding = Field(default="float", description="base64: float32, little endian")
     normalize: bool = Field(default=True, description="unit length; false: the outputs of the head")
     dimensions: int | None = Field(
-        default=None, ge=1, description="the model's width; no other is supported"
+        default=None,
+        ge=1,
+        description="how many numbers of each embedding to return, the first ones, at unit length; at most "
+        "the model's width, which is the default. Fewer only from heads of the policy improve, which order "
+        "them by how much they tell",
     )
     user: str | None = Field(
         default=None,
@@ -131,6 +142,18 @@ def validated(model: type[M], body: bytes) -> M:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise _invalid_request(error, model) from None
+
+
+def parse_number(text: str, where: str, smallest: int, largest: int) -> int:
+    """A whole number in a parameter. Raises InvalidRequest."""
+    # The length first: int() raises ValueError for thousands of digits.
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(largest))
+    if not is_number or not smallest <= int(text) <= largest:
+        raise InvalidRequest(
+            f"{where} is {shortened(text)}; permitted are whole numbers from {smallest} to {largest}",
+            param=where,
+        )
+    return int(text)
 
 
 def parse_parameters(model: type[M], parameters: Mapping[str, str]) -> M:

@@ -94,21 +94,29 @@ class SimilarityResponse(BaseModel):
 
 
 class ModelEncoder(BaseModel):
-    """What turns raw items of a modality into features here."""
+    """The encoder that a modality is bound to: it turns raw items into features."""
 
     name: str
-    takes: str = Field(description="text or file")
+    title: str | None = Field(description="kind and model; null: not configured at this endpoint")
+    takes: str | None = Field(
+        description="text, image, audio, video or numbers; null: not configured at this endpoint"
+    )
+    matches: bool | None = Field(
+        description="whether its features are those that the version has learned; true while the version "
+        "has none of a known encoder. null: not asked (in lists), or it does not answer"
+    )
+    problem: str | None = Field(description="why raw items are refused, or why that is not known")
 
 
 class ModelVersions(BaseModel):
     """Versions of the model, by number."""
 
-    resident: list[int] = Field(description="in the memory of this replica")
+    loaded: list[int] = Field(description="in the memory of this replica")
     lineage: list[int] = Field(description="from the first version to the live one")
     retired: list[int] = Field(description="that are no longer served")
 
 
-class ModelCandidate(BaseModel):
+class ModelCanary(BaseModel):
     """The canary version."""
 
     version: int
@@ -121,7 +129,7 @@ class ModelChannels(BaseModel):
     """Which version answers in which channel."""
 
     live: int
-    candidate: ModelCandidate | None
+    canary: ModelCanary | None
 
 
 class ModelRefusal(BaseModel):
@@ -230,6 +238,25 @@ class SearchHit(BaseModel):
     payload: dict[str, Any] | None
 
 
+class ListedItem(BaseModel):
+    """An item of a collection."""
+
+    id: str
+    modality: str
+    payload: dict[str, Any] | None
+
+
+class ItemsResponse(BaseModel):
+    """Items of a collection, of one version at one revision."""
+
+    object: Literal["list"]
+    data: list[ListedItem]
+    model: str = Field(description="name@version of the index")
+    revision: int
+    rows: int = Field(description="items of the collection, or of the modality")
+    next_offset: int | None = Field(description="of the next page; null for the last one")
+
+
 class SearchResponse(BaseModel):
     """Items by score, of one version at one revision."""
 
@@ -238,3 +265,52 @@ class SearchResponse(BaseModel):
     model: str = Field(description="name@version that answered")
     revision: int
     exact: bool = Field(description="every row was compared")
+
+
+class HeldOutRow(BaseModel):
+    """A held-out row, without its features."""
+
+    row: int = Field(description="its number in the dataset's held-out rows, from 0")
+    id: str
+    label: str | None
+
+
+class HeldOutList(BaseModel):
+    """Held-out rows of a dataset."""
+
+    object: Literal["list"]
+    dataset: str
+    pair: list[str] = Field(description="the two modalities")
+    rows: int = Field(description="rows that can be searched")
+    rows_stored: int = Field(
+        description="held-out rows of the dataset; more than `rows` of a large one"
+    )
+    data: list[HeldOutRow]
+    next_offset: int | None = Field(description="of the next page; null for the last one")
+
+
+class HeldOutHit(HeldOutRow):
+    """A held-out row that was found."""
+
+    modality: str
+    score: float = Field(description="cosine")
+
+
+class Partner(BaseModel):
+    """The other side of the row that was searched for."""
+
+    rank: int = Field(description="1: it is the best result")
+    score: float = Field(description="cosine")
+
+
+class HeldOutSearchResponse(BaseModel):
+    """Held-out rows by score, of one version."""
+
+    object: Literal["list"]
+    data: list[HeldOutHit]
+    model: str = Field(description="name@version that answered")
+    dataset: str
+    rows: int = Field(description="rows that were compared")
+    partner: Partner | None = Field(
+        description="null unless a row was searched for in the other modality"
+    )

@@ -19,6 +19,10 @@ from workers.serve.versions.loading import Float32Array
 _SHORTEST = 1e-12
 _LONGEST = 1e18
 _WRONG_WIDTH = "wrong_width"
+# Of the first row, before all are looked at.
+_LOOKED_AT = 64
+
+Rows = Sequence[Sequence[float]] | NDArray[np.float64]
 
 
 def check_count(rows: int, most: int, field: str = "input") -> None:
@@ -29,15 +33,15 @@ def check_count(rows: int, most: int, field: str = "input") -> None:
 
 def width_of(modality: str, spec: ModelSpec, field: str = "modality") -> int:
     """Width of the modality's features. Raises InvalidRequest that names those that are known."""
-    width = spec.modalities.get(modality)
-    if width is None:
+    found = spec.modalities.get(modality)
+    if found is None:
         known = ", ".join(sorted(spec.modalities))
         raise InvalidRequest(
             f"modality is {shortened(modality)}; this model has {known}",
             param=field,
             code="unknown_modality",
         )
-    return width
+    return found.width
 
 
 def feature_label(modality: str) -> str:
@@ -86,12 +90,24 @@ def from_base64(text: str, index: int, what: str, width: int) -> Float32Array:
     return row_F
 
 
+def look_like_tokens(rows: Rows) -> bool:
+    """Whether all rows look like tokens, which OpenAI's API takes and some clients send by default."""
+    if not len(rows) or not _are_whole(rows[0][:_LOOKED_AT]):
+        return False
+    return all(map(_are_whole, rows))
+
+
+def _are_whole(numbers: Sequence[float] | NDArray[np.float64]) -> bool:
+    """Whether these are non-negative whole numbers; False where there are none."""
+    row_F = np.asarray(numbers, dtype=np.float64)
+    return row_F.size > 0 and bool(np.all((row_F >= 0) & (row_F == np.floor(row_F))))
+
+
 def checked(rows_BF: NDArray[np.floating]) -> Float32Array:
     """Return the rows as float32. Raises WrongRow for the first row without a usable direction."""
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        lengths_B = np.sqrt(np.einsum("bf,bf->b", rows_BF, rows_BF))
+    squares_B = np.einsum("bf,bf->b", rows_BF, rows_BF)
     # float32 squares of a short row underflow, those of a long one overflow: check again below.
-    if not ((lengths_B >= _SHORTEST) & (lengths_B <= _LONGEST)).all():
+    if not (squares_B.min() >= _SHORTEST**2 and squares_B.max() <= _LONGEST**2):
         _refuse(rows_BF)
     return rows_BF.astype(np.float32, copy=False)
 

@@ -1,0 +1,93 @@
+"""The rounds that the work queue replaced: one thread visits each model and reads the objects of each running attempt.
+
+As they were on 2026-11-29: for a running job, the size of its candidate's manifest, its progress, its state at the
+launcher and its failure; judging and storing in four threads beside it. All other steps are those of the product.
+"""
+
+import threading
+from functools import partial
+
+from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.job import Progress, submission_id
+from service.context import Context
+from service.database.queries import jobs, replicas, running
+from service.database.queries.running import Report, RunningAttempt
+from service.database.rows import JobRecord, ModelRecord
+from service.jobs.reconciler import Reconciler
+from service.jobs.steps import run_step
+from service.jobs.workqueue import Key, Work
+from service.launchers.port import status_of
+from service.states import JobState
+from workers.storage import layout
+
+# What CMCL_RECONCILE_SECONDS was, and how many steps ran beside the rounds.
+_PAUSE_SECONDS, _THREADS = 0.2, 4
+
+
+class Rounds(Reconciler):
+    """Visits every leased model in one thread, again and again."""
+
+    def loop(self, stop: threading.Event) -> None:
+        """Run rounds until `stop` is set."""
+        threads = [threading.Thread(target=self._files, args=[stop]) for _ in range(_THREADS)]
+        for thread in threads:
+            thread.start()
+        while not stop.is_set():
+            self.leases.renew()
+            with self._context.database.read() as connection:
+                names = replicas.leased(connection, self.replica)
+            for name in names:
+                self._visit(name)
+                if stop.is_set():
+                    break
+            stop.wait(_PAUSE_SECONDS)
+        for thread in threads:
+            thread.join()
+
+    def _visit(self, name: str) -> None:
+        key = Key(name, Work.JOBS)
+        if not self.queue.is_processing(key):
+            self._advance(name)
+
+    def _files(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            key = self.queue.get(0.1)
+            if key is not None and key.work is Work.FILES:
+                self.process(key)
+            elif key is not None:
+                # Signals of the same process woke the rounds for their model.
+                self.queue.done(key)
+                self._visit(key.model)
+
+    def _step(self, job: JobRecord, model: ModelRecord) -> float | None:
+        if job.state != JobState.RUNNING:
+            return super()._step(job, model)
+        run_step(self._context, job, job.state, partial(_watch, self._context, job))
+        return None
+
+
+def _watch(context: Context, job: JobRecord) -> None:
+    try:
+        context.store.size(layout.run_file(job.id, job.attempt, layout.MANIFEST))
+    except ObjectNotFound:
+        pass
+    else:
+        with context.database.write() as connection:
+            jobs.move(connection, job, JobState.GATING, context.clock(), message=None)
+        context.launcher.log(submission_id(job.id, job.attempt))
+        return
+    try:
+        text = context.store.read(f"{layout.run_prefix(job.id, job.attempt)}/progress.json")
+    except ObjectNotFound:
+        pass
+    else:
+        progress = Progress.model_validate_json(text)
+        if progress != job.progress:
+            attempt = RunningAttempt(job.id, job.attempt, job.model, job.revision)
+            with context.database.write() as connection:
+                running.store_progress(connection, [Report(attempt, progress)], context.clock())
+    status_of(context.launcher, submission_id(job.id, job.attempt))
+    try:
+        context.store.read(layout.run_failure(job.id, job.attempt))
+    except ObjectNotFound:
+        return

@@ -1,0 +1,97 @@
+"""The cluster of the prepare stage, in this process: one unit after another, without Ray.
+
+A benchmark that a researcher starts on one machine needs no pools of actors. Users' files are still parsed in
+bounded child processes.
+
+Shapes: B items of a batch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from cmcl.contract.encoder import EncoderSpec
+from workers.encoders.identity import check_or_record
+from workers.encoders.media import Decoded
+from workers.encoders.port import FrozenEncoder
+from workers.encoders.registry import load_encoder
+from workers.prepare.cluster import Check
+from workers.prepare.encoder_pool import LeasedEncoder, encode_batch
+from workers.prepare.encoding import Encoded, EncoderPort
+from workers.storage.object_store import ObjectStore
+
+T = TypeVar("T")
+R = TypeVar("R")
+_FILE_MEMORY = 2 << 30
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """An encoder of this process, as a port of preparation. A batch is encoded when its features are asked for."""
+
+    encoder: FrozenEncoder[Any]
+
+    def submit(self, items: Sequence[Decoded]) -> Any:
+        """See EncoderPort."""
+        return list(items)
+
+    def wait(self, pending: Any) -> Encoded:
+        """See EncoderPort."""
+        return encode_batch(self.encoder, pending)
+
+
+@dataclass(frozen=True)
+class _Lease(LeasedEncoder):
+    port: LoadedEncoder
+
+    def connect(self, first: int) -> EncoderPort:
+        """See LeasedEncoder."""
+        return self.port
+
+
+@dataclass
+class ThisProcess:
+    """See `Cluster`. Encoders stay loaded. `store`: of the records of encoders."""
+
+    store: ObjectStore
+    file_memory: int = _FILE_MEMORY
+    _loaded: dict[str, FrozenEncoder[Any]] = field(default_factory=dict)
+
+    def run(self, function: Callable[..., R], *arguments: Any, check: Check) -> R:
+        """See Cluster."""
+        check("")
+        return function(*arguments)
+
+    def map(
+        self,
+        function: Callable[[Any, T], Iterator[R]],
+        common: Any,
+        items: Sequence[T],
+        *,
+        check: Check,
+    ) -> Iterator[R]:
+        """See Cluster."""
+        for item in items:
+            check("")
+            yield from function(common, item)
+
+    @contextmanager
+    def lease(
+        self,
+        spec: EncoderSpec,
+        units: int,
+        check: Check,
+    ) -> Iterator[LeasedEncoder]:
+        """See Cluster."""
+        check("")
+        encoder = self.loaded(spec)
+        yield _Lease(spec, encoder.identity(), (), LoadedEncoder(encoder))
+
+    def loaded(self, spec: EncoderSpec) -> FrozenEncoder[Any]:
+        """Return the encoder, loaded and compared with its record. Raises EncoderUnusable, EncoderMismatch."""
+        if spec.name not in self._loaded:
+            encoder = load_encoder(spec)
+            check_or_record(encoder, self.store)
+            self._loaded[spec.name] = encoder
+        return self._loaded[spec.name]

@@ -1,0 +1,1 @@
+"""Rates of preparation: encoding through the pipeline, and checking files of features."""

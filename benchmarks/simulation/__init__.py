@@ -1,0 +1,1 @@
+"""Simulation of the control plane in virtual time."""

@@ -1,0 +1,234 @@
+"""Virtual time: threads that run one at a time, so that code that blocks is simulated unchanged.
+
+A task is a thread that runs until it sleeps or waits. Then time jumps to the next event, whose task
+continues. So an hour takes as long as the work in it, and a run is the same each time: nothing depends on the system's
+scheduler or clock. Tasks must wait by this module alone, and hold no other lock while they wait.
+"""
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+BEGAN = datetime(2026, 11, 29, tzinfo=UTC)
+
+
+class Killed(BaseException):
+    """Ends a task. Not an Exception: no code may catch it and continue."""
+
+
+class Task:
+    """A thread in virtual time. `before_pause` is called whenever it is about to sleep or wait."""
+
+    def __init__(
+        self,
+        owner: "VirtualTime",
+        name: str,
+        work: Callable[[], None],
+        before_pause: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self._before_pause = before_pause
+        # Of the real processor.
+        self.cpu_seconds = 0.0
+        self.error: BaseException | None = None
+        self.has_ended = False
+        self._time = owner
+        self._is_killed = False
+        # Number of pauses that have ended: what was to end an earlier one is obsolete.
+        self.pauses = 0
+        self._go = threading.Lock()
+        self._go.acquire()
+        self._cpu = 0.0
+        self._thread = threading.Thread(target=self._run, args=[work], name=name, daemon=True)
+        self._thread.start()
+
+    def kill(self) -> None:
+        """End the task at its next turn: Killed is raised where it sleeps or waits."""
+        self._is_killed = True
+        self._time.after(0.0, partial(self.resume, self.pauses))
+
+    def resume(self, pause: int) -> None:
+        """Let it go on until its next pause, unless the pause of that number has ended. Not for tasks to call."""
+        if self.has_ended or pause != self.pauses:
+            return
+        self.pauses += 1
+        self._time.run_task(self, self._go)
+
+    def prepare_to_pause(self) -> None:
+        """Call `before_pause`. For the task itself. Raises Killed."""
+        if self._is_killed:
+            raise Killed(self.name)
+        self._before_pause()
+
+    def pause(self) -> None:
+        """Give way until `resume`. For the task itself. Raises Killed."""
+        self.cpu_seconds += time.thread_time() - self._cpu
+        self._time.give_way()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._go.acquire()
+        self._cpu = time.thread_time()
+        if self._is_killed:
+            raise Killed(self.name)
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            self._begin()
+            work()
+        except Killed:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised by `VirtualTime.run`
+            self.error = error
+        finally:
+            self.cpu_seconds += time.thread_time() - self._cpu
+            self.has_ended = True
+            self._time.give_way()
+
+
+class VirtualTime:
+    """The time, and the events that are to come. Callable as a clock of the control plane."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._until = 0.0
+        self._order = itertools.count()
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._current: Task | None = None
+        self._tasks: list[Task] = []
+        # Released by a task that pauses.
+        self._control = threading.Lock()
+        self._control.acquire()
+
+    def __call__(self) -> datetime:
+        return BEGAN + timedelta(seconds=self._now)
+
+    def seconds(self) -> float:
+        """Return the seconds since the beginning."""
+        return self._now
+
+    @property
+    def current(self) -> Task:
+        """The task that runs."""
+        assert self._current is not None, "only tasks may wait"
+        return self._current
+
+    def task_name(self) -> str:
+        """Return the name of the task that runs; empty between tasks."""
+        return "" if self._current is None else self._current.name
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Call `action` after so many seconds, between tasks. It must not wait."""
+        heapq.heappush(self._events, (self._now + seconds, next(self._order), action))
+
+    def start(
+        self, name: str, work: Callable[[], None], before_pause: Callable[[], None] = lambda: None
+    ) -> Task:
+        """Start a task."""
+        task = Task(self, name, work, before_pause)
+        self._tasks.append(task)
+        self.after(0.0, partial(task.resume, task.pauses))
+        return task
+
+    def sleep(self, seconds: float) -> None:
+        """Let a task sleep."""
+        task = self.current
+        task.prepare_to_pause()
+        wakes_at = self._now + max(0.0, seconds)
+        if wakes_at <= self._until and (not self._events or wakes_at < self._events[0][0]):
+            # Nothing else happens before: no other thread needs to run.
+            self._now = wakes_at
+            return
+        self.after(max(0.0, seconds), partial(task.resume, task.pauses))
+        task.pause()
+
+    def run(self, until: float, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Run to that second, or until `is_over`. Raises the error of a task."""
+        self._until = until
+        while not is_over():
+            if not self._events or self._events[0][0] > until:
+                self._now = max(self._now, until)
+                return
+            self._now, _, action = heapq.heappop(self._events)
+            action()
+
+    def close(self) -> None:
+        """End all tasks."""
+        for task in self._tasks:
+            task.kill()
+        self.run(self._now, lambda: all(task.has_ended for task in self._tasks))
+
+    def run_task(self, task: Task, go: threading.Lock) -> None:
+        """Let a task run until it pauses. For Task."""
+        before, self._current = self._current, task
+        assert before is None, f"{task.name} was resumed by the task {before}"
+        go.release()
+        self._control.acquire()
+        self._current = None
+        if task.error is not None:
+            raise task.error
+
+    def give_way(self) -> None:
+        """Return from `run_task`. For Task."""
+        self._control.release()
+
+
+class VirtualEvent(threading.Event):
+    """An event that tasks wait for in virtual time."""
+
+    def __init__(self, owner: VirtualTime) -> None:
+        super().__init__()
+        self._time = owner
+        self._waiting: list[Callable[[], None]] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """See threading.Event."""
+        if self.is_set():
+            return True
+        task = self._time.current
+        task.prepare_to_pause()
+        resume = partial(task.resume, task.pauses)
+        self._waiting.append(resume)
+        if timeout is not None:
+            self._time.after(timeout, resume)
+        task.pause()
+        if resume not in self._waiting:
+            return True
+        self._waiting.remove(resume)
+        return False
+
+    def set(self) -> None:
+        """See threading.Event."""
+        super().set()
+        waiting, self._waiting = self._waiting, []
+        for resume in waiting:
+            self._time.after(0.0, resume)
+
+
+class VirtualLock:
+    """A lock that tasks wait for in virtual time."""
+
+    def __init__(self, owner: VirtualTime) -> None:
+        self._time = owner
+        self._is_taken = False
+        self._released = VirtualEvent(owner)
+
+    def acquire(self, timeout: float) -> bool:
+        """Return whether it was free within so many seconds."""
+        deadline = self._time.seconds() + timeout
+        while self._is_taken:
+            left = deadline - self._time.seconds()
+            self._released.clear()
+            if left <= 0 or not self._released.wait(left):
+                return False
+        self._is_taken = True
+        return True
+
+    def release(self) -> None:
+        """Release it."""
+        self._is_taken = False
+        self._released.set()

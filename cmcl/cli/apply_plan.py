@@ -1,0 +1,338 @@
+"""What has to change so that the control plane has what a file of `cmcl apply` says.
+
+Everything is read and compared before anything is changed. Each change is conditional on what was read, so
+of two people who apply at the same time, the later one gets an error. A key or webhook has no condition of its own:
+a creator who finds that another one was created meanwhile removes its own.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from operator import methodcaller
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from cmcl.cli.apply_file import DesiredState, KeyEntry, ModelEntry, WebhookEntry
+from cmcl.client import ApiKey, Client, CmclError, InvalidArgument, Model, Webhook
+from cmcl.contract.access import KEY_PATTERN, key_id
+from cmcl.contract.policy import GatePolicy
+
+Action = Literal["create", "change", "delete"]
+# What a creation returns once: kind, name, id, secret.
+Secret = dict[str, str]
+
+# The owner of what the operator creates without naming one.
+_DEFAULT_OWNER = "default"
+# The revision of a new model's policy.
+_FIRST_REVISION = 1
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change. `make` sends it, and returns the secret of what it created, if there is one."""
+
+    action: Action
+    kind: Literal["model", "modality", "policy", "webhook", "key"]
+    name: str
+    make: Callable[[Client], Secret | None]
+    details: tuple[str, ...] = ()
+
+    @property
+    def has_secret(self) -> bool:
+        """Whether it creates something with a secret that is returned once."""
+        return self.action == "create" and self.kind in ("webhook", "key")
+
+
+@dataclass
+class Plan:
+    """All changes in order; what contradicts the file and cannot be changed; what stays unmanaged."""
+
+    changes: list[Change] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def plan_changes(client: Client, wanted: DesiredState, *, prune: bool) -> Plan:
+    """Compare the file with the control plane. With `prune`, what the file does not have is deleted."""
+    plan = Plan()
+    owner = client.whoami().owner or _DEFAULT_OWNER
+    deletions: list[Change] = []
+    if wanted.models is not None:
+        deletions += _plan_models(client, wanted.models, owner, plan)
+    if wanted.webhooks is not None:
+        deletions = _plan_webhooks(client, wanted.webhooks, owner, plan, prune) + deletions
+    if wanted.keys is not None:
+        deletions = _plan_keys(client, wanted.keys, owner, plan, prune) + deletions
+    if prune:
+        plan.changes += deletions
+    else:
+        plan.notes += [f"{each.kind} {each.name} is not in the file" for each in deletions]
+    return plan
+
+
+def _plan_models(
+    client: Client, wanted: Mapping[str, ModelEntry], owner: str, plan: Plan
+) -> list[Change]:
+    found = {model.name: model for model in client.models()}
+    for name, entry in wanted.items():
+        model = found.get(name)
+        if model is None:
+            plan.changes.append(_creation(name, entry))
+            added = entry.modalities
+            policy, revision = GatePolicy(), _FIRST_REVISION
+        else:
+            added = {
+                modality: each
+                for modality, each in entry.modalities.items()
+                if modality not in model.modalities
+            }
+            plan.changes += [_addition(name, modality, entry) for modality in added]
+            plan.conflicts += _fixed_differences(model, entry)
+            plan.notes += [
+                f"modality {modality} of model {name} is not in the file; it cannot be removed"
+                for modality in sorted(model.modalities.keys() - entry.modalities.keys())
+            ]
+            read = client.policy(name)
+            policy = GatePolicy.model_validate(read.model_dump(include=_POLICY_FIELDS))
+            revision = read.revision or _FIRST_REVISION
+        plan.conflicts += _unknown_encoders(client, name, entry, added)
+        plan.changes += _policy_change(name, entry, policy, revision)
+    return [
+        Change(
+            "delete", "model", name, methodcaller("delete_model", name), ("with all its versions",)
+        )
+        for name, model in found.items()
+        if name not in wanted and model.owner == owner
+    ]
+
+
+_POLICY_FIELDS = set(GatePolicy.model_fields)
+
+
+def _creation(name: str, entry: ModelEntry) -> Change:
+    body = entry.model_dump(mode="json", exclude_unset=True, exclude={"policy"})
+
+    def make(client: Client) -> None:
+        client.create_model(name, body)
+
+    details = [f"{field}: {value}" for field, value in _leaves(body)]
+    return Change("create", "model", name, make, tuple(details))
+
+
+def _addition(model: str, modality: str, entry: ModelEntry) -> Change:
+    added = entry.modalities[modality]
+
+    def make(client: Client) -> None:
+        client.add_modality(model, modality, added.width, added.encoder)
+
+    given = added.model_dump(exclude_none=True)
+    details = tuple(f"{field}: {value}" for field, value in given.items())
+    return Change("create", "modality", f"{modality} of model {model}", make, details)
+
+
+def _fixed_differences(model: Model, entry: ModelEntry) -> Iterator[str]:
+    """What the file says otherwise, of what is fixed when a model is created."""
+    has = model.model_dump(mode="json")
+    given = entry.model_dump(mode="json", exclude_unset=True, exclude={"policy"})
+    shared = {name: each for name, each in given["modalities"].items() if name in has["modalities"]}
+    for path, value in _leaves({**given, "modalities": shared}):
+        before = _at(has, path)
+        if before != value:
+            yield (
+                f"models.{model.name}.{path} is {_shown(before)} and the file says {_shown(value)}; it is "
+                "fixed when a model is created"
+            )
+
+
+def _unknown_encoders(
+    client: Client, model: str, entry: ModelEntry, added: Mapping[str, Any]
+) -> Iterator[str]:
+    bound = {name: entry.modalities[name].encoder for name in added}
+    if not any(bound.values()):
+        return
+    declared = {encoder.name for encoder in client.encoders()}
+    for modality, encoder in bound.items():
+        if encoder is not None and encoder not in declared:
+            permitted = ", ".join(sorted(declared)) or "none, the operator has declared no encoder"
+            yield (
+                f"models.{model}.modalities.{modality}.encoder: there is no encoder {encoder!r}; "
+                f"permitted: {permitted}"
+            )
+
+
+def _policy_change(
+    model: str, entry: ModelEntry, policy: GatePolicy, revision: int
+) -> Iterator[Change]:
+    if entry.policy is None:
+        return
+    given = entry.policy.model_dump(mode="json", exclude_unset=True)
+    before = policy.model_dump(mode="json")
+    differences = [
+        f"{path}: {_shown(_at(before, path))} -> {_shown(value)}"
+        for path, value in _leaves(given)
+        if _at(before, path) != value
+    ]
+    if not differences:
+        return
+    try:
+        changed = GatePolicy.model_validate(_merged(before, given))
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InvalidArgument(f"models.{model}.policy: {message}") from error
+
+    def make(client: Client) -> None:
+        client.set_policy(model, changed, revision)
+
+    yield Change("change", "policy", f"of model {model}", make, tuple(differences))
+
+
+def _plan_webhooks(
+    client: Client, wanted: tuple[WebhookEntry, ...], owner: str, plan: Plan, prune: bool
+) -> list[Change]:
+    known = list(client.webhooks())
+    enabled = [webhook for webhook in known if webhook.disabled_at is None]
+    kept: set[str] = set()
+    for entry in wanted:
+        same = [each for each in enabled if _is_same_webhook(each, entry, owner)]
+        right = [
+            each for each in same if entry.kinds is None or set(each.kinds) == set(entry.kinds)
+        ]
+        if not right and same and not prune:
+            plan.conflicts.append(
+                f"webhook {entry.url} ({same[0].id}) has other kinds ({', '.join(same[0].kinds)}), which "
+                "are fixed; --prune replaces it, with a new secret"
+            )
+            right = same
+        if not right:
+            ids = {each.id for each in known}
+            make = partial(_create_webhook, entry, owner, ids)
+            details = (f"kinds: {', '.join(entry.kinds or ()) or 'those that need action'}",)
+            plan.changes.append(Change("create", "webhook", entry.url, make, details))
+        kept.update(each.id for each in right)
+    return [
+        Change("delete", "webhook", each.url, methodcaller("delete_webhook", each.id), (each.id,))
+        for each in known
+        if each.id not in kept and each.owner in (owner, "*")
+    ]
+
+
+def _is_same_webhook(webhook: Webhook, entry: WebhookEntry, owner: str) -> bool:
+    identity = (webhook.url, webhook.model, webhook.every_owner)
+    # A webhook of one model, or of all owners, is of no owner of its own.
+    is_ours = webhook.owner == owner or bool(entry.model) or entry.every_owner
+    return is_ours and identity == (entry.url, entry.model, entry.every_owner)
+
+
+def _create_webhook(entry: WebhookEntry, owner: str, known: set[str], client: Client) -> Secret:
+    made = client.create_webhook(
+        entry.url, entry.kinds or (), entry.model, every_owner=entry.every_owner
+    )
+    for twin in client.webhooks():
+        if twin.id not in {*known, made.id} and _is_same_webhook(twin, entry, owner):
+            client.delete_webhook(made.id)
+            raise _created_twice(f"webhook {entry.url}", twin.id)
+    return {
+        "kind": "webhook",
+        "name": entry.url,
+        "id": made.id,
+        "secret": made.secret.get_secret_value() if made.secret else "",
+    }
+
+
+def _plan_keys(
+    client: Client, wanted: tuple[KeyEntry, ...], owner: str, plan: Plan, prune: bool
+) -> list[Change]:
+    known = list(client.keys())
+    active = [key for key in known if _is_active(key)]
+    kept: set[str] = {_own_key()}
+    for entry in wanted:
+        same = [key for key in active if _is_same_key(key, entry, owner)]
+        right = [key for key in same if set(key.scopes) == set(entry.scopes)]
+        if not right and same and not prune:
+            plan.conflicts.append(
+                f"key {entry.name} ({same[0].id}) has other scopes ({', '.join(same[0].scopes)}), which "
+                "are fixed; --prune replaces it, with a new secret"
+            )
+            right = same
+        if not right:
+            ids = {key.id for key in known}
+            make = partial(_create_key, entry, owner, ids)
+            details = (f"scopes: {', '.join(entry.scopes)}", f"owner: {entry.owner or owner}")
+            plan.changes.append(Change("create", "key", entry.name, make, details))
+        kept.update(key.id for key in right)
+    owners = {owner, *(entry.owner for entry in wanted)}
+    return [
+        Change("delete", "key", key.name, methodcaller("revoke_key", key.id), (key.id,))
+        for key in active
+        if key.id not in kept and key.owner in owners
+    ]
+
+
+def _is_active(key: ApiKey) -> bool:
+    is_expired = key.expires_at is not None and key.expires_at <= datetime.now(UTC)
+    return key.revoked_at is None and not is_expired
+
+
+def _is_same_key(key: ApiKey, entry: KeyEntry, owner: str) -> bool:
+    return (key.name, key.owner) == (entry.name, entry.owner or owner)
+
+
+def _own_key() -> str:
+    """Return the id of the key with which this runs, which is never revoked."""
+    found = re.fullmatch(KEY_PATTERN, os.environ.get("CMCL_KEY", ""))
+    return key_id(found[1]) if found else ""
+
+
+def _create_key(entry: KeyEntry, owner: str, known: set[str], client: Client) -> Secret:
+    made = client.create_key(entry.name, entry.scopes, entry.owner, entry.expires_in_days)
+    for twin in list(client.keys()):
+        is_new = twin.id not in {*known, made.id} and _is_active(twin)
+        if is_new and _is_same_key(twin, entry, owner):
+            client.revoke_key(made.id)
+            raise _created_twice(f"key {entry.name}", twin.id)
+    return {
+        "kind": "key",
+        "name": entry.name,
+        "id": made.id,
+        "secret": made.key.get_secret_value() if made.key else "",
+    }
+
+
+def _created_twice(what: str, twin: str) -> CmclError:
+    return CmclError(
+        f"{what} was created by someone else at the same time ({twin}); the one created here was removed"
+    )
+
+
+def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over values that are no mappings, each with its path."""
+    for name, value in values.items():
+        path = f"{above}.{name}" if above else name
+        if isinstance(value, Mapping):
+            yield from _leaves(value, path)
+        else:
+            yield path, value
+
+
+def _at(values: Mapping[str, Any], path: str) -> Any:
+    found: Any = values
+    for part in path.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _merged(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {
+        name: _merged(before[name], value)
+        for name, value in given.items()
+        if isinstance(value, Mapping) and isinstance(before.get(name), Mapping)
+    }
+    return {**before, **given, **inner}
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)

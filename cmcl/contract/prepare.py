@@ -1,0 +1,178 @@
+"""Preparation: files of users are converted to verified internal shards, before the dataset is learned.
+
+The control plane writes a request to object storage, and a process on the cluster writes progress and result there.
+
+A dry run ends with a report: how the dataset would be learned, predicted without training on it.
+"""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cmcl.contract.dataset import RejectedRow, ShardRef, Uri
+from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
+from cmcl.contract.modality import Frozen, Modality, ModalityPair, ModelName
+from cmcl.contract.model import ModelSpec
+
+PreparationPhase = Literal["waiting", "planning", "reading", "encoding", "finishing", "reporting"]
+
+PreparationError = Literal[
+    "invalid_dataset",  # the files or too many rows cannot be used
+    "encoder_mismatch",  # an encoder is not the one that computed the earlier features
+    "encoder_unavailable",  # an encoder does not start on the cluster
+]
+
+
+class PrepareRequest(Frozen):
+    """`preparations/<dataset>.json`: written by the control plane, and deleted by it when the job is no longer
+    being prepared. A request that disappears is cancelled.
+
+    `request`: number of the request, which grows with each retry; results of earlier requests do not count.
+    `encoders`: declarations of the encoders that the model binds to the two modalities. `identities`: by
+    modality, the encoder of the features that the model has; another one is a mismatch. `locations`: the
+    address in the service's own store for each address that stands for an upload.
+    """
+
+    dataset: str
+    request: int = Field(ge=0)
+    owner: str
+    model: ModelName
+    name: str
+    spec: ModelSpec
+    pair: ModalityPair
+    shards: tuple[ShardRef, ...]
+    evaluation_shards: tuple[ShardRef, ...] = ()
+    evaluation_share: float | None = None
+    evaluate_only: bool = Field(
+        default=False, description="hold out all rows of `shards`, and train on none"
+    )
+    max_bad_share: float | None = Field(
+        default=None,
+        description="largest share of rows that may be left out; None: 0.01 of raw rows, and no row of "
+        "features",
+    )
+    encoders: dict[Modality, EncoderSpec] = Field(default={})
+    declared: dict[Modality, EncoderIdentity] = Field(
+        default={}, description="encoders that the user says computed the posted features"
+    )
+    identities: dict[Modality, EncoderIdentity] = Field(default={})
+    allowed_prefixes: tuple[str, ...] = ()
+    locations: dict[Uri, Uri] = Field(default={})
+    report_version: int | None = Field(
+        default=None,
+        ge=0,
+        description="of a dry run: the newest version, 0 before the first. The report is the only result",
+    )
+    traceparent: str | None = Field(
+        default=None, description="of the preparation's span, if it is traced"
+    )
+
+
+class PrepareProgress(BaseModel):
+    """`datasets/<dataset>/preparation/progress.json`: overwritten while the dataset is prepared."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    request: int = Field(ge=0)
+    phase: PreparationPhase
+    rows_done: int = Field(default=0, ge=0, description="rows with a verdict, good or bad")
+    rows_total: int = Field(default=0, ge=0, description="0 while it is unknown")
+    bad_rows: int = Field(default=0, ge=0, description="rows that are left out")
+    rows_per_second: float | None = None
+    eta_seconds: float | None = None
+    note: str | None = Field(default=None, description="why it does not progress")
+    at: datetime
+
+
+class PrepareFailure(Frozen):
+    """`datasets/<dataset>/preparation/failure.json`: why the dataset cannot be prepared."""
+
+    request: int = Field(ge=0)
+    reason: PreparationError
+    message: str
+    rejected: tuple[RejectedRow, ...] = Field(
+        default=(), max_length=20, description="the first rows that cannot be used"
+    )
+
+
+class _Reported(BaseModel):
+    """Unknown fields are ignored: workers may be newer than the service."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RowFindings(_Reported):
+    """Problems in the features of one side; the last four counts refer to finite rows."""
+
+    rows: int = Field(description="rows read: all, or a sample of a large dataset")
+    width: int
+    expected_width: int
+    nan: int = Field(description="values")
+    infinite: int = Field(description="values")
+    zero_rows: int = Field(description="rows")
+    duplicate_rows: int = Field(description="rows that equal an earlier one")
+    constant_columns: int
+    rank_one: bool = Field(description="all rows are multiples of one")
+
+
+class HeadFit(_Reported):
+    """How a dataset relates to one head. Shares from 0 to 1."""
+
+    protected_share: float | None = Field(
+        description="share of its energy inside the protected input span"
+    )
+    familiarity: float | None = Field(
+        description="how much more of its features is in that span than of random directions; "
+        "low if another encoder produced them, null without earlier data"
+    )
+    moment_distance: float | None = Field(
+        description="distance of its features from the earlier ones"
+    )
+    learnable_share: float | None = Field(description="share of its energy on free entries")
+    free_share: float | None = Field(description="share of free entries now")
+    free_share_after: float | None = Field(description="share of free entries after it is learned")
+
+
+class HeadReport(_Reported):
+    """The result for one modality."""
+
+    moments: HeadFit
+    open_share: float | None = Field(
+        description="share of entries that the model's method would let this dataset change, 0 to 1"
+    )
+
+
+class DatasetReport(_Reported):
+    """The result: whether and why it would be rejected, problems, and remaining capacity."""
+
+    version: int = Field(
+        description="version from which the dataset would be learned; 0 before the first"
+    )
+    pair: tuple[str, str]
+    rows: int = Field(default=0, ge=0, description="rows to train on")
+    evaluation_rows: int = Field(default=0, ge=0, description="rows that are held out")
+    rejected_rows: int = Field(default=0, ge=0, description="rows that would be left out")
+    rejected: tuple[RejectedRow, ...] = Field(
+        default=(), max_length=20, description="the first of these"
+    )
+    encoders: dict[Modality, EncoderIdentity] = Field(
+        default={},
+        description="by modality: the encoder that computed its features, or that was declared; missing: "
+        "undeclared",
+    )
+    refusals: tuple[str, ...] = Field(description="why it would be rejected; empty if it would not")
+    findings: dict[str, RowFindings] = Field(description="by modality; missing if unreadable")
+    heads: dict[str, HeadReport] = Field(
+        description="by modality; empty if it would be rejected, or before the first version"
+    )
+    advice: tuple[str, ...] = Field(description="advice on problems and scarce capacity")
+
+
+class PrepareReport(BaseModel):
+    """`datasets/<dataset>/preparation/report.json`: the result of a dry run."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    request: int = Field(ge=0)
+    report: DatasetReport

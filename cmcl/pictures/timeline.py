@@ -1,0 +1,241 @@
+"""What happened one after the other: the versions of a model with its branches, the phases of a job."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from cmcl.pictures.picture import WIDTH, Picture, Table
+from cmcl.pictures.scales import MINUS, Scale, counted
+from cmcl.pictures.svg import (
+    SMALL,
+    brief,
+    clean,
+    cut,
+    element,
+    escape,
+    group,
+    isolated,
+    line,
+    named,
+    number,
+    rectangle,
+    text,
+    text_width,
+    title,
+)
+from cmcl.pictures.theme import fill, stroke
+
+_ROW, _GAP = 24.0, 10.0
+_WIDEST_NAME = 200.0
+# The chain of versions: room for one, radius of its circle, and the height of its middle.
+_SLOT, _RADIUS, _MIDDLE = 88.0, 17.0, 46.0
+_BRANCHES_OFF = "↳ "
+# How the circle of a version in a state is drawn: its colour, and whether it is filled.
+_STATES = {
+    "live": ("good", True),
+    "canary": ("warn", True),
+    "held": ("warn", False),
+    "retired": ("line", False),
+}
+
+
+@dataclass(frozen=True)
+class ChainVersion:
+    """A version of the chain. `state`: live, canary, held, retired, or nothing of these."""
+
+    version: int
+    dataset: str
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A model that was made from the versions up to `version`."""
+
+    model: str
+    version: int
+
+
+def version_chain(
+    versions: Sequence[ChainVersion], branches: Sequence[Branch] = (), *, width: float = WIDTH
+) -> Picture:
+    """Draw versions from the oldest to the newest, what each learned, and where models branch off.
+
+    Where the versions do not fit, those with a state, those with a branch and the newest are drawn, and
+    the number of versions between them is said.
+    """
+    slots = max(3, int((width - 2 * _GAP) // _SLOT))
+    shown = _chosen(versions, {branch.version for branch in branches}, slots)
+    below: dict[int, list[str]] = {}
+    for branch in branches:
+        below.setdefault(branch.version, []).append(branch.model)
+    body = []
+    for place, index in enumerate(shown):
+        x = _GAP + (place + 0.5) * _SLOT
+        if place:
+            body.append(_link(x, index - shown[place - 1] - 1))
+        body.append(_node(versions[index], x))
+        body.append(_branches(below.get(versions[index].version, []), x))
+    deepest = max((min(len(models), 3) for models in below.values()), default=0)
+    if not versions:
+        body.append(text((_GAP, _MIDDLE + 4), "no version yet", colour="muted"))
+    rows = [
+        (
+            str(each.version),
+            clean(each.dataset),
+            clean(each.state),
+            ", ".join(map(clean, below.get(each.version, []))),
+        )
+        for each in reversed(versions)
+    ]
+    headings = ("version", "learned", "state", "branches")
+    table = Table("Versions, newest first", headings, rows, names=4)
+    height = _MIDDLE + 46 + 16 * deepest
+    return Picture(
+        "Versions", _chain_words(versions, branches), table, width, height, "".join(body)
+    )
+
+
+def _chain_words(versions: Sequence[ChainVersion], branches: Sequence[Branch]) -> str:
+    states = [f"version {each.version} is {clean(each.state)}" for each in versions if each.state]
+    words = [counted(len(versions), "version"), *states[-4:]]
+    if branches:
+        words.append(counted(len(branches), "branch"))
+    return f"{'; '.join(words)}."
+
+
+def _chosen(versions: Sequence[ChainVersion], branching: set[int], slots: int) -> list[int]:
+    """Return the indices of the versions that are drawn, in order."""
+    if len(versions) <= slots:
+        return list(range(len(versions)))
+    newest = len(versions) - 1
+    wanted = [newest, 0]
+    wanted += [i for i in range(newest, -1, -1) if versions[i].state not in ("", "retired")]
+    wanted += [i for i in range(newest, -1, -1) if versions[i].version in branching]
+    wanted += range(newest, -1, -1)
+    return sorted(list(dict.fromkeys(wanted))[:slots])
+
+
+def _link(x: float, between: int) -> str:
+    """Return the line from the version before, with the number of versions that are not drawn."""
+    start, end = x - _SLOT + _RADIUS, x - _RADIUS
+    attributes = stroke("line", 2)
+    if between:
+        attributes["stroke-dasharray"] = "2 5"
+    path = element("path", {"d": f"M{number(start)} {number(_MIDDLE)}H{number(end)}", **attributes})
+    words = f"{between:,} more"
+    middle = ((start + end) / 2, _MIDDLE - 6)
+    return path + (
+        text(middle, words, colour="muted", anchor="middle", font_size=10) if between else ""
+    )
+
+
+def _node(version: ChainVersion, x: float) -> str:
+    colour, is_filled = _STATES.get(version.state, ("accent", False))
+    inside, edge = fill(colour if is_filled else "surface"), stroke(colour, 2)
+    both = {**edge, **inside, "class": f"{inside['class']} {edge['class']}"}
+    where: dict[str, str | float] = {"cx": x, "cy": _MIDDLE, "r": _RADIUS}
+    says = f"version {version.version}: {brief(version.dataset)}"
+    circle = element(
+        "circle", where | both, title(f"{says}, {version.state}" if version.state else says)
+    )
+    count = text(
+        (x, _MIDDLE + 4),
+        str(version.version),
+        colour="surface" if is_filled else "ink",
+        anchor="middle",
+        font_size=SMALL if version.version < 10_000 else 9,
+        font_weight="600",
+        pointer_events="none",
+    )
+    state = cut(version.state, _SLOT - 8, SMALL)
+    above = text(
+        (x, _MIDDLE - _RADIUS - 7), state, anchor="middle", font_size=SMALL, font_weight="600"
+    )
+    below = named(
+        (x, _MIDDLE + _RADIUS + 16),
+        version.dataset,
+        _SLOT - 8,
+        size=SMALL,
+        colour="muted",
+        anchor="middle",
+    )
+    return circle + count + (above if state else "") + below
+
+
+def _branches(models: Sequence[str], x: float) -> str:
+    """Return the models that branch off, below each other; the third line says how many more."""
+    shown = list(models[:3]) if len(models) <= 3 else [*models[:2], f"{len(models) - 2} more"]
+    rows = []
+    for place, name in enumerate(shown):
+        fitting = cut(name, _SLOT - 4 - text_width(_BRANCHES_OFF, SMALL), SMALL)
+        whole = "" if fitting == clean(name) else title(name)
+        at: dict[str, str | float] = {"x": x, "y": _MIDDLE + _RADIUS + 32 + 16 * place}
+        rows.append(element("text", at, escape(_BRANCHES_OFF + isolated(fitting)) + whole))
+    shared: dict[str, str | float] = {
+        "font-style": "italic",
+        "font-size": SMALL,
+        "text-anchor": "middle",
+    }
+    return group("".join(rows), shared | fill("ink"))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of a job and how long it took, or has taken so far."""
+
+    name: str
+    seconds: float
+    running: bool = False
+
+
+def job_phases(phases: Sequence[Phase], *, width: float = WIDTH) -> Picture:
+    """Draw the phases of a job one below the other, each from its start to its end."""
+    total = sum(max(0.0, phase.seconds) for phase in phases)
+    names = max((text_width(clean(phase.name)) for phase in phases), default=0.0)
+    left = min(_WIDEST_NAME, width / 3, names) + 2 * _GAP
+    notes = max((text_width(_taken(phase)) for phase in phases), default=0.0)
+    scale = Scale(0.0, total or 1.0, left, max(left + 40, width - notes - 2 * _GAP))
+    body, start = [], 0.0
+    for index, phase in enumerate(phases):
+        y, end = 10 + index * _ROW, start + max(0.0, phase.seconds)
+        corner, size = (scale(start), y + 5), (max(2.0, scale(end) - scale(start)), _ROW - 10)
+        body.append(named((left - _GAP, y + 16), phase.name, left - 1.5 * _GAP, anchor="end"))
+        body.append(rectangle(corner, size, "warn" if phase.running else "accent", 1))
+        body.append(text((corner[0] + size[0] + 6, y + 16), _taken(phase)))
+        start = end
+    height = 14 + _ROW * max(1, len(phases))
+    if phases:
+        body.append(line((left, 8), (left, height), "line"))
+    else:
+        body.append(text((_GAP, 24), "not started yet", colour="muted"))
+    words = f"{duration(total)} in all." if phases else "The job has not started."
+    table = Table(
+        "Time in each phase",
+        ("phase", "seconds"),
+        [
+            (clean(phase.name) + (" (running)" if phase.running else ""), f"{phase.seconds:.1f}")
+            for phase in phases
+        ],
+    )
+    return Picture("Where the time of the job went", words, table, width, height, "".join(body))
+
+
+def _taken(phase: Phase) -> str:
+    return duration(phase.seconds) + (" so far" if phase.running else "")
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in its two largest units: `850 ms`, `12.3 s`, `4 min 10 s`, `3 h 5 min`."""
+    sign, seconds = (MINUS, -seconds) if seconds < 0 else ("", seconds)
+    if seconds < 1:
+        return f"{sign}{1000 * seconds:.0f} ms"
+    if seconds < 60:
+        return f"{sign}{seconds:.1f} s"
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    whole = round(seconds)
+    for (large, size), (small, part) in pairwise(units):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{sign}{whole // size} {large}" + (f" {rest} {small}" if rest else "")
+    return f"{sign}{whole} s"

@@ -1,0 +1,1 @@
+"""Encoders whose weights are in packages."""

@@ -1,0 +1,191 @@
+"""The signed list of keys in object storage, by which replicas of the embeddings endpoint authenticate requests.
+
+It is a JWS in compact form (RFC 7515), signed with Ed25519 (RFC 8037); the keys to sign it are in PEM.
+
+Several replicas of the control plane may write it at once: all write what the same rows say, and one that finds the
+list up to date writes nothing. Each list has a larger serial than the one that it replaces, and than one whose rows
+were read earlier. So of two that overtake each other the endpoint takes the later one, and the next round corrects
+the rest. No state is kept that a crash could lose.
+"""
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from pydantic import ValidationError
+
+from cmcl.contract.access import (
+    OPERATOR_KEY,
+    SNAPSHOT_ALGORITHM,
+    SNAPSHOT_TYPE,
+    KeySnapshot,
+    SnapshotKey,
+)
+from cmcl.contract.errors import ObjectNotFound, StorageError
+from service.auth.keys import OPERATOR, sha256
+from service.context import Context
+from service.database.queries import keys
+from service.database.queries.keys import KeyRecord
+from service.errors import DatabaseError, StaleDatabase
+from service.loops import OutageLog, PeriodicLoop
+from service.principal import Scope
+from service.stale_database import check_not_lost
+from workers.storage import layout
+
+logger = logging.getLogger(__name__)
+
+# The object may have been removed or replaced although no key has changed.
+_BETWEEN_CHECKS = timedelta(seconds=30)
+_JWS = jwt.PyJWS(algorithms=[SNAPSHOT_ALGORITHM])
+
+
+@dataclass(frozen=True)
+class PemPair:
+    """A new key pair in PEM."""
+
+    private: str = field(repr=False)
+    public: str
+
+
+def make_pair() -> PemPair:
+    """Generate a signing key pair."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return PemPair(private.decode(), public.decode())
+
+
+def read_signing_key(pem: str) -> Ed25519PrivateKey:
+    """The private key. Raises ValueError without quoting it."""
+    try:
+        key = load_pem_private_key(pem.encode(), password=None)
+    # TypeError: it is encrypted. The library's own message may quote the key.
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ValueError(  # noqa: TRY004
+            "it is not an Ed25519 private key in PEM without a password; "
+            "create one with `python -m service keys signing-key`"
+        )
+    return key
+
+
+def sign(snapshot: KeySnapshot, key: Ed25519PrivateKey) -> bytes:
+    """The signed snapshot, as stored in object storage."""
+    payload = snapshot.model_dump_json().encode()
+    token = _JWS.encode(payload, key, SNAPSHOT_ALGORITHM, headers={"typ": SNAPSHOT_TYPE})
+    return token.encode()
+
+
+def read_signed(token: bytes, key: Ed25519PrivateKey) -> KeySnapshot | None:
+    """The snapshot; None if it was not signed with this key or cannot be read."""
+    try:
+        payload = _JWS.decode(token, key.public_key(), algorithms=[SNAPSHOT_ALGORITHM])
+        return KeySnapshot.model_validate_json(payload)
+    except (jwt.PyJWTError, ValidationError):
+        return None
+
+
+class SnapshotWriter(PeriodicLoop):
+    """Writes the list again within a second of a change of keys."""
+
+    name = "keys"
+    pause_seconds = 1.0
+    starts_at_once = True
+
+    def __init__(self, context: Context, signing_key: Ed25519PrivateKey) -> None:
+        super().__init__()
+        self._context = context
+        self._signing_key = signing_key
+        self._changes: int | None = None
+        self._checked_at = context.clock()
+        self._outage = OutageLog(logger, "the list of keys for the endpoint is not up to date")
+
+    def step(self, stop: threading.Event) -> float:
+        """See PeriodicLoop."""
+        self.round()
+        return self.pause_seconds
+
+    def round(self) -> None:
+        """Write the list if it is not up to date. Errors are counted and logged."""
+        try:
+            self._write_if_changed()
+        except (StaleDatabase, DatabaseError, StorageError) as error:
+            self._context.metrics.key_snapshots.labels("failed").inc()
+            self._outage.failed(error)
+        except Exception:
+            self._context.metrics.key_snapshots.labels("failed").inc()
+            logger.exception("the list of keys was not written; will retry")
+        else:
+            self._outage.recovered()
+
+    def _write_if_changed(self) -> None:
+        now = self._context.clock()
+        with self._context.database.read() as connection:
+            changes = keys.changes(connection, now)
+        if changes != self._changes or now - self._checked_at >= _BETWEEN_CHECKS:
+            self._check(now)
+
+    def _check(self, now: datetime) -> None:
+        """Read the store before the rows, so that what replaces the list is never older than it."""
+        stored = self._stored()
+        with self._context.database.read() as connection:
+            # In this order: a change between the two queries is found by the next round.
+            changes = keys.changes(connection, now)
+            records = keys.valid(connection, now)
+        wanted = (*self._operator(), *(_entry(each) for each in records if _may_embed(each)))
+        if stored is None or stored.keys != wanted:
+            self._write(wanted, _serial(now, stored), now)
+        self._changes, self._checked_at = changes, now
+
+    def _stored(self) -> KeySnapshot | None:
+        try:
+            token = self._context.store.read(layout.key_snapshot())
+        except ObjectNotFound:
+            return None
+        return read_signed(token, self._signing_key)
+
+    def _write(self, wanted: tuple[SnapshotKey, ...], serial: int, now: datetime) -> None:
+        # Keys with the scope embed must stay valid although the database that held them was lost.
+        check_not_lost(self._context)
+        snapshot = KeySnapshot(serial=serial, issued_at=now, keys=wanted)
+        self._context.store.put(layout.key_snapshot(), sign(snapshot, self._signing_key))
+        self._context.metrics.key_snapshots.labels("written").inc()
+        logger.info("wrote the list of keys for the endpoint: %d keys", len(wanted))
+
+    def _operator(self) -> tuple[SnapshotKey, ...]:
+        key = self._context.settings.admin_key
+        if key is None:
+            return ()
+        digest = sha256(key.get_secret_value())
+        return (SnapshotKey(id=OPERATOR_KEY, name=OPERATOR.name, sha256=digest, owner=None),)
+
+
+def _serial(now: datetime, stored: KeySnapshot | None) -> int:
+    """Milliseconds of the clock, so that the serial of a lost list is not needed; larger if clocks differ."""
+    milliseconds = int(now.timestamp() * 1000)
+    return milliseconds if stored is None else max(milliseconds, stored.serial + 1)
+
+
+def _may_embed(record: KeyRecord) -> bool:
+    return Scope.EMBED in record.scopes
+
+
+def _entry(record: KeyRecord) -> SnapshotKey:
+    return SnapshotKey(
+        id=record.id,
+        name=record.name,
+        sha256=record.secret_sha256,
+        owner=record.owner,
+        expires_at=record.expires_at,
+    )

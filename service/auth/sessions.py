@@ -1,0 +1,224 @@
+"""Sessions of the page: a browser signs in once with a key or a token, and then sends a cookie.
+
+The cookie's value is `<id>.<secret>`, of which only the digest of the secret is stored. It is not a key: `/v1` does not
+accept it. A session has the owner and the name of what it was started with, and some or all of its scopes. It ends when
+it is signed out, when its key is revoked, and after `CMCL_SESSION_HOURS`. The digest of an operator's session includes
+the operator's key, so that a session ends where that key is replaced.
+
+The page asks the embeddings endpoint with a token on behalf of a session. It is signed with the key that signs the list
+of keys, and says so in its type: neither passes for the other.
+"""
+
+import hmac
+import logging
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import Connection
+
+from cmcl.contract.access import SESSION_TYPE, SNAPSHOT_ALGORITHM, SessionToken
+from service.auth.authenticator import USE_STEP, Caller, KeyCache
+from service.auth.keys import OPERATOR, sha256
+from service.context import Clock
+from service.database.engine import Database
+from service.database.queries import keys, sessions
+from service.database.queries.sessions import Condition, SessionRecord
+from service.errors import DatabaseError, FieldProblem, Forbidden, NotFound, Unauthorized
+from service.principal import Principal, Scope
+from service.settings import Settings
+
+# Longer than a request may take, with some room for clocks that differ.
+_TOKEN_SECONDS = 60
+_JWS = jwt.PyJWS(algorithms=[SNAPSHOT_ALGORITHM])
+
+logger = logging.getLogger(__name__)
+
+_SECRET_BYTES = 32
+_TEXT = re.compile(r"((?:ses|ops)-[0-9a-f]{12})\.([A-Za-z0-9_-]{43})")
+_OF_OPERATOR = "ops-"
+_NO_DIGEST = sha256("")
+_NOT_VALID = "the session has ended; sign in again"
+# Of one key, or one holder of tokens: a further one ends the oldest.
+MOST_OF_HOLDER = 20
+_MOST_LISTED = 200
+_LONGEST_AGENT = 200
+
+
+class SessionTokens:
+    """Signs a token for each request."""
+
+    def __init__(self, signing_key: Ed25519PrivateKey, clock: Clock) -> None:
+        self._signing_key = signing_key
+        self._clock = clock
+
+    def authorization(self, principal: Principal, session: str) -> str:
+        """The header `Authorization` of a request for this principal, whose session has that id."""
+        expires_at = self._clock() + timedelta(seconds=_TOKEN_SECONDS)
+        token = SessionToken(session=session, owner=principal.owner, expires_at=expires_at)
+        payload, headers = token.model_dump_json().encode(), {"typ": SESSION_TYPE}
+        return f"Bearer {_JWS.encode(payload, self._signing_key, SNAPSHOT_ALGORITHM, headers)}"
+
+
+@dataclass(frozen=True)
+class SessionText:
+    """A session's id and secret, as the cookie has them. The secret is never printed."""
+
+    id: str
+    secret: str = field(repr=False)
+    digest: str = field(repr=False)
+
+    @property
+    def text(self) -> str:
+        """The cookie's value."""
+        return f"{self.id}.{self.secret}"
+
+
+@dataclass(frozen=True)
+class StartedSession:
+    """A new session, and the only copy of its secret."""
+
+    text: SessionText
+    record: SessionRecord
+
+
+class Sessions:
+    """Starts, recognizes and ends sessions. Only `recognize` and `is_use_due` never block."""
+
+    def __init__(self, settings: Settings, database: Database, clock: Clock) -> None:
+        admin = settings.admin_key
+        self._admin_digest = sha256(admin.get_secret_value()) if admin else None
+        self._longest = timedelta(hours=settings.session_hours)
+        self._database = database
+        self._clock = clock
+        self._known: KeyCache[SessionRecord] = KeyCache(clock)
+
+    def start(self, caller: Caller, scopes: Iterable[Scope], agent: str) -> StartedSession:
+        """Start a session of this caller. Raises Forbidden for scopes that the caller lacks."""
+        principal, wanted = caller.principal, frozenset(scopes)
+        _check_scopes(wanted, principal)
+        prefix = _OF_OPERATOR if principal == OPERATOR else "ses-"
+        minted = self._text(prefix + secrets.token_hex(6), secrets.token_urlsafe(_SECRET_BYTES))
+        now = self._clock()
+        with self._database.write() as connection:
+            record = SessionRecord(
+                id=minted.id,
+                owner=principal.owner,
+                name=principal.name,
+                scopes=wanted,
+                secret_sha256=minted.digest,
+                parent=caller.key,
+                agent=agent[:_LONGEST_AGENT],
+                created_at=now,
+                expires_at=self._expiry(connection, caller, now),
+            )
+            self._make_room(connection, record, now)
+            sessions.create(connection, record)
+        self._known.keep(record)
+        return StartedSession(minted, record)
+
+    def recognize(self, shown: str) -> SessionRecord | None:
+        """The session of a cookie's value, if it was read recently; None if `look_up` is needed."""
+        text = self._parse(shown)
+        return self._known.find(text) if text else None
+
+    def was_valid(self, shown: str) -> bool:
+        """Whether a cookie's value has ever been valid here, as far as it is cached."""
+        text = self._parse(shown)
+        return text is not None and self._known.was_valid(text)
+
+    def look_up(self, shown: str) -> SessionRecord:
+        """Read the session of a cookie's value. Raises Unauthorized, DatabaseUnavailable."""
+        text = self._parse(shown)
+        if text is None:
+            raise Unauthorized(_NOT_VALID)
+        with self._database.read() as connection:
+            record = sessions.find(connection, text.id)
+        digest = record.secret_sha256 if record else _NO_DIGEST
+        is_same = hmac.compare_digest(digest, text.digest)
+        if record is None or not is_same or not record.is_valid(self._clock()):
+            self._known.forget(text.id)
+            raise Unauthorized(_NOT_VALID)
+        self._known.keep(record)
+        return record
+
+    def current(self, session: SessionRecord) -> list[SessionRecord]:
+        """Valid sessions that this one may end, newest first: with `admin`, all of its owner."""
+        condition = _may_end(session)
+        with self._database.read() as connection:
+            return sessions.current(connection, condition, self._clock(), _MOST_LISTED)
+
+    def end(self, session: SessionRecord, name: str) -> None:
+        """End a session on behalf of `session`, which may be the same. Raises NotFound."""
+        now = self._clock()
+        with self._database.write() as connection:
+            found = sessions.current(connection, _may_end(session), now, _MOST_LISTED)
+            if name not in {each.id for each in found}:
+                raise NotFound(f"there is no session {name!r}")
+            sessions.set_revoked(connection, name, now)
+        self._known.forget(name)
+
+    def forget_all(self) -> None:
+        """Read each session again: a key was revoked."""
+        self._known.clear()
+
+    def is_use_due(self, session: SessionRecord) -> bool:
+        """Whether `write_use` is due; true at most once a minute."""
+        return self._known.is_use_due(session.id)
+
+    def write_use(self, session: SessionRecord) -> None:
+        """Record that the session was used. A database failure does not fail the request."""
+        now = self._clock()
+        try:
+            with self._database.write() as connection:
+                sessions.set_used(connection, session.id, now, now - USE_STEP)
+        except DatabaseError as error:
+            logger.warning("the last use of %s was not written: %s", session.id, error)
+
+    def _text(self, name: str, secret: str) -> SessionText:
+        if name.startswith(_OF_OPERATOR):
+            return SessionText(name, secret, sha256(f"{secret}{self._admin_digest}"))
+        return SessionText(name, secret, sha256(secret))
+
+    def _parse(self, shown: str) -> SessionText | None:
+        found = _TEXT.fullmatch(shown)
+        if found is None or (found[1].startswith(_OF_OPERATOR) and self._admin_digest is None):
+            return None
+        return self._text(found[1], found[2])
+
+    def _expiry(self, connection: Connection, caller: Caller, now: datetime) -> datetime:
+        parent = keys.find(connection, caller.key) if caller.key else None
+        latest = now + self._longest
+        return min(latest, parent.expires_at) if parent and parent.expires_at else latest
+
+    def _make_room(self, connection: Connection, new: SessionRecord, now: datetime) -> None:
+        same = sessions.of_holder(new.owner, new.name, new.parent)
+        for excess in sessions.current(connection, same, now, _MOST_LISTED)[MOST_OF_HOLDER - 1 :]:
+            sessions.set_revoked(connection, excess.id, now)
+            self._known.forget(excess.id)
+
+
+def principal_of(session: SessionRecord) -> Principal:
+    """The principal of requests with that session."""
+    return Principal(session.name, session.owner, session.scopes)
+
+
+def _may_end(session: SessionRecord) -> Condition:
+    if Scope.ADMIN in session.scopes:
+        return sessions.of_owner(session.owner)
+    return sessions.of_holder(session.owner, session.name, session.parent)
+
+
+def _check_scopes(wanted: frozenset[Scope], principal: Principal) -> None:
+    has = ", ".join(sorted(principal.scopes)) or "none"
+    if not wanted:
+        message = f"a session needs a scope; your key has: {has}"
+        raise Forbidden(message, FieldProblem("scopes", message))
+    lacking = sorted(wanted - principal.scopes)
+    if lacking:
+        message = f"your key does not have {', '.join(lacking)}; it has: {has}"
+        raise Forbidden(message, FieldProblem("scopes", message))

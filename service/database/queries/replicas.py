@@ -1,0 +1,121 @@
+"""Replicas of the service, and the models that they lease.
+
+A replica that is alive has one row in the table of leases, which it renews. A model names the replica that leases it; the
+lease lasts as long as the row of that replica. So a thousand leases are renewed by one row.
+"""
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    delete,
+    func,
+    or_,
+    select,
+    update,
+)
+
+from service.database.queries import maintenance
+from service.database.queries.models import in_chunks, is_unmirrored
+from service.database.tables import canaries, jobs, leases, models, versions
+
+_PREFIX = "replica/"
+_IS_REPLICA = leases.c.name.startswith(_PREFIX, autoescape=True)
+# Rows of replicas that died. Their clocks may differ by less than this.
+_AFTER_DEATH = timedelta(hours=1)
+
+
+def alive(connection: Connection, now: datetime) -> dict[str, datetime]:
+    """Return the replicas that are alive, and until when."""
+    query = select(leases.c.owner, leases.c.until).where(_IS_REPLICA, leases.c.until > now)
+    return dict(connection.execute(query).all())
+
+
+def register(connection: Connection, replica: str, now: datetime, until: datetime) -> None:
+    """Register a replica, or renew all its leases; forget replicas that died long ago.
+
+    Raises WriteConflict if another thread of the replica registers it for the first time concurrently.
+    """
+    maintenance.claim_lease(connection, _name(replica), replica, now, until)
+    is_old = leases.c.until < now - _AFTER_DEATH
+    connection.execute(delete(leases).where(_IS_REPLICA, is_old))
+
+
+def remove(connection: Connection, replica: str) -> None:
+    """Remove a replica that ends, and so release all its leases."""
+    connection.execute(delete(leases).where(leases.c.name == _name(replica)))
+
+
+def shares(connection: Connection) -> dict[str | None, int]:
+    """Return how many models with work name each replica, alive or not; None: those that name none."""
+    query = select(models.c.lease_owner, func.count()).where(_has_work())
+    return dict(connection.execute(query.group_by(models.c.lease_owner)).all())
+
+
+def leased(connection: Connection, replica: str) -> list[str]:
+    """Return the models with work that the replica leases, by name."""
+    query = select(models.c.name).where(models.c.lease_owner == replica, _has_work())
+    return list(connection.scalars(query.order_by(models.c.name)))
+
+
+def claim(connection: Connection, replica: str, now: datetime, most: int) -> list[str]:
+    """Lease at most so many models with work whose lease is free, and return them.
+
+    Of several replicas that claim concurrently, each skips what another has locked.
+    """
+    return _claim(connection, replica, now, _has_work(), most)
+
+
+def claim_one(connection: Connection, replica: str, now: datetime, model: str) -> bool:
+    """Lease one model if its lease is free. Return whether it was."""
+    return bool(_claim(connection, replica, now, models.c.name == model, 1))
+
+
+def release(connection: Connection, replica: str, names: Collection[str]) -> None:
+    """Release those leases of these models that the replica holds."""
+    for some in in_chunks(list(names)):
+        is_own = and_(models.c.name.in_(some), models.c.lease_owner == replica)
+        connection.execute(update(models).where(is_own).values(lease_owner=None))
+
+
+def _claim(
+    connection: Connection, replica: str, now: datetime, which: ColumnElement[bool], most: int
+) -> list[str]:
+    owner = models.c.lease_owner
+    living = select(leases.c.owner).where(_IS_REPLICA, leases.c.until > now)
+    dead = select(owner).where(which, owner.is_not(None), owner.not_in(living)).distinct()
+    # A separate statement: if another replica changes a model at the same time, PostgreSQL compares the new row of the
+    # model with the leases as they were, in which that replica may not be alive yet.
+    is_free = or_(owner.is_(None), owner.in_(connection.scalars(dead).all()))
+    query = select(models.c.name).where(which, is_free).order_by(models.c.name).limit(most)
+    names = list(connection.scalars(query.with_for_update(skip_locked=True)))
+    for some in in_chunks(names):
+        changed = update(models).where(models.c.name.in_(some))
+        connection.execute(changed.values(lease_owner=replica))
+    return names
+
+
+def _has_work() -> ColumnElement[bool]:
+    """Condition: a pointer to mirror, an unfinished job, a version to store, or a canary.
+
+    Each uses a partial index, so finished rows cost nothing. A deleted model only has its pointer left to mirror.
+    """
+    unfinished = select(jobs.c.id).where(
+        jobs.c.model == models.c.name, jobs.c.finished_at.is_(None)
+    )
+    unstored = select(versions.c.number).where(
+        versions.c.model == models.c.name, versions.c.stored_at.is_(None)
+    )
+    has_canary = select(canaries.c.model).where(
+        canaries.c.model == models.c.name, canaries.c.ended_at.is_(None)
+    )
+    unfinished_work = or_(unfinished.exists(), unstored.exists(), has_canary.exists())
+    return or_(is_unmirrored(), and_(models.c.deleted_at.is_(None), unfinished_work))
+
+
+def _name(replica: str) -> str:
+    """The last part of the name is random, and short enough for the column."""
+    return f"{_PREFIX}{replica.rpartition('-')[2]}"

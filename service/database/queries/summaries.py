@@ -1,0 +1,194 @@
+"""What an overview shows of models: a few queries for a page of them, whatever their number of jobs and versions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, and_, func, select
+
+from cmcl.contract.job import JobKind, Progress
+from service.database.tables import canaries, jobs, models, versions
+from service.states import IN_FLIGHT, TERMINAL, FailureReason, JobState
+
+_OPEN = tuple(state for state in JobState if state not in TERMINAL)
+
+
+@dataclass(frozen=True)
+class NewestVersion:
+    """The newest version of a model."""
+
+    number: int
+    kind: JobKind
+    dataset: str | None
+    dataset_name: str
+    created_at: datetime
+    stored_at: datetime | None
+    max_drift: float | None
+    mean_recall: float | None
+    free_share: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SummaryJob:
+    """A job of a model: the one in work, or the last that has ended."""
+
+    id: str
+    kind: JobKind
+    dataset: str | None
+    dataset_name: str
+    state: JobState
+    reason: FailureReason | None
+    message: str | None
+    attempt: int
+    version: int | None
+    progress: Progress | None
+    state_changed_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """By model, without those that have none."""
+
+    newest: Mapping[str, NewestVersion]
+    jobs: Mapping[str, Mapping[JobState, int]]
+    current: Mapping[str, SummaryJob]
+    last_ended: Mapping[str, SummaryJob]
+    canaries: Mapping[str, int]
+
+
+def read(connection: Connection, names: Sequence[str]) -> Summaries:
+    """Read the summaries of these models."""
+    current = _in_flight(connection, names)
+    waiting = _first_waiting(connection, [name for name in names if name not in current])
+    return Summaries(
+        newest=_newest(connection, names),
+        jobs=_counts(connection, names),
+        current={**waiting, **current},
+        last_ended=_last_ended(connection, names),
+        canaries=_canaries(connection, names),
+    )
+
+
+def _newest(connection: Connection, names: Sequence[str]) -> dict[str, NewestVersion]:
+    columns = (
+        *("model", "number", "kind", "dataset", "dataset_name", "created_at", "stored_at"),
+        *("max_drift", "mean_recall", "capacity"),
+    )
+    is_newest = and_(versions.c.model == models.c.name, versions.c.number == models.c.head)
+    query = (
+        select(*(versions.c[name] for name in columns))
+        .join_from(models, versions, is_newest)
+        .where(models.c.name.in_(names))
+    )
+    return {
+        row.model: NewestVersion(
+            number=row.number,
+            kind=row.kind,
+            dataset=row.dataset,
+            dataset_name=row.dataset_name,
+            created_at=row.created_at,
+            stored_at=row.stored_at,
+            max_drift=row.max_drift,
+            mean_recall=row.mean_recall,
+            free_share={name: head["free_share"] for name, head in row.capacity.items()},
+        )
+        for row in connection.execute(query)
+    }
+
+
+def _counts(connection: Connection, names: Sequence[str]) -> dict[str, dict[JobState, int]]:
+    """Number of jobs that have not ended, from the index of models and states."""
+    query = (
+        select(jobs.c.model, jobs.c.state, func.count())
+        .where(jobs.c.model.in_(names), jobs.c.state.in_(_OPEN))
+        .group_by(jobs.c.model, jobs.c.state)
+    )
+    found: dict[str, dict[JobState, int]] = {}
+    for model, state, number in connection.execute(query):
+        found.setdefault(model, {})[JobState(state)] = number
+    return found
+
+
+def _in_flight(connection: Connection, names: Sequence[str]) -> dict[str, SummaryJob]:
+    return _jobs(connection, _select().where(jobs.c.model.in_(names), jobs.c.state.in_(IN_FLIGHT)))
+
+
+def _first_waiting(connection: Connection, names: Sequence[str]) -> dict[str, SummaryJob]:
+    """The first job in the order of arrival that will be learned."""
+    other = jobs.alias()
+    first = (
+        select(other.c.sequence)
+        .where(
+            other.c.model == models.c.name,
+            other.c.finished_at.is_(None),
+            other.c.dry_run.is_(False),
+        )
+        .order_by(other.c.sequence)
+        .limit(1)
+    )
+    return _jobs(connection, _of_models(names, first))
+
+
+def _last_ended(connection: Connection, names: Sequence[str]) -> dict[str, SummaryJob]:
+    other = jobs.alias()
+    last = (
+        select(other.c.sequence)
+        .where(other.c.model == models.c.name, other.c.finished_at.is_not(None))
+        .order_by(other.c.finished_at.desc())
+        .limit(1)
+    )
+    return _jobs(connection, _of_models(names, last))
+
+
+def _canaries(connection: Connection, names: Sequence[str]) -> dict[str, int]:
+    query = select(canaries.c.model, canaries.c.version).where(
+        canaries.c.model.in_(names), canaries.c.ended_at.is_(None)
+    )
+    return dict(connection.execute(query).all())
+
+
+def _of_models(names: Sequence[str], sequence: Select[tuple[int]]) -> Select[Any]:
+    """A job of each model, by a lookup in an index for each of them."""
+    is_it = jobs.c.sequence == sequence.correlate(models).scalar_subquery()
+    return _select().join(models, is_it).where(models.c.name.in_(names))
+
+
+def _select() -> Select[Any]:
+    columns = (
+        *(
+            "model",
+            "id",
+            "kind",
+            "dataset",
+            "dataset_name",
+            "state",
+            "reason",
+            "message",
+            "attempt",
+        ),
+        *("version", "progress", "state_changed_at", "finished_at"),
+    )
+    return select(*(jobs.c[name] for name in columns)).select_from(jobs)
+
+
+def _jobs(connection: Connection, query: Select[Any]) -> dict[str, SummaryJob]:
+    return {row.model: _job(row) for row in connection.execute(query)}
+
+
+def _job(row: Row[Any]) -> SummaryJob:
+    return SummaryJob(
+        id=row.id,
+        kind=row.kind,
+        dataset=row.dataset,
+        dataset_name=row.dataset_name,
+        state=JobState(row.state),
+        reason=None if row.reason is None else FailureReason(row.reason),
+        message=row.message,
+        attempt=row.attempt,
+        version=row.version,
+        progress=None if row.progress is None else Progress.model_validate(row.progress),
+        state_changed_at=row.state_changed_at,
+        finished_at=row.finished_at,
+    )

@@ -1,0 +1,128 @@
+"""Leases of models: which replica reconciles which model, and how replicas share them."""
+
+import os
+import socket
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from functools import partial
+
+from sqlalchemy import Connection
+
+from service.context import Context
+from service.database.queries import replicas
+from service.database.rows import ModelRecord
+
+
+class ModelLeases:
+    """The leases of one replica. One thread calls `renew`; any thread may call the rest.
+
+    Each replica registers itself, and leases an equal share of the models with work for as long as it renews its
+    registration. When one joins, the others release what they have above their new share; when one leaves or dies, the
+    others claim what becomes free. The share is of the number of models and not of their work: a step of any model takes
+    milliseconds, except of large files, which each replica bounds.
+    """
+
+    def __init__(
+        self, context: Context, replica: str, is_busy: Callable[[str], bool] = lambda _: False
+    ) -> None:
+        """`is_busy` says whether a model is being processed: its lease is not released meanwhile."""
+        self._context = context
+        self._replica = replica
+        self._is_busy = is_busy
+        self._duration = timedelta(seconds=context.settings.lease_seconds)
+        # The replicas that were last seen alive, and until when.
+        self._alive: Mapping[str, datetime] = {}
+        # How many models with work this replica leases, as of the last round.
+        self.held = 0
+        # How many of them it may lease; None: all, as the only replica.
+        self._most: int | None = None
+
+    @property
+    def round_seconds(self) -> float:
+        """Pause between two rounds: a few within the time of a lease."""
+        return min(2.5, self._duration.total_seconds() / 6)
+
+    def renew(self) -> list[str]:
+        """Renew at half time, claim free models up to the share, release what is above. Returns the models claimed.
+
+        A round that changes nothing writes nothing.
+        """
+        now = self._context.clock()
+        with self._context.database.read() as connection:
+            shares = replicas.shares(connection)
+            self._alive = alive = replicas.alive(connection, now)
+        others = alive.keys() - {self._replica}
+        with_work = sum(shares.values())
+        most = -(-with_work // (1 + len(others)))
+        self._most = most if others else None
+        self.held = shares.get(self._replica, 0)
+        free = with_work - self.held - sum(shares.get(other, 0) for other in others)
+        claims = min(free, max(0, most - self.held))
+        excess = self.held - most if self.held > most + _slack(most) else 0
+        is_renewed = alive.get(self._replica, now) > now + self._duration / 2
+        if is_renewed and not claims and not excess:
+            return []
+        self._register(now)
+        if excess:
+            self._release(excess)
+        if not claims:
+            return []
+        with self._context.database.write() as connection:
+            claimed = replicas.claim(connection, self._replica, now, claims)
+        self.held += len(claimed)
+        return claimed
+
+    def is_of_another(self, connection: Connection, model: ModelRecord) -> bool:
+        """Return whether another replica holds the lease of the model."""
+        owner, now = model.lease_owner, self._context.clock()
+        if owner is None or owner == self._replica:
+            return False
+        if self._alive.get(owner, now) <= now:
+            # It has joined or renewed its leases since, or it has died.
+            self._alive = replicas.alive(connection, now)
+        return owner in self._alive
+
+    def holds(self, model: ModelRecord) -> bool:
+        """Return whether this replica holds the lease of a model with work; a free one is claimed within the share."""
+        if model.lease_owner == self._replica:
+            return True
+        if self._most is not None and self.held >= self._most + _slack(self._most):
+            return False
+        now = self._context.clock()
+        if self._alive.get(self._replica, now) <= now:
+            # Before the first round.
+            self._register(now)
+        with self._context.database.write() as connection:
+            is_claimed = replicas.claim_one(connection, self._replica, now, model.name)
+        self.held += is_claimed
+        return is_claimed
+
+    def release(self) -> None:
+        """Release all leases, and leave the others to share them."""
+        with self._context.database.write() as connection:
+            replicas.remove(connection, self._replica)
+
+    def _register(self, now: datetime) -> None:
+        """Register this replica or renew its leases. Other threads of it may do so at the same time."""
+        until = now + self._duration
+        register = partial(replicas.register, replica=self._replica, now=now, until=until)
+        self._context.database.settle(register)
+        self._alive = {**self._alive, self._replica: until}
+
+    def _release(self, number: int) -> None:
+        with self._context.database.write() as connection:
+            names = replicas.leased(connection, self._replica)
+            idle = [name for name in names if not self._is_busy(name)][:number]
+            replicas.release(connection, self._replica, idle)
+        self.held -= len(idle)
+
+
+def new_name() -> str:
+    """Return a name for a replica that no other one has."""
+    return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def _slack(most: int) -> int:
+    """By how much the share may be exceeded before leases are released: models come and go all the time."""
+    return max(1, most // 10)

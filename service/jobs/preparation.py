@@ -1,0 +1,348 @@
+"""The steps of a job until its rows are prepared: begin, write the request, read progress and result; and cancel.
+
+The control plane opens no file of a user. It writes a request to object storage, a process on the cluster carries it
+out (`workers.prepare`), and the control plane reads progress and result from object storage. Each step may be
+interrupted and repeated, also by two replicas at a time: a result has the number of its request, and the manifest is
+written once.
+"""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar, get_args
+
+from pydantic import ValidationError
+
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.errors import InvalidDataset, InvalidVersion, ObjectNotFound
+from cmcl.contract.prepare import (
+    PreparationPhase,
+    PrepareFailure,
+    PrepareProgress,
+    PrepareReport,
+)
+from service.context import Context
+from service.database.queries import datasets, job_queue, jobs, models, preparations
+from service.database.queries.preparations import DriverRecord
+from service.database.rows import DatasetRecord, JobRecord, ModelRecord, PreparedRows
+from service.datasets.encoders import mismatch
+from service.jobs import scheduler, steps
+from service.jobs.attempts import dataset_of
+from service.jobs.prepare_driver import prepare_request
+from service.jobs.steps import run_step, set_message
+from service.jobs.workqueue import RateLimiter, Seconds
+from service.states import FailureReason, JobState
+from service.telemetry.spans import preparation_span
+from workers.storage import layout
+from workers.storage.datasets import read_dataset_manifest
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result", PrepareProgress, PrepareFailure, PrepareReport)
+
+_SHORTEST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=0.2), timedelta(seconds=2)
+# The pause between two reads of results, as a share of the time since the preparation began: a small dataset does not
+# wait long, and a large one causes few reads.
+_PAUSE_SHARE = 0.25
+# A request is written again after this long without progress: a delayed process may have overwritten or removed it.
+_BETWEEN_REQUESTS = timedelta(seconds=30)
+_PHASES = get_args(PreparationPhase)
+_WAITS_FOR_TURN = "waits for its turn: earlier datasets of the model are learned first"
+
+
+@dataclass
+class _Poll:
+    """The state of one preparation in this process. It is not stored; a restart begins a new one.
+
+    `quiet_since`: time of the last progress. It moves on during an outage of the launcher. `furthest`: phase and
+    number of rows that the preparation has reached.
+    """
+
+    revision: int
+    due: datetime
+    quiet_since: datetime
+    asked_at: datetime | None = None
+    seen: PrepareProgress | None = None
+    furthest: tuple[int, int] = (-1, 0)
+
+    def take(self, now: PrepareProgress) -> bool:
+        """Store the progress. Returns whether the preparation got further, or waits behind others of a driver that
+        runs.
+
+        Work that is repeated after a crash is no progress: the same crash may repeat without end.
+        """
+        before, self.seen = self.seen, now
+        if now.note is not None:
+            return False
+        if now.phase == "waiting":
+            return now != before
+        reached = (_PHASES.index(now.phase), now.rows_done)
+        is_further = reached > self.furthest
+        self.furthest = max(reached, self.furthest)
+        return is_further
+
+
+class Preparations:
+    """Runs the steps of jobs that are queued or being prepared. Each job has its own pauses.
+
+    Those of different models may run side by side.
+    """
+
+    def __init__(self, context: Context, seconds: Seconds) -> None:
+        self._context = context
+        self._seconds = seconds
+        self._limiter = RateLimiter(seconds)
+        self._polls: dict[str, dict[str, _Poll]] = {}
+
+    def models(self) -> list[str]:
+        """Return the models of which datasets are being prepared."""
+        return list(self._polls)
+
+    def keep(self, model: str, listed: list[JobRecord]) -> None:
+        """Drop the state of jobs of the model that are not listed."""
+        known = self._polls.pop(model, {})
+        kept = {job.id: known.pop(job.id) for job in listed if job.id in known}
+        if kept:
+            self._polls[model] = kept
+        for gone in known:
+            self._limiter.forget(gone)
+
+    def step(self, job: JobRecord, model: ModelRecord, driver: DriverRecord) -> None:
+        """Run the next step of a job that is queued or being prepared, if it is due. After an error, it pauses."""
+        if self._limiter.paused_until(job.id) > self._seconds():
+            return
+        try:
+            self._run(job, model, driver)
+        except Exception:
+            self._limiter.failed(job.id)
+            raise
+        self._limiter.forget(job.id)
+
+    def next_due(self, model: str, listed: list[JobRecord]) -> float | None:
+        """Return the seconds until the next step of one of the jobs is due; None if all wait for the scheduler."""
+        polls, now = self._polls.get(model, {}), self._context.clock()
+        pauses = []
+        for job in listed:
+            if job.state == JobState.QUEUED and job.eligible_at is not None:
+                continue
+            poll = polls.get(job.id)
+            pause = _SHORTEST_PAUSE if poll is None else max(_SHORTEST_PAUSE, poll.due - now)
+            rest = self._limiter.paused_until(job.id) - self._seconds()
+            pauses.append(max(pause.total_seconds(), rest))
+        return min(pauses, default=None)
+
+    def _run(self, job: JobRecord, model: ModelRecord, driver: DriverRecord) -> None:
+        if job.cancel_requested:
+            run_step(self._context, job, "stop", lambda: _cancel(self._context, job))
+        elif job.state == JobState.QUEUED:
+            run_step(self._context, job, job.state, lambda: _begin(self._context, job, model))
+        else:
+            poll = self._poll(job)
+            if self._context.clock() >= poll.due:
+                poll.due = self._context.clock() + _pause(self._context, job)
+                follow = _Follower(self._context, job, model, driver, poll).follow
+                run_step(self._context, job, job.state, follow)
+
+    def _poll(self, job: JobRecord) -> _Poll:
+        of_model = self._polls.setdefault(job.model, {})
+        poll = of_model.get(job.id)
+        if poll is None or poll.revision != job.revision:
+            now = self._context.clock()
+            poll = of_model[job.id] = _Poll(job.revision, due=now, quiet_since=now)
+        return poll
+
+
+def _begin(context: Context, job: JobRecord, model: ModelRecord) -> None:
+    """Let a job wait for its preparation: queued -> preparing. A job that reads no rows is prepared at once."""
+    if job.own_dataset is not None:
+        if job.eligible_at is None:
+            scheduler.enter(context, job, model.policy.priority)
+        return
+    with context.database.write() as connection:
+        message = _WAITS_FOR_TURN if job_queue.must_wait(connection, job) else None
+        jobs.move(connection, job, JobState.PREPARED, context.clock(), message=message)
+
+
+def _cancel(context: Context, job: JobRecord) -> None:
+    """Cancel a job. Removing the request ends the preparation."""
+    _remove_request(context, job)
+    steps.cancelled(context, job)
+
+
+def _remove_request(context: Context, job: JobRecord) -> None:
+    if job.own_dataset is not None:
+        context.store.delete(layout.preparation_request(job.own_dataset))
+
+
+def _pause(context: Context, job: JobRecord) -> timedelta:
+    taken = context.clock() - job.state_changed_at
+    return max(_SHORTEST_PAUSE, min(_LONGEST_PAUSE, taken * _PAUSE_SHARE))
+
+
+@dataclass(frozen=True)
+class _Follower:
+    """One round of a job that is being prepared."""
+
+    context: Context
+    job: JobRecord
+    model: ModelRecord
+    driver: DriverRecord
+    poll: _Poll
+
+    def follow(self) -> None:
+        """preparing -> prepared, reported or failed, if there is a result; otherwise store the progress.
+
+        The result is read first: it counts even if the process that wrote it has ended.
+        """
+        dataset = dataset_of(self.context, self.job)
+        try:
+            if self._take_end(dataset):
+                key = layout.preparation_file(dataset.id, "stages")
+                steps.trace_stages(self.context, preparation_span(self.job), key, "prepare")
+                return
+            self._write_request(dataset)
+        except (InvalidDataset, InvalidVersion) as error:
+            # An upload was removed, or the manifest cannot be read.
+            if steps.quarantine(self.context, self.job, str(error)):
+                _remove_request(self.context, self.job)
+            return
+        self._check_deadline()
+
+    def _take_end(self, dataset: DatasetRecord) -> bool:
+        """Take the result or the failure. Returns whether there was one."""
+        if self._take_result(dataset):
+            return True
+        return not self._take_progress(dataset) and self._take_failure(dataset)
+
+    def _take_result(self, dataset: DatasetRecord) -> bool:
+        """Take the manifest or the report. Returns whether there was one."""
+        if self.job.dry_run:
+            found = self._read(dataset, "report", PrepareReport)
+            return found is not None and self._report(dataset, found)
+        manifest = dataset.manifest or read_dataset_manifest(self.context.store, dataset.id)
+        if manifest is None:
+            return False
+        if (manifest.model, manifest.pair) != (dataset.model, dataset.pair):
+            raise InvalidVersion(f"the manifest of {dataset.id} is of another dataset")
+        self._take_manifest(manifest)
+        return True
+
+    def _take_manifest(self, manifest: DatasetManifest) -> None:
+        """In one transaction: fix the model's encoders, store the manifest, move the job."""
+        prepared = _prepared(manifest)
+        with self.context.database.write() as connection:
+            model = models.lock(connection, self.job.model)
+            fixed = {} if model is None else dict(model.encoders)
+            problem, moved = mismatch(fixed, manifest.encoders), False
+            if problem is None:
+                must_wait = job_queue.must_wait(connection, self.job)
+                message = _WAITS_FOR_TURN if must_wait else None
+                now = self.context.clock()
+                moved = preparations.end(connection, self.job, prepared, now, message)
+            if moved:
+                datasets.set_manifest(connection, manifest)
+                # What is only measured must not decide which encoder a later dataset has to come from.
+                new = {} if manifest.evaluate_only else manifest.encoders
+                if not new.keys() <= fixed.keys():
+                    models.set_encoders(connection, self.job.model, new | fixed)
+        if problem is not None:
+            steps.fail(self.context, self.job, FailureReason.ENCODER_MISMATCH, problem)
+        if moved:
+            self.context.metrics.prepared_rows.labels("kept").inc(manifest.rows)
+            self.context.metrics.prepared_rows.labels("rejected").inc(prepared.rejected_rows)
+        _remove_request(self.context, self.job)
+
+    def _report(self, dataset: DatasetRecord, found: PrepareReport) -> bool:
+        report = found.report
+        prepared = PreparedRows(
+            rejected_rows=report.rejected_rows,
+            rejected=report.rejected,
+            encoders={modality: report.encoders.get(modality) for modality in report.pair},
+        )
+        with self.context.database.write() as connection:
+            now = self.context.clock()
+            if preparations.finish_report(connection, self.job, report, prepared, now):
+                # The dataset itself can be posted, and the same dry run again.
+                datasets.release(connection, dataset.id)
+        _remove_request(self.context, self.job)
+        return True
+
+    def _take_failure(self, dataset: DatasetRecord) -> bool:
+        """Take the failure. Returns whether there was one."""
+        failure = self._read(dataset, "failure", PrepareFailure)
+        if failure is None:
+            return False
+        if failure.reason == "invalid_dataset":
+            seen = self.poll.seen
+            rows = max(len(failure.rejected), seen.bad_rows if seen else 0)
+            rejected = PreparedRows(rejected_rows=rows, rejected=failure.rejected)
+            steps.quarantine(self.context, self.job, failure.message, rejected)
+        else:
+            reason = FailureReason(failure.reason)
+            steps.fail(self.context, self.job, reason, failure.message)
+        _remove_request(self.context, self.job)
+        return True
+
+    def _take_progress(self, dataset: DatasetRecord) -> bool:
+        """Store the progress, and what the job waits for. Returns whether the preparation made progress."""
+        progress = self._read(dataset, "progress", PrepareProgress)
+        moved = progress is not None and self.poll.take(progress)
+        if moved or self.driver.unavailable_since is not None:
+            self.poll.quiet_since = self.context.clock()
+        message = progress.note if progress is not None else None
+        if message is None and not self.driver.runs:
+            message = self.driver.message
+        if progress is None or progress == self.job.prepare_progress:
+            set_message(self.context, self.job, message)
+        else:
+            with self.context.database.write() as connection:
+                preparations.set_progress(connection, self.job, progress, message)
+        return moved
+
+    def _write_request(self, dataset: DatasetRecord) -> None:
+        """Write the request, unless this process wrote it and the preparation makes progress."""
+        now, asked = self.context.clock(), self.poll.asked_at
+        if asked is not None and now - max(asked, self.poll.quiet_since) < _BETWEEN_REQUESTS:
+            return
+        request = prepare_request(self.context, self.job, dataset, self.model)
+        key = layout.preparation_request(dataset.id)
+        self.context.store.put(key, request.model_dump_json().encode())
+        self.poll.asked_at = now
+
+    def _check_deadline(self) -> None:
+        seconds = self.context.settings.prepare_deadline_seconds
+        if self.context.clock() - self.poll.quiet_since <= timedelta(seconds=seconds):
+            return
+        seen = self.poll.seen
+        note = (seen.note if seen is not None else None) or self.driver.message
+        message = f"the preparation made no progress for {seconds:g} s; it was stopped"
+        if note:
+            message += f". The last note: {note}"
+        steps.fail(self.context, self.job, FailureReason.PREPARE_DEADLINE, message)
+        _remove_request(self.context, self.job)
+
+    def _read(self, dataset: DatasetRecord, name: str, kind: type[Result]) -> Result | None:
+        """Read what was written for this request; None if there is nothing, or only for an earlier request."""
+        key = f"{layout.preparation_files(dataset.id)}{name}.json"
+        try:
+            # Through JSON again: a rate that is NaN becomes null, as databases require.
+            written = kind.model_validate_json(self.context.store.read(key))
+            found = kind.model_validate_json(written.model_dump_json())
+        except ObjectNotFound:
+            return None
+        except ValidationError as error:
+            # Written by another release. Without a readable result, the deadline ends the job.
+            logger.warning("%s cannot be read: %s", key, error)
+            return None
+        return found if found.request == self.job.preparation else None
+
+
+def _prepared(manifest: DatasetManifest) -> PreparedRows:
+    rejected = manifest.rejected
+    return PreparedRows(
+        rejected_rows=rejected.rows if rejected else 0,
+        rejected=rejected.first if rejected else (),
+        encoders={
+            modality: manifest.encoders.get(modality) for modality in manifest.pair.modalities
+        },
+    )

@@ -1,0 +1,237 @@
+"""The loop that keeps one driver of preparation running on the cluster: a process that prepares datasets; its requests.
+
+The number of a driver is committed before the driver is submitted, like that of an attempt. Several replicas run this
+loop: each change is conditional on the number that was read, and the launcher starts an id once. Two drivers at a time do
+no harm: objects that they write are named by content, or written once.
+"""
+
+import hashlib
+import logging
+import shlex
+import threading
+from datetime import timedelta
+
+from cmcl.contract.errors import StorageUnavailable
+from cmcl.contract.prepare import PrepareRequest
+from service.context import Context
+from service.database.queries import preparations
+from service.database.queries.preparations import DriverRecord
+from service.database.rows import DatasetRecord, JobRecord, ModelRecord
+from service.datasets.encoders import bound_encoders
+from service.datasets.request import SCHEME, NewDataset
+from service.datasets.uploads import resolve
+from service.errors import DatabaseUnavailable, WriteConflict
+from service.jobs.attempts import labels
+from service.launchers.port import (
+    LauncherError,
+    LauncherRefused,
+    LauncherUnavailable,
+    LaunchState,
+    LaunchStatus,
+    Submission,
+    status_of,
+)
+from service.loops import OutageLog, PeriodicLoop
+from service.principal import DEFAULT_OWNER
+from service.telemetry.spans import preparation_span
+
+logger = logging.getLogger(__name__)
+
+_WHAT = "the process that prepares datasets"
+# Pause of the loop while no job is being prepared.
+_IDLE_SECONDS = 5.0
+# The end of a process that ran for this long does not count as a further failure in a row.
+_LONG_RUN = timedelta(minutes=5)
+_LONGEST_BACKOFF_SECONDS = 60.0
+_OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable, WriteConflict)
+
+
+class PrepareDriver(PeriodicLoop):
+    """Submits the process, watches it, and submits the next one when it has ended.
+
+    On a shared Ray cluster it always runs, so that it is warm. With a cluster of its own for each submission, it is
+    submitted while there is work, and ends by itself.
+    """
+
+    name = "prepare-driver"
+    pause_seconds = 1.0
+    starts_at_once = True
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self._context = context
+        self._outage = OutageLog(logger, f"{_WHAT} is not watched; will retry")
+
+    def step(self, stop: threading.Event) -> float:
+        """See PeriodicLoop."""
+        is_needed = self.tick()
+        self._outage.recovered()
+        return self.pause_seconds if is_needed else _IDLE_SECONDS
+
+    def report(self, error: Exception) -> None:
+        """See PeriodicLoop."""
+        if isinstance(error, _OUTAGES):
+            self._outage.failed(error)
+        else:
+            super().report(error)
+
+    def tick(self) -> bool:
+        """Submit or watch the process. Returns whether a job waits for it.
+
+        Raises LauncherError, after the reason was stored as the message of the waiting jobs.
+        """
+        with self._context.database.read() as connection:
+            seen, is_needed = preparations.driver(connection), preparations.is_any(connection)
+        is_wanted = is_needed or self._context.settings.launcher == "ray"
+        if seen.number == 0 or seen.ended_at is not None:
+            if is_wanted and self._may_begin(seen):
+                self._submit(self._number(seen))
+                self._forget(seen)
+        else:
+            self._watch(seen)
+        return is_needed
+
+    def _may_begin(self, seen: DriverRecord) -> bool:
+        if seen.ended_at is None:
+            return True
+        return self._context.clock() - seen.ended_at >= timedelta(seconds=_backoff(seen.failures))
+
+    def _number(self, seen: DriverRecord) -> DriverRecord:
+        """Assign the next number, and return the newest record: that of another replica, if it was faster."""
+        with self._context.database.write() as connection:
+            preparations.number_driver(connection, seen, self._context.clock())
+            return preparations.driver(connection)
+
+    def _submit(self, seen: DriverRecord) -> None:
+        try:
+            self._context.launcher.submit(self._submission(seen.number))
+        except LauncherRefused as error:
+            self._end(seen, f"refused: {error}", is_failure=True)
+            raise
+        except LauncherUnavailable as error:
+            self._set_unavailable(seen, error)
+            raise
+        with self._context.database.read() as connection:
+            is_newest = preparations.driver(connection).number == seen.number
+        if not is_newest:
+            # This replica was delayed, and another one has submitted the next process since.
+            self._context.launcher.stop(self._id(seen.number))
+
+    def _watch(self, seen: DriverRecord) -> None:
+        try:
+            status = status_of(self._context.launcher, self._id(seen.number))
+        except LauncherUnavailable as error:
+            self._set_unavailable(seen, error)
+            raise
+        if status.state == LaunchState.UNKNOWN and seen.launched_at is None:
+            # It was numbered and not submitted, or the launcher has lost it. The launcher starts an id once.
+            self._submit(seen)
+        elif status.state == LaunchState.PENDING:
+            self._change(seen, message=f"waiting: the cluster has not started {_WHAT}")
+        elif not status.has_ended:
+            self._change(seen, launched_at=seen.launched_at or self._context.clock(), message=None)
+        else:
+            self._end(seen, _words(status), is_failure=status.state != LaunchState.SUCCEEDED)
+
+    def _end(self, seen: DriverRecord, words: str, *, is_failure: bool) -> None:
+        now = self._context.clock()
+        ran = timedelta(0) if seen.launched_at is None else now - seen.launched_at
+        failures = 0 if not is_failure or ran >= _LONG_RUN else seen.failures + 1
+        message = None
+        if is_failure:
+            seconds = _backoff(failures)
+            message = f"waiting: {_WHAT} ended ({words}); the next one starts in {seconds:g} s"
+            logger.warning("%s ended: %s", self._id(seen.number), words)
+        self._change(seen, ended_at=now, failures=failures, message=message)
+
+    def _set_unavailable(self, seen: DriverRecord, error: Exception) -> None:
+        since = seen.unavailable_since or self._context.clock()
+        with self._context.database.write() as connection:
+            changes = {"unavailable_since": since, "message": f"waiting: {error}"}
+            preparations.set_driver(connection, seen, changes)
+
+    def _change(self, seen: DriverRecord, **changes: object) -> None:
+        """Store changes after a reply of the launcher."""
+        changes["unavailable_since"] = None
+        if all(getattr(seen, name) == value for name, value in changes.items()):
+            return
+        with self._context.database.write() as connection:
+            preparations.set_driver(connection, seen, changes)
+        # Jobs show the message, and their deadlines follow it.
+        self._context.wake_signal.notify()
+
+    def _forget(self, ended: DriverRecord) -> None:
+        """Remove the records that the cluster keeps of the last but one process."""
+        if ended.number > 1:
+            self._context.launcher.forget(self._id(ended.number - 1))
+
+    def _id(self, number: int) -> str:
+        """Return the id of a submission. It differs between installations that share a cluster."""
+        store = hashlib.sha256(self._context.store.uri.encode()).hexdigest()[:8]
+        return f"prepare-{store}-{number}"
+
+    def _submission(self, number: int) -> Submission:
+        settings = self._context.settings
+        is_alone = settings.launcher == "kuberay"
+        idle = ["--idle-seconds", f"{settings.prepare_idle_seconds:g}"] if is_alone else []
+        return Submission(
+            id=self._id(number),
+            command=[
+                *_python(settings.worker_command),
+                *("-m", "workers.prepare", "--store", self._context.store.uri, *idle),
+            ],
+            labels=labels(settings, {"driver": "prepare"}),
+            queue=settings.queue_of(DEFAULT_OWNER),
+            ranks=settings.prepare_workers if is_alone else 0,
+            min_ranks=settings.prepare_workers if is_alone else 0,
+            gpus_per_rank=settings.prepare_gpus_per_worker if is_alone else 0,
+            memory_per_pod=settings.prepare_memory_per_pod if is_alone else 0,
+        )
+
+
+def _python(worker_command: str) -> list[str]:
+    """Return the Python command of attempts, including any wrapper before it."""
+    parts = shlex.split(worker_command)
+    return parts[: parts.index("-m")] if "-m" in parts[1:] else ["python"]
+
+
+def _backoff(failures: int) -> float:
+    return min(2.0**failures, _LONGEST_BACKOFF_SECONDS) if failures else 0.0
+
+
+def _words(status: LaunchStatus) -> str:
+    return f"{status.state}: {status.message}" if status.message else status.state.value
+
+
+def prepare_request(
+    context: Context, job: JobRecord, dataset: DatasetRecord, model: ModelRecord
+) -> PrepareRequest:
+    """Return the request for the driver. Raises InvalidDataset if an upload was removed."""
+    posted = NewDataset.model_validate(dataset.request)
+    uploaded = {uri for uri in posted.uris if uri.startswith(SCHEME)}
+    declarations = context.settings.encoders_by_name
+    return PrepareRequest(
+        dataset=dataset.id,
+        request=job.preparation,
+        owner=job.owner,
+        model=model.name,
+        name=dataset.name,
+        spec=model.spec,
+        pair=dataset.pair,
+        shards=posted.shards,
+        evaluation_shards=posted.evaluation_shards,
+        evaluation_share=posted.evaluation_share,
+        evaluate_only=posted.evaluate_only,
+        max_bad_share=posted.max_bad_share,
+        encoders=bound_encoders(model.spec, dataset.pair, declarations),
+        declared=posted.encoders,
+        identities={
+            modality: model.encoders[modality]
+            for modality in dataset.pair.modalities
+            if modality in model.encoders
+        },
+        allowed_prefixes=context.settings.allowed_prefixes,
+        locations={uri: resolve(context, uri) for uri in sorted(uploaded)},
+        report_version=model.head if job.dry_run else None,
+        traceparent=preparation_span(job),
+    )

@@ -1,0 +1,314 @@
+"""Attempts as RayJobs of KubeRay. The only file of the control plane that talks to Kubernetes.
+
+The client is created on first use, because it reads files that may appear later. It re-reads the token
+of its service account while it runs.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from kubernetes.client import (
+    ApiClient,
+    ApiException,
+    Configuration,
+    CoreV1Api,
+    CustomObjectsApi,
+)
+from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
+from urllib3.exceptions import HTTPError
+
+from service.launchers.kuberay_resource import (
+    GROUP,
+    PLURAL,
+    QUEUE_LABEL,
+    SUBMITTER_CONTAINER,
+    VERSION,
+    Site,
+    check_queue,
+    owned_selector,
+    ray_job,
+    resource_name,
+    submitter_selector,
+)
+from service.launchers.port import (
+    LOG_LINES,
+    LOG_SECONDS,
+    LauncherRefused,
+    LauncherUnavailable,
+    LaunchState,
+    LaunchStatus,
+    Submission,
+    end_of_log,
+    shortened,
+)
+
+# Seconds to connect, and for a call.
+_TIMES = (5, 30)
+_BAD_REQUEST, _NOT_FOUND, _CONFLICT = 400, 404, 409
+# The server rejects the request: wrong fields, no permission, unknown kind, a quota.
+_REFUSALS = (400, 403, _NOT_FOUND, 422)
+# KubeRay and Kueue write to the same object concurrently, so stopping may need retries.
+_LOOKS = 3
+# RayJobs of one answer. Each has several kilobytes.
+_PAGE = 250
+_MERGE = "application/merge-patch+json"
+
+
+STOPPED_MARK = "cmcl/stopped"
+
+NO_QUEUE = "cmcl-stopped"
+
+_NOT_STARTED = ("", "Suspended")
+
+_ENDED_BADLY = ("Failed", "ValidationFailed")
+
+# Status of the inner Ray job. It ends before the RayJob, which still cleans up.
+_OF_THE_JOB = {
+    "RUNNING": LaunchState.RUNNING,
+    "SUCCEEDED": LaunchState.SUCCEEDED,
+    "FAILED": LaunchState.FAILED,
+    "STOPPED": LaunchState.STOPPED,
+}
+
+
+def connected() -> Any:
+    """The API of the cluster that this runs in, or else of the current kubeconfig."""
+    configuration = Configuration()
+    try:
+        load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except ConfigException:
+        load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    return CustomObjectsApi(ApiClient(configuration))
+
+
+class KubeRayLauncher:
+    """Launcher over the RayJobs of one namespace."""
+
+    def __init__(self, site: Site, connect: Callable[[], Any] = connected) -> None:
+        self._site = site
+        self._connect = connect
+        self._api: Any = None
+
+    def submit(self, submission: Submission) -> None:
+        """See the port. An existing name is this attempt, submitted before."""
+        _check_queue(submission)
+        with self._translated():
+            job = ray_job(submission, self._site, self._owner_uid())
+            try:
+                self._call("create", body=job)
+            except ApiException as error:
+                if error.status in _REFUSALS:
+                    message = f"Kubernetes refused {submission.id}: {_error_message(error)}"
+                    raise LauncherRefused(message) from error
+                if error.status != _CONFLICT:
+                    raise
+
+    def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
+        """See the port."""
+        with self._translated():
+            known = {job["metadata"]["name"]: job for job in self._listed()}
+        found = {name: known.get(resource_name(name)) for name in submission_ids}
+        return {name: _port_status(job) for name, job in found.items()}
+
+    def stop(self, submission_id: str) -> None:
+        """See the port."""
+        with self._translated():
+            for _ in range(_LOOKS):
+                job = self._find(submission_id)
+                if job is None or launch_status(job).has_ended or self._end(job):
+                    return
+        raise LauncherUnavailable(f"{submission_id} changed at each of {_LOOKS} tries to stop it")
+
+    def log(self, submission_id: str) -> str:
+        """See the port. Only submitters print it where Kubernetes keeps it: in HTTPMode there is none."""
+        with self._translated():
+            job = self._find(submission_id)
+            selector = None if job is None else submitter_selector(job)
+            return "" if selector is None else self._submitter_log(selector)
+
+    def resources(self) -> None:
+        """See the port. What Kubernetes has is no measure: it may add nodes, and other users take some."""
+
+    def forget(self, submission_id: str) -> None:
+        """See the port. Kubernetes also deletes what the RayJob owns."""
+        with self._translated():
+            job = self._find(submission_id)
+            if job is not None and launch_status(job).has_ended:
+                self._remove(job)
+
+    def _submitter_log(self, selector: str) -> str:
+        """The end of the log of the newest pod with a submitter."""
+        core, site = CoreV1Api(self._client().api_client), self._site
+        times: Any = {"_request_timeout": (LOG_SECONDS, LOG_SECONDS)}
+        found: Any = core.list_namespaced_pod(site.namespace, label_selector=selector, **times)
+        if not found.items:
+            return ""
+        newest = max(found.items, key=lambda pod: pod.metadata.creation_timestamp)
+        try:
+            answer: Any = core.read_namespaced_pod_log(
+                newest.metadata.name,
+                site.namespace,
+                container=SUBMITTER_CONTAINER,
+                tail_lines=LOG_LINES,
+                _preload_content=False,
+                **times,
+            )
+        except ApiException as error:
+            # 400: the container has not started yet.
+            if error.status not in (_BAD_REQUEST, _NOT_FOUND):
+                raise
+            return ""
+        try:
+            return end_of_log(answer.stream())
+        finally:
+            answer.release_conn()
+
+    def _owner_uid(self) -> str:
+        """Read each time: a recreated owner has a new uid, and Kubernetes deletes dependents of the old."""
+        if not self._site.owner:
+            return ""
+        found: Any = CoreV1Api(self._client().api_client).read_namespaced_config_map(
+            self._site.owner, self._site.namespace, _request_timeout=_TIMES
+        )
+        uid: str = found.metadata.uid
+        return uid
+
+    def _listed(self) -> Iterator[Mapping[str, Any]]:
+        """All RayJobs of this release, in pages."""
+        page: dict[str, Any] = {}
+        selector = owned_selector(self._site)
+        while not page or page["metadata"].get("continue"):
+            options = {"_continue": page["metadata"]["continue"]} if page else {}
+            page = self._call("list", label_selector=selector, limit=_PAGE, **options)
+            yield from page["items"]
+
+    def _find(self, submission_id: str) -> Mapping[str, Any] | None:
+        try:
+            found: Mapping[str, Any] = self._call("get", name=resource_name(submission_id))
+        except ApiException as error:
+            if error.status != _NOT_FOUND:
+                raise
+            return None
+        return found
+
+    def _end(self, job: Mapping[str, Any]) -> bool:
+        """Request its end. Returns False if it was changed concurrently."""
+        name = job["metadata"]["name"]
+        try:
+            self._call("patch", name=name, body=stopping(job), _content_type=_MERGE)
+        except ApiException as error:
+            if error.status not in (_NOT_FOUND, _CONFLICT):
+                raise
+            return False
+        return True
+
+    def _remove(self, job: Mapping[str, Any]) -> None:
+        try:
+            self._call("delete", name=job["metadata"]["name"])
+        except ApiException as error:
+            if error.status != _NOT_FOUND:
+                raise
+
+    def _client(self) -> Any:
+        if self._api is None:
+            self._api = self._connect()
+        return self._api
+
+    def _call(self, verb: str, **arguments: Any) -> Any:
+        method = getattr(self._client(), f"{verb}_namespaced_custom_object")
+        return method(
+            group=GROUP,
+            version=VERSION,
+            namespace=self._site.namespace,
+            plural=PLURAL,
+            _request_timeout=_TIMES,
+            **arguments,
+        )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Translate the client's errors to the port's."""
+        try:
+            yield
+        except ApiException as error:
+            raise LauncherUnavailable(f"Kubernetes: {_error_message(error)}") from error
+        except (HTTPError, ConfigException, OSError) as error:
+            raise LauncherUnavailable(f"Kubernetes: {error}") from error
+
+
+def _check_queue(submission: Submission) -> None:
+    """Raises LauncherRefused for the queue of an owner whose name Kubernetes does not permit."""
+    if submission.queue:
+        try:
+            check_queue(submission.queue)
+        except ValueError as error:
+            message = f"{error}. Set the field queue of the owner in CMCL_OWNERS"
+            raise LauncherRefused(message) from error
+
+
+def _error_message(error: ApiException) -> str:
+    """The message of the API server, or else the HTTP status."""
+    try:
+        message: str = json.loads(error.body or "")["message"]
+    except (TypeError, ValueError, KeyError):
+        # The response came from a proxy.
+        return f"{error.status} {error.reason}"
+    return message
+
+
+def _port_status(job: Mapping[str, Any] | None) -> LaunchStatus:
+    if job is None:
+        return LaunchStatus(LaunchState.UNKNOWN, "Kubernetes does not know this RayJob")
+    found = launch_status(job)
+    return LaunchStatus(found.state, shortened(found.message))
+
+
+def launch_status(job: Mapping[str, Any]) -> LaunchStatus:
+    """The status as the port's type."""
+    status = job.get("status", {})
+    deployment, of_the_job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
+    if _was_stopped(job, deployment):
+        return LaunchStatus(LaunchState.STOPPED, "stopped on request")
+    if deployment in _ENDED_BADLY:
+        return LaunchStatus(LaunchState.FAILED, _status_message(status))
+    if deployment == "Suspending":
+        # Its pods are being removed and may still run.
+        return LaunchStatus(LaunchState.RUNNING, "suspended by Kueue")
+    if deployment in _NOT_STARTED:
+        return LaunchStatus(LaunchState.PENDING, _waiting(job))
+    # Complete without a job status is not a success.
+    otherwise = LaunchState.FAILED if deployment == "Complete" else LaunchState.PENDING
+    return LaunchStatus(_OF_THE_JOB.get(of_the_job, otherwise), _status_message(status))
+
+
+def stopping(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The merge patch that ends it; it applies only if the RayJob is unchanged."""
+    metadata: dict[str, Any] = {
+        "annotations": {STOPPED_MARK: "true"},
+        "resourceVersion": job["metadata"]["resourceVersion"],
+    }
+    spec: dict[str, Any] = {"activeDeadlineSeconds": 1, "ttlSecondsAfterFinished": 0}
+    is_queued = QUEUE_LABEL in job["metadata"].get("labels", {})
+    if is_queued and job["spec"].get("suspend"):
+        # Remove it from its queue, so that those behind it do not wait for its quota.
+        metadata["labels"] = {QUEUE_LABEL: NO_QUEUE}
+        spec["rayClusterSpec"] = {"workerGroupSpecs": []}
+    return {"metadata": metadata, "spec": spec}
+
+
+def _was_stopped(job: Mapping[str, Any], deployment: str) -> bool:
+    if STOPPED_MARK not in job["metadata"].get("annotations", {}):
+        return False
+    waits = bool(job["spec"].get("suspend")) and deployment in _NOT_STARTED
+    return waits or deployment in _ENDED_BADLY
+
+
+def _waiting(job: Mapping[str, Any]) -> str:
+    queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
+    return f"waiting in queue {queue}" if queue and job["spec"].get("suspend") else ""
+
+
+def _status_message(status: Mapping[str, Any]) -> str:
+    return ": ".join(text for name in ("reason", "message") if (text := status.get(name)))

@@ -1,1 +1,0 @@
-"""Rebuild a lost database from object storage."""

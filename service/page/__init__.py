@@ -1,0 +1,1 @@
+"""The page: the control plane for people, rendered on the server, under /ui."""

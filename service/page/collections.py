@@ -1,0 +1,131 @@
+"""Collections of the endpoint: the list, and the items of one."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Security
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response
+
+from cmcl.contract.modality import NAME_PATTERN
+from service.api.dependencies import ContextDep, get_principal
+from service.api.models import read_model
+from service.api.pagination import LARGEST_NUMBER
+from service.context import Context
+from service.errors import NotFound
+from service.page.endpoint import (
+    SECONDS,
+    CollectionsView,
+    CollectionView,
+    Endpoint,
+    EndpointProblem,
+    ItemsView,
+    release_slot,
+)
+from service.page.forms import ModalityFilter
+from service.page.rendering import PREFIX, Visitor, pages_of, visitor_of
+from service.principal import Principal, Scope
+
+router = APIRouter(prefix=PREFIX)
+
+READ = [Security(get_principal, scopes=[Scope.READ])]
+_LISTED = 50
+CollectionPath = Annotated[str, Path(alias="collection", pattern=NAME_PATTERN)]
+Offset = Annotated[int, Query(ge=0, le=LARGEST_NUMBER)]
+
+
+@dataclass(frozen=True)
+class Collections:
+    """Collections that the visitor may see, or why they cannot be listed."""
+
+    items: list[CollectionView] = field(default_factory=list)
+    problem: EndpointProblem | None = None
+
+
+@router.get("/collections", dependencies=READ)
+async def collections_page(request: Request, context: ContextDep) -> Response:
+    """Collections by name."""
+    release_slot(request)
+    endpoint: Endpoint = request.app.state.endpoint
+    found = await list_collections(visitor_of(request), context, endpoint)
+    return await run_in_threadpool(
+        lambda: pages_of(request).render(
+            request, "collections.html", collections=found.items, problem=found.problem
+        )
+    )
+
+
+@router.get("/collections/{collection}", dependencies=READ)
+async def collection_page(
+    request: Request,
+    collection: CollectionPath,
+    context: ContextDep,
+    modality: ModalityFilter = None,
+    offset: Offset = 0,
+) -> Response:
+    """One collection and its items."""
+    release_slot(request)
+    visitor, endpoint = visitor_of(request), request.app.state.endpoint
+    found, items, problem = None, None, None
+    page: dict[str, str | int] = {"offset": offset, "limit": _LISTED}
+    if modality is not None:
+        page["modality"] = modality
+    try:
+        found = await read_collection(visitor, context, endpoint, collection)
+        path = f"/v1/collections/{collection}/items"
+        items = await endpoint.ask(visitor, ItemsView, path, parameters=page)
+    except EndpointProblem as error:
+        if error.status == 404 and found is None:
+            raise NotFound(str(error)) from error
+        problem = error
+    return await run_in_threadpool(
+        lambda: pages_of(request).render(
+            request,
+            "collection.html",
+            name=collection,
+            collection=found,
+            items=items,
+            problem=problem,
+            modality=modality,
+            offset=offset,
+        )
+    )
+
+
+async def list_collections(
+    visitor: Visitor, context: Context, endpoint: Endpoint, seconds: float = SECONDS
+) -> Collections:
+    """The collections of the visitor's owner."""
+    try:
+        found = await endpoint.ask(visitor, CollectionsView, "/v1/collections", seconds=seconds)
+    except EndpointProblem as problem:
+        return Collections(problem=problem)
+    if endpoint.knows_owners(visitor):
+        return Collections(found.data)
+    models = {each.model for each in found.data}
+    visible = await run_in_threadpool(_visible, models, visitor.principal, context)
+    return Collections([each for each in found.data if each.model in visible])
+
+
+async def read_collection(
+    visitor: Visitor, context: Context, endpoint: Endpoint, name: str
+) -> CollectionView:
+    """One collection. Raises EndpointProblem, also for one of another owner's model."""
+    found = await endpoint.ask(visitor, CollectionView, f"/v1/collections/{name}")
+    if not endpoint.knows_owners(visitor) and not await run_in_threadpool(
+        _visible, {found.model}, visitor.principal, context
+    ):
+        raise EndpointProblem(f"There is no collection {name!r}.", status=404)
+    return found
+
+
+def _visible(models: set[str], principal: Principal, context: Context) -> set[str]:
+    """Those of these models that the principal sees."""
+    visible = set()
+    for model in models:
+        try:
+            read_model(model, principal, context)
+        except NotFound:
+            continue
+        visible.add(model)
+    return visible

@@ -1,0 +1,299 @@
+"""Two versions of a model beside each other, dataset by dataset.
+
+A version or a candidate beside its parent, as tables and pictures, and what a promotion or a rollback changes for those
+who ask the endpoint.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Annotated, Literal
+
+from fastapi import Depends, Query
+from pydantic import BaseModel
+
+from cmcl.pictures import (
+    DriftRow,
+    Optimality,
+    Phase,
+    drift_bars,
+    job_phases,
+    optimality_bars,
+)
+from service.api.candidates import CandidateDataset
+from service.api.history import VersionFiguresView, list_history
+from service.api.pagination import LARGEST_NUMBER
+from service.api.versions import read_version
+from service.context import Context
+from service.database.seek import Seek
+from service.errors import NotFound
+from service.page.rendering import Figure, figure
+from service.principal import Principal
+
+Order = Literal["lost", "drift", "loss", "learned"]
+# What the tables can be ordered by, as their links say it.
+ORDERS: Mapping[str, str] = {
+    "lost": "most recall lost",
+    "drift": "largest drift",
+    "loss": "furthest from the lowest loss",
+    "learned": "order of learning",
+}
+_ROWS = 50
+
+# Rows of the table; a confirmation must be read at a glance, and the memory page has all.
+_MOST_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The part of a table that is shown: its order, and how many rows come before."""
+
+    order: Order = "lost"
+    skipped: int = 0
+
+
+def get_wanted(
+    order: Annotated[Order, Query()] = "lost",
+    cursor: Annotated[int, Query(ge=0, le=LARGEST_NUMBER)] = 0,
+) -> Wanted:
+    """The part that the address names."""
+    return Wanted(order, cursor)
+
+
+WantedDep = Annotated[Wanted, Depends(get_wanted)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All datasets, and those that the table shows: those that are new, and a part of the earlier ones.
+
+    A version that unlearns a dataset has no new one, and one that merges another model may have several.
+    """
+
+    added: Sequence[CandidateDataset]
+    earlier: Sequence[CandidateDataset]
+    shown: Sequence[CandidateDataset]
+    wanted: Wanted
+
+    @property
+    def next_cursor(self) -> int | None:
+        """The first row of the next part."""
+        following = self.wanted.skipped + len(self.shown)
+        return following if following < len(self.earlier) else None
+
+    @property
+    def lost_most(self) -> CandidateDataset | None:
+        """The earlier dataset with the smallest change of R@1 since it was learned; None: none was measured twice."""
+        known = [each for each in self.earlier if change_since_learned(each) is not None]
+        return min(known, key=_by_change, default=None)
+
+    @property
+    def drifted_most(self) -> CandidateDataset | None:
+        """The earlier dataset with the largest drift."""
+        known = [each for each in self.earlier if each.drift_after is not None]
+        return max(known, key=lambda each: each.drift_after or 0.0, default=None)
+
+    @property
+    def mean_change(self) -> float | None:
+        """Mean change of R@1 of the earlier datasets since each was learned."""
+        changes = map(change_since_learned, self.earlier)
+        known = [change for change in changes if change is not None]
+        return fmean(known) if known else None
+
+    @property
+    def mean_recall(self) -> float | None:
+        """Mean R@1 of all datasets with held-out rows."""
+        both = (*self.earlier, *self.added)
+        known = [each.recall_after.at_1 for each in both if each.recall_after]
+        return fmean(known) if known else None
+
+    @property
+    def has_quality(self) -> bool:
+        """Whether the loss of an earlier dataset is known."""
+        return any(each.quality_after for each in self.earlier)
+
+
+def compare(datasets: Sequence[CandidateDataset], wanted: Wanted) -> Comparison:
+    """Order the datasets of a version."""
+    added = [each for each in datasets if each.is_new]
+    earlier = [each for each in datasets if not each.is_new]
+    # Sorting keeps the order of learning where values are equal or missing.
+    in_order = sorted(earlier, key=_KEYS[wanted.order])
+    shown = in_order[wanted.skipped : wanted.skipped + _ROWS]
+    return Comparison(added, earlier, shown, wanted)
+
+
+def change_since_learned(dataset: CandidateDataset) -> float | None:
+    """Change of R@1 since the dataset was learned."""
+    if dataset.is_new or dataset.recall_learned is None or dataset.recall_after is None:
+        return None
+    return dataset.recall_after.at_1 - dataset.recall_learned.at_1
+
+
+def change_by_version(dataset: CandidateDataset) -> float | None:
+    """Change of R@1 from the parent to this version."""
+    if dataset.recall_before is None or dataset.recall_after is None:
+        return None
+    return dataset.recall_after.at_1 - dataset.recall_before.at_1
+
+
+def comparison_values(
+    datasets: Sequence[CandidateDataset],
+    wanted: Wanted,
+    bound: float | None,
+    seconds: Mapping[str, float],
+) -> dict[str, object]:
+    """What `comparison.html` needs to show the datasets."""
+    comparison = compare(datasets, wanted)
+    return {
+        "comparison": comparison,
+        "changes": {"since_learned": change_since_learned, "by_version": change_by_version},
+        "drift": drift_figure(comparison, bound) if comparison.earlier else None,
+        "optimality": optimality_figure(comparison),
+        "time": time_figure(seconds),
+        "orders": ORDERS,
+    }
+
+
+def _by_change(dataset: CandidateDataset) -> float:
+    change = change_since_learned(dataset)
+    return float("inf") if change is None else change
+
+
+def _by_drift(dataset: CandidateDataset) -> float:
+    return -(dataset.drift_after or 0.0)
+
+
+def _by_gap(dataset: CandidateDataset) -> float:
+    quality = dataset.quality_after
+    if quality is None:
+        return float("inf")
+    return -(quality.now - (-1.0 if quality.best is None else quality.best))
+
+
+_KEYS: Mapping[str, Callable[[CandidateDataset], float]] = {
+    "lost": _by_change,
+    "drift": _by_drift,
+    "loss": _by_gap,
+    "learned": lambda dataset: dataset.version,
+}
+
+
+def drift_figure(comparison: Comparison, bound: float | None) -> Figure:
+    """Drift of each earlier dataset against the bound."""
+    rows = [
+        DriftRow(each.name, each.drift_after, each.drift_against_parent)
+        for each in comparison.earlier
+    ]
+    return figure(lambda width: drift_bars(rows, bound, width=width))
+
+
+def optimality_figure(comparison: Comparison) -> Figure | None:
+    """The loss of each earlier dataset against the lowest possible; None where that is not known."""
+    known = [(each.name, each.quality_after) for each in comparison.earlier if each.quality_after]
+    rows = [
+        Optimality(name, quality.now, quality.best)
+        for name, quality in known
+        if quality.best is not None
+    ]
+    return figure(lambda width: optimality_bars(rows, width=width)) if rows else None
+
+
+def time_figure(seconds: Mapping[str, float]) -> Figure | None:
+    """Time spent in each part of the job."""
+    phases = [Phase(name, spent) for name, spent in seconds.items()]
+    return figure(lambda width: job_phases(phases, width=width)) if phases else None
+
+
+class ComparedDataset(BaseModel):
+    """A dataset in both versions. Recall is R@1; None: not measured, or not learned yet."""
+
+    dataset: str
+    name: str
+    is_learned_before: bool
+    is_learned_after: bool
+    recall_before: float | None
+    recall_after: float | None
+    drift_before: float | None
+    drift_after: float | None
+
+    @property
+    def change(self) -> float | None:
+        """The change of R@1; None without both."""
+        if self.recall_before is None or self.recall_after is None:
+            return None
+        return self.recall_after - self.recall_before
+
+
+class VersionChange(BaseModel):
+    """A version beside the one that it replaces. `before` is None if no version is live."""
+
+    before: VersionFiguresView | None
+    after: VersionFiguresView
+    datasets: list[ComparedDataset]
+    more: int
+    lost: int
+    gained: int
+
+
+def read_figures(
+    model: str, version: int, principal: Principal, context: Context
+) -> VersionFiguresView:
+    """The measurements of one version. Raises NotFound."""
+    found = list_history(model, principal, context, Seek(version - 1, "asc", 1)).items
+    if not found or found[0].version != version:
+        raise NotFound(f"model {model!r} has no version {version}")
+    return found[0]
+
+
+def compare_versions(
+    model: str, before: int | None, after: int, principal: Principal, context: Context
+) -> VersionChange:
+    """Compare two versions: the datasets that are lost first, then those whose recall changes most. Raises NotFound."""
+    new = read_figures(model, after, principal, context)
+    old = read_figures(model, before, principal, context) if before is not None else None
+    known = _learned_by(model, after, principal, context)
+    known_before = {} if before is None else _learned_by(model, before, principal, context)
+    recall_before, drift_before = _measured(old)
+    recall_after, drift_after = _measured(new)
+    compared = [
+        ComparedDataset(
+            dataset=dataset,
+            name=name,
+            is_learned_before=dataset in known_before,
+            is_learned_after=dataset in known,
+            recall_before=recall_before.get(dataset),
+            recall_after=recall_after.get(dataset),
+            drift_before=drift_before.get(dataset),
+            drift_after=drift_after.get(dataset),
+        )
+        for dataset, name in {**known_before, **known}.items()
+    ]
+    compared.sort(key=_importance)
+    return VersionChange(
+        before=old,
+        after=new,
+        datasets=compared[:_MOST_SHOWN],
+        more=max(0, len(compared) - _MOST_SHOWN),
+        lost=len(known_before.keys() - known.keys()),
+        gained=len(known.keys() - known_before.keys()) if old is not None else 0,
+    )
+
+
+def _learned_by(model: str, version: int, principal: Principal, context: Context) -> dict[str, str]:
+    """Names of the datasets that a version has learned, by id."""
+    lineage = read_version(model, version, principal, context, matrix=False).lineage
+    return {line.dataset: line.name for line in lineage}
+
+
+def _measured(
+    version: VersionFiguresView | None,
+) -> tuple[Mapping[str, float], Mapping[str, float]]:
+    """Recall and drift by dataset."""
+    found = version.by_dataset if version else None
+    return (found.recall, found.drift) if found else ({}, {})
+
+
+def _importance(compared: ComparedDataset) -> tuple[bool, float, str]:
+    is_lost = compared.is_learned_before and not compared.is_learned_after
+    return (not is_lost, -abs(compared.change or 0.0), compared.name)

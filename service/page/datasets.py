@@ -1,0 +1,183 @@
+"""Datasets: the list, one dataset with its files and rejected rows, and posting one.
+
+The script of the page sends the files in parts, then the form names them. The script uses the routes of `/v1/uploads`,
+which the page has under `/ui/v1/uploads` as well: there the session counts.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+from pydantic import Field
+
+from cmcl.contract.modality import Frozen
+from service.api import datasets, uploads
+from service.api.datasets import AcceptedDataset, DatasetView, post_dataset
+from service.api.dependencies import ContextDep, DatasetPath, ModelPath, Reader, require_body_type
+from service.api.jobs import read_job
+from service.api.models import read_model
+from service.api.pagination import CursorQuery, get_number_seek, get_offset_seek
+from service.datasets.request import SCHEME, NewDataset
+from service.page.forms import ModelFilter, ReadingWriter, address, posted, see_other, validated
+from service.page.rendering import PREFIX, pages_of
+from workers.storage.s3 import SMALLEST_PART
+
+router = APIRouter(prefix=PREFIX)
+
+_LISTED = 50
+_LISTED_FILES = 100
+_MOST_REJECTED = 100
+
+router.include_router(uploads.router, dependencies=[Depends(require_body_type)])
+
+# The form has their ids, and a form is small.
+MOST_FILES = 500
+_PART_BYTES = 16 << 20
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+@router.get("/datasets")
+def datasets_page(
+    request: Request,
+    principal: Reader,
+    context: ContextDep,
+    model: ModelFilter = None,
+    cursor: CursorQuery = None,
+) -> Response:
+    """Datasets, the newest first."""
+    seek = get_number_seek(cursor, "desc", _LISTED)
+    found = datasets.list_datasets(principal, context, seek, model=model)
+    return pages_of(request).render(
+        request,
+        "datasets.html",
+        datasets=found.items,
+        next_cursor=found.next_cursor,
+        is_first=cursor is None,
+        first=address("datasets", model=model),
+        model=model,
+    )
+
+
+@router.get("/datasets/{dataset}")
+def dataset_page(
+    request: Request, dataset: DatasetPath, principal: Reader, context: ContextDep
+) -> Response:
+    """One dataset."""
+    found = datasets.read_dataset(dataset, principal, context)
+    job = read_job(found.job, principal, context) if found.job else None
+    return pages_of(request).render(
+        request,
+        "dataset.html",
+        dataset=found,
+        job=job,
+        files=_files(found),
+        most_files=_LISTED_FILES,
+    )
+
+
+@router.get("/datasets/{dataset}/rejected-rows")
+def rejected_rows_page(
+    request: Request,
+    dataset: DatasetPath,
+    principal: Reader,
+    context: ContextDep,
+    cursor: CursorQuery = None,
+) -> Response:
+    """Rows of a dataset that were left out."""
+    found = datasets.read_dataset(dataset, principal, context)
+    seek = get_offset_seek(cursor, _MOST_REJECTED)
+    rows = datasets.list_rejected_rows(dataset, principal, context, seek)
+    return pages_of(request).render(
+        request,
+        "rejected_rows.html",
+        dataset=found,
+        rows=rows.items,
+        next_cursor=rows.next_cursor,
+        is_first=cursor is None,
+    )
+
+
+def _files(dataset: DatasetView) -> list[dict[str, object]]:
+    """Its files as they were posted, with what is known of each once it was prepared."""
+    known = {}
+    manifest = dataset.manifest
+    for shard in (*manifest.shards, *manifest.evaluation_shards) if manifest else ():
+        known[shard.source.uri if shard.source else shard.uri] = shard
+    posted = [(shard, dataset.evaluate_only) for shard in dataset.shards]
+    posted += [(shard, True) for shard in dataset.evaluation_shards]
+    return [
+        {"uri": shard.uri, "is_held_out": is_held_out, "shard": known.get(shard.uri)}
+        for shard, is_held_out in posted
+    ]
+
+
+class DatasetForm(Frozen):
+    """A dataset whose files were uploaded: ids of uploads, separated by spaces."""
+
+    name: str = ""
+    first: str = ""
+    second: str = ""
+    uploads: str = ""
+    evaluation_uploads: str = ""
+    evaluation_share: Percent | None = None
+    max_bad_share: Percent | None = None
+    evaluate_only: bool = False
+    dry_run: bool = False
+
+    def request(self, model: str) -> NewDataset:
+        """The body of the request. Raises RequestValidationError."""
+        values = {
+            "model": model,
+            "name": self.name,
+            "pair": {"first": self.first, "second": self.second},
+            "shards": _addresses(self.uploads),
+            "evaluation_shards": _addresses(self.evaluation_uploads),
+            # The form has a share from the beginning; of these datasets every row is held out.
+            "evaluation_share": None if self.evaluate_only else _share(self.evaluation_share),
+            "max_bad_share": _share(self.max_bad_share),
+            "evaluate_only": self.evaluate_only,
+            "dry_run": self.dry_run,
+        }
+        return validated(NewDataset, values)
+
+
+@router.get("/models/{model}/post")
+def dataset_form(
+    request: Request, model: ModelPath, principal: ReadingWriter, context: ContextDep
+) -> Response:
+    """The form of a dataset with its files."""
+    settings = context.settings
+    return pages_of(request).render(
+        request,
+        "post_dataset.html",
+        model=read_model(model, principal, context),
+        file_bytes_max=settings.upload_bytes_max,
+        part_bytes=max(SMALLEST_PART, min(_PART_BYTES, settings.upload_part_bytes_max)),
+        most_files=MOST_FILES,
+        kept_hours=settings.upload_expiry_hours,
+    )
+
+
+@router.post("/models/{model}/post")
+def accept(
+    request: Request,
+    model: ModelPath,
+    form: Annotated[DatasetForm, posted(DatasetForm)],
+    principal: ReadingWriter,
+    context: ContextDep,
+) -> Response:
+    """Post the dataset of these uploads, and show its job."""
+    answer = post_dataset(form.request(model), principal, context, None)
+    job = AcceptedDataset.model_validate_json(bytes(answer.body)).job
+    is_new = answer.status_code != 200
+    # A sealed dataset has a job.
+    address = f"jobs/{job.id}" if job is not None else "jobs"
+    return see_other(request, address, "dataset-posted" if is_new else "dataset-known")
+
+
+def _addresses(ids: str) -> list[dict[str, str]]:
+    return [{"uri": f"{SCHEME}{each}"} for each in ids.split()]
+
+
+def _share(percent: float | None) -> float | None:
+    return None if not percent else percent / 100

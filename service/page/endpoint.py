@@ -1,0 +1,279 @@
+"""The embeddings endpoint, asked on behalf of a session: browsers cannot ask it, because it permits no other origin.
+
+Each request has a token that names the owner of the session, so that the endpoint itself decides what that owner may
+see. Where the endpoint requires no keys it cannot decide, and the page shows models of the owner alone.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, Field, ValidationError
+from starlette.requests import Request
+
+from service.api.concurrency import RELEASE_SLOT, FairSemaphore
+from service.context import Clock
+from service.page.rendering import Visitor
+from service.principal import EVERY_OWNER, Scope
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.auth.sessions import SessionTokens
+
+logger = logging.getLogger(__name__)
+
+View = TypeVar("View", bound=BaseModel)
+
+SECONDS = 10.0
+# Of a response; a page of items with payloads has less than a megabyte.
+_MOST_BYTES = 4 << 20
+_AT_ONCE, _AT_ONCE_OF_OWNER, _WAITING_OF_OWNER = 16, 4, 32
+_CONNECT_SECONDS = 2.0
+# What to do, by status of the endpoint.
+_ADVICE = {
+    401: "Give the control plane CMCL_SNAPSHOT_SIGNING_KEY and the endpoint the public key that belongs to it.",
+    403: "Add the host of CMCL_EMBEDDINGS_URL to the endpoint's allowed_hosts.",
+    429: "Try again in some seconds.",
+    501: "Install usearch where the endpoint runs; the worker image has it.",
+    503: "Try again in some seconds.",
+    504: "Try again in some seconds.",
+}
+_NOT_KNOWN = "Set CMCL_EMBEDDINGS_URL of the control plane. cmcl up and the chart do so."
+_NOT_REACHED = "Start the endpoint, or correct CMCL_EMBEDDINGS_URL of the control plane. Models keep being learned meanwhile."
+
+
+class EndpointProblem(Exception):
+    """The endpoint did not give what was asked for. `advice`: what to do; `status`: its own, or None."""
+
+    def __init__(self, message: str, advice: str = "", status: int | None = None) -> None:
+        super().__init__(message)
+        self.advice = advice
+        self.status = status
+
+
+class SearchedView(BaseModel):
+    """What a replica searches of a collection."""
+
+    problem: str | None = None
+    version: int | None = None
+    revision: int | None = None
+    rows: dict[str, int] | None = None
+    memory_bytes: int | None = None
+
+
+class CollectionView(BaseModel):
+    """A collection."""
+
+    id: str
+    model: str
+    feature_type: str
+    revision: int
+    created: int
+    changed: int
+    stored_bytes: int
+    damaged: str | None = None
+    searched: SearchedView | None = None
+
+
+class CollectionsView(BaseModel):
+    """Collections of an owner."""
+
+    data: list[CollectionView]
+
+
+class ItemView(BaseModel):
+    """An item of a collection."""
+
+    id: str
+    modality: str
+    payload: dict[str, Any] | None = None
+
+
+class ItemsView(BaseModel):
+    """Items of a collection."""
+
+    data: list[ItemView]
+    model: str
+    revision: int
+    rows: int
+    next_offset: int | None
+
+
+class HitView(ItemView):
+    """Something that was found: an item of a collection, or a held-out row with its number and label."""
+
+    score: float
+    row: int | None = None
+    label: str | None = None
+
+
+class PartnerView(BaseModel):
+    """The other side of the row that was searched for."""
+
+    rank: int
+    score: float
+
+
+class FoundView(BaseModel):
+    """The response to a search."""
+
+    data: list[HitView]
+    model: str = Field(description="name@version")
+    revision: int | None = None
+    exact: bool = True
+    rows: int | None = None
+    partner: PartnerView | None = None
+
+    @property
+    def version(self) -> int:
+        """The version that answered."""
+        return int(self.model.rpartition("@")[2])
+
+
+class HeldOutRowView(BaseModel):
+    """A held-out row."""
+
+    row: int
+    id: str
+    label: str | None
+
+
+class HeldOutView(BaseModel):
+    """Held-out rows of a dataset."""
+
+    pair: list[str]
+    rows: int
+    rows_stored: int
+    data: list[HeldOutRowView]
+    next_offset: int | None
+
+
+def release_slot(request: Request) -> None:
+    """Release the slot of a request that will wait for the endpoint, which others of its owner need meanwhile."""
+    release = getattr(request.state, RELEASE_SLOT, None)
+    # A body that is streamed has none.
+    if release is not None:
+        release()
+
+
+class Endpoint:
+    """Sends requests. For use on the event loop alone."""
+
+    def __init__(
+        self,
+        url: str,
+        tokens: "SessionTokens | None",
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """`tokens`: None where the endpoint requires no keys. `transport`: for tests."""
+        self._url = url.rstrip("/")
+        self._tokens = tokens
+        self._transport = transport
+        self._slots = FairSemaphore(_AT_ONCE, _AT_ONCE_OF_OWNER, _WAITING_OF_OWNER)
+
+    def knows_owners(self, visitor: Visitor) -> bool:
+        """Whether the endpoint itself refuses this visitor what belongs to others."""
+        return self._tokens is not None or visitor.principal.owner is None
+
+    async def ask(
+        self,
+        visitor: Visitor,
+        view: type[View],
+        path: str,
+        body: object = None,
+        *,
+        parameters: Mapping[str, str | int] = {},
+        seconds: float = SECONDS,
+    ) -> View:
+        """GET, or POST with a body. Raises EndpointProblem, TooManyRequests."""
+        if not self._url:
+            raise EndpointProblem(
+                "The control plane does not know the endpoint's address.", _NOT_KNOWN
+            )
+        if Scope.EMBED not in visitor.principal.scopes:
+            raise EndpointProblem(
+                "The key of this session does not have the scope embed.",
+                "Sign in with a key that has it.",
+            )
+        async with self._slots.slot(visitor.principal.owner or EVERY_OWNER):
+            try:
+                async with asyncio.timeout(seconds):
+                    status, content = await self._send(visitor, path, body, parameters, seconds)
+            except TimeoutError as error:
+                raise EndpointProblem(
+                    f"The endpoint did not answer within {seconds:g} seconds.", _NOT_REACHED
+                ) from error
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                logger.warning("the endpoint at %s did not answer: %s", self._url, error)
+                raise EndpointProblem("The endpoint does not answer.", _NOT_REACHED) from error
+        return _parsed(view, status, content)
+
+    async def _send(
+        self,
+        visitor: Visitor,
+        path: str,
+        body: object,
+        parameters: Mapping[str, str | int],
+        seconds: float,
+    ) -> tuple[int, bytes]:
+        # Less than the deadline here, so that the endpoint says which of its parts was slow.
+        headers = {"x-request-timeout-ms": str(int(900 * seconds))}
+        if self._tokens is not None:
+            session = visitor.session.id if visitor.session else "local"
+            headers["authorization"] = self._tokens.authorization(visitor.principal, session)
+        timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS)
+        # Proxies of the environment are for the internet, and this address is internal.
+        client = httpx.AsyncClient(timeout=timeout, trust_env=False, transport=self._transport)
+        method = "GET" if body is None else "POST"
+        async with (
+            client,
+            client.stream(
+                method, f"{self._url}{path}", params=parameters, json=body, headers=headers
+            ) as response,
+        ):
+            content = b""
+            async for piece in response.aiter_bytes():
+                content += piece
+                if len(content) > _MOST_BYTES:
+                    raise EndpointProblem("The endpoint's answer is larger than a page can show.")
+            return response.status_code, content
+
+
+def open_endpoint(settings: Settings, clock: Clock) -> Endpoint:
+    """The endpoint of the settings, with tokens where the control plane signs keys for it."""
+    key = settings.snapshot_signing_key
+    if key is None:
+        return Endpoint(settings.embeddings_url, None)
+    # `cryptography` takes long to import, and most deployments have no such key.
+    from service.auth.key_snapshot import read_signing_key
+    from service.auth.sessions import SessionTokens
+
+    tokens = SessionTokens(read_signing_key(key.get_secret_value()), clock)
+    return Endpoint(settings.embeddings_url, tokens)
+
+
+def _parsed(view: type[View], status: int, content: bytes) -> View:
+    """Raises EndpointProblem."""
+    if status == 200:
+        try:
+            return view.model_validate_json(content)
+        except ValidationError as error:
+            logger.warning("the endpoint's answer is not understood: %s", error)
+            raise EndpointProblem(
+                "The endpoint's answer is not understood.",
+                "Run the same release of the control plane and the endpoint.",
+            ) from error
+    raise EndpointProblem(_message(status, content), _ADVICE.get(status, ""), status)
+
+
+def _message(status: int, content: bytes) -> str:
+    try:
+        message = json.loads(content)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = None
+    if isinstance(message, str) and message:
+        return f"{message[:1].upper()}{message[1:]}."
+    return f"The endpoint answered {status}."

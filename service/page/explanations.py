@@ -1,0 +1,285 @@
+"""What the page says about states, reasons, numbers and errors: a sentence each, and what to do next."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cmcl.contract.event import EventKind
+from service.states import FailureReason, JobState
+
+Tone = Literal["good", "busy", "wait", "hold", "bad", "quiet"]
+
+
+@dataclass(frozen=True)
+class Saying:
+    """A state as the page shows it: a word, its colour and sign, and a sentence."""
+
+    label: str
+    tone: Tone
+    sentence: str
+
+
+# Kinds of jobs and versions that are marked.
+KINDS: dict[str, Saying] = {
+    "unlearn": Saying(
+        "unlearns", "quiet", "Its version never saw the dataset: heads are solved without it."
+    ),
+    "merge": Saying(
+        "merges", "quiet", "Its version has also learned the datasets of another model's version."
+    ),
+}
+
+STATES: dict[str, Saying] = {
+    JobState.QUEUED: Saying("queued", "wait", "The job waits; nothing of it runs yet."),
+    JobState.PREPARING: Saying(
+        "preparing", "busy", "The rows of its dataset are read, checked and encoded on the cluster."
+    ),
+    JobState.PREPARED: Saying(
+        "prepared", "wait", "The rows are ready. The job waits until the model's earlier jobs end."
+    ),
+    JobState.SUBMITTING: Saying(
+        "submitting", "busy", "An attempt is being submitted to the cluster."
+    ),
+    JobState.RUNNING: Saying("running", "busy", "The cluster trains the dataset."),
+    JobState.GATING: Saying(
+        "judging", "busy", "The candidate is compared with the model's policy."
+    ),
+    JobState.HELD: Saying(
+        "held", "hold", "The candidate meets the policy and waits until a person approves it."
+    ),
+    JobState.PUBLISHED: Saying("published", "good", "The candidate is a version of the model."),
+    JobState.REPORTED: Saying("reported", "good", "The dry run is complete; nothing was kept."),
+    JobState.EVALUATED: Saying(
+        "measured",
+        "good",
+        "The dataset is not learned. It is measured with the live version, if there is one, and with every later one.",
+    ),
+    JobState.REJECTED: Saying(
+        "rejected", "bad", "The candidate is not published. The model is unchanged."
+    ),
+    JobState.FAILED: Saying("failed", "bad", "There is no candidate. The model is unchanged."),
+    JobState.CANCELLED: Saying(
+        "cancelled", "quiet", "The job was cancelled. The model is unchanged."
+    ),
+}
+
+EVENT_TONES: dict[str, Tone] = {
+    **{f"job.{state}": saying.tone for state, saying in STATES.items()},
+    EventKind.JOB_CANCEL_REQUESTED: "hold",
+    EventKind.VERSION_PUBLISHED: "good",
+    EventKind.VERSION_PROMOTED: "good",
+    EventKind.VERSION_ROLLED_BACK: "hold",
+    EventKind.CANARY_STARTED: "busy",
+    EventKind.CANARY_CHANGED: "busy",
+    EventKind.CANARY_PROMOTED: "good",
+    EventKind.CANARY_ABORTED: "bad",
+}
+
+PHASES: dict[str, str] = {
+    "waiting": "The resident ranks are busy with another attempt.",
+    "starting": "The processes start and read the parent version.",
+    "reading": "Rows are read, and copied to a local disk if they are many.",
+    "moments": "Counts and sums of the features are computed, which later protect this dataset.",
+    "training": "The two heads are trained; the mask removes what would change earlier scores.",
+    "limiting": "The change is shrunk until the drift is within its bound.",
+    "certifying": "Drift and recall of earlier datasets are measured.",
+    "writing": "The candidate is written to object storage.",
+    "done": "The candidate is complete.",
+    "planning": "The files are listed and divided into units.",
+    "encoding": "Encoders compute the features of raw rows.",
+    "finishing": "Held-out rows are set aside and the manifest is written.",
+    "reporting": "The report of the dry run is computed.",
+}
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Why something ended, and what to do next."""
+
+    sentence: str
+    next_step: str
+
+
+REASONS: dict[str, Remedy] = {
+    FailureReason.INVALID_DATASET: Remedy(
+        "The rows of the dataset cannot be used.",
+        "Correct the rows that the message names and post the dataset again. max_bad_share permits a share of bad rows.",
+    ),
+    FailureReason.ENCODER_MISMATCH: Remedy(
+        "An encoder is not the one that computed the earlier features of the model.",
+        "Use the encoder that the model shows, or create a model for the new encoder.",
+    ),
+    FailureReason.ENCODER_UNAVAILABLE: Remedy(
+        "An encoder does not start on the cluster.",
+        "Ask the operator to check its declaration and the memory of the cluster; then retry the job.",
+    ),
+    FailureReason.PREPARE_DEADLINE: Remedy(
+        "The preparation of the rows made no progress for too long.",
+        "Check that the cluster has room for the driver of preparation; then retry the job.",
+    ),
+    FailureReason.LAUNCHER_REFUSED: Remedy(
+        "The cluster refused the attempt.", "Correct what the message names; then retry the job."
+    ),
+    FailureReason.QUEUE_DEADLINE: Remedy(
+        "The cluster accepted the attempt but did not start it in time.",
+        "Free resources of the cluster or add nodes; then retry the job.",
+    ),
+    FailureReason.START_DEADLINE: Remedy(
+        "The attempt never reported progress.",
+        "Read the log of the attempt; check images and resources; then retry the job.",
+    ),
+    FailureReason.RUN_DEADLINE: Remedy(
+        "The attempt did not end in time.",
+        "Add ranks, split the dataset, or raise CMCL_RUN_DEADLINE_SECONDS; then retry the job.",
+    ),
+    FailureReason.ATTEMPTS_EXHAUSTED: Remedy(
+        "Each permitted attempt ended without a candidate.",
+        "Read the log of the last attempt; a common cause is too little memory. Then retry the job.",
+    ),
+    FailureReason.TRAINING_FAILED: Remedy(
+        "The attempt reported a failure that another attempt would repeat.",
+        "Correct what the message names: the dataset or the model's specification.",
+    ),
+    FailureReason.STORE_DAMAGED: Remedy(
+        "Stored data of earlier datasets is damaged.",
+        "Ask the operator to restore it: docs/disaster.md of the project has the steps.",
+    ),
+    FailureReason.CANNOT_COMBINE: Remedy(
+        "An earlier job has changed what this one was to unlearn or merge.",
+        "The message says what prevents it. Remove that, then retry the job.",
+    ),
+    FailureReason.HEADS_TOO_LARGE: Remedy(
+        "A replica of the endpoint could not hold the version.",
+        "Use a smaller width or fewer modalities, or ask the operator for a larger CMCL_HEADS_BYTES_MAX.",
+    ),
+    FailureReason.INVALID_CANDIDATE: Remedy(
+        "The candidate is damaged or does not match its job.",
+        "Retry the job. If it happens again, check the object storage.",
+    ),
+    FailureReason.DRIFT_TOO_LARGE: Remedy(
+        "Scores of an earlier dataset moved further than the bound permits.",
+        "Compare the certificate with the bound. Raise max_drift if the drift is acceptable, or leave the version out.",
+    ),
+    FailureReason.FORGETTING_TOO_LARGE: Remedy(
+        "Earlier datasets lost more recall than the policy permits.",
+        "Look which dataset lost most. Relax min_backward_transfer if that is acceptable, or leave the version out.",
+    ),
+    FailureReason.GAIN_TOO_SMALL: Remedy(
+        "The new dataset gained less recall than the policy asks for.",
+        "Check the pairs of the dataset and its held-out rows, and the capacity that is left.",
+    ),
+    FailureReason.NOT_MEASURED: Remedy(
+        "The policy needs a measurement that the candidate lacks.",
+        "Post the dataset with held-out rows (evaluation_share), or remove that bound from the policy.",
+    ),
+    FailureReason.REJECTED_BY_HAND: Remedy(
+        "A person rejected the candidate.",
+        "Read the reason. A rejected candidate can still be approved while its parent is the newest version.",
+    ),
+}
+
+# By the end of a problem's type.
+NEXT_STEPS: dict[str, str] = {
+    "not-found": "It may have been deleted, or it belongs to another owner. Start from the overview.",
+    "forbidden": "Sign in with a key that has the scope, or ask its owner's administrator for one.",
+    "unauthorized": "Sign in again.",
+    "conflict": "It has changed, or its state does not permit this. Go back, look at it again, and decide anew.",
+    "precondition-failed": "Another person or program changed it after you opened the page. Go back, reload, and decide again.",
+    "invalid-request": "Go back and correct the value.",
+    "too-many-requests": "Wait some seconds, then try again.",
+    "database-unavailable": "Nothing was changed. The page works again once the database does; try again in a moment.",
+    "storage-unavailable": "Nothing was changed. Try again in a moment.",
+    "issuer-unavailable": "Try again in a moment, or sign in with a key.",
+    "internal-error": "Try again. If it happens again, give the request id to the operator.",
+}
+
+EXPLANATIONS: dict[str, tuple[str, str]] = {
+    "live": ("Live version", "The version that answers requests at the endpoint."),
+    "newest": (
+        "Newest version",
+        "The last version that was published. The next dataset is learned from it, whichever version is live.",
+    ),
+    "drift": (
+        "Drift",
+        "How far the scores of an earlier dataset have moved since it was learned, relative to their size. 0 means unchanged; 0.1 means that the root mean square change is a tenth of the scores.",
+    ),
+    "recall": (
+        "R@1",
+        "Share of held-out queries whose partner is the first result, both directions averaged. 100 % is perfect.",
+    ),
+    "capacity": (
+        "Free share",
+        "Share of the entries of a head that the next dataset may still change. Near 0 %, new datasets are learned badly.",
+    ),
+    "canary": (
+        "Canary",
+        "A version that serves a share of the traffic beside the live one, until its rule promotes or ends it.",
+    ),
+    "rows": ("Rows", "Pairs to train on, without held-out and rejected ones."),
+    "held_out": (
+        "Held-out rows",
+        "Rows that are not trained on. Recall is measured on them with each version.",
+    ),
+    "rejected": ("Rejected rows", "Rows that were left out, each with a reason."),
+    "eta": (
+        "Remaining time",
+        "Estimated from the rate of the present phase; later phases are not included.",
+    ),
+    "familiarity": (
+        "Familiarity",
+        "How much more of the features lies in directions of earlier data than of random ones. A low value means that another encoder may have made them.",
+    ),
+    "learnable": (
+        "Learnable share",
+        "Share of the features' energy on entries that may still change: what this dataset can teach.",
+    ),
+    "loss": (
+        "Loss",
+        "Contrastive loss of the last batch; lower is better. Values of different datasets do not compare.",
+    ),
+    "removed_share": (
+        "Removed share",
+        "Share of the gradient's square that the mask removes, because it would change scores of earlier datasets.",
+    ),
+    "attempt": (
+        "Attempt",
+        "A run of the job on the cluster. A lost attempt is repeated from its last checkpoint.",
+    ),
+    "rate": ("Rows per second", "Rows read in a second, over all ranks."),
+    "updates": ("Updates", "Steps of the optimizer."),
+    "generation": ("Generation", "The number of promotions of the model so far."),
+    "policy": (
+        "Policy",
+        "The conditions that a candidate must meet to be published. A bound that is not set is not checked.",
+    ),
+    "encoder": (
+        "Encoder",
+        "The frozen model that turns raw items into features. Its identity is fixed by the first dataset.",
+    ),
+    "cosine": (
+        "Score",
+        "Cosine of the two vectors, from -1 to 1; 1 means the same direction. Scores of one version compare with each other, not with those of another version.",
+    ),
+    "revision": ("Revision", "It grows with each write. A search answers from one revision."),
+    "owner": ("Owner", "The tenant. A key sees the things of its owner and nothing else."),
+    "ranks": ("Ranks", "Processes that share each batch."),
+}
+
+# What the page confirms after a form, by the word in the address.
+DONE: dict[str, str] = {
+    "session-ended": "The session was ended.",
+    "cancelled": "The job is being cancelled.",
+    "retried": "The job is queued again.",
+    "approved": "The candidate was approved.",
+    "rejected": "The candidate was rejected.",
+    "sealed": "The dataset was sealed, and its job is queued.",
+    "promoted": "The version was promoted. Replicas load it within seconds.",
+    "rolled-back": "The model was rolled back. Replicas switch within seconds.",
+    "retired": "The version was retired.",
+    "canary-started": "The canary was started. Observations arrive within seconds of its first requests.",
+    "canary-aborted": "The canary was aborted.",
+    "dataset-posted": "The dataset was posted. This is its job.",
+    "dataset-known": "The same files were posted before. This is their job; no other was started.",
+    "key-revoked": "The key was revoked, and its sessions have ended. Replicas of the endpoint refuse it within seconds.",
+    "webhook-tested": "A test message is on its way. Its delivery is the first of the list.",
+    "webhook-deleted": "The webhook was deleted.",
+}

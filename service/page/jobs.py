@@ -1,0 +1,221 @@
+"""Jobs: the list, and one job with what it does, waits for, or failed of.
+
+Its attempts have their outcomes, the curve of the loss, where the time went, and the end of a log.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import pairwise
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from cmcl.pictures import LossCurve, LossPoint, Phase, job_phases, loss_curve
+from service.api import jobs
+from service.api.attempts import (
+    AttemptQuery,
+    AttemptView,
+    list_attempts,
+    read_log,
+    read_progress,
+)
+from service.api.dependencies import ContextDep, JobPath, Reader
+from service.api.events import EventView, read_page
+from service.api.jobs import JobView, read_job
+from service.api.pagination import CursorQuery, get_number_seek
+from service.context import Context
+from service.database.queries.events import EventFilter
+from service.database.seek import Seek
+from service.page.explanations import PHASES, STATES
+from service.page.forms import ModelFilter, StateFilter, address
+from service.page.rendering import HALF, PREFIX, WHOLE, Figure, figure, pages_of
+from service.principal import Principal
+from service.states import IN_FLIGHT, TERMINAL, JobState
+
+router = APIRouter(prefix=PREFIX)
+
+_LISTED = 50
+_MOST_EVENTS = 50
+_MOST_WAITING = 200
+# The states of a job that ends well, in their order.
+STEPS = (
+    JobState.QUEUED,
+    JobState.PREPARING,
+    JobState.PREPARED,
+    JobState.RUNNING,
+    JobState.GATING,
+    JobState.PUBLISHED,
+)
+# Of a job that measures a dataset and makes no version.
+_STEPS_OF_EVALUATION = (*STEPS[: STEPS.index(JobState.RUNNING) + 1], JobState.EVALUATED)
+_WAITING = (JobState.QUEUED, JobState.PREPARED)
+MOVING = frozenset({*IN_FLIGHT, JobState.PREPARING}) - {JobState.HELD}
+
+_LISTED_ATTEMPTS = 20
+# Attempts whose curves are drawn.
+_DRAWN_ATTEMPTS = 3
+_STATE = "job."
+
+
+class Step(BaseModel):
+    """A state on the way of a job, and whether it is behind the job or the present one."""
+
+    state: JobState
+    is_passed: bool = False
+    is_present: bool = False
+
+
+class Queue(BaseModel):
+    """What a waiting job waits for."""
+
+    in_flight: JobView | None
+    # Jobs of the model that arrived before it and wait as well; None: too many to count.
+    earlier: int | None
+
+
+@router.get("/jobs")
+def jobs_page(
+    request: Request,
+    principal: Reader,
+    context: ContextDep,
+    model: ModelFilter = None,
+    state: StateFilter = None,
+    cursor: CursorQuery = None,
+) -> Response:
+    """Jobs, the newest first."""
+    seek = get_number_seek(cursor, "desc", _LISTED)
+    found = jobs.list_jobs(principal, context, seek, model=model, state=state)
+    return pages_of(request).render(
+        request,
+        "jobs.html",
+        jobs=found.items,
+        next_cursor=found.next_cursor,
+        is_first=cursor is None,
+        first=address("jobs", model=model, state=state),
+        model=model,
+        state=state,
+        moving=MOVING,
+    )
+
+
+@router.get("/jobs/{job}")
+def job_page(request: Request, job: JobPath, principal: Reader, context: ContextDep) -> Response:
+    """One job."""
+    found = jobs.read_job(job, principal, context)
+    events = _events(found, principal, context)
+    attempts = attempts_of(found, principal, context)
+    return pages_of(request).render(
+        request,
+        "job.html",
+        job=found,
+        queue=_queue(found, principal, context),
+        events=events,
+        steps=_steps(found, events),
+        moving=MOVING,
+        phases=PHASES,
+        attempts=attempts,
+        loss=loss_of(found, attempts, principal, context),
+        time=time_of(found, events, context.clock()),
+    )
+
+
+def _queue(job: JobView, principal: Principal, context: Context) -> Queue | None:
+    """What it waits for; None if it does not wait."""
+    if job.state not in _WAITING or job.dry_run:
+        return None
+    seek = Seek[int](None, "asc", 1)
+    in_flight = [
+        found
+        for state in sorted(IN_FLIGHT)
+        for found in jobs.list_jobs(principal, context, seek, job.model, state).items
+    ]
+    earlier, seek = 0, Seek[int](None, "asc", _MOST_WAITING)
+    for state in (*_WAITING, JobState.PREPARING):
+        waiting = jobs.list_jobs(principal, context, seek, job.model, state)
+        earlier += sum(
+            each.created_at <= job.created_at and each.id != job.id and not each.dry_run
+            for each in waiting.items
+        )
+        if waiting.next_cursor:
+            return Queue(in_flight=in_flight[0] if in_flight else None, earlier=None)
+    return Queue(in_flight=in_flight[0] if in_flight else None, earlier=earlier)
+
+
+def _steps(job: JobView, events: list[EventView]) -> list[Step]:
+    """The states that it was in, and those that are ahead if it goes well."""
+    present = JobState.RUNNING if job.state == JobState.SUBMITTING else job.state
+    ahead = _STEPS_OF_EVALUATION if job.kind == "evaluate" else STEPS
+    if present in ahead and not job.dry_run:
+        reached = ahead.index(present)
+        return [
+            Step(state=state, is_passed=index < reached, is_present=index == reached)
+            for index, state in enumerate(ahead)
+        ]
+    seen = {event.kind.removeprefix("job.") for event in events}
+    passed = [state for state in ahead if state in seen and state != present]
+    steps = [Step(state=state, is_passed=True) for state in passed]
+    return [*steps, Step(state=present, is_present=True)]
+
+
+def _events(job: JobView, principal: Principal, context: Context) -> list[EventView]:
+    """Its newest events, the newest first."""
+    wanted = EventFilter(owner=principal.owner, job=job.id)
+    return read_page(context, wanted, Seek(None, "desc", _MOST_EVENTS)).items
+
+
+@router.get("/jobs/{job}/log")
+def log_page(
+    request: Request,
+    job: JobPath,
+    principal: Reader,
+    context: ContextDep,
+    attempt: AttemptQuery = None,
+) -> Response:
+    """The end of what an attempt has printed."""
+    return pages_of(request).render(
+        request,
+        "log.html",
+        job=read_job(job, principal, context),
+        log=read_log(job, principal, context, attempt),
+    )
+
+
+def attempts_of(job: JobView, principal: Principal, context: Context) -> list[AttemptView]:
+    """The newest attempts, the newest first."""
+    if not job.attempt:
+        return []
+    return list_attempts(job.id, principal, context, Seek(None, "desc", _LISTED_ATTEMPTS)).items
+
+
+def loss_of(
+    job: JobView, attempts: Sequence[AttemptView], principal: Principal, context: Context
+) -> Figure | None:
+    """The loss of the newest attempts over their updates; None before one has trained."""
+    curves = []
+    for attempt in reversed(attempts[:_DRAWN_ATTEMPTS]):
+        points = read_progress(job.id, principal, context, attempt.attempt).points
+        trained = [
+            LossPoint(point.updates_done, point.loss, point.removed_share)
+            for point in points
+            if point.loss is not None
+        ]
+        curves += [LossCurve(attempt.attempt, trained)] if len(trained) > 1 else []
+    return figure(lambda width: loss_curve(curves, width=width), WHOLE * 2 / 3) if curves else None
+
+
+def time_of(job: JobView, events: Sequence[EventView], now: datetime) -> Figure | None:
+    """How long the job was in each state; `events` are all of its events, the newest first."""
+    entered = [
+        (event.kind.removeprefix(_STATE), event.created_at)
+        for event in reversed(events)
+        if event.kind.removeprefix(_STATE) in STATES
+    ]
+    phases = [
+        Phase(STATES[state].label, (until - since).total_seconds())
+        for (state, since), (_, until) in pairwise(entered)
+    ]
+    if entered and job.state not in TERMINAL:
+        state, since = entered[-1]
+        phases.append(Phase(STATES[state].label, (now - since).total_seconds(), running=True))
+    return figure(lambda width: job_phases(phases, width=width), HALF) if phases else None

@@ -1,0 +1,231 @@
+"""Signing in with a key or with an OpenID issuer, signing out, and the list of sessions."""
+
+import re
+from datetime import datetime
+from html import escape
+from typing import Annotated, Self
+from urllib.parse import quote
+
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from pydantic import BaseModel, Field, SecretStr
+
+from cmcl.contract.modality import Frozen
+from service.api.authentication import address_of
+from service.api.dependencies import ContextDep
+from service.auth.authenticator import Authenticator, Caller
+from service.auth.oidc_login import SECONDS, OidcLogin
+from service.auth.sessions import StartedSession
+from service.context import Context
+from service.database.queries.sessions import SessionRecord
+from service.errors import Forbidden, NotFound, Unauthorized
+from service.page.access import NEXT_DOCUMENT, cookie_name, set_session
+from service.page.forms import posted, see_other
+from service.page.rendering import PREFIX, pages_of, root_of, visitor_of
+from service.principal import Scope
+
+router = APIRouter(prefix=PREFIX)
+
+_KEYS_ONLY = "sign in with a key: cmcl_ and some 56 characters, or the operator's"
+_NO_COOKIE = (
+    "the browser did not keep the cookie of the session; cookies must be permitted, and the page opened "
+    "with https, or at 127.0.0.1"
+)
+# An address below /ui/, from a link or a bookmark: a path that cannot leave the site, and a query.
+_ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9/_.~@:-]*(\?[!$%&'()*+,./0-9:;=?@A-Z_a-z~-]*)?")
+_LONGEST_ADDRESS = 500
+
+SessionPath = Annotated[str, Path(alias="session", pattern=r"^(ses|ops)-[0-9a-f]{12}$")]
+
+_LONGEST_PARAMETER = 4096
+
+
+class LoginForm(Frozen):
+    """The form of the sign-in page."""
+
+    key: SecretStr = Field(max_length=8192)
+    read_only: bool = False
+    next: str = Field(default="", max_length=2000)
+
+
+class SessionView(BaseModel):
+    """A session without its secret."""
+
+    id: str
+    name: str
+    owner: str | None
+    scopes: list[Scope]
+    parent: str | None
+    agent: str
+    created_at: datetime
+    expires_at: datetime
+    last_used_at: datetime | None
+    is_this: bool
+
+    @classmethod
+    def of(cls, session: SessionRecord, current: SessionRecord | None) -> Self:
+        """Create it from a record."""
+        values = {field: getattr(session, field, None) for field in cls.model_fields}
+        is_this = current is not None and current.id == session.id
+        return cls.model_validate({**values, "scopes": sorted(session.scopes), "is_this": is_this})
+
+
+@router.get("/login")
+def login_page(
+    request: Request,
+    following: Annotated[str, Query(alias="next", max_length=2000)] = "",
+    signed_in: Annotated[bool, Query(alias="signed-in")] = False,
+) -> Response:
+    """The form to sign in; a browser that is signed in goes on."""
+    if visitor_of(request).is_signed_in:
+        return see_other(request, safe_address(following))
+    error = _NO_COOKIE if signed_in else None
+    return _form(request, following, error, 200 if error is None else 401)
+
+
+@router.post("/login")
+def log_in(
+    request: Request, form: Annotated[LoginForm, posted(LoginForm)], context: ContextDep
+) -> Response:
+    """Start a session with a key."""
+    if context.authenticator.is_open:
+        return see_other(request, safe_address(form.next))
+    try:
+        caller = _caller(
+            context.authenticator, form.key.get_secret_value().strip(), address_of(request.scope)
+        )
+    except Unauthorized as error:
+        return _form(request, form.next, str(error), 401)
+    scopes = caller.principal.scopes
+    wanted = scopes & {Scope.READ} if form.read_only else scopes
+    started = context.sessions.start(caller, wanted, request.headers.get("user-agent", ""))
+    return signed_in_response(request, context, started, form.next)
+
+
+@router.post("/logout")
+async def log_out(request: Request, context: ContextDep) -> Response:
+    """End the session of this browser."""
+    session = visitor_of(request).session
+    if session is not None:
+        await run_in_threadpool(context.sessions.end, session, session.id)
+    response = see_other(request, "login")
+    set_session(request, response, "", 0)
+    return response
+
+
+@router.get("/sessions")
+def sessions_page(request: Request, context: ContextDep) -> Response:
+    """Sessions that this one may end."""
+    session = visitor_of(request).session
+    found = context.sessions.current(session) if session else []
+    return pages_of(request).render(
+        request, "sessions.html", sessions=[SessionView.of(each, session) for each in found]
+    )
+
+
+@router.post("/sessions/{session}/end")
+def end_session(request: Request, session: SessionPath, context: ContextDep) -> Response:
+    """End a session."""
+    own = visitor_of(request).session
+    if own is None:
+        raise NotFound(f"there is no session {session!r}")
+    context.sessions.end(own, session)
+    return see_other(request, "sessions", "session-ended")
+
+
+def signed_in_response(
+    request: Request, context: Context, started: StartedSession, following: str
+) -> Response:
+    """Give the browser its session, and have it show that it kept the cookie."""
+    record = started.record
+    # The sign-in page goes on to the wanted one.
+    address = f"login?signed-in=1&next={quote(safe_address(following), safe='')}"
+    response = see_other(request, address)
+    seconds = int((record.expires_at - context.clock()).total_seconds())
+    set_session(request, response, started.text.text, max(seconds, 1))
+    return response
+
+
+def safe_address(text: str) -> str:
+    """An address below `/ui/` from outside, or that of the overview."""
+    is_safe = len(text) <= _LONGEST_ADDRESS and _ADDRESS.fullmatch(text)
+    return text if is_safe and ".." not in text and "//" not in text.partition("?")[0] else ""
+
+
+def _caller(authenticator: Authenticator, shown: str, address: str) -> Caller:
+    """The holder of a key. Raises Unauthorized, TooManyRequests."""
+    if not shown or authenticator.asks_issuer(shown):
+        raise Unauthorized(_KEYS_ONLY)
+    return authenticator.recognize(shown) or authenticator.look_up(shown, address)
+
+
+def _form(request: Request, following: str, error: str | None, status: int) -> Response:
+    return pages_of(request).render(
+        request, "login.html", status, following=safe_address(following), error=error
+    )
+
+
+@router.get("/oidc/start")
+def start_oidc(
+    request: Request,
+    context: ContextDep,
+    following: Annotated[str, Query(alias="next", max_length=2000)] = "",
+) -> Response:
+    """Send the browser to the issuer."""
+    begun = _oidc_login(context).begin(safe_address(following))
+    response = RedirectResponse(begun.address, 303)
+    # `Lax`: the browser comes back from another site.
+    response.set_cookie(
+        _memory_name(request),
+        begun.cookie,
+        max_age=SECONDS,
+        path="/",
+        secure=_is_secure(request),
+        httponly=True,
+        samesite="lax",
+    )
+    return response
+
+
+@router.get("/oidc/callback")
+def end_oidc(
+    request: Request,
+    context: ContextDep,
+    code: Annotated[str, Query(max_length=_LONGEST_PARAMETER)] = "",
+    state: Annotated[str, Query(max_length=_LONGEST_PARAMETER)] = "",
+    error: Annotated[str, Query(max_length=_LONGEST_PARAMETER)] = "",
+) -> Response:
+    """Start a session with the issuer's answer."""
+    if error:
+        raise Forbidden(f"the issuer did not sign you in: {error[:100]}")
+    cookie = request.cookies.get(_memory_name(request))
+    if not code or not cookie:
+        raise Unauthorized("the sign-in was not begun in this browser; begin again")
+    principal, following = _oidc_login(context).finish(code, state, cookie)
+    agent = request.headers.get("user-agent", "")
+    started = context.sessions.start(Caller(principal), principal.scopes, agent)
+    # A redirect would still count as one from the issuer's site, and the browser would not send the new cookie.
+    wanted = quote(safe_address(following), safe="")
+    address = f"{root_of(request.url.path)}login?signed-in=1&next={wanted}"
+    response = HTMLResponse(NEXT_DOCUMENT.format(address=escape(address)))
+    seconds = int((started.record.expires_at - context.clock()).total_seconds())
+    set_session(request, response, started.text.text, max(seconds, 1))
+    response.delete_cookie(
+        _memory_name(request), path="/", secure=_is_secure(request), httponly=True, samesite="lax"
+    )
+    return response
+
+
+def _oidc_login(context: Context) -> OidcLogin:
+    if context.oidc_login is None:
+        raise NotFound("no OpenID issuer is configured for the page (CMCL_OIDC_CLIENT_ID)")
+    return context.oidc_login
+
+
+def _memory_name(request: Request) -> str:
+    return f"{cookie_name(request)}-oidc"
+
+
+def _is_secure(request: Request) -> bool:
+    return cookie_name(request).startswith("__Host-")

@@ -1,0 +1,239 @@
+"""The memory of a model: what each version retrieves of each dataset, how far scores moved, how near they are to the best.
+
+A long history is shown in evenly spaced versions, or in a range of versions that follow each other.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import Response
+
+from cmcl.contract.version import LearnedDataset, Recall
+from cmcl.pictures import (
+    Learned,
+    Memory,
+    MemoryRow,
+    drift_curve,
+    forgetting_matrix,
+    retention_curves,
+)
+from cmcl.pictures.memory import recall_table
+from cmcl.pictures.picture import Table
+from service.api.dependencies import ContextDep, ModelPath, Reader
+from service.api.history import VersionFiguresView
+from service.api.pagination import LARGEST_NUMBER
+from service.api.summaries import read_summary
+from service.api.versions import read_version
+from service.context import Context
+from service.page.rendering import HALF, PREFIX, WHOLE, figure, pages_of
+from service.page.spaced import (
+    MOST,
+    consecutive_versions,
+    distance,
+    mean,
+    optimality_over_versions,
+    spaced_versions,
+)
+from service.principal import Principal
+
+router = APIRouter(prefix=PREFIX)
+
+# Datasets of the pictures, of the table of datasets, and of the table of the matrix.
+_MEASURED, _ROWS, _COLUMNS = 100, 50, 16
+# So many datasets fit into half a column; of more than these, a cell has a sign instead of its number.
+_FEW, _SIGNS, _SIGNS_WIDTH = 7, 48, 900.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The part of the memory that is shown.
+
+    `to`: the newest of versions that follow each other; None: evenly spaced ones. `at`: recall among so many results.
+    `rows` and `columns`: datasets before those of the two tables; None: the table of the matrix is folded.
+    """
+
+    to: int | None = None
+    at: Literal["1", "10"] = "1"
+    rows: int = 0
+    columns: int | None = None
+
+    def query(self, **changes: object) -> str:
+        """The query of the address with changes."""
+        values = {**vars(self), **changes}
+        given = {"to": values["to"], "at": values["at"] if values["at"] != "1" else None}
+        given |= {"rows": values["rows"] or None, "columns": values["columns"]}
+        return urlencode({name: value for name, value in given.items() if value is not None})
+
+
+def get_wanted(
+    to: Annotated[int | None, Query(ge=1, le=LARGEST_NUMBER)] = None,
+    at: Literal["1", "10"] = "1",
+    rows: Annotated[int, Query(ge=0, le=LARGEST_NUMBER)] = 0,
+    columns: Annotated[int | None, Query(ge=0, le=LARGEST_NUMBER)] = None,
+) -> Wanted:
+    """The part that the address names."""
+    return Wanted(to, at, rows, columns)
+
+
+@dataclass(frozen=True)
+class Retained:
+    """A dataset: its recall when it was learned, at its lowest in the versions shown, and in the newest of them."""
+
+    line: LearnedDataset
+    is_new: bool
+    then: float | None
+    lowest: float | None
+    lowest_in: int | None
+    now: float | None
+    drift: float | None
+    loss: float | None
+    lowest_loss: float | None
+
+    @property
+    def change(self) -> float | None:
+        """Of its recall since it was learned; None for the dataset of the newest version."""
+        if self.is_new or self.then is None or self.now is None:
+            return None
+        return self.now - self.then
+
+
+@router.get("/models/{model}/memory")
+def memory_page(
+    request: Request,
+    model: ModelPath,
+    principal: Reader,
+    context: ContextDep,
+    wanted: Annotated[Wanted, Depends(get_wanted)],
+) -> Response:
+    """What a model retrieves of each dataset in each version."""
+    summary = read_summary(model, principal, context)
+    newest = summary.newest.version if summary.newest else 0
+    versions = _versions(model, newest, wanted.to, principal, context)
+    values: dict[str, object] = {"memory": None}
+    if versions:
+        ledger = read_version(model, versions[-1].version, principal, context, matrix=False).lineage
+        values = _values(ledger, versions, wanted, summary.drift_bound)
+    return pages_of(request).render(
+        request,
+        "memory.html",
+        model=summary,
+        newest=newest,
+        versions=versions,
+        every=distance(newest),
+        most=MOST,
+        wanted=wanted,
+        **values,
+    )
+
+
+def _versions(
+    model: str, newest: int, to: int | None, principal: Principal, context: Context
+) -> list[VersionFiguresView]:
+    """The versions that are shown, oldest first."""
+    if to is None:
+        return spaced_versions(model, newest, principal, context)
+    return consecutive_versions(model, min(to, newest), principal, context)
+
+
+def _values(
+    ledger: Sequence[LearnedDataset],
+    versions: Sequence[VersionFiguresView],
+    wanted: Wanted,
+    bound: float | None,
+) -> dict[str, object]:
+    retained = [_retained(line, versions, wanted.at) for line in ledger]
+    measured = [each for each in retained if each.now is not None]
+    worst = sorted(measured, key=_by_change)
+    # The order of learning again.
+    shown = sorted(worst[:_MEASURED], key=lambda each: each.line.version)
+    memory = _memory([each.line for each in shown], versions, wanted.at)
+    rows = sorted(retained, key=_by_change)[wanted.rows : wanted.rows + _ROWS]
+    following = wanted.rows + len(rows)
+    whole = HALF if len(shown) <= _FEW else WHOLE
+    return {
+        "memory": memory,
+        "datasets": len(ledger),
+        "measured": len(measured),
+        "mean_recall": mean(each.now for each in measured),
+        "mean_change": mean(each.change for each in measured),
+        "lost_most": worst[0] if worst and worst[0].change is not None else None,
+        "drifted_most": max(
+            (each for each in retained if each.drift is not None),
+            key=lambda each: each.drift or 0.0,
+            default=None,
+        ),
+        "is_small": whole == HALF,
+        "matrix": forgetting_matrix(memory, width=_SIGNS_WIDTH if len(shown) > _SIGNS else whole),
+        "retention": figure(lambda width: retention_curves(memory, width=width), whole),
+        "drift": figure(lambda width: drift_curve(_drifts(versions), bound, width=width)),
+        "optimality": optimality_over_versions(versions),
+        "rows": rows,
+        "next_rows": following if following < len(retained) else None,
+        "numbers": _numbers(memory, wanted.columns or 0),
+        "columns": range(0, len(memory.datasets), _COLUMNS),
+    }
+
+
+def _retained(line: LearnedDataset, versions: Sequence[VersionFiguresView], at: str) -> Retained:
+    name, newest = line.dataset, versions[-1].by_dataset
+    over_time = [
+        (share, each.version)
+        for each in versions
+        if (share := _recalls(each, at).get(name)) is not None
+    ]
+    lowest = min(over_time, default=(None, None))
+    return Retained(
+        line=line,
+        is_new=line.version == versions[-1].version,
+        then=_recall(line.recall, at),
+        lowest=lowest[0],
+        lowest_in=lowest[1],
+        now=_recalls(versions[-1], at).get(name),
+        drift=newest.drift.get(name) if newest else None,
+        loss=newest.quality.get(name) if newest else None,
+        lowest_loss=newest.best.get(name) if newest else None,
+    )
+
+
+def _by_change(dataset: Retained) -> float:
+    """What has lost most comes first; what was not measured twice, last."""
+    return float("inf") if dataset.change is None else dataset.change
+
+
+def _recalls(version: VersionFiguresView, at: str) -> Mapping[str, float]:
+    if version.by_dataset is None:
+        return {}
+    return version.by_dataset.recall_at_10 if at == "10" else version.by_dataset.recall
+
+
+def _recall(recall: Recall | None, at: str) -> float | None:
+    if recall is None:
+        return None
+    return recall.at_10 if at == "10" else recall.at_1
+
+
+def _memory(
+    lines: Sequence[LearnedDataset], versions: Sequence[VersionFiguresView], at: str
+) -> Memory:
+    rows = []
+    for each in versions:
+        recalls = _recalls(each, at)
+        recall = [recalls.get(line.dataset) for line in lines]
+        rows.append(MemoryRow(each.version, each.dataset_name, recall))
+    learned = [Learned(line.version, _recall(line.recall, at)) for line in lines]
+    return Memory([line.name for line in lines], rows, f"R@{at}", learned)
+
+
+def _numbers(memory: Memory, start: int) -> Table:
+    """The table of the matrix, of some of its datasets: all would be several times as much as the rest of the page."""
+    part = slice(start, start + _COLUMNS)
+    rows = [MemoryRow(row.version, row.learned, row.recall[part]) for row in memory.rows]
+    learned = memory.learned[part] if memory.learned else None
+    return recall_table(Memory(memory.datasets[part], rows, memory.metric, learned))
+
+
+def _drifts(versions: Sequence[VersionFiguresView]) -> dict[int, float | None]:
+    return {each.version: each.max_drift for each in versions}

@@ -1,0 +1,218 @@
+"""Templates to responses: whole pages, and their parts that change while a page is open.
+
+A live part is a block of a template whose name begins with `live_`, with one element of the same id. The script of an
+open page asks for the page's own address with `?fragment=<block>`, and gets these blocks alone.
+"""
+
+import gzip
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import version
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cmcl.contract import DISTRIBUTION
+from cmcl.pictures import Picture
+from service.api.keys import Identity
+from service.context import Clock
+from service.database.queries.sessions import SessionRecord
+from service.errors import FieldProblem, Unprocessable
+from service.events.kinds import MEANINGS
+from service.page import formats
+from service.page.explanations import DONE, EVENT_TONES, EXPLANATIONS, KINDS, REASONS, STATES
+from service.page.measures import MEASURES
+from service.page.static_files import StaticFiles
+from service.principal import Principal
+
+PREFIX = "/ui"
+FRAGMENT = "fragment"
+THEME = "cmcl-theme"
+_LIVE = "live_"
+# Address below `/ui/`, label, and the name by which a template marks itself (`section`).
+NAVIGATION = (
+    ("", "Overview", "overview"),
+    ("models", "Models", "models"),
+    ("jobs", "Jobs", "jobs"),
+    ("datasets", "Datasets", "datasets"),
+    ("try", "Try it", "try"),
+    ("collections", "Collections", "collections"),
+    ("events", "Events", "events"),
+)
+# The pages of one model: what follows its name in the address, label, and name for `ui.model_tabs`.
+MODEL_NAVIGATION = (
+    ("", "Versions", "model"),
+    ("/memory", "Memory", "memory"),
+    ("/capacity", "Capacity", "capacity"),
+    ("/graph", "Graph", "graph"),
+    ("/canary", "Canary", "canary"),
+)
+_THEMES = frozenset({"light", "dark"})
+# Smaller ones are not worth it; and the time of one request must stay short.
+_COMPRESSED_BYTES = 1024
+_LEVEL = 5
+
+# Pixels of a column at a window of 1280, of half a column, and of a phone.
+WHOLE, HALF, PHONE = 1120.0, 540.0, 300.0
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who looks at the page. `session` is None while keys are off, and before signing in."""
+
+    principal: Principal
+    session: SessionRecord | None = None
+    is_signed_in: bool = True
+
+
+class Pages:
+    """The templates, and what all of them get. It is created once."""
+
+    def __init__(
+        self, files: StaticFiles, clock: Clock, *, is_open: bool, has_issuer: bool
+    ) -> None:
+        self._files = files
+        self._clock = clock
+        self._is_open = is_open
+        self._has_issuer = has_issuer
+        self._templates = _environment()
+        self._macros = self._templates.get_template("macros.html")
+        self._actions = self._templates.get_template("actions.html")
+
+    def render(
+        self, request: Request, name: str, status: int = 200, /, **values: object
+    ) -> Response:
+        """The response for a page, or for the parts of it that the request names.
+
+        `values` are view models of the API. A template has no other access to the control plane.
+        """
+        wanted = request.query_params.getlist(FRAGMENT)
+        if not wanted:
+            return self.render_whole(request, name, status, **values)
+        template = self._templates.get_template(name)
+        text = _fragments(template, wanted, self._every(request, values))
+        return _compressed(text, status, request.headers.get("accept-encoding", ""))
+
+    def render_whole(
+        self, request: Request, name: str, status: int, /, **values: object
+    ) -> Response:
+        """The response for a whole page, whatever parts the request names."""
+        text = self._templates.get_template(name).render(self._every(request, values))
+        return _compressed(text, status, request.headers.get("accept-encoding", ""))
+
+    def _every(self, request: Request, values: dict[str, object]) -> dict[str, object]:
+        common = self._common(request)
+        taken = common.keys() & values.keys()
+        if taken:
+            raise ValueError(f"every template has {', '.join(sorted(taken))} already")
+        return {**common, **values}
+
+    def _common(self, request: Request) -> dict[str, object]:
+        visitor = visitor_of(request)
+        now, root = self._clock(), root_of(request.url.path)
+        theme = request.cookies.get(THEME)
+        principal = visitor.principal
+        values = {
+            "root": root,
+            "static": f"{root}static/{self._files.digest}/",
+            "path": request.url.path.removeprefix(f"{PREFIX}/"),
+            "query": request.query_params,
+            "theme": theme if theme in _THEMES else "",
+            "now": now,
+            "when": partial(formats.when, now=now),
+            "release": version(DISTRIBUTION),
+            "identity": Identity(
+                name=principal.name, owner=principal.owner, scopes=sorted(principal.scopes)
+            ),
+            "session": visitor.session,
+            "is_signed_in": visitor.is_signed_in,
+            "is_open": self._is_open,
+            "has_issuer": self._has_issuer,
+        }
+        # Blocks do not see what their template imports, when they are rendered alone.
+        values["ui"] = self._macros.make_module(values)
+        return {**values, "acts": self._actions.make_module(values)}
+
+
+def pages_of(request: Request) -> Pages:
+    """The pages of this app."""
+    pages: Pages = request.app.state.pages
+    return pages
+
+
+def visitor_of(request: Request) -> Visitor:
+    """Who sent the request."""
+    visitor: Visitor = request.scope["state"]["visitor"]
+    return visitor
+
+
+def root_of(path: str) -> str:
+    """The relative address of `/ui/` from a path below it: an ingress may add a prefix that is not known here."""
+    return "../" * path.removeprefix(f"{PREFIX}/").count("/") or "./"
+
+
+def is_fragment(request: Request) -> bool:
+    """Whether the script of an open page sent the request."""
+    return FRAGMENT in request.query_params
+
+
+@cache
+def _environment() -> Environment:
+    """The templates, which all apps of a process share: each is compiled on first use."""
+    # Undefined names are errors, and everything is escaped: names, reasons and messages come from anywhere.
+    templates = Environment(
+        loader=PackageLoader(__package__ or "", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    templates.filters.update(formats.FILTERS)
+    templates.tests.update(formats.TESTS)
+    templates.globals.update(
+        NOTHING=formats.NOTHING,
+        NAVIGATION=NAVIGATION,
+        MODEL_NAVIGATION=MODEL_NAVIGATION,
+        EXPLANATIONS={**EXPLANATIONS, **MEASURES},
+        STATES=STATES,
+        KINDS=KINDS,
+        REASONS=REASONS,
+        EVENT_TONES=EVENT_TONES,
+        MEANINGS=MEANINGS,
+        DONE=DONE,
+    )
+    return templates
+
+
+def _fragments(template: Template, wanted: list[str], values: dict[str, object]) -> str:
+    unknown = [name for name in wanted if name not in template.blocks or not name.startswith(_LIVE)]
+    if unknown:
+        live = ", ".join(sorted(name for name in template.blocks if name.startswith(_LIVE)))
+        message = f"this page has the live parts: {live or 'none'}"
+        raise Unprocessable(message, FieldProblem(FRAGMENT, message, unknown[0]))
+    context = template.new_context(values)
+    return "".join(part for name in wanted for part in template.blocks[name](context))
+
+
+def _compressed(text: str, status: int, encodings: str) -> Response:
+    body, headers = text.encode(), {"Vary": "Accept-Encoding, Cookie"}
+    if "gzip" in encodings and len(body) >= _COMPRESSED_BYTES:
+        body = gzip.compress(body, _LEVEL)
+        headers["Content-Encoding"] = "gzip"
+    return Response(body, status, headers, "text/html; charset=utf-8")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture in two widths. One is shown, by the width of the window."""
+
+    wide: Picture
+    narrow: Picture
+
+
+def figure(draw: Callable[[float], Picture], width: float = HALF) -> Figure:
+    """Draw a picture in that width, and for a phone. `draw` gets the width in pixels."""
+    return Figure(draw(width), draw(PHONE))

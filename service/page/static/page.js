@@ -1,0 +1,28 @@
+// The script of every page. Without it everything can be read, and forms work.
+import { enliven } from "./live.js";
+import { offerCopies } from "./copy.js";
+import { offerThemes } from "./theme.js";
+import { keepTimes } from "./times.js";
+
+offerThemes();
+keepTimes();
+offerCopies(document);
+enliven((part) => offerCopies(part));
+
+for (const form of document.querySelectorAll("form[data-upload]")) {
+  import("./upload.js").then(({ offerUploads }) => offerUploads(form));
+}
+for (const form of document.querySelectorAll("form[data-try]")) {
+  import("./try.js").then(({ offerFiles }) => offerFiles(form));
+}
+
+const menu = document.getElementById("menu");
+document.addEventListener("click", (event) => {
+  if (menu.open && !menu.contains(event.target)) menu.open = false;
+});
+menu.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && menu.open) {
+    menu.open = false;
+    menu.querySelector("summary").focus();
+  }
+});

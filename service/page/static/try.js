@@ -1,0 +1,83 @@
+// Sends a picture, sound or video of the form to try a model, and shows what was found.
+import { morph } from "./morph.js";
+
+const FIELDS = ["model", "modality", "where", "among", "version", "other"];
+
+export function offerFiles(form) {
+  const field = form.querySelector("[data-drop]");
+  if (!field) return;
+  const input = field.querySelector("input[type=file]");
+  const preview = field.querySelector("[data-preview]");
+  field.hidden = false;
+  for (const note of form.querySelectorAll("[data-without-script]")) note.hidden = true;
+  input.addEventListener("change", () => show(preview, input.files[0]));
+  // A file that misses the field must not replace the page.
+  for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
+  field.addEventListener("dragover", () => field.classList.add("over"));
+  field.addEventListener("dragleave", () => field.classList.remove("over"));
+  field.addEventListener("drop", (event) => {
+    field.classList.remove("over");
+    if (!event.dataTransfer.files.length) return;
+    input.files = event.dataTransfer.files;
+    show(preview, input.files[0]);
+  });
+  form.addEventListener("submit", (event) => {
+    const file = input.files[0];
+    if (!file) return;
+    event.preventDefault();
+    send(form, file);
+  });
+}
+
+function show(preview, file) {
+  for (const old of preview.querySelectorAll("[src]")) URL.revokeObjectURL(old.src);
+  preview.replaceChildren();
+  if (!file) return;
+  const kind = file.type.split("/")[0];
+  const tags = { image: "img", audio: "audio", video: "video" };
+  if (!(kind in tags)) return;
+  const element = document.createElement(tags[kind]);
+  element.className = "preview";
+  if (kind === "image") element.alt = `Preview of ${file.name}`;
+  else element.controls = true;
+  element.src = URL.createObjectURL(file);
+  preview.append(element);
+}
+
+function send(form, file) {
+  const most = Number(form.dataset.fileBytesMax);
+  if (file.size > most) {
+    say(form, `The file has ${(file.size / 2 ** 20).toFixed(1)} MiB, permitted are ${most / 2 ** 20}.`, "bad");
+    return;
+  }
+  const address = new URL(form.dataset.try, location.href);
+  const chosen = new FormData(form);
+  for (const name of FIELDS) if (chosen.get(name)) address.searchParams.set(name, chosen.get(name));
+  address.searchParams.set("fragment", "live_results");
+  const button = form.querySelector("[type=submit]");
+  button.disabled = true;
+  say(form, `Searching for ${file.name}…`, "busy");
+  const request = new XMLHttpRequest();
+  request.open("POST", address);
+  request.responseType = "document";
+  request.setRequestHeader("Content-Type", "application/octet-stream");
+  request.addEventListener("loadend", () => {
+    button.disabled = false;
+    const found = request.response?.getElementById("live_results");
+    if (found) {
+      morph(document.getElementById("live_results"), found);
+      form.querySelector("[data-status]").hidden = true;
+      return;
+    }
+    const message = request.response?.querySelector(".message")?.textContent;
+    say(form, message?.trim() || "The connection was lost. Try again.", "bad");
+  });
+  request.send(file);
+}
+
+function say(form, text, tone) {
+  const status = form.querySelector("[data-status]");
+  status.hidden = false;
+  status.className = `notice ${tone}`;
+  status.textContent = text;
+}

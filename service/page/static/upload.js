@@ -1,0 +1,210 @@
+// Sends the files of a form in parts, with progress, and then the form with the ids of the uploads.
+const AT_ONCE = 3;
+const ATTEMPTS = 6;
+const FIRST_PAUSE_MILLISECONDS = 1000;
+const REPEATED = new Set([0, 408, 429, 500, 502, 503, 504]);
+const SIZES = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+
+export function offerUploads(form) {
+  form.hidden = false;
+  for (const note of document.querySelectorAll("[data-without-script]")) note.hidden = true;
+  let sending = null;
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (sending) return;
+    sending = new Sending(form);
+    await sending.run();
+    sending = null;
+  });
+  form.querySelector("[data-abort]").addEventListener("click", () => sending?.abort("Stopped. Nothing was posted."));
+  // Files that are dropped beside a field must not replace the page.
+  for (const kind of ["dragover", "drop"]) {
+    form.addEventListener(kind, (event) => { if (event.target.type !== "file") event.preventDefault(); });
+  }
+}
+
+class Failure extends Error {}
+
+class Sending {
+  constructor(form) {
+    this.form = form;
+    this.inputs = [...form.querySelectorAll("input[data-files]")];
+    this.ids = new Map(this.inputs.map((input) => [input.dataset.files, []]));
+    this.files = this.inputs.flatMap((input) => [...input.files].map((file) => ({ file, field: input.dataset.files })));
+    this.total = this.files.reduce((sum, { file }) => sum + file.size, 0);
+    this.sent = new Map();
+    this.requests = new Set();
+    this.begun = performance.now();
+    this.started = [];
+    this.stopped = "";
+  }
+
+  async run() {
+    const leave = (event) => event.preventDefault();
+    try {
+      this.check();
+      addEventListener("beforeunload", leave);
+      this.show(true);
+      for (const { file, field } of this.files) this.ids.get(field).push(await this.upload(file));
+      removeEventListener("beforeunload", leave);
+      for (const [field, ids] of this.ids) this.form.elements[field].value = ids.join(" ");
+      this.say("Posting the dataset…");
+      // Not requestSubmit: this must not come here again.
+      HTMLFormElement.prototype.submit.call(this.form);
+    } catch (error) {
+      removeEventListener("beforeunload", leave);
+      if (!(error instanceof Failure)) throw error;
+      const message = this.stopped || error.message;
+      this.abort(message);
+      this.show(false);
+      this.say(message, "bad");
+      this.forget();
+    }
+  }
+
+  check() {
+    const { fileBytesMax, filesMax } = this.form.dataset;
+    if (this.files.length > Number(filesMax)) {
+      throw new Failure(`${this.files.length} files are chosen, permitted are ${filesMax}. The command line sends more.`);
+    }
+    for (const { file } of this.files) {
+      if (!file.size) throw new Failure(`${file.name} is empty.`);
+      if (file.size > Number(fileBytesMax)) {
+        throw new Failure(`${file.name} has ${size(file.size)}, permitted are ${size(Number(fileBytesMax))}.`);
+      }
+    }
+  }
+
+  // Returns the id of the complete upload.
+  async upload(file) {
+    this.say(`Sending ${file.name}…`);
+    const bytes = Number(this.form.dataset.partBytes);
+    const made = await this.json("POST", "", { filename: file.name, bytes: file.size });
+    this.started.push(made.id);
+    const starts = [];
+    for (let start = 0; start < file.size; start += bytes) starts.push(start);
+    const numbers = starts.map((_, index) => index + 1);
+    const next = async () => {
+      for (let number = numbers.shift(); number; number = numbers.shift()) {
+        const part = file.slice(starts[number - 1], starts[number - 1] + bytes);
+        await this.part(made.id, number, part);
+      }
+    };
+    await Promise.all(Array.from({ length: Math.min(AT_ONCE, starts.length) }, next));
+    this.say(`Checking ${file.name}…`);
+    await this.json("POST", `/${made.id}/complete`);
+    return made.id;
+  }
+
+  async part(id, number, part) {
+    const headers = { "Content-Type": "application/octet-stream" };
+    // Browsers compute digests on secure origins alone.
+    if (crypto.subtle) {
+      const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", await part.arrayBuffer()));
+      headers["Content-Digest"] = `sha-256=:${btoa(String.fromCharCode(...digest))}:`;
+    }
+    const key = `${id}/${number}`;
+    await this.send("PUT", `/${id}/parts/${number}`, headers, part, (loaded) => {
+      this.sent.set(key, Math.min(loaded, part.size));
+      this.showAmount();
+    });
+    this.sent.set(key, part.size);
+    this.showAmount();
+  }
+
+  async json(method, path, body) {
+    const headers = { "Idempotency-Key": token() };
+    if (body) headers["Content-Type"] = "application/json";
+    return this.send(method, path, headers, body ? JSON.stringify(body) : null);
+  }
+
+  // Returns the JSON of the response. What another attempt may do better is sent again.
+  async send(method, path, headers, body, onProgress = () => {}) {
+    let pause = FIRST_PAUSE_MILLISECONDS;
+    for (let attempt = 1; ; attempt++) {
+      if (this.stopped) throw new Failure(this.stopped);
+      const { status, document } = await this.request(method, path, headers, body, onProgress);
+      if (status >= 200 && status < 300) return document;
+      if (this.stopped) throw new Failure(this.stopped);
+      if (!REPEATED.has(status) || attempt === ATTEMPTS) throw new Failure(describe(status, document));
+      await new Promise((resolve) => setTimeout(resolve, pause));
+      pause *= 2;
+    }
+  }
+
+  request(method, path, headers, body, onProgress) {
+    return new Promise((resolve) => {
+      const request = new XMLHttpRequest();
+      this.requests.add(request);
+      request.open(method, this.form.dataset.upload + path);
+      request.responseType = "json";
+      request.setRequestHeader("Accept", "application/json");
+      for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
+      request.upload.addEventListener("progress", (event) => onProgress(event.loaded));
+      request.addEventListener("loadend", () => {
+        this.requests.delete(request);
+        resolve({ status: request.status, document: request.response });
+      });
+      request.send(body);
+    });
+  }
+
+  abort(message) {
+    this.stopped = message;
+    for (const request of this.requests) request.abort();
+  }
+
+  // Unposted uploads expire; a browser that is told to forget them need not wait for that.
+  forget() {
+    for (const id of this.started) {
+      const request = new XMLHttpRequest();
+      request.open("DELETE", `${this.form.dataset.upload}/${id}`);
+      request.send();
+    }
+  }
+
+  show(isSending) {
+    this.form.querySelector("[data-progress]").hidden = !isSending;
+    this.form.querySelector("[data-abort]").hidden = !isSending;
+    this.form.querySelector("[type=submit]").disabled = isSending;
+    this.showAmount();
+  }
+
+  showAmount() {
+    const sent = [...this.sent.values()].reduce((sum, bytes) => sum + bytes, 0);
+    const share = this.total ? sent / this.total : 0;
+    this.form.querySelector("[data-progress] progress").value = share;
+    const seconds = (performance.now() - this.begun) / 1000;
+    const left = share > 0.02 && seconds > 3 ? `, about ${duration(seconds * (1 / share - 1))} left` : "";
+    this.form.querySelector("[data-amount]").textContent = `${size(sent)} of ${size(this.total)}${left}`;
+  }
+
+  say(text, tone = "busy") {
+    const status = this.form.querySelector("[data-status]");
+    status.hidden = false;
+    status.className = `notice ${tone}`;
+    status.textContent = text;
+  }
+}
+
+function describe(status, problem) {
+  if (status === 0) return "The connection was lost. Try again: nothing was posted.";
+  if (status === 401) return "You were signed out. Reload the page to sign in; nothing was posted.";
+  const fields = (problem?.errors ?? []).map(({ field, message }) => `${field}: ${message}`);
+  return [problem?.detail ?? `The service answered ${status}.`, ...fields].join(" ");
+}
+
+function token() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function size(bytes) {
+  let unit = 0;
+  for (; bytes >= 1024 && unit < SIZES.length - 1; unit++) bytes /= 1024;
+  return `${unit ? bytes.toFixed(1) : bytes} ${SIZES[unit]}`;
+}
+
+function duration(seconds) {
+  if (seconds < 60) return `${Math.ceil(seconds)} s`;
+  return seconds < 3600 ? `${Math.ceil(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}

@@ -1,0 +1,255 @@
+"""Try it: an item in, its neighbours across modalities out, by one version or by two side by side.
+
+The item is a text, numbers, a file, or a held-out row. Neighbours are items of a collection, which follows the live
+version, or held-out rows of a dataset, which any version can search.
+"""
+
+import asyncio
+import base64
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Security
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response
+
+from service.api.dependencies import BYTES, ContextDep, Reader, get_principal
+from service.api.models import ModelView, list_models, read_model
+from service.api.spool import spooled
+from service.api.uploads import UploadSlotsDep
+from service.api.versions import list_versions, read_version
+from service.context import Context
+from service.database.seek import Seek
+from service.errors import BodyTooLarge, FieldProblem, NotFound, Unprocessable
+from service.page.collections import list_collections, read_collection
+from service.page.endpoint import (
+    Endpoint,
+    EndpointProblem,
+    FoundView,
+    HeldOutView,
+    release_slot,
+)
+from service.page.rendering import PREFIX, Visitor, pages_of, visitor_of
+from service.page.try_query import (
+    LONGEST_NUMBERS,
+    LONGEST_TEXT,
+    Offer,
+    Wanted,
+    item_of,
+    modality_of,
+)
+from service.principal import Principal, Scope
+
+router = APIRouter(prefix=PREFIX)
+
+MOST_FILE_BYTES = 8 << 20
+_TOP_K = 10
+_ROWS_SHOWN = 20
+_OFFERED = 200
+_LIST_SECONDS = 2.5
+_RAW_BODY = {
+    "requestBody": {"content": {BYTES: {"schema": {"type": "string", "format": "binary"}}}}
+}
+
+Embedder = Annotated[Principal, Security(get_principal, scopes=[Scope.READ, Scope.EMBED])]
+WantedDep = Annotated[Wanted, Query()]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one version found, or why it found nothing."""
+
+    label: str
+    found: FoundView | None = None
+    problem: EndpointProblem | None = None
+
+
+@router.get("/try")
+async def try_page(
+    request: Request, principal: Reader, context: ContextDep, wanted: WantedDep
+) -> Response:
+    """The form, and what was found."""
+    offer = await run_in_threadpool(_offer, principal, context, wanted)
+    item = None if offer.model is None else item_of(wanted, offer)
+    return await _show(request, context, wanted, offer, item)
+
+
+@router.post("/try/file", openapi_extra=_RAW_BODY)
+async def try_file(
+    request: Request,
+    principal: Embedder,
+    context: ContextDep,
+    wanted: WantedDep,
+    slots: UploadSlotsDep,
+) -> Response:
+    """The same for a file, which a script sends as the body."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > MOST_FILE_BYTES:
+        raise _too_large()
+    offer = await run_in_threadpool(_offer, principal, context, wanted)
+    if offer.model is None:
+        raise NotFound("name a model")
+    modality = modality_of(wanted, offer)
+    with slots.one(principal.owns_as) as slot:
+        async with spooled(slot.watch(request)) as body:
+            if body.bytes > MOST_FILE_BYTES:
+                raise _too_large()
+            content = await run_in_threadpool(body.path.read_bytes)
+    if not content:
+        raise Unprocessable("the file is empty", FieldProblem("body", "it has no bytes"))
+    item = {"modality": modality, "data": base64.b64encode(content).decode("ascii")}
+    return await _show(request, context, wanted, offer, item)
+
+
+def _too_large() -> BodyTooLarge:
+    return BodyTooLarge(f"the file may have at most {MOST_FILE_BYTES >> 20} MiB to be tried here")
+
+
+def _offer(principal: Principal, context: Context, wanted: Wanted) -> Offer:
+    names = [
+        each.name
+        for each in list_models(principal, context, Seek(None, "asc", _OFFERED)).items
+        if each.live_version is not None
+    ]
+    chosen = wanted.model or (names[0] if len(names) == 1 else None)
+    if chosen is None:
+        return Offer(names, None, [], [], {})
+    model = read_model(chosen, principal, context)
+    newest = list_versions(chosen, principal, context, Seek(None, "desc", _OFFERED)).items
+    declared = context.settings.encoders_by_name
+    return Offer(
+        models=names if chosen in names else [*names, chosen],
+        model=model,
+        versions=[each for each in newest if each.stored_at and not each.retired_at],
+        datasets=_held_out(model, principal, context),
+        takes={
+            name: declared[bound.encoder].takes
+            for name, bound in model.modalities.items()
+            if bound.encoder in declared
+        },
+    )
+
+
+def _held_out(model: ModelView, principal: Principal, context: Context) -> list[tuple[str, str]]:
+    """Datasets of the live version whose recall was measured, so that they have held-out rows."""
+    if model.live_version is None:
+        return []
+    live = read_version(model.name, model.live_version, principal, context, matrix=False)
+    measured = live.manifest.report.evaluation
+    return [(line.dataset, line.name) for line in live.lineage if line.dataset in measured]
+
+
+async def _show(
+    request: Request,
+    context: Context,
+    wanted: Wanted,
+    offer: Offer,
+    item: dict[str, Any] | None,
+) -> Response:
+    visitor: Visitor = visitor_of(request)
+    endpoint: Endpoint = request.app.state.endpoint
+    # It may wait for the endpoint, and others of the owner need the slot.
+    release_slot(request)
+    collections, rows, results = await asyncio.gather(
+        list_collections(visitor, context, endpoint, _LIST_SECONDS),
+        _rows(visitor, endpoint, wanted, offer),
+        _results(visitor, context, endpoint, wanted, offer, item),
+    )
+    of_model = [
+        each for each in collections.items if offer.model and each.model == offer.model.name
+    ]
+    values = {
+        "wanted": wanted,
+        "offer": offer,
+        "collections": of_model,
+        "endpoint_problem": collections.problem,
+        "rows": rows,
+        "results": results,
+        "common": _common(results),
+        "file_bytes_max": MOST_FILE_BYTES,
+        "longest_text": LONGEST_TEXT,
+        "longest_numbers": LONGEST_NUMBERS,
+    }
+    return await run_in_threadpool(lambda: pages_of(request).render(request, "try.html", **values))
+
+
+async def _rows(
+    visitor: Visitor, endpoint: Endpoint, wanted: Wanted, offer: Offer
+) -> HeldOutView | EndpointProblem | None:
+    """Rows of the chosen dataset, to pick one."""
+    if offer.model is None or wanted.dataset is None:
+        return None
+    path = f"/v1/models/{_reference(offer.model.name, wanted.version)}/held-out/{wanted.dataset}"
+    page: dict[str, str | int] = {"offset": wanted.offset, "limit": _ROWS_SHOWN}
+    try:
+        return await endpoint.ask(visitor, HeldOutView, path, parameters=page)
+    except EndpointProblem as problem:
+        return problem
+
+
+async def _results(
+    visitor: Visitor,
+    context: Context,
+    endpoint: Endpoint,
+    wanted: Wanted,
+    offer: Offer,
+    item: dict[str, Any] | None,
+) -> list[Result]:
+    if item is None or offer.model is None:
+        return []
+    name = offer.model.name
+    if wanted.where is None:
+        message = "choose where to search: a collection, or held-out rows of a dataset"
+        raise Unprocessable(message, FieldProblem("where", message))
+    if wanted.collection is not None:
+        return [await _in_collection(visitor, context, endpoint, wanted, item)]
+    asked = item if "row" in item else {"query": item}
+    body = {**asked, "top_k": _TOP_K} | ({"among": wanted.among} if wanted.among else {})
+
+    async def by(version: int | None) -> Result:
+        reference = _reference(name, version)
+        path = f"/v1/models/{reference}/held-out/{wanted.dataset}/search"
+        return await _result(reference, endpoint.ask(visitor, FoundView, path, body))
+
+    return list(await asyncio.gather(*(by(version) for version in wanted.versions)))
+
+
+async def _in_collection(
+    visitor: Visitor,
+    context: Context,
+    endpoint: Endpoint,
+    wanted: Wanted,
+    item: dict[str, Any],
+) -> Result:
+    """A collection follows the live version, so one result is all there is."""
+    body: dict[str, Any] = {"query": item, "top_k": _TOP_K}
+    if wanted.among:
+        body["modalities"] = [wanted.among]
+    name = wanted.collection or ""
+
+    async def found() -> FoundView:
+        await read_collection(visitor, context, endpoint, name)
+        return await endpoint.ask(visitor, FoundView, f"/v1/collections/{name}/search", body)
+
+    return await _result(name, found())
+
+
+async def _result(label: str, asked: Any) -> Result:
+    try:
+        found: FoundView = await asked
+    except EndpointProblem as problem:
+        return Result(label, problem=problem)
+    return Result(found.model, found)
+
+
+def _reference(model: str, version: int | None) -> str:
+    return model if version is None else f"{model}@{version}"
+
+
+def _common(results: list[Result]) -> int | None:
+    """How many results two versions have in common; None unless both found some."""
+    found = [each.found for each in results if each.found is not None]
+    if len(found) < 2:
+        return None
+    first, second = ({(hit.modality, hit.id) for hit in each.data} for each in found)
+    return len(first & second)

@@ -1,0 +1,232 @@
+"""Jobs that read no rows: unlearn a dataset, merge a version of another model.
+
+What they need is checked when they are requested, and again when their turn comes: jobs before them change the model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from cmcl.contract.job import VersionRef
+from cmcl.contract.version import LearnedDataset, datasets_to_merge
+from service.database.queries import datasets, jobs, models, versions
+from service.database.rows import JobRecord, ModelRecord, VersionRecord
+from service.errors import Conflict, FieldProblem, NotFound
+from service.lookup import get_version, hold_model
+from service.principal import Principal
+
+
+@dataclass(frozen=True)
+class Requested:
+    """A job, and whether this request created it."""
+
+    job: JobRecord
+    is_new: bool
+
+
+def request_unlearning(
+    connection: Connection,
+    dataset: str,
+    name: str | None,
+    principal: Principal,
+    now: datetime,
+    traceparent: str | None = None,
+) -> Requested:
+    """Insert a job that unlearns a dataset; return the one that has not ended, if there is one.
+
+    `name`: the model, by default the one that the dataset was posted to. Raises NotFound, and Conflict if the newest
+    version cannot unlearn it.
+    """
+    found = datasets.find(connection, dataset)
+    if found is None or not principal.sees(found.owner):
+        raise NotFound(f"there is no dataset {dataset!r}")
+    model = hold_model(connection, name or found.model, principal)
+    if found.deleted_at is not None and name is None:
+        raise NotFound(f"there is no dataset {dataset!r}")
+    known = jobs.open_change(connection, model.name, "unlearn", dataset, found.name)
+    if known is not None:
+        return Requested(known, is_new=False)
+    line = check_unlearning(model, _ledger(connection, model), dataset)
+    job = jobs.create_unlearning(connection, model, line, now, traceparent)
+    return Requested(job, is_new=True)
+
+
+def request_merge(
+    connection: Connection,
+    name: str,
+    ref: VersionRef,
+    principal: Principal,
+    now: datetime,
+    traceparent: str | None = None,
+) -> Requested:
+    """Insert a job that merges another version into a model; return the one that has not ended, if there is one.
+
+    Raises NotFound, and Conflict if the two cannot be merged.
+    """
+    model = hold_model(connection, name, principal)
+    hold_model(connection, ref.model, principal)
+    other = get_version(connection, ref.model, ref.version, principal)
+    known = jobs.open_change(connection, name, "merge", None, str(ref))
+    if known is not None:
+        return Requested(known, is_new=False)
+    check_merge(connection, model, other)
+    job = jobs.create_merge(connection, model, ref, now, traceparent)
+    return Requested(job, is_new=True)
+
+
+def problem_of(connection: Connection, job: JobRecord, model: ModelRecord) -> str | None:
+    """Why the job cannot start from the newest version, or None."""
+    try:
+        if job.kind == "unlearn" and job.dataset is not None:
+            check_unlearning(model, _ledger(connection, model), job.dataset)
+        elif job.merges is not None:
+            other = versions.find(connection, job.merges.model, job.merges.version)
+            if other is None:
+                return f"there is no version {job.merges}"
+            check_merge(connection, model, other)
+    except Conflict as error:
+        return str(error)
+    return None
+
+
+def merged_lines(connection: Connection, job: JobRecord) -> tuple[LearnedDataset, ...]:
+    """The ledger of the version that a job merges; empty for other jobs."""
+    if job.merges is None:
+        return ()
+    other = versions.find(connection, job.merges.model, job.merges.version)
+    return () if other is None else other.manifest.learned
+
+
+def _ledger(connection: Connection, model: ModelRecord) -> tuple[LearnedDataset, ...]:
+    newest = versions.find(connection, model.name, model.head) if model.head else None
+    return () if newest is None else newest.manifest.learned
+
+
+# --- Unlearn ------------------------------------------------------------------------------------
+
+
+def check_unlearning(
+    model: ModelRecord, learned: Sequence[LearnedDataset], dataset: str
+) -> LearnedDataset:
+    """Return the line of the ledger. Raises Conflict if the newest version cannot unlearn the dataset."""
+    line = next((each for each in learned if each.dataset == dataset), None)
+    if line is None:
+        newest = (
+            f"version {model.head} of model {model.name!r}, the newest,"
+            if model.head
+            else model.name
+        )
+        message = f"{newest} has not learned dataset {dataset}, so there is nothing to unlearn"
+        raise Conflict(message, FieldProblem("dataset", message, dataset))
+    _check_solves(model, line)
+    if len(learned) == 1:
+        raise Conflict(
+            f"{line.name!r} is the only dataset of model {model.name!r}, and a version without any has no heads; "
+            "delete the model"
+        )
+    return line
+
+
+def _check_solves(model: ModelRecord, line: LearnedDataset) -> None:
+    if model.spec.solves:
+        return
+    spec = model.spec
+    how = (
+        f"policy {spec.protection.policy}"
+        if spec.method == "nullspace"
+        else f"method {spec.method}"
+    )
+    before = line.version - 1
+    again = (
+        f"branch it from version {before} and post the later datasets to the branch"
+        if before
+        else "create a model and post the other datasets to it"
+    )
+    raise Conflict(
+        f"model {model.name!r} has the {how}: its heads were trained on rows and hold what each dataset taught, so "
+        f"no dataset can be taken out exactly. Instead, {again}; models with the policy improve can unlearn"
+    )
+
+
+# --- Merge --------------------------------------------------------------------------------------
+
+
+def check_merge(connection: Connection, model: ModelRecord, other: VersionRecord) -> None:
+    """Raises Conflict unless the newest version of the model and the other version can become one."""
+    source = models.find(connection, other.model)
+    if source is None or source.deleted_at is not None:
+        raise Conflict(f"model {other.model!r} was deleted")
+    _check_models(model, source)
+    _check_modalities(model, source, other)
+    if other.retired_at is not None:
+        raise Conflict(f"version {other.number} of {other.model!r} was retired")
+    if other.stored_at is None:
+        raise Conflict(
+            f"version {other.number} of {other.model!r} is still being stored; try again shortly"
+        )
+    ours, theirs = _ledger(connection, model), other.manifest.learned
+    _check_encoders(model, other)
+    new = datasets_to_merge(ours, theirs)
+    if not new:
+        raise Conflict(
+            f"version {model.head} of {model.name!r} has learned every dataset of {other.model}@{other.number}"
+        )
+    for line in new:
+        row = datasets.find(connection, line.dataset)
+        if row is not None and row.deleted_at is not None:
+            raise Conflict(
+                f"dataset {line.name!r} ({line.dataset}) was unlearned and deleted, and {other.model}@{other.number} "
+                f"still has it; unlearn it there first: DELETE /v1/datasets/{line.dataset}?unlearn=true&model={other.model}"
+            )
+
+
+def _check_models(model: ModelRecord, source: ModelRecord) -> None:
+    if model.name == source.name:
+        raise Conflict(
+            f"{model.name!r} cannot be merged with itself; name a version of another model"
+        )
+    if model.owner != source.owner:
+        raise Conflict(f"models {model.name!r} and {source.name!r} belong to different owners")
+    if not model.spec.solves:
+        raise Conflict(
+            f"model {model.name!r} has the policy {model.spec.protection.policy} and the method {model.spec.method}; "
+            "only models with the policy improve, whose heads are solved from moments, can be merged"
+        )
+    if not model.head:
+        raise Conflict(f"model {model.name!r} has no version yet; branch {source.name!r} instead")
+    ours, theirs = (
+        each.spec.model_dump(mode="json", exclude={"modalities"}) for each in (model, source)
+    )
+    apart = [
+        FieldProblem(field, f"it is {ours[field]!r} in {model.name!r}", theirs[field])
+        for field in ours
+        if ours[field] != theirs[field]
+    ]
+    if apart:
+        names = ", ".join(problem.field for problem in apart)
+        raise Conflict(f"the specifications of the two models differ in {names}", *apart)
+
+
+def _check_modalities(model: ModelRecord, source: ModelRecord, other: VersionRecord) -> None:
+    """Modalities can be added to each model, so only those that the other version has learned must be the same."""
+    learned = {name for line in other.manifest.learned for name in line.pair.modalities}
+    for modality in sorted(learned):
+        ours, theirs = (each.spec.modalities.get(modality) for each in (model, source))
+        if ours is None:
+            message = (
+                f"model {model.name!r} has no modality {modality!r}, which {source.name!r} has learned; add it: "
+                f"PUT /v1/models/{model.name}/modalities/{modality}"
+            )
+            raise Conflict(message, FieldProblem(f"modalities.{modality}", message))
+        if ours != theirs:
+            message = f"the modality {modality!r} has another width or encoder in {source.name!r}"
+            raise Conflict(message, FieldProblem(f"modalities.{modality}", message))
+
+
+def _check_encoders(model: ModelRecord, other: VersionRecord) -> None:
+    for modality in sorted(model.encoders.keys() & other.manifest.encoders.keys()):
+        difference = other.manifest.encoders[modality].difference(model.encoders[modality])
+        if difference:
+            raise Conflict(f"the encoders of {modality!r} differ: {difference}")

@@ -1,0 +1,260 @@
+"""Sample data for pages and pictures: four models with a history, made through the API and by the reconciler.
+
+Only what ranks would measure is invented (sample_figures.py).
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from cmcl.contract.policy import PairAgreement
+from service.states import JobState
+from tests.browser.sample_figures import UPDATES, WIDTH, WIDTHS, recall_of, report_of, solved
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.feature_shards import feature_table
+from tests.fakes.observations import observe
+from tests.fakes.trainer import report_progress, train
+from workers.storage import layout
+
+_LOG = b"rank 0: read 12,430 rows a second\nrank 0: 408 of 780 updates, loss 0.83\n"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A model and the datasets that it learns, as (name, pair)."""
+
+    model: str
+    datasets: tuple[tuple[str, str], ...]
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+SCENES = Stream(
+    "street-scenes",
+    (
+        ("captions", "image text"),
+        ("street-sounds", "audio text"),
+        ("lidar", "depth image"),
+        ("signs", "image text"),
+        ("engines", "audio image"),
+        ("night-captions", "image text"),
+        ("rain-sounds", "audio text"),
+        ("crossings", "depth text"),
+    ),
+    {"protection": {"policy": "preserve"}},
+)
+PHOTOS = Stream(
+    "product-photos",
+    (("catalogue", "image text"), ("reviews", "image text"), ("returns", "image text")),
+)
+BIRDS = Stream(
+    "birdsong",
+    (("meadow", "audio text"), ("forest", "audio image")),
+    {"protection": {"policy": "preserve"}},
+)
+EMPTY = "touch"
+
+
+@dataclass(frozen=True)
+class Names:
+    """What pages need to know for their addresses. `reviewed` has the held job, `canaried` a canary."""
+
+    running: str
+    waiting: str
+    held: str
+    failed: str
+    rejected: str
+    dataset: str
+    open_dataset: str
+    webhook: str
+    key: str
+    collection: str = "streets"
+    model: str = SCENES.model
+    reviewed: str = PHOTOS.model
+    canaried: str = BIRDS.model
+    empty: str = EMPTY
+
+
+def build(plane: ControlPlane) -> Names:
+    """Create models, versions, a canary, and jobs in several states. Takes some seconds."""
+    for stream in (SCENES, PHOTOS, BIRDS):
+        plane.create_model(stream.model, width=WIDTH, modalities=WIDTHS, **stream.options)
+    plane.create_model(EMPTY, width=WIDTH, modalities={"text": 384, "touch": 96})
+    learned = [_learn(plane, SCENES, index) for index in range(7)]
+    for stream in (PHOTOS, BIRDS):
+        for index in range(2):
+            _learn(plane, stream, index)
+    _branch(plane)
+    names = Names(
+        running=_run(plane),
+        waiting=_post(plane, SCENES.model, "tunnels", "image text"),
+        held=_hold(plane),
+        failed=_fail(plane),
+        rejected=_reject(plane),
+        dataset=str(plane.job(learned[0]).dataset),
+        open_dataset=_open_dataset(plane),
+        webhook=_webhook(plane),
+        key=_key(plane),
+    )
+    plane.store.put(layout.run_log(names.running, 1), _LOG)
+    _start_canary(plane)
+    plane.clock.advance(41)
+    return names
+
+
+def _post(plane: ControlPlane, model: str, name: str, pair: str) -> str:
+    first, second = pair.split()
+    drawn = random.Random(f"{model} {name}")
+    table = feature_table(drawn.randrange(2_000, 20_000), prefix=name)
+    return plane.post_dataset(
+        name,
+        model,
+        pair={"first": first, "second": second},
+        shards=[plane.shard(f"{model}-{name}", table)],
+    )
+
+
+def _learn(plane: ControlPlane, stream: Stream, index: int) -> str:
+    """Learn the dataset of that number, counted from 0."""
+    name, pair = stream.datasets[index]
+    job = _post(plane, stream.model, name, pair)
+    _train(plane, job)
+    plane.run_to_end(job)
+    assert plane.job(job).state == JobState.PUBLISHED, plane.job(job)
+    plane.clock.advance(7_300)
+    return job
+
+
+def _train(plane: ControlPlane, job: str, drift: float = 0.02) -> None:
+    """Bring the job to its candidate."""
+    running = plane.tick_to(job, JobState.RUNNING)
+    report_progress(plane.store, job, running.attempt, "reading", 0, {"at": plane.clock()})
+    plane.tick()
+    blank = train(plane.store, job, running.attempt, write=False)
+    plane.clock.advance(95)
+    *earlier, new = blank.learned
+    new = new.model_copy(update={"recall": recall_of(new, new.version)})
+    report = report_of((*earlier, new), drift)
+    if blank.spec.protection.policy == "improve":
+        report = solved(report)
+    changes = {"created_at": plane.clock(), "learned": (*earlier, new), "report": report}
+    train(plane.store, job, running.attempt, changes=changes)
+
+
+def _branch(plane: ControlPlane) -> None:
+    body = {"name": f"{SCENES.model}-oslo", "version": 4}
+    response = plane.client.post(f"/v1/models/{SCENES.model}/branch", json=body)
+    assert response.status_code == 201, response.text
+
+
+def _run(plane: ControlPlane) -> str:
+    """A job in the middle of its training."""
+    job = _post(plane, SCENES.model, *SCENES.datasets[7])
+    attempt = plane.tick_to(job, JobState.RUNNING).attempt
+    for updates in range(0, 420, 12):
+        progress_of(plane, job, attempt, updates)
+    return job
+
+
+def progress_of(plane: ControlPlane, job: str, attempt: int, updates: int) -> None:
+    """Report that many updates, and let the service read it."""
+    figures: dict[str, float | datetime] = {
+        "updates_total": UPDATES,
+        "rows_done": 128 * updates,
+        "rows_total": 128 * UPDATES,
+        "loss": round(0.7 + 3.4 * 0.992**updates + 0.04 * (updates * 7 % 5), 4),
+        "rows_per_second": 12_430.0,
+        "gradient_norm": round(1.9 * 0.995**updates, 4),
+        "removed_share": round(0.31 + 0.0002 * updates, 4),
+        "drift": round(0.00006 * updates, 5),
+        "eta_seconds": float((UPDATES - updates) // 10),
+        "ranks": 2,
+        "at": plane.clock(),
+    }
+    report_progress(plane.store, job, attempt, "training", updates, figures)
+    plane.clock.advance(4)
+    plane.tick()
+
+
+def _hold(plane: ControlPlane) -> str:
+    """A candidate that waits for a person."""
+    _set_policy(plane, PHOTOS.model, manual_approval=True, max_drift=0.2)
+    job = _post(plane, PHOTOS.model, *PHOTOS.datasets[2])
+    _train(plane, job)
+    plane.tick_to(job, JobState.HELD)
+    return job
+
+
+def _fail(plane: ControlPlane) -> str:
+    """A job whose dataset cannot be read."""
+    broken = plane.folder / "shards" / "broken.parquet"
+    broken.write_bytes(b"not Parquet")
+    job = plane.post_dataset(
+        "broken",
+        BIRDS.model,
+        pair={"first": "audio", "second": "text"},
+        shards=[{"uri": broken.resolve().as_uri()}],
+    )
+    plane.tick_to(job, JobState.FAILED)
+    return job
+
+
+def _reject(plane: ControlPlane) -> str:
+    """A job whose candidate moved earlier scores too far."""
+    _set_policy(plane, BIRDS.model, max_drift=0.2)
+    job = _post(plane, BIRDS.model, "city", "audio text")
+    _train(plane, job, drift=0.3)
+    plane.tick_to(job, JobState.REJECTED)
+    return job
+
+
+def _open_dataset(plane: ControlPlane) -> str:
+    """A dataset to which files can be added."""
+    body = plane.dataset_body("bridges", SCENES.model, sealed=False)
+    response = plane.client.post("/v1/datasets", json=body)
+    assert response.status_code == 201, response.text
+    dataset: str = response.json()["dataset"]["id"]
+    return dataset
+
+
+def _webhook(plane: ControlPlane) -> str:
+    """A webhook with a message that waits to be delivered."""
+    response = plane.client.post("/v1/webhooks", json={"url": "https://example.com/hooks/cmcl"})
+    assert response.status_code == 201, response.text
+    webhook: str = response.json()["id"]
+    assert plane.client.post(f"/v1/webhooks/{webhook}/test").status_code == 202
+    return webhook
+
+
+def _key(plane: ControlPlane) -> str:
+    """A key that a dashboard could have."""
+    body = {"name": "dashboard", "scopes": ["read"], "expires_in_days": 90}
+    response = plane.client.post("/v1/keys", json=body)
+    assert response.status_code == 201, response.text
+    key: str = response.json()["id"]
+    return key
+
+
+def _set_policy(plane: ControlPlane, model: str, **rules: object) -> None:
+    response = plane.client.put(f"/v1/models/{model}/policy", json=rules)
+    assert response.status_code == 200, response.text
+
+
+def _start_canary(plane: ControlPlane) -> None:
+    back = {"version": 1, "reason": "version 2 is slower on short clips"}
+    assert plane.client.put(f"/v1/models/{BIRDS.model}/live", json=back).status_code == 200
+    body = {"version": 2, "share": 0.1, "shadow": 0.25, "reason": "compare it on live traffic"}
+    response = plane.client.put(f"/v1/models/{BIRDS.model}/canary", json=body)
+    assert response.status_code == 200, response.text
+    plane.tick(2)
+    sums = PairAgreement(queries=840, cosine_sum=808.1, overlap_sum=730.8)
+    observe(
+        plane.store,
+        model=BIRDS.model,
+        at=plane.clock(),
+        answered=412,
+        shadowed=1_034,
+        failed=1,
+        pairs={"audio--text": sums},
+    )
+    plane.tick(4)

@@ -1,0 +1,193 @@
+"""What a person does on the page: with and without scripts, with the mouse and with the keyboard."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from service.states import JobState
+from tests.browser.conftest import OpenPage
+from tests.browser.sample import BIRDS, PHOTOS, SCENES, Names
+from tests.browser.served_plane import ServedPlane
+from tests.fakes.feature_shards import feature_table, write_shard
+
+Sample = tuple[ServedPlane, Names]
+
+expect.set_options(timeout=30_000)
+
+BOTH_WAYS = pytest.mark.parametrize("scripts", [True, False], ids=["with scripts", "without"])
+
+
+def submit(page: Page, reason: str = "") -> None:
+    """Send the form of a confirmation page, with a reason, by the keyboard alone."""
+    if reason:
+        page.locator("main form textarea[name=reason]").first.focus()
+        page.keyboard.type(reason)
+    page.locator("main form button[type=submit]").first.focus()
+    page.keyboard.press("Enter")
+
+
+@BOTH_WAYS
+def test_a_version_is_promoted_and_rolled_back(
+    own_sample: Sample, open_page: OpenPage, scripts: bool
+) -> None:
+    plane, _ = own_sample
+    page, _ = open_page(plane, java_script_enabled=scripts)
+    page.goto(f"/ui/models/{SCENES.model}")
+    page.get_by_role("link", name="Promote v6").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Promote v6")
+    submit(page, "v7 is slower")
+    expect(page.locator(".notice.good")).to_contain_text("promoted")
+    assert plane.model(SCENES.model).live_version == 6
+    page.get_by_role("link", name="Roll back").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("back to v7")
+    submit(page, "it was the network")
+    expect(page.locator(".notice.good")).to_contain_text("rolled back")
+    assert plane.model(SCENES.model).live_version == 7
+    items = plane.client.get(f"/v1/models/{SCENES.model}/promotions?order=desc&limit=2").json()
+    found = [(item["reason"], item["actor"]) for item in items["items"]]
+    assert found == [("it was the network", "anna"), ("v7 is slower", "anna")]
+
+
+@BOTH_WAYS
+def test_a_candidate_is_approved_beside_its_certificates(
+    own_sample: Sample, open_page: OpenPage, scripts: bool
+) -> None:
+    plane, names = own_sample
+    page, _ = open_page(plane, java_script_enabled=scripts)
+    page.goto(f"/ui/jobs/{names.held}")
+    page.get_by_role("link", name="Compare and decide").first.click()
+    page.wait_for_url("**/candidate*")
+    page.locator("summary", has_text="Approve").click()
+    form = page.locator("form[action$='/approve']")
+    # A reason is required: the browser sends nothing without one.
+    form.locator("button[type=submit]").click()
+    assert plane.job(names.held).state == JobState.HELD
+    form.locator("textarea[name=reason]").fill("recall is better on every dataset")
+    form.locator("button[type=submit]").click()
+    expect(page.locator(".notice.good").first).to_contain_text("approved")
+    plane.run_to_end(names.held)
+    assert plane.job(names.held).state == JobState.PUBLISHED
+    assert plane.model(PHOTOS.model).live_version == 3
+
+
+def test_a_decision_on_an_old_page_does_nothing_and_says_so(
+    own_sample: Sample, open_page: OpenPage
+) -> None:
+    plane, _ = own_sample
+    page, record = open_page(plane)
+    page.goto(f"/ui/models/{SCENES.model}/promote?version=6")
+    body = {"version": 5, "reason": "meanwhile"}
+    assert plane.client.put(f"/v1/models/{SCENES.model}/live", json=body).status_code == 200
+    submit(page, "too late")
+    expect(page.get_by_role("alert")).to_contain_text("Nothing was done")
+    assert plane.model(SCENES.model).live_version == 5
+    submit(page, "now")
+    expect(page.locator(".notice.good")).to_contain_text("promoted")
+    assert plane.model(SCENES.model).live_version == 6
+    record.forgive("409|412")
+
+
+def test_a_job_is_cancelled_and_another_one_retried(
+    own_sample: Sample, open_page: OpenPage
+) -> None:
+    plane, names = own_sample
+    page, _ = open_page(plane)
+    page.goto(f"/ui/jobs/{names.running}")
+    page.get_by_role("link", name="Cancel").click()
+    submit(page)
+    expect(page.locator(".notice.good")).to_contain_text("cancelled")
+    plane.tick(3)
+    expect(page.locator("main .state").first).to_have_text("cancelled")
+    page.goto(f"/ui/jobs/{names.failed}")
+    page.get_by_role("link", name="Retry").click()
+    submit(page)
+    expect(page.locator(".notice.good")).to_contain_text("queued again")
+    assert plane.job(names.failed).state != JobState.FAILED
+
+
+def test_a_canary_is_aborted_and_a_version_retired(own_sample: Sample, open_page: OpenPage) -> None:
+    plane, _ = own_sample
+    page, _ = open_page(plane)
+    page.goto(f"/ui/models/{BIRDS.model}/canary/abort")
+    submit(page, "enough was seen")
+    expect(page.locator(".notice.good")).to_contain_text("aborted")
+    assert plane.client.get(f"/v1/models/{BIRDS.model}/canary").status_code == 404
+    page.goto(f"/ui/models/{SCENES.model}/versions/2/retire")
+    submit(page)
+    expect(page.locator(".notice.good")).to_contain_text("retired")
+    view = plane.client.get(f"/v1/models/{SCENES.model}/versions/2").json()
+    assert view["retired_at"] is not None
+
+
+def test_a_dataset_is_uploaded_and_posted(
+    own_sample: Sample, open_page: OpenPage, tmp_path: Path
+) -> None:
+    plane, _ = own_sample
+    file = tmp_path / "<img src=x onerror=alert(1)>.parquet"
+    write_shard(file, feature_table(60))
+    page, record = open_page(plane)
+    page.on("dialog", lambda dialog: record.problems.append(f"dialog: {dialog.message}"))
+    page.goto(f"/ui/models/{PHOTOS.model}/post")
+    page.get_by_label("Name").fill("uploaded")
+    page.get_by_label("Files to train on").set_input_files(file)
+    parts: list[Route] = []
+
+    def hold(route: Route) -> None:
+        parts.append(route)
+
+    page.route("**/parts/*", hold)
+    page.get_by_role("button", name="Upload and post").click()
+    expect(page.locator("[data-status]")).to_have_text(f"Sending {file.name}…")
+    expect(page.locator("[data-progress]")).to_be_visible()
+    page.wait_for_function("document.querySelector('[data-amount]').textContent.includes(' of ')")
+    parts[0].continue_()
+    expect(page.locator(".notice.good")).to_contain_text("The dataset was posted")
+    job = page.url.partition("?")[0].rpartition("/")[2]
+    assert plane.job(job).dataset_name == "uploaded"
+
+
+def test_without_scripts_the_page_of_uploads_names_the_command(
+    sample: Sample, open_page: OpenPage
+) -> None:
+    page, _ = open_page(sample[0], java_script_enabled=False)
+    page.goto(f"/ui/models/{SCENES.model}/post")
+    expect(page.locator("form[data-upload]")).to_be_hidden()
+    expect(page.locator("main")).to_contain_text(f"--model {SCENES.model}")
+
+
+@BOTH_WAYS
+def test_keys_and_webhooks_are_created_and_removed(
+    own_sample: Sample, open_page: OpenPage, scripts: bool
+) -> None:
+    plane, _ = own_sample
+    page, _ = open_page(plane, java_script_enabled=scripts)
+    page.goto("/ui/keys")
+    page.get_by_label("Name").fill("nightly")
+    page.get_by_role("button", name="Create the key").click()
+    secret = page.locator("section", has_text="Copy the key now").locator("code").inner_text()
+    headers = {"authorization": f"Bearer {secret}"}
+    assert plane.client.get("/v1/whoami", headers=headers).json()["scopes"] == ["read"]
+    page.get_by_role("link", name="Revoke nightly").click()
+    submit(page)
+    expect(page.locator(".notice.good")).to_contain_text("revoked")
+    assert plane.client.get("/v1/whoami", headers=headers).status_code == 401
+    page.goto("/ui/webhooks")
+    page.get_by_label("Address").fill("https://example.com/other")
+    page.get_by_role("button", name="Create the webhook").click()
+    expect(page.locator("main")).to_contain_text("Copy the secret now")
+    page.goto("/ui/webhooks")
+    page.get_by_role("link", name="https://example.com/other").click()
+    page.get_by_role("link", name="Delete").click()
+    submit(page)
+    expect(page.locator(".notice.good")).to_contain_text("deleted")
+
+
+def test_a_key_that_may_only_read_sees_no_action(sample: Sample, open_page: OpenPage) -> None:
+    plane, names = sample
+    page, _ = open_page(plane, cookies=plane.sign_in(plane.create_key("carl", "read")))
+    for path in (f"models/{SCENES.model}", f"jobs/{names.held}", f"jobs/{names.held}/candidate"):
+        page.goto(f"/ui/{path}")
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        assert page.locator("main form[method=post]").count() == 0
+        assert page.get_by_role("link", name="Promote").count() == 0

@@ -1,0 +1,150 @@
+"""An open page follows what happens, moves nothing under the reader's eyes, and says when it cannot follow."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from cmcl.stack_host import Ports
+from service.page.formats import ago
+from service.states import JobState
+from tests.browser.conftest import OpenPage
+from tests.browser.sample import Names, progress_of
+from tests.browser.sample_figures import UPDATES
+from tests.browser.served_plane import ServedPlane
+
+Sample = tuple[ServedPlane, Names]
+
+_PATIENCE_MILLISECONDS = 30_000
+expect.set_options(timeout=_PATIENCE_MILLISECONDS)
+
+
+def shifts(page: Page) -> list[object]:
+    """Layout shifts since the page was opened, or since the last call."""
+    # Observers are called after the next frame.
+    page.wait_for_timeout(300)
+    found: list[object] = page.evaluate("window.layoutShifts.splice(0)")
+    return found
+
+
+@pytest.mark.parametrize("path", ["", "jobs/{job}", "jobs"])
+def test_progress_is_shown_without_a_reload_and_without_a_layout_shift(
+    own_sample: Sample, open_page: OpenPage, path: str
+) -> None:
+    plane, job = own_sample[0], own_sample[1].running
+    page, _ = open_page(plane)
+    page.goto("/ui/" + path.format(job=job))
+    began = page.evaluate("performance.timeOrigin")
+    shifts(page)
+    for updates in (468, 702):
+        progress_of(plane, job, 1, updates)
+        expect(page.locator("main")).to_contain_text(f"{updates * 100 // UPDATES}")
+    assert shifts(page) == []
+    assert page.evaluate("performance.timeOrigin") == began
+
+
+def test_the_observer_of_layout_shifts_sees_one(own_sample: Sample, open_page: OpenPage) -> None:
+    plane, _ = own_sample
+    page, _ = open_page(plane)
+    page.goto("/ui/")
+    shifts(page)
+    page.evaluate("document.querySelector('h1').setAttribute('hidden', '')")
+    assert shifts(page) != []
+
+
+def test_what_the_reader_does_survives_an_update(own_sample: Sample, open_page: OpenPage) -> None:
+    plane, job = own_sample[0], own_sample[1].running
+    page, _ = open_page(plane)
+    page.goto(f"/ui/jobs/{job}")
+    term = page.locator("main button.term", has_text="Loss").first
+    term.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(":popover-open")).to_have_count(1)
+    progress_of(plane, job, 1, 702)
+    expect(page.locator("main")).to_contain_text("702")
+    expect(page.locator(":popover-open")).to_have_count(1)
+    expect(term).to_be_focused()
+
+
+def test_the_end_of_a_job_is_shown(own_sample: Sample, open_page: OpenPage) -> None:
+    plane, job = own_sample[0], own_sample[1].running
+    page, _ = open_page(plane)
+    page.goto(f"/ui/jobs/{job}")
+    expect(page.locator("main")).to_contain_text("running")
+    plane.run_to_end(job)
+    assert plane.job(job).state == JobState.PUBLISHED
+    expect(page.locator("main")).to_contain_text("published")
+
+
+@pytest.mark.parametrize("year", [1999, 2099])
+def test_times_do_not_depend_on_the_clock_of_the_browser(
+    sample: Sample, open_page: OpenPage, year: int
+) -> None:
+    plane, _ = sample
+    page, _ = open_page(plane)
+    page.clock.install(time=datetime(year, 1, 1, tzinfo=UTC))
+    page.goto("/ui/jobs?state=published")
+    page.clock.run_for(90_000)
+    shown = page.locator("main time").evaluate_all(
+        "times => times.map(each => [each.dateTime, each.textContent])"
+    )
+    assert shown
+    for moment, text in shown:
+        later = [plane.clock() + timedelta(seconds=seconds) for seconds in range(85, 100)]
+        assert text in {ago(datetime.fromisoformat(moment), now) for now in later}
+
+
+@contextmanager
+def service_process(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The service as a process, on the folder of a control plane."""
+    values = {
+        "CMCL_DATABASE_URL": f"sqlite:///{folder / 'cmcl.db'}",
+        "CMCL_STORE_URI": (folder / "store").as_uri(),
+        "CMCL_AUTH": "off",
+        "CMCL_PORT": str(port),
+    }
+    process = subprocess.Popen([sys.executable, "-m", "service"], env={**os.environ, **values})
+    try:
+        while not _is_ready(port):
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_a_killed_service_is_noticed_and_followed_again(
+    tmp_path: Path, open_page: OpenPage
+) -> None:
+    port = Ports.free().service
+    with service_process(tmp_path, port) as process:
+        page, record = open_page(f"http://127.0.0.1:{port}")
+        page.goto("/ui/")
+        expect(page.locator("main")).to_contain_text("cmcl model create")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        expect(page.get_by_role("status")).to_contain_text("Connection lost")
+    with service_process(tmp_path, port):
+        expect(page.get_by_role("status")).not_to_contain_text("Connection lost")
+        body = {"name": "after", "modalities": {"image": 4, "text": 3}}
+        assert httpx.post(f"http://127.0.0.1:{port}/v1/models", json=body).status_code == 201
+        expect(page.locator("main")).to_contain_text("after")
+        page.close()
+    record.forgive("ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_CONNECTION_RESET")

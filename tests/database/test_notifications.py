@@ -1,0 +1,71 @@
+"""On PostgreSQL, replicas hear of each other's events when they are committed."""
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from service.database.engine import Database
+from service.database.notifications import Listener, is_supported
+from service.database.queries import events
+from service.database.rows import Event
+from service.errors import DatabaseUnavailable
+from service.jobs.workers import Notifications
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def listener(database: Database) -> Iterator[Listener]:
+    if not is_supported(database):
+        pytest.skip("SQLite has no notifications")
+    listener = Listener(database)
+    assert listener.connect()
+    yield listener
+    listener.close()
+
+
+def _emit(database: Database, model: str) -> None:
+    with database.write() as connection:
+        events.emit(connection, Event(kind="model.policy", owner="o", model=model, data={}), NOW)
+
+
+def test_an_event_is_heard_after_its_commit_and_not_before(
+    database: Database, listener: Listener
+) -> None:
+    with database.write() as connection:
+        events.emit(connection, Event(kind="model.policy", owner="o", model="a", data={}), NOW)
+        assert listener.wait(0.05) == set()
+    assert listener.wait(60) == {"a"}
+    assert listener.wait(0.01) == set()
+
+
+def test_several_events_of_a_model_wake_it_once(database: Database, listener: Listener) -> None:
+    for model in "aab":
+        _emit(database, model)
+    heard = listener.wait(60)
+    while heard != {"a", "b"}:
+        heard |= listener.wait(60)
+
+
+def test_events_that_were_missed_while_not_connected_are_found_by_a_resync(
+    database: Database, listener: Listener
+) -> None:
+    woken, resyncs, stop = list[str](), list[int](), threading.Event()
+    loop = Notifications(database, woken.append, lambda: resyncs.append(1))
+    _emit(database, "before")
+    loop.step(stop)
+    assert (woken, resyncs) == ([], [1])
+    _emit(database, "after")
+    loop.step(stop)
+    assert (woken, resyncs) == (["after"], [1])
+    loop.report(DatabaseUnavailable("on purpose"))
+    loop.step(stop)
+    assert len(resyncs) == 2
+    loop.report(DatabaseUnavailable("on purpose"))
+
+
+def test_a_listener_that_is_not_connected_says_so(database: Database) -> None:
+    with pytest.raises(DatabaseUnavailable, match="not connected"):
+        Listener(database).wait(0)

@@ -1,0 +1,1 @@
+"""In place of ImageBind: the interface that its encoder uses, with a small random model."""

@@ -1,0 +1,72 @@
+"""An embeddings endpoint of prepared answers, as the page of the control plane asks it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+Answer = dict[str, Any] | httpx.Response | Callable[[httpx.Request], httpx.Response]
+
+
+@dataclass
+class FakeEndpoint:
+    """Answers by method and path; records every request. With `down`, no connection is accepted."""
+
+    answers: dict[str, Answer] = field(default_factory=dict)
+    asked: list[httpx.Request] = field(default_factory=list)
+    down: bool = False
+
+    @property
+    def transport(self) -> httpx.MockTransport:
+        """What an `Endpoint` sends through."""
+        return httpx.MockTransport(self._answer)
+
+    def bodies(self, path: str) -> list[dict[str, Any]]:
+        """Bodies that were sent to a path."""
+        sent = [request for request in self.asked if request.url.path == path]
+        return [json.loads(request.content) for request in sent]
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        if self.down:
+            raise httpx.ConnectError("connection refused", request=request)
+        answer = self.answers.get(f"{request.method} {request.url.path}")
+        if answer is None:
+            return error(404, f"there is no {request.url.path}")
+        if callable(answer):
+            return answer(request)
+        return answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
+
+
+def error(status: int, message: str) -> httpx.Response:
+    """An error in the endpoint's form."""
+    return httpx.Response(status, json={"error": {"message": message, "code": "x"}})
+
+
+def collection(name: str, model: str = "scenes", **changes: object) -> dict[str, object]:
+    """A collection as the endpoint describes it."""
+    searched = {"version": 2, "revision": 7, "rows": {"image": 30, "text": 12}, "problem": None}
+    return {
+        "id": name,
+        "object": "collection",
+        "model": model,
+        "feature_type": "float32",
+        "revision": 7,
+        "created": 1,
+        "changed": 2,
+        "stored_bytes": 4096,
+        "damaged": None,
+        "searched": {**searched, "memory_bytes": 8192},
+        **changes,
+    }
+
+
+def found(model: str, *ids: str, **more: object) -> dict[str, object]:
+    """Hits of a search, with falling scores."""
+    hits = [
+        {"id": name, "modality": "image", "score": 0.9 - index / 100, "payload": None}
+        for index, name in enumerate(ids)
+    ]
+    return {"object": "list", "data": hits, "model": model, **more}

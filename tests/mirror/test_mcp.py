@@ -1,0 +1,90 @@
+"""`cmcl mcp` with a real MCP client: in one process, and over stdin and stdout."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.served_app import served
+from tests.mirror.conftest import Commands
+from tests.unit.serve.collections.conftest import opened
+from workers.storage.local import LocalStore
+
+CONVERSATION = """
+import asyncio, json, sys
+from cmcl import AsyncClient
+from cmcl.cli.mcp import make_server
+from mcp import Client, StdioServerParameters
+
+PROGRAM = "import sys; from cmcl.cli import main; sys.exit(main(sys.argv[1:]))"
+
+async def talk(server):
+    async with Client(server) as session:
+        tools = (await session.list_tools()).tools
+        said = {"tools": {tool.name: tool.annotations.read_only_hint for tool in tools}}
+        for name, arguments in json.loads(sys.argv[3]):
+            answer = await session.call_tool(name, arguments)
+            said[json.dumps([name, arguments])] = [answer.is_error, "".join(each.text for each in answer.content)]
+        return said
+
+async def main():
+    if sys.argv[2] == "stdio":
+        import os
+        command = ["-c", PROGRAM, "mcp", "--collection=things"]
+        parameters = StdioServerParameters(command=sys.executable, args=command, env=dict(os.environ))
+        print(json.dumps(await talk(parameters)))
+        return
+    async with AsyncClient(embeddings_url=sys.argv[1]) as client:
+        print(json.dumps(await talk(make_server(client, ["things"]))))
+
+asyncio.run(main())
+"""
+WORDS = {"aaa": "vowel", "eee": "vowel", "zzz": "consonant"}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    """A replica with a collection of texts."""
+    with opened(FlakyStore(LocalStore(tmp_path / "store"))) as replica:
+        items = [
+            {"id": word, "modality": "text", "text": word, "payload": {"kind": kind}}
+            for word, kind in WORDS.items()
+        ]
+        replica.add("things", items)
+        assert replica.ask("PUT", "/hidden", {"model": "scenes"}).status_code == 200
+        with served(replica.app) as url:
+            yield url
+
+
+@pytest.mark.parametrize("transport", ["in process", "stdio"])
+def test_an_assistant_lists_describes_and_searches_and_changes_nothing(
+    targets: Path, url: str, tmp_path: Path, transport: str
+) -> None:
+    wanted = {"field": "kind", "equals": "consonant"}
+    calls: list[tuple[str, dict[str, object]]] = [
+        ("list_collections", {}),
+        ("describe_collection", {"name": "things"}),
+        ("search", {"name": "things", "text": "eee", "top_k": 2}),
+        ("search", {"name": "things", "text": "eee", "where": wanted}),
+        ("search", {"name": "hidden", "text": "eee"}),
+        ("search", {"name": "things", "text": "eee", "top_k": 1000}),
+        ("search", {"name": "things", "data": "not base64", "modality": "image"}),
+    ]
+    commands = Commands(targets, tmp_path, url)
+    said = json.loads(commands.python_output(CONVERSATION, url, transport, json.dumps(calls)))
+    names = {"list_collections": True, "describe_collection": True, "search": True}
+    assert said.pop("tools") == names
+    listed, described, found, filtered, hidden, many, damaged = said.values()
+    assert "things" in listed[1]
+    assert "hidden" not in listed[1]
+    assert '"kind": "vowel"' in json.dumps(json.loads(described[1]))
+    assert json.loads(found[1])["results"][0]["id"] == "eee"
+    assert [hit["id"] for hit in json.loads(filtered[1])["results"]] == ["zzz"]
+    assert "permitted: things" in hidden[1]
+    assert "data is not base64" in damaged[1]
+    assert [each[0] for each in (listed, found, hidden, many, damaged)] == [
+        *(False, False),
+        *(True, True, True),
+    ]

@@ -1,0 +1,324 @@
+"""The command from files on disk to the table, on small folders of the published layouts."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.caches import read_caches
+from benchmarks.paper.families import ChosenEncoder, choose_encoder
+from benchmarks.paper.features import read_features
+from benchmarks.paper.report import LAST_LINE
+from benchmarks.paper.results import code_digest
+from benchmarks.paper.sources import SOURCES
+from benchmarks.paper.sources.source import InvalidSource
+from benchmarks.paper.synthetic import time_model, training_rows, write_synthetic
+from tests.unit.benchmarks.command import Answer, answer_of
+
+SMALL = ("--tiny", "--encoder", "fake-languagebind", "--seeds", "1", "--jobs", "1")
+BATCH = ("--batch-size", "4")
+
+
+def run(work: Path, root: Path, *more: str) -> Answer:
+    return answer_of(main, *SMALL, *BATCH, "--work", work, "--root", root, *more)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def answer(work: Path, tiny_root: Path) -> Answer:
+    return run(work, tiny_root, "--methods", "untrained,vanilla,nullspace", "--json")
+
+
+def test_the_last_line_has_the_figures_of_every_method(answer: Answer) -> None:
+    assert answer.status == 0, answer.stderr
+    found = answer.document
+    assert found["encoders"] == ["fake-languagebind"]
+    assert found["steps"] == 11
+    assert list(found["methods"]) == ["untrained", "vanilla", "nullspace"]
+    for method in found["methods"].values():
+        assert method.keys() == {*LAST_LINE, "seconds"}
+    assert found["methods"]["untrained"]["bwt_acc"] is None
+    assert found["methods"]["nullspace"]["acc"] > found["methods"]["untrained"]["acc"]
+    assert any("TVL" in each for each in found["deviations"])
+
+
+def test_the_least_time_is_said_before_training(answer: Answer) -> None:
+    lines = answer.stderr.splitlines()
+    (said,) = [number for number, line in enumerate(lines) if "training takes" in line]
+    assert "with 1 jobs" in lines[said]
+    assert lines[said + 1].startswith("[1/3] fake-languagebind, untrained")
+
+
+def test_page_pictures_and_document_are_left(answer: Answer, work: Path) -> None:
+    results = work / "results"
+    page = (results / "paper.md").read_text()
+    for deviation in answer.document["deviations"]:
+        assert f"- {deviation}" in page
+    assert "| *published* | *51.86* |" in page  # beside vanilla
+    pictures = sorted(path.name for path in results.glob("*.svg"))
+    assert len(pictures) == 4
+    assert all(f"({name})" in page for name in pictures)
+    document = json.loads((results / "paper.json").read_text())
+    assert document["figures"]["fake-languagebind"]["vanilla"]["accuracy"]["std"] == 0
+
+
+def test_a_finished_cell_is_not_run_again(answer: Answer, work: Path, tiny_root: Path) -> None:
+    def times() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (work / "cells").iterdir()}
+
+    before = times()
+    next(iter((work / "cells").glob("*-vanilla-*"))).write_text("cut off")
+    again = run(work, tiny_root, "--methods", "untrained,vanilla", "--json")
+    assert again.status == 0
+    changed = {name for name, time in times().items() if before[name] != time}
+    assert [name.split("-")[2] for name in changed] == ["vanilla"]
+    first, second = (each.document["methods"]["vanilla"] for each in (answer, again))
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
+def test_the_published_settings_train_differently(
+    work: Path, tiny_root: Path, answer: Answer
+) -> None:
+    published = run(work, tiny_root, "--methods", "vanilla", "--preset", "paper", "--json")
+    assert published.status == 0, published.stderr
+    found = published.document
+    assert (
+        found["methods"]["vanilla"]["recall_at_1"]
+        != answer.document["methods"]["vanilla"]["recall_at_1"]
+    )
+    assert any("epsilon" in each for each in found["deviations"])
+
+
+def test_unreadable_media_are_left_out_or_refused(tmp_path: Path, tiny_root: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(tiny_root / "clotho", root / "clotho")
+    sound = root / "clotho" / "development" / "sound 2.wav"
+    sound.write_bytes(sound.read_bytes()[:100])
+    only = ("--sources", "clotho", "--methods", "untrained")
+    refused = run(tmp_path / "work", root, *only)
+    assert refused.status == 2
+    assert "clotho text-audio: 1 of 16 rows" in refused.stderr
+    assert "the audio is cut off" in refused.stderr
+    accepted = run(tmp_path / "work", root, *only, "--max-bad-share", "0.1")
+    assert accepted.status == 0
+    assert "clotho: 1 rows could not be used and are left out" in accepted.stderr
+
+
+def test_fewer_rows_than_a_batch_are_refused(work: Path, tiny_root: Path, answer: Answer) -> None:
+    few = ("--methods", "vanilla", "--sources", "llvip", "--batch-size", "64")
+    refused = answer_of(main, *SMALL, *few, "--work", work, "--root", tiny_root)
+    assert refused.status == 2
+    assert "llvip vision-thermal: 8 train rows, and one batch takes 64" in refused.stderr
+
+
+def test_results_of_other_code_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "own_method_of_a_test.py"
+    digests = []
+    for content in ("first = 1", "second = 2"):
+        module.write_text(content)
+        code_digest.cache_clear()
+        digests.append(code_digest("own_method_of_a_test:Mine"))
+    assert len({*digests, code_digest(None)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--root is missing"),
+        (["--protocol", "ctvr-actnet-10", "--caches", "x"], "ctvr-actnet-10 needs --root"),
+        (["--tiny", "--width", "64"], "--width is that of synthetic features"),
+        (["--synthetic", "0.001"], "--synthetic 0.001 has 2816 rows, and so has half of it"),
+        (["--encoder", "clip"], "unknown name 'clip'; known are imagebind"),
+        (["--tiny", "--encoder", "imagebind"], "--tiny runs with stand-ins: use fake-imagebind"),
+        (["--methods", "other"], "unknown method 'other'; known are untrained"),
+        (["--methods", "nowhere:None"], "cannot be imported"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(arguments: list[str], words: str) -> None:
+    refused = answer_of(main, *arguments)
+    assert refused.status == 2
+    assert words in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_the_command_line_passes_options_on() -> None:
+    program = "import sys; from cmcl.cli import main; sys.exit(main(sys.argv[1:]))"
+    options = ["reproduce", "--encoder", "clip", "--partial"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "unknown name 'clip'; known are imagebind" in done.stderr
+
+
+def test_the_authors_caches_are_read_with_their_classes(tmp_path: Path) -> None:
+    folder = write_caches(tmp_path / "features_storage")
+    run: list[str | Path] = [
+        "--caches",
+        folder,
+        "--encoder",
+        "imagebind",
+        "--sources",
+        "esc50,llvip",
+        "--seeds",
+        "1",
+    ]
+    training = [
+        "--batch-size",
+        "4",
+        "--epochs",
+        "1",
+        "--jobs",
+        "1",
+        "--methods",
+        "untrained,vanilla",
+    ]
+    answer = answer_of(main, *run, *training, "--work", tmp_path / "work", "--json")
+    assert answer.status == 0, answer.stderr
+    assert answer.document["methods"]["untrained"]["acc"] == 1
+    assert answer.document["deviations"][0] == "Features are imported from the authors' caches."
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("missing", "llvip: the cache .*llvip_test_imagebind.h5 is missing"),
+        ("narrow", r"sample 'a0' has shape \(2, 768\), expected \(2, 1024\)"),
+        ("cut", "cannot be read as HDF5, it may be half-downloaded"),
+        ("stranger", "the text of sample 'a0__dog__0' is that of no class"),
+    ],
+)
+def test_caches_that_do_not_fit_are_refused(tmp_path: Path, change: str, words: str) -> None:
+    folder = write_caches(tmp_path / "features_storage")
+    path = folder / "llvip_test_imagebind.h5"
+    if change == "narrow":
+        write_cache(path, {"a0": np.ones((2, 768))})
+    elif change == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    elif change == "stranger":
+        stranger = np.random.default_rng(8).normal(size=(2, 1024))
+        write_cache(folder / "esc50_train_imagebind.h5", {"a0__dog__0": stranger})
+    else:
+        path.unlink()
+    source = "esc50" if change == "stranger" else "llvip"
+    with pytest.raises(InvalidSource, match=words):
+        read_caches(folder, source, choose_encoder("imagebind"))
+
+
+def write_cache(path: Path, rows: dict[str, np.ndarray]) -> None:
+    with h5py.File(path, "w") as file:
+        for key, values in rows.items():
+            file[key] = values.astype(np.float32)
+
+
+def write_caches(folder: Path) -> Path:
+    """ESC-50 with two classes, whose sounds lie at their texts, and LLVIP."""
+    folder.mkdir()
+    draws = np.random.default_rng(0)
+    texts = {name: 100 * draws.normal(size=1024) for name in ("dog", "rain")}
+    write_cache(folder / "esc50_class_imagebind.h5", texts)
+    for split in ("train", "test"):
+        rows = {}
+        for number in range(8):
+            name = ("dog", "rain")[number % 2]
+            near = texts[name] + 20 * draws.normal(size=1024)
+            rows[f"a{number}__{name}__{number % 2}"] = np.stack([texts[name], near])
+        write_cache(folder / f"esc50_{split}_imagebind.h5", rows)
+        pairs = {f"{split}-{number}": draws.normal(size=(2, 1024)) for number in range(8)}
+        write_cache(folder / f"llvip_{split}_imagebind.h5", pairs)
+    return folder
+
+
+def test_times_are_extrapolated_to_all_rows() -> None:
+    fewer, more, every = (training_rows(tuple(SOURCES), share) for share in (0.1, 0.2, 1.0))
+    assert every == 234_005
+    seconds = ({"vanilla": 2 + fewer / 1000}, {"vanilla": 2 + more / 1000, "failed once": 1.0})
+    found = time_model(seconds, (fewer, more, every))
+    assert found.keys() == {"vanilla"}
+    assert found["vanilla"].whole == pytest.approx(2 + every / 1000)
+
+
+def test_a_stand_in_leaves_room_between_chance_the_encoders_and_what_can_be_learned(
+    tmp_path: Path,
+) -> None:
+    run = ["--synthetic", "0.05", "--width", "64", "--seeds", "2", "--jobs", "1", "--epochs", "1"]
+    some = ["--sources", "ucf101,esc50", "--methods", "untrained,vanilla,cca"]
+    answer = answer_of(main, *run, *some, "--work", tmp_path, "--json")
+    assert answer.status == 0, answer.stderr
+    found = answer.document["methods"]
+    # 101 and 50 classes.
+    assert found["untrained"]["acc"] > 0.05
+    assert found["untrained"]["acc"] + 0.1 < found["cca"]["acc"] < 0.95
+    assert any("drawn at random" in each for each in answer.document["deviations"])
+    document = json.loads((tmp_path / "results" / "paper.json").read_text())
+    assert document["times"]["synthetic-imagebind"].keys() == {"untrained", "vanilla", "cca"}
+    # Each seed has other features: those of encoders alone differ, too.
+    assert document["figures"]["synthetic-imagebind"]["untrained"]["accuracy"]["std"] > 0
+    seconds = {name: found[name]["seconds"] for name in ("cca", "vanilla")}
+    beyond = f"{seconds['cca'] - seconds['vanilla']:+.1f}"
+    page = (tmp_path / "results" / "paper.md").read_text()
+    assert f"| {seconds['cca']:.1f} | {beyond} |" in page
+
+
+def test_synthetic_features_have_the_published_lengths_and_repeat_texts(tmp_path: Path) -> None:
+    chosen = ChosenEncoder("synthetic-languagebind", 768)
+    files = write_synthetic(tmp_path, chosen, ["esc50"], 0.001, 0)
+    features = read_features(Path({name: path for name, path, _ in files}["esc50"]))
+    train = features["train"]
+    assert train.by_modality["audio"].shape == (256, 768)
+    assert np.linalg.norm(train.by_modality["audio"], axis=1) == pytest.approx(14.3, rel=1e-4)
+    assert len(np.unique(train.by_modality["text"], axis=0)) <= 50
+
+
+@pytest.mark.parametrize(
+    ("encoder", "more", "words"),
+    [
+        ("imagebind", [], "non-commercial use only. If your use is permitted"),
+        ("languagebind", ["--accept-licence", "languagebind"], "needs languagebind of its authors"),
+    ],
+)
+def test_real_encoders_need_a_licence_and_code(
+    tmp_path: Path,
+    tiny_root: Path,
+    encoder: str,
+    more: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Another test may have imported what stands in for it.
+    monkeypatch.setitem(sys.modules, "languagebind", None)
+    run: list[str | Path] = [
+        "--root",
+        tiny_root,
+        "--encoder",
+        encoder,
+        "--partial",
+        "--sources",
+        "llvip",
+    ]
+    refused = answer_of(main, *run, *more, "--work", tmp_path)
+    assert refused.status == 2
+    assert words in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_check_counts_rows_and_stops(tmp_path: Path, tiny_root: Path) -> None:
+    checked = answer_of(main, "--root", tiny_root, "--partial", "--check", "--work", tmp_path)
+    assert checked.status == 0
+    assert (
+        "llvip: 8 train, 8 test rows; licence: for non-commercial research only" in checked.stderr
+    )
+    assert list(tmp_path.iterdir()) == []

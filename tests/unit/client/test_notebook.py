@@ -1,0 +1,276 @@
+"""Pictures of what the API returns, in a notebook and from the command line."""
+
+import os
+import xml.etree.ElementTree as ET
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cmcl import Client
+from cmcl.cli.errors import Exit
+from cmcl.client import (
+    Canary,
+    DatasetFigures,
+    Job,
+    JobProgress,
+    ModelCapacity,
+    ProgressHistory,
+    VersionFigures,
+)
+from cmcl.contract.capacity import FULL_BELOW
+from cmcl.contract.version import Drift, Quality
+from cmcl.pictures import (
+    canary_picture,
+    capacity_picture,
+    curves,
+    history_pictures,
+    memory_of,
+    progress_picture,
+    version_pictures,
+)
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.trainer import train
+from tests.unit.client.command_line import Cmcl
+from tests.unit.client.rest_server import RestServer
+
+SVG = "{http://www.w3.org/2000/svg}"
+AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
+JOB = Job(
+    id="job-0123456789ab",
+    model="scenes",
+    dataset="ds-1",
+    dataset_name="birds",
+    state="running",
+    message="<script>alert(1)</script>",
+    attempt=2,
+    created_at=AT,
+    state_changed_at=AT,
+)
+
+
+def headings(svg: str) -> list[str]:
+    """The visible titles of the pictures in a file."""
+    root = ET.fromstring(svg)
+    return [each.text or "" for each in root.iter(f"{SVG}text") if each.get("font-size") == "14"]
+
+
+def test_a_notebook_shows_a_version_with_its_pictures(published: Client) -> None:
+    version = published.version("scenes", 2)
+    html = version._repr_html_()
+    drawn = version_pictures(version, version.manifest.spec.drift_bound)
+    assert html.count("<svg") == len([each for each in drawn if each is not None])
+    assert "scenes@2" in html
+    assert "two" in html
+    assert drawn.drift is not None
+    assert [row[0] for row in drawn.drift.table.rows] == ["one"]
+
+
+def test_what_was_not_measured_has_no_picture(published: Client) -> None:
+    version = published.version("scenes", 1)
+    drawn = version_pictures(version)
+    assert drawn.drift is None, "the first version has no earlier dataset"
+    empty = version.model_copy(update={"capacity": {}, "evaluation_matrix": []})
+    assert version_pictures(empty).forgetting is None
+    assert version_pictures(empty).capacity is None
+
+
+def test_pictures_have_names_instead_of_ids(published: Client) -> None:
+    version = published.version("scenes", 2)
+    ids = [line.dataset for line in version.lineage]
+    quality = {ids[0]: Quality(now=-0.9, best=-1.2, norm_change={})}
+    drift = {ids[0]: Drift(since_learned=0.2, against_parent=0.1)}
+    certificate = version.certificate.model_copy(update={"quality": quality, "drift": drift})
+    drawn = version_pictures(version.model_copy(update={"certificate": certificate}), 0.1)
+    assert drawn.optimality is not None
+    assert list(drawn.optimality.table.rows) == [("one", "−0.9", "−1.2")]
+    assert drawn.drift is not None
+    assert "exceeded by 1 of 1" in drawn.drift.description
+    for picture in drawn:
+        assert picture is None or not [each for each in ids if each in picture.html()]
+
+
+def test_the_memory_of_a_version_has_every_recall(published: Client) -> None:
+    version = published.version("scenes", 2)
+    names = {line.dataset: line.name for line in version.lineage}
+    found = memory_of(version)
+    for row, shown in zip(version.evaluation_matrix, found.rows, strict=True):
+        assert shown.version == row.version
+        by_name = dict(zip(found.datasets, shown.recall, strict=True))
+        assert {name: share for name, share in by_name.items() if share is not None} == {
+            names[dataset]: recall.at_1 for dataset, recall in row.recall.items()
+        }
+
+
+def test_a_notebook_shows_a_job_and_what_its_message_says_is_text() -> None:
+    html = JOB._repr_html_()
+    assert "job-0123456789ab" in html
+    assert "<script" not in html
+    assert "<svg" not in html, "it has not started"
+    progress = JobProgress(phase="training", updates_done=5, updates_total=1000, eta_seconds=75)
+    later = {"started_at": AT + timedelta(seconds=4), "progress": progress}
+    html = JOB.model_copy(
+        update={**later, "state_changed_at": AT + timedelta(seconds=64)}
+    )._repr_html_()
+    for words in ("5 of 1,000", "1 min 15 s", "4.0 s", "1 min so far"):
+        assert words in html
+
+
+def test_a_picture_of_a_version_is_written_to_a_file(cmcl: Cmcl, tmp_path: Path) -> None:
+    file = tmp_path / "version.svg"
+    assert "certificate" in cmcl("version", "show", "scenes@2", "--picture", str(file))
+    assert "Drift of earlier datasets" in cmcl.stderr
+    assert "Drift of earlier datasets" in headings(file.read_text())
+    assert cmcl.one("version", "show", "scenes@2", "--picture", str(file))["version"] == 2
+    wrong = cmcl("version", "show", "scenes@2", "--picture", "version.png", code=Exit.USAGE)
+    assert "ends in .svg" in wrong
+    lost = cmcl("version", "show", "scenes@2", "--picture", str(tmp_path / "no" / "x.svg"), code=1)
+    assert "No such file" in lost
+
+
+def test_a_candidate_is_drawn_beside_its_parent(
+    cmcl: Cmcl, published_plane: ControlPlane, tmp_path: Path
+) -> None:
+    plane, file = published_plane, tmp_path / "candidate.svg"
+    cmcl("model", "policy", "scenes", "--manual-approval", "--max-drift=0.4")
+    job = plane.post_dataset("three")
+    train(plane.store, job, plane.tick_to(job, JobState.RUNNING).attempt)
+    plane.tick_to(job, JobState.HELD)
+    cmcl("job", "candidate", job, "--picture", str(file))
+    assert "Drift of earlier datasets" in headings(file.read_text())
+    with Client(os.environ["CMCL_URL"]) as client:
+        html = client.candidate(job)._repr_html_()
+    assert "candidate for scenes@3" in html
+    assert "permitted: 0.4" in html
+
+
+def test_agreement_of_a_canary_is_drawn_against_its_rule() -> None:
+    canary = Canary.model_validate(
+        {
+            "version": 2,
+            "share": 0.1,
+            "shadow": 0.5,
+            "rule": {"min_overlap": 0.8},
+            "revision": 1,
+            "reason": "",
+            "actor": "a",
+            "started_at": AT,
+            "observed": {
+                "replicas": 1,
+                "answered": 0,
+                "shadowed": 1200,
+                "failed": 0,
+                "requests": 1200,
+                "error_share": 0,
+                "pairs": {
+                    "image--text": {"queries": 1200, "cosine": 0.97, "overlap": 0.7},
+                    "audio--text": {"queries": 0, "cosine": None, "overlap": None},
+                },
+            },
+        }
+    )
+    picture = canary_picture(canary)
+    assert list(picture.table.rows) == [
+        ("image and text", "70.0", "1,200 queries, cosine 0.97"),
+        ("audio and text", "–", "0 queries"),
+    ]
+    assert "violated by image and text" in picture.description
+
+
+def figures(number: int, drift: float | None, **by_dataset: dict[str, float]) -> VersionFigures:
+    """A version of a model's history, which learned dataset `ds-<number>` named `set <number>`."""
+    return VersionFigures.model_validate(
+        {
+            "version": number,
+            "parent": number - 1 or None,
+            "dataset": f"ds-{number}",
+            "dataset_name": f"set {number}",
+            "pair": {"first": "image", "second": "text"},
+            "created_at": AT,
+            "max_drift": drift,
+            "by_dataset": DatasetFigures(**by_dataset),
+        }
+    )
+
+
+def test_the_history_of_a_model_is_drawn_in_order_with_names() -> None:
+    first = figures(1, None, recall={"ds-1": 0.5})
+    losses = {"quality": {"ds-1": -0.9, "ds-0": -1.0}, "best": {"ds-1": -1.3}}
+    second = figures(2, 0.25, recall={"ds-1": 0.375, "ds-2": 0.75, "ds-0": 0.25}, **losses)
+    drawn = history_pictures([second, first], 0.2, {"ds-0": "older"})
+    assert drawn.forgetting is not None
+    assert drawn.forgetting.table.headings[2:] == ("set 1", "set 2", "older")
+    assert list(drawn.forgetting.table.rows) == [
+        ("1", "set 1", "50.0", "", ""),
+        ("2", "set 2", "37.5 (−12.5)", "75.0", "25.0"),
+    ]
+    assert drawn.drift is not None
+    assert list(drawn.drift.table.rows) == [("1", "–"), ("2", "25.0")]
+    assert "exceeded in 1 of 1" in drawn.drift.description
+    assert drawn.optimality is not None, "of the datasets that have both"
+    assert list(drawn.optimality.table.rows) == [("1", "–", "–"), ("2", "−0.9", "−1.3")]
+    assert history_pictures([]) == (None, None, None, None)
+
+
+def test_capacity_is_drawn_with_its_forecast() -> None:
+    head = {"input_rank": 3, "input_width": 9, "output_rank": 2, "output_width": 8}
+    room = {
+        "now": {"free_share": 0.5, **head},
+        "datasets_left": 3,
+        "taken_per_dataset": 0.5,
+        "history": [{"version": 4, "free_share": 0.5, "learned": True}],
+    }
+    full = {"model": "m", "version": 4, "full_below": 0.125, "modalities": {"image": room}}
+    picture = capacity_picture(ModelCapacity.model_validate(full))
+    assert picture is not None
+    assert list(picture.table.rows)[:2] == [("4", "50.0"), ("5 (forecast)", "25.0")]
+    assert "about 3 datasets left" in picture.description
+    assert capacity_picture(ModelCapacity.model_validate({**full, "modalities": {}})) is None
+
+
+PROGRESS: dict[str, Any] = {
+    "job": JOB.id,
+    "attempt": 2,
+    "interval_seconds": 5,
+    "points": [
+        {"at": AT.isoformat(), "phase": "reading"},
+        {
+            "at": AT.isoformat(),
+            "phase": "training",
+            "updates_done": 10,
+            "loss": 0.5,
+            "removed_share": 0.25,
+        },
+    ],
+}
+
+
+def test_reports_without_a_loss_are_no_part_of_a_loss_curve() -> None:
+    picture = progress_picture([ProgressHistory.model_validate(PROGRESS)])
+    assert picture is not None
+    assert list(picture.table.rows) == [("2", "10", "0.5", "25.0")]
+    none = {**PROGRESS, "attempt": None, "points": []}
+    assert progress_picture([ProgressHistory.model_validate(none)]) is None
+
+
+def test_the_loss_of_an_attempt_is_written_to_a_file(
+    server: RestServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.always((200, PROGRESS))
+    cmcl, file = Cmcl(capsys), tmp_path / "loss.svg"
+    cmcl("job", "progress", JOB.id, "--url", server.url, "--picture", str(file))
+    assert headings(file.read_text()) == ["Loss of the training"]
+
+
+def test_the_history_of_a_model_is_written_to_a_file(cmcl: Cmcl, tmp_path: Path) -> None:
+    file = tmp_path / "history.svg"
+    assert "two" in cmcl("version", "history", "scenes", "--picture", str(file))
+    assert headings(file.read_text()) == ["Largest drift by version"]
+    error = cmcl("model", "capacity", "scenes", "--picture", str(file), code=Exit.FAILED)
+    assert "nothing is measured that could be drawn" in error
+
+
+def test_a_head_counts_as_full_where_the_forecast_says_so() -> None:
+    assert curves.FULL_BELOW == FULL_BELOW

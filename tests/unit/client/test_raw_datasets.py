@@ -1,0 +1,156 @@
+"""Raw data and preparation against the real control plane: encoders, folders, dry runs, rows left out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cmcl import Client, CmclError
+from cmcl.client import InvalidArgument, UploadProgress
+from cmcl.contract.dataset import RejectedRow
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
+from tests.fakes.preparer import fail, identity, requests_in
+from tests.fakes.served_app import served
+from tests.unit.client.either import connected
+from tests.unit.client.ticking import CLIP, RAW_MODEL, captioned, ticking
+from workers.storage import layout
+from workers.storage.object_store import ObjectStore
+
+PAIR = ("image", "text")
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    """A control plane with an encoder, and a model that is bound to it."""
+    plane = ControlPlane(tmp_path / "plane", encoders=(CLIP,))
+    yield plane
+    plane.close()
+
+
+@pytest.fixture
+def client(kind: str, plane: ControlPlane) -> Iterator[Client]:
+    with served(plane.app) as url, connected(kind, url) as client:
+        client.create_model("birds", RAW_MODEL)
+        yield client
+
+
+def test_encoders_are_listed_and_models_take_their_width(client: Client) -> None:
+    (encoder,) = client.encoders()
+    assert (encoder.name, encoder.takes, encoder.width) == ("clip-image", "image", 4)
+    modalities = client.model("birds").modalities
+    assert (modalities["image"].width, modalities["image"].encoder) == (4, "clip-image")
+    assert modalities["text"].encoder is None
+
+
+def test_a_folder_posted_twice_is_the_same_dataset(client: Client, tmp_path: Path) -> None:
+    folder = captioned(tmp_path / "summer", "jay", "tit")
+    sent: list[UploadProgress] = []
+    first = client.add_dataset("birds", "one", PAIR, [folder], on_upload=sent.append)
+    assert [now.path.name for now in sent] == ["summer-00001.tar"]
+    (shard,) = client.dataset(first.dataset.id).shards
+    assert shard.uri.startswith("upload:up-")
+    again = client.add_dataset("birds", "one", PAIR, [folder])
+    moved = client.add_dataset("birds", "other", PAIR, [folder.rename(tmp_path / "winter")])
+    assert again.job.id == moved.job.id == first.job.id
+    captioned(tmp_path / "winter", "wren")
+    grown = client.add_dataset("birds", "one", PAIR, [tmp_path / "winter"])
+    assert grown.job.id != first.job.id
+
+
+def test_raw_folders_are_appended_to_an_open_dataset(client: Client, tmp_path: Path) -> None:
+    opened = client.open_dataset("birds", "many", PAIR, [captioned(tmp_path / "a", "jay")])
+    grown = client.append_shards(opened.id, [captioned(tmp_path / "b", "tit")])
+    assert [shard.uri[:10] for shard in grown.shards] == ["upload:up-"] * 2
+
+
+def test_a_raw_folder_is_not_read_in_place(client: Client, tmp_path: Path) -> None:
+    folder = captioned(tmp_path / "summer", "jay")
+    with pytest.raises(InvalidArgument, match="--write-manifest"):
+        client.add_dataset("birds", "one", PAIR, [folder], upload="never")
+
+
+def test_a_rejected_upload_of_a_folder_is_named_by_the_folder(
+    client: Client, tmp_path: Path
+) -> None:
+    folder = captioned(tmp_path / "summer", "jay")
+    with pytest.raises(CmclError, match=f"{folder} ") as caught:
+        client.add_dataset("birds", "one", PAIR, [folder, folder])
+    assert caught.value.status == 422
+
+
+def test_a_dry_run_returns_its_report_and_keeps_nothing(
+    client: Client, plane: ControlPlane
+) -> None:
+    shards = [plane.shard("new")["uri"]]
+    states: list[str] = []
+    with ticking(plane):
+        tried = client.dry_run(
+            *("birds", "tried", PAIR, shards),
+            evaluation_share=0.25,
+            on_change=lambda now: states.append(now.state),
+            timeout=60,
+        )
+    assert tried.report is not None
+    assert (tried.report.version, tried.report.rows, tried.dry_run) == (0, 12, True)
+    assert states[-1] == "reported"
+    assert list(client.versions("birds")) == []
+    job = client.job(str(tried.job))
+    assert (job.dry_run, job.has_ended, job.report) == (True, True, tried.report)
+
+
+def test_a_dry_run_of_a_dataset_that_cannot_be_prepared_has_the_reason(
+    client: Client, plane: ControlPlane
+) -> None:
+    bad = write_shard(plane.shards / "bad.parquet", table_with_nan(16))
+    with ticking(plane):
+        tried = client.dry_run("birds", "tried", PAIR, [bad], timeout=60)
+    assert tried.report is None
+    assert "has NaN or infinity" in (tried.quarantine_reason or "")
+
+
+def test_a_declared_encoder_is_the_one_of_the_dataset(client: Client, plane: ControlPlane) -> None:
+    clip = identity()
+    shard = plane.shard("new")["uri"]
+    accepted = client.add_dataset(
+        "birds", "one", PAIR, [shard], encoders={"image": clip}, max_bad_share=0.5
+    )
+    plane.run_to_end(accepted.job.id)
+    dataset, job = client.dataset(accepted.dataset.id), client.job(accepted.job.id)
+    assert dataset.encoders == job.encoders == {"image": clip, "text": "undeclared"}
+    assert dataset.max_bad_share == 0.5
+    more, siglip = plane.shard("more")["uri"], identity("siglip")
+    with pytest.raises(CmclError, match="expected 'clip'") as caught:
+        client.add_dataset("birds", "two", PAIR, [more], encoders={"image": siglip})
+    assert caught.value.status == 409
+
+
+def test_all_rows_that_were_left_out_are_listed(client: Client, plane: ControlPlane) -> None:
+    accepted = client.add_dataset("birds", "one", PAIR, [plane.shard("new")["uri"]])
+    rows = [
+        RejectedRow(id=f"row-{row}", file="s3://b/a.jsonl", row=row, reason="no image")
+        for row in range(120)
+    ]
+    lines = "".join(f"{row.model_dump_json()}\n" for row in rows)
+    plane.store.put(layout.rejected_rows(accepted.dataset.id), lines.encode())
+    assert list(client.rejected_rows(accepted.dataset.id)) == rows
+
+
+def test_the_first_rows_that_cannot_be_used_come_with_the_job(
+    client: Client, plane: ControlPlane
+) -> None:
+    row = RejectedRow(id="row-7", file="s3://b/a.jsonl", row=7, reason="no image")
+
+    def refuse(store: ObjectStore) -> None:
+        for request in requests_in(store):
+            fail(store, request, "invalid_dataset", "too many bad rows", rejected=[row])
+
+    plane.preparer = refuse
+    shard = write_shard(plane.shards / "a.parquet", feature_table(16))
+    accepted = client.add_dataset("birds", "one", PAIR, [shard])
+    plane.run_to_end(accepted.job.id)
+    job, dataset = client.job(accepted.job.id), client.dataset(accepted.dataset.id)
+    assert (job.state, job.reason) == ("failed", "invalid_dataset")
+    for rejected in (job.rejected, dataset.rejected):
+        assert rejected is not None
+        assert (rejected.rows, rejected.first) == (1, (row,))

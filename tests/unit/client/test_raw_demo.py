@@ -1,0 +1,201 @@
+"""The raw part of the demo: datasets become versions, and every raw query without a good answer is counted."""
+
+import io
+import math
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from cmcl.client import (
+    AcceptedDataset,
+    Client,
+    CmclError,
+    Dataset,
+    Embeddings,
+    Event,
+    Job,
+    Query,
+    Similarity,
+)
+from cmcl.demo.raw import RawFailure, RawQueries, RawReport, learn_raw
+from tests.architecture.repository import ROOT
+
+RAW = ROOT / "examples" / "raw"
+AT = datetime(2026, 11, 24, tzinfo=UTC)
+DIGEST = "0" * 64
+# Rows to train on, held-out rows, and rows that are left out.
+EMOJI, PLACES = (480, 82, 2), (270, 50, 0)
+
+
+def shard(rows: int) -> dict[str, object]:
+    return {"uri": "file:///a", "sha256": DIGEST, "bytes": 1, "rows": rows}
+
+
+def dataset(name: str, rows: int, held_out: int, rejected: int) -> Dataset:
+    pair = {"first": "image", "second": "text"}
+    row = {"id": "damaged-picture", "file": "upload:up-1", "row": 5, "reason": "it is cut off"}
+    left_out = {"rows": rejected, "first": [row]} if rejected else None
+    files = {"shards": [shard(rows)], "evaluation_shards": [shard(held_out)]}
+    manifest = {"dataset": name, "model": "demo-raw", "name": name, "pair": pair, **files}
+    about = {"id": name, "model": "demo-raw", "name": name, "pair": pair, "created_at": AT}
+    prepared: dict[str, Any] = {"shards": [], "rejected": left_out, "manifest": manifest}
+    return Dataset.model_validate({**about, **prepared})
+
+
+class FakeClient:
+    """Learns each dataset at once, and answers each query with `answer`; `states`: of the jobs, in order."""
+
+    def __init__(self, *states: str) -> None:
+        self.states = list(states)
+        self.models: list[str] = []
+        self.posted: list[str] = []
+        self.options: list[dict[str, Any]] = []
+        self.scored: list[Query] = []
+        self.answer: Callable[[Query], list[list[float]]] = lambda _: [[0.6, 0.8]]
+        self.outage = 0
+
+    def create_model(self, name: str, spec: dict[str, Any]) -> None:
+        self.models.append(name)
+        assert all(value["encoder"] for value in spec["modalities"].values())
+
+    def add_dataset(
+        self, _model: str, name: str, _pair: object, shards: list[Path], **options: Any
+    ) -> AcceptedDataset:
+        assert [path.exists() for path in shards] == [True]
+        self.posted.append(name)
+        self.options.append(options)
+        return AcceptedDataset.model_validate({"dataset": self.dataset(name), "job": self._job()})
+
+    def _job(self, state: str = "queued", **fields: object) -> Job:
+        names = {"id": "job-1", "model": "demo-raw", "dataset": "d", "dataset_name": "d"}
+        about = {"state": state, "attempt": 1, "created_at": AT, "state_changed_at": AT}
+        return Job.model_validate({**names, **about, **fields})
+
+    def watch(self, _job: str, on_change: Callable[[Job], None]) -> Job:
+        state = self.states.pop(0)
+        ended = self._job(state, message="no disk")
+        on_change(ended)
+        return ended
+
+    def events(self, job: str) -> list[Event]:
+        """Each took ten seconds until its rows were prepared, and others until it was learned."""
+        kinds = {"job.preparing": 1.0, "job.prepared": 10.0, "job.published": 5.0}
+        return [
+            Event(id=1, kind=kind, job=job, details={"after_seconds": seconds})
+            for kind, seconds in kinds.items()
+        ]
+
+    def dataset(self, name: str) -> Dataset:
+        return dataset(name, *(EMOJI if name == "emoji" else PLACES))
+
+    def embed(self, _model: str, modality: str, inputs: str | Sequence[Query]) -> Embeddings:
+        if self.outage:
+            self.outage -= 1
+            raise CmclError("no version yet", 404)
+        if isinstance(inputs, str):
+            return Embeddings([[0.6, 0.8]], 1)
+        (query,) = inputs
+        assert query.modality == modality
+        return Embeddings(self.answer(query), 1)
+
+    def similarity(
+        self, _model: str, queries: list[Query], candidates: list[Query], top_k: int
+    ) -> Similarity:
+        self.scored = candidates
+        hits = [{"index": index, "score": 0.5} for index in range(top_k)]
+        return Similarity.model_validate({"model": "m@2", "results": [hits for _ in queries]})
+
+
+def learned(fake: FakeClient) -> tuple[RawReport, str]:
+    screen = io.StringIO()
+    console = Console(file=screen, width=120)
+    return learn_raw(cast("Client", fake), RAW, console), screen.getvalue()
+
+
+def test_the_document_counts_rows_of_all_datasets() -> None:
+    fake = FakeClient("published", "published")
+    report, shown = learned(fake)
+    document = report.document()
+    assert fake.models == ["demo-raw"]
+    assert fake.posted == ["emoji", "places"]
+    assert {each["upload"] for each in fake.options} == {"always"}
+    assert document["datasets"] == 2
+    assert (document["rows"], document["rejected_rows"]) == (882, 2)
+    assert document["encode_rows_per_second"] == 44.1, "882 rows in 20 seconds"
+    assert document["failed_raw_queries"] == 0
+    assert "a fruit" in shown
+    assert all(query.data for query in fake.scored)
+
+
+def test_a_report_without_datasets_has_no_rate() -> None:
+    assert RawReport().document()["encode_rows_per_second"] is None
+
+
+@pytest.mark.parametrize(("states", "posted"), [(["failed"], 1), (["published", "rejected"], 2)])
+def test_a_dataset_without_a_version_ends_the_demo(states: list[str], posted: int) -> None:
+    fake = FakeClient(*states)
+    with pytest.raises(RawFailure, match=f"ended as {states[-1]}: no disk"):
+        learned(fake)
+    assert len(fake.posted) == posted
+
+
+def test_queries_begin_once_the_first_version_is_live() -> None:
+    fake = FakeClient("published", "published")
+    fake.outage = 2
+    report, _ = learned(fake)
+    assert fake.outage == 0
+    assert report.failures == []
+
+
+def queried(answer: Callable[[Query], list[list[float]]], least: int) -> RawReport:
+    """Query until that many queries were sent."""
+    fake, report = FakeClient(), RawReport()
+    fake.answer = answer
+    with RawQueries(cast("Client", fake), RAW, report, queries_per_second=1000) as queries:
+        queries.start()
+        deadline = time.monotonic() + 60
+        while report.queries < least and time.monotonic() < deadline:
+            time.sleep(0.005)
+    return report
+
+
+def test_every_modality_is_queried_with_raw_items() -> None:
+    seen: dict[str, Query] = {}
+
+    def answer(query: Query) -> list[list[float]]:
+        seen[query.modality] = query
+        return [[1.0, 0.0]]
+
+    report = queried(answer, least=9)
+    assert report.queries >= 9
+    assert report.failures == []
+    assert (seen["image"].data or b"").startswith(b"\x89PNG")
+    assert seen["text"].text
+    assert len(seen["location"].numbers or ()) == 2
+
+
+def refuse(query: Query) -> list[list[float]]:
+    raise CmclError(f"the encoder of {query.modality} does not answer", 503)
+
+
+@pytest.mark.parametrize(
+    "answer", [refuse, lambda _: [], lambda _: [[1.0], [1.0]], lambda _: [[math.nan, 1.0]]]
+)
+def test_every_query_without_a_good_answer_is_a_failure(
+    answer: Callable[[Query], list[list[float]]],
+) -> None:
+    report = queried(answer, least=4)
+    assert report.queries == len(report.failures) >= 4
+    assert report.document()["failed_raw_queries"] == len(report.failures)
+
+
+def test_queries_that_were_never_started_end_at_once() -> None:
+    report = RawReport()
+    with RawQueries(cast("Client", FakeClient()), RAW, report):
+        pass
+    assert report.queries == 0

@@ -1,0 +1,36 @@
+"""Bounds on what refusing a bad file may cost."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+Bounded = Callable[[float, int], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def bounded() -> Bounded:
+    """`with bounded(seconds, mebibytes):` fails where the block takes longer, or more memory at its peak."""
+    return _bounded
+
+
+@contextmanager
+def _bounded(seconds: float, mebibytes: int) -> Iterator[None]:
+    gc.collect()
+    before = _status("VmRSS")
+    # Resets the peak of this process to its present size.
+    Path("/proc/self/clear_refs").write_text("5")
+    started = time.process_time()
+    yield
+    took, peak = time.process_time() - started, (_status("VmHWM") - before) / 1024
+    assert took < seconds, f"{took:.1f} s of CPU"
+    assert peak < mebibytes, f"{peak:.0f} MiB at the peak"
+
+
+def _status(field: str) -> int:
+    """In KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])

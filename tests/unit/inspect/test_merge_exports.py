@@ -1,0 +1,119 @@
+"""Exports of sites that share nothing become the version that learned all datasets in one place."""
+
+from pathlib import Path
+
+import pytest
+
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import VersionManifest
+from tests.unit.inspect.test_inspect_command import asked
+from tests.unit.train.test_unlearn_and_merge import SPEC, Bench, assert_same_scores
+from workers.inspect.merge import merge_exports
+from workers.inspect.versions import Unanswerable
+from workers.model.artifact import load_heads
+from workers.model.heads import ModalityHeads
+from workers.serve.export.archive import write_files
+from workers.serve.export.formats import HEADS_FILE, export_files, measured_version, moments_files
+from workers.storage import layout
+from workers.storage.local import LocalStore
+
+# Of two sites, which have one dataset in common, and of a third one.
+SITES = {"north": "ce", "south": "dce", "west": "ab"}
+
+
+def export(bench: Bench, manifest: VersionManifest, folder: Path) -> Path:
+    files = export_files(
+        measured_version(bench.store, manifest),
+        bench.heads(manifest),
+        "safetensors",
+        moments_files(bench.store, manifest),
+    )
+    write_files(files, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Exports of a model of the same name at each site."""
+    folder = tmp_path_factory.mktemp("sites")
+    exports = {}
+    for site, datasets in SITES.items():
+        bench = Bench(LocalStore(folder / f"store-{site}"), folder)
+        exports[site] = export(bench, bench.learn("scenes", datasets), folder / site)
+    return exports
+
+
+def heads_of(folder: Path) -> ModalityHeads:
+    return load_heads((folder / HEADS_FILE).read_bytes(), SPEC)
+
+
+def manifest_of(folder: Path) -> VersionManifest:
+    return VersionManifest.model_validate_json((folder / layout.MANIFEST).read_bytes())
+
+
+def test_merged_exports_equal_the_union_and_are_merged_again(
+    sites: dict[str, Path], tmp_path: Path
+) -> None:
+    both, three = tmp_path / "both", tmp_path / "three"
+    merged = merge_exports(sites["north"], sites["south"], both)
+    assert (merged.model, merged.version) == ("scenes", 3)
+    assert sorted(merged.drift) == ["c (ds-c)", "d (ds-d)", "e (ds-e)"]
+    found = manifest_of(both)
+    assert [line.name for line in found.learned] == ["c", "e", "d"]
+    assert set(found.report.not_evaluated) == {"ds-c", "ds-d", "ds-e"}
+    assert "`moments/` has the means and second moments" in (both / "README.md").read_text()
+
+    merge_exports(both, sites["west"], three)
+    bench = Bench(LocalStore(tmp_path / "store"), tmp_path)
+    union = bench.learn("union", "abcde")
+    assert_same_scores(heads_of(three), bench.heads(union))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] == ".") == []
+
+
+def test_an_export_that_cannot_be_merged_is_refused_in_one_line(
+    sites: dict[str, Path], tmp_path: Path
+) -> None:
+    north, south = sites["north"], sites["south"]
+
+    def copied(name: str) -> Path:
+        folder = tmp_path / name
+        (folder / "moments").mkdir(parents=True)
+        for path in south.rglob("*.*"):
+            if path.is_file() and path.parent.name != "pictures":
+                (folder / path.relative_to(south)).write_bytes(path.read_bytes())
+        return folder
+
+    without = copied("without")
+    for path in without.glob("moments/*"):
+        path.unlink()
+    (without / "moments").rmdir()
+    damaged = copied("damaged")
+    file = next(damaged.glob("moments/*"))
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    other, wrong = copied("other"), copied("wrong-heads")
+    spec = ModelSpec.model_validate({**SPEC.model_dump(), "seed": 7})
+    changed = manifest_of(other).model_copy(update={"spec": spec})
+    (other / layout.MANIFEST).write_text(changed.model_dump_json())
+    (wrong / HEADS_FILE).write_bytes((north / HEADS_FILE).read_bytes())
+    for theirs, message in (
+        (tmp_path / "nowhere", "is no export of a version"),
+        (without, "export the version with --format safetensors --with-moments"),
+        (damaged, "are not those of the manifest (SHA-256)"),
+        (other, "the specifications differ in seed: 0 and 7"),
+        (wrong, "self-test of head"),
+        (north, "has every dataset of"),
+    ):
+        answer = asked("merge", north, theirs, "--out", tmp_path / "out")
+        assert (answer.status, answer.stdout) == (2, ""), theirs
+        (line,) = answer.stderr.splitlines()
+        assert message in line
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(Unanswerable, match="exists already"):
+        merge_exports(north, south, north)
+
+
+def test_the_command_says_what_it_wrote(sites: dict[str, Path], tmp_path: Path) -> None:
+    answer = asked("merge", sites["north"], sites["west"], "--out", tmp_path / "out")
+    assert (answer.status, answer.stderr) == (0, "")
+    assert "scenes@3 has learned the datasets of both" in answer.stdout
+    assert "a (ds-a)" in answer.stdout

@@ -1,0 +1,162 @@
+"""Policy `improve`: heads are a function of the moments of all datasets, turned onto the parent's."""
+
+import torch
+
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec, TrainingSpec
+from workers.methods.closed_form import ClosedForm
+from workers.methods.method import Solved, TrainingContext
+from workers.methods.registry import method_for
+from workers.model.evaluation import HeldOut, measure
+from workers.model.heads import ModalityHeads, initial_heads
+from workers.model.memory import Memory
+from workers.model.rows import PairedRows
+from workers.nullspace.moments import PairMoments, pair_moments
+
+WIDTHS = {"audio": 14, "image": 20, "text": 11}
+SPEC = ModelSpec(width=6, modalities=WIDTHS, lift=0, training=TrainingSpec(batch_size=16))
+METHOD = ClosedForm.from_spec(SPEC)
+IMAGE_TEXT = ModalityPair(first="image", second="text")
+AUDIO_IMAGE = ModalityPair(first="audio", second="image")
+TEXT_AUDIO = ModalityPair(first="text", second="audio")
+Datasets = list[tuple[ModalityPair, PairedRows]]
+
+
+def rows_of(pair: ModalityPair, seed: int, rows: int = 200) -> PairedRows:
+    """Unit rows with the constant 1 that come from the same six numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(rows, 6, generator=generator)
+    sides = []
+    for name in pair.modalities:
+        mixing = torch.randn(6, WIDTHS[name], generator=torch.Generator().manual_seed(WIDTHS[name]))
+        noise = 0.3 * torch.randn(rows, WIDTHS[name], generator=generator)
+        side = torch.nn.functional.normalize(shared @ mixing + noise, dim=1)
+        sides.append(torch.cat([side, torch.ones(rows, 1)], dim=1))
+    keys = torch.arange(rows) + 1000 * seed
+    return PairedRows(sides[0], sides[1], keys, keys)
+
+
+STREAM: Datasets = [
+    (IMAGE_TEXT, rows_of(IMAGE_TEXT, 1)),
+    (AUDIO_IMAGE, rows_of(AUDIO_IMAGE, 2)),
+    (TEXT_AUDIO, rows_of(TEXT_AUDIO, 3)),
+    (IMAGE_TEXT, rows_of(IMAGE_TEXT, 4)),
+]
+
+
+RIDGES = dict.fromkeys(WIDTHS, 0.02)
+
+
+def moments_of(rows: PairedRows) -> PairMoments:
+    return pair_moments(rows.first_NI, rows.second_NJ)
+
+
+def memory_of(datasets: Datasets) -> Memory:
+    memory = Memory()
+    for pair, rows in datasets:
+        ridges = {name: RIDGES[name] for name in pair.modalities}
+        memory = memory.with_centred_dataset(pair, moments_of(rows), ridges)
+    return memory
+
+
+def solved(datasets: Datasets, heads: ModalityHeads | None = None) -> Solved:
+    *earlier, (pair, _) = datasets
+    parent = heads or initial_heads(SPEC)
+    context = TrainingContext(parent, memory_of(earlier), {}, pair, SPEC.training, seed=0)
+    return METHOD.solve(context, memory_of(datasets))
+
+
+def scores(found: Solved, pair: ModalityPair) -> torch.Tensor:
+    return found.weights[pair.first].mT @ found.weights[pair.second]
+
+
+def test_it_is_the_default() -> None:
+    assert isinstance(method_for(SPEC), ClosedForm)
+
+
+def test_the_order_of_datasets_changes_no_score_but_by_rounding() -> None:
+    one, other = solved(STREAM), solved(STREAM[::-1])
+    for pair in (IMAGE_TEXT, AUDIO_IMAGE, TEXT_AUDIO):
+        torch.testing.assert_close(scores(one, pair), scores(other, pair), rtol=0, atol=1e-4)
+
+
+def test_equal_moments_give_equal_heads_to_the_bit() -> None:
+    one, other = solved(STREAM), solved(STREAM)
+    assert all(torch.equal(weight, other.weights[name]) for name, weight in one.weights.items())
+
+
+def test_new_heads_are_turned_onto_the_parents() -> None:
+    """A query of the new version finds its partner among vectors that the parent has stored."""
+    first = solved(STREAM[:2])
+    parent = initial_heads(SPEC).replaced(first.weights)
+    # The parent's bases are arbitrary to the solver: turn them all.
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(5))).Q
+    parent = parent.replaced({name: turn @ weight for name, weight in first.weights.items()})
+    now = parent.replaced(solved(STREAM[:3], parent).weights)
+    rows = rows_of(IMAGE_TEXT, 9)
+    stored = rows.first_NI @ parent.weights["image"].mT
+    queries = rows.first_NI @ now.weights["image"].mT
+    agreement = torch.nn.functional.cosine_similarity(stored, queries).mean()
+    assert float(agreement) > 0.95
+
+
+def test_embeddings_have_unit_length_in_the_mean() -> None:
+    found = solved(STREAM)
+    memory = memory_of(STREAM)
+    for name, weight in found.weights.items():
+        inputs = memory.inputs_of(name)
+        assert inputs is not None
+        size = inputs.through(weight).mean_II.trace()
+        torch.testing.assert_close(float(size), 1.0, rtol=1e-5, atol=0)
+
+
+def test_pairs_of_held_out_rows_are_found() -> None:
+    heads = ModalityHeads(solved(STREAM).weights)
+    for pair in (IMAGE_TEXT, AUDIO_IMAGE, TEXT_AUDIO):
+        rows = rows_of(pair, 20)
+        raw = PairedRows(
+            rows.first_NI[:, :-1], rows.second_NJ[:, :-1], rows.first_keys_N, rows.second_keys_N
+        )
+        assert measure(heads, pair, HeldOut(raw, None)).at_10 > 0.9
+
+
+def test_a_pair_that_was_never_trained_is_found_through_its_partners() -> None:
+    heads = ModalityHeads(solved(STREAM[:2]).weights)
+    rows = rows_of(TEXT_AUDIO, 21)
+    raw = PairedRows(
+        rows.first_NI[:, :-1], rows.second_NJ[:, :-1], rows.first_keys_N, rows.second_keys_N
+    )
+    assert measure(heads, TEXT_AUDIO, HeldOut(raw, None)).at_10 > 0.8
+
+
+def test_a_dataset_whose_rows_are_all_in_one_half_is_solved() -> None:
+    rows = rows_of(IMAGE_TEXT, 1)
+    same = PairedRows(rows.first_NI, rows.second_NJ, torch.full((200,), 7), torch.full((200,), 9))
+    first, second = (moments_of(half) for half in same.halves())
+    assert METHOD.ridges((first, second)) == (0.02, 0.02)
+
+
+def test_the_first_heads_are_turned_to_their_principal_axes() -> None:
+    """So a shorter embedding is a prefix: each number tells less than the one before."""
+    found, memory = solved(STREAM[:1]), memory_of(STREAM[:1])
+    spread = torch.zeros(SPEC.width, SPEC.width, dtype=torch.float64)
+    for name, weight_EI in found.weights.items():
+        inputs = memory.inputs_of(name)
+        assert inputs is not None
+        spread += inputs.through(weight_EI).mean_II.double()
+    assert torch.allclose(spread, spread.diag().diag(), atol=1e-5)
+    assert bool((spread.diag().diff() < 0).all())
+
+
+def test_groups_without_a_common_dataset_are_named() -> None:
+    spec = ModelSpec(width=4, modalities={**WIDTHS, "depth": 9}, lift=0, training=SPEC.training)
+    other = ModalityPair(first="audio", second="depth")
+    sides = rows_of(IMAGE_TEXT, 2)
+    depth = torch.cat([sides.second_NJ[:, :9], torch.ones(200, 1)], dim=1)
+    audio = torch.cat([sides.first_NI[:, :14], torch.ones(200, 1)], dim=1)
+    memory = memory_of(STREAM[:1]).with_centred_dataset(
+        other, pair_moments(audio, depth), {"audio": 0.02, "depth": 0.02}
+    )
+    context = TrainingContext(initial_heads(spec), Memory(), {}, other, spec.training, seed=0)
+    found = ClosedForm.from_spec(spec).solve(context, memory)
+    assert found.groups == (("audio", "depth"), ("image", "text"))

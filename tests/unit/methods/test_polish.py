@@ -1,0 +1,162 @@
+"""InfoNCE on rows that are drawn from moments, in a few directions."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from workers.methods.polish import (
+    Polished,
+    PolishSettings,
+    ReducedPair,
+    _AdamState,
+    polished,
+    reduced,
+    weights,
+    with_constant,
+)
+from workers.nullspace.centred import CentredMoments, centred, pooled
+from workers.nullspace.closed_form import Directions, solve
+from workers.nullspace.moments import pair_moments
+
+PAIR = ("image", "text")
+SETTINGS = PolishSettings(
+    updates=40, learning_rate=3e-3, batch_size=32, temperature=0.1, seed=0, sampled_rows=256
+)
+
+
+def sides(seed: int = 0, rows: int = 400) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(rows, 5, generator=generator, dtype=torch.float64)
+    found = []
+    for width in (9, 7):
+        mixing = torch.randn(5, width, generator=torch.Generator().manual_seed(width)).double()
+        noise = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+        side = shared @ mixing + 0.5 * noise + 3
+        found.append(torch.cat([side, torch.ones(rows, 1, dtype=torch.float64)], dim=1))
+    return found
+
+
+MOMENTS: CentredMoments = centred(pair_moments(*sides()), weight=20.0)
+(GROUP,) = solve(pooled({PAIR: MOMENTS}), dict.fromkeys(PAIR, 0.01), 5, torch.float64).groups
+
+
+def start(width: int = 3) -> dict[str, torch.Tensor]:
+    return {name: with_constant(GROUP.scaling(width)) for name in PAIR}
+
+
+def loss_of(mixing: dict[str, torch.Tensor]) -> float:
+    """InfoNCE of fresh rows."""
+    heads = weights(GROUP, mixing)
+    embeddings = [
+        torch.nn.functional.normalize(side @ heads[name].mT, dim=1)
+        for name, side in zip(PAIR, sides(seed=1, rows=64), strict=True)
+    ]
+    scores = embeddings[0] @ embeddings[1].mT / SETTINGS.temperature
+    target = torch.arange(64)
+    both = [torch.nn.functional.cross_entropy(way, target) for way in (scores, scores.mT)]
+    return float(sum(both)) / 2
+
+
+def test_reduced_moments_are_those_of_reduced_rows() -> None:
+    found = reduced(PAIR, MOMENTS, GROUP, 1).moments
+    rows = []
+    for name, side in zip(PAIR, sides(), strict=True):
+        directions = (side[:, :-1] - GROUP.means[name]) @ GROUP.heads[name].mT
+        rows.append(torch.cat([directions, torch.ones(400, 1, dtype=torch.float64)], dim=1))
+    expected = pair_moments(rows[0], rows[1]).mean
+    torch.testing.assert_close(found.first.sum_II, expected.first.sum_II)
+    torch.testing.assert_close(found.second.sum_II, expected.second.sum_II)
+    torch.testing.assert_close(found.cross_IJ, expected.cross_IJ)
+
+
+def test_heads_apply_the_mixing_to_centred_directions() -> None:
+    mixing = {
+        name: torch.randn(3, 6, generator=torch.Generator().manual_seed(5)).double()
+        for name in PAIR
+    }
+    image = sides()[0]
+    directions = (image[:, :-1] - GROUP.means["image"]) @ GROUP.heads["image"].mT
+    expected = directions @ mixing["image"][:, :-1].mT + mixing["image"][:, -1]
+    torch.testing.assert_close(image @ weights(GROUP, mixing)["image"].mT, expected)
+
+
+def polish(settings: PolishSettings = SETTINGS) -> Polished:
+    return polished(start(), [reduced(PAIR, MOMENTS, GROUP, 2)], settings)
+
+
+def test_polishing_lowers_the_loss_of_fresh_rows() -> None:
+    """From a start that mixes all directions, the last of which agree least."""
+    mixed = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)).double()
+    bad = {name: with_constant(mixed) for name in PAIR}
+    settings = replace(SETTINGS, updates=100, learning_rate=1e-2)
+    found = polished(bad, [reduced(PAIR, MOMENTS, GROUP, 2)], settings)
+    assert found.updates == 200, "100 for each of the two datasets that the pair stands for"
+    assert loss_of(found.mixing) < loss_of(bad) - 0.2
+
+
+def test_equal_moments_and_seeds_give_equal_bits() -> None:
+    one, other = polish(), polish()
+    assert all(torch.equal(one.mixing[name], other.mixing[name]) for name in PAIR)
+
+
+@pytest.mark.parametrize("pairs", [[], [reduced(PAIR, MOMENTS, GROUP, 0)]])
+def test_without_an_update_the_start_stays(pairs: list[ReducedPair]) -> None:
+    found = polished(start(), pairs, SETTINGS)
+    assert found.updates == 0
+    assert all(torch.equal(found.mixing[name], start()[name]) for name in PAIR)
+
+
+def test_each_pair_has_its_share_of_the_updates() -> None:
+    one = reduced(PAIR, MOMENTS, GROUP, 1)
+    found = polished(start(), [one, ReducedPair(PAIR, one.moments, 2.5)], SETTINGS)
+    assert found.updates == 140
+
+
+def test_directions_without_agreement_have_no_part() -> None:
+    """A group of rank 0 has heads of zeros, whatever is polished."""
+    nothing = Directions(
+        torch.zeros(0, dtype=torch.float64),
+        {name: GROUP.heads[name][:0] for name in PAIR},
+        GROUP.means,
+    )
+    found = polished(
+        {name: with_constant(nothing.scaling(3)) for name in PAIR},
+        [reduced(PAIR, MOMENTS, nothing, 1)],
+        SETTINGS,
+    )
+    for weight in weights(nothing, found.mixing).values():
+        assert bool(weight.isfinite().all())
+        assert not bool(weight[:, :-1].any())
+
+
+def test_a_process_that_polishes_does_not_import_the_compiler() -> None:
+    """It takes 3.4 s of CPU, of the 11 of a small dataset's job in a process that has just started."""
+    program = (
+        "import sys; from tests.unit.methods import test_polish as it; "
+        "made = it.polished(it.start(), [it.reduced(it.PAIR, it.MOMENTS, it.GROUP, 1)], it.SETTINGS); "
+        "assert made.updates == 40; sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+
+
+def test_its_steps_are_those_of_adamw_to_the_bit() -> None:
+    random = torch.Generator().manual_seed(0)
+    starts = [torch.randn(3, 4, generator=random) for _ in range(2)]
+    ours, theirs = ([torch.nn.Parameter(each.clone()) for each in starts] for _ in range(2))
+    states = [_AdamState.of(each) for each in ours]
+    optimizer = torch.optim.AdamW(theirs, lr=1e-2, weight_decay=0.0, fused=True)
+    for update in range(9):
+        # The second parameter has no part in every third update.
+        moved = range(1 if update % 3 == 0 else 2)
+        optimizer.zero_grad(set_to_none=True)
+        for each in moved:
+            gradient = torch.randn(3, 4, generator=random)
+            states[each].step(ours[each], gradient, 1e-2)
+            theirs[each].grad = gradient
+        optimizer.step()
+    for own, other, before in zip(ours, theirs, starts, strict=True):
+        assert torch.equal(own, other)
+        assert not torch.equal(own, before)

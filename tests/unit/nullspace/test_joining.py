@@ -1,0 +1,47 @@
+"""The head of a new modality, from the moments of its first dataset (equation 15)."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.nullspace.alignment import joining_head
+from workers.nullspace.moments import pair_moments
+
+
+def rows(seed: int, shape: tuple[int, int]) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(seed=st.integers(0, 1000))
+def test_embeddings_of_a_rotated_encoder_are_those_of_the_old_one(seed: int) -> None:
+    old_NJ = rows(seed, (200, 6))
+    new_NI = old_NJ @ torch.linalg.qr(rows(seed + 1, (6, 6))).Q
+    head_EJ = rows(seed + 2, (4, 6))
+    moments = pair_moments(new_NI, old_NJ)
+    joined_EI = joining_head(head_EJ, moments.cross_IJ, moments.first)
+    wanted_NE, found_NE = old_NJ @ head_EJ.mT, new_NI @ joined_EI.mT
+    assert (found_NE - wanted_NE).norm() < 0.02 * wanted_NE.norm()
+
+
+@given(seed=st.integers(0, 1000))
+def test_no_head_near_it_has_nearer_embeddings(seed: int) -> None:
+    old_NJ, new_NI = rows(seed, (40, 5)).double(), rows(seed + 1, (40, 7)).double()
+    head_EJ = rows(seed + 2, (3, 5))
+    moments = pair_moments(new_NI, old_NJ)
+    joined_EI = joining_head(head_EJ, moments.cross_IJ, moments.first).double()
+    covariance_II = new_NI.mT @ new_NI / 40
+    ridge = 0.003 * covariance_II.square().sum() / covariance_II.trace()
+
+    def cost(weight_EI: torch.Tensor) -> float:
+        misses_NE = new_NI @ weight_EI.mT - old_NJ @ head_EJ.double().mT
+        return float(misses_NE.square().sum() / 40 + ridge * weight_EI.square().sum())
+
+    step_EI = 1e-3 * rows(seed + 3, (3, 7)).double()
+    assert cost(joined_EI) < min(cost(joined_EI + step_EI), cost(joined_EI - step_EI))
+
+
+def test_a_single_row_gives_a_finite_head() -> None:
+    moments = pair_moments(torch.ones(1, 4), torch.ones(1, 3))
+    joined_EI = joining_head(torch.ones(2, 3), moments.cross_IJ, moments.first)
+    assert joined_EI.isfinite().all()
+    assert (joined_EI @ torch.ones(4) - 3).abs().max() < 0.1

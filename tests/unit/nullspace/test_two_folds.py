@@ -1,0 +1,103 @@
+"""Ridges are chosen by a score on rows that heads were not solved from, exact from moments."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from workers.nullspace.centred import CentredMoments, centred, pooled
+from workers.nullspace.closed_form import solve
+from workers.nullspace.moments import pair_moments
+from workers.nullspace.two_folds import RIDGES, Choice, best_ridges, climbed
+
+PAIR = ("image", "text")
+NOWHERE = (None, None)
+
+
+def sides_of(seed: int, rows: int, noise: tuple[float, float] = (0.5, 0.5)) -> list[Tensor]:
+    """Both sides come from the same five numbers, with noise of a size of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(rows, 5, generator=generator)
+    sides = []
+    for width, size in zip((30, 20), noise, strict=True):
+        mixing = torch.randn(5, width, generator=torch.Generator().manual_seed(width))
+        side = shared @ mixing + 3 + size * torch.randn(rows, width, generator=generator)
+        sides.append(torch.cat([side / 10, torch.ones(rows, 1)], dim=1))
+    return sides
+
+
+def half(sides: list[Tensor], number: int) -> CentredMoments:
+    return centred(pair_moments(sides[0][number::2], sides[1][number::2]), 1.0)
+
+
+def choice(sides: list[Tensor]) -> Choice:
+    return best_ridges((half(sides, 0), half(sides, 1)))
+
+
+def score_of_rows(sides: list[Tensor], ridges: dict[str, float], number: int) -> float:
+    """(12) by brute force: heads of one half, scores of all row combinations of the other."""
+    moments = pooled({PAIR: half(sides, number)})
+    (group,) = solve(moments, ridges, 20, torch.float64, tolerance=1e-8).groups
+    heads = group.weights(group.scaling(20))
+    first, second = (side[1 - number :: 2].double() for side in sides)
+    scores_NN = (first @ heads["image"].mT) @ (second @ heads["text"].mT).mT
+    return float(scores_NN.diagonal().mean() ** 2 / scores_NN.square().mean())
+
+
+def test_the_score_is_that_of_the_rows() -> None:
+    sides = sides_of(1, 300)
+    found = choice(sides)
+    ridges = dict(zip(PAIR, found.ridges, strict=True))
+    expected = [score_of_rows(sides, ridges, number) for number in (0, 1)]
+    assert found.score == pytest.approx(sum(expected) / 2, rel=1e-3)
+
+
+def test_no_ridges_around_the_choice_score_better_on_rows() -> None:
+    sides = sides_of(2, 120)
+    found = choice(sides)
+
+    def score(first: float, second: float) -> float:
+        ridges = {"image": first, "text": second}
+        return sum(score_of_rows(sides, ridges, number) for number in (0, 1))
+
+    best = score(*found.ridges)
+    for factors in ((2, 1), (0.5, 1), (1, 2), (1, 0.5)):
+        around = [ridge * factor for ridge, factor in zip(found.ridges, factors, strict=True)]
+        if all(RIDGES[0] <= ridge <= RIDGES[-1] for ridge in around):
+            assert score(*around) <= best * (1 + 1e-3)
+
+
+def test_the_noisier_side_gets_the_larger_ridge() -> None:
+    first, second = choice(sides_of(3, 80, (3.0, 0.1))).ridges
+    assert first > second
+    first, second = choice(sides_of(3, 80, (0.1, 3.0))).ridges
+    assert first < second
+
+
+def test_fewer_rows_get_no_smaller_ridges() -> None:
+    few, many = choice(sides_of(4, 40, (2.0, 2.0))), choice(sides_of(4, 4000, (2.0, 2.0)))
+    assert all(one >= other for one, other in zip(few.ridges, many.ridges, strict=True))
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_half_without_rows_or_variance_leaves_the_start(rows: int) -> None:
+    sides = sides_of(5, 50)
+    empty = centred(pair_moments(sides[0][:rows], sides[1][:rows]), 1.0)
+    assert best_ridges((half(sides, 0), empty)) == Choice((0.02, 0.02), 0.0)
+
+
+@given(*[st.integers(0, 9)] * 4)
+def test_the_climb_ends_at_the_only_maximum(one: int, other: int, top: int, peak: int) -> None:
+    asked = []
+
+    def score_of(steps: tuple[int, int]) -> float:
+        asked.append(steps)
+        return -abs(steps[0] - top) - 2 * abs(steps[1] - peak)
+
+    assert climbed(score_of, (one, other), 10) == ((top, peak), 0)
+    assert len(asked) == len(set(asked))
+
+
+def test_of_equal_scores_the_start_stays() -> None:
+    assert climbed(lambda _: 1.0, (4, 4), 9) == ((4, 4), 1.0)

@@ -1,0 +1,184 @@
+"""Every picture of the library, made from names and numbers that a test chooses."""
+
+import random
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+from cmcl import pictures
+from cmcl.pictures import Memory, MemoryRow, Picture
+from cmcl.pictures.picture import WIDTH
+
+HOSTILE = (
+    "</title><script>alert(1)</script>",
+    "\" onload='alert(1)' x=\"&amp;]]><![CDATA[",
+    "مجموعة بيانات \u202e טקסט",
+    "👩‍👩‍👧‍👦🏳️‍🌈 emoji",
+    "nul \x00 bell \x07 lone \ud800 \ufffe",
+    "tab\tand\nnewline",
+    "ẍ̧̤́̀ combining " * 3,
+    "",
+    "long " * 2000,
+)
+
+
+def memory(versions: int, names: Sequence[str], seed: int = 0) -> Memory:
+    """Recall of datasets that arrive evenly over the versions and then wander."""
+    source = random.Random(seed)
+    arrives = [index * versions // max(1, len(names)) for index in range(len(names))]
+    now = [source.uniform(0.3, 0.9) for _ in names]
+    rows = []
+    for version in range(versions):
+        now = [min(1.0, max(0.0, each + source.gauss(-0.002, 0.01))) for each in now]
+        recall = [
+            share if version >= first else None for share, first in zip(now, arrives, strict=True)
+        ]
+        rows.append(MemoryRow(version + 1, names[-1] if names else "", recall))
+    return Memory(names, rows)
+
+
+def drift(names: Sequence[str], width: float = WIDTH) -> Picture:
+    rows = [pictures.DriftRow(name, 0.01 * i, 0.001 * i) for i, name in enumerate(names)]
+    return pictures.drift_bars(rows, 0.05, width=width)
+
+
+def shares(names: Sequence[str], width: float = WIDTH) -> Picture:
+    rows = [pictures.Share(name, 1 / (1 + i), name) for i, name in enumerate(names)]
+    return pictures.share_bars(
+        "shares", rows, pictures.Bound(0.3, "at least 30 %", True), width=width
+    )
+
+
+def optimality(names: Sequence[str], width: float = WIDTH) -> Picture:
+    rows = [pictures.Optimality(name, -1 + 0.01 * i, -1.1) for i, name in enumerate(names)]
+    return pictures.optimality_bars(rows, width=width)
+
+
+def changes(names: Sequence[str], width: float = WIDTH) -> Picture:
+    rows = [
+        pictures.RecallChange(name, None if i == 3 else 0.5, 0.4 + 0.01 * (i % 30))
+        for i, name in enumerate(names)
+    ]
+    return pictures.recall_changes(rows, "version 7", "candidate", width=width)
+
+
+def capacity(names: Sequence[str], width: float = WIDTH, versions: int = 12) -> Picture:
+    curves = [
+        pictures.CapacityCurve(name, {v + 1: 0.99**v / (1 + i) for v in range(versions)}, 3, 0.1)
+        for i, name in enumerate(names[:10])
+    ]
+    return pictures.capacity_curves(curves, width=width)
+
+
+def graph(names: Sequence[str], width: float = WIDTH) -> Picture:
+    pairs = [
+        pictures.Pair(first, second, (index % 90) / 100, emergent=index % 2 == 0, datasets=index)
+        for index, (first, second) in enumerate(combinations(names[:12], 2))
+    ]
+    return pictures.modality_graph(pairs, names[:12], width=width)
+
+
+def chain(names: Sequence[str], width: float = WIDTH, versions: int | None = None) -> Picture:
+    found = [
+        pictures.ChainVersion(i + 1, names[i % len(names)], "live" if i == 3 else "")
+        for i in range(versions or len(names))
+    ]
+    branches = [pictures.Branch(name, i % 4 + 1) for i, name in enumerate(names[:12])]
+    return pictures.version_chain(found, branches, width=width)
+
+
+def phases(names: Sequence[str], width: float = WIDTH) -> Picture:
+    found = [pictures.Phase(name, 3.0**i, i == 8) for i, name in enumerate(names[:9])]
+    return pictures.job_phases(found, width=width)
+
+
+def panels(names: Sequence[str]) -> dict[str, Memory]:
+    return {name: memory(4, names[:4], seed) for seed, name in enumerate(names[:3])}
+
+
+def drifts(names: Sequence[str], width: float = WIDTH) -> Picture:
+    found = {version: 0.01 * version for version in range(1, len(names) + 1)}
+    return pictures.drift_curve(found, 0.05, width=width)
+
+
+def losses(names: Sequence[str], width: float = WIDTH) -> Picture:
+    found = {v: (-1 + 0.01 * v, -1.2 + 0.02 * v) for v in range(1, len(names) + 1)}
+    return pictures.optimality_curve(found, width=width)
+
+
+Draw = Callable[..., Picture]
+# Of pictures that show names of users. Each takes names and a width.
+WITH_NAMES: dict[str, Draw] = {
+    "forgetting_matrix": lambda names, width=WIDTH: pictures.forgetting_matrix(
+        memory(6, names), width=width
+    ),
+    "forgetting_matrices": lambda names, width=WIDTH: pictures.forgetting_matrices(
+        panels(names), width=width
+    ),
+    "retention_curves": lambda names, width=WIDTH: pictures.retention_curves(
+        memory(6, names), width=width
+    ),
+    "mean_retention": lambda names, width=WIDTH: pictures.mean_retention(
+        panels(names), width=width
+    ),
+    "capacity_curves": capacity,
+    "drift_bars": drift,
+    "share_bars": shares,
+    "optimality_bars": optimality,
+    "recall_changes": changes,
+    "modality_graph": graph,
+    "version_chain": chain,
+    "job_phases": phases,
+}
+WITHOUT_NAMES: dict[str, Draw] = {
+    "drift_curve": drifts,
+    "optimality_curve": losses,
+    "loss_curve": lambda names, width=WIDTH: progress(len(names), 9, width),
+}
+
+
+def progress(attempts: int, points: int, width: float = WIDTH) -> Picture:
+    return pictures.loss_curve(
+        [
+            pictures.LossCurve(
+                attempt + 1,
+                [
+                    pictures.LossPoint(7 * i, 5 / (1 + i), i / points if attempt else None)
+                    for i in range(points)
+                ],
+            )
+            for attempt in range(attempts)
+        ],
+        width=width,
+    )
+
+
+NAMES = [f"{index:02}-a-name-of-forty-eight-characters-of-a-dataset" for index in range(100)]
+# The largest that a page shows: 1,000 versions × 100 datasets, ten modalities, attempts of 300 points.
+LARGEST: dict[str, Callable[[], Picture]] = {
+    "forgetting_matrix": lambda: pictures.forgetting_matrix(memory(1000, NAMES)),
+    "dense forgetting_matrix": lambda: pictures.forgetting_matrix(_dense(40, NAMES[:20])),
+    "retention_curves": lambda: pictures.retention_curves(memory(1000, NAMES)),
+    "thin retention_curves": lambda: pictures.retention_curves(memory(1000, NAMES[:30])),
+    "named retention_curves": lambda: pictures.retention_curves(memory(1000, NAMES[:10])),
+    "capacity_curves": lambda: capacity(NAMES, versions=1000),
+    "drift_bars": lambda: drift(NAMES),
+    "share_bars": lambda: shares(NAMES),
+    "optimality_bars": lambda: optimality(NAMES),
+    "recall_changes": lambda: changes(NAMES),
+    "modality_graph": lambda: graph(NAMES),
+    "version_chain": lambda: chain(NAMES, versions=1000),
+    "drift_curve": lambda: pictures.drift_curve({v: (v % 7) / 100 for v in range(1000)}, 0.05),
+    "optimality_curve": lambda: pictures.optimality_curve(
+        {v: (-1 + (v % 7) / 100, -1.1) for v in range(1000)}
+    ),
+    "loss_curve": lambda: progress(6, 300),
+}
+
+
+def _dense(versions: int, names: Sequence[str]) -> Memory:
+    """All datasets measured in all versions."""
+    rows = [
+        MemoryRow(v + 1, "x", [((v * 7 + s * 3) % 100) / 100 for s in range(len(names))])
+        for v in range(versions)
+    ]
+    return Memory(names, rows)

@@ -1,0 +1,140 @@
+"""A file that changes while it is read is refused, or has no effect once its items are copied."""
+
+from pathlib import Path
+
+import pytest
+
+from cmcl.contract.errors import InvalidDataset
+from tests.fakes.raw_files import (
+    DEPTH,
+    IMAGE,
+    PLACE,
+    TEXT,
+    csv_bytes,
+    jsonl,
+    parquet_bytes,
+    picture,
+    tar_bytes,
+)
+from tests.fakes.s3_server import s3_server, use_bucket
+from tests.unit.prepare.conftest import NewDataset
+from workers.prepare.plan import plan
+from workers.prepare.raw_rows import RawSource, Row
+from workers.prepare.unit_reader import UnitReader
+from workers.sandbox.child import Child
+from workers.sandbox.started_process import ChildLimits
+from workers.storage.uris import open_store
+
+
+def content(form: str, suffix: str = "") -> bytes:
+    rows = [{"id": f"{at}{suffix}", "place": [at, 1], "text": f"t{at}"} for at in range(5)]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return {
+        "jsonl": lambda: jsonl(rows),
+        "csv": lambda: csv_bytes(rows, ["id", "place", "text"]),
+        "parquet": lambda: parquet_bytes(columns),
+        "tar": lambda: tar_bytes((f"{row['id']}.json", jsonl([row])) for row in rows),
+    }[form]()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "tar"])
+@pytest.mark.parametrize("change", ["other rows", "cut off", "gone"])
+def test_a_file_that_changed_after_it_was_planned_is_refused(
+    dataset: NewDataset, form: str, change: str
+) -> None:
+    data = dataset(PLACE, TEXT)
+    uri = data.add("rows", content(form))
+    planned = data.plan()
+    path = Path(uri.removeprefix("file://"))
+    if change == "gone":
+        path.unlink()
+    elif change == "other rows":
+        path.write_bytes(content(form, "x"))
+    else:
+        # A tar is filled with zeros.
+        path.write_bytes(content(form)[: 3000 if form == "tar" else -20])
+    with pytest.raises(InvalidDataset, match=r"changed while it was read|no such|cannot be read"):
+        data.read(planned)
+    assert list(data.child.scratch.path.iterdir()) == []
+
+
+def test_what_was_copied_is_decoded_whatever_happens_to_the_file(dataset: NewDataset) -> None:
+    data = dataset(IMAGE, TEXT)
+    data.file("a.png", picture(5))
+    data.add("rows.jsonl", jsonl([{"id": "a", "image_file_name": "a.png", "text": "t"}]))
+    (unit,) = data.plan().units
+    with UnitReader(data.child, data.source, unit, None) as reader:
+        data.file("a.png", picture(9))
+        (row,) = reader
+    assert isinstance(row, Row)
+    assert row.item_a.getpixel((0, 0)) == (5, 0, 7)  # type: ignore[union-attr]
+    with UnitReader(data.child, data.source, unit, None) as again:
+        assert again.digest != reader.digest
+
+
+def test_rows_are_known_before_they_are_decoded(dataset: NewDataset) -> None:
+    data = dataset(PLACE, TEXT)
+    data.add("rows.jsonl", jsonl([{"id": "a", "place": [1], "text": "t"}, {"id": "b"}]))
+    (unit,) = data.plan().units
+    with UnitReader(data.child, data.source, unit, 0.5) as half:
+        assert (len(half), [row.id for row in half.rejected]) == (1, ["b"])
+    with UnitReader(data.child, data.source, unit, None) as reader:
+        assert reader.digest != half.digest
+
+
+def test_a_reader_that_is_left_early_leaves_nothing_behind(dataset: NewDataset) -> None:
+    data = dataset(PLACE, TEXT)
+    rows = [{"id": f"{at}", "place": [1], "text": "t" * 50_000} for at in range(100)]
+    data.add("rows.jsonl", jsonl(rows))
+    (unit,) = data.plan().units
+    with UnitReader(data.child, data.source, unit, None) as reader:
+        assert isinstance(next(iter(reader)), Row)
+    assert list(data.child.scratch.path.iterdir()) == []
+    assert len(data.read().rows) == 100
+
+
+def test_a_unit_that_takes_too_long_in_all_is_refused(dataset: NewDataset) -> None:
+    data = dataset(DEPTH, TEXT)
+    rows = [{"id": f"{at}", "depth": [1, 2, 3], "text": "sleep"} for at in range(3)]
+    data.add("rows.jsonl", jsonl(rows))
+    planned = data.plan()
+    decoder = "tests.fakes.child_tasks:decode_or_crash"
+    with Child(ChildLimits(memory=768 << 20, seconds=4)) as child:
+        data.child = child
+        with pytest.raises(InvalidDataset, match="rows 0 to 2 were not decoded within 4 s"):
+            data.read(planned, decoder=decoder, row_seconds=1)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "tar"])
+def test_rows_are_read_from_a_bucket(
+    form: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = [{"id": f"{at}", "image_file_name": f"p/{at} ö%.png", "text": "t"} for at in range(4)]
+    pictures = [picture(at) for at in range(3)]
+    members = [(f"{at}.png", each) for at, each in enumerate(pictures)]
+    every = sorted([*members, *((f"{at}.txt", b"t") for at in range(4))])
+    data = {
+        "jsonl": lambda: jsonl(rows),
+        "csv": lambda: csv_bytes(rows, list(rows[0])),
+        "parquet": lambda: parquet_bytes({name: [row[name] for row in rows] for name in rows[0]}),
+        "tar": lambda: tar_bytes(every),
+    }[form]()
+    with s3_server() as endpoint:
+        use_bucket(endpoint, "captures", monkeypatch)
+        store = open_store("s3://captures/2026")
+        for at, each in enumerate(pictures):
+            store.put(f"p/{at} ö%.png", each)
+        store.put("rows", data)
+        source = RawSource.model_validate(
+            {
+                "files": [{"uri": "s3://captures/2026/rows"}],
+                "sides": [IMAGE, TEXT],
+                "allowed_prefixes": ["s3://captures/2026"],
+            }
+        )
+        with Child(ChildLimits(memory=768 << 20, seconds=120)) as child:
+            (unit,) = plan(child, source).units
+            with UnitReader(child, source, unit, None) as reader:
+                found = list(reader)
+    assert [row.id for row in found] == ["0", "1", "2"]
+    assert [row.id for row in reader.rejected] == ["3"]

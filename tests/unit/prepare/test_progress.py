@@ -1,0 +1,192 @@
+"""Progress of a dataset: rows of units that are done and of those in work, with rate and time left."""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cmcl.contract.dataset import RejectedRow, Shard
+from cmcl.contract.encoder import EncoderSpec
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
+from tests.fakes.preparation import FILE_MEMORY, Ground
+from workers.prepare.plan import plan
+from workers.prepare.progress import Cancelled, Progress
+from workers.prepare.raw_rows import RawSource, sides_of
+from workers.prepare.tasks import children, end_children
+from workers.prepare.units import DatasetContext, UnitRecord, UnitTask, prepare_unit
+from workers.storage.local import LocalStore
+
+ENCODERS = (
+    EncoderSpec(name="image", kind="synthetic", takes="numbers", width=4, max_batch=64),
+    EncoderSpec(name="text", kind="synthetic", takes="text", width=3, max_batch=16),
+)
+SPEC = ModelSpec.model_validate(
+    {
+        "width": 8,
+        "modalities": {each.name: {"width": each.width, "encoder": each.name} for each in ENCODERS},
+    }
+)
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def progress(clock: Clock) -> Progress:
+    return Progress("ds-1", 0, clock)
+
+
+def record(rows: int, bad: int = 0) -> UnitRecord:
+    shard = Shard(uri="file:///a", sha256="0" * 64, bytes=1, rows=rows - bad)
+    rejected = tuple(
+        RejectedRow(id=None, file="file:///b", row=row, reason="bad") for row in range(bad)
+    )
+    return UnitRecord(training=shard, rejected=rejected)
+
+
+def figures(progress: Progress) -> tuple[int, int, float | None, float | None]:
+    shown = progress.snapshot()
+    return shown.rows_done, shown.rows_total, shown.rows_per_second, shown.eta_seconds
+
+
+def test_before_the_first_row_there_is_no_rate(progress: Progress, clock: Clock) -> None:
+    assert figures(progress) == (0, 0, None, None)
+    progress.enter("encoding", rows=1024, units=1)
+    clock.now += 10
+    assert figures(progress) == (0, 1024, None, None)
+
+
+def test_rows_of_a_unit_in_work_count(progress: Progress, clock: Clock) -> None:
+    progress.enter("encoding", rows=1000, units=1)
+    clock.now += 10
+    progress.unit_in_work(0, 250)
+    assert figures(progress) == (250, 1000, 25, 30)
+    clock.now += 10
+    progress.unit_in_work(0, 500)
+    assert figures(progress) == (500, 1000, 25, 20)
+    progress.unit_done(0, record(1000, bad=10))
+    assert figures(progress) == (1000, 1000, 50, 0)
+    assert progress.snapshot().bad_rows == 10
+
+
+def test_units_in_work_are_added_to_those_that_are_done(progress: Progress, clock: Clock) -> None:
+    progress.enter("encoding", rows=400, units=4)
+    progress.unit_done(2, record(100))
+    progress.unit_in_work(0, 30)
+    progress.unit_in_work(1, 70)
+    clock.now += 4
+    assert figures(progress) == (200, 400, 50, 4)
+
+
+def test_a_unit_that_begins_again_lowers_nothing(progress: Progress) -> None:
+    """What fails at the same row again and again must not look like progress."""
+    progress.enter("encoding", rows=100, units=1)
+    shown = []
+    for rows in (10, 60, 5, 60, 61):
+        progress.unit_in_work(0, rows)
+        shown.append(figures(progress)[0])
+    assert shown == [10, 60, 60, 60, 61]
+
+
+def test_without_a_total_units_give_the_time_left(progress: Progress, clock: Clock) -> None:
+    progress.enter("reading", units=4)
+    progress.unit_done(3, record(10))
+    clock.now += 5
+    assert figures(progress) == (10, 0, 2, 15)
+
+
+def test_units_that_are_read_again_count_again(progress: Progress) -> None:
+    progress.enter("reading", units=2)
+    kept = {0: record(10)}
+    for index, unit in (kept | {1: record(20)}).items():
+        progress.unit_done(index, unit)
+    progress.restart(kept)
+    assert figures(progress)[0] == 10
+    progress.unit_done(1, record(15))
+    assert figures(progress)[0] == 25
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        lambda progress: progress.unit_in_work(0, 1),
+        lambda progress: progress.unit_done(0, record(1)),
+        lambda progress: progress.enter("finishing"),
+    ],
+)
+def test_a_note_disappears_with_the_next_progress(
+    progress: Progress, report: Callable[[Progress], None]
+) -> None:
+    progress.enter("encoding", rows=2, units=2)
+    progress.check("waits for a GPU")
+    assert progress.snapshot().note == "waits for a GPU"
+    report(progress)
+    assert progress.snapshot().note is None
+
+
+def test_a_cancelled_dataset_stops_at_its_next_check(progress: Progress) -> None:
+    progress.check("")
+    progress.cancel()
+    with pytest.raises(Cancelled):
+        progress.check("")
+
+
+def test_rows_of_a_unit_are_counted_while_it_is_encoded(tmp_path: Path) -> None:
+    """Both sides count alike. There are 40 captions, each of which is encoded once."""
+    ground = Ground(LocalStore(tmp_path / "store"), tmp_path / "theirs", SPEC)
+    rows: list[dict[str, object]] = [
+        {"id": f"r{row}", "image": [row, 0.5], "text": f"caption {row % 40}"} for row in range(300)
+    ]
+    rows[9]["image"] = None
+    (ground.folder / "raw.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    encoders = {spec.name: spec for spec in ENCODERS}
+    pair = ModalityPair(first="image", second="text")
+    source = RawSource(
+        files=(ground.ref("raw.jsonl"),),
+        sides=sides_of(pair, SPEC, encoders),
+        allowed_prefixes=(ground.folder.resolve().as_uri(),),
+    )
+    context = DatasetContext(
+        store=ground.store.uri,
+        dataset="ds-0123456789ab",
+        request=0,
+        owner="ann",
+        source=source,
+        files_to_train=1,
+        share=None,
+        leaves_out=False,
+        keeps_nothing=False,
+        file_memory=FILE_MEMORY,
+    )
+    counts: list[int] = []
+    with ExitStack() as stack:
+        child = stack.enter_context(children(FILE_MEMORY).borrow("ann"))
+        leased = [
+            stack.enter_context(ground.cluster.lease(encoders[name], 1, lambda _: None))
+            for name in pair.modalities
+        ]
+        (unit,) = plan(child, source).units
+        context = replace(context, encoders=(leased[0], leased[1]))
+        counts += prepare_unit(context, UnitTask(0, 0, unit), child, lambda: None)
+    assert counts == sorted(counts)
+    # Places are encoded while others are read; one row was rejected before. Texts come at the end.
+    assert counts[0] == 1
+    assert 1 + 64 // 2 in counts
+    assert 1 + 299 // 2 in counts
+    assert counts[-1] == 300
+    end_children()

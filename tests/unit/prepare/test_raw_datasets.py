@@ -1,0 +1,338 @@
+"""Datasets of raw rows: encoded once, checked row by row, and the same after any crash."""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.encoder import EncoderSpec
+from cmcl.contract.model import ModelSpec
+from tests.fakes.preparation import Ground
+from workers.encoders.port import EncoderUnusable
+from workers.encoders.registry import load_encoder
+from workers.encoders.synthetic import SyntheticEncoder
+from workers.prepare.finish import PreparationFailed
+from workers.prepare.tasks import end_children
+from workers.storage import layout
+from workers.storage.local import LocalStore
+
+SPEC = ModelSpec.model_validate(
+    {
+        "width": 8,
+        "modalities": {
+            "image": {"width": 4, "encoder": "places"},
+            "text": {"width": 3, "encoder": "words"},
+            "depth": 2,
+        },
+        "training": {"batch_size": 8},
+    }
+)
+PLACES = {"name": "places", "kind": "synthetic", "takes": "numbers", "width": 4, "max_batch": 64}
+WORDS = {"name": "words", "kind": "synthetic", "takes": "text", "width": 3, "max_batch": 16}
+ENCODERS = {"image": PLACES, "text": WORDS}
+
+
+class Died(BaseException):
+    """The process was killed."""
+
+
+class Faulty(SyntheticEncoder):
+    """Calls `before` with the items of each pass."""
+
+    def __init__(self, spec: EncoderSpec, before: Callable[[Sequence[Any]], None]) -> None:
+        super().__init__(spec)
+        self._before = before
+
+    def features(self, items: Sequence[Any]) -> Any:
+        """See FrozenEncoder."""
+        self._before(items)
+        return super().features(items)
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Ground:
+    return Ground(LocalStore(tmp_path / "store"), tmp_path / "theirs", SPEC)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed_children() -> Iterator[None]:
+    yield
+    end_children()
+
+
+def write_rows(ground: Ground, rows: int, name: str = "raw.jsonl", **changed: Any) -> None:
+    """Rows with different places and repeated captions. `changed`: fields by id."""
+    lines = []
+    for row in range(rows):
+        line: dict[str, Any] = {
+            "id": f"r{row}",
+            "image": [row, 0.5],
+            "text": f"caption {row % 40} " * (1 + row % 7),
+            "label": str(row % 3),
+        }
+        lines.append(json.dumps(line | changed.get(f"r{row}", {})))
+    (ground.folder / name).write_text("\n".join(lines) + "\n")
+
+
+def stored(ground: Ground, manifest: DatasetManifest) -> dict[str, bytes]:
+    """Every shard of a dataset by its address."""
+    shards = (*manifest.shards, *manifest.evaluation_shards)
+    uri = f"{ground.store.uri}/"
+    return {
+        key: ground.store.read(key) for key in (shard.uri.removeprefix(uri) for shard in shards)
+    }
+
+
+def test_raw_rows_become_the_features_of_their_encoders(ground: Ground) -> None:
+    write_rows(ground, 2500)
+    manifest = ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
+    tables = [pq.read_table(io.BytesIO(data)) for data in stored(ground, manifest).values()]
+    assert [id_ for table in tables for id_ in table["id"].to_pylist()] == [
+        f"r{row}" for row in range(2500)
+    ]
+    encoder = load_encoder(EncoderSpec.model_validate(WORDS))
+    expected = encoder.features([encoder.read("caption 1 " * 2)])[0]
+    assert np.array_equal(tables[0]["feature_b"][1].as_py(), expected)
+    assert tables[0]["label"].to_pylist()[:4] == ["0", "1", "2", "0"]
+    assert {name: one.digest for name, one in manifest.encoders.items()} == {
+        "image": load_encoder(EncoderSpec.model_validate(PLACES)).identity().digest,
+        "text": encoder.identity().digest,
+    }
+
+
+def test_equal_items_of_a_unit_are_encoded_once(ground: Ground) -> None:
+    write_rows(ground, 1000)
+    manifest = ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
+    # Of 1,000 captions 280 differ, and these lie in each unit.
+    assert sum(ground.cluster.batches) == 1000 + 280 * len(manifest.shards)
+
+
+def test_the_same_rows_are_not_encoded_again(ground: Ground) -> None:
+    write_rows(ground, 100)
+    first = ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
+    ground.cluster.batches.clear()
+    (ground.folder / "raw.jsonl").rename(ground.folder / "renamed.jsonl")
+    second = ground.prepare(ground.request("renamed.jsonl", encoders=ENCODERS, dataset="ds-2"))
+    assert ground.cluster.batches == []
+    assert second.shards == first.shards
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"owner": "bob"},
+        {"evaluation_share": 0.2},
+        {"encoders": {"image": PLACES, "text": {**WORDS, "normalize": True}}},
+    ],
+)
+def test_rows_of_others_and_of_other_encoders_are_encoded_again(
+    ground: Ground, changed: dict[str, Any]
+) -> None:
+    write_rows(ground, 100)
+    ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
+    ground.cluster.batches.clear()
+    fields = {"encoders": ENCODERS, **changed}
+    ground.prepare(ground.request("raw.jsonl", dataset="ds-2", **fields))
+    assert sum(ground.cluster.batches) > 0
+
+
+def test_rows_are_held_out_by_the_bytes_of_their_first_item(ground: Ground) -> None:
+    same: dict[str, Any] = {f"r{row}": {"image": [7, 7]} for row in range(0, 100, 10)}
+    write_rows(ground, 400, **same)
+    request = ground.request("raw.jsonl", encoders=ENCODERS, evaluation_share=0.3)
+    manifest = ground.prepare(request)
+    (held_out,) = manifest.evaluation_shards
+    assert held_out.uri.startswith(f"{ground.store.uri}/datasets/{manifest.dataset}/evaluation-0-")
+    assert manifest.rows + held_out.rows == 400
+    assert 60 < held_out.rows < 180
+    learned, kept = (
+        {tuple(row) for row in pq.read_table(io.BytesIO(data))["feature_a"].to_pylist()}
+        for data in stored(ground, manifest).values()
+    )
+    assert not learned & kept
+
+
+def test_held_out_files_are_encoded_too(ground: Ground) -> None:
+    write_rows(ground, 50)
+    renamed = {f"r{row}": {"id": f"held-{row}"} for row in range(20)}
+    write_rows(ground, 20, "held.jsonl", **renamed)
+    held = (ground.ref("held.jsonl"),)
+    manifest = ground.prepare(
+        ground.request("raw.jsonl", evaluation_shards=held, encoders=ENCODERS)
+    )
+    assert (manifest.rows, [shard.rows for shard in manifest.evaluation_shards]) == (50, [20])
+
+
+def test_raw_rows_that_are_measured_only_are_encoded_and_copied(ground: Ground) -> None:
+    write_rows(ground, 20)
+    request = ground.request("raw.jsonl", encoders=ENCODERS, evaluate_only=True)
+    manifest = ground.prepare(request)
+    (held_out,) = manifest.evaluation_shards
+    assert (manifest.rows, held_out.rows) == (0, 20)
+    assert held_out.uri.startswith(f"{ground.store.uri}/datasets/{manifest.dataset}/evaluation-0-")
+    assert set(manifest.encoders) == {"image", "text"}
+
+
+def test_a_dataset_without_a_usable_row_cannot_be_measured(ground: Ground) -> None:
+    write_rows(ground, 2, r0={"image": None}, r1={"image": None})
+    request = ground.request("raw.jsonl", encoders=ENCODERS, evaluate_only=True, max_bad_share=1.0)
+    with pytest.raises(PreparationFailed, match="no row of its files can be used"):
+        ground.prepare(request)
+
+
+def test_features_in_raw_rows_need_no_encoder(ground: Ground) -> None:
+    rows: dict[str, Any] = {f"r{row}": {"depth": [row, 1.0]} for row in range(30)}
+    rows["r4"] = {"depth": [0.0, 0.0]}
+    write_rows(ground, 30, **rows)
+    pair = {"first": "depth", "second": "text"}
+    request = ground.request("raw.jsonl", pair=pair, encoders={"text": WORDS}, max_bad_share=0.1)
+    manifest = ground.prepare(request)
+    assert set(manifest.encoders) == {"text"}
+    assert manifest.rejected is not None
+    (bad,) = manifest.rejected.first
+    assert (bad.id, bad.row) == ("r4", 4)
+    assert bad.reason.startswith("its depth is all zeros")
+
+
+def test_a_row_whose_feature_is_not_finite_is_left_out(ground: Ground) -> None:
+    write_rows(ground, 200, r7={"text": "broken"}, r30={"text": "broken"})
+
+    class Broken(SyntheticEncoder):
+        def features(self, items: Sequence[Any]) -> Any:
+            rows_BF = super().features(items)
+            broken = self.load("broken")
+            return np.stack(
+                [
+                    row if item != broken else row * np.nan
+                    for row, item in zip(rows_BF, items, strict=True)
+                ]
+            )
+
+    ground.cluster.load = lambda spec: Broken(spec) if spec.takes == "text" else load_encoder(spec)
+    for dataset in ("ds-1", "ds-2"):  # encoded, and found again
+        manifest = ground.prepare(ground.request("raw.jsonl", dataset=dataset, encoders=ENCODERS))
+        assert manifest.rows == 198
+        assert manifest.rejected is not None
+        assert [row.id for row in manifest.rejected.first] == ["r7", "r30"]
+        assert "encoder 'words' computed has NaN" in manifest.rejected.first[0].reason
+
+
+def test_bad_rows_above_one_in_a_hundred_quarantine_the_dataset(ground: Ground) -> None:
+    write_rows(ground, 100, r7={"text": ""}, r30={"image": "no numbers"})
+    with pytest.raises(PreparationFailed, match="2 of 100 rows cannot be used") as caught:
+        ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
+    assert [row.id for row in caught.value.rejected] == ["r7", "r30"]
+    manifest = ground.prepare(
+        ground.request("raw.jsonl", request=1, encoders=ENCODERS, max_bad_share=0.02)
+    )
+    assert manifest.rows == 98
+
+
+def test_features_and_raw_rows_are_not_mixed(ground: Ground) -> None:
+    from tests.fakes.feature_shards import feature_table, write_shard
+
+    write_rows(ground, 20)
+    write_shard(ground.folder / "features.parquet", feature_table(20))
+    with pytest.raises(PreparationFailed, match="send them as two datasets"):
+        ground.prepare(ground.request("raw.jsonl", "features.parquet", encoders=ENCODERS))
+
+
+def test_another_encoder_than_the_model_has_is_refused(ground: Ground) -> None:
+    write_rows(ground, 20)
+    known = load_encoder(EncoderSpec.model_validate({**WORDS, "max_item_bytes": 7, "width": 2}))
+    request = ground.request("raw.jsonl", encoders=ENCODERS, identities={"text": known.identity()})
+    with pytest.raises(PreparationFailed, match="width is 3, expected 2") as caught:
+        ground.prepare(request)
+    assert caught.value.reason == "encoder_mismatch"
+    assert ground.cluster.batches == []
+
+
+def test_an_encoder_that_computes_other_features_than_recorded_is_refused(ground: Ground) -> None:
+    write_rows(ground, 20)
+    ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
+
+    class Another(SyntheticEncoder):
+        def features(self, items: Sequence[Any]) -> Any:
+            return super().features(items)[:, ::-1]
+
+    ground.cluster.load = Another
+    with pytest.raises(PreparationFailed, match="computes other features") as caught:
+        ground.prepare(ground.request("raw.jsonl", dataset="ds-2", encoders=ENCODERS))
+    assert caught.value.reason == "encoder_mismatch"
+
+
+def test_an_encoder_that_does_not_start_is_no_fault_of_the_dataset(ground: Ground) -> None:
+    write_rows(ground, 20)
+
+    def missing(spec: EncoderSpec) -> Any:
+        raise EncoderUnusable(f"encoder {spec.name!r}: no model")
+
+    ground.cluster.load = missing
+    with pytest.raises(PreparationFailed) as caught:
+        ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS, report_version=0))
+    assert caught.value.reason == "encoder_unavailable"
+
+
+@pytest.mark.parametrize("batch", [0, 1, 7, 20])
+def test_a_crash_in_any_batch_changes_nothing_and_repeats_one_unit(
+    ground: Ground, tmp_path: Path, batch: int
+) -> None:
+    undisturbed = Ground(LocalStore(tmp_path / "other"), ground.folder, SPEC)
+    write_rows(ground, 2500)
+    fields: dict[str, Any] = {"encoders": ENCODERS, "evaluation_share": 0.2}
+    expected = undisturbed.prepare(undisturbed.request("raw.jsonl", **fields))
+    passes = iter(range(1000))
+
+    def die(items: Sequence[Any]) -> None:
+        # The probe items are the first pass of each encoder.
+        if next(passes) == batch + 2:
+            raise Died
+
+    ground.cluster.load = lambda spec: Faulty(spec, die)
+    with pytest.raises(Died):
+        ground.prepare(ground.request("raw.jsonl", **fields))
+    ground.cluster.load = load_encoder
+    done, ground.cluster.batches[:] = sum(ground.cluster.batches), []
+    manifest = ground.prepare(ground.request("raw.jsonl", **fields))
+    assert stored(ground, manifest) == stored(undisturbed, expected)
+    again = done + sum(ground.cluster.batches) - sum(undisturbed.cluster.batches)
+    assert again <= 1024 + 280
+
+
+def test_a_crash_before_the_record_of_a_unit_leaves_shards_that_are_written_again(
+    ground: Ground,
+) -> None:
+    write_rows(ground, 100)
+    first = ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
+    before = stored(ground, first)
+    for key in list(ground.store.keys(layout.encoded())):
+        if key.endswith(".json"):
+            ground.store.delete(key)
+    second = ground.prepare(ground.request("raw.jsonl", dataset="ds-2", encoders=ENCODERS))
+    assert stored(ground, second) == before
+
+
+def test_shards_that_were_deleted_are_encoded_again(ground: Ground) -> None:
+    write_rows(ground, 100)
+    first = ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
+    before = stored(ground, first)
+    for key in before:
+        ground.store.delete(key)
+    second = ground.prepare(ground.request("raw.jsonl", dataset="ds-2", encoders=ENCODERS))
+    assert stored(ground, second) == before
+
+
+def test_a_dry_run_takes_encoded_rows_and_leaves_none(ground: Ground) -> None:
+    write_rows(ground, 100)
+    with pytest.raises(AssertionError):  # there is no manifest
+        ground.prepare(
+            ground.request("raw.jsonl", dataset="ds-1", encoders=ENCODERS, report_version=0)
+        )
+    assert list(ground.store.keys(layout.encoded())) == []
+    assert list(ground.store.keys("datasets/")) == [layout.preparation_file("ds-1", "report")]

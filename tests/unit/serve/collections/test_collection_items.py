@@ -1,0 +1,125 @@
+"""Items of a collection: listed page by page, and numbers in their payloads.
+
+Numbers that other systems would change are rejected, others are kept.
+"""
+
+import json
+import re
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.unit.serve.collections.conftest import Searching
+from tests.unit.serve.collections.test_collection_routes import image_query, item
+from workers.serve.collections.payloads import Kind, Payloads
+
+
+def listed(searching: Searching, revision: int, query: str = "") -> dict[str, object]:
+    headers = {"x-min-collection-revision": str(revision)}
+    response = searching.ask("GET", f"/things/items{query}", headers=headers)
+    assert response.status_code == 200, response.text
+    assert response.headers["x-collection-revision"] == str(revision)
+    page: dict[str, object] = response.json()
+    return page
+
+
+def test_pages_have_every_item_once_with_its_payload(searching: Searching) -> None:
+    added = [item("image", n, payload={"n": n}) for n in range(7)]
+    added += [item("text", n) for n in range(5)]
+    revision = searching.add("things", added)
+    found: list[dict[str, object]] = []
+    offset: object = 0
+    while offset is not None:
+        page = listed(searching, revision, f"?limit=5&offset={offset}")
+        assert (page["rows"], page["revision"], page["model"]) == (12, revision, "scenes@1")
+        assert isinstance(page["data"], list)
+        found += page["data"]
+        offset = page["next_offset"]
+    assert sorted(str(each["id"]) for each in found) == sorted(each["id"] for each in added)
+    payloads = {each["id"]: each["payload"] for each in found}
+    assert payloads["image-3"] == {"n": 3}
+    assert payloads["text-3"] is None
+
+
+def test_one_modality_is_listed_alone_and_removed_items_are_not(searching: Searching) -> None:
+    searching.add("things", [item("image", n) for n in range(4)] + [item("text", 1)])
+    removal = searching.ask("POST", "/things/items/delete", {"ids": ["image-1", "image-3"]})
+    page = listed(searching, removal.json()["revision"], "?modality=image")
+    assert isinstance(page["data"], list)
+    assert sorted(each["id"] for each in page["data"]) == ["image-0", "image-2"]
+    assert (page["rows"], page["next_offset"]) == (2, None)
+    beyond = listed(searching, removal.json()["revision"], "?offset=100")
+    assert (beyond["data"], beyond["next_offset"]) == ([], None)
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=201", "limit=-1", "offset=x", "offset=1.0", "modality=smell"]
+)
+def test_a_wrong_page_is_refused(searching: Searching, query: str) -> None:
+    searching.add("things", [item("image", 1)])
+    assert searching.ask("GET", f"/things/items?{query}").status_code == 400
+
+
+def test_a_collection_that_does_not_exist_has_no_items(searching: Searching) -> None:
+    assert searching.ask("GET", "/nothing/items").status_code == 404
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, [1, 10**20], {"a": [{"b": 10**20}]}])
+def test_integers_beyond_64_bits_are_refused_at_any_depth(
+    searching: Searching, value: object
+) -> None:
+    response = searching.ask(
+        *("POST", "/things/items", {"items": [item("image", 1, payload={"n": value})]})
+    )
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == "items"
+    assert re.fullmatch(
+        r'items\[0\].payload has -?[0-9]+ in "n"; permitted are integers from '
+        r"-9223372036854775808 to 18446744073709551615",
+        error["message"],
+    )
+
+
+def test_all_64_bit_integers_survive_a_round_trip(searching: Searching) -> None:
+    payload = {"n": 2**64 - 1, "m": [-(2**63), {"k": 2**53 + 1}]}
+    revision = searching.add("things", [item("image", 1, payload=payload)])
+    searching.found("things", revision, query=image_query(1))
+    response = searching.ask("POST", "/things/search", {"query": image_query(1)})
+    assert response.json()["data"][0]["payload"] == payload
+
+
+def with_fields_of_their_own(rows: int) -> pa.StringArray:
+    """Payloads of 200 fields, none of which another one has."""
+    payloads = [{f"{row:x}-{n:x}": n for n in range(200)} for row in range(rows)]
+    return pa.array([json.dumps(each) for each in payloads])
+
+
+def test_payloads_take_a_few_times_their_bytes_however_many_fields_they_have() -> None:
+    texts = with_fields_of_their_own(100)
+    arrow = pa.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        halves = [Payloads.of(texts.slice(start, 50)) for start in (0, 50)]
+        whole = Payloads.joined(halves, [np.ones(50, bool)] * 2)
+        del halves
+        python, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    held = python + pa.total_allocated_bytes() - arrow
+    assert held < 5 * texts.nbytes
+    assert whole.nbytes < 4 * texts.nbytes
+    column = whole.column("32-c7", Kind.NUMBER)
+    assert column is not None
+    assert (column.rows.tolist(), column.values.to_pylist()) == ([50], [199.0])
+
+
+def test_fields_of_which_no_row_is_left_are_gone() -> None:
+    part = Payloads.of(pa.array(['{"a": 1, "b": true}', '{"a": 2}', None]))
+    left = Payloads.joined([part], [np.array([False, True, True])])
+    assert left.column("b", Kind.FLAG) is None
+    column = left.column("a", Kind.NUMBER)
+    assert column is not None
+    assert (column.rows.tolist(), column.values.to_pylist()) == ([0], [2.0])

@@ -1,0 +1,95 @@
+"""Files of requests are decoded in a child process: what kills the decoder is an error of its item alone."""
+
+import io
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from cmcl.contract.encoder import EncoderSpec
+from workers.encoders.synthetic import SyntheticEncoder
+from workers.sandbox.frames import FrameWriter
+from workers.serve.encoders.decoding import DecodeFile, FileReader, decode_file
+
+IMAGES = EncoderSpec(
+    name="pictures", kind="synthetic", takes="image", width=8, max_pixels=10_000, answer_seconds=60
+)
+
+
+def picture(size: tuple[int, int] = (30, 20)) -> bytes:
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize(size).save(file, "PNG")
+    return file.getvalue()
+
+
+def crashing_decoder(request: DecodeFile, output: FrameWriter) -> None:
+    """As `decode_file`; some files crash it, take its time, or make it send something else."""
+    content = (output.folder / "item").read_bytes()
+    if content == b"crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if content == b"hang":
+        time.sleep(600)
+    if content == b"lie":
+        output.send({"kind": "image", "size": [4000, 4000]}, [b"short"])
+        return
+    if content == b"environment":
+        output.send({"reason": " ".join(os.environ)})
+        return
+    decode_file(request, output)
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[FileReader[bytes]]:
+    reader = FileReader(SyntheticEncoder(IMAGES), crashing_decoder)
+    yield reader
+    reader.close()
+
+
+def test_a_file_is_the_item_that_decoding_it_here_gives(reader: FileReader[bytes]) -> None:
+    assert reader(picture()) == SyntheticEncoder(IMAGES).read(picture())
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"a text", "permitted are JPEG, PNG"),
+        (picture()[:60], "damaged"),
+        (picture((200, 100)), "200 x 100 pixels"),
+        (b"crash", "the decoder ended with SIGSEGV"),
+        (b"lie", "image data"),
+    ],
+)
+def test_an_unreadable_file_is_an_error_of_its_item_alone(
+    reader: FileReader[bytes], data: bytes, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        reader(data)
+    assert reader(picture()) == SyntheticEncoder(IMAGES).read(picture())
+
+
+def test_the_decoder_has_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "CMCL_KEY", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "secret")
+    reader = FileReader(SyntheticEncoder(IMAGES), crashing_decoder)
+    try:
+        with pytest.raises(ValueError, match="PATH") as answer:
+            reader(b"environment")
+        assert not re.search("AWS_|CMCL_|RAY_", str(answer.value))
+    finally:
+        reader.close()
+
+
+def test_a_decoder_that_hangs_is_ended_before_the_endpoint_stops_waiting() -> None:
+    spec = IMAGES.model_copy(update={"answer_seconds": 2})
+    reader = FileReader(SyntheticEncoder(spec), crashing_decoder)
+    try:
+        began = time.monotonic()
+        with pytest.raises(ValueError, match="took more than"):
+            reader(b"hang")
+        assert time.monotonic() - began < 60
+    finally:
+        reader.close()

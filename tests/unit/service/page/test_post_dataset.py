@@ -1,0 +1,175 @@
+"""Posting a dataset on the page: its files in parts, as the script sends them, and the form with their ids."""
+
+import hashlib
+from base64 import b64encode
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.feature_shards import feature_table, write_shard
+from tests.unit.service.auth.key_client import KeyClient
+from tests.unit.service.page.browser import Browser
+
+JSON = {"Accept": "application/json", "Sec-Fetch-Mode": "cors"}
+FORM = {"name": "pairs", "first": "image", "second": "text", "evaluation_share": "10"}
+
+
+@pytest.fixture
+def person(plane: ControlPlane) -> Browser:
+    """A browser at a control plane without keys, with one model."""
+    return Browser(plane)
+
+
+def begin(browser: Browser, content: bytes, name: str = "pairs.parquet") -> httpx.Response:
+    """Announce a file."""
+    body = {"filename": name, "bytes": len(content)}
+    return browser.post("/ui/v1/uploads", json=body, headers=JSON)
+
+
+def put_part(browser: Browser, upload: str, content: bytes) -> httpx.Response:
+    """Send its only part."""
+    digest = b64encode(hashlib.sha256(content).digest()).decode()
+    headers = {"Content-Type": "application/octet-stream", "Content-Digest": f"sha-256=:{digest}:"}
+    path = f"/ui/v1/uploads/{upload}/parts/1"
+    return browser.request("PUT", path, content=content, headers={**JSON, **headers})
+
+
+def send(browser: Browser, content: bytes, name: str = "pairs.parquet") -> str:
+    """Send a file, and return the id of its upload."""
+    upload: str = begin(browser, content, name).json()["id"]
+    assert put_part(browser, upload, content).status_code == 200
+    done = browser.post(f"/ui/v1/uploads/{upload}/complete", headers=JSON)
+    assert done.status_code == 200, done.text
+    return upload
+
+
+def file_of_pairs(folder: Path, rows: int = 40, prefix: str = "row") -> bytes:
+    path = folder / f"{prefix}.parquet"
+    write_shard(path, feature_table(rows, prefix=prefix))
+    return path.read_bytes()
+
+
+def test_what_is_measured_only_is_not_learned(
+    plane: ControlPlane, person: Browser, tmp_path: Path
+) -> None:
+    form = {**FORM, "uploads": send(person, file_of_pairs(tmp_path)), "evaluate_only": "1"}
+    answer = person.post("/ui/models/scenes/post", data=form)
+    job = person.target(answer).partition("?")[0].rpartition("/")[2]
+    assert plane.job(job).kind == "evaluate"
+    refused = person.post("/ui/models/scenes/post", data={**form, "dry_run": "1"})
+    assert refused.status_code == 422
+    assert "dry_run" in refused.text
+
+
+def test_uploaded_files_become_a_job(plane: ControlPlane, person: Browser, tmp_path: Path) -> None:
+    page = person.get("/ui/models/scenes/post")
+    assert 'data-upload="../../v1/uploads"' in page.text
+    assert "cmcl dataset add FOLDER --pair image,text --model scenes" in page.text
+    uploads = [send(person, file_of_pairs(tmp_path, prefix=name)) for name in ("a", "b")]
+    form = {**FORM, "uploads": " ".join(uploads)}
+    answer = person.post("/ui/models/scenes/post", data=form)
+    after = person.follow(answer)
+    assert "The dataset was posted. This is its job." in after.text
+    job = person.target(answer).partition("?")[0].rpartition("/")[2]
+    plane.tick_to(job, JobState.RUNNING)
+    manifest = plane.dataset_of(job).manifest
+    assert manifest is not None
+    assert 70 <= manifest.rows < 80
+    again = person.follow(person.post("/ui/models/scenes/post", data=form))
+    assert "The same files were posted before" in again.text
+
+
+def test_held_out_files_and_a_dry_run(person: Browser, tmp_path: Path) -> None:
+    uploads = {
+        "uploads": send(person, file_of_pairs(tmp_path, prefix="a")),
+        "evaluation_uploads": send(person, file_of_pairs(tmp_path, prefix="b")),
+    }
+    form = {**FORM, **uploads, "evaluation_share": "", "max_bad_share": "5", "dry_run": "1"}
+    answer = person.post("/ui/models/scenes/post", data=form)
+    assert answer.status_code == 303
+    (dataset,) = person.get("/v1/datasets").json()["items"]
+    found = person.get(f"/v1/datasets/{dataset['id']}").json()
+    assert found["dry_run"] is True
+    assert [len(found[field]) for field in ("shards", "evaluation_shards")] == [1, 1]
+    assert (found["evaluation_share"], found["max_bad_share"]) == (None, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "message"),
+    [
+        ({"uploads": ""}, 422, "at least 1 shard is needed"),
+        ({"uploads": "up-000000000000"}, 422, "there is no upload"),
+        ({"uploads": "../../etc/passwd"}, 422, "there is no upload"),
+        ({"name": "<script>alert(1)</script>"}, 422, "name"),
+        ({"name": "x" * 10_000}, 422, "name"),
+        ({"second": "image"}, 422, "pair"),
+        ({"second": "smell"}, 422, "has no modality"),
+        ({"evaluation_share": "51"}, 422, "evaluation_share"),
+        ({"max_bad_share": "-1"}, 422, "max_bad_share"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_a_form_that_cannot_be_posted_is_refused(
+    person: Browser, changes: dict[str, str], status: int, message: str
+) -> None:
+    form = {**FORM, "uploads": "up-0123456789ab", **changes}
+    answer = person.post("/ui/models/scenes/post", data=form)
+    assert answer.status_code == status
+    assert message in answer.text
+    assert "<script>alert" not in answer.text
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, upload_bytes_max=1000, upload_part_bytes_max=6 << 20)
+    plane.create_model()
+    person = Browser(plane)
+    assert 'data-file-bytes-max="1000"' in person.get("/ui/models/scenes/post").text
+    answer = begin(person, b"x" * 1001)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["errors"][0]["field"] == "bytes"
+    upload = begin(person, b"x" * 1000).json()["id"]
+    assert put_part(person, upload, b"x" * (7 << 20)).status_code == 413
+    plane.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.parquet", "a/b", "", "x" * 10_000, "a\0b", "\N{RIGHT-TO-LEFT OVERRIDE}gnp.exe"]
+)
+def test_names_of_files_that_mislead_are_refused(person: Browser, name: str) -> None:
+    assert begin(person, b"x", name).status_code == 422
+    assert begin(person, b"x", "\N{PILE OF POO} räksmörgås.csv").status_code == 201
+
+
+def test_parts_need_the_scope_the_owner_and_this_site(
+    operator: KeyClient, guarded: ControlPlane
+) -> None:
+    browsers = {}
+    for name, scopes, owner in (
+        ("owner", ["read", "write"], "lab"),
+        ("reader", ["read"], "lab"),
+        ("stranger", ["read", "write"], "elsewhere"),
+    ):
+        browsers[name] = Browser(guarded)
+        browsers[name].sign_in(operator.make_key(name, scopes, owner=owner)["key"])
+    upload = begin(browsers["owner"], b"x").json()["id"]
+    assert begin(browsers["reader"], b"x").status_code == 403
+    assert put_part(browsers["reader"], upload, b"x").status_code == 403
+    assert put_part(browsers["stranger"], upload, b"x").status_code == 404
+    path = f"/ui/v1/uploads/{upload}"
+    for method, below in (("POST", "/complete"), ("DELETE", ""), ("PUT", "/parts/1")):
+        foreign = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
+        answer = browsers["owner"].request(method, path + below, headers={**JSON, **foreign})
+        assert answer.status_code == 403
+    signed_out = Browser(guarded)
+    assert put_part(signed_out, upload, b"x").status_code == 401
+    assert browsers["owner"].request("DELETE", path, headers=JSON).status_code == 204
+
+
+def test_a_script_gets_problems_as_json_and_a_person_as_a_page(person: Browser) -> None:
+    path = "/ui/v1/uploads/up-000000000000"
+    assert person.get(path, headers=JSON).headers["content-type"] == "application/problem+json"
+    assert person.get(path).headers["content-type"].startswith("text/html")

@@ -1,0 +1,346 @@
+"""The pages of a version and of a candidate: what they say of each dataset, and what approving changes."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from cmcl.contract.version import Drift, Protection, Shrinkage, Solution
+from service.database.tables import versions
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.measured import publish_measured, recall, write_measured
+from tests.unit.service.page.browser import Browser, rows_of, text_of
+
+PRESERVE = {"protection": {"policy": "preserve"}}
+SHRUNK = Shrinkage(
+    penalty=0.1, scale=0.5, drift_before=0.9, drift_after=0.3, loss_before=1.5, loss_after=1.75
+)
+PROTECTED = Protection(
+    input_rank=2, input_width=4, output_rank=3, output_width=8, blocked_share=0.25
+)
+
+
+@pytest.fixture
+def reader(plane: ControlPlane) -> Browser:
+    """A browser at a control plane without keys."""
+    return Browser(plane)
+
+
+@pytest.fixture(scope="module")
+def read_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane with the model `street`, for tests that only read."""
+    plane = ControlPlane(tmp_path_factory.mktemp("read-only"))
+    grow(plane)
+    yield plane
+    plane.close()
+
+
+@pytest.fixture(scope="module")
+def viewer(read_only: ControlPlane) -> Browser:
+    """A browser that looks at it."""
+    return Browser(read_only)
+
+
+@pytest.fixture
+def grown(plane: ControlPlane) -> ControlPlane:
+    """The same for a test that changes something."""
+    grow(plane)
+    return plane
+
+
+def grow(plane: ControlPlane) -> None:
+    """A model under `preserve` with three versions."""
+    plane.create_model("street", **PRESERVE)
+    publish_measured(plane, "one", "street", recalls={"one": 0.8}, free={"image": 0.8, "text": 0.7})
+    publish_measured(
+        plane,
+        "two",
+        "street",
+        ("audio", "text"),
+        recalls={"one": 0.75, "two": 0.6},
+        drifts={"one": 0.2},
+        losses={"one": (-0.9, -1.2)},
+        free={"image": 0.8, "text": 0.5, "audio": 0.6},
+    )
+    publish_measured(
+        plane,
+        "three",
+        "street",
+        recalls={"one": 0.7, "two": 0.625, "three": 0.5},
+        drifts={"one": 0.1, "two": 0.35},
+        losses={"one": (-0.8, -1.2), "two": (-0.5, None)},
+        free={"image": 0.6, "text": 0.4, "audio": 0.6},
+        changes={
+            "recall_before": recall(0.25),
+            "shrinkage": SHRUNK,
+            "protection": {"image": PROTECTED},
+            "seconds": {"reading": 1.5, "training": 80.0},
+        },
+    )
+
+
+def hold(plane: ControlPlane, model: str, name: str, **figures: Any) -> str:
+    """A job whose candidate has these figures and waits for approval."""
+    job = plane.post_dataset(name, model)
+    write_measured(plane, job, **figures)
+    plane.tick_to(job, JobState.HELD)
+    return job
+
+
+def set_policy(plane: ControlPlane, model: str, **policy: object) -> None:
+    response = plane.client.put(f"/v1/models/{model}/policy", json=policy)
+    assert response.status_code == 200, response.text
+
+
+def test_a_version_says_which_dataset_lost_most_and_whether_that_is_within_the_bound(
+    grown: ControlPlane, reader: Browser
+) -> None:
+    text = text_of(reader.get("/ui/models/street/versions/3").text)
+    assert "v3 learned three (image and text, 16 rows)" in text
+    assert "Of the 2 earlier datasets, one lost most since it was learned: −10.0 points" in text
+    assert "The largest drift is 35.0 %, of two, which is within the bound of 50 %." in text
+    assert "+25.0 points by learning it" in text
+    set_policy(grown, "street", max_drift=0.3)
+    text = text_of(reader.get("/ui/models/street/versions/3").text)
+    assert "which is over the bound of 30 %" in text
+
+
+def test_each_dataset_of_a_version_stands_beside_its_parent(
+    read_only: ControlPlane, viewer: Browser
+) -> None:
+    page = viewer.get("/ui/models/street/versions/3").text
+    new, one, two = rows_of(page, "datasets")
+    assert new[1:7] == ["v3", "– none", "25.0 %", "50.0 %", "+25.0 points", "– none"]
+    assert one[1:] == [
+        "v1",
+        *("80.0 %", "75.0 %", "70.0 %", "−5.0 points", "−10.0 points"),
+        *("10.0 %", "5.0 %", "−0.8", "−1.2"),
+    ]
+    assert two[1:] == [
+        "v2",
+        *("60.0 %", "60.0 %", "62.5 %", "+2.5 points", "+2.5 points"),
+        *("35.0 %", "5.0 %", "−0.5", "– none"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("lost", ["one", "two"]),
+        ("drift", ["two", "one"]),
+        ("loss", ["two", "one"]),
+        ("learned", ["one", "two"]),
+    ],
+)
+def test_datasets_come_in_the_order_that_the_address_names(
+    read_only: ControlPlane, viewer: Browser, order: str, expected: list[str]
+) -> None:
+    page = viewer.get(f"/ui/models/street/versions/3?order={order}").text
+    names = [row[0].split()[0] for row in rows_of(page, "datasets")]
+    assert names == ["three", *expected]
+
+
+def test_many_datasets_come_in_pages(plane: ControlPlane, reader: Browser) -> None:
+    publish_measured(plane, "data")
+    manifest = plane.versions()[0].manifest
+    line = manifest.learned[0]
+    ids = [f"ds-{number:012x}" for number in range(1, 54)]
+    learned = [
+        line.model_copy(update={"dataset": each, "name": f"data-{number}", "version": number})
+        for number, each in enumerate(ids, start=1)
+    ]
+    drift = {
+        each: Drift(since_learned=number / 1000, against_parent=0)
+        for number, each in enumerate(ids[:-1], start=1)
+    }
+    changes = {
+        "dataset": ids[-1],
+        "learned": tuple(learned),
+        "report": manifest.report.model_copy(update={"drift": drift}),
+    }
+    document = manifest.model_copy(update=changes).model_dump(mode="json")
+    with plane.context.database.write() as connection:
+        connection.execute(update(versions).values(manifest=document))
+    found, address = [], "/ui/models/scenes/versions/1?order=drift"
+    for cursor in ("", "&cursor=50"):
+        page = reader.get(address + cursor).text
+        new, *rows = [row[0].split()[0] for row in rows_of(page, "datasets")]
+        assert new == "data-53"
+        assert ("Next page" in page) == (not cursor)
+        found += rows
+    assert found == [f"data-{number}" for number in range(52, 0, -1)]
+    # The chain of versions is short, and says how many it leaves out.
+    assert "42 more" in text_of(page)
+
+
+def test_a_version_says_how_it_was_made(read_only: ControlPlane, viewer: Browser) -> None:
+    page = viewer.get("/ui/models/street/versions/3").text
+    text = text_of(page)
+    assert (
+        "The change was shrunk so that the drift stays within its bound: drift 90.0 % → 30.0 %"
+        in text
+    )
+    assert "1 min 22 s in all." in text
+    assert "policy preserve" in text
+    assert "heads.safetensors" in text
+    assert "cmcl version show street@3 --json" in text
+    assert f'href="../../../jobs/{read_only.versions("street")[2].job}"' in page
+
+
+def test_solved_heads_say_that_nothing_is_blocked(plane: ControlPlane, reader: Browser) -> None:
+    solution = Solution(
+        ridges={"image": 0.125, "text": 0.5},
+        rank=6,
+        groups=(("image", "text"),),
+    )
+    publish_measured(plane, "one", changes={"solution": solution})
+    text = text_of(reader.get("/ui/models/scenes/versions/1").text)
+    assert "All heads were solved from the moments" in text
+    assert "6 of 8" in text
+    assert "32 features" in text
+    assert "It is the first dataset of the model." in text
+
+
+def test_a_version_shows_what_it_is_today(grown: ControlPlane, reader: Browser) -> None:
+    def badges(version: int) -> str:
+        part = reader.get(f"/ui/models/street/versions/{version}?fragment=live_heading").text
+        return text_of(part)
+
+    assert badges(3) == "v3 of street live newest ← v2"
+    assert badges(2) == "v2 of street ← v1 v3 →"
+    canary = {"version": 2, "share": 0.1}
+    assert grown.client.put("/v1/models/street/canary", json=canary).status_code == 200
+    assert grown.client.request("DELETE", "/v1/models/street/versions/1").status_code == 204
+    assert badges(2) == "v2 of street canary ← v1 v3 →"
+    assert badges(1) == "v1 of street retired v2 →"
+
+
+def test_a_version_of_a_branch_names_where_it_comes_from(
+    grown: ControlPlane, reader: Browser
+) -> None:
+    body = {"name": "branch", "version": 2}
+    assert grown.client.post("/v1/models/street/branch", json=body).status_code == 201
+    text = text_of(reader.get("/ui/models/branch/versions/2").text)
+    assert "it comes from street, which this model branches off" in text
+
+
+def test_the_manifest_is_a_file(read_only: ControlPlane, viewer: Browser) -> None:
+    answer = viewer.get("/ui/models/street/versions/2/manifest")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["content-disposition"] == (
+        'attachment; filename="street-v2-manifest.json"'
+    )
+    manifest = read_only.client.get("/v1/models/street/versions/2").json()["manifest"]
+    assert json.loads(answer.text) == manifest
+
+
+@pytest.mark.parametrize("path", ["versions/4", "versions/0", "versions/x", "versions/4/manifest"])
+def test_versions_that_are_not_there(read_only: ControlPlane, viewer: Browser, path: str) -> None:
+    assert viewer.get(f"/ui/models/street/{path}").status_code in (404, 422)
+
+
+def test_a_candidate_is_compared_with_its_parent_and_with_each_bound(
+    grown: ControlPlane, reader: Browser
+) -> None:
+    set_policy(grown, "street", manual_approval=True, max_drift=0.4, min_gain=0.1)
+    job = hold(
+        grown,
+        "street",
+        "four",
+        recalls={"one": 0.65, "four": 0.5},
+        drifts={"one": 0.38},
+        free={"image": 0.5, "text": 0.3, "audio": 0.6},
+        changes={"recall_before": recall(0.375), "protection": {"text": PROTECTED}},
+    )
+    waiting = grown.post_dataset("five", "street")
+    page = reader.get(f"/ui/jobs/{job}/candidate").text
+    bounds = rows_of(page, "live_decision")
+    assert [row[1:4] for row in bounds] == [
+        ["at most 40 %", "38.0 %", "met"],
+        ["– none", "−15.0 points", "not set"],
+        ["at least +10.0 points", "+12.5 points", "met"],
+    ]
+    text = text_of(page)
+    assert (
+        "v4 becomes the newest version: the next dataset is learned from it, and not from v3. 1 job"
+        in text
+    )
+    assert (
+        "It becomes live on all replicas within seconds, in place of v3, which stays stored" in text
+    )
+    assert "v3 remains the newest version" in text
+    assert rows_of(page, "datasets")[1][:3] == ["one image, text; 16 rows", "v1", "80.0 %"]
+    assert grown.job(waiting).state != JobState.FAILED
+
+
+def test_approving_starts_a_canary_where_the_policy_says_so(
+    grown: ControlPlane, reader: Browser
+) -> None:
+    rollout = {"publish_as": "canary", "share": 0.1, "shadow": 0.25, "rule": {"promote_after": 500}}
+    set_policy(grown, "street", manual_approval=True, rollout=rollout)
+    job = hold(grown, "street", "four")
+    text = text_of(reader.get(f"/ui/jobs/{job}/candidate").text)
+    assert "serves 10.0 % of the callers, and scores 25.0 % of the live version's requests" in text
+    assert "v3 stays live until 500 requests violate no bound" in text
+
+
+def test_a_rejected_candidate_says_why_and_whether_it_can_still_be_approved(
+    grown: ControlPlane, reader: Browser
+) -> None:
+    set_policy(grown, "street", max_drift=0.3)
+    job = grown.post_dataset("four", "street")
+    write_measured(grown, job, drifts={"one": 0.45})
+    grown.tick_to(job, JobState.REJECTED)
+    text = text_of(reader.get(f"/ui/jobs/{job}/candidate").text)
+    assert "Scores of an earlier dataset moved further than the bound permits." in text
+    assert "It is published although it does not meet max_drift." in text
+    set_policy(grown, "street")
+    publish_measured(grown, "five", "street")
+    text = text_of(reader.get(f"/ui/jobs/{job}/candidate").text)
+    assert "It can no longer be approved: v4 was published since" in text
+    assert "If you approve" not in text
+
+
+def test_a_published_candidate_leads_to_its_version(grown: ControlPlane, reader: Browser) -> None:
+    set_policy(grown, "street", manual_approval=True)
+    job = hold(grown, "street", "four")
+    address = f"/ui/jobs/{job}/candidate"
+    assert grown.client.post(f"/v1/jobs/{job}/approve", json={"reason": "ok"}).status_code == 202
+    grown.run_to_end(job)
+    assert reader.target(reader.get(address)) == "/ui/models/street/versions/4"
+    # A page that was open meanwhile learns it without being led away.
+    part = reader.get(f"{address}?fragment=live_decision")
+    assert part.status_code == 200
+    assert "The candidate is v4 of street now." in text_of(part.text)
+
+
+def test_a_job_without_a_candidate_says_so(plane: ControlPlane, reader: Browser) -> None:
+    job = plane.post_dataset()
+    answer = reader.get(f"/ui/jobs/{job}/candidate")
+    assert answer.status_code == 404
+    assert "has no candidate to decide about" in answer.text
+
+
+def test_readers_are_told_which_key_can_decide(guarded: ControlPlane, operator: Any) -> None:
+    guarded.client = operator
+    guarded.create_model()
+    set_policy(guarded, "scenes", manual_approval=True)
+    job = hold(guarded, "scenes", "one")
+    key = operator.make_key("looks", ["read"])["key"]
+    browser = Browser(guarded)
+    browser.sign_in(key)
+    text = text_of(browser.get(f"/ui/jobs/{job}/candidate").text)
+    assert "To decide, sign in with a key that has the scope train." in text
+
+
+def test_heads_have_free_shares_before_and_after(read_only: ControlPlane, viewer: Browser) -> None:
+    page = viewer.get("/ui/models/street/versions/3").text
+    found = rows_of(page, "method")
+    assert [row[:4] for row in found] == [
+        ["image", "25.0 %", "80.0 %", "60.0 %"],
+        ["text", "– none", "50.0 %", "40.0 %"],
+        ["audio", "– none", "60.0 %", "60.0 %"],
+    ]

@@ -1,0 +1,272 @@
+"""From a queued job to one whose rows are prepared, and what may happen to the request in between."""
+
+import pytest
+
+from cmcl.contract.dataset import RejectedRow, RejectedRows
+from cmcl.contract.modality import FileEntry
+from service.jobs.reconciler import Reconciler
+from service.states import FailureReason, JobState
+from tests.fakes.preparer import (
+    fail,
+    is_asked,
+    manifest_of,
+    prepare,
+    report_progress,
+    requests_in,
+    write_manifest,
+)
+from tests.unit.service.preparation.conftest import Unattended
+from workers.storage import layout
+
+BAD_ROW = RejectedRow(id="row-7", file="s3://captures/a.jsonl", row=7, reason="no image")
+
+
+def states(plane: Unattended, jobs: list[str]) -> list[JobState]:
+    return [plane.job(job).state for job in jobs]
+
+
+def test_the_request_says_all_that_the_preparation_needs(plane: Unattended) -> None:
+    held = plane.shard("held")
+    job = plane.post_dataset(evaluation_shards=[held], evaluation_share=0.25, max_bad_share=0.5)
+    request = plane.request_of(job)
+    dataset = plane.dataset_of(job)
+    assert (request.dataset, request.request) == (dataset.id, 1)
+    assert (request.model, request.name, request.owner) == ("scenes", "one", dataset.owner)
+    assert (request.evaluation_share, request.max_bad_share) == (0.25, 0.5)
+    assert [ref.uri for ref in request.evaluation_shards] == [held["uri"]]
+    assert request.spec == plane.model().spec
+    assert request.encoders.keys() == {"image"}
+    assert request.encoders["image"].model == "/models/clip"
+    assert (request.identities, request.declared, request.report_version) == ({}, {}, None)
+    assert request.allowed_prefixes == plane.context.settings.allowed_prefixes
+
+
+def test_a_prepared_dataset_is_taken_and_its_request_removed(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    prepare(plane.store, request)
+    found = plane.tick_to(job, JobState.PREPARED)
+    assert plane.dataset_of(job).manifest == manifest_of(plane.store, request)
+    assert not is_asked(plane.store, request.dataset)
+    assert found.message is None
+    view = plane.client.get(f"/v1/jobs/{job}").json()
+    assert view["encoders"] == {"image": "undeclared", "text": "undeclared"}
+    assert view["rejected"] is None
+    assert plane.launcher.commands == {}
+
+
+def test_progress_is_shown(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    progress = report_progress(plane.store, request, "encoding", rows_done=512, bad_rows=3)
+    plane.tick(2)
+    assert plane.job(job).prepare_progress == progress
+    for path in (f"jobs/{job}", f"datasets/{request.dataset}"):
+        shown = plane.client.get(f"/v1/{path}").json()["preparation"]
+        assert (shown["phase"], shown["rows_done"], shown["bad_rows"]) == ("encoding", 512, 3)
+
+
+def test_a_note_says_why_it_does_not_progress(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    report_progress(plane.store, request, "encoding", note="waits for a GPU")
+    plane.tick(2)
+    assert plane.job(job).message == "waits for a GPU"
+    report_progress(plane.store, request, "encoding", rows_done=1)
+    plane.tick(2)
+    assert plane.job(job).message is None
+
+
+def test_rows_that_were_left_out_are_shown(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    entry = FileEntry(sha256="0" * 64, bytes=10)
+    rejected = RejectedRows(rows=3, file=entry, first=(BAD_ROW,))
+    manifest = manifest_of(plane.store, request).model_copy(update={"rejected": rejected})
+    write_manifest(plane.store, manifest)
+    plane.tick_to(job, JobState.PREPARED)
+    for path in (f"jobs/{job}", f"datasets/{request.dataset}"):
+        shown = plane.client.get(f"/v1/{path}").json()["rejected"]
+        assert (shown["rows"], shown["first"][0]["reason"]) == (3, "no image")
+    counted = plane.context.metrics.registry.get_sample_value
+    assert counted("cmcl_service_prepared_rows_total", {"outcome": "rejected"}) == 3
+    assert counted("cmcl_service_prepared_rows_total", {"outcome": "kept"}) == 16
+
+
+def test_an_invalid_dataset_is_quarantined_with_its_rows(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    fail(plane.store, request, "invalid_dataset", "too many bad rows", rejected=[BAD_ROW])
+    found = plane.tick_to(job, JobState.FAILED)
+    assert (found.reason, found.message) == (FailureReason.INVALID_DATASET, "too many bad rows")
+    dataset = plane.dataset_of(job)
+    assert (dataset.quarantine_reason, dataset.fingerprint) == ("too many bad rows", None)
+    assert not is_asked(plane.store, request.dataset)
+    shown = plane.client.get(f"/v1/datasets/{dataset.id}").json()
+    assert shown["rejected"]["first"][0]["id"] == "row-7"
+
+
+@pytest.mark.parametrize("reason", ["encoder_mismatch", "encoder_unavailable"])
+def test_an_encoder_that_cannot_be_used_quarantines_nothing(plane: Unattended, reason: str) -> None:
+    job = plane.post_dataset()
+    fail(plane.store, plane.request_of(job), reason, "width is 5, expected 4")
+    found = plane.tick_to(job, JobState.FAILED)
+    assert (found.reason, found.message) == (reason, "width is 5, expected 4")
+    assert plane.dataset_of(job).quarantine_reason is None
+
+
+def test_a_retry_is_another_request_and_earlier_results_do_not_count(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    first = plane.request_of(job)
+    fail(plane.store, first, "invalid_dataset", "no image")
+    plane.tick_to(job, JobState.FAILED)
+    assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
+    second = plane.request_of(job)
+    assert (first.request, second.request) == (1, 2)
+    report_progress(plane.store, first, "encoding", rows_done=9)
+    plane.tick(3)
+    assert plane.job(job).state == JobState.PREPARING
+    assert plane.job(job).prepare_progress is None
+    prepare(plane.store, second)
+    plane.tick_to(job, JobState.PREPARED)
+    assert plane.dataset_of(job).quarantine_reason is None
+
+
+def test_a_manifest_counts_even_if_its_driver_failed_later(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    prepare(plane.store, request)
+    fail(plane.store, request, "encoder_unavailable", "the node is gone")
+    plane.tick_to(job, JobState.PREPARED)
+
+
+def test_a_manifest_that_cannot_be_read_quarantines_the_dataset(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    plane.store.put(layout.dataset_manifest(plane.request_of(job).dataset), b"{}")
+    assert plane.tick_to(job, JobState.FAILED).reason == FailureReason.INVALID_DATASET
+
+
+def test_a_manifest_of_another_dataset_is_not_learned(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    swapped = manifest_of(plane.store, request).model_copy(update={"pair": request.pair.swapped()})
+    write_manifest(plane.store, swapped)
+    assert plane.tick_to(job, JobState.FAILED).reason == FailureReason.INVALID_DATASET
+
+
+def test_progress_that_cannot_be_read_is_ignored(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    plane.store.put(layout.preparation_file(request.dataset, "progress"), b"{")
+    plane.tick(3)
+    assert plane.job(job).state == JobState.PREPARING
+    prepare(plane.store, request)
+    plane.tick_to(job, JobState.PREPARED)
+
+
+def test_a_cancelled_preparation_loses_its_request(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    assert plane.client.post(f"/v1/jobs/{job}/cancel").status_code == 202
+    plane.tick()
+    assert plane.job(job).state == JobState.CANCELLED
+    assert not is_asked(plane.store, request.dataset)
+
+
+def test_a_request_that_was_removed_is_written_again(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    plane.store.delete(layout.preparation_request(request.dataset))
+    plane.tick(40)
+    assert requests_in(plane.store) == [request]
+
+
+def test_another_process_continues_with_the_same_request(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    plane.reconciler = Reconciler(plane.context)
+    plane.clock.advance(5)
+    plane.tick(3)
+    assert requests_in(plane.store) == [request]
+    assert plane.job(job).preparation == 1
+
+
+def test_a_preparation_without_progress_fails_at_its_deadline(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    report_progress(plane.store, request, "encoding", rows_done=5, note="the bucket is away")
+    for _ in range(2):
+        plane.clock.advance(1801)
+        plane.tick()
+    found = plane.job(job)
+    assert (found.state, found.reason) == (JobState.FAILED, FailureReason.PREPARE_DEADLINE)
+    assert "no progress for 3600 s" in (found.message or "")
+    assert "the bucket is away" in (found.message or "")
+    assert not is_asked(plane.store, request.dataset)
+
+
+def test_progress_moves_the_deadline(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    for rows in range(4):
+        report_progress(plane.store, request, "reading", rows_done=rows)
+        plane.clock.advance(3000)
+        plane.tick()
+    for _ in range(4):
+        report_progress(plane.store, request, "waiting")
+        plane.clock.advance(3000)
+        plane.tick()
+    assert plane.job(job).state == JobState.PREPARING
+
+
+def test_the_same_rows_again_are_no_progress(plane: Unattended) -> None:
+    """A row that ends its process whenever it is encoded: the driver begins again, without end."""
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    for phase, rows in 3 * [("planning", 0), ("encoding", 512), ("encoding", 700)]:
+        report_progress(plane.store, request, phase, rows_done=rows)
+        plane.clock.advance(900)
+        plane.tick()
+    assert plane.job(job).reason == FailureReason.PREPARE_DEADLINE
+
+
+def test_after_a_restart_of_the_service_the_deadline_begins_again(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    plane.request_of(job)
+    plane.clock.advance(10_000)
+    plane.reconciler = Reconciler(plane.context)
+    plane.tick(3)
+    assert plane.job(job).state == JobState.PREPARING
+
+
+def test_results_are_read_less_often_the_longer_it_takes(plane: Unattended) -> None:
+    plane.request_of(plane.post_dataset())
+    plane.clock.advance(60)
+    plane.tick()
+    plane.store.calls.clear()
+    for _ in range(100):
+        plane.reconciler.tick()
+        plane.clock.advance(0.2)
+    looks = [key for key in plane.store.calls if key.endswith("manifest.json")]
+    assert 9 <= len(looks) <= 11
+    assert len(plane.store.calls) <= 3 * len(looks) + 1
+
+
+def test_a_small_dataset_does_not_wait(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    plane.reconciler = Reconciler(plane.context)
+    prepare(plane.store, request)
+    plane.reconciler.tick()
+    assert plane.job(job).state == JobState.PREPARED
+
+
+def test_a_late_failure_cannot_quarantine_a_prepared_dataset(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    prepare(plane.store, request)
+    plane.tick_to(job, JobState.PREPARED)
+    fail(plane.store, request, "invalid_dataset", "the file is gone by now")
+    plane.tick(3)
+    assert plane.job(job).reason is None
+    assert plane.dataset_of(job).quarantine_reason is None

@@ -1,0 +1,249 @@
+"""Replicas share the models with work: equally, soon after one joins, leaves or dies, and none is without an owner."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event, select
+
+from cmcl.contract.model import ModelSpec
+from service.database.queries import models
+from service.database.queries import replicas as queries
+from service.database.tables import leases
+from service.database.tables import models as table
+from service.jobs.leases import ModelLeases
+from service.jobs.reconciler import Reconciler
+from service.jobs.workqueue import Key, Work
+from service.owner_settings import OwnerGrant
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+
+LEASE = 6
+SPEC = ModelSpec(modalities={"image": 4, "text": 3})
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    """A control plane with sixty models whose pointers are not mirrored."""
+    plane = ControlPlane(tmp_path, lease_seconds=LEASE)
+    with plane.context.database.write() as connection:
+        for number in range(60):
+            models.create(connection, f"m{number:02}", "default", SPEC, plane.clock())
+            models.set_live(connection, f"m{number:02}", 1, 1, plane.clock())
+    yield plane
+    plane.close()
+
+
+class Replicas:
+    """Replicas whose rounds of leases alternate, a second apart, and for how long each model had no owner."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self.plane = plane
+        self.alive: dict[str, ModelLeases] = {}
+        self.busy: set[str] = set()
+        self._free_since: dict[str, float] = {}
+        self.longest_free = 0.0
+
+    def join(self, *names: str) -> None:
+        for name in names:
+            replica = f"host-1-{name:0>8}"
+            self.alive[name] = ModelLeases(
+                self.plane.context, replica, lambda model: model in self.busy
+            )
+
+    def rounds(self, number: int) -> None:
+        for _ in range(number):
+            for each in self.alive.values():
+                each.renew()
+            self._look()
+            self.plane.clock.advance(1)
+
+    def counts(self) -> dict[str, int]:
+        """How many models each replica holds the lease of."""
+        owners = Counter(owner for owner in self._owners().values() if owner is not None)
+        return {name: owners[f"host-1-{name:0>8}"] for name in self.alive}
+
+    def _owners(self) -> dict[str, str | None]:
+        with self.plane.context.database.read() as connection:
+            alive = queries.alive(connection, self.plane.clock())
+            rows = connection.execute(select(table.c.name, table.c.lease_owner)).all()
+        return {name: owner if owner in alive else None for name, owner in rows}
+
+    def _look(self) -> None:
+        now = self.plane.clock().timestamp()
+        for name, owner in self._owners().items():
+            if owner is None:
+                since = self._free_since.setdefault(name, now)
+                self.longest_free = max(self.longest_free, now - since)
+            else:
+                self._free_since.pop(name, None)
+
+
+@pytest.fixture
+def replicas(plane: ControlPlane) -> Replicas:
+    return Replicas(plane)
+
+
+def _is_even(counts: dict[str, int]) -> bool:
+    share = 60 / len(counts)
+    return sum(counts.values()) == 60 and all(
+        abs(count - share) <= max(1, share // 10) for count in counts.values()
+    )
+
+
+def test_the_only_replica_has_all_models(replicas: Replicas) -> None:
+    replicas.join("a")
+    replicas.rounds(1)
+    assert replicas.counts() == {"a": 60}
+
+
+def test_leases_balance_when_replicas_join_leave_and_die(replicas: Replicas) -> None:
+    replicas.join("a")
+    replicas.rounds(2)
+    replicas.join("b", "c")
+    replicas.rounds(5)
+    assert _is_even(replicas.counts())
+    replicas.alive.pop("b").release()
+    replicas.rounds(4)
+    assert _is_even(replicas.counts())
+    # Dead: it neither renews nor releases.
+    replicas.alive.pop("c")
+    replicas.rounds(LEASE + 2)
+    assert replicas.counts() == {"a": 60}
+    assert replicas.longest_free <= LEASE
+
+
+def test_replicas_that_start_together_share_at_once(replicas: Replicas) -> None:
+    replicas.join(*"abc")
+    replicas.rounds(4)
+    assert _is_even(replicas.counts())
+
+
+def test_a_model_that_is_processed_keeps_its_lease(replicas: Replicas) -> None:
+    replicas.join("a")
+    replicas.rounds(1)
+    replicas.busy = {f"m{number:02}" for number in range(40)}
+    replicas.join("b")
+    replicas.rounds(4)
+    assert replicas.counts() == {"a": 40, "b": 20}
+
+
+def test_leases_that_are_shared_are_renewed_and_a_quiet_round_writes_nothing(
+    plane: ControlPlane, replicas: Replicas
+) -> None:
+    replicas.join("a", "b")
+    replicas.rounds(6)
+    before = replicas.counts()
+    replicas.rounds(3 * LEASE)
+    assert replicas.counts() == before
+    assert replicas.longest_free == 0 or replicas.longest_free <= LEASE
+    for each in replicas.alive.values():
+        each.renew()
+    writes = plane.context.metrics.registry.get_sample_value
+    labels = {"kind": "write", "outcome": "ok"}
+    written = writes("cmcl_service_database_seconds_count", labels)
+    for each in replicas.alive.values():
+        each.renew()
+    assert writes("cmcl_service_database_seconds_count", labels) == written
+
+
+def test_an_event_claims_a_free_model_within_the_share_only(
+    plane: ControlPlane, replicas: Replicas
+) -> None:
+    replicas.join("a", "b")
+    replicas.rounds(4)
+    with plane.context.database.write() as connection:
+        for number in range(60, 80):
+            models.create(connection, f"m{number:02}", "default", SPEC, plane.clock())
+            models.set_live(connection, f"m{number:02}", 1, 1, plane.clock())
+    claimed = [replicas.alive["a"].holds(plane.model(f"m{number:02}")) for number in range(60, 80)]
+    assert 1 <= sum(claimed) <= 10
+    assert not replicas.alive["b"].holds(plane.model("m60"))
+
+
+def test_a_replica_registers_once_for_many_claims(plane: ControlPlane, replicas: Replicas) -> None:
+    registrations: list[str] = []
+
+    def executed(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith(("INSERT INTO leases", "UPDATE leases")):
+            registrations.append(statement)
+
+    event.listen(plane.context.database.engine, "after_cursor_execute", executed)
+    replicas.join("a", "b")
+    assert all(replicas.alive["a"].holds(plane.model(name)) for name in ("m00", "m01"))
+    assert len(registrations) == 1
+    replicas.alive["b"].renew()
+    assert replicas.alive["b"].holds(plane.model("m59"))
+    assert len(registrations) == 2
+
+
+def test_a_model_that_was_claimed_is_processed_at_once(plane: ControlPlane) -> None:
+    """Not with the next resync: it may have been without an owner for a while."""
+    first = Reconciler(plane.context)
+    first.step(threading.Event())
+    second = Reconciler(plane.context)
+    second.step(threading.Event())
+    # All checks of pointers after the start are due.
+    plane.clock.advance(2)
+    before = second.queue.depth()
+    first.stop()
+    plane.clock.advance(1)
+    second.step(threading.Event())
+    assert second.queue.depth() == before + 120
+
+
+def test_registrations_of_replicas_that_died_are_removed(
+    plane: ControlPlane, replicas: Replicas
+) -> None:
+    replicas.join("a")
+    replicas.rounds(1)
+    del replicas.alive["a"]
+    plane.clock.now += timedelta(hours=2)
+    replicas.join("b")
+    replicas.rounds(1)
+    with plane.context.database.read() as connection:
+        names = list(connection.scalars(select(leases.c.name)))
+    assert [name for name in names if name.startswith("replica/")] == ["replica/0000000b"]
+
+
+def test_an_event_of_a_model_of_another_replica_costs_one_or_two_statements(
+    plane: ControlPlane,
+) -> None:
+    """Every replica receives every event."""
+    owner, other = Reconciler(plane.context), Reconciler(plane.context)
+    owner.step(threading.Event())
+    other.leases.renew()
+    statements: list[str] = []
+
+    def executed(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("SELECT"):
+            statements.append(statement)
+
+    event.listen(plane.context.database.engine, "after_cursor_execute", executed)
+    for each, most in ((Key("m00", Work.JOBS), 1), (Key("m00", Work.DATASETS), 2)):
+        other.queue.add(each)
+        other.queue.start(each)
+        other.process(each)
+        assert 0 < len(statements) <= most
+        statements.clear()
+    key = Key("m00", Work.JOBS)
+    owner.queue.start(key)
+    owner.process(key)
+    assert len(statements) > 2
+
+
+def test_a_resync_leaves_models_alone_whose_jobs_wait_for_the_scheduler(
+    tmp_path: Path,
+) -> None:
+    plane = ControlPlane(tmp_path, owners={"default": OwnerGrant(running_jobs=0)})
+    plane.create_model()
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.PREPARED)
+    plane.tick(3)
+    assert plane.job(job).eligible_at is not None
+    plane.reconciler.resync()
+    assert [key for key in plane.reconciler.queue.due() if key.work != Work.POINTER] == []
+    plane.close()

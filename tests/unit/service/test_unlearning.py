@@ -1,0 +1,255 @@
+"""DELETE of a dataset that was learned, with unlearn: a job that reads no rows, with all that holds for jobs."""
+
+from typing import Any
+
+import pytest
+
+from service.launchers.port import LaunchState
+from service.maintenance.gc import GarbageCollector
+from service.states import FailureReason, JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.trainer import train
+from workers.storage import layout
+from workers.storage.versions import read_version
+
+AUDIO_IMAGE = {"first": "audio", "second": "image"}
+
+
+def learn(plane: ControlPlane, *names: str, model: str = "scenes", **changes: Any) -> list[str]:
+    """Learn datasets one after another; return their ids."""
+    learned = []
+    for name in names:
+        job = plane.post_dataset(name, model, **changes)
+        assert plane.run_to_end(job).state == JobState.PUBLISHED
+        learned.append(plane.dataset_of(job).id)
+    return learned
+
+
+def delete(plane: ControlPlane, path: str) -> Any:
+    return plane.client.request("DELETE", path)
+
+
+def unlearn(plane: ControlPlane, dataset: str, **options: str) -> Any:
+    query = "".join(f"&{name}={value}" for name, value in options.items())
+    return delete(plane, f"/v1/datasets/{dataset}?unlearn=true{query}")
+
+
+def unlearned(plane: ControlPlane, dataset: str, **options: str) -> str:
+    """Unlearn a dataset to the end; return the job."""
+    response = unlearn(plane, dataset, **options)
+    assert response.status_code == 202, response.text
+    job: str = response.json()["id"]
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+    return job
+
+
+def names(plane: ControlPlane, model: str = "scenes") -> list[str]:
+    return [line.name for line in plane.versions(model)[-1].manifest.learned]
+
+
+def sweep(plane: ControlPlane) -> None:
+    """Every task of the garbage collector, rare ones included, and no lease of an earlier round."""
+    plane.clock.advance(3600)
+    GarbageCollector(plane.context).sweep()
+
+
+def test_a_learned_dataset_is_unlearned_by_a_version_without_it(plane: ControlPlane) -> None:
+    first, second, third = learn(plane, "one", "two", "three")
+    response = unlearn(plane, second)
+    job = response.json()
+    assert response.status_code == 202
+    assert response.headers["Location"] == f"/v1/jobs/{job['id']}"
+    assert (job["kind"], job["dataset"], job["dataset_name"]) == ("unlearn", second, "two")
+    assert plane.run_to_end(job["id"]).state == JobState.PUBLISHED
+    assert names(plane) == ["one", "three"]
+    version = plane.client.get("/v1/models/scenes/versions/4").json()
+    assert (version["kind"], version["dataset"], version["dataset_name"]) == (
+        "unlearn",
+        None,
+        "two",
+    )
+    assert version["manifest"]["unlearned"]["dataset"] == second
+    assert plane.answering() == (4, 4)
+    assert plane.client.get(f"/v1/datasets/{second}").status_code == 404
+    assert {first, third} <= {
+        each["id"] for each in plane.client.get("/v1/datasets").json()["items"]
+    }
+    # It can be learned again, as another dataset.
+    assert learn(plane, "two") != [second]
+    assert names(plane) == ["one", "three", "two"]
+
+
+def test_it_is_asked_for_once(plane: ControlPlane) -> None:
+    _, second = learn(plane, "one", "two")
+    first, again = unlearn(plane, second), unlearn(plane, second)
+    assert (first.status_code, again.status_code) == (202, 200)
+    assert first.json()["id"] == again.json()["id"]
+    plane.run_to_end(first.json()["id"])
+    assert unlearn(plane, second).status_code == 404
+
+
+def test_it_waits_for_earlier_jobs_and_starts_from_what_they_made(plane: ControlPlane) -> None:
+    learn(plane, "one")
+    waiting = plane.post_dataset("two")
+    plane.tick_to(waiting, JobState.RUNNING)
+    job = unlearn(plane, learn_id(plane, "one")).json()
+    # "one" is the only dataset now, and is not when its turn comes.
+    assert job["status"] == 409
+    assert "only dataset" in job["detail"]
+    plane.run_to_end(waiting)
+    third = plane.post_dataset("three", pair={"first": "text", "second": "image"})
+    later = unlearn(plane, plane.dataset_of(waiting).id).json()["id"]
+    plane.tick(3)
+    assert plane.job(later).state == JobState.PREPARED
+    assert plane.run_to_end(third).version == 3
+    assert plane.run_to_end(later).parent_version == 3
+    assert names(plane) == ["one", "three"]
+
+
+def learn_id(plane: ControlPlane, name: str) -> str:
+    listed = plane.client.get("/v1/datasets").json()["items"]
+    return next(each["id"] for each in listed if each["name"] == name)
+
+
+def test_a_lost_attempt_is_followed_by_another(plane: ControlPlane) -> None:
+    _, second = learn(plane, "one", "two")
+    job = unlearn(plane, second).json()["id"]
+    running = plane.tick_to(job, JobState.RUNNING)
+    plane.launcher.end(str(running.submission_id), LaunchState.FAILED)
+    plane.tick_to(job, JobState.PREPARED)
+    found = plane.run_to_end(job)
+    assert (found.state, found.attempt) == (JobState.PUBLISHED, 2)
+    assert names(plane) == ["one"]
+
+
+def test_cancelled_it_leaves_the_dataset_as_it_is(plane: ControlPlane) -> None:
+    _, second = learn(plane, "one", "two")
+    job = unlearn(plane, second).json()["id"]
+    plane.tick_to(job, JobState.RUNNING)
+    assert plane.client.post(f"/v1/jobs/{job}/cancel").status_code == 202
+    assert plane.run_to_end(job).state == JobState.CANCELLED
+    assert plane.client.get(f"/v1/datasets/{second}").status_code == 200
+    # The same shards are still recognized.
+    response = plane.client.post("/v1/datasets", json=plane.dataset_body("two"))
+    assert (response.status_code, response.json()["dataset"]["id"]) == (200, second)
+    plane.clock.advance(90 * 24 * 3600)
+    sweep(plane)
+    assert any(plane.store.keys(layout.dataset_prefix(second)))
+    assert unlearned(plane, second)
+
+
+def test_the_policy_judges_it_and_a_person_can_approve(plane: ControlPlane) -> None:
+    _, second, _ = learn(plane, "one", "two", "three")
+    plane.client.put("/v1/models/scenes/policy", json={"max_drift": 0.2, "min_gain": 0.1})
+    job = unlearn(plane, second).json()["id"]
+    found = plane.run_to_end(job, drift=0.5)
+    assert (found.state, found.reason) == (JobState.REJECTED, FailureReason.DRIFT_TOO_LARGE)
+    candidate = plane.client.get(f"/v1/jobs/{job}/candidate").json()
+    assert (candidate["kind"], candidate["dataset"]) == ("unlearn", second)
+    assert [each["is_new"] for each in candidate["datasets"]] == [False, False]
+    assert plane.client.post(f"/v1/jobs/{job}/approve", json={"reason": "asked"}).status_code == 202
+    plane.run_to_end(job)
+    assert names(plane) == ["one", "three"]
+
+
+def test_a_candidate_that_keeps_the_dataset_is_refused(plane: ControlPlane) -> None:
+    first, second = learn(plane, "one", "two")
+    job = unlearn(plane, second).json()["id"]
+    running = plane.tick_to(job, JobState.RUNNING)
+    before = plane.versions()[-1].manifest.learned
+    train(plane.store, job, running.attempt, changes={"learned": before})
+    found = plane.run_to_end(job)
+    assert (found.state, found.reason) == (JobState.FAILED, FailureReason.INVALID_CANDIDATE)
+    assert first in str(found.message)
+
+
+# --- Refusals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["preserve", "replay"])
+def test_heads_that_were_trained_on_rows_cannot_unlearn(plane: ControlPlane, policy: str) -> None:
+    plane.create_model("trained", protection={"policy": policy})
+    _, second = learn(plane, "one", "two", model="trained")
+    response = unlearn(plane, second)
+    assert response.status_code == 409
+    assert f"policy {policy}" in response.json()["detail"]
+    assert "branch it from version 1" in response.json()["detail"]
+
+
+def test_the_first_dataset_of_a_modality_can_be_unlearned(plane: ControlPlane) -> None:
+    (first,) = learn(plane, "one")
+    learn(plane, "two", pair=AUDIO_IMAGE)
+    unlearned(plane, first)
+    assert names(plane) == ["two"]
+
+
+def test_what_was_not_learned_cannot_be_unlearned(plane: ControlPlane) -> None:
+    learn(plane, "one")
+    waiting = plane.dataset_of(plane.post_dataset("two")).id
+    response = unlearn(plane, waiting)
+    assert response.status_code == 409
+    assert "has not learned" in response.json()["detail"]
+    assert unlearn(plane, "ds-000000000000").status_code == 404
+    assert unlearn(plane, learn_id(plane, "one"), model="scenes2").status_code == 404
+    response = delete(plane, f"/v1/datasets/{waiting}?model=scenes")
+    assert response.status_code == 422
+
+
+def test_an_earlier_job_may_change_what_can_be_unlearned(plane: ControlPlane) -> None:
+    first, second = learn(plane, "one", "two")
+    jobs = [unlearn(plane, each).json()["id"] for each in (first, second)]
+    found = [plane.run_to_end(job) for job in jobs]
+    assert found[0].state == JobState.PUBLISHED
+    assert (found[1].state, found[1].reason) == (JobState.FAILED, FailureReason.CANNOT_COMBINE)
+    assert "'two' is the only dataset" in str(found[1].message)
+
+
+# --- Afterwards ---------------------------------------------------------------------------------
+
+
+def test_its_files_go_when_no_version_needs_them(plane: ControlPlane) -> None:
+    _, second, _ = learn(plane, "one", "two", "three")
+    unlearned(plane, second)
+    sweep(plane)
+    assert any(plane.store.keys(layout.dataset_prefix(second)))
+    for number in (2, 3):
+        assert delete(plane, f"/v1/models/scenes/versions/{number}").status_code == 204
+    plane.tick(3)
+    sweep(plane)
+    assert not any(plane.store.keys(layout.dataset_prefix(second)))
+    for number in (2, 3):
+        assert list(plane.store.keys(f"models/scenes/versions/{number}/")) == [
+            layout.version_file("scenes", number, layout.MANIFEST)
+        ]
+        assert read_version(plane.store, "scenes", number).learned
+    for number in (1, 4):
+        assert len(list(plane.store.keys(f"models/scenes/versions/{number}/"))) == 5
+    learn(plane, "four")
+
+
+def test_a_branch_keeps_what_it_has_learned_until_it_unlearns_it(plane: ControlPlane) -> None:
+    _, second = learn(plane, "one", "two")
+    body = {"name": "branch", "version": 2}
+    assert plane.client.post("/v1/models/scenes/branch", json=body).status_code == 201
+    plane.tick(4)
+    unlearned(plane, second)
+    delete(plane, "/v1/models/scenes/versions/2")
+    plane.tick(3)
+    sweep(plane)
+    assert any(plane.store.keys(layout.dataset_moments(second)))
+    assert names(plane, "branch") == ["one", "two"]
+    unlearned(plane, second, model="branch")
+    assert names(plane, "branch") == ["one"]
+    delete(plane, "/v1/models/branch/versions/2")
+    plane.tick(3)
+    sweep(plane)
+    assert not any(plane.store.keys(layout.dataset_prefix(second)))
+
+
+def test_unlearned_from_a_branch_it_stays_a_dataset_of_its_model(plane: ControlPlane) -> None:
+    _, second = learn(plane, "one", "two")
+    plane.client.post("/v1/models/scenes/branch", json={"name": "branch", "version": 2})
+    plane.tick(4)
+    unlearned(plane, second, model="branch")
+    assert plane.client.get(f"/v1/datasets/{second}").status_code == 200
+    assert names(plane) == ["one", "two"]

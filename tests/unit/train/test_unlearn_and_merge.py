@@ -1,0 +1,324 @@
+"""Jobs that read no rows: a version without a dataset is the one that never saw it, and merged branches are one model.
+
+Scores of two versions are compared over all pairs of features: the heads themselves may be turned.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.errors import CannotCombine
+from cmcl.contract.job import Failure, JobSpec, VersionRef
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.version import VersionManifest
+from tests.fakes.feature_shards import write_pair_shard
+from workers.model.heads import ModalityHeads, initial_heads
+from workers.storage import layout
+from workers.storage.local import LocalStore
+from workers.storage.versions import check_candidate, publish_files, read_candidate, read_version
+from workers.train.job import train_dataset
+from workers.train.lineage import read_heads, read_memory
+
+WIDTHS = {"audio": 14, "depth": 12, "image": 20, "text": 11}
+PAIRS = {
+    "a": ("image", "text"),
+    "b": ("text", "depth"),
+    "c": ("depth", "image"),
+    "d": ("audio", "image"),
+    "e": ("text", "image"),
+    "f": ("broad", "wide"),
+    "g": ("text", "wide"),
+}
+SPEC = ModelSpec(width=8, modalities=WIDTHS, training=TrainingSpec(batch_size=16))
+# The pair of f takes 20 kB in full.
+WIDE = ModelSpec(
+    width=8,
+    modalities={"broad": 50, "text": 11, "wide": 50},
+    lift=0,
+    training=TrainingSpec(batch_size=16),
+)
+EXACT = 1e-6
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A store and a folder of datasets, which models of any name learn."""
+
+    store: LocalStore
+    folder: Path
+    spec: ModelSpec = SPEC
+
+    def _dataset(self, name: str, model: str) -> DatasetManifest:
+        """Rows whose two sides come from the same six numbers; each dataset has its own means."""
+        pair = PAIRS[name]
+        generator = np.random.default_rng(ord(name))
+        shared = generator.normal(size=(160, 6))
+        sides = []
+        for modality in pair:
+            width = self.spec.widths[modality]
+            mixing = np.random.default_rng(width).normal(size=(6, width))
+            noise = generator.normal(size=(160, width))
+            mean = generator.normal(size=width)
+            sides.append((shared @ mixing + 0.5 * noise + mean).astype(np.float32))
+        training, held_out = (
+            write_pair_shard(
+                self.folder / f"{name}-{part}.parquet", (sides[0][rows], sides[1][rows])
+            )
+            for part, rows in (("train", slice(120)), ("held-out", slice(120, 160)))
+        )
+        manifest = DatasetManifest(
+            dataset=f"ds-{name}",
+            model=model,
+            name=name,
+            pair=ModalityPair(first=pair[0], second=pair[1]),
+            shards=(training,),
+            evaluation_shards=(held_out,),
+        )
+        key = layout.dataset_manifest(manifest.dataset)
+        self.store.put(key, manifest.model_dump_json().encode())
+        return manifest
+
+    def learn(self, model: str, names: str, start: int = 0) -> VersionManifest:
+        """One version for each of the datasets."""
+        for version, name in enumerate(names, start=start + 1):
+            found = self.run(model, version, dataset=self._dataset(name, model))
+        return found
+
+    def run(self, model: str, version: int, **what: object) -> VersionManifest:
+        """Run a job from the version before to a published one."""
+        kind = "unlearn" if "unlearns" in what else "merge" if "merges" in what else "learn"
+        job = JobSpec.model_validate(
+            {
+                "job": f"job-{model}-{version}",
+                "attempt": 1,
+                "kind": kind,
+                "model": model,
+                "version": version,
+                "parent": version - 1 or None,
+                "spec": self.spec,
+                **what,
+            }
+        )
+        self.store.put(layout.run_spec(job.job, 1), job.model_dump_json().encode())
+        train_dataset(self.store.uri, job.job, 1, torch.device("cpu"))
+        found = read_candidate(self.store, job.job, 1)
+        check_candidate(self.store, found)
+        publish_files(self.store, found)
+        return found
+
+    def branch(self, model: str, name: str, version: int) -> None:
+        """Manifests that refer to the files of the other model, as the control plane makes them."""
+        for number in range(1, version + 1):
+            manifest = read_version(self.store, model, number)
+            copy = manifest.model_copy(
+                update={"model": name, "files_in": manifest.files_in or model}
+            )
+            key = layout.version_file(name, number, layout.MANIFEST)
+            self.store.put(key, copy.model_dump_json().encode())
+
+    def heads(self, manifest: VersionManifest) -> ModalityHeads:
+        return read_heads(self.store, manifest)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Model m has learned a, b, c, d, e."""
+    folder = tmp_path_factory.mktemp("base")
+    bench = Bench(LocalStore(folder / "store"), folder)
+    bench.learn("m", "abcde")
+    return bench
+
+
+@pytest.fixture
+def bench(base: Bench, tmp_path: Path) -> Bench:
+    """A copy of it."""
+    store = LocalStore(Path(shutil.copytree(base.folder / "store", tmp_path / "store")))
+    return Bench(store, base.folder)
+
+
+def scores(heads: ModalityHeads, spec: ModelSpec = SPEC) -> dict[tuple[str, str], torch.Tensor]:
+    """Cosines of embeddings between all pairs of modalities that were learned."""
+    generator = torch.Generator().manual_seed(0)
+    widths = dict(sorted(spec.widths.items()))
+    features = {name: torch.randn(50, widths[name], generator=generator) for name in widths}
+    start = initial_heads(spec).weights
+    learned = [name for name in widths if not torch.equal(heads.weights[name], start[name])]
+    embedded = {name: heads.embed(name, features[name]) for name in learned}
+    return {(one, two): embedded[one] @ embedded[two].mT for one in embedded for two in embedded}
+
+
+def assert_same_scores(one: ModalityHeads, other: ModalityHeads, spec: ModelSpec = SPEC) -> None:
+    ours, theirs = scores(one, spec), scores(other, spec)
+    assert ours.keys() == theirs.keys()
+    for pair, found in ours.items():
+        torch.testing.assert_close(found, theirs[pair], rtol=0, atol=EXACT)
+
+
+def names(manifest: VersionManifest) -> str:
+    return "".join(line.name for line in manifest.learned)
+
+
+# --- Unlearn ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gone", ["a", "b", "c", "d", "e"])
+def test_unlearned_equals_never_seen(bench: Bench, gone: str) -> None:
+    found = bench.run("m", 6, unlearns=f"ds-{gone}")
+    never = bench.learn("never", "abcde".replace(gone, ""))
+    assert_same_scores(bench.heads(found), bench.heads(never))
+    assert names(found) == names(never)
+    ours, theirs = (read_memory(bench.store, each) for each in (found, never))
+    assert ours.ridges == theirs.ridges
+    assert ours.datasets == theirs.datasets
+    for pair, sums in theirs.centred.items():
+        assert torch.equal(ours.centred[pair].cross_FG, sums.cross_FG)
+        assert torch.equal(ours.centred[pair].first_FF, sums.first_FF)
+        assert torch.equal(ours.centred[pair].second_means_DG, sums.second_means_DG)
+
+
+def test_what_is_learned_after_unlearning_is_what_it_would_have_been(bench: Bench) -> None:
+    """The parent's heads have seen the dataset; later ones depend on them by no more than a turn."""
+    bench.learn("short", "abc")
+    bench.run("short", 4, unlearns="ds-c")
+    later = bench.learn("short", "de", start=4)
+    never = bench.learn("never", "abde")
+    assert_same_scores(bench.heads(later), bench.heads(never))
+
+
+def test_a_version_says_what_it_unlearned_and_measures_what_remains(bench: Bench) -> None:
+    found = bench.run("m", 6, unlearns="ds-c")
+    assert (found.kind, found.dataset, found.new_line) == ("unlearn", None, None)
+    assert found.unlearned is not None
+    assert (found.unlearned.dataset, found.unlearned.version) == ("ds-c", 3)
+    remaining = {"ds-a", "ds-b", "ds-d", "ds-e"}
+    assert set(found.report.drift) == set(found.report.evaluation) == remaining
+    assert found.report.quality["ds-a"].now < -0.5
+    # Later versions are measured against one that never saw it, so that those which did can go.
+    assert {line.name: line.reference for line in found.learned} == {
+        "a": None,
+        "b": None,
+        "d": 6,
+        "e": 6,
+    }
+    later = bench.learn("m", "c", start=6)
+    assert later.report.drift["ds-e"].since_learned == later.report.drift["ds-e"].against_parent
+
+
+def test_a_modality_without_a_dataset_is_as_before_its_first_one(bench: Bench) -> None:
+    found = bench.run("m", 6, unlearns="ds-d")
+    weights = bench.heads(found).weights
+    assert torch.equal(weights["audio"], initial_heads(SPEC).weights["audio"])
+    assert not torch.equal(weights["image"], initial_heads(SPEC).weights["image"])
+
+
+def test_what_was_never_learned_is_refused(bench: Bench) -> None:
+    with pytest.raises(CannotCombine, match="has not learned"):
+        bench.run("m", 6, unlearns="ds-x")
+    failure = bench.store.read(layout.run_failure("job-m-6", 1))
+    assert "has not learned" in Failure.model_validate_json(failure).message
+
+
+def test_the_only_dataset_is_not_unlearned(bench: Bench) -> None:
+    bench.learn("one", "a")
+    with pytest.raises(CannotCombine, match="the only one"):
+        bench.run("one", 2, unlearns="ds-a")
+
+
+def test_compact_datasets_are_certified_unlearned_and_merged_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMCL_MOMENTS_IN_FULL_BYTES", "8000")
+    bench = Bench(LocalStore(tmp_path / "store"), tmp_path, WIDE)
+    both = bench.learn("m", "fg")
+    wide, narrow = both.learned
+    assert wide.moments.bytes < 14_000
+    assert set(wide.moments_error) == {"broad", "wide"}
+    assert narrow.moments_error == {}
+    drift = both.report.drift["ds-f"]
+    assert drift.error is not None
+    assert 0 < drift.error < 0.1 * drift.since_learned
+    never = bench.learn("never", "g")
+    assert_same_model(bench, bench.run("m", 3, unlearns="ds-f"), never)
+    merged = bench.run("never", 2, merges=VersionRef(model="m", version=2))
+    assert_same_model(bench, merged, both)
+
+
+def assert_same_model(bench: Bench, one: VersionManifest, other: VersionManifest) -> None:
+    """Sums of the same bits, and the same scores."""
+    ours, theirs = (read_memory(bench.store, each).centred for each in (one, other))
+    assert ours.keys() == theirs.keys()
+    for pair, sums in theirs.items():
+        assert torch.equal(ours[pair].first_FF, sums.first_FF)
+        assert torch.equal(ours[pair].second_GG, sums.second_GG)
+        assert torch.equal(ours[pair].cross_FG, sums.cross_FG)
+    assert_same_scores(bench.heads(one), bench.heads(other), bench.spec)
+
+
+# --- Merge --------------------------------------------------------------------------------------
+
+
+def branches(bench: Bench, ours: str, theirs: str, shared: int = 2) -> VersionRef:
+    """Model m to version `shared`, as the models one and two, which go on on their own."""
+    for model, own in (("one", ours), ("two", theirs)):
+        bench.branch("m", model, shared)
+        bench.learn(model, own, start=shared)
+    return VersionRef(model="two", version=shared + len(theirs))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("c", "de"), ("d", "ce"), ("e", "dc")])
+def test_merged_equals_the_union(bench: Bench, ours: str, theirs: str) -> None:
+    other = branches(bench, ours, theirs)
+    merged = bench.run("one", 3 + len(ours), merges=other)
+    assert sorted(names(merged)) == list("abcde")
+    union = read_version(bench.store, "m", 5)
+    assert_same_scores(bench.heads(merged), bench.heads(union))
+
+
+def test_a_dataset_of_both_counts_once(bench: Bench) -> None:
+    other = branches(bench, "ce", "cd")
+    merged = bench.run("one", 5, merges=other)
+    assert names(merged) == "abced"
+    assert_same_scores(bench.heads(merged), bench.heads(read_version(bench.store, "m", 5)))
+
+
+def test_a_merged_version_is_certified_against_both(bench: Bench) -> None:
+    other = branches(bench, "c", "de")
+    merged = bench.run("one", 4, merges=other)
+    assert (merged.kind, merged.dataset, merged.merged) == ("merge", None, other)
+    assert set(merged.report.drift) == {f"ds-{name}" for name in "abcde"}
+    assert {line.name: line.version for line in merged.learned} == {
+        "a": 1,
+        "b": 2,
+        "c": 3,
+        "d": 4,
+        "e": 4,
+    }
+    then = bench.run("one", 5, unlearns="ds-c")
+    assert_same_scores(bench.heads(then), bench.heads(bench.learn("never", "abde")))
+
+
+def test_models_without_a_common_dataset_are_merged(bench: Bench) -> None:
+    """Two sites that began each on its own."""
+    bench.learn("site", "ce")
+    bench.learn("m2", "dab")
+    merged = bench.run("m2", 4, merges=VersionRef(model="site", version=2))
+    assert names(merged) == "dabce"
+    assert_same_scores(bench.heads(merged), bench.heads(read_version(bench.store, "m", 5)))
+
+
+def test_merging_what_is_there_is_refused(bench: Bench) -> None:
+    bench.branch("m", "twin", 3)
+    with pytest.raises(CannotCombine, match="every dataset"):
+        bench.run("m", 6, merges=VersionRef(model="twin", version=3))
+
+
+def test_the_order_of_arrival_changes_no_score(bench: Bench) -> None:
+    one, other = bench.learn("one", "abcde"), bench.learn("other", "debac")
+    assert (names(one), names(other)) == ("abcde", "debac")
+    assert_same_scores(bench.heads(one), bench.heads(other))

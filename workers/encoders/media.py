@@ -1,0 +1,177 @@
+"""Decode raw items of users: texts, images, audio, video and numbers.
+
+The bytes are not trusted. Sizes are checked in the header, before anything is decoded, and counted while
+it is decoded, because headers can be wrong. Preparation decodes in a bounded child process.
+
+Shapes: W windows, N samples of a window, T frames of a window, Y × X pixels of a frame.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from cmcl.contract.encoder import EncoderSpec, Media
+
+_MOST_NUMBERS = 4096
+
+Raw = str | bytes | Sequence[float]
+
+
+class DecoderMissing(RuntimeError):
+    """A package that decodes this kind of file is not installed. The file may be sound."""
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """Windows of one recording, mixed to mono, at the recording's own rate."""
+
+    samples_WN: npt.NDArray[np.float32]
+    rate: int
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """Frames of windows of one recording, RGB, and the time of each."""
+
+    frames_WTYXC: npt.NDArray[np.uint8]
+    seconds_WT: npt.NDArray[np.float64]
+
+
+Decoded = str | Image.Image | Audio | Video | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one item, and which parts of a recording are kept."""
+
+    bytes: int
+    pixels: int
+    seconds: float
+    window_seconds: float | None = None
+    windows: int = 1
+    frames: int = 8
+
+    @classmethod
+    def of(cls, spec: EncoderSpec) -> Self:
+        """The limits and windows of a declaration."""
+        return cls(
+            bytes=spec.max_item_bytes,
+            pixels=spec.max_pixels,
+            seconds=spec.max_seconds,
+            window_seconds=spec.window_seconds,
+            windows=spec.windows,
+            frames=spec.frames,
+        )
+
+
+def decode(takes: Media, raw: Raw, limits: Limits) -> Decoded:
+    """Decode one item. Raises ValueError with a sentence for the user, and DecoderMissing.
+
+    Texts and numbers may also come as UTF-8 bytes; numbers then are a JSON list.
+    """
+    if isinstance(raw, str | bytes):
+        _check_size(raw, limits)
+    if takes == "text":
+        return _text(raw)
+    if takes == "numbers":
+        return _numbers(raw)
+    if not isinstance(raw, bytes):
+        raise _wrong_type(f"the bytes of a file with {takes}")
+    # Imported where needed: a node may lack the packages for media that no encoder of it takes.
+    if takes == "image":
+        from workers.encoders.images import read_image
+
+        return read_image(raw, limits.pixels)
+    if takes == "audio":
+        from workers.encoders.audio import read_audio
+
+        return read_audio(raw, limits)
+    from workers.encoders.video import read_video
+
+    return read_video(raw, limits)
+
+
+def window_starts(length: float, window: float, windows: int) -> list[float]:
+    """Starts of evenly spaced windows, in the unit of `length`.
+
+    Several cover the item from its start to its end, a single one is cut from its middle. An item that is no
+    longer than a window is one window.
+    """
+    spare = length - window
+    if spare <= 0:
+        return [0.0]
+    if windows == 1:
+        return [spare / 2]
+    return [spare * index / (windows - 1) for index in range(windows)]
+
+
+def _wrong_type(takes: str) -> ValueError:
+    """Return the error of an item of another type. Not a TypeError, which would be a bug in this code."""
+    return ValueError(f"the encoder takes {takes}")
+
+
+def _check_size(raw: str | bytes, limits: Limits) -> None:
+    if not raw:
+        raise ValueError("the item is empty")
+    # A str of more characters has more bytes: it is not encoded to count them.
+    size = len(raw)
+    if isinstance(raw, str) and size <= limits.bytes:
+        try:
+            size = len(raw.encode())
+        except UnicodeEncodeError as error:
+            raise ValueError("the text has half of a surrogate pair") from error
+    if size > limits.bytes:
+        raise ValueError(
+            f"the item has {size} bytes or more; permitted are {limits.bytes}"
+            if isinstance(raw, str)
+            else f"the item has {size} bytes; permitted are {limits.bytes}"
+        )
+
+
+def _text(raw: Raw) -> str:
+    if isinstance(raw, bytes):
+        try:
+            raw = raw.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the text is not UTF-8: byte {error.start} is invalid") from error
+    if not isinstance(raw, str):
+        raise _wrong_type("texts")
+    if not raw.strip():
+        raise ValueError("the text is empty or only white space")
+    return raw
+
+
+def _numbers(raw: Raw) -> tuple[float, ...]:
+    values: object = raw
+    if isinstance(raw, str | bytes):
+        try:
+            values = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                "the item is no JSON list of numbers, such as [48.86, 2.35]"
+            ) from error
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if not isinstance(values, list | tuple):
+        raise _wrong_type("lists of numbers, such as [48.86, 2.35]")
+    if not 1 <= len(values) <= _MOST_NUMBERS:
+        raise ValueError(f"the item has {len(values)} numbers; permitted are 1 to {_MOST_NUMBERS}")
+    return tuple(_number(index, value) for index, value in enumerate(values))
+
+
+def _number(index: int, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise _wrong_type(f"lists of numbers; element {index} is a {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise ValueError(f"number {index} is too large") from error
+    if not math.isfinite(number):
+        raise ValueError(f"number {index} is {number}; permitted are finite numbers")
+    return number

@@ -1,0 +1,186 @@
+"""Merge two exports that have moments, without a control plane: for sites that share neither a bucket nor rows.
+
+Both versions are put into a temporary store, and the job of kind merge runs there as it does at one site
+(workers/train/solve_again.py). The result is an export with moments again, so that a third site can be merged.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from cmcl.contract.job import JobSpec, VersionRef
+from cmcl.contract.version import VersionManifest
+from workers.inspect.versions import Unanswerable
+from workers.model.artifact import (
+    check_selftest,
+    load_dataset_sums,
+    load_heads,
+    load_selftest,
+    save_heads,
+    save_memory,
+    save_method_state,
+)
+from workers.model.heads import ModalityHeads
+from workers.model.memory import Memory
+from workers.serve.export.archive import write_files
+from workers.serve.export.formats import (
+    HEADS_FILE,
+    MOMENTS_FOLDER,
+    export_files,
+    measured_version,
+    moments_files,
+)
+from workers.storage import layout
+from workers.storage.local import LocalStore
+from workers.storage.versions import entry_for, publish_files, read_candidate
+from workers.train.job import train_dataset
+from workers.train.lineage import read_heads
+
+_JOB = "merge"
+
+
+@dataclass(frozen=True)
+class MergedExports:
+    """The version that was written. `drift`: by dataset, of its scores against the export that it comes from."""
+
+    model: str
+    version: int
+    folder: str
+    drift: Mapping[str, float]
+
+
+def merge_exports(ours: Path, theirs: Path, output: Path) -> MergedExports:
+    """Write the version that has learned the datasets of both exports to a new folder. Scores follow `ours`.
+
+    Raises Unanswerable, InvalidVersion, CannotCombine, OSError.
+    """
+    if output.exists():
+        raise Unanswerable(f"{output} exists already; name a new folder")
+    first, second = _read_manifest(ours), _read_manifest(theirs)
+    _check_specifications(first, second)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".merge-") as folder:
+        store = LocalStore(Path(folder, "store"))
+        store.root.mkdir()
+        parent = _put_version(store, ours, first, first.model)
+        name = second.model if second.model != first.model else f"{second.model[:40]}-other"
+        other = _put_version(store, theirs, second, name)
+        merged = _merged(store, parent, other)
+        whole = Path(folder, "export")
+        files = export_files(
+            measured_version(store, merged),
+            read_heads(store, merged),
+            "safetensors",
+            moments_files(store, merged),
+        )
+        with torch.inference_mode():
+            write_files(files, whole)
+        whole.replace(output)
+    names = {line.dataset: f"{line.name} ({line.dataset})" for line in merged.learned}
+    drift = {names[dataset]: each.since_learned for dataset, each in merged.report.drift.items()}
+    return MergedExports(merged.model, merged.version, str(output), drift)
+
+
+def _merged(store: LocalStore, parent: VersionManifest, other: VersionManifest) -> VersionManifest:
+    modalities = {**other.spec.modalities, **parent.spec.modalities}
+    job = JobSpec(
+        job=_JOB,
+        kind="merge",
+        attempt=1,
+        model=parent.model,
+        version=parent.version + 1,
+        parent=parent.version,
+        spec=parent.spec.model_copy(update={"modalities": modalities}),
+        merges=VersionRef(model=other.model, version=other.version),
+    )
+    store.put(layout.run_spec(job.job, job.attempt), job.model_dump_json().encode())
+    train_dataset(store.uri, job.job, job.attempt, torch.device("cpu"))
+    candidate = read_candidate(store, job.job, job.attempt)
+    publish_files(store, candidate)
+    return candidate
+
+
+# --- Read an export -----------------------------------------------------------------------------
+
+
+def _read_manifest(export: Path) -> VersionManifest:
+    """Read the manifest of an export. Raises Unanswerable if the folder cannot be merged."""
+    try:
+        manifest = VersionManifest.model_validate_json((export / layout.MANIFEST).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise Unanswerable(f"{export} is no export of a version: {error}") from error
+    if not (export / HEADS_FILE).is_file() or not (export / MOMENTS_FOLDER).is_dir():
+        raise Unanswerable(
+            f"{export} has no {HEADS_FILE} or no folder {MOMENTS_FOLDER}: export the version with --format safetensors "
+            "--with-moments"
+        )
+    return manifest
+
+
+def _check_specifications(first: VersionManifest, second: VersionManifest) -> None:
+    """Check that both specifications agree. Raises Unanswerable, with the first field that differs."""
+    ours, theirs = (
+        each.spec.model_dump(mode="json", exclude={"modalities"}) for each in (first, second)
+    )
+    for field, value in ours.items():
+        if value != theirs[field]:
+            raise Unanswerable(
+                f"the specifications differ in {field}: {value!r} and {theirs[field]!r}; it must be equal"
+            )
+    for name in sorted(first.spec.modalities.keys() & second.spec.modalities.keys()):
+        one, other = first.spec.modalities[name], second.spec.modalities[name]
+        if one.width != other.width:
+            raise Unanswerable(
+                f"the modality {name!r} has the widths {one.width} and {other.width}; they must be equal"
+            )
+
+
+def _put_version(
+    store: LocalStore, export: Path, manifest: VersionManifest, model: str
+) -> VersionManifest:
+    """Store an export as the version of that model. Raises InvalidVersion, Unanswerable, OSError."""
+    memory = Memory()
+    for line in manifest.learned:
+        data = (export / MOMENTS_FOLDER / f"{line.dataset}.safetensors").read_bytes()
+        if entry_for(data) != line.moments:
+            raise Unanswerable(
+                f"{export}: the moments of dataset {line.name!r} are not those of the manifest (SHA-256)"
+            )
+        store.put(layout.dataset_moments(line.dataset), data)
+        memory = memory.with_sums(line.pair, load_dataset_sums(data), line.ridges)
+    heads = load_heads((export / HEADS_FILE).read_bytes(), manifest.spec)
+    selftest = (export / layout.SELFTEST).read_bytes()
+    _check_heads(heads, selftest, manifest)
+    files = {
+        layout.HEADS: save_heads(heads),
+        layout.MEMORY: save_memory(memory),
+        layout.METHOD_STATE: save_method_state({}),
+        layout.SELFTEST: selftest,
+    }
+    # Heads of the versions before it are not exported, so drift is measured from this one.
+    learned = tuple(
+        line.model_copy(update={"reference": manifest.version}) for line in manifest.learned
+    )
+    stored = manifest.model_copy(
+        update={
+            "model": model,
+            "files": {name: entry_for(data) for name, data in files.items()},
+            "files_in": None,
+            "learned": learned,
+        }
+    )
+    for name, data in {**files, layout.MANIFEST: stored.model_dump_json().encode()}.items():
+        store.put(layout.version_file(model, stored.version, name), data)
+    return stored
+
+
+def _check_heads(heads: ModalityHeads, selftest: bytes, manifest: VersionManifest) -> None:
+    """Raises InvalidVersion if the heads do not compute what the export promises."""
+    for modality, (features_BF, promised_BE) in load_selftest(
+        selftest, manifest.spec.widths
+    ).items():
+        check_selftest(modality, heads.embed(modality, features_BF), promised_BE)

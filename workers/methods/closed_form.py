@@ -1,0 +1,121 @@
+"""Policy `improve`: solve all heads from the moments of all datasets, then polish and align them.
+
+Shapes: E width of the embeddings, I width of what a head reads, K directions.
+
+No row of any dataset is read: the new one's moments are all that learning it needs. The heads are a
+function of the sum of all moments, and of the parent only by a common rotation, so the order of
+datasets changes no score. Four steps:
+
+    ridges   by the two halves of the new dataset (workers/nullspace/two_folds.py)
+    solve    canonical directions of all pairs together (workers/nullspace/closed_form.py)
+    polish   InfoNCE on rows drawn from moments, within the leading directions (polish.py)
+    align    one rotation of all heads, onto the parent's (workers/nullspace/alignment.py)
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cmcl.contract.model import ModelSpec, TrainingSpec
+from workers.methods.method import Method, Solved, TrainingContext
+from workers.methods.polish import (
+    PolishSettings,
+    ReducedPair,
+    polished,
+    reduced,
+    weights,
+    with_constant,
+)
+from workers.model.memory import Memory
+from workers.nullspace.alignment import aligned, on_principal_axes, unit_scale
+from workers.nullspace.centred import CentredMoments, PairNames, centred, pooled
+from workers.nullspace.closed_form import Directions, solve
+from workers.nullspace.moments import PairMoments, SecondMoment
+from workers.nullspace.two_folds import best_ridges
+
+# Updates of the polish for each dataset, and their learning rate (docs/log.md).
+_UPDATES, _LEARNING_RATE = 47, 3e-4
+# Of the block iteration. What is whitened, decomposed and returned is float64.
+_PRECISION = torch.float32
+
+
+@dataclass(frozen=True)
+class ClosedForm(Method):
+    """Heads in closed form. `training` gives temperature and batch size of the polish."""
+
+    training: TrainingSpec
+    seed: int
+
+    solves = True
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec) -> "ClosedForm":
+        return cls(spec.training, spec.seed)
+
+    def ridges(self, halves: tuple[PairMoments, PairMoments]) -> tuple[float, float]:
+        one, other = (centred(half, 1.0) for half in halves)
+        return best_ridges((one, other)).ridges
+
+    def solve(self, context: TrainingContext, memory: Memory) -> Solved:
+        width, pairs = context.heads.width, memory.centred
+        ridges = {name: each.pooled for name, each in memory.ridges.items()}
+        solution = solve(pooled(pairs), ridges, width, _PRECISION)
+        found, updates, loss = dict[str, Tensor](), 0, 0.0
+        for group in solution.groups:
+            polish = polished(
+                {name: with_constant(group.scaling(width)) for name in group.heads},
+                reduced_pairs(pairs, group, memory.datasets),
+                PolishSettings(
+                    _UPDATES,
+                    _LEARNING_RATE,
+                    self.training.batch_size,
+                    self.training.temperature,
+                    self.seed,
+                ),
+            )
+            found |= _like_the_parent(weights(group, polish.mixing), context, memory)
+            updates, loss = updates + polish.updates, max(loss, polish.loss)
+        return Solved(
+            weights={name: weight_EI.float() for name, weight_EI in found.items()},
+            final_loss=loss,
+            updates=updates,
+            temperature=self.training.temperature,
+            rank=solution.rank,
+            groups=tuple(tuple(sorted(group.heads)) for group in solution.groups),
+        )
+
+
+def reduced_pairs(
+    pairs: Mapping[PairNames, CentredMoments],
+    group: Directions,
+    datasets: Mapping[PairNames, int],
+) -> list[ReducedPair]:
+    """The pairs of a group in its directions, in lexical order."""
+    return [
+        reduced(pair, moments, group, datasets[pair])
+        for pair, moments in sorted(pairs.items())
+        if pair[0] in group.heads and moments.weight > 0
+    ]
+
+
+def _like_the_parent(
+    found: Mapping[str, Tensor], context: TrainingContext, memory: Memory
+) -> dict[str, Tensor]:
+    """The heads at unit scale, turned onto the parent's as far as the parent has learned them.
+
+    The first ones of a group are turned to their principal axes.
+    """
+    inputs = _inputs(memory, found)
+    scaled = {name: unit_scale(found[name], each) for name, each in inputs.items()}
+    learned = _inputs(context.memory, found)
+    if not learned:
+        return on_principal_axes(scaled, inputs)
+    return aligned(scaled, context.heads.weights, learned)
+
+
+def _inputs(memory: Memory, names: Iterable[str]) -> dict[str, SecondMoment]:
+    """Moments of what the heads of these modalities have learned from."""
+    found = {name: memory.inputs_of(name) for name in names}
+    return {name: inputs for name, inputs in found.items() if inputs is not None}

@@ -1,0 +1,1 @@
+"""Preparation: what users sent becomes verified internal shards."""

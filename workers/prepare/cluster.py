@@ -1,0 +1,319 @@
+"""Where preparation runs: functions on worker processes, many units at a time, and encoders beside them.
+
+A few units are plain Ray tasks on warm workers; many are the rows of a Ray Data pipeline, which needs seconds to
+start. Both run the same functions (`tasks.py`), whose errors come back as values: an exception would end a
+pipeline with all of its units.
+"""
+
+import pickle
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import ray
+from ray.exceptions import RayError
+
+from cmcl.contract.encoder import EncoderSpec
+from cmcl.contract.errors import StorageUnavailable
+from workers.prepare.encoder_pool import EncoderPools, LeasedEncoder
+from workers.prepare.settings import PrepareSettings
+from workers.sandbox.child import share_of_memory
+
+T = TypeVar("T")
+R = TypeVar("R")
+Options = dict[str, Any]
+Check = Callable[[str], None]
+
+FEW_UNITS = 8
+_RETRIES = 3
+# By default a unit that crashes its process is retried without limit. Ray Data deprecates passing options of tasks, and
+# has no other way to set this one yet.
+_FINITE_RETRIES: Options = {"max_retries": _RETRIES}
+_POLL_SECONDS = 0.2
+_SECONDS_UNTIL_NOTE = 2.0
+_GIB = 1 << 30
+# Of the memory that Ray counts for a node: two units in work leave a third to encoders.
+_FILE_SHARE = 4
+_LEAST_FILE_MEMORY, _MOST_FILE_MEMORY = _GIB, 8 * _GIB
+# Of a worker process: batches in flight, and an image of 64 million pixels in two copies.
+_WORKER_MEMORY = _GIB // 2
+
+
+class Cluster(Protocol):
+    """Port of the cluster: it runs functions of `tasks.py`.
+
+    `check` is called while a call waits, with the cause or an empty text. It may raise.
+    """
+
+    @property
+    def file_memory(self) -> int:
+        """Bytes of memory of each process that reads files. A unit has one."""
+        ...
+
+    def run(self, function: Callable[..., R], *arguments: Any, check: Check) -> R:
+        """Return the result of one call on a worker. Raises StorageUnavailable if its process dies on each try."""
+        ...
+
+    def map(
+        self,
+        function: Callable[[Any, T], Iterator[R]],
+        common: Any,
+        items: Sequence[T],
+        *,
+        check: Check,
+    ) -> Iterator[R]:
+        """Yield what `function(common, item)` yields, for all items, some at a time, in any order.
+
+        Of many items only the last result of each is yielded. Raises as `run`.
+        """
+        ...
+
+    def lease(
+        self, spec: EncoderSpec, units: int, check: Check
+    ) -> AbstractContextManager[LeasedEncoder]:
+        """Lease an encoder. See `EncoderPools.lease`."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """Memory of a unit in bytes: of the process that reads its files, and what Ray reserves for the unit.
+
+    Blocked in `ray.get`, a unit gives its CPU to another one, but not its memory. So reservations bound the sum.
+    """
+
+    file: int
+    reserved: int
+
+    @classmethod
+    def of(cls, file_memory: int) -> "_Memory | None":
+        """Return the memory that fits each node with a CPU; None if there is no node. `file_memory`: as set."""
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        found = [each["Resources"] for each in nodes if each["Alive"]]
+        smallest = min(
+            (int(each["memory"]) for each in found if each.get("CPU", 0) >= 1), default=0
+        )
+        if not smallest:
+            return None
+        share = max(_LEAST_FILE_MEMORY, min(_MOST_FILE_MEMORY, smallest // _FILE_SHARE))
+        file = file_memory or share
+        # What does not fit any node would wait without end.
+        return cls(file, min(file + _WORKER_MEMORY, smallest))
+
+
+class RayCluster:
+    """The Ray cluster of this process."""
+
+    def __init__(self, pools: EncoderPools, settings: PrepareSettings) -> None:
+        self.lease, self.end_idle = pools.lease, pools.end_idle
+        self._settings = settings
+        self._known_memory: _Memory | None = None
+        self._call: Any = ray.remote(_call)
+        self._results: Any = ray.remote(_results)
+
+    @property
+    def file_memory(self) -> int:
+        """See Cluster."""
+        return self._memory.file
+
+    @property
+    def _memory(self) -> _Memory:
+        set_one = self._settings.file_memory
+        if self._known_memory is None:
+            self._known_memory = _Memory.of(set_one)
+        file = set_one or share_of_memory()
+        # Without a node yet, one of the size of this machine is expected.
+        return self._known_memory or _Memory(file, file + _WORKER_MEMORY)
+
+    @property
+    def _options(self) -> Options:
+        return {"num_cpus": 1, "memory": self._memory.reserved}
+
+    def warm_up(self, function: Callable[[int], None], workers: int) -> None:
+        """Start worker processes that call `function` with `file_memory`, without waiting for them."""
+        for _ in range(workers):
+            self._call.options(**self._options).remote(function, self.file_memory)
+
+    def run(self, function: Callable[..., R], *arguments: Any, check: Check) -> R:
+        """See Cluster."""
+        call = self._call.options(**self._options, max_retries=_RETRIES).remote(
+            function, *arguments
+        )
+        with _cancelled_on_error([call]):
+            self._wait([call], check)
+            result: R = _result(call)
+        return result
+
+    def map(
+        self,
+        function: Callable[[Any, T], Iterator[R]],
+        common: Any,
+        items: Sequence[T],
+        *,
+        check: Check,
+    ) -> Iterator[R]:
+        """See Cluster."""
+        run = self._as_tasks if len(items) <= FEW_UNITS else self._as_pipeline
+        return run(function, ray.put(common), items, check)
+
+    def _as_tasks(
+        self,
+        function: Callable[[Any, T], Iterator[R]],
+        common: Any,
+        items: Sequence[T],
+        check: Check,
+    ) -> Iterator[R]:
+        waiting = [_Tries(item) for item in items]
+        running: dict[Any, _Tries[T]] = {}
+        with _cancelled_on_error(running):
+            while waiting or running:
+                while waiting and len(running) < self._at_once():
+                    tries = waiting.pop(0)
+                    # Ray expects the same number of results from a retry, and these have as many as there is
+                    # time for.
+                    start = self._results.options(**self._options, max_retries=0).remote
+                    running[start(function, common, tries.item)] = tries
+                for stream in self._wait(running, check):
+                    try:
+                        result: R = _result(next(stream))
+                    except StopIteration:
+                        del running[stream]
+                        continue
+                    except StorageUnavailable:
+                        tries = running.pop(stream)
+                        tries.lost += 1
+                        if tries.lost > _RETRIES:
+                            raise
+                        waiting.insert(0, tries)
+                        continue
+                    yield result
+
+    def _as_pipeline(
+        self,
+        function: Callable[[Any, T], Iterator[R]],
+        common: Any,
+        items: Sequence[T],
+        check: Check,
+    ) -> Iterator[R]:
+        # The import takes two seconds, and small datasets do not need it.
+        import ray.data
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        rows = [{"item": pickle.dumps(item)} for item in items]
+        # One block for each unit: a block is the unit of work, and of retries.
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _call_on_row,  # type: ignore[arg-type]  # its further arguments are in fn_kwargs
+            fn_kwargs={"function": function, "common": common},
+            **self._options,
+            compute=ray.data.TaskPoolStrategy(size=self._at_once()),
+            **_FINITE_RETRIES,
+        )
+        for row in _Read(dataset.iter_rows, check):
+            yield pickle.loads(row["result"])  # noqa: S301 - of our own function
+
+    def _at_once(self) -> int:
+        if self._settings.units_at_once:
+            return self._settings.units_at_once
+        cpus: float = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+        return max(2, int(cpus) // 4)
+
+    def _wait(self, calls: Iterable[Any], check: Check) -> list[Any]:
+        """Wait until at least one of the calls is done or has a result."""
+        waited = 0.0
+        while True:
+            done: list[Any]
+            done, _ = ray.wait(list(calls), num_returns=1, timeout=_POLL_SECONDS)
+            if done:
+                return done
+            waited += _POLL_SECONDS
+            check(self._missing() if waited > _SECONDS_UNTIL_NOTE else "")
+
+    def _missing(self) -> str:
+        """Return what another unit would wait for; empty if it could start."""
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        reserved = self._memory.reserved
+        if free.get("CPU", 0.0) >= 1 and free.get("memory", 0.0) >= reserved:
+            return ""
+        return f"waits for a free CPU and {reserved / _GIB:.1f} GiB of free memory of the cluster"
+
+
+def _call(function: Callable[..., R], *arguments: Any) -> R:
+    return function(*arguments)
+
+
+def _results(function: Callable[..., Iterator[R]], *arguments: Any) -> Iterator[R]:
+    yield from function(*arguments)
+
+
+def _call_on_row(
+    row: dict[str, Any], function: Callable[..., Iterator[Any]], common: Any
+) -> dict[str, Any]:
+    item = pickle.loads(row["item"])  # noqa: S301 - of our own driver
+    *_, last = function(ray.get(common), item)
+    return {"result": pickle.dumps(last)}
+
+
+@dataclass
+class _Tries(Generic[T]):
+    """An item, and how often its process was lost."""
+
+    item: T
+    lost: int = 0
+
+
+@contextmanager
+def _cancelled_on_error(calls: Iterable[Any]) -> Iterator[None]:
+    """Cancel the remaining calls if the block raises."""
+    try:
+        yield
+    except BaseException:
+        for call in calls:
+            ray.cancel(call)
+        raise
+
+
+def _result(call: Any) -> Any:
+    try:
+        return ray.get(call)
+    except RayError as error:
+        raise StorageUnavailable(f"a worker process of the cluster was lost: {error}") from error
+
+
+class _Read:
+    """Reads a pipeline in a separate thread, so that a cancelled dataset does not wait for the next row."""
+
+    def __init__(self, rows: Callable[[], Iterable[dict[str, Any]]], check: Check) -> None:
+        self._check = check
+        self._rows: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
+        self._has_ended = threading.Event()
+        threading.Thread(target=self._read, args=(rows,), name="pipeline", daemon=True).start()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            while True:
+                try:
+                    row = self._rows.get(timeout=_POLL_SECONDS)
+                except queue.Empty:
+                    self._check("")
+                    continue
+                if row is None:
+                    return
+                if isinstance(row, BaseException):
+                    raise StorageUnavailable(f"the pipeline failed: {row}") from row
+                yield row
+        finally:
+            self._has_ended.set()
+
+    def _read(self, rows: Callable[[], Iterable[dict[str, Any]]]) -> None:
+        try:
+            for row in rows():
+                if self._has_ended.is_set():
+                    return
+                self._rows.put(row)
+            self._rows.put(None)
+        except Exception as error:  # noqa: BLE001 - raised again by the thread that waits for rows
+            self._rows.put(error)

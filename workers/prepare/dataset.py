@@ -1,0 +1,232 @@
+"""The main path of preparation: from a request to the manifest of the dataset. Read it top to bottom.
+
+Functions that read users' files run on worker processes (`tasks.py`). This module runs in the driver, in one thread
+for each dataset. If the driver is killed, the next one starts from the beginning and finds the units that are done.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from cmcl.contract.errors import InvalidDataset
+from cmcl.contract.prepare import PrepareRequest
+from workers.encoders.identity import check_identity
+from workers.encoders.port import EncoderMismatch, EncoderUnusable
+from workers.prepare.cluster import Cluster
+from workers.prepare.encoder_pool import LeasedEncoder
+from workers.prepare.finish import (
+    PreparationFailed,
+    as_failure,
+    check_bad_rows,
+    checked,
+    forget_units,
+    join_held_out,
+    refused,
+    write_manifest,
+    write_report,
+)
+from workers.prepare.progress import Progress
+from workers.prepare.raw_rows import Plan, RawSource, sides_of
+from workers.prepare.tasks import (
+    Outcome,
+    Prepared,
+    Repeated,
+    RowsDone,
+    carry_out,
+    dataset_report,
+    find_repeated,
+    plan_dataset,
+)
+from workers.prepare.units import DatasetContext, UnitRecord, UnitTask
+from workers.storage.datasets import read_dataset_manifest
+from workers.storage.object_store import ObjectStore
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+
+Records = dict[int, UnitRecord]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """One request in work."""
+
+    store: ObjectStore
+    request: PrepareRequest
+    cluster: Cluster
+    progress: Progress
+
+
+def prepare_dataset(job: Preparation) -> None:
+    """Write the dataset's manifest, or the report of a dry run.
+
+    Raises PreparationFailed; StorageUnavailable, after which a retry can succeed; Cancelled.
+    """
+    store, request = job.store, job.request
+    if read_dataset_manifest(store, request.dataset) is not None:
+        return
+    try:
+        prepared = _prepared(job)
+    except (InvalidDataset, EncoderMismatch, EncoderUnusable, PreparationFailed) as error:
+        failure = as_failure(error)
+        if request.report_version is None or failure.reason == "encoder_unavailable":
+            raise failure from error
+        prepared = refused(failure)
+    if request.report_version is None:
+        job.progress.write_stages(store)
+        write_manifest(store, request, prepared)
+    else:
+        job.progress.enter("reporting")
+        report = job.cluster.run(
+            dataset_report, store.uri, request, prepared, check=job.progress.check
+        )
+        job.progress.write_stages(store)
+        write_report(store, request, report.result())
+    forget_units(store, request.dataset)
+
+
+def _prepared(job: Preparation) -> Prepared:
+    context, progress = _context(job), job.progress
+    progress.enter("planning")
+    plan = job.cluster.run(plan_dataset, context, check=progress.check).result()
+    tasks = _tasks(plan)
+    with ExitStack() as leases:
+        context = replace(context, encoders=_encoders(job, context, plan, leases))
+        progress.enter("encoding" if plan.units else "reading", plan.rows, len(tasks))
+        records = _carry_out(job, context, tasks)
+        if len(tasks) > 1 and not plan.units:
+            records = _without_repeated(job, context, tasks, records)
+    progress.enter("finishing")
+    prepared = checked(job.request, context, tasks, records)
+    if plan.units and not context.keeps_nothing:
+        prepared = join_held_out(context, prepared, job.cluster, progress)
+    return prepared
+
+
+def _context(job: Preparation) -> DatasetContext:
+    request = job.request
+    source = RawSource(
+        files=(*request.shards, *request.evaluation_shards),
+        sides=sides_of(request.pair, request.spec, request.encoders),
+        allowed_prefixes=request.allowed_prefixes,
+        locations=request.locations,
+    )
+    return DatasetContext(
+        store=job.store.uri,
+        dataset=request.dataset,
+        request=request.request,
+        owner=request.owner,
+        source=source,
+        files_to_train=0 if request.evaluate_only else len(request.shards),
+        share=request.evaluation_share,
+        leaves_out=request.max_bad_share is not None,
+        keeps_nothing=request.report_version is not None,
+        file_memory=job.cluster.file_memory,
+    )
+
+
+def _tasks(plan: Plan) -> list[UnitTask]:
+    if plan.units:
+        return [UnitTask(index, unit.file, unit) for index, unit in enumerate(plan.units)]
+    return [UnitTask(index, file) for index, file in enumerate(plan.feature_files)]
+
+
+def _encoders(
+    job: Preparation, context: DatasetContext, plan: Plan, leases: ExitStack
+) -> tuple[LeasedEncoder | None, LeasedEncoder | None]:
+    """Lease the encoders of raw rows, and compare all known encoders with those of the model's features.
+
+    Raises EncoderMismatch, EncoderUnusable.
+    """
+    identities, encoders = job.request.identities, []
+    for side in context.source.sides:
+        expected, declared = (
+            known.get(side.modality) for known in (identities, job.request.declared)
+        )
+        leased = None
+        if plan.units and side.encoder is not None:
+            lease = job.cluster.lease(side.encoder, len(plan.units), job.progress.check)
+            leased = leases.enter_context(lease)
+            declared = leased.identity
+        if declared is not None and expected is not None:
+            name = side.encoder.name if side.encoder else side.modality
+            check_identity(name, declared, expected)
+        encoders.append(leased)
+    return encoders[0], encoders[1]
+
+
+def _carry_out(job: Preparation, context: DatasetContext, tasks: Sequence[UnitTask]) -> Records:
+    """Prepare all units; those that fail because of an outage are retried.
+
+    Raises the error of the first unit that cannot be prepared, and PreparationFailed as soon as more rows are
+    unusable than permitted.
+    """
+    records: Records = {}
+    waiting, pause = list(tasks), _FIRST_PAUSE
+    while waiting:
+        failed: dict[int, Outcome[UnitRecord]] = {}
+        message = ""
+        for step in job.cluster.map(carry_out, context, waiting, check=job.progress.check):
+            if isinstance(step, RowsDone):
+                job.progress.unit_in_work(step.index, step.rows)
+            elif step.value is not None:
+                records[step.index] = step.value
+                job.progress.unit_done(step.index, step.value)
+                check_bad_rows(job.request, context, records.values(), job.progress.rows)
+            elif step.error == "unavailable":
+                message = step.message
+            else:
+                failed[step.index] = step
+            _raise_first(failed, [task for task in waiting if task.index not in records])
+        _raise_first(failed, [])
+        waiting = [task for task in waiting if task.index not in records]
+        if waiting:
+            _pause(job, pause, f"{len(waiting)} of {len(tasks)} units are tried again: {message}")
+            pause = min(2 * pause, _LONGEST_PAUSE)
+    return records
+
+
+def _raise_first(failed: dict[int, Outcome[UnitRecord]], waiting: Sequence[UnitTask]) -> None:
+    """Raise the error of the first failed unit, once every unit before it is done.
+
+    The message is then the same in every run.
+    """
+    if failed and not any(task.index < min(failed) for task in waiting):
+        failed[min(failed)].result()
+
+
+def _pause(job: Preparation, seconds: float, note: str) -> None:
+    print(f"dataset {job.request.dataset}: {note}", flush=True)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        job.progress.check(note)
+        time.sleep(0.1)
+
+
+def _without_repeated(
+    job: Preparation, context: DatasetContext, tasks: list[UnitTask], records: Records
+) -> Records:
+    """Find ids that are in several files of features. (Those of raw rows are found by the plan.)
+
+    If rows may be left out, these files are read again without the later rows. Raises InvalidDataset otherwise.
+    """
+    call = job.cluster.run(find_repeated, context, tasks, check=job.progress.check)
+    found = call.result()
+    if found and not context.leaves_out:
+        uri = context.source.files[tasks[found[0].index].file].uri
+        raise InvalidDataset(f"{uri}: {_reason(found[0], context, tasks)}")
+    by_task: dict[int, dict[int, str]] = {}
+    for each in found:
+        by_task.setdefault(each.index, {})[each.row] = _reason(each, context, tasks)
+    again = [replace(tasks[index], left_out=reasons) for index, reasons in by_task.items()]
+    kept = {index: record for index, record in records.items() if index not in by_task}
+    job.progress.restart(kept)
+    return kept | _carry_out(job, context, again)
+
+
+def _reason(each: Repeated, context: DatasetContext, tasks: Sequence[UnitTask]) -> str:
+    uri = context.source.files[tasks[each.first_index].file].uri
+    return (
+        f"row {each.row} repeats the id of row {each.first_row} of {uri}; "
+        "ids are unique over all shards of a dataset"
+    )

@@ -1,0 +1,335 @@
+"""Encoders of preparation: Ray actors that outlive a dataset, a pool for each declaration.
+
+An actor loads its encoder once, compares it with the record in the store, and then encodes batches of any dataset.
+Each batch names the digest of the expected identity: an actor that restarted with another model refuses it.
+
+Shapes: B items of a batch, F width of the feature.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+from PIL import Image
+from ray.exceptions import GetTimeoutError, RayError
+
+from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
+from cmcl.contract.errors import StorageUnavailable
+from workers.encoders.identity import check_or_record
+from workers.encoders.media import Decoded
+from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder
+from workers.encoders.registry import load_encoder
+from workers.prepare.encoding import Encoded, EncoderLost, EncoderPort
+from workers.storage.retry import retry_unavailable
+from workers.storage.uris import open_store
+
+# An actor that dies is restarted, and its batch is sent a second time. Both numbers are finite: a batch may be the
+# cause.
+_RESTARTS = 20
+_TRIES_OF_A_BATCH = 2
+# How much longer than the first actor of a pool the other actors may take to start.
+_GRACE_SECONDS = 5.0
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Started:
+    """The identity of the encoder that an actor loaded, or why it cannot be used.
+
+    `mismatch`: the encoder differs from its record.
+    """
+
+    identity: EncoderIdentity | None = None
+    error: str = ""
+    mismatch: bool = False
+
+
+class EncoderActor:
+    """A process with one encoder. `store_uri`: store of the records of encoders."""
+
+    def __init__(self, spec: EncoderSpec, store_uri: str) -> None:
+        self._spec, self._store_uri = spec, store_uri
+        self._encoder: FrozenEncoder[Any] | None = None
+        self._digest = ""
+
+    def start(self) -> Started:
+        """Load and check the encoder."""
+        try:
+            return Started(self._loaded().identity())
+        except (EncoderUnusable, EncoderMismatch) as error:
+            return Started(error=str(error), mismatch=isinstance(error, EncoderMismatch))
+
+    def encode(self, items: Sequence[Any], digest: str) -> Encoded:
+        """Encode one batch. `digest`: of the expected identity.
+
+        Raises EncoderMismatch, EncoderUnusable.
+        """
+        encoder = self._loaded()
+        if self._digest != digest:
+            raise EncoderMismatch(
+                f"encoder {self._spec.name!r} was loaded again and is another one: the digest of its "
+                f"identity is {self._digest}, expected {digest}"
+            )
+        return encode_batch(encoder, [from_argument(item) for item in items])
+
+    def _loaded(self) -> FrozenEncoder[Any]:
+        if self._encoder is None:
+            encoder = load_encoder(self._spec)
+            retry_unavailable(partial(check_or_record, encoder, open_store(self._store_uri)))
+            self._encoder, self._digest = encoder, encoder.identity().digest
+        return self._encoder
+
+
+def encode_batch(encoder: FrozenEncoder[Any], items: Sequence[Decoded]) -> Encoded:
+    """Load and encode one batch. An item that cannot be loaded gets a reason instead of a feature."""
+    loaded, places, errors = [], [], {}
+    for place, item in enumerate(items):
+        try:
+            loaded.append(encoder.load(item))
+            places.append(place)
+        except ValueError as error:
+            errors[place] = str(error)
+    features_BF = np.full((len(items), encoder.spec.width), np.nan, np.float32)
+    if loaded:
+        features_BF[places] = encoder.features(loaded)
+    return Encoded(features_BF, errors)
+
+
+def to_argument(item: Decoded) -> Any:
+    """Return an item as an argument of a Ray task: an image as an array, which Ray passes on without copying."""
+    return np.asarray(item) if isinstance(item, Image.Image) else item
+
+
+def from_argument(item: Any) -> Decoded:
+    """Return the item of `to_argument`."""
+    decoded: Decoded = Image.fromarray(item) if isinstance(item, np.ndarray) else item
+    return decoded
+
+
+@dataclass(frozen=True)
+class LeasedEncoder:
+    """A leased encoder as units receive it: its identity, and the names of its actors."""
+
+    spec: EncoderSpec
+    identity: EncoderIdentity
+    actors: tuple[str, ...]
+
+    def connect(self, first: int) -> EncoderPort:
+        """Return the encoder for one unit. `first`: number of the actor that gets its first batch."""
+        return RayEncoder(self, first)
+
+
+class RayEncoder:
+    """Sends batches to the actors of a pool in turn."""
+
+    def __init__(self, leased: LeasedEncoder, first: int) -> None:
+        self._leased, self._next = leased, first
+        self._actors: dict[str, Any] = {}
+
+    def submit(self, items: Sequence[Decoded]) -> Any:
+        """See EncoderPort."""
+        names = self._leased.actors
+        name = names[self._next % len(names)]
+        self._next += 1
+        if name not in self._actors:
+            try:
+                self._actors[name] = ray.get_actor(name)
+            except ValueError as error:
+                raise EncoderLost(f"encoder {self._leased.spec.name!r} has ended") from error
+        return self._actors[name].encode.remote(
+            [to_argument(item) for item in items], self._leased.identity.digest
+        )
+
+    def wait(self, pending: Any) -> Encoded:
+        """See EncoderPort."""
+        try:
+            encoded: Encoded = ray.get(pending)
+        except (EncoderMismatch, EncoderUnusable):
+            raise
+        except RayError as error:
+            raise EncoderLost(f"encoder {self._leased.spec.name!r} ended: {error}") from error
+        return encoded
+
+
+@dataclass
+class _Pool:
+    spec: EncoderSpec
+    identity: EncoderIdentity
+    actors: dict[str, Any] = field(default_factory=dict)
+    leases: int = 0
+    idle_since: float = 0.0
+
+
+class EncoderPools:
+    """The pools of one driver; their actors end with the driver. Thread-safe.
+
+    `idle_seconds`: how long actors without a dataset stay. `start_seconds`: how long the cluster may take
+    to start the first actor of a pool.
+    """
+
+    def __init__(
+        self,
+        store_uri: str,
+        idle_seconds: float,
+        start_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store_uri, self._clock = store_uri, clock
+        self._idle_seconds, self._start_seconds = idle_seconds, start_seconds
+        self._lock = threading.Lock()
+        self._starting: dict[str, threading.Lock] = {}
+        self._pools: dict[str, _Pool] = {}
+        # Drivers of one cluster may share a namespace.
+        self._prefix, self._made = f"encoder-{secrets.token_hex(4)}", 0
+
+    @contextmanager
+    def lease(
+        self, spec: EncoderSpec, units: int, check: Callable[[str], None]
+    ) -> Iterator[LeasedEncoder]:
+        """Lease an encoder with as many actors as the declaration permits, and at most one for each unit.
+
+        `check` is called while an actor starts, with a sentence, and may raise. Raises EncoderUnusable,
+        EncoderMismatch.
+        """
+        key = spec.model_dump_json()
+        with self._lock:
+            starting = self._starting.setdefault(key, threading.Lock())
+        # Two datasets that need the same encoder start its actors once.
+        with starting:
+            pool = self._grown(key, spec, min(spec.actors, max(units, 1)), check)
+            with self._lock:
+                pool.leases += 1
+        try:
+            yield LeasedEncoder(spec, pool.identity, tuple(pool.actors))
+        finally:
+            with self._lock:
+                pool.leases -= 1
+                pool.idle_since = self._clock()
+
+    def end_idle(self) -> None:
+        """End pools that have had no dataset for `idle_seconds`."""
+        now = self._clock()
+        with self._lock:
+            idle = [
+                key
+                for key, pool in self._pools.items()
+                if not pool.leases and now - pool.idle_since >= self._idle_seconds
+            ]
+            ended = [self._pools.pop(key) for key in idle]
+        for pool in ended:
+            _end(pool.actors)
+            print(f"encoder {pool.spec.name}: idle, ended", flush=True)
+
+    def _grown(
+        self, key: str, spec: EncoderSpec, wanted: int, check: Callable[[str], None]
+    ) -> _Pool:
+        pool = self._pools.get(key)
+        if pool is not None and not _is_alive(next(iter(pool.actors.values()))):
+            _end(self._pools.pop(key).actors)
+            pool = None
+        if pool is None:
+            began = self._clock()
+            actors = {name: self._actor(spec, name) for name in self._names(wanted)}
+            try:
+                identity = self._started(spec, actors, check)
+            except BaseException:
+                _end(actors)
+                raise
+            pool = _Pool(spec, identity, actors, idle_since=self._clock())
+            self._keep_started(pool, list(actors), 2 * (self._clock() - began) + _GRACE_SECONDS)
+            with self._lock:
+                self._pools[key] = pool
+            print(
+                f"encoder {spec.name}: {len(pool.actors)} of {wanted} actors started in "
+                f"{self._clock() - began:.1f} s, identity {identity.digest[:12]}",
+                flush=True,
+            )
+        elif len(pool.actors) < wanted:
+            new = self._names(wanted - len(pool.actors))
+            pool.actors |= {name: self._actor(spec, name) for name in new}
+            self._keep_started(pool, new, _GRACE_SECONDS * 4)
+        return pool
+
+    def _names(self, count: int) -> list[str]:
+        """Return new names. Names of actors that have ended are not reused."""
+        with self._lock:
+            first, self._made = self._made, self._made + count
+        return [f"{self._prefix}-{number}" for number in range(first, first + count)]
+
+    def _actor(self, spec: EncoderSpec, name: str) -> Any:
+        options = ray.remote(EncoderActor).options(
+            name=name,
+            num_cpus=spec.num_cpus,
+            num_gpus=spec.num_gpus,
+            resources=dict(spec.resources),
+            max_restarts=_RESTARTS,
+            max_task_retries=_TRIES_OF_A_BATCH - 1,
+        )
+        return options.remote(spec, self._store_uri)
+
+    def _started(
+        self, spec: EncoderSpec, actors: dict[str, Any], check: Callable[[str], None]
+    ) -> EncoderIdentity:
+        """Wait for the first actor that starts, and return its identity."""
+        end = self._clock() + self._start_seconds
+        calls = [actor.start.remote() for actor in actors.values()]
+        while True:
+            ready, _ = ray.wait(calls, num_returns=1, timeout=_POLL_SECONDS)
+            if ready:
+                return _identity_of(spec, ready[0])
+            reserved = f"num_cpus {spec.num_cpus:g}, num_gpus {spec.num_gpus:g}"
+            if spec.resources:
+                reserved += f", resources {dict(spec.resources)}"
+            check(f"waits until encoder {spec.name!r} has started ({reserved})")
+            if self._clock() >= end:
+                raise EncoderUnusable(
+                    f"encoder {spec.name!r} did not start within {self._start_seconds:g} s: does the "
+                    f"cluster have a node for it ({reserved})?"
+                )
+
+    def _keep_started(self, pool: _Pool, names: Sequence[str], seconds: float) -> None:
+        """End those of these actors that have not started within `seconds`, or have another identity."""
+        calls = {name: pool.actors[name].start.remote() for name in names}
+        ray.wait(list(calls.values()), num_returns=len(calls), timeout=seconds)
+        for name, call in calls.items():
+            if not _has_started(call, pool.identity):
+                _end({name: pool.actors.pop(name)})
+
+
+def _identity_of(spec: EncoderSpec, call: Any) -> EncoderIdentity:
+    try:
+        started: Started = ray.get(call)
+    except StorageUnavailable:
+        raise
+    except RayError as error:
+        raise EncoderUnusable(f"encoder {spec.name!r} does not start: {error}") from error
+    if started.identity is not None:
+        return started.identity
+    raise (EncoderMismatch if started.mismatch else EncoderUnusable)(started.error)
+
+
+def _has_started(call: Any, identity: EncoderIdentity) -> bool:
+    try:
+        started: Started = ray.get(call, timeout=0)
+    except (GetTimeoutError, RayError):
+        return False
+    return started.identity is not None and started.identity.digest == identity.digest
+
+
+def _is_alive(actor: Any) -> bool:
+    try:
+        return bool(ray.get(actor.start.remote()).identity)
+    except RayError:
+        return False
+
+
+def _end(actors: dict[str, Any]) -> None:
+    for actor in actors.values():
+        ray.kill(actor)

@@ -1,0 +1,215 @@
+"""The last steps of a dataset: check the results of its units together, and write the manifest or the report."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+from cmcl.contract.dataset import DatasetManifest, RejectedRow, RejectedRows, Shard
+from cmcl.contract.encoder import EncoderIdentity
+from cmcl.contract.errors import InvalidDataset, ObjectExists
+from cmcl.contract.prepare import DatasetReport, PreparationError, PrepareReport, PrepareRequest
+from workers.encoders.port import EncoderMismatch, EncoderUnusable
+from workers.prepare.cluster import Cluster
+from workers.prepare.progress import Progress, Rows
+from workers.prepare.tasks import Prepared, join_evaluation
+from workers.prepare.units import DatasetContext, UnitRecord, UnitTask
+from workers.storage import layout
+from workers.storage.object_store import ObjectStore
+from workers.storage.versions import entry_for
+
+_FIRST_ROWS = 20
+# Default of `max_bad_share` for raw rows.
+_MAX_BAD_SHARE = 0.01
+_ROWS_IN_EVALUATION_SHARD = 65536
+
+
+class PreparationFailed(Exception):
+    """The dataset cannot be prepared, and the same request would fail again."""
+
+    def __init__(
+        self, reason: PreparationError, message: str, rejected: tuple[RejectedRow, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.reason, self.rejected = reason, rejected
+
+
+def as_failure(error: Exception) -> PreparationFailed:
+    """Convert an error of a user's files or of an encoder to a failure."""
+    match error:
+        case PreparationFailed():
+            return error
+        case EncoderMismatch():
+            return PreparationFailed("encoder_mismatch", str(error))
+        case EncoderUnusable():
+            return PreparationFailed("encoder_unavailable", str(error))
+        case _:
+            return PreparationFailed("invalid_dataset", str(error))
+
+
+def check_bad_rows(
+    request: PrepareRequest, context: DatasetContext, records: Collection[UnitRecord], rows: Rows
+) -> None:
+    """Raises PreparationFailed if more rows are left out than permitted."""
+    permitted = _MAX_BAD_SHARE if request.max_bad_share is None else request.max_bad_share
+    total = max(rows.total, rows.done)
+    if not rows.bad or rows.bad <= permitted * total:
+        return
+    first = _in_order([row for record in records for row in record.rejected], context)
+    raise PreparationFailed(
+        "invalid_dataset",
+        f"{rows.bad} of {total} rows cannot be used; the permitted share is {permitted:g} "
+        f"(max_bad_share). The first: {_described(first[0])}",
+        first[:_FIRST_ROWS],
+    )
+
+
+def _described(row: RejectedRow) -> str:
+    name = "without an id" if row.id is None else repr(row.id)
+    return f"row {row.row} of {row.file} ({name}): {row.reason}"
+
+
+def _in_order(rejected: Sequence[RejectedRow], context: DatasetContext) -> tuple[RejectedRow, ...]:
+    places = {ref.uri: place for place, ref in reversed(list(enumerate(context.source.files)))}
+    return tuple(sorted(rejected, key=lambda row: (places.get(row.file, len(places)), row.row)))
+
+
+def checked(
+    request: PrepareRequest,
+    context: DatasetContext,
+    tasks: Sequence[UnitTask],
+    records: dict[int, UnitRecord],
+) -> Prepared:
+    """Return the results of all units, checked together. Raises InvalidDataset, PreparationFailed."""
+    ordered = [records[task.index] for task in tasks]
+    check_bad_rows(request, context, ordered, Rows.of(ordered))
+    shards = tuple(record.training for record in ordered if record.training is not None)
+    named, held_out = (
+        tuple(
+            record.evaluation
+            for task, record in zip(tasks, ordered, strict=True)
+            if record.evaluation is not None
+            and (task.file >= context.files_to_train) == of_named_files
+        )
+        for of_named_files in (True, False)
+    )
+    if request.evaluate_only:
+        _check_any_held_out((*named, *held_out))
+    else:
+        _check_rows(shards, request)
+    if request.evaluation_share is not None:
+        _check_held_out(shards, held_out, request.evaluation_share)
+    rejected = _in_order([row for record in ordered for row in record.rejected], context)
+    encoders = _identities(request, context)
+    return Prepared(shards, (*named, *held_out), rejected, encoders)
+
+
+def refused(failure: PreparationFailed) -> Prepared:
+    """Return an empty result with the reason of the failure, for the report of a dry run."""
+    return Prepared((), (), failure.rejected, {}, (str(failure),))
+
+
+def _check_rows(shards: Sequence[Shard], request: PrepareRequest) -> None:
+    rows, needed = sum(shard.rows for shard in shards), request.spec.training.batch_size
+    if rows < needed:
+        left = "" if request.evaluation_share is None else " left to train on"
+        raise InvalidDataset(
+            f"the training shards have {rows} rows together{left}; "
+            f"one batch takes {needed} (training.batch_size), so at least that many are needed"
+        )
+
+
+def _check_any_held_out(held_out: Sequence[Shard]) -> None:
+    if not held_out:
+        raise InvalidDataset("no row of its files can be used, at least 1 is needed")
+
+
+def _check_held_out(training: Sequence[Shard], held_out: Sequence[Shard], share: float) -> None:
+    """Rows with equal first items stay together, so with few distinct ones the share can be far off."""
+    kept, rest = (sum(shard.rows for shard in shards) for shards in (held_out, training))
+    if not kept or kept > (1 + share) / 2 * (kept + rest):
+        raise InvalidDataset(
+            f"evaluation_share {share:g} holds out {kept} of {kept + rest} rows: rows are chosen by "
+            "their feature_a, which has too few distinct values for this share; "
+            "choose another share or provide evaluation_shards"
+        )
+
+
+def _identities(request: PrepareRequest, context: DatasetContext) -> dict[str, EncoderIdentity]:
+    """Return, by modality, the encoder that computed the features or that the user declared for them."""
+    known = {}
+    for side, encoder in zip(context.source.sides, context.encoders, strict=True):
+        identity = encoder.identity if encoder else request.declared.get(side.modality)
+        if identity is not None:
+            known[side.modality] = identity
+    return known
+
+
+def join_held_out(
+    context: DatasetContext, prepared: Prepared, cluster: Cluster, progress: Progress
+) -> Prepared:
+    """Copy held-out rows of raw units into a few shards in the dataset's folder.
+
+    Encoded units are deleted some time later, and later versions are still measured on these rows. Raises
+    StorageUnavailable.
+    """
+    groups = list(enumerate(_groups(prepared.held_out)))
+    joined: dict[int, Shard] = {}
+    for outcome in cluster.map(join_evaluation, context, groups, check=progress.check):
+        joined[outcome.index] = outcome.result()
+    return replace(prepared, held_out=tuple(joined[index] for index in sorted(joined)))
+
+
+def _groups(shards: Sequence[Shard]) -> Iterator[tuple[Shard, ...]]:
+    group: list[Shard] = []
+    for shard in shards:
+        if group and sum(one.rows for one in group) + shard.rows > _ROWS_IN_EVALUATION_SHARD:
+            yield tuple(group)
+            group = []
+        group.append(shard)
+    if group:
+        yield tuple(group)
+
+
+def write_manifest(store: ObjectStore, request: PrepareRequest, prepared: Prepared) -> None:
+    """Write the list of rows that were left out, then the manifest. If two drivers write it, the first one counts."""
+    manifest = DatasetManifest(
+        dataset=request.dataset,
+        model=request.model,
+        name=request.name,
+        pair=request.pair,
+        shards=prepared.shards,
+        evaluation_shards=prepared.held_out,
+        evaluate_only=request.evaluate_only,
+        encoders=prepared.encoders,
+        rejected=_write_rejected(store, request.dataset, prepared.rejected),
+    )
+    try:
+        key = layout.dataset_manifest(request.dataset)
+        store.create(key, manifest.model_dump_json().encode())
+    except ObjectExists:
+        print(f"dataset {request.dataset}: another process wrote its manifest", flush=True)
+
+
+def _write_rejected(
+    store: ObjectStore, dataset: str, rejected: Sequence[RejectedRow]
+) -> RejectedRows | None:
+    if not rejected:
+        return None
+    data = b"".join(row.model_dump_json().encode() + b"\n" for row in rejected)
+    store.put(layout.rejected_rows(dataset), data)
+    first = tuple(rejected[:_FIRST_ROWS])
+    return RejectedRows(rows=len(rejected), file=entry_for(data), first=first)
+
+
+def write_report(store: ObjectStore, request: PrepareRequest, report: DatasetReport) -> None:
+    """Write the report of a dry run, and delete the prepared shards."""
+    data = PrepareReport(request=request.request, report=report).model_dump_json().encode()
+    store.put(layout.preparation_file(request.dataset, "report"), data)
+    for key in list(store.keys(layout.dataset_prefix(request.dataset))):
+        if not key.startswith(layout.preparation_files(request.dataset)):
+            store.delete(key)
+
+
+def forget_units(store: ObjectStore, dataset: str) -> None:
+    """Delete the records of the units of a dataset."""
+    for key in list(store.keys(layout.preparation_units(dataset))):
+        store.delete(key)

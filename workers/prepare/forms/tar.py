@@ -1,0 +1,229 @@
+"""webdataset tar: members `<key>.<modality>.<extension>` or `<key>.<extension>`, keys contiguous.
+
+`<key>.json` may hold `id`, `label`, texts and numbers; by default the key is the id. Only regular members are
+read: a row with a link, a device or a name that leaves the archive is rejected.
+"""
+
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BufferedReader
+from typing import Any
+
+import orjson
+
+from workers.prepare.forms.record import (
+    Form,
+    Member,
+    Record,
+    Scan,
+    Sides,
+    UnitCutter,
+    check_columns,
+)
+from workers.prepare.raw_rows import RawUnit, SideSpec
+from workers.prepare.stored_file import StoredFile
+
+MAGIC_OFFSET, MAGIC = 257, b"ustar"
+_NAME = re.compile(r"((?:.*/)?[^/.][^/.]*)\.([^/]+)", re.DOTALL)
+_BLOCK = 512
+_LARGEST_JSON = 1 << 20
+_FIRST_RECORDS = 100
+_EXTENSIONS: dict[str, tuple[str, ...]] = {
+    "text": ("txt",),
+    "image": ("jpg", "jpeg", "png", "webp", "gif", "bmp"),
+    "audio": ("wav", "flac", "ogg", "mp3", "m4a"),
+    "video": ("mp4", "webm", "mkv", "mov"),
+    "numbers": ("json",),
+}
+_MEDIA = {extension: media for media, all_ in _EXTENSIONS.items() for extension in all_}
+
+
+@dataclass
+class _Sample:
+    """The members of one key so far."""
+
+    key: str
+    start: int
+    stop: int
+    values: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] | None = None
+    names: dict[str, str] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+    seal: list[str] = field(default_factory=list)
+    problem: str | None = None
+
+    def refuse(self, problem: str) -> None:
+        """Reject the row. The first problem counts."""
+        self.problem = self.problem or problem
+
+    def add(self, column: str, name: str, member: Member) -> None:
+        """Add a member that is one side of the row."""
+        if column in self.names:
+            self.refuse(f"members {self.names[column]!r} and {name!r} are both its {column}")
+        self.names[column] = name
+        self.values[column] = member
+
+    def record(self) -> Record:
+        """Return the record of the members."""
+        given = self.given or {}
+        for column in given.keys() & self.values.keys():
+            self.refuse(f"its {column} is in member {self.names[column]!r} and in its JSON as well")
+        values = {"id": self.key, **given, **self.values}
+        if self.others and not (self.values or self.given):
+            self.refuse(f"none of its members {self.others[:5]} is of the pair")
+        seal = "\0".join(self.seal).encode(errors="surrogateescape")
+        return Record(self.start, self.stop, values, seal, self.problem)
+
+
+def _samples(file: StoredFile, start: int, stop: int | None, sides: Sides) -> Iterator[_Sample]:
+    """Yield the samples of a tar from byte `start` to `stop`; None: to its end, which is checked."""
+    current: _Sample | None = None
+    buffered = file.buffered()
+    for member in _members(file, buffered, start, stop):
+        if member.isdir():
+            continue
+        name = member.name.removeprefix("./")
+        match = _NAME.fullmatch(name)
+        if match is None:
+            _check_other(file, member)
+            continue
+        key, rest = match.groups()
+        end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+        if current is None or current.key != key:
+            if current is not None:
+                yield current
+            current = _Sample(key, member.offset, end)
+        current.stop = end
+        current.seal.append(f"{name}\0{member.offset_data}\0{member.size}")
+        _add(current, member, rest, file, sides)
+    if current is not None:
+        yield current
+
+
+def _members(
+    file: StoredFile, buffered: BufferedReader, start: int, stop: int | None
+) -> Iterator[tarfile.TarInfo]:
+    buffered.seek(start)
+    try:
+        with tarfile.TarFile(fileobj=buffered, errors="surrogateescape") as tar:
+            while (member := tar.next()) is not None:
+                if stop is not None and member.offset >= stop:
+                    return
+                # `tarfile` keeps a list of all members, which would grow with the file.
+                tar.members.clear()  # type: ignore[attr-defined]
+                yield member
+            if stop is None:
+                _check_end(file, tar.offset)
+    except (tarfile.TarError, ValueError) as error:
+        raise file.wrong(f"it cannot be read as tar: {error}") from error
+
+
+def _check_end(file: StoredFile, offset: int) -> None:
+    """Check that the tar is complete: `tarfile` stops at a damaged header as it does at the end."""
+    block = file.read_range(offset, offset + _BLOCK)
+    if len(block) < _BLOCK:
+        raise file.wrong("it does not end as tar does; it was perhaps cut off")
+    if block.strip(b"\0"):
+        raise file.wrong(f"it is damaged: byte {offset} does not begin a header of tar")
+
+
+def _check_other(file: StoredFile, member: tarfile.TarInfo) -> None:
+    """Check a member without a key, which belongs to no row. Raises InvalidDataset unless it is a regular file."""
+    if (problem := _danger(member)) is not None:
+        raise file.wrong(
+            f"{problem}; members are named <key>.<extension>, and this one has no key whose row could be "
+            "left out"
+        )
+
+
+def _danger(member: tarfile.TarInfo) -> str | None:
+    """Return why a member is not read; None if it is."""
+    name = member.name
+    if member.issym() or member.islnk():
+        return f"member {name!r} is a link"
+    if not member.isreg() or member.issparse():
+        return f"member {name!r} is no regular file"
+    if name.startswith("/") or ".." in name.split("/"):
+        return f"member {name!r} leaves the archive"
+    return None
+
+
+def _add(
+    sample: _Sample, member: tarfile.TarInfo, rest: str, file: StoredFile, sides: Sides
+) -> None:
+    if (problem := _danger(member)) is not None:
+        sample.refuse(problem)
+        return
+    rest = rest.lower()
+    if rest == "json":
+        if sample.given is not None:
+            sample.refuse(f"member {member.name!r} is there more than once")
+        sample.given = _json(sample, member, file)
+        return
+    modality, _, extension = rest.rpartition(".")
+    chosen = [side for side in sides if _holds(side, modality, extension)]
+    if not chosen:
+        sample.others.append(member.name[:200])
+    elif len(chosen) > 1:
+        sample.refuse(
+            f"member {member.name!r} can be of both sides: name members <key>.<modality>.{extension}"
+        )
+    else:
+        sample.add(chosen[0].modality, member.name, Member(member.offset_data, member.size))
+
+
+def _holds(side: SideSpec, modality: str, extension: str) -> bool:
+    """Return whether a member can be that side of its row."""
+    takes = "numbers" if side.encoder is None else side.encoder.takes
+    if modality:
+        return modality == side.modality and extension in _EXTENSIONS[takes]
+    return _MEDIA.get(extension) == takes
+
+
+def _json(sample: _Sample, member: tarfile.TarInfo, file: StoredFile) -> dict[str, Any]:
+    if member.size > _LARGEST_JSON:
+        sample.refuse(f"member {member.name!r} has {member.size} bytes; at most {_LARGEST_JSON}")
+        return {}
+    data = file.read_range(member.offset_data, member.offset_data + member.size)
+    sample.seal.append(data.decode(errors="replace"))
+    try:
+        values = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        sample.refuse(f"member {member.name!r} is not JSON: {error}")
+        return {}
+    if not isinstance(values, dict):
+        sample.refuse(f"member {member.name!r} is not a JSON object")
+        return {}
+    return values
+
+
+def _scan(file: StoredFile, sides: Sides) -> Scan:
+    file.check_digest()
+    return Scan(_scanned(file, sides))
+
+
+def _scanned(file: StoredFile, sides: Sides) -> Iterator[Record]:
+    cutter = UnitCutter(sides)
+    found: dict[str, None] = {}
+    count = 0
+    for sample in _samples(file, 0, None, sides):
+        record = sample.record()
+        # A sample with a problem is rejected later. Its members do not show what the other samples have.
+        if count < _FIRST_RECORDS and sample.problem is None:
+            found.update(dict.fromkeys((*record.values, *sample.others[:1])))
+            count += 1
+            if count == _FIRST_RECORDS:
+                check_columns(found, sides, file, media_inline=True, of="member")
+        yield record._replace(begins_unit=cutter.begins(record.stop - record.start))
+    if 0 < count < _FIRST_RECORDS:
+        check_columns(found, sides, file, media_inline=True, of="member")
+
+
+def _read(file: StoredFile, unit: RawUnit, sides: Sides) -> Iterator[Record]:
+    for sample in _samples(file, unit.start, unit.stop, sides):
+        yield sample.record()
+
+
+TAR = Form("tar", _scan, _read)

@@ -1,0 +1,250 @@
+"""`/v1/models/{model}/held-out/{dataset}`: held-out rows of a dataset, and a search among them by any version.
+
+What a version gives for an item can be seen this way without a collection, and two versions can be compared.
+
+Shapes: N rows, F width of the raw feature, E width of the embeddings, K best.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from workers.serve.api.context import (
+    ANSWERED_VERSION,
+    TIMEOUT,
+    Replica,
+    RequestContext,
+    cancel_on_disconnect,
+    held_body,
+    read_context,
+)
+from workers.serve.api.inputs import embed_parts, features_of
+from workers.serve.api.openapi import BODY, WAIT, json_body, operation
+from workers.serve.api.wire.formats import JSON
+from workers.serve.api.wire.requests import (
+    LARGEST_OFFSET,
+    MOST_LISTED,
+    STRICT,
+    Item,
+    parse,
+    parse_number,
+)
+from workers.serve.api.wire.responses import HeldOutList, HeldOutSearchResponse
+from workers.serve.errors import InvalidRequest, shortened
+from workers.serve.held_out import MOST_ROWS, HeldOutRows, HeldOutSets
+from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.serve.versions.lookup import parse_reference
+
+
+class HeldOutSearch(BaseModel):
+    """A search among held-out rows: for one of them (`row` and its `modality`), or for any item (`query`)."""
+
+    model_config = STRICT
+
+    row: int | None = Field(
+        default=None, ge=0, lt=MOST_ROWS, description="number of a held-out row"
+    )
+    modality: str | None = Field(default=None, description="the side of that row")
+    query: Item | None = None
+    among: str | None = Field(
+        default=None,
+        description="modality of what is found, one of the dataset's pair; default: the other one than that of "
+        "the row, or both for a query of neither",
+    )
+    top_k: int = Field(default=10, ge=1, le=MOST_LISTED)
+
+
+_PAGE = tuple(
+    {"name": name, "in": "query", "required": False, "schema": schema}
+    for name, schema in (
+        ("offset", {"type": "integer", "minimum": 0}),
+        ("limit", {"type": "integer", "minimum": 1, "maximum": MOST_LISTED}),
+    )
+)
+
+
+def router(replica: Replica) -> APIRouter:
+    """The routes of this replica."""
+    made = APIRouter(prefix="/v1/models/{model}/held-out/{dataset}", tags=["models"])
+    routes = _HeldOut(replica)
+    listed = operation(
+        "list_held_out_rows",
+        HeldOutList,
+        WAIT | {422},
+        parameters=[*_PAGE, TIMEOUT],
+        success={"headers": ANSWERED_VERSION},
+    )
+    searched = operation(
+        "search_held_out_rows",
+        HeldOutSearchResponse,
+        BODY | {409, 422},
+        body=json_body(HeldOutSearch),
+        parameters=[TIMEOUT],
+        success={"headers": ANSWERED_VERSION},
+    )
+    made.get("", **listed)(routes.rows)
+    made.post("/search", **searched)(routes.search)
+    return made
+
+
+class _HeldOut:
+    """Rows are read from the store, and embedded for each search: a person looks at them now and then."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._sets = HeldOutSets(replica.store)
+
+    async def rows(self, model: str, dataset: str, request: Request) -> Response:
+        """List held-out rows of a dataset that the version has learned: ids and labels, `limit` (50) after `offset`."""
+        context = read_context(request, self._replica)
+        parameters = request.query_params
+        offset = parse_number(parameters.get("offset", "0"), "offset", 0, LARGEST_OFFSET)
+        limit = parse_number(parameters.get("limit", "50"), "limit", 1, MOST_LISTED)
+        with self._replica.admission.requests.held(context.tenant, 1):
+            async with cancel_on_disconnect(request, context):
+                version, found = await self._find(model, dataset, context)
+        shown = range(len(found))[offset : offset + limit]
+        answer = {
+            "object": "list",
+            "dataset": dataset,
+            "pair": list(found.pair.modalities),
+            "rows": len(found),
+            "rows_stored": found.stored,
+            "data": [_row(found, row) for row in shown],
+            "next_offset": shown.stop if shown and shown.stop < len(found) else None,
+        }
+        return _json(answer, version)
+
+    async def search(self, model: str, dataset: str, request: Request) -> Response:
+        """Search the held-out rows nearest to one of them, or to an item, by one version.
+
+        The first 2048 rows are compared.
+        """
+        replica = self._replica
+        context = read_context(request, replica)
+        body = await held_body(request, replica, context.tenant)
+        async with cancel_on_disconnect(request, context):
+            wanted = parse(HeldOutSearch, body, replica.args.max_rows)
+            version, found = await self._find(model, dataset, context)
+            asked, sides = _sides(wanted, found)
+            rows = 1 + len(found) * len(sides)
+            with replica.admission.rows.held(context.tenant, rows):
+                query_E = await self._query(version, wanted, found, context)
+                scores = {
+                    side: await self._scores(version, found, side, query_E, context)
+                    for side in sides
+                }
+        answer = {
+            "object": "list",
+            "data": _best(found, scores, wanted.top_k),
+            "model": version.label,
+            "dataset": dataset,
+            "rows": len(found),
+            "partner": _partner(wanted.row, asked, scores),
+        }
+        return _json(answer, version)
+
+    async def _find(
+        self, model: str, dataset: str, context: RequestContext
+    ) -> tuple[ServedVersion, HeldOutRows]:
+        chosen = await self._replica.lookup.find(parse_reference(model), 0, context.caller)
+        version = chosen.version
+        return version, await self._sets.of(version.model, version.number, dataset)
+
+    async def _query(
+        self,
+        version: ServedVersion,
+        wanted: HeldOutSearch,
+        found: HeldOutRows,
+        context: RequestContext,
+    ) -> Float32Array:
+        if wanted.query is not None:
+            parts = await features_of(
+                self._replica, version, [wanted.query], "query", tenant=context.tenant
+            )
+            embedded_BE = await embed_parts(self._replica, version, parts, ticket=context.ticket)
+        else:
+            row_BF = found.features[wanted.modality or ""][wanted.row : (wanted.row or 0) + 1]
+            embedded_BE = await self._replica.compute.embed(
+                version, wanted.modality or "", row_BF, ticket=context.ticket
+            )
+        query_E: Float32Array = embedded_BE[0]
+        return query_E
+
+    async def _scores(
+        self,
+        version: ServedVersion,
+        found: HeldOutRows,
+        side: str,
+        query_E: Float32Array,
+        context: RequestContext,
+    ) -> Float32Array:
+        """Cosines of all rows of one side with the query."""
+        embedded_NE = await self._replica.compute.embed(
+            version, side, found.features[side], ticket=context.ticket
+        )
+        scores_N: Float32Array = np.vecdot(embedded_NE, query_E)
+        return scores_N
+
+
+def _sides(wanted: HeldOutSearch, found: HeldOutRows) -> tuple[str, Sequence[str]]:
+    """The modality that is asked for, and those that are searched. Raises InvalidRequest."""
+    pair = found.pair.modalities
+    permitted = " and ".join(pair)
+    if (wanted.query is None) == (wanted.row is None):
+        raise InvalidRequest("give either a row or a query", "row")
+    if wanted.row is not None:
+        if wanted.modality not in pair:
+            raise InvalidRequest(
+                f"modality is {shortened(wanted.modality)}; the dataset has {permitted}", "modality"
+            )
+        if wanted.row >= len(found):
+            raise InvalidRequest(f"row is {wanted.row}; permitted are 0 to {len(found) - 1}", "row")
+    if wanted.among is not None and wanted.among not in pair:
+        raise InvalidRequest(
+            f"among is {shortened(wanted.among)}; the dataset has {permitted}", "among"
+        )
+    asked = wanted.query.modality if wanted.query is not None else wanted.modality or ""
+    if wanted.among is not None:
+        return asked, [wanted.among]
+    return asked, [side for side in pair if side != asked]
+
+
+def _row(found: HeldOutRows, row: int) -> dict[str, object]:
+    return {"row": row, "id": found.ids[row], "label": found.label(row)}
+
+
+def _best(
+    found: HeldOutRows, scores: dict[str, Float32Array], top_k: int
+) -> list[dict[str, object]]:
+    """The best rows of all sides, best first; ties by number."""
+    hits = [
+        (-float(score), row, side)
+        for side, scores_N in scores.items()
+        for row, score in enumerate(scores_N.tolist())
+    ]
+    return [
+        {**_row(found, row), "modality": side, "score": -negative}
+        for negative, row, side in sorted(hits)[:top_k]
+    ]
+
+
+def _partner(
+    row: int | None, asked: str, scores: dict[str, Float32Array]
+) -> dict[str, object] | None:
+    """Rank and score of the row's own other side; None without a row, or where that side was not searched."""
+    if row is None or len(scores) != 1 or asked in scores:
+        return None
+    (scores_N,) = scores.values()
+    score = scores_N[row]
+    return {"rank": 1 + int(np.count_nonzero(scores_N > score)), "score": float(score)}
+
+
+def _json(answer: dict[str, object], version: ServedVersion) -> Response:
+    headers = {"x-model-version": str(version.number)}
+    return Response(orjson.dumps(answer), media_type=JSON, headers=headers)

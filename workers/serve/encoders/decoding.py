@@ -1,0 +1,100 @@
+"""Decode files of requests in a bounded child process, whose crash does not affect the encoder.
+
+A process of an encoder has one child for all its callers: code that took the child over could read files of
+other callers until the child is replaced. The child reads no store and has no credentials in its environment.
+"""
+
+from collections.abc import Callable
+from typing import Generic
+
+import numpy as np
+
+from cmcl.contract.encoder import EncoderSpec
+from cmcl.contract.modality import Frozen
+from workers.encoders.port import FrozenEncoder, ItemT
+from workers.sandbox.child import Child, ChildCrashed, share_of_memory
+from workers.sandbox.frames import FrameWriter
+from workers.sandbox.items import decode_item, packed, unpacked
+from workers.sandbox.started_process import ChildLimits
+from workers.serve.encoders.port import Raw
+
+_ITEM = "item"
+# Libraries leak a little, so a child is replaced after this many files. The next one is started earlier.
+_MOST_ITEMS = 2000
+_START_AHEAD = 50
+# Prefixes of variables with credentials of object stores.
+_CREDENTIALS = ("AWS_", "AZURE_", "GOOGLE_")
+# Share of `answer_seconds` for decoding, so that a client gets the reason instead of a timeout.
+_SHARE_OF_TIME = 0.8
+
+
+class DecodeFile(Frozen):
+    """Request to decode the file `item` in the folder of the child, for the encoder of this declaration."""
+
+    spec: EncoderSpec
+
+
+def decode_file(request: DecodeFile, output: FrameWriter) -> None:
+    """Send the decoded file, or `{"reason"}` with a sentence for the user. Runs in the child."""
+    try:
+        header, parts = packed(decode_item(request.spec, (output.folder / _ITEM).read_bytes()))
+    except ValueError as error:
+        output.send({"reason": str(error)[:1000]})
+        return
+    output.send(header, parts)
+
+
+Decoder = Callable[[DecodeFile, FrameWriter], None]
+
+
+class FileReader(Generic[ItemT]):
+    """Reads items of one encoder for a pass. Used from one thread at a time."""
+
+    def __init__(self, encoder: FrozenEncoder[ItemT], decoder: Decoder = decode_file) -> None:
+        """`decoder`: a top-level function that the child runs."""
+        self._encoder = encoder
+        self._decoder = decoder
+        self._request = DecodeFile(spec=encoder.spec)
+        self._seconds = _SHARE_OF_TIME * encoder.spec.answer_seconds
+        self._child = self._start()
+        self._next: Child | None = None
+
+    def __call__(self, raw: Raw) -> ItemT:
+        """Read one item. Raises ValueError with a sentence for the user; StorageUnavailable where no process starts."""
+        if not isinstance(raw, bytes):
+            return self._encoder.read(raw)
+        child = self._fresh()
+        (child.scratch.path / _ITEM).write_bytes(raw)
+        try:
+            (frame,) = child.run(self._decoder, self._request, self._seconds)
+        except ChildCrashed as error:
+            child.start()  # Started now, so that the next item does not wait for it.
+            raise ValueError(f"the decoder {error.reason}") from error
+        if (reason := frame.header.get("reason")) is not None:
+            raise ValueError(str(reason))
+        try:
+            decoded = unpacked(frame.header, memoryview(frame.body))
+        except (LookupError, TypeError) as error:
+            raise ValueError("the decoder sent no item") from error
+        if isinstance(decoded, np.ndarray):
+            raise ValueError("the decoder sent no item")  # noqa: TRY004 - an error of the child
+        return self._encoder.load(decoded)
+
+    def close(self) -> None:
+        """End the child."""
+        for child in (self._child, self._next):
+            if child is not None:
+                child.close()
+
+    def _fresh(self) -> Child:
+        """Return the child, which is replaced after some number of files."""
+        if self._child.tasks == _MOST_ITEMS - _START_AHEAD:
+            self._next = self._start()
+        if self._next is not None and self._child.tasks >= _MOST_ITEMS:
+            self._child.close()
+            self._child, self._next = self._next, None
+        return self._child
+
+    def _start(self) -> Child:
+        limits = ChildLimits(share_of_memory(), self._seconds, hidden=_CREDENTIALS)
+        return Child(limits, preload=(self._decoder.__module__,))

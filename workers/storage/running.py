@@ -1,0 +1,156 @@
+"""What running attempts show: keys of one folder, so that one listing tells of all of them.
+
+    running/<attempt>_<sequence>_<figures of the progress>      the newest progress; its bytes are all of it
+            <attempt>_ended                                     a candidate, a result or a failure has been written
+
+<attempt> is its submission id. A listing of S3 has a thousand keys, for the price of one read. The figures are in the
+name, so the control plane reads an object only where a note says why an attempt has not started. A writer puts the new
+name, then deletes the earlier one; the highest sequence counts. Names are hints: what has been written under
+`runs/<job>/a<attempt>/` counts.
+"""
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from pydantic import ValidationError
+
+from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.job import Progress, submission_id
+from workers.storage import layout
+from workers.storage.object_store import ObjectStore
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+# Listings in which each newest progress was replaced before it was read.
+_TRIES = 10
+_NO_NUMBERS = ("", "nan", "inf", "-inf")
+# In the order of a name, after sequence, phase, time, and digest of the note.
+_COUNTS = ("updates_done", "updates_total", "rows_done", "rows_total", "ranks", "resumed_at")
+_FIGURES = (*("loss", "rows_per_second", "gradient_norm", "removed_share", "drift", "eta_seconds"),)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the names of one attempt show. `name` is that of the newest progress, empty before the first."""
+
+    name: str = ""
+    has_ended: bool = False
+
+    @property
+    def note_digest(self) -> str:
+        """Digest of the note, which is in the object; empty without one."""
+        return self.name.split("_")[3] if self.name else ""
+
+    def progress(self) -> Progress | None:
+        """The progress without its note; None if there is none that can be read."""
+        try:
+            return decode_progress(self.name) if self.name else None
+        except ValueError:
+            # Progress is informational, and may have been written by another release.
+            return None
+
+
+def read_running(store: ObjectStore) -> dict[str, Shown]:
+    """What all attempts show, by submission id. One listing."""
+    found: dict[str, Shown] = {}
+    for key in store.keys(layout.running()):
+        attempt, _, name = key.removeprefix(layout.running()).partition("_")
+        before = found.get(attempt, Shown())
+        if name == layout.ENDED:
+            found[attempt] = Shown(before.name, has_ended=True)
+        else:
+            # In lexical order: the highest sequence comes last.
+            found[attempt] = Shown(name, before.has_ended)
+    return found
+
+
+def read_progress(store: ObjectStore, attempt: str, shown: Shown) -> Progress | None:
+    """All of a progress, with its note; None if it cannot be read. Raises ObjectNotFound if it was replaced."""
+    try:
+        return Progress.model_validate_json(store.read(layout.running_file(attempt, shown.name)))
+    except ValidationError:
+        return None
+
+
+def newest_progress(store: ObjectStore, job: str, attempt: int) -> Progress | None:
+    """The progress of one attempt; None if it shows none that can be read."""
+    name = submission_id(job, attempt)
+    for _ in range(_TRIES):
+        shown = read_running(store).get(name)
+        if shown is None or not shown.name:
+            break
+        # Without an object it was replaced after the listing.
+        with suppress(ObjectNotFound):
+            return read_progress(store, name, shown)
+    return None
+
+
+def mark_ended(store: ObjectStore, job: str, attempt: int) -> None:
+    """Show that a candidate, a result or a failure has been written. Call it afterwards."""
+    store.put(layout.running_file(submission_id(job, attempt), layout.ENDED), b"")
+
+
+def forget_running(store: ObjectStore, attempt: str) -> None:
+    """Remove what an attempt shows."""
+    for key in list(store.keys(layout.running_file(attempt, ""))):
+        store.delete(key)
+
+
+class ProgressWriter:
+    """Writes the progress of one attempt. For one thread."""
+
+    def __init__(self, store: ObjectStore, job: str, attempt: int) -> None:
+        self._store = store
+        self._attempt = submission_id(job, attempt)
+        self._sequence = 0
+        # Names of earlier progress; None before they were listed: another process may have written some.
+        self._earlier: list[str] | None = None
+
+    def write(self, progress: Progress) -> None:
+        """Show this progress in place of the earlier one. Raises StorageUnavailable."""
+        if self._earlier is None:
+            self._earlier = self._listed()
+            self._sequence = max((int(name.split("_")[0]) for name in self._earlier), default=0)
+        self._sequence += 1
+        name = encode_progress(self._sequence, progress)
+        key = layout.running_file(self._attempt, name)
+        self._store.put(key, progress.model_dump_json().encode())
+        earlier, self._earlier = self._earlier, [*self._earlier, name]
+        for each in earlier:
+            self._store.delete(layout.running_file(self._attempt, each))
+            self._earlier.remove(each)
+
+    def _listed(self) -> list[str]:
+        prefix = layout.running_file(self._attempt, "")
+        names = (key.removeprefix(prefix) for key in self._store.keys(prefix))
+        return [name for name in names if name != layout.ENDED]
+
+
+def encode_progress(sequence: int, progress: Progress) -> str:
+    """The name of a progress: at most 200 characters, of which none needs to be escaped in a URL."""
+    at = (progress.at - _EPOCH) // _MICROSECOND
+    note = "" if progress.note is None else hashlib.sha256(progress.note.encode()).hexdigest()[:8]
+    figures = [
+        *(_written(getattr(progress, name), "d") for name in _COUNTS),
+        *(_written(getattr(progress, name), ".9g") for name in _FIGURES),
+    ]
+    return "_".join([f"{sequence:08d}", progress.phase, str(at), note, *figures])
+
+
+def decode_progress(name: str) -> Progress:
+    """The progress of a name, without its note. Raises ValueError."""
+    _, phase, at, _, *figures = name.split("_")
+    names = (*_COUNTS, *_FIGURES)
+    values = {
+        field: text for field, text in zip(names, figures, strict=True) if text not in _NO_NUMBERS
+    }
+    return Progress.model_validate(
+        {"phase": phase, "at": _EPOCH + int(at) * _MICROSECOND, **values}
+    )
+
+
+def _written(value: float | None, form: str) -> str:
+    """A number without the sign of an exponent, which URLs escape; empty without one."""
+    return "" if value is None else format(value, form).replace("+", "")

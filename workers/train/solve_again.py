@@ -1,0 +1,196 @@
+"""Jobs that read no rows: solve the heads again without a dataset (unlearn), or with those of another model (merge).
+
+Heads of the policy improve are a function of the sums of all datasets, and sums can be added and taken
+back to the bit (workers/nullspace/centred.py). So the result is the version that a model would have
+which never saw the dataset, or which learned those of both: their scores differ by the rounding of
+one rotation. Every rank reads; rank 0 solves and writes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from cmcl.contract.encoder import EncoderIdentity
+from cmcl.contract.errors import CannotCombine
+from cmcl.contract.job import JobSpec
+from cmcl.contract.version import (
+    LearnedDataset,
+    VersionReport,
+    datasets_to_merge,
+)
+from workers.methods.method import Solved, TrainingContext
+from workers.methods.registry import method_for
+from workers.model.heads import ModalityHeads, initial_heads
+from workers.model.memory import Memory
+from workers.storage.object_store import ObjectStore
+from workers.storage.scratch import Scratch
+from workers.train.candidate import solution, version_files, version_manifest, write_once
+from workers.train.certify import Certificate, certificates, rank_past_datasets
+from workers.train.distributed import all_gather_dict, barrier, when_leader_is_done
+from workers.train.evaluation import MeasuredVersion, measure_only, recalls
+from workers.train.learn import ModelState, check_finite
+from workers.train.lineage import (
+    Parent,
+    read_dataset_sums,
+    read_known,
+    read_parent,
+    read_past_datasets,
+)
+from workers.train.progress import Reporter
+from workers.train.run import Run
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the new version is solved from.
+
+    `heads`: of the parent; the solution is turned onto them as far as `aligned_by` has features. `memory` and `learned`: of the new version. `past`: by the version
+    that it is compared with, the datasets to certify.
+    """
+
+    heads: ModalityHeads
+    aligned_by: Memory
+    memory: Memory
+    learned: tuple[LearnedDataset, ...]
+    encoders: dict[str, EncoderIdentity]
+    past: tuple[Parent, ...]
+    unlearned: LearnedDataset | None = None
+
+
+def solve_again(
+    store: ObjectStore, spec: JobSpec, run: Run, reporter: Reporter, scratch: Scratch
+) -> None:
+    """Write the candidate of a job that reads no rows.
+
+    `max_drift` does not shorten the step: heads half-way to the parent's would still hold what was
+    unlearned. Certificates say how far scores moved, and the gate judges.
+    """
+    here = run.here
+    reporter.enter("reading")
+    parent = read_parent(store, spec)
+    sources = _without(store, spec, parent) if spec.unlearns else _with_other(store, spec, parent)
+    barrier(here)
+
+    reporter.enter("training")
+    solved = when_leader_is_done(lambda: _solved(spec, sources), here)
+    state = ModelState(sources.heads.replaced(solved.weights), sources.memory)
+
+    reporter.enter("certifying")
+    own: dict[str, Certificate] = {}
+    for version in sources.past:
+        past = rank_past_datasets(read_past_datasets(store, version), here)
+        own |= certificates(past, version.model_state.heads, state.heads)
+    barrier(here)
+    certified = all_gather_dict(own, here)
+    if not here.is_leader:
+        return
+
+    evaluation, missing = recalls(store, sources.learned, state.heads, scratch)
+    pairs = tuple(line.pair for line in sources.learned)
+    measured = MeasuredVersion(spec.version, state.heads, pairs, sources.encoders)
+    report = VersionReport(
+        final_loss=solved.final_loss,
+        updates=solved.updates,
+        temperature=solved.temperature,
+        ranks=here.size,
+        drift={dataset: each.drift for dataset, each in certified.items()},
+        quality={dataset: each.quality for dataset, each in certified.items()},
+        solution=solution(solved, state),
+        evaluation=evaluation,
+        not_evaluated=missing,
+        evaluation_only=measure_only(store, spec.evaluation_only, measured, scratch),
+        seconds=reporter.seconds,
+    )
+    reporter.enter("writing")
+    files = version_files(state, spec)
+    manifest = version_manifest(spec, files, sources.learned, sources.encoders, report)
+    write_once(store, manifest.model_copy(update={"unlearned": sources.unlearned}), files)
+
+
+def _solved(spec: JobSpec, sources: Sources) -> Solved:
+    pair = sources.learned[0].pair
+    context = TrainingContext(
+        sources.heads, sources.aligned_by, {}, pair, spec.spec.training, spec.spec.seed
+    )
+    solved = method_for(spec.spec).solve(context, sources.memory)
+    check_finite(solved, spec.spec)
+    return solved
+
+
+# --- Unlearn ------------------------------------------------------------------------------------
+
+
+def _without(store: ObjectStore, spec: JobSpec, parent: Parent) -> Sources:
+    """The parent without one dataset. Raises CannotCombine, StoreDamaged."""
+    line = next((each for each in parent.learned if each.dataset == spec.unlearns), None)
+    if line is None:
+        raise CannotCombine(f"version {parent.ref} has not learned dataset {spec.unlearns}")
+    rest = tuple(each for each in parent.learned if each is not line)
+    if not rest:
+        raise CannotCombine(f"dataset {line.name!r} cannot be unlearned: it is the only one")
+    left = {modality for each in rest for modality in each.pair.modalities}
+    before = parent.model_state
+    try:
+        sums = read_dataset_sums(store, line)
+        memory = before.memory.without_sums(line.pair, sums, line.ridges)
+    except (KeyError, ValueError) as error:
+        raise CannotCombine(f"the memory of version {parent.ref}: {error}") from error
+    learned = tuple(_measured_from(each, line.version, spec.version) for each in rest)
+    known = {digest for each in rest for digest in each.encoders.values()}
+    return Sources(
+        heads=_unlearned(spec, before.heads, set(line.pair.modalities) - left),
+        # Not the parent's: what is unlearned does not even turn the axes.
+        aligned_by=memory,
+        memory=memory,
+        learned=learned,
+        encoders={name: each for name, each in parent.encoders.items() if each.digest in known},
+        past=(replace(parent, learned=rest),),
+        unlearned=line,
+    )
+
+
+def _measured_from(line: LearnedDataset, unlearned_in: int, version: int) -> LearnedDataset:
+    """The line with a reference that has never seen the unlearned dataset, which `unlearned_in` learned.
+
+    Otherwise the heads of versions that saw it would be needed permanently.
+    """
+    if (line.reference or line.version) < unlearned_in:
+        return line
+    return line.model_copy(update={"reference": version})
+
+
+def _unlearned(spec: JobSpec, heads: ModalityHeads, modalities: Iterable[str]) -> ModalityHeads:
+    """The heads with modalities as they are before their first dataset."""
+    start = initial_heads(spec.spec).weights
+    return heads.replaced({name: start[name] for name in modalities})
+
+
+# --- Merge --------------------------------------------------------------------------------------
+
+
+def _with_other(store: ObjectStore, spec: JobSpec, parent: Parent) -> Sources:
+    """The parent with the datasets of another version that it does not have. Raises CannotCombine."""
+    if spec.merges is None:
+        raise CannotCombine(f"job {spec.job} says neither what to unlearn nor what to merge")
+    other = read_known(store, spec.merges, spec.spec)
+    _check_encoders(parent, other)
+    new = datasets_to_merge(parent.learned, other.learned)
+    if not new:
+        raise CannotCombine(f"version {parent.ref} has every dataset of {spec.merges}")
+    memory = parent.model_state.memory
+    for line in new:
+        memory = memory.with_sums(line.pair, read_dataset_sums(store, line), line.ridges)
+    joined = (line.model_copy(update={"version": spec.version, "reference": None}) for line in new)
+    return Sources(
+        heads=parent.model_state.heads,
+        aligned_by=parent.model_state.memory,
+        memory=memory,
+        learned=(*parent.learned, *joined),
+        encoders=dict(other.encoders) | dict(parent.encoders),
+        past=(parent, replace(other, learned=new)),
+    )
+
+
+def _check_encoders(parent: Parent, other: Parent) -> None:
+    for name in sorted(parent.encoders.keys() & other.encoders.keys()):
+        if difference := other.encoders[name].difference(parent.encoders[name]):
+            raise CannotCombine(f"the encoders of {name!r} differ: {difference}")
