@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.arguments import OneLineParser, count
+from benchmarks.command_line import OneLineParser, count
 from benchmarks.control.killer import KINDS, Killer
 from benchmarks.report import machine
 from cmcl.client import Client, CmclError

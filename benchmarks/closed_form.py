@@ -21,9 +21,7 @@ import scipy.sparse.linalg as sparse
 import torch
 from torch import Tensor
 
-from benchmarks.arguments import OneLineParser, count, counts
-from benchmarks.markdown import listed, table
-from benchmarks.progress import log_progress
+from benchmarks.command_line import OneLineParser, count, counts, listed, log_progress, table
 from benchmarks.report import machine
 from benchmarks.update import alternate
 from cmcl.contract.modality import ModalityPair

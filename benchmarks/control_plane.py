@@ -18,12 +18,10 @@ from typing import Any
 
 import httpx
 
-from benchmarks.arguments import OneLineParser, count
+from benchmarks.command_line import OneLineParser, count, log_progress, table
 from benchmarks.control.backlog import measure_backlog
 from benchmarks.control.databases import NAMES, fresh_database
 from benchmarks.control.intake import measure_intake
-from benchmarks.markdown import table
-from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from cmcl.client import Client, CmclError
 from cmcl.contract.model import ModelSpec

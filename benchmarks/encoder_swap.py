@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.arguments import OneLineParser
 from benchmarks.chain import Dataset, learn_one
+from benchmarks.command_line import OneLineParser, table
 from benchmarks.folder import read_stream
-from benchmarks.markdown import table
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from workers.model.evaluation import HeldOut, recall

@@ -21,7 +21,7 @@ from typing import Any
 
 from sqlalchemy import insert, select
 
-from benchmarks.arguments import OneLineParser, count
+from benchmarks.command_line import OneLineParser, count
 from benchmarks.control.backlog import BusyCluster
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareRequest

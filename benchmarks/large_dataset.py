@@ -24,7 +24,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.arguments import OneLineParser, count
+from benchmarks.command_line import OneLineParser, count
 from benchmarks.large.data import write_dataset
 from benchmarks.report import machine
 from cmcl.contract.dataset import DatasetManifest, Shard

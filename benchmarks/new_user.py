@@ -18,9 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import OneLineParser
-from benchmarks.markdown import listed, table
-from benchmarks.progress import log_progress
+from benchmarks.command_line import OneLineParser, listed, log_progress, table
 from benchmarks.report import machine
 from cmcl.stack_host import HOST, Ports
 

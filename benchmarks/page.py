@@ -23,7 +23,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.routing import iter_route_contexts
 from pydantic import SecretStr
 
-from benchmarks.arguments import OneLineParser, count
+from benchmarks.command_line import OneLineParser, count, log_progress, table
 from benchmarks.control.backlog import BusyCluster
 from benchmarks.control.databases import NAMES, fresh_database, spread
 from benchmarks.control.large_model import (
@@ -38,8 +38,6 @@ from benchmarks.control.large_model import (
     judged_number,
     running_number,
 )
-from benchmarks.markdown import table
-from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from service.app import Parts, create_app
 from service.page.endpoint import Endpoint

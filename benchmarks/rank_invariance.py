@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.arguments import OneLineParser, count, counts
+from benchmarks.command_line import OneLineParser, count, counts
 from benchmarks.folder import read_stream
 from benchmarks.rank_job import Job, Part, enter_own_network, make_parent
 from benchmarks.report import machine

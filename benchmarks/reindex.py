@@ -21,10 +21,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from benchmarks.arguments import OneLineParser
 from benchmarks.chain import Dataset, learn_one
+from benchmarks.command_line import OneLineParser, log_progress
 from benchmarks.folder import InvalidStream, Stream, read_stream
-from benchmarks.progress import log_progress
 from benchmarks.reindex_report import Reindexed, Side, as_text, document, markdown
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.inspect.compare import (

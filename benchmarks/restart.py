@@ -17,12 +17,11 @@ from typing import Any
 
 from sqlalchemy import insert
 
-from benchmarks.arguments import OneLineParser, count
+from benchmarks.command_line import OneLineParser, count, log_progress
 from benchmarks.control.backlog import write_jobs
 from benchmarks.control.databases import NAMES, fresh_database
 from benchmarks.control.intake import add_model, over_http, running_service
 from benchmarks.fleet.database import SPEC, model_row
-from benchmarks.progress import log_progress
 from cmcl.contract.version import LivePointer
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade

@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.arguments import OneLineParser, count, counts
-from benchmarks.progress import log_progress
+from benchmarks.command_line import OneLineParser, count, counts, log_progress
 from benchmarks.report import machine
 from benchmarks.scaling.constants import (
     constants_of_many,

@@ -14,10 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import OneLineParser, count, counts
+from benchmarks.command_line import OneLineParser, count, counts, log_progress, table
 from benchmarks.folder import InvalidStream, Stream, read_stream
-from benchmarks.markdown import table
-from benchmarks.progress import log_progress
 from benchmarks.reindex import learn_stream
 from benchmarks.report import machine
 from benchmarks.search.recall import swaps

@@ -18,15 +18,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import OneLineParser, count, counts
+from benchmarks.command_line import OneLineParser, count, counts, listed, log_progress, table
 from benchmarks.endpoint.load import ClientProcess, Load
 from benchmarks.endpoint.messages import FORMS, feature_request, features
 from benchmarks.endpoint.serve_stack import EndpointStack
 from benchmarks.endpoint.stored import MODALITY, MODEL, store_version
-from benchmarks.markdown import listed, table
 from benchmarks.peers import comparison, servers
 from benchmarks.peers.comparison import Cell, Schedule, Server, Size
-from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from cmcl.contract.version import LivePointer
 from workers.storage.uris import open_store

@@ -19,15 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.arguments import OneLineParser, count
+from benchmarks.command_line import OneLineParser, count, listed, log_progress, table
 from benchmarks.endpoint.load import ClientProcess, Load
 from benchmarks.endpoint.messages import FORMS, Array, Expected, feature_request, features
 from benchmarks.endpoint.serve_stack import EndpointStack
 from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of, store_version
-from benchmarks.markdown import listed, table
 from benchmarks.outages.cases import CASES, System
 from benchmarks.outages.outcome import Moment, Outcome, RetryingClients, outcome
-from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from cmcl.contract.version import LivePointer
 from cmcl.haproxy import BUFFER_KIB, rays_own

@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.arguments import OneLineParser, count
+from benchmarks.command_line import OneLineParser, count, log_progress
 from benchmarks.endpoint.load import Answers, ClientProcess, Load
 from benchmarks.endpoint.messages import FORMS, Array, Expected, Form, feature_request, features
 from benchmarks.endpoint.serve_stack import EndpointStack
 from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of, store_version
-from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from benchmarks.swaps import figures
 from benchmarks.swaps.memory import Memory, slope

@@ -17,12 +17,11 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
-from benchmarks.arguments import OneLineParser, count, counts
 from benchmarks.chain import Outcome
+from benchmarks.command_line import OneLineParser, count, counts, log_progress
 from benchmarks.figures import Figures, chain_figures, joint_figures
 from benchmarks.folder import InvalidStream, Stream, read_stream
 from benchmarks.joint import JointOutcome
-from benchmarks.progress import log_progress
 from benchmarks.report import Failure, Report, document, markdown, print_tables
 from benchmarks.runs import Failed, Result, Run, known_methods, perform_all, spec_of
 from cmcl.contract.errors import UnknownMethod

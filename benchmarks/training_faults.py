@@ -17,7 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import OneLineParser, count
+from benchmarks.command_line import OneLineParser, count
 from benchmarks.faults.attempts import Job, Result, Size
 from benchmarks.faults.bucket import TcpProxy, bucket
 from benchmarks.faults.cases import CASES, PEER_SECONDS, Case

@@ -14,9 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import OneLineParser, count, counts
-from benchmarks.markdown import listed, table
-from benchmarks.progress import log_progress
+from benchmarks.command_line import OneLineParser, count, counts, listed, log_progress, table
 from benchmarks.report import machine
 from benchmarks.training.comparison import Comparison
 from benchmarks.training.start import measure_start

@@ -22,10 +22,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 import psutil
 
-from benchmarks.arguments import OneLineParser, count
-from benchmarks.markdown import listed, table
+from benchmarks.command_line import OneLineParser, count, listed, log_progress, table
 from benchmarks.processes import family, title
-from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from benchmarks.swaps.memory import Slope, slope
 from cmcl.client import Client

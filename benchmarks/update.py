@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.arguments import OneLineParser, count, counts
-from benchmarks.progress import log_progress
+from benchmarks.command_line import OneLineParser, count, counts, log_progress
 from benchmarks.protected import (
     KEPT_ENERGY,
     PAIR,

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import OneLineParser, count
+from benchmarks.command_line import OneLineParser, count, log_progress
 from benchmarks.fleet.measure import Control, Fleet, measure
-from benchmarks.progress import log_progress
 
 _TINY = Fleet(
     running=20, call_seconds=0.001, heartbeat=1.0, seconds=20.0, ends_per_second=0.5, warm_up=8.0

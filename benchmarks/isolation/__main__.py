@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import OneLineParser
+from benchmarks.command_line import OneLineParser, log_progress
 from benchmarks.isolation.attacker import AttackFailed, AttackFunction, AttackProcess
 from benchmarks.isolation.bystander import RATES, SteadyLoad
 from benchmarks.isolation.endpoint_attacks import (
@@ -54,7 +54,6 @@ from benchmarks.isolation.service_attacks import (
     wrong_shards,
 )
 from benchmarks.isolation.watch import PROXY, REPLICA, SERVICE, ProcessMonitor
-from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from cmcl.demo.stream import read_stream
 from cmcl.stack import LocalStack

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.command_line import listed, table
 from benchmarks.isolation.bystander import PROBES, TIMEOUT_SECONDS, Record
 from benchmarks.isolation.watch import PROXY, REPLICA, ROLES, SERVICE, Sample
-from benchmarks.markdown import listed, table
 
 Samples = Sequence[Mapping[str, Sample]]
 _PERCENT_99 = 0.99

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command_line import log_progress
 from benchmarks.paper.caches import read_caches
 from benchmarks.paper.cells import least_seconds, run_all
 from benchmarks.paper.ctvr import PUBLISHED, mean_figures, read_tasks, run_method
@@ -37,7 +38,6 @@ from benchmarks.paper.synthetic import (
     write_synthetic,
 )
 from benchmarks.paper.tiny import write_tiny
-from benchmarks.progress import log_progress
 from benchmarks.runs import JOINT_SETTINGS
 from cmcl.contract.errors import NothingToLearn, TrainingDiverged
 from cmcl.pictures import duration

@@ -9,12 +9,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from benchmarks.command_line import log_progress
 from benchmarks.paper.families import ChosenEncoder
 from benchmarks.paper.features import write_features
 from benchmarks.paper.prepare import Workplace, encode_source, encoding_seconds, items_of
 from benchmarks.paper.sources import SOURCES
 from benchmarks.paper.sources.source import SPLITS, InvalidSource, Rows
-from benchmarks.progress import log_progress
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.pictures import duration
 from workers.encoders.port import EncoderMismatch, EncoderUnusable

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.arguments import OneLineParser, count
+from benchmarks.command_line import OneLineParser, count
 from benchmarks.paper.cells import paper_methods
 from benchmarks.paper.ctvr import SETUPS
 from benchmarks.paper.families import Given, known_encoders

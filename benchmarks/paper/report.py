@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command_line import listed, table
 from benchmarks.figures import Spread, spread
-from benchmarks.markdown import listed, table
 from benchmarks.paper.metrics import Matrix, summary
 from benchmarks.paper.results import Cell, CellResult
 from benchmarks.paper.synthetic import PREFIX, Times

@@ -23,12 +23,11 @@ from typing import Any
 
 import ray
 
-from benchmarks.arguments import OneLineParser, count, counts
+from benchmarks.command_line import OneLineParser, count, counts, log_progress
 from benchmarks.prepare.encoding import KINDS, bare_rate, compared, medians, prepared_rate
 from benchmarks.prepare.inputs import minilm, vision_transformer, write_captions, write_pictures
 from benchmarks.prepare.page import markdown
 from benchmarks.prepare.service_memory import service_memory
-from benchmarks.progress import log_progress
 from benchmarks.report import machine
 from benchmarks.training.reading import write_shards
 from cmcl.contract.encoder import EncoderSpec

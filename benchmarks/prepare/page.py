@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.markdown import listed, table
+from benchmarks.command_line import listed, table
 
 
 def markdown(document: Mapping[str, Any], question: str) -> str:

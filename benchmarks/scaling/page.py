@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.markdown import listed, table
+from benchmarks.command_line import listed, table
 from benchmarks.scaling.forecast import BATCH
 from benchmarks.scaling.model import TERMS
 from benchmarks.scaling.rates import SOURCES

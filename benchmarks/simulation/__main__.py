@@ -14,8 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import OneLineParser, count
-from benchmarks.progress import log_progress
+from benchmarks.command_line import OneLineParser, count, log_progress
 from benchmarks.report import machine
 from benchmarks.simulation.cluster import Durations
 from benchmarks.simulation.page import write_page

@@ -14,7 +14,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.markdown import listed, table
+from benchmarks.command_line import listed, table
 from benchmarks.simulation.ports import Costs
 
 _DOTS_PER_INCH = 110

@@ -13,8 +13,8 @@ from typing import Any
 
 from sqlalchemy import func, or_, select
 
+from benchmarks.command_line import log_progress
 from benchmarks.fleet.database import PAIR, SPEC
-from benchmarks.progress import log_progress
 from benchmarks.simulation import rows
 from benchmarks.simulation.cluster import Cluster, Durations
 from benchmarks.simulation.memory import MemoryStore

@@ -9,8 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from benchmarks.command_line import listed, table
 from benchmarks.endpoint.load import Answers
-from benchmarks.markdown import listed, table
 from benchmarks.swaps.mover import Move
 
 matplotlib.use("agg")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from benchmarks.markdown import listed, table
+from benchmarks.command_line import listed, table
 from deploy.images.measure import SERVICE_BYTES
 
 _QUESTION = (

@@ -1,0 +1,41 @@
+"""What the benchmarks' commands share: arguments, progress messages, and the Markdown of result pages."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that reports errors in one line, with exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog.removeprefix('python -m ')}: {message}\n")
+
+
+def count(text: str) -> int:
+    """Parse an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+    return int(text)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Parse comma-separated counts. Return them without duplicates, in rising order."""
+    return tuple(sorted({count(part.strip()) for part in text.split(",")}))
+
+
+def log_progress(words: str) -> None:
+    """Write a line to stderr and flush it. stdout is reserved for results."""
+    print(words, file=sys.stderr, flush=True)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def listed(facts: Mapping[str, object]) -> str:
+    """Return a Markdown list with one line per entry."""
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
