@@ -6,7 +6,7 @@ Sums, not means. They do not depend on any weights, add up over ranks, shards an
 order, can be subtracted again, and can be pushed through today's weights whenever needed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ class SecondMoment:
 
     def __sub__(self, other: "SecondMoment") -> "SecondMoment":
         return SecondMoment(self.count - other.count, self.sum_II - other.sum_II)
+
+    def with_rows(self, rows_BI: Tensor) -> "SecondMoment":
+        """This and that of further rows, summed in the memory of this one."""
+        total_II = _add_products(self.sum_II, rows_BI, rows_BI)
+        return SecondMoment(self.count + len(rows_BI), total_II)
 
     def cpu(self) -> "SecondMoment":
         """The same on the host, where moments are summed, decomposed and saved."""
@@ -85,6 +90,21 @@ class PairMoments:
         first, second = (SecondMoment(1, side.sum_II / rows) for side in (self.first, self.second))
         return PairMoments(first, second, self.cross_IJ / rows)
 
+    def with_rows(self, first_BI: Tensor, second_BJ: Tensor) -> "PairMoments":
+        """These and those of further paired rows, summed in the memory of these.
+
+        Raises ValueError if the two sides differ in rows.
+        """
+        if len(first_BI) != len(second_BJ):
+            raise ValueError(f"{len(first_BI)} first rows but {len(second_BJ)} second rows")
+        # The three blocks of Σ [x_u, x_v] [x_u, x_v]ᵀ: I × I, J × J and I × J. The fourth, J × I, is the
+        # transpose of the last.
+        return PairMoments(
+            self.first.with_rows(first_BI),
+            self.second.with_rows(second_BJ),
+            _add_products(self.cross_IJ, first_BI, second_BJ),
+        )
+
     def cpu(self) -> "PairMoments":
         """The same on the host."""
         return PairMoments(self.first.cpu(), self.second.cpu(), self.cross_IJ.cpu())
@@ -95,30 +115,21 @@ class PairMoments:
         return PairMoments(self.second, self.first, self.cross_IJ.mT.contiguous())
 
 
-def no_rows(width: int) -> SecondMoment:
-    """The moment of no rows: the start of a sum."""
-    return SecondMoment(0, torch.zeros(width, width, dtype=torch.float64))
+def no_rows(width: int, device: torch.device | None = None) -> SecondMoment:
+    """The moment of no rows: the start of a sum. On the host unless stated."""
+    return SecondMoment(0, _zeros(width, width, device))
 
 
-def no_pairs(first: int, second: int) -> PairMoments:
-    """The moments of no paired rows."""
-    # float64 from the start, since every later sum takes the type of this one.
-    cross_IJ = torch.zeros(first, second, dtype=torch.float64)
-    return PairMoments(no_rows(first), no_rows(second), cross_IJ)
+def no_pairs(first: int, second: int, device: torch.device | None = None) -> PairMoments:
+    """The moments of no paired rows. On the host unless stated."""
+    sides = no_rows(first, device), no_rows(second, device)
+    return PairMoments(*sides, _zeros(first, second, device))
 
 
 def pair_moments(first_BI: Tensor, second_BJ: Tensor) -> PairMoments:
     """Moments of paired rows. Raises ValueError if the two sides differ in rows."""
-    if len(first_BI) != len(second_BJ):
-        raise ValueError(f"{len(first_BI)} first rows but {len(second_BJ)} second rows")
-    # The three blocks of Σ [x_u, x_v] [x_u, x_v]ᵀ: I × I, J × J and I × J. The fourth, J × I, is the
-    # transpose of the last.
-    count = len(first_BI)
-    return PairMoments(
-        SecondMoment(count, sum_of_products(first_BI, first_BI)),
-        SecondMoment(count, sum_of_products(second_BJ, second_BJ)),
-        sum_of_products(first_BI, second_BJ),
-    )
+    widths = first_BI.shape[1], second_BJ.shape[1]
+    return no_pairs(*widths, first_BI.device).with_rows(first_BI, second_BJ)
 
 
 def moment_about(rows_BI: Tensor, shift_I: Tensor) -> SecondMoment:
@@ -136,18 +147,20 @@ def moment_about(rows_BI: Tensor, shift_I: Tensor) -> SecondMoment:
     # s Σ yᵀ + n s sᵀ = s (Σ y + n s)ᵀ: one outer product instead of two.
     crossed_II = torch.outer(shift_I, total_I + len(rows_BI) * shift_I)
     # Σ y yᵀ, the two terms with s on the left, and (Σ y) sᵀ.
-    sum_II = sum_of_products(rest_BI, rest_BI) + crossed_II + torch.outer(total_I, shift_I)
-    return SecondMoment(len(rows_BI), sum_II)
+    rests = no_rows(rest_BI.shape[1], rest_BI.device).with_rows(rest_BI)
+    return replace(rests, sum_II=rests.sum_II + crossed_II + torch.outer(total_I, shift_I))
 
 
-def sum_of_products(left_BI: Tensor, right_BJ: Tensor) -> Tensor:
-    """Σ_rows left rightᵀ as float64 (I × J)."""
-    total_IJ = torch.zeros(
-        left_BI.shape[1], right_BJ.shape[1], dtype=torch.float64, device=left_BI.device
-    )
+def _add_products(total_IJ: Tensor, left_BI: Tensor, right_BJ: Tensor) -> Tensor:
+    """Add Σ_rows left rightᵀ to a float64 sum (I × J) in place, and return it."""
     # Rounding grows with the number of terms: a chunk bounds it, and chunks are added in float64.
     for start in range(0, len(left_BI), _CHUNK_ROWS):
         rows = slice(start, start + _CHUNK_ROWS)
         # A matrix product sums the outer products of its rows: leftᵀ right = Σ_b left_b right_bᵀ.
         total_IJ += left_BI[rows].mT @ right_BJ[rows]
     return total_IJ
+
+
+def _zeros(rows: int, columns: int, device: torch.device | None) -> Tensor:
+    # float64 from the start, since every later sum takes the type of this one.
+    return torch.zeros(rows, columns, dtype=torch.float64, device=device)

@@ -19,7 +19,6 @@ from workers.nullspace.moments import (
     moment_about,
     no_pairs,
     no_rows,
-    pair_moments,
 )
 from workers.train.data.rows import TrainingRows
 from workers.train.distributed import (
@@ -69,11 +68,11 @@ def summed_halves(
 ) -> tuple[PairMoments, PairMoments]:
     """The moments of the two halves of all rows (`PairedRows.halves`) as the heads read them."""
     widths = [heads.weights[modality].shape[1] for modality in pair.modalities]
-    totals = [no_pairs(*widths), no_pairs(*widths)]
+    totals = [no_pairs(*widths, run.device), no_pairs(*widths, run.device)]
     for raw in chunks(rows, run):
         for number, half in enumerate(prepared_rows(heads, pair, raw).halves()):
-            totals[number] += pair_moments(half.first_NI, half.second_NJ).cpu()
-    first, second = (all_reduce_pair_moments(total, run.here) for total in totals)
+            totals[number] = totals[number].with_rows(half.first_NI, half.second_NJ)
+    first, second = (all_reduce_pair_moments(total.cpu(), run.here) for total in totals)
     return first, second
 
 

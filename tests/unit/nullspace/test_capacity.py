@@ -14,7 +14,7 @@ from workers.nullspace.capacity import (
     moment_distance,
     preflight,
 )
-from workers.nullspace.moments import SecondMoment, sum_of_products
+from workers.nullspace.moments import SecondMoment, no_rows
 from workers.nullspace.subspace import EigenBasis, eigenbasis, identity_basis
 
 DOUBLE = torch.float64
@@ -45,7 +45,7 @@ def test_a_mask_of_another_head_is_refused() -> None:
 
 
 def moment(rows_BI: torch.Tensor) -> SecondMoment:
-    return SecondMoment(len(rows_BI), sum_of_products(rows_BI, rows_BI))
+    return no_rows(rows_BI.shape[1]).with_rows(rows_BI)
 
 
 def inputs(seed: int, columns: slice = slice(0, 12), count: int = 40) -> torch.Tensor:

@@ -13,7 +13,7 @@ from workers.nullspace.compatibility import (
     measured_agreement,
     stored_change,
 )
-from workers.nullspace.moments import SecondMoment, pair_moments, sum_of_products
+from workers.nullspace.moments import SecondMoment, no_rows, pair_moments
 from workers.nullspace.subspace import eigenbasis
 
 DOUBLE = torch.float64
@@ -39,7 +39,7 @@ def relative(now: torch.Tensor, then: torch.Tensor) -> float:
 
 
 def moment(rows_BI: torch.Tensor) -> SecondMoment:
-    return SecondMoment(len(rows_BI), sum_of_products(rows_BI, rows_BI))
+    return no_rows(rows_BI.shape[1]).with_rows(rows_BI)
 
 
 def free_change(seed: int, inputs: SecondMoment, outputs: SecondMoment) -> torch.Tensor:

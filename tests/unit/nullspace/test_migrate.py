@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.nullspace.migrate import Migration, expected_moment, migration
-from workers.nullspace.moments import SecondMoment, sum_of_products
+from workers.nullspace.moments import SecondMoment, no_rows
 
 DOUBLE = torch.float64
 FEATURES = 8
@@ -24,12 +24,12 @@ def features(seed: int, count: int = 300) -> torch.Tensor:
 
 
 def moment(rows_BI: torch.Tensor) -> SecondMoment:
-    return SecondMoment(len(rows_BI), sum_of_products(rows_BI, rows_BI))
+    return no_rows(rows_BI.shape[1]).with_rows(rows_BI)
 
 
 def of_many(rows_BI: torch.Tensor) -> SecondMoment:
     """As if each of these rows had come a billion times: nothing is left to expect."""
-    return SecondMoment(len(rows_BI) * 10**9, sum_of_products(rows_BI, rows_BI) * 10**9)
+    return SecondMoment(len(rows_BI) * 10**9, moment(rows_BI).sum_II * 10**9)
 
 
 def heads(seed: int, width: int, step: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
