@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from service.api.dependencies import ContextDep, LoopsDep, Reader
 from service.api.operations import Health, check_health
+from service.api.quotas import QuotaView, read_quotas
 from service.api.summaries import ModelSummary, list_summaries
 from service.context import Context
 from service.database.seek import Seek
@@ -56,8 +57,17 @@ def _render(request: Request, principal: Principal, context: Context, health: He
         most_shown=_MOST_SHOWN,
         checks=health.checks,
         problems=problems,
+        quotas=_limits(principal, context),
         **values,
     )
+
+
+def _limits(principal: Principal, context: Context) -> dict[str, QuotaView]:
+    """The quotas of the owner that are limited; none of the operator, who is not limited."""
+    if principal.owner is None:
+        return {}
+    found = read_quotas(principal, context, None).quotas
+    return {name: quota for name, quota in found.items() if quota.limit is not None}
 
 
 def _read(principal: Principal, context: Context) -> Overview:

@@ -15,7 +15,7 @@ from service.maintenance.gc import sweep_sessions
 from service.page.login import safe_address
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
-from tests.unit.service.page.browser import Browser
+from tests.unit.service.page.browser import Browser, rows_of
 
 HOURS = 3600
 
@@ -33,6 +33,17 @@ def test_a_key_signs_in_and_the_page_is_that_of_its_owner(
     assert "our-model" in page.text
     assert "their-model" not in page.text
     assert "ours" in page.text
+    # What the owner uses of its limits: one key and one model. The operator has none.
+    quotas = {row[0]: row[1:3] for row in rows_of(page.text, "live_quotas")}
+    assert quotas["models"] == ["1", "500"]
+    assert quotas["keys"][0] == "1"
+    assert "datasets" not in quotas, "unlimited"
+
+
+def test_the_operator_has_no_quotas(guarded: ControlPlane, browser: Browser) -> None:
+    page = browser.follow(browser.follow(browser.sign_in(ADMIN_KEY)))
+    assert page.status_code == 200
+    assert "live_quotas" not in page.text
 
 
 def test_the_cookie_cannot_be_read_by_scripts_nor_sent_by_other_sites(
