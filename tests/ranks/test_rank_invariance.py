@@ -69,7 +69,9 @@ def test_ranks_train_the_heads_of_one(
     for rank in ranks:
         assert rank[dataset].keys() == alone[dataset].keys()
         for name, value in alone[dataset].items():
-            torch.testing.assert_close(rank[dataset][name], value, rtol=0, atol=1e-5)
+            # AdamW divides a gradient by its size, and rounding of a small one moves a head: by up to 4e-5
+            # in these updates, depending on the CPU.
+            torch.testing.assert_close(rank[dataset][name], value, rtol=0, atol=1e-4)
 
 
 def test_ranks_that_share_the_earlier_datasets_keep_the_bound_of_one(
