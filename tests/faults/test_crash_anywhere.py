@@ -27,8 +27,10 @@ from tests.fakes.crashes import (
     CrashingLauncher,
     CrashingStore,
     FaultAtMoment,
+    FaultInjector,
 )
 from tests.faults.invariants import InvariantChecker
+from tests.faults.saved_world import SavedWorld
 from tests.faults.scenarios import SCENARIOS, Scenario, check_end, is_quiet
 from tests.faults.world import Template, World
 
@@ -40,42 +42,51 @@ _STRIDE = 1 if _IS_LONG else 5
 _LOOKS = ("statuses", "log")
 
 
-class DistinctCrash(FaultAtMoment):
-    """Crashes once for each state of database, store and cluster that a crash can leave behind.
+class CrashMoments:
+    """Saves the world once for each state of database, store and cluster that a crash can leave behind.
 
     A crash before a call leaves what a crash after the call before it leaves, unless time has passed since; a
     crash inside a transaction leaves what was there before the transaction.
     """
 
-    def __init__(self, strikes_at: int) -> None:
-        super().__init__(strikes_at)
+    def __init__(self, save: Callable[[], SavedWorld]) -> None:
+        # The moment, its round, and what a crash leaves there.
+        self.saved: list[tuple[str, int, SavedWorld]] = []
+        self._save = save
+        self._round = 0
         self._is_new_round = True
 
     def begin_round(self) -> None:
         """Called before each round, which begins later than the one before it ended."""
+        self._round += 1
         self._is_new_round = True
 
     def before(self, contact: Contact) -> None:
         """See FaultInjector."""
         if self._is_new_round and contact.has_effect:
             self._is_new_round = False
-            super().before(contact)
+            self._keep("before", contact)
 
     def inside(self, contact: Contact) -> None:
         """See FaultInjector."""
 
     def after(self, contact: Contact) -> None:
         """See FaultInjector."""
-        if contact.method not in _LOOKS:
-            super().after(contact)
+        if contact.has_effect and contact.method not in _LOOKS:
+            self._keep("after", contact)
+
+    def _keep(self, when: str, contact: Contact) -> None:
+        moment = f"{when} {contact.port}.{contact.method}"
+        self.saved.append((moment, self._round, self._save()))
 
 
 @pytest.mark.parametrize("life", SCENARIOS, ids=lambda life: life.name)
 def test_a_death_at_any_moment_changes_no_end(
     template: Template, stage: Path, life: Scenario, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fate = FaultAtMoment if _IS_LONG else DistinctCrash
-    _report(capsys, life, "deaths", _strike(partial(World, template, stage), life, fate, 1))
+    every_moment = partial(_strike, partial(World, template, stage), life, FaultAtMoment, 1)
+    deaths = every_moment() if _IS_LONG else _die(template, stage, life)
+    _report(capsys, life, "deaths", deaths)
 
 
 @pytest.mark.parametrize("life", SCENARIOS, ids=lambda life: life.name)
@@ -84,6 +95,41 @@ def test_an_error_at_any_moment_changes_no_end(
 ) -> None:
     fate = partial(FaultAtMoment, deadly=False)
     _report(capsys, life, "errors", _strike(partial(World, template, stage), life, fate, _STRIDE))
+
+
+def _die(template: Template, stage: Path, life: Scenario) -> Iterator[str]:
+    """The distinct moments of one run; another process goes on from what a crash leaves at each of them."""
+    with closing(World(template, stage)) as world:
+        moments = CrashMoments(partial(SavedWorld, world, stage))
+        _live(world, life, moments)
+    for moment, began_round, saved in moments.saved:
+        with closing(saved.restored(template, stage)) as world:
+            try:
+                _live_on(world, life, _MOST_ROUNDS - began_round)
+            except AssertionError as error:
+                error.add_note(f"{life.name}, struck {moment}, round {began_round}")
+                raise
+        yield moment
+
+
+def _live_on(world: World, life: Scenario, most_rounds: int) -> None:
+    """Go on after a crash, with a reconciler that remembers nothing."""
+    checker = InvariantChecker(world)
+    checker.check()
+    reconciler = Reconciler(world.context(world.database))
+    for _ in range(most_rounds):
+        if _end_round(world, life):
+            break
+        reconciler.tick()
+    checker.check_at_the_end()
+    check_end(world, life)
+
+
+def _end_round(world: World, life: Scenario) -> bool:
+    """Let time pass, and let users and the cluster react. Returns whether nothing is left to do."""
+    world.clock.advance(2)
+    life.react(world)
+    return is_quiet(world)
 
 
 def _strike(
@@ -106,7 +152,7 @@ def _strike(
         yield lifeline.struck
 
 
-def _live(world: World, life: Scenario, lifeline: FaultAtMoment) -> None:
+def _live(world: World, life: Scenario, lifeline: FaultAtMoment | CrashMoments) -> None:
     checker, context = InvariantChecker(world), world.context(world.database)
     turns = _turns(world, life, context, lifeline)
     life.begin(world)
@@ -120,16 +166,14 @@ def _live(world: World, life: Scenario, lifeline: FaultAtMoment) -> None:
         except Crash:
             checker.check()
             turns = itertools.repeat(Reconciler(context))
-        world.clock.advance(2)
-        life.react(world)
-        if is_quiet(world):
+        if _end_round(world, life):
             break
     checker.check_at_the_end()
     check_end(world, life)
 
 
 def _turns(
-    world: World, life: Scenario, context: Context, lifeline: FaultAtMoment
+    world: World, life: Scenario, context: Context, lifeline: FaultInjector
 ) -> Iterator[Reconciler]:
     """Whose turn it is: while the life is like no other, that of the one which may be struck."""
     for reconciler, is_over in (
@@ -144,7 +188,7 @@ def _turns(
             reconciler.stop()
 
 
-def _mortal(context: Context, lifeline: FaultAtMoment) -> Context:
+def _mortal(context: Context, lifeline: FaultInjector) -> Context:
     return replace(
         context,
         database=CrashingDatabase(context.database, lifeline),

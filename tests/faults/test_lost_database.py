@@ -4,7 +4,6 @@ With records of that moment, every run ends as expected. With records that are s
 work is found in the store or repeated: never counted twice, and the live pointer never goes back.
 """
 
-import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from service.maintenance.backup import BackupWriter
 from service.maintenance.rebuild import Rebuild
 from service.maintenance.rebuild_bucket import Bucket
 from service.states import TERMINAL, JobState
+from tests.faults.saved_world import SavedWorld
 from tests.faults.scenarios import SCENARIOS, Scenario, check_end, is_quiet
 from tests.faults.world import Template, World
 from workers.storage import layout
@@ -56,45 +56,74 @@ def test_records_of_some_seconds_ago_lead_to_nothing_twice(
 
 
 def _worlds(template: Template, stage: Path, life: Scenario, lag: int) -> Iterator[World]:
-    """Each world ended after a loss; the last one ended before the loss."""
-    for round_of_loss in itertools.count(1, 1 if _EVERY_ROUND else 2 + lag):
-        with closing(World(template, stage)) as world:
+    """Each world ended after a loss; the first one ended without. The rounds before a loss run once for all losses."""
+    with closing(World(template, stage)) as world:
+        past, saved = _live(world, stage, life, _rounds_of_loss(lag))
+        _check(world)
+        yield world
+    assert saved, "the life has no moment of its own"
+    for number, before in saved.items():
+        with closing(before.restored(template, stage)) as world:
             try:
-                was_lost = _live(world, life, round_of_loss, lag)
+                _lose(world.context(world.database), past[max(0, number - lag)])
+                _live_on(world, life, _MOST_ROUNDS - number)
                 _check(world)
                 yield world
             except AssertionError as error:
-                error.add_note(f"{life.name}, lost after round {round_of_loss}, lag {lag}")
+                error.add_note(f"{life.name}, lost after round {number}, lag {lag}")
                 raise
-        if not was_lost:
-            assert round_of_loss > 1, "the life has no moment of its own"
-            return
 
 
-def _live(world: World, life: Scenario, round_of_loss: int, lag: int) -> bool:
+def _rounds_of_loss(lag: int) -> range:
+    return range(1, _MOST_ROUNDS, 1 if _EVERY_ROUND else 2 + lag)
+
+
+def _live(
+    world: World, stage: Path, life: Scenario, to_save: range
+) -> tuple[list[Records], dict[int, SavedWorld]]:
+    """The records after each round until nothing is left to do, and the worlds after these rounds."""
     context = world.context(world.database)
-    reconciler, was_lost = Reconciler(context), False
+    reconciler = Reconciler(context)
     life.begin(world)
-    past = [_recorded(context)]
+    past, saved = [_recorded(context)], {}
     for number in range(1, _MOST_ROUNDS):
-        reconciler.tick()
-        world.clock.advance(2)
-        life.react(world)
+        _run_round(world, life, reconciler)
         past.append(_recorded(context))
-        if number == round_of_loss:
-            _lose(context, past[max(0, number - lag)])
-            reconciler, was_lost = Reconciler(context), True
-        elif is_quiet(world):
+        if number in to_save:
+            saved[number] = SavedWorld(world, stage)
+        if is_quiet(world):
             break
-    return was_lost
+    return past, saved
 
 
-def _recorded(context: Context) -> Records:
-    """The content of the store once everything is recorded."""
+def _live_on(world: World, life: Scenario, most_rounds: int) -> None:
+    """Go on after a loss, with a reconciler that remembers nothing."""
+    context = world.context(world.database)
+    reconciler = Reconciler(context)
+    for _ in range(1, most_rounds):
+        _run_round(world, life, reconciler)
+        _record(context)
+        if is_quiet(world):
+            break
+
+
+def _run_round(world: World, life: Scenario, reconciler: Reconciler) -> None:
+    reconciler.tick()
+    world.clock.advance(2)
+    life.react(world)
+
+
+def _record(context: Context) -> None:
+    """Record everything."""
     assert BackupWriter(context).round()
     with context.database.write() as connection:
         # The next recorder is another process: it need not wait.
         connection.execute(delete(tables.leases))
+
+
+def _recorded(context: Context) -> Records:
+    """The content of the store once everything is recorded."""
+    _record(context)
     return {key: context.store.read(key) for key in context.store.keys(layout.records())}
 
 

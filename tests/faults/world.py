@@ -3,7 +3,6 @@
 Made from a template, because migrating a database takes longer than a job.
 """
 
-import itertools
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -146,7 +145,7 @@ class World:
         self.checkpoints: list[str] = []
         self.database = database_of("world", database_url)
         self.settings = template.context.settings
-        self._names = itertools.count(1)
+        self._posted = 0
         self._once: set[str] = set()
 
     def once(self, what: str) -> bool:
@@ -179,10 +178,11 @@ class World:
 
     def post(self, shard: str, model: str = MODEL, **flags: bool) -> str | None:
         """A dataset with that one shard; its job, also where the dataset was there already."""
+        self._posted += 1
         request = NewDataset.model_validate(
             {
                 "model": model,
-                "name": f"data-{next(self._names)}",
+                "name": f"data-{self._posted}",
                 "pair": {"first": "image", "second": "text"},
                 "shards": [self.template.shards[shard]],
                 **flags,
