@@ -1,5 +1,6 @@
-"""Code of the test's ranks: many checks in one spawn, because importing torch is slow."""
+"""Code of the test's ranks: processes that are forked from one that has imported torch, which takes seconds."""
 
+import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.scaling.group import joined
@@ -63,8 +64,14 @@ SOLVED = SPEC.model_copy(update={"protection": ProtectionSpec()})
 
 def in_ranks(check: Callable[[World], object], size: int, folder: Path) -> list[Any]:
     """Run `check` in `size` gloo processes; return the result of each rank."""
-    spawn(_rank, args=(check, size, str(folder)), nprocs=size)
+    start_ranks(_rank, (check, size, str(folder)), size)
     return [torch.load(folder / f"{rank}.pt") for rank in range(size)]
+
+
+def start_ranks(rank: Callable[..., None], args: tuple[object, ...], size: int) -> None:
+    """Run `rank` with its number and `args` in `size` processes until they end. Raises if one of them fails."""
+    multiprocessing.set_forkserver_preload([__name__])
+    start_processes(rank, args=args, nprocs=size, start_method="forkserver")
 
 
 def _rank(rank: int, check: Callable[[World], object], size: int, folder: str) -> None:

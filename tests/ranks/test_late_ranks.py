@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from torch.multiprocessing.spawn import spawn
 
 from benchmarks.scaling.group import joined
+from tests.ranks.ranks import start_ranks
 from workers.train.distributed import World, all_reduce_max, barrier, world
 
 _TIMEOUT, _LATE = 0.5, 1.5
@@ -32,4 +32,4 @@ def _meets(here: World) -> None:
 
 
 def test_a_barrier_outlasts_the_timeout_of_collectives(tmp_path: Path) -> None:
-    spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    start_ranks(_rank, (str(tmp_path),), 2)
