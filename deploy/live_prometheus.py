@@ -29,7 +29,7 @@ class Target:
 class Prometheus:
     """`with Prometheus(program, folder, port, targets) as it: it.ask("up")`.
 
-    `rules`: a file of alert rules, evaluated every second.
+    `rules`: a file of alert rules, evaluated every second. `scrape_seconds`: how often targets are scraped.
     """
 
     def __init__(
@@ -39,10 +39,12 @@ class Prometheus:
         port: int,
         targets: Sequence[Target],
         rules: Path | None = None,
+        scrape_seconds: int = 1,
     ) -> None:
         folder.mkdir(parents=True)
         self._folder = folder
         self._address = f"http://127.0.0.1:{port}"
+        self._scrape_seconds = scrape_seconds
         self._command = [
             *(str(program), f"--config.file={self._written(targets, rules)}"),
             *(f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"),
@@ -92,7 +94,11 @@ class Prometheus:
             for target in targets
         ]
         path = self._folder / "prometheus.yaml"
-        every = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+        every = {
+            "scrape_interval": f"{self._scrape_seconds}s",
+            "scrape_timeout": f"{self._scrape_seconds}s",
+            "evaluation_interval": "1s",
+        }
         files = [] if rules is None else [str(rules)]
         path.write_text(
             json.dumps({"global": every, "rule_files": files, "scrape_configs": scraped})

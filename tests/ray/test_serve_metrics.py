@@ -32,6 +32,8 @@ STARTING_SECONDS = 300.0
 COMPARED = 64
 # More than twice as long as Ray keeps a gauge that is not set again, which is 20 s.
 QUIET_SECONDS = 45.0
+# Ray reports a gauge every 10 s, and answering a scrape takes a quarter of a second of its CPU.
+SCRAPE_SECONDS = 5
 # What is set when it changes, and not by each request.
 OF_MODEL = f'{{model="{MODEL}"}}'
 GAUGES = {
@@ -78,7 +80,8 @@ def prometheus(stack: LocalStack, tmp_path: Path) -> Iterator[Prometheus]:
         pytest.skip(str(reason))
     targets = [Target("cmcl-ray", ray_metrics(stack))]
     port = Ports.free().service
-    with Prometheus(program, tmp_path / "prometheus", port, targets, RULES) as running:
+    folder = tmp_path / "prometheus"
+    with Prometheus(program, folder, port, targets, RULES, SCRAPE_SECONDS) as running:
         yield running
 
 
