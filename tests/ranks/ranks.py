@@ -1,18 +1,13 @@
-"""Code of the test's ranks: processes that are forked from one that has imported torch, which takes seconds."""
+"""What ranks of tests compute, from which the tests see whether it depends on the number of ranks."""
 
-import multiprocessing
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.scaling.group import joined
 from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
@@ -39,7 +34,6 @@ from workers.train.distributed import (
     all_reduce_pair_moments,
     rank_lengths,
     rank_slice,
-    world,
 )
 from workers.train.learn import ModelState, Task, learn
 from workers.train.loop import train_pair
@@ -60,25 +54,6 @@ SPEC = ModelSpec(
     protection=ProtectionSpec(policy="replay"),
 )
 SOLVED = SPEC.model_copy(update={"protection": ProtectionSpec()})
-
-
-def in_ranks(check: Callable[[World], object], size: int, folder: Path) -> list[Any]:
-    """Run `check` in `size` gloo processes; return the result of each rank."""
-    start_ranks(_rank, (check, size, str(folder)), size)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(size)]
-
-
-def start_ranks(rank: Callable[..., None], args: tuple[object, ...], size: int) -> None:
-    """Run `rank` with its number and `args` in `size` processes until they end. Raises if one of them fails."""
-    multiprocessing.set_forkserver_preload([__name__])
-    start_processes(rank, args=args, nprocs=size, start_method="forkserver")
-
-
-def _rank(rank: int, check: Callable[[World], object], size: int, folder: str) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    with joined(Path(folder) / f"rendezvous-{size}", rank, size):
-        torch.save(check(world()), Path(folder) / f"{rank}.pt")
 
 
 def everything(shards: Sequence[Shard], here: World) -> dict[str, object]:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from benchmarks.scaling.group import joined
-from tests.ranks.ranks import start_ranks
+from tests.ranks.processes import start_ranks
 from workers.train.distributed import World, all_reduce_max, barrier, world
 
 _TIMEOUT, _LATE = 0.5, 1.5

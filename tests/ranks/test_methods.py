@@ -8,7 +8,7 @@ from benchmarks.baselines import BASELINES
 from cmcl.contract.methods import BUILT_IN_METHODS, installed_methods
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from tests.ranks.ranks import in_ranks
+from tests.ranks.processes import in_ranks
 from workers.methods.registry import method_class, method_for
 from workers.model.rows import PairedRows
 from workers.train.data.rows import HeldRows

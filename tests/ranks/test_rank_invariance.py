@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cmcl.contract.dataset import Shard
-from tests.ranks.ranks import BATCH, PAIR, SPEC, diverged, everything, in_ranks, write_shards
+from tests.ranks.processes import in_ranks
+from tests.ranks.ranks import BATCH, PAIR, SPEC, diverged, everything, write_shards
 from workers.methods.sampled_replay import SAMPLED_ROWS
 from workers.model.heads import head_width
 from workers.train.distributed import World
