@@ -155,8 +155,8 @@ def _memory(width: int, datasets: int) -> Memory:
     memory = Memory()
     for number in range(datasets):
         first, second = _pairs()[number % len(_pairs())]
-        pair, moments = ModalityPair(first=first, second=second), summed[first, second]
-        memory = memory.with_centred_dataset(pair, moments, {first: _RIDGE, second: _RIDGE})
+        pair, sums = ModalityPair(first=first, second=second), summed[first, second]
+        memory = memory.with_sums(pair, dataset_moments(sums), {first: _RIDGE, second: _RIDGE})
     return memory
 
 
@@ -225,7 +225,7 @@ def _bytes(width: int, lift: int) -> dict[str, int | None]:
     rows = torch.nn.functional.normalize(torch.randn(64, together), dim=1)
     moments: PairMoments = pair_moments(_ones(rows), _ones(rows))
     pair = ModalityPair(first="a", second="b")
-    memory = Memory().with_centred_dataset(pair, moments, {"a": _RIDGE, "b": _RIDGE})
+    memory = Memory().with_sums(pair, dataset_moments(moments), {"a": _RIDGE, "b": _RIDGE})
     return {
         "width": width,
         "lift": lift,

@@ -28,12 +28,12 @@ from benchmarks.command_line import OneLineParser, count
 from benchmarks.large.data import write_dataset
 from benchmarks.report import machine
 from cmcl.contract.dataset import DatasetManifest, Shard
-from cmcl.contract.job import JobSpec
+from cmcl.contract.job import JobSpec, submission_id
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from workers.storage import layout
 from workers.storage.local import LocalStore
-from workers.storage.running import newest_progress
+from workers.storage.running import Shown, read_running
 from workers.storage.versions import read_candidate
 
 matplotlib.use("agg")
@@ -206,7 +206,7 @@ def _watched(
 
 
 def _told(store: LocalStore) -> dict[str, Any]:
-    progress = newest_progress(store, JOB, 1)
+    progress = read_running(store).get(submission_id(JOB, 1), Shown()).progress()
     if progress is None:
         return {"phase": "starting", "rows_per_second": None}
     return {"phase": progress.phase, "rows_per_second": progress.rows_per_second}

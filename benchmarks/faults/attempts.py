@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import safetensors.torch
 
 from cmcl.contract.dataset import DatasetManifest
-from cmcl.contract.job import JobSpec, Progress
+from cmcl.contract.job import JobSpec, Progress, submission_id
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
-from workers.storage.running import newest_progress
+from workers.storage.running import Shown, read_running
 from workers.storage.shards import describe_shard
 from workers.storage.versions import check_candidate, read_candidate
 
@@ -81,7 +81,8 @@ class Job:
 
     def progress(self, attempt: int) -> Progress | None:
         """Return the attempt's progress, or None before its first report."""
-        return newest_progress(self.store, self.name, attempt)
+        shown = read_running(self.store)
+        return shown.get(submission_id(self.name, attempt), Shown()).progress()
 
     def checkpoints(self, attempt: int) -> list[str]:
         """Return the keys, newest last."""

@@ -12,13 +12,14 @@ from statistics import median
 from typing import Any
 
 from cmcl.client import Client
+from cmcl.contract.job import submission_id
 from cmcl.contract.model import ModelSpec, ProtectionSpec
 from cmcl.demo.stream import Stream, read_stream
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports
 from workers.storage import layout
 from workers.storage.local import LocalStore
-from workers.storage.running import newest_progress
+from workers.storage.running import Shown, read_running
 
 _MODEL = "start"
 _LOOK_SECONDS = 0.005
@@ -48,7 +49,7 @@ class StartTimes:
         spec = self.store.root / layout.run_spec(self.job, 1)
         if spec.is_file():
             self.at.setdefault("submission", spec.stat().st_mtime)
-        reported = newest_progress(self.store, self.job, 1)
+        reported = read_running(self.store).get(submission_id(self.job, 1), Shown()).progress()
         if reported is None:
             return
         # The job's own time, because it was written before it was observed.

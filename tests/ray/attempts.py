@@ -16,9 +16,9 @@ from cmcl.demo.stream import read_stream
 from cmcl.stack import LocalStack
 from tests.conftest import EXAMPLE_STREAM
 from tests.fakes.feature_shards import fetch
+from tests.fakes.running import newest_progress
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
-from workers.storage.running import newest_progress
 from workers.storage.versions import check_candidate, read_candidate
 
 STREAM = read_stream(EXAMPLE_STREAM)

@@ -1,6 +1,5 @@
 """The kinds of encoders, and loading one."""
 
-from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -10,8 +9,6 @@ import numpy as np
 
 from cmcl.contract.encoder import ENCODER_ENTRY_POINTS, EncoderSpec
 from workers.encoders.port import EncoderUnusable, FrozenEncoder
-
-Builder = Callable[[EncoderSpec], FrozenEncoder[Any]]
 
 # Class and packages of each built-in kind. Imported on use: some take seconds, and only the process of the
 # encoder needs them.

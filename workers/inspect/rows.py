@@ -130,12 +130,6 @@ class Findings:
     rank_one: bool
 
     @property
-    def usable(self) -> bool:
-        """Whether these rows can be trained on. Everything else that is odd is advice."""
-        broken = self.nan + self.infinite + self.zero_rows
-        return self.rows > 0 and broken == 0 and self.width == self.expected_width
-
-    @property
     def advice(self) -> tuple[str, ...]:
         """One sentence for each oddity."""
         return tuple(_advice_on_rows(self))

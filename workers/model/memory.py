@@ -8,7 +8,7 @@ from operator import add
 
 from cmcl.contract.modality import ModalityPair
 from workers.model.heads import ModalityHeads
-from workers.nullspace.centred import CentredMoments, PairNames, dataset_moments
+from workers.nullspace.centred import CentredMoments, PairNames
 from workers.nullspace.moments import PairMoments, SecondMoment
 
 
@@ -58,19 +58,13 @@ class Memory:
         total = known + moments if known else moments
         return replace(self._counting(key), moments={**self.moments, key: total})
 
-    def with_centred_dataset(
-        self, pair: ModalityPair, moments: PairMoments, ridges: Mapping[str, float]
-    ) -> "Memory":
-        """Return this memory with one more dataset, for the closed form.
-
-        `ridges`: those that the dataset chose for its two modalities.
-        """
-        return self.with_sums(pair, dataset_moments(moments), ridges)
-
     def with_sums(
         self, pair: ModalityPair, sums: CentredMoments, ridges: Mapping[str, float]
     ) -> "Memory":
-        """As `with_centred_dataset`, from what the dataset adds."""
+        """Return this memory with what one more dataset adds, for the closed form.
+
+        `ridges`: those that the dataset chose for its two modalities.
+        """
         key, sums = _key(pair), _in_order(pair, sums)
         known = self.centred.get(key)
         chosen = {

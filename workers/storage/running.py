@@ -10,21 +10,17 @@ name, then deletes the earlier one; the highest sequence counts. Names are hints
 """
 
 import hashlib
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pydantic import ValidationError
 
-from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.job import Progress, submission_id
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-# Listings in which each newest progress was replaced before it was read.
-_TRIES = 10
 _NO_NUMBERS = ("", "nan", "inf", "-inf")
 # In the order of a name, after sequence, phase, time, and digest of the note.
 _COUNTS = ("updates_done", "updates_total", "rows_done", "rows_total", "ranks", "resumed_at")
@@ -72,19 +68,6 @@ def read_progress(store: ObjectStore, attempt: str, shown: Shown) -> Progress | 
         return Progress.model_validate_json(store.read(layout.running_file(attempt, shown.name)))
     except ValidationError:
         return None
-
-
-def newest_progress(store: ObjectStore, job: str, attempt: int) -> Progress | None:
-    """The progress of one attempt; None if it shows none that can be read."""
-    name = submission_id(job, attempt)
-    for _ in range(_TRIES):
-        shown = read_running(store).get(name)
-        if shown is None or not shown.name:
-            break
-        # Without an object it was replaced after the listing.
-        with suppress(ObjectNotFound):
-            return read_progress(store, name, shown)
-    return None
 
 
 def mark_ended(store: ObjectStore, job: str, attempt: int) -> None:

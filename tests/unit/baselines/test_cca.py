@@ -10,6 +10,7 @@ from cmcl.contract.modality import ModalityPair
 from tests.unit.methods.contexts import AUDIO_IMAGE, HEAD_WIDTHS, IMAGE_TEXT, WIDTH, context_on
 from workers.methods.method import Solved
 from workers.model.memory import Memory
+from workers.nullspace.centred import dataset_moments
 from workers.nullspace.moments import pair_moments
 
 ROWS = 300
@@ -34,7 +35,7 @@ def memory_of(*pairs: tuple[ModalityPair, int]) -> Memory:
     memory = Memory()
     for pair, seed in pairs:
         ridges = dict.fromkeys(pair.modalities, 0.02)
-        memory = memory.with_centred_dataset(pair, pair_moments(*sides(pair, seed)), ridges)
+        memory = memory.with_sums(pair, dataset_moments(pair_moments(*sides(pair, seed))), ridges)
     return memory
 
 

@@ -13,6 +13,7 @@ from tests.unit.methods.contexts import AUDIO_IMAGE, IMAGE_TEXT, context_on, ran
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.model.rows import PairedRows
+from workers.nullspace.centred import dataset_moments
 
 AUDIO_TEXT = ModalityPair(first="audio", second="text")
 METHOD = RidgeOntoFrozen(temperature=0.07, ridge=0.01)
@@ -26,7 +27,7 @@ def learned(
     for pair, rows in datasets:
         context = replace(context, pair=pair)
         ridges = dict.fromkeys(pair.modalities, 0.02)
-        memory = memory.with_centred_dataset(pair, seen(rows).moments, ridges)
+        memory = memory.with_sums(pair, dataset_moments(seen(rows).moments), ridges)
         heads = context.heads.replaced(method.solve(context, memory).weights)
         state = method.next_state(context, heads, seen(rows))
         context = replace(context, heads=heads, method_state=state)

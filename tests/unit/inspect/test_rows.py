@@ -112,7 +112,6 @@ def test_sound_rows_give_no_advice() -> None:
         found = check_rows(
             torch.randn(30, 8, generator=torch.Generator().manual_seed(0)).to(dtype), 8
         )
-        assert found.usable
         assert found.advice == ()
 
 
@@ -127,15 +126,14 @@ def test_everything_odd_in_rows_is_counted() -> None:
     assert (found.nan, found.infinite) == (2, 1)
     assert (found.zero_rows, found.duplicate_rows, found.constant_columns) == (0, 2, 1)
     assert not found.rank_one
-    assert not found.usable
     assert len(found.advice) == 4
 
 
-def test_zero_rows_are_counted_and_not_usable() -> None:
+def test_zero_rows_are_counted() -> None:
     rows = torch.randn(10, 3, generator=torch.Generator().manual_seed(2))
     rows[4] = 0
     found = check_rows(rows, 3)
-    assert (found.zero_rows, found.usable) == (1, False)
+    assert found.zero_rows == 1
     assert any("1 rows are all zeros" in sentence for sentence in found.advice)
 
 
@@ -148,10 +146,10 @@ def test_rank_one_rows_are_noticed_at_any_scale(scale: float) -> None:
     assert not check_rows(rows * scale, 6).rank_one
 
 
-def test_rows_of_nothing_are_reported_and_not_usable() -> None:
+def test_rows_of_nothing_are_reported() -> None:
     for shape in ((0, 5), (4, 0), (1, 5)):
         found = check_rows(torch.ones(shape), 5)
         assert (found.duplicate_rows, found.constant_columns, found.rank_one) == (0, 0, False)
-        assert found.usable == (shape == (1, 5))
+        assert (found.rows, found.width) == shape
     with pytest.raises(ValueError, match="they must be rows × width"):
         check_rows(torch.ones(5), 5)

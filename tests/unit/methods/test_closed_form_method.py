@@ -11,6 +11,7 @@ from workers.model.evaluation import HeldOut, measure
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.model.rows import PairedRows
+from workers.nullspace.centred import dataset_moments
 from workers.nullspace.moments import PairMoments, pair_moments
 
 WIDTHS = {"audio": 14, "image": 20, "text": 11}
@@ -55,7 +56,7 @@ def memory_of(datasets: Datasets) -> Memory:
     memory = Memory()
     for pair, rows in datasets:
         ridges = {name: RIDGES[name] for name in pair.modalities}
-        memory = memory.with_centred_dataset(pair, moments_of(rows), ridges)
+        memory = memory.with_sums(pair, dataset_moments(moments_of(rows)), ridges)
     return memory
 
 
@@ -154,8 +155,8 @@ def test_groups_without_a_common_dataset_are_named() -> None:
     sides = rows_of(IMAGE_TEXT, 2)
     depth = torch.cat([sides.second_NJ[:, :9], torch.ones(200, 1)], dim=1)
     audio = torch.cat([sides.first_NI[:, :14], torch.ones(200, 1)], dim=1)
-    memory = memory_of(STREAM[:1]).with_centred_dataset(
-        other, pair_moments(audio, depth), {"audio": 0.02, "depth": 0.02}
+    memory = memory_of(STREAM[:1]).with_sums(
+        other, dataset_moments(pair_moments(audio, depth)), {"audio": 0.02, "depth": 0.02}
     )
     context = TrainingContext(initial_heads(spec), Memory(), {}, other, spec.training, seed=0)
     found = ClosedForm.from_spec(spec).solve(context, memory)

@@ -9,6 +9,7 @@ from cmcl.contract.model import ModelSpec
 from workers.model import artifact
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
+from workers.nullspace.centred import dataset_moments
 from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.moments import PairMoments, pair_moments
 
@@ -123,7 +124,7 @@ def test_a_memory_centres_each_dataset_by_its_own_means() -> None:
     memory = Memory()
     for pair, seed in ((IMAGE_TEXT, 3), (TEXT_IMAGE, 5)):
         moments = with_ones(*rows(pair, seed))
-        memory = memory.with_centred_dataset(pair, moments, ridges)
+        memory = memory.with_sums(pair, dataset_moments(moments), ridges)
     again = artifact.load_memory(artifact.save_memory(memory))
     assert again.datasets == {("image", "text"): 2}
     ours, theirs = memory.centred["image", "text"], again.centred["image", "text"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import Phase, Progress
 from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.running import newest_progress
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.running import (
@@ -18,7 +19,6 @@ from workers.storage.running import (
     encode_progress,
     forget_running,
     mark_ended,
-    newest_progress,
     read_running,
 )
 

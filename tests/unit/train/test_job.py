@@ -27,10 +27,10 @@ from cmcl.contract.version import VersionManifest
 from cmcl.demo.stream import StreamDataset, read_stream
 from tests.conftest import EXAMPLE_STREAM
 from tests.fakes.feature_shards import fetch
+from tests.fakes.running import newest_progress
 from workers.inspect.capacity import model_capacity
 from workers.storage import layout
 from workers.storage.local import LocalStore
-from workers.storage.running import newest_progress
 from workers.storage.scratch import Scratch
 from workers.storage.versions import check_candidate, publish_files, read_candidate
 from workers.train.data.dataset import training_rows
@@ -320,7 +320,7 @@ NOTICED = """
 import os, sys, threading, time
 import torch
 from workers.storage.uris import open_store
-from workers.storage.running import newest_progress
+from tests.fakes.running import newest_progress
 from workers.train.job import train_dataset
 from workers.train.checkpoint import watch_for_preemption
 

@@ -11,9 +11,9 @@ from cmcl.contract.job import JobSpec, Progress
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.running import newest_progress
 from workers.storage import layout
 from workers.storage.local import LocalStore
-from workers.storage.running import newest_progress
 from workers.train.distributed import SINGLE_PROCESS, World
 from workers.train.progress import Reporter
 from workers.train.run import UpdateDone, UpdateStats

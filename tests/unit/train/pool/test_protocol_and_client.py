@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.running import newest_progress
 from workers.storage.local import LocalStore
-from workers.storage.running import newest_progress
 from workers.train.pool import client
 from workers.train.pool.protocol import (
     PoolSetup,
