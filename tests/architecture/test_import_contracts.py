@@ -20,7 +20,7 @@ PLANTED = [
     ("the data plane is layered", "workers.model.heads", "workers.train.loop"),
     ("training is layered", "workers.train.data.order", "workers.train.loop"),
     ("the pool of ranks is layered", "workers.train.pool.queue", "workers.train.pool.actor"),
-    ("serving is layered", "workers.serve.versions.live", "workers.serve.batching.compute"),
+    ("serving is layered", "workers.serve.versions.live", "workers.serve.compute"),
     (
         "routes of serving do not import each other",
         "workers.serve.api.wire.rows",

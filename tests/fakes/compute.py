@@ -6,7 +6,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from workers.model.heads import unit_rows
-from workers.serve.batching.compute import NO_TICKET, Ticket
+from workers.serve.compute import NO_TICKET, Ticket
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 P = ParamSpec("P")

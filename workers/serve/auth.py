@@ -35,7 +35,7 @@ from cmcl.contract.access import (
 )
 from cmcl.contract.errors import ObjectNotFound, StorageError
 from workers.serve.errors import NotReady, Unauthorized
-from workers.serve.log_once import LogOnce
+from workers.serve.telemetry import LogOnce
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 

@@ -15,20 +15,20 @@ from starlette.types import ASGIApp
 
 from workers.memory import release_memory_every
 from workers.serve.announcements import Listener
-from workers.serve.api.admission import Admission
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica
+from workers.serve.api.limits import Admission
 from workers.serve.api.protocol import install_protocol
 from workers.serve.auth import AllowAll, Authenticator, SignedKeys, read_public_keys
-from workers.serve.batching.batcher import Batcher
-from workers.serve.batching.compute import stuck
+from workers.serve.batcher import Batcher
 from workers.serve.canary.monitor import CanaryMonitor
 from workers.serve.collections.collections import Collections, open_collections
+from workers.serve.compute import stuck
 from workers.serve.encoders.deployment import Handle, encoders_behind
 from workers.serve.ray_channel import open_channel
 from workers.serve.ray_metrics import RayMetrics
 from workers.serve.settings import ServeArgs
-from workers.serve.tracing import open_tracing
+from workers.serve.telemetry import open_tracing
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.follower import Follower, PollTask
 from workers.serve.versions.live import LiveVersions, wait_until_ready

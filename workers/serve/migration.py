@@ -24,7 +24,7 @@ from workers.model.migration import (
 from workers.nullspace.certificate import PairWeights
 from workers.nullspace.compatibility import stored_change
 from workers.nullspace.migrate import Migration
-from workers.serve.batching.compute import BACKGROUND, Compute
+from workers.serve.compute import BACKGROUND, Compute
 from workers.serve.lru import LRU, AsyncLRUCache
 from workers.serve.versions.loading import ServedVersion
 from workers.storage import layout

@@ -14,7 +14,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from workers.serve.tracing import TRACE, Attributes, RequestTrace
+from workers.serve.telemetry import TRACE, Attributes, RequestTrace
 from workers.tracing import close_provider, open_provider
 
 _W3C = TraceContextTextMapPropagator()

@@ -12,7 +12,7 @@ from cmcl.contract.dataset import Uri
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.modality import Frozen
 from workers.serve.auth import read_public_keys
-from workers.serve.quota import share_of_one
+from workers.serve.fairness import share_of_one
 
 _LOCAL_POLL_SECONDS = 0.1
 # Each poll of S3 costs one listing and one read per model, which are billed.

@@ -19,15 +19,15 @@ from tests.fakes.letter_encoder import LetterEncoders
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import publish_version, random_heads
 from tests.unit.serve.described import check_described
-from workers.serve.api.admission import Admission
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica as Parts
+from workers.serve.api.limits import Admission
 from workers.serve.auth import AllowAll
-from workers.serve.batching.batcher import Batcher
+from workers.serve.batcher import Batcher
 from workers.serve.canary.monitor import CanaryMonitor
 from workers.serve.encoders.port import Encoders, NoEncoders
 from workers.serve.settings import ServeArgs
-from workers.serve.tracing import Tracing
+from workers.serve.telemetry import Tracing
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions

@@ -11,7 +11,7 @@ from workers.serve.api.app import create_api
 from workers.serve.api.context import tenant_of
 from workers.serve.auth import Caller
 from workers.serve.errors import Overloaded
-from workers.serve.quota import Quota
+from workers.serve.fairness import Quota
 
 
 def take_all(quota: Quota, tenant: str, amount: int = 1) -> int:

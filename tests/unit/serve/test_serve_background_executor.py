@@ -16,9 +16,8 @@ from tests.fakes.serve_metrics import RecordedMetrics
 from workers.serve.api.wire.collection_bodies import payload_text
 from workers.serve.api.wire.formats import json_embeddings
 from workers.serve.api.wire.requests import Encoding
-from workers.serve.batching.batcher import Batcher
-from workers.serve.batching.compute import Steps, run_interleaved, run_to_end
-from workers.serve.batching.executor import BackgroundExecutor
+from workers.serve.batcher import Batcher
+from workers.serve.compute import BackgroundExecutor, Steps, run_interleaved, run_to_end
 from workers.serve.errors import InvalidRequest
 
 TIMEOUT = 60.0

@@ -17,9 +17,8 @@ from tests.fakes.versions import random_heads
 from tests.unit.serve.conftest import SPEC, Clock, Replica
 from tests.unit.serve.served_versions import load_version
 from workers.serve.api.app import create_api
-from workers.serve.batching.batcher import Batcher, RowQueue, Work
-from workers.serve.batching.compute import Ticket, stuck
-from workers.serve.batching.executor import BackgroundExecutor
+from workers.serve.batcher import Batcher, RowQueue, Work
+from workers.serve.compute import BackgroundExecutor, Ticket, stuck
 from workers.serve.errors import DeadlineExceeded
 from workers.serve.versions.loading import Float32Array, ServedVersion, ServingHead
 

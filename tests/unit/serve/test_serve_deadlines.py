@@ -7,7 +7,7 @@ from typing import Any, TypeVarTuple
 
 import pytest
 
-from workers.serve.api.deadlines import in_time
+from workers.serve.api.limits import in_time
 
 SOON, LATE = 0.05, 60.0
 Arguments = TypeVarTuple("Arguments")

@@ -36,7 +36,7 @@ from workers.serve.api.app import create_api
 from workers.serve.errors import Unprocessable
 from workers.serve.export.card import MeasuredVersion, card_files
 from workers.serve.export.formats import FORMATS
-from workers.serve.export.onnx import check_onnx
+from workers.serve.export.heads import check_onnx
 from workers.storage import layout
 from workers.storage.versions import read_version
 

@@ -12,7 +12,7 @@ from tests.unit.serve.conftest import MODEL, Clock, Replica
 from workers.serve.api.app import create_api
 from workers.serve.api.middleware import Middleware, RateLimiter
 from workers.serve.auth import Caller
-from workers.serve.quota import Quota
+from workers.serve.fairness import Quota
 
 SCOPE: Scope = {"type": "http", "path": "/v1/embeddings"}
 

@@ -16,7 +16,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.otel import OpenTelemetryTracing
 from workers.serve.settings import ServeArgs
-from workers.serve.tracing import open_tracing
+from workers.serve.telemetry import open_tracing
 from workers.storage import layout
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -214,7 +214,7 @@ from pathlib import Path
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeArgs
-from workers.serve.tracing import open_tracing
+from workers.serve.telemetry import open_tracing
 from workers.storage.local import LocalStore
 
 with tempfile.TemporaryDirectory() as folder:

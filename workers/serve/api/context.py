@@ -13,19 +13,18 @@ from starlette.requests import ClientDisconnect, Request
 
 from workers.flow_control import Pace
 from workers.serve.announcements import Announcer, NullAnnouncer
-from workers.serve.api.admission import Admission, hold_until_sent
-from workers.serve.api.deadlines import CancelOnDisconnect, in_time
+from workers.serve.api.limits import Admission, CancelOnDisconnect, hold_until_sent, in_time
 from workers.serve.api.openapi import answered_header, header_parameter
 from workers.serve.auth import Authenticator, Caller
-from workers.serve.batching.compute import (
+from workers.serve.canary.monitor import CanaryMonitor
+from workers.serve.collections.collections import Collections
+from workers.serve.compute import (
     Compute,
     Steps,
     Ticket,
     run_interleaved,
     run_to_end,
 )
-from workers.serve.canary.monitor import CanaryMonitor
-from workers.serve.collections.collections import Collections
 from workers.serve.encoders.port import Encoders
 from workers.serve.errors import (
     BodyTimeout,
@@ -33,9 +32,15 @@ from workers.serve.errors import (
     HeadersTooLarge,
     InvalidRequest,
 )
-from workers.serve.metrics import ServeMetrics, StageTimer
 from workers.serve.settings import Proxies, ServeArgs
-from workers.serve.tracing import TRACE, RequestTrace, TracedTimer, Tracing
+from workers.serve.telemetry import (
+    TRACE,
+    RequestTrace,
+    ServeMetrics,
+    StageTimer,
+    TracedTimer,
+    Tracing,
+)
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.lookup import VersionLookup, parse_version
 from workers.storage.object_store import ObjectStore

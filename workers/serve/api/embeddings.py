@@ -13,7 +13,6 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
-from workers.serve.api.admission import hold_answer, hold_until_sent
 from workers.serve.api.context import (
     ANSWERED_CHANNEL,
     ROUTED,
@@ -33,15 +32,17 @@ from workers.serve.api.inputs import (
     features_by_modality,
     features_of,
 )
+from workers.serve.api.limits import hold_answer, hold_until_sent
 from workers.serve.api.openapi import BODY, BYTES, json_body, operation, query_parameters
-from workers.serve.api.wire.binary import DTYPE, dtype_of
 from workers.serve.api.wire.formats import (
     ARROW,
+    DTYPE,
     JSON,
     RAW,
     answer_bytes,
     binary_rows,
     content_type_of,
+    dtype_of,
     json_embeddings,
     vectors_response,
 )
@@ -62,9 +63,9 @@ from workers.serve.api.wire.rows import (
     look_like_tokens,
     width_of,
 )
-from workers.serve.batching.compute import Steps
+from workers.serve.compute import Steps
 from workers.serve.errors import InvalidRequest, shortened
-from workers.serve.metrics import StageTimer
+from workers.serve.telemetry import StageTimer
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import Chosen, parse_reference
 

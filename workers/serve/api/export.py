@@ -9,7 +9,6 @@ from starlette.responses import Response, StreamingResponse
 
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable, WorkerError
 from cmcl.contract.version import VersionManifest
-from workers.serve.api.admission import hold_until_sent
 from workers.serve.api.context import (
     ANSWERED_VERSION,
     TIMEOUT,
@@ -18,6 +17,7 @@ from workers.serve.api.context import (
     cancel_on_disconnect,
     read_context,
 )
+from workers.serve.api.limits import hold_until_sent
 from workers.serve.api.openapi import BYTES, WAIT, operation
 from workers.serve.errors import (
     Forbidden,

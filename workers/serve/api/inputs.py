@@ -26,7 +26,7 @@ from workers.serve.api.wire.rows import (
     from_lists,
     width_of,
 )
-from workers.serve.batching.compute import NO_TICKET, Ticket
+from workers.serve.compute import NO_TICKET, Ticket
 from workers.serve.encoders.client import is_taken, kind_of, takes
 from workers.serve.encoders.port import EncoderMismatch, EncoderUnavailable, Raw, UnreadableItem
 from workers.serve.errors import Conflict, InvalidRequest, NotReady, WrongRow

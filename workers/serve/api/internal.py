@@ -13,7 +13,7 @@ from workers.serve.announcements import Announcer
 from workers.serve.api.context import Replica
 from workers.serve.api.openapi import operation
 from workers.serve.api.wire.responses import Health
-from workers.serve.batching.compute import stuck
+from workers.serve.compute import stuck
 from workers.serve.errors import BodyTimeout, BodyTooLarge, InvalidRequest, NotReady
 from workers.serve.versions.loading import ServedVersion
 

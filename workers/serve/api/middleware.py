@@ -22,10 +22,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cmcl.contract.version import ANNOUNCEMENTS
-from workers.serve.api.admission import Holding, hold_for
-from workers.serve.api.deadlines import in_time
+from workers.serve.api.limits import Holding, hold_for, in_time
 from workers.serve.errors import ApiError, Forbidden, InvalidRequest
-from workers.serve.quota import Quota
+from workers.serve.fairness import Quota
 
 # nginx's number for a client that disconnected before it was answered; it is only counted.
 CLIENT_CLOSED_REQUEST = 499

@@ -24,7 +24,6 @@ from workers.model.migration import (
     check_error,
 )
 from workers.nullspace.migrate import Migration
-from workers.serve.api.admission import hold_answer, hold_until_sent
 from workers.serve.api.context import (
     ANSWERED_CHANNEL,
     ROUTED,
@@ -36,22 +35,24 @@ from workers.serve.api.context import (
     run_if_large,
     run_steps_if_large,
 )
+from workers.serve.api.limits import hold_answer, hold_until_sent
 from workers.serve.api.openapi import BODY, BYTES, json_body, operation, query_parameters
-from workers.serve.api.wire.binary import DTYPE, dtype_of
 from workers.serve.api.wire.formats import (
     ARROW,
+    DTYPE,
     JSON,
     RAW,
     answer_bytes,
     binary_rows,
     content_type_of,
+    dtype_of,
     json_embeddings,
     vectors_response,
 )
 from workers.serve.api.wire.requests import STRICT, Encoding, Feature, parse, parse_parameters
 from workers.serve.api.wire.responses import MigrationResponse
 from workers.serve.api.wire.rows import check_count, checked, from_base64, from_lists, width_of
-from workers.serve.batching.compute import Steps
+from workers.serve.compute import Steps
 from workers.serve.errors import (
     InvalidRequest,
     NotReady,
@@ -60,8 +61,8 @@ from workers.serve.errors import (
     WrongRow,
     shortened,
 )
-from workers.serve.metrics import StageTimer
 from workers.serve.migration import Migrations
+from workers.serve.telemetry import StageTimer
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import Chosen, ModelReference, parse_reference
 

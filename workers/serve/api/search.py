@@ -10,7 +10,6 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from workers.serve.api.admission import hold_until_sent
 from workers.serve.api.collection_access import (
     ANSWERED_REVISION,
     ASKED_REVISION,
@@ -32,6 +31,7 @@ from workers.serve.api.context import (
     run_if_large,
 )
 from workers.serve.api.inputs import embed_parts, features_of
+from workers.serve.api.limits import hold_until_sent
 from workers.serve.api.openapi import BODY, BYTES, WAIT, json_body, operation
 from workers.serve.api.wire.collection_bodies import SearchRequest
 from workers.serve.api.wire.formats import ARROW, JSON
@@ -45,13 +45,13 @@ from workers.serve.api.wire.requests import (
 from workers.serve.api.wire.responses import ItemsResponse, SearchResponse
 from workers.serve.api.wire.rows import width_of
 from workers.serve.auth import Caller
-from workers.serve.batching.compute import Ticket, run_interleaved
 from workers.serve.collections.exports import FORMATS, pgvector_table
 from workers.serve.collections.filters import InvalidFilter, parse_filter
 from workers.serve.collections.index import Hit, Index, SearchQuery, SearchResult
 from workers.serve.collections.indexer import CollectionSnapshot
+from workers.serve.compute import Ticket, run_interleaved
 from workers.serve.errors import InvalidRequest, NotFound, NotReady, shortened
-from workers.serve.metrics import StageTimer
+from workers.serve.telemetry import StageTimer
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import parse_version
 

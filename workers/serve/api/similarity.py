@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from workers.serve.api.admission import hold_until_sent
 from workers.serve.api.context import (
     ANSWERED_CHANNEL,
     ROUTED,
@@ -23,13 +22,14 @@ from workers.serve.api.context import (
     run_if_large,
 )
 from workers.serve.api.inputs import embed_parts, features_by_modality, features_of
+from workers.serve.api.limits import hold_until_sent
 from workers.serve.api.openapi import BODY, json_body, operation
 from workers.serve.api.wire.formats import JSON
 from workers.serve.api.wire.requests import STRICT, Items, parse
 from workers.serve.api.wire.responses import SimilarityResponse
 from workers.serve.api.wire.rows import check_count
 from workers.serve.errors import InvalidRequest
-from workers.serve.metrics import StageTimer
+from workers.serve.telemetry import StageTimer
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import parse_reference
 

@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from cmcl.contract.policy import PairAgreement
-from workers.serve.batching.compute import BACKGROUND, Compute
 from workers.serve.canary.agreement import RecentFeatures, VersionComparison
 from workers.serve.canary.observations import (
     Canary,
@@ -25,8 +24,9 @@ from workers.serve.canary.observations import (
     all_canaries,
     canary_of,
 )
+from workers.serve.compute import BACKGROUND, Compute
 from workers.serve.errors import ApiError
-from workers.serve.metrics import ServeMetrics
+from workers.serve.telemetry import ServeMetrics
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.storage.object_store import ObjectStore

@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 
 from cmcl.contract.errors import WorkerError
 from cmcl.contract.policy import Observation, PairAgreement
-from workers.serve.log_once import LogOnce
-from workers.serve.metrics import ServeMetrics
+from workers.serve.telemetry import LogOnce, ServeMetrics
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import ServedVersion
 from workers.storage import layout

@@ -21,7 +21,7 @@ from workers.serve.collections import revision_log
 from workers.serve.collections.index import GRAPH_FROM_ROWS
 from workers.serve.collections.indexer import CollectionIndexer, CollectionSnapshot, same
 from workers.serve.collections.revision_log import Revision
-from workers.serve.log_once import LogOnce
+from workers.serve.telemetry import LogOnce
 from workers.serve.versions.live import LiveVersions
 from workers.storage.object_store import ObjectStore
 

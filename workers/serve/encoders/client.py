@@ -23,8 +23,8 @@ from workers.serve.encoders.port import (
     Unreadable,
     UnreadableItem,
 )
-from workers.serve.fair_queue import FairSemaphore
-from workers.serve.log_once import LogOnce
+from workers.serve.fairness import FairSemaphore
+from workers.serve.telemetry import LogOnce
 from workers.serve.versions.loading import Float32Array
 
 logger = logging.getLogger(__name__)

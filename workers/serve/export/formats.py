@@ -1,4 +1,4 @@
-"""A published version as the files of one format: safetensors, sentence-transformers, ONNX (`onnx.py`), MLflow.
+"""A published version as the files of one format: safetensors, sentence-transformers, ONNX (`heads.py`), MLflow.
 
 - safetensors: heads in one file, and a program of a few lines that embeds with NumPy alone.
 - sentence-transformers: a folder for each modality, of Normalize and Dense modules and no code of ours. Their first
@@ -24,8 +24,15 @@ from workers.model.artifact import head_tensors, save_selftest
 from workers.model.heads import ModalityHeads
 from workers.serve.export.archive import ExportedFile
 from workers.serve.export.card import EvaluationRow, MeasuredVersion, card_files
-from workers.serve.export.heads import Affine, ExportedHead, exported_head, layers
-from workers.serve.export.onnx import check_onnx, onnx_files, onnx_model
+from workers.serve.export.heads import (
+    Affine,
+    ExportedHead,
+    check_onnx,
+    exported_head,
+    layers,
+    onnx_files,
+    onnx_model,
+)
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.versions import read_version, stream_verified

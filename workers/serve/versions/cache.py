@@ -17,7 +17,7 @@ from datetime import datetime
 from cmcl.contract.errors import WorkerError
 from workers.serve.errors import Overloaded
 from workers.serve.lru import LRU
-from workers.serve.metrics import ServeMetrics
+from workers.serve.telemetry import ServeMetrics
 from workers.serve.versions.loading import LoadedHeads, ServedVersion, StoredVersions, described
 from workers.serve.versions.memory import Budget, Entry, HeadsCache, Key
 

@@ -18,7 +18,7 @@ from functools import partial
 
 from cmcl.contract.errors import WorkerError
 from cmcl.contract.modality import NAME_PATTERN
-from workers.serve.log_once import LogOnce
+from workers.serve.telemetry import LogOnce
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.swapper import Swapper
 from workers.storage.object_store import ObjectStore

@@ -14,7 +14,7 @@ from itertools import count
 
 from cmcl.contract.errors import WorkerError
 from cmcl.contract.version import VersionManifest
-from workers.serve.metrics import ServeMetrics
+from workers.serve.telemetry import ServeMetrics
 from workers.serve.versions.loading import (
     LoadedHeads,
     Reservation,

@@ -18,8 +18,7 @@ from cmcl.contract.errors import (
     WorkerError,
 )
 from cmcl.contract.version import LivePointer
-from workers.serve.metrics import ServeMetrics
-from workers.serve.tracing import Tracing
+from workers.serve.telemetry import ServeMetrics, Tracing
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.live import LiveVersions, Refusal
 from workers.serve.versions.loading import ServedVersion

@@ -12,7 +12,7 @@ from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeArgs
-from workers.serve.tracing import open_tracing
+from workers.serve.telemetry import open_tracing
 from workers.tracing import close_provider, exporter_from, open_provider
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

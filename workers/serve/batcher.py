@@ -21,11 +21,10 @@ import numpy as np
 import torch
 
 from workers.model.heads import unit_rows
-from workers.serve.batching.compute import NO_TICKET, Ticket
-from workers.serve.batching.executor import BackgroundExecutor
+from workers.serve.compute import NO_TICKET, BackgroundExecutor, Ticket
 from workers.serve.errors import DeadlineExceeded
-from workers.serve.fair_queue import FairQueue
-from workers.serve.metrics import ServeMetrics
+from workers.serve.fairness import FairQueue
+from workers.serve.telemetry import ServeMetrics
 from workers.serve.versions.loading import Float32Array, LoadedHeads, ServedVersion
 
 # Rows of one tenant before the next one's turn. Small, so that many tenants share a product.

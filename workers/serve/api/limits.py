@@ -1,0 +1,194 @@
+"""Limits of requests: how much a replica takes on at once and one tenant may hold of it, and deadlines.
+
+Amounts are counted in requests, rows and bytes: a request of 4096 rows is not one of 1 row, and a request that waits
+(for its body, for a version) holds neither rows nor many bytes. All of them count until the response has been
+sent (`middleware.py`), so that responses which are not read are bounded, too.
+
+Every request passes deadlines several times, of one wait or of all of it. A timer costs as much as all else that a
+small request does between two waits, and few requests wait for long enough to need one.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Generator
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
+
+from workers.serve.errors import DeadlineExceeded, InvalidRequest
+from workers.serve.fairness import Quota
+from workers.serve.settings import ServeArgs
+
+_HOLDING = "cmcl.holding"
+T = TypeVar("T")
+# Almost all requests are answered before; the others get a timer, and a task that listens to their socket.
+_BEFORE_WATCHING_SECONDS = 0.05
+
+
+class Admission:
+    """The quotas of one replica: requests, rows that are embedded, bytes of bodies and responses, exports, and
+    items at each encoder, by its name.
+
+    An export keeps a whole index in memory until its last byte is taken.
+    """
+
+    def __init__(self, args: ServeArgs) -> None:
+        self.requests = Quota(args.max_requests_in_flight, "requests")
+        self.rows = Quota(args.max_rows_in_flight, "rows")
+        self.exports = Quota(args.max_exports, "exports")
+        self.bytes = Quota(args.max_bytes_in_flight, "bytes of bodies and responses")
+        self.encoders = {
+            spec.name: Quota(spec.max_queued, f"items at encoder {spec.name!r}")
+            for spec in args.encoders
+        }
+
+    def at_encoder(self, name: str, tenant: str, items: int) -> AbstractContextManager[None]:
+        """Context manager that counts items while they are encoded. Entering it raises Overloaded."""
+        quota = self.encoders.get(name)
+        return nullcontext() if quota is None else quota.held(tenant, items)
+
+
+class Holding:
+    """What one request holds of each quota. A request has one tenant."""
+
+    def __init__(self) -> None:
+        self._tenant = ""
+        self._held: dict[Quota, int] = {}
+
+    def add(self, quota: Quota, tenant: str, amount: int) -> None:
+        """Note what was taken of this quota."""
+        self._tenant = tenant
+        self._held[quota] = self._held.get(quota, 0) + amount
+
+    def exchange(self, quota: Quota, amount: int) -> None:
+        """Hold `amount` of this quota in place of what is held of it."""
+        before = self._held.get(quota)
+        if before is not None:
+            quota.exchange(self._tenant, before, amount)
+            self._held[quota] = amount
+
+    def release(self) -> None:
+        """Give everything back."""
+        for quota, amount in self._held.items():
+            quota.release(self._tenant, amount)
+
+
+def hold_for(scope: Scope) -> Holding:
+    """Begin to note what the request of this scope holds."""
+    holding = scope[_HOLDING] = Holding()
+    return holding
+
+
+def hold_until_sent(request: Request, quota: Quota, tenant: str, amount: int) -> None:
+    """Count an amount until the response has been sent, or the request has failed. Raises Overloaded."""
+    quota.take(tenant, amount)
+    holding: Holding = request.scope[_HOLDING]
+    holding.add(quota, tenant, amount)
+
+
+def hold_answer(request: Request, quota: Quota, tenant: str, size: int) -> None:
+    """Count a response of about so many bytes before it is made. Raises Overloaded, InvalidRequest."""
+    if size > quota.share_of_one:
+        raise InvalidRequest(
+            f"the response would have about {size} bytes; permitted are {quota.share_of_one}: send fewer "
+            "rows in one request, or ask for encoding_format base64 or for raw bytes",
+            "input",
+            "answer_too_large",
+        )
+    hold_until_sent(request, quota, tenant, size)
+
+
+async def in_time(awaitable: Awaitable[T], seconds: float) -> T:
+    """Await for at most so many seconds. The timer is set only if the awaitable does not complete at once.
+
+    Raises TimeoutError.
+    """
+    steps = awaitable.__await__()
+    try:
+        waits_for = next(steps)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    async with asyncio.timeout(seconds):
+        return await _Started(steps, waits_for)
+
+
+class _Started(Awaitable[T]):
+    """What was awaited until its first wait, to be awaited for the rest."""
+
+    def __init__(self, steps: Generator[Any, Any, T], waits_for: Any) -> None:
+        self._steps = steps
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        waits_for = self._waits_for
+        while True:
+            try:
+                try:
+                    value = yield waits_for
+                except BaseException as error:  # noqa: BLE001 - passed on, as `await` does
+                    waits_for = self._steps.throw(error)
+                else:
+                    waits_for = self._steps.send(value)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+
+
+class CancelOnDisconnect:
+    """Listens to the client of a request that takes long, and cancels the request when it disconnects or at its deadline.
+
+    `deadline`: by the event loop's clock; `seconds`: how long that was from the headers, for the message. A class and
+    not a generator, because every request passes here.
+    """
+
+    def __init__(self, request: Request, deadline: float, seconds: float) -> None:
+        self._request = request
+        self._deadline = deadline
+        self._seconds = seconds
+        self._timeout = asyncio.timeout(None)
+        self._listening: asyncio.Task[None] | None = None
+        self._client_is_gone = False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a request must be answered inside a task")
+        self._task = task
+        loop = asyncio.get_running_loop()
+        await self._timeout.__aenter__()
+        if self._deadline < loop.time() + _BEFORE_WATCHING_SECONDS:
+            self._timeout.reschedule(self._deadline)
+        self._later = loop.call_later(_BEFORE_WATCHING_SECONDS, self._watch)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._later.cancel()
+        if self._listening is not None:
+            self._listening.cancel()
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError as late:
+            raise DeadlineExceeded(
+                f"the request was not done within its deadline of {self._seconds:g} s"
+            ) from late
+        is_ours = kind is asyncio.CancelledError and self._client_is_gone
+        if is_ours and not self._task.uncancel():
+            raise ClientDisconnect from None
+
+    def _watch(self) -> None:
+        if not self._timeout.expired():
+            self._timeout.reschedule(self._deadline)
+        self._listening = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self._client_is_gone = True
+        self._task.cancel()

@@ -1,1 +1,0 @@
-"""Where heads are applied to rows, in batches."""
