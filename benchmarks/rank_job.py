@@ -18,8 +18,8 @@ from cmcl.contract.dataset import Shard
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from workers.train.certify import PastDataset, weights_of
+from workers.train.data.dataset import StreamedRows
 from workers.train.data.rows import TrainingRows
-from workers.train.data.streamed import StreamedRows
 from workers.train.distributed import Traffic, World, world
 from workers.train.learn import Task, TrainingResult, initial_state, learn
 from workers.train.run import Run, UpdateDone, Watcher

@@ -1,4 +1,4 @@
-"""Export of spans to a collector, as OpenTelemetry's own environment variables say.
+"""Traces: export of spans to a collector, as OpenTelemetry's own environment variables say, and a log of stages.
 
 Importing this module imports nothing of OpenTelemetry: only a process whose variables name a collector does. Finished
 spans wait in a queue of bounded size for a thread that sends them; when it is full, spans are dropped. So a collector
@@ -7,14 +7,24 @@ that is down, slow or hangs delays nothing but that thread.
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+from cmcl.contract.errors import StorageUnavailable
+from cmcl.contract.job import MOST_STAGES, Stage, StageReport
+from workers.storage.object_store import ObjectStore
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.sdk.trace.id_generator import IdGenerator
+
+logger = logging.getLogger(__name__)
 
 _CLOSING_SECONDS = 2.0
 
@@ -70,3 +80,37 @@ def close_provider(provider: TracerProvider, seconds: float = _CLOSING_SECONDS) 
     thread = threading.Thread(target=provider.shutdown, name="close-traces", daemon=True)
     thread.start()
     thread.join(seconds)
+
+
+class StageLog:
+    """Measures the stages of a preparation or an attempt, one after the other; without a traceparent, nothing.
+
+    They are reported to the control plane, which exports spans. So these processes need no connection to a collector,
+    and cannot be delayed by one. For one thread. Of more than MOST_STAGES, the last ones are kept.
+    """
+
+    def __init__(self, traceparent: str | None) -> None:
+        self._traceparent = traceparent
+        self._ended: deque[Stage] = deque(maxlen=MOST_STAGES)
+        self._current: tuple[str, datetime, float] | None = None
+
+    def enter(self, name: str | None) -> None:
+        """End the current stage, and begin one of this name; None: begin none."""
+        if self._traceparent is None:
+            return
+        if self._current is not None:
+            before, at, began = self._current
+            stage = Stage(name=before, began_at=at, seconds=time.monotonic() - began)
+            self._ended.append(stage)
+        self._current = None if name is None else (name, datetime.now(UTC), time.monotonic())
+
+    def write(self, store: ObjectStore, key: str) -> None:
+        """End the current stage, and write the report. Without a store the trace has no stages."""
+        if self._traceparent is None:
+            return
+        self.enter(None)
+        report = StageReport(traceparent=self._traceparent, stages=tuple(self._ended))
+        try:
+            store.put(key, report.model_dump_json().encode())
+        except StorageUnavailable as error:
+            logger.warning("%s was not written: %s", key, error)

@@ -41,7 +41,7 @@ from workers.model.heads import ModalityHeads, with_constant
 from workers.model.rows import PairedRows
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.train.certify import PastDataset
-from workers.train.data.order import Plan
+from workers.train.data.rows import Plan
 from workers.train.learn import ModelState, initial_state
 
 # The features of the encoders, scaled to unit length and nothing else.

@@ -13,9 +13,8 @@ from benchmarks.scaling.group import seconds_together
 from benchmarks.training.loops import Clock, ProductLoop, held, learned_before, random_sides
 from benchmarks.training.timing import WindowTimer
 from cmcl.contract.dataset import Shard
-from workers.train.data.order import Plan
-from workers.train.data.rows import LocalBatch, TrainingRows
-from workers.train.data.streamed import StreamedRows
+from workers.train.data.dataset import StreamedRows
+from workers.train.data.rows import LocalBatch, Plan, TrainingRows
 from workers.train.distributed import SINGLE_PROCESS, world
 from workers.train.learn import ModelState
 

@@ -18,7 +18,7 @@ LINTER = Path(sys.executable).parent / "lint-imports"
 PLANTED = [
     ("the control plane is layered", "service.states", "service.database.tables"),
     ("the data plane is layered", "workers.model.heads", "workers.train.loop"),
-    ("training is layered", "workers.train.data.order", "workers.train.loop"),
+    ("training is layered", "workers.train.data.rows", "workers.train.loop"),
     ("the pool of ranks is layered", "workers.train.pool.queue", "workers.train.pool.actor"),
     ("serving is layered", "workers.serve.versions.live", "workers.serve.compute"),
     (

@@ -28,7 +28,7 @@ from cmcl.contract.prepare import (
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.shards import describe_shard
-from workers.storage.stages import StageLog
+from workers.tracing import StageLog
 
 
 def prepare_all(store: ObjectStore) -> None:

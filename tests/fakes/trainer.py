@@ -20,8 +20,8 @@ from cmcl.contract.version import (
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.running import ProgressWriter, mark_ended
-from workers.storage.stages import StageLog
 from workers.storage.versions import entry_for, read_version, write_candidate
+from workers.tracing import StageLog
 
 
 def train(

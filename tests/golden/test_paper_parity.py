@@ -20,7 +20,7 @@ from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.model.rows import PairedRows
 from workers.nullspace.moments import pair_moments
-from workers.train.data.order import Plan, permuted_batches
+from workers.train.data.rows import Plan, permuted_batches
 from workers.train.loop import new_heads, train_pair
 from workers.train.run import Run
 

@@ -10,8 +10,8 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from tests.fakes.feature_shards import write_pair_shards
 from workers.model.rows import PairedRows
+from workers.train.data.dataset import StreamedRows
 from workers.train.data.rows import HeldRows, TrainingRows
-from workers.train.data.streamed import StreamedRows
 from workers.train.distributed import World
 from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
 from workers.train.run import Run, UpdateDone, Watcher

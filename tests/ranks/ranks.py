@@ -25,8 +25,8 @@ from workers.model.rows import PairedRows, content_keys
 from workers.nullspace.mask import everything_free
 from workers.nullspace.moments import pair_moments
 from workers.train.certify import PastDataset, limit_drift, weights_of
+from workers.train.data.dataset import StreamedRows
 from workers.train.data.rows import HeldRows, LocalBatch, TrainingRows
-from workers.train.data.streamed import StreamedRows
 from workers.train.distributed import (
     AsyncGather,
     World,

@@ -1,4 +1,4 @@
-"""Decode raw items of users: texts, images, audio, video and numbers.
+"""Decode raw items of users: texts, numbers and images; audio and video in modules of their own.
 
 The bytes are not trusted. Sizes are checked in the header, before anything is decoded, and counted while
 it is decoded, because headers can be wrong. Preparation decodes in a bounded child process.
@@ -6,21 +6,33 @@ it is decoded, because headers can be wrong. Preparation decodes in a bounded ch
 Shapes: W windows, N samples of a window, T frames of a window, Y × X pixels of a frame.
 """
 
+import io
 import json
 import math
+import re
+import struct
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cmcl.contract.encoder import EncoderSpec, Media
 
 _MOST_NUMBERS = 4096
 
 Raw = str | bytes | Sequence[float]
+# Common formats. Others of Pillow's call programs, or are parsed by code that is little reviewed.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_MOST_FRAMES = 1000
+# Of a GIF: an image, an extension, or the end.
+_BLOCK = re.compile(rb"[,!;]")
+_MOST_BLOCKS = 10 * _MOST_FRAMES
+# Errors of Pillow for files that are cut off or damaged. Its parser of EXIF raises most of them.
+_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 
 
 class DecoderMissing(RuntimeError):
@@ -83,11 +95,9 @@ def decode(takes: Media, raw: Raw, limits: Limits) -> Decoded:
         return _numbers(raw)
     if not isinstance(raw, bytes):
         raise _wrong_type(f"the bytes of a file with {takes}")
-    # Imported where needed: a node may lack the packages for media that no encoder of it takes.
     if takes == "image":
-        from workers.encoders.images import read_image
-
         return read_image(raw, limits.pixels)
+    # Imported where needed: a node may lack the packages for media that no encoder of it takes.
     if takes == "audio":
         from workers.encoders.audio import read_audio
 
@@ -175,3 +185,95 @@ def _number(index: int, value: object) -> float:
     if not math.isfinite(number):
         raise ValueError(f"number {index} is {number}; permitted are finite numbers")
     return number
+
+
+def read_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Return the image in RGB. Raises ValueError with a sentence for the user.
+
+    The EXIF orientation is applied. Transparency is dropped, and the pixels below it stay. Of 16 bits the upper 8 are
+    kept. Of an animation the first frame is read.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns about many pixels, which are counted below, and about what it skips in a
+            # damaged file, which the user need not see.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:  # Pillow's own limit is above every permitted one
+        raise ValueError(
+            f"the image has many more pixels than the {max_pixels} that are permitted"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"no image that can be read: permitted are {', '.join(_FORMATS)}"
+        ) from error
+    except _DAMAGED as error:
+        raise ValueError(f"the image is damaged: {error}") from error
+    _check_pixels(image, max_pixels)
+    _check_frames(image, data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ImageOps.exif_transpose(_rgb(image))
+    except _DAMAGED as error:
+        raise ValueError(f"the image is damaged: {error}") from error
+
+
+def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+    pixels = image.width * image.height
+    if pixels > max_pixels:
+        raise ValueError(
+            f"the image has {image.width} x {image.height} pixels; permitted are {max_pixels} in all"
+        )
+
+
+def _check_frames(image: Image.Image, data: bytes) -> None:
+    frames = _gif_frames(data) if image.format == "GIF" else getattr(image, "n_frames", 1)
+    if frames > _MOST_FRAMES:
+        raise ValueError(
+            f"the image is an animation of more than {_MOST_FRAMES} frames, of which only the first "
+            "is read: send that one, or a video"
+        )
+
+
+def _gif_frames(data: bytes) -> int:
+    """Frames of a GIF, counted to one more than is permitted. Raises ValueError.
+
+    Pillow counts them by preparing each one, which takes seconds for a file of a few megabytes.
+    """
+    frames, at = 0, 13 + _colours(data, 10)
+    for _ in range(_MOST_BLOCKS):
+        # Other bytes between blocks are skipped, as Pillow does.
+        block = _BLOCK.search(data, at)
+        if block is None or block[0] == b";" or frames > _MOST_FRAMES:
+            return frames
+        at = block.start()
+        if block[0] == b"!":  # an extension: its label, its parts
+            at = _after_parts(data, at + 2)
+        elif at + 10 <= len(data):  # an image: its place and size, its colours, its parts
+            frames += 1
+            at = _after_parts(data, at + 11 + _colours(data, at + 9))
+        else:
+            return frames
+    raise ValueError(f"the image has more than {_MOST_BLOCKS} blocks")
+
+
+def _colours(data: bytes, flags: int) -> int:
+    """Bytes of the table of colours that the flags at this place announce."""
+    return 3 << (data[flags] & 7) + 1 if data[flags] & 0x80 else 0
+
+
+def _after_parts(data: bytes, at: int) -> int:
+    while at < len(data) and data[at]:
+        at += 1 + data[at]
+    return at + 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if not image.mode.startswith("I"):
+        return image.convert("RGB")
+    # Pillow would clip 16 bits at 255: a depth map would become white.
+    upper = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
+    converted = Image.fromarray(upper).convert("RGB")
+    converted.info["exif"] = image.info.get("exif", b"")
+    return converted

@@ -13,7 +13,7 @@ from workers.methods.nullspace import protected_space
 from workers.nullspace.capacity import Capacity, capacity
 from workers.nullspace.mask import UpdateSpace
 from workers.storage.object_store import ObjectStore
-from workers.train.lineage import read_heads, read_memory, read_method_state
+from workers.train.versions import read_heads, read_memory, read_method_state
 
 
 @dataclass(frozen=True)

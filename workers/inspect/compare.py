@@ -24,7 +24,7 @@ from workers.nullspace.compatibility import (
 )
 from workers.storage.object_store import ObjectStore
 from workers.train.certify import weights_of
-from workers.train.lineage import read_heads, read_moments
+from workers.train.versions import read_heads, read_moments
 
 # Scores of this many rows against all others are held at once.
 _ROWS_AT_ONCE = 1024

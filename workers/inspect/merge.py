@@ -38,7 +38,7 @@ from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import entry_for, publish_files, read_candidate
 from workers.train.job import train_dataset
-from workers.train.lineage import read_heads
+from workers.train.versions import read_heads
 
 _JOB = "merge"
 

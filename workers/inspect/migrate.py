@@ -29,7 +29,7 @@ from workers.model.migration import (
 from workers.nullspace.compatibility import root_ratio
 from workers.nullspace.migrate import Migration
 from workers.storage.object_store import ObjectStore
-from workers.train.lineage import read_heads, read_memory
+from workers.train.versions import read_heads, read_memory
 
 _ROWS_AT_ONCE = 65536
 _PERCENTILE = 0.01

@@ -34,9 +34,9 @@ from workers.storage.shard_checks import ShardChecker
 from workers.storage.shards import FEATURES, download
 from workers.train.data.rows import HeldRows
 from workers.train.learn import ModelState
-from workers.train.lineage import read_heads, read_memory, read_method_state
 from workers.train.run import Run
 from workers.train.sums import conditioned, prepared_rows
+from workers.train.versions import read_heads, read_memory, read_method_state
 
 # Of a large dataset, a regular sample.
 _MOST_SHARDS = 256

@@ -27,7 +27,7 @@ from workers.encoders.media import Decoded
 from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder
 from workers.encoders.registry import load_encoder
 from workers.prepare.encoding import Encoded, EncoderLost, EncoderPort
-from workers.storage.retry import retry_unavailable
+from workers.storage.object_store import retry_unavailable
 from workers.storage.uris import open_store
 
 # An actor that dies is restarted, and its batch is sent a second time. Both numbers are finite: a batch may be the

@@ -20,8 +20,8 @@ from workers.prepare.units import DatasetContext, UnitRecord
 from workers.sandbox.child import Child
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
-from workers.storage.stages import StageLog
 from workers.storage.uris import open_store
+from workers.tracing import StageLog
 
 # Object stores charge for every write, and people do not read faster than this.
 _SECONDS_BETWEEN_WRITES = 0.5

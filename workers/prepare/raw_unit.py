@@ -26,8 +26,7 @@ from workers.prepare.units import DatasetContext, UnitRecord, UnitTask
 from workers.storage import layout
 from workers.storage.formats.columns import feature_list
 from workers.storage.intake import is_held_out
-from workers.storage.object_store import ObjectStore
-from workers.storage.retry import retry_unavailable
+from workers.storage.object_store import ObjectStore, retry_unavailable
 from workers.storage.shards import FEATURES, ShardWriter, describe_shard
 from workers.storage.uris import locate
 from workers.storage.versions import digests_of_file

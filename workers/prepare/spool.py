@@ -33,7 +33,7 @@ from workers.prepare.items import (
 from workers.prepare.raw_rows import RawUnit, SideSpec
 from workers.prepare.stored_file import Locator, StoredFile
 from workers.sandbox.frames import FrameWriter
-from workers.storage.retry import retry_unavailable
+from workers.storage.object_store import retry_unavailable
 
 ITEMS, INDEX = "items", "index.jsonl"
 _MOST_THREADS = 16

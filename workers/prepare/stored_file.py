@@ -8,8 +8,7 @@ from urllib.parse import quote
 
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.errors import InvalidDataset, InvalidUri, ObjectNotFound
-from workers.storage.object_store import ObjectStore
-from workers.storage.retry import retry_unavailable
+from workers.storage.object_store import ObjectStore, retry_unavailable
 from workers.storage.uris import locate, locate_allowed, open_store
 from workers.storage.verified import pieces
 

@@ -20,8 +20,7 @@ from workers.prepare.encoder_pool import LeasedEncoder
 from workers.prepare.features import FeatureFile, read_features
 from workers.prepare.raw_rows import RawSource, RawUnit
 from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.retry import retry_unavailable
+from workers.storage.object_store import ObjectStore, retry_unavailable
 from workers.storage.uris import open_store
 
 if TYPE_CHECKING:

@@ -1,14 +1,23 @@
-"""The interface of object storage. Two adapters: `local` (file://) and `s3` (s3://, any endpoint)."""
+"""The interface of object storage. Two adapters: `local` (file://) and `s3` (s3://, any endpoint).
 
-from collections.abc import Iterator, Mapping, Sequence
+Training retries for minutes (`retry_unavailable`): an outage must not cost hours of it.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from cmcl.contract.errors import InvalidUri
+from cmcl.contract.errors import InvalidUri, StorageUnavailable
 
 CHUNK_BYTES = 1 << 20
+_ODD = frozenset("\\\x7f") | {chr(code) for code in range(32)}
+T = TypeVar("T")
+# A store that restarts, or a network that is rerouted, is back by then.
+RETRY_SECONDS = 120.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 
 
 @dataclass(frozen=True)
@@ -100,9 +109,6 @@ class ObjectStore(Protocol):
         ...
 
 
-_ODD = frozenset("\\\x7f") | {chr(code) for code in range(32)}
-
-
 def checked_key(key: str) -> str:
     """Return the key. Raises InvalidUri if it is empty, absolute, or has '..' or odd characters.
 
@@ -120,3 +126,28 @@ def checked_prefix(prefix: str) -> str:
     if prefix:
         checked_key(prefix.removesuffix("/"))
     return prefix
+
+
+def retry_unavailable(
+    ask: Callable[[], T],
+    seconds: float = RETRY_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """Call `ask` until the store is available, with exponential pauses.
+
+    `ask` must be idempotent and read or write a single object: with several objects, the first could
+    use up all of the time, and every retry would repeat all of them. Raises StorageUnavailable
+    `seconds` after the first failure.
+    """
+    pause, give_up_at = _FIRST_PAUSE, None
+    while True:
+        try:
+            return ask()
+        except StorageUnavailable as error:
+            give_up_at = clock() + seconds if give_up_at is None else give_up_at
+            if clock() + pause > give_up_at:
+                raise
+            print(f"retrying in {pause:g} s: {error}", flush=True)
+        sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)

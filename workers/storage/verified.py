@@ -22,8 +22,7 @@ from blake3 import blake3
 from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
 from workers.storage.local import LocalStore
-from workers.storage.object_store import CHUNK_BYTES, ObjectStore
-from workers.storage.retry import retry_unavailable
+from workers.storage.object_store import CHUNK_BYTES, ObjectStore, retry_unavailable
 from workers.storage.scratch import Scratch
 from workers.storage.uris import locate
 from workers.storage.versions import Hasher

@@ -19,8 +19,7 @@ from cmcl.contract.errors import (
 from cmcl.contract.modality import FileEntry
 from cmcl.contract.version import LivePointer, VersionManifest
 from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.retry import retry_unavailable
+from workers.storage.object_store import ObjectStore, retry_unavailable
 
 T = TypeVar("T")
 Hash = Callable[[bytes], str]

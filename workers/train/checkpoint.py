@@ -18,8 +18,7 @@ from torch import Tensor
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageError
 from cmcl.contract.job import JobSpec
 from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.retry import retry_unavailable
+from workers.storage.object_store import ObjectStore, retry_unavailable
 from workers.train.distributed import World, broadcast_object
 from workers.train.run import Checkpoints, Tensors
 

@@ -16,12 +16,11 @@ from workers.model.evaluation import HeldOut, measure
 from workers.model.heads import ModalityHeads
 from workers.nullspace.centred import components
 from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.retry import retry_unavailable
+from workers.storage.object_store import ObjectStore, retry_unavailable
 from workers.storage.scratch import Scratch
 from workers.storage.verified import check_room
 from workers.train.data.dataset import held_out_rows
-from workers.train.lineage import Parent, read_version_heads
+from workers.train.versions import Parent, read_version_heads
 
 # What a missing or damaged object of one dataset raises. Others are measured nevertheless.
 _UNREADABLE = (InvalidDataset, ObjectNotFound, ValidationError)

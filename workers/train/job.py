@@ -21,13 +21,11 @@ from workers.methods.registry import method_for
 from workers.model.artifact import save_centred_moments, save_compact_moments, save_moments
 from workers.nullspace.certificate import attainable
 from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.retry import retry_unavailable
+from workers.storage.object_store import ObjectStore, retry_unavailable
 from workers.storage.scratch import Scratch
 from workers.storage.uris import open_store
 from workers.storage.verified import check_room
 from workers.storage.versions import entry_for, read_candidate
-from workers.train.candidate import solution, version_files, version_manifest, write_once
 from workers.train.certify import (
     PastDataset,
     capacities,
@@ -45,16 +43,20 @@ from workers.train.evaluation import (
     measure_only,
 )
 from workers.train.learn import Task, TrainingResult, learn
-from workers.train.lineage import (
-    Parent,
-    joined_encoders,
-    read_parent,
-    read_past_datasets,
-)
 from workers.train.progress import Reporter
 from workers.train.run import Run
 from workers.train.settings import TrainSettings
 from workers.train.solve_again import solve_again
+from workers.train.versions import (
+    Parent,
+    joined_encoders,
+    read_parent,
+    read_past_datasets,
+    solution,
+    version_files,
+    version_manifest,
+    write_once,
+)
 
 
 def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) -> None:

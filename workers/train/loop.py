@@ -23,8 +23,7 @@ from workers.model.pair import (
 )
 from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace
-from workers.train.data.order import Plan
-from workers.train.data.rows import LocalBatch, RotatedRows, Transform
+from workers.train.data.rows import LocalBatch, Plan, RotatedRows, Transform
 from workers.train.distributed import (
     World,
     all_gather_rows,

@@ -10,10 +10,9 @@ from typing import Self
 from cmcl.contract.errors import CannotCombine, InvalidDataset, StoreDamaged, WorkerError
 from cmcl.contract.job import Failure, FailureReason, JobSpec, Phase, Progress
 from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.retry import retry_unavailable
+from workers.storage.object_store import ObjectStore, retry_unavailable
 from workers.storage.running import ProgressWriter, mark_ended
-from workers.storage.stages import StageLog
+from workers.tracing import StageLog
 from workers.train.distributed import World
 from workers.train.run import UpdateDone, Watcher
 

@@ -23,20 +23,23 @@ from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.storage.object_store import ObjectStore
 from workers.storage.scratch import Scratch
-from workers.train.candidate import solution, version_files, version_manifest, write_once
 from workers.train.certify import Certificate, certificates, rank_past_datasets
 from workers.train.distributed import all_gather_dict, barrier, when_leader_is_done
 from workers.train.evaluation import MeasuredVersion, measure_only, recalls
 from workers.train.learn import ModelState, check_finite
-from workers.train.lineage import (
+from workers.train.progress import Reporter
+from workers.train.run import Run
+from workers.train.versions import (
     Parent,
     read_dataset_sums,
     read_known,
     read_parent,
     read_past_datasets,
+    solution,
+    version_files,
+    version_manifest,
+    write_once,
 )
-from workers.train.progress import Reporter
-from workers.train.run import Run
 
 
 @dataclass(frozen=True)

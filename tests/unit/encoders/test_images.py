@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.unit.encoders.conftest import Bounded
-from workers.encoders.images import read_image
+from workers.encoders.media import read_image
 
 PIXELS = 10_000
 

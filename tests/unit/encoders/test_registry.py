@@ -123,7 +123,7 @@ def test_a_kind_is_a_name_or_a_class(kind: str) -> None:
 def test_decoding_imports_neither_torch_nor_ray() -> None:
     """Preparation decodes in small processes, which must start quickly."""
     code = (
-        "import sys, workers.encoders.registry, workers.encoders.images, workers.encoders.audio, "
+        "import sys, workers.encoders.registry, workers.encoders.audio, "
         "workers.encoders.video; print({'torch', 'ray', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,7 +13,7 @@ from workers.nullspace.mask import product_mask
 from workers.nullspace.subspace import eigenbasis
 from workers.storage.local import LocalStore
 from workers.storage.object_store import ObjectStore
-from workers.train.lineage import read_heads, read_memory
+from workers.train.versions import read_heads, read_memory
 
 
 @pytest.fixture

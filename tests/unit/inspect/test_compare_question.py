@@ -17,7 +17,7 @@ from workers.nullspace.compatibility import Compatibility, compatibility
 from workers.nullspace.moments import pair_moments
 from workers.storage.object_store import ObjectStore
 from workers.train.certify import weights_of
-from workers.train.lineage import read_heads
+from workers.train.versions import read_heads
 
 
 @pytest.fixture

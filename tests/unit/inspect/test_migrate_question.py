@@ -18,7 +18,7 @@ from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.object_store import ObjectStore
 from workers.storage.versions import entry_for
-from workers.train.lineage import read_heads
+from workers.train.versions import read_heads
 
 QUESTION = MigrationQuestion("m", 1, 3, "v")
 

@@ -14,7 +14,7 @@ from tests.unit.train.test_job import STREAM, prepare_job, run
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import publish_files, read_candidate
-from workers.train.lineage import read_parent, read_past_datasets
+from workers.train.versions import read_parent, read_past_datasets
 
 MOMENTS = layout.dataset_moments("ds-1")
 HEADS = layout.version_file("m", 1, layout.HEADS)

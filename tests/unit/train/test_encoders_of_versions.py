@@ -15,7 +15,7 @@ from tests.unit.train.test_job import STREAM, prepare_job, run
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import publish_files, read_candidate
-from workers.train.lineage import joined_encoders, read_parent
+from workers.train.versions import joined_encoders, read_parent
 
 
 def identity(name: str, width: int = 8, **versions: str) -> EncoderIdentity:

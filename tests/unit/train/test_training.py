@@ -21,7 +21,7 @@ from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights, relative_drift
 from workers.nullspace.mask import everything_free
 from workers.nullspace.moments import PairMoments, pair_moments
-from workers.train.data.order import Plan, permuted_batches
+from workers.train.data.rows import Plan, permuted_batches
 from workers.train.distributed import World
 from workers.train.loop import TrainedPair, new_heads, train_pair
 from workers.train.objective import GlobalLoss, optimizer_for

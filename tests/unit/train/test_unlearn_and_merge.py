@@ -23,7 +23,7 @@ from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import check_candidate, publish_files, read_candidate, read_version
 from workers.train.job import train_dataset
-from workers.train.lineage import read_heads, read_memory
+from workers.train.versions import read_heads, read_memory
 
 WIDTHS = {"audio": 14, "depth": 12, "image": 20, "text": 11}
 PAIRS = {

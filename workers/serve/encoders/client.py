@@ -1,6 +1,6 @@
 """The encoders as a replica of the endpoint reaches them: checks first, then a call to the encoder's process.
 
-`api/admission.py` bounds how many items a tenant may have here; tenants take turns.
+`api/limits.py` bounds how many items a tenant may have here; tenants take turns.
 
 Shapes: B items, F width of the raw feature.
 """

@@ -20,7 +20,7 @@ from cmcl.contract.model import ModelSpec
 from workers.methods.method import Vanilla
 from workers.model.evaluation import HeldOut
 from workers.model.rows import PairedRows
-from workers.train.data.order import Plan, permuted_batches
+from workers.train.data.rows import Plan, permuted_batches
 from workers.train.objective import EPSILON
 
 WIDTH, ROWS, BATCH, EPOCHS, RATE, DECAY = 6, 40, 8, 3, 0.01, 0.1

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.train.data.order import (
+from workers.train.data.rows import (
     Plan,
     VirtualShards,
     block_rows,

@@ -12,8 +12,8 @@ from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from tests.fakes.feature_shards import numbered_rows, write_pair_shard, write_pair_shards
 from workers.model.rows import PairedRows, content_keys
 from workers.storage.scratch import Scratch
-from workers.train.data.order import Plan
-from workers.train.data.streamed import StreamedRows
+from workers.train.data.dataset import StreamedRows
+from workers.train.data.rows import Plan
 from workers.train.distributed import World
 
 ROWS, WIDTHS = 2000, (5, 3)

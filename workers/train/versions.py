@@ -1,38 +1,51 @@
-"""Read what a job starts from: the parent version and the state of every past dataset."""
+"""Versions as jobs read and write them: the parent with the state of every past dataset, and the candidate."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version as installed_version
 
+from cmcl.contract import DISTRIBUTION
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.errors import (
     DigestMismatch,
     InvalidDataset,
     InvalidVersion,
+    ObjectExists,
     ObjectNotFound,
     StoreDamaged,
 )
 from cmcl.contract.job import JobSpec, VersionRef
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.version import LearnedDataset, VersionManifest
-from workers.methods.method import MethodState
+from cmcl.contract.version import LearnedDataset, Solution, VersionManifest, VersionReport
+from workers.methods.method import MethodState, Solved
 from workers.model.artifact import (
     load_dataset_sums,
     load_heads,
     load_memory,
     load_method_state,
     load_moments,
+    save_heads,
+    save_memory,
+    save_method_state,
+    save_selftest,
 )
 from workers.model.heads import ModalityHeads, with_new_modalities
 from workers.model.memory import Memory
 from workers.nullspace.centred import CentredMoments
 from workers.nullspace.moments import PairMoments
 from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.retry import retry_unavailable
-from workers.storage.versions import read_verified, read_version, read_version_file
+from workers.storage.object_store import ObjectStore, retry_unavailable
+from workers.storage.versions import (
+    entry_for,
+    read_verified,
+    read_version,
+    read_version_file,
+    write_candidate,
+)
 from workers.train.certify import PastDataset, PastState, weights_of
 from workers.train.learn import ModelState, initial_state
 
@@ -191,3 +204,59 @@ def read_dataset_sums(store: ObjectStore, learned: LearnedDataset) -> CentredMom
         key = layout.dataset_moments(learned.dataset)
         data = retry_unavailable(partial(read_verified, store, key, learned.moments))
         return load_dataset_sums(data)
+
+
+def version_files(state: ModelState, spec: JobSpec) -> dict[str, bytes]:
+    """The files of a version, by name."""
+    return {
+        layout.HEADS: save_heads(state.heads),
+        layout.MEMORY: save_memory(state.memory),
+        layout.METHOD_STATE: save_method_state(state.method_state),
+        layout.SELFTEST: save_selftest(state.heads, spec.spec),
+    }
+
+
+def version_manifest(
+    spec: JobSpec,
+    files: Mapping[str, bytes],
+    learned: tuple[LearnedDataset, ...],
+    encoders: dict[str, EncoderIdentity],
+    report: VersionReport,
+) -> VersionManifest:
+    """The manifest of a candidate."""
+    return VersionManifest(
+        model=spec.model,
+        version=spec.version,
+        parent=spec.parent,
+        job=spec.job,
+        attempt=spec.attempt,
+        kind=spec.kind,
+        dataset=spec.dataset.dataset if spec.dataset is not None else None,
+        merged=spec.merges,
+        spec=spec.spec,
+        code_version=installed_version(DISTRIBUTION),
+        created_at=datetime.now(UTC),
+        files={name: entry_for(data) for name, data in files.items()},
+        learned=learned,
+        encoders=encoders,
+        report=report,
+    )
+
+
+def write_once(store: ObjectStore, manifest: VersionManifest, files: dict[str, bytes]) -> None:
+    """Write the files, then the manifest; a candidate that is complete is left as it is."""
+    try:
+        write_candidate(store, manifest, files)
+    except ObjectExists:
+        # Another group of ranks of this attempt was first. The control plane checks every digest before
+        # it publishes, so the worst outcome is one more attempt.
+        print(f"attempt {manifest.attempt} of {manifest.job} already has a candidate", flush=True)
+
+
+def solution(solved: Solved, state: ModelState) -> Solution:
+    """How the heads of a version were solved."""
+    return Solution(
+        ridges={name: ridges.pooled for name, ridges in state.memory.ridges.items()},
+        rank=solved.rank,
+        groups=solved.groups,
+    )
