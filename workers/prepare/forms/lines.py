@@ -1,5 +1,9 @@
-"""Lines of a file that is read in chunks, and JSONL: one object on each line."""
+"""Forms whose rows are lines of text, read in chunks: JSONL, and CSV with a header.
 
+JSONL has one object on each line. CSV has fields separated by commas, quoted as in RFC 4180.
+"""
+
+import csv
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +24,7 @@ from workers.prepare.stored_file import StoredFile
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Columns are checked in this many first records.
 _FIRST_RECORDS = 100
+_LONGEST_HEADER = 1 << 20
 
 
 class Line(NamedTuple):
@@ -63,33 +68,33 @@ def range_chunks(file: StoredFile, start: int, stop: int) -> Iterator[bytes]:
         yield file.read_range(place, min(place + step, stop))
 
 
-def _records(chunks: Iterable[bytes], start: int = 0) -> Iterator[Record]:
+def _json_records(chunks: Iterable[bytes], start: int = 0) -> Iterator[Record]:
     for line in lines(chunks, start):
         if line.data is None or (line.data and not line.data.isspace()):
-            yield _record(line)
+            yield _json_record(line)
 
 
-def _record(line: Line) -> Record:
+def _json_record(line: Line) -> Record:
     if line.data is None:
         problem = (
             f"the row has more than {LONGEST_RECORD} bytes; write large items into files, and their "
             "names into the row"
         )
         return Record(line.start, line.stop, {}, b"long", problem)
-    values, wrong = _parsed(line.data)
+    values, wrong = _json_parsed(line.data)
     return Record(line.start, line.stop, values, line.data, wrong)
 
 
-def _parsed(data: bytes) -> tuple[dict[str, Any], str | None]:
+def _json_parsed(data: bytes) -> tuple[dict[str, Any], str | None]:
     """Return the object of a line, and the reason if there is none."""
     try:
         values = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        return {}, _why(data, error)
+        return {}, _json_why(data, error)
     return (values, None) if isinstance(values, dict) else ({}, "the row is not a JSON object")
 
 
-def _why(data: bytes, error: Exception) -> str:
+def _json_why(data: bytes, error: Exception) -> str:
     try:
         data.decode()
     except UnicodeDecodeError as wrong:
@@ -97,24 +102,24 @@ def _why(data: bytes, error: Exception) -> str:
     return f"the row is not JSON: {error}"
 
 
-def _scan(file: StoredFile, sides: Sides) -> Scan:
-    return Scan(_scanned(file, sides))
+def _json_scan(file: StoredFile, sides: Sides) -> Scan:
+    return Scan(_json_scanned(file, sides))
 
 
-def _scanned(file: StoredFile, sides: Sides) -> Iterator[Record]:
+def _json_scanned(file: StoredFile, sides: Sides) -> Iterator[Record]:
     cutter = UnitCutter(sides)
     first: list[Record] = []
-    for record in _records(file.chunks()):
+    for record in _json_records(file.chunks()):
         if len(first) < _FIRST_RECORDS:
             first.append(record)
             if len(first) == _FIRST_RECORDS:
-                _check(first, sides, file)
+                _json_check(first, sides, file)
         yield record._replace(begins_unit=cutter.begins(record.stop - record.start))
     if len(first) < _FIRST_RECORDS:
-        _check(first, sides, file)
+        _json_check(first, sides, file)
 
 
-def _check(records: list[Record], sides: Sides, file: StoredFile) -> None:
+def _json_check(records: list[Record], sides: Sides, file: StoredFile) -> None:
     """Check the columns of the first records. Records that cannot be read are rejected one by one later."""
     found: dict[str, Any] = {}
     for record in records:
@@ -123,8 +128,90 @@ def _check(records: list[Record], sides: Sides, file: StoredFile) -> None:
         check_columns(found, sides, file, media_inline=False)
 
 
-def _read(file: StoredFile, unit: RawUnit, _sides: Sides) -> Iterator[Record]:
-    return _records(range_chunks(file, unit.start, unit.stop), unit.start)
+def _json_read(file: StoredFile, unit: RawUnit, _sides: Sides) -> Iterator[Record]:
+    return _json_records(range_chunks(file, unit.start, unit.stop), unit.start)
 
 
-JSONL = Form("jsonl", _scan, _read)
+JSONL = Form("jsonl", _json_scan, _json_read)
+
+
+class _CsvLines:
+    """Lines as text for the parser, and where the last one ended.
+
+    Bytes that are not UTF-8 become surrogates, which the check of the values rejects.
+    """
+
+    def __init__(self, chunks: Iterable[bytes], start: int, file: StoredFile) -> None:
+        self._lines, self._file = lines(chunks, start), file
+        self.stop = start
+        self.taken: list[bytes] = []
+
+    def __iter__(self) -> "_CsvLines":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        if line.data is None:
+            raise self._file.wrong(f"a line has more than {LONGEST_RECORD} bytes")
+        self.stop = line.stop
+        self.taken.append(line.data)
+        return line.data.decode(errors="surrogateescape")
+
+
+def _csv_rows(
+    chunks: Iterable[bytes], start: int, file: StoredFile
+) -> Iterator[tuple[int, int, bytes, list[str]]]:
+    """Yield start, stop, bytes and fields of each row. Empty lines are skipped."""
+    csv.field_size_limit(LONGEST_RECORD)
+    source = _CsvLines(chunks, start, file)
+    reader = csv.reader(source, strict=True)
+    while True:
+        begin, source.taken = source.stop, []
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise file.wrong(
+                f"the row at byte {begin} cannot be read as CSV: {error}; fields with commas, quotes or "
+                'line ends are in quotes, and a quote in them is written ""'
+            ) from error
+        if fields:
+            yield begin, source.stop, b"".join(source.taken), fields
+
+
+def _csv_record(row: tuple[int, int, bytes, list[str]], columns: tuple[str, ...]) -> Record:
+    start, stop, data, fields = row
+    problem = None
+    if len(fields) != len(columns):
+        problem = f"the row has {len(fields)} fields, and the header has {len(columns)}"
+    values = {name: field for name, field in zip(columns, fields, strict=False) if field}
+    return Record(start, stop, values, data, problem)
+
+
+def _csv_scan(file: StoredFile, sides: Sides) -> Scan:
+    rows = _csv_rows(file.chunks(), 0, file)
+    header = next(rows, None)
+    if header is None or len(header[2]) > _LONGEST_HEADER:
+        raise file.wrong("it has no header: the first line of CSV names the columns")
+    columns = tuple(name.strip() for name in header[3])
+    repeated = {name for name in columns if columns.count(name) > 1}
+    if repeated:
+        raise file.wrong(f"columns {sorted(repeated)} are there more than once")
+    check_columns(columns, sides, file, media_inline=False)
+    return Scan(_csv_scanned(rows, columns, UnitCutter(sides)), columns, "label" in columns)
+
+
+def _csv_scanned(
+    rows: Iterator[tuple[int, int, bytes, list[str]]], columns: tuple[str, ...], cutter: UnitCutter
+) -> Iterator[Record]:
+    for row in rows:
+        yield _csv_record(row, columns)._replace(begins_unit=cutter.begins(row[1] - row[0]))
+
+
+def _csv_read(file: StoredFile, unit: RawUnit, _sides: Sides) -> Iterator[Record]:
+    for row in _csv_rows(range_chunks(file, unit.start, unit.stop), unit.start, file):
+        yield _csv_record(row, unit.columns)
+
+
+CSV = Form("csv", _csv_scan, _csv_read)

@@ -2,8 +2,7 @@
 
 import codecs
 
-from workers.prepare.forms.csv_file import CSV
-from workers.prepare.forms.lines import BYTE_ORDER_MARK, JSONL
+from workers.prepare.forms.lines import BYTE_ORDER_MARK, CSV, JSONL
 from workers.prepare.forms.parquet import PARQUET, column_names
 from workers.prepare.forms.record import Form
 from workers.prepare.forms.tar import MAGIC, MAGIC_OFFSET, TAR
