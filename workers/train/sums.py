@@ -67,8 +67,8 @@ def summed_halves(
     heads: ModalityHeads, pair: ModalityPair, rows: TrainingRows, run: Run
 ) -> tuple[PairMoments, PairMoments]:
     """The moments of the two halves of all rows (`PairedRows.halves`) as the heads read them."""
-    widths = [heads.weights[modality].shape[1] for modality in pair.modalities]
-    totals = [no_pairs(*widths, run.device), no_pairs(*widths, run.device)]
+    own, other = (heads.weights[modality].shape[1] for modality in pair.modalities)
+    totals = [no_pairs(own, other, run.device), no_pairs(own, other, run.device)]
     for raw in chunks(rows, run):
         for number, half in enumerate(prepared_rows(heads, pair, raw).halves()):
             totals[number] = totals[number].with_rows(half.first_NI, half.second_NJ)
