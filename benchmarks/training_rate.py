@@ -38,8 +38,8 @@ _LOOPS = """\
   sides, then AdamW; logging, checkpoints and progress bars off; its loss has one direction.
 - *mask*: `workers.train.learn` on a model that learned two datasets before, rows in memory; *mask,
   streamed*: rows from Parquet shards through the local disk; *mask, bfloat16*: heads are multiplied
-  in bfloat16, peers in float32; *improve*: the product's default, with replay of the earlier
-  datasets.
+  in bfloat16, peers in float32; *replay*: the policy of that name, which also trains on
+  rows sampled from the moments of earlier datasets.
 
 All loops run on the same features, alternating in one process. An update is the selection of its
 rows, forward, backward and optimizer."""

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from cmcl.contract.capacity import FULL_BELOW
 from cmcl.contract.dataset import Shard, ShardRef
 from cmcl.contract.errors import InvalidDataset
@@ -27,6 +30,7 @@ from workers.model.rows import PairedRows
 from workers.nullspace.capacity import HeadMoments, Preflight, preflight
 from workers.nullspace.mask import product_mask
 from workers.nullspace.moments import PairMoments, pair_moments
+from workers.nullspace.subspace import EigenBasis
 from workers.storage.formats.user_file import Side
 from workers.storage.intake import Address, take
 from workers.storage.object_store import ObjectStore
@@ -204,13 +208,18 @@ def _heads(
             preflight(
                 _new_moments(heads, pair, moments, modality),
                 protected_moments(context, modality, spec.protection.stable_index),
-                product_mask,
+                _everything if spec.solves else product_mask,
                 spec.protection.energy,
             ),
             open_share=1 - spaces[modality].blocked_share,
         )
         for modality in pair.modalities
     }
+
+
+def _everything(outputs: EigenBasis, inputs: EigenBasis, _kept_energy: float) -> Tensor:
+    """All entries (E × I): heads that are solved from moments have no mask."""
+    return torch.ones(outputs.width, inputs.width, dtype=torch.bool)
 
 
 def _new_moments(
@@ -231,7 +240,7 @@ def _with_heads(
         refusals = ("Nothing can be learned: all entries of both heads are blocked.",)
     for name, one in heads.items():
         advice += [f"{name}: {words}" for words in _advice_on_afterwards(one)]
-    advice += remark_on_method(spec)
+    advice += () if spec.solves else remark_on_method(spec)
     return replace(outlook, refusals=refusals, heads=heads, advice=(*outlook.advice, *advice))
 
 

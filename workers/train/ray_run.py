@@ -39,7 +39,7 @@ class Ranks:
     """How many processes share the batch, and how many GPUs each of them has.
 
     A run starts with fewer than `most`, down to `fewest`, if the cluster has no more. The global batch
-    is the same for any number, and so is the version, to 1e-5.
+    is the same for any number, and so is the version, to 1e-4 in the heads.
     """
 
     most: int

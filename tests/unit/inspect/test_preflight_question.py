@@ -100,6 +100,18 @@ def test_a_head_that_will_be_full_is_reported(tmp_path: Path) -> None:
     assert reported == full != set()
 
 
+def test_heads_that_are_solved_from_moments_are_never_full(tmp_path: Path) -> None:
+    other = LocalStore(tmp_path / "store")
+    grow(other, tmp_path, spec_of(LOSSY, protection={}), ("one_vt",))
+    found = outlook(other, shard_file(tmp_path, "noise_vt", 7), version=1)
+    for head in found.heads.values():
+        moments = head.moments
+        assert (head.open_share, moments.free_share, moments.free_share_after) == (1, 1, 1)
+        assert moments.familiarity is not None
+    assert found.heads
+    assert not [words for words in found.advice if "blocked" in words or "After this" in words]
+
+
 def test_two_shards_count_as_one_dataset(store: ObjectStore, tmp_path: Path) -> None:
     whole = pq.read_table(shard_file(tmp_path, "x_vt", 7))
     for name, part in (("a", whole.slice(0, 40)), ("b", whole.slice(40))):
