@@ -6,28 +6,29 @@ from pathlib import Path
 import pytest
 
 from tests.database.conftest import postgres_url
+from tests.fakes.memory_folder import memory_folder
 from tests.faults.postgres import Postgres
-from tests.faults.world import Template, fresh_folder, make_template
+from tests.faults.world import Template, make_template
 
 __all__ = ["postgres_url"]
 
 
 @pytest.fixture(scope="session")
 def template() -> Iterator[Template]:
-    with fresh_folder() as folder:
+    with memory_folder() as folder:
         yield make_template(folder)
 
 
 @pytest.fixture(scope="session")
 def stage() -> Iterator[Path]:
     """The folder in which scenarios run, one after another."""
-    with fresh_folder() as folder:
+    with memory_folder() as folder:
         yield folder
 
 
 @pytest.fixture(scope="session")
 def postgres(postgres_url: str) -> Iterator[Postgres]:
-    with fresh_folder() as folder:
+    with memory_folder() as folder:
         server = Postgres(postgres_url, folder)
         yield server
         server.close()

@@ -27,6 +27,7 @@ from service.states import JobState
 from service.telemetry.metrics import EventObserver
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.crashes import Contact, CrashingDatabase, CrashingLauncher, CrashingStore
+from tests.fakes.memory_folder import memory_folder
 from tests.faults.convergence import serve
 from tests.faults.invariants import InvariantChecker
 from tests.faults.scenarios import is_quiet
@@ -37,7 +38,6 @@ from tests.faults.world import (
     Template,
     World,
     database_of,
-    fresh_folder,
     make_template,
 )
 
@@ -220,7 +220,7 @@ class _Injector:
 @pytest.fixture(scope="module")
 def patient_template() -> Iterator[Template]:
     """Attempts are repeated until one succeeds: the stories have more faults than a job has attempts."""
-    with fresh_folder() as folder:
+    with memory_folder() as folder:
         yield make_template(folder, max_attempts=100, reconcile_workers=4, resync_seconds=5)
 
 

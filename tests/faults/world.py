@@ -5,12 +5,10 @@ Made from a template, because migrating a database takes longer than a job.
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -64,7 +62,6 @@ DEADLINES: dict[str, Any] = {
 }
 # By how much a replica's clock may be wrong.
 SKEW_SECONDS = 3
-_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -93,13 +90,6 @@ def _with_a_hole(table: pa.Table) -> pa.Table:
     width = column.type.list_size
     broken = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
     return table.set_column(table.schema.get_field_index("feature_a"), "feature_a", broken)
-
-
-@contextmanager
-def fresh_folder() -> Iterator[Path]:
-    """Return an empty folder, in memory if possible: it is flushed thousands of times."""
-    with TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
-        yield Path(folder)
 
 
 @cache

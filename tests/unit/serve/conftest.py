@@ -16,6 +16,7 @@ from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LivePointer
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.letter_encoder import LetterEncoders
+from tests.fakes.memory_folder import tmp_path
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import publish_version, random_heads
 from tests.unit.serve.described import check_described
@@ -37,6 +38,8 @@ from workers.serve.versions.memory import Budget
 from workers.serve.versions.swapper import Swapper
 from workers.storage.local import LocalStore
 from workers.storage.versions import write_live
+
+__all__ = ["tmp_path"]
 
 MODEL = "scenes"
 POLL_SECONDS = 0.01

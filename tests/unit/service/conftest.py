@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.control_plane import ControlPlane, open_databases
+from tests.fakes.memory_folder import tmp_path
+
+__all__ = ["tmp_path"]
 
 
 @pytest.fixture(autouse=True)
