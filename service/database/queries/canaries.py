@@ -3,13 +3,26 @@
 from dataclasses import fields
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    bindparam,
+    insert,
+    select,
+    update,
+)
 
 from cmcl.contract.policy import CanaryPlan, Observed
 from service.database.queries import backup
 from service.database.rows import CanaryOutcome, CanaryRecord
 from service.database.seek import Seek
 from service.database.tables import canaries, models
+
+# Built once: the reconciler executes it all the time.
+_RUNNING = select(canaries).where(
+    canaries.c.model == bindparam("model"), canaries.c.ended_at.is_(None)
+)
 
 
 def add(connection: Connection, record: CanaryRecord) -> None:
@@ -21,8 +34,7 @@ def add(connection: Connection, record: CanaryRecord) -> None:
 
 def running(connection: Connection, model: str) -> CanaryRecord | None:
     """The canary of the model that has not ended."""
-    query = select(canaries).where(canaries.c.model == model, canaries.c.ended_at.is_(None))
-    row = connection.execute(query).mappings().one_or_none()
+    row = connection.execute(_RUNNING, {"model": model}).mappings().one_or_none()
     return None if row is None else _record(row)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Exists, Select, exists, or_, select
+from sqlalchemy import ColumnElement, Connection, Exists, Select, bindparam, exists, or_, select
 
 from service.database.queries import attempts
 from service.database.queries import jobs as moves
@@ -17,6 +17,21 @@ from service.states import IN_FLIGHT, JobState
 _LEARNS = jobs.c.kind != "evaluate"
 
 
+def _first(*where: ColumnElement[bool]) -> Select[Any]:
+    """The first such job of a model in the order of arrival."""
+    query = select(jobs).where(jobs.c.model == bindparam("model"), *where)
+    return query.order_by(jobs.c.sequence).limit(1)
+
+
+# Built once: the reconciler executes them all the time.
+_IN_TURN = (
+    _first(jobs.c.state.in_(IN_FLIGHT - {JobState.HELD})),
+    _first(jobs.c.state == JobState.PREPARED, ~_LEARNS),
+    _first(jobs.c.state == JobState.HELD),
+)
+_TO_LEARN = _first(jobs.c.finished_at.is_(None), jobs.c.dry_run.is_(False), _LEARNS)
+
+
 def current(connection: Connection, model: str) -> JobRecord | None:
     """The job in flight, or else the first to learn in the order of arrival, if it is prepared: nothing else may be
     learned.
@@ -25,17 +40,11 @@ def current(connection: Connection, model: str) -> JobRecord | None:
     ten thousand waiting jobs cost no more than one. A dry run and an evaluation learn nothing, so they keep no other job
     waiting while they are prepared.
     """
-    of_model = jobs.c.model == model
-    for chosen in (
-        (jobs.c.state.in_(IN_FLIGHT - {JobState.HELD}),),
-        (jobs.c.state == JobState.PREPARED, ~_LEARNS),
-        (jobs.c.state == JobState.HELD,),
-    ):
-        found = _first(connection, select(jobs).where(of_model, *chosen))
+    for query in _IN_TURN:
+        found = _found(connection, query, model)
         if found is not None:
             return found
-    to_learn = (jobs.c.finished_at.is_(None), jobs.c.dry_run.is_(False), _LEARNS)
-    first = _first(connection, select(jobs).where(of_model, *to_learn))
+    first = _found(connection, _TO_LEARN, model)
     return first if first is not None and first.state == JobState.PREPARED else None
 
 
@@ -46,12 +55,12 @@ def with_steps(
 
     Not those whose jobs all wait for the scheduler or for their turn: of ten thousand models, most do.
     """
-    query = select(models.c.name).where(models.c.lease_owner == replica, _has_step())
+    leased = {"replica": replica}
     if names is None:
-        return list(connection.scalars(query.order_by(models.c.name)))
+        return list(connection.scalars(_WITH_STEPS, leased))
     found: list[str] = []
     for some in in_chunks(names):
-        found += connection.scalars(query.where(models.c.name.in_(some)).order_by(models.c.name))
+        found += connection.scalars(_WITH_STEPS.where(models.c.name.in_(some)), leased)
     return found
 
 
@@ -94,6 +103,14 @@ def _has_to_prepare() -> Exists:
         .subquery()
     )
     return exists().where(first.c.state == JobState.QUEUED, first.c.eligible_at.is_(None))
+
+
+# Built once: the reconciler executes it all the time.
+_WITH_STEPS = (
+    select(models.c.name)
+    .where(models.c.lease_owner == bindparam("replica"), _has_step())
+    .order_by(models.c.name)
+)
 
 
 def must_wait(connection: Connection, seen: JobRecord) -> bool:
@@ -161,6 +178,6 @@ def start_attempt(
     return moved
 
 
-def _first(connection: Connection, query: Select[Any]) -> JobRecord | None:
-    row = connection.execute(query.order_by(jobs.c.sequence).limit(1)).mappings().one_or_none()
+def _found(connection: Connection, query: Select[Any], model: str) -> JobRecord | None:
+    row = connection.execute(query, {"model": model}).mappings().one_or_none()
     return None if row is None else moves.record(row)

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from datetime import datetime
 
 from pydantic import BaseModel
-from sqlalchemy import Connection, RowMapping, Update, insert, select, update
+from sqlalchemy import Connection, RowMapping, Update, bindparam, insert, select, update
 
 from cmcl.contract.job import READS_ROWS, JobKind, Progress, VersionRef
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
@@ -34,6 +34,8 @@ NO_ATTEMPT: Mapping[str, None] = {
 
 _WITH_AN_ATTEMPT = (JobState.SUBMITTING, JobState.RUNNING)
 _READS_ROWS = jobs.c.kind.in_(sorted(READS_ROWS))
+# Built once: the reconciler executes it all the time.
+_BY_ID = select(jobs).where(jobs.c.id == bindparam("id"))
 
 
 def create(
@@ -112,7 +114,7 @@ def _insert_queued(
 
 def find(connection: Connection, job: str) -> JobRecord | None:
     """The job of that id."""
-    row = connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one_or_none()
+    row = connection.execute(_BY_ID, {"id": job}).mappings().one_or_none()
     return None if row is None else record(row)
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import (
     Connection,
     RowMapping,
     and_,
+    bindparam,
     func,
     insert,
     or_,
@@ -25,6 +26,8 @@ from service.database.seek import Seek
 from service.database.tables import models
 
 _AT_ONCE = 500
+# Statements that the reconciler executes all the time are built once.
+_BY_NAME = select(models).where(models.c.name == bindparam("name"))
 
 
 def create(
@@ -60,7 +63,7 @@ def create(
 
 def find(connection: Connection, name: str) -> ModelRecord | None:
     """The model of that name, also a deleted one: its name is not used again."""
-    row = connection.execute(select(models).where(models.c.name == name)).mappings().one_or_none()
+    row = connection.execute(_BY_NAME, {"name": name}).mappings().one_or_none()
     return None if row is None else _record(row)
 
 

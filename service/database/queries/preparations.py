@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, insert, or_, select, update
+from sqlalchemy import Connection, Select, bindparam, insert, or_, select, update
 
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from service.database.queries import jobs as moves
@@ -16,6 +17,7 @@ from service.states import IN_FLIGHT, JobState
 MOST_OF_MODEL = 8
 
 _ID = 1
+_DRIVER = select(*(column for column in prepare_drivers.columns if column.name != "id"))
 
 
 def to_prepare(connection: Connection, model: str) -> list[JobRecord]:
@@ -24,17 +26,26 @@ def to_prepare(connection: Connection, model: str) -> list[JobRecord]:
     Waiting jobs are counted in order of arrival, prepared ones included. This bounds how far ahead datasets are prepared,
     and an old job that was retried is prepared before later ones.
     """
+    rows = connection.execute(_TO_PREPARE, {"model": model}).mappings()
+    return [moves.record(row) for row in rows]
+
+
+def _to_prepare() -> Select[Any]:
+    of_model = jobs.c.model == bindparam("model")
     waiting = select(jobs.c.id).where(
-        jobs.c.model == model, jobs.c.finished_at.is_(None), jobs.c.state.not_in(IN_FLIGHT)
+        of_model, jobs.c.finished_at.is_(None), jobs.c.state.not_in(IN_FLIGHT)
     )
     first = waiting.order_by(jobs.c.sequence).limit(MOST_OF_MODEL).scalar_subquery()
     query = select(jobs).where(
-        jobs.c.model == model,
+        of_model,
         jobs.c.state.in_((JobState.QUEUED, JobState.PREPARING)),
         or_(jobs.c.state == JobState.PREPARING, jobs.c.id.in_(first)),
     )
-    rows = connection.execute(query.order_by(jobs.c.sequence)).mappings()
-    return [moves.record(row) for row in rows]
+    return query.order_by(jobs.c.sequence)
+
+
+# Built once: the reconciler executes it all the time.
+_TO_PREPARE = _to_prepare()
 
 
 def begin(connection: Connection, seen: JobRecord, now: datetime) -> bool:
@@ -147,8 +158,7 @@ class DriverRecord:
 
 def driver(connection: Connection) -> DriverRecord:
     """Return the newest process."""
-    columns = [column for column in prepare_drivers.columns if column.name != "id"]
-    row = connection.execute(select(*columns)).mappings().one_or_none()
+    row = connection.execute(_DRIVER).mappings().one_or_none()
     return DriverRecord() if row is None else DriverRecord(**row)
 
 

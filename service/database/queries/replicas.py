@@ -11,6 +11,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     and_,
+    bindparam,
     delete,
     func,
     or_,
@@ -26,12 +27,15 @@ _PREFIX = "replica/"
 _IS_REPLICA = leases.c.name.startswith(_PREFIX, autoescape=True)
 # Rows of replicas that died. Their clocks may differ by less than this.
 _AFTER_DEATH = timedelta(hours=1)
+# Built once, as `_SHARES`: each replica executes them every second.
+_ALIVE = select(leases.c.owner, leases.c.until).where(
+    _IS_REPLICA, leases.c.until > bindparam("now")
+)
 
 
 def alive(connection: Connection, now: datetime) -> dict[str, datetime]:
     """Return the replicas that are alive, and until when."""
-    query = select(leases.c.owner, leases.c.until).where(_IS_REPLICA, leases.c.until > now)
-    return dict(connection.execute(query).all())
+    return dict(connection.execute(_ALIVE, {"now": now}).all())
 
 
 def register(connection: Connection, replica: str, now: datetime, until: datetime) -> None:
@@ -51,8 +55,7 @@ def remove(connection: Connection, replica: str) -> None:
 
 def shares(connection: Connection) -> dict[str | None, int]:
     """Return how many models with work name each replica, alive or not; None: those that name none."""
-    query = select(models.c.lease_owner, func.count()).where(_has_work())
-    return dict(connection.execute(query.group_by(models.c.lease_owner)).all())
+    return dict(connection.execute(_SHARES).all())
 
 
 def leased(connection: Connection, replica: str) -> list[str]:
@@ -114,6 +117,11 @@ def _has_work() -> ColumnElement[bool]:
     )
     unfinished_work = or_(unfinished.exists(), unstored.exists(), has_canary.exists())
     return or_(is_unmirrored(), and_(models.c.deleted_at.is_(None), unfinished_work))
+
+
+_SHARES = (
+    select(models.c.lease_owner, func.count()).where(_has_work()).group_by(models.c.lease_owner)
+)
 
 
 def _name(replica: str) -> str:

@@ -14,6 +14,17 @@ from service.states import JobState
 
 # Values of one IN list.
 _AT_ONCE = 500
+# Built once: it is executed every second.
+_ATTEMPTS = (
+    select(jobs.c.id, jobs.c.attempt, jobs.c.model, jobs.c.revision)
+    .join(models, models.c.name == jobs.c.model)
+    .where(
+        jobs.c.state == JobState.RUNNING,
+        jobs.c.finished_at.is_(None),
+        models.c.lease_owner == bindparam("replica"),
+    )
+    .order_by(jobs.c.sequence)
+)
 
 
 @dataclass(frozen=True)
@@ -41,17 +52,7 @@ class Report:
 
 def attempts(connection: Connection, replica: str) -> list[RunningAttempt]:
     """Return the attempts of running jobs of models that the replica holds the leases of."""
-    query = (
-        select(jobs.c.id, jobs.c.attempt, jobs.c.model, jobs.c.revision)
-        .join(models, models.c.name == jobs.c.model)
-        .where(
-            jobs.c.state == JobState.RUNNING,
-            jobs.c.finished_at.is_(None),
-            models.c.lease_owner == replica,
-        )
-        .order_by(jobs.c.sequence)
-    )
-    return [RunningAttempt(*row) for row in connection.execute(query)]
+    return [RunningAttempt(*row) for row in connection.execute(_ATTEMPTS, {"replica": replica})]
 
 
 def stored_progress(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Self
 
-from sqlalchemy import Connection, Row, RowMapping, insert, select, update
+from sqlalchemy import Connection, Row, RowMapping, bindparam, insert, select, update
 
 from cmcl.contract.version import Recall, VersionManifest, VersionReport
 from service.database.queries import backup, events
@@ -23,6 +23,13 @@ from service.database.tables import promotions, versions
 _OUTLINE, _RECORD, _FIGURES = (
     tuple(versions.c[field.name] for field in fields(kind))
     for kind in (VersionOutline, VersionRecord, VersionFigures)
+)
+# Built once: the reconciler executes it all the time.
+_OLDEST_UNSTORED = (
+    select(*_RECORD)
+    .where(versions.c.model == bindparam("model"), versions.c.stored_at.is_(None))
+    .order_by(versions.c.number)
+    .limit(1)
 )
 
 
@@ -196,13 +203,7 @@ def capacities_after_own(
 
 def oldest_unstored(connection: Connection, model: str) -> VersionRecord | None:
     """The oldest version whose files are not stored yet."""
-    query = (
-        select(*_RECORD)
-        .where(versions.c.model == model, versions.c.stored_at.is_(None))
-        .order_by(versions.c.number)
-        .limit(1)
-    )
-    row = connection.execute(query).mappings().one_or_none()
+    row = connection.execute(_OLDEST_UNSTORED, {"model": model}).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
