@@ -35,8 +35,8 @@ def test_upgrading_twice_is_upgrading_once(database: Database) -> None:
     assert len(versions) == 1
 
 
-def test_two_may_start_at_once(database_url: str) -> None:
-    both = [open_database(database_url) for _ in range(2)]
+def test_two_may_start_at_once(empty_url: str) -> None:
+    both = [open_database(empty_url) for _ in range(2)]
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(upgrade, both))
     with both[0].read() as connection:

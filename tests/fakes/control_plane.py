@@ -41,7 +41,7 @@ SPEC = {
 
 
 @cache
-def _newest_tables() -> bytes:
+def newest_tables() -> bytes:
     """A migrated SQLite database without rows: migrating takes longer than most tests."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "cmcl.db"
@@ -90,7 +90,7 @@ class ControlPlane:
         database = folder / "cmcl.db"
         if "database_url" not in settings and not database.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            database.write_bytes(_newest_tables())
+            database.write_bytes(newest_tables())
         parts = Parts(self.store, self.launcher, self.clock, spans)
         self.app = create_app(Settings.model_validate(values), parts)
         self.context: Context = self.app.state.context
