@@ -169,19 +169,6 @@ class Reconciler(PeriodicLoop):
             for work in (Work.JOBS, Work.DATASETS):
                 self.queue.add_with_low_priority(Key(name, work), within_seconds * place / len(due))
 
-    def tick(self) -> None:
-        """Run one round in the caller's thread: renew leases, resync, look at attempts, process each due key once."""
-        self.step(threading.Event())
-        self.resync()
-        self.monitor.look()
-        processed: set[Key] = set()
-        while keys := [key for key in self.queue.due() if key not in processed]:
-            for key in keys:
-                processed.add(key)
-                self.queue.start(key)
-                self.process(key)
-        self.beat()
-
     def process(self, key: Key) -> None:
         """Process a key that the queue returned. An error delays this key, and does not reach the others."""
         try:

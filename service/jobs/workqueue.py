@@ -162,20 +162,6 @@ class WorkQueue:
                 self._changed.wait(min(left, max(next_due, 0.001)))
             return key
 
-    def due(self) -> list[Key]:
-        """Return all keys that may be processed now, by model and kind of work, for a caller that does it one by one."""
-        with self._changed:
-            self._wake_due()
-            order = list(Work)
-            keys = [key for ready, _ in self._free() for key in ready]
-            return sorted(keys, key=lambda key: (key.model, order.index(key.work)))
-
-    def start(self, key: Key) -> None:
-        """Begin to process a key that is due; the caller then calls `done`."""
-        with self._changed:
-            self._wake_due()
-            self._start(key)
-
     def done(self, key: Key) -> None:
         """Record that the key was processed."""
         with self._changed:

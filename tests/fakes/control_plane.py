@@ -28,6 +28,7 @@ from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.launcher import FakeLauncher
 from tests.fakes.preparer import prepare_all
+from tests.fakes.rounds import run_round
 from tests.fakes.trainer import evaluate, train
 from workers.storage.local import LocalStore
 from workers.storage.object_store import ObjectStore
@@ -138,7 +139,7 @@ class ControlPlane:
     def tick(self, times: int = 1) -> None:
         """Run rounds of the reconciler, with a second between them."""
         for _ in range(times):
-            self.reconciler.tick()
+            run_round(self.reconciler)
             self.preparer(self._cluster_store)
             self.clock.advance(1)
 

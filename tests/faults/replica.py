@@ -17,6 +17,7 @@ from service.database.tables import models
 from service.errors import DatabaseUnavailable
 from service.jobs.reconciler import Reconciler
 from tests.fakes.crashes import Contact, Crash, CrashingDatabase, CrashingLauncher, CrashingStore
+from tests.fakes.rounds import run_round
 from tests.faults.world import World, database_of
 
 _HANGS_SECONDS = 60.0
@@ -161,7 +162,7 @@ class Replica:
 
     def _tick(self) -> None:
         try:
-            self._reconciler.tick()
+            run_round(self._reconciler)
         except DatabaseUnavailable:
             # As the reconciler's own loop does: the round is over, the next one comes.
             return

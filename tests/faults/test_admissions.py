@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.fakes.crashes import (
     CrashingStore,
     FaultAtMoment,
 )
+from tests.fakes.rounds import run_round
 from tests.faults.world import Template, World
 
 _MOST_ROUNDS = 60
@@ -51,7 +53,8 @@ def _admit(world: World, fate: FaultAtMoment) -> None:
     full = replace(context, settings=world.settings.model_copy(update=none))
     world.post("good-0")
     reconciler = Reconciler(full)
-    _rounds(world, (Scheduler(full), reconciler), lambda: _waits(world))
+    loops = (Scheduler(full).tick, partial(run_round, reconciler))
+    _rounds(world, loops, lambda: _waits(world))
     reconciler.stop()
 
     def has_begun() -> bool:
@@ -70,20 +73,19 @@ def _waits(world: World) -> bool:
     return job.state == JobState.PREPARED and job.eligible_at is not None
 
 
-def _rounds(
-    world: World, loops: Sequence[Reconciler | Scheduler], is_over: Callable[[], bool]
-) -> None:
+def _rounds(world: World, loops: Sequence[Callable[[], None]], is_over: Callable[[], bool]) -> None:
     for _ in range(_MOST_ROUNDS):
         if is_over():
             return
         for loop in loops:
             with suppress(DatabaseUnavailable):
-                loop.tick()
+                loop()
         world.clock.advance(2)
 
 
-def _loops(context: Context) -> Sequence[Reconciler | Scheduler]:
-    return Scheduler(context), Reconciler(context)
+def _loops(context: Context) -> Sequence[Callable[[], None]]:
+    """Rounds of the scheduler and of the reconciler."""
+    return Scheduler(context).tick, partial(run_round, Reconciler(context))
 
 
 def _mortal(context: Context, fate: FaultAtMoment) -> Context:

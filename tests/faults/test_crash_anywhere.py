@@ -29,6 +29,7 @@ from tests.fakes.crashes import (
     FaultAtMoment,
     FaultInjector,
 )
+from tests.fakes.rounds import run_round
 from tests.faults.invariants import InvariantChecker
 from tests.faults.saved_world import SavedWorld
 from tests.faults.scenarios import SCENARIOS, Scenario, check_end, is_quiet
@@ -120,7 +121,7 @@ def _live_on(world: World, life: Scenario, most_rounds: int) -> None:
     for _ in range(most_rounds):
         if _end_round(world, life):
             break
-        reconciler.tick()
+        run_round(reconciler)
     checker.check_at_the_end()
     check_end(world, life)
 
@@ -159,7 +160,7 @@ def _live(world: World, life: Scenario, lifeline: FaultAtMoment | CrashMoments) 
     for _ in range(_MOST_ROUNDS):
         lifeline.begin_round()
         try:
-            next(turns).tick()
+            run_round(next(turns))
         except DatabaseUnavailable:
             # As the reconciler's own loop does: the round is over, the next one comes.
             checker.check()

@@ -22,6 +22,7 @@ from service.maintenance.backup import BackupWriter
 from service.maintenance.rebuild import Rebuild
 from service.maintenance.rebuild_bucket import Bucket
 from service.states import TERMINAL, JobState
+from tests.fakes.rounds import run_round
 from tests.faults.saved_world import SavedWorld
 from tests.faults.scenarios import SCENARIOS, Scenario, check_end, is_quiet
 from tests.faults.world import Template, World
@@ -108,7 +109,7 @@ def _live_on(world: World, life: Scenario, most_rounds: int) -> None:
 
 
 def _run_round(world: World, life: Scenario, reconciler: Reconciler) -> None:
-    reconciler.tick()
+    run_round(reconciler)
     world.clock.advance(2)
     life.react(world)
 

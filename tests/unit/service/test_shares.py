@@ -20,6 +20,7 @@ from service.jobs.workqueue import Key, Work
 from service.owner_settings import OwnerGrant
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.rounds import due, take
 
 LEASE = 6
 SPEC = ModelSpec(modalities={"image": 4, "text": 3})
@@ -224,14 +225,10 @@ def test_an_event_of_a_model_of_another_replica_costs_one_or_two_statements(
 
     event.listen(plane.context.database.engine, "after_cursor_execute", executed)
     for each, most in ((Key("m00", Work.JOBS), 1), (Key("m00", Work.DATASETS), 2)):
-        other.queue.add(each)
-        other.queue.start(each)
-        other.process(each)
+        other.process(take(other.queue, each))
         assert 0 < len(statements) <= most
         statements.clear()
-    key = Key("m00", Work.JOBS)
-    owner.queue.start(key)
-    owner.process(key)
+    owner.process(take(owner.queue, Key("m00", Work.JOBS)))
     assert len(statements) > 2
 
 
@@ -245,5 +242,5 @@ def test_a_resync_leaves_models_alone_whose_jobs_wait_for_the_scheduler(
     plane.tick(3)
     assert plane.job(job).eligible_at is not None
     plane.reconciler.resync()
-    assert [key for key in plane.reconciler.queue.due() if key.work != Work.POINTER] == []
+    assert [key for key in due(plane.reconciler.queue) if key.work != Work.POINTER] == []
     plane.close()

@@ -12,6 +12,7 @@ from service.jobs.workers import Workers
 from service.jobs.workqueue import Key, Work
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.rounds import take
 from tests.fakes.trainer import train
 
 
@@ -43,8 +44,8 @@ def _wait_for(plane: ControlPlane, job: str, state: JobState) -> None:
 
 def _wait_until_idle(plane: ControlPlane, model: str) -> None:
     queue, deadline = plane.reconciler.queue, time.monotonic() + 60
-    while queue.due() or queue.is_busy(model):
-        assert time.monotonic() < deadline, queue.due()
+    while queue.depth() or queue.is_busy(model):
+        assert time.monotonic() < deadline, queue.depth()
         time.sleep(0.01)
 
 
@@ -81,9 +82,12 @@ def test_a_resync_is_spread_over_its_interval(plane: ControlPlane) -> None:
     while (key := queue.get(0)) is not None:
         queue.done(key)
     plane.reconciler.resync(interval)
-    found = []
+    seen, found = set[str](), list[int]()
     for _ in range(10):
-        found.append(len({key.model for key in queue.due()}))
+        while (key := queue.get(0)) is not None:
+            seen.add(key.model)
+            queue.done(key)
+        found.append(len(seen))
         plane.clock.advance(interval / 10)
     assert found == list(range(1, 11))
 
@@ -116,10 +120,7 @@ def _move_to_gating(plane: ControlPlane, model: str) -> str:
 
 def _take(plane: ControlPlane, model: str) -> Key:
     """Begin to judge or store: the key as a worker has it that has not ended."""
-    key = Key(model, Work.FILES)
-    plane.reconciler.queue.add(key)
-    plane.reconciler.queue.start(key)
-    return key
+    return take(plane.reconciler.queue, Key(model, Work.FILES))
 
 
 def test_other_models_continue_while_a_candidate_is_judged(plane: ControlPlane) -> None:
@@ -214,16 +215,9 @@ def test_a_model_whose_lease_is_free_is_claimed_by_its_event(plane: ControlPlane
     """No round of leases is needed before the first step."""
     job = plane.post_dataset()
     other = Reconciler(plane.context)
-    other.process(_started(other, Key("scenes", Work.DATASETS)))
+    other.process(take(other.queue, Key("scenes", Work.DATASETS)))
     assert plane.model().lease_owner == other.replica
     assert plane.job(job).state == JobState.PREPARING
     late = Reconciler(plane.context)
-    late.process(_started(late, Key("scenes", Work.DATASETS)))
+    late.process(take(late.queue, Key("scenes", Work.DATASETS)))
     assert plane.model().lease_owner == other.replica
-
-
-def _started(reconciler: Reconciler, key: Key) -> Key:
-    reconciler.queue.add(key)
-    taken = reconciler.queue.get(0)
-    assert taken == key
-    return key

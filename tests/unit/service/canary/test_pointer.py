@@ -13,6 +13,7 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash, FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.observations import observe
+from tests.fakes.rounds import run_round
 from tests.unit.service.canary.conftest import CanaryApi
 from tests.unit.service.maintenance.test_sweeping import keys, sweep
 from workers.storage import layout
@@ -107,10 +108,10 @@ def test_a_death_at_any_moment_keeps_no_pointer_of_a_deleted_model(
     lifeline = FaultAtMoment(dies_at)
     with suppress(Crash):
         for _ in range(3):
-            canary_api.plane.crashing_reconciler(lifeline).tick()
+            run_round(canary_api.plane.crashing_reconciler(lifeline))
             canary_api.plane.clock.advance(1)
     canary_api.plane.clock.advance(2)
-    Reconciler(canary_api.plane.context).tick()
+    run_round(Reconciler(canary_api.plane.context))
     assert read_live(canary_api.plane.store, "scenes") is None
     assert canary_api.plane.model().is_mirrored
 

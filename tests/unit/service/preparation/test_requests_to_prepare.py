@@ -15,6 +15,7 @@ from tests.fakes.preparer import (
     requests_in,
     write_manifest,
 )
+from tests.fakes.rounds import run_round
 from tests.unit.service.preparation.conftest import Unattended
 from workers.storage import layout
 
@@ -245,7 +246,7 @@ def test_results_are_read_less_often_the_longer_it_takes(plane: Unattended) -> N
     plane.tick()
     plane.store.calls.clear()
     for _ in range(100):
-        plane.reconciler.tick()
+        run_round(plane.reconciler)
         plane.clock.advance(0.2)
     looks = [key for key in plane.store.calls if key.endswith("manifest.json")]
     assert 9 <= len(looks) <= 11
@@ -257,7 +258,7 @@ def test_a_small_dataset_does_not_wait(plane: Unattended) -> None:
     request = plane.request_of(job)
     plane.reconciler = Reconciler(plane.context)
     prepare(plane.store, request)
-    plane.reconciler.tick()
+    run_round(plane.reconciler)
     assert plane.job(job).state == JobState.PREPARED
 
 
