@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
+from cmcl.contract.errors import ObjectNotFound, StorageError, StorageUnavailable
 from cmcl.contract.job import Progress
 from service.context import Context
 from service.database.queries import running
@@ -27,10 +27,14 @@ _NOTHING = Shown()
 
 @dataclass(frozen=True)
 class _Seen:
-    """The progress that was last seen of an attempt. `note`: that of the progress with `note_digest`."""
+    """The progress that was last seen of an attempt.
+
+    `note`: that of the progress with `note_digest`. `problem`: why a later note could not be read.
+    """
 
     shown: Shown = _NOTHING
     note: str | None = None
+    problem: str = ""
 
 
 class AttemptMonitor(PeriodicLoop):
@@ -105,11 +109,16 @@ class AttemptMonitor(PeriodicLoop):
         try:
             # Once their jobs have moved on, no progress is stored.
             self._store_progress(new, shown)
-        finally:
-            # Before the models are woken: their steps ask for it.
-            self._ended = frozenset(each.submission_id for each in ended)
-            for attempt in new:
-                self._queue.add(Key(attempt.model, Work.JOBS))
+        except DatabaseUnavailable:
+            # Their jobs could not be moved either: the next look stores it, and then wakes them.
+            raise
+        except Exception:
+            # A candidate does not wait for a progress that cannot be stored.
+            logger.exception("the last progress of ended attempts was not stored")
+        # Before the models are woken: their steps ask for it.
+        self._ended = frozenset(each.submission_id for each in ended)
+        for attempt in new:
+            self._queue.add(Key(attempt.model, Work.JOBS))
 
     def _wake_changed(self, attempts: list[RunningAttempt]) -> None:
         """Wake the models of attempts whose state at the launcher has changed, or that are seen for the first time."""
@@ -157,7 +166,10 @@ class AttemptMonitor(PeriodicLoop):
             return running.stored_progress(connection, new)
 
     def _progress(self, name: str, now: _Seen, before: _Seen) -> tuple[_Seen, Progress | None]:
-        """The progress that an attempt shows, with its note, which is read when it is another one."""
+        """The progress that an attempt shows, with its note, which is read when it is another one.
+
+        A note that cannot be read is read again at the next look, and delays the progress of no other attempt.
+        """
         progress = now.shown.progress()
         if progress is None:
             logger.warning("the progress of %s cannot be read: %s", name, now.shown.name)
@@ -170,7 +182,11 @@ class AttemptMonitor(PeriodicLoop):
             except ObjectNotFound:
                 # Replaced since it was listed; the next listing has its successor.
                 return before, None
-            now = replace(now, note=None if read is None else read.note)
+            except StorageError as error:
+                return _unread(name, before, str(error)), None
+            if read is None:
+                return _unread(name, before, "it is not a progress of this release"), None
+            now = replace(now, note=read.note)
         return now, progress.model_copy(update={"note": now.note})
 
     def _statuses(self, attempts: list[RunningAttempt]) -> Mapping[str, LaunchStatus]:
@@ -182,3 +198,10 @@ class AttemptMonitor(PeriodicLoop):
             return {}
         self._launcher_outage.recovered()
         return statuses
+
+
+def _unread(attempt: str, before: _Seen, problem: str) -> _Seen:
+    """Log why the note of an attempt was not read, unless the look before it has."""
+    if problem != before.problem:
+        logger.warning("the note of %s was not read; will retry: %s", attempt, problem)
+    return replace(before, problem=problem)

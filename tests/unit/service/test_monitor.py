@@ -1,10 +1,15 @@
 """All running attempts are watched by one listing and one list: what each look costs, and what it finds."""
 
 import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
 from cmcl.contract.job import Progress
+from service.context import Context
+from service.errors import DatabaseUnavailable
 from service.jobs.monitor import AttemptMonitor
 from service.jobs.reconciler import Reconciler
 from service.jobs.watch import watch
@@ -12,6 +17,7 @@ from service.jobs.workqueue import Key, WorkQueue
 from service.launchers.port import LaunchState
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.crashes import CrashingDatabase, FaultAtMoment
 from tests.fakes.trainer import report_progress, train
 from workers.storage import layout
 from workers.storage.running import read_running
@@ -100,8 +106,15 @@ def test_a_candidate_wakes_its_model_before_the_progress_of_others_is_read(
     assert plane.job(running["one"]).message == "no GPU is free"
 
 
+def _failing_once(context: Context) -> Context:
+    """The context with a database whose first transaction that writes fails."""
+    fault = FaultAtMoment(1, deadly=False)
+    return replace(context, database=CrashingDatabase(context.database, fault))
+
+
+@pytest.mark.parametrize("context", [lambda same: same, _failing_once], ids=["", "failed once"])
 def test_the_last_progress_is_stored_before_the_job_moves_on(
-    plane: ControlPlane, running: dict[str, str]
+    plane: ControlPlane, running: dict[str, str], context: Callable[[Context], Context]
 ) -> None:
     class Queue(WorkQueue):
         """A queue whose worker is faster than the monitor: it takes each key as it is added."""
@@ -111,9 +124,11 @@ def test_the_last_progress_is_stored_before_the_job_moves_on(
 
     plane.reconciler.leases.renew()
     queue = Queue(lambda: 0.0, {}, 8)
-    monitor = AttemptMonitor(plane.context, plane.reconciler.replica, queue)
+    monitor = AttemptMonitor(context(plane.context), plane.reconciler.replica, queue)
     last = report_progress(plane.store, running["two"], 1, "training", 9)
     train(plane.store, running["two"], 1)
+    with suppress(DatabaseUnavailable):
+        monitor.look()
     monitor.look()
     job = plane.job(running["two"])
     assert (job.state, job.progress) == (JobState.GATING, last)
@@ -129,6 +144,34 @@ def test_progress_that_cannot_be_read_delays_no_candidate(
     plane.store.broken = layout.running_file(f"{running['one']}-a1", "")
     assert watched.woken() == ["one", "two"]
     assert watched.monitor.shows_end(f"{running['two']}-a1")
+
+
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["no response", "damaged"])
+def test_a_note_that_cannot_be_read_delays_the_progress_of_no_other_attempt(
+    plane: ControlPlane,
+    running: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+    is_damaged: bool,
+) -> None:
+    report_progress(plane.store, running["one"], 1, "waiting", figures={"note": "no GPU is free"})
+    shown = layout.running_file(f"{running['one']}-a1", "")
+    (key,) = plane.store.keys(shown)
+    written = plane.store.read(key)
+    if is_damaged:
+        plane.store.put(key, b"{}")
+    else:
+        plane.store.broken = shown
+    for updates in (2, 3):
+        report_progress(plane.store, running["two"], 1, "training", updates)
+        plane.tick()
+        progress = plane.job(running["two"]).progress
+        assert progress is not None
+        assert progress.updates_done == updates
+    assert caplog.text.count(f"the note of {running['one']}-a1 was not read") == 1
+    plane.store.broken = None
+    plane.store.put(key, written)
+    plane.tick()
+    assert plane.job(running["one"]).message == "no GPU is free"
 
 
 @pytest.mark.parametrize(("seconds", "pause"), [(0.0, 1.0), (0.3, 0.7), (5.0, 0.5)])
