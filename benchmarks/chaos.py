@@ -177,7 +177,7 @@ def _faults(store: ObjectStore, model: str, jobs: Sequence[dict[str, Any]]) -> l
             faults.append(f"version {number} is of {manifest.job}, not of {job['id']}")
         if [line.dataset for line in manifest.learned] != learned:
             faults.append(
-                f"the ledger of version {number} does not extend its parent's by one entry"
+                f"the lineage of version {number} does not extend its parent's by one entry"
             )
         for name in layout.VERSION_FILES:
             read_version_file(store, manifest, name)  # Raises if a digest does not match.

@@ -103,7 +103,7 @@ class CandidateDataset(BaseModel):
     def of(
         cls, line: LearnedDataset, candidate: VersionManifest, parent: VersionManifest | None
     ) -> Self:
-        """Create it for a line of the candidate's ledger."""
+        """Create it for a line of the candidate's lineage."""
         name, is_new = line.dataset, line.dataset == candidate.dataset
         if candidate.merged is not None:
             is_new = line.version == candidate.version

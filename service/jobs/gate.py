@@ -18,10 +18,10 @@ def check_answers(
     candidate: VersionManifest,
     theirs: tuple[LearnedDataset, ...] = (),
 ) -> None:
-    """Raises InvalidVersion unless the candidate belongs to this attempt, and its ledger is what the job makes of the
+    """Raises InvalidVersion unless the candidate belongs to this attempt, and its lineage is what the job makes of the
     parent's.
 
-    `earlier` is the parent's ledger: a candidate that omits one of its lines would leave that
+    `earlier` is the parent's lineage: a candidate that omits one of its lines would leave that
     dataset unprotected from then on. `theirs` is that of the version to merge.
     """
     for field in ("job", "attempt", "kind", "model", "version", "parent"):
@@ -214,7 +214,7 @@ def _check_new_line(asked: JobSpec, dataset: DatasetManifest, line: LearnedDatas
 def _check_unlearned(
     asked: JobSpec, earlier: tuple[LearnedDataset, ...], candidate: VersionManifest
 ) -> None:
-    """The parent's ledger without one line. Others may be measured from the candidate on."""
+    """The parent's lineage without one line. Others may be measured from the candidate on."""
     gone = next((line for line in earlier if line.dataset == asked.unlearns), None)
     _must_equal("unlearned dataset", gone, candidate.unlearned)
     _must_equal("dataset", None, candidate.dataset)

@@ -105,14 +105,14 @@ def _sound_candidate(context: Context, job: JobRecord, model: ModelRecord) -> Ve
     candidate = read_candidate(context.store, job.id, job.attempt)
     with context.database.read() as connection:
         theirs = combining.merged_lines(connection, job)
-    gate.check_answers(job_spec(context, job, model), _ledger(context, job), candidate, theirs)
+    gate.check_answers(job_spec(context, job, model), _lineage(context, job), candidate, theirs)
     check_candidate(context.store, candidate)
     check_number_is_free(context.store, candidate)
     return candidate
 
 
-def _ledger(context: Context, job: JobRecord) -> tuple[LearnedDataset, ...]:
-    """The parent's ledger."""
+def _lineage(context: Context, job: JobRecord) -> tuple[LearnedDataset, ...]:
+    """The parent's lineage."""
     if job.parent_version is None:
         return ()
     with context.database.read() as connection:

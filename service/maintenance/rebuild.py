@@ -95,7 +95,7 @@ def _tables(models: Sequence[FoundModel], found: FoundDatasets, keys: list[Row])
     known = {row["id"] for row in found.jobs}
     versions = [row for model in models for row in model.version_rows]
     for version in versions:
-        # Its dataset may have been left out; ledger and certificates still count.
+        # Its dataset may have been left out; lineage and certificates still count.
         version["job"] = version["job"] if version["job"] in known else None
     return {
         "models": [model.model for model in models],

@@ -41,7 +41,7 @@ class FoundDatasets:
 
 @dataclass(frozen=True)
 class _Learned:
-    """The version that learned a dataset, and its ledger line."""
+    """The version that learned a dataset, and the line of its lineage."""
 
     version: FoundVersion
     line: LearnedDataset
@@ -56,7 +56,7 @@ class DatasetFolders:
     now: datetime
 
     def find(self) -> FoundDatasets:
-        """Every dataset that has a record, a folder, or a line in a ledger."""
+        """Every dataset that has a record, a folder, or a line in a lineage."""
         learned = dict(_learned(self.models.values()))
         folders = self.bucket.store.folders(layout.dataset_prefix("").rstrip("/") + "/")
         names = self.bucket.recorded("dataset") | {name for name in folders if _ID.match(name)}

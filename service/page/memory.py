@@ -114,8 +114,10 @@ def memory_page(
     versions = _versions(model, newest, wanted.to, principal, context)
     values: dict[str, object] = {"memory": None}
     if versions:
-        ledger = read_version(model, versions[-1].version, principal, context, matrix=False).lineage
-        values = _values(ledger, versions, wanted, summary.drift_bound)
+        lineage = read_version(
+            model, versions[-1].version, principal, context, matrix=False
+        ).lineage
+        values = _values(lineage, versions, wanted, summary.drift_bound)
     return pages_of(request).render(
         request,
         "memory.html",
@@ -139,12 +141,12 @@ def _versions(
 
 
 def _values(
-    ledger: Sequence[LearnedDataset],
+    lineage: Sequence[LearnedDataset],
     versions: Sequence[VersionFiguresView],
     wanted: Wanted,
     bound: float | None,
 ) -> dict[str, object]:
-    retained = [_retained(line, versions, wanted.at) for line in ledger]
+    retained = [_retained(line, versions, wanted.at) for line in lineage]
     measured = [each for each in retained if each.now is not None]
     worst = sorted(measured, key=_by_change)
     # The order of learning again.
@@ -155,7 +157,7 @@ def _values(
     whole = HALF if len(shown) <= _FEW else WHOLE
     return {
         "memory": memory,
-        "datasets": len(ledger),
+        "datasets": len(lineage),
         "measured": len(measured),
         "mean_recall": mean(each.now for each in measured),
         "mean_change": mean(each.change for each in measured),

@@ -20,7 +20,7 @@ from workers.storage import layout
 router = APIRouter(prefix=PREFIX)
 
 _ADDRESS = "/models/{model}/versions/{version}"
-# Of a ledger with more lines, the newest ones are shown.
+# Of a lineage with more lines, the newest ones are shown.
 _LINES, _LINKS = 50, 12
 _HELD_BY_FILE = {
     layout.HEADS: "all heads, and how features are conditioned",
@@ -103,7 +103,7 @@ def _standing(model: ModelSummary, version: int) -> Standing:
 
 
 def _neighbours(lineage: Sequence[LearnedDataset]) -> list[LearnedDataset | None]:
-    """The lines of the ledger that the chain shows; None for those between them that it does not."""
+    """The lines of the lineage that the chain shows; None for those between them that it does not."""
     if len(lineage) <= _LINKS:
         return list(lineage)
     return [lineage[0], None, *lineage[-(_LINKS - 2) :]]

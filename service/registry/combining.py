@@ -48,7 +48,7 @@ def request_unlearning(
     known = jobs.open_change(connection, model.name, "unlearn", dataset, found.name)
     if known is not None:
         return Requested(known, is_new=False)
-    line = check_unlearning(model, _ledger(connection, model), dataset)
+    line = check_unlearning(model, _lineage(connection, model), dataset)
     job = jobs.create_unlearning(connection, model, line, now, traceparent)
     return Requested(job, is_new=True)
 
@@ -80,7 +80,7 @@ def problem_of(connection: Connection, job: JobRecord, model: ModelRecord) -> st
     """Why the job cannot start from the newest version, or None."""
     try:
         if job.kind == "unlearn" and job.dataset is not None:
-            check_unlearning(model, _ledger(connection, model), job.dataset)
+            check_unlearning(model, _lineage(connection, model), job.dataset)
         elif job.merges is not None:
             other = versions.find(connection, job.merges.model, job.merges.version)
             if other is None:
@@ -92,14 +92,14 @@ def problem_of(connection: Connection, job: JobRecord, model: ModelRecord) -> st
 
 
 def merged_lines(connection: Connection, job: JobRecord) -> tuple[LearnedDataset, ...]:
-    """The ledger of the version that a job merges; empty for other jobs."""
+    """The lineage of the version that a job merges; empty for other jobs."""
     if job.merges is None:
         return ()
     other = versions.find(connection, job.merges.model, job.merges.version)
     return () if other is None else other.manifest.learned
 
 
-def _ledger(connection: Connection, model: ModelRecord) -> tuple[LearnedDataset, ...]:
+def _lineage(connection: Connection, model: ModelRecord) -> tuple[LearnedDataset, ...]:
     newest = versions.find(connection, model.name, model.head) if model.head else None
     return () if newest is None else newest.manifest.learned
 
@@ -110,7 +110,7 @@ def _ledger(connection: Connection, model: ModelRecord) -> tuple[LearnedDataset,
 def check_unlearning(
     model: ModelRecord, learned: Sequence[LearnedDataset], dataset: str
 ) -> LearnedDataset:
-    """Return the line of the ledger. Raises Conflict if the newest version cannot unlearn the dataset."""
+    """Return the line of the lineage. Raises Conflict if the newest version cannot unlearn the dataset."""
     line = next((each for each in learned if each.dataset == dataset), None)
     if line is None:
         newest = (
@@ -166,7 +166,7 @@ def check_merge(connection: Connection, model: ModelRecord, other: VersionRecord
         raise Conflict(
             f"version {other.number} of {other.model!r} is still being stored; try again shortly"
         )
-    ours, theirs = _ledger(connection, model), other.manifest.learned
+    ours, theirs = _lineage(connection, model), other.manifest.learned
     _check_encoders(model, other)
     new = datasets_to_merge(ours, theirs)
     if not new:

@@ -71,8 +71,8 @@ def test_what_was_unlearned_is_found_with_the_versions_that_have_it(database: Da
         datasets.set_deleted(connection, dataset, "a job", NOW)
         other = line.model_copy(update={"dataset": "ds-000000000000"})
         own = line.model_copy(update={"dataset": dataset.id})
-        ledgers = {1: (other,), 2: (other, own), 3: (other,)}
-        for number, learned in ledgers.items():
+        lineages = {1: (other,), 2: (other, own), 3: (other,)}
+        for number, learned in lineages.items():
             gone = own if number == 3 else None
             changes = {"version": number, "learned": learned, "unlearned": gone, "job": job.id}
             manifest = manifest_of(FILES).model_copy(update=changes)

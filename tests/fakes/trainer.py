@@ -39,7 +39,7 @@ def train(
     stages.enter("training")
     files = {name: f"{job} {attempt} {name}".encode() for name in layout.VERSION_FILES}
     moments = {} if spec.dataset is None else {layout.MOMENTS: f"{job} {attempt} moments".encode()}
-    earlier, learned, unlearned = _ledger(store, spec, moments)
+    earlier, learned, unlearned = _lineage(store, spec, moments)
     manifest = VersionManifest(
         model=spec.model,
         version=spec.version,
@@ -137,10 +137,10 @@ def leave_checkpoint(store: ObjectStore, job: str, attempt: int, updates: int) -
 Lines = tuple[LearnedDataset, ...]
 
 
-def _ledger(
+def _lineage(
     store: ObjectStore, spec: JobSpec, moments: Mapping[str, bytes]
 ) -> tuple[Lines, Lines, LearnedDataset | None]:
-    """Lines that need a certificate, the new ledger, and the line that was taken out."""
+    """Lines that need a certificate, the new lineage, and the line that was taken out."""
     known = () if spec.parent is None else read_version(store, spec.model, spec.parent).learned
     if spec.dataset is not None:
         return known, (*known, _line(spec, moments[layout.MOMENTS])), None

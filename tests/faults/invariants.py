@@ -169,10 +169,10 @@ class InvariantChecker:
             )
             if manifest.unlearned is not None:
                 before.remove(manifest.unlearned.dataset)
-                assert names == before, f"version {number} has another ledger than its parent"
+                assert names == before, f"version {number} has another lineage than its parent"
             else:
                 known = manifest.learned[: len(learned)]
-                assert known == learned, f"version {number} forgot its parent's ledger"
+                assert known == learned, f"version {number} forgot its parent's lineage"
                 assert len(names) > len(before), f"version {number} learned nothing"
             if manifest.new_line is not None:
                 assert manifest.new_line.dataset == manifest.dataset

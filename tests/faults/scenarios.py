@@ -283,7 +283,7 @@ def check_end(world: World, life: Scenario) -> None:
     assert model is not None
     assert model.head == ended.count(PUBLISHED) - (life.name == MERGED)
     if life.name in (UNLEARNED, MERGED):
-        _check_ledger(world, *((MODEL, 1) if life.name == UNLEARNED else ("branched", 2)))
+        _check_lineage(world, *((MODEL, 1) if life.name == UNLEARNED else ("branched", 2)))
     if life.name in ("rolled back", PROMOTED):
         assert (model.live_version, model.live_generation) == (1, 3)
     if life.name == ABORTED:
@@ -299,7 +299,7 @@ def check_end(world: World, life: Scenario) -> None:
         assert (job.attempt, world.spec_of(job).resume_from) == (2, world.checkpoints[0])
 
 
-def _check_ledger(world: World, name: str, learned: int) -> None:
+def _check_lineage(world: World, name: str, learned: int) -> None:
     """The newest version of the model has learned so many datasets, and an unlearned one is deleted."""
     with world.database.read() as connection:
         model = models.find(connection, name)

@@ -64,7 +64,7 @@ def create_unlearning(
     now: datetime,
     traceparent: str | None = None,
 ) -> JobRecord:
-    """Insert a queued job that unlearns a dataset of the model's ledger."""
+    """Insert a queued job that unlearns a dataset of the model's lineage."""
     about = {"dataset": line.dataset, "dataset_name": line.name, "traceparent": traceparent}
     return _insert_queued(connection, "unlearn", _of_model(model) | about, now)
 

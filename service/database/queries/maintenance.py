@@ -248,9 +248,9 @@ def deleted_models(connection: Connection, before: datetime, limit: int) -> list
 
 
 def datasets_of(connection: Connection, model: str) -> set[str]:
-    """Datasets that were posted to the model, and those in its ledger whose own model was deleted."""
+    """Datasets that were posted to the model, and those in its lineage whose own model was deleted."""
     own = set(connection.scalars(select(datasets.c.id).where(datasets.c.model == model)))
-    inherited = _ledgers(connection, models.c.name == model) - own
+    inherited = _lineages(connection, models.c.name == model) - own
     query = select(datasets.c.id).where(
         datasets.c.id.in_(inherited),
         datasets.c.model == models.c.name,
@@ -260,11 +260,11 @@ def datasets_of(connection: Connection, model: str) -> set[str]:
 
 
 def protected_datasets(connection: Connection, before: datetime) -> set[str]:
-    """Datasets in ledgers of branches and of models that merged, which exist or were deleted after that time."""
+    """Datasets in lineages of branches and of models that merged, which exist or were deleted after that time."""
     is_there = or_(models.c.deleted_at.is_(None), models.c.deleted_at >= before)
     other = versions.alias()
     merged = exists().where(other.c.model == models.c.name, other.c.kind == "merge")
-    return _ledgers(connection, and_(or_(models.c.branched_from.is_not(None), merged), is_there))
+    return _lineages(connection, and_(or_(models.c.branched_from.is_not(None), merged), is_there))
 
 
 def mark_model_swept(connection: Connection, model: str, now: datetime) -> None:
@@ -338,7 +338,7 @@ def _learned() -> ColumnElement[bool]:
     )
 
 
-def _ledgers(connection: Connection, condition: ColumnElement[bool]) -> set[str]:
+def _lineages(connection: Connection, condition: ColumnElement[bool]) -> set[str]:
     """Datasets that the newest versions of these models have learned."""
     query = select(versions.c.manifest).where(
         condition, versions.c.model == models.c.name, versions.c.number == models.c.head
