@@ -60,8 +60,7 @@ from workers.storage.uris import open_store
 from workers.tracing import exporter_from
 
 if TYPE_CHECKING:
-    from service.auth.oidc import OidcTokens
-    from service.auth.oidc_login import OidcLogin
+    from service.auth.oidc import OidcLogin, OidcTokens
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +168,7 @@ def _context(
 def _oidc_login(settings: Settings, tokens: "OidcTokens | None") -> "OidcLogin | None":
     if tokens is None or settings.oidc_client_id is None:
         return None
-    from service.auth.oidc_login import OidcLogin
+    from service.auth.oidc import OidcLogin
 
     return OidcLogin(tokens, settings)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     # Types alone: the packages that import this module are imported by none of these lines.
     from service.auth.authenticator import Authenticator
-    from service.auth.oidc_login import OidcLogin
+    from service.auth.oidc import OidcLogin
     from service.auth.sessions import Sessions
     from service.database.engine import Database
     from service.jobs.workqueue import WakeSignal

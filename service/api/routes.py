@@ -18,7 +18,6 @@ from service.api import (
     models,
     openapi,
     operations,
-    quotas,
     summaries,
     uploads,
     versions,
@@ -43,7 +42,6 @@ _MODULES = (
     events,
     webhooks,
     keys,
-    quotas,
     operations,
     openapi,
 )

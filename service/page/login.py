@@ -15,7 +15,7 @@ from cmcl.contract.modality import Frozen
 from service.api.authentication import address_of
 from service.api.dependencies import ContextDep
 from service.auth.authenticator import Authenticator, Caller
-from service.auth.oidc_login import SECONDS, OidcLogin
+from service.auth.oidc import SIGN_IN_SECONDS, OidcLogin
 from service.auth.sessions import StartedSession
 from service.context import Context
 from service.database.queries.sessions import SessionRecord
@@ -179,7 +179,7 @@ def start_oidc(
     response.set_cookie(
         _memory_name(request),
         begun.cookie,
-        max_age=SECONDS,
+        max_age=SIGN_IN_SECONDS,
         path="/",
         secure=_is_secure(request),
         httponly=True,

@@ -8,8 +8,8 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from service.api.dependencies import ContextDep, LoopsDep, Reader
+from service.api.keys import QuotaView, read_quotas
 from service.api.operations import Health, check_health
-from service.api.quotas import QuotaView, read_quotas
 from service.api.summaries import ModelSummary, list_summaries
 from service.context import Context
 from service.database.seek import Seek

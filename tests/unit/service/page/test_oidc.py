@@ -9,7 +9,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from service.auth.oidc_login import SECONDS
+from service.auth.oidc import SIGN_IN_SECONDS
 from service.settings import Settings
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.issuer import AUDIENCE, FakeIssuer
@@ -95,7 +95,7 @@ def test_the_request_to_the_issuer_is_bound_to_this_browser(
     (cookie,) = visitor.get("/ui/oidc/start").headers.get_list("set-cookie")
     attributes = cookie.lower()
     assert cookie.startswith("__Host-cmcl-oidc=")
-    for attribute in ("httponly", "secure", "samesite=lax", f"max-age={SECONDS}", "path=/"):
+    for attribute in ("httponly", "secure", "samesite=lax", f"max-age={SIGN_IN_SECONDS}", "path=/"):
         assert attribute in attributes
     assert SECRET not in cookie
 
