@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import ClassVar
 
 from service.context import Context
-from service.database.queries import maintenance
+from service.database.queries import replicas
 from workers.memory import trim_heap
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class Lease:
         """Acquire or renew the lease; False if another replica holds it."""
         now = self._context.clock()
         return self._context.database.settle(
-            lambda connection: maintenance.claim_lease(
+            lambda connection: replicas.claim_lease(
                 connection, self._name, self._owner, now, now + self._duration
             )
         )

@@ -10,8 +10,8 @@ from functools import partial
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.job import Progress, submission_id
 from service.context import Context
-from service.database.queries import jobs, replicas, running
-from service.database.queries.running import Report, RunningAttempt
+from service.database.queries import jobs, replicas
+from service.database.queries.attempts import Report, RunningAttempt, store_progress
 from service.database.rows import JobRecord, ModelRecord
 from service.jobs.reconciler import Reconciler
 from service.jobs.steps import run_step
@@ -85,7 +85,7 @@ def _watch(context: Context, job: JobRecord) -> None:
         if progress != job.progress:
             attempt = RunningAttempt(job.id, job.attempt, job.model, job.revision)
             with context.database.write() as connection:
-                running.store_progress(connection, [Report(attempt, progress)], context.clock())
+                store_progress(connection, [Report(attempt, progress)], context.clock())
     status_of(context.launcher, submission_id(job.id, job.attempt))
     try:
         context.store.read(layout.run_failure(job.id, job.attempt))

@@ -12,8 +12,13 @@ from dataclasses import dataclass, replace
 from cmcl.contract.errors import ObjectNotFound, StorageError, StorageUnavailable
 from cmcl.contract.job import Progress
 from service.context import Context
-from service.database.queries import running
-from service.database.queries.running import Report, RunningAttempt
+from service.database.queries.attempts import (
+    Report,
+    RunningAttempt,
+    running_attempts,
+    store_progress,
+    stored_progress,
+)
 from service.errors import DatabaseUnavailable
 from service.jobs.workqueue import Key, Work, WorkQueue, steady
 from service.launchers.port import LauncherUnavailable, LaunchState, LaunchStatus
@@ -89,7 +94,7 @@ class AttemptMonitor(PeriodicLoop):
         Attempts that have ended come first: a candidate waits neither for the progress of others nor for the launcher.
         """
         with self._context.database.read() as connection:
-            attempts = running.attempts(connection, self._replica)
+            attempts = running_attempts(connection, self._replica)
         try:
             # Without attempts, nothing is listed.
             shown = read_running(self._context.store) if attempts else {}
@@ -151,7 +156,7 @@ class AttemptMonitor(PeriodicLoop):
         if reports:
             moment = self._context.clock()
             with self._context.database.write() as connection:
-                running.store_progress(connection, reports, moment)
+                store_progress(connection, reports, moment)
         self._seen |= seen
 
     def _known(self, attempts: list[RunningAttempt]) -> dict[str, Progress]:
@@ -163,7 +168,7 @@ class AttemptMonitor(PeriodicLoop):
         if not new:
             return {}
         with self._context.database.read() as connection:
-            return running.stored_progress(connection, new)
+            return stored_progress(connection, new)
 
     def _progress(self, name: str, now: _Seen, before: _Seen) -> tuple[_Seen, Progress | None]:
         """The progress that an attempt shows, with its note, which is read when it is another one.

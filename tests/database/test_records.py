@@ -12,9 +12,9 @@ from sqlalchemy import Connection, text
 from cmcl.contract.job import Progress
 from cmcl.contract.model import ModelSpec
 from service.database.engine import Database, open_database
-from service.database.queries import job_queue, jobs, models, preparations, running
+from service.database.queries import job_queue, jobs, models, preparations
+from service.database.queries.attempts import Report, RunningAttempt, store_progress
 from service.database.queries.metrics import Training, training
-from service.database.queries.running import Report, RunningAttempt
 from service.database.rows import JobRecord, PreparedRows
 from service.datasets.intake import accept_dataset
 from service.datasets.request import Intake, NewDataset
@@ -211,7 +211,7 @@ def test_the_same_model_at_once_is_one_model(database: Database) -> None:
 
 def _store_progress(connection: Connection, job: JobRecord, progress: Progress) -> None:
     attempt = RunningAttempt(job.id, job.attempt, job.model, job.revision)
-    running.store_progress(connection, [Report(attempt, progress)], NOW)
+    store_progress(connection, [Report(attempt, progress)], NOW)
 
 
 def test_progress_is_kept_and_null_is_null(model: Database) -> None:

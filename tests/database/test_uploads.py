@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy import delete
 
 from service.database.engine import Database
-from service.database.queries import idempotency, maintenance, uploads
+from service.database.queries import idempotency, maintenance, replicas, uploads
 from service.database.rows import NewUpload, ResponseRecord
 from service.database.tables import leases as lease_rows
 from service.maintenance.gc import GC_TASKS, GarbageCollector
@@ -52,7 +52,7 @@ def test_an_upload_is_learned_and_swept(tmp_path: Path, database_url: str) -> No
 def test_one_of_many_gets_the_lease(database: Database) -> None:
     def claim(name: str) -> bool:
         return database.settle(
-            lambda connection: maintenance.claim_lease(
+            lambda connection: replicas.claim_lease(
                 connection, "gc", name, NOW, NOW + timedelta(minutes=5)
             )
         )

@@ -1,4 +1,4 @@
-"""Leases of loops, and queries of the garbage collector.
+"""Queries of the garbage collector.
 
 A job is marked swept like it is moved: against the revision that was read. So a concurrent retry or approval is either
 first, and nothing is removed, or finds that it is too late.
@@ -34,7 +34,6 @@ from service.database.rows import VersionRecord
 from service.database.tables import (
     datasets,
     jobs,
-    leases,
     models,
     orphans,
     responses,
@@ -42,21 +41,6 @@ from service.database.tables import (
     versions,
 )
 from service.states import JobState
-
-
-def claim_lease(
-    connection: Connection, name: str, owner: str, now: datetime, until: datetime
-) -> bool:
-    """Claim a lease that is free, expired, or the owner's already. Return whether it was claimed.
-
-    Raises WriteConflict if another replica claimed it for the first time concurrently.
-    """
-    if connection.execute(select(leases.c.name).where(leases.c.name == name)).first() is None:
-        connection.execute(insert(leases).values(name=name, owner=owner, until=until))
-        return True
-    is_free = or_(leases.c.owner == owner, leases.c.until <= now)
-    statement = update(leases).where(leases.c.name == name, is_free)
-    return connection.execute(statement.values(owner=owner, until=until)).rowcount == 1
 
 
 def running_attempts(connection: Connection) -> set[str]:

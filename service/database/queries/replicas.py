@@ -1,4 +1,4 @@
-"""Replicas of the service, and the models that they lease.
+"""Replicas of the service, and what they lease: models, and loops that one of them runs for all.
 
 A replica that is alive has one row in the table of leases, which it renews. A model names the replica that leases it; the
 lease lasts as long as the row of that replica. So a thousand leases are renewed by one row.
@@ -14,12 +14,12 @@ from sqlalchemy import (
     bindparam,
     delete,
     func,
+    insert,
     or_,
     select,
     update,
 )
 
-from service.database.queries import maintenance
 from service.database.queries.models import in_chunks, is_unmirrored
 from service.database.tables import canaries, jobs, leases, models, versions
 
@@ -33,6 +33,21 @@ _ALIVE = select(leases.c.owner, leases.c.until).where(
 )
 
 
+def claim_lease(
+    connection: Connection, name: str, owner: str, now: datetime, until: datetime
+) -> bool:
+    """Claim a lease that is free, expired, or the owner's already. Return whether it was claimed.
+
+    Raises WriteConflict if another replica claimed it for the first time concurrently.
+    """
+    if connection.execute(select(leases.c.name).where(leases.c.name == name)).first() is None:
+        connection.execute(insert(leases).values(name=name, owner=owner, until=until))
+        return True
+    is_free = or_(leases.c.owner == owner, leases.c.until <= now)
+    statement = update(leases).where(leases.c.name == name, is_free)
+    return connection.execute(statement.values(owner=owner, until=until)).rowcount == 1
+
+
 def alive(connection: Connection, now: datetime) -> dict[str, datetime]:
     """Return the replicas that are alive, and until when."""
     return dict(connection.execute(_ALIVE, {"now": now}).all())
@@ -43,7 +58,7 @@ def register(connection: Connection, replica: str, now: datetime, until: datetim
 
     Raises WriteConflict if another thread of the replica registers it for the first time concurrently.
     """
-    maintenance.claim_lease(connection, _name(replica), replica, now, until)
+    claim_lease(connection, _name(replica), replica, now, until)
     is_old = leases.c.until < now - _AFTER_DEATH
     connection.execute(delete(leases).where(_IS_REPLICA, is_old))
 

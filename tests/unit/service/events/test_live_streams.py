@@ -17,8 +17,7 @@ import pytest
 from httpx_sse import EventSource, ServerSentEvent
 
 from cmcl.contract.job import Progress
-from service.database.queries import running
-from service.database.queries.running import Report, RunningAttempt
+from service.database.queries.attempts import Report, RunningAttempt, store_progress
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served
@@ -45,7 +44,7 @@ def _report(plane: ControlPlane, job: str, updates: int) -> None:
     found = plane.job(job)
     attempt = RunningAttempt(job, found.attempt, found.model, found.revision)
     with plane.context.database.write() as connection:
-        running.store_progress(connection, [Report(attempt, progress)], plane.clock())
+        store_progress(connection, [Report(attempt, progress)], plane.clock())
 
 
 def test_a_job_is_followed_with_its_progress_to_its_end(plane: ControlPlane) -> None:

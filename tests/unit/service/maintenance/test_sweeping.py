@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Table, delete, func, select, update
 
-from service.database.queries import maintenance
+from service.database.queries import replicas
 from service.database.tables import events, models, orphans, responses, uploads
 from service.database.tables import leases as lease_rows
 from service.database.tables import versions as version_rows
@@ -315,7 +315,7 @@ def test_one_service_at_a_time_sweeps(plane: ControlPlane) -> None:
     plane.clock.advance(8 * DAY)
     now = plane.clock()
     with plane.context.database.write() as connection:
-        maintenance.claim_lease(connection, "gc", "another one", now, now + timedelta(minutes=5))
+        replicas.claim_lease(connection, "gc", "another one", now, now + timedelta(minutes=5))
     plane.clock.advance(299)
     GarbageCollector(plane.context).sweep()
     assert keys(plane, f"runs/{job}/")
