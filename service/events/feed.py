@@ -22,7 +22,7 @@ from service.database.queries.events import EventFilter, Newest
 from service.database.rows import EventRecord
 from service.database.seek import Seek
 from service.errors import TooManyRequests
-from service.events.kinds import FINAL
+from service.states import TERMINAL
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ _MOST_WAITING = 256
 # Streams end after this time and listeners reconnect, so that revoked keys take effect and
 # listeners spread over the replicas.
 _LONGEST_STREAM_SECONDS = 900.0
+# A job ends with these, unless a user retries or approves it.
+FINAL = frozenset(f"job.{state}" for state in TERMINAL)
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,23 @@ from service.database.queries.deliveries import DeliveryRecord
 from service.database.queries.webhooks import WebhookRecord
 from service.database.rows import Event, random_id
 from service.errors import Conflict, FieldProblem, Forbidden, NotFound, Unprocessable
-from service.events.kinds import WORTH_A_MESSAGE
 from service.events.webhook_secrets import SecretCipher
 from service.events.webhook_sender import LONGEST_URL, AddressRefused, check_url
 from service.lookup import check_webhooks, get_model
 from service.principal import EVERY_OWNER, Principal
 
 _SECRET_BYTES = 32
+
+# The default for webhooks: events that call for an action.
+WORTH_A_MESSAGE = (
+    EventKind.JOB_HELD,
+    EventKind.JOB_REJECTED,
+    EventKind.JOB_FAILED,
+    EventKind.VERSION_PUBLISHED,
+    EventKind.VERSION_PROMOTED,
+    EventKind.VERSION_ROLLED_BACK,
+    EventKind.CANARY_ABORTED,
+)
 
 
 class NewWebhook(Frozen):

@@ -1,23 +1,37 @@
-"""The page as an application of its own: its routes, and the layers that each request passes."""
+"""The page as an application of its own: its routes, and the layers that each request passes.
 
+The routes raise the same errors as `/v1`, and so do the layers between: all arrive at the outermost layer as problem+json,
+which makes documents of them.
+"""
+
+import json
+import logging
 from collections.abc import Awaitable, Callable
 from functools import cache
+from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.authentication import Hosts
 from service.api.bodies import Bodies, BodyLimits, Budget
 from service.api.concurrency import ConcurrencyLimit, RequestSlots
-from service.api.problems import NOT_FOUND, Kind, add_problem_handlers, problem
+from service.api.problems import (
+    INTERNAL,
+    NOT_FOUND,
+    Kind,
+    ProblemResponse,
+    add_problem_handlers,
+    problem,
+)
 from service.context import Context
 from service.page import (
     canary,
-    canary_actions,
-    candidate,
     capacity,
     collections,
     datasets,
@@ -29,30 +43,26 @@ from service.page import (
     login,
     memory,
     models,
-    overview,
-    promotion_actions,
     try_it,
     versions,
     webhooks,
 )
 from service.page.access import PageAccess
 from service.page.endpoint import open_endpoint
-from service.page.rendering import PREFIX, Pages
-from service.page.responses import PageResponses
-from service.page.static_files import StaticFiles, static_files
+from service.page.explanations import NEXT_STEPS
+from service.page.rendering import PREFIX, Pages, StaticFiles, static_files
+from service.telemetry.logs import current_request
+
+logger = logging.getLogger(__name__)
 
 _ROUTES = (
-    overview,
     models,
     memory,
     capacity,
     graph,
     canary,
     versions,
-    promotion_actions,
-    canary_actions,
     jobs,
-    candidate,
     job_actions,
     datasets,
     try_it,
@@ -62,6 +72,24 @@ _ROUTES = (
     webhooks,
     login,
 )
+
+_JSON = "application/json"
+
+# Scripts and styles come from files alone; `trusted-types 'none'`: no script makes markup of text.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "media-src 'self' blob:; connect-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    # With `no-referrer`, browsers send `Origin: null` with the page's own forms.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
 
 
 def create_page(
@@ -147,3 +175,84 @@ async def _not_routed(request: Request, error: HTTPException) -> Response:
     )
     path = request.url.path
     return problem(kind, f"there is no page {path[:200]!r}", path, headers=error.headers)
+
+
+class PageResponses:
+    """The outermost ASGI middleware of the page."""
+
+    def __init__(self, app: ASGIApp, pages: Pages) -> None:
+        self._app = app
+        self._pages = pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(send, is_of_script=_JSON in Request(scope).headers.get("accept", ""))
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception:
+            if answer.has_started:
+                raise
+            logger.exception("unhandled error in a page", extra={"path": scope["path"][:512]})
+            note = current_request.get()
+            detail = f"it was logged under the request id {note.id if note else 'unknown'}"
+            await problem(INTERNAL, detail, scope["path"])(scope, receive, answer.send)
+        if answer.problem is not None:
+            response = await to_thread.run_sync(self._document, scope, answer)
+            await response(scope, receive, answer.pass_on)
+
+    def _document(self, scope: Scope, answer: "_Answer") -> Response:
+        found: dict[str, Any] = json.loads(answer.body)
+        kind = str(found["type"]).rpartition(":")[2]
+        response = self._pages.render_whole(
+            Request(scope),
+            "problem.html",
+            found["status"],
+            problem=found,
+            steps=NEXT_STEPS.get(kind),
+        )
+        for name in ("retry-after", "connection"):
+            if name in answer.problem_headers:
+                response.headers[name] = answer.problem_headers[name]
+        return response
+
+
+class _Answer:
+    """Passes a response on with more headers, and keeps a problem instead.
+
+    A script that asks for JSON gets the problem as it is.
+    """
+
+    def __init__(self, send: Send, *, is_of_script: bool) -> None:
+        self._send = send
+        self._is_of_script = is_of_script
+        self.has_started = False
+        self.problem: Message | None = None
+        self.body = b""
+
+    @property
+    def problem_headers(self) -> MutableHeaders:
+        """Headers of the problem."""
+        return MutableHeaders(scope=self.problem or {"headers": []})
+
+    async def send(self, message: Message) -> None:
+        """See ASGI."""
+        if message["type"] == "http.response.start":
+            kind = MutableHeaders(scope=message).get("content-type", "")
+            if kind.startswith(ProblemResponse.media_type) and not self._is_of_script:
+                self.problem = message
+                return
+        elif self.problem is not None:
+            self.body += message.get("body", b"")
+            return
+        await self.pass_on(message)
+
+    async def pass_on(self, message: Message) -> None:
+        """Send a message of the response."""
+        if message["type"] == "http.response.start":
+            self.has_started = True
+            headers = MutableHeaders(scope=message)
+            headers.update(_HEADERS)
+            headers.setdefault("Cache-Control", "no-store")
+        await self._send(message)

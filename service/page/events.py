@@ -15,7 +15,7 @@ from service.api.events import FeedDep, SeenEvent, is_over, read_page, stream
 from service.api.pagination import CursorQuery, get_number_seek
 from service.database.queries.events import EventFilter
 from service.events.feed import Item, Progress
-from service.events.kinds import MEANINGS
+from service.page.explanations import MEANINGS
 from service.page.forms import KindFilter, ModelFilter, address
 from service.page.rendering import PREFIX, pages_of
 

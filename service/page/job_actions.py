@@ -14,7 +14,6 @@ from service.api.models import read_model
 from service.api.summaries import read_summary
 from service.context import Context
 from service.errors import Conflict, NotFound, Refused
-from service.page.candidate import decision_of
 from service.page.forms import (
     ActionRequest,
     DecisionForm,
@@ -25,6 +24,7 @@ from service.page.forms import (
     posted,
     see_other,
 )
+from service.page.jobs import decision_of
 from service.page.rendering import PREFIX
 from service.principal import Principal
 from service.states import CANCELLABLE, JobState

@@ -3,8 +3,9 @@
 A long history is shown in evenly spaced versions, or in a range of versions that follow each other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Annotated, Literal
 from urllib.parse import urlencode
 
@@ -18,29 +19,25 @@ from cmcl.pictures import (
     MemoryRow,
     drift_curve,
     forgetting_matrix,
+    optimality_curve,
     retention_curves,
 )
 from cmcl.pictures.memory import recall_table
 from cmcl.pictures.picture import Table
 from service.api.dependencies import ContextDep, ModelPath, Reader
-from service.api.history import VersionFiguresView
+from service.api.history import VersionFiguresView, list_history
 from service.api.pagination import LARGEST_NUMBER
 from service.api.summaries import read_summary
 from service.api.versions import read_version
 from service.context import Context
-from service.page.rendering import HALF, PREFIX, WHOLE, figure, pages_of
-from service.page.spaced import (
-    MOST,
-    consecutive_versions,
-    distance,
-    mean,
-    optimality_over_versions,
-    spaced_versions,
-)
+from service.database.seek import Seek
+from service.page.rendering import HALF, PREFIX, WHOLE, Figure, figure, pages_of
 from service.principal import Principal
 
 router = APIRouter(prefix=PREFIX)
 
+# Versions of one page.
+MOST = 32
 # Datasets of the pictures, of the table of datasets, and of the table of the matrix.
 _MEASURED, _ROWS, _COLUMNS = 100, 50, 16
 # So many datasets fit into half a column; of more than these, a cell has a sign instead of its number.
@@ -239,3 +236,43 @@ def _numbers(memory: Memory, start: int) -> Table:
 
 def _drifts(versions: Sequence[VersionFiguresView]) -> dict[int, float | None]:
     return {each.version: each.max_drift for each in versions}
+
+
+def distance(newest: int) -> int:
+    """The distance of evenly spaced versions, of so many."""
+    return max(1, -(-newest // MOST))
+
+
+def spaced_versions(
+    model: str, newest: int, principal: Principal, context: Context
+) -> list[VersionFiguresView]:
+    """Evenly spaced versions and the newest, oldest first."""
+    seek = Seek[int](None, "desc", MOST)
+    return list_history(model, principal, context, seek, every=distance(newest)).items[::-1]
+
+
+def consecutive_versions(
+    model: str, to: int, principal: Principal, context: Context
+) -> list[VersionFiguresView]:
+    """Versions that follow each other up to one, oldest first."""
+    return list_history(model, principal, context, Seek(to + 1, "desc", MOST)).items[::-1]
+
+
+def mean_losses(version: VersionFiguresView) -> tuple[float, float] | None:
+    """Mean loss of the earlier datasets whose lowest loss is known, and the mean of the lowest; None: of none."""
+    found = version.by_dataset
+    if found is None or not found.best:
+        return None
+    return fmean(found.quality[name] for name in found.best), fmean(found.best.values())
+
+
+def optimality_over_versions(versions: Sequence[VersionFiguresView]) -> Figure | None:
+    """Mean loss and mean lowest loss by version; None where they are known of fewer than two versions."""
+    known = {each.version: losses for each in versions if (losses := mean_losses(each))}
+    return figure(lambda width: optimality_curve(known, width=width)) if len(known) > 1 else None
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are known; None: there is none."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

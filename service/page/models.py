@@ -1,15 +1,23 @@
-"""Models: the list, and one model with its chain of versions, its policy and its history."""
+"""Models: the overview, the list, and one model with its chain of versions, its policy and its history.
+
+The overview shows what is live, being learned, held and broken, and what to do next.
+"""
+
+from datetime import datetime
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic import BaseModel
 
 from cmcl.contract.policy import GatePolicy
 from cmcl.pictures import Branch, ChainVersion, Picture, version_chain
 from service.api.datasets import DatasetSummary, list_datasets
-from service.api.dependencies import ContextDep, ModelPath, Reader
+from service.api.dependencies import ContextDep, LoopsDep, ModelPath, Reader
 from service.api.history import VersionFiguresView, list_history
+from service.api.keys import QuotaView, read_quotas
 from service.api.models import ModelView, list_models, read_model, read_policy
+from service.api.operations import Health, check_health
 from service.api.pagination import CursorQuery, Page, get_number_seek, get_text_seek
 from service.api.summaries import ModelSummary, list_summaries, read_summary
 from service.api.versions import PromotionView, list_promotions
@@ -17,6 +25,7 @@ from service.context import Context
 from service.database.seek import Seek
 from service.page.rendering import PREFIX, pages_of
 from service.principal import Principal
+from service.states import JobState
 
 router = APIRouter(prefix=PREFIX)
 
@@ -26,6 +35,91 @@ _DRAWN = 12
 _BRANCHES = 50
 _DATASETS = 8
 _PROMOTIONS = 8
+# Models that are counted; an owner has 500 by default.
+_MOST_MODELS = 1000
+_AT_ONCE = 200
+_MOST_SHOWN = 8
+_BROKEN = (JobState.FAILED, JobState.REJECTED)
+
+
+class Overview(BaseModel):
+    """What the overview shows: models by what they need, the one that changed last first."""
+
+    models: list[ModelSummary]
+    are_all: bool
+    live: int
+    learning: list[ModelSummary]
+    held: list[ModelSummary]
+    broken: list[ModelSummary]
+    waiting_jobs: int
+
+
+@router.get("/")
+async def overview_page(
+    request: Request, principal: Reader, context: ContextDep, loops: LoopsDep
+) -> Response:
+    """What a person looks at first."""
+    health = await check_health(context, loops, request.app.state.probes)
+    return await run_in_threadpool(_render_overview, request, principal, context, health)
+
+
+def _render_overview(
+    request: Request, principal: Principal, context: Context, health: Health
+) -> Response:
+    found = _read_overview(principal, context)
+    values = {name: getattr(found, name) for name in Overview.model_fields}
+    problems = {name: result for name, result in health.checks.items() if result != "ok"}
+    return pages_of(request).render(
+        request,
+        "overview.html",
+        most_shown=_MOST_SHOWN,
+        checks=health.checks,
+        problems=problems,
+        quotas=_limits(principal, context),
+        **values,
+    )
+
+
+def _limits(principal: Principal, context: Context) -> dict[str, QuotaView]:
+    """The quotas of the owner that are limited; none of the operator, who is not limited."""
+    if principal.owner is None:
+        return {}
+    found = read_quotas(principal, context, None).quotas
+    return {name: quota for name, quota in found.items() if quota.limit is not None}
+
+
+def _read_overview(principal: Principal, context: Context) -> Overview:
+    models: list[ModelSummary] = []
+    after: str | None = None
+    while True:
+        found = list_summaries(principal, context, Seek(after, "asc", _AT_ONCE))
+        models += found.items
+        if found.next_cursor is None or len(models) >= _MOST_MODELS:
+            break
+        after = models[-1].name
+    models.sort(key=_changed_at, reverse=True)
+    return Overview(
+        models=models,
+        are_all=found.next_cursor is None,
+        live=sum(model.live_version is not None for model in models),
+        learning=[
+            model for model in models if model.current and model.current.state != JobState.HELD
+        ],
+        held=[model for model in models if model.current and model.current.state == JobState.HELD],
+        broken=[
+            model for model in models if model.last_ended and model.last_ended.state in _BROKEN
+        ],
+        waiting_jobs=sum(model.jobs.waiting for model in models),
+    )
+
+
+def _changed_at(model: ModelSummary) -> datetime:
+    """When something last happened to it."""
+    moments = [model.created_at]
+    moments += [model.newest.created_at] if model.newest else []
+    moments += [model.current.state_changed_at] if model.current else []
+    moments += [model.last_ended.state_changed_at] if model.last_ended else []
+    return max(moments)
 
 
 class ModelOverview(BaseModel):

@@ -5,26 +5,35 @@ open page asks for the page's own address with `?fragment=<block>`, and gets the
 """
 
 import gzip
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
+from importlib import resources
 from importlib.metadata import version
+from pathlib import PurePath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from starlette.requests import Request
 from starlette.responses import Response
 
 from cmcl.contract import DISTRIBUTION
-from cmcl.pictures import Picture
+from cmcl.pictures import STYLESHEET, Picture
 from service.api.keys import Identity
 from service.context import Clock
 from service.database.queries.sessions import SessionRecord
-from service.errors import FieldProblem, Unprocessable
-from service.events.kinds import MEANINGS
+from service.errors import FieldProblem, NotFound, Unprocessable
 from service.page import formats
-from service.page.explanations import DONE, EVENT_TONES, EXPLANATIONS, KINDS, REASONS, STATES
+from service.page.explanations import (
+    DONE,
+    EVENT_TONES,
+    EXPLANATIONS,
+    KINDS,
+    MEANINGS,
+    REASONS,
+    STATES,
+)
 from service.page.measures import MEASURES
-from service.page.static_files import StaticFiles
 from service.principal import Principal
 
 PREFIX = "/ui"
@@ -56,6 +65,79 @@ _LEVEL = 5
 
 # Pixels of a column at a window of 1280, of half a column, and of a phone.
 WHOLE, HALF, PHONE = 1120.0, 540.0, 300.0
+
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_STYLES = "style.css"
+_DIGITS = 16
+_FOR_EVER = "public, max-age=31536000, immutable"
+
+
+@dataclass(frozen=True)
+class StaticFile:
+    """A file, plain and compressed."""
+
+    media_type: str
+    plain: bytes = field(repr=False)
+    compressed: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str, content: bytes) -> "StaticFile":
+        """Compress a file."""
+        compressed = gzip.compress(content, mtime=0)
+        return cls(_TYPES[PurePath(name).suffix], content, compressed)
+
+
+class StaticFiles:
+    """The style sheet, scripts and icons of `service/page/static`: read once, compressed once, addressed by their digest.
+
+    The digest is that of all files together, because scripts import each other by relative addresses. An address with
+    another digest is one of another release, whose page is open in a browser while replicas are replaced: it gets the
+    present file, which must not be cached under that address.
+    """
+
+    def __init__(self) -> None:
+        folder = resources.files(__package__) / "static"
+        contents = {
+            each.name: each.read_bytes()
+            for each in sorted(folder.iterdir(), key=lambda each: each.name)
+            if PurePath(each.name).suffix in _TYPES
+        }
+        # In one file, so that a page waits for one.
+        contents[_STYLES] = STYLESHEET.encode() + contents[_STYLES]
+        whole = hashlib.sha256()
+        for name, content in contents.items():
+            whole.update(f"{name} {len(content)}\n".encode() + content)
+        self.digest = whole.hexdigest()[:_DIGITS]
+        self._files = {name: StaticFile.of(name, content) for name, content in contents.items()}
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the files."""
+        return frozenset(self._files)
+
+    def response(self, digest: str, name: str, encodings: str) -> Response:
+        """Serve a file. Raises NotFound."""
+        found = self._files.get(name)
+        if found is None:
+            raise NotFound(f"there is no file {name!r}")
+        headers = {
+            "Cache-Control": _FOR_EVER if digest == self.digest else "no-store",
+            "Vary": "Accept-Encoding",
+        }
+        if "gzip" not in encodings:
+            return Response(found.plain, headers=headers, media_type=found.media_type)
+        headers["Content-Encoding"] = "gzip"
+        return Response(found.compressed, headers=headers, media_type=found.media_type)
+
+
+@cache
+def static_files() -> StaticFiles:
+    """The files, which all apps of a process share: they are compressed once."""
+    return StaticFiles()
 
 
 @dataclass(frozen=True)

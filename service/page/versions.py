@@ -1,25 +1,54 @@
-"""A version: what it learned, what that changed of earlier datasets, and how it was made."""
+"""A version: what it learned, what that changed of earlier datasets, and how it was made.
+
+People promote it, roll it back and retire it; each action has a confirmation page.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
+from pydantic import Field
 
 from cmcl.contract.version import LearnedDataset, VersionManifest
 from service.api.candidates import CandidateDataset, CapacityChange
-from service.api.dependencies import ContextDep, ModelPath, Reader, VersionPath
+from service.api.dependencies import ContextDep, ModelPath, Reader, Reason, VersionPath
+from service.api.models import read_model
+from service.api.pagination import LARGEST_NUMBER
 from service.api.summaries import ModelSummary, read_summary
-from service.api.versions import VersionView, read_version
+from service.api.versions import (
+    LiveChoice,
+    PromotionView,
+    VersionView,
+    list_promotions,
+    post_rollback,
+    put_live,
+    read_version,
+    retire_version,
+)
 from service.context import Context
-from service.page.comparison import WantedDep, comparison_values
+from service.database.seek import Seek
+from service.errors import Refused
+from service.page.canary import running_canary
+from service.page.comparison import WantedDep, compare_versions, comparison_values, read_figures
+from service.page.forms import (
+    ActionRequest,
+    ReadingAdmin,
+    ReadingTrainer,
+    ReasonForm,
+    SeenForm,
+    confirmed,
+    posted,
+    see_other,
+)
 from service.page.rendering import PREFIX, pages_of
 from service.principal import Principal
 from workers.storage import layout
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX + "/models/{model}")
 
-_ADDRESS = "/models/{model}/versions/{version}"
+_ADDRESS = "/versions/{version}"
 # Of a lineage with more lines, the newest ones are shown.
 _LINES, _LINKS = 50, 12
 _HELD_BY_FILE = {
@@ -28,6 +57,7 @@ _HELD_BY_FILE = {
     layout.METHOD_STATE: "state of the method",
     layout.SELFTEST: "random features and their embeddings, which replicas compare with their own",
 }
+VersionQuery = Annotated[int, Query(alias="version", ge=1, le=LARGEST_NUMBER)]
 
 
 @dataclass(frozen=True)
@@ -107,3 +137,188 @@ def _neighbours(lineage: Sequence[LearnedDataset]) -> list[LearnedDataset | None
     if len(lineage) <= _LINKS:
         return list(lineage)
     return [lineage[0], None, *lineage[-(_LINKS - 2) :]]
+
+
+class PromoteForm(ReasonForm):
+    """The version to promote."""
+
+    version: int = Field(ge=1, le=LARGEST_NUMBER)
+
+
+@router.get("/promote")
+def confirm_promotion(
+    request: Request,
+    model: ModelPath,
+    version: VersionQuery,
+    principal: ReadingTrainer,
+    context: ContextDep,
+) -> Response:
+    """Say what promoting the version changes."""
+    return _promotion_page(ActionRequest(request, principal, context), model, version)
+
+
+@router.post("/promote")
+def promote(
+    request: Request,
+    model: ModelPath,
+    form: Annotated[PromoteForm, posted(PromoteForm)],
+    principal: ReadingTrainer,
+    context: ContextDep,
+) -> Response:
+    """Promote the version."""
+    choice = LiveChoice(version=form.version, reason=form.reason)
+    return confirmed(
+        lambda: put_live(model, choice, principal, context, Response(), form.seen),
+        lambda: see_other(request, f"models/{model}", "promoted"),
+        lambda error: _promotion_page(
+            ActionRequest(request, principal, context), model, form.version, error
+        ),
+    )
+
+
+@router.get("/rollback")
+def confirm_rollback(
+    request: Request, model: ModelPath, principal: ReadingTrainer, context: ContextDep
+) -> Response:
+    """Say to which version it returns, and what that changes."""
+    return _rollback_page(ActionRequest(request, principal, context), model)
+
+
+@router.post("/rollback")
+def roll_back(
+    request: Request,
+    model: ModelPath,
+    form: Annotated[ReasonForm, posted(ReasonForm)],
+    principal: ReadingTrainer,
+    context: ContextDep,
+) -> Response:
+    """Return to the version that was promoted before."""
+    reason = Reason(reason=form.reason)
+    return confirmed(
+        lambda: post_rollback(model, reason, principal, context, None, form.seen),
+        lambda: see_other(request, f"models/{model}", "rolled-back"),
+        lambda error: _rollback_page(ActionRequest(request, principal, context), model, error),
+    )
+
+
+@router.get(_ADDRESS + "/retire")
+def confirm_retirement(
+    request: Request,
+    model: ModelPath,
+    version: VersionPath,
+    principal: ReadingAdmin,
+    context: ContextDep,
+) -> Response:
+    """Say what retiring the version means."""
+    return _retirement_page(ActionRequest(request, principal, context), model, version)
+
+
+@router.post(_ADDRESS + "/retire")
+def retire(
+    request: Request,
+    model: ModelPath,
+    version: VersionPath,
+    form: Annotated[SeenForm, posted(SeenForm)],
+    principal: ReadingAdmin,
+    context: ContextDep,
+) -> Response:
+    """Retire the version."""
+    return confirmed(
+        lambda: retire_version(model, version, principal, context, form.seen),
+        lambda: see_other(request, f"models/{model}", "retired"),
+        lambda error: _retirement_page(
+            ActionRequest(request, principal, context), model, version, error
+        ),
+    )
+
+
+def _promotion_page(
+    asked: ActionRequest,
+    model: str,
+    version: int,
+    changed: Refused | None = None,
+) -> Response:
+    found = read_model(model, asked.principal, asked.context)
+    comparison = compare_versions(
+        model, found.live_version, version, asked.principal, asked.context
+    )
+    new = comparison.after
+    is_servable = new.stored_at is not None and new.retired_at is None
+    return asked.page(
+        "confirm_promotion.html",
+        changed,
+        action="promote",
+        model=found,
+        comparison=comparison,
+        canary=running_canary(model, asked.principal, asked.context),
+        previous=None,
+        is_possible=is_servable and version != found.live_version,
+    )
+
+
+def _rollback_page(
+    asked: ActionRequest,
+    model: str,
+    changed: Refused | None = None,
+) -> Response:
+    found = read_model(model, asked.principal, asked.context)
+    previous = _previous(model, found.live_generation, asked.principal, asked.context)
+    comparison, is_possible = None, False
+    if previous is not None:
+        comparison = compare_versions(
+            model, found.live_version, previous.version, asked.principal, asked.context
+        )
+        is_possible = comparison.after.retired_at is None
+    return asked.page(
+        "confirm_promotion.html",
+        changed,
+        action="rollback",
+        model=found,
+        comparison=comparison,
+        canary=running_canary(model, asked.principal, asked.context),
+        previous=previous,
+        is_possible=is_possible,
+    )
+
+
+def _previous(
+    model: str, generation: int, principal: Principal, context: Context
+) -> PromotionView | None:
+    """The promotion that a rollback returns to; None if there is none."""
+
+    def promotion(number: int) -> PromotionView | None:
+        seek = Seek(number - 1, "asc", 1)
+        return next(iter(list_promotions(model, principal, context, seek).items), None)
+
+    now = promotion(generation) if generation else None
+    return None if now is None or now.returns_to is None else promotion(now.returns_to)
+
+
+def _retirement_page(
+    asked: ActionRequest,
+    model: str,
+    version: int,
+    changed: Refused | None = None,
+) -> Response:
+    found = read_model(model, asked.principal, asked.context)
+    canary = running_canary(model, asked.principal, asked.context)
+    figures = read_figures(model, version, asked.principal, asked.context)
+    previous = _previous(model, found.live_generation, asked.principal, asked.context)
+    obstacle = ""
+    if version == found.head_version:
+        obstacle = "It is the newest version: the next dataset is learned from it."
+    elif version == found.live_version:
+        obstacle = "It is the live version. Promote another one first."
+    elif canary is not None and canary.version == version:
+        obstacle = "It is the canary. Abort the canary first."
+    elif figures.retired_at is not None:
+        obstacle = "It is retired already."
+    return asked.page(
+        "confirm_retirement.html",
+        changed,
+        model=found,
+        version=figures,
+        obstacle=obstacle,
+        is_rollback_target=previous is not None and previous.version == version,
+        is_possible=not obstacle,
+    )

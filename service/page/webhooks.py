@@ -21,8 +21,7 @@ from service.api.webhooks import (
     send_test_message,
 )
 from service.context import Context
-from service.events.kinds import WORTH_A_MESSAGE
-from service.events.webhooks import NewWebhook
+from service.events.webhooks import WORTH_A_MESSAGE, NewWebhook
 from service.page.forms import Once, new_once, once, posted, see_other, validated
 from service.page.rendering import PREFIX, pages_of
 from service.principal import Principal

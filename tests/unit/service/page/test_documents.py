@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.page.static_files import StaticFiles
+from service.page.rendering import StaticFiles
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.page.browser import Browser
 
