@@ -340,11 +340,12 @@ class LocalStack:
 
     def _wait(self, name: str, url: str, headers: Mapping[str, str] | None = None) -> None:
         end = time.monotonic() + _READY_SECONDS
-        while time.monotonic() < end:
-            if ended := self.ended():
-                raise StackError(self.last_words(ended[0], "ended while it was starting"))
-            with suppress(httpx.HTTPError):
-                httpx.get(url, timeout=2, headers=headers).raise_for_status()
-                return
-            time.sleep(0.1)
+        with httpx.Client(timeout=2, headers=headers) as client:
+            while time.monotonic() < end:
+                if ended := self.ended():
+                    raise StackError(self.last_words(ended[0], "ended while it was starting"))
+                with suppress(httpx.HTTPError):
+                    client.get(url).raise_for_status()
+                    return
+                time.sleep(0.1)
         raise StackError(self.last_words(name, f"was not ready after {_READY_SECONDS:g} s"))

@@ -3,8 +3,10 @@
 import os
 import random
 import re
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TypeVar
 
 import httpx
@@ -18,6 +20,9 @@ DEFAULT_EMBEDDINGS_URL = "http://127.0.0.1:8001"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 # Visible ASCII. httpx rejects anything else in a header, with an error that quotes the key.
 _KEY = re.compile(r"[\x21-\x7e]+")
+
+# Variables by which httpx finds other certificates than its own.
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 _CONFLICT = 409
 _PROXY_STATUSES = frozenset({404, 500})
@@ -64,12 +69,23 @@ class Connection:
         """Create an HTTP client per server. Only clients of cmcl's servers send the key."""
         headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
         bases = {Side.SERVICE: self.service_url, Side.EMBEDDINGS: self.embeddings_url}
+        shared = {
+            "timeout": self.timeout,
+            "verify": _certificates(*map(os.environ.get, _CERTIFICATES)),
+        }
         clients = {
-            side: make(base_url=url, headers=headers, timeout=self.timeout, transport=transport)
+            side: make(base_url=url, headers=headers, transport=transport, **shared)
             for side, url in bases.items()
         }
-        clients[Side.ELSEWHERE] = make(timeout=self.timeout)
+        clients[Side.ELSEWHERE] = make(**shared)
         return clients
+
+
+@cache
+def _certificates(file: str | None, folder: str | None) -> ssl.SSLContext:
+    """The certificates to trust, read once: httpx would read them for each client, which takes tens of milliseconds."""
+    del file, folder  # httpx reads the variables itself.
+    return httpx.create_ssl_context()
 
 
 def _check_url(url: str, set_by: str) -> None:
