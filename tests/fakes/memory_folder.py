@@ -17,7 +17,9 @@ _ENOUGH_BYTES = 1 << 30
 def memory_folder() -> Iterator[Path]:
     """An empty folder, in memory if possible, that is removed afterwards."""
     is_large = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _ENOUGH_BYTES
-    with TemporaryDirectory(dir=_MEMORY if is_large else None) as folder:
+    parent = _MEMORY if is_large else None
+    # A thread of a test may still write when the test has ended.
+    with TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
