@@ -45,7 +45,6 @@ _OF_SERVICE = {
     *("CMCL_ADMIN_KEY", "CMCL_ENCRYPTION_KEY", "CMCL_METRICS_KEY", "CMCL_SNAPSHOT_SIGNING_KEY")
 }
 _SECRETS = {*_OF_SERVICE, "CMCL_KEY"}
-
 _ENCODERS = TypeAdapter(tuple[EncoderSpec, ...])
 # For tasks of a moment, such as those of Ray Train, which would otherwise wait for a replica to end.
 _SPARE_CPUS = 2
