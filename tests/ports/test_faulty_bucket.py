@@ -24,8 +24,7 @@ from tests.fakes.faulty_bucket import (
 from tests.fakes.feature_shards import fetch
 from workers.storage.object_store import CHUNK_BYTES
 from workers.storage.s3 import S3Store
-from workers.storage.scratch import Scratch
-from workers.storage.verified import PIECE_BYTES, open_verified
+from workers.storage.scratch import PIECE_BYTES, Scratch, open_verified
 from workers.storage.versions import entry_for, read_verified
 
 LARGE = bytes(range(256)) * 12_000

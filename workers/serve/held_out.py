@@ -24,9 +24,8 @@ from workers.serve.versions.loading import Float32Array, StoredVersions
 from workers.storage.datasets import read_dataset_manifest
 from workers.storage.formats.columns import FEATURES, float32_rows
 from workers.storage.object_store import ObjectStore
-from workers.storage.scratch import Scratch
+from workers.storage.scratch import Scratch, open_verified
 from workers.storage.shards import open_in_pieces, rows_at_once
-from workers.storage.verified import open_verified
 
 # Rows that are searched, the first ones: with two sides 1,000 wide, 16 MiB for each dataset in memory.
 MOST_ROWS = 2048

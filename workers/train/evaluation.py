@@ -17,8 +17,7 @@ from workers.model.heads import ModalityHeads
 from workers.nullspace.centred import components
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore, retry_unavailable
-from workers.storage.scratch import Scratch
-from workers.storage.verified import check_room
+from workers.storage.scratch import Scratch, check_room
 from workers.train.data.dataset import held_out_rows
 from workers.train.versions import Parent, read_version_heads
 

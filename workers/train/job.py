@@ -22,9 +22,8 @@ from workers.model.artifact import save_centred_moments, save_compact_moments, s
 from workers.nullspace.certificate import attainable
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore, retry_unavailable
-from workers.storage.scratch import Scratch
+from workers.storage.scratch import Scratch, check_room
 from workers.storage.uris import open_store
-from workers.storage.verified import check_room
 from workers.storage.versions import entry_for, read_candidate
 from workers.train.certify import (
     PastDataset,

@@ -14,8 +14,7 @@ import pytest
 from cmcl.contract.errors import StorageUnavailable
 from tests.fakes.flaky_store import FlakyStore
 from workers.storage.local import LocalStore
-from workers.storage.scratch import Scratch
-from workers.storage.verified import PIECE_BYTES, PIECES_AT_ONCE, pieces
+from workers.storage.scratch import PIECE_BYTES, PIECES_AT_ONCE, Scratch, pieces
 
 MIB = 1 << 20
 

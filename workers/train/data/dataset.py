@@ -22,9 +22,8 @@ from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.model import ModelSpec
 from workers.model.evaluation import HeldOut
 from workers.model.rows import PairedRows, content_keys
-from workers.storage.scratch import Scratch
+from workers.storage.scratch import Scratch, open_verified
 from workers.storage.shards import Rows, open_in_pieces, rows_of
-from workers.storage.verified import open_verified
 from workers.train.data.reader import Records, joined, prefetched, read_rows, regrouped
 from workers.train.data.rows import (
     CHUNK_ROWS,

@@ -26,9 +26,8 @@ import torch
 from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from workers.model.rows import PairedRows, content_keys
-from workers.storage.scratch import Scratch
+from workers.storage.scratch import Scratch, open_verified
 from workers.storage.shards import FEATURES, open_in_pieces, rows_at_once, use_jemalloc
-from workers.storage.verified import open_verified
 
 T = TypeVar("T")
 
