@@ -19,8 +19,10 @@ from cmcl.cli.errors import Exit
 from tests.architecture.documents import code_of
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
+from tests.fakes.preparer import fail, requests_in
 from tests.fakes.served_app import served
 from tests.unit.client.either import PROMPT
+from workers.storage.object_store import ObjectStore
 
 # The parent process may ignore SIGINT, and children inherit that.
 PROGRAM = """
@@ -42,11 +44,17 @@ def python_of_the_page() -> list[str]:
     return code_of(PAGE, "python")
 
 
+def refuse_all(store: ObjectStore) -> None:
+    for request in requests_in(store):
+        fail(store, request, "invalid_dataset", "image: its rows have another width")
+
+
 def test_the_pages_python_examples_run(
     published_plane: ControlPlane, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shard(tmp_path / "fashion" / "a.parquet", feature_table(16, widths=(5, 3)))
     monkeypatch.chdir(tmp_path)
+    published_plane.preparer = refuse_all
     blocking, awaited = (
         text.replace("http://127.0.0.1:8000", url) for text in python_of_the_page()
     )
