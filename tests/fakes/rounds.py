@@ -15,14 +15,22 @@ def run_round(reconciler: Reconciler) -> None:
     reconciler.monitor.look()
     queue, processed = reconciler.queue, set[Key]()
     while keys := [key for key in due(queue) if key not in processed]:
-        for key in sorted(keys, key=lambda key: (key.model, _ORDER.index(key.work))):
+        for key in keys:
             processed.add(key)
             reconciler.process(take(queue, key))
     reconciler.beat()
 
 
 def due(queue: WorkQueue) -> list[Key]:
-    """Return the keys that workers would take now. They stay due."""
+    """Return the keys that are due, by model and kind of work. They stay due."""
+    found = set[Key]()
+    while new := set(_take_all(queue)) - found:
+        # Workers would take so many of low priority at a time: those that are found now have normal priority.
+        found |= new
+    return sorted(found, key=lambda key: (key.model, _ORDER.index(key.work)))
+
+
+def _take_all(queue: WorkQueue) -> list[Key]:
     keys = []
     while (key := queue.get(0)) is not None:
         keys.append(key)
