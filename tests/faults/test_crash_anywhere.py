@@ -85,7 +85,7 @@ class CrashMoments:
 def test_a_death_at_any_moment_changes_no_end(
     template: Template, stage: Path, life: Scenario, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    every_moment = partial(_strike, partial(World, template, stage), life, FaultAtMoment, 1)
+    every_moment = partial(_strike, template, stage, life, FaultAtMoment, 1)
     deaths = every_moment() if _IS_LONG else _die(template, stage, life)
     _report(capsys, life, "deaths", deaths)
 
@@ -95,12 +95,27 @@ def test_an_error_at_any_moment_changes_no_end(
     template: Template, stage: Path, life: Scenario, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fate = partial(FaultAtMoment, deadly=False)
-    _report(capsys, life, "errors", _strike(partial(World, template, stage), life, fate, _STRIDE))
+    _report(capsys, life, "errors", _strike(template, stage, life, fate, _STRIDE))
+
+
+def _begin(template: Template, stage: Path, life: Scenario) -> SavedWorld:
+    """The world where the scenario is like no other: until there it is the same whatever happens later."""
+    with closing(World(template, stage)) as world:
+        life.begin(world)
+        reconciler = Reconciler(world.context(world.database))
+        for _ in range(_MOST_ROUNDS):
+            if life.is_distinct(world):
+                break
+            run_round(reconciler)
+            _end_round(world, life)
+        assert life.is_distinct(world), f"{life.name} is never told apart"
+        reconciler.stop()
+        return SavedWorld(world, stage)
 
 
 def _die(template: Template, stage: Path, life: Scenario) -> Iterator[str]:
     """The distinct moments of one run; another process goes on from what a crash leaves at each of them."""
-    with closing(World(template, stage)) as world:
+    with closing(_begin(template, stage, life).restored(template, stage)) as world:
         moments = CrashMoments(partial(SavedWorld, world, stage))
         _live(world, life, moments)
     for moment, began_round, saved in moments.saved:
@@ -134,15 +149,17 @@ def _end_round(world: World, life: Scenario) -> bool:
 
 
 def _strike(
-    new_world: Callable[[], World],
+    template: Template,
+    stage: Path,
     life: Scenario,
     fate: Callable[[int], FaultAtMoment],
     stride: int,
 ) -> Iterator[str]:
     """The moments that were hit, one after the other; a run without a hit is the last one."""
+    begun = _begin(template, stage, life)
     for moment in itertools.count(1, stride):
         lifeline = fate(moment)
-        with closing(new_world()) as world:
+        with closing(begun.restored(template, stage)) as world:
             try:
                 _live(world, life, lifeline)
             except AssertionError as error:
@@ -156,7 +173,6 @@ def _strike(
 def _live(world: World, life: Scenario, lifeline: FaultAtMoment | CrashMoments) -> None:
     checker, context = InvariantChecker(world), world.context(world.database)
     turns = _turns(world, life, context, lifeline)
-    life.begin(world)
     for _ in range(_MOST_ROUNDS):
         lifeline.begin_round()
         try:
@@ -178,7 +194,6 @@ def _turns(
 ) -> Iterator[Reconciler]:
     """Whose turn it is: while the life is like no other, that of the one which may be struck."""
     for reconciler, is_over in (
-        (Reconciler(context), life.is_distinct),
         (Reconciler(_mortal(context, lifeline)), life.is_common),
         (Reconciler(context), lambda _: False),
     ):
