@@ -156,7 +156,12 @@ def _dataset(state: JobState, number: int) -> dict[str, object]:
         "name": "one",
         "pair_first": "image",
         "pair_second": "text",
-        "request": {"shards": [{"uri": f"s3://captures/{number}"}]},
+        "request": {
+            "model": "backlog",
+            "name": "one",
+            "pair": {"first": "image", "second": "text"},
+            "shards": [{"uri": f"s3://captures/{number}"}],
+        },
         "fingerprint": f"{state}-{number}",
         "created_at": now,
         "sealed_at": now,
