@@ -110,8 +110,8 @@ def _context(url: str, folder: Path, clock: _Clock) -> Context:
 
 def _round(context: Context, clock: _Clock) -> dict[str, Mapping[str, float]]:
     reconciler = Reconciler(context)
-    run_round(reconciler)
-    rounds = [_seconds(partial(run_round, reconciler)) for _ in range(_ROUNDS)]
+    drain(reconciler)
+    rounds = [_seconds(partial(drain, reconciler)) for _ in range(_ROUNDS)]
     reconciler.stop()
     scrapes = []
     for _ in range(_ROUNDS):
@@ -120,7 +120,7 @@ def _round(context: Context, clock: _Clock) -> dict[str, Mapping[str, float]]:
     return {"round": spread(rounds), "scrape": spread(scrapes)}
 
 
-def run_round(reconciler: Reconciler) -> None:
+def drain(reconciler: Reconciler) -> None:
     """Renew leases, resync, look at the attempts, and process keys until none is due."""
     reconciler.step(threading.Event())
     reconciler.resync()

@@ -83,7 +83,8 @@ class Connection:
 
 @cache
 def _certificates(file: str | None, folder: str | None) -> ssl.SSLContext:
-    """The certificates to trust, read once: httpx would read them for each client, which takes tens of milliseconds."""
+    """The certificates to trust. They are read once in a process: httpx would read them for each client, which takes tens
+    of milliseconds."""
     del file, folder  # httpx reads the variables itself.
     return httpx.create_ssl_context()
 

@@ -1,31 +1,23 @@
-"""API keys: create, list, revoke; the identity of the caller, and the quotas of an owner."""
+"""API keys: create, list, revoke; the identity of the caller."""
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
-from service.api.dependencies import Admin, AnyPrincipal, ContextDep, IdempotencyKeyDep, Reader
+from service.api.dependencies import Admin, AnyPrincipal, ContextDep, IdempotencyKeyDep
 from service.api.idempotency import response_record, run_once
 from service.api.pagination import Page, TextSeek, page
 from service.auth.keys import NewKey, create_key, get_key, mint, revoke_key
-from service.context import Context
-from service.database.queries import datasets, keys, models, scheduling, uploads, webhooks
+from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from service.database.rows import ResponseRecord
-from service.errors import NotFound
-from service.lookup import COUNTED_AFTER_DELETION
-from service.owner_settings import Quota
 from service.principal import Scope
 
 router = APIRouter(tags=["keys"])
-
-# Of datasets. Counting more would cost more than the figure is worth.
-_COUNTED = 1_000_000
 
 KeyPath = Annotated[str, Path(alias="key", pattern=r"^key-[0-9a-f]{12}$")]
 
@@ -123,56 +115,3 @@ def delete_key(key: KeyPath, principal: Admin, context: ContextDep) -> None:
         revoke_key(connection, key, principal, context.clock())
     context.authenticator.forget(key)
     context.sessions.forget_all()
-
-
-class QuotaView(BaseModel):
-    """How much of a quota an owner uses."""
-
-    used: int = Field(description="number, or bytes for upload_bytes")
-    limit: int | None = Field(
-        description="more are refused with 409; of running_jobs, more wait. null: unlimited"
-    )
-
-
-class QuotasView(BaseModel):
-    """The quotas of an owner."""
-
-    owner: str
-    quotas: dict[Quota, QuotaView]
-
-
-@router.get("/v1/quotas")
-def read_quotas(
-    principal: Reader,
-    context: ContextDep,
-    owner: Annotated[
-        str | None, Query(max_length=64, description="for the operator; by default the caller's")
-    ] = None,
-) -> QuotasView:
-    """Read what an owner uses of its quotas."""
-    asked = owner or principal.owns_as
-    if not principal.sees(asked):
-        raise NotFound(f"there is no owner {asked!r}")
-    with context.database.read() as connection:
-        used = _used(connection, context, asked)
-    return QuotasView(
-        owner=asked,
-        quotas={
-            quota: QuotaView(used=number, limit=context.settings.limit(asked, quota))
-            for quota, number in used.items()
-        },
-    )
-
-
-def _used(connection: Connection, context: Context, owner: str) -> Mapping[Quota, int]:
-    now = context.clock()
-    number, size = uploads.used(connection, owner)
-    return {
-        "running_jobs": scheduling.running(connection, scheduling.TRAINING).get(owner, 0),
-        "models": models.count(connection, owner, now - COUNTED_AFTER_DELETION),
-        "datasets": datasets.count(connection, owner, _COUNTED),
-        "uploads": number,
-        "upload_bytes": size,
-        "keys": keys.count(connection, owner, now, now - COUNTED_AFTER_DELETION),
-        "webhooks": webhooks.count(connection, owner),
-    }

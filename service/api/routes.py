@@ -18,6 +18,7 @@ from service.api import (
     models,
     openapi,
     operations,
+    quotas,
     summaries,
     uploads,
     versions,
@@ -42,6 +43,7 @@ _MODULES = (
     events,
     webhooks,
     keys,
+    quotas,
     operations,
     openapi,
 )

@@ -190,7 +190,9 @@ class AttemptMonitor(PeriodicLoop):
             except StorageError as error:
                 return _unread(name, before, str(error)), None
             if read is None:
-                return _unread(name, before, "it is not a progress of this release"), None
+                return _unread(
+                    name, before, "it does not have the form of a note of this release"
+                ), None
             now = replace(now, note=read.note)
         return now, progress.model_copy(update={"note": now.note})
 
@@ -206,7 +208,7 @@ class AttemptMonitor(PeriodicLoop):
 
 
 def _unread(attempt: str, before: _Seen, problem: str) -> _Seen:
-    """Log why the note of an attempt was not read, unless the look before it has."""
+    """What was seen before, with the problem of a note that was not read, which is logged once."""
     if problem != before.problem:
         logger.warning("the note of %s was not read; will retry: %s", attempt, problem)
     return replace(before, problem=problem)

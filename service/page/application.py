@@ -178,7 +178,7 @@ async def _not_routed(request: Request, error: HTTPException) -> Response:
 
 
 class PageResponses:
-    """The outermost ASGI middleware of the page."""
+    """ASGI middleware of the page: adds headers to every response, and renders problem+json as a document."""
 
     def __init__(self, app: ASGIApp, pages: Pages) -> None:
         self._app = app

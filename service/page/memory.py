@@ -131,10 +131,11 @@ def memory_page(
 def _versions(
     model: str, newest: int, to: int | None, principal: Principal, context: Context
 ) -> list[VersionFiguresView]:
-    """The versions that are shown, oldest first."""
+    """Versions that follow each other up to `to`, or evenly spaced ones; oldest first."""
     if to is None:
         return spaced_versions(model, newest, principal, context)
-    return consecutive_versions(model, min(to, newest), principal, context)
+    seek = Seek(min(to, newest) + 1, "desc", MOST)
+    return list_history(model, principal, context, seek).items[::-1]
 
 
 def _values(
@@ -249,13 +250,6 @@ def spaced_versions(
     """Evenly spaced versions and the newest, oldest first."""
     seek = Seek[int](None, "desc", MOST)
     return list_history(model, principal, context, seek, every=distance(newest)).items[::-1]
-
-
-def consecutive_versions(
-    model: str, to: int, principal: Principal, context: Context
-) -> list[VersionFiguresView]:
-    """Versions that follow each other up to one, oldest first."""
-    return list_history(model, principal, context, Seek(to + 1, "desc", MOST)).items[::-1]
 
 
 def mean_losses(version: VersionFiguresView) -> tuple[float, float] | None:

@@ -4,6 +4,7 @@ The overview shows what is live, being learned, held and broken, and what to do 
 """
 
 from datetime import datetime
+from functools import partial
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -15,10 +16,10 @@ from cmcl.pictures import Branch, ChainVersion, Picture, version_chain
 from service.api.datasets import DatasetSummary, list_datasets
 from service.api.dependencies import ContextDep, LoopsDep, ModelPath, Reader
 from service.api.history import VersionFiguresView, list_history
-from service.api.keys import QuotaView, read_quotas
 from service.api.models import ModelView, list_models, read_model, read_policy
 from service.api.operations import Health, check_health
 from service.api.pagination import CursorQuery, Page, get_number_seek, get_text_seek
+from service.api.quotas import QuotaView, read_quotas
 from service.api.summaries import ModelSummary, list_summaries, read_summary
 from service.api.versions import PromotionView, list_promotions
 from service.context import Context
@@ -75,12 +76,13 @@ def _render_overview(
         most_shown=_MOST_SHOWN,
         checks=health.checks,
         problems=problems,
-        quotas=_limits(principal, context),
+        # A function: only the part of the page that shows them has them counted.
+        quotas=partial(_quotas, principal, context),
         **values,
     )
 
 
-def _limits(principal: Principal, context: Context) -> dict[str, QuotaView]:
+def _quotas(principal: Principal, context: Context) -> dict[str, QuotaView]:
     """The quotas of the owner that are limited; none of the operator, who is not limited."""
     if principal.owner is None:
         return {}

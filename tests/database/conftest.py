@@ -21,7 +21,7 @@ _MIGRATED = "migrated"
 
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of the session's server, without databases."""
+    """URL of the session's server, whose one database is the migrated template."""
     with pytest.MonkeyPatch.context() as patch:
         # The package asks for this folder when it is imported, and warns where there is none.
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))

@@ -43,7 +43,9 @@ def take(queue: WorkQueue, key: Key) -> Key:
     queue.add(key)
     others = []
     while (taken := queue.get(0)) != key:
-        assert taken is not None, f"{key} is not due"
+        assert taken is not None, (
+            f"{key} is not due, or as many of its kind are held as workers may process"
+        )
         others.append(taken)
     _put_back(queue, others)
     return key

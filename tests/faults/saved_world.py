@@ -9,8 +9,8 @@ from typing import Any
 
 from tests.faults.world import Template, World
 
-# What users of a scenario have done so far.
-_OF_USERS = ("woken", "bad_jobs", "checkpoints", "_posted", "_once")
+# What users of a scenario have done so far: all that a world has besides the system itself.
+_SYSTEM = {"database_url", "template", "store", "clock", "cluster", "database", "settings"}
 
 
 class SavedWorld:
@@ -23,7 +23,7 @@ class SavedWorld:
         self._now = world.clock.now
         self._is_away = world.store.is_away
         self._cluster = _copied(vars(world.cluster))
-        self._users = _copied({name: getattr(world, name) for name in _OF_USERS})
+        self._users = _copied({k: v for k, v in vars(world).items() if k not in _SYSTEM})
 
     def restored(self, template: Template, folder: Path) -> World:
         """The world as it was, in the same folder; it replaces the one that is there, which must be closed."""

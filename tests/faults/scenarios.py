@@ -25,7 +25,7 @@ Act = Callable[[World], None]
 class Scenario:
     """`ends`: the states in which its jobs end, in the order of their arrival.
 
-    Faults are injected from where it `is_told_apart` from all others to where it `is_common` again.
+    Faults are injected from where it `is_distinct` from all others to where it `is_common` again.
     """
 
     name: str

@@ -125,7 +125,7 @@ def wait_for_version(url: str, version: int) -> None:
 
 
 def application_at(url: str) -> str:
-    # On a new connection. There are no certificates, which take longer to read than the answer.
+    # On a new connection, and without reading certificates, which takes longer than the answer.
     with httpx.Client(base_url=url, timeout=SECONDS, verify=False) as client:
         application: str = client.get(f"{PREFIX}/healthz").raise_for_status().json()["application"]
     return application

@@ -35,8 +35,8 @@ class SecondMoment:
     def __sub__(self, other: "SecondMoment") -> "SecondMoment":
         return SecondMoment(self.count - other.count, self.sum_II - other.sum_II)
 
-    def with_rows(self, rows_BI: Tensor) -> "SecondMoment":
-        """This and that of further rows, summed in the memory of this one."""
+    def add_rows_(self, rows_BI: Tensor) -> "SecondMoment":
+        """Add that of further rows in place, and return the sum. This object is not to be used afterwards."""
         total_II = _add_products(self.sum_II, rows_BI, rows_BI)
         return SecondMoment(self.count + len(rows_BI), total_II)
 
@@ -90,8 +90,8 @@ class PairMoments:
         first, second = (SecondMoment(1, side.sum_II / rows) for side in (self.first, self.second))
         return PairMoments(first, second, self.cross_IJ / rows)
 
-    def with_rows(self, first_BI: Tensor, second_BJ: Tensor) -> "PairMoments":
-        """These and those of further paired rows, summed in the memory of these.
+    def add_rows_(self, first_BI: Tensor, second_BJ: Tensor) -> "PairMoments":
+        """Add those of further paired rows in place, and return the sum. This object is not to be used afterwards.
 
         Raises ValueError if the two sides differ in rows.
         """
@@ -100,8 +100,8 @@ class PairMoments:
         # The three blocks of Σ [x_u, x_v] [x_u, x_v]ᵀ: I × I, J × J and I × J. The fourth, J × I, is the
         # transpose of the last.
         return PairMoments(
-            self.first.with_rows(first_BI),
-            self.second.with_rows(second_BJ),
+            self.first.add_rows_(first_BI),
+            self.second.add_rows_(second_BJ),
             _add_products(self.cross_IJ, first_BI, second_BJ),
         )
 
@@ -129,7 +129,7 @@ def no_pairs(first: int, second: int, device: torch.device | None = None) -> Pai
 def pair_moments(first_BI: Tensor, second_BJ: Tensor) -> PairMoments:
     """Moments of paired rows. Raises ValueError if the two sides differ in rows."""
     widths = first_BI.shape[1], second_BJ.shape[1]
-    return no_pairs(*widths, first_BI.device).with_rows(first_BI, second_BJ)
+    return no_pairs(*widths, first_BI.device).add_rows_(first_BI, second_BJ)
 
 
 def moment_about(rows_BI: Tensor, shift_I: Tensor) -> SecondMoment:
@@ -147,7 +147,7 @@ def moment_about(rows_BI: Tensor, shift_I: Tensor) -> SecondMoment:
     # s Σ yᵀ + n s sᵀ = s (Σ y + n s)ᵀ: one outer product instead of two.
     crossed_II = torch.outer(shift_I, total_I + len(rows_BI) * shift_I)
     # Σ y yᵀ, the two terms with s on the left, and (Σ y) sᵀ.
-    rests = no_rows(rest_BI.shape[1], rest_BI.device).with_rows(rest_BI)
+    rests = no_rows(rest_BI.shape[1], rest_BI.device).add_rows_(rest_BI)
     return replace(rests, sum_II=rests.sum_II + crossed_II + torch.outer(total_I, shift_I))
 
 

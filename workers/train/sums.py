@@ -71,7 +71,7 @@ def summed_halves(
     totals = [no_pairs(own, other, run.device), no_pairs(own, other, run.device)]
     for raw in chunks(rows, run):
         for number, half in enumerate(prepared_rows(heads, pair, raw).halves()):
-            totals[number] = totals[number].with_rows(half.first_NI, half.second_NJ)
+            totals[number] = totals[number].add_rows_(half.first_NI, half.second_NJ)
     first, second = (all_reduce_pair_moments(total.cpu(), run.here) for total in totals)
     return first, second
 

@@ -18,7 +18,7 @@ _LEARNS = jobs.c.kind != "evaluate"
 
 
 def _first(*where: ColumnElement[bool]) -> Select[Any]:
-    """The first such job of a model in the order of arrival."""
+    """The statement for the first job of a model, in the order of arrival, that meets the conditions."""
     query = select(jobs).where(jobs.c.model == bindparam("model"), *where)
     return query.order_by(jobs.c.sequence).limit(1)
 

@@ -45,7 +45,7 @@ def test_a_mask_of_another_head_is_refused() -> None:
 
 
 def moment(rows_BI: torch.Tensor) -> SecondMoment:
-    return no_rows(rows_BI.shape[1]).with_rows(rows_BI)
+    return no_rows(rows_BI.shape[1]).add_rows_(rows_BI)
 
 
 def inputs(seed: int, columns: slice = slice(0, 12), count: int = 40) -> torch.Tensor:

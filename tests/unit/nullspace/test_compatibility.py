@@ -39,7 +39,7 @@ def relative(now: torch.Tensor, then: torch.Tensor) -> float:
 
 
 def moment(rows_BI: torch.Tensor) -> SecondMoment:
-    return no_rows(rows_BI.shape[1]).with_rows(rows_BI)
+    return no_rows(rows_BI.shape[1]).add_rows_(rows_BI)
 
 
 def free_change(seed: int, inputs: SecondMoment, outputs: SecondMoment) -> torch.Tensor:

@@ -21,7 +21,7 @@ def cone(seed: int, count: int = 200, width: int = 8) -> torch.Tensor:
 
 def homogeneous_moment(unit_BF: torch.Tensor) -> SecondMoment:
     rows = torch.cat([unit_BF, unit_BF.new_ones(len(unit_BF), 1)], dim=1)
-    return no_rows(rows.shape[1]).with_rows(rows)
+    return no_rows(rows.shape[1]).add_rows_(rows)
 
 
 def conditioned_by_itself(unit_BF: torch.Tensor, ridge: float = 0.3) -> torch.Tensor:

@@ -24,7 +24,7 @@ def features(seed: int, count: int = 300) -> torch.Tensor:
 
 
 def moment(rows_BI: torch.Tensor) -> SecondMoment:
-    return no_rows(rows_BI.shape[1]).with_rows(rows_BI)
+    return no_rows(rows_BI.shape[1]).add_rows_(rows_BI)
 
 
 def of_many(rows_BI: torch.Tensor) -> SecondMoment:

@@ -48,7 +48,7 @@ def test_subtracting_a_dataset_gives_back_the_others(one: int, other: int) -> No
 def test_pushed_moments_equal_moments_of_embeddings() -> None:
     first, _ = rows(3)
     weight_EI = torch.randn(4, 5, dtype=DOUBLE, generator=torch.Generator().manual_seed(4))
-    pushed = no_rows(first.shape[1]).with_rows(first).through(weight_EI)
+    pushed = no_rows(first.shape[1]).add_rows_(first).through(weight_EI)
     embeddings = first @ weight_EI.mT
     torch.testing.assert_close(pushed.sum_II, embeddings.mT @ embeddings)
 
@@ -63,7 +63,7 @@ def test_float32_rows_lose_less_than_a_millionth() -> None:
     first, _ = (side.float() for side in rows(6, count=20_000))
     exact = first.double().mT @ first.double()
     error = (
-        no_rows(first.shape[1]).with_rows(first).sum_II - exact
+        no_rows(first.shape[1]).add_rows_(first).sum_II - exact
     ).abs().max() / exact.abs().max()
     assert error < 1e-6
 

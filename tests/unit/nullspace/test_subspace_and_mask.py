@@ -22,7 +22,7 @@ BOTH_RULES = pytest.mark.parametrize("rule", [rectangular_mask, product_mask])
 def random_moment(seed: int, count: int, width: int) -> SecondMoment:
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(count, width, generator=generator, dtype=DOUBLE) + 1
-    return no_rows(rows.shape[1]).with_rows(rows)
+    return no_rows(rows.shape[1]).add_rows_(rows)
 
 
 def test_basis_rebuilds_the_moment_and_is_orthonormal() -> None:
@@ -200,8 +200,8 @@ def test_interference_is_elementwise_in_eigen_coordinates() -> None:
     generator = torch.Generator().manual_seed(7)
     inputs_BI = torch.randn(30, 6, generator=generator, dtype=DOUBLE)
     partners_BE = torch.randn(20, 4, generator=generator, dtype=DOUBLE)
-    inputs = eigenbasis(no_rows(inputs_BI.shape[1]).with_rows(inputs_BI))
-    outputs = eigenbasis(no_rows(partners_BE.shape[1]).with_rows(partners_BE))
+    inputs = eigenbasis(no_rows(inputs_BI.shape[1]).add_rows_(inputs_BI))
+    outputs = eigenbasis(no_rows(partners_BE.shape[1]).add_rows_(partners_BE))
     change_EI = torch.randn(4, 6, generator=generator, dtype=DOUBLE)
     moved = partners_BE @ (outputs.vectors_II @ change_EI @ inputs.vectors_II.mT) @ inputs_BI.mT
     entrywise = outputs.values_I[:, None] * inputs.values_I * change_EI.square()
