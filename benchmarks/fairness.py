@@ -214,7 +214,7 @@ class Simulation:
         self._changed[job.model] = None
 
     def _later(self, mean: float, job: JobRecord, event: Callable[[], None]) -> None:
-        """After a time that is the same for the job whatever runs beside it."""
+        """After a time that depends on the job alone, and not on what runs beside it."""
         drawn = random.Random(f"{self._cluster.seed} {job.id} {job.state}")  # noqa: S311 - durations
         self._at(self._seconds + mean * drawn.uniform(0.5, 1.5), event)
 

@@ -17,7 +17,7 @@ from workers.model.heads import ModalityHeads
 class WeightAverage(Method):
     """W_n = W_{n-1} + (W − W_{n-1}) / n, with W trained on a head's n-th dataset from W_{n-1}.
 
-    A uniform soup of the heads that each dataset leaves (arXiv 2203.05482), where training goes on from the
+    A uniform soup of the heads that each dataset leaves (arXiv 2203.05482), where training continues from the
     soup: nothing is stored but the heads, and the first dataset is training without protection.
     """
 

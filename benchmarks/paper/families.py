@@ -59,7 +59,7 @@ class ChosenEncoder:
 
     @property
     def family(self) -> Family:
-        """The encoder of the paper that it is, or stands in for."""
+        """The encoder of the paper that it is or replaces."""
         return FAMILIES[self.name.rpartition("-")[2]]
 
     @property

@@ -2,7 +2,7 @@
 
 Everything is read and compared before anything is changed. Each change is conditional on what was read, so
 of two people who apply at the same time, the later one gets an error. A key or webhook has no condition of its own:
-a creator who finds that another one was created meanwhile removes its own.
+a creator who finds that another one was created at the same time removes its own.
 """
 
 import os

@@ -42,7 +42,7 @@ def unpack(archive: bytes, folder: Path, encoders: Mapping[str, Path]) -> None:
 
 
 def _extract(archive: bytes, folder: Path) -> None:
-    """Files only, and inside of the folder only, whatever the archive says. Raises CmclError."""
+    """Extract regular files, and only inside of the folder; other members of the archive are refused. Raises CmclError."""
     # tarfile takes an archive that was cut off between two files as a whole one.
     if not archive.endswith(bytes(2 * tarfile.BLOCKSIZE)):
         raise CmclError("the export is incomplete or no tar archive: it has no end")

@@ -59,7 +59,7 @@ class ProtectionSpec(Frozen):
 
     policy: Literal["improve", "replay", "preserve"] = Field(
         default="improve",
-        description="improve: all heads are solved from the moments of all datasets, whatever their "
+        description="improve: all heads are solved from the moments of all datasets, in any "
         "order, and earlier scores may improve. replay: the pair's two heads are trained on rows, "
         "earlier datasets through their moments. preserve: trained on rows, and earlier scores stay "
         "the same, within max_drift",

@@ -41,7 +41,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class _Bar:
-    """A bar with what stands behind it. `mark`: a second value, drawn as a stroke across the bar."""
+    """A bar with the text after it. `mark`: a second value, drawn as a stroke across the bar."""
 
     name: str
     value: float | None
@@ -103,7 +103,7 @@ def drift_bars(
 
 @dataclass(frozen=True)
 class Share:
-    """A named share from 0 to 1, and what stands behind its bar."""
+    """A named share from 0 to 1, and the text after its bar."""
 
     name: str
     value: float | None
@@ -189,7 +189,7 @@ def _bar(bar: _Bar, bound: Bound | None, scale: Scale, y: float, width: float) -
 
 
 def _words(bar: _Bar, bound: Bound | None) -> str:
-    """Return what stands behind a bar: its value, whether it is outside the bound, and the note."""
+    """Return the text after a bar: its value, whether it is outside the bound, and the note."""
     words = bar.says
     if bound and bar.value is not None and not bound.is_kept(bar.value):
         words += " under the bound" if bound.is_minimum else " over the bound"

@@ -159,7 +159,7 @@ def _cost(order: Sequence[str], edges: Sequence[Pair]) -> int:
 
 
 def _placed(order: Sequence[str], width: float, height: float) -> dict[str, _Box]:
-    """Return where each node lies on the ellipse, the first one at the top."""
+    """Return the place of each node on the ellipse, the first one at the top."""
     widest = min(_WIDEST_PILL, width / 3.5)
     across, down = (width - widest) / 2 - 12, (height - _PILL) / 2 - 8
     turn = math.pi if len(order) == 2 else -math.pi / 2

@@ -193,7 +193,7 @@ def delete_canary(
     version: SeenVersion = None,
     seen: SeenRevision = None,
 ) -> None:
-    """End the canary. The version is kept and serves no more requests. The ETag is that of `live`."""
+    """End the canary. The version is kept and no longer serves requests. The ETag is that of `live`."""
     trace = context.metrics.spans.traceparent()
     reason = reason or "aborted by a user"
     request = PromotionRequest(principal, reason, context.clock(), seen, trace)

@@ -153,8 +153,8 @@ class CandidateView(BaseModel):
     created_at: datetime
     manual_approval: bool = Field(description="whether the policy asks for approval")
     bounds: list[BoundView] = Field(
-        description="the model's current policy: every bound, set or not; an approved candidate is published whatever "
-        "they say"
+        description="the model's current policy: every bound, set or not; an approved candidate is published "
+        "independently of them"
     )
     datasets: list[CandidateDataset] = Field(
         description="its lineage in the order of learning; its own dataset, or those that it merges, come last"

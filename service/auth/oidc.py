@@ -4,7 +4,7 @@ The issuer's keys are fetched when first needed and kept for some minutes. While
 fail with 503: the tokens may be valid, so 401 would be wrong.
 
 A browser is signed in by the authorization code flow with PKCE (RFC 6749, 7636, OpenID Connect Core). What must be
-remembered between the two requests lies in a cookie of the browser, signed, for ten minutes: state and nonce, which tie
+remembered between the two requests is in a cookie of the browser, signed, for ten minutes: state and nonce, which tie
 the issuer's answer to this browser, and the verifier of PKCE. Replicas need no state that they share. The rights of the
 session are those of the token, by the same rules as for tokens in the header of `/v1`: the access token counts, or else
 the ID token if its audience is that of the settings.

@@ -132,7 +132,7 @@ def job_spec(context: Context, job: JobRecord, model: ModelRecord) -> JobSpec:
 
 
 def _measured_only(context: Context, job: JobRecord) -> tuple[EvaluationDataset, ...]:
-    """What the job's version is measured on besides what it has learned. An evaluation measures its own dataset."""
+    """What the job's version is measured on in addition to what it has learned. An evaluation measures its own dataset."""
     if job.kind == "evaluate":
         return ()
     with context.database.read() as connection:

@@ -26,7 +26,7 @@ class ModelLeases:
     def __init__(
         self, context: Context, replica: str, is_busy: Callable[[str], bool] = lambda _: False
     ) -> None:
-        """`is_busy` says whether a model is being processed: its lease is not released meanwhile."""
+        """`is_busy` says whether a model is being processed: its lease is not released until then."""
         self._context = context
         self._replica = replica
         self._is_busy = is_busy

@@ -35,7 +35,7 @@ _STOPPED_BY_US = (LaunchState.STOPPED, LaunchState.RUNNING, LaunchState.PENDING)
 
 
 def watch(context: Context, job: JobRecord, *, shows_end: bool) -> float | None:
-    """running -> gating as soon as the candidate is complete, whatever the launcher reports.
+    """running -> gating as soon as the candidate is complete, independently of what the launcher reports.
 
     An evaluation has a result instead: running -> evaluated. `shows_end`: the attempt has shown that it has written a
     candidate, a result or a failure; they are looked for then, and when it has ended. Returns after how many seconds it

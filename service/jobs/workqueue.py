@@ -1,6 +1,6 @@
 """The work queue of the reconciler, in the shape of controller-runtime's.
 
-https://pkg.go.dev/k8s.io/client-go/util/workqueue. A key says what to look at, not what happened: whoever processes it
+https://pkg.go.dev/k8s.io/client-go/util/workqueue. A key says what to look at, not what happened: the worker that processes it
 reads the present state. So a key that is added several times is processed once, and one event that is missed costs time
 only.
 """
@@ -90,8 +90,8 @@ class RateLimiter:
 class WorkQueue:
     """Keys that are due now or later. All methods may be called by any thread.
 
-    A key is processed by one worker at a time: one that is added meanwhile is due again when that worker is done. A key
-    that failed is not due before its pause has ended, whatever adds it, so that events do not multiply the load on
+    A key is processed by one worker at a time: one that is added while it is processed is due again afterwards. A key
+    that failed is not due before its pause has ended, even if an event adds it, so that events do not multiply the load on
     something that fails. Low-priority keys, those that a listing of many models adds, come after those that an event adds:
     after a start or a resync there may be thousands. A key may be due with both priorities, and is processed once.
     `limits` bounds how many keys of a kind are processed at a time, `low_priority_limit` how many with low priority.

@@ -1,6 +1,6 @@
 """The bucket as a rebuild reads it: records, versions, and the findings that it reports.
 
-A stored manifest proves that a version was published, whatever else was lost.
+A stored manifest proves that a version was published, even if everything else was lost.
 """
 
 import hashlib

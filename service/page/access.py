@@ -112,7 +112,7 @@ class PageAccess:
             return found
         limiter, address = self._authenticator.rate_limiter, address_of(scope)
         try:
-            # As with keys: one that was valid here before is exempt, whatever others at its address do.
+            # As with keys: one that was valid here before is exempt, even if its address has failed attempts.
             if not self._sessions.was_valid(shown):
                 limiter.check_address(address)
             return await to_thread.run_sync(self._sessions.look_up, shown)

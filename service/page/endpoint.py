@@ -42,7 +42,7 @@ _ADVICE = {
     504: "Try again in some seconds.",
 }
 _NOT_KNOWN = "Set CMCL_EMBEDDINGS_URL of the control plane. cmcl up and the chart do so."
-_NOT_REACHED = "Start the endpoint, or correct CMCL_EMBEDDINGS_URL of the control plane. Models keep being learned meanwhile."
+_NOT_REACHED = "Start the endpoint, or correct CMCL_EMBEDDINGS_URL of the control plane. Datasets are still learned."
 
 
 class EndpointProblem(Exception):
@@ -152,7 +152,7 @@ class HeldOutView(BaseModel):
 
 
 def release_slot(request: Request) -> None:
-    """Release the slot of a request that will wait for the endpoint, which others of its owner need meanwhile."""
+    """Release the slot of a request while it waits for the endpoint, so that other requests of its owner can use it."""
     release = getattr(request.state, RELEASE_SLOT, None)
     # A body that is streamed has none.
     if release is not None:

@@ -182,7 +182,7 @@ NEXT_STEPS: dict[str, str] = {
     "not-found": "It may have been deleted, or it belongs to another owner. Start from the overview.",
     "forbidden": "Sign in with a key that has the scope, or ask its owner's administrator for one.",
     "unauthorized": "Sign in again.",
-    "conflict": "It has changed, or its state does not permit this. Go back, look at it again, and decide anew.",
+    "conflict": "It has changed, or its state does not permit this. Go back, look at it again, and decide again.",
     "precondition-failed": "Another person or program changed it after you opened the page. Go back, reload, and decide again.",
     "invalid-request": "Go back and correct the value.",
     "too-many-requests": "Wait some seconds, then try again.",
@@ -196,7 +196,7 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "live": ("Live version", "The version that answers requests at the endpoint."),
     "newest": (
         "Newest version",
-        "The last version that was published. The next dataset is learned from it, whichever version is live.",
+        "The last version that was published. The next dataset is learned from it, even if another version is live.",
     ),
     "drift": (
         "Drift",
@@ -226,7 +226,7 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     ),
     "familiarity": (
         "Familiarity",
-        "How much more of the features lies in directions of earlier data than of random ones. A low value means that another encoder may have made them.",
+        "How much more of the features is in directions of earlier data than of random ones. A low value means that another encoder may have made them.",
     ),
     "learnable": (
         "Learnable share",

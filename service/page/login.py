@@ -77,7 +77,7 @@ def login_page(
     following: Annotated[str, Query(alias="next", max_length=2000)] = "",
     signed_in: Annotated[bool, Query(alias="signed-in")] = False,
 ) -> Response:
-    """The form to sign in; a browser that is signed in goes on."""
+    """The form to sign in; a browser that is signed in is redirected."""
     if visitor_of(request).is_signed_in:
         return see_other(request, safe_address(following))
     error = _NO_COOKIE if signed_in else None
@@ -139,7 +139,7 @@ def signed_in_response(
 ) -> Response:
     """Give the browser its session, and have it show that it kept the cookie."""
     record = started.record
-    # The sign-in page goes on to the wanted one.
+    # The sign-in page redirects to the requested one.
     address = f"login?signed-in=1&next={quote(safe_address(following), safe='')}"
     response = see_other(request, address)
     seconds = int((record.expires_at - context.clock()).total_seconds())

@@ -180,7 +180,7 @@ class Pages:
     def render_whole(
         self, request: Request, name: str, status: int, /, **values: object
     ) -> Response:
-        """The response for a whole page, whatever parts the request names."""
+        """The response for a whole page, even if the request names parts of it."""
         text = self._templates.get_template(name).render(self._every(request, values))
         return _compressed(text, status, request.headers.get("accept-encoding", ""))
 

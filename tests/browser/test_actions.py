@@ -141,7 +141,7 @@ def test_a_dataset_is_uploaded_and_posted(
     expect(page.locator("[data-status]")).to_have_text(f"Sending {file.name}…")
     expect(page.locator("[data-progress]")).to_be_visible()
     page.wait_for_function("document.querySelector('[data-amount]').textContent.includes(' of ')")
-    # The amount is shown when the part is sent, which may be before the browser has told of its request.
+    # The amount is shown when the part is sent, which may be before the browser reports its request.
     while not parts:
         page.wait_for_timeout(20)
     parts[0].continue_()

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.faults.world import Template, World
 
-# What users of a scenario have done so far: all that a world has besides the system itself.
+# What users of a scenario have done so far: all attributes of a world but those of the system itself.
 _SYSTEM = {"database_url", "template", "store", "clock", "cluster", "database", "settings"}
 
 

@@ -114,7 +114,7 @@ def _begin(template: Template, stage: Path, life: Scenario) -> SavedWorld:
 
 
 def _die(template: Template, stage: Path, life: Scenario) -> Iterator[str]:
-    """The distinct moments of one run; another process goes on from what a crash leaves at each of them."""
+    """The distinct moments of one run; another process continues from what a crash leaves at each of them."""
     with closing(_begin(template, stage, life).restored(template, stage)) as world:
         moments = CrashMoments(partial(SavedWorld, world, stage))
         _live(world, life, moments)

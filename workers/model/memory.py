@@ -30,7 +30,7 @@ class Ridges:
     def pooled(self) -> float:
         """The geometric mean, divided by √count: the noise of pooled covariances falls with datasets."""
         count = len(self.chosen)
-        # A sum that is rounded once, whatever the order of datasets.
+        # A sum that is rounded once, so that the order of datasets does not matter.
         return math.exp(math.fsum(map(math.log, self.chosen)) / count) / math.sqrt(count)
 
 

@@ -35,7 +35,7 @@ def aligned(new: Heads, old: Heads, inputs: Mapping[str, SecondMoment]) -> dict[
     """`new`, turned onto `old` by one rotation, (13); float64.
 
     `inputs`: the features' moments, of the modalities to align by. Each of these counts alike,
-    whatever the number of its rows or the length of its embeddings. Unchanged without any.
+    independently of the number of its rows and the length of its embeddings. Unchanged without any.
     """
     parts = [_agreement(new[name], old[name], moment) for name, moment in sorted(inputs.items())]
     if not parts:

@@ -7,7 +7,7 @@ Shapes: B rows, F width of the feature, K random features.
 with a fixed random R (F × K). Heads stay linear in what they read, so that moments, masks and
 certificates stay exact, and an embedding is no longer linear in the feature (Rahimi and Recht 2008,
 "Weighted sums of random kitchen sinks"). R is a function of the model's seed and not of any dataset:
-whatever order datasets come in, each is summed in the same features.
+in any order of datasets, each is summed in the same features.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Held-out rows of datasets that a version has learned: read from the store when somebody looks at them.
+"""Held-out rows of datasets that a version has learned: read from the store when they are requested.
 
 Shapes: N rows of the dataset, F width of the raw feature.
 """

@@ -1,4 +1,4 @@
-"""What running attempts show: keys of one folder, so that one listing tells of all of them.
+"""What running attempts show: keys of one folder, so that one listing has all of them.
 
     running/<attempt>_<sequence>_<figures of the progress>      the newest progress; its bytes are all of it
             <attempt>_ended                                     a candidate, a result or a failure has been written

@@ -190,7 +190,7 @@ class EndpointCalls(Calls):
     ) -> AsyncIterator[StoredItem]:
         """Iterate over the items of a collection, or those of a modality, in the order of its index.
 
-        Items that are added or merged meanwhile may be missed or returned twice.
+        Items that are added or merged during the iteration may be missed or returned twice.
         """
         offset: int | None = 0
         while offset is not None:

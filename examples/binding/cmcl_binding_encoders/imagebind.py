@@ -137,7 +137,7 @@ class ImageBind(FrozenEncoder[list[Row]]):
 
 
 class UniBind(ImageBind):
-    """ImageBind's model as it lies in UniBind's file, without the tower of points."""
+    """ImageBind's model as stored in UniBind's file, without the tower of points."""
 
     weights: ClassVar[str] = "unibind.pt"
     prefix: ClassVar[str] = "bind."

@@ -307,7 +307,7 @@ def _is_stored() -> ColumnElement[bool]:
 def _swept_datasets() -> Select[tuple[str]]:
     """Datasets that are marked swept and have no version. Of the others, moments and held-out rows are needed.
 
-    One that was unlearned is marked when no version needs it any more.
+    One that was unlearned is marked when no version needs it.
     """
     is_free = or_(datasets.c.deleted_at.is_not(None), ~exists().where(_learned()))
     return select(datasets.c.id).where(datasets.c.swept_at.is_not(None), is_free)

@@ -4,7 +4,7 @@ A job waits at two stages: for its preparation, and for its attempt. Every query
 jobs, at most one entry for each owner: a hundred thousand waiting jobs cost no more than ten.
 
 The order within an owner is fixed when a job begins to wait: by that time, plus an offset of its priority. So a job of
-low priority is passed by later ones for at most the difference of the offsets, and none waits for ever.
+low priority is passed by later ones for at most the difference of the offsets, and none waits indefinitely.
 """
 
 from collections.abc import Mapping
@@ -107,7 +107,7 @@ def running(connection: Connection, stage: Stage) -> dict[str, int]:
 def waiting_owners(connection: Connection, stage: Stage) -> dict[str, int]:
     """Return the owners with waiting jobs, and the number of the newest admission of each; 0 if there was none.
 
-    It steps from owner to owner through the index, whatever the number of their jobs.
+    It steps from owner to owner through the index, independently of the number of their jobs.
     """
     owners = select(_next_owner(stage).scalar_subquery().label("owner")).cte(
         "owners", recursive=True

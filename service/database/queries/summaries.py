@@ -1,4 +1,4 @@
-"""What an overview shows of models: a few queries for a page of them, whatever their number of jobs and versions."""
+"""What an overview shows of models: a few queries for a page of them, for any number of jobs and versions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

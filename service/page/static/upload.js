@@ -154,7 +154,7 @@ class Sending {
     for (const request of this.requests) request.abort();
   }
 
-  // Unposted uploads expire; a browser that is told to forget them need not wait for that.
+  // Unposted uploads expire; a browser that discards them does not have to wait for that.
   forget() {
     for (const id of this.started) {
       const request = new XMLHttpRequest();

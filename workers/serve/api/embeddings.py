@@ -70,7 +70,7 @@ from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import Chosen, parse_reference
 
 _TEXT = "text"
-# What clients must be told so that they leave texts alone.
+# What clients must receive so that they do not tokenize texts.
 _TOKENS = (
     "the input looks like token ids: send texts (LangChain: check_embedding_ctx_length=False; other clients: "
     "without an own tokenizer)"

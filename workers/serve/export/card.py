@@ -77,7 +77,7 @@ _WITH_MOMENTS = """**`moments/` has the means and second moments of every datase
 them. They reveal more than heads do: the mean feature, in which directions features vary, and of a dataset with fewer \
 rows than its features have numbers (those of the lift included), whether a given row is one of it. Share this folder only with people \
 who may have this information."""
-_LICENCE = """Not stated: whoever publishes this folder states one, in the fields `license` and `license_name` above. These heads are \
+_LICENCE = """Not stated: to publish this folder, state one in the fields `license` and `license_name` above. These heads are \
 computed from the features of the datasets and encoders listed here, whose licences may say what is permitted."""
 _CERTIFICATE = (
     "Drift: root mean square change of the dataset's scores over all combinations of its rows, relative to their "

@@ -2,8 +2,8 @@
 
 Of a dataset that does not fit into memory, each rank keeps its virtual shards on a local disk. The first pass reads the
 user's files from object storage; all later ones read the disk. There rows are records of fixed width: Parquet is
-decoded once instead of once per epoch, and a block of neighbouring rows is one read, whatever row groups the user's
-files have. Memory is what is being read; the rest is the system's page cache.
+decoded once instead of once per epoch, and a block of neighbouring rows is one read, independently of the row groups of
+the user's files. Memory is what is being read; the rest is the system's page cache.
 
 Shapes: B neighbouring rows, K rows of a window, L rows of this rank, F and G raw widths.
 """

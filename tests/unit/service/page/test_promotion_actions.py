@@ -116,7 +116,7 @@ def test_a_canary_is_started_changed_and_aborted(person: Browser) -> None:
     assert "Change the canary of scenes" in change
     assert 'value="2.5"' in change
     page = person.get("/ui/models/scenes/canary/abort")
-    assert "v2 answers no more requests within seconds; v3 answers all" in page.text
+    assert "v2 stops answering requests within seconds; v3 answers all" in page.text
     other = {"seen": seen_in(page), "version": "1", "reason": "x"}
     late = person.post("/ui/models/scenes/canary/abort", data=other)
     assert late.status_code == 412
