@@ -41,11 +41,6 @@ class Compatibility:
     second_stored: MixedScores
     both_new: float
 
-    @property
-    def worst(self) -> float:
-        """The larger change that an index stored by the old version sees under new queries."""
-        return max(self.first_stored.against_old, self.second_stored.against_old)
-
 
 @dataclass(frozen=True)
 class Agreement:
@@ -77,7 +72,10 @@ def compatibility(moments: PairMoments, old: PairWeights, new: PairWeights) -> C
 
 
 def stored_change(moments: PairMoments, old: PairWeights, new: PairWeights) -> float:
-    """`Compatibility.worst` alone, at a third of the cost."""
+    """The larger `against_old` of the two sides: the most that an index sees that the old version stored.
+
+    A third of the cost of `compatibility`.
+    """
     # Without `against_new` and `both_new`, which need three more certificates.
     first_stored = PairWeights(old.first_EI, new.second_EJ)
     second_stored = PairWeights(new.first_EI, old.second_EJ)

@@ -14,7 +14,7 @@ from tests.unit.serve.served_versions import load_version
 from tests.unit.serve.test_serve_migrate_route import SPEC, heads
 from workers.model.artifact import load_memory
 from workers.nullspace.certificate import PairWeights
-from workers.nullspace.compatibility import compatibility
+from workers.nullspace.compatibility import stored_change
 from workers.serve.lru import AsyncLRUCache
 from workers.serve.migration import Changes, Compatibilities
 from workers.serve.versions.loading import LoadedHeads, ServedVersion
@@ -50,7 +50,7 @@ def test_the_change_of_scores_is_cached_for_the_next_request(store: FlakyStore) 
     weights = [
         PairWeights(each.heads.weights["image"], each.heads.weights["text"]) for each in (old, new)
     ]
-    worst = compatibility(memory.by_pair["image", "text"], *weights).worst
+    worst = stored_change(memory.by_pair["image", "text"], *weights)
     assert first is None
     assert then is not None
     assert dict(then) == {"image--text": pytest.approx(worst)}
