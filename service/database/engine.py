@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +31,8 @@ _EMITTED = "cmcl_emitted"
 _BUSY_MILLISECONDS = 15_000
 _BETWEEN_TRIES_SECONDS = 0.01
 _CONFLICTS_BEFORE_GIVING_UP = 3
+# Values of one IN list.
+_AT_ONCE = 500
 # A service that vanished in the middle of a transaction keeps its locks no longer than this.
 _IDLE_MILLISECONDS = 60_000
 # Without these, the system waits two hours for a server that vanished with its machine. Seconds, except for the last
@@ -205,6 +207,11 @@ def _write_ahead(cursor: DBAPICursor) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     is_reader = connection.get_execution_options().get(_READER)
     connection.exec_driver_sql("BEGIN DEFERRED" if is_reader else "BEGIN IMMEDIATE")
+
+
+def in_chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Values in pieces that fit one IN list."""
+    return (values[start : start + _AT_ONCE] for start in range(0, len(values), _AT_ONCE))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, sel
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cmcl.contract.job import Progress, submission_id
+from service.database.engine import in_chunks
 from service.database.seek import Seek
 from service.database.tables import attempts, jobs, models, progress_points
 from service.states import FailureReason, JobState
@@ -21,9 +22,6 @@ from service.states import FailureReason, JobState
 MOST_POINTS = 300
 # An attempt reports its progress at most this often.
 FIRST_INTERVAL = 0.5
-
-# Values of one IN list.
-_AT_ONCE = 500
 
 AttemptOutcome = Literal["candidate", "measured", "lost", "failed", "cancelled"]
 
@@ -150,9 +148,7 @@ def _clocks(connection: Connection, jobs: Collection[str]) -> dict[tuple[str, in
     """Of all attempts of these jobs: the time of the first progress, and the length of an interval."""
     columns = (attempts.c.progress_since, attempts.c.progress_interval)
     found: dict[tuple[str, int], _Clock] = {}
-    names = sorted(jobs)
-    for start in range(0, len(names), _AT_ONCE):
-        some = names[start : start + _AT_ONCE]
+    for some in in_chunks(sorted(jobs)):
         query = select(attempts.c.job, attempts.c.number, *columns)
         rows = connection.execute(query.where(attempts.c.job.in_(some)))
         found |= {(job, number): (since, interval) for job, number, since, interval in rows}
@@ -251,8 +247,8 @@ def stored_progress(
 ) -> dict[str, Progress]:
     """Return the progress that is stored of attempts, by submission id."""
     found: dict[str, Progress] = {}
-    for start in range(0, len(wanted), _AT_ONCE):
-        some = {each.job: each for each in wanted[start : start + _AT_ONCE]}
+    for chunk in in_chunks(wanted):
+        some = {each.job: each for each in chunk}
         query = select(jobs.c.id, jobs.c.progress).where(jobs.c.id.in_(some))
         for job, document in connection.execute(query):
             if document is not None:

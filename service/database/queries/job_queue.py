@@ -6,9 +6,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Exists, Select, bindparam, exists, or_, select
 
+from service.database.engine import in_chunks
 from service.database.queries import attempts
 from service.database.queries import jobs as moves
-from service.database.queries.models import in_chunks, is_unmirrored
+from service.database.queries.models import is_unmirrored
 from service.database.queries.preparations import MOST_OF_MODEL
 from service.database.rows import JobRecord
 from service.database.tables import canaries, jobs, models, versions

@@ -1,6 +1,6 @@
 """Models and their live pointers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 
@@ -25,7 +25,6 @@ from service.database.rows import BranchPoint, Event, ModelRecord
 from service.database.seek import Seek
 from service.database.tables import models
 
-_AT_ONCE = 500
 # Statements that the reconciler executes all the time are built once.
 _BY_NAME = select(models).where(models.c.name == bindparam("name"))
 
@@ -228,11 +227,6 @@ def _next_revision(now: datetime, traceparent: str | None = None) -> dict[str, o
 def is_unmirrored() -> ColumnElement[bool]:
     """Condition: the opposite of `ModelRecord.is_mirrored`."""
     return and_(models.c.live_generation > 0, models.c.mirrored_revision < models.c.live_revision)
-
-
-def in_chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Names in pieces that fit one IN list."""
-    return (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))
 
 
 def _record(row: RowMapping) -> ModelRecord:

@@ -20,7 +20,8 @@ from sqlalchemy import (
     update,
 )
 
-from service.database.queries.models import in_chunks, is_unmirrored
+from service.database.engine import in_chunks
+from service.database.queries.models import is_unmirrored
 from service.database.tables import canaries, jobs, leases, models, versions
 
 _PREFIX = "replica/"
