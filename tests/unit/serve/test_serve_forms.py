@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from collections.abc import Callable, Sequence
 
 import httpx
 import numpy as np
@@ -83,13 +84,20 @@ def test_an_answer_in_arrow_is_read_back(serving: Replica) -> None:
     np.testing.assert_allclose(got, reference(serving), atol=1e-6)
 
 
-def test_items_of_several_modalities_are_answered_in_their_order(serving: Replica) -> None:
+def packed(numbers: Sequence[float]) -> str:
+    return base64.b64encode(np.array(numbers, np.float32).tobytes()).decode()
+
+
+@pytest.mark.parametrize("written", [list, packed])
+def test_items_of_several_modalities_are_answered_in_their_order(
+    serving: Replica, written: Callable[[Sequence[float]], object]
+) -> None:
     image = ROWS[0]
     text = np.arange(1, 5, dtype=np.float32) / 8
     items = [
-        {"modality": "text", "feature": text.tolist()},
-        {"modality": "image", "feature": base64.b64encode(image.tobytes()).decode()},
-        {"modality": "text", "feature": (2 * text).tolist()},
+        {"modality": "text", "feature": written(text.tolist())},
+        {"modality": "image", "feature": packed(image.tolist())},
+        {"modality": "text", "feature": written((2 * text).tolist())},
     ]
     response = serving.embed(modality=None, input=items)
     got = [each["embedding"] for each in response.json()["data"]]
@@ -198,15 +206,26 @@ def test_a_wrong_item_is_named(serving: Replica, item: dict[str, object], messag
     [
         ({"modality": "text", "feature": [1.0] * 3}, "input[2] has 3 numbers; a feature of"),
         ({"modality": "text", "feature": [0.0] * 4}, "input[2] is all zeros"),
+        ({"modality": "text", "feature": packed([0.0] * 4)}, "input[2] is all zeros"),
         ({"modality": "text", "feature": "AAAA"}, "input[2] has 3 bytes"),
         ({"modality": "image", "feature": [1.0] * 4}, "input[2] has 4 numbers; a feature of"),
+        (
+            {"modality": "image", "feature": packed([1.0] * 4)},
+            "input[2] has 4 numbers; a feature of",
+        ),
+        ({"modality": "smell", "feature": packed([1.0])}, 'modality is "smell"'),
     ],
 )
+@pytest.mark.parametrize("written", [list, packed])
 def test_a_wrong_item_among_others_is_named_by_its_place(
-    serving: Replica, wrong: dict[str, object], message: str
+    serving: Replica,
+    written: Callable[[Sequence[float]], object],
+    wrong: dict[str, object],
+    message: str,
 ) -> None:
-    image, text = ({"modality": "image", "feature": [1.0] * 5}, {"modality": "text"})
-    items = [image, {**text, "feature": [1.0] * 4}, wrong, image]
+    image = {"modality": "image", "feature": written([1.0] * 5)}
+    text = {"modality": "text", "feature": written([1.0] * 4)}
+    items = [image, text, wrong, image]
     response = serving.embed(modality=None, input=items)
     assert response.status_code == 400
     assert message in response.json()["error"]["message"]

@@ -1,5 +1,6 @@
 """The fast parser of features agrees with the general one, or declines."""
 
+import base64
 import json
 import tracemalloc
 
@@ -51,11 +52,32 @@ def assert_same_or_nothing(body: bytes) -> bool:
         return False
     full = parse(EmbeddingRequest, body, 1 << 20)
     assert plain.options.model_dump() == full.model_dump(exclude={"input"})
-    np.testing.assert_array_equal(plain.rows_BF, np.array(full.rows, np.float64))
+    if isinstance(plain.features, np.ndarray):
+        np.testing.assert_array_equal(plain.features, np.array(full.rows, np.float64))
+        return True
+    items = dict(enumerate(full.items or []))
+    for part in plain.features:
+        for index, row_F in zip(part.positions, part.rows_BF, strict=True):
+            item = items.pop(index)
+            assert item.modality == part.modality
+            assert base64.b64decode(str(item.feature)) == row_F.tobytes()
+    assert not items
     return True
 
 
-@given(options=OPTIONS, value=st.one_of(ROWS, ANYTHING))
+FEATURE = st.one_of(
+    st.binary(max_size=9).map(lambda data: base64.b64encode(data).decode()), ODD, st.text()
+)
+ITEM = st.fixed_dictionaries(
+    {"modality": st.sampled_from(["image", "text", 7]), "feature": FEATURE},
+    optional={"text": ODD, "other": ODD},
+)
+
+
+@given(
+    options=OPTIONS,
+    value=st.one_of(ROWS, ANYTHING, st.lists(ITEM), st.lists(st.one_of(ITEM, ANYTHING))),
+)
 def test_both_parsers_agree_on_any_input(options: dict[str, object], value: object) -> None:
     assert_same_or_nothing(json.dumps({**options, "input": value}).encode())
 
@@ -67,9 +89,34 @@ def test_features_are_read_by_the_quick_one(rows: list[list[float]]) -> None:
     assert assert_same_or_nothing(json.dumps({**body, "input": rows[0]}).encode())
 
 
+@given(modalities=st.lists(st.sampled_from(["image", "text"]), min_size=1), data=st.data())
+def test_items_with_base64_are_read_by_the_quick_one(
+    modalities: list[str], data: st.DataObject
+) -> None:
+    widths = {"image": 3, "text": 2}
+    items = [
+        {
+            "modality": modality,
+            "feature": base64.b64encode(
+                data.draw(st.binary(min_size=4 * widths[modality], max_size=4 * widths[modality]))
+            ).decode(),
+        }
+        for modality in modalities
+    ]
+    assert assert_same_or_nothing(json.dumps({"model": "scenes", "input": items}).encode())
+
+
 @pytest.mark.parametrize(
     "body",
     [
+        b'{"model": "a", "modality": "image", "input": [{"modality": "image", "feature": "AACAPw=="}]}',
+        b'{"model": "a", "input": [{"modality": "image", "modality": "image"}]}',
+        b'{"model": "a", "input": [{"modality": "image", "feature": "AACAPw==", "text": null}]}',
+        b'{"model": "a", "input": [{"modality": "image", "feature": "AACAPw="}]}',
+        b'{"model": "a", "input": [{"modality": "image", "feature": "AACA\\nPw=="}]}',
+        b'{"model": "a", "input": [{"modality": "image", "feature": "AAA="}]}',
+        b'{"model": "a", "input": [{"modality": "image", "feature": [1]}]}',
+        b'{"model": "a", "input": [{"modality": "image", "feature": "AACAPw=="}, [1]]}',
         b'{"model": "a", "input": [[1, 2], [3]]}',
         b'{"model": "a", "input": [[1, 2], [3], [4, 5, 6]]}',
         b'{"model": "a", "input": [[[1]], [[2]]]}',

@@ -27,6 +27,7 @@ from workers.serve.api.context import (
 )
 from workers.serve.api.inputs import (
     ModalityRows,
+    checked_items,
     embed_parts,
     encoded,
     features_by_modality,
@@ -110,7 +111,7 @@ class _Query:
 
     options: EmbeddingOptions
     bytes: int
-    given: Callable[[ServedVersion], ModalityRows] | EmbeddingRequest
+    given: Callable[[ServedVersion], list[ModalityRows]] | EmbeddingRequest
 
 
 class _BinaryOptions(EmbeddingOptions):
@@ -173,19 +174,18 @@ class _Embeddings:
         dimensions = _checked_dimensions(query.options, version)
         given = query.given
         if isinstance(given, EmbeddingRequest):
-            read: EmbeddingRequest | ModalityRows = given
+            read: EmbeddingRequest | list[ModalityRows] = given
+            rows = given.count
         else:
             read = await run_if_large(self._replica, context.tenant, query.bytes, given, version)
-        rows = read.count if isinstance(read, EmbeddingRequest) else len(read.rows_BF)
+            rows = sum(len(part.rows_BF) for part in read)
         check_count(rows, self._replica.args.max_rows)
         admission = self._replica.admission
         hold_until_sent(request, admission.rows, context.tenant, rows)
         size = answer_bytes(request, rows * dimensions, query.options.encoding_format)
         hold_answer(request, admission.bytes, context.tenant, size)
         parts = (
-            [read]
-            if isinstance(read, ModalityRows)
-            else await self._from_json(read, version, context.tenant)
+            read if isinstance(read, list) else await self._from_json(read, version, context.tenant)
         )
         timer.stage("encode")
         embeddings_BE = await embed_parts(
@@ -200,7 +200,9 @@ class _Embeddings:
         self, body: EmbeddingRequest, version: ServedVersion, tenant: str
     ) -> list[ModalityRows]:
         if body.items is not None:
-            _check_unnamed(body)
+            if (named := body.modality) is not None:
+                reason = "but each item has its own; leave one out"
+                raise InvalidRequest(f"modality is {shortened(named)}, {reason}", "modality")
             return await features_of(self._replica, version, body.items, tenant=tenant)
         if body.texts is not None:
             modality = body.modality or _TEXT
@@ -210,14 +212,6 @@ class _Embeddings:
         width = width_of(modality, version.spec)
         _check_no_tokens(modality, version, body.rows)
         return [_whole(modality, from_lists(body.rows, feature_label(modality), width))]
-
-
-def _check_unnamed(body: EmbeddingRequest) -> None:
-    if body.modality is not None:
-        raise InvalidRequest(
-            f"modality is {shortened(body.modality)}, but each item has its own; leave one out",
-            "modality",
-        )
 
 
 def _stated(modality: str | None, rows: Rows | None = None) -> str:
@@ -285,18 +279,22 @@ def _read(request: Request, body: bytes, most: int) -> _Query:
     scanned = scan(body)
     plain = read_plain(scanned, EmbeddingOptions)
     if plain is not None:
-        return _Query(plain.options, len(body), lambda version: _plain_rows(plain, version))
+        return _Query(plain.options, len(body), lambda version: _plain_parts(plain, version))
     check_lengths(body, most, scanned)
     del scanned  # Its document may take more memory than the body.
     read = validated(EmbeddingRequest, body)
     return _Query(read, len(body), read)
 
 
-def _plain_rows(plain: PlainRequest[EmbeddingOptions], version: ServedVersion) -> ModalityRows:
-    modality = _stated(plain.options.modality, plain.rows_BF)
+def _plain_parts(
+    plain: PlainRequest[EmbeddingOptions], version: ServedVersion
+) -> list[ModalityRows]:
+    if isinstance(plain.features, list):
+        return checked_items(plain.features, version)
+    modality = _stated(plain.options.modality, plain.features)
     width = width_of(modality, version.spec)
-    _check_no_tokens(modality, version, plain.rows_BF)
-    return _whole(modality, from_array(plain.rows_BF, feature_label(modality), width))
+    _check_no_tokens(modality, version, plain.features)
+    return [_whole(modality, from_array(plain.features, feature_label(modality), width))]
 
 
 def _read_binary(request: Request, body: bytes, form: str, most: int) -> _Query:
@@ -304,11 +302,10 @@ def _read_binary(request: Request, body: bytes, form: str, most: int) -> _Query:
     modality = _stated(options.modality)
     dtype = dtype_of(options.dtype)
 
-    def rows_for(version: ServedVersion) -> ModalityRows:
+    def rows_for(version: ServedVersion) -> list[ModalityRows]:
         width = width_of(modality, version.spec)
-        return _whole(
-            modality, binary_rows(form, body, dtype, feature_label(modality), width, most)
-        )
+        rows_BF = binary_rows(form, body, dtype, feature_label(modality), width, most)
+        return [_whole(modality, rows_BF)]
 
     return _Query(options, len(body), rows_for)
 

@@ -6,22 +6,24 @@ Shapes: B rows or items, F width of the raw feature, E width of the embeddings.
 """
 
 import asyncio
-import base64
 import binascii
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pybase64
 from numpy.typing import NDArray
 
 from cmcl.contract.encoder import EncoderSpec
 from workers.serve.api.context import Replica
 from workers.serve.api.wire.collection_bodies import CollectionItem
+from workers.serve.api.wire.json_scan import ItemRows
 from workers.serve.api.wire.requests import Item
 from workers.serve.api.wire.rows import (
     checked,
     feature_label,
+    from_array,
     from_base64,
     from_lists,
     width_of,
@@ -161,6 +163,20 @@ async def features_of(
     ]
 
 
+def checked_items(parts: Sequence[ItemRows], version: ServedVersion) -> list[ModalityRows]:
+    """Return the features of items that are features alone, every row checked. Raises InvalidRequest."""
+    found = []
+    for part in parts:
+        width, label = width_of(part.modality, version.spec), feature_label(part.modality)
+        try:
+            rows_BF = from_array(part.rows_BF, label, width)
+        except WrongRow as error:
+            index = part.positions[error.row]
+            raise error.at(index, "input", f"input[{index}]") from error
+        found.append(ModalityRows(part.modality, rows_BF, np.array(part.positions)))
+    return found
+
+
 def features_by_modality(parts: Iterable[ModalityRows]) -> dict[str, Float32Array]:
     """Return all rows of each modality."""
     found: dict[str, list[Float32Array]] = {}
@@ -285,7 +301,7 @@ def _given(item: Item, what: str, width: int) -> Float32Array | Raw:
 
 def _file(data: str) -> bytes:
     try:
-        return base64.b64decode(
+        return pybase64.b64decode(
             data.rpartition(",")[2] if data.startswith("data:") else data, validate=True
         )
     except (binascii.Error, ValueError) as error:

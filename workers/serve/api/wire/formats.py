@@ -3,13 +3,13 @@
 Shapes: B rows, F width of the raw feature, E width of the embeddings.
 """
 
-import base64
 import struct
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import orjson
 import pyarrow
+import pybase64
 from numpy.typing import NDArray
 from pydantic import Field
 from starlette.requests import Request
@@ -151,7 +151,7 @@ def arrow_embeddings(embeddings_BE: Float32Array) -> bytes:
 
 def _as_base64(embeddings_BE: Float32Array) -> list[str]:
     little_endian_BE = embeddings_BE.astype("<f4", copy=False)
-    return [base64.b64encode(row.tobytes()).decode("ascii") for row in little_endian_BE]
+    return [pybase64.b64encode_as_string(row) for row in little_endian_BE]
 
 
 def dtype_of(name: str | None) -> np.dtype:

@@ -7,11 +7,12 @@ other body the lists are counted: a list of 300,000 items takes the parser of `r
 Shapes: B rows, F width of the raw feature.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
+import pybase64
 import simdjson
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
@@ -40,6 +41,7 @@ _DIGITS_AS_ZEROS = bytes(b"0"[0] if byte in b"0123456789" else b" "[0] for byte 
 # What Python's `json.dumps` writes where there is no number.
 _NO_NUMBERS = (b"NaN", b"Infinity")
 _MOST_TEXTS = 8
+_FIELDS_OF_ITEM = ("modality", "feature")
 
 
 class _LongIntegers(Exception):
@@ -64,11 +66,23 @@ def scan(body: bytes) -> ScannedBody:
 
 
 @dataclass(frozen=True)
+class ItemRows:
+    """Features of the items of one modality (B × F), and the positions of these items in the input."""
+
+    modality: str
+    rows_BF: NDArray[np.float32]
+    positions: Sequence[int]
+
+
+@dataclass(frozen=True)
 class PlainRequest(Generic[M]):
-    """A request whose input is features alone: one list of numbers, or lists of equal length."""
+    """A request whose input is features alone: one list of numbers, lists of equal length, or items with base64.
+
+    `features`: the lists as an array (B × F), or the items by modality.
+    """
 
     options: M
-    rows_BF: NDArray[np.float64]
+    features: NDArray[np.float64] | list[ItemRows]
 
 
 def read_plain(scanned: ScannedBody, options_model: type[M]) -> PlainRequest[M] | None:
@@ -87,25 +101,55 @@ def _plain(
     names, given = list(document.keys()), document["input"]
     if len(names) != len(set(names)) or not isinstance(given, simdjson.Array):
         return None
-    rows = _rows(given)
-    # `as_buffer` flattens any depth: one bracket for each list, and no other anywhere.
-    brackets = len(rows) + (rows[0] is not given) if rows else 0
-    widths = {len(row) for row in rows}
-    if len(widths) != 1 or not 1 <= max(widths) <= WIDEST_FEATURE or body.count(b"[") != brackets:
+    if not 1 <= len(given) <= _MOST_ROWS:
+        return None
+    is_items = isinstance(given[0], simdjson.Object)
+    # Items name their modalities themselves.
+    if is_items and "modality" in names:
+        return None
+    features = _items(given) if is_items else _lists(given, body)
+    if features is None:
         return None
     options = {name: document[name] for name in names if name != "input"}
+    return PlainRequest(options_model.model_validate(options), features)
+
+
+def _lists(given: simdjson.Array, body: bytes) -> NDArray[np.float64] | None:
+    """Return None where an entry is neither number nor list, or lists differ in length."""
+    rows = [row for row in given if isinstance(row, simdjson.Array)] or [given]
+    # `as_buffer` flattens any depth: one bracket for each list, and no other anywhere.
+    brackets = len(rows) + (rows[0] is not given)
+    width = len(rows[0])
+    if not 1 <= width <= WIDEST_FEATURE or body.count(b"[") != brackets:
+        return None
     numbers = np.frombuffer(given.as_buffer(of_type="d"), np.float64)
-    return PlainRequest(options_model.model_validate(options), numbers.reshape(len(rows), -1))
+    is_even = len(numbers) == len(rows) * width and all(len(row) == width for row in rows)
+    return numbers.reshape(-1, width) if is_even else None
 
 
-def _rows(given: simdjson.Array) -> list[simdjson.Array]:
-    """One where the entries are numbers; none where there is nothing, or too much."""
-    if not 1 <= len(given) <= _MOST_ROWS:
-        return []
-    if not isinstance(given[0], simdjson.Array):
-        return [given]
-    rows = [row for row in given if isinstance(row, simdjson.Array)]
-    return rows if len(rows) == len(given) else []
+def _items(given: simdjson.Array) -> list[ItemRows] | None:
+    """Return None where an item is more or less than a modality and a feature in base64, or lengths differ."""
+    positions: dict[str, list[int]] = {}
+    features: dict[str, list[bytes]] = {}
+    for index, item in enumerate(given):
+        if not isinstance(item, simdjson.Object) or len(item) != len(_FIELDS_OF_ITEM):
+            return None
+        modality, feature = map(item.__getitem__, _FIELDS_OF_ITEM)
+        if not isinstance(modality, str) or not isinstance(feature, str):
+            return None
+        positions.setdefault(modality, []).append(index)
+        features.setdefault(modality, []).append(pybase64.b64decode(feature, validate=True))
+    if any(len({len(each) for each in rows}) > 1 for rows in features.values()):
+        return None
+    # A bytearray: torch warns of arrays that it may not write to.
+    return [
+        ItemRows(
+            modality,
+            np.frombuffer(bytearray().join(rows), "<f4").reshape(len(rows), -1),
+            positions[modality],
+        )
+        for modality, rows in features.items()
+    ]
 
 
 def check_lengths(body: bytes, most: int, scanned: ScannedBody | None = None) -> None:

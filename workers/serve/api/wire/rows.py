@@ -3,11 +3,11 @@
 Shapes: B rows, F width of the raw feature.
 """
 
-import base64
 import binascii
 from collections.abc import Sequence
 
 import numpy as np
+import pybase64
 from numpy.typing import NDArray
 
 from cmcl.contract.model import ModelSpec
@@ -58,7 +58,7 @@ def from_lists(rows: Sequence[Sequence[float]], what: str, width: int) -> Float3
     return checked(np.array(rows, dtype=np.float64))
 
 
-def from_array(rows_BF: NDArray[np.float64], what: str, width: int) -> Float32Array:
+def from_array(rows_BF: NDArray[np.floating], what: str, width: int) -> Float32Array:
     """The same for rows that are an array already."""
     if rows_BF.shape[1] != width:
         raise WrongRow(0, f"has {rows_BF.shape[1]} numbers; {what} has {width}", _WRONG_WIDTH)
@@ -79,7 +79,7 @@ def from_bytes(data: bytes, dtype: np.dtype, what: str, width: int, most: int) -
 def from_base64(text: str, index: int, what: str, width: int) -> Float32Array:
     """One row (F) of float32. Raises WrongRow."""
     try:
-        data = base64.b64decode(text, validate=True)
+        data = pybase64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise WrongRow(index, f"is not base64: {error}", "invalid_base64") from error
     if len(data) != 4 * width:
