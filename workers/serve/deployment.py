@@ -13,7 +13,7 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
-from workers.memory import release_memory_every
+from workers.memory import keep_freed_memory, release_memory_every
 from workers.serve.announcements import Listener
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica
@@ -58,6 +58,9 @@ class Embedder:
         # loop needs it, which is several times in a request.
         sys.setswitchinterval(_SWITCH_SECONDS)
         install_protocol()
+        # Requests allocate and free the same megabytes again and again; what no request needs any more is
+        # returned every few seconds.
+        keep_freed_memory()
         release_memory_every(_RELEASE_SECONDS)
         self._args = args
         self._encoders = encoders_behind(args.encoders, encoders)
