@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from cmcl.contract.version import ANNOUNCEMENTS, Announcement
 from tests.fakes.app_client import AppClient
 from workers.serve.announcements import Broadcaster, ChannelLost, Debouncer, Listener
-from workers.serve.api.internal import announcements_router
+from workers.serve.api.app import announcements_router
 from workers.serve.api.middleware import install_error_handlers
 
 SECONDS = 120.0
