@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
@@ -16,7 +16,7 @@ from cmcl.pictures import Bound, Share, share_bars
 from service.api.canary import CanaryChoice, CanaryRunView, delete_canary, list_canaries, put_canary
 from service.api.dependencies import ContextDep, ModelPath, Reader
 from service.api.models import read_model, read_policy
-from service.api.pagination import LARGEST_NUMBER, CursorQuery, get_number_seek
+from service.api.pagination import CursorQuery, get_number_seek
 from service.api.summaries import read_summary
 from service.api.versions import list_versions
 from service.context import Context
@@ -27,6 +27,7 @@ from service.page.forms import (
     ActionRequest,
     ReadingTrainer,
     ReasonForm,
+    Version,
     confirmed,
     posted,
     see_other,
@@ -40,8 +41,6 @@ router = APIRouter(prefix=PREFIX + "/models/{model}/canary")
 _LISTED = 10
 # Versions that the form offers, the newest ones.
 _OFFERED = 100
-VersionChoice = Annotated[int | None, Query(alias="version", ge=1, le=LARGEST_NUMBER)]
-Version = Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -234,7 +233,7 @@ def confirm_canary(
     model: ModelPath,
     principal: ReadingTrainer,
     context: ContextDep,
-    version: VersionChoice = None,
+    version: Version | None = None,
 ) -> Response:
     """The form of a canary: which version, which traffic, and what ends it."""
     return _canary_page(ActionRequest(request, principal, context), model, version)

@@ -26,7 +26,7 @@ from service.database.seek import Seek
 from service.errors import BodyTooLarge, FieldProblem, NotFound, Unprocessable
 from service.page.collections import list_collections, read_collection
 from service.page.endpoint import Endpoint, EndpointProblem, FoundView, HeldOutView, release_slot
-from service.page.forms import none_if_empty
+from service.page.forms import Version, none_if_empty
 from service.page.rendering import PREFIX, Visitor, pages_of, visitor_of
 from service.principal import Principal, Scope
 
@@ -46,7 +46,7 @@ _RAW_BODY = {
 
 Embedder = Annotated[Principal, Security(get_principal, scopes=[Scope.READ, Scope.EMBED])]
 _empty = BeforeValidator(none_if_empty)
-Number = Annotated[Annotated[int, Field(ge=1, le=LARGEST_NUMBER)] | None, _empty]
+VersionChoice = Annotated[Version | None, _empty]
 Name = Annotated[Annotated[str, Field(pattern=NAME_PATTERN)] | None, _empty]
 
 
@@ -66,8 +66,8 @@ class Wanted(BaseModel):
         _empty,
     ] = None
     among: Name = None
-    version: Number = None
-    other: Number = None
+    version: VersionChoice = None
+    other: VersionChoice = None
     offset: Annotated[int, Field(ge=0, le=LARGEST_NUMBER)] = 0
 
     @property

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import Field
 
 from cmcl.contract.version import LearnedDataset, VersionManifest
 from service.api.candidates import CandidateDataset, CapacityChange
 from service.api.dependencies import ContextDep, ModelPath, Reader, Reason, VersionPath
 from service.api.models import read_model
-from service.api.pagination import LARGEST_NUMBER
 from service.api.summaries import ModelSummary, read_summary
 from service.api.versions import (
     LiveChoice,
@@ -38,6 +36,7 @@ from service.page.forms import (
     ReadingTrainer,
     ReasonForm,
     SeenForm,
+    Version,
     confirmed,
     posted,
     see_other,
@@ -57,7 +56,6 @@ _HELD_BY_FILE = {
     layout.METHOD_STATE: "state of the method",
     layout.SELFTEST: "random features and their embeddings, which replicas compare with their own",
 }
-VersionQuery = Annotated[int, Query(alias="version", ge=1, le=LARGEST_NUMBER)]
 
 
 @dataclass(frozen=True)
@@ -142,14 +140,14 @@ def _neighbours(lineage: Sequence[LearnedDataset]) -> list[LearnedDataset | None
 class PromoteForm(ReasonForm):
     """The version to promote."""
 
-    version: int = Field(ge=1, le=LARGEST_NUMBER)
+    version: Version
 
 
 @router.get("/promote")
 def confirm_promotion(
     request: Request,
     model: ModelPath,
-    version: VersionQuery,
+    version: Version,
     principal: ReadingTrainer,
     context: ContextDep,
 ) -> Response:
