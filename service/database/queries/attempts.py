@@ -201,7 +201,6 @@ def _are_of(job: str, number: int) -> tuple[ColumnElement[bool], ...]:
     return (progress_points.c.job == job, progress_points.c.attempt == number)
 
 
-# Built once: it is executed every second.
 _RUNNING = (
     select(jobs.c.id, jobs.c.attempt, jobs.c.model, jobs.c.revision)
     .join(models, models.c.name == jobs.c.model)

@@ -19,7 +19,6 @@ from service.database.rows import CanaryOutcome, CanaryRecord
 from service.database.seek import Seek
 from service.database.tables import canaries, models
 
-# Built once: the reconciler executes it all the time.
 _RUNNING = select(canaries).where(
     canaries.c.model == bindparam("model"), canaries.c.ended_at.is_(None)
 )

@@ -24,7 +24,6 @@ def _first(*where: ColumnElement[bool]) -> Select[Any]:
     return query.order_by(jobs.c.sequence).limit(1)
 
 
-# Built once: the reconciler executes them all the time.
 _IN_TURN = (
     _first(jobs.c.state.in_(IN_FLIGHT - {JobState.HELD})),
     _first(jobs.c.state == JobState.PREPARED, ~_LEARNS),
@@ -106,7 +105,6 @@ def _has_to_prepare() -> Exists:
     return exists().where(first.c.state == JobState.QUEUED, first.c.eligible_at.is_(None))
 
 
-# Built once: the reconciler executes it all the time.
 _WITH_STEPS = (
     select(models.c.name)
     .where(models.c.lease_owner == bindparam("replica"), _has_step())

@@ -34,7 +34,6 @@ NO_ATTEMPT: Mapping[str, None] = {
 
 _WITH_AN_ATTEMPT = (JobState.SUBMITTING, JobState.RUNNING)
 _READS_ROWS = jobs.c.kind.in_(sorted(READS_ROWS))
-# Built once: the reconciler executes it all the time.
 _BY_ID = select(jobs).where(jobs.c.id == bindparam("id"))
 
 

@@ -44,7 +44,6 @@ def _to_prepare() -> Select[Any]:
     return query.order_by(jobs.c.sequence)
 
 
-# Built once: the reconciler executes it all the time.
 _TO_PREPARE = _to_prepare()
 
 

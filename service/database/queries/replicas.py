@@ -28,7 +28,6 @@ _PREFIX = "replica/"
 _IS_REPLICA = leases.c.name.startswith(_PREFIX, autoescape=True)
 # Rows of replicas that died. Their clocks may differ by less than this.
 _AFTER_DEATH = timedelta(hours=1)
-# Built once, as `_SHARES`: each replica executes them every second.
 _ALIVE = select(leases.c.owner, leases.c.until).where(
     _IS_REPLICA, leases.c.until > bindparam("now")
 )

@@ -24,7 +24,6 @@ _OUTLINE, _RECORD, _FIGURES = (
     tuple(versions.c[field.name] for field in fields(kind))
     for kind in (VersionOutline, VersionRecord, VersionFigures)
 )
-# Built once: the reconciler executes it all the time.
 _OLDEST_UNSTORED = (
     select(*_RECORD)
     .where(versions.c.model == bindparam("model"), versions.c.stored_at.is_(None))
