@@ -40,7 +40,7 @@ GROUPING = re.compile(r"\b(by|on) \(([^)]*)\)")
 
 def serving_series() -> dict[str, set[str]]:
     """The labels of every series by its name."""
-    made = [*_made("ray_metrics.py"), *_watched("deployment.py")]
+    made = [*_made("ray_adapters.py"), *_watched("deployment.py")]
     return {f"ray_cmcl_serve_{name}": labels | RAY_LABELS for name, labels in made}
 
 

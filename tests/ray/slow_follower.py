@@ -10,7 +10,7 @@ import ray
 
 from tests.fakes.serve_metrics import RecordedMetrics
 from workers.serve.announcements import Listener
-from workers.serve.ray_channel import open_channel
+from workers.serve.ray_adapters import open_channel
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions

@@ -8,7 +8,7 @@ from ray import serve
 from workers.serve.deployment import EMBEDDER
 from workers.serve.encoders.deployment import encoder_applications
 from workers.serve.placement import REPLICA, at_most_per_node
-from workers.serve.ray_channel import close_channel
+from workers.serve.ray_adapters import close_channel
 from workers.serve.settings import ServeArgs
 
 APPLICATION = "embeddings"

@@ -25,8 +25,7 @@ from workers.serve.canary.monitor import CanaryMonitor
 from workers.serve.collections.collections import Collections, open_collections
 from workers.serve.compute import stuck
 from workers.serve.encoders.deployment import Handle, encoders_behind
-from workers.serve.ray_channel import open_channel
-from workers.serve.ray_metrics import RayMetrics
+from workers.serve.ray_adapters import RayMetrics, open_channel
 from workers.serve.settings import ServeArgs
 from workers.serve.telemetry import open_tracing
 from workers.serve.versions.cache import VersionCache

@@ -47,7 +47,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 def _of_serving() -> set[str]:
-    source = (ROOT / "workers" / "serve" / "ray_metrics.py").read_text()
+    source = (ROOT / "workers" / "serve" / "ray_adapters.py").read_text()
     wiring = (ROOT / "workers" / "serve" / "deployment.py").read_text()
     made = [*OF_SERVING.findall(source), *(("gauge", name) for name in WATCHED.findall(wiring))]
     assert len(made) > 15

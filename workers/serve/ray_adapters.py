@@ -1,17 +1,33 @@
-"""`ServeMetrics` by Ray, whose nodes export to Prometheus."""
+"""What a replica has by means of Ray: `ServeMetrics`, and the `Channel` between replicas.
+
+Nodes of Ray export the metrics to Prometheus. The channel is one small actor, found by its name: plain calls of an
+actor, because handles of Serve fail outside of replicas where RAY_SERVE_THROUGHPUT_OPTIMIZED is set.
+"""
 
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import Any
 
+import ray
+from ray.exceptions import RayError
 from ray.util.metrics import Counter, Gauge, Histogram
+
+from workers.serve.announcements import WAIT_SECONDS, Broadcaster, ChannelLost
 
 _FLUSH_SECONDS = 1.0
 # An observation costs ten microseconds, a request ten times that: every eighth is observed.
 _OBSERVED = 8
 _SECONDS = [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 4, 16]
 _ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096]
+
+# Part of the actor's name: another version of the protocol has another actor.
+_PROTOCOL = 1
+_NAME, _NAMESPACE = f"cmcl-announcements-{_PROTOCOL}", "cmcl"
+# Each replica has one call under way: as many as there may be, and those that replace them.
+_CALLS_AT_ONCE = 2500
+_ANSWER_SECONDS = WAIT_SECONDS + 10
 
 _Tags = tuple[tuple[str, str], ...]
 
@@ -212,3 +228,64 @@ def _gauge(name: str, description: str, *labels: str) -> Gauge:
 
 def _histogram(name: str, description: str, bounds: Sequence[float], *labels: str) -> Histogram:
     return Histogram(f"cmcl_serve_{name}", description, boundaries=list(bounds), tag_keys=labels)
+
+
+class Announcements:
+    """The actor. A restart loses its count, which is compared and nothing else."""
+
+    def __init__(self) -> None:
+        self._broadcaster = Broadcaster()
+
+    async def announce(self, model: str) -> None:
+        """Announce a change of this model; listeners poll everything."""
+        self._broadcaster.announce()
+
+    async def wait(self, seen: int) -> int:
+        """See `Broadcaster.wait`."""
+        return await self._broadcaster.wait(seen)
+
+
+class ActorChannel:
+    """See the port, `Channel`."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def announce(self, model: str) -> None:
+        """See the port: the answer is not waited for."""
+        self._actor.announce.remote(model)
+
+    def wait(self, seen: int) -> int:
+        """See the port."""
+        try:
+            # Not ray.get: inside of a replica it warns that it would hold up the event loop.
+            count: int = self._actor.wait.remote(seen).future().result(_ANSWER_SECONDS)
+        except (RayError, TimeoutError) as error:
+            raise ChannelLost(str(error)) from error
+        return count
+
+
+def open_channel() -> ActorChannel:
+    """The cluster's channel; its actor is made if there is none. Raises ChannelLost."""
+    try:
+        actor = ray.remote(Announcements).options(
+            name=_NAME,
+            namespace=_NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+            max_concurrency=_CALLS_AT_ONCE,
+        )
+        return ActorChannel(actor.remote())
+    except (RayError, ConnectionError) as error:
+        raise ChannelLost(str(error)) from error
+
+
+def close_channel() -> None:
+    """Kill the actor, which would outlive the application."""
+    try:
+        actor = ray.get_actor(_NAME, _NAMESPACE)
+    except ValueError:
+        return  # There is none.
+    ray.kill(actor)
