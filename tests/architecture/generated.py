@@ -23,7 +23,7 @@ from workers.prepare.settings import PrepareSettings
 from workers.serve.api.app import describe
 from workers.serve.settings import ServeArgs
 from workers.storage.local import LocalStore
-from workers.train.settings import TrainSettings
+from workers.train.run import TrainSettings
 
 Schema = dict[str, Any]
 
@@ -48,7 +48,7 @@ Of the operator to one owner, in `CMCL_OWNERS`. A number of 0 permits none.
 {grant}
 ## Training
 
-Read by the training processes from the environment of the Ray nodes (`workers/train/settings.py`).
+Read by the training processes from the environment of the Ray nodes (`workers/train/run.py`).
 
 {train}
 ## Preparation

@@ -38,8 +38,7 @@ from workers.train.distributed import (
 from workers.train.learn import ModelState, Task, learn
 from workers.train.loop import train_pair
 from workers.train.objective import GlobalLoss
-from workers.train.run import Run, UpdateDone, Watcher
-from workers.train.settings import IN_FULL_BYTES
+from workers.train.run import IN_FULL_BYTES, Run, UpdateDone, Watcher
 from workers.train.sums import conditioned
 
 ROWS, BATCH = 90, 26  # a batch that neither 3 nor 4 ranks divide, and rows that it does not divide

@@ -26,7 +26,7 @@ from workers.storage.s3 import S3Store
 from workers.storage.uris import open_store
 from workers.train.checkpoint import watch_for_preemption
 from workers.train.job import train_dataset
-from workers.train.settings import Timeouts, current_timeouts
+from workers.train.run import TrainSettings
 
 # Failures that a run survives. Preemptions and changes of size are not counted.
 _RESTARTS = 2
@@ -50,6 +50,42 @@ class Ranks:
     def num_workers(self) -> int | tuple[int, int]:
         """Ray Train's argument: a pair for an elastic group."""
         return self.most if self.fewest == self.most else (self.fewest, self.most)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Timeouts that end a hang, in seconds.
+
+    `peer`: how long ranks wait for each other in a collective, and Ray Train for the health check of a
+    rank. Whichever expires first restarts the group. It must be longer than what one rank may do while
+    the others wait, such as retrying a store that comes back after half a minute.
+    """
+
+    peer: float
+
+    @property
+    def ray_train_environment(self) -> dict[str, str]:
+        """Environment variables for the process that starts a run; Ray Train passes them on."""
+        return {
+            "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{self.peer:g}",
+            # Time until a death is noticed. The default of two seconds would add to every restart.
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            # An elastic group requests as many ranks as were possible up to 20 s ago. When a node is gone,
+            # this is how long it waits before it requests fewer. Resources that exist are granted
+            # within a second.
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+        }
+
+    def apply_to_ray_train(self) -> None:
+        """Set the variables that the environment does not define."""
+        for name, value in self.ray_train_environment.items():
+            os.environ.setdefault(name, value)
+
+
+def current_timeouts() -> Timeouts:
+    """Timeouts from the settings. Raises ValidationError for values out of range."""
+    return Timeouts(TrainSettings().peer_seconds)
 
 
 def run_on_ray(store_uri: str, job: str, attempt: int, ranks: Ranks) -> None:

@@ -1,16 +1,51 @@
-"""The environment of one training run: its ranks, device, observer and checkpoints."""
+"""The environment of one training run: settings of its processes, ranks, device, observer and checkpoints."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from torch import Tensor
 
 from cmcl.contract.job import Phase
 from workers.train.distributed import SINGLE_PROCESS, World
-from workers.train.settings import IN_FULL_BYTES
 
 Tensors = Mapping[str, Tensor]
+# Two modalities of width 1280 with a lift of 1024 have 41 MiB.
+IN_FULL_BYTES = 40 * 2**20
+
+
+class TrainSettings(BaseSettings):
+    """Environment variables of the training processes (prefix `CMCL_`)."""
+
+    model_config = SettingsConfigDict(env_prefix="CMCL_", frozen=True, extra="ignore")
+
+    checkpoint_seconds: float = Field(
+        default=60,
+        gt=0,
+        description="seconds between two checkpoints of a dataset; at most this much is trained again",
+    )
+    scratch_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="bytes of the local disk (TMPDIR) that one rank may use for rows and copies of "
+        "shards; 0: all free space",
+    )
+    moments_in_full_bytes: int = Field(
+        default=IN_FULL_BYTES,
+        ge=0,
+        description="bytes up to which the moments that a dataset adds under the policy improve are kept as they are; "
+        "larger ones are kept in a compact form, which takes a tenth to two thirds of the bytes (docs/decisions/0044-compact-moments.md) and adds an "
+        "error to the certificate",
+    )
+    peer_seconds: float = Field(
+        default=60,
+        ge=2,
+        le=3600,
+        description="timeout of collectives and health checks; a rank that exceeds it counts as hung, and "
+        "all ranks are replaced",
+    )
 
 
 def part_of(tensors: Tensors, part: str) -> dict[str, Tensor]:

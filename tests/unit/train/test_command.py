@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from workers.train.__main__ import parse
-from workers.train.settings import Timeouts, current_timeouts
+from workers.train.ray_run import Timeouts, current_timeouts
 
 NEEDED = ["--store", "file:///store", "--job", "job-1", "--attempt", "1"]
 
