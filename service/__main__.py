@@ -1,4 +1,4 @@
-"""`python -m service`: settings, app, server. `... keys`, `... migrate`, `... admin`: what else there is."""
+"""`python -m service`: settings, app, server. `... keys`, `... migrate`, `... admin`: other commands."""
 
 import argparse
 import contextlib

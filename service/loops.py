@@ -134,5 +134,5 @@ class OutageLog:
             self._logger.warning("%s: %s", self._message, error)
 
     def recovered(self) -> None:
-        """Log the next error, whatever it is."""
+        """Log the next error of any kind."""
         self._last = ""

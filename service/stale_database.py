@@ -117,7 +117,7 @@ def _read_pointer(context: Context, name: str) -> LivePointer | None:
 
 
 def _is_known(pointer: LivePointer, model: ModelRecord) -> bool:
-    """A generation never changes its version: a different one belongs to another history."""
+    """A generation never changes its version: a different version belongs to another history."""
     if pointer.generation == model.live_generation and pointer.version != model.live_version:
         return False
     return pointer.generation <= model.live_generation and pointer.revision <= model.live_revision

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-# Slower than this over the whole of a body, a client would hold its place for hours.
+# A client that is slower than this over a whole body would hold its slot for hours.
 LEAST_BYTES_PER_SECOND = 64 << 10
 
 

@@ -35,7 +35,7 @@ def keep_freed_memory() -> None:
 
 def release_memory() -> None:
     """Return the freed part of the heap and of Arrow's memory pool."""
-    # Here, because the control plane calls `trim_heap` and does not load Arrow.
+    # Imported here because the control plane calls `trim_heap` and does not load Arrow.
     import pyarrow as pa
 
     pa.default_memory_pool().release_unused()

@@ -58,7 +58,7 @@ class AttemptMonitor(PeriodicLoop):
         # By submission id, of the attempts that ran at the last look: progress, and states at the launcher.
         self._seen: dict[str, _Seen] = {}
         self._states: dict[str, LaunchState | None] = {}
-        # Those of them that have shown their end.
+        # Those attempts that have shown their end.
         self._ended: frozenset[str] = frozenset()
         self._outage = OutageLog(logger, "running attempts are not watched; will retry")
         self._launcher_outage = OutageLog(logger, "the launcher does not list attempts; will retry")

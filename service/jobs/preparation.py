@@ -241,7 +241,7 @@ class _Follower:
                 moved = preparations.end(connection, self.job, prepared, now, message)
             if moved:
                 datasets.set_manifest(connection, manifest)
-                # What is only measured must not decide which encoder a later dataset has to come from.
+                # An evaluation must not determine the encoder of a later dataset.
                 new = {} if manifest.evaluate_only else manifest.encoders
                 if not new.keys() <= fixed.keys():
                     models.set_encoders(connection, self.job.model, new | fixed)

@@ -190,7 +190,7 @@ class Reconciler(PeriodicLoop):
                 self.queue.add(Key(key.model, Work.JOBS))
 
     def _process(self, key: Key) -> float | None:
-        """Do what the key stands for. Returns after how many seconds it is due again; None: not before an event."""
+        """Process the key. Returns the seconds after which it is due again; None: not before an event."""
         match key.work:
             case Work.JOBS:
                 return self._advance(key.model)

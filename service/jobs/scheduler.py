@@ -1,4 +1,4 @@
-"""Decides which waiting jobs go on when there is room: a job that waits is a row, and not a process.
+"""Decides which waiting jobs start when there is room. A waiting job is a row and not a process.
 
 Jobs wait at two stages, for their preparation and for their attempt. When there is room at a stage, the owner with the
 fewest running jobs there is served first, and of several the one that was served least recently; of an owner's jobs, the
@@ -32,7 +32,7 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# Of a driver, and of a rank with Ray Train's helpers: see decision 9.
+# Memory of a driver, and of a rank with Ray Train's helpers: see decision 9.
 _DRIVER_BYTES = _RANK_BYTES = 700 << 20
 # With the kuberay launcher and without Kueue.
 _RAYJOBS_AT_ONCE = 16

@@ -100,7 +100,7 @@ class Notifications(PeriodicLoop):
     def step(self, stop: threading.Event) -> float:
         """See PeriodicLoop."""
         if self._listener.connect():
-            # Events were missed until now.
+            # Events before this moment were missed.
             self._resync()
         self._outage.recovered()
         for model in self._listener.wait(_WAIT_SECONDS):

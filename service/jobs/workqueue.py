@@ -27,7 +27,7 @@ _LOW_PRIORITY_SECONDS = 10.0
 
 
 class Work(StrEnum):
-    """What of a model a key stands for. Those of one model may be processed side by side."""
+    """The kinds of work of a model. Keys of different kinds may be processed at the same time."""
 
     JOBS = "jobs"  # its pointer, its canary, and the job whose turn it is
     DATASETS = "datasets"  # jobs that are queued or being prepared

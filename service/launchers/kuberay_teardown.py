@@ -28,7 +28,7 @@ _PODS = "app.kubernetes.io/component in (training,serving)"
 _SERVICE = "app.kubernetes.io/component=service"
 _NOT_FOUND = 404
 _LOOK_SECONDS = 2.0
-# To connect, and for a call.
+# Timeouts to connect, and for a call.
 _TIMES = (5, 30)
 
 

@@ -17,7 +17,7 @@ from typing import Protocol
 from cmcl.contract.methods import Priority
 
 _LONGEST = 2000
-# Of the end of a log. A traceback with its frames takes a few kilobytes.
+# Limit of the end of a log. A traceback with its frames takes a few kilobytes.
 LOG_LINES, LOG_BYTES = 1000, 64 << 10
 # Longest wait for a log, which no job needs to continue.
 LOG_SECONDS = 5
@@ -35,7 +35,7 @@ _SLOW_SECONDS = 2.0
 _PAUSE_SECONDS = 15.0
 # How long the resources of a cluster are cached.
 _RESOURCES_SECONDS = 30.0
-# Whose state was not asked for so long has ended, or is watched by another replica.
+# A submission that was not requested for so long has ended, or another replica watches it.
 _ASKED_SECONDS = 60.0
 
 
@@ -119,7 +119,7 @@ class Launcher(Protocol):
         ...
 
     def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
-        """Return the current state of each of them. One request, however many there are."""
+        """Return the current state of each of them, in one request."""
         ...
 
     def stop(self, submission_id: str) -> None:

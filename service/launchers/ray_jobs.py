@@ -31,7 +31,7 @@ from service.launchers.port import (
 # The reconciler has other models to serve.
 _SECONDS_PER_CALL = 30
 _JOBS = "/api/jobs/"
-# Of the state API: `/api/jobs/<id>/logs` has whole logs only.
+# From the state API: `/api/jobs/<id>/logs` has only whole logs.
 _LOG = "/api/v0/logs/file"
 _NODES = "/api/v0/nodes"
 # Ray's own bound.

@@ -23,7 +23,7 @@ from service.maintenance.rebuild_models import FoundModel
 from service.states import JobState
 from workers.storage import layout
 
-# Of the newest attempt, by the state of a job that has ended well.
+# State of the newest attempt, by the state of a job that has succeeded.
 _OUTCOMES = {JobState.PUBLISHED: "candidate", JobState.EVALUATED: "measured"}
 _ID = re.compile(r"^ds-[0-9a-f]{12}\Z")
 
@@ -141,7 +141,7 @@ class DatasetFolders:
     def _check(
         self, row: Row, job: Row | None, manifest: DatasetManifest | None, problem: str | None
     ) -> None:
-        """Report missing data, unless it is meant to be gone."""
+        """Report missing data, unless it was deleted on purpose."""
         is_needed = job is not None and job["state"] in (JobState.PUBLISHED, JobState.EVALUATED)
         is_swept = row.get("swept_at") is not None and not is_needed
         if row["deleted_at"] or is_swept or self.models[row["model"]].is_deleted:

@@ -1,6 +1,6 @@
 """Access to the page: the session of a request, and defence against requests that other sites make a browser send.
 
-The cookie counts here and nowhere else: `/v1` has an authentication of its own, which reads the header alone.
+The cookie is valid only here: `/v1` has its own authentication, which reads only the header.
 
 A request that changes something must come from the page itself. Browsers say so in `Sec-Fetch-Site` and `Origin`, which
 scripts cannot set; a request with neither is refused. So there are no tokens in forms.
@@ -112,7 +112,7 @@ class PageAccess:
             return found
         limiter, address = self._authenticator.rate_limiter, address_of(scope)
         try:
-            # As with keys: one that was valid here before is exempt, even if its address has failed attempts.
+            # As for keys, a session that was valid here before is exempt, even if its address has failed attempts.
             if not self._sessions.was_valid(shown):
                 limiter.check_address(address)
             return await to_thread.run_sync(self._sessions.look_up, shown)
@@ -182,7 +182,7 @@ def set_session(request: Request, response: Response, value: str, seconds: int) 
 
 
 def _anonymous(scope: Scope) -> Visitor:
-    """Somebody at an address, whose requests count together."""
+    """A client address, whose requests count together."""
     network = f"~{client_network(address_of(scope))}"
     return Visitor(Principal("anonymous", network, frozenset()), is_signed_in=False)
 

@@ -1,4 +1,4 @@
-"""The page as an application of its own: its routes, and the layers that each request passes.
+"""The page as a separate application: its routes, and the layers that each request passes.
 
 The routes raise the same errors as `/v1`, and so do the layers between: all arrive at the outermost layer as problem+json,
 which makes documents of them.

@@ -1,7 +1,7 @@
 """Two versions of a model beside each other, dataset by dataset.
 
-A version or a candidate beside its parent, as tables and pictures, and what a promotion or a rollback changes for those
-who ask the endpoint.
+A version or a candidate beside its parent, as tables and pictures, and what a promotion or a rollback changes for
+clients of the endpoint.
 """
 
 from collections.abc import Callable, Mapping, Sequence

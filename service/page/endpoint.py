@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 View = TypeVar("View", bound=BaseModel)
 
 SECONDS = 10.0
-# Of a response; a page of items with payloads has less than a megabyte.
+# Limit of a response; a page of items with payloads has less than a megabyte.
 _MOST_BYTES = 4 << 20
 _AT_ONCE, _AT_ONCE_OF_OWNER, _WAITING_OF_OWNER = 16, 4, 32
 _CONNECT_SECONDS = 2.0
@@ -46,7 +46,7 @@ _NOT_REACHED = "Start the endpoint, or correct CMCL_EMBEDDINGS_URL of the contro
 
 
 class EndpointProblem(Exception):
-    """The endpoint did not give what was asked for. `advice`: what to do; `status`: its own, or None."""
+    """The endpoint did not return what was requested. `advice`: what to do; `status`: its own, or None."""
 
     def __init__(self, message: str, advice: str = "", status: int | None = None) -> None:
         super().__init__(message)

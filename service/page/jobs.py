@@ -49,7 +49,7 @@ STEPS = (
     JobState.GATING,
     JobState.PUBLISHED,
 )
-# Of a job that measures a dataset and makes no version.
+# For a job that measures a dataset and makes no version.
 _STEPS_OF_EVALUATION = (*STEPS[: STEPS.index(JobState.RUNNING) + 1], JobState.EVALUATED)
 _WAITING = (JobState.QUEUED, JobState.PREPARED)
 MOVING = frozenset({*IN_FLIGHT, JobState.PREPARING}) - {JobState.HELD}
@@ -145,7 +145,7 @@ def _queue(job: JobView, principal: Principal, context: Context) -> Queue | None
 
 
 def _steps(job: JobView, events: list[EventView]) -> list[Step]:
-    """The states that it was in, and those that are ahead if it goes well."""
+    """The states that it was in, and those that follow if it succeeds."""
     present = JobState.RUNNING if job.state == JobState.SUBMITTING else job.state
     ahead = _STEPS_OF_EVALUATION if job.kind == "evaluate" else STEPS
     if present in ahead and not job.dry_run:

@@ -91,7 +91,7 @@ class Retained:
 
     @property
     def change(self) -> float | None:
-        """Of its recall since it was learned; None for the dataset of the newest version."""
+        """The change of its recall since it was learned; None for the dataset of the newest version."""
         if self.is_new or self.then is None or self.now is None:
             return None
         return self.now - self.then

@@ -243,7 +243,7 @@ def is_fragment(request: Request) -> bool:
 @cache
 def _environment() -> Environment:
     """The templates, which all apps of a process share: each is compiled on first use."""
-    # Undefined names are errors, and everything is escaped: names, reasons and messages come from anywhere.
+    # Undefined names are errors, and everything is escaped: names, reasons and messages are untrusted.
     templates = Environment(
         loader=PackageLoader(__package__ or "", "templates"),
         autoescape=True,

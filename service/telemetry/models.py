@@ -146,7 +146,7 @@ class _TrainingMetric:
     read: Callable[[Progress], float | None]
 
 
-# Counts stay in the same series, at 0 if not applicable: a series that comes and goes would hide
+# Counts stay in the same series, at 0 if not applicable: a series that disappears would hide
 # progress from an alert.
 _TRAINING_METRICS = (
     _TrainingMetric(

@@ -265,7 +265,7 @@ def _picture(index: int, width: int, height: int) -> np.ndarray[Any, np.dtype[np
     blue = np.where(disc, 230 - index * 20, y * 255 // height)
     picture = np.stack([red, green, blue], axis=-1)
     if index % 2:
-        # Of NumPy's generators only this one is guaranteed to keep its stream.
+        # The only generator of NumPy that is guaranteed to keep its stream.
         picture = (picture + np.random.RandomState(index).randint(0, 64, picture.shape)) % 256
     return picture.astype(np.uint8)
 

@@ -28,7 +28,7 @@ Raw = str | bytes | Sequence[float]
 # Common formats. Others of Pillow's call programs, or are parsed by code that is little reviewed.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _MOST_FRAMES = 1000
-# Of a GIF: an image, an extension, or the end.
+# Blocks of a GIF: an image, an extension, or the end.
 _BLOCK = re.compile(rb"[,!;]")
 _MOST_BLOCKS = 10 * _MOST_FRAMES
 # Errors of Pillow for files that are cut off or damaged. Its parser of EXIF raises most of them.

@@ -34,7 +34,7 @@ class SyntheticEncoder(FrozenEncoder[bytes]):
         return as_features(self.spec, np.stack([self._row_F(digest) for digest in items]))
 
     def _row_F(self, digest: bytes) -> Float32Array:
-        # Of NumPy's generators only this one is guaranteed to keep its stream.
+        # The only generator of NumPy that is guaranteed to keep its stream.
         draws = np.random.RandomState(np.frombuffer(digest, dtype="<u4"))
         row_F: Float32Array = draws.standard_normal(self.spec.width).astype(np.float32)
         return row_F

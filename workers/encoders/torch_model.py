@@ -75,7 +75,7 @@ def token_limit(spec: EncoderSpec, tokenizer_limit: int | None, config: object) 
     """
     if spec.takes != "text":
         return None
-    # Of models with several towers, such as CLIP, only the text tower's configuration has it.
+    # In models with several towers, such as CLIP, only the text tower's configuration has it.
     configs = (config, getattr(config, "text_config", None))
     positions = [getattr(each, "max_position_embeddings", None) for each in configs]
     limits = [each for each in (spec.max_tokens, tokenizer_limit, *positions) if each and each > 0]

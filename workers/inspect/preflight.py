@@ -42,7 +42,7 @@ from workers.train.run import Run
 from workers.train.sums import conditioned, prepared_rows
 from workers.train.versions import read_heads, read_memory, read_method_state
 
-# Of a large dataset, a regular sample.
+# Large datasets are sampled at regular intervals.
 _MOST_SHARDS = 256
 
 

@@ -37,7 +37,7 @@ from workers.nullspace.two_folds import best_ridges
 
 # Updates of the polish for each dataset, and their learning rate (docs/log.md).
 _UPDATES, _LEARNING_RATE = 47, 3e-4
-# Of the block iteration. What is whitened, decomposed and returned is float64.
+# The precision of the block iteration. Whitening, decomposition and results are in float64.
 _PRECISION = torch.float32
 
 

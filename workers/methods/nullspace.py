@@ -105,7 +105,7 @@ class Preserve(Method):
 
     def _disjoint_spaces(self, context: TrainingContext) -> dict[str, UpdateSpace]:
         """Spaces in which the changes of the two heads along old inputs are orthogonal."""
-        # Each head in the basis of its own outputs, as if it moved by itself: E × I masks from (4). Both
+        # Each head in the basis of its own outputs, as if it moved alone: E × I masks from (4). Both
         # have learned this very pair, so neither is None.
         spaces = [
             protected_space(context, modality, self.kept_energy, self.stable_index)
@@ -164,7 +164,7 @@ def protected_moments(
 def protected_space(
     context: TrainingContext, modality: str, kept_energy: float, stable_index: bool
 ) -> UpdateSpace | None:
-    """What the product rule leaves free of one head by itself, in the basis of its own outputs."""
+    """The entries that the product rule leaves free if one head moves alone, in the basis of its own outputs."""
     need = protected_moments(context, modality, stable_index)
     if need is None:
         return None
@@ -176,7 +176,7 @@ def protected_space(
 
 
 class DriftPenalty(UpdateRule):
-    """The loss plus `weight` times the squared relative drift that each head causes by itself.
+    """The loss plus `weight` times the squared relative drift that each head causes alone.
 
     In eigen-coordinates the first-order change of all earlier scores is elementwise, and so is its
     gradient, so that the penalty needs no matrix product:

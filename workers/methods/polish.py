@@ -3,8 +3,8 @@
 Shapes: B rows of a batch, S sampled rows, K directions, E width of the embeddings, F width of a
 feature without the constant 1.
 
-The closed form maximises the spectral loss, which knows neither unit length nor temperature. InfoNCE
-knows both and needs rows. A Gaussian with a pair's moments has them, and in the K leading canonical
+The closed form maximises the spectral loss, which has neither unit length nor temperature. InfoNCE
+has both and needs rows. A Gaussian with a pair's moments has them, and in the K leading canonical
 directions such rows are K + 1 numbers (with the constant 1): what is polished is T (E × (K + 1)) in
 
     z = T [H (x − μ), 1]

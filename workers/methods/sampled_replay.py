@@ -114,7 +114,7 @@ class SampledReplay:
         return first, second
 
     def _side(self, modality: str, rows_OI: Tensor, group: ReplicaGroup) -> _Side:
-        """From this process's rows to all rows, as an update reads them."""
+        """Gather this process's rows to all rows, in the form that an update reads."""
         names = self._context.pair.modalities
         number = names.index(modality) if modality in names else None
         if number is not None:

@@ -30,7 +30,7 @@ _COMPACT = "compact/"
 
 
 def save_heads(heads: ModalityHeads) -> bytes:
-    """All heads with their conditioning and lifts. Not a delta: a version is complete by itself."""
+    """All heads with their conditioning and lifts. Not a delta: every version is complete."""
     return save({name: tensor.contiguous() for name, tensor in head_tensors(heads).items()})
 
 
@@ -90,7 +90,7 @@ def save_compact_moments(moments: CompactMoments) -> bytes:
 
 
 def load_moments(data: bytes) -> PairMoments:
-    """Moments of one dataset, however they were saved. Raises InvalidVersion."""
+    """Moments of one dataset, in either stored form. Raises InvalidVersion."""
     tensors = _load(data, "moments")
     sums = _dataset_sums(tensors)
     return sums.pooled if sums else moments_from(tensors, "")
@@ -223,7 +223,7 @@ def moments_from(tensors: Mapping[str, Tensor], prefix: str) -> PairMoments:
 
 
 def _centred_tensors(moments: CentredMoments) -> dict[str, Tensor]:
-    """Of a symmetric sum one triangle. Sums over datasets need float64 to stay exact (nullspace/centred.py)."""
+    """One triangle of a symmetric sum. Sums over datasets need float64 to stay exact (nullspace/centred.py)."""
     return {
         "rows": torch.tensor(moments.rows, dtype=torch.int64),
         "weights": moments.weights_D,

@@ -22,7 +22,7 @@ class Ridges:
         return Ridges(tuple(sorted(self.chosen + other.chosen)))
 
     def without(self, ridge: float) -> "Ridges":
-        """Without one of those that are equal to it. Raises ValueError if there is none."""
+        """Remove one that is equal to it. Raises ValueError if there is none."""
         place = self.chosen.index(ridge)
         return Ridges(self.chosen[:place] + self.chosen[place + 1 :])
 

@@ -35,7 +35,7 @@ class PairedRows:
         )
 
     def to(self, device: torch.device) -> "PairedRows":
-        """On another device."""
+        """Return the rows on another device."""
         parts = (self.first_NI, self.second_NJ, self.first_keys_N, self.second_keys_N)
         return PairedRows(*(_moved(part, device) for part in parts))
 
@@ -76,7 +76,7 @@ def _hash_bit(first_keys_N: Tensor, second_keys_N: Tensor) -> Tensor:
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """To a GPU through pinned memory, so that the copy is asynchronous."""
+    """Copy to a GPU through pinned memory, so that the copy is asynchronous."""
     if device.type == "cuda" and not tensor.is_cuda:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -1,7 +1,7 @@
 """Read tensors from safetensors bytes without blocking other threads.
 
 `safetensors.torch.load` holds Python's global lock while it copies: half a second for 1 GiB, during
-which an event loop in the same process stands still. numpy releases the lock.
+which an event loop in the same process is blocked. numpy releases the lock.
 """
 
 import json

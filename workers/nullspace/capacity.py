@@ -52,7 +52,7 @@ def capacity(outputs: EigenBasis, inputs: EigenBasis, free_EI: Tensor) -> Capaci
         raise ValueError(
             f"mask of {tuple(free_EI.shape)}, spectra of {(outputs.width, inputs.width)}"
         )
-    # Every entry counts the same, whatever its energy: this is how many parameters are left.
+    # Every entry counts the same, regardless of its energy: this is the number of parameters left.
     blocked_share = 1 - float(free_EI.double().mean())
     return Capacity(energy_ranks(inputs), energy_ranks(outputs), blocked_share)
 

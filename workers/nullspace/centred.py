@@ -215,7 +215,7 @@ class Pooled:
         return sorted(self.covariances)
 
     def to(self, precision: torch.dtype) -> "Pooled":
-        """In another precision."""
+        """Return the covariances in another precision."""
         return Pooled(
             {name: mean_F.to(precision) for name, mean_F in self.means.items()},
             {name: sum_FF.to(precision) for name, sum_FF in self.covariances.items()},

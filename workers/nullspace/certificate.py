@@ -100,7 +100,7 @@ def _drift(change: float, size: float) -> float:
 
 
 def _widened(moment: SecondMoment, error: float) -> SecondMoment:
-    """With more variance in every direction, except that of the constant 1."""
+    """Add variance in every direction except that of the constant 1."""
     sum_II = moment.sum_II.clone()
     sum_II.diagonal()[:-1] += max(moment.count, 1) * error
     return SecondMoment(moment.count, sum_II)
@@ -113,7 +113,7 @@ def _change_and_size(
     first = _pushed(moments.first, then.first_EI, now.first_EI)
     second = _pushed(moments.second, then.second_EJ, now.second_EJ)
     # The denominator: tr(C_u W_uᵀ W_v C_v W_vᵀ W_u) = tr(W_u C_u W_uᵀ · W_v C_v W_vᵀ), since a trace may
-    # be rotated. Both factors are E × E, however wide the features are.
+    # be rotated. Both factors are E × E for features of any width.
     size = float((first.then_EE * second.then_EE).sum())
     # ΔG = Δ_uᵀ W_v,now + W_u,thenᵀ Δ_v. Kept as two terms P + Q it is free of the cancellation of
     # subtracting two large products, and |P + Q|² = |P|² + 2 ⟨P, Q⟩ + |Q|² needs E × E traces only:

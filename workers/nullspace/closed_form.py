@@ -37,7 +37,7 @@ from workers.nullspace.eigenvectors import (
     with_canonical_signs,
 )
 
-# Of unit features in float32 a variance below this share of the largest ones is rounding.
+# For unit features in float32, a variance below this share of the largest ones is rounding.
 SMALLEST_RIDGE = 1e-6
 # Features have unit length. If all their variances together are below this, they are rounding.
 NO_VARIANCE = 1e-6

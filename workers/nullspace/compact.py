@@ -38,9 +38,9 @@ from workers.nullspace.closed_form import NO_VARIANCE, typical_variance
 # Directions are left out whose variance is below this share of the ridge that the dataset chose for the side: whitening
 # would hardly scale them up. And never above this share of the typical variance.
 _OF_RIDGE, _LARGEST_CUT = 0.02, 1e-3
-# Of a side, relative to its typical variance.
+# The largest error of a side, relative to its typical variance.
 _LARGEST_ERROR = 2e-3
-# For what float32 rounds of the error.
+# Margin for rounding of the error to float32.
 _ROUNDED_UP = 1.001
 # Steps of K, whose entries are correlations, and of V_u K.
 _CROSS_STEP, _PRODUCT_STEP = 2.0**-14, 2.0**-20

@@ -50,7 +50,7 @@ class Conditioning:
         return torch.equal(self.mean_F, other.mean_F) and torch.equal(self.map_FF, other.map_FF)
 
     def to(self, device: torch.device) -> "Conditioning":
-        """On another device."""
+        """Return the map on another device."""
         return Conditioning(self.mean_F.to(device), self.map_FF.to(device))
 
     def __call__(self, unit_BF: Tensor) -> Tensor:

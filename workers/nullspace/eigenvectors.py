@@ -107,7 +107,7 @@ def _filtered(product: Product, block_DN: Tensor, cut: float, largest: float) ->
     T_k+1 = 2 t T_k − T_k−1, divided by its size at `largest` so that no number grows.
     """
     half, centre = (cut + 1) / 2, (cut - 1) / 2
-    # Without a gap between `largest` and `cut` there is nothing to tell apart.
+    # Without a gap between `largest` and `cut` there is nothing to separate.
     scale = half / max(largest - centre, half * (1 + 1e-3))
     first, before_DN = scale, block_DN
     now_DN = (product(block_DN) - centre * block_DN) * (scale / half)

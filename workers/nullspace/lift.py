@@ -36,11 +36,11 @@ class Lift:
         return self.random_FK.shape[1]
 
     def to(self, device: torch.device) -> "Lift":
-        """On another device."""
+        """Return the lift on another device."""
         return Lift(self.random_FK.to(device))
 
     def __call__(self, feature_BF: Tensor) -> Tensor:
         """Rows of unit length with their random features (B × (F + K)), which have about unit length."""
-        # Of a unit row x, x R is standard normal, and the mean square of its positive part 1/2.
+        # For a unit row x, x R is standard normal, and the mean square of its positive part is 1/2.
         random_BK = (feature_BF @ self.random_FK.to(feature_BF)).relu_()
         return torch.cat([feature_BF, random_BK.mul_((2 / self.width) ** 0.5)], dim=1)

@@ -160,7 +160,7 @@ def disjoint_shares(
         second.outputs.trailing(kept_energy),
         _unit_trace(first.outputs) + _unit_trace(second.outputs),
     )
-    # Of each overlapping couple one side gets its direction and the other goes without: the first side
+    # In each overlapping couple only one side gets its direction: the first side
     # the even ones, the second the odd ones.
     matched = min(first_EK.shape[1], second_EL.shape[1])
     return (

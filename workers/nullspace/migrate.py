@@ -79,7 +79,7 @@ def migration(inputs: SecondMoment, old_EI: Tensor, new_EI: Tensor) -> Migration
     """
     _check(inputs, old_EI, new_EI)
     old_EI, new_EI = (weight_EI.to("cpu", torch.float64) for weight_EI in (old_EI, new_EI))
-    # Full column rank: z determines x, whatever the rows are. Needs E ≥ I.
+    # Full column rank: z determines x for any rows. Needs E ≥ I.
     inverse_IE, rank, condition = _pseudo_inverse(old_EI)
     exact, expected = rank == old_EI.shape[1], expected_moment(inputs)
     if not exact:

@@ -78,7 +78,7 @@ def decode_rows(request: DecodeRequest, output: FrameWriter) -> None:
                     parts += part
             except (MemoryError, ImportError, DecoderMissing):
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever a decoder raises for damaged bytes
+            except Exception as error:  # noqa: BLE001 - a decoder may raise anything for damaged bytes
                 previous = ["", ""]
                 output.send({"row": row, "reason": _reason(error)})
                 continue

@@ -112,7 +112,7 @@ class ObjectStore(Protocol):
 def checked_key(key: str) -> str:
     """Return the key. Raises InvalidUri if it is empty, absolute, or has '..' or odd characters.
 
-    The same keys are valid in every adapter, whatever its disk or bucket accepts.
+    The same keys are valid in every adapter, regardless of what its disk or bucket accepts.
     """
     if any(part in ("", ".", "..") for part in key.split("/")):
         raise InvalidUri(f"{key!r} is no key: write folder/name, without empty parts, '.' and '..'")

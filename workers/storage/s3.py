@@ -1,4 +1,4 @@
-"""`s3://` adapter through boto3: AWS S3 or anything that speaks it.
+"""`s3://` adapter through boto3: AWS S3 or any service with its API.
 
 Credentials, region and endpoint come from boto3's own chain (AWS_ENDPOINT_URL, AWS_PROFILE, web
 identity of a service account, ...): there is nothing to configure here.

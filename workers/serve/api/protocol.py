@@ -166,7 +166,7 @@ def _declared_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
 def install_protocol() -> None:
     """Use this protocol in every server that uvicorn starts in this process from now on.
 
-    Ray Serve starts one in each replica, and has no setting for how that speaks HTTP.
+    Ray Serve starts one in each replica, and has no setting for its HTTP protocol.
     """
     HTTP_PROTOCOLS["auto"] = f"{HttpProtocol.__module__}:{HttpProtocol.__qualname__}"
 

@@ -1,7 +1,7 @@
 """The queue of attempts for the one group of ranks. Plain Python, single-threaded.
 
-An attempt is wanted for as long as its job is connected. When the job disconnects, for whatever
-reason, the attempt leaves the queue, and a group that trains it is to be ended.
+An attempt stays in the queue for as long as its job is connected. When the job disconnects, for any
+reason, the attempt leaves the queue, and a group that trains it must be ended.
 """
 
 import time
