@@ -21,15 +21,15 @@ from cmcl.stack_host import Ports, StackError
 from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 
-# The same examples on every run, and no bound on their seconds: a machine that is slow today, or an
-# example never seen before, is no fault of the change under test.
+# The same examples on every run, and no time limit: a slow machine or a new example is not a defect
+# of the change under test.
 settings.register_profile(
     "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("repeatable")
 
-# Some hundred processes of a session import our sources and those of the tests. Where the environment
-# forbids to keep what is compiled, each of them would compile them again.
+# Some hundred processes of a session import our sources and those of the tests. If the environment
+# disables the bytecode cache, each of them would compile them again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
@@ -44,16 +44,16 @@ def pytest_configure() -> None:
     # Read when torch is imported, which is later. Where others use the machine too, threads that wait
     # for each other take five times as long as one: 291 s against 62 for the maths on two busy cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # A session that gets SIGTERM (`timeout`, a CI that gives up) ends its stack as well: that one
-    # would outlive it, and take a seventh of the machine from whatever is measured next.
+    # A session that gets SIGTERM (`timeout`, a cancelled CI job) ends its stack as well. Otherwise the
+    # stack would outlive it, and take a seventh of the machine from the next measurement.
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("ended by SIGTERM", returncode=143))
 
 
-# What stops the session's stack, which is there once a test has asked for it.
+# Stops the session's stack, which starts when a test first requests it.
 _STACK = pytest.StashKey[ExitStack]()
 
-# Each of these has a stack, a database server or stories of its own that all of its tests share; those
-# that take longest first. Those of `clusters` start clusters of their own.
+# Each group shares a stack, a database server or scenarios among its tests. The slowest groups come
+# first. Tests of `clusters` start their own clusters.
 _GROUPS = (
     ("ray", "e2e"),
     ("clusters",),
@@ -122,11 +122,11 @@ def stack(
         try:
             running = closing.enter_context(_new_stack(tmp_path_factory))
         except StackError:
-            # Ray's client server takes its head along where that needs more than half a minute, as on
-            # a very busy machine.
+            # Ray's client server ends the head if starting it takes more than half a minute, as on a
+            # very busy machine.
             running = closing.enter_context(_new_stack(tmp_path_factory))
-        # Tests of the endpoint put versions into the store by themselves; beside them, a database
-        # without any model is a lost one.
+        # Tests of the endpoint write versions to the store directly; next to these, a database
+        # without any model counts as lost.
         with Client(running.service_url, running.embeddings_url) as client:
             client.create_model("first", ModelSpec(modalities={"image": 2, "text": 2}))
         yield running

@@ -1,4 +1,4 @@
-"""A control plane behind a real server, for tests that speak HTTP and nothing else."""
+"""A control plane behind a real server, for tests that use only HTTP."""
 
 import threading
 import time

@@ -37,9 +37,9 @@ _CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
-# What a schema cannot say is refused with 422: a cursor that is none, a modality that the model does
-# not have. And who guesses keys as fast as this check does is soon answered 429; the tests of access
-# go through every route without a key.
+# What a schema cannot express is rejected with 422: an invalid cursor, a modality that the model does
+# not have. And guessing keys as fast as this check does soon leads to 429; the tests of access cover
+# every route without a key.
 _NOT_OURS = [positive_data_acceptance, ignored_auth]
 _STREAMS = "/events"
 _BOUNDED = settings(
@@ -53,7 +53,7 @@ _BOUNDED = settings(
 
 
 def _operations() -> list[tuple[str, str]]:
-    """Method and path of all of them, as the committed description has them."""
+    """Method and path of all operations in the committed description."""
     document = json.loads((ROOT / "docs" / "openapi.json").read_text())
     return [
         (method.upper(), path)
@@ -93,7 +93,7 @@ def _is_repaired(case: Case[Any]) -> bool:
 
 @pytest.fixture(scope="module")
 def answers() -> Iterator[Counter[int]]:
-    """How often each status was answered; shown with `-s`."""
+    """Number of responses by status; shown with `-s`."""
     counted: Counter[int] = Counter()
     yield counted
     print(f"\nanswers by status: {dict(sorted(counted.items()))}")
@@ -119,7 +119,7 @@ def test_no_request_causes_an_internal_error(
 def test_no_sequence_of_requests_causes_an_internal_error(
     api: schemathesis.BaseSchema, served: Served
 ) -> None:
-    """Nearly all of Schemathesis' checks: also that what was deleted is gone."""
+    """Nearly all checks of Schemathesis, including that deleted objects are gone."""
     failures: list[BaseException] = []
 
     class Machine(api.as_state_machine()):  # type: ignore[misc]

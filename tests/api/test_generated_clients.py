@@ -98,7 +98,7 @@ def test_generated_clients_create_a_model_post_a_dataset_and_embed(
     accepted = control.call("datasets.post_dataset", body=posted)
     assert (accepted.job.state, accepted.job.model) == ("queued", "scenes")
 
-    # As the job would, but for the training.
+    # Like the job, but without the training.
     spec = ModelSpec.model_validate(SPEC)
     publish_version(running.store, "scenes", 1, spec, random_heads(spec, 1), generation=1)
     replica = Replica(running.store, ServeArgs(store=running.store.uri))

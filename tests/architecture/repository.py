@@ -1,4 +1,4 @@
-"""What belongs to the repository: tracked files, and new ones that git does not ignore."""
+"""Files of the repository: tracked ones, and new ones that git does not ignore."""
 
 import subprocess
 from functools import cache

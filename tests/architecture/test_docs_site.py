@@ -42,7 +42,7 @@ def ids(page: Path) -> set[str]:
 
 
 def broken(page: Path, target: str) -> bool:
-    """Whether the target is in the site, and is not there."""
+    """Whether the target is inside the site but missing."""
     if re.match(r"[a-z]+:|//|/", target):
         return False
     name, _, place = unquote(target).partition("#")

@@ -58,5 +58,5 @@ def test_pictures_need_the_standard_library_alone() -> None:
 
 @functools.cache
 def loaded_by_python() -> set[str]:
-    """What an interpreter of this environment loads before the program: hooks of editable packages."""
+    """Modules that an interpreter of this environment loads before the program: hooks of editable packages."""
     return {name.partition(".")[0] for name in loaded_by("json")}

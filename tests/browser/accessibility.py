@@ -1,4 +1,4 @@
-"""What a person who uses a keyboard, a screen reader, a phone or a larger text needs of a page."""
+"""Accessibility of a page with a keyboard, a screen reader, a phone or larger text."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page
 
 WCAG = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
-# What colours and the width of the window change; the other rules look at elements and their attributes.
+# Rules that depend on colours and the width of the window; the others read elements and attributes.
 OF_COLOURS = ("color-contrast",)
 OF_WIDTH = ("target-size", "scrollable-region-focusable", "color-contrast", "landmark-unique")
 
@@ -66,19 +66,19 @@ def violations(page: Page, rules: Sequence[str] = ()) -> list[str]:
 
 
 def overflowing(page: Page) -> list[str]:
-    """Elements that stick out of a window that would have to be scrolled sideways; empty if it need not be."""
+    """Elements that overflow a window that scrolls sideways; empty if it does not scroll."""
     found: list[str] = page.evaluate(_OVERFLOW)
     return found
 
 
 def squeezed(page: Page) -> list[str]:
-    """Cells of tables that have a text and no room for it."""
+    """Table cells whose text does not fit."""
     found: list[str] = page.evaluate(_SQUEEZED)
     return found
 
 
 def keyboard_problems(page: Page, within: str = "body") -> list[str]:
-    """Press Tab from the beginning of an element to its end. What is never reached, and focus that cannot be seen."""
+    """Press Tab from the start to the end of an element. Return what is never reached, and invisible focus."""
     expected: list[int] = page.evaluate(_INTERACTIVE, within)
     if within != "body":
         page.locator(within).focus()

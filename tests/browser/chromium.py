@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, sync_playwright
 
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-# As root there is no sandbox; the rest keeps the browser from calling its maker.
+# As root there is no sandbox; the other options stop the browser's requests to its vendor.
 _OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 
 Scheme = Literal["light", "dark"]
@@ -47,7 +47,7 @@ def launch(program: str) -> Iterator[Browser]:
 
 @dataclass
 class Record:
-    """What went wrong on a page since it was opened, and what it loaded."""
+    """Problems of a page since it was opened, and what it loaded."""
 
     origin: str
     problems: list[str] = field(default_factory=list)

@@ -63,7 +63,7 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
 
 @dataclass(frozen=True)
 class BuiltSample:
-    """The sample in a folder that nothing runs on, and the cluster that it left."""
+    """The sample in a folder that no process uses, and the state of its cluster."""
 
     folder: Path
     key: str

@@ -57,7 +57,7 @@ EMPTY = "touch"
 
 @dataclass(frozen=True)
 class Names:
-    """What pages need to know for their addresses. `reviewed` has the held job, `canaried` a canary."""
+    """Names that the addresses of pages contain. `reviewed` has the held job, `canaried` a canary."""
 
     running: str
     waiting: str

@@ -1,4 +1,4 @@
-"""What ranks would measure of the sample data: made by a formula, the same each time."""
+"""Measurements of the sample data in place of those of ranks: a formula gives the same ones each time."""
 
 import random
 

@@ -49,7 +49,7 @@ class ServedPlane(ControlPlane):
                 client.headers["authorization"] = f"Bearer {self.key}"
                 yield
         finally:
-            # Streams of pages that were closed a moment ago would be waited for.
+            # Otherwise it would wait for streams of pages that were just closed.
             server.force_exit = server.should_exit = True
             thread.join()
 

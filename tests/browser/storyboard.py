@@ -29,7 +29,7 @@ _LONGEST_SECONDS = 1800.0
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo has done so far, by its API."""
+    """The progress of the demo, read from its API."""
 
     client: httpx.Client
 

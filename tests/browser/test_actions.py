@@ -1,4 +1,4 @@
-"""What a person does on the page: with and without scripts, with the mouse and with the keyboard."""
+"""Actions of a user on the page: with and without scripts, with the mouse and with the keyboard."""
 
 from pathlib import Path
 

@@ -36,7 +36,7 @@ class _Planted(BaseHTTPRequestHandler):
         self.wfile.write((found or "").encode())
 
     def log_message(self, *args: object) -> None:
-        """Silence."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What holds for every page. The pages are looked at one after another in the same tabs, each for all of it at once."""
+"""Rules for every page. Each page is opened once, in the same tabs, and all checks run on it."""
 
 import re
 from collections.abc import Iterator
@@ -69,7 +69,7 @@ def tabs(browser: Browser, sample: Sample) -> Iterator[Tabs]:
             browser, plane.origin, cookies=plane.cookies, java_script_enabled=False
         ) as (plain, second),
     ):
-        # The first visit is written down, which the page of sessions shows from then on.
+        # The first visit is recorded, and the page of sessions shows it from then on.
         plain.goto("/ui/")
         yield Tabs(names, scripted, plain, (first, second))
 
@@ -114,7 +114,7 @@ def look_at(tabs: Tabs, address: str) -> list[str]:
 
 
 def _costs(page: Page) -> list[str]:
-    """What costs more than its budget."""
+    """Return the figures that exceed their budget."""
     cost = page.evaluate(_COST)
     over = [name for name, most in BUDGETS.items() if cost[name] > most]
     return [f"{cost[name]} {name}, permitted: {BUDGETS[name]}" for name in over]
@@ -162,7 +162,7 @@ def test_every_page_of_the_app_is_tested(sample: Sample) -> None:
 
 @contextmanager
 def _visitor(plane: ServedPlane) -> Iterator[httpx.Client]:
-    """Someone with a session who looks at documents alone."""
+    """A visitor with a session who requests only documents."""
     cookies = {cookie["name"]: cookie["value"] for cookie in plane.cookies}
     with httpx.Client(base_url=plane.origin, cookies=cookies, timeout=60) as visitor:
         yield visitor

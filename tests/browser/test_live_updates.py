@@ -1,4 +1,4 @@
-"""An open page follows what happens, moves nothing under the reader's eyes, and says when it cannot follow."""
+"""An open page updates itself without layout shifts, and shows a message when it cannot."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Behind a path prefix, and with texts that someone chose to break the page."""
+"""Pages behind a path prefix, and with hostile texts."""
 
 from pathlib import Path
 

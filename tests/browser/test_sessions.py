@@ -64,7 +64,7 @@ def test_an_open_page_says_that_its_session_was_ended(
         item["id"] for item in plane.client.get("/v1/keys").json()["items"] if item["name"] == "ben"
     ]
     assert plane.client.request("DELETE", f"/v1/keys/{revoked}").status_code == 204
-    # Something happens, so that the page asks for its parts.
+    # An event makes the page request its live parts.
     plane.post_dataset("later", SCENES.model)
     expect(page.locator("#connection")).to_contain_text("signed out")
     record.forgive("401")
@@ -113,7 +113,7 @@ def foreign_page(target: str, fields: dict[str, str]) -> Iterator[int]:
             self.wfile.write(body.encode())
 
         def log_message(self, *args: object) -> None:
-            """Silence."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=[0.01])

@@ -26,7 +26,7 @@ _WIDTH, _HEIGHT = 1280, 800
 
 
 def take_mlflow(browser: Browser, plane: ServedPlane, model: str) -> Iterator[tuple[str, bytes]]:
-    """What `cmcl mirror mlflow` has written of a model, in MLflow's own page."""
+    """MLflow's own page of a model that `cmcl mirror mlflow` has written."""
     # The package of the mirror's tests has no page; the one with the page, without what else it would install.
     locks = ("tests/mirror/requirements.lock", "tests/browser/mlflow.lock")
     python = optional_environment("mlflow", *locks)

@@ -1,4 +1,4 @@
-"""What sites add: variables, volumes, places, mirrors, objects of their own."""
+"""Additions of sites: variables, volumes, placement, mirrors, further objects."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""What recreates pods: changes that KubeRay does not detect, and changes of a Secret."""
+"""Changes that recreate pods: those that KubeRay does not detect, and those of a Secret."""
 
 import copy
 from collections.abc import Iterator

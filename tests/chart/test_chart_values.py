@@ -81,7 +81,7 @@ OTHERS: dict[str, Any] = {
     "redisAddress": "other.example.org:6379",
 }
 OTHER_TEXT, OTHER_MAP = "other", {"other": "x"}
-# Where Kubernetes' own words begin: its maps are chosen as a whole.
+# Keys below these belong to Kubernetes: their maps are replaced as a whole.
 WHOLES = {"resources", "labels"}
 
 
@@ -120,7 +120,7 @@ def _another(path: tuple[str, ...], current: Any) -> Any:
 
 
 def test_every_value_changes_what_is_rendered() -> None:
-    # Those first that read most, so that the others are rarely asked.
+    # The examples that read most values come first, so that the others are rarely rendered.
     order = sorted(EXAMPLES, key=lambda example: (example != "production", example != "queued"))
     with helm_python.Chart.load(CHART) as chart:
         sets = [(values_of(example), merged(values_of(example))) for example in order]

@@ -180,7 +180,7 @@ def arrow() -> Any:
 
 
 def langchain_store() -> Any:
-    """The example: it uses the client of cmcl, which nothing before has."""
+    """The example. It uses the client of cmcl, which no earlier program has imported."""
     assert "cmcl" not in sys.modules
     sys.path += [SETTINGS["repository"], f"{SETTINGS['repository']}/examples"]
     from langchain_store import CollectionStore
@@ -213,7 +213,7 @@ PROGRAMS: tuple[Callable[[], Any], ...] = (
 
 
 def answer(program: Callable[[], Any]) -> Any:
-    """What a program got, or its error."""
+    """Return a program's result, or its error."""
     try:
         return program()
     except Exception as error:  # noqa: BLE001 - the test decides which errors are right

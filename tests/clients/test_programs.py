@@ -53,7 +53,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searching]:
 def found(
     endpoint: Searching, client_python: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """What each program got."""
+    """The result of each program."""
     folder = tmp_path_factory.mktemp("programs")
     files = {"parquet": "items.parquet", "arrow": "items.arrow", "qdrant": "points.jsonl"}
     for format_, name in files.items():

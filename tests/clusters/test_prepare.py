@@ -264,7 +264,7 @@ def test_a_request_that_disappears_ends_its_tasks(
 
 @pytest.mark.ray
 def test_a_driver_ends_when_its_supervisor_has_died(nodes: Nodes, ground: Ground) -> None:
-    """As a job of Ray does when its head is killed: the supervisor that started it has ended."""
+    """Like a job of Ray whose head was killed: the supervisor that started it has ended."""
     driver = f"{sys.executable} -m workers.prepare --store {ground.store.uri}"
     supervisor = nodes.start_driver(["sh", "-c", f"{driver} & wait"], "supervised")
     children = psutil.Process(supervisor.pid).children

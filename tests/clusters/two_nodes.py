@@ -13,7 +13,7 @@ from workers.serve.placement import REPLICA, at_most_per_node
 
 _SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
 _SECONDS = 300.0
-# For what must not come: a longer wait would show nothing else.
+# Wait for an event that must not occur; a longer wait would show the same.
 _A_MOMENT = 1.0
 
 

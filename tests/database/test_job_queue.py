@@ -83,7 +83,7 @@ def with_steps(database: Database, *names: str) -> list[str]:
         ([PREPARED], True),
         ([WAITS], False),
         ([WAITS, PREPARED, PREPARED], False),
-        # The earlier one was tried again: it has the turn, and is still to be given to the scheduler.
+        # The earlier job was retried: it is next, and has not been passed to the scheduler yet.
         ([PREPARED, WAITS], True),
         ([WAITS, Job(JobState.PREPARED, kind="evaluate")], True),
         ([Job(JobState.RUNNING), PREPARED], True),

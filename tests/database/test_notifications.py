@@ -1,4 +1,4 @@
-"""On PostgreSQL, replicas hear of each other's events when they are committed."""
+"""On PostgreSQL, replicas are notified of each other's events at commit."""
 
 import threading
 from collections.abc import Iterator

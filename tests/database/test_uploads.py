@@ -73,13 +73,13 @@ def test_one_that_is_named_now_is_not_given_up(tmp_path: Path, database_url: str
     body = plane.dataset_body("one", shards=[{"uri": uri}])
     with ThreadPoolExecutor(1) as threads:
         with plane.context.database.write() as connection:
-            # As the transaction of a POST does, which is not over yet.
+            # Like the transaction of a POST that is still open.
             uploads.hold(connection, [uri.removeprefix("upload:")])
             sweep = threads.submit(GarbageCollector(plane.context).sweep)
             if connection.dialect.name == "postgresql":
                 _name_in_a_dataset(plane, body)
         if connection.dialect.name == "sqlite":
-            # There, one that writes waits for the other; here the sweeper came too late.
+            # SQLite has one writer at a time; here the sweeper came first.
             sweep.result()
             assert plane.client.post("/v1/datasets", json=body).status_code == 422
             plane.close()

@@ -1,4 +1,4 @@
-"""What the check of dashboards and alerts lets pass, and what not; `python -m deploy.check_dashboards` runs
+"""What the check of dashboards and alerts accepts and rejects; `python -m deploy.check_dashboards` runs
 it against a Prometheus that watches the whole system.
 """
 

@@ -1,4 +1,4 @@
-"""What the report of `make images` says of two builds, and its page."""
+"""The report of `make images` on two builds, and its page."""
 
 from dataclasses import asdict, replace
 from typing import Any

@@ -135,7 +135,7 @@ def test_images_are_built_where_buildah_finds_what_it_needs() -> None:
         "images"
     ]
     install = next(step["run"] for step in job["steps"] if "apt-get install" in step.get("run", ""))
-    # As deploy/images says where one of them is missing, with make and git for what is around.
+    # The list that deploy/images prints if one is missing, and make and git for the other steps.
     needed = {
         "buildah",
         "netavark",

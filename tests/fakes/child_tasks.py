@@ -14,7 +14,7 @@ from workers.sandbox.frames import DONE, FrameWriter, write_frame
 
 
 class Order(Frozen):
-    """What a task does, by name, and a number for it."""
+    """The name of what a task does, and a number for it."""
 
     does: str = "nothing"
     number: int = 0
@@ -82,7 +82,7 @@ def _crash_once(request: Order, output: FrameWriter) -> None:
 
 
 def _forge(request: Order, output: FrameWriter) -> None:
-    """A frame that announces more than there can be."""
+    """A frame that announces an impossible length."""
     output._file.write(b"\xff" * 8)
     time.sleep(3600)
 

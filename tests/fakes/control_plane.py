@@ -72,7 +72,7 @@ class ControlPlane:
         self.folder = folder
         self.shards = folder / "shards"
         self.store = FlakyStore(LocalStore(folder / "store"))
-        # Prepares datasets whose request is there after a round; it reads the disk, whatever befalls the store.
+        # Prepares datasets whose request is there after a round; it reads the disk, so faults of the store do not affect it.
         self.preparer: Callable[[ObjectStore], None] = prepare_all
         self._cluster_store = LocalStore(folder / "store")
         self.launcher = launcher or FakeLauncher()

@@ -43,7 +43,7 @@ MINILM = EncoderSpec(
 
 
 def save_tiny_clip(folder: Path) -> None:
-    """What sentence-transformers loads as a model for texts and images."""
+    """Save a folder that sentence-transformers loads as a model for texts and images."""
     from transformers import (
         CLIPConfig,
         CLIPImageProcessorPil,

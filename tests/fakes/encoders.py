@@ -1,4 +1,4 @@
-"""Encoders that a test can watch and hold up."""
+"""Encoders that a test can observe and block."""
 
 import json
 import threading
@@ -86,7 +86,7 @@ def write_weights(folder: Path, seed: int, width: int) -> None:
 
 
 class RecordedHops:
-    """An encoder's process without the process: what was sent, and `answer` to it."""
+    """A simulated process of an encoder: records what was sent, and returns `answer`."""
 
     def __init__(self, answer: Encoded | Exception | None = None) -> None:
         self.sent: list[list[Raw]] = []

@@ -1,10 +1,10 @@
-"""An executor whose threads may be gone."""
+"""An executor that may be unable to start threads."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 
 class ScarceThreads(ThreadPoolExecutor):
-    """While `are_gone` what is submitted stays in the queue and raises, as with any executor."""
+    """While `are_gone`, a submitted call stays in the queue and `submit` raises, as with any executor."""
 
     are_gone = False
 

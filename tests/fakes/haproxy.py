@@ -25,9 +25,9 @@ BODY = b"the whole body"
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
 # HAProxy itself answers it.
 PROBE = b"GET /-/routes HTTP/1.1\r\nhost: localhost\r\n\r\n"
-# Of the client that holds many connections.
+# Address of the client that holds many connections.
 ADDRESS = "127.0.0.2"
-# Files that this process has open besides.
+# Margin for other open files of this process.
 _SPARE = 1024
 
 

@@ -30,7 +30,7 @@ class FakeIssuer:
         self.keys: dict[str, PrivateKey] = {"first": rsa_key()}
         self.documents: dict[str, bytes] = {}
         self.asked: list[str] = []
-        # That of the client that signs browsers in; None: a public client.
+        # Secret of the client that signs browsers in; None: a public client.
         self.secret: str | None = None
         self._codes: dict[str, tuple[dict[str, str], dict[str, Any]]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -90,7 +90,7 @@ class FakeIssuer:
         )
 
     def authorize(self, address: str, **changes: object) -> str:
-        """What a person's browser gets who signs in at that address: where it is sent back to, with a code.
+        """Sign in at that address, and return the address to which the browser is redirected, with a code.
 
         `changes` are claims of the tokens that the code is redeemed for; `id_token` and `access_token` replace one.
         """
@@ -103,7 +103,7 @@ class FakeIssuer:
         return f"{query['redirect_uri']}?{urlencode({'code': code, 'state': query['state']})}"
 
     def redeem(self, form: dict[str, str], basic: str | None) -> tuple[int, dict[str, Any]]:
-        """The response of the token endpoint: a code is good once, with its verifier and the client's secret."""
+        """The response of the token endpoint: a code is valid once, with its verifier and the client's secret."""
         query, changes = self._codes.pop(form["code"], ({}, {}))
         challenge = hashlib.sha256(form["code_verifier"].encode()).digest()
         expected = base64.urlsafe_b64encode(challenge).decode().rstrip("=")

@@ -41,7 +41,7 @@ class Refusal(Exception):
 
 @dataclass
 class Workload:
-    """What Kueue queues."""
+    """The Workload that Kueue queues."""
 
     queue: str
     pods: list[int]
@@ -53,7 +53,7 @@ class KubernetesApi:
 
     def __init__(self) -> None:
         self.jobs: dict[str, RayJob] = {}
-        # Of Kueue, by the RayJob's name: only for those with a queue.
+        # Workloads of Kueue by the RayJob's name, only for RayJobs with a queue.
         self.workloads: dict[str, Workload] = {}
         # Labels of other objects, by collection and name; `ends` says what goes with which.
         self.others: dict[str, dict[str, dict[str, str]]] = {}
@@ -65,9 +65,9 @@ class KubernetesApi:
         # Uids of ConfigMaps, by name.
         self.config_maps: dict[str, str] = {}
         self.requests: list[str] = []
-        # Answered to everything while it is set.
+        # The response to every request while it is set.
         self.refusal: Refusal | None = None
-        # So many patches find that a controller was quicker.
+        # Number of patches that conflict with an earlier write of a controller.
         self.overtaken = 0
         self.address = ""
 

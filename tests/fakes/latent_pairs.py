@@ -19,7 +19,7 @@ def latent_rows(rows: int, seed: int) -> np.ndarray:
 
 
 def features_of(modality: str, latent_NL: np.ndarray, seed: int) -> np.ndarray:
-    """What an encoder of the modality makes of them: a fixed linear map and noise."""
+    """Features of the modality's encoder: a fixed linear map of them and noise."""
     number = list(WIDTHS).index(modality)
     map_LI = np.random.default_rng(1000 + number).normal(size=(LATENT, WIDTHS[modality]))
     noise_NI = np.random.default_rng((seed, number)).normal(size=(len(latent_NL), WIDTHS[modality]))

@@ -24,11 +24,11 @@ class FakeLauncher:
         self.stopped: list[str] = []
         self.is_down = False
         self.refuses = False
-        # A cluster that is full takes a command and starts it later.
+        # A full cluster accepts a command and starts it later.
         self.starts_at_once = True
-        # A stop is a request: the attempt may take its time to end.
+        # A stop is a request: the attempt may end later.
         self.stops_at_once = True
-        # What each command has printed.
+        # Output of each command.
         self.logs: dict[str, str] = {}
         # None: there is room for everything.
         self.cluster: ClusterResources | None = None
@@ -84,7 +84,7 @@ class FakeLauncher:
             self.lose(submission_id)
 
     def lose(self, submission_id: str) -> None:
-        """Forget the submission, as a cluster does that lost its table of jobs."""
+        """Lose the submission, like a cluster that lost its table of jobs."""
         self._statuses.pop(submission_id, None)
         self.logs.pop(submission_id, None)
 

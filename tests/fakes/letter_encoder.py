@@ -48,7 +48,7 @@ class LetterEncoders:
 
 
 def _features(index: int, item: Raw) -> Float32Array:
-    """Of a text: its length and its letters a, e and i. Of a file: its bytes. Of numbers: two and their sum."""
+    """Features of a text: its length and its letters a, e and i; of a file: its bytes; of numbers: two and their sum."""
     if not item:
         raise UnreadableItem(index, "it is no text")
     if isinstance(item, bytes):

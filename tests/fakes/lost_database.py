@@ -15,7 +15,7 @@ from tests.fakes.control_plane import ControlPlane
 
 Rows = dict[str, list[dict[str, Any]]]
 
-# What no bucket holds, or what means nothing in another database.
+# Tables that no bucket holds, or that are meaningless in another database.
 NOT_KEPT = frozenset(
     {
         "admissions",

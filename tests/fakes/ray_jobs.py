@@ -27,7 +27,7 @@ class FakeRayJobs:
     def __init__(self) -> None:
         self.jobs = [FakeJob(None, "RUNNING", "a driver")]
         self.options: dict[str, Any] = {}
-        # What becomes of every request, instead of an answer of Ray's.
+        # Outcome of every request, in place of a response of Ray.
         self.outage: httpx.Response | Exception | None = None
         self.refuses = False
         self.nodes: list[dict[str, Any]] = [
@@ -35,7 +35,7 @@ class FakeRayJobs:
             {"state": "ALIVE", "resources_total": {"CPU": 4.0, "GPU": 2.0, "memory": 16e9}},
             {"state": "DEAD", "resources_total": {"CPU": 4.0, "memory": 16e9}},
         ]
-        # What each driver has printed; one that is missing has no file yet.
+        # Output of each driver; a missing one has no file yet.
         self.logs: dict[str, str] = {}
         self.headers = httpx.Headers()
 

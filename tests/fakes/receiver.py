@@ -27,7 +27,7 @@ class Receiver:
     answers: list[int | Callable[[socket.socket], None]] = field(default_factory=lambda: [204])
     headers: Mapping[str, str] = field(default_factory=dict)
     received: list[Received] = field(default_factory=list)
-    # Instead of the list: an answer to what came.
+    # In place of the list: choose the status by the message.
     judge: Callable[[Received], int] | None = None
 
     @property
@@ -73,7 +73,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """No log."""
+        """Log nothing."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -94,4 +94,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args: object) -> None:
-        """Silence."""
+        """Print nothing."""

@@ -25,7 +25,7 @@ def due(queue: WorkQueue) -> list[Key]:
     """Return the keys that are due, by model and kind of work. They stay due."""
     found = set[Key]()
     while new := set(_take_all(queue)) - found:
-        # Workers would take so many of low priority at a time: those that are found now have normal priority.
+        # At most so many keys of low priority are taken at a time. Those found so far now have normal priority.
         found |= new
     return sorted(found, key=lambda key: (key.model, _ORDER.index(key.work)))
 
@@ -39,7 +39,7 @@ def _take_all(queue: WorkQueue) -> list[Key]:
 
 
 def take(queue: WorkQueue, key: Key) -> Key:
-    """Add the key and return it as a worker has it that is about to process it. Others stay due."""
+    """Add the key, and return it as taken by a worker that is about to process it. Others stay due."""
     queue.add(key)
     others = []
     while (taken := queue.get(0)) != key:

@@ -19,7 +19,7 @@ def s3_server() -> Iterator[str]:
 
 
 def use_bucket(endpoint: str, bucket: str, patch: pytest.MonkeyPatch) -> None:
-    """Set what a user would set, boto3 finds everything by itself; the bucket is made."""
+    """Set the variables that a user would set, which boto3 reads, and create the bucket."""
     patch.setenv("AWS_ENDPOINT_URL", endpoint)
     patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
     patch.setenv("AWS_SECRET_ACCESS_KEY", "something")

@@ -17,7 +17,7 @@ def digest_header(data: bytes) -> dict[str, str]:
 
 
 def pattern(size: int, seed: int = 0) -> bytes:
-    """Bytes in which each kibibyte is another one."""
+    """Bytes in which all kibibytes differ."""
     blocks = (hashlib.sha256(f"{seed} {at}".encode()).digest() * 32 for at in range(size // 1024))
     return b"".join(blocks) + b"\0" * (size % 1024)
 

@@ -10,7 +10,7 @@ from tests.faults.scenarios import is_quiet
 from tests.faults.world import World
 
 _MOST_ROUNDS = 400
-# While nothing changes, time goes quicker: some deadline is what is being waited for.
+# While nothing changes, time advances faster: the next change is a deadline.
 _STILL_ROUNDS = 4
 
 
@@ -37,7 +37,7 @@ def converge(world: World, replicas: Sequence[Replica], checker: InvariantChecke
 
 
 def serve(world: World) -> None:
-    """Prepare what is asked for, and run what is on the cluster."""
+    """Carry out the requests to prepare, and run what is on the cluster."""
     world.prepare()
     for attempt in list(world.cluster.alive):
         state = world.cluster.word(attempt)

@@ -103,7 +103,7 @@ class InvariantChecker:
             assert job["state"] == before["state"], f"{name}: was {before['state']} for good"
 
     def _check_turn(self, job: Row, jobs: Sequence[Row]) -> None:
-        """A job is learned after every earlier one of its model, dry runs and evaluations aside."""
+        """A job is learned after every earlier one of its model, except dry runs and evaluations."""
         for other in jobs:
             before = self._jobs.get(other["id"])
             is_earlier = other["model"] == job["model"] and other["sequence"] < job["sequence"]

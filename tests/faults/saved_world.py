@@ -1,4 +1,4 @@
-"""What is left of a world when every replica is killed, to continue from as often as needed."""
+"""Snapshots of a world without its replicas, which can be restored any number of times."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.faults.world import Template, World
 
-# What users of a scenario have done so far: all attributes of a world but those of the system itself.
+# Attributes of the system itself. All others are what a scenario's users have done so far.
 _SYSTEM = {"database_url", "template", "store", "clock", "cluster", "database", "settings"}
 
 

@@ -142,7 +142,7 @@ def _said(word: Callable[[World, str], bool], state: JobState) -> Act:
 
 
 def _slowly_prepared(world: World) -> None:
-    """The process that prepares datasets was away while the first requests were written."""
+    """The process that prepares datasets was not running while the first requests were written."""
     if world.once("away"):
         world.store.is_away = True
     elif all(job.state == JobState.PREPARING for job in world.jobs()):

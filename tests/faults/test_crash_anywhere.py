@@ -99,7 +99,7 @@ def test_an_error_at_any_moment_changes_no_end(
 
 
 def _begin(template: Template, stage: Path, life: Scenario) -> SavedWorld:
-    """The world where the scenario is like no other: until there it is the same whatever happens later."""
+    """The world from which on the scenario differs from all others: until there no fault is injected."""
     with closing(World(template, stage)) as world:
         life.begin(world)
         reconciler = Reconciler(world.context(world.database))
@@ -129,7 +129,7 @@ def _die(template: Template, stage: Path, life: Scenario) -> Iterator[str]:
 
 
 def _live_on(world: World, life: Scenario, most_rounds: int) -> None:
-    """Go on after a crash, with a reconciler that remembers nothing."""
+    """Continue after a crash, with a reconciler without state in memory."""
     checker = InvariantChecker(world)
     checker.check()
     reconciler = Reconciler(world.context(world.database))
@@ -192,7 +192,7 @@ def _live(world: World, life: Scenario, lifeline: FaultAtMoment | CrashMoments) 
 def _turns(
     world: World, life: Scenario, context: Context, lifeline: FaultInjector
 ) -> Iterator[Reconciler]:
-    """Whose turn it is: while the life is like no other, that of the one which may be struck."""
+    """Yield the reconciler of each round: while the scenario is distinct, the one with injected faults."""
     for reconciler, is_over in (
         (Reconciler(_mortal(context, lifeline)), life.is_common),
         (Reconciler(context), lambda _: False),
@@ -200,7 +200,7 @@ def _turns(
         while not is_over(world):
             yield reconciler
         with suppress(DatabaseUnavailable):
-            # Then its leases run out by themselves.
+            # If this fails, its leases expire.
             reconciler.stop()
 
 

@@ -54,7 +54,7 @@ def stand_before(replica: Replica, method: str, about: str) -> None:
 def test_an_old_pointer_that_was_written_late_is_repaired(
     world: World, replicas: list[Replica]
 ) -> None:
-    """A writes an old live.json over B's newer one, and cannot say so to the database."""
+    """A writes an old live.json over B's newer one, and cannot record it in the database."""
     first, second = replicas
     world.post("good-0")
     world.post("good-1")

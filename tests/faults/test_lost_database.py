@@ -30,7 +30,7 @@ from workers.storage import layout
 from workers.storage.versions import check_object, file_key, read_live, read_version
 
 _MOST_ROUNDS = 120
-# In the short run of every change, each so-many-th round loses its database.
+# In the short run of every change, only every n-th round loses its database.
 _EVERY_ROUND = "CMCL_FAULT_EXAMPLES" in os.environ
 _LAGS = (1, 3) if _EVERY_ROUND else (2,)
 
@@ -52,7 +52,7 @@ def test_records_of_some_seconds_ago_lead_to_nothing_twice(
 ) -> None:
     for world in _worlds(template, stage, life, lag):
         states = {job.state for job in world.jobs()}
-        # What a person had said of a held one must be said again.
+        # The decision on a held job must be made again.
         assert states <= TERMINAL | {JobState.HELD}, states
 
 
@@ -98,7 +98,7 @@ def _live(
 
 
 def _live_on(world: World, life: Scenario, most_rounds: int) -> None:
-    """Go on after a loss, with a reconciler that remembers nothing."""
+    """Continue after a loss, with a reconciler without state in memory."""
     context = world.context(world.database)
     reconciler = Reconciler(context)
     for _ in range(1, most_rounds):

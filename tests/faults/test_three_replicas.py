@@ -1,8 +1,8 @@
-"""Three replicas with several workers each, in virtual time: whatever the interleaving, a dataset has one version.
+"""Three replicas with several workers each, in virtual time: a dataset has one version under any interleaving.
 
 Each call of a replica to database, store or launcher takes a random time, which now and then is longer than a lease; it
 may fail, or lose its reply; and the replica may die before or after it, and be started again. Its loops and workers are
-the product's, and all of them make their calls in between each other's. CMCL_FAULT_EXAMPLES=100 runs more seeds.
+the product's, and their calls interleave. CMCL_FAULT_EXAMPLES=100 runs more seeds.
 """
 
 import os
@@ -46,7 +46,7 @@ _MODELS = (MODEL, "streets", "rooms")
 _DATASETS = 4
 # Until when there are faults, and until when all must have ended. Seconds.
 _FAULTS_UNTIL, _ENDS_UNTIL = 90.0, 900.0
-# Of a call. The lease of a model takes 6 s.
+# Seconds of a call. The lease of a model lasts 6 s.
 _PAUSES = (*[0.0] * 6, *[0.01] * 8, *[0.2] * 4, 1.0, 9.0)
 _FAILS, _LOSES_REPLY, _DIES = 0.01, 0.01, 0.015
 _NOTIFIES = 0.8
@@ -148,7 +148,7 @@ class _Story:
         )
 
     def _second(self) -> None:
-        """What happens on the cluster each second, and the invariants."""
+        """Advance the cluster each second, and check the invariants."""
         if self.has_faults:
             for attempt in list(self.world.cluster.alive):
                 self._go_on(attempt)
@@ -219,7 +219,7 @@ class _Injector:
 
 @pytest.fixture(scope="module")
 def patient_template() -> Iterator[Template]:
-    """Attempts are repeated until one succeeds: the stories have more faults than a job has attempts."""
+    """Attempts are repeated until one succeeds: a run has more faults than a job has attempts by default."""
     with memory_folder() as folder:
         yield make_template(folder, max_attempts=100, reconcile_workers=4, resync_seconds=5)
 
@@ -243,7 +243,7 @@ def test_however_three_replicas_interleave_each_dataset_has_exactly_one_version(
                 for version in versions.page(connection, model.name, None, 100)
             ]
         assert sorted(map(str, found)) == sorted(map(str, expected))
-        # The story had what it is about.
+        # The run contained faults.
         assert story.tally["kills"] > 0
         assert story.tally["troubles"] > 0
     finally:

@@ -156,7 +156,7 @@ class TwoReplicas(RuleBasedStateMachine):
             word: [job for job, state in self.checker.states.items() if state in states]
             for word, states in WORDS.items()
         }
-        # Something can be cancelled nearly always, and there would be no story left.
+        # Some job can nearly always be cancelled, which would leave too few to run.
         words = [word for word, jobs in of_word.items() if jobs and (word != "cancel" or what == 7)]
         if words:
             word = words[what % len(words)]
@@ -191,7 +191,7 @@ class TwoReplicas(RuleBasedStateMachine):
 
     @rule(is_away=st.booleans())
     def prepare_datasets(self, is_away: bool) -> None:
-        """The process that does it ends, or another one does what was asked for."""
+        """The process that prepares datasets ends, or another one carries out the requests."""
         if is_away:
             self.world.store.is_away = True
         else:

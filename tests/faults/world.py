@@ -50,7 +50,7 @@ MODEL = "scenes"
 GOOD_SHARDS = 6
 LIMITS = Limits(500, 1 << 30)
 BAD = "bad"
-# Short, so that a story of some hundred seconds meets each of them.
+# Short, so that a run of some hundred seconds reaches each of them.
 DEADLINES: dict[str, Any] = {
     "lease_seconds": 6,
     "prepare_deadline_seconds": 90,
@@ -99,7 +99,7 @@ def database_of(process: str, url: str) -> Database:
 
 
 class PreparingStore(LocalStore):
-    """A disk beside a process that prepares datasets: what is asked for is there at once, unless that one `is_away`."""
+    """A local store with a process that prepares datasets: each request is carried out at once, unless it `is_away`."""
 
     is_away = False
 

@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the optimizer, the loss and the two projections."""
+    """Settings of the optimizer, the loss and the two projections."""
 
     rate: float
     decay: float
@@ -122,7 +122,7 @@ class Learner:
     def gradients(
         self, pair: tuple[str, str], rows: Rows, batch: Sequence[int]
     ) -> tuple[Array, Array]:
-        """Of symmetric InfoNCE with several positives, with respect to both heads."""
+        """Gradients of symmetric InfoNCE with several positives, with respect to both heads."""
         x_BI, y_BI = rows.first_NI[batch], rows.second_NI[batch]
         u_BE, v_BE = x_BI @ self.weights[pair[0]].T, y_BI @ self.weights[pair[1]].T
         scale = np.linalg.norm if self.settings.unit_vectors else lambda _: 1.0
@@ -171,7 +171,7 @@ def slopes(scores_BB: Array, same_BB: Array) -> Array:
 
 
 def loss(scores_BB: Array, same_BB: Array) -> float:
-    """What `slopes` is the derivative of."""
+    """The loss whose derivative is `slopes`."""
     target_BB = same_BB / same_BB.sum(axis=1, keepdims=True)
     both = np.log(softmax(scores_BB)) + np.log(softmax(scores_BB.T))
     return float(-(both * target_BB).sum() / (2 * len(scores_BB)))

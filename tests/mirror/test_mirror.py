@@ -120,7 +120,7 @@ def test_mlflow_gets_every_version_once_although_its_server_was_down(
         mirror.kill()
         mirror.communicate()
         publish(plane, "three", {"one": 0.6, "two": 0.8, "three": 0.5})
-        # As if it had been killed before it could remember.
+        # As if it had been killed before it wrote its state file.
         (cmcl.folder / "cmcl-mirror-mlflow.json").unlink(missing_ok=True)
         assert cmcl.run(*command, "--once") == "scenes@3 is written\n"
         assert cmcl.run(*command, "--once") == ""
@@ -167,7 +167,7 @@ def test_wandb_has_a_step_for_each_version_in_one_run(cmcl: Commands, plane: Con
     history = [(step, items) for step, items in records if items]
     recall = [(step, json.loads(items["recall_at_1/one"])) for step, items in history]
     assert recall == [(1, 0.8), (2, 0.7), (3, 0.6)]
-    assert len({name for name, items in records if not items}) == 1, "the run goes on"
+    assert len({name for name, items in records if not items}) == 1, "the run continues"
     assert len(list(cmcl.folder.glob("wandb/offline-run-*/files/media/html/*.html"))) == 3
 
 

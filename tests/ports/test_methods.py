@@ -59,7 +59,7 @@ def method_named(name: str, spec: ModelSpec) -> Method:
     return method_for(spec) if place is None else method_class(place).from_spec(spec)
 
 
-# Those that update heads on rows, and do not solve them from moments.
+# Methods that update heads on rows, and do not solve them from moments.
 TRAINED = [name for name in METHODS if not method_named(name, spec_for(name)).solves]
 
 

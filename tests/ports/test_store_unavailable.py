@@ -207,7 +207,7 @@ def test_a_symlink_created_during_a_read_is_not_followed(tmp_path: Path) -> None
     store.put("day/key", b"x")
     (store.root / "day").rename(tmp_path / "away")
     (store.root / "day").symlink_to(tmp_path / "secret")
-    # What `_path` had found before the link came.
+    # The result of `_path` before the link was made.
     with pytest.raises(OSError, match="day"):
         _open_beneath(store.root, ("day", "key"))
     with pytest.raises(InvalidUri, match="leaves the store"):

@@ -1,4 +1,4 @@
-"""What ranks of tests compute, from which the tests see whether it depends on the number of ranks."""
+"""Computations of ranks, whose results must not depend on the number of ranks."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -178,7 +178,7 @@ def _solved(
 
 
 def _scores(heads: ModalityHeads) -> torch.Tensor:
-    """Of some rows: where fewer directions are real than the embeddings have, heads are not unique."""
+    """Scores of some rows. Heads are not unique if fewer directions are real than embeddings have."""
     first_NE, second_NE = (
         heads.outputs(name, side)
         for name, side in zip(PAIR.modalities, _raw_features(5), strict=True)
@@ -241,7 +241,7 @@ class Losses(Watcher):
         self._shares.append(update.local_loss)
 
     def of_batches(self, here: World) -> torch.Tensor:
-        """Of whole batches, by what each rank has of them."""
+        """Losses of whole batches, summed over the ranks."""
         shares = torch.stack(self._shares)
         if here.size > 1:
             dist.all_reduce(shares)
@@ -287,7 +287,9 @@ def _traffic(here: World, memory: Memory) -> dict[str, int]:
 
 def _largest_replayed_scores(here: World, memory: Memory) -> int:
     """The same of an update that also learns from sampled rows of earlier datasets."""
-    narrow = SPEC.model_copy(update={"width": 3})  # Else embeddings are more numbers than scores.
+    narrow = SPEC.model_copy(
+        update={"width": 3}
+    )  # Otherwise embeddings have more numbers than scores.
     heads = conditioned(narrow, initial_heads(narrow), PAIR, _held(), Run(here))
     context = TrainingContext(heads, memory, {}, PAIR, SPEC.training, seed=3)
     spaces = {name: everything_free(*weight.shape) for name, weight in heads.weights.items()}

@@ -22,7 +22,7 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def _meets(here: World) -> None:
-    # From here on a collective gives a rank up that is late; before, they wait for each other's start.
+    # From here on, a collective fails if a rank is late; before, ranks wait for each other's start.
     _set_pg_timeout(timedelta(seconds=_TIMEOUT), dist.group.WORLD)
     time.sleep(_LATE * here.rank)
     barrier(here)

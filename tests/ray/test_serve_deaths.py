@@ -31,7 +31,7 @@ SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
 BODY = {"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}
 REPLICA = f"ServeReplica:{NAME}:"
 CLIENTS, HELD = 4, 8
-# Between two requests of one client: as many as the machine bears would slow down what is waited for.
+# Between two requests of one client: without it, the load would slow down what the tests wait for.
 PAUSE_SECONDS = 0.005
 # For each replica more than Ray would take at once (256), and less than one takes.
 MANY = 640
@@ -190,7 +190,7 @@ def test_requests_are_answered_while_the_application_is_changed_and_deleted(
     before = application_at(serve_url)
     with crowd(serve_url, min_version=4) as everybody:
         second.send_signal(signal.SIGUSR1)
-        # The old replicas are asked for nothing new, and end when what they hold is answered.
+        # Old replicas get no new requests, and end once their pending requests are answered.
         wait_until(
             lambda: all(application_at(serve_url) != before for _ in range(10)),
             "the new replicas do not answer",
@@ -203,7 +203,7 @@ def test_requests_are_answered_while_the_application_is_changed_and_deleted(
 
     with crowd(serve_url, min_version=5) as everybody:
         second.send_signal(signal.SIGTERM)
-        wait_until(lambda: everybody.asked[-1] != "200", "it goes on to answer")
+        wait_until(lambda: everybody.asked[-1] != "200", "it continues to answer")
         publish(store, 5)
         wait_for_line(stack, DELETED)
     assert everybody.held == ["200"] * HELD

@@ -34,7 +34,7 @@ COMPARED = 64
 QUIET_SECONDS = 45.0
 # Ray reports a gauge every 10 s, and answering a scrape takes a quarter of a second of its CPU.
 SCRAPE_SECONDS = 5
-# What is set when it changes, and not by each request.
+# Gauges that are set on change, and not by each request.
 OF_MODEL = f'{{model="{MODEL}"}}'
 GAUGES = {
     *("ray_cmcl_serve_loaded_versions", "ray_cmcl_serve_announcements_connected"),

@@ -23,7 +23,7 @@ SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
 BODY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}).encode()
 SECONDS = 120.0
 STARTING_SECONDS = 300.0
-# Less than an unfinished head may take, which is when room comes about by itself.
+# Less than the deadline of an unfinished head, after which its slot becomes free anyway.
 STALLED_SECONDS = 5.0
 PROXY_MIB = 128
 

@@ -20,7 +20,7 @@ LONG = TrainingSpec(epochs=30, learning_rate=1e-4)
 VERY_LONG = TrainingSpec(epochs=1000, learning_rate=1e-4)
 WILD = TrainingSpec(epochs=1, temperature=1e-40)
 ALONE = ("--ranks", "1")
-# In the words of Ray Train; Ray brings them to the driver's output some time later.
+# A message of Ray Train, which reaches the driver's output some time later.
 _GROUP_OF_ONE = "Started training worker group of size 1:"
 
 

@@ -164,7 +164,7 @@ def run(
 
 
 def workflow_command() -> str:
-    """What GitHub's runner gives to bash, with the Python of these tests."""
+    """The environment that GitHub's runner gives to bash, with the Python of these tests."""
     workflow = yaml.safe_load((RECIPES / "github_actions.yaml").read_text())
     commands = [step["run"] for step in workflow["jobs"]["learn"]["steps"] if "run" in step]
     (command,) = [each for each in commands if each.startswith("python ")]

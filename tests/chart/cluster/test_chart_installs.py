@@ -1,7 +1,7 @@
 """The chart on a real API server: installed, upgraded, rolled back, uninstalled.
 
-`CMCL_TEST_KUBECONFIG=FILE pytest -m cluster`. KubeRay's CRDs must be there, or lie in shared/crds; no
-controller is needed, because what is asked is what Kubernetes takes and keeps.
+`CMCL_TEST_KUBECONFIG=FILE pytest -m cluster`. KubeRay's CRDs must be installed, or be in shared/crds; no
+controller is needed, because the tests check only what Kubernetes accepts and stores.
 """
 
 import json
@@ -88,7 +88,7 @@ def test_a_release_lives_its_whole_life(cluster: Cluster) -> None:
 
 
 def test_an_autoscaler_that_is_turned_on_keeps_the_replicas_that_run(cluster: Cluster) -> None:
-    """Helm gives the field up then, which Kubernetes would set back to 1."""
+    """Helm then releases the field, which Kubernetes would reset to 1."""
     values = "database.existingSecret=x,store.uri=s3://bucket/store,service.replicas=3"
     release = ("scaled", str(CHART), NO_HOOKS, "--set")
     cluster.helm("install", *release, values)
@@ -104,7 +104,7 @@ def _checksum(cluster: Cluster) -> str:
 
 
 def test_every_set_is_taken_by_the_server(cluster: Cluster) -> None:
-    """Those with objects of others need their CRDs, which a plain server lacks."""
+    """Sets with third-party objects need CRDs that a plain server lacks."""
     for example in ("gpu", "one-cluster", "openshift", "queued", "trial"):
         values = ["--values", str(path_of(example))]
         cluster.helm("install", f"{RELEASE}-{example}", str(CHART), *values, "--dry-run=server")
@@ -123,7 +123,7 @@ def test_the_namespace_admits_every_pod(cluster: Cluster, trial: Release, gpu: R
 
 
 def _with_an_account(spec: Object) -> Object:
-    """That of the namespace, whatever the release's is called; and images for what KubeRay adds."""
+    """Use the namespace's account for any name of the release's, and add images for what KubeRay adds."""
     image = spec["containers"][0]["image"]
     complete = {**spec, "serviceAccountName": "default"}
     for kind in ("containers", "initContainers"):

@@ -24,7 +24,7 @@ from tests.chart.release import (
 from workers.serve.placement import ENCODER, REPLICA
 from workers.serve.settings import ServeArgs
 
-# Those that the chart finds out by itself, or takes from elsewhere.
+# Arguments that the chart derives, or takes from other values.
 ELSEWHERE = {
     *("store", "replicas", "replicas_per_node", "encoders"),
     *("access_public_key", "allowed_hosts"),
@@ -116,7 +116,7 @@ def test_every_argument_of_the_application_can_be_chosen() -> None:
 
 
 def test_all_arguments_arrive_as_they_were_chosen() -> None:
-    # Each of them another, so that one that arrives in the place of another is seen.
+    # All values differ, so that a swapped one is detected.
     numbers = sorted(set(ServeArgs.model_fields) - ELSEWHERE - {"trusted_proxies"})
     chosen = {
         name: 2 * (DEFAULTS[_camel(name)] or 1) + number for number, name in enumerate(numbers)

@@ -30,7 +30,7 @@ def test_helm_runs_it_before_it_changes_anything(gpu: Release) -> None:
     assert (spec["activeDeadlineSeconds"], spec["backoffLimit"]) == (240, 2)
     # The default timeout of Helm is five minutes: the deadline of the Job is earlier.
     assert spec["activeDeadlineSeconds"] < 300
-    # Nor does it delete a failed hook when it uninstalls.
+    # Helm does not delete a failed hook when it uninstalls either.
     assert spec["ttlSecondsAfterFinished"] == 86400
 
 

@@ -34,7 +34,7 @@ def test_old_outputs_stay_through_a_training_with_adamw_and_decay() -> None:
 
 
 def test_the_null_space_holds_the_share_of_the_energy() -> None:
-    """What a step moves of old outputs is what it moves along the smallest eigenvalues."""
+    """A step moves old outputs only along the smallest eigenvalues."""
     context = context_on(IMAGE_TEXT, [(AUDIO_IMAGE, OLD)])
     values, vectors = torch.linalg.eigh(OLD.second_NJ.mT @ OLD.second_NJ)
     # Between the shares of the four and the five smallest eigenvalues.

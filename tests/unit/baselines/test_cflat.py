@@ -26,7 +26,7 @@ def flat(tensors: list[Tensor]) -> Tensor:
 
 
 def gradient_at(context: TrainingContext, point: Tensor) -> Tensor:
-    """Of the loss as a function of both changes in one vector."""
+    """Gradient of the loss as a function of both changes in one vector."""
     leaf = point.clone().requires_grad_()
     image, text = leaf[:28].view(SHAPES[0]), leaf[28:].view(SHAPES[1])
     weights = dict(context.heads.weights)

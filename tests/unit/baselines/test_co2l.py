@@ -89,9 +89,9 @@ def distillation_by_loops(
 
 
 def with_item_of_the_batch(memory: PairedRows, known: ModalityPair) -> PairedRows:
-    """The same image in the memory as in the batch: it must not stand against itself.
+    """The same image in the memory as in the batch: it must not be its own negative.
 
-    Its text is that of another row, too, against which it must not stand either.
+    Its text is also that of another row, for which it must not be a negative either.
     """
     index = known.modalities.index("image")
     sides = [memory.first_NI.clone(), memory.second_NJ.clone()]

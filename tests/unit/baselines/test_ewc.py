@@ -42,7 +42,7 @@ def numeric_gradient(heads: ModalityHeads, modality: str, rows: PairedRows) -> T
 
 
 def test_fisher_is_the_mean_squared_gradient_of_batches() -> None:
-    """19 rows in batches of 8 are two batches; the rest of three waits in vain."""
+    """19 rows in batches of 8 are two batches; the remaining three are not used."""
     context, heads, rows = context_on(IMAGE_TEXT), random_heads(3), random_rows(IMAGE_TEXT, 2, 19)
     batches = [rows.at(index) for index in full_batches(19, 8, context.seed)]
     assert [len(batch) for batch in batches] == [8, 8]

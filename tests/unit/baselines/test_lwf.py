@@ -90,7 +90,7 @@ def test_without_distillation_it_is_the_loss_alone_to_the_bit(
 
 
 def test_teacher_of_zscl_is_the_head_after_the_first_dataset() -> None:
-    """Of image from the first dataset, of text from the second one, whatever came later."""
+    """Its image head is from the first dataset, its text head from the second, after any later ones."""
     method, first, second = ZSCL(distillation=0.6), random_heads(11), random_heads(12)
     context = context_after(IMAGE_TEXT)
     state: MethodState = {}

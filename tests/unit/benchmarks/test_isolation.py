@@ -51,7 +51,7 @@ def steady(first: float, seconds: float = 0.01) -> list[Record]:
 
 
 def figures(attacked: list[Record], later: Mapping[str, Sample] | None = None) -> dict[str, Any]:
-    """Of a quiet window, an attack, and a recovery in which nothing happens."""
+    """Figures of a quiet window, an attack, and a quiet recovery."""
     records = [*steady(0), *attacked, *steady(200)]
     return {**requests(records, WINDOWS), **processes([QUIET], [later or QUIET])}
 
@@ -242,7 +242,7 @@ def test_a_flood_repeats_requests_from_another_address(system: System, tmp_path:
     assert counts["most at once"] == 2
 
 
-# What an attack must have asked for by its end; of the others no request is ever whole.
+# Requests that an attack must have made by its end; the other attacks send no complete request.
 ASKED = {
     "wrong-kinds": ("POST", "/v1/webhooks"),
     "wrong-shards": ("POST", "/v1/datasets"),

@@ -84,7 +84,7 @@ def test_a_clock_may_leave_the_beginning_out() -> None:
 
 
 def test_what_is_protected_is_there() -> None:
-    """Else the mask would cost nothing, and the comparison be void."""
+    """Otherwise the mask would cost nothing, and the comparison would be void."""
     loop = ProductLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask")
     spaces = loop.run(Clock(WindowTimer())).spaces
     assert all(0 < space.blocked_share < 1 for space in spaces.values())

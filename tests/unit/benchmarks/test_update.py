@@ -84,7 +84,7 @@ def test_masked_update_leaves_what_is_blocked() -> None:
 
 
 def test_scores_do_not_depend_on_who_has_which_output_basis() -> None:
-    """Where both heads have one basis, the turn between the two is left out."""
+    """If both heads have one basis, the rotation between the two is left out."""
     setting = random_setting(WIDTH, 64)
     one, other = setting.spaces
     moved = UpdateSpace(one.outputs, other.inputs, other.free_EI)

@@ -13,7 +13,7 @@ class Cmcl:
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
-        # Of the last run.
+        # Output of the last run.
         self.stderr = ""
 
     def __call__(self, *arguments: str, code: int = 0) -> str:

@@ -18,7 +18,7 @@ from tests.fakes.trainer import train
 PAIR = ("image", "text")
 SCENES = ModelSpec.model_validate(SPEC)
 
-# What asks which route. A route that is new here wants a call, or a reason to have none.
+# The call for each route. A new route needs a call, or a reason to have none.
 ASKED_BY = {
     "post_model": "create_model",
     "list_models": "models",

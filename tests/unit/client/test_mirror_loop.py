@@ -87,7 +87,7 @@ def clock() -> PassingClock:
 def started(
     client: Client, target: ScriptedTarget, clock: PassingClock, tmp_path: Path
 ) -> Callable[[], Mirror]:
-    """Starts a mirror, as after a restart: it knows the state file and the target alone."""
+    """Starts a mirror as after a restart, with only the state file and the target."""
     path = tmp_path / "state" / "mirror.json"
     return lambda: Mirror(client, target, State.read(path, "http://here"), None, clock)
 

@@ -1,4 +1,4 @@
-"""How many more datasets fit, from how a head has filled."""
+"""Forecast of how many more datasets fit, from the free shares of a head so far."""
 
 import pytest
 from hypothesis import given, settings

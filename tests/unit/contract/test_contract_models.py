@@ -75,7 +75,7 @@ MODELS: list[BaseModel] = [
     ),
     LivePointer(generation=1, version=1),
 ]
-# Read by other releases than the one that wrote them, so these two may learn new words.
+# Read by other releases than the one that wrote them, so these two tolerate new fields.
 TOLERANT = (Progress, LivePointer)
 STRICT = [model for model in MODELS if not isinstance(model, TOLERANT)]
 

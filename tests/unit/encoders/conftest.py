@@ -1,4 +1,4 @@
-"""Bounds on what refusing a bad file may cost."""
+"""Bounds on the cost of rejecting a bad file."""
 
 import gc
 import time

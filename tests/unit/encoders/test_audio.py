@@ -1,4 +1,4 @@
-"""Bytes of users become sound, or a reason why not."""
+"""Bytes of users are decoded to sound, or rejected with a reason."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Bytes of users become images, or a reason why not."""
+"""Bytes of users are decoded to images, or rejected with a reason."""
 
 import contextlib
 import io

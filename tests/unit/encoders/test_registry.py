@@ -1,4 +1,4 @@
-"""Kinds are found by name, by entry point or by class; what cannot start says why."""
+"""Kinds are found by name, by entry point or by class; an encoder that cannot start has a reason."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Bytes of users become frames, or a reason why not."""
+"""Bytes of users are decoded to frames, or rejected with a reason."""
 
 import contextlib
 import io

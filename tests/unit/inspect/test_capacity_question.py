@@ -1,4 +1,4 @@
-"""What a version says about how full it is, against its own memory and the next job's report."""
+"""The reported capacity of a version, compared with its memory and the next job's report."""
 
 from pathlib import Path
 

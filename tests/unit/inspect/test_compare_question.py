@@ -100,7 +100,7 @@ def test_unit_scores_are_counted_on_unit_vectors() -> None:
 
 
 def test_an_unchanged_head_changes_no_scores_of_its_side(store: ObjectStore) -> None:
-    """Version 3 learns v,t: the head of a stands still, so what t stored meets a's old queries."""
+    """Version 3 learns v,t: the head of a does not change, so stored t are compared with old queries of a."""
     second = compare(store, "m", 2, 3).datasets[1]
     assert second.name == "two_at"
     assert second.predicted.second_stored.against_old == 0

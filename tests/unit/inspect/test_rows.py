@@ -1,4 +1,4 @@
-"""What a pre-flight holds in memory is bounded, however many rows there are and however wide."""
+"""The memory of a pre-flight is bounded for any number and width of rows."""
 
 import errno
 import os

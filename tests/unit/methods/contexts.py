@@ -106,7 +106,7 @@ def batch_of(context: TrainingContext, pair: PairInEigenCoordinates, rows: Paire
 def gradients_left_by(
     method: Method, context: TrainingContext, pair: PairInEigenCoordinates, rows: PairedRows
 ) -> list[Tensor]:
-    """Of one update's `backward`, for the optimizer."""
+    """Gradients of one update's `backward`, for the optimizer."""
     method.update_rule(context, pair).backward(batch_of(context, pair, rows))
     return [change.grad.clone() for change in pair.changes if change.grad is not None]
 
@@ -116,7 +116,7 @@ def gradients_of(value: Tensor, pair: PairInEigenCoordinates) -> list[Tensor]:
 
 
 def weights_now(context: TrainingContext, pair: PairInEigenCoordinates) -> dict[str, Tensor]:
-    """All heads as they stand in the middle of training."""
+    """All heads in the middle of training."""
     first, second = context.pair.modalities
     moving = {first: pair.first.weight_EI, second: pair.second.weight_EI}
     return {**context.heads.weights, **moving}

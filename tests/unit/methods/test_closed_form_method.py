@@ -138,7 +138,7 @@ def test_a_dataset_whose_rows_are_all_in_one_half_is_solved() -> None:
 
 
 def test_the_first_heads_are_turned_to_their_principal_axes() -> None:
-    """So a shorter embedding is a prefix: each number tells less than the one before."""
+    """So a shorter embedding is a prefix: each number keeps less than the one before."""
     found, memory = solved(STREAM[:1]), memory_of(STREAM[:1])
     spread = torch.zeros(SPEC.width, SPEC.width, dtype=torch.float64)
     for name, weight_EI in found.weights.items():

@@ -219,7 +219,7 @@ def test_replay_keeps_earlier_datasets_better_than_preserve(policies) -> None:  
 
 
 def test_sealed_bases_are_those_of_the_memory() -> None:
-    """What the last dataset left is what would be decomposed now."""
+    """The stored decomposition of the last dataset equals a new one."""
     spec = SPEC.model_copy(update={"protection": ProtectionSpec(policy="replay")})
     one = learn_one(spec, initial_state(spec), IMAGE_TEXT, 0).model_state
     two = learn_one(spec, one, AUDIO_IMAGE, 1).model_state

@@ -116,7 +116,7 @@ def test_each_pair_has_its_share_of_the_updates() -> None:
 
 
 def test_directions_without_agreement_have_no_part() -> None:
-    """A group of rank 0 has heads of zeros, whatever is polished."""
+    """A group of rank 0 has heads of zeros after any polish."""
     nothing = Directions(
         torch.zeros(0, dtype=torch.float64),
         {name: GROUP.heads[name][:0] for name in PAIR},

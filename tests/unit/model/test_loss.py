@@ -40,7 +40,7 @@ def test_shares_of_the_batch_add_up_to_the_whole_loss() -> None:
 
 @pytest.mark.parametrize("equal", [False, True], ids=["each its own item", "texts repeat"])
 def test_gradient_in_closed_form_is_that_of_autograd(equal: bool) -> None:
-    """Of embeddings and of a learnt temperature, against the loss written out."""
+    """Gradients of embeddings and of a learnt temperature, against the loss written out."""
     keys = torch.tensor([1, 1, 2, 3, 3, 3]) if equal else torch.arange(6)
     positive = positives(torch.arange(6), keys, torch.arange(6), keys)
     weight = positive / positive.sum(dim=1, keepdim=True)

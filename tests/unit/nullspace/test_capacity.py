@@ -1,4 +1,4 @@
-"""How full a head is, and what a dataset would meet."""
+"""The capacity of a head, and the outlook of a dataset."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Conditioning centres and mildly whitens by one dataset's moments, whatever that dataset is."""
+"""Conditioning centres and mildly whitens by one dataset's moments, for any dataset."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A pair that comes again: both heads move, and the old scores stay.
+"""A repeated pair: both heads move, and the old scores stay.
 
 Shapes: B rows, E width of the embeddings, I and J widths of the two sides' features.
 """
@@ -307,7 +307,7 @@ def test_shares_are_the_same_on_every_call(old_rows: Rows, learned: PairWeights)
 
 
 def test_shares_do_not_depend_on_rounding_of_the_moments(old_rows: Rows) -> None:
-    """What a head may do to old inputs is the same space after noise in the sixteenth digit."""
+    """The space of a head's effect on old inputs is the same after noise in the sixteenth digit."""
     noisy = (old_rows[0] * (1 + 1e-15 * random(700, *old_rows[0].shape)), old_rows[1])
     own = []
     for rows in (old_rows, noisy):

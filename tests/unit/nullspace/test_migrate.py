@@ -28,7 +28,7 @@ def moment(rows_BI: torch.Tensor) -> SecondMoment:
 
 
 def of_many(rows_BI: torch.Tensor) -> SecondMoment:
-    """As if each of these rows had come a billion times: nothing is left to expect."""
+    """The moment of a billion copies of each row, which makes the shrinkage negligible."""
     return SecondMoment(len(rows_BI) * 10**9, moment(rows_BI).sum_II * 10**9)
 
 

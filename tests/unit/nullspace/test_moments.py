@@ -1,4 +1,4 @@
-"""Moments are sums: whatever the order, the grouping or the weights, they are exact."""
+"""Moments are sums: they are exact for any order, grouping or weights."""
 
 from itertools import pairwise
 

@@ -121,7 +121,7 @@ def test_entries_that_offend_most_are_given_up_first() -> None:
 
 
 def test_drift_without_energy_is_bounded_by_scaling() -> None:
-    """A measure that the energies know nothing of: only t can bring it inside."""
+    """A measure unrelated to the energies: only t can meet the bound."""
     pair = Pair(4, rank=4)
 
     def size_of_harmless(changes: Changes) -> float:

@@ -196,7 +196,7 @@ def test_a_moment_with_infinite_values_is_refused() -> None:
 
 
 def test_interference_is_elementwise_in_eigen_coordinates() -> None:
-    """What Σ r_i s_j M_ij² says is what old scores do, over all row combinations."""
+    """Σ r_i s_j M_ij² equals the change of old scores, over all row combinations."""
     generator = torch.Generator().manual_seed(7)
     inputs_BI = torch.randn(30, 6, generator=generator, dtype=DOUBLE)
     partners_BE = torch.randn(20, 4, generator=generator, dtype=DOUBLE)

@@ -1,4 +1,4 @@
-"""What moments of a small dataset reveal: who has a feature can decide whether it is one of the rows."""
+"""What moments of a small dataset reveal: whether a given feature is one of the rows."""
 
 import torch
 

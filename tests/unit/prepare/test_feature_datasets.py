@@ -145,7 +145,7 @@ def test_any_bad_row_refuses_the_dataset_unless_rows_may_be_left_out(ground: Gro
     for name, row in (("a", 3), ("b", 5)):
         table = damaged(feature_table(16, prefix=name), row, np.nan)
         write_shard(ground.folder / f"{name}.parquet", table)
-    # The first file's, in whatever order they are read.
+    # The first file's, for any order of reading.
     message = r"a\.parquet: column 'feature_a' has NaN or infinity in row 3$"
     with pytest.raises(PreparationFailed, match=message) as caught:
         ground.prepare(ground.request("a.parquet", "b.parquet"))

@@ -1,4 +1,4 @@
-"""The driver: which requests it carries out when, and how they end."""
+"""The driver: when it carries out each request, and how the request ends."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ WAIT = 30.0
 
 
 class Carried:
-    """In place of `prepare_dataset`: notes the requests, and does what a test says."""
+    """Replaces `prepare_dataset`: records the requests, and does what the test sets."""
 
     def __init__(self) -> None:
         self.started: list[tuple[str, int]] = []

@@ -94,7 +94,7 @@ def test_units_in_work_are_added_to_those_that_are_done(progress: Progress, cloc
 
 
 def test_a_unit_that_begins_again_lowers_nothing(progress: Progress) -> None:
-    """What fails at the same row again and again must not look like progress."""
+    """Repeated failures at the same row must not count as progress."""
     progress.enter("encoding", rows=100, units=1)
     shown = []
     for rows in (10, 60, 5, 60, 61):

@@ -1,4 +1,4 @@
-"""Rows that no decoder can read, or that end it: each has a verdict, and the others are read."""
+"""Rows that no decoder can read, or that crash it: each has a verdict, and the others are read."""
 
 import io
 import struct

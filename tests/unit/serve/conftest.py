@@ -94,7 +94,7 @@ class Replica:
         return create_api(self.parts(args))
 
     def parts(self, args: ServeArgs) -> Parts:
-        """What the routes work with."""
+        """The objects that the routes use."""
         compute = Batcher(self.metrics, traced=self.tracing is not None)
         return Parts(
             args=args,

@@ -1,7 +1,7 @@
 """Checks responses of a replica against the OpenAPI document.
 
 Every request of the tests in this folder is checked (`Replica.run`): a status, a form or a field that is
-sent and not described fails the test that met it.
+sent and not described fails the test that received it.
 """
 
 import json
@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from tests.architecture.repository import ROOT
 
 Schema = dict[str, Any]
-# It is not read: the client is gone.
+# The client has disconnected, so it is never read.
 _CLIENT_CLOSED_REQUEST = 499
 
 
@@ -42,7 +42,7 @@ def _validator(reference: str) -> Draft202012Validator:
 
 
 def check_described(response: httpx.Response) -> None:
-    """Raises AssertionError. What no route answers is not described either."""
+    """Raises AssertionError. Responses without a route are not described, and not checked."""
     request = response.request
     found = [
         operation

@@ -27,7 +27,7 @@ def picture(size: tuple[int, int] = (30, 20)) -> bytes:
 
 
 def crashing_decoder(request: DecodeFile, output: FrameWriter) -> None:
-    """As `decode_file`; some files crash it, take its time, or make it send something else."""
+    """Like `decode_file`, but some files crash it, exceed its time, or make it send other messages."""
     content = (output.folder / "item").read_bytes()
     if content == b"crash":
         os.kill(os.getpid(), signal.SIGSEGV)

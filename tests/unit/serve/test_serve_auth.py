@@ -313,7 +313,7 @@ def test_tokens_that_the_control_plane_has_not_signed_are_refused(scene: AuthSce
         "\xff.\xff.\xff",
         unsigned,
         shared,
-        # What was signed as a list of keys is no token, and the other way round.
+        # A signed list of keys is not a token, and a token is not a list of keys.
         token([]).decode(),
     ):
         assert isinstance(refusal(scene, f"Bearer {text}"), Unauthorized), text[:80]

@@ -19,7 +19,7 @@ from workers.serve.auth import SignedKeys, read_public_keys
 from workers.storage import layout
 
 PAIR = make_pair()
-# Probes, the description, and what brings about a look and nothing else.
+# Probes, the description, and the announcement, which only triggers a poll.
 OPEN = {"/healthz", "/readyz", "/openapi.json", ANNOUNCEMENTS}
 LAB, SHOP, OPERATOR = mint(), mint(), mint()
 QUERY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]})

@@ -1,4 +1,4 @@
-"""A timer is set only for what waits, and then it is as any other."""
+"""A timer is set only for a call that waits, and then behaves like any other."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine

@@ -1,4 +1,4 @@
-"""A version leaves as a model: what other programs compute with it equals the endpoint's answers."""
+"""Exported versions: what other programs compute with one equals the endpoint's answers."""
 
 import contextlib
 import json
@@ -63,7 +63,7 @@ def exporting(replica: Replica) -> Replica:
 
 
 def computed(folder: Path, program: str) -> dict[str, np.ndarray]:
-    """What a program in an interpreter of its own makes of the features."""
+    """Embeddings of the features by a program in a separate interpreter."""
     for modality in MODALITIES:
         np.save(folder / f"{modality}.npy", features(modality))
     run_without_cmcl(program, str(folder), *MODALITIES)
@@ -86,7 +86,7 @@ def test_the_recipe_computes_what_the_endpoint_answers_with_numpy_alone(
 
 
 def evaluated(model: onnx.ModelProto, rows: np.ndarray) -> np.ndarray:
-    """What the reference implementation of the operators computes."""
+    """Results of the reference implementation of the operators."""
     (found,) = ReferenceEvaluator(model).run(None, {"features": rows})
     assert isinstance(found, np.ndarray)
     return found

@@ -74,7 +74,7 @@ def features(side: int) -> np.ndarray:
 
 
 def scores(replica: Replica, version: int, row: int) -> np.ndarray:
-    """Of the image of a row with all texts, by plain products."""
+    """Scores of the image of a row with all texts, by plain products."""
     heads = load_version(replica.store, MODEL, version).heads
     image = heads.embed("image", torch.from_numpy(features(0)[row : row + 1].copy()))
     texts = heads.embed("text", torch.from_numpy(features(1).copy()))

@@ -1,4 +1,4 @@
-"""What replicas and encoders book of a node."""
+"""Resources that replicas and encoders reserve on a node."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def test_a_node_has_exactly_room_for_its_share() -> None:
 
 
 def _options(**arguments: object) -> tuple[Any, Any]:
-    """What replica and encoder book."""
+    """Resources that a replica and an encoder reserve."""
     replica: Any = build({**STORE, **arguments})._bound_deployment
     _, encoders = replica.init_args
     return replica.ray_actor_options, encoders["words"]._bound_deployment.ray_actor_options

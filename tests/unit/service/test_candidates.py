@@ -1,4 +1,4 @@
-"""The candidate of a job beside its parent, for the one who approves it."""
+"""The candidate of a job beside its parent, for its approver."""
 
 from pathlib import Path
 from typing import Any

@@ -44,7 +44,7 @@ def edge() -> Iterator[Edge]:
 def test_a_head_without_end_is_cut_off(edge: Edge, start: bytes, piece: bytes) -> None:
     with edge.connect() as client:
         client.sendall(start)
-        # What the kernels of both ends hold, which the server has not read.
+        # Bytes that the kernels of both ends hold, and the server has not read.
         assert send_without_end(client, piece) < 16 << 20
 
 

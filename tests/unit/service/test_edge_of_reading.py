@@ -22,7 +22,7 @@ from tests.unit.service.edge import (
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """How many bytes the body had, once all of it has come."""
+    """Return the size of the body, once all of it has arrived."""
     total, is_last = 0, False
     while not is_last:
         message = await receive()

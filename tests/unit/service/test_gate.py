@@ -1,4 +1,4 @@
-"""What a candidate must contain to be accepted."""
+"""Required contents of a candidate."""
 
 from pathlib import Path
 from typing import Any

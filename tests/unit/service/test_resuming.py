@@ -86,7 +86,7 @@ def test_a_retry_resumes_where_the_lost_attempts_were(plane: ControlPlane) -> No
 
 
 def test_what_led_to_a_failure_is_not_resumed_from(plane: ControlPlane) -> None:
-    """Nor is the checkpoint from which that attempt resumed: it would fail again."""
+    """The checkpoint from which that attempt resumed is not used either: it would fail again."""
     job = start(plane)
     leave_checkpoint(plane.store, job, 1, 500)
     lose(plane, job)

@@ -38,7 +38,7 @@ class Shared:
         return self.plane.post_dataset(name, model, **changes)
 
     def set_priority(self, model: str, priority: str) -> None:
-        """As the owner of the last post."""
+        """Set the priority of a model, as the owner of the last post."""
         path = f"/v1/models/{model}/policy"
         assert self.plane.client.put(path, json={"priority": priority}).status_code == 200
 
@@ -57,7 +57,7 @@ class Shared:
         return [self.plane.job(job).state for job in jobs]
 
     def message(self, job: str) -> str:
-        """As a reader gets it."""
+        """The message of the job, as the API returns it."""
         answer = KeyClient(self.plane, ADMIN_KEY).get(f"/v1/jobs/{job}")
         return str(answer.json()["message"])
 
@@ -167,7 +167,7 @@ def test_a_priority_that_changes_while_its_job_waits_counts(make_plane: MakePlan
 
 
 def test_aging_ends_starvation_within_an_owner(make_plane: MakePlane) -> None:
-    """A job of low priority is passed by later ones of high priority for two hours, and not for ever."""
+    """A job of low priority is passed by later ones of high priority for two hours at most."""
     shared = make_plane(attempts_at_once=1)
     running = shared.post("a", "a-run")
     shared.rounds()

@@ -1,4 +1,4 @@
-"""Actions of somebody who has seen another state: 412, and nothing is changed."""
+"""Actions based on an outdated revision: 412, and nothing is changed."""
 
 import httpx
 

@@ -51,7 +51,7 @@ def _wait_until_idle(plane: ControlPlane, model: str) -> None:
 
 def test_a_posted_dataset_is_taken_up_at_once(plane: ControlPlane) -> None:
     with _working(plane):
-        # The clock stands still, so nothing but the event makes it due.
+        # The clock does not advance, so only the event makes it due.
         time.sleep(0.1)
         _wait_for(plane, plane.post_dataset(), JobState.PREPARING)
 

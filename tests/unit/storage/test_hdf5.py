@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def write_paper(path: Path, values_BMI: np.ndarray, modalities: list[str] | None = None) -> None:
-    """As FeatureStorage of the paper's code: a dataset per row, named by its id."""
+    """Write the layout of FeatureStorage in the paper's code: a dataset per row, named by its id."""
     with h5py.File(path, "w") as root:
         for row, values_MI in enumerate(values_BMI):
             root.create_dataset(f"clip_{row:03d}", data=values_MI)

@@ -1,4 +1,4 @@
-"""What running attempts show in names of keys: one listing tells of all of them."""
+"""Progress of running attempts in names of keys: one listing shows all of them."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

@@ -38,8 +38,7 @@ from workers.storage.versions import (
     write_live,
 )
 
-# Before and after the writing of each file and of the manifest; after the last, nothing is left to
-# go wrong.
+# Before and after the writing of each file and of the manifest; after the last, nothing can fail.
 MOMENTS_TO_DIE = range(1, 2 * (len(FILES) + 1))
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 

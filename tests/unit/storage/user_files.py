@@ -85,12 +85,12 @@ WRITERS: dict[str, Callable[[Path, Arrays], None]] = {
     "safetensors": write_safetensors,
     "hdf5": write_hdf5,
 }
-# Those that hold arrays under names.
+# Formats that hold named arrays.
 NAMED = ("npz", "packed npz", "safetensors", "hdf5")
 
 
 def opened(path: Path) -> UserFile:
-    """As it is after it was fetched."""
+    """The file as it is after the fetch."""
     return UserFile(path, URI, sha256_of_file(path), SIDES)
 
 

@@ -315,7 +315,7 @@ def test_shard_that_changed_after_it_was_verified_is_not_trained(
     assert "train.parquet" in failure.message
 
 
-# A process of its own, as a notice stays for life. It ends well at the first checkpoint.
+# A separate process, because a notice is permanent. It exits with 0 at the first checkpoint.
 NOTICED = """
 import os, sys, threading, time
 import torch

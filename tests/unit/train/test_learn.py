@@ -89,7 +89,7 @@ def test_odd_data_is_learned_twice_without_nan(name: str) -> None:
 
 @pytest.fixture
 def _without_older_objects() -> Iterator[None]:
-    """Leaves what other tests have kept out of collections and counts, which take seconds with it."""
+    """Exclude objects of other tests from collections and counts, which would take seconds."""
     gc.freeze()
     yield
     gc.unfreeze()

@@ -51,7 +51,7 @@ def features(pair: ModalityPair, rank: int, seed: int, rows: int = 128) -> list[
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training gave, and the heads that follow from it."""
+    """The result of training, and the heads that follow from it."""
 
     heads: ModalityHeads
     trained: TrainedPair

@@ -199,7 +199,7 @@ def test_a_version_says_what_it_unlearned_and_measures_what_remains(bench: Bench
     remaining = {"ds-a", "ds-b", "ds-d", "ds-e"}
     assert set(found.report.drift) == set(found.report.evaluation) == remaining
     assert found.report.quality["ds-a"].now < -0.5
-    # Later versions are measured against one that never saw it, so that those which did can go.
+    # Later versions are measured against one that never saw it, so those that did can be deleted.
     assert {line.name: line.reference for line in found.learned} == {
         "a": None,
         "b": None,
@@ -264,7 +264,7 @@ def assert_same_model(bench: Bench, one: VersionManifest, other: VersionManifest
 
 
 def branches(bench: Bench, ours: str, theirs: str, shared: int = 2) -> VersionRef:
-    """Model m to version `shared`, as the models one and two, which go on on their own."""
+    """Branch version `shared` of model m into the models one and two, which then learn separately."""
     for model, own in (("one", ours), ("two", theirs)):
         bench.branch("m", model, shared)
         bench.learn(model, own, start=shared)
@@ -304,7 +304,7 @@ def test_a_merged_version_is_certified_against_both(bench: Bench) -> None:
 
 
 def test_models_without_a_common_dataset_are_merged(bench: Bench) -> None:
-    """Two sites that began each on its own."""
+    """Two sites that started independently."""
     bench.learn("site", "ce")
     bench.learn("m2", "dab")
     merged = bench.run("m2", 4, merges=VersionRef(model="site", version=2))

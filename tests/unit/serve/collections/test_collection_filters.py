@@ -1,4 +1,4 @@
-"""Filters: the same answer as a plain evaluation in Python, whatever payloads and filters hold."""
+"""Filters: the same answer as a plain evaluation in Python, for any payloads and filters hold."""
 
 import json
 import math

@@ -19,8 +19,8 @@ from workers.storage.local import LocalStore
 MEBIBYTE = 1 << 20
 LIMIT = 160 * MEBIBYTE
 AT_ONCE = 1024
-# What reading and merging take for a moment, and what allocators keep of that: not counted, but bounded
-# whatever the limit is.
+# Temporary memory of reading and merging, and what allocators keep of it: not counted, but bounded for
+# any limit.
 BESIDE = 192 * MEBIBYTE
 PAYLOADS = {
     # The most values that 4 KiB can have: each takes six times as much in a table.

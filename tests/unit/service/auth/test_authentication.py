@@ -144,7 +144,7 @@ def test_guessing_is_slowed_and_known_keys_still_work(operator: KeyClient) -> No
     assert statuses[0] == 401
     assert statuses[-1] == 429
     assert statuses.count(401) <= 2 * FAILURES_PER_MINUTE
-    # One that was never seen could be a guess.
+    # A key that was never seen could be a guess.
     refused = unused.get("/v1/models")
     assert refused.status_code == 429
     assert 1 <= int(refused.headers["retry-after"]) <= 60

@@ -247,7 +247,7 @@ def test_tokens_and_keys_are_accepted_side_by_side(
         }.items()
     }
     assert answers == {"expired": 401, "ownerless": 403, "key": 401}
-    # Where no issuer is configured, a token is a wrong key.
+    # Without a configured issuer, a token counts as an invalid key.
     assert KeyClient(guarded, token).get("/v1/models").status_code == 401
     plane.close()
 
@@ -262,7 +262,7 @@ def test_a_valid_token_passes_behind_an_address_of_guessers(
         for _ in range(2 * FAILURES_PER_MINUTE + 2)
     ]
     assert (guesses[0], guesses[-1]) == (401, 429)
-    # Also one that was never seen: who renews tokens every few minutes sends new ones all the time.
+    # A token that was never seen is accepted too: clients that renew tokens often send new ones.
     assert KeyClient(plane, issuer.token()).get("/v1/models").status_code == 200
     assert KeyClient(plane, forged).get("/v1/models").status_code == 429
     plane.close()

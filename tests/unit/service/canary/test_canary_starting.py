@@ -189,7 +189,7 @@ def test_a_new_version_becomes_the_canary_if_the_policy_requires_it(canary_api: 
     assert (record["actor"], canary_api.pointer().version) == ("reconciler", 3)
     events = [(kind, version) for kind, version, _ in canary_api.events()]
     assert events == [("canary.started", 4), ("canary.aborted", 4), ("canary.started", 5)]
-    # What never answered is not counted as the time until it answers.
+    # A version that never answered adds no sample to the time until it answers.
     registry = canary_api.plane.context.metrics.registry
     assert registry.get_sample_value("cmcl_service_post_to_live_seconds_count") == 0
 

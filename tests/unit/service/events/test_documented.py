@@ -26,7 +26,7 @@ DOCUMENT = (ROOT / "docs" / "events.md").read_text()
 
 
 def _program(name: str) -> dict[str, Any]:
-    """What the one program that defines that function defines."""
+    """The names defined by the one program that defines that function."""
     (program,) = [code for code in code_of(DOCUMENT, "python") if f"def {name}(" in code]
     defined: dict[str, Any] = {}
     exec(program, defined)

@@ -195,7 +195,7 @@ def check_held_out(world: World, dataset: str) -> None:
 
 
 def check_jobs_go_on(world: World) -> None:
-    """What runs comes to a version; what ended badly does so too, or says that it is too late."""
+    """Open jobs reach a version. So do failed and rejected ones, or the request reports that it is too late."""
     for job in asked_again(world):
         world.finish(job)
         found = world.plane.job(job)
@@ -204,7 +204,7 @@ def check_jobs_go_on(world: World) -> None:
 
 
 def asked_again(world: World) -> Iterator[str]:
-    """Jobs that are open, one after another, and then those that were taken up again."""
+    """Yield the open jobs, and then those that were retried or approved."""
     open_states = [state for state in JobState if state not in TERMINAL]
     yield from world.jobs(*open_states)
     for state, path in ((JobState.FAILED, "retry"), (JobState.REJECTED, "approve")):

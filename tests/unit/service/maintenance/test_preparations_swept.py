@@ -1,4 +1,4 @@
-"""What preparations leave in object storage is removed when nothing needs it any longer."""
+"""Objects of preparations are removed from object storage when nothing needs them any longer."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def test_a_request_is_removed_once_its_job_is_no_longer_prepared(plane: ControlP
     assert is_asked(plane.store, request.dataset)
     prepare_all(plane.store)
     plane.tick_to(job, JobState.PREPARED)
-    # As a process leaves it that died before it removed the request, or wrote it late.
+    # Left by a process that died before it removed the request, or wrote it late.
     key = layout.preparation_request(request.dataset)
     plane.store.put(key, request.model_dump_json().encode())
     plane.store.put(layout.preparation_request("ds-000000000000"), b"{}")

@@ -55,9 +55,9 @@ ACTIONS: dict[str, Action] = {
 }
 ABOUT_ONE_THING = [path for path in ACTIONS if "{" in path]
 WITH_REVISION = [path for path, action in ACTIONS.items() if "seen" in action.form]
-# Of the session itself: they need no scope.
+# Actions on the session itself need no scope.
 OPEN = {"login", "logout", "sessions/{session}/end"}
-# Those of /v1, which a script uses with the session.
+# Routes of /v1 that a script uses with the session.
 OF_SCRIPTS = {
     "v1/uploads",
     "v1/uploads/{upload}/complete",

@@ -1,4 +1,4 @@
-"""A browser without a screen: keeps cookies, says where requests come from, follows no redirect."""
+"""A browser without a screen: keeps cookies, sends the origin of requests, follows no redirect."""
 
 import re
 from html import unescape

@@ -17,7 +17,7 @@ class Opened:
     is_open: bool = False
     job: str = "job"
     query: str = ""
-    # Of the endpoint, which decides what an owner may see.
+    # Whether the page shows objects of the endpoint, which decides what an owner may see.
     is_elsewhere: bool = False
 
 
@@ -60,7 +60,7 @@ PAGES: dict[str, Opened] = {
     "/ui/static/{digest}/{name}": Opened(None, is_open=True),
     "/ui/stream": Opened(),
 }
-# What a page shows is that of one owner.
+# Pages about one object, which belongs to one owner.
 ABOUT_ONE_THING = [
     path
     for path, page in PAGES.items()

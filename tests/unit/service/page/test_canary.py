@@ -1,4 +1,4 @@
-"""The canary of a model: what its rule says now, when it says more, and how earlier ones ended."""
+"""The canary of a model: the present result of its rule, when the rule decides, and how earlier ones ended."""
 
 from typing import Any
 

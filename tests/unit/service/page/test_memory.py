@@ -94,7 +94,7 @@ def test_without_held_out_rows_it_says_how_to_have_some(
     text = text_of(page)
     assert "No dataset has held-out rows, so recall is not measured" in text
     assert "--evaluation-share 0.1" in text
-    # What is known from moments alone is shown all the same.
+    # Figures that need only moments are still shown.
     assert "25.0 % Largest drift" in text
     assert rows_of(page, "datasets")[0][2:] == ["no held-out rows", "25.0 %", "– none", "– none"]
 

@@ -1,4 +1,4 @@
-"""Signing in with an OpenID issuer that is real but for its pages."""
+"""Signing in with an OpenID issuer that is real except for its pages."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_the_request_to_the_issuer_is_bound_to_this_browser(
 def test_an_answer_that_another_browser_asked_for_signs_nobody_in(
     issuer: FakeIssuer, plane: ControlPlane, visitor: Browser
 ) -> None:
-    """Otherwise a foreign page could sign a person in as somebody else."""
+    """Otherwise a foreign page could sign a person in as another user."""
     attacker = Browser(plane, ORIGIN)
     address = issuer.authorize(_begin(attacker))
     assert _come_back(visitor, address).status_code == 401

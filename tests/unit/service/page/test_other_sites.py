@@ -76,7 +76,7 @@ def test_a_link_from_elsewhere_is_opened_again_from_here(
     browser.cookies = cookies
     assert browser.get(address).status_code == 200
     browser.cookies = {}
-    # Signed out, it does not go round in circles.
+    # Without a session there is no redirect loop.
     again = browser.get(address, headers={"Sec-Fetch-Site": "cross-site"})
     assert browser.target(again) == "/ui/login?next=sessions%3Fx%3D%2522%253E"
 

@@ -1,4 +1,4 @@
-"""Questions of a person who never saw the page: each is answered on one page, in words."""
+"""Questions of a first-time visitor: one page answers each of them in text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

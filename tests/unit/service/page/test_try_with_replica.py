@@ -1,4 +1,4 @@
-"""The page asks a real replica, which verifies the tokens of its sessions: what one side sends, the other understands."""
+"""The page asks a real replica, which verifies the tokens of its sessions: both sides use the same format."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Stack:
     operator: KeyClient
 
     def person(self, owner: str) -> Browser:
-        """A browser of somebody who may do everything of that owner."""
+        """A browser with all scopes of that owner."""
         browser = Browser(self.plane)
         browser.sign_in(self.operator.make_key("ann", EVERY_SCOPE, owner=owner)["key"])
         return browser

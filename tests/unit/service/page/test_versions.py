@@ -311,7 +311,7 @@ def test_a_published_candidate_leads_to_its_version(grown: ControlPlane, reader:
     assert grown.client.post(f"/v1/jobs/{job}/approve", json={"reason": "ok"}).status_code == 202
     grown.run_to_end(job)
     assert reader.target(reader.get(address)) == "/ui/models/street/versions/4"
-    # A page that was open meanwhile learns it without being led away.
+    # A page that is already open shows the change without a redirect.
     part = reader.get(f"{address}?fragment=live_decision")
     assert part.status_code == 200
     assert "The candidate is v4 of street now." in text_of(part.text)

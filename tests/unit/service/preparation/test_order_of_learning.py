@@ -28,7 +28,7 @@ def test_the_first_of_a_model_are_prepared_and_the_others_wait(plane: Unattended
     assert states(plane, jobs) == [JobState.PREPARING] * MOST_OF_MODEL + [JobState.QUEUED] * 2
     prepare(plane.store, plane.request_of(jobs[3]))
     plane.tick(4)
-    # What is prepared ahead is bounded too.
+    # The number of datasets prepared ahead is bounded too.
     assert plane.job(jobs[3]).state == JobState.PREPARED
     assert states(plane, jobs[-2:]) == [JobState.QUEUED] * 2
     prepare(plane.store, plane.request_of(jobs[0]))

@@ -221,7 +221,7 @@ def test_progress_moves_the_deadline(plane: Unattended) -> None:
 
 
 def test_the_same_rows_again_are_no_progress(plane: Unattended) -> None:
-    """A row that ends its process whenever it is encoded: the driver begins again, without end."""
+    """A row ends its process whenever it is encoded, and the driver restarts indefinitely."""
     job = plane.post_dataset()
     request = plane.request_of(job)
     for phase, rows in 3 * [("planning", 0), ("encoding", 512), ("encoding", 700)]:

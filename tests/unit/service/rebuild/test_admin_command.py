@@ -121,7 +121,7 @@ def test_a_service_does_not_start_on_a_lost_database(
 ) -> None:
     """It would overwrite the versions of the first model that is created."""
     monkeypatch.setenv("CMCL_AUTH", "off")
-    # Of the whole process: later tests would log into what this one closes.
+    # The log configuration is global: later tests would log to a stream that this one closes.
     monkeypatch.setattr("logging.config.dictConfig", lambda _: None)
     assert main([]) == 1
     assert "admin rebuild" in capsys.readouterr().err

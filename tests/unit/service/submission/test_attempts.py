@@ -1,4 +1,4 @@
-"""What the launcher gets of an attempt: its command, its labels, its priority."""
+"""Arguments of the launcher for an attempt: its command, its labels, its priority."""
 
 from dataclasses import replace
 from typing import Any

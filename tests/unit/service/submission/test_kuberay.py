@@ -62,7 +62,7 @@ def test_what_waits_in_its_queue_is_pending_and_says_so(launcher: KubeRayLaunche
         ("RUNNING", "Failed", LaunchState.FAILED),
         ("", "ValidationFailed", LaunchState.FAILED),
         ("", "Retrying", PENDING),
-        # Of a later KubeRay: it counts as not ended.
+        # A state of a later KubeRay counts as not ended.
         ("", "Dreaming", PENDING),
     ],
 )

@@ -41,7 +41,7 @@ def test_panels_show_what_is_there(families: list[Metric], tmp_path: Path) -> No
     panels = GUIDE.partition("## Panels")[2]
     bare = {
         re.sub(r"_(total|bucket|count|sum)$", "", name)
-        # Those of Ray begin otherwise, and are none of the control plane.
+        # Names of Ray's metrics begin differently, and are not metrics of the control plane.
         for name in re.findall(r"\bcmcl_\w+", panels)
     }
     assert bare

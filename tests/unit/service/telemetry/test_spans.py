@@ -1,4 +1,4 @@
-"""Traces: nothing without a destination; with one, a job in the trace of its request, whichever service works on it."""
+"""Traces: nothing without a destination; with one, a job in the trace of its request, on every replica."""
 
 import subprocess
 import sys

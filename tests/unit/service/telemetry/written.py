@@ -19,7 +19,7 @@ class _Written(logging.Handler):
 
 @contextmanager
 def written_lines() -> Iterator[list[dict[str, object]]]:
-    """What the service logs in the block, from level info."""
+    """Lines that the service logs in the block, from level info."""
     handler, logger = _Written(), logging.getLogger("service")
     before = logger.level
     logger.setLevel(logging.INFO)

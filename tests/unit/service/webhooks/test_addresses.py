@@ -196,7 +196,7 @@ def test_what_was_checked_is_what_is_connected_to(receiver: Receiver) -> None:
 
 @pytest.mark.parametrize("name", ["hooks.example", "other.example"])
 def test_the_certificate_must_be_that_of_the_name(tmp_path: Path, name: str) -> None:
-    """Although the connection is made to a number."""
+    """The name is verified although the connection is made to a numeric address."""
     certificate, tls = _certificate(tmp_path, "hooks.example")
     with receiving(tls) as receiver:
         url = f"https://{name}:{receiver.port}/"
@@ -228,7 +228,7 @@ def test_a_name_without_addresses_is_a_failure() -> None:
 
 
 def _certificate(folder: Path, name: str) -> tuple[Path, ssl.SSLContext]:
-    """One that signs itself, and a server's context with it."""
+    """A self-signed certificate, and a server context with it."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     begin = datetime.now(UTC) - timedelta(days=1)

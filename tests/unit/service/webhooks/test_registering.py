@@ -199,7 +199,7 @@ def test_webhooks_of_one_owner_take_14_of_16_places(
             if len(present) == 14:
                 enough.set()
         enough.wait(60)
-        # In between a fifteenth would come.
+        # A fifteenth would arrive during this pause.
         time.sleep(0.3)
         with lock:
             present.pop()

@@ -126,7 +126,7 @@ def test_the_transform_is_applied_to_every_batch(shards: list[Shard]) -> None:
     ("known", "name"),
     [
         ({"blake3": "0" * 64}, "BLAKE3"),
-        # As a manifest has it that was written before shards had a BLAKE3.
+        # Like a manifest that was written before shards had a BLAKE3.
         ({"blake3": None, "sha256": "0" * 64}, "SHA-256"),
     ],
 )

@@ -41,7 +41,7 @@ def test_other_messages_are_refused(line: bytes) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go, for this process alone."""
+    """The folder for temporary files, for this process only."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
