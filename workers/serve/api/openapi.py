@@ -54,6 +54,7 @@ class DescribedApp(FastAPI):
             components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
             errors: Schema = {}
             schemas = components["schemas"]
+            schemas.update(_definitions(ErrorResponse))
             for item in document["paths"].values():
                 for each in item.values():
                     _hoist_body(each, schemas)
@@ -88,15 +89,25 @@ def operation(
     succeeds: Schema = {"description": "Success.", **(success or {})}
     if answer is not None:
         succeeds["model"] = answer
-    fails = {
-        status: {"model": ErrorResponse, "description": _WORDS[status]} for status in sorted(errors)
-    }
+    fails = {status: _failure(status) for status in sorted(errors)}
     extra: Schema = {"parameters": list(parameters)}
     if 401 in fails:
         extra["security"] = [{"bearer": []}, {}]
     if body is not None:
         extra["requestBody"] = {"required": True, "content": body}
     return {"name": name, "responses": {200: succeeds, **fails}, "openapi_extra": extra}
+
+
+def _failure(status: int) -> Schema:
+    """A reference and not a model, for which FastAPI would make a validator in each route."""
+    schema = {"$ref": _REFERENCE.format(model=ErrorResponse.__name__)}
+    return {"description": _WORDS[status], "content": {JSON: {"schema": schema}}}
+
+
+def _definitions(model: type[BaseModel]) -> Schema:
+    """The schemas of a model and of those that it contains, by name."""
+    schema = model.model_json_schema(ref_template=_REFERENCE)
+    return {**schema.pop("$defs", {}), model.__name__: schema}
 
 
 def json_body(model: type[BaseModel]) -> Schema:
