@@ -57,7 +57,7 @@ class Timeouts:
     """Timeouts that end a hang, in seconds.
 
     `peer`: how long ranks wait for each other in a collective, and Ray Train for the health check of a
-    rank. Whichever expires first restarts the group. It must be longer than what one rank may do while
+    rank. The first one to expire restarts the group. It must be longer than what one rank may do while
     the others wait, such as retrying a store that comes back after half a minute.
     """
 

@@ -49,7 +49,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 # Longer than any product takes: a thread that does not respond in this time is stuck.
 _MOVES_SECONDS = 5.0
-# Of an announcement.
+# Limits of the body of an announcement, and of its arrival.
 _MOST_BYTES = 4096
 _BODY_SECONDS = 5.0
 
