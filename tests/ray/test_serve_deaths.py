@@ -173,13 +173,13 @@ def test_requests_of_a_replica_that_is_killed_are_answered_by_the_other(
     wait_for_version(serve_url, 1)
     replicas = ray_processes(stack, REPLICA)
     assert len(replicas) == 2
-    with crowd(serve_url, min_version=2) as everybody:
+    with crowd(serve_url, min_version=2) as clients:
         replicas[0].kill()
-        everybody.wait_for_more()
+        clients.wait_for_more()
         publish(store, 2)
-        everybody.wait_for_more()
-    assert everybody.held == ["200"] * HELD
-    assert Counter(everybody.asked) == {"200": len(everybody.asked)}
+        clients.wait_for_more()
+    assert clients.held == ["200"] * HELD
+    assert Counter(clients.asked) == {"200": len(clients.asked)}
 
 
 def test_requests_are_answered_while_the_application_is_changed_and_deleted(
@@ -188,7 +188,7 @@ def test_requests_are_answered_while_the_application_is_changed_and_deleted(
     publish(store, 3)
     wait_for_version(serve_url, 3)
     before = application_at(serve_url)
-    with crowd(serve_url, min_version=4) as everybody:
+    with crowd(serve_url, min_version=4) as clients:
         second.send_signal(signal.SIGUSR1)
         # Old replicas get no new requests, and end once their pending requests are answered.
         wait_until(
@@ -197,15 +197,15 @@ def test_requests_are_answered_while_the_application_is_changed_and_deleted(
         )
         publish(store, 4)
         wait_for_line(stack, CHANGED)
-        everybody.wait_for_more()
-    assert everybody.held == ["200"] * HELD
-    assert Counter(everybody.asked) == {"200": len(everybody.asked)}
+        clients.wait_for_more()
+    assert clients.held == ["200"] * HELD
+    assert Counter(clients.asked) == {"200": len(clients.asked)}
 
-    with crowd(serve_url, min_version=5) as everybody:
+    with crowd(serve_url, min_version=5) as clients:
         second.send_signal(signal.SIGTERM)
-        wait_until(lambda: everybody.asked[-1] != "200", "it continues to answer")
+        wait_until(lambda: clients.asked[-1] != "200", "it continues to answer")
         publish(store, 5)
         wait_for_line(stack, DELETED)
-    assert everybody.held == ["200"] * HELD
+    assert clients.held == ["200"] * HELD
     # Later clients are rejected with a message; no connection is cut.
-    assert set(everybody.asked) <= {"200", "404", "503"}
+    assert set(clients.asked) <= {"200", "404", "503"}
