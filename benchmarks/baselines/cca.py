@@ -14,6 +14,7 @@ from workers.model.memory import Memory
 from workers.nullspace.centred import pooled
 from workers.nullspace.closed_form import SMALLEST_RIDGE, Directions, solve
 from workers.nullspace.moments import PairMoments
+from workers.nullspace.two_folds import Choice
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class CCA(Method):
     def from_spec(cls, spec: ModelSpec) -> "CCA":
         return cls(spec.training.temperature)
 
-    def ridges(self, halves: tuple[PairMoments, PairMoments]) -> tuple[float, float]:
-        return self.ridge, self.ridge
+    def choose(self, halves: tuple[PairMoments, PairMoments]) -> Choice:
+        return Choice((self.ridge, self.ridge), 0.0)
 
     def solve(self, context: TrainingContext, memory: Memory) -> Solved:
         width, moments = context.heads.width, pooled(memory.centred)

@@ -24,7 +24,7 @@ from workers.model.memory import Memory
 from workers.nullspace.centred import components
 from workers.nullspace.closed_form import typical_variance
 from workers.nullspace.moments import PairMoments
-from workers.nullspace.two_folds import RIDGES
+from workers.nullspace.two_folds import RIDGES, Choice
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class RidgeOntoFrozen(Method):
     def from_spec(cls, spec: ModelSpec) -> "RidgeOntoFrozen":
         return cls(spec.training.temperature)
 
-    def ridges(self, halves: tuple[PairMoments, PairMoments]) -> tuple[float, float]:
+    def choose(self, halves: tuple[PairMoments, PairMoments]) -> Choice:
         # The memory needs a ridge of each modality. This method has its own.
-        return RIDGES[0], RIDGES[0]
+        return Choice((RIDGES[0], RIDGES[0]), 0.0)
 
     def solve(self, context: TrainingContext, memory: Memory) -> Solved:
         order = self._order(context)

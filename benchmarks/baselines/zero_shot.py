@@ -7,7 +7,7 @@ from workers.methods.method import Method, Solved, TrainingContext
 from workers.model.memory import Memory
 from workers.nullspace.centred import components
 from workers.nullspace.moments import PairMoments
-from workers.nullspace.two_folds import RIDGES
+from workers.nullspace.two_folds import RIDGES, Choice
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class ZeroShot(Method):
             )
         return cls(spec.training.temperature)
 
-    def ridges(self, halves: tuple[PairMoments, PairMoments]) -> tuple[float, float]:
+    def choose(self, halves: tuple[PairMoments, PairMoments]) -> Choice:
         # The memory needs a ridge of each modality. This method has none.
-        return RIDGES[0], RIDGES[0]
+        return Choice((RIDGES[0], RIDGES[0]), 0.0)
 
     def solve(self, context: TrainingContext, memory: Memory) -> Solved:
         groups = tuple(components(memory.centred))

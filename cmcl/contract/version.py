@@ -80,8 +80,8 @@ class Solution(Frozen):
     )
     rank: int = Field(
         ge=0,
-        description="of the `width` leading directions, those in which pairs agree; in the others the "
-        "embeddings are zero",
+        description="directions in which pairs of any dataset agree beyond chance, at most `width`; in the others "
+        "the embeddings are zero",
     )
     groups: tuple[tuple[str, ...], ...] = Field(
         description="modalities that datasets connect; between two groups no score has a meaning"
@@ -157,6 +157,13 @@ class LearnedDataset(Frozen):
         exclude_if=lambda ridges: not ridges,
         description="by modality: the ridge with which half of the dataset's rows scores best on the other "
         "half; empty if the heads were trained on rows",
+    )
+    directions: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda directions: directions is None,
+        description="in how many directions half of the dataset's rows agree as the other half does; null: in more "
+        "than 128, or the heads were trained on rows",
     )
     moments_error: dict[Modality, float] = Field(
         default={},

@@ -75,7 +75,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     ),
     "solved_rank": (
         "Rank",
-        "Directions in which the pairs of all datasets agree, of the width of the embeddings. In the others, the embeddings are zero.",
+        "Directions in which pairs of any dataset agree beyond chance, of the width of the embeddings. In the others, the embeddings are zero.",
     ),
     "ridge": (
         "Ridge",

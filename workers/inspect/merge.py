@@ -151,7 +151,8 @@ def _put_version(
                 f"{export}: the moments of dataset {line.name!r} are not those of the manifest (SHA-256)"
             )
         store.put(layout.dataset_moments(line.dataset), data)
-        memory = memory.with_sums(line.pair, load_dataset_sums(data), line.ridges)
+        sums = load_dataset_sums(data)
+        memory = memory.with_sums(line.pair, sums, line.ridges, line.directions)
     heads = load_heads((export / HEADS_FILE).read_bytes(), manifest.spec)
     selftest = (export / layout.SELFTEST).read_bytes()
     _check_heads(heads, selftest, manifest)

@@ -6,7 +6,8 @@ No row of any dataset is read: the new one's moments are all that learning it ne
 function of the sum of all moments, and of the parent only by a common rotation, so the order of
 datasets changes no score. Four steps:
 
-    ridges   by the two halves of the new dataset (workers/nullspace/two_folds.py)
+    choose   ridges and a number of directions, by the two halves of the new dataset
+             (workers/nullspace/two_folds.py)
     solve    canonical directions of all pairs together (workers/nullspace/closed_form.py)
     polish   InfoNCE on rows drawn from moments, within the leading directions (polish.py)
     align    one rotation of all heads, onto the parent's (workers/nullspace/alignment.py)
@@ -33,10 +34,11 @@ from workers.nullspace.alignment import aligned, on_principal_axes, unit_scale
 from workers.nullspace.centred import CentredMoments, PairNames, centred, pooled
 from workers.nullspace.closed_form import Directions, solve
 from workers.nullspace.moments import PairMoments, SecondMoment
-from workers.nullspace.two_folds import best_ridges
+from workers.nullspace.two_folds import Choice, best_choice
 
 # Updates of the polish for each dataset, and their learning rate (docs/log.md).
-_UPDATES, _LEARNING_RATE = 47, 3e-4
+# AdamW moves each of the K entries of a row by about the rate, so beyond _FEW directions it falls with K.
+_UPDATES, _LEARNING_RATE, _FEW = 47, 3e-4, 256
 # The precision of the block iteration. Whitening, decomposition and results are in float64.
 _PRECISION = torch.float32
 
@@ -54,35 +56,39 @@ class ClosedForm(Method):
     def from_spec(cls, spec: ModelSpec) -> "ClosedForm":
         return cls(spec.training, spec.seed)
 
-    def ridges(self, halves: tuple[PairMoments, PairMoments]) -> tuple[float, float]:
+    def choose(self, halves: tuple[PairMoments, PairMoments]) -> Choice:
         one, other = (centred(half, 1.0) for half in halves)
-        return best_ridges((one, other)).ridges
+        return best_choice((one, other))
 
     def solve(self, context: TrainingContext, memory: Memory) -> Solved:
         width, pairs = context.heads.width, memory.centred
         ridges = {name: each.pooled for name, each in memory.ridges.items()}
-        solution = solve(pooled(pairs), ridges, width, _PRECISION)
-        found, updates, loss = dict[str, Tensor](), 0, 0.0
-        for group in solution.groups:
+        solution = solve(pooled(pairs), ridges, width, _PRECISION, memory.most_directions)
+        found, rank, updates, loss = dict[str, Tensor](), 0, 0, 0.0
+        for solved in solution.groups:
+            group, inside = _where_pairs_agree(
+                solved, reduced_pairs(pairs, solved, memory.datasets), memory
+            )
             polish = polished(
                 {name: with_constant(group.scaling(width)) for name in group.heads},
-                reduced_pairs(pairs, group, memory.datasets),
+                inside,
                 PolishSettings(
                     _UPDATES,
-                    _LEARNING_RATE,
+                    _LEARNING_RATE * min(1.0, _FEW / max(group.rank, 1)),
                     self.training.batch_size,
                     self.training.temperature,
                     self.seed,
                 ),
             )
             found |= _like_the_parent(weights(group, polish.mixing), context, memory)
-            updates, loss = updates + polish.updates, max(loss, polish.loss)
+            rank, updates = max(rank, group.rank), updates + polish.updates
+            loss = max(loss, polish.loss)
         return Solved(
             weights={name: weight_EI.float() for name, weight_EI in found.items()},
             final_loss=loss,
             updates=updates,
             temperature=self.training.temperature,
-            rank=solution.rank,
+            rank=rank,
             groups=tuple(tuple(sorted(group.heads)) for group in solution.groups),
         )
 
@@ -98,6 +104,22 @@ def reduced_pairs(
         for pair, moments in sorted(pairs.items())
         if pair[0] in group.heads and moments.weight > 0
     ]
+
+
+def _where_pairs_agree(
+    group: Directions, pairs: list[ReducedPair], memory: Memory
+) -> tuple[Directions, list[ReducedPair]]:
+    """The directions in which any pair agrees beyond chance, in both: the group and its pairs.
+
+    Of each pair those with the largest correlations, as many as the dataset has that has most of them
+    (workers/nullspace/two_folds.py). Pairs share directions, so these are fewer than all pairs have together.
+    """
+    kept_K = torch.zeros(group.rank, dtype=torch.bool)
+    for each in pairs:
+        correlation_K = each.correlations
+        count = int(min(memory.directions[each.pair][-1], group.rank))
+        kept_K[correlation_K.topk(count).indices] = True
+    return group.at(kept_K), [each.at(kept_K) for each in pairs]
 
 
 def _like_the_parent(

@@ -13,7 +13,7 @@ The training loop (workers/train/loop.py) calls a method in this order:
 
 or, if it `solves`, only
 
-    ridges           what the two halves of the new dataset choose
+    choose           ridges and a number of directions, by the two halves of the new dataset
     solve            heads from moments, without an update on rows
     next_state       as above
 
@@ -34,6 +34,7 @@ from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace, everything_free
 from workers.nullspace.moments import PairMoments
+from workers.nullspace.two_folds import Choice
 
 # State of a method that outlives a dataset, by name. Stored with the version, beside the moments.
 MethodState = Mapping[str, Tensor]
@@ -157,8 +158,8 @@ class Method:
         """Create the method of a model. The default needs nothing of the spec."""
         return cls()
 
-    def ridges(self, halves: tuple[PairMoments, PairMoments]) -> tuple[float, float]:
-        """Choose a ridge for each modality by the moments of the dataset's halves. For methods with `solves`.
+    def choose(self, halves: tuple[PairMoments, PairMoments]) -> Choice:
+        """Choose ridges and a number of directions by the moments of the dataset's halves. For methods with `solves`.
 
         Called on rank 0.
         """

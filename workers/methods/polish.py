@@ -14,7 +14,7 @@ H, and sampled noise cannot pull a head there.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,24 @@ class ReducedPair:
     pair: PairNames
     moments: PairMoments
     datasets: float
+
+    @property
+    def correlations(self) -> Tensor:
+        """Of the two sides in each direction (K); 0 where one of them does not vary."""
+        first_II, second_II = self.moments.first.sum_II, self.moments.second.sum_II
+        first_K, second_K = first_II[:-1, -1], second_II[:-1, -1]
+        covariance_K = self.moments.cross_IJ.diagonal()[:-1] - first_K * second_K
+        variances_K = first_II.diagonal()[:-1] - first_K.square()
+        variances_K = variances_K * (second_II.diagonal()[:-1] - second_K.square())
+        return (covariance_K / variances_K.sqrt()).nan_to_num(0.0, 0.0, 0.0)
+
+    def at(self, kept_K: Tensor) -> "ReducedPair":
+        """In some of the directions, with the constant 1."""
+        kept_I = torch.cat([kept_K, kept_K.new_ones(1)])
+        sums = (self.moments.first.sum_II, self.moments.second.sum_II, self.moments.cross_IJ)
+        first_II, second_II, cross_II = (each_II[kept_I][:, kept_I] for each_II in sums)
+        moments = PairMoments(SecondMoment(1, first_II), SecondMoment(1, second_II), cross_II)
+        return replace(self, moments=moments)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ _SELFTEST_ROWS = 4
 # Names of modalities do not contain it, so keys split unambiguously.
 _SEPARATOR = "/"
 _RIDGES = "ridges"
+_DIRECTIONS = "directions"
 # The names of tensors of moments in compact form begin with it.
 _COMPACT = "compact/"
 
@@ -129,6 +130,8 @@ def save_memory(memory: Memory) -> bytes:
             tensors |= {prefix + name: value for name, value in moment_tensors(moments).items()}
         if about_means := memory.centred.get((first, second)):
             tensors |= {prefix + name: each for name, each in _centred_tensors(about_means).items()}
+            numbers = torch.tensor(memory.directions[first, second], dtype=torch.float64)
+            tensors[f"{prefix}{_DIRECTIONS}"] = numbers
     for modality, ridges in memory.ridges.items():
         chosen = torch.tensor(ridges.chosen, dtype=torch.float64)
         tensors[f"{modality}{_SEPARATOR}{_RIDGES}"] = chosen
@@ -138,7 +141,7 @@ def save_memory(memory: Memory) -> bytes:
 def load_memory(data: bytes) -> Memory:
     """Moments of all pairs. Raises InvalidVersion."""
     tensors = _load(data, "memory")
-    moments, datasets, about_means, ridges = {}, {}, {}, {}
+    moments, datasets, about_means, ridges, directions = {}, {}, {}, {}, {}
     for names in sorted({tuple(name.split(_SEPARATOR)[:-1]) for name in tensors}):
         prefix = _SEPARATOR.join((*names, ""))
         if len(names) == 2:
@@ -148,11 +151,12 @@ def load_memory(data: bytes) -> Memory:
                 moments[pair] = moments_from(tensors, prefix)
             if f"{prefix}rows" in tensors:
                 about_means[pair] = _centred_from(tensors, prefix)
+                directions[pair] = tuple(_numbers(tensors, f"{prefix}{_DIRECTIONS}").tolist())
         elif len(names) == 1 and f"{prefix}{_RIDGES}" in tensors:
             ridges[names[0]] = Ridges(tuple(tensors[f"{prefix}{_RIDGES}"].tolist()))
         else:
             raise InvalidVersion(f"the memory contains {prefix!r}, which is no moment of a pair")
-    return Memory(moments, datasets, about_means, ridges)
+    return Memory(moments, datasets, about_means, ridges, directions)
 
 
 def save_selftest(heads: ModalityHeads, spec: ModelSpec) -> bytes:
@@ -273,9 +277,13 @@ def _symmetric(triangle: Tensor, width: int) -> Tensor:
 
 
 def _number(tensors: Mapping[str, Tensor], name: str) -> int:
+    return int(_numbers(tensors, name))
+
+
+def _numbers(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in tensors:
         raise InvalidVersion(f"the moments have no {name!r}")
-    return int(tensors[name])
+    return tensors[name]
 
 
 def _tensor(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:

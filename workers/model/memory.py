@@ -42,14 +42,16 @@ class Memory:
 
     Keys are pairs in lexical order; the first side belongs to the lexically first modality.
     `datasets` counts how many are pooled under each. Masks and replay need uncentred `moments`. The
-    closed form needs `centred` ones, in which each dataset is centred by its own means, and the
-    `ridges` of modalities. A model keeps what its policy needs.
+    closed form needs `centred` ones, in which each dataset is centred by its own means, the `ridges` of
+    modalities, and in how many `directions` the sides of each dataset agree (in rising order; infinity: more than
+    were compared). A model keeps what its policy needs.
     """
 
     moments: Mapping[PairNames, PairMoments] = field(default_factory=dict)
     datasets: Mapping[PairNames, int] = field(default_factory=dict)
     centred: Mapping[PairNames, CentredMoments] = field(default_factory=dict)
     ridges: Mapping[str, Ridges] = field(default_factory=dict)
+    directions: Mapping[PairNames, tuple[float, ...]] = field(default_factory=dict)
 
     def with_dataset(self, pair: ModalityPair, moments: PairMoments) -> "Memory":
         """Return this memory with one more dataset, for masks and replay."""
@@ -59,11 +61,15 @@ class Memory:
         return replace(self._counting(key), moments={**self.moments, key: total})
 
     def with_sums(
-        self, pair: ModalityPair, sums: CentredMoments, ridges: Mapping[str, float]
+        self,
+        pair: ModalityPair,
+        sums: CentredMoments,
+        ridges: Mapping[str, float],
+        directions: int | None = None,
     ) -> "Memory":
         """Return this memory with what one more dataset adds, for the closed form.
 
-        `ridges`: those that the dataset chose for its two modalities.
+        `ridges`, `directions`: those that the dataset chose (`nullspace.two_folds`).
         """
         key, sums = _key(pair), _in_order(pair, sums)
         known = self.centred.get(key)
@@ -75,10 +81,18 @@ class Memory:
             self._counting(key),
             centred={**self.centred, key: known + sums if known else sums},
             ridges={**self.ridges, **chosen},
+            directions={
+                **self.directions,
+                key: tuple(sorted((*self.directions.get(key, ()), _number(directions)))),
+            },
         )
 
     def without_sums(
-        self, pair: ModalityPair, sums: CentredMoments, ridges: Mapping[str, float]
+        self,
+        pair: ModalityPair,
+        sums: CentredMoments,
+        ridges: Mapping[str, float],
+        directions: int | None = None,
     ) -> "Memory":
         """Take back what `with_sums` added, to the bit: the memory that never had the dataset.
 
@@ -91,15 +105,19 @@ class Memory:
         left = {name: self.ridges[name].without(ridge) for name, ridge in ridges.items()}
         pairs = {**self.centred, key: rest}
         counts = {**self.datasets, key: self.datasets[key] - 1}
+        numbers = list(self.directions[key])
+        numbers.remove(_number(directions))
+        kept = {**self.directions, key: tuple(numbers)}
         if not counts[key]:
             # A pair without a dataset connects nothing.
-            del pairs[key], counts[key]
+            del pairs[key], counts[key], kept[key]
         known = {**self.ridges, **left}
         return replace(
             self,
             centred=pairs,
             datasets=counts,
             ridges={name: each for name, each in known.items() if each.chosen},
+            directions=kept,
         )
 
     def _counting(self, key: PairNames) -> "Memory":
@@ -117,6 +135,15 @@ class Memory:
     def has(self, pair: ModalityPair) -> bool:
         """Whether there is a dataset of this pair, in either order."""
         return _key(pair) in self.datasets
+
+    @property
+    def most_directions(self) -> Mapping[str, float]:
+        """By modality: those of the dataset that has most of them."""
+        most: dict[str, float] = {}
+        for pair, numbers in self.directions.items():
+            for name in pair:
+                most[name] = max(most.get(name, 0.0), numbers[-1])
+        return most
 
     def touching(self, pair: ModalityPair) -> list[tuple[ModalityPair, PairMoments]]:
         """All pairs that share a modality with `pair`, the shared one first.
@@ -156,6 +183,10 @@ class Memory:
             if modality == second:
                 sides.append((moments.second, moments.first, first))
         return sides
+
+
+def _number(directions: int | None) -> float:
+    return math.inf if directions is None else directions
 
 
 def _key(pair: ModalityPair) -> PairNames:

@@ -24,8 +24,9 @@ has none, with X the matrix of all blocks X_uv, and C + e I ≥ C. (The scales o
 `centred.pooled` divides by, cancel in A.)
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -66,6 +67,11 @@ class Directions:
     def rank(self) -> int:
         """K: how many of the wanted directions are real. In others no pair agrees."""
         return len(self.values_K)
+
+    def at(self, kept_K: Tensor) -> "Directions":
+        """Some of the directions."""
+        heads = {name: head_KF[kept_K] for name, head_KF in self.heads.items()}
+        return replace(self, values_K=self.values_K[kept_K], heads=heads)
 
     def weights(self, mixing_EK: Tensor) -> dict[str, Tensor]:
         """Heads E × I that apply `mixing_EK` (E × K) to the centred directions.
@@ -110,12 +116,14 @@ def solve(
     ridges: Mapping[str, float],
     wanted: int,
     precision: torch.dtype,
+    most: Mapping[str, float] = {},
     tolerance: float = TOLERANCE,
 ) -> Solution:
     """The `wanted` leading canonical directions, by (10).
 
     `ridges`: by modality, e relative to its `typical_variance`. `precision`: of whitened blocks and of
-    the iteration; roots and directions are in that of the moments. `tolerance`: the largest residual
+    the iteration; roots and directions are in that of the moments. `most`: by modality, in how many directions
+    any of its datasets agrees; fewer may be solved then (`directions_between`). `tolerance`: the largest residual
     of an eigenvector. The result is a function of the moments alone, so the order of datasets does not
     change it. Raises ValueError if a ridge is below rounding or above 1, or if fewer than one direction
     is wanted.
@@ -128,7 +136,7 @@ def solve(
     if wanted < 1:
         raise ValueError(f"{wanted} directions are wanted, it must be 1 at least")
     groups = components(moments.crosses)
-    settings = _Settings(ridges, wanted, precision, tolerance)
+    settings = _Settings(ridges, wanted, precision, most, tolerance)
     return Solution(tuple(_directions(moments.part(group), settings) for group in groups))
 
 
@@ -137,6 +145,7 @@ class _Settings:
     ridges: Mapping[str, float]
     wanted: int
     precision: torch.dtype
+    most: Mapping[str, float]
     tolerance: float
 
 
@@ -162,7 +171,7 @@ def _directions(moments: Pooled, settings: _Settings) -> Directions:
             image_DN[rows[second]].addmm_(block_FG.mT, block_DN[rows[first]])
         return image_DN
 
-    count = min(settings.wanted, size)
+    count = int(min(settings.wanted, size, directions_between(names, settings.most)))
     start_DN = random_start(size, count, torch.zeros((), dtype=precision))
     found = leading_eigenvectors(product, start_DN, count, settings.tolerance)
     real = int((found.values_K > _ZERO).sum())
@@ -174,6 +183,16 @@ def _directions(moments: Pooled, settings: _Settings) -> Directions:
     }
     values_K = found.values_K[:real].to(roots[names[0]])
     return Directions(values_K, heads, moments.means, found.residual)
+
+
+def directions_between(names: Iterable[str], most: Mapping[str, float]) -> float:
+    """The largest number of positive s, if blocks of A join subspaces of `most` dimensions.
+
+    Then A has as many rows as all subspaces have dimensions. Its form is 0 on the subspace of a modality, since no
+    block joins a modality with itself. A subspace on which a form is positive has only 0 in common with one on which
+    it is 0, so it has at most the dimensions of all but the largest. A modality without a number has no limit.
+    """
+    return sum(sorted(most.get(name, math.inf) for name in names)[:-1])
 
 
 def typical_variance(covariance_FF: Tensor) -> float:

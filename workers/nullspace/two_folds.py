@@ -1,4 +1,5 @@
-"""Which ridges let heads score best on pairs that they were not solved from? Exactly, from moments.
+"""Which ridges, and how many directions, let heads score best on pairs that they were not solved from? Exactly,
+from moments.
 
 Shapes: F and G widths of the two sides' features, without the constant 1, R and Q columns of their bases,
 K directions.
@@ -13,9 +14,12 @@ were solved from it grows with every parameter and says nothing.
 Each side has its own ridge: an encoder whose features hold little noise wants a small one. Many pairs of
 ridges are compared, so both halves are brought into the directions in which the dataset varies most, and then
 into the eigenvectors of the half to solve from, where whitening by any ridge is a scaling of rows.
+
+The score rises with the number of directions while the other half agrees in them. Of ten class names it stops
+at nine. What is left are directions in which this half's rows agree by chance.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
@@ -37,6 +41,11 @@ _TOLERANCE = 5e-2
 # Directions in which ridges are compared. All of them take three times as long and lead to the same recall
 # (docs/log.md).
 _BASIS = 384
+# Numbers of directions to choose from: coarse, so that rounding hardly ever decides. More than half of the basis
+# would say little about the directions outside of it.
+COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+# As many directions are enough as reach this share of the best score (docs/log.md).
+_ENOUGH = 0.98
 # A variance below this share of the smallest ridge is left out: whitening would leave a tenth of it at
 # most.
 _NEGLIGIBLE = 0.1
@@ -47,14 +56,18 @@ Steps = tuple[int, int]
 
 @dataclass(frozen=True)
 class Choice:
-    """The ridges of the two sides with the highest score (12)."""
+    """The ridges of the two sides with the highest score (12), and how many directions reach it.
+
+    `directions`: one of `COUNTS`; None if more of them are needed, or if a half is empty.
+    """
 
     ridges: tuple[float, float]
     score: float
+    directions: int | None = None
 
 
-def best_ridges(halves: tuple[CentredMoments, CentredMoments]) -> Choice:
-    """Climb from 0.02 to the ridges with the highest mean score of both folds.
+def best_choice(halves: tuple[CentredMoments, CentredMoments]) -> Choice:
+    """Climb from 0.02 to the ridges with the highest mean score of both folds, and count directions there.
 
     Always from there, and not from the ridges of earlier datasets: what a dataset chooses is then a
     function of its rows alone. The start stays, with score 0, if a half has no rows or no variance.
@@ -66,8 +79,8 @@ def best_ridges(halves: tuple[CentredMoments, CentredMoments]) -> Choice:
             (halves[0].second_GG, halves[1].second_GG),
         )
     ]
-    one, other = (_half(half, *bases) for half in halves)
-    if one is None or other is None:
+    one, other, both = (_half(each, *bases) for each in (*halves, halves[0] + halves[1]))
+    if one is None or other is None or both is None:
         return Choice((RIDGES[_FIRST], RIDGES[_FIRST]), 0.0)
     folds = _fold(one, other), _fold(other, one)
 
@@ -75,7 +88,25 @@ def best_ridges(halves: tuple[CentredMoments, CentredMoments]) -> Choice:
         return fmean(fold.score(RIDGES[steps[0]], RIDGES[steps[1]]) for fold in folds)
 
     (first, second), score = climbed(score_of, (_FIRST, _FIRST), len(RIDGES))
-    return Choice((RIDGES[first], RIDGES[second]), score)
+    ridges = RIDGES[first], RIDGES[second]
+    rank = min(
+        _side(both.first_RR, both.typical[0]).rank, _side(both.second_QQ, both.typical[1]).rank
+    )
+    return Choice(ridges, score, _enough([fold.scores(*ridges) for fold in folds], rank))
+
+
+def _enough(scores: Sequence[Tensor], rank: int) -> int | None:
+    """The first of `COUNTS` that reaches enough of the best mean score, or `rank`, which is that of the dataset.
+
+    `scores`: of each fold, by number of directions (K). None if more are needed than `COUNTS` has.
+    """
+    compared = min(map(len, scores))
+    mean_K = torch.stack([fold_K[:compared] for fold_K in scores]).mean(0)
+    enough_K = (mean_K > 0) & (mean_K >= _ENOUGH * mean_K.max()) if compared else mean_K.bool()
+    for count in COUNTS:
+        if count >= rank or (count <= compared and enough_K[count - 1]):
+            return count
+    return None
 
 
 def climbed(score_of: Callable[[Steps], float], start: Steps, count: int) -> tuple[Steps, float]:
@@ -147,6 +178,11 @@ class _Side:
     vectors_RS: Tensor
     typical: float
 
+    @property
+    def rank(self) -> int:
+        """S: in how many directions the modality varies."""
+        return len(self.values_S)
+
     def whitening(self, ridge: float) -> Tensor:
         """(s + e)^-½ for each variance s (S)."""
         return (self.values_S + ridge * self.typical).rsqrt()
@@ -169,16 +205,32 @@ class _Fold:
 
     def score(self, first_ridge: float, second_ridge: float) -> float:
         """(12) of the heads that these ridges lead to."""
+        whitened_ST = self._whitened(first_ridge, second_ridge)
+        leading = _singular_vectors(whitened_ST)
+        return float(self._scores(*leading, (first_ridge, second_ridge))[-1])
+
+    def scores(self, first_ridge: float, second_ridge: float) -> Tensor:
+        """(12) of the leading 1, 2, ... of all directions."""
+        left_SK, values_K, right_KT = torch.linalg.svd(
+            self._whitened(first_ridge, second_ridge), full_matrices=False
+        )
+        return self._scores(values_K, left_SK.mT, right_KT, (first_ridge, second_ridge))
+
+    def _whitened(self, first_ridge: float, second_ridge: float) -> Tensor:
         first_S, second_T = self.first.whitening(first_ridge), self.second.whitening(second_ridge)
-        whitened_ST = first_S[:, None] * self.cross_ST * second_T
-        values_K, first_KS, second_KT = _singular_vectors(whitened_ST)
-        first_KS = values_K[:, None] * first_KS * first_S
-        second_KT = values_K[:, None] * second_KT * second_T
-        agreement = float(((first_KS @ self.pairs_ST) * second_KT).sum())
+        return first_S[:, None] * self.cross_ST * second_T
+
+    def _scores(
+        self, values_K: Tensor, first_KS: Tensor, second_KT: Tensor, ridges: tuple[float, float]
+    ) -> Tensor:
+        """(12) of the first 1 to K directions, each times its singular value (K)."""
+        first_KS = values_K[:, None] * first_KS * self.first.whitening(ridges[0])
+        second_KT = values_K[:, None] * second_KT * self.second.whitening(ridges[1])
+        agreement_K = ((first_KS @ self.pairs_ST) * second_KT).sum(1).cumsum(0)
         first_KK = first_KS @ self.first_SS @ first_KS.mT
         second_KK = second_KT @ self.second_TT @ second_KT.mT
-        size = float((first_KK * second_KK).sum())
-        return max(agreement, 0.0) ** 2 / size if size > 0 else 0.0
+        size_K = (first_KK * second_KK).cumsum(0).cumsum(1).diagonal()
+        return (agreement_K.clamp(min=0).square() / size_K).nan_to_num(0.0, posinf=0.0)
 
 
 def _fold(here: _Half, there: _Half) -> _Fold:

@@ -212,7 +212,10 @@ def _write(
         encoders={modality: identity.digest for modality, identity in dataset.encoders.items()},
         rejected_rows=dataset.rejected.rows if dataset.rejected else 0,
         recall=report.evaluation.get(dataset.dataset),
-        ridges=dict(learned.ridges),
+        ridges=dict(zip(dataset.pair.modalities, learned.choice.ridges, strict=True))
+        if learned.choice
+        else {},
+        directions=learned.choice.directions if learned.choice else None,
         moments_error=errors,
         attainable=attainable(learned.moments, spec.spec.width),
     )

@@ -31,6 +31,7 @@ from workers.nullspace.moments import (
     PairMoments,
 )
 from workers.nullspace.subspace import EigenBasis
+from workers.nullspace.two_folds import Choice
 from workers.train.certify import (
     PastDataset,
     cost_of_step,
@@ -69,9 +70,9 @@ class Task:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The outcome of training one dataset. `spaces` is empty if heads were solved, else `ridges` is.
+    """The outcome of training one dataset. `spaces` is empty if heads were solved, else `choice` is None.
 
-    `compact`: what heads were solved from in place of `moments`, if the dataset is wide.
+    `choice`: of the two halves, the pair's first modality first. `compact`: what heads were solved from in place of `moments`, if the dataset is wide.
     """
 
     model_state: ModelState
@@ -79,7 +80,7 @@ class TrainingResult:
     spaces: Mapping[str, UpdateSpace]
     trained: TrainedPair | Solved
     shrinkage: Shrinkage | None
-    ridges: Mapping[str, float] = field(default_factory=dict)
+    choice: Choice | None = None
     compact: CompactMoments | None = None
 
 
@@ -195,17 +196,17 @@ def _solve(
 
     run.watcher.enter("training")
     context = _context(spec, before, before.heads, task)
-    ridges = when_leader_is_done(lambda: method.ridges(halves), run.here)
-    chosen = dict(zip(task.pair.modalities, ridges, strict=True))
+    choice = when_leader_is_done(lambda: method.choose(halves), run.here)
+    ridges = dict(zip(task.pair.modalities, choice.ridges, strict=True))
     # Before anything uses the dataset's sums, so that all later versions see the same bits. Those of a compact
     # form are the same on every machine, and eigenvectors are not: rank 0 finds it, and each rank expands it.
     sums = dataset_moments(moments)
     compact = when_leader_is_done(
-        lambda: compact_moments(sums, ridges, run.moments_in_full), run.here
+        lambda: compact_moments(sums, choice.ridges, run.moments_in_full), run.here
     )
     if compact:
         sums = compact.expanded()
-    memory = before.memory.with_sums(task.pair, sums, chosen)
+    memory = before.memory.with_sums(task.pair, sums, ridges, choice.directions)
     solved = when_leader_is_done(lambda: method.solve(context, memory), run.here)
     check_finite(solved, spec)
     run.watcher.enter("limiting")
@@ -217,7 +218,7 @@ def _solve(
         {},
         solved,
         cost_of_step(context, limited, solved.weights, task.rows, run),
-        chosen,
+        choice,
         compact,
     )
 

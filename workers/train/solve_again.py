@@ -134,7 +134,7 @@ def _without(store: ObjectStore, spec: JobSpec, parent: Parent) -> Sources:
     before = parent.model_state
     try:
         sums = read_dataset_sums(store, line)
-        memory = before.memory.without_sums(line.pair, sums, line.ridges)
+        memory = before.memory.without_sums(line.pair, sums, line.ridges, line.directions)
     except (KeyError, ValueError) as error:
         raise CannotCombine(f"the memory of version {parent.ref}: {error}") from error
     learned = tuple(_measured_from(each, line.version, spec.version) for each in rest)
@@ -181,7 +181,8 @@ def _with_other(store: ObjectStore, spec: JobSpec, parent: Parent) -> Sources:
         raise CannotCombine(f"version {parent.ref} has every dataset of {spec.merges}")
     memory = parent.model_state.memory
     for line in new:
-        memory = memory.with_sums(line.pair, read_dataset_sums(store, line), line.ridges)
+        sums = read_dataset_sums(store, line)
+        memory = memory.with_sums(line.pair, sums, line.ridges, line.directions)
     joined = (line.model_copy(update={"version": spec.version, "reference": None}) for line in new)
     return Sources(
         heads=parent.model_state.heads,

@@ -11,8 +11,9 @@ from workers.model.evaluation import HeldOut, measure
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.model.rows import PairedRows
-from workers.nullspace.centred import dataset_moments
+from workers.nullspace.centred import CentredMoments, dataset_moments
 from workers.nullspace.moments import PairMoments, pair_moments
+from workers.nullspace.two_folds import Choice
 
 WIDTHS = {"audio": 14, "image": 20, "text": 11}
 SPEC = ModelSpec(width=6, modalities=WIDTHS, lift=0, training=TrainingSpec(batch_size=16))
@@ -52,12 +53,24 @@ def moments_of(rows: PairedRows) -> PairMoments:
     return pair_moments(rows.first_NI, rows.second_NJ)
 
 
-def memory_of(datasets: Datasets) -> Memory:
+def sums_of(
+    dataset: tuple[ModalityPair, PairedRows],
+) -> tuple[ModalityPair, CentredMoments, dict[str, float]]:
+    pair, rows = dataset
+    ridges = {name: RIDGES[name] for name in pair.modalities}
+    return pair, dataset_moments(moments_of(rows)), ridges
+
+
+def memory_of(datasets: Datasets, directions: int | None = None) -> Memory:
     memory = Memory()
-    for pair, rows in datasets:
-        ridges = {name: RIDGES[name] for name in pair.modalities}
-        memory = memory.with_sums(pair, dataset_moments(moments_of(rows)), ridges)
+    for dataset in datasets:
+        memory = memory.with_sums(*sums_of(dataset), directions=directions)
     return memory
+
+
+def solve_from(memory: Memory) -> Solved:
+    context = TrainingContext(initial_heads(SPEC), Memory(), {}, IMAGE_TEXT, SPEC.training, seed=0)
+    return METHOD.solve(context, memory)
 
 
 def solved(datasets: Datasets, heads: ModalityHeads | None = None) -> Solved:
@@ -134,7 +147,17 @@ def test_a_dataset_whose_rows_are_all_in_one_half_is_solved() -> None:
     rows = rows_of(IMAGE_TEXT, 1)
     same = PairedRows(rows.first_NI, rows.second_NJ, torch.full((200,), 7), torch.full((200,), 9))
     first, second = (moments_of(half) for half in same.halves())
-    assert METHOD.ridges((first, second)) == (0.02, 0.02)
+    assert METHOD.choose((first, second)) == Choice((0.02, 0.02), 0.0)
+
+
+def test_directions_in_which_no_pair_agrees_are_left_out() -> None:
+    """Six are shared. Of two datasets of a pair that with more directions counts."""
+    few = memory_of(STREAM[:1], directions=2)
+    assert solve_from(few).rank == 2
+    assert solve_from(few.with_sums(*sums_of(STREAM[3]), directions=4)).rank == 4
+    assert solve_from(few.with_sums(*sums_of(STREAM[3]))).rank == SPEC.width
+    # Two directions of each of three pairs, some of them the same.
+    assert 2 <= solve_from(memory_of(STREAM[:3], directions=2)).rank <= 4
 
 
 def test_the_first_heads_are_turned_to_their_principal_axes() -> None:

@@ -1,5 +1,7 @@
 """The memory of moments, and the files of a version."""
 
+import math
+
 import pytest
 import torch
 
@@ -122,10 +124,11 @@ def test_centred_moments_are_a_quarter_and_round_to_float32() -> None:
 def test_a_memory_centres_each_dataset_by_its_own_means() -> None:
     ridges = {"image": 0.01, "text": 0.04}
     memory = Memory()
-    for pair, seed in ((IMAGE_TEXT, 3), (TEXT_IMAGE, 5)):
+    for pair, seed, directions in ((IMAGE_TEXT, 3, None), (TEXT_IMAGE, 5, 12)):
         moments = with_ones(*rows(pair, seed))
-        memory = memory.with_sums(pair, dataset_moments(moments), ridges)
+        memory = memory.with_sums(pair, dataset_moments(moments), ridges, directions)
     again = artifact.load_memory(artifact.save_memory(memory))
+    assert again.directions == {("image", "text"): (12, math.inf)}
     assert again.datasets == {("image", "text"): 2}
     ours, theirs = memory.centred["image", "text"], again.centred["image", "text"]
     assert (ours.rows, ours.weight) == (theirs.rows, theirs.weight)

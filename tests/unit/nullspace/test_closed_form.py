@@ -1,5 +1,6 @@
 """The closed form is a function of the sum of all moments: orders, sites and rotations do not matter."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -21,7 +22,13 @@ from workers.nullspace.centred import (
     dataset_weight,
     pooled,
 )
-from workers.nullspace.closed_form import SMALLEST_RIDGE, Solution, root, solve
+from workers.nullspace.closed_form import (
+    SMALLEST_RIDGE,
+    Solution,
+    directions_between,
+    root,
+    solve,
+)
 from workers.nullspace.moments import pair_moments
 
 DOUBLE = torch.float64
@@ -190,6 +197,32 @@ def test_the_mean_of_a_modality_has_the_embedding_zero() -> None:
     for name, weight_EI in group.weights(group.scaling(WIDTH)).items():
         mean_I = torch.cat([group.means[name], torch.ones(1, dtype=DOUBLE)])
         torch.testing.assert_close(weight_EI @ mean_I, torch.zeros(WIDTH, dtype=DOUBLE))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.lists(st.integers(1, 5), min_size=2, max_size=4))
+def test_modalities_share_no_more_directions_than_all_but_the_largest_have(
+    seed: int, most: list[int]
+) -> None:
+    """Blocks between subspaces of so many dimensions have no more positive eigenvalues."""
+    generator = torch.Generator().manual_seed(seed)
+    ends = torch.tensor([0, *most]).cumsum(0).tolist()
+    whitened = torch.randn(ends[-1], ends[-1], generator=generator, dtype=DOUBLE)
+    for start, end in pairwise(ends):
+        whitened[start:end, start:end] = 0
+    positive = int((torch.linalg.eigvalsh(whitened + whitened.mT) > 1e-9).sum())
+    names = [f"m{number}" for number in range(len(most))]
+    assert positive <= directions_between(names, dict(zip(names, most, strict=True)))
+
+
+def test_directions_that_no_dataset_supports_are_not_solved() -> None:
+    pairs = pooled(summed(stream(3)))
+    most = {"audio": 2.0, "image": 3.0, "text": 1.0, "depth": math.inf}
+    limited = solve(pairs, RIDGES, 20, DOUBLE, most)
+    everything = solve(pairs, RIDGES, 20, DOUBLE)
+    assert limited.rank == 6 < everything.rank
+    ours, theirs = limited.groups[0].values_K, everything.groups[0].values_K
+    torch.testing.assert_close(ours, theirs[:6], rtol=1e-3, atol=1e-3)
 
 
 # --- Bad input ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import Tensor
 from workers.nullspace.centred import CentredMoments, centred, pooled
 from workers.nullspace.closed_form import solve
 from workers.nullspace.moments import pair_moments
-from workers.nullspace.two_folds import RIDGES, Choice, best_ridges, climbed
+from workers.nullspace.two_folds import RIDGES, Choice, best_choice, climbed
 
 PAIR = ("image", "text")
 NOWHERE = (None, None)
@@ -32,7 +32,7 @@ def half(sides: list[Tensor], number: int) -> CentredMoments:
 
 
 def choice(sides: list[Tensor]) -> Choice:
-    return best_ridges((half(sides, 0), half(sides, 1)))
+    return best_choice((half(sides, 0), half(sides, 1)))
 
 
 def score_of_rows(sides: list[Tensor], ridges: dict[str, float], number: int) -> float:
@@ -84,7 +84,29 @@ def test_fewer_rows_get_no_smaller_ridges() -> None:
 def test_a_half_without_rows_or_variance_leaves_the_start(rows: int) -> None:
     sides = sides_of(5, 50)
     empty = centred(pair_moments(sides[0][:rows], sides[1][:rows]), 1.0)
-    assert best_ridges((half(sides, 0), empty)) == Choice((0.02, 0.02), 0.0)
+    assert best_choice((half(sides, 0), empty)) == Choice((0.02, 0.02), 0.0)
+
+
+@pytest.mark.parametrize(("classes", "count"), [(3, 2), (10, 12), (40, 48)])
+def test_classes_agree_in_one_direction_less_than_there_are(classes: int, count: int) -> None:
+    """And not in those in which the rows of a half agree by chance."""
+    generator = torch.Generator().manual_seed(classes)
+    labels = torch.arange(1200) % classes
+    names = torch.randn(classes, 60, generator=generator)
+    images = names[labels] + torch.randn(1200, 60, generator=generator)
+    sides = [torch.cat([each, torch.ones(1200, 1)], dim=1) for each in (images, names[labels])]
+    by_class = [
+        centred(pair_moments(*(side[rows] for side in sides)), 1.0)
+        for rows in (torch.arange(1200) // classes % 2 == number for number in (0, 1))
+    ]
+    assert best_choice((by_class[0], by_class[1])).directions == count
+
+
+def test_directions_beyond_those_compared_are_not_counted() -> None:
+    generator = torch.Generator().manual_seed(7)
+    first = torch.randn(4000, 400, generator=generator)
+    sides = [torch.cat([first, torch.ones(4000, 1)], dim=1)] * 2
+    assert choice(sides).directions is None
 
 
 @given(*[st.integers(0, 9)] * 4)
