@@ -175,7 +175,7 @@ def _solution(width: int, datasets: int, options: argparse.Namespace) -> dict[st
     pair = ModalityPair(first="a", second="b")
     context = TrainingContext(initial_heads(spec), Memory(), {}, pair, spec.training, 0)
     moments = pooled(memory.centred)
-    ridges = {name: each.pooled for name, each in memory.ridges.items()}
+    ridges = {name: each.ridge for name, each in memory.ridges.items()}
     directions = _seconds(
         lambda: solve(moments, ridges, options.width, torch.float32), options.repeats
     )

@@ -80,8 +80,8 @@ class Solution(Frozen):
     )
     rank: int = Field(
         ge=0,
-        description="directions in which pairs of any dataset agree beyond chance, at most `width`; in the others "
-        "the embeddings are zero",
+        description="directions that the heads use, `width` at most; in the others the embeddings are zero. They are "
+        "the directions that are significant in any dataset, unless one has more of them than were counted",
     )
     groups: tuple[tuple[str, ...], ...] = Field(
         description="modalities that datasets connect; between two groups no score has a meaning"
@@ -158,12 +158,12 @@ class LearnedDataset(Frozen):
         description="by modality: the ridge with which half of the dataset's rows scores best on the other "
         "half; empty if the heads were trained on rows",
     )
-    directions: int | None = Field(
+    significant_directions: int | None = Field(
         default=None,
         ge=1,
         exclude_if=lambda directions: directions is None,
-        description="in how many directions half of the dataset's rows agree as the other half does; null: in more "
-        "than 128, or the heads were trained on rows",
+        description="number of directions in which pairs of both halves of the dataset's rows agree, rounded up to "
+        "one of 1, 2, 3, 4, 6, 8, ..., 128; null: more than 128, or the heads were trained on rows",
     )
     moments_error: dict[Modality, float] = Field(
         default={},

@@ -75,11 +75,11 @@ MEASURES: dict[str, tuple[str, str]] = {
     ),
     "solved_rank": (
         "Rank",
-        "Directions in which pairs of any dataset agree beyond chance, of the width of the embeddings. In the others, the embeddings are zero.",
+        "Directions that the heads use, of the width of the embeddings: those in which the two halves of any dataset agree. In the others, the embeddings are zero.",
     ),
     "ridge": (
         "Ridge",
-        "Regularization of the whitening, relative to the typical variance of the features. Two halves of each dataset choose it.",
+        "Regularization of the whitening, relative to the typical variance of the features. Two halves of each dataset choose it, and count its directions.",
     ),
     "lift": (
         "Lift",

@@ -152,7 +152,7 @@ def _put_version(
             )
         store.put(layout.dataset_moments(line.dataset), data)
         sums = load_dataset_sums(data)
-        memory = memory.with_sums(line.pair, sums, line.ridges, line.directions)
+        memory = memory.with_sums(line.pair, sums, line.ridges, line.significant_directions)
     heads = load_heads((export / HEADS_FILE).read_bytes(), manifest.spec)
     selftest = (export / layout.SELFTEST).read_bytes()
     _check_heads(heads, selftest, manifest)

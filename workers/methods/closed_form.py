@@ -6,13 +6,14 @@ No row of any dataset is read: the new one's moments are all that learning it ne
 function of the sum of all moments, and of the parent only by a common rotation, so the order of
 datasets changes no score. Four steps:
 
-    choose   ridges and a number of directions, by the two halves of the new dataset
+    choose   ridges and the number of significant directions, by the two halves of the new dataset
              (workers/nullspace/two_folds.py)
     solve    canonical directions of all pairs together (workers/nullspace/closed_form.py)
-    polish   InfoNCE on rows drawn from moments, within the leading directions (polish.py)
+    polish   InfoNCE on rows drawn from moments, within the directions that are kept (polish.py)
     align    one rotation of all heads, onto the parent's (workers/nullspace/alignment.py)
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -37,8 +38,9 @@ from workers.nullspace.moments import PairMoments, SecondMoment
 from workers.nullspace.two_folds import Choice, best_choice
 
 # Updates of the polish for each dataset, and their learning rate (docs/log.md).
-# AdamW moves each of the K entries of a row by about the rate, so beyond _FEW directions it falls with K.
-_UPDATES, _LEARNING_RATE, _FEW = 47, 3e-4, 256
+# AdamW moves each of the K entries of a row by about the rate, whatever its gradient. So the rate falls with K, beyond
+# so many directions.
+_UPDATES, _LEARNING_RATE, _FULL_RATE_DIRECTIONS = 47, 3e-4, 256
 # The precision of the block iteration. Whitening, decomposition and results are in float64.
 _PRECISION = torch.float32
 
@@ -62,19 +64,20 @@ class ClosedForm(Method):
 
     def solve(self, context: TrainingContext, memory: Memory) -> Solved:
         width, pairs = context.heads.width, memory.centred
-        ridges = {name: each.pooled for name, each in memory.ridges.items()}
-        solution = solve(pooled(pairs), ridges, width, _PRECISION, memory.most_directions)
+        ridges = {name: each.ridge for name, each in memory.ridges.items()}
+        limits = {pair: each.total for pair, each in memory.significant.items()}
+        solution = solve(pooled(pairs), ridges, width, _PRECISION, limits)
         found, rank, updates, loss = dict[str, Tensor](), 0, 0, 0.0
         for solved in solution.groups:
-            group, inside = _where_pairs_agree(
-                solved, reduced_pairs(pairs, solved, memory.datasets), memory
+            group, kept = _significant(
+                solved, reduced_pairs(pairs, solved, memory.datasets), limits
             )
             polish = polished(
                 {name: with_constant(group.scaling(width)) for name in group.heads},
-                inside,
+                kept,
                 PolishSettings(
                     _UPDATES,
-                    _LEARNING_RATE * min(1.0, _FEW / max(group.rank, 1)),
+                    _LEARNING_RATE * min(1.0, _FULL_RATE_DIRECTIONS / max(group.rank, 1)),
                     self.training.batch_size,
                     self.training.temperature,
                     self.seed,
@@ -106,19 +109,18 @@ def reduced_pairs(
     ]
 
 
-def _where_pairs_agree(
-    group: Directions, pairs: list[ReducedPair], memory: Memory
+def _significant(
+    group: Directions, pairs: list[ReducedPair], limits: Mapping[PairNames, float]
 ) -> tuple[Directions, list[ReducedPair]]:
-    """The directions in which any pair agrees beyond chance, in both: the group and its pairs.
+    """The directions that are significant for any pair: of the group, and of its pairs.
 
-    Of each pair those with the largest correlations, as many as the dataset has that has most of them
-    (workers/nullspace/two_folds.py). Pairs share directions, so these are fewer than all pairs have together.
+    Of each pair they are those with the largest correlations, as many as its datasets have together. Pairs share
+    directions, so their union has at most as many as all pairs.
     """
     kept_K = torch.zeros(group.rank, dtype=torch.bool)
     for each in pairs:
-        correlation_K = each.correlations
-        count = int(min(memory.directions[each.pair][-1], group.rank))
-        kept_K[correlation_K.topk(count).indices] = True
+        largest = each.correlations.topk(int(min(limits.get(each.pair, math.inf), group.rank)))
+        kept_K[largest.indices[largest.values > 0]] = True
     return group.at(kept_K), [each.at(kept_K) for each in pairs]
 
 

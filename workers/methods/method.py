@@ -13,7 +13,7 @@ The training loop (workers/train/loop.py) calls a method in this order:
 
 or, if it `solves`, only
 
-    choose           ridges and a number of directions, by the two halves of the new dataset
+    choose           ridges and the number of significant directions, by the two halves of the new dataset
     solve            heads from moments, without an update on rows
     next_state       as above
 
@@ -159,7 +159,7 @@ class Method:
         return cls()
 
     def choose(self, halves: tuple[PairMoments, PairMoments]) -> Choice:
-        """Choose ridges and a number of directions by the moments of the dataset's halves. For methods with `solves`.
+        """Choose ridges and count significant directions by the moments of the dataset's halves. For methods with `solves`.
 
         Called on rank 0.
         """

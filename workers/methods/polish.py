@@ -1,4 +1,4 @@
-"""Polish the closed form: InfoNCE on rows that are drawn from moments, within its leading directions.
+"""Polish the closed form: InfoNCE on rows that are drawn from moments, within its directions.
 
 Shapes: B rows of a batch, S sampled rows, K directions, E width of the embeddings, F width of a
 feature without the constant 1.
@@ -26,6 +26,9 @@ from workers.nullspace.centred import CentredMoments, PairNames
 from workers.nullspace.closed_form import Directions
 from workers.nullspace.moments import PairMoments, SecondMoment
 
+# A product of two variances below this share of the largest one is rounding.
+_HARDLY = 1e-12
+
 Mixing = dict[str, Tensor]
 """By modality: T, E × (K + 1)."""
 
@@ -52,13 +55,14 @@ class ReducedPair:
 
     @property
     def correlations(self) -> Tensor:
-        """Of the two sides in each direction (K); 0 where one of them does not vary."""
+        """Of the two sides in each direction (K); 0 where they hardly vary."""
         first_II, second_II = self.moments.first.sum_II, self.moments.second.sum_II
         first_K, second_K = first_II[:-1, -1], second_II[:-1, -1]
         covariance_K = self.moments.cross_IJ.diagonal()[:-1] - first_K * second_K
         variances_K = first_II.diagonal()[:-1] - first_K.square()
         variances_K = variances_K * (second_II.diagonal()[:-1] - second_K.square())
-        return (covariance_K / variances_K.sqrt()).nan_to_num(0.0, 0.0, 0.0)
+        varies_K = variances_K > _HARDLY * variances_K.max()
+        return torch.where(varies_K, covariance_K / variances_K.clamp(min=1e-300).sqrt(), 0.0)
 
     def at(self, kept_K: Tensor) -> "ReducedPair":
         """In some of the directions, with the constant 1."""

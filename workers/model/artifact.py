@@ -13,7 +13,7 @@ from torch import Tensor
 from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads, head_width
-from workers.model.memory import Memory, Ridges
+from workers.model.memory import Chosen, Memory
 from workers.model.tensor_bytes import load
 from workers.nullspace.centred import CentredMoments, dataset_moments
 from workers.nullspace.compact import CompactMoments
@@ -25,7 +25,7 @@ _SELFTEST_ROWS = 4
 # Names of modalities do not contain it, so keys split unambiguously.
 _SEPARATOR = "/"
 _RIDGES = "ridges"
-_DIRECTIONS = "directions"
+_SIGNIFICANT = "significant"
 # The names of tensors of moments in compact form begin with it.
 _COMPACT = "compact/"
 
@@ -130,18 +130,16 @@ def save_memory(memory: Memory) -> bytes:
             tensors |= {prefix + name: value for name, value in moment_tensors(moments).items()}
         if about_means := memory.centred.get((first, second)):
             tensors |= {prefix + name: each for name, each in _centred_tensors(about_means).items()}
-            numbers = torch.tensor(memory.directions[first, second], dtype=torch.float64)
-            tensors[f"{prefix}{_DIRECTIONS}"] = numbers
+            tensors[f"{prefix}{_SIGNIFICANT}"] = _saved(memory.significant[first, second])
     for modality, ridges in memory.ridges.items():
-        chosen = torch.tensor(ridges.chosen, dtype=torch.float64)
-        tensors[f"{modality}{_SEPARATOR}{_RIDGES}"] = chosen
+        tensors[f"{modality}{_SEPARATOR}{_RIDGES}"] = _saved(ridges)
     return save(tensors)
 
 
 def load_memory(data: bytes) -> Memory:
     """Moments of all pairs. Raises InvalidVersion."""
     tensors = _load(data, "memory")
-    moments, datasets, about_means, ridges, directions = {}, {}, {}, {}, {}
+    moments, datasets, about_means, ridges, significant = {}, {}, {}, {}, {}
     for names in sorted({tuple(name.split(_SEPARATOR)[:-1]) for name in tensors}):
         prefix = _SEPARATOR.join((*names, ""))
         if len(names) == 2:
@@ -151,12 +149,12 @@ def load_memory(data: bytes) -> Memory:
                 moments[pair] = moments_from(tensors, prefix)
             if f"{prefix}rows" in tensors:
                 about_means[pair] = _centred_from(tensors, prefix)
-                directions[pair] = tuple(_numbers(tensors, f"{prefix}{_DIRECTIONS}").tolist())
+                significant[pair] = _chosen(tensors, f"{prefix}{_SIGNIFICANT}", datasets[pair])
         elif len(names) == 1 and f"{prefix}{_RIDGES}" in tensors:
-            ridges[names[0]] = Ridges(tuple(tensors[f"{prefix}{_RIDGES}"].tolist()))
+            ridges[names[0]] = _chosen(tensors, f"{prefix}{_RIDGES}")
         else:
             raise InvalidVersion(f"the memory contains {prefix!r}, which is no moment of a pair")
-    return Memory(moments, datasets, about_means, ridges, directions)
+    return Memory(moments, datasets, about_means, ridges, significant)
 
 
 def save_selftest(heads: ModalityHeads, spec: ModelSpec) -> bytes:
@@ -277,13 +275,27 @@ def _symmetric(triangle: Tensor, width: int) -> Tensor:
 
 
 def _number(tensors: Mapping[str, Tensor], name: str) -> int:
-    return int(_numbers(tensors, name))
-
-
-def _numbers(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in tensors:
         raise InvalidVersion(f"the moments have no {name!r}")
-    return tensors[name]
+    return int(tensors[name])
+
+
+def _saved(chosen: Chosen) -> Tensor:
+    return torch.tensor(chosen.numbers, dtype=torch.float64)
+
+
+def _chosen(tensors: Mapping[str, Tensor], name: str, count: int | None = None) -> Chosen:
+    """Numbers above 0 in rising order, `count` of them if it is given."""
+    found = tensors.get(name, torch.empty(0))
+    if (
+        found.ndim != 1
+        or len(found) != (count or max(1, len(found)))
+        or not bool((found > 0).all())
+    ):
+        raise InvalidVersion(
+            f"the memory's {name!r} is not a list of {count or 'some'} positive numbers"
+        )
+    return Chosen(tuple(sorted(found.tolist())))
 
 
 def _tensor(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:

@@ -13,25 +13,30 @@ from workers.nullspace.moments import PairMoments, SecondMoment
 
 
 @dataclass(frozen=True)
-class Ridges:
-    """Ridges that datasets chose for one modality (`nullspace.two_folds`), in rising order."""
+class Chosen:
+    """Numbers that datasets chose by their halves (`nullspace.two_folds`), in rising order."""
 
-    chosen: tuple[float, ...] = ()
+    numbers: tuple[float, ...] = ()
 
-    def __add__(self, other: "Ridges") -> "Ridges":
-        return Ridges(tuple(sorted(self.chosen + other.chosen)))
+    def __add__(self, other: "Chosen") -> "Chosen":
+        return Chosen(tuple(sorted(self.numbers + other.numbers)))
 
-    def without(self, ridge: float) -> "Ridges":
+    def without(self, number: float) -> "Chosen":
         """Remove one that is equal to it. Raises ValueError if there is none."""
-        place = self.chosen.index(ridge)
-        return Ridges(self.chosen[:place] + self.chosen[place + 1 :])
+        place = self.numbers.index(number)
+        return Chosen(self.numbers[:place] + self.numbers[place + 1 :])
 
     @property
-    def pooled(self) -> float:
+    def ridge(self) -> float:
         """The geometric mean, divided by √count: the noise of pooled covariances falls with datasets."""
-        count = len(self.chosen)
+        count = len(self.numbers)
         # A sum that is rounded once, so that the order of datasets does not matter.
-        return math.exp(math.fsum(map(math.log, self.chosen)) / count) / math.sqrt(count)
+        return math.exp(math.fsum(map(math.log, self.numbers)) / count) / math.sqrt(count)
+
+    @property
+    def total(self) -> float:
+        """The sum. Datasets may agree in different directions."""
+        return sum(self.numbers)
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,15 @@ class Memory:
     Keys are pairs in lexical order; the first side belongs to the lexically first modality.
     `datasets` counts how many are pooled under each. Masks and replay need uncentred `moments`. The
     closed form needs `centred` ones, in which each dataset is centred by its own means, the `ridges` of
-    modalities, and in how many `directions` the sides of each dataset agree (in rising order; infinity: more than
-    were compared). A model keeps what its policy needs.
+    modalities, and how many directions are `significant` in the datasets of each pair (infinity: no limit). A model
+    keeps what its policy needs.
     """
 
     moments: Mapping[PairNames, PairMoments] = field(default_factory=dict)
     datasets: Mapping[PairNames, int] = field(default_factory=dict)
     centred: Mapping[PairNames, CentredMoments] = field(default_factory=dict)
-    ridges: Mapping[str, Ridges] = field(default_factory=dict)
-    directions: Mapping[PairNames, tuple[float, ...]] = field(default_factory=dict)
+    ridges: Mapping[str, Chosen] = field(default_factory=dict)
+    significant: Mapping[PairNames, Chosen] = field(default_factory=dict)
 
     def with_dataset(self, pair: ModalityPair, moments: PairMoments) -> "Memory":
         """Return this memory with one more dataset, for masks and replay."""
@@ -65,26 +70,24 @@ class Memory:
         pair: ModalityPair,
         sums: CentredMoments,
         ridges: Mapping[str, float],
-        directions: int | None = None,
+        significant: int | None = None,
     ) -> "Memory":
         """Return this memory with what one more dataset adds, for the closed form.
 
-        `ridges`, `directions`: those that the dataset chose (`nullspace.two_folds`).
+        `ridges`, `significant`: what the dataset chose (`nullspace.two_folds`).
         """
         key, sums = _key(pair), _in_order(pair, sums)
         known = self.centred.get(key)
         chosen = {
-            name: self.ridges.get(name, Ridges()) + Ridges((ridge,))
+            name: self.ridges.get(name, Chosen()) + Chosen((ridge,))
             for name, ridge in ridges.items()
         }
+        counted = self.significant.get(key, Chosen()) + Chosen((_number(significant),))
         return replace(
             self._counting(key),
             centred={**self.centred, key: known + sums if known else sums},
             ridges={**self.ridges, **chosen},
-            directions={
-                **self.directions,
-                key: tuple(sorted((*self.directions.get(key, ()), _number(directions)))),
-            },
+            significant={**self.significant, key: counted},
         )
 
     def without_sums(
@@ -92,7 +95,7 @@ class Memory:
         pair: ModalityPair,
         sums: CentredMoments,
         ridges: Mapping[str, float],
-        directions: int | None = None,
+        significant: int | None = None,
     ) -> "Memory":
         """Take back what `with_sums` added, to the bit: the memory that never had the dataset.
 
@@ -105,19 +108,17 @@ class Memory:
         left = {name: self.ridges[name].without(ridge) for name, ridge in ridges.items()}
         pairs = {**self.centred, key: rest}
         counts = {**self.datasets, key: self.datasets[key] - 1}
-        numbers = list(self.directions[key])
-        numbers.remove(_number(directions))
-        kept = {**self.directions, key: tuple(numbers)}
+        counted = {**self.significant, key: self.significant[key].without(_number(significant))}
         if not counts[key]:
             # A pair without a dataset connects nothing.
-            del pairs[key], counts[key], kept[key]
+            del pairs[key], counts[key], counted[key]
         known = {**self.ridges, **left}
         return replace(
             self,
             centred=pairs,
             datasets=counts,
-            ridges={name: each for name, each in known.items() if each.chosen},
-            directions=kept,
+            ridges={name: each for name, each in known.items() if each.numbers},
+            significant=counted,
         )
 
     def _counting(self, key: PairNames) -> "Memory":
@@ -135,15 +136,6 @@ class Memory:
     def has(self, pair: ModalityPair) -> bool:
         """Whether there is a dataset of this pair, in either order."""
         return _key(pair) in self.datasets
-
-    @property
-    def most_directions(self) -> Mapping[str, float]:
-        """By modality: those of the dataset that has most of them."""
-        most: dict[str, float] = {}
-        for pair, numbers in self.directions.items():
-            for name in pair:
-                most[name] = max(most.get(name, 0.0), numbers[-1])
-        return most
 
     def touching(self, pair: ModalityPair) -> list[tuple[ModalityPair, PairMoments]]:
         """All pairs that share a modality with `pair`, the shared one first.
@@ -185,8 +177,8 @@ class Memory:
         return sides
 
 
-def _number(directions: int | None) -> float:
-    return math.inf if directions is None else directions
+def _number(significant: int | None) -> float:
+    return math.inf if significant is None else significant
 
 
 def _key(pair: ModalityPair) -> PairNames:

@@ -25,13 +25,13 @@ has none, with X the matrix of all blocks X_uv, and C + e I ≥ C. (The scales o
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from workers.nullspace.centred import Pooled, components
+from workers.nullspace.centred import PairNames, Pooled, components
 from workers.nullspace.eigenvectors import (
     leading_eigenvectors,
     random_start,
@@ -65,7 +65,7 @@ class Directions:
 
     @property
     def rank(self) -> int:
-        """K: how many of the wanted directions are real. In others no pair agrees."""
+        """K: how many directions these are."""
         return len(self.values_K)
 
     def at(self, kept_K: Tensor) -> "Directions":
@@ -116,14 +116,15 @@ def solve(
     ridges: Mapping[str, float],
     wanted: int,
     precision: torch.dtype,
-    most: Mapping[str, float] = {},
+    limits: Mapping[PairNames, float] = {},
     tolerance: float = TOLERANCE,
 ) -> Solution:
     """The `wanted` leading canonical directions, by (10).
 
     `ridges`: by modality, e relative to its `typical_variance`. `precision`: of whitened blocks and of
-    the iteration; roots and directions are in that of the moments. `most`: by modality, in how many directions
-    any of its datasets agrees; fewer may be solved then (`directions_between`). `tolerance`: the largest residual
+    the iteration; roots and directions are in that of the moments. `limits`: by pair, the number of its
+    significant directions, if there is one. A has no more positive eigenvalues than the ranks of its blocks add up to,
+    so no more are solved for. `tolerance`: the largest residual
     of an eigenvector. The result is a function of the moments alone, so the order of datasets does not
     change it. Raises ValueError if a ridge is below rounding or above 1, or if fewer than one direction
     is wanted.
@@ -136,7 +137,7 @@ def solve(
     if wanted < 1:
         raise ValueError(f"{wanted} directions are wanted, it must be 1 at least")
     groups = components(moments.crosses)
-    settings = _Settings(ridges, wanted, precision, most, tolerance)
+    settings = _Settings(ridges, wanted, precision, limits, tolerance)
     return Solution(tuple(_directions(moments.part(group), settings) for group in groups))
 
 
@@ -145,7 +146,7 @@ class _Settings:
     ridges: Mapping[str, float]
     wanted: int
     precision: torch.dtype
-    most: Mapping[str, float]
+    limits: Mapping[PairNames, float]
     tolerance: float
 
 
@@ -171,7 +172,8 @@ def _directions(moments: Pooled, settings: _Settings) -> Directions:
             image_DN[rows[second]].addmm_(block_FG.mT, block_DN[rows[first]])
         return image_DN
 
-    count = int(min(settings.wanted, size, directions_between(names, settings.most)))
+    limit = sum(settings.limits.get(pair, math.inf) for pair in moments.crosses)
+    count = int(min(settings.wanted, size, limit))
     start_DN = random_start(size, count, torch.zeros((), dtype=precision))
     found = leading_eigenvectors(product, start_DN, count, settings.tolerance)
     real = int((found.values_K > _ZERO).sum())
@@ -183,16 +185,6 @@ def _directions(moments: Pooled, settings: _Settings) -> Directions:
     }
     values_K = found.values_K[:real].to(roots[names[0]])
     return Directions(values_K, heads, moments.means, found.residual)
-
-
-def directions_between(names: Iterable[str], most: Mapping[str, float]) -> float:
-    """The largest number of positive s, if blocks of A join subspaces of `most` dimensions.
-
-    Then A has as many rows as all subspaces have dimensions. Its form is 0 on the subspace of a modality, since no
-    block joins a modality with itself. A subspace on which a form is positive has only 0 in common with one on which
-    it is 0, so it has at most the dimensions of all but the largest. A modality without a number has no limit.
-    """
-    return sum(sorted(most.get(name, math.inf) for name in names)[:-1])
 
 
 def typical_variance(covariance_FF: Tensor) -> float:

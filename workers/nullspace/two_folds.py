@@ -1,5 +1,6 @@
-"""Which ridges, and how many directions, let heads score best on pairs that they were not solved from? Exactly,
-from moments.
+"""Choose ridges, and count directions, by how heads of one half of the rows score on the other half.
+
+Exactly, and from moments alone.
 
 Shapes: F and G widths of the two sides' features, without the constant 1, R and Q columns of their bases,
 K directions.
@@ -15,8 +16,8 @@ Each side has its own ridge: an encoder whose features hold little noise wants a
 ridges are compared, so both halves are brought into the directions in which the dataset varies most, and then
 into the eigenvectors of the half to solve from, where whitening by any ridge is a scaling of rows.
 
-The score rises with the number of directions while the other half agrees in them. Of ten class names it stops
-at nine. What is left are directions in which this half's rows agree by chance.
+The score rises with the number of directions while the other half agrees in them, too. Ten class names, once
+centred, span nine dimensions: further directions correlate in one half only, by chance.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,16 +37,18 @@ RIDGES = tuple(0.00125 * 2**step for step in range(10))
 _FIRST = RIDGES.index(0.02)
 # Heads are compared by this many leading directions: the best of four ridges is the same with 64, 128
 # and 256 (docs/log.md).
-_DIRECTIONS = 64
+_COMPARED = 64
 _TOLERANCE = 5e-2
 # Directions in which ridges are compared. All of them take three times as long and lead to the same recall
 # (docs/log.md).
 _BASIS = 384
-# Numbers of directions to choose from: coarse, so that rounding hardly ever decides. More than half of the basis
-# would say little about the directions outside of it.
+# Numbers of directions are rounded up to one of these: so coarse that the rounding of moments hardly ever decides,
+# and far below the width of the basis, beyond which nothing is compared.
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-# As many directions are enough as reach this share of the best score (docs/log.md).
-_ENOUGH = 0.98
+# The fewest directions are taken that reach this share of the best score (docs/decisions/0045).
+_ENOUGH, _NEARLY_ALL = 0.98, 0.9
+# If nothing agrees, the score is about 1 / rows of a half. Up to nine times that is chance: three standard errors.
+_CHANCE = 9
 # A variance below this share of the smallest ridge is left out: whitening would leave a tenth of it at
 # most.
 _NEGLIGIBLE = 0.1
@@ -56,21 +59,22 @@ Steps = tuple[int, int]
 
 @dataclass(frozen=True)
 class Choice:
-    """The ridges of the two sides with the highest score (12), and how many directions reach it.
+    """The ridges of the two sides with the highest score (12), and how many directions are significant there.
 
-    `directions`: one of `COUNTS`; None if more of them are needed, or if a half is empty.
+    `significant`: one of `COUNTS`; None if there are more.
     """
 
     ridges: tuple[float, float]
     score: float
-    directions: int | None = None
+    significant: int | None = None
 
 
 def best_choice(halves: tuple[CentredMoments, CentredMoments]) -> Choice:
     """Climb from 0.02 to the ridges with the highest mean score of both folds, and count directions there.
 
     Always from there, and not from the ridges of earlier datasets: what a dataset chooses is then a
-    function of its rows alone. The start stays, with score 0, if a half has no rows or no variance.
+    function of its rows alone. The start stays, with score 0 and one direction, if a half has no rows or no
+    variance.
     """
     bases = [
         leading_basis((one + other).float(), _BASIS)
@@ -79,9 +83,9 @@ def best_choice(halves: tuple[CentredMoments, CentredMoments]) -> Choice:
             (halves[0].second_GG, halves[1].second_GG),
         )
     ]
-    one, other, both = (_half(each, *bases) for each in (*halves, halves[0] + halves[1]))
-    if one is None or other is None or both is None:
-        return Choice((RIDGES[_FIRST], RIDGES[_FIRST]), 0.0)
+    one, other = (_half(half, *bases) for half in halves)
+    if one is None or other is None:
+        return Choice((RIDGES[_FIRST], RIDGES[_FIRST]), 0.0, COUNTS[0])
     folds = _fold(one, other), _fold(other, one)
 
     def score_of(steps: Steps) -> float:
@@ -89,24 +93,25 @@ def best_choice(halves: tuple[CentredMoments, CentredMoments]) -> Choice:
 
     (first, second), score = climbed(score_of, (_FIRST, _FIRST), len(RIDGES))
     ridges = RIDGES[first], RIDGES[second]
-    rank = min(
-        _side(both.first_RR, both.typical[0]).rank, _side(both.second_QQ, both.typical[1]).rank
-    )
-    return Choice(ridges, score, _enough([fold.scores(*ridges) for fold in folds], rank))
+    scores = [fold.scores(*ridges) for fold in folds]
+    rows = min(half.rows for half in halves)
+    return Choice(ridges, score, _significant(scores, rows, _rank(one, other)))
 
 
-def _enough(scores: Sequence[Tensor], rank: int) -> int | None:
-    """The first of `COUNTS` that reaches enough of the best mean score, or `rank`, which is that of the dataset.
+def _significant(scores: Sequence[Tensor], rows: int, rank: int) -> int | None:
+    """The fewest directions that reach enough of the best mean score, rounded up to one of `COUNTS`.
 
-    `scores`: of each fold, by number of directions (K). None if more are needed than `COUNTS` has.
+    `scores`: of each fold, by number of directions (K). `rows`: of the smaller half. If nearly all that can be
+    compared are needed, there may be more: as many as the dataset has, `rank`. None beyond `COUNTS`.
     """
     compared = min(map(len, scores))
     mean_K = torch.stack([fold_K[:compared] for fold_K in scores]).mean(0)
-    enough_K = (mean_K > 0) & (mean_K >= _ENOUGH * mean_K.max()) if compared else mean_K.bool()
-    for count in COUNTS:
-        if count >= rank or (count <= compared and enough_K[count - 1]):
-            return count
-    return None
+    if not compared or float(mean_K.max()) * rows < _CHANCE:
+        return COUNTS[0]
+    fewest = int((mean_K >= _ENOUGH * mean_K.max()).nonzero()[0]) + 1
+    if fewest > _NEARLY_ALL * compared:
+        fewest = rank
+    return next((count for count in COUNTS if count >= fewest), None)
 
 
 def climbed(score_of: Callable[[Steps], float], start: Steps, count: int) -> tuple[Steps, float]:
@@ -178,11 +183,6 @@ class _Side:
     vectors_RS: Tensor
     typical: float
 
-    @property
-    def rank(self) -> int:
-        """S: in how many directions the modality varies."""
-        return len(self.values_S)
-
     def whitening(self, ridge: float) -> Tensor:
         """(s + e)^-½ for each variance s (S)."""
         return (self.values_S + ridge * self.typical).rsqrt()
@@ -206,8 +206,8 @@ class _Fold:
     def score(self, first_ridge: float, second_ridge: float) -> float:
         """(12) of the heads that these ridges lead to."""
         whitened_ST = self._whitened(first_ridge, second_ridge)
-        leading = _singular_vectors(whitened_ST)
-        return float(self._scores(*leading, (first_ridge, second_ridge))[-1])
+        found = self._scores(*_singular_vectors(whitened_ST), (first_ridge, second_ridge))
+        return float(found[-1]) if len(found) else 0.0
 
     def scores(self, first_ridge: float, second_ridge: float) -> Tensor:
         """(12) of the leading 1, 2, ... of all directions."""
@@ -231,6 +231,15 @@ class _Fold:
         second_KK = second_KT @ self.second_TT @ second_KT.mT
         size_K = (first_KK * second_KK).cumsum(0).cumsum(1).diagonal()
         return (agreement_K.clamp(min=0).square() / size_K).nan_to_num(0.0, posinf=0.0)
+
+
+def _rank(one: _Half, other: _Half) -> int:
+    """In how many directions both sides of the dataset vary: the smaller rank."""
+    first, second = map(fmean, zip(one.typical, other.typical, strict=True))
+    return min(
+        len(_side((one.first_RR + other.first_RR) / 2, first).values_S),
+        len(_side((one.second_QQ + other.second_QQ) / 2, second).values_S),
+    )
 
 
 def _fold(here: _Half, there: _Half) -> _Fold:
@@ -267,7 +276,7 @@ def _singular_vectors(matrix_ST: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     def times(block_DN: Tensor) -> Tensor:
         return torch.cat([matrix_ST @ block_DN[rows:], matrix_ST.mT @ block_DN[:rows]])
 
-    wanted = min(_DIRECTIONS, rows, columns)
+    wanted = min(_COMPARED, rows, columns)
     start_DN = random_start(rows + columns, wanted, matrix_ST)
     found = leading_eigenvectors(times, start_DN, wanted, _TOLERANCE)
     vectors_KD = found.vectors_DK.mT

@@ -215,7 +215,7 @@ def _write(
         ridges=dict(zip(dataset.pair.modalities, learned.choice.ridges, strict=True))
         if learned.choice
         else {},
-        directions=learned.choice.directions if learned.choice else None,
+        significant_directions=learned.choice.significant if learned.choice else None,
         moments_error=errors,
         attainable=attainable(learned.moments, spec.spec.width),
     )

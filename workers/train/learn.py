@@ -72,7 +72,7 @@ class Task:
 class TrainingResult:
     """The outcome of training one dataset. `spaces` is empty if heads were solved, else `choice` is None.
 
-    `choice`: of the two halves, the pair's first modality first. `compact`: what heads were solved from in place of `moments`, if the dataset is wide.
+    `choice`: by the two halves; ridges in the order of the pair. `compact`: what heads were solved from in place of `moments`, if the dataset is wide.
     """
 
     model_state: ModelState
@@ -206,7 +206,7 @@ def _solve(
     )
     if compact:
         sums = compact.expanded()
-    memory = before.memory.with_sums(task.pair, sums, ridges, choice.directions)
+    memory = before.memory.with_sums(task.pair, sums, ridges, choice.significant)
     solved = when_leader_is_done(lambda: method.solve(context, memory), run.here)
     check_finite(solved, spec)
     run.watcher.enter("limiting")

@@ -134,7 +134,9 @@ def _without(store: ObjectStore, spec: JobSpec, parent: Parent) -> Sources:
     before = parent.model_state
     try:
         sums = read_dataset_sums(store, line)
-        memory = before.memory.without_sums(line.pair, sums, line.ridges, line.directions)
+        memory = before.memory.without_sums(
+            line.pair, sums, line.ridges, line.significant_directions
+        )
     except (KeyError, ValueError) as error:
         raise CannotCombine(f"the memory of version {parent.ref}: {error}") from error
     learned = tuple(_measured_from(each, line.version, spec.version) for each in rest)
@@ -182,7 +184,7 @@ def _with_other(store: ObjectStore, spec: JobSpec, parent: Parent) -> Sources:
     memory = parent.model_state.memory
     for line in new:
         sums = read_dataset_sums(store, line)
-        memory = memory.with_sums(line.pair, sums, line.ridges, line.directions)
+        memory = memory.with_sums(line.pair, sums, line.ridges, line.significant_directions)
     joined = (line.model_copy(update={"version": spec.version, "reference": None}) for line in new)
     return Sources(
         heads=parent.model_state.heads,

@@ -256,7 +256,7 @@ def write_once(store: ObjectStore, manifest: VersionManifest, files: dict[str, b
 def solution(solved: Solved, state: ModelState) -> Solution:
     """How the heads of a version were solved."""
     return Solution(
-        ridges={name: ridges.pooled for name, ridges in state.memory.ridges.items()},
+        ridges={name: ridges.ridge for name, ridges in state.memory.ridges.items()},
         rank=solved.rank,
         groups=solved.groups,
     )

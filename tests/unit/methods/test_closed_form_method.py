@@ -61,10 +61,10 @@ def sums_of(
     return pair, dataset_moments(moments_of(rows)), ridges
 
 
-def memory_of(datasets: Datasets, directions: int | None = None) -> Memory:
+def memory_of(datasets: Datasets, significant: int | None = None) -> Memory:
     memory = Memory()
     for dataset in datasets:
-        memory = memory.with_sums(*sums_of(dataset), directions=directions)
+        memory = memory.with_sums(*sums_of(dataset), significant=significant)
     return memory
 
 
@@ -147,17 +147,35 @@ def test_a_dataset_whose_rows_are_all_in_one_half_is_solved() -> None:
     rows = rows_of(IMAGE_TEXT, 1)
     same = PairedRows(rows.first_NI, rows.second_NJ, torch.full((200,), 7), torch.full((200,), 9))
     first, second = (moments_of(half) for half in same.halves())
-    assert METHOD.choose((first, second)) == Choice((0.02, 0.02), 0.0)
+    assert METHOD.choose((first, second)) == Choice((0.02, 0.02), 0.0, 1)
 
 
-def test_directions_in_which_no_pair_agrees_are_left_out() -> None:
-    """Six are shared. Of two datasets of a pair that with more directions counts."""
-    few = memory_of(STREAM[:1], directions=2)
+def test_only_significant_directions_are_kept() -> None:
+    """Those of all datasets of a pair together, and pairs may have the same ones."""
+    few = memory_of(STREAM[:1], significant=2)
     assert solve_from(few).rank == 2
-    assert solve_from(few.with_sums(*sums_of(STREAM[3]), directions=4)).rank == 4
+    assert solve_from(few.with_sums(*sums_of(STREAM[3]), significant=3)).rank == 5
     assert solve_from(few.with_sums(*sums_of(STREAM[3]))).rank == SPEC.width
-    # Two directions of each of three pairs, some of them the same.
-    assert 2 <= solve_from(memory_of(STREAM[:3], directions=2)).rank <= 4
+    assert 2 <= solve_from(memory_of(STREAM[:3], significant=2)).rank <= 6
+
+
+def test_datasets_with_different_classes_have_the_directions_of_all_classes() -> None:
+    """Of one pair, four classes each."""
+    memory = Memory()
+    for number in range(3):
+        generator = torch.Generator().manual_seed(number)
+        names = torch.randn(4, 8, generator=generator)
+        kinds = torch.arange(400) // 2 % 4
+        texts, images = names[kinds], names[kinds] + 0.3 * torch.randn(400, 8, generator=generator)
+        sides = [torch.cat([each, torch.ones(400, 1)], dim=1) for each in (images, texts)]
+        halves = [pair_moments(*(side[part::2] for side in sides)) for part in (0, 1)]
+        choice = METHOD.choose((halves[0], halves[1]))
+        assert choice.significant == 3
+        memory = memory.with_sums(
+            IMAGE_TEXT, dataset_moments(halves[0] + halves[1]), RIDGES, choice.significant
+        )
+    # Three times three directions, in eight columns, and E is six.
+    assert solve_from(memory).rank == 6
 
 
 def test_the_first_heads_are_turned_to_their_principal_axes() -> None:

@@ -10,7 +10,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from workers.model import artifact
 from workers.model.heads import ModalityHeads, initial_heads
-from workers.model.memory import Memory
+from workers.model.memory import Chosen, Memory
 from workers.nullspace.centred import dataset_moments
 from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.moments import PairMoments, pair_moments
@@ -124,11 +124,11 @@ def test_centred_moments_are_a_quarter_and_round_to_float32() -> None:
 def test_a_memory_centres_each_dataset_by_its_own_means() -> None:
     ridges = {"image": 0.01, "text": 0.04}
     memory = Memory()
-    for pair, seed, directions in ((IMAGE_TEXT, 3, None), (TEXT_IMAGE, 5, 12)):
+    for pair, seed, significant in ((IMAGE_TEXT, 3, None), (TEXT_IMAGE, 5, 12)):
         moments = with_ones(*rows(pair, seed))
-        memory = memory.with_sums(pair, dataset_moments(moments), ridges, directions)
+        memory = memory.with_sums(pair, dataset_moments(moments), ridges, significant)
     again = artifact.load_memory(artifact.save_memory(memory))
-    assert again.directions == {("image", "text"): (12, math.inf)}
+    assert again.significant == {("image", "text"): Chosen((12, math.inf))}
     assert again.datasets == {("image", "text"): 2}
     ours, theirs = memory.centred["image", "text"], again.centred["image", "text"]
     assert (ours.rows, ours.weight) == (theirs.rows, theirs.weight)
@@ -139,7 +139,7 @@ def test_a_memory_centres_each_dataset_by_its_own_means() -> None:
     expected = weight * (covariance(image, text) + covariance(other_image, other_text))
     torch.testing.assert_close(theirs.cross_FG, expected, rtol=1e-5, atol=1e-5)
     # The geometric mean of equal ones is the same, divided by √2 datasets.
-    pooled = {name: each.pooled for name, each in again.ridges.items()}
+    pooled = {name: each.ridge for name, each in again.ridges.items()}
     assert pooled == pytest.approx({name: ridge / 2**0.5 for name, ridge in ridges.items()})
 
 

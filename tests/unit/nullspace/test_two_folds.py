@@ -84,7 +84,7 @@ def test_fewer_rows_get_no_smaller_ridges() -> None:
 def test_a_half_without_rows_or_variance_leaves_the_start(rows: int) -> None:
     sides = sides_of(5, 50)
     empty = centred(pair_moments(sides[0][:rows], sides[1][:rows]), 1.0)
-    assert best_choice((half(sides, 0), empty)) == Choice((0.02, 0.02), 0.0)
+    assert best_choice((half(sides, 0), empty)) == Choice((0.02, 0.02), 0.0, 1)
 
 
 @pytest.mark.parametrize(("classes", "count"), [(3, 2), (10, 12), (40, 48)])
@@ -99,14 +99,33 @@ def test_classes_agree_in_one_direction_less_than_there_are(classes: int, count:
         centred(pair_moments(*(side[rows] for side in sides)), 1.0)
         for rows in (torch.arange(1200) // classes % 2 == number for number in (0, 1))
     ]
-    assert best_choice((by_class[0], by_class[1])).directions == count
+    assert best_choice((by_class[0], by_class[1])).significant == count
 
 
-def test_directions_beyond_those_compared_are_not_counted() -> None:
+def test_more_directions_than_are_counted_are_no_limit() -> None:
     generator = torch.Generator().manual_seed(7)
     first = torch.randn(4000, 400, generator=generator)
     sides = [torch.cat([first, torch.ones(4000, 1)], dim=1)] * 2
-    assert choice(sides).directions is None
+    assert choice(sides).significant is None
+
+
+@pytest.mark.parametrize(("rows", "count"), [(40, 48), (100, 128), (140, None)])
+def test_of_few_rows_all_directions_that_vary_are_significant(rows: int, count: int | None) -> None:
+    """A half of them has fewer directions, and agrees in the last one that it has."""
+    generator = torch.Generator().manual_seed(rows)
+    first = torch.randn(rows, 200, generator=generator)
+    sides = [torch.cat([first, torch.ones(rows, 1)], dim=1)] * 2
+    assert choice(sides).significant == count
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sides_that_do_not_agree_have_one_direction(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    sides = [
+        torch.cat([torch.randn(600, 200, generator=generator), torch.ones(600, 1)], dim=1)
+        for _ in range(2)
+    ]
+    assert choice(sides).significant == 1
 
 
 @given(*[st.integers(0, 9)] * 4)

@@ -175,7 +175,7 @@ def test_unlearned_equals_never_seen(bench: Bench, gone: str) -> None:
     assert names(found) == names(never)
     ours, theirs = (read_memory(bench.store, each) for each in (found, never))
     assert ours.ridges == theirs.ridges
-    assert ours.directions == theirs.directions
+    assert ours.significant == theirs.significant
     assert ours.datasets == theirs.datasets
     for pair, sums in theirs.centred.items():
         assert torch.equal(ours.centred[pair].cross_FG, sums.cross_FG)
