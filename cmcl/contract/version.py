@@ -149,34 +149,29 @@ class LearnedDataset(Frozen):
     rejected_rows: int = Field(
         default=0, ge=0, description="rows that were left out; `datasets/<dataset>/rejected.jsonl`"
     )
-    recall: Recall | None = Field(
-        default=None, description="on its held-out rows, in the version that learned it"
-    )
+    recall: Recall | None = Field(default=None, description="in the version that learned it")
     ridges: dict[Modality, float] = Field(
         default={},
         exclude_if=lambda ridges: not ridges,
-        description="by modality: the ridge with which half of the dataset's rows scores best on the other "
-        "half; empty if the heads were trained on rows",
+        description="by modality: ridge with which half of its rows scores best on the other half",
     )
     significant_directions: int | None = Field(
         default=None,
         ge=1,
         exclude_if=lambda directions: directions is None,
-        description="number of directions in which pairs of both halves of the dataset's rows agree, rounded up to "
-        "one of 1, 2, 3, 4, 6, 8, ..., 128; null: more than 128, or the heads were trained on rows",
+        description="in which pairs of both halves of its rows agree, rounded up to one of 1, 2, 3, 4, 6, 8, ..., "
+        "128; null: more than 128, or the heads were trained on rows",
     )
     moments_error: dict[Modality, float] = Field(
         default={},
         exclude_if=lambda errors: not errors,
-        description="by modality: the largest error of the variance in any direction, if the moments are stored "
-        "in compact form; empty: they are stored in full",
+        description="by modality: largest error of the variance in any direction; empty: no compact form",
     )
     attainable: float | None = Field(
         default=None,
         ge=0,
         exclude_if=lambda attainable: attainable is None,
-        description="sum of the squared canonical correlations of its two sides that heads of this "
-        "width can hold",
+        description="sum of its squared canonical correlations that heads of this width can hold",
     )
 
 
