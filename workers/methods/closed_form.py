@@ -38,9 +38,12 @@ from workers.nullspace.moments import PairMoments, SecondMoment
 from workers.nullspace.two_folds import Choice, best_choice
 
 # Updates of the polish for each dataset, and their learning rate (docs/log.md).
-# AdamW moves each of the K entries of a row by about the rate, whatever its gradient. So the rate falls with K, beyond
-# so many directions.
-_UPDATES, _LEARNING_RATE, _FULL_RATE_DIRECTIONS = 47, 3e-4, 256
+_UPDATES, _LEARNING_RATE = 47, 3e-4
+# The polish chooses among this many directions, however narrow the embeddings are. Beyond, its rate falls with their
+# number K: AdamW moves each of the K entries of a row by about the rate, whatever its gradient.
+_DIRECTIONS = 256
+# To choose E of K directions takes (K / E)² times as many updates, but no more than this (docs/decisions/0046).
+_MOST_UPDATES = 8 * _UPDATES
 # The precision of the block iteration. Whitening, decomposition and results are in float64.
 _PRECISION = torch.float32
 
@@ -66,7 +69,7 @@ class ClosedForm(Method):
         width, pairs = context.heads.width, memory.centred
         ridges = {name: each.ridge for name, each in memory.ridges.items()}
         limits = {pair: each.total for pair, each in memory.significant.items()}
-        solution = solve(pooled(pairs), ridges, width, _PRECISION, limits)
+        solution = solve(pooled(pairs), ridges, max(width, _DIRECTIONS), _PRECISION, limits)
         found, rank, updates, loss = dict[str, Tensor](), 0, 0, 0.0
         for solved in solution.groups:
             group, kept = _significant(
@@ -76,15 +79,15 @@ class ClosedForm(Method):
                 {name: with_constant(group.scaling(width)) for name in group.heads},
                 kept,
                 PolishSettings(
-                    _UPDATES,
-                    _LEARNING_RATE * min(1.0, _FULL_RATE_DIRECTIONS / max(group.rank, 1)),
+                    min(_MOST_UPDATES, round(_UPDATES * max(1.0, group.rank / width) ** 2)),
+                    _LEARNING_RATE * min(1.0, _DIRECTIONS / max(group.rank, 1)),
                     self.training.batch_size,
                     self.training.temperature,
                     self.seed,
                 ),
             )
             found |= _like_the_parent(weights(group, polish.mixing), context, memory)
-            rank, updates = max(rank, group.rank), updates + polish.updates
+            rank, updates = max(rank, min(group.rank, width)), updates + polish.updates
             loss = max(loss, polish.loss)
         return Solved(
             weights={name: weight_EI.float() for name, weight_EI in found.items()},

@@ -26,7 +26,7 @@ from workers.nullspace.centred import CentredMoments, PairNames
 from workers.nullspace.closed_form import Directions
 from workers.nullspace.moments import PairMoments, SecondMoment
 
-# A product of two variances below this share of the largest one is rounding.
+# A product of two variances below this share of their sum is rounding.
 _HARDLY = 1e-12
 
 Mixing = dict[str, Tensor]
@@ -61,7 +61,7 @@ class ReducedPair:
         covariance_K = self.moments.cross_IJ.diagonal()[:-1] - first_K * second_K
         variances_K = first_II.diagonal()[:-1] - first_K.square()
         variances_K = variances_K * (second_II.diagonal()[:-1] - second_K.square())
-        varies_K = variances_K > _HARDLY * variances_K.max()
+        varies_K = variances_K > _HARDLY * variances_K.sum()
         return torch.where(varies_K, covariance_K / variances_K.clamp(min=1e-300).sqrt(), 0.0)
 
     def at(self, kept_K: Tensor) -> "ReducedPair":
