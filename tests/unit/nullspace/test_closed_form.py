@@ -204,19 +204,6 @@ def test_no_more_directions_are_solved_than_all_pairs_have_together() -> None:
     assert solve(pairs, RIDGES, 20, DOUBLE, limits).rank == everything.rank
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.lists(st.integers(0, 4), min_size=3, max_size=3))
-def test_pairs_of_so_many_directions_have_no_more_together(seed: int, ranks: list[int]) -> None:
-    """Of a triangle whose blocks have these ranks, no more eigenvalues are positive than they add up to."""
-    generator = torch.Generator().manual_seed(seed)
-    matrix = torch.zeros(15, 15, dtype=DOUBLE)
-    for (row, column), rank in zip(((0, 5), (0, 10), (5, 10)), ranks, strict=True):
-        left, right = (torch.randn(5, rank, generator=generator, dtype=DOUBLE) for _ in range(2))
-        matrix[row : row + 5, column : column + 5] = left @ right.mT
-    positive = int((torch.linalg.eigvalsh(matrix + matrix.mT) > 1e-9).sum())
-    assert positive <= sum(ranks)
-
-
 # --- Bad input ----------------------------------------------------------------------------------
 
 
