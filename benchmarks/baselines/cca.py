@@ -26,7 +26,8 @@ class CCA(Method):
     Every variance grows by `ridge` times the modality's typical one, where features hardly vary.
 
     The policy `improve` of the product begins with the same directions. It chooses ridges and the number of
-    directions by held-out halves, lifts features, scales directions by their correlation, polishes them, and aligns them with the parent.
+    directions by held-out halves, lifts features, scales directions by their correlation, polishes them, and aligns
+    them with the parent.
     """
 
     temperature: float

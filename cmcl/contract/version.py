@@ -149,11 +149,11 @@ class LearnedDataset(Frozen):
     rejected_rows: int = Field(
         default=0, ge=0, description="rows that were left out; `datasets/<dataset>/rejected.jsonl`"
     )
-    recall: Recall | None = Field(default=None, description="in the version that learned it")
+    recall: Recall | None = Field(default=None, description="of held-out rows, when learned")
     ridges: dict[Modality, float] = Field(
         default={},
         exclude_if=lambda ridges: not ridges,
-        description="by modality: ridge with which half of its rows scores best on the other half",
+        description="by modality: ridge with which half of its rows scores best on the other; empty: trained on rows",
     )
     significant_directions: int | None = Field(
         default=None,
@@ -165,7 +165,7 @@ class LearnedDataset(Frozen):
     moments_error: dict[Modality, float] = Field(
         default={},
         exclude_if=lambda errors: not errors,
-        description="by modality: largest error of the variance in any direction; empty: no compact form",
+        description="by modality: largest error of the variance in any direction; empty: moments are stored in full",
     )
     attainable: float | None = Field(
         default=None,

@@ -40,7 +40,7 @@ from workers.nullspace.two_folds import Choice, best_choice
 # Updates of the polish for each dataset, and their learning rate (docs/log.md).
 _UPDATES, _LEARNING_RATE = 47, 3e-4
 # The polish chooses among this many directions, however narrow the embeddings are. Beyond, its rate falls with their
-# number K: AdamW moves each of the K entries of a row by about the rate, whatever its gradient.
+# number K: AdamW moves each of the K entries of a row by about the rate, also where the gradient is small.
 _DIRECTIONS = 256
 # To choose E of K directions takes (K / E)² times as many updates, but no more than this (docs/decisions/0046).
 _MOST_UPDATES = 8 * _UPDATES

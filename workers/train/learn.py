@@ -72,7 +72,8 @@ class Task:
 class TrainingResult:
     """The outcome of training one dataset. `spaces` is empty if heads were solved, else `choice` is None.
 
-    `choice`: by the two halves; ridges in the order of the pair. `compact`: what heads were solved from in place of `moments`, if the dataset is wide.
+    `choice`: by the two halves; ridges in the order of the pair. `compact`: what heads were solved from in place of
+    `moments`, if the dataset is wide.
     """
 
     model_state: ModelState
