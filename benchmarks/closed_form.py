@@ -194,7 +194,7 @@ def _peers(
 ) -> dict[str, float | None]:
     """Seconds of libraries for the same directions, from the whitened matrix on; whitening takes the same."""
     names = moments.modalities
-    roots = {name: root(moments.covariances[name], ridges[name]) for name in names}
+    roots = {name: root(moments.covariances[name], ridges[name])[0] for name in names}
     size = sum(map(len, roots.values()))
     matrix_DD = np.zeros((size, size), np.float32)
     place = {

@@ -37,13 +37,13 @@ from workers.nullspace.closed_form import Directions, solve
 from workers.nullspace.moments import PairMoments, SecondMoment
 from workers.nullspace.two_folds import Choice, best_choice
 
-# Updates of the polish for each dataset, and their learning rate (docs/log.md).
-_UPDATES, _LEARNING_RATE = 47, 3e-4
-# The polish chooses among this many directions, however narrow the embeddings are. Beyond, its rate falls with their
-# number K: AdamW moves each of the K entries of a row by about the rate, also where the gradient is small.
+# The polish chooses among this many directions, however narrow the embeddings are.
 _DIRECTIONS = 256
+# Its updates for each dataset, and their learning rate (docs/decisions/0047). Both fall with the number K of directions
+# beyond these: AdamW moves each of the K entries of a row by about the rate, also where the gradient is small.
+_UPDATES, _LEARNING_RATE = 94, 6e-4
 # To choose E of K directions takes (K / E)² times as many updates, but no more than this (docs/decisions/0046).
-_MOST_UPDATES = 8 * _UPDATES
+_MOST_UPDATES = 4 * _UPDATES
 # The precision of the block iteration. Whitening, decomposition and results are in float64.
 _PRECISION = torch.float32
 
@@ -72,19 +72,11 @@ class ClosedForm(Method):
         solution = solve(pooled(pairs), ridges, max(width, _DIRECTIONS), _PRECISION, limits)
         found, rank, updates, loss = dict[str, Tensor](), 0, 0, 0.0
         for solved in solution.groups:
-            group, kept = _significant(
-                solved, reduced_pairs(pairs, solved, memory.datasets), limits
-            )
+            group, kept = _significant(solved, reduced_pairs(pairs, solved), limits)
             polish = polished(
                 {name: with_constant(group.scaling(width)) for name in group.heads},
-                kept,
-                PolishSettings(
-                    min(_MOST_UPDATES, round(_UPDATES * max(1.0, group.rank / width) ** 2)),
-                    _LEARNING_RATE * min(1.0, _DIRECTIONS / max(group.rank, 1)),
-                    self.training.batch_size,
-                    self.training.temperature,
-                    self.seed,
-                ),
+                [each.limited(limits.get(each.pair, math.inf)) for each in kept],
+                self._settings(group.rank, width),
             )
             found |= _like_the_parent(weights(group, polish.mixing), context, memory)
             rank, updates = max(rank, min(group.rank, width)), updates + polish.updates
@@ -98,15 +90,24 @@ class ClosedForm(Method):
             groups=tuple(tuple(sorted(group.heads)) for group in solution.groups),
         )
 
+    def _settings(self, directions: int, width: int) -> PolishSettings:
+        few = min(1.0, _DIRECTIONS / max(directions, 1))
+        updates = _UPDATES * few * max(1.0, directions / width) ** 2
+        return PolishSettings(
+            min(_MOST_UPDATES, round(updates)),
+            _LEARNING_RATE * few,
+            self.training.batch_size,
+            self.training.temperature,
+            self.seed,
+        )
+
 
 def reduced_pairs(
-    pairs: Mapping[PairNames, CentredMoments],
-    group: Directions,
-    datasets: Mapping[PairNames, int],
+    pairs: Mapping[PairNames, CentredMoments], group: Directions
 ) -> list[ReducedPair]:
     """The pairs of a group in its directions, in lexical order."""
     return [
-        reduced(pair, moments, group, datasets[pair])
+        reduced(pair, moments, group)
         for pair, moments in sorted(pairs.items())
         if pair[0] in group.heads and moments.weight > 0
     ]

@@ -1,33 +1,36 @@
 """Polish the closed form: InfoNCE on rows that are drawn from moments, within its directions.
 
-Shapes: B rows of a batch, S sampled rows, K directions, E width of the embeddings, F width of a
+Shapes: B rows of a batch, D datasets of a pair, K directions, E width of the embeddings, F width of a
 feature without the constant 1.
 
 The closed form maximises the spectral loss, which has neither unit length nor temperature. InfoNCE
-has both and needs rows. A Gaussian with a pair's moments has them, and in the K leading canonical
-directions such rows are K + 1 numbers (with the constant 1): what is polished is T (E × (K + 1)) in
+has both and needs rows. They are drawn from the Gaussian that the closed form assumes. With the
+directions H (K × F) of the two modalities of a pair, rows x = H_u (x_u − μ_u), y = H_v (x_v − μ_v) have
+
+    cov x = H_u (C_u + e_u I) H_uᵀ,   cov y = H_v (C_v + e_v I) H_vᵀ,   cov (x, y) = H_u X_uv H_vᵀ    (15)
+
+with the ridges e. Without these, directions in which features hardly vary are scaled up by whitening, and their
+sampling error counts as agreement (docs/decisions/0047). All rows of a batch are of one dataset and lie about its
+means, as rows do in training. What is polished is T (E × (K + 1)) in
 
     z = T [H (x − μ), 1]
 
-with the directions H (K × F) of a modality fixed. What earlier datasets did not share lies outside of
-H, and sampled noise cannot pull a head there.
+with H fixed. What earlier datasets did not share lies outside of H, and sampled noise cannot pull a
+head there.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from workers.methods.sampled_replay import gaussian_rows
+from workers.methods.sampled_replay import covariance_root
 from workers.model.loss import symmetric_info_nce, unit
 from workers.nullspace.centred import CentredMoments, PairNames
-from workers.nullspace.closed_form import Directions
-from workers.nullspace.moments import PairMoments, SecondMoment
-
-# A product of two variances below this share of their sum is rounding.
-_HARDLY = 1e-12
+from workers.nullspace.closed_form import Directions, whitened
 
 Mixing = dict[str, Tensor]
 """By modality: T, E × (K + 1)."""
@@ -42,35 +45,44 @@ class PolishSettings:
     batch_size: int
     temperature: float
     seed: int
-    sampled_rows: int = 2048
 
 
 @dataclass(frozen=True)
 class ReducedPair:
-    """A pair in K directions: moments of rows [H (x − μ), 1] of both sides; it stands for `datasets`."""
+    """A pair in K directions: (15), and the means of each of its datasets about those of its modalities."""
 
     pair: PairNames
-    moments: PairMoments
-    datasets: float
+    first_KK: Tensor
+    second_KK: Tensor
+    cross_KK: Tensor
+    first_means_DK: Tensor
+    second_means_DK: Tensor
 
     @property
     def correlations(self) -> Tensor:
-        """Of the two sides in each direction (K); 0 where they hardly vary."""
-        first_II, second_II = self.moments.first.sum_II, self.moments.second.sum_II
-        first_K, second_K = first_II[:-1, -1], second_II[:-1, -1]
-        covariance_K = self.moments.cross_IJ.diagonal()[:-1] - first_K * second_K
-        variances_K = first_II.diagonal()[:-1] - first_K.square()
-        variances_K = variances_K * (second_II.diagonal()[:-1] - second_K.square())
-        varies_K = variances_K > _HARDLY * variances_K.sum()
-        return torch.where(varies_K, covariance_K / variances_K.clamp(min=1e-300).sqrt(), 0.0)
+        """Of the two sides in each direction (K)."""
+        variances_K = self.first_KK.diagonal() * self.second_KK.diagonal()
+        return self.cross_KK.diagonal() / variances_K.clamp(min=1e-300).sqrt()
 
     def at(self, kept_K: Tensor) -> "ReducedPair":
-        """In some of the directions, with the constant 1."""
-        kept_I = torch.cat([kept_K, kept_K.new_ones(1)])
-        sums = (self.moments.first.sum_II, self.moments.second.sum_II, self.moments.cross_IJ)
-        first_II, second_II, cross_II = (each_II[kept_I][:, kept_I] for each_II in sums)
-        moments = PairMoments(SecondMoment(1, first_II), SecondMoment(1, second_II), cross_II)
-        return replace(self, moments=moments)
+        """In some of the directions."""
+        sums = (self.first_KK, self.second_KK, self.cross_KK)
+        return ReducedPair(
+            self.pair,
+            *(sum_KK[kept_K][:, kept_K] for sum_KK in sums),
+            self.first_means_DK[:, kept_K],
+            self.second_means_DK[:, kept_K],
+        )
+
+    def limited(self, count: float) -> "ReducedPair":
+        """With correlation in its `count` leading canonical directions only; what is beyond is chance."""
+        if count >= len(self.cross_KK):
+            return self
+        first_KK, second_KK = covariance_root(self.first_KK), covariance_root(self.second_KK)
+        left_KL, values_L, right_LK = torch.linalg.svd(whitened(self.cross_KK, first_KK, second_KK))
+        values_L = values_L * (torch.arange(len(values_L)) < count)
+        cross_KK = first_KK @ (left_KL * values_L) @ right_LK @ second_KK.mT
+        return replace(self, cross_KK=cross_KK)
 
 
 @dataclass(frozen=True)
@@ -82,62 +94,79 @@ class Polished:
     updates: int
 
 
-def reduced(
-    pair: PairNames, moments: CentredMoments, group: Directions, datasets: float
-) -> ReducedPair:
+def reduced(pair: PairNames, moments: CentredMoments, group: Directions) -> ReducedPair:
     """The moments of a pair in the directions of a group."""
-    first_KF, second_KG = (group.heads[name] for name in pair)
+    first, second = pair
+    first_KF, second_KG = group.heads[first], group.heads[second]
     weight = moments.weight
-    # Means of a pair's rows, about those of their modalities.
-    first_K = first_KF @ (moments.first_mean_F / weight - group.means[pair[0]])
-    second_K = second_KG @ (moments.second_mean_G / weight - group.means[pair[1]])
-    first = _homogeneous(first_KF @ moments.first_FF @ first_KF.mT / weight, first_K, first_K)
-    second = _homogeneous(second_KG @ moments.second_GG @ second_KG.mT / weight, second_K, second_K)
-    cross = _homogeneous(first_KF @ moments.cross_FG @ second_KG.mT / weight, first_K, second_K)
     return ReducedPair(
-        pair, PairMoments(SecondMoment(1, first), SecondMoment(1, second), cross), datasets
+        pair,
+        first_KF @ moments.first_FF @ first_KF.mT / weight
+        + group.ridges[first] * first_KF @ first_KF.mT,
+        second_KG @ moments.second_GG @ second_KG.mT / weight
+        + group.ridges[second] * second_KG @ second_KG.mT,
+        first_KF @ moments.cross_FG @ second_KG.mT / weight,
+        (moments.first_means_DF - group.means[first]) @ first_KF.mT,
+        (moments.second_means_DG - group.means[second]) @ second_KG.mT,
     )
 
 
-def _homogeneous(covariance_KL: Tensor, first_K: Tensor, second_L: Tensor) -> Tensor:
-    """E [x, 1] [y, 1]ᵀ from the covariance of x and y and their means."""
-    top = torch.cat([covariance_KL + first_K.outer(second_L), first_K[:, None]], dim=1)
-    bottom = torch.cat([second_L, second_L.new_ones(1)])[None]
-    return torch.cat([top, bottom])
+@dataclass(frozen=True)
+class _Sampler:
+    """Rows of a dataset: noise times `root_LL` (both sides: L is 2 K), about `mean_L`."""
+
+    pair: PairNames
+    root_LL: Tensor
+    mean_L: Tensor
+
+    def draw(self, rows: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows of both sides (B × K)."""
+        noise_BL = torch.randn(rows, len(self.mean_L), generator=random)
+        first_BK, second_BK = torch.addmm(self.mean_L, noise_BL, self.root_LL.mT).chunk(2, dim=1)
+        return first_BK, second_BK
+
+
+def _samplers(pair: ReducedPair) -> list[_Sampler]:
+    """One for each dataset (float32)."""
+    top = torch.cat([pair.first_KK, pair.cross_KK], dim=1)
+    bottom = torch.cat([pair.cross_KK.mT, pair.second_KK], dim=1)
+    root_LL = covariance_root(torch.cat([top, bottom])).float()
+    means_DL = torch.cat([pair.first_means_DK, pair.second_means_DK], dim=1).float()
+    return [_Sampler(pair.pair, root_LL, mean_L) for mean_L in means_DL]
 
 
 def polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSettings) -> Polished:
     """Train T by InfoNCE on sampled rows; the mean over the second half of the updates.
 
-    A function of its arguments: the same pairs in the same order give the same bits. The start itself if
-    `updates` or the pairs leave no update to make.
+    Each dataset of each pair has the same number of updates, in random order. A function of its arguments: the same
+    pairs in the same order give the same bits. The start itself if `updates` or the pairs leave no update to make.
     """
     random = torch.Generator().manual_seed(settings.seed)
-    sampled = [_sampled(one.moments, settings.sampled_rows, random) for one in pairs]
-    order = _order(pairs, settings.updates, random)
+    samplers = [each for pair in pairs for each in _samplers(pair)]
+    turns = [each for each, _ in product(samplers, range(settings.updates))]
     parameters = {name: nn.Parameter(mixing.float()) for name, mixing in start.items()}
     states = {name: _AdamState.of(parameter) for name, parameter in parameters.items()}
     means = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    positive_BB = torch.eye(settings.batch_size, dtype=torch.bool)
     averaged, loss = 0, torch.zeros(())
-    for update, number in enumerate(order.tolist(), start=1):
-        rows_B = torch.randint(settings.sampled_rows, (settings.batch_size,), generator=random)
-        names = pairs[number].pair
+    for update, turn in enumerate(torch.randperm(len(turns), generator=random).tolist(), start=1):
+        names = turns[turn].pair
         embeddings = [
-            unit(rows_SK[rows_B] @ parameters[name].mT)
-            for name, rows_SK in zip(names, sampled[number], strict=True)
+            unit(nn.functional.linear(rows_BK, parameters[name][:, :-1], parameters[name][:, -1]))
+            for name, rows_BK in zip(
+                names, turns[turn].draw(settings.batch_size, random), strict=True
+            )
         ]
-        # A row that was drawn twice is a positive of itself.
-        positive_BB = rows_B[:, None] == rows_B
         loss = symmetric_info_nce((embeddings[0], embeddings[1]), positive_BB, settings.temperature)
         gradients = torch.autograd.grad(loss, [parameters[name] for name in names])
         for name, gradient in zip(names, gradients, strict=True):
             states[name].step(parameters[name], gradient, settings.learning_rate)
-        if 2 * update > len(order):
+        if 2 * update > len(turns):
             averaged += 1
             for name, mean in means.items():
                 mean.lerp_(parameters[name].detach(), 1 / averaged)
     mixing = {name: mean.double() for name, mean in means.items()} if averaged else dict(start)
-    return Polished(mixing, float(loss.detach()), len(order))
+    return Polished(mixing, float(loss.detach()), len(turns))
 
 
 @dataclass(frozen=True)
@@ -175,23 +204,6 @@ class _AdamState:
             weight_decay=0.0,
             lr=learning_rate,
         )
-
-
-def _order(pairs: Sequence[ReducedPair], updates: int, random: torch.Generator) -> Tensor:
-    """Which pair each update takes: each for its share of the datasets, in random order."""
-    datasets = torch.tensor([one.datasets for one in pairs], dtype=torch.float64)
-    total = round(updates * float(datasets.sum()))
-    # Boundaries between the pairs' updates, so that shares add up to the total.
-    ends = (datasets.cumsum(0) / max(float(datasets.sum()), 1e-300) * total).round().long()
-    counts = ends.diff(prepend=torch.zeros(1, dtype=torch.long))
-    numbers = torch.arange(len(pairs)).repeat_interleave(counts)
-    return numbers[torch.randperm(len(numbers), generator=random)]
-
-
-def _sampled(moments: PairMoments, rows: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    rows_SK = gaussian_rows(moments, rows, random)
-    width = len(moments.first.sum_II)
-    return rows_SK[:, :width].contiguous(), rows_SK[:, width:].contiguous()
 
 
 def with_constant(mixing_EK: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def gaussian_rows(
     mean_K = second_KK[:, -1]
     # Where C is smaller than the rounding of E x xᵀ, it may have negative eigenvalues.
     rounding = _ROUNDING * float(second_KK.diagonal().mean())
-    root_KK = _root(second_KK - torch.outer(mean_K, mean_K), rounding)
+    root_KK = covariance_root(second_KK - torch.outer(mean_K, mean_K), rounding)
     noise_SK = torch.randn(rows, len(mean_K), generator=random, dtype=torch.float64)
     # With L Lᵀ = C and n ~ N(0, I), L n + μ ~ N(μ, C).
     rows_SK: Tensor = noise_SK[own].float() @ root_KK.mT.float() + mean_K.float()
@@ -156,7 +156,7 @@ def gaussian_rows(
     return rows_SK
 
 
-def _root(covariance_KK: Tensor, rounding: float) -> Tensor:
+def covariance_root(covariance_KK: Tensor, rounding: float = 0.0) -> Tensor:
     """L with L Lᵀ = the covariance plus a little on the diagonal: moments may not have full rank."""
     mean_variance = max(float(covariance_KK.diagonal().mean()), 0.0)
     eye_KK = torch.eye(len(covariance_KK), dtype=covariance_KK.dtype)

@@ -55,12 +55,13 @@ class Directions:
 
     `values_K`: s of (11), falling, each above 0 and at most 1. `heads`: by modality K × F, unscaled,
     so that Σ_u w_uᵀ (C_u + e_u I) w_u = 1 for each direction. `means`: of the features (F).
-    `residual`: of the eigenvectors.
+    `ridges`: e_u. `residual`: of the eigenvectors.
     """
 
     values_K: Tensor
     heads: Mapping[str, Tensor]
     means: Mapping[str, Tensor]
+    ridges: Mapping[str, float]
     residual: float = 0.0
 
     @property
@@ -152,7 +153,9 @@ class _Settings:
 
 def _directions(moments: Pooled, settings: _Settings) -> Directions:
     names, precision = moments.modalities, settings.precision
-    roots = {name: root(moments.covariances[name], settings.ridges[name]) for name in names}
+    roots, ridges = dict[str, Tensor](), dict[str, float]()
+    for name in names:
+        roots[name], ridges[name] = root(moments.covariances[name], settings.ridges[name])
     blocks = {
         (first, second): whitened(
             cross_FG.to(precision), roots[first].to(precision), roots[second].to(precision)
@@ -184,7 +187,7 @@ def _directions(moments: Pooled, settings: _Settings) -> Directions:
         for name in names
     }
     values_K = found.values_K[:real].to(roots[names[0]])
-    return Directions(values_K, heads, moments.means, found.residual)
+    return Directions(values_K, heads, moments.means, ridges, found.residual)
 
 
 def typical_variance(covariance_FF: Tensor) -> float:
@@ -196,10 +199,10 @@ def typical_variance(covariance_FF: Tensor) -> float:
     return float(covariance_FF.square().sum() / covariance_FF.trace())
 
 
-def root(covariance_FF: Tensor, ridge: float) -> Tensor:
-    """L (F × F, lower triangular) with L Lᵀ = C + e I and e = ridge · `typical_variance`.
+def root(covariance_FF: Tensor, ridge: float) -> tuple[Tensor, float]:
+    """L (F × F, lower triangular) with L Lᵀ = C + e I and e = ridge · `typical_variance`; and e.
 
-    The identity if no feature varies: then there is nothing to whiten. Where C has negative
+    The identity and 1 if no feature varies: then there is nothing to whiten. Where C has negative
     eigenvalues from rounding that exceed e, the ridge grows tenfold until it covers them.
     Raises ValueError for values that are not finite.
     """
@@ -207,13 +210,12 @@ def root(covariance_FF: Tensor, ridge: float) -> Tensor:
         raise ValueError("a covariance has values that are not finite")
     eye_FF = torch.eye(len(covariance_FF)).to(covariance_FF)
     if float(covariance_FF.trace()) <= NO_VARIANCE:
-        return eye_FF
+        return eye_FF, 1.0
     floor = ridge * typical_variance(covariance_FF)
     factor = torch.linalg.cholesky_ex(covariance_FF + floor * eye_FF)
     if int(factor.info):
         return root(covariance_FF, 10 * ridge)
-    root_FF: Tensor = factor.L
-    return root_FF
+    return factor.L, floor
 
 
 def whitened(cross_FG: Tensor, first_FF: Tensor, second_GG: Tensor) -> Tensor:

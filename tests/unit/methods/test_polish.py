@@ -12,6 +12,7 @@ from workers.methods.polish import (
     PolishSettings,
     ReducedPair,
     _AdamState,
+    _samplers,
     polished,
     reduced,
     weights,
@@ -22,9 +23,7 @@ from workers.nullspace.closed_form import Directions, solve
 from workers.nullspace.moments import pair_moments
 
 PAIR = ("image", "text")
-SETTINGS = PolishSettings(
-    updates=40, learning_rate=3e-3, batch_size=32, temperature=0.1, seed=0, sampled_rows=256
-)
+SETTINGS = PolishSettings(updates=40, learning_rate=3e-3, batch_size=32, temperature=0.1, seed=0)
 
 
 def sides(seed: int = 0, rows: int = 400) -> list[torch.Tensor]:
@@ -40,6 +39,8 @@ def sides(seed: int = 0, rows: int = 400) -> list[torch.Tensor]:
 
 
 MOMENTS: CentredMoments = centred(pair_moments(*sides()), weight=20.0)
+TWICE = MOMENTS + MOMENTS
+NONE = torch.zeros(0, 5, dtype=torch.float64)
 (GROUP,) = solve(pooled({PAIR: MOMENTS}), dict.fromkeys(PAIR, 0.01), 5, torch.float64).groups
 
 
@@ -60,16 +61,53 @@ def loss_of(mixing: dict[str, torch.Tensor]) -> float:
     return float(sum(both)) / 2
 
 
-def test_reduced_moments_are_those_of_reduced_rows() -> None:
-    found = reduced(PAIR, MOMENTS, GROUP, 1).moments
-    rows = []
-    for name, side in zip(PAIR, sides(), strict=True):
-        directions = (side[:, :-1] - GROUP.means[name]) @ GROUP.heads[name].mT
-        rows.append(torch.cat([directions, torch.ones(400, 1, dtype=torch.float64)], dim=1))
-    expected = pair_moments(rows[0], rows[1]).mean
-    torch.testing.assert_close(found.first.sum_II, expected.first.sum_II)
-    torch.testing.assert_close(found.second.sum_II, expected.second.sum_II)
-    torch.testing.assert_close(found.cross_IJ, expected.cross_IJ)
+def in_directions(seed: int = 0) -> list[torch.Tensor]:
+    """Rows of both sides in the directions of the group (N × K)."""
+    return [
+        (side[:, :-1] - GROUP.means[name]) @ GROUP.heads[name].mT
+        for name, side in zip(PAIR, sides(seed), strict=True)
+    ]
+
+
+def test_reduced_moments_are_those_of_reduced_rows_and_the_ridge() -> None:
+    found, (first, second) = reduced(PAIR, MOMENTS, GROUP), in_directions()
+    for name, side, sum_KK, means_DK in (
+        ("image", first, found.first_KK, found.first_means_DK),
+        ("text", second, found.second_KK, found.second_means_DK),
+    ):
+        head = GROUP.heads[name]
+        ridge = GROUP.ridges[name] * head @ head.mT
+        torch.testing.assert_close(sum_KK, side.mT.cov(correction=0) + ridge)
+        torch.testing.assert_close(means_DK, side.mean(0, keepdim=True))
+    both = torch.cat([first, second], dim=1).mT.cov(correction=0)
+    torch.testing.assert_close(found.cross_KK, both[:5, 5:])
+
+
+def test_rows_are_drawn_about_the_means_of_their_dataset_with_the_moments_of_the_pair() -> None:
+    generator = torch.Generator().manual_seed(2)
+    means = 10 * torch.randn(2, 10, generator=generator, dtype=torch.float64)
+    pair = replace(
+        reduced(PAIR, MOMENTS, GROUP), first_means_DK=means[:, :5], second_means_DK=means[:, 5:]
+    )
+    top = torch.cat([pair.first_KK, pair.cross_KK], dim=1)
+    covariance = torch.cat([top, torch.cat([pair.cross_KK.mT, pair.second_KK], dim=1)])
+    for sampler, mean in zip(_samplers(pair), means, strict=True):
+        rows = torch.cat(sampler.draw(200_000, generator), dim=1).double()
+        near = {"rtol": 0, "atol": 0.03 * float(covariance.diagonal().max())}
+        torch.testing.assert_close(rows.mean(0), mean, **near)
+        torch.testing.assert_close(rows.mT.cov(), covariance, **near)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_limited_pair_agrees_in_its_leading_directions_and_varies_as_before(count: int) -> None:
+    pair = reduced(PAIR, MOMENTS, GROUP)
+    limited = pair.limited(count)
+    assert int(torch.linalg.matrix_rank(limited.cross_KK, rtol=1e-9)) == count
+    assert torch.equal(limited.first_KK, pair.first_KK)
+    assert torch.equal(limited.second_KK, pair.second_KK)
+    # A wider limit is none.
+    assert pair.limited(5) is pair
+    torch.testing.assert_close(limited.limited(count).cross_KK, limited.cross_KK)
 
 
 def test_heads_apply_the_mixing_to_centred_directions() -> None:
@@ -84,7 +122,7 @@ def test_heads_apply_the_mixing_to_centred_directions() -> None:
 
 
 def polish(settings: PolishSettings = SETTINGS) -> Polished:
-    return polished(start(), [reduced(PAIR, MOMENTS, GROUP, 2)], settings)
+    return polished(start(), [reduced(PAIR, TWICE, GROUP)], settings)
 
 
 def test_polishing_lowers_the_loss_of_fresh_rows() -> None:
@@ -92,7 +130,7 @@ def test_polishing_lowers_the_loss_of_fresh_rows() -> None:
     mixed = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)).double()
     bad = {name: with_constant(mixed) for name in PAIR}
     settings = replace(SETTINGS, updates=100, learning_rate=1e-2)
-    found = polished(bad, [reduced(PAIR, MOMENTS, GROUP, 2)], settings)
+    found = polished(bad, [reduced(PAIR, TWICE, GROUP)], settings)
     assert found.updates == 200, "100 for each of the two datasets that the pair stands for"
     assert loss_of(found.mixing) < loss_of(bad) - 0.2
 
@@ -102,17 +140,19 @@ def test_equal_moments_and_seeds_give_equal_bits() -> None:
     assert all(torch.equal(one.mixing[name], other.mixing[name]) for name in PAIR)
 
 
-@pytest.mark.parametrize("pairs", [[], [reduced(PAIR, MOMENTS, GROUP, 0)]])
+@pytest.mark.parametrize(
+    "pairs",
+    [[], [replace(reduced(PAIR, MOMENTS, GROUP), first_means_DK=NONE, second_means_DK=NONE)]],
+)
 def test_without_an_update_the_start_stays(pairs: list[ReducedPair]) -> None:
     found = polished(start(), pairs, SETTINGS)
     assert found.updates == 0
     assert all(torch.equal(found.mixing[name], start()[name]) for name in PAIR)
 
 
-def test_each_pair_has_its_share_of_the_updates() -> None:
-    one = reduced(PAIR, MOMENTS, GROUP, 1)
-    found = polished(start(), [one, ReducedPair(PAIR, one.moments, 2.5)], SETTINGS)
-    assert found.updates == 140
+def test_each_dataset_has_the_same_number_of_updates() -> None:
+    one = reduced(PAIR, MOMENTS, GROUP)
+    assert polished(start(), [one, reduced(PAIR, TWICE, GROUP)], SETTINGS).updates == 120
 
 
 def test_directions_without_agreement_have_no_part() -> None:
@@ -121,10 +161,11 @@ def test_directions_without_agreement_have_no_part() -> None:
         torch.zeros(0, dtype=torch.float64),
         {name: GROUP.heads[name][:0] for name in PAIR},
         GROUP.means,
+        GROUP.ridges,
     )
     found = polished(
         {name: with_constant(nothing.scaling(3)) for name in PAIR},
-        [reduced(PAIR, MOMENTS, nothing, 1)],
+        [reduced(PAIR, MOMENTS, nothing)],
         SETTINGS,
     )
     for weight in weights(nothing, found.mixing).values():
@@ -136,7 +177,7 @@ def test_a_process_that_polishes_does_not_import_the_compiler() -> None:
     """It takes 3.4 s of CPU, of the 11 of a small dataset's job in a process that has just started."""
     program = (
         "import sys; from tests.unit.methods import test_polish as it; "
-        "made = it.polished(it.start(), [it.reduced(it.PAIR, it.MOMENTS, it.GROUP, 1)], it.SETTINGS); "
+        "made = it.polished(it.start(), [it.reduced(it.PAIR, it.MOMENTS, it.GROUP)], it.SETTINGS); "
         "assert made.updates == 40; sys.exit('torch._dynamo' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=300)

@@ -169,7 +169,7 @@ def test_directions_solve_the_generalised_eigenproblem() -> None:
     cross, own = torch.zeros(total, total, dtype=DOUBLE), torch.zeros(total, total, dtype=DOUBLE)
     for name in names:
         rows = slice(starts[name], starts[name] + WIDTHS[name])
-        root_FF = root(moments.covariances[name], RIDGES[name])
+        root_FF, _ = root(moments.covariances[name], RIDGES[name])
         own[rows, rows] = root_FF @ root_FF.mT
     for (first, second), cross_FG in moments.crosses.items():
         rows = slice(starts[first], starts[first] + WIDTHS[first])
