@@ -66,10 +66,11 @@ class ReducedPair:
 
     def at(self, kept_K: Tensor) -> "ReducedPair":
         """In some of the directions."""
-        sums = (self.first_KK, self.second_KK, self.cross_KK)
         return ReducedPair(
             self.pair,
-            *(sum_KK[kept_K][:, kept_K] for sum_KK in sums),
+            self.first_KK[kept_K][:, kept_K],
+            self.second_KK[kept_K][:, kept_K],
+            self.cross_KK[kept_K][:, kept_K],
             self.first_means_DK[:, kept_K],
             self.second_means_DK[:, kept_K],
         )
