@@ -19,7 +19,7 @@ from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.stack import LocalStack
 from tests.conftest import EXAMPLE_STREAM
-from tests.ray.attempts import ray_processes, wait_until
+from tests.ray.attempts import training_rank, wait_until
 from workers.model.artifact import load_heads
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.storage import layout
@@ -129,7 +129,7 @@ def test_killed_rank_and_killed_control_plane_still_give_exactly_one_version(
     wait_until(
         lambda: is_training(client, job) and list(store.keys(layout.run_checkpoints(job, 1)))
     )
-    ray_processes(stack, "RayTrainWorker")[-1].send_signal(signal.SIGKILL)
+    training_rank(stack).send_signal(signal.SIGKILL)
     stack.kill("service")
     with pytest.raises(CmclError, match="cannot connect to"):
         client.job(job)

@@ -120,6 +120,15 @@ def ray_processes(stack: LocalStack, name: str) -> list[psutil.Process]:
     return [child for child in children if name in title(child)]
 
 
+def training_rank(stack: LocalStack) -> psutil.Process:
+    """A rank of the attempt that is training; those that stay for another attempt do nothing."""
+    ranks = ray_processes(stack, "RayTrainWorker")
+    before = [rank.cpu_times().user for rank in ranks]
+    time.sleep(0.5)
+    used = {rank.cpu_times().user - then: rank for rank, then in zip(ranks, before, strict=True)}
+    return used[max(used)]
+
+
 def title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
