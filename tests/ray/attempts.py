@@ -122,11 +122,9 @@ def ray_processes(stack: LocalStack, name: str) -> list[psutil.Process]:
 
 def training_rank(stack: LocalStack) -> psutil.Process:
     """A rank of the attempt that is training; those that stay for another attempt do nothing."""
-    ranks = ray_processes(stack, "RayTrainWorker")
-    before = [rank.cpu_times().user for rank in ranks]
+    before = {rank: rank.cpu_times().user for rank in ray_processes(stack, "RayTrainWorker")}
     time.sleep(0.5)
-    used = {rank.cpu_times().user - then: rank for rank, then in zip(ranks, before, strict=True)}
-    return used[max(used)]
+    return max(before, key=lambda rank: rank.cpu_times().user - before[rank])
 
 
 def title(process: psutil.Process) -> str:

@@ -39,8 +39,9 @@ from workers.nullspace.two_folds import Choice, best_choice
 
 # The polish chooses among this many directions, however narrow the embeddings are.
 _DIRECTIONS = 256
-# Its updates for each dataset, and their learning rate (docs/decisions/0047). Both fall with the number K of directions
-# beyond these: AdamW moves each of the K entries of a row by about the rate, also where the gradient is small.
+# Its updates for each dataset, and their learning rate (docs/decisions/0047). With more directions the rate falls with
+# their number K: AdamW moves each of the K entries of a row by about the rate, also where the gradient is small. So do
+# the updates: an update's time grows with K², and as many more led to the same recall.
 _UPDATES, _LEARNING_RATE = 94, 6e-4
 # To choose E of K directions takes (K / E)² times as many updates, but no more than this (docs/decisions/0046).
 _MOST_UPDATES = 4 * _UPDATES
@@ -75,7 +76,7 @@ class ClosedForm(Method):
             group, kept = _significant(solved, reduced_pairs(pairs, solved), limits)
             polish = polished(
                 {name: with_constant(group.scaling(width)) for name in group.heads},
-                [each.limited(limits.get(each.pair, math.inf)) for each in kept],
+                [each.limited(limits.get(each.pair, math.inf)) for each in kept if each.correlates],
                 self._settings(group.rank, width),
             )
             found |= _like_the_parent(weights(group, polish.mixing), context, memory)

@@ -1,17 +1,18 @@
 """Polish the closed form: InfoNCE on rows that are drawn from moments, within its directions.
 
-Shapes: B rows of a batch, D datasets of a pair, K directions, E width of the embeddings, F width of a
-feature without the constant 1.
+Shapes: B rows of a batch, D datasets of a pair, K directions, L = 2 K numbers of both sides, E width of the
+embeddings, F width of a feature without the constant 1.
 
 The closed form maximises the spectral loss, which has neither unit length nor temperature. InfoNCE
-has both and needs rows. They are drawn from the Gaussian that the closed form assumes. With the
-directions H (K × F) of the two modalities of a pair, rows x = H_u (x_u − μ_u), y = H_v (x_v − μ_v) have
+has both and needs rows. They are drawn from the Gaussian that the closed form assumes. In the directions
+H (K × F) of the two modalities of a pair, rows x = H_u (x_u − μ_u) and y = H_v (x_v − μ_v) have
 
-    cov x = H_u (C_u + e_u I) H_uᵀ,   cov y = H_v (C_v + e_v I) H_vᵀ,   cov (x, y) = H_u X_uv H_vᵀ    (15)
+    cov x = H_u (C_u + e_u I) H_uᵀ,   cov y = H_v (C_v + e_v I) H_vᵀ,   cov (x, y) = H_u X H_vᵀ    (16)
 
-with the ridges e. Without these, directions in which features hardly vary are scaled up by whitening, and their
-sampling error counts as agreement (docs/decisions/0047). All rows of a batch are of one dataset and lie about its
-means, as rows do in training. What is polished is T (E × (K + 1)) in
+with the covariances and the cross-covariance of the pair's datasets, by weight, and the ridges e. Without ridges,
+directions in which features hardly vary are scaled up by whitening, and their sampling error counts as agreement
+(docs/decisions/0047). All rows of a batch are of one dataset and lie about its means, as rows do in training. What is
+polished is T (E × (K + 1)) in
 
     z = T [H (x − μ), 1]
 
@@ -21,7 +22,6 @@ head there.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from torch.optim.adamw import adamw
 from workers.methods.sampled_replay import covariance_root
 from workers.model.loss import symmetric_info_nce, unit
 from workers.nullspace.centred import CentredMoments, PairNames
-from workers.nullspace.closed_form import Directions, whitened
+from workers.nullspace.closed_form import NO_CORRELATION, Directions, whitened
 
 Mixing = dict[str, Tensor]
 """By modality: T, E × (K + 1)."""
@@ -49,41 +49,50 @@ class PolishSettings:
 
 @dataclass(frozen=True)
 class ReducedPair:
-    """A pair in K directions: (15), and the means of each of its datasets about those of its modalities."""
+    """A pair in K directions: the covariance (16) of both sides, and the means of each of its datasets.
+
+    Means are about those of the modalities.
+    """
 
     pair: PairNames
-    first_KK: Tensor
-    second_KK: Tensor
-    cross_KK: Tensor
-    first_means_DK: Tensor
-    second_means_DK: Tensor
+    covariance_LL: Tensor
+    means_DL: Tensor
 
     @property
     def correlations(self) -> Tensor:
         """Of the two sides in each direction (K)."""
-        variances_K = self.first_KK.diagonal() * self.second_KK.diagonal()
-        return self.cross_KK.diagonal() / variances_K.clamp(min=1e-300).sqrt()
+        first_K, second_K = self.covariance_LL.diagonal().chunk(2)
+        sizes_K = (first_K * second_K).clamp(min=1e-300).sqrt()
+        return self.covariance_LL.diagonal(len(first_K)) / sizes_K
+
+    @property
+    def correlates(self) -> bool:
+        """Whether the two sides do, in any direction. They do not if one of them hardly varies."""
+        return bool((self.correlations.abs() > NO_CORRELATION).any())
 
     def at(self, kept_K: Tensor) -> "ReducedPair":
         """In some of the directions."""
+        kept_L = kept_K.repeat(2)
         return ReducedPair(
-            self.pair,
-            self.first_KK[kept_K][:, kept_K],
-            self.second_KK[kept_K][:, kept_K],
-            self.cross_KK[kept_K][:, kept_K],
-            self.first_means_DK[:, kept_K],
-            self.second_means_DK[:, kept_K],
+            self.pair, self.covariance_LL[kept_L][:, kept_L], self.means_DL[:, kept_L]
         )
 
     def limited(self, count: float) -> "ReducedPair":
-        """With correlation in its `count` leading canonical directions only; what is beyond is chance."""
-        if count >= len(self.cross_KK):
+        """With the `count` leading canonical correlations. Beyond, the two sides agree by chance."""
+        directions = len(self.covariance_LL) // 2
+        if count >= directions:
             return self
-        first_KK, second_KK = covariance_root(self.first_KK), covariance_root(self.second_KK)
-        left_KL, values_L, right_LK = torch.linalg.svd(whitened(self.cross_KK, first_KK, second_KK))
-        values_L = values_L * (torch.arange(len(values_L)) < count)
-        cross_KK = first_KK @ (left_KL * values_L) @ right_LK @ second_KK.mT
-        return replace(self, cross_KK=cross_KK)
+        first, second = slice(0, directions), slice(directions, None)
+        first_KK = covariance_root(self.covariance_LL[first, first])
+        second_KK = covariance_root(self.covariance_LL[second, second])
+        left_KK, values_K, right_KK = torch.linalg.svd(
+            whitened(self.covariance_LL[first, second], first_KK, second_KK)
+        )
+        values_K[int(count) :] = 0
+        cross_KK = first_KK @ (left_KK * values_K) @ right_KK @ second_KK.mT
+        covariance_LL = self.covariance_LL.clone()
+        covariance_LL[first, second], covariance_LL[second, first] = cross_KK, cross_KK.mT
+        return replace(self, covariance_LL=covariance_LL)
 
 
 @dataclass(frozen=True)
@@ -99,22 +108,23 @@ def reduced(pair: PairNames, moments: CentredMoments, group: Directions) -> Redu
     """The moments of a pair in the directions of a group."""
     first, second = pair
     first_KF, second_KG = group.heads[first], group.heads[second]
-    weight = moments.weight
-    return ReducedPair(
-        pair,
-        first_KF @ moments.first_FF @ first_KF.mT / weight
-        + group.ridges[first] * first_KF @ first_KF.mT,
-        second_KG @ moments.second_GG @ second_KG.mT / weight
-        + group.ridges[second] * second_KG @ second_KG.mT,
-        first_KF @ moments.cross_FG @ second_KG.mT / weight,
-        (moments.first_means_DF - group.means[first]) @ first_KF.mT,
-        (moments.second_means_DG - group.means[second]) @ second_KG.mT,
-    )
+    cross_KK = first_KF @ moments.cross_FG @ second_KG.mT / moments.weight
+    first_KK = first_KF @ moments.first_FF @ first_KF.mT / moments.weight
+    second_KK = second_KG @ moments.second_GG @ second_KG.mT / moments.weight
+    first_KK += group.ridges[first] * first_KF @ first_KF.mT
+    second_KK += group.ridges[second] * second_KG @ second_KG.mT
+    rows = torch.cat([first_KK, cross_KK], dim=1), torch.cat([cross_KK.mT, second_KK], dim=1)
+    first_DK = (moments.first_means_DF - group.means[first]) @ first_KF.mT
+    second_DK = (moments.second_means_DG - group.means[second]) @ second_KG.mT
+    means_DL = torch.cat([first_DK, second_DK], dim=1)
+    # In an order that rounding changes only where two datasets have the same means on both sides. Their own
+    # (`centred._netted`) begins with the first side, and datasets may have the same items there.
+    return ReducedPair(pair, torch.cat(rows), means_DL[means_DL.sum(1).argsort()])
 
 
 @dataclass(frozen=True)
 class _Sampler:
-    """Rows of a dataset: noise times `root_LL` (both sides: L is 2 K), about `mean_L`."""
+    """Rows of a dataset: noise times `root_LL`, about `mean_L` (float32)."""
 
     pair: PairNames
     root_LL: Tensor
@@ -128,12 +138,9 @@ class _Sampler:
 
 
 def _samplers(pair: ReducedPair) -> list[_Sampler]:
-    """One for each dataset (float32)."""
-    top = torch.cat([pair.first_KK, pair.cross_KK], dim=1)
-    bottom = torch.cat([pair.cross_KK.mT, pair.second_KK], dim=1)
-    root_LL = covariance_root(torch.cat([top, bottom])).float()
-    means_DL = torch.cat([pair.first_means_DK, pair.second_means_DK], dim=1).float()
-    return [_Sampler(pair.pair, root_LL, mean_L) for mean_L in means_DL]
+    """One for each dataset."""
+    root_LL = covariance_root(pair.covariance_LL).float()
+    return [_Sampler(pair.pair, root_LL, mean_L) for mean_L in pair.means_DL.float()]
 
 
 def polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSettings) -> Polished:
@@ -143,8 +150,7 @@ def polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSettin
     pairs in the same order give the same bits. The start itself if `updates` or the pairs leave no update to make.
     """
     random = torch.Generator().manual_seed(settings.seed)
-    samplers = [each for pair in pairs for each in _samplers(pair)]
-    turns = [each for each, _ in product(samplers, range(settings.updates))]
+    turns = [each for pair in pairs for each in _samplers(pair)] * settings.updates
     parameters = {name: nn.Parameter(mixing.float()) for name, mixing in start.items()}
     states = {name: _AdamState.of(parameter) for name, parameter in parameters.items()}
     means = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}

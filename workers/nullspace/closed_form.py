@@ -43,7 +43,7 @@ SMALLEST_RIDGE = 1e-6
 # Features have unit length. If all their variances together are below this, they are rounding.
 NO_VARIANCE = 1e-6
 # A correlation this small is none: telling it from noise takes 10⁸ rows, and float32 rounds to 10⁻⁷.
-_ZERO = 1e-4
+NO_CORRELATION = 1e-4
 # Recall does not change below this: 3e-2, 1e-2, 3e-3 and 1e-3 gave the same to 0.1 points. At 7e-2, three seeds
 # have 0.3 points of R@1 less.
 TOLERANCE = 3e-2
@@ -179,7 +179,7 @@ def _directions(moments: Pooled, settings: _Settings) -> Directions:
     count = int(min(settings.wanted, size, limit))
     start_DN = random_start(size, count, torch.zeros((), dtype=precision))
     found = leading_eigenvectors(product, start_DN, count, settings.tolerance)
-    real = int((found.values_K > _ZERO).sum())
+    real = int((found.values_K > NO_CORRELATION).sum())
     vectors_DK = with_canonical_signs(found.vectors_DK[:, :real].to(roots[names[0]]))
     heads = {
         # w = L⁻ᵀ q for all directions at once.

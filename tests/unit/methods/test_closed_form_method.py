@@ -1,11 +1,15 @@
 """Policy `improve`: heads are a function of the moments of all datasets, turned onto the parent's."""
 
+import math
+
+import pytest
 import torch
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.methods.closed_form import ClosedForm
 from workers.methods.method import Solved, TrainingContext
+from workers.methods.polish import ReducedPair
 from workers.methods.registry import method_for
 from workers.model.evaluation import HeldOut, measure
 from workers.model.heads import ModalityHeads, initial_heads
@@ -157,6 +161,58 @@ def test_only_significant_directions_are_kept() -> None:
     assert solve_from(few.with_sums(*sums_of(STREAM[3]), significant=3)).rank == 5
     assert solve_from(few.with_sums(*sums_of(STREAM[3]))).rank == SPEC.width
     assert 2 <= solve_from(memory_of(STREAM[:3], significant=2)).rank <= 6
+
+
+@pytest.mark.parametrize("significant", [2, 6, None])
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_a_later_dataset_with_a_constant_side_has_no_part_in_the_polish(
+    significant: int | None, level: float
+) -> None:
+    """Its rows have nothing to agree in: no update draws them."""
+    rows = rows_of(AUDIO_IMAGE, 2)
+    audio = torch.zeros_like(rows.first_NI)
+    audio[:, 0], audio[:, -1] = level, 1.0
+    constant = PairedRows(audio, rows.second_NJ, rows.first_keys_N, rows.second_keys_N)
+    before = memory_of(STREAM[:1], significant)
+    after = before.with_sums(*sums_of((AUDIO_IMAGE, constant)), significant=significant)
+    found = solve_from(after)
+    assert found.updates == solve_from(before).updates
+    assert not bool(found.weights["audio"][:, :-1].abs().max() > 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("directions", "width", "updates", "rate"),
+    [
+        (9, 256, 94, 6e-4),
+        (256, 256, 94, 6e-4),
+        (512, 512, 47, 3e-4),
+        (1024, 1024, 24, 1.5e-4),
+        (256, 128, 376, 6e-4),
+        (256, 32, 376, 6e-4),
+        (256, 200, 154, 6e-4),
+        (0, 64, 94, 6e-4),
+    ],
+)
+def test_updates_and_rate_follow_from_directions_and_width(
+    directions: int, width: int, updates: int, rate: float
+) -> None:
+    found = METHOD._settings(directions, width)
+    assert (found.updates, found.learning_rate) == (updates, rate)
+
+
+def test_the_polish_is_limited_to_what_is_significant_for_each_pair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[tuple[str, str], float] = {}
+
+    def limited(pair: ReducedPair, count: float) -> ReducedPair:
+        asked[pair.pair] = count
+        return pair
+
+    monkeypatch.setattr(ReducedPair, "limited", limited)
+    few = memory_of(STREAM[:1], significant=2)
+    solve_from(few.with_sums(*sums_of(STREAM[1])).with_sums(*sums_of(STREAM[3]), significant=3))
+    assert asked == {IMAGE_TEXT.modalities: 5, AUDIO_IMAGE.modalities: math.inf}
 
 
 def test_datasets_with_different_classes_have_the_directions_of_all_classes() -> None:

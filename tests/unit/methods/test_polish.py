@@ -19,7 +19,7 @@ from workers.methods.polish import (
     with_constant,
 )
 from workers.nullspace.centred import CentredMoments, centred, pooled
-from workers.nullspace.closed_form import Directions, solve
+from workers.nullspace.closed_form import Directions, solve, whitened
 from workers.nullspace.moments import pair_moments
 
 PAIR = ("image", "text")
@@ -40,7 +40,6 @@ def sides(seed: int = 0, rows: int = 400) -> list[torch.Tensor]:
 
 MOMENTS: CentredMoments = centred(pair_moments(*sides()), weight=20.0)
 TWICE = MOMENTS + MOMENTS
-NONE = torch.zeros(0, 5, dtype=torch.float64)
 (GROUP,) = solve(pooled({PAIR: MOMENTS}), dict.fromkeys(PAIR, 0.01), 5, torch.float64).groups
 
 
@@ -70,44 +69,58 @@ def in_directions(seed: int = 0) -> list[torch.Tensor]:
 
 
 def test_reduced_moments_are_those_of_reduced_rows_and_the_ridge() -> None:
-    found, (first, second) = reduced(PAIR, MOMENTS, GROUP), in_directions()
-    for name, side, sum_KK, means_DK in (
-        ("image", first, found.first_KK, found.first_means_DK),
-        ("text", second, found.second_KK, found.second_means_DK),
-    ):
-        head = GROUP.heads[name]
-        ridge = GROUP.ridges[name] * head @ head.mT
-        torch.testing.assert_close(sum_KK, side.mT.cov(correction=0) + ridge)
-        torch.testing.assert_close(means_DK, side.mean(0, keepdim=True))
-    both = torch.cat([first, second], dim=1).mT.cov(correction=0)
-    torch.testing.assert_close(found.cross_KK, both[:5, 5:])
+    found, rows = reduced(PAIR, MOMENTS, GROUP), torch.cat(in_directions(), dim=1)
+    ridges = [GROUP.ridges[name] * GROUP.heads[name] @ GROUP.heads[name].mT for name in PAIR]
+    expected = rows.mT.cov(correction=0) + torch.block_diag(*ridges)
+    torch.testing.assert_close(found.covariance_LL, expected)
+    torch.testing.assert_close(found.means_DL, rows.mean(0, keepdim=True))
+
+
+def random_pair() -> ReducedPair:
+    """Two datasets in five directions, in which the sides have no simple form."""
+    random = torch.Generator().manual_seed(0)
+    root_LL = torch.randn(10, 10, generator=random, dtype=torch.float64)
+    means_DL = 10 * torch.randn(2, 10, generator=random, dtype=torch.float64)
+    return ReducedPair(PAIR, root_LL @ root_LL.mT, means_DL)
+
+
+def canonical_correlations(pair: ReducedPair) -> torch.Tensor:
+    covariance = pair.covariance_LL
+    roots = [torch.linalg.cholesky(covariance[at, at]) for at in (slice(5), slice(5, 10))]
+    return torch.linalg.svdvals(whitened(covariance[:5, 5:], roots[0], roots[1]))
 
 
 def test_rows_are_drawn_about_the_means_of_their_dataset_with_the_moments_of_the_pair() -> None:
-    generator = torch.Generator().manual_seed(2)
-    means = 10 * torch.randn(2, 10, generator=generator, dtype=torch.float64)
-    pair = replace(
-        reduced(PAIR, MOMENTS, GROUP), first_means_DK=means[:, :5], second_means_DK=means[:, 5:]
-    )
-    top = torch.cat([pair.first_KK, pair.cross_KK], dim=1)
-    covariance = torch.cat([top, torch.cat([pair.cross_KK.mT, pair.second_KK], dim=1)])
-    for sampler, mean in zip(_samplers(pair), means, strict=True):
-        rows = torch.cat(sampler.draw(200_000, generator), dim=1).double()
-        near = 0.03 * float(covariance.diagonal().max())
+    pair, random = random_pair(), torch.Generator().manual_seed(1)
+    for sampler, mean in zip(_samplers(pair), pair.means_DL, strict=True):
+        rows = torch.cat(sampler.draw(200_000, random), dim=1).double()
+        near = 0.03 * float(pair.covariance_LL.diagonal().max())
         torch.testing.assert_close(rows.mean(0), mean, rtol=0, atol=near)
-        torch.testing.assert_close(rows.mT.cov(), covariance, rtol=0, atol=near)
+        torch.testing.assert_close(rows.mT.cov(), pair.covariance_LL, rtol=0, atol=near)
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_a_limited_pair_agrees_in_its_leading_directions_and_varies_as_before(count: int) -> None:
-    pair = reduced(PAIR, MOMENTS, GROUP)
-    limited = pair.limited(count)
-    assert int(torch.linalg.matrix_rank(limited.cross_KK, rtol=1e-9)) == count
-    assert torch.equal(limited.first_KK, pair.first_KK)
-    assert torch.equal(limited.second_KK, pair.second_KK)
-    # A wider limit is none.
+def test_a_limited_pair_has_its_leading_correlations_and_varies_as_before(count: int) -> None:
+    pair = random_pair()
+    limited, expected = pair.limited(count), canonical_correlations(pair)
+    expected[count:] = 0
+    torch.testing.assert_close(canonical_correlations(limited), expected, rtol=0, atol=0.02)
+    for side in (slice(5), slice(5, 10)):
+        assert torch.equal(limited.covariance_LL[side, side], pair.covariance_LL[side, side])
     assert pair.limited(5) is pair
-    torch.testing.assert_close(limited.limited(count).cross_KK, limited.cross_KK)
+
+
+def test_datasets_that_share_a_side_are_in_one_order_whatever_rounding_says() -> None:
+    """Their means on that side differ by rounding alone, and decide the order of sums."""
+    one, other = TWICE.first_means_DF[0], TWICE.second_means_DG[0]
+    found = []
+    for tiny in (1e-9, -1e-9):
+        means = torch.stack([one, one + tiny])
+        partners = torch.stack([other, other + 1])
+        order = means[:, 0].argsort()
+        moments = replace(TWICE, first_means_DF=means[order], second_means_DG=partners[order])
+        found.append(reduced(PAIR, moments, GROUP).means_DL)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
 
 
 def test_heads_apply_the_mixing_to_centred_directions() -> None:
@@ -141,11 +154,13 @@ def test_equal_moments_and_seeds_give_equal_bits() -> None:
 
 
 @pytest.mark.parametrize(
-    "pairs",
-    [[], [replace(reduced(PAIR, MOMENTS, GROUP), first_means_DK=NONE, second_means_DK=NONE)]],
+    ("pairs", "settings"),
+    [([], SETTINGS), ([reduced(PAIR, MOMENTS, GROUP)], replace(SETTINGS, updates=0))],
 )
-def test_without_an_update_the_start_stays(pairs: list[ReducedPair]) -> None:
-    found = polished(start(), pairs, SETTINGS)
+def test_without_an_update_the_start_stays(
+    pairs: list[ReducedPair], settings: PolishSettings
+) -> None:
+    found = polished(start(), pairs, settings)
     assert found.updates == 0
     assert all(torch.equal(found.mixing[name], start()[name]) for name in PAIR)
 
