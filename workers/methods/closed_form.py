@@ -39,9 +39,9 @@ from workers.nullspace.two_folds import Choice, best_choice
 
 # The polish chooses among this many directions, however narrow the embeddings are.
 _DIRECTIONS = 256
-# Its updates for each dataset, and their learning rate (docs/decisions/0047). With more directions the rate falls with
-# their number K: AdamW moves each of the K entries of a row by about the rate, also where the gradient is small. So do
-# the updates: an update's time grows with K², and as many more led to the same recall.
+# Its updates for each dataset, and their learning rate (docs/decisions/0047). With K directions
+# beyond these both fall as 256 / K. The rate: AdamW moves each of the K entries of a row by about the rate, also where
+# the gradient is small. The updates: the time of one grows with K², and twice as many led to the same recall.
 _UPDATES, _LEARNING_RATE = 94, 6e-4
 # To choose E of K directions takes (K / E)² times as many updates, but no more than this (docs/decisions/0046).
 _MOST_UPDATES = 4 * _UPDATES
@@ -73,10 +73,10 @@ class ClosedForm(Method):
         solution = solve(pooled(pairs), ridges, max(width, _DIRECTIONS), _PRECISION, limits)
         found, rank, updates, loss = dict[str, Tensor](), 0, 0, 0.0
         for solved in solution.groups:
-            group, kept = _significant(solved, reduced_pairs(pairs, solved), limits)
+            group, significant = _significant(solved, reduced_pairs(pairs, solved), limits)
             polish = polished(
                 {name: with_constant(group.scaling(width)) for name in group.heads},
-                [each.limited(limits.get(each.pair, math.inf)) for each in kept if each.correlates],
+                significant,
                 self._settings(group.rank, width),
             )
             found |= _like_the_parent(weights(group, polish.mixing), context, memory)
@@ -117,16 +117,19 @@ def reduced_pairs(
 def _significant(
     group: Directions, pairs: list[ReducedPair], limits: Mapping[PairNames, float]
 ) -> tuple[Directions, list[ReducedPair]]:
-    """The directions that are significant for any pair: of the group, and of its pairs.
+    """The directions that are significant for any pair: of the group, and of the pairs that correlate there.
 
     Of each pair they are those with the largest correlations, as many as its datasets have together. Pairs share
-    directions, so their union has at most as many as all pairs.
+    directions, so their union has at most as many as all pairs. There, each pair keeps as many canonical correlations
+    as it has significant directions.
     """
+    counts = [limits.get(each.pair, math.inf) for each in pairs]
     kept_K = torch.zeros(group.rank, dtype=torch.bool)
-    for each in pairs:
-        largest = each.correlations.topk(int(min(limits.get(each.pair, math.inf), group.rank)))
+    for each, count in zip(pairs, counts, strict=True):
+        largest = each.correlations.topk(int(min(count, group.rank)))
         kept_K[largest.indices[largest.values > 0]] = True
-    return group.at(kept_K), [each.at(kept_K) for each in pairs]
+    kept = [(each.at(kept_K), count) for each, count in zip(pairs, counts, strict=True)]
+    return group.at(kept_K), [each.limited(count) for each, count in kept if each.correlates]
 
 
 def _like_the_parent(

@@ -67,7 +67,7 @@ class ReducedPair:
 
     @property
     def correlates(self) -> bool:
-        """Whether the two sides do, in any direction. They do not if one of them hardly varies."""
+        """Whether the two sides correlate in any direction: not if one of them hardly varies."""
         return bool((self.correlations.abs() > NO_CORRELATION).any())
 
     def at(self, kept_K: Tensor) -> "ReducedPair":
@@ -150,30 +150,29 @@ def polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSettin
     pairs in the same order give the same bits. The start itself if `updates` or the pairs leave no update to make.
     """
     random = torch.Generator().manual_seed(settings.seed)
-    turns = [each for pair in pairs for each in _samplers(pair)] * settings.updates
+    samplers = [each for pair in pairs for each in _samplers(pair)] * settings.updates
     parameters = {name: nn.Parameter(mixing.float()) for name, mixing in start.items()}
     states = {name: _AdamState.of(parameter) for name, parameter in parameters.items()}
     means = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     positive_BB = torch.eye(settings.batch_size, dtype=torch.bool)
     averaged, loss = 0, torch.zeros(())
-    for update, turn in enumerate(torch.randperm(len(turns), generator=random).tolist(), start=1):
-        names = turns[turn].pair
+    order = torch.randperm(len(samplers), generator=random).tolist()
+    for update, number in enumerate(order, start=1):
+        names, rows = samplers[number].pair, samplers[number].draw(settings.batch_size, random)
         embeddings = [
             unit(nn.functional.linear(rows_BK, parameters[name][:, :-1], parameters[name][:, -1]))
-            for name, rows_BK in zip(
-                names, turns[turn].draw(settings.batch_size, random), strict=True
-            )
+            for name, rows_BK in zip(names, rows, strict=True)
         ]
         loss = symmetric_info_nce((embeddings[0], embeddings[1]), positive_BB, settings.temperature)
         gradients = torch.autograd.grad(loss, [parameters[name] for name in names])
         for name, gradient in zip(names, gradients, strict=True):
             states[name].step(parameters[name], gradient, settings.learning_rate)
-        if 2 * update > len(turns):
+        if 2 * update > len(order):
             averaged += 1
             for name, mean in means.items():
                 mean.lerp_(parameters[name].detach(), 1 / averaged)
     mixing = {name: mean.double() for name, mean in means.items()} if averaged else dict(start)
-    return Polished(mixing, float(loss.detach()), len(turns))
+    return Polished(mixing, float(loss.detach()), len(order))
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,19 @@
 """Policy `improve`: heads are a function of the moments of all datasets, turned onto the parent's."""
 
-import math
-
 import pytest
 import torch
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from workers.methods.closed_form import ClosedForm
+from workers.methods.closed_form import ClosedForm, _significant, reduced_pairs
 from workers.methods.method import Solved, TrainingContext
-from workers.methods.polish import ReducedPair
 from workers.methods.registry import method_for
 from workers.model.evaluation import HeldOut, measure
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.model.rows import PairedRows
-from workers.nullspace.centred import CentredMoments, dataset_moments
+from workers.nullspace.centred import CentredMoments, dataset_moments, pooled
+from workers.nullspace.closed_form import solve
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.nullspace.two_folds import Choice
 
@@ -177,7 +175,7 @@ def test_a_later_dataset_with_a_constant_side_has_no_part_in_the_polish(
     after = before.with_sums(*sums_of((AUDIO_IMAGE, constant)), significant=significant)
     found = solve_from(after)
     assert found.updates == solve_from(before).updates
-    assert not bool(found.weights["audio"][:, :-1].abs().max() > 1e-3)
+    assert float(found.weights["audio"][:, :-1].abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -200,19 +198,16 @@ def test_updates_and_rate_follow_from_directions_and_width(
     assert (found.updates, found.learning_rate) == (updates, rate)
 
 
-def test_the_polish_is_limited_to_what_is_significant_for_each_pair(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: dict[tuple[str, str], float] = {}
-
-    def limited(pair: ReducedPair, count: float) -> ReducedPair:
-        asked[pair.pair] = count
-        return pair
-
-    monkeypatch.setattr(ReducedPair, "limited", limited)
-    few = memory_of(STREAM[:1], significant=2)
-    solve_from(few.with_sums(*sums_of(STREAM[1])).with_sums(*sums_of(STREAM[3]), significant=3))
-    assert asked == {IMAGE_TEXT.modalities: 5, AUDIO_IMAGE.modalities: math.inf}
+def test_a_pair_correlates_in_no_more_directions_than_are_significant_for_it() -> None:
+    """Although another pair has more of them."""
+    memory = memory_of(STREAM[:1], significant=2).with_sums(*sums_of(STREAM[1]))
+    (group,) = solve(pooled(memory.centred), RIDGES, 6, torch.float64).groups
+    limits = {IMAGE_TEXT.modalities: 2.0}
+    kept, pairs = _significant(group, reduced_pairs(memory.centred, group), limits)
+    crosses = {each.pair: each.covariance_LL[: kept.rank, kept.rank :] for each in pairs}
+    ranks = {pair: int(torch.linalg.matrix_rank(each, rtol=1e-9)) for pair, each in crosses.items()}
+    assert ranks == {IMAGE_TEXT.modalities: 2, AUDIO_IMAGE.modalities: kept.rank}
+    assert kept.rank > 2
 
 
 def test_datasets_with_different_classes_have_the_directions_of_all_classes() -> None:
