@@ -8,7 +8,7 @@ import pytest
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.model import TrainingSpec
 from cmcl.stack import LocalStack
-from tests.ray.attempts import Attempts, ended, ray_processes, wait_until
+from tests.ray.attempts import Attempts, ended, ray_processes, training_rank, wait_until
 from workers.storage.object_store import ObjectStore
 
 pytestmark = pytest.mark.ray
@@ -39,7 +39,7 @@ def test_warm_ranks_give_the_bits_of_cold_ranks_after_a_kill_an_earlier_attempt_
 ) -> None:
     broken = attempts.start("broken", 1, LONG)
     wait_until(lambda: attempts.is_training("broken") and attempts.checkpoints("broken"))
-    ray_processes(stack, "RayTrainWorker")[-1].send_signal(signal.SIGKILL)
+    training_rank(stack).send_signal(signal.SIGKILL)
     cold = attempts.start("cold", 1, LONG, "--cold")
     # Asked while it runs: the service removes what an ended attempt shows.
     wait_until(lambda: attempts.has_resumed("broken"))
