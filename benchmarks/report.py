@@ -199,8 +199,7 @@ def _described(report: Report) -> dict[str, Any]:
 def _result(report: Report) -> str:
     explained = (
         "In percentage points, with equal weight for all datasets; except drift (relative; at the "
-        "end, compared with the version that learned a dataset) and seconds (of learning, one "
-        "thread)."
+        "end, compared with the version that learned a dataset) and seconds (CPU time of learning)."
     )
     tables = _table(report, FINAL), _table(report, LEARNING)
     return "\n\n".join([explained, *tables, *_remarks(report)])
