@@ -12,12 +12,15 @@ from workers.methods.polish import (
     PolishSettings,
     ReducedPair,
     _AdamState,
+    _gradients,
+    _info_nce,
     _samplers,
     polished,
     reduced,
     weights,
     with_constant,
 )
+from workers.model.loss import symmetric_info_nce, unit
 from workers.nullspace.centred import CentredMoments, centred, pooled
 from workers.nullspace.closed_form import Directions, solve, whitened
 from workers.nullspace.moments import pair_moments
@@ -93,10 +96,29 @@ def canonical_correlations(pair: ReducedPair) -> torch.Tensor:
 def test_rows_are_drawn_about_the_means_of_their_dataset_with_the_moments_of_the_pair() -> None:
     pair, random = random_pair(), torch.Generator().manual_seed(1)
     for sampler, mean in zip(_samplers(pair), pair.means_DL, strict=True):
-        rows = torch.cat(sampler.draw(200_000, random), dim=1).double()
+        sides = sampler.draw(200_000, random)
+        assert all(bool((side[:, -1] == 1).all()) for side in sides)
+        rows = torch.cat([side[:, :-1] for side in sides], dim=1).double()
         near = 0.03 * float(pair.covariance_LL.diagonal().max())
         torch.testing.assert_close(rows.mean(0), mean, rtol=0, atol=near)
         torch.testing.assert_close(rows.mT.cov(), pair.covariance_LL, rtol=0, atol=near)
+
+
+def test_gradients_are_those_of_symmetric_info_nce() -> None:
+    random = torch.Generator().manual_seed(3)
+    rows = tuple(torch.randn(16, 6, generator=random, dtype=torch.float64) for _ in range(2))
+    mixing = [
+        torch.randn(4, 6, generator=random, dtype=torch.float64, requires_grad=True)
+        for _ in range(2)
+    ]
+    embeddings = [unit(row @ each.mT) for row, each in zip(rows, mixing, strict=True)]
+    alone = torch.eye(16, dtype=torch.bool)
+    loss = symmetric_info_nce((embeddings[0], embeddings[1]), alone, SETTINGS.temperature)
+    expected = torch.autograd.grad(loss, mixing)
+    first, second = (each.detach() for each in mixing)
+    scores, found = _gradients((rows[0], rows[1]), (first, second), SETTINGS.temperature)
+    assert _info_nce(scores) == pytest.approx(float(loss.detach()))
+    torch.testing.assert_close(found, list(expected))
 
 
 @pytest.mark.parametrize("count", [0, 2])
