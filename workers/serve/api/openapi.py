@@ -5,8 +5,10 @@ derive is described here: bodies, headers, and every status of a route.
 """
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
+import orjson
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
@@ -104,15 +106,26 @@ def _failure(status: int) -> Schema:
     return {"description": _WORDS[status], "content": {JSON: {"schema": schema}}}
 
 
+def _schema(model: type[BaseModel]) -> Schema:
+    """The schema of a model; what it refers to is expected in the components. A copy, which may be changed."""
+    found: Schema = orjson.loads(_schema_json(model))
+    return found
+
+
+@cache
+def _schema_json(model: type[BaseModel]) -> bytes:
+    return orjson.dumps(model.model_json_schema(ref_template=_REFERENCE))
+
+
 def _definitions(model: type[BaseModel]) -> Schema:
     """The schemas of a model and of those that it contains, by name."""
-    schema = model.model_json_schema(ref_template=_REFERENCE)
+    schema = _schema(model)
     return {**schema.pop("$defs", {}), model.__name__: schema}
 
 
 def json_body(model: type[BaseModel]) -> Schema:
     """A body in JSON."""
-    return {JSON: {"schema": model.model_json_schema(ref_template=_REFERENCE)}}
+    return {JSON: {"schema": _schema(model)}}
 
 
 def header_parameter(name: str, schema: Schema, description: str) -> Schema:
@@ -123,7 +136,7 @@ def header_parameter(name: str, schema: Schema, description: str) -> Schema:
 def query_parameters(model: type[BaseModel], when: str = "") -> list[Schema]:
     """The fields of a model as parameters, none of them required. `when` they count."""
     found = []
-    for name, schema in model.model_json_schema()["properties"].items():
+    for name, schema in _schema(model)["properties"].items():
         kinds = [each for each in schema.pop("anyOf", []) if each.get("type") != "null"]
         schema.update(kinds[0] if kinds else {})
         words = f"{when}: {schema.pop('description', '')}".strip(": ")
