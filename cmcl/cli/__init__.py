@@ -10,6 +10,7 @@ Ctrl-C.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.metadata import version as installed_version
 from typing import Annotated, Any
 
@@ -89,6 +90,7 @@ def root(
     pass
 
 
+@cache
 def command_tree() -> Any:
     """Return the tree of commands, without the type that Typer shows for flags."""
     tree = typer.main.get_command(app)
