@@ -44,7 +44,8 @@ SPEC = ModelSpec(
     training=TrainingSpec(epochs=1),
     protection=ProtectionSpec(policy="replay"),
 )
-SOLVED = SPEC.model_copy(update={"protection": ProtectionSpec()})
+# Without a lift: tests of their own have one (tests/unit/model/test_lift.py).
+SOLVED = SPEC.model_copy(update={"protection": ProtectionSpec(), "lift": 0})
 
 
 @pytest.fixture

@@ -35,7 +35,8 @@ PAIRS = {
     "f": ("broad", "wide"),
     "g": ("text", "wide"),
 }
-SPEC = ModelSpec(width=8, modalities=WIDTHS, training=TrainingSpec(batch_size=16))
+# As wide as most pairs have directions: to choose fewer takes more updates. A lift doubles the features.
+SPEC = ModelSpec(width=12, modalities=WIDTHS, lift=12, training=TrainingSpec(batch_size=16))
 # The pair of f takes 20 kB in full.
 WIDE = ModelSpec(
     width=8,
