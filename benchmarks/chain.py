@@ -35,8 +35,8 @@ class Outcome:
 
     The diagonal has the dataset just learned; entries to the right of it are forward transfer.
     `untrained[s]`: dataset s with the initial heads. `drifts[s]`: drift of dataset s at the end
-    relative to the version that learned it, for all but the last. `seconds`: training time
-    without evaluation.
+    relative to the version that learned it, for all but the last. `seconds`: CPU time of
+    training, without evaluation.
     """
 
     untrained: list[Recall]

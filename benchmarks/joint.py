@@ -30,7 +30,7 @@ from workers.train.sums import conditioned, prepared_rows
 
 @dataclass(frozen=True)
 class JointOutcome:
-    """Recall on every dataset and training time, by number of epochs."""
+    """Recall on every dataset and CPU time of training, by number of epochs."""
 
     recalls: dict[int, list[Recall]]
     seconds: dict[int, float]

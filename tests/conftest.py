@@ -18,8 +18,11 @@ from cmcl.contract.encoder import parse_encoder
 from cmcl.contract.model import ModelSpec
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports, StackError
+from tests.fakes.shared_statements import shared_statements
 from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
+
+__all__ = ["shared_statements"]
 
 # The same examples on every run, and no time limit: a slow machine or a new example is not a defect
 # of the change under test.

@@ -92,7 +92,7 @@ def root(
 
 @cache
 def command_tree() -> Any:
-    """Return the tree of commands, without the type that Typer shows for flags."""
+    """Return the tree of commands, without the type that Typer shows for flags. The same object at each call."""
     tree = typer.main.get_command(app)
     for each in _tree(tree):
         for option in (*each.params, each.get_help_option(typer.Context(each))):

@@ -12,9 +12,6 @@ from fastapi import FastAPI
 
 from cmcl.stack_host import Ports
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.shared_statements import shared_statements
-
-__all__ = ["shared_statements"]
 
 KEY = "operator-key-of-the-tests-0123456789abcdef"
 

@@ -11,9 +11,8 @@ from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from tests.fakes.control_plane import newest_tables
 from tests.fakes.memory_folder import tmp_path
-from tests.fakes.shared_statements import shared_statements
 
-__all__ = ["shared_statements", "tmp_path"]
+__all__ = ["tmp_path"]
 
 _numbers = itertools.count()
 # The template of migrated databases.

@@ -1,29 +1,32 @@
-"""Compiled statements for all databases of a session, of which nearly every test opens its own.
+"""Compiled statements for all SQLite databases of a session, of which nearly every test opens its own.
 
-SQLAlchemy compiles a statement once for each engine, which takes a sixth of the time of such a test.
+SQLAlchemy compiles a statement once for each engine. That takes a sixth of the time of such a test.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import sqlalchemy
-from sqlalchemy import URL, Dialect, Engine
-
-from service.database import engine
 
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_statements() -> Iterator[None]:
-    """Give the SQLite engines of the session one dialect and one cache."""
-    cache: dict[Any, Any] = {}
-    dialects: list[Dialect] = []
+    """Give the SQLite engines that the control plane opens one dialect and one cache."""
+    # Imported here: some sessions run no test of the control plane.
+    import sqlalchemy
 
-    def create_engine(url: URL, **options: Any) -> Engine:
+    from service.database import engine
+
+    # A dialect knows the version of SQLite from the first connection of its engine.
+    donor = sqlalchemy.create_engine("sqlite://")
+    donor.connect().close()
+    donor.dispose()
+    cache: dict[Any, Any] = {}
+
+    def create_engine(url: sqlalchemy.URL, **options: Any) -> sqlalchemy.Engine:
         created = sqlalchemy.create_engine(url, **options)
-        if created.dialect.name == "sqlite":
-            dialects.append(created.dialect)  # The first one is that of all.
-            created.dialect = dialects[0]
+        if created.dialect.name == donor.dialect.name:
+            created.dialect = donor.dialect
             created.update_execution_options(compiled_cache=cache)
         return created
 

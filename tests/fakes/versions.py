@@ -40,7 +40,7 @@ def _initial_heads(spec: str) -> ModalityHeads:
 def random_heads(spec: ModelSpec, seed: int) -> ModalityHeads:
     """Random heads, different for each seed."""
     generator = torch.Generator().manual_seed(seed)
-    # Orthonormal matrices: computing them for each version would take a quarter of the tests of the endpoint.
+    # Orthonormal matrices: computing them for each version would take a quarter of the time of the endpoint's tests.
     heads = _initial_heads(spec.model_dump_json())
     return heads.replaced(
         {

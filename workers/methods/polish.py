@@ -1,7 +1,7 @@
 """Polish the closed form: InfoNCE on rows that are drawn from moments, within its directions.
 
-Shapes: B rows of a batch, D datasets of a pair, K directions, L = 2 K numbers of both sides, E width of the
-embeddings, F width of a feature without the constant 1.
+Shapes: B rows of a batch, D datasets of a pair, K directions, L = 2 K numbers of both sides, M = L + 2 with the
+constant 1 of each, E width of the embeddings, F width of a feature without it.
 
 The closed form maximises the spectral loss, which has neither unit length nor temperature. InfoNCE
 has both and needs rows. They are drawn from the Gaussian that the closed form assumes. In the directions
@@ -126,7 +126,7 @@ def reduced(pair: PairNames, moments: CentredMoments, group: Directions) -> Redu
 
 @dataclass(frozen=True)
 class _Sampler:
-    """Rows of a dataset with the constant 1 on both sides, M = L + 2 numbers: noise times `root_LM`, about `mean_M`."""
+    """Rows of a dataset with the constant 1 on both sides: noise times `root_LM`, about `mean_M`."""
 
     pair: PairNames
     root_LM: Tensor
@@ -142,16 +142,16 @@ class _Sampler:
 def _samplers(pair: ReducedPair) -> list[_Sampler]:
     """One for each dataset, in float32."""
     root_LL = covariance_root(pair.covariance_LL).float()
-    root_LM = _with_constants(root_LL.mT, 0)
+    root_LM = _with_columns(root_LL.mT, 0)
     return [
-        _Sampler(pair.pair, root_LM, mean_M) for mean_M in _with_constants(pair.means_DL.float(), 1)
+        _Sampler(pair.pair, root_LM, mean_M) for mean_M in _with_columns(pair.means_DL.float(), 1)
     ]
 
 
-def _with_constants(rows_NL: Tensor, constant: float) -> Tensor:
-    """A constant after the K numbers of each side (N × M)."""
-    sides = rows_NL.chunk(2, dim=1)
-    return torch.cat([nn.functional.pad(side_NK, (0, 1), value=constant) for side_NK in sides], 1)
+def _with_columns(rows_BL: Tensor, value: float) -> Tensor:
+    """Rows with a column of this value after the K numbers of each side (B × M)."""
+    sides = rows_BL.chunk(2, dim=1)
+    return torch.cat([nn.functional.pad(side_BK, (0, 1), value=value) for side_BK in sides], dim=1)
 
 
 def polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSettings) -> Polished:
@@ -162,10 +162,14 @@ def polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSettin
     """
     random = torch.Generator().manual_seed(settings.seed)
     samplers = [each for pair in pairs for each in _samplers(pair)] * settings.updates
-    parameters = {name: mixing.to(torch.float32, copy=True) for name, mixing in start.items()}
+    # Fused AdamW reads memory in its order, whatever the strides.
+    parameters = {
+        name: mixing.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        for name, mixing in start.items()
+    }
     states = {name: _AdamState.of(parameter) for name, parameter in parameters.items()}
     means = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    averaged, loss = 0, 0.0
+    averaged, scores_BB = 0, torch.zeros(1, 1)
     order = torch.randperm(len(samplers), generator=random).tolist()
     for update, number in enumerate(order, start=1):
         names, rows = samplers[number].pair, samplers[number].draw(settings.batch_size, random)
@@ -177,10 +181,8 @@ def polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSettin
             averaged += 1
             for name, mean in means.items():
                 mean.lerp_(parameters[name], 1 / averaged)
-        if update == len(order):
-            loss = _info_nce(scores_BB)
     mixing = {name: mean.double() for name, mean in means.items()} if averaged else dict(start)
-    return Polished(mixing, loss, len(order))
+    return Polished(mixing, _info_nce(scores_BB), len(order))
 
 
 def _info_nce(scores_BB: Tensor) -> float:
@@ -195,7 +197,7 @@ def _gradients(
 ) -> tuple[Tensor, list[Tensor]]:
     """Scores (B × B) of rows with the constant (B × (K + 1)) under T of both sides, and the gradients of InfoNCE by T.
 
-    By equations (2) and (3) of model/loss.py, without autograd, which takes twice as long at this size.
+    By equations (2) and (3) of model/loss.py, without autograd, which takes twice as long with 256 directions.
     """
     outputs = [rows_BK @ mixing_EK.mT for rows_BK, mixing_EK in zip(rows, mixing, strict=True)]
     lengths = [output_BE.norm(dim=1, keepdim=True).clamp_(min=_NO_LENGTH) for output_BE in outputs]
@@ -203,7 +205,7 @@ def _gradients(
         output_BE.div_(length_B1) for output_BE, length_B1 in zip(outputs, lengths, strict=True)
     )
     scores_BB = (first_BE @ second_BE.mT).div_(temperature)
-    # g of (2) over 2 B τ. A row is its only positive.
+    # g of equation (2) there, over 2 B τ. A row is its only positive.
     pull_BB = scores_BB.softmax(1).add_(scores_BB.softmax(0))
     pull_BB.diagonal().sub_(2)
     pull_BB.div_(2 * temperature * len(pull_BB))
@@ -236,7 +238,6 @@ class _AdamState:
         zeros = torch.zeros_like(parameter)
         return cls(zeros, zeros.clone(), torch.zeros(()))
 
-    @torch.no_grad()
     def step(self, parameter: Tensor, gradient: Tensor, learning_rate: float) -> None:
         """Move the parameter in place, without weight decay."""
         adamw(

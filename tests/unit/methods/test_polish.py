@@ -107,6 +107,7 @@ def test_rows_are_drawn_about_the_means_of_their_dataset_with_the_moments_of_the
 def test_gradients_are_those_of_symmetric_info_nce() -> None:
     random = torch.Generator().manual_seed(3)
     rows = tuple(torch.randn(16, 6, generator=random, dtype=torch.float64) for _ in range(2))
+    rows[0][3] = 0
     mixing = [
         torch.randn(4, 6, generator=random, dtype=torch.float64, requires_grad=True)
         for _ in range(2)
@@ -223,7 +224,8 @@ def test_a_process_that_polishes_does_not_import_the_compiler() -> None:
 def test_its_steps_are_those_of_adamw_to_the_bit() -> None:
     random = torch.Generator().manual_seed(0)
     starts = [torch.randn(3, 4, generator=random) for _ in range(2)]
-    ours, theirs = ([torch.nn.Parameter(each.clone()) for each in starts] for _ in range(2))
+    ours = [each.clone() for each in starts]
+    theirs = [torch.nn.Parameter(each.clone()) for each in starts]
     states = [_AdamState.of(each) for each in ours]
     optimizer = torch.optim.AdamW(theirs, lr=1e-2, weight_decay=0.0, fused=True)
     for update in range(9):

@@ -30,7 +30,7 @@ SETTLED, SWAPS = 50, 300
 # Measured: 0.5 MiB for the calls that the fakes keep, and now and then 2 MiB that malloc takes. A
 # version that stayed would cost half a MiB at every swap.
 MOST_MIB = 8
-# Objects left by 250 swaps; a permanent allocation per request or poll would leave hundreds.
+# Objects left by 250 swaps, of which there are about 20; a permanent allocation per request or poll would leave hundreds.
 MOST_OBJECTS = 50
 
 

@@ -7,9 +7,8 @@ import pytest
 
 from tests.fakes.control_plane import ControlPlane, open_databases
 from tests.fakes.memory_folder import tmp_path
-from tests.fakes.shared_statements import shared_statements
 
-__all__ = ["shared_statements", "tmp_path"]
+__all__ = ["tmp_path"]
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,7 @@ SPEC = ModelSpec(
     training=TrainingSpec(epochs=1),
     protection=ProtectionSpec(policy="replay"),
 )
-# Without a lift: tests of their own have one (tests/unit/model/test_lift.py).
+# Jobs of test_unlearn_and_merge.py have a lift.
 SOLVED = SPEC.model_copy(update={"protection": ProtectionSpec(), "lift": 0})
 
 

@@ -107,7 +107,7 @@ def _failure(status: int) -> Schema:
 
 
 def _schema(model: type[BaseModel]) -> Schema:
-    """The schema of a model; what it refers to is expected in the components. A copy, which may be changed."""
+    """The schema of a model, with references into the components. Callers may change it."""
     found: Schema = orjson.loads(_schema_json(model))
     return found
 
