@@ -18,11 +18,8 @@ from cmcl.contract.encoder import parse_encoder
 from cmcl.contract.model import ModelSpec
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports, StackError
-from tests.fakes.shared_statements import shared_statements
 from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
-
-__all__ = ["shared_statements"]
 
 # The same examples on every run, and no time limit: a slow machine or a new example is not a defect
 # of the change under test.
@@ -105,6 +102,35 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_statements() -> Iterator[None]:
+    """Give the SQLite engines that the control plane opens one dialect and one cache of compiled statements.
+
+    Nearly every test of it opens a database, and compiling statements for each takes a sixth of the time of such a test.
+    """
+    # Imported here: some sessions run no test of the control plane.
+    import sqlalchemy
+
+    from service.database import engine
+
+    # A dialect knows the version of SQLite from the first connection of its engine.
+    donor = sqlalchemy.create_engine("sqlite://")
+    donor.connect().close()
+    donor.dispose()
+    cache: dict[Any, Any] = {}
+
+    def create_engine(url: sqlalchemy.URL, **options: Any) -> sqlalchemy.Engine:
+        created = sqlalchemy.create_engine(url, **options)
+        if created.dialect.name == donor.dialect.name:
+            created.dialect = donor.dialect
+            created.update_execution_options(compiled_cache=cache)
+        return created
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "create_engine", create_engine)
+        yield
 
 
 @pytest.hookimpl(trylast=True)

@@ -162,13 +162,14 @@ def polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSettin
     """
     random = torch.Generator().manual_seed(settings.seed)
     samplers = [each for pair in pairs for each in _samplers(pair)] * settings.updates
-    # Fused AdamW reads memory in its order, whatever the strides.
+    # Contiguous: fused AdamW ignores strides.
     parameters = {
         name: mixing.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         for name, mixing in start.items()
     }
     states = {name: _AdamState.of(parameter) for name, parameter in parameters.items()}
     means = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    # Without an update the loss is 0, as that of a batch of one row.
     averaged, scores_BB = 0, torch.zeros(1, 1)
     order = torch.randperm(len(samplers), generator=random).tolist()
     for update, number in enumerate(order, start=1):
