@@ -1,5 +1,4 @@
-"""Must stored vectors be recomputed after a model has learned more, and is that possible without
-encoders?
+"""Must stored vectors be recomputed once a model has learned more, and is that possible without encoders?
 
 `python -m benchmarks.reindex DIR` learns a stream under three policies. For every dataset but the
 last it compares the last version with the one that learned the dataset: changes predicted from
@@ -12,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -66,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         stream = read_stream(options.folder)
+        if options.name:
+            stream = replace(stream, name=options.name)
         specs = _specs(options, stream)
         out: Path = options.out or _RESULTS / stream.name
         out.mkdir(parents=True, exist_ok=True)
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, default=256, help="of the embeddings (default: 256)")
     parser.add_argument("--epochs", type=int, help="(default: the product's)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", help="of the stream in the results (default: the folder's)")
     parser.add_argument("--out", type=Path, help=f"for the results (default: {_RESULTS}/NAME)")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one document")
     return parser
