@@ -42,7 +42,8 @@ _STOP_SECONDS = 5.0
 _PRIVATE = 0o700
 # Not for Ray, which passes its environment to every replica and attempt.
 _OF_SERVICE = {
-    *("CMCL_ADMIN_KEY", "CMCL_ENCRYPTION_KEY", "CMCL_METRICS_KEY", "CMCL_SNAPSHOT_SIGNING_KEY")
+    *("CMCL_ADMIN_KEY", "CMCL_ENCRYPTION_KEY", "CMCL_METRICS_KEY", "CMCL_SNAPSHOT_SIGNING_KEY"),
+    "CMCL_OIDC_CLIENT_SECRET",
 }
 _SECRETS = {*_OF_SERVICE, "CMCL_KEY"}
 _ENCODERS = TypeAdapter(tuple[EncoderSpec, ...])

@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -101,15 +102,15 @@ def up(  # noqa: PLR0913, PLR0917 - each part has its options
         keys=keys,
         plugins=encoders and encoders.parent,
     )
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    _interrupt_on_signals()
     stderr().print("starting (Ctrl-C stops) ...")
     with stack:
         _print_addresses(stack, as_json)
-        while not stopped.wait(1.0):
-            for name in stack.ended():
-                raise StackError(stack.last_words(name, "ended"))
+        with suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(1.0)
+                for name in stack.ended():
+                    raise StackError(stack.last_words(name, "ended"))
         stderr().print("stopping ...")
 
 
@@ -136,6 +137,7 @@ def demo(  # noqa: PLR0913, PLR0917 - each part has its options
     # Imported here, because only this command needs pyarrow.
     from cmcl.demo.run import DemoError, DemoOptions, run_demo
 
+    _interrupt_on_signals()
     declared = _read_encoders(encoders)
     options = DemoOptions(stream, raw, folder, ranks, queries_per_second, declared, encoders.parent)
     console = Console(stderr=True) if as_json else Console()
@@ -144,6 +146,28 @@ def demo(  # noqa: PLR0913, PLR0917 - each part has its options
     except (DemoError, FileNotFoundError) as error:
         raise CommandError(str(error)) from error
     raise typer.Exit(code)
+
+
+def _interrupt_on_signals() -> None:
+    """Raise KeyboardInterrupt at the first signal that ends this process, so that what was started is stopped.
+
+    Its processes are in sessions of their own, and would outlive a closed terminal. Later signals are ignored: they
+    would end the process before everything is stopped.
+    """
+    # Ignored where the caller wants that, as nohup does.
+    ending = [
+        each
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if each == signal.SIGINT or signal.getsignal(each) != signal.SIG_IGN
+    ]
+
+    def interrupt(*_: object) -> None:
+        for each in ending:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for each in ending:
+        signal.signal(each, interrupt)
 
 
 def reproduce(  # noqa: PLR0913 - each part has its options

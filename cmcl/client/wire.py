@@ -245,8 +245,12 @@ def content_type(body: object) -> dict[str, str]:
 
 def is_repeatable(request: Request, outcome: httpx.TransportError | httpx.Response) -> bool:
     """Whether to retry. A request with If-Match is not retried if the first one may have succeeded."""
+    return "if-match" not in request.headers or not may_be_done(outcome)
+
+
+def may_be_done(outcome: httpx.TransportError | httpx.Response) -> bool:
+    """Whether the server may have carried out a request that ended so, without success."""
     if isinstance(outcome, httpx.Response):
-        never_done = outcome.status_code == httpx.codes.TOO_MANY_REQUESTS
-    else:
-        never_done = isinstance(outcome, httpx.ConnectError | httpx.ConnectTimeout)
-    return never_done or "if-match" not in request.headers
+        # Refused by the limits of either server, or by a proxy without a server behind it.
+        return outcome.status_code not in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.NOT_FOUND)
+    return not isinstance(outcome, httpx.ConnectError | httpx.ConnectTimeout)

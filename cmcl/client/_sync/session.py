@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from cmcl.client.concurrency import Clock, file_content
 from cmcl.client.connection import Connection, Retries
+from cmcl.client.errors import WrongServer
 from cmcl.client.wire import (
     Params,
     Request,
@@ -22,6 +23,7 @@ from cmcl.client.wire import (
     is_repeatable,
     json_bytes,
     listed,
+    may_be_done,
     read,
     refused,
     unreachable,
@@ -81,13 +83,15 @@ class Session:
         return read(kind, response), response
 
     def delete(self, path: str, params: Params | None = None) -> None:
-        """DELETE. A 404 after a lost response means that an earlier attempt succeeded."""
+        """DELETE. A 404 of the server after a lost response means that an earlier attempt succeeded."""
         request = Request("DELETE", path, params=dict(params or {}))
-        response, attempts = self._attempts(request)
-        if attempts > 1 and response.status_code == httpx.codes.NOT_FOUND:
+        response, is_maybe_done = self._attempts(request)
+        if response.is_success:
             return
-        if not response.is_success:
-            raise refused(request.side, response)
+        error = refused(request.side, response)
+        is_gone = error.status == httpx.codes.NOT_FOUND and not isinstance(error, WrongServer)
+        if not (is_maybe_done and is_gone):
+            raise error
 
     def pages(self, kind: type[T], path: str, params: Params | None = None) -> Iterator[T]:
         """Iterate over a list. Fetches a page when its first item is needed."""
@@ -108,20 +112,26 @@ class Session:
             raise refused(request.side, response)
         return response
 
-    def _attempts(self, request: Request) -> tuple[httpx.Response, int]:
-        """Return the last response and the number of attempts. Raises Unreachable, WrongServer."""
+    def _attempts(self, request: Request) -> tuple[httpx.Response, bool]:
+        """Return the last response, and whether an attempt before it may have been carried out.
+
+        Raises Unreachable, WrongServer.
+        """
+        is_maybe_done = False
         for attempt in range(1, self.retries.attempts + 1):
             try:
                 response = self._clients[request.side].request(**request.options())  # type: ignore[arg-type]
             except httpx.TransportError as error:
                 if attempt >= self.retries.attempts or not is_repeatable(request, error):
                     raise unreachable(request.side, error) from error
+                is_maybe_done |= may_be_done(error)
                 self.clock.sleep(self.retries.pause(attempt))
                 continue
             check_server(request.side, response)
             pause = self.retries.pause_after(response, attempt)
             if pause is None or not is_repeatable(request, response):
-                return response, attempt
+                return response, is_maybe_done
+            is_maybe_done |= may_be_done(response)
             self.clock.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 

@@ -31,6 +31,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from cmcl.cli import main
 sys.exit(main())
 """
+# `cmcl up` with one part, which prints its number, and waits in its start if it is told so.
+UP = """
+import signal, sys, time
+from cmcl.stack import LocalStack
+
+def start(stack):
+    stack.prepare_folder()
+    stack._spawn("part", [sys.executable, "-c", "import time; time.sleep(60)"])
+    print(stack.processes["part"].pid, flush=True)
+    time.sleep(60 if sys.argv[1] == "starting" else 0)
+
+LocalStack.start = start
+from cmcl.cli import main
+sys.exit(main(["up", "--folder", sys.argv[2], "--json"]))
+"""
 PAGE = (Path(__file__).parents[3] / "docs" / "client.md").read_text()
 
 
@@ -108,6 +123,28 @@ def test_ctrl_c_stops_watching_and_not_the_job(published_plane: ControlPlane, ur
     assert f"job {job} continues" in errors
     assert "Traceback" not in errors
     assert published_plane.job(job).state == "queued"
+
+
+@pytest.mark.parametrize("ending", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("state", ["starting", "running"])
+def test_no_part_outlives_a_stack_whose_terminal_closes_or_that_is_interrupted(
+    tmp_path: Path, state: str, ending: signal.Signals
+) -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-c", UP, state, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with running:
+        assert running.stdout is not None
+        part = int(running.stdout.readline())
+        if state == "running":
+            assert "service_url" in running.stdout.readline()
+        running.send_signal(ending)
+        running.send_signal(ending)
+        assert running.wait(30) == (Exit.INTERRUPTED if state == "starting" else Exit.OK)
+    assert not Path(f"/proc/{part}").exists()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -8,6 +8,7 @@ import pytest
 
 from cmcl import Client, CmclError, Retries, Unreachable
 from cmcl.client import Live
+from cmcl.client.errors import WrongServer
 from tests.unit.client.driven import Driven
 from tests.unit.client.rest_server import RestServer
 
@@ -105,10 +106,22 @@ def test_a_conditional_request_is_not_retried_if_it_may_have_succeeded() -> None
 
 
 def test_a_delete_after_a_lost_response_succeeds() -> None:
-    lost = httpx.ReadError("lost")
-    assert delete([lost, answer(404)]).result is None
+    gone = answer(404, **{"x-cmcl-server": "control-plane"})
+    for lost in (httpx.ReadError("lost"), answer(502), answer(504)):
+        assert delete([lost, gone]).result is None
+    for never_done in (httpx.ConnectError("no"), answer(429)):
+        with pytest.raises(CmclError) as caught:
+            delete([never_done, gone])
+        assert caught.value.status == 404
     with pytest.raises(CmclError):
-        delete([answer(404)])
+        delete([gone])
+
+
+def test_a_delete_that_another_server_answers_with_404_has_failed() -> None:
+    elsewhere = httpx.Response(404, text="404 page not found")
+    for before in ([], [httpx.ReadError("lost")]):
+        with pytest.raises(WrongServer):
+            delete([*before, *[elsewhere] * 4])
 
 
 def test_pauses_vary_and_never_grow_beyond_the_longest() -> None:
