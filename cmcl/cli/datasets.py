@@ -1,6 +1,7 @@
 """`cmcl dataset` and `upload`."""
 
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -137,7 +138,7 @@ def add_dataset(  # noqa: PLR0913 - the options of a dataset
     with Client(url) as client:
         with upload_bars() as on_upload:
             post = partial(
-                client.dry_run
+                partial(client.dry_run, timeout=inf)
                 if dry_run
                 else partial(client.add_dataset, evaluate_only=evaluate_only),
                 *(model, title, modalities, shards, evaluation or ()),

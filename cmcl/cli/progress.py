@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from math import inf
 from typing import Any
 
 from rich.columns import Columns
@@ -47,7 +48,7 @@ def watch_with_bar(client: Client, job: str, title: str, console: Console) -> Jo
             view.show(now)
             live.refresh()
 
-        return client.watch(job, on_change)
+        return client.watch(job, on_change, timeout=inf)
 
 
 class JobView:
@@ -185,7 +186,7 @@ _FIGURES = (
 def follow(client: Client, job: str, as_json: bool) -> Job:
     """Follow a job to its end. Raises NoVersion unless it was published, reported as a dry run, or measured."""
     try:
-        ended = client.watch(job, print_json) if as_json else _with_bar(client, job)
+        ended = client.watch(job, print_json, timeout=inf) if as_json else _with_bar(client, job)
     except KeyboardInterrupt:
         stderr().print(f"job {job} continues; follow it again with: cmcl job watch {job}")
         raise
@@ -213,7 +214,9 @@ def with_file_names(client: Client, message: str) -> str:
 
 def _with_bar(client: Client, job: str) -> Job:
     console = stderr()
-    return watch_with_bar(client, job, job, console) if console.is_terminal else client.watch(job)
+    if console.is_terminal:
+        return watch_with_bar(client, job, job, console)
+    return client.watch(job, timeout=inf)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TextIO
 
 from cmcl.client.errors import InvalidArgument
 from cmcl.contract.modality import ModalityPair
@@ -107,7 +108,7 @@ def _records(file: Path) -> Iterator[Mapping[str, object]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             if file.suffix.lower() == ".csv":
-                yield from csv.DictReader(opened)
+                yield from _csv_records(file, opened)
                 return
             for number, line in enumerate(opened, start=1):
                 if not line.strip():
@@ -118,6 +119,19 @@ def _records(file: Path) -> Iterator[Mapping[str, object]]:
                 yield record
     except (OSError, ValueError, csv.Error) as error:
         raise InvalidArgument(f"{file} cannot be read: {error}") from error
+
+
+def _csv_records(file: Path, opened: TextIO) -> Iterator[Mapping[str, object]]:
+    """Yield rows, each with a field for every column. A caption with an unquoted comma would lose its second half."""
+    rows = csv.DictReader(opened, strict=True)
+    for number, record in enumerate(rows, start=1):
+        # DictReader files surplus fields under None, and missing ones as None.
+        if None in record or None in record.values():
+            raise InvalidArgument(
+                f"{file}, row {number} (line {rows.line_num}): it has more or fewer fields than the header; write fields "
+                'with commas in quotes, and a quote in them as ""'
+            )
+        yield record
 
 
 def _coco(folder: Path, pair: ModalityPair) -> Found | None:

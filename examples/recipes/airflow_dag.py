@@ -1,6 +1,6 @@
 """Airflow 3: a batch every night. Put this file and nightly.py into the folder of DAGs.
 
-Variables of Airflow: cmcl_model, cmcl_pair (image,text), cmcl_source (s3://bucket/{day}/). CMCL_URL and CMCL_KEY are
+Variables of Airflow: cmcl_model, cmcl_pair (image,text), cmcl_source (s3://bucket/{day}/pairs.parquet). CMCL_URL and CMCL_KEY are
 in the environment of the workers.
 """
 

@@ -62,7 +62,7 @@ def batch_of(day: str, **changes: object) -> RunConfig:
     batch = Batch(
         **{
             "model": "shapes",
-            "source": f"s3://bucket/{day}/",
+            "source": f"s3://bucket/{day}/pairs.parquet",
             "name": f"nightly-{day}",
             **changes,
         }

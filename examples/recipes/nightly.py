@@ -3,7 +3,7 @@
 Every step may be repeated: the same files are the same dataset and the same job, a decision is sent for the state
 that was judged, and a version that is live already stays so. So a scheduler may retry any of them.
 
-    CMCL_URL=http://127.0.0.1:8000 python nightly.py shapes image,text s3://bucket/2026-11-29/
+    CMCL_URL=http://127.0.0.1:8000 python nightly.py shapes image,text s3://bucket/2026-11-29/pairs.parquet
 """
 
 import argparse
@@ -33,7 +33,7 @@ def connected() -> Iterator[Client]:
 
 
 def post(model: str, pair: str, source: str, name: str) -> str:
-    """Post files or an address as a dataset, and return the id of its job."""
+    """Post a folder, a file or the address of one as a dataset, and return the id of its job."""
     first, _, second = pair.partition(",")
     with connected() as client:
         accepted = client.add_dataset(
@@ -126,7 +126,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Learn one batch.")
     parser.add_argument("model")
     parser.add_argument("pair", help="FIRST,SECOND")
-    parser.add_argument("source", help="folder, file or address")
+    parser.add_argument("source", help="folder, file, or address of a file")
     parser.add_argument("--name", default=time.strftime("nightly-%Y-%m-%d"))
     parser.add_argument("--pause", type=float, default=10, help="seconds between two looks")
     given = parser.parse_args()

@@ -15,7 +15,7 @@ post, wait, judge, publish = map(
 def cmcl_nightly(
     model: str = "shapes",
     pair: str = "image,text",
-    source: str = "s3://bucket/{day}/",
+    source: str = "s3://bucket/{day}/pairs.parquet",
     pause: float = 60,
 ) -> int:
     """Post, wait, judge, publish."""

@@ -1,7 +1,6 @@
 """Calls of the embeddings endpoint: embeddings, served models, collections."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from cmcl.client.endpoint import (
     StoredItem,
     Vectors,
     WriteResult,
+    bodies_of,
     encode_content,
     encode_inputs,
     migrated,
@@ -173,7 +173,8 @@ class EndpointCalls(Calls):
     ) -> WriteResult:
         """Add items, and replace existing items with the same ids.
 
-        Every `batch_size` items are one atomic change; returns the result of the last change.
+        Every `batch_size` items are one atomic change, or fewer where these would have more than 32 MiB; returns the
+        result of the last change.
         """
         return await self._in_batches(
             f"{_path(name)}/items", "items", map(_item, items), batch_size
@@ -243,9 +244,9 @@ class EndpointCalls(Calls):
     async def _in_batches(
         self, path: str, field: str, entries: Iterable[object], batch_size: int
     ) -> WriteResult:
-        remaining, written = iter(entries), None
-        while batch := list(islice(remaining, batch_size)):
-            response = await self._request("POST", path, {field: batch}, _idempotency_key())
+        written = None
+        for body in bodies_of(field, entries, batch_size):
+            response = await self._request("POST", path, body, _idempotency_key())
             written = read(WriteResult, response, Side.EMBEDDINGS)
         if written is None:
             raise InvalidArgument(f"no {field} given; at least one is required")
@@ -255,12 +256,12 @@ class EndpointCalls(Calls):
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | bytes | None = None,
         headers: Mapping[str, str] | None = None,
         params: Params | None = None,
     ) -> httpx.Response:
-        """Send a request. Omits values of the body that are None."""
-        if body is not None:
+        """Send a request. Omits values of the body that are None; bytes are a body in JSON."""
+        if isinstance(body, Mapping):
             body = {name: value for name, value in body.items() if value is not None}
         request = Request(
             method,
@@ -268,7 +269,7 @@ class EndpointCalls(Calls):
             Side.EMBEDDINGS,
             params=params or {},
             headers={**content_type(body), **(headers or {})},
-            content=json_bytes(body),
+            content=body if isinstance(body, bytes) else json_bytes(body),
         )
         return await self._session.send(request)
 

@@ -22,6 +22,9 @@ from cmcl.client.types import (
 from cmcl.client.versions import Candidate
 from cmcl.client.wire import Request, T, given, posted_reason, read, segment
 
+# For which a wait goes on while the control plane is unavailable.
+_LONGEST_OUTAGE = 3600.0
+
 
 class JobCalls(Calls):
     """Calls about jobs and events."""
@@ -124,13 +127,15 @@ class JobCalls(Calls):
     ) -> Job:
         """Follow a job to its end, and call `on_change` at each change.
 
-        Waits through restarts of the control plane. Raises WaitTimeout after `timeout` seconds.
+        Waits through outages of the control plane of an hour at most. Raises WaitTimeout after `timeout` seconds;
+        `math.inf` waits without an end.
         """
         deadline = self._session.clock.now() + timeout
         now = self.job(job)
         if on_change:
             on_change(now)
-        waiting = WaitOptions(deadline, outage_timeout=timeout, poll_seconds=poll_seconds)
+        outage = min(timeout, _LONGEST_OUTAGE)
+        waiting = WaitOptions(deadline, outage_timeout=outage, poll_seconds=poll_seconds)
         with closing(JobEvents(self._session, job, waiting)) as source:
             while not now.has_ended:
                 event = source.next()

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from cmcl import CmclError
+from cmcl import Client, CmclError
 from cmcl.cli.queries import read_media
 from cmcl.client import Item, Query
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.either import KINDS, connected
+from tests.unit.client.rest_server import RestServer
 from tests.unit.serve.collections.conftest import Searching, opened
 from tests.unit.serve.collections.scene import feature
 from workers.storage.local import LocalStore
@@ -75,6 +76,18 @@ def test_items_are_added_found_and_removed(kind: str, url: str) -> None:
         with pytest.raises(CmclError, match="no collection 'pictures'") as refused:
             client.collection("pictures")
         assert refused.value.status == 404
+
+
+def test_large_items_are_written_in_bodies_that_the_endpoint_accepts(server: RestServer) -> None:
+    server.always((200, {"id": "pictures", "revision": 2, "rows": 1}, {"x-cmcl-server": "embeddings"}))
+    photos = [Item(f"photo-{n}", "image", data=bytes(9 << 20)) for n in range(4)]
+    with Client(embeddings_url=server.url) as client:
+        client.add_items("pictures", [*photos, *images(3)])
+    sent = [[item["id"] for item in asked.body["items"]] for asked in server.asked]
+    assert sent == [
+        ["photo-0", "photo-1"],
+        ["photo-2", "photo-3", "image-0", "image-1", "image-2"],
+    ]
 
 
 def test_text_is_found_by_text(url: str) -> None:

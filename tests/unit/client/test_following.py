@@ -1,5 +1,6 @@
 """Events and watching: with broken streams, restarts, and without streams."""
 
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -9,10 +10,12 @@ import pytest
 
 from cmcl import Client, CmclError
 from cmcl.client import Job, Unreachable, WaitTimeout
+from cmcl.client.concurrency import Clock
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served
 from tests.fakes.trainer import report_progress
+from tests.unit.client.command_line import Cmcl
 from tests.unit.client.either import connected
 from tests.unit.client.rest_server import Answer, Asked, RestServer
 
@@ -309,3 +312,22 @@ def test_progress_of_preparation_is_polled_without_streams(
     )
     found = [(each.kind, each.details.get("rows_done")) for each in client.events("job-1")]
     assert found == [("job.preparing", None), ("preparation", 3), ("job.reported", None)]
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_command_waits_for_jobs_that_take_longer_than_hours(
+    server: RestServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    form: list[str],
+) -> None:
+    monkeypatch.setenv("CMCL_URL", server.url)
+    hours = itertools.count(0.0, 3600.0)
+    monkeypatch.setattr(Clock, "now", lambda _: next(hours))
+    states = iter(["running"] * 5)
+    server.answer = lambda asked: (
+        (404, {})
+        if asked.path.endswith("/events")
+        else (200, job(next(states, "published"), version=1))
+    )
+    assert "published" in Cmcl(capsys)("job", "watch", "job-0123456789ab", *form)

@@ -162,6 +162,12 @@ def test_a_folder_of_another_kind_is_not_raw(tmp_path: Path) -> None:
             {"metadata.jsonl": '{"image_file_name": "a", "text": ["a"]}'},
             "row 1: .* neither a text nor a list of numbers",
         ),
+        (
+            {"metadata.csv": "file_name,text\na.jpg,a red apple, on a table\n", "a.jpg": "a"},
+            r"metadata.csv, row 1 \(line 2\): it has more or fewer fields",
+        ),
+        ({"metadata.csv": "file_name,text\na.jpg\n", "a.jpg": "a"}, "more or fewer fields"),
+        ({"metadata.csv": 'file_name,text\na.jpg,"a "red" one"\n', "a.jpg": "a"}, "cannot be read"),
     ],
 )
 def test_a_damaged_layout_is_an_error_that_names_the_file(
