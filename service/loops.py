@@ -76,12 +76,18 @@ class PeriodicLoop(Loop):
                 pause = self.step(stop)
             except Exception as error:  # noqa: BLE001
                 pause = self.pause_seconds
-                self.report(error)
+                self._try_to_report(error)
             self.beat()
 
     @abstractmethod
     def step(self, stop: threading.Event) -> float:
         """Run one round and return the seconds until the next one."""
+
+    def _try_to_report(self, error: Exception) -> None:
+        try:
+            self.report(error)
+        except Exception:
+            logger.exception("a failed round of %s could not be reported; will retry", self.name)
 
     def report(self, error: Exception) -> None:
         """Log an exception that ended a round."""

@@ -68,7 +68,7 @@ Admin = Annotated[Principal, Security(get_principal, scopes=[Scope.ADMIN])]
 _MOST_ITEMS = MOST_SHARDS
 _MOST_FIELDS = 100
 # Checking for a union instead would take several times as long, for each item.
-_NESTED = (dict, list)
+_CHECKED = (dict, list, str)
 
 _JSON = "application/json"
 # Media type that a route declares if it streams its body.
@@ -165,7 +165,8 @@ def permitted_type(route: object) -> str:
 
 
 def _check_size(document: object) -> None:
-    """Raises Unprocessable for lists and objects beyond the limits, before their items are validated.
+    """Raises Unprocessable for lists and objects beyond the limits, before their items are validated, and for texts
+    that no answer, record or request could be encoded with.
 
     Each invalid item is an error of its own: 340,000 of them took 26 MB and seconds.
     """
@@ -173,6 +174,9 @@ def _check_size(document: object) -> None:
     while waiting:
         value = waiting.pop()
         inner: Iterable[object]
+        if isinstance(value, str):
+            _check_text(value)
+            continue
         if isinstance(value, dict):
             inner, what, most = value.values(), "fields in one object", _MOST_FIELDS
         elif isinstance(value, list):
@@ -182,7 +186,18 @@ def _check_size(document: object) -> None:
         if len(value) > most:
             message = f"{len(value)} {what}, permitted are {most}"
             raise Unprocessable(f"the body has {message}", FieldProblem("body", message))
-        waiting += [each for each in inner if isinstance(each, _NESTED)]
+        waiting += [each for each in inner if isinstance(each, _CHECKED)]
+        if isinstance(value, dict):
+            waiting += value.keys()
+
+
+def _check_text(text: str) -> None:
+    """JSON may have half of a surrogate pair, which no encoding has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = f"a text has half of a surrogate pair ({text[error.start]!r}), which UTF-8 cannot encode"
+        raise Unprocessable(f"the body: {message}", FieldProblem("body", message)) from error
 
 
 class Reason(Frozen):

@@ -153,7 +153,8 @@ async def list_events(
         return await run_in_threadpool(read_page, context, wanted, seek)
     feed = get_feed(request)
     feed.check_room(wanted.owner)
-    return stream(feed.follow(wanted, await feed.start(seen), wanted.owner), _encode)
+    after = await feed.start(seen)
+    return stream(feed.follow(wanted, after, wanted.owner), _encode, after)
 
 
 @router.get(
@@ -171,7 +172,7 @@ async def follow_job(
     if await run_in_threadpool(is_over, context, job, principal, after):
         return Response(status_code=204)
     feed.check_room(principal.owner)
-    return stream(feed.follow_job(job, after, principal.owner), _encode)
+    return stream(feed.follow_job(job, after, principal.owner), _encode, after)
 
 
 def read_page(context: Context, wanted: EventFilter, seek: Seek[int]) -> Page[EventView]:
@@ -196,10 +197,12 @@ def is_over(context: Context, job: str, principal: Principal, after: int) -> boo
         )
 
 
-def stream(items: AsyncGenerator[Item, None], encode: Callable[[Item], ServerSentEvent]) -> Stream:
-    """The response that streams items."""
+def stream(
+    items: AsyncGenerator[Item, None], encode: Callable[[Item], ServerSentEvent], after: int
+) -> Stream:
+    """The response that streams items, which come after the event of that number."""
     return Stream(
-        _encoded(items, encode),
+        _encoded(items, encode, after),
         ping=_HEARTBEAT_SECONDS,
         send_timeout=_SEND_SECONDS,
         shutdown_grace_period=_GOODBYE_SECONDS,
@@ -207,9 +210,10 @@ def stream(items: AsyncGenerator[Item, None], encode: Callable[[Item], ServerSen
 
 
 async def _encoded(
-    items: AsyncGenerator[Item, None], encode: Callable[[Item], ServerSentEvent]
+    items: AsyncGenerator[Item, None], encode: Callable[[Item], ServerSentEvent], after: int
 ) -> AsyncGenerator[ServerSentEvent, None]:
-    yield ServerSentEvent(retry=_RECONNECT_MILLISECONDS)
+    # With an id, so that a client that has seen no event yet continues from here when it connects again.
+    yield ServerSentEvent(retry=_RECONNECT_MILLISECONDS, id=str(after))
     async with aclosing(items):
         async for item in items:
             yield encode(item)

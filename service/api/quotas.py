@@ -41,7 +41,12 @@ def read_quotas(
     principal: Reader,
     context: ContextDep,
     owner: Annotated[
-        str | None, Query(max_length=64, description="for the operator; by default the caller's")
+        str | None,
+        Query(
+            max_length=64,
+            pattern=r"^[^\x00]*$",
+            description="for the operator; by default the caller's",
+        ),
     ] = None,
 ) -> QuotasView:
     """Read what an owner uses of its quotas."""

@@ -148,7 +148,9 @@ class VersionView(VersionSummary):
 WithMatrix = Annotated[
     Flag,
     Query(
-        description="whether to include `evaluation_matrix`, which has a row for each version up to this one"
+        description="whether to include `evaluation_matrix`, which has a row for each version up to this one; for more "
+        f"than {versions.MOST_EVALUATIONS} versions, only every n-th row, counted back from this one, and at most "
+        "so many"
     ),
 ]
 

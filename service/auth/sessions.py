@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection
+from sqlalchemy import Connection, and_
 
 from cmcl.contract.access import SESSION_TYPE, SNAPSHOT_ALGORITHM, SessionToken
 from service.auth.authenticator import USE_STEP, Caller, KeyCache
@@ -156,8 +156,8 @@ class Sessions:
         """End a session on behalf of `session`, which may be the same. Raises NotFound."""
         now = self._clock()
         with self._database.write() as connection:
-            found = sessions.current(connection, _may_end(session), now, _MOST_LISTED)
-            if name not in {each.id for each in found}:
+            named = and_(_may_end(session), sessions.of_id(name))
+            if not sessions.current(connection, named, now, 1):
                 raise NotFound(f"there is no session {name!r}")
             sessions.set_revoked(connection, name, now)
         self._known.forget(name)

@@ -63,11 +63,13 @@ class Listener:
             return {each.payload for each in driver.notifies(timeout=seconds, stop_after=1)}
 
     def close(self) -> None:
-        """End listening."""
+        """End listening, also on a connection that is lost."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with self._translated():
-                connection.close()
+            # The driver's own, without a rollback, which a lost connection would refuse.
+            driver: Any = connection.connection.dbapi_connection
+            driver.close()
+            connection.invalidate()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

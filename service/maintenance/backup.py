@@ -156,7 +156,7 @@ def _decoded(column: Column[Any], value: JsonValue) -> Any:
 
 
 class BackupWriter(PeriodicLoop):
-    """Writes records for all replicas, one replica at a time.
+    """Writes records for all replicas, one replica at a time. A record that cannot be written holds no other one.
 
     Every change adds an entry to the outbox in its own transaction. The entries are read first, then the rows;
     then the records are written, and only then the entries are removed. So a record is at least as new as the
@@ -202,10 +202,22 @@ class BackupWriter(PeriodicLoop):
             return False
         things = sorted({(entry.kind, entry.name) for entry in entries})
         with ThreadPoolExecutor(_THREADS) as threads:
-            # A list: an error in any of them must be raised before the entries are removed.
-            list(threads.map(lambda thing: self._write(*thing), things))
-        self._settle(entries, things)
+            failures = dict(zip(things, threads.map(self._try_to_write, things), strict=True))
+        failed = {thing for thing, error in failures.items() if error is not None}
+        written = [entry for entry in entries if (entry.kind, entry.name) not in failed]
+        if written:
+            self._settle(written, sorted(failures.keys() - failed))
+        for error in filter(None, failures.values()):
+            raise error
         return len(entries) == _AT_ONCE
+
+    def _try_to_write(self, thing: tuple[Kind, str]) -> Exception | None:
+        """Write a record and return None, or the error."""
+        try:
+            self._write(*thing)
+        except Exception as error:  # noqa: BLE001 - raised by the caller, after the others
+            return error
+        return None
 
     def _write(self, kind: Kind, name: str) -> None:
         with self._context.database.read() as connection:

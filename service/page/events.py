@@ -68,14 +68,14 @@ async def changes(
     if job is None:
         feed.check_room(owner)
         wanted = EventFilter(owner=owner, model=model)
-        return stream(feed.follow(wanted, after, owner, _LONGEST_SECONDS), _change)
+        return stream(feed.follow(wanted, after, owner, _LONGEST_SECONDS), _change, after)
     feed.check_room(owner)
     if await run_in_threadpool(is_over, context, job, principal, after):
         # It may still be retried or approved.
         items = feed.follow(EventFilter(owner=owner, job=job), after, owner, _LONGEST_SECONDS)
     else:
         items = feed.follow_job(job, after, owner, _LONGEST_SECONDS)
-    return stream(items, _change)
+    return stream(items, _change, after)
 
 
 def _change(item: Item) -> ServerSentEvent:

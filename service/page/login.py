@@ -1,6 +1,7 @@
 """Signing in with a key or with an OpenID issuer, signing out, and the list of sessions."""
 
 import re
+from contextlib import suppress
 from datetime import datetime
 from html import escape
 from typing import Annotated, Self
@@ -108,7 +109,9 @@ async def log_out(request: Request, context: ContextDep) -> Response:
     """End the session of this browser."""
     session = visitor_of(request).session
     if session is not None:
-        await run_in_threadpool(context.sessions.end, session, session.id)
+        # Ended elsewhere in the meantime: the cookie goes all the same.
+        with suppress(NotFound):
+            await run_in_threadpool(context.sessions.end, session, session.id)
     response = see_other(request, "login")
     set_session(request, response, "", 0)
     return response

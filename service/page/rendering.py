@@ -170,7 +170,8 @@ class Pages:
 
         `values` are view models of the API. A template has no other access to the control plane.
         """
-        wanted = request.query_params.getlist(FRAGMENT)
+        # Each once, however often it is named.
+        wanted = list(dict.fromkeys(request.query_params.getlist(FRAGMENT)))
         if not wanted:
             return self.render_whole(request, name, status, **values)
         template = self._templates.get_template(name)

@@ -6,6 +6,7 @@ version, or held-out rows of a dataset, which any version can search.
 
 import asyncio
 import base64
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -36,9 +37,7 @@ MOST_FILE_BYTES = 8 << 20
 LONGEST_TEXT = 2_000
 LONGEST_NUMBERS = 30_000
 _COLLECTION, _DATASET = "collection:", "dataset:"
-_TOP_K = 10
-_ROWS_SHOWN = 20
-_OFFERED = 200
+_TOP_K, _ROWS_SHOWN, _OFFERED = 10, 20, 200
 _LIST_SECONDS = 2.5
 _RAW_BODY = {
     "requestBody": {"content": {BYTES: {"schema": {"type": "string", "format": "binary"}}}}
@@ -343,7 +342,9 @@ def item_of(wanted: Wanted, offer: Offer) -> dict[str, Any] | None:
 def _numbers(text: str) -> list[float]:
     parts = text.replace(",", " ").replace("[", " ").replace("]", " ").split()
     try:
-        return [float(part) for part in parts]
+        numbers = [float(part) for part in parts]
+        json.dumps(numbers, allow_nan=False)  # Raises ValueError for NaN and infinity.
     except ValueError as error:
-        message = "give numbers, separated by commas or spaces"
+        message = "give finite numbers, separated by commas or spaces"
         raise Unprocessable(message, FieldProblem("numbers", message, text[:80])) from error
+    return numbers

@@ -14,7 +14,7 @@ from cmcl.contract.version import LearnedDataset, datasets_to_merge
 from service.database.queries import datasets, jobs, models, versions
 from service.database.rows import JobRecord, ModelRecord, VersionRecord
 from service.errors import Conflict, FieldProblem, NotFound
-from service.lookup import get_version, hold_model
+from service.lookup import get_model, get_version
 from service.principal import Principal
 
 
@@ -42,7 +42,9 @@ def request_unlearning(
     found = datasets.find(connection, dataset)
     if found is None or not principal.sees(found.owner):
         raise NotFound(f"there is no dataset {dataset!r}")
-    model = hold_model(connection, name or found.model, principal)
+    # Two requests at once make one job.
+    models.lock(connection, name or found.model)
+    model = get_model(connection, name or found.model, principal)
     if found.deleted_at is not None and name is None:
         raise NotFound(f"there is no dataset {dataset!r}")
     known = jobs.open_change(connection, model.name, "unlearn", dataset, found.name)
@@ -65,8 +67,10 @@ def request_merge(
 
     Raises NotFound, and Conflict if the two cannot be merged.
     """
-    model = hold_model(connection, name, principal)
-    hold_model(connection, ref.model, principal)
+    # Two requests at once make one job, and two that merge each other's model do not wait for each other.
+    for each in sorted({name, ref.model}):
+        (models.lock if each == name else models.hold)(connection, each)
+    model = get_model(connection, name, principal)
     other = get_version(connection, ref.model, ref.version, principal)
     known = jobs.open_change(connection, name, "merge", None, str(ref))
     if known is not None:

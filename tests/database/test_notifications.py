@@ -66,6 +66,27 @@ def test_events_that_were_missed_while_not_connected_are_found_by_a_resync(
     loop.report(DatabaseUnavailable("on purpose"))
 
 
+def test_a_lost_connection_is_replaced_and_what_was_missed_is_found(
+    database: Database, listener: Listener
+) -> None:
+    resyncs, stop = list[int](), threading.Event()
+    loop = Notifications(database, lambda _: None, lambda: resyncs.append(1))
+    _emit(database, "before")
+    loop.step(stop)
+    with database.write() as connection:
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND query LIKE 'LISTEN%%'"
+        )
+    with pytest.raises(DatabaseUnavailable) as lost:
+        loop.step(stop)
+    loop.report(lost.value)
+    _emit(database, "after")
+    loop.step(stop)
+    assert len(resyncs) == 2
+    loop.report(lost.value)
+
+
 def test_a_listener_that_is_not_connected_says_so(database: Database) -> None:
     with pytest.raises(DatabaseUnavailable, match="not connected"):
         Listener(database).wait(0)

@@ -323,9 +323,17 @@ def _learned() -> ColumnElement[bool]:
 
 
 def _lineages(connection: Connection, condition: ColumnElement[bool]) -> set[str]:
-    """Datasets that the newest versions of these models have learned."""
+    """Datasets that the newest versions of these models have learned, or others that can be branched."""
+    other = versions.alias()
+    # A version has learned what the newest one has, but for what was unlearned after it.
+    unlearned = exists().where(other.c.model == models.c.name, other.c.kind == "unlearn")
     query = select(versions.c.manifest).where(
-        condition, versions.c.model == models.c.name, versions.c.number == models.c.head
+        condition,
+        versions.c.model == models.c.name,
+        or_(
+            versions.c.number == models.c.head,
+            and_(versions.c.retired_at.is_(None), unlearned),
+        ),
     )
     found: set[str] = set()
     for document in connection.scalars(query):

@@ -68,6 +68,11 @@ def of_owner(owner: str | None) -> Condition:
     return sessions.c.id.is_not(None) if owner is None else sessions.c.owner == owner
 
 
+def of_id(session: str) -> Condition:
+    """Condition: the session of that id."""
+    return sessions.c.id == session
+
+
 def of_holder(owner: str | None, name: str, parent: str | None) -> Condition:
     """Condition: sessions that were started with that key, or by that holder of tokens."""
     return and_(
@@ -106,7 +111,12 @@ def _read(connection: Connection, where: Condition, limit: int) -> list[SessionR
         select(sessions, revoked)
         .outerjoin_from(sessions, api_keys, sessions.c.parent == api_keys.c.id)
         .where(where)
-        .order_by(sessions.c.created_at.desc(), sessions.c.id)
+        .order_by(
+            # The operator's own, before those of all owners.
+            sessions.c.owner.is_not(None),
+            sessions.c.created_at.desc(),
+            sessions.c.id,
+        )
         .limit(limit)
     )
     found = []

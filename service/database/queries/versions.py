@@ -1,5 +1,6 @@
 """Versions and promotions."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -19,6 +20,9 @@ from service.database.rows import (
 )
 from service.database.seek import Seek
 from service.database.tables import promotions, versions
+
+# Of one version: rows of measurements.
+MOST_EVALUATIONS = 100
 
 _OUTLINE, _RECORD, _FIGURES = (
     tuple(versions.c[field.name] for field in fields(kind))
@@ -256,10 +260,16 @@ def retired(connection: Connection, model: str) -> tuple[int, ...]:
 def evaluations(
     connection: Connection, model: str, up_to: int
 ) -> list[tuple[int, str | None, dict[str, Recall]]]:
-    """Number, dataset (None: it learned none) and recalls of each version up to that one."""
+    """Number, dataset (None: it learned none) and recalls of each version up to that one; of many only every n-th,
+    counted back from that one.
+
+    A version of a model has measured all datasets before it, so that all rows of a thousand are half a million values.
+    """
+    every = math.ceil(up_to / MOST_EVALUATIONS)
     query = (
         select(versions.c.number, versions.c.dataset, versions.c.evaluation)
         .where(versions.c.model == model, versions.c.number <= up_to)
+        .where((up_to - versions.c.number) % every == 0)
         .order_by(versions.c.number)
     )
     return [

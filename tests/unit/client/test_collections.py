@@ -79,7 +79,9 @@ def test_items_are_added_found_and_removed(kind: str, url: str) -> None:
 
 
 def test_large_items_are_written_in_bodies_that_the_endpoint_accepts(server: RestServer) -> None:
-    server.always((200, {"id": "pictures", "revision": 2, "rows": 1}, {"x-cmcl-server": "embeddings"}))
+    server.always(
+        (200, {"id": "pictures", "revision": 2, "rows": 1}, {"x-cmcl-server": "embeddings"})
+    )
     photos = [Item(f"photo-{n}", "image", data=bytes(9 << 20)) for n in range(4)]
     with Client(embeddings_url=server.url) as client:
         client.add_items("pictures", [*photos, *images(3)])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from service.database.queries import versions
 from service.maintenance.gc import GarbageCollector
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
@@ -44,6 +45,15 @@ def bytes_stored(plane: ControlPlane) -> int:
     """Of all versions' files, without their manifests."""
     keys = [key for key in plane.store.keys("models/") if key.endswith(".safetensors")]
     return sum(plane.store.size(key) for key in keys)
+
+
+def test_a_long_matrix_has_rows_that_are_evenly_spaced_and_the_last_one(
+    three: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "MOST_EVALUATIONS", 2)
+    for version, rows in ((1, [1]), (2, [1, 2]), (3, [1, 3])):
+        view = three.client.get(f"/v1/models/scenes/versions/{version}").json()
+        assert [row["version"] for row in view["evaluation_matrix"]] == rows
 
 
 def test_branches_of_a_model_can_be_listed(three: ControlPlane) -> None:

@@ -54,6 +54,23 @@ def test_a_loop_survives_a_round_that_fails() -> None:
     assert [str(error) for error in loop.reported] == ["the first round"]
 
 
+def test_a_loop_survives_a_failure_that_cannot_be_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, stop = Rounds(Seconds()), threading.Event()
+
+    def report(error: Exception) -> None:
+        raise ConnectionError("the log is away")
+
+    monkeypatch.setattr(loop, "report", report)
+    thread = threading.Thread(target=loop.run, args=[stop])
+    thread.start()
+    assert loop.has_recovered.wait(60)
+    stop.set()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
 def test_a_loop_without_a_heartbeat_is_stale_and_later_hung() -> None:
     seconds = Seconds()
     loop = Rounds(seconds)

@@ -95,6 +95,24 @@ def test_what_was_merged_outlives_the_other_model(branched: ControlPlane) -> Non
     assert not any(branched.store.keys(layout.dataset_prefix(three)))
 
 
+def test_what_was_unlearned_after_a_merge_stays_as_long_as_a_version_with_it_can_be_branched(
+    branched: ControlPlane,
+) -> None:
+    merged(branched, "site@2")
+    three = branched.versions()[-1].manifest.learned[-1].dataset
+    unlearned(branched, three, model="scenes")
+    assert delete(branched, "/v1/models/site").status_code == 204
+    for _ in range(3):
+        branched.clock.advance(2 * 3600)
+        sweep(branched)
+    assert not any(branched.store.keys("models/site/"))
+    assert any(branched.store.keys(layout.dataset_moments(three)))
+    delete(branched, "/v1/models/scenes/versions/3")
+    branched.tick(3)
+    branched.clock.advance(2 * 3600)
+    sweep(branched)
+
+
 def test_a_candidate_with_other_lines_is_refused(branched: ControlPlane) -> None:
     job = merge(branched, "site@2").json()["id"]
     running = branched.tick_to(job, JobState.RUNNING)

@@ -86,6 +86,11 @@ def test_live_parts_are_the_elements_of_the_whole_page(reader: Browser) -> None:
         assert re.sub(r"<time.*?</time>", "", part) in re.sub(r"<time.*?</time>", "", page)
 
 
+def test_a_live_part_is_rendered_once_however_often_it_is_named(reader: Browser) -> None:
+    part = reader.get("/ui/?fragment=live_tiles").text
+    assert len(reader.get("/ui/?" + "&".join(["fragment=live_tiles"] * 500)).text) == len(part)
+
+
 @pytest.mark.parametrize("body", [b"\xff", b"&".join([b"a=1"] * 101), b"key=%ff", b"x" * 20_000])
 def test_forms_that_cannot_be_read_are_refused(browser: Browser, body: bytes) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}

@@ -86,7 +86,10 @@ def test_numbers_are_a_feature(
         ({"text": "x" * 10_000}, "at most 2000"),
         ({"text": "x", "modality": "smell"}, "permitted: image, text, place"),
         ({"text": "x", "numbers": "1", "modality": "text"}, "give one of"),
-        ({"numbers": "one", "modality": "text"}, "give numbers"),
+        *(
+            ({"numbers": numbers, "modality": "text"}, "give finite numbers")
+            for numbers in ("one", "nan 1", "1 -inf", "1e999")
+        ),
         ({"numbers": "1 " * 20_000, "modality": "text"}, "at most 30000"),
         ({"row": "1", "modality": "text", "where": "collection:pictures"}, "choose the dataset"),
         ({"row": "-1", "modality": "text"}, "row"),

@@ -4,11 +4,13 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 from sqlalchemy import func, select
 
 from cmcl.contract.policy import GatePolicy
 from service.database.tables import backup_outbox
-from service.maintenance.backup import BackupWriter
+from service.maintenance import backup
+from service.maintenance.backup import BackupWriter, Record, write
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash, CrashingDatabase, CrashingStore, FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore
@@ -52,6 +54,25 @@ def test_an_unavailable_store_is_caught_up_with_later(plane: ControlPlane) -> No
     assert recorder.round()
     assert _unrecorded(plane) == 0
     assert plane.store.read(layout.model_record("new"))
+
+
+def test_a_record_that_cannot_be_written_holds_no_other(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("new", "odd", "newer"):
+        plane.create_model(name)
+
+    def encode(record: Record) -> bytes:
+        if record.name == "odd":
+            raise ValueError("on purpose")
+        return write(record)
+
+    monkeypatch.setattr(backup, "write", encode)
+    assert not BackupWriter(plane.context).round()
+    assert plane.store.read(layout.model_record("new"))
+    assert plane.store.read(layout.model_record("newer"))
+    with plane.context.database.read() as connection:
+        assert set(connection.scalars(select(backup_outbox.c.name))) == {"odd"}
 
 
 def test_nothing_is_written_where_nothing_changed(plane: ControlPlane) -> None:
