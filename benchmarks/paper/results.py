@@ -20,6 +20,8 @@ _CODE = (
     *("workers/methods", "workers/model", "workers/nullspace", "workers/train"),
     *("benchmarks/baselines", "benchmarks/chain.py", "benchmarks/joint.py", "benchmarks/runs.py"),
     *("benchmarks/paper/cells.py", "benchmarks/paper/metrics.py", "benchmarks/paper/unscaled.py"),
+    # Settings of the protocol, and the product's defaults.
+    *("benchmarks/paper/protocol.py", "benchmarks/paper/features.py", "cmcl/contract/model.py"),
 )
 
 

@@ -2,7 +2,7 @@
 
 WorkerError                     base class
 ├── InvalidDataset              the user's rows cannot be used; a retry cannot help
-├── NothingToLearn              no entry of the two heads may move; a retry cannot help
+├── NothingToLearn              no entry of the two heads may move, or a side does not vary; a retry cannot help
 ├── UnknownMethod               the model's method is not installed; a retry helps once it is installed
 ├── CannotCombine               a dataset cannot be unlearned, or versions not merged; a retry cannot help
 ├── TrainingDiverged            the loss or a head is no longer finite; a retry cannot help

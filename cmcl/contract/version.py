@@ -1,6 +1,6 @@
 """A version of a model: heads, memory of moments, and the report on drift."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -180,11 +180,16 @@ def datasets_to_merge(
 ) -> tuple[LearnedDataset, ...]:
     """Those of `theirs` that `ours` does not have, in their order.
 
-    The same dataset has the same id, as in a branch, or the same moments, as where it was posted to both.
+    The same dataset has the same id, as in a branch, or the same moments or files, as where it was posted to both. Moments
+    alone do not tell: how sums are rounded depends on the number of ranks and on the processor.
     """
-    known = list(ours)
-    ids, moments = ({getattr(line, name) for line in known} for name in ("dataset", "moments"))
-    return tuple(line for line in theirs if line.dataset not in ids and line.moments not in moments)
+    known = {identity for line in ours for identity in _identities(line)}
+    return tuple(line for line in theirs if known.isdisjoint(_identities(line)))
+
+
+def _identities(line: LearnedDataset) -> tuple[Hashable, ...]:
+    """What tells that a line is of the same rows as another one; equal rows of files may be held out from either."""
+    return line.dataset, line.moments, (line.pair.key, line.rows, frozenset(line.shard_digests))
 
 
 class Protection(Frozen):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 from cmcl.contract.capacity import Forecast, forecast
 from cmcl.contract.errors import InvalidVersion
@@ -56,9 +57,11 @@ def model_capacity(store: ObjectStore, model: str, version: int) -> ModelCapacit
     manifest = find_version(store, model, version)
     measured: dict[str, list[_Head]] = {}
     latest: dict[str, LearnedDataset] = {}
-    for learned in manifest.learned:
-        latest |= dict.fromkeys(learned.pair.modalities, learned)
-        then = find_version(store, model, learned.version)
+    # A merge adds several datasets in one version.
+    for number, lines in groupby(manifest.learned, lambda line: line.version):
+        for line in lines:
+            latest |= dict.fromkeys(line.pair.modalities, line)
+        then = find_version(store, model, number)
         for modality, head in _heads_in(store, then, latest).items():
             measured.setdefault(modality, []).append(head)
     modalities = {modality: _summary(heads) for modality, heads in measured.items()}

@@ -94,7 +94,11 @@ def compare(store: ObjectStore, model: str, old: int, new: int) -> Comparison:
 
 def shared_datasets(before: VersionManifest, after: VersionManifest) -> tuple[LearnedDataset, ...]:
     """Datasets that both learned from a common ancestor. Other branches have other conditioning."""
-    return tuple(learned for learned in before.learned if learned in after.learned)
+    # Unlearning another dataset changes what a line refers to, and not the line's dataset.
+    known = {(line.dataset, line.version, line.moments) for line in after.learned}
+    return tuple(
+        line for line in before.learned if (line.dataset, line.version, line.moments) in known
+    )
 
 
 def _compared(

@@ -196,7 +196,9 @@ def _heads(
         read_memory(store, manifest),
         read_method_state(store, manifest),
     )
-    heads = conditioned(spec, state.heads, pair, HeldRows(raw), Run())
+    heads = state.heads
+    if not spec.solves:
+        heads = conditioned(spec, heads, pair, HeldRows(raw), Run())
     rows = prepared_rows(heads, pair, raw)
     moments = pair_moments(rows.first_NI, rows.second_NJ)
     context = TrainingContext(

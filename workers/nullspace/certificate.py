@@ -93,9 +93,10 @@ def drift_and_error(
 
 
 def _drift(change: float, size: float) -> float:
-    # Rounding may leave a tiny negative sum where nothing moved; the root needs 0.
+    # Scores that were all zero had no order to lose.
     if size <= 0:
-        return 0.0 if change <= 0 else float("inf")
+        return 0.0
+    # Rounding may leave a tiny negative sum where nothing moved; the root needs 0.
     return float((max(change, 0.0) / size) ** 0.5)
 
 
@@ -166,12 +167,11 @@ def _pushed(moment: SecondMoment, then_EI: Tensor, now_EI: Tensor) -> _Pushed:
 def relative_norm_change(moment: SecondMoment, then_EI: Tensor, now_EI: Tensor) -> float:
     """Relative change of the root mean square norm of a modality's embeddings on a dataset.
 
-    √( tr(W C Wᵀ) now / then ) − 1: 0 if norms stay, −1 if all embeddings have become zero,
-    infinite if embeddings that were all zero no longer are.
+    √( tr(W C Wᵀ) now / then ) − 1: 0 if norms stay, or if embeddings were all zero then, and −1 if all have become zero.
     """
     before, after = _square_norm(moment, then_EI), _square_norm(moment, now_EI)
     if before <= 0:
-        return 0.0 if after <= 0 else float("inf")
+        return 0.0
     return float((max(after, 0.0) / before) ** 0.5) - 1.0
 
 

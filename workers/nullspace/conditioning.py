@@ -16,9 +16,9 @@ from torch import Tensor
 
 from workers.nullspace.moments import SecondMoment
 
-# A spread below this share of a row's energy cannot be distinguished from rounding: centring cancels,
-# and products of 8192 equal float32 rows were off by up to 6e-5 (9 columns; 2e-6 from 64 columns).
-_NO_SPREAD = 1e-4
+# A spread below this share of a row's energy cannot be distinguished from rounding: of a row that is nearer to the
+# mean than a millionth of its length (a share of 1e-12), float32 leaves no direction.
+_NO_SPREAD = 1e-10
 # What float32 leaves of a row that lies on the mean: a direction made of it would be noise.
 _ON_THE_MEAN = 1e-6
 

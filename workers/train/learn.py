@@ -24,6 +24,7 @@ from workers.model.artifact import moment_tensors, moments_from
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.nullspace.centred import dataset_moments
+from workers.nullspace.closed_form import NO_VARIANCE
 from workers.nullspace.compact import CompactMoments, compact_moments
 from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.mask import UpdateSpace
@@ -194,6 +195,7 @@ def _solve(
     run.watcher.enter("moments")
     halves = summed_halves(before.heads, task.pair, task.rows, run)
     moments = halves[0] + halves[1]
+    _check_that_sides_vary(task.pair, moments)
 
     run.watcher.enter("training")
     context = _context(spec, before, before.heads, task)
@@ -238,7 +240,22 @@ def _begun(spec: ModelSpec, before: ModelState, task: Task, run: Run) -> StartSt
     heads = conditioned(spec, before.heads, task.pair, task.rows, run)
     run.watcher.enter("moments")
     first, second = summed_halves(heads, task.pair, task.rows, run)
+    _check_that_sides_vary(task.pair, first + second)
     return StartState(heads, first + second)
+
+
+def _check_that_sides_vary(pair: ModalityPair, moments: PairMoments) -> None:
+    """Raises NothingToLearn: which rows belong together cannot be learned from features that are all equal."""
+    for modality, side in zip(pair.modalities, (moments.first, moments.second), strict=True):
+        mean_II = side.mean_II
+        # Of x̃ = [x, 1]: tr E x xᵀ − |E x|².
+        variance = float(mean_II.diagonal()[:-1].sum() - mean_II[:-1, -1].square().sum())
+        if variance <= NO_VARIANCE:
+            raise NothingToLearn(
+                f"all rows of the dataset have the same feature of {modality!r}, to rounding (at unit length their "
+                f"variance is {max(variance, 0.0):.1g}, and has to be above {NO_VARIANCE:g}): check the column, or "
+                "scale or centre features of which one entry is far larger than the rest"
+            )
 
 
 def _resumed(before: ModelState, task: Task, run: Run, saved: Tensors) -> StartState:

@@ -66,12 +66,25 @@ def conditioned(
 def summed_halves(
     heads: ModalityHeads, pair: ModalityPair, rows: TrainingRows, run: Run
 ) -> tuple[PairMoments, PairMoments]:
-    """The moments of the two halves of all rows (`PairedRows.halves`) as the heads read them."""
+    """The moments of the two halves of all rows (`PairedRows.halves`) as the heads read them.
+
+    Products are of what rows differ by from a shift near their mean, see `moment_about`: features of some encoders
+    hardly differ, and rounding of their products would be larger than their covariance.
+    """
     own, other = (heads.weights[modality].shape[1] for modality in pair.modalities)
     totals = [no_pairs(own, other, run.device), no_pairs(own, other, run.device)]
+    shifts: tuple[Tensor, Tensor] | None = None
     for raw in chunks(rows, run):
-        for number, half in enumerate(prepared_rows(heads, pair, raw).halves()):
-            totals[number] = totals[number].add_rows_(half.first_NI, half.second_NJ)
+        read = prepared_rows(heads, pair, raw)
+        if shifts is None:
+            shifts = _near_the_mean(read.first_NI), _near_the_mean(read.second_NJ)
+        for number, half in enumerate(read.halves()):
+            # In place: the rows of a half are a copy.
+            rests = half.first_NI.sub_(shifts[0]), half.second_NJ.sub_(shifts[1])
+            totals[number] = totals[number].add_rows_(*rests)
+    if shifts is not None:
+        # Of this rank alone: another one has another shift.
+        totals = [total.moved(*shifts) for total in totals]
     first, second = (all_reduce_pair_moments(total.cpu(), run.here) for total in totals)
     return first, second
 

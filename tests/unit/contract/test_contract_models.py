@@ -21,11 +21,13 @@ from cmcl.contract.version import (
     Recall,
     VersionManifest,
     VersionReport,
+    datasets_to_merge,
 )
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DIGEST = "0123456789abcdef" * 4
 PAIR = ModalityPair(first="image", second="text")
+OTHER_PAIR = ModalityPair(first="image", second="audio")
 SPEC = ModelSpec(modalities={"image": 1024, "text": 768})
 SHARD = Shard(uri="s3://bucket/a.parquet", sha256=DIGEST, bytes=100, rows=10)
 DATASET = DatasetManifest(dataset="d-1", model="scenes", name="first", pair=PAIR, shards=(SHARD,))
@@ -225,6 +227,17 @@ def all_errors() -> list[type[WorkerError]]:
         for value in vars(errors).values()
         if isinstance(value, type) and issubclass(value, WorkerError)
     ]
+
+
+def test_a_dataset_that_both_have_is_merged_once_however_its_sums_were_rounded() -> None:
+    other = FileEntry(sha256=DIGEST[::-1], bytes=9)
+    posted_again = LEARNED.model_copy(update={"dataset": "d-2", "moments": other})
+    assert datasets_to_merge([LEARNED], [posted_again]) == ()
+    inherited = LEARNED.model_copy(update={"moments": other, "shard_digests": (DIGEST[::-1],)})
+    assert datasets_to_merge([LEARNED], [inherited]) == ()
+    for different in ({"shard_digests": (DIGEST[::-1],)}, {"rows": 11}, {"pair": OTHER_PAIR}):
+        new = posted_again.model_copy(update=different)
+        assert datasets_to_merge([LEARNED], [new]) == (new,)
 
 
 def test_all_errors_hang_on_one_tree() -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cmcl.contract.job import VersionRef
 from tests.unit.inspect.conftest import LOSSY, ROOMY, grow, spec_of
+from tests.unit.train.test_unlearn_and_merge import Bench
 from workers.inspect.capacity import ModelCapacity, model_capacity
 from workers.inspect.versions import Unanswerable, find_version
 from workers.nullspace.capacity import energy_ranks
@@ -48,6 +50,15 @@ def test_what_a_version_had_closed_is_what_the_next_job_met(
     met = find_version(store, "m", 2).report.protection["t"]
     (share,) = (one.free_share for one in found.modalities["t"].history if one.version == 1)
     assert share == pytest.approx(1 - met.blocked_share)
+
+
+def test_a_version_that_merged_several_datasets_is_counted_once(tmp_path: Path) -> None:
+    bench = Bench(LocalStore(tmp_path / "store"), tmp_path)
+    bench.learn("m", "a")
+    bench.learn("other", "bc")
+    bench.run("m", 2, merges=VersionRef(model="other", version=2))
+    history = model_capacity(bench.store, "m", 2).modalities["text"].history
+    assert [each.version for each in history] == [1, 2]
 
 
 def test_history_begins_where_a_modality_does(found: ModelCapacity) -> None:

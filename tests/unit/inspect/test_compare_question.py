@@ -1,9 +1,12 @@
 """Two versions side by side: what moments predict, what held-out rows say, by brute force."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.functional import normalize
 
+from tests.unit.train.test_unlearn_and_merge import Bench
 from workers.inspect.compare import (
     ComparedDataset,
     Comparison,
@@ -15,9 +18,20 @@ from workers.inspect.compare import (
 from workers.inspect.versions import Unanswerable, find_version, read_held_out
 from workers.nullspace.compatibility import Compatibility, compatibility
 from workers.nullspace.moments import pair_moments
+from workers.storage.local import LocalStore
 from workers.storage.object_store import ObjectStore
 from workers.train.certify import weights_of
 from workers.train.versions import read_heads
+
+
+@pytest.mark.parametrize(("unlearned", "left"), [("a", ["b", "c"]), ("b", ["a", "c"])])
+def test_datasets_that_stay_are_compared_after_another_one_was_unlearned(
+    tmp_path: Path, unlearned: str, left: list[str]
+) -> None:
+    bench = Bench(LocalStore(tmp_path / "store"), tmp_path)
+    bench.learn("m", "abc")
+    bench.run("m", 4, unlearns=f"ds-{unlearned}")
+    assert [each.name for each in compare(bench.store, "m", 3, 4).datasets] == left
 
 
 @pytest.fixture

@@ -109,6 +109,10 @@ def test_heads_that_are_solved_from_moments_are_never_full(tmp_path: Path) -> No
         assert (head.open_share, moments.free_share, moments.free_share_after) == (1, 1, 1)
         assert moments.familiarity is not None
     assert found.heads
+    learned = outlook(other, shard_file(tmp_path, "one_vt", 1), version=1)
+    for head in learned.heads.values():
+        assert head.moments.moment_distance == pytest.approx(0, abs=1e-5)
+        assert (head.moments.familiarity or 0) > 0.5
     assert not [words for words in found.advice if "blocked" in words or "After this" in words]
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.nullspace.conditioning import Conditioning, conditioning
-from workers.nullspace.moments import SecondMoment, no_rows
+from workers.nullspace.moments import SecondMoment, moment_about, no_rows
 
 DOUBLE = torch.float64
 
@@ -100,9 +100,12 @@ def test_fewer_rows_than_columns_give_finite_rows() -> None:
 
 @pytest.mark.parametrize("count", [1, 7, 2000])
 def test_rows_without_spread_are_left_as_they_are(count: int) -> None:
-    """Also in float32, whose sums of equal rows are not quite those of equal rows."""
+    """Also in float32, if products are of what rows differ by."""
     unit = cone(6, count=1).float().expand(count, -1)
-    torch.testing.assert_close(conditioned_by_itself(unit), unit)
+    ones_B1 = torch.ones(count, 1)
+    shift_I = torch.cat([unit[0], torch.zeros(1)])
+    fitted = conditioning(moment_about(torch.cat([unit, ones_B1], dim=1), shift_I), 0.01)
+    torch.testing.assert_close(fitted(unit), unit)
 
 
 def test_variances_that_rounding_made_negative_give_no_nan() -> None:

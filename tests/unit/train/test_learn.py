@@ -59,11 +59,19 @@ def as_rows(first: torch.Tensor, second: torch.Tensor) -> PairedRows:
 
 
 ROWS = latent_rows(0)
-ODD = {
+RAMP = torch.linspace(1, 9, 32)[:, None]
+# Rows of unit length are all equal.
+STILL = {
     "all rows equal": as_rows(torch.ones(32, 12), torch.ones(32, 6)),
-    "rank one": as_rows(
-        torch.linspace(1, 9, 32)[:, None] * torch.ones(12),
-        torch.linspace(1, 9, 32)[:, None] * torch.ones(6),
+    "rank one": as_rows(RAMP * torch.ones(12), RAMP * torch.ones(6)),
+    "one side alone": as_rows(ROWS.first_NI[:32], torch.ones(32, 6)),
+    "an entry far larger than the rest": as_rows(
+        ROWS.first_NI, torch.cat([ROWS.second_NJ[:, :5], torch.full((64, 1), 1.7e9)], dim=1)
+    ),
+}
+ODD = {
+    "rank one about the mean": as_rows(
+        torch.cat([RAMP, torch.ones(32, 11)], dim=1), torch.cat([RAMP, torch.ones(32, 5)], dim=1)
     ),
     "constant columns": as_rows(
         torch.cat([ROWS.first_NI[:, :6], torch.full((64, 6), 3.0)], dim=1), ROWS.second_NJ
@@ -85,6 +93,23 @@ def test_odd_data_is_learned_twice_without_nan(name: str) -> None:
         assert bool(weight.isfinite().all())
     found = measure(again.model_state.heads, PAIR, HeldOut(ODD[name], None))
     assert found.at_1 >= 0
+
+
+@pytest.mark.parametrize("policy", ["improve", "replay", "preserve"])
+@pytest.mark.parametrize("name", STILL)
+def test_a_side_that_does_not_vary_is_refused(name: str, policy: str) -> None:
+    """Its heads would be zero, and the version would retrieve nothing."""
+    with pytest.raises(NothingToLearn, match="have the same feature of"):
+        learned_from(STILL[name], spec_with(policy=policy))
+
+
+def test_a_pair_whose_scores_were_all_zero_does_not_keep_the_model_from_learning() -> None:
+    heads = initial_state(SPEC).heads
+    zero = heads.replaced({name: 0 * weight for name, weight in heads.weights.items()})
+    moments = learned_from(ROWS).moments
+    past = PastDataset.held("zero", PAIR, moments, weights_of(PAIR, zero))
+    (found,) = certificates([past], zero, learned_from(ROWS).model_state.heads).values()
+    assert (found.drift.since_learned, set(found.quality.norm_change.values())) == (0.0, {0.0})
 
 
 @pytest.fixture
