@@ -1,5 +1,6 @@
 """`cmcl apply`: make the control plane have the models, policies, webhooks and keys of a file."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pydantic import BaseModel
 from rich.text import Text
 
 from cmcl.cli.apply_file import read_file
-from cmcl.cli.apply_plan import Change, Plan, Secret, plan_changes
+from cmcl.cli.apply_plan import Change, CreatedTwice, Plan, Secret, plan_changes
 from cmcl.cli.console import print_json, stderr, stdout
 from cmcl.cli.errors import CommandError
 from cmcl.cli.options import DEFAULT_URL, AsJson, Url, Yes
@@ -101,23 +102,49 @@ def _apply(client: Client, plan: Plan, secrets: Path | None, as_json: bool) -> N
         with _secrets_file(secrets) as kept:
             for change in plan.changes:
                 secret = change.make(client)
-                done += 1
                 if secret is not None:
-                    _keep(kept, secret)
+                    _keep_and_check(client, change, secret, kept)
+                done += 1
     except CmclError as error:
+        failed = plan.changes[done]
+        done += isinstance(error, _Unchecked)
         _show(plan, done, as_json)
-        raise CommandError(_failure(plan, done, error)) from error
+        raise CommandError(
+            f"{failed.kind} {failed.name}: {_reason(failed, error)}; {done} of {len(plan.changes)} changes "
+            "were made, and none after this one. Run the command again to make the rest"
+        ) from error
     _show(plan, done, as_json, headline="nothing to change" if not plan.changes else None)
 
 
-def _failure(plan: Plan, done: int, error: CmclError) -> str:
-    change = plan.changes[done]
-    why = str(error)
+class _Unchecked(CmclError):
+    """Something was created and its secret is stored, but the check after it failed."""
+
+
+def _keep_and_check(client: Client, change: Change, secret: Secret, kept: TextIO | None) -> None:
+    if kept is None or change.check is None:
+        raise RuntimeError("a secret was created without --secrets")
+    start = _keep(kept, {"kind": change.kind, "name": change.name, **secret})
+    try:
+        change.check(client, secret["id"])
+    except CreatedTwice:
+        _take_back(kept, change, secret["id"], start)
+        raise
+    except CmclError as error:
+        raise _Unchecked(
+            f"it was created ({secret['id']}) and its secret is in the file of --secrets, but the check that nobody "
+            f"else created the same at the same time failed: {error}"
+        ) from error
+
+
+def _reason(change: Change, error: CmclError) -> str:
     if error.status == _PRECONDITION_FAILED:
-        why = f"someone else changed it in the meantime ({error})"
+        return f"someone else changed it in the meantime ({error})"
+    is_known = isinstance(error, CreatedTwice | _Unchecked) or 400 <= error.status < 500
+    if is_known or not change.has_secret:
+        return str(error)
     return (
-        f"{change.kind} {change.name}: {why}; {done} of {len(plan.changes)} changes were made, and "
-        "neither this one nor any after it. Run the command again to make the rest"
+        f"{error}; if `cmcl {change.kind} list` shows that it was created, remove it before the next run, "
+        "because nobody has its secret"
     )
 
 
@@ -130,12 +157,14 @@ def _secrets_file(path: Path | None) -> Iterator[TextIO | None]:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(descriptor, "a") as file:
         os.fchmod(descriptor, 0o600)
+        # Of two runs with one file, one waits: a line that is taken back must be the last one.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield file
 
 
-def _keep(file: TextIO | None, secret: Secret) -> None:
-    if file is None:
-        raise RuntimeError("a secret was created without --secrets")
+def _keep(file: TextIO, secret: Secret) -> int:
+    """Append the secret, and return where its line starts."""
+    start = os.fstat(file.fileno()).st_size
     try:
         file.write(json.dumps(secret) + "\n")
         file.flush()
@@ -143,6 +172,18 @@ def _keep(file: TextIO | None, secret: Secret) -> None:
         raise CommandError(
             f"{secret['kind']} {secret['name']} ({secret['id']}) was created, and its secret could not be "
             f"written ({error}): remove {secret['id']}, and run the command again"
+        ) from error
+    return start
+
+
+def _take_back(file: TextIO, change: Change, made: str, start: int) -> None:
+    """Remove the line of a secret that is of no use any more."""
+    try:
+        file.truncate(start)
+    except OSError as error:
+        raise CommandError(
+            f"{change.kind} {change.name} ({made}) was removed, because someone else created the "
+            f"same at the same time; its line in the file of --secrets could not be removed: {error}"
         ) from error
 
 

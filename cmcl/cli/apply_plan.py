@@ -22,7 +22,7 @@ from cmcl.contract.access import KEY_PATTERN, key_id
 from cmcl.contract.policy import GatePolicy
 
 Action = Literal["create", "change", "delete"]
-# What a creation returns once: kind, name, id, secret.
+# What a creation returns once: id, secret.
 Secret = dict[str, str]
 
 # The owner of what the operator creates without naming one.
@@ -31,15 +31,23 @@ _DEFAULT_OWNER = "default"
 _FIRST_REVISION = 1
 
 
+class CreatedTwice(CmclError):
+    """Someone else created the same at the same time, and what was created here is removed."""
+
+
 @dataclass(frozen=True)
 class Change:
-    """One change. `make` sends it, and returns the secret of what it created, if there is one."""
+    """One change. `make` sends it, and returns the secret of what it created, if there is one.
+
+    `check` takes the id of what was created, once its secret is stored: it may fail. Raises CreatedTwice.
+    """
 
     action: Action
     kind: Literal["model", "modality", "policy", "webhook", "key"]
     name: str
     make: Callable[[Client], Secret | None]
     details: tuple[str, ...] = ()
+    check: Callable[[Client, str], None] | None = None
 
     @property
     def has_secret(self) -> bool:
@@ -209,9 +217,10 @@ def _plan_webhooks(
             right = same
         if not right:
             ids = {each.id for each in known}
-            make = partial(_create_webhook, entry, owner, ids)
+            make = partial(_create_webhook, entry)
+            check = partial(_check_webhook, entry, owner, ids)
             details = (f"kinds: {', '.join(entry.kinds or ()) or 'those that need action'}",)
-            plan.changes.append(Change("create", "webhook", entry.url, make, details))
+            plan.changes.append(Change("create", "webhook", entry.url, make, details, check))
         kept.update(each.id for each in right)
     return [
         Change("delete", "webhook", each.url, methodcaller("delete_webhook", each.id), (each.id,))
@@ -227,20 +236,18 @@ def _is_same_webhook(webhook: Webhook, entry: WebhookEntry, owner: str) -> bool:
     return is_ours and identity == (entry.url, entry.model, entry.every_owner)
 
 
-def _create_webhook(entry: WebhookEntry, owner: str, known: set[str], client: Client) -> Secret:
+def _create_webhook(entry: WebhookEntry, client: Client) -> Secret:
     made = client.create_webhook(
         entry.url, entry.kinds or (), entry.model, every_owner=entry.every_owner
     )
-    for twin in client.webhooks():
-        if twin.id not in {*known, made.id} and _is_same_webhook(twin, entry, owner):
-            client.delete_webhook(made.id)
-            raise _created_twice(f"webhook {entry.url}", twin.id)
-    return {
-        "kind": "webhook",
-        "name": entry.url,
-        "id": made.id,
-        "secret": made.secret.get_secret_value() if made.secret else "",
-    }
+    return {"id": made.id, "secret": made.secret.get_secret_value() if made.secret else ""}
+
+
+def _check_webhook(
+    entry: WebhookEntry, owner: str, known: set[str], client: Client, made: str
+) -> None:
+    same = [each.id for each in client.webhooks() if _is_same_webhook(each, entry, owner)]
+    _give_way({*same} - known, made, client.delete_webhook)
 
 
 def _plan_keys(
@@ -260,9 +267,10 @@ def _plan_keys(
             right = same
         if not right:
             ids = {key.id for key in known}
-            make = partial(_create_key, entry, owner, ids)
+            make = partial(_create_key, entry)
+            check = partial(_check_key, entry, owner, ids)
             details = (f"scopes: {', '.join(entry.scopes)}", f"owner: {entry.owner or owner}")
-            plan.changes.append(Change("create", "key", entry.name, make, details))
+            plan.changes.append(Change("create", "key", entry.name, make, details, check))
         kept.update(key.id for key in right)
     owners = {owner, *(entry.owner for entry in wanted)}
     return [
@@ -287,25 +295,27 @@ def _own_key() -> str:
     return key_id(found[1]) if found else ""
 
 
-def _create_key(entry: KeyEntry, owner: str, known: set[str], client: Client) -> Secret:
+def _create_key(entry: KeyEntry, client: Client) -> Secret:
     made = client.create_key(entry.name, entry.scopes, entry.owner, entry.expires_in_days)
-    for twin in list(client.keys()):
-        is_new = twin.id not in {*known, made.id} and _is_active(twin)
-        if is_new and _is_same_key(twin, entry, owner):
-            client.revoke_key(made.id)
-            raise _created_twice(f"key {entry.name}", twin.id)
-    return {
-        "kind": "key",
-        "name": entry.name,
-        "id": made.id,
-        "secret": made.key.get_secret_value() if made.key else "",
-    }
+    return {"id": made.id, "secret": made.key.get_secret_value() if made.key else ""}
 
 
-def _created_twice(what: str, twin: str) -> CmclError:
-    return CmclError(
-        f"{what} was created by someone else at the same time ({twin}); the one created here was removed"
-    )
+def _check_key(entry: KeyEntry, owner: str, known: set[str], client: Client, made: str) -> None:
+    active = [key for key in list(client.keys()) if _is_active(key)]
+    same = [key.id for key in active if _is_same_key(key, entry, owner)]
+    _give_way({*same} - known, made, client.revoke_key)
+
+
+def _give_way(created: set[str], made: str, remove: Callable[[str], None]) -> None:
+    """Remove `made` if others have created the same. Raises CreatedTwice."""
+    if not (twins := ", ".join(sorted(created - {made}))):
+        return
+    found = f"someone else created the same at the same time ({twins})"
+    try:
+        remove(made)
+    except CmclError as error:
+        raise CmclError(f"{found}, and {made} could not be removed ({error}): remove it") from error
+    raise CreatedTwice(f"{found}, so {made}, which was created here, was removed")
 
 
 def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,7 @@ from cmcl.cli.options import (
     Yes,
     exact_version,
     from_options,
+    model_and_argument,
 )
 from cmcl.cli.progress import follow
 from cmcl.client import Client, Encoder, Model, Policy
@@ -112,16 +113,17 @@ def create_model(  # noqa: PLR0913 - a model's specification
 def add_modality(
     model: ModelName,
     modality: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="NAME=WIDTH|NAME=@ENCODER", help="name, and width of the features or encoder"
         ),
-    ],
+    ] = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Add a modality to a model. Versions that exist do not have it; the next dataset may use it."""
-    name, value = _modality(modality)
+    model, text = model_and_argument(model, modality)
+    name, value = _modality(text)
     with Client(url) as client:
         width, encoder = (None, value) if isinstance(value, str) else (value, None)
         show(client.add_modality(model, name, width, encoder), as_json, _view)
@@ -201,7 +203,7 @@ def branch_model(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Create a model that inherits the versions of another one up to VERSION."""
+    """Create a model that inherits the versions of another one, by default of CMCL_MODEL, up to VERSION."""
     source, version, name = _branch(model, version_and_name)
     with Client(url) as client:
         made = client.branch_model(source, version, name)
@@ -334,7 +336,7 @@ def _bound_to_encoders(client: Client, modalities: dict[str, int | str]) -> dict
 
 
 def _branch(model: str, given: list[str]) -> tuple[str, int, str]:
-    """Parse `MODEL@VERSION NAME` or `MODEL VERSION NAME`."""
+    """Parse `MODEL@VERSION NAME`, `MODEL VERSION NAME`, or `VERSION NAME` with CMCL_MODEL."""
     *version, name = given
     if len(version) > 1 or (version and not (version[0].isascii() and version[0].isdecimal())):
         raise typer.BadParameter(f"write MODEL@VERSION NAME, not {' '.join((model, *given))}")

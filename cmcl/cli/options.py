@@ -1,5 +1,6 @@
 """Options and arguments shared by several commands."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -46,7 +47,11 @@ ModelOfVersion = Annotated[
 ]
 VersionNumber = Annotated[
     int | None,
-    typer.Argument(metavar="VERSION", min=1, help="version, unless MODEL is NAME@VERSION"),
+    typer.Argument(
+        metavar="VERSION",
+        min=1,
+        help="version, unless MODEL is NAME@VERSION; without MODEL, it is one of CMCL_MODEL",
+    ),
 ]
 QueriedModel = Annotated[
     str, typer.Argument(metavar="MODEL", help="NAME for the live version, or NAME@VERSION")
@@ -124,7 +129,11 @@ _OPTION_OF = {"modalities": "--modality"}
 
 
 def model_version(model: str, version: int | None) -> tuple[str, int | None]:
-    """Parse NAME@VERSION, or NAME and VERSION. Raises BadParameter."""
+    """Parse NAME@VERSION, or NAME and VERSION; VERSION alone is one of CMCL_MODEL. Raises BadParameter."""
+    default = os.environ.get("CMCL_MODEL")
+    is_number = model.isascii() and model.isdecimal()
+    if default and is_number and version is None and model != default:
+        model = f"{default}@{model}"
     name, at, number = model.partition("@")
     if not at:
         return model, version
@@ -133,6 +142,16 @@ def model_version(model: str, version: int | None) -> tuple[str, int | None]:
     if not (number.isascii() and number.isdecimal() and int(number) >= 1):
         raise typer.BadParameter(f"{model!r}: write NAME@VERSION; versions are numbered from 1")
     return name, int(number)
+
+
+def model_and_argument(model: str, argument: str | None) -> tuple[str, str]:
+    """Parse MODEL and what follows it, which is alone with CMCL_MODEL. Raises BadParameter."""
+    if argument is not None:
+        return model, argument
+    default = os.environ.get("CMCL_MODEL")
+    if not default:
+        raise typer.BadParameter(f"only {model!r} is given: write MODEL first, or set CMCL_MODEL")
+    return default, model
 
 
 def exact_version(model: str, version: int | None) -> tuple[str, int]:

@@ -38,20 +38,20 @@
 apiVersion: networking.k8s.io/v1
 kind: Ingress
 metadata:
-  name: {{ .name }}
+  name: {{ .name | quote }}
   labels: {{- include "cmcl.labels" . | nindent 4 }}
   {{- with .values.annotations }}
   annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
   {{- with .values.className }}
-  ingressClassName: {{ . }}
+  ingressClassName: {{ . | quote }}
   {{- end }}
   {{- $host := required (printf "%s.ingress.host is missing: under which name is it to answer?" .where) .values.host }}
   {{- with .values.tlsSecret }}
   tls:
     - hosts: [{{ $host | quote }}]
-      secretName: {{ . }}
+      secretName: {{ . | quote }}
   {{- end }}
   rules:
     - host: {{ $host | quote }}
@@ -62,7 +62,7 @@ spec:
             pathType: Prefix
             backend:
               service:
-                name: {{ $.service }}
+                name: {{ $.service | quote }}
                 port:
                   number: {{ $.port }}
           {{- end }}
@@ -76,7 +76,7 @@ spec:
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata:
-  name: {{ .name }}
+  name: {{ .name | quote }}
   labels: {{- include "cmcl.labels" . | nindent 4 }}
   {{- with .values.annotations }}
   annotations: {{- toYaml . | nindent 4 }}
@@ -92,6 +92,6 @@ spec:
         - path: {type: PathPrefix, value: {{ . }}}
         {{- end }}
       backendRefs:
-        - name: {{ .service }}
+        - name: {{ .service | quote }}
           port: {{ .port }}
 {{- end -}}

@@ -19,14 +19,14 @@
      a RayService selects by its own value and would find none (kuberay#2648). */}}
 {{- define "cmcl.selectorLabels" -}}
 app.kubernetes.io/part-of: {{ .root.Chart.Name }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
 {{/* Selector of the control plane's pods. A Deployment's selector is immutable. */}}
 {{- define "cmcl.serviceSelector" -}}
-app.kubernetes.io/name: {{ include "cmcl.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "cmcl.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: service
 {{- end -}}
 
@@ -38,7 +38,7 @@ app.kubernetes.io/component: service
 {{- end -}}
 
 {{- define "cmcl.ownLabels" -}}
-app.kubernetes.io/name: {{ include "cmcl.name" .root }}
+app.kubernetes.io/name: {{ include "cmcl.name" .root | quote }}
 {{ include "cmcl.selectorLabels" . }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}

@@ -3,7 +3,7 @@
 - podSelector:
     matchLabels:
       app.kubernetes.io/part-of: {{ .root.Chart.Name }}
-      app.kubernetes.io/instance: {{ .root.Release.Name }}
+      app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
     matchExpressions:
       - key: app.kubernetes.io/component
         operator: In
@@ -15,7 +15,7 @@
 podSelector:
   matchLabels:
     app.kubernetes.io/part-of: {{ .root.Chart.Name }}
-    app.kubernetes.io/instance: {{ .root.Release.Name }}
+    app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
   matchExpressions:
     - key: app.kubernetes.io/component
       operator: In

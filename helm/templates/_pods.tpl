@@ -50,7 +50,7 @@ annotations: {{- . | nindent 2 }}
      root; account: its service account; group: where users choose nodes and priority;
      token: whether it uses the Kubernetes API. */}}
 {{- define "cmcl.podSpec" -}}
-serviceAccountName: {{ .account }}
+serviceAccountName: {{ .account | quote }}
 # Only a service that creates RayJobs uses the Kubernetes API; workload identity projects a separate token.
 automountServiceAccountToken: {{ default false .token }}
 # For a Service named cmcl, Kubernetes would set CMCL_PORT=tcp://..., which is a setting of cmcl.
@@ -70,10 +70,10 @@ tolerations: {{- toYaml . | nindent 2 }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -97,7 +97,7 @@ topologySpreadConstraints:
 {{/* The entries of a container's `env` for a map of texts and sources. */}}
 {{- define "cmcl.extraEnv" -}}
 {{- range $name, $value := . }}
-- name: {{ $name }}
+- name: {{ $name | quote }}
   {{- if kindIs "map" $value }}
   {{- if hasKey $value "resourceFieldRef" }}
   {{- /* The default that Go's types write. */}}

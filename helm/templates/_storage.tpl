@@ -26,7 +26,7 @@
 - name: {{ . }}
   valueFrom:
     secretKeyRef:
-      name: {{ $.Values.store.existingSecret }}
+      name: {{ $.Values.store.existingSecret | quote }}
       key: {{ . }}
 {{- end }}
 {{- end }}
@@ -40,7 +40,7 @@
   mountPath: /home/cmcl
 {{- if include "cmcl.storeIsVolume" . }}
 - name: store
-  mountPath: {{ .Values.store.uri | trimPrefix "file://" }}
+  mountPath: {{ .Values.store.uri | trimPrefix "file://" | quote }}
 {{- end }}
 {{- end -}}
 
@@ -76,6 +76,6 @@
 {{- if include "cmcl.storeIsVolume" . }}
 - name: store
   persistentVolumeClaim:
-    claimName: {{ include "cmcl.storeClaim" . }}
+    claimName: {{ include "cmcl.storeClaim" . | quote }}
 {{- end }}
 {{- end -}}

@@ -105,10 +105,10 @@ class Release:
         raise AssertionError(f"no pod belongs to {component}")
 
 
-def render(values: Mapping[str, Any], name: str = RELEASE_NAME) -> Release:
+def render(values: Mapping[str, Any], name: str = RELEASE_NAME, namespace: str = "test") -> Release:
     """Render the chart with these values."""
     with helm_python.Chart.load(CHART) as chart:
-        files = chart.render(dict(values), name=name, namespace="test")
+        files = chart.render(dict(values), name=name, namespace=namespace)
     parsed = {
         f"{path.removeprefix('cmcl/templates/')} {number}": helm_python.values_from_yaml(text)
         for path, written in files.items()

@@ -13,7 +13,7 @@
 authOptions:
   mode: token
   {{- with .Values.ray.authSecret }}
-  secretName: {{ . }}
+  secretName: {{ . | quote }}
   {{- end }}
 {{- end -}}
 
@@ -45,7 +45,7 @@ terminationGracePeriodSeconds: {{ add . 30 }}
 containers:
   - name: ray
     {{- $image := default .root.Values.ray.image .image }}
-    image: {{ include "cmcl.image" (dict "root" .root "image" $image) }}
+    image: {{ include "cmcl.image" (dict "root" .root "image" $image) | quote }}
     imagePullPolicy: {{ default .root.Values.ray.image.pullPolicy $image.pullPolicy }}
     # KubeRay copies this to the init container that it adds to workers.
     securityContext: {{- include "cmcl.containerSecurityContext" .root | nindent 6 }}

@@ -149,7 +149,7 @@ CMCL_KUBERAY_IMAGE: {{ include "cmcl.image" (dict "root" . "image" .Values.ray.i
 CMCL_KUBERAY_RAY_VERSION: {{ .Values.ray.version | quote }}
 CMCL_KUBERAY_RELEASE: {{ .Release.Name | quote }}
 CMCL_KUBERAY_OWNER: {{ include "cmcl.podsName" . }}
-CMCL_KUBERAY_SERVICE_ACCOUNT: {{ include "cmcl.rayServiceAccount" . }}
+CMCL_KUBERAY_SERVICE_ACCOUNT: {{ include "cmcl.rayServiceAccount" . | quote }}
 CMCL_KUBERAY_QUEUE: {{ $jobs.queue | quote }}
 CMCL_KUBERAY_PRIORITY_CLASSES: {{ $classes | toJson | quote }}
 CMCL_KUBERAY_RANKS_PER_POD: {{ .Values.training.ranksPerPod | int64 | quote }}
@@ -182,8 +182,8 @@ sqlite:////var/lib/cmcl/database/cmcl.db
 - name: CMCL_DATABASE_URL
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
-      key: {{ $.Values.database.secretKey }}
+      name: {{ . | quote }}
+      key: {{ $.Values.database.secretKey | quote }}
 {{- end }}
 {{- end -}}
 
@@ -193,8 +193,8 @@ sqlite:////var/lib/cmcl/database/cmcl.db
 - name: CMCL_SNAPSHOT_SIGNING_KEY
   valueFrom:
     secretKeyRef:
-      name: {{ .signingSecret }}
-      key: {{ .signingSecretKey }}
+      name: {{ .signingSecret | quote }}
+      key: {{ .signingSecretKey | quote }}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -205,29 +205,29 @@ sqlite:////var/lib/cmcl/database/cmcl.db
 - name: CMCL_ADMIN_KEY
   valueFrom:
     secretKeyRef:
-      name: {{ include "cmcl.adminSecret" . }}
-      key: {{ .Values.access.adminSecretKey }}
+      name: {{ include "cmcl.adminSecret" . | quote }}
+      key: {{ .Values.access.adminSecretKey | quote }}
       optional: {{ not .Values.access.adminSecret }}
 {{- with .Values.access.metricsSecret }}
 - name: CMCL_METRICS_KEY
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
-      key: {{ $.Values.access.metricsSecretKey }}
+      name: {{ . | quote }}
+      key: {{ $.Values.access.metricsSecretKey | quote }}
 {{- end }}
 {{- with .Values.access.encryptionSecret }}
 - name: CMCL_ENCRYPTION_KEY
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
-      key: {{ $.Values.access.encryptionSecretKey }}
+      name: {{ . | quote }}
+      key: {{ $.Values.access.encryptionSecretKey | quote }}
 {{- end }}
 {{- if .Values.access.oidc.clientSecret }}
 - name: CMCL_OIDC_CLIENT_SECRET
   valueFrom:
     secretKeyRef:
-      name: {{ .Values.access.oidc.clientSecret }}
-      key: {{ .Values.access.oidc.clientSecretKey }}
+      name: {{ .Values.access.oidc.clientSecret | quote }}
+      key: {{ .Values.access.oidc.clientSecretKey | quote }}
 {{- end }}
 {{- include "cmcl.signingEnv" . }}
 {{- if not (include "cmcl.makesRayJobs" .) }}
@@ -237,7 +237,7 @@ sqlite:////var/lib/cmcl/database/cmcl.db
 - name: RAY_AUTH_TOKEN
   valueFrom:
     secretKeyRef:
-      name: {{ include "cmcl.trainingAuthSecret" . }}
+      name: {{ include "cmcl.trainingAuthSecret" . | quote }}
       key: auth_token
 {{- end }}
 {{- end -}}

@@ -127,7 +127,7 @@ spec:
   restartPolicy: Never
   containers:
     - name: ray-job-submitter
-      image: {{ include "cmcl.image" (dict "root" . "image" .Values.ray.image) }}
+      image: {{ include "cmcl.image" (dict "root" . "image" .Values.ray.image) | quote }}
       imagePullPolicy: {{ .Values.ray.image.pullPolicy }}
       securityContext: {{- include "cmcl.containerSecurityContext" . | nindent 8 }}
       env: {{- include "cmcl.userEnv" . | nindent 8 }}

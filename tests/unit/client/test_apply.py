@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cmcl import Client, CmclError, GatePolicy
+from cmcl import Client, GatePolicy
 from cmcl.cli import apply_plan
 from cmcl.cli.apply_file import read_file
 from cmcl.cli.errors import Exit
@@ -215,22 +215,3 @@ def test_a_policy_changed_since_it_was_read_is_not_overwritten(
     assert client.policy("scenes").max_drift == 0.7
     assert {model.name for model in client.models()} == {"first", "scenes"}
     monkeypatch.undo()
-
-
-def test_of_two_people_who_create_the_same_one_creates_it(client: Client, file: Path) -> None:
-    file.write_text(
-        "keys: [{name: a, scopes: [read]}]\nwebhooks: [{url: 'https://example.com/x'}]\n"
-    )
-    first, second = (
-        apply_plan.plan_changes(client, read_file(file), prune=False) for _ in range(2)
-    )
-    errors = []
-    for change in (*first.changes, *second.changes):
-        try:
-            assert change.make(client)
-        except CmclError as error:
-            errors.append(str(error))
-    assert len(errors) == 2
-    assert all("by someone else at the same time" in error for error in errors)
-    assert len([key for key in client.keys() if key.revoked_at is None]) == 1  # noqa: SIM118
-    assert len(list(client.webhooks())) == 1

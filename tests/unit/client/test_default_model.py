@@ -1,0 +1,87 @@
+"""CMCL_MODEL in place of MODEL, before other arguments."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cmcl import Client
+from cmcl.cli.errors import Exit
+from tests.unit.client.command_line import Cmcl
+
+
+@pytest.fixture(autouse=True)
+def default_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMCL_MODEL", "scenes")
+
+
+@pytest.mark.parametrize("one", [["1"], ["scenes", "1"], ["scenes@1"]], ids="-".join)
+def test_a_version_is_named_with_and_without_its_model(cmcl: Cmcl, one: list[str]) -> None:
+    assert cmcl.one("version", "show", *one)["version"] == 1
+    assert "scenes: version 1 is live" in cmcl("promote", *one)
+    cmcl("rollback")
+    assert "scenes: version 1 is a canary" in cmcl("canary", "start", *one, "--share=0.1")
+    cmcl("canary", "abort")
+    assert "branch continues version 1 of scenes" in cmcl("model", "branch", *one, "branch")
+    cmcl("version", "retire", *one, "--yes")
+    assert cmcl.lines("version", "list")[0]["retired_at"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reference"),
+    [([], "scenes"), (["1"], "scenes@1"), (["trees", "1"], "trees@1"), (["trees@1"], "trees@1")],
+)
+def test_a_version_is_exported_with_and_without_its_model(
+    cmcl: Cmcl,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    reference: str,
+) -> None:
+    asked = []
+
+    def export_version(_: Client, model: str, *__: Any, **___: Any) -> None:
+        asked.append(model)
+
+    monkeypatch.setattr(Client, "export_version", export_version)
+    cmcl("version", "export", *arguments, "--format=onnx", f"--output={tmp_path / 'new'}")
+    assert asked == [reference]
+
+
+def test_without_a_version_the_newest_is_shown(cmcl: Cmcl) -> None:
+    assert cmcl.one("version", "show")["version"] == 2
+
+
+def test_a_modality_is_added_with_and_without_its_model(cmcl: Cmcl) -> None:
+    assert "depth 5" in cmcl("model", "add-modality", "depth=5")
+    assert "sound 6" in cmcl("model", "add-modality", "scenes", "sound=6")
+
+
+def test_a_model_named_like_a_number_is_not_taken_for_a_version(
+    cmcl: Cmcl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cmcl("model", "branch", "1", "2")
+    monkeypatch.setenv("CMCL_MODEL", "2")
+    assert cmcl.one("version", "show")["version"] == 1
+    assert cmcl.one("version", "show", "2")["version"] == 1
+    assert cmcl.one("version", "show", "1")["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["promote"], "the version of 'scenes' is missing"),
+        (["promote", "0"], "numbered from 1"),
+        (["model", "add-modality", "scenes"], "write NAME=WIDTH"),
+    ],
+)
+def test_what_is_missing_is_named(cmcl: Cmcl, arguments: list[str], words: str) -> None:
+    assert words in cmcl(*arguments, code=Exit.USAGE)
+
+
+def test_without_the_variable_a_model_is_required(
+    cmcl: Cmcl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CMCL_MODEL")
+    assert "set CMCL_MODEL" in cmcl("model", "add-modality", "depth=5", code=Exit.USAGE)
+    assert "the version of '1' is missing" in cmcl("promote", "1", code=Exit.USAGE)
