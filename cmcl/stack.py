@@ -37,13 +37,12 @@ from cmcl.stack_host import (
 )
 
 # A busy machine imports torch and Ray for minutes. A part that ends is reported at once.
-_READY_SECONDS = 300.0
-_STOP_SECONDS = 5.0
+_READY_SECONDS, _STOP_SECONDS = 300.0, 5.0
 _PRIVATE = 0o700
 # Not for Ray, which passes its environment to every replica and attempt.
 _OF_SERVICE = {
-    *("CMCL_ADMIN_KEY", "CMCL_ENCRYPTION_KEY", "CMCL_METRICS_KEY", "CMCL_SNAPSHOT_SIGNING_KEY"),
-    "CMCL_OIDC_CLIENT_SECRET",
+    *("CMCL_ADMIN_KEY", "CMCL_ENCRYPTION_KEY", "CMCL_METRICS_KEY", "CMCL_OIDC_CLIENT_SECRET"),
+    "CMCL_SNAPSHOT_SIGNING_KEY",
 }
 _SECRETS = {*_OF_SERVICE, "CMCL_KEY"}
 _ENCODERS = TypeAdapter(tuple[EncoderSpec, ...])

@@ -131,8 +131,8 @@ def _keep_and_check(client: Client, change: Change, secret: Secret, kept: TextIO
         raise
     except CmclError as error:
         raise _Unchecked(
-            f"it was created ({secret['id']}) and its secret is in the file of --secrets, but the check that nobody "
-            f"else created the same at the same time failed: {error}"
+            f"it was created ({secret['id']}) and its secret is in the file of --secrets, but whether someone else created "
+            f"the same at the same time could not be checked: {error}"
         ) from error
 
 
@@ -144,7 +144,7 @@ def _reason(change: Change, error: CmclError) -> str:
         return str(error)
     return (
         f"{error}; if `cmcl {change.kind} list` shows that it was created, remove it before the next run, "
-        "because nobody has its secret"
+        "because its secret is lost"
     )
 
 

@@ -105,8 +105,8 @@ def up(  # noqa: PLR0913, PLR0917 - each part has its options
     _interrupt_on_signals()
     stderr().print("starting (Ctrl-C stops) ...")
     with stack:
-        _print_addresses(stack, as_json)
         with suppress(KeyboardInterrupt):
+            _print_addresses(stack, as_json)
             while True:
                 time.sleep(1.0)
                 for name in stack.ended():
@@ -154,12 +154,9 @@ def _interrupt_on_signals() -> None:
     Its processes are in sessions of their own, and would outlive a closed terminal. Later signals are ignored: they
     would end the process before everything is stopped.
     """
-    # Ignored where the caller wants that, as nohup does.
-    ending = [
-        each
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if each == signal.SIGINT or signal.getsignal(each) != signal.SIG_IGN
-    ]
+    ending = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # As nohup has it.
+        ending.append(signal.SIGHUP)
 
     def interrupt(*_: object) -> None:
         for each in ending:
