@@ -7,7 +7,7 @@ Failed jobs leave no version; their events are followed from the last one, which
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -69,9 +69,10 @@ class Published:
             found[f"drift_against_parent/{names[dataset]}"] = drift.against_parent
         for dataset, quality in report.quality.items():
             found[f"quality/{names[dataset]}"] = quality.now
+        only = unique_names((each.dataset, each.name) for each in report.evaluation_only)
         for measured in report.evaluation_only:
             if measured.recall is not None:
-                found[f"evaluation_only/{measured.name}"] = measured.recall.at_1
+                found[f"evaluation_only/{only[measured.dataset]}"] = measured.recall.at_1
         shares = report.capacity.items()
         found |= {f"free_share/{name}": capacity.free_share for name, capacity in shares}
         return found | self._summary()
@@ -85,15 +86,8 @@ class Published:
         }
 
     def dataset_names(self) -> dict[str, str]:
-        """By id: the name of each dataset that the version has learned, with the id where names repeat."""
-        lines = self.version.lineage
-        names = [line.name for line in lines]
-        return {
-            line.dataset: line.name
-            if names.count(line.name) == 1
-            else f"{line.name}-{line.dataset}"
-            for line in lines
-        }
+        """By id: the name of each dataset that the version has learned, with the id where an earlier one has the name."""
+        return unique_names((line.dataset, line.name) for line in self.version.lineage)
 
     def settings(self) -> dict[str, str]:
         """What stays the same for all versions of the model."""
@@ -109,6 +103,16 @@ class Published:
         """All pictures of the version as one SVG."""
         drawn = version_pictures(self.version, self.version.manifest.spec.drift_bound)
         return stacked(self.name, [each for each in drawn if each is not None])
+
+
+def unique_names(datasets: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """By id: names, with the id where a dataset before it has the same name. So no series changes its name later."""
+    found: dict[str, str] = {}
+    names: set[str] = set()
+    for dataset, name in datasets:
+        found[dataset] = f"{name}-{dataset}" if name in names else name
+        names.add(name)
+    return found
 
 
 class Target:

@@ -4,6 +4,7 @@ The package writes to files on this disk first and sends them by itself, so noth
 `--offline` (or WANDB_MODE=offline) `wandb sync` sends them later.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -24,7 +25,7 @@ class WandbTarget(Target):
 
     def write_version(self, published: Published) -> None:
         version = published.version
-        run = self._run(published)
+        run = self._run(published.model.name, published.settings())
         values: dict[str, Any] = {**published.metrics(), "pictures": self._html(published)}
         try:
             run.log(values, step=version.version, commit=True)
@@ -34,9 +35,7 @@ class WandbTarget(Target):
         run.summary.update({"version": version.version, "learned": lines})
 
     def write_live(self, model: str, version: int) -> None:
-        run = self._runs.get(model)
-        if run is not None:
-            run.summary["live_version"] = version
+        self._run(model, {}).summary["live_version"] = version
 
     def close(self) -> None:
         for run in self._runs.values():
@@ -45,8 +44,7 @@ class WandbTarget(Target):
     def _html(self, published: Published) -> Any:
         return self._wandb.Html(published.picture(), inject=False)
 
-    def _run(self, published: Published) -> Any:
-        model = published.model.name
+    def _run(self, model: str, settings: Mapping[str, str]) -> Any:
         if model not in self._runs:
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -59,7 +57,7 @@ class WandbTarget(Target):
                     dir=str(self._folder),
                     mode=self._mode,
                     reinit="create_new",
-                    config={**published.settings(), "service": self._service},
+                    config={**settings, "service": self._service},
                 )
             except self._wandb.Error as error:
                 raise MirrorError(f"Weights & Biases: {error}") from error

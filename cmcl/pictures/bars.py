@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from cmcl.pictures.picture import WIDTH, Picture, Table
 from cmcl.pictures.scales import Scale, fine_percent, nice_ticks, percent, significant
@@ -143,8 +144,8 @@ def _draw(
     if not shown:
         return text((_GAP, end - 4), "nothing to show yet", colour="muted"), end + _BELOW
     if rest:
-        known = [bar.value for bar in rest if bar.value is not None]
-        words = f"{len(rest)} more" + (f", at most {significant(max(known))}" if known else "")
+        most = max(rest, key=lambda bar: -inf if bar.value is None else bar.value)
+        words = f"{len(rest)} more" + ("" if most.value is None else f", at most {most.says}")
         rows += text((_GAP, end + 16), words, colour="muted", font_size=SMALL)
         end += _ROW
     base = line((scale.start, _TOP - 4), (scale.start, _TOP + _ROW * len(shown)), "line")

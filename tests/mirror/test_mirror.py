@@ -55,6 +55,11 @@ for path in sorted(Path(sys.argv[1]).glob("wandb/offline-run-*/*.wandb")):
                 found.append([record.history.step.num, items])
             if record.run.run_id:
                 found.append([record.run.run_id, {}])
+            found += [
+                ["live", {"": each.value_json}]
+                for each in record.summary.update
+                if (each.key or each.nested_key[0]) == "live_version"
+            ]
 print(json.dumps(found))
 """
 
@@ -164,11 +169,17 @@ def test_wandb_has_a_step_for_each_version_in_one_run(cmcl: Commands, plane: Con
     publish(plane, "three", {"one": 0.6, "two": 0.8, "three": 0.5})
     assert "scenes@3 is written" in cmcl.run(*command)
     records = json.loads(cmcl.python_output(READ_WANDB, str(cmcl.folder)))
-    history = [(step, items) for step, items in records if items]
+    history = [(step, items) for step, items in records if items and step != "live"]
     recall = [(step, json.loads(items["recall_at_1/one"])) for step, items in history]
     assert recall == [(1, 0.8), (2, 0.7), (3, 0.6)]
     assert len({name for name, items in records if not items}) == 1, "the run continues"
     assert len(list(cmcl.folder.glob("wandb/offline-run-*/files/media/html/*.html"))) == 3
+    # Without a new version.
+    assert plane.client.put("/v1/models/scenes/live", json={"version": 1}).status_code == 200
+    plane.tick()
+    cmcl.run(*command)
+    records = json.loads(cmcl.python_output(READ_WANDB, str(cmcl.folder)))
+    assert {items[""] for step, items in records if step == "live"} == {"2", "3", "1"}
 
 
 def test_openlineage_events_repeat_themselves_and_name_datasets_and_versions(

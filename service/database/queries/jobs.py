@@ -228,7 +228,10 @@ def _written(approval: Approval) -> dict[str, object]:
 
 
 def retry(connection: Connection, seen: JobRecord, now: datetime) -> bool:
-    """Queue a failed job again. Attempts continue to count: a number is used once."""
+    """Queue a failed job again. Attempts continue to count: a number is used once.
+
+    An approval was of the candidate that failed; the next one is judged again.
+    """
     return move(
         connection,
         seen,
@@ -236,6 +239,7 @@ def retry(connection: Connection, seen: JobRecord, now: datetime) -> bool:
         now,
         reason=None,
         message=None,
+        approval=None,
         cancel_requested=False,
         attempts_before_retry=seen.attempt,
         prepare_progress=None,

@@ -18,6 +18,7 @@ from cmcl.mirror.loop import (
     Target,
     TargetUnavailable,
     optional_module,
+    unique_names,
 )
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import table_with_nan, write_shard
@@ -226,6 +227,13 @@ def test_metrics_have_names_of_datasets(client: Client, published_plane: Control
     assert metrics["max_drift"] == metrics["drift/one"] == 0.3
     assert metrics["free_share/image"] == 0.5
     assert json.loads(json.dumps(metrics)) == metrics
+
+
+def test_a_series_keeps_its_name_when_another_dataset_gets_the_same() -> None:
+    learned = [("ds-1", "photos"), ("ds-2", "sounds")]
+    before, after = unique_names(learned), unique_names([*learned, ("ds-3", "photos")])
+    assert before == {"ds-1": "photos", "ds-2": "sounds"}
+    assert after == {**before, "ds-3": "photos-ds-3"}
 
 
 def test_a_missing_package_is_named(cmcl: Cmcl) -> None:

@@ -317,3 +317,8 @@ def test_a_notebook_shows_the_picture_with_its_own_colours() -> None:
     html = pictures.drift_bars([pictures.DriftRow("a", 0.1)])._repr_html_()
     assert "<style>" in html
     assert "<table" in html
+
+
+def test_the_largest_of_the_bars_that_are_cut_off_has_the_unit_of_the_others() -> None:
+    rows = [pictures.DriftRow(f"dataset-{n}", 0.1 - n / 1000) for n in range(30)]
+    assert "6 more, at most 7.6 %" in pictures.drift_bars(rows, 0.1).svg()

@@ -7,6 +7,7 @@ from cmcl.contract.version import Recall, VersionManifest
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
+from workers.storage import layout
 
 POLICY = "/v1/models/scenes/policy"
 
@@ -100,6 +101,19 @@ def test_a_rejected_candidate_can_be_approved_by_hand(grown: ControlPlane) -> No
     assert (ended.state, ended.version, ended.attempt) == (JobState.PUBLISHED, 2, 1)
     assert ended.approval is not None
     assert ended.approval.reason == body["reason"]
+
+
+def test_an_approval_is_of_one_candidate_and_not_of_the_next_attempt(grown: ControlPlane) -> None:
+    _set(grown, max_drift=0.05)
+    job = grown.post_dataset("two")
+    grown.run_to_end(job)
+    assert grown.client.post(f"/v1/jobs/{job}/approve", json={}).status_code == 202
+    (heads,) = [key for key in grown.store.keys(f"runs/{job}/") if key.endswith(layout.HEADS)]
+    grown.store.put(heads, b"damaged")
+    assert grown.run_to_end(job).state == JobState.FAILED
+    assert grown.client.post(f"/v1/jobs/{job}/retry").status_code == 202
+    ended = grown.run_to_end(job)
+    assert (ended.state, ended.attempt, ended.approval) == (JobState.REJECTED, 2, None)
 
 
 def test_a_rejected_candidate_cannot_follow_a_newer_version(grown: ControlPlane) -> None:
