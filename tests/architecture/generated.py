@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from cmcl.cli import command_tree
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.haproxy import CONNECTIONS_PER_SOURCE
+from cmcl.pictures import Memory, MemoryRow, forgetting_matrices
 from service.app import create_app
 from service.owner_settings import OwnerGrant
 from service.settings import Settings
@@ -124,11 +125,29 @@ def command_line_document() -> str:
     return "\n".join(["# Command line", "", _CLI_HEAD, *_commands(command_tree(), "cmcl")]) + "\n"
 
 
+def forgetting_picture() -> str:
+    """`docs/pictures/forgetting.svg`: what earlier datasets of the example lost, with the default method and without one."""
+    measured = json.loads((ROOT / "docs/benchmarks/stream-example-256.json").read_text())
+    names = [dataset[3:-3] for dataset in measured["datasets"]]
+
+    def panel(method: str) -> Memory:
+        rows = enumerate(measured["methods"][method]["matrix"], start=1)
+        # A row has recall of later datasets, too.
+        learned = (
+            (number, [*row[:number], *[None] * (len(names) - number)]) for number, row in rows
+        )
+        return Memory(names, [MemoryRow(number, names[number - 1], row) for number, row in learned])
+
+    panels = {"protected": panel("nullspace"), "unprotected": panel("vanilla")}
+    return forgetting_matrices(panels).svg(standalone=True) + "\n"
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "docs/settings.md": settings_document,
     "docs/cli.md": command_line_document,
     "docs/openapi.json": openapi_document,
     "docs/openapi-embeddings.json": endpoint_openapi_document,
+    "docs/pictures/forgetting.svg": forgetting_picture,
     "helm/README.md": chart_readme,
     **SYNC_MODULES,
 }
