@@ -16,8 +16,8 @@ from cmcl.contract.policy import Canary
 class Drift(Frozen):
     """How far the scores of one earlier dataset moved, from its moments alone.
 
-    Relative: root mean square change of x_uᵀ W_uᵀ W_v x_v over *all* row combinations, divided by
-    the root mean square of these scores in the version that learned the dataset.
+    Relative: root mean square change of x_uᵀ W_uᵀ W_v x_v over *all* row combinations, divided by the root mean square
+    of these scores in the version that learned the dataset; 0 where they were all zero.
     """
 
     since_learned: float = Field(ge=0)
@@ -35,8 +35,8 @@ class Drift(Frozen):
 class Quality(Frozen):
     """How good an earlier dataset still is, from its moments alone.
 
-    The spectral contrastive loss of the whole dataset, scaled so that the version that learned it
-    has −1: lower is better, 0 is as good as scoring everything zero.
+    The spectral contrastive loss of the dataset, scaled to −1 in the version that learned it: lower is better, 0 is as
+    good as scoring everything zero.
     """
 
     now: float
@@ -91,10 +91,9 @@ class Solution(Frozen):
 class Recall(Frozen):
     """Share of held-out queries whose partner is retrieved; both directions averaged.
 
-    A retrieved row is the partner if it has the same feature as the true partner, or if its own
-    partner has the same feature as the query: texts repeat, so the row number alone would be
-    unfair. At 1 the same label will do as well. `accuracy` is that of the nearest class, a class
-    being the mean of its embeddings on the other side; None where there are no labels.
+    A retrieved row is the partner if it has the same feature as the true partner, or if its own partner has the same
+    feature as the query: texts repeat, so the row number alone would be unfair. At 1 the same label will do as well.
+    `accuracy` is that of the nearest class, the mean of its embeddings on the other side; None without labels.
     """
 
     rows: int = Field(ge=1)
@@ -180,16 +179,15 @@ def datasets_to_merge(
 ) -> tuple[LearnedDataset, ...]:
     """Those of `theirs` that `ours` does not have, in their order.
 
-    The same dataset has the same id, as in a branch, or the same moments or files, as where it was posted to both. Moments
-    alone do not tell: how sums are rounded depends on the number of ranks and on the processor.
+    The same dataset has the same id, as in a branch, or the same moments or files, as where it was posted to both:
+    moments alone do not tell, because rounding of sums depends on the number of ranks and on the processor.
     """
-    known = {identity for line in ours for identity in _identities(line)}
-    return tuple(line for line in theirs if known.isdisjoint(_identities(line)))
 
+    def identities(line: LearnedDataset) -> tuple[Hashable, ...]:
+        return line.dataset, line.moments, (line.pair, line.rows, frozenset(line.shard_digests))
 
-def _identities(line: LearnedDataset) -> tuple[Hashable, ...]:
-    """What tells that a line is of the same rows as another one; equal rows of files may be held out from either."""
-    return line.dataset, line.moments, (line.pair.key, line.rows, frozenset(line.shard_digests))
+    known = {each for line in ours for each in identities(line)}
+    return tuple(line for line in theirs if known.isdisjoint(identities(line)))
 
 
 class Protection(Frozen):
@@ -229,8 +227,7 @@ class VersionReport(Frozen):
     )
     recall_before: Recall | None = Field(
         default=None,
-        description="recall of the parent on the new dataset's held-out rows; a new modality starts from "
-        "the seed",
+        description="recall of the parent on the new dataset's held-out rows; a new modality starts from the seed",
     )
     shrinkage: Shrinkage | None = Field(
         default=None, description="None: max_drift was kept without shrinking"
@@ -245,7 +242,6 @@ class VersionReport(Frozen):
     )
     not_evaluated: dict[str, str] = Field(
         default={},
-        # Readers of the previous release reject unknown fields, so it is omitted if empty.
         exclude_if=lambda reasons: not reasons,
         description="reason, by earlier dataset whose held-out rows are missing or damaged in the store",
     )

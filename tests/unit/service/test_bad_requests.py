@@ -44,21 +44,6 @@ def test_every_answer_names_the_server(plane: ControlPlane) -> None:
     assert {answer.headers["x-cmcl-server"] for answer in answers} == {"control-plane"}
 
 
-_HALF = '"\\ud800"'
-
-
-@pytest.mark.parametrize(
-    "encoders", ['{"image": {"kind": %s}}', "{%s: {}}", '{"image": {"settings": {"a": [%s]}}}']
-)
-def test_half_of_a_surrogate_pair_is_refused(plane: ControlPlane, encoders: str) -> None:
-    """JSON has it and UTF-8 does not: no record and no request for a preparation could be written."""
-    body = json.dumps(plane.dataset_body("one"))[:-1] + f', "encoders": {encoders % _HALF}}}'
-    headers = {"Content-Type": "application/json"}
-    response = plane.client.post("/v1/datasets", content=body, headers=headers)
-    assert "surrogate" in _assert_problem(response, 422)["body"]
-    _assert_no_trace(plane)
-
-
 _LOOK_ALIKES = ["sc\u0435nes", "scenes\u200b", "\uff53cenes", "scenes\u0301"]
 _ODD_NAMES = ["Scenes", "a b", "../up", "", "-a", "a-", "x" * 49, "ä", "a\0b", "a/b", "%2e%2e"]
 

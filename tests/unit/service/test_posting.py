@@ -1,5 +1,7 @@
 """Posting a dataset: responses, repetitions, idempotency keys."""
 
+import json
+
 import pytest
 
 from cmcl.contract.model import ModelSpec
@@ -98,3 +100,19 @@ def test_a_key_counts_per_address(plane: ControlPlane) -> None:
     for job in (one, two):
         response = plane.client.post(f"/v1/jobs/{job}/cancel", headers=headers)
         assert response.json()["id"] == job
+
+
+_HALF = '"\\ud800"'
+
+
+@pytest.mark.parametrize(
+    "encoders", ['{"image": {"kind": %s}}', "{%s: {}}", '{"image": {"settings": {"a": [%s]}}}']
+)
+def test_half_of_a_surrogate_pair_is_refused(plane: ControlPlane, encoders: str) -> None:
+    """JSON has it and UTF-8 does not: no record and no request for a preparation could be written."""
+    body = json.dumps(plane.dataset_body("one"))[:-1] + f', "encoders": {encoders % _HALF}}}'
+    headers = {"Content-Type": "application/json"}
+    response = plane.client.post("/v1/datasets", content=body, headers=headers)
+    assert response.status_code == 422
+    assert "surrogate" in response.json()["errors"][0]["message"]
+    assert plane.client.get("/v1/jobs").json()["items"] == []

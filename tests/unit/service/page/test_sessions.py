@@ -1,6 +1,5 @@
 """Signing in: what a session permits, and what ends it."""
 
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from service.auth.rate_limiter import FAILURES_PER_MINUTE
 from service.auth.sessions import MOST_OF_HOLDER
 from service.database.queries import keys, sessions
-from service.errors import NotFound
 from service.maintenance.gc import sweep_sessions
 from service.page.login import safe_address
 from tests.fakes.control_plane import ControlPlane
@@ -247,38 +245,6 @@ def test_sessions_are_listed_to_those_who_may_end_them(
     answer = browsers["admin"].post(f"/ui/sessions/{ids['plain']}/end")
     assert "The session was ended." in browsers["admin"].follow(answer).text
     assert browsers["plain"].get("/ui/").status_code == 303
-
-
-def test_sessions_of_owners_neither_hide_nor_keep_those_of_the_operator(
-    guarded: ControlPlane, operator: KeyClient, browser: Browser
-) -> None:
-    browser.sign_in(ADMIN_KEY)
-    (cookie,) = browser.cookies.values()
-    own = cookie.partition(".")[0]
-    theirs = Browser(guarded)
-    theirs.sign_in(operator.make_key(owner="lab")["key"])
-    (other,) = theirs.cookies.values()
-    with guarded.context.database.write() as connection:
-        record = sessions.find(connection, other.partition(".")[0])
-        assert record is not None
-        for number in range(300):
-            sessions.create(connection, replace(record, id=f"ses-{number:012x}"))
-    assert own in browser.get("/ui/sessions").text
-    assert browser.target(browser.post("/ui/logout")) == "/ui/login"
-    assert browser.get("/ui/").status_code == 303
-
-
-def test_signing_out_of_a_session_that_was_ended_elsewhere_removes_the_cookie(
-    guarded: ControlPlane, operator: KeyClient, browser: Browser, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    browser.sign_in(operator.make_key()["key"])
-
-    def end(*_: object) -> None:
-        raise NotFound("there is no session")
-
-    monkeypatch.setattr(guarded.context.sessions, "end", end)
-    assert browser.target(browser.post("/ui/logout")) == "/ui/login"
-    assert not any(browser.cookies.values())
 
 
 def test_the_cookie_is_no_key(operator: KeyClient, browser: Browser, guarded: ControlPlane) -> None:
