@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from typing import Any, Self, cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests.fakes.letter_encoder import IDENTITY, LETTERS, LetterEncoders
 from tests.unit.serve.conftest import Replica
 from workers.serve.api.app import create_api
 from workers.serve.encoders.client import PASSES_AHEAD, EncoderClients
+from workers.serve.encoders.deployment import Handle, encoders_behind
 from workers.serve.encoders.port import (
     Encoded,
     EncoderMismatch,
@@ -220,6 +222,38 @@ def test_a_cancelled_wait_holds_no_slot() -> None:
         return [sent[0] for sent in hops.sent]
 
     assert asyncio.run(main()) == list("abcdgh")
+
+
+class UnansweredResponse:
+    """A response of Serve that never comes. It is its own handle."""
+
+    def __init__(self) -> None:
+        self.waits = asyncio.Event()
+        self.is_cancelled = False
+        self.encode = self
+
+    def remote(self, *_: object) -> Self:
+        return self
+
+    def __await__(self) -> Generator[Any, None, Encoded]:
+        self.waits.set()
+        return asyncio.get_running_loop().create_future().__await__()
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+def test_the_process_is_told_that_a_wait_for_it_was_cancelled() -> None:
+    async def main() -> None:
+        response = UnansweredResponse()
+        encoders = encoders_behind([LONG_TIMEOUT], {"words": cast("Handle", response)})
+        asked = asyncio.ensure_future(encoders.encode("words", ["a"], KEY, None))
+        await response.waits.wait()
+        asked.cancel()
+        await asyncio.wait([asked])
+        assert response.is_cancelled
+
+    asyncio.run(main())
 
 
 def test_a_full_encoder_refuses_with_a_time_to_ask_again(with_encoder: Replica) -> None:

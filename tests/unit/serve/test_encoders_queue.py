@@ -4,6 +4,7 @@ An invalid item fails only its own request, and a library that computes other fe
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from cmcl.contract.encoder import EncoderIdentity, EncoderRecord, EncoderSpec
 from tests.fakes.encoders import LENGTHS, LengthEncoder
 from tests.fakes.flaky_store import FlakyStore
-from workers.serve.encoders.port import Encoded, Mismatch, Unavailable, Unreadable
+from workers.serve.encoders.port import Encoded, Mismatch, Raw, Unavailable, Unreadable
 from workers.serve.encoders.queue import EncoderQueue, IdentityCheck
 from workers.storage import layout
 from workers.storage.local import LocalStore
@@ -41,8 +42,8 @@ class Queue:
         self.encoder.go.set()
 
     async def until_read(self) -> None:
-        """Wait until all earlier requests wait for a pass: items are read one after another."""
-        assert await self.ask("bad") == Unreadable(0, "it is bad")
+        """Wait until all earlier requests, of up to three items, wait for a pass: they are read in turns."""
+        assert await self.ask("a", "a", "a", "bad") == Unreadable(3, "it is bad")
 
     async def until_passes(self, count: int) -> None:
         while len(self.encoder.passes) < count:
@@ -86,7 +87,64 @@ def test_a_pass_has_no_more_items_than_it_may() -> None:
         await queue.until_read()
         queue.release()
         await asyncio.gather(first, *others)
-        assert queue.encoder.passes == [["a"], ["b", "b", "b"], ["c", "c", "d"]]
+        # The shorter ones were read earlier.
+        assert queue.encoder.passes == [["a"], ["d", "c", "c"], ["b", "b", "b"]]
+
+    run(main())
+
+
+class Reading:
+    """A queue whose items are read one at a time, each after `step`. `read`: those that were begun."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+        self._begun, self._may_end = threading.Semaphore(0), threading.Semaphore(0)
+        self._queue = EncoderQueue(LengthEncoder(), self._read, LENGTHS, lambda *_: None)
+
+    def ask(self, *raw: str) -> "asyncio.Task[Encoded]":
+        return asyncio.ensure_future(self._queue.encode(raw))
+
+    async def until_next(self) -> None:
+        """Wait until the next item is being read."""
+        assert await asyncio.to_thread(self._begun.acquire, timeout=60)
+
+    def step(self, items: int) -> None:
+        """Let so many items be read."""
+        self._may_end.release(items)
+
+    def _read(self, raw: Raw) -> str:
+        assert isinstance(raw, str)
+        self.read.append(raw)
+        self._begun.release()
+        assert self._may_end.acquire(timeout=60)
+        return raw
+
+
+def test_an_item_of_another_request_is_read_before_the_rest_of_a_large_one() -> None:
+    async def main() -> None:
+        queue = Reading()
+        large = queue.ask("a", "bb", "ccc")
+        await queue.until_next()
+        small = queue.ask("dddd")
+        await asyncio.sleep(0)
+        queue.step(4)
+        assert [lengths(each) for each in await asyncio.gather(large, small)] == [[1, 2, 3], [4]]
+        assert queue.read == ["a", "dddd", "bb", "ccc"]
+
+    run(main())
+
+
+def test_no_further_item_of_a_request_is_read_after_it_was_cancelled() -> None:
+    async def main() -> None:
+        queue = Reading()
+        cancelled = queue.ask("a", "bb", "ccc")
+        await queue.until_next()
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        later = queue.ask("dddd")
+        queue.step(4)
+        assert lengths(await later) == [4]
+        assert queue.read == ["a", "dddd"]
 
     run(main())
 

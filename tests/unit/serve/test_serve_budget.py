@@ -78,7 +78,7 @@ class Watched(StoredVersions):
 
     def read(self, manifest: VersionManifest, reservation: Reservation) -> LoadedHeads:
         assert self.cache is not None
-        self.beside += [each.number for each in self.cache.of(self.model)]
+        self.beside += [each.number for each in self.cache.by_model().get(self.model, [])]
         return super().read(manifest, reservation)
 
 
@@ -114,7 +114,7 @@ def test_a_swap_has_the_old_version_and_the_new_one_in_memory(narrow: Replica) -
     narrow.poll()
     # Room came from another model, and the old version stays for a roll back.
     assert len(in_memory(narrow, ["other", "another"])) == 1
-    assert [each.number for each in narrow.cache.of("m")] == [1, 2]
+    assert [each.number for each in narrow.cache.by_model()["m"]] == [1, 2]
     assert narrow.cache.bytes <= BUDGET
     assert embed(narrow, "m").headers["x-model-version"] == "2"
 

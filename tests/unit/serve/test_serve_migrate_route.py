@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import threading
 from typing import Any
 
 import httpx
@@ -15,7 +16,11 @@ from tests.fakes.versions import publish_version, random_heads
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.model.heads import ModalityHeads
 from workers.nullspace.conditioning import Conditioning
+from workers.serve.api import context
+from workers.serve.api import migrate as migrate_route
+from workers.serve.api.wire import rows
 from workers.serve.api.wire.formats import RAW
+from workers.serve.api.wire.rows import checked
 from workers.storage import layout
 
 # Embeddings wider than what the head of texts reads, and narrower than what that of images does.
@@ -218,6 +223,26 @@ def test_invalid_parameters_are_rejected_with_a_message(
         )
     )
     assert words in error_of(response, 400)["message"]
+
+
+def test_rows_of_a_large_body_are_never_read_on_the_event_loop(
+    grown: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def noted(*args: Any) -> Any:
+        threads.append(threading.current_thread())
+        return checked(*args)
+
+    monkeypatch.setattr(context, "_INLINE_BYTES", 0)
+    for module in (migrate_route, rows):
+        monkeypatch.setattr(module, "checked", noted)
+    stored = vectors(1, "text")
+    texts = [base64.b64encode(row.tobytes()).decode() for row in stored]
+    for given in (stored.tolist(), texts):
+        assert migrate(grown, input=given).status_code == 200
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
 
 
 def memory_reads(replica: Replica) -> int:

@@ -13,6 +13,7 @@ from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.test_serve_migrate_route import publish as publish_conditioned
 from workers.serve.api.app import create_api
 from workers.serve.auth import Caller
+from workers.serve.versions.memory import HeadsCache, Key
 from workers.storage import layout
 
 
@@ -53,6 +54,24 @@ def test_a_model_is_listed_with_all_its_fields(serving: Replica) -> None:
         "compatibility": {},
         "refusals": [],
     }
+
+
+def test_a_list_of_many_models_orders_the_versions_in_memory_once(
+    serving: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        serving.publish(version=1, model=f"another-{number}")
+    serving.poll()
+    calls: list[HeadsCache] = []
+    oldest_first = HeadsCache.oldest_first
+
+    def counted(cache: HeadsCache) -> list[Key]:
+        calls.append(cache)
+        return oldest_first(cache)
+
+    monkeypatch.setattr(HeadsCache, "oldest_first", counted)
+    assert [each["versions"]["loaded"] for each in models(serving)] == [[1]] * 4
+    assert len(calls) == 1
 
 
 def test_one_model_is_found_by_its_name(serving: Replica) -> None:

@@ -125,10 +125,13 @@ class _Collections:
         context = read_context(request, replica)
         collections = collections_of(replica)
         body = await held_body(request, replica, context.tenant)
-        wanted = parse(CollectionRequest, body, replica.args.max_rows)
-        checked_name(name)
-        model = _name_alone(wanted.model)
+        tenant, most = context.tenant, replica.args.max_rows
         async with cancel_on_disconnect(request, context):
+            wanted = await run_if_large(
+                replica, tenant, len(body), parse, CollectionRequest, body, most
+            )
+            checked_name(name)
+            model = _name_alone(wanted.model)
             await replica.lookup.find(model, 0, context.caller)
         spec = CollectionSpec(name, model.name, context.caller.owner, wanted.feature_type)
         return self._answer(await in_store(collections.create, spec))
@@ -183,7 +186,8 @@ class _Items:
         body = await held_body(request, replica, context.tenant)
         tenant, most = context.tenant, replica.args.max_rows
         async with cancel_on_disconnect(request, context):
-            read = await run_if_large(replica, tenant, len(body), parse_items, body, most)
+            limits = (most, replica.args.max_payload_bytes)
+            read = await run_if_large(replica, tenant, len(body), parse_items, body, *limits)
             items = read.items
             target = await find(replica, name, context.caller)
             mark = await mark_of_write(request, context.caller, body)

@@ -51,6 +51,7 @@ from workers.serve.api.wire.json_scan import PlainRequest, check_lengths, read_p
 from workers.serve.api.wire.requests import (
     EmbeddingOptions,
     EmbeddingRequest,
+    bounds_of,
     parse_parameters,
     validated,
 )
@@ -280,7 +281,7 @@ def _read(request: Request, body: bytes, most: int) -> _Query:
     plain = read_plain(scanned, EmbeddingOptions)
     if plain is not None:
         return _Query(plain.options, len(body), lambda version: _plain_parts(plain, version))
-    check_lengths(body, most, scanned)
+    check_lengths(body, bounds_of(EmbeddingRequest, most), scanned)
     del scanned  # Its document may take more memory than the body.
     read = validated(EmbeddingRequest, body)
     return _Query(read, len(body), read)

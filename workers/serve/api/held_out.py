@@ -22,6 +22,7 @@ from workers.serve.api.context import (
     cancel_on_disconnect,
     held_body,
     read_context,
+    run_if_large,
 )
 from workers.serve.api.inputs import embed_parts, features_of
 from workers.serve.api.openapi import BODY, WAIT, json_body, operation
@@ -129,7 +130,10 @@ class _HeldOut:
         context = read_context(request, replica)
         body = await held_body(request, replica, context.tenant)
         async with cancel_on_disconnect(request, context):
-            wanted = parse(HeldOutSearch, body, replica.args.max_rows)
+            most = replica.args.max_rows
+            wanted = await run_if_large(
+                replica, context.tenant, len(body), parse, HeldOutSearch, body, most
+            )
             version, found = await self._find(model, dataset, context)
             asked, sides = _sides(wanted, found)
             rows = 1 + len(found) * len(sides)

@@ -157,7 +157,10 @@ class _Migrate:
             )
             old, new = await self._versions(query.asked, context)
             width_of(query.asked.modality, old.version.spec)
-            vectors_BE = query.rows(f"a vector of {old.version.label}", old.version.spec.width)
+            what, width = f"a vector of {old.version.label}", old.version.spec.width
+            vectors_BE = await run_if_large(
+                replica, context.tenant, len(body), query.rows, what, width
+            )
             rows = len(vectors_BE)
             check_count(rows, replica.args.max_rows)
             hold_until_sent(request, replica.admission.rows, context.tenant, rows)

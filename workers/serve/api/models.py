@@ -14,17 +14,19 @@ from workers.serve.api.context import (
     authorization_of,
     cancel_on_disconnect,
     read_context,
+    tenant_of,
 )
 from workers.serve.api.inputs import check_encoder
 from workers.serve.api.openapi import KEY, WAIT, operation
 from workers.serve.api.wire.formats import JSON
 from workers.serve.api.wire.responses import Model, ModelList
+from workers.serve.auth import Caller
 from workers.serve.encoders.port import EncoderMismatch, EncoderUnavailable
 from workers.serve.errors import ApiError, NotFound
 from workers.serve.migration import Changes, Compatibilities
 from workers.serve.versions.live import LiveModel, Refusal
 from workers.serve.versions.loading import ServedVersion
-from workers.serve.versions.lookup import parse_reference
+from workers.serve.versions.lookup import ModelReference, parse_reference
 
 # OpenAI's clients require an owner.
 _NO_OWNER = "cmcl"
@@ -34,7 +36,7 @@ def router(replica: Replica) -> APIRouter:
     """The routes of this replica."""
     made = APIRouter(tags=["models"])
     models = _Models(replica)
-    made.get("/v1/models", **operation("list_models", ModelList, KEY))(models.list_models)
+    made.get("/v1/models", **operation("list_models", ModelList, KEY | {429}))(models.list_models)
     one = operation("read_model", Model, WAIT, parameters=[TIMEOUT])
     made.get("/v1/models/{model}", **one)(models.one_model)
     return made
@@ -49,32 +51,43 @@ class _Models:
 
     async def list_models(self, request: Request) -> Response:
         """List models: versions, canaries, modalities, encoders, and whether stored vectors still fit."""
-        caller = self._replica.access.authenticate(authorization_of(request.headers))
-        data = [
-            self._described(name, live, live.version)
-            for name, live in sorted(self._replica.live.all().items())
-            if caller.sees(live.owner)
-        ]
+        replica = self._replica
+        caller = replica.access.authenticate(authorization_of(request.headers))
+        tenant = tenant_of(caller, request, replica.args.trusted_proxies)
+        with replica.admission.requests.held(tenant, 1):
+            loaded = replica.lookup.loaded()
+            data = [
+                self._described(name, live, live.version, loaded.get(name, []))
+                for name, live in sorted(replica.live.all().items())
+                if caller.sees(live.owner)
+            ]
         return _json({"object": "list", "data": data})
 
     async def one_model(self, request: Request, model: str) -> Response:
         """Show one model, by its name or as name@version, and whether its encoders are the right ones."""
         context = read_context(request, self._replica)
         caller, wanted = context.caller, parse_reference(model)
-        exact = None
-        async with cancel_on_disconnect(request, context):
-            if wanted.version is not None:
-                exact = (await self._replica.lookup.find(wanted, 0, caller)).version
-            live = self._replica.live.get(wanted.name)
-            if live is None or not caller.sees(live.owner):
-                raise NotFound(f"there is no model {wanted.name!r} with a live version", "model")
-            version = exact or live.version
-            body = self._described(model, live, version)
-            body["encoders"] = await self._checked_encoders(version)
+        with self._replica.admission.requests.held(context.tenant, 1):
+            async with cancel_on_disconnect(request, context):
+                body = await self._shown(model, wanted, caller)
         return _json(body)
 
-    def _described(self, name: str, live: LiveModel, version: ServedVersion) -> dict[str, object]:
-        loaded = self._replica.lookup.loaded(version.model)
+    async def _shown(self, model: str, wanted: ModelReference, caller: Caller) -> dict[str, object]:
+        exact = None
+        if wanted.version is not None:
+            exact = (await self._replica.lookup.find(wanted, 0, caller)).version
+        live = self._replica.live.get(wanted.name)
+        if live is None or not caller.sees(live.owner):
+            raise NotFound(f"there is no model {wanted.name!r} with a live version", "model")
+        version = exact or live.version
+        loaded = self._replica.lookup.loaded().get(wanted.name, [])
+        body = self._described(model, live, version, loaded)
+        body["encoders"] = await self._checked_encoders(version)
+        return body
+
+    def _described(
+        self, name: str, live: LiveModel, version: ServedVersion, loaded: list[ServedVersion]
+    ) -> dict[str, object]:
         return {
             "id": name,
             "object": "model",

@@ -157,14 +157,15 @@ class _Search:
         offset = parse_number(parameters.get("offset", "0"), "offset", 0, LARGEST_OFFSET)
         limit = parse_number(parameters.get("limit", "50"), "limit", 1, MOST_LISTED)
         modality = parameters.get("modality")
-        async with cancel_on_disconnect(request, context):
-            index = await self._index(name, request, context)
-            if modality is not None:
-                width_of(modality, index.version.spec, "modality")
-            with self._replica.admission.rows.held(context.tenant, limit):
-                found = await self._replica.compute.run(
-                    context.tenant, index.items, offset, limit, modality
-                )
+        with self._replica.admission.requests.held(context.tenant, 1):
+            async with cancel_on_disconnect(request, context):
+                index = await self._index(name, request, context)
+                if modality is not None:
+                    width_of(modality, index.version.spec, "modality")
+                with self._replica.admission.rows.held(context.tenant, limit):
+                    found = await self._replica.compute.run(
+                        context.tenant, index.items, offset, limit, modality
+                    )
         rows = index.rows if modality is None else index.rows_of(modality)
         following = offset + len(found)
         answer = {
@@ -197,8 +198,9 @@ class _Search:
                 "underscores, up to 63 characters, no digit first",
                 "table",
             )
-        async with cancel_on_disconnect(request, context):
-            index = await self._index(name, request, context)
+        with self._replica.admission.requests.held(context.tenant, 1):
+            async with cancel_on_disconnect(request, context):
+                index = await self._index(name, request, context)
         export, kind = FORMATS.get(format_) or (pgvector_table(table), _DDL_KIND)
         # The index stays in memory until then, even if it is replaced or deleted.
         hold_until_sent(request, self._replica.admission.exports, context.tenant, 1)

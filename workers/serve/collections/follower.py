@@ -31,6 +31,8 @@ _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 15.0
 # Live versions are compared more often than the store is read: that costs nothing.
 _SWAP_SECONDS = 0.02
+# Between two polls, while indexes are being built; or as long as the first of them took.
+_SHORTEST_WORK_SECONDS = 0.05
 # Errors that a retry cannot help.
 _DAMAGE = (DigestMismatch, InvalidVersion, ObjectNotFound)
 
@@ -142,15 +144,25 @@ class CollectionsFollower:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._woken.clear()
-            seen = self._live.all()
+            seen, began = self._live.all(), self._clock()
             has_polled = self._poll_safely()
-            due = self._clock() + self._poll_seconds
-            # The mapping is replaced with each swap, so identity is enough.
-            while self._clock() < due and not self._woken.is_set() and self._live.all() is seen:
-                if not self.work():
-                    if has_polled:
-                        self._loaded.set()
-                    self._woken.wait(min(_SWAP_SECONDS, max(due - self._clock(), 0)))
+            polled = self._clock()
+            # Where wake-ups come as often as polls end, no index would be completed otherwise.
+            busy_until = polled + max(polled - began, _SHORTEST_WORK_SECONDS)
+            due = polled + self._poll_seconds
+            while not self._stopping.is_set():
+                # The mapping is replaced with each swap, so identity is enough.
+                is_woken = self._woken.is_set() or self._live.all() is not seen
+                is_due = is_woken or self._clock() >= due
+                if is_due and self._clock() >= busy_until:
+                    break
+                if self.work():
+                    continue
+                if has_polled:
+                    self._loaded.set()
+                if is_due:
+                    break
+                self._woken.wait(min(_SWAP_SECONDS, max(due - self._clock(), 0)))
 
     def _poll_safely(self) -> bool:
         try:

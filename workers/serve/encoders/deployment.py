@@ -3,6 +3,7 @@
 Shapes: B items, F width of the raw feature.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -91,8 +92,13 @@ class _ServeCall:
         self._handle = handle
 
     async def __call__(self, raw: Sequence[Raw], expected: EncoderIdentity | None) -> Encoded:
+        response = self._handle.encode.remote(list(raw), expected)
         try:
-            encoded: Encoded = await self._handle.encode.remote(list(raw), expected)
+            encoded: Encoded = await response
+        except asyncio.CancelledError:
+            # Serve tells the process nothing of a wait that was cancelled.
+            response.cancel()  # type: ignore[no-untyped-call]
+            raise
         except (RayActorError, RayServeException, grpc.aio.AioRpcError) as error:
             raise EncoderUnavailable(f"encoder {self._name!r} is unavailable") from error
         return encoded

@@ -70,13 +70,13 @@ class EncoderQueue(Generic[ItemT]):
         """Return features (B × F), or which item is unreadable. Raises ValueError where B > `max_batch`."""
         if not 1 <= len(raw) <= self._max_batch:
             raise ValueError(f"{len(raw)} items at once; permitted are 1 to {self._max_batch}")
-        loop = asyncio.get_running_loop()
         try:
-            items = await loop.run_in_executor(self._reader, self._read, raw)
+            items = await self._read(raw)
         except UnreadableItem as error:
             return Unreadable(error.index, error.reason)
         except StorageUnavailable as error:  # of the process that decodes files
             return Unavailable(str(error))
+        loop = asyncio.get_running_loop()
         waiting = _Waiting(items, loop.create_future())
         self._waiting.append(waiting)
         if self._passes is None:
@@ -87,11 +87,12 @@ class EncoderQueue(Generic[ItemT]):
         """Call a function that uses the encoder, in the thread of the passes."""
         return await asyncio.get_running_loop().run_in_executor(self._computer, function)
 
-    def _read(self, raw: Sequence[Raw]) -> list[ItemT]:
-        items = []
+    async def _read(self, raw: Sequence[Raw]) -> list[ItemT]:
+        """Read items one by one: those of other requests come between, and a cancelled request reads no more."""
+        loop, items = asyncio.get_running_loop(), []
         for index, each in enumerate(raw):
             try:
-                items.append(self._read_item(each))
+                items.append(await loop.run_in_executor(self._reader, self._read_item, each))
             except ValueError as error:
                 raise UnreadableItem(index, str(error)) from error
         return items
@@ -107,7 +108,7 @@ class EncoderQueue(Generic[ItemT]):
             self._passes = None
 
     def _next_batch(self) -> list[_Waiting[ItemT]]:
-        """Return whole requests in order of arrival, without cancelled ones."""
+        """Return whole requests in the order in which they were read, without cancelled ones."""
         batch: list[_Waiting[ItemT]] = []
         room = self._max_batch
         while self._waiting and len(self._waiting[0].items) <= room:

@@ -8,8 +8,8 @@ fit is loaded on demand.
 import asyncio
 import threading
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -79,10 +79,13 @@ class VersionCache:
         entry = self._cache.peek((model, number))
         return None if entry is None else entry.version
 
-    def of(self, model: str) -> list[ServedVersion]:
-        """Return all versions of this model that are in memory."""
-        found = (self._cache.peek(key) for key in self._cache.oldest_first() if key[0] == model)
-        return [entry.version for entry in found if entry is not None]
+    def by_model(self) -> Mapping[str, list[ServedVersion]]:
+        """Return all versions that are in memory, the least recently used of each model first."""
+        found: dict[str, list[ServedVersion]] = defaultdict(list)
+        for key in self._cache.oldest_first():
+            if (entry := self._cache.peek(key)) is not None:
+                found[key[0]].append(entry.version)
+        return found
 
     def in_memory(self, model: str, number: int, created_at: datetime) -> LoadedHeads | None:
         """Return the heads of a version, if they are in memory; counts a use. Takes no lock."""

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -122,9 +123,9 @@ class VersionLookup:
             message = f"{version.label} is no longer in object storage"
             raise NotReady(message, "model") from error
 
-    def loaded(self, model: str) -> list[ServedVersion]:
-        """Return the versions of a model that are in memory."""
-        return self._cache.of(model)
+    def loaded(self) -> Mapping[str, list[ServedVersion]]:
+        """Return the versions that are in memory, by model."""
+        return self._cache.by_model()
 
     async def _find_by_name(self, name: str, min_version: int, caller: Caller, key: str) -> Chosen:
         def choose() -> Chosen | None:

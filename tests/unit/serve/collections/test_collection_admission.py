@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+import httpx
 import pytest
 from starlette.types import ASGIApp, Message
 
@@ -13,6 +14,7 @@ from tests.unit.serve.collections.scene import feature
 from tests.unit.serve.collections.test_collection_routes import image_query, item
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica as Parts
+from workers.serve.api.limits import Admission
 
 # One of them is kept for another tenant.
 MOST = 3
@@ -98,6 +100,61 @@ def test_a_client_that_reads_nothing_is_closed_without_the_whole_response(
     app = create_api(parts)
     assert asyncio.run(export(app, never, spec_version)) == (200, False)
     assert parts.admission.exports.total == 0
+
+
+@pytest.fixture
+def few(parts: Parts, searching: Searching) -> Parts:
+    """A replica that takes two requests, one of each tenant."""
+    args = parts.args.model_copy(update={"max_requests_in_flight": 2})
+    made = replace(parts, args=args, admission=Admission(args))
+    searching.app = create_api(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models",
+        "/v1/models/scenes",
+        "/v1/models/scenes@1",
+        "/v1/collections",
+        "/v1/collections/things",
+        "/v1/collections/things/items",
+        "/v1/collections/things/export?format=qdrant",
+    ],
+)
+def test_every_route_that_reads_takes_a_place_and_gives_it_back(
+    few: Parts, searching: Searching, path: str
+) -> None:
+    requests = few.admission.requests
+    with requests.held("one", 1), requests.held("two", 1):
+        refused = searching.get(path)
+    assert refused.status_code == 429
+    assert "2 requests are in use" in refused.json()["error"]["message"]
+    assert searching.get(path).status_code == 200
+    assert requests.total == 0
+
+
+@pytest.mark.parametrize("path", ["items", "export?format=qdrant"])
+def test_a_place_is_held_while_a_revision_is_waited_for(
+    few: Parts, searching: Searching, path: str
+) -> None:
+    address = f"/v1/collections/things/{path}"
+
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        headers = {"x-min-collection-revision": "999999999"}
+        waiting = asyncio.ensure_future(client.get(address, headers=headers))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert (few.admission.requests.total, waiting.done()) == (1, False)
+        refused = await client.get(address)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        return refused
+
+    refused = searching.run(ask)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "share_exceeded")
+    assert few.admission.requests.total == 0
 
 
 def test_rows_are_held_while_they_are_encoded(searching: Searching) -> None:

@@ -76,9 +76,9 @@ class SearchRequest(BaseModel):
     exact: bool = Field(default=False, description="compare with every row, however many")
 
 
-def parse_items(body: bytes, most: int) -> ItemsRequest:
+def parse_items(body: bytes, most: int, payload_bytes: int) -> ItemsRequest:
     """Parse a request of 1 to so many items. Raises InvalidRequest."""
-    request = parse(ItemsRequest, body, most)
+    request = parse(ItemsRequest, body, most, payload_bytes)
     check_count(len(request.items), most, "items")
     _check_different([item.id for item in request.items])
     return request

@@ -1,8 +1,7 @@
 """JSON bodies, looked at by simdjson once before anything is made of their entries.
 
-Features alone are read straight into an array, in a third of the time of making a list of numbers. Of every
-other body the lists are counted: a list of 300,000 items takes the parser of `requests.py` seconds and
-300 MB, on the event loop, before it can refuse them, since it makes Python objects even of what it refuses.
+Features alone are read straight into an array, in a third of the time of making a list of numbers. Every
+other body is checked by `json_bounds.py` before it is parsed.
 
 Shapes: B rows, F width of the raw feature.
 """
@@ -18,7 +17,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from cmcl.contract.encoder import WIDEST_FEATURE
-from workers.serve.errors import InvalidRequest
+from workers.serve.api.wire.json_bounds import (
+    MOST_BYTES_OF_THE_OTHER,
+    MOST_FIELDS,
+    Bounds,
+    check_few,
+    check_known,
+    check_values,
+    defer_to_parser,
+)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -28,10 +35,6 @@ _MOST_ROWS = 1 << 16
 _NOT_JSON = (ValueError, RuntimeError)
 # And for entries that are no numbers.
 _NOT_PLAIN = (*_NOT_JSON, TypeError, KeyError, ValidationError)
-# More than any request has; each unknown field would become a record of an error.
-_MOST_FIELDS = 64
-# The parser takes a few milliseconds for any body of this size.
-_MOST_BYTES_OF_THE_OTHER = 256 << 10
 _MOST_DIGITS = 64
 _MOST_LONG = 1000
 _KEPT = 4
@@ -98,6 +101,8 @@ def read_plain(scanned: ScannedBody, options_model: type[M]) -> PlainRequest[M] 
 def _plain(
     body: bytes, document: simdjson.Object, options_model: type[M]
 ) -> PlainRequest[M] | None:
+    if len(document) > MOST_FIELDS:
+        return None
     names, given = list(document.keys()), document["input"]
     if len(names) != len(set(names)) or not isinstance(given, simdjson.Array):
         return None
@@ -154,42 +159,34 @@ def _items(given: simdjson.Array) -> list[ItemRows] | None:
     ]
 
 
-def check_lengths(body: bytes, most: int, scanned: ScannedBody | None = None) -> None:
-    """Raises InvalidRequest where a list has more than `most` entries, or a feature is too wide.
+def check_lengths(body: bytes, bounds: Bounds, scanned: ScannedBody | None = None) -> None:
+    """Raises InvalidRequest where the body has an unknown field, or more than `bounds` permits.
 
     `scanned`: the body, where it was scanned before. Other errors are left to the parser.
     """
-    if len(body) <= 2 * min(most, WIDEST_FEATURE):
+    if len(body) <= 2 * min(bounds.rows, WIDEST_FEATURE):
         return  # An entry takes two bytes at least.
-    for field, value in _fields(scanned or scan(body)):
-        if isinstance(value, simdjson.Array):
-            _check(field, value, most)
+    check_values(body, _fields(scanned or scan(body), bounds), bounds)
 
 
-def _fields(scanned: ScannedBody) -> Iterable[tuple[str, object]]:
-    """Raises InvalidRequest for a large body that simdjson does not take."""
+def _fields(scanned: ScannedBody, bounds: Bounds) -> Iterable[tuple[str, object]]:
+    """Raises InvalidRequest for an unknown field, and for a large body that simdjson does not take."""
     body, document = scanned.body, scanned.document
     if not scanned.is_json:
         try:
             document = _parsed_with_short_integers(body)
         except _LongIntegers as error:
-            return _defer_to_parser(body, str(error))
+            return defer_to_parser(body, str(error))
         except _NOT_JSON:
-            return _defer_to_parser(body, _error_message(body))
+            return defer_to_parser(body, _error_message(body))
     if not isinstance(document, simdjson.Object):
-        return ()
-    _check_few(len(document))
+        return defer_to_parser(body, "the body is not a JSON object")
+    check_few("the body", len(document))
     names = list(document.keys())
+    check_known(names, bounds)
     if len(names) != len(set(names)):  # Of two the parser takes the last, and simdjson the first.
-        return _defer_to_parser(body, "the body has a field more than once; permitted is once")
+        return defer_to_parser(body, "the body has a field more than once; permitted is once")
     return [(name, document[name]) for name in names]
-
-
-def _defer_to_parser(body: bytes, problem: str) -> Iterable[tuple[str, object]]:
-    """It has a message for every error, and no bounds: a large body is refused."""
-    if len(body) > _MOST_BYTES_OF_THE_OTHER:
-        raise InvalidRequest(problem, code="invalid_json")
-    return ()
 
 
 def _parsed_with_short_integers(body: bytes) -> object:
@@ -237,7 +234,7 @@ def _error_message(body: bytes) -> str:
         return (
             "the body is not JSON: it is cut off, a comma, bracket or quote is missing or one too "
             "many, or a value is none; of one of up to "
-            f"{_MOST_BYTES_OF_THE_OTHER} bytes the error would say where"
+            f"{MOST_BYTES_OF_THE_OTHER} bytes the error would say where"
         )
     found = [(_outside_texts(body, name), name.decode()) for name in _NO_NUMBERS]
     places = [f"{name} at byte {place}" for place, name in found if place is not None]
@@ -265,30 +262,3 @@ def _outside_texts(body: bytes, word: bytes) -> int | None:
             return place
         place = body.find(word, place + 1)
     return None
-
-
-def _check_few(fields: int) -> None:
-    if fields > _MOST_FIELDS:
-        raise InvalidRequest(f"the body has {fields} fields; permitted are {_MOST_FIELDS}")
-
-
-def _check(field: str, entries: simdjson.Array, most: int) -> None:
-    if len(entries) and isinstance(entries[0], int | float):
-        _check_width(field, field, entries)
-        return
-    if len(entries) > most:
-        raise InvalidRequest(f"{field} has {len(entries)} rows; permitted are 1 to {most}", field)
-    for index, entry in enumerate(entries):
-        where = f"{field}[{index}]"
-        if isinstance(entry, simdjson.Object):
-            _check_width(field, where, entry.get("feature"))
-            _check_width(field, where, entry.get("numbers"))
-        else:
-            _check_width(field, where, entry)
-
-
-def _check_width(field: str, where: str, feature: object) -> None:
-    if isinstance(feature, simdjson.Array) and len(feature) > WIDEST_FEATURE:
-        raise InvalidRequest(
-            f"{where} has {len(feature)} numbers; permitted are up to {WIDEST_FEATURE}", field
-        )

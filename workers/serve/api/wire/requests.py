@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from workers.serve.api.wire.json_bounds import Bounds, no_field
 from workers.serve.api.wire.json_scan import check_lengths
 from workers.serve.errors import InvalidRequest, shortened
 
@@ -20,6 +21,8 @@ _Texts = Annotated[list[str], Field(fail_fast=True)]
 Encoding = Literal["float", "base64"]
 # Items of one page of a list, and how many may come before it.
 MOST_LISTED, LARGEST_OFFSET = 200, 2**31 - 1
+# Of a list or an object where an item has none; the parser refuses it.
+_MOST_BYTES = 4096
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
@@ -130,14 +133,21 @@ def _of_kind(entries: list[Any], kind: type[T]) -> list[T] | None:
     return entries if entries and isinstance(entries[0], kind) else None
 
 
-def parse(model: type[M], body: bytes, most: int) -> M:
+def parse(model: type[M], body: bytes, most: int, payload_bytes: int = _MOST_BYTES) -> M:
     """Parse a JSON body; `most`: entries in a list. Raises InvalidRequest."""
-    check_lengths(body, most)
+    check_lengths(body, bounds_of(model, most, payload_bytes))
     return validated(model, body)
 
 
+def bounds_of(model: type[BaseModel], most: int, payload_bytes: int = _MOST_BYTES) -> Bounds:
+    """Return what a body may contain before it is parsed."""
+    return Bounds(
+        tuple(model.model_fields), tuple(_inside(model).model_fields), most, payload_bytes
+    )
+
+
 def validated(model: type[M], body: bytes) -> M:
-    """Parse a JSON body whose lists were checked before. Raises InvalidRequest."""
+    """Parse a JSON body that was checked before. Raises InvalidRequest."""
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -196,8 +206,7 @@ def _message(detail: ErrorDetails, field: str | None, model: type[BaseModel]) ->
             "" if is_inside else f"; permitted are {permitted}"
         )
     if detail["type"] == "extra_forbidden":
-        permitted = ", ".join(_inside(model).model_fields) if is_inside else permitted
-        return f"there is no field {shortened(where)}; permitted are {permitted}"
+        return no_field(where, _inside(model).model_fields if is_inside else model.model_fields)
     reason = detail["msg"].removeprefix("Input should be ")
     return f"{where} is {shortened(detail['input'])}; permitted is {reason}"
 
