@@ -1,7 +1,7 @@
 """What a JSON body may contain, checked before the parser of `requests.py` sees it.
 
 That parser makes an object of every value, even of one that it refuses, and no other thread runs meanwhile. An empty
-list takes it ten times as long as a number: 64 MiB of them were 20 s in which a replica answered nobody.
+list takes it ten times as long as a number: 64 MiB of them were 20 s in which a replica answered no request.
 """
 
 from collections import defaultdict
