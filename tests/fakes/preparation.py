@@ -17,7 +17,8 @@ from workers.encoders.port import FrozenEncoder
 from workers.encoders.registry import load_encoder
 from workers.prepare.cluster import Check
 from workers.prepare.dataset import Preparation, prepare_dataset
-from workers.prepare.encoder_pool import LeasedEncoder, encode_batch
+from workers.prepare.encoder_actor import encode_batch
+from workers.prepare.encoder_pool import LeasedEncoder
 from workers.prepare.encoding import Encoded, EncoderPort
 from workers.prepare.progress import Progress
 from workers.storage import layout

@@ -1,10 +1,4 @@
-"""Encoders of preparation: Ray actors that outlive a dataset, a pool for each declaration.
-
-An actor loads its encoder once, compares it with the record in the store, and then encodes batches of any dataset.
-Each batch names the digest of the expected identity: an actor that restarted with another model refuses it.
-
-Shapes: B items of a batch, F width of the feature.
-"""
+"""Encoders of preparation: Ray actors that outlive a dataset, a pool for each declaration."""
 
 import secrets
 import threading
@@ -12,23 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-import numpy as np
 import ray
-from PIL import Image
 from ray.exceptions import GetTimeoutError, RayError
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import StorageUnavailable
-from workers.encoders.identity import check_or_record
 from workers.encoders.media import Decoded
-from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder
-from workers.encoders.registry import load_encoder
+from workers.encoders.port import EncoderMismatch, EncoderUnusable
+from workers.prepare.encoder_actor import EncoderActor, Started, to_argument
 from workers.prepare.encoding import Encoded, EncoderLost, EncoderPort
-from workers.storage.object_store import retry_unavailable
-from workers.storage.uris import open_store
 
 # An actor that dies is restarted, and its batch is sent a second time. Both numbers are finite: a batch may be the
 # cause.
@@ -37,80 +25,6 @@ _TRIES_OF_A_BATCH = 2
 # How much longer than the first actor of a pool the other actors may take to start.
 _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Started:
-    """The identity of the encoder that an actor loaded, or why it cannot be used.
-
-    `mismatch`: the encoder differs from its record.
-    """
-
-    identity: EncoderIdentity | None = None
-    error: str = ""
-    mismatch: bool = False
-
-
-class EncoderActor:
-    """A process with one encoder. `store_uri`: store of the records of encoders."""
-
-    def __init__(self, spec: EncoderSpec, store_uri: str) -> None:
-        self._spec, self._store_uri = spec, store_uri
-        self._encoder: FrozenEncoder[Any] | None = None
-        self._digest = ""
-
-    def start(self) -> Started:
-        """Load and check the encoder."""
-        try:
-            return Started(self._loaded().identity())
-        except (EncoderUnusable, EncoderMismatch) as error:
-            return Started(error=str(error), mismatch=isinstance(error, EncoderMismatch))
-
-    def encode(self, items: Sequence[Any], digest: str) -> Encoded:
-        """Encode one batch. `digest`: of the expected identity.
-
-        Raises EncoderMismatch, EncoderUnusable.
-        """
-        encoder = self._loaded()
-        if self._digest != digest:
-            raise EncoderMismatch(
-                f"encoder {self._spec.name!r} was loaded again and is another one: the digest of its "
-                f"identity is {self._digest}, expected {digest}"
-            )
-        return encode_batch(encoder, [from_argument(item) for item in items])
-
-    def _loaded(self) -> FrozenEncoder[Any]:
-        if self._encoder is None:
-            encoder = load_encoder(self._spec)
-            retry_unavailable(partial(check_or_record, encoder, open_store(self._store_uri)))
-            self._encoder, self._digest = encoder, encoder.identity().digest
-        return self._encoder
-
-
-def encode_batch(encoder: FrozenEncoder[Any], items: Sequence[Decoded]) -> Encoded:
-    """Load and encode one batch. An item that cannot be loaded gets a reason instead of a feature."""
-    loaded, places, errors = [], [], {}
-    for place, item in enumerate(items):
-        try:
-            loaded.append(encoder.load(item))
-            places.append(place)
-        except ValueError as error:
-            errors[place] = str(error)
-    features_BF = np.full((len(items), encoder.spec.width), np.nan, np.float32)
-    if loaded:
-        features_BF[places] = encoder.features(loaded)
-    return Encoded(features_BF, errors)
-
-
-def to_argument(item: Decoded) -> Any:
-    """Return an item as an argument of a Ray task: an image as an array, which Ray passes on without copying."""
-    return np.asarray(item) if isinstance(item, Image.Image) else item
-
-
-def from_argument(item: Any) -> Decoded:
-    """Return the item of `to_argument`."""
-    decoded: Decoded = Image.fromarray(item) if isinstance(item, np.ndarray) else item
-    return decoded
 
 
 @dataclass(frozen=True)
