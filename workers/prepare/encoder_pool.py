@@ -109,17 +109,21 @@ class EncoderPools:
     ) -> Iterator[LeasedEncoder]:
         """Lease an encoder with as many actors as the declaration permits, and at most one for each unit.
 
-        `check` is called while an actor starts, with a sentence, and may raise. Raises EncoderUnusable,
+        `check` is called while the lease waits, with a sentence, and may raise. Raises EncoderUnusable,
         EncoderMismatch.
         """
         key = spec.model_dump_json()
         with self._lock:
             starting = self._starting.setdefault(key, threading.Lock())
         # Two datasets that need the same encoder start its actors once.
-        with starting:
+        while not starting.acquire(timeout=_POLL_SECONDS):
+            check(f"waits until encoder {spec.name!r} has started for another dataset")
+        try:
             pool = self._grown(key, spec, min(spec.actors, max(units, 1)), check)
             with self._lock:
                 pool.leases += 1
+        finally:
+            starting.release()
         try:
             yield LeasedEncoder(spec, pool.identity, tuple(pool.actors))
         finally:
@@ -134,7 +138,9 @@ class EncoderPools:
             idle = [
                 key
                 for key, pool in self._pools.items()
-                if not pool.leases and now - pool.idle_since >= self._idle_seconds
+                if not pool.leases
+                and now - pool.idle_since >= self._idle_seconds
+                and not self._starting[key].locked()  # A dataset is about to lease it.
             ]
             ended = [self._pools.pop(key) for key in idle]
         for pool in ended:
@@ -144,20 +150,25 @@ class EncoderPools:
     def _grown(
         self, key: str, spec: EncoderSpec, wanted: int, check: Callable[[str], None]
     ) -> _Pool:
-        pool = self._pools.get(key)
-        if pool is not None and not _is_alive(next(iter(pool.actors.values()))):
-            _end(self._pools.pop(key).actors)
+        with self._lock:
+            pool = self._pools.get(key)
+        if pool is not None and not self._is_alive(pool, check):
+            with self._lock:
+                del self._pools[key]
+            _end(pool.actors)
             pool = None
         if pool is None:
             began = self._clock()
             actors = {name: self._actor(spec, name) for name in self._names(wanted)}
             try:
-                identity = self._started(spec, actors, check)
+                calls = [actor.start.remote() for actor in actors.values()]
+                identity = _identity_of(spec, self._first(spec, calls, check))
+                pool = _Pool(spec, identity, actors, idle_since=self._clock())
+                seconds = 2 * (self._clock() - began) + _GRACE_SECONDS
+                self._keep_started(pool, list(actors), seconds, check)
             except BaseException:
                 _end(actors)
                 raise
-            pool = _Pool(spec, identity, actors, idle_since=self._clock())
-            self._keep_started(pool, list(actors), 2 * (self._clock() - began) + _GRACE_SECONDS)
             with self._lock:
                 self._pools[key] = pool
             print(
@@ -168,8 +179,18 @@ class EncoderPools:
         elif len(pool.actors) < wanted:
             new = self._names(wanted - len(pool.actors))
             pool.actors |= {name: self._actor(spec, name) for name in new}
-            self._keep_started(pool, new, _GRACE_SECONDS * 4)
+            self._keep_started(pool, new, _GRACE_SECONDS * 4, check)
         return pool
+
+    def _is_alive(self, pool: _Pool, check: Callable[[str], None]) -> bool:
+        """Return whether an actor of the pool answers. One that restarts or encodes does so later."""
+        calls = [actor.start.remote() for actor in pool.actors.values()]
+        while calls:
+            call = self._first(pool.spec, calls, check)
+            if _has_started(call, pool.identity):
+                return True
+            calls.remove(call)
+        return False
 
     def _names(self, count: int) -> list[str]:
         """Return new names. Names of actors that have ended are not reused."""
@@ -188,33 +209,49 @@ class EncoderPools:
         )
         return options.remote(spec, self._store_uri)
 
-    def _started(
-        self, spec: EncoderSpec, actors: dict[str, Any], check: Callable[[str], None]
-    ) -> EncoderIdentity:
-        """Wait for the first actor that starts, and return its identity."""
-        end = self._clock() + self._start_seconds
-        calls = [actor.start.remote() for actor in actors.values()]
-        while True:
-            ready, _ = ray.wait(calls, num_returns=1, timeout=_POLL_SECONDS)
-            if ready:
-                return _identity_of(spec, ready[0])
-            reserved = f"num_cpus {spec.num_cpus:g}, num_gpus {spec.num_gpus:g}"
-            if spec.resources:
-                reserved += f", resources {dict(spec.resources)}"
-            check(f"waits until encoder {spec.name!r} has started ({reserved})")
-            if self._clock() >= end:
-                raise EncoderUnusable(
-                    f"encoder {spec.name!r} did not start within {self._start_seconds:g} s: does the "
-                    f"cluster have a node for it ({reserved})?"
-                )
+    def _first(self, spec: EncoderSpec, calls: list[Any], check: Callable[[str], None]) -> Any:
+        """Return the first of these calls that is done. Raises EncoderUnusable after `start_seconds`."""
+        reserved = f"num_cpus {spec.num_cpus:g}, num_gpus {spec.num_gpus:g}"
+        if spec.resources:
+            reserved += f", resources {dict(spec.resources)}"
+        note = f"waits until encoder {spec.name!r} has started ({reserved})"
+        done = self._done(calls, 1, self._start_seconds, check, note)
+        if not done:
+            raise EncoderUnusable(
+                f"encoder {spec.name!r} did not start within {self._start_seconds:g} s: does the "
+                f"cluster have a node for it ({reserved})?"
+            )
+        return done[0]
 
-    def _keep_started(self, pool: _Pool, names: Sequence[str], seconds: float) -> None:
+    def _keep_started(
+        self, pool: _Pool, names: Sequence[str], seconds: float, check: Callable[[str], None]
+    ) -> None:
         """End those of these actors that have not started within `seconds`, or have another identity."""
         calls = {name: pool.actors[name].start.remote() for name in names}
-        ray.wait(list(calls.values()), num_returns=len(calls), timeout=seconds)
-        for name, call in calls.items():
-            if not _has_started(call, pool.identity):
-                _end({name: pool.actors.pop(name)})
+        note = f"waits until more processes of encoder {pool.spec.name!r} have started"
+        try:
+            self._done(list(calls.values()), len(calls), seconds, check, note)
+        finally:
+            for name, call in calls.items():
+                if not _has_started(call, pool.identity):
+                    _end({name: pool.actors.pop(name)})
+
+    def _done(
+        self,
+        calls: list[Any],
+        count: int,
+        seconds: float,
+        check: Callable[[str], None],
+        note: str,
+    ) -> list[Any]:
+        """Return `count` of these calls once they are done, or those that are done after `seconds`."""
+        end = self._clock() + seconds
+        while True:
+            done: list[Any]
+            done, _ = ray.wait(calls, num_returns=count, timeout=_POLL_SECONDS)
+            if len(done) == count or self._clock() >= end:
+                return done
+            check(note)
 
 
 def _identity_of(spec: EncoderSpec, call: Any) -> EncoderIdentity:
@@ -235,13 +272,6 @@ def _has_started(call: Any, identity: EncoderIdentity) -> bool:
     except (GetTimeoutError, RayError):
         return False
     return started.identity is not None and started.identity.digest == identity.digest
-
-
-def _is_alive(actor: Any) -> bool:
-    try:
-        return bool(ray.get(actor.start.remote()).identity)
-    except RayError:
-        return False
 
 
 def _end(actors: dict[str, Any]) -> None:
