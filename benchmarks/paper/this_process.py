@@ -46,7 +46,7 @@ class LoadedEncoder:
 class _Lease(LeasedEncoder):
     port: LoadedEncoder
 
-    def connect(self, first: int) -> EncoderPort:
+    def connect(self, first: int, what: str) -> EncoderPort:
         """See LeasedEncoder."""
         return self.port
 

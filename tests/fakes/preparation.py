@@ -54,7 +54,7 @@ class InlineLease(LeasedEncoder):
 
     port: InlineEncoder
 
-    def connect(self, first: int) -> EncoderPort:
+    def connect(self, first: int, what: str) -> EncoderPort:
         """See LeasedEncoder."""
         return self.port
 

@@ -1,4 +1,4 @@
-"""Actors of Ray in this process: they answer at once, unless a test ends or silences them."""
+"""Actors of Ray in this process: they answer at once, unless they end or a test silences them."""
 
 import threading
 from collections.abc import Callable
@@ -9,6 +9,10 @@ from ray.exceptions import ActorDiedError, GetTimeoutError
 
 # Longer than tests wait for anything. Without it a caller that waits for good would keep them from ending.
 _LONGEST_WAIT = 40.0
+
+
+class ProcessEnded(BaseException):
+    """Raised in a method of an actor: its process ends."""
 
 
 @dataclass
@@ -24,12 +28,14 @@ class Actors:
     """In place of the module `ray`.
 
     `is_silent`: whether calls to an actor of this name are never done, as those of one that waits for a node.
+    `ends`: how often a process ended.
     """
 
     def __init__(self) -> None:
         self.alive: dict[str, Actor] = {}
         self.is_silent: Callable[[str], bool] = lambda name: False
         self.silent_calls: list[Call] = []
+        self.ends = 0
 
     def remote(self, made: Callable[..., Any]) -> "_Declared":
         """See ray.remote."""
@@ -73,9 +79,10 @@ class Actors:
 class Actor:
     """One actor. Its methods are called as those of Ray's: `actor.method.remote(...)`."""
 
-    def __init__(self, actors: Actors, name: str, made: Callable[[], Any]) -> None:
-        self.name = name
-        self._actors, self._instance = actors, made()
+    def __init__(self, actors: Actors, options: dict[str, Any], made: Callable[[], Any]) -> None:
+        self.name: str = options["name"]
+        self._restarts, self._tries = options["max_restarts"], 1 + options["max_task_retries"]
+        self._actors, self._made, self._instance = actors, made, made()
 
     def __getattr__(self, method: str) -> "_Method":
         return _Method(self, method)
@@ -86,15 +93,26 @@ class Actor:
         if self._actors.is_silent(self.name):
             self._actors.silent_calls.append(call)
             return call
-        if self.name not in self._actors.alive:
-            call.error = ActorDiedError()
-        else:
-            try:
-                call.value = getattr(self._instance, method)(*arguments)
-            except Exception as error:  # noqa: BLE001 - raised by `get`, as Ray does
-                call.error = error
+        call.error = ActorDiedError()
+        for _ in range(self._tries):
+            if self.name in self._actors.alive and self._answer(call, method, arguments):
+                break
         call.is_done.set()
         return call
+
+    def _answer(self, call: Call, method: str, arguments: tuple[Any, ...]) -> bool:
+        """Return whether the process lived until the method was done."""
+        try:
+            call.value, call.error = getattr(self._instance, method)(*arguments), None
+        except Exception as error:  # noqa: BLE001 - raised by `get`, as Ray does
+            call.error = error
+        except ProcessEnded:
+            self._actors.ends += 1
+            self._instance, self._restarts = self._made(), self._restarts - 1
+            if self._restarts < 0:
+                self._actors.kill(self)
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -116,7 +134,6 @@ class _Declared:
         return _Declared(self.actors, self.made, given)
 
     def remote(self, *arguments: Any) -> Actor:
-        name = self.given["name"]
-        actor = Actor(self.actors, name, lambda: self.made(*arguments))
-        self.actors.alive[name] = actor
+        actor = Actor(self.actors, self.given, lambda: self.made(*arguments))
+        self.actors.alive[actor.name] = actor
         return actor

@@ -6,9 +6,13 @@ identity: an actor that restarted with another model refuses it.
 Shapes: B items of a batch, F width of the feature.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -22,6 +26,9 @@ from workers.encoders.registry import load_encoder
 from workers.prepare.encoding import Encoded
 from workers.storage.object_store import retry_unavailable
 from workers.storage.uris import open_store
+
+# A batch that was encoded when the process ended may be the cause, or a node that is short of memory.
+_MOST_ENDS = 3
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,8 @@ class EncoderActor:
         except (EncoderUnusable, EncoderMismatch) as error:
             return Started(error=str(error), mismatch=isinstance(error, EncoderMismatch))
 
-    def encode(self, items: Sequence[Any], digest: str) -> Encoded:
-        """Encode one batch. `digest`: of the expected identity.
+    def encode(self, items: Sequence[Any], digest: str, batch: str) -> Encoded:
+        """Encode one batch. `digest`: of the expected identity. `batch`: what it is, the same in each try.
 
         Raises EncoderMismatch, EncoderUnusable.
         """
@@ -62,7 +69,8 @@ class EncoderActor:
                 f"encoder {self._spec.name!r} was loaded again and is another one: the digest of its "
                 f"identity is {self._digest}, expected {digest}"
             )
-        return encode_batch(encoder, [from_argument(item) for item in items])
+        with _counted(self._spec.name, batch):
+            return encode_batch(encoder, [from_argument(item) for item in items])
 
     def _loaded(self) -> FrozenEncoder[Any]:
         if self._encoder is None:
@@ -70,6 +78,30 @@ class EncoderActor:
             retry_unavailable(partial(check_or_record, encoder, open_store(self._store_uri)))
             self._encoder, self._digest = encoder, encoder.identity().digest
         return self._encoder
+
+
+@contextmanager
+def _counted(name: str, batch: str) -> Iterator[None]:
+    """Count on this node's disk how often the process ended while a batch was encoded, and refuse the batch then.
+
+    To their senders, batches that waited in the process, perhaps of other owners, have failed in the same way.
+    """
+    path = Path(gettempdir()) / f"cmcl-batch-{hashlib.sha256(batch.encode()).hexdigest()}"
+    ends = path.stat().st_size if path.exists() else 0
+    if ends >= _MOST_ENDS:
+        path.unlink(missing_ok=True)
+        raise EncoderUnusable(
+            f"encoder {name!r} ended {ends} times while it encoded {batch}. An item may need more memory than "
+            "its process has: leave it out, or give the encoder a smaller max_batch or more memory"
+        )
+    with path.open("ab") as file:
+        file.write(b".")
+    try:
+        yield
+    except Exception:  # Not SystemExit, with which a process ends.
+        path.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)
 
 
 def encode_batch(encoder: FrozenEncoder[Any], items: Sequence[Decoded]) -> Encoded:

@@ -35,16 +35,20 @@ class LeasedEncoder:
     identity: EncoderIdentity
     actors: tuple[str, ...]
 
-    def connect(self, first: int) -> EncoderPort:
-        """Return the encoder for one unit. `first`: number of the actor that gets its first batch."""
-        return RayEncoder(self, first)
+    def connect(self, first: int, what: str) -> EncoderPort:
+        """Return the encoder for one side of a unit. `first`: number of the actor that gets its first batch.
+
+        `what`: the items, for messages; the same when the unit is tried again, and different for each side.
+        """
+        return RayEncoder(self, first, what)
 
 
 class RayEncoder:
     """Sends batches to the actors of a pool in turn."""
 
-    def __init__(self, leased: LeasedEncoder, first: int) -> None:
-        self._leased, self._next = leased, first
+    def __init__(self, leased: LeasedEncoder, first: int, what: str) -> None:
+        self._leased, self._next, self._what = leased, first, what
+        self._sent = 0
         self._actors: dict[str, Any] = {}
 
     def submit(self, items: Sequence[Decoded]) -> Any:
@@ -52,21 +56,25 @@ class RayEncoder:
         names = self._leased.actors
         name = names[self._next % len(names)]
         self._next += 1
+        self._sent += 1
         if name not in self._actors:
             try:
                 self._actors[name] = ray.get_actor(name)
             except ValueError as error:
                 raise EncoderLost(f"encoder {self._leased.spec.name!r} has ended") from error
         return self._actors[name].encode.remote(
-            [to_argument(item) for item in items], self._leased.identity.digest
+            [to_argument(item) for item in items],
+            self._leased.identity.digest,
+            f"batch {self._sent} of {self._what}",
         )
 
     def wait(self, pending: Any) -> Encoded:
         """See EncoderPort."""
         try:
             encoded: Encoded = ray.get(pending)
-        except (EncoderMismatch, EncoderUnusable):
-            raise
+        except (EncoderMismatch, EncoderUnusable) as error:
+            # Ray raises a subclass whose message is the traceback of the actor.
+            raise getattr(error, "cause", error) from None
         except RayError as error:
             raise EncoderLost(f"encoder {self._leased.spec.name!r} ended: {error}") from error
         return encoded
@@ -183,7 +191,12 @@ class EncoderPools:
         return pool
 
     def _is_alive(self, pool: _Pool, check: Callable[[str], None]) -> bool:
-        """Return whether an actor of the pool answers. One that restarts or encodes does so later."""
+        """Forget the actors that have ended, and return whether one of the others answers.
+
+        One that restarts or encodes does so later.
+        """
+        for name in [name for name in pool.actors if not _exists(name)]:
+            del pool.actors[name]
         calls = [actor.start.remote() for actor in pool.actors.values()]
         while calls:
             call = self._first(pool.spec, calls, check)
@@ -272,6 +285,14 @@ def _has_started(call: Any, identity: EncoderIdentity) -> bool:
     except (GetTimeoutError, RayError):
         return False
     return started.identity is not None and started.identity.digest == identity.digest
+
+
+def _exists(name: str) -> bool:
+    try:
+        ray.get_actor(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _end(actors: dict[str, Any]) -> None:

@@ -118,12 +118,12 @@ def test_an_encoder_swapped_for_another_of_equal_width_is_refused_after_a_restar
     started = actor.start().identity
     assert started == first
     write_weights(folder, seed=1, width=WIDTH)
-    assert actor.encode(["a"], first.digest).errors == {}
+    assert actor.encode(["a"], first.digest, "batch 1").errors == {}
     assert asked(replica, ground, first) is None
     actor, replica = EncoderActor(spec, ground.store.uri), load_encoder(spec)
     # Ray restarts an actor by itself, and its next batch names the expected identity.
     with pytest.raises(EncoderMismatch, match="was loaded again and is another one"):
-        actor.encode(["a"], first.digest)
+        actor.encode(["a"], first.digest, "batch 2")
     assert isinstance(asked(replica, ground, first), Mismatch)
     with pytest.raises(PreparationFailed, match="files is"):
         prepared(ground, spec, "ds-2", identities={"text": first})
