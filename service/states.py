@@ -39,7 +39,7 @@ class FailureReason(StrEnum):
 
     INVALID_DATASET = "invalid_dataset"  # the rows cannot be used; the dataset is quarantined
     ENCODER_MISMATCH = "encoder_mismatch"  # an encoder is not that of the earlier features
-    ENCODER_UNAVAILABLE = "encoder_unavailable"  # an encoder does not start on the cluster
+    ENCODER_UNAVAILABLE = "encoder_unavailable"  # an encoder does not start, or an item ends it
     PREPARE_DEADLINE = "prepare_deadline"  # its preparation made no progress for too long
     LAUNCHER_REFUSED = "launcher_refused"  # the cluster refused the attempt
     QUEUE_DEADLINE = "queue_deadline"  # the cluster accepted the attempt but never started it

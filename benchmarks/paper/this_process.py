@@ -17,7 +17,8 @@ from workers.encoders.media import Decoded
 from workers.encoders.port import FrozenEncoder
 from workers.encoders.registry import load_encoder
 from workers.prepare.cluster import Check
-from workers.prepare.encoder_pool import LeasedEncoder, encode_batch
+from workers.prepare.encoder_actor import encode_batch
+from workers.prepare.encoder_pool import LeasedEncoder
 from workers.prepare.encoding import Encoded, EncoderPort
 from workers.storage.object_store import ObjectStore
 
@@ -45,7 +46,7 @@ class LoadedEncoder:
 class _Lease(LeasedEncoder):
     port: LoadedEncoder
 
-    def connect(self, first: int) -> EncoderPort:
+    def connect(self, first: int, what: str) -> EncoderPort:
         """See LeasedEncoder."""
         return self.port
 

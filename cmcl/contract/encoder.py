@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, StringConstraints, ValidationError, model_validator
 
@@ -35,6 +35,14 @@ _PICKLED = frozenset({".bin", ".pt", ".pth"})
 # Other formats of the same weights, which no kind loads, and states of training.
 OTHER_FOLDERS = frozenset({"onnx", "openvino", "coreml", "flax", "runs"})
 OTHER_FILES = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "trainer_state.json"})
+
+# Tokenizers read all of a text before they truncate it, in a process that all users of the encoder share.
+_TEXT_BYTES, _FILE_BYTES = 64 << 10, 8 << 20
+
+
+def _most_bytes(declared: dict[str, Any]) -> int:
+    """Return the default of `max_item_bytes`, which depends on what the encoder takes."""
+    return _TEXT_BYTES if declared.get("takes") == "text" else _FILE_BYTES
 
 
 class EncoderSpec(Frozen):
@@ -133,7 +141,10 @@ class EncoderSpec(Frozen):
         default=10, gt=0, le=600, description="how long the endpoint waits for it, before 503"
     )
     max_item_bytes: int = Field(
-        default=8 << 20, ge=1, le=256 << 20, description="of one text or file"
+        default_factory=_most_bytes,
+        ge=1,
+        le=256 << 20,
+        description=f"of one text or file; by default {_TEXT_BYTES} of a text and {_FILE_BYTES} of a file",
     )
     max_pixels: int = Field(
         default=64_000_000, ge=1, le=150_000_000, description="of one image or video frame"

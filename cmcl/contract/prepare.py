@@ -20,7 +20,7 @@ PreparationPhase = Literal["waiting", "planning", "reading", "encoding", "finish
 PreparationError = Literal[
     "invalid_dataset",  # the files or too many rows cannot be used
     "encoder_mismatch",  # an encoder is not the one that computed the earlier features
-    "encoder_unavailable",  # an encoder does not start on the cluster
+    "encoder_unavailable",  # an encoder does not start, or an item ends it
 ]
 
 

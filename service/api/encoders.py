@@ -19,7 +19,7 @@ class EncoderView(BaseModel):
     title: str = Field(description="kind and model")
     takes: Media
     width: int = Field(description="of its features")
-    max_item_bytes: int = Field(description="of one text or file")
+    max_item_bytes: int = Field(description="of one text or file; larger ones are refused")
     max_pixels: int = Field(description="of one image or video frame")
     max_seconds: float = Field(description="of one audio or video")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
+from tests.fakes.ray_actors import ProcessEnded
 from workers.encoders.identity import find_model, identity_of
 from workers.encoders.media import Decoded
 from workers.encoders.port import FrozenEncoder
@@ -17,6 +18,7 @@ from workers.serve.encoders.port import Encoded, Raw
 from workers.serve.versions.loading import Float32Array
 
 WEIGHTS = "weights.json"
+DEADLY = "a text that ends the process"
 LENGTHS = EncoderSpec(name="lengths", kind="synthetic", takes="text", width=2, max_batch=4)
 
 
@@ -56,6 +58,15 @@ class SlowEncoder(SyntheticEncoder):
     def features(self, items: Sequence[bytes]) -> Float32Array:
         time.sleep(0.3)
         return super().features(items)
+
+
+class DeadlyEncoder(SyntheticEncoder):
+    """The synthetic encoder, whose process ends with the text DEADLY."""
+
+    def load(self, decoded: Decoded) -> bytes:
+        if decoded == DEADLY:
+            raise ProcessEnded
+        return super().load(decoded)
 
 
 class WeightsEncoder(FrozenEncoder[Float32Array]):

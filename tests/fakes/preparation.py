@@ -17,7 +17,8 @@ from workers.encoders.port import FrozenEncoder
 from workers.encoders.registry import load_encoder
 from workers.prepare.cluster import Check
 from workers.prepare.dataset import Preparation, prepare_dataset
-from workers.prepare.encoder_pool import LeasedEncoder, encode_batch
+from workers.prepare.encoder_actor import encode_batch
+from workers.prepare.encoder_pool import LeasedEncoder
 from workers.prepare.encoding import Encoded, EncoderPort
 from workers.prepare.progress import Progress
 from workers.storage import layout
@@ -53,7 +54,7 @@ class InlineLease(LeasedEncoder):
 
     port: InlineEncoder
 
-    def connect(self, first: int) -> EncoderPort:
+    def connect(self, first: int, what: str) -> EncoderPort:
         """See LeasedEncoder."""
         return self.port
 

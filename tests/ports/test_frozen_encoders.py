@@ -87,6 +87,18 @@ def test_reading_is_decoding_and_loading(case: tuple[Encoder, Sequence[Raw]]) ->
     np.testing.assert_array_equal(apart, features(encoder, raw[0]))
 
 
+def test_a_text_at_the_default_limit_is_embedded_and_a_longer_one_is_refused(
+    case: tuple[Encoder, Sequence[Raw]],
+) -> None:
+    encoder, _ = case
+    if encoder.spec.takes != "text":
+        assert encoder.spec.max_item_bytes == 8 << 20
+        return
+    assert np.isfinite(features(encoder, "a b " * (16 << 10))).all()
+    with pytest.raises(ValueError, match="has 65537 bytes or more; permitted are 65536"):
+        encoder.read("a b " * (16 << 10) + "a")
+
+
 def test_a_second_load_has_the_identity_and_fingerprint_of_the_first(
     case: tuple[Encoder, Sequence[Raw]],
 ) -> None:

@@ -5,9 +5,10 @@ for each dataset. If the driver is killed, the next one starts from the beginnin
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.prepare import PrepareRequest
@@ -45,6 +46,7 @@ from workers.storage.object_store import ObjectStore
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 
 Records = dict[int, UnitRecord]
+Lease = Callable[[DatasetContext], DatasetContext]
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,12 @@ def _prepared(job: Preparation) -> Prepared:
     plan = job.cluster.run(plan_dataset, context, check=progress.check).result()
     tasks = _tasks(plan)
     with ExitStack() as leases:
-        context = replace(context, encoders=_encoders(job, context, plan, leases))
+        lease = partial(_leased, job, plan, leases)
+        context = lease(context)
         progress.enter("encoding" if plan.units else "reading", plan.rows, len(tasks))
-        records = _carry_out(job, context, tasks)
+        records = _carry_out(job, context, tasks, lease)
         if len(tasks) > 1 and not plan.units:
-            records = _without_repeated(job, context, tasks, records)
+            records = _without_repeated(job, context, tasks, records, lease)
     progress.enter("finishing")
     prepared = checked(job.request, context, tasks, records)
     if plan.units and not context.keeps_nothing:
@@ -131,18 +134,30 @@ def _tasks(plan: Plan) -> list[UnitTask]:
     return [UnitTask(index, file) for index, file in enumerate(plan.feature_files)]
 
 
+def _leased(
+    job: Preparation, plan: Plan, leases: ExitStack, context: DatasetContext
+) -> DatasetContext:
+    """Return the context with leased encoders. Those that it has already are given back: they may have ended."""
+    leases.close()
+    return replace(context, encoders=_encoders(job, context, plan, leases))
+
+
 def _encoders(
     job: Preparation, context: DatasetContext, plan: Plan, leases: ExitStack
 ) -> tuple[LeasedEncoder | None, LeasedEncoder | None]:
     """Lease the encoders of raw rows, and compare all known encoders with those of the model's features.
 
+    One that is leased again is also compared with the earlier one, whose features other units have.
+
     Raises EncoderMismatch, EncoderUnusable.
     """
     identities, encoders = job.request.identities, []
-    for side in context.source.sides:
+    for side, before in zip(context.source.sides, context.encoders, strict=True):
         expected, declared = (
             known.get(side.modality) for known in (identities, job.request.declared)
         )
+        if expected is None and before is not None:
+            expected = before.identity
         leased = None
         if plan.units and side.encoder is not None:
             lease = job.cluster.lease(side.encoder, len(plan.units), job.progress.check)
@@ -155,8 +170,10 @@ def _encoders(
     return encoders[0], encoders[1]
 
 
-def _carry_out(job: Preparation, context: DatasetContext, tasks: Sequence[UnitTask]) -> Records:
-    """Prepare all units; those that fail because of an outage are retried.
+def _carry_out(
+    job: Preparation, context: DatasetContext, tasks: Sequence[UnitTask], lease: Lease
+) -> Records:
+    """Prepare all units; those that fail because of an outage are retried, with encoders that are leased again.
 
     Raises the error of the first unit that cannot be prepared, and PreparationFailed as soon as more rows are
     unusable than permitted.
@@ -175,6 +192,10 @@ def _carry_out(job: Preparation, context: DatasetContext, tasks: Sequence[UnitTa
                 check_bad_rows(job.request, context, records.values(), job.progress.rows)
             elif step.error == "unavailable":
                 message = step.message
+            elif step.error == "lost":
+                # The other units would fail one after another.
+                message = step.message
+                break
             else:
                 failed[step.index] = step
             _raise_first(failed, [task for task in waiting if task.index not in records])
@@ -183,6 +204,7 @@ def _carry_out(job: Preparation, context: DatasetContext, tasks: Sequence[UnitTa
         if waiting:
             _pause(job, pause, f"{len(waiting)} of {len(tasks)} units are tried again: {message}")
             pause = min(2 * pause, _LONGEST_PAUSE)
+            context = lease(context)
     return records
 
 
@@ -204,7 +226,11 @@ def _pause(job: Preparation, seconds: float, note: str) -> None:
 
 
 def _without_repeated(
-    job: Preparation, context: DatasetContext, tasks: list[UnitTask], records: Records
+    job: Preparation,
+    context: DatasetContext,
+    tasks: list[UnitTask],
+    records: Records,
+    lease: Lease,
 ) -> Records:
     """Find ids that are in several files of features. (Those of raw rows are found by the plan.)
 
@@ -221,7 +247,7 @@ def _without_repeated(
     again = [replace(tasks[index], left_out=reasons) for index, reasons in by_task.items()]
     kept = {index: record for index, record in records.items() if index not in by_task}
     job.progress.restart(kept)
-    return kept | _carry_out(job, context, again)
+    return kept | _carry_out(job, context, again, lease)
 
 
 def _reason(each: Repeated, context: DatasetContext, tasks: Sequence[UnitTask]) -> str:

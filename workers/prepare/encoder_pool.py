@@ -1,10 +1,4 @@
-"""Encoders of preparation: Ray actors that outlive a dataset, a pool for each declaration.
-
-An actor loads its encoder once, compares it with the record in the store, and then encodes batches of any dataset.
-Each batch names the digest of the expected identity: an actor that restarted with another model refuses it.
-
-Shapes: B items of a batch, F width of the feature.
-"""
+"""Encoders of preparation: Ray actors that outlive a dataset, a pool for each declaration."""
 
 import secrets
 import threading
@@ -12,23 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-import numpy as np
 import ray
-from PIL import Image
 from ray.exceptions import GetTimeoutError, RayError
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import StorageUnavailable
-from workers.encoders.identity import check_or_record
 from workers.encoders.media import Decoded
-from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder
-from workers.encoders.registry import load_encoder
+from workers.encoders.port import EncoderMismatch, EncoderUnusable
+from workers.prepare.encoder_actor import EncoderActor, Started, to_argument
 from workers.prepare.encoding import Encoded, EncoderLost, EncoderPort
-from workers.storage.object_store import retry_unavailable
-from workers.storage.uris import open_store
 
 # An actor that dies is restarted, and its batch is sent a second time. Both numbers are finite: a batch may be the
 # cause.
@@ -40,80 +28,6 @@ _POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Started:
-    """The identity of the encoder that an actor loaded, or why it cannot be used.
-
-    `mismatch`: the encoder differs from its record.
-    """
-
-    identity: EncoderIdentity | None = None
-    error: str = ""
-    mismatch: bool = False
-
-
-class EncoderActor:
-    """A process with one encoder. `store_uri`: store of the records of encoders."""
-
-    def __init__(self, spec: EncoderSpec, store_uri: str) -> None:
-        self._spec, self._store_uri = spec, store_uri
-        self._encoder: FrozenEncoder[Any] | None = None
-        self._digest = ""
-
-    def start(self) -> Started:
-        """Load and check the encoder."""
-        try:
-            return Started(self._loaded().identity())
-        except (EncoderUnusable, EncoderMismatch) as error:
-            return Started(error=str(error), mismatch=isinstance(error, EncoderMismatch))
-
-    def encode(self, items: Sequence[Any], digest: str) -> Encoded:
-        """Encode one batch. `digest`: of the expected identity.
-
-        Raises EncoderMismatch, EncoderUnusable.
-        """
-        encoder = self._loaded()
-        if self._digest != digest:
-            raise EncoderMismatch(
-                f"encoder {self._spec.name!r} was loaded again and is another one: the digest of its "
-                f"identity is {self._digest}, expected {digest}"
-            )
-        return encode_batch(encoder, [from_argument(item) for item in items])
-
-    def _loaded(self) -> FrozenEncoder[Any]:
-        if self._encoder is None:
-            encoder = load_encoder(self._spec)
-            retry_unavailable(partial(check_or_record, encoder, open_store(self._store_uri)))
-            self._encoder, self._digest = encoder, encoder.identity().digest
-        return self._encoder
-
-
-def encode_batch(encoder: FrozenEncoder[Any], items: Sequence[Decoded]) -> Encoded:
-    """Load and encode one batch. An item that cannot be loaded gets a reason instead of a feature."""
-    loaded, places, errors = [], [], {}
-    for place, item in enumerate(items):
-        try:
-            loaded.append(encoder.load(item))
-            places.append(place)
-        except ValueError as error:
-            errors[place] = str(error)
-    features_BF = np.full((len(items), encoder.spec.width), np.nan, np.float32)
-    if loaded:
-        features_BF[places] = encoder.features(loaded)
-    return Encoded(features_BF, errors)
-
-
-def to_argument(item: Decoded) -> Any:
-    """Return an item as an argument of a Ray task: an image as an array, which Ray passes on without copying."""
-    return np.asarray(item) if isinstance(item, Image.Image) else item
-
-
-def from_argument(item: Any) -> Decoded:
-    """Return the item of `to_argument`."""
-    decoded: Decoded = Image.fromarray(item) if isinstance(item, np.ndarray) else item
-    return decoded
-
-
-@dataclass(frozen=True)
 class LeasedEncoder:
     """A leased encoder as units receive it: its identity, and the names of its actors."""
 
@@ -121,16 +35,20 @@ class LeasedEncoder:
     identity: EncoderIdentity
     actors: tuple[str, ...]
 
-    def connect(self, first: int) -> EncoderPort:
-        """Return the encoder for one unit. `first`: number of the actor that gets its first batch."""
-        return RayEncoder(self, first)
+    def connect(self, first: int, what: str) -> EncoderPort:
+        """Return the encoder for one side of a unit. `first`: number of the actor that gets its first batch.
+
+        `what`: the items, for messages; the same when the unit is tried again, and different for each side.
+        """
+        return RayEncoder(self, first, what)
 
 
 class RayEncoder:
     """Sends batches to the actors of a pool in turn."""
 
-    def __init__(self, leased: LeasedEncoder, first: int) -> None:
-        self._leased, self._next = leased, first
+    def __init__(self, leased: LeasedEncoder, first: int, what: str) -> None:
+        self._leased, self._next, self._what = leased, first, what
+        self._sent = 0
         self._actors: dict[str, Any] = {}
 
     def submit(self, items: Sequence[Decoded]) -> Any:
@@ -138,21 +56,25 @@ class RayEncoder:
         names = self._leased.actors
         name = names[self._next % len(names)]
         self._next += 1
+        self._sent += 1
         if name not in self._actors:
             try:
                 self._actors[name] = ray.get_actor(name)
             except ValueError as error:
                 raise EncoderLost(f"encoder {self._leased.spec.name!r} has ended") from error
         return self._actors[name].encode.remote(
-            [to_argument(item) for item in items], self._leased.identity.digest
+            [to_argument(item) for item in items],
+            self._leased.identity.digest,
+            f"batch {self._sent} of {self._what}",
         )
 
     def wait(self, pending: Any) -> Encoded:
         """See EncoderPort."""
         try:
             encoded: Encoded = ray.get(pending)
-        except (EncoderMismatch, EncoderUnusable):
-            raise
+        except (EncoderMismatch, EncoderUnusable) as error:
+            # Ray raises a subclass whose message is the traceback of the actor.
+            raise getattr(error, "cause", error) from None
         except RayError as error:
             raise EncoderLost(f"encoder {self._leased.spec.name!r} ended: {error}") from error
         return encoded
@@ -195,17 +117,21 @@ class EncoderPools:
     ) -> Iterator[LeasedEncoder]:
         """Lease an encoder with as many actors as the declaration permits, and at most one for each unit.
 
-        `check` is called while an actor starts, with a sentence, and may raise. Raises EncoderUnusable,
+        `check` is called while the lease waits, with a sentence, and may raise. Raises EncoderUnusable,
         EncoderMismatch.
         """
         key = spec.model_dump_json()
         with self._lock:
             starting = self._starting.setdefault(key, threading.Lock())
         # Two datasets that need the same encoder start its actors once.
-        with starting:
+        while not starting.acquire(timeout=_POLL_SECONDS):
+            check(f"waits until encoder {spec.name!r} has started for another dataset")
+        try:
             pool = self._grown(key, spec, min(spec.actors, max(units, 1)), check)
             with self._lock:
                 pool.leases += 1
+        finally:
+            starting.release()
         try:
             yield LeasedEncoder(spec, pool.identity, tuple(pool.actors))
         finally:
@@ -220,7 +146,9 @@ class EncoderPools:
             idle = [
                 key
                 for key, pool in self._pools.items()
-                if not pool.leases and now - pool.idle_since >= self._idle_seconds
+                if not pool.leases
+                and now - pool.idle_since >= self._idle_seconds
+                and not self._starting[key].locked()  # A dataset is about to lease it.
             ]
             ended = [self._pools.pop(key) for key in idle]
         for pool in ended:
@@ -230,20 +158,25 @@ class EncoderPools:
     def _grown(
         self, key: str, spec: EncoderSpec, wanted: int, check: Callable[[str], None]
     ) -> _Pool:
-        pool = self._pools.get(key)
-        if pool is not None and not _is_alive(next(iter(pool.actors.values()))):
-            _end(self._pools.pop(key).actors)
+        with self._lock:
+            pool = self._pools.get(key)
+        if pool is not None and not self._is_alive(pool, check):
+            with self._lock:
+                del self._pools[key]
+            _end(pool.actors)
             pool = None
         if pool is None:
             began = self._clock()
             actors = {name: self._actor(spec, name) for name in self._names(wanted)}
             try:
-                identity = self._started(spec, actors, check)
+                calls = [actor.start.remote() for actor in actors.values()]
+                identity = _identity_of(spec, self._first(spec, calls, check))
+                pool = _Pool(spec, identity, actors, idle_since=self._clock())
+                seconds = 2 * (self._clock() - began) + _GRACE_SECONDS
+                self._keep_started(pool, list(actors), seconds, check)
             except BaseException:
                 _end(actors)
                 raise
-            pool = _Pool(spec, identity, actors, idle_since=self._clock())
-            self._keep_started(pool, list(actors), 2 * (self._clock() - began) + _GRACE_SECONDS)
             with self._lock:
                 self._pools[key] = pool
             print(
@@ -254,8 +187,23 @@ class EncoderPools:
         elif len(pool.actors) < wanted:
             new = self._names(wanted - len(pool.actors))
             pool.actors |= {name: self._actor(spec, name) for name in new}
-            self._keep_started(pool, new, _GRACE_SECONDS * 4)
+            self._keep_started(pool, new, _GRACE_SECONDS * 4, check)
         return pool
+
+    def _is_alive(self, pool: _Pool, check: Callable[[str], None]) -> bool:
+        """Forget the actors that have ended, and return whether one of the others answers.
+
+        One that restarts or encodes does so later.
+        """
+        for name in [name for name in pool.actors if not _exists(name)]:
+            del pool.actors[name]
+        calls = [actor.start.remote() for actor in pool.actors.values()]
+        while calls:
+            call = self._first(pool.spec, calls, check)
+            if _has_started(call, pool.identity):
+                return True
+            calls.remove(call)
+        return False
 
     def _names(self, count: int) -> list[str]:
         """Return new names. Names of actors that have ended are not reused."""
@@ -274,33 +222,49 @@ class EncoderPools:
         )
         return options.remote(spec, self._store_uri)
 
-    def _started(
-        self, spec: EncoderSpec, actors: dict[str, Any], check: Callable[[str], None]
-    ) -> EncoderIdentity:
-        """Wait for the first actor that starts, and return its identity."""
-        end = self._clock() + self._start_seconds
-        calls = [actor.start.remote() for actor in actors.values()]
-        while True:
-            ready, _ = ray.wait(calls, num_returns=1, timeout=_POLL_SECONDS)
-            if ready:
-                return _identity_of(spec, ready[0])
-            reserved = f"num_cpus {spec.num_cpus:g}, num_gpus {spec.num_gpus:g}"
-            if spec.resources:
-                reserved += f", resources {dict(spec.resources)}"
-            check(f"waits until encoder {spec.name!r} has started ({reserved})")
-            if self._clock() >= end:
-                raise EncoderUnusable(
-                    f"encoder {spec.name!r} did not start within {self._start_seconds:g} s: does the "
-                    f"cluster have a node for it ({reserved})?"
-                )
+    def _first(self, spec: EncoderSpec, calls: list[Any], check: Callable[[str], None]) -> Any:
+        """Return the first of these calls that is done. Raises EncoderUnusable after `start_seconds`."""
+        reserved = f"num_cpus {spec.num_cpus:g}, num_gpus {spec.num_gpus:g}"
+        if spec.resources:
+            reserved += f", resources {dict(spec.resources)}"
+        note = f"waits until encoder {spec.name!r} has started ({reserved})"
+        done = self._done(calls, 1, self._start_seconds, check, note)
+        if not done:
+            raise EncoderUnusable(
+                f"encoder {spec.name!r} did not start within {self._start_seconds:g} s: does the "
+                f"cluster have a node for it ({reserved})?"
+            )
+        return done[0]
 
-    def _keep_started(self, pool: _Pool, names: Sequence[str], seconds: float) -> None:
+    def _keep_started(
+        self, pool: _Pool, names: Sequence[str], seconds: float, check: Callable[[str], None]
+    ) -> None:
         """End those of these actors that have not started within `seconds`, or have another identity."""
         calls = {name: pool.actors[name].start.remote() for name in names}
-        ray.wait(list(calls.values()), num_returns=len(calls), timeout=seconds)
-        for name, call in calls.items():
-            if not _has_started(call, pool.identity):
-                _end({name: pool.actors.pop(name)})
+        note = f"waits until more processes of encoder {pool.spec.name!r} have started"
+        try:
+            self._done(list(calls.values()), len(calls), seconds, check, note)
+        finally:
+            for name, call in calls.items():
+                if not _has_started(call, pool.identity):
+                    _end({name: pool.actors.pop(name)})
+
+    def _done(
+        self,
+        calls: list[Any],
+        count: int,
+        seconds: float,
+        check: Callable[[str], None],
+        note: str,
+    ) -> list[Any]:
+        """Return `count` of these calls once they are done, or those that are done after `seconds`."""
+        end = self._clock() + seconds
+        while True:
+            done: list[Any]
+            done, _ = ray.wait(calls, num_returns=count, timeout=_POLL_SECONDS)
+            if len(done) == count or self._clock() >= end:
+                return done
+            check(note)
 
 
 def _identity_of(spec: EncoderSpec, call: Any) -> EncoderIdentity:
@@ -323,11 +287,12 @@ def _has_started(call: Any, identity: EncoderIdentity) -> bool:
     return started.identity is not None and started.identity.digest == identity.digest
 
 
-def _is_alive(actor: Any) -> bool:
+def _exists(name: str) -> bool:
     try:
-        return bool(ray.get(actor.start.remote()).identity)
-    except RayError:
+        ray.get_actor(name)
+    except ValueError:
         return False
+    return True
 
 
 def _end(actors: dict[str, Any]) -> None:

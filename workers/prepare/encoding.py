@@ -27,7 +27,7 @@ _WAITING_BYTES = 64 << 20
 
 
 class EncoderLost(Exception):
-    """The processes of an encoder have ended. A retry can succeed with other ones."""
+    """The processes of an encoder have ended. A retry can succeed with a new lease."""
 
 
 @dataclass(frozen=True)

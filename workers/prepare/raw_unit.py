@@ -152,10 +152,15 @@ class RawUnitEncoder:
 
     def _sides(self) -> list[SideEncoder | GivenFeatures]:
         sides = zip(self.context.source.sides, self.context.encoders, strict=True)
+        first, last = self.unit.first_row, self.unit.first_row + self.unit.rows - 1
+        uri = self.context.source.files[self.task.file].uri
+        rows = f"rows {first} to {last} of {uri} of dataset {self.context.dataset}"
         return [
             GivenFeatures(side.modality, side.width)
             if encoder is None
-            else SideEncoder(encoder.connect(self.task.index), encoder.spec)
+            else SideEncoder(
+                encoder.connect(self.task.index, f"{side.modality} of {rows}"), encoder.spec
+            )
             for side, encoder in sides
         ]
 

@@ -27,7 +27,9 @@ class PrepareSettings(BaseSettings):
         default=120, ge=0, description="how long an encoder stays loaded without a dataset"
     )
     encoder_start_seconds: float = Field(
-        default=600, gt=0, description="how long the cluster may take to start an encoder"
+        default=600,
+        gt=0,
+        description="how long the cluster may take to start an encoder, or to start it again",
     )
     file_seconds: float = Field(
         default=3600, gt=0, description="time in which one file, or the rows of a unit, are read"

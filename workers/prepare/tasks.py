@@ -37,8 +37,18 @@ from workers.storage.uris import open_store
 from workers.storage.versions import digests_of_file
 
 R = TypeVar("R")
-# `unavailable`: a retry can succeed. `cancelled`: the request was removed.
-ErrorKind = Literal["invalid", "mismatch", "unusable", "unavailable", "cancelled"]
+# `unavailable`: a retry can succeed. `lost`: it can with a new lease of the encoders. `cancelled`: the request was
+# removed.
+ErrorKind = Literal["invalid", "mismatch", "unusable", "unavailable", "lost", "cancelled"]
+_KINDS: dict[type[Exception], ErrorKind] = {
+    Cancelled: "cancelled",
+    InvalidDataset: "invalid",
+    InvalidUri: "invalid",
+    EncoderMismatch: "mismatch",
+    EncoderUnusable: "unusable",
+    EncoderLost: "lost",
+    StorageUnavailable: "unavailable",
+}
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 # What children import before their first task: it takes longer than a small dataset.
@@ -70,6 +80,8 @@ class Outcome(Generic[R]):
                 raise EncoderUnusable(self.message)
             case "unavailable":
                 raise StorageUnavailable(self.message)
+            case "lost":
+                raise EncoderLost(self.message)
             case "cancelled":
                 raise Cancelled(self.message)
         return cast("R", self.value)
@@ -277,21 +289,9 @@ def _guarded(context: DatasetContext, index: int) -> Iterator[_Guarded]:
 
 
 def _described(error: Exception) -> tuple[ErrorKind, str]:
-    match error:
-        case Cancelled():
-            return "cancelled", str(error)
-        case InvalidDataset() | InvalidUri():
-            return "invalid", str(error)
-        case EncoderMismatch():
-            return "mismatch", str(error)
-        case EncoderUnusable():
-            return "unusable", str(error)
-        case StorageUnavailable() | EncoderLost():
-            return "unavailable", str(error)
-        case _:
-            # A bug: the log of this worker has its traceback.
-            traceback.print_exception(error)
-            return (
-                "unavailable",
-                f"internal error ({type(error).__name__}); see the log of the worker",
-            )
+    for known, kind in _KINDS.items():
+        if isinstance(error, known):
+            return kind, str(error)
+    # A bug: the log of this worker has its traceback.
+    traceback.print_exception(error)
+    return "unavailable", f"internal error ({type(error).__name__}); see the log of the worker"

@@ -34,7 +34,7 @@ def test_the_schema_has_every_field_of_an_encoder() -> None:
 def test_one_declaration_reaches_the_control_plane_and_the_endpoint(production: Release) -> None:
     (encoder,) = _args(production).encoders
     assert (encoder.model, encoder.replicas) == ("/opt/models/all-MiniLM-L6-v2", 2)
-    assert encoder.max_item_bytes == 16 << 20
+    assert encoder.max_item_bytes == 1 << 20
     declared = Settings(encoders=production.settings()["CMCL_ENCODERS"])
     assert declared.encoders == (encoder,)
 

@@ -223,6 +223,17 @@ def test_a_row_whose_feature_is_not_finite_is_left_out(ground: Ground) -> None:
         assert "encoder 'words' computed has NaN" in manifest.rejected.first[0].reason
 
 
+def test_by_default_a_row_with_a_text_of_more_than_64_kib_is_left_out(ground: Ground) -> None:
+    longest = "a" * (64 << 10)
+    write_rows(ground, 200, r7={"text": longest}, r30={"text": longest + "a"})
+    manifest = ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
+    assert manifest.rows == 199
+    assert manifest.rejected is not None
+    (bad,) = manifest.rejected.first
+    assert bad.id == "r30"
+    assert bad.reason == "its text has more than 65536 bytes; at most 65536 are permitted"
+
+
 def test_bad_rows_above_one_in_a_hundred_quarantine_the_dataset(ground: Ground) -> None:
     write_rows(ground, 100, r7={"text": ""}, r30={"image": "no numbers"})
     with pytest.raises(PreparationFailed, match="2 of 100 rows cannot be used") as caught:

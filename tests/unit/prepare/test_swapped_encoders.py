@@ -17,7 +17,7 @@ from tests.fakes.encoders import write_weights
 from tests.fakes.preparation import Ground
 from workers.encoders.port import EncoderMismatch, FrozenEncoder
 from workers.encoders.registry import load_encoder
-from workers.prepare.encoder_pool import EncoderActor
+from workers.prepare.encoder_actor import EncoderActor
 from workers.prepare.finish import PreparationFailed
 from workers.prepare.tasks import end_children
 from workers.serve.encoders.port import Mismatch, Unavailable
@@ -118,12 +118,12 @@ def test_an_encoder_swapped_for_another_of_equal_width_is_refused_after_a_restar
     started = actor.start().identity
     assert started == first
     write_weights(folder, seed=1, width=WIDTH)
-    assert actor.encode(["a"], first.digest).errors == {}
+    assert actor.encode(["a"], first.digest, "batch 1").errors == {}
     assert asked(replica, ground, first) is None
     actor, replica = EncoderActor(spec, ground.store.uri), load_encoder(spec)
     # Ray restarts an actor by itself, and its next batch names the expected identity.
     with pytest.raises(EncoderMismatch, match="was loaded again and is another one"):
-        actor.encode(["a"], first.digest)
+        actor.encode(["a"], first.digest, "batch 2")
     assert isinstance(asked(replica, ground, first), Mismatch)
     with pytest.raises(PreparationFailed, match="files is"):
         prepared(ground, spec, "ds-2", identities={"text": first})

@@ -114,6 +114,17 @@ def test_items_that_no_encoder_could_read_are_not_sent_to_it(
     assert (caught.value.index, hops.sent) == (1, [])
 
 
+def test_by_default_a_text_of_more_than_64_kib_is_not_sent() -> None:
+    hops, spec = RecordedHops(), EncoderSpec(name="words", kind="synthetic", takes="text", width=2)
+    longest = "é" * (32 << 10)
+    assert len(encode(hops, [longest], spec)) == 1
+    with pytest.raises(
+        UnreadableItem, match="item 1: it has 65537 bytes; permitted are 1 to 65536"
+    ):
+        encode(hops, ["a", longest + "a"], spec)
+    assert hops.sent == [[longest]]
+
+
 def test_an_encoder_that_is_down_is_unavailable() -> None:
     with pytest.raises(EncoderUnavailable, match="down"):
         encode(RecordedHops(EncoderUnavailable("down")), ["a"])
