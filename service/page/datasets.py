@@ -132,13 +132,18 @@ class DatasetForm(Frozen):
             "pair": {"first": self.first, "second": self.second},
             "shards": _addresses(self.uploads),
             "evaluation_shards": _addresses(self.evaluation_uploads),
-            # The form has a share from the beginning; of these datasets every row is held out.
-            "evaluation_share": None if self.evaluate_only else _share(self.evaluation_share),
+            "evaluation_share": self._held_out_share(),
             "max_bad_share": _share(self.max_bad_share),
             "evaluate_only": self.evaluate_only,
             "dry_run": self.dry_run,
         }
         return validated(NewDataset, values)
+
+    def _held_out_share(self) -> float | None:
+        """The form has a share from the beginning, which does not count if other rows are held out, or all of them."""
+        if self.evaluate_only or self.evaluation_uploads:
+            return None
+        return _share(self.evaluation_share)
 
 
 @router.get("/models/{model}/post")
