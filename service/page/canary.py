@@ -12,8 +12,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
+from cmcl.contract.policy import CanaryPlan
 from cmcl.pictures import Bound, Share, share_bars
-from service.api.canary import CanaryChoice, CanaryRunView, delete_canary, list_canaries, put_canary
+from service.api.canary import (
+    CanaryChoice,
+    CanaryRunView,
+    choose_canary,
+    delete_canary,
+    list_canaries,
+)
 from service.api.dependencies import ContextDep, ModelPath, Reader
 from service.api.models import read_model, read_policy
 from service.api.pagination import CursorQuery, get_number_seek
@@ -35,6 +42,7 @@ from service.page.forms import (
 )
 from service.page.rendering import PREFIX, Figure, figure, pages_of
 from service.principal import Principal
+from service.registry.promotion import canary_tag
 
 router = APIRouter(prefix=PREFIX + "/models/{model}/canary")
 
@@ -197,8 +205,9 @@ class AbortForm(ReasonForm):
 
 
 class CanaryForm(ReasonForm):
-    """The plan of a canary. Shares are in percent."""
+    """The plan of a canary, and the canary that was seen (empty: none). Shares are in percent."""
 
+    seen_canary: str = ""
     version: Version
     share: Percent = 0.0
     shadow: Percent = 0.0
@@ -250,7 +259,7 @@ def start_canary(
     """Start the canary, or change its plan."""
     choice = form.choice()
     return confirmed(
-        lambda: put_canary(model, choice, principal, context, Response(), form.seen),
+        lambda: choose_canary(model, choice, principal, context, form.seen, form.seen_canary),
         lambda: see_other(request, f"models/{model}/canary", "canary-started"),
         lambda error: _canary_page(
             ActionRequest(request, principal, context), model, form.version, error
@@ -303,6 +312,7 @@ def _canary_page(
     ]
     chosen = version or next((each.version for each in offered), None)
     live = found.live_version
+    running = running_canary(model, asked.principal, asked.context)
     return asked.page(
         "confirm_canary.html",
         changed,
@@ -312,9 +322,15 @@ def _canary_page(
         comparison=compare_versions(model, live, chosen, asked.principal, asked.context)
         if live and chosen
         else None,
-        canary=running_canary(model, asked.principal, asked.context),
+        canary=running,
+        seen_canary=_tag(running) if running else "",
         is_possible=live is not None and bool(offered),
     )
+
+
+def _tag(canary: CanaryRunView) -> str:
+    plan = CanaryPlan.model_validate(canary, from_attributes=True)
+    return canary_tag(canary.revision, plan)
 
 
 def _abort_page(
