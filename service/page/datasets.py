@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from cmcl.contract.modality import Frozen
+from cmcl.contract.modality import NAME_PATTERN, Frozen
 from service.api import datasets, uploads
 from service.api.datasets import AcceptedDataset, DatasetView, post_dataset
 from service.api.dependencies import ContextDep, DatasetPath, ModelPath, Reader, require_body_type
@@ -33,6 +33,8 @@ router.include_router(uploads.router, dependencies=[Depends(require_body_type)])
 # The form has their ids, and a form is small.
 MOST_FILES = 500
 _PART_BYTES = 16 << 20
+# Browsers read patterns with the flag `v`, by which a hyphen in a class must be escaped.
+_NAME_PATTERN = NAME_PATTERN.replace("-]", r"\-]")
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -156,6 +158,7 @@ def dataset_form(
         request,
         "post_dataset.html",
         model=read_model(model, principal, context),
+        name_pattern=_NAME_PATTERN,
         file_bytes_max=settings.upload_bytes_max,
         part_bytes=max(SMALLEST_PART, min(_PART_BYTES, settings.upload_part_bytes_max)),
         most_files=MOST_FILES,
