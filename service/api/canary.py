@@ -94,7 +94,9 @@ class CanaryView(BaseModel):
     revision: int = Field(description="revision of live.json since which it is observed")
     reason: str
     actor: str = Field(description="name of the key, or `reconciler` if the policy started it")
-    started_at: datetime
+    started_at: datetime = Field(
+        description="since when it is observed: its shares or the live version may have changed then"
+    )
     observed: ObservedView
 
     @classmethod

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from cmcl.contract.policy import CanaryPlan
+from cmcl.contract.policy import CanaryPlan, RolloutRule
 from cmcl.pictures import Bound, Share, share_bars
 from service.api.canary import (
     CanaryChoice,
@@ -77,11 +77,13 @@ class Judgement:
     # Seconds until there are enough requests to judge it, and to promote it; None: not known, or never.
     until_judged: float | None
     until_promoted: float | None
-    # Requests in an hour, since it started.
+    # Requests in an hour, since it started or its shares changed.
     hourly: float | None
     lowest_overlap: tuple[str, float] | None
-    # Pairs without enough queries: nothing is promoted before their agreement is known.
-    unknown: list[str]
+    # Pairs without enough queries.
+    lacking: list[str]
+    # Whether a bound on agreement is set that cannot be checked yet: nothing is promoted before.
+    is_held_up: bool
 
 
 @router.get("")
@@ -120,6 +122,9 @@ def running_canary(model: str, principal: Principal, context: Context) -> Canary
 
 def _judgement(canary: CanaryRunView, now: datetime) -> Judgement:
     rule, observed = canary.rule, canary.observed
+    lacking = [pair for pair, each in observed.pairs.items() if each.queries < rule.min_requests]
+    is_bounded = rule.min_cosine is not None or rule.min_overlap is not None
+    is_held_up = is_bounded and (bool(lacking) or not observed.pairs)
     seconds = ((observed.at or now) - canary.started_at).total_seconds()
     rate = observed.requests / seconds if seconds > 0 else 0.0
 
@@ -135,19 +140,16 @@ def _judgement(canary: CanaryRunView, now: datetime) -> Judgement:
         checks=list(_checks(canary)),
         is_judged=observed.requests >= rule.min_requests,
         until_judged=until(rule.min_requests),
-        until_promoted=until(rule.promote_after),
+        until_promoted=None if is_held_up else until(_promoted_from(rule)),
         hourly=3600 * rate if rate else None,
         lowest_overlap=min(overlaps, key=lambda each: each[1], default=None),
-        unknown=_unknown(canary),
+        lacking=lacking,
+        is_held_up=is_held_up,
     )
 
 
-def _unknown(canary: CanaryRunView) -> list[str]:
-    rule = canary.rule
-    if rule.min_cosine is None and rule.min_overlap is None:
-        return []
-    pairs = canary.observed.pairs.items()
-    return [pair for pair, each in pairs if each.queries < rule.min_requests]
+def _promoted_from(rule: RolloutRule) -> int | None:
+    return None if rule.promote_after is None else max(rule.promote_after, rule.min_requests)
 
 
 def _checks(canary: CanaryRunView) -> Iterator[Check]:

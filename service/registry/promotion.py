@@ -300,7 +300,9 @@ def _restart_canary(
 ) -> None:
     """Continue the canary under the next revision, without observations."""
     end_canary(connection, model, canary, "changed", request)
-    canaries.add(connection, replace(canary, revision=model.live_revision + 1, observed=Observed()))
+    revision, now = model.live_revision + 1, request.now
+    continued = replace(canary, revision=revision, started_at=now, observed=Observed())
+    canaries.add(connection, continued)
 
 
 def _emit_canary(
