@@ -166,7 +166,7 @@ class Canary(ApiModel):
     revision: int
     reason: str
     actor: str
-    started_at: datetime
+    started_at: datetime = Field(description="since when it is observed")
     observed: CanaryObservations
 
 

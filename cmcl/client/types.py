@@ -232,6 +232,7 @@ class DatasetSummary(ApiModel):
     name: str
     pair: ModalityPair
     job: str | None = Field(default=None, description="None while the dataset is open")
+    job_state: str | None = Field(default=None, description="state of that job")
     rows: int | None = Field(
         default=None, description="rows to train on; None until it is validated"
     )

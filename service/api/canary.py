@@ -17,9 +17,11 @@ from service.api.dependencies import (
     etag,
 )
 from service.api.pagination import LARGEST_NUMBER, NumberSeek, Page, page
+from service.context import Context
 from service.database.queries import canaries
 from service.database.rows import CanaryOutcome, CanaryRecord
 from service.lookup import get_model
+from service.principal import Principal
 from service.registry.promotion import (
     PromotionRequest,
     abort_canary,
@@ -92,7 +94,9 @@ class CanaryView(BaseModel):
     revision: int = Field(description="revision of live.json since which it is observed")
     reason: str
     actor: str = Field(description="name of the key, or `reconciler` if the policy started it")
-    started_at: datetime
+    started_at: datetime = Field(
+        description="since when it is observed: its shares or the live version may have changed then"
+    )
     observed: ObservedView
 
     @classmethod
@@ -173,15 +177,28 @@ def put_canary(
     409 for the live version, a retired one, and one whose files are not stored yet. Another canary of the model is
     aborted. Changed shares start new observations; a changed rule applies to the observations so far.
     """
+    record, generation = choose_canary(model, body, principal, context, seen)
+    response.headers.update(etag(generation))
+    return CanaryView.of(record)
+
+
+def choose_canary(
+    model: str,
+    body: CanaryChoice,
+    principal: Principal,
+    context: Context,
+    seen: int | None,
+    seen_canary: str | None = None,
+) -> tuple[CanaryRecord, int]:
+    """Start a canary, or change its plan, and return it with the live generation. `seen_canary`: see PromotionRequest."""
     trace = context.metrics.spans.traceparent()
     reason = body.reason or "started by a user"
-    request = PromotionRequest(principal, reason, context.clock(), seen, trace)
+    request = PromotionRequest(principal, reason, context.clock(), seen, trace, seen_canary)
     check_may_change(context, model, principal)
     with context.database.write() as connection:
         record = set_canary(connection, model, body.version, body.plan, request)
         found = get_model(connection, model, principal)
-    response.headers.update(etag(found.live_generation))
-    return CanaryView.of(record)
+    return record, found.live_generation
 
 
 @router.delete("/canary", status_code=204)

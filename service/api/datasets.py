@@ -44,6 +44,7 @@ from service.errors import FieldProblem, Unprocessable
 from service.lookup import get_dataset
 from service.principal import Principal, Scope
 from service.registry.combining import request_unlearning
+from service.states import JobState
 from workers.storage.datasets import read_rejected
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -73,6 +74,7 @@ class DatasetSummary(BaseModel):
     name: str
     pair: ModalityPair
     job: str | None = Field(description="null while the dataset is open")
+    job_state: JobState | None = Field(description="state of that job")
     dry_run: bool
     evaluate_only: bool = Field(description="whether it is measured and never learned")
     files: int = Field(
@@ -87,14 +89,17 @@ class DatasetSummary(BaseModel):
     sealed_at: datetime | None = Field(description="null while shards can be added")
 
     @classmethod
-    def of(cls, dataset: DatasetRecord, job: str | None) -> Self:
-        """Create it from a record."""
+    def of(
+        cls, dataset: DatasetRecord, job: str | None = None, job_state: JobState | None = None
+    ) -> Self:
+        """Create it from a record, with the id and the state of its job."""
         return cls(
             id=dataset.id,
             model=dataset.model,
             name=dataset.name,
             pair=dataset.pair,
             job=job,
+            job_state=job_state,
             dry_run=bool(dataset.request.get("dry_run", False)),
             evaluate_only=bool(dataset.request.get("evaluate_only", False)),
             files=files_of(dataset),
@@ -140,7 +145,7 @@ class DatasetView(DatasetSummary):
         request = NewDataset.model_validate(dataset.request)
         shown = None if job is None else JobView.of(job)
         return cls(
-            **DatasetSummary.of(dataset, job.id if job else None).model_dump(),
+            **_summary(dataset, job).model_dump(),
             shards=request.shards,
             evaluation_shards=request.evaluation_shards,
             evaluation_share=request.evaluation_share,
@@ -209,7 +214,7 @@ def list_datasets(
     return page(
         found,
         seek,
-        lambda each: DatasetSummary.of(each, job_of.get(each.id)),
+        lambda each: DatasetSummary.of(each, *job_of.get(each.id, ())),
         lambda each: each.sequence,
     )
 
@@ -329,9 +334,13 @@ def _intake(context: Context, principal: Principal, posted: NewShards) -> Intake
 def _view(accepted: Accepted) -> AcceptedDataset:
     job = accepted.job
     return AcceptedDataset(
-        dataset=DatasetSummary.of(accepted.dataset, job.id if job else None),
+        dataset=_summary(accepted.dataset, job),
         job=JobView.of(job) if job else None,
     )
+
+
+def _summary(dataset: DatasetRecord, job: JobRecord | None) -> DatasetSummary:
+    return DatasetSummary.of(dataset, job.id, job.state) if job else DatasetSummary.of(dataset)
 
 
 def _location(accepted: Accepted) -> str:

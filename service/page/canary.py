@@ -12,8 +12,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
+from cmcl.contract.policy import CanaryPlan, RolloutRule
 from cmcl.pictures import Bound, Share, share_bars
-from service.api.canary import CanaryChoice, CanaryRunView, delete_canary, list_canaries, put_canary
+from service.api.canary import (
+    CanaryChoice,
+    CanaryRunView,
+    choose_canary,
+    delete_canary,
+    list_canaries,
+)
 from service.api.dependencies import ContextDep, ModelPath, Reader
 from service.api.models import read_model, read_policy
 from service.api.pagination import CursorQuery, get_number_seek
@@ -35,6 +42,7 @@ from service.page.forms import (
 )
 from service.page.rendering import PREFIX, Figure, figure, pages_of
 from service.principal import Principal
+from service.registry.promotion import canary_tag
 
 router = APIRouter(prefix=PREFIX + "/models/{model}/canary")
 
@@ -69,11 +77,13 @@ class Judgement:
     # Seconds until there are enough requests to judge it, and to promote it; None: not known, or never.
     until_judged: float | None
     until_promoted: float | None
-    # Requests in an hour, since it started.
+    # Requests in an hour, since it started or its shares changed.
     hourly: float | None
     lowest_overlap: tuple[str, float] | None
-    # Pairs without enough queries: nothing is promoted before their agreement is known.
-    unknown: list[str]
+    # Pairs without enough queries.
+    lacking: list[str]
+    # Whether a bound on agreement is set that cannot be checked yet: nothing is promoted before.
+    is_held_up: bool
 
 
 @router.get("")
@@ -112,6 +122,9 @@ def running_canary(model: str, principal: Principal, context: Context) -> Canary
 
 def _judgement(canary: CanaryRunView, now: datetime) -> Judgement:
     rule, observed = canary.rule, canary.observed
+    lacking = [pair for pair, each in observed.pairs.items() if each.queries < rule.min_requests]
+    is_bounded = rule.min_cosine is not None or rule.min_overlap is not None
+    is_held_up = is_bounded and (bool(lacking) or not observed.pairs)
     seconds = ((observed.at or now) - canary.started_at).total_seconds()
     rate = observed.requests / seconds if seconds > 0 else 0.0
 
@@ -127,19 +140,16 @@ def _judgement(canary: CanaryRunView, now: datetime) -> Judgement:
         checks=list(_checks(canary)),
         is_judged=observed.requests >= rule.min_requests,
         until_judged=until(rule.min_requests),
-        until_promoted=until(rule.promote_after),
+        until_promoted=None if is_held_up else until(_promoted_from(rule)),
         hourly=3600 * rate if rate else None,
         lowest_overlap=min(overlaps, key=lambda each: each[1], default=None),
-        unknown=_unknown(canary),
+        lacking=lacking,
+        is_held_up=is_held_up,
     )
 
 
-def _unknown(canary: CanaryRunView) -> list[str]:
-    rule = canary.rule
-    if rule.min_cosine is None and rule.min_overlap is None:
-        return []
-    pairs = canary.observed.pairs.items()
-    return [pair for pair, each in pairs if each.queries < rule.min_requests]
+def _promoted_from(rule: RolloutRule) -> int | None:
+    return None if rule.promote_after is None else max(rule.promote_after, rule.min_requests)
 
 
 def _checks(canary: CanaryRunView) -> Iterator[Check]:
@@ -197,8 +207,9 @@ class AbortForm(ReasonForm):
 
 
 class CanaryForm(ReasonForm):
-    """The plan of a canary. Shares are in percent."""
+    """The plan of a canary, and the canary that was seen (empty: none). Shares are in percent."""
 
+    seen_canary: str = ""
     version: Version
     share: Percent = 0.0
     shadow: Percent = 0.0
@@ -250,7 +261,7 @@ def start_canary(
     """Start the canary, or change its plan."""
     choice = form.choice()
     return confirmed(
-        lambda: put_canary(model, choice, principal, context, Response(), form.seen),
+        lambda: choose_canary(model, choice, principal, context, form.seen, form.seen_canary),
         lambda: see_other(request, f"models/{model}/canary", "canary-started"),
         lambda error: _canary_page(
             ActionRequest(request, principal, context), model, form.version, error
@@ -303,6 +314,7 @@ def _canary_page(
     ]
     chosen = version or next((each.version for each in offered), None)
     live = found.live_version
+    running = running_canary(model, asked.principal, asked.context)
     return asked.page(
         "confirm_canary.html",
         changed,
@@ -312,9 +324,15 @@ def _canary_page(
         comparison=compare_versions(model, live, chosen, asked.principal, asked.context)
         if live and chosen
         else None,
-        canary=running_canary(model, asked.principal, asked.context),
+        canary=running,
+        seen_canary=_tag(running) if running else "",
         is_possible=live is not None and bool(offered),
     )
+
+
+def _tag(canary: CanaryRunView) -> str:
+    plan = CanaryPlan.model_validate(canary, from_attributes=True)
+    return canary_tag(canary.revision, plan)
 
 
 def _abort_page(

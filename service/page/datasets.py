@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from cmcl.contract.modality import Frozen
+from cmcl.contract.modality import NAME_PATTERN, Frozen
 from service.api import datasets, uploads
 from service.api.datasets import AcceptedDataset, DatasetView, post_dataset
 from service.api.dependencies import ContextDep, DatasetPath, ModelPath, Reader, require_body_type
@@ -33,6 +33,8 @@ router.include_router(uploads.router, dependencies=[Depends(require_body_type)])
 # The form has their ids, and a form is small.
 MOST_FILES = 500
 _PART_BYTES = 16 << 20
+# Browsers read patterns with the flag `v`, by which a hyphen in a class must be escaped.
+_NAME_PATTERN = NAME_PATTERN.replace("-]", r"\-]")
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -132,13 +134,18 @@ class DatasetForm(Frozen):
             "pair": {"first": self.first, "second": self.second},
             "shards": _addresses(self.uploads),
             "evaluation_shards": _addresses(self.evaluation_uploads),
-            # The form has a share from the beginning; of these datasets every row is held out.
-            "evaluation_share": None if self.evaluate_only else _share(self.evaluation_share),
+            "evaluation_share": self._held_out_share(),
             "max_bad_share": _share(self.max_bad_share),
             "evaluate_only": self.evaluate_only,
             "dry_run": self.dry_run,
         }
         return validated(NewDataset, values)
+
+    def _held_out_share(self) -> float | None:
+        """The form has a share from the beginning, which does not count if other rows are held out, or all of them."""
+        if self.evaluate_only or self.evaluation_uploads:
+            return None
+        return _share(self.evaluation_share)
 
 
 @router.get("/models/{model}/post")
@@ -151,6 +158,7 @@ def dataset_form(
         request,
         "post_dataset.html",
         model=read_model(model, principal, context),
+        name_pattern=_NAME_PATTERN,
         file_bytes_max=settings.upload_bytes_max,
         part_bytes=max(SMALLEST_PART, min(_PART_BYTES, settings.upload_part_bytes_max)),
         most_files=MOST_FILES,

@@ -255,7 +255,7 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
         "Encoder",
         "The frozen model that turns raw items into features. Its identity is fixed by the first dataset.",
     ),
-    "cosine": (
+    "score": (
         "Score",
         "Cosine of the two vectors, from -1 to 1; 1 means the same direction. Scores of one version compare with each other, not with those of another version.",
     ),

@@ -103,7 +103,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     ),
     "observed": (
         "Observed requests",
-        "Requests that the canary answered, that it scored in shadow, and that failed because of it; over all replicas, since it started.",
+        "Requests that the canary answered, that it scored in shadow, and that failed because of it; over all replicas, since it started, or since its shares or the live version changed.",
     ),
     "error_share": (
         "Failed requests",
@@ -127,7 +127,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     ),
     "time_left": (
         "Until it is live",
-        "Requests that are missing until the rule promotes it, at the rate since it started.",
+        "Time until the rule promotes it, at the rate of its observed requests. Not known before each pair has enough queries, if a bound on agreement is set.",
     ),
     "share": ("Share", "Share of the callers that the canary serves, chosen by a hash."),
     "shadow": (

@@ -29,13 +29,17 @@ from service.principal import RECONCILER, Principal
 
 @dataclass(frozen=True)
 class PromotionRequest:
-    """Who asks, why, which generation they have seen (None: not stated), and the traceparent of a traced request."""
+    """Who asks, why, what they have seen (None: not stated), and the traceparent of a traced request.
+
+    `seen_canary`: the `canary_tag` of the canary that ran, empty if none did. The generation does not change with it.
+    """
 
     principal: Principal
     reason: str
     now: datetime
     seen_generation: int | None = None
     traceparent: str | None = None
+    seen_canary: str | None = None
 
 
 def lock_as_seen(connection: Connection, model: str, request: PromotionRequest) -> ModelRecord:
@@ -172,6 +176,11 @@ def get_canary(connection: Connection, model: str) -> CanaryRecord:
     return found
 
 
+def canary_tag(revision: int, plan: CanaryPlan) -> str:
+    """What identifies a canary and its plan: a change of either changes it."""
+    return f"{revision} {plan.model_dump_json()}"
+
+
 def set_canary(
     connection: Connection, model: str, version: int, plan: CanaryPlan, request: PromotionRequest
 ) -> CanaryRecord:
@@ -183,6 +192,10 @@ def set_canary(
     if current.live_version == version:
         raise Conflict(f"version {version} of {model!r} is live; choose another one")
     running = canaries.running(connection, model)
+    tag = canary_tag(running.revision, running.plan) if running else ""
+    if request.seen_canary not in (None, tag):
+        now = f"v{running.version}, as {running.actor} set it," if running else "no version"
+        raise PreconditionFailed(f"{now} is the canary of {model!r} by now; read it again")
     if running is None or running.version != version:
         return _begin_canary(connection, current, found, plan, request)
     if plan != running.plan:
@@ -287,7 +300,9 @@ def _restart_canary(
 ) -> None:
     """Continue the canary under the next revision, without observations."""
     end_canary(connection, model, canary, "changed", request)
-    canaries.add(connection, replace(canary, revision=model.live_revision + 1, observed=Observed()))
+    revision, now = model.live_revision + 1, request.now
+    continued = replace(canary, revision=revision, started_at=now, observed=Observed())
+    canaries.add(connection, continued)
 
 
 def _emit_canary(

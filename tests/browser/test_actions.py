@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, Request, Route, expect
 
 from service.states import JobState
 from tests.browser.conftest import OpenPage
@@ -148,6 +148,60 @@ def test_a_dataset_is_uploaded_and_posted(
     expect(page.locator(".notice.good")).to_contain_text("The dataset was posted")
     job = page.url.partition("?")[0].rpartition("/")[2]
     assert plane.job(job).dataset_name == "uploaded"
+
+
+def test_what_the_service_would_refuse_is_refused_before_a_byte_is_sent(
+    sample: Sample, open_page: OpenPage, tmp_path: Path
+) -> None:
+    file = tmp_path / "pairs.parquet"
+    write_shard(file, feature_table(60))
+    page, _ = open_page(sample[0])
+    page.goto(f"/ui/models/{PHOTOS.model}/post")
+    sent: list[Request] = []
+    page.on("request", lambda request: sent.append(request) if "uploads" in request.url else None)
+    name, button = page.get_by_label("Name"), page.get_by_role("button", name="Upload and post")
+    second, measure = page.get_by_label("Second modality"), page.get_by_label("Measure only")
+    page.get_by_label("Files to train on").set_input_files(file)
+    is_mismatch = "field => field.validity.patternMismatch"
+    for text, is_refused in (("Photos", True), ("-x", True), ("photos-2026", False)):
+        name.fill(text)
+        assert name.evaluate(is_mismatch) is is_refused
+    second.select_option(index=0)
+    button.click()
+    expect(page.locator("[data-status]")).to_contain_text("two different modalities")
+    second.select_option(index=1)
+    measure.check()
+    page.get_by_label("Dry run").check()
+    button.click()
+    expect(page.locator("[data-status]")).to_contain_text("either “Measure only” or “Dry run”")
+    page.get_by_label("Dry run").uncheck()
+    page.get_by_label("Held-out files").set_input_files(file)
+    button.click()
+    expect(page.locator("[data-status]")).to_contain_text("every row is held out")
+    assert sent == []
+
+
+def test_a_file_that_cannot_be_read_is_a_failure_after_which_the_form_works(
+    own_sample: Sample, open_page: OpenPage, tmp_path: Path
+) -> None:
+    page, _ = open_page(own_sample[0])
+    page.goto(f"/ui/models/{PHOTOS.model}/post")
+    page.get_by_label("Name").fill("uploaded")
+    files, button = page.get_by_label("Files to train on"), page.get_by_role("button", name="post")
+    for name in ("removed", "kept"):
+        write_shard(tmp_path / f"{name}.parquet", feature_table(60))
+    files.set_input_files(tmp_path / "removed.parquet")
+
+    def remove(route: Route) -> None:
+        (tmp_path / "removed.parquet").unlink(missing_ok=True)
+        route.continue_()
+
+    page.route("**/ui/v1/uploads", remove)
+    button.click()
+    expect(page.locator("[data-status].bad")).to_contain_text("could not be")
+    files.set_input_files(tmp_path / "kept.parquet")
+    button.click()
+    expect(page.locator(".notice.good")).to_contain_text("The dataset was posted")
 
 
 def test_without_scripts_the_page_of_uploads_names_the_command(

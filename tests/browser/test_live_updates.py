@@ -12,13 +12,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from cmcl.stack_host import Ports
 from service.page.formats import ago
 from service.states import JobState
 from tests.browser.conftest import OpenPage
-from tests.browser.sample import Names, progress_of
+from tests.browser.sample import SCENES, Names, progress_of
 from tests.browser.sample_figures import UPDATES
 from tests.browser.served_plane import ServedPlane
 
@@ -83,6 +83,31 @@ def test_the_end_of_a_job_is_shown(own_sample: Sample, open_page: OpenPage) -> N
     plane.run_to_end(job)
     assert plane.job(job).state == JobState.PUBLISHED
     expect(page.locator("main")).to_contain_text("published")
+
+
+@pytest.mark.parametrize("refused", [0, 1], ids=["at first", "after a refusal"])
+def test_events_before_a_stream_opens_are_shown(
+    own_sample: Sample, open_page: OpenPage, refused: int
+) -> None:
+    plane, _ = own_sample
+    page, record = open_page(plane)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if len(held) < refused:
+            route.fulfill(status=503)
+        held.append(route)
+
+    page.route("**/ui/stream*", hold)
+    page.goto("/ui/datasets")
+    while len(held) <= refused:
+        page.wait_for_timeout(20)
+    plane.post_dataset("meanwhile", SCENES.model)
+    expect(page.locator("main")).not_to_contain_text("meanwhile")
+    held[-1].continue_()
+    expect(page.locator("main")).to_contain_text("meanwhile")
+    if refused:
+        record.forgive("503")
 
 
 @pytest.mark.parametrize("year", [1999, 2099])

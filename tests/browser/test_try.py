@@ -60,6 +60,29 @@ def test_a_picture_finds_its_neighbours_and_a_refusal_is_shown(
     assert record.problems == []
 
 
+@pytest.mark.parametrize(("label", "typed"), [("Text", "a tram"), ("Numbers", "1 2 3")])
+def test_what_is_typed_after_a_file_was_chosen_is_searched_for(
+    plane: ServedPlane,
+    endpoint: FakeEndpoint,
+    open_page: OpenPage,
+    tmp_path: Path,
+    label: str,
+    typed: str,
+) -> None:
+    file = tmp_path / "street.png"
+    Image.new("RGB", (16, 16)).save(file)
+    page, _ = open_page(plane)
+    page.goto("/ui/try?model=scenes&modality=text")
+    page.get_by_label("Picture, sound or video").set_input_files(file)
+    expect(page.locator("img.preview")).to_be_visible()
+    page.get_by_label(label, exact=True).fill(typed)
+    expect(page.locator("img.preview")).to_have_count(0)
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#live_results")).to_contain_text("tram")
+    (body,) = endpoint.bodies(SEARCH)
+    assert "data" not in body["query"]
+
+
 def test_a_text_finds_its_neighbours_without_scripts(
     plane: ServedPlane, endpoint: FakeEndpoint, open_page: OpenPage
 ) -> None:

@@ -136,10 +136,11 @@ def of_dataset(connection: Connection, dataset: str) -> JobRecord | None:
     return None if row is None else record(row)
 
 
-def of_datasets(connection: Connection, datasets: list[str]) -> dict[str, str]:
-    """Ids of the jobs that read their rows, by dataset."""
-    query = select(jobs.c.dataset, jobs.c.id).where(jobs.c.dataset.in_(datasets), _READS_ROWS)
-    return dict(connection.execute(query).all())
+def of_datasets(connection: Connection, datasets: list[str]) -> dict[str, tuple[str, JobState]]:
+    """Id and state of the job that reads its rows, by dataset."""
+    columns = (jobs.c.dataset, jobs.c.id, jobs.c.state)
+    query = select(*columns).where(jobs.c.dataset.in_(datasets), _READS_ROWS)
+    return {dataset: (job, JobState(state)) for dataset, job, state in connection.execute(query)}
 
 
 def page(

@@ -23,7 +23,6 @@ let gathering = null;
 let losing = null;
 let isAsking = false;
 let isEnded = false;
-let wasHidden = false;
 let prepare = () => {};
 
 export function enliven(prepareParts) {
@@ -41,14 +40,8 @@ const isHidden = () => document.visibilityState === "hidden";
 
 // A hidden page holds no connection: browsers permit few per server. It catches up when it is shown.
 function follow() {
-  if (isHidden()) {
-    wasHidden = true;
-    close();
-  } else if (!source && !isEnded) {
-    if (wasHidden) ask(parts());
-    wasHidden = false;
-    open();
-  }
+  if (isHidden()) close();
+  else open();
 }
 
 function close() {
@@ -59,6 +52,8 @@ function close() {
 function open() {
   if (source || isEnded || isHidden()) return;
   source = new EventSource(document.body.dataset.stream);
+  // A new stream begins with the next event; one that is continued begins where it ended.
+  source.addEventListener("open", () => ask(parts()), { once: true });
   source.addEventListener("open", () => {
     retry = FIRST_RETRY_MILLISECONDS;
     note("stream", true);

@@ -11,6 +11,14 @@ export function offerFiles(form) {
   field.hidden = false;
   for (const note of form.querySelectorAll("[data-without-script]")) note.hidden = true;
   input.addEventListener("change", () => show(preview, input.files[0]));
+  // A file is sent instead of them, so it must not stay from before.
+  for (const name of ["text", "numbers"]) {
+    form.elements[name]?.addEventListener("input", (event) => {
+      if (!event.target.value) return;
+      input.value = "";
+      show(preview);
+    });
+  }
   // A file that misses the field must not replace the page.
   for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
   field.addEventListener("dragover", () => field.classList.add("over"));

@@ -41,28 +41,40 @@ class Sending {
 
   async run() {
     const leave = (event) => event.preventDefault();
+    addEventListener("beforeunload", leave);
     try {
       this.check();
-      addEventListener("beforeunload", leave);
       this.show(true);
       for (const { file, field } of this.files) this.ids.get(field).push(await this.upload(file));
-      removeEventListener("beforeunload", leave);
-      for (const [field, ids] of this.ids) this.form.elements[field].value = ids.join(" ");
-      this.say("Posting the dataset…");
-      // Not requestSubmit: this must not come here again.
-      HTMLFormElement.prototype.submit.call(this.form);
     } catch (error) {
-      removeEventListener("beforeunload", leave);
-      if (!(error instanceof Failure)) throw error;
+      // Also of the browser: a file that was chosen can be unreadable by now.
       const message = this.stopped || error.message;
       this.abort(message);
       this.show(false);
       this.say(message, "bad");
       this.forget();
+      return;
+    } finally {
+      removeEventListener("beforeunload", leave);
     }
+    for (const [field, ids] of this.ids) this.form.elements[field].value = ids.join(" ");
+    this.say("Posting the dataset…");
+    // Not requestSubmit: this must not come here again.
+    HTMLFormElement.prototype.submit.call(this.form);
   }
 
+  // What the service would refuse only after all bytes were sent, and attributes of fields cannot say.
   check() {
+    const { first, second, evaluate_only: isMeasured, dry_run: isDry } = this.form.elements;
+    if (first.value === second.value) {
+      throw new Failure(`A pair needs two different modalities, ${first.value} is chosen twice.`);
+    }
+    if (isMeasured.checked && isDry.checked) {
+      throw new Failure("Choose either “Measure only” or “Dry run”: a dry run reports how a dataset would be learned.");
+    }
+    if (isMeasured.checked && this.files.some(({ field }) => field === "evaluation_uploads")) {
+      throw new Failure("With “Measure only”, every row is held out: choose all files as files to train on, and no held-out files.");
+    }
     const { fileBytesMax, filesMax } = this.form.dataset;
     if (this.files.length > Number(filesMax)) {
       throw new Failure(`${this.files.length} files are chosen, permitted are ${filesMax}. The command line sends more.`);

@@ -92,6 +92,44 @@ def test_a_pair_with_too_few_queries_holds_the_promotion_up(
     )
 
 
+def test_while_the_agreement_is_unknown_no_time_is_forecast(
+    two: ControlPlane, reader: Browser
+) -> None:
+    start(two, shadow=0.25, rule={"min_requests": 10, "min_overlap": 0.8, "promote_after": 50})
+    assert "? Until it is live no request was observed yet" in text_of(reader.get(CANARY).text)
+    seen(two, answered=60)
+    text = text_of(reader.get(CANARY).text)
+    assert "? Until it is live its agreement is not known yet" in text
+    assert "each pair has 10 queries in shadow; none was observed yet." in text
+    seen(two, answered=60, shadowed=4, pairs=agreement(4, 0.99, 0.9))
+    text = text_of(reader.get(CANARY).text)
+    assert "? Until it is live its agreement is not known yet" in text
+    assert "each pair has 10 queries in shadow; image and text has fewer." in text
+    assert "No canary has ended" in text, "the judge does not promote it either"
+
+
+def test_the_forecast_counts_from_the_last_change_of_the_shares(
+    two: ControlPlane, reader: Browser
+) -> None:
+    rule = {"promote_after": 200}
+    start(two, share=0.1, rule=rule)
+    two.clock.advance(3600)
+    changed = two.clock()
+    start(two, share=0.2, rule=rule)
+    # 100 requests in 100 seconds.
+    seen(two, 100 - (two.clock() - changed).total_seconds(), answered=100)
+    text = text_of(reader.get(CANARY).text)
+    assert "1 min 40 s Until it is live at 3 600 requests an hour" in text
+
+
+def test_it_is_not_forecast_to_be_promoted_before_it_is_judged(
+    two: ControlPlane, reader: Browser
+) -> None:
+    start(two, rule={"min_requests": 120, "promote_after": 50})
+    seen(two, answered=60)
+    assert "0.0 s Until it is live" not in text_of(reader.get(CANARY).text)
+
+
 def test_until_a_person_promotes_it_no_time_is_left(two: ControlPlane, reader: Browser) -> None:
     start(two, share=0.5)
     text = text_of(reader.get(CANARY).text)

@@ -82,12 +82,25 @@ def test_uploaded_files_become_a_job(plane: ControlPlane, person: Browser, tmp_p
     assert "The same files were posted before" in again.text
 
 
+def test_with_held_out_files_every_other_row_is_trained_on(
+    plane: ControlPlane, person: Browser, tmp_path: Path
+) -> None:
+    names = ("uploads", "evaluation_uploads")
+    uploads = {name: send(person, file_of_pairs(tmp_path, prefix=name)) for name in names}
+    answer = person.post("/ui/models/scenes/post", data={**FORM, **uploads})
+    job = person.target(answer).partition("?")[0].rpartition("/")[2]
+    plane.tick_to(job, JobState.RUNNING)
+    manifest = plane.dataset_of(job).manifest
+    assert manifest is not None
+    assert (manifest.rows, manifest.evaluation_rows) == (40, 40)
+
+
 def test_held_out_files_and_a_dry_run(person: Browser, tmp_path: Path) -> None:
     uploads = {
         "uploads": send(person, file_of_pairs(tmp_path, prefix="a")),
         "evaluation_uploads": send(person, file_of_pairs(tmp_path, prefix="b")),
     }
-    form = {**FORM, **uploads, "evaluation_share": "", "max_bad_share": "5", "dry_run": "1"}
+    form = {**FORM, **uploads, "max_bad_share": "5", "dry_run": "1"}
     answer = person.post("/ui/models/scenes/post", data=form)
     assert answer.status_code == 303
     (dataset,) = person.get("/v1/datasets").json()["items"]

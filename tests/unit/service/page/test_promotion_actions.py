@@ -1,8 +1,11 @@
 """Promote, roll back, retire, and the canary, on the page."""
 
+import html
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.fakes.control_plane import ControlPlane
@@ -124,6 +127,43 @@ def test_a_canary_is_started_changed_and_aborted(person: Browser) -> None:
     answer = person.post("/ui/models/scenes/canary/abort", data={**other, "version": "2"})
     assert person.target(answer) == "/ui/models/scenes/canary?done=canary-aborted"
     assert "The model has no canary now" in person.get("/ui/models/scenes/canary/abort").text
+
+
+def canary_form(page: httpx.Response, version: int, share: int) -> dict[str, str]:
+    """The form of a canary with what its page showed."""
+    found = re.search(r'name="seen_canary" value="([^"]*)"', page.text)
+    assert found is not None, page.text
+    seen = {"seen": seen_in(page), "seen_canary": html.unescape(found[1])}
+    return {**seen, "version": str(version), "share": str(share)}
+
+
+def test_a_canary_that_was_not_seen_is_neither_aborted_nor_changed(person: Browser) -> None:
+    path = "/ui/models/scenes/canary/start"
+
+    def canary() -> tuple[int, float]:
+        running = person.get("/v1/models/scenes/canary").json()
+        return running["version"], running["share"]
+
+    opened = person.get(path)
+    assert person.post(path, data=canary_form(opened, 2, 10)).status_code == 303
+    late = person.post(path, data=canary_form(opened, 1, 20))
+    assert late.status_code == 412
+    assert "v2, as local set it, is the canary of &#39;scenes&#39; by now" in late.text
+    assert canary() == (2, 0.1)
+    # The answer shows the canary that runs, so that its form changes or replaces it.
+    opened = person.get(f"{path}?version=2")
+    assert person.post(path, data=canary_form(late, 2, 30)).status_code == 303
+    assert person.post(path, data=canary_form(opened, 2, 40)).status_code == 412
+    assert canary() == (2, 0.3)
+    opened = person.get(f"{path}?version=2")
+    rule = {**canary_form(opened, 2, 30), "min_requests": "7"}
+    assert person.post(path, data=rule).status_code == 303
+    assert person.post(path, data={**rule, "min_requests": "8"}).status_code == 412
+    opened = person.get(path)
+    assert person.request("DELETE", "/v1/models/scenes/canary").status_code == 204
+    gone = person.post(path, data=canary_form(opened, 2, 50))
+    assert gone.status_code == 412
+    assert "no version is the canary of &#39;scenes&#39; by now" in gone.text
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """Trying a model, and browsing collections: what is asked of the endpoint, and how its answers are shown."""
 
+import re
 from base64 import b64encode
 
 import pytest
 
+from service.page.explanations import EXPLANATIONS
+from service.page.measures import MEASURES
 from service.page.try_it import MOST_FILE_BYTES
 from tests.fakes.endpoint import FakeEndpoint, found
 from tests.unit.service.page.browser import Browser
@@ -36,10 +39,18 @@ def test_a_text_is_searched_for_in_a_collection(trier: Browser, endpoint: FakeEn
     assert "scenes@2" in page.text
     assert "revision 7" in page.text
     assert "0.900" in page.text
+    term = re.search(r'popovertarget="(x-\w+)">Score<', page.text)
+    assert term is not None
+    explanation = page.text.partition(f'id="{term[1]}"')[2].partition("</div>")[0]
+    assert "Cosine of the two vectors" in explanation
     assert "a red &lt;chair&gt;" in page.text
     (body,) = endpoint.bodies("/v1/collections/pictures/search")
     assert body["query"] == {"modality": "text", "text": "a red <chair>"}
     assert body["modalities"] == ["image"]
+
+
+def test_no_explanation_replaces_another_one() -> None:
+    assert not EXPLANATIONS.keys() & MEASURES.keys()
 
 
 def test_two_versions_are_shown_side_by_side(trier: Browser, endpoint: FakeEndpoint) -> None:

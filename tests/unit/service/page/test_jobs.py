@@ -1,0 +1,46 @@
+"""The page of a job: how its attempts ended."""
+
+import re
+from typing import get_args
+
+import pytest
+from sqlalchemy import update
+
+from service.database.queries.attempts import AttemptOutcome
+from service.database.tables import attempts
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.page.browser import Browser, text_of
+
+
+@pytest.fixture
+def person(plane: ControlPlane) -> Browser:
+    """A browser at a control plane without keys, with one model."""
+    return Browser(plane)
+
+
+def outcome_shown(person: Browser, job: str) -> str:
+    """The outcome of the first attempt on the page of its job."""
+    answer = person.get(f"/ui/jobs/{job}")
+    assert answer.status_code == 200, answer.text
+    found = re.search(r'id="attempt-1".*?<td>(.*?)</td>', answer.text, re.DOTALL)
+    assert found is not None
+    return text_of(found[1])
+
+
+@pytest.mark.parametrize("outcome", get_args(AttemptOutcome))
+def test_every_outcome_of_an_attempt_is_shown(
+    plane: ControlPlane, person: Browser, outcome: AttemptOutcome
+) -> None:
+    job = plane.post_dataset()
+    plane.run_to_end(job)
+    with plane.context.database.write() as connection:
+        connection.execute(update(attempts).values(outcome=outcome))
+    assert outcome_shown(person, job) == {"candidate": "wrote a candidate"}.get(outcome, outcome)
+
+
+def test_the_page_of_a_measured_job_has_its_attempt(plane: ControlPlane, person: Browser) -> None:
+    plane.run_to_end(plane.post_dataset("one"))
+    job = plane.post_dataset("views", evaluate_only=True)
+    assert plane.run_to_end(job).state == JobState.EVALUATED
+    assert outcome_shown(person, job) == "measured"
