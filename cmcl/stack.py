@@ -34,6 +34,7 @@ from cmcl.stack_host import (
     end_strays,
     last_line,
     signal_group,
+    without_interrupts,
 )
 
 # A busy machine imports torch and Ray for minutes. A part that ends is reported at once.
@@ -90,8 +91,7 @@ class LocalStack:
         self._lock: FolderLock | None = None
         self._token = secrets.token_hex(16)
         self._ranks_starter: subprocess.Popen[bytes] | None = None
-        # Short, because the path of a Unix socket may have 107 characters at most. Ray may still be
-        # writing there when it is ended. Private (0700), as `tempfile` makes it.
+        # Short: the path of a Unix socket has 107 characters at most. Ray may write there until its end. Mode 0700.
         self._sockets = tempfile.TemporaryDirectory(prefix="cmcl-", ignore_cleanup_errors=True)
         self.proxy_folder.mkdir()
 
@@ -178,9 +178,8 @@ class LocalStack:
             "ray",
             [
                 *(str(program), "start", "--head", "--block", "--disable-usage-stats"),
-                # Its own folder: the common one has the address of the Ray that started
-                # last, and the jobs of every other Ray on the machine would go there. Ray gives it the
-                # mode 0777, so it lies in one that is private.
+                # Its own folder: the common one has the address of the Ray that started last, and the jobs of every
+                # other Ray on the machine would go there. Ray gives it the mode 0777, so it lies in a private one.
                 f"--temp-dir={self._sockets.name}/ray",
                 *(f"--node-ip-address={HOST}", f"--port={self.ports.ray}"),
                 *(f"--dashboard-port={self.ports.dashboard}", "--include-dashboard=true"),
@@ -263,6 +262,7 @@ class LocalStack:
         signal_group(process, signal.SIGKILL)
         process.wait()
 
+    @without_interrupts()
     def stop(self) -> None:
         """End all parts, the last started first."""
         if self._ranks_starter is not None:

@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +19,7 @@ HOST = "127.0.0.1"
 # by itself: any of theirs may be taken again before the process that it is meant for has started.
 _PORTS = range(20_000, 30_000)
 _TAIL_BYTES = 16384
+_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _RAY_LOST_A_PROCESS = "Ray subprocesses exited unexpectedly:"
 
 
@@ -178,3 +181,20 @@ def last_line(log: Path, start: int) -> str:
     # Ray names the process that ended, and says last that it ends the others.
     named = [after for line, after in pairwise(printed) if line.endswith(_RAY_LOST_A_PROCESS)]
     return named[-1] if named else printed[-1]
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Ignore the signals that would end this process, so that what it started is stopped to the end.
+
+    Another thread than the main one may not, and is not interrupted.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in _ENDING}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from rich.text import Text
 
 from cmcl.cli.apply_file import read_file
-from cmcl.cli.apply_plan import Change, CreatedTwice, Plan, Secret, plan_changes
+from cmcl.cli.apply_plan import Change, Plan, Secret, plan_changes
 from cmcl.cli.console import print_json, stderr, stdout
-from cmcl.cli.errors import CommandError
+from cmcl.cli.errors import CommandError, CreatedTwice, NotRemoved
 from cmcl.cli.options import DEFAULT_URL, AsJson, Url, Yes
 from cmcl.client import Client, CmclError
 
@@ -128,6 +128,8 @@ def _keep_and_check(client: Client, change: Change, secret: Secret, kept: TextIO
         change.check(client, secret["id"])
     except CreatedTwice:
         _take_back(kept, change, secret["id"], start)
+        raise
+    except NotRemoved:
         raise
     except CmclError as error:
         raise _Unchecked(

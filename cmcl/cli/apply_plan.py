@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from cmcl.cli.apply_file import DesiredState, KeyEntry, ModelEntry, WebhookEntry
+from cmcl.cli.errors import CreatedTwice, NotRemoved
 from cmcl.client import ApiKey, Client, CmclError, InvalidArgument, Model, Webhook
 from cmcl.contract.access import KEY_PATTERN, key_id
 from cmcl.contract.policy import GatePolicy
@@ -29,10 +30,6 @@ Secret = dict[str, str]
 _DEFAULT_OWNER = "default"
 # The revision of a new model's policy.
 _FIRST_REVISION = 1
-
-
-class CreatedTwice(CmclError):
-    """Someone else created the same at the same time, and what was created here is removed."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +311,9 @@ def _give_way(created: set[str], made: str, remove: Callable[[str], None]) -> No
     try:
         remove(made)
     except CmclError as error:
-        raise CmclError(f"{found}, and {made} could not be removed ({error}): remove it") from error
+        raise NotRemoved(
+            f"{found}, and {made} could not be removed ({error}): remove it"
+        ) from error
     raise CreatedTwice(f"{found}, so {made}, which was created here, was removed")
 
 

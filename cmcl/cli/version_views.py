@@ -64,7 +64,9 @@ def matrix(rows: list[EvaluationRow], names: Mapping[str, str]) -> RenderableTyp
         learned_here = "-" if row.learned is None else names.get(row.learned, row.learned)
         lines.append([Text(str(row.version)), Text(learned_here), *cells])
     legend = " ".join(_COUNTS[each] for each in dict.fromkeys(counts.values()))
-    title = "recall at 1 in % (points since learned)"
+    # Of more than a hundred versions, not all rows are there.
+    since = "learned" if rows[0].version == 1 else f"version {rows[0].version} or learned"
+    title = f"recall at 1 in % (points since {since})"
     return Group(Grid(headings, lines, title), Text(legend, style="dim"))
 
 

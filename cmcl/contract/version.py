@@ -242,7 +242,7 @@ class VersionReport(Frozen):
     )
     not_evaluated: dict[str, str] = Field(
         default={},
-        exclude_if=lambda reasons: not reasons,
+        exclude_if=lambda reasons: not reasons,  # The previous release rejects unknown fields.
         description="reason, by earlier dataset whose held-out rows are missing or damaged in the store",
     )
     evaluation_only: tuple[MeasuredDataset, ...] = Field(

@@ -106,7 +106,7 @@ class Published:
 
 
 def unique_names(datasets: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """By id: names, with the id where a dataset before it has the same name. So no series changes its name later."""
+    """By id: names, with the id where a dataset before it has the same name. A later dataset renames none before it."""
     found: dict[str, str] = {}
     names: set[str] = set()
     for dataset, name in datasets:

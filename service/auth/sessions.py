@@ -147,7 +147,7 @@ class Sessions:
         return record
 
     def current(self, session: SessionRecord) -> list[SessionRecord]:
-        """Valid sessions that this one may end, newest first: with `admin`, all of its owner."""
+        """Valid sessions that this one may end, the newest first of each owner: with `admin`, all of its owner."""
         condition = _may_end(session)
         with self._database.read() as connection:
             return sessions.current(connection, condition, self._clock(), _MOST_LISTED)

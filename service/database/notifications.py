@@ -65,7 +65,7 @@ class Listener:
     def close(self) -> None:
         """End listening, also on a connection that is lost."""
         connection, self._connection = self._connection, None
-        if connection is not None:
+        if connection is not None and not connection.invalidated:
             # The driver's own, without a rollback, which a lost connection would refuse.
             driver: Any = connection.connection.dbapi_connection
             driver.close()

@@ -203,10 +203,12 @@ class BackupWriter(PeriodicLoop):
         things = sorted({(entry.kind, entry.name) for entry in entries})
         with ThreadPoolExecutor(_THREADS) as threads:
             failures = dict(zip(things, threads.map(self._try_to_write, things), strict=True))
-        failed = {thing for thing, error in failures.items() if error is not None}
-        written = [entry for entry in entries if (entry.kind, entry.name) not in failed]
-        if written:
-            self._settle(written, sorted(failures.keys() - failed))
+        # Of a record that failed, one entry is enough: more would keep those of others out of the next round.
+        newest = {(entry.kind, entry.name): entry for entry in entries}
+        kept = [newest[thing] for thing, error in failures.items() if error is not None]
+        settled = [entry for entry in entries if entry not in kept]
+        if settled:
+            self._settle(settled, [thing for thing, error in failures.items() if error is None])
         for error in filter(None, failures.values()):
             raise error
         return len(entries) == _AT_ONCE

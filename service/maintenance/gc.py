@@ -226,13 +226,16 @@ def _sweep_model(context: Context, model: str) -> None:
     now = context.clock()
     with context.database.read() as connection:
         protected = maintenance.protected_datasets(connection, now - GRACE)
-        datasets = maintenance.datasets_of(connection, model) - protected
+        found = maintenance.datasets_of(connection, model)
+    datasets = found - protected
     prefixes = [layout.model_prefix(model), *map(layout.dataset_prefix, sorted(datasets))]
     # A list: a prefix that fails must not keep the others.
     removed = [remove_all(context.store, prefix) for prefix in prefixes]
     if all(removed):
         with context.database.write() as connection:
             maintenance.mark_datasets_swept(connection, datasets, now)
+            # Removed once no version of another model has them.
+            maintenance.mark_datasets_deleted(connection, found & protected, now)
             maintenance.mark_model_swept(connection, model, now)
 
 

@@ -100,8 +100,11 @@ def test_events_before_a_stream_opens_are_shown(
 
     page.route("**/ui/stream*", hold)
     page.goto("/ui/datasets")
-    while len(held) <= refused:
+    for _ in range(1500):
+        if len(held) > refused:
+            break
         page.wait_for_timeout(20)
+    assert len(held) > refused
     plane.post_dataset("meanwhile", SCENES.model)
     expect(page.locator("main")).not_to_contain_text("meanwhile")
     held[-1].continue_()

@@ -75,7 +75,7 @@ def test_a_lost_connection_is_replaced_and_what_was_missed_is_found(
     loop.step(stop)
     with database.write() as connection:
         connection.exec_driver_sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
             "WHERE datname = current_database() AND query LIKE 'LISTEN%%'"
         )
     with pytest.raises(DatabaseUnavailable) as lost:

@@ -25,9 +25,10 @@ from workers.inspect.versions import check_modality, find_version
 from workers.methods.method import TrainingContext
 from workers.methods.nullspace import protected_moments
 from workers.methods.registry import method_for
-from workers.model.heads import ModalityHeads, with_new_modalities
+from workers.model.heads import ModalityHeads, unit_rows, with_new_modalities
 from workers.model.rows import PairedRows
 from workers.nullspace.capacity import HeadMoments, Preflight, preflight
+from workers.nullspace.closed_form import NO_VARIANCE
 from workers.nullspace.mask import product_mask
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.nullspace.subspace import EigenBasis
@@ -37,7 +38,7 @@ from workers.storage.object_store import ObjectStore
 from workers.storage.shard_checks import ShardChecker
 from workers.storage.shards import FEATURES, download
 from workers.train.data.rows import HeldRows
-from workers.train.learn import ModelState
+from workers.train.learn import ModelState, no_variance
 from workers.train.run import Run
 from workers.train.sums import conditioned, prepared_rows
 from workers.train.versions import read_heads, read_memory, read_method_state
@@ -134,7 +135,7 @@ def _of_sample(
 ) -> DatasetOutlook:
     pair = ModalityPair(first=outlook.pair[0], second=outlook.pair[1])
     found = _findings(spec, pair, sample.rows)
-    refusals = (*outlook.refusals, *_refused_by_training(spec, sample.of))
+    refusals = (*outlook.refusals, *_refused_by_training(spec, pair, sample.rows, sample.of))
     advice = (
         *sample.advice,
         *(f"{name}: {words}" for name, one in found.items() for words in one.advice),
@@ -175,7 +176,14 @@ def _findings(spec: ModelSpec, pair: ModalityPair, rows: PairedRows) -> dict[str
     return {modality: check_rows(raw_BF, spec.widths[modality]) for modality, raw_BF in sides}
 
 
-def _refused_by_training(spec: ModelSpec, rows: int) -> Iterator[str]:
+def _refused_by_training(
+    spec: ModelSpec, pair: ModalityPair, sample: PairedRows, rows: int
+) -> Iterator[str]:
+    for modality, raw_BF in zip(pair.modalities, (sample.first_NI, sample.second_NJ), strict=True):
+        unit_BF = unit_rows(raw_BF).double()
+        variance = float((unit_BF - unit_BF.mean(0)).square().sum(1).mean())
+        if variance <= NO_VARIANCE:
+            yield no_variance(modality, variance)
     batch = spec.training.batch_size
     if rows < batch:
         yield (

@@ -210,4 +210,4 @@ def _advice_on_content(found: Findings) -> Iterator[str]:
             "nothing: is the encoder set up as it was meant to be?"
         )
     if found.rank_one:
-        yield "All rows are multiples of one row: a head can learn one direction from them."
+        yield "All rows are multiples of one row: at unit length there are at most two different ones."

@@ -105,17 +105,15 @@ class PairMoments:
             _add_products(self.cross_IJ, first_BI, second_BJ),
         )
 
-    def moved(self, first_I: Tensor, second_J: Tensor) -> "PairMoments":
-        """The moments of rows x + s, from these of rows x whose last column is the constant 1; float64.
+    def move_(self, first_I: Tensor, second_J: Tensor) -> None:
+        """Make these the moments of rows x + s, in place; the last column of rows x is the constant 1.
 
         With e the unit vector of the constant, x + s = T x for T = I + s eᵀ, so each sum S becomes T_u S T_vᵀ.
         """
         first_I, second_J = first_I.to(self.first.sum_II), second_J.to(self.second.sum_II)
-        return PairMoments(
-            replace(self.first, sum_II=_moved(self.first.sum_II, first_I, first_I)),
-            replace(self.second, sum_II=_moved(self.second.sum_II, second_J, second_J)),
-            _moved(self.cross_IJ, first_I, second_J),
-        )
+        _move_(self.first.sum_II, first_I, first_I)
+        _move_(self.second.sum_II, second_J, second_J)
+        _move_(self.cross_IJ, first_I, second_J)
 
     def cpu(self) -> "PairMoments":
         """The same on the host."""
@@ -173,10 +171,10 @@ def _add_products(total_IJ: Tensor, left_BI: Tensor, right_BJ: Tensor) -> Tensor
     return total_IJ
 
 
-def _moved(sum_IJ: Tensor, first_I: Tensor, second_J: Tensor) -> Tensor:
+def _move_(sum_IJ: Tensor, first_I: Tensor, second_J: Tensor) -> None:
     """(I + s eᵀ) S (I + e tᵀ): the last row of S is Σ of the second side, its last column Σ of the first."""
-    sum_IJ = sum_IJ + torch.outer(first_I, sum_IJ[-1])
-    return sum_IJ + torch.outer(sum_IJ[:, -1], second_J)
+    sum_IJ.addr_(first_I, sum_IJ[-1].clone())
+    sum_IJ.addr_(sum_IJ[:, -1].clone(), second_J)
 
 
 def _zeros(rows: int, columns: int, device: torch.device | None) -> Tensor:

@@ -82,7 +82,7 @@ class EncoderActor:
 
 @contextmanager
 def _counted(name: str, batch: str) -> Iterator[None]:
-    """Count on this node's disk how often the process ended while a batch was encoded, and refuse the batch then.
+    """Count on this node's disk how often the process ended or failed while a batch was encoded, and refuse it then.
 
     To their senders, batches that waited in the process, perhaps of other owners, have failed in the same way.
     """
@@ -91,16 +91,12 @@ def _counted(name: str, batch: str) -> Iterator[None]:
     if ends >= _MOST_ENDS:
         path.unlink(missing_ok=True)
         raise EncoderUnusable(
-            f"encoder {name!r} ended {ends} times while it encoded {batch}. An item may need more memory than "
-            "its process has: leave it out, or give the encoder a smaller max_batch or more memory"
+            f"encoder {name!r} ended or failed {ends} times while it encoded {batch}. An item may need more memory than "
+            "its process or its GPU has: leave it out, or give the encoder a smaller max_batch or more memory"
         )
     with path.open("ab") as file:
         file.write(b".")
-    try:
-        yield
-    except Exception:  # Not SystemExit, with which a process ends.
-        path.unlink(missing_ok=True)
-        raise
+    yield
     path.unlink(missing_ok=True)
 
 

@@ -130,10 +130,11 @@ class EncoderPools:
             pool = self._grown(key, spec, min(spec.actors, max(units, 1)), check)
             with self._lock:
                 pool.leases += 1
+            leased = LeasedEncoder(spec, pool.identity, tuple(pool.actors))
         finally:
             starting.release()
         try:
-            yield LeasedEncoder(spec, pool.identity, tuple(pool.actors))
+            yield leased
         finally:
             with self._lock:
                 pool.leases -= 1
@@ -193,10 +194,12 @@ class EncoderPools:
     def _is_alive(self, pool: _Pool, check: Callable[[str], None]) -> bool:
         """Forget the actors that have ended, and return whether one of the others answers.
 
-        One that restarts or encodes does so later.
+        Those of a pool that other datasets use are not asked: they would answer after their batches.
         """
         for name in [name for name in pool.actors if not _exists(name)]:
             del pool.actors[name]
+        if pool.leases:
+            return bool(pool.actors)
         calls = [actor.start.remote() for actor in pool.actors.values()]
         while calls:
             call = self._first(pool.spec, calls, check)

@@ -251,11 +251,16 @@ def _check_that_sides_vary(pair: ModalityPair, moments: PairMoments) -> None:
         # Of x̃ = [x, 1]: tr E x xᵀ − |E x|².
         variance = float(mean_II.diagonal()[:-1].sum() - mean_II[:-1, -1].square().sum())
         if variance <= NO_VARIANCE:
-            raise NothingToLearn(
-                f"all rows of the dataset have the same feature of {modality!r}, to rounding (at unit length their "
-                f"variance is {max(variance, 0.0):.1g}, and has to be above {NO_VARIANCE:g}): check the column, or "
-                "scale or centre features of which one entry is far larger than the rest"
-            )
+            raise NothingToLearn(no_variance(modality, variance))
+
+
+def no_variance(modality: str, variance: float) -> str:
+    """Say that a dataset with such a side is refused."""
+    return (
+        f"all rows of the dataset have the same feature of {modality!r}, to rounding (at unit length their "
+        f"variance is {max(variance, 0.0):.1g}, and has to be above {NO_VARIANCE:g}): check the column, or "
+        "scale or centre features of which one entry is far larger than the rest"
+    )
 
 
 def _resumed(before: ModelState, task: Task, run: Run, saved: Tensors) -> StartState:

@@ -83,8 +83,9 @@ def summed_halves(
             rests = half.first_NI.sub_(shifts[0]), half.second_NJ.sub_(shifts[1])
             totals[number] = totals[number].add_rows_(*rests)
     if shifts is not None:
-        # Of this rank alone: another one has another shift.
-        totals = [total.moved(*shifts) for total in totals]
+        for total in totals:
+            # Of this rank alone: another one has another shift.
+            total.move_(*shifts)
     first, second = (all_reduce_pair_moments(total.cpu(), run.here) for total in totals)
     return first, second
 

@@ -22,7 +22,7 @@ from cmcl.client.types import (
 from cmcl.client.versions import Candidate
 from cmcl.client.wire import Request, T, given, posted_reason, read, segment
 
-# For which a wait goes on while the control plane is unavailable.
+# Seconds of an outage of the control plane that a wait outlasts.
 _LONGEST_OUTAGE = 3600.0
 
 

@@ -4,7 +4,7 @@ A job is marked swept like it is moved: against the revision that was read. So a
 first, and nothing is removed, or finds that it is too late.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -205,15 +205,21 @@ def versions_with(connection: Connection, dataset: str) -> list[VersionRecord]:
     return found
 
 
-def mark_datasets_swept(connection: Connection, names: Iterable[str], now: datetime) -> None:
+def mark_datasets_swept(connection: Connection, names: Collection[str], now: datetime) -> None:
     """Mark datasets swept: the files that only their jobs needed are removed."""
-    swept = list(names)
     connection.execute(
         update(datasets)
-        .where(datasets.c.id.in_(swept), datasets.c.swept_at.is_(None))
+        .where(datasets.c.id.in_(names), datasets.c.swept_at.is_(None))
         .values(swept_at=now)
     )
-    backup.enqueue(connection, "dataset", *swept)
+    backup.enqueue(connection, "dataset", *names)
+
+
+def mark_datasets_deleted(connection: Connection, names: Collection[str], now: datetime) -> None:
+    """Mark datasets deleted whose model is gone, so that their files are removed once no version needs them."""
+    still = and_(datasets.c.id.in_(names), datasets.c.deleted_at.is_(None))
+    connection.execute(update(datasets).where(still).values(deleted_at=now, swept_at=None))
+    backup.enqueue(connection, "dataset", *names)
 
 
 def deleted_models(connection: Connection, before: datetime, limit: int) -> list[str]:

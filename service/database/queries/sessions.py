@@ -53,7 +53,7 @@ def find(connection: Connection, session: str) -> SessionRecord | None:
 def current(
     connection: Connection, where: Condition, now: datetime, limit: int
 ) -> list[SessionRecord]:
-    """Valid sessions that meet a condition (`of_owner`, `of_holder`), newest first."""
+    """Valid sessions that meet a condition (`of_owner`, `of_holder`), the operator's own first, then newest first."""
     is_current = and_(
         where,
         sessions.c.revoked_at.is_(None),

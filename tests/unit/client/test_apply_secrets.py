@@ -11,7 +11,7 @@ import pytest
 from cmcl import Client, CmclError
 from cmcl.cli import apply_plan
 from cmcl.cli.apply_file import read_file
-from cmcl.cli.errors import Exit
+from cmcl.cli.errors import CreatedTwice, Exit
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.either import in_process
@@ -152,7 +152,7 @@ def test_of_two_people_who_create_the_same_one_creates_it(
         made, twin = first.make(client), second.make(client)
         assert made
         assert twin
-        with pytest.raises(apply_plan.CreatedTwice, match=twin["id"]):
+        with pytest.raises(CreatedTwice, match=twin["id"]):
             first.check(client, made["id"])
         second.check(client, twin["id"])
     assert active() == {twin["id"]}

@@ -31,7 +31,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from cmcl.cli import main
 sys.exit(main())
 """
-# `cmcl up` with one part, which prints its number, and waits in its start if it is told so.
+# `cmcl up` with one part, which prints its number, and waits in its start if its argument says so.
 UP = """
 import signal, sys, time
 from cmcl.stack import LocalStack
@@ -45,6 +45,25 @@ def start(stack):
 LocalStack.start = start
 from cmcl.cli import main
 sys.exit(main(["up", "--folder", sys.argv[2], "--json"]))
+"""
+# Stops a stack whose part does not end by itself, and says when the stop has begun.
+STOP = """
+import sys
+from pathlib import Path
+from cmcl import stack
+from cmcl.stack_host import Ports
+
+def announced(process, ending, signal_group=stack.signal_group):
+    print("stopping", flush=True)
+    signal_group(process, ending)
+
+stack.signal_group = announced
+made = stack.LocalStack(Path(sys.argv[1]), Ports.free())
+made.prepare_folder()
+code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+made._spawn("part", [sys.executable, "-c", code])
+print(made.processes["part"].pid, flush=True)
+made.stop()
 """
 PAGE = (Path(__file__).parents[3] / "docs" / "client.md").read_text()
 
@@ -144,6 +163,20 @@ def test_no_part_outlives_a_stack_whose_terminal_closes_or_that_is_interrupted(
         running.send_signal(ending)
         running.send_signal(ending)
         assert running.wait(30) == (Exit.INTERRUPTED if state == "starting" else Exit.OK)
+    assert not Path(f"/proc/{part}").exists()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_not_interrupted(tmp_path: Path, ending: signal.Signals) -> None:
+    stopping = subprocess.Popen(
+        [sys.executable, "-c", STOP, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    with stopping:
+        assert stopping.stdout is not None
+        part = int(stopping.stdout.readline())
+        assert stopping.stdout.readline() == "stopping\n"
+        stopping.send_signal(ending)
+        assert stopping.wait(30) == 0
     assert not Path(f"/proc/{part}").exists()
 
 

@@ -115,7 +115,7 @@ def test_an_item_that_ends_every_encoder_fails_its_dataset_and_no_other(
 ) -> None:
     write_rows(ground, "deadly.jsonl", DEADLY)
     message = (
-        r"encoder 'words' ended 3 times while it encoded batch 1 of text of rows 2048 to 2499 of .*"
+        r"encoder 'words' ended or failed 3 times while it encoded batch 1 of text of rows 2048 to 2499 of .*"
         r"deadly.jsonl of dataset ds-a\. An item may need more memory"
     )
     tries = []

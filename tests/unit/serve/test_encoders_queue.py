@@ -42,8 +42,8 @@ class Queue:
         self.encoder.go.set()
 
     async def until_read(self) -> None:
-        """Wait until all earlier requests, of up to three items, wait for a pass: they are read in turns."""
-        assert await self.ask("a", "a", "a", "bad") == Unreadable(3, "it is bad")
+        """Wait until all earlier requests wait for a pass: requests are read one after another."""
+        assert await self.ask("bad") == Unreadable(0, "it is bad")
 
     async def until_passes(self, count: int) -> None:
         while len(self.encoder.passes) < count:
@@ -87,19 +87,21 @@ def test_a_pass_has_no_more_items_than_it_may() -> None:
         await queue.until_read()
         queue.release()
         await asyncio.gather(first, *others)
-        # The shorter ones were read earlier.
-        assert queue.encoder.passes == [["a"], ["d", "c", "c"], ["b", "b", "b"]]
+        assert queue.encoder.passes == [["a"], ["b", "b", "b"], ["c", "c", "d"]]
 
     run(main())
 
 
+FILES = LENGTHS.model_copy(update={"takes": "image"})
+
+
 class Reading:
-    """A queue whose items are read one at a time, each after `step`. `read`: those that were begun."""
+    """A queue of files, which are read one at a time, each after `step`. `read`: those that were begun."""
 
     def __init__(self) -> None:
         self.read: list[str] = []
         self._begun, self._may_end = threading.Semaphore(0), threading.Semaphore(0)
-        self._queue = EncoderQueue(LengthEncoder(), self._read, LENGTHS, lambda *_: None)
+        self._queue = EncoderQueue(LengthEncoder(), self._read, FILES, lambda *_: None)
 
     def ask(self, *raw: str) -> "asyncio.Task[Encoded]":
         return asyncio.ensure_future(self._queue.encode(raw))
