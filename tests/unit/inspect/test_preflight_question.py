@@ -116,6 +116,15 @@ def test_heads_that_are_solved_from_moments_are_never_full(tmp_path: Path) -> No
     assert not [words for words in found.advice if "blocked" in words or "After this" in words]
 
 
+def test_a_side_that_does_not_vary_is_refused_as_the_job_would(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    first, second = features("x_vt", 7)
+    path = tmp_path / "still.parquet"
+    write_part(path, (first, np.ones_like(second) * second[:1]))
+    assert any("have the same feature of 't'" in each for each in outlook(store, path).refusals)
+
+
 def test_two_shards_count_as_one_dataset(store: ObjectStore, tmp_path: Path) -> None:
     whole = pq.read_table(shard_file(tmp_path, "x_vt", 7))
     for name, part in (("a", whole.slice(0, 40)), ("b", whole.slice(40))):
