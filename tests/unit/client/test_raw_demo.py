@@ -76,7 +76,8 @@ class FakeClient:
         about = {"state": state, "attempt": 1, "created_at": AT, "state_changed_at": AT}
         return Job.model_validate({**names, **about, **fields})
 
-    def watch(self, _job: str, on_change: Callable[[Job], None]) -> Job:
+    def watch(self, _job: str, on_change: Callable[[Job], None], timeout: float) -> Job:
+        assert timeout == float("inf")
         state = self.states.pop(0)
         ended = self._job(state, message="no disk")
         on_change(ended)
