@@ -48,7 +48,7 @@ sys.exit(main(["up", "--folder", sys.argv[2], "--json"]))
 """
 # Stops a stack whose part does not end by itself, and says when the stop has begun.
 STOP = """
-import sys
+import sys, time
 from pathlib import Path
 from cmcl import stack
 from cmcl.stack_host import Ports
@@ -60,8 +60,10 @@ def announced(process, ending, signal_group=stack.signal_group):
 stack.signal_group = announced
 made = stack.LocalStack(Path(sys.argv[1]), Ports.free())
 made.prepare_folder()
-code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-made._spawn("part", [sys.executable, "-c", code])
+ignoring = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True)"
+made._spawn("part", [sys.executable, "-c", f"import signal, time; {ignoring}; time.sleep(60)"])
+while "ready" not in made.log("part").read_text():
+    time.sleep(0.01)
 print(made.processes["part"].pid, flush=True)
 made.stop()
 """
