@@ -234,8 +234,8 @@ def _sweep_model(context: Context, model: str) -> None:
     if all(removed):
         with context.database.write() as connection:
             maintenance.mark_datasets_swept(connection, datasets, now)
-            # Removed once no version of another model has them.
-            maintenance.mark_datasets_deleted(connection, found & protected, now)
+            # Another model that unlearned them did not mark them while this one had them.
+            maintenance.mark_unlearned_deleted(connection, found & protected, now)
             maintenance.mark_model_swept(connection, model, now)
 
 

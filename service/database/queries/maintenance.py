@@ -215,10 +215,11 @@ def mark_datasets_swept(connection: Connection, names: Collection[str], now: dat
     backup.enqueue(connection, "dataset", *names)
 
 
-def mark_datasets_deleted(connection: Connection, names: Collection[str], now: datetime) -> None:
-    """Mark datasets deleted whose model is gone, so that their files are removed once no version needs them."""
-    still = and_(datasets.c.id.in_(names), datasets.c.deleted_at.is_(None))
-    connection.execute(update(datasets).where(still).values(deleted_at=now, swept_at=None))
+def mark_unlearned_deleted(connection: Connection, names: Collection[str], now: datetime) -> None:
+    """Mark those deleted that were unlearned, so that their files are removed once no version needs them."""
+    unlearned = exists().where(jobs.c.dataset == datasets.c.id, jobs.c.kind == "unlearn")
+    due = and_(datasets.c.id.in_(names), datasets.c.deleted_at.is_(None), unlearned)
+    connection.execute(update(datasets).where(due).values(deleted_at=now, swept_at=None))
     backup.enqueue(connection, "dataset", *names)
 
 

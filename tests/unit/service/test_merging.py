@@ -79,34 +79,22 @@ def test_what_was_merged_can_be_unlearned(branched: ControlPlane) -> None:
     assert names(branched, "site") == ["one", "three"]
 
 
-def test_what_was_merged_outlives_the_other_model(branched: ControlPlane) -> None:
-    merged(branched, "site@2")
-    three = branched.versions()[-1].manifest.learned[-1].dataset
-    assert delete(branched, "/v1/models/site").status_code == 204
-    for _ in range(3):
-        branched.clock.advance(2 * 3600)
-        sweep(branched)
-    assert not any(branched.store.keys("models/site/"))
-    assert any(branched.store.keys(layout.dataset_moments(three)))
-    unlearned(branched, three, model="scenes")
-    delete(branched, "/v1/models/scenes/versions/3")
-    branched.tick(3)
-    sweep(branched)
-    assert not any(branched.store.keys(layout.dataset_prefix(three)))
-
-
-def test_what_was_unlearned_after_a_merge_stays_as_long_as_a_version_with_it_can_be_branched(
-    branched: ControlPlane,
+@pytest.mark.parametrize("is_unlearned_first", [False, True])
+def test_what_was_merged_outlives_the_other_model_as_long_as_a_version_with_it_can_be_branched(
+    branched: ControlPlane, is_unlearned_first: bool
 ) -> None:
     merged(branched, "site@2")
     three = branched.versions()[-1].manifest.learned[-1].dataset
-    unlearned(branched, three, model="scenes")
+    if is_unlearned_first:
+        unlearned(branched, three, model="scenes")
     assert delete(branched, "/v1/models/site").status_code == 204
     for _ in range(3):
         branched.clock.advance(2 * 3600)
         sweep(branched)
     assert not any(branched.store.keys("models/site/"))
     assert any(branched.store.keys(layout.dataset_moments(three)))
+    if not is_unlearned_first:
+        unlearned(branched, three, model="scenes")
     delete(branched, "/v1/models/scenes/versions/3")
     branched.tick(3)
     sweep(branched)
