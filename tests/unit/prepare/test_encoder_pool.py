@@ -1,7 +1,6 @@
-"""Pools of encoders: a lease ends, whatever happens to the actors."""
+"""Pools of encoders: a lease ends also if its actors do not answer."""
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareRequest
 from tests.fakes.preparation import Ground
 from tests.fakes.ray_actors import Actors
+from tests.unit.prepare.test_prepare_server import steps_until
 from workers.encoders.port import EncoderUnusable
 from workers.prepare import encoder_pool
 from workers.prepare.encoder_pool import EncoderPools
@@ -36,16 +36,6 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Actors]:
 @pytest.fixture
 def ground(tmp_path: Path) -> Ground:
     return Ground(LocalStore(tmp_path / "store"), tmp_path / "theirs", MODEL)
-
-
-def steps_until(server: PrepareServer, condition: Callable[[], object]) -> None:
-    pause = threading.Event()
-    for _ in range(int(WAIT / 0.01)):
-        server.step()
-        if condition():
-            return
-        pause.wait(0.01)
-    raise AssertionError("it did not happen")
 
 
 def test_a_cancelled_dataset_whose_encoder_never_answers_gives_its_place_back(

@@ -4,13 +4,12 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
-import pytest
 from sqlalchemy import func, select
 
 from cmcl.contract.policy import GatePolicy
+from service.database.queries import backup
 from service.database.tables import backup_outbox
-from service.maintenance import backup
-from service.maintenance.backup import BackupWriter, Record, write
+from service.maintenance.backup import BackupWriter
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash, CrashingDatabase, CrashingStore, FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore
@@ -56,24 +55,15 @@ def test_an_unavailable_store_is_caught_up_with_later(plane: ControlPlane) -> No
     assert plane.store.read(layout.model_record("new"))
 
 
-def test_a_record_that_cannot_be_written_holds_no_other(
-    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backup, "_AT_ONCE", 3)
+def test_a_record_that_cannot_be_written_holds_no_other(plane: ControlPlane) -> None:
     plane.create_model("new")
     plane.create_model("odd")
-    for drift in (0.1, 0.2, 0.3, 0.4):
-        assert (
-            plane.client.put("/v1/models/odd/policy", json={"max_drift": drift}).status_code < 300
-        )
+    with plane.context.database.write() as connection:
+        # More than are read at once.
+        for _ in range(500):
+            backup.enqueue(connection, "model", "odd")
     plane.create_model("newer")
-
-    def encode(record: Record) -> bytes:
-        if record.name == "odd":
-            raise ValueError("on purpose")
-        return write(record)
-
-    monkeypatch.setattr(backup, "write", encode)
+    plane.store.broken = layout.model_record("odd")
     recorder = BackupWriter(plane.context)
     for _ in range(8):
         assert not recorder.round()
