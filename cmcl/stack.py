@@ -179,7 +179,7 @@ class LocalStack:
             [
                 *(str(program), "start", "--head", "--block", "--disable-usage-stats"),
                 # Its own folder: the common one has the address of the Ray that started last, and the jobs of every
-                # other Ray on the machine would go there. Ray gives it the mode 0777, so it lies in a private one.
+                # other Ray on the machine would go there. Ray gives it the mode 0777, so it is in a private one.
                 f"--temp-dir={self._sockets.name}/ray",
                 *(f"--node-ip-address={HOST}", f"--port={self.ports.ray}"),
                 *(f"--dashboard-port={self.ports.dashboard}", "--include-dashboard=true"),

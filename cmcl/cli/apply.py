@@ -179,7 +179,7 @@ def _keep(file: TextIO, secret: Secret) -> int:
 
 
 def _take_back(file: TextIO, change: Change, made: str, start: int) -> None:
-    """Remove the line of a secret that is of no use any more."""
+    """Remove the line of a secret whose key or webhook was removed."""
     try:
         file.truncate(start)
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, GetTimeoutError
 
-# Longer than tests wait for anything. Without it a caller that waits for good would keep them from ending.
+# Longer than tests wait for anything. Without it a caller that waits without a limit would keep them from ending.
 _LONGEST_WAIT = 40.0
 
 

@@ -1,4 +1,4 @@
-"""`cmcl apply`: no secret of a key or webhook that exists is lost, whatever fails."""
+"""`cmcl apply`: no secret of a key or webhook that exists is lost when a request fails."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -81,7 +81,7 @@ def write_rows(ground: Ground, name: str, last: str) -> None:
 
 
 def end_all(actors: Actors) -> None:
-    """End all actors for good."""
+    """End all actors permanently."""
     for actor in list(actors.alive.values()):
         actors.kill(actor)
 

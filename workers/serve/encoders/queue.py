@@ -89,7 +89,7 @@ class EncoderQueue(Generic[ItemT]):
         return await asyncio.get_running_loop().run_in_executor(self._computer, function)
 
     async def _read(self, raw: Sequence[Raw]) -> list[ItemT]:
-        """Read files one by one: those of other requests come between, and a cancelled request reads no more."""
+        """Read files one by one: those of other requests come between, and a cancelled request stops reading."""
         loop, items = asyncio.get_running_loop(), list[ItemT]()
         # Texts and numbers take less than a change of threads.
         size = 1 if self._reads_files else len(raw)
