@@ -22,7 +22,6 @@ from workers.storage.local import LocalStore
 
 WORDS = EncoderSpec(name="words", kind="synthetic", takes="text", width=3, actors=2)
 MODEL = ModelSpec.model_validate({"width": 8, "modalities": {"image": 4, "text": 3}})
-WAIT = 30.0
 
 
 @pytest.fixture
