@@ -26,7 +26,7 @@ from workers.train.data.rows import LocalBatch
 from workers.train.distributed import SINGLE_PROCESS
 from workers.train.objective import GlobalLoss, optimizer_for
 
-KEPT_ENERGY = ProtectionSpec().energy
+KEPT_ENERGY = ProtectionSpec().kept_energy
 PAIR = ModalityPair(first="image", second="text")
 # Each side has learned with a different partner before, so that both heads have protected
 # directions.

@@ -22,6 +22,7 @@ from workers.methods.method import (
     DatasetStatistics,
     Method,
     MethodState,
+    Solved,
     State,
     TrainingContext,
     UpdateRule,
@@ -135,9 +136,11 @@ class PublishedUpdate(Method):
     inner: Method
     updates: int
 
-    def start(self, context: TrainingContext, moments: PairMoments) -> Mapping[str, Tensor]:
+    def start(
+        self, context: TrainingContext, halves: tuple[PairMoments, PairMoments]
+    ) -> Mapping[str, Tensor] | Solved:
         """See Method."""
-        return self.inner.start(context, moments)
+        return self.inner.start(context, halves)
 
     def update_spaces(self, context: TrainingContext) -> Mapping[str, UpdateSpace]:
         """See Method."""

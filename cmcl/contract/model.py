@@ -8,12 +8,12 @@ from cmcl.contract.encoder import EncoderName, FeatureWidth
 from cmcl.contract.methods import BUILT_IN_METHODS, METHOD_ENTRY_POINTS
 from cmcl.contract.modality import Frozen, Modality
 
-# Random features by default where heads are solved from moments: the most, and for each number of a feature.
+# Random features by default: the most, and for each number of a feature.
 _LARGEST_LIFT, _LIFT_FOR_EACH = 1024, 8
 
 
 def default_lift(width: int) -> int:
-    """Random features that are appended to features of this width, where heads are solved from moments."""
+    """Random features that are appended to features of this width by default, where any are."""
     return min(_LARGEST_LIFT, _LIFT_FOR_EACH * width)
 
 
@@ -64,12 +64,11 @@ class ProtectionSpec(Frozen):
         "earlier datasets through their moments. preserve: trained on rows, and earlier scores stay "
         "the same, within max_drift",
     )
-    kept_energy: float | None = Field(
-        default=None,
+    kept_energy: float = Field(
+        default=0.8,
         gt=0,
         le=1,
-        description="share of the energy of earlier scores whose entries are blocked; "
-        "by default 0.95 to preserve, else 0.8",
+        description="share of the energy of earlier scores whose entries are blocked, under replay and preserve",
     )
     max_drift: float | None = Field(
         default=None,
@@ -81,7 +80,7 @@ class ProtectionSpec(Frozen):
         default=1.0, ge=0, description="of the earlier datasets' own loss, under replay"
     )
     drift_penalty: float = Field(
-        default=30.0,
+        default=10.0,
         ge=0,
         description="loss per unit of squared relative drift of earlier scores, under preserve",
     )
@@ -99,12 +98,6 @@ class ProtectionSpec(Frozen):
                 "them with those of the version before"
             )
         return self
-
-    @property
-    def energy(self) -> float:
-        """`kept_energy`, resolved."""
-        by_policy = {"improve": 0.8, "replay": 0.8, "preserve": 0.95}
-        return by_policy[self.policy] if self.kept_energy is None else self.kept_energy
 
     @property
     def drift_bound(self) -> float | None:
@@ -163,8 +156,8 @@ class ModelOptions(Frozen):
         le=4096,
         description="number of random features relu(x R) that are appended to the features x of each modality, "
         "from 0 (none) to 4096. More of them raise recall, and moments and the time of a solution grow with the "
-        f"square of the width. By default, under the policy improve, {_LARGEST_LIFT} or {_LIFT_FOR_EACH} times the "
-        "modality's width if that is less, and 0 under other policies",
+        f"square of the width. By default, under the policies improve and preserve, {_LARGEST_LIFT} or {_LIFT_FOR_EACH} "
+        "times the modality's width if that is less, and 0 under replay and for other methods",
     )
     protection: ProtectionSpec = ProtectionSpec()
     training: TrainingSpec = TrainingSpec()
@@ -214,7 +207,8 @@ class ModelSpec(ModelOptions):
         """K of a modality with features of this width: `lift`, or its default for the policy."""
         if self.lift is not None:
             return self.lift
-        return default_lift(width) if self.solves else 0
+        lifted = self.method == "nullspace" and self.protection.policy != "replay"
+        return default_lift(width) if lifted else 0
 
     @model_validator(mode="after")
     def _size_is_bounded(self) -> Self:

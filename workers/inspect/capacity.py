@@ -67,7 +67,7 @@ def model_capacity(store: ObjectStore, model: str, version: int) -> ModelCapacit
     modalities = {modality: _summary(heads) for modality, heads in measured.items()}
     spec = manifest.spec
     return ModelCapacity(
-        model, version, spec.method, spec.protection.energy, modalities, remark_on_method(spec)
+        model, version, spec.method, spec.protection.kept_energy, modalities, remark_on_method(spec)
     )
 
 
@@ -100,7 +100,7 @@ def _measured(
     manifest: VersionManifest, context: TrainingContext, modality: str, *, learned: bool
 ) -> _Head:
     protection = manifest.spec.protection
-    space = protected_space(context, modality, protection.energy, protection.stable_index)
+    space = protected_space(context, modality, protection.kept_energy, protection.stable_index)
     if space is None:
         raise InvalidVersion(f"version {manifest.version} has no moments of {modality!r}")
     share = FreeShare(manifest.version, float(space.free_EI.double().mean()), learned)

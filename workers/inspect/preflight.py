@@ -219,7 +219,7 @@ def _heads(
                 _new_moments(heads, pair, moments, modality),
                 protected_moments(context, modality, spec.protection.stable_index),
                 _everything if spec.solves else product_mask,
-                spec.protection.energy,
+                spec.protection.kept_energy,
             ),
             open_share=1 - spaces[modality].blocked_share,
         )

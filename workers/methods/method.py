@@ -5,7 +5,7 @@ embeddings, I and J widths of what the two heads read.
 
 The training loop (workers/train/loop.py) calls a method in this order:
 
-    start            where a new modality's head starts
+    start            where the heads of new modalities start, or what they are without an update
     update_spaces    where the heads may move
     update_rule      what one update does: `backward` and `after_update`, for every batch
     finish           which heads the version gets in place of the trained ones
@@ -172,10 +172,13 @@ class Method:
         """
         raise NotImplementedError(f"{type(self).__name__} trains on rows")
 
-    def start(self, context: TrainingContext, moments: PairMoments) -> Mapping[str, Tensor]:
-        """Return weights (E × I) to start from in place of those of `context`, by modality. Called on rank 0.
+    def start(
+        self, context: TrainingContext, halves: tuple[PairMoments, PairMoments]
+    ) -> "Mapping[str, Tensor] | Solved":
+        """Return weights (E × I) to start from in place of those of `context`, by modality, or solved heads, which are
+        not trained.
 
-        `moments`: of the new dataset. A function of its arguments: a run that continues from a checkpoint calls it again.
+        `halves`: moments of the two halves of the new dataset. Called on rank 0.
         """
         return {}
 

@@ -12,18 +12,21 @@ the loss of the free ones is (the update rule).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from workers.methods.closed_form import ClosedForm
 from workers.methods.method import (
     Batch,
     DatasetStatistics,
     Method,
     MethodState,
+    Solved,
     State,
     TrainingContext,
     UpdateRule,
@@ -31,9 +34,11 @@ from workers.methods.method import (
 from workers.methods.moment_replay import MomentReplay
 from workers.methods.sampled_replay import SampledReplay
 from workers.model.heads import ModalityHeads
+from workers.model.memory import Memory
 from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
 from workers.nullspace.alignment import joining_head
 from workers.nullspace.capacity import HeadMoments
+from workers.nullspace.centred import dataset_moments
 from workers.nullspace.mask import UpdateSpace, disjoint_shares, free_in, product_mask
 from workers.nullspace.moments import PairMoments, SecondMoment
 from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
@@ -43,6 +48,8 @@ from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
 _MOMENTS_EVERY, _SAMPLED_EVERY = 4, 2
 # Weight of sampled rows relative to that of whole datasets.
 _SAMPLED_SHARE = 0.3
+# A row of a head that is this much shorter than the longest one is rounding.
+_EMPTY = 1e-5
 
 
 @dataclass(frozen=True)
@@ -59,18 +66,29 @@ class Preserve(Method):
     drift_penalty: float = 0.0
     stable_index: bool = False
 
-    def start(self, context: TrainingContext, moments: PairMoments) -> Mapping[str, Tensor]:
+    # Two new modalities are solved from the moments of their dataset, as all are under `improve`.
+    _solves_two_new: ClassVar = True
+
+    def start(
+        self, context: TrainingContext, halves: tuple[PairMoments, PairMoments]
+    ) -> Mapping[str, Tensor] | Solved:
         """Let a new modality join its partner's space: its first embeddings are nearest to the partners'."""
+        new = [name for name in context.pair.modalities if context.memory.inputs_of(name) is None]
+        if not new or (len(new) == 2 and not self._solves_two_new):
+            return {}
+        closed_form = ClosedForm(context.training, context.seed)
+        choice, moments = closed_form.choose(halves), halves[0] + halves[1]
+        ridges = dict(zip(context.pair.modalities, choice.ridges, strict=True))
+        if len(new) == 2:
+            sums = dataset_moments(moments)
+            alone = Memory().with_sums(context.pair, sums, ridges, choice.significant)
+            solved = closed_form.solve(replace(context, memory=Memory()), alone)
+            return replace(solved, weights=_without_empty_rows(solved.weights, context))
         first, second = context.pair.modalities
-        first_is_new, second_is_new = (
-            context.memory.inputs_of(modality) is None for modality in (first, second)
-        )
-        weights = context.heads.weights
-        if first_is_new and not second_is_new:
-            return {first: joining_head(weights[second], moments.cross_IJ, moments.first)}
-        if second_is_new and not first_is_new:
-            return {second: joining_head(weights[first], moments.cross_IJ.mT, moments.second)}
-        return {}
+        own, partner = (first, second) if first in new else (second, first)
+        sides = moments if first in new else moments.swapped()
+        partner_EJ = context.heads.weights[partner]
+        return {own: joining_head(partner_EJ, sides.cross_IJ, sides.first, ridges[own])}
 
     def update_spaces(self, context: TrainingContext) -> Mapping[str, UpdateSpace]:
         needs = {
@@ -133,9 +151,27 @@ class Replay(Preserve):
 
     replay_weight: float = 1.0
 
+    # Trained: solved without a lift they are better on one stream and worse on another (docs/decisions/0048).
+    _solves_two_new: ClassVar = False
+
     def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
         replay = MomentReplay(context, pair), SampledReplay(context, pair)
         return _ReplayRule(*replay, self.replay_weight)
+
+
+def _without_empty_rows(
+    solved: Mapping[str, Tensor], context: TrainingContext
+) -> dict[str, Tensor]:
+    """Solved heads (E × I), with the initial weights in outputs beyond the directions of the dataset.
+
+    Where both heads of a later pair are zero, so is the gradient of each, and no dataset could use that output.
+    """
+    found = {}
+    for name, weight_EI in solved.items():
+        sizes_E1 = weight_EI.norm(dim=1, keepdim=True)
+        is_empty_E1 = sizes_E1 <= _EMPTY * sizes_E1.max()
+        found[name] = torch.where(is_empty_E1, context.heads.weights[name], weight_EI)
+    return found
 
 
 # --- What earlier datasets need of a head -------------------------------------------------------

@@ -45,7 +45,7 @@ def method_class(place: str) -> type[Method]:
 
 def _nullspace(spec: ModelSpec) -> Method:
     protection = spec.protection
-    energy, stable_index = protection.energy, protection.stable_index
+    energy, stable_index = protection.kept_energy, protection.stable_index
     if spec.solves:
         return ClosedForm.from_spec(spec)
     if protection.policy == "preserve":

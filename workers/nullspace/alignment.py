@@ -24,9 +24,6 @@ from workers.nullspace.closed_form import typical_variance
 from workers.nullspace.eigenvectors import with_canonical_signs
 from workers.nullspace.moments import SecondMoment
 
-# Relative to the typical variance of the features. Between 0.001 and 0.01 nothing depends on it.
-_JOINING_RIDGE = 0.003
-
 Heads = Mapping[str, Tensor]
 """By modality: E × I."""
 
@@ -55,16 +52,19 @@ def on_principal_axes(heads: Heads, inputs: Mapping[str, SecondMoment]) -> dict[
     return {name: axes_EE.mT @ weight_EI.double() for name, weight_EI in heads.items()}
 
 
-def joining_head(partner_EJ: Tensor, cross_IJ: Tensor, inputs: SecondMoment) -> Tensor:
+def joining_head(
+    partner_EJ: Tensor, cross_IJ: Tensor, inputs: SecondMoment, ridge: float
+) -> Tensor:
     """The head (E × I, float32) of a new modality whose embeddings are nearest to its partners', (15).
 
-    `cross_IJ`: Σ x_u x_vᵀ of the new modality u with its partner v, over `inputs.count` rows.
+    `cross_IJ`: Σ x_u x_vᵀ of the new modality u with its partner v, over `inputs.count` rows. `ridge`: e, relative
+    to the typical variance of the features.
     """
     # W_u = argmin Σ |W x_u − W_v x_v|² + e |W|², so W_u (C + e I) = W_v Xᵀ, with means instead of sums.
     mean_II = inputs.mean_II
     wanted_EI = partner_EJ.double() @ cross_IJ.mT / max(inputs.count, 1)
-    ridge = _JOINING_RIDGE * typical_variance(mean_II)
-    ridged_II = mean_II + ridge * torch.eye(len(mean_II), dtype=mean_II.dtype)
+    floor = ridge * typical_variance(mean_II)
+    ridged_II = mean_II + floor * torch.eye(len(mean_II), dtype=mean_II.dtype)
     head_EI: Tensor = torch.linalg.solve(ridged_II, wanted_EI, left=False)
     return head_EI.float()
 

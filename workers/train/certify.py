@@ -228,7 +228,7 @@ def _certificate(one: PastDataset, parent: PairWeights, now: PairWeights) -> Cer
 
 def protections(spec: ModelSpec, spaces: Mapping[str, UpdateSpace]) -> dict[str, Protection]:
     """How much of each head was blocked."""
-    kept = spec.protection.energy
+    kept = spec.protection.kept_energy
     return {
         modality: Protection(
             input_rank=space.inputs.rank_at(kept),
@@ -252,7 +252,7 @@ def capacities(spec: ModelSpec, contexts: Mapping[str, TrainingContext]) -> dict
 
 def _capacity(spec: ModelSpec, context: TrainingContext, modality: str) -> HeadCapacity | None:
     protection = spec.protection
-    space = protected_space(context, modality, protection.energy, protection.stable_index)
+    space = protected_space(context, modality, protection.kept_energy, protection.stable_index)
     if space is None:
         return None
     return HeadCapacity(

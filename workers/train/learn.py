@@ -45,7 +45,14 @@ from workers.train.distributed import (
     broadcast,
     when_leader_is_done,
 )
-from workers.train.loop import TrainedPair, mean_loss, new_heads, rotation_of, train_pair
+from workers.train.loop import (
+    TrainedPair,
+    mean_loss,
+    new_heads,
+    rotation_of,
+    train_pair,
+    unchanged,
+)
 from workers.train.run import Run, Tensors, part_of
 from workers.train.sums import chunks, conditioned, prepared_rows, summed_halves
 
@@ -90,9 +97,9 @@ class TrainingResult:
 class StartState:
     """Everything that is computed before the first update and constant afterwards.
 
-    The parent's heads with the conditioning of new modalities, the dataset's moments, and the update
-    spaces (empty until they are computed). It is part of every checkpoint, so that a run that
-    continues need not compute it again.
+    The parent's heads with the conditioning of new modalities and the weights that the method starts from, the
+    dataset's moments, and the update spaces (empty until they are computed). It is part of every checkpoint, so that
+    a run that continues need not compute it again.
     """
 
     heads: ModalityHeads
@@ -100,12 +107,13 @@ class StartState:
     spaces: Mapping[str, UpdateSpace] = field(default_factory=dict)
 
     def tensors(self) -> Tensors:
-        """All but the weights: the parent version has its own, and those that the method starts from follow."""
+        """What the parent version does not have."""
         named = {f"moments/{name}": each for name, each in moment_tensors(self.moments).items()}
         for modality, space in self.spaces.items():
             conditioning = self.heads.conditioning[modality]
             parts = {
                 **conditioning.tensors,
+                "weight": self.heads.weights[modality],
                 "output_vectors": space.outputs.vectors_II,
                 "output_values": space.outputs.values_I,
                 "input_vectors": space.inputs.vectors_II,
@@ -118,15 +126,16 @@ class StartState:
     @classmethod
     def of(cls, saved: Tensors, parent: ModalityHeads, pair: ModalityPair) -> "StartState":
         """From the tensors of a checkpoint."""
-        spaces, conditionings = {}, {}
+        spaces, conditionings, weights = {}, {}, {}
         for modality in pair.modalities:
             parts = part_of(saved, f"spaces/{modality}")
             conditionings[modality] = Conditioning.of(parts)
+            weights[modality] = parts["weight"]
             outputs = EigenBasis(parts["output_vectors"], parts["output_values"])
             inputs = EigenBasis(parts["input_vectors"], parts["input_values"])
             spaces[modality] = UpdateSpace(outputs, inputs, parts["free"])
         moments = moments_from(part_of(saved, "moments"), "")
-        return cls(parent.conditioned(conditionings), moments, spaces)
+        return cls(parent.conditioned(conditionings).replaced(weights), moments, spaces)
 
 
 def initial_state(spec: ModelSpec) -> ModelState:
@@ -150,14 +159,20 @@ def learn(
     if method.solves:
         return _solve(spec, method, before, task, run)
     saved = run.checkpoints.newest(run.here)
-    start = _resumed(before, task, run, saved) if saved else _begun(spec, before, task, run)
-    context = _started(method, _context(spec, before, start.heads, task), start, run)
+    start, solved = (
+        (_resumed(before, task, run, saved), None)
+        if saved
+        else _begun(spec, method, before, task, run)
+    )
+    context = _context(spec, before, start.heads, task)
     spaces = start.spaces or _update_spaces(spec, method, context, run)
-    run.checkpoints.begin(replace(start, spaces=spaces).tensors())
-
-    run.watcher.enter("training")
     rows = RotatedRows(task.rows, rotation_of(context, spaces, run.device))
-    trained = train_pair(method, context, spaces, rows, run, saved)
+    if solved:
+        trained = unchanged(context, solved)
+    else:
+        run.checkpoints.begin(replace(start, spaces=spaces).tensors())
+        run.watcher.enter("training")
+        trained = train_pair(method, context, spaces, rows, run, saved)
 
     run.watcher.enter("limiting")
     limited = limit_drift(spec, context, spaces, trained.changes, task.past, run.here)
@@ -178,14 +193,6 @@ def _context(
     return TrainingContext(
         heads, before.memory, before.method_state, task.pair, spec.training, task.seed
     )
-
-
-def _started(
-    method: Method, context: TrainingContext, start: StartState, run: Run
-) -> TrainingContext:
-    """The context with the weights that the method starts from: those of rank 0 on all ranks."""
-    weights = when_leader_is_done(lambda: method.start(context, start.moments), run.here)
-    return replace(context, heads=context.heads.replaced(weights))
 
 
 def _solve(
@@ -235,13 +242,24 @@ def check_finite(solved: Solved, spec: ModelSpec) -> None:
         )
 
 
-def _begun(spec: ModelSpec, before: ModelState, task: Task, run: Run) -> StartState:
-    """Two passes over the rows, or one if both modalities are conditioned: condition, then sum."""
+def _begun(
+    spec: ModelSpec, method: Method, before: ModelState, task: Task, run: Run
+) -> tuple[StartState, Solved | None]:
+    """Two passes over the rows, or one if both modalities are conditioned: condition, then sum.
+
+    And what the method starts from, of rank 0 on all ranks; `Solved` if this is what it ends with.
+    """
     heads = conditioned(spec, before.heads, task.pair, task.rows, run)
     run.watcher.enter("moments")
-    first, second = summed_halves(heads, task.pair, task.rows, run)
-    _check_that_sides_vary(task.pair, first + second)
-    return StartState(heads, first + second)
+    halves = summed_halves(heads, task.pair, task.rows, run)
+    moments = halves[0] + halves[1]
+    _check_that_sides_vary(task.pair, moments)
+    context = _context(spec, before, heads, task)
+    found = when_leader_is_done(lambda: method.start(context, halves), run.here)
+    if not isinstance(found, Solved):
+        return StartState(heads.replaced(found), moments), None
+    check_finite(found, spec)
+    return StartState(heads.replaced(found.weights), moments), found
 
 
 def _check_that_sides_vary(pair: ModalityPair, moments: PairMoments) -> None:
@@ -314,5 +332,5 @@ def _check_that_something_can_be_learned(
             f"nothing can be learned: all {blocked} entries of the heads "
             f"{' and '.join(spaces)} (100 %) are blocked by what was learned before; use a larger "
             f"width (now {spec.width}) or a smaller protection.kept_energy "
-            f"(now {spec.protection.energy:g}) in a new model"
+            f"(now {spec.protection.kept_energy:g}) in a new model"
         )

@@ -91,7 +91,7 @@ def test_a_dataset_of_another_kind_raises_the_ranks(tmp_path: Path) -> None:
 
 def test_a_stable_index_counts_what_the_pair_has_published(tmp_path: Path) -> None:
     other = LocalStore(tmp_path / "store")
-    protection = {"policy": "preserve", "stable_index": True}
+    protection = {"policy": "replay", "stable_index": True}
     grow(other, tmp_path, spec_of(ROOMY, protection=protection), ("one_vt",))
     manifest = find_version(other, "m", 1)
     memory, heads = read_memory(other, manifest), read_heads(other, manifest)
@@ -102,7 +102,7 @@ def test_a_stable_index_counts_what_the_pair_has_published(tmp_path: Path) -> No
         for side, modality in ((moments.first, "t"), (moments.second, "v"))
     )
     outputs = eigenbasis(partners + own + partners)
-    free_EI = product_mask(outputs, eigenbasis(moments.first), manifest.spec.protection.energy)
+    free_EI = product_mask(outputs, eigenbasis(moments.first), manifest.spec.protection.kept_energy)
     found = model_capacity(other, "m", 1).modalities["t"]
     assert found.now.blocked_share == pytest.approx(1 - float(free_EI.double().mean()), abs=0.01)
     assert found.now.outputs == energy_ranks(outputs)

@@ -48,7 +48,7 @@ def test_moments_are_those_that_the_job_then_summed(store: ObjectStore, tmp_path
     earlier, new = (read_moments(store, one.learned[-1]) for one in (manifest, after))
     values_I, vectors_II = np.linalg.eigh(earlier.second.sum_II.numpy())
     kept, rank = np.cumsum(values_I[::-1]) / values_I.sum(), 0
-    while kept[rank] < manifest.spec.protection.energy:
+    while kept[rank] < manifest.spec.protection.kept_energy:
         rank += 1
     basis_IK = vectors_II[:, ::-1][:, : rank + 1]
     sum_II = new.second.sum_II.numpy()
@@ -69,7 +69,7 @@ def test_a_new_modality_is_conditioned_as_the_job_would(store: ObjectStore, tmp_
     summed = read_moments(store, after.learned[-1])
     partners = summed.second.through(read_heads(store, before).weights["t"])
     free_EI = product_mask(
-        eigenbasis(partners), eigenbasis(summed.first), before.spec.protection.energy
+        eigenbasis(partners), eigenbasis(summed.first), before.spec.protection.kept_energy
     )
     assert found.moments.free_share_after == float(free_EI.double().mean())
     assert found.open_share == found.moments.free_share == 1

@@ -17,9 +17,11 @@ from workers.model.pair import PairInEigenCoordinates, trained_weight
 from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights, quality_loss, relative_drift
 from workers.nullspace.moments import PairMoments, SecondMoment, pair_moments
+from workers.nullspace.subspace import eigenbasis
 from workers.train.certify import PastDataset, certificates, weights_of
 from workers.train.data.rows import HeldRows
 from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
+from workers.train.loop import TrainedPair
 
 IMAGE_TEXT = ModalityPair(first="image", second="text")
 AUDIO_IMAGE = ModalityPair(first="audio", second="image")
@@ -249,7 +251,7 @@ def test_a_stable_index_keeps_its_scores_over_two_updates(
     protection = ProtectionSpec(
         policy="preserve", kept_energy=1.0, max_drift=1e6, stable_index=stable
     )
-    spec = SPEC.model_copy(update={"width": 24, "protection": protection})
+    spec = SPEC.model_copy(update={"width": 24, "lift": 0, "protection": protection})
     low = low_rank_rows(IMAGE_TEXT, seed=0)
     one = learn_rows(spec, initial_state(spec), IMAGE_TEXT, low)
     two = learn_one(spec, one.model_state, AUDIO_IMAGE, 1)
@@ -261,6 +263,27 @@ def test_a_stable_index_keeps_its_scores_over_two_updates(
     change = float((after - before).norm() / before.norm())
     assert float((queries - index).norm()) > 0.01
     assert change < permitted if permitted else change > 1e-3
+
+
+@pytest.mark.parametrize("policy", ["preserve", "replay"])
+def test_two_new_modalities_are_solved_under_preserve_and_trained_under_replay(policy: str) -> None:
+    spec = SPEC.model_copy(update={"protection": ProtectionSpec(policy=policy)})
+    learned = learn_one(spec, initial_state(spec), IMAGE_TEXT, 0)
+    assert isinstance(learned.trained, TrainedPair)
+    moved = [bool(change.any()) for change in learned.trained.changes]
+    # Heads that were trained differ from where they started.
+    assert moved == [policy == "replay"] * 2
+
+
+def test_outputs_beyond_the_directions_of_the_first_dataset_are_used_by_later_ones() -> None:
+    spec = SPEC.model_copy(update={"protection": ProtectionSpec(policy="preserve"), "lift": 0})
+    one = learn_rows(spec, initial_state(spec), IMAGE_TEXT, low_rank_rows(IMAGE_TEXT, 0))
+    two = learn_one(spec, one.model_state, AUDIO_IMAGE, 1).model_state
+    for name in AUDIO_IMAGE.modalities:
+        inputs = two.memory.inputs_of(name)
+        assert inputs is not None
+        # Rows of rank 2 have two directions, and the second dataset has six.
+        assert eigenbasis(inputs.through(two.heads.weights[name])).rank_at(0.99) > 2
 
 
 def test_initial_heads_are_the_seed_alone() -> None:

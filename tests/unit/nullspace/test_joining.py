@@ -18,7 +18,7 @@ def test_embeddings_of_a_rotated_encoder_are_those_of_the_old_one(seed: int) -> 
     new_NI = old_NJ @ torch.linalg.qr(rows(seed + 1, (6, 6))).Q
     head_EJ = rows(seed + 2, (4, 6))
     moments = pair_moments(new_NI, old_NJ)
-    joined_EI = joining_head(head_EJ, moments.cross_IJ, moments.first)
+    joined_EI = joining_head(head_EJ, moments.cross_IJ, moments.first, 0.003)
     wanted_NE, found_NE = old_NJ @ head_EJ.mT, new_NI @ joined_EI.mT
     assert (found_NE - wanted_NE).norm() < 0.02 * wanted_NE.norm()
 
@@ -28,9 +28,9 @@ def test_no_head_near_it_has_nearer_embeddings(seed: int) -> None:
     old_NJ, new_NI = rows(seed, (40, 5)).double(), rows(seed + 1, (40, 7)).double()
     head_EJ = rows(seed + 2, (3, 5))
     moments = pair_moments(new_NI, old_NJ)
-    joined_EI = joining_head(head_EJ, moments.cross_IJ, moments.first).double()
+    joined_EI = joining_head(head_EJ, moments.cross_IJ, moments.first, 0.1).double()
     covariance_II = new_NI.mT @ new_NI / 40
-    ridge = 0.003 * covariance_II.square().sum() / covariance_II.trace()
+    ridge = 0.1 * covariance_II.square().sum() / covariance_II.trace()
 
     def cost(weight_EI: torch.Tensor) -> float:
         misses_NE = new_NI @ weight_EI.mT - old_NJ @ head_EJ.double().mT
@@ -42,6 +42,6 @@ def test_no_head_near_it_has_nearer_embeddings(seed: int) -> None:
 
 def test_a_single_row_gives_a_finite_head() -> None:
     moments = pair_moments(torch.ones(1, 4), torch.ones(1, 3))
-    joined_EI = joining_head(torch.ones(2, 3), moments.cross_IJ, moments.first)
+    joined_EI = joining_head(torch.ones(2, 3), moments.cross_IJ, moments.first, 0.003)
     assert joined_EI.isfinite().all()
     assert (joined_EI @ torch.ones(4) - 3).abs().max() < 0.1

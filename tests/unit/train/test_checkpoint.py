@@ -21,7 +21,14 @@ from workers.storage.object_store import ObjectStore
 from workers.train.checkpoint import StoredCheckpoints
 from workers.train.data.dataset import training_rows
 from workers.train.distributed import SINGLE_PROCESS
-from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
+from workers.train.learn import (
+    ModelState,
+    StartState,
+    Task,
+    TrainingResult,
+    initial_state,
+    learn,
+)
 from workers.train.run import Run, UpdateDone, Watcher
 
 PAIR = ModalityPair(first="image", second="text")
@@ -156,6 +163,17 @@ def test_interrupted_run_ends_with_the_bits_of_one_that_was_not(
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
+
+
+def test_a_checkpoint_has_the_weights_that_a_method_starts_from(shards: list[Shard]) -> None:
+    spec = spec_for("preserve")
+    rows = training_rows(job_for(spec, shards).learns, spec)
+    learned = learn(spec, initial_state(spec), Task(PAIR, rows, 1))
+    solved = learned.model_state.heads
+    begun = StartState(solved, learned.moments, learned.spaces)
+    resumed = StartState.of(begun.tensors(), initial_state(spec).heads, PAIR)
+    for name, weight_EI in solved.weights.items():
+        assert torch.equal(resumed.heads.weights[name], weight_EI)
 
 
 def interrupted(store: ObjectStore, job: JobSpec, after: int) -> list[str]:

@@ -162,7 +162,7 @@ def test_an_empty_dataset_is_rejected_with_a_message() -> None:
 
 
 def test_a_space_that_is_full_says_what_to_do() -> None:
-    full = spec_with(policy="preserve", kept_energy=1.0).model_copy(update={"width": 6})
+    full = spec_with(policy="replay", kept_energy=1.0).model_copy(update={"width": 6})
     first = learned_from(latent_rows(1), full)
     with pytest.raises(NothingToLearn, match=r"all \d+ entries .*100 %.*larger width.*kept_energy"):
         learned_from(latent_rows(2), full, first.model_state)
