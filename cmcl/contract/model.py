@@ -8,12 +8,12 @@ from cmcl.contract.encoder import EncoderName, FeatureWidth
 from cmcl.contract.methods import BUILT_IN_METHODS, METHOD_ENTRY_POINTS
 from cmcl.contract.modality import Frozen, Modality
 
-# Random features by default: the most, and for each number of a feature.
+# Random features by default where heads are solved from moments: the most, and for each number of a feature.
 _LARGEST_LIFT, _LIFT_FOR_EACH = 1024, 8
 
 
 def default_lift(width: int) -> int:
-    """Random features that are appended to features of this width by default, where any are."""
+    """Random features that are appended to features of this width, where heads are solved from moments."""
     return min(_LARGEST_LIFT, _LIFT_FOR_EACH * width)
 
 
@@ -80,7 +80,7 @@ class ProtectionSpec(Frozen):
         default=1.0, ge=0, description="of the earlier datasets' own loss, under replay"
     )
     drift_penalty: float = Field(
-        default=10.0,
+        default=30.0,
         ge=0,
         description="loss per unit of squared relative drift of earlier scores, under preserve",
     )
@@ -156,8 +156,8 @@ class ModelOptions(Frozen):
         le=4096,
         description="number of random features relu(x R) that are appended to the features x of each modality, "
         "from 0 (none) to 4096. More of them raise recall, and moments and the time of a solution grow with the "
-        f"square of the width. By default, under the policies improve and preserve, {_LARGEST_LIFT} or {_LIFT_FOR_EACH} "
-        "times the modality's width if that is less, and 0 under replay and for other methods",
+        f"square of the width. By default, under the policy improve, {_LARGEST_LIFT} or {_LIFT_FOR_EACH} times the "
+        "modality's width if that is less, and 0 under other policies",
     )
     protection: ProtectionSpec = ProtectionSpec()
     training: TrainingSpec = TrainingSpec()
@@ -207,8 +207,7 @@ class ModelSpec(ModelOptions):
         """K of a modality with features of this width: `lift`, or its default for the policy."""
         if self.lift is not None:
             return self.lift
-        lifted = self.method == "nullspace" and self.protection.policy != "replay"
-        return default_lift(width) if lifted else 0
+        return default_lift(width) if self.solves else 0
 
     @model_validator(mode="after")
     def _size_is_bounded(self) -> Self:

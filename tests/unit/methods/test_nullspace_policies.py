@@ -251,7 +251,7 @@ def test_a_stable_index_keeps_its_scores_over_two_updates(
     protection = ProtectionSpec(
         policy="preserve", kept_energy=1.0, max_drift=1e6, stable_index=stable
     )
-    spec = SPEC.model_copy(update={"width": 24, "lift": 0, "protection": protection})
+    spec = SPEC.model_copy(update={"width": 24, "protection": protection})
     low = low_rank_rows(IMAGE_TEXT, seed=0)
     one = learn_rows(spec, initial_state(spec), IMAGE_TEXT, low)
     two = learn_one(spec, one.model_state, AUDIO_IMAGE, 1)
@@ -276,7 +276,7 @@ def test_two_new_modalities_are_solved_under_preserve_and_trained_under_replay(p
 
 
 def test_outputs_beyond_the_directions_of_the_first_dataset_are_used_by_later_ones() -> None:
-    spec = SPEC.model_copy(update={"protection": ProtectionSpec(policy="preserve"), "lift": 0})
+    spec = SPEC.model_copy(update={"protection": ProtectionSpec(policy="preserve")})
     one = learn_rows(spec, initial_state(spec), IMAGE_TEXT, low_rank_rows(IMAGE_TEXT, 0))
     two = learn_one(spec, one.model_state, AUDIO_IMAGE, 1).model_state
     for name in AUDIO_IMAGE.modalities:

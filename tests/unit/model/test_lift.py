@@ -94,7 +94,7 @@ def test_the_default_depends_on_the_policy() -> None:
         ]
         for policy in ("improve", "replay", "preserve")
     }
-    assert by_policy == {"improve": [80, 1024], "replay": [0, 0], "preserve": [80, 1024]}
+    assert by_policy == {"improve": [80, 1024], "replay": [0, 0], "preserve": [0, 0]}
     assert SPEC.lift_for(640) == 20
 
 
