@@ -215,7 +215,7 @@ class Candidate(ApiModel):
     capacity: dict[str, CapacityChange]
     protection: dict[str, Protection] = Field(default={})
     shrinkage: Shrinkage | None = None
-    solution: Solution | None = Field(default=None, description="None: trained on rows")
+    solution: Solution | None = Field(default=None, description="None: the policy is not improve")
     final_loss: float
     updates: int
     ranks: int

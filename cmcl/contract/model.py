@@ -21,7 +21,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class TrainingSpec(Frozen):
-    """How each dataset is trained. The policy improve reads batch_size and temperature alone."""
+    """How each dataset is trained. Where heads are solved, batch_size and temperature alone count."""
 
     epochs: int = Field(default=10, ge=1, le=1000, description="passes over the dataset")
     batch_size: int = Field(
@@ -61,8 +61,8 @@ class ProtectionSpec(Frozen):
         default="improve",
         description="improve: all heads are solved from the moments of all datasets, in any "
         "order, and earlier scores may improve. replay: the pair's two heads are trained on rows, "
-        "earlier datasets through their moments. preserve: trained on rows, and earlier scores stay "
-        "the same, within max_drift",
+        "earlier datasets through their moments. preserve: the first dataset of two modalities is "
+        "solved, later ones are trained on rows, and earlier scores stay the same, within max_drift",
     )
     kept_energy: float = Field(
         default=0.8,

@@ -152,14 +152,14 @@ class LearnedDataset(Frozen):
     ridges: dict[Modality, float] = Field(
         default={},
         exclude_if=lambda ridges: not ridges,
-        description="by modality: ridge with which half of its rows scores best on the other; empty: trained on rows",
+        description="by modality: ridge with which half of its rows scores best on the other; empty: the policy is not improve",
     )
     significant_directions: int | None = Field(
         default=None,
         ge=1,
         exclude_if=lambda directions: directions is None,
         description="in which pairs of both halves of its rows agree, rounded up to one of 1, 2, 3, 4, 6, 8, ..., "
-        "128; null: more than 128, or the heads were trained on rows",
+        "128; null: more than 128, or the policy is not improve",
     )
     moments_error: dict[Modality, float] = Field(
         default={},
@@ -235,7 +235,7 @@ class VersionReport(Frozen):
     solution: Solution | None = Field(
         default=None,
         exclude_if=lambda solution: solution is None,
-        description="None: the heads were trained on rows",
+        description="None: the policy is not improve",
     )
     evaluation: dict[str, Recall] = Field(
         default={}, description="by dataset that has evaluation shards, this one included"

@@ -166,7 +166,7 @@ class CandidateView(BaseModel):
     shrinkage: Shrinkage | None = Field(
         description="what keeping the specification's max_drift cost; null: nothing"
     )
-    solution: Solution | None = Field(description="null: its heads were trained on rows")
+    solution: Solution | None = Field(description="null: the policy is not improve")
     final_loss: float = Field(description="loss of the last batch of its training")
     updates: int
     ranks: int

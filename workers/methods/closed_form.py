@@ -15,7 +15,7 @@ datasets changes no score. Four steps:
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,7 +32,13 @@ from workers.methods.polish import (
 )
 from workers.model.memory import Memory
 from workers.nullspace.alignment import aligned, on_principal_axes, unit_scale
-from workers.nullspace.centred import CentredMoments, PairNames, centred, pooled
+from workers.nullspace.centred import (
+    CentredMoments,
+    PairNames,
+    centred,
+    dataset_moments,
+    pooled,
+)
 from workers.nullspace.closed_form import Directions, solve
 from workers.nullspace.moments import PairMoments, SecondMoment
 from workers.nullspace.two_folds import Choice, best_choice
@@ -45,6 +51,11 @@ _DIRECTIONS = 256
 _UPDATES, _LEARNING_RATE = 94, 6e-4
 # To choose E of K directions takes (K / E)² times as many updates, but no more than this (docs/decisions/0046).
 _MOST_UPDATES = 4 * _UPDATES
+# Rows of a head that are this much shorter than its longest one are zero, but for the rounding of a rotation.
+_ROUNDING = 1e-5
+# Of the initial weights in these rows: less is learned later from a hundredth, and all of it is noise in the first
+# dataset's scores (docs/decisions/0048).
+_SHARE = 0.3
 # The precision of the block iteration. Whitening, decomposition and results are in float64.
 _PRECISION = torch.float32
 
@@ -90,6 +101,26 @@ class ClosedForm(Method):
             rank=rank,
             groups=tuple(tuple(sorted(group.heads)) for group in solution.groups),
         )
+
+    def solve_first(self, context: TrainingContext, moments: PairMoments, choice: Choice) -> Solved:
+        """Solve two modalities that have learned nothing from the dataset of their `moments` alone.
+
+        For heads that are trained later: outputs beyond the dataset's directions keep a share of the weights of
+        `context`. Where both heads of a pair are zero, so is the gradient of each, and no later dataset could use that
+        output.
+        """
+        ridges = dict(zip(context.pair.modalities, choice.ridges, strict=True))
+        memory = Memory().with_sums(
+            context.pair, dataset_moments(moments), ridges, choice.significant
+        )
+        solved = self.solve(context, memory)
+        weights = {}
+        for name, weight_EI in solved.weights.items():
+            sizes_E1 = weight_EI.norm(dim=1, keepdim=True)
+            is_rounding_E1 = sizes_E1 <= _ROUNDING * sizes_E1.max()
+            start_EI = _SHARE * context.heads.weights[name]
+            weights[name] = torch.where(is_rounding_E1, start_EI, weight_EI)
+        return replace(solved, weights=weights)
 
     def _settings(self, directions: int, width: int) -> PolishSettings:
         few = min(1.0, _DIRECTIONS / max(directions, 1))

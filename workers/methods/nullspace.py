@@ -1,6 +1,7 @@
 """Dual-sided null space (arXiv 2503.14963, made exact): blocked entries never move.
 
-Two policies. `preserve` is the mask, and a penalty on what it leaves free: old scores stay put.
+Two policies. `preserve` is the mask, and a penalty on what it leaves free: old scores stay put. Two modalities that
+have learned nothing are solved from moments, as `improve` solves all (closed_form.py).
 `replay` adds moment replay in what the mask leaves free: old scores move, for the better.
 
 Shapes: E width of the embeddings, I width of what a head reads.
@@ -12,7 +13,7 @@ the loss of the free ones is (the update rule).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import ClassVar
@@ -34,11 +35,9 @@ from workers.methods.method import (
 from workers.methods.moment_replay import MomentReplay
 from workers.methods.sampled_replay import SampledReplay
 from workers.model.heads import ModalityHeads
-from workers.model.memory import Memory
 from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
 from workers.nullspace.alignment import joining_head
 from workers.nullspace.capacity import HeadMoments
-from workers.nullspace.centred import dataset_moments
 from workers.nullspace.mask import UpdateSpace, disjoint_shares, free_in, product_mask
 from workers.nullspace.moments import PairMoments, SecondMoment
 from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
@@ -48,8 +47,6 @@ from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
 _MOMENTS_EVERY, _SAMPLED_EVERY = 4, 2
 # Weight of sampled rows relative to that of whole datasets.
 _SAMPLED_SHARE = 0.3
-# A row of a head that is this much shorter than the longest one is rounding.
-_EMPTY = 1e-5
 
 
 @dataclass(frozen=True)
@@ -72,23 +69,21 @@ class Preserve(Method):
     def start(
         self, context: TrainingContext, halves: tuple[PairMoments, PairMoments]
     ) -> Mapping[str, Tensor] | Solved:
-        """Let a new modality join its partner's space: its first embeddings are nearest to the partners'."""
+        """Solve two new modalities; let one join its partner's space: its first embeddings are nearest to the partners'."""
         new = [name for name in context.pair.modalities if context.memory.inputs_of(name) is None]
         if not new or (len(new) == 2 and not self._solves_two_new):
             return {}
         closed_form = ClosedForm(context.training, context.seed)
         choice, moments = closed_form.choose(halves), halves[0] + halves[1]
-        ridges = dict(zip(context.pair.modalities, choice.ridges, strict=True))
         if len(new) == 2:
-            sums = dataset_moments(moments)
-            alone = Memory().with_sums(context.pair, sums, ridges, choice.significant)
-            solved = closed_form.solve(replace(context, memory=Memory()), alone)
-            return replace(solved, weights=_without_empty_rows(solved.weights, context))
+            return closed_form.solve_first(context, moments, choice)
         first, second = context.pair.modalities
-        own, partner = (first, second) if first in new else (second, first)
-        sides = moments if first in new else moments.swapped()
+        ridge, other = choice.ridges
+        own, partner, sides = first, second, moments
+        if second in new:
+            ridge, own, partner, sides = other, second, first, moments.swapped()
         partner_EJ = context.heads.weights[partner]
-        return {own: joining_head(partner_EJ, sides.cross_IJ, sides.first, ridges[own])}
+        return {own: joining_head(partner_EJ, sides.cross_IJ, sides.first, ridge)}
 
     def update_spaces(self, context: TrainingContext) -> Mapping[str, UpdateSpace]:
         needs = {
@@ -157,21 +152,6 @@ class Replay(Preserve):
     def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
         replay = MomentReplay(context, pair), SampledReplay(context, pair)
         return _ReplayRule(*replay, self.replay_weight)
-
-
-def _without_empty_rows(
-    solved: Mapping[str, Tensor], context: TrainingContext
-) -> dict[str, Tensor]:
-    """Solved heads (E × I), with the initial weights in outputs beyond the directions of the dataset.
-
-    Where both heads of a later pair are zero, so is the gradient of each, and no dataset could use that output.
-    """
-    found = {}
-    for name, weight_EI in solved.items():
-        sizes_E1 = weight_EI.norm(dim=1, keepdim=True)
-        is_empty_E1 = sizes_E1 <= _EMPTY * sizes_E1.max()
-        found[name] = torch.where(is_empty_E1, context.heads.weights[name], weight_EI)
-    return found
 
 
 # --- What earlier datasets need of a head -------------------------------------------------------

@@ -138,7 +138,7 @@ def _train(
         capacity={} if method.solves else _capacity(spec, parent, learned),
         shrinkage=learned.shrinkage,
         solution=solution(learned.trained, learned.model_state)
-        if isinstance(learned.trained, Solved)
+        if isinstance(learned.trained, Solved) and method.solves
         else None,
         recall_before=evaluation.before,
         evaluation=evaluation.now,
@@ -197,7 +197,7 @@ def _write(
     report: VersionReport,
 ) -> None:
     dataset = spec.learns
-    moments_file, errors = _moments_file(learned), dict[str, float]()
+    moments_file, errors = _moments_file(spec, learned), dict[str, float]()
     if learned.compact:
         errors = dict(zip(dataset.pair.modalities, learned.compact.errors, strict=True))
     files = version_files(learned.model_state, spec)
@@ -223,8 +223,7 @@ def _write(
     write_once(store, manifest, {**files, layout.MOMENTS: moments_file})
 
 
-def _moments_file(learned: TrainingResult) -> bytes:
+def _moments_file(spec: JobSpec, learned: TrainingResult) -> bytes:
     if learned.compact:
         return save_compact_moments(learned.compact)
-    solved = isinstance(learned.trained, Solved)
-    return (save_centred_moments if solved else save_moments)(learned.moments)
+    return (save_centred_moments if spec.spec.solves else save_moments)(learned.moments)

@@ -51,7 +51,6 @@ from workers.train.loop import (
     new_heads,
     rotation_of,
     train_pair,
-    unchanged,
 )
 from workers.train.run import Run, Tensors, part_of
 from workers.train.sums import chunks, conditioned, prepared_rows, summed_halves
@@ -78,9 +77,9 @@ class Task:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The outcome of training one dataset. `spaces` is empty if heads were solved, else `choice` is None.
+    """The outcome of training one dataset. `spaces` is empty if heads were solved.
 
-    `choice`: by the two halves; ridges in the order of the pair. `compact`: what heads were solved from in place of
+    `choice`: by the two halves, where all heads are solved; ridges in the order of the pair. `compact`: what heads were solved from in place of
     `moments`, if the dataset is wide.
     """
 
@@ -107,7 +106,7 @@ class StartState:
     spaces: Mapping[str, UpdateSpace] = field(default_factory=dict)
 
     def tensors(self) -> Tensors:
-        """What the parent version does not have."""
+        """Moments, and the weights, conditioning and update spaces of the pair."""
         named = {f"moments/{name}": each for name, each in moment_tensors(self.moments).items()}
         for modality, space in self.spaces.items():
             conditioning = self.heads.conditioning[modality]
@@ -159,32 +158,38 @@ def learn(
     if method.solves:
         return _solve(spec, method, before, task, run)
     saved = run.checkpoints.newest(run.here)
-    start, solved = (
-        (_resumed(before, task, run, saved), None)
-        if saved
-        else _begun(spec, method, before, task, run)
-    )
+    if saved:
+        start = _resumed(before, task, run, saved)
+    else:
+        start, solved = _begun(spec, method, before, task, run)
+        if solved:
+            context = _context(spec, before, start.heads, task)
+            after = _after(method, context, start, start.heads, task)
+            return TrainingResult(after, start.moments, {}, solved, None)
     context = _context(spec, before, start.heads, task)
     spaces = start.spaces or _update_spaces(spec, method, context, run)
+    run.checkpoints.begin(replace(start, spaces=spaces).tensors())
+
+    run.watcher.enter("training")
     rows = RotatedRows(task.rows, rotation_of(context, spaces, run.device))
-    if solved:
-        trained = unchanged(context, solved)
-    else:
-        run.checkpoints.begin(replace(start, spaces=spaces).tensors())
-        run.watcher.enter("training")
-        trained = train_pair(method, context, spaces, rows, run, saved)
+    trained = train_pair(method, context, spaces, rows, run, saved)
 
     run.watcher.enter("limiting")
     limited = limit_drift(spec, context, spaces, trained.changes, task.past, run.here)
-    after = new_heads(context, spaces, limited.changes)
-    after = after.replaced(method.finish(context, after))
-    method_state = method.next_state(context, after, _statistics(method, start, task))
-    memory = before.memory.with_dataset(task.pair, start.moments)
+    heads = new_heads(context, spaces, limited.changes)
+    heads = heads.replaced(method.finish(context, heads))
     loss_of = partial(mean_loss, context, spaces, rows, run)
     cost = shrinkage(limited.shrunk, loss_of, trained.changes, limited.changes)
-    return TrainingResult(
-        ModelState(after, memory, method_state), start.moments, spaces, trained, cost
-    )
+    after = _after(method, context, start, heads, task)
+    return TrainingResult(after, start.moments, spaces, trained, cost)
+
+
+def _after(
+    method: Method, context: TrainingContext, start: StartState, heads: ModalityHeads, task: Task
+) -> ModelState:
+    """The state of the version with these heads."""
+    method_state = method.next_state(context, heads, _statistics(method, start, task))
+    return ModelState(heads, context.memory.with_dataset(task.pair, start.moments), method_state)
 
 
 def _context(
@@ -247,7 +252,7 @@ def _begun(
 ) -> tuple[StartState, Solved | None]:
     """Two passes over the rows, or one if both modalities are conditioned: condition, then sum.
 
-    And what the method starts from, of rank 0 on all ranks; `Solved` if this is what it ends with.
+    Returns `Solved`, too, if the method solved the heads in place of training them. Both are those of rank 0.
     """
     heads = conditioned(spec, before.heads, task.pair, task.rows, run)
     run.watcher.enter("moments")
@@ -255,6 +260,7 @@ def _begun(
     moments = halves[0] + halves[1]
     _check_that_sides_vary(task.pair, moments)
     context = _context(spec, before, heads, task)
+    run.watcher.enter("training")
     found = when_leader_is_done(lambda: method.start(context, halves), run.here)
     if not isinstance(found, Solved):
         return StartState(heads.replaced(found), moments), None

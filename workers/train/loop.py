@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cmcl.contract.errors import TrainingDiverged
-from workers.methods.method import Batch, Method, ReplicaGroup, Solved, TrainingContext
+from workers.methods.method import Batch, Method, ReplicaGroup, TrainingContext
 from workers.model.heads import ModalityHeads
 from workers.model.pair import (
     PairInEigenCoordinates,
@@ -87,14 +87,6 @@ def train_pair(
         stats = training.stats() if should_log else None
         run.watcher.update_done(UpdateDone(training.done, total, training.loss, stats))
     return training.result()
-
-
-def unchanged(context: TrainingContext, solved: Solved) -> TrainedPair:
-    """The outcome for heads that were solved, of which `context` has the weights: nothing is trained."""
-    first, second = (
-        torch.zeros_like(context.heads.weights[name]) for name in context.pair.modalities
-    )
-    return TrainedPair((first, second), solved.final_loss, solved.updates, solved.temperature)
 
 
 class _Training:

@@ -7,7 +7,7 @@ import torch
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
-from workers.methods.method import Batch, ReplicaGroup, TrainingContext
+from workers.methods.method import Batch, ReplicaGroup, Solved, TrainingContext
 from workers.methods.moment_replay import MomentReplay
 from workers.methods.nullspace import DriftPenalty, Preserve, input_basis
 from workers.methods.sampled_replay import gaussian_rows
@@ -269,10 +269,7 @@ def test_a_stable_index_keeps_its_scores_over_two_updates(
 def test_two_new_modalities_are_solved_under_preserve_and_trained_under_replay(policy: str) -> None:
     spec = SPEC.model_copy(update={"protection": ProtectionSpec(policy=policy)})
     learned = learn_one(spec, initial_state(spec), IMAGE_TEXT, 0)
-    assert isinstance(learned.trained, TrainedPair)
-    moved = [bool(change.any()) for change in learned.trained.changes]
-    # Heads that were trained differ from where they started.
-    assert moved == [policy == "replay"] * 2
+    assert isinstance(learned.trained, Solved if policy == "preserve" else TrainedPair)
 
 
 def test_outputs_beyond_the_directions_of_the_first_dataset_are_used_by_later_ones() -> None:

@@ -11,7 +11,7 @@ from benchmarks.baselines.der import DERpp
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.job import JobSpec
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.model import ModalitySpec, ModelSpec, ProtectionSpec, TrainingSpec
 from tests.fakes.feature_shards import write_pair_shards
 from tests.fakes.flaky_store import FlakyStore
 from workers.methods.method import Method
@@ -21,14 +21,7 @@ from workers.storage.object_store import ObjectStore
 from workers.train.checkpoint import StoredCheckpoints
 from workers.train.data.dataset import training_rows
 from workers.train.distributed import SINGLE_PROCESS
-from workers.train.learn import (
-    ModelState,
-    StartState,
-    Task,
-    TrainingResult,
-    initial_state,
-    learn,
-)
+from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
 from workers.train.run import Run, UpdateDone, Watcher
 
 PAIR = ModalityPair(first="image", second="text")
@@ -101,7 +94,7 @@ def learned_by(
     method: Method | None = None,
 ) -> TrainingResult:
     rows = training_rows(job.learns, job.spec, held_bytes)
-    task = Task(PAIR, rows, seed=3)
+    task = Task(job.learns.pair, rows, seed=3)
     with StoredCheckpoints(store, job, SINGLE_PROCESS, EACH_UPDATE) as checkpoints:
         run = Run(watcher=watcher, checkpoints=checkpoints)
         return learn(job.spec, before, task, run, method=method)
@@ -165,15 +158,32 @@ def test_interrupted_run_ends_with_the_bits_of_one_that_was_not(
         assert torch.equal(found[name], tensor), name
 
 
-def test_a_checkpoint_has_the_weights_that_a_method_starts_from(shards: list[Shard]) -> None:
-    spec = spec_for("preserve")
-    rows = training_rows(job_for(spec, shards).learns, spec)
-    learned = learn(spec, initial_state(spec), Task(PAIR, rows, 1))
-    solved = learned.model_state.heads
-    begun = StartState(solved, learned.moments, learned.spaces)
-    resumed = StartState.of(begun.tensors(), initial_state(spec).heads, PAIR)
-    for name, weight_EI in solved.weights.items():
-        assert torch.equal(resumed.heads.weights[name], weight_EI)
+@pytest.mark.parametrize("policy", ["replay", "preserve"])
+def test_a_modality_that_joins_continues_with_the_bits_of_one_that_was_not_interrupted(
+    tmp_path: Path, shards: list[Shard], policy: str
+) -> None:
+    """Its head starts from weights that the parent version does not have."""
+    joining = ModalityPair(first=PAIR.first, second="joining")
+    widths = {**WIDTHS, "joining": WIDTHS[PAIR.second]}
+    spec = spec_for(policy).model_copy(
+        update={"modalities": {name: ModalitySpec(width=width) for name, width in widths.items()}}
+    )
+    known = job_for(spec, shards)
+    rows = training_rows(known.learns, spec)
+    first = learn(spec, initial_state(spec), Task(PAIR, rows, 1)).model_state
+    job = known.model_copy(update={"dataset": known.learns.model_copy(update={"pair": joining})})
+    store = LocalStore(tmp_path / "store")
+    with pytest.raises(Interrupted):
+        learned_by(store, job, first, Interrupting(17), 2**20)
+    last = Interrupting()
+    found = tensors_of(learned_by(store, job, first, last, 2**20))
+    expected = tensors_of(
+        learned_by(LocalStore(tmp_path / "undisturbed"), job, first, Interrupting(), 2**20)
+    )
+    assert last.resumed_at > 0
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
 
 
 def interrupted(store: ObjectStore, job: JobSpec, after: int) -> list[str]:
