@@ -53,9 +53,6 @@ _UPDATES, _LEARNING_RATE = 94, 6e-4
 _MOST_UPDATES = 4 * _UPDATES
 # Rows of a head that are this much shorter than its longest one are zero, but for the rounding of a rotation.
 _ROUNDING = 1e-5
-# Of the initial weights in these rows: less is learned later from a hundredth, and all of it is noise in the first
-# dataset's scores (docs/decisions/0048).
-_SHARE = 0.3
 # The precision of the block iteration. Whitening, decomposition and results are in float64.
 _PRECISION = torch.float32
 
@@ -105,9 +102,8 @@ class ClosedForm(Method):
     def solve_first(self, context: TrainingContext, moments: PairMoments, choice: Choice) -> Solved:
         """Solve two modalities that have learned nothing from the dataset of their `moments` alone.
 
-        For heads that are trained later: outputs beyond the dataset's directions keep a share of the weights of
-        `context`. Where both heads of a pair are zero, so is the gradient of each, and no later dataset could use that
-        output.
+        For heads that are trained later: outputs beyond the dataset's directions keep the weights of `context`. Where
+        both heads of a pair are zero, so is the gradient of each, and no later dataset could use that output.
         """
         ridges = dict(zip(context.pair.modalities, choice.ridges, strict=True))
         memory = Memory().with_sums(
@@ -118,8 +114,7 @@ class ClosedForm(Method):
         for name, weight_EI in solved.weights.items():
             sizes_E1 = weight_EI.norm(dim=1, keepdim=True)
             is_rounding_E1 = sizes_E1 <= _ROUNDING * sizes_E1.max()
-            start_EI = _SHARE * context.heads.weights[name]
-            weights[name] = torch.where(is_rounding_E1, start_EI, weight_EI)
+            weights[name] = torch.where(is_rounding_E1, context.heads.weights[name], weight_EI)
         return replace(solved, weights=weights)
 
     def _settings(self, directions: int, width: int) -> PolishSettings:
