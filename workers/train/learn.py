@@ -79,8 +79,8 @@ class Task:
 class TrainingResult:
     """The outcome of training one dataset. `spaces` is empty if heads were solved.
 
-    `choice`: by the two halves, where all heads are solved; ridges in the order of the pair. `compact`: what heads were solved from in place of
-    `moments`, if the dataset is wide.
+    `choice`: by the two halves, where all heads are solved; ridges in the order of the pair. `compact`: what these were
+    solved from in place of `moments`, if the dataset is wide.
     """
 
     model_state: ModelState
