@@ -99,16 +99,17 @@ class ClosedForm(Method):
             groups=tuple(tuple(sorted(group.heads)) for group in solution.groups),
         )
 
-    def solve_first(self, context: TrainingContext, moments: PairMoments, choice: Choice) -> Solved:
-        """Solve two modalities that have learned nothing from the dataset of their `moments` alone.
+    def solve_first(
+        self, context: TrainingContext, halves: tuple[PairMoments, PairMoments]
+    ) -> Solved:
+        """Solve two modalities that have learned nothing from their dataset alone, the sum of its `halves`.
 
         For heads that are trained later: outputs beyond the dataset's directions keep the weights of `context`. Where
         both heads of a pair are zero, so is the gradient of each, and no later dataset could use that output.
         """
+        choice, sums = self.choose(halves), dataset_moments(halves[0] + halves[1])
         ridges = dict(zip(context.pair.modalities, choice.ridges, strict=True))
-        memory = Memory().with_sums(
-            context.pair, dataset_moments(moments), ridges, choice.significant
-        )
+        memory = Memory().with_sums(context.pair, sums, ridges, choice.significant)
         solved = self.solve(context, memory)
         weights = {}
         for name, weight_EI in solved.weights.items():

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -63,27 +62,13 @@ class Preserve(Method):
     drift_penalty: float = 0.0
     stable_index: bool = False
 
-    # Two new modalities are solved from the moments of their dataset, as all are under `improve`.
-    _solves_two_new: ClassVar = True
-
     def start(
         self, context: TrainingContext, halves: tuple[PairMoments, PairMoments]
     ) -> Mapping[str, Tensor] | Solved:
-        """Solve two new modalities; let one join its partner's space: its first embeddings are nearest to the partners'."""
-        new = [name for name in context.pair.modalities if context.memory.inputs_of(name) is None]
-        if not new or (len(new) == 2 and not self._solves_two_new):
-            return {}
-        closed_form = ClosedForm(context.training, context.seed)
-        choice, moments = closed_form.choose(halves), halves[0] + halves[1]
-        if len(new) == 2:
-            return closed_form.solve_first(context, moments, choice)
-        first, second = context.pair.modalities
-        ridge, other = choice.ridges
-        own, partner, sides = first, second, moments
-        if second in new:
-            ridge, own, partner, sides = other, second, first, moments.swapped()
-        partner_EJ = context.heads.weights[partner]
-        return {own: joining_head(partner_EJ, sides.cross_IJ, sides.first, ridge)}
+        """Solve two new modalities from the moments of their dataset; let one join its partner's space."""
+        if len(_new_modalities(context)) == 2:
+            return ClosedForm(context.training, context.seed).solve_first(context, halves)
+        return _joining(context, halves)
 
     def update_spaces(self, context: TrainingContext) -> Mapping[str, UpdateSpace]:
         needs = {
@@ -146,12 +131,38 @@ class Replay(Preserve):
 
     replay_weight: float = 1.0
 
-    # Trained: solved without a lift they are better on one stream and worse on another (docs/decisions/0048).
-    _solves_two_new: ClassVar = False
+    def start(
+        self, context: TrainingContext, halves: tuple[PairMoments, PairMoments]
+    ) -> Mapping[str, Tensor]:
+        """Let a new modality join its partner's space. Two are trained: solved they are no better (docs/decisions/0048)."""
+        return _joining(context, halves)
 
     def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
         replay = MomentReplay(context, pair), SampledReplay(context, pair)
         return _ReplayRule(*replay, self.replay_weight)
+
+
+# --- Where a head starts ------------------------------------------------------------------------
+
+
+def _new_modalities(context: TrainingContext) -> list[str]:
+    return [name for name in context.pair.modalities if context.memory.inputs_of(name) is None]
+
+
+def _joining(
+    context: TrainingContext, halves: tuple[PairMoments, PairMoments]
+) -> dict[str, Tensor]:
+    """The head of the only new modality: its first embeddings are nearest to its partner's, (15)."""
+    new = _new_modalities(context)
+    if len(new) != 1:
+        return {}
+    ridge, other = ClosedForm(context.training, context.seed).choose(halves).ridges
+    moments = halves[0] + halves[1]
+    own, partner = context.pair.modalities
+    if partner in new:
+        ridge, own, partner, moments = other, partner, own, moments.swapped()
+    partner_EJ = context.heads.weights[partner]
+    return {own: joining_head(partner_EJ, moments.cross_IJ, moments.first, ridge)}
 
 
 # --- What earlier datasets need of a head -------------------------------------------------------
