@@ -152,8 +152,7 @@ class LearnedDataset(Frozen):
     ridges: dict[Modality, float] = Field(
         default={},
         exclude_if=lambda ridges: not ridges,
-        description="by modality: ridge with which half of its rows scores best on the other; empty: the policy is "
-        "not improve",
+        description="by modality: ridge with which half of its rows scores best on the other; empty: not under improve",
     )
     significant_directions: int | None = Field(
         default=None,
