@@ -41,9 +41,10 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Memory:
-    """Moments pooled by pair, so that the cost of the next dataset does not grow with their number.
+    """What a version keeps of its datasets to learn the next one: their moments, pooled by pair.
 
-    The only data of earlier datasets that training needs, besides the heads.
+    Its matrices do not grow with the number of datasets. Under `improve` each dataset adds its means and a few
+    numbers: its weight, its ridges, and how many of its directions are significant.
 
     Keys are pairs in lexical order; the first side belongs to the lexically first modality.
     `datasets` counts how many are pooled under each. Masks and replay need uncentred `moments`. The
