@@ -82,10 +82,14 @@ class Comparison:
         return following if following < len(self.earlier) else None
 
     @property
+    def measured(self) -> Sequence[CandidateDataset]:
+        """The earlier datasets with R@1 in this version and in the one that learned them."""
+        return [each for each in self.earlier if change_since_learned(each) is not None]
+
+    @property
     def lost_most(self) -> CandidateDataset | None:
         """The earlier dataset with the smallest change of R@1 since it was learned; None: none was measured twice."""
-        known = [each for each in self.earlier if change_since_learned(each) is not None]
-        return min(known, key=_by_change, default=None)
+        return min(self.measured, key=_by_change, default=None)
 
     @property
     def drifted_most(self) -> CandidateDataset | None:

@@ -53,6 +53,11 @@ def points(change: float | None) -> str | Markup:
     return f"{sign}{abs(rounded):.1f}\N{NARROW NO-BREAK SPACE}points"
 
 
+def is_lost(change: float) -> bool:
+    """Whether a change is below zero as `points` shows it."""
+    return round(100 * change, 1) < 0
+
+
 def size(number_of_bytes: float | None) -> str | Markup:
     """A number of bytes."""
     if number_of_bytes is None:
@@ -137,7 +142,7 @@ def is_picture(value: object) -> bool:
     return isinstance(value, str) and _PICTURE.fullmatch(value) is not None
 
 
-TESTS = {"picture": is_picture}
+TESTS = {"picture": is_picture, "lost": is_lost}
 FILTERS = {
     "number": number,
     "percent": percent,

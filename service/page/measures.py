@@ -15,7 +15,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     ),
     "lost_most": (
         "Lost most",
-        "The smallest change of R@1 of an earlier dataset since it was learned, in percentage points. Changes below half a point are noise of small held-out sets.",
+        "The smallest change of R@1 of an earlier dataset since it was learned, in percentage points: above 0, none lost. Changes below half a point are noise of small held-out sets.",
     ),
     "quality": (
         "Loss from moments",

@@ -157,6 +157,8 @@ def _values(
         "memory": memory,
         "datasets": len(lineage),
         "measured": len(measured),
+        "earlier": sum(not each.is_new for each in retained),
+        "measured_twice": sum(each.change is not None for each in retained),
         "mean_recall": mean(each.now for each in measured),
         "mean_change": mean(each.change for each in measured),
         "lost_most": worst[0] if worst and worst[0].change is not None else None,

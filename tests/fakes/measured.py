@@ -40,9 +40,12 @@ def write_measured(
     made = train(plane.store, job, attempt, write=False)
     ids = {line.name: line.dataset for line in made.learned}
     drift = {ids[name]: value for name, value in (drifts or {}).items()}
-    *earlier, own = made.learned
-    found = recall(recalls[own.name]) if recalls and own.name in recalls else None
-    learned = (*earlier, own.model_copy(update={"recall": found}))
+    learned = made.learned
+    *earlier, own = learned
+    # A version that unlearns has no dataset of its own.
+    if own.version == made.version:
+        found = recall(recalls[own.name]) if recalls and own.name in recalls else None
+        learned = (*earlier, own.model_copy(update={"recall": found}))
     report = made.report.model_copy(
         update={
             "evaluation": {ids[name]: recall(value) for name, value in (recalls or {}).items()},

@@ -9,8 +9,9 @@ from cmcl.contract.version import Drift, Recall, VersionManifest
 from service.database.queries.versions import from_manifest
 from service.database.tables import models, versions
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.measured import publish_measured, recall
+from tests.fakes.measured import publish_measured, recall, write_measured
 from tests.unit.service.page.browser import Browser, rows_of, text_of
+from tests.unit.service.test_unlearning import unlearn
 
 MEMORY = "/ui/models/scenes/memory"
 LONG, DATASETS = 102, 60
@@ -144,6 +145,58 @@ def test_each_dataset_has_its_recall_then_and_now(plane: ControlPlane, reader: B
         "90.0",
     ]
     assert page.count("<svg") >= 8
+
+
+@pytest.mark.parametrize(
+    ("recalls", "figure", "sentence"),
+    [
+        ({"one": 0.827}, "0 Lost recall", "The earlier dataset, one, lost no R@1"),
+        ({"one": 0.76}, "−4.0 points Lost most", "The earlier dataset, one, has changed by −4.0"),
+        ({"one": 0.7998}, "0 Lost recall", "The earlier dataset, one, lost no R@1"),
+        ({}, "– none Lost most nothing was measured twice", "The largest drift is 10.0 %, of one"),
+    ],
+    ids=["gained", "lost", "lost less than is shown", "not measured again"],
+)
+@pytest.mark.parametrize("path", ["memory", "versions/2"])
+def test_one_earlier_dataset_is_lost_only_if_its_recall_fell(
+    plane: ControlPlane,
+    reader: Browser,
+    path: str,
+    recalls: dict[str, float],
+    figure: str,
+    sentence: str,
+) -> None:
+    publish_measured(plane, "one", recalls={"one": 0.8})
+    publish_measured(plane, "two", recalls={"two": 0.5, **recalls})
+    text = text_of(reader.get(f"/ui/models/scenes/{path}").text)
+    assert figure in text
+    assert sentence in text
+    assert "1 earlier" not in text
+
+
+@pytest.mark.parametrize("path", ["memory", "versions/3"])
+def test_where_no_dataset_lost_recall_the_smallest_gain_is_no_loss(
+    plane: ControlPlane, reader: Browser, path: str
+) -> None:
+    publish_measured(plane, "one", recalls={"one": 0.8})
+    publish_measured(plane, "two", recalls={"one": 0.8, "two": 0.5})
+    publish_measured(plane, "three", recalls={"one": 0.812, "two": 0.527, "three": 0.9})
+    text = text_of(reader.get(f"/ui/models/scenes/{path}").text)
+    assert "None of the 2 earlier datasets lost R@1" in text
+    assert "0 Lost recall smallest change +1.2 points, one" in text
+    assert "Lost most" not in text
+
+
+def test_datasets_that_are_left_after_an_unlearning_are_counted_as_earlier_ones(
+    plane: ControlPlane, reader: Browser
+) -> None:
+    publish_measured(plane, "one", recalls={"one": 0.8})
+    dataset = publish_measured(plane, "two", recalls={"one": 0.8, "two": 0.5})
+    job = unlearn(plane, dataset).json()["id"]
+    write_measured(plane, job, recalls={"one": 0.81})
+    plane.run_to_end(job)
+    text = text_of(reader.get(MEMORY).text)
+    assert "The earlier dataset, one, lost no R@1 since it was learned (+1.0 points)" in text
 
 
 def test_recall_among_ten_is_another_view(long: Browser) -> None:
