@@ -31,9 +31,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from cmcl.cli import main
 sys.exit(main())
 """
-# `cmcl up` with one part, which prints its number, and waits in its start if its argument says so.
+# `cmcl up` with one part, which prints its number, and waits in its start if its argument says so. A test run under
+# nohup ignores SIGHUP, and children inherit that.
 UP = """
 import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from cmcl.stack import LocalStack
 
 def start(stack):
