@@ -6,7 +6,7 @@ which the page has under `/ui/v1/uploads` as well: there the session counts.
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 from pydantic import Field
 
@@ -150,14 +150,20 @@ class DatasetForm(Frozen):
 
 @router.get("/models/{model}/post")
 def dataset_form(
-    request: Request, model: ModelPath, principal: ReadingWriter, context: ContextDep
+    request: Request,
+    model: ModelPath,
+    principal: ReadingWriter,
+    context: ContextDep,
+    again: Annotated[str | None, Query(pattern=r"^ds-[0-9a-f]{12}$")] = None,
 ) -> Response:
-    """The form of a dataset with its files."""
+    """The form of a dataset with its files. `again`: a dataset whose values the form begins with."""
     settings = context.settings
+    earlier = datasets.read_dataset(again, principal, context) if again else None
     return pages_of(request).render(
         request,
         "post_dataset.html",
         model=read_model(model, principal, context),
+        earlier=earlier,
         name_pattern=_NAME_PATTERN,
         file_bytes_max=settings.upload_bytes_max,
         part_bytes=max(SMALLEST_PART, min(_PART_BYTES, settings.upload_part_bytes_max)),

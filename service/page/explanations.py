@@ -93,20 +93,23 @@ PHASES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Remedy:
-    """Why something ended, and what to do next."""
+    """Why something ended, and what to do next. `needs_other_data`: a retry would end for the same reason."""
 
     sentence: str
     next_step: str
+    needs_other_data: bool = False
 
 
 REASONS: dict[str, Remedy] = {
     FailureReason.INVALID_DATASET: Remedy(
         "The rows of the dataset cannot be used.",
-        "Correct the rows that the message names and post the dataset again. max_bad_share permits a share of bad rows.",
+        "Correct the rows that the message names and post the dataset again, or permit a larger share of rows to be left out.",
+        needs_other_data=True,
     ),
     FailureReason.ENCODER_MISMATCH: Remedy(
         "An encoder is not the one that computed the earlier features of the model.",
-        "Use the encoder that the model shows, or create a model for the new encoder.",
+        "Post the dataset again with features of the encoder that the model shows, or create a model for the new encoder.",
+        needs_other_data=True,
     ),
     FailureReason.ENCODER_UNAVAILABLE: Remedy(
         "An encoder does not start on the cluster.",
@@ -137,11 +140,12 @@ REASONS: dict[str, Remedy] = {
     ),
     FailureReason.TRAINING_FAILED: Remedy(
         "The attempt reported a failure that another attempt would repeat.",
-        "Correct what the message names: the dataset or the model's specification.",
+        "Correct what the message names, and post the dataset again; if it is the specification, to a new model.",
+        needs_other_data=True,
     ),
     FailureReason.STORE_DAMAGED: Remedy(
         "Stored data of earlier datasets is damaged.",
-        "Ask the operator to restore it: docs/disaster.md of the project has the steps.",
+        "Ask the operator to restore it: docs/disaster.md of the project has the steps. Then retry the job.",
     ),
     FailureReason.CANNOT_COMBINE: Remedy(
         "An earlier job has changed what this one was to unlearn or merge.",
@@ -149,7 +153,7 @@ REASONS: dict[str, Remedy] = {
     ),
     FailureReason.HEADS_TOO_LARGE: Remedy(
         "A replica of the endpoint could not hold the version.",
-        "Use a smaller width or fewer modalities, or ask the operator for a larger CMCL_HEADS_BYTES_MAX.",
+        "Use a smaller width or fewer modalities, or ask the operator for a larger CMCL_HEADS_BYTES_MAX; then retry the job.",
     ),
     FailureReason.INVALID_CANDIDATE: Remedy(
         "The candidate is damaged or does not match its job.",

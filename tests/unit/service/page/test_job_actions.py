@@ -5,8 +5,10 @@ import re
 
 import httpx
 import pytest
+from sqlalchemy import update
 
-from service.states import JobState
+from service.database.tables import jobs
+from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.service.page.browser import Browser
@@ -54,16 +56,80 @@ def test_a_running_job_is_cancelled(plane: ControlPlane, person: Browser) -> Non
 
 
 def test_a_failed_job_is_retried(plane: ControlPlane, person: Browser) -> None:
-    (plane.shards.parent / "shards").mkdir(exist_ok=True)
-    broken = plane.shards / "broken.parquet"
-    broken.write_bytes(b"not Parquet")
-    job = plane.post_dataset(shards=[{"uri": broken.resolve().as_uri()}])
-    plane.tick_to(job, JobState.FAILED)
+    job = fail(plane)
     page = person.get(f"/ui/jobs/{job}/retry")
     assert "up to 3 more attempts are made" in page.text
     answer = person.post(f"/ui/jobs/{job}/retry", data={"seen": seen_in(page)})
     assert "The job is queued again." in person.follow(answer).text
     assert plane.job(job).state == JobState.QUEUED
+
+
+def fail(plane: ControlPlane, **posted: object) -> str:
+    """A job whose dataset cannot be read."""
+    plane.shards.mkdir(exist_ok=True)
+    broken = plane.shards / "broken.parquet"
+    broken.write_bytes(b"not Parquet")
+    job = plane.post_dataset(shards=[{"uri": broken.resolve().as_uri()}], **posted)
+    plane.tick_to(job, JobState.FAILED)
+    return job
+
+
+def offered(person: Browser, job: str) -> list[str]:
+    """What the page of a job leads to."""
+    page = person.get(f"/ui/jobs/{job}?fragment=live_actions").text
+    return re.findall(r'href="[./]*([^"?]*)', page)
+
+
+@pytest.mark.parametrize("reason", FailureReason)
+def test_a_failed_job_is_posted_again_where_a_retry_would_fail_again(
+    plane: ControlPlane, person: Browser, reason: FailureReason
+) -> None:
+    job = fail(plane)
+    with plane.context.database.write() as connection:
+        connection.execute(update(jobs).values(reason=reason))
+    is_lasting = reason in ("invalid_dataset", "encoder_mismatch", "training_failed")
+    assert offered(person, job) == ["models/scenes/post" if is_lasting else f"jobs/{job}/retry"]
+    command = f"cmcl job retry {job}" in person.get(f"/ui/jobs/{job}").text
+    assert command is not is_lasting
+    # It has no rows that could be corrected.
+    with plane.context.database.write() as connection:
+        connection.execute(update(jobs).values(kind="unlearn"))
+    assert offered(person, job) == [f"jobs/{job}/retry"]
+
+
+@pytest.mark.parametrize("path", ["jobs/{job}", "datasets/{dataset}"])
+def test_a_dataset_is_posted_again_with_the_values_that_it_had(
+    plane: ControlPlane, person: Browser, path: str
+) -> None:
+    job = fail(
+        plane,
+        name="bells",
+        pair={"first": "text", "second": "audio"},
+        max_bad_share=0.07,
+        evaluation_share=0.25,
+    )
+    address = path.format(job=job, dataset=plane.dataset_of(job).id)
+    found = re.search(r'href="[./]*([^"]*post\?again[^"]*)"', person.get(f"/ui/{address}").text)
+    assert found is not None
+    form = person.get(f"/ui/{found[1]}").text
+    values = dict(re.findall(r'<input id="([^"]*)"[^>]* value="([^"]+)"', form))
+    assert values == {"name": "bells", "evaluation_share": "25", "max_bad_share": "7"}
+    assert re.findall(r"<option selected>(\w+)", form) == ["text", "audio"]
+    assert "cmcl dataset add FOLDER --pair text,audio --model scenes" in form
+    assert " checked>" not in form
+
+
+def test_a_dry_run_is_posted_again_as_one(plane: ControlPlane, person: Browser) -> None:
+    job = fail(plane, dry_run=True)
+    form = person.get(f"/ui/models/scenes/post?again={plane.dataset_of(job).id}").text
+    assert re.findall(r'name="(\w+)" value="1" checked', form) == ["dry_run"]
+
+
+@pytest.mark.parametrize(("again", "status"), [("ds-000000000000", 404), ("x", 422)])
+def test_a_dataset_that_is_not_there_is_not_posted_again(
+    person: Browser, again: str, status: int
+) -> None:
+    assert person.get(f"/ui/models/scenes/post?again={again}").status_code == status
 
 
 def test_a_candidate_is_approved_with_a_reason(plane: ControlPlane, person: Browser) -> None:
