@@ -28,14 +28,12 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from workers.methods.closed_form import ClosedForm
 from workers.methods.method import TrainingContext
-from workers.model.artifact import save_centred_moments, save_compact_moments, save_memory
-from workers.model.heads import ModalityHeads, initial_heads, unit_rows
+from workers.model.artifact import save_centred_moments, save_memory
+from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.model.rows import PairedRows
 from workers.nullspace.centred import Pooled, dataset_moments, pooled
 from workers.nullspace.closed_form import root, solve, whitened
-from workers.nullspace.compact import compact_moments
-from workers.nullspace.lift import Lift
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.train.data.rows import CHUNK_ROWS, HeldRows
 from workers.train.run import Run
@@ -46,9 +44,7 @@ _MODALITIES = tuple("abcdef")
 # What the rows of a pair have in common, and how fast their spectrum decays.
 _SHARED, _DECAY = 300, 0.7
 _RIDGE = 0.02
-# How fast the variances of features fall: k^-1.5, k^-1, not at all.
-_SPECTRA = (("steep", 1.5), ("slow", 1.0), ("flat", 0.0))
-GOAL_SECONDS, GOAL_SHARE, GOAL_BYTES = 5.0, 0.7, 2 << 30
+GOAL_SECONDS, GOAL_SHARE = 5.0, 0.7
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -218,8 +214,8 @@ def _peers(
     return found
 
 
-def _bytes(width: int, lift: int) -> dict[str, int | None]:
-    """Bytes in object storage: moments of one dataset, in compact form too, and what each version keeps of a pair."""
+def _bytes(width: int, lift: int) -> dict[str, int]:
+    """Bytes in object storage: moments of one dataset, and what each version keeps of a pair."""
     log_progress(f"bytes of width {width}, lift {lift}")
     together = width + lift
     rows = torch.nn.functional.normalize(torch.randn(64, together), dim=1)
@@ -231,24 +227,7 @@ def _bytes(width: int, lift: int) -> dict[str, int | None]:
         "lift": lift,
         "dataset": len(save_centred_moments(moments)),
         "pair": len(save_memory(memory)),
-        **{f"compact_{name}": _compact_bytes(width, lift, decay) for name, decay in _SPECTRA},
     }
-
-
-def _compact_bytes(width: int, lift: int, decay: float) -> int | None:
-    """Bytes of a dataset whose rows vary in direction k by k^-decay. None if its error is too large."""
-    sides = []
-    for seed in (1, 2):
-        generator = torch.Generator().manual_seed(seed)
-        rotation_FF = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
-        scale_F = torch.arange(1, width + 1).pow(-decay / 2)
-        rows_NF = torch.randn(2 * (width + lift), width, generator=generator) * scale_F
-        feature_NF = unit_rows(rows_NF @ rotation_FF)
-        if lift:
-            feature_NF = Lift.drawn(width, lift, str(seed))(feature_NF)
-        sides.append(_ones(feature_NF))
-    found = compact_moments(dataset_moments(pair_moments(*sides)), (_RIDGE, _RIDGE), in_full=0)
-    return len(save_compact_moments(found)) if found else None
 
 
 def _seconds(task: Callable[[], object], repeats: int, *, warm: bool = True) -> list[float]:
@@ -302,15 +281,10 @@ def markdown(document: Mapping[str, Any]) -> str:
         table(["width", "datasets", "directions", "all", "dense", "ARPACK"], solutions),
         (
             "## Bytes\nIn object storage: the moments of one dataset, those that each version keeps of one pair, and of a "
-            f"hundred datasets together (goal: {GOAL_BYTES / 2**30:g} GiB at width 2048), in full and in compact form, if "
-            "variances of features before the lift fall as k^-1.5, as k^-1, and not at all. Each dataset has twice as many "
-            "rows as columns. *–*: the error would be too large, and it is kept in full."
+            "hundred datasets together."
         ),
         table(
-            [
-                *("width", "lift", "dataset MiB", "pair MiB", "100 datasets GiB"),
-                *("compact, k^-1.5", "k^-1", "flat"),
-            ],
+            ["width", "lift", "dataset MiB", "pair MiB", "100 datasets GiB"],
             _stored(document["bytes"]),
         ),
     ]
@@ -322,10 +296,7 @@ def _stored(measured: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
         [
             *(one["width"], one["lift"]),
             *(f"{one[name] / 2**20:.1f}" for name in ("dataset", "pair")),
-            *(
-                "–" if one[name] is None else f"{100 * one[name] / 2**30:.2f}"
-                for name in ("dataset", *(f"compact_{name}" for name, _ in _SPECTRA))
-            ),
+            f"{100 * one['dataset'] / 2**30:.2f}",
         ]
         for one in measured
     ]

@@ -1,6 +1,5 @@
 """Versions on a terminal: recall, certificate, capacity and lineage."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
@@ -9,7 +8,7 @@ from rich.text import Text
 from cmcl.cli.console import Cell, Grid, as_text, fields
 from cmcl.cli.job_views import made_of
 from cmcl.client import EvaluationRow, Version
-from cmcl.contract.version import Drift, HeadCapacity, LearnedDataset, MeasuredDataset, Recall
+from cmcl.contract.version import HeadCapacity, LearnedDataset, MeasuredDataset, Recall
 
 _BAR = 20
 # Points of recall that count as a change; less is noise of small held-out sets.
@@ -23,7 +22,6 @@ _COUNTS = {
 }
 _CERTIFICATE = (
     "drift: root mean square change of the dataset's scores, relative to their size. "
-    "±: its largest error, for moments in compact form. "
     "loss now (quality in the API): spectral contrastive loss; -1 as when the dataset was learned, "
     "lower is better, 0 is no better than no scores. "
     "best loss: the lowest that any two heads of this width reach on the dataset alone."
@@ -112,7 +110,7 @@ def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
     for dataset in dict.fromkeys((*drift, *quality)):
         moved, good = drift.get(dataset), quality.get(dataset)
         values: tuple[Cell, ...] = (
-            since_learned(moved) if moved else None,
+            moved.since_learned if moved else None,
             moved.against_parent if moved else None,
             good.now if good else None,
             good.best if good else None,
@@ -126,18 +124,6 @@ def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
         "best loss",
     )
     return Group(Grid(headings, rows, "certificate"), Text(_CERTIFICATE, style="dim"))
-
-
-def since_learned(moved: Drift) -> Cell:
-    """The drift of a dataset, with its error if its moments are stored in compact form."""
-    if moved.error == 0:
-        return moved.since_learned
-    shown = round(moved.since_learned, 3)
-    if moved.error is None:
-        return f"{shown:.3f}, error not bounded"
-    # A bound is rounded up, and holds for the rounded drift.
-    error = moved.error + abs(moved.since_learned - shown)
-    return f"{shown:.3f} ± {math.ceil(1000 * error) / 1000:.3f}"
 
 
 def capacity(heads: Mapping[str, HeadCapacity]) -> RenderableType:

@@ -22,14 +22,6 @@ class Drift(Frozen):
 
     since_learned: float = Field(ge=0)
     against_parent: float = Field(ge=0)
-    error: float | None = Field(
-        default=0,
-        ge=0,
-        exclude_if=lambda error: error == 0,
-        description="the largest difference between `since_learned` and its value by the full moments of the "
-        "dataset, which are stored in compact form. null: no bound is known, because the scores then are no larger "
-        "than their error; missing: the moments are stored in full",
-    )
 
 
 class Quality(Frozen):
@@ -160,11 +152,6 @@ class LearnedDataset(Frozen):
         exclude_if=lambda directions: directions is None,
         description="in which pairs of both halves of its rows agree, rounded up to one of 1, 2, 3, 4, 6, 8, ..., "
         "128; null: more than 128, or the policy is not improve",
-    )
-    moments_error: dict[Modality, float] = Field(
-        default={},
-        exclude_if=lambda errors: not errors,
-        description="by modality: largest error of the variance in any direction; empty: moments are stored in full",
     )
     attainable: float | None = Field(
         default=None,

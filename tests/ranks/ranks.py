@@ -38,7 +38,7 @@ from workers.train.distributed import (
 from workers.train.learn import ModelState, Task, learn
 from workers.train.loop import train_pair
 from workers.train.objective import GlobalLoss
-from workers.train.run import IN_FULL_BYTES, Run, UpdateDone, Watcher
+from workers.train.run import Run, UpdateDone, Watcher
 from workers.train.sums import conditioned
 
 ROWS, BATCH = 90, 26  # a batch that neither 3 nor 4 ranks divide, and rows that it does not divide
@@ -73,7 +73,6 @@ def everything(shards: Sequence[Shard], here: World) -> dict[str, object]:
         "limited": _limited(here),
         "solved": _solved(here, _held()),
         "solved streamed": _solved(here, _streamed(shards)),
-        "solved compactly": _solved(here, _held(), moments_in_full=0),
     }
 
 
@@ -151,25 +150,18 @@ def _trained(here: World, memory: Memory, rows: TrainingRows) -> dict[str, torch
     }
 
 
-def _solved(
-    here: World, rows: TrainingRows, moments_in_full: int = IN_FULL_BYTES
-) -> dict[str, torch.Tensor]:
+def _solved(here: World, rows: TrainingRows) -> dict[str, torch.Tensor]:
     """Two datasets with the default policy, which solves heads from moments."""
-    run = Run(here, moments_in_full=moments_in_full)
+    run = Run(here)
     first = learn(SOLVED, ModelState(initial_heads(SOLVED)), Task(PAIR, rows, seed=3), run)
     second = learn(SOLVED, first.model_state, Task(PAIR, rows, seed=4), run)
-    assert (second.compact is None) == bool(moments_in_full)
     before, (sums,) = first.model_state, second.model_state.memory.centred.values()
     context = TrainingContext(
         before.heads, before.memory, before.method_state, PAIR, SOLVED.training, seed=4
     )
     by_itself = method_for(SOLVED).solve(context, second.model_state.memory)
-    error = sum(
-        each.compact.first.error * each.compact.weight for each in (first, second) if each.compact
-    )
     return {
         "sums": sums.first_FF,
-        "error of sums": torch.tensor(error),
         "first scores": _scores(before.heads),
         "second scores": _scores(second.model_state.heads),
         "second scores by itself": _scores(before.heads.replaced(by_itself.weights)),

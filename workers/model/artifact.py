@@ -16,7 +16,6 @@ from workers.model.heads import ModalityHeads, head_width
 from workers.model.memory import Chosen, Memory
 from workers.model.tensor_bytes import load
 from workers.nullspace.centred import CentredMoments, dataset_moments
-from workers.nullspace.compact import CompactMoments
 from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.lift import Lift
 from workers.nullspace.moments import PairMoments, SecondMoment
@@ -26,8 +25,6 @@ _SELFTEST_ROWS = 4
 _SEPARATOR = "/"
 _RIDGES = "ridges"
 _SIGNIFICANT = "significant"
-# The names of tensors of moments in compact form begin with it.
-_COMPACT = "compact/"
 
 
 def save_heads(heads: ModalityHeads) -> bytes:
@@ -85,11 +82,6 @@ def save_centred_moments(moments: PairMoments) -> bytes:
     return save(_sums_in_float32(dataset_moments(moments)))
 
 
-def save_compact_moments(moments: CompactMoments) -> bytes:
-    """What one wide dataset adds to the closed form, in fewer bytes."""
-    return save({_COMPACT + name: tensor for name, tensor in moments.tensors.items()})
-
-
 def load_moments(data: bytes) -> PairMoments:
     """Moments of one dataset, in either stored form. Raises InvalidVersion."""
     tensors = _load(data, "moments")
@@ -107,16 +99,6 @@ def load_dataset_sums(data: bytes) -> CentredMoments:
 
 def _dataset_sums(tensors: Mapping[str, Tensor]) -> CentredMoments | None:
     """None if they are moments for masks and replay."""
-    compact = {
-        name.removeprefix(_COMPACT): each
-        for name, each in tensors.items()
-        if name.startswith(_COMPACT)
-    }
-    if compact:
-        try:
-            return CompactMoments.of(compact).expanded()
-        except ValueError as error:
-            raise InvalidVersion(str(error)) from error
     return _centred_from(tensors, "") if "rows" in tensors else None
 
 

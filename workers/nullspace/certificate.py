@@ -58,53 +58,14 @@ def relative_drift(moments: PairMoments, then: PairWeights, now: PairWeights) ->
 
     √( tr(C_u ΔG C_v ΔGᵀ) / tr(C_u G₀ C_v G₀ᵀ) ), equation (6).
     Exactly zero when nothing moved. Heads that moved without moving a score read as up to about
-    1e-8, the root of what float64 rounds. Infinite if scores that were all zero have changed.
-    """
-    return _drift(*_change_and_size(moments, then, now))
-
-
-def drift_and_error(
-    moments: PairMoments, then: PairWeights, now: PairWeights, errors: tuple[float, float]
-) -> tuple[float, float | None]:
-    """`relative_drift` of compact moments, and how far that of the full moments may be from it.
-
-    `errors`: of the variance of either side in any direction (workers/nullspace/compact.py). With them 0, the
-    moments are full and so is the error of the drift. Otherwise, with C' the compact moments, C_u ≤ C'_u + e_u I
-    as quadratic forms, and the same for v, tr(C_u ΔG C_v ΔGᵀ) differs from what C' gives by
-
-        tr((C'_u + e_u I) ΔG (C'_v + e_v I) ΔGᵀ) − tr(C'_u ΔG C'_v ΔGᵀ)
-
-    at most, and the size of the scores then by the same with G₀. Means have no error. The error is None if the
-    size may be zero: then nothing bounds the drift.
+    1e-8, the root of what float64 rounds. Zero if all scores were zero.
     """
     change, size = _change_and_size(moments, then, now)
-    drift = _drift(change, size)
-    if not any(errors):
-        return drift, 0.0
-    wider = PairMoments(
-        _widened(moments.first, errors[0]), _widened(moments.second, errors[1]), moments.cross_IJ
-    )
-    largest_change, largest_size = _change_and_size(wider, then, now)
-    least_change, least_size = 2 * change - largest_change, 2 * size - largest_size
-    if least_size <= 0:
-        return drift, None
-    most, least = _drift(largest_change, least_size), _drift(least_change, largest_size)
-    return drift, max(most - drift, drift - least)
-
-
-def _drift(change: float, size: float) -> float:
     # Scores that were all zero had no order to lose.
     if size <= 0:
         return 0.0
     # Rounding may leave a tiny negative sum where nothing moved; the root needs 0.
     return float((max(change, 0.0) / size) ** 0.5)
-
-
-def _widened(moment: SecondMoment, error: float) -> SecondMoment:
-    """Add variance in every direction except that of the constant 1."""
-    sum_II = moment.sum_II.clone()
-    sum_II.diagonal()[:-1] += max(moment.count, 1) * error
-    return SecondMoment(moment.count, sum_II)
 
 
 def _change_and_size(

@@ -19,7 +19,6 @@ from workers.methods.nullspace import protected_space
 from workers.model.heads import ModalityHeads
 from workers.nullspace.certificate import (
     PairWeights,
-    drift_and_error,
     lowest_loss,
     quality_loss,
     relative_drift,
@@ -59,14 +58,13 @@ class PastDataset:
     """A dataset of an earlier version.
 
     `read` loads its state when it is needed: the number of past datasets is unbounded, and memory need
-    hold only one. `errors`: of the variances of the two sides, if their moments are stored in compact form.
+    hold only one.
     """
 
     dataset: str
     pair: ModalityPair
     read: Callable[[], PastState]
     attainable: float | None = None
-    errors: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def held(
@@ -214,9 +212,10 @@ def _certificate(one: PastDataset, parent: PairWeights, now: PairWeights) -> Cer
     state = one.read()
     moments, then = state.moments, state.then
     first, second = one.pair.modalities
-    since_learned, error = drift_and_error(moments, then, now, one.errors)
-    against_parent = relative_drift(moments, parent, now)
-    drift = Drift(since_learned=since_learned, against_parent=against_parent, error=error)
+    drift = Drift(
+        since_learned=relative_drift(moments, then, now),
+        against_parent=relative_drift(moments, parent, now),
+    )
     norm_change = {
         first: relative_norm_change(moments.first, then.first_EI, now.first_EI),
         second: relative_norm_change(moments.second, then.second_EJ, now.second_EJ),

@@ -18,7 +18,7 @@ from cmcl.contract.job import JobSpec
 from cmcl.contract.version import HeadCapacity, LearnedDataset, VersionReport
 from workers.methods.method import Solved, TrainingContext
 from workers.methods.registry import method_for
-from workers.model.artifact import save_centred_moments, save_compact_moments, save_moments
+from workers.model.artifact import save_centred_moments, save_moments
 from workers.nullspace.certificate import attainable
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore, retry_unavailable
@@ -77,7 +77,7 @@ def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) 
             reporter,
             StoredCheckpoints(store, spec, here, seconds, preemption_noticed) as checkpoints,
         ):
-            run = Run(here, device, reporter, checkpoints, settings.moments_in_full_bytes)
+            run = Run(here, device, reporter, checkpoints)
             if spec.kind == "learn":
                 _train(store, spec, run, reporter, scratch)
             elif spec.kind == "evaluate":
@@ -197,9 +197,7 @@ def _write(
     report: VersionReport,
 ) -> None:
     dataset = spec.learns
-    moments_file, errors = _moments_file(spec, learned), dict[str, float]()
-    if learned.compact:
-        errors = dict(zip(dataset.pair.modalities, learned.compact.errors, strict=True))
+    moments_file = (save_centred_moments if spec.spec.solves else save_moments)(learned.moments)
     files = version_files(learned.model_state, spec)
     line = LearnedDataset(
         dataset=dataset.dataset,
@@ -216,14 +214,7 @@ def _write(
         if learned.choice
         else {},
         significant_directions=learned.choice.significant if learned.choice else None,
-        moments_error=errors,
         attainable=attainable(learned.moments, spec.spec.width),
     )
     manifest = version_manifest(spec, files, (*parent.learned, line), encoders, report)
     write_once(store, manifest, {**files, layout.MOMENTS: moments_file})
-
-
-def _moments_file(spec: JobSpec, learned: TrainingResult) -> bytes:
-    if learned.compact:
-        return save_compact_moments(learned.compact)
-    return (save_centred_moments if spec.spec.solves else save_moments)(learned.moments)

@@ -25,7 +25,6 @@ from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.nullspace.centred import dataset_moments
 from workers.nullspace.closed_form import NO_VARIANCE
-from workers.nullspace.compact import CompactMoments, compact_moments
 from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.mask import UpdateSpace
 from workers.nullspace.moments import (
@@ -79,8 +78,7 @@ class Task:
 class TrainingResult:
     """The outcome of training one dataset. `spaces` is empty if heads were solved.
 
-    `choice`: by the two halves, where all heads are solved; ridges in the order of the pair. `compact`: what these were
-    solved from in place of `moments`, if the dataset is wide.
+    `choice`: by the two halves, where all heads are solved; ridges in the order of the pair.
     """
 
     model_state: ModelState
@@ -89,7 +87,6 @@ class TrainingResult:
     trained: TrainedPair | Solved
     shrinkage: Shrinkage | None
     choice: Choice | None = None
-    compact: CompactMoments | None = None
 
 
 @dataclass(frozen=True)
@@ -213,14 +210,7 @@ def _solve(
     context = _context(spec, before, before.heads, task)
     choice = when_leader_is_done(lambda: method.choose(halves), run.here)
     ridges = dict(zip(task.pair.modalities, choice.ridges, strict=True))
-    # Before anything uses the dataset's sums, so that all later versions see the same bits. Those of a compact
-    # form are the same on every machine, and eigenvectors are not: rank 0 finds it, and each rank expands it.
     sums = dataset_moments(moments)
-    compact = when_leader_is_done(
-        lambda: compact_moments(sums, choice.ridges, run.moments_in_full), run.here
-    )
-    if compact:
-        sums = compact.expanded()
     memory = before.memory.with_sums(task.pair, sums, ridges, choice.significant)
     solved = when_leader_is_done(lambda: method.solve(context, memory), run.here)
     check_finite(solved, spec)
@@ -234,7 +224,6 @@ def _solve(
         solved,
         cost_of_step(context, limited, solved.weights, task.rows, run),
         choice,
-        compact,
     )
 
 

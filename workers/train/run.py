@@ -12,8 +12,6 @@ from cmcl.contract.job import Phase
 from workers.train.distributed import SINGLE_PROCESS, World
 
 Tensors = Mapping[str, Tensor]
-# Two modalities of width 1280 with a lift of 1024 have 41 MiB.
-IN_FULL_BYTES = 40 * 2**20
 
 
 class TrainSettings(BaseSettings):
@@ -31,13 +29,6 @@ class TrainSettings(BaseSettings):
         ge=0,
         description="bytes of the local disk (TMPDIR) that one rank may use for rows and copies of "
         "shards; 0: all free space",
-    )
-    moments_in_full_bytes: int = Field(
-        default=IN_FULL_BYTES,
-        ge=0,
-        description="bytes up to which the moments that a dataset adds under the policy improve are kept as they are; "
-        "larger ones are kept in a compact form, which takes a tenth to two thirds of the bytes (docs/decisions/0044-compact-moments.md) and adds an "
-        "error to the certificate",
     )
     peer_seconds: float = Field(
         default=60,
@@ -116,13 +107,9 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Run:
-    """One process of a training run.
-
-    `moments_in_full`: bytes up to which a dataset's moments are kept as they are (nullspace/compact.py).
-    """
+    """One process of a training run."""
 
     here: World = SINGLE_PROCESS
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     watcher: Watcher = field(default_factory=Watcher)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    moments_in_full: int = IN_FULL_BYTES

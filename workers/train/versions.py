@@ -120,16 +120,7 @@ def read_past_datasets(
     """
     cache = _PastCache(store, parent, cache_bytes)
     return tuple(
-        PastDataset(
-            learned.dataset,
-            learned.pair,
-            partial(cache.read, learned),
-            learned.attainable,
-            (
-                learned.moments_error.get(learned.pair.first, 0.0),
-                learned.moments_error.get(learned.pair.second, 0.0),
-            ),
-        )
+        PastDataset(learned.dataset, learned.pair, partial(cache.read, learned), learned.attainable)
         for learned in parent.learned
     )
 

@@ -67,7 +67,6 @@ readinessPort: 52365
 CMCL_CHECKPOINT_SECONDS: {{ .Values.training.checkpointSeconds | quote }}
 CMCL_PEER_SECONDS: {{ .Values.training.peerSeconds | quote }}
 CMCL_SCRATCH_BYTES: {{ .Values.training.scratchBytes | int64 | quote }}
-CMCL_MOMENTS_IN_FULL_BYTES: {{ .Values.training.momentsInFullBytes | int64 | quote }}
 {{- with .Values.preparation }}
 CMCL_PREPARE_DATASETS_AT_ONCE: {{ .datasetsAtOnce | int64 | quote }}
 CMCL_PREPARE_UNITS_AT_ONCE: {{ .unitsAtOnce | int64 | quote }}

@@ -28,7 +28,6 @@ def test_pods_of_training_have_every_setting_of_training_and_preparation() -> No
             "checkpointSeconds": 20,
             "peerSeconds": 90.5,
             "scratchBytes": 200_000_000_000,
-            "momentsInFullBytes": 1_000_000,
             "extraEnv": {"NCCL_DEBUG": "INFO"},
         },
         "preparation": {
@@ -45,7 +44,6 @@ def test_pods_of_training_have_every_setting_of_training_and_preparation() -> No
         "CMCL_CHECKPOINT_SECONDS": "20",
         "CMCL_PEER_SECONDS": "90.5",
         "CMCL_SCRATCH_BYTES": "200000000000",
-        "CMCL_MOMENTS_IN_FULL_BYTES": "1000000",
         "CMCL_PREPARE_DATASETS_AT_ONCE": "2",
         "CMCL_PREPARE_UNITS_AT_ONCE": "3",
         "CMCL_PREPARE_ENCODER_IDLE_SECONDS": "0.5",

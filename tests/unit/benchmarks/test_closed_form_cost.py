@@ -24,7 +24,5 @@ def test_last_line_and_page_have_every_figure(
     plain, lifted = answer["bytes"]
     # Two triangles and a cross moment of float32, and little else.
     assert 2 * 24 * 24 * 4 < plain["dataset"] < lifted["dataset"]
-    for each in (plain, lifted):
-        assert each["compact_steep"] < each["compact_flat"]
     page = (tmp_path / "closed-form.md").read_text()
     assert all(part in page for part in ("## Machine", "## Moments", "## Solution", "## Bytes"))

@@ -12,9 +12,9 @@ from cmcl.cli.console import Columns, as_text, fields, table
 from cmcl.cli.dataset_views import dataset_view, report_view
 from cmcl.cli.options import name_of
 from cmcl.cli.overview import capacity_view
-from cmcl.cli.version_views import capacity, matrix, not_measured, since_learned
+from cmcl.cli.version_views import capacity, matrix, not_measured
 from cmcl.client import Dataset, EvaluationRow, FreeShare, ModalityCapacity, ModelCapacity
-from cmcl.contract.version import Drift, HeadCapacity, Recall
+from cmcl.contract.version import HeadCapacity, Recall
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)
 
@@ -239,20 +239,3 @@ HEAD = {
 )
 def test_a_dataset_without_a_name_is_named_after_its_files(source: str, name: str) -> None:
     assert name_of(source) == name
-
-
-@pytest.mark.parametrize(
-    ("drift", "error", "shown"),
-    [
-        (0.131, 0, 0.131),
-        (0.131, 0.0055, "0.131 ± 0.006"),
-        (0.131, 0.0004, "0.131 ± 0.001"),
-        # 0.1304 to 0.1324.
-        (0.1314, 0.001, "0.131 ± 0.002"),
-        (0.131, None, "0.131, error not bounded"),
-    ],
-)
-def test_drift_from_compact_moments_is_shown_with_its_error_rounded_up(
-    drift: float, error: float | None, shown: float | str
-) -> None:
-    assert since_learned(Drift(since_learned=drift, against_parent=0.1, error=error)) == shown

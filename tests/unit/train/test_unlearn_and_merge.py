@@ -32,20 +32,11 @@ PAIRS = {
     "c": ("depth", "image"),
     "d": ("audio", "image"),
     "e": ("text", "image"),
-    "f": ("broad", "wide"),
-    "g": ("text", "wide"),
 }
 SPEC = ModelSpec(width=12, modalities=WIDTHS, lift=12, training=TrainingSpec(batch_size=16))
 # The default lift, of eight times the features: 99 to 180 of them, and 120 rows. With few numbers for many directions
 # the polish has four times as many updates, so that few tests use it.
 LIFTED = ModelSpec(width=8, modalities=WIDTHS, training=TrainingSpec(batch_size=16))
-# The pair of f takes 20 kB in full.
-WIDE = ModelSpec(
-    width=8,
-    modalities={"broad": 50, "text": 11, "wide": 50},
-    lift=0,
-    training=TrainingSpec(batch_size=16),
-)
 EXACT = 1e-6
 
 
@@ -232,36 +223,6 @@ def test_the_only_dataset_is_not_unlearned(bench: Bench) -> None:
     bench.learn("one", "a")
     with pytest.raises(CannotCombine, match="the only one"):
         bench.run("one", 2, unlearns="ds-a")
-
-
-def test_compact_datasets_are_certified_unlearned_and_merged_to_the_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CMCL_MOMENTS_IN_FULL_BYTES", "8000")
-    bench = Bench(LocalStore(tmp_path / "store"), tmp_path, WIDE)
-    both = bench.learn("m", "fg")
-    wide, narrow = both.learned
-    assert wide.moments.bytes < 14_000
-    assert set(wide.moments_error) == {"broad", "wide"}
-    assert narrow.moments_error == {}
-    drift = both.report.drift["ds-f"]
-    assert drift.error is not None
-    assert 0 < drift.error < 0.1 * drift.since_learned
-    never = bench.learn("never", "g")
-    assert_same_model(bench, bench.run("m", 3, unlearns="ds-f"), never)
-    merged = bench.run("never", 2, merges=VersionRef(model="m", version=2))
-    assert_same_model(bench, merged, both)
-
-
-def assert_same_model(bench: Bench, one: VersionManifest, other: VersionManifest) -> None:
-    """Sums of the same bits, and the same scores."""
-    ours, theirs = (read_memory(bench.store, each).centred for each in (one, other))
-    assert ours.keys() == theirs.keys()
-    for pair, sums in theirs.items():
-        assert torch.equal(ours[pair].first_FF, sums.first_FF)
-        assert torch.equal(ours[pair].second_GG, sums.second_GG)
-        assert torch.equal(ours[pair].cross_FG, sums.cross_FG)
-    assert_same_scores(bench.heads(one), bench.heads(other), bench.spec)
 
 
 # --- Merge --------------------------------------------------------------------------------------
