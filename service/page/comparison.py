@@ -230,7 +230,11 @@ class ComparedDataset(BaseModel):
 
 
 class VersionChange(BaseModel):
-    """A version beside the one that it replaces. `before` is None if no version is live."""
+    """A version beside the one that it replaces. `before` is None if no version is live.
+
+    `datasets` are those that change most, and `more` the number of the others. The means are of the `measured_in_both`:
+    means over different datasets do not compare.
+    """
 
     before: VersionFiguresView | None
     after: VersionFiguresView
@@ -238,6 +242,9 @@ class VersionChange(BaseModel):
     more: int
     lost: int
     gained: int
+    measured_in_both: int
+    mean_before: float | None
+    mean_after: float | None
 
 
 def read_figures(
@@ -274,6 +281,11 @@ def compare_versions(
         for dataset, name in {**known_before, **known}.items()
     ]
     compared.sort(key=_importance)
+    in_both = [
+        (each.recall_before, each.recall_after)
+        for each in compared
+        if each.recall_before is not None and each.recall_after is not None
+    ]
     return VersionChange(
         before=old,
         after=new,
@@ -281,6 +293,9 @@ def compare_versions(
         more=max(0, len(compared) - _MOST_SHOWN),
         lost=len(known_before.keys() - known.keys()),
         gained=len(known.keys() - known_before.keys()) if old is not None else 0,
+        measured_in_both=len(in_both),
+        mean_before=fmean(before for before, _ in in_both) if in_both else None,
+        mean_after=fmean(after for _, after in in_both) if in_both else None,
     )
 
 

@@ -344,3 +344,23 @@ def test_heads_have_free_shares_before_and_after(read_only: ControlPlane, viewer
         ["text", "– none", "50.0 %", "40.0 %"],
         ["audio", "– none", "60.0 %", "60.0 %"],
     ]
+
+
+def test_means_of_a_promotion_are_of_the_datasets_that_both_versions_measured(
+    grown: ControlPlane, reader: Browser
+) -> None:
+    text = text_of(reader.get("/ui/models/street/promote?version=2").text)
+    # Over all that each measured they would be 60.8 % and 67.5 %.
+    assert "Mean R@1 66.2 % to 67.5 % of 2 datasets in both" in text
+    back = text_of(reader.get("/ui/models/street/rollback").text)
+    assert "66.2 % to 67.5 % of 2 datasets in both" in back
+
+
+def test_versions_without_a_common_measurement_have_no_means(
+    plane: ControlPlane, reader: Browser
+) -> None:
+    publish_measured(plane, "one")
+    publish_measured(plane, "two", recalls={"two": 0.5})
+    text = text_of(reader.get("/ui/models/scenes/promote?version=1").text)
+    assert "no dataset was measured in both" in text
+    assert "50.0 % to" not in text
