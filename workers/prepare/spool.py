@@ -176,6 +176,8 @@ class _Fetcher:
         most = max(largest(side) for side in sides)
         self.at_once = max(1, min(_MOST_THREADS, _BYTES_UNDER_WAY // most))
         self._threads = ThreadPoolExecutor(self.at_once, "fetch")
+        # The last item of each side that was fetched: consecutive rows may share one.
+        self._last: dict[str, tuple[FileName | Member, Future[bytes]]] = {}
 
     def __enter__(self) -> "_Fetcher":
         return self
@@ -191,9 +193,15 @@ class _Fetcher:
     def _source(self, item: RawItem, side: SideSpec) -> "bytes | Future[bytes]":
         if isinstance(item, bytes):
             return item
+        last = self._last.get(side.modality)
+        if last is not None and last[0] == item:
+            return last[1]
         if isinstance(item, FileName):
-            return self._threads.submit(self._named, item, side)
-        return self._threads.submit(self._member, item, side)
+            fetched = self._threads.submit(self._named, item, side)
+        else:
+            fetched = self._threads.submit(self._member, item, side)
+        self._last[side.modality] = item, fetched
+        return fetched
 
     def _member(self, member: Member, side: SideSpec) -> bytes:
         check_size(member.size, side)

@@ -1,5 +1,6 @@
 """Each row that cannot be used has a verdict with its id, its file, its position and a reason."""
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -340,3 +341,32 @@ def test_rows_of_tar(dataset: NewDataset) -> None:
         "folder/l": "its text is empty",
         "a": f"its id is that of row 0 of {uri}; ids are unique over all files of a dataset",
     }
+
+
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [
+        ({"text": []}, "its text is a list of 0 texts; 1 to 1024 are permitted"),
+        ({"text": ["a"] * 1025}, "its text is a list of 1025 texts; 1 to 1024 are permitted"),
+        ({"text": ["a", "b"], "id": ["x"]}, "its id is a list of 1, and its text one of 2"),
+        ({"text": ["a"], "id": {}}, "its id must be text, is an object"),
+    ],
+)
+def test_lists_of_texts_that_cannot_be_used(
+    dataset: NewDataset, about: dict[str, object], reason: str
+) -> None:
+    data = dataset(IMAGE, TEXT)
+    files = [("good.png", picture()), ("good.txt", b"a"), ("bad.png", picture())]
+    data.add("rows.tar", tar_bytes([*files, ("bad.json", json.dumps(about).encode())]))
+    read = data.read()
+    assert read.ids == ["good"]
+    assert read.reasons == {"bad": reason}
+
+
+def test_a_text_of_a_list_that_cannot_be_used_leaves_out_its_row_alone(dataset: NewDataset) -> None:
+    data = dataset(IMAGE, TEXT)
+    about = json.dumps({"text": ["one", "", 3]}).encode()
+    data.add("rows.tar", tar_bytes([("a.png", picture()), ("a.json", about)]))
+    read = data.read()
+    assert read.ids == ["a#1"]
+    assert read.reasons == {"a#2": "its text is empty", "a#3": "its text must be text, is a number"}

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import resource
 from itertools import pairwise
 from pathlib import Path
@@ -98,6 +99,40 @@ def test_units_of_large_items_have_fewer_rows(dataset: NewDataset) -> None:
     rows = [{"id": f"{at}", "image_file_name": "a", "text": "a"} for at in range(100)]
     data.add("rows.jsonl", jsonl(rows))
     assert [unit.rows for unit in data.plan().units] == [63, 37]
+
+
+def test_a_list_of_texts_in_a_tar_gives_a_row_for_each_text_of_one_picture(
+    dataset: NewDataset,
+) -> None:
+    data = dataset(IMAGE, TEXT)
+    named = {"id": ["x", "y"], "label": "l", "text": ["one", "two"]}
+    files = [("a.png", picture()), ("a.json", json.dumps(named).encode())]
+    files += [("b.png", picture(1)), ("b.json", b'{"text": ["three", "four"], "label": "m"}')]
+    data.add("rows.tar", tar_bytes(files))
+    read = data.read()
+    assert [(row.id, row.label, row.item_b) for row in read.rows] == [
+        ("x", "l", "one"),
+        ("y", "l", "two"),
+        ("b#1", "m", "three"),
+        ("b#2", "m", "four"),
+    ]
+    assert [row.key_a for row in read.rows] == [read.rows[at].key_a for at in (0, 0, 2, 2)]
+
+
+def test_the_rows_of_one_picture_are_never_in_two_units(dataset: NewDataset) -> None:
+    data = dataset(IMAGE, TEXT)
+    texts = [f"caption {at}" for at in range(700)]
+    about = json.dumps({"text": texts}).encode()
+    names = ("a", "b", "c")
+    files = [((f"{n}.png", picture(at)), (f"{n}.json", about)) for at, n in enumerate(names)]
+    data.add("rows.tar", tar_bytes(member for pair in files for member in pair))
+    planned = data.plan()
+    assert [(unit.first_row, unit.rows) for unit in planned.units] == [
+        (0, 700),
+        (700, 700),
+        (1400, 700),
+    ]
+    assert data.read(planned).ids == [f"{n}#{at}" for n in names for at in range(1, 701)]
 
 
 def test_planning_opens_no_file_that_rows_name(dataset: NewDataset) -> None:

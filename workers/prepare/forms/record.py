@@ -89,13 +89,16 @@ class UnitCutter:
         self.most_rows = max(1, min(ROWS_IN_A_UNIT, _MOST_SPOOLED // max(1, largest)))
         self._rows = self._bytes = 0
 
-    def begins(self, size: int) -> bool:
-        """Return whether the next record, of `size` bytes, begins a unit."""
-        is_full = self._rows == self.most_rows or self._bytes + size > _BYTES_IN_A_UNIT
+    def begins(self, size: int, rows: int = 1) -> bool:
+        """Return whether the next record, or the next records that must stay together, begin a unit.
+
+        `size`: their bytes. `rows`: their number.
+        """
+        is_full = self._rows + rows > self.most_rows or self._bytes + size > _BYTES_IN_A_UNIT
         begins = self._rows == 0 or is_full
         if begins:
             self._rows = self._bytes = 0
-        self._rows += 1
+        self._rows += rows
         self._bytes += size
         return begins
 

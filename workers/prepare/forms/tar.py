@@ -1,7 +1,8 @@
 """webdataset tar: members `<key>.<modality>.<extension>` or `<key>.<extension>`, keys contiguous.
 
-`<key>.json` may hold `id`, `label`, texts and numbers; by default the key is the id. Only regular members are
-read: a row with a link, a device or a name that leaves the archive is rejected.
+`<key>.json` may hold `id`, `label`, texts and numbers; by default the key is the id. A list of texts gives a row for
+each text, all with the same other item; their ids are those of a list `id`, or `<id>#1`, `<id>#2`, ... Only regular
+members are read: a row with a link, a device or a name that leaves the archive is rejected.
 """
 
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import orjson
 
 from workers.prepare.forms.record import (
+    BadRow,
     Form,
     Member,
     Record,
@@ -22,7 +24,8 @@ from workers.prepare.forms.record import (
     UnitCutter,
     check_columns,
 )
-from workers.prepare.raw_rows import RawUnit, SideSpec
+from workers.prepare.items import id_of
+from workers.prepare.raw_rows import ROWS_IN_A_UNIT, RawUnit, SideSpec
 from workers.prepare.stored_file import StoredFile
 
 MAGIC_OFFSET, MAGIC = 257, b"ustar"
@@ -65,8 +68,8 @@ class _Sample:
         self.names[column] = name
         self.values[column] = member
 
-    def record(self) -> Record:
-        """Return the record of the members."""
+    def records(self, sides: Sides) -> list[Record]:
+        """Return the record of the members, or one for each text if the JSON has a list of texts."""
         given = self.given or {}
         for column in given.keys() & self.values.keys():
             self.refuse(f"its {column} is in member {self.names[column]!r} and in its JSON as well")
@@ -74,7 +77,36 @@ class _Sample:
         if self.others and not (self.values or self.given):
             self.refuse(f"none of its members {self.others[:5]} is of the pair")
         seal = "\0".join(self.seal).encode(errors="surrogateescape")
-        return Record(self.start, self.stop, values, seal, self.problem)
+        record = Record(self.start, self.stop, values, seal, self.problem)
+        lists = [
+            side.modality
+            for side in sides
+            if side.encoder is not None
+            and side.encoder.takes == "text"
+            and isinstance(values.get(side.modality), list)
+        ]
+        if not lists or self.problem is not None:
+            return [record]
+        try:
+            return [record._replace(values=values | row) for row in _rows_of_texts(values, lists)]
+        except BadRow as error:
+            return [record._replace(values=values | {"id": self.key}, problem=str(error))]
+
+
+def _rows_of_texts(values: dict[str, Any], lists: list[str]) -> list[dict[str, Any]]:
+    """Return id and text of each row of a sample with a list of texts. Raises BadRow."""
+    if len(lists) > 1:
+        raise BadRow(f"its {lists[0]} and its {lists[1]} are both lists; only one can be")
+    texts, ids = values[lists[0]], values["id"]
+    if not 0 < len(texts) <= ROWS_IN_A_UNIT:
+        raise BadRow(
+            f"its {lists[0]} is a list of {len(texts)} texts; 1 to {ROWS_IN_A_UNIT} are permitted"
+        )
+    if not isinstance(ids, list):
+        ids = [f"{id_of(values)}#{number}" for number in range(1, len(texts) + 1)]
+    if len(ids) != len(texts):
+        raise BadRow(f"its id is a list of {len(ids)}, and its {lists[0]} one of {len(texts)}")
+    return [{"id": id_, lists[0]: text} for id_, text in zip(ids, texts, strict=True)]
 
 
 def _samples(file: StoredFile, start: int, stop: int | None, sides: Sides) -> Iterator[_Sample]:
@@ -209,21 +241,23 @@ def _scanned(file: StoredFile, sides: Sides) -> Iterator[Record]:
     found: dict[str, None] = {}
     count = 0
     for sample in _samples(file, 0, None, sides):
-        record = sample.record()
+        first, *others = records = sample.records(sides)
         # A sample with a problem is rejected later. Its members do not show what the other samples have.
         if count < _FIRST_RECORDS and sample.problem is None:
-            found.update(dict.fromkeys((*record.values, *sample.others[:1])))
+            found.update(dict.fromkeys((*first.values, *sample.others[:1])))
             count += 1
             if count == _FIRST_RECORDS:
                 check_columns(found, sides, file, media_inline=True, of="member")
-        yield record._replace(begins_unit=cutter.begins(record.stop - record.start))
+        begins = cutter.begins(sample.stop - sample.start, len(records))
+        yield first._replace(begins_unit=begins)
+        yield from others
     if 0 < count < _FIRST_RECORDS:
         check_columns(found, sides, file, media_inline=True, of="member")
 
 
 def _read(file: StoredFile, unit: RawUnit, sides: Sides) -> Iterator[Record]:
     for sample in _samples(file, unit.start, unit.stop, sides):
-        yield sample.record()
+        yield from sample.records(sides)
 
 
 TAR = Form("tar", _scan, _read)
