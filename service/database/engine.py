@@ -222,6 +222,10 @@ def _translated() -> Iterator[None]:
     except IntegrityError as error:
         raise WriteConflict(str(error.orig)) from error
     except (OperationalError, PoolTimeout) as error:
+        code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_ERROR:
+            # The statement cannot run on these tables, so no retry helps. PostgreSQL's driver has another class for it.
+            raise
         raise DatabaseUnavailable(f"the database did not respond: {_message(error)}") from error
     except DBAPIError as error:
         if not error.connection_invalidated:

@@ -3,15 +3,20 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import MetaData, Table, inspect
+from sqlalchemy import MetaData, Table, inspect, select
+from sqlalchemy.exc import DBAPIError
 
+from service.__main__ import main
 from service.database import migrations
 from service.database.engine import Database, open_database
-from service.database.migrations import upgrade
-from service.database.tables import metadata
+from service.database.migrations import declared_sha256, upgrade
+from service.database.tables import compatibility, metadata
+from service.errors import Conflict
+from tests.database import frozen
 
 
 def test_migrations_lead_to_the_tables(database: Database) -> None:
@@ -43,3 +48,84 @@ def test_two_may_start_at_once(empty_url: str) -> None:
         assert set(metadata.tables) < set(inspect(connection).get_table_names())
     for database in both:
         database.close()
+
+
+def test_the_tables_of_the_newest_release_are_upgraded(empty_url: str) -> None:
+    database = open_database(empty_url)
+    with database.write() as connection:
+        frozen.create(connection)
+    try:
+        upgrade(database)
+    except Conflict as error:
+        pytest.fail(
+            f"{error}\n\nThe declared tables are not those of tests/database/frozen_*.sql. Before the first release: run "
+            "`python -m tests.database.frozen` and commit what it writes. After it: write a migration."
+        )
+    with database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    database.close()
+
+
+_ANOTHER_BUILD = {
+    "a column is missing": (
+        "ALTER TABLE models DROP COLUMN deleted_at",
+        "models.deleted_at is missing",
+    ),
+    "a table is missing": ("DROP TABLE sessions", "table sessions is missing"),
+    "an index is missing": (
+        "DROP INDEX ix_events_job_position",
+        "ix_events_job_position is missing",
+    ),
+    "a column is unknown": (
+        "ALTER TABLE models ADD COLUMN mood INTEGER NOT NULL DEFAULT 1",
+        "models.mood is unknown",
+    ),
+    "no digest is stored": (
+        "ALTER TABLE compatibility DROP COLUMN sha256",
+        "compatibility.sha256 is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "named"), _ANOTHER_BUILD.values(), ids=_ANOTHER_BUILD)
+def test_tables_of_another_build_are_refused_and_what_differs_is_named(
+    database: Database, change: str, named: str
+) -> None:
+    with database.write() as connection:
+        connection.execute(compatibility.update().values(sha256="0" * 64))
+        connection.exec_driver_sql(change)
+    with pytest.raises(Conflict, match=named):
+        upgrade(database)
+
+
+def test_the_command_to_migrate_fails_on_tables_of_another_build(
+    database_url: str,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with database.write() as connection:
+        connection.execute(compatibility.update().values(sha256="0" * 64))
+        for table in ("sessions", "orphans", "leases", "admissions", "api_keys", "event_positions"):
+            connection.exec_driver_sql(f"DROP TABLE {table}")
+    monkeypatch.setenv("CMCL_DATABASE_URL", database_url)
+    monkeypatch.setenv("CMCL_AUTH", "off")
+    assert main(["migrate"]) == 1
+    complaint = capsys.readouterr().err
+    assert complaint.count(" is missing") == 5
+    assert ", and 1 more. " in complaint
+
+
+def test_the_same_tables_under_another_digest_are_accepted(database: Database) -> None:
+    """Another release of SQLAlchemy may write them in another way; a database may have tables of others."""
+    with database.write() as connection:
+        connection.execute(compatibility.update().values(sha256="0" * 64))
+        connection.exec_driver_sql("CREATE TABLE invoices (number INTEGER PRIMARY KEY)")
+    upgrade(database)
+    with database.read() as connection:
+        assert connection.execute(select(compatibility.c.sha256)).scalar_one() == declared_sha256()
+
+
+def test_a_missing_column_is_no_outage(database: Database) -> None:
+    with pytest.raises(DBAPIError, match="mood"), database.read() as connection:
+        connection.exec_driver_sql("SELECT mood FROM models")

@@ -236,10 +236,12 @@ backup_outbox = Table(
     Column("name", String(64), nullable=False),
 )
 
-# One row: the oldest revision whose services still work with these tables. Written by migrations, read by services that
-# find a newer revision than theirs.
+# One row, written by migrations. `oldest`: the oldest revision whose services still work with these tables, read by
+# services that find a newer revision than theirs. `sha256`: digest of the tables as the release declared them, read by
+# services that find their own revision.
 compatibility = Table(
     "compatibility",
     metadata,
     Column("oldest", String(32), primary_key=True),
+    Column("sha256", String(64), nullable=False),
 )

@@ -1,7 +1,7 @@
 """The first tables.
 
 No release has them yet, so they are created as `service.database.tables` declares them, and change with it. So the
-comparison of the migrated tables with the declared ones finds nothing (tests/database/test_migrations.py). Before a
+comparison of the migrated tables with the declared ones finds nothing (tests/database/test_migrations.py). tests/database/frozen.py keeps a copy. Before a
 second migration is written, this one must be written out, as `alembic revision --autogenerate` does on an empty
 database: otherwise a fresh database already has what the second one adds. A test fails until it is.
 """
