@@ -218,8 +218,10 @@ class EncoderIdentity(Frozen):
     def difference(self, other: "EncoderIdentity") -> str | None:
         """Describe the first field that differs: its value here, and in `other`; None if none does."""
         mine, its = (each.model_dump(exclude={"versions"}) for each in (self, other))
-        mine, its = ({**each.pop("settings"), **each} for each in (mine, its))
-        for field in sorted(mine.keys() | its.keys()):
+        settings, others = mine.pop("settings"), its.pop("settings")
+        fields = [*mine, *sorted(settings.keys() | others.keys())]
+        mine, its = mine | settings, its | others
+        for field in fields:
             if mine.get(field) != its.get(field):
                 return f"{field} is {mine.get(field)!r}, expected {its.get(field)!r}"
         return None

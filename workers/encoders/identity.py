@@ -28,7 +28,7 @@ from cmcl.contract.encoder import (
     ModelFiles,
 )
 from cmcl.contract.errors import ObjectExists, ObjectNotFound
-from workers.encoders.media import Audio, Decoded, Video
+from workers.encoders.media import IMAGE_DECODING, Audio, Decoded, Video
 from workers.encoders.port import EncoderMismatch, EncoderUnusable, Float32Array, FrozenEncoder
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
@@ -116,6 +116,8 @@ def identity_of(
     `adapter`: version of the code around the model. `packages`: those whose versions are recorded.
     """
     declared: dict[str, Setting] = {"dtype": spec.dtype, "normalize": spec.normalize}
+    if spec.takes == "image":
+        declared["decoding"] = IMAGE_DECODING
     if spec.takes in ("audio", "video"):
         declared |= {"window_seconds": spec.window_seconds, "windows": spec.windows}
     if spec.takes == "video":

@@ -18,13 +18,16 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from cmcl.contract.encoder import EncoderSpec, Media
 
 _MOST_NUMBERS = 4096
 
 Raw = str | bytes | Sequence[float]
+# Version of the conversion of an image file to RGB. It decides features, so it is part of the identity of encoders of
+# images.
+IMAGE_DECODING = 1
 # Common formats. Others of Pillow's call programs, or are parsed by code that is little reviewed.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _MOST_FRAMES = 1000
@@ -188,10 +191,10 @@ def _number(index: int, value: object) -> float:
 
 
 def read_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Return the image in RGB. Raises ValueError with a sentence for the user.
+    """Return the image in RGB, as a browser shows it on a white page. Raises ValueError with a sentence for the user.
 
-    The EXIF orientation is applied. Transparency is dropped, and the pixels below it stay. Of 16 bits the upper 8 are
-    kept. Of an animation the first frame is read.
+    The EXIF orientation is applied, and transparency is put on white. CMYK is converted with the profile of the file.
+    Of 16 bits the upper 8 are kept. Of an animation the first frame is read.
     """
     try:
         with warnings.catch_warnings():
@@ -214,7 +217,8 @@ def read_image(data: bytes, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return ImageOps.exif_transpose(_rgb(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image, data)
     except _DAMAGED as error:
         raise ValueError(f"the image is damaged: {error}") from error
 
@@ -269,11 +273,51 @@ def _after_parts(data: bytes, at: int) -> int:
     return at + 1
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if not image.mode.startswith("I"):
+def _rgb(image: Image.Image, data: bytes) -> Image.Image:
+    if image.mode == "CMYK":
+        return _rgb_of_cmyk(image)
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    elif image.format == "PNG":
+        _scale_transparent_colour(image, depth=data[24])
+    # The first frame of a GIF may cover a part of the picture; the rest is transparent.
+    box = (0, 0, *image.size)
+    covered = getattr(image, "dispose_extent", box) if image.format == "GIF" else box
+    if not image.has_transparency_data and covered == box:
         return image.convert("RGB")
-    # Pillow would clip 16 bits at 255: a depth map would become white.
-    upper = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
-    converted = Image.fromarray(upper).convert("RGB")
-    converted.info["exif"] = image.info.get("exif", b"")
-    return converted
+    frame = (image if covered == box else image.crop(covered)).convert("RGBA")
+    page = Image.new("RGB", image.size, "white")
+    page.paste(frame, covered[:2], frame)
+    return page
+
+
+def _rgb_of_cmyk(image: Image.Image) -> Image.Image:
+    try:
+        transform = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(io.BytesIO(image.info.get("icc_profile", b""))),
+            ImageCms.createProfile("sRGB"),
+            "CMYK",
+            "RGB",
+        )
+    except (OSError, ImageCms.PyCMSError):
+        # Without a sound profile, browsers convert by the inks alone, too.
+        return image.convert("RGB")
+    return transform.apply(image)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return the upper 8 of 16 bits. Pillow would clip them at 255: a depth map would become white."""
+    pixels_YX = np.asarray(image).astype(np.uint32)
+    upper = Image.fromarray((pixels_YX >> 8).astype(np.uint8))
+    if (colour := image.info.get("transparency")) is not None:
+        upper.putalpha(Image.fromarray(np.where(pixels_YX == colour, 0, 255).astype(np.uint8)))
+    return upper
+
+
+def _scale_transparent_colour(image: Image.Image, depth: int) -> None:
+    """Convert the colour of a PNG that is transparent to 8 bits, as Pillow did with the pixels."""
+    colour = image.info.get("transparency")
+    if image.mode == "L" and depth in (2, 4) and colour is not None:
+        image.info["transparency"] = colour * (255 // ((1 << depth) - 1))
+    if image.mode == "RGB" and depth == 16 and colour is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in colour)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderRecord, EncoderSpec, Media, ModelFiles
 from workers.encoders.identity import (
+    check_identity,
     check_or_record,
     check_record,
     find_model,
@@ -121,6 +122,14 @@ def test_what_decides_features_is_in_the_identity(fields: dict[str, object], dif
 
     other = EncoderSpec.model_validate({**SPEC.model_dump(), **fields})
     assert (identity(other) != identity(SPEC)) is differs
+
+
+def test_features_of_images_that_were_decoded_by_another_rule_are_not_mixed() -> None:
+    identity = load_encoder(spec_of("image")).identity()
+    settings = {name: value for name, value in identity.settings.items() if name != "decoding"}
+    earlier = identity.model_copy(update={"settings": settings})
+    with pytest.raises(EncoderMismatch, match="decoding is 1, expected None"):
+        check_identity("x", identity, earlier)
 
 
 def test_versions_of_libraries_are_recorded_and_do_not_count() -> None:
