@@ -237,7 +237,7 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
         stop.set()
         for thread in threads:
             thread.join(_STOP_SECONDS)
-        _release_leases(reconciler)
+        _release_leases(loops)
         context.metrics.spans.close()
         context.close()
 
@@ -289,12 +289,13 @@ def _deliverer(context: Context) -> Deliverer:
     )
 
 
-def _release_leases(reconciler: Reconciler) -> None:
-    """Release the leases of models; if the database does not respond, they expire."""
-    try:
-        reconciler.stop()
-    except DatabaseError as error:
-        logger.warning("leases were not released: %s", error)
+def _release_leases(loops: list[Loop]) -> None:
+    """Release the leases of all loops; if the database does not respond, they expire."""
+    for loop in loops:
+        try:
+            loop.release()
+        except DatabaseError as error:
+            logger.warning("the leases of %s were not released: %s", loop.name, error)
 
 
 def open_spans(environment: Mapping[str, str] = os.environ) -> Spans:

@@ -30,6 +30,8 @@ class Loop(ABC):
 
     name: ClassVar[str]
     stale_seconds: ClassVar[float] = 300.0
+    # A loop that one replica runs for all has one.
+    lease: "Lease | None" = None
 
     def __init__(self, seconds: Seconds = time.monotonic) -> None:
         self._seconds = seconds
@@ -42,6 +44,11 @@ class Loop(ABC):
     def beat(self) -> None:
         """Record progress."""
         self._beat_at = self._seconds()
+
+    def release(self) -> None:
+        """Release what other replicas wait for, when the process stops. Raises DatabaseError."""
+        if self.lease is not None:
+            self.lease.release()
 
     def age(self) -> float:
         """Seconds since the last heartbeat."""
@@ -123,6 +130,11 @@ class Lease:
                 connection, self._name, self._owner, now, now + self._duration
             )
         )
+
+    def release(self) -> None:
+        """Release the lease if this replica holds it, so that another one continues at once."""
+        with self._context.database.write() as connection:
+            replicas.release_lease(connection, self._name, self._owner)
 
 
 class OutageLog:

@@ -112,7 +112,7 @@ def _round(context: Context, clock: _Clock) -> dict[str, Mapping[str, float]]:
     reconciler = Reconciler(context)
     drain(reconciler)
     rounds = [_seconds(partial(drain, reconciler)) for _ in range(_ROUNDS)]
-    reconciler.stop()
+    reconciler.release()
     scrapes = []
     for _ in range(_ROUNDS):
         clock.leap()

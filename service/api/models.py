@@ -35,6 +35,7 @@ from service.database.rows import (
     ResponseRecord,
 )
 from service.lookup import get_model
+from service.maintenance.backup import write_before_response
 from service.principal import Principal
 from service.registry import models as registry
 from service.registry.combining import request_merge
@@ -272,5 +273,6 @@ def put_policy(
     """Set the policy. It applies to every candidate that is not judged yet."""
     with context.database.write() as connection:
         changed = set_policy(connection, model, body, principal, context.clock(), seen)
+    write_before_response(context, model)
     response.headers.update(etag(changed.policy_revision))
     return changed.policy

@@ -46,6 +46,7 @@ from service.database.rows import (
 )
 from service.errors import NotFound
 from service.lookup import get_model, get_version
+from service.maintenance.backup import write_before_response
 from service.registry import models as registry
 from service.registry.promotion import PromotionRequest, choose, roll_back
 from service.stale_database import check_may_change
@@ -262,6 +263,7 @@ def put_live(
     check_may_change(context, model, principal)
     with context.database.write() as connection:
         live = choose(connection, model, body.version, request)
+    write_before_response(context, model)
     response.headers.update(etag(live.generation))
     return LiveView(version=live.version, generation=live.generation)
 
@@ -287,6 +289,7 @@ def post_rollback(
 
     check_may_change(context, model, principal)
     response = respond(context, key, effect)
+    write_before_response(context, model)
     response.headers.update(etag(json.loads(bytes(response.body))["generation"]))
     return response
 

@@ -126,8 +126,8 @@ class Reconciler(PeriodicLoop):
         """See PeriodicLoop."""
         self._report(error, "a round of the reconciler failed", {})
 
-    def stop(self) -> None:
-        """Release all leases, so that other replicas continue at once."""
+    def release(self) -> None:
+        """See Loop: the leases of models."""
         self.leases.release()
 
     def problem(self) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
@@ -36,7 +37,9 @@ _PAUSE_AFTER_FAILURE_SECONDS = 5.0
 _AT_ONCE = 200
 # A bucket takes tens of milliseconds for a request: ten thousand in sequence would take minutes.
 _THREADS = 4
-_LEASE = timedelta(minutes=1)
+# How long a response waits for a record. An outage of object storage must not delay what the database can answer.
+_WAIT_SECONDS = 1.0
+_AT_REQUESTS = threading.BoundedSemaphore(4)
 
 
 class Record(BaseModel):
@@ -161,7 +164,8 @@ class BackupWriter(PeriodicLoop):
     Every change adds an entry to the outbox in its own transaction. The entries are read first, then the rows;
     then the records are written, and only then the entries are removed. So a record is at least as new as the
     entries that it settles, a change in between has an entry of its own, and what a process that died left undone,
-    or half done, the next one does. Of two that write at once (the lease makes it rare) the slower one may overwrite
+    or half done, the next one does. Of two that write at once (the lease makes it rare; a request
+    also writes) the slower one may overwrite
     newer rows: it finds its entries removed, and adds new ones.
     """
 
@@ -171,7 +175,8 @@ class BackupWriter(PeriodicLoop):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self._context = context
-        self._lease = Lease(context, self.name, _LEASE)
+        duration = timedelta(seconds=context.settings.lease_seconds)
+        self.lease: Lease = Lease(context, self.name, duration)
         self._outage = OutageLog(logger, "changes are not backed up; will retry")
 
     def step(self, stop: threading.Event) -> float:
@@ -198,51 +203,83 @@ class BackupWriter(PeriodicLoop):
         """Write records for the oldest entries. Return whether there may be more."""
         with self._context.database.read() as connection:
             entries = backup.pending(connection, _AT_ONCE)
-        if not entries or not self._lease.acquire():
+        if not entries or not self.lease.acquire():
             return False
-        things = sorted({(entry.kind, entry.name) for entry in entries})
-        with ThreadPoolExecutor(_THREADS) as threads:
-            failures = dict(zip(things, threads.map(self._try_to_write, things), strict=True))
-        # Of a record that failed, one entry is enough: more would keep those of others out of the next round.
-        newest = {(entry.kind, entry.name): entry for entry in entries}
-        kept = [newest[thing] for thing, error in failures.items() if error is not None]
-        settled = [entry for entry in entries if entry not in kept]
-        if settled:
-            self._settle(settled, [thing for thing, error in failures.items() if error is None])
-        for error in filter(None, failures.values()):
-            raise error
+        _write_records(self._context, entries)
         return len(entries) == _AT_ONCE
 
-    def _try_to_write(self, thing: tuple[Kind, str]) -> Exception | None:
-        """Write a record and return None, or the error."""
+
+def write_before_response(context: Context, model: str) -> None:
+    """Write the record of a model whose change was just committed, so that a lost database does not lose the change.
+
+    A response waits for this, at most a second. What fails or takes longer is left to BackupWriter.
+    """
+
+    def work() -> None:
         try:
-            self._write(*thing)
-        except Exception as error:  # noqa: BLE001 - raised by the caller, after the others
-            return error
-        return None
+            with context.database.read() as connection:
+                entries = backup.pending(connection, _AT_ONCE, ("model", model))
+            if entries:
+                _write_records(context, entries)
+        except (DatabaseError, StorageError) as error:
+            logger.warning(
+                "the record of model %s is not written yet; will retry: %s", model, error
+            )
+        except Exception:
+            logger.exception("the record of model %s is not written yet; will retry", model)
+        finally:
+            _AT_REQUESTS.release()
 
-    def _write(self, kind: Kind, name: str) -> None:
-        with self._context.database.read() as connection:
-            tables = backup.rows_of(connection, kind, name)
-            position = events.newest(connection)
-        if not any(tables.values()):
-            return
-        record = Record(
-            kind=kind,
-            name=name,
-            position=position,
-            manifest_sha256=_manifest_digest(self._context.store, kind, name, tables),
-            tables=encode_rows(tables),
-        )
-        self._context.store.put(key_of(kind, name), write(record))
-        self._context.metrics.records.labels("written").inc()
+    if _AT_REQUESTS.acquire(blocking=False):
+        # A daemon: a call that hangs must not keep the process from exiting.
+        thread = threading.Thread(target=work, name="backup-before-response", daemon=True)
+        thread.start()
+        thread.join(_WAIT_SECONDS)
 
-    def _settle(self, entries: list[OutboxEntry], things: list[tuple[Kind, str]]) -> None:
-        with self._context.database.write() as connection:
-            if backup.acknowledge(connection, entries):
-                return
-            for kind, name in things:
-                backup.enqueue(connection, kind, name)
+
+def _write_records(context: Context, entries: list[OutboxEntry]) -> None:
+    """Write the records that the entries name, and remove the entries. Raises the first failure after the others."""
+    things = sorted({(entry.kind, entry.name) for entry in entries})
+    with ThreadPoolExecutor(_THREADS) as threads:
+        errors = threads.map(partial(_try_to_write, context), things)
+        failures = dict(zip(things, errors, strict=True))
+    # Of a record that failed, one entry is enough: more would keep those of others out of the next round.
+    newest = {(entry.kind, entry.name): entry for entry in entries}
+    kept = [newest[thing] for thing, error in failures.items() if error is not None]
+    settled = [entry for entry in entries if entry not in kept]
+    if settled:
+        with context.database.write() as connection:
+            if not backup.acknowledge(connection, settled):
+                for kind, name in (thing for thing, error in failures.items() if error is None):
+                    backup.enqueue(connection, kind, name)
+    for error in filter(None, failures.values()):
+        raise error
+
+
+def _try_to_write(context: Context, thing: tuple[Kind, str]) -> Exception | None:
+    """Write a record and return None, or the error."""
+    try:
+        _write(context, *thing)
+    except Exception as error:  # noqa: BLE001 - raised by the caller, after the others
+        return error
+    return None
+
+
+def _write(context: Context, kind: Kind, name: str) -> None:
+    with context.database.read() as connection:
+        tables = backup.rows_of(connection, kind, name)
+        position = events.newest(connection)
+    if not any(tables.values()):
+        return
+    record = Record(
+        kind=kind,
+        name=name,
+        position=position,
+        manifest_sha256=_manifest_digest(context.store, kind, name, tables),
+        tables=encode_rows(tables),
+    )
+    context.store.put(key_of(kind, name), write(record))
+    context.metrics.records.labels("written").inc()
 
 
 def _manifest_digest(store: ObjectStore, kind: Kind, name: str, tables: Tables) -> str | None:

@@ -57,7 +57,7 @@ class GarbageCollector(PeriodicLoop):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self._context = context
-        self._lease = Lease(context, self.name, _LEASE)
+        self.lease: Lease = Lease(context, self.name, _LEASE)
         self._rounds = 0
 
     def step(self, stop: threading.Event) -> float:
@@ -77,7 +77,7 @@ class GarbageCollector(PeriodicLoop):
     def _run_task(self, task: GCTask) -> bool:
         """Run one task; an error does not reach the others. False if another replica holds the lease."""
         try:
-            if not self._lease.acquire():
+            if not self.lease.acquire():
                 return False
             task(self._context)
         except _OUTAGES as error:

@@ -55,7 +55,7 @@ def _admit(world: World, fate: FaultAtMoment) -> None:
     reconciler = Reconciler(full)
     loops = (Scheduler(full).tick, partial(run_round, reconciler))
     _rounds(world, loops, lambda: _waits(world))
-    reconciler.stop()
+    reconciler.release()
 
     def has_begun() -> bool:
         return world.jobs()[0].state == JobState.RUNNING

@@ -109,7 +109,7 @@ def _begin(template: Template, stage: Path, life: Scenario) -> SavedWorld:
             run_round(reconciler)
             _end_round(world, life)
         assert life.is_distinct(world), f"{life.name} is never told apart"
-        reconciler.stop()
+        reconciler.release()
         return SavedWorld(world, stage)
 
 
@@ -201,7 +201,7 @@ def _turns(
             yield reconciler
         with suppress(DatabaseUnavailable):
             # If this fails, its leases expire.
-            reconciler.stop()
+            reconciler.release()
 
 
 def _mortal(context: Context, lifeline: FaultInjector) -> Context:

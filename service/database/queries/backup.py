@@ -19,6 +19,7 @@ from sqlalchemy import (
     insert,
     select,
     text,
+    tuple_,
     update,
 )
 
@@ -122,9 +123,13 @@ def enqueue_all(connection: Connection) -> None:
     enqueue(connection, "version", *(version_name(model, number) for model, number in numbers))
 
 
-def pending(connection: Connection, limit: int) -> list[OutboxEntry]:
-    """The oldest entries. Rows that are read after them are at least as new."""
+def pending(
+    connection: Connection, limit: int, thing: tuple[Kind, str] | None = None
+) -> list[OutboxEntry]:
+    """The oldest entries, of all or of one thing. Rows that are read after them are at least as new."""
     query = select(backup_outbox).order_by(backup_outbox.c.sequence).limit(limit)
+    if thing is not None:
+        query = query.where(tuple_(backup_outbox.c.kind, backup_outbox.c.name) == thing)
     return [OutboxEntry(**row) for row in connection.execute(query).mappings()]
 
 

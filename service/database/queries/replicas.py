@@ -48,6 +48,12 @@ def claim_lease(
     return connection.execute(statement.values(owner=owner, until=until)).rowcount == 1
 
 
+def release_lease(connection: Connection, name: str, owner: str) -> None:
+    """Release a lease, unless another owner has claimed it since."""
+    is_own = and_(leases.c.name == name, leases.c.owner == owner)
+    connection.execute(delete(leases).where(is_own))
+
+
 def alive(connection: Connection, now: datetime) -> dict[str, datetime]:
     """Return the replicas that are alive, and until when."""
     return dict(connection.execute(_ALIVE, {"now": now}).all())

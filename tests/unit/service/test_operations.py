@@ -22,6 +22,7 @@ from service.telemetry.logs import JsonLines, log_config
 from tests.fakes.app_client import AppClient
 from tests.fakes.control_plane import SPEC, ControlPlane, open_databases
 from tests.fakes.crashes import FaultAtMoment
+from tests.fakes.database_outage import outage
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
 from workers.storage.local import LocalStore
@@ -232,16 +233,15 @@ def test_the_reconciler_outlives_a_failed_round(plane: ControlPlane) -> None:
     """Run for real in a thread, with a lifeline that only counts."""
     lifeline, stop = FaultAtMoment(), threading.Event()
     reconciler: Reconciler = plane.crashing_reconciler(lifeline)
-    with plane.context.database.write() as connection:
-        connection.exec_driver_sql("ALTER TABLE models RENAME TO hidden")
     thread = threading.Thread(target=reconciler.run, args=[stop], daemon=True)
-    thread.start()
     errors = plane.context.metrics.registry
     name, labels = "cmcl_service_reconcile_errors_total", {"error": "DatabaseUnavailable"}
     deadline = time.monotonic() + 60
-    while (errors.get_sample_value(name, labels) or 0) < 2:
-        assert time.monotonic() < deadline
-        stop.wait(0.05)
+    with outage(plane.context.database):
+        thread.start()
+        while (errors.get_sample_value(name, labels) or 0) < 2:
+            assert time.monotonic() < deadline
+            stop.wait(0.05)
     assert thread.is_alive()
     stop.set()
     thread.join(60)

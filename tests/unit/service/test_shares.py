@@ -190,7 +190,7 @@ def test_a_model_that_was_claimed_is_processed_at_once(plane: ControlPlane) -> N
     # All checks of pointers after the start are due.
     plane.clock.advance(2)
     before = second.queue.depth()
-    first.stop()
+    first.release()
     plane.clock.advance(1)
     second.step(threading.Event())
     assert second.queue.depth() == before + 120

@@ -13,6 +13,7 @@ from service.database.rows import Event, EventRecord
 from service.errors import TooManyRequests
 from service.events.feed import Feed, Item
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.database_outage import outage
 
 EVERYTHING = EventFilter()
 
@@ -212,10 +213,9 @@ def test_streams_end_where_the_database_fails(plane: ControlPlane) -> None:
         items = feed.follow(EVERYTHING, 0, None)
         await asyncio.to_thread(_tell, plane)
         heard = [await anext(items)]
-        with plane.context.database.write() as connection:
-            connection.exec_driver_sql("ALTER TABLE events RENAME TO hidden")
-        async with asyncio.timeout(60):
-            return heard + [item async for item in items]
+        with outage(plane.context.database):
+            async with asyncio.timeout(60):
+                return heard + [item async for item in items]
 
     assert len(asyncio.run(listen())) == 1
 

@@ -1,15 +1,21 @@
 """Every change is recorded, also after crashes and by late replicas."""
 
 import itertools
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 from sqlalchemy import func, select
 
 from cmcl.contract.policy import GatePolicy
+from service.app import Parts, create_app
+from service.database.engine import open_database
 from service.database.queries import backup
 from service.database.tables import backup_outbox
 from service.maintenance.backup import BackupWriter
+from tests.fakes.app_client import AppClient
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash, CrashingDatabase, CrashingStore, FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore
@@ -91,7 +97,7 @@ def test_a_recorder_may_die_at_any_moment(plane: ControlPlane) -> None:
         try:
             BackupWriter(mortal).round()
         except Crash:
-            plane.clock.advance(61)
+            plane.clock.advance(2)
         plane.record()
         assert _unrecorded(plane) == 0
         if lifeline.struck is None:
@@ -106,16 +112,17 @@ def test_one_that_was_overtaken_records_again(plane: ControlPlane) -> None:
     """It may have written older rows than the process that overtook it."""
 
     def during() -> None:
-        plane.clock.advance(61)
+        plane.clock.advance(2)
         assert plane.client.put(POLICY, json={"max_drift": 0.25}).status_code == 200
-        assert BackupWriter(plane.context).round()
         assert _unrecorded(plane) == 0
 
+    plane.store.broken = layout.records()
     assert plane.client.put(POLICY, json={"max_drift": 0.5}).status_code == 200
+    plane.store.broken = None
     slow = replace(plane.context, store=OvertakenStore(plane.store, during))
     assert BackupWriter(slow).round()
     assert _unrecorded(plane) == 1
-    plane.clock.advance(61)
+    plane.clock.advance(2)
     plane.record()
     wreck(plane.context.database)
     rebuild(plane)
@@ -130,6 +137,86 @@ def test_two_services_do_not_record_at_once(plane: ControlPlane) -> None:
     plane.create_model("newer")
     assert second.round()
     assert _unrecorded(plane) == 1
-    plane.clock.advance(61)
+    plane.clock.advance(2)
     assert second.round()
     assert _unrecorded(plane) == 0
+
+
+def test_one_that_stops_does_not_delay_its_successor(plane: ControlPlane) -> None:
+    first, second = BackupWriter(plane.context), BackupWriter(plane.context)
+    plane.create_model("new")
+    assert first.round()
+    first.release()
+    plane.create_model("newer")
+    assert second.round()
+    assert _unrecorded(plane) == 0
+    first.release()
+    plane.create_model("newest")
+    assert BackupWriter(plane.context).round()
+    assert _unrecorded(plane) > 0, "the lease of another one was released"
+
+
+def test_a_process_that_stops_releases_all_leases(plane: ControlPlane) -> None:
+    database = open_database(plane.context.settings.database_url)
+
+    def held() -> list[str]:
+        with database.read() as connection:
+            return backup.holders(connection, plane.clock())
+
+    with plane.client.running():
+        plane.create_model("new")
+        deadline = time.monotonic() + 60
+        while "backup" not in held():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert held() == []
+    database.close()
+
+
+def test_a_policy_is_recorded_before_the_answer(plane: ControlPlane) -> None:
+    assert plane.client.put(POLICY, json={"manual_approval": True}).status_code == 200
+    assert _unrecorded(plane) == 0
+    wreck(plane.context.database)
+    rebuild(plane)
+    assert plane.model().policy == GatePolicy(manual_approval=True)
+
+
+def test_promotions_are_recorded_before_the_answer(plane: ControlPlane) -> None:
+    plane.run_to_end(plane.post_dataset("one"))
+    plane.run_to_end(plane.post_dataset("two"))
+    plane.record()
+    client = plane.client
+    back = client.post("/v1/models/scenes/rollback", json={"reason": "a rehearsal"})
+    assert back.status_code == 200
+    assert _unrecorded(plane) == 0
+    assert client.put("/v1/models/scenes/live", json={"version": 2}).status_code == 200
+    assert _unrecorded(plane) == 0
+    wreck(plane.context.database)
+    rebuild(plane)
+    kept = client.get("/v1/models/scenes/promotions").json()["items"]
+    assert [(each["kind"], each["reason"]) for each in kept[-2:]] == [
+        ("rolled_back", "a rehearsal"),
+        ("promoted", "promoted by a user"),
+    ]
+
+
+def test_a_store_that_fails_or_hangs_does_not_keep_a_policy_from_being_set(
+    plane: ControlPlane,
+) -> None:
+    plane.store.broken = layout.records()
+    assert plane.client.put(POLICY, json={"max_drift": 0.5}).status_code == 200
+    plane.store.broken = None
+    returns = threading.Event()
+    hanging = OvertakenStore(plane.store, cast("Callable[[], None]", returns.wait))
+    app = create_app(plane.context.settings, Parts(store=hanging, launcher=plane.launcher))
+    try:
+        assert AppClient(app).put(POLICY, json={"max_drift": 0.25}).status_code == 200
+    finally:
+        returns.set()
+        for thread in threading.enumerate():
+            if thread.name == "backup-before-response":
+                thread.join(60)
+        app.state.context.close()
+    wreck(plane.context.database)
+    rebuild(plane)
+    assert plane.model().policy == GatePolicy(max_drift=0.25)

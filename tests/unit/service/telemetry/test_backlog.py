@@ -16,6 +16,7 @@ from service.states import JobState
 from service.telemetry.backlog import ScrapeCache
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.database_outage import outage
 from tests.fakes.trainer import train
 from tests.unit.service.telemetry.samples import capacity, report_preparing, shown
 
@@ -93,9 +94,8 @@ def test_a_clock_that_goes_back_does_not_freeze_the_figures(plane: ControlPlane)
 def test_without_a_database_the_rest_is_still_shown(
     plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with plane.context.database.write() as connection:
-        connection.exec_driver_sql("ALTER TABLE jobs RENAME TO hidden")
-    text = plane.client.get("/metrics").text
+    with outage(plane.context.database):
+        text = plane.client.get("/metrics").text
     assert "cmcl_service_backlog_up 0.0" in text
     assert "cmcl_service_jobs{" not in text
     assert "cmcl_service_reconcile_round_age_seconds" in text

@@ -13,6 +13,7 @@ import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from tests.fakes.crashes import Crash, CrashingDatabase, FaultAtMoment
+from tests.fakes.database_outage import outage
 from tests.fakes.receiver import Receiver
 from tests.unit.service.webhooks.harness import WebhookHarness
 
@@ -327,14 +328,11 @@ def test_the_loop_survives_an_outage_and_ends_when_stopped(
     harness.make(receiver.url)
     harness.plane.post_dataset()
     database, stop = harness.plane.context.database, threading.Event()
-    with database.write() as connection:
-        connection.exec_driver_sql("ALTER TABLE webhooks RENAME TO hidden")
     deliverer = harness.deliverer(pause_seconds=0.05)
     thread = threading.Thread(target=deliverer.run, args=[stop], daemon=True)
-    thread.start()
-    _until(lambda: "webhooks are not delivered; will retry" in caplog.messages)
-    with database.write() as connection:
-        connection.exec_driver_sql("ALTER TABLE hidden RENAME TO webhooks")
+    with outage(database):
+        thread.start()
+        _until(lambda: "webhooks are not delivered; will retry" in caplog.messages)
     _until(lambda: harness.outcomes == ["delivered"])
     assert thread.is_alive()
     stop.set()
