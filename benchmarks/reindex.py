@@ -22,20 +22,20 @@ from torch import Tensor
 
 from benchmarks.chain import Dataset, learn_one
 from benchmarks.command_line import OneLineParser, log_progress
-from benchmarks.folder import InvalidStream, Stream, read_stream
-from benchmarks.reindex_report import Reindexed, Side, as_text, document, markdown
-from cmcl.contract.model import ModelSpec, TrainingSpec
-from workers.inspect.compare import (
+from benchmarks.compatibility import (
     Embedded,
+    compatibility,
     embedded,
+    measured_migration,
     measured_pair,
     measured_scores,
 )
-from workers.inspect.migrate import measured_migration
+from benchmarks.folder import InvalidStream, Stream, read_stream
+from benchmarks.reindex_report import Reindexed, Side, as_text, document, markdown
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.model.heads import ModalityHeads
 from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights, relative_drift
-from workers.nullspace.compatibility import compatibility
 from workers.nullspace.migrate import Migration, migration
 from workers.nullspace.moments import PairMoments
 from workers.train.certify import PastDataset, weights_of

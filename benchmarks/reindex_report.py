@@ -6,13 +6,10 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from benchmarks.compatibility import Compatibility, MeasuredMigration, MeasuredPair
 from benchmarks.folder import Stream
 from benchmarks.report import machine
 from cmcl.contract.model import ModelSpec
-from workers.inspect.compare import MeasuredPair
-from workers.inspect.migrate import MeasuredMigration
-from workers.inspect.show import aligned
-from workers.nullspace.compatibility import Compatibility
 
 # Heading and figure of each column.
 COLUMNS = (
@@ -159,7 +156,7 @@ def _cell(name: str, value: float | None) -> str:
 def as_text(answer: Mapping[str, Any]) -> str:
     parts = [EXPLAINED]
     for name, method in answer["methods"].items():
-        parts += ["", name, *aligned([_HEADINGS, *_rows(method)])]
+        parts += ["", name, _table(method)]
     return "\n".join(parts)
 
 

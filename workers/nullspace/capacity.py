@@ -1,4 +1,4 @@
-"""How full a head is, and what a given dataset would meet.
+"""What a dataset would meet at a head, before it is trained.
 
 Shapes: E width of the embeddings, I width of what the head reads (the constant 1 included).
 """
@@ -18,53 +18,6 @@ _LITTLE = 0.02
 # Familiarity was 0.20 or more between datasets of one real encoder (image, text and audio of
 # shared/data/stream, kept energy 0.8 to 0.95), and at most 0.08 when its columns were shuffled.
 _STRANGE = 0.15
-
-
-@dataclass(frozen=True)
-class EnergyRanks:
-    """How many leading directions of `width` hold 90, 95 and 99 % of the energy."""
-
-    at_90: int
-    at_95: int
-    at_99: int
-    width: int
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """The state of one modality's head.
-
-    `inputs`: its features. `outputs`: the embeddings of its partners. `blocked_share`: entries that
-    may no longer move, 0 to 1.
-    """
-
-    inputs: EnergyRanks
-    outputs: EnergyRanks
-    blocked_share: float
-
-
-def capacity(outputs: EigenBasis, inputs: EigenBasis, free_EI: Tensor) -> Capacity:
-    """Measure a head by its spectra and its mask (bool, E × I).
-
-    Raises ValueError if the mask does not fit the spectra.
-    """
-    if free_EI.shape != (outputs.width, inputs.width):
-        raise ValueError(
-            f"mask of {tuple(free_EI.shape)}, spectra of {(outputs.width, inputs.width)}"
-        )
-    # Every entry counts the same, regardless of its energy: this is the number of parameters left.
-    blocked_share = 1 - float(free_EI.double().mean())
-    return Capacity(energy_ranks(inputs), energy_ranks(outputs), blocked_share)
-
-
-def energy_ranks(basis: EigenBasis) -> EnergyRanks:
-    """Ranks at 90, 95 and 99 % of the trace."""
-    return EnergyRanks(
-        basis.rank_at(0.9), basis.rank_at(0.95), basis.rank_at(0.99), width=basis.width
-    )
-
-
-# --- Pre-flight: what a dataset would meet ------------------------------------------------------
 
 
 @dataclass(frozen=True)

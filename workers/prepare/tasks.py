@@ -3,9 +3,10 @@
 Files of users are read in bounded children. Each worker process keeps a warm one ahead of need.
 """
 
+import math
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -237,11 +238,10 @@ def dataset_report(
 
 def _report(store: ObjectStore, request: PrepareRequest, prepared: Prepared) -> DatasetReport:
     # Torch takes seconds to import, and nothing else here needs it.
-    from workers.inspect.preflight import prepared_outlook
-    from workers.inspect.show import finite
+    from workers.prepare.dry_run import dataset_outlook
 
     version = request.report_version or 0
-    outlook = prepared_outlook(
+    outlook = dataset_outlook(
         store, request.model, version, request.spec, request.pair, prepared.shards
     )
     known = {
@@ -252,7 +252,18 @@ def _report(store: ObjectStore, request: PrepareRequest, prepared: Prepared) -> 
         "encoders": prepared.encoders,
         "refusals": (*prepared.refusals, *outlook.refusals),
     }
-    return DatasetReport.model_validate({**finite(asdict(outlook)), **known})
+    return DatasetReport.model_validate({**_finite(asdict(outlook)), **known})
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that are not finite by None, in nested mappings and sequences."""
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _attempted(index: int, function: Callable[[], R]) -> Outcome[R]:

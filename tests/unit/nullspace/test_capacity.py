@@ -1,4 +1,4 @@
-"""The capacity of a head, and the outlook of a dataset."""
+"""What a dataset would meet at a head."""
 
 import pytest
 import torch
@@ -7,41 +7,14 @@ from hypothesis import strategies as st
 
 from tests.unit.nullspace.references import rectangular_mask
 from workers.nullspace.capacity import (
-    EnergyRanks,
     HeadMoments,
-    capacity,
-    energy_ranks,
     moment_distance,
     preflight,
 )
 from workers.nullspace.moments import SecondMoment, no_rows
-from workers.nullspace.subspace import EigenBasis, eigenbasis, identity_basis
+from workers.nullspace.subspace import eigenbasis
 
 DOUBLE = torch.float64
-
-
-def spectrum(*values: float) -> EigenBasis:
-    return EigenBasis(
-        torch.eye(len(values), dtype=torch.float64), torch.tensor(values, dtype=torch.float64)
-    )
-
-
-def test_ranks_count_the_directions_that_hold_the_energy() -> None:
-    assert energy_ranks(spectrum(88, 5, 3, 3, 1)) == EnergyRanks(2, 3, 4, width=5)
-    assert energy_ranks(identity_basis(4)) == EnergyRanks(0, 0, 0, width=4)
-
-
-def test_blocked_share_is_counted_from_the_mask() -> None:
-    free = torch.ones(2, 4, dtype=torch.bool)
-    free[0, :3] = False
-    state = capacity(spectrum(1, 0), spectrum(1, 1, 1, 0), free)
-    assert state.blocked_share == 3 / 8
-    assert (state.outputs.at_99, state.inputs.at_99) == (1, 3)
-
-
-def test_a_mask_of_another_head_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"mask of \(2, 2\), spectra of \(2, 3\)"):
-        capacity(identity_basis(2), identity_basis(3), torch.ones(2, 2, dtype=torch.bool))
 
 
 def moment(rows_BI: torch.Tensor) -> SecondMoment:

@@ -28,7 +28,6 @@ from cmcl.demo.stream import StreamDataset, read_stream
 from tests.conftest import EXAMPLE_STREAM
 from tests.fakes.feature_shards import fetch
 from tests.fakes.running import newest_progress
-from workers.inspect.capacity import model_capacity
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.scratch import Scratch
@@ -184,14 +183,6 @@ def test_the_report_has_the_gain_and_the_free_capacity(chain: Chain) -> None:
     assert set(second.capacity) == {"image", "text", "depth"}
     assert second.capacity["text"].free_share < first.capacity["text"].free_share < 1
     assert second.capacity["text"].input_width == STREAM.modalities["text"] + 1
-
-
-def test_capacity_in_the_report_is_that_of_the_question(chain: Chain) -> None:
-    asked = model_capacity(chain.store, "m", 2).modalities
-    for modality, capacity in chain.versions[-1].report.capacity.items():
-        now = asked[modality].now
-        assert capacity.free_share == pytest.approx(1 - now.blocked_share)
-        assert (capacity.input_rank, capacity.output_rank) == (now.inputs.at_95, now.outputs.at_95)
 
 
 def test_held_out_rows_that_were_deleted_on_purpose_are_not_measured(

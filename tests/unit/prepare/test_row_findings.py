@@ -1,4 +1,4 @@
-"""The memory of a pre-flight is bounded for any number and width of rows."""
+"""The memory of a dry run is bounded for any number and width of rows."""
 
 import errno
 import os
@@ -10,14 +10,13 @@ import torch
 
 from cmcl.contract.errors import StorageUnavailable
 from tests.fakes.feature_shards import numbered_rows, write_pair_shards
-from tests.unit.storage.user_files import claim_in_footer
-from workers.inspect.rows import Sample, check_rows, sampled
+from workers.prepare.row_findings import Sample, check_rows, sampled
 from workers.storage.shards import open_in_pieces, write_shard
 
 ROWS = 1000
 
 
-def sample_of(folder: Path, most_values: int) -> Sample | None:
+def sample_of(folder: Path, most_values: int) -> Sample:
     write_pair_shards(folder, *numbered_rows(ROWS), [300, 1, 699])
     return sampled([folder / f"{number}.parquet" for number in range(3)], most_values)
 
@@ -25,7 +24,6 @@ def sample_of(folder: Path, most_values: int) -> Sample | None:
 @pytest.mark.parametrize("most_values", [8 * ROWS, 8 * ROWS - 1, 800, 8])
 def test_a_sample_has_no_more_values_than_permitted(tmp_path: Path, most_values: int) -> None:
     found = sample_of(tmp_path, most_values)
-    assert found is not None
     assert found.of == ROWS
     assert 0 < len(found.rows) * 8 <= most_values
     assert bool(found.advice) == (len(found.rows) < ROWS)
@@ -33,7 +31,6 @@ def test_a_sample_has_no_more_values_than_permitted(tmp_path: Path, most_values:
 
 def test_a_sample_is_evenly_chosen(tmp_path: Path) -> None:
     found = sample_of(tmp_path, 8 * ROWS // 10)
-    assert found is not None
     assert found.rows.first_NI[:, 0].tolist() == list(range(1, ROWS + 1, 10))
 
 
@@ -44,14 +41,8 @@ def test_our_own_shards_and_users_go_together(tmp_path: Path) -> None:
     write_shard(ours, pq.read_table(paths[0]).to_batches())
     assert pq.read_schema(ours) != pq.read_schema(paths[0])
     mixed, plain = sampled([ours, paths[1]]), sampled(paths)
-    assert mixed is not None
-    assert plain is not None
     assert torch.equal(mixed.rows.first_NI, plain.rows.first_NI)
     assert torch.equal(mixed.rows.second_NJ, plain.rows.second_NJ)
-
-
-def test_rows_wider_than_permitted_are_not_read(tmp_path: Path) -> None:
-    assert sample_of(tmp_path, 7) is None
 
 
 def test_one_file_at_a_time_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +53,8 @@ def test_one_file_at_a_time_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         opened.append(open_in_pieces(path))
         return opened[-1]
 
-    monkeypatch.setattr("workers.inspect.rows.open_in_pieces", open_alone)
-    assert sample_of(tmp_path, 800) is not None
+    monkeypatch.setattr("workers.prepare.row_findings.open_in_pieces", open_alone)
+    sample_of(tmp_path, 800)
     assert opened
     assert all(file.closed for file in opened)
 
@@ -74,37 +65,9 @@ def test_a_machine_that_cannot_read_is_no_fault_of_the_files(
     def open_too_many(path: Path) -> pq.ParquetFile:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
 
-    monkeypatch.setattr("workers.inspect.rows.open_in_pieces", open_too_many)
+    monkeypatch.setattr("workers.prepare.row_findings.open_in_pieces", open_too_many)
     with pytest.raises(StorageUnavailable, match="Too many open files"):
         sample_of(tmp_path, 800)
-
-
-def test_files_that_are_damaged_or_were_never_fetched_have_no_sample(tmp_path: Path) -> None:
-    damaged = tmp_path / "damaged.parquet"
-    damaged.write_bytes(b"PAR1 and nothing more")
-    assert sampled([damaged]) is None
-    assert sampled([tmp_path / "never-fetched.parquet"]) is None
-
-
-@pytest.mark.parametrize("claim", [0, 299, 301, 1 << 40])
-def test_a_file_that_has_other_rows_than_its_footer_declares_has_no_sample(
-    tmp_path: Path, claim: int
-) -> None:
-    write_pair_shards(tmp_path, *numbered_rows(ROWS), [300, 700])
-    paths = [tmp_path / f"{number}.parquet" for number in range(2)]
-    assert sampled(paths) is not None
-    claim_in_footer(paths[0], 300, {0: claim})
-    assert sampled(paths) is None
-
-
-def test_rows_that_a_whole_footer_declares_and_no_page_has_leave_no_sample(tmp_path: Path) -> None:
-    write_pair_shards(tmp_path, *numbered_rows(300), [300], group_rows=300)
-    path = tmp_path / "0.parquet"
-    assert sampled([path]) is not None
-    # The file's, the id's, and the row group's number of rows.
-    claim_in_footer(path, 300, dict.fromkeys(range(3), 1 << 20))
-    assert pq.read_metadata(path).row_group(0).num_rows == 1 << 20
-    assert sampled([path]) is None
 
 
 def test_sound_rows_give_no_advice() -> None:

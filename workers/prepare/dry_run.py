@@ -1,6 +1,4 @@
-"""What a dataset would meet: its rows, its moments, the entries that are free for it.
-
-Of local files before they are posted, or of a prepared dataset in place of learning it (a dry run).
+"""Dry run: what a prepared dataset would meet, in place of learning it. Its rows, its moments, the entries that are free for it.
 
 Shapes: B rows, F and G raw widths of the two sides.
 """
@@ -14,14 +12,10 @@ import torch
 from torch import Tensor
 
 from cmcl.contract.capacity import FULL_BELOW
-from cmcl.contract.dataset import Shard, ShardRef
-from cmcl.contract.errors import InvalidDataset
+from cmcl.contract.dataset import Shard
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
-from workers.inspect.capacity import remark_on_method
-from workers.inspect.rows import Findings, Sample, check_rows, sampled
-from workers.inspect.versions import check_modality, find_version
 from workers.methods.method import TrainingContext
 from workers.methods.nullspace import protected_moments
 from workers.methods.registry import method_for
@@ -32,11 +26,10 @@ from workers.nullspace.closed_form import NO_VARIANCE
 from workers.nullspace.mask import product_mask
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.nullspace.subspace import EigenBasis
-from workers.storage.formats.user_file import Side
-from workers.storage.intake import Address, take
+from workers.prepare.row_findings import Findings, Sample, check_rows, sampled
 from workers.storage.object_store import ObjectStore
-from workers.storage.shard_checks import ShardChecker
-from workers.storage.shards import FEATURES, download
+from workers.storage.shards import download
+from workers.storage.versions import read_version
 from workers.train.data.rows import HeldRows
 from workers.train.learn import ModelState, no_variance
 from workers.train.run import Run
@@ -62,10 +55,10 @@ class HeadOutlook:
 
 @dataclass(frozen=True)
 class DatasetOutlook:
-    """The answer to a pre-flight.
+    """The result of a dry run.
 
-    `refusals`: why intake or training would refuse the dataset; `heads` is empty if there are any.
-    `findings`: by modality, empty if a side cannot be read. `advice`: sentences.
+    `refusals`: why training would refuse the dataset; `heads` is empty if there are any. `findings`: by modality.
+    `advice`: sentences.
     """
 
     model: str
@@ -76,34 +69,8 @@ class DatasetOutlook:
     heads: Mapping[str, HeadOutlook]
     advice: tuple[str, ...]
 
-    @property
-    def refused(self) -> bool:
-        return bool(self.refusals)
-
 
 def dataset_outlook(
-    store: ObjectStore,
-    model: str,
-    version: int,
-    pair: ModalityPair,
-    shards: Sequence[ShardRef],
-) -> DatasetOutlook:
-    """Check training shards as if they were posted to a model whose latest version is `version`.
-
-    Raises Unanswerable for invalid questions, WorkerError if the store or a shard is unavailable.
-    """
-    manifest = find_version(store, model, version)
-    for modality in pair.modalities:
-        check_modality(manifest, modality)
-    with tempfile.TemporaryDirectory(prefix="cmcl-preflight-") as folder:
-        paths = {Path(folder) / f"{index}.parquet": shard for index, shard in enumerate(shards)}
-        refusals = tuple(_refused_at_intake(manifest.spec, pair, paths))
-        sample = sampled(list(paths))
-    outlook = DatasetOutlook(model, version, pair.modalities, refusals, {}, {}, ())
-    return outlook if sample is None else _of_sample(store, outlook, manifest.spec, sample)
-
-
-def prepared_outlook(
     store: ObjectStore,
     model: str,
     version: int,
@@ -111,21 +78,16 @@ def prepared_outlook(
     pair: ModalityPair,
     shards: Sequence[Shard],
 ) -> DatasetOutlook:
-    """Check prepared training shards. `version`: the latest one, 0 before the first.
-
-    Raises Unanswerable if there is no such version, WorkerError if the store or a shard is unavailable.
-    """
+    """Check prepared training shards. `version`: the latest one, 0 before the first. Raises WorkerError."""
     outlook = DatasetOutlook(model, version, pair.modalities, (), {}, {}, ())
     if not shards:
         return outlook
     chosen = shards[:: -(-len(shards) // _MOST_SHARDS)]
-    with tempfile.TemporaryDirectory(prefix="cmcl-preflight-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cmcl-dry-run-") as folder:
         paths = [Path(folder) / f"{index}.parquet" for index in range(len(chosen))]
         for path, shard in zip(paths, chosen, strict=True):
             download(shard, shard.uri, path)
         sample = sampled(paths)
-    if sample is None:
-        raise InvalidDataset("the shards of the dataset do not have the same columns")
     rows = sum(shard.rows for shard in shards)
     return _of_sample(store, outlook, spec, replace(sample, of=rows))
 
@@ -143,32 +105,8 @@ def _of_sample(
     outlook = replace(outlook, refusals=refusals, findings=found, advice=advice)
     if refusals or outlook.version == 0:
         return outlook
-    manifest = find_version(store, outlook.model, outlook.version)
+    manifest = read_version(store, outlook.model, outlook.version)
     return _with_heads(outlook, _heads(store, manifest, spec, pair, sample.rows), spec)
-
-
-def _refused_at_intake(
-    spec: ModelSpec,
-    pair: ModalityPair,
-    paths: Mapping[Path, ShardRef],
-) -> Iterator[str]:
-    """Fetch each shard and check it as intake does; yields the first error of each shard."""
-    sides = _sides(spec, pair)
-    checker = ShardChecker((sides[0].width, sides[1].width))
-    for path, shard in paths.items():
-        try:
-            take(shard, Address(shard.uri, None), path, sides)
-            checker.check(path, shard.uri)
-        except InvalidDataset as error:
-            yield str(error)
-
-
-def _sides(spec: ModelSpec, pair: ModalityPair) -> tuple[Side, Side]:
-    first, second = (
-        Side(column, modality, spec.widths[modality])
-        for column, modality in zip(FEATURES, pair.modalities, strict=True)
-    )
-    return first, second
 
 
 def _findings(spec: ModelSpec, pair: ModalityPair, rows: PairedRows) -> dict[str, Findings]:
@@ -250,7 +188,8 @@ def _with_heads(
         refusals = ("Nothing can be learned: all entries of both heads are blocked.",)
     for name, one in heads.items():
         advice += [f"{name}: {words}" for words in _advice_on_afterwards(one)]
-    advice += () if spec.solves else remark_on_method(spec)
+    if spec.method != "nullspace":
+        advice.append(f"The method is {spec.method}: blocked is what nullspace would block.")
     return replace(outlook, refusals=refusals, heads=heads, advice=(*outlook.advice, *advice))
 
 

@@ -1,4 +1,4 @@
-"""Rows of a dataset that has not been posted yet: a sample that fits into memory, and what is odd in it.
+"""A sample of the rows of a prepared dataset that fits into memory, and what is odd in it.
 
 Shapes: B rows, F width of the raw feature.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from cmcl.contract.errors import InvalidDataset
 from workers.model.rows import PairedRows
 from workers.storage.formats.user_file import reading
-from workers.storage.shards import FEATURES, open_in_pieces, rows_at_once, rows_of
+from workers.storage.shards import FEATURES, open_in_pieces, rows_of
 from workers.train.data.dataset import paired_rows
 
 # 256 MiB as float32: moments are summed and duplicates searched in these values.
@@ -41,36 +41,20 @@ class Sample:
         )
 
 
-def sampled(paths: Sequence[Path], most_values: int = MOST_VALUES) -> Sample | None:
-    """A sample of at most `most_values` values over both sides.
+def sampled(paths: Sequence[Path], most_values: int = MOST_VALUES) -> Sample:
+    """A sample of at most `most_values` values over both sides, from shards that were verified.
 
-    None if a file is missing or invalid, or if a single row has more values. Raises
-    StorageUnavailable if this machine cannot read the files.
+    Raises InvalidDataset if the shards do not have the same columns, and StorageUnavailable if this machine cannot
+    read them.
     """
-    if not all(path.exists() for path in paths):
-        return None
-    try:
-        with reading("the rows", "Parquet", pa.ArrowException):
-            return _sampled(paths, most_values)
-    except InvalidDataset:
-        return None
-
-
-def _sampled(paths: Sequence[Path], most_values: int) -> Sample | None:
-    schemas = [file.schema_arrow for file in _opened(paths)]
-    if not all(_are_alike(schemas, column) for column in FEATURES):
-        return None
-    width = sum(schemas[0].field(column).type.list_size for column in FEATURES)
-    most_rows = most_values // width
-    if most_rows == 0:
-        return None
-    rows = 0
-    for file in _opened(paths):
-        complete = _complete_rows(file)
-        if complete == 0:
-            return None
-        rows += complete
-    return Sample(paired_rows(rows_of(_opened(paths), every=-(-rows // most_rows))), rows)
+    with reading("the rows", "Parquet", pa.ArrowException):
+        schemas = [file.schema_arrow for file in _opened(paths)]
+        if not all(_are_alike(schemas, column) for column in FEATURES):
+            raise InvalidDataset("the shards of the dataset do not have the same columns")
+        width = sum(schemas[0].field(column).type.list_size for column in FEATURES)
+        rows = sum(file.metadata.num_rows for file in _opened(paths))
+        every = -(-rows // max(1, most_values // width))
+        return Sample(paired_rows(rows_of(_opened(paths), every=every)), rows)
 
 
 def _opened(paths: Sequence[Path]) -> Iterator[pq.ParquetFile]:
@@ -97,17 +81,6 @@ def _are_alike(schemas: Sequence[pa.Schema], column: str) -> bool:
 def _list_type(kind: pa.DataType) -> tuple[object, ...]:
     """Value type and length of a list type, without its nullability."""
     return (kind.value_type, kind.list_size) if pa.types.is_fixed_size_list(kind) else (kind,)
-
-
-def _complete_rows(file: pq.ParquetFile) -> int:
-    """Number of rows, or 0 if rows or values are missing or the footer declares another number."""
-    rows = 0
-    # The footer alone is not enough: `rows_of` addresses rows by their number.
-    for batch in file.iter_batches(rows_at_once(file.schema_arrow), columns=list(FEATURES)):
-        if any(column.null_count or column.flatten().null_count for column in batch.columns):
-            return 0
-        rows += batch.num_rows
-    return rows if rows == file.metadata.num_rows else 0
 
 
 @dataclass(frozen=True)

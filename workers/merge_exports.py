@@ -1,20 +1,25 @@
-"""Merge two exports that have moments, without a control plane: for sites that share neither a bucket nor rows.
+"""`python -m workers.merge_exports OURS THEIRS OUT`: merge two exports that have moments, without a control plane.
+
+For sites that share neither a bucket nor rows.
 
 Both versions are put into a temporary store, and the job of kind merge runs there as it does at one site
 (workers/train/solve_again.py). The result is an export with moments again, so that a third site can be merged.
 """
 
+import argparse
+import json
+import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 
+from cmcl.contract.errors import CannotCombine, WorkerError
 from cmcl.contract.job import JobSpec, VersionRef
 from cmcl.contract.version import VersionManifest
-from workers.inspect.versions import Unanswerable
 from workers.model.artifact import (
     check_selftest,
     load_dataset_sums,
@@ -56,10 +61,10 @@ class MergedExports:
 def merge_exports(ours: Path, theirs: Path, output: Path) -> MergedExports:
     """Write the version that has learned the datasets of both exports to a new folder. Scores follow `ours`.
 
-    Raises Unanswerable, InvalidVersion, CannotCombine, OSError.
+    Raises CannotCombine, InvalidVersion, OSError.
     """
     if output.exists():
-        raise Unanswerable(f"{output} exists already; name a new folder")
+        raise CannotCombine(f"{output} exists already; name a new folder")
     first, second = _read_manifest(ours), _read_manifest(theirs)
     _check_specifications(first, second)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -108,13 +113,13 @@ def _merged(store: LocalStore, parent: VersionManifest, other: VersionManifest) 
 
 
 def _read_manifest(export: Path) -> VersionManifest:
-    """Read the manifest of an export. Raises Unanswerable if the folder cannot be merged."""
+    """Read the manifest of an export. Raises CannotCombine if the folder cannot be merged."""
     try:
         manifest = VersionManifest.model_validate_json((export / layout.MANIFEST).read_bytes())
     except (OSError, ValidationError) as error:
-        raise Unanswerable(f"{export} is no export of a version: {error}") from error
+        raise CannotCombine(f"{export} is no export of a version: {error}") from error
     if not (export / HEADS_FILE).is_file() or not (export / MOMENTS_FOLDER).is_dir():
-        raise Unanswerable(
+        raise CannotCombine(
             f"{export} has no {HEADS_FILE} or no folder {MOMENTS_FOLDER}: export the version with --format safetensors "
             "--with-moments"
         )
@@ -122,19 +127,19 @@ def _read_manifest(export: Path) -> VersionManifest:
 
 
 def _check_specifications(first: VersionManifest, second: VersionManifest) -> None:
-    """Check that both specifications agree. Raises Unanswerable, with the first field that differs."""
+    """Check that both specifications agree. Raises CannotCombine, with the first field that differs."""
     ours, theirs = (
         each.spec.model_dump(mode="json", exclude={"modalities"}) for each in (first, second)
     )
     for field, value in ours.items():
         if value != theirs[field]:
-            raise Unanswerable(
+            raise CannotCombine(
                 f"the specifications differ in {field}: {value!r} and {theirs[field]!r}; it must be equal"
             )
     for name in sorted(first.spec.modalities.keys() & second.spec.modalities.keys()):
         one, other = first.spec.modalities[name], second.spec.modalities[name]
         if one.width != other.width:
-            raise Unanswerable(
+            raise CannotCombine(
                 f"the modality {name!r} has the widths {one.width} and {other.width}; they must be equal"
             )
 
@@ -142,12 +147,12 @@ def _check_specifications(first: VersionManifest, second: VersionManifest) -> No
 def _put_version(
     store: LocalStore, export: Path, manifest: VersionManifest, model: str
 ) -> VersionManifest:
-    """Store an export as the version of that model. Raises InvalidVersion, Unanswerable, OSError."""
+    """Store an export as the version of that model. Raises InvalidVersion, CannotCombine, OSError."""
     memory = Memory()
     for line in manifest.learned:
         data = (export / MOMENTS_FOLDER / f"{line.dataset}.safetensors").read_bytes()
         if entry_for(data) != line.moments:
-            raise Unanswerable(
+            raise CannotCombine(
                 f"{export}: the moments of dataset {line.name!r} are not those of the manifest (SHA-256)"
             )
         store.put(layout.dataset_moments(line.dataset), data)
@@ -185,3 +190,25 @@ def _check_heads(heads: ModalityHeads, selftest: bytes, manifest: VersionManifes
         selftest, manifest.spec.widths
     ).items():
         check_selftest(modality, heads.embed(modality, features_BF), promised_BE)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Merge two folders and print the result as one JSON document. Status 2: they cannot be merged."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workers.merge_exports", description=merge_exports.__doc__
+    )
+    parser.add_argument("ours", type=Path, help="folder of an export; the scores follow its heads")
+    parser.add_argument("theirs", type=Path, help="folder of the other one")
+    parser.add_argument("out", type=Path, help="new folder to write")
+    options = parser.parse_args(arguments)
+    try:
+        merged = merge_exports(options.ours, options.theirs, options.out)
+    except (WorkerError, OSError) as error:
+        print(f"workers.merge_exports: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(asdict(merged)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,15 +1,15 @@
 """Exports of sites that share nothing become the version that learned all datasets in one place."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from cmcl.contract.errors import CannotCombine
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
-from tests.unit.inspect.test_inspect_command import asked
 from tests.unit.train.test_unlearn_and_merge import SPEC, Bench, assert_same_scores
-from workers.inspect.merge import merge_exports
-from workers.inspect.versions import Unanswerable
+from workers.merge_exports import main, merge_exports
 from workers.model.artifact import load_heads
 from workers.model.heads import ModalityHeads
 from workers.serve.export.archive import write_files
@@ -71,7 +71,7 @@ def test_merged_exports_equal_the_union_and_are_merged_again(
 
 
 def test_an_export_that_cannot_be_merged_is_refused_in_one_line(
-    sites: dict[str, Path], tmp_path: Path
+    sites: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     north, south = sites["north"], sites["south"]
 
@@ -103,17 +103,21 @@ def test_an_export_that_cannot_be_merged_is_refused_in_one_line(
         (wrong, "self-test of head"),
         (north, "has every dataset of"),
     ):
-        answer = asked("merge", north, theirs, "--out", tmp_path / "out")
-        assert (answer.status, answer.stdout) == (2, ""), theirs
-        (line,) = answer.stderr.splitlines()
+        assert main([str(north), str(theirs), str(tmp_path / "out")]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == "", theirs
+        (line,) = printed.err.splitlines()
         assert message in line
         assert not (tmp_path / "out").exists()
-    with pytest.raises(Unanswerable, match="exists already"):
+    with pytest.raises(CannotCombine, match="exists already"):
         merge_exports(north, south, north)
 
 
-def test_the_command_says_what_it_wrote(sites: dict[str, Path], tmp_path: Path) -> None:
-    answer = asked("merge", sites["north"], sites["west"], "--out", tmp_path / "out")
-    assert (answer.status, answer.stderr) == (0, "")
-    assert "scenes@3 has learned the datasets of both" in answer.stdout
-    assert "a (ds-a)" in answer.stdout
+def test_the_command_prints_what_it_wrote(
+    sites: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    assert main([str(sites["north"]), str(sites["west"]), str(folder)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["model"], printed["version"], printed["folder"]) == ("scenes", 3, str(folder))
+    assert "a (ds-a)" in printed["drift"]

@@ -5,14 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.compatibility import Embedded, MixedScores, compatibility, measured_scores
 from tests.unit.nullspace.references import rectangular_mask
 from workers.nullspace.certificate import PairWeights
-from workers.nullspace.compatibility import (
-    MixedScores,
-    compatibility,
-    measured_agreement,
-    stored_change,
-)
+from workers.nullspace.compatibility import stored_change
 from workers.nullspace.moments import SecondMoment, no_rows, pair_moments
 from workers.nullspace.subspace import eigenbasis
 
@@ -165,49 +161,29 @@ def test_spans_of_todays_heads_alone_lose_an_older_index() -> None:
     assert max(changes) > 1e-6
 
 
-def brute_agreement(
-    stored: torch.Tensor, new: torch.Tensor, old: torch.Tensor
-) -> tuple[float, float]:
-    before, after = old @ stored.mT, new @ stored.mT
-    kept = [
-        len(set(b.topk(10).indices.tolist()) & set(a.topk(10).indices.tolist())) / 10
-        for b, a in zip(before, after, strict=True)
-    ]
-    return relative(after, before), sum(kept) / len(kept)
-
-
-def test_measured_agreement_equals_brute_force() -> None:
-    stored, old = random(50, 80, WIDTH), random(51, 1500, WIDTH)
-    new = old + 0.3 * random(52, 1500, WIDTH)
-    found = measured_agreement(stored, new, old)
-    expected = brute_agreement(stored, new, old)
-    assert 0.3 < expected[1] < 0.95
-    assert (found.relative_difference, found.top_10_overlap) == pytest.approx(expected, rel=1e-9)
-
-
-def test_unmoved_queries_agree_completely() -> None:
-    stored, old = random(53, 80, WIDTH).float(), random(54, 30, WIDTH).float()
-    found = measured_agreement(stored, old, old)
-    assert (found.relative_difference, found.top_10_overlap) == (0.0, 1.0)
-
-
-def test_equal_stored_vectors_are_interchangeable() -> None:
-    stored = random(55, 4, WIDTH).repeat_interleave(20, dim=0)
-    old = random(56, 30, WIDTH)
-    found = measured_agreement(stored, old * (1 + 1e-9), old)
-    assert found.top_10_overlap == 1.0
-
-
-def test_fewer_than_ten_stored_vectors_are_all_found() -> None:
-    stored, old = random(57, 4, WIDTH), random(58, 3, WIDTH)
-    assert measured_agreement(stored, -old, old).top_10_overlap == 1.0
-
-
-def test_measuring_what_does_not_fit_is_refused() -> None:
-    rows = random(59, 5, WIDTH)
-    with pytest.raises(ValueError, match="do not fit"):
-        measured_agreement(rows, rows[:4], rows)
-    with pytest.raises(ValueError, match="0 stored vectors and 5 queries"):
-        measured_agreement(rows[:0], rows, rows)
-    with pytest.raises(ValueError, match="must be finite"):
-        measured_agreement(rows, rows * float("nan"), rows)
+def test_unit_scores_are_counted_on_unit_vectors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    old, new = (
+        Embedded(*(torch.randn(20, 5, generator=generator, dtype=torch.float64) for _ in range(2)))
+        for _ in range(2)
+    )
+    before_NN = (
+        torch.nn.functional.normalize(old.first_NE, dim=1)
+        @ torch.nn.functional.normalize(old.second_NE, dim=1).mT
+    )
+    mixed_NN = (
+        torch.nn.functional.normalize(old.first_NE, dim=1)
+        @ torch.nn.functional.normalize(new.second_NE, dim=1).mT
+    )
+    after_NN = (
+        torch.nn.functional.normalize(new.first_NE, dim=1)
+        @ torch.nn.functional.normalize(new.second_NE, dim=1).mT
+    )
+    found = measured_scores(old.unit, new.unit)
+    assert found.first_stored.against_old == pytest.approx(
+        float((mixed_NN - before_NN).norm() / before_NN.norm())
+    )
+    assert found.first_stored.against_new == pytest.approx(
+        float((mixed_NN - after_NN).norm() / after_NN.norm())
+    )
+    assert found.both_new == pytest.approx(float((after_NN - before_NN).norm() / before_NN.norm()))
