@@ -106,6 +106,7 @@ class VersionFigures(ApiModel):
     version: int
     parent: int | None
     job: str | None = None
+    kind: JobKind = "learn"
     dataset: str | None
     dataset_name: str
     pair: ModalityPair

@@ -41,6 +41,8 @@ class VersionFiguresLike(Protocol):
     @property
     def dataset_name(self) -> str: ...
     @property
+    def kind(self) -> str: ...
+    @property
     def max_drift(self) -> float | None: ...
     @property
     def by_dataset(self) -> _Figures | None: ...
@@ -83,7 +85,12 @@ def _memory(versions: Sequence[VersionFiguresLike], names: Mapping[str, str]) ->
     # Datasets in the order in which they were first measured.
     measured = list(dict.fromkeys(dataset for recall in recalls for dataset in recall))
     rows = [
-        MemoryRow(each.version, each.dataset_name, [recall.get(dataset) for dataset in measured])
+        MemoryRow(
+            each.version,
+            each.dataset_name,
+            [recall.get(dataset) for dataset in measured],
+            each.kind == "unlearn",
+        )
         for each, recall in zip(versions, recalls, strict=True)
     ]
     return Memory([names.get(dataset, dataset) for dataset in measured], rows)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cmcl.pictures.memory import NOTICEABLE, Memory, joined_tables, recall_table
 from cmcl.pictures.picture import WIDTH, Picture
-from cmcl.pictures.scales import percent, points_of
+from cmcl.pictures.scales import MINUS, percent, points_of
 from cmcl.pictures.svg import (
     SMALL,
     brief,
@@ -227,6 +227,15 @@ class _Panel:
         if learned:
             name = ", ".join(learned) + (f" and {more} more" if more else "")
             return version + named((x, at), name, self.width - x - 6, size=SMALL)
+        if memory.rows[row].unlearns:
+            sign = text((x, at), MINUS, colour="muted", font_size=SMALL)
+            left, name = x + text_width(f"{MINUS} ", SMALL), memory.rows[row].learned
+            room = self.width - left - 6
+            return (
+                version
+                + sign
+                + named((left, at), name, room, size=SMALL, colour="muted", struck=True)
+            )
         if self.rows != list(range(len(memory.rows))):
             return version
         name = f"{clean(memory.rows[row].learned)} (not measured)"

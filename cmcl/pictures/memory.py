@@ -15,11 +15,15 @@ NOTICEABLE = 0.005
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """What one version still retrieves. `recall`: by dataset, 0 to 1; None: not learned or not measured."""
+    """What one version still retrieves. `recall`: by dataset, 0 to 1; None: not learned or not measured.
+
+    `unlearns`: the version was made by unlearning the dataset `learned`.
+    """
 
     version: int
     learned: str
     recall: Sequence[float | None]
+    unlearns: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,11 @@ class Memory:
     def describe(self) -> str:
         """Return what the matrix shows, in words."""
         counts = f"{counted(len(self.rows), 'version')}, {counted(len(self.datasets), 'dataset')}."
+        unlearned = [
+            f"{brief(row.learned)} in version {row.version}" for row in self.rows if row.unlearns
+        ]
+        if unlearned:
+            counts += f" Unlearned: {', '.join(unlearned[-4:])}."
         worst = self.largest_loss
         now = [change for change in self.changes[-1] if change is not None] if self.rows else []
         if worst is None or not now:
@@ -152,7 +161,8 @@ def recall_table(memory: Memory) -> Table:
     def cells(index: int) -> tuple[str, ...]:
         row = memory.rows[index]
         values = (_recall_cell(memory, index, each) for each in range(len(memory.datasets)))
-        return (str(row.version), clean(row.learned), *values)
+        learned = f"unlearned {row.learned}" if row.unlearns else row.learned
+        return (str(row.version), clean(learned), *values)
 
     caption = f"{memory.metric} in % (change in points since learned), by version and dataset"
     return Table(caption, headings, Rows(len(memory.rows), cells), names=2)

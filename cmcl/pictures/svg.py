@@ -136,7 +136,7 @@ def text(
     return element("text", written, escape(content))
 
 
-def named(
+def named(  # noqa: PLR0913 - how a name is shown
     at: tuple[float, float],
     name: str,
     width: float,
@@ -144,14 +144,20 @@ def named(
     size: float = TEXT,
     colour: str = "ink",
     anchor: str = "start",
+    struck: bool = False,
 ) -> str:
-    """Return a user's name, cut to `width` pixels, with the whole in its title if it was cut."""
+    """Return a user's name, cut to `width` pixels, with the whole in its title if it was cut.
+
+    `struck`: with a line through it.
+    """
     shown, whole = cut(name, width, size), clean(name)
     written: dict[str, str | float] = {"x": at[0], "y": at[1], **fill(colour)}
     if anchor != "start":
         written["text-anchor"] = anchor
     if size != TEXT:
         written["font-size"] = size
+    if struck:
+        written["text-decoration"] = "line-through"
     content = escape(isolated(shown))
     return element("text", written, content if shown == whole else content + title(whole))
 

@@ -41,11 +41,20 @@ _STATES = {
 
 @dataclass(frozen=True)
 class ChainVersion:
-    """A version of the chain. `state`: live, canary, held, retired, or nothing of these."""
+    """A version of the chain. `state`: live, canary, held, retired, or nothing of these.
+
+    `unlearns`: it was made by unlearning the dataset.
+    """
 
     version: int
     dataset: str
     state: str = ""
+    unlearns: bool = False
+
+    @property
+    def learned(self) -> str:
+        """What it learned, in words."""
+        return f"unlearned {self.dataset}" if self.unlearns else self.dataset
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ def version_chain(
     rows = [
         (
             str(each.version),
-            clean(each.dataset),
+            clean(each.learned),
             clean(each.state),
             ", ".join(map(clean, below.get(each.version, []))),
         )
@@ -99,6 +108,8 @@ def version_chain(
 def _chain_words(versions: Sequence[ChainVersion], branches: Sequence[Branch]) -> str:
     states = [f"version {each.version} is {clean(each.state)}" for each in versions if each.state]
     words = [counted(len(versions), "version"), *states[-4:]]
+    unlearned = [each for each in versions if each.unlearns]
+    words += [f"version {each.version} {brief(each.learned)}" for each in unlearned[-4:]]
     if branches:
         words.append(counted(len(branches), "branch"))
     return f"{'; '.join(words)}."
@@ -135,7 +146,7 @@ def _node(version: ChainVersion, x: float) -> str:
     inside, edge = fill(colour if is_filled else "surface"), stroke(colour, 2)
     both = {**edge, **inside, "class": f"{inside['class']} {edge['class']}"}
     where: dict[str, str | float] = {"cx": x, "cy": _MIDDLE, "r": _RADIUS}
-    says = f"version {version.version}: {brief(version.dataset)}"
+    says = f"version {version.version}: {brief(version.learned)}"
     circle = element(
         "circle", where | both, title(f"{says}, {version.state}" if version.state else says)
     )
@@ -159,8 +170,24 @@ def _node(version: ChainVersion, x: float) -> str:
         size=SMALL,
         colour="muted",
         anchor="middle",
+        struck=version.unlearns,
     )
-    return circle + count + (above if state else "") + below
+    return (
+        circle
+        + count
+        + (_minus(x, edge) if version.unlearns else "")
+        + (above if state else "")
+        + below
+    )
+
+
+def _minus(x: float, edge: dict[str, str]) -> str:
+    """Return the mark of a version that unlearned a dataset: a minus at the edge of its circle."""
+    at = (x + 0.75 * _RADIUS, _MIDDLE - 0.75 * _RADIUS)
+    inside = fill("surface")
+    both = {**edge, **inside, "class": f"{inside['class']} {edge['class']}"}
+    disc = element("circle", {"cx": at[0], "cy": at[1], "r": 7.0} | both)
+    return disc + line((at[0] - 3.5, at[1]), (at[0] + 3.5, at[1]), "ink", 2)
 
 
 def _branches(models: Sequence[str], x: float) -> str:

@@ -4,7 +4,7 @@ A long history is shown in evenly spaced versions, or in a range of versions tha
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Annotated, Literal
 from urllib.parse import urlencode
@@ -147,9 +147,14 @@ def _values(
     retained = [_retained(line, versions, wanted.at) for line in lineage]
     measured = [each for each in retained if each.now is not None]
     worst = sorted(measured, key=_by_change)
+    shown = [
+        Column(each.line.dataset, each.line.name, each.line.version, each.then)
+        for each in worst[:_MEASURED]
+    ]
+    shown += _unlearned(lineage, versions, wanted.at)
     # The order of learning again.
-    shown = sorted(worst[:_MEASURED], key=lambda each: each.line.version)
-    memory = _memory([each.line for each in shown], versions, wanted.at)
+    shown.sort(key=lambda column: column.version)
+    memory = _memory(shown, versions, wanted.at)
     rows = sorted(retained, key=_by_change)[wanted.rows : wanted.rows + _ROWS]
     following = wanted.rows + len(rows)
     whole = HALF if len(shown) <= _FEW else WHOLE
@@ -217,22 +222,42 @@ def _recall(recall: Recall | None, at: str) -> float | None:
     return recall.at_10 if at == "10" else recall.at_1
 
 
-def _memory(
-    lines: Sequence[LearnedDataset], versions: Sequence[VersionFiguresView], at: str
-) -> Memory:
+@dataclass(frozen=True)
+class Column:
+    """A dataset of the matrix, the version that learned it, and its recall there."""
+
+    dataset: str
+    name: str
+    version: int
+    then: float | None
+
+
+def _unlearned(
+    lineage: Sequence[LearnedDataset], versions: Sequence[VersionFiguresView], at: str
+) -> list[Column]:
+    """The datasets that some of the versions learned and measured, and the newest has unlearned."""
+    kept = {line.dataset for line in lineage}
+    return [
+        Column(each.dataset, each.dataset_name, each.version, _recalls(each, at)[each.dataset])
+        for each in versions
+        if each.dataset not in kept and each.dataset in _recalls(each, at)
+    ]
+
+
+def _memory(columns: Sequence[Column], versions: Sequence[VersionFiguresView], at: str) -> Memory:
     rows = []
     for each in versions:
         recalls = _recalls(each, at)
-        recall = [recalls.get(line.dataset) for line in lines]
-        rows.append(MemoryRow(each.version, each.dataset_name, recall))
-    learned = [Learned(line.version, _recall(line.recall, at)) for line in lines]
-    return Memory([line.name for line in lines], rows, f"R@{at}", learned)
+        recall = [recalls.get(column.dataset) for column in columns]
+        rows.append(MemoryRow(each.version, each.dataset_name, recall, each.kind == "unlearn"))
+    learned = [Learned(column.version, column.then) for column in columns]
+    return Memory([column.name for column in columns], rows, f"R@{at}", learned)
 
 
 def _numbers(memory: Memory, start: int) -> Table:
     """The table of the matrix, of some of its datasets: all would be several times as much as the rest of the page."""
     part = slice(start, start + _COLUMNS)
-    rows = [MemoryRow(row.version, row.learned, row.recall[part]) for row in memory.rows]
+    rows = [replace(row, recall=row.recall[part]) for row in memory.rows]
     learned = memory.learned[part] if memory.learned else None
     return recall_table(Memory(memory.datasets[part], rows, memory.metric, learned))
 

@@ -206,7 +206,7 @@ def _chain(found: ModelOverview) -> Picture:
         return "retired" if version.retired_at else ""
 
     versions = [
-        ChainVersion(each.version, each.dataset_name, state(each))
+        ChainVersion(each.version, each.dataset_name, state(each), each.kind == "unlearn")
         for each in reversed(found.newest)
     ]
     origins = [(each.name, each.branched_from) for each in found.branches]

@@ -239,6 +239,35 @@ def test_the_other_tables_have_their_numbers() -> None:
     assert cells(chain.table.html())[1:] == [["1", "a", "live", "m"]]
 
 
+def struck(picture: Picture) -> list[str | None]:
+    """The texts with a line through them."""
+    found = parsed(picture).iter(f"{SVG}text")
+    return [each.text for each in found if each.get("text-decoration") == "line-through"]
+
+
+def test_a_dataset_that_a_version_unlearned_is_struck_through() -> None:
+    rows = [
+        MemoryRow(1, "fashion", [0.5, None]),
+        MemoryRow(2, "views", [0.5, 0.75]),
+        MemoryRow(3, "fashion", [None, 0.75], unlearns=True),
+    ]
+    matrix = pictures.forgetting_matrix(Memory(["fashion", "views"], rows))
+    assert struck(matrix) == ["fashion"]
+    assert "not measured" not in matrix.svg()
+    assert "Unlearned: fashion in version 3." in matrix.description
+    assert matrix.table.rows[2] == ("3", "unlearned fashion", "", "75.0 (0.0)")
+    versions = [
+        pictures.ChainVersion(1, "fashion"),
+        pictures.ChainVersion(2, "views"),
+        pictures.ChainVersion(3, "fashion", "live", unlearns=True),
+    ]
+    chain = pictures.version_chain(versions)
+    assert struck(chain) == ["fashion"]
+    assert len(list(parsed(chain).iter(f"{SVG}circle"))) == 4, "with that of the minus"
+    assert "version 3 unlearned fashion" in chain.description
+    assert [row[1] for row in chain.table.rows] == ["unlearned fashion", "views", "fashion"]
+
+
 @pytest.mark.parametrize("name", WITH_NAMES)
 def test_hostile_names_are_text_in_tables(name: str) -> None:
     table = WITH_NAMES[name](HOSTILE).table

@@ -4,8 +4,9 @@ import pytest
 
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.measured import publish_measured, write_measured
 from tests.fakes.trainer import train
-from tests.unit.service.page.browser import Browser, text_of
+from tests.unit.service.page.browser import Browser, rows_of, text_of
 from tests.unit.service.test_unlearning import learn, unlearn, unlearned
 
 
@@ -49,7 +50,8 @@ def test_they_say_what_they_are(changed: ControlPlane) -> None:
     assert listed.count("unlearns") == 2
     assert listed.count("merges") == 1
     page = opened("/ui/models/scenes/versions/4")
-    assert "v4 learned no new dataset" in text_of(page)
+    assert "v4 unlearned two: it equals, to rounding, a model that never saw it." in text_of(page)
+    assert '<del><bdi class="text">two</bdi></del>' in page
     assert "Unlearned two" in text_of(page)
     assert "datasets/None" not in page
     page = opened("/ui/models/branch/versions/2")
@@ -57,6 +59,7 @@ def test_they_say_what_they_are(changed: ControlPlane) -> None:
     assert "Merged scenes@4" in text_of(page)
     page = opened(f"/ui/jobs/{held['id']}/candidate")
     assert "Unlearned three" in text_of(page)
+    assert "It unlearned three" in text_of(page)
     for path in (
         f"/ui/jobs/{held['id']}",
         "/ui/models/scenes",
@@ -66,3 +69,22 @@ def test_they_say_what_they_are(changed: ControlPlane) -> None:
         "/ui/",
     ):
         assert "None" not in text_of(opened(path))
+
+
+def test_the_matrix_keeps_the_recall_that_an_unlearned_dataset_had(plane: ControlPlane) -> None:
+    publish_measured(plane, "one", recalls={"one": 0.8})
+    dataset = publish_measured(plane, "two", recalls={"one": 0.7, "two": 0.5})
+    publish_measured(plane, "three", recalls={"one": 0.7, "two": 0.25, "three": 0.9})
+    job = unlearn(plane, dataset).json()["id"]
+    write_measured(plane, job, recalls={"one": 0.75, "three": 0.9})
+    plane.run_to_end(job)
+    reader = Browser(plane)
+    page = reader.get("/ui/models/scenes/memory").text
+    assert rows_of(page, "numbers-matrix") == [
+        ["1", "one", "80.0", "", ""],
+        ["2", "two", "70.0 (−10.0)", "50.0", ""],
+        ["3", "three", "70.0 (−10.0)", "25.0 (−25.0)", "90.0"],
+        ["4", "unlearned two", "75.0 (−5.0)", "", "90.0 (0.0)"],
+    ]
+    assert [row[0].split()[0] for row in rows_of(page, "datasets")] == ["one", "three"]
+    assert 'text-decoration="line-through"' in reader.get("/ui/models/scenes").text
