@@ -17,7 +17,7 @@ from sqlalchemy import text
 from cmcl.contract.errors import StorageError
 from service.api.dependencies import METRICS, ContextDep, LoopsDep
 from service.context import Context
-from service.errors import DatabaseError
+from service.errors import DatabaseError, DatabaseUnavailable
 from service.loops import Loop
 
 router = APIRouter(tags=["operations"])
@@ -106,24 +106,31 @@ async def healthz(loops: LoopsDep) -> JSONResponse:
 
 @router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
 async def readyz(context: ContextDep, loops: LoopsDep, request: Request) -> JSONResponse:
-    """Readiness: database and object storage respond, and every background loop makes progress."""
+    """Readiness: 503 if a background loop of this process makes no progress.
+
+    An outage of the database or of object storage is in `checks` and leaves the status at 200 (`degraded`): all
+    replicas share it, and each answers what it can, or 503 with the reason.
+    """
     health = await check_health(context, loops, request.app.state.probes)
-    return JSONResponse(health.model_dump(), 200 if health.status == "ok" else 503)
+    return JSONResponse(health.model_dump(), 503 if health.status == "not ready" else 200)
 
 
 async def check_health(context: Context, loops: Sequence[Loop], probes: Probes) -> Health:
-    """Check the database, object storage and the background loops; `ok` if all respond."""
+    """Check the database, object storage and the background loops.
+
+    `ok` if all are; `degraded` if what the replicas share does not respond, which may also stop loops; else `not ready`.
+    """
     database, store = await asyncio.gather(
         probes.ask("database", lambda: _ask_database(context)),
         probes.ask("store", lambda: _ask_store(context)),
     )
-    checks = {
-        "database": database,
-        "store": store,
-        **{loop.name: loop.problem() or "ok" for loop in loops},
-    }
-    is_ready = set(checks.values()) == {"ok"}
-    return Health(status="ok" if is_ready else "not ready", checks=checks)
+    shared = {"database": database, "store": store}
+    own = {loop.name: loop.problem() or "ok" for loop in loops}
+    if set(shared.values()) != {"ok"}:
+        status = "degraded"
+    else:
+        status = "ok" if set(own.values()) <= {"ok"} else "not ready"
+    return Health(status=status, checks=shared | own)
 
 
 @router.get(METRICS, response_class=Response)
@@ -141,6 +148,9 @@ def cached_metrics(context: Context) -> TTLCache[bytes]:
 def _ask_database(context: Context) -> None:
     with context.database.read() as connection:
         connection.execute(text("SELECT 1"))
+    # With a full disk, it can still be read. Loops write all the time.
+    if context.database.write_problem is not None:
+        raise DatabaseUnavailable(context.database.write_problem)
 
 
 def _ask_store(context: Context) -> None:

@@ -103,13 +103,24 @@ class Database:
         self.writer_lock = writer_lock
         self._observe = observe
         self._readers = engine.execution_options(**{_READER: True})
+        # Why the last write transaction failed; None if it did not.
+        self.write_problem: str | None = None
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that is committed unless the block raises."""
         emitted: list[Event] = []
-        with _translated(), self.writer_lock or nullcontext(), self.engine.begin() as connection:
-            yield connection.execution_options(**{_EMITTED: emitted})
+        try:
+            with (
+                _translated(),
+                self.writer_lock or nullcontext(),
+                self.engine.begin() as connection,
+            ):
+                yield connection.execution_options(**{_EMITTED: emitted})
+        except DatabaseUnavailable as error:
+            self.write_problem = str(error)
+            raise
+        self.write_problem = None
         for each in emitted:
             self._observe(each)
 

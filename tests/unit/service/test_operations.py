@@ -34,12 +34,44 @@ def test_a_healthy_process_is_ready(plane: ControlPlane) -> None:
     assert set(response.json()["checks"].values()) == {"ok"}
 
 
-def test_without_its_store_it_is_alive_and_not_ready(plane: ControlPlane) -> None:
+def test_an_outage_of_the_store_takes_no_replica_out_of_service(plane: ControlPlane) -> None:
     plane.store.broken = ""
+    # The loops cannot go on either.
+    plane.reconciler.monitor._looked_at -= 1000
+    plane.app.state.loops = [plane.reconciler.monitor]
     response = plane.client.get("/readyz")
-    assert response.status_code == 503
+    assert (response.status_code, response.json()["status"]) == (200, "degraded")
     assert "broken" in response.json()["checks"]["store"]
+    assert "not been looked at" in response.json()["checks"]["monitor"]
     assert plane.client.get("/healthz").status_code == 200
+    assert plane.client.get("/v1/models").status_code == 200
+
+
+def test_an_outage_of_the_database_takes_no_replica_out_of_service(plane: ControlPlane) -> None:
+    plane.clock.advance(121)
+    with outage(plane.context.database):
+        response = plane.client.get("/readyz")
+        assert plane.client.get("/v1/models").status_code == 503
+    assert (response.status_code, response.json()["status"]) == (200, "degraded")
+    assert "disk I/O error" in response.json()["checks"]["database"]
+
+
+def test_a_disk_that_is_full_is_shown(plane: ControlPlane) -> None:
+    """The database can still be read."""
+    with plane.context.database.write() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    answers = [
+        plane.client.post("/v1/models", json={"name": f"new-{number}", **SPEC}).status_code
+        for number in range(50)
+    ]
+    assert answers[-1] == 503
+    response = plane.client.get("/readyz")
+    assert "full" in response.json()["checks"]["database"]
+    with plane.context.database.write() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+    plane.app.state.probes = Probes()
+    assert plane.client.get("/readyz").json()["status"] == "ok"
 
 
 class _HangingStore(FlakyStore):
