@@ -12,12 +12,12 @@ from cmcl.contract.capacity import FULL_BELOW, RECENT, forecast
 from cmcl.contract.job import JobKind
 from cmcl.contract.modality import Modality, ModalityPair
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.version import HeadCapacity
+from cmcl.contract.version import HeadCapacity, MeasuredDataset
 from service.api.dependencies import ContextDep, Flag, ModelPath, Reader
 from service.api.pagination import LARGEST_NUMBER, NumberSeek, Page, page
-from service.database.queries import versions
+from service.database.queries import datasets, versions
 from service.database.queries.versions import Capacities
-from service.database.rows import VersionFigures
+from service.database.rows import FiguresByDataset, VersionFigures
 from service.lookup import get_model
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["versions"])
@@ -74,8 +74,8 @@ class VersionFiguresView(BaseModel):
     )
 
     @classmethod
-    def of(cls, version: VersionFigures) -> Self:
-        """Create it from a record."""
+    def of(cls, version: VersionFigures, measured_after: Sequence[MeasuredDataset]) -> Self:
+        """Create it from a record, and the datasets that were measured after the version was made."""
         return cls(
             version=version.number,
             parent=version.parent,
@@ -90,8 +90,17 @@ class VersionFiguresView(BaseModel):
             max_drift=version.max_drift,
             mean_recall=version.mean_recall,
             free_share={name: each["free_share"] for name, each in version.capacity.items()},
-            by_dataset=DatasetFigures(**version.figures) if version.figures else None,
+            by_dataset=_by_dataset(version.figures, measured_after) if version.figures else None,
         )
+
+
+def _by_dataset(
+    figures: FiguresByDataset, measured_after: Sequence[MeasuredDataset]
+) -> DatasetFigures:
+    after = {each.dataset: each.recall.at_1 for each in measured_after if each.recall is not None}
+    return DatasetFigures.model_validate(
+        {**figures, "evaluation_only": after | figures["evaluation_only"]}
+    )
 
 
 class FreeShare(BaseModel):
@@ -166,7 +175,13 @@ def list_history(
         newest = get_model(connection, model, principal).head
         part = versions.Part(seek.peek(), newest, every)
         found = versions.figures(connection, model, part, by_dataset=by_dataset)
-    return page(found, seek, VersionFiguresView.of, lambda version: version.number)
+        measured_after = datasets.measured_after(connection, model) if by_dataset else {}
+    return page(
+        found,
+        seek,
+        lambda version: VersionFiguresView.of(version, measured_after.get(version.number, ())),
+        lambda version: version.number,
+    )
 
 
 @router.get("/capacity")

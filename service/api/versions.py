@@ -1,6 +1,7 @@
 """Versions of a model, the live one, and promotions."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
@@ -37,7 +38,7 @@ from service.api.dependencies import (
 )
 from service.api.idempotency import respond, response_record
 from service.api.pagination import LARGEST_NUMBER, NumberSeek, Page, page
-from service.database.queries import versions
+from service.database.queries import datasets, versions
 from service.database.rows import (
     PromotionRecord,
     ResponseRecord,
@@ -128,10 +129,15 @@ class VersionView(VersionSummary):
 
     @classmethod
     def whole(
-        cls, version: VersionRecord, evaluations: list[tuple[int, str | None, dict[str, Recall]]]
+        cls,
+        version: VersionRecord,
+        evaluations: list[tuple[int, str | None, dict[str, Recall]]],
+        measured_after: Sequence[MeasuredDataset],
     ) -> Self:
-        """Create it from a record and the evaluations of the versions up to it."""
+        """Create it from a record, the evaluations of the versions up to it, and what was measured after it was made."""
         report = version.manifest.report
+        # One that was prepared while the version was trained may be measured twice.
+        measured = {each.dataset: each for each in (*measured_after, *report.evaluation_only)}
         return cls(
             **VersionSummary.of(version).model_dump(),
             certificate=Certificate.model_validate(report, from_attributes=True),
@@ -139,7 +145,7 @@ class VersionView(VersionSummary):
                 EvaluationRow(version=number, learned=learned, recall=recall)
                 for number, learned, recall in evaluations
             ],
-            evaluation_only=report.evaluation_only,
+            evaluation_only=tuple(measured.values()),
             capacity=report.capacity,
             lineage=version.manifest.learned,
             manifest=version.manifest,
@@ -212,7 +218,8 @@ def read_version(
     with context.database.read() as connection:
         found = get_version(connection, model, version, principal)
         evaluations = versions.evaluations(connection, model, version) if matrix else []
-    return VersionView.whole(found, evaluations)
+        measured_after = datasets.measured_after(connection, model).get(version, [])
+    return VersionView.whole(found, evaluations, measured_after)
 
 
 @router.delete("/versions/{version}", status_code=204)

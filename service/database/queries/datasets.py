@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, insert
 
 from cmcl.contract.dataset import DatasetManifest, EvaluationDataset
 from cmcl.contract.modality import ModalityPair
+from cmcl.contract.version import EvaluationResult, MeasuredDataset
 from service.database.queries import backup, events
 from service.database.rows import DatasetRecord, Event, Fingerprints, random_id
 from service.database.seek import Seek
@@ -176,6 +177,33 @@ def _measured_of(
         )
         for row in connection.execute(query.order_by(datasets.c.sequence))
     ]
+
+
+def measured_after(connection: Connection, model: str) -> dict[int, list[MeasuredDataset]]:
+    """Datasets that are measured only and were posted when a version was live, with their recall in it, by its number.
+
+    The manifest of the version has none of them: it was written before.
+    """
+    columns = (datasets.c.id, datasets.c.name, datasets.c.pair_first, datasets.c.pair_second)
+    query = (
+        select(*columns, jobs.c.evaluation)
+        .join(jobs, jobs.c.dataset == datasets.c.id)
+        .where(
+            datasets.c.model == model,
+            jobs.c.kind == "evaluate",
+            jobs.c.state == JobState.EVALUATED,
+        )
+    )
+    found: dict[int, list[MeasuredDataset]] = {}
+    for row in connection.execute(query.order_by(datasets.c.sequence)):
+        result = EvaluationResult.model_validate(row.evaluation)
+        if result.version is not None:
+            pair = ModalityPair(first=row.pair_first, second=row.pair_second)
+            measured = MeasuredDataset(
+                dataset=row.id, name=row.name, pair=pair, recall=result.recall, note=result.note
+            )
+            found.setdefault(result.version, []).append(measured)
+    return found
 
 
 def set_manifest(connection: Connection, manifest: DatasetManifest) -> None:

@@ -51,6 +51,11 @@ def test_the_live_version_is_measured_at_once_and_no_version_is_made(plane: Cont
     dataset = plane.client.get(f"/v1/datasets/{ended.dataset}").json()
     assert (dataset["evaluate_only"], dataset["rows"], dataset["evaluation_rows"]) == (True, 0, 16)
     assert dataset["evaluation"] == seen["evaluation"]
+    (measured,) = plane.client.get("/v1/models/scenes/versions/1").json()["evaluation_only"]
+    assert (measured["name"], measured["pair"], measured["note"]) == ("views", IMAGE_AUDIO, None)
+    assert measured["recall"] == seen["evaluation"]["recall"]
+    history = plane.client.get("/v1/models/scenes/history").json()["items"][0]
+    assert history["by_dataset"]["evaluation_only"] == {ended.dataset: 0.5}
 
 
 def test_every_later_version_is_measured_too(plane: ControlPlane) -> None:
@@ -64,6 +69,8 @@ def test_every_later_version_is_measured_too(plane: ControlPlane) -> None:
     assert seen["evaluation_matrix"][-1]["recall"] == {}, "it is no dataset of the version"
     history = plane.client.get("/v1/models/scenes/history").json()["items"][-1]
     assert history["by_dataset"]["evaluation_only"] == {found["dataset"]: 0.6}
+    (before,) = plane.client.get("/v1/models/scenes/versions/1").json()["evaluation_only"]
+    assert before["recall"]["at_1"] == 0.5
     assert history["mean_recall"] is None
     newest = plane.client.get(f"/v1/datasets/{found['dataset']}").json()["evaluation"]
     assert (newest["version"], newest["recall"]["at_1"]) == (2, 0.6)
