@@ -179,7 +179,7 @@ def use(stack: LocalStack) -> Sequence[float]:
                 dataset.evaluation_shards,
             )
             client.watch(accepted.job.id, watch)
-        probes = stream.probe_rows(32)
+        probes = stream.probe_rows(32, datasets=1)
         load = QueryLoad(host, port, MODEL, probes, rate=50)
         load.start()
         client.create_collection(MODEL, MODEL)

@@ -4,8 +4,10 @@ benchmark."""
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 
+from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LivePointer
 from workers.model.heads import ModalityHeads
@@ -27,6 +29,10 @@ class World:
     def __init__(self, folder: Path, spec: ModelSpec, graph_from: int = GRAPH_FROM_ROWS) -> None:
         self._store = LocalStore(folder)
         self._spec = spec
+        self._pairs = frozenset(
+            ModalityPair(first=first, second=second)
+            for first, second in combinations(sorted(spec.modalities), 2)
+        )
         self._live = LiveVersions()
         self._follower = CollectionsFollower(self._store, self._live, 0.05, graph_from)
         wanted = writes.CollectionSpec(_NAME, _MODEL, None, "float16")
@@ -56,7 +62,7 @@ class World:
                 self._spec,
                 LoadedHeads(heads),
                 datetime.now(UTC),
-                frozenset(),
+                self._pairs,
                 (number,),
             )
         )

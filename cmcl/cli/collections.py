@@ -1,6 +1,7 @@
 """`cmcl collection` and `cmcl search`: collections of items, searched with the live version."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +26,8 @@ _FILES_AT_ONCE = 32
 CollectionName = Annotated[str, typer.Argument(metavar="COLLECTION", help="name of the collection")]
 
 
-def _rows(collection: Collection) -> str | None:
-    rows = collection.searched.rows if collection.searched else {}
-    return ", ".join(f"{modality} {count}" for modality, count in rows.items()) or None
+def _counts(by_modality: Mapping[str, int]) -> str | None:
+    return ", ".join(f"{modality} {count}" for modality, count in by_modality.items()) or None
 
 
 _COLUMNS: Columns[Collection] = {
@@ -35,7 +35,7 @@ _COLUMNS: Columns[Collection] = {
     "model": lambda each: each.model,
     "revision": lambda each: each.revision,
     "version": lambda each: each.searched.version if each.searched else None,
-    "rows": _rows,
+    "rows": lambda each: _counts(each.searched.rows) if each.searched else None,
     "stored": lambda each: f"{each.stored_bytes / 1e6:.1f} MB",
 }
 _ITEMS: Columns[StoredItem] = {
@@ -210,8 +210,15 @@ def search(  # noqa: PLR0913 - the options of a search
 
 def _view(collection: Collection) -> RenderableType:
     values = {title: value(collection) for title, value in _COLUMNS.items()}
-    problem = collection.searched.problem if collection.searched else None
-    return fields({**values, "features": collection.feature_type, "problem": problem})
+    searched = collection.searched
+    return fields(
+        {
+            **values,
+            "not learned": _counts(searched.not_learned) if searched else None,
+            "features": collection.feature_type,
+            "problem": searched.problem if searched else None,
+        }
+    )
 
 
 def _found(found: SearchResults) -> RenderableType:

@@ -63,6 +63,10 @@ class SearchStatus(ApiModel):
     version: int | None = None
     revision: int | None = None
     rows: dict[str, int] = Field(default={}, description="number of rows by modality")
+    not_learned: dict[str, int] = Field(
+        default={},
+        description="number of items by modality that the version has not learned; they are stored, and not searched",
+    )
     memory_bytes: int = 0
     problem: str | None = None
 

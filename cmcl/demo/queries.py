@@ -43,11 +43,9 @@ class QueryLoad:
         threads: int = 4,
     ) -> None:
         self._address, self._interval = (host, port), threads / rate
-        self._bodies = [
-            json.dumps({"model": model, "modality": modality, "input": row}).encode()
-            for modality, rows in probes.items()
-            for row in rows
-        ]
+        self._model = model
+        self._bodies: list[bytes] = []
+        self.add(probes)
         self.report = QueryReport()
         # First response of each version to each query, for comparison with later ones.
         self.answers: dict[tuple[int, int], list[float]] = {}
@@ -55,6 +53,14 @@ class QueryLoad:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._ask_on, daemon=True) for _ in range(threads)]
+
+    def add(self, probes: dict[str, list[list[float]]]) -> None:
+        """Send features of modalities that the model has learned since, too."""
+        self._bodies += [
+            json.dumps({"model": self._model, "modality": modality, "input": row}).encode()
+            for modality, rows in probes.items()
+            for row in rows
+        ]
 
     def start(self) -> None:
         """Start the threads."""

@@ -7,7 +7,7 @@ import math
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -68,19 +68,19 @@ class RawReport:
 
 
 class RawQueries:
-    """A thread that sends raw queries of all modalities, one after another, and checks each response.
+    """A thread that sends raw queries, one after another, and checks each response.
 
-    A context manager; `start` starts the thread. `folder`: examples/raw.
+    A context manager; `start` starts the thread, once there is a query.
     """
 
     def __init__(
         self,
         client: Client,
-        folder: Path,
         report: RawReport,
         queries_per_second: float = _QUERIES_PER_SECOND,
     ) -> None:
-        self._client, self._folder, self._report = client, folder, report
+        self._client, self._report = client, report
+        self._queries: list[Query] = []
         self._interval = 1 / queries_per_second
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -93,14 +93,19 @@ class RawQueries:
         if self._thread.ident is not None:
             self._thread.join()
 
+    def add(self, queries: Iterable[Query]) -> None:
+        """Send these queries too."""
+        self._queries += queries
+
     def start(self) -> None:
         """Start to send queries."""
         self._thread.start()
 
     def _run(self) -> None:
-        for query in itertools.cycle(_queries(self._folder)):
+        for number in itertools.count():
             if self._stopped.wait(self._interval):
                 return
+            query = self._queries[number % len(self._queries)]
             self._report.queries += 1
             try:
                 answer = self._client.embed(MODEL, query.modality, [query])
@@ -119,7 +124,7 @@ def learn_raw(client: Client, folder: Path, console: Console) -> RawReport:
     report = RawReport()
     modalities = {name: {"encoder": encoder} for name, encoder in MODALITIES.items()}
     client.create_model(MODEL, {"width": 128, "modalities": modalities})
-    with RawQueries(client, folder, report) as queries:
+    with RawQueries(client, report) as queries:
         _learn_datasets(client, folder, report, queries, console)
         console.print(_nearest_table(client, folder))
     return report
@@ -132,6 +137,7 @@ class RawFailure(Exception):
 def _learn_datasets(
     client: Client, folder: Path, report: RawReport, queries: RawQueries, console: Console
 ) -> None:
+    unlearned = raw_queries(folder)
     for number, (name, pair, file) in enumerate(_DATASETS):
         accepted = client.add_dataset(
             MODEL, name, pair, [folder / file], evaluation_share=0.15, upload="always"
@@ -145,16 +151,20 @@ def _learn_datasets(
             for event in client.events(job.id)
             if event.kind == "job.prepared"
         )
+        learned = [each for each in unlearned if each.modality in pair.modalities]
+        unlearned = [each for each in unlearned if each not in learned]
+        _wait_until_live(client, learned[0])
+        queries.add(learned)
         if number == 0:
-            _wait_until_live(client)
             queries.start()
 
 
-def _wait_until_live(client: Client) -> None:
+def _wait_until_live(client: Client, query: Query) -> None:
+    """Wait until the version that has learned the modality of the query answers."""
     deadline = time.monotonic() + _LIVE_SECONDS
     while True:
         try:
-            client.embed(MODEL, "text", "red apple")
+            client.embed(MODEL, query.modality, [query])
             return
         except CmclError:
             if time.monotonic() > deadline:
@@ -194,7 +204,7 @@ def _pictures(tar: Path) -> Iterator[tuple[str, bytes]]:
                 yield name, content.read()
 
 
-def _queries(folder: Path) -> list[Query]:
+def raw_queries(folder: Path) -> list[Query]:
     """Return a few raw items of each modality."""
     with (folder / "places.csv").open(encoding="utf-8") as file:
         places = [json.loads(row["location"]) for row in itertools.islice(csv.DictReader(file), 3)]

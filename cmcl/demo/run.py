@@ -33,6 +33,8 @@ MODEL = "demo"
 # Marks a folder of the demo, which may be emptied.
 _MARK = ".cmcl-demo"
 _SWAP_SECONDS = 120.0
+# Features of each modality that are queried.
+_PROBES = 4
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def _empty(folder: Path) -> None:
 
 
 def _query_load(stack: LocalStack, stream: Stream, rate: float) -> QueryLoad:
-    return QueryLoad("127.0.0.1", stack.ports.embeddings, MODEL, stream.probe_rows(4), rate)
+    probes = stream.probe_rows(_PROBES, datasets=1)
+    return QueryLoad("127.0.0.1", stack.ports.embeddings, MODEL, probes, rate)
 
 
 def _learn_protected(
@@ -115,6 +118,7 @@ def _learn_protected(
     """Post the datasets in order. Return seconds from each POST to the first response of its version."""
     client.create_model(MODEL, ModelSpec(modalities=stream.modalities))
     seconds = []
+    probes = stream.probe_rows(_PROBES, datasets=1)
     for version, dataset in enumerate(stream.datasets, start=1):
         posted = time.monotonic()
         _learn(client, dataset, console)
@@ -125,6 +129,9 @@ def _learn_protected(
         if answered is None:
             raise DemoError(f"version {version} was not live within {_SWAP_SECONDS:g} s")
         seconds.append(round(answered - posted, 2))
+        learned = stream.probe_rows(_PROBES, datasets=version)
+        load.add({name: rows for name, rows in learned.items() if name not in probes})
+        probes = learned
     return seconds
 
 

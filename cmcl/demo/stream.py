@@ -36,10 +36,10 @@ class Stream:
     modalities: dict[str, int]
     datasets: list[StreamDataset]
 
-    def probe_rows(self, rows: int) -> dict[str, list[list[float]]]:
-        """Return a few held-out features of every modality for queries."""
+    def probe_rows(self, rows: int, datasets: int | None = None) -> dict[str, list[list[float]]]:
+        """Return a few held-out features for queries, of every modality of the first datasets, or of all."""
         probes: dict[str, list[list[float]]] = {}
-        for dataset in self.datasets:
+        for dataset in self.datasets[:datasets]:
             columns = zip(dataset.pair.modalities, ("feature_a", "feature_b"), strict=True)
             for modality, column in columns:
                 if modality not in probes:

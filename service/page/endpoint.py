@@ -61,6 +61,7 @@ class SearchedView(BaseModel):
     version: int | None = None
     revision: int | None = None
     rows: dict[str, int] | None = None
+    not_learned: dict[str, int] | None = None
     memory_bytes: int | None = None
 
 

@@ -47,7 +47,9 @@ def stream() -> Stream:
 @pytest.fixture(scope="module")
 def load(stack: LocalStack, stream: Stream) -> Iterator[QueryLoad]:
     """Send 50 queries a second, from the first version to the end of the module."""
-    load = QueryLoad("127.0.0.1", stack.ports.embeddings, MODEL, stream.probe_rows(2), rate=50)
+    load = QueryLoad(
+        "127.0.0.1", stack.ports.embeddings, MODEL, stream.probe_rows(2, datasets=1), rate=50
+    )
     yield load
     load.stop()
 
@@ -148,7 +150,7 @@ def test_second_version_protects_the_first_and_queries_never_fail(
     ended = client.watch(post(client, MODEL, stream.datasets[2]), timeout=SECONDS)
     assert ended["state"] == "published"
     assert load.wait_for(2, timeout=SECONDS) is not None
-    probes = sum(len(rows) for rows in stream.probe_rows(2).values())
+    probes = sum(len(rows) for rows in stream.probe_rows(2, datasets=1).values())
     wait_until(lambda: len(load.answers) == 2 * probes)
     manifest = client.version(MODEL, 2)
     drift = next(iter(manifest.report.drift.values()))
@@ -164,7 +166,8 @@ def test_second_version_protects_the_first_and_queries_never_fail(
 
 def assert_answers_are_truthful(load: QueryLoad, stream: Stream, store: ObjectStore) -> None:
     """Each answer equals the named version's heads applied to the features."""
-    probes = [(modality, row) for modality, rows in stream.probe_rows(2).items() for row in rows]
+    learned = stream.probe_rows(2, datasets=1)
+    probes = [(modality, row) for modality, rows in learned.items() for row in rows]
     heads = {version: heads_of(store, version) for version in (1, 2)}
     assert len(load.answers) == 2 * len(probes)
     for (version, query), vector in load.answers.items():

@@ -1,6 +1,6 @@
 """Valid versions: every object that a training job and the control plane would write."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 
@@ -59,12 +59,13 @@ def publish_version(
     generation: int,
     *,
     encoders: Mapping[str, EncoderIdentity] = {},
+    learned: Iterable[str] = (),
 ) -> VersionManifest:
     """Write a version in the order of production, pointer last, and let it answer.
 
-    `encoders`: of its features, by modality.
+    `encoders`: of its features, by modality. `learned`: its modalities; by default all of the spec.
     """
-    manifest = store_version(store, model, version, spec, heads, encoders=encoders)
+    manifest = store_version(store, model, version, spec, heads, encoders=encoders, learned=learned)
     write_live(store, model, LivePointer(generation=generation, version=version))
     return manifest
 
@@ -77,21 +78,28 @@ def store_version(
     heads: ModalityHeads,
     *,
     encoders: Mapping[str, EncoderIdentity] = {},
+    learned: Iterable[str] = (),
 ) -> VersionManifest:
     """Publish a version without making it live."""
-    pair = ModalityPair(**dict(zip(("first", "second"), sorted(spec.modalities)[:2], strict=True)))
-    moments = _random_moments(spec, pair, version)
+    first, *others = sorted(learned or spec.modalities)
+    pairs = [ModalityPair(first=first, second=other) for other in others]
+    moments = {pair: _random_moments(spec, pair, version) for pair in pairs}
+    memory = Memory()
+    for pair, each in moments.items():
+        memory = memory.with_dataset(pair, each)
     files = {
         layout.HEADS: save_heads(heads),
         layout.METHOD_STATE: save_method_state({}),
         layout.SELFTEST: save_selftest(heads, spec),
-        layout.MEMORY: save_memory(Memory().with_dataset(pair, moments)),
+        layout.MEMORY: save_memory(memory),
     }
-    moment_bytes = save_moments(moments)
-    manifest = _manifest(model, version, spec, pair, files, moment_bytes).model_copy(
+    moment_bytes = [save_moments(each) for each in moments.values()]
+    manifest = _manifest(model, version, spec, pairs, files, moment_bytes).model_copy(
         update={"encoders": dict(encoders)}
     )
-    write_candidate(store, manifest, {**files, layout.MOMENTS: moment_bytes})
+    for line, content in zip(manifest.earlier, moment_bytes[1:], strict=True):
+        store.put(layout.dataset_moments(line.dataset), content)
+    write_candidate(store, manifest, {**files, layout.MOMENTS: moment_bytes[0]})
     publish_files(store, manifest)
     return manifest
 
@@ -100,20 +108,31 @@ def _manifest(
     model: str,
     version: int,
     spec: ModelSpec,
-    pair: ModalityPair,
+    pairs: Sequence[ModalityPair],
     files: dict[str, bytes],
-    moments: bytes,
+    moments: Sequence[bytes],
 ) -> VersionManifest:
     dataset = f"{model}-data-{version}"
     learned = LearnedDataset(
         dataset=dataset,
         name=f"data-{version}",
-        pair=pair,
+        pair=pairs[0],
         rows=_ROWS,
         version=version,
-        moments=entry_for(moments),
+        moments=entry_for(moments[0]),
         shard_digests=(entry_for(dataset.encode()).sha256,),
     )
+    others = [
+        learned.model_copy(
+            update={
+                "dataset": f"{dataset}-{pair.key}",
+                "name": pair.key,
+                "pair": pair,
+                "moments": entry_for(content),
+            }
+        )
+        for pair, content in zip(pairs[1:], moments[1:], strict=True)
+    ]
     return VersionManifest(
         model=model,
         version=version,
@@ -125,7 +144,7 @@ def _manifest(
         code_version="test",
         created_at=datetime(2026, 11, 24, tzinfo=UTC),
         files={name: entry_for(data) for name, data in files.items()},
-        learned=(learned,),
+        learned=(*others, learned),
         report=VersionReport(final_loss=0.5, updates=1, ranks=1),
     )
 

@@ -44,14 +44,6 @@ class NumberedHeads:
     heads: ModalityHeads
 
 
-def nothing_learned(modality: str, version: int) -> NothingLearned:
-    """The error for a version without moments of the modality."""
-    return NothingLearned(
-        f"version {version} has learned nothing of modality {modality!r}: there are no moments to "
-        "migrate its vectors by"
-    )
-
-
 def check_same_conditioning(modality: str, old: NumberedHeads, new: NumberedHeads) -> None:
     """Raises OtherConditioning. Cheap: call it before the moments are fetched."""
     if not same_conditioning(modality, old.heads, new.heads):
@@ -78,7 +70,10 @@ def migration_between(
     """
     inputs = memory.inputs_of(modality)
     if inputs is None:
-        raise nothing_learned(modality, old.version)
+        raise NothingLearned(
+            f"version {old.version} has learned nothing of modality {modality!r}: there are no moments to "
+            "migrate its vectors by"
+        )
     check_same_conditioning(modality, old, new)
     try:
         return migration(inputs, old.heads.weights[modality], new.heads.weights[modality])

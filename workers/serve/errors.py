@@ -7,7 +7,8 @@ ApiError
 ├── Forbidden            403   the key does not permit it
 ├── NotFound             404   no such model, version or path
 ├── BodyTimeout          408   the body did not arrive in time
-├── Conflict             409   with the state of a collection or an encoder
+├── Conflict             409   with the state of a collection, a version or an encoder
+│   └── ModalityNotLearned     the head of the modality is still the initial one
 ├── BodyTooLarge         413
 ├── UnsupportedMedia     415   a format that is not read or written here
 ├── Unprocessable        422   well formed, but these versions cannot do it
@@ -113,6 +114,12 @@ class Conflict(ApiError):
     status = 409
     kind = "invalid_request_error"
     default_code = "name_taken"
+
+
+class ModalityNotLearned(Conflict):
+    """The version has learned no dataset with this modality: embeddings of its initial head would be noise."""
+
+    default_code = "modality_not_learned"
 
 
 class BodyTooLarge(ApiError):

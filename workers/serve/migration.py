@@ -18,7 +18,6 @@ from workers.model.migration import (
     NumberedHeads,
     check_same_conditioning,
     migration_between,
-    nothing_learned,
     same_conditioning,
 )
 from workers.nullspace.certificate import PairWeights
@@ -80,22 +79,13 @@ class Migrations:
     async def _find(
         self, modality: str, old: ServedVersion, new: ServedVersion, tenant: str
     ) -> Migration | CannotMigrate:
-        refusal = _refusal(modality, old, new)
-        if refusal is not None:
-            return refusal
+        try:
+            # Before the moments are read, which may have hundreds of megabytes.
+            check_same_conditioning(modality, _numbered(old), _numbered(new))
+        except CannotMigrate as error:
+            return error
         memory = await asyncio.to_thread(read_memory, self._store, old)
         return await self._compute.run(tenant, _map, modality, memory, old, new)
-
-
-def _refusal(modality: str, old: ServedVersion, new: ServedVersion) -> CannotMigrate | None:
-    """Return why there is no map, as far as that needs no moments, which may have hundreds of megabytes."""
-    if not any(modality in pair.modalities for pair in old.pairs):
-        return nothing_learned(modality, old.number)
-    try:
-        check_same_conditioning(modality, _numbered(old), _numbered(new))
-    except CannotMigrate as error:
-        return error
-    return None
 
 
 @torch.inference_mode()

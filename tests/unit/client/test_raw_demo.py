@@ -22,7 +22,7 @@ from cmcl.client import (
     Query,
     Similarity,
 )
-from cmcl.demo.raw import RawFailure, RawQueries, RawReport, learn_raw
+from cmcl.demo.raw import RawFailure, RawQueries, RawReport, learn_raw, raw_queries
 from tests.architecture.repository import ROOT
 
 RAW = ROOT / "examples" / "raw"
@@ -157,7 +157,8 @@ def queried(answer: Callable[[Query], list[list[float]]], least: int) -> RawRepo
     """Query until that many queries were sent."""
     fake, report = FakeClient(), RawReport()
     fake.answer = answer
-    with RawQueries(cast("Client", fake), RAW, report, queries_per_second=1000) as queries:
+    with RawQueries(cast("Client", fake), report, queries_per_second=1000) as queries:
+        queries.add(raw_queries(RAW))
         queries.start()
         deadline = time.monotonic() + 60
         while report.queries < least and time.monotonic() < deadline:
@@ -197,6 +198,6 @@ def test_every_query_without_a_good_answer_is_a_failure(
 
 def test_queries_that_were_never_started_end_at_once() -> None:
     report = RawReport()
-    with RawQueries(cast("Client", FakeClient()), RAW, report):
+    with RawQueries(cast("Client", FakeClient()), report):
         pass
     assert report.queries == 0

@@ -150,10 +150,9 @@ def test_moments_that_are_asked_for_are_those_that_are_stored_and_the_card_says_
     exporting: Replica, tmp_path: Path
 ) -> None:
     folder = unpacked(exporting, "safetensors&moments=true", tmp_path)
-    (line,) = read_version(exporting.store, MODEL, 1).learned
-    stored = exporting.store.read(layout.dataset_moments(line.dataset))
     assert {path.name: path.read_bytes() for path in (folder / "moments").iterdir()} == {
-        f"{line.dataset}.safetensors": stored
+        f"{line.dataset}.safetensors": exporting.store.read(layout.dataset_moments(line.dataset))
+        for line in read_version(exporting.store, MODEL, 1).learned
     }
     assert "They reveal more than heads do" in (folder / "README.md").read_text()
     without = unpacked(exporting, "safetensors&moments=false", tmp_path / "without")
@@ -179,7 +178,7 @@ def test_moments_are_refused_where_they_cannot_be_merged_or_are_damaged(exportin
     status, _, message = error(export(exporting, "trained", "safetensors&moments=true"))
     assert status == 422
     assert "its heads were trained on rows (policy replay" in message
-    (line,) = read_version(exporting.store, MODEL, 1).learned
+    line = read_version(exporting.store, MODEL, 1).learned[-1]
     key = layout.dataset_moments(line.dataset)
     exporting.store.put(key, exporting.store.read(key)[:-1])
     status, code, message = error(export(exporting, MODEL, "safetensors&moments=true"))

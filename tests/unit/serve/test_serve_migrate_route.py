@@ -160,15 +160,21 @@ def test_versions_of_other_first_datasets_are_refused(grown: Replica) -> None:
     assert "versions 1 and 3 have conditioned 'text' by different" in error["message"]
 
 
-def test_a_modality_without_moments_is_refused(replica: Replica) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"), [("audio image", "audio image text"), ("audio image text", "audio image")]
+)
+def test_a_modality_that_either_version_has_not_learned_is_refused(
+    replica: Replica, first: str, second: str
+) -> None:
     spec = ModelSpec(width=6, modalities={"image": 5, "text": 4, "audio": 3}, lift=0)
-    for version in (1, 2):
+    for version, learned in enumerate((first, second), 1):
         made = random_heads(spec, version)
-        publish_version(replica.store, MODEL, version, spec, made, generation=version)
+        publish_version(
+            replica.store, MODEL, version, spec, made, generation=version, learned=learned.split()
+        )
         replica.poll()
-    text = error_of(migrate(replica, modality="text"), 422)
-    assert (text["code"], text["param"]) == ("nothing_learned", "modality")
-    assert "version 1 has learned nothing of modality 'text'" in text["message"]
+    text = error_of(migrate(replica, modality="text"), 409)
+    assert (text["code"], text["param"]) == ("modality_not_learned", "modality")
 
 
 @pytest.mark.parametrize(

@@ -301,6 +301,7 @@ def _searched(snapshot: CollectionSnapshot | None) -> dict[str, object] | None:
         "version": index.version.number,
         "revision": index.revision,
         "rows": {modality: index.rows_of(modality) for modality in modalities},
+        "not_learned": dict(index.not_learned),
         "memory_bytes": index.memory_bytes,
         "problem": snapshot.problem,
     }

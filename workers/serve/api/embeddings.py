@@ -210,7 +210,7 @@ class _Embeddings:
             rows_BF = await encoded(self._replica, version, modality, body.texts, tenant=tenant)
             return [_whole(modality, rows_BF)]
         modality = _stated(body.modality, body.rows)
-        width = width_of(modality, version.spec)
+        width = width_of(modality, version)
         _check_no_tokens(modality, version, body.rows)
         return [_whole(modality, from_lists(body.rows, feature_label(modality), width))]
 
@@ -293,7 +293,7 @@ def _plain_parts(
     if isinstance(plain.features, list):
         return checked_items(plain.features, version)
     modality = _stated(plain.options.modality, plain.features)
-    width = width_of(modality, version.spec)
+    width = width_of(modality, version)
     _check_no_tokens(modality, version, plain.features)
     return [_whole(modality, from_array(plain.features, feature_label(modality), width))]
 
@@ -304,7 +304,7 @@ def _read_binary(request: Request, body: bytes, form: str, most: int) -> _Query:
     dtype = dtype_of(options.dtype)
 
     def rows_for(version: ServedVersion) -> list[ModalityRows]:
-        width = width_of(modality, version.spec)
+        width = width_of(modality, version)
         rows_BF = binary_rows(form, body, dtype, feature_label(modality), width, most)
         return [_whole(modality, rows_BF)]
 

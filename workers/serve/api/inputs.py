@@ -54,7 +54,7 @@ async def encoded(
 
     Raises InvalidRequest, Conflict, NotReady, Overloaded.
     """
-    width_of(modality, version.spec)
+    width_of(modality, version)
     spec = _encoder(replica, version, modality, field)
     if not is_taken(spec, raw[0]):
         reason = (
@@ -164,10 +164,10 @@ async def features_of(
 
 
 def checked_items(parts: Sequence[ItemRows], version: ServedVersion) -> list[ModalityRows]:
-    """Return the features of items that are features alone, every row checked. Raises InvalidRequest."""
+    """Return the features of items that are features alone, every row checked. Raises InvalidRequest, Conflict."""
     found = []
     for part in parts:
-        width, label = width_of(part.modality, version.spec), feature_label(part.modality)
+        width, label = width_of(part.modality, version), feature_label(part.modality)
         try:
             rows_BF = from_array(part.rows_BF, label, width)
         except WrongRow as error:
@@ -256,7 +256,7 @@ async def _features(
     replica: Replica, version: ServedVersion, modality: str, placed: _Placed
 ) -> Float32Array:
     """Return features of all items of one modality, which may be given in different ways."""
-    width, label = width_of(modality, version.spec, placed.field), feature_label(modality)
+    width, label = width_of(modality, version, placed.field), feature_label(modality)
     rows_BF = np.empty((len(placed.indices), width), np.float32)
     by_kind: dict[type, list[int]] = {}
     raw: dict[int, Raw] = {}

@@ -18,7 +18,6 @@ from cmcl.contract.errors import StorageUnavailable, WorkerError
 from workers.model.migration import (
     CannotMigrate,
     NothingKept,
-    NothingLearned,
     OtherConditioning,
     TooInexact,
     check_error,
@@ -67,7 +66,6 @@ from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import Chosen, ModelReference, parse_reference
 
 _CODES = {
-    NothingLearned: ("nothing_learned", "modality"),
     OtherConditioning: ("other_conditioning", "from_version"),
     NothingKept: ("nothing_kept", "from_version"),
     TooInexact: ("too_inexact", "most_error"),
@@ -116,7 +114,7 @@ def router(replica: Replica) -> APIRouter:
     described = operation(
         "migrate_vectors",
         MigrationResponse,
-        BODY | {415, 422},
+        BODY | {409, 415, 422},
         body={**json_body(MigrateRequest), RAW: BYTES, ARROW: BYTES},
         parameters=[*ROUTED, *query_parameters(_BinaryParameters, "where the body is no JSON")],
         success={"headers": ANSWERED_CHANNEL, "content": {RAW: BYTES, ARROW: BYTES}},
@@ -156,7 +154,8 @@ class _Migrate:
                 replica, context.tenant, len(body), _read, request, body, most
             )
             old, new = await self._versions(query.asked, context)
-            width_of(query.asked.modality, old.version.spec)
+            for each in (old, new):
+                width_of(query.asked.modality, each.version)
             what, width = f"a vector of {old.version.label}", old.version.spec.width
             vectors_BE = await run_if_large(
                 replica, context.tenant, len(body), query.rows, what, width

@@ -89,7 +89,7 @@ def router(replica: Replica) -> APIRouter:
     listed = operation(
         "list_items",
         ItemsResponse,
-        WAIT | {501},
+        WAIT | {409, 501},
         parameters=[*_LISTED, *ASKED_VERSION, ASKED_REVISION],
         success={"headers": ANSWERED_VERSION | ANSWERED_REVISION},
     )
@@ -161,7 +161,7 @@ class _Search:
             async with cancel_on_disconnect(request, context):
                 index = await self._index(name, request, context)
                 if modality is not None:
-                    width_of(modality, index.version.spec, "modality")
+                    width_of(modality, index.version, "modality")
                 with self._replica.admission.rows.held(context.tenant, limit):
                     found = await self._replica.compute.run(
                         context.tenant, index.items, offset, limit, modality
@@ -219,7 +219,7 @@ class _Search:
                 f"top_k is {shortened(query.top_k)}; permitted are 1 to {most}", "top_k"
             )
         for modality in query.modalities or ():
-            width_of(modality, version.spec, "modalities")
+            width_of(modality, version, "modalities")
         try:
             wanted = parse_filter(query.filter) if query.filter is not None else None
         except InvalidFilter as error:

@@ -8,8 +8,8 @@ Shapes: B rows, N rows of a part, E width of the embeddings, K rows found.
 """
 
 import heapq
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 
@@ -223,12 +223,16 @@ class SearchResult:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Vectors of one version; immutable. `few`: up to so many rows are searched exactly."""
+    """Vectors of one version; immutable. `few`: up to so many rows are searched exactly.
+
+    `not_learned`: number of items by modality that the version has not learned. They have no vectors.
+    """
 
     version: ServedVersion
     revision: int
     parts: tuple[Part, ...]
     few: int = FEW_ROWS
+    not_learned: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -302,7 +306,7 @@ class Index:
         """Bytes of ids and payloads, and of the table of ids, which indexes of two versions share."""
         parts = [part.contents for part in self.parts]
         stored = sum(int(each.ids.nbytes) + each.payloads.nbytes for each in parts)
-        return stored + ROW_BYTES * sum(map(len, parts))
+        return stored + ROW_BYTES * (sum(map(len, parts)) + sum(self.not_learned.values()))
 
     @cached_property
     def vectors_bytes(self) -> int:

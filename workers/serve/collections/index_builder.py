@@ -6,7 +6,7 @@ removed, never changed, so a half-applied change is never visible, and can be ap
 Shapes: B rows of a batch, F width of the raw feature, E width of the embeddings.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,7 +34,10 @@ _ROW_MASK = (1 << _ROW_BITS) - 1
 
 
 class IndexBuilder:
-    """Rows of a collection with vectors of one version. `revision`: the last that was applied."""
+    """Rows of a collection with vectors of one version. `revision`: the last that was applied.
+
+    Rows of modalities that the version has not learned are left out: its vectors of them would be noise.
+    """
 
     def __init__(
         self, version: ServedVersion, revision: Revision | None, graph_from: int = GRAPH_FROM_ROWS
@@ -45,39 +48,61 @@ class IndexBuilder:
         self._parts: dict[int, Part] = {}
         self._places: dict[str, int] = {}
         self._next_part = 0
+        # Modality by id of each row that is left out.
+        self._left_out: dict[str, str] = {}
 
     def with_vectors(
         self, version: ServedVersion, vectors: Mapping[int, Float32Array], frozen: "FrozenRows"
     ) -> "IndexBuilder":
-        """Return a builder of the frozen rows with vectors of another version."""
+        """Return a builder of the frozen rows with vectors of another version, which has those of some parts."""
         other = IndexBuilder(version, frozen.revision, self._graph_from)
         other._parts = {
-            number: replace(part, vectors_NE=vectors[number], graph=None)
-            for number, part in frozen.parts.items()
+            number: replace(frozen.parts[number], vectors_NE=vectors_NE, graph=None)
+            for number, vectors_NE in vectors.items()
         }
-        other._places = dict(frozen.places)
+        other._places, other._left_out = dict(frozen.places), dict(frozen.left_out)
+        for number in frozen.parts.keys() - vectors.keys():
+            part = frozen.parts[number]
+            ids = part.contents.ids.filter(pa.array(part.live_N)).to_pylist()
+            other._left_out.update(dict.fromkeys(ids, part.contents.modality))
+            for each in ids:
+                del other._places[each]
         other._next_part = self._next_part
         return other
 
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Modalities of the rows that are left out."""
+        return frozenset(self._left_out.values())
+
     def frozen(self) -> "FrozenRows":
         """Return the present rows, for work that takes longer than until the next change."""
-        return FrozenRows(self.revision, dict(self._parts), dict(self._places))
+        return FrozenRows(
+            self.revision, dict(self._parts), dict(self._places), dict(self._left_out)
+        )
 
     def index(self) -> Index:
         """Return the present state as an immutable index."""
         number = self.revision.revision if self.revision else 0
-        return Index(self.version, number, tuple(self._parts.values()), self._graph_from // 10)
+        not_learned = Counter(self._left_out.values())
+        parts = tuple(self._parts.values())
+        return Index(self.version, number, parts, self._graph_from // 10, not_learned)
 
     def apply(self, batch: pa.RecordBatch) -> None:
         """Apply rows of a segment, which come after all rows so far. Idempotent.
 
         Raises InvalidVersion where features do not fit the version.
         """
+        present = dict(by_modality(batch.filter(pc.invert(batch["deleted"]))))
+        not_learned = self.version.not_learned
         batches = [
-            (modality, rows, _embedded(self.version, modality, rows.column("feature")))
-            for modality, rows in by_modality(batch.filter(pc.invert(batch["deleted"])))
+            (modality, rows, project(self.version, modality, features_matrix(rows["feature"])))
+            for modality, rows in present.items()
+            if modality not in not_learned
         ]
         self._remove(batch.column("id").to_pylist())
+        for modality in present.keys() & not_learned:
+            self._left_out.update(dict.fromkeys(present[modality]["id"].to_pylist(), modality))
         for modality, rows, vectors_BE in batches:
             for start, stop in _pieces(rows.column("payload")):
                 piece = rows.slice(start, stop - start)
@@ -131,6 +156,7 @@ class IndexBuilder:
     def _remove(self, ids: Iterable[str]) -> None:
         gone: dict[int, list[int]] = defaultdict(list)
         for each in ids:
+            self._left_out.pop(each, None)
             place = self._places.pop(each, None)
             if place is not None:
                 gone[place >> _ROW_BITS].append(place & _ROW_MASK)
@@ -188,6 +214,7 @@ class FrozenRows:
     revision: Revision | None
     parts: Mapping[int, Part]
     places: Mapping[str, int]
+    left_out: Mapping[str, str]
 
     def places_of(
         self, ids: pa.StringArray, modality: str
@@ -221,10 +248,6 @@ def by_modality(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
     column = batch.column("modality")
     for modality in column.unique().to_pylist():
         yield modality, batch.filter(pc.equal(column, modality))
-
-
-def _embedded(version: ServedVersion, modality: str, features: pa.ListArray) -> Float32Array:
-    return project(version, modality, features_matrix(features))
 
 
 @torch.inference_mode()

@@ -90,18 +90,25 @@ def reprojected(store: ObjectStore, builder: IndexBuilder, version: ServedVersio
 
 
 class _Projection:
-    """Vectors for each part of frozen rows; a later feature of the same id replaces an earlier."""
+    """Vectors for each part of frozen rows whose modality the version has learned.
+
+    A later feature of the same id replaces an earlier.
+    """
 
     def __init__(self, frozen: FrozenRows, version: ServedVersion) -> None:
         self._frozen = frozen
         self._version = version
-        width = version.spec.width
-        self._vectors: dict[int, Float32Array] = {
-            number: np.zeros((len(part), width), np.float32)
+        width, not_learned = version.spec.width, version.not_learned
+        self._parts = {
+            number: part
             for number, part in frozen.parts.items()
+            if part.contents.modality not in not_learned
+        }
+        self._vectors: dict[int, Float32Array] = {
+            number: np.zeros((len(part), width), np.float32) for number, part in self._parts.items()
         }
         self._seen: dict[int, Mask] = {
-            number: np.zeros(len(part), bool) for number, part in frozen.parts.items()
+            number: np.zeros(len(part), bool) for number, part in self._parts.items()
         }
 
     def take(self, batch: pa.RecordBatch) -> None:
@@ -109,13 +116,15 @@ class _Projection:
         for modality, rows in by_modality(present):
             features = rows.column("feature")
             for number, (places, indices) in self._frozen.places_of(rows.column("id"), modality):
+                if number not in self._parts:
+                    continue
                 chosen_BF = features_matrix(features.take(pa.array(indices)))
                 self._vectors[number][places] = project(self._version, modality, chosen_BF)
                 self._seen[number][places] = True
 
     def finished(self) -> Mapping[int, Float32Array]:
-        """Raises InvalidVersion if a row has no feature in the store."""
-        for number, part in self._frozen.parts.items():
+        """Return vectors of the parts whose modality was learned. Raises InvalidVersion for rows without a feature."""
+        for number, part in self._parts.items():
             lost = np.flatnonzero(part.live_N & ~self._seen[number])
             if len(lost):
                 raise InvalidVersion(
@@ -178,7 +187,7 @@ def rows_at_most(revision: Revision, index: Index | None) -> int:
     if index is None or index.revision < revision.born:
         return stored
     unread = sum(each.rows for each in revision.segments if each.last > index.revision)
-    return min(stored, index.rows + unread)
+    return min(stored, index.rows + sum(index.not_learned.values()) + unread)
 
 
 @dataclass
@@ -265,7 +274,12 @@ class CollectionIndexer:
 
     def _steps(self, head: Revision, version: ServedVersion) -> Steps:
         answering = self._answering
-        if answering is not None and can_continue(answering, head):
+        # Rows that were left out are in no part: those of a modality that this version has learned are read again.
+        if (
+            answering is not None
+            and can_continue(answering, head)
+            and answering.left_out <= version.not_learned
+        ):
             return reprojected(self._store, answering, version)
         return loaded(self._store, head, IndexBuilder(version, None, self._graph_from))
 

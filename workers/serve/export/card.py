@@ -136,18 +136,20 @@ def card_files(
 def _card(version: MeasuredVersion, format_: str, drawn: VersionPictures, moments: str) -> str:
     manifest = version.manifest
     spec, label = manifest.spec, f"{manifest.model}@{manifest.version}"
-    first = min(spec.widths)
+    learned = {name for line in manifest.learned for name in line.pair.modalities}
+    first = min(learned)
     parts = [
         _front_matter(format_),
         f"# {label}",
         _ABOUT.format(
-            names=", ".join(sorted(spec.widths)),
+            names=", ".join(sorted(learned)),
             width=spec.width,
             model=manifest.model,
             day=f"{manifest.created_at:%Y-%m-%d}",
             method=spec.method,
             policy=spec.protection.policy,
         ),
+        _not_learned(label, sorted(spec.modalities.keys() - learned)),
         moments,
         "## Use",
         _USE[format_].format(modality=first, width=spec.widths[first]).rstrip(),
@@ -176,6 +178,16 @@ def _front_matter(format_: str) -> str:
         "---\nlicense: other\nlicense_name: not-stated\n"
         f"library_name: {library}\npipeline_tag: feature-extraction\n"
         "tags:\n- cmcl\n- embeddings\n- multimodal\n---"
+    )
+
+
+def _not_learned(label: str, modalities: Sequence[str]) -> str:
+    """Which heads to leave alone; empty where all were learned."""
+    if not modalities:
+        return ""
+    return (
+        f"**{label} has not learned {', '.join(modalities)}.** These heads are here as they were initialized: what they "
+        "return is noise."
     )
 
 

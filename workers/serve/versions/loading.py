@@ -195,6 +195,12 @@ class ServedVersion:
         return replace(self, source=loaded)
 
     @property
+    def not_learned(self) -> frozenset[str]:
+        """Modalities of the model that are in no dataset that it has learned: their heads are the initial ones."""
+        learned = {name for pair in self.pairs for name in pair.modalities}
+        return frozenset(self.spec.modalities.keys() - learned)
+
+    @property
     def label(self) -> str:
         """As users write it: `name@number`."""
         return f"{self.model}@{self.number}"

@@ -2,9 +2,11 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
+from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.collections.scene import (
@@ -16,6 +18,7 @@ from tests.unit.serve.collections.scene import (
     create,
     embedded,
     entries,
+    feature,
     removals,
     search,
 )
@@ -23,7 +26,8 @@ from tests.unit.serve.served_versions import version
 from workers.serve.collections import revision_log, writes
 from workers.serve.collections.compaction import compact
 from workers.serve.collections.index import Index, is_installed
-from workers.serve.collections.segments import ROWS_AT_ONCE
+from workers.serve.collections.segments import ROWS_AT_ONCE, Entry
+from workers.serve.versions.loading import ServedVersion
 
 BOTH = [("image", n) for n in range(30)] + [("text", n) for n in range(10)]
 
@@ -330,3 +334,52 @@ def test_the_thread_follows_by_itself(filled: Scene) -> None:
     finally:
         filled.follower.stop()
     assert (filled.index().version.number, filled.index().rows) == (2, 41)
+
+
+WITH_AUDIO = ModelSpec(width=6, modalities={"image": 5, "text": 4, "audio": 3})
+
+
+def without_text(number: int) -> ServedVersion:
+    """A version that has unlearned the only dataset with texts."""
+    pairs = frozenset({ModalityPair(first="audio", second="image")})
+    return replace(version(number, spec=WITH_AUDIO), pairs=pairs)
+
+
+def test_rows_of_a_modality_that_was_unlearned_have_no_vectors(filled: Scene) -> None:
+    filled.swap(2, without_text(2))
+    index = filled.settle()
+    assert ({part.contents.modality for part in index.parts}, index.rows) == ({"image"}, 30)
+    assert index.not_learned == {"text": 10}
+    snapshot = filled.follower.snapshot(NAME)
+    assert snapshot is not None
+    assert snapshot.rows == 40, "they count for limits"
+
+
+def test_changes_while_a_modality_is_unlearned_are_found_once_it_is_learned_again(
+    filled: Scene,
+) -> None:
+    filled.swap(2, without_text(2))
+    filled.settle()
+    as_text = Entry("image-1", "text", feature("text", 500), None)
+    as_image = Entry("text-1", "image", feature("image", 500), None)
+    add(filled.store, [*entries(90, 2, "text"), *removals(["text-0"]), as_text, as_image])
+    without = filled.settle()
+    assert (without.rows_of("image"), without.not_learned) == (30, {"text": 11})
+    assert search(without, "image", 500).hits[0].id == "text-1"
+    filled.swap(3)
+    again = filled.settle()
+    assert (again.version.number, again.not_learned) == (3, {})
+    assert (again.rows_of("image"), again.rows_of("text")) == (30, 11)
+    assert search(again, "text", 500, modalities=["text"]).hits[0].id == "image-1"
+    assert search(again, "text", 90, modalities=["text"]).hits[0].id == "text-90"
+
+
+def test_a_rollback_past_an_unlearning_reads_only_what_was_written_since(filled: Scene) -> None:
+    one = filled.index().version
+    filled.swap(2, without_text(2))
+    filled.settle()
+    reads = segment_reads(filled.store)
+    filled.swap(1, one)
+    index = filled.settle()
+    assert (index.version.number, index.rows, index.not_learned) == (1, 40, {})
+    assert segment_reads(filled.store) == reads

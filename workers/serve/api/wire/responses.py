@@ -179,6 +179,10 @@ class SearchedIndex(BaseModel):
     version: int | None = None
     revision: int | None = None
     rows: dict[str, int] | None = Field(default=None, description="by modality")
+    not_learned: dict[str, int] | None = Field(
+        default=None,
+        description="number of items by modality that the version has not learned: they are stored, and not searched",
+    )
     memory_bytes: int | None = None
 
 

@@ -10,9 +10,8 @@ import numpy as np
 import pybase64
 from numpy.typing import NDArray
 
-from cmcl.contract.model import ModelSpec
-from workers.serve.errors import InvalidRequest, WrongRow, shortened
-from workers.serve.versions.loading import Float32Array
+from workers.serve.errors import InvalidRequest, ModalityNotLearned, WrongRow, shortened
+from workers.serve.versions.loading import Float32Array, ServedVersion
 
 # Rows are brought to unit length in float32, where squares underflow and overflow: outside of
 # these lengths a row would silently lose its direction.
@@ -31,15 +30,22 @@ def check_count(rows: int, most: int, field: str = "input") -> None:
         raise InvalidRequest(f"{field} has {rows} rows; permitted are 1 to {most}", param=field)
 
 
-def width_of(modality: str, spec: ModelSpec, field: str = "modality") -> int:
-    """Width of the modality's features. Raises InvalidRequest that names those that are known."""
-    found = spec.modalities.get(modality)
+def width_of(modality: str, version: ServedVersion, field: str = "modality") -> int:
+    """Width of the features of a modality that the version has learned. Raises InvalidRequest, ModalityNotLearned."""
+    found = version.spec.modalities.get(modality)
     if found is None:
-        known = ", ".join(sorted(spec.modalities))
+        known = ", ".join(sorted(version.spec.modalities))
         raise InvalidRequest(
             f"modality is {shortened(modality)}; this model has {known}",
             param=field,
             code="unknown_modality",
+        )
+    if modality in (not_learned := version.not_learned):
+        raise ModalityNotLearned(
+            f"{version.label} has not learned modality {modality!r}, so its embeddings would be noise; it has learned "
+            f"{', '.join(sorted(version.spec.modalities.keys() - not_learned))}. Post a dataset with {modality!r} to model {version.model!r}, or name a "
+            "version that has learned it",
+            field,
         )
     return found.width
 
