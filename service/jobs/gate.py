@@ -139,13 +139,16 @@ def _excess_drift(policy: GatePolicy, candidate: VersionManifest) -> Shortfall |
         return None
     names = {learned.dataset: learned.name for learned in candidate.learned}
     harmed = [
-        f"{names[dataset]!r} ({dataset}) moved by {drift.since_learned:.4g}"
+        f"{names[dataset]!r} ({dataset}) by {100 * drift.since_learned:.4g} %"
         for dataset, drift in candidate.report.drift.items()
         if drift.since_learned > bound
     ]
     if not harmed:
         return None
-    message = f"scores of earlier datasets: {', '.join(harmed)}; permitted (max_drift): {bound:g}"
+    message = (
+        f"scores of earlier datasets moved further than {100 * bound:g} %, the largest permitted "
+        f"drift: {', '.join(harmed)}"
+    )
     return Shortfall(FailureReason.DRIFT_TOO_LARGE, message)
 
 
@@ -162,13 +165,13 @@ def _excess_forgetting(policy: GatePolicy, candidate: VersionManifest) -> Shortf
         return Shortfall(FailureReason.NOT_MEASURED, _not_evaluated_message(candidate))
     change = backward_transfer(candidate)
     if change is None:
-        message = "min_backward_transfer is set, and no earlier dataset has held-out rows"
+        message = "the policy bounds the change of R@1, and no earlier dataset has held-out rows"
         return Shortfall(FailureReason.NOT_MEASURED, message)
     if change >= floor:
         return None
     message = (
-        f"R@1 of the earlier datasets changed by {change:+.4f} on average since they were learned; "
-        f"permitted (min_backward_transfer): {floor:+.4f} or more"
+        f"R@1 of the earlier datasets changed by {100 * change:+.2f} points on average since they were "
+        f"learned; permitted: {100 * floor:+.2f} points or more"
     )
     return Shortfall(FailureReason.FORGETTING_TOO_LARGE, message)
 
@@ -180,7 +183,7 @@ def _not_evaluated_message(candidate: VersionManifest) -> str:
         for dataset, why in candidate.report.not_evaluated.items()
     ]
     return (
-        "min_backward_transfer is set, and held-out rows of earlier datasets are missing or damaged in "
+        "the policy bounds the change of R@1, and held-out rows of earlier datasets are missing or damaged in "
         f"object storage: {'; '.join(lost)}. Restore them from a backup and retry the job, or approve "
         "the candidate by hand"
     )
@@ -191,13 +194,13 @@ def _missing_gain(policy: GatePolicy, candidate: VersionManifest) -> Shortfall |
         return None
     found = gain(candidate)
     if found is None:
-        message = "min_gain is set, and the dataset has no held-out rows"
+        message = "the policy asks for a gain of R@1, and the dataset has no held-out rows"
         return Shortfall(FailureReason.NOT_MEASURED, message)
     if found >= policy.min_gain:
         return None
     message = (
-        f"R@1 of the new dataset rose by {found:+.4f} over the parent; "
-        f"asked for (min_gain): {policy.min_gain:+.4f} or more"
+        f"R@1 of the new dataset changed by {100 * found:+.2f} points from the parent; "
+        f"asked for: {100 * policy.min_gain:+.2f} points or more"
     )
     return Shortfall(FailureReason.GAIN_TOO_SMALL, message)
 

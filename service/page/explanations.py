@@ -74,6 +74,12 @@ EVENT_TONES: dict[str, Tone] = {
     EventKind.CANARY_ABORTED: "bad",
 }
 
+# A state has one word wherever the page names it.
+EVENT_LABELS: dict[str, str] = {
+    **{kind: kind.replace(".", " ").replace("_", " ") for kind in EventKind},
+    **{f"job.{state}": f"job {saying.label}" for state, saying in STATES.items()},
+}
+
 PHASES: dict[str, str] = {
     "waiting": "The resident ranks are busy with another attempt.",
     "starting": "The processes start and read the parent version.",
@@ -161,11 +167,11 @@ REASONS: dict[str, Remedy] = {
     ),
     FailureReason.DRIFT_TOO_LARGE: Remedy(
         "Scores of an earlier dataset moved further than the bound permits.",
-        "Compare the certificate with the bound. Raise max_drift if the drift is acceptable, or leave the version out.",
+        "Compare the certificate with the bound. Permit a larger drift if it is acceptable, or leave the version out.",
     ),
     FailureReason.FORGETTING_TOO_LARGE: Remedy(
         "Earlier datasets lost more recall than the policy permits.",
-        "Look which dataset lost most. Relax min_backward_transfer if that is acceptable, or leave the version out.",
+        "Look which dataset lost most. Permit a larger loss if it is acceptable, or leave the version out.",
     ),
     FailureReason.GAIN_TOO_SMALL: Remedy(
         "The new dataset gained less recall than the policy asks for.",
@@ -173,7 +179,7 @@ REASONS: dict[str, Remedy] = {
     ),
     FailureReason.NOT_MEASURED: Remedy(
         "The policy needs a measurement that the candidate lacks.",
-        "Post the dataset with held-out rows (evaluation_share), or remove that bound from the policy.",
+        "Post the dataset with held-out rows, or remove that bound from the policy.",
     ),
     FailureReason.REJECTED_BY_HAND: Remedy(
         "A person rejected the candidate.",
@@ -204,7 +210,7 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     ),
     "drift": (
         "Drift",
-        "How far the scores of an earlier dataset have moved since it was learned, relative to their size. 0 means unchanged; 0.1 means that the root mean square change is a tenth of the scores.",
+        "How far the scores of an earlier dataset have moved since it was learned, relative to their size. 0 % means unchanged; 10 % means that the root mean square change is a tenth of the scores.",
     ),
     "recall": (
         "R@1",

@@ -26,6 +26,7 @@ from service.errors import FieldProblem, NotFound, Unprocessable
 from service.page import formats
 from service.page.explanations import (
     DONE,
+    EVENT_LABELS,
     EVENT_TONES,
     EXPLANATIONS,
     KINDS,
@@ -263,6 +264,7 @@ def _environment() -> Environment:
         STATES=STATES,
         KINDS=KINDS,
         REASONS=REASONS,
+        EVENT_LABELS=EVENT_LABELS,
         EVENT_TONES=EVENT_TONES,
         MEANINGS=MEANINGS,
         DONE=DONE,

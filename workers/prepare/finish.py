@@ -56,8 +56,8 @@ def check_bad_rows(
     first = _in_order([row for record in records for row in record.rejected], context)
     raise PreparationFailed(
         "invalid_dataset",
-        f"{rows.bad} of {total} rows cannot be used; the permitted share is {permitted:g} "
-        f"(max_bad_share). The first: {_described(first[0])}",
+        f"{rows.bad} of {total} rows cannot be used: {100 * rows.bad / total:.3g} %, permitted: "
+        f"{100 * permitted:g} %. The first: {_described(first[0])}",
         first[:_FIRST_ROWS],
     )
 
@@ -127,9 +127,9 @@ def _check_held_out(training: Sequence[Shard], held_out: Sequence[Shard], share:
     kept, rest = (sum(shard.rows for shard in shards) for shards in (held_out, training))
     if not kept or kept > (1 + share) / 2 * (kept + rest):
         raise InvalidDataset(
-            f"evaluation_share {share:g} holds out {kept} of {kept + rest} rows: rows are chosen by "
-            "their feature_a, which has too few distinct values for this share; "
-            "choose another share or provide evaluation_shards"
+            f"{100 * share:g} % of the rows are to be held out, and {kept} of {kept + rest} would be: rows are "
+            "chosen by their first item, which has too few distinct values for this share; choose another "
+            "share or provide held-out files"
         )
 
 

@@ -132,7 +132,7 @@ def test_every_row_of_a_dataset_that_is_measured_only_is_held_out(ground: Ground
     ("share", "message"),
     [
         (0.6, "rows together left to train on; one batch takes 8"),
-        (0.001, r"evaluation_share 0.001 holds out 0 of 12 rows"),
+        (0.001, r"0.1 % of the rows are to be held out, and 0 of 12 would be"),
     ],
 )
 def test_a_share_that_does_not_fit_is_refused(ground: Ground, share: float, message: str) -> None:

@@ -103,8 +103,9 @@ def test_each_bound_is_shown_with_what_was_found(held: tuple[ControlPlane, str])
     plane.client.put(POLICY, json={"max_drift": 0.1, "min_gain": 0.6, "manual_approval": True})
     drift, _, gain = _candidate(plane, job)["bounds"]
     assert (drift["met"], gain["met"]) == (False, False)
-    assert "moved by 0.2; permitted (max_drift): 0.1" in drift["message"]
-    assert "asked for (min_gain): +0.6000" in gain["message"]
+    assert "moved further than 10 %" in drift["message"]
+    assert "by 20 %" in drift["message"]
+    assert "asked for: +60.00 points" in gain["message"]
 
 
 def test_a_rejected_candidate_is_shown_with_the_reason_until_it_is_removed(

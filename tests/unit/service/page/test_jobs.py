@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import update
 
 from service.database.queries.attempts import AttemptOutcome
-from service.database.tables import attempts
+from service.database.tables import attempts, events, jobs
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.page.browser import Browser, text_of
@@ -26,6 +26,25 @@ def outcome_shown(person: Browser, job: str) -> str:
     found = re.search(r'id="attempt-1".*?<td>(.*?)</td>', answer.text, re.DOTALL)
     assert found is not None
     return text_of(found[1])
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_the_history_of_a_job_has_the_words_of_its_states(
+    plane: ControlPlane, person: Browser, state: JobState
+) -> None:
+    job = plane.post_dataset()
+    with plane.context.database.write() as connection:
+        connection.execute(update(jobs).values(state=state))
+        connection.execute(update(events).values(kind=f"job.{state}"))
+    heading = person.get(f"/ui/jobs/{job}?fragment=live_heading").text
+    word = re.search(r'class="state [^>]*>([^<]*)<', heading)
+    assert word is not None
+    history = text_of(person.get(f"/ui/jobs/{job}?fragment=live_events").text)
+    assert f"job {word[1]}" in history
+    kinds = dict(
+        re.findall(r'<option value="([^"]*)"[^>]*>([^<]*)<', person.get("/ui/events").text)
+    )
+    assert kinds[f"job.{state}"] == f"job {word[1]}"
 
 
 @pytest.mark.parametrize("outcome", get_args(AttemptOutcome))

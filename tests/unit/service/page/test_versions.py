@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from cmcl.contract.policy import GatePolicy
 from cmcl.contract.version import Drift, Protection, Shrinkage, Solution
 from service.database.tables import versions
 from service.states import JobState
@@ -296,12 +297,46 @@ def test_a_rejected_candidate_says_why_and_whether_it_can_still_be_approved(
     grown.tick_to(job, JobState.REJECTED)
     text = text_of(reader.get(f"/ui/jobs/{job}/candidate").text)
     assert "Scores of an earlier dataset moved further than the bound permits." in text
-    assert "It is published although it does not meet max_drift." in text
+    assert "It is published although it does not meet a bound" in text
     set_policy(grown, "street")
     publish_measured(grown, "five", "street")
     text = text_of(reader.get(f"/ui/jobs/{job}/candidate").text)
     assert "It can no longer be approved: v4 was published since" in text
     assert "If you approve" not in text
+
+
+@pytest.mark.parametrize(
+    ("policy", "shown"),
+    [
+        ({"max_drift": 0.3}, ["30 %", "'one'", "45 %"]),
+        ({"min_backward_transfer": -0.01}, ["-5.00 points", "-1.00 points"]),
+        ({"min_gain": 0.2}, ["+12.50 points", "+20.00 points"]),
+        ({"min_gain": 0.2, "recalls": {}}, ["has no held-out rows"]),
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_a_bound_that_is_not_met_is_said_in_the_units_of_the_page(
+    plane: ControlPlane, reader: Browser, policy: dict[str, Any], shown: list[str]
+) -> None:
+    plane.create_model("street", **PRESERVE)
+    publish_measured(plane, "one", "street", recalls={"one": 0.8})
+    recalls = policy.pop("recalls", {"one": 0.75, "two": 0.5})
+    set_policy(plane, "street", **policy)
+    job = plane.post_dataset("two", "street")
+    write_measured(
+        plane,
+        job,
+        recalls=recalls,
+        drifts={"one": 0.45},
+        changes={"recall_before": recall(0.375)},
+    )
+    plane.tick_to(job, JobState.REJECTED)
+    for path in (f"jobs/{job}", f"jobs/{job}/candidate", "events", "", f"jobs/{job}/approve"):
+        text = text_of(reader.get(f"/ui/{path}").text)
+        assert [name for name in GatePolicy.model_fields if "_" in name and name in text] == []
+    said = plane.job(job).message
+    assert said is not None
+    assert [each for each in shown if each not in said] == []
 
 
 def test_a_published_candidate_leads_to_its_version(grown: ControlPlane, reader: Browser) -> None:
