@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import ceil
@@ -31,6 +31,7 @@ from cmcl.stack_host import (
     OperatorKeys,
     Ports,
     StackError,
+    busy,
     end_strays,
     last_line,
     signal_group,
@@ -38,7 +39,13 @@ from cmcl.stack_host import (
 )
 
 # A busy machine imports torch and Ray for minutes. A part that ends is reported at once.
-_READY_SECONDS, _STOP_SECONDS = 300.0, 5.0
+_READY_SECONDS, _STOP_SECONDS = 900.0, 5.0
+# Between two lines about a part that is still starting.
+_REPORT_SECONDS = 15.0
+_RAY_STARTS = 3
+_TITLES = {"ray": "Ray", "service": "the control plane", "embeddings": "the endpoint"}
+# At its start, a part prints what it does on lines that begin with this (workers/serve).
+_PROGRESS = "starting: "
 _PRIVATE = 0o700
 # Not for Ray, which passes its environment to every replica and attempt.
 _OF_SERVICE = {
@@ -63,6 +70,17 @@ _RAY = {
     "RAY_worker_niceness": "0",
     **SERVING,
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    "RAY_START_HOOK": "cmcl.stack_host.without_client_server",
+    # How long Ray lets its own parts start before it ends or replaces them, by default 5 to 100 s. On two cores beside
+    # six busy processes, importing torch and Ray takes longer.
+    "RAY_raylet_start_wait_time_s": "180",
+    "RAY_agent_register_timeout_ms": "180000",
+    "RAY_worker_register_timeout_seconds": "180",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "180",
+    "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "180",
+    # A proxy that has ended is noticed at once all the same.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
 }
 
 
@@ -81,9 +99,12 @@ class LocalStack:
     plugins: Path | None = None
     # Whether both endpoints ask for keys; the operator's is made once and stays in the folder.
     keys: bool = False
+    # Gets a line for each phase of the start.
+    report: Callable[[str], None] = lambda line: None  # noqa: ARG005
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     # Bytes of each log that earlier runs have written.
     _logged_before: dict[str, int] = field(default_factory=dict)
+    _spawned_at: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder = self.folder.resolve()
@@ -144,14 +165,19 @@ class LocalStack:
 
     def start(self) -> None:
         """Start all parts and wait until each answers. Raises StackError."""
+        began = time.monotonic()
         self.prepare_folder()
+        self.report("starting Ray and the control plane")
         self.start_ray()
         self.start_service()
         self.wait_for_ray()
+        self.report("starting the endpoint")
         self.start_embeddings()
-        self._wait("service", f"{self.service_url}/readyz")
+        self.wait_for_service()
         self._wait("embeddings", f"{self.embeddings_url}/readyz")
+        self.report(f"starting {self.ranks} training ranks, in the background")
         self.start_ranks()
+        self.report(f"started in {time.monotonic() - began:.0f} s")
 
     def prepare_folder(self) -> None:
         """Make the folder, private to this user, and the keys, and lock it until `stop`.
@@ -185,8 +211,6 @@ class LocalStack:
                 *(f"--dashboard-port={self.ports.dashboard}", "--include-dashboard=true"),
                 # Jobs go through it. Its default port is taken where another Ray runs; 0: any free one.
                 "--dashboard-agent-listen-port=0",
-                # Not used, but the node would end if its port were taken.
-                f"--ray-client-server-port={self.ports.ray_client}",
                 f"--num-cpus={self.ray_cpus}",
                 "--object-store-memory=200000000",
             ],
@@ -249,8 +273,25 @@ class LocalStack:
         return self.processes.pop("driver")
 
     def wait_for_ray(self) -> None:
-        """Until jobs can be submitted. Raises StackError."""
-        self._wait("ray", f"{self.dashboard_url}/api/version", self.ray_headers)
+        """Until jobs can be submitted; a Ray that ends while it starts is started again. Raises StackError."""
+        for number in range(1, _RAY_STARTS + 1):
+            try:
+                self._wait("ray", f"{self.dashboard_url}/api/version", self.ray_headers)
+                return
+            except StackError as error:
+                if self.ended() != ["ray"]:
+                    raise
+                if number == _RAY_STARTS:
+                    told = (str(error), f"it was started {_RAY_STARTS} times", busy())
+                    raise StackError("; ".join(filter(None, told))) from error
+                seconds = time.monotonic() - self._spawned_at["ray"]
+                self.report(
+                    f"Ray did not start within {seconds:.0f} s: {busy() or error}. "
+                    f"Trying again ({number + 1} of {_RAY_STARTS})"
+                )
+                self.kill("ray")
+                end_strays(self._sockets.name)
+                self.start_ray()
 
     def wait_for_service(self) -> None:
         """Until the control plane is ready. Raises StackError."""
@@ -295,7 +336,7 @@ class LocalStack:
     def last_words(self, name: str, what: str) -> str:
         """What became of a part, with the last line that it printed in this run, or the cause that Ray named."""
         printed = last_line(self.log(name), self._logged_before.get(name, 0))
-        return f"{name} {what}: {printed} (log: {self.log(name)})"
+        return f"{_TITLES.get(name, name)} {what}: {printed} (log: {self.log(name)})"
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -327,6 +368,7 @@ class LocalStack:
     def _spawn(self, name: str, command: list[str], **environment: str) -> None:
         with self.log(name).open("ab") as log:
             self._logged_before[name] = log.tell()
+            self._spawned_at[name] = time.monotonic()
             self.processes[name] = subprocess.Popen(
                 command,
                 stdout=log,
@@ -338,13 +380,23 @@ class LocalStack:
             )
 
     def _wait(self, name: str, url: str, headers: Mapping[str, str] | None = None) -> None:
-        end = time.monotonic() + _READY_SECONDS
-        with httpx.Client(timeout=2, headers=headers) as client:
-            while time.monotonic() < end:
+        """Until a part answers; reports what it does, and seconds since it was started. Raises StackError."""
+        title, reported_at = _TITLES.get(name, name), time.monotonic()
+        with httpx.Client(timeout=2, headers=headers) as client, self.log(name).open("rb") as log:
+            log.seek(self._logged_before[name])
+            while (seconds := time.monotonic() - self._spawned_at[name]) < _READY_SECONDS:
+                for line in log.read().decode(errors="replace").splitlines():
+                    if line.startswith(_PROGRESS):
+                        self.report(f"{title}: {line.removeprefix(_PROGRESS)}")
                 if ended := self.ended():
                     raise StackError(self.last_words(ended[0], "ended while it was starting"))
                 with suppress(httpx.HTTPError):
                     client.get(url).raise_for_status()
+                    self.report(f"{title} is ready after {seconds:.0f} s")
                     return
+                if time.monotonic() - reported_at > _REPORT_SECONDS:
+                    so_far = f"{title} has been starting for {seconds:.0f} s"
+                    self.report(": ".join(filter(None, (so_far, busy()))))
+                    reported_at = time.monotonic()
                 time.sleep(0.1)
         raise StackError(self.last_words(name, f"was not ready after {_READY_SECONDS:g} s"))

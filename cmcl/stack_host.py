@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 HOST = "127.0.0.1"
 # Where neither Linux (32768 on) nor Ray (workers 10002 to 19999, Serve's replicas 30000 on) takes ports
@@ -34,7 +35,6 @@ class Ports:
     service: int
     embeddings: int
     ray: int
-    ray_client: int
     dashboard: int
     proxy_metrics: int
     proxy_stats: int
@@ -45,7 +45,7 @@ class Ports:
         """Free ports; those that are given are checked instead. Raises StackError if taken."""
         if service and service == embeddings:
             raise StackError(f"port {service} is given twice; the two endpoints need one each")
-        sockets = [_bound(port) if port else _any() for port in (service, embeddings, *[0] * 6)]
+        sockets = [_bound(port) if port else _any() for port in (service, embeddings, *[0] * 5)]
         numbers = [held.getsockname()[1] for held in sockets]
         for held in sockets:
             held.close()
@@ -169,6 +169,21 @@ def end_strays(argument: str) -> None:
                 os.kill(int(entry.name), signal.SIGKILL)
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # It has ended, or belongs to another user.
+
+
+def without_client_server(parameters: Any, head: bool) -> None:  # noqa: ARG001 - Ray calls it
+    """Hook of `ray start`, named by RAY_START_HOOK: start no server for Ray's client.
+
+    cmcl does not use it, and a head ends if the server cannot reach the raylet within 30 s. `ray start` has no option for
+    it: its default is port 10001, and 0 is refused.
+    """
+    parameters.ray_client_server_port = None
+
+
+def busy() -> str:
+    """Return e.g. "the machine is busy (load 40 on 2 cores)"; empty if it is not."""
+    waiting, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return f"the machine is busy (load {waiting:.0f} on {cores} cores)" if waiting > cores else ""
 
 
 def last_line(log: Path, start: int) -> str:

@@ -101,9 +101,10 @@ def up(  # noqa: PLR0913, PLR0917 - each part has its options
         encoders=declared,
         keys=keys,
         plugins=encoders and encoders.parent,
+        report=lambda line: stderr().print(line, markup=False, highlight=False),
     )
     _interrupt_on_signals()
-    stderr().print("starting (Ctrl-C stops) ...")
+    stderr().print("Ctrl-C stops the system")
     with stack:
         with suppress(KeyboardInterrupt):
             _print_addresses(stack, as_json)

@@ -59,7 +59,6 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     """Run the demo and return the exit code."""
     stream = read_stream(options.stream)
     _empty(options.folder)
-    console.print(f"starting Ray, the control plane and the endpoint in {options.folder} ...")
     stack = LocalStack(
         options.folder,
         Ports.free(),
@@ -67,6 +66,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
         allowed_prefixes=(stream.folder.as_uri(),),
         encoders=options.encoders,
         plugins=options.plugins,
+        report=lambda line: console.print(line, markup=False, highlight=False),
     )
     with stack, Client(stack.service_url, stack.embeddings_url) as client:
         console.print(f"control plane {stack.service_url}, embeddings {stack.embeddings_url}")

@@ -143,8 +143,6 @@ def _start_ray(place: Place, ports: Ports) -> float:
         *(f"--dashboard-port={ports.dashboard}", "--object-store-memory=200000000"),
         # Jobs pass through it. 0 selects a free port, because another Ray may use the default one.
         "--dashboard-agent-listen-port=0",
-        # Not used; a conflict of its port would end the node.
-        f"--ray-client-server-port={ports.ray_client}",
     ]
     part = place.start("ray", command, _environment(ports))
     return part.wait_for(f"http://{HOST}:{ports.dashboard}/api/version")
@@ -192,6 +190,7 @@ def _environment(ports: Ports) -> dict[str, str]:
         **SERVING,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _TOKEN,
+        "RAY_START_HOOK": "cmcl.stack_host.without_client_server",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
         # Other stacks on this machine may use the default ports.
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.proxy_metrics),

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayActorError
 
 from cmcl.contract.encoder import parse_encoder
 from cmcl.contract.errors import InvalidUri
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
         signal.signal(number, lambda *_: stopping.set())
     try:
         address = deploy(args, options.host, options.port)
-    except RuntimeError as error:
+    except (RuntimeError, TimeoutError, RayActorError) as error:
         print(f"workers.serve: {error}", file=sys.stderr)
         return 1
     print(f"embeddings: {address} serves {args.store} with {args.replicas} replica(s)", flush=True)

@@ -1,9 +1,11 @@
 """The Serve application: a RayService imports `build`, `__main__` calls `deploy`."""
 
+import time
 from typing import Any
 
 import httpx
 from ray import serve
+from ray.exceptions import RayActorError
 
 from workers.serve.deployment import EMBEDDER
 from workers.serve.encoders.deployment import encoder_applications
@@ -13,6 +15,8 @@ from workers.serve.settings import ServeArgs
 
 APPLICATION = "embeddings"
 _ANSWER_SECONDS = 10.0
+# Serve itself waits 60 s for its proxy, and its controller continues after that.
+_STARTS, _PROXY_SECONDS = 5, 60.0
 # Room for requests that are refused, and for probes, which are not counted.
 _TIMES_OURS = 2
 
@@ -47,20 +51,49 @@ def _encoders(args: ServeArgs) -> dict[str, serve.Application]:
 
 
 def deploy(args: ServeArgs, host: str, port: int) -> str:
-    """Deploy the application at `host:port` and return its address.
+    """Deploy the application at `host:port` and return its address. Prints its phases.
 
     If it runs already with the same arguments and release it is left alone: deploying would restart its
     replicas. Raises RuntimeError if a part does not start, or if Serve was started
-    before with another address: its HTTP options cannot be changed while it runs.
+    before with another address: its HTTP options cannot be changed while it runs. Raises TimeoutError or
+    RayActorError if Serve's proxy is not ready in several minutes.
     """
+    for number in range(2, _STARTS + 1):
+        began = time.monotonic()
+        try:
+            return _deploy(args, host, port)
+        except (TimeoutError, RayActorError):  # The proxy was not ready in time, or was replaced.
+            print(
+                f"starting: Ray Serve's proxy was not ready after {time.monotonic() - began:.0f} s. "
+                f"Trying again ({number} of {_STARTS})",
+                flush=True,
+            )
+    return _deploy(args, host, port)
+
+
+def _deploy(args: ServeArgs, host: str, port: int) -> str:
+    began = time.monotonic()
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+    _wait_for_proxy()
+    print(f"starting: Ray Serve is ready after {time.monotonic() - began:.0f} s", flush=True)
     # Compared, not bound: a server on all interfaces answers on loopback.
     address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104
     if not _is_running() or _identity_at(address) != args.identity:
+        encoders = "".join(f", encoder {each.name}" for each in args.encoders)
+        print(f"starting: replicas of the endpoint{encoders}", flush=True)
         _run(build(args))
     if _identity_at(address) != args.identity:
         raise RuntimeError(f"the application runs, but another one answers at {address}")
     return address
+
+
+def _wait_for_proxy() -> None:
+    """Until it answers. `serve.start` does not wait where Serve has been started before. Raises TimeoutError."""
+    deadline = time.monotonic() + _PROXY_SECONDS
+    while not ((proxies := serve.status().proxies) and set(proxies.values()) == {"HEALTHY"}):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"proxies: {proxies}")
+        time.sleep(0.2)
 
 
 def withdraw() -> None:

@@ -113,7 +113,7 @@ PORT = re.compile(r"(?:--[\w-]*port|(?:RAY|CMCL)_\w*PORT)=(\d+)")
 
 
 def test_stacks_do_not_share_ray_ports(tmp_path: Path) -> None:
-    """An occupied client port ends Ray's node, and an occupied agent port prevents jobs."""
+    """An occupied agent port prevents jobs."""
     named = []
     for name in ("one", "other"):
         stack = RecordingStack(tmp_path / name, Ports.free())
@@ -127,7 +127,6 @@ def test_stacks_do_not_share_ray_ports(tmp_path: Path) -> None:
 def _given(ports: Ports) -> set[str]:
     return {
         f"--port={ports.ray}",
-        f"--ray-client-server-port={ports.ray_client}",
         f"RAY_SERVE_FALLBACK_PROXY_HTTP_PORT={ports.proxy_fallback}",
     }
 
@@ -163,6 +162,112 @@ def test_a_part_that_exits_at_once_is_reported_with_its_last_line(
         stack._wait("part", "http://127.0.0.1:9")
 
 
+class StackWithFakeRay(LocalStack):
+    """Its Ray ends `failures` times while it starts, and leaves a process that holds the dashboard's port."""
+
+    failures = 1
+
+    def start_ray(self) -> None:
+        tries = self.folder / "tries"
+        with tries.open("a") as file:
+            file.write("x")
+        fails = str(len(tries.read_text()) <= self.failures)
+        port = str(self.ports.dashboard)
+        self._spawn(
+            "ray", [sys.executable, "-c", FAKE_RAY, port, fails, str(self.folder / "child")]
+        )
+
+
+# Arguments: port, whether it fails, and a file for the id of the process that it leaves.
+FAKE_RAY = """
+import os, subprocess, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+class Version(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+port, fails, file = int(sys.argv[1]), sys.argv[2] == "True", Path(sys.argv[3])
+if fails and os.fork():
+    while not file.exists():
+        pass
+    print("Some Ray subprocesses exited unexpectedly:")
+    print("  raylet [exit code=-9]", flush=True)
+    sys.exit(1)
+server = HTTPServer(("127.0.0.1", port), Version, bind_and_activate=False)
+server.allow_reuse_address = False
+server.server_bind()
+if fails:
+    file.write_text(str(os.getpid()))
+    import time
+    time.sleep(60)
+server.server_activate()
+server.serve_forever()
+"""
+
+
+def test_a_ray_that_ends_while_it_starts_is_started_again_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    reported: list[str] = []
+    stack = StackWithFakeRay(tmp_path, Ports.free(), report=reported.append)
+    try:
+        stack.prepare_folder()
+        stack.start_ray()
+        stack.wait_for_ray()  # The second one listens on the port that a process of the first held.
+        assert has_ended(int((tmp_path / "child").read_text()))
+        assert (tmp_path / "tries").read_text() == "xx"
+        assert "(2 of 3)" in reported[0]
+        assert len(reported) == 2
+    finally:
+        stack.stop()
+
+
+def test_a_ray_that_never_starts_is_an_error_with_its_cause(tmp_path: Path) -> None:
+    stack = StackWithFakeRay(tmp_path, Ports.free())
+    stack.failures = 9
+    try:
+        stack.prepare_folder()
+        stack.start_ray()
+        with pytest.raises(StackError, match=r"raylet \[exit code=-9\] \(log: .* 3 times"):
+            stack.wait_for_ray()
+        assert (tmp_path / "tries").read_text() == "xxx"
+    finally:
+        stack.stop()
+
+
+def test_another_part_that_ends_does_not_start_ray_again(tmp_path: Path) -> None:
+    stack = StackWithFakeRay(tmp_path, Ports.free())
+    try:
+        stack.prepare_folder()
+        stack._spawn("service", [sys.executable, "-c", "print('no database')"])
+        stack.processes["service"].wait()
+        stack.start_ray()
+        with pytest.raises(StackError, match="control plane ended while it was starting: no data"):
+            stack.wait_for_ray()
+        assert (tmp_path / "tries").read_text() == "x"
+    finally:
+        stack.stop()
+
+
+def test_phases_that_a_part_prints_are_reported_once(tmp_path: Path) -> None:
+    reported: list[str] = []
+    stack = LocalStack(tmp_path, Ports.free(), report=reported.append)
+    program = "print('starting: its proxy\\nother words\\nstarting: its replica', flush=True)"
+    try:
+        stack.prepare_folder()
+        stack.log("embeddings").write_text("starting: in an earlier run\n")
+        stack._spawn("embeddings", [sys.executable, "-c", program])
+        stack.processes["embeddings"].wait()
+        with pytest.raises(StackError, match="the endpoint ended while it was starting"):
+            stack._wait("embeddings", "http://127.0.0.1:9")
+    finally:
+        stack.stop()
+    assert reported == ["the endpoint: its proxy", "the endpoint: its replica"]
+
+
 def test_a_ray_that_lost_a_process_is_reported_with_that_process(stack: LocalStack) -> None:
     stack.log("ray").parent.mkdir(parents=True)
     # As Ray 2.60 prints it when its raylet is killed.
@@ -170,7 +275,7 @@ def test_a_ray_that_lost_a_process_is_reported_with_that_process(stack: LocalSta
         "\nSome Ray subprocesses exited unexpectedly:\n  raylet [exit code=-9]\n\n"
         "Remaining processes will be killed.\n"
     )
-    assert stack.last_words("ray", "ended").startswith("ray ended: raylet [exit code=-9] (log: ")
+    assert stack.last_words("ray", "ended").startswith("Ray ended: raylet [exit code=-9] (log: ")
 
 
 def test_a_folder_is_locked_until_its_process_ends(tmp_path: Path) -> None:

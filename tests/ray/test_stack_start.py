@@ -1,0 +1,25 @@
+"""The start of a local stack on a machine that is too busy for Ray Serve's limits."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cmcl.stack import LocalStack
+from cmcl.stack_host import Ports
+
+
+@pytest.mark.ray
+def test_a_stack_starts_although_serve_replaces_proxies_that_are_not_ready(tmp_path: Path) -> None:
+    reported: list[str] = []
+    # Importing Serve takes longer on any machine. Serve permits each further proxy half a second more.
+    impatient = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "0.5"}
+    stack = LocalStack(
+        tmp_path, Ports.free(), ranks=1, extra_environment=impatient, report=reported.append
+    )
+    with stack:
+        assert any(line.endswith("Trying again (2 of 5)") for line in reported), reported
+        ray = psutil.Process(stack.processes["ray"].pid)
+        # It would end the head where it cannot reach the raylet within 30 s.
+        started = [" ".join(each.cmdline()) for each in ray.children(recursive=True)]
+        assert not [each for each in started if "ray.util.client.server" in each]
