@@ -7,21 +7,23 @@ version, or held-out rows of a dataset, which any version can search.
 import asyncio
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from cmcl.contract.encoder import Media
 from cmcl.contract.modality import NAME_PATTERN
 from service.api.dependencies import BYTES, ContextDep, Reader, get_principal
 from service.api.models import ModelView, list_models, read_model
 from service.api.pagination import LARGEST_NUMBER
 from service.api.spool import spooled
 from service.api.uploads import UploadSlotsDep
-from service.api.versions import VersionSummary, list_versions, read_version
+from service.api.versions import VersionSummary, VersionView, list_versions, read_version
 from service.context import Context
 from service.database.seek import Seek
 from service.errors import BodyTooLarge, FieldProblem, NotFound, Unprocessable
@@ -36,6 +38,7 @@ router = APIRouter(prefix=PREFIX)
 MOST_FILE_BYTES = 8 << 20
 LONGEST_TEXT = 2_000
 LONGEST_NUMBERS = 30_000
+FILES: tuple[Media, ...] = ("image", "audio", "video")
 _COLLECTION, _DATASET = "collection:", "dataset:"
 _TOP_K, _ROWS_SHOWN, _OFFERED = 10, 20, 200
 _LIST_SECONDS = 2.5
@@ -46,11 +49,15 @@ _RAW_BODY = {
 Embedder = Annotated[Principal, Security(get_principal, scopes=[Scope.READ, Scope.EMBED])]
 _empty = BeforeValidator(none_if_empty)
 VersionChoice = Annotated[Version | None, _empty]
+FileMedia = Literal["image", "audio", "video"]
 Name = Annotated[Annotated[str, Field(pattern=NAME_PATTERN)] | None, _empty]
 
 
 class Wanted(BaseModel):
-    """What the address asks for. A field left empty is not given."""
+    """What the address asks for. A field left empty is not given.
+
+    `media`: what the browser takes the file of the body for.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -59,6 +66,7 @@ class Wanted(BaseModel):
     text: Annotated[Annotated[str, Field(max_length=LONGEST_TEXT)] | None, _empty] = None
     numbers: Annotated[Annotated[str, Field(max_length=LONGEST_NUMBERS)] | None, _empty] = None
     row: Annotated[Annotated[int, Field(ge=0, le=LARGEST_NUMBER)] | None, _empty] = None
+    media: FileMedia | None = None
     where: Annotated[
         Annotated[str, Field(pattern=r"^(collection:[a-z0-9-]{1,48}|dataset:[A-Za-z0-9-]{1,80})$")]
         | None,
@@ -97,8 +105,18 @@ class Offer:
     model: ModelView | None
     versions: list[VersionSummary]
     datasets: list[tuple[str, str]]
-    # By modality: what its encoder takes.
-    takes: dict[str, str]
+    # Width of each modality that the live version has learned, and what its encoder takes.
+    modalities: dict[str, int]
+    takes: dict[str, Media]
+
+    @property
+    def not_learned(self) -> list[str]:
+        """Modalities of the model that cannot be tried."""
+        return (
+            [name for name in self.model.modalities if name not in self.modalities]
+            if self.model
+            else []
+        )
 
 
 WantedDep = Annotated[Wanted, Query()]
@@ -138,7 +156,7 @@ async def try_file(
     offer = await run_in_threadpool(_offer, principal, context, wanted)
     if offer.model is None:
         raise NotFound("name a model")
-    modality = modality_of(wanted, offer)
+    modality = modality_taking(wanted, offer, FILES if wanted.media is None else (wanted.media,))
     with slots.one(principal.owns_as) as slot:
         async with spooled(slot.watch(request)) as body:
             if body.bytes > MOST_FILE_BYTES:
@@ -162,28 +180,31 @@ def _offer(principal: Principal, context: Context, wanted: Wanted) -> Offer:
     ]
     chosen = wanted.model or (names[0] if len(names) == 1 else None)
     if chosen is None:
-        return Offer(names, None, [], [], {})
+        return Offer(names, None, [], [], {}, {})
     model = read_model(chosen, principal, context)
     newest = list_versions(chosen, principal, context, Seek(None, "desc", _OFFERED)).items
+    live = None
+    if model.live_version is not None:
+        live = read_version(chosen, model.live_version, principal, context, matrix=False)
+    learned = {name for line in live.lineage for name in line.pair.modalities} if live else set()
     declared = context.settings.encoders_by_name
+    modalities = {name: each for name, each in model.modalities.items() if name in learned}
     return Offer(
         models=names if chosen in names else [*names, chosen],
         model=model,
         versions=[each for each in newest if each.stored_at and not each.retired_at],
-        datasets=_held_out(model, principal, context),
+        datasets=_held_out(live) if live else [],
+        modalities={name: each.width for name, each in modalities.items()},
         takes={
-            name: declared[bound.encoder].takes
-            for name, bound in model.modalities.items()
-            if bound.encoder in declared
+            name: declared[each.encoder].takes
+            for name, each in modalities.items()
+            if each.encoder in declared
         },
     )
 
 
-def _held_out(model: ModelView, principal: Principal, context: Context) -> list[tuple[str, str]]:
-    """Datasets of the live version whose recall was measured, so that they have held-out rows."""
-    if model.live_version is None:
-        return []
-    live = read_version(model.name, model.live_version, principal, context, matrix=False)
+def _held_out(live: VersionView) -> list[tuple[str, str]]:
+    """Datasets whose recall was measured, so that they have held-out rows."""
     measured = live.manifest.report.evaluation
     return [(line.dataset, line.name) for line in live.lineage if line.dataset in measured]
 
@@ -306,13 +327,26 @@ def _common(results: list[Result]) -> int | None:
 
 def modality_of(wanted: Wanted, offer: Offer) -> str:
     """The modality of the item. Raises Unprocessable."""
-    known = list(offer.model.modalities) if offer.model else []
+    known = list(offer.modalities)
     if wanted.modality not in known:
         message = f"permitted: {', '.join(known)}"
         raise Unprocessable(
             "choose the modality of the item", FieldProblem("modality", message, wanted.modality)
         )
     return wanted.modality
+
+
+def modality_taking(wanted: Wanted, offer: Offer, media: Sequence[Media]) -> str:
+    """The chosen modality if its encoder takes the item, else the first one whose encoder does. Raises Unprocessable."""
+    taking = [name for name, takes in offer.takes.items() if takes in media]
+    if not taking:
+        takes = ", ".join(f"{name} takes {takes}" for name, takes in offer.takes.items())
+        message = (
+            f"no modality of this model takes {' or '.join(media)}: {takes or 'it has no encoders'}"
+        )
+        raise Unprocessable(message, FieldProblem("modality", message, wanted.modality))
+    chosen = taking[0] if wanted.modality is None else modality_of(wanted, offer)
+    return chosen if chosen in taking else taking[0]
 
 
 def item_of(wanted: Wanted, offer: Offer) -> dict[str, Any] | None:
@@ -327,14 +361,14 @@ def item_of(wanted: Wanted, offer: Offer) -> dict[str, Any] | None:
     if len(given) > 1:
         message = f"{' and '.join(given)} are given; give one of text, numbers and row"
         raise Unprocessable(message, *(FieldProblem(name, "give one of them") for name in given))
+    if wanted.text is not None:
+        return {"modality": modality_taking(wanted, offer, ("text",)), "text": wanted.text}
     modality = modality_of(wanted, offer)
     if wanted.row is not None:
         if wanted.dataset is None:
             message = "choose the dataset of the row to search in"
             raise Unprocessable(message, FieldProblem("where", message, wanted.where))
         return {"row": wanted.row, "modality": modality}
-    if wanted.text is not None:
-        return {"modality": modality, "text": wanted.text}
     field = "numbers" if offer.takes.get(modality) == "numbers" else "feature"
     return {"modality": modality, field: _numbers(wanted.numbers or "")}
 

@@ -45,15 +45,17 @@ def test_a_picture_finds_its_neighbours_and_a_refusal_is_shown(
     file = tmp_path / "<b>street.png"
     Image.new("RGB", (16, 16)).save(file)
     page, record = open_page(plane)
-    page.goto("/ui/try?model=scenes&modality=image")
+    page.goto("/ui/try?model=scenes&modality=text")
     page.get_by_label("Picture, sound or video").set_input_files(file)
+    expect(page.get_by_label("Modality of the item")).to_have_value("image")
     expect(page.locator("img.preview")).to_have_attribute("alt", "Preview of <b>street.png")
     page.get_by_role("button", name="Search").click()
     results = page.locator("#live_results")
     expect(results).to_contain_text("tram")
     expect(results).to_contain_text("revision 7")
     expect(results.locator("img.thumbnail")).to_have_attribute("alt", "Picture of tram")
-    assert endpoint.bodies(SEARCH)[0]["query"].keys() == {"modality", "data"}
+    query = endpoint.bodies(SEARCH)[0]["query"]
+    assert (query["modality"], query.keys()) == ("image", {"modality", "data"})
     endpoint.answers[f"POST {SEARCH}"] = error(429, "too many requests wait")
     page.get_by_role("button", name="Search").click()
     expect(results).to_contain_text("Too many requests wait.")

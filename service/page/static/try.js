@@ -10,13 +10,17 @@ export function offerFiles(form) {
   const preview = field.querySelector("[data-preview]");
   field.hidden = false;
   for (const note of form.querySelectorAll("[data-without-script]")) note.hidden = true;
-  input.addEventListener("change", () => show(preview, input.files[0]));
+  input.addEventListener("change", () => {
+    show(preview, input.files[0]);
+    chooseModality(form, mediaOf(input.files[0]));
+  });
   // A file is sent instead of them, so it must not stay from before.
   for (const name of ["text", "numbers"]) {
     form.elements[name]?.addEventListener("input", (event) => {
       if (!event.target.value) return;
       input.value = "";
       show(preview);
+      if (name === "text") chooseModality(form, "text");
     });
   }
   // A file that misses the field must not replace the page.
@@ -27,7 +31,7 @@ export function offerFiles(form) {
     field.classList.remove("over");
     if (!event.dataTransfer.files.length) return;
     input.files = event.dataTransfer.files;
-    show(preview, input.files[0]);
+    input.dispatchEvent(new Event("change"));
   });
   form.addEventListener("submit", (event) => {
     const file = input.files[0];
@@ -37,14 +41,26 @@ export function offerFiles(form) {
   });
 }
 
+// "image", "audio" or "video", if the browser knows the type of the file.
+function mediaOf(file) {
+  return ["image", "audio", "video"].find((media) => file?.type.startsWith(`${media}/`));
+}
+
+// The item decides its modality, if one of the model takes it. The server does the same.
+function chooseModality(form, media) {
+  const { modality } = form.elements;
+  if (modality.selectedOptions[0]?.dataset.takes === media) return;
+  const fitting = [...modality.options].find((option) => option.dataset.takes === media);
+  if (fitting) modality.value = fitting.value;
+}
+
 function show(preview, file) {
   for (const old of preview.querySelectorAll("[src]")) URL.revokeObjectURL(old.src);
   preview.replaceChildren();
   if (!file) return;
-  const kind = file.type.split("/")[0];
-  const tags = { image: "img", audio: "audio", video: "video" };
-  if (!(kind in tags)) return;
-  const element = document.createElement(tags[kind]);
+  const kind = mediaOf(file);
+  if (!kind) return;
+  const element = document.createElement(kind === "image" ? "img" : kind);
   element.className = "preview";
   if (kind === "image") element.alt = `Preview of ${file.name}`;
   else element.controls = true;
@@ -61,6 +77,8 @@ function send(form, file) {
   const address = new URL(form.dataset.try, location.href);
   const chosen = new FormData(form);
   for (const name of FIELDS) if (chosen.get(name)) address.searchParams.set(name, chosen.get(name));
+  const media = mediaOf(file);
+  if (media) address.searchParams.set("media", media);
   address.searchParams.set("fragment", "live_results");
   const button = form.querySelector("[type=submit]");
   button.disabled = true;

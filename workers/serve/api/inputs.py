@@ -229,7 +229,8 @@ class _Placed:
         """Return the error of a row at one of these places with its name in the request."""
         index = self.indices[places[error.row]]
         item = self.items[index]
-        name = f"{self.field}[{index}]"
+        # A search has one query, and no list of them.
+        name = self.field if self.field == "query" else f"{self.field}[{index}]"
         if isinstance(item, CollectionItem):
             name = f"item {item.id[:_LONGEST_NAME]!r}"
         return error.at(index, self.field, name)

@@ -84,18 +84,57 @@ def test_numbers_are_a_feature(
     trier: Browser, endpoint: FakeEndpoint, numbers: str, sent: list[float]
 ) -> None:
     endpoint.answers["POST /v1/models/scenes/held-out/ds-1/search"] = found("scenes@2", rows=2)
-    query = {"modality": "place", "numbers": numbers, "where": "dataset:ds-1"}
+    query = {"modality": "image", "numbers": numbers, "where": "dataset:ds-1"}
     page = trier.request("GET", "/ui/try", params=query)
     assert "There is nothing to find here" in page.text
     (body,) = endpoint.bodies("/v1/models/scenes/held-out/ds-1/search")
-    assert body["query"] == {"modality": "place", "feature": sent}
+    assert body["query"] == {"modality": "image", "feature": sent}
+
+
+def test_what_no_version_has_learned_is_named_and_not_offered(trier: Browser) -> None:
+    page = trier.get("/ui/try?model=scenes")
+    assert "Not learned by v2: place" in page.text
+    assert '<option value="place"' not in page.text
+    refused = trier.get("/ui/try?model=scenes&modality=place&numbers=1+2&where=dataset:ds-1")
+    assert refused.status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("address", "content", "query"),
+    [
+        ("try/file?modality=text&media=image", b"\x89PNG", "image"),
+        ("try/file?modality=text", b"\x89PNG", "image"),
+        ("try?modality=image&text=a+tram", None, "text"),
+    ],
+)
+def test_a_file_and_a_text_decide_their_modality(
+    trier: Browser, endpoint: FakeEndpoint, address: str, content: bytes | None, query: str
+) -> None:
+    endpoint.answers["POST /v1/collections/pictures/search"] = found("scenes@2", "x", revision=1)
+    path = f"/ui/{address}&model=scenes&where=collection:pictures"
+    headers = {"Content-Type": "application/octet-stream"}
+    answer = (
+        trier.get(path) if content is None else trier.post(path, content=content, headers=headers)
+    )
+    assert answer.status_code == 200, answer.text
+    (body,) = endpoint.bodies("/v1/collections/pictures/search")
+    assert body["query"]["modality"] == query
+
+
+def test_a_file_that_no_modality_takes_is_refused_with_what_they_take(trier: Browser) -> None:
+    path = "/ui/try/file?model=scenes&modality=image&media=audio&where=collection:pictures"
+    answer = trier.post(path, content=b"RIFF", headers={"Content-Type": "application/octet-stream"})
+    assert answer.status_code == 422
+    assert (
+        "no modality of this model takes audio: image takes image, text takes text" in answer.text
+    )
 
 
 @pytest.mark.parametrize(
     ("query", "message"),
     [
         ({"text": "x" * 10_000}, "at most 2000"),
-        ({"text": "x", "modality": "smell"}, "permitted: image, text, place"),
+        ({"text": "x", "modality": "smell"}, "permitted: image, text"),
         ({"text": "x", "numbers": "1", "modality": "text"}, "give one of"),
         *(
             ({"numbers": numbers, "modality": "text"}, "give finite numbers")
