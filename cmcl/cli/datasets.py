@@ -125,23 +125,23 @@ def add_dataset(  # noqa: PLR0913 - the options of a dataset
     Clotho, AudioCaps, or a metadata file (docs/datasets.md).
     """
     title, modalities = name or name_of(shards[0]), parse_pair(pair)
-    found = _raw_folders(shards, modalities)
     if manifest is not None:
-        _write_manifest(found, manifest)
+        _write_manifest(shards, modalities, manifest)
         return
-    _print_found(found)
     if dry_run and evaluate_only:
         raise typer.BadParameter(
             "a dataset that is not learned has nothing to report on; leave out one of the two",
             param_hint="--dry-run, --evaluate-only",
         )
     with Client(url) as client:
+        train = [_shown(client, shard, model, modalities) for shard in shards]
+        held_out = [_shown(client, shard, model, modalities) for shard in evaluation or ()]
         with upload_bars() as on_upload:
             post = partial(
                 partial(client.dry_run, timeout=inf)
                 if dry_run
                 else partial(client.add_dataset, evaluate_only=evaluate_only),
-                *(model, title, modalities, shards, evaluation or ()),
+                *(model, title, modalities, train, held_out),
                 evaluation_share=evaluation_share,
                 max_bad_share=max_bad_share,
                 upload=upload,
@@ -172,14 +172,17 @@ def open_dataset(  # noqa: PLR0913 - the options of a dataset
     as_json: AsJson = False,
 ) -> None:
     """Post a dataset that stays open for more shards. `seal` starts its job."""
-    with Client(url) as client, upload_bars() as on_upload:
-        opened = client.open_dataset(
-            *(model, name, parse_pair(pair), shards or ()),
-            evaluation_share=evaluation_share,
-            evaluate_only=evaluate_only,
-            upload=upload,
-            on_upload=on_upload,
-        )
+    modalities = parse_pair(pair)
+    with Client(url) as client:
+        train = [_shown(client, shard, model, modalities) for shard in shards or ()]
+        with upload_bars() as on_upload:
+            opened = client.open_dataset(
+                *(model, name, modalities, train),
+                evaluation_share=evaluation_share,
+                evaluate_only=evaluate_only,
+                upload=upload,
+                on_upload=on_upload,
+            )
     say(f"dataset {opened.id} is open", opened, as_json)
 
 
@@ -195,10 +198,16 @@ def append_shards(
     as_json: AsJson = False,
 ) -> None:
     """Add shards to an open dataset."""
-    with Client(url) as client, upload_bars() as on_upload:
-        grown = client.append_shards(
-            *(dataset, shards or (), evaluation or ()), upload=upload, on_upload=on_upload
+    with Client(url) as client:
+        known = client.dataset(dataset)
+        train, held_out = (
+            [_shown(client, source, known.model, known.pair) for source in sources or ()]
+            for sources in (shards, evaluation)
         )
+        with upload_bars() as on_upload:
+            grown = client.append_shards(
+                *(dataset, train, held_out), upload=upload, on_upload=on_upload
+            )
     say(f"dataset {dataset} has {len(grown.shards)} shards", grown, as_json)
 
 
@@ -297,21 +306,22 @@ def _accepted(accepted: AcceptedDataset, name: str) -> str:
     return f"existing dataset {known.id} ({known.name}), job {job}; the name {name} is not used"
 
 
-def _raw_folders(sources: list[str], pair: ModalityPair) -> list[RawFolder]:
-    """The folders of raw files among the sources. Raises InvalidArgument."""
+def _shown(client: Client, source: str, model: str, pair: ModalityPair) -> str | RawFolder:
+    """Read a folder of raw files, and print what was found. Returns other sources as they are."""
+    found = client.raw_folder(source, model, pair)
+    if found is None:
+        return source
+    missing = [f"missing: {path}" for path in found.missing[:_MOST_MISSING]]
+    if (more := len(found.missing) - _MOST_MISSING) > 0:
+        missing.append(f"missing: {more:,} more files that rows name")
+    for line in (str(found), *(f"  {note}" for note in (*found.notes, *missing))):
+        stderr().print(line, highlight=False, markup=False, soft_wrap=True)
+    return found
+
+
+def _write_manifest(sources: list[str], pair: ModalityPair, target: Path) -> None:
     paths = [path for source in sources if (path := raw_path(source)) is not None]
-    return [found for path in paths if (found := read_raw_folder(path, pair)) is not None]
-
-
-def _print_found(folders: list[RawFolder]) -> None:
-    """Print what was found in each folder, with the first files that are missing."""
-    for folder in folders:
-        stderr().print(str(folder), highlight=False, markup=False, soft_wrap=True)
-        for path in folder.missing[:_MOST_MISSING]:
-            stderr().print(f"  missing: {path}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _write_manifest(found: list[RawFolder], target: Path) -> None:
+    found = [folder for path in paths if (folder := read_raw_folder(path, pair)) is not None]
     if len(found) != 1:
         raise typer.BadParameter(
             "give one folder of raw files whose layout is known (docs/datasets.md)",

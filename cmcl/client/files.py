@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from cmcl.client.errors import CmclError, FieldError, InvalidArgument, Json
+from cmcl.client.raw_folder import RawFolder
 from cmcl.client.types import Upload, UploadProgress
 from cmcl.contract.dataset import ShardRef
 
-ShardSource = ShardRef | str | Path
+# A folder of raw files that was read already is sent as it was read.
+ShardSource = ShardRef | RawFolder | str | Path
 UploadMode = Literal["auto", "always", "never"]
 OnUpload = Callable[[UploadProgress], None]
 
@@ -64,6 +66,8 @@ def expand(sources: Sequence[ShardSource]) -> list[Shard]:
 def _shards(source: ShardSource) -> list[Shard]:
     if isinstance(source, ShardRef):
         return [Shard(source)]
+    if isinstance(source, RawFolder):
+        raise InvalidArgument(f"{source.folder} is packed before it is sent")
     if isinstance(source, str) and ("://" in source or source.startswith("upload:")):
         return [Shard(ShardRef(uri=source))]
     return [Shard(ShardRef(uri=path.as_uri()), path) for path in _files(Path(source).resolve())]
@@ -79,8 +83,7 @@ def _files(path: Path) -> list[Path]:
     if not found:
         permitted = ", ".join(sorted(SHARD_SUFFIXES))
         raise InvalidArgument(
-            f"folder {path} has no shards (files whose names end in one of {permitted}) and no known "
-            "layout of raw files (docs/datasets.md)"
+            f"folder {path} has no shards (files whose names end in one of {permitted})"
         )
     return found
 
@@ -92,7 +95,11 @@ def _may_be_shard(file: Path) -> bool:
 
 def raw_path(source: ShardSource) -> Path | None:
     """The local folder or manifest of raw rows that a source names, or None for anything else."""
-    if isinstance(source, ShardRef) or "://" in str(source) or str(source).startswith("upload:"):
+    if (
+        isinstance(source, ShardRef | RawFolder)
+        or "://" in str(source)
+        or str(source).startswith("upload:")
+    ):
         return None
     path = Path(source).resolve()
     if path.is_file():

@@ -1,13 +1,14 @@
 """Layouts of folders with raw pairs. Each function reads the rows of one layout; it returns None for other folders.
 
-A row has two items, each a text, numbers or a file. The first layout that fits is used:
+A row has two items, each a text, numbers or a file. Files with names that begin with a dot are not read, and a file
+outside of the folder is refused. The first layout that fits is used:
 
 manifest        metadata.jsonl, metadata.csv, manifest.jsonl or manifest.csv: columns id, label, <modality>, <modality>_file_name, file_name
 COCO            captions_*.json with images and annotations
 Flickr30k       results.csv or results_20130124.token beside the images
 Clotho          clotho_captions_*.csv: file_name, caption_1 to caption_5
 AudioCaps       *.csv: audiocap_id, youtube_id, start_time, caption
-captions        a file and a text of the same name: a.jpg, a.txt
+captions        a file and a text of the same name: a.jpg, a.txt; each line of the text is a caption
 classes         a folder for each class, whose name is the text and the label
 """
 
@@ -15,56 +16,142 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from cmcl.client.errors import InvalidArgument
 from cmcl.contract.modality import ModalityPair
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
-    | {".wav", ".flac", ".ogg", ".mp3", ".m4a"}
-    | {".mp4", ".webm", ".mkv", ".mov"}
-)
+KINDS: dict[str, frozenset[str]] = {
+    "image": frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}),
+    "audio": frozenset({".wav", ".flac", ".ogg", ".mp3", ".m4a"}),
+    "video": frozenset({".mp4", ".webm", ".mkv", ".mov"}),
+    "text": frozenset({".txt"}),
+}
+_NOUNS = {"image": "picture", "audio": "sound", "video": "video", "text": "text"}
+SUFFIXES = KINDS["image"] | KINDS["audio"] | KINDS["video"]
 MANIFESTS = ("metadata.jsonl", "metadata.csv", "manifest.jsonl", "manifest.csv")
 _TEXT_NAMES = frozenset({"text", "caption", "captions", "title", "description", "sentence"})
 FILE_NAME = "file_name"
+# Names in a sentence about files; the others are counted.
+_NAMED = 3
 
 Item = str | Path | tuple[float, ...]
-# What a layout yields: id, label, and the item of each modality.
-Found = Iterator[tuple[str, str | None, dict[str, Item]]]
+# What the encoders of modalities take, as far as they are known.
+Takes = Mapping[str, str]
 
 
-def _sides(pair: ModalityPair) -> tuple[str, str]:
-    """Return the modality of the files, and that of the texts. Raises InvalidArgument."""
-    texts = [name for name in pair.modalities if name in _TEXT_NAMES]
-    if len(texts) != 1:
-        permitted = ", ".join(sorted(_TEXT_NAMES))
-        raise InvalidArgument(
-            f"pair {pair}: which side is the text? One of them must be called {permitted}; or write a "
-            "manifest (docs/datasets.md)"
-        )
-    files = pair.first if texts[0] == pair.second else pair.second
-    return files, texts[0]
+@dataclass(frozen=True)
+class RawRow:
+    """One pair. A path is a file whose bytes are the item. `source`: where the user finds the row in the folder."""
+
+    id: str
+    label: str | None
+    items: Mapping[str, Item]
+    source: str
 
 
-def _manifest(path: Path, pair: ModalityPair) -> Found | None:
+@dataclass(frozen=True)
+class Found:
+    """The rows of a folder, and sentences about what else it has."""
+
+    rows: Iterable[RawRow]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Sides:
+    """A pair, and what the encoders of its modalities take. A modality without an encoder is known by its name."""
+
+    pair: ModalityPair
+    takes: Takes
+
+    @property
+    def text(self) -> str:
+        """The modality of the texts. Raises InvalidArgument unless it is exactly one of the two."""
+        texts = [
+            name
+            for name in self.pair.modalities
+            if self.takes.get(name, "text" if name in _TEXT_NAMES else None) == "text"
+        ]
+        if len(texts) != 1:
+            permitted = ", ".join(sorted(_TEXT_NAMES))
+            raise InvalidArgument(
+                f"pair {self.pair}: which side is the text? One of them must have an encoder of texts or be "
+                f"called {permitted}; or write a manifest (docs/datasets.md)"
+            )
+        return texts[0]
+
+    @property
+    def files(self) -> str:
+        """The other modality, whose items are files."""
+        return self.pair.first if self.text == self.pair.second else self.pair.second
+
+    @property
+    def kind(self) -> str | None:
+        """What the modality of the files takes; None if that is not known."""
+        named: Takes = {kind: kind for kind in KINDS}
+        return self.takes.get(self.files, named.get(self.files))
+
+    def chosen(self, paths: Iterable[Path]) -> list[Path]:
+        """Return the pictures, sounds or videos that the modality of the files takes. Raises InvalidArgument."""
+        media = [path for path in paths if path.suffix.lower() in SUFFIXES]
+        kind = self.kind
+        if kind is None and len({kind_of(path) for path in media}) > 1:
+            raise InvalidArgument(
+                f"there are {counted(media)}: which of them does modality {self.files!r} take? Bind it to an "
+                "encoder, or write a manifest (docs/datasets.md)"
+            )
+        suffixes = SUFFIXES if kind is None else KINDS.get(kind, frozenset())
+        return [path for path in media if path.suffix.lower() in suffixes]
+
+
+def kind_of(path: Path) -> str | None:
+    """Return what a file is, by its suffix."""
+    suffix = path.suffix.lower()
+    return next((kind for kind, suffixes in KINDS.items() if suffix in suffixes), None)
+
+
+def plural(number: int, noun: str) -> str:
+    """Format a number with its noun."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def noun_of(path: Path) -> str:
+    """Return the word for a file, by its suffix."""
+    return _NOUNS.get(kind_of(path) or "", "file")
+
+
+def counted(paths: Iterable[Path]) -> str:
+    """Count files by what they are: `951 pictures, 2 sounds`."""
+    return ", ".join(plural(number, noun) for noun, number in Counter(map(noun_of, paths)).items())
+
+
+def _named(paths: Sequence[Path]) -> str:
+    """Count files, and name the first ones."""
+    more = f" and {len(paths) - _NAMED:,} more" if len(paths) > _NAMED else ""
+    return f"{counted(paths)} ({', '.join(path.name for path in paths[:_NAMED])}{more})"
+
+
+def _manifest(path: Path, sides: Sides) -> Found | None:
     if path.is_dir():
         file = next((path / name for name in MANIFESTS if (path / name).is_file()), None)
     else:
         file = path if path.suffix.lower() in (".jsonl", ".csv") and _names_files(path) else None
-    return None if file is None else _manifest_rows(file, pair)
+    return None if file is None else Found(_manifest_rows(file, sides.pair))
 
 
 def _names_files(path: Path) -> bool:
     """Return whether the first row of a manifest has a column that names files."""
-    first = next(iter(_records(path)), {})
+    _, first = next(iter(_records(path)), (0, {}))
     return any(name == FILE_NAME or name.endswith(f"_{FILE_NAME}") for name in first)
 
 
-def _manifest_rows(file: Path, pair: ModalityPair) -> Found:
-    for number, record in enumerate(_records(file), start=1):
+def _manifest_rows(file: Path, pair: ModalityPair) -> Iterator[RawRow]:
+    for line, record in _records(file):
         items: dict[str, Item] = {}
         for modality in pair.modalities:
             name = record.get(f"{modality}_{FILE_NAME}")
@@ -74,19 +161,20 @@ def _manifest_rows(file: Path, pair: ModalityPair) -> Found:
             value = record.get(modality) if name is None else file.parent / str(name)
             if value is None:
                 raise InvalidArgument(
-                    f"{file}, row {number}: no column {modality!r} or '{modality}_{FILE_NAME}'; it has "
+                    f"{file}, line {line}: no column {modality!r} or '{modality}_{FILE_NAME}'; it has "
                     f"{', '.join(map(repr, record))}"
                 )
-            items[modality] = value if isinstance(value, Path) else _item(value, file, number)
+            items[modality] = value if isinstance(value, Path) else _item(value, file, line)
         label = record.get("label")
-        yield (
-            str(record.get("id", f"row-{number:08d}")),
+        yield RawRow(
+            str(record.get("id", f"{file.name}:{line}")),
             None if label in (None, "") else str(label),
             items,
+            f"{file.name} line {line}",
         )
 
 
-def _item(value: object, file: Path, row: int) -> Item:
+def _item(value: object, file: Path, line: int) -> Item:
     """Return a text, or numbers: a list, in CSV written as JSON. Raises InvalidArgument."""
     given = value
     if isinstance(value, str) and value.startswith("[") and file.suffix.lower() == ".csv":
@@ -98,13 +186,13 @@ def _item(value: object, file: Path, row: int) -> Item:
         return tuple(float(each) for each in given)
     if isinstance(value, list | dict):
         raise InvalidArgument(
-            f"{file}, row {row}: {value!r} is neither a text nor a list of numbers"
+            f"{file}, line {line}: {value!r} is neither a text nor a list of numbers"
         )
     return str(value)
 
 
-def _records(file: Path) -> Iterator[Mapping[str, object]]:
-    """Yield the rows of a JSONL or CSV file. Raises InvalidArgument."""
+def _records(file: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """Yield the rows of a JSONL or CSV file, each with the number of its line. Raises InvalidArgument."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             if file.suffix.lower() == ".csv":
@@ -116,31 +204,32 @@ def _records(file: Path) -> Iterator[Mapping[str, object]]:
                 record = json.loads(line)
                 if not isinstance(record, dict):
                     raise InvalidArgument(f"{file}, line {number}: a row must be a JSON object")
-                yield record
+                yield number, record
     except (OSError, ValueError, csv.Error) as error:
         raise InvalidArgument(f"{file} cannot be read: {error}") from error
 
 
-def _csv_records(file: Path, opened: TextIO) -> Iterator[Mapping[str, object]]:
+def _csv_records(file: Path, opened: TextIO) -> Iterator[tuple[int, Mapping[str, object]]]:
     """Yield rows, each with a field for every column. A caption with an unquoted comma would lose its second half."""
     rows = csv.DictReader(opened, strict=True)
-    for number, record in enumerate(rows, start=1):
+    for record in rows:
         # DictReader files surplus fields under None, and missing ones as None.
         if None in record or None in record.values():
             raise InvalidArgument(
-                f"{file}, row {number} (line {rows.line_num}): it has more or fewer fields than the header; write fields "
-                'with commas in quotes, and a quote in them as ""'
+                f"{file}, line {rows.line_num}: it has more or fewer fields than the header; write fields with "
+                'commas in quotes, and a quote in them as ""'
             )
-        yield record
+        # A row ends in the line that the reader counts, and begins above the line ends in its fields.
+        yield rows.line_num - sum(value.count("\n") for value in record.values()), record
 
 
-def _coco(folder: Path, pair: ModalityPair) -> Found | None:
+def _coco(folder: Path, sides: Sides) -> Found | None:
     found = [*folder.glob("captions_*.json"), *folder.glob("annotations/captions_*.json")]
-    return _coco_rows(folder, sorted(found), pair) if found else None
+    return Found(_coco_rows(folder, sorted(found), sides)) if found else None
 
 
-def _coco_rows(folder: Path, files: Iterable[Path], pair: ModalityPair) -> Found:
-    image, text = _sides(pair)
+def _coco_rows(folder: Path, files: Iterable[Path], sides: Sides) -> Iterator[RawRow]:
+    image, text = sides.files, sides.text
     paths = _files_by_name(folder)
     for file in files:
         try:
@@ -152,7 +241,8 @@ def _coco_rows(folder: Path, files: Iterable[Path], pair: ModalityPair) -> Found
                     image: paths.get(Path(name).name, folder / name),
                     text: str(each["caption"]).strip(),
                 }
-                yield f"coco-{each['id']}", None, items
+                source = f"{file.name} annotation {each['id']}"
+                yield RawRow(f"coco-{each['id']}", None, items, source)
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise InvalidArgument(
                 f"{file} is not a COCO file of captions (images: id, file_name; annotations: id, "
@@ -160,10 +250,10 @@ def _coco_rows(folder: Path, files: Iterable[Path], pair: ModalityPair) -> Found
             ) from error
 
 
-def _flickr(folder: Path, pair: ModalityPair) -> Found | None:
+def _flickr(folder: Path, sides: Sides) -> Found | None:
     for name, split in (("results.csv", _flickr_csv), ("results_20130124.token", _flickr_token)):
         if (folder / name).is_file():
-            return _flickr_rows(folder, folder / name, split, pair)
+            return Found(_flickr_rows(folder, folder / name, split, sides))
     return None
 
 
@@ -182,27 +272,27 @@ def _flickr_rows(
     folder: Path,
     file: Path,
     split: Callable[[str], tuple[str, str, str] | None],
-    pair: ModalityPair,
-) -> Found:
-    image, text = _sides(pair)
+    sides: Sides,
+) -> Iterator[RawRow]:
+    image, text = sides.files, sides.text
     paths = _files_by_name(folder)
-    for line in file.read_text("utf-8").splitlines():
+    for at, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
         if line.strip() and (parts := split(line)) is not None:
             name, number, caption = parts
             items: dict[str, Item] = {image: paths.get(name, folder / name), text: caption}
-            yield f"{Path(name).stem}-{number}", None, items
+            yield RawRow(f"{name}#{number}", None, items, f"{file.name} line {at}")
 
 
-def _clotho(folder: Path, pair: ModalityPair) -> Found | None:
+def _clotho(folder: Path, sides: Sides) -> Found | None:
     found = sorted(folder.glob("clotho_captions_*.csv"))
-    return _clotho_rows(folder, found, pair) if found else None
+    return Found(_clotho_rows(folder, found, sides)) if found else None
 
 
-def _clotho_rows(folder: Path, files: Iterable[Path], pair: ModalityPair) -> Found:
-    audio, text = _sides(pair)
+def _clotho_rows(folder: Path, files: Iterable[Path], sides: Sides) -> Iterator[RawRow]:
+    audio, text = sides.files, sides.text
     paths = _files_by_name(folder)
     for file in files:
-        for record in _records(file):
+        for line, record in _records(file):
             name = str(record.get("file_name") or "")
             captions = {key: value for key, value in record.items() if key.startswith("caption")}
             if not name or not captions:
@@ -212,12 +302,13 @@ def _clotho_rows(folder: Path, files: Iterable[Path], pair: ModalityPair) -> Fou
                     audio: paths.get(name, folder / name),
                     text: str(caption or "").strip(),
                 }
-                yield f"{Path(name).stem}-{key.removeprefix('caption_')}", None, items
+                id_ = f"{name}#{key.removeprefix('caption_')}"
+                yield RawRow(id_, None, items, f"{file.name} line {line}")
 
 
-def _audiocaps(folder: Path, pair: ModalityPair) -> Found | None:
+def _audiocaps(folder: Path, sides: Sides) -> Found | None:
     found = [file for file in sorted(folder.glob("*.csv")) if _is_audiocaps(file)]
-    return _audiocaps_rows(folder, found, pair) if found else None
+    return Found(_audiocaps_rows(folder, found, sides)) if found else None
 
 
 def _is_audiocaps(file: Path) -> bool:
@@ -225,11 +316,11 @@ def _is_audiocaps(file: Path) -> bool:
         return {"audiocap_id", "youtube_id", "caption"} <= set(opened.readline().strip().split(","))
 
 
-def _audiocaps_rows(folder: Path, files: Iterable[Path], pair: ModalityPair) -> Found:
-    audio, text = _sides(pair)
+def _audiocaps_rows(folder: Path, files: Iterable[Path], sides: Sides) -> Iterator[RawRow]:
+    audio, text = sides.files, sides.text
     by_stem = {path.stem: path for path in _files_by_name(folder).values()}
     for file in files:
-        for record in _records(file):
+        for line, record in _records(file):
             video, start = str(record["youtube_id"]), str(record.get("start_time", ""))
             # Downloaders name the file after the video, or the video and the start of its ten seconds.
             stems = (f"{video}_{start}", f"Y{video}", video, str(record["audiocap_id"]))
@@ -237,44 +328,75 @@ def _audiocaps_rows(folder: Path, files: Iterable[Path], pair: ModalityPair) -> 
                 (by_stem[stem] for stem in stems if stem in by_stem), folder / f"{video}.wav"
             )
             items: dict[str, Item] = {audio: path, text: str(record["caption"]).strip()}
-            yield f"audiocaps-{record['audiocap_id']}", None, items
+            id_ = f"audiocaps-{record['audiocap_id']}"
+            yield RawRow(id_, None, items, f"{file.name} line {line}")
 
 
-def _captions(folder: Path, pair: ModalityPair) -> Found | None:
-    texts = {path.with_suffix("") for path in folder.rglob("*.txt")}
-    files = sorted(path for path in media_files(folder) if path.with_suffix("") in texts)
-    return _caption_rows(folder, files, pair) if files else None
+def _captions(folder: Path, sides: Sides) -> Found | None:
+    paths = list(visible_files(folder))
+    texts = {path.with_suffix(""): path for path in paths if kind_of(path) == "text"}
+    media = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    # The question which side is the text is asked only where there are texts.
+    if not any(path.with_suffix("") in texts for path in media):
+        return None
+    files = sides.chosen(media)
+    paired = [path for path in files if path.with_suffix("") in texts]
+    if not paired:
+        return None
+    captions = {path: _lines(texts[path.with_suffix("")]) for path in paired}
+    names = {path.with_suffix("") for path in files}
+    notes = [
+        ("without a text of the same name", [path for path in files if path not in captions]),
+        ("without a file of the same name", [texts[name] for name in texts.keys() - names]),
+        (f"that modality {sides.files!r} does not take", sorted({*media} - {*files})),
+    ]
+    sentences = [f"left out, {what}: {_named(sorted(left))}" for what, left in notes if left]
+    if any(len(lines) > 1 for lines in captions.values()):
+        sentences.insert(0, "each line of a text is a caption")
+    return Found(_caption_rows(folder, captions, sides), sentences)
 
 
-def _caption_rows(folder: Path, files: Iterable[Path], pair: ModalityPair) -> Found:
-    """Yield a row for each line of the text, which is a caption."""
-    modality, text = _sides(pair)
+def _lines(text: Path) -> list[str]:
+    try:
+        lines = text.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{text} cannot be read as UTF-8: {error}") from error
+    return [line.strip() for line in lines if line.strip()] or [""]
+
+
+def _caption_rows(
+    folder: Path, captions: Mapping[Path, list[str]], sides: Sides
+) -> Iterator[RawRow]:
+    """Yield a row for each caption. An id is the name of the file, which no other has, and the caption's number."""
+    for path, lines in captions.items():
+        name = path.relative_to(folder).as_posix()
+        for number, caption in enumerate(lines, start=1):
+            items: dict[str, Item] = {sides.files: path, sides.text: caption}
+            yield RawRow(name if len(lines) == 1 else f"{name}#{number}", None, items, "")
+
+
+def _classes(folder: Path, sides: Sides) -> Found | None:
+    media = [path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES]
+    if not any(path.parent != folder for path in media):
+        return None
+    files = sides.chosen(media)
+    notes = [
+        ("in no folder of a class", [path for path in files if path.parent == folder]),
+        (f"that modality {sides.files!r} does not take", sorted({*media} - {*files})),
+    ]
+    sentences = [f"left out, {what}: {_named(left)}" for what, left in notes if left]
+    inside = [path for path in files if path.parent != folder]
+    return Found(_class_rows(folder, inside, sides), sentences) if inside else None
+
+
+def _class_rows(folder: Path, files: Iterable[Path], sides: Sides) -> Iterator[RawRow]:
     for path in files:
-        try:
-            lines = path.with_suffix(".txt").read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidArgument(f"{path.with_suffix('.txt')} cannot be read: {error}") from error
-        captions = [line.strip() for line in lines if line.strip()] or [""]
-        key = path.relative_to(folder).with_suffix("").as_posix()
-        for number, caption in enumerate(captions, start=1):
-            items: dict[str, Item] = {modality: path, text: caption}
-            yield (key if len(captions) == 1 else f"{key}-{number}"), None, items
+        words = re.sub(r"[_-]+", " ", path.parent.name).strip()
+        items: dict[str, Item] = {sides.files: path, sides.text: words}
+        yield RawRow(path.relative_to(folder).as_posix(), path.parent.name, items, "")
 
 
-def _classes(folder: Path, pair: ModalityPair) -> Found | None:
-    files = sorted(path for path in media_files(folder) if path.parent != folder)
-    return _class_rows(folder, files, pair) if files else None
-
-
-def _class_rows(folder: Path, files: Iterable[Path], pair: ModalityPair) -> Found:
-    modality, text = _sides(pair)
-    for path in files:
-        name = path.parent.name
-        words = re.sub(r"[_-]+", " ", name).strip()
-        yield path.relative_to(folder).as_posix(), name, {modality: path, text: words}
-
-
-LAYOUTS: dict[str, Callable[[Path, ModalityPair], Found | None]] = {
+LAYOUTS: dict[str, Callable[[Path, Sides], Found | None]] = {
     "manifest": _manifest,
     "COCO": _coco,
     "Flickr30k": _flickr,
@@ -285,13 +407,59 @@ LAYOUTS: dict[str, Callable[[Path, ModalityPair], Found | None]] = {
 }
 
 
+def unknown_layout(folder: Path, sides: Sides) -> InvalidArgument:
+    """Return the error for a folder whose layout is not known: what it has, and what is missing."""
+    paths = list(visible_files(folder))
+    if not paths:
+        return InvalidArgument(f"folder {folder} is empty")
+    files, kind = sides.chosen(paths), sides.kind
+    if files:
+        return InvalidArgument(
+            f"folder {folder} has {counted(files)}, and no texts beside them: {files[0].stem}.txt beside "
+            f"{files[0].name} is missing; or put them in a folder for each class, or write a manifest "
+            "(docs/datasets.md)"
+        )
+    if kind is not None:
+        missing = f"no {_NOUNS.get(kind, kind)}s, which modality {sides.files!r} takes"
+    else:
+        missing = "no known layout of raw files"
+    return InvalidArgument(
+        f"folder {folder} has {missing}, and no shards (docs/datasets.md); it has {counted(paths)}"
+    )
+
+
 def media_files(folder: Path) -> Iterator[Path]:
-    """Yield pictures, sounds and videos by their suffixes, without hidden files and folders."""
+    """Yield pictures, sounds and videos by their suffixes, as `visible_files` does."""
+    return (path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES)
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Yield all files by name, without hidden files and folders. Raises InvalidArgument for links that leave the folder.
+
+    Linked folders are not entered: those inside are visited where they are.
+    """
+    resolved = folder.resolve()
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                yield Path(root) / name
+        for name in (*folders, *sorted(names)):
+            path = Path(root, name)
+            if name.startswith("."):
+                continue
+            if path.is_symlink():
+                check_inside(path, resolved)
+            if name not in folders:
+                yield path
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Raises InvalidArgument if a file lies outside of a resolved folder: by its name, or through a link."""
+    target = path.resolve()
+    if not target.is_relative_to(folder):
+        what = "a link to " if path.is_symlink() else ""
+        raise InvalidArgument(
+            f"{path} is {what}{target}, outside of folder {folder}; only files in the folder are sent: copy the "
+            "file there, or remove it"
+        )
 
 
 def _files_by_name(folder: Path) -> dict[str, Path]:

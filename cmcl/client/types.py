@@ -323,8 +323,9 @@ class Upload(ApiModel):
 
 @dataclass(frozen=True)
 class UploadProgress:
-    """Bytes of a file that have arrived."""
+    """Bytes of a file that have arrived; or bytes of a folder of raw files that are packed into tars."""
 
     path: Path
     sent: int
     total: int
+    phase: Literal["packing", "sending"] = "sending"

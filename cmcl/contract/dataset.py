@@ -16,6 +16,10 @@ from cmcl.contract.modality import (
 )
 
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+# In the JSON of a sample in a tar: the largest number of texts in a list, and the field that says where the user finds
+# the row.
+MOST_TEXTS_OF_ITEM = 1000
+SOURCE = "__source__"
 FileFormat = Literal["parquet", "arrow", "npz", "safetensors", "hdf5", "jsonl", "csv", "tar"]
 
 

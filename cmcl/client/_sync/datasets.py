@@ -29,7 +29,17 @@ from cmcl.client.files import (
     with_paths,
 )
 from cmcl.client.raw_folder import RawFolder, packed, read_raw_folder
-from cmcl.client.types import AcceptedDataset, ApiModel, Dataset, DatasetSummary, Job, Order
+from cmcl.client.registry import Model
+from cmcl.client.types import (
+    AcceptedDataset,
+    ApiModel,
+    Dataset,
+    DatasetSummary,
+    Encoder,
+    Job,
+    Order,
+    UploadProgress,
+)
 from cmcl.client.wire import Request, given, read, segment
 from cmcl.contract.dataset import RejectedRow, ShardRef
 from cmcl.contract.encoder import EncoderIdentity
@@ -83,7 +93,7 @@ class DatasetCalls(UploadCalls, JobCalls):
             },
             {"shards": shards, "evaluation_shards": evaluation_shards},
             Uploading(upload, on_upload),
-            _as_pair(pair),
+            (model, _as_pair(pair)),
         )
 
     def open_dataset(  # noqa: PLR0913 - what a dataset has
@@ -112,7 +122,7 @@ class DatasetCalls(UploadCalls, JobCalls):
             },
             {"shards": shards, "evaluation_shards": evaluation_shards},
             Uploading(upload, on_upload),
-            _as_pair(pair),
+            (model, _as_pair(pair)),
         )
         return opened.dataset
 
@@ -129,8 +139,22 @@ class DatasetCalls(UploadCalls, JobCalls):
         sources = {"shards": shards, "evaluation_shards": evaluation_shards}
         path = f"{_path(dataset)}/shards"
         uploading = Uploading(upload, on_upload)
-        pair = (self.dataset(dataset)).pair if _any_raw(sources) else None
-        return self._post_with_shards(Dataset, path, {}, sources, uploading, pair)
+        of = None
+        if _any_raw(sources):
+            known = self.dataset(dataset)
+            of = known.model, known.pair
+        return self._post_with_shards(Dataset, path, {}, sources, uploading, of)
+
+    def raw_folder(self, path: str | Path, model: str, pair: Pair) -> RawFolder | None:
+        """Read a folder of raw files: its layout, its rows, and what is left out. The result can be posted as a shard.
+
+        None for anything else: a folder or file of shards, and an address.
+        """
+        raw = raw_path(path)
+        if raw is None:
+            return None
+        takes = self._takes(model)
+        return call(partial(read_raw_folder, raw, _as_pair(pair), takes))
 
     def seal_dataset(self, dataset: str) -> AcceptedDataset:
         """Seal an open dataset and start its job. Sealing again returns the same job."""
@@ -193,7 +217,7 @@ class DatasetCalls(UploadCalls, JobCalls):
             },
             {"shards": shards, "evaluation_shards": evaluation_shards},
             Uploading(upload, on_upload),
-            _as_pair(pair),
+            (model, _as_pair(pair)),
         )
         self.watch(accepted.job.id, on_change, timeout=timeout)
         return self.dataset(accepted.dataset.id)
@@ -205,14 +229,14 @@ class DatasetCalls(UploadCalls, JobCalls):
         body: Json,
         sources: Mapping[str, Sequence[ShardSource]],
         uploading: Uploading,
-        pair: ModalityPair | None,
+        of: tuple[str, ModalityPair] | None,
     ) -> T:
         """POST a body with these lists of shards, by field. Uploads local files where needed.
 
-        `pair`: of the rows of raw folders.
+        `of`: model and pair of raw folders.
         """
         lists: ShardLists = {
-            field: [shard for source in given for shard in self._shards(source, pair, uploading)]
+            field: [shard for source in given for shard in self._shards(source, of, uploading)]
             for field, given in sources.items()
         }
         if uploading.comes_first(is_near=self._session.is_near):
@@ -230,18 +254,20 @@ class DatasetCalls(UploadCalls, JobCalls):
             raise with_paths(error, lists) from error
 
     def _shards(
-        self, source: ShardSource, pair: ModalityPair | None, uploading: Uploading
+        self, source: ShardSource, of: tuple[str, ModalityPair] | None, uploading: Uploading
     ) -> list[Shard]:
         """The shards of a source; of a folder of raw files the uploads that it is packed into."""
-        path = raw_path(source)
-        if path is None or pair is None:
+        raw = source if isinstance(source, RawFolder) else None
+        if of is None:
             return expand([source])
-        raw = call(partial(read_raw_folder, path, pair))
+        model, pair = of
+        if isinstance(source, str | Path):
+            raw = self.raw_folder(source, model, pair)
         if raw is None:
             return expand([source])
         if uploading.mode == "never":
             raise InvalidArgument(
-                f"{path} has raw files, which are packed and uploaded. For data that the service can "
+                f"{raw.folder} has raw files, which are packed and uploaded. For data that the service can "
                 "read where it lies, write a manifest (`cmcl dataset add --write-manifest`) and post its "
                 "address"
             )
@@ -251,13 +277,29 @@ class DatasetCalls(UploadCalls, JobCalls):
         """Upload the rows as tars, one after another: the disk holds one at a time."""
         shards = []
         with tempfile.TemporaryDirectory(prefix="cmcl-pack-") as folder:
-            tars = packed(raw, pair, raw.name, Path(folder))
-            while (tar := call(partial(next, tars, None))) is not None:
-                complete = self.upload(tar, uploading.on_upload)
+            steps = packed(raw, pair, raw.name, Path(folder))
+            while (step := call(partial(next, steps, None))) is not None:
+                if uploading.on_upload is not None:
+                    now = UploadProgress(raw.folder, step.bytes, raw.bytes, "packing")
+                    uploading.on_upload(now)
+                if step.tar is None:
+                    continue
+                complete = self.upload(step.tar, uploading.on_upload)
                 ref = ShardRef(uri=complete.uri or f"upload:{complete.id}")
                 shards.append(Shard(ref, raw.folder))
-                tar.unlink()
+                step.tar.unlink()
         return shards
+
+    def _takes(self, model: str) -> dict[str, str]:
+        """What the encoder of each modality of a model takes."""
+        pages = self._session.pages(Encoder, "/v1/encoders")
+        takes = {encoder.name: encoder.takes for encoder in pages}
+        found = self._session.get(Model, f"/v1/models/{segment(model)}")
+        return {
+            name: takes[modality.encoder]
+            for name, modality in found.modalities.items()
+            if modality.encoder in takes
+        }
 
     def _send_files(self, lists: ShardLists, paths: set[Path], uploading: Uploading) -> ShardLists:
         """Upload these files, and return the lists with their uploads."""
@@ -285,7 +327,11 @@ def _body(
 
 
 def _any_raw(sources: Mapping[str, Sequence[ShardSource]]) -> bool:
-    return any(raw_path(source) is not None for given in sources.values() for source in given)
+    return any(
+        isinstance(source, RawFolder) or raw_path(source) is not None
+        for given in sources.values()
+        for source in given
+    )
 
 
 def _as_pair(pair: Pair) -> ModalityPair:

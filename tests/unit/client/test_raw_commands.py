@@ -80,7 +80,8 @@ def test_what_was_found_in_a_folder_is_printed_before_it_is_sent(
 ) -> None:
     folder = captioned(tmp_path / "My Birds", "jay", "tit")
     out = cmcl("dataset", "add", str(folder), *OF_BIRDS, "--max-bad-share=0.2")
-    assert f"{folder}: layout captions, 2 rows" in cmcl.stderr
+    assert f"{folder}: 2 pictures, 2 captions; layout captions" in cmcl.stderr
+    assert "My Birds packed: 6 bytes\nMy Birds-00001.tar sent: 10.2 kB" in cmcl.stderr
     assert out.startswith("dataset ds-")
     (added,) = cmcl.lines("dataset", "list")
     assert added["name"] == "my-birds"
@@ -95,7 +96,7 @@ def test_files_that_a_manifest_names_and_that_are_missing_are_printed(
     rows = [{"image_file_name": name, "text": "a jay"} for name in ("jay.jpg", "gone[1].jpg")]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     cmcl("dataset", "add", str(folder), *OF_BIRDS)
-    assert "layout manifest, 1 rows, 1 named files are missing" in cmcl.stderr
+    assert "1 picture, 1 caption; layout manifest" in cmcl.stderr
     assert f"missing: {folder / 'gone[1].jpg'}" in cmcl.stderr
 
 
@@ -113,11 +114,11 @@ def test_a_manifest_is_written_and_nothing_sent(cmcl: Cmcl, tmp_path: Path) -> N
     folder, target = captioned(tmp_path / "birds", "jay", "tit"), tmp_path / "birds.jsonl"
     add = ("dataset", "add", *OF_BIRDS)
     assert cmcl(*add, str(folder), f"--write-manifest={target}") == ""
-    assert f"2 rows; written to {target}" in cmcl.stderr
+    assert f"2 captions; layout captions; written to {target}" in cmcl.stderr
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     assert rows == [
-        {"id": "jay", "image_file_name": "birds/jay.jpg", "text": "a jay"},
-        {"id": "tit", "image_file_name": "birds/tit.jpg", "text": "a tit"},
+        {"id": "jay.jpg", "image_file_name": "birds/jay.jpg", "text": "a jay"},
+        {"id": "tit.jpg", "image_file_name": "birds/tit.jpg", "text": "a tit"},
     ]
     assert cmcl.lines("dataset", "list") == []
     missing = f"--write-manifest={tmp_path / 'no' / 'such'}"

@@ -47,7 +47,11 @@ def test_a_folder_posted_twice_is_the_same_dataset(client: Client, tmp_path: Pat
     folder = captioned(tmp_path / "summer", "jay", "tit")
     sent: list[UploadProgress] = []
     first = client.add_dataset("birds", "one", PAIR, [folder], on_upload=sent.append)
-    assert [now.path.name for now in sent] == ["summer-00001.tar"]
+    assert [(now.path.name, now.phase) for now in sent] == [
+        ("summer", "packing"),
+        ("summer-00001.tar", "sending"),
+    ]
+    assert all(now.sent == now.total for now in sent)
     (shard,) = client.dataset(first.dataset.id).shards
     assert shard.uri.startswith("upload:up-")
     again = client.add_dataset("birds", "one", PAIR, [folder])
@@ -56,6 +60,23 @@ def test_a_folder_posted_twice_is_the_same_dataset(client: Client, tmp_path: Pat
     captioned(tmp_path / "winter", "wren")
     grown = client.add_dataset("birds", "one", PAIR, [tmp_path / "winter"])
     assert grown.job.id != first.job.id
+
+
+def test_a_folder_is_read_by_what_the_models_encoders_take(client: Client, tmp_path: Path) -> None:
+    folder = captioned(tmp_path / "summer", "jay")
+    (folder / "jay.ogg").write_bytes(b"a song")
+    client.create_model("others", {"modalities": {"bird": {"encoder": "clip-image"}, "text": 3}})
+    found = client.raw_folder(folder, "others", ("bird", "text"))
+    assert found is not None
+    assert [row.id for row in found.rows] == ["jay.jpg"]
+    accepted = client.add_dataset("others", "one", ("bird", "text"), [found])
+    assert len(client.dataset(accepted.dataset.id).shards) == 1
+    assert client.raw_folder("s3://bucket/rows.jsonl", "others", ("bird", "text")) is None
+
+
+def test_an_empty_folder_is_refused(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="is empty"):
+        client.add_dataset("birds", "one", PAIR, [captioned(tmp_path / "none")])
 
 
 def test_raw_folders_are_appended_to_an_open_dataset(client: Client, tmp_path: Path) -> None:

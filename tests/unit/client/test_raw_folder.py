@@ -80,13 +80,13 @@ def manifest_csv(folder: Path) -> None:
 # Layout, pair, ids of the rows, number of missing files.
 FOUND = [
     (coco, "COCO", PAIR, ["coco-1", "coco-2"], 0),
-    (flickr_csv, "Flickr30k", PAIR, ["b-0", "b-1"], 0),
-    (flickr_token, "Flickr30k", PAIR, ["b-0", "b-1"], 0),
-    (clotho, "Clotho", SOUNDS, ["rain on roof-1", "rain on roof-2"], 0),
+    (flickr_csv, "Flickr30k", PAIR, ["b.jpg#0", "b.jpg#1"], 0),
+    (flickr_token, "Flickr30k", PAIR, ["b.jpg#0", "b.jpg#1"], 0),
+    (clotho, "Clotho", SOUNDS, ["rain on roof.wav#1", "rain on roof.wav#2"], 0),
     (audiocaps, "AudioCaps", SOUNDS, ["audiocaps-91"], 1),
-    (captions, "captions", PAIR, ["a-1", "a-2", "sub/b"], 0),
+    (captions, "captions", PAIR, ["a.jpg#1", "a.jpg#2", "sub/b.png"], 0),
     (classes, "classes", PAIR, ["crow/2.jpg", "great_tit/1.jpg"], 0),
-    (huggingface, "manifest", PAIR, ["row-00000001"], 1),
+    (huggingface, "manifest", PAIR, ["metadata.jsonl:1"], 1),
     (manifest_csv, "manifest", PAIR, ["x"], 0),
 ]
 
@@ -118,6 +118,15 @@ def read(path: Path, pair: ModalityPair = PAIR) -> RawFolder:
     return found
 
 
+def tars(found: RawFolder, into: Path, pair: ModalityPair = PAIR) -> list[Path]:
+    return [step.tar for step in packed(found, pair, "rows", into) if step.tar]
+
+
+def members(tar: Path) -> dict[str, bytes]:
+    with tarfile.open(tar) as opened:
+        return {each.name: opened.extractfile(each).read() for each in opened}  # type: ignore[union-attr]
+
+
 def test_texts_and_labels_are_those_of_the_layout(tmp_path: Path) -> None:
     flickr_csv(tmp_path / "flickr")
     classes(tmp_path / "classes")
@@ -139,15 +148,130 @@ def test_numbers_in_csv_are_json_and_other_brackets_are_text(tmp_path: Path) -> 
     write(tmp_path, {"metadata.csv": rows, "p.txt": "Paris"})
     found = [row.items["location"] for row in read(tmp_path, PLACES).rows]
     assert found == [(48.85, 2.35), "[near Paris]"]
-    [tar] = packed(read(tmp_path, PLACES), PLACES, "rows", tmp_path)
+    [tar] = tars(read(tmp_path, PLACES), tmp_path, PLACES)
     with tarfile.open(tar) as opened:
         about = opened.extractfile("00000000.json").read()  # type: ignore[union-attr]
-    assert json.loads(about) == {"id": "row-00000001", "location": [48.85, 2.35]}
+    assert json.loads(about) == {
+        "id": "metadata.csv:2",
+        "__source__": "metadata.csv line 2, p.txt",
+        "location": [48.85, 2.35],
+    }
 
 
-def test_a_folder_of_another_kind_is_not_raw(tmp_path: Path) -> None:
-    write(tmp_path, {"notes.md": "nothing"})
-    assert read_raw_folder(tmp_path, PAIR) is None
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "is empty"),
+        ({".hidden/a.jpg": "a"}, "is empty"),
+        (
+            {"notes.md": "nothing"},
+            r"has no pictures, which modality 'image' takes, .*; it has 1 file",
+        ),
+        (
+            {"a.jpg": "a", "b.png": "b", "c.wav": "c", "d.txt": "d"},
+            "has 2 pictures, and no texts beside them: a.txt beside a.jpg is missing",
+        ),
+        ({"a.ogg": "a", "a.txt": "a"}, r"has no pictures, .*; it has 1 sound, 1 text"),
+    ],
+)
+def test_a_folder_without_a_known_layout_is_refused_with_what_is_missing(
+    tmp_path: Path, files: dict[str, str], message: str
+) -> None:
+    write(tmp_path, files)
+    with pytest.raises(InvalidArgument, match=message):
+        read_raw_folder(tmp_path, PAIR)
+
+
+def test_only_files_that_the_modality_takes_are_items(tmp_path: Path) -> None:
+    for stem in ("a", "b"):
+        write(tmp_path, {f"{stem}.png": "p", f"{stem}.ogg": "s", f"{stem}.txt": "t"})
+    write(tmp_path, {"no text.png": "p", "no file.txt": "t"})
+    found = read(tmp_path)
+    assert [(row.id, row.items["image"]) for row in found.rows] == [
+        ("a.png", tmp_path / "a.png"),
+        ("b.png", tmp_path / "b.png"),
+    ]
+    assert found.notes == [
+        "left out, without a text of the same name: 1 picture (no text.png)",
+        "left out, without a file of the same name: 1 text (no file.txt)",
+        "left out, that modality 'image' does not take: 2 sounds (a.ogg, b.ogg)",
+    ]
+    heard = read_raw_folder(tmp_path, SOUNDS)
+    assert heard is not None
+    assert [row.id for row in heard.rows] == ["a.ogg", "b.ogg"]
+
+
+def test_the_encoder_says_what_a_modality_of_any_name_takes(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": "p", "a.ogg": "s", "a.txt": "t"})
+    pair = ModalityPair(first="bark", second="words")
+    with pytest.raises(InvalidArgument, match="which side is the text"):
+        read_raw_folder(tmp_path, pair)
+    with pytest.raises(InvalidArgument, match=r"1 sound, 1 picture: which of them .* 'bark' take"):
+        read_raw_folder(tmp_path, pair, {"words": "text"})
+    found = read_raw_folder(tmp_path, pair, {"words": "text", "bark": "audio"})
+    assert found is not None
+    assert [row.id for row in found.rows] == ["a.ogg"]
+
+
+def test_no_two_rows_of_captions_have_one_id(tmp_path: Path) -> None:
+    write(
+        tmp_path, {"a.png": "p", "a.jpg": "j", "a.txt": "one\ntwo", "a-1.png": "q", "a-1.txt": "x"}
+    )
+    assert [row.id for row in read(tmp_path).rows] == [
+        *("a-1.png", "a.jpg#1", "a.jpg#2"),
+        *("a.png#1", "a.png#2"),
+    ]
+
+
+def test_a_folder_says_how_many_files_and_captions_it_has(tmp_path: Path) -> None:
+    for stem in ("a", "b"):
+        write(tmp_path / "many", {f"{stem}.png": stem, f"{stem}.txt": "one\ntwo\nthree"})
+    assert f"{tmp_path}/many: 2 pictures, 6 captions (about 3 a picture)" in str(
+        read(tmp_path / "many")
+    )
+    assert read(tmp_path / "many").notes == ["each line of a text is a caption"]
+    classes(tmp_path / "classes")
+    assert "2 pictures in 2 classes" in str(read(tmp_path / "classes"))
+    manifest_csv(tmp_path / "manifest")
+    assert "1 picture, 1 caption; layout manifest" in str(read(tmp_path / "manifest"))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.txt", "unused.bin", "sub"])
+def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "outside", {"secret": "s", "b.txt": "t"})
+    write(tmp_path / "folder", {"a.png": "p", "a.txt": "t"})
+    link = tmp_path / "folder" / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path / "outside" / ("" if name == "sub" else "secret"))
+    with pytest.raises(InvalidArgument, match=f"{name} is a link to .*outside.*, outside of"):
+        read(tmp_path / "folder")
+
+
+def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"folder/metadata.csv": "file_name,text\n../a.png,a\n", "a.png": "p"})
+    with pytest.raises(InvalidArgument, match="outside of folder"):
+        read(tmp_path / "folder")
+
+
+def test_a_link_inside_the_folder_is_its_file(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": "p", "a.txt": "t", "b.txt": "u"})
+    (tmp_path / "b.png").symlink_to("a.png")
+    (tmp_path / "c.png").symlink_to("gone.png")
+    write(tmp_path, {"c.txt": "v"})
+    found = read(tmp_path)
+    assert [row.id for row in found.rows] == ["a.png", "b.png"]
+    assert found.missing == [str(tmp_path / "c.png")]
+
+
+def test_a_row_of_csv_is_named_by_its_line_also_below_a_field_of_several_lines(
+    tmp_path: Path,
+) -> None:
+    rows = 'file_name,text\na.jpg,"two\nlines"\n\na.jpg,x\n'
+    write(tmp_path, {"metadata.csv": rows, "a.jpg": "a"})
+    assert [(row.id, row.source) for row in read(tmp_path).rows] == [
+        ("metadata.csv:2", "metadata.csv line 2, a.jpg"),
+        ("metadata.csv:5", "metadata.csv line 5, a.jpg"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -160,11 +284,11 @@ def test_a_folder_of_another_kind_is_not_raw(tmp_path: Path) -> None:
         ({"captions_x.json": "{}"}, "not a COCO file"),
         (
             {"metadata.jsonl": '{"image_file_name": "a", "text": ["a"]}'},
-            "row 1: .* neither a text nor a list of numbers",
+            "line 1: .* neither a text nor a list of numbers",
         ),
         (
             {"metadata.csv": "file_name,text\na.jpg,a red apple, on a table\n", "a.jpg": "a"},
-            r"metadata.csv, row 1 \(line 2\): it has more or fewer fields",
+            r"metadata.csv, line 2: it has more or fewer fields",
         ),
         ({"metadata.csv": "file_name,text\na.jpg\n", "a.jpg": "a"}, "more or fewer fields"),
         ({"metadata.csv": 'file_name,text\na.jpg,"a "red" one"\n', "a.jpg": "a"}, "cannot be read"),
@@ -191,26 +315,77 @@ def test_equal_rows_are_packed_into_equal_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         target = tmp_path / f"tars-{name}"
         target.mkdir()
-        tars = list(packed(read(tmp_path / name), PAIR, "rows", target))
-        digests.append([hashlib.sha256(tar.read_bytes()).hexdigest() for tar in tars])
+        made = tars(read(tmp_path / name), target)
+        digests.append([hashlib.sha256(tar.read_bytes()).hexdigest() for tar in made])
     assert digests[0] == digests[1]
 
 
 def test_a_tar_holds_each_row_as_members_of_one_key(tmp_path: Path) -> None:
     classes(tmp_path / "folder")
-    [tar] = packed(read(tmp_path / "folder"), PAIR, "rows", tmp_path)
-    with tarfile.open(tar) as opened:
-        content = {each.name: opened.extractfile(each).read() for each in opened}  # type: ignore[union-attr]
+    [tar] = tars(read(tmp_path / "folder"), tmp_path)
+    content = members(tar)
     assert content["00000000.image.jpg"] == b"2"
     assert content["00000000.text.txt"] == b"crow"
-    assert json.loads(content["00000000.json"]) == {"id": "crow/2.jpg", "label": "crow"}
+    assert json.loads(content["00000000.json"]) == {
+        "id": "crow/2.jpg",
+        "label": "crow",
+        "__source__": "crow/2.jpg",
+    }
     assert len(content) == 6
 
 
+def test_a_picture_with_several_captions_is_packed_once(tmp_path: Path) -> None:
+    write(tmp_path / "folder", {"a.jpg": "a" * 4096, "b.jpg": "b"})
+    write(tmp_path / "folder", {"a.txt": "one\ntwo\nthree", "b.txt": "four"})
+    [tar] = tars(read(tmp_path / "folder"), tmp_path)
+    content = members(tar)
+    assert sorted(content) == [
+        *("00000000.image.jpg", "00000000.json"),
+        *("00000001.image.jpg", "00000001.json", "00000001.text.txt"),
+    ]
+    assert json.loads(content["00000000.json"]) == {
+        "id": ["a.jpg#1", "a.jpg#2", "a.jpg#3"],
+        "text": ["one", "two", "three"],
+        "__source__": "a.jpg",
+    }
+
+
+def test_captions_of_one_picture_that_lie_apart_share_it(tmp_path: Path) -> None:
+    names = ["a.jpg", "b.jpg", "a.jpg"]
+    rows = "".join(f"{name},caption {at}\n" for at, name in enumerate(names))
+    write(tmp_path / "folder", {"metadata.csv": f"file_name,text\n{rows}"})
+    write(tmp_path / "folder", {"a.jpg": "a", "b.jpg": "b"})
+    [tar] = tars(read(tmp_path / "folder"), tmp_path)
+    assert json.loads(members(tar)["00000000.json"]) == {
+        "id": ["metadata.csv:2", "metadata.csv:4"],
+        "text": ["caption 0", "caption 2"],
+        "__source__": ["metadata.csv line 2, a.jpg", "metadata.csv line 4, a.jpg"],
+    }
+
+
+def test_more_captions_than_a_reader_takes_are_packed_with_another_copy(tmp_path: Path) -> None:
+    lines = "\n".join(f"caption {at}" for at in range(2500))
+    write(tmp_path / "folder", {"a.jpg": "a", "a.txt": lines, "b.jpg": "b"})
+    write(tmp_path / "folder", {"b.txt": "\n".join("x" * 100_000 + str(at) for at in range(8))})
+    [tar] = tars(read(tmp_path / "folder"), tmp_path)
+    texts = [json.loads(data)["text"] for name, data in members(tar).items() if "json" in name]
+    assert [len(each) for each in texts] == [1000, 1000, 500, 5, 3]
+    assert [text for each in texts[:3] for text in each] == lines.splitlines()
+
+
+def test_packing_reports_how_many_bytes_are_packed(tmp_path: Path) -> None:
+    for at in range(4):
+        write(tmp_path, {f"{at}.jpg": "x" * (3 << 20), f"{at}.txt": "one\ntwo"})
+    found = read(tmp_path)
+    steps = [step.bytes >> 20 for step in packed(found, PAIR, "rows", tmp_path)]
+    assert (steps, found.bytes >> 20) == ([6, 12, 12], 12)
+
+
 def test_tars_have_a_bounded_size(tmp_path: Path) -> None:
-    captions(tmp_path / "folder")
-    tars = list(packed(read(tmp_path / "folder"), PAIR, "rows", tmp_path, most_bytes=5000))
-    assert [tar.name for tar in tars] == ["rows-00001.tar", "rows-00002.tar", "rows-00003.tar"]
+    write(tmp_path / "folder", {f"{at}.{end}": "x" for at in range(3) for end in ("jpg", "txt")})
+    found = packed(read(tmp_path / "folder"), PAIR, "rows", tmp_path, most_bytes=5000)
+    names = [step.tar.name for step in found if step.tar]
+    assert names == ["rows-00001.tar", "rows-00002.tar", "rows-00003.tar"]
 
 
 def test_a_written_manifest_reads_as_the_same_rows(tmp_path: Path) -> None:

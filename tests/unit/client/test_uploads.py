@@ -312,14 +312,3 @@ def test_local_files_are_uploaded_at_once_to_a_remote_service(kind: str, tmp_pat
         accepted = client.add_dataset("scenes", "near", PAIR, [path])
         assert client.dataset(accepted.dataset.id).shards[0].uri.startswith("upload:")
     plane.close()
-
-
-@pytest.mark.parametrize("made", [["a.txt"], [".a.parquet"], []])
-def test_a_folder_without_shards_is_refused_at_once(
-    client: Client, server: RestServer, tmp_path: Path, made: list[str]
-) -> None:
-    for name in made:
-        (tmp_path / name).write_text("x")
-    with pytest.raises(CmclError, match=r"has no shards .* \.arrow, .* and no known layout"):
-        client.add_dataset("scenes", "a", PAIR, [tmp_path])
-    assert server.asked == []

@@ -346,8 +346,8 @@ def test_rows_of_tar(dataset: NewDataset) -> None:
 @pytest.mark.parametrize(
     ("about", "reason"),
     [
-        ({"text": []}, "its text is a list of 0 texts; 1 to 1024 are permitted"),
-        ({"text": ["a"] * 1025}, "its text is a list of 1025 texts; 1 to 1024 are permitted"),
+        ({"text": []}, "its text is a list of 0 texts; 1 to 1000 are permitted"),
+        ({"text": ["a"] * 1025}, "its text is a list of 1025 texts; 1 to 1000 are permitted"),
         ({"text": ["a", "b"], "id": ["x"]}, "its id is a list of 1, and its text one of 2"),
         ({"text": ["a"], "id": {}}, "its id must be text, is an object"),
     ],

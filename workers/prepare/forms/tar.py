@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from cmcl.contract.dataset import MOST_TEXTS_OF_ITEM
 from workers.prepare.forms.record import (
     BadRow,
     Form,
@@ -25,7 +26,7 @@ from workers.prepare.forms.record import (
     check_columns,
 )
 from workers.prepare.items import id_of
-from workers.prepare.raw_rows import ROWS_IN_A_UNIT, RawUnit, SideSpec
+from workers.prepare.raw_rows import RawUnit, SideSpec
 from workers.prepare.stored_file import StoredFile
 
 MAGIC_OFFSET, MAGIC = 257, b"ustar"
@@ -98,9 +99,9 @@ def _rows_of_texts(values: dict[str, Any], lists: list[str]) -> list[dict[str, A
     if len(lists) > 1:
         raise BadRow(f"its {lists[0]} and its {lists[1]} are both lists; only one can be")
     texts, ids = values[lists[0]], values["id"]
-    if not 0 < len(texts) <= ROWS_IN_A_UNIT:
+    if not 0 < len(texts) <= MOST_TEXTS_OF_ITEM:
         raise BadRow(
-            f"its {lists[0]} is a list of {len(texts)} texts; 1 to {ROWS_IN_A_UNIT} are permitted"
+            f"its {lists[0]} is a list of {len(texts)} texts; 1 to {MOST_TEXTS_OF_ITEM} are permitted"
         )
     if not isinstance(ids, list):
         ids = [f"{id_of(values)}#{number}" for number in range(1, len(texts) + 1)]
