@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,8 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from cmcl.cli.console import Columns, fields, say, show, show_all, table
+from cmcl.cli.console import Columns, fields, say, show, show_all, stderr, table
+from cmcl.cli.errors import CommandError
 from cmcl.cli.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, OfModel, Yes
 from cmcl.cli.queries import parse_filter, read_items, read_media, read_query
 from cmcl.client import Client, Collection, SearchHit, SearchResults, StoredItem
@@ -20,8 +22,8 @@ app = typer.Typer(
 )
 
 
-# Of one request, which waits until they are encoded.
-_FILES_AT_ONCE = 32
+# Of one request; one with files waits until they are encoded.
+_LINES_AT_ONCE, _FILES_AT_ONCE = 1000, 32
 
 CollectionName = Annotated[str, typer.Argument(metavar="COLLECTION", help="name of the collection")]
 
@@ -114,12 +116,26 @@ def add_items(
     as_json: AsJson = False,
 ) -> None:
     """Add items from a file or a folder. Items with the same ids are replaced."""
+    items = read_items(file) if modality is None else read_media(file, modality)
+    size = _LINES_AT_ONCE if modality is None else _FILES_AT_ONCE
+    added, written = 0, None
     with Client(embeddings_url=embeddings_url) as client:
-        if modality is None:
-            written = client.add_items(name, read_items(file))
-        else:
-            written = client.add_items(name, read_media(file, modality), _FILES_AT_ONCE)
-    say(f"{name} is at revision {written.revision}", written, as_json)
+        try:
+            while batch := list(islice(items, size)):
+                written = client.add_items(name, batch, size)
+                added += len(batch)
+        except BaseException:
+            if added:
+                stderr().print(
+                    f"{added:,} items of {file} were added to {name}; added again, they are replaced",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
+                )
+            raise
+    if written is None:
+        raise CommandError(f"{file} has no items")
+    say(f"{added:,} items added; {name} is at revision {written.revision}", written, as_json)
 
 
 @app.command("items")

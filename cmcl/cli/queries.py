@@ -172,6 +172,12 @@ def read_media(path: Path, modality: str) -> Iterator[Item]:
     if not files:
         permitted = ", ".join(sorted(SUFFIXES))
         raise CommandError(f"{path} has no picture, sound or video ({permitted})")
+    # Before the first item is sent: a folder is added as a whole, as far as can be seen.
+    if broken := [file for file in files if not file.is_file()]:
+        raise CommandError(
+            f"{broken[0]} is a link to {broken[0].readlink()}, which does not exist ({len(broken)} of "
+            f"{len(files)} files); nothing was added"
+        )
     for file in files:
         yield Item(file.relative_to(path).as_posix(), modality, data=read_file(file))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cmcl import Client, CmclError
+from cmcl.cli.errors import Exit
 from cmcl.cli.queries import read_media
 from cmcl.client import Item, Query
 from tests.fakes.flaky_store import FlakyStore
@@ -151,6 +152,34 @@ def test_a_folder_of_files_becomes_items_with_their_names(tmp_path: Path) -> Non
     ]
     (one,) = read_media(tmp_path / "b.jpg", "image")
     assert one == Item("b.jpg", "image", data=b"b.jpg")
+
+
+def test_a_folder_with_a_broken_link_is_refused_before_anything_is_added(
+    cmcl: Cmcl, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    (tmp_path / "b.png").symlink_to("gone.png")
+    add = ("collection", "add", "things", str(tmp_path), "--modality", "image")
+    assert "b.png is a link to gone.png, which does not exist (1 of 2 files)" in cmcl(*add, code=1)
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "b.png").symlink_to(Path(__file__))
+    assert "outside of folder" in cmcl(*add, code=Exit.USAGE)
+
+
+def test_items_that_were_added_before_an_error_are_counted(
+    cmcl: Cmcl, server: RestServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CMCL_EMBEDDINGS_URL", server.url)
+    server.always((200, {"id": "things", "rows": 1000, "revision": 2}))
+    lines = tmp_path / "items.jsonl"
+    items = [
+        json.dumps({"id": f"n{n}", "modality": "image", "feature": [1.0] * 8}) for n in range(1000)
+    ]
+    lines.write_text("\n".join([*items, "{"]))
+    added = f"1,000 items of {lines} were added to things"
+    cmcl("collection", "add", "things", str(lines), code=1)
+    assert added in cmcl.stderr
+    assert cmcl.stderr.index(added) < cmcl.stderr.index("line 1001 is not valid JSON")
 
 
 def test_a_folder_without_such_files_and_a_modality_without_encoder_are_refused(
