@@ -11,6 +11,7 @@ from typing import Any
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.constrain import Constrain
+from rich.filesize import decimal
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress import (
@@ -40,7 +41,9 @@ _SUCCEEDED = ("published", "reported", "evaluated")
 
 
 def watch_with_bar(client: Client, job: str, title: str, console: Console) -> Job:
-    """Follow a job to its end with a live view, and return the ended job."""
+    """Follow a job to its end with a live view, and return the ended job. Without a terminal, print each state."""
+    if not console.is_terminal:
+        return client.watch(job, StateLines(title, console), timeout=inf)
     view = JobView(title)
     with Live(view, console=console) as live:
 
@@ -49,6 +52,25 @@ def watch_with_bar(client: Client, job: str, title: str, console: Console) -> Jo
             live.refresh()
 
         return client.watch(job, on_change, timeout=inf)
+
+
+class StateLines:
+    """Prints a line for each state and phase of a job, for output that is not a terminal."""
+
+    def __init__(self, title: str, console: Console) -> None:
+        self._title, self._console = title, console
+        self._printed = ""
+
+    def __call__(self, job: Job) -> None:
+        now = _current(job)
+        line = f"{self._title.strip()}: {job.state}"
+        if now is not None:
+            line += f", {now.phase}"
+        if line != self._printed:
+            self._printed = line
+            rows = _count(job)[1]
+            about = f" ({rows:,} rows)" if isinstance(now, Preparation) and rows else ""
+            self._console.print(f"{line}{about}", highlight=False, markup=False, soft_wrap=True)
 
 
 class JobView:
@@ -186,7 +208,11 @@ _FIGURES = (
 def follow(client: Client, job: str, as_json: bool) -> Job:
     """Follow a job to its end. Raises NoVersion unless it was published, reported as a dry run, or measured."""
     try:
-        ended = client.watch(job, print_json, timeout=inf) if as_json else _with_bar(client, job)
+        ended = (
+            client.watch(job, print_json, timeout=inf)
+            if as_json
+            else watch_with_bar(client, job, job, stderr())
+        )
     except KeyboardInterrupt:
         stderr().print(f"job {job} continues; follow it again with: cmcl job watch {job}")
         raise
@@ -212,16 +238,9 @@ def with_file_names(client: Client, message: str) -> str:
     return message
 
 
-def _with_bar(client: Client, job: str) -> Job:
-    console = stderr()
-    if console.is_terminal:
-        return watch_with_bar(client, job, job, console)
-    return client.watch(job, timeout=inf)
-
-
 @contextmanager
 def upload_bars() -> Iterator[OnUpload]:
-    """Show a progress bar per file on stderr."""
+    """Show a progress bar per file on stderr; without a terminal, print a line when a file is sent or packed."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -236,7 +255,14 @@ def upload_bars() -> Iterator[OnUpload]:
     ) as progress:
 
         def on_upload(now: UploadProgress) -> None:
-            name = now.path.name
+            name = f"{now.path.name} packed" if now.phase == "packing" else now.path.name
+            if not shown.is_terminal:
+                if now.sent == now.total:
+                    line = (
+                        f"{name}{'' if now.phase == 'packing' else ' sent'}: {decimal(now.total)}"
+                    )
+                    shown.print(line, highlight=False, markup=False, soft_wrap=True)
+                return
             if name not in bars:
                 bars[name] = progress.add_task(name, total=now.total)
             progress.update(bars[name], completed=now.sent)

@@ -231,6 +231,35 @@ def test_a_watched_job_is_drawn_while_it_runs(client: Client, server: RestServer
     assert shown.rindex("published") > shown.rindex(WORDS[-1])
 
 
+def test_without_a_terminal_each_state_has_a_line(server: RestServer) -> None:
+    states = [
+        job("queued", None),
+        job("preparing", None).model_copy(update={"preparation": ENCODING}),
+        job("preparing", None).model_copy(update={"preparation": ENCODING}),
+        job("running", READING),
+        job("running", TRAINING),
+        job("published", TRAINING),
+    ]
+    left = iter(states)
+
+    def answer(asked: Asked) -> Any:
+        if "events" in asked.path:
+            return 200, "data: {}\n\n", {"Content-Type": "text/event-stream"}
+        return 200, next(left).model_dump(mode="json")
+
+    server.answer = answer
+    output = io.StringIO()
+    with Client(server.url) as client:
+        watch_with_bar(client, "job-1", "fashion ", Console(file=output, width=1000))
+    assert output.getvalue().splitlines() == [
+        "fashion: queued",
+        "fashion: preparing, encoding (12,000 rows)",
+        "fashion: running, moments",
+        "fashion: running, training",
+        "fashion: published",
+    ]
+
+
 def test_a_jobs_page_shows_its_progress(
     server: RestServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
