@@ -6,7 +6,7 @@ embed, similarity and migrate.
 
 Exit codes: 0 success; 1 rejected or failed; 2 usage error; 3 the followed job
 ended without a version, or a rebuild found damage; 4 no server responds; 130
-Ctrl-C.
+Ctrl-C; 143 SIGTERM.
 """
 
 from collections.abc import Iterator, Sequence

@@ -6,11 +6,15 @@
 3    the followed job ended without a version
 4    no server responds
 130  Ctrl-C
+143  ended by SIGTERM
 """
 
 import os
+import signal
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 from pydantic import ValidationError
@@ -30,6 +34,7 @@ class Exit(IntEnum):
     NO_VERSION = 3
     UNREACHABLE = 4
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 class CommandError(Exception):
@@ -54,7 +59,8 @@ _UNAUTHORIZED = 401
 def run_command(command: Callable[[], None]) -> int:
     """Run a command and return its exit code."""
     try:
-        command()
+        with _cleanup_after_sigterm():
+            command()
     except SystemExit as error:
         if error.code is None:
             return Exit.OK
@@ -69,6 +75,25 @@ def run_command(command: Callable[[], None]) -> int:
         print_error(error)
         return exit_code(error)
     return Exit.OK
+
+
+@contextmanager
+def _cleanup_after_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that temporary files are removed. Commands may set a handler of their own."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(Exit.TERMINATED)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def print_error(error: Exception) -> None:

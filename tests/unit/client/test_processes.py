@@ -7,11 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import typer.main
+from starlette.types import Receive, Scope, Send
 
 from cmcl import AsyncClient, Client
 from cmcl.cli import app
@@ -22,6 +24,7 @@ from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.preparer import fail, requests_in
 from tests.fakes.served_app import served
 from tests.unit.client.either import PROMPT
+from tests.unit.client.ticking import CLIP, RAW_MODEL, captioned
 from workers.storage.object_store import ObjectStore
 
 # The parent process may ignore SIGINT, and children inherit that.
@@ -236,3 +239,35 @@ def test_help_shows_arguments_and_effect_of_a_call() -> None:
         assert named[:4] == ["model", "name", "pair", "shards"]
         assert client.watch.__name__ == "watch"
         assert "follow a job to its end" in (client.watch.__doc__ or "").lower()
+
+
+def test_a_command_that_is_ended_by_a_signal_leaves_no_packed_files(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    plane = ControlPlane(tmp_path / "plane", encoders=(CLIP,))
+    plane.create_model("birds", **RAW_MODEL)
+    folder = captioned(tmp_path / "summer", "jay")
+    uploading = threading.Event()
+
+    async def hanging(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("path") == "/v1/uploads":
+            uploading.set()
+            await asyncio.sleep(60)
+        await plane.app(scope, receive, send)
+
+    with served(hanging) as url:
+        add = ("dataset", "add", str(folder), "--pair=image,text", "--model=birds")
+        adding = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *add],
+            env={**os.environ, "CMCL_URL": url, "TMPDIR": str(scratch)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert uploading.wait(60)
+        assert [each.name[:9] for each in scratch.iterdir()] == ["cmcl-pack"]
+        adding.terminate()
+        _, errors = adding.communicate(timeout=60)
+    plane.close()
+    assert adding.returncode == Exit.TERMINATED
+    assert list(scratch.iterdir()) == []
+    assert "Traceback" not in errors
