@@ -122,15 +122,16 @@ def bar_fields(job: Job) -> dict[str, Any]:
 
 
 def details(job: Job) -> list[str]:
-    """Return the lines below the bar: figures during training, else the job's message."""
+    """Return the lines below the bar: figures, and what the job waits for."""
     if job.has_ended:
         return []
     now = _current(job)
-    if isinstance(now, JobProgress):
-        return [f"{name} {value}" for name, value in figures(now).items()]
-    # A preparation's note becomes the job's message, when the job is read again.
+    # A note becomes the job's message, when the job is read again.
     message = (now.note if now else None) or job.message
-    found = preparation_figures(now) if now else {}
+    if isinstance(now, JobProgress):
+        found = figures(now)
+    else:
+        found = preparation_figures(now) if now else {}
     return [*(f"{name} {value}" for name, value in found.items()), *([message] if message else [])]
 
 

@@ -46,6 +46,8 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=0.2), timedelta(seconds=2)
 _PAUSE_SHARE = 0.25
 # A request is written again after this long without progress: a delayed process may have overwritten or removed it.
 _BETWEEN_REQUESTS = timedelta(seconds=30)
+# A process that runs takes a request up within two seconds.
+_BEFORE_A_MESSAGE = timedelta(seconds=5)
 _PHASES = get_args(PreparationPhase)
 _WAITS_FOR_TURN = "waits for its turn: earlier datasets of the model are learned first"
 
@@ -292,6 +294,9 @@ class _Follower:
         message = progress.note if progress is not None else None
         if message is None and not self.driver.runs:
             message = self.driver.message
+        waited = self.context.clock() - self.job.state_changed_at
+        if message is None and progress is None and waited > _BEFORE_A_MESSAGE:
+            message = "waiting: the process that prepares datasets is starting, or busy"
         if progress is None or progress == self.job.prepare_progress:
             set_message(self.context, self.job, message)
         else:

@@ -163,6 +163,12 @@ def test_a_preparation_that_waits_shows_why_once() -> None:
     ]
 
 
+def test_an_attempt_that_waits_shows_why() -> None:
+    starting = JobProgress(phase="starting", note="the training ranks are starting")
+    assert details(job("running", starting)) == ["the training ranks are starting"]
+    assert details(job("running", None, "it starts")) == ["it starts"]
+
+
 def test_a_reported_dry_run_has_a_full_bar() -> None:
     reported = job("reported", None).model_copy(update={"preparation": ENCODING})
     shown = bar_fields(reported)

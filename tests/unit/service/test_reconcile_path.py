@@ -98,9 +98,11 @@ def test_the_command_names_store_job_and_attempt(plane: ControlPlane) -> None:
 def test_progress_of_the_attempt_is_shown(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
+    assert plane.job(job).message == "the attempt is starting on the cluster"
     progress = report_progress(plane.store, job, 1, "training", updates_done=4)
     plane.tick()
     assert plane.job(job).progress == progress
+    assert plane.job(job).message is None
 
 
 def test_unreadable_progress_is_ignored(plane: ControlPlane) -> None:

@@ -67,6 +67,7 @@ def _start_and_connect(request: Request) -> Connection:
     """Start the pool, or make it listen again. Raises OSError if it cannot be used."""
     from workers.train.pool.actor import RayConnection, open_actor
 
+    _report(request.attempt, "starting", "the training ranks are starting")
     actor, path = open_actor(request.attempt.store_uri, request.setup, request.idle_seconds)
     return _socket_connection(path, request) or RayConnection(actor, request)
 
@@ -87,6 +88,8 @@ def _wait(connection: Connection, request: Request) -> AttemptStatus | None:
     while not status.is_final:
         try:
             status = connection.receive() or status
+            if not status.is_final and status.message:
+                _report(request.attempt, "starting", status.message)
         except TimeoutError:
             if status.state == "waiting" and time.monotonic() >= report_at:
                 # The control plane takes an attempt without progress for dead.

@@ -18,6 +18,7 @@ FORGIVEN_AFTER_SECONDS = 600.0
 ATTEMPTS_PER_GROUP = 100
 
 _SUPERSEDED = "a later attempt of this job has started"
+_STARTING = "the training ranks are starting"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class AttemptStatus:
     """State of an attempt.
 
     waiting    others are before it
-    working    it is next, or in training
+    working    it is next, or in training; `message`: why not yet
     done       its candidate is complete
     failed     it has none; `message` is the reason
     rejected   this group has another setup or is about to end, as `message` explains
@@ -128,7 +129,10 @@ class JobQueue:
             return AttemptStatus("failed", _SUPERSEDED)
         first = self._first()
         is_next = self._current is None and first is not None and first.attempt == attempt
-        return AttemptStatus("working" if is_next or self._is_current(attempt) else "waiting")
+        return AttemptStatus(
+            "working" if is_next or self._is_current(attempt) else "waiting",
+            "" if self._has_group else _STARTING,
+        )
 
     def group_started(self) -> None:
         """All new ranks are there and the old ones have ended. The current attempt starts again.

@@ -13,6 +13,7 @@ from service.jobs.prepare_driver import PrepareDriver
 from service.launchers.port import LauncherError, LaunchState, status_of
 from service.states import FailureReason, JobState
 from tests.fakes.launcher import FakeLauncher
+from tests.fakes.preparer import report_progress, requests_in
 from tests.unit.service.preparation.conftest import Unattended
 
 
@@ -74,6 +75,25 @@ def test_a_driver_that_failed_is_replaced_after_a_growing_pause(plane: Driven) -
         plane.rounds(pause + 2)
         assert len(plane.submitted()) == number + 1
     plane.rounds()
+    plane.tick(3)
+    assert (
+        plane.job(job).message == "waiting: the process that prepares datasets is starting, or busy"
+    )
+
+
+def test_a_driver_that_has_not_begun_with_a_dataset_is_its_message_until_it_has(
+    plane: Driven,
+) -> None:
+    plane.rounds(2)
+    job = plane.post_dataset()
+    plane.tick(2)
+    assert plane.job(job).message is None
+    plane.rounds(10)
+    plane.tick(3)
+    assert "starting, or busy" in (plane.job(job).message or "")
+    [request] = requests_in(plane.store)
+    report_progress(plane.store, request, "planning")
+    plane.rounds(3)
     plane.tick(3)
     assert plane.job(job).message is None
 

@@ -116,22 +116,37 @@ def test_a_job_trains_with_its_own_ranks_if_the_group_differs_and_reports_why(
     )
 
 
-def test_a_queued_job_reports_progress(listener: socket.socket, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (None, ("waiting", None)),
+        (AttemptStatus("working", "the ranks start"), ("starting", "the ranks start")),
+    ],
+    ids=["queued", "without ranks"],
+)
+def test_a_job_that_waits_reports_progress(
+    listener: socket.socket,
+    tmp_path: Path,
+    status: AttemptStatus | None,
+    expected: tuple[str, str | None],
+) -> None:
     attempt = Attempt((tmp_path / "store").as_uri(), "job-1", 2)
     store = LocalStore(tmp_path / "store")
-    phases: list[str] = []
+    reported: list[tuple[str, str | None]] = []
 
     def play() -> None:
         connection, _ = listener.accept()
         with connection:
             connection.recv(1 << 16)
+            if status is not None:
+                connection.sendall(status_to_line(status))
             while (progress := newest_progress(store, "job-1", 2)) is None:
                 time.sleep(0.01)
-            phases.append(progress.phase)
+            reported.append((progress.phase, progress.note))
             connection.sendall(status_to_line(AttemptStatus("done")))
 
     playing = threading.Thread(target=play)
     playing.start()
     assert client.train_in_pool(Request(attempt, SETUP)) == AttemptStatus("done")
     playing.join()
-    assert phases == ["waiting"]
+    assert reported == [expected]

@@ -41,6 +41,17 @@ def test_attempts_are_worked_on_in_order_of_arrival(queue: JobQueue) -> None:
     assert queue.status(FIRST).state == "done"
 
 
+def test_an_attempt_that_waits_for_ranks_has_a_message(queue: JobQueue) -> None:
+    without = JobQueue()
+    assert join(without, FIRST) == ["working"]
+    assert without.status(FIRST).message == "the training ranks are starting"
+    without.group_started()
+    assert without.status(FIRST).message == ""
+    without.next(after=0)
+    without.group_failed("a node was lost")
+    assert without.status(FIRST).message == "the training ranks are starting"
+
+
 def test_owners_take_turns_and_each_is_served_in_order_of_arrival(queue: JobQueue) -> None:
     first, second, third, other = (replace(FIRST, job=name) for name in ("a1", "a2", "a3", "b1"))
     queue.join(FIRST, "b")
