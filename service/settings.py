@@ -114,7 +114,8 @@ class Settings(LauncherSettings, OwnerSettings):
     queue_deadline_seconds: float = Field(
         default=3600,
         gt=0,
-        description="time limit for the cluster to start an attempt that it accepted",
+        description="time limit for the cluster to start an attempt that it accepted; time in a queue of Kueue does not "
+        "count",
     )
     start_deadline_seconds: float = Field(
         default=600,

@@ -56,7 +56,8 @@ _WAITS_FOR_TURN = "waits for its turn: earlier datasets of the model are learned
 class _Poll:
     """The state of one preparation in this process. It is not stored; a restart begins a new one.
 
-    `quiet_since`: time of the last progress. It moves on during an outage of the launcher. `furthest`: phase and
+    `quiet_since`: time of the last progress. It moves on during an outage of the launcher, and while the
+    driver waits in a queue of the cluster. `furthest`: phase and
     number of rows that the preparation has reached.
     """
 
@@ -292,7 +293,7 @@ class _Follower:
         if moved or self.driver.unavailable_since is not None:
             self.poll.quiet_since = self.context.clock()
         message = progress.note if progress is not None else None
-        if message is None and not self.driver.runs:
+        if message is None and (not self.driver.runs or self.driver.unavailable_since is not None):
             message = self.driver.message
         waited = self.context.clock() - self.job.state_changed_at
         if message is None and progress is None and waited > _BEFORE_A_MESSAGE:

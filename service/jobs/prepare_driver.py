@@ -109,7 +109,7 @@ class PrepareDriver(PeriodicLoop):
             self._end(seen, f"refused: {error}", is_failure=True)
             raise
         except LauncherUnavailable as error:
-            self._set_unavailable(seen, error)
+            self._set_unavailable(seen, f"waiting: {error}")
             raise
         with self._context.database.read() as connection:
             is_newest = preparations.driver(connection).number == seen.number
@@ -121,11 +121,15 @@ class PrepareDriver(PeriodicLoop):
         try:
             status = status_of(self._context.launcher, self._id(seen.number))
         except LauncherUnavailable as error:
-            self._set_unavailable(seen, error)
+            self._set_unavailable(seen, f"waiting: {error}")
             raise
         if status.state == LaunchState.UNKNOWN and seen.launched_at is None:
             # It was numbered and not submitted, or the launcher has lost it. The launcher starts an id once.
             self._submit(seen)
+        elif status.state == LaunchState.QUEUED:
+            # For as long as the queue takes: no preparation is late.
+            message = f"{_WHAT} is {status.message or 'queued'}"
+            self._set_unavailable(seen, message, launched_at=None)
         elif status.state == LaunchState.PENDING:
             self._change(seen, message=f"waiting: the cluster has not started {_WHAT}")
         elif not status.has_ended:
@@ -144,15 +148,16 @@ class PrepareDriver(PeriodicLoop):
             logger.warning("%s ended: %s", self._id(seen.number), words)
         self._change(seen, ended_at=now, failures=failures, message=message)
 
-    def _set_unavailable(self, seen: DriverRecord, error: Exception) -> None:
-        since = seen.unavailable_since or self._context.clock()
-        with self._context.database.write() as connection:
-            changes = {"unavailable_since": since, "message": f"waiting: {error}"}
-            preparations.set_driver(connection, seen, changes)
+    def _set_unavailable(self, seen: DriverRecord, message: str, **changes: object) -> None:
+        changes["unavailable_since"] = seen.unavailable_since or self._context.clock()
+        changes["message"] = message
+        self._store(seen, changes)
 
     def _change(self, seen: DriverRecord, **changes: object) -> None:
         """Store changes after a reply of the launcher."""
-        changes["unavailable_since"] = None
+        self._store(seen, changes | {"unavailable_since": None})
+
+    def _store(self, seen: DriverRecord, changes: dict[str, object]) -> None:
         if all(getattr(seen, name) == value for name, value in changes.items()):
             return
         with self._context.database.write() as connection:

@@ -44,8 +44,12 @@ def watch(context: Context, job: JobRecord, *, shows_end: bool) -> float | None:
     if shows_end and _take_result(context, job):
         return None
     status = status_of(context.launcher, submission_id(job.id, job.attempt))
-    if status.state == LaunchState.RUNNING and job.launched_at is None:
+    if status.state in (LaunchState.QUEUED, LaunchState.PENDING):
+        job = _mark_waiting(context, job, status.message or None)
+    elif status.state == LaunchState.RUNNING and job.launched_at is None:
         job = _mark_launched(context, job)
+    if status.state == LaunchState.QUEUED:
+        return None
     if status.has_ended:
         return _watch_ended(context, job, status)
     if is_overdue(context, job):
@@ -66,11 +70,29 @@ def _watch_alive(
         context.launcher.stop(submission_id(job.id, job.attempt))
 
 
-def _mark_launched(context: Context, job: JobRecord) -> JobRecord:
-    """The launcher reports it as running: from now on the other deadlines apply."""
+def _mark_waiting(context: Context, job: JobRecord, message: str | None) -> JobRecord:
+    """The cluster has not started it yet, or has taken it back, as a queue does that evicts it.
+
+    The time limit for the start begins again where it waits for something else, such as for its pods after a queue.
+    """
+    if job.launched_at is None and job.message == message:
+        return job
     now = context.clock()
     with context.database.write() as connection:
+        jobs.set_waiting(connection, job, message, now)
+    return replace(
+        job, launched_at=None, heard_at=None, ended_at=None, message=message, state_changed_at=now
+    )
+
+
+def _mark_launched(context: Context, job: JobRecord) -> JobRecord:
+    """The launcher reports it as running: from now on the other deadlines apply."""
+    now, note = context.clock(), job.progress.note if job.progress else None
+    with context.database.write() as connection:
         jobs.set_launched(connection, job, now)
+        if job.message not in (None, note):
+            # What it waited for.
+            jobs.set_message(connection, job, note)
     return replace(job, launched_at=job.launched_at or now, ended_at=None)
 
 

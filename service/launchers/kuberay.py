@@ -273,11 +273,12 @@ def launch_status(job: Mapping[str, Any]) -> LaunchStatus:
         return LaunchStatus(LaunchState.STOPPED, "stopped on request")
     if deployment in _ENDED_BADLY:
         return LaunchStatus(LaunchState.FAILED, _status_message(status))
-    if deployment == "Suspending":
-        # Its pods are being removed and may still run.
-        return LaunchStatus(LaunchState.RUNNING, "suspended by Kueue")
+    queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
+    if queue and job["spec"].get("suspend") and deployment != "Complete":
+        # Kueue has not admitted it, or takes it back; then its Ray job may end with its pods.
+        return LaunchStatus(LaunchState.QUEUED, f"waiting in queue {queue}")
     if deployment in _NOT_STARTED:
-        return LaunchStatus(LaunchState.PENDING, _waiting(job))
+        return LaunchStatus(LaunchState.PENDING)
     # Complete without a job status is not a success.
     otherwise = LaunchState.FAILED if deployment == "Complete" else LaunchState.PENDING
     return LaunchStatus(_OF_THE_JOB.get(of_the_job, otherwise), _status_message(status))
@@ -303,11 +304,6 @@ def _was_stopped(job: Mapping[str, Any], deployment: str) -> bool:
         return False
     waits = bool(job["spec"].get("suspend")) and deployment in _NOT_STARTED
     return waits or deployment in _ENDED_BADLY
-
-
-def _waiting(job: Mapping[str, Any]) -> str:
-    queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
-    return f"waiting in queue {queue}" if queue and job["spec"].get("suspend") else ""
 
 
 def _status_message(status: Mapping[str, Any]) -> str:

@@ -78,6 +78,7 @@ class Submission:
 class LaunchState(StrEnum):
     """The launcher's view. A complete candidate in object storage takes precedence over it."""
 
+    QUEUED = "queued"  # waits in a queue of the cluster, for as long as it takes; also after it was evicted
     PENDING = "pending"  # accepted, not started yet
     RUNNING = "running"
     SUCCEEDED = "succeeded"  # exit code 0
@@ -96,7 +97,7 @@ class LaunchStatus:
     @property
     def has_ended(self) -> bool:
         """Whether nothing of it runs, as far as the launcher can see."""
-        return self.state not in (LaunchState.PENDING, LaunchState.RUNNING)
+        return self.state not in (LaunchState.QUEUED, LaunchState.PENDING, LaunchState.RUNNING)
 
 
 @dataclass(frozen=True)

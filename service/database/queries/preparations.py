@@ -138,7 +138,8 @@ def datasets_of_open(connection: Connection) -> set[str]:
 class DriverRecord:
     """The newest process that prepares datasets; `number` is 0 before the first one.
 
-    `failures`: number of processes in a row that ended early. `message`: why none runs.
+    `failures`: number of processes in a row that ended early. `unavailable_since`: since when the launcher does not
+    respond, or a queue of the cluster does not start it. `message`: why none runs.
     """
 
     number: int = 0

@@ -29,6 +29,67 @@ def test_waiting_in_the_cluster_counts_against_no_other_time(plane: ControlPlane
     assert plane.job(job).state == JobState.RUNNING
 
 
+def test_a_queue_of_the_cluster_may_take_days_and_says_so(plane: ControlPlane) -> None:
+    plane.launcher.starts_at_once = False
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    attempt = f"{job}-a1"
+    plane.launcher.end(attempt, LaunchState.QUEUED, "waiting in queue training")
+    for _ in range(3):
+        plane.tick(2)
+        plane.clock.advance(86_400)
+    shown = plane.client.get(f"/v1/jobs/{job}").json()
+    assert (shown["state"], shown["message"]) == ("running", "waiting in queue training")
+    # From its admission on, its pods have the usual time to start.
+    plane.launcher.end(attempt, LaunchState.PENDING)
+    plane.tick(2)
+    plane.clock.advance(3500)
+    plane.tick(2)
+    assert (plane.job(job).state, plane.job(job).message) == (JobState.RUNNING, None)
+    plane.clock.advance(200)
+    plane.tick(2)
+    assert plane.job(job).reason == FailureReason.QUEUE_DEADLINE
+
+
+def test_evictions_lose_no_attempt(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    attempt = f"{job}-a1"
+    for _ in range(5):
+        report_progress(plane.store, job, 1, "training")
+        plane.tick(2)
+        plane.launcher.end(attempt, LaunchState.QUEUED, "waiting in queue training")
+        plane.tick()
+        plane.clock.advance(7200)
+        plane.tick(2)
+        assert plane.job(job).message == "waiting in queue training"
+        plane.launcher.end(attempt, LaunchState.PENDING)
+        plane.tick()
+        plane.launcher.end(attempt, LaunchState.RUNNING)
+        plane.tick()
+        assert (plane.job(job).message, plane.job(job).attempt) == (None, 1)
+        plane.clock.advance(500)
+        plane.tick(2)
+    assert plane.launcher.stopped == []
+    assert plane.run_to_end(job).version == 1
+    assert plane.job(job).attempt == 1
+
+
+def test_an_evicted_attempt_that_is_silent_once_it_runs_again_is_lost(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    attempt = f"{job}-a1"
+    for state in (LaunchState.QUEUED, LaunchState.RUNNING):
+        plane.launcher.end(attempt, state)
+        plane.tick(2)
+    report_progress(plane.store, job, 1, "training", 7)
+    plane.tick(2)
+    plane.clock.advance(301)
+    plane.tick(2)
+    assert plane.launcher.stopped[0] == attempt
+    assert plane.job(job).state == JobState.PREPARED
+
+
 def test_a_silent_attempt_is_stopped_and_repeated(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)

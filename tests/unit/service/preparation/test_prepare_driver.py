@@ -148,6 +148,48 @@ def test_a_cluster_that_does_not_start_it_is_named(plane: Driven) -> None:
     assert "the cluster has not started" in (plane.job(job).message or "")
 
 
+def test_a_preparation_waits_for_as_long_as_the_queue_of_the_cluster_takes(plane: Driven) -> None:
+    job = plane.post_dataset()
+    plane.tick(2)
+    plane.rounds(3)
+    (name,) = plane.submitted()
+    plane.launcher.end(name, LaunchState.QUEUED, "waiting in queue training")
+    for _ in range(3):
+        plane.rounds(2)
+        plane.clock.advance(86_400)
+        plane.tick(2)
+    assert plane.job(job).state == JobState.PREPARING
+    expected = "the process that prepares datasets is waiting in queue training"
+    assert plane.job(job).message == expected
+    assert not plane.driver().runs
+    plane.launcher.end(name, LaunchState.RUNNING)
+    plane.rounds(2)
+    plane.clock.advance(plane.context.settings.prepare_deadline_seconds - 60)
+    plane.tick(2)
+    assert (plane.job(job).state, plane.job(job).message) == (JobState.PREPARING, None)
+    plane.clock.advance(120)
+    plane.tick(2)
+    assert plane.job(job).reason == FailureReason.PREPARE_DEADLINE
+
+
+def test_an_outage_of_the_cluster_is_shown_while_a_driver_runs(plane: Driven) -> None:
+    job = plane.post_dataset()
+    plane.tick(2)
+    plane.rounds(3)
+    plane.tick(2)
+    assert plane.job(job).message is None
+    plane.launcher.is_down = True
+    plane.rounds(2)
+    plane.clock.advance(60)
+    plane.tick(2)
+    assert plane.job(job).message == "waiting: no response (on purpose)"
+    plane.launcher.is_down = False
+    plane.rounds(2)
+    plane.clock.advance(60)
+    plane.tick(2)
+    assert plane.job(job).message is None
+
+
 def test_a_refusal_is_repeated_later(plane: Driven) -> None:
     plane.launcher.refuses = True
     plane.rounds(3)

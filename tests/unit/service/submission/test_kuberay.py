@@ -26,7 +26,7 @@ SUBMISSION = Submission(
     ID, ["python", "-m", "workers.train"], queue="training", ranks=2, min_ranks=2
 )
 SITE = Site("an-image", "2.60.0")
-PENDING, RUNNING, STOPPED = LaunchState.PENDING, LaunchState.RUNNING, LaunchState.STOPPED
+QUEUED, PENDING, STOPPED = LaunchState.QUEUED, LaunchState.PENDING, LaunchState.STOPPED
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def launcher(api: KubernetesApi) -> KubeRayLauncher:
     return KubeRayLauncher(SITE, api.connect)
 
 
-def test_what_waits_in_its_queue_is_pending_and_says_so(launcher: KubeRayLauncher) -> None:
+def test_what_waits_in_its_queue_says_so(launcher: KubeRayLauncher) -> None:
     launcher.submit(SUBMISSION)
-    assert status_of(launcher, ID) == LaunchStatus(PENDING, "waiting in queue training")
+    assert status_of(launcher, ID) == LaunchStatus(QUEUED, "waiting in queue training")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_what_waits_in_its_queue_is_pending_and_says_so(launcher: KubeRayLaunche
     [
         ("", "Initializing", PENDING),
         ("PENDING", "Running", PENDING),
-        ("RUNNING", "Running", RUNNING),
+        ("RUNNING", "Running", LaunchState.RUNNING),
         # Its pods are still there.
         ("SUCCEEDED", "Running", LaunchState.SUCCEEDED),
         ("SUCCEEDED", "Complete", LaunchState.SUCCEEDED),
@@ -79,10 +79,18 @@ def test_what_kueue_takes_back_waits_again(api: KubernetesApi, launcher: KubeRay
     launcher.submit(SUBMISSION)
     api.admit(ID)
     api.jobs[ID]["spec"]["suspend"] = True
-    api.become(ID, "RUNNING", "Suspending")
-    assert status_of(launcher, ID).state == RUNNING
-    api.become(ID, "", "Suspended")
-    assert status_of(launcher, ID).state == PENDING
+    for job, deployment in [
+        ("RUNNING", "Running"),
+        # The Ray job ends with its pods, and that is no end of the attempt.
+        ("FAILED", "Suspending"),
+        ("STOPPED", "Suspending"),
+        ("", "Suspended"),
+    ]:
+        api.become(ID, job, deployment)
+        assert status_of(launcher, ID) == LaunchStatus(QUEUED, "waiting in queue training")
+    api.admit(ID)
+    api.become(ID, "", "Initializing")
+    assert status_of(launcher, ID) == LaunchStatus(PENDING)
 
 
 def test_a_failure_has_the_message_of_kuberay(
