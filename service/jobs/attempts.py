@@ -81,13 +81,11 @@ def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
         steps.fail(context, job, FailureReason.LAUNCHER_REFUSED, str(error))
         return
     now = context.clock()
-    # Until the attempt reports something.
-    message = "the attempt is starting on the cluster"
     with context.database.write() as connection:
         moved = jobs.move(
             *(connection, job, JobState.RUNNING, now),
             started_at=job.started_at or now,
-            message=message,
+            message=steps.STARTING,
         )
     if not moved:
         _stop_if_obsolete(context, job)

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Message of an attempt until it reports something.
+STARTING = "the attempt is starting on the cluster"
+
 
 def run_step(context: Context, job: JobRecord, name: str, step: Callable[[], T]) -> T:
     """Run the step, timed and traced under its name. Returns and raises what the step does."""

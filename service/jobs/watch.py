@@ -45,7 +45,7 @@ def watch(context: Context, job: JobRecord, *, shows_end: bool) -> float | None:
         return None
     status = status_of(context.launcher, submission_id(job.id, job.attempt))
     if status.state in (LaunchState.QUEUED, LaunchState.PENDING):
-        job = _mark_waiting(context, job, status.message or None)
+        job = _mark_waiting(context, job, status.message or steps.STARTING)
     elif status.state == LaunchState.RUNNING and job.launched_at is None:
         job = _mark_launched(context, job)
     if status.state == LaunchState.QUEUED:
@@ -70,7 +70,7 @@ def _watch_alive(
         context.launcher.stop(submission_id(job.id, job.attempt))
 
 
-def _mark_waiting(context: Context, job: JobRecord, message: str | None) -> JobRecord:
+def _mark_waiting(context: Context, job: JobRecord, message: str) -> JobRecord:
     """The cluster has not started it yet, or has taken it back, as a queue does that evicts it.
 
     The time limit for the start begins again where it waits for something else, such as for its pods after a queue.
@@ -87,12 +87,13 @@ def _mark_waiting(context: Context, job: JobRecord, message: str | None) -> JobR
 
 def _mark_launched(context: Context, job: JobRecord) -> JobRecord:
     """The launcher reports it as running: from now on the other deadlines apply."""
-    now, note = context.clock(), job.progress.note if job.progress else None
+    now = context.clock()
+    message = job.progress.note if job.progress else steps.STARTING
     with context.database.write() as connection:
         jobs.set_launched(connection, job, now)
-        if job.message not in (None, note):
+        if job.message not in (None, message):
             # What it waited for.
-            jobs.set_message(connection, job, note)
+            jobs.set_message(connection, job, message)
     return replace(job, launched_at=job.launched_at or now, ended_at=None)
 
 

@@ -235,7 +235,16 @@ class KubeRayLauncher:
         except ApiException as error:
             raise LauncherUnavailable(f"Kubernetes: {_error_message(error)}") from error
         except (HTTPError, ConfigException, OSError) as error:
-            raise LauncherUnavailable(f"Kubernetes: {error}") from error
+            raise LauncherUnavailable(f"Kubernetes: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost cause, such as "connection refused": urllib3 wraps it in three errors with addresses and paths."""
+    inner = getattr(error, "reason", None) or error.__cause__
+    if isinstance(inner, BaseException):
+        return _cause(inner)
+    system = error.strerror if isinstance(error, OSError) else None
+    return system.lower() if system else str(error)
 
 
 def _check_queue(submission: Submission) -> None:

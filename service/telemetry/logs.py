@@ -152,5 +152,7 @@ def log_config(level: str, secrets: Collection[str] = ()) -> dict[str, object]:
             "uvicorn.error": {"level": "INFO"},
             # Our own middleware logs each request, with id and time.
             "uvicorn.access": {"level": "WARNING"},
+            # A warning for each retry: hundreds of lines in an outage that the loops report once.
+            "urllib3": {"level": "ERROR"},
         },
     }

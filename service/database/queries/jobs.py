@@ -258,9 +258,7 @@ def set_launched(connection: Connection, seen: JobRecord, now: datetime) -> None
         backup.enqueue_job(connection, seen.model, seen.dataset)
 
 
-def set_waiting(
-    connection: Connection, seen: JobRecord, message: str | None, now: datetime
-) -> None:
+def set_waiting(connection: Connection, seen: JobRecord, message: str, now: datetime) -> None:
     """Record that the attempt waits for the cluster, from now on, and for what."""
     waits: dict[str, object] = {"launched_at": None, "heard_at": None, "ended_at": None}
     connection.execute(as_seen(seen).values(waits | {"message": message, "state_changed_at": now}))

@@ -1,5 +1,6 @@
 """Times that an attempt may take, by the control plane's own clock."""
 
+from service.jobs.steps import STARTING
 from service.launchers.port import LaunchState
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
@@ -45,7 +46,7 @@ def test_a_queue_of_the_cluster_may_take_days_and_says_so(plane: ControlPlane) -
     plane.tick(2)
     plane.clock.advance(3500)
     plane.tick(2)
-    assert (plane.job(job).state, plane.job(job).message) == (JobState.RUNNING, None)
+    assert (plane.job(job).state, plane.job(job).message) == (JobState.RUNNING, STARTING)
     plane.clock.advance(200)
     plane.tick(2)
     assert plane.job(job).reason == FailureReason.QUEUE_DEADLINE

@@ -174,6 +174,19 @@ def test_a_log_line_is_one_json_object() -> None:
     assert (line["message"], line["job"], line["level"]) == ("done 3", "job-1", "info")
 
 
+def test_an_outage_of_the_kubernetes_api_is_not_logged_for_each_retry() -> None:
+    code = (
+        "import logging.config, urllib3; from service.telemetry.logs import log_config;"
+        "logging.config.dictConfig(log_config('info'));"
+        "urllib3.PoolManager().request('GET', 'http://127.0.0.1:1')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert "MaxRetryError" in done.stderr
+    assert "Retrying" not in done.stderr
+
+
 def test_the_log_configuration_can_be_applied() -> None:
     code = (
         "import logging.config; from service.telemetry.logs import log_config;"

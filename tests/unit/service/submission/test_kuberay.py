@@ -268,7 +268,7 @@ def test_nothing_is_submitted_without_its_owner_object(api: KubernetesApi) -> No
     assert api.jobs == {}
 
 
-def test_a_refused_connection_means_the_launcher_is_unavailable() -> None:
+def test_a_refused_connection_means_the_launcher_is_unavailable_and_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -276,7 +276,7 @@ def test_a_refused_connection_means_the_launcher_is_unavailable() -> None:
         def connect() -> Any:
             return CustomObjectsApi(ApiClient(Configuration(host=address)))
 
-        with pytest.raises(LauncherUnavailable, match="Kubernetes: "):
+        with pytest.raises(LauncherUnavailable, match=r"^Kubernetes: connection refused$"):
             KubeRayLauncher(SITE, connect).submit(SUBMISSION)
 
 
