@@ -19,6 +19,11 @@ Vectors = Sequence[Sequence[float]]
 _LONGEST_SHOWN = 100
 # The endpoint takes bodies of 64 MiB by default, and 64 KiB/s at least.
 _BODY_BYTES = 32 << 20
+ENCODER_TIMEOUT = "encoder_timeout"
+# The first size is that of an encoder's pass by default. The largest is a quarter of the rows that a request may have.
+_FIRST_RAW_ITEMS, _MOST_RAW_ITEMS = 32, 1024
+# Far below the 10 s after which an encoder's result is no longer waited for.
+_FAST_SECONDS = 2.0
 
 _PERMITTED = (
     "write Query(modality, feature), Query(modality, text=...), Query(modality, data=...) or "
@@ -241,7 +246,7 @@ def encode_content(item: Item | Query) -> dict[str, Any]:
     return content
 
 
-def encode_inputs(modality: str, inputs: Inputs) -> dict[str, object]:
+def encode_inputs(modality: str, inputs: Inputs) -> dict[str, Any]:
     """Encode features, texts or queries for a request. Raises InvalidArgument."""
     try:
         given: list[Any] = [inputs] if isinstance(inputs, str) else list(inputs)
@@ -288,22 +293,60 @@ def parse_response(response: httpx.Response, read_from: Callable[[Json], T]) -> 
         raise CmclError(message, response.status_code) from error
 
 
-def bodies_of(field: str, entries: Iterable[object], most: int) -> Iterator[bytes]:
-    """Encode bodies with a list in `field`: of at most so many entries, and of few enough for the endpoint's limit."""
+class RawBatchSize:
+    """How many raw items a request has: half as many after the encoder ran out of time, twice as many while it is fast."""
+
+    def __init__(self) -> None:
+        self.items = _FIRST_RAW_ITEMS
+
+    def shrink(self, error: CmclError, sent: int) -> bool:
+        """Note a failed request. Return whether to send its items in smaller ones."""
+        if error.code != ENCODER_TIMEOUT or sent == 1:
+            return False
+        self.items = sent // 2
+        return True
+
+    def grow(self, sent: int, seconds: float) -> None:
+        """Note a request that was answered after so many seconds."""
+        if sent == self.items and seconds < _FAST_SECONDS:
+            self.items = min(2 * sent, _MOST_RAW_ITEMS)
+
+
+def batches_of(
+    entries: Iterable[object], most: int, raw_size: RawBatchSize | None = None
+) -> Iterator[list[bytes]]:
+    """Encode entries in batches of at most `most`, or of `raw_size` where they are raw, below the limit of a body."""
     batch, size = list[bytes](), 0
     for entry in entries:
         encoded = json_bytes(entry) or b""
-        if batch and (len(batch) >= most or size + len(encoded) > _BODY_BYTES):
-            yield _body(field, batch)
+        count = min(most, raw_size.items) if raw_size and _is_raw(entry) else most
+        if batch and (len(batch) >= count or size + len(encoded) > _BODY_BYTES):
+            yield batch
             batch, size = [], 0
         batch.append(encoded)
         size += len(encoded)
     if batch:
-        yield _body(field, batch)
+        yield batch
 
 
-def _body(field: str, encoded: Iterable[bytes]) -> bytes:
-    return b'{"%s":[%s]}' % (field.encode(), b",".join(encoded))
+def _is_raw(entry: object) -> bool:
+    """Whether an encoded input needs an encoder."""
+    if isinstance(entry, Mapping):
+        return not entry.keys().isdisjoint(("text", "data", "numbers"))
+    return isinstance(entry, str)
+
+
+def body_of(field: str, encoded: Iterable[bytes], **others: object) -> bytes:
+    """Return a body with a list of encoded entries in `field`."""
+    head = b"".join(
+        b'"%s":%s,' % (name.encode(), json_bytes(value)) for name, value in others.items()
+    )
+    return b'{%s"%s":[%s]}' % (head, field.encode(), b",".join(encoded))
+
+
+def embedded(answer: Json) -> Embeddings:
+    """Parse the response to a request for embeddings."""
+    return Embeddings(vectors_of(answer), version_of(answer))
 
 
 def migrated(answer: Json) -> MigratedEmbeddings:

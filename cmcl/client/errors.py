@@ -28,19 +28,21 @@ class FieldError:
 class CmclError(Exception):
     """Base class of all errors. The message is the server's, if there is one.
 
-    status: HTTP status; 0 without a response. type: problem type, `urn:cmcl:problem:...`. fields:
-    errors by field. request_id: id of the request in the server's log. retry_after: seconds after
+    status: HTTP status; 0 without a response. type: problem type of the control plane, `urn:cmcl:problem:...`. code:
+    of the endpoint's error, such as `encoder_timeout`. fields: errors by field. request_id: id of the request in the server's log. retry_after: seconds after
     which to retry, if the server sent it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of an error
         self,
         message: str,
         status: int = 0,
         type: str | None = None,  # noqa: A002 - RFC 9457 calls it so
         fields: tuple[FieldError, ...] = (),
         request_id: str | None = None,
+        *,
         retry_after: float | None = None,
+        code: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -48,6 +50,7 @@ class CmclError(Exception):
         self.fields = fields
         self.request_id = request_id
         self.retry_after = retry_after
+        self.code = code
 
 
 class InvalidArgument(CmclError):
@@ -88,8 +91,16 @@ def refusal(response: httpx.Response) -> CmclError:
         kind if isinstance(kind, str) else None,
         fields,
         response.headers.get("x-request-id"),
-        retry_after(response),
+        retry_after=retry_after(response),
+        code=error_code(response),
     )
+
+
+def error_code(response: httpx.Response) -> str | None:
+    """Return the code of an error in the endpoint's form."""
+    error = (json_object(response) or {}).get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, str) else None
 
 
 def retry_after(response: httpx.Response) -> float | None:

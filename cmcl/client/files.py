@@ -154,7 +154,9 @@ def with_paths(error: CmclError, lists: ShardLists) -> CmclError:
     )
     return type(error)(
         *(_renamed(str(error), paths), error.status, error.type, fields),
-        *(error.request_id, error.retry_after),
+        error.request_id,
+        retry_after=error.retry_after,
+        code=error.code,
     )
 
 

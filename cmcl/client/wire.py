@@ -16,6 +16,7 @@ from cmcl.client.errors import (
     Json,
     Unreachable,
     WrongServer,
+    error_code,
     json_object,
     one_line,
     refusal,
@@ -35,7 +36,10 @@ class Side(StrEnum):
 
 @dataclass(frozen=True)
 class Request:
-    """An HTTP request. `path` is a complete URL for Side.ELSEWHERE."""
+    """An HTTP request. `path` is a complete URL for Side.ELSEWHERE.
+
+    `not_repeated`: codes of errors after which the caller sends another request, and not the same one.
+    """
 
     method: str
     path: str
@@ -43,6 +47,7 @@ class Request:
     params: Params = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | None = field(default=None, repr=False)
+    not_repeated: frozenset[str] = frozenset()
 
     def options(self) -> dict[str, object]:
         """Return the arguments of httpx's `request` and `stream`."""
@@ -245,6 +250,8 @@ def content_type(body: object) -> dict[str, str]:
 
 def is_repeatable(request: Request, outcome: httpx.TransportError | httpx.Response) -> bool:
     """Whether to retry. A request with If-Match is not retried if the first one may have succeeded."""
+    if isinstance(outcome, httpx.Response) and error_code(outcome) in request.not_repeated:
+        return False
     return "if-match" not in request.headers or not may_be_done(outcome)
 
 

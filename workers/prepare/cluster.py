@@ -21,6 +21,7 @@ from cmcl.contract.errors import StorageUnavailable
 from workers.prepare.encoder_pool import EncoderPools, LeasedEncoder
 from workers.prepare.settings import PrepareSettings
 from workers.sandbox.child import share_of_memory
+from workers.storage.process_limits import give_way_to_queries
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -242,16 +243,19 @@ class RayCluster:
 
 
 def _call(function: Callable[..., R], *arguments: Any) -> R:
+    give_way_to_queries()
     return function(*arguments)
 
 
 def _results(function: Callable[..., Iterator[R]], *arguments: Any) -> Iterator[R]:
+    give_way_to_queries()
     yield from function(*arguments)
 
 
 def _call_on_row(
     row: dict[str, Any], function: Callable[..., Iterator[Any]], common: Any
 ) -> dict[str, Any]:
+    give_way_to_queries()
     item = pickle.loads(row["item"])  # noqa: S301 - of our own driver
     *_, last = function(ray.get(common), item)
     return {"result": pickle.dumps(last)}

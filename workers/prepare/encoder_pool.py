@@ -17,6 +17,7 @@ from workers.encoders.media import Decoded
 from workers.encoders.port import EncoderMismatch, EncoderUnusable
 from workers.prepare.encoder_actor import EncoderActor, Started, to_argument
 from workers.prepare.encoding import Encoded, EncoderLost, EncoderPort
+from workers.storage.process_limits import give_way_to_queries
 
 # An actor that dies is restarted, and its batch is sent a second time. Both numbers are finite: a batch may be the
 # cause.
@@ -78,6 +79,14 @@ class RayEncoder:
         except RayError as error:
             raise EncoderLost(f"encoder {self._leased.spec.name!r} ended: {error}") from error
         return encoded
+
+
+class _OwnProcess(EncoderActor):
+    """The actor in a process of its own, which gives way to the encoders that answer queries."""
+
+    def __init__(self, spec: EncoderSpec, store_uri: str) -> None:
+        give_way_to_queries()
+        super().__init__(spec, store_uri)
 
 
 @dataclass
@@ -215,7 +224,7 @@ class EncoderPools:
         return [f"{self._prefix}-{number}" for number in range(first, first + count)]
 
     def _actor(self, spec: EncoderSpec, name: str) -> Any:
-        options = ray.remote(EncoderActor).options(
+        options = ray.remote(_OwnProcess).options(
             name=name,
             num_cpus=spec.num_cpus,
             num_gpus=spec.num_gpus,

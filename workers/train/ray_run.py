@@ -22,6 +22,7 @@ from ray.train.v2.api.callback import UserCallback
 from cmcl.contract.errors import NON_RETRYABLE
 from cmcl.contract.job import submission_id
 from workers.storage.layout import run_prefix
+from workers.storage.process_limits import give_way_to_queries
 from workers.storage.s3 import S3Store
 from workers.storage.uris import open_store
 from workers.train.checkpoint import watch_for_preemption
@@ -31,7 +32,6 @@ from workers.train.run import TrainSettings
 # Failures that a run survives. Preemptions and changes of size are not counted.
 _RESTARTS = 2
 _SHUTDOWN_SECONDS = "3"
-_NICENESS = 10
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,7 @@ def _resources(ranks: Ranks) -> dict[str, float]:
 
 def prepare_rank() -> None:
     """Set up the process of a rank: its priority, and preemption notices unless Ray has them off."""
-    # Replicas on the same machine go first: their clients are waiting.
-    os.nice(_NICENESS)
+    give_way_to_queries()
     if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0":
         watch_for_preemption(ray.train.get_preemption_info)
 

@@ -6,30 +6,32 @@ from typing import Any
 
 import httpx
 
-from cmcl.client._async.session import Calls, new_key
+from cmcl.client._async.session import AsyncSession, Calls, new_key
 from cmcl.client.concurrency import async_call
 from cmcl.client.endpoint import (
+    ENCODER_TIMEOUT,
     Collection,
     Embeddings,
     Inputs,
     Item,
     MigratedEmbeddings,
     Query,
+    RawBatchSize,
     SearchResults,
     ServedModel,
     Similarity,
     StoredItem,
     Vectors,
     WriteResult,
-    bodies_of,
+    batches_of,
+    body_of,
+    embedded,
     encode_content,
     encode_inputs,
     migrated,
     parse_response,
-    vectors_of,
-    version_of,
 )
-from cmcl.client.errors import InvalidArgument
+from cmcl.client.errors import CmclError, InvalidArgument
 from cmcl.client.exports import check_new_folder, unpack
 from cmcl.client.wire import (
     Params,
@@ -52,6 +54,10 @@ _LISTED = 200
 class EndpointCalls(Calls):
     """Calls of the embeddings endpoint."""
 
+    def __init__(self, session: AsyncSession) -> None:
+        super().__init__(session)
+        self._raw_size = RawBatchSize()
+
     async def embed(
         self, model: str, modality: str, inputs: Inputs, dimensions: int | None = None
     ) -> Embeddings:
@@ -61,14 +67,25 @@ class EndpointCalls(Calls):
         may be texts, or raw items as `Query` with text, data or numbers. The result has one vector per
         input, of the model's width or of fewer `dimensions` (policy improve): the first ones, at unit
         length.
+
+        Many raw items are sent in several requests, which one version answers. Those that the encoder does not
+        finish in time are sent again, fewer at once.
         """
-        body = {"model": model, **encode_inputs(modality, inputs)}
+        fields = encode_inputs(modality, inputs)
         if dimensions is not None:
-            body["dimensions"] = dimensions
-        response = await self._request("POST", "/v1/embeddings", body)
-        return parse_response(
-            response, lambda answer: Embeddings(vectors_of(answer), version_of(answer))
-        )
+            fields["dimensions"] = dimensions
+        entries = fields.pop("input")
+        asked, answers = model, list[Embeddings]()
+        batches = batches_of(entries, len(entries), self._raw_size) if entries else [[]]
+        for batch in batches:
+            parts = [batch]
+            while parts:
+                body = body_of("input", parts[0], model=asked, **fields)
+                response = await self._send_first(parts, "/v1/embeddings", body)
+                if response is not None:
+                    answers.append(parse_response(response, embedded))
+                    asked = f"{model.partition('@')[0]}@{answers[0].version}"
+        return Embeddings([row for each in answers for row in each.vectors], answers[0].version)
 
     async def migrate(
         self,
@@ -173,18 +190,18 @@ class EndpointCalls(Calls):
     ) -> WriteResult:
         """Add items, and replace existing items with the same ids.
 
-        Every `batch_size` items are one atomic change, or fewer where these would have more than 32 MiB; returns the
-        result of the last change.
+        Every `batch_size` items are one atomic change, or fewer where these would have more than 32 MiB, or where the
+        encoder would not finish raw items in time; returns the result of the last change.
         """
-        return await self._in_batches(
-            f"{_path(name)}/items", "items", map(_item, items), batch_size
-        )
+        batches = batches_of(map(_item, items), batch_size, self._raw_size)
+        return await self._in_batches(f"{_path(name)}/items", "items", batches)
 
     async def remove_items(
         self, name: str, ids: Iterable[str], batch_size: int = 1000
     ) -> WriteResult:
         """Remove items. Ids that do not exist are ignored."""
-        return await self._in_batches(f"{_path(name)}/items/delete", "ids", ids, batch_size)
+        batches = batches_of(ids, batch_size)
+        return await self._in_batches(f"{_path(name)}/items/delete", "ids", batches)
 
     async def collection_items(
         self, name: str, modality: str | None = None
@@ -242,15 +259,42 @@ class EndpointCalls(Calls):
         return (await self._request("GET", f"{_path(name)}/export", params=params)).content
 
     async def _in_batches(
-        self, path: str, field: str, entries: Iterable[object], batch_size: int
+        self, path: str, field: str, batches: Iterable[list[bytes]]
     ) -> WriteResult:
         written = None
-        for body in bodies_of(field, entries, batch_size):
-            response = await self._request("POST", path, body, _idempotency_key())
-            written = read(WriteResult, response, Side.EMBEDDINGS)
+        for batch in batches:
+            parts = [batch]
+            while parts:
+                body = body_of(field, parts[0])
+                response = await self._send_first(parts, path, body, _idempotency_key())
+                if response is not None:
+                    written = read(WriteResult, response, Side.EMBEDDINGS)
         if written is None:
             raise InvalidArgument(f"no {field} given; at least one is required")
         return written
+
+    async def _send_first(
+        self,
+        parts: list[list[bytes]],
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response | None:
+        """Send the first part, and remove it. Where the encoder does not finish it in time, halve it, and return None."""
+        part, began = parts[0], self._session.clock.now()
+        # The same items would take as long again.
+        not_repeated = frozenset({ENCODER_TIMEOUT} if len(part) > 1 else ())
+        try:
+            response = await self._request("POST", path, body, headers, not_repeated=not_repeated)
+        except CmclError as error:
+            if not self._raw_size.shrink(error, len(part)):
+                raise
+            half = len(part) // 2
+            parts[:1] = [part[:half], part[half:]]
+            return None
+        self._raw_size.grow(len(part), self._session.clock.now() - began)
+        del parts[0]
+        return response
 
     async def _request(
         self,
@@ -259,6 +303,7 @@ class EndpointCalls(Calls):
         body: Mapping[str, Any] | bytes | None = None,
         headers: Mapping[str, str] | None = None,
         params: Params | None = None,
+        not_repeated: frozenset[str] = frozenset(),
     ) -> httpx.Response:
         """Send a request. Omits values of the body that are None; bytes are a body in JSON."""
         if isinstance(body, Mapping):
@@ -270,6 +315,7 @@ class EndpointCalls(Calls):
             params=params or {},
             headers={**content_type(body), **(headers or {})},
             content=body if isinstance(body, bytes) else json_bytes(body),
+            not_repeated=not_repeated,
         )
         return await self._session.send(request)
 

@@ -2,12 +2,13 @@
 
 import base64
 import struct
+from collections.abc import Callable
 
 import pytest
 
 from cmcl import Client, CmclError, Query
-from cmcl.client import InvalidArgument
-from tests.unit.client.rest_server import RestServer
+from cmcl.client import InvalidArgument, Item
+from tests.unit.client.rest_server import Answer, Asked, RestServer
 
 
 def test_raw_items_are_embedded_by_their_encoder(server: RestServer, client: Client) -> None:
@@ -60,6 +61,82 @@ def test_embeddings_of_unexpected_form_are_an_error(
     server.always((200, answer))
     with pytest.raises(CmclError, match="unexpected form"):
         client.embed("scenes", "image", [[1.0]])
+
+
+TIMEOUT = {"error": {"message": "no result for 32 items; send fewer", "code": "encoder_timeout"}}
+
+
+def busy(most: int, version: int = 3) -> Callable[[Asked], Answer]:
+    """An endpoint whose encoder finishes so many texts in time. The vector of a text is its length."""
+
+    def answer(asked: Asked) -> Answer:
+        texts = asked.body["input"]
+        if len(texts) > most:
+            return 503, TIMEOUT, {"Retry-After": "1"}
+        packed = [base64.b64encode(struct.pack("<f", len(text))).decode() for text in texts]
+        data = [{"embedding": each} for each in packed]
+        return 200, {"model": f"scenes@{version}", "data": data}
+
+    return answer
+
+
+def test_raw_items_that_are_not_encoded_in_time_are_sent_fewer_at_once(
+    server: RestServer, client: Client
+) -> None:
+    server.answer = busy(most=10)
+    found = client.embed("scenes", "text", ["x" * length for length in range(1, 71)])
+    assert [vector[0] for vector in found.vectors] == list(range(1, 71))
+    sizes = [len(asked.body["input"]) for asked in server.asked]
+    assert sizes[:3] == [32, 16, 8], "each half as large, and none of them repeated"
+    assert {asked.body["model"] for asked in server.asked[3:]} == {"scenes@3"}, "of one version"
+    server.asked.clear()
+    client.embed("scenes", "text", ["x"] * 20)
+    assert len(server.asked[0].body["input"]) <= 16, "the size is kept for the next call"
+
+
+def test_many_raw_items_are_sent_in_parts_that_grow_while_they_are_fast(
+    server: RestServer, client: Client
+) -> None:
+    server.answer = busy(most=4096)
+    assert len(client.embed("scenes@3", "text", ["x"] * 200).vectors) == 200
+    assert [len(asked.body["input"]) for asked in server.asked] == [32, 64, 104]
+    assert {asked.body["model"] for asked in server.asked} == {"scenes@3"}
+
+
+def test_features_are_not_split(server: RestServer, client: Client) -> None:
+    vector = base64.b64encode(struct.pack("<f", 1.0)).decode()
+    server.always((200, {"model": "scenes@3", "data": [{"embedding": vector}] * 500}))
+    assert len(client.embed("scenes", "image", [[1.0]] * 500).vectors) == 500
+    assert len(server.asked) == 1
+
+
+def test_one_raw_item_that_is_not_encoded_in_time_is_tried_again(
+    server: RestServer, client: Client
+) -> None:
+    server.always((503, TIMEOUT, {"Retry-After": "0"}), busy(1)(Asked("", "", {"input": ["abc"]})))
+    assert client.embed("scenes", "text", "abc").vectors == [[3.0]]
+    server.always((503, TIMEOUT, {"Retry-After": "0"}))
+    with pytest.raises(CmclError, match="send fewer") as caught:
+        client.embed("scenes", "text", "abc")
+    assert (caught.value.status, caught.value.code) == (503, "encoder_timeout")
+
+
+def test_raw_items_of_a_collection_are_added_fewer_at_once(
+    server: RestServer, client: Client
+) -> None:
+    def answer(asked: Asked) -> Answer:
+        rows = len(asked.body["items"])
+        if rows > 10:
+            return 503, TIMEOUT, {"Retry-After": "1"}
+        return 200, {"id": "things", "rows": rows, "revision": 1}
+
+    server.answer = answer
+    client.add_items("things", [Item(str(n), "image", data=b"PNG") for n in range(50)])
+    done = [asked for asked in server.asked if len(asked.body["items"]) <= 10]
+    ids = [item["id"] for asked in done for item in asked.body["items"]]
+    assert ids == [str(n) for n in range(50)]
+    keys = [asked.headers["idempotency-key"] for asked in server.asked]
+    assert len(set(keys)) == len(keys)
 
 
 MIGRATION = {

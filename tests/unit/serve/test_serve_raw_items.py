@@ -10,6 +10,7 @@ import pytest
 from tests.fakes.letter_encoder import IDENTITY, LETTERS, LetterEncoders
 from tests.fakes.served_app import served
 from tests.unit.serve.conftest import Replica
+from workers.serve.encoders.port import EncoderTimeout
 
 # A quarter of what the encoder gives, which has the same direction and is no list of token ids.
 FEATURES = {"a cat": [1.25, 0.5, 0, 0], "tree": [1, 0, 0.5, 0]}
@@ -182,6 +183,24 @@ def test_an_unavailable_encoder_is_503(with_encoder: Replica) -> None:
     response = with_encoder.embed(modality=None, input="a cat")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert with_encoder.embed().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"), [(["a"], "for 1 item; try again"), (["a"] * 32, "for 32 items; send fewer")]
+)
+def test_an_encoder_that_has_no_time_is_503_and_says_what_to_do(
+    with_encoder: Replica, texts: list[str], words: str
+) -> None:
+    async def run_out_of_time() -> None:
+        raise EncoderTimeout("letters", 10)
+
+    assert isinstance(with_encoder.encoders, LetterEncoders)
+    with_encoder.encoders.during = run_out_of_time
+    response = with_encoder.embed(modality="text", input=texts)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    error = response.json()["error"]
+    assert error["code"] == "encoder_timeout"
+    assert f"gave no result within 10 s {words}" in error["message"]
 
 
 def test_texts_and_features_come_in_one_request(with_encoder: Replica) -> None:

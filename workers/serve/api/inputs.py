@@ -30,7 +30,13 @@ from workers.serve.api.wire.rows import (
 )
 from workers.serve.compute import NO_TICKET, Ticket
 from workers.serve.encoders.client import is_taken, kind_of, takes
-from workers.serve.encoders.port import EncoderMismatch, EncoderUnavailable, Raw, UnreadableItem
+from workers.serve.encoders.port import (
+    EncoderMismatch,
+    EncoderTimeout,
+    EncoderUnavailable,
+    Raw,
+    UnreadableItem,
+)
 from workers.serve.errors import Conflict, InvalidRequest, NotReady, WrongRow
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
@@ -72,6 +78,12 @@ async def encoded(
     except EncoderMismatch as error:
         replica.metrics.encoder_refused(version.model, modality, "mismatch")
         raise _mismatch(version, modality, str(error), field) from error
+    except EncoderTimeout as error:
+        items, advice = (
+            ("1 item", "try again") if len(raw) == 1 else (f"{len(raw)} items", "send fewer")
+        )
+        message = f"the encoder of modality {modality!r} gave no result within {error.seconds:g} s for {items}; {advice}"
+        raise NotReady(message, field, "encoder_timeout") from error
     except EncoderUnavailable as error:
         message = f"the encoder of modality {modality!r} is unavailable; try again"
         raise NotReady(message, field, "encoder_unavailable") from error

@@ -16,6 +16,7 @@ from cmcl.contract.encoder import EncoderIdentity, EncoderSpec, Media
 from workers.serve.encoders.port import (
     Encoded,
     EncoderMismatch,
+    EncoderTimeout,
     EncoderUnavailable,
     Mismatch,
     Raw,
@@ -136,14 +137,12 @@ class _Client:
 
 @asynccontextmanager
 async def _in_time(spec: EncoderSpec) -> AsyncIterator[None]:
-    """Limit the wait for an encoder. Raises EncoderUnavailable after `answer_seconds`."""
+    """Limit the wait for an encoder. Raises EncoderTimeout after `answer_seconds`."""
     try:
         async with asyncio.timeout(spec.answer_seconds):
             yield
     except TimeoutError as error:
-        raise EncoderUnavailable(
-            f"encoder {spec.name!r} did not answer in {spec.answer_seconds:g} s"
-        ) from error
+        raise EncoderTimeout(spec.name, spec.answer_seconds) from error
 
 
 def kind_of(raw: Raw) -> str:

@@ -22,6 +22,14 @@ class EncoderUnavailable(Exception):
     """The encoder does not respond. A retry can succeed."""
 
 
+class EncoderTimeout(EncoderUnavailable):
+    """The encoder did not finish in time: it is busy, or restarts. Fewer items at once can succeed."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__(f"encoder {name!r} gave no result within {seconds:g} s")
+        self.seconds = seconds
+
+
 class EncoderMismatch(Exception):
     """The encoder is not the one whose features the version has learned. The message says what differs."""
 
