@@ -45,14 +45,10 @@ ports:
 {{- end -}}
 
 {{/* Custom resources that replicas and encoders request (workers/serve/placement.py), each on their own
-     pods. Not CPUs, which ranks request. Ray's autoscaler unquotes the text like a shell. */}}
+     pods. Not CPUs, which ranks request. JSON in single quotes, which a shell, Ray's autoscaler and KubeRay read. */}}
 {{- define "cmcl.placesFor" -}}
 num-cpus: "0"
-resources: {{ include "cmcl.rayResources" .resources }}
-{{- end -}}
-
-{{- define "cmcl.rayResources" -}}
-{{ toJson . | replace "\"" "\\\"" | printf "'\"%s\"'" }}
+resources: {{ toJson .resources | squote | quote }}
 {{- end -}}
 
 {{/* The worker group of the replicas. */}}

@@ -104,7 +104,7 @@ rayStartParams:
   object-store-memory: {{ div (include "cmcl.bytes" (dict "value" . "where" "preparation.workers.resources.limits.memory") | int64) 8 | quote }}
   {{- end }}
   {{- with .resources }}
-  resources: {{ include "cmcl.rayResources" . }}
+  resources: {{ toJson . | squote | quote }}
   {{- end }}
 template: {{- include "cmcl.rayNode" (merge (dict "root" .root "group" $workers "resources" $limits "where" "preparation.workers.resources" "counts" (ternary (list $least (int .pods)) nil .root.Values.ray.oneCluster)) $node) | nindent 2 }}
 {{- end -}}

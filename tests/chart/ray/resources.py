@@ -1,4 +1,4 @@
-"""Custom resources of a worker group, as a shell and as Ray's autoscaler read them."""
+"""Custom resources of a worker group, as a shell, Ray's autoscaler and KubeRay read them."""
 
 import json
 import shlex
@@ -14,6 +14,8 @@ def custom_resources(group: Object) -> dict[str, int]:
     (word,) = shlex.split(written)
     found: dict[str, int] = json.loads(word)
     assert found == _as_the_autoscaler_does(written)
+    # getResourcesFromRayStartParams of its operator, which derives GPUs and other accelerators after it.
+    assert found == json.loads(written.strip("'\"` "))
     return found
 
 
