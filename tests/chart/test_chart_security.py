@@ -4,9 +4,10 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import helm_python
 import pytest
 
-from tests.chart.release import Object, Release, each_release
+from tests.chart.release import EXAMPLES, Object, Release, each_release, merged, render, values_of
 from tests.chart.restricted import injected, violations, with_autoscaler
 
 COMPONENT = "app.kubernetes.io/component"
@@ -102,3 +103,39 @@ def test_every_pod_requests_memory_and_has_a_limit(release: Release) -> None:
         resources = template["spec"]["containers"][0]["resources"]
         assert {"cpu", "memory"} <= set(resources["requests"])
         assert "memory" in resources["limits"]
+
+
+def _merge(node: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return node | {
+        key: _merge(node.get(key, {}), value) if isinstance(value, dict) else value
+        for key, value in other.items()
+    }
+
+
+def test_every_pod_can_have_a_limit_of_cpus() -> None:
+    """As a ResourceQuota on limits.cpu demands, also of hooks: otherwise neither install nor uninstall works."""
+    limited = {"limits": {"cpu": "3"}}
+
+    def with_limits(node: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: limited if key in ("resources", "helperResources") else with_limits(value)
+            for key, value in node.items()
+            if isinstance(value, dict)
+        }
+
+    limits = with_limits(merged({}))
+    for example in EXAMPLES:
+        values = _merge(values_of(example), limits)
+        if values.get("training", {}).get("launcher") == "kuberay":
+            values["training"].setdefault("rayJobs", {})["submissionMode"] = "K8sJobMode"
+        release = render(values)
+        templates = release.pod_templates()
+        for pods in release.of_kind("ConfigMap"):
+            for text in (pods["data"][name] for name in pods["data"] if name == "pods.yaml"):
+                templates |= helm_python.values_from_yaml(text)
+        unlimited = [
+            where
+            for where, template in templates.items()
+            if template["spec"]["containers"][0]["resources"]["limits"].get("cpu") != "3"
+        ]
+        assert unlimited == [], example

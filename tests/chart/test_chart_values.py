@@ -36,6 +36,7 @@ OTHERS: dict[str, Any] = {
     "extraVolumes": [{"name": "other", "emptyDir": {}}],
     "extraVolumeMounts": [{"name": "other", "mountPath": "/other"}],
     "resources": {"limits": {"memory": "9Gi"}},
+    "helperResources": {"limits": {"memory": "9Gi"}},
     "uri": "s3://other/store",
     "publicKey": OTHER_PEM,
     "digest": f"sha256:{'9' * 64}",
@@ -82,7 +83,7 @@ OTHERS: dict[str, Any] = {
 }
 OTHER_TEXT, OTHER_MAP = "other", {"other": "x"}
 # Keys below these belong to Kubernetes: their maps are replaced as a whole.
-WHOLES = {"resources", "labels"}
+WHOLES = {"resources", "helperResources", "labels"}
 
 
 def _leaves(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

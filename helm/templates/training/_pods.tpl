@@ -130,9 +130,7 @@ spec:
       imagePullPolicy: {{ .Values.ray.image.pullPolicy }}
       securityContext: {{- include "cmcl.containerSecurityContext" . | nindent 8 }}
       env: {{- include "cmcl.userEnv" . | nindent 8 }}
-      resources:
-        requests: {cpu: 200m, memory: 256Mi}
-        limits: {memory: 1Gi}
+      resources: {{- toYaml .Values.helperResources | nindent 8 }}
       volumeMounts:
         - name: tmp
           mountPath: /tmp
