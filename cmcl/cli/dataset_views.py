@@ -6,6 +6,7 @@ from rich.text import Text
 from cmcl.cli.console import Grid, as_text, fields
 from cmcl.client import Dataset, DatasetSummary
 from cmcl.client.types import Encoders, RejectedRows
+from cmcl.contract.dataset import ShardRef
 from cmcl.contract.prepare import DatasetReport
 from cmcl.contract.version import EvaluationResult
 
@@ -42,8 +43,8 @@ def dataset_view(dataset: Dataset) -> RenderableType:
             "encoders": encoders_cell(dataset.encoders),
             "job": dataset.job,
             "state": state(dataset),
-            "shards": "\n".join(shard.uri for shard in dataset.shards),
-            "held out": "\n".join(shard.uri for shard in dataset.evaluation_shards),
+            "shards": "\n".join(map(_shard, dataset.shards)),
+            "held out": "\n".join(map(_shard, dataset.evaluation_shards)),
             "held-out share": dataset.evaluation_share,
             "created": dataset.created_at,
             "sealed": dataset.sealed_at,
@@ -52,11 +53,15 @@ def dataset_view(dataset: Dataset) -> RenderableType:
     return Group(page, *report)
 
 
+def _shard(shard: ShardRef) -> str:
+    return shard.uri if shard.name is None else f"{shard.name} ({shard.uri})"
+
+
 def rejected_cell(rejected: RejectedRows | None) -> str | None:
     """Number of the rows that were left out, and the first ones with their reasons."""
     if rejected is None:
         return None
-    first = [f"{row.id or f'{row.file}, row {row.row}'}: {row.reason}" for row in rejected.first]
+    first = [f"{row.place}: {row.reason}" for row in rejected.first]
     more = rejected.rows - len(first)
     lines = [f"{rejected.rows} rows", *first, *([f"... {more} more"] if more else [])]
     return "\n".join(lines)
@@ -92,8 +97,9 @@ def report_view(checked: Dataset) -> RenderableType:
         return Text(checked.quarantine_reason or "no report")
     left_out = rejected_cell(checked.rejected)
     held_out = f", {report.evaluation_rows} held out" if report.evaluation_rows else ""
+    rows = "usable rows" if report.refusals else "rows to train on"
     lines = [
-        Text(f"{report.rows} rows to train on{held_out}"),
+        Text(f"{report.rows} {rows}{held_out}"),
         *([Text(f"left out: {left_out}")] if left_out else []),
         *(Text(f"• {sentence}") for sentence in report.advice),
     ]

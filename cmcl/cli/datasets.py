@@ -26,7 +26,7 @@ from cmcl.cli.options import (
     name_of,
     parse_pair,
 )
-from cmcl.cli.progress import follow, upload_bars, with_file_names
+from cmcl.cli.progress import follow, upload_bars
 from cmcl.client import AcceptedDataset, Client, Dataset, DatasetSummary, InvalidArgument
 from cmcl.client.files import raw_path
 from cmcl.client.raw_folder import RawFolder, read_raw_folder, write_manifest
@@ -92,10 +92,9 @@ _COLUMNS: Columns[DatasetSummary] = {
     "created": lambda dataset: dataset.created_at,
 }
 _REJECTED_COLUMNS: Columns[RejectedRow] = {
-    "id": lambda row: row.id,
-    "file": lambda row: row.file,
-    "row": lambda row: row.row,
+    "row": lambda row: row.place,
     "reason": lambda row: row.reason,
+    "id": lambda row: row.id,
 }
 
 
@@ -340,7 +339,7 @@ def _show_report(client: Client, checked: Dataset, as_json: bool) -> None:
         if as_json:
             print_json(checked)
         why = checked.quarantine_reason or client.job(str(checked.job)).message or "see its job"
-        raise CommandError(f"the dataset would be rejected: {with_file_names(client, why)}")
+        raise CommandError(f"the dataset would be rejected: {why}")
     show(checked, as_json, report_view)
     if checked.report.refusals:
         raise CommandError(f"the dataset would be rejected: {'; '.join(checked.report.refusals)}")

@@ -35,7 +35,6 @@ from cmcl.cli.progress import (
     figures,
     follow,
     preparation_figures,
-    with_file_names,
 )
 from cmcl.client import Client, Event, Job, JobProgress, Preparation
 
@@ -80,8 +79,6 @@ def show_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> Non
     """Show a job with its state and progress, and the candidate of a job that is held."""
     with Client(url) as client:
         found = client.job(job)
-        if found.message and not as_json:
-            found = found.model_copy(update={"message": with_file_names(client, found.message)})
         is_held = found.state == "held" and not as_json
         candidate = client.candidate(job) if is_held else None
     show(found, as_json, _view)

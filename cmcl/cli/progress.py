@@ -1,6 +1,5 @@
 """Progress of jobs and uploads, as bars or JSON lines."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,9 +26,7 @@ from rich.text import Text
 
 from cmcl.cli.console import print_json, stderr, stdout
 from cmcl.cli.errors import NoVersion
-from cmcl.client import Client, CmclError, Job, JobProgress, Preparation, UploadProgress
-
-_UPLOAD = re.compile(r"upload:(up-[0-9a-f]{12})")
+from cmcl.client import Client, Job, JobProgress, Preparation, UploadProgress
 
 OnUpload = Callable[[UploadProgress], None]
 
@@ -218,25 +215,12 @@ def follow(client: Client, job: str, as_json: bool) -> Job:
         stderr().print(f"job {job} continues; follow it again with: cmcl job watch {job}")
         raise
     if ended.state not in _SUCCEEDED:
-        why = with_file_names(client, ended.message or ended.reason or "-")
-        raise NoVersion(f"job {job} ended as {ended.state}: {why}")
+        raise NoVersion(f"job {job} ended as {ended.state}: {ended.message or ended.reason or '-'}")
     if not as_json:
         is_version = ended.state == "published"
         seen = f"{ended.state}; see: cmcl dataset show {ended.dataset}"
         stdout().print(f"published as version {ended.version}" if is_version else seen)
     return ended
-
-
-def with_file_names(client: Client, message: str) -> str:
-    """Add the file name to each upload in a message of the service."""
-    for upload in set(_UPLOAD.findall(message)):
-        try:
-            name = client.upload_state(upload).filename
-        except CmclError:
-            # Deleted, or of another owner: keep the message unchanged.
-            continue
-        message = message.replace(f"upload:{upload}", f"{name} (upload:{upload})")
-    return message
 
 
 @contextmanager

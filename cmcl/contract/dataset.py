@@ -1,6 +1,7 @@
 """A dataset of paired features: its shards, and its manifest once it is verified."""
 
 from typing import Annotated, Literal, Self
+from urllib.parse import unquote
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -28,6 +29,18 @@ class ShardRef(Frozen):
 
     uri: Uri = Field(examples=["s3://captures/2026-11/pairs-000.parquet"])
     sha256: Sha256 | None = None
+    name: str | None = Field(
+        default=None,
+        max_length=128,
+        exclude_if=lambda name: name is None,
+        description="what tables and messages call it; by default the file name of an upload, or the address",
+    )
+
+    @property
+    def file_name(self) -> str:
+        """Its name, or the last part of its address."""
+        last = self.uri.rpartition("/")[2]
+        return self.name or (unquote(last) if self.uri.startswith("file:") else last)
 
 
 class SourceFile(Frozen):
@@ -61,6 +74,10 @@ class RejectedRow(Frozen):
     id: str | None = Field(description="None: the row has no readable id")
     file: Uri = Field(description="address of the file that names it")
     row: int = Field(ge=0, description="its position in the file")
+    place: str = Field(
+        description="where the user finds it: `metadata.csv line 202, trunc.png`, `birds.tar, jay.png`, "
+        "`pairs.parquet row 17`"
+    )
     reason: str
 
 

@@ -91,8 +91,11 @@ class PrepareFailure(Frozen):
     request: int = Field(ge=0)
     reason: PreparationError
     message: str
+    rejected_rows: int = Field(
+        default=0, ge=0, description="rows that cannot be used; rejected.jsonl lists them"
+    )
     rejected: tuple[RejectedRow, ...] = Field(
-        default=(), max_length=20, description="the first rows that cannot be used"
+        default=(), max_length=20, description="the first of these"
     )
 
 

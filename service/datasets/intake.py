@@ -19,6 +19,7 @@ from service.datasets.request import (
     check_addresses,
     contents_of,
     record_uses,
+    with_names,
 )
 from service.errors import Conflict, FieldProblem, PreconditionFailed, Unprocessable
 from service.lookup import check_datasets, get_dataset, hold_model
@@ -54,7 +55,7 @@ def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) 
     check_datasets(connection, model.owner, intake.most_datasets, intake.principal)
     check_encoders(model, request, intake.encoders)
     check_addresses(connection, request, intake, contents)
-    document = request.model_dump(mode="json")
+    document = with_names(connection, request).model_dump(mode="json")
     dataset = datasets.create(connection, model.owner, document, intake.now, known_by)
     record_uses(connection, dataset.id, request)
     job = None if known_by is None else _new_job(connection, dataset, request, intake)
@@ -83,7 +84,8 @@ def add_shards(
     contents = contents_of(connection, grown.uris, intake.principal)
     check_addresses(connection, added, intake, contents, before=request)
     record_uses(connection, dataset, added)
-    return datasets.set_request(connection, dataset, grown.model_dump(mode="json"))
+    document = with_names(connection, grown).model_dump(mode="json")
+    return datasets.set_request(connection, dataset, document)
 
 
 def files_of(dataset: DatasetRecord) -> int:

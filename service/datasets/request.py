@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, FailFast, Field
 from pydantic_core import PydanticCustomError
@@ -60,6 +60,9 @@ class NewShards(Frozen):
     def uris(self) -> list[str]:
         """The addresses of both lists."""
         return [ref.uri for ref in (*self.shards, *self.evaluation_shards)]
+
+
+Posted = TypeVar("Posted", bound=NewShards)
 
 
 class NewDataset(NewShards):
@@ -116,13 +119,19 @@ class NewDataset(NewShards):
 
     @property
     def fingerprint(self) -> str:
-        """Equal for the same addresses and the same model; the name does not count.
+        """Equal for the same addresses and the same model; names do not count.
 
         A dry run, and a dataset that is measured only, have another fingerprint than the dataset to learn.
         `max_bad_share` and `encoders` do not count.
         """
+        names = {"__all__": {"name"}}
         content = self.model_dump(
-            mode="json", exclude={"name", "sealed", "max_bad_share", "encoders"}
+            mode="json",
+            exclude={
+                **dict.fromkeys(("name", "sealed", "max_bad_share", "encoders"), True),
+                "shards": names,
+                "evaluation_shards": names,
+            },
         )
         if self.evaluation_share is None:
             del content["evaluation_share"]
@@ -212,6 +221,25 @@ def contents_of(
         return {}
     digests = uploads.digests(connection, named.values(), principal.owner)
     return {uri: digests[upload] for uri, upload in named.items() if upload in digests}
+
+
+def with_names(connection: Connection, posted: Posted) -> Posted:
+    """Return the posted shards with the file names of uploads, which have no name in their addresses."""
+    named = {uri: upload for uri in posted.uris if (upload := upload_of(uri)) is not None}
+    if not named:
+        return posted
+    filenames = uploads.filenames(connection, named.values())
+
+    def named_ref(ref: ShardRef) -> ShardRef:
+        name = ref.name or filenames.get(named.get(ref.uri, ""))
+        return ref.model_copy(update={"name": name})
+
+    return posted.model_copy(
+        update={
+            "shards": tuple(map(named_ref, posted.shards)),
+            "evaluation_shards": tuple(map(named_ref, posted.evaluation_shards)),
+        }
+    )
 
 
 def record_uses(connection: Connection, dataset: str, shards: NewShards) -> None:

@@ -276,9 +276,7 @@ class _Follower:
         if failure is None:
             return False
         if failure.reason == "invalid_dataset":
-            seen = self.poll.seen
-            rows = max(len(failure.rejected), seen.bad_rows if seen else 0)
-            rejected = PreparedRows(rejected_rows=rows, rejected=failure.rejected)
+            rejected = PreparedRows(rejected_rows=failure.rejected_rows, rejected=failure.rejected)
             steps.quarantine(self.context, self.job, failure.message, rejected)
         else:
             reason = FailureReason(failure.reason)

@@ -108,7 +108,12 @@ def _files(dataset: DatasetView) -> list[dict[str, object]]:
     posted = [(shard, dataset.evaluate_only) for shard in dataset.shards]
     posted += [(shard, True) for shard in dataset.evaluation_shards]
     return [
-        {"uri": shard.uri, "is_held_out": is_held_out, "shard": known.get(shard.uri)}
+        {
+            "name": shard.name or shard.uri,
+            "uri": shard.uri,
+            "is_held_out": is_held_out,
+            "shard": known.get(shard.uri),
+        }
         for shard, is_held_out in posted
     ]
 

@@ -4,7 +4,7 @@ It reads Parquet in the internal form, holds out rows by their position, and che
 checks have tests of their own.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +25,7 @@ from cmcl.contract.prepare import (
     PrepareReport,
     PrepareRequest,
 )
+from workers.prepare.finish import as_failure
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.shards import describe_shard
@@ -50,7 +51,7 @@ def prepare(store: ObjectStore, request: PrepareRequest) -> None:
     try:
         manifest = _manifest(store, request)
     except InvalidDataset as error:
-        fail(store, request, "invalid_dataset", str(error))
+        fail(store, request, "invalid_dataset", str(as_failure(error, request)))
         return
     stages.write(store, layout.preparation_file(request.dataset, "stages"))
     if request.report_version is not None:
@@ -89,7 +90,15 @@ def fail(
     store: ObjectStore, request: PrepareRequest, reason: str, message: str, **changes: object
 ) -> None:
     """Write why the dataset cannot be prepared."""
-    values = {"request": request.request, "reason": reason, "message": message, **changes}
+    known = changes.get("rejected", ())
+    counted = {"rejected_rows": len(known) if isinstance(known, Sized) else 0}
+    values = {
+        "request": request.request,
+        "reason": reason,
+        "message": message,
+        **counted,
+        **changes,
+    }
     failure = PrepareFailure.model_validate(values)
     key = layout.preparation_file(request.dataset, "failure")
     store.put(key, failure.model_dump_json().encode())

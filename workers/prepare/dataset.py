@@ -19,7 +19,7 @@ from workers.prepare.encoder_pool import LeasedEncoder
 from workers.prepare.finish import (
     PreparationFailed,
     as_failure,
-    check_bad_rows,
+    check_bad_rows_so_far,
     checked,
     forget_units,
     join_held_out,
@@ -70,7 +70,7 @@ def prepare_dataset(job: Preparation) -> None:
     try:
         prepared = _prepared(job)
     except (InvalidDataset, EncoderMismatch, EncoderUnusable, PreparationFailed) as error:
-        failure = as_failure(error)
+        failure = as_failure(error, request)
         if request.report_version is None or failure.reason == "encoder_unavailable":
             raise failure from error
         prepared = refused(failure)
@@ -83,7 +83,7 @@ def prepare_dataset(job: Preparation) -> None:
             dataset_report, store.uri, request, prepared, check=job.progress.check
         )
         job.progress.write_stages(store)
-        write_report(store, request, report.result())
+        write_report(store, request, prepared, report.result())
     forget_units(store, request.dataset)
 
 
@@ -175,8 +175,9 @@ def _carry_out(
 ) -> Records:
     """Prepare all units; those that fail because of an outage are retried, with encoders that are leased again.
 
-    Raises the error of the first unit that cannot be prepared, and PreparationFailed as soon as more rows are
-    unusable than permitted.
+    A dataset with more unusable rows than permitted is read to its end, so that all of them are listed, and what was
+    encoded is used again once they are corrected. Raises the error of the first unit that cannot be prepared, and
+    PreparationFailed for too many rows to list.
     """
     records: Records = {}
     waiting, pause = list(tasks), _FIRST_PAUSE
@@ -189,7 +190,7 @@ def _carry_out(
             elif step.value is not None:
                 records[step.index] = step.value
                 job.progress.unit_done(step.index, step.value)
-                check_bad_rows(job.request, context, records.values(), job.progress.rows)
+                check_bad_rows_so_far(job.request, context, records.values(), job.progress.rows)
             elif step.error == "unavailable":
                 message = step.message
             elif step.error == "lost":

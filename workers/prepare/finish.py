@@ -16,33 +16,54 @@ from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.versions import entry_for
 
-_FIRST_ROWS = 20
+FIRST_ROWS = 20
 # Default of `max_bad_share` for raw rows.
 _MAX_BAD_SHARE = 0.01
 _ROWS_IN_EVALUATION_SHARD = 65536
+# Unusable rows of a dataset that is refused. With more, the rest of its rows is not read.
+_MOST_LISTED = 10_000
 
 
 class PreparationFailed(Exception):
     """The dataset cannot be prepared, and the same request would fail again."""
 
     def __init__(
-        self, reason: PreparationError, message: str, rejected: tuple[RejectedRow, ...] = ()
+        self, reason: PreparationError, message: str, prepared: Prepared | None = None
     ) -> None:
         super().__init__(message)
-        self.reason, self.rejected = reason, rejected
+        self.reason = reason
+        # What could be prepared, with all rows that are left out as far as they are known.
+        self.prepared = prepared or Prepared((), (), (), {})
 
 
-def as_failure(error: Exception) -> PreparationFailed:
-    """Convert an error of a user's files or of an encoder to a failure."""
+def as_failure(
+    error: Exception, request: PrepareRequest, prepared: Prepared | None = None
+) -> PreparationFailed:
+    """Convert an error of a user's files or of an encoder to a failure, which names files as the user does."""
+    reason: PreparationError = "invalid_dataset"
     match error:
         case PreparationFailed():
-            return error
+            reason, prepared = error.reason, prepared or error.prepared
         case EncoderMismatch():
-            return PreparationFailed("encoder_mismatch", str(error))
+            reason = "encoder_mismatch"
         case EncoderUnusable():
-            return PreparationFailed("encoder_unavailable", str(error))
-        case _:
-            return PreparationFailed("invalid_dataset", str(error))
+            reason = "encoder_unavailable"
+    return PreparationFailed(reason, _with_names(str(error), request), prepared)
+
+
+def _with_names(message: str, request: PrepareRequest) -> str:
+    for ref in (*request.shards, *request.evaluation_shards):
+        if ref.name is not None:
+            message = message.replace(ref.uri, ref.name)
+    return message
+
+
+def check_bad_rows_so_far(
+    request: PrepareRequest, context: DatasetContext, records: Collection[UnitRecord], rows: Rows
+) -> None:
+    """Raises PreparationFailed if more rows are left out than permitted, and more than are listed."""
+    if rows.bad > _MOST_LISTED:
+        check_bad_rows(request, context, records, rows)
 
 
 def check_bad_rows(
@@ -51,25 +72,32 @@ def check_bad_rows(
     """Raises PreparationFailed if more rows are left out than permitted."""
     permitted = _MAX_BAD_SHARE if request.max_bad_share is None else request.max_bad_share
     total = max(rows.total, rows.done)
-    if not rows.bad or rows.bad <= permitted * total:
+    if not rows.bad or rows.bad / total <= permitted:
         return
-    first = _in_order([row for record in records for row in record.rejected], context)
-    raise PreparationFailed(
-        "invalid_dataset",
-        f"{rows.bad} of {total} rows cannot be used: {100 * rows.bad / total:.3g} %, permitted: "
-        f"{100 * permitted:g} %. The first: {_described(first[0])}",
-        first[:_FIRST_ROWS],
+    rejected = _in_order([row for record in records for row in record.rejected], request, context)
+    message = (
+        f"{rows.bad:,} of {total:,} rows cannot be used: {100 * rows.bad / total:.3g} %, permitted: "
+        f"{100 * permitted:g} %."
     )
+    usable = total - rows.bad
+    if usable and rows.bad <= _MOST_LISTED:
+        # Rounded up to a whole percent.
+        needed = -(-100 * rows.bad // total) / 100
+        verb = "measured" if request.evaluate_only else "learned"
+        message += f" {usable:,} usable rows would be {verb} with --max-bad-share {needed:g}."
+    message += f" The first: {rejected[0].place}: {rejected[0].reason}"
+    raise PreparationFailed("invalid_dataset", message, Prepared((), (), rejected, {}))
 
 
-def _described(row: RejectedRow) -> str:
-    name = "without an id" if row.id is None else repr(row.id)
-    return f"row {row.row} of {row.file} ({name}): {row.reason}"
-
-
-def _in_order(rejected: Sequence[RejectedRow], context: DatasetContext) -> tuple[RejectedRow, ...]:
+def _in_order(
+    rejected: Sequence[RejectedRow], request: PrepareRequest, context: DatasetContext
+) -> tuple[RejectedRow, ...]:
+    """Sort rows by file and position. Their reasons name files as the user does."""
     places = {ref.uri: place for place, ref in reversed(list(enumerate(context.source.files)))}
-    return tuple(sorted(rejected, key=lambda row: (places.get(row.file, len(places)), row.row)))
+    named = [
+        row.model_copy(update={"reason": _with_names(row.reason, request)}) for row in rejected
+    ]
+    return tuple(sorted(named, key=lambda row: (places.get(row.file, len(places)), row.row)))
 
 
 def checked(
@@ -80,7 +108,6 @@ def checked(
 ) -> Prepared:
     """Return the results of all units, checked together. Raises InvalidDataset, PreparationFailed."""
     ordered = [records[task.index] for task in tasks]
-    check_bad_rows(request, context, ordered, Rows.of(ordered))
     shards = tuple(record.training for record in ordered if record.training is not None)
     named, held_out = (
         tuple(
@@ -91,20 +118,25 @@ def checked(
         )
         for of_named_files in (True, False)
     )
-    if request.evaluate_only:
-        _check_any_held_out((*named, *held_out))
-    else:
-        _check_rows(shards, request)
-    if request.evaluation_share is not None:
-        _check_held_out(shards, held_out, request.evaluation_share)
-    rejected = _in_order([row for record in ordered for row in record.rejected], context)
+    rejected = _in_order([row for record in ordered for row in record.rejected], request, context)
     encoders = _identities(request, context)
-    return Prepared(shards, (*named, *held_out), rejected, encoders)
+    prepared = Prepared(shards, (*named, *held_out), rejected, encoders)
+    try:
+        check_bad_rows(request, context, ordered, Rows.of(ordered))
+        if request.evaluate_only:
+            _check_any_held_out((*named, *held_out))
+        else:
+            _check_rows(shards, request)
+        if request.evaluation_share is not None:
+            _check_held_out(shards, held_out, request.evaluation_share)
+    except (InvalidDataset, PreparationFailed) as error:
+        raise as_failure(error, request, prepared) from error
+    return prepared
 
 
 def refused(failure: PreparationFailed) -> Prepared:
-    """Return an empty result with the reason of the failure, for the report of a dry run."""
-    return Prepared((), (), failure.rejected, {}, (str(failure),))
+    """Return what could be prepared, with the reason of the failure, for the report of a dry run."""
+    return replace(failure.prepared, refusals=(str(failure),))
 
 
 def _check_rows(shards: Sequence[Shard], request: PrepareRequest) -> None:
@@ -180,7 +212,7 @@ def write_manifest(store: ObjectStore, request: PrepareRequest, prepared: Prepar
         evaluation_shards=prepared.held_out,
         evaluate_only=request.evaluate_only,
         encoders=prepared.encoders,
-        rejected=_write_rejected(store, request.dataset, prepared.rejected),
+        rejected=write_rejected(store, request.dataset, prepared.rejected),
     )
     try:
         key = layout.dataset_manifest(request.dataset)
@@ -189,23 +221,29 @@ def write_manifest(store: ObjectStore, request: PrepareRequest, prepared: Prepar
         print(f"dataset {request.dataset}: another process wrote its manifest", flush=True)
 
 
-def _write_rejected(
+def write_rejected(
     store: ObjectStore, dataset: str, rejected: Sequence[RejectedRow]
 ) -> RejectedRows | None:
+    """Write the list of rows that are left out, in place of that of an earlier request."""
     if not rejected:
+        store.delete(layout.rejected_rows(dataset))
         return None
     data = b"".join(row.model_dump_json().encode() + b"\n" for row in rejected)
     store.put(layout.rejected_rows(dataset), data)
-    first = tuple(rejected[:_FIRST_ROWS])
+    first = tuple(rejected[:FIRST_ROWS])
     return RejectedRows(rows=len(rejected), file=entry_for(data), first=first)
 
 
-def write_report(store: ObjectStore, request: PrepareRequest, report: DatasetReport) -> None:
-    """Write the report of a dry run, and delete the prepared shards."""
+def write_report(
+    store: ObjectStore, request: PrepareRequest, prepared: Prepared, report: DatasetReport
+) -> None:
+    """Write the report of a dry run and the list of rows that would be left out, and delete the prepared shards."""
+    write_rejected(store, request.dataset, prepared.rejected)
     data = PrepareReport(request=request.request, report=report).model_dump_json().encode()
     store.put(layout.preparation_file(request.dataset, "report"), data)
+    kept = (layout.preparation_files(request.dataset), layout.rejected_rows(request.dataset))
     for key in list(store.keys(layout.dataset_prefix(request.dataset))):
-        if not key.startswith(layout.preparation_files(request.dataset)):
+        if not key.startswith(kept):
             store.delete(key)
 
 

@@ -150,11 +150,9 @@ def _with_duplicates(
 
     of_unit: dict[int, list[Duplicate]] = {}
     for row, first in sorted(duplicates):
-        (at, in_file), (first_at, first_in_file) = place(row), place(first)
+        (at, in_file), (first_at, _) = place(row), place(first)
         uri: Uri = source.files[units[first_at].file].uri
-        of_unit.setdefault(at, []).append(
-            Duplicate(row=in_file, first_file=uri, first_row=first_in_file)
-        )
+        of_unit.setdefault(at, []).append(Duplicate(row=in_file, first_file=uri))
     return [
         unit.model_copy(update={"duplicates": tuple(of_unit[at])}) if at in of_unit else unit
         for at, unit in enumerate(units)
@@ -216,7 +214,7 @@ class _Planner:
             if unit is None or record.begins_unit:
                 if unit is not None:
                     units.append(self._finished(unit, scan.columns))
-                unit = _Unit(row, record.start)
+                unit = _Unit(row, record)
             unit.add(record)
             has_labels = has_labels or record.values.get("label") is not None
             self._add_id(record)
@@ -241,6 +239,7 @@ class _Planner:
             file=self._index,
             form=self._form.name,
             first_row=unit.first_row,
+            first_line=unit.first_line,
             rows=unit.rows,
             start=unit.start,
             stop=unit.stop,
@@ -253,8 +252,9 @@ class _Planner:
 class _Unit:
     """A unit that is being planned."""
 
-    def __init__(self, first_row: int, start: int) -> None:
-        self.first_row, self.start, self.stop = first_row, start, start
+    def __init__(self, first_row: int, first: Record) -> None:
+        self.first_row, self.first_line = first_row, first.line
+        self.start = self.stop = first.start
         self.rows = 0
         self.seal = blake3()
 

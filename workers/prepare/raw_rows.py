@@ -45,20 +45,16 @@ class RawSource(Frozen):
 
 
 class Duplicate(Frozen):
-    """A row whose id an earlier row has.
-
-    `row`: its position in its file. `first_file`, `first_row`: file and position of the earlier row.
-    """
+    """A row whose id an earlier row has. `row`: its position in its file. `first_file`: that of the earlier row."""
 
     row: int
     first_file: Uri
-    first_row: int
 
 
 class RawUnit(Frozen):
     """Consecutive rows of one file, which are read and encoded together.
 
-    `file`: index into `RawSource.files`. `start`, `stop`: bytes of the file; 0 for Parquet, whose rows
+    `file`: index into `RawSource.files`. `first_line`: of its first row, in forms of lines. `start`, `stop`: bytes of the file; 0 for Parquet, whose rows
     are found by number. `columns`: names of a CSV header. `seal`: digest of the rows, by which a change of
     the file after the plan is detected.
     """
@@ -66,6 +62,7 @@ class RawUnit(Frozen):
     file: int = Field(ge=0)
     form: RawForm
     first_row: int = Field(ge=0)
+    first_line: int = 0
     rows: int = Field(ge=1)
     start: int = 0
     stop: int = 0

@@ -79,7 +79,11 @@ class RawUnitEncoder:
             found, encoded = self._found(content), 0
             if found is None:
                 found, encoded = yield from self._encode(_checked(reader, check), unread, content)
-        rejected = sorted([*unread, *map(self._placed, found.rejected)], key=lambda row: row.row)
+        known = [
+            reader.reject(self.unit.first_row + each.position, each.id, each.reason)
+            for each in found.rejected
+        ]
+        rejected = sorted([*unread, *known], key=lambda row: row.row)
         return UnitRecord(
             training=found.training,
             evaluation=found.evaluation,
@@ -96,11 +100,6 @@ class RawUnitEncoder:
         missing = [row.row - self.unit.first_row for row in unread]
         described = [digest, missing, self._is_held_out, self.unit.has_labels]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
-
-    def _placed(self, rejected: EncodedRejection) -> RejectedRow:
-        uri = self.context.source.files[self.task.file].uri
-        row = self.unit.first_row + rejected.position
-        return RejectedRow(id=rejected.id, file=uri, row=row, reason=rejected.reason)
 
     def _found(self, content: str) -> EncodedUnit | None:
         """Return the same rows if they are encoded already and their shards exist; None otherwise."""

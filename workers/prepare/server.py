@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
 from cmcl.contract.prepare import PrepareFailure, PrepareReport, PrepareRequest
-from workers.prepare.finish import PreparationFailed, forget_units
+from workers.prepare.finish import FIRST_ROWS, PreparationFailed, forget_units, write_rejected
 from workers.prepare.progress import Cancelled, Progress, ProgressWriter
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
@@ -207,11 +207,14 @@ class PrepareServer:
         )
 
     def _write_failure(self, request: PrepareRequest, failure: PreparationFailed) -> None:
+        rejected = failure.prepared.rejected
+        write_rejected(self.store, request.dataset, rejected)
         document = PrepareFailure(
             request=request.request,
             reason=failure.reason,
             message=str(failure),
-            rejected=failure.rejected,
+            rejected_rows=len(rejected),
+            rejected=rejected[:FIRST_ROWS],
         )
         key = layout.preparation_file(request.dataset, "failure")
         self.store.put(key, document.model_dump_json().encode())

@@ -39,6 +39,7 @@ ITEMS, INDEX = "items", "index.jsonl"
 _MOST_THREADS = 16
 _BYTES_UNDER_WAY = 128 << 20
 _LONGEST_URI, _LONGEST_NAME = 1024, 255
+_LONGEST_PLACE = 500
 # Part of the digest of a unit: another release of these modules may read other rows from the same bytes.
 _VERSION = 1
 
@@ -66,8 +67,8 @@ class Spooled:
 def spool_unit(request: SpoolRequest, output: FrameWriter) -> None:
     """Write ITEMS and INDEX, which has a line for each good row. Runs in the child.
 
-    Sends rows that cannot be used, `[position, id, reason]`, and the digest of the unit with its good rows,
-    `[position, id, label, digest, digest]`. Raises InvalidDataset if the file is not the one that was planned;
+    Sends rows that cannot be used, `[position, id, reason]`, the digest of the unit with its good rows,
+    `[position, id, label, digest, digest]`, and where the user finds each row. Raises InvalidDataset if the file is not the one that was planned;
     StorageUnavailable.
     """
     unit = request.unit
@@ -75,6 +76,7 @@ def spool_unit(request: SpoolRequest, output: FrameWriter) -> None:
     output.step(f"reading rows {unit.first_row} to {last} of {request.ref.uri}")
     locator = Locator(request.allowed_prefixes, request.locations)
     file = StoredFile(request.ref.model_copy(update={"sha256": None}), locator)
+    places: list[str] = []
     good: list[list[Any]] = []
     rejected: list[list[Any]] = []
     digest = blake3(json.dumps([_VERSION, request.share, *map(_kind, request.sides)]).encode())
@@ -84,6 +86,7 @@ def spool_unit(request: SpoolRequest, output: FrameWriter) -> None:
         (output.folder / INDEX).open("w") as index,
     ):
         for row in _rows(request, file, fetcher):
+            places.append(row.place)
             try:
                 items = [spool.add(each) for each in row.items()]
             except BadRow as error:
@@ -98,6 +101,7 @@ def spool_unit(request: SpoolRequest, output: FrameWriter) -> None:
             )
     output.send({"rejected": len(rejected)}, [json.dumps(rejected).encode()])
     output.send({"digest": digest.hexdigest()}, [json.dumps(good).encode()])
+    output.send({"places": len(places)}, [json.dumps(places).encode()])
 
 
 def _kind(side: SideSpec) -> list[Any]:
@@ -110,9 +114,10 @@ def _kind(side: SideSpec) -> list[Any]:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A row whose items may still be fetched."""
+    """A row whose items may still be fetched. `place`: where the user finds it."""
 
     position: int
+    place: str
     id: str | None
     label: str | None = None
     sources: tuple["bytes | Future[bytes]", ...] = ()
@@ -132,15 +137,16 @@ def _rows(request: SpoolRequest, file: StoredFile, fetcher: "_Fetcher") -> Itera
     """Yield the rows of a unit in their order, while items of the next rows are fetched."""
     unit, seal, waiting = request.unit, blake3(), deque[_Pending]()
     duplicates = {
-        each.row: f"its id is that of row {each.first_row} of {each.first_file}; ids are unique over all "
-        "files of a dataset"
+        each.row: f"an earlier row has its id, in {each.first_file}; ids are unique over all files of a "
+        "dataset"
         for each in unit.duplicates
     }
     count = 0
     for record in FORMS[unit.form].read(file, unit, request.sides):
         seal.update(record.seal)
         position = unit.first_row + count
-        waiting.append(_pending(record, position, duplicates.get(position), unit, fetcher))
+        place = _place(record, position, file.ref.file_name)
+        waiting.append(_pending(record, position, place, duplicates.get(position), unit, fetcher))
         count += 1
         if len(waiting) > fetcher.at_once:
             yield waiting.popleft()
@@ -149,8 +155,24 @@ def _rows(request: SpoolRequest, file: StoredFile, fetcher: "_Fetcher") -> Itera
     yield from waiting
 
 
+def _place(record: Record, position: int, file: str) -> str:
+    """Return where the user finds a row, with the files that it names."""
+    row = (
+        record.source or f"{file} {f'line {record.line}' if record.line else f'row {position + 1}'}"
+    )
+    names = [
+        str(value) for key, value in record.values.items() if key.endswith("_file_name") and value
+    ]
+    return ", ".join([row, *names])[:_LONGEST_PLACE]
+
+
 def _pending(
-    record: Record, position: int, repeated: str | None, unit: RawUnit, fetcher: "_Fetcher"
+    record: Record,
+    position: int,
+    place: str,
+    repeated: str | None,
+    unit: RawUnit,
+    fetcher: "_Fetcher",
 ) -> _Pending:
     id_ = None
     try:
@@ -160,10 +182,10 @@ def _pending(
         elif "id" in record.values:
             id_ = id_of(record.values)
         if problem := record.problem or repeated:
-            return _Pending(position, id_, problem=problem)
-        return _Pending(position, id_, label, fetcher.sources(record))
+            return _Pending(position, place, id_, problem=problem)
+        return _Pending(position, place, id_, label, fetcher.sources(record))
     except BadRow as error:
-        return _Pending(position, id_, problem=str(error))
+        return _Pending(position, place, id_, problem=str(error))
 
 
 class _Fetcher:

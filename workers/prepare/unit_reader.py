@@ -32,6 +32,7 @@ _Position = Annotated[int, Field(ge=0)]
 _REJECTED = TypeAdapter(list[tuple[_Position, str | None, str]])
 _GOOD = TypeAdapter(list[tuple[_Position, str, str | None, Blake3, Blake3]])
 _DIGEST = TypeAdapter(Blake3)
+_PLACES = TypeAdapter(list[str])
 _TRIES = 2
 # Longer messages are cut off: one is stored for each rejected row.
 _LONGEST_REASON = 2000
@@ -129,6 +130,7 @@ class UnitReader:
         self._uri = source.files[unit.file].uri
         self._good: list[tuple[int, str, str | None, str, str]] = []
         self.digest = ""
+        self._places: list[str] = []
         self.rejected: list[RejectedRow] = []
 
     def __enter__(self) -> Self:
@@ -150,11 +152,12 @@ class UnitReader:
     def _spooled(self, frames: list[Frame]) -> None:
         """Read the result of the child, which is not trusted."""
         try:
-            rejected, good = frames
+            rejected, good, places = frames
+            self._places = _PLACES.validate_json(bytes(places.body))
             self.digest = _DIGEST.validate_python(good.header["digest"])
             self._good = _GOOD.validate_json(bytes(good.body))
             self.rejected = [
-                self._reject(row, id_, reason)
+                self.reject(row, id_, reason)
                 for row, id_, reason in _REJECTED.validate_json(bytes(rejected.body))
             ]
         except (ValueError, LookupError) as error:
@@ -194,7 +197,7 @@ class UnitReader:
                 tries += 1
                 if tries == _TRIES:
                     position, id_, *_ = self._good[done]
-                    yield self._reject(position, id_, f"the decoder {error.reason}")
+                    yield self.reject(position, id_, f"the decoder {error.reason}")
                     done, tries = done + 1, 0
 
     def _time_left(self, end: float) -> float:
@@ -214,15 +217,22 @@ class UnitReader:
             if int(frame.header["row"]) != index:
                 raise ValueError(f"row {frame.header['row']} instead of {index}")  # noqa: TRY301
             if "reason" in frame.header:
-                return self._reject(position, id_, str(frame.header["reason"]))
+                return self.reject(position, id_, str(frame.header["reason"]))
             previous[:] = _items(frame.header["items"], memoryview(frame.body), previous)
             key_a, key_b = (bytes.fromhex(key) for key in keys)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ChildCrashed(index, f"sent no results: {error}", "") from error
         return Row(index, id_, label, previous[0], previous[1], key_a, key_b)  # type: ignore[arg-type]
 
-    def _reject(self, position: int, id_: str | None, reason: str) -> RejectedRow:
-        return RejectedRow(id=id_, file=self._uri, row=position, reason=reason[:_LONGEST_REASON])
+    def reject(self, position: int, id_: str | None, reason: str) -> RejectedRow:
+        """Return the row at a position of the file as one that is left out."""
+        return RejectedRow(
+            id=id_,
+            file=self._uri,
+            row=position,
+            place=self._places[position - self._unit.first_row],
+            reason=reason[:_LONGEST_REASON],
+        )
 
 
 def _items(headers: Any, body: memoryview, previous: list[Item | None]) -> list[Item | None]:

@@ -209,7 +209,7 @@ class FeatureIntake:
             found = digests()
         source = SourceFile(uri=ref.uri, sha256=found.sha256, bytes=size, format=format_)
         if self._left_out:
-            self.rejected = tuple(_leave_out(self._path, ref.uri, self._left_out))
+            self.rejected = tuple(_leave_out(self._path, ref, self._left_out))
         return _Taken(source, None if is_converted or self._left_out else found)
 
     def _check(self, uri: str) -> None:
@@ -234,20 +234,26 @@ class FeatureIntake:
         return shard
 
 
-def _leave_out(path: Path, uri: str, reasons: Mapping[int, str]) -> Iterator[RejectedRow]:
+def _leave_out(path: Path, ref: ShardRef, reasons: Mapping[int, str]) -> Iterator[RejectedRow]:
     """Remove rows from a shard, and yield them; a shard without rows is removed."""
     rest = path.with_name(f"{path.name}.rest")
     first_row = 0
     with ShardWriter(rest) as writer:
-        for batch in _plain_batches(path, uri):
+        for batch in _plain_batches(path, ref.uri):
             ids = batch.column("id")
             kept_B = np.ones(batch.num_rows, bool)
             for offset in range(batch.num_rows):
                 reason = reasons.get(first_row + offset)
                 if reason is not None:
                     kept_B[offset] = False
-                    id_ = ids[offset].as_py()
-                    yield RejectedRow(id=id_, file=uri, row=first_row + offset, reason=reason)
+                    row = first_row + offset
+                    yield RejectedRow(
+                        id=ids[offset].as_py(),
+                        file=ref.uri,
+                        row=row,
+                        place=f"{ref.file_name} row {row + 1}",
+                        reason=reason,
+                    )
             writer.add(batch.filter(pa.array(kept_B)))
             first_row += batch.num_rows
     path.unlink()

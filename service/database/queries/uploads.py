@@ -83,6 +83,12 @@ def digests(connection: Connection, named: Iterable[str], owner: str | None) -> 
     return {row.id: row.sha256 for row in connection.execute(query)}
 
 
+def filenames(connection: Connection, named: Iterable[str]) -> dict[str, str]:
+    """File names by id."""
+    query = select(uploads.c.id, uploads.c.filename).where(uploads.c.id.in_(named))
+    return {row.id: row.filename for row in connection.execute(query)}
+
+
 def parts(connection: Connection, upload: str) -> list[PartRecord]:
     """The parts that arrived, in their order."""
     query = (

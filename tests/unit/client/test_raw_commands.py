@@ -107,7 +107,7 @@ def test_a_job_that_failed_on_a_folder_names_its_tar(
     job = cmcl.one("dataset", "add", str(folder), *OF_BIRDS)["job"]["id"]
     # The fake preparation reads no raw files.
     plane.run_to_end(job)
-    assert "summer-00001.tar (upload:up-" in cmcl("job", "show", job)
+    assert "summer-00001.tar: " in cmcl("job", "show", job)
 
 
 def test_a_manifest_is_written_and_nothing_sent(cmcl: Cmcl, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_dry_run_shows_its_report_and_a_rejection_is_an_exit_code(
     last = cmcl.lines("job", "list")[-1]
     assert f"reported; see: cmcl dataset show {last['dataset']}" in cmcl("job", "watch", last["id"])
     assert "reported (dry run)" in cmcl("job", "show", last["id"])
-    assert "16 rows to train on" in cmcl("dataset", "show", last["dataset"])
+    assert "16 usable rows" in cmcl("dataset", "show", last["dataset"])
 
 
 def refuse(store: ObjectStore) -> None:
@@ -157,7 +157,7 @@ def test_a_dry_run_of_files_that_cannot_be_used_names_the_local_file(
     write_shard(shard, table_with_nan(16))
     with ticking(plane):
         add = ("dataset", "add", str(shard), *OF_BIRDS, "--dry-run")
-        assert "jays.parquet (upload:up-" in cmcl(*add, code=Exit.FAILED)
+        assert "jays.parquet: " in cmcl(*add, code=Exit.FAILED)
 
 
 def test_rows_that_were_left_out_are_listed_with_their_reasons(
@@ -165,11 +165,11 @@ def test_rows_that_were_left_out_are_listed_with_their_reasons(
 ) -> None:
     dataset = cmcl.one("dataset", "add", plane.shard("new")["uri"], *OF_BIRDS)["dataset"]["id"]
     assert f"no rows of {dataset} were left out" in cmcl("dataset", "rejected", dataset)
-    row = RejectedRow(id="jay-7", file="s3://b/a.jsonl", row=7, reason="it is cut off")
-    plane.store.put(layout.rejected_rows(dataset), f"{row.model_dump_json()}\n".encode())
-    assert "│ jay-7 │ s3://b/a.jsonl │ 7   │ it is cut off │" in cmcl(
-        "dataset", "rejected", dataset
+    row = RejectedRow(
+        id="jay-7", file="s3://b/a.jsonl", row=7, place="a.jsonl line 8", reason="it is cut off"
     )
+    plane.store.put(layout.rejected_rows(dataset), f"{row.model_dump_json()}\n".encode())
+    assert "│ a.jsonl line 8 │ it is cut off │ jay-7 │" in cmcl("dataset", "rejected", dataset)
     assert cmcl.lines("dataset", "rejected", dataset) == [row.model_dump()]
 
 

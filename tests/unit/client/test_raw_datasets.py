@@ -149,7 +149,13 @@ def test_a_declared_encoder_is_the_one_of_the_dataset(client: Client, plane: Con
 def test_all_rows_that_were_left_out_are_listed(client: Client, plane: ControlPlane) -> None:
     accepted = client.add_dataset("birds", "one", PAIR, [plane.shard("new")["uri"]])
     rows = [
-        RejectedRow(id=f"row-{row}", file="s3://b/a.jsonl", row=row, reason="no image")
+        RejectedRow(
+            id=f"row-{row}",
+            file="s3://b/a.jsonl",
+            row=row,
+            place="a.jsonl line 8",
+            reason="no image",
+        )
         for row in range(120)
     ]
     lines = "".join(f"{row.model_dump_json()}\n" for row in rows)
@@ -160,7 +166,9 @@ def test_all_rows_that_were_left_out_are_listed(client: Client, plane: ControlPl
 def test_the_first_rows_that_cannot_be_used_come_with_the_job(
     client: Client, plane: ControlPlane
 ) -> None:
-    row = RejectedRow(id="row-7", file="s3://b/a.jsonl", row=7, reason="no image")
+    row = RejectedRow(
+        id="row-7", file="s3://b/a.jsonl", row=7, place="a.jsonl line 8", reason="no image"
+    )
 
     def refuse(store: ObjectStore) -> None:
         for request in requests_in(store):

@@ -148,7 +148,7 @@ def test_of_rows_with_equal_ids_the_first_one_stays(dataset: NewDataset) -> None
         ("x", "b.csv", 1),
         ("x", "jsonl", 0),
     ]
-    reason = f"its id is that of row 0 of {first}; ids are unique over all files of a dataset"
+    reason = f"an earlier row has its id, in {first}; ids are unique over all files of a dataset"
     assert {row.reason for row in read.rejected} == {reason}
 
 
@@ -339,8 +339,54 @@ def test_rows_of_tar(dataset: NewDataset) -> None:
         "i": "member 'i.json' is not JSON: unexpected end of data: line 1 column 2 (char 1)",
         "k": "none of its members ['k.flac'] is of the pair",
         "folder/l": "its text is empty",
-        "a": f"its id is that of row 0 of {uri}; ids are unique over all files of a dataset",
+        "a": f"an earlier row has its id, in {uri}; ids are unique over all files of a dataset",
     }
+    assert [row.place for row in read.rejected][:3] == [
+        "rows.tar, b.png",
+        "rows.tar, c.png",
+        "rows.tar, ../d.png",
+    ]
+
+
+def test_a_row_is_named_by_what_the_user_has(dataset: NewDataset) -> None:
+    """By the line of a file; by the row where there are no lines; by its source where the tar has it."""
+    data = dataset(IMAGE, TEXT)
+    header = b'id,image_file_name,text,note\na,a.png,"x","two\nlines"\n\n'
+    data.add("My rows.csv", header + b"b,trunc.png,x,y\n")
+    lines = [b'{"id": "c"}', b"", b'{"id": "d", "text": "x", "image_file_name": "d.png"}']
+    data.add("rows.jsonl", b"\n".join(lines))
+    media = pa.array([{"bytes": b"no", "path": "e.png"}])
+    data.add("rows.parquet", parquet_bytes({"id": ["e"], "image": media, "text": ["x"]}))
+    about = {"id": ["f", "g"], "text": ["x", "y"], "__source__": ["m.csv line 2", "m.csv line 9"]}
+    members = [("0.png", b"no"), ("0.json", json.dumps(about).encode())]
+    members += [("1.png", b"no"), ("1.json", b'{"text": "x", "id": "h", "__source__": "h.png"}')]
+    data.add("rows.tar", tar_bytes(members))
+    data.file("a.png", b"no")
+    assert {row.id: row.place for row in data.read().rejected} == {
+        "a": "My rows.csv line 2, a.png",
+        "b": "My rows.csv line 5, trunc.png",
+        "c": "rows.jsonl line 1",
+        "d": "rows.jsonl line 3, d.png",
+        "e": "rows.parquet row 1",
+        "f": "m.csv line 2",
+        "g": "m.csv line 9",
+        "h": "h.png",
+    }
+
+
+def test_lines_are_counted_over_units(dataset: NewDataset) -> None:
+    data, base = dataset(PLACE, TEXT), {"place": [1]}
+    rows = [{"id": str(at), "text": "" if at % 1000 == 999 else "x", **base} for at in range(3000)]
+    data.add("a.jsonl", jsonl(rows).replace(b"\n", b"\n\n"))
+    data.add(
+        "b.csv",
+        csv_bytes([{**row, "id": f"b{row['id']}"} for row in rows], ["id", "place", "text"]),
+    )
+    assert len(data.plan().units) > 4
+    assert [row.place for row in data.read().rejected] == [
+        *("a.jsonl line 1999", "a.jsonl line 3999", "a.jsonl line 5999"),
+        *("b.csv line 1001", "b.csv line 2001", "b.csv line 3001"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,7 @@ def test_bad_rows_are_left_out_and_listed(ground: Ground) -> None:
         id="a-3",
         file=ref.uri,
         row=3,
+        place="a.parquet row 4",
         reason="column 'feature_a' has NaN or infinity in row 3",
     )
     assert manifest.rejected.first[0] == first
@@ -176,7 +177,7 @@ def test_more_bad_rows_than_permitted_quarantine_the_dataset(ground: Ground) -> 
     write_shard(ground.folder / "a.parquet", damaged(feature_table(16), 3, np.nan))
     with pytest.raises(PreparationFailed, match="1 of 16 rows cannot be used") as caught:
         ground.prepare(ground.request("a.parquet", max_bad_share=0.05))
-    assert [row.row for row in caught.value.rejected] == [3]
+    assert [row.row for row in caught.value.prepared.rejected] == [3]
 
 
 def test_lists_with_gaps_and_of_other_lengths_are_single_rows(ground: Ground) -> None:

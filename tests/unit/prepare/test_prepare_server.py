@@ -18,7 +18,9 @@ from tests.fakes.preparation import Ground
 from workers.prepare.finish import PreparationFailed
 from workers.prepare.progress import Progress, ProgressWriter
 from workers.prepare.server import PrepareServer, chosen
+from workers.prepare.tasks import Prepared
 from workers.storage import layout
+from workers.storage.datasets import read_rejected
 from workers.storage.local import LocalStore
 
 SPEC = ModelSpec.model_validate({"width": 8, "modalities": {"image": 4, "text": 3}})
@@ -152,10 +154,12 @@ def test_a_retry_cancels_the_work_of_the_request_before(
 def test_a_failure_is_written_with_its_reason(
     ground: Ground, server: PrepareServer, carried: Carried
 ) -> None:
-    row = RejectedRow(id="a", file="file:///a", row=3, reason="it is empty")
+    row = RejectedRow(id="a", file="file:///a", row=3, place="a.jsonl line 8", reason="it is empty")
 
     def fail(request: PrepareRequest, progress: Progress) -> None:
-        raise PreparationFailed("invalid_dataset", "too many bad rows", (row,))
+        raise PreparationFailed(
+            "invalid_dataset", "too many bad rows", Prepared((), (), (row,) * 30, {})
+        )
 
     carried.do = fail
     ask(ground, "ds-1", request=2, traceparent="00-trace")
@@ -164,8 +168,13 @@ def test_a_failure_is_written_with_its_reason(
     assert StageReport.model_validate_json(stages).traceparent == "00-trace"
     text = ground.store.read(layout.preparation_file("ds-1", "failure"))
     assert PrepareFailure.model_validate_json(text) == PrepareFailure(
-        request=2, reason="invalid_dataset", message="too many bad rows", rejected=(row,)
+        request=2,
+        reason="invalid_dataset",
+        message="too many bad rows",
+        rejected_rows=30,
+        rejected=(row,) * 20,
     )
+    assert read_rejected(ground.store, "ds-1", 0, 100).rows == [row] * 30
 
 
 def test_another_driver_does_not_repeat_what_has_failed(

@@ -54,7 +54,8 @@ def progress(clock: Clock) -> Progress:
 def record(rows: int, bad: int = 0) -> UnitRecord:
     shard = Shard(uri="file:///a", sha256="0" * 64, bytes=1, rows=rows - bad)
     rejected = tuple(
-        RejectedRow(id=None, file="file:///b", row=row, reason="bad") for row in range(bad)
+        RejectedRow(id=None, file="file:///b", row=row, place="a.jsonl line 8", reason="bad")
+        for row in range(bad)
     )
     return UnitRecord(training=shard, rejected=rejected)
 

@@ -13,6 +13,7 @@ import pytest
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.model import ModelSpec
+from cmcl.contract.prepare import PrepareReport
 from tests.fakes.preparation import Ground
 from workers.encoders.port import EncoderUnusable
 from workers.encoders.registry import load_encoder
@@ -236,13 +237,58 @@ def test_by_default_a_row_with_a_text_of_more_than_64_kib_is_left_out(ground: Gr
 
 def test_bad_rows_above_one_in_a_hundred_quarantine_the_dataset(ground: Ground) -> None:
     write_rows(ground, 100, r7={"text": ""}, r30={"image": "no numbers"})
-    with pytest.raises(PreparationFailed, match="2 of 100 rows cannot be used") as caught:
+    with pytest.raises(PreparationFailed) as caught:
         ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
-    assert [row.id for row in caught.value.rejected] == ["r7", "r30"]
+    assert str(caught.value) == (
+        "2 of 100 rows cannot be used: 2 %, permitted: 1 %. 98 usable rows would be learned with "
+        "--max-bad-share 0.02. The first: raw.jsonl line 8: its text is empty"
+    )
+    assert [row.id for row in caught.value.prepared.rejected] == ["r7", "r30"]
     manifest = ground.prepare(
         ground.request("raw.jsonl", request=1, encoders=ENCODERS, max_bad_share=0.02)
     )
     assert manifest.rows == 98
+
+
+def test_all_bad_rows_of_a_refused_dataset_are_listed(ground: Ground) -> None:
+    bad = {f"r{row}": {"text": ""} for row in range(0, 2500, 50)}
+    write_rows(ground, 2500, **bad)
+    with pytest.raises(PreparationFailed, match="50 of 2,500 rows") as caught:
+        ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
+    assert [row.id for row in caught.value.prepared.rejected] == list(bad)
+
+
+def test_a_dry_run_of_a_dataset_with_too_many_bad_rows_counts_the_usable_ones(
+    ground: Ground,
+) -> None:
+    write_rows(ground, 100, r7={"text": ""}, r30={"image": "no numbers"})
+    with pytest.raises(AssertionError):  # there is no manifest
+        ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS, report_version=0))
+    key = layout.preparation_file("ds-0123456789ab", "report")
+    report = PrepareReport.model_validate_json(ground.store.read(key)).report
+    assert (report.rows, report.rejected_rows) == (98, 2)
+    assert "98 usable rows would be learned with --max-bad-share 0.02" in report.refusals[0]
+    listed = ground.store.read(layout.rejected_rows("ds-0123456789ab")).splitlines()
+    assert [json.loads(line)["id"] for line in listed] == ["r7", "r30"]
+
+
+def test_messages_name_a_file_as_the_user_does(ground: Ground) -> None:
+    write_rows(ground, 100, r7={"text": ""}, r30={"id": "r3"})
+    request = ground.request("raw.jsonl", encoders=ENCODERS)
+    (ref,) = request.shards
+    named = ref.model_copy(update={"name": "My rows.jsonl"})
+    with pytest.raises(
+        PreparationFailed, match=r"My rows.jsonl line 8: its text is empty"
+    ) as caught:
+        ground.prepare(request.model_copy(update={"shards": (named,)}))
+    assert caught.value.prepared.rejected[1].reason.startswith(
+        "an earlier row has its id, in My rows.jsonl;"
+    )
+    (ground.folder / "raw.jsonl").write_bytes(b"\x89PNG, or so\0")
+    with pytest.raises(
+        PreparationFailed, match=r"^My rows.jsonl: by its first bytes it is no file"
+    ):
+        ground.prepare(request.model_copy(update={"shards": (named,)}))
 
 
 def test_features_and_raw_rows_are_not_mixed(ground: Ground) -> None:

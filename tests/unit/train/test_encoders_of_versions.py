@@ -42,7 +42,9 @@ def test_encoders_and_rows_that_were_left_out_are_in_the_lineage(tmp_path: Path)
     rejected = RejectedRows(
         rows=3,
         file=FileEntry(sha256="0" * 64, bytes=10),
-        first=(RejectedRow(id="a", file="file:///a", row=1, reason="empty"),),
+        first=(
+            RejectedRow(id="a", file="file:///a", row=1, place="a.jsonl line 8", reason="empty"),
+        ),
     )
     of_text, of_depth = identity("words"), identity("depths")
     first = with_dataset(

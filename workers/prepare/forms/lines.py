@@ -28,17 +28,21 @@ _LONGEST_HEADER = 1 << 20
 
 
 class Line(NamedTuple):
-    """A line with its end. `data` None: it is longer than LONGEST_RECORD."""
+    """A line with its end. `data` None: it is longer than LONGEST_RECORD. Numbers count from 1."""
 
     start: int
     stop: int
     data: bytes | None
+    number: int
 
 
-def lines(chunks: Iterable[bytes], start: int = 0) -> Iterator[Line]:
-    """Yield the lines of a file whose chunks begin at byte `start`. A byte order mark at byte 0 is left out."""
+def lines(chunks: Iterable[bytes], start: int = 0, first: int = 1) -> Iterator[Line]:
+    """Yield the lines of a file whose chunks begin at byte `start`, with line `first`.
+
+    A byte order mark at byte 0 is left out.
+    """
     rest: list[bytes] = []
-    size, is_long, place = 0, False, start
+    size, is_long, place, number = 0, False, start, first
     for chunk in chunks:
         begin = 0
         if not (rest or is_long) and place == 0 and chunk.startswith(BYTE_ORDER_MARK):
@@ -51,14 +55,15 @@ def lines(chunks: Iterable[bytes], start: int = 0) -> Iterator[Line]:
                 data = b"" if is_long else b"".join((*rest, data))
             else:
                 size = len(data)
-            yield Line(place, place + size, None if is_long else data)
+            yield Line(place, place + size, None if is_long else data, number)
             rest, place, size, is_long, begin = [], place + size, 0, False, end
+            number += 1
         if begin < len(chunk):
             size += len(chunk) - begin
             is_long = is_long or size > LONGEST_RECORD
             rest = [] if is_long else [*rest, chunk[begin:]]
     if size:
-        yield Line(place, place + size, None if is_long else b"".join(rest))
+        yield Line(place, place + size, None if is_long else b"".join(rest), number)
 
 
 def range_chunks(file: StoredFile, start: int, stop: int) -> Iterator[bytes]:
@@ -68,8 +73,8 @@ def range_chunks(file: StoredFile, start: int, stop: int) -> Iterator[bytes]:
         yield file.read_range(place, min(place + step, stop))
 
 
-def _json_records(chunks: Iterable[bytes], start: int = 0) -> Iterator[Record]:
-    for line in lines(chunks, start):
+def _json_records(chunks: Iterable[bytes], start: int = 0, first: int = 1) -> Iterator[Record]:
+    for line in lines(chunks, start, first):
         if line.data is None or (line.data and not line.data.isspace()):
             yield _json_record(line)
 
@@ -80,9 +85,9 @@ def _json_record(line: Line) -> Record:
             f"the row has more than {LONGEST_RECORD} bytes; write large items into files, and their "
             "names into the row"
         )
-        return Record(line.start, line.stop, {}, b"long", problem)
+        return Record(line.start, line.stop, {}, b"long", problem, line=line.number)
     values, wrong = _json_parsed(line.data)
-    return Record(line.start, line.stop, values, line.data, wrong)
+    return Record(line.start, line.stop, values, line.data, wrong, line=line.number)
 
 
 def _json_parsed(data: bytes) -> tuple[dict[str, Any], str | None]:
@@ -129,21 +134,22 @@ def _json_check(records: list[Record], sides: Sides, file: StoredFile) -> None:
 
 
 def _json_read(file: StoredFile, unit: RawUnit, _sides: Sides) -> Iterator[Record]:
-    return _json_records(range_chunks(file, unit.start, unit.stop), unit.start)
+    chunks = range_chunks(file, unit.start, unit.stop)
+    return _json_records(chunks, unit.start, unit.first_line)
 
 
 JSONL = Form("jsonl", _json_scan, _json_read)
 
 
 class _CsvLines:
-    """Lines as text for the parser, and where the last one ended.
+    """Lines as text for the parser, where the last one ended, and the number of the next one.
 
     Bytes that are not UTF-8 become surrogates, which the check of the values rejects.
     """
 
-    def __init__(self, chunks: Iterable[bytes], start: int, file: StoredFile) -> None:
-        self._lines, self._file = lines(chunks, start), file
-        self.stop = start
+    def __init__(self, chunks: Iterable[bytes], start: int, first: int, file: StoredFile) -> None:
+        self._lines, self._file = lines(chunks, start, first), file
+        self.stop, self.next = start, first
         self.taken: list[bytes] = []
 
     def __iter__(self) -> "_CsvLines":
@@ -153,48 +159,57 @@ class _CsvLines:
         line = next(self._lines)
         if line.data is None:
             raise self._file.wrong(f"a line has more than {LONGEST_RECORD} bytes")
-        self.stop = line.stop
+        self.stop, self.next = line.stop, line.number + 1
         self.taken.append(line.data)
         return line.data.decode(errors="surrogateescape")
 
 
+class _CsvRow(NamedTuple):
+    """`line`: the number of the line in which it begins."""
+
+    start: int
+    stop: int
+    line: int
+    data: bytes
+    fields: list[str]
+
+
 def _csv_rows(
-    chunks: Iterable[bytes], start: int, file: StoredFile
-) -> Iterator[tuple[int, int, bytes, list[str]]]:
-    """Yield start, stop, bytes and fields of each row. Empty lines are skipped."""
+    chunks: Iterable[bytes], start: int, first: int, file: StoredFile
+) -> Iterator[_CsvRow]:
+    """Yield the rows. Empty lines are skipped."""
     csv.field_size_limit(LONGEST_RECORD)
-    source = _CsvLines(chunks, start, file)
+    source = _CsvLines(chunks, start, first, file)
     reader = csv.reader(source, strict=True)
     while True:
-        begin, source.taken = source.stop, []
+        begin, line, source.taken = source.stop, source.next, []
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             raise file.wrong(
-                f"the row at byte {begin} cannot be read as CSV: {error}; fields with commas, quotes or "
+                f"the row in line {line} cannot be read as CSV: {error}; fields with commas, quotes or "
                 'line ends are in quotes, and a quote in them is written ""'
             ) from error
         if fields:
-            yield begin, source.stop, b"".join(source.taken), fields
+            yield _CsvRow(begin, source.stop, line, b"".join(source.taken), fields)
 
 
-def _csv_record(row: tuple[int, int, bytes, list[str]], columns: tuple[str, ...]) -> Record:
-    start, stop, data, fields = row
+def _csv_record(row: _CsvRow, columns: tuple[str, ...]) -> Record:
     problem = None
-    if len(fields) != len(columns):
-        problem = f"the row has {len(fields)} fields, and the header has {len(columns)}"
-    values = {name: field for name, field in zip(columns, fields, strict=False) if field}
-    return Record(start, stop, values, data, problem)
+    if len(row.fields) != len(columns):
+        problem = f"the row has {len(row.fields)} fields, and the header has {len(columns)}"
+    values = {name: field for name, field in zip(columns, row.fields, strict=False) if field}
+    return Record(row.start, row.stop, values, row.data, problem, line=row.line)
 
 
 def _csv_scan(file: StoredFile, sides: Sides) -> Scan:
-    rows = _csv_rows(file.chunks(), 0, file)
+    rows = _csv_rows(file.chunks(), 0, 1, file)
     header = next(rows, None)
-    if header is None or len(header[2]) > _LONGEST_HEADER:
+    if header is None or len(header.data) > _LONGEST_HEADER:
         raise file.wrong("it has no header: the first line of CSV names the columns")
-    columns = tuple(name.strip() for name in header[3])
+    columns = tuple(name.strip() for name in header.fields)
     repeated = {name for name in columns if columns.count(name) > 1}
     if repeated:
         raise file.wrong(f"columns {sorted(repeated)} are there more than once")
@@ -203,14 +218,16 @@ def _csv_scan(file: StoredFile, sides: Sides) -> Scan:
 
 
 def _csv_scanned(
-    rows: Iterator[tuple[int, int, bytes, list[str]]], columns: tuple[str, ...], cutter: UnitCutter
+    rows: Iterator[_CsvRow], columns: tuple[str, ...], cutter: UnitCutter
 ) -> Iterator[Record]:
     for row in rows:
-        yield _csv_record(row, columns)._replace(begins_unit=cutter.begins(row[1] - row[0]))
+        begins = cutter.begins(row.stop - row.start)
+        yield _csv_record(row, columns)._replace(begins_unit=begins)
 
 
 def _csv_read(file: StoredFile, unit: RawUnit, _sides: Sides) -> Iterator[Record]:
-    for row in _csv_rows(range_chunks(file, unit.start, unit.stop), unit.start, file):
+    chunks = range_chunks(file, unit.start, unit.stop)
+    for row in _csv_rows(chunks, unit.start, unit.first_line, file):
         yield _csv_record(row, unit.columns)
 
 

@@ -44,7 +44,7 @@ class Record(NamedTuple):
     `start`, `stop`: its bytes. `values` by column: text as str or bytes, numbers as a list or array,
     media as bytes or Member; missing ones are absent or None. `problem`: why it cannot be read.
     `seal`: bytes that differ if the record changes. `begins_unit`: whether a unit begins with it; set when
-    a file is planned.
+    a file is planned. `line`: the number of its line, in forms of lines. `source`: where the user finds it, in tars.
     """
 
     start: int
@@ -53,6 +53,8 @@ class Record(NamedTuple):
     seal: bytes
     problem: str | None = None
     begins_unit: bool = False
+    line: int = 0
+    source: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from cmcl.contract.dataset import MOST_TEXTS_OF_ITEM
+from cmcl.contract.dataset import MOST_TEXTS_OF_ITEM, SOURCE
 from workers.prepare.forms.record import (
     BadRow,
     Form,
@@ -46,9 +46,10 @@ _MEDIA = {extension: media for media, all_ in _EXTENSIONS.items() for extension 
 
 @dataclass
 class _Sample:
-    """The members of one key so far."""
+    """The members of one key so far. `first`: the name of the first one."""
 
     key: str
+    first: str
     start: int
     stop: int
     values: dict[str, Any] = field(default_factory=dict)
@@ -69,16 +70,18 @@ class _Sample:
         self.names[column] = name
         self.values[column] = member
 
-    def records(self, sides: Sides) -> list[Record]:
-        """Return the record of the members, or one for each text if the JSON has a list of texts."""
+    def records(self, sides: Sides, tar: str) -> list[Record]:
+        """Return the record of the members, or one for each text if the JSON has a list of texts. `tar`: its name."""
         given = self.given or {}
+        source = given.get(SOURCE)
+        place = source if isinstance(source, str) else f"{tar}, {self.first}"
         for column in given.keys() & self.values.keys():
             self.refuse(f"its {column} is in member {self.names[column]!r} and in its JSON as well")
         values = {"id": self.key, **given, **self.values}
         if self.others and not (self.values or self.given):
             self.refuse(f"none of its members {self.others[:5]} is of the pair")
         seal = "\0".join(self.seal).encode(errors="surrogateescape")
-        record = Record(self.start, self.stop, values, seal, self.problem)
+        record = Record(self.start, self.stop, values, seal, self.problem, source=place)
         lists = [
             side.modality
             for side in sides
@@ -89,9 +92,12 @@ class _Sample:
         if not lists or self.problem is not None:
             return [record]
         try:
-            return [record._replace(values=values | row) for row in _rows_of_texts(values, lists)]
+            rows = [record._replace(values=values | row) for row in _rows_of_texts(values, lists)]
         except BadRow as error:
             return [record._replace(values=values | {"id": self.key}, problem=str(error))]
+        if isinstance(source, list) and len(source) == len(rows):
+            rows = [row._replace(source=str(each)) for row, each in zip(rows, source, strict=True)]
+        return rows
 
 
 def _rows_of_texts(values: dict[str, Any], lists: list[str]) -> list[dict[str, Any]]:
@@ -127,7 +133,7 @@ def _samples(file: StoredFile, start: int, stop: int | None, sides: Sides) -> It
         if current is None or current.key != key:
             if current is not None:
                 yield current
-            current = _Sample(key, member.offset, end)
+            current = _Sample(key, name, member.offset, end)
         current.stop = end
         current.seal.append(f"{name}\0{member.offset_data}\0{member.size}")
         _add(current, member, rest, file, sides)
@@ -242,7 +248,7 @@ def _scanned(file: StoredFile, sides: Sides) -> Iterator[Record]:
     found: dict[str, None] = {}
     count = 0
     for sample in _samples(file, 0, None, sides):
-        first, *others = records = sample.records(sides)
+        first, *others = records = sample.records(sides, file.ref.file_name)
         # A sample with a problem is rejected later. Its members do not show what the other samples have.
         if count < _FIRST_RECORDS and sample.problem is None:
             found.update(dict.fromkeys((*first.values, *sample.others[:1])))
@@ -258,7 +264,7 @@ def _scanned(file: StoredFile, sides: Sides) -> Iterator[Record]:
 
 def _read(file: StoredFile, unit: RawUnit, sides: Sides) -> Iterator[Record]:
     for sample in _samples(file, unit.start, unit.stop, sides):
-        yield from sample.records(sides)
+        yield from sample.records(sides, file.ref.file_name)
 
 
 TAR = Form("tar", _scan, _read)

@@ -3,10 +3,14 @@
 import pytest
 from sqlalchemy import update
 
+from cmcl.contract.dataset import RejectedRow
 from service.database.tables import jobs
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.preparer import fail, requests_in
 from tests.unit.service.page.browser import Browser, rows_of, text_of
+from workers.prepare.finish import write_rejected
+from workers.storage.object_store import ObjectStore
 
 WITHOUT_A_VERSION = (JobState.FAILED, JobState.CANCELLED, JobState.REJECTED)
 
@@ -44,3 +48,54 @@ def test_the_state_of_its_job_is_part_of_a_dataset(plane: ControlPlane) -> None:
     assert found["job_state"] == "published"
     listed = plane.client.get("/v1/datasets").json()["items"]
     assert [each["job_state"] for each in listed] == [None, "published"]
+
+
+def rejected(count: int) -> list[RejectedRow]:
+    return [
+        RejectedRow(
+            id=f"r{at}", file="upload:up-1", row=at, place=f"m.csv line {at + 2}", reason="cut off"
+        )
+        for at in range(count)
+    ]
+
+
+def refused(plane: ControlPlane, count: int) -> str:
+    """A dataset that is refused because of so many rows."""
+    rows = rejected(count)
+
+    def refuse(store: ObjectStore) -> None:
+        for request in requests_in(store):
+            write_rejected(store, request.dataset, rows)
+            known = {"rejected_rows": count, "rejected": rows[:20]}
+            fail(store, request, "invalid_dataset", "too many bad rows", **known)
+
+    plane.preparer = refuse
+    job = plane.post_dataset()
+    plane.run_to_end(job)
+    return job
+
+
+@pytest.mark.parametrize(("count", "has_more"), [(20, False), (25, True)])
+def test_all_rows_of_a_refused_dataset_are_counted_and_listed(
+    plane: ControlPlane, count: int, has_more: bool
+) -> None:
+    job, browser = refused(plane, count), Browser(plane)
+    dataset = plane.dataset_of(job).id
+    assert plane.client.get(f"/v1/datasets/{dataset}").json()["rejected"]["rows"] == count
+    for path in (f"datasets/{dataset}", f"jobs/{job}"):
+        page = browser.get(f"/ui/{path}").text
+        assert f"{count} rows that cannot be used" in text_of(page)
+        assert (f"datasets/{dataset}/rejected-rows" in page) == has_more
+    listed = browser.get(f"/ui/datasets/{dataset}/rejected-rows").text
+    assert text_of(listed).count("m.csv line") == count
+    assert "The dataset was refused: nothing of it is learned." in text_of(listed)
+    assert "learned." not in text_of(listed).replace("nothing of it is learned.", "")
+
+
+def test_a_page_of_rows_says_what_became_of_the_others(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.run_to_end(job)
+    dataset, browser = plane.dataset_of(job).id, Browser(plane)
+    nothing = text_of(browser.get(f"/ui/datasets/{dataset}/rejected-rows").text)
+    assert "No row left out" in nothing
+    assert "The other rows" not in nothing

@@ -11,7 +11,7 @@ from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.unit.service.auth.key_client import KeyClient
-from tests.unit.service.page.browser import Browser
+from tests.unit.service.page.browser import Browser, text_of
 
 JSON = {"Accept": "application/json", "Sec-Fetch-Mode": "cors"}
 FORM = {"name": "pairs", "first": "image", "second": "text", "evaluation_share": "10"}
@@ -50,6 +50,33 @@ def file_of_pairs(folder: Path, rows: int = 40, prefix: str = "row") -> bytes:
     path = folder / f"{prefix}.parquet"
     write_shard(path, feature_table(rows, prefix=prefix))
     return path.read_bytes()
+
+
+def test_an_upload_keeps_the_name_of_its_file_in_tables_and_messages(
+    plane: ControlPlane, person: Browser
+) -> None:
+    upload = send(person, b"\x89PNG, or so", "holiday.png")
+    answer = person.post("/ui/models/scenes/post", data={**FORM, "uploads": upload})
+    job = person.target(answer).partition("?")[0].rpartition("/")[2]
+    dataset = plane.dataset_of(job).id
+    (shard,) = plane.client.get(f"/v1/datasets/{dataset}").json()["shards"]
+    assert shard == {"uri": f"upload:{upload}", "sha256": None, "name": "holiday.png"}
+    assert "holiday.png" in text_of(person.get(f"/ui/datasets/{dataset}").text)
+    plane.run_to_end(job)
+    message = str(plane.job(job).message)
+    assert message.startswith("holiday.png: ")
+    assert upload not in message
+
+
+def test_an_open_dataset_with_uploads_is_the_same_once_it_is_sealed(
+    plane: ControlPlane, person: Browser, tmp_path: Path
+) -> None:
+    shards = [{"uri": f"upload:{send(person, file_of_pairs(tmp_path))}"}]
+    first = plane.client.post("/v1/datasets", json=plane.dataset_body("one", shards=shards))
+    body = plane.dataset_body("two", shards=shards, sealed=False)
+    opened = plane.client.post("/v1/datasets", json=body).json()["dataset"]["id"]
+    assert first.status_code == 202
+    assert plane.client.post(f"/v1/datasets/{opened}/seal").status_code == 409
 
 
 def test_what_is_measured_only_is_not_learned(

@@ -15,7 +15,9 @@ from tests.fakes.preparer import (
 from tests.unit.service.preparation.conftest import Unattended
 from workers.storage import layout
 
-BAD_ROW = RejectedRow(id="row-7", file="s3://captures/a.jsonl", row=7, reason="no image")
+BAD_ROW = RejectedRow(
+    id="row-7", file="s3://captures/a.jsonl", row=7, place="a.jsonl line 8", reason="no image"
+)
 
 
 def states(plane: Unattended, jobs: list[str]) -> list[JobState]:

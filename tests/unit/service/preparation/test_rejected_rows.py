@@ -11,7 +11,13 @@ from workers.storage import layout
 
 def write(plane: ControlPlane, dataset: str, rows: int, reason: str = "no image") -> None:
     lines = [
-        RejectedRow(id=f"row-{row}", file="s3://captures/a.jsonl", row=row, reason=reason)
+        RejectedRow(
+            id=f"row-{row}",
+            file="s3://captures/a.jsonl",
+            row=row,
+            place="a.jsonl line 8",
+            reason=reason,
+        )
         for row in range(rows)
     ]
     text = "".join(f"{line.model_dump_json()}\n" for line in lines)

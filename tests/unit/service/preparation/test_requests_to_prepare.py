@@ -19,7 +19,9 @@ from tests.fakes.rounds import run_round
 from tests.unit.service.preparation.conftest import Unattended
 from workers.storage import layout
 
-BAD_ROW = RejectedRow(id="row-7", file="s3://captures/a.jsonl", row=7, reason="no image")
+BAD_ROW = RejectedRow(
+    id="row-7", file="s3://captures/a.jsonl", row=7, place="a.jsonl line 8", reason="no image"
+)
 
 
 def states(plane: Unattended, jobs: list[str]) -> list[JobState]:
@@ -97,7 +99,8 @@ def test_rows_that_were_left_out_are_shown(plane: Unattended) -> None:
 def test_an_invalid_dataset_is_quarantined_with_its_rows(plane: Unattended) -> None:
     job = plane.post_dataset()
     request = plane.request_of(job)
-    fail(plane.store, request, "invalid_dataset", "too many bad rows", rejected=[BAD_ROW])
+    known = {"rejected": [BAD_ROW], "rejected_rows": 25}
+    fail(plane.store, request, "invalid_dataset", "too many bad rows", **known)
     found = plane.tick_to(job, JobState.FAILED)
     assert (found.reason, found.message) == (FailureReason.INVALID_DATASET, "too many bad rows")
     dataset = plane.dataset_of(job)
@@ -105,6 +108,7 @@ def test_an_invalid_dataset_is_quarantined_with_its_rows(plane: Unattended) -> N
     assert not is_asked(plane.store, request.dataset)
     shown = plane.client.get(f"/v1/datasets/{dataset.id}").json()
     assert shown["rejected"]["first"][0]["id"] == "row-7"
+    assert shown["rejected"]["rows"] == 25
 
 
 @pytest.mark.parametrize("reason", ["encoder_mismatch", "encoder_unavailable"])
