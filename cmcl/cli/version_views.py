@@ -1,13 +1,13 @@
 """Versions on a terminal: recall, certificate, capacity and lineage."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cmcl.cli.console import Cell, Grid, as_text, fields
 from cmcl.cli.job_views import made_of
-from cmcl.client import EvaluationRow, Version
+from cmcl.client import EvaluationRow, Version, VersionSummary
 from cmcl.contract.version import HeadCapacity, LearnedDataset, MeasuredDataset, Recall
 
 _BAR = 20
@@ -32,12 +32,12 @@ _CAPACITY = (
 )
 
 
-def version_view(version: Version) -> RenderableType:
-    """Render a version with all its tables."""
+def version_view(version: Version, outcomes: Mapping[int, str]) -> RenderableType:
+    """Render a version with all its tables. `outcomes`: as of `outcomes_of`, for versions without a dataset."""
     names = {line.dataset: line.name for line in version.lineage}
     return Group(
         fields(_facts(version), f"{version.model}@{version.version}"),
-        matrix(version.evaluation_matrix, names),
+        matrix(version.evaluation_matrix, names, outcomes),
         *not_measured(version.report.not_evaluated, names),
         *measured_only(version.evaluation_only),
         certificate(version, names),
@@ -46,7 +46,29 @@ def version_view(version: Version) -> RenderableType:
     )
 
 
-def matrix(rows: list[EvaluationRow], names: Mapping[str, str]) -> RenderableType:
+def needs_outcomes(version: Version) -> bool:
+    """Whether a row of its matrix belongs to a version whose dataset is not in the lineage."""
+    known = {line.dataset for line in version.lineage}
+    return any(row.learned not in known for row in version.evaluation_matrix)
+
+
+def outcomes_of(versions: Iterable[VersionSummary]) -> dict[int, str]:
+    """Return what each version learned, oldest first: `speech-fr (unlearned in 4)`, `unlearned speech-fr`."""
+    outcomes: dict[int, str] = {}
+    learned_in: dict[str, int] = {}
+    for each in versions:
+        name = each.dataset_name
+        outcomes[each.version] = f"unlearned {name}" if each.kind == "unlearn" else name
+        if each.kind == "learn":
+            learned_in[name] = each.version
+        elif each.kind == "unlearn" and name in learned_in:
+            outcomes[learned_in.pop(name)] += f" (unlearned in {each.version})"
+    return outcomes
+
+
+def matrix(
+    rows: list[EvaluationRow], names: Mapping[str, str], outcomes: Mapping[int, str]
+) -> RenderableType:
     """Recall at 1 in per cent. Each column follows one dataset; losses are red."""
     datasets = [dataset for dataset in names if any(dataset in row.recall for row in rows)]
     if not datasets:
@@ -59,7 +81,7 @@ def matrix(rows: list[EvaluationRow], names: Mapping[str, str]) -> RenderableTyp
         for dataset, recall in row.recall.items():
             learned.setdefault(dataset, recall.at_1)
         cells = [_recall_cell(row, dataset, learned) for dataset in datasets]
-        learned_here = "-" if row.learned is None else names.get(row.learned, row.learned)
+        learned_here = names.get(row.learned or "") or outcomes.get(row.version, "-")
         lines.append([Text(str(row.version)), Text(learned_here), *cells])
     legend = " ".join(_COUNTS[each] for each in dict.fromkeys(counts.values()))
     # Of more than a hundred versions, not all rows are there.

@@ -1,5 +1,7 @@
 """`cmcl version`, `promote`, `rollback`, `history`: versions and the live version."""
 
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +33,7 @@ from cmcl.cli.options import (
     model_version,
     save_pictures,
 )
-from cmcl.cli.version_views import version_view
+from cmcl.cli.version_views import needs_outcomes, outcomes_of, version_view
 from cmcl.client import Client, Promotion, VersionSummary
 
 app = typer.Typer(
@@ -95,7 +97,11 @@ def show_version(
         if number is None:
             raise CommandError(_NO_VERSION.format(name))
         found = client.version(name, number)
-    show(found, as_json, version_view)
+        outcomes: dict[int, str] = {}
+        if not as_json and needs_outcomes(found):
+            earlier = takewhile(lambda each: each.version <= number, client.versions(name))
+            outcomes = outcomes_of(earlier)
+    show(found, as_json, partial(version_view, outcomes=outcomes))
     if picture is not None:
         from cmcl.pictures import version_pictures
 

@@ -124,7 +124,8 @@ def test_a_job_that_ends_without_a_version_has_its_own_exit_code(
     job = cmcl.one("dataset", "add", bad, "--pair=image,text", "--model=scenes")["job"]["id"]
     plane.run_to_end(job)
     words = cmcl("job", "watch", job, code=Exit.NO_VERSION)
-    assert words.startswith(f"error: job {job} ended as failed: ")
+    assert words.splitlines()[0] == f"{job}: failed"
+    assert words.splitlines()[1].startswith(f"error: job {job} ended as failed: ")
     assert "quarantined" in cmcl("dataset", "list")
     assert cmcl.one("job", "retry", job)["state"] == "queued"
     assert cmcl.one("job", "cancel", job)["state"] == "cancelled"
