@@ -11,12 +11,13 @@ from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Recall
-from workers.methods.method import Method
+from workers.methods.method import Method, Recipe
 from workers.model.evaluation import HeldOut, measure
 from workers.model.rows import PairedRows
 from workers.train.certify import PastDataset, weights_of
 from workers.train.data.rows import HeldRows
 from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
+from workers.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def learn_one(
     dataset: Dataset,
     earlier: tuple[PastDataset, ...],
     method: Method | None = None,
+    recipe: Recipe | None = None,
 ) -> TrainingResult:
     """Learn one dataset with the product's code."""
     task = Task(
@@ -81,7 +83,7 @@ def learn_one(
         seed=spec.seed * 1000 + len(earlier),
         past=earlier,
     )
-    return learn(spec, before, task, method=method)
+    return learn(spec, before, task, Run(recipe=recipe or Recipe()), method)
 
 
 def _measure_all(model_state: ModelState, stream: Sequence[Dataset]) -> list[Recall]:

@@ -26,7 +26,7 @@ from benchmarks.report import machine
 from benchmarks.update import alternate
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
-from workers.methods.closed_form import ClosedForm
+from workers.methods.improve import Improve
 from workers.methods.method import TrainingContext
 from workers.model.artifact import save_centred_moments, save_memory
 from workers.model.heads import ModalityHeads, initial_heads
@@ -175,7 +175,7 @@ def _solution(width: int, datasets: int, options: argparse.Namespace) -> dict[st
     directions = _seconds(
         lambda: solve(moments, ridges, options.width, torch.float32), options.repeats
     )
-    whole = _seconds(lambda: ClosedForm.from_spec(spec).solve(context, memory), options.repeats)
+    whole = _seconds(lambda: Improve.from_spec(spec).solve(context, memory), options.repeats)
     return {
         "width": width,
         "datasets": datasets,

@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 {
                     "width": options.width,
                     "modalities": {**stream.widths, NEW: new_width},
-                    "protection": {"policy": policy},
+                    "policy": policy,
                 }
             )
             for rows in options.rows:

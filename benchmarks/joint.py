@@ -18,6 +18,7 @@ from benchmarks.chain import Dataset
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.version import Recall
+from workers.methods.method import Recipe
 from workers.model.evaluation import measure
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.loss import symmetric_info_nce, unit
@@ -190,5 +191,5 @@ class _Joint:
 def _optimizer(changes: Mapping[str, nn.Parameter], spec: TrainingSpec) -> torch.optim.Optimizer:
     """Return AdamW. As in the product, weight decay acts on the change of a head."""
     return torch.optim.AdamW(
-        list(changes.values()), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
+        list(changes.values()), lr=spec.learning_rate, weight_decay=Recipe.weight_decay, fused=True
     )

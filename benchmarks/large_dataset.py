@@ -30,7 +30,7 @@ from benchmarks.report import machine
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.job import JobSpec, submission_id
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.running import Shown, read_running
@@ -225,7 +225,7 @@ def _spec(shards: list[Shard], options: argparse.Namespace) -> JobSpec:
             width=options.embedding_width,
             modalities=modalities,
             training=training,
-            protection=ProtectionSpec(policy="replay"),
+            policy="preserve",
         ),
         dataset=DatasetManifest(
             dataset="large", model="large", name="large", pair=PAIR, shards=tuple(shards)

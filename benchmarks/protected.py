@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import ProtectionSpec, TrainingSpec
-from workers.methods.method import Batch, TrainingContext, UpdateRule
-from workers.methods.nullspace import Preserve
+from cmcl.contract.model import ModelSpec, TrainingSpec
+from workers.methods.method import Batch, Recipe, TrainingContext, UpdateRule
+from workers.methods.preserve import Preserve
 from workers.model.heads import ModalityHeads
 from workers.model.loss import unit
 from workers.model.memory import Memory
@@ -26,7 +26,7 @@ from workers.train.data.rows import LocalBatch
 from workers.train.distributed import SINGLE_PROCESS
 from workers.train.objective import GlobalLoss, optimizer_for
 
-KEPT_ENERGY = ProtectionSpec().kept_energy
+KEPT_ENERGY: float = ModelSpec.model_fields["kept_energy"].default
 PAIR = ModalityPair(first="image", second="text")
 # Each side has learned with a different partner before, so that both heads have protected
 # directions.
@@ -99,7 +99,7 @@ class MaskedPair:
             rows, first_NI=rotate(rows.first_NI, first), second_NJ=rotate(rows.second_NJ, second)
         )
         self._objective = GlobalLoss(self.pair, spec, SINGLE_PROCESS)
-        self._optimizer = optimizer_for(self._objective, spec)
+        self._optimizer = optimizer_for(self.pair, spec.learning_rate, Recipe.weight_decay)
         self._rule = UpdateRule()
 
     def update(self, index_B: Tensor) -> None:
@@ -112,7 +112,7 @@ class MaskedPair:
 
 
 def sealed_bases(setting: Setting) -> list[EigenBasis]:
-    """Return the input bases of both heads, as earlier jobs sealed them (methods/nullspace.py)."""
+    """Return the input bases of both heads, as earlier jobs sealed them (methods/preserve.py)."""
     return [eigenbasis(inputs) for _, inputs in setting.moments]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cmcl.contract.model import TrainingSpec
+from workers.methods.method import Recipe
 from workers.model.loss import symmetric_info_nce, unit
 from workers.model.rows import PairedRows
 from workers.nullspace.moments import SecondMoment
@@ -31,7 +32,7 @@ class PlainPair:
         self._optimizer = torch.optim.AdamW(
             self.weights,
             lr=spec.learning_rate,
-            weight_decay=spec.weight_decay,
+            weight_decay=Recipe.weight_decay,
             eps=EPSILON,
             fused=True,
         )

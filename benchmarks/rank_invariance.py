@@ -22,7 +22,7 @@ from benchmarks.rank_job import Job, Part, enter_own_network, make_parent
 from benchmarks.report import machine
 from benchmarks.scaling.group import in_group
 from cmcl.contract.dataset import Shard
-from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.storage.shards import describe_shard
 from workers.train.data.rows import HeldRows
 
@@ -37,8 +37,8 @@ _HEAD = """\
 **Question.** How much do heads, loss curve, moments and certificate of 2, 3 and 4 ranks differ from
 those of one, and how many bytes does an update send?
 
-The second dataset of the example stream, for a model that learned the first on one rank: mask and
-replay, one known and one new modality, batch sizes that are not multiples of the number of ranks,
+The second dataset of the example stream, for a model that learned the first on one rank: the mask of
+`preserve`, one known and one new modality, batch sizes that are not multiples of the number of ranks,
 real processes connected by gloo, float32. Every rank is compared. *streamed*: rows come from their
 shard through virtual shards on the local disk; there is one shard, so all ranks read the same one.
 
@@ -141,9 +141,7 @@ def _bytes(ranks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     if size == 1:
         return {}
     own = 2 * of["width"] * 4 + 2 * 8 + 3 * 4
-    # Every second update, including the first one, which is not counted.
-    sampled = (of["sides_replayed"] * of["width"] * 4 + 3 * 4) * (counted // 2) / counted
-    gathered = -(-of["batch"] // size) * (own + sampled)
+    gathered = -(-of["batch"] // size) * own
     reduced = of["free"] * 4
     return {
         "free_share": of["free"] / of["entries"],
@@ -160,7 +158,8 @@ def _job(options: argparse.Namespace, way: str, folder: Path) -> Job:
     spec = ModelSpec(
         width=options.width,
         modalities=stream.widths,
-        protection=ProtectionSpec(policy="replay", kept_energy=_KEPT_ENERGY),
+        policy="preserve",
+        kept_energy=_KEPT_ENERGY,
         training=TrainingSpec(epochs=options.epochs, batch_size=options.batch),
     )
     first, second = (
@@ -174,7 +173,7 @@ def _job(options: argparse.Namespace, way: str, folder: Path) -> Job:
     parent = folder / "parent.pt"
     if not parent.exists():
         make_parent(spec, first, parent)
-    return Job(spec, second, way, parent)
+    return Job(spec, second, way, parent, first.pair)
 
 
 def _shard(path: Path) -> Shard:

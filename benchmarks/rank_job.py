@@ -1,6 +1,6 @@
 """The work of each rank of `benchmarks.rank_invariance`, and the bytes sent between ranks.
 
-A dataset is learned for a model with protected directions and replay. The kernel counts bytes in a private network
+A dataset is learned under `preserve` by a model that has learned one before. The kernel counts bytes in a private network
 namespace.
 """
 
@@ -107,6 +107,7 @@ class Job:
     part: Part
     way: str
     parent: Path
+    first: ModalityPair
 
     def __call__(self) -> dict[str, Any]:
         """Return the results to compare, and the bytes sent."""
@@ -119,26 +120,23 @@ class Job:
             "heads": dict(second.model_state.heads.weights),
             "losses": noting.losses(),
             "moments": _moments(second),
-            "certificate": _earlier(first).drift(second.model_state.heads),
+            "certificate": self._earlier(first).drift(second.model_state.heads),
             "traffic": {
                 **_entries(second),
                 "batch": self.spec.training.batch_size,
                 "width": self.spec.width,
-                "sides_replayed": len(first.spaces.keys() & set(self.part.pair.modalities)),
                 **noting.travelled(),
             },
         }
+
+    def _earlier(self, first: TrainingResult) -> PastDataset:
+        heads = first.model_state.heads
+        return PastDataset.held("first", self.first, first.moments, weights_of(self.first, heads))
 
 
 def make_parent(spec: ModelSpec, part: Part, path: Path) -> None:
     """Write the state of a model after its first dataset."""
     torch.save(learn(spec, initial_state(spec), Task(part.pair, part.held, seed=7)), path)
-
-
-def _earlier(first: TrainingResult) -> PastDataset:
-    one, other = first.spaces
-    pair = ModalityPair(first=one, second=other)
-    return PastDataset.held("first", pair, first.moments, weights_of(pair, first.model_state.heads))
 
 
 def _moments(learned: TrainingResult) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import get_args
 
 import torch
 from pydantic import ValidationError
@@ -32,7 +32,7 @@ from benchmarks.compatibility import (
 )
 from benchmarks.folder import InvalidStream, Stream, read_stream
 from benchmarks.reindex_report import Reindexed, Side, as_text, document, markdown
-from cmcl.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, Policy, TrainingSpec
 from workers.model.heads import ModalityHeads
 from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights, relative_drift
@@ -41,11 +41,6 @@ from workers.nullspace.moments import PairMoments
 from workers.train.certify import PastDataset, weights_of
 from workers.train.learn import ModelState, initial_state
 
-POLICIES: Mapping[str, Mapping[str, Any]] = {
-    "nullspace": {"policy": "improve"},
-    "nullspace_preserve": {"policy": "preserve"},
-    "nullspace_preserve_stable_index": {"policy": "preserve", "stable_index": True},
-}
 _RESULTS = Path(".cmcl/benchmarks")
 _BEST = 10
 
@@ -112,8 +107,8 @@ def _specs(options: argparse.Namespace, stream: Stream) -> dict[str, ModelSpec]:
     training["epochs"] = usual.epochs if options.epochs is None else options.epochs
     model = {"width": options.width, "modalities": stream.widths, "seed": options.seed}
     return {
-        name: ModelSpec.model_validate({**model, "training": training, "protection": protection})
-        for name, protection in POLICIES.items()
+        policy: ModelSpec.model_validate({**model, "training": training, "policy": policy})
+        for policy in get_args(Policy)
     }
 
 

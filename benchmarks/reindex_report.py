@@ -107,10 +107,7 @@ def document(
         "datasets": [dataset.name for dataset in stream.datasets],
         "modalities": stream.widths,
         "methods": {name: _method(found) for name, found in methods.items()},
-        "configuration": {
-            **spec.training.model_dump(mode="json"),
-            "conditioning": spec.conditioning,
-        },
+        "configuration": spec.training.model_dump(mode="json"),
         "machine": machine(),
     }
 

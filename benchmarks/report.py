@@ -108,7 +108,6 @@ def configuration(report: Report) -> dict[str, Any]:
     spec = report.example
     return {
         **spec.training.model_dump(mode="json"),
-        "conditioning": spec.conditioning,
         "joint_epochs": list(report.joint_epochs),
     }
 

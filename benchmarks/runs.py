@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -22,7 +22,7 @@ from benchmarks.chain import Outcome, run_chain
 from benchmarks.folder import Stream, read_stream
 from benchmarks.joint import JointOutcome, JointSetting, learn_alone, train_jointly
 from cmcl.contract.methods import BUILT_IN_METHODS, installed_methods
-from cmcl.contract.model import ModelSpec
+from cmcl.contract.model import ModelSpec, Policy
 from workers.methods.registry import method_class
 
 JOINT = "joint"
@@ -34,18 +34,12 @@ JOINT_SETTINGS: Mapping[str, JointSetting] = {
     "joint_averaged": JointSetting(averaged=True),
     "joint_from_closed_form": JointSetting(averaged=True, from_closed_form=True),
 }
-# Names for a method of the product with another setting.
-_POLICIES: Mapping[str, Mapping[str, Any]] = {
-    "nullspace_replay": {"method": "nullspace", "protection": {"policy": "replay"}},
-    "nullspace_preserve": {"method": "nullspace", "protection": {"policy": "preserve"}},
-}
 
 
 def known_methods() -> tuple[str, ...]:
-    """Return the product's methods, nullspace with its other policies, baselines, ceilings, and
-    methods of installed packages."""
-    first, *others = BUILT_IN_METHODS
-    return (first, *_POLICIES, *others, *BASELINES, *JOINT_SETTINGS, ALONE, *installed_methods())
+    """Return the product's policies and methods, baselines, ceilings, and methods of installed packages."""
+    built_in = (*get_args(Policy), *BUILT_IN_METHODS)
+    return (*built_in, *BASELINES, *JOINT_SETTINGS, ALONE, *installed_methods())
 
 
 def place_of(method: str) -> str | None:
@@ -84,7 +78,9 @@ def spec_of(method: str, model: Mapping[str, Any]) -> ModelSpec:
     """
     if ":" in method:
         method = method.rpartition(":")[2].strip("_").lower()
-    chosen = _POLICIES.get(method, {} if method in (*JOINT_SETTINGS, ALONE) else {"method": method})
+    if method in get_args(Policy):
+        return ModelSpec.model_validate({**model, "policy": method})
+    chosen = {} if method in (*JOINT_SETTINGS, ALONE) else {"method": method}
     return ModelSpec.model_validate({**model, **chosen})
 
 

@@ -82,7 +82,6 @@ def _parser() -> argparse.ArgumentParser:
         help="epochs at which joint training is evaluated (default: 5,12,20,40)",
     )
     parser.add_argument("--order", default="forward", help="forward, reversed or shuffled:K")
-    parser.add_argument("--conditioning", type=float, help="ridge (default: the product's)")
     parser.add_argument("--name", help="of the stream in the results (default: the folder's)")
     parser.add_argument("--out", type=Path, help=f"for the results (default: {_RESULTS}/NAME)")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one document")
@@ -141,8 +140,6 @@ def _runs(options: argparse.Namespace, stream: Stream) -> list[Run]:
         "modalities": stream.widths,
         "training": _training(options, stream),
     }
-    if options.conditioning is not None:
-        model["conditioning"] = options.conditioning
     return [
         Run(method, spec_of(method, {**model, "seed": seed}), options.joint_epochs)
         for seed in range(options.seeds)

@@ -36,10 +36,9 @@ _LOOPS = """\
   fused AdamW; no protection, one positive per row. *autograd*: the same with autograd.
 - *published*: Hugging Face's Trainer, its DataLoader, dense projections of both gradients on both
   sides, then AdamW; logging, checkpoints and progress bars off; its loss has one direction.
-- *mask*: `workers.train.learn` on a model that learned two datasets before, rows in memory; *mask,
-  streamed*: rows from Parquet shards through the local disk; *mask, bfloat16*: heads are multiplied
-  in bfloat16, peers in float32; *replay*: the policy of that name, which also trains on
-  rows sampled from the moments of earlier datasets.
+- *preserve*: `workers.train.learn` on a model that learned two datasets before, rows in memory;
+  *preserve, streamed*: rows from Parquet shards through the local disk; *preserve, bfloat16*: heads
+  are multiplied in bfloat16, peers in float32.
 
 All loops run on the same features, alternating in one process. An update is the selection of its
 rows, forward, backward and optimizer."""
@@ -131,9 +130,9 @@ def _goals(
     for found in loops:
         seconds = {name: one["mean"] for name, one in found["loops"].items()}
         batch, where = found["batch"], f"batch {found['batch']}, {found['threads']} thread(s)"
-        for loop, (peer, goal) in product(("mask", "mask, bfloat16"), _GOALS.items()):
+        for loop, (peer, goal) in product(("preserve", "preserve, bfloat16"), _GOALS.items()):
             # Goals apply only at the peer's precision.
-            least = goal.get(batch, "–") if loop == "mask" else "–"
+            least = goal.get(batch, "–") if loop == "preserve" else "–"
             ratio = seconds[peer] / seconds[loop]
             goals.append({"what": f"{loop} / {peer}, {where}", "measured": ratio, "goal": least})
     readers = {name: one["median"] for name, one in reading["readers"].items()}

@@ -35,7 +35,7 @@ from benchmarks.protected import (
 from benchmarks.published import PlainPair, PublishedPair, projections, start_published
 from benchmarks.report import machine
 from workers.methods.method import TrainingContext
-from workers.methods.nullspace import Preserve
+from workers.methods.preserve import Preserve
 from workers.model.memory import Memory
 from workers.nullspace.moments import pair_moments
 

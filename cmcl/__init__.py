@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from cmcl.contract.dataset import ShardRef
     from cmcl.contract.modality import ModalityPair
-    from cmcl.contract.model import ModalitySpec, ModelSpec, ProtectionSpec, TrainingSpec
+    from cmcl.contract.model import ModalitySpec, ModelSpec, TrainingSpec
     from cmcl.contract.policy import CanaryPlan, GatePolicy, RolloutPolicy, RolloutRule
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "ModalityPair",
     "ModalitySpec",
     "ModelSpec",
-    "ProtectionSpec",
     "Query",
     "Retries",
     "RolloutPolicy",
@@ -63,7 +62,7 @@ _MODULES = {
     ),
     "cmcl.contract.dataset": ("ShardRef",),
     "cmcl.contract.modality": ("ModalityPair",),
-    "cmcl.contract.model": ("ModalitySpec", "ModelSpec", "ProtectionSpec", "TrainingSpec"),
+    "cmcl.contract.model": ("ModalitySpec", "ModelSpec", "TrainingSpec"),
     "cmcl.contract.policy": ("CanaryPlan", "GatePolicy", "RolloutPolicy", "RolloutRule"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

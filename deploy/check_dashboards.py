@@ -26,7 +26,7 @@ import yaml
 from cmcl import Client
 from cmcl.client import Item, Job
 from cmcl.contract.encoder import parse_encoder
-from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.policy import CanaryPlan, GatePolicy
 from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import read_stream
@@ -169,7 +169,7 @@ def use(stack: LocalStack) -> Sequence[float]:
             width=64,
             modalities=stream.modalities,
             training=_SLOW,
-            protection=ProtectionSpec(policy="replay"),
+            policy="preserve",
         )
         client.create_model(MODEL, spec)
         client.set_policy(MODEL, GatePolicy(max_drift=5.0))

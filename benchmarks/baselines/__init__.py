@@ -6,6 +6,8 @@ BASELINES = {
     "cca": "benchmarks.baselines.cca:CCA",
     "csa": "benchmarks.baselines.cca:CSA",
     "ridge": "benchmarks.baselines.ridge:RidgeOntoFrozen",
+    "replay": "benchmarks.baselines.replay:Replay",
+    "paper": "benchmarks.baselines.paper:Paper",
     "gaussian_replay": "benchmarks.baselines.gaussian_replay:GaussianReplay",
     "replay_equal_bytes": "benchmarks.baselines.feature_replay:EqualBytes",
     "replay_all_rows": "benchmarks.baselines.feature_replay:FeatureReplay",

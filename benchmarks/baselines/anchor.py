@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from benchmarks.baselines.sampled_replay import datasets_of, touching
 from cmcl.contract.modality import ModalityPair
 from workers.methods.method import Batch, Method, TrainingContext, UpdateRule
 from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
@@ -104,7 +105,7 @@ def _anchors(context: TrainingContext, pair: PairInEigenCoordinates) -> list[_On
     scores."""
     found = [
         _anchor(context, pair, known, moments)
-        for known, moments in context.memory.touching(context.pair)
+        for known, moments in touching(context.memory, context.pair)
     ]
     return [anchor for anchor in found if anchor]
 
@@ -124,7 +125,7 @@ def _anchor(
     first_EI, second_EJ = (context.heads.weights[name] for name in known.modalities)
     first_EE = moments.first.through(first_EI).mean_II
     second_EE = moments.second.through(second_EJ).mean_II
-    size = float((first_EE * second_EE).sum()) / max(context.memory.datasets_of(known), 1)
+    size = float((first_EE * second_EE).sum()) / max(datasets_of(context.memory, known), 1)
     if size <= 0:
         return None
     first = _side(moments.first, first_EI, heads[known.first])

@@ -51,9 +51,7 @@ class CILA(Co2L):
         ]
         memories = memories_for(context, rows.first_NI.device)
         if not memories:
-            losses = [
-                loss_on(trained.weights, context.pair, batch, context.training) for batch in batches
-            ]
+            losses = [loss_on(trained.weights, context.pair, batch, context) for batch in batches]
             contrast = torch.stack(losses).double().mean()
             return contrast, torch.zeros_like(contrast)
         draws = Draws(memories, context.training.batch_size, context.seed)

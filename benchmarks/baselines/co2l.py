@@ -19,7 +19,6 @@ from benchmarks.baselines.replay_memory import (
     memories_for,
 )
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import TrainingSpec
 from workers.methods.method import Batch, State, TrainingContext, UpdateRule
 from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows
@@ -68,9 +67,7 @@ class Co2L(ReplayMethod):
 
     def objective(self, context: TrainingContext) -> "Co2LObjective":
         """Return the objective for this dataset."""
-        return Co2LObjective(
-            context.pair, context.training, self.past_temperature, self.temperature
-        )
+        return Co2LObjective(context, self.past_temperature, self.temperature)
 
 
 class _Co2LRule(UpdateRule):
@@ -98,8 +95,7 @@ class _Co2LRule(UpdateRule):
 class Co2LObjective:
     """The two terms as functions of the parent's heads and the current heads."""
 
-    pair: ModalityPair
-    training: TrainingSpec
+    context: TrainingContext
     past_temperature: float
     temperature: float
 
@@ -107,17 +103,17 @@ class Co2LObjective:
         self, before: Weights, now: Weights, batch: PairedRows, memory: StoredRows
     ) -> tuple[Tensor, Tensor]:
         """Return (L_con, L_dis)."""
-        of_batch = self._relations(before, now, self.pair, batch)
+        of_batch = self._relations(before, now, self.context.pair, batch)
         of_memory = self._relations(before, now, memory.pair, memory.rows)
         rows = len(batch) + len(memory)
         distilled = (len(batch) * of_batch + len(memory) * of_memory) / rows
         return self._contrast(now, batch, memory), distilled
 
     def _contrast(self, now: Weights, batch: PairedRows, memory: StoredRows) -> Tensor:
-        first_BE, second_BE = embeddings(now, self.pair, batch, self.training)
-        positive_BB, temperature = batch.positives_in(batch), self.training.temperature
-        against_second = self._negatives(now, self.pair.second, memory)
-        against_first = self._negatives(now, self.pair.first, memory)
+        first_BE, second_BE = embeddings(now, self.context.pair, batch, self.context)
+        positive_BB, temperature = batch.positives_in(batch), self.context.training.temperature
+        against_second = self._negatives(now, self.context.pair.second, memory)
+        against_first = self._negatives(now, self.context.pair.first, memory)
         second_same_BR = _same(positive_BB, batch.second_keys_N, against_second[1])
         first_same_BR = _same(positive_BB, batch.first_keys_N, against_first[1])
         forward = asymmetric_info_nce(
@@ -131,7 +127,7 @@ class Co2LObjective:
     def _negatives(self, now: Weights, modality: str, memory: StoredRows) -> tuple[Tensor, Tensor]:
         """Return embeddings and keys of the memory's side of this modality; no rows if it has
         none."""
-        first_RE, second_RE = embeddings(now, memory.pair, memory.rows, self.training)
+        first_RE, second_RE = embeddings(now, memory.pair, memory.rows, self.context)
         if modality == memory.pair.first:
             return first_RE, memory.rows.first_keys_N
         if modality == memory.pair.second:
@@ -141,8 +137,8 @@ class Co2LObjective:
     def _relations(
         self, before: Weights, now: Weights, pair: ModalityPair, rows: PairedRows
     ) -> Tensor:
-        past_BB = _scores(embeddings(before, pair, rows, self.training)) / self.past_temperature
-        now_BB = _scores(embeddings(now, pair, rows, self.training)) / self.temperature
+        past_BB = _scores(embeddings(before, pair, rows, self.context)) / self.past_temperature
+        now_BB = _scores(embeddings(now, pair, rows, self.context)) / self.temperature
         return relation_loss(past_BB, now_BB)
 
 

@@ -17,7 +17,6 @@ from benchmarks.baselines.replay_memory import (
     memories_for,
     outputs,
 )
-from cmcl.contract.model import TrainingSpec
 from workers.methods.method import Batch, State, TrainingContext, UpdateRule
 from workers.model.pair import PairInEigenCoordinates
 
@@ -90,9 +89,7 @@ class DERpp(DER):
         if not memories:
             return UpdateRule()
         draws = Draws(memories, context.training.batch_size, context.seed)
-        return _DERppRule(
-            (self.alpha, self.beta), MovingHeads(context, pair), draws, context.training
-        )
+        return _DERppRule((self.alpha, self.beta), MovingHeads(context, pair), draws, context)
 
 
 class _DERppRule(UpdateRule):
@@ -101,16 +98,16 @@ class _DERppRule(UpdateRule):
         alpha_beta: tuple[float, float],
         heads: MovingHeads,
         draws: Draws,
-        training: TrainingSpec,
+        context: TrainingContext,
     ) -> None:
-        (self._alpha, self._beta), self._training = alpha_beta, training
+        (self._alpha, self._beta), self._context = alpha_beta, context
         self._heads, self._draws = heads, draws
 
     def backward(self, batch: Batch) -> Tensor:
         loss, weights = batch.loss(), self._heads.now()
         error = output_error(weights, self._draws())
         memory = self._draws()
-        replayed = loss_on(weights, memory.pair, memory.rows, self._training)
+        replayed = loss_on(weights, memory.pair, memory.rows, self._context)
         (loss + self._alpha * error + self._beta * replayed).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

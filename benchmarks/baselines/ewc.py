@@ -89,7 +89,7 @@ def fisher(context: TrainingContext, trained: ModalityHeads, rows: PairedRows) -
     total = {modality: torch.zeros_like(leaf_EI) for modality, leaf_EI in leaves.items()}
     batches = list(full_batches(len(rows), context.training.batch_size, context.seed))
     for index_B in batches:
-        loss = loss_on(leaves, context.pair, rows.at(index_B), context.training)
+        loss = loss_on(leaves, context.pair, rows.at(index_B), context)
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         for modality, gradient_EI in zip(leaves, gradients, strict=True):
             total[modality] += gradient_EI.square() / len(batches)

@@ -18,7 +18,7 @@ from benchmarks.baselines.replay_memory import (
     memories_for,
     with_memory,
 )
-from cmcl.contract.model import TrainingSpec, default_lift
+from cmcl.contract.model import default_lift
 from workers.methods.method import (
     Batch,
     DatasetStatistics,
@@ -61,7 +61,7 @@ class FeatureReplay(ReplayMethod):
         if not memories:
             return UpdateRule()
         draws = Draws(memories, context.training.batch_size, context.seed)
-        return _FeatureReplayRule(self.weight, MovingHeads(context, pair), draws, context.training)
+        return _FeatureReplayRule(self.weight, MovingHeads(context, pair), draws, context)
 
     def next_state(
         self, context: TrainingContext, trained: ModalityHeads, statistics: DatasetStatistics
@@ -92,9 +92,9 @@ class EqualBytes(FeatureReplay):
 
 class _FeatureReplayRule(UpdateRule):
     def __init__(
-        self, weight: float, heads: MovingHeads, draws: Draws, training: TrainingSpec
+        self, weight: float, heads: MovingHeads, draws: Draws, context: TrainingContext
     ) -> None:
-        self._weight, self._heads, self._draws, self._training = weight, heads, draws, training
+        self._weight, self._heads, self._draws, self._context = weight, heads, draws, context
 
     def backward(self, batch: Batch) -> Tensor:
         loss, memory, weights = batch.loss(), self._draws(), self._heads.now()
@@ -104,7 +104,7 @@ class _FeatureReplayRule(UpdateRule):
             first_NI=memory.rows.first_NI.to(weights[memory.pair.first]),
             second_NJ=memory.rows.second_NJ.to(weights[memory.pair.second]),
         )
-        replayed = loss_on(weights, memory.pair, rows, self._training)
+        replayed = loss_on(weights, memory.pair, rows, self._context)
         (loss + self._weight * replayed).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

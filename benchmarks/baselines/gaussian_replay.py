@@ -1,14 +1,14 @@
 """Gaussian replay: the loss on rows that are drawn from the moments of earlier pairs.
 
-Shapes: those of workers/methods/sampled_replay.py.
+Shapes: those of sampled_replay.py.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from benchmarks.baselines.sampled_replay import SampledReplay
 from workers.methods.method import Batch, Method, State, TrainingContext, UpdateRule
-from workers.methods.sampled_replay import SampledReplay
 from workers.model.pair import PairInEigenCoordinates
 
 
@@ -21,8 +21,7 @@ class GaussianReplay(Method):
     these datasets, that is the sum in expectation. Class-incremental methods draw from a Gaussian for each
     class in the same way to train a classifier (AnaCP, arXiv 2511.13880).
 
-    It is one of the three parts of the policy `replay` (workers/methods/nullspace.py), which adds the
-    quadratic loss of whole datasets and a mask.
+    It is one of the three parts of `replay` (replay.py), which adds the quadratic loss of whole datasets and a mask.
     """
 
     weight: float = 1.0

@@ -54,7 +54,7 @@ class _GEMRule(UpdateRule):
         memories: Sequence[StoredRows],
     ) -> None:
         self._margin, self._memories, self._pair = margin, memories, pair
-        self._heads, self._training = MovingHeads(context, pair), context.training
+        self._heads, self._context = MovingHeads(context, pair), context
 
     def backward(self, batch: Batch) -> Tensor:
         loss = super().backward(batch)
@@ -70,7 +70,7 @@ class _GEMRule(UpdateRule):
     def _memory_gradient(self, memory: StoredRows) -> Tensor:
         """Compute the gradient outside DDP: all ranks hold all memories, so no reduction is
         needed."""
-        loss = loss_on(self._heads.now(), memory.pair, memory.rows, self._training)
+        loss = loss_on(self._heads.now(), memory.pair, memory.rows, self._context)
         return _flat(
             torch.autograd.grad(loss, self._pair.changes, allow_unused=True, materialize_grads=True)
         )

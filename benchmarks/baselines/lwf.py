@@ -56,7 +56,7 @@ class LwF(Method):
             return UpdateRule()
         heads = MovingHeads(context, pair)
         temperature = self.softening * context.training.temperature
-        scores = _Scores(context.pair, (known[0], known[-1]), context.training.unit_vectors)
+        scores = _Scores(context.pair, (known[0], known[-1]), context.recipe.unit_length)
         teacher = {**heads.before, **self.teacher(context, heads.before)}
         return _LwFRule(self.distillation, temperature, scores, teacher, heads)
 
@@ -71,7 +71,7 @@ class ZSCL(LwF):
 
     There it is a pretrained model, and rows are of a reference dataset. Heads know nothing before their first
     dataset, so a modality's teacher is its head right after that, and rows are those of the new dataset. The
-    average of the weights during training is the run's (`averaged_share`).
+    average of the weights during training is the run's (`Recipe.averaged_share`).
     """
 
     def teacher(self, context: TrainingContext, before: Weights) -> Mapping[str, Tensor]:
@@ -94,12 +94,12 @@ class _Scores:
 
     pair: ModalityPair
     sides: tuple[str, str]
-    unit_vectors: bool
+    unit_length: bool
 
     def __call__(self, weights: Weights, rows: PairedRows) -> Tensor:
         both = dict(zip(self.pair.modalities, outputs(weights, self.pair, rows), strict=True))
         left_BE, right_BE = (
-            unit(both[name]) if self.unit_vectors else both[name] for name in self.sides
+            unit(both[name]) if self.unit_length else both[name] for name in self.sides
         )
         scores_BB = left_BE @ right_BE.mT
         if self.sides[0] != self.sides[1]:

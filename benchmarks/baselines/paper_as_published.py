@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from benchmarks.baselines.paper import span_above
 from workers.methods.method import (
     Batch,
     DatasetStatistics,
@@ -18,7 +19,6 @@ from workers.methods.method import (
     TrainingContext,
     UpdateRule,
 )
-from workers.methods.paper import span_above
 from workers.model.heads import ModalityHeads
 from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
 from workers.nullspace.moments import PairMoments, SecondMoment
@@ -74,7 +74,7 @@ class PaperAsPublished(Method):
                 context.pair.modalities, (pair.first, pair.second), strict=True
             )
         ]
-        return _PublishedRule(heads, self.largest_norm, context.training.weight_decay)
+        return _PublishedRule(heads, self.largest_norm, context.recipe.weight_decay)
 
     def _projectors(self, state: MethodState, modality: str) -> tuple[Tensor, Tensor] | None:
         """P_out (E × E) and P_in (F × F); None before the first dataset."""

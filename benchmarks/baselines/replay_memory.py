@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import TrainingSpec
 from workers.methods.method import DatasetStatistics, Method, MethodState, State, TrainingContext
 from workers.model.heads import ModalityHeads
 from workers.model.loss import symmetric_info_nce, unit
@@ -170,22 +169,22 @@ def outputs(weights: Weights, pair: ModalityPair, rows: PairedRows) -> tuple[Ten
 
 
 def embeddings(
-    weights: Weights, pair: ModalityPair, rows: PairedRows, training: TrainingSpec
+    weights: Weights, pair: ModalityPair, rows: PairedRows, context: TrainingContext
 ) -> tuple[Tensor, Tensor]:
-    """Return the inputs of the loss for both sides: outputs, normalised unless the spec disables
+    """Return the inputs of the loss for both sides: outputs, normalised unless the recipe disables
     that."""
     first_NE, second_NE = outputs(weights, pair, rows)
-    if not training.unit_vectors:
+    if not context.recipe.unit_length:
         return first_NE, second_NE
     return unit(first_NE), unit(second_NE)
 
 
 def loss_on(
-    weights: Weights, pair: ModalityPair, rows: PairedRows, training: TrainingSpec
+    weights: Weights, pair: ModalityPair, rows: PairedRows, context: TrainingContext
 ) -> Tensor:
     """Return InfoNCE of these rows as one global batch, at the temperature of the spec."""
-    both = embeddings(weights, pair, rows, training)
-    return symmetric_info_nce(both, rows.positives_in(rows), training.temperature)
+    both = embeddings(weights, pair, rows, context)
+    return symmetric_info_nce(both, rows.positives_in(rows), context.training.temperature)
 
 
 def full_batches(rows: int, batch_size: int, seed: int) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ import safetensors.torch
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.job import JobSpec, Progress, submission_id
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.running import Shown, read_running
@@ -121,7 +121,7 @@ def _model(size: Size) -> ModelSpec:
         width=size.width,
         modalities=dict(zip((_FIRST, _SECOND), _WIDTHS, strict=True)),
         training=TrainingSpec(epochs=size.epochs, batch_size=size.batch_size),
-        protection=ProtectionSpec(policy="replay"),
+        policy="preserve",
     )
 
 

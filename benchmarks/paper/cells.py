@@ -15,7 +15,7 @@ from benchmarks.chain import Dataset, learn_one, remember
 from benchmarks.joint import joint_heads
 from benchmarks.paper.features import StepData, read_features, steps_of
 from benchmarks.paper.metrics import measure_all
-from benchmarks.paper.protocol import FAMILIES, Preset, training_settings
+from benchmarks.paper.protocol import FAMILIES, Preset, recipe, training_settings
 from benchmarks.paper.results import Cell, CellResult, keep_result, read_result
 from benchmarks.paper.sources.source import InvalidSource
 from benchmarks.paper.unscaled import (
@@ -34,7 +34,7 @@ from benchmarks.runs import (
 )
 from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.model import ModelSpec
-from workers.methods.method import Method
+from workers.methods.method import Method, Recipe
 from workers.methods.registry import method_class, method_for
 from workers.model.evaluation import HeldOut
 from workers.model.heads import ModalityHeads, with_constant
@@ -151,7 +151,7 @@ def _run(cell: Cell, steps: list[StepData]) -> CellResult:
         # A method in closed form keeps the product's settings, its temperature among them.
         spec = spec_for(replace(cell, preset="product"), steps)
         method = method_of(cell, spec)
-    return _chain(cell, spec, steps, initial_state(spec), [method] * len(steps))
+    return _chain(cell, spec, steps, initial_state(spec), [method] * len(steps), Recipe())
 
 
 def spec_for(cell: Cell, steps: Sequence[StepData]) -> ModelSpec:
@@ -200,7 +200,7 @@ def _published(cell: Cell, spec: ModelSpec, steps: list[StepData], method: Metho
     plan = Plan(spec.training.batch_size, spec.training.epochs, 0)
     methods = [PublishedUpdate(method, plan.updates(len(data.training))) for data in unscaled]
     state = published_start(spec, lengths)
-    return _chain(cell, spec, unscaled, state, methods)
+    return _chain(cell, spec, unscaled, state, methods, recipe("paper"))
 
 
 def _stored_moments(steps: Sequence[StepData]) -> dict[int, PairMoments]:
@@ -219,14 +219,15 @@ def _chain(
     steps: Sequence[StepData],
     state: ModelState,
     methods: Sequence[Method],
+    recipe: Recipe,
 ) -> CellResult:
     """Learn the steps in order, and measure all of them after each."""
     past, matrix, seconds = tuple[PastDataset, ...](), [], []
-    embed = _unit if spec.training.unit_vectors or methods[0].solves else _raw
+    embed = _unit if recipe.unit_length else _raw
     for data, method in zip(steps, methods, strict=True):
         dataset, began = _dataset(data), time.process_time()
         try:
-            learned = learn_one(spec, state, dataset, past, method)
+            learned = learn_one(spec, state, dataset, past, method, recipe)
         except TrainingDiverged as error:
             raise ArithmeticError(f"{data.step.name}: {error}") from error
         seconds.append(time.process_time() - began)

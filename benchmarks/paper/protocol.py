@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cmcl.contract.modality import ModalityPair
+from workers.methods.method import Recipe
 
 Preset = Literal["product", "paper"]
 Test = Literal["accuracy", "recall"]
@@ -130,12 +131,16 @@ def training_settings(preset: Preset, family: Family, batch_size: int | None) ->
         "epochs": EPOCHS,
         "batch_size": BATCH_SIZE,
         "learning_rate": family.learning_rate,
-        "weight_decay": WEIGHT_DECAY,
         "temperature": 1.0,
-        "unit_vectors": False,
-        "averaged_share": 0.0,
         **given,
     }
+
+
+def recipe(preset: Preset) -> Recipe:
+    """What the specification does not say: the published loop has products of raw embeddings, and the last iterate."""
+    if preset == "product":
+        return Recipe()
+    return Recipe(weight_decay=WEIGHT_DECAY, averaged_share=0.0, unit_length=False)
 
 
 def deviations(preset: Preset, origin: Origin) -> list[str]:

@@ -54,12 +54,12 @@ _RAY = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STAT
 def compared_with(before: Path, folder: Path, rounds: int) -> dict[str, float]:
     """Return medians over all datasets in seconds: of `before`, and of this checkout with two policies.
 
-    `replay` trains as the older checkout does by default; `now` is the present default. Each run is of the whole
+    `preserve` trains on rows; `now` is the present default. Each run is of the whole
     local system, one after the other, `rounds` times.
     """
     settings: dict[str, tuple[Path, list[str]]] = {
         "before": (before.resolve(), []),
-        "replay": (_ROOT, ["replay"]),
+        "preserve": (_ROOT, ["preserve"]),
         "now": (_ROOT, []),
     }
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in settings}

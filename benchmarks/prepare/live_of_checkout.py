@@ -29,8 +29,8 @@ _TIMEOUT_SECONDS, _LOOK_SECONDS = 300.0, 0.02
 def times(stream: Stream, folder: Path, policy: str | None) -> list[dict[str, float]]:
     """Learn the datasets of the stream, after the first one was learned by another model."""
     allowed = (stream.folder.as_uri(),)
-    protection = {} if policy is None else {"policy": policy}
-    spec = ModelSpec.model_validate({"modalities": stream.modalities, "protection": protection})
+    chosen = {} if policy is None else {"policy": policy}
+    spec = ModelSpec.model_validate({"modalities": stream.modalities, **chosen})
     stack = LocalStack(folder, Ports.free(), ranks=1, allowed_prefixes=allowed)
     with stack, Client(stack.service_url, stack.embeddings_url) as client:
         for model in ("first", "bench"):

@@ -96,7 +96,7 @@ def _memory(service: Mapping[str, Any]) -> list[str]:
 def _live(live: Mapping[str, Any]) -> list[str]:
     names = {
         "before": "the older checkout",
-        "replay": "now, policy replay: trained as before",
+        "preserve": "now, policy preserve",
         "now": "now, policy improve: heads in closed form",
     }
     return [

@@ -63,7 +63,7 @@ def time_updates(workload: Workload, windows: WindowTimer | None = None) -> dict
     timing and the share of free entries."""
     known: ModelState = torch.load(workload.model_state, weights_only=False)
     windows = windows or WindowTimer(world().size)
-    loop = ProductLoop(known, workload.rows(), workload.batch, "mask")
+    loop = ProductLoop(known, workload.rows(), workload.batch)
     learned = loop.run(Clock(windows, begin=0.5))
     windows.pause()
     free = [float(space.free_EI.double().mean()) for space in learned.spaces.values()]

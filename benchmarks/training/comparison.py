@@ -98,10 +98,9 @@ class Comparison:
         rows = held(random_sides(self.rows, width, seed=0))
         streamed = StreamedRows(write_shards(folder, 1, self.rows, width), (width, width))
         loops = {
-            "mask": ProductLoop(known, rows, batch, "mask"),
-            "mask, streamed": ProductLoop(known, streamed, batch, "mask"),
-            "mask, bfloat16": ProductLoop(known, rows, batch, "mask", "bfloat16"),
-            "replay": ProductLoop(known, rows, batch, "replay"),
+            "preserve": ProductLoop(known, rows, batch),
+            "preserve, streamed": ProductLoop(known, streamed, batch),
+            "preserve, bfloat16": ProductLoop(known, rows, batch, "bfloat16"),
         }
         return {name: _our(loop) for name, loop in loops.items()}
 

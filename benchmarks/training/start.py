@@ -13,7 +13,7 @@ from typing import Any
 
 from cmcl.client import Client
 from cmcl.contract.job import submission_id
-from cmcl.contract.model import ModelSpec, ProtectionSpec
+from cmcl.contract.model import ModelSpec
 from cmcl.demo.stream import Stream, read_stream
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports
@@ -72,8 +72,7 @@ def measure_start(stream_folder: Path, folder: Path, ranks: int) -> dict[str, An
         folder, Ports.free(), ranks=ranks, allowed_prefixes=(stream.folder.as_uri(),)
     )
     with stack, Client(stack.service_url, stack.embeddings_url) as client:
-        replayed = ProtectionSpec(policy="replay")
-        client.create_model(_MODEL, ModelSpec(modalities=stream.modalities, protection=replayed))
+        client.create_model(_MODEL, ModelSpec(modalities=stream.modalities, policy="preserve"))
         found = [_one(client, stack, stream, number) for number in range(len(stream.datasets))]
     warm = [one["total"] for one in found[_COLD:]]
     return {

@@ -55,14 +55,14 @@ class ModalityEntry(Frozen):
 
 
 class ModelEntry(ModelOptions):
-    """A model: its specification, which is fixed when it is created, and its policy."""
+    """A model: its specification, which is fixed when it is created, and its gate."""
 
     modalities: Annotated[
         dict[Modality, Annotated[ModalityEntry, BeforeValidator(as_modality)]],
         Field(min_length=2, max_length=64),
         BeforeValidator(check_two_modalities),
     ]
-    policy: GatePolicy | None = None
+    gate: GatePolicy | None = None
 
 
 class WebhookEntry(Frozen):

@@ -40,7 +40,7 @@ class Change:
     """
 
     action: Action
-    kind: Literal["model", "modality", "policy", "webhook", "key"]
+    kind: Literal["model", "modality", "gate", "webhook", "key"]
     name: str
     make: Callable[[Client], Secret | None]
     details: tuple[str, ...] = ()
@@ -119,7 +119,7 @@ _POLICY_FIELDS = set(GatePolicy.model_fields)
 
 
 def _creation(name: str, entry: ModelEntry) -> Change:
-    body = entry.model_dump(mode="json", exclude_unset=True, exclude={"policy"})
+    body = entry.model_dump(mode="json", exclude_unset=True, exclude={"gate"})
 
     def make(client: Client) -> None:
         client.create_model(name, body)
@@ -142,7 +142,7 @@ def _addition(model: str, modality: str, entry: ModelEntry) -> Change:
 def _fixed_differences(model: Model, entry: ModelEntry) -> Iterator[str]:
     """What the file says otherwise, of what is fixed when a model is created."""
     has = model.model_dump(mode="json")
-    given = entry.model_dump(mode="json", exclude_unset=True, exclude={"policy"})
+    given = entry.model_dump(mode="json", exclude_unset=True, exclude={"gate"})
     shared = {name: each for name, each in given["modalities"].items() if name in has["modalities"]}
     for path, value in _leaves({**given, "modalities": shared}):
         before = _at(has, path)
@@ -172,9 +172,9 @@ def _unknown_encoders(
 def _policy_change(
     model: str, entry: ModelEntry, policy: GatePolicy, revision: int
 ) -> Iterator[Change]:
-    if entry.policy is None:
+    if entry.gate is None:
         return
-    given = entry.policy.model_dump(mode="json", exclude_unset=True)
+    given = entry.gate.model_dump(mode="json", exclude_unset=True)
     before = policy.model_dump(mode="json")
     differences = [
         f"{path}: {_shown(_at(before, path))} -> {_shown(value)}"
@@ -187,12 +187,12 @@ def _policy_change(
         changed = GatePolicy.model_validate(_merged(before, given))
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise InvalidArgument(f"models.{model}.policy: {message}") from error
+        raise InvalidArgument(f"models.{model}.gate: {message}") from error
 
     def make(client: Client) -> None:
         client.set_policy(model, changed, revision)
 
-    yield Change("change", "policy", f"of model {model}", make, tuple(differences))
+    yield Change("change", "gate", f"of model {model}", make, tuple(differences))
 
 
 def _plan_webhooks(

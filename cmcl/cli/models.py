@@ -41,7 +41,7 @@ _COLUMNS: Columns[Model] = {
     "model": lambda model: model.name,
     "head": lambda model: model.head_version,
     "live": lambda model: model.live_version,
-    "method": lambda model: model.method,
+    "policy": lambda model: model.policy or model.method,
     "width": lambda model: model.width,
     "modalities": _modalities,
 }
@@ -60,22 +60,25 @@ def create_model(  # noqa: PLR0913 - a model's specification
     ],
     *,
     width: Annotated[int, typer.Option(help="width of the embeddings")] = 256,
-    method: Annotated[
-        str, typer.Option(help="training method; methods other than nullspace are baselines")
-    ] = "nullspace",
     policy: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="improve (solve all heads from moments), replay (train on rows, replay earlier datasets) "
-            "or preserve (keep earlier scores)"
+            help="improve (solve all heads from the moments of all datasets, the default) or preserve (train on "
+            "rows under the projected gradient, keep earlier scores)"
         ),
-    ] = "improve",
-    max_drift: Annotated[
-        float | None, typer.Option(help="largest relative drift of earlier scores")
     ] = None,
-    stable_index: Annotated[
-        bool, typer.Option("--stable-index", help="keep the scores of stored vectors")
-    ] = False,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="a method in place of a policy: vanilla (no protection), or one of an installed package"
+        ),
+    ] = None,
+    max_drift: Annotated[
+        float | None,
+        typer.Option(
+            help="largest relative drift of earlier scores; default: 0.5 under preserve, else none"
+        ),
+    ] = None,
     lift: Annotated[
         int | None,
         typer.Option(
@@ -95,11 +98,10 @@ def create_model(  # noqa: PLR0913 - a model's specification
 ) -> None:
     """Create a model. Repeating the command with the same options returns the same model."""
     training = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    chosen = {"policy": policy, "method": method, "max_drift": max_drift, "lift": lift}
     options = {
         "width": width,
-        "method": method,
-        "lift": lift,
-        "protection": {"policy": policy, "max_drift": max_drift, "stable_index": stable_index},
+        **{name: value for name, value in chosen.items() if value is not None},
         "training": {name: value for name, value in training.items() if value is not None},
         "seed": seed,
     }
@@ -275,8 +277,9 @@ def _view(model: Model) -> RenderableType:
             "branched from": f"{origin.model}@{origin.version}" if origin else None,
             "width": model.width,
             "modalities": _modalities(model),
+            "policy": model.policy,
             "method": model.method,
-            "protection": _settings(model.protection),
+            "largest drift": model.max_drift,
             "training": _settings(model.training),
             "seed": model.seed,
             "created": model.created_at,

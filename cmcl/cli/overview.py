@@ -114,7 +114,7 @@ def _summary_view(model: ModelSummary) -> RenderableType:
     newest, jobs = model.newest, model.jobs
     values: dict[str, Cell] = {
         "model": model.name,
-        "method": f"{model.method}, {model.policy}",
+        "policy": model.policy or model.method,
         "live version": model.live_version,
         "canary": model.canary,
         "newest version": f"{newest.version} ({newest.dataset_name})" if newest else None,

@@ -27,9 +27,11 @@ class Model(ApiModel):
     modalities: dict[str, ModalitySpec] = Field(
         description="width of each modality's features, and the encoder that it is bound to"
     )
-    method: str
-    conditioning: float
-    protection: dict[str, Any]
+    policy: str | None = Field(description="improve or preserve; None: the model has a method")
+    method: str | None = Field(description="in place of a policy")
+    max_drift: float | None
+    kept_energy: float
+    lift: int | None
     training: dict[str, Any]
     seed: int
     head_version: int | None = Field(description="newest version")
@@ -117,8 +119,8 @@ class ModelSummary(ApiModel):
 
     name: str
     owner: str | None = None
-    method: str
-    policy: str = Field(description="improve, replay or preserve")
+    policy: str | None = Field(description="improve or preserve; None: the model has a method")
+    method: str | None = Field(description="in place of a policy")
     created_at: datetime
     branched_from: BranchOrigin | None = None
     live_version: int | None

@@ -1,4 +1,4 @@
-"""The methods that a model can use, and the priorities of its attempts.
+"""The methods that a model can use in place of a policy, and the priorities of its attempts.
 
 Without pydantic, which the driver of an attempt does not import.
 """
@@ -6,7 +6,7 @@ Without pydantic, which the driver of an attempt does not import.
 from importlib.metadata import EntryPoint, entry_points
 from typing import Literal
 
-BUILT_IN_METHODS = ("nullspace", "paper", "vanilla")
+BUILT_IN_METHODS = ("vanilla",)
 METHOD_ENTRY_POINTS = "cmcl.methods"
 # Of an attempt.
 Priority = Literal["low", "normal", "high"]

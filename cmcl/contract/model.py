@@ -20,90 +20,29 @@ def default_lift(width: int) -> int:
 Precision = Literal["float32", "bfloat16"]
 
 
-class TrainingSpec(Frozen):
-    """How each dataset is trained. Where heads are solved, batch_size and temperature alone count."""
+Policy = Literal["improve", "preserve"]
+# The bound of `preserve` where none is given. It lies above the drift of all datasets of our streams, 0.2 to 0.3.
+_LARGEST_DRIFT = 0.5
 
-    epochs: int = Field(default=10, ge=1, le=1000, description="passes over the dataset")
+
+class TrainingSpec(Frozen):
+    """How heads are trained: on the rows of a dataset, or under `improve` on rows drawn from moments."""
+
+    epochs: int = Field(
+        default=10, ge=1, le=1000, description="passes over the dataset; not under improve"
+    )
     batch_size: int = Field(
         default=128, ge=2, le=65536, description="rows in one global batch, over all ranks"
     )
-    optimizer: Literal["adamw", "sgd"] = Field(
-        default="adamw", description="sgd has a momentum of 0.9"
-    )
-    learning_rate: float = Field(default=1e-3, gt=0, le=1)
-    weight_decay: float = Field(
-        default=1e-2, ge=0, le=1, description="decay of the change, not of the head"
+    learning_rate: float = Field(
+        default=1e-3, gt=0, le=1, description="of AdamW; not under improve"
     )
     temperature: float = Field(default=0.07, gt=0, le=100, description="of InfoNCE")
-    learn_temperature: bool = Field(
-        default=False, description="learn a temperature for each dataset, starting from this one"
-    )
-    unit_vectors: bool = Field(
-        default=True, description="whether InfoNCE sees embeddings at unit length"
-    )
     precision: Precision = Field(
         default="float32",
         description="of the matrix products of an update; heads and optimizer are float32 and "
         "moments float64 either way. bfloat16 is for GPUs, and CPUs that have it (AVX-512 BF16, AMX)",
     )
-    averaged_share: float = Field(
-        default=0.5,
-        ge=0,
-        lt=1,
-        description="the heads are the mean over this last share of the updates; 0: the last one",
-    )
-
-
-class ProtectionSpec(Frozen):
-    """How the method `nullspace` treats earlier datasets."""
-
-    policy: Literal["improve", "replay", "preserve"] = Field(
-        default="improve",
-        description="improve: all heads are solved from the moments of all datasets, in any "
-        "order, and earlier scores may improve. replay: the pair's two heads are trained on rows, "
-        "earlier datasets through their moments. preserve: the first dataset of two modalities is "
-        "solved, later ones are trained on rows, and earlier scores stay the same, within max_drift",
-    )
-    kept_energy: float = Field(
-        default=0.8,
-        gt=0,
-        le=1,
-        description="share of the energy of earlier scores whose entries are blocked, under replay and preserve",
-    )
-    max_drift: float | None = Field(
-        default=None,
-        gt=0,
-        description="largest relative drift of an earlier dataset's scores, kept by shrinking the "
-        "change; by default 0.5 to preserve, else unlimited",
-    )
-    replay_weight: float = Field(
-        default=1.0, ge=0, description="of the earlier datasets' own loss, under replay"
-    )
-    drift_penalty: float = Field(
-        default=30.0,
-        ge=0,
-        description="loss per unit of squared relative drift of earlier scores, under preserve",
-    )
-    stable_index: bool = Field(
-        default=False,
-        description="also protect the span of the published embeddings, so that stored vectors keep their "
-        "scores against new queries; not under improve, which protects by alignment alone",
-    )
-
-    @model_validator(mode="after")
-    def _a_stable_index_needs_a_mask(self) -> Self:
-        if self.stable_index and self.policy == "improve":
-            raise ValueError(
-                "stable_index needs the policy preserve or replay; improve solves all heads, and aligns "
-                "them with those of the version before"
-            )
-        return self
-
-    @property
-    def drift_bound(self) -> float | None:
-        """`max_drift`, resolved; None is unlimited."""
-        by_policy = {"improve": None, "replay": None, "preserve": 0.5}
-        return by_policy[self.policy] if self.max_drift is None else self.max_drift
 
 
 # Which names exist depends on what is installed, so a stored spec is valid without its method.
@@ -119,6 +58,11 @@ class ModalitySpec(Frozen):
         description="declared encoder that computes its features, for datasets and queries of raw items; "
         "None: features alone",
     )
+
+
+def _policy_beside(given: dict[str, object]) -> Policy | None:
+    """The policy of a model that names none, by the fields before it."""
+    return None if given.get("method") else "improve"
 
 
 def as_modality(given: object) -> object:
@@ -138,17 +82,29 @@ class ModelOptions(Frozen):
     """A specification without its modalities."""
 
     width: int = Field(default=256, ge=2, le=8192, description="width of the embeddings")
-    method: MethodName = Field(
-        default="nullspace",
-        description=f"built in: {', '.join(BUILT_IN_METHODS)}; others from installed packages, by the "
-        f"entry point group {METHOD_ENTRY_POINTS}",
+    method: MethodName | None = Field(
+        default=None,
+        description=f"a method in place of a policy: {', '.join(BUILT_IN_METHODS)} (no protection), or one from an "
+        f"installed package, by the entry point group {METHOD_ENTRY_POINTS}",
     )
-    conditioning: float = Field(
-        default=0.3,
+    policy: Policy | None = Field(
+        default_factory=_policy_beside,
+        description="improve (default): all heads are solved from the moments of all datasets, in any order, and "
+        "earlier scores may improve. preserve: the first dataset of two modalities is solved, later ones are trained "
+        "on rows, and earlier scores stay the same, within max_drift. null: a model with a method",
+    )
+    max_drift: float | None = Field(
+        default=None,
+        gt=0,
+        description="largest relative drift of an earlier dataset's scores, kept by shrinking the "
+        f"change; by default {_LARGEST_DRIFT} under preserve, else unlimited",
+    )
+    kept_energy: float = Field(
+        default=0.8,
         gt=0,
         le=1,
-        description="ridge of the whitening of each modality's features, relative to the largest "
-        "eigenvalue of their covariance",
+        description="share of the energy of earlier scores whose entries are blocked, under preserve; less leaves "
+        "more of the heads to later datasets",
     )
     lift: int | None = Field(
         default=None,
@@ -159,9 +115,20 @@ class ModelOptions(Frozen):
         f"square of the width. By default, under the policy improve, {_LARGEST_LIFT} or {_LIFT_FOR_EACH} times the "
         "modality's width if that is less, and 0 under other policies",
     )
-    protection: ProtectionSpec = ProtectionSpec()
     training: TrainingSpec = TrainingSpec()
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _a_policy_or_a_method(self) -> Self:
+        if (self.policy is None) == (self.method is None):
+            raise ValueError(
+                f"policy is {self.policy!r} and method is {self.method!r}; a model has one of the two"
+            )
+        if self.method and self.max_drift is not None:
+            raise ValueError(
+                f"max_drift is {self.max_drift:g}, and the method {self.method!r} keeps no bound; it needs a policy"
+            )
+        return self
 
 
 class ModelSpec(ModelOptions):
@@ -182,9 +149,17 @@ class ModelSpec(ModelOptions):
         return {name: modality.width for name, modality in self.modalities.items()}
 
     @property
+    def learning(self) -> str:
+        """The policy, or the method in place of one."""
+        return self.policy or self.method or ""
+
+    @property
     def drift_bound(self) -> float | None:
-        """The largest permitted drift of an earlier dataset; None if the method has no bound."""
-        return self.protection.drift_bound if self.method == "nullspace" else None
+        """The largest permitted drift of an earlier dataset; None is unlimited."""
+        if self.policy is None:
+            return None
+        by_default = _LARGEST_DRIFT if self.policy == "preserve" else None
+        return by_default if self.max_drift is None else self.max_drift
 
     @property
     def heads_bytes(self) -> int:
@@ -201,7 +176,7 @@ class ModelSpec(ModelOptions):
     @property
     def solves(self) -> bool:
         """Whether heads are solved from moments, and not trained on rows."""
-        return self.method == "nullspace" and self.protection.policy == "improve"
+        return self.policy == "improve"
 
     def lift_for(self, width: int) -> int:
         """K of a modality with features of this width: `lift`, or its default for the policy."""

@@ -229,7 +229,7 @@ class GatePolicy(Frozen):
         default=None,
         gt=0,
         description="largest relative drift of an earlier dataset's scores since it was learned; "
-        "default: the specification's bound (protection.max_drift), if any",
+        "default: the specification's bound (max_drift), if any",
     )
     min_backward_transfer: float | None = Field(
         default=None,

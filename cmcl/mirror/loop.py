@@ -93,8 +93,7 @@ class Published:
         """What stays the same for all versions of the model."""
         model = self.model
         return {
-            "method": model.method,
-            "policy": str(model.protection.get("policy")),
+            "policy": str(model.policy or model.method),
             "width": str(model.width),
             "seed": str(model.seed),
         }

@@ -241,8 +241,8 @@ def _capacity(
 
 
 def _remark(spec: ModelSpec) -> str | None:
-    if spec.method != "nullspace":
-        return f"the method {spec.method} closes no entries; shown is what nullspace would close"
+    if spec.method:
+        return f"the method {spec.method} closes no entries; shown is what preserve would close"
     if spec.solves:
         return "the policy improve solves all heads from moments, which closes no entries"
     return None

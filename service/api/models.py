@@ -140,7 +140,8 @@ def post_model(
         return response_record(key, status, ModelView.of(created.model), f"/v1/models/{body.name}")
 
     check_not_lost(context)
-    check_method(spec.method)
+    if spec.method:
+        check_method(spec.method)
     return respond(context, key, effect)
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cmcl.contract.job import JobKind, Progress
 from cmcl.contract.modality import Modality
+from cmcl.contract.model import Policy
 from service.api.dependencies import ContextDep, ModelPath, Reader
 from service.api.models import BranchOrigin
 from service.api.pagination import Page, TextSeek, page
@@ -88,8 +89,8 @@ class ModelSummary(BaseModel):
 
     name: str
     owner: str
-    method: str
-    policy: str = Field(description="how earlier datasets are treated: improve, replay or preserve")
+    policy: Policy | None = Field(description="null: the model has a method")
+    method: str | None = Field(description="in place of a policy")
     created_at: datetime
     branched_from: BranchOrigin | None
     live_version: int | None = Field(description="version that serves requests")
@@ -115,8 +116,8 @@ class ModelSummary(BaseModel):
         return cls(
             name=name,
             owner=model.owner,
+            policy=model.spec.policy,
             method=model.spec.method,
-            policy=model.spec.protection.policy,
             created_at=model.created_at,
             branched_from=BranchOrigin(**vars(origin)) if origin else None,
             live_version=model.live_version,

@@ -136,12 +136,6 @@ def check_unlearning(
 def _check_solves(model: ModelRecord, line: LearnedDataset) -> None:
     if model.spec.solves:
         return
-    spec = model.spec
-    how = (
-        f"policy {spec.protection.policy}"
-        if spec.method == "nullspace"
-        else f"method {spec.method}"
-    )
     before = line.version - 1
     again = (
         f"branch it from version {before} and post the later datasets to the branch"
@@ -149,7 +143,7 @@ def _check_solves(model: ModelRecord, line: LearnedDataset) -> None:
         else "create a model and post the other datasets to it"
     )
     raise Conflict(
-        f"model {model.name!r} has the {how}: its heads were trained on rows and hold what each dataset taught, so "
+        f"model {model.name!r} learns by {model.spec.learning}: its heads were trained on rows and hold what each dataset taught, so "
         f"no dataset can be taken out exactly. Instead, {again}; models with the policy improve can unlearn"
     )
 
@@ -195,7 +189,7 @@ def _check_models(model: ModelRecord, source: ModelRecord) -> None:
         raise Conflict(f"models {model.name!r} and {source.name!r} belong to different owners")
     if not model.spec.solves:
         raise Conflict(
-            f"model {model.name!r} has the policy {model.spec.protection.policy} and the method {model.spec.method}; "
+            f"model {model.name!r} learns by {model.spec.learning}; "
             "only models with the policy improve, whose heads are solved from moments, can be merged"
         )
     if not model.head:

@@ -138,7 +138,7 @@ def forgetting_picture() -> str:
         )
         return Memory(names, [MemoryRow(number, names[number - 1], row) for number, row in learned])
 
-    panels = {"protected": panel("nullspace"), "unprotected": panel("vanilla")}
+    panels = {"protected": panel("improve"), "unprotected": panel("vanilla")}
     return forgetting_matrices(panels).svg(standalone=True) + "\n"
 
 

@@ -41,7 +41,7 @@ SCENES = Stream(
         ("rain-sounds", "audio text"),
         ("crossings", "depth text"),
     ),
-    {"protection": {"policy": "preserve"}},
+    {"policy": "preserve"},
 )
 PHOTOS = Stream(
     "product-photos",
@@ -50,7 +50,7 @@ PHOTOS = Stream(
 BIRDS = Stream(
     "birdsong",
     (("meadow", "audio text"), ("forest", "audio image")),
-    {"protection": {"policy": "preserve"}},
+    {"policy": "preserve"},
 )
 EMPTY = "touch"
 
@@ -135,7 +135,7 @@ def _train(plane: ControlPlane, job: str, drift: float = 0.02) -> None:
     *earlier, new = blank.learned
     new = new.model_copy(update={"recall": recall_of(new, new.version)})
     report = report_of((*earlier, new), drift)
-    if blank.spec.protection.policy == "improve":
+    if blank.spec.policy == "improve":
         report = solved(report)
     changes = {"created_at": plane.clock(), "learned": (*earlier, new), "report": report}
     train(plane.store, job, running.attempt, changes=changes)

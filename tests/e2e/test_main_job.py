@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cmcl.client import Client, CmclError, Json
-from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.stack import LocalStack
@@ -33,7 +33,7 @@ MODEL = "e2e"
 # Long enough that a process can be killed while it trains.
 LONG_TRAINING: dict[str, Any] = {
     "training": TrainingSpec(epochs=50, learning_rate=1e-4),
-    "protection": ProtectionSpec(policy="replay"),
+    "policy": "preserve",
 }
 # Everything takes seconds; this is for a machine that is ten times busier.
 SECONDS = 600.0

@@ -23,7 +23,7 @@ class Settings:
     rate: float
     decay: float
     temperature: float
-    unit_vectors: bool
+    unit_length: bool
     input_threshold: float
     output_threshold: float
     largest_norm: float
@@ -125,7 +125,7 @@ class Learner:
         """Gradients of symmetric InfoNCE with several positives, with respect to both heads."""
         x_BI, y_BI = rows.first_NI[batch], rows.second_NI[batch]
         u_BE, v_BE = x_BI @ self.weights[pair[0]].T, y_BI @ self.weights[pair[1]].T
-        scale = np.linalg.norm if self.settings.unit_vectors else lambda _: 1.0
+        scale = np.linalg.norm if self.settings.unit_length else lambda _: 1.0
         a_BE, b_BE = (np.stack([row / scale(row) for row in rows_BE]) for rows_BE in (u_BE, v_BE))
         slope_BB = slopes(a_BE @ b_BE.T / self.settings.temperature, same_items(rows, batch))
         slope_BB = slope_BB / self.settings.temperature
@@ -136,7 +136,7 @@ class Learner:
 
     def _through_length(self, output_BE: Array, slope_BE: Array) -> Array:
         """From the gradient at unit vectors to that at outputs."""
-        if not self.settings.unit_vectors:
+        if not self.settings.unit_length:
             return slope_BE
         back = []
         for output_E, slope_E in zip(output_BE, slope_BE, strict=True):

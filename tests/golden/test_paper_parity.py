@@ -15,7 +15,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import TrainingSpec
 from tests.fakes.rotated_rows import rotated, seen
 from tests.golden.paper_reference import Array, Learner, Rows, Settings, loss, same_items, slopes
-from workers.methods.method import MethodState, TrainingContext
+from workers.methods.method import MethodState, Recipe, TrainingContext
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.model.rows import PairedRows
@@ -24,6 +24,7 @@ from workers.train.data.rows import Plan, permuted_batches
 from workers.train.loop import new_heads, train_pair
 from workers.train.run import Run
 
+WEIGHT_DECAY = 0.5
 STEPS = (
     (("text", "video"), ("text", "video")),  # UCF101
     (("text", "audio"), ("text", "audio")),  # ESC-50
@@ -102,11 +103,12 @@ def by_baseline(settings: Settings, training: TrainingSpec) -> list[dict[str, Ar
         settings.input_threshold, settings.output_threshold, settings.largest_norm, stored
     )
     heads = ModalityHeads({name: torch.from_numpy(one) for name, one in first_weights().items()})
+    recipe = Recipe(settings.decay, averaged_share=0.0, unit_length=settings.unit_length)
     state: MethodState = {}
     after = []
     for step, (names, _) in enumerate(STEPS):
         pair, tensors = ModalityPair(first=names[0], second=names[1]), as_tensors(rows_of(step))
-        context = TrainingContext(heads, Memory(), state, pair, training, seed=step)
+        context = TrainingContext(heads, Memory(), state, pair, training, step, recipe)
         spaces = method.update_spaces(context)
         trained = train_pair(method, context, spaces, rotated(context, spaces, tensors), Run())
         heads = new_heads(context, spaces, trained.changes)
@@ -128,31 +130,25 @@ def as_tensors(rows: Rows) -> PairedRows:
     )
 
 
-def settings_of(training: TrainingSpec, thresholds: tuple[float, float]) -> Settings:
+def settings_of(
+    training: TrainingSpec, unit_length: bool, thresholds: tuple[float, float]
+) -> Settings:
     return Settings(
         training.learning_rate,
-        training.weight_decay,
+        WEIGHT_DECAY,
         training.temperature,
-        training.unit_vectors,
+        unit_length,
         *thresholds,
         largest_norm=1.0,
     )
 
 
-def training_with(unit_vectors: bool, temperature: float) -> TrainingSpec:
-    return TrainingSpec(
-        epochs=3,
-        batch_size=8,
-        learning_rate=1e-2,
-        weight_decay=0.5,
-        temperature=temperature,
-        unit_vectors=unit_vectors,
-        averaged_share=0,
-    )
+def training_with(temperature: float) -> TrainingSpec:
+    return TrainingSpec(epochs=3, batch_size=8, learning_rate=1e-2, temperature=temperature)
 
 
 @pytest.mark.parametrize(
-    ("unit_vectors", "temperature", "thresholds"),
+    ("unit_length", "temperature", "thresholds"),
     [
         (False, 1.0, (0.1, 0.0)),
         (True, 0.07, (0.1, 0.0)),
@@ -162,10 +158,10 @@ def training_with(unit_vectors: bool, temperature: float) -> TrainingSpec:
     ids=["published", "service's loss", "all inputs, leading outputs", "nothing projected"],
 )
 def test_weights_follow_the_reference_in_each_of_the_eleven_steps(
-    unit_vectors: bool, temperature: float, thresholds: tuple[float, float]
+    unit_length: bool, temperature: float, thresholds: tuple[float, float]
 ) -> None:
-    training = training_with(unit_vectors, temperature)
-    settings = settings_of(training, thresholds)
+    training = training_with(temperature)
+    settings = settings_of(training, unit_length, thresholds)
     expected, found = by_reference(settings, training), by_baseline(settings, training)
     for step in range(len(STEPS)):
         for modality in LENGTHS:
@@ -176,8 +172,8 @@ def test_weights_follow_the_reference_in_each_of_the_eleven_steps(
 
 def test_cases_clip_and_project_some_directions_and_leave_others() -> None:
     """Otherwise parity would hold with any clipping and any projection."""
-    training = training_with(unit_vectors=False, temperature=1.0)
-    learner = Learner(first_weights(), settings_of(training, (0.1, 0.0)))
+    training = training_with(1.0)
+    learner = Learner(first_weights(), settings_of(training, False, (0.1, 0.0)))
     ranks, clipped = [], []
     for step, (pair, _) in enumerate(STEPS):
         rows = rows_of(step)
@@ -195,20 +191,20 @@ def test_cases_clip_and_project_some_directions_and_leave_others() -> None:
     assert set(clipped) == {True, False}
 
 
-@pytest.mark.parametrize("unit_vectors", [True, False])
-def test_gradient_of_the_reference_is_that_of_its_loss(unit_vectors: bool) -> None:
+@pytest.mark.parametrize("unit_length", [True, False])
+def test_gradient_of_the_reference_is_that_of_its_loss(unit_length: bool) -> None:
     """Central differences, entry by entry."""
     (pair, _), rows = STEPS[0], rows_of(0)
     batch = range(len(rows.first_NI) - 8, len(rows.first_NI))
-    training = training_with(unit_vectors, temperature=0.3)
-    learner = Learner(first_weights(), settings_of(training, (0.1, 0.0)))
+    training = training_with(0.3)
+    learner = Learner(first_weights(), settings_of(training, unit_length, (0.1, 0.0)))
 
     def value() -> float:
         sides = [
             side[batch] @ learner.weights[modality].T
             for side, modality in zip((rows.first_NI, rows.second_NI), pair, strict=True)
         ]
-        if unit_vectors:
+        if unit_length:
             sides = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides]
         return loss(sides[0] @ sides[1].T / 0.3, same_items(rows, batch))
 

@@ -7,7 +7,7 @@ import torch
 
 from cmcl.contract.dataset import Shard
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from tests.fakes.feature_shards import write_pair_shards
 from workers.model.rows import PairedRows
 from workers.train.data.dataset import StreamedRows
@@ -29,7 +29,7 @@ SPEC = ModelSpec(
     width=48,
     modalities=WIDTHS,
     training=TRAINING,
-    protection=ProtectionSpec(policy="replay"),
+    policy="preserve",
 )
 
 

@@ -1,7 +1,6 @@
 """Computations of ranks, whose results must not depend on the number of ranks."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,12 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from tests.fakes.feature_shards import write_pair_shards
 from tests.fakes.rotated_rows import rotated
-from workers.methods.method import Batch, Method, ReplicaGroup, TrainingContext, UpdateRule, Vanilla
+from workers.methods.method import Batch, Method, TrainingContext, UpdateRule
 from workers.methods.registry import method_for
-from workers.methods.sampled_replay import SampledReplay
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.loss import Everywhere, positives, symmetric_info_nce, unit
 from workers.model.memory import Memory
@@ -30,7 +28,6 @@ from workers.train.data.rows import HeldRows, LocalBatch, TrainingRows
 from workers.train.distributed import (
     AsyncGather,
     World,
-    all_gather_rows,
     all_reduce_pair_moments,
     rank_lengths,
     rank_slice,
@@ -44,21 +41,21 @@ from workers.train.sums import conditioned
 ROWS, BATCH = 90, 26  # a batch that neither 3 nor 4 ranks divide, and rows that it does not divide
 PAIR = ModalityPair(first="image", second="text")
 PARTLY_KNOWN = ModalityPair(first="image", second="depth")
-# The seed of an earlier dataset that the first heads agree with: what they do not is not replayed.
-AGREED = 7
+# The seed of an earlier dataset.
+EARLIER = 7
 SPEC = ModelSpec(
     width=12,
     modalities={"image": 20, "text": 9, "depth": 9},
     training=TrainingSpec(epochs=8, batch_size=BATCH, learning_rate=3e-3),
-    protection=ProtectionSpec(policy="replay"),
+    policy="preserve",
 )
-SOLVED = SPEC.model_copy(update={"protection": ProtectionSpec()})
+SOLVED = SPEC.model_copy(update={"policy": "improve"})
 
 
 def everything(shards: Sequence[Shard], here: World) -> dict[str, object]:
     """Return everything that must not depend on the number of ranks."""
-    again = Memory().with_dataset(PAIR, pair_moments(*_features(AGREED)))
-    partly = Memory().with_dataset(PARTLY_KNOWN, pair_moments(*_features(AGREED)))
+    again = Memory().with_dataset(PAIR, pair_moments(*_features(EARLIER)))
+    partly = Memory().with_dataset(PARTLY_KNOWN, pair_moments(*_features(EARLIER)))
     return {
         "moments": _moments(here),
         "gradient": _gradient(here),
@@ -69,7 +66,6 @@ def everything(shards: Sequence[Shard], here: World) -> dict[str, object]:
         "second streamed": _trained(here, again, _streamed(shards)),
         "traffic": _traffic(here, again),
         "scores": _largest_scores(here),
-        "replayed scores": _largest_replayed_scores(here, again),
         "limited": _limited(here),
         "solved": _solved(here, _held()),
         "solved streamed": _solved(here, _streamed(shards)),
@@ -130,7 +126,7 @@ def _streamed(shards: Sequence[Shard]) -> StreamedRows:
 
 
 def _trained(here: World, memory: Memory, rows: TrainingRows) -> dict[str, torch.Tensor]:
-    """A dataset with the policy `replay`: conditioning, mask, shares and replay included."""
+    """A dataset with the policy `preserve`: conditioning, mask, shares and penalty included."""
     before, losses = ModelState(initial_heads(SPEC), memory), Losses()
     heads = before.heads
     if memory.by_pair:
@@ -138,7 +134,7 @@ def _trained(here: World, memory: Memory, rows: TrainingRows) -> dict[str, torch
         before = ModelState(heads, memory)
     learned = learn(SPEC, before, Task(PAIR, rows, seed=3), Run(here, watcher=losses))
     earlier = PastDataset.held(
-        "old", PAIR, pair_moments(*_features(AGREED)), weights_of(PAIR, heads)
+        "old", PAIR, pair_moments(*_features(EARLIER)), weights_of(PAIR, heads)
     )
     drift = earlier.drift(learned.model_state.heads) if memory.by_pair else 0.0
     return {
@@ -180,18 +176,15 @@ def _scores(heads: ModalityHeads) -> torch.Tensor:
 
 def diverged(here: World) -> dict[str, str]:
     """Return the error of each rank if the loss is not finite, on all ranks or on one of them."""
-    wild = TrainingSpec(
-        epochs=60, batch_size=BATCH, optimizer="sgd", learning_rate=1, unit_vectors=False
-    )
     return {
-        "too large a learning rate": _raised(Vanilla(), wild, here),
-        "one rank's rows": _raised(_OddOnOneRank(here), SPEC.training, here),
+        "all ranks' rows": _raised(_Odd(True), here),
+        "one rank's rows": _raised(_Odd(here.rank == here.size - 1), here),
     }
 
 
-def _raised(method: Method, training: TrainingSpec, here: World) -> str:
+def _raised(method: Method, here: World) -> str:
     heads = initial_heads(SPEC)
-    context = TrainingContext(heads, Memory(), {}, PAIR, training, seed=3)
+    context = TrainingContext(heads, Memory(), {}, PAIR, SPEC.training, seed=3)
     spaces = method.update_spaces(context)
     keys = torch.arange(ROWS)
     rows = rotated(context, spaces, PairedRows(*_features(2), keys, keys))
@@ -202,15 +195,14 @@ def _raised(method: Method, training: TrainingSpec, here: World) -> str:
     return "nothing"
 
 
-class _OddOnOneRank(Method):
-    """The loss of the last rank's rows is not finite in one update. The gradient is, so that no
-    other rank can see it."""
+class _Odd(Method):
+    """The loss of this rank's rows is not finite in one update. The gradient is, so that no other rank can see it."""
 
-    def __init__(self, here: World) -> None:
-        self._is_last = here.rank == here.size - 1
+    def __init__(self, is_odd: bool) -> None:
+        self._is_odd = is_odd
 
     def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
-        return _OddOnce() if self._is_last else UpdateRule()
+        return _OddOnce() if self._is_odd else UpdateRule()
 
 
 class _OddOnce(UpdateRule):
@@ -242,8 +234,7 @@ class Losses(Watcher):
 
 def _limited(here: World) -> tuple[torch.Tensor, torch.Tensor]:
     """Random changes, shrunk for the sake of more earlier datasets than there are ranks."""
-    bounded = ProtectionSpec(policy="preserve", max_drift=0.01)
-    spec = SPEC.model_copy(update={"protection": bounded})
+    spec = SPEC.model_copy(update={"max_drift": 0.01})
     heads = initial_heads(spec)
     context = TrainingContext(heads, Memory(), {}, PAIR, spec.training, seed=3)
     spaces = {name: everything_free(*weight.shape) for name, weight in heads.weights.items()}
@@ -275,24 +266,6 @@ def _traffic(here: World, memory: Memory) -> dict[str, int]:
         "free": free,
         "entries": sum(space.free_EI.numel() for space in learned.spaces.values()),
     }
-
-
-def _largest_replayed_scores(here: World, memory: Memory) -> int:
-    """The same of an update that also learns from sampled rows of earlier datasets."""
-    narrow = SPEC.model_copy(
-        update={"width": 3}
-    )  # Otherwise embeddings have more numbers than scores.
-    heads = conditioned(narrow, initial_heads(narrow), PAIR, _held(), Run(here))
-    context = TrainingContext(heads, memory, {}, PAIR, SPEC.training, seed=3)
-    spaces = {name: everything_free(*weight.shape) for name, weight in heads.weights.items()}
-    first, second = ((heads.weights[name], spaces[name]) for name in PAIR.modalities)
-    replay = SampledReplay(context, PairInEigenCoordinates(first, second))
-    peers = ReplicaGroup(
-        here.size, partial(rank_slice, here=here), partial(all_gather_rows, here=here)
-    )
-    with _Largest(BATCH) as largest:
-        replay.loss(peers).backward()
-    return largest.numbers
 
 
 class _Largest(TorchDispatchMode):

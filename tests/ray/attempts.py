@@ -10,7 +10,7 @@ import psutil
 
 from cmcl.contract.dataset import DatasetManifest, ShardRef
 from cmcl.contract.job import JobSpec, Progress
-from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.version import VersionManifest
 from cmcl.demo.stream import read_stream
 from cmcl.stack import LocalStack
@@ -93,7 +93,7 @@ class Attempts:
                 width=64,
                 modalities=STREAM.modalities,
                 training=training,
-                protection=ProtectionSpec(policy="replay"),
+                policy="preserve",
             ),
             dataset=DatasetManifest(
                 dataset=job, model=job, name=chosen.name, pair=chosen.pair, shards=(shard,)

@@ -21,7 +21,7 @@ or, if it `solves`, only
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from torch import Tensor
@@ -41,6 +41,20 @@ MethodState = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What the loop does beyond the specification. Constants of the product; papers that are compared have their own.
+
+    `weight_decay`: of the change of the heads, not of the heads; AdamW's default in PyTorch. `averaged_share`: the
+    heads are the mean over this last share of the updates, which generalises better than the last iterate
+    (`TailAverage`). `unit_length`: InfoNCE sees embeddings as they are served, at unit length.
+    """
+
+    weight_decay: float = 1e-2
+    averaged_share: float = 0.5
+    unit_length: bool = True
+
+
+@dataclass(frozen=True)
 class TrainingContext:
     """Everything that exists before a dataset is trained: the parent version and the task."""
 
@@ -50,6 +64,7 @@ class TrainingContext:
     pair: ModalityPair
     training: TrainingSpec
     seed: int
+    recipe: Recipe = field(default_factory=Recipe)
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from workers.methods.sampled_replay import covariance_root
 from workers.nullspace.centred import CentredMoments, PairNames
 from workers.nullspace.closed_form import NO_CORRELATION, Directions, whitened
 
 # A row that is shorter has no direction (as in torch.nn.functional.normalize).
 _NO_LENGTH = 1e-12
+# Shares of the mean variance to add to all variances; the first that makes the covariance positive.
+_JITTERS = (1e-3, 1e-2, 1e-1, 1.0)
 
 Mixing = dict[str, Tensor]
 """By modality: T, E × (K + 1)."""
@@ -272,3 +273,17 @@ def weights(group: Directions, mixing: Mapping[str, Tensor]) -> dict[str, Tensor
         weight_EI[:, -1] += mixing_EK[:, -1].to(weight_EI)
         found[name] = weight_EI
     return found
+
+
+def covariance_root(covariance_KK: Tensor, rounding: float = 0.0) -> Tensor:
+    """L with L Lᵀ = the covariance plus a little on the diagonal: moments may not have full rank."""
+    mean_variance = max(float(covariance_KK.diagonal().mean()), 0.0)
+    eye_KK = torch.eye(len(covariance_KK), dtype=covariance_KK.dtype)
+    for share in _JITTERS:
+        jitter = share * mean_variance + rounding
+        # `info` is 0 if the factorisation succeeded; this variant does not raise.
+        factor = torch.linalg.cholesky_ex(covariance_KK + jitter * eye_KK)
+        if not int(factor.info):
+            root_KK: Tensor = factor.L
+            return root_KK
+    raise ValueError("the moments of a pair are invalid: their covariance is not positive")

@@ -1,26 +1,31 @@
-"""Find the method that a model's spec names."""
+"""Find what learns a model: the policy of its spec, or the method that the spec names."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from cmcl.contract.errors import UnknownMethod
 from cmcl.contract.methods import BUILT_IN_METHODS, METHOD_ENTRY_POINTS, installed_methods
 from cmcl.contract.model import ModelSpec
-from workers.methods.closed_form import ClosedForm
+from workers.methods.improve import Improve
 from workers.methods.method import Method, Vanilla
-from workers.methods.nullspace import Preserve, Replay
-from workers.methods.paper import Paper
+from workers.methods.preserve import Preserve
+
+_BUILT_IN: Mapping[str, type[Method]] = {
+    "improve": Improve,
+    "preserve": Preserve,
+    "vanilla": Vanilla,
+}
 
 
 def method_for(spec: ModelSpec) -> Method:
-    """The method that a model's spec names: built in, or an entry point of an installed package.
+    """The policy of a model's spec, or its method: built in, or an entry point of an installed package.
 
     Raises UnknownMethod.
     """
-    built_in = _METHODS.get(spec.method)
+    built_in = _BUILT_IN.get(spec.learning)
     if built_in is not None:
-        return built_in(spec)
-    point = installed_methods().get(spec.method)
+        return built_in.from_spec(spec)
+    point = installed_methods().get(spec.learning)
     if point is None:
         known = ", ".join([*BUILT_IN_METHODS, *installed_methods()])
         raise UnknownMethod(
@@ -41,20 +46,3 @@ def method_class(place: str) -> type[Method]:
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UnknownMethod(f"{place!r} is not a subclass of workers.methods.method.Method")
     return found
-
-
-def _nullspace(spec: ModelSpec) -> Method:
-    protection = spec.protection
-    energy, stable_index = protection.kept_energy, protection.stable_index
-    if spec.solves:
-        return ClosedForm.from_spec(spec)
-    if protection.policy == "preserve":
-        return Preserve(energy, protection.drift_penalty, stable_index=stable_index)
-    return Replay(energy, replay_weight=protection.replay_weight, stable_index=stable_index)
-
-
-_METHODS: Mapping[str, Callable[[ModelSpec], Method]] = {
-    "nullspace": _nullspace,
-    "paper": Paper.from_spec,
-    "vanilla": Vanilla.from_spec,
-}

@@ -73,7 +73,7 @@ def load_method_state(data: bytes) -> dict[str, Tensor]:
 
 
 def save_moments(moments: PairMoments) -> bytes:
-    """Moments of one dataset, for masks and replay."""
+    """Moments of one dataset, for masks."""
     return save(moment_tensors(moments))
 
 
@@ -98,7 +98,7 @@ def load_dataset_sums(data: bytes) -> CentredMoments:
 
 
 def _dataset_sums(tensors: Mapping[str, Tensor]) -> CentredMoments | None:
-    """None if they are moments for masks and replay."""
+    """None if they are moments for masks."""
     return _centred_from(tensors, "") if "rows" in tensors else None
 
 

@@ -47,7 +47,7 @@ class Memory:
     numbers: its weight, its ridges, and how many of its directions are significant.
 
     Keys are pairs in lexical order; the first side belongs to the lexically first modality.
-    `datasets` counts how many are pooled under each. Masks and replay need uncentred `moments`. The
+    `datasets` counts how many are pooled under each. Masks need uncentred `moments`. The
     closed form needs `centred` ones, in which each dataset is centred by its own means, the `ridges` of
     modalities, and how many directions are `significant` in the datasets of each pair (infinity: no limit). A model
     keeps what its policy needs.
@@ -60,7 +60,7 @@ class Memory:
     significant: Mapping[PairNames, Chosen] = field(default_factory=dict)
 
     def with_dataset(self, pair: ModalityPair, moments: PairMoments) -> "Memory":
-        """Return this memory with one more dataset, for masks and replay."""
+        """Return this memory with one more dataset, for masks."""
         key, moments = _ordered(pair, moments)
         known = self.moments.get(key)
         total = known + moments if known else moments
@@ -130,28 +130,9 @@ class Memory:
         """Uncentred moments of each pair. From centred ones, a dataset counts by its weight."""
         return self.moments or {key: each.pooled for key, each in self.centred.items()}
 
-    def datasets_of(self, pair: ModalityPair) -> int:
-        """Number of datasets of this pair, in either order."""
-        return self.datasets.get(_key(pair), 0)
-
     def has(self, pair: ModalityPair) -> bool:
         """Whether there is a dataset of this pair, in either order."""
         return _key(pair) in self.datasets
-
-    def touching(self, pair: ModalityPair) -> list[tuple[ModalityPair, PairMoments]]:
-        """All pairs that share a modality with `pair`, the shared one first.
-
-        `pair` itself keeps its order.
-        """
-        found = []
-        for names, moments in self.by_pair.items():
-            shared = set(names) & set(pair.modalities)
-            known, oriented = ModalityPair(first=names[0], second=names[1]), moments
-            if known.first != pair.first and (known.first not in shared or len(shared) == 2):
-                known, oriented = known.swapped(), moments.swapped()
-            if shared:
-                found.append((known, oriented))
-        return found
 
     def inputs_of(self, modality: str) -> SecondMoment | None:
         """Summed second moment (I × I) of all features that this head has learned from."""

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from workers.nullspace.moments import SecondMoment
 
+# e = RIDGE · λ_max of (1). Mild: encoders that lie in a narrow cone gain from it, and the others lose nothing
+# (docs/decisions/0007).
+RIDGE = 0.3
 # A spread below this share of a row's energy cannot be distinguished from rounding: of a row that is nearer to the
 # mean than a millionth of its length (a share of 1e-12), float32 leaves no direction.
 _NO_SPREAD = 1e-10
@@ -78,7 +81,7 @@ class Conditioning:
         return torch.where(apart_B1, centred_BF, 0)
 
 
-def conditioning(moment: SecondMoment, ridge: float) -> Conditioning:
+def conditioning(moment: SecondMoment, ridge: float = RIDGE) -> Conditioning:
     """The map of unit raw features with a 1 appended, from their moment (I × I).
 
     μ and C are their mean and covariance, the map is (C + e I)^-½ with e = ridge · λ_max: in the

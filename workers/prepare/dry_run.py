@@ -17,7 +17,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
 from workers.methods.method import TrainingContext
-from workers.methods.nullspace import protected_moments
+from workers.methods.preserve import protected_moments
 from workers.methods.registry import method_for
 from workers.model.heads import ModalityHeads, unit_rows, with_new_modalities
 from workers.model.rows import PairedRows
@@ -155,9 +155,9 @@ def _heads(
         modality: HeadOutlook(
             preflight(
                 _new_moments(heads, pair, moments, modality),
-                protected_moments(context, modality, spec.protection.stable_index),
+                protected_moments(context, modality),
                 _everything if spec.solves else product_mask,
-                spec.protection.kept_energy,
+                spec.kept_energy,
             ),
             open_share=1 - spaces[modality].blocked_share,
         )

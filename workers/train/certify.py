@@ -15,7 +15,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Drift, HeadCapacity, Protection, Quality, Shrinkage
 from workers.methods.method import TrainingContext
-from workers.methods.nullspace import protected_space
+from workers.methods.preserve import protected_space
 from workers.model.heads import ModalityHeads
 from workers.nullspace.certificate import (
     PairWeights,
@@ -227,7 +227,7 @@ def _certificate(one: PastDataset, parent: PairWeights, now: PairWeights) -> Cer
 
 def protections(spec: ModelSpec, spaces: Mapping[str, UpdateSpace]) -> dict[str, Protection]:
     """How much of each head was blocked."""
-    kept = spec.protection.kept_energy
+    kept = spec.kept_energy
     return {
         modality: Protection(
             input_rank=space.inputs.rank_at(kept),
@@ -241,7 +241,7 @@ def protections(spec: ModelSpec, spaces: Mapping[str, UpdateSpace]) -> dict[str,
 
 
 def capacities(spec: ModelSpec, contexts: Mapping[str, TrainingContext]) -> dict[str, HeadCapacity]:
-    """How full each head is for the next dataset, by what the method `nullspace` would block.
+    """How full each head is for the next dataset, by what the policy `preserve` would block.
 
     `contexts`: those after this dataset, by modality that has learned something, with its latest pair.
     """
@@ -250,8 +250,7 @@ def capacities(spec: ModelSpec, contexts: Mapping[str, TrainingContext]) -> dict
 
 
 def _capacity(spec: ModelSpec, context: TrainingContext, modality: str) -> HeadCapacity | None:
-    protection = spec.protection
-    space = protected_space(context, modality, protection.kept_energy, protection.stable_index)
+    space = protected_space(context, modality, spec.kept_energy)
     if space is None:
         return None
     return HeadCapacity(

@@ -160,10 +160,10 @@ def learn(
     else:
         start, solved = _begun(spec, method, before, task, run)
         if solved:
-            context = _context(spec, before, start.heads, task)
+            context = _context(spec, before, start.heads, task, run)
             after = _after(method, context, start, start.heads, task)
             return TrainingResult(after, start.moments, {}, solved, None)
-    context = _context(spec, before, start.heads, task)
+    context = _context(spec, before, start.heads, task, run)
     spaces = start.spaces or _update_spaces(spec, method, context, run)
     run.checkpoints.begin(replace(start, spaces=spaces).tensors())
 
@@ -190,10 +190,10 @@ def _after(
 
 
 def _context(
-    spec: ModelSpec, before: ModelState, heads: ModalityHeads, task: Task
+    spec: ModelSpec, before: ModelState, heads: ModalityHeads, task: Task, run: Run
 ) -> TrainingContext:
     return TrainingContext(
-        heads, before.memory, before.method_state, task.pair, spec.training, task.seed
+        heads, before.memory, before.method_state, task.pair, spec.training, task.seed, run.recipe
     )
 
 
@@ -207,7 +207,7 @@ def _solve(
     _check_that_sides_vary(task.pair, moments)
 
     run.watcher.enter("training")
-    context = _context(spec, before, before.heads, task)
+    context = _context(spec, before, before.heads, task, run)
     choice = when_leader_is_done(lambda: method.choose(halves), run.here)
     ridges = dict(zip(task.pair.modalities, choice.ridges, strict=True))
     sums = dataset_moments(moments)
@@ -248,7 +248,7 @@ def _begun(
     halves = summed_halves(heads, task.pair, task.rows, run)
     moments = halves[0] + halves[1]
     _check_that_sides_vary(task.pair, moments)
-    context = _context(spec, before, heads, task)
+    context = _context(spec, before, heads, task, run)
     run.watcher.enter("training")
     found = when_leader_is_done(lambda: method.start(context, halves), run.here)
     if not isinstance(found, Solved):
@@ -313,7 +313,7 @@ def _check_rows(spec: ModelSpec, method: Method, task: Task) -> None:
     if method.needs_all_rows and task.rows.held() is None:
         raise InvalidDataset(
             f"the method {spec.method!r} needs all rows of a dataset in memory, and {len(task.rows)} "
-            "rows are too many for it; split the dataset, or use a model with the method 'nullspace'"
+            "rows are too many for it; split the dataset, or use a model with a policy"
         )
 
 
@@ -326,6 +326,6 @@ def _check_that_something_can_be_learned(
         raise NothingToLearn(
             f"nothing can be learned: all {blocked} entries of the heads "
             f"{' and '.join(spaces)} (100 %) are blocked by what was learned before; use a larger "
-            f"width (now {spec.width}) or a smaller protection.kept_energy "
-            f"(now {spec.protection.kept_energy:g}) in a new model"
+            f"width (now {spec.width}) or a smaller kept_energy "
+            f"(now {spec.kept_energy:g}) in a new model"
         )

@@ -97,12 +97,13 @@ class _Training:
         self._here = run.here
         self._pair = _pair(context, spaces).to(run.device)
         self._rule = method.update_rule(context, self._pair)
-        self._objective = GlobalLoss(self._pair, spec, run.here).to(run.device)
+        recipe = context.recipe
+        objective = GlobalLoss(self._pair, spec, run.here, recipe.unit_length).to(run.device)
         heads = (self._pair.first, self._pair.second)
         free = {head.change_EI: head.free_EI.bool() for head in heads}
-        self._wrapped = data_parallel(self._objective, free, run.here)
-        self._optimizer = optimizer_for(self._objective, spec)
-        self._average = TailAverage(self._pair.changes, spec.averaged_share)
+        self._wrapped = data_parallel(objective, free, run.here)
+        self._optimizer = optimizer_for(self._pair, spec.learning_rate, recipe.weight_decay)
+        self._average = TailAverage(self._pair.changes, recipe.averaged_share)
         self._group = _replica_group(run.here)
         self.loss, self.done = torch.zeros((), device=run.device), 0
         self._unchecked: list[Tensor] = []
@@ -154,7 +155,7 @@ class _Training:
         odd = torch.stack([(~change_EI.isfinite()).any() for change_EI in changes])
         if any(all_reduce_sum(odd.float(), self._here)):
             raise self._diverged(f"the heads are not finite after the last update, {self.done}")
-        return TrainedPair(changes, self._final_loss, self.done, self._objective.temperature)
+        return TrainedPair(changes, self._final_loss, self.done, self._spec.temperature)
 
     def state(self) -> Tensors:
         """All that the next update depends on, equal on all ranks."""
@@ -179,8 +180,7 @@ class _Training:
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         first, second = self._pair.changes
-        log_temperature = self._objective.log_temperature
-        return {"first": first, "second": second, "log_temperature": log_temperature}
+        return {"first": first, "second": second}
 
 
 def new_heads(
@@ -208,7 +208,8 @@ def mean_loss(
     pair = _pair(context, spaces).to(run.device)
     for parameter, change_EI in zip(pair.changes, changes, strict=True):
         parameter.copy_(change_EI)
-    objective = GlobalLoss(pair, context.training, run.here).to(run.device)
+    unit_length = context.recipe.unit_length
+    objective = GlobalLoss(pair, context.training, run.here, unit_length).to(run.device)
     with closing(rows.batches(replace(_plan(context), epochs=1), run.here)) as batches:
         losses = [objective(batch) / run.here.size for batch in islice(batches, _BATCHES_OF_MEAN)]
     (mean,) = all_reduce_sum(torch.stack(losses).mean(dim=0, keepdim=True), run.here)

@@ -4,7 +4,6 @@ Every rank computes its share of the loss of the global batch.
 Shapes: B rows of the global batch, L of them local, E width of the embeddings.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -18,26 +17,19 @@ from workers.model.rows import PairedRows
 from workers.train.data.rows import LocalBatch
 from workers.train.distributed import AsyncGather, World
 
-# Bounds of a learnt temperature; CLIP clips at 0.01 too (arXiv 2103.00020).
-_COLDEST, _WARMEST = 0.01, 1.0
-
 
 class GlobalLoss(nn.Module):
-    """InfoNCE of a global batch. Holds the trained parameters: two changes, perhaps a temperature."""
+    """InfoNCE of a global batch. Holds the trained parameters: the changes of both heads."""
 
-    def __init__(self, pair: PairInEigenCoordinates, spec: TrainingSpec, here: World) -> None:
+    def __init__(
+        self,
+        pair: PairInEigenCoordinates,
+        spec: TrainingSpec,
+        here: World,
+        unit_length: bool = True,
+    ) -> None:
         super().__init__()
-        self.pair, self._spec, self._here = pair, spec, here
-        self.log_temperature = nn.Parameter(
-            torch.tensor(math.log(spec.temperature)), requires_grad=spec.learn_temperature
-        )
-
-    @property
-    def temperature(self) -> float:
-        """The current temperature."""
-        if not self._spec.learn_temperature:
-            return self._spec.temperature
-        return float(self._learnt().detach())
+        self.pair, self._spec, self._here, self._unit_length = pair, spec, here, unit_length
 
     def forward(self, batch: LocalBatch) -> Tensor:
         """This rank's share of the loss, times the number of ranks: gradients are averaged.
@@ -58,13 +50,13 @@ class GlobalLoss(nn.Module):
             share = symmetric_info_nce(
                 (first_LE, second_LE),
                 positive_LB,
-                self._learnt() if self._spec.learn_temperature else self._spec.temperature,
+                self._spec.temperature,
                 everywhere if self._here.size > 1 else None,
             )
         return share * self._here.size
 
     def _as_scored(self, outputs_LE: Tensor) -> Tensor:
-        if not self._spec.unit_vectors:
+        if not self._unit_length:
             return outputs_LE
         exact = torch.promote_types(outputs_LE.dtype, torch.float32)
         return unit(outputs_LE.to(exact)).to(outputs_LE.dtype)
@@ -73,9 +65,6 @@ class GlobalLoss(nn.Module):
         """Products of an update in bfloat16 where the spec asks for it."""
         is_on = self._spec.precision == "bfloat16"
         return torch.autocast(rows.first_NI.device.type, dtype=torch.bfloat16, enabled=is_on)
-
-    def _learnt(self) -> Tensor:
-        return self.log_temperature.exp().clamp(_COLDEST, _WARMEST)
 
 
 def _keys(rows: PairedRows) -> Tensor:
@@ -86,28 +75,23 @@ def _positives(local: PairedRows, keys_B2: Tensor) -> Tensor:
     return positives(local.first_keys_N, local.second_keys_N, *keys_B2.unbind(dim=1))
 
 
-_MOMENTUM = 0.9
 # Adam's ε. An entry of the gradient below it is rounding (typical entries are about 1e-3), and divided
 # by its own size it would become a step of the full rate, in a direction that depends on the number of
 # ranks. PyTorch's default is 1e-8.
 EPSILON = 1e-6
 
 
-def optimizer_for(objective: GlobalLoss, spec: TrainingSpec) -> torch.optim.Optimizer:
-    """The optimizer that the spec names. It is elementwise, so blocked entries stay at zero.
+def optimizer_for(
+    pair: PairInEigenCoordinates, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW over the changes of both heads. It is elementwise, so blocked entries stay at zero.
 
-    Weight decay acts on the change of the heads, not on the heads or on the temperature. Fused: 1 ms
-    instead of 7 to 11 for a change of 1024 × 1024.
+    Weight decay acts on the change of the heads, not on the heads. Fused: 1 ms instead of 7 to 11 for a change of
+    1024 × 1024.
     """
-    groups = [
-        {"params": list(objective.pair.changes), "weight_decay": spec.weight_decay},
-        {"params": [objective.log_temperature], "weight_decay": 0.0},
-    ]
-    match spec.optimizer:
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=spec.learning_rate, eps=EPSILON, fused=True)
-        case "sgd":
-            return torch.optim.SGD(groups, lr=spec.learning_rate, momentum=_MOMENTUM, fused=True)
+    return torch.optim.AdamW(
+        pair.changes, lr=learning_rate, weight_decay=weight_decay, eps=EPSILON, fused=True
+    )
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

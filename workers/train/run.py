@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from torch import Tensor
 
 from cmcl.contract.job import Phase
+from workers.methods.method import Recipe
 from workers.train.distributed import SINGLE_PROCESS, World
 
 Tensors = Mapping[str, Tensor]
@@ -113,3 +114,4 @@ class Run:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     watcher: Watcher = field(default_factory=Watcher)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    recipe: Recipe = field(default_factory=Recipe)

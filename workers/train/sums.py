@@ -56,8 +56,7 @@ def conditioned(
             shift_I = shifts.setdefault(name, _near_the_mean(rows_NI))
             totals[name] += moment_about(rows_NI, shift_I).cpu()
     made = {
-        name: conditioning(all_reduce_moment(total, run.here), spec.conditioning)
-        for name, total in totals.items()
+        name: conditioning(all_reduce_moment(total, run.here)) for name, total in totals.items()
     }
     broadcast([part for each in made.values() for part in each.tensors.values()], run.here)
     return heads.conditioned(made)

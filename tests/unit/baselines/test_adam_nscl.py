@@ -13,6 +13,7 @@ from tests.unit.methods.contexts import (
     pair_for,
     random_rows,
 )
+from workers.methods.method import Recipe
 from workers.train.loop import new_heads, train_pair
 from workers.train.run import Run
 
@@ -21,8 +22,10 @@ NEW, OLD = random_rows(IMAGE_TEXT, seed=1, rows=16), random_rows(AUDIO_IMAGE, se
 
 def test_old_outputs_stay_through_a_training_with_adamw_and_decay() -> None:
     """Old images have rank 4 of 7 with the bias, and what is left is learned."""
-    training = TRAINING.model_copy(update={"weight_decay": 0.5, "epochs": 4})
-    context = context_on(IMAGE_TEXT, [(AUDIO_IMAGE, OLD)], training=training)
+    training = TRAINING.model_copy(update={"epochs": 4})
+    context = context_on(
+        IMAGE_TEXT, [(AUDIO_IMAGE, OLD)], training=training, recipe=Recipe(weight_decay=0.5)
+    )
     method = AdamNSCL(share=0)
     spaces = method.update_spaces(context)
     trained = train_pair(method, context, spaces, rotated(context, spaces, NEW), Run())

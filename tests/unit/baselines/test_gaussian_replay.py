@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks.baselines.gaussian_replay import GaussianReplay
+from benchmarks.baselines.sampled_replay import SAMPLED_ROWS, gaussian_rows
 from tests.unit.methods.contexts import (
     AUDIO_DEPTH,
     AUDIO_IMAGE,
@@ -18,7 +19,6 @@ from tests.unit.methods.contexts import (
     weights_now,
 )
 from workers.methods.method import Vanilla
-from workers.methods.sampled_replay import SAMPLED_ROWS, gaussian_rows
 from workers.model.rows import PairedRows
 from workers.nullspace.moments import pair_moments
 

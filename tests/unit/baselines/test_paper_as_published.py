@@ -12,7 +12,6 @@ from benchmarks.baselines.paper_as_published import PaperAsPublished, projector
 from tests.unit.methods.contexts import (
     AUDIO_IMAGE,
     IMAGE_TEXT,
-    TRAINING,
     batch_of,
     context_on,
     gradients_left_by,
@@ -23,6 +22,7 @@ from tests.unit.methods.contexts import (
     taught,
     weights_now,
 )
+from workers.methods.method import Recipe
 from workers.model.rows import PairedRows
 
 NEW, OLD = random_rows(IMAGE_TEXT, seed=1), random_rows(AUDIO_IMAGE, seed=2)
@@ -56,8 +56,7 @@ def test_gradients_of_both_heads_are_clipped_together() -> None:
 
 def test_decay_without_a_gradient_shrinks_the_head_itself() -> None:
     """(1 − rate · decay)ⁿ W for all columns but the bias, which stays."""
-    training = TRAINING.model_copy(update={"weight_decay": 0.5})
-    context = context_on(IMAGE_TEXT, training=training)
+    context = context_on(IMAGE_TEXT, recipe=Recipe(weight_decay=0.5))
     pair = pair_for(METHOD, context)
     start = [head.weight_EI.detach().clone() for head in (pair.first, pair.second)]
     rule = METHOD.update_rule(context, pair)

@@ -46,7 +46,7 @@ def test_the_chain_measures_all_datasets_after_each(stream: Stream) -> None:
 
 
 def test_a_diverged_training_is_an_error_and_no_figure(stream: Stream) -> None:
-    cold = spec(stream, temperature=1e-45, unit_vectors=False)
+    cold = spec(stream, temperature=1e-45)
     with pytest.raises(ArithmeticError, match=r"01_one_vt: the training diverged: .* update 1 of"):
         run_chain(stream.datasets, cold)
     with pytest.raises(ArithmeticError, match="joint training diverged"):
@@ -116,7 +116,7 @@ def test_joint_learns_and_repeats_itself_exactly(stream: Stream) -> None:
 
 
 def test_a_run_that_fails_loses_no_other(stream: Stream, tmp_path: Path) -> None:
-    cold = Run("vanilla", spec(stream, temperature=1e-45, unit_vectors=False), (1,))
+    cold = Run("vanilla", spec(stream, temperature=1e-45), (1,))
     runs = [cold, Run("joint", spec(stream, "joint"), (1,))]
     ended = list(perform_all(stream, (tmp_path, "forward"), runs, jobs=1))
     assert [run for run, _ in ended] == runs
@@ -127,7 +127,7 @@ def test_a_run_that_fails_loses_no_other(stream: Stream, tmp_path: Path) -> None
 
 
 def test_joint_training_can_start_from_the_heads_of_the_stream(stream: Stream) -> None:
-    solved = spec(stream, "nullspace")
+    solved = spec(stream, "improve")
     start = closed_form_heads(stream.datasets, solved)
     last = run_chain(stream.datasets, solved).matrix[-1]
     assert [measure(start, one.pair, one.held_out) for one in stream.datasets] == last
@@ -151,7 +151,7 @@ def test_averaged_heads_are_the_mean_of_the_second_half(stream: Stream) -> None:
 
 
 def test_a_dataset_alone_is_the_first_of_a_stream(stream: Stream) -> None:
-    solved = spec(stream, "nullspace")
+    solved = spec(stream, "improve")
     alone = learn_alone(stream.datasets, solved).recalls[1]
     assert alone[0] == run_chain(stream.datasets[:1], solved).matrix[0][0]
     assert len(alone) == len(stream.datasets)

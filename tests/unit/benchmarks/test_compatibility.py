@@ -103,11 +103,11 @@ def cross_and_own_scores(stored: PairWeights, queries: PairWeights) -> list[torc
 def updated(now: PairWeights, published: list[PairWeights], seed: int) -> PairWeights:
     """Move both heads as far as the masks with these published versions allow."""
     first, second = (moment(rows) for rows in low_rank_rows(30))
-    # Partner moments under today's heads, as without `stable_index`; the other's for each head.
+    # Partner moments under today's heads; the other's for each head.
     first_outputs = second.through(now.second_EJ)
     second_outputs = first.through(now.first_EI)
     for version in published:
-        # What `stable_index` adds to the protected outputs: W S Wᵀ of both sides.
+        # Spans that stored vectors lie in, added to the protected outputs: W S Wᵀ of both sides.
         spans = first.through(version.first_EI) + second.through(version.second_EJ)
         first_outputs, second_outputs = first_outputs + spans, second_outputs + spans
     return PairWeights(

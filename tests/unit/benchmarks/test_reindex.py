@@ -42,7 +42,7 @@ def learnt_from(folder: Path, width: int) -> list[LearnedDataset]:
     training = {"epochs": 6, "batch_size": 16, "learning_rate": 1e-2}
     model = {"width": width, "modalities": stream.widths, "training": training}
     # Solved heads take the mean of a modality off, so they never have full column rank.
-    policy = {"protection": {"policy": "replay"}} if width == ROOMY else {}
+    policy = {"policy": "preserve"} if width == ROOMY else {}
     return learn_stream(stream.datasets, ModelSpec.model_validate({**model, **policy}))
 
 

@@ -12,13 +12,14 @@ from benchmarks.protected import MaskedPair, random_setting
 from benchmarks.published import PlainPair, PublishedPair, projection
 from benchmarks.update import alternate, main
 from cmcl.contract.model import TrainingSpec
+from workers.methods.method import Recipe
 from workers.model.pair import rotate
 from workers.nullspace.mask import UpdateSpace, everything_free
 from workers.nullspace.moments import SecondMoment
 from workers.train.objective import EPSILON
 
 WIDTH = 32
-NO_DECAY = TrainingSpec(weight_decay=0.0)
+SPEC = TrainingSpec()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,8 +61,8 @@ def test_last_line_has_every_field(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_masked_update_is_plain_where_nothing_is_blocked() -> None:
     setting = random_setting(WIDTH, 64)
     free = everything_free(WIDTH, WIDTH)
-    plain = PlainPair(setting.weights, setting.rows, NO_DECAY)
-    masked = MaskedPair(setting.weights, setting.rows, NO_DECAY, (free, free))
+    plain = PlainPair(setting.weights, setting.rows, SPEC)
+    masked = MaskedPair(setting.weights, setting.rows, SPEC, (free, free))
     for index_B in batches(5):
         plain.update(index_B)
         masked.update(index_B)
@@ -160,7 +161,7 @@ def slow_adamw(
 ) -> None:
     """One step in place (arXiv 1711.05101)."""
     mean, square = state
-    weight *= 1 - spec.learning_rate * spec.weight_decay
+    weight *= 1 - spec.learning_rate * Recipe.weight_decay
     mean += 0.1 * (gradient - mean)
     square += 0.001 * (gradient**2 - square)
     corrected = mean / (1 - 0.9**step), square / (1 - 0.999**step)

@@ -58,7 +58,7 @@ def test_models_are_created_shown_branched_and_deleted(cmcl: Cmcl) -> None:
     assert "version 1 of scenes" in cmcl("model", "branch", "scenes@1", "branch")
     assert [model["name"] for model in cmcl.lines("model", "list")] == ["branch", "scenes", "trees"]
     table = cmcl("model", "list")
-    assert "│ scenes │ 2    │ 2    │ nullspace" in table
+    assert "│ scenes │ 2    │ 2    │ improve" in table
     assert "branched from   scenes@1" in cmcl("model", "show", "branch")
     cmcl("model", "delete", "trees", "--yes")
     assert "trees" not in cmcl("model", "list")

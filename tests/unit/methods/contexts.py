@@ -9,7 +9,7 @@ from torch import Tensor
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import TrainingSpec
 from tests.fakes.rotated_rows import seen
-from workers.methods.method import Batch, Method, MethodState, TrainingContext
+from workers.methods.method import Batch, Method, MethodState, Recipe, TrainingContext
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates
@@ -64,12 +64,15 @@ def context_on(
     datasets: Sequence[tuple[ModalityPair, PairedRows]] = (),
     kept: MethodState | None = None,
     training: TrainingSpec = TRAINING,
+    recipe: Recipe | None = None,
 ) -> TrainingContext:
     """The next context after datasets that left their moments."""
     memory = Memory()
     for known, rows in datasets:
         memory = memory.with_dataset(known, pair_moments(rows.first_NI, rows.second_NJ))
-    return TrainingContext(random_heads(0), memory, kept or {}, pair, training, seed=5)
+    return TrainingContext(
+        random_heads(0), memory, kept or {}, pair, training, 5, recipe or Recipe()
+    )
 
 
 def taught(method: Method, *datasets: tuple[ModalityPair, PairedRows]) -> MethodState:

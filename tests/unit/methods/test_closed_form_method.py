@@ -5,7 +5,7 @@ import torch
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from workers.methods.closed_form import ClosedForm, _significant, reduced_pairs
+from workers.methods.improve import Improve, _significant, reduced_pairs
 from workers.methods.method import Solved, TrainingContext
 from workers.methods.registry import method_for
 from workers.model.evaluation import HeldOut, measure
@@ -19,7 +19,7 @@ from workers.nullspace.two_folds import Choice
 
 WIDTHS = {"audio": 14, "image": 20, "text": 11}
 SPEC = ModelSpec(width=6, modalities=WIDTHS, lift=0, training=TrainingSpec(batch_size=16))
-METHOD = ClosedForm.from_spec(SPEC)
+METHOD = Improve.from_spec(SPEC)
 IMAGE_TEXT = ModalityPair(first="image", second="text")
 AUDIO_IMAGE = ModalityPair(first="audio", second="image")
 TEXT_AUDIO = ModalityPair(first="text", second="audio")
@@ -87,7 +87,7 @@ def scores(found: Solved, pair: ModalityPair) -> torch.Tensor:
 
 
 def test_it_is_the_default() -> None:
-    assert isinstance(method_for(SPEC), ClosedForm)
+    assert isinstance(method_for(SPEC), Improve)
 
 
 def test_the_order_of_datasets_changes_no_score_but_by_rounding() -> None:
@@ -251,5 +251,5 @@ def test_groups_without_a_common_dataset_are_named() -> None:
         other, dataset_moments(pair_moments(audio, depth)), {"audio": 0.02, "depth": 0.02}
     )
     context = TrainingContext(initial_heads(spec), Memory(), {}, other, spec.training, seed=0)
-    found = ClosedForm.from_spec(spec).solve(context, memory)
+    found = Improve.from_spec(spec).solve(context, memory)
     assert found.groups == (("audio", "depth"), ("image", "text"))

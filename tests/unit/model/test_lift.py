@@ -5,7 +5,7 @@ import torch
 
 from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import ModalitySpec, ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.model import ModalitySpec, ModelSpec, TrainingSpec
 from workers.model import artifact
 from workers.model.evaluation import HeldOut, measure
 from workers.model.heads import initial_heads
@@ -29,7 +29,7 @@ SPEC = ModelSpec(
 
 
 def spec_of(policy: str) -> ModelSpec:
-    return SPEC.model_copy(update={"protection": ProtectionSpec.model_validate({"policy": policy})})
+    return SPEC.model_copy(update={"policy": policy})
 
 
 def rows_of(seed: int, count: int = 300) -> PairedRows:
@@ -92,9 +92,9 @@ def test_the_default_depends_on_the_policy() -> None:
         policy: [
             spec_of(policy).model_copy(update={"lift": None}).lift_for(each) for each in (10, 640)
         ]
-        for policy in ("improve", "replay", "preserve")
+        for policy in ("improve", "preserve")
     }
-    assert by_policy == {"improve": [80, 1024], "replay": [0, 0], "preserve": [0, 0]}
+    assert by_policy == {"improve": [80, 1024], "preserve": [0, 0]}
     assert SPEC.lift_for(640) == 20
 
 
@@ -113,7 +113,7 @@ def test_lifted_features_are_as_long_as_the_others() -> None:
 
 
 def test_rotated_features_are_those_that_heads_read() -> None:
-    heads = learned(spec_of("replay")).model_state.heads
+    heads = learned(spec_of("preserve")).model_state.heads
     raw = torch.randn(5, 12)
     prepared = heads.prepare("image", raw)
     moment = SecondMoment(5, (prepared.mT @ prepared).double())
@@ -126,7 +126,7 @@ def test_rotated_features_are_those_that_heads_read() -> None:
     torch.testing.assert_close(rotated, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", ["improve", "replay", "preserve"])
+@pytest.mark.parametrize("policy", ["improve", "preserve"])
 def test_every_policy_learns_with_a_lift_and_certifies(policy: str) -> None:
     spec = spec_of(policy)
     first = learned(spec)

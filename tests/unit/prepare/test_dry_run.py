@@ -40,7 +40,7 @@ def spec_of(width: int, **changes: Any) -> ModelSpec:
         "width": width,
         "modalities": {**WIDTHS, "unused": 5},
         "training": {"epochs": 20, "batch_size": 16, "learning_rate": 1e-2},
-        "protection": {"policy": "replay"},
+        "policy": "preserve",
     }
     return ModelSpec.model_validate({**model, **changes})
 
@@ -127,7 +127,7 @@ def test_moments_are_those_that_the_job_then_summed(store: ObjectStore, tmp_path
     earlier, new = (read_moments(store, one.learned[-1]) for one in (manifest, after))
     values_I, vectors_II = np.linalg.eigh(earlier.second.sum_II.numpy())
     kept, rank = np.cumsum(values_I[::-1]) / values_I.sum(), 0
-    while kept[rank] < manifest.spec.protection.kept_energy:
+    while kept[rank] < manifest.spec.kept_energy:
         rank += 1
     basis_IK = vectors_II[:, ::-1][:, : rank + 1]
     sum_II = new.second.sum_II.numpy()
@@ -145,9 +145,7 @@ def test_a_new_modality_is_conditioned_as_the_job_would(store: ObjectStore, tmp_
     before, after = read_version(store, "m", 1), read_version(store, "m", 2)
     summed = read_moments(store, after.learned[-1])
     partners = summed.second.through(read_heads(store, before).weights["t"])
-    free_EI = product_mask(
-        eigenbasis(partners), eigenbasis(summed.first), before.spec.protection.kept_energy
-    )
+    free_EI = product_mask(eigenbasis(partners), eigenbasis(summed.first), before.spec.kept_energy)
     assert found.moments.free_share_after == float(free_EI.double().mean())
     assert found.open_share == found.moments.free_share == 1
 
@@ -167,8 +165,7 @@ def test_other_features_are_less_familiar(store: ObjectStore, tmp_path: Path) ->
 
 def test_a_head_that_will_be_full_is_reported(tmp_path: Path) -> None:
     other = LocalStore(tmp_path / "store")
-    protection = {"policy": "replay", "kept_energy": 0.999}
-    grow(other, tmp_path, spec_of(WIDTH, protection=protection), ("one_vt",))
+    grow(other, tmp_path, spec_of(WIDTH, kept_energy=0.999), ("one_vt",))
     found = outlook(other, shard_file(tmp_path, "noise_vt", 7), version=1)
     full = {
         name for name, head in found.heads.items() if head.moments.free_share_after < FULL_BELOW
@@ -179,7 +176,7 @@ def test_a_head_that_will_be_full_is_reported(tmp_path: Path) -> None:
 
 def test_heads_that_are_solved_from_moments_are_never_full(tmp_path: Path) -> None:
     other = LocalStore(tmp_path / "store")
-    grow(other, tmp_path, spec_of(WIDTH, protection={}), ("one_vt",))
+    grow(other, tmp_path, spec_of(WIDTH, policy="improve"), ("one_vt",))
     found = outlook(other, shard_file(tmp_path, "noise_vt", 7), version=1)
     for head in found.heads.values():
         moments = head.moments

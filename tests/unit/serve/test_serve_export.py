@@ -14,7 +14,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import load_file
 
-from cmcl.contract.model import ModelSpec, ProtectionSpec
+from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import Canary
 from cmcl.contract.version import Solution
 from tests.fakes.app_client import AppClient
@@ -170,14 +170,12 @@ def test_moments_are_refused_where_they_cannot_be_merged_or_are_damaged(exportin
     assert error(export(exporting, MODEL, "safetensors&moments=yes"))[2] == (
         'moments is "yes"; permitted are true, false'
     )
-    trained = ModelSpec(
-        width=6, modalities={"image": 9, "text": 7}, protection=ProtectionSpec(policy="replay")
-    )
+    trained = ModelSpec(width=6, modalities={"image": 9, "text": 7}, policy="preserve")
     publish_version(exporting.store, "trained", 1, trained, random_heads(trained, 1), 1)
     exporting.poll()
     status, _, message = error(export(exporting, "trained", "safetensors&moments=true"))
     assert status == 422
-    assert "its heads were trained on rows (policy replay" in message
+    assert "its heads were trained on rows (preserve" in message
     line = read_version(exporting.store, MODEL, 1).learned[-1]
     key = layout.dataset_moments(line.dataset)
     exporting.store.put(key, exporting.store.read(key)[:-1])

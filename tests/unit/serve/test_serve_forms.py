@@ -10,7 +10,6 @@ import pyarrow
 import pytest
 from starlette.types import Message
 
-from cmcl.contract.model import ProtectionSpec
 from tests.unit.serve.conftest import Replica
 from tests.unit.serve.served_versions import SPEC
 from workers.serve.versions.loading import Float32Array
@@ -248,8 +247,7 @@ def test_fewer_dimensions_of_outputs_are_not_scaled(serving: Replica) -> None:
 
 
 def test_heads_that_order_no_numbers_have_their_width_only(replica: Replica) -> None:
-    policy = ProtectionSpec(policy="preserve")
-    replica.publish(version=1, spec=SPEC.model_copy(update={"protection": policy}))
+    replica.publish(version=1, spec=SPEC.model_copy(update={"policy": "preserve"}))
     replica.poll()
     response = replica.embed(dimensions=4)
     assert response.status_code == 400

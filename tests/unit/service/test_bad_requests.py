@@ -64,7 +64,7 @@ def test_a_model_name_with_odd_characters_is_refused(plane: ControlPlane, name: 
         ("width", {"width": 1}),
         ("method", {"method": "magic"}),
         ("training.batch_size", {"training": {"batch_size": 1}}),
-        ("protection.kept_energy", {"protection": {"kept_energy": 1.5}}),
+        ("kept_energy", {"kept_energy": 1.5}),
         ("colour", {"colour": "blue"}),
         ("modalities", {"width": 8192, "modalities": {"a": 16384, "b": 16384, "c": 16384, "d": 16384, "e": 16384, "f": 16384, "g": 16384, "h": 16384, "i": 16384}}),
     ],

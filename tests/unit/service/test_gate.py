@@ -78,13 +78,13 @@ def test_a_dataset_without_certificate_is_refused(asked: Asked) -> None:
 
 def test_drift_at_the_bound_is_permitted(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path)
-    plane.create_model(protection={"max_drift": 0.5})
+    plane.create_model(max_drift=0.5)
     plane.run_to_end(plane.post_dataset("one"))
     assert plane.run_to_end(plane.post_dataset("two"), drift=0.5).state == JobState.PUBLISHED
     plane.close()
 
 
-@pytest.mark.parametrize("spec", [{"method": "vanilla"}, {"protection": {"policy": "improve"}}])
+@pytest.mark.parametrize("spec", [{"method": "vanilla"}, {"policy": "improve"}])
 def test_without_a_bound_scores_may_drift(tmp_path: Path, spec: dict[str, Any]) -> None:
     plane = ControlPlane(tmp_path)
     plane.create_model(**spec)

@@ -10,7 +10,7 @@ from tests.fakes.lost_database import rebuild, wreck
 from tests.fakes.measured import publish_measured
 
 HISTORY, CAPACITY = "/v1/models/scenes/history", "/v1/models/scenes/capacity"
-MASKED = {"protection": {"policy": "preserve"}}
+MASKED = {"policy": "preserve"}
 
 
 def _get(plane: ControlPlane, path: str) -> Any:
@@ -186,7 +186,7 @@ def test_capacity_before_the_first_version_is_empty(plane: ControlPlane) -> None
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"protection": {"policy": "improve"}}, "solves all heads"),
+        ({"policy": "improve"}, "solves all heads"),
         ({"method": "vanilla"}, "vanilla"),
     ],
 )

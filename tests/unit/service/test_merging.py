@@ -164,7 +164,7 @@ def test_a_modality_that_only_the_other_model_was_given_must_be_added(
 
 def test_heads_that_were_trained_on_rows_are_not_merged(plane: ControlPlane) -> None:
     for name in ("a-model", "another"):
-        plane.create_model(name, protection={"policy": "preserve"})
+        plane.create_model(name, policy="preserve")
         learn(plane, "one", model=name)
     response = merge(plane, "another@1", "a-model")
     assert response.status_code == 409

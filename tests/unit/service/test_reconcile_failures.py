@@ -252,7 +252,7 @@ def test_a_database_older_than_the_bucket_writes_over_no_version(plane: ControlP
 
 def test_too_much_drift_rejects_the_candidate(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path)
-    plane.create_model(protection={"policy": "preserve"})
+    plane.create_model(policy="preserve")
     plane.run_to_end(plane.post_dataset("one"))
     job = plane.post_dataset("two")
     found = plane.run_to_end(job, drift=0.9)

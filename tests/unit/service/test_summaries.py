@@ -20,7 +20,7 @@ def _summary(plane: ControlPlane, model: str = "scenes") -> Any:
 
 def test_a_new_model_has_nothing_yet(plane: ControlPlane) -> None:
     found = _summary(plane)
-    assert (found["name"], found["method"], found["policy"]) == ("scenes", "nullspace", "improve")
+    assert (found["name"], found["method"], found["policy"]) == ("scenes", None, "improve")
     empty = ("live_version", "canary", "newest", "current", "last_ended", "branched_from")
     assert [found[name] for name in empty] == [None] * 6
     assert found["jobs"] == {"waiting": 0, "running": 0, "held": 0}

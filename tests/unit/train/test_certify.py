@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import ModelSpec, ProtectionSpec
+from cmcl.contract.model import ModelSpec
 from workers.methods.method import TrainingContext
 from workers.model.heads import initial_heads
 from workers.model.memory import Memory
@@ -25,7 +25,8 @@ OTHER = ModalityPair(first="audio", second="depth")
 SPEC = ModelSpec(
     width=4,
     modalities=dict.fromkeys((*NEW.modalities, *OTHER.modalities), 5),
-    protection=ProtectionSpec(policy="preserve", max_drift=50.0),
+    policy="preserve",
+    max_drift=50.0,
 )
 
 

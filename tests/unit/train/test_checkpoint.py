@@ -11,7 +11,7 @@ from benchmarks.baselines.der import DERpp
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.job import JobSpec
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import ModalitySpec, ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.model import ModalitySpec, ModelSpec, TrainingSpec
 from tests.fakes.feature_shards import write_pair_shards
 from tests.fakes.flaky_store import FlakyStore
 from workers.methods.method import Method
@@ -62,12 +62,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Shard]:
     return write_pair_shards(folder, first, second, [120, 80], group_rows=33)
 
 
-def spec_for(policy: str, **training: object) -> ModelSpec:
+def spec_for() -> ModelSpec:
     return ModelSpec(
         width=8,
         modalities=WIDTHS,
-        protection=ProtectionSpec.model_validate({"policy": policy}),
-        training=TrainingSpec.model_validate({"epochs": 4, "batch_size": 32, **training}),
+        policy="preserve",
+        training=TrainingSpec(epochs=4, batch_size=32),
     )
 
 
@@ -112,27 +112,23 @@ def tensors_of(learned: TrainingResult) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("baseline", "policy", "training", "held_bytes"),
+    ("baseline", "held_bytes"),
     [
-        (None, "replay", {}, 2**20),
-        (None, "replay", {}, 0),
-        (None, "preserve", {"optimizer": "sgd", "averaged_share": 0.9}, 0),
-        (None, "replay", {"learn_temperature": True}, 2**20),
+        (None, 2**20),
+        (None, 0),
         # These draw at random and keep rows.
-        (DERpp, "replay", {}, 2**20),
-        (Co2L, "replay", {}, 2**20),
+        (DERpp, 2**20),
+        (Co2L, 2**20),
     ],
 )
 def test_interrupted_run_ends_with_the_bits_of_one_that_was_not(
     tmp_path: Path,
     shards: list[Shard],
     baseline: type[Method] | None,
-    policy: str,
-    training: dict[str, object],
     held_bytes: int,
 ) -> None:
     """Held rows and streamed ones, in a model that has learned the very pair before."""
-    spec = spec_for(policy, **training)
+    spec = spec_for()
     method = None if baseline is None else baseline.from_spec(spec)
     first = learn(
         spec,
@@ -158,14 +154,13 @@ def test_interrupted_run_ends_with_the_bits_of_one_that_was_not(
         assert torch.equal(found[name], tensor), name
 
 
-@pytest.mark.parametrize("policy", ["replay", "preserve"])
 def test_a_modality_that_joins_continues_with_the_bits_of_one_that_was_not_interrupted(
-    tmp_path: Path, shards: list[Shard], policy: str
+    tmp_path: Path, shards: list[Shard]
 ) -> None:
     """Its head starts from weights that the parent version does not have."""
     joining = ModalityPair(first=PAIR.first, second="joining")
     widths = {**WIDTHS, "joining": WIDTHS[PAIR.second]}
-    spec = spec_for(policy).model_copy(
+    spec = spec_for().model_copy(
         update={"modalities": {name: ModalitySpec(width=width) for name, width in widths.items()}}
     )
     known = job_for(spec, shards)
@@ -201,7 +196,7 @@ def resumed_at(store: ObjectStore, job: JobSpec) -> int:
 
 @pytest.fixture
 def job(shards: list[Shard]) -> JobSpec:
-    return job_for(spec_for("replay"), shards)
+    return job_for(spec_for(), shards)
 
 
 def updates_in(key: str) -> int:

@@ -45,7 +45,7 @@ def test_a_rotated_encoder_finds_what_the_old_one_found(policy: str, lost: float
             "width": 6,
             "modalities": {**WIDTHS, "image_2": WIDTHS["image"]},
             "training": {"batch_size": 32, "epochs": 30, "learning_rate": 0.01},
-            "protection": {"policy": policy},
+            "policy": policy,
             "lift": 0,
         }
     )

@@ -22,7 +22,7 @@ from cmcl.contract.errors import (
     UnknownMethod,
 )
 from cmcl.contract.job import Failure, JobSpec, StageReport
-from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.version import VersionManifest
 from cmcl.demo.stream import StreamDataset, read_stream
 from tests.conftest import EXAMPLE_STREAM
@@ -41,10 +41,10 @@ SPEC = ModelSpec(
     width=32,
     modalities=STREAM.modalities,
     training=TrainingSpec(epochs=1),
-    protection=ProtectionSpec(policy="replay"),
+    policy="preserve",
 )
 # Jobs of test_unlearn_and_merge.py have a lift.
-SOLVED = SPEC.model_copy(update={"protection": ProtectionSpec(), "lift": 0})
+SOLVED = SPEC.model_copy(update={"policy": "improve", "lift": 0})
 
 
 @pytest.fixture

@@ -148,8 +148,7 @@ class _Export:
         if not manifest.spec.solves:
             raise Unprocessable(
                 f"moments are exported to be merged, and {version.label} cannot be: its heads were trained on rows "
-                f"(policy {manifest.spec.protection.policy}, method {manifest.spec.method}); versions with the policy "
-                "improve can",
+                f"({manifest.spec.learning}); versions with the policy improve can",
                 "moments",
             )
         try:

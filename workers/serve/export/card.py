@@ -70,7 +70,7 @@ _ABOUT = """Heads that map features of {names} into one space of {width} dimensi
 two items of any modality is the dot product of their embeddings. Compare embeddings of one version with each other: \
 another version of {model} may have moved them.
 
-Published {day}; method {method}, policy {policy}. `manifest.json` is the whole record. `selftest.safetensors` has \
+Published {day}; {learning}. `manifest.json` is the whole record. `selftest.safetensors` has \
 random features of each modality and the embeddings that they must give. No rows of a dataset are in this folder."""
 _WITHOUT_MOMENTS = "Nor are moments of a dataset."
 _WITH_MOMENTS = """**`moments/` has the means and second moments of every dataset**, so that another site can merge \
@@ -146,8 +146,7 @@ def _card(version: MeasuredVersion, format_: str, drawn: VersionPictures, moment
             width=spec.width,
             model=manifest.model,
             day=f"{manifest.created_at:%Y-%m-%d}",
-            method=spec.method,
-            policy=spec.protection.policy,
+            learning=f"policy {spec.policy}" if spec.policy else f"method {spec.method}",
         ),
         _not_learned(label, sorted(spec.modalities.keys() - learned)),
         moments,

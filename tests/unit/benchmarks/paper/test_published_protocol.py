@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.chain import Dataset, learn_one
 from benchmarks.paper.features import EvaluationRows, StepData
 from benchmarks.paper.metrics import StepFigures, drawn_recall, measure_step, summary
-from benchmarks.paper.protocol import STEPS, Step
+from benchmarks.paper.protocol import STEPS, Step, recipe
 from benchmarks.paper.unscaled import (
     PublishedUpdate,
     published_start,
@@ -47,10 +47,7 @@ def spec() -> ModelSpec:
                 "epochs": EPOCHS,
                 "batch_size": BATCH,
                 "learning_rate": RATE,
-                "weight_decay": DECAY,
                 "temperature": 1.0,
-                "unit_vectors": False,
-                "averaged_share": 0.0,
             },
         }
     )
@@ -87,7 +84,9 @@ def test_the_published_update_equals_a_slow_loop() -> None:
     held_out = HeldOut(PairedRows(keys_N, keys_N, keys_N, keys_N), None)
     dataset = Dataset("one", data.step.pair, unscaled.training, held_out)
     method = PublishedUpdate(Vanilla(), Plan(BATCH, EPOCHS, 0).updates(ROWS))
-    learned = learn_one(spec(), published_start(spec(), lengths), dataset, (), method)
+    learned = learn_one(
+        spec(), published_start(spec(), lengths), dataset, (), method, recipe("paper")
+    )
     first_EI, second_EI = (
         learned.model_state.heads.weights[modality] for modality in ("text", "audio")
     )

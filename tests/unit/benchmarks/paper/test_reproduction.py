@@ -36,7 +36,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def answer(work: Path, tiny_root: Path) -> Answer:
-    return run(work, tiny_root, "--methods", "untrained,vanilla,nullspace", "--json")
+    return run(work, tiny_root, "--methods", "untrained,vanilla,improve", "--json")
 
 
 def test_the_last_line_has_the_figures_of_every_method(answer: Answer) -> None:
@@ -44,11 +44,11 @@ def test_the_last_line_has_the_figures_of_every_method(answer: Answer) -> None:
     found = answer.document
     assert found["encoders"] == ["fake-languagebind"]
     assert found["steps"] == 11
-    assert list(found["methods"]) == ["untrained", "vanilla", "nullspace"]
+    assert list(found["methods"]) == ["untrained", "vanilla", "improve"]
     for method in found["methods"].values():
         assert method.keys() == {*LAST_LINE, "seconds"}
     assert found["methods"]["untrained"]["bwt_acc"] is None
-    assert found["methods"]["nullspace"]["acc"] > found["methods"]["untrained"]["acc"]
+    assert found["methods"]["improve"]["acc"] > found["methods"]["untrained"]["acc"]
     assert any("TVL" in each for each in found["deviations"])
 
 

@@ -7,7 +7,7 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.measured import publish_measured
 from tests.unit.service.page.browser import Browser, rows_of, text_of
 
-PRESERVE = {"protection": {"policy": "preserve"}}
+PRESERVE = {"policy": "preserve"}
 SOLUTION = Solution(
     ridges={"image": 0.1, "text": 0.1},
     rank=6,

@@ -30,7 +30,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     plane = ControlPlane(tmp_path_factory.mktemp("questions"))
-    plane.create_model("street", protection={"policy": "preserve"})
+    plane.create_model("street", policy="preserve")
     figures: tuple[dict[str, Any], ...] = (
         {"recalls": {"one": 0.8}, "free": {"image": 0.9, "text": 0.8}},
         {

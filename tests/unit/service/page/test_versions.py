@@ -15,7 +15,7 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.measured import publish_measured, recall, write_measured
 from tests.unit.service.page.browser import Browser, rows_of, text_of
 
-PRESERVE = {"protection": {"policy": "preserve"}}
+PRESERVE = {"policy": "preserve"}
 SHRUNK = Shrinkage(
     penalty=0.1, scale=0.5, drift_before=0.9, drift_after=0.3, loss_before=1.5, loss_after=1.75
 )

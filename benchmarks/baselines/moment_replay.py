@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from benchmarks.baselines.sampled_replay import datasets_of, touching
 from cmcl.contract.modality import ModalityPair
 from workers.methods.method import ReplicaGroup, TrainingContext
 from workers.model.pair import PairInEigenCoordinates
@@ -140,8 +141,8 @@ def _terms(
 ) -> list[_OneMoves | _BothMove]:
     rotated = _Rotated(context, pair, group)
     found = [
-        rotated.term(known, moments, context.memory.datasets_of(known))
-        for known, moments in context.memory.touching(context.pair)
+        rotated.term(known, moments, datasets_of(context.memory, known))
+        for known, moments in touching(context.memory, context.pair)
     ]
     return [term for term in found if term is not None]
 

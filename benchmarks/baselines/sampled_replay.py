@@ -15,16 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cmcl.contract.modality import ModalityPair
 from workers.methods.method import ReplicaGroup, TrainingContext
+from workers.methods.polish import covariance_root
 from workers.model.loss import Everywhere, symmetric_info_nce, unit
+from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates, rotate
 from workers.nullspace.moments import PairMoments
 
 SAMPLED_ROWS = 2048
 # The products behind the moments are float32. This share of the mean square is their rounding.
 _ROUNDING = 1e-5
-# Shares of the mean variance to add to all variances; the first that makes the covariance positive.
-_JITTERS = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,28 @@ class _Side:
         return group.gather(own_LE.detach(), len(index_B))
 
 
+def datasets_of(memory: Memory, pair: ModalityPair) -> int:
+    """Number of datasets of this pair, in either order."""
+    first, second = sorted(pair.modalities)
+    return memory.datasets.get((first, second), 0)
+
+
+def touching(memory: Memory, pair: ModalityPair) -> list[tuple[ModalityPair, PairMoments]]:
+    """All pairs of the memory that share a modality with `pair`, the shared one first.
+
+    `pair` itself keeps its order.
+    """
+    found = []
+    for names, moments in memory.by_pair.items():
+        shared = set(names) & set(pair.modalities)
+        known, oriented = ModalityPair(first=names[0], second=names[1]), moments
+        if known.first != pair.first and (known.first not in shared or len(shared) == 2):
+            known, oriented = known.swapped(), moments.swapped()
+        if shared:
+            found.append((known, oriented))
+    return found
+
+
 class SampledReplay:
     """Batches of sampled rows of the earlier pairs that share a modality with the one in training."""
 
@@ -58,9 +81,9 @@ class SampledReplay:
         self._context, self._pair, self._like_EI = context, pair, pair.second.start_EI
         self.random = torch.Generator().manual_seed(context.seed)
         # Earlier pairs that share a head with this one; scores of others cannot change.
-        self._touching = context.memory.touching(context.pair)
+        self._touching = touching(context.memory, context.pair)
         self._datasets = torch.tensor(
-            [float(context.memory.datasets_of(known)) for known, _ in self._touching]
+            [float(datasets_of(context.memory, known)) for known, _ in self._touching]
         )
         self._seeds = torch.randint(2**62, (len(self._touching),), generator=self.random)
         self._sampled: dict[int, tuple[_Side, _Side]] = {}
@@ -154,17 +177,3 @@ def gaussian_rows(
     # Their variance is zero but for the jitter: restore them exactly.
     rows_SK[:, constants] = 1.0
     return rows_SK
-
-
-def covariance_root(covariance_KK: Tensor, rounding: float = 0.0) -> Tensor:
-    """L with L Lᵀ = the covariance plus a little on the diagonal: moments may not have full rank."""
-    mean_variance = max(float(covariance_KK.diagonal().mean()), 0.0)
-    eye_KK = torch.eye(len(covariance_KK), dtype=covariance_KK.dtype)
-    for share in _JITTERS:
-        jitter = share * mean_variance + rounding
-        # `info` is 0 if the factorisation succeeded; this variant does not raise.
-        factor = torch.linalg.cholesky_ex(covariance_KK + jitter * eye_KK)
-        if not int(factor.info):
-            root_KK: Tensor = factor.L
-            return root_KK
-    raise ValueError("the moments of a pair are invalid: their covariance is not positive")

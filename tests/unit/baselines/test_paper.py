@@ -6,6 +6,7 @@
 import pytest
 import torch
 
+from benchmarks.baselines.paper import Paper, span_above
 from tests.fakes.rotated_rows import rotated
 from tests.unit.methods.contexts import (
     AUDIO_IMAGE,
@@ -17,8 +18,7 @@ from tests.unit.methods.contexts import (
     random_heads,
     random_rows,
 )
-from workers.methods.method import Vanilla
-from workers.methods.paper import Paper, span_above
+from workers.methods.method import Recipe, Vanilla
 from workers.model.heads import ModalityHeads
 from workers.nullspace.moments import SecondMoment, pair_moments
 from workers.train.loop import new_heads, train_pair
@@ -26,12 +26,13 @@ from workers.train.run import Run
 
 NEW, OLD = random_rows(IMAGE_TEXT, seed=1, rows=16), random_rows(AUDIO_IMAGE, seed=2)
 EXACT = Paper(input_threshold=0.0, output_threshold=0.0)
-HARD = TRAINING.model_copy(update={"weight_decay": 0.5, "epochs": 4, "averaged_share": 0.0})
+HARD = TRAINING.model_copy(update={"epochs": 4})
+RECIPE = Recipe(weight_decay=0.5, averaged_share=0.0)
 
 
 def trained_by(method: Vanilla | Paper) -> ModalityHeads:
     """Only the image head has a past: audio, of rank 4 with the bias, like the old images."""
-    context = context_on(IMAGE_TEXT, [(AUDIO_IMAGE, OLD)], training=HARD)
+    context = context_on(IMAGE_TEXT, [(AUDIO_IMAGE, OLD)], training=HARD, recipe=RECIPE)
     spaces = method.update_spaces(context)
     trained = train_pair(method, context, spaces, rotated(context, spaces, NEW), Run())
     return new_heads(context, spaces, trained.changes)

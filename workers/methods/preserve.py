@@ -1,38 +1,32 @@
-"""Dual-sided null space (arXiv 2503.14963, made exact): blocked entries never move.
+"""Policy `preserve`: train the two heads of a pair in what earlier datasets leave free. Old scores stay put.
 
-Two policies. `preserve` is the mask, and a penalty on what it leaves free: old scores stay put. Two modalities that
-have learned nothing are solved from moments, as `improve` solves all (closed_form.py).
-`replay` adds moment replay in what the mask leaves free: old scores move, for the better.
+Dual-sided null space (arXiv 2503.14963), made exact: blocked entries never move, and a penalty holds back the free
+ones. Two modalities that have learned nothing are solved from moments, as `improve` solves all (improve.py).
 
 Shapes: E width of the embeddings, I width of what a head reads.
 
 A head is trained as W = W₀ + V M Uᵀ (workers/nullspace/mask.py), where V holds the output
-directions that earlier datasets use and U their input directions. A method of this file decides
+directions that earlier datasets use and U their input directions. This file decides
 three things: which V and U (from the moments), which entries of M are free (the mask), and what
 the loss of the free ones is (the update rule).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 
-import torch
 from torch import Tensor
 
-from workers.methods.closed_form import ClosedForm
+from cmcl.contract.model import ModelSpec
+from workers.methods.improve import Improve
 from workers.methods.method import (
     Batch,
     DatasetStatistics,
     Method,
     MethodState,
     Solved,
-    State,
     TrainingContext,
     UpdateRule,
 )
-from workers.methods.moment_replay import MomentReplay
-from workers.methods.sampled_replay import SampledReplay
 from workers.model.heads import ModalityHeads
 from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
 from workers.nullspace.alignment import joining_head
@@ -41,11 +35,9 @@ from workers.nullspace.mask import UpdateSpace, disjoint_shares, free_in, produc
 from workers.nullspace.moments import PairMoments, SecondMoment
 from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
 
-# A term that is added k-fold in every k-th update has the same mean gradient at a k-th of the cost.
-# At these intervals results are equal within the noise of seeds (docs/log.md).
-_MOMENTS_EVERY, _SAMPLED_EVERY = 4, 2
-# Weight of sampled rows relative to that of whole datasets.
-_SAMPLED_SHARE = 0.3
+# Loss per unit of squared relative drift of earlier scores. A third of it learns as much and drifts by half as much
+# again; three times as much loses a point (docs/decisions/0048).
+_DRIFT_PENALTY = 30.0
 
 
 @dataclass(frozen=True)
@@ -53,27 +45,28 @@ class Preserve(Method):
     """Block the entries whose input and output directions matter to earlier datasets.
 
     Inputs: all features the head has learned from. Outputs: the embeddings of all partners it
-    really had, under today's heads; with `stable_index` also all that both modalities have ever
-    published. `kept_energy` is the share of Σ r_i s_j that is blocked. What is left free pays
+    really had, under today's heads. `kept_energy` is the share of Σ r_i s_j that is blocked. What is left free pays
     `drift_penalty` for each unit of squared relative drift.
     """
 
     kept_energy: float
-    drift_penalty: float = 0.0
-    stable_index: bool = False
+    drift_penalty: float = _DRIFT_PENALTY
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec) -> "Preserve":
+        return cls(spec.kept_energy)
 
     def start(
         self, context: TrainingContext, halves: tuple[PairMoments, PairMoments]
     ) -> Mapping[str, Tensor] | Solved:
         """Solve two new modalities from the moments of their dataset; let one join its partner's space."""
         if len(_new_modalities(context)) == 2:
-            return ClosedForm(context.training, context.seed).solve_first(context, halves)
-        return _joining(context, halves)
+            return Improve(context.training, context.seed).solve_first(context, halves)
+        return joining(context, halves)
 
     def update_spaces(self, context: TrainingContext) -> Mapping[str, UpdateSpace]:
         needs = {
-            modality: protected_moments(context, modality, self.stable_index)
-            for modality in context.pair.modalities
+            modality: protected_moments(context, modality) for modality in context.pair.modalities
         }
         known = [need.partners for need in needs.values() if need is not None]
         # The first dataset of both modalities: there is nothing to protect.
@@ -106,7 +99,7 @@ class Preserve(Method):
         # Each head in the basis of its own outputs, as if it moved alone: E × I masks from (4). Both
         # have learned this very pair, so neither is None.
         spaces = [
-            protected_space(context, modality, self.kept_energy, self.stable_index)
+            protected_space(context, modality, self.kept_energy)
             for modality in context.pair.modalities
         ]
         first, second = (space for space in spaces if space is not None)
@@ -119,27 +112,7 @@ class Preserve(Method):
     def next_state(
         self, context: TrainingContext, trained: ModalityHeads, statistics: DatasetStatistics
     ) -> MethodState:
-        state = with_input_bases(context, context.method_state, statistics.moments)
-        if not self.stable_index:
-            return state
-        return with_published_outputs(context, state, trained, statistics.moments)
-
-
-@dataclass(frozen=True)
-class Replay(Preserve):
-    """The mask, and earlier datasets that keep contributing to the loss through their moments."""
-
-    replay_weight: float = 1.0
-
-    def start(
-        self, context: TrainingContext, halves: tuple[PairMoments, PairMoments]
-    ) -> Mapping[str, Tensor]:
-        """Let a new modality join its partner's space. Two are trained: solved they are no better (docs/decisions/0048)."""
-        return _joining(context, halves)
-
-    def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
-        replay = MomentReplay(context, pair), SampledReplay(context, pair)
-        return _ReplayRule(*replay, self.replay_weight)
+        return with_input_bases(context, context.method_state, statistics.moments)
 
 
 # --- Where a head starts ------------------------------------------------------------------------
@@ -149,14 +122,12 @@ def _new_modalities(context: TrainingContext) -> list[str]:
     return [name for name in context.pair.modalities if context.memory.inputs_of(name) is None]
 
 
-def _joining(
-    context: TrainingContext, halves: tuple[PairMoments, PairMoments]
-) -> dict[str, Tensor]:
+def joining(context: TrainingContext, halves: tuple[PairMoments, PairMoments]) -> dict[str, Tensor]:
     """The head of the only new modality: its first embeddings are nearest to its partner's, (15)."""
     new = _new_modalities(context)
     if len(new) != 1:
         return {}
-    ridge, other = ClosedForm(context.training, context.seed).choose(halves).ridges
+    ridge, other = Improve(context.training, context.seed).choose(halves).ridges
     moments = halves[0] + halves[1]
     own, partner = context.pair.modalities
     if partner in new:
@@ -168,15 +139,12 @@ def _joining(
 # --- What earlier datasets need of a head -------------------------------------------------------
 
 
-def protected_moments(
-    context: TrainingContext, modality: str, stable_index: bool
-) -> HeadMoments | None:
+def protected_moments(context: TrainingContext, modality: str) -> HeadMoments | None:
     """Moments of a head's inputs (I × I) and of its partners' embeddings (E × E).
 
     A change of W_u moves the scores x_uᵀ W_uᵀ W_v x_v of all pairs that u has had. It is invisible
-    if it reads no input that they had, or writes in no direction in which a W_v x_v lies. With
-    `stable_index` the directions include what both modalities of the pair have published, so that
-    stored vectors keep their scores too. None if the head has learned nothing yet.
+    if it reads no input that they had, or writes in no direction in which a W_v x_v lies. None if the head has
+    learned nothing yet.
     """
     # C = Σ x xᵀ over all datasets of this head (I × I), and D = Σ W_v S_v W_vᵀ over its partners (E × E),
     # by equation (3) under the heads of the parent version.
@@ -184,15 +152,14 @@ def protected_moments(
     partners = context.memory.partners_of(modality, context.heads)
     if inputs is None or partners is None:
         return None
-    published = published_outputs(context) if stable_index else None
-    return HeadMoments(inputs, partners + published if published else partners)
+    return HeadMoments(inputs, partners)
 
 
 def protected_space(
-    context: TrainingContext, modality: str, kept_energy: float, stable_index: bool
+    context: TrainingContext, modality: str, kept_energy: float
 ) -> UpdateSpace | None:
     """The entries that the product rule leaves free if one head moves alone, in the basis of its own outputs."""
-    need = protected_moments(context, modality, stable_index)
+    need = protected_moments(context, modality)
     if need is None:
         return None
     outputs, inputs = eigenbasis(need.partners), input_basis(context, modality, need.inputs)
@@ -237,44 +204,6 @@ def _penalty_slope(head: HeadInEigenCoordinates, weight: float) -> Tensor | None
     return (2 * weight / size * energy_EI * head.free_EI).to(head.start_EI)
 
 
-# --- Replay ----------------------------------------------------------------------------
-
-
-@dataclass
-class _ReplayRule(UpdateRule):
-    """The loss of the batch, plus replay of earlier datasets in some of the updates.
-
-    Every fourth update adds the quadratic loss of whole datasets (moment_replay.py), every second
-    one InfoNCE of sampled rows (sampled_replay.py).
-    """
-
-    moments: MomentReplay
-    sampled: SampledReplay
-    weight: float
-    updates: int = 0
-
-    def backward(self, batch: Batch) -> Tensor:
-        # InfoNCE of the batch, and the replayed losses times how seldom they are added.
-        loss = batch.loss()
-        total = loss
-        if self.updates % _SAMPLED_EVERY == 0:
-            replayed = self.sampled.loss(batch.group)
-            total = total + self.weight * _SAMPLED_SHARE * _SAMPLED_EVERY * replayed
-        if self.updates % _MOMENTS_EVERY == 0:
-            total = total + self.weight * _MOMENTS_EVERY * self.moments.loss(batch.group)
-        total.backward()  # type: ignore[no-untyped-call]
-        # Reported is the loss of the new dataset alone: replay would jump with its intervals.
-        self.updates += 1
-        return loss.detach()
-
-    def state(self) -> State:
-        return {"updates": torch.tensor(self.updates), "sampled": self.sampled.random.get_state()}
-
-    def restore(self, state: State) -> None:
-        self.updates = int(state["updates"])
-        self.sampled.random.set_state(state["sampled"])
-
-
 # --- State that outlives a dataset --------------------------------------------------------------
 #
 # What a head has read does not depend on any weights. So its eigenbasis is decomposed by the job
@@ -300,38 +229,6 @@ def input_basis(context: TrainingContext, modality: str, inputs: SecondMoment) -
     return EigenBasis(state[name], state[_basis_key(modality, "values")])
 
 
-# With `stable_index`, stored vectors of any version keep their scores against later queries. That
-# is so if no later change enters the span of the version's embeddings along old inputs. One sum
-# Σ W S Wᵀ (E × E) per modality, over all versions that published, is all that this needs.
-
-
-def published_outputs(context: TrainingContext) -> SecondMoment | None:
-    """Summed moment of what both modalities of the pair have published; None if nothing yet."""
-    state = context.method_state
-    found = [
-        SecondMoment(0, state[_published_key(modality)])
-        for modality in context.pair.modalities
-        if _published_key(modality) in state
-    ]
-    return reduce(add, found) if found else None
-
-
-def with_published_outputs(
-    context: TrainingContext, state: MethodState, trained: ModalityHeads, new: PairMoments
-) -> MethodState:
-    """`state` and the spans of what the two trained heads are about to publish.
-
-    An index may hold every row that a head has read, so S is the moment of all of them.
-    """
-    published: dict[str, Tensor] = dict(state)
-    for modality, inputs in _inputs_with(context, new).items():
-        # W S Wᵀ (3) under the heads that this version publishes, added to that of every version before.
-        sum_EE = inputs.through(trained.weights[modality]).sum_II
-        name = _published_key(modality)
-        published[name] = state[name] + sum_EE if name in state else sum_EE
-    return published
-
-
 def _inputs_with(context: TrainingContext, new: PairMoments) -> dict[str, SecondMoment]:
     """By modality: summed moment of all that its head has read, the new dataset included."""
     total = {}
@@ -343,7 +240,3 @@ def _inputs_with(context: TrainingContext, new: PairMoments) -> dict[str, Second
 
 def _basis_key(modality: str, part: str) -> str:
     return f"basis/{modality}/{part}"
-
-
-def _published_key(modality: str) -> str:
-    return f"published/{modality}"

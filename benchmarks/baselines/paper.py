@@ -29,7 +29,7 @@ class Paper(Method):
     their encoders made them, which protects next to nothing at unit length. 0.001 does (docs/log.md).
 
     While one head of an earlier pair moves, scores of features and embeddings in these spans stay as they
-    are. The published code (benchmarks/baselines/paper_as_published.py) loses that. To keep it, here
+    are. The published code (paper_as_published.py) loses that. To keep it, here
     - the step is projected, and not the gradient that AdamW makes a step of: an elementwise rescaling
       does not commute with P;
     - the bias is a column of W, projected with the others: features have a constant 1;
@@ -37,7 +37,7 @@ class Paper(Method):
     - P_out has a threshold: at 0 it is full, and P_in alone decides;
     - moments are of the pair that is trained, their means over the rows of each modality, and those of
       embeddings under today's heads.
-    Unlike `nullspace` it blocks a rectangle of leading inputs and outputs, trains in the original
+    Unlike `preserve` it blocks a rectangle of leading inputs and outputs, trains in the original
     coordinates, and leaves the second-order term of a pair that comes again.
     """
 

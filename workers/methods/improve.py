@@ -58,8 +58,8 @@ _PRECISION = torch.float32
 
 
 @dataclass(frozen=True)
-class ClosedForm(Method):
-    """Heads in closed form. `training` gives temperature and batch size of the polish."""
+class Improve(Method):
+    """All heads in closed form. `training` gives temperature and batch size of the polish."""
 
     training: TrainingSpec
     seed: int
@@ -67,7 +67,7 @@ class ClosedForm(Method):
     solves = True
 
     @classmethod
-    def from_spec(cls, spec: ModelSpec) -> "ClosedForm":
+    def from_spec(cls, spec: ModelSpec) -> "Improve":
         return cls(spec.training, spec.seed)
 
     def choose(self, halves: tuple[PairMoments, PairMoments]) -> Choice:
