@@ -99,5 +99,7 @@ def test_pairs_that_share_a_modality_are_found_shared_one_first() -> None:
     found = touching(memory, ModalityPair(first="text", second="audio"))
     assert [str(pair) for pair, _ in found] == ["text,image", "audio,image"]
     for pair, moments in found:
-        assert moments.first.sum_II.shape[0] == memory.inputs_of(pair.first).sum_II.shape[0]
+        inputs = memory.inputs_of(pair.first)
+        assert inputs is not None
+        assert moments.first.sum_II.shape == inputs.sum_II.shape
     assert datasets_of(memory, IMAGE_TEXT.swapped()) == 1

@@ -2,14 +2,15 @@
 
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from benchmarks.folder import read_stream
-from benchmarks.reindex import POLICIES, LearnedDataset, learn_stream, main, reindexed
+from benchmarks.reindex import LearnedDataset, learn_stream, main, reindexed
 from benchmarks.reindex_report import COLUMNS, Reindexed
-from cmcl.contract.model import ModelSpec
+from cmcl.contract.model import ModelSpec, Policy
 from tests.unit.benchmarks.command import Answer, answer_of
 from tests.unit.benchmarks.tiny_stream import NAMES, write_stream
 from workers.model.evaluation import measure
@@ -140,7 +141,7 @@ def test_the_last_line_has_every_policy_and_figure(answer: Answer) -> None:
     assert answer.status == 0
     assert (document["stream"], document["width"], document["seed"]) == ("tiny", 6, 0)
     assert document["configuration"]["batch_size"] == 64
-    assert list(document["methods"]) == list(POLICIES)
+    assert list(document["methods"]) == list(get_args(Policy))
     names = {name for _, name in COLUMNS}
     for method in document["methods"].values():
         assert list(method["figures"]) == list(method["datasets"]) == list(NAMES[:-1])
@@ -148,4 +149,4 @@ def test_the_last_line_has_every_policy_and_figure(answer: Answer) -> None:
         values = [figures["drift_predicted"] for figures in method["figures"].values()]
         assert method["mean"]["drift_predicted"] == pytest.approx(sum(values) / len(values))
     drifts = {method["mean"]["drift_predicted"] for method in document["methods"].values()}
-    assert len(drifts) == len(POLICIES)
+    assert len(drifts) == len(get_args(Policy))

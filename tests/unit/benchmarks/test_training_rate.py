@@ -71,21 +71,21 @@ def test_batches_go_through_all_rows_before_one_comes_again() -> None:
 def test_every_update_of_a_pass_is_timed() -> None:
     ticks = Ticks()
     clock = Clock(ticks)
-    ProductLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask").run(clock)
+    ProductLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8).run(clock)
     assert ticks.count == ROWS // 8
     assert clock.initial_state > 0
 
 
 def test_a_clock_may_leave_the_beginning_out() -> None:
     ticks = Ticks()
-    loop = ProductLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask")
+    loop = ProductLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8)
     loop.run(Clock(ticks, begin=0.5))
     assert ticks.count == ROWS // 16
 
 
 def test_what_is_protected_is_there() -> None:
     """Otherwise the mask would cost nothing, and the comparison would be void."""
-    loop = ProductLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask")
+    loop = ProductLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8)
     spaces = loop.run(Clock(WindowTimer())).spaces
     assert all(0 < space.blocked_share < 1 for space in spaces.values())
 
@@ -145,17 +145,17 @@ def test_rates_are_shown_beside_the_bare_loop_and_starts_part_by_part() -> None:
                 {
                     "batch": 64,
                     "threads": 1,
-                    "loops": {"bare": TIMING, "mask": {**TIMING, "mean": 0.5}},
+                    "loops": {"bare": TIMING, "preserve": {**TIMING, "mean": 0.5}},
                 }
             ],
             "reading": {"rows": 8, "bytes": 2**20, "shards": 2, "readers": {"ours": TIMING}},
             "start": {"ranks": 2, "datasets": [{"reading": 0.75, "total": 1.5}]},
-            "goals": [{"what": "mask / bare", "measured": 0.5, "goal": 0.7}],
+            "goals": [{"what": "preserve / bare", "measured": 0.5, "goal": 0.7}],
             "configuration": {"rounds": 3},
             "machine": {"cores": 2},
         }
     )
-    assert "| mask / bare | 0.50 | 0.7 |" in page
+    assert "| preserve / bare | 0.50 | 0.7 |" in page
     assert "| mask | 500.00 | 500.00 | 1000.00 | 125.00 | 128 | 0.50 | 1.00 | 9 (3), 50% |" in page
     assert "| ours | 0.50 | 1.00 | 0.12 | 2 | 9 (3), 50% |" in page
     assert "| 1 | 0.75 | 1.50 |" in page
