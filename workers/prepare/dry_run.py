@@ -188,8 +188,8 @@ def _with_heads(
         refusals = ("Nothing can be learned: all entries of both heads are blocked.",)
     for name, one in heads.items():
         advice += [f"{name}: {words}" for words in _advice_on_afterwards(one)]
-    if spec.method != "nullspace":
-        advice.append(f"The method is {spec.method}: blocked is what nullspace would block.")
+    if spec.method:
+        advice.append(f"The method is {spec.method}: blocked is what preserve would block.")
     return replace(outlook, refusals=refusals, heads=heads, advice=(*outlook.advice, *advice))
 
 
