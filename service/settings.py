@@ -172,8 +172,8 @@ class Settings(LauncherSettings, OwnerSettings):
     encoded_retention_seconds: float = Field(
         default=7 * 86400,
         ge=0,
-        description="how long encoded rows are kept after the last dataset that needs them: the same rows "
-        "posted again are not encoded again",
+        description="how long features of raw items are kept after they were encoded: until then, equal items in other "
+        "datasets of the same owner are not encoded again",
     )
     events_kept_days: float = Field(default=90, gt=0, description="how long events can be read")
     auth: Literal["on", "off"] = Field(

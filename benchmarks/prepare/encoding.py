@@ -90,7 +90,7 @@ _LOADED: list[Barrier] = []
 def _bare(spec: EncoderSpec, raw: list[str | bytes], rows_in_unit: int) -> float:
     limits, collected = Limits.of(spec), _Batches(spec.width)
     for first in range(0, len(raw), rows_in_unit):
-        side = SideEncoder(collected, spec)
+        side = SideEncoder(collected, spec, {})
         for row, item in enumerate(raw[first : first + rows_in_unit]):
             side.add(row.to_bytes(4, "big"), decode(spec.takes, item, limits))
         list(side.finish())

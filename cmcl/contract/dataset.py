@@ -92,9 +92,8 @@ class RejectedRows(Frozen):
 class DatasetManifest(Frozen):
     """A verified dataset: immutable, written to `datasets/<dataset>/manifest.json`.
 
-    Training shards that are Parquet stay in the user's storage; those that were converted, or split by
+    Training shards that are Parquet stay in the user's storage; those that were converted, encoded, or split by
     `evaluation_share`, are stored beside this manifest until the dataset is learned.
-    Shards of encoded rows are stored under `encoded/` by content and encoder.
     Evaluation shards are held out: they are copied beside this manifest, because later versions
     are measured on them. A dataset that is measured only has no other shards.
     """

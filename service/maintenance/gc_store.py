@@ -1,12 +1,11 @@
-"""Tasks of the garbage collector that list the store: folders that no row names, encoded rows that no dataset needs.
+"""Tasks of the garbage collector that list the store: folders that no row names, and encoded items.
 
-Objects have no time of their last use. The time at which each is first found unused is stored, by the clock of this
-service, deleted if it is used again, and the object is removed some time later.
+Folders have no time. The time at which each is first found without a row is stored, by the clock of this service, deleted
+if a row names it again, and the folder is removed some time later.
 """
 
 import logging
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +13,7 @@ from datetime import timedelta
 from cmcl.contract.errors import StorageError
 from cmcl.contract.modality import NAME_PATTERN
 from service.context import Context
-from service.database.queries import maintenance, preparations
+from service.database.queries import maintenance
 from service.database.queries.maintenance import Kind
 from service.stale_database import check_not_lost
 from workers.storage import layout
@@ -25,7 +24,6 @@ logger = logging.getLogger(__name__)
 # How long a folder that no row names is kept: the database may be the wrong one, or an old dump.
 ORPHAN_GRACE = timedelta(days=1)
 _BATCH = 500
-_AFTER_UNIT = re.compile(r"-(?:training|evaluation)-|\.json\Z")
 
 
 @dataclass(frozen=True)
@@ -109,53 +107,9 @@ def _batches(names: list[str]) -> Iterator[list[str]]:
 
 
 def sweep_encoded(context: Context) -> None:
-    """Remove encoded units that no dataset has needed for the time in the settings.
-
-    A unit that is encoded already is taken by the next preparation of the same rows, and no row names it until its
-    manifest is taken. So nothing of an owner is removed while a dataset of that owner is prepared.
-    Raises StaleDatabase: with a lost database, no dataset would need any.
-    """
-    check_not_lost(context)
-    prefix, now = layout.encoded(), context.clock()
-    units: dict[str, list[str]] = defaultdict(list)
-    for key in context.store.keys(prefix):
-        units[_unit_of(key)].append(key)
-    needed = _needed_units(context)
-    with context.database.read() as connection:
-        since = maintenance.orphans_since(connection, prefix)
-    unneeded = units.keys() - needed
-    for batch in _batches(sorted(unneeded - since.keys())):
-        with context.database.write() as connection:
-            maintenance.note_orphans(connection, batch, now)
-    for batch in _batches(sorted(since.keys() - unneeded)):
-        with context.database.write() as connection:
-            maintenance.forget_orphans(connection, batch)
+    """Remove items that were encoded longer ago than the settings permit. Preparation encodes them again."""
     kept = timedelta(seconds=context.settings.encoded_retention_seconds)
-    expired = [unit for unit in sorted(unneeded & since.keys()) if now - since[unit] >= kept]
-    for batch in _batches(expired):
-        needed = _needed_units(context)
-        with context.database.read() as connection:
-            busy = preparations.owners(connection)
-        for unit in batch:
-            owner = unit.removeprefix(prefix).partition("/")[0]
-            if owner not in busy and unit not in needed:
-                _remove_unit(context, units[unit])
-
-
-def _unit_of(key: str) -> str:
-    """Return the common prefix of the keys of a unit: its record and its shards."""
-    folder, _, name = key.rpartition("/")
-    return f"{folder}/{_AFTER_UNIT.split(name)[0]}"
-
-
-def _needed_units(context: Context) -> set[str]:
-    root = f"{context.store.uri}/"
-    with context.database.read() as connection:
-        uris = maintenance.needed_shards(connection)
-    return {_unit_of(uri.removeprefix(root)) for uri in uris if uri.startswith(root)}
-
-
-def _remove_unit(context: Context, keys: list[str]) -> None:
-    """Delete the objects of a unit, its record first: while there is a record, preparation may use its shards."""
-    for key in sorted(keys, key=lambda key: not key.endswith(".json")):
-        context.store.delete(key)
+    before = (context.clock() - kept).timestamp()
+    for key in list(context.store.keys(layout.encoded())):
+        if layout.encoded_at(key) <= before:
+            context.store.delete(key)

@@ -321,10 +321,7 @@ def _own_shards(
     """Shards that must be in our store: held-out ones, and converted and encoded ones until they are learned."""
     if manifest is None:
         return []
-    ours = tuple(
-        f"{bucket.store.uri}/{prefix}"
-        for prefix in (layout.dataset_prefix(manifest.dataset), layout.encoded())
-    )
+    ours = f"{bucket.store.uri}/{layout.dataset_prefix(manifest.dataset)}"
     training = [shard for shard in manifest.shards if shard.uri.startswith(ours)]
     return [*manifest.evaluation_shards, *(training if with_training else [])]
 

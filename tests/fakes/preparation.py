@@ -94,7 +94,9 @@ class InlineCluster:
         """See Cluster."""
         encoder = self.load(spec)
         check_or_record(encoder, self.store)
-        yield InlineLease(spec, encoder.identity(), (), InlineEncoder(encoder, self.batches))
+        yield InlineLease(
+            spec, encoder.identity(), ("inline",), InlineEncoder(encoder, self.batches)
+        )
 
 
 @dataclass

@@ -89,12 +89,16 @@ class Read:
     plan: Plan
     rows: list[Row]
     rejected: list[RejectedRow]
-    digests: list[str]
 
     @property
     def reasons(self) -> dict[str | None, str]:
         """By id."""
         return {row.id: row.reason for row in self.rejected}
+
+    @property
+    def digests(self) -> list[tuple[str, str | None, bytes, bytes]]:
+        """Id, label and digests of the items of each row."""
+        return [(row.id, row.label, row.key_a, row.key_b) for row in self.rows]
 
     @property
     def ids(self) -> list[str]:
@@ -135,10 +139,9 @@ class Dataset:
     def read(self, planned: Plan | None = None, **options: Any) -> Read:
         """All rows of all units."""
         planned = planned or self.plan()
-        read = Read(planned, [], [], [])
+        read = Read(planned, [], [])
         for unit in planned.units:
-            with UnitReader(self.child, self.source, unit, None, **options) as reader:
-                read.digests.append(reader.digest)
+            with UnitReader(self.child, self.source, unit, **options) as reader:
                 read.rejected.extend(reader.rejected)
                 for each in reader:
                     (read.rows if isinstance(each, Row) else read.rejected).append(each)  # type: ignore[arg-type]

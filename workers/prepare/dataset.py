@@ -91,17 +91,18 @@ def _prepared(job: Preparation) -> Prepared:
     context, progress = _context(job), job.progress
     progress.enter("planning")
     plan = job.cluster.run(plan_dataset, context, check=progress.check).result()
+    _check_declared(job.request, plan, context)
     tasks = _tasks(plan)
     with ExitStack() as leases:
         lease = partial(_leased, job, plan, leases)
-        context = lease(context)
+        context = _not_started(job, plan, context) or lease(context)
         progress.enter("encoding" if plan.units else "reading", plan.rows, len(tasks))
         records = _carry_out(job, context, tasks, lease)
         if len(tasks) > 1 and not plan.units:
             records = _without_repeated(job, context, tasks, records, lease)
     progress.enter("finishing")
     prepared = checked(job.request, context, tasks, records)
-    if plan.units and not context.keeps_nothing:
+    if plan.units and job.request.report_version is None:
         prepared = join_held_out(context, prepared, job.cluster, progress)
     return prepared
 
@@ -123,7 +124,6 @@ def _context(job: Preparation) -> DatasetContext:
         files_to_train=0 if request.evaluate_only else len(request.shards),
         share=request.evaluation_share,
         leaves_out=request.max_bad_share is not None,
-        keeps_nothing=request.report_version is not None,
         file_memory=job.cluster.file_memory,
     )
 
@@ -142,32 +142,61 @@ def _leased(
     return replace(context, encoders=_encoders(job, context, plan, leases))
 
 
+def _not_started(job: Preparation, plan: Plan, context: DatasetContext) -> DatasetContext | None:
+    """Return the context with encoders that have not started; None if the model does not know the identity of each.
+
+    It is enough if all items were encoded before. The first unit that has another one fails as if its encoder had ended.
+    """
+    identities = job.request.identities
+    if not plan.units or any(
+        side.encoder is not None and side.modality not in identities
+        for side in context.source.sides
+    ):
+        return None
+    first, second = (
+        None
+        if side.encoder is None
+        else LeasedEncoder(side.encoder, identities[side.modality], actors=())
+        for side in context.source.sides
+    )
+    return replace(context, encoders=(first, second))
+
+
 def _encoders(
     job: Preparation, context: DatasetContext, plan: Plan, leases: ExitStack
 ) -> tuple[LeasedEncoder | None, LeasedEncoder | None]:
-    """Lease the encoders of raw rows, and compare all known encoders with those of the model's features.
+    """Lease the encoders of raw rows, and compare them with those of the model's features.
 
     One that is leased again is also compared with the earlier one, whose features other units have.
 
     Raises EncoderMismatch, EncoderUnusable.
     """
-    identities, encoders = job.request.identities, []
+    encoders: list[LeasedEncoder | None] = []
     for side, before in zip(context.source.sides, context.encoders, strict=True):
-        expected, declared = (
-            known.get(side.modality) for known in (identities, job.request.declared)
-        )
+        if not plan.units or side.encoder is None:
+            encoders.append(None)
+            continue
+        lease = job.cluster.lease(side.encoder, len(plan.units), job.progress.check)
+        leased = leases.enter_context(lease)
+        expected = job.request.identities.get(side.modality)
         if expected is None and before is not None:
             expected = before.identity
-        leased = None
-        if plan.units and side.encoder is not None:
-            lease = job.cluster.lease(side.encoder, len(plan.units), job.progress.check)
-            leased = leases.enter_context(lease)
-            declared = leased.identity
-        if declared is not None and expected is not None:
-            name = side.encoder.name if side.encoder else side.modality
-            check_identity(name, declared, expected)
+        if expected is not None:
+            check_identity(side.encoder.name, leased.identity, expected)
         encoders.append(leased)
     return encoders[0], encoders[1]
+
+
+def _check_declared(request: PrepareRequest, plan: Plan, context: DatasetContext) -> None:
+    """Compare the encoders that the user declared for features with those of the model's. Raises EncoderMismatch."""
+    for side in context.source.sides:
+        declared, expected = (
+            known.get(side.modality) for known in (request.declared, request.identities)
+        )
+        is_encoded = plan.units and side.encoder is not None
+        if declared is not None and expected is not None and not is_encoded:
+            name = side.encoder.name if side.encoder else side.modality
+            check_identity(name, declared, expected)
 
 
 def _carry_out(
@@ -182,31 +211,47 @@ def _carry_out(
     records: Records = {}
     waiting, pause = list(tasks), _FIRST_PAUSE
     while waiting:
-        failed: dict[int, Outcome[UnitRecord]] = {}
-        message = ""
-        for step in job.cluster.map(carry_out, context, waiting, check=job.progress.check):
-            if isinstance(step, RowsDone):
-                job.progress.unit_in_work(step.index, step.rows)
-            elif step.value is not None:
-                records[step.index] = step.value
-                job.progress.unit_done(step.index, step.value)
-                check_bad_rows_so_far(job.request, context, records.values(), job.progress.rows)
-            elif step.error == "unavailable":
-                message = step.message
-            elif step.error == "lost":
-                # The other units would fail one after another.
-                message = step.message
-                break
-            else:
-                failed[step.index] = step
-            _raise_first(failed, [task for task in waiting if task.index not in records])
-        _raise_first(failed, [])
+        # Without encoders, the first unit shows whether all of its items were encoded before.
+        some = waiting if records or context.encoders_have_started else waiting[:1]
+        message = _try(job, context, some, records)
         waiting = [task for task in waiting if task.index not in records]
-        if waiting:
-            _pause(job, pause, f"{len(waiting)} of {len(tasks)} units are tried again: {message}")
+        if message:
+            if context.encoders_have_started:
+                _pause(
+                    job, pause, f"{len(waiting)} of {len(tasks)} units are tried again: {message}"
+                )
             pause = min(2 * pause, _LONGEST_PAUSE)
             context = lease(context)
     return records
+
+
+def _try(
+    job: Preparation, context: DatasetContext, tasks: Sequence[UnitTask], records: Records
+) -> str:
+    """Prepare units, and add their records. Returns why the others are to be tried again; empty if there are none.
+
+    Raises as `_carry_out`.
+    """
+    failed: dict[int, Outcome[UnitRecord]] = {}
+    message = ""
+    for step in job.cluster.map(carry_out, context, tasks, check=job.progress.check):
+        if isinstance(step, RowsDone):
+            job.progress.unit_in_work(step.index, step.rows)
+        elif step.value is not None:
+            records[step.index] = step.value
+            job.progress.unit_done(step.index, step.value)
+            check_bad_rows_so_far(job.request, context, records.values(), job.progress.rows)
+        elif step.error == "unavailable":
+            message = step.message
+        elif step.error == "lost":
+            # The other units would fail one after another.
+            message = step.message
+            break
+        else:
+            failed[step.index] = step
+        _raise_first(failed, [task for task in tasks if task.index not in records])
+    _raise_first(failed, [])
+    return message
 
 
 def _raise_first(failed: dict[int, Outcome[UnitRecord]], waiting: Sequence[UnitTask]) -> None:

@@ -30,7 +30,10 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class LeasedEncoder:
-    """A leased encoder as units receive it: its identity, and the names of its actors."""
+    """A leased encoder as units receive it: its identity, and the names of its actors.
+
+    Without actors it has not started, and units can only use items that it encoded before.
+    """
 
     spec: EncoderSpec
     identity: EncoderIdentity
@@ -55,6 +58,8 @@ class RayEncoder:
     def submit(self, items: Sequence[Decoded]) -> Any:
         """See EncoderPort."""
         names = self._leased.actors
+        if not names:
+            raise EncoderLost(f"encoder {self._leased.spec.name!r} has not started")
         name = names[self._next % len(names)]
         self._next += 1
         self._sent += 1

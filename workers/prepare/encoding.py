@@ -7,7 +7,7 @@ Shapes: B items of a batch, F width of the feature.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from cmcl.contract.encoder import EncoderSpec
 from workers.encoders.media import Audio, Decoded, Video
+from workers.prepare.encoded_items import EncodedItem
 from workers.sandbox.items import Item
 from workers.storage.shard_checks import wrong_values
 
@@ -51,29 +52,34 @@ class EncoderPort(Protocol):
 
 
 class SideEncoder:
-    """Encodes the items of one side of a unit. Equal items are encoded once."""
+    """Encodes the items of one side of a unit. Equal items are encoded once.
 
-    def __init__(self, encoder: EncoderPort, spec: EncoderSpec) -> None:
-        self._encoder, self._spec = encoder, spec
+    `known`: items that were encoded before. `new`: those that this object encoded.
+    """
+
+    def __init__(
+        self, encoder: EncoderPort, spec: EncoderSpec, known: Mapping[bytes, EncodedItem]
+    ) -> None:
+        self._encoder, self._spec, self.known = encoder, spec, known
+        self.new: dict[bytes, EncodedItem] = {}
         self._by_length = spec.takes == "text"
         # Number of rows by key of their item.
         self._rows = Counter[bytes]()
         self._waiting: list[tuple[bytes, Decoded]] = []
         self._waiting_bytes = 0
         self._in_flight: deque[tuple[list[bytes], Any]] = deque()
-        self._features: dict[bytes, np.ndarray] = {}
         self._reasons: dict[bytes, str] = {}
         self.rows_done = 0
         """Number of added rows whose item is encoded, or cannot be."""
 
-    def add(self, key: bytes, item: Item) -> None:
-        """Add the item of a row. Equal keys mean equal items."""
+    def add(self, key: bytes, item: Item | None) -> None:
+        """Add the item of a row; None if it is known. Equal keys mean equal items."""
         self._rows[key] += 1
-        if self._rows[key] > 1:
-            self.rows_done += key in self._features or key in self._reasons
+        if self._rows[key] > 1 or key in self.known:
+            self.rows_done += key in self.known or key in self.new or key in self._reasons
             return
-        if isinstance(item, np.ndarray):
-            raise TypeError("the child sent a feature where the side has an encoder")
+        if item is None or isinstance(item, np.ndarray):
+            raise TypeError("the child sent no item where the side has an encoder")
         size = size_of(item)
         if self._waiting_bytes + size > (_WAITING_BYTES if self._by_length else BATCH_BYTES):
             self._submit_waiting()
@@ -93,12 +99,9 @@ class SideEncoder:
 
     def feature(self, key: bytes) -> np.ndarray | str:
         """Return the feature (F) of an item after `finish`, or the reason why it has none."""
-        return self._reasons.get(key) or self._features[key]
-
-    @property
-    def encoded(self) -> int:
-        """Number of items that were encoded."""
-        return len(self._features)
+        if reason := self._reasons.get(key):
+            return reason
+        return (self.known.get(key) or self.new[key]).feature_F
 
     def _submit_waiting(self) -> None:
         for batch in self._cut():
@@ -149,21 +152,22 @@ class SideEncoder:
             if place in wrong:
                 self._reasons[key] = wrong[place]
             else:
-                self._features[key] = encoded.features_BF[place]
+                self.new[key] = EncodedItem(encoded.features_BF[place])
             self.rows_done += self._rows[key]
 
 
 class GivenFeatures:
     """In place of a `SideEncoder` where raw rows contain the features of a side."""
 
-    encoded = 0
+    known: Mapping[bytes, EncodedItem] = {}
+    new: Mapping[bytes, EncodedItem] = {}
 
     def __init__(self, modality: str, width: int) -> None:
         self._modality, self._width = modality, width
         self._features: dict[bytes, np.ndarray] = {}
         self.rows_done = 0
 
-    def add(self, key: bytes, item: Item) -> None:
+    def add(self, key: bytes, item: Item | None) -> None:
         """Keep a feature."""
         self._features[key] = np.asarray(item, np.float32)
         self.rows_done += 1

@@ -178,10 +178,9 @@ def _identities(request: PrepareRequest, context: DatasetContext) -> dict[str, E
 def join_held_out(
     context: DatasetContext, prepared: Prepared, cluster: Cluster, progress: Progress
 ) -> Prepared:
-    """Copy held-out rows of raw units into a few shards in the dataset's folder.
+    """Join the held-out rows of raw units to a few shards, which stay in the dataset's folder.
 
-    Encoded units are deleted some time later, and later versions are still measured on these rows. Raises
-    StorageUnavailable.
+    Raises StorageUnavailable.
     """
     groups = list(enumerate(_groups(prepared.held_out)))
     joined: dict[int, Shard] = {}
@@ -248,6 +247,6 @@ def write_report(
 
 
 def forget_units(store: ObjectStore, dataset: str) -> None:
-    """Delete the records of the units of a dataset."""
+    """Delete the records of the units of a dataset, and the shards that were joined."""
     for key in list(store.keys(layout.preparation_units(dataset))):
         store.delete(key)

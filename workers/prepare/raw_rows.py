@@ -87,17 +87,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Row:
-    """One good row. `index`: position among the rows of its unit that have a digest.
+    """One good row. `position`: in its file.
 
     `key_a`, `key_b`: digests of the raw bytes of both items (32 bytes). Rows are held out by `key_a`;
-    items with equal keys are equal.
+    items with equal keys are equal. An item is None if the reader was told not to decode it.
     """
 
-    index: int
+    position: int
     id: str
     label: str | None
-    item_a: "Item"
-    item_b: "Item"
+    item_a: "Item | None"
+    item_b: "Item | None"
     key_a: bytes
     key_b: bytes
 

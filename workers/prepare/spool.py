@@ -1,4 +1,4 @@
-"""Copy the raw items of a unit to the local disk and digest them, in the child.
+"""Copy the raw items of a unit to the local disk and digest each, in the child.
 
 The decoder reads these copies, so later changes of the user's files have no effect. Files that rows name are
 fetched some at a time.
@@ -40,17 +40,14 @@ _MOST_THREADS = 16
 _BYTES_UNDER_WAY = 128 << 20
 _LONGEST_URI, _LONGEST_NAME = 1024, 255
 _LONGEST_PLACE = 500
-# Part of the digest of a unit: another release of these modules may read other rows from the same bytes.
-_VERSION = 1
 
 
 class SpoolRequest(Frozen):
-    """Request to spool a unit of the file `ref`. `share` of its rows is held out; other fields as in RawSource."""
+    """Request to spool a unit of the file `ref`. Other fields as in RawSource."""
 
     ref: ShardRef
     unit: RawUnit
     sides: tuple[SideSpec, SideSpec]
-    share: float | None
     allowed_prefixes: tuple[str, ...]
     locations: dict[Uri, Uri] = Field(default={})
 
@@ -67,8 +64,8 @@ class Spooled:
 def spool_unit(request: SpoolRequest, output: FrameWriter) -> None:
     """Write ITEMS and INDEX, which has a line for each good row. Runs in the child.
 
-    Sends rows that cannot be used, `[position, id, reason]`, the digest of the unit with its good rows,
-    `[position, id, label, digest, digest]`, and where the user finds each row. Raises InvalidDataset if the file is not the one that was planned;
+    Sends rows that cannot be used, `[position, id, reason]`, good rows, `[position, id, label, digest, digest]`, and
+    where the user finds each row. Raises InvalidDataset if the file is not the one that was planned;
     StorageUnavailable.
     """
     unit = request.unit
@@ -79,7 +76,6 @@ def spool_unit(request: SpoolRequest, output: FrameWriter) -> None:
     places: list[str] = []
     good: list[list[Any]] = []
     rejected: list[list[Any]] = []
-    digest = blake3(json.dumps([_VERSION, request.share, *map(_kind, request.sides)]).encode())
     with (
         _Fetcher(file, locator, request.sides) as fetcher,
         _Spool(output.folder) as spool,
@@ -93,23 +89,13 @@ def spool_unit(request: SpoolRequest, output: FrameWriter) -> None:
                 rejected.append([row.position, row.id, str(error)])
                 continue
             keys = [item.digest for item in items]
-            for part in (row.id, row.label, *keys):
-                digest.update(json.dumps(part).encode() + b"\n")
             good.append([row.position, row.id, row.label, *keys])
             index.write(
                 json.dumps([[item.offset, item.size, item.digest] for item in items]) + "\n"
             )
     output.send({"rejected": len(rejected)}, [json.dumps(rejected).encode()])
-    output.send({"digest": digest.hexdigest()}, [json.dumps(good).encode()])
+    output.send({"good": len(good)}, [json.dumps(good).encode()])
     output.send({"places": len(places)}, [json.dumps(places).encode()])
-
-
-def _kind(side: SideSpec) -> list[Any]:
-    """Return the settings of a side that decide which rows are good."""
-    if side.encoder is None:
-        return ["features", side.width]
-    encoder = side.encoder
-    return [encoder.takes, encoder.max_item_bytes, encoder.max_pixels, encoder.max_seconds]
 
 
 @dataclass(frozen=True)

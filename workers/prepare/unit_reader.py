@@ -1,4 +1,4 @@
-"""Read one unit of raw rows: first its digest, then its rows, each with decoded items or a reason.
+"""Read one unit of raw rows: first the digests of its items, then its rows, each with decoded items or a reason.
 
 The spooled items of a unit are decoded in the child (`decode_rows`). A row that crashes the child twice is rejected
 with the reason, and reading continues behind it. The machine may be the cause of a first crash.
@@ -6,7 +6,7 @@ with the reason, and reading continues behind it. The machine may be the cause o
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -26,12 +26,12 @@ from workers.sandbox.frames import Frame, FrameWriter
 from workers.sandbox.items import Item, decode_item, packed, unpacked
 
 SAME: dict[str, Any] = {"kind": "same"}
+NOT_DECODED: dict[str, Any] = {"kind": "not decoded"}
 
 ROW_SECONDS = 60.0
 _Position = Annotated[int, Field(ge=0)]
 _REJECTED = TypeAdapter(list[tuple[_Position, str | None, str]])
 _GOOD = TypeAdapter(list[tuple[_Position, str, str | None, Blake3, Blake3]])
-_DIGEST = TypeAdapter(Blake3)
 _PLACES = TypeAdapter(list[str])
 _TRIES = 2
 # Longer messages are cut off: one is stored for each rejected row.
@@ -41,13 +41,14 @@ _LONGEST_REASON = 2000
 class DecodeRequest(Frozen):
     """Request for the rows of the spooled unit from index `first` on. `row_seconds`: time limit for one row.
 
-    `decoder`: name of a function like `decode_item`.
+    `decoder`: name of a function like `decode_item`. `known`: digests of items of each side that need not be decoded.
     """
 
     sides: tuple[SideSpec, SideSpec]
     first: int = Field(ge=0)
     row_seconds: float
     decoder: str
+    known: tuple[frozenset[str], frozenset[str]]
 
 
 def decode_rows(request: DecodeRequest, output: FrameWriter) -> None:
@@ -66,6 +67,9 @@ def decode_rows(request: DecodeRequest, output: FrameWriter) -> None:
                 for at, (side, (offset, size, digest)) in enumerate(
                     zip(request.sides, places, strict=True)
                 ):
+                    if digest in request.known[at]:
+                        headers.append(NOT_DECODED)
+                        continue
                     if digest == previous[at]:
                         headers.append(SAME)
                         continue
@@ -109,9 +113,8 @@ def _reason(error: Exception) -> str:
 class UnitReader:
     """Reader of one unit, a context manager. The child must not be used for anything else until it is closed.
 
-    Entering it copies the raw items to the child's folder. `digest`: identity of the good rows, of how they
-    are decoded, and of the held-out share. `rejected`: rows that were rejected before decoding. Iteration yields
-    the other rows in order, each as a Row or a RejectedRow. `share`: share of the rows that will be held out.
+    Entering it copies the raw items to the child's folder. `rejected`: rows that were rejected before decoding.
+    Iteration yields the other rows in order, each as a Row or a RejectedRow.
     Raises InvalidDataset, InvalidUri, StorageUnavailable, TaskFailed.
     """
 
@@ -120,16 +123,14 @@ class UnitReader:
         child: Child,
         source: RawSource,
         unit: RawUnit,
-        share: float | None,
         *,
         row_seconds: float = ROW_SECONDS,
         decoder: str = name_of(decode_item),
     ) -> None:
-        self._child, self._source, self._unit, self._share = child, source, unit, share
+        self._child, self._source, self._unit = child, source, unit
         self._row_seconds, self._decoder = row_seconds, decoder
         self._uri = source.files[unit.file].uri
         self._good: list[tuple[int, str, str | None, str, str]] = []
-        self.digest = ""
         self._places: list[str] = []
         self.rejected: list[RejectedRow] = []
 
@@ -138,7 +139,6 @@ class UnitReader:
             ref=self._source.files[self._unit.file],
             unit=self._unit,
             sides=self._source.sides,
-            share=self._share,
             allowed_prefixes=self._source.allowed_prefixes,
             locations=self._source.locations,
         )
@@ -154,7 +154,6 @@ class UnitReader:
         try:
             rejected, good, places = frames
             self._places = _PLACES.validate_json(bytes(places.body))
-            self.digest = _DIGEST.validate_python(good.header["digest"])
             self._good = _GOOD.validate_json(bytes(good.body))
             self.rejected = [
                 self.reject(row, id_, reason)
@@ -172,7 +171,21 @@ class UnitReader:
         """Number of rows that iteration yields."""
         return len(self._good)
 
+    def digests(self) -> tuple[set[bytes], set[bytes]]:
+        """Return the digests of the items of both sides of the rows that iteration yields."""
+        return (
+            {bytes.fromhex(digest) for *_, digest, _ in self._good},
+            {bytes.fromhex(digest) for *_, digest in self._good},
+        )
+
     def __iter__(self) -> Iterator[Row | RejectedRow]:
+        return self.read((), ())
+
+    def read(
+        self, known_a: Collection[bytes], known_b: Collection[bytes]
+    ) -> Iterator[Row | RejectedRow]:
+        """Iterate, without decoding the items with these digests."""
+        known = [frozenset(key.hex() for key in keys) for keys in (known_a, known_b)]
         done, tries = 0, 0
         end = self._child.waited + self._child.limits.seconds
         previous: list[Item | None] = [None, None]
@@ -182,6 +195,7 @@ class UnitReader:
                 first=done,
                 row_seconds=self._row_seconds,
                 decoder=self._decoder,
+                known=(known[0], known[1]),
             )
             left = self._time_left(end)
             try:
@@ -222,7 +236,7 @@ class UnitReader:
             key_a, key_b = (bytes.fromhex(key) for key in keys)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ChildCrashed(index, f"sent no results: {error}", "") from error
-        return Row(index, id_, label, previous[0], previous[1], key_a, key_b)  # type: ignore[arg-type]
+        return Row(position, id_, label, previous[0], previous[1], key_a, key_b)
 
     def reject(self, position: int, id_: str | None, reason: str) -> RejectedRow:
         """Return the row at a position of the file as one that is left out."""
@@ -236,10 +250,13 @@ class UnitReader:
 
 
 def _items(headers: Any, body: memoryview, previous: list[Item | None]) -> list[Item | None]:
-    """Return both items. An item that equals that of the previous row was not sent."""
+    """Return both items. One that equals that of the previous row was not sent, and one that was not decoded is None."""
     items: list[Item | None] = []
     start = 0
     for header, before in zip(headers, previous, strict=True):
+        if header == NOT_DECODED:
+            items.append(None)
+            continue
         if header == SAME:
             if before is None:
                 raise ValueError("the first item cannot be the previous one")

@@ -1,7 +1,7 @@
 """Prepare one unit of a dataset on a worker process: a range of raw rows, or a file of features.
 
 The shards of a unit are written to the store, then its record. After a crash, at most the units in work are
-repeated. Encoded rows are also found by their content: in another dataset, and after a retry.
+repeated. Encoded items are also found by their digest: in another dataset, and after a retry.
 """
 
 import hashlib
@@ -33,7 +33,6 @@ class DatasetContext:
 
     `files_to_train`: number of files to train on; the files after them are held out. `encoders`: those of the
     two sides; None for a side of features. `leaves_out`: rows of features that cannot be used are left out.
-    `keeps_nothing`: it is a dry run, whose shards are written to the dataset's folder and deleted with it.
     `file_memory`: bytes of memory of each process that reads files.
     """
 
@@ -45,9 +44,13 @@ class DatasetContext:
     files_to_train: int
     share: float | None
     leaves_out: bool
-    keeps_nothing: bool
     file_memory: int
     encoders: tuple[LeasedEncoder | None, LeasedEncoder | None] = (None, None)
+
+    @property
+    def encoders_have_started(self) -> bool:
+        """Whether units can encode items; without, they can only use items that were encoded before."""
+        return all(encoder is None or encoder.actors for encoder in self.encoders)
 
     @property
     def encoders_digest(self) -> str:
@@ -87,10 +90,7 @@ class UnitTask:
 
 
 class UnitRecord(Frozen):
-    """The result of a unit: its shards, and the rows that are left out.
-
-    `encoded`: number of items that were encoded; 0 if the shards existed already.
-    """
+    """The result of a unit: its shards, the rows that are left out, and the number of items that were encoded for it."""
 
     training: Shard | None = None
     evaluation: Shard | None = None

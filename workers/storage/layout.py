@@ -2,17 +2,15 @@
 
 preparations/<dataset>.json                 a request to prepare a dataset
 datasets/<dataset>/preparation/progress.json, failure.json, report.json, stages.json
-                               units/<request>/<unit>.json, .ids    units that are done; deleted with the last one
+                               units/<request>/<unit>.json, .ids, .parquet    units that are done; deleted with the last one
                    manifest.json            verified shards
                    rejected.jsonl           rows that were left out, and why
                    training-<i>-<digest>.parquet     converted or split rows, until they are trained
                    evaluation-<i>-<digest>.parquet   held-out rows, copied
                    moments.safetensors      written when its version is published
 encoders/<digest>.json                      identity of an encoder, and its features of the probe items
-encoded/<owner>/<encoders>/<unit>.json      encoded rows, by content and encoders; written last
-                           <unit>-training-<digest>.parquet, <unit>-evaluation-<digest>.parquet
-                                            its shards; deleted some time after their last use, before which
-                                            <unit>.json is deleted
+encoded/<owner>/<encoder>/<time>-<digest>-<count>.items   digests of raw items and their features, of one unit;
+                                            immutable, deleted some time after they were encoded
 running/<attempt>_<...>                      what running attempts show (`workers.storage.running`)
 runs/<job>/a<attempt>/spec.json, failure.json, stages.json, candidate/...; temporary
                       evaluation.json       instead of a candidate: of a dataset that is measured only
@@ -32,6 +30,8 @@ uploads/<upload>/parts/<n>-<sha256>         parts that arrived, until the file i
                  file-<n>                   the complete file, assembled by attempt n
 """
 
+import re
+from pathlib import PurePosixPath
 from typing import Literal
 
 MANIFEST = "manifest.json"
@@ -43,6 +43,7 @@ MOMENTS = "moments.safetensors"
 # The name under which a running attempt shows that it has written what it was to write.
 ENDED = "ended"
 
+_ENCODED_OBJECT = re.compile(r"/([0-9]{11})-[0-9a-f]{16}-[0-9]+\.items\Z")
 # The files of a version besides the manifest. MOMENTS is moved to the dataset.
 VERSION_FILES = (HEADS, MEMORY, METHOD_STATE, SELFTEST)
 
@@ -102,6 +103,11 @@ def preparation_unit(dataset: str, request: int, unit: str) -> str:
     return f"{preparation_units(dataset)}{request}/{unit}.json"
 
 
+def preparation_evaluation(dataset: str, request: int, unit: str) -> str:
+    """Held-out rows of one unit of raw rows."""
+    return f"{preparation_units(dataset)}{request}/{unit}.parquet"
+
+
 def preparation_ids(dataset: str, request: int, unit: str) -> str:
     """Digests of the ids of a unit's rows, sixteen bytes each."""
     return f"{preparation_units(dataset)}{request}/{unit}.ids"
@@ -116,20 +122,29 @@ def encoder_record(digest: str) -> str:
 
 
 def encoded() -> str:
-    """Prefix of the encoded rows of all owners."""
+    """Prefix of the encoded items of all owners."""
     return "encoded/"
 
 
-def encoded_unit(owner: str, encoders: str, unit: str) -> str:
-    """`encoders`: digest over the identities of both sides. `unit`: digest of the raw rows and the share."""
-    return f"{encoded()}{owner}/{encoders[:16]}/{unit}.json"
+def encoded_items(owner: str, encoder: str) -> str:
+    """Prefix of the items that an owner had encoded. `encoder`: digest over its identity and limits."""
+    return f"{encoded()}{owner}/{encoder[:16]}/"
 
 
-def encoded_shard(
-    owner: str, encoders: str, unit: str, part: Literal["training", "evaluation"], sha256: str
-) -> str:
-    """A shard of an encoded unit. Contains part of the digest: rounding may differ between machines."""
-    return f"{encoded()}{owner}/{encoders[:16]}/{unit}-{part}-{sha256[:12]}.parquet"
+def encoded_object(folder: str, seconds: int, digest: str, count: int) -> str:
+    """`count` items that were encoded `seconds` after 1970. `digest`: over their index."""
+    return f"{folder}{seconds:011}-{digest[:16]}-{count}.items"
+
+
+def encoded_at(key: str) -> int:
+    """When the items of an object were encoded, in seconds after 1970; 0 for any other key."""
+    match = _ENCODED_OBJECT.search(key)
+    return int(match[1]) if match else 0
+
+
+def encoded_count(key: str) -> int:
+    """Number of items of an object."""
+    return int(PurePosixPath(key).stem.rpartition("-")[2])
 
 
 def running() -> str:

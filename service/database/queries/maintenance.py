@@ -25,7 +25,6 @@ from sqlalchemy import (
     update,
 )
 
-from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.job import READS_ROWS, JobKind, submission_id
 from cmcl.contract.version import VersionManifest
 from service.database.queries import attempts, backup
@@ -149,20 +148,6 @@ def learned_datasets(connection: Connection, limit: int) -> list[Learned]:
         .limit(limit)
     )
     return [Learned(*row) for row in connection.execute(query)]
-
-
-def needed_shards(connection: Connection) -> set[str]:
-    """Addresses of training shards that a job may still read: of datasets that are neither learned nor given up."""
-    query = select(datasets.c.manifest).where(
-        datasets.c.swept_at.is_(None),
-        datasets.c.deleted_at.is_(None),
-        datasets.c.manifest.is_not(None),
-    )
-    found: set[str] = set()
-    for document in connection.scalars(query):
-        manifest = DatasetManifest.model_validate(document)
-        found.update(shard.uri for shard in manifest.shards)
-    return found
 
 
 def deleted_datasets(connection: Connection, limit: int) -> list[str]:

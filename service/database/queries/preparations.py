@@ -118,14 +118,6 @@ def is_any(connection: Connection) -> bool:
     return connection.execute(query.limit(1)).first() is not None
 
 
-def owners(connection: Connection) -> set[str]:
-    """Return the owners of jobs that are being prepared."""
-    query = select(jobs.c.owner).where(
-        jobs.c.finished_at.is_(None), jobs.c.state == JobState.PREPARING
-    )
-    return set(connection.scalars(query.distinct()))
-
-
 def datasets_of_open(connection: Connection) -> set[str]:
     """Return the datasets that are being prepared."""
     query = select(jobs.c.dataset).where(

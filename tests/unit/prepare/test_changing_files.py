@@ -63,23 +63,45 @@ def test_what_was_copied_is_decoded_whatever_happens_to_the_file(dataset: NewDat
     data.file("a.png", picture(5))
     data.add("rows.jsonl", jsonl([{"id": "a", "image_file_name": "a.png", "text": "t"}]))
     (unit,) = data.plan().units
-    with UnitReader(data.child, data.source, unit, None) as reader:
+    with UnitReader(data.child, data.source, unit) as reader:
         data.file("a.png", picture(9))
         (row,) = reader
     assert isinstance(row, Row)
     assert row.item_a.getpixel((0, 0)) == (5, 0, 7)  # type: ignore[union-attr]
-    with UnitReader(data.child, data.source, unit, None) as again:
-        assert again.digest != reader.digest
+    with UnitReader(data.child, data.source, unit) as again:
+        assert again.digests()[0] != reader.digests()[0]
+        assert again.digests()[1] == reader.digests()[1]
 
 
 def test_rows_are_known_before_they_are_decoded(dataset: NewDataset) -> None:
     data = dataset(PLACE, TEXT)
     data.add("rows.jsonl", jsonl([{"id": "a", "place": [1], "text": "t"}, {"id": "b"}]))
     (unit,) = data.plan().units
-    with UnitReader(data.child, data.source, unit, 0.5) as half:
-        assert (len(half), [row.id for row in half.rejected]) == (1, ["b"])
-    with UnitReader(data.child, data.source, unit, None) as reader:
-        assert reader.digest != half.digest
+    with UnitReader(data.child, data.source, unit) as reader:
+        assert (len(reader), [row.id for row in reader.rejected]) == (1, ["b"])
+        assert list(map(len, reader.digests())) == [1, 1]
+
+
+def test_an_item_that_is_known_is_not_decoded(dataset: NewDataset) -> None:
+    data = dataset(IMAGE, TEXT)
+    rows = [(0, "t"), (0, "t"), (1, "u"), (0, "u"), (0, "t")]
+    for colour in (0, 1):
+        data.file(f"{colour}.png", picture(colour))
+    named = [
+        {"id": str(at), "image_file_name": f"{colour}.png", "text": text}
+        for at, (colour, text) in enumerate(rows)
+    ]
+    data.add("rows.jsonl", jsonl(named))
+    (unit,) = data.plan().units
+    with UnitReader(data.child, data.source, unit) as reader:
+        whole = list(reader)
+        assert all(isinstance(row, Row) for row in whole)
+        known_a, known_b = whole[0].key_a, whole[2].key_b  # type: ignore[union-attr]
+        read = [(row.item_a, row.item_b) for row in reader.read({known_a}, {known_b})]  # type: ignore[union-attr]
+    expected = [
+        (None if colour == 0 else (1, 0, 7), None if text == "u" else text) for colour, text in rows
+    ]
+    assert [(item and item.getpixel((0, 0)), text) for item, text in read] == expected  # type: ignore[union-attr]
 
 
 def test_a_reader_that_is_left_early_leaves_nothing_behind(dataset: NewDataset) -> None:
@@ -87,7 +109,7 @@ def test_a_reader_that_is_left_early_leaves_nothing_behind(dataset: NewDataset) 
     rows = [{"id": f"{at}", "place": [1], "text": "t" * 50_000} for at in range(100)]
     data.add("rows.jsonl", jsonl(rows))
     (unit,) = data.plan().units
-    with UnitReader(data.child, data.source, unit, None) as reader:
+    with UnitReader(data.child, data.source, unit) as reader:
         assert isinstance(next(iter(reader)), Row)
     assert list(data.child.scratch.path.iterdir()) == []
     assert len(data.read().rows) == 100
@@ -134,7 +156,7 @@ def test_rows_are_read_from_a_bucket(
         )
         with Child(ChildLimits(memory=768 << 20, seconds=120)) as child:
             (unit,) = plan(child, source).units
-            with UnitReader(child, source, unit, None) as reader:
+            with UnitReader(child, source, unit) as reader:
                 found = list(reader)
     assert [row.id for row in found] == ["0", "1", "2"]
     assert [row.id for row in reader.rejected] == ["3"]

@@ -233,7 +233,6 @@ def test_half_of_a_digest_in_common_does_not_make_ids_equal(ground: Ground) -> N
         files_to_train=3,
         share=None,
         leaves_out=False,
-        keeps_nothing=False,
         file_memory=FILE_MEMORY,
     )
     digests = ([(7, 1), (8, 1)], [(7, 2), (0, 0)], [(8, 2), (7, 2)])

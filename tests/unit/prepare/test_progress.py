@@ -171,7 +171,6 @@ def test_rows_of_a_unit_are_counted_while_it_is_encoded(tmp_path: Path) -> None:
         files_to_train=1,
         share=None,
         leaves_out=False,
-        keeps_nothing=False,
         file_memory=FILE_MEMORY,
     )
     counts: list[int] = []

@@ -121,14 +121,37 @@ def test_the_same_rows_are_not_encoded_again(ground: Ground) -> None:
     (ground.folder / "raw.jsonl").rename(ground.folder / "renamed.jsonl")
     second = ground.prepare(ground.request("renamed.jsonl", encoders=ENCODERS, dataset="ds-2"))
     assert ground.cluster.batches == []
-    assert second.shards == first.shards
+    assert list(stored(ground, second).values()) == list(stored(ground, first).values())
+
+
+def test_the_same_items_with_other_partners_are_not_encoded_again(ground: Ground) -> None:
+    write_rows(ground, 1500)
+    ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
+    ground.cluster.batches.clear()
+    others: dict[str, Any] = {
+        f"r{row}": {
+            "id": f"other-{row}",
+            "image": [1499 - row, 0.5],
+            "text": f"caption {row % 40} ",
+        }
+        for row in range(1500)
+    }
+    others["r700"]["text"] = "a new caption"
+    write_rows(ground, 1500, "others.jsonl", **others)
+    fields: dict[str, Any] = {"encoders": ENCODERS, "evaluation_share": 0.2}
+    manifest = ground.prepare(ground.request("others.jsonl", dataset="ds-2", **fields))
+    assert ground.cluster.batches == [1]
+    encoder = load_encoder(EncoderSpec.model_validate(PLACES))
+    for data in stored(ground, manifest).values():
+        for row in pq.read_table(io.BytesIO(data)).to_pylist()[:5]:
+            place = f"[{1499 - int(row['id'].removeprefix('other-'))}, 0.5]".encode()
+            assert row["feature_a"] == encoder.features([encoder.read(place)])[0].tolist()
 
 
 @pytest.mark.parametrize(
     "changed",
     [
         {"owner": "bob"},
-        {"evaluation_share": 0.2},
         {"encoders": {"image": PLACES, "text": {**WORDS, "normalize": True}}},
     ],
 )
@@ -141,6 +164,27 @@ def test_rows_of_others_and_of_other_encoders_are_encoded_again(
     fields = {"encoders": ENCODERS, **changed}
     ground.prepare(ground.request("raw.jsonl", dataset="ds-2", **fields))
     assert sum(ground.cluster.batches) > 0
+
+
+def test_an_encoder_starts_only_for_items_that_it_has_not_encoded(ground: Ground) -> None:
+    write_rows(ground, 2500)
+    first = ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
+    known: dict[str, Any] = {"encoders": ENCODERS, "identities": first.encoders}
+
+    def missing(spec: EncoderSpec) -> Any:
+        raise EncoderUnusable(f"encoder {spec.name!r}: no model")
+
+    ground.cluster.load = missing
+    write_rows(ground, 2500, "again.jsonl", r7={"text": ""})
+    again = ground.prepare(ground.request("again.jsonl", dataset="ds-2", **known))
+    assert (again.rows, again.encoders) == (2499, first.encoders)
+    write_rows(ground, 2500, "new.jsonl", r2400={"text": "a new caption"})
+    with pytest.raises(PreparationFailed, match="no model"):
+        ground.prepare(ground.request("new.jsonl", dataset="ds-3", **known))
+    ground.cluster.load = load_encoder
+    ground.cluster.batches.clear()
+    new = ground.prepare(ground.request("new.jsonl", dataset="ds-3", request=1, **known))
+    assert (new.rows, ground.cluster.batches) == (2500, [1])
 
 
 def test_rows_are_held_out_by_the_bytes_of_their_first_item(ground: Ground) -> None:
@@ -362,34 +406,32 @@ def test_a_crash_in_any_batch_changes_nothing_and_repeats_one_unit(
     assert again <= 1024 + 280
 
 
-def test_a_crash_before_the_record_of_a_unit_leaves_shards_that_are_written_again(
-    ground: Ground,
-) -> None:
+def test_items_that_were_deleted_are_encoded_again(ground: Ground) -> None:
     write_rows(ground, 100)
     first = ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
-    before = stored(ground, first)
+    before = list(stored(ground, first).values())
     for key in list(ground.store.keys(layout.encoded())):
-        if key.endswith(".json"):
-            ground.store.delete(key)
-    second = ground.prepare(ground.request("raw.jsonl", dataset="ds-2", encoders=ENCODERS))
-    assert stored(ground, second) == before
-
-
-def test_shards_that_were_deleted_are_encoded_again(ground: Ground) -> None:
-    write_rows(ground, 100)
-    first = ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
-    before = stored(ground, first)
-    for key in before:
         ground.store.delete(key)
     second = ground.prepare(ground.request("raw.jsonl", dataset="ds-2", encoders=ENCODERS))
-    assert stored(ground, second) == before
+    assert list(stored(ground, second).values()) == before
 
 
-def test_a_dry_run_takes_encoded_rows_and_leaves_none(ground: Ground) -> None:
+def test_a_dry_run_keeps_its_report_and_the_encoded_items_alone(ground: Ground) -> None:
     write_rows(ground, 100)
+    fields: dict[str, Any] = {"encoders": ENCODERS, "evaluation_share": 0.2}
     with pytest.raises(AssertionError):  # there is no manifest
-        ground.prepare(
-            ground.request("raw.jsonl", dataset="ds-1", encoders=ENCODERS, report_version=0)
-        )
-    assert list(ground.store.keys(layout.encoded())) == []
+        ground.prepare(ground.request("raw.jsonl", dataset="ds-1", report_version=0, **fields))
     assert list(ground.store.keys("datasets/")) == [layout.preparation_file("ds-1", "report")]
+    ground.cluster.batches.clear()
+    ground.prepare(ground.request("raw.jsonl", dataset="ds-2", **fields))
+    assert ground.cluster.batches == []
+
+
+def test_a_prepared_dataset_has_its_rows_alone(ground: Ground) -> None:
+    write_rows(ground, 2500)
+    request = ground.request("raw.jsonl", encoders=ENCODERS, evaluation_share=0.2)
+    manifest = ground.prepare(request)
+    folder = layout.dataset_prefix(manifest.dataset)
+    assert {layout.dataset_manifest(manifest.dataset), *stored(ground, manifest)} == {
+        key for key in ground.store.keys(folder) if not key.endswith("progress.json")
+    }

@@ -45,7 +45,7 @@ def key(number: int) -> bytes:
 
 def test_texts_are_sorted_by_length_before_they_are_batched() -> None:
     recorder = Recorder()
-    side = SideEncoder(recorder, WORDS)
+    side = SideEncoder(recorder, WORDS, {})
     for number in range(10):
         side.add(key(number), "x" * (1 + number * 7 % 10))
     list(side.finish())
@@ -58,16 +58,16 @@ def test_texts_are_sorted_by_length_before_they_are_batched() -> None:
 
 def test_equal_keys_are_encoded_once() -> None:
     recorder = Recorder()
-    side = SideEncoder(recorder, WORDS)
+    side = SideEncoder(recorder, WORDS, {})
     for number in range(10):
         side.add(key(number % 2), "x" * (number % 2 + 1))
     list(side.finish())
-    assert (side.encoded, len(recorder.batches)) == (2, 1)
+    assert (len(side.new), len(recorder.batches)) == (2, 1)
 
 
 def test_images_are_encoded_while_others_are_decoded() -> None:
     recorder = Recorder()
-    side = SideEncoder(recorder, PICTURES)
+    side = SideEncoder(recorder, PICTURES, {})
     for number in range(9):
         side.add(key(number), Image.new("RGB", (number + 1, 1)))
         assert len(recorder.batches) == (number + 1) // 4
@@ -77,7 +77,7 @@ def test_images_are_encoded_while_others_are_decoded() -> None:
 
 def test_at_most_two_batches_are_in_flight() -> None:
     recorder = Recorder()
-    side = SideEncoder(recorder, WORDS)
+    side = SideEncoder(recorder, WORDS, {})
     for number in range(40):
         side.add(key(number), "x" * (number + 1))
     list(side.finish())
@@ -86,7 +86,7 @@ def test_at_most_two_batches_are_in_flight() -> None:
 
 def test_a_batch_of_large_images_has_fewer() -> None:
     recorder = Recorder()
-    side = SideEncoder(recorder, PICTURES)
+    side = SideEncoder(recorder, PICTURES, {})
     wide = BATCH_BYTES // 3 // 1000 // 3
     for number in range(6):
         side.add(key(number), Image.new("RGB", (wide, 1000)))
@@ -111,7 +111,7 @@ def test_features_that_cannot_be_used_have_a_reason(value: float, reason: str) -
         return features_BF
 
     recorder.change = spoil
-    side = SideEncoder(recorder, PICTURES)
+    side = SideEncoder(recorder, PICTURES, {})
     for number in range(4):
         side.add(key(number), Image.new("RGB", (5, 1)))
     list(side.finish())
@@ -123,7 +123,7 @@ def test_features_that_cannot_be_used_have_a_reason(value: float, reason: str) -
 def test_features_of_another_width_than_declared_are_not_used() -> None:
     recorder = Recorder()
     recorder.change = lambda features_BF: features_BF[:, :1]
-    side = SideEncoder(recorder, WORDS)
+    side = SideEncoder(recorder, WORDS, {})
     side.add(key(0), "a")
     list(side.finish())
     assert "1 features of width 1 for 1 items; expected width 2" in str(side.feature(key(0)))
@@ -132,7 +132,7 @@ def test_features_of_another_width_than_declared_are_not_used() -> None:
 def test_an_item_that_the_encoder_refuses_has_its_reason() -> None:
     recorder = Recorder()
     recorder.errors = {0: "the recording is too short"}
-    side = SideEncoder(recorder, WORDS)
+    side = SideEncoder(recorder, WORDS, {})
     side.add(key(0), "long")
     side.add(key(1), "a")
     list(side.finish())

@@ -36,10 +36,7 @@ MODEL = ModelSpec.model_validate(
 
 @pytest.fixture
 def ground(tmp_path: Path) -> Ground:
-    ground = Ground(LocalStore(tmp_path / "store"), tmp_path / "theirs", MODEL)
-    rows = [{"id": str(row), "image": [1, row], "text": f"caption {row}"} for row in range(16)]
-    (ground.folder / "raw.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return ground
+    return Ground(LocalStore(tmp_path / "store"), tmp_path / "theirs", MODEL)
 
 
 @pytest.fixture
@@ -67,7 +64,10 @@ def closed_children() -> Iterator[None]:
 
 
 def prepared(ground: Ground, spec: EncoderSpec, dataset: str, **fields: Any) -> EncoderIdentity:
-    """Prepare the rows as another dataset, and return the identity of the encoder that was used."""
+    """Prepare other rows as another dataset, and return the identity of the encoder that was used."""
+    texts = (f"caption {row} of {dataset}" for row in range(16))
+    rows = [{"id": str(row), "image": [1, row], "text": text} for row, text in enumerate(texts)]
+    (ground.folder / "raw.jsonl").write_text("\n".join(map(json.dumps, rows)))
     request = ground.request("raw.jsonl", dataset=dataset, encoders={"text": spec}, **fields)
     return ground.prepare(request).encoders["text"]
 

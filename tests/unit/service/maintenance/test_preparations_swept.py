@@ -2,27 +2,19 @@
 
 from typing import Any
 
-import pytest
-
-from cmcl.contract.dataset import Shard
 from service.maintenance.gc import sweep_jobs, sweep_learned_datasets, sweep_preparations
 from service.maintenance.gc_store import sweep_encoded
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import (
     is_asked,
-    manifest_of,
     prepare_all,
     report_progress,
     requests_in,
-    write_manifest,
 )
 from workers.storage import layout
 
 DAY = 86_400
-OWNER, ENCODERS, UNIT = "default", "e" * 64, "u" * 64
-KEY = layout.encoded_shard(OWNER, ENCODERS, UNIT, "training", "0" * 64)
-RECORD = layout.encoded_unit(OWNER, ENCODERS, UNIT)
 
 
 def begin(plane: ControlPlane, **changes: Any) -> str:
@@ -78,63 +70,15 @@ def test_a_dry_run_leaves_its_report_in_the_database_alone(plane: ControlPlane) 
     assert plane.client.get(f"/v1/jobs/{job}").json()["report"]["rows"] == 16
 
 
-@pytest.fixture
-def encoded(plane: ControlPlane) -> tuple[ControlPlane, str]:
-    """A dataset of encoded rows that is prepared and not learned."""
-    job = begin(plane)
-    (request,) = requests_in(plane.store)
-    plane.store.put(KEY, b"rows")
-    plane.store.put(RECORD, b"{}")
-    manifest = manifest_of(plane.store, request)
-    shard = Shard(uri=f"{plane.store.uri}/{KEY}", sha256="0" * 64, bytes=4, rows=16)
-    write_manifest(plane.store, manifest.model_copy(update={"shards": (shard,)}))
-    plane.tick_to(job, JobState.RUNNING)
-    return plane, job
-
-
-def test_encoded_rows_are_kept_while_a_job_may_read_them(
-    encoded: tuple[ControlPlane, str],
-) -> None:
-    plane, job = encoded
-    for _ in range(3):
-        sweep_encoded(plane.context)
-        plane.clock.advance(8 * DAY)
-    assert is_there(plane, KEY)
-    assert is_there(plane, RECORD)
-    assert plane.job(job).state == JobState.RUNNING
-
-
-def test_encoded_rows_are_kept_for_a_while_after_their_last_use(
-    encoded: tuple[ControlPlane, str],
-) -> None:
-    plane, job = encoded
-    assert plane.run_to_end(job).state == JobState.PUBLISHED
-    sweep_encoded(plane.context)
-    sweep_learned_datasets(plane.context)
-    sweep_encoded(plane.context)
+def test_encoded_items_are_removed_some_time_after_they_were_encoded(plane: ControlPlane) -> None:
+    folder = layout.encoded_items("default", "e" * 64)
+    now = int(plane.clock().timestamp())
+    old, new = (layout.encoded_object(folder, now + seconds, "d" * 64, 5) for seconds in (-DAY, 0))
+    for key in (old, new, f"{folder}of-another-form.json"):
+        plane.store.put(key, b"items")
     plane.clock.advance(6 * DAY)
     sweep_encoded(plane.context)
-    assert is_there(plane, KEY)
+    assert list(plane.store.keys(layout.encoded())) == [new]
     plane.clock.advance(1 * DAY)
-    plane.store.calls.clear()
     sweep_encoded(plane.context)
     assert list(plane.store.keys(layout.encoded())) == []
-    # While there is a record, its shards are believed to be there.
-    assert plane.store.calls.index(RECORD) < plane.store.calls.index(KEY)
-
-
-def test_rows_that_no_dataset_has_named_go_after_the_same_time(plane: ControlPlane) -> None:
-    plane.store.put(KEY, b"of a preparation that was cancelled")
-    sweep_encoded(plane.context)
-    plane.clock.advance(6 * DAY)
-    sweep_encoded(plane.context)
-    assert is_there(plane, KEY)
-    plane.clock.advance(1 * DAY)
-    begin(plane)
-    sweep_encoded(plane.context)
-    # A dataset of this owner is prepared, and may just have found them.
-    assert is_there(plane, KEY)
-    prepare_all(plane.store)
-    plane.tick(3)
-    sweep_encoded(plane.context)
-    assert not is_there(plane, KEY)
