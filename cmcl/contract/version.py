@@ -308,6 +308,21 @@ class Announcement(BaseModel):
     revision: int = Field(default=0, ge=0)
 
 
+# The path where a replica of the endpoint reports the other parts that queries need.
+PARTS = "/internal/parts"
+
+
+class EndpointParts(BaseModel):
+    """The parts of the endpoint, as one replica sees them."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    encoders: dict[str, str] = Field(description="by name: `ok`, or why it does not answer")
+    replicas: dict[str, int] = Field(
+        description="number of replicas by Serve's state; empty if Serve's controller does not answer"
+    )
+
+
 class LivePointer(BaseModel):
     """`models/<model>/live.json`: the serving state of a model, read by the replicas.
 

@@ -7,6 +7,8 @@ see. Where the endpoint requires no keys it cannot decide, and the page shows mo
 import asyncio
 import json
 import logging
+import math
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +16,7 @@ import httpx
 from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
 
+from cmcl.contract.version import PARTS, EndpointParts
 from service.api.concurrency import RELEASE_SLOT, FairSemaphore
 from service.context import Clock
 from service.page.rendering import Visitor
@@ -32,6 +35,9 @@ SECONDS = 10.0
 _MOST_BYTES = 4 << 20
 _AT_ONCE, _AT_ONCE_OF_OWNER, _WAITING_OF_OWNER = 16, 4, 32
 _CONNECT_SECONDS = 2.0
+# Of the report on the endpoint's parts: how long it may take, how old it may be, and how long a page waits for it.
+_CHECK_SECONDS, _CHECK_AGE_SECONDS, _GLANCE_SECONDS = 5.0, 5.0, 1.0
+_STOPPING = {"STOPPING", "STOPPED"}
 # What to do, by status of the endpoint.
 _ADVICE = {
     401: "Give the control plane CMCL_SNAPSHOT_SIGNING_KEY and the endpoint the public key that belongs to it.",
@@ -174,6 +180,9 @@ class Endpoint:
         self._tokens = tokens
         self._transport = transport
         self._slots = FairSemaphore(_AT_ONCE, _AT_ONCE_OF_OWNER, _WAITING_OF_OWNER)
+        self._checks: dict[str, str] = {}
+        self._checked_at = -math.inf
+        self._checking: asyncio.Task[None] | None = None
 
     def knows_owners(self, visitor: Visitor) -> bool:
         """Whether the endpoint itself refuses this visitor what belongs to others."""
@@ -202,7 +211,8 @@ class Endpoint:
         async with self._slots.slot(visitor.principal.owner or EVERY_OWNER):
             try:
                 async with asyncio.timeout(seconds):
-                    status, content = await self._send(visitor, path, body, parameters, seconds)
+                    headers = self._headers(visitor, seconds)
+                    status, content = await self._send(path, headers, seconds, body, parameters)
             except TimeoutError as error:
                 raise EndpointProblem(
                     f"The endpoint did not answer within {seconds:g} seconds.", _NOT_REACHED
@@ -212,19 +222,48 @@ class Endpoint:
                 raise EndpointProblem("The endpoint does not answer.", _NOT_REACHED) from error
         return _parsed(view, status, content)
 
-    async def _send(
-        self,
-        visitor: Visitor,
-        path: str,
-        body: object,
-        parameters: Mapping[str, str | int],
-        seconds: float,
-    ) -> tuple[int, bytes]:
+    async def checks(self) -> dict[str, str]:
+        """Return the parts of the endpoint, each `ok` or its problem; empty without an address.
+
+        The report is some seconds old. A page does not wait until a slow endpoint has answered: it shows the one before.
+        """
+        if not self._url:
+            return {}
+        is_due = time.monotonic() - self._checked_at > _CHECK_AGE_SECONDS
+        if self._checking is None or (self._checking.done() and is_due):
+            self._checking = asyncio.create_task(self._check())
+        await asyncio.wait([self._checking], timeout=_GLANCE_SECONDS)
+        return self._checks or {"endpoint": f"no answer within {_GLANCE_SECONDS:g} s"}
+
+    async def _check(self) -> None:
+        try:
+            async with asyncio.timeout(_CHECK_SECONDS):
+                status, content = await self._send(PARTS, {}, _CHECK_SECONDS)
+            self._checks = {"endpoint": "ok", **_checks_of(_parsed(EndpointParts, status, content))}
+        except TimeoutError:
+            self._checks = {"endpoint": f"no answer within {_CHECK_SECONDS:g} s"}
+        except (httpx.HTTPError, httpx.InvalidURL):
+            self._checks = {"endpoint": "no answer"}
+        except EndpointProblem as error:
+            self._checks = {"endpoint": str(error)}
+        self._checked_at = time.monotonic()
+
+    def _headers(self, visitor: Visitor, seconds: float) -> dict[str, str]:
         # Less than the deadline here, so that the endpoint says which of its parts was slow.
         headers = {"x-request-timeout-ms": str(int(900 * seconds))}
         if self._tokens is not None:
             session = visitor.session.id if visitor.session else "local"
             headers["authorization"] = self._tokens.authorization(visitor.principal, session)
+        return headers
+
+    async def _send(
+        self,
+        path: str,
+        headers: Mapping[str, str],
+        seconds: float,
+        body: object = None,
+        parameters: Mapping[str, str | int] = {},
+    ) -> tuple[int, bytes]:
         timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS)
         # Proxies of the environment are for the internet, and this address is internal.
         client = httpx.AsyncClient(timeout=timeout, trust_env=False, transport=self._transport)
@@ -254,6 +293,18 @@ def open_endpoint(settings: Settings, clock: Clock) -> Endpoint:
 
     tokens = SessionTokens(read_signing_key(key.get_secret_value()), clock)
     return Endpoint(settings.embeddings_url, tokens)
+
+
+def _checks_of(parts: EndpointParts) -> dict[str, str]:
+    """Each part with `ok` or its problem."""
+    wanted = {state: count for state, count in parts.replicas.items() if state not in _STOPPING}
+    running, total = wanted.get("RUNNING", 0), sum(wanted.values())
+    if not total:
+        replicas = "not known: Ray Serve's controller does not answer"
+    else:
+        replicas = "ok" if running == total else f"{running} of {total} running"
+    encoders = {f"encoder {name}": result for name, result in parts.encoders.items()}
+    return {"replicas": replicas, **encoders}
 
 
 def _parsed(view: type[View], status: int, content: bytes) -> View:

@@ -3,6 +3,7 @@
 The overview shows what is live, being learned, held and broken, and what to do next.
 """
 
+import asyncio
 from datetime import datetime
 from functools import partial
 
@@ -17,7 +18,7 @@ from service.api.datasets import DatasetSummary, list_datasets
 from service.api.dependencies import ContextDep, LoopsDep, ModelPath, Reader
 from service.api.history import VersionFiguresView, list_history
 from service.api.models import ModelView, list_models, read_model, read_policy
-from service.api.operations import Health, check_health
+from service.api.operations import check_health
 from service.api.pagination import CursorQuery, Page, get_number_seek, get_text_seek
 from service.api.quotas import QuotaView, read_quotas
 from service.api.summaries import ModelSummary, list_summaries, read_summary
@@ -60,22 +61,33 @@ async def overview_page(
     request: Request, principal: Reader, context: ContextDep, loops: LoopsDep
 ) -> Response:
     """What a person looks at first."""
-    health = await check_health(context, loops, request.app.state.probes)
-    return await run_in_threadpool(_render_overview, request, principal, context, health)
+    health, endpoint = await asyncio.gather(
+        check_health(context, loops, request.app.state.probes),
+        request.app.state.endpoint.checks(),
+    )
+    return await run_in_threadpool(
+        _render_overview, request, principal, context, health.checks, endpoint
+    )
 
 
 def _render_overview(
-    request: Request, principal: Principal, context: Context, health: Health
+    request: Request,
+    principal: Principal,
+    context: Context,
+    control_plane: dict[str, str],
+    endpoint: dict[str, str],
 ) -> Response:
     found = _read_overview(principal, context)
     values = {name: getattr(found, name) for name in Overview.model_fields}
-    problems = {name: result for name, result in health.checks.items() if result != "ok"}
+    checks = {**control_plane, **endpoint}
     return pages_of(request).render(
         request,
         "overview.html",
         most_shown=_MOST_SHOWN,
-        checks=health.checks,
-        problems=problems,
+        checks=checks,
+        problems={name: result for name, result in checks.items() if result != "ok"},
+        learning_is_affected=any(result != "ok" for result in control_plane.values()),
+        queries_are_affected=any(result != "ok" for result in endpoint.values()),
         # A function: only the part of the page that shows them has them counted.
         quotas=partial(_quotas, principal, context),
         **values,

@@ -6,6 +6,7 @@ from io import BytesIO
 
 from PIL import Image
 
+from cmcl.contract.version import PARTS
 from service.page.endpoint import Endpoint
 from tests.browser.sample import Names
 from tests.fakes.control_plane import ControlPlane
@@ -45,6 +46,7 @@ def add_endpoint(plane: ControlPlane, names: Names) -> None:
     path = f"/v1/collections/{names.collection}"
     fake = FakeEndpoint(
         {
+            f"GET {PARTS}": {"encoders": {}, "replicas": {"RUNNING": 2}},
             "GET /v1/collections": {"object": "list", "data": [listed], "damaged": []},
             f"GET {path}": listed,
             f"GET {path}/items": {**page, "rows": len(items), "next_offset": None},

@@ -37,7 +37,7 @@ class LetterEncoders:
         await self._compare(expected)
         return np.stack([_features(index, text) for index, text in enumerate(raw)])
 
-    async def check(self, name: str, expected: EncoderIdentity) -> None:
+    async def check(self, name: str, expected: EncoderIdentity | None) -> None:
         await self._compare(expected)
 
     async def _compare(self, expected: EncoderIdentity | None) -> None:

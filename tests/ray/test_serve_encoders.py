@@ -19,6 +19,7 @@ from PIL import Image
 
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import PARTS, EndpointParts
 from cmcl.stack import LocalStack
 from tests.fakes.versions import publish_version, random_heads
 from tests.ray.encoder_application import PREFIX, deployed
@@ -95,6 +96,11 @@ class Application:
         answer = httpx.get(f"{self.url}/models/{MODEL}", timeout=SECONDS).raise_for_status()
         found: dict[str, dict[str, Any]] = answer.json()["encoders"]
         return found
+
+    def parts(self) -> EndpointParts:
+        url = self.url.removesuffix("/v1") + PARTS
+        answer = httpx.get(url, timeout=SECONDS).raise_for_status()
+        return EndpointParts.model_validate_json(answer.content)
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +180,9 @@ def test_raw_items_are_embedded_and_another_encoder_of_equal_width_is_refused(
         "image": True,
         "place": True,
     }
+    assert application.parts() == EndpointParts(
+        encoders={encoder.name: "ok" for encoder in ENCODERS.values()}, replicas={"RUNNING": 1}
+    )
 
     # The same width, and other features: their length is 1.
     swapped = ENCODERS["image"].model_copy(update={"normalize": True})

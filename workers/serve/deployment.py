@@ -114,6 +114,7 @@ class Embedder:
             announcer=self._listener,
             collections=self._collections,
             tracing=self._tracing,
+            replica_states=_replica_states,
         )
         return create_api(replica)
 
@@ -171,14 +172,20 @@ def _watch_collections(metrics: RayMetrics, collections: Collections) -> None:
     metrics.watch("collections_damaged", "Collections that fail checks.", lambda: len(damaged()))
 
 
-def _others_answer() -> bool:
-    """Whether other replicas of this application take requests; this one is starting."""
+def _replica_states() -> Mapping[str, int]:
+    """Number of replicas of this application by state; empty where Serve's controller has failed."""
     me = serve.get_replica_context()
     try:
         states = serve.status().applications[me.app_name].deployments[me.deployment].replica_states
     except (RayError, KeyError):
-        return False
-    return any(state == "RUNNING" and count for state, count in states.items())
+        return {}
+    # Declared as an enumeration; Serve returns strings.
+    return {str(state): count for state, count in states.items()}
+
+
+def _others_answer() -> bool:
+    """Whether other replicas of this application take requests; this one is starting."""
+    return bool(_replica_states().get("RUNNING"))
 
 
 def _authenticator(

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from cmcl.contract.access import KeySnapshot, SnapshotKey
-from cmcl.contract.version import ANNOUNCEMENTS
+from cmcl.contract.version import ANNOUNCEMENTS, PARTS
 from service.auth.key_snapshot import make_pair, read_signing_key, sign
 from service.auth.keys import KeyText, mint
 from tests.fakes.app_client import AppClient
@@ -19,8 +19,8 @@ from workers.serve.auth import SignedKeys, read_public_keys
 from workers.storage import layout
 
 PAIR = make_pair()
-# Probes, the description, and the announcement, which only triggers a poll.
-OPEN = {"/healthz", "/readyz", "/openapi.json", ANNOUNCEMENTS}
+# Probes, the description, and what the control plane calls: a poll of the store, and a call to each encoder.
+OPEN = {"/healthz", "/readyz", "/openapi.json", ANNOUNCEMENTS, PARTS}
 LAB, SHOP, OPERATOR = mint(), mint(), mint()
 QUERY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]})
 

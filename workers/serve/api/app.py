@@ -1,15 +1,18 @@
 """The ASGI application of a replica: the one place that puts its routes together.
 
-It also has the routes that no user calls: probes, and announcements of the control plane.
+It also has the routes that no user calls: probes, and those that the control plane calls.
 """
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 import numpy as np
+from anyio import CapacityLimiter, fail_after, to_thread
 from fastapi import APIRouter, FastAPI
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -17,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cmcl.contract import DISTRIBUTION
-from cmcl.contract.version import ANNOUNCEMENTS, Announcement
+from cmcl.contract.version import ANNOUNCEMENTS, PARTS, Announcement, EndpointParts
 from workers.serve.announcements import Announcer
 from workers.serve.api import (
     collections,
@@ -40,6 +43,7 @@ from workers.serve.api.middleware import (
 from workers.serve.api.openapi import DescribedApp, operation, operation_id
 from workers.serve.api.wire.responses import Health
 from workers.serve.compute import stuck
+from workers.serve.encoders.port import EncoderUnavailable
 from workers.serve.errors import ApiError, BodyTimeout, BodyTooLarge, InvalidRequest, NotReady
 from workers.serve.versions.loading import ServedVersion
 
@@ -49,6 +53,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 # Longer than any product takes: a thread that does not respond in this time is stuck.
 _MOVES_SECONDS = 5.0
+# How long an encoder and Serve's controller may take to answer, and how old the report of the parts may be.
+_PART_SECONDS, _REPORT_SECONDS = 2.0, 1.0
 # Limits of the body of an announcement, and of its arrival.
 _MOST_BYTES = 4096
 _BODY_SECONDS = 5.0
@@ -105,6 +111,7 @@ def describe(replica: Replica) -> FastAPI:
         app.include_router(router(replica))
     app.include_router(_probes_router(replica))
     app.include_router(announcements_router(replica.announcer))
+    app.include_router(_parts_router(replica))
     return app
 
 
@@ -190,6 +197,66 @@ class _Tried:
             vector_BE = await self._replica.compute.embed(version, modality, row_BF)
             if not np.isfinite(vector_BE).all():
                 raise NotReady(f"{version.label} gives no vector for modality {modality!r}")
+
+
+def _parts_router(replica: Replica) -> APIRouter:
+    """Return the route `GET /internal/parts`.
+
+    It needs no key: it causes a call to each encoder, once a second at most.
+    """
+    made = APIRouter(include_in_schema=False)
+    parts = _Parts(replica)
+
+    @made.get(PARTS)
+    async def get_parts() -> Response:
+        """Report which encoders answer this replica, and how many replicas there are."""
+        return JSONResponse((await parts.report()).model_dump())
+
+    return made
+
+
+class _Parts:
+    """Asks the other parts of the endpoint, once for all requests of a second."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._controller = CapacityLimiter(1)
+        self._asked_at = -math.inf
+        self._asking: asyncio.Task[EndpointParts] | None = None
+
+    async def report(self) -> EndpointParts:
+        now = time.monotonic()
+        if self._asking is None or (self._asking.done() and now - self._asked_at > _REPORT_SECONDS):
+            self._asked_at, self._asking = now, asyncio.create_task(self._ask())
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> EndpointParts:
+        names = self._replica.encoders.specs
+        replicas, *states = await asyncio.gather(self._replicas(), *map(self._encoder, names))
+        return EndpointParts(encoders=dict(zip(names, states, strict=True)), replicas=replicas)
+
+    async def _encoder(self, name: str) -> str:
+        try:
+            async with asyncio.timeout(_PART_SECONDS):
+                await self._replica.encoders.check(name, None)
+        except EncoderUnavailable as error:
+            return str(error)
+        except TimeoutError:
+            return f"no answer within {_PART_SECONDS:g} s"
+        return "ok"
+
+    async def _replicas(self) -> dict[str, int]:
+        """A controller that hangs holds one thread."""
+        states = self._replica.replica_states
+        try:
+            with fail_after(_PART_SECONDS):
+                return dict(
+                    await to_thread.run_sync(
+                        states, limiter=self._controller, abandon_on_cancel=True
+                    )
+                )
+        except TimeoutError:
+            return {}
 
 
 def announcements_router(announcer: Announcer) -> APIRouter:

@@ -3,7 +3,7 @@
 import asyncio
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import ParamSpec, TypeVar
@@ -111,6 +111,8 @@ class Replica:
     announcer: Announcer = field(default_factory=NullAnnouncer)
     collections: Collections | None = None
     tracing: Tracing | None = None
+    # Number of replicas by Serve's state. May wait for Serve's controller.
+    replica_states: Callable[[], Mapping[str, int]] = dict
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cmcl.contract.version import ANNOUNCEMENTS
+from cmcl.contract.version import ANNOUNCEMENTS, PARTS
 from workers.serve.api.limits import Holding, hold_for, in_time
 from workers.serve.errors import ApiError, Forbidden, InvalidRequest
 from workers.serve.fairness import Quota
@@ -43,8 +43,8 @@ _ANY = "*"
 _NAMES = 64
 
 # Not counted, and answered under any host name: probes (one that finds a replica not ready would count as a
-# query that failed) and announcements of the control plane.
-INTERNAL_PATHS = frozenset({"/healthz", "/readyz", ANNOUNCEMENTS})
+# query that failed) and requests of the control plane.
+INTERNAL_PATHS = frozenset({"/healthz", "/readyz", ANNOUNCEMENTS, PARTS})
 # By which a client with the wrong address sees whose it is; the control plane has one, too.
 _SERVER = (b"x-cmcl-server", b"embeddings")
 _UNAUTHORIZED = 401

@@ -69,7 +69,7 @@ class EncoderClients:
         """Features (B × F). Raises KeyError, UnreadableItem, EncoderMismatch, EncoderUnavailable."""
         return await self._clients[name].encode(raw, tenant, expected)
 
-    async def check(self, name: str, expected: EncoderIdentity) -> None:
+    async def check(self, name: str, expected: EncoderIdentity | None) -> None:
         """Raises KeyError, EncoderMismatch, EncoderUnavailable."""
         await self._clients[name].check(expected)
 
@@ -92,7 +92,7 @@ class _Client:
         parts = await self._in_parts(raw, tenant, expected)
         return np.concatenate([np.empty((0, self._spec.width), np.float32), *parts])
 
-    async def check(self, expected: EncoderIdentity) -> None:
+    async def check(self, expected: EncoderIdentity | None) -> None:
         async with _in_time(self._spec):
             self._features(await self._call((), expected), 0, expected)
 

@@ -64,7 +64,7 @@ class Encoders(Protocol):
         """
         ...
 
-    async def check(self, name: str, expected: EncoderIdentity) -> None:
+    async def check(self, name: str, expected: EncoderIdentity | None) -> None:
         """Raises KeyError, EncoderMismatch, EncoderUnavailable."""
         ...
 
@@ -81,7 +81,7 @@ class NoEncoders:
     ) -> Float32Array:
         raise KeyError(name)
 
-    async def check(self, name: str, expected: EncoderIdentity) -> None:
+    async def check(self, name: str, expected: EncoderIdentity | None) -> None:
         raise KeyError(name)
 
 
