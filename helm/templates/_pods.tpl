@@ -64,10 +64,10 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .tolerations }}
-tolerations: {{- toYaml . | nindent 2 }}
+tolerations: {{- include "cmcl.canonical" . | nindent 2 }}
 {{- end }}
 {{- with .affinity }}
-affinity: {{- toYaml . | nindent 2 }}
+affinity: {{- include "cmcl.canonical" . | nindent 2 }}
 {{- end }}
 {{- with .priorityClassName }}
 priorityClassName: {{ . | quote }}

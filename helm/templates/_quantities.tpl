@@ -99,14 +99,35 @@
 {{- end -}}
 {{- $volumes = append $volumes $copy -}}
 {{- end -}}
-{{- toYaml $volumes -}}
+{{- include "cmcl.canonical" $volumes -}}
 {{- end -}}
 
-{{/* Mounts likewise: Go omits false values. */}}
-{{- define "cmcl.canonicalMounts" -}}
-{{- $mounts := list -}}
-{{- range . -}}
-{{- $mounts = append $mounts (ternary . (omit . "readOnly") (default false .readOnly)) -}}
+{{/* What users write in Kubernetes' form, without the empty values that Go omits. As JSON with the key value. */}}
+{{- define "cmcl.omitEmpty" -}}
+{{- $written := .value -}}
+{{- if kindIs "map" .value -}}
+{{- $written = dict -}}
+{{- range $key, $value := .value -}}
+{{- $isEmpty := or (and (kindIs "string" $value) (not $value)) (and (kindIs "slice" $value) (not $value)) -}}
+{{- if has $key (list "matchLabels" "labels" "annotations" "volumeAttributes" "readOnly") -}}
+{{- $isEmpty = not $value -}}
+{{- else if eq $key "storageClassName" -}}
+{{- /* A pointer in Go: empty means no class, and not the default class. */ -}}
+{{- $isEmpty = false -}}
 {{- end -}}
-{{- toYaml $mounts -}}
+{{- if not $isEmpty -}}
+{{- $_ := set $written $key (include "cmcl.omitEmpty" (dict "value" $value) | fromJson).value -}}
+{{- end -}}
+{{- end -}}
+{{- else if kindIs "slice" .value -}}
+{{- $written = list -}}
+{{- range .value -}}
+{{- $written = append $written (include "cmcl.omitEmpty" (dict "value" .) | fromJson).value -}}
+{{- end -}}
+{{- end -}}
+{{- dict "value" $written | toJson -}}
+{{- end -}}
+
+{{- define "cmcl.canonical" -}}
+{{- toYaml (include "cmcl.omitEmpty" (dict "value" .) | fromJson).value -}}
 {{- end -}}

@@ -56,10 +56,13 @@ def test_a_migration_reaches_the_database_as_the_service_does(locked_down: Relea
     ],
 )
 def test_each_group_has_its_node_labels_and_priority(path: tuple[str, ...], component: str) -> None:
+    term = {"weight": 1, "podAffinityTerm": {"topologyKey": "zone"}}
     place: dict[str, object] = {
         "nodeSelector": {"pool": "a"},
         "tolerations": [{"key": "pool", "operator": "Exists"}],
-        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+        "affinity": {
+            "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}
+        },
         "priorityClassName": "urgent",
     }
     values = place

@@ -93,7 +93,7 @@ containers:
     volumeMounts:
       {{- include "cmcl.volumeMounts" .root | nindent 6 }}
       {{- with .part.extraVolumeMounts }}
-      {{- include "cmcl.canonicalMounts" . | nindent 6 }}
+      {{- include "cmcl.canonical" . | nindent 6 }}
       {{- end }}
 volumes:
   - name: tmp

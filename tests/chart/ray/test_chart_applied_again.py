@@ -16,6 +16,8 @@ from tests.chart.release import Object, Release, each_release, render, values_of
 
 RAY = ("RayService", "RayCluster")
 QUANTITIES = {"requests", "limits"}
+# Fields without a pointer that are neither a text nor a list.
+_OMITTED_IF_EMPTY = {"readOnly", "matchLabels", "labels", "annotations", "volumeAttributes"}
 _UNITS = {
     1000: ("m", "", "k", "M", "G", "T", "P", "E"),
     1024: ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"),
@@ -36,6 +38,13 @@ def _quantity(value: Any) -> str:
     return f"{int(amount)}{units[unit] if amount else ''}"
 
 
+def _is_omitted(key: str, part: Any) -> bool:
+    if key == "storageClassName":
+        # A pointer, unlike the others.
+        return False
+    return part in ("", []) or (key in _OMITTED_IF_EMPTY and not part)
+
+
 def _written_back(node: Any) -> Any:
     """A part of a Ray object after KubeRay's update, for the parts that the chart uses."""
     if isinstance(node, list):
@@ -49,6 +58,7 @@ def _written_back(node: Any) -> Any:
         if key == "sizeLimit"
         else _written_back(part)
         for key, part in node.items()
+        if not _is_omitted(key, part)
     }
     if "groupName" in node:
         # No pointer, so that Go writes it even where it is empty.
@@ -57,10 +67,6 @@ def _written_back(node: Any) -> Any:
         # Likewise in a claim's template.
         written = {"metadata": {}} | written
         written["spec"] = {"resources": {}} | written["spec"]
-    if "mountPath" in node and not node.get("readOnly", True):
-        del written["readOnly"]
-    if node.get("value") == "":
-        del written["value"]
     if "resourceFieldRef" in node:
         written["resourceFieldRef"] = {"divisor": "0"} | node["resourceFieldRef"]
     return written
@@ -80,6 +86,11 @@ def test_kuberay_changes_nothing_that_helm_applied(release: Release) -> None:
 def test_kuberay_changes_nothing_of_what_users_write() -> None:
     values = values_of("gpu")
     values["training"]["autoscaling"]["resources"] = {"requests": {"cpu": "1000m"}}
+    selector = {
+        "matchLabels": {},
+        "matchExpressions": [{"key": "a", "operator": "Exists", "values": []}],
+    }
+    spread = {"topologyKey": "zone", "labelSelector": selector, "namespaceSelector": {}}
     part = {
         "extraEnv": {
             "EMPTY": "",
@@ -89,12 +100,19 @@ def test_kuberay_changes_nothing_of_what_users_write() -> None:
         "extraVolumes": [
             {"name": "cache", "emptyDir": {"sizeLimit": "2048Mi"}},
             {"name": "plain", "emptyDir": {}},
+            {"name": "keys", "secret": {"secretName": "keys", "items": []}},
+            {"name": "data", "persistentVolumeClaim": {"claimName": "data", "readOnly": False}},
+            {
+                "name": "token",
+                "projected": {"sources": [{"serviceAccountToken": {"path": "t", "audience": ""}}]},
+            },
             {
                 "name": "spool",
                 "ephemeral": {
                     "volumeClaimTemplate": {
                         "spec": {
                             "accessModes": ["ReadWriteOnce"],
+                            "storageClassName": "",
                             "resources": {"requests": {"storage": "1024Gi"}},
                         }
                     }
@@ -103,10 +121,18 @@ def test_kuberay_changes_nothing_of_what_users_write() -> None:
         ],
         "extraVolumeMounts": [
             {"name": "cache", "mountPath": "/cache", "readOnly": False},
-            {"name": "plain", "mountPath": "/plain", "readOnly": True},
+            {"name": "plain", "mountPath": "/plain", "readOnly": True, "subPath": ""},
         ],
         "head": {"resources": {"requests": {"cpu": 0.5, "memory": "2048Mi"}}},
-        "workers": {"resources": {"requests": {"cpu": 2, "memory": "1.5Gi"}}},
+        "workers": {
+            "resources": {"requests": {"cpu": 2, "memory": "1.5Gi"}},
+            "tolerations": [
+                {"key": "a", "operator": "Exists", "value": "", "effect": "NoSchedule"}
+            ],
+            "affinity": {
+                "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [spread]}
+            },
+        },
     }
     for name in ("training", "serving"):
         values[name] = {**values[name], **part} if name in values else part
@@ -117,6 +143,13 @@ def test_kuberay_changes_nothing_of_what_users_write() -> None:
     ]["containers"]
     assert container["resources"]["requests"] == {"cpu": "500m", "memory": "2Gi"}
     assert {"name": "EMPTY"} in container["env"]
+    pod = applied["demo-cmcl-serving"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"][
+        "spec"
+    ]
+    (term,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["namespaceSelector"] == {}, "which is every namespace"
+    claims = [volume["ephemeral"] for volume in pod["volumes"] if "ephemeral" in volume]
+    assert claims[0]["volumeClaimTemplate"]["spec"]["storageClassName"] == ""
 
 
 @pytest.mark.parametrize(
