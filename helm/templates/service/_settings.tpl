@@ -93,8 +93,8 @@ CMCL_OIDC_AUDIENCE: {{ required "access.oidc.audience is missing: tokens for oth
 {{- if not $.Values.access.page.url }}
 {{- fail "access.oidc.clientId is set, but access.page.url is empty: the issuer sends browsers back to that address" }}
 {{- end }}
-{{- if not (or .clientSecret $.Values.access.encryptionSecret) }}
-{{- fail "access.oidc.clientId is set, but neither access.oidc.clientSecret nor access.encryptionSecret: one of them signs the cookie of a sign-in" }}
+{{- if not (or .existingSecret $.Values.access.encryptionSecret) }}
+{{- fail "access.oidc.clientId is set, but neither access.oidc.existingSecret nor access.encryptionSecret: one of them signs the cookie of a sign-in" }}
 {{- end }}
 CMCL_OIDC_CLIENT_ID: {{ .clientId | quote }}
 CMCL_OIDC_SCOPES: {{ join "," .scopes | quote }}
@@ -222,12 +222,12 @@ sqlite:////var/lib/cmcl/database/cmcl.db
       name: {{ . | quote }}
       key: {{ $.Values.access.encryptionSecretKey | quote }}
 {{- end }}
-{{- if .Values.access.oidc.clientSecret }}
+{{- with .Values.access.oidc.existingSecret }}
 - name: CMCL_OIDC_CLIENT_SECRET
   valueFrom:
     secretKeyRef:
-      name: {{ .Values.access.oidc.clientSecret | quote }}
-      key: {{ .Values.access.oidc.clientSecretKey | quote }}
+      name: {{ . | quote }}
+      key: {{ $.Values.access.oidc.secretKey | quote }}
 {{- end }}
 {{- include "cmcl.signingEnv" . }}
 {{- if not (include "cmcl.makesRayJobs" .) }}

@@ -227,7 +227,7 @@ def test_tokens_for_any_audience_are_refused() -> None:
         ({"oidc": _ISSUER}, r"access\.page\.url is empty"),
         (
             {"oidc": _ISSUER, "page": {"url": "https://x/ui"}},
-            r"neither access\.oidc\.clientSecret nor access\.encryptionSecret",
+            r"neither access\.oidc\.existingSecret nor access\.encryptionSecret",
         ),
     ],
 )
