@@ -58,7 +58,9 @@ OTHERS: dict[str, Any] = {
     "customResources": {"other": 1},
     "version": "9.9.9",
     "gpuResource": "other.example.org/gpu",
-    "interval": "9s",
+    "scrape": {"interval": "9s"},
+    "disabledAlerts": ["CmclServiceDown"],
+    "runbookUrl": "https://other.example.org/{alert}",
     "encoders": [{"name": "other", "kind": "synthetic", "takes": "audio", "width": 8}],
     "encoderImages": {"other": {"repository": "other"}},
     "networkPolicy.operator": OTHER_PEERS,
@@ -83,7 +85,7 @@ OTHERS: dict[str, Any] = {
 }
 OTHER_TEXT, OTHER_MAP = "other", {"other": "x"}
 # Keys below these belong to Kubernetes: their maps are replaced as a whole.
-WHOLES = {"resources", "helperResources", "labels"}
+WHOLES = {"resources", "helperResources", "labels", "scrape"}
 
 
 def _leaves(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -127,8 +127,8 @@ def test_every_alert_has_a_unique_name() -> None:
 def test_an_alert_says_what_is_wrong_and_what_to_do() -> None:
     for rule in ALERTS:
         assert rule["labels"]["severity"] in ("critical", "warning", "info"), rule["alert"]
-        assert set(rule["annotations"]) == {"summary", "description", "runbook"}, rule["alert"]
-        assert rule["annotations"]["runbook"] == f"docs/runbooks/{rule['alert']}.md"
+        assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}, rule["alert"]
+        assert rule["annotations"]["runbook_url"] == f"docs/runbooks/{rule['alert']}.md"
         assert "for" in rule, rule["alert"]
 
 

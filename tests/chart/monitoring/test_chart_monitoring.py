@@ -22,6 +22,8 @@ def test_monitor_finds_the_service_and_its_port(production: Release) -> None:
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
     assert (endpoint["path"], endpoint["interval"]) == ("/metrics", "15s")
+    assert endpoint["scrapeTimeout"] == "10s"
+    assert endpoint["relabelings"] == [{"targetLabel": "cluster", "replacement": "eu-1"}]
 
 
 def test_the_monitor_sends_the_key_that_the_service_requires_of_scrapers(
@@ -51,7 +53,31 @@ def test_the_rules_are_those_that_promtool_tests(production: Release) -> None:
         bare = f"absent({selector.partition('{')[0]})"
         assert named.count(bare) == 1
         named = named.replace(bare, f"absent({selector})")
-    assert spec == helm_python.values_from_yaml(named)
+    declared = helm_python.values_from_yaml(named)
+    for group in declared["groups"]:
+        group["rules"] = [
+            rule for rule in group["rules"] if rule.get("alert") != "CmclLauncherErrors"
+        ]
+        for rule in group["rules"]:
+            link = f"https://docs.example.org/cmcl/runbooks/{rule['alert']}/"
+            assert rule["annotations"]["runbook_url"] == f"docs/runbooks/{rule['alert']}.md"
+            rule["annotations"]["runbook_url"] = link
+    assert spec == declared
+
+
+def test_only_alerts_that_exist_can_be_left_out() -> None:
+    rule = {"enabled": True, "disabledAlerts": ["CmclServiceDwon"]}
+    with pytest.raises(helm_python.HelmRenderError, match="CmclServiceDwon, which is no alert"):
+        render({"monitoring": {"prometheusRule": rule}})
+
+
+def test_a_group_without_alerts_is_left_out() -> None:
+    (first, *rest) = helm_python.values_from_yaml(RULES)["groups"]
+    names = [rule["alert"] for rule in first["rules"]]
+    rule = {"enabled": True, "disabledAlerts": names}
+    values = {"monitoring": {"prometheusRule": rule, "podMonitor": {"enabled": True}}}
+    groups = render(values).one("PrometheusRule", "demo-cmcl")["spec"]["groups"]
+    assert [group["name"] for group in groups] == [group["name"] for group in rest]
 
 
 def test_what_is_missing_is_looked_for_under_the_names_that_the_monitors_give(
@@ -129,6 +155,15 @@ def test_ray_nodes_are_scraped_where_kuberay_opens_the_port(production: Release)
     assert (expression["operator"], expression["values"]) == ("In", ["training", "serving"])
     (endpoint,) = spec["podMetricsEndpoints"]
     assert (endpoint["port"], endpoint["interval"]) == ("metrics", "20s")
+
+
+def test_metric_relabelings_of_users_follow_those_of_the_chart(production: Release) -> None:
+    own = {"action": "drop", "sourceLabels": ["__name__"], "regex": "ray_internal_.*"}
+    monitor = {"enabled": True, "scrape": {"metricRelabelings": [own]}}
+    (item,) = render({"monitoring": {"podMonitor": monitor}}).of_kind("PodMonitor")
+    (endpoint,) = item["spec"]["podMetricsEndpoints"]
+    (chart,) = production.one("PodMonitor", "demo-cmcl-ray")["spec"]["podMetricsEndpoints"]
+    assert endpoint["metricRelabelings"] == [*chart["metricRelabelings"], own]
 
 
 @pytest.mark.parametrize(
