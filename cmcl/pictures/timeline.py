@@ -186,7 +186,8 @@ def _minus(x: float, edge: dict[str, str]) -> str:
     at = (x + 0.75 * _RADIUS, _MIDDLE - 0.75 * _RADIUS)
     inside = fill("surface")
     both = {**edge, **inside, "class": f"{inside['class']} {edge['class']}"}
-    disc = element("circle", {"cx": at[0], "cy": at[1], "r": 7.0} | both)
+    where: dict[str, str | float] = {"cx": at[0], "cy": at[1], "r": 7.0}
+    disc = element("circle", where | both)
     return disc + line((at[0] - 3.5, at[1]), (at[0] + 3.5, at[1]), "ink", 2)
 
 

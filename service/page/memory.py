@@ -238,9 +238,11 @@ def _unlearned(
     """The datasets that some of the versions learned and measured, and the newest has unlearned."""
     kept = {line.dataset for line in lineage}
     return [
-        Column(each.dataset, each.dataset_name, each.version, _recalls(each, at)[each.dataset])
+        Column(dataset, each.dataset_name, each.version, _recalls(each, at)[dataset])
         for each in versions
-        if each.dataset not in kept and each.dataset in _recalls(each, at)
+        if (dataset := each.dataset) is not None
+        and dataset not in kept
+        and dataset in _recalls(each, at)
     ]
 
 

@@ -2,6 +2,7 @@
 
 import html
 import re
+from typing import Any
 
 import httpx
 import pytest
@@ -64,7 +65,7 @@ def test_a_failed_job_is_retried(plane: ControlPlane, person: Browser) -> None:
     assert plane.job(job).state == JobState.QUEUED
 
 
-def fail(plane: ControlPlane, **posted: object) -> str:
+def fail(plane: ControlPlane, **posted: Any) -> str:
     """A job whose dataset cannot be read."""
     plane.shards.mkdir(exist_ok=True)
     broken = plane.shards / "broken.parquet"
