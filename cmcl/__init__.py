@@ -23,11 +23,10 @@ if TYPE_CHECKING:
     from cmcl.contract.dataset import ShardRef
     from cmcl.contract.modality import ModalityPair
     from cmcl.contract.model import ModalitySpec, ModelSpec, TrainingSpec
-    from cmcl.contract.policy import CanaryPlan, GatePolicy, RolloutPolicy, RolloutRule
+    from cmcl.contract.policy import GatePolicy
 
 __all__ = [
     "AsyncClient",
-    "CanaryPlan",
     "Client",
     "CmclError",
     "FieldError",
@@ -38,8 +37,6 @@ __all__ = [
     "ModelSpec",
     "Query",
     "Retries",
-    "RolloutPolicy",
-    "RolloutRule",
     "ShardRef",
     "TrainingSpec",
     "Unreachable",
@@ -63,7 +60,7 @@ _MODULES = {
     "cmcl.contract.dataset": ("ShardRef",),
     "cmcl.contract.modality": ("ModalityPair",),
     "cmcl.contract.model": ("ModalitySpec", "ModelSpec", "TrainingSpec"),
-    "cmcl.contract.policy": ("CanaryPlan", "GatePolicy", "RolloutPolicy", "RolloutRule"),
+    "cmcl.contract.policy": ("GatePolicy",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -1,7 +1,7 @@
 """Check that every dashboard panel and every alert has series, with a live Prometheus.
 
 `python -m deploy.check_dashboards` starts the whole system and Debian's Prometheus, and uses the system:
-two datasets, queries, texts, a collection, a rollback, a shadow version, rejected requests. It then
+two datasets, queries, texts, a collection, a rollback, rejected requests. It then
 evaluates every expression of the dashboards and alert rules at one instant: training expressions during
 training, all others more than a minute after the last change. Expressions that may be empty have their
 metrics queried as well. NOT_HERE lists series that this run does not cause. Exit status 1: an expression
@@ -27,7 +27,7 @@ from cmcl import Client
 from cmcl.client import Item, Job
 from cmcl.contract.encoder import parse_encoder
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from cmcl.contract.policy import CanaryPlan, GatePolicy
+from cmcl.contract.policy import GatePolicy
 from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import read_stream
 from cmcl.stack import LocalStack
@@ -47,13 +47,12 @@ NOT_HERE = {
     'outcome!~"ok': "no call failed",
     "refused_versions": "no version was damaged",
     "refused_key_lists": "no list of keys is read here",
-    "shadow_dropped": "every request was shadowed",
     "training_resumed_at": "no attempt resumed from a checkpoint",
 }
 # promtool tests that alerts fire.
 _QUIET = "all is well"
 # Gauges of models are read from the database once a minute.
-_SHADOW_SECONDS = 70.0
+_SETTLE_SECONDS = 70.0
 # A phase of a few seconds would not be scraped.
 _SLOW = TrainingSpec(epochs=150)
 _TRACE = "import ray; ray.init(logging_level='error'); print('PORT', ray.nodes()[0]['MetricsExportPort'])"
@@ -187,11 +186,10 @@ def use(stack: LocalStack) -> Sequence[float]:
             MODEL, [Item(str(row), "text", feature) for row, feature in enumerate(probes["text"])]
         )
         client.roll_back(MODEL)
-        client.start_canary(MODEL, 2, CanaryPlan(shadow=1.0))
         for words in ("a shoe", "a wheel", "a bag"):
             _ask(stack, {"model": MODEL, "modality": "text", "input": [words]})
         _ask(stack, {"model": "missing", "modality": "text", "input": ["nothing"]})
-        time.sleep(_SHADOW_SECONDS)
+        time.sleep(_SETTLE_SECONDS)
         load.stop()
     return training
 

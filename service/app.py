@@ -53,7 +53,7 @@ from service.telemetry.instrumented import (
     InstrumentedStore,
 )
 from service.telemetry.metrics import EventObserver, Metrics
-from service.telemetry.models import CanaryCollector, ModelCollector, TrainingCollector
+from service.telemetry.models import ModelCollector, TrainingCollector
 from service.telemetry.spans import NoSpans, Spans
 from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
@@ -146,7 +146,6 @@ def _context(
     metrics.registry.register(ModelCollector(database, parts.clock))
     metrics.registry.register(PreparationCollector(database, parts.clock))
     metrics.registry.register(TrainingCollector(database, parts.clock))
-    metrics.registry.register(CanaryCollector(database, parts.clock))
     tokens, count = _tokens(settings), metrics.announcements
     launcher = InstrumentedLauncher(parts.launcher or _launcher(settings), metrics)
     return Context(

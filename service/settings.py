@@ -164,11 +164,6 @@ class Settings(LauncherSettings, OwnerSettings):
         ge=0,
         description="how long the files of a job's attempts are kept after the job ends",
     )
-    rejected_kept_days: float = Field(
-        default=30,
-        ge=0,
-        description="the same for a rejected candidate, which can still be approved",
-    )
     encoded_retention_seconds: float = Field(
         default=7 * 86400,
         ge=0,

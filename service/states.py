@@ -1,16 +1,15 @@
 """The life of a job: its states, the legal moves between them, and the reasons for failure.
 
 queued ──> preparing ──> prepared ──> submitting ──> running ──> gating ──> published
-  ^            │  │         ^  │           │            │         │  ^ ├───> rejected ──┐
-  │            │  │         │  │           │            │         v  │ └───> failed     │ approved by hand
-  │            │  │         │  │           │            │        held │                 │
-  │            │  │         │  │           │            │         │   └─────────────────┘
+  ^            │  │         ^  │           │            │         │  ^ └───> rejected, failed
+  │            │  │         │  │           │            │         v  │ approved
+  │            │  │         │  │           │            │        held┴─────> rejected
   │            ├──│─────────│──┴───────────┴────────────┴─────────┴────────> failed, cancelled
   │            │  └─ a dry run ──> reported             │         │
   │            │            ├── an attempt was lost ────┘         │
   │            │            ├── its parent is no longer the newest version
   │            │            └── of prepared and running, if it is measured only ──> evaluated
-  └── retry, by a user ─────────────────────────────────────── failed
+  └── retry, by a user ─────────────────────────────────────── failed, rejected
 """
 
 from enum import StrEnum
@@ -29,7 +28,7 @@ class JobState(StrEnum):
     PUBLISHED = "published"  # its candidate is a version of the model
     REPORTED = "reported"  # it was a dry run, and its report is complete
     EVALUATED = "evaluated"  # its dataset is measured only, and was measured with the live version
-    REJECTED = "rejected"  # its candidate violates the policy; it is kept for a while
+    REJECTED = "rejected"  # its candidate violates the policy; a user can retry
     FAILED = "failed"  # no candidate; a user can retry
     CANCELLED = "cancelled"  # a user stopped it
 
@@ -91,12 +90,12 @@ LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.PUBLISHED: frozenset(),
     JobState.REPORTED: frozenset(),
     JobState.EVALUATED: frozenset(),
-    JobState.REJECTED: frozenset({JobState.GATING}),
+    JobState.REJECTED: frozenset({JobState.QUEUED}),
     JobState.FAILED: frozenset({JobState.QUEUED}),
     JobState.CANCELLED: frozenset(),
 }
 
-# Final, except that a user can retry a failed job and approve a rejected one.
+# Final, except that a user can retry a failed or rejected job.
 TERMINAL = frozenset(
     {
         JobState.PUBLISHED,

@@ -19,7 +19,6 @@ import typer.main
 
 from cmcl.cli import (
     apply,
-    canaries,
     collections,
     datasets,
     jobs,
@@ -50,7 +49,6 @@ for name, group in {
     "dataset": datasets.app,
     "job": jobs.app,
     "version": versions.app,
-    "canary": canaries.app,
     "collection": collections.app,
     "key": keys.app,
     "webhook": webhooks.app,

@@ -177,14 +177,14 @@ def _policy_change(
     given = entry.gate.model_dump(mode="json", exclude_unset=True)
     before = policy.model_dump(mode="json")
     differences = [
-        f"{path}: {_shown(_at(before, path))} -> {_shown(value)}"
-        for path, value in _leaves(given)
-        if _at(before, path) != value
+        f"{name}: {_shown(before[name])} -> {_shown(value)}"
+        for name, value in given.items()
+        if before[name] != value
     ]
     if not differences:
         return
     try:
-        changed = GatePolicy.model_validate(_merged(before, given))
+        changed = GatePolicy.model_validate({**before, **given})
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise InvalidArgument(f"models.{model}.gate: {message}") from error
@@ -332,15 +332,6 @@ def _at(values: Mapping[str, Any], path: str) -> Any:
     for part in path.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
     return found
-
-
-def _merged(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    inner = {
-        name: _merged(before[name], value)
-        for name, value in given.items()
-        if isinstance(value, Mapping) and isinstance(before.get(name), Mapping)
-    }
-    return {**before, **given, **inner}
 
 
 def _shown(value: object) -> str:

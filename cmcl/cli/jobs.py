@@ -90,7 +90,7 @@ def show_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> Non
 def show_candidate(
     job: JobId, picture: PictureFile = None, url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """Show the candidate of a job that is held or was rejected, beside its parent: what approving it would change."""
+    """Show the candidate of a job that is held or was rejected, beside its parent: what it would change."""
     with Client(url) as client:
         found = client.candidate(job)
     show(found, as_json, candidate_view)
@@ -163,7 +163,7 @@ def cancel_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> N
 
 @app.command("retry")
 def retry_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Retry a failed job."""
+    """Retry a failed or rejected job: prepare its dataset and train again, under the present policy."""
     with Client(url) as client:
         updated = client.retry(job)
     say(f"{job}: {updated.state}", updated, as_json)
@@ -173,7 +173,7 @@ def retry_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> No
 def approve_job(
     job: JobId, reason: Reason = "", url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """Publish a candidate that is held for approval, or that the policy rejected."""
+    """Publish a candidate that is held for approval."""
     with Client(url) as client:
         updated = client.approve(job, reason)
     say(f"{job}: {updated.state}, approved", updated, as_json)

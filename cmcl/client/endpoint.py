@@ -174,25 +174,10 @@ class Similarity(ApiModel):
 class ServedVersions(ApiModel):
     """Versions of a model in the responding replica."""
 
+    live: int
     loaded: list[int] = Field(description="versions in memory")
     lineage: list[int] = Field(description="ancestors of the live version, and itself")
     retired: list[int]
-
-
-class ServedCanary(ApiModel):
-    """The canary beside the live version."""
-
-    version: int
-    share: float
-    shadow: float
-    loaded: bool
-
-
-class Channels(ApiModel):
-    """The live version and the canary."""
-
-    live: int
-    canary: ServedCanary | None = None
 
 
 class RejectedVersion(ApiModel):
@@ -214,12 +199,13 @@ class ServedModel(ApiModel):
         description="by bound modality: name, title, takes, whether it `matches` this version, `problem`"
     )
     versions: ServedVersions
-    channels: Channels
     compatibility: dict[str, dict[str, float | None] | None] = Field(
         description="relative change of the scores of stored vectors under queries of the live "
         "version, by version in memory and pair; None until it is known"
     )
-    refusals: list[RejectedVersion] = Field(default=[])
+    refusal: RejectedVersion | None = Field(
+        default=None, description="the promoted version, if the replica cannot use it"
+    )
 
 
 def encode_content(item: Item | Query) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Result types of the control plane: models, promotions, canaries."""
+"""Result types of the control plane: models and promotions."""
 
 from datetime import datetime
 from typing import Any
@@ -8,7 +8,6 @@ from pydantic import Field
 from cmcl.client.types import ApiModel, JobProgress
 from cmcl.contract.job import JobKind
 from cmcl.contract.model import ModalitySpec
-from cmcl.contract.policy import RolloutRule
 
 
 class BranchOrigin(ApiModel):
@@ -49,7 +48,6 @@ class Policy(ApiModel):
     min_gain: float | None = None
     manual_approval: bool = False
     priority: str = Field(default="normal", description="low, normal or high")
-    rollout: dict[str, Any] = Field(default={}, description="how a new version is released")
     revision: int | None = None
 
 
@@ -125,7 +123,6 @@ class ModelSummary(ApiModel):
     branched_from: BranchOrigin | None = None
     live_version: int | None
     live_generation: int
-    canary: int | None = None
     newest: NewestVersion | None = Field(default=None, description="None before the first version")
     drift_bound: float | None = Field(default=None, description="None: unlimited")
     jobs: JobCounts
@@ -133,48 +130,3 @@ class ModelSummary(ApiModel):
         default=None, description="the job in work or held, or else the first that waits"
     )
     last_ended: SummaryJob | None = Field(default=None, description="the job that ended last")
-
-
-class Agreement(ApiModel):
-    """Mean agreement of the canary's scores with the live version's, for one pair."""
-
-    queries: int
-    cosine: float | None
-    overlap: float | None = Field(description="overlap of the ten best results")
-
-
-class CanaryObservations(ApiModel):
-    """Observations of a canary, summed over all replicas."""
-
-    replicas: int
-    answered: int
-    shadowed: int
-    failed: int
-    requests: int
-    error_share: float
-    refused: dict[str, str] = Field(default={}, description="load errors by replica")
-    pairs: dict[str, Agreement] = Field(default={})
-    unreadable: dict[str, str] = Field(default={}, description="read errors by object")
-    at: datetime | None = None
-
-
-class Canary(ApiModel):
-    """The canary: its shares, rule and observations."""
-
-    version: int
-    share: float
-    shadow: float
-    rule: RolloutRule
-    revision: int
-    reason: str
-    actor: str
-    started_at: datetime = Field(description="since when it is observed")
-    observed: CanaryObservations
-
-
-class CanaryRun(Canary):
-    """A canary that runs or has ended, with its observations under one revision."""
-
-    ended_at: datetime | None = Field(default=None, description="None: it runs")
-    outcome: str | None = Field(default=None, description="promoted, aborted or changed")
-    ended_because: str | None = None

@@ -10,7 +10,6 @@ from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.job import JobKind, VersionRef
 from cmcl.contract.modality import FileEntry, Frozen, Modality, ModalityPair, ModelName, Sha256
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import Canary
 
 
 class Drift(Frozen):
@@ -340,7 +339,6 @@ class LivePointer(BaseModel):
     retired: tuple[int, ...] = Field(
         default=(), description="versions that can no longer be served"
     )
-    canary: Canary | None = Field(default=None, description="the canary beside the live version")
     traceparent: str | None = Field(
         default=None,
         description="of the job or the request that changed this object last, if it is traced",

@@ -29,7 +29,6 @@ from cmcl.pictures.picture import Picture, Table, stacked
 from cmcl.pictures.results import (
     CandidatePictures,
     VersionPictures,
-    canary_picture,
     candidate_pictures,
     emergent_pairs,
     memory_of,
@@ -68,7 +67,6 @@ __all__ = [
     "Share",
     "Table",
     "VersionPictures",
-    "canary_picture",
     "candidate_pictures",
     "capacity_curves",
     "capacity_picture",

@@ -114,7 +114,7 @@ class Share:
 def share_bars(
     heading: str, rows: Sequence[Share], bound: Bound | None = None, *, width: float = WIDTH
 ) -> Picture:
-    """Draw shares from 0 to 100 %, in the order given: protection, capacity now, agreement by pair."""
+    """Draw shares from 0 to 100 %, in the order given: protection, capacity now."""
     bars = [_Bar(row.name, row.value, f"{percent(row.value)} %", clean(row.note)) for row in rows]
     body, height = _draw(bars, bound, width, largest=1.0)
     known = [row.value for row in rows if row.value is not None]

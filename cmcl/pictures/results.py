@@ -1,4 +1,4 @@
-"""Pictures of what the API returns: a version, a candidate that waits for a decision, a canary.
+"""Pictures of what the API returns: a version, a candidate that waits for a decision.
 
 Parameters are structural types, so that the views of the control plane and the results of the client both
 fit, and the package depends on neither. A picture of what was not measured is None.
@@ -16,7 +16,7 @@ from cmcl.pictures.matrix import forgetting_matrix
 from cmcl.pictures.memory import Memory, MemoryRow
 from cmcl.pictures.picture import Picture
 from cmcl.pictures.retention import retention_curves
-from cmcl.pictures.scales import percent, significant
+from cmcl.pictures.scales import percent
 
 
 class _Recall(Protocol):
@@ -297,48 +297,3 @@ def candidate_pictures(candidate: CandidateLike) -> CandidatePictures:
         ),
         _protection(candidate.protection),
     )
-
-
-# --- A canary -------------------------------------------------------------------------------------
-
-
-class _Agreement(Protocol):
-    @property
-    def queries(self) -> int: ...
-    @property
-    def cosine(self) -> float | None: ...
-    @property
-    def overlap(self) -> float | None: ...
-
-
-class _Observed(Protocol):
-    @property
-    def pairs(self) -> Mapping[str, _Agreement]: ...
-
-
-class _Rule(Protocol):
-    @property
-    def min_overlap(self) -> float | None: ...
-
-
-class CanaryLike(Protocol):
-    """A canary and its observations: `GET /v1/models/{model}/canary`."""
-
-    @property
-    def rule(self) -> _Rule: ...
-    @property
-    def observed(self) -> _Observed: ...
-
-
-def canary_picture(canary: CanaryLike) -> Picture:
-    """Draw how far the canary agrees with the live version, by pair: the top ten in common."""
-    rows = []
-    for pair, agreement in canary.observed.pairs.items():
-        cosine = "" if agreement.cosine is None else f", cosine {significant(agreement.cosine)}"
-        note = f"{agreement.queries:,} queries{cosine}"
-        rows.append(Share(pair.replace("--", " and "), agreement.overlap, note))
-    smallest = canary.rule.min_overlap
-    bound = None
-    if smallest is not None:
-        bound = Bound(smallest, f"at least {percent(smallest, 0)} %", is_minimum=True)
-    return share_bars("Top ten in common with the live version, by pair", rows, bound)

@@ -33,7 +33,6 @@ _BRANCHES_OFF = "↳ "
 # How the circle of a version in a state is drawn: its colour, and whether it is filled.
 _STATES = {
     "live": ("good", True),
-    "canary": ("warn", True),
     "held": ("warn", False),
     "retired": ("line", False),
 }
@@ -41,7 +40,7 @@ _STATES = {
 
 @dataclass(frozen=True)
 class ChainVersion:
-    """A version of the chain. `state`: live, canary, held, retired, or nothing of these.
+    """A version of the chain. `state`: live, held, retired, or nothing of these.
 
     `unlearns`: it was made by unlearning the dataset.
     """

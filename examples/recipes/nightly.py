@@ -91,34 +91,23 @@ def objection(candidate: Candidate, most_lost: float) -> str | None:
 
 
 def publish(job: str) -> int:
-    """Follow the job to its end, make its version live, and return it. Raises NotPublished."""
+    """Follow the job to its end, wait until its version is live, and return it. Raises NotPublished."""
     with connected() as client:
         ended: Job = client.watch(job)
         if ended.state != "published" or ended.version is None:
             raise NotPublished(f"job {job} is {ended.state}: {ended.message or ended.reason}")
-        make_live(client, ended.model, ended.version)
+        wait_until_live(client, ended.model, ended.version)
     return ended.version
 
 
-def make_live(client: Client, model: str, version: int, seconds: float = 600) -> None:
-    """Wait until the files of a version are stored, and promote it unless it or a later one is live then.
-
-    A policy may publish a version as a canary, which is not live by itself. Raises TimeoutError.
-    """
+def wait_until_live(client: Client, model: str, version: int, seconds: float = 600) -> None:
+    """Wait until a published version has become live. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        live = client.live(model)
-        if live.version >= version:
-            return
-        if client.version(model, version).stored_at is not None:
-            try:
-                client.promote(model, version, "nightly batch", live.generation)
-            except CmclError as error:
-                # Another promotion came first: look again.
-                if error.status != PRECONDITION_FAILED:
-                    raise
+    # It becomes live when its files are stored.
+    while client.version(model, version).stored_at is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"version {version} of {model} is not live after {seconds:g} s")
         time.sleep(0.5)
-    raise TimeoutError(f"version {version} of {model} is not live after {seconds:g} s")
 
 
 def main() -> int:

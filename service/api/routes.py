@@ -7,7 +7,6 @@ from starlette.routing import BaseRoute
 
 from service.api import (
     attempts,
-    canary,
     candidates,
     datasets,
     encoders,
@@ -33,7 +32,6 @@ _MODULES = (
     models,
     versions,
     history,
-    canary,
     encoders,
     uploads,
     datasets,

@@ -95,7 +95,6 @@ class ModelSummary(BaseModel):
     branched_from: BranchOrigin | None
     live_version: int | None = Field(description="version that serves requests")
     live_generation: int = Field(description="number of promotions")
-    canary: int | None = Field(description="version that is tried beside the live one")
     newest: NewestVersionView | None = Field(description="null before the first version")
     drift_bound: float | None = Field(
         description="largest permitted drift, by the policy or else the specification; null: unlimited"
@@ -110,7 +109,7 @@ class ModelSummary(BaseModel):
     def of(cls, model: ModelRecord, found: Summaries) -> Self:
         """Create it from a record, and the summaries of a page."""
         name, origin = model.name, model.branched_from
-        newest, canary = found.newest.get(name), found.canaries.get(name)
+        newest = found.newest.get(name)
         current, ended = found.current.get(name), found.last_ended.get(name)
         bound = model.policy.max_drift
         return cls(
@@ -122,7 +121,6 @@ class ModelSummary(BaseModel):
             branched_from=BranchOrigin(**vars(origin)) if origin else None,
             live_version=model.live_version,
             live_generation=model.live_generation,
-            canary=canary,
             newest=NewestVersionView.model_validate(newest) if newest else None,
             drift_bound=model.spec.drift_bound if bound is None else bound,
             jobs=JobCounts.of(found.jobs.get(name, {})),

@@ -230,7 +230,7 @@ def retire_version(
     context: ContextDep,
     seen: SeenRevision = None,
 ) -> None:
-    """Retire a version. 409 for the newest one, the live one and the canary. The ETag is that of `live`.
+    """Retire a version. 409 for the newest one and the live one. The ETag is that of `live`.
 
     Its heads and its manifest are kept, because later versions are measured against them. Once every version that has
     learned an unlearned dataset is retired, all but their manifests is removed, with the dataset.

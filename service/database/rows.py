@@ -13,13 +13,12 @@ from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.job import READS_ROWS, JobKind, Progress, VersionRef
 from cmcl.contract.modality import Frozen, ModalityPair
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import CanaryPlan, GatePolicy, Observed
+from cmcl.contract.policy import GatePolicy
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.version import EvaluationResult, VersionManifest
 from service.states import FailureReason, JobState
 
 PromotionKind = Literal["published", "promoted", "rolled_back"]
-CanaryOutcome = Literal["promoted", "aborted", "changed"]
 UploadState = Literal["open", "completing", "complete", "aborted"]
 
 
@@ -245,24 +244,6 @@ class PromotionRecord:
     reason: str
     actor: str
     created_at: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class CanaryRecord:
-    """A canary under one revision of live.json."""
-
-    model: str
-    revision: int
-    version: int
-    plan: CanaryPlan
-    reason: str
-    actor: str
-    started_at: datetime
-    observed: Observed
-    ended_at: datetime | None = None
-    outcome: CanaryOutcome | None = None
-    ended_because: str | None = None
-    swept_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ _MOST_WAITING = 256
 # Streams end after this time and listeners reconnect, so that revoked keys take effect and
 # listeners spread over the replicas.
 _LONGEST_STREAM_SECONDS = 900.0
-# A job ends with these, unless a user retries or approves it.
+# A job ends with these, unless a user retries it.
 FINAL = frozenset(f"job.{state}" for state in TERMINAL)
 
 

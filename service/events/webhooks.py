@@ -31,7 +31,6 @@ WORTH_A_MESSAGE = (
     EventKind.VERSION_PUBLISHED,
     EventKind.VERSION_PROMOTED,
     EventKind.VERSION_ROLLED_BACK,
-    EventKind.CANARY_ABORTED,
 )
 
 

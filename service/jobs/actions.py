@@ -6,11 +6,11 @@ from typing import Literal
 
 from sqlalchemy import Connection
 
-from service.database.queries import datasets, job_queue, jobs, models
+from service.database.queries import datasets, jobs
 from service.database.rows import Approval, Fingerprints, JobRecord
 from service.datasets.request import NewDataset
 from service.errors import Conflict, PreconditionFailed
-from service.lookup import get_dataset, get_job, get_model, hold_model
+from service.lookup import get_dataset, get_job, hold_model
 from service.principal import Principal
 from service.states import CANCELLABLE, JobState
 
@@ -41,17 +41,18 @@ def cancel(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
 
 
 def retry(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
-    """Queue a failed job again, with another preparation and new attempts.
+    """Queue a failed or rejected job again, with another preparation and new attempts.
 
     Raises NotFound, PreconditionFailed and Conflict.
     """
     job = _get_as_seen(connection, job_id, note)
-    if job.state != JobState.FAILED:
-        raise Conflict(f"job {job.id} is {job.state}; only a failed job can be retried")
+    if job.state not in (JobState.FAILED, JobState.REJECTED):
+        raise Conflict(f"job {job.id} is {job.state}; only a failed or rejected job can be retried")
     # A deleted model has no jobs, and removed files cannot be trained on.
     hold_model(connection, job.model, note.principal)
     if job.swept_at is not None:
-        raise Conflict(f"the files of job {job.id} were removed; {_again(job)}")
+        again = "request it again" if job.own_dataset is None else "post the dataset again"
+        raise Conflict(f"the files of job {job.id} were removed; {again}")
     if job.own_dataset is not None:
         _reclaim(connection, job.own_dataset, note.principal)
     if not jobs.retry(connection, job, note.now):
@@ -60,18 +61,15 @@ def retry(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
 
 
 def approve(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
-    """Publish a held candidate, or a rejected one if its parent is still the newest version.
-
-    Raises NotFound, PreconditionFailed, and Conflict if the candidate was removed or its parent is no longer the newest
-    version.
-    """
+    """Publish a held candidate. Raises NotFound, PreconditionFailed and Conflict."""
     job = _get_as_seen(connection, job_id, note)
-    if job.state not in (JobState.HELD, JobState.REJECTED):
-        raise Conflict(f"job {job.id} is {job.state}; only a held or rejected one can be approved")
     if job.state == JobState.REJECTED:
-        _check_can_follow(connection, job, note.principal)
-        if job.own_dataset is not None:
-            _reclaim(connection, job.own_dataset, note.principal)
+        raise Conflict(
+            f"the candidate of job {job.id} was rejected; change the policy of {job.model!r} if it should pass, and "
+            "retry the job"
+        )
+    if job.state != JobState.HELD:
+        raise Conflict(f"job {job.id} is {job.state}; only a held one can be approved")
     approval = _approval("approved", note)
     if not jobs.approve(connection, job, approval, note.now):
         raise _changed(job)
@@ -122,25 +120,6 @@ def _reclaim(connection: Connection, name: str, principal: Principal) -> None:
     if same is not None and same.id != dataset.id:
         raise Conflict(f"the same dataset has since been posted again: {same.id}")
     datasets.reclaim(connection, dataset.id, known_by.by_address)
-
-
-def _check_can_follow(connection: Connection, job: JobRecord, principal: Principal) -> None:
-    # Locked against another job of the model starting concurrently.
-    models.lock(connection, job.model)
-    head = get_model(connection, job.model, principal).head
-    if head != (job.parent_version or 0):
-        raise Conflict(
-            f"job {job.id} was trained from version {job.parent_version}, but the newest is now {head}; "
-            f"{_again(job)} to start from there"
-        )
-    if job.swept_at is not None:
-        raise Conflict(f"the candidate of job {job.id} was removed; {_again(job)}")
-    if job_queue.is_any_in_flight(connection, job.model):
-        raise Conflict(f"another job of {job.model!r} is in progress from the same version")
-
-
-def _again(job: JobRecord) -> str:
-    return "request it again" if job.own_dataset is None else "post the dataset again"
 
 
 def _approval(decision: Literal["approved", "rejected"], note: ActorNote) -> Approval:

@@ -184,8 +184,7 @@ def _not_evaluated_message(candidate: VersionManifest) -> str:
     ]
     return (
         "the policy bounds the change of R@1, and held-out rows of earlier datasets are missing or damaged in "
-        f"object storage: {'; '.join(lost)}. Restore them from a backup and retry the job, or approve "
-        "the candidate by hand"
+        f"object storage: {'; '.join(lost)}. Restore them from a backup and retry the job"
     )
 
 

@@ -32,7 +32,7 @@ class _LostRace(Exception):
 
 
 def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
-    """gating -> published, held, rejected or failed. A manual approval overrides the policy.
+    """gating -> published, held, rejected or failed. An approved candidate met the policy when it was held.
 
     Raises StaleDatabase; the candidate then waits until the database has been rebuilt.
     """
@@ -59,7 +59,7 @@ def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
 
 
 def store_version(context: Context, version: VersionRecord) -> None:
-    """Store the files of a published version, then make it live or start its canary.
+    """Store the files of a published version, then make it live, unless it was retired meanwhile.
 
     Raises StaleDatabase; nothing is stored then until the database has been rebuilt.
     """
@@ -72,14 +72,15 @@ def store_version(context: Context, version: VersionRecord) -> None:
         with context.database.write() as connection:
             if not versions.set_stored(connection, version.model, version.number, now):
                 return
-            is_servable = version.retired_at is None
-            answers = is_servable and promotion.begin_published(connection, version, now)
+            is_live = version.retired_at is None
+            if is_live:
+                promotion.go_live(connection, version, now)
     seconds = (now - version.created_at).total_seconds()
     context.metrics.stages.labels("storing").observe(seconds)
     if job is not None:
         about: Attributes = {"cmcl.job": job.id, "cmcl.version": version.number}
         context.metrics.spans.add(PastSpan("storing", job.traceparent, seconds, about))
-    if job is not None and answers:
+    if job is not None and is_live:
         context.metrics.post_to_live.observe((now - job.created_at).total_seconds())
 
 

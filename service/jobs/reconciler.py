@@ -1,7 +1,7 @@
 """The reconciler, the main path of the control plane: compare what is with what should be, and do one next thing.
 
 A key of the work queue names a model and a kind of work; processing it reads the present state and does one of these:
-mirror the live pointer; judge the canary; judge a candidate or store a published version; advance the job whose turn it
+mirror the live pointer; judge a candidate or store a published version; advance the job whose turn it
 is by one step; advance each job that is queued or being prepared. Events wake the keys of their model, a key says when
 it is due again, and a slow resync finds what was missed. All state is in the database and in object storage: the process
 may die at any line, and any replica continues. Sources of truth, in this order: committed row > complete candidate in
@@ -13,14 +13,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from functools import partial
 
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import submission_id
 from service.context import Context
-from service.database.queries import canaries, job_queue, models, preparations, versions
-from service.database.rows import CanaryRecord, JobRecord, ModelRecord, VersionRecord
+from service.database.queries import job_queue, models, preparations, versions
+from service.database.rows import JobRecord, ModelRecord, VersionRecord
 from service.errors import DatabaseUnavailable, StaleDatabase
 from service.jobs import attempts, publish
 from service.jobs.leases import ModelLeases, new_name
@@ -31,7 +30,7 @@ from service.jobs.watch import watch
 from service.jobs.workqueue import Key, Work, WorkQueue, steady
 from service.launchers.port import LauncherError
 from service.loops import PeriodicLoop
-from service.registry import canary, live_pointer
+from service.registry import live_pointer
 from service.states import JobState
 
 logger = logging.getLogger(__name__)
@@ -49,8 +48,6 @@ STEPS: dict[JobState, Step] = {
 
 # Faults outside this program: logged without a traceback.
 _OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable, StaleDatabase)
-# Replicas write observations every few seconds.
-_CANARY_SECONDS = 3.0
 # Longer than any call of the launcher takes.
 _HEALTHY_SECONDS = 120.0
 # After a start; a pointer is also checked before each other step of its model.
@@ -62,7 +59,6 @@ class _Tasks:
     """What there is to do for a model."""
 
     model: ModelRecord
-    canary: CanaryRecord | None
     unstored: VersionRecord | None
     job: JobRecord | None
 
@@ -75,8 +71,7 @@ class _Tasks:
     @property
     def is_any(self) -> bool:
         """Whether there is anything to do."""
-        has_task = self.canary is not None or self.job is not None or self.is_large
-        return has_task or not self.model.is_mirrored
+        return self.job is not None or self.is_large or not self.model.is_mirrored
 
 
 class Reconciler(PeriodicLoop):
@@ -103,8 +98,6 @@ class Reconciler(PeriodicLoop):
         # Models whose live.json may differ from what the database says of it.
         self._unchecked: dict[str, None] = {}
         self._has_listed_live = False
-        # When the canary of a model was last judged.
-        self._judged_at: dict[str, datetime] = {}
         self._last_round = context.clock()
         self._resync_at = float("-inf")
         self._preparations = Preparations(context, self._now)
@@ -236,17 +229,11 @@ class Reconciler(PeriodicLoop):
             files = Key(name, Work.FILES)
             if tasks.model.deleted_at is not None or self.queue.is_processing(files):
                 return None
-            if tasks.canary is not None and self._may_judge(name):
-                with self._context.metrics.step("judge"):
-                    canary.judge_canary(self._context, tasks.canary)
-                return 0.0
             if tasks.is_large:
                 self._begin_large(tasks)
             elif tasks.job is not None:
-                pause = self._step(tasks.job, tasks.model)
-                if pause is not None:
-                    return pause if tasks.canary is None else min(pause, _CANARY_SECONDS)
-            return None if tasks.canary is None else _CANARY_SECONDS
+                return self._step(tasks.job, tasks.model)
+            return None
 
     @contextmanager
     def _waiting_if_stale(self, name: str) -> Iterator[None]:
@@ -268,10 +255,9 @@ class Reconciler(PeriodicLoop):
             model = models.find(connection, name)
             if model is None or self.leases.is_of_another(connection, model):
                 return None
-            canary = canaries.running(connection, name)
             unstored = versions.oldest_unstored(connection, name)
             job = job_queue.current(connection, name)
-        tasks = _Tasks(model, canary, unstored, job)
+        tasks = _Tasks(model, unstored, job)
         return tasks if tasks.is_any and self.leases.holds(model) else None
 
     def _begin_large(self, tasks: _Tasks) -> None:
@@ -290,14 +276,6 @@ class Reconciler(PeriodicLoop):
                 publish.store_version(self._context, tasks.unstored)
         elif tasks.job is not None and tasks.is_large:
             self._step(tasks.job, tasks.model)
-
-    def _may_judge(self, name: str) -> bool:
-        """Return whether the canary is due: judging it reads the store, and the model's jobs need steps as well."""
-        now, before = self._context.clock(), self._judged_at.get(name)
-        if before is not None and now - before < timedelta(seconds=_CANARY_SECONDS):
-            return False
-        self._judged_at[name] = now
-        return True
 
     def _mirror(self, name: str) -> None:
         # If this fails half-way, what it wrote may be older than what another replica wrote.

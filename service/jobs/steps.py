@@ -78,7 +78,7 @@ def fail(context: Context, job: JobRecord, reason: FailureReason, message: str) 
 
 
 def reject(context: Context, job: JobRecord, reason: FailureReason, message: str) -> None:
-    """The candidate is valid but violates the policy. It is kept for a while and can be approved."""
+    """The candidate is valid but violates the policy. The job can be retried, for example after a change of the policy."""
     _end(context, job, JobState.REJECTED, reason, message)
 
 

@@ -29,7 +29,7 @@ _LOW_PRIORITY_SECONDS = 10.0
 class Work(StrEnum):
     """The kinds of work of a model. Keys of different kinds may be processed at the same time."""
 
-    JOBS = "jobs"  # its pointer, its canary, and the job whose turn it is
+    JOBS = "jobs"  # its pointer, and the job whose turn it is
     DATASETS = "datasets"  # jobs that are queued or being prepared
     FILES = "files"  # judging a candidate or storing a version: reads and copies whole files
     POINTER = "pointer"  # comparing its live.json with the database, after a start; before it, all else is done

@@ -3,7 +3,7 @@
 Every task reads what there is to do, does some of it, and can be interrupted anywhere: the next round does the
 rest. The lease saves work; two collectors at a time do no harm.
 
-What may be asked for again (a failed job can be retried, a rejected one approved) is first marked swept in the
+What may be asked for again (a failed or rejected job can be retried) is first marked swept in the
 database, with the fence of its row, and then removed. What nothing can ask for is removed first.
 """
 
@@ -18,7 +18,6 @@ from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import submission_id
 from service.context import Context
 from service.database.queries import (
-    canaries,
     deliveries,
     events,
     maintenance,
@@ -93,8 +92,6 @@ _ROWS_AT_ONCE = 1000
 _MOST_BATCHES = 20
 # Longer than any transaction that read the model before it was deleted.
 GRACE = timedelta(hours=1)
-# A replica writes observations until it sees that the canary ended, which takes less than this.
-_AFTER_A_CANARY = timedelta(hours=1)
 _AFTER_A_SESSION = timedelta(days=7)
 
 
@@ -105,7 +102,6 @@ def sweep_jobs(context: Context) -> None:
         ended = maintenance.ended_jobs(
             connection,
             now - timedelta(days=settings.runs_kept_days),
-            now - timedelta(days=settings.rejected_kept_days),
             _AT_ONCE,
         )
     for job in ended:
@@ -301,16 +297,6 @@ def sweep_preparations(context: Context) -> None:
             context.store.delete(key)
 
 
-def sweep_observations(context: Context) -> None:
-    """Remove observations of canaries that ended. Their sums stay in the database."""
-    with context.database.read() as connection:
-        ended = canaries.ended_before(connection, context.clock() - _AFTER_A_CANARY, _AT_ONCE)
-    for canary in ended:
-        if remove_all(context.store, layout.observations(canary.model, canary.revision)):
-            with context.database.write() as connection:
-                canaries.set_swept(connection, canary, context.clock())
-
-
 def _in_batches(context: Context, forget: Callable[[Connection], int]) -> None:
     """Remove rows in short transactions, so that no other writer waits for long."""
     for _ in range(_MOST_BATCHES):
@@ -331,7 +317,6 @@ GC_TASKS: Sequence[GCTask] = (
     sweep_sessions,
     sweep_events,
     sweep_preparations,
-    sweep_observations,
 )
 
 

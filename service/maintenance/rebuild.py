@@ -106,7 +106,6 @@ def _tables(models: Sequence[FoundModel], found: FoundDatasets, keys: list[Row])
         "attempts": found.attempts,
         "versions": versions,
         "promotions": [row for model in models for row in model.promotions],
-        "canaries": [row for model in models for row in model.canaries],
         "api_keys": keys,
     }
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cmcl.contract.errors import InvalidVersion
-from cmcl.contract.policy import Canary, CanaryPlan, GatePolicy, Observed
+from cmcl.contract.policy import GatePolicy
 from cmcl.contract.version import LivePointer
 from service.database.queries.backup import Row, version_name
-from service.database.tables import attempts, canaries, jobs, models, promotions, versions
+from service.database.tables import attempts, jobs, models, promotions, versions
 from service.maintenance.rebuild_bucket import Bucket, Findings, FoundVersion, ModelFolder
 from service.principal import DEFAULT_OWNER
 from workers.storage import layout
@@ -23,7 +23,6 @@ class Pointer:
 
     model: Row
     promotions: list[Row]
-    canaries: list[Row]
     versions: Mapping[int, Row]
     is_recorded: bool
     now: datetime
@@ -37,8 +36,7 @@ class Pointer:
         if live is not None and live.order > self._order():
             self._adopt(live)
         elif self.is_recorded:
-            self._begin_newest(findings)
-        self._drop_lost_canary(findings)
+            self._begin_newest()
         number = self.model["live_version"]
         if number is not None or (self.versions and not self._was_ever_live()):
             self._replace_unless_sound(number, findings)
@@ -61,58 +59,15 @@ class Pointer:
         if row is not None and row["stored_at"] is None:
             # It is live, so it was stored; that was not recorded in time.
             row["stored_at"] = self.now
-        self._adopt_canary(live.canary)
 
-    def _begin_newest(self, findings: Findings) -> None:
+    def _begin_newest(self) -> None:
         """Promote the newest stored version if its promotion was not recorded in time."""
         able = [number for number in self.versions if self._can_serve(number)]
-        begun = {each["version"] for each in (*self.promotions, *self.canaries)}
+        begun = {each["version"] for each in self.promotions}
         if not able or max(able) in begun or max(able) < (self.model["live_version"] or 0):
-            return
-        policy = GatePolicy.model_validate(self.model["policy"])
-        if policy.rollout.publish_as == "canary" and self._was_ever_live():
-            findings.assumed.append(
-                f"version {max(able)} of {self.model['name']!r} is stored, but its canary was not "
-                "recorded: start it by hand"
-            )
             return
         self._promote(max(able), self.model["live_generation"] + 1, "rebuilt: it had been stored")
         self.model["live_revision"] += 1
-
-    def _adopt_canary(self, shown: Canary | None) -> None:
-        for canary in self.canaries:
-            is_it = shown is not None and canary["revision"] == shown.revision
-            if canary["ended_at"] is None and not is_it:
-                self._end(canary, "live.json does not show it")
-        known = {canary["revision"] for canary in self.canaries}
-        if shown is None or shown.revision in known:
-            return
-        terms = GatePolicy.model_validate(self.model["policy"]).rollout
-        plan = CanaryPlan(share=shown.share, shadow=shown.shadow, rule=terms.rule)
-        self.canaries.append(
-            {
-                "model": self.model["name"],
-                "revision": shown.revision,
-                "version": shown.version,
-                "plan": plan.model_dump(mode="json"),
-                "reason": "rebuilt from live.json",
-                "actor": ACTOR,
-                "started_at": self.now,
-                "observed": Observed().model_dump(mode="json"),
-            }
-        )
-
-    def _drop_lost_canary(self, findings: Findings) -> None:
-        for canary in self.canaries:
-            if canary.get("ended_at") is None and not self._can_serve(canary["version"]):
-                self._end(canary, f"version {canary['version']} is damaged")
-                self.model["live_revision"] += 1
-                name, number = self.model["name"], canary["version"]
-                findings.repaired.append(f"version {number} of {name!r} is no longer a canary")
-
-    def _end(self, canary: Row, why: str) -> None:
-        ended = {"ended_at": self.now, "outcome": "aborted", "ended_because": f"rebuilt: {why}"}
-        canary.update(ended)
 
     def _replace_unless_sound(self, number: int | None, findings: Findings) -> None:
         if number is not None and self._can_serve(number):
@@ -160,7 +115,6 @@ class FoundModel:
 
     model: Row
     promotions: list[Row]
-    canaries: list[Row]
     versions: Mapping[int, FoundVersion]
     version_rows: list[Row]
     merges: list[Row]
@@ -203,7 +157,6 @@ def find_model(bucket: Bucket, name: str, now: datetime, *, may_repair: bool) ->
     pointer = Pointer(
         row,
         record.rows(promotions) if record else [],
-        record.rows(canaries) if record else [],
         {each["number"]: each for each in version_rows},
         is_recorded,
         now,
@@ -212,7 +165,6 @@ def find_model(bucket: Bucket, name: str, now: datetime, *, may_repair: bool) ->
     return FoundModel(
         row,
         pointer.promotions,
-        pointer.canaries,
         found,
         version_rows,
         record.rows(jobs) if record else [],

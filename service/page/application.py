@@ -31,7 +31,6 @@ from service.api.problems import (
 )
 from service.context import Context
 from service.page import (
-    canary,
     capacity,
     collections,
     datasets,
@@ -60,7 +59,6 @@ _ROUTES = (
     memory,
     capacity,
     graph,
-    canary,
     versions,
     jobs,
     job_actions,

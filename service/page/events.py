@@ -71,7 +71,7 @@ async def changes(
         return stream(feed.follow(wanted, after, owner, _LONGEST_SECONDS), _change, after)
     feed.check_room(owner)
     if await run_in_threadpool(is_over, context, job, principal, after):
-        # It may still be retried or approved.
+        # It may still be retried.
         items = feed.follow(EventFilter(owner=owner, job=job), after, owner, _LONGEST_SECONDS)
     else:
         items = feed.follow_job(job, after, owner, _LONGEST_SECONDS)

@@ -68,10 +68,6 @@ EVENT_TONES: dict[str, Tone] = {
     EventKind.VERSION_PUBLISHED: "good",
     EventKind.VERSION_PROMOTED: "good",
     EventKind.VERSION_ROLLED_BACK: "hold",
-    EventKind.CANARY_STARTED: "busy",
-    EventKind.CANARY_CHANGED: "busy",
-    EventKind.CANARY_PROMOTED: "good",
-    EventKind.CANARY_ABORTED: "bad",
 }
 
 # A state has one word wherever the page names it.
@@ -167,11 +163,11 @@ REASONS: dict[str, Remedy] = {
     ),
     FailureReason.DRIFT_TOO_LARGE: Remedy(
         "Scores of an earlier dataset moved further than the bound permits.",
-        "Compare the certificate with the bound. Permit a larger drift if it is acceptable, or leave the version out.",
+        "Compare the certificate with the bound. If the drift is acceptable, permit a larger one in the policy and retry the job.",
     ),
     FailureReason.FORGETTING_TOO_LARGE: Remedy(
         "Earlier datasets lost more recall than the policy permits.",
-        "Look which dataset lost most. Permit a larger loss if it is acceptable, or leave the version out.",
+        "Look which dataset lost most. If that is acceptable, permit a larger loss in the policy and retry the job.",
     ),
     FailureReason.GAIN_TOO_SMALL: Remedy(
         "The new dataset gained less recall than the policy asks for.",
@@ -179,11 +175,11 @@ REASONS: dict[str, Remedy] = {
     ),
     FailureReason.NOT_MEASURED: Remedy(
         "The policy needs a measurement that the candidate lacks.",
-        "Post the dataset with held-out rows, or remove that bound from the policy.",
+        "Post the dataset with held-out rows, or remove that bound from the policy and retry the job.",
     ),
     FailureReason.REJECTED_BY_HAND: Remedy(
         "A person rejected the candidate.",
-        "Read the reason. A rejected candidate can still be approved while its parent is the newest version.",
+        "Read the reason. A retry learns the dataset again, from the newest version.",
     ),
 }
 
@@ -219,10 +215,6 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "capacity": (
         "Free share",
         "Share of the entries of a head that the next dataset may still change. Near 0 %, new datasets are learned badly.",
-    ),
-    "canary": (
-        "Canary",
-        "A version that serves a share of the traffic beside the live one, until its rule promotes or ends it.",
     ),
     "rows": ("Rows", "Pairs to train on, without held-out and rejected ones."),
     "held_out": (
@@ -285,8 +277,6 @@ DONE: dict[str, str] = {
     "promoted": "The version was promoted. Replicas load it within seconds.",
     "rolled-back": "The model was rolled back. Replicas switch within seconds.",
     "retired": "The version was retired.",
-    "canary-started": "The canary was started. Observations arrive within seconds of its first requests.",
-    "canary-aborted": "The canary was aborted.",
     "dataset-posted": "The dataset was posted. This is its job.",
     "dataset-known": "The same files were posted before. This is their job; no other was started.",
     "key-revoked": "The key was revoked, and its sessions have ended. Replicas of the endpoint refuse it within seconds.",
@@ -306,7 +296,7 @@ MEANINGS: dict[EventKind, str] = {
     EventKind.JOB_PUBLISHED: "its candidate was published as a version of the model",
     EventKind.JOB_REPORTED: "it was a dry run, and its report is complete",
     EventKind.JOB_EVALUATED: "its dataset is measured and not learned: with the live version, if there is one, and from now on with every later one",
-    EventKind.JOB_REJECTED: "its candidate missed the policy, or was rejected manually",
+    EventKind.JOB_REJECTED: "its candidate missed the policy, or was rejected manually; it can be retried",
     EventKind.JOB_FAILED: "it failed without a candidate; it can be retried",
     EventKind.JOB_CANCELLED: "it was cancelled",
     EventKind.JOB_CANCEL_REQUESTED: "its cancellation was requested and is in progress",
@@ -314,10 +304,6 @@ MEANINGS: dict[EventKind, str] = {
     EventKind.VERSION_PROMOTED: "a version was made live",
     EventKind.VERSION_ROLLED_BACK: "the previously live version was made live again",
     EventKind.VERSION_RETIRED: "a version was retired",
-    EventKind.CANARY_STARTED: "the canary of a version has started",
-    EventKind.CANARY_CHANGED: "shares or bounds of the canary changed, or the live version did; `observed` has the figures so far",
-    EventKind.CANARY_PROMOTED: "the canary was made live, by its rule or manually",
-    EventKind.CANARY_ABORTED: "the canary ended without promotion: a bound was missed, a replica could not load the version, another version was published, or it was ended manually",
     EventKind.MODEL_BRANCHED: "a model was branched from a version of another one",
     EventKind.MODEL_POLICY: "the policy was changed",
     EventKind.MODEL_MODALITY: "a modality was added",

@@ -119,12 +119,11 @@ def _job_page(
     found, action = jobs.read_job(job, principal, context), _action(asked.http)
     model = read_summary(found.model, principal, context)
     is_decision = action in ("approve", "reject")
-    decision = decision_of(found, model, principal, context) if is_decision else None
     is_possible = {
         "cancel": found.state in CANCELLABLE and not found.cancel_requested,
-        "retry": found.state == JobState.FAILED,
-        "approve": decision is not None and decision.can_approve,
-        "reject": decision is not None and decision.can_reject,
+        "retry": found.state in (JobState.FAILED, JobState.REJECTED),
+        "approve": found.state == JobState.HELD,
+        "reject": found.state == JobState.HELD,
     }
     return asked.page(
         "confirm_job.html",
@@ -132,7 +131,7 @@ def _job_page(
         action=action,
         job=found,
         model=model,
-        decision=decision,
+        decision=decision_of(found, model),
         candidate=_candidate(found, principal, context) if is_decision else None,
         attempts=context.settings.max_attempts,
         is_possible=is_possible[action],

@@ -14,7 +14,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from cmcl.contract.policy import GatePolicy
 from cmcl.pictures import LossCurve, LossPoint, Phase, job_phases, loss_curve
 from service.api import jobs
 from service.api.attempts import AttemptQuery, AttemptView, list_attempts, read_log, read_progress
@@ -22,7 +21,7 @@ from service.api.candidates import read_candidate
 from service.api.dependencies import ContextDep, JobPath, Reader
 from service.api.events import EventView, read_page
 from service.api.jobs import JobView, read_job
-from service.api.models import read_model, read_policy
+from service.api.models import read_model
 from service.api.pagination import CursorQuery, get_number_seek
 from service.api.summaries import ModelSummary, read_summary
 from service.context import Context
@@ -245,15 +244,10 @@ BOUNDS: Mapping[str, BoundText] = {
 class Decision:
     """What a person can decide, and what follows."""
 
-    can_approve: bool
-    can_reject: bool
+    is_open: bool
     newest: int | None
     live: int | None
-    canary: int | None
     waiting: int
-    policy: GatePolicy
-    # Days for which the files of a rejected candidate are kept.
-    kept_days: float
 
 
 @router.get("/jobs/{job}/candidate")
@@ -273,7 +267,7 @@ def candidate_page(
         values = {
             "candidate": candidate,
             "bound": bound,
-            "decision": decision_of(of_job, summary, principal, context),
+            "decision": decision_of(of_job, summary),
             **comparison_values(candidate.datasets, wanted, bound, candidate.seconds),
         }
     return pages_of(request).render(
@@ -288,20 +282,11 @@ def candidate_page(
     )
 
 
-def decision_of(
-    job: JobView, model: ModelSummary, principal: Principal, context: Context
-) -> Decision:
+def decision_of(job: JobView, model: ModelSummary) -> Decision:
     """What can be decided about the candidate of a job of the model."""
-    newest = model.newest.version if model.newest else None
-    is_held = job.state == JobState.HELD
     return Decision(
-        # A version starts from the one before it.
-        can_approve=is_held or (job.state == JobState.REJECTED and job.parent_version == newest),
-        can_reject=is_held,
-        newest=newest,
+        is_open=job.state == JobState.HELD,
+        newest=model.newest.version if model.newest else None,
         live=model.live_version,
-        canary=model.canary,
         waiting=model.jobs.waiting,
-        policy=read_policy(job.model, principal, context, Response()),
-        kept_days=context.settings.rejected_kept_days,
     )

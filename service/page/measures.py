@@ -101,37 +101,4 @@ MEASURES: dict[str, tuple[str, str]] = {
         "Digest",
         "A checksum of the file. Every reader verifies it.",
     ),
-    "observed": (
-        "Observed requests",
-        "Requests that the canary answered, that it scored in shadow, and that failed because of it; over all replicas, since it started, or since its shares or the live version changed.",
-    ),
-    "error_share": (
-        "Failed requests",
-        "Share of the observed requests that failed because of the canary. Failures in shadow count, because they would fail for callers too.",
-    ),
-    "rule": (
-        "Rule",
-        "What ends a canary. A bound that is violated aborts it, once enough requests were observed; a replica that cannot load it aborts it at once.",
-    ),
-    "agreement": (
-        "Agreement",
-        "How far scores of the canary and of the live version agree for the same query, by pair of modalities. Measured in shadow.",
-    ),
-    "cosine": (
-        "Cosine",
-        "Mean cosine between the scores of both versions for the same query. 1: the same up to a factor.",
-    ),
-    "overlap": (
-        "Overlap",
-        "Mean share of the ten best results that both versions have in common.",
-    ),
-    "time_left": (
-        "Until it is live",
-        "Time until the rule promotes it, at the rate of its observed requests. Not known before each pair has enough queries, if a bound on agreement is set.",
-    ),
-    "share": ("Share", "Share of the callers that the canary serves, chosen by a hash."),
-    "shadow": (
-        "Shadow",
-        "Share of the live version's requests that the canary scores as well. Callers get the live version's answer.",
-    ),
 }

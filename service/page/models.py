@@ -213,8 +213,6 @@ def _chain(found: ModelOverview) -> Picture:
     def state(version: VersionFiguresView) -> str:
         if version.version == summary.live_version:
             return "live"
-        if version.version == summary.canary:
-            return "canary"
         return "retired" if version.retired_at else ""
 
     versions = [

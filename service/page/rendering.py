@@ -57,7 +57,6 @@ MODEL_NAVIGATION = (
     ("/memory", "Memory", "memory"),
     ("/capacity", "Capacity", "capacity"),
     ("/graph", "Graph", "graph"),
-    ("/canary", "Canary", "canary"),
 )
 _THEMES = frozenset({"light", "dark"})
 # Smaller ones are not worth it; and the time of one request must stay short.

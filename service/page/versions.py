@@ -28,7 +28,6 @@ from service.api.versions import (
 from service.context import Context
 from service.database.seek import Seek
 from service.errors import Refused
-from service.page.canary import running_canary
 from service.page.comparison import WantedDep, compare_versions, comparison_values, read_figures
 from service.page.forms import (
     ActionRequest,
@@ -63,7 +62,6 @@ class Standing:
     """What a version is for its model today."""
 
     is_live: bool
-    is_canary: bool
     is_newest: bool
     newest: int
 
@@ -124,7 +122,6 @@ def _standing(model: ModelSummary, version: int) -> Standing:
     newest = model.newest.version if model.newest else version
     return Standing(
         is_live=model.live_version == version,
-        is_canary=model.canary == version,
         is_newest=newest == version,
         newest=newest,
     )
@@ -248,7 +245,6 @@ def _promotion_page(
         action="promote",
         model=found,
         comparison=comparison,
-        canary=running_canary(model, asked.principal, asked.context),
         previous=None,
         is_possible=is_servable and version != found.live_version,
     )
@@ -273,7 +269,6 @@ def _rollback_page(
         action="rollback",
         model=found,
         comparison=comparison,
-        canary=running_canary(model, asked.principal, asked.context),
         previous=previous,
         is_possible=is_possible,
     )
@@ -299,7 +294,6 @@ def _retirement_page(
     changed: Refused | None = None,
 ) -> Response:
     found = read_model(model, asked.principal, asked.context)
-    canary = running_canary(model, asked.principal, asked.context)
     figures = read_figures(model, version, asked.principal, asked.context)
     previous = _previous(model, found.live_generation, asked.principal, asked.context)
     obstacle = ""
@@ -307,8 +301,6 @@ def _retirement_page(
         obstacle = "It is the newest version: the next dataset is learned from it."
     elif version == found.live_version:
         obstacle = "It is the live version. Promote another one first."
-    elif canary is not None and canary.version == version:
-        obstacle = "It is the canary. Abort the canary first."
     elif figures.retired_at is not None:
         obstacle = "It is retired already."
     return asked.page(

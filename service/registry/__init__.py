@@ -1,1 +1,1 @@
-"""Model registry: models, versions, promotion, canaries, and the live pointer."""
+"""Model registry: models, versions, promotion, and the live pointer."""

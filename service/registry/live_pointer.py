@@ -17,10 +17,9 @@ import httpx
 from sqlalchemy import Connection
 
 from cmcl.contract.errors import InvalidVersion
-from cmcl.contract.policy import Canary
 from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
 from service.context import Context
-from service.database.queries import canaries, models, versions
+from service.database.queries import models, versions
 from service.database.rows import ModelRecord
 from service.loops import PeriodicLoop
 from service.stale_database import check_not_behind
@@ -48,10 +47,7 @@ def mirror(context: Context, name: str) -> None:
         pointer = None if model is None else _pointer(connection, model)
     if model is None or pointer is None:
         return
-    ends, version = "live", pointer.version
-    if pointer.canary is not None:
-        ends, version = "canary", pointer.canary.version
-    about: Attributes = {"cmcl.model": name, "cmcl.version": version}
+    about: Attributes = {"cmcl.model": name, "cmcl.version": pointer.version}
     with context.metrics.spans.step(pointer.traceparent, "step mirror", about):
         if model.deleted_at is None:
             write_live(context.store, name, pointer)
@@ -60,7 +56,7 @@ def mirror(context: Context, name: str) -> None:
     context.announcer.announce(name, pointer)
     if _record_mirrored(context, model) and model.revised_at is not None:
         seconds = (context.clock() - model.revised_at).total_seconds()
-        context.metrics.spans.add(PastSpan(ends, model.traceparent, seconds, about))
+        context.metrics.spans.add(PastSpan("live", model.traceparent, seconds, about))
 
 
 def _record_mirrored(context: Context, model: ModelRecord) -> bool:
@@ -94,20 +90,12 @@ def _pointer(connection: Connection, model: ModelRecord) -> LivePointer | None:
     """
     if model.live_version is None:
         return None
-    canary = canaries.running(connection, model.name)
     return LivePointer(
         generation=model.live_generation,
         version=model.live_version,
         revision=model.live_revision,
         owner=model.owner,
         retired=versions.retired(connection, model.name),
-        canary=canary
-        and Canary(
-            version=canary.version,
-            revision=canary.revision,
-            share=canary.plan.share,
-            shadow=canary.plan.shadow,
-        ),
         traceparent=model.traceparent,
     )
 

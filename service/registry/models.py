@@ -23,13 +23,13 @@ from cmcl.contract.model import (
     check_two_modalities,
 )
 from cmcl.contract.policy import GatePolicy
-from service.database.queries import canaries, events, job_queue, models, versions
+from service.database.queries import events, job_queue, models, versions
 from service.database.rows import BranchPoint, Event, ModelRecord, VersionRecord
 from service.errors import Conflict, FieldProblem, PreconditionFailed, Unprocessable
 from service.lookup import check_heads, check_models, get_model, get_version
 from service.principal import Principal
 from service.registry.modalities import Limits, NewModality, modality_of, problem_of
-from service.registry.promotion import PromotionRequest, end_canary, lock_as_seen
+from service.registry.promotion import PromotionRequest, lock_as_seen
 
 # Versions in memory at once. Each has a manifest, which grows with the number of learned datasets.
 _PAGE = 10
@@ -226,15 +226,6 @@ def delete_model(connection: Connection, name: str, principal: Principal, now: d
     model = get_model(connection, name, principal)
     if job_queue.has_open(connection, name):
         raise Conflict(f"a job of model {name!r} has not ended; cancel it first")
-    canary = canaries.running(connection, name)
-    if canary is not None:
-        end_canary(
-            connection,
-            model,
-            canary,
-            "aborted",
-            PromotionRequest(principal, "the model was deleted", now),
-        )
     models.set_deleted(connection, model, principal.name, now)
 
 
@@ -243,7 +234,7 @@ def retire_version(
 ) -> None:
     """Retire a version.
 
-    Raises NotFound, PreconditionFailed, and Conflict for the newest, the live and the canary one.
+    Raises NotFound, PreconditionFailed, and Conflict for the newest and the live one.
     """
     model = lock_as_seen(connection, name, request)
     version = get_version(connection, name, number, request.principal)
@@ -253,9 +244,6 @@ def retire_version(
         )
     if number == model.live_version:
         raise Conflict(f"version {number} of {name!r} is live; promote another one first")
-    canary = canaries.running(connection, name)
-    if canary is not None and canary.version == number:
-        raise Conflict(f"version {number} of {name!r} is the canary; abort it first")
     if version.retired_at is not None:
         return
     models.revise(connection, name, request.now)

@@ -80,7 +80,6 @@ class Metrics:
             "prepared_rows", "Rows of datasets that were prepared to be learned", "outcome"
         )
         self.promotions = self._counter("promotions", "Changes of the live version", "kind")
-        self.canaries_ended = self._counter("canaries_ended", "Finished canaries", "outcome")
         self.post_to_live = self._histogram(
             "post_to_live_seconds", "From a dataset's POST to the promotion of its version", _LONG
         )
@@ -97,8 +96,6 @@ class Metrics:
             self.prepared_rows.labels(outcome)
         for kind in ("published", "promoted", "rolled_back"):
             self.promotions.labels(kind)
-        for outcome in ("promoted", "aborted"):
-            self.canaries_ended.labels(outcome)
 
     def _add_reconciler(self) -> None:
         self.rounds = self._histogram(
@@ -297,8 +294,6 @@ class EventObserver:
                 self.metrics.spans.add(span)
         elif event.kind in ("version.published", "version.promoted", "version.rolled_back"):
             self.metrics.promotions.labels(event.kind.partition(".")[2]).inc()
-        elif event.kind in ("canary.promoted", "canary.aborted"):
-            self.metrics.canaries_ended.labels(event.kind.partition(".")[2]).inc()
         elif event.kind == SKIPPED:
             self.metrics.webhook_deliveries.labels("skipped").inc(_number(event))
 

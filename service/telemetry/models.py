@@ -1,4 +1,4 @@
-"""Metrics of each model's newest version (drift, free capacity), of training and of canaries.
+"""Metrics of each model's newest version (drift, free capacity) and of training.
 
 A version never changes, so its manifest is read once. The number of models is bounded, because each is
 a label value; the rest is in the API.
@@ -14,9 +14,8 @@ from cmcl.contract.job import Progress
 from cmcl.contract.version import VersionManifest
 from service.context import Clock
 from service.database.engine import Database
-from service.database.queries import canaries, versions
+from service.database.queries import versions
 from service.database.queries.metrics import Training, Versioned, training, versioned
-from service.database.rows import CanaryRecord
 from service.telemetry.backlog import ScrapeCache
 
 _MODELS_TTL_SECONDS = 60.0
@@ -26,8 +25,6 @@ _READ_AT_ONCE = 20
 
 
 _TRAINING_TTL_SECONDS = 5.0
-
-_CANARY_TTL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -227,65 +224,3 @@ def _training_family(figure: _TrainingMetric, found: Sequence[Training]) -> Metr
         if value is not None:
             family.add_metric([each.model], value)
     return family
-
-
-class CanaryCollector(Collector):
-    """Running canaries, by model."""
-
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._cache = ScrapeCache(self._read, _CANARY_TTL_SECONDS, clock)
-
-    def describe(self) -> Iterable[Metric]:
-        """Names only: registration must not need the database."""
-        return _canary_families([])
-
-    def collect(self) -> Iterable[Metric]:
-        """The families, without samples if there is no canary."""
-        return _canary_families(self._cache.value() or [])
-
-    def _read(self) -> list[CanaryRecord]:
-        with self._database.read() as connection:
-            return canaries.all_running(connection, _MOST_MODELS)
-
-
-def _canary_families(found: Sequence[CanaryRecord]) -> list[Metric]:
-    return [*_terms(found), _requests(found), *_agreement(found)]
-
-
-def _terms(found: Sequence[CanaryRecord]) -> list[Metric]:
-    version = _canary_family("version", "Version number of the canary", "model")
-    share = _canary_family("share", "Share of callers that the canary serves", "model")
-    shadow = _canary_family(
-        "shadow", "Share of the live version's requests that the canary scores too", "model"
-    )
-    for canary in found:
-        version.add_metric([canary.model], canary.version)
-        share.add_metric([canary.model], canary.plan.share)
-        shadow.add_metric([canary.model], canary.plan.shadow)
-    return [version, share, shadow]
-
-
-def _requests(found: Sequence[CanaryRecord]) -> Metric:
-    family = _canary_family("requests", "Requests observed so far", "model", "kind")
-    for canary in found:
-        for kind in ("answered", "shadowed", "failed"):
-            family.add_metric([canary.model, kind], getattr(canary.observed, kind))
-    return family
-
-
-def _agreement(found: Sequence[CanaryRecord]) -> list[Metric]:
-    cosine = _canary_family(
-        "cosine", "Mean cosine of its scores and the live version's", "model", "pair"
-    )
-    overlap = _canary_family("overlap", "Mean share of the ten best in common", "model", "pair")
-    for canary in found:
-        for pair, scores in canary.observed.pairs.items():
-            for family, mean in ((cosine, scores.mean_cosine), (overlap, scores.mean_overlap)):
-                if mean is not None:
-                    family.add_metric([canary.model, pair], mean)
-    return [cosine, overlap]
-
-
-def _canary_family(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"cmcl_service_canary_{name}", meaning, labels=labels)

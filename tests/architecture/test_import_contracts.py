@@ -26,7 +26,7 @@ PLANTED = [
         "workers.serve.api.wire.rows",
         "workers.serve.api.context",
     ),
-    ("a replica answers without Ray", "workers.serve.canary.monitor", "ray"),
+    ("a replica answers without Ray", "workers.serve.versions.swapper", "ray"),
     ("workers never import the service", "workers.storage.local", "service.states"),
     (
         "service and workers import the contract of cmcl, the service and model cards its pictures, and nothing else of it",

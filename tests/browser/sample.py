@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from cmcl.contract.policy import PairAgreement
 from service.states import JobState
 from tests.browser.sample_figures import UPDATES, WIDTH, WIDTHS, recall_of, report_of, solved
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table
-from tests.fakes.observations import observe
 from tests.fakes.trainer import report_progress, train
 from workers.storage import layout
 
@@ -57,7 +55,7 @@ EMPTY = "touch"
 
 @dataclass(frozen=True)
 class Names:
-    """Names that the addresses of pages contain. `reviewed` has the held job, `canaried` a canary."""
+    """Names that the addresses of pages contain. `reviewed` has the held job; of `moved_back` an older version is live."""
 
     running: str
     waiting: str
@@ -71,12 +69,12 @@ class Names:
     collection: str = "streets"
     model: str = SCENES.model
     reviewed: str = PHOTOS.model
-    canaried: str = BIRDS.model
+    moved_back: str = BIRDS.model
     empty: str = EMPTY
 
 
 def build(plane: ControlPlane) -> Names:
-    """Create models, versions, a canary, and jobs in several states. Takes some seconds."""
+    """Create models, versions, and jobs in several states. Takes some seconds."""
     for stream in (SCENES, PHOTOS, BIRDS):
         plane.create_model(stream.model, width=WIDTH, modalities=WIDTHS, **stream.options)
     plane.create_model(EMPTY, width=WIDTH, modalities={"text": 384, "touch": 96})
@@ -97,7 +95,7 @@ def build(plane: ControlPlane) -> Names:
         key=_key(plane),
     )
     plane.store.put(layout.run_log(names.running, 1), _LOG)
-    _start_canary(plane)
+    _move_back(plane)
     plane.clock.advance(41)
     return names
 
@@ -240,21 +238,7 @@ def _set_policy(plane: ControlPlane, model: str, **rules: object) -> None:
     assert response.status_code == 200, response.text
 
 
-def _start_canary(plane: ControlPlane) -> None:
+def _move_back(plane: ControlPlane) -> None:
     back = {"version": 1, "reason": "version 2 is slower on short clips"}
     assert plane.client.put(f"/v1/models/{BIRDS.model}/live", json=back).status_code == 200
-    body = {"version": 2, "share": 0.1, "shadow": 0.25, "reason": "compare it on live traffic"}
-    response = plane.client.put(f"/v1/models/{BIRDS.model}/canary", json=body)
-    assert response.status_code == 200, response.text
-    plane.tick(2)
-    sums = PairAgreement(queries=840, cosine_sum=808.1, overlap_sum=730.8)
-    observe(
-        plane.store,
-        model=BIRDS.model,
-        at=plane.clock(),
-        answered=412,
-        shadowed=1_034,
-        failed=1,
-        pairs={"audio--text": sums},
-    )
     plane.tick(4)

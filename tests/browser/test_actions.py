@@ -7,7 +7,7 @@ from playwright.sync_api import Page, Request, Route, expect
 
 from service.states import JobState
 from tests.browser.conftest import OpenPage
-from tests.browser.sample import BIRDS, PHOTOS, SCENES, Names
+from tests.browser.sample import PHOTOS, SCENES, Names
 from tests.browser.served_plane import ServedPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 
@@ -106,13 +106,9 @@ def test_a_job_is_cancelled_and_another_one_retried(
     assert plane.job(names.failed).state != JobState.FAILED
 
 
-def test_a_canary_is_aborted_and_a_version_retired(own_sample: Sample, open_page: OpenPage) -> None:
+def test_a_version_is_retired(own_sample: Sample, open_page: OpenPage) -> None:
     plane, _ = own_sample
     page, _ = open_page(plane)
-    page.goto(f"/ui/models/{BIRDS.model}/canary/abort")
-    submit(page, "enough was seen")
-    expect(page.locator(".notice.good")).to_contain_text("aborted")
-    assert plane.client.get(f"/v1/models/{BIRDS.model}/canary").status_code == 404
     page.goto(f"/ui/models/{SCENES.model}/versions/2/retire")
     submit(page)
     expect(page.locator(".notice.good")).to_contain_text("retired")

@@ -164,27 +164,6 @@ CREATE TABLE webhooks (
 
 CREATE INDEX ix_webhooks_owner ON webhooks (owner);
 
-CREATE TABLE canaries (
-	model VARCHAR(48) NOT NULL,
-	revision INTEGER NOT NULL,
-	version INTEGER NOT NULL,
-	"plan" JSON NOT NULL,
-	reason TEXT NOT NULL,
-	actor VARCHAR(128) NOT NULL,
-	started_at DATETIME NOT NULL,
-	observed JSON NOT NULL,
-	ended_at DATETIME,
-	outcome VARCHAR(16),
-	ended_because TEXT,
-	swept_at DATETIME,
-	CONSTRAINT pk_canaries PRIMARY KEY (model, revision),
-	CONSTRAINT fk_canaries_model_models FOREIGN KEY(model) REFERENCES models (name)
-);
-
-CREATE UNIQUE INDEX ix_canaries_open ON canaries (model) WHERE ended_at IS NULL;
-
-CREATE INDEX ix_canaries_unswept ON canaries (ended_at) WHERE ended_at IS NOT NULL AND swept_at IS NULL;
-
 CREATE TABLE datasets (
 	sequence INTEGER NOT NULL,
 	id VARCHAR(32) NOT NULL,
@@ -420,6 +399,6 @@ CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
 
 INSERT INTO alembic_version VALUES ('r0001');
 
-INSERT INTO compatibility VALUES ('r0001', 'f7bbb55f7a878e76f4806d9d14cfcb3e3d463dd8ca98806c5f090e4de6c19d2d');
+INSERT INTO compatibility VALUES ('r0001', 'a98676edee55fb8fafa56228f40b8203a1946155c2c7693570f5198f6d25a3c5');
 
 INSERT INTO event_positions (id, newest) VALUES (1, 0);

@@ -11,7 +11,7 @@ from cmcl.contract.model import ModelSpec
 from service.database.engine import Database
 from service.database.queries import job_queue, models
 from service.database.queries.preparations import MOST_OF_MODEL
-from service.database.tables import canaries, jobs, versions
+from service.database.tables import jobs, versions
 from service.database.tables import models as model_rows
 from service.states import JobState
 
@@ -103,23 +103,19 @@ def test_a_model_is_listed_if_one_of_its_jobs_can_go_on(
     assert with_steps(database, "scenes") == ["scenes"] * is_listed
 
 
-def test_a_model_is_listed_while_its_pointer_a_version_or_a_canary_needs_a_step(
+def test_a_model_is_listed_while_its_pointer_or_a_version_needs_a_step(
     database: Database,
 ) -> None:
-    for name in ("idle", "pointer", "version", "canary"):
+    for name in ("idle", "pointer", "version"):
         add_model(database, name)
     about = {"created_at": NOW, "model": "version", "number": 1, "attempt": 1, "kind": "learn"}
     about |= {"dataset_name": "one", "pair_first": "image", "pair_second": "text"}
     about |= {name: {} for name in ("manifest", "evaluation", "capacity", "figures")}
-    canary = {"model": "canary", "revision": 1, "version": 1, "plan": {}, "reason": ""}
-    canary |= {"actor": "me", "started_at": NOW, "observed": {}}
     behind = update(model_rows).where(model_rows.c.name == "pointer")
     with database.write() as connection:
         connection.execute(behind.values(live_generation=1, live_revision=1))
         connection.execute(insert(versions).values(about))
-        connection.execute(insert(canaries).values(canary))
-    listed = with_steps(database, "idle", "pointer", "version", "canary")
-    assert listed == ["canary", "pointer", "version"]
+    assert with_steps(database, "idle", "pointer", "version") == ["pointer", "version"]
 
 
 def test_only_models_that_the_replica_leases_are_listed(database: Database) -> None:

@@ -24,18 +24,17 @@ def plane(tmp_path: Path, database_url: str) -> Iterator[ControlPlane]:
 
 
 def _live_a_little(plane: ControlPlane) -> None:
-    """Create versions that were promoted, rolled back and retired; a branch, a canary, a deleted model."""
+    """Create versions that were promoted, rolled back and retired; a branch, a deleted model."""
     plane.create_model()
     for name in ("one", "two", "three"):
         plane.run_to_end(plane.post_dataset(name))
     ok = [
         plane.client.post("/v1/models/scenes/rollback", json={"reason": "worse"}),
         plane.client.request("DELETE", "/v1/models/scenes/versions/1"),
-        plane.client.put("/v1/models/scenes/canary", json={"version": 3, "share": 0.1}),
         plane.client.post("/v1/models/scenes/branch", json={"name": "twig", "version": 2}),
         plane.client.put("/v1/models/scenes/policy", json={"max_drift": 0.7, "priority": "high"}),
     ]
-    assert [answer.status_code for answer in ok] == [200, 204, 200, 201, 200]
+    assert [answer.status_code for answer in ok] == [200, 204, 201, 200]
     plane.create_model("gone")
     assert plane.client.request("DELETE", "/v1/models/gone").status_code == 204
     plane.tick(8)

@@ -21,9 +21,6 @@ class RecordedMetrics:
         self.evictions: list[str] = []
         self.refused_key_lists = 0
         self.hearing: list[bool] = []
-        self.agreements: list[tuple[str, str, float, float]] = []
-        self.ended_canaries: list[str] = []
-        self.dropped: list[str] = []
 
     def answered(self, model: str, rows: int, seconds: float) -> None:
         assert seconds >= 0
@@ -74,12 +71,3 @@ class RecordedMetrics:
 
     def connected(self, announcements: bool) -> None:
         self.hearing.append(announcements)
-
-    def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
-        self.agreements.append((model, pair, cosine, overlap))
-
-    def canary_ended(self, model: str) -> None:
-        self.ended_canaries.append(model)
-
-    def shadow_dropped(self, model: str) -> None:
-        self.dropped.append(model)

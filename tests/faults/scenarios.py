@@ -6,17 +6,14 @@ between.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from cmcl.contract.policy import GatePolicy, RolloutRule
-from service.database.queries import canaries, datasets, models, versions
+from cmcl.contract.policy import GatePolicy
+from service.database.queries import datasets, models, versions
 from service.database.rows import JobRecord
 from service.database.seek import Seek
 from service.launchers.port import LaunchState
 from service.states import TERMINAL, JobState
-from tests.fakes.observations import observe
 from tests.faults.world import BAD, MODEL, World
-from workers.storage.versions import read_live
 
 Act = Callable[[World], None]
 
@@ -41,8 +38,6 @@ def is_quiet(world: World) -> bool:
     with world.database.read() as connection:
         for model in models.page(connection, None, Seek()):
             if not model.is_mirrored:
-                return False
-            if canaries.running(connection, model.name) is not None:
                 return False
             if versions.oldest_unstored(connection, model.name) is not None:
                 return False
@@ -141,6 +136,10 @@ def _said(word: Callable[[World, str], bool], state: JobState) -> Act:
     return react
 
 
+def _retry_without_bounds(world: World, job: str) -> bool:
+    return world.set_policy(GatePolicy()) and world.retry(job)
+
+
 def _slowly_prepared(world: World) -> None:
     """The process that prepares datasets was not running while the first requests were written."""
     if world.once("away"):
@@ -178,21 +177,6 @@ def _rolled_back(world: World) -> None:
         assert world.roll_back()
 
 
-def _tried(outcome: str) -> Act:
-    """The first version is the canary beside the second; a replica reports ten requests of one kind."""
-
-    def react(world: World) -> None:
-        _serve(world)
-        if is_quiet(world) and world.once("try"):
-            assert world.start_canary(1, RolloutRule(min_requests=10, promote_after=10))
-        pointer = read_live(world.store, MODEL)
-        if pointer is not None and pointer.canary is not None:
-            counts: dict[str, Any] = {outcome: 10}
-            observe(world.store, **counts)
-
-    return react
-
-
 def _in(world: World, state: JobState) -> list[JobRecord]:
     return [job for job in world.jobs() if job.state == state]
 
@@ -215,7 +199,6 @@ def _is_repeated(world: World) -> bool:
 
 UNLEARNED, MERGED = "unlearned", "merged"
 MEASURED = "measured and not learned"
-PROMOTED, ABORTED = "tried and promoted", "tried and aborted"
 RESUMED = "attempt lost behind a checkpoint"
 PUBLISHED, REJECTED = JobState.PUBLISHED, JobState.REJECTED
 HELD_FIRST = _with_policy(GatePolicy(manual_approval=True))
@@ -230,7 +213,7 @@ TROUBLES = {
 SAID = {
     "held, approved": (HELD_FIRST, World.approve, JobState.HELD, PUBLISHED),
     "held, rejected": (HELD_FIRST, World.reject, JobState.HELD, REJECTED),
-    "rejected, approved": (REJECTED_FIRST, World.approve, REJECTED, PUBLISHED),
+    "rejected, retried": (REJECTED_FIRST, _retry_without_bounds, REJECTED, PUBLISHED),
     "cancelled while preparing": (_one, World.cancel, JobState.PREPARING, JobState.CANCELLED),
     "cancelled while submitting": (_one, World.cancel, JobState.SUBMITTING, JobState.CANCELLED),
     "cancelled while running": (_one, World.cancel, JobState.RUNNING, JobState.CANCELLED),
@@ -248,8 +231,6 @@ SCENARIOS = (
     Scenario(MERGED, _two, _merged, (PUBLISHED,) * 3, _was("merge")),
     Scenario("branched", _one, _branched, (PUBLISHED,), _was("branch")),
     Scenario("rolled back", _two, _rolled_back, (PUBLISHED, PUBLISHED), _was("roll back")),
-    Scenario(PROMOTED, _two, _tried("answered"), (PUBLISHED, PUBLISHED), _was("try")),
-    Scenario(ABORTED, _two, _tried("failed"), (PUBLISHED, PUBLISHED), _was("try")),
     *(
         Scenario(
             name,
@@ -284,10 +265,8 @@ def check_end(world: World, life: Scenario) -> None:
     assert model.head == ended.count(PUBLISHED) - (life.name == MERGED)
     if life.name in (UNLEARNED, MERGED):
         _check_lineage(world, *((MODEL, 1) if life.name == UNLEARNED else ("branched", 2)))
-    if life.name in ("rolled back", PROMOTED):
+    if life.name == "rolled back":
         assert (model.live_version, model.live_generation) == (1, 3)
-    if life.name == ABORTED:
-        assert (model.live_version, model.live_generation) == (2, 2)
     if life.name == MEASURED:
         with world.database.read() as connection:
             newest = versions.find(connection, MODEL, model.head)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from cmcl.contract.policy import GatePolicy
 from service.states import JobState
 from tests.faults.convergence import converge, serve
 from tests.faults.invariants import InvariantChecker
@@ -166,26 +165,6 @@ def test_a_job_that_was_looked_at_long_ago_begins_alone(
     first.round()
     assert world.job(waiting).state == JobState.PREPARED
     converge(world, replicas, InvariantChecker(world))
-
-
-def test_no_candidate_is_approved_beside_another_one(world: World, replicas: list[Replica]) -> None:
-    replica, _ = replicas
-    world.set_policy(GatePolicy(min_gain=0.5))
-    rejected = world.post("good-0")
-    assert rejected is not None
-    tell(world, replica)
-    assert world.job(rejected).state == JobState.REJECTED
-    world.set_policy(GatePolicy())
-    follower = world.post("good-1")
-    assert follower is not None
-    while world.job(follower).state != JobState.RUNNING:
-        replica.round()
-        world.clock.advance(1)
-    assert not world.approve(rejected)
-    tell(world, replica)
-    assert world.job(follower).state == JobState.PUBLISHED
-    assert not world.approve(rejected)
-    InvariantChecker(world).check_at_the_end()
 
 
 def _one_that_failed(world: World, replica: Replica) -> str:

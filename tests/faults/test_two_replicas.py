@@ -52,8 +52,8 @@ POLICY = st.sampled_from(
 )
 TROUBLES = ("killed", "half written", "gave up", "vanished", "stubborn", "false word")
 WORDS = {
-    "approve": {JobState.HELD, JobState.REJECTED},
-    "retry": {JobState.FAILED},
+    "approve": {JobState.HELD},
+    "retry": {JobState.FAILED, JobState.REJECTED},
     "reject": {JobState.HELD},
     "cancel": CANCELLABLE,
 }

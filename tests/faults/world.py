@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from cmcl.contract.errors import ObjectExists
 from cmcl.contract.job import Failure, JobSpec, VersionRef
-from cmcl.contract.policy import CanaryPlan, GatePolicy, RolloutRule
+from cmcl.contract.policy import GatePolicy
 from service.context import Context
 from service.database.engine import Database, open_database
 from service.database.queries import jobs
@@ -201,12 +201,6 @@ class World:
 
     def roll_back(self) -> bool:
         return self._may(lambda c: promotion.roll_back(c, MODEL, self._promotion_request()))
-
-    def start_canary(self, version: int, rule: RolloutRule) -> bool:
-        plan = CanaryPlan(share=0.1, rule=rule)
-        return self._may(
-            lambda c: promotion.set_canary(c, MODEL, version, plan, self._promotion_request())
-        )
 
     def set_policy(self, policy: GatePolicy) -> bool:
         return self._may(lambda c: set_policy(c, MODEL, policy, LOCAL, self.clock(), None))

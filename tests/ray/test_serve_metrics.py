@@ -11,8 +11,6 @@ import torch
 import yaml
 
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import Canary
-from cmcl.contract.version import LivePointer
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports
 from deploy.check_dashboards import ray_metrics
@@ -21,7 +19,6 @@ from tests.architecture.repository import ROOT
 from tests.deploy.promtool import NoPromtool, find_program
 from tests.fakes.versions import publish_version, random_heads
 from workers.storage.object_store import ObjectStore
-from workers.storage.versions import write_live
 
 pytestmark = pytest.mark.ray
 
@@ -29,7 +26,6 @@ MODEL = "watched"
 SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 STARTING_SECONDS = 300.0
-COMPARED = 64
 # More than twice as long as Ray keeps a gauge that is not set again, which is 20 s.
 QUIET_SECONDS = 45.0
 # Ray reports a gauge every 10 s, and answering a scrape takes a quarter of a second of its CPU.
@@ -39,14 +35,13 @@ OF_MODEL = f'{{model="{MODEL}"}}'
 GAUGES = {
     *("ray_cmcl_serve_loaded_versions", "ray_cmcl_serve_announcements_connected"),
     *(f"ray_cmcl_serve_live_version{OF_MODEL}", f"ray_cmcl_serve_generations_behind{OF_MODEL}"),
-    *(f"ray_cmcl_serve_shadow_cosine{OF_MODEL}", f"ray_cmcl_serve_shadow_overlap{OF_MODEL}"),
 }
 
 
 def ask_for_both(client: httpx.Client) -> int:
-    """Request as many embeddings of each modality as a shadow compares; return the worse status."""
+    """Request an embedding of each modality; return the worse status."""
     bodies = [
-        {"model": MODEL, "modality": name, "input": torch.randn(COMPARED, width).tolist()}
+        {"model": MODEL, "modality": name, "input": torch.randn(1, width).tolist()}
         for name, width in SPEC.widths.items()
     ]
     return max(client.post("/v1/embeddings", json=body).status_code for body in bodies)
@@ -88,11 +83,7 @@ def prometheus(stack: LocalStack, tmp_path: Path) -> Iterator[Prometheus]:
 def test_series_of_an_endpoint_stay_while_nothing_changes_and_no_alert_waits_to_fire(
     prometheus: Prometheus, stack: LocalStack, store: ObjectStore
 ) -> None:
-    for version in (1, 2):
-        heads = random_heads(SPEC, version)
-        publish_version(store, MODEL, version, SPEC, heads, generation=version)
-    canary = Canary(version=2, revision=1, share=0, shadow=1.0)
-    write_live(store, MODEL, LivePointer(generation=3, version=1, canary=canary))
+    publish_version(store, MODEL, 1, SPEC, random_heads(SPEC, 1), generation=1)
     deadline = time.monotonic() + STARTING_SECONDS
     seen: set[str] = set()
     with httpx.Client(base_url=stack.embeddings_url, timeout=STARTING_SECONDS) as client:

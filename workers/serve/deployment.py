@@ -21,7 +21,6 @@ from workers.serve.api.limits import Admission
 from workers.serve.api.protocol import install_protocol
 from workers.serve.auth import AllowAll, Authenticator, SignedKeys, read_public_keys
 from workers.serve.batcher import Batcher
-from workers.serve.canary.monitor import CanaryMonitor
 from workers.serve.collections.collections import Collections, open_collections
 from workers.serve.compute import stuck
 from workers.serve.encoders.deployment import Handle, encoders_behind
@@ -65,9 +64,7 @@ class Embedder:
         self._encoders = encoders_behind(args.encoders, encoders)
         self._store = open_store(args.store)
         self._metrics = RayMetrics()
-        # A replica that restarts counts from zero, so it must not overwrite its earlier observations.
-        self._name = uuid4().hex
-        self._tracing = open_tracing(os.environ, self._name)
+        self._tracing = open_tracing(os.environ, replica=uuid4().hex)
         self._live = LiveVersions()
         self._compute = Batcher(self._metrics, traced=self._tracing is not None)
         self._admission = Admission(args)
@@ -108,9 +105,6 @@ class Embedder:
             access=self._access,
             admission=self._admission,
             metrics=self._metrics,
-            canaries=CanaryMonitor(
-                self._live, self._compute, self._metrics, self._store, self._name
-            ),
             announcer=self._listener,
             collections=self._collections,
             tracing=self._tracing,

@@ -10,7 +10,7 @@ V = TypeVar("V")
 
 
 class LRU(OrderedDict[K, V]):
-    """A dict of at most `most` entries. Writing an entry counts as a use, reading it does not (see `use`)."""
+    """A dict of at most `most` entries. Writing an entry counts as a use, reading it does not."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -21,12 +21,6 @@ class LRU(OrderedDict[K, V]):
         self.move_to_end(key)
         if len(self) > self._most:
             self.popitem(last=False)
-
-    def use(self, key: K) -> V | None:
-        """Return the entry and count it as used; None where there is none."""
-        if key in self:
-            self.move_to_end(key)
-        return self.get(key)
 
 
 class AsyncLRUCache(Generic[K, V]):

@@ -68,14 +68,6 @@ class RayMetrics:
             "batch_requests", "Requests that shared one product, every eighth.", _ROWS
         )
         self._answers, self._batches = count(), count()
-        self._shadow_cosine = _gauge(
-            *("shadow_cosine", "Mean cosine of a canary's scores and the live version's."),
-            *("model", "pair"),
-        )
-        self._shadow_overlap = _gauge(
-            *("shadow_overlap", "Mean share of the ten best that both versions have in common."),
-            *("model", "pair"),
-        )
 
     def watch(self, name: str, description: str, read: Callable[[], float]) -> None:
         """Add a gauge that is read once a second."""
@@ -130,17 +122,6 @@ class RayMetrics:
     def connected(self, announcements: bool) -> None:
         self._series.set(self._connected, float(announcements))
 
-    def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
-        self._series.set(self._shadow_cosine, cosine, model=model, pair=pair)
-        self._series.set(self._shadow_overlap, overlap, model=model, pair=pair)
-
-    def canary_ended(self, model: str) -> None:
-        for gauge in (self._shadow_cosine, self._shadow_overlap):
-            self._series.forget(gauge, model=model)
-
-    def shadow_dropped(self, model: str) -> None:
-        self._series.add("shadow_dropped", 1, model=model)
-
 
 class _Series:
     """Sums of counters since the last export, and present values of gauges; for any thread.
@@ -167,13 +148,9 @@ class _Series:
             self._values[gauge, tuple(tags.items())] = value
 
     def forget(self, gauge: Gauge, **tags: str) -> None:
-        """Drop the values that have these tags, among others."""
+        """Drop the value with these tags."""
         with self._lock:
-            self._values = {
-                (each, labels): value
-                for (each, labels), value in self._values.items()
-                if each is not gauge or not tags.items() <= dict(labels).items()
-            }
+            self._values.pop((gauge, tuple(tags.items())), None)
 
     def _run(self) -> None:
         while not self._stopped.wait(_FLUSH_SECONDS):
@@ -208,11 +185,6 @@ def _counters() -> dict[str, Counter]:
         ),
         "evicted": _counter(
             *("evicted_versions_total", "Versions evicted because the memory budget was full."),
-            "model",
-        ),
-        "shadow_dropped": _counter(
-            "shadow_dropped_total",
-            "Requests that were not shadowed because the queue was full.",
             "model",
         ),
     }

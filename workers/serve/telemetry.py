@@ -85,18 +85,6 @@ class ServeMetrics(Protocol):
         """Whether this replica receives announcements, or only polls."""
         ...
 
-    def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
-        """Mean agreement of the canary's scores across a pair with the live version's."""
-        ...
-
-    def canary_ended(self, model: str) -> None:
-        """The canary of the model has ended: drop its agreement."""
-        ...
-
-    def shadow_dropped(self, model: str) -> None:
-        """A request was not shadowed because the queue was full."""
-        ...
-
 
 class StageTimer:
     """Times the stages of one request in eight, since observing costs time as well. Starts with the request."""

@@ -16,8 +16,7 @@ runs/<job>/a<attempt>/spec.json, failure.json, stages.json, candidate/...; tempo
                       evaluation.json       instead of a candidate: of a dataset that is measured only
                       checkpoints/<updates>-<digest>.safetensors    the last two
 models/<model>/versions/<n>/...             a published version; manifest.json is written last
-models/<model>/live.json                    the live version, and the canary beside it
-models/<model>/observations/<revision>/<replica>.json    a replica's observations of that canary
+models/<model>/live.json                    the live version
 access/keys.jwt                             keys for the replicas, signed by the control plane
 records/models/<model>.json                 copies of database rows, from which it can be rebuilt
         datasets/<dataset>.json
@@ -217,15 +216,6 @@ def version_file(model: str, version: int, name: str) -> str:
 
 def live_pointer(model: str) -> str:
     return f"models/{model}/live.json"
-
-
-def observations(model: str, revision: int) -> str:
-    """Prefix of all observations of a canary."""
-    return f"models/{model}/observations/{revision}/"
-
-
-def observation(model: str, revision: int, replica: str) -> str:
-    return f"{observations(model, revision)}{replica}.json"
 
 
 def key_snapshot() -> str:

@@ -66,11 +66,11 @@ class JobCalls(Calls):
         return await self._session.post(Job, f"{_path(job)}/cancel", if_match=if_revision)
 
     async def retry(self, job: str, if_revision: int | None = None) -> Job:
-        """Retry a failed job."""
+        """Retry a failed or rejected job. The policy at the time of its next candidate applies."""
         return await self._session.post(Job, f"{_path(job)}/retry", if_match=if_revision)
 
     async def approve(self, job: str, reason: str = "", if_revision: int | None = None) -> Job:
-        """Publish a candidate that is held for approval, or that the policy rejected."""
+        """Publish a candidate that is held for approval."""
         body = posted_reason(reason)
         return await self._session.post(Job, f"{_path(job)}/approve", body, if_match=if_revision)
 

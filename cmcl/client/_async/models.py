@@ -1,4 +1,4 @@
-"""Calls about models, versions, promotions and canaries."""
+"""Calls about models, versions and promotions."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -7,8 +7,6 @@ import httpx
 
 from cmcl.client._async.session import Calls
 from cmcl.client.registry import (
-    Canary,
-    CanaryRun,
     Live,
     Model,
     ModelSummary,
@@ -24,7 +22,7 @@ from cmcl.client.versions import (
 )
 from cmcl.client.wire import Request, given, posted_reason, read, revision_of, segment
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import CanaryPlan, GatePolicy
+from cmcl.contract.policy import GatePolicy
 
 
 class ModelCalls(Calls):
@@ -153,35 +151,6 @@ class ModelCalls(Calls):
     def promotions(self, model: str, order: Order = "asc") -> AsyncIterator[Promotion]:
         """Iterate over the changes of the live version; `order="desc"`: newest first."""
         return self._session.pages(Promotion, f"{_path(model)}/promotions", given(order=order))
-
-    async def canary(self, model: str) -> Canary:
-        """Return the canary, with its comparison with the live version."""
-        return await self._session.get(Canary, f"{_path(model)}/canary")
-
-    def canaries(self, model: str, order: Order = "asc") -> AsyncIterator[CanaryRun]:
-        """Iterate over the canaries of a model, also ended ones; `order="desc"`: newest first."""
-        return self._session.pages(CanaryRun, f"{_path(model)}/canaries", given(order=order))
-
-    async def start_canary(
-        self,
-        model: str,
-        version: int,
-        plan: CanaryPlan,
-        reason: str = "",
-        if_generation: int | None = None,
-    ) -> Canary:
-        """Start a canary, or change the plan of the current one.
-
-        With `if_generation`, fails with 412 if another promotion happened.
-        """
-        body = {"version": version, **plan.model_dump(mode="json"), **posted_reason(reason)}
-        path = f"{_path(model)}/canary"
-        changed, _ = await self._session.put(Canary, path, body, if_generation)
-        return changed
-
-    async def abort_canary(self, model: str, reason: str = "") -> None:
-        """End the canary without promotion. Its version is kept but serves no requests."""
-        await self._session.delete(f"{_path(model)}/canary", posted_reason(reason))
 
 
 def _path(model: str) -> str:

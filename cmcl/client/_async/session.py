@@ -81,9 +81,9 @@ class AsyncSession:
         response = await self.send(Request("PUT", path, headers=headers, content=json_bytes(body)))
         return read(kind, response), response
 
-    async def delete(self, path: str, params: Params | None = None) -> None:
+    async def delete(self, path: str) -> None:
         """DELETE. A 404 of the server after a lost response means that an earlier attempt succeeded."""
-        request = Request("DELETE", path, params=dict(params or {}))
+        request = Request("DELETE", path)
         response, is_maybe_done = await self._attempts(request)
         if response.is_success:
             return

@@ -132,7 +132,7 @@ class EndpointCalls(Calls):
         return read(Similarity, response, Side.EMBEDDINGS)
 
     def served_models(self) -> list[ServedModel]:
-        """Return the models that the endpoint serves, with versions, canaries and vector compatibility."""
+        """Return the models that the endpoint serves, with versions and vector compatibility."""
         response = self._request("GET", "/v1/models")
         models = listed(response, "data", Side.EMBEDDINGS)["data"]
         return [validated(ServedModel, each, response) for each in models]

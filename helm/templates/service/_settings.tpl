@@ -65,7 +65,6 @@ CMCL_UPLOAD_PARTS_AT_ONCE: {{ .Values.service.uploadPartsAtOnce | int64 | quote 
 CMCL_UPLOAD_EXPIRY_HOURS: {{ .Values.service.uploadExpiryHours | quote }}
 CMCL_IDEMPOTENCY_HOURS: {{ .Values.service.idempotencyHours | quote }}
 CMCL_RUNS_KEPT_DAYS: {{ .Values.service.runsKeptDays | quote }}
-CMCL_REJECTED_KEPT_DAYS: {{ .Values.service.rejectedKeptDays | quote }}
 CMCL_EVENTS_KEPT_DAYS: {{ .Values.service.eventsKeptDays | quote }}
 CMCL_WEBHOOK_PREFIXES: {{ join "," .Values.service.webhookPrefixes | quote }}
 # Required, because the port is reachable from the network. With keys, any Host is accepted.

@@ -27,7 +27,6 @@ from service.database.tables import (
     api_keys,
     attempts,
     backup_outbox,
-    canaries,
     compatibility,
     datasets,
     event_positions,
@@ -61,7 +60,6 @@ _ORDER = (
     attempts,
     versions,
     promotions,
-    canaries,
     api_keys,
 )
 
@@ -161,7 +159,6 @@ def _of_model(connection: Connection, name: str) -> Tables:
         ),
         "models": _rows(connection, models, models.c.name == name),
         "promotions": _rows(connection, promotions, promotions.c.model == name),
-        "canaries": _rows(connection, canaries, canaries.c.model == name),
     }
 
 

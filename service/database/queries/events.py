@@ -1,7 +1,7 @@
 """Events, emitted in the transaction of the change that they describe.
 
-The rule: the query that changes a row emits the event of the change. Canaries and branches, whose changes span several
-rows, are written by one function each, which emits it.
+The rule: the query that changes a row emits the event of the change. A branch, which spans several rows, is
+written by one function, which emits it.
 
 Listeners continue after the last event that they have seen, so no event may ever appear before one that was read. The
 numbers of a PostgreSQL sequence have no such order: they are assigned before the commit, and transaction 8 may commit

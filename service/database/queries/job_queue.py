@@ -12,7 +12,7 @@ from service.database.queries import jobs as moves
 from service.database.queries.models import is_unmirrored
 from service.database.queries.preparations import MOST_OF_MODEL
 from service.database.rows import JobRecord
-from service.database.tables import canaries, jobs, models, versions
+from service.database.tables import jobs, models, versions
 from service.states import IN_FLIGHT, JobState
 
 _LEARNS = jobs.c.kind != "evaluate"
@@ -79,7 +79,6 @@ def _has_step() -> ColumnElement[bool]:
     return or_(
         is_unmirrored(),
         exists().where(versions.c.model == models.c.name, versions.c.stored_at.is_(None)),
-        exists().where(canaries.c.model == models.c.name, canaries.c.ended_at.is_(None)),
         exists().where(of_model, jobs.c.state.in_(active)),
         exists().where(of_model, *has_turn, ~_LEARNS),
         # A job in flight is among the active ones.

@@ -197,16 +197,14 @@ def finish_evaluation(
 
 
 def approve(connection: Connection, seen: JobRecord, approval: Approval, now: datetime) -> bool:
-    """Let a candidate that was held or rejected be judged again, with an approval."""
+    """Return a held candidate to its judgement, with an approval."""
     return move(
         connection,
         seen,
         JobState.GATING,
         now,
         approval=_written(approval),
-        reason=None,
         message=None,
-        finished_at=None,
     )
 
 
@@ -229,9 +227,9 @@ def _written(approval: Approval) -> dict[str, object]:
 
 
 def retry(connection: Connection, seen: JobRecord, now: datetime) -> bool:
-    """Queue a failed job again. Attempts continue to count: a number is used once.
+    """Queue a failed or rejected job again. Attempts continue to count: a number is used once.
 
-    An approval was of the candidate that failed; the next one is judged again.
+    A decision was about the candidate of that time; the next one is judged again.
     """
     return move(
         connection,

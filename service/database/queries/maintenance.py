@@ -1,6 +1,6 @@
 """Queries of the garbage collector.
 
-A job is marked swept like it is moved: against the revision that was read. So a concurrent retry or approval is either
+A job is marked swept like it is moved: against the revision that was read. So a concurrent retry is either
 first, and nothing is removed, or finds that it is too late.
 """
 
@@ -59,7 +59,6 @@ _IDS: dict[Kind, Any] = {
     "uploads": uploads.c.id,
     "models": models.c.name,
 }
-_WITHOUT_CANDIDATE = (JobState.FAILED, JobState.CANCELLED, JobState.REPORTED)
 _SWEPT: dict[Kind, Any] = {"jobs": jobs.c.swept_at, "models": models.c.swept_at}
 
 
@@ -90,23 +89,21 @@ class Learned:
     attempts: int
 
 
-def ended_jobs(
-    connection: Connection, before: datetime, rejected_before: datetime, limit: int
-) -> list[EndedJob]:
-    """Jobs that ended before these times and are not marked swept.
+def ended_jobs(connection: Connection, before: datetime, limit: int) -> list[EndedJob]:
+    """Jobs that ended before this time and are not marked swept.
 
     One whose version is not stored yet is needed: the version is copied from its files.
     """
-    is_old = or_(
-        and_(jobs.c.state == JobState.REJECTED, jobs.c.finished_at < rejected_before),
-        and_(jobs.c.state == JobState.PUBLISHED, jobs.c.finished_at < before, _is_stored()),
-        and_(jobs.c.state == JobState.EVALUATED, jobs.c.finished_at < before),
-        and_(jobs.c.state.in_(_WITHOUT_CANDIDATE), jobs.c.finished_at < before),
-    )
+    is_needed = and_(jobs.c.state == JobState.PUBLISHED, ~_is_stored())
     columns = ("id", "model", "kind", "dataset", "revision", "state", "attempt")
     query = (
         select(*(jobs.c[name] for name in columns))
-        .where(jobs.c.finished_at.is_not(None), jobs.c.swept_at.is_(None), is_old)
+        .where(
+            jobs.c.finished_at.is_not(None),
+            jobs.c.finished_at < before,
+            jobs.c.swept_at.is_(None),
+            ~is_needed,
+        )
         .order_by(jobs.c.finished_at)
         .limit(limit)
     )

@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from service.database.engine import in_chunks
 from service.database.queries.models import is_unmirrored
-from service.database.tables import canaries, jobs, leases, models, versions
+from service.database.tables import jobs, leases, models, versions
 
 _PREFIX = "replica/"
 _IS_REPLICA = leases.c.name.startswith(_PREFIX, autoescape=True)
@@ -123,7 +123,7 @@ def _claim(
 
 
 def _has_work() -> ColumnElement[bool]:
-    """Condition: a pointer to mirror, an unfinished job, a version to store, or a canary.
+    """Condition: a pointer to mirror, an unfinished job, or a version to store.
 
     Each uses a partial index, so finished rows cost nothing. A deleted model only has its pointer left to mirror.
     """
@@ -133,10 +133,7 @@ def _has_work() -> ColumnElement[bool]:
     unstored = select(versions.c.number).where(
         versions.c.model == models.c.name, versions.c.stored_at.is_(None)
     )
-    has_canary = select(canaries.c.model).where(
-        canaries.c.model == models.c.name, canaries.c.ended_at.is_(None)
-    )
-    unfinished_work = or_(unfinished.exists(), unstored.exists(), has_canary.exists())
+    unfinished_work = or_(unfinished.exists(), unstored.exists())
     return or_(is_unmirrored(), and_(models.c.deleted_at.is_(None), unfinished_work))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, and_, func, select
 
 from cmcl.contract.job import JobKind, Progress
-from service.database.tables import canaries, jobs, models, versions
+from service.database.tables import jobs, models, versions
 from service.states import IN_FLIGHT, TERMINAL, FailureReason, JobState
 
 _OPEN = tuple(state for state in JobState if state not in TERMINAL)
@@ -55,7 +55,6 @@ class Summaries:
     jobs: Mapping[str, Mapping[JobState, int]]
     current: Mapping[str, SummaryJob]
     last_ended: Mapping[str, SummaryJob]
-    canaries: Mapping[str, int]
 
 
 def read(connection: Connection, names: Sequence[str]) -> Summaries:
@@ -67,7 +66,6 @@ def read(connection: Connection, names: Sequence[str]) -> Summaries:
         jobs=_counts(connection, names),
         current={**waiting, **current},
         last_ended=_last_ended(connection, names),
-        canaries=_canaries(connection, names),
     )
 
 
@@ -140,13 +138,6 @@ def _last_ended(connection: Connection, names: Sequence[str]) -> dict[str, Summa
         .limit(1)
     )
     return _jobs(connection, _of_models(names, last))
-
-
-def _canaries(connection: Connection, names: Sequence[str]) -> dict[str, int]:
-    query = select(canaries.c.model, canaries.c.version).where(
-        canaries.c.model.in_(names), canaries.c.ended_at.is_(None)
-    )
-    return dict(connection.execute(query).all())
 
 
 def _of_models(names: Sequence[str], sequence: Select[tuple[int]]) -> Select[Any]:

@@ -21,7 +21,6 @@ from service.database.tables.operations import (
 )
 from service.database.tables.registry import (
     attempts,
-    canaries,
     datasets,
     jobs,
     models,
@@ -35,7 +34,6 @@ __all__ = [
     "api_keys",
     "attempts",
     "backup_outbox",
-    "canaries",
     "compatibility",
     "datasets",
     "deliveries",

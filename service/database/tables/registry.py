@@ -1,4 +1,4 @@
-"""Tables of models, datasets, jobs, versions, promotions and canaries."""
+"""Tables of models, datasets, jobs, versions and promotions."""
 
 from sqlalchemy import (
     Boolean,
@@ -265,33 +265,4 @@ promotions = Table(
     Column("reason", SanitizedText, nullable=False),
     Column("actor", String(128), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
-)
-
-# Canaries. Observations are stored under the revision of live.json, so a canary that changes ends, and continues under
-# the next revision.
-canaries = Table(
-    "canaries",
-    metadata,
-    Column("model", String(48), ForeignKey("models.name"), primary_key=True),
-    Column("revision", Integer, primary_key=True),
-    Column("version", Integer, nullable=False),
-    # CanaryPlan: share, shadow, rule.
-    json_column("plan", nullable=False),
-    Column("reason", SanitizedText, nullable=False),
-    Column("actor", String(128), nullable=False),
-    # When the version became the canary, whatever changed since.
-    Column("started_at", UtcDateTime, nullable=False),
-    # Observed: the sum of the replicas' observations.
-    json_column("observed", nullable=False),
-    Column("ended_at", UtcDateTime, nullable=True),
-    Column("outcome", String(16), nullable=True),
-    Column("ended_because", SanitizedText, nullable=True),
-    # When the observations were removed.
-    Column("swept_at", UtcDateTime, nullable=True),
-    partial_index("ix_canaries_open", column("ended_at").is_(None), "model", is_unique=True),
-    partial_index(
-        "ix_canaries_unswept",
-        and_(column("ended_at").is_not(None), column("swept_at").is_(None)),
-        "ended_at",
-    ),
 )

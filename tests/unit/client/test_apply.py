@@ -88,16 +88,6 @@ def test_what_the_file_does_not_say_stays(cmcl: Cmcl, file: Path) -> None:
     assert "scenes" in cmcl("model", "list")
 
 
-def test_a_rollout_is_merged_into_the_policy(cmcl: Cmcl, file: Path) -> None:
-    cmcl("canary", "policy", "scenes", "--publish-as=canary", "--share=0.1", "--min-requests=7")
-    text = "models: {scenes: {modalities: {image: 4, text: 3}, policy: {rollout: {share: 0.2}}}}"
-    file.write_text(text)
-    cmcl("apply", "-f", str(file))
-    rollout = cmcl.one("canary", "policy", "scenes")["rollout"]
-    assert (rollout["share"], rollout["publish_as"]) == (0.2, "canary")
-    assert rollout["rule"]["min_requests"] == 7
-
-
 def test_nothing_is_changed_if_something_is_fixed(cmcl: Cmcl, file: Path) -> None:
     file.write_text(
         "models:\n"

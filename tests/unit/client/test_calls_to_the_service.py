@@ -7,12 +7,10 @@ import pytest
 from cmcl import Client, CmclError
 from cmcl.client import Job
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import CanaryPlan, GatePolicy, RolloutRule
+from cmcl.contract.policy import GatePolicy
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
-from tests.fakes.observations import PAIR as PAIR_KEY
-from tests.fakes.observations import agreement, observe
 from tests.fakes.trainer import train
 
 PAIR = ("image", "text")
@@ -41,10 +39,6 @@ ASKED_BY = {
     "read_capacity": "capacity",
     "read_summary": "summary",
     "list_summaries": "overview",
-    "list_canaries": "canaries",
-    "read_canary": "canary",
-    "put_canary": "start_canary",
-    "delete_canary": "abort_canary",
     "post_upload": "upload",
     "read_upload": "upload_state",
     "delete_upload": "abort_upload",
@@ -192,35 +186,6 @@ def test_the_live_version_is_promoted_and_rolled_back_with_its_history(published
     assert published.version("scenes", 1).retired_at is not None
 
 
-def test_a_canary_is_started_shown_and_aborted(
-    published: Client, published_plane: ControlPlane
-) -> None:
-    live = published.live("scenes")
-    plan = CanaryPlan(share=0.1, shadow=0.5, rule=RolloutRule(min_overlap=0.8))
-    canary = published.start_canary("scenes", 1, plan, "is it better?", live.generation)
-    assert (canary.version, canary.rule, canary.reason) == (1, plan.rule, "is it better?")
-    published_plane.tick()
-    observe(published_plane.store, shadowed=4, pairs=agreement(4, 0.5))
-    published_plane.tick(4)
-    seen = published.canary("scenes").observed
-    assert (seen.requests, seen.pairs[PAIR_KEY].cosine) == (4, 0.5)
-    published.abort_canary("scenes", "worse on birds")
-    with pytest.raises(CmclError) as caught:
-        published.canary("scenes")
-    assert caught.value.status == 404
-    (ended,) = published.canaries("scenes")
-    assert (ended.version, ended.outcome, ended.ended_because) == (1, "aborted", "worse on birds")
-    assert ended.observed.requests == 4
-    (event,) = published.all_events("scenes", ["canary.aborted"])
-    assert event.details["reason"] == "worse on birds"
-
-
-def test_a_canary_is_not_started_if_the_live_version_changed(published: Client) -> None:
-    with pytest.raises(CmclError) as caught:
-        published.start_canary("scenes", 1, CanaryPlan(share=0.1), if_generation=1)
-    assert caught.value.status == 412
-
-
 def test_a_dataset_becomes_a_job_and_posting_it_again_returns_the_same(
     service: Client, plane: ControlPlane
 ) -> None:
@@ -285,6 +250,7 @@ def test_jobs_are_cancelled_retried_approved_and_rejected(
         assert published_plane.run_to_end(job).state == state
         found = published.job(job)
         assert "because" in f"{found.approval} {found.message}"
+    assert published.retry(job).state == "queued"
 
 
 def test_events_are_received_from_the_first_to_the_last(published: Client) -> None:

@@ -89,7 +89,6 @@ def test_a_modality_without_a_width_is_named(text: str, capsys: pytest.CaptureFi
         (["version", "show", "scenes@zero"], "write NAME@VERSION"),
         (["version", "show", "scenes@0"], "numbered from 1"),
         (["version", "retire", "scenes", "--yes"], "scenes@VERSION"),
-        (["canary", "start", "scenes"], "scenes@VERSION"),
         (["model", "branch", "scenes", "new"], "scenes@VERSION"),
         (["model", "branch", "scenes", "x", "new"], "MODEL@VERSION NAME"),
         (["job", "show", "nope"], "'nope' is not a job id; `cmcl job list`"),
@@ -128,7 +127,6 @@ def test_invalid_arguments_are_usage_errors(
         (["model", "create", "m", "--modality=image=1"], "two modalities; only 'image' is given"),
         (["model", "create", "m", "--modality=a=1", "--modality=b=1", "--width=1"], "--width 1: "),
         (["dataset", "add", "x", "--model=m", "--pair=image,image"], "two different modalities"),
-        (["canary", "start", "m@2"], "share and shadow are both 0"),
     ],
 )
 def test_invalid_options_are_usage_errors_in_one_line(

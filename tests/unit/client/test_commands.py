@@ -197,7 +197,8 @@ def test_candidates_are_approved_and_rejected(cmcl: Cmcl, plane: ControlPlane) -
         assert said in cmcl("job", word, job, "--reason", "because")
         plane.run_to_end(job)
     assert "because" in cmcl("job", "show", job)
-    assert "reject (new)" in cmcl("job", "candidate", job), "a rejected one can still be approved"
+    assert "reject (new)" in cmcl("job", "candidate", job)
+    assert f"{job}: queued" in cmcl("job", "retry", job)
 
 
 def test_models_are_shown_at_a_glance(cmcl: Cmcl, plane: ControlPlane) -> None:

@@ -20,8 +20,6 @@ def test_a_version_is_named_with_and_without_its_model(cmcl: Cmcl, one: list[str
     assert cmcl.one("version", "show", *one)["version"] == 1
     assert "scenes: version 1 is live" in cmcl("promote", *one)
     cmcl("rollback")
-    assert "scenes: version 1 is a canary" in cmcl("canary", "start", *one, "--share=0.1")
-    cmcl("canary", "abort")
     assert "branch continues version 1 of scenes" in cmcl("model", "branch", *one, "branch")
     cmcl("version", "retire", *one, "--yes")
     assert cmcl.lines("version", "list")[0]["retired_at"]

@@ -196,17 +196,16 @@ SERVED = {
     "width": 6,
     "modalities": {"image": 5},
     "encoders": {},
-    "versions": {"loaded": [1, 3], "lineage": [1, 3], "retired": [2]},
-    "channels": {"live": 3, "canary": None},
+    "versions": {"live": 3, "loaded": [1, 3], "lineage": [1, 3], "retired": [2]},
     "compatibility": {"1": {"image--text": 0.01}},
-    "refusals": [],
+    "refusal": None,
 }
 
 
 def test_served_models_are_read_completely(server: RestServer, client: Client) -> None:
     server.always((200, {"object": "list", "data": [SERVED]}))
     (model,) = client.served_models()
-    assert (model.id, model.versions.retired, model.channels.live) == ("scenes", [2], 3)
+    assert (model.id, model.versions.retired, model.versions.live) == ("scenes", [2], 3)
     assert model.compatibility == {"1": {"image--text": 0.01}}
     server.always((200, SERVED))
     assert client.served_model("scenes@3") == model

@@ -37,8 +37,7 @@ def test_the_version_is_that_of_the_distribution(cmcl: Cmcl) -> None:
 
 def test_every_command_that_prints_has_json() -> None:
     silent = {
-        *{("model", "delete"), ("version", "retire")},
-        *{("canary", "abort"), ("key", "revoke"), ("webhook", "delete")},
+        *{("model", "delete"), ("version", "retire"), ("key", "revoke"), ("webhook", "delete")},
         # An export has its own format.
         *{("collection", "delete"), ("collection", "export"), ("version", "export")},
         # They run until they are stopped.

@@ -65,7 +65,6 @@ def test_an_empty_list_shows_the_next_command(cmcl: Cmcl) -> None:
         ("version", "list", "trees"): "cmcl dataset add",
         ("history", "trees"): "model trees has not had a live version yet",
         ("version", "history", "trees"): "cmcl dataset add",
-        ("canary", "list", "trees"): "cmcl canary start trees@VERSION",
         ("key", "list"): "cmcl key create",
     }.items():
         assert words in cmcl(*arguments)

@@ -112,8 +112,6 @@ def test_a_password_in_a_rejected_address_is_not_shown() -> None:
         (["model", "create", "m", "--modality=a=1", "--modality=b=0"], "--modality 0: "),
         (["dataset", "add", "x", "--model=m", "--pair=image,image"], "--pair: "),
         (["dataset", "add", "x", "--model=m", "--pair=image,a b"], "--pair a b: "),
-        (["canary", "start", "m@2", "--share=2"], "--share 2.0: "),
-        (["canary", "start", "m@2", "--share=0.1", "--min-overlap=2"], "--min-overlap 2.0: "),
         (["dataset", "add", "no/such", "--model=m", "--pair=a,b"], "no/such"),
         (["upload", "no/such"], "cannot be read: No such file"),
         (["embed", "m", "image", "no/such"], "'no/such'"),

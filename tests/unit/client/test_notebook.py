@@ -11,7 +11,6 @@ import pytest
 from cmcl import Client
 from cmcl.cli.errors import Exit
 from cmcl.client import (
-    Canary,
     DatasetFigures,
     Job,
     JobProgress,
@@ -22,7 +21,6 @@ from cmcl.client import (
 from cmcl.contract.capacity import FULL_BELOW
 from cmcl.contract.version import Drift, Quality
 from cmcl.pictures import (
-    canary_picture,
     capacity_picture,
     curves,
     history_pictures,
@@ -144,39 +142,6 @@ def test_a_candidate_is_drawn_beside_its_parent(
         html = client.candidate(job)._repr_html_()
     assert "candidate for scenes@3" in html
     assert "permitted: 0.4" in html
-
-
-def test_agreement_of_a_canary_is_drawn_against_its_rule() -> None:
-    canary = Canary.model_validate(
-        {
-            "version": 2,
-            "share": 0.1,
-            "shadow": 0.5,
-            "rule": {"min_overlap": 0.8},
-            "revision": 1,
-            "reason": "",
-            "actor": "a",
-            "started_at": AT,
-            "observed": {
-                "replicas": 1,
-                "answered": 0,
-                "shadowed": 1200,
-                "failed": 0,
-                "requests": 1200,
-                "error_share": 0,
-                "pairs": {
-                    "image--text": {"queries": 1200, "cosine": 0.97, "overlap": 0.7},
-                    "audio--text": {"queries": 0, "cosine": None, "overlap": None},
-                },
-            },
-        }
-    )
-    picture = canary_picture(canary)
-    assert list(picture.table.rows) == [
-        ("image and text", "70.0", "1,200 queries, cosine 0.97"),
-        ("audio and text", "–", "0 queries"),
-    ]
-    assert "violated by image and text" in picture.description
 
 
 def figures(number: int, drift: float | None, **by_dataset: dict[str, float]) -> VersionFigures:

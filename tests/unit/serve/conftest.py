@@ -25,7 +25,6 @@ from workers.serve.api.context import Replica as Parts
 from workers.serve.api.limits import Admission
 from workers.serve.auth import AllowAll
 from workers.serve.batcher import Batcher
-from workers.serve.canary.monitor import CanaryMonitor
 from workers.serve.encoders.port import Encoders, NoEncoders
 from workers.serve.settings import ServeArgs
 from workers.serve.telemetry import Tracing
@@ -95,18 +94,16 @@ class Replica:
 
     def parts(self, args: ServeArgs) -> Parts:
         """The objects that the routes use."""
-        compute = Batcher(self.metrics, traced=self.tracing is not None)
         return Parts(
             args=args,
             store=self.store,
             live=self.live,
             lookup=VersionLookup(self.live, self.cache, args.min_version_wait_seconds),
-            compute=compute,
+            compute=Batcher(self.metrics, traced=self.tracing is not None),
             encoders=self.encoders,
             access=AllowAll(),
             admission=Admission(args),
             metrics=self.metrics,
-            canaries=CanaryMonitor(self.live, compute, self.metrics, self.store, "replica-1"),
             tracing=self.tracing,
         )
 

@@ -126,7 +126,7 @@ def test_the_version_that_answers_stays_while_its_successor_is_read(narrow: Repl
     watched.cache = cache
     for model in ("m", "other", "another"):
         publish(narrow, model)
-        cache.hold(cache.load(model, 1), None)
+        cache.hold(cache.load(model, 1))
     publish(narrow, "m", 2)
     watched.beside.clear()
     cache.load("m", 2)
@@ -219,7 +219,8 @@ def test_a_version_above_the_whole_budget_is_refused_with_sizes(narrow: Replica)
     narrow.poll()
     size = publish(narrow, "m", 2, HUGE).files[layout.HEADS].bytes
     narrow.poll()
-    (refusal,) = narrow.live.refusals("m")
+    refusal = narrow.live.refusal("m")
+    assert refusal is not None
     assert refusal.kind == "too_large"
     for part in (f"{size / 2**20:.1f} MiB", "1.0 MiB", "max_heads_bytes"):
         assert part in refusal.reason
@@ -286,7 +287,9 @@ def test_a_damaged_successor_is_refused_where_there_is_no_room_for_both(narrow: 
     publish(narrow, "m", 2, spec=spec)
     narrow.store.put(layout.version_file("m", 2, layout.HEADS), b"rubbish")
     narrow.poll()
-    assert narrow.live.refusals("m")[0].kind == "damaged"
+    refusal = narrow.live.refusal("m")
+    assert refusal is not None
+    assert refusal.kind == "damaged"
     assert embed(narrow, "m", spec).headers["x-model-version"] == "1"
 
 

@@ -15,7 +15,6 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import load_file
 
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import Canary
 from cmcl.contract.version import Solution
 from tests.fakes.app_client import AppClient
 from tests.fakes.versions import publish_version, random_heads
@@ -206,16 +205,6 @@ def load_file_names(data: bytes) -> set[str]:
 def test_the_same_version_gives_the_same_bytes(exporting: Replica) -> None:
     path = f"/v1/models/{MODEL}@1/export?format=onnx"
     assert exporting.get(path).content == exporting.get(path).content
-
-
-def test_a_name_is_the_live_version_and_not_the_canary(exporting: Replica) -> None:
-    exporting.publish(version=2, generation=2, spec=SPEC)
-    canary = Canary(version=2, share=1.0, shadow=0.0, revision=3)
-    exporting.point(generation=3, version=1, canary=canary, revision=3)
-    exporting.poll()
-    response = exporting.get(f"/v1/models/{MODEL}/export?format=safetensors")
-    assert response.headers["x-model-version"] == "1"
-    assert f'"{MODEL}@1-safetensors.tar"' in response.headers["content-disposition"]
 
 
 def error(response: httpx.Response) -> tuple[int, str, str]:

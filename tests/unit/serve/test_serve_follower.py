@@ -282,7 +282,9 @@ def test_a_replica_that_starts_with_damage_serves_the_rest(replica: Replica, dam
     assert replica.live.readiness.ready
     assert replica.embed(model="other").status_code == 200
     assert (replica.embed().status_code, replica.embed(model="scenes@1").status_code) == (503, 500)
-    assert replica.live.refusals(MODEL)[0].kind == "damaged"
+    refusal = replica.live.refusal(MODEL)
+    assert refusal is not None
+    assert refusal.kind == "damaged"
 
 
 def test_a_replica_that_starts_with_a_corrupt_pointer_serves_the_rest(replica: Replica) -> None:

@@ -1,4 +1,4 @@
-"""The list of models: versions, canaries, modalities, and whether stored vectors still fit."""
+"""The list of models: versions, modalities, and whether stored vectors still fit."""
 
 import asyncio
 import dataclasses
@@ -7,7 +7,6 @@ from typing import Any
 import httpx
 import pytest
 
-from cmcl.contract.policy import Canary
 from tests.fakes.letter_encoder import IDENTITY, LetterEncoders
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.test_serve_migrate_route import publish as publish_conditioned
@@ -49,10 +48,9 @@ def test_a_model_is_listed_with_all_its_fields(serving: Replica) -> None:
                 "problem": None,
             }
         },
-        "versions": {"loaded": [1], "lineage": [1], "retired": []},
-        "channels": {"live": 1, "canary": None},
+        "versions": {"live": 1, "loaded": [1], "lineage": [1], "retired": []},
         "compatibility": {},
-        "refusals": [],
+        "refusal": None,
     }
 
 
@@ -84,7 +82,7 @@ def test_one_version_is_found_by_its_exact_name(serving: Replica) -> None:
     serving.publish(version=2)
     serving.poll()
     body = serving.get("/v1/models/scenes@1").json()
-    assert (body["id"], body["version"], body["channels"]["live"]) == ("scenes@1", 1, 2)
+    assert (body["id"], body["version"], body["versions"]["live"]) == ("scenes@1", 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -106,18 +104,11 @@ def test_versions_in_memory_and_retired_ones_are_listed(serving: Replica) -> Non
     assert serving.embed(model="scenes@1").status_code == 200
     serving.point(generation=4, version=3, revision=1, retired=(1,))
     serving.poll()
-    assert models(serving)[0]["versions"] == {"loaded": [2, 3], "lineage": [3], "retired": [1]}
-
-
-def test_a_canary_is_listed_with_its_shares(serving: Replica) -> None:
-    serving.publish(version=2)
-    canary = Canary(version=2, revision=5, share=0.25, shadow=0.5)
-    serving.point(generation=3, version=1, revision=5, canary=canary)
-    serving.poll()
-    (listed,) = models(serving)
-    assert listed["channels"] == {
-        "live": 1,
-        "canary": {"version": 2, "share": 0.25, "shadow": 0.5, "loaded": True},
+    assert models(serving)[0]["versions"] == {
+        "live": 3,
+        "loaded": [2, 3],
+        "lineage": [3],
+        "retired": [1],
     }
 
 
@@ -127,7 +118,7 @@ def test_a_version_that_cannot_be_loaded_is_listed_with_the_reason(serving: Repl
     serving.poll()
     (listed,) = models(serving)
     assert listed["version"] == 1
-    (refusal,) = listed["refusals"]
+    refusal = listed["refusal"]
     assert (refusal["version"], refusal["kind"]) == (2, "damaged")
     assert "is not what its manifest promised" in refusal["reason"]
     assert refusal["failures"] >= 1

@@ -8,7 +8,8 @@ from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.auth import Caller
 from workers.serve.errors import ApiError, NotFound, NotReady
-from workers.serve.versions.lookup import Chosen, VersionLookup, parse_reference
+from workers.serve.versions.loading import ServedVersion
+from workers.serve.versions.lookup import VersionLookup, parse_reference
 from workers.storage import layout
 
 OWNER = Caller("key-1", "acme")
@@ -16,7 +17,7 @@ STRANGER = Caller("key-2", "globex")
 OPERATOR = Caller("operator", None)
 
 
-def find(replica: Replica, model: str, caller: Caller, min_version: int = 0) -> Chosen:
+def find(replica: Replica, model: str, caller: Caller, min_version: int = 0) -> ServedVersion:
     lookup = VersionLookup(replica.live, replica.cache, wait_seconds=0.01)
     return asyncio.run(lookup.find(parse_reference(model), min_version, caller))
 
@@ -40,7 +41,7 @@ def owned(serving: Replica) -> Replica:
 def test_the_owner_and_the_operator_find_a_model(
     owned: Replica, model: str, caller: Caller
 ) -> None:
-    assert find(owned, model, caller).version.model == MODEL
+    assert find(owned, model, caller).model == MODEL
 
 
 @pytest.mark.parametrize("version", ["", "@1", "@2", "@7", "@9"])
@@ -56,7 +57,7 @@ def test_an_unauthenticated_client_gets_the_message_for_an_unknown_model(
 
 
 def test_a_model_without_an_owner_is_everybodys(serving: Replica) -> None:
-    assert find(serving, MODEL, STRANGER).version.number == 1
+    assert find(serving, MODEL, STRANGER).number == 1
 
 
 def test_a_model_whose_owner_is_not_known_yet_is_the_operators(replica: Replica) -> None:
@@ -72,7 +73,7 @@ def test_a_new_owner_holds_although_the_version_is_damaged(serving: Replica) -> 
     serving.store.delete(layout.version_file(MODEL, 2, layout.HEADS))
     serving.point(generation=2, version=2, owner="acme")
     serving.poll()
-    assert find(serving, MODEL, OWNER).version.number == 1
+    assert find(serving, MODEL, OWNER).number == 1
     assert isinstance(refusal(serving, MODEL, STRANGER), NotFound)
 
 
@@ -82,7 +83,7 @@ def test_an_exact_version_answers_while_the_live_one_is_damaged(replica: Replica
     replica.store.delete(layout.version_file(MODEL, 2, layout.HEADS))
     replica.poll()
     assert isinstance(refusal(replica, MODEL, OPERATOR), NotReady)
-    assert find(replica, "scenes@1", OPERATOR).channel == "exact"
+    assert find(replica, "scenes@1", OPERATOR).number == 1
 
 
 def test_no_model_is_unknown_before_the_first_poll(replica: Replica) -> None:

@@ -90,41 +90,45 @@ def test_after_a_rejection_the_next_grows_from_the_newest_version(grown: Control
     assert [version.number for version in grown.versions()] == [1, 2]
 
 
-def test_a_rejected_candidate_can_be_approved_by_hand(grown: ControlPlane) -> None:
+def test_a_rejected_job_is_retried_under_another_policy(grown: ControlPlane) -> None:
     _set(grown, max_drift=0.05)
     job = grown.post_dataset("two")
     grown.run_to_end(job)
-    body = {"reason": "the drift is in a test set"}
-    answer = grown.client.post(f"/v1/jobs/{job}/approve", json=body)
-    assert answer.status_code == 202, answer.text
+    refusal = grown.client.post(f"/v1/jobs/{job}/approve", json={"reason": "it is fine"})
+    assert refusal.status_code == 409
+    assert "change the policy of 'scenes'" in refusal.json()["detail"]
+    assert "retry the job" in refusal.json()["detail"]
+    _set(grown, max_drift=1)
+    grown.run_to_end(grown.post_dataset("three"))
+    assert grown.client.post(f"/v1/jobs/{job}/retry").status_code == 202
     ended = grown.run_to_end(job)
-    assert (ended.state, ended.version, ended.attempt) == (JobState.PUBLISHED, 2, 1)
-    assert ended.approval is not None
-    assert ended.approval.reason == body["reason"]
+    assert (ended.state, ended.reason, ended.attempt) == (JobState.PUBLISHED, None, 2)
+    # It starts from the version that was published in the meantime.
+    assert (ended.parent_version, ended.version) == (2, 3)
+
+
+def test_a_rejected_job_is_rejected_again_under_the_same_policy(grown: ControlPlane) -> None:
+    _set(grown, max_drift=0.05)
+    job = grown.post_dataset("two")
+    grown.run_to_end(job)
+    assert grown.client.post(f"/v1/jobs/{job}/retry").status_code == 202
+    ended = grown.run_to_end(job)
+    assert (ended.state, ended.attempt) == (JobState.REJECTED, 2)
 
 
 def test_an_approval_is_of_one_candidate_and_not_of_the_next_attempt(grown: ControlPlane) -> None:
-    _set(grown, max_drift=0.05)
+    _set(grown, manual_approval=True)
     job = grown.post_dataset("two")
-    grown.run_to_end(job)
+    train(grown.store, job, grown.tick_to(job, JobState.RUNNING).attempt)
+    grown.tick_to(job, JobState.HELD)
     assert grown.client.post(f"/v1/jobs/{job}/approve", json={}).status_code == 202
     (heads,) = [key for key in grown.store.keys(f"runs/{job}/") if key.endswith(layout.HEADS)]
     grown.store.put(heads, b"damaged")
     assert grown.run_to_end(job).state == JobState.FAILED
     assert grown.client.post(f"/v1/jobs/{job}/retry").status_code == 202
-    ended = grown.run_to_end(job)
-    assert (ended.state, ended.attempt, ended.approval) == (JobState.REJECTED, 2, None)
-
-
-def test_a_rejected_candidate_cannot_follow_a_newer_version(grown: ControlPlane) -> None:
-    _set(grown, max_drift=0.05)
-    job = grown.post_dataset("two")
-    grown.run_to_end(job)
-    _set(grown, max_drift=1)
-    grown.run_to_end(grown.post_dataset("three"))
-    answer = grown.client.post(f"/v1/jobs/{job}/approve", json={})
-    assert answer.status_code == 409
-    assert "the newest is now 2" in answer.json()["detail"]
+    train(grown.store, job, grown.tick_to(job, JobState.RUNNING).attempt)
+    held = grown.tick_to(job, JobState.HELD)
+    assert (held.attempt, held.approval) == (2, None)
 
 
 def test_a_candidate_waits_for_approval(grown: ControlPlane) -> None:

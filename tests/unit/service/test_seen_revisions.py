@@ -33,7 +33,8 @@ def test_a_decision_is_about_the_job_that_was_seen(plane: ControlPlane) -> None:
     assert answer.status_code == 412
     assert f"job {job} is rejected and has revision {seen + 1}, not {seen}" in answer.text
     assert plane.job(job).state == JobState.REJECTED
-    assert _act(plane, f"/v1/jobs/{job}/approve", seen + 1).status_code == 202
+    assert _act(plane, f"/v1/jobs/{job}/retry", seen).status_code == 412
+    assert _act(plane, f"/v1/jobs/{job}/retry", seen + 1).status_code == 202
 
 
 def test_progress_does_not_change_what_was_seen(plane: ControlPlane) -> None:
@@ -71,17 +72,3 @@ def test_a_version_is_retired_beside_the_live_one_that_was_seen(plane: ControlPl
     assert _act(plane, path, 2, "DELETE").status_code == 412
     assert plane.versions()[0].retired_at is None
     assert _act(plane, path, 3, "DELETE").status_code == 204
-
-
-def test_the_canary_that_was_seen_is_ended_and_no_other(plane: ControlPlane) -> None:
-    for name in ("one", "two", "three"):
-        plane.run_to_end(plane.post_dataset(name))
-    path = "/v1/models/scenes/canary"
-    for version in (1, 2):
-        plane.client.put(path, json={"version": version, "share": 0.1})
-    answer = plane.client.request("DELETE", f"{path}?version=1")
-    assert answer.status_code == 412
-    assert "the canary of 'scenes' is version 2, not version 1" in answer.text
-    assert _act(plane, f"{path}?version=2", 2, "DELETE").status_code == 412
-    assert plane.client.get(path).status_code == 200
-    assert _act(plane, f"{path}?version=2", 3, "DELETE").status_code == 204

@@ -21,8 +21,8 @@ def _summary(plane: ControlPlane, model: str = "scenes") -> Any:
 def test_a_new_model_has_nothing_yet(plane: ControlPlane) -> None:
     found = _summary(plane)
     assert (found["name"], found["method"], found["policy"]) == ("scenes", None, "improve")
-    empty = ("live_version", "canary", "newest", "current", "last_ended", "branched_from")
-    assert [found[name] for name in empty] == [None] * 6
+    empty = ("live_version", "newest", "current", "last_ended", "branched_from")
+    assert [found[name] for name in empty] == [None] * 5
     assert found["jobs"] == {"waiting": 0, "running": 0, "held": 0}
 
 
@@ -35,9 +35,8 @@ def test_the_newest_and_the_live_version_are_shown(plane: ControlPlane) -> None:
     write_measured(plane, job, recalls, drifts={"one": 0.25}, free={"image": 0.5})
     plane.run_to_end(job)
     plane.client.put("/v1/models/scenes/live", json={"version": 1})
-    plane.client.put("/v1/models/scenes/canary", json={"version": 2, "share": 0.1})
     found = _summary(plane)
-    assert (found["live_version"], found["live_generation"], found["canary"]) == (1, 3, 2)
+    assert (found["live_version"], found["live_generation"]) == (1, 3)
     newest = found["newest"]
     assert (newest["version"], newest["dataset_name"]) == (2, "two")
     assert (newest["max_drift"], newest["free_share"]) == (0.25, {"image": 0.5})

@@ -195,11 +195,11 @@ class _Items:
                 return _written(target, len(items))
             payloads = await run_if_large(replica, tenant, len(body), self._payloads, items)
             model = ModelReference(target.model, None)
-            chosen = await replica.lookup.find(model, context.min_version, context.caller)
-            size = rows_bytes(chosen.version.spec.width, [item.id for item in items], payloads)
+            version = await replica.lookup.find(model, context.min_version, context.caller)
+            size = rows_bytes(version.spec.width, [item.id for item in items], payloads)
             self._check_room(target, len(items), size)
             with replica.admission.rows.held(context.tenant, len(items)):
-                rows = await self._rows(chosen.version, items, context.tenant)
+                rows = await self._rows(version, items, context.tenant)
             entries = [
                 Entry(item.id, item.modality, row_F, payload)
                 for item, row_F, payload in zip(items, rows, payloads, strict=True)

@@ -16,7 +16,6 @@ from workers.serve.announcements import Announcer, NullAnnouncer
 from workers.serve.api.limits import Admission, CancelOnDisconnect, hold_until_sent, in_time
 from workers.serve.api.openapi import answered_header, header_parameter
 from workers.serve.auth import Authenticator, Caller
-from workers.serve.canary.monitor import CanaryMonitor
 from workers.serve.collections.collections import Collections
 from workers.serve.compute import (
     Compute,
@@ -46,9 +45,8 @@ from workers.serve.versions.lookup import VersionLookup, parse_version
 from workers.storage.object_store import ObjectStore
 
 MIN_VERSION = "x-min-model-version"
-ROUTING_KEY = "x-routing-key"
 TIMEOUT_MS = "x-request-timeout-ms"
-_OF_CONTEXT = {name.encode(): name for name in (MIN_VERSION, ROUTING_KEY, TIMEOUT_MS)}
+_OF_CONTEXT = {name.encode(): name for name in (MIN_VERSION, TIMEOUT_MS)}
 LONGEST_MS = 600_000
 _POSITIVE = {"type": "integer", "minimum": 1}
 # For the description: headers that `read_context` reads, and headers of responses.
@@ -63,22 +61,8 @@ ASKED_VERSION = [
     ),
     TIMEOUT,
 ]
-ROUTED = [
-    *ASKED_VERSION,
-    header_parameter(
-        ROUTING_KEY,
-        {"type": "string"},
-        "decides whether a canary answers; takes precedence over `user`",
-    ),
-]
 ANSWERED_VERSION = {
     "x-model-version": answered_header({"type": "integer"}, "number of the version that answered")
-}
-ANSWERED_CHANNEL = {
-    **ANSWERED_VERSION,
-    "x-model-channel": answered_header(
-        {"type": "string", "enum": ["live", "canary", "exact"]}, "why that version answered"
-    ),
 }
 # A proxy in front has its own limit; uvicorn has none.
 _MOST_HEADER_BYTES = 32 << 10
@@ -107,7 +91,6 @@ class Replica:
     access: Authenticator
     admission: Admission
     metrics: ServeMetrics
-    canaries: CanaryMonitor
     announcer: Announcer = field(default_factory=NullAnnouncer)
     collections: Collections | None = None
     tracing: Tracing | None = None
@@ -119,8 +102,8 @@ class Replica:
 class RequestContext:
     """What the headers of a request say.
 
-    `routing`: decides, where given, whether a canary answers. `seconds`: how long the request may take, from its
-    headers to its response. `tenant`: what quotas count by, see `tenant_of`.
+    `seconds`: how long the request may take, from its headers to its response. `tenant`: what quotas count by, see
+    `tenant_of`.
     """
 
     caller: Caller
@@ -128,7 +111,6 @@ class RequestContext:
     ticket: Ticket
     seconds: float
     min_version: int
-    routing: str | None
 
 
 def read_context(request: Request, replica: Replica) -> RequestContext:
@@ -152,7 +134,6 @@ def read_context(request: Request, replica: Replica) -> RequestContext:
         Ticket(tenant, asyncio.get_running_loop().time() + seconds, trace_of(request, replica)),
         seconds,
         parse_version(headers.get(MIN_VERSION), MIN_VERSION),
-        headers.get(ROUTING_KEY),
     )
 
 

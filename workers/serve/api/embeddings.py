@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from workers.serve.api.context import (
-    ANSWERED_CHANNEL,
-    ROUTED,
+    ANSWERED_VERSION,
+    ASKED_VERSION,
     Replica,
     RequestContext,
     cancel_on_disconnect,
@@ -30,7 +30,6 @@ from workers.serve.api.inputs import (
     checked_items,
     embed_parts,
     encoded,
-    features_by_modality,
     features_of,
 )
 from workers.serve.api.limits import hold_answer, hold_until_sent
@@ -69,7 +68,7 @@ from workers.serve.compute import Steps
 from workers.serve.errors import InvalidRequest, shortened
 from workers.serve.telemetry import StageTimer
 from workers.serve.versions.loading import Float32Array, ServedVersion
-from workers.serve.versions.lookup import Chosen, parse_reference
+from workers.serve.versions.lookup import parse_reference
 
 _TEXT = "text"
 # What clients must receive so that they do not tokenize texts.
@@ -91,8 +90,8 @@ def router(replica: Replica) -> APIRouter:
         EmbeddingResponse,
         BODY | {409, 415},
         body={**json_body(EmbeddingRequest), RAW: BYTES, ARROW: BYTES},
-        parameters=[*ROUTED, *query_parameters(_BinaryOptions, "where the body is no JSON")],
-        success={"headers": ANSWERED_CHANNEL, "content": {RAW: BYTES, ARROW: BYTES}},
+        parameters=[*ASKED_VERSION, *query_parameters(_BinaryOptions, "where the body is no JSON")],
+        success={"headers": ANSWERED_VERSION, "content": {RAW: BYTES, ARROW: BYTES}},
     )
     made.post(PATH, **described)(_Embeddings(replica).answer)
     return made
@@ -144,24 +143,18 @@ class _Embeddings:
                 replica, context.tenant, len(body), _read, request, body, most
             )
             timer.stage("read")
-            chosen = await self._choose(query, context)
-            timer.stage("look_up")
-            parts, embeddings_BE = await self._embedded(
-                request, query, chosen.version, context, timer
+            version = await replica.lookup.find(
+                parse_reference(query.options.model), context.min_version, context.caller
             )
+            timer.stage("look_up")
+            embeddings_BE = await self._embedded(request, query, version, context, timer)
             tenant, size = context.tenant, embeddings_BE.nbytes
             response = await run_steps_if_large(
-                replica, tenant, size, _response(request, query, chosen, embeddings_BE)
+                replica, tenant, size, _response(request, query, version, embeddings_BE)
             )
             timer.stage("write")
-        replica.metrics.answered(chosen.version.model, len(embeddings_BE), timer.seconds)
-        replica.canaries.answered(chosen.version, features_by_modality(parts))
+        replica.metrics.answered(version.model, len(embeddings_BE), timer.seconds)
         return response
-
-    async def _choose(self, query: _Query, context: RequestContext) -> Chosen:
-        routing = context.routing or query.options.user
-        wanted = parse_reference(query.options.model)
-        return await self._replica.lookup.find(wanted, context.min_version, context.caller, routing)
 
     async def _embedded(
         self,
@@ -170,8 +163,8 @@ class _Embeddings:
         version: ServedVersion,
         context: RequestContext,
         timer: StageTimer,
-    ) -> tuple[list[ModalityRows], Float32Array]:
-        """Return features and embeddings. Rows count from before they are encoded."""
+    ) -> Float32Array:
+        """Return the embeddings. Rows count from before they are encoded."""
         dimensions = _checked_dimensions(query.options, version)
         given = query.given
         if isinstance(given, EmbeddingRequest):
@@ -195,7 +188,7 @@ class _Embeddings:
             ticket=context.ticket,
         )
         timer.stage("embed")
-        return parts, _truncated(embeddings_BE, dimensions, normalize=query.options.normalize)
+        return _truncated(embeddings_BE, dimensions, normalize=query.options.normalize)
 
     async def _from_json(
         self, body: EmbeddingRequest, version: ServedVersion, tenant: str
@@ -336,10 +329,9 @@ def _check_flag(text: str | None) -> None:
 
 
 def _response(
-    request: Request, query: _Query, chosen: Chosen, embeddings_BE: Float32Array
+    request: Request, query: _Query, version: ServedVersion, embeddings_BE: Float32Array
 ) -> Steps[Response]:
-    version = chosen.version
-    headers = {"x-model-version": str(version.number), "x-model-channel": chosen.channel}
+    headers = {"x-model-version": str(version.number)}
     encoding = query.options.encoding_format
     return vectors_response(
         *(request, embeddings_BE, headers),

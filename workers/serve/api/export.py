@@ -39,7 +39,7 @@ from workers.serve.export.formats import (
     moments_files,
 )
 from workers.serve.versions.loading import ServedVersion, StoredVersions
-from workers.serve.versions.lookup import ModelReference, parse_reference
+from workers.serve.versions.lookup import parse_reference
 
 # Generators of clients do not know application/x-tar; the name of the file says what it is.
 _TAR = "application/octet-stream"
@@ -103,7 +103,7 @@ class _Export:
         wanted = parse_reference(model)
         hold_until_sent(request, replica.admission.exports, context.tenant, 1)
         async with cancel_on_disconnect(request, context):
-            version = await self._find(wanted, context)
+            version = await replica.lookup.find(wanted, 0, context.caller)
             check_format(format_, version.heads)
             measured = await asyncio.to_thread(self._measured, version)
             moments = None
@@ -116,15 +116,6 @@ class _Export:
             "content-disposition": f'attachment; filename="{name}"',
         }
         return StreamingResponse(tar(files, version.created_at), media_type=_TAR, headers=headers)
-
-    async def _find(self, wanted: ModelReference, context: RequestContext) -> ServedVersion:
-        """By name the live version, and never a canary."""
-        lookup = self._replica.lookup
-        version = (await lookup.find(wanted, 0, context.caller)).version
-        live = self._replica.live.get(wanted.name)
-        if wanted.version is None and live is not None:
-            version = live.version
-        return await lookup.pinned(version)
 
     def _measured(self, version: ServedVersion) -> MeasuredVersion:
         """Raises NotFound, NotReady, VersionDamaged."""

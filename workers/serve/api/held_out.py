@@ -156,8 +156,7 @@ class _HeldOut:
     async def _find(
         self, model: str, dataset: str, context: RequestContext
     ) -> tuple[ServedVersion, HeldOutRows]:
-        chosen = await self._replica.lookup.find(parse_reference(model), 0, context.caller)
-        version = chosen.version
+        version = await self._replica.lookup.find(parse_reference(model), 0, context.caller)
         return version, await self._sets.of(version.model, version.number, dataset)
 
     async def _query(

@@ -7,7 +7,7 @@ Shapes: B rows or items, F width of the raw feature, E width of the embeddings.
 
 import asyncio
 import binascii
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,14 +189,6 @@ def checked_items(parts: Sequence[ItemRows], version: ServedVersion) -> list[Mod
     return found
 
 
-def features_by_modality(parts: Iterable[ModalityRows]) -> dict[str, Float32Array]:
-    """Return all rows of each modality."""
-    found: dict[str, list[Float32Array]] = {}
-    for part in parts:
-        found.setdefault(part.modality, []).append(part.rows_BF)
-    return {name: np.concatenate(each) if each[1:] else each[0] for name, each in found.items()}
-
-
 async def embed_parts(
     replica: Replica,
     version: ServedVersion,
@@ -213,10 +205,9 @@ async def embed_parts(
         )
 
     version = await replica.lookup.pinned(version)
-    with replica.canaries.counting_failures(version):
-        if len(parts) == 1:  # Saves a task, for almost all requests.
-            return await embedded(parts[0])
-        all_embedded = await asyncio.gather(*map(embedded, parts))
+    if len(parts) == 1:  # Saves a task, for almost all requests.
+        return await embedded(parts[0])
+    all_embedded = await asyncio.gather(*map(embedded, parts))
     rows = sum(len(part.positions_B) for part in parts)
     together_BE = np.empty((rows, version.spec.width), np.float32)
     for part, embeddings_BE in zip(parts, all_embedded, strict=True):

@@ -24,8 +24,8 @@ from workers.model.migration import (
 )
 from workers.nullspace.migrate import Migration
 from workers.serve.api.context import (
-    ANSWERED_CHANNEL,
-    ROUTED,
+    ANSWERED_VERSION,
+    ASKED_VERSION,
     Replica,
     RequestContext,
     cancel_on_disconnect,
@@ -63,7 +63,7 @@ from workers.serve.errors import (
 from workers.serve.migration import Migrations
 from workers.serve.telemetry import StageTimer
 from workers.serve.versions.loading import Float32Array, ServedVersion
-from workers.serve.versions.lookup import Chosen, ModelReference, parse_reference
+from workers.serve.versions.lookup import ModelReference, parse_reference
 
 _CODES = {
     OtherConditioning: ("other_conditioning", "from_version"),
@@ -116,8 +116,11 @@ def router(replica: Replica) -> APIRouter:
         MigrationResponse,
         BODY | {409, 415, 422},
         body={**json_body(MigrateRequest), RAW: BYTES, ARROW: BYTES},
-        parameters=[*ROUTED, *query_parameters(_BinaryParameters, "where the body is no JSON")],
-        success={"headers": ANSWERED_CHANNEL, "content": {RAW: BYTES, ARROW: BYTES}},
+        parameters=[
+            *ASKED_VERSION,
+            *query_parameters(_BinaryParameters, "where the body is no JSON"),
+        ],
+        success={"headers": ANSWERED_VERSION, "content": {RAW: BYTES, ARROW: BYTES}},
     )
     made.post("/v1/migrate", **described)(_Migrate(replica).answer)
     return made
@@ -155,28 +158,28 @@ class _Migrate:
             )
             old, new = await self._versions(query.asked, context)
             for each in (old, new):
-                width_of(query.asked.modality, each.version)
-            what, width = f"a vector of {old.version.label}", old.version.spec.width
+                width_of(query.asked.modality, each)
+            what, width = f"a vector of {old.label}", old.spec.width
             vectors_BE = await run_if_large(
                 replica, context.tenant, len(body), query.rows, what, width
             )
             rows = len(vectors_BE)
             check_count(rows, replica.args.max_rows)
             hold_until_sent(request, replica.admission.rows, context.tenant, rows)
-            size = answer_bytes(request, rows * new.version.spec.width, query.encoding)
+            size = answer_bytes(request, rows * new.spec.width, query.encoding)
             hold_answer(request, replica.admission.bytes, context.tenant, size)
-            found = await self._map(query.asked, old.version, new.version, context.tenant)
+            found = await self._map(query.asked, old, new, context.tenant)
             migrated_BE = await replica.compute.run(context.tenant, _apply, found, vectors_BE)
             tenant, size = context.tenant, migrated_BE.nbytes
             response = await run_steps_if_large(
                 replica, tenant, size, _response(request, query, (old, new), found, migrated_BE)
             )
-        replica.metrics.answered(new.version.model, rows, timer.seconds)
+        replica.metrics.answered(new.model, rows, timer.seconds)
         return response
 
     async def _versions(
         self, asked: MigrateParameters, context: RequestContext
-    ) -> tuple[Chosen, Chosen]:
+    ) -> tuple[ServedVersion, ServedVersion]:
         name = parse_reference(asked.model)
         if name.version is not None:
             raise InvalidRequest(
@@ -187,7 +190,7 @@ class _Migrate:
         find = self._replica.lookup.find
         old = await find(ModelReference(name.name, asked.from_version), 0, context.caller)
         wanted = ModelReference(name.name, asked.to_version)
-        return old, await find(wanted, context.min_version, context.caller, context.routing)
+        return old, await find(wanted, context.min_version, context.caller)
 
     async def _map(
         self, asked: MigrateParameters, old: ServedVersion, new: ServedVersion, tenant: str
@@ -241,11 +244,11 @@ def _apply(found: Migration, vectors_BE: Float32Array) -> Float32Array:
 def _response(
     request: Request,
     query: _Query,
-    chosen: tuple[Chosen, Chosen],
+    versions: tuple[ServedVersion, ServedVersion],
     found: Migration,
     migrated_BE: Float32Array,
 ) -> Steps[Response]:
-    old, new = chosen
+    old, new = versions
     figures = {
         "predicted_error": found.predicted_error,
         "error_on_rows": found.error_on_rows,
@@ -254,20 +257,17 @@ def _response(
         "exact": found.exact,
     }
     headers = {
-        "x-model-version": str(new.version.number),
-        "x-model-channel": new.channel,
-        "x-from-version": str(old.version.number),
+        "x-model-version": str(new.number),
+        "x-from-version": str(old.number),
         **{f"x-{name.replace('_', '-')}": str(value).lower() for name, value in figures.items()},
     }
     migration = {
-        "from_version": old.version.number,
-        "to_version": new.version.number,
+        "from_version": old.number,
+        "to_version": new.number,
         "modality": query.asked.modality,
         **figures,
     }
     return vectors_response(
         *(request, migrated_BE, headers),
-        lambda: json_embeddings(
-            new.version.label, migrated_BE, query.encoding, migration=migration
-        ),
+        lambda: json_embeddings(new.label, migrated_BE, query.encoding, migration=migration),
     )

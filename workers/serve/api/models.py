@@ -24,7 +24,7 @@ from workers.serve.auth import Caller
 from workers.serve.encoders.port import EncoderMismatch, EncoderUnavailable
 from workers.serve.errors import ApiError, NotFound
 from workers.serve.migration import Changes, Compatibilities
-from workers.serve.versions.live import LiveModel, Refusal
+from workers.serve.versions.live import LiveModel
 from workers.serve.versions.loading import ServedVersion
 from workers.serve.versions.lookup import ModelReference, parse_reference
 
@@ -50,7 +50,7 @@ class _Models:
         self._compatibilities = Compatibilities(replica.store, replica.compute)
 
     async def list_models(self, request: Request) -> Response:
-        """List models: versions, canaries, modalities, encoders, and whether stored vectors still fit."""
+        """List models: versions, modalities, encoders, and whether stored vectors still fit."""
         replica = self._replica
         caller = replica.access.authenticate(authorization_of(request.headers))
         tenant = tenant_of(caller, request, replica.args.trusted_proxies)
@@ -75,7 +75,7 @@ class _Models:
     async def _shown(self, model: str, wanted: ModelReference, caller: Caller) -> dict[str, object]:
         exact = None
         if wanted.version is not None:
-            exact = (await self._replica.lookup.find(wanted, 0, caller)).version
+            exact = await self._replica.lookup.find(wanted, 0, caller)
         live = self._replica.live.get(wanted.name)
         if live is None or not caller.sees(live.owner):
             raise NotFound(f"there is no model {wanted.name!r} with a live version", "model")
@@ -101,15 +101,13 @@ class _Models:
             "pairs": sorted(pair.key for pair in version.pairs),
             "encoders": self._encoders(version),
             "versions": {
+                "live": live.version.number,
                 "loaded": sorted(each.number for each in loaded),
                 "lineage": list(live.version.lineage),
                 "retired": list(live.retired),
             },
-            "channels": _channels(live),
             "compatibility": self._compatibility(live.version, loaded),
-            "refusals": [
-                self._refusal(each) for each in self._replica.live.refusals(version.model)
-            ],
+            "refusal": self._refusal(version.model),
         }
 
     def _encoders(self, version: ServedVersion) -> dict[str, dict[str, Any]]:
@@ -152,8 +150,11 @@ class _Models:
         others = sorted((each for each in loaded if each != live), key=lambda each: each.number)
         return {str(each.number): self._compatibilities.known(each, live) for each in others}
 
-    def _refusal(self, refusal: Refusal) -> dict[str, object]:
-        """A refusal without the store's address, which callers must not see."""
+    def _refusal(self, model: str) -> dict[str, object] | None:
+        """The refusal without the store's address, which callers must not see."""
+        refusal = self._replica.live.refusal(model)
+        if refusal is None:
+            return None
         return {
             "version": refusal.version,
             "generation": refusal.generation,
@@ -161,18 +162,6 @@ class _Models:
             "reason": refusal.reason.replace(f"{self._replica.store.uri}/", ""),
             "failures": refusal.failures,
         }
-
-
-def _channels(live: LiveModel) -> dict[str, object]:
-    canary = None
-    if live.canary is not None:
-        canary = {
-            "version": live.canary.version,
-            "share": live.canary.share,
-            "shadow": live.canary.shadow,
-            "loaded": live.loaded_canary is not None,
-        }
-    return {"live": live.version.number, "canary": canary}
 
 
 def _json(body: dict[str, object]) -> Response:

@@ -3,8 +3,6 @@
 Shapes: Q queries, C candidates, K best, E width of the embeddings.
 """
 
-from itertools import chain
-
 import orjson
 import torch
 from fastapi import APIRouter
@@ -13,15 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from workers.serve.api.context import (
-    ANSWERED_CHANNEL,
-    ROUTED,
+    ANSWERED_VERSION,
+    ASKED_VERSION,
     Replica,
     cancel_on_disconnect,
     held_body,
     read_context,
     run_if_large,
 )
-from workers.serve.api.inputs import embed_parts, features_by_modality, features_of
+from workers.serve.api.inputs import embed_parts, features_of
 from workers.serve.api.limits import hold_until_sent
 from workers.serve.api.openapi import BODY, json_body, operation
 from workers.serve.api.wire.formats import JSON
@@ -52,11 +50,6 @@ class SimilarityRequest(BaseModel):
     top_k: int | None = Field(
         default=None, ge=1, description="the best of each query; by default all scores"
     )
-    user: str | None = Field(
-        default=None,
-        max_length=256,
-        description="the end user; decides whether a canary answers",
-    )
 
 
 def router(replica: Replica) -> APIRouter:
@@ -67,8 +60,8 @@ def router(replica: Replica) -> APIRouter:
         SimilarityResponse,
         BODY | {409},
         body=json_body(SimilarityRequest),
-        parameters=ROUTED,
-        success={"headers": ANSWERED_CHANNEL},
+        parameters=ASKED_VERSION,
+        success={"headers": ANSWERED_VERSION},
     )
     made.post("/v1/similarity", **described)(_Similarity(replica).answer)
     return made
@@ -91,12 +84,10 @@ class _Similarity:
                 replica, context.tenant, len(body), parse, SimilarityRequest, body, most
             )
             self._check_sizes(query)
-            chosen = await replica.lookup.find(
-                parse_reference(query.model),
-                *(context.min_version, context.caller, context.routing or query.user),
+            version = await replica.lookup.find(
+                parse_reference(query.model), context.min_version, context.caller
             )
-            version, rows = chosen.version, len(query.queries) + len(query.candidates)
-            tenant = context.tenant
+            rows, tenant = len(query.queries) + len(query.candidates), context.tenant
             hold_until_sent(request, replica.admission.rows, tenant, rows)
             sides = [
                 await features_of(replica, version, query.queries, "queries", tenant=tenant),
@@ -107,8 +98,7 @@ class _Similarity:
             ]
             answer = await self._scored(tenant, version, query.top_k, *embedded)
         replica.metrics.answered(version.model, rows, timer.seconds)
-        replica.canaries.answered(version, features_by_modality(chain(*sides)))
-        headers = {"x-model-version": str(version.number), "x-model-channel": chosen.channel}
+        headers = {"x-model-version": str(version.number)}
         return Response(answer, media_type=JSON, headers=headers)
 
     def _check_sizes(self, query: SimilarityRequest) -> None:

@@ -1,6 +1,6 @@
 """The cache of versions: which are kept, and one load for all who wait for the same version.
 
-For each model: the live version, the canary, and those that answered last, so that a rollback reads nothing.
+For each model: the live version and those that answered last, so that a rollback reads nothing.
 Also those that requests name exactly (`name@7`). `HeadsCache` keeps them within a budget of bytes; what does not
 fit is loaded on demand.
 """
@@ -60,8 +60,8 @@ class VersionCache:
         self._owner_of = budget.owner_of
         self._cache = HeadsCache(stored.pool, budget, self._is_live, metrics)
         self._answered: dict[str, OrderedDict[int, None]] = {}
-        # The live version and the canary, by model.
-        self._live: dict[str, frozenset[int]] = {}
+        # The live version, by model.
+        self._live: dict[str, int] = {}
         self._loading: dict[Key, Future[Entry]] = {}
         self._loading_for_requests: dict[Future[Entry], str | None] = {}
         self._failed: LRU[Key, _Failure] = LRU(_MOST_FAILURES)
@@ -135,8 +135,8 @@ class VersionCache:
             self._stored.verify(manifest)
         return described(manifest, _OnDemand(self, model, number, manifest.created_at))
 
-    def hold(self, live: ServedVersion, canary: ServedVersion | None) -> None:
-        """Keep the live version and the canary, and some of those that answered before."""
+    def hold(self, live: ServedVersion) -> None:
+        """Keep the live version, and some of those that answered before."""
         with self._lock:
             answered = self._answered.setdefault(live.model, OrderedDict())
             answered[live.number] = None
@@ -144,11 +144,7 @@ class VersionCache:
             while len(answered) > 1 + KEPT_FOR_ROLLING_BACK:
                 number, _ = answered.popitem(last=False)
                 self._cache.drop((live.model, number))
-            before = self._live.get(live.model, frozenset())
-            numbers = {live.number} | ({canary.number} if canary is not None else set())
-            self._live[live.model] = frozenset(numbers)
-            for number in before - numbers - answered.keys():
-                self._cache.drop((live.model, number))
+            self._live[live.model] = live.number
 
     def retire(self, model: str, numbers: Collection[int]) -> None:
         """Remove these versions; the result of a running load is not kept."""
@@ -171,8 +167,8 @@ class VersionCache:
                     del kept[key]
 
     def _is_live(self, model: str, number: int) -> bool:
-        """Whether it is the live version or the canary."""
-        return number in self._live.get(model, ())
+        """Whether it is the live version."""
+        return number == self._live.get(model)
 
     def _load(self, key: Key, *, evict: bool, beside_live: bool) -> Entry:
         with self._lock:

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from cmcl.contract.errors import WorkerError
-from cmcl.contract.policy import Canary
 from cmcl.contract.version import LivePointer
 from workers.serve.versions.loading import ServedVersion
 
@@ -93,8 +92,7 @@ def wait_until_ready(
 class LiveModel:
     """The live version of one model, and what else its pointer says.
 
-    `generation` and `revision` are those of the pointer that named `version`. `canary` is
-    its entry in the pointer, `loaded_canary` that version once it is loaded.
+    `generation` and `revision` are those of the pointer that named `version`.
     """
 
     generation: int
@@ -102,8 +100,6 @@ class LiveModel:
     version: ServedVersion
     owner: str | None = None
     retired: tuple[int, ...] = ()
-    canary: Canary | None = None
-    loaded_canary: ServedVersion | None = None
 
     @property
     def order(self) -> tuple[int, int]:
@@ -112,16 +108,7 @@ class LiveModel:
 
     def updated(self, pointer: LivePointer) -> "LiveModel":
         """Return it with everything of a pointer that applies at once, whether or not its version can be loaded."""
-        updated = replace(self, owner=pointer.owner, retired=pointer.retired)
-        number = self.loaded_canary.number if self.loaded_canary else None
-        if number == pointer.version:
-            return (
-                updated  # Promoted: a canary until it is swapped in, or its callers would lose it.
-            )
-        loaded = pointer.canary is not None and pointer.canary.version == number
-        return replace(
-            updated, canary=pointer.canary, loaded_canary=self.loaded_canary if loaded else None
-        )
+        return replace(self, owner=pointer.owner, retired=pointer.retired)
 
 
 @dataclass(frozen=True)
@@ -154,7 +141,7 @@ class LiveVersions:
     def __init__(self) -> None:
         self._live: Mapping[str, LiveModel] = MappingProxyType({})
         self._pointers: Mapping[str, LivePointer] = MappingProxyType({})
-        self._refusals: Mapping[str, tuple[Refusal, ...]] = MappingProxyType({})
+        self._refusals: Mapping[str, Refusal] = MappingProxyType({})
         self._listed: frozenset[str] = frozenset()
         # Deleted models of which the store still has files: they are not new models.
         self._gone: frozenset[str] = frozenset()
@@ -182,12 +169,12 @@ class LiveVersions:
         """Whether the store has this model, with or without a live version."""
         return model in self._pointers or model in self._listed - self._gone
 
-    def refusals(self, model: str) -> tuple[Refusal, ...]:
-        """Return the versions of the pointer that cannot be used: the live version, the canary, or neither."""
-        return self._refusals.get(model, ())
+    def refusal(self, model: str) -> Refusal | None:
+        """Return why the version of the latest pointer cannot be used; None if it can, or was not tried yet."""
+        return self._refusals.get(model)
 
     def update(self, model: str, pointer: LivePointer) -> bool:
-        """Take a new pointer. False where it is not newer. Owner, retirements and canary apply at once."""
+        """Take a new pointer. False where it is not newer. Owner and retirements apply at once."""
         with self._writing:
             known = self._pointers.get(model)
             if known is not None and pointer.order <= known.order:
@@ -209,21 +196,8 @@ class LiveVersions:
                 return False
             if version.number in newest.retired and version.number != newest.version:
                 return False
-            tried = live.loaded_canary if live is not None else None
-            kept = None if tried and tried.number == version.number else tried
-            swapped = LiveModel(*pointer.order, version, loaded_canary=kept).updated(newest)
+            swapped = LiveModel(*pointer.order, version).updated(newest)
             self._live = _with(self._live, model, swapped)
-            self._refusals = _without(self._refusals, model)
-            self._notify()
-            return True
-
-    def start_canary(self, model: str, version: ServedVersion) -> bool:
-        """Let it answer beside the live version, if it is still the canary of the pointer."""
-        with self._writing:
-            live = self._live.get(model)
-            if live is None or live.canary is None or live.canary.version != version.number:
-                return False
-            self._live = _with(self._live, model, replace(live, loaded_canary=version))
             self._refusals = _without(self._refusals, model)
             self._notify()
             return True
@@ -234,8 +208,7 @@ class LiveVersions:
             newest = self._pointers.get(model)
             if newest is None or newest.order != refusal.order:
                 return False
-            others = [each for each in self.refusals(model) if each.version != refusal.version]
-            self._refusals = _with(self._refusals, model, (*others, refusal))
+            self._refusals = _with(self._refusals, model, refusal)
             return True
 
     def forget(self, model: str) -> None:

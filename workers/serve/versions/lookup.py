@@ -1,12 +1,9 @@
-"""Find the version that answers a request: live, canary, or named exactly."""
+"""Find the version that answers a request: the live one, or the one that it names."""
 
-import hashlib
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable, WorkerError
 from cmcl.contract.modality import NAME_PATTERN
@@ -62,51 +59,28 @@ def parse_version(text: str | None, where: str) -> int:
     return int(text)
 
 
-def routed_to_canary(model: str, revision: int, key: str, share: float) -> bool:
-    """Whether the caller with this routing key gets the canary: the same ones in every replica, without a list.
-
-    `revision`: of the pointer that began the canary, so that another canary gets other callers. A caller stays
-    when the share grows.
-    """
-    digest = hashlib.blake2b(f"{model}/{revision}/{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) < share * 2**64
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The version that answers a request, with its heads in memory, and the channel."""
-
-    version: ServedVersion
-    channel: Literal["live", "canary", "exact"]
-
-
 class VersionLookup:
-    """Finds live versions and canaries by name, others by exact number."""
+    """Finds live versions by name, others by exact number."""
 
     def __init__(self, live: LiveVersions, cache: VersionCache, wait_seconds: float) -> None:
         self._live = live
         self._cache = cache
         self._wait_seconds = wait_seconds
 
-    async def find(
-        self, wanted: ModelReference, min_version: int, caller: Caller, routing: str | None = None
-    ) -> Chosen:
-        """The version that answers.
+    async def find(self, wanted: ModelReference, min_version: int, caller: Caller) -> ServedVersion:
+        """Return the version that answers, with its heads in memory.
 
         Raises InvalidRequest, NotFound, NotReady, Overloaded, VersionDamaged.
-
-        `routing`: the header x-routing-key. Requests with the same one get the same version while a canary
-        runs; without it those of the same key do, and without keys the version is random.
         """
         if wanted.version is None:
-            return await self._find_by_name(wanted.name, min_version, caller, routing or caller.key)
+            return await self._find_live(wanted.name, min_version, caller)
         if wanted.version < min_version:
             raise InvalidRequest(
                 f"model asks for exactly version {wanted.version}, the header x-min-model-version "
                 f"for at least {min_version}",
                 param="x-min-model-version",
             )
-        return Chosen(await self._find_exact(wanted.name, wanted.version, caller), "exact")
+        return await self._find_exact(wanted.name, wanted.version, caller)
 
     async def pinned(self, version: ServedVersion) -> ServedVersion:
         """Return the version with heads that stay in memory as long as it, loaded where they are not.
@@ -127,30 +101,19 @@ class VersionLookup:
         """Return the versions that are in memory, by model."""
         return self._cache.by_model()
 
-    async def _find_by_name(self, name: str, min_version: int, caller: Caller, key: str) -> Chosen:
-        def choose() -> Chosen | None:
-            return self._choose(name, min_version, caller, key)
+    async def _find_live(self, name: str, min_version: int, caller: Caller) -> ServedVersion:
+        def find() -> ServedVersion | None:
+            live = self._live.get(name)
+            if live is None or not caller.sees(live.owner):
+                return None
+            return live.version if live.version.number >= min_version else None
 
-        chosen = choose()
-        if chosen is None and min_version:
-            chosen = await self._live.wait_for(choose, self._wait_seconds)
-        if chosen is None:
+        version = find()
+        if version is None and min_version:
+            version = await self._live.wait_for(find, self._wait_seconds)
+        if version is None:
             raise self._unanswered(name, min_version, caller)
-        return Chosen(await self.pinned(chosen.version), chosen.channel)
-
-    def _choose(self, name: str, min_version: int, caller: Caller, key: str) -> Chosen | None:
-        live = self._live.get(name)
-        if live is None or not caller.sees(live.owner):
-            return None
-        loaded, canary = live.loaded_canary, live.canary
-        if (
-            loaded is not None
-            and canary is not None
-            and loaded.number >= min_version
-            and routed_to_canary(name, canary.revision, key or secrets.token_hex(8), canary.share)
-        ):
-            return Chosen(loaded, "canary")
-        return Chosen(live.version, "live") if live.version.number >= min_version else None
+        return await self.pinned(version)
 
     async def _find_exact(self, name: str, number: int, caller: Caller) -> ServedVersion:
         self._check_exact(name, number, caller)

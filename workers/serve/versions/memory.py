@@ -78,7 +78,7 @@ class HeadsCache:
         is_live: Callable[[str, int], bool],
         metrics: ServeMetrics,
     ) -> None:
-        """`is_live`: whether a version is live or a canary. It must take no lock."""
+        """`is_live`: whether a version is live. It must take no lock."""
         self._pool = pool
         self._budget = budget
         self._is_live = is_live
@@ -138,8 +138,8 @@ class HeadsCache:
     ) -> Iterator[Reservation]:
         """Reserve the bytes of a version's heads while they are read. Raises NoRoom, TooLarge.
 
-        `evict`: other versions may be evicted. `beside_live`: but not the live version and the canary of the
-        same model.
+        `evict`: other versions may be evicted. `beside_live`: but not the live version of the same
+        model.
         """
         self.check_size(manifest)
         model, need = manifest.model, manifest.files[layout.HEADS].bytes

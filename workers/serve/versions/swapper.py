@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from cmcl.contract.errors import (
     DigestMismatch,
@@ -30,13 +29,6 @@ _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 15.0
 # Of one version: it may fail for weeks.
 _TRACED_FAILURES = 5
-
-
-class _Due(NamedTuple):
-    """A version that is to be taken, and the pointer that says so."""
-
-    pointer: LivePointer
-    number: int
 
 
 class Swapper:
@@ -75,32 +67,31 @@ class Swapper:
         self._report_lag(model)
 
     def due(self, model: str) -> int | None:
-        """Return the version to take next: the live version of the pointer, then its canary."""
-        due = self._due(model)
-        return None if due is None else due.number
+        """Return the version to take next: that of the pointer, if it is not live and not refused lately."""
+        pointer = self._due(model)
+        return None if pointer is None else pointer.version
 
     def take_from_memory(self, model: str) -> bool:
         """Take the version that is due if it is in memory, which is quick. Returns whether it was."""
-        if (due := self._due(model)) is None:
+        if (pointer := self._due(model)) is None:
             return False
-        if (version := self._cache.get(model, due.number)) is None:
+        if (version := self._cache.get(model, pointer.version)) is None:
             return False
-        self._swap(model, due.pointer, version)
+        self._swap(model, pointer, version)
         return True
 
     def take(self, model: str) -> None:
         """Load the version that is due and take it, or refuse it."""
-        if (due := self._due(model)) is None:
+        if (pointer := self._due(model)) is None:
             return
-        pointer, number = due
         try:
-            version = self._loaded(model, number)
+            version = self._loaded(model, pointer.version)
         except WorkerError as error:
-            self._refuse(model, number, pointer, error)
+            self._refuse(model, pointer, error)
         except Exception as error:
             # A bug, or no memory: keep answering, and retry with a pause.
-            logger.exception("%s@%d cannot be loaded", model, number)
-            self._refuse(model, number, pointer, error)
+            logger.exception("%s@%d cannot be loaded", model, pointer.version)
+            self._refuse(model, pointer, error)
         else:
             self._swap(model, pointer, version)
 
@@ -127,69 +118,54 @@ class Swapper:
         self._metrics.gone(model)
         logger.info("%s was deleted and no longer answers", model)
 
-    def _due(self, model: str) -> _Due | None:
-        pointer = self._live.pointer(model)
-        number = None if pointer is None else self._wanted(model, pointer)
-        if pointer is None or number is None:
+    def _due(self, model: str) -> LivePointer | None:
+        pointer, live = self._live.pointer(model), self._live.get(model)
+        if pointer is None or (live is not None and live.order >= pointer.order):
             return None
-        refused = [each for each in self._live.refusals(model) if each.version == number]
-        return None if refused and self._clock() < refused[0].retry_at else _Due(pointer, number)
-
-    def _wanted(self, model: str, pointer: LivePointer) -> int | None:
-        live = self._live.get(model)
-        if live is None or live.order < pointer.order:
-            return pointer.version
-        return live.canary.version if live.canary and live.loaded_canary is None else None
+        refusal = self._live.refusal(model)
+        return None if refusal is not None and self._clock() < refusal.retry_at else pointer
 
     def _swap(self, model: str, pointer: LivePointer, version: ServedVersion) -> None:
         with self._swapping:
             before = self._live.get(model)
-            if version.number == pointer.version:
-                done = self._live.swap(model, pointer, version)
-            else:
-                done = self._live.start_canary(model, version)
+            done = self._live.swap(model, pointer, version)
             self._hold(model)
             seconds = self._clock() - self._seen_at.get(model, self._clock())
         if not done:
             logger.info("%s was superseded while it loaded", version.label)
-        elif version.number != pointer.version:
-            self._trace(model, pointer, version.number)
-            logger.info("%s is a canary", version.label)
         elif before is None or before.version != version:
             self._metrics.swapped(model, version.number, seconds)
-            self._trace(model, pointer, version.number)
+            self._trace(model, pointer)
             logger.info("%s is live (generation %d)", version.label, pointer.generation)
         self._report_lag(model)
 
     def _hold(self, model: str) -> None:
         live = self._live.get(model)
         if live is not None:
-            self._cache.hold(live.version, live.loaded_canary)
+            self._cache.hold(live.version)
 
-    def _refuse(self, model: str, number: int, pointer: LivePointer, error: Exception) -> None:
-        before = [each for each in self._live.refusals(model) if each.version == number]
-        failures = before[0].failures + 1 if before else 1
+    def _refuse(self, model: str, pointer: LivePointer, error: Exception) -> None:
+        before = self._live.refusal(model)
+        failures = before.failures + 1 if before else 1
         # The exponent is bounded too: 2.0 ** 1024 overflows, and a week of failures gets there.
         delay = min(_FIRST_DELAY_SECONDS * 2.0 ** min(failures, 16), _LONGEST_DELAY_SECONDS)
         kind, retry_at = _kind(error), self._clock() + delay
-        refusal = Refusal(number, pointer.order, kind, str(error), failures, retry_at)
+        refusal = Refusal(pointer.version, pointer.order, kind, str(error), failures, retry_at)
         if not self._live.refuse(model, refusal):
             return
         self._metrics.refused(model, kind)
         if failures <= _TRACED_FAILURES:
-            self._trace(model, pointer, number, kind)
+            self._trace(model, pointer, kind)
         logger.warning(
             "%s@%d (generation %d) is refused, try %d, again in %.1f s: %s",
-            *(model, number, pointer.generation, failures, delay, error),
+            *(model, pointer.version, pointer.generation, failures, delay, error),
         )
 
-    def _trace(
-        self, model: str, pointer: LivePointer, number: int, error: str | None = None
-    ) -> None:
+    def _trace(self, model: str, pointer: LivePointer, error: str | None = None) -> None:
         if self._tracing is not None and model in self._changed:
             now = self._clock()
             seconds = now - self._seen_at.get(model, now)
-            about: dict[str, str | int] = {"cmcl.model": model, "cmcl.version": number}
+            about: dict[str, str | int] = {"cmcl.model": model, "cmcl.version": pointer.version}
             self._tracing.loaded(pointer.traceparent, seconds, about, error)
 
     def _report_lag(self, model: str) -> None:

@@ -43,8 +43,6 @@ def make_things(plane: ControlPlane, key_client: KeyClient, model: str) -> dict[
     plane.launcher.logs[submission_id(job, 1)] = "trained\n"
     plane.run_to_end(job)
     plane.run_to_end(plane.post_dataset("another", model))
-    canary = {"version": 1, "share": 0.1}
-    assert key_client.put(f"/v1/models/{model}/canary", json=canary).status_code == 200
     posted = {
         "dataset": ("/v1/datasets", plane.dataset_body("open", model, sealed=False)),
         "upload": ("/v1/uploads", {"filename": f"{model}.parquet", "bytes": 10}),

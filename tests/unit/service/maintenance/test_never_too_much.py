@@ -34,7 +34,7 @@ EVENTS = st.lists(
         st.sampled_from(
             (
                 *("post", "upload", "step", "learn", "learn", "fail", "reject", "cancel"),
-                *("branch", "delete_model", "delete_dataset", "retry", "approve", "wait", "wait"),
+                *("branch", "delete_model", "delete_dataset", "retry", "wait", "wait"),
             )
         ),
         st.integers(0, 4),
@@ -149,12 +149,8 @@ class World:
             self._ask("DELETE", f"/v1/datasets/{item['id']}")
 
     def _retry(self, _: int) -> None:
-        for job in self.jobs(JobState.FAILED)[:1]:
+        for job in self.jobs(JobState.FAILED, JobState.REJECTED)[:1]:
             self._ask("POST", f"/v1/jobs/{job}/retry")
-
-    def _approve(self, _: int) -> None:
-        for job in self.jobs(JobState.REJECTED)[:1]:
-            self._ask("POST", f"/v1/jobs/{job}/approve", {"reason": "yes"})
 
     def _wait(self, number: int) -> None:
         self.plane.clock.advance(timedelta(hours=HOURS[number]).total_seconds())
@@ -204,15 +200,14 @@ def check_jobs_go_on(world: World) -> None:
 
 
 def asked_again(world: World) -> Iterator[str]:
-    """Yield the open jobs, and then those that were retried or approved."""
+    """Yield the open jobs, and then those that were retried."""
     open_states = [state for state in JobState if state not in TERMINAL]
     yield from world.jobs(*open_states)
-    for state, path in ((JobState.FAILED, "retry"), (JobState.REJECTED, "approve")):
-        for job in world.jobs(state):
-            answer = world.plane.client.post(f"/v1/jobs/{job}/{path}", json={"reason": ""})
-            assert answer.status_code in (202, 404, 409)
-            if answer.status_code == 202:
-                yield job
+    for job in world.jobs(JobState.FAILED, JobState.REJECTED):
+        answer = world.plane.client.post(f"/v1/jobs/{job}/retry")
+        assert answer.status_code in (202, 404, 409)
+        if answer.status_code == 202:
+            yield job
 
 
 def check_shards_are_there(world: World) -> None:
@@ -232,7 +227,7 @@ def check_shards_are_there(world: World) -> None:
 @example([("upload", 1), ("wait", 2), ("learn", 0)])
 @example([("upload", 1), ("fail", 0), ("wait", 2), ("retry", 0), ("learn", 0)])
 @example([("post", 1), ("fail", 0), ("wait", 3), ("retry", 0), ("learn", 0)])
-@example([("post", 1), ("reject", 0), ("wait", 3), ("approve", 0)])
+@example([("post", 1), ("reject", 0), ("wait", 2), ("retry", 0), ("learn", 0)])
 @example([("post", 1), ("learn", 0), ("branch", 0), ("delete_model", 1), ("wait", 1), ("step", 4)])
 @example([("post", 1), ("learn", 0), ("branch", 4), ("delete_model", 1), ("wait", 1), ("post", 0)])
 def test_no_sweep_takes_what_is_still_needed(happenings: list[Event]) -> None:

@@ -162,22 +162,25 @@ def test_a_swept_dataset_can_be_posted_again(plane: ControlPlane) -> None:
     assert plane.run_to_end(again.json()["job"]["id"]).state == JobState.PUBLISHED
 
 
-def test_a_rejected_candidate_is_kept_for_a_month(plane: ControlPlane) -> None:
+def test_a_rejected_job_can_be_retried_for_a_week(plane: ControlPlane) -> None:
     job = reject(plane)
-    plane.clock.advance(29 * DAY)
+    plane.clock.advance(6 * DAY)
     sweep(plane)
-    approval = plane.client.post(f"/v1/jobs/{job}/approve", json={"reason": "looks good"})
-    assert approval.status_code == 202
+    assert plane.client.put("/v1/models/scenes/policy", json={}).status_code == 200
+    assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
     assert plane.run_to_end(job).state == JobState.PUBLISHED
 
 
-def test_a_swept_job_cannot_be_approved(plane: ControlPlane) -> None:
+def test_a_rejected_job_cannot_be_retried_without_its_files(plane: ControlPlane) -> None:
     job = reject(plane)
-    plane.clock.advance(30 * DAY + 60)
+    plane.clock.advance(7 * DAY + 60)
     sweep(plane)
-    approval = plane.client.post(f"/v1/jobs/{job}/approve", json={"reason": "looks good"})
-    assert approval.status_code == 409
     assert keys(plane, f"runs/{job}/") == []
+    refusal = plane.client.post(f"/v1/jobs/{job}/retry")
+    assert (refusal.status_code, "post the dataset again" in refusal.json()["detail"]) == (
+        409,
+        True,
+    )
 
 
 def test_a_deleted_dataset_goes_at_once(plane: ControlPlane) -> None:

@@ -39,8 +39,6 @@ ACTIONS: dict[str, Action] = {
     "models/{model}/promote": Action(TRAIN, _VERSION, query="?version=1"),
     "models/{model}/rollback": Action(TRAIN, {"seen": "0"}),
     "models/{model}/versions/{version}/retire": Action(ADMIN, {"seen": "0"}),
-    "models/{model}/canary/start": Action(TRAIN, {**_VERSION, "share": "10"}),
-    "models/{model}/canary/abort": Action(TRAIN, _VERSION),
     "models/{model}/post": Action(WRITE, _DATASET),
     "try/file": Action(EMBED, {"x": "y"}, has_page=False),
     "keys": Action(

@@ -36,7 +36,6 @@ PAGES: dict[str, Opened] = {
         for path, action in ACTIONS.items()
         if action.has_page
     },
-    "/ui/models/{model}/canary": Opened(),
     "/ui/models/{model}/capacity": Opened(),
     "/ui/models/{model}/graph": Opened(),
     "/ui/models/{model}/memory": Opened(),

@@ -14,7 +14,6 @@ from sqlalchemy import Table, select, update
 
 from service.database.tables import (
     api_keys,
-    canaries,
     datasets,
     deliveries,
     events,
@@ -55,14 +54,11 @@ class Tenants:
 
 
 def make_things(plane: ControlPlane, client: KeyClient, model: str) -> dict[str, str]:
-    """A model with two versions, a canary, a failed job, and one whose candidate is held; a key and a webhook."""
+    """A model with two versions, a failed job, and one whose candidate is held; a key and a webhook."""
     plane.client = client
     plane.create_model(model)
     for name in ("one", "two"):
         plane.run_to_end(plane.post_dataset(name, model))
-    for share in (0.1, 0.2):
-        canary = {"version": 1, "share": share}
-        assert client.put(f"/v1/models/{model}/canary", json=canary).status_code == 200
     job = plane.post_dataset("broken", model, shards=[{"uri": plane.shard("x")["uri"] + "x"}])
     plane.tick(3)
     held = hold_candidate(plane, model)
@@ -212,14 +208,6 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
     plane.close()
 
 
-# An observation of a canary, so that its page shows all that it can.
-OBSERVED = {
-    "replicas": 1,
-    "answered": 9,
-    "pairs": {"image--text": {"queries": 3, "overlap_sum": 2}},
-}
-
-
 def poison(plane: ControlPlane, text: str) -> None:
     """Put a text everywhere where one from outside is stored."""
     row = {"id": text, "file": text[:1024], "row": 3, "reason": text}
@@ -231,12 +219,6 @@ def poison(plane: ControlPlane, text: str) -> None:
         datasets: {"quarantine_reason": text},
         events: {"data": said},
         promotions: {"reason": text, "actor": text[:128]},
-        canaries: {
-            "reason": text,
-            "actor": text[:128],
-            "ended_because": text,
-            "observed": {**OBSERVED, "refused": {text: text}, "unreadable": {text: text}},
-        },
         sessions: {"agent": text},
         api_keys: {"created_by": text[:128]},
         webhooks: {"disabled_reason": text},

@@ -186,13 +186,20 @@ def test_a_decision_that_comes_too_late_shows_the_other_one(
     assert answer.status_code == 412
     assert "Nothing was done" in answer.text
     assert "worse on rain" in answer.text
-    assert "This overrides the rejection." in answer.text
+    assert "Only a held candidate can be approved." in answer.text
     assert plane.job(job).state == JobState.REJECTED
-    again = person.post(
-        f"/ui/jobs/{job}/approve", data={"seen": seen_in(answer), "reason": "fine after all"}
-    )
-    assert again.status_code == 303
-    assert plane.job(job).state in (JobState.GATING, JobState.PUBLISHED)
+
+
+def test_a_rejected_job_is_retried(plane: ControlPlane, person: Browser) -> None:
+    job = _held(plane)
+    form = {"seen": seen_in(person.get(f"/ui/jobs/{job}/reject")), "reason": "worse on rain"}
+    assert person.post(f"/ui/jobs/{job}/reject", data=form).status_code == 303
+    assert f"{job}/retry" in person.get(f"/ui/jobs/{job}/candidate").text
+    page = person.get(f"/ui/jobs/{job}/retry")
+    assert "The next candidate is judged by the policy of that time." in page.text
+    answer = person.post(f"/ui/jobs/{job}/retry", data={"seen": seen_in(page)})
+    assert "The job is queued again." in person.follow(answer).text
+    assert plane.job(job).state == JobState.QUEUED
 
 
 def test_a_job_that_cannot_be_retried_is_shown_with_its_state(
@@ -201,7 +208,7 @@ def test_a_job_that_cannot_be_retried_is_shown_with_its_state(
     job = plane.post_dataset()
     answer = person.post(f"/ui/jobs/{job}/retry", data={"seen": str(plane.job(job).revision)})
     assert answer.status_code == 409
-    assert "only a failed job can be retried" in answer.text
+    assert "only a failed or rejected job can be retried" in answer.text
 
 
 def test_sealing_what_is_measured_only_says_that_nothing_is_learned(

@@ -10,7 +10,6 @@ from cmcl.contract.prepare import PreparationPhase
 from cmcl.contract.version import HeadCapacity, Quality, VersionReport
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.observations import agreement, observe
 from tests.fakes.preparer import report_progress as write_progress
 from tests.fakes.preparer import requests_in
 from tests.fakes.trainer import FIGURES, report_progress, train
@@ -37,8 +36,7 @@ def report_running(plane: ControlPlane, job: str) -> None:
     """Run a job with all figures of progress, some seconds after the last scrape."""
     attempt = plane.tick_to(job, JobState.RUNNING).attempt
     report_progress(plane.store, job, attempt, "training", 3, FIGURES)
-    # A round may judge the canary instead.
-    plane.tick(2)
+    plane.tick()
     plane.clock.advance(5)
 
 
@@ -57,7 +55,7 @@ def report_preparing(plane: ControlPlane, job: str, phase: PreparationPhase, **f
 
 
 def every_family(folder: Path) -> list[Metric]:
-    """All metrics, each with at least one sample: published jobs, a running one, a canary."""
+    """All metrics, each with at least one sample: published jobs and a running one."""
     plane = ControlPlane(folder)
     plane.create_model()
     headers = {"If-Match": '"1"'}
@@ -78,9 +76,6 @@ def every_family(folder: Path) -> list[Metric]:
     grown = report.model_copy(update={"drift": drift, "quality": quality})
     train(plane.store, another, 1, changes={"report": grown})
     plane.run_to_end(another)
-    plane.client.put("/v1/models/scenes/canary", json={"version": 1, "shadow": 0.1})
-    plane.tick()
-    observe(plane.store, shadowed=3, pairs=agreement(3, 0.9))
     report_running(plane, plane.post_dataset("two"))
     report_preparing(plane, plane.post_dataset("three"), "encoding", rows_done=2, rows_total=8)
     families = list(plane.context.metrics.registry.collect())

@@ -91,7 +91,7 @@ class EmbeddingOptions(BaseModel):
     user: str | None = Field(
         default=None,
         max_length=256,
-        description="the end user; decides whether a canary answers",
+        description="the end user, as OpenAI's clients send it; ignored",
     )
 
 

@@ -111,25 +111,10 @@ class ModelEncoder(BaseModel):
 class ModelVersions(BaseModel):
     """Versions of the model, by number."""
 
+    live: int = Field(description="that answers requests by name")
     loaded: list[int] = Field(description="in the memory of this replica")
     lineage: list[int] = Field(description="from the first version to the live one")
     retired: list[int] = Field(description="that are no longer served")
-
-
-class ModelCanary(BaseModel):
-    """The canary version."""
-
-    version: int
-    share: float
-    shadow: float
-    loaded: bool
-
-
-class ModelChannels(BaseModel):
-    """Which version answers in which channel."""
-
-    live: int
-    canary: ModelCanary | None
 
 
 class ModelRefusal(BaseModel):
@@ -157,12 +142,13 @@ class Model(BaseModel):
     pairs: list[str]
     encoders: dict[str, ModelEncoder] = Field(description="by modality")
     versions: ModelVersions
-    channels: ModelChannels
     compatibility: dict[str, dict[str, float | None] | None] = Field(
         description="by version in memory and pair: relative change of scores of its stored vectors "
         "under queries of the live version; null: not known yet, or not comparable"
     )
-    refusals: list[ModelRefusal]
+    refusal: ModelRefusal | None = Field(
+        description="why this replica cannot use the version that was promoted last; null: it is live"
+    )
 
 
 class ModelList(BaseModel):

@@ -1,1 +1,0 @@
-"""The canary version: which callers get it, and how it compares with the live version."""
