@@ -8,6 +8,7 @@ from typing import Literal
 
 from cmcl.client.errors import CmclError, FieldError, InvalidArgument, Json
 from cmcl.client.raw_folder import RawFolder
+from cmcl.client.raw_layouts import SUFFIXES, noun_of
 from cmcl.client.types import Upload, UploadProgress
 from cmcl.contract.dataset import ShardRef
 
@@ -76,6 +77,10 @@ def _shards(source: ShardSource) -> list[Shard]:
 def _files(path: Path) -> list[Path]:
     """Return a file, or the possible shards of a folder, by name. Raises InvalidArgument."""
     if path.is_file():
+        if path.suffix.lower() in SUFFIXES:
+            raise InvalidArgument(
+                f"{path} is a {noun_of(path)}, and no file of rows: give the folder that has it with its text"
+            )
         return [path]
     if not path.is_dir():
         raise InvalidArgument(f"no such file or folder: {path}")

@@ -74,6 +74,12 @@ def test_a_folder_is_read_by_what_the_models_encoders_take(client: Client, tmp_p
     assert client.raw_folder("s3://bucket/rows.jsonl", "others", ("bird", "text")) is None
 
 
+def test_a_loose_picture_is_refused_before_it_is_sent(client: Client, tmp_path: Path) -> None:
+    folder = captioned(tmp_path / "summer", "jay")
+    with pytest.raises(InvalidArgument, match=r"jay.jpg is a picture, .*: give the folder"):
+        client.add_dataset("birds", "one", PAIR, [folder / "jay.jpg"])
+
+
 def test_an_empty_folder_is_refused(client: Client, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="is empty"):
         client.add_dataset("birds", "one", PAIR, [captioned(tmp_path / "none")])
