@@ -130,10 +130,14 @@ def counted(paths: Iterable[Path]) -> str:
     return ", ".join(plural(number, noun) for noun, number in Counter(map(noun_of, paths)).items())
 
 
-def _named(paths: Sequence[Path]) -> str:
-    """Count files, and name the first ones."""
-    more = f" and {len(paths) - _NAMED:,} more" if len(paths) > _NAMED else ""
-    return f"{counted(paths)} ({', '.join(path.name for path in paths[:_NAMED])}{more})"
+def _left_out(notes: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Return a sentence for each reason why files are left out, with their number and the first names."""
+    return [
+        f"left out: {counted(paths)}{why} ({', '.join(path.name for path in paths[:_NAMED])}"
+        + (f" and {len(paths) - _NAMED:,} more)" if len(paths) > _NAMED else ")")
+        for why, paths in notes.items()
+        if paths
+    ]
 
 
 def _manifest(path: Path, sides: Sides) -> Found | None:
@@ -345,12 +349,15 @@ def _captions(folder: Path, sides: Sides) -> Found | None:
         return None
     captions = {path: _lines(texts[path.with_suffix("")]) for path in paired}
     names = {path.with_suffix("") for path in files}
-    notes = [
-        ("without a text of the same name", [path for path in files if path not in captions]),
-        ("without a file of the same name", [texts[name] for name in texts.keys() - names]),
-        (f"that modality {sides.files!r} does not take", sorted({*media} - {*files})),
-    ]
-    sentences = [f"left out, {what}: {_named(sorted(left))}" for what, left in notes if left]
+    sentences = _left_out(
+        {
+            " without a text of the same name": [path for path in files if path not in captions],
+            f" without a file for {sides.files!r} of the same name": sorted(
+                texts[name] for name in texts.keys() - names
+            ),
+            f", which modality {sides.files!r} does not take": sorted({*media} - {*files}),
+        }
+    )
     if any(len(lines) > 1 for lines in captions.values()):
         sentences.insert(0, "each line of a text is a caption")
     return Found(_caption_rows(folder, captions, sides), sentences)
@@ -380,11 +387,12 @@ def _classes(folder: Path, sides: Sides) -> Found | None:
     if not any(path.parent != folder for path in media):
         return None
     files = sides.chosen(media)
-    notes = [
-        ("in no folder of a class", [path for path in files if path.parent == folder]),
-        (f"that modality {sides.files!r} does not take", sorted({*media} - {*files})),
-    ]
-    sentences = [f"left out, {what}: {_named(left)}" for what, left in notes if left]
+    sentences = _left_out(
+        {
+            " in no folder of a class": [path for path in files if path.parent == folder],
+            f", which modality {sides.files!r} does not take": sorted({*media} - {*files}),
+        }
+    )
     inside = [path for path in files if path.parent != folder]
     return Found(_class_rows(folder, inside, sides), sentences) if inside else None
 

@@ -192,9 +192,9 @@ def test_only_files_that_the_modality_takes_are_items(tmp_path: Path) -> None:
         ("b.png", tmp_path / "b.png"),
     ]
     assert found.notes == [
-        "left out, without a text of the same name: 1 picture (no text.png)",
-        "left out, without a file of the same name: 1 text (no file.txt)",
-        "left out, that modality 'image' does not take: 2 sounds (a.ogg, b.ogg)",
+        "left out: 1 picture without a text of the same name (no text.png)",
+        "left out: 1 text without a file for 'image' of the same name (no file.txt)",
+        "left out: 2 sounds, which modality 'image' does not take (a.ogg, b.ogg)",
     ]
     heard = read_raw_folder(tmp_path, SOUNDS)
     assert heard is not None
