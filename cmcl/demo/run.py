@@ -209,7 +209,7 @@ def _print_raw(console: Console, raw: RawReport) -> None:
     )
     for dataset in raw.datasets:
         for row in dataset.rejected.first if dataset.rejected else ():
-            console.print(f"  left out: {row.id}: {row.reason}")
+            console.print(f"  left out: {row.place}: {row.reason}")
     for failure in raw.failures[:5]:
         console.print(f"  failed: {failure}")
 

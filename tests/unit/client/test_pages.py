@@ -43,7 +43,7 @@ def test_a_dataset_that_was_not_measured_is_shown_with_the_reason() -> None:
 
 
 def test_a_matrix_shows_the_change_of_each_dataset_since_it_was_learned() -> None:
-    text = drawn(matrix(ROWS, NAMES))
+    text = drawn(matrix(ROWS, NAMES, {}))
     assert "│ 1       │ birds      │ 90.0              │                        │" in text
     assert "│ 2       │ [bold]bees │ 88.0 (-2.0)       │ 50.0                   │" in text
     assert "│ 3       │ cats       │ 70.0 (-20.0)      │ 52.0 (+2.0)            │" in text
@@ -53,23 +53,23 @@ def test_recall_is_labelled_with_its_criterion() -> None:
     """With labels, a row of the same label counts as a hit at 1, and there is an accuracy."""
     labelled = Recall(rows=10, at_1=0.9, at_5=0.9, at_10=0.9, accuracy=0.8)
     rows = [EvaluationRow(version=1, learned="a", recall={"a": labelled}), *ROWS[1:2]]
-    text = drawn(matrix(rows, NAMES), width=160)
+    text = drawn(matrix(rows, NAMES, {}), width=160)
     assert "birds (same label)" in text
     assert "[bold]bees (same item)" in text
     assert "the nearest row has the query's label" in text
     assert "the nearest row is the query's own partner" in text
-    assert "own partner" not in drawn(matrix(rows[:1], NAMES))
+    assert "own partner" not in drawn(matrix(rows[:1], NAMES, {}))
 
 
 def test_gains_are_green_and_losses_red() -> None:
-    text = drawn(matrix(ROWS, NAMES), colours=True)
+    text = drawn(matrix(ROWS, NAMES, {}), colours=True)
     assert "\x1b[31m70.0 (-20.0)" in text
     assert "\x1b[33m88.0 (-2.0)" in text
     assert "\x1b[32m52.0 (+2.0)" in text
 
 
 def test_without_held_out_rows_there_is_no_matrix() -> None:
-    assert "not measured" in drawn(matrix([row(1, "a")], NAMES))
+    assert "not measured" in drawn(matrix([row(1, "a")], NAMES, {}))
 
 
 def test_capacity_is_a_bar() -> None:
@@ -190,7 +190,7 @@ def test_a_report_shows_rows_advice_and_remaining_capacity() -> None:
         assert "│ image    │ -    │ 0.400" in text
         assert "90 rows to train on, 8 held out" in text
         assert "• text: half of its rows are [the same]" in text
-        assert "b-7: the picture is cut off" in text
+        assert "birds.tar, b-7.png: the picture is cut off" in text
 
 
 def test_a_dataset_that_cannot_be_prepared_has_a_reason_instead_of_a_report() -> None:
@@ -199,7 +199,7 @@ def test_a_dataset_that_cannot_be_prepared_has_a_reason_instead_of_a_report() ->
 
 def test_rows_that_were_left_out_are_counted_and_the_first_ones_named() -> None:
     text = drawn(dataset_view(dataset(rejected=REJECTED)))
-    lines = ["22 rows", "b-7: the picture is cut off", "upload:up-1, row 9: no id", "... 20 more"]
+    lines = ["22 rows", "b-7.png: the picture is cut off", "m.csv line 9: no id", "... 20 more"]
     assert [line for line in lines if line not in text] == []
 
 
@@ -213,8 +213,14 @@ def test_encoders_of_a_dataset_are_shown_and_missing_ones_are_undeclared() -> No
 REJECTED = {
     "rows": 22,
     "first": [
-        {"id": "b-7", "file": "upload:up-1", "row": 7, "reason": "the picture is cut off"},
-        {"id": None, "file": "upload:up-1", "row": 9, "reason": "no id"},
+        {
+            "id": "b-7",
+            "file": "upload:up-1",
+            "row": 7,
+            "place": "birds.tar, b-7.png",
+            "reason": "the picture is cut off",
+        },
+        {"id": None, "file": "upload:up-1", "row": 7, "place": "m.csv line 9", "reason": "no id"},
     ],
 }
 HEAD = {

@@ -38,7 +38,8 @@ def shard(rows: int) -> dict[str, object]:
 
 def dataset(name: str, rows: int, held_out: int, rejected: int) -> Dataset:
     pair = {"first": "image", "second": "text"}
-    row = {"id": "damaged-picture", "file": "upload:up-1", "row": 5, "reason": "it is cut off"}
+    about_row = {"file": "upload:up-1", "row": 5, "place": "damaged.png"}
+    row = {"id": "damaged-picture", **about_row, "reason": "it is cut off"}
     left_out = {"rows": rejected, "first": [row]} if rejected else None
     files = {"shards": [shard(rows)], "evaluation_shards": [shard(held_out)]}
     manifest = {"dataset": name, "model": "demo-raw", "name": name, "pair": pair, **files}
