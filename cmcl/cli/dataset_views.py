@@ -40,6 +40,7 @@ def dataset_view(dataset: Dataset) -> RenderableType:
             "held-out rows": dataset.evaluation_rows,
             "recall": evaluation_cell(dataset.evaluation),
             "left out": rejected_cell(dataset.rejected),
+            "warnings": "\n".join(dataset.warnings),
             "encoders": encoders_cell(dataset.encoders),
             "job": dataset.job,
             "state": state(dataset),

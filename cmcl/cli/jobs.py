@@ -241,6 +241,7 @@ def _view(job: Job) -> RenderableType:
             "state": f"{job.state} (dry run)" if job.dry_run else job.state,
             "reason": job.reason,
             "message": job.message,
+            "warnings": "\n".join(job.warnings),
             "attempt": job.attempt,
             **_progress_cells(job),
             "parent version": job.parent_version,

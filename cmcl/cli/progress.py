@@ -220,6 +220,8 @@ def follow(client: Client, job: str, as_json: bool) -> Job:
         is_version = ended.state == "published"
         seen = f"{ended.state}; see: cmcl dataset show {ended.dataset}"
         stdout().print(f"published as version {ended.version}" if is_version else seen)
+        for warning in ended.warnings:
+            stderr().print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
     return ended
 
 

@@ -178,6 +178,9 @@ class Job(ApiModel):
     rejected: RejectedRows | None = Field(
         default=None, description="rows that were left out, with the first ones"
     )
+    warnings: tuple[str, ...] = Field(
+        default=(), description="about rows that are used, such as pictures of one flat colour"
+    )
     encoders: Encoders | None = Field(
         default=None, description="encoder by modality; None until the rows are prepared"
     )
@@ -260,6 +263,9 @@ class Dataset(DatasetSummary):
     )
     rejected: RejectedRows | None = Field(
         default=None, description="rows that were left out, with the first ones"
+    )
+    warnings: tuple[str, ...] = Field(
+        default=(), description="about rows that are used, such as pictures of one flat colour"
     )
     encoders: Encoders | None = Field(
         default=None, description="encoder by modality; None until the rows are prepared"

@@ -115,6 +115,9 @@ class DatasetManifest(Frozen):
         "features; missing: undeclared",
     )
     rejected: RejectedRows | None = None
+    warnings: tuple[str, ...] = Field(
+        default=(), exclude_if=lambda warnings: not warnings, description="about rows that are used"
+    )
 
     @model_validator(mode="after")
     def _must_have_rows_for_its_purpose(self) -> Self:

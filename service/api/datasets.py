@@ -122,6 +122,9 @@ class DatasetView(DatasetSummary):
         description="progress of the preparation of its rows, as of the last one"
     )
     rejected: RejectedRowsView | None = Field(description="null if there are none, as far as known")
+    warnings: tuple[str, ...] = Field(
+        description="about rows that are used, such as pictures of one flat colour"
+    )
     encoders: Encoders | None = Field(
         description="by modality of the pair: the encoder of its features; null until they are prepared"
     )
@@ -152,6 +155,7 @@ class DatasetView(DatasetSummary):
             max_bad_share=request.max_bad_share,
             preparation=shown.preparation if shown else None,
             rejected=shown.rejected if shown else None,
+            warnings=shown.warnings if shown else (),
             encoders=shown.encoders if shown else None,
             report=shown.report if shown else None,
             evaluation=evaluation,

@@ -88,6 +88,9 @@ class JobView(BaseModel):
         description="progress of the preparation of its rows, as of the last one"
     )
     rejected: RejectedRowsView | None = Field(description="null if there are none, as far as known")
+    warnings: tuple[str, ...] = Field(
+        description="about rows that are used, such as pictures of one flat colour; of a dry run, its report has them"
+    )
     encoders: Encoders | None = Field(
         description="by modality of the pair: the encoder of its features; null until they are prepared"
     )
@@ -110,13 +113,14 @@ class JobView(BaseModel):
     @classmethod
     def of(cls, job: JobRecord) -> Self:
         """Create it from a record."""
-        made = ("preparation", "rejected", "encoders")
+        made = ("preparation", "rejected", "warnings", "encoders")
         values = {field: getattr(job, field) for field in cls.model_fields if field not in made}
         return cls.model_validate(
             {
                 **values,
                 "preparation": job.prepare_progress,
                 "rejected": rejected_view(job.prepared),
+                "warnings": job.prepared.warnings if job.prepared else (),
                 "encoders": _encoders_view(job.prepared),
             }
         )

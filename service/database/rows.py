@@ -116,12 +116,14 @@ class DatasetRecord:
 class PreparedRows(Frozen):
     """What came of the rows of a dataset, good or bad, when its preparation ended.
 
-    `encoders`: by modality of the pair; None: undeclared. Empty if the dataset cannot be used.
+    `encoders`: by modality of the pair; None: undeclared. Empty if the dataset cannot be used. `warnings`: about rows
+    that are used.
     """
 
     rejected_rows: int
     rejected: tuple[RejectedRow, ...]
     encoders: dict[str, EncoderIdentity | None] = Field(default={})
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

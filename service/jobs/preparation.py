@@ -349,4 +349,5 @@ def _prepared(manifest: DatasetManifest) -> PreparedRows:
         encoders={
             modality: manifest.encoders.get(modality) for modality in manifest.pair.modalities
         },
+        warnings=manifest.warnings,
     )

@@ -14,7 +14,7 @@ import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -221,6 +221,13 @@ def read_image(data: bytes, max_pixels: int) -> Image.Image:
             return _rgb(image, data)
     except _DAMAGED as error:
         raise ValueError(f"the image is damaged: {error}") from error
+
+
+def is_flat(image: Image.Image) -> bool:
+    """Return whether an RGB image has one colour."""
+    return all(
+        least == most for least, most in cast("tuple[tuple[int, int], ...]", image.getextrema())
+    )
 
 
 def _check_pixels(image: Image.Image, max_pixels: int) -> None:

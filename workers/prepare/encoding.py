@@ -7,14 +7,15 @@ Shapes: B items of a batch, F width of the feature.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from cmcl.contract.encoder import EncoderSpec
-from workers.encoders.media import Audio, Decoded, Video
+from workers.encoders.media import Audio, Decoded, Video, is_flat
 from workers.prepare.encoded_items import EncodedItem
 from workers.sandbox.items import Item
 from workers.storage.shard_checks import wrong_values
@@ -54,7 +55,7 @@ class EncoderPort(Protocol):
 class SideEncoder:
     """Encodes the items of one side of a unit. Equal items are encoded once.
 
-    `known`: items that were encoded before. `new`: those that this object encoded.
+    `known`: items that were encoded before. `new`: those that this object encoded. `flat`: pictures of one colour.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class SideEncoder:
     ) -> None:
         self._encoder, self._spec, self.known = encoder, spec, known
         self.new: dict[bytes, EncodedItem] = {}
+        self.flat = {key for key, item in known.items() if item.is_flat}
         self._by_length = spec.takes == "text"
         # Number of rows by key of their item.
         self._rows = Counter[bytes]()
@@ -80,6 +82,8 @@ class SideEncoder:
             return
         if item is None or isinstance(item, np.ndarray):
             raise TypeError("the child sent no item where the side has an encoder")
+        if isinstance(item, Image.Image) and is_flat(item):
+            self.flat.add(key)
         size = size_of(item)
         if self._waiting_bytes + size > (_WAITING_BYTES if self._by_length else BATCH_BYTES):
             self._submit_waiting()
@@ -152,7 +156,7 @@ class SideEncoder:
             if place in wrong:
                 self._reasons[key] = wrong[place]
             else:
-                self.new[key] = EncodedItem(encoded.features_BF[place])
+                self.new[key] = EncodedItem(encoded.features_BF[place], key in self.flat)
             self.rows_done += self._rows[key]
 
 
@@ -161,6 +165,7 @@ class GivenFeatures:
 
     known: Mapping[bytes, EncodedItem] = {}
     new: Mapping[bytes, EncodedItem] = {}
+    flat: Set[bytes] = frozenset()
 
     def __init__(self, modality: str, width: int) -> None:
         self._modality, self._width = modality, width

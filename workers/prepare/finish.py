@@ -11,7 +11,7 @@ from workers.encoders.port import EncoderMismatch, EncoderUnusable
 from workers.prepare.cluster import Cluster
 from workers.prepare.progress import Progress, Rows
 from workers.prepare.tasks import Prepared, join_evaluation
-from workers.prepare.units import DatasetContext, UnitRecord, UnitTask
+from workers.prepare.units import FIRST_FLAT, DatasetContext, UnitRecord, UnitTask
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.versions import entry_for
@@ -120,7 +120,8 @@ def checked(
     )
     rejected = _in_order([row for record in ordered for row in record.rejected], request, context)
     encoders = _identities(request, context)
-    prepared = Prepared(shards, (*named, *held_out), rejected, encoders)
+    warnings = tuple(_warnings(ordered, context))
+    prepared = Prepared(shards, (*named, *held_out), rejected, encoders, warnings=warnings)
     try:
         check_bad_rows(request, context, ordered, Rows.of(ordered))
         if request.evaluate_only:
@@ -132,6 +133,19 @@ def checked(
     except (InvalidDataset, PreparationFailed) as error:
         raise as_failure(error, request, prepared) from error
     return prepared
+
+
+def _warnings(records: Sequence[UnitRecord], context: DatasetContext) -> Iterator[str]:
+    rows = sum(record.rows - len(record.rejected) for record in records)
+    for side in context.source.sides:
+        found = [record.flat[side.modality] for record in records if side.modality in record.flat]
+        if found:
+            first = [repr(id_) for each in found for id_ in each.first][:FIRST_FLAT]
+            flat = sum(each.rows for each in found)
+            yield (
+                f"{flat:,} of {rows:,} rows have a picture ({side.modality}) of one flat colour after decoding, such as "
+                f"{', '.join(first)}. Transparency is put on white: white drawings cannot be seen"
+            )
 
 
 def refused(failure: PreparationFailed) -> Prepared:
@@ -212,6 +226,7 @@ def write_manifest(store: ObjectStore, request: PrepareRequest, prepared: Prepar
         evaluate_only=request.evaluate_only,
         encoders=prepared.encoders,
         rejected=write_rejected(store, request.dataset, prepared.rejected),
+        warnings=prepared.warnings,
     )
     try:
         key = layout.dataset_manifest(request.dataset)

@@ -15,7 +15,7 @@ from workers.prepare.encoded_items import EncodedItems
 from workers.prepare.encoding import GivenFeatures, SideEncoder
 from workers.prepare.raw_rows import RawUnit
 from workers.prepare.unit_reader import UnitReader
-from workers.prepare.units import DatasetContext, UnitRecord, UnitTask
+from workers.prepare.units import FIRST_FLAT, DatasetContext, FlatPictures, UnitRecord, UnitTask
 from workers.storage import layout
 from workers.storage.formats.columns import feature_list
 from workers.storage.intake import is_held_out
@@ -92,7 +92,23 @@ class RawUnitEncoder:
             evaluation=evaluation,
             rejected=tuple(sorted(rejected, key=lambda row: row.row)),
             encoded=sum(len(side.new) for side in sides),
+            flat=self._flat(kept, sides),
         )
+
+    def _flat(
+        self, kept: list["_Encoded"], sides: list[SideEncoder | GivenFeatures]
+    ) -> dict[str, FlatPictures]:
+        modalities = [side.modality for side in self.context.source.sides]
+        keys = ((each.row.id, (each.row.key_a, each.row.key_b)) for each in kept)
+        ids: dict[str, list[str]] = {}
+        for id_, pair in keys:
+            for modality, key, side in zip(modalities, pair, sides, strict=True):
+                if key in side.flat:
+                    ids.setdefault(modality, []).append(id_)
+        return {
+            modality: FlatPictures(rows=len(found), first=tuple(found[:FIRST_FLAT]))
+            for modality, found in ids.items()
+        }
 
     def _stored(self) -> list[EncodedItems | None]:
         """Return the items of each side that were encoded before; None for a side of features."""

@@ -100,6 +100,8 @@ class RowsDone:
 class Prepared:
     """The results of all units of a dataset, or the `refusals`: reasons why it cannot be prepared.
 
+    `warnings`: sentences about rows that are used.
+
     `held_out`: first the shards of files that the user held out, then those of a share.
     """
 
@@ -108,6 +110,7 @@ class Prepared:
     rejected: tuple[RejectedRow, ...]
     encoders: dict[str, EncoderIdentity]
     refusals: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -251,6 +254,7 @@ def _report(store: ObjectStore, request: PrepareRequest, prepared: Prepared) -> 
         "rejected": prepared.rejected[:20],
         "encoders": prepared.encoders,
         "refusals": (*prepared.refusals, *outlook.refusals),
+        "advice": (*prepared.warnings, *outlook.advice),
     }
     return DatasetReport.model_validate({**_finite(asdict(outlook)), **known})
 

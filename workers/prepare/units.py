@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from cmcl.contract.dataset import RejectedRow, Shard
 from cmcl.contract.errors import ObjectNotFound
-from cmcl.contract.modality import Frozen
+from cmcl.contract.modality import Frozen, Modality
 from workers.prepare.encoder_pool import LeasedEncoder
 from workers.prepare.features import FeatureFile, read_features
 from workers.prepare.raw_rows import RawSource, RawUnit
@@ -89,13 +89,28 @@ class UnitTask:
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
 
 
+# Ids that a warning names.
+FIRST_FLAT = 3
+
+
+class FlatPictures(Frozen):
+    """Rows whose picture has one colour: their number, and the ids of the first ones."""
+
+    rows: int
+    first: tuple[str, ...]
+
+
 class UnitRecord(Frozen):
-    """The result of a unit: its shards, the rows that are left out, and the number of items that were encoded for it."""
+    """The result of a unit: its shards, and the rows that are left out.
+
+    `encoded`: number of items that were encoded for it. `flat`: by modality, if there are any.
+    """
 
     training: Shard | None = None
     evaluation: Shard | None = None
     rejected: tuple[RejectedRow, ...] = ()
     encoded: int = 0
+    flat: dict[Modality, FlatPictures] = Field(default={})
 
     @property
     def rows(self) -> int:

@@ -12,7 +12,7 @@ from cmcl.cli.errors import Exit
 from cmcl.contract.dataset import RejectedRow
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
-from tests.fakes.preparer import report_on, requests_in
+from tests.fakes.preparer import manifest_of, report_on, requests_in, write_manifest
 from tests.fakes.served_app import served
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.rest_server import RestServer
@@ -215,3 +215,20 @@ def test_an_input_that_cannot_be_embedded_is_a_usage_error(
 ) -> None:
     assert words in Cmcl(capsys)("embed", "birds", *arguments, code=Exit.USAGE)
     assert endpoint.asked == []
+
+
+def test_warnings_about_rows_that_are_used_are_printed(cmcl: Cmcl, plane: ControlPlane) -> None:
+    warning = "5 of 16 rows have a picture of one flat colour"
+
+    def warn(store: ObjectStore) -> None:
+        for request in requests_in(store):
+            manifest = manifest_of(store, request)
+            write_manifest(store, manifest.model_copy(update={"warnings": (warning,)}))
+
+    plane.preparer = warn
+    job = plane.post_dataset(model="birds")
+    dataset = plane.run_to_end(job).dataset
+    cmcl("job", "watch", job)
+    assert f"warning: {warning}" in cmcl.stderr
+    assert warning in cmcl("job", "show", job)
+    assert warning in cmcl("dataset", "show", str(dataset))

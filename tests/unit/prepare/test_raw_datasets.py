@@ -2,13 +2,14 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.encoder import EncoderSpec
@@ -243,6 +244,51 @@ def test_features_in_raw_rows_need_no_encoder(ground: Ground) -> None:
     (bad,) = manifest.rejected.first
     assert (bad.id, bad.row) == ("r4", 4)
     assert bad.reason.startswith("its depth is all zeros")
+
+
+PICTURES = {"name": "pictures", "kind": "synthetic", "takes": "image", "width": 4, "max_batch": 64}
+
+
+def write_pictures(ground: Ground, rows: int, flat: Collection[int]) -> None:
+    """Drawings of two colours, and some in white on a transparent ground."""
+    lines = []
+    for row in range(rows):
+        colour = (255, 255, 255, 255) if row in flat else (row % 250, 9, 9, 255)
+        image = Image.new("RGBA", (3, 2))
+        image.putpixel((row % 3, 0), colour)
+        image.save(ground.folder / f"{row}.png")
+        lines.append({"id": f"p{row}", "image_file_name": f"{row}.png", "text": f"caption {row}"})
+    (ground.folder / "raw.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def test_pictures_of_one_colour_are_used_with_a_warning(ground: Ground) -> None:
+    write_pictures(ground, 1100, flat=(3, 5, 1030, 1031))
+    fields: dict[str, Any] = {
+        "encoders": {"image": PICTURES, "text": WORDS},
+        "evaluation_share": 0.5,
+    }
+    for dataset in ("ds-1", "ds-2"):  # encoded, and found again
+        manifest = ground.prepare(ground.request("raw.jsonl", dataset=dataset, **fields))
+        assert manifest.rows + manifest.evaluation_rows == 1100
+        (warning,) = manifest.warnings
+        assert warning.startswith(
+            "4 of 1,100 rows have a picture (image) of one flat colour after decoding, such as "
+            "'p3', 'p5', 'p1030'."
+        )
+    write_pictures(ground, 100, flat=())
+    request = ground.request("raw.jsonl", dataset="ds-3", **fields)
+    assert ground.prepare(request).warnings == ()
+
+
+def test_the_report_of_a_dry_run_has_the_warning(ground: Ground) -> None:
+    write_pictures(ground, 100, flat=(3,))
+    encoders = {"image": PICTURES, "text": WORDS}
+    request = ground.request("raw.jsonl", encoders=encoders, report_version=0)
+    with pytest.raises(AssertionError):  # there is no manifest
+        ground.prepare(request)
+    key = layout.preparation_file(request.dataset, "report")
+    report = PrepareReport.model_validate_json(ground.store.read(key)).report
+    assert report.advice[0].startswith("1 of 100 rows have a picture (image) of one flat colour")
 
 
 def test_a_row_whose_feature_is_not_finite_is_left_out(ground: Ground) -> None:

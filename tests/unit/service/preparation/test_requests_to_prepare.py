@@ -16,6 +16,7 @@ from tests.fakes.preparer import (
     write_manifest,
 )
 from tests.fakes.rounds import run_round
+from tests.unit.service.page.browser import Browser, text_of
 from tests.unit.service.preparation.conftest import Unattended
 from workers.storage import layout
 
@@ -94,6 +95,20 @@ def test_rows_that_were_left_out_are_shown(plane: Unattended) -> None:
     counted = plane.context.metrics.registry.get_sample_value
     assert counted("cmcl_service_prepared_rows_total", {"outcome": "rejected"}) == 3
     assert counted("cmcl_service_prepared_rows_total", {"outcome": "kept"}) == 16
+
+
+def test_warnings_about_rows_that_are_used_are_shown(plane: Unattended) -> None:
+    job = plane.post_dataset()
+    request = plane.request_of(job)
+    warnings = ("5 of 16 rows have a picture of one flat colour",)
+    manifest = manifest_of(plane.store, request).model_copy(update={"warnings": warnings})
+    write_manifest(plane.store, manifest)
+    assert plane.client.get(f"/v1/jobs/{job}").json()["warnings"] == []
+    plane.tick_to(job, JobState.PREPARED)
+    for path in (f"jobs/{job}", f"datasets/{request.dataset}"):
+        assert plane.client.get(f"/v1/{path}").json()["warnings"] == list(warnings)
+    page = Browser(plane).get(f"/ui/datasets/{request.dataset}").text
+    assert warnings[0] in text_of(page)
 
 
 def test_an_invalid_dataset_is_quarantined_with_its_rows(plane: Unattended) -> None:
