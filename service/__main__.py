@@ -19,6 +19,7 @@ from service.database.queries.keys import KeyRecord
 from service.database.seek import Seek
 from service.errors import ServiceError, Unprocessable
 from service.events.webhook_secrets import new_key
+from service.owner_settings import MOST_KEYS
 from service.principal import Scope
 from service.settings import Settings
 from service.telemetry.logs import log_config, secret_texts
@@ -152,7 +153,7 @@ def _create(settings: Settings, options: argparse.Namespace) -> None:
 
     def work(database: Database) -> KeyRecord:
         with database.write() as connection:
-            return create_key(connection, new, minted, OPERATOR, utc_now(), settings.keys_per_owner)
+            return create_key(connection, new, minted, OPERATOR, utc_now(), MOST_KEYS)
 
     made = _with_database(settings, work)
     print(f"{made.id} of owner {made.owner!r}; it is not shown again:", file=sys.stderr)

@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ from service.jobs.workers import Notifications, Workers, measure
 from service.jobs.workqueue import WakeSignal, steady
 from service.launchers.kuberay_resource import Site, read_pod_templates
 from service.launchers.port import Launcher, StatusCache
-from service.launchers.ray_jobs import Driver, RayJobLauncher
+from service.launchers.ray_jobs import RayJobLauncher
 from service.loops import Loop, MemoryReleaser
 from service.maintenance.backup import BackupWriter
 from service.maintenance.gc import GarbageCollector
@@ -55,6 +55,7 @@ from service.telemetry.instrumented import (
 from service.telemetry.metrics import EventObserver, Metrics
 from service.telemetry.models import ModelCollector, TrainingCollector
 from service.telemetry.spans import NoSpans, Spans
+from service.tuning import Tuning
 from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 from workers.tracing import exporter_from
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10.0
+# A list of a thousand RayJobs takes several megabytes.
+_SECONDS_BETWEEN_RAYJOBS = 5.0
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -77,6 +80,7 @@ class Parts:
     launcher: Launcher | None = None
     clock: Clock = utc_now
     spans: Spans | None = None
+    tuning: Tuning = field(default_factory=Tuning)
 
 
 def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
@@ -99,7 +103,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     app.state.probes = operations.Probes()
     app.state.rendered_metrics = operations.cached_metrics(context)
     app.state.description = openapi.Description(app.openapi)
-    app.state.upload_slots = UploadSlots(settings.upload_parts_at_once)
+    app.state.upload_slots = UploadSlots(context.tuning.upload_parts_at_once)
     app.state.completions = FairSemaphore(
         *(uploads.COMPLETED_AT_ONCE, uploads.COMPLETED_AT_ONCE),
         uploads.COMPLETIONS_WAITING_OF_OWNER,
@@ -112,7 +116,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     add_problem_handlers(app)
     # The last one added is the outermost.
     slots, budget = RequestSlots(), Budget()
-    limits = BodyLimits(settings.max_body_bytes, settings.upload_part_bytes_max)
+    limits = BodyLimits(part=context.tuning.upload_part_bytes_max)
     app.add_middleware(ConcurrencyLimit, slots=slots)
     app.add_middleware(Bodies, api=app, limits=limits, budget=budget)
     hosts = Hosts(settings.allowed_hosts)
@@ -147,15 +151,24 @@ def _context(
     metrics.registry.register(PreparationCollector(database, parts.clock))
     metrics.registry.register(TrainingCollector(database, parts.clock))
     tokens, count = _tokens(settings), metrics.announcements
-    launcher = InstrumentedLauncher(parts.launcher or _launcher(settings), metrics)
+    launcher = InstrumentedLauncher(parts.launcher or _launcher(settings, parts.tuning), metrics)
     return Context(
         settings=settings,
+        tuning=parts.tuning,
         database=database,
-        authenticator=Authenticator(settings, database, parts.clock, tokens),
+        authenticator=Authenticator(
+            settings,
+            database,
+            parts.clock,
+            tokens,
+            parts.tuning.requests_per_minute_per_owner,
+        ),
         sessions=Sessions(settings, database, parts.clock),
         oidc_login=_oidc_login(settings, tokens),
         store=InstrumentedStore(parts.store or open_store(settings.store_uri), metrics),
-        launcher=StatusCache(launcher, settings.watch_seconds, steady(parts.clock)),
+        launcher=StatusCache(
+            launcher, _seconds_between_lists(settings, parts.tuning), steady(parts.clock)
+        ),
         wake_signal=wake,
         job_changed=observer.job_changed,
         announcer=Announcer(settings.embeddings_url, lambda outcome: count.labels(outcome).inc()),
@@ -181,27 +194,24 @@ def _tokens(settings: Settings) -> "OidcTokens | None":
     return OidcTokens(settings.oidc_issuer, settings.oidc_audience, settings.oidc_owner_claim)
 
 
-def _launcher(settings: Settings) -> Launcher:
+def _seconds_between_lists(settings: Settings, tuning: Tuning) -> float:
+    """How old the launcher's list of attempts may be. The list only shows attempts that died: progress is in the store."""
+    return _SECONDS_BETWEEN_RAYJOBS if settings.launcher == "kuberay" else tuning.watch_seconds
+
+
+def _launcher(settings: Settings, tuning: Tuning) -> Launcher:
     if settings.launcher == "kuberay":
-        return _kuberay_launcher(settings)
-    driver = Driver(
-        cpus=settings.driver_cpus,
-        memory_bytes=settings.driver_memory_bytes,
-        resources=settings.driver_resources,
-        node_labels=settings.driver_node_labels,
-        runtime_env=settings.runtime_env,
-    )
-    return RayJobLauncher(settings.ray_address, driver)
+        return _kuberay_launcher(settings, tuning)
+    return RayJobLauncher(settings.ray_address, settings.runtime_env)
 
 
-def _kuberay_launcher(settings: Settings) -> Launcher:
+def _kuberay_launcher(settings: Settings, tuning: Tuning) -> Launcher:
     # The Kubernetes client takes half a second to import, and most deployments do not need it.
-    from service.launchers.kuberay import KubeRayLauncher
+    from service.launchers.kuberay import KubeRayLauncher, own_namespace
 
     site = Site(
         image=settings.kuberay_image,
-        ray_version=settings.kuberay_ray_version,
-        namespace=settings.kuberay_namespace,
+        namespace=own_namespace(),
         release=settings.kuberay_release,
         owner=settings.kuberay_owner,
         service_account=settings.kuberay_service_account,
@@ -210,8 +220,7 @@ def _kuberay_launcher(settings: Settings) -> Launcher:
         ranks_per_pod=settings.kuberay_ranks_per_pod,
         gpu_resource=settings.kuberay_gpu_resource,
         submission_mode=settings.kuberay_submission_mode,
-        kept_seconds=settings.kuberay_kept_seconds,
-        deadline_seconds=settings.start_deadline_seconds + settings.run_deadline_seconds,
+        deadline_seconds=tuning.start_deadline_seconds + settings.run_deadline_seconds,
         runtime_env=settings.runtime_env,
     )
     return KubeRayLauncher(site)
@@ -248,7 +257,7 @@ def _loops(context: Context, reconciler: Reconciler) -> list[Loop]:
     loops: list[Loop] = [
         reconciler,
         reconciler.monitor,
-        Workers(reconciler.queue, reconciler.process, context.settings.reconcile_workers),
+        Workers(reconciler.queue, reconciler.process, context.tuning.reconcile_workers),
         Scheduler(context),
         PrepareDriver(context),
         _deliverer(context),

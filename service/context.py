@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from service.registry.live_pointer import Announcer
     from service.settings import Settings
     from service.telemetry.metrics import Metrics
+    from service.tuning import Tuning
     from workers.storage.object_store import ObjectStore
 
 # Passed as a dependency, so that tests can control the time.
@@ -35,6 +36,7 @@ class Context:
     """The parts of one control plane. It holds no state of jobs: the database does."""
 
     settings: Settings
+    tuning: Tuning
     database: Database
     authenticator: Authenticator
     sessions: Sessions

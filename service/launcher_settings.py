@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings
 
 from cmcl.contract.methods import Priority
-from service.launchers.kuberay_resource import RAY_VERSION, read_pod_templates
+from service.launchers.kuberay_resource import read_pod_templates
 from service.launchers.port import check_labels
 from service.setting_values import JsonObject, ServerAddress
 
@@ -65,12 +65,6 @@ class LauncherSettings(BaseSettings):
         description="ranks that stay on a Ray cluster exit and free their resources after this long "
         "without an attempt; 0: never",
     )
-    prepare_idle_seconds: float = Field(
-        default=300,
-        gt=0,
-        description="with the kuberay launcher, the process that prepares datasets exits after this long "
-        "without work. On a shared Ray cluster it stays",
-    )
     prepare_workers: int = Field(
         default=4,
         ge=1,
@@ -94,30 +88,8 @@ class LauncherSettings(BaseSettings):
         default={},
         description="labels of all attempts in addition to our own, as a JSON object of strings",
     )
-    driver_cpus: float = Field(
-        default=0, ge=0, description="CPUs that the driver of a Ray job reserves"
-    )
-    driver_memory_bytes: int = Field(
-        default=0, ge=0, description="memory that the driver of a Ray job reserves"
-    )
-    driver_resources: JsonObject[str, float] = Field(
-        default={},
-        description="custom resources that the driver of a Ray job reserves, as a JSON object of "
-        "numbers",
-    )
-    driver_node_labels: JsonObject[str, str] = Field(
-        default={},
-        description="labels of the Ray nodes on which the driver of a Ray job may run, as a JSON object "
-        "of strings",
-    )
-    kuberay_namespace: str = Field(default="default", description="namespace of the RayJobs")
     kuberay_image: str = Field(
         default="", description="image of their pods; required with the kuberay launcher"
-    )
-    kuberay_ray_version: str = Field(
-        default=RAY_VERSION,
-        pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$",
-        description="Ray version in that image",
     )
     kuberay_release: str = Field(
         default="",
@@ -144,13 +116,9 @@ class LauncherSettings(BaseSettings):
         default=None,
         description="YAML file with pod templates `head` and `workers`, merged over ours, and `submitter`",
     )
+
     kuberay_submission_mode: Literal["HTTPMode", "K8sJobMode", "SidecarMode"] = Field(
         default="HTTPMode", description="how KubeRay submits the command to Ray"
-    )
-    kuberay_kept_seconds: int = Field(
-        default=60,
-        ge=0,
-        description="how long the pods of a finished attempt are kept, for their logs",
     )
 
     @field_validator("runtime_env")
@@ -163,14 +131,6 @@ class LauncherSettings(BaseSettings):
     @classmethod
     def _must_be_labels(cls, value: dict[str, str]) -> dict[str, str]:
         check_labels(value)
-        return value
-
-    @field_validator("driver_resources")
-    @classmethod
-    def _must_be_amounts(cls, value: dict[str, float]) -> dict[str, float]:
-        for name, amount in value.items():
-            if amount < 0:
-                raise ValueError(f"{name!r} is {amount:g}; it must be 0 or more")
         return value
 
     @model_validator(mode="after")
@@ -188,12 +148,6 @@ class LauncherSettings(BaseSettings):
             return self
         if not self.kuberay_image:
             raise ValueError("CMCL_KUBERAY_IMAGE is missing: the pods of RayJobs need an image")
-        for name in ("cpus", "memory_bytes", "resources", "node_labels"):
-            if getattr(self, f"driver_{name}"):
-                raise ValueError(
-                    f"CMCL_DRIVER_{name.upper()} is set, and a RayJob's driver has the head pod to "
-                    "itself: set its resources in CMCL_KUBERAY_POD_TEMPLATE"
-                )
         try:
             read_pod_templates(self.kuberay_pod_template)
         except ValueError as error:

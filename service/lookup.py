@@ -13,7 +13,7 @@ from cmcl.contract.model import ModelSpec
 from service.database.queries import datasets, jobs, keys, models, versions, webhooks
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord, VersionRecord
 from service.errors import FieldProblem, NotFound, QuotaExceeded, Unprocessable
-from service.owner_settings import SETTINGS, Quota
+from service.owner_settings import RAISED_BY, Quota
 from service.principal import Principal
 
 COUNTED_AFTER_DELETION = timedelta(hours=1)
@@ -103,8 +103,9 @@ def check_webhooks(connection: Connection, owner: str, limit: int) -> None:
 def check_quota(quota: Quota, found: int, limit: int | None, owner: str, what: str) -> None:
     """Raises QuotaExceeded unless there is room for one more. `what`: what is counted, in words."""
     if limit is not None and found >= limit:
-        message = f"owner {owner!r} has {found} {what}; permitted are {limit}. Remove some, or ask "
-        message += f"the operator for a larger limit (CMCL_{SETTINGS[quota].upper()})"
+        message = f"owner {owner!r} has {found} {what}; permitted are {limit}. Remove some"
+        if quota in RAISED_BY:
+            message += f", or ask the operator for a larger limit ({RAISED_BY[quota]})"
         raise QuotaExceeded(message, quota, FieldProblem("owner", message, owner))
 
 

@@ -16,16 +16,20 @@ _PLACEHOLDER = "{owner}"
 
 
 Quota = Literal["running_jobs", "models", "datasets", "uploads", "upload_bytes", "keys", "webhooks"]
-# The setting of each, for all owners.
-SETTINGS: Mapping[Quota, str] = {
-    "running_jobs": "running_jobs_per_owner",
-    "models": "models_per_owner",
-    "datasets": "datasets_per_owner",
-    "uploads": "uploads_per_owner",
-    "upload_bytes": "upload_bytes_per_owner_max",
-    "keys": "keys_per_owner",
-    "webhooks": "webhooks_per_owner",
+# With which variable the operator raises the limit of each; those that are left out are the same for all.
+RAISED_BY: Mapping[Quota, str] = {
+    "running_jobs": "CMCL_RUNNING_JOBS_PER_OWNER",
+    "models": "CMCL_MODELS_PER_OWNER",
+    "datasets": "CMCL_OWNERS",
+    "uploads": "CMCL_OWNERS",
+    "upload_bytes": "CMCL_UPLOAD_BYTES_PER_OWNER_MAX",
 }
+# Valid keys and those made within the last hour: enough for rotation, and a list that replicas read often stays small.
+MOST_KEYS = 100
+# Each event is stored once for each webhook.
+MOST_WEBHOOKS = 50
+# From their creation until they are removed; bounds the rows and folders of uploads that were never completed.
+MOST_UPLOADS = 10_000
 
 
 class OwnerGrant(Frozen):
@@ -40,10 +44,14 @@ class OwnerGrant(Frozen):
         default=None, ge=0, description="maximum models, in place of models_per_owner"
     )
     datasets: int | None = Field(
-        default=None, ge=0, description="maximum datasets, in place of datasets_per_owner"
+        default=None,
+        ge=0,
+        description="maximum datasets, without deleted ones; without it, unlimited",
     )
     uploads: int | None = Field(
-        default=None, ge=0, description="maximum uploads, in place of uploads_per_owner"
+        default=None,
+        ge=0,
+        description=f"maximum uploads, from their creation until they are removed, in place of {MOST_UPLOADS:,}",
     )
     upload_bytes: int | None = Field(
         default=None,
@@ -81,41 +89,11 @@ class OwnerSettings(BaseSettings):
         description="maximum attempts of one owner at a time; further ones wait. 0: unlimited, and owners share "
         "what there is equally",
     )
-    requests_per_minute_per_owner: int = Field(
-        default=6000,
-        ge=1,
-        description="requests per minute for all keys and tokens of one owner, counted by each replica of "
-        "the service; further ones are answered with 429. The operator's key is not limited",
-    )
-    keys_per_owner: int = Field(
-        default=100,
-        ge=1,
-        description="maximum keys of one owner, counting valid ones and those created within the last "
-        "hour; a further one is answered with 409. The operator is not limited",
-    )
     models_per_owner: int = Field(
         default=500,
         ge=1,
         description="maximum models of one owner, counting branches and deleted models created within the "
         "last hour; a further one is answered with 409. The operator is not limited",
-    )
-    datasets_per_owner: int = Field(
-        default=0,
-        ge=0,
-        description="maximum datasets of one owner, without deleted ones; a further one is answered with 409. The "
-        "operator is not limited. 0: unlimited",
-    )
-    uploads_per_owner: int = Field(
-        default=10_000,
-        ge=0,
-        description="maximum uploads of one owner, from their creation until they are removed; a further one is "
-        "answered with 409. 0: unlimited",
-    )
-    webhooks_per_owner: int = Field(
-        default=50,
-        ge=1,
-        description="maximum webhooks of one owner; a further one is answered with 409. Each event is "
-        "stored once for each webhook",
     )
     upload_bytes_per_owner_max: int = Field(
         default=0,
@@ -136,8 +114,18 @@ class OwnerSettings(BaseSettings):
     def limit(self, owner: str, quota: Quota) -> int | None:
         """The limit of an owner; None: unlimited."""
         granted: int | None = getattr(self.grant(owner), quota, None)
-        everyones: int = getattr(self, SETTINGS[quota])
-        return everyones or None if granted is None else granted
+        if granted is not None:
+            return granted
+        everyones: dict[Quota, int | None] = {
+            "running_jobs": self.running_jobs_per_owner,
+            "models": self.models_per_owner,
+            "datasets": None,
+            "uploads": MOST_UPLOADS,
+            "upload_bytes": self.upload_bytes_per_owner_max,
+            "keys": MOST_KEYS,
+            "webhooks": MOST_WEBHOOKS,
+        }
+        return everyones[quota] or None
 
     def queue_of(self, owner: str) -> str:
         """The LocalQueue in which an owner's RayJobs wait; empty without one."""

@@ -4,11 +4,10 @@ Every field is the environment variable CMCL_<FIELD>. The table of settings in t
 generated from here, and the Helm chart's environment is checked against it.
 """
 
-import shlex
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from cmcl.contract.encoder import EncoderSpec
@@ -61,55 +60,11 @@ class Settings(LauncherSettings, OwnerSettings):
         "addresses are trusted",
     )
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on")
-    max_connections: int = Field(
-        default=4096,
-        ge=16,
-        description="maximum open client connections. At the limit, a new connection replaces the one "
-        "that has waited longest for its client, or is closed; one address that is not a "
-        "trusted proxy may use at most half",
-    )
-    preparations_at_once: int = Field(
-        default=64,
-        ge=1,
-        description="datasets whose preparation is requested at the same time, over all owners, who share it "
-        "equally; the process that prepares them works on some of them (`CMCL_PREPARE_DATASETS_AT_ONCE`)",
-    )
     max_attempts: int = Field(default=3, ge=1, description="attempts before a job fails")
-    reconcile_workers: int = Field(
-        default=8,
-        ge=2,
-        le=64,
-        description="threads of one replica that process models. At most half of them judge and store "
-        "versions at a time, so that large files do not delay other models",
-    )
-    resync_seconds: float = Field(
-        default=30,
-        gt=0,
-        description="interval over which all models for which a step may be due are processed once although no "
-        "event woke them. A change whose event was missed is processed within twice this time, plus the wait for a "
-        "worker",
-    )
-    watch_seconds: float = Field(
-        default=1,
-        gt=0,
-        description="interval at which running attempts are looked for in object storage and at the "
-        "launcher",
-    )
-    lease_seconds: float = Field(
-        default=15,
-        gt=0,
-        description="how long the leases of a crashed service block other replicas",
-    )
     encoders: Encoders = Field(
         default=(),
         description="encoders that models can bind modalities to: a JSON list of declarations, or the path of "
         "a file with it (see An encoder below)",
-    )
-    prepare_deadline_seconds: float = Field(
-        default=3600,
-        gt=0,
-        description="a dataset whose preparation makes no progress for this long fails; time in which the "
-        "launcher does not respond does not count",
     )
     queue_deadline_seconds: float = Field(
         default=3600,
@@ -117,60 +72,12 @@ class Settings(LauncherSettings, OwnerSettings):
         description="time limit for the cluster to start an attempt that it accepted; time in a queue of Kueue does not "
         "count",
     )
-    start_deadline_seconds: float = Field(
-        default=600,
-        gt=0,
-        description="time limit for an attempt to report progress, and for the cluster to accept it",
-    )
     run_deadline_seconds: float = Field(
         default=86400, gt=0, description="time limit for an attempt from its start to its candidate"
-    )
-    heartbeat_deadline_seconds: float = Field(
-        default=300,
-        gt=0,
-        description="an attempt without a heartbeat for this long counts as lost and is retried",
-    )
-    lost_attempt_grace_seconds: float = Field(
-        default=5,
-        ge=0,
-        description="wait after an attempt ended without a candidate before the next one starts",
-    )
-    max_body_bytes: int = Field(
-        default=1024 * 1024,
-        ge=1,
-        description="maximum request body that lists shards, in bytes. Other bodies are limited to 16 "
-        "KiB, except upload parts; a larger one is answered with 413",
     )
     upload_bytes_max: int = Field(
         default=5 * 2**30, ge=1, description="maximum size of an uploaded file"
     )
-    upload_part_bytes_max: int = Field(
-        default=64 * 2**20, ge=1, description="maximum size of one part of an uploaded file"
-    )
-    upload_parts_at_once: int = Field(
-        default=16,
-        ge=2,
-        description="upload parts that one replica of the service receives concurrently, each stored on "
-        "disk at full size. One owner may use all but two; further ones are answered with 429",
-    )
-    upload_expiry_hours: float = Field(
-        default=24, gt=0, description="an upload that is not completed within this time is removed"
-    )
-    idempotency_hours: float = Field(
-        default=24, gt=0, description="how long the response to an Idempotency-Key is kept"
-    )
-    runs_kept_days: float = Field(
-        default=7,
-        ge=0,
-        description="how long the files of a job's attempts are kept after the job ends",
-    )
-    encoded_retention_seconds: float = Field(
-        default=7 * 86400,
-        ge=0,
-        description="how long features of raw items are kept after they were encoded: until then, equal items in other "
-        "datasets of the same owner are not encoded again",
-    )
-    events_kept_days: float = Field(default=90, gt=0, description="how long events can be read")
     auth: Literal["on", "off"] = Field(
         default="on",
         description="whether requests need a key; off is permitted only if host is a loopback address",
@@ -193,12 +100,6 @@ class Settings(LauncherSettings, OwnerSettings):
         description="public address of the page, such as https://cmcl.example.org/ui: required to sign in "
         "with an OpenID issuer, and where a proxy changes the Host header. If empty, it is taken from "
         "each request",
-    )
-    session_hours: float = Field(
-        default=12,
-        gt=0,
-        le=12,
-        description="how long a browser stays signed in to the page, in hours",
     )
     metrics_key: OperatorsKey | None = Field(
         default=None,
@@ -255,23 +156,12 @@ class Settings(LauncherSettings, OwnerSettings):
         description="comma-separated URL prefixes that webhooks must lie under; if empty, any public "
         "https address is permitted",
     )
-    worker_command: str = Field(
-        default="python -m workers.train",
-        description="command that the launcher runs, without options",
-    )
     log_level: LogLevel = Field(default="info", description="minimum level of log records")
 
     @property
     def encoders_by_name(self) -> dict[str, EncoderSpec]:
         """The declared encoders."""
         return {encoder.name: encoder for encoder in self.encoders}
-
-    @field_validator("worker_command")
-    @classmethod
-    def _must_be_a_command(cls, value: str) -> str:
-        if not shlex.split(value):
-            raise ValueError("it is empty; give a program, such as python -m workers.train")
-        return value
 
     @model_validator(mode="after")
     def _network_needs_auth(self) -> Self:

@@ -25,6 +25,7 @@ from service.jobs.reconciler import Reconciler
 from service.launchers.port import LaunchState, LaunchStatus, Submission
 from service.settings import Settings
 from service.states import JobState
+from service.tuning import Tuning
 
 _SPEC = ModelSpec(modalities={"image": 4, "text": 3})
 _FEW = 10
@@ -99,9 +100,8 @@ def _context(url: str, folder: Path, clock: _Clock) -> Context:
         database_url=url,
         store_uri=(folder / "store").as_uri(),
         auth="off",
-        start_deadline_seconds=1e9,
     )
-    parts = Parts(launcher=BusyCluster(), clock=clock)
+    parts = Parts(launcher=BusyCluster(), clock=clock, tuning=Tuning(start_deadline_seconds=1e9))
     context = create_context(settings, parts)
     with context.database.write() as connection:
         models.create(connection, "backlog", "default", _SPEC, datetime.now(UTC))

@@ -103,7 +103,7 @@ def _controlled(context: Context, control: Control) -> Any:
     targets: list[Any]
     if control == "queue":
         reconciler = Reconciler(context)
-        workers = Workers(reconciler.queue, reconciler.process, context.settings.reconcile_workers)
+        workers = Workers(reconciler.queue, reconciler.process, context.tuning.reconcile_workers)
         targets = [reconciler.run, reconciler.monitor.run, workers.run]
     else:
         targets = [Rounds(context).loop]

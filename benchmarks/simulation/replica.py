@@ -56,7 +56,7 @@ class Replica:
         self._looks_at = float("inf")
         loops = (self.reconciler, self.reconciler.monitor, Scheduler(context), *more)
         work = [(loop.name, partial(loop.run, _Stop(time))) for loop in loops]
-        work += [("worker", partial(self._work))] * context.settings.reconcile_workers
+        work += [("worker", partial(self._work))] * context.tuning.reconcile_workers
         self._tasks = [
             time.start(f"{name}/{what}", each, before_pause=self.wake_workers)
             for what, each in work
@@ -158,7 +158,7 @@ def new_context(shared: SharedParts, name: str, machine: Machine) -> Context:
             template.database, observe, shared.statements, machine.processor, shared.costs
         ),
         store=RemoteStore(shared.memory, machine.store, shared.see_live),
-        launcher=VirtualStatusCache(launcher, template.settings.watch_seconds, time),
+        launcher=VirtualStatusCache(launcher, template.tuning.watch_seconds, time),
         wake_signal=wake,
         job_changed=observer.job_changed,
         metrics=observer.metrics,

@@ -46,10 +46,13 @@ class _Wanted:
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """Largest body with a list of shards, and largest part of a file, in bytes."""
+    """Largest part of a file, and largest body with a list of shards, in bytes.
 
-    with_shards: int
+    1 MiB lists some ten thousand shards.
+    """
+
     part: int
+    with_shards: int = 1 << 20
 
 
 class Budget:

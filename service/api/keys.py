@@ -15,6 +15,7 @@ from service.auth.keys import NewKey, create_key, get_key, mint, revoke_key
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from service.database.rows import ResponseRecord
+from service.owner_settings import MOST_KEYS
 from service.principal import Scope
 
 router = APIRouter(tags=["keys"])
@@ -77,7 +78,7 @@ def post_key(
     minted = mint()
 
     def effect(connection: Connection) -> ResponseRecord:
-        limit = context.settings.keys_per_owner
+        limit = MOST_KEYS
         made = create_key(connection, body, minted, principal, context.clock(), limit)
         return response_record(key, 201, CreatedKey.of(made), f"/v1/keys/{made.id}")
 

@@ -299,11 +299,17 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+# Open connections of clients. At the limit, a new one replaces the one that has waited longest for its client, or is
+# closed; one address that is not a trusted proxy may use at most half. Each takes a file descriptor and some 100 KiB.
+MOST_CONNECTIONS = 4096
+
+
 def make_server(
     app: ASGIApp,
     settings: Settings,
     log_config: dict[str, Any] | None = None,
     idle_timeout_seconds: float = IDLE_TIMEOUT_SECONDS,
+    most: int = MOST_CONNECTIONS,
 ) -> Server:
     """Create the server for `app`; its `run()` serves until a signal stops it."""
     config = uvicorn.Config(
@@ -322,7 +328,7 @@ def make_server(
         # A client that stops reading would keep the process from exiting.
         timeout_graceful_shutdown=_GRACEFUL_SECONDS,
     )
-    most = _with_descriptors_for(settings.max_connections)
+    most = _with_descriptors_for(most)
     return Server(config, Connections(most, settings.trusted_proxies, idle_timeout_seconds))
 
 
@@ -337,7 +343,7 @@ def _with_descriptors_for(most: int) -> int:
         return most
     fewer = max(_FEWEST, soft - _OTHER_DESCRIPTORS)
     logger.warning(
-        "CMCL_MAX_CONNECTIONS is %d, and this process may open %d files: accepting %d connections",
+        "%d connections are wanted, and this process may open %d files: accepting %d connections",
         *(most, soft, fewer),
     )
     return fewer

@@ -105,13 +105,13 @@ class UploadView(BaseModel):
     @classmethod
     def of(cls, context: Context, upload: Upload) -> "UploadView":
         """Create it from a record and its parts."""
-        found, settings = upload.record, context.settings
+        found = upload.record
         more = {
             "uri": uri_of(found),
             "parts": [vars(part) for part in upload.parts],
             "part_bytes_min": SMALLEST_PART,
-            "part_bytes_max": settings.upload_part_bytes_max,
-            "expires_at": uploads.expires_at(settings, found),
+            "part_bytes_max": context.tuning.upload_part_bytes_max,
+            "expires_at": uploads.expires_at(found),
         }
         return cls.model_validate(vars(found) | more)
 
@@ -212,7 +212,7 @@ def delete_upload(upload: UploadPath, principal: Writer, context: ContextDep) ->
 def _received(body: Spooled, number: int, context: Context) -> ReceivedPart:
     """The part that was received. Raises Unprocessable if it is empty."""
     if body.bytes == 0:
-        message = f"it has no bytes; permitted: 1 to {context.settings.upload_part_bytes_max}"
+        message = f"it has no bytes; permitted: 1 to {context.tuning.upload_part_bytes_max}"
         raise Unprocessable("the part is empty", FieldProblem("body", message))
     return ReceivedPart(body.path, PartRecord(number, body.bytes, body.sha256))
 

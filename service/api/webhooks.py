@@ -26,6 +26,7 @@ from service.events.webhooks import (
     new_secret,
     try_webhook,
 )
+from service.owner_settings import MOST_WEBHOOKS
 from service.principal import Principal
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
@@ -155,7 +156,7 @@ def _registrar(context: Context, principal: Principal) -> Registrar:
     return Registrar(
         principal,
         settings.webhook_prefixes,
-        settings.webhooks_per_owner,
+        MOST_WEBHOOKS,
         SecretCipher(settings.encryption_key),
         context.clock(),
     )

@@ -157,7 +157,12 @@ class Authenticator:
     """Authenticates requests. Only `look_up` and `write_use` may block."""
 
     def __init__(
-        self, settings: Settings, database: Database, clock: Clock, tokens: TokenVerifier | None
+        self,
+        settings: Settings,
+        database: Database,
+        clock: Clock,
+        tokens: TokenVerifier | None,
+        requests_per_minute: int,
     ) -> None:
         self.is_open = settings.auth == "off"
         admin = settings.admin_key
@@ -168,7 +173,7 @@ class Authenticator:
         self._clock = clock
         self._tokens = tokens
         self._known: KeyCache[KeyRecord] = KeyCache(clock)
-        self.rate_limiter = RateLimiter(settings.requests_per_minute_per_owner)
+        self.rate_limiter = RateLimiter(requests_per_minute)
 
     def recognize(self, shown: str | None) -> Caller | None:
         """The caller, without blocking; None if `look_up` is needed. Raises Unauthorized."""

@@ -2,7 +2,7 @@
 
 The cookie's value is `<id>.<secret>`, of which only the digest of the secret is stored. It is not a key: `/v1` does not
 accept it. A session has the owner and the name of what it was started with, and some or all of its scopes. It ends when
-it is signed out, when its key is revoked, and after `CMCL_SESSION_HOURS`. The digest of an operator's session includes
+it is signed out, when its key is revoked, and after twelve hours. The digest of an operator's session includes
 the operator's key, so that a session ends where that key is replaced.
 
 The page asks the embeddings endpoint with a token on behalf of a session. It is signed with the key that signs the list
@@ -47,6 +47,8 @@ _NOT_VALID = "the session has ended; sign in again"
 MOST_OF_HOLDER = 20
 _MOST_LISTED = 200
 _LONGEST_AGENT = 200
+# A working day; then a key or an issuer has to vouch again.
+_LONGEST = timedelta(hours=12)
 
 
 class SessionTokens:
@@ -92,7 +94,6 @@ class Sessions:
     def __init__(self, settings: Settings, database: Database, clock: Clock) -> None:
         admin = settings.admin_key
         self._admin_digest = sha256(admin.get_secret_value()) if admin else None
-        self._longest = timedelta(hours=settings.session_hours)
         self._database = database
         self._clock = clock
         self._known: KeyCache[SessionRecord] = KeyCache(clock)
@@ -192,7 +193,7 @@ class Sessions:
 
     def _expiry(self, connection: Connection, caller: Caller, now: datetime) -> datetime:
         parent = keys.find(connection, caller.key) if caller.key else None
-        latest = now + self._longest
+        latest = now + _LONGEST
         return min(latest, parent.expires_at) if parent and parent.expires_at else latest
 
     def _make_room(self, connection: Connection, new: SessionRecord, now: datetime) -> None:

@@ -31,6 +31,8 @@ _LONGEST_FILENAME = 128
 # Zero-width joiners, which some scripts need.
 _JOINERS = "\u200c\u200d"
 _LINK_SECONDS = 3600
+# An upload that is not completed within this time is removed.
+EXPIRY_HOURS = 24
 
 
 def _plain_name(name: str) -> str:
@@ -151,17 +153,15 @@ def link(context: Context, upload: str) -> PresignedPut | None:
         found = uploads.find(connection, upload)
     if found is None or not found.direct or found.sha256 is None or found.state != "open":
         return None
-    left = (expires_at(context.settings, found) - context.clock()).total_seconds()
+    left = (expires_at(found) - context.clock()).total_seconds()
     seconds = max(1, int(min(_LINK_SECONDS, left)))
     key = layout.upload_direct(upload)
     return context.store.presign_put(key, found.sha256, found.bytes, seconds)
 
 
-def expires_at(settings: Settings, upload: UploadRecord) -> datetime:
+def expires_at(upload: UploadRecord) -> datetime:
     """When an open upload, or a completed but unused one, expires."""
-    return (upload.completed_at or upload.created_at) + timedelta(
-        hours=settings.upload_expiry_hours
-    )
+    return (upload.completed_at or upload.created_at) + timedelta(hours=EXPIRY_HOURS)
 
 
 def visible(
@@ -171,8 +171,8 @@ def visible(
     found = existing(upload, name)
     if not principal.sees(found.owner):
         raise _unknown(name)
-    if found.state != "complete" and expires_at(context.settings, found) <= context.clock():
-        hours = f"{context.settings.upload_expiry_hours:g}"
+    if found.state != "complete" and expires_at(found) <= context.clock():
+        hours = f"{EXPIRY_HOURS:g}"
         raise NotFound(f"upload {name} was not completed within {hours} hours; create a new one")
     return found
 

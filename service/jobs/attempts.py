@@ -4,7 +4,6 @@ Each step reads the current state and does one thing. It may be interrupted anyw
 """
 
 import logging
-import shlex
 
 from pydantic import ValidationError
 
@@ -74,7 +73,7 @@ def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
         context.launcher.submit(attempt_submission(context, job, model))
     except LauncherRefused as error:
         # A cluster that has just started refuses submissions for a while.
-        if not is_past(context, job.state_changed_at, context.settings.start_deadline_seconds):
+        if not is_past(context, job.state_changed_at, context.tuning.start_deadline_seconds):
             raise
         # An earlier call may have succeeded although its response was lost.
         context.launcher.stop(submission_id(job.id, job.attempt))
@@ -259,7 +258,7 @@ def labels(settings: Settings, about: dict[str, str]) -> dict[str, str]:
 def _command(context: Context, job: JobRecord) -> list[str]:
     settings = context.settings
     return [
-        *shlex.split(settings.worker_command),
+        *("python", "-m", "workers.train"),
         *("--store", context.store.uri, "--job", job.id, "--attempt", str(job.attempt)),
         *("--ranks", str(settings.ranks), "--gpus-per-rank", f"{settings.gpus_per_rank:g}"),
         *(("--min-ranks", str(settings.min_ranks)) if settings.min_ranks is not None else ()),

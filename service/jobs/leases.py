@@ -30,7 +30,7 @@ class ModelLeases:
         self._context = context
         self._replica = replica
         self._is_busy = is_busy
-        self._duration = timedelta(seconds=context.settings.lease_seconds)
+        self._duration = timedelta(seconds=context.tuning.lease_seconds)
         # The replicas that were last seen alive, and until when.
         self._alive: Mapping[str, datetime] = {}
         # How many models with work this replica leases, as of the last round.

@@ -66,7 +66,7 @@ class AttemptMonitor(PeriodicLoop):
 
     def step(self, stop: threading.Event) -> float:
         """See PeriodicLoop. The pace is even, but a look that takes long is followed by a pause of half the interval."""
-        began, interval = self._now(), self._context.settings.watch_seconds
+        began, interval = self._now(), self._context.tuning.watch_seconds
         self.look()
         return max(interval / 2, interval - (self._now() - began))
 

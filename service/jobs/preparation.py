@@ -314,7 +314,7 @@ class _Follower:
         self.poll.asked_at = now
 
     def _check_deadline(self) -> None:
-        seconds = self.context.settings.prepare_deadline_seconds
+        seconds = self.context.tuning.prepare_deadline_seconds
         if self.context.clock() - self.poll.quiet_since <= timedelta(seconds=seconds):
             return
         seen = self.poll.seen

@@ -7,7 +7,6 @@ no harm: objects that they write are named by content, or written once.
 
 import hashlib
 import logging
-import shlex
 import threading
 from datetime import timedelta
 
@@ -40,6 +39,8 @@ logger = logging.getLogger(__name__)
 _WHAT = "the process that prepares datasets"
 # Pause of the loop while no job is being prepared.
 _IDLE_SECONDS = 5.0
+# A RayJob that prepares datasets ends after this long without work, and frees its pods. On a shared cluster it stays.
+_JOB_IDLE_SECONDS = 300
 # The end of a process that ran for this long does not count as a further failure in a row.
 _LONG_RUN = timedelta(minutes=5)
 _LONGEST_BACKOFF_SECONDS = 60.0
@@ -178,12 +179,11 @@ class PrepareDriver(PeriodicLoop):
     def _submission(self, number: int) -> Submission:
         settings = self._context.settings
         is_alone = settings.launcher == "kuberay"
-        idle = ["--idle-seconds", f"{settings.prepare_idle_seconds:g}"] if is_alone else []
+        idle = ["--idle-seconds", f"{_JOB_IDLE_SECONDS}"] if is_alone else []
         return Submission(
             id=self._id(number),
             command=[
-                *_python(settings.worker_command),
-                *("-m", "workers.prepare", "--store", self._context.store.uri, *idle),
+                *("python", "-m", "workers.prepare", "--store", self._context.store.uri, *idle),
             ],
             labels=labels(settings, {"driver": "prepare"}),
             queue=settings.queue_of(DEFAULT_OWNER),
@@ -192,12 +192,6 @@ class PrepareDriver(PeriodicLoop):
             gpus_per_rank=settings.prepare_gpus_per_worker if is_alone else 0,
             memory_per_pod=settings.prepare_memory_per_pod if is_alone else 0,
         )
-
-
-def _python(worker_command: str) -> list[str]:
-    """Return the Python command of attempts, including any wrapper before it."""
-    parts = shlex.split(worker_command)
-    return parts[: parts.index("-m")] if "-m" in parts[1:] else ["python"]
 
 
 def _backoff(failures: int) -> float:

@@ -90,7 +90,7 @@ class Reconciler(PeriodicLoop):
         self._context = context
         self.replica = replica or new_name()
         self._now = steady(context.clock)
-        workers = context.settings.reconcile_workers
+        workers = context.tuning.reconcile_workers
         # Large files take half of the workers, checks of pointers a quarter: the others stay free for jobs.
         limits = {Work.FILES: workers // 2, Work.POINTER: max(1, workers // 4)}
         self.queue = WorkQueue(self._now, limits, workers // 2, context.metrics.queue_waits.observe)
@@ -111,7 +111,7 @@ class Reconciler(PeriodicLoop):
                 self._wake_with_steps(claimed)
             self._context.metrics.leases_held.set(self.leases.held)
             if self._now() >= self._resync_at:
-                self.resync(self._context.settings.resync_seconds)
+                self.resync(self._context.tuning.resync_seconds)
         self._last_round = self._context.clock()
         return self.leases.round_seconds
 
@@ -143,7 +143,7 @@ class Reconciler(PeriodicLoop):
 
     def resync(self, within_seconds: float = 0.0) -> None:
         """Have the leased models processed for which a step may be due, evenly over so many seconds."""
-        self._resync_at = self._now() + self._context.settings.resync_seconds
+        self._resync_at = self._now() + self._context.tuning.resync_seconds
         if not self._has_listed_live:
             with self._context.database.read() as connection:
                 names = models.with_pointer(connection)
@@ -298,7 +298,7 @@ class Reconciler(PeriodicLoop):
         context = self._context
         if job.cancel_requested:
             run_step(context, job, "stop", partial(attempts.stop, context, job))
-            return context.settings.watch_seconds
+            return context.tuning.watch_seconds
         if job.state == JobState.RUNNING:
             shows_end = self.monitor.shows_end(submission_id(job.id, job.attempt))
             step = partial(watch, context, job, shows_end=shows_end)

@@ -175,7 +175,7 @@ def limit_of(context: Context, stage: Stage) -> float:
     """How many jobs may run at a stage; infinite if unlimited."""
     settings = context.settings
     if stage is PREPARATION:
-        return settings.preparations_at_once
+        return context.tuning.preparations_at_once
     if settings.attempts_at_once is not None:
         return settings.attempts_at_once or math.inf
     if settings.launcher == "kuberay":
@@ -189,11 +189,10 @@ def limit_of(context: Context, stage: Stage) -> float:
 
 
 def attempts_that_fit(settings: Settings, cluster: ClusterResources) -> int:
-    """How many attempts a cluster has CPUs, GPUs and memory for, at least 1. Drivers count as well."""
-    driver_bytes = settings.driver_memory_bytes or _DRIVER_BYTES
+    """How many attempts a cluster has CPUs, GPUs and memory for, at least 1. A driver needs memory and no CPU."""
     bounds = [
-        cluster.cpus / (settings.ranks + settings.driver_cpus),
-        cluster.memory_bytes / (driver_bytes + settings.ranks * _RANK_BYTES),
+        cluster.cpus / settings.ranks,
+        cluster.memory_bytes / (_DRIVER_BYTES + settings.ranks * _RANK_BYTES),
     ]
     if settings.gpus_per_rank:
         bounds.append(cluster.gpus / (settings.ranks * settings.gpus_per_rank))

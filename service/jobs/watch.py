@@ -115,7 +115,7 @@ def _watch_ended(context: Context, job: JobRecord, status: LaunchStatus) -> floa
         why = _silence_message(context) if missed == _SILENCE else status.message or "no candidate"
         steps.lose_attempt(context, job, f"{status.state}, {why}")
     else:
-        return max(_SHORTEST_PAUSE, context.settings.lost_attempt_grace_seconds)
+        return max(_SHORTEST_PAUSE, context.tuning.lost_attempt_grace_seconds)
     return None
 
 
@@ -125,8 +125,8 @@ def _is_past_grace_period(context: Context, job: JobRecord) -> bool:
         context.launcher.stop(submission_id(job.id, job.attempt))
         with context.database.write() as connection:
             jobs.set_ended(connection, job, context.clock())
-        return context.settings.lost_attempt_grace_seconds == 0
-    return is_past(context, job.ended_at, context.settings.lost_attempt_grace_seconds)
+        return context.tuning.lost_attempt_grace_seconds == 0
+    return is_past(context, job.ended_at, context.tuning.lost_attempt_grace_seconds)
 
 
 def _take_result(context: Context, job: JobRecord) -> bool:
@@ -210,7 +210,7 @@ def is_overdue(context: Context, job: JobRecord) -> bool:
 
     If it does run, it is harmless: it writes under its own prefix only.
     """
-    extra = context.settings.heartbeat_deadline_seconds
+    extra = context.tuning.heartbeat_deadline_seconds
     return _missed_deadline(context, job, extra) is not None
 
 
@@ -219,29 +219,29 @@ def _missed_deadline(context: Context, job: JobRecord, extra: float = 0.0) -> st
 
     By our own clock only: a cluster's may be wrong.
     """
-    settings = context.settings
+    settings, tuning = context.settings, context.tuning
     if job.launched_at is None:
         is_late = is_past(context, job.state_changed_at, settings.queue_deadline_seconds + extra)
         return FailureReason.QUEUE_DEADLINE if is_late else None
     if is_past(context, job.launched_at, settings.run_deadline_seconds + extra):
         return FailureReason.RUN_DEADLINE
     if job.heard_at is None:
-        is_late = is_past(context, job.launched_at, settings.start_deadline_seconds + extra)
+        is_late = is_past(context, job.launched_at, tuning.start_deadline_seconds + extra)
         return FailureReason.START_DEADLINE if is_late else None
-    if is_past(context, job.heard_at, settings.heartbeat_deadline_seconds + extra):
+    if is_past(context, job.heard_at, tuning.heartbeat_deadline_seconds + extra):
         return _SILENCE
     return None
 
 
 def _seconds_to_deadline(context: Context, job: JobRecord) -> float:
     """Until the next deadline of an attempt that runs; some seconds if one has passed, for the stop to take effect."""
-    settings, now = context.settings, context.clock()
+    settings, tuning, now = context.settings, context.tuning, context.clock()
     deadlines: list[tuple[datetime | None, float]]
     if job.launched_at is None:
         deadlines = [(job.state_changed_at, settings.queue_deadline_seconds)]
     else:
-        first = (job.launched_at, settings.start_deadline_seconds)
-        silence = (job.heard_at, settings.heartbeat_deadline_seconds)
+        first = (job.launched_at, tuning.start_deadline_seconds)
+        silence = (job.heard_at, tuning.heartbeat_deadline_seconds)
         deadlines = [
             (job.launched_at, settings.run_deadline_seconds),
             first if job.heard_at is None else silence,
@@ -253,7 +253,7 @@ def _seconds_to_deadline(context: Context, job: JobRecord) -> float:
 
 
 def _deadline_message(context: Context, job: JobRecord, reason: str | None) -> str:
-    settings = context.settings
+    settings, tuning = context.settings, context.tuning
     if reason == FailureReason.RUN_DEADLINE:
         return f"the attempt had no candidate after {settings.run_deadline_seconds:g} s; it was stopped"
     if reason == FailureReason.QUEUE_DEADLINE:
@@ -261,7 +261,7 @@ def _deadline_message(context: Context, job: JobRecord, reason: str | None) -> s
             f"the cluster did not start the attempt within {settings.queue_deadline_seconds:g} s; "
             "it was stopped"
         )
-    seconds = settings.start_deadline_seconds
+    seconds = tuning.start_deadline_seconds
     message = (
         f"the attempt reported no progress within {seconds:g} s; it was stopped. "
         "Does the cluster have the CPUs and GPUs that the ranks ask for?"
@@ -271,5 +271,5 @@ def _deadline_message(context: Context, job: JobRecord, reason: str | None) -> s
 
 
 def _silence_message(context: Context) -> str:
-    seconds = context.settings.heartbeat_deadline_seconds
+    seconds = context.tuning.heartbeat_deadline_seconds
     return f"no heartbeat for {seconds:g} s"

@@ -7,6 +7,7 @@ of its service account while it runs.
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from kubernetes.client import (
@@ -54,6 +55,8 @@ _LOOKS = 3
 # RayJobs of one answer. Each has several kilobytes.
 _PAGE = 250
 _MERGE = "application/merge-patch+json"
+# Kubernetes mounts it into every pod with a service account.
+_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 STOPPED_MARK = "cmcl/stopped"
@@ -81,6 +84,11 @@ def connected() -> Any:
     except ConfigException:
         load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     return CustomObjectsApi(ApiClient(configuration))
+
+
+def own_namespace(file: Path = _NAMESPACE) -> str:
+    """The namespace of this pod, in which its RayJobs are; outside of a cluster, `default`."""
+    return file.read_text().strip() if file.exists() else "default"
 
 
 class KubeRayLauncher:

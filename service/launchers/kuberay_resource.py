@@ -24,6 +24,8 @@ from service.launchers.port import Submission, legal_value
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 # The version in our pod image; the control plane has no Ray installed.
 RAY_VERSION = "2.60.0"
+# Time to read the logs of the pods of an attempt that ended.
+_KEPT_SECONDS = 60
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 RELEASE_LABEL = "app.kubernetes.io/instance"
@@ -65,7 +67,6 @@ class Site:
     """
 
     image: str
-    ray_version: str
     namespace: str = "default"
     release: str = ""
     owner: str = ""
@@ -75,7 +76,6 @@ class Site:
     ranks_per_pod: int = 1
     gpu_resource: str = "nvidia.com/gpu"
     submission_mode: str = "HTTPMode"
-    kept_seconds: int = 0
     deadline_seconds: float = 86400
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
 
@@ -120,7 +120,7 @@ def ray_job(submission: Submission, site: Site, owner_uid: str = "") -> dict[str
             "backoffLimit": 0,
             "activeDeadlineSeconds": min(math.ceil(site.deadline_seconds), _LARGEST_SECONDS),
             "shutdownAfterJobFinishes": True,
-            "ttlSecondsAfterFinished": site.kept_seconds,
+            "ttlSecondsAfterFinished": _KEPT_SECONDS,
             # Kueue resumes it when there is room.
             "suspend": bool(submission.queue),
             "rayClusterSpec": _cluster(submission, site),
@@ -173,7 +173,7 @@ def _labels(submission: Submission, site: Site) -> dict[str, str]:
 
 def _cluster(submission: Submission, site: Site) -> dict[str, Any]:
     return {
-        "rayVersion": site.ray_version,
+        "rayVersion": RAY_VERSION,
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
             # The driver needs no CPU; ranks do, so they stay off the head.

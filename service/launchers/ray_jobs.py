@@ -8,7 +8,6 @@ import os
 import shlex
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,22 +38,6 @@ _MOST_NODES = 10_000
 
 
 _DEFAULT = Path.home() / ".ray" / "auth_token"
-
-
-@dataclass(frozen=True)
-class Driver:
-    """Options of a Ray job's driver, the same for all submissions.
-
-    By default it reserves nothing: it waits while the ranks work, and any share of a CPU would keep
-    the last rank from fitting on a cluster with exactly as many CPUs as ranks. Ray then runs it on
-    the head; with any reservation, on a node with room.
-    """
-
-    cpus: float = 0
-    memory_bytes: int = 0
-    resources: Mapping[str, float] = field(default_factory=dict)
-    node_labels: Mapping[str, str] = field(default_factory=dict)
-    runtime_env: Mapping[str, Any] = field(default_factory=dict)
 
 
 class RayToken(httpx.Auth):
@@ -138,11 +121,11 @@ class RayJobLauncher:
     def __init__(
         self,
         address: str,
-        driver: Driver = Driver(),
+        runtime_env: Mapping[str, Any] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._address = address
-        self._driver = driver
+        self._runtime_env = dict(runtime_env or {})
         self._http = httpx.Client(
             base_url=address,
             auth=RayToken(),
@@ -157,7 +140,10 @@ class RayJobLauncher:
             "submission_id": submission.id,
             "entrypoint": shlex.join(submission.command),
             "metadata": dict(submission.labels),
-            **_options(self._driver),
+            # The driver reserves nothing, so that Ray runs it on the head: it waits while the ranks work, and any share
+            # of a CPU would keep the last rank from fitting on a cluster with exactly as many CPUs as ranks.
+            "entrypoint_num_cpus": 0,
+            **({"runtime_env": self._runtime_env} if self._runtime_env else {}),
         }
         with self._translated():
             answer = self._http.post(_JOBS, json=body)
@@ -247,17 +233,3 @@ class RayJobLauncher:
 def _response_message(answer: httpx.Response) -> str:
     """Status and text: often a traceback, whose end gives the cause."""
     return f"{answer.status_code} {answer.reason_phrase}: {shortened(answer.text.strip())}"
-
-
-def _options(driver: Driver) -> dict[str, Any]:
-    """Ray's options for the driver. Absent and empty differ: any option lets the driver leave the head."""
-    optional = {
-        "runtime_env": driver.runtime_env,
-        "entrypoint_memory": driver.memory_bytes,
-        "entrypoint_resources": driver.resources,
-        "entrypoint_label_selector": driver.node_labels,
-    }
-    return {
-        "entrypoint_num_cpus": driver.cpus,
-        **{name: value for name, value in optional.items() if value},
-    }

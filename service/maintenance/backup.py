@@ -175,7 +175,7 @@ class BackupWriter(PeriodicLoop):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self._context = context
-        duration = timedelta(seconds=context.settings.lease_seconds)
+        duration = timedelta(seconds=context.tuning.lease_seconds)
         self.lease: Lease = Lease(context, self.name, duration)
         self._outage = OutageLog(logger, "changes are not backed up; will retry")
 

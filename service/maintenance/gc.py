@@ -27,6 +27,7 @@ from service.database.queries import (
 )
 from service.database.queries.maintenance import EndedJob, Learned
 from service.database.rows import VersionRecord
+from service.datasets.uploads import EXPIRY_HOURS
 from service.errors import DatabaseUnavailable, StaleDatabase
 from service.launchers.port import LauncherUnavailable
 from service.loops import Lease, PeriodicLoop
@@ -93,15 +94,21 @@ _MOST_BATCHES = 20
 # Longer than any transaction that read the model before it was deleted.
 GRACE = timedelta(hours=1)
 _AFTER_A_SESSION = timedelta(days=7)
+# Files of a job's attempts after it ended: logs, and checkpoints for a retry.
+_RUNS_KEPT_DAYS = 7
+# Of the response to an Idempotency-Key: longer than clients retry.
+_IDEMPOTENCY_HOURS = 24
+# A reader of events that was away for a quarter of a year starts again.
+EVENTS_KEPT_DAYS = 90
 
 
 def sweep_jobs(context: Context) -> None:
     """Remove runs of jobs past their retention, and the dataset if no version has learned it."""
-    now, settings = context.clock(), context.settings
+    now = context.clock()
     with context.database.read() as connection:
         ended = maintenance.ended_jobs(
             connection,
-            now - timedelta(days=settings.runs_kept_days),
+            now - timedelta(days=_RUNS_KEPT_DAYS),
             _AT_ONCE,
         )
     for job in ended:
@@ -237,7 +244,7 @@ def _sweep_model(context: Context, model: str) -> None:
 
 def sweep_uploads(context: Context) -> None:
     """Abort expired uploads that no dataset needs, then remove their objects, then their rows."""
-    before = context.clock() - timedelta(hours=context.settings.upload_expiry_hours)
+    before = context.clock() - timedelta(hours=EXPIRY_HOURS)
     with context.database.read() as connection:
         expired = uploads.expired(connection, before, _AT_ONCE)
     for upload in expired:
@@ -260,7 +267,7 @@ def _abort_upload(context: Context, upload: str) -> None:
 
 def sweep_responses(context: Context) -> None:
     """Remove stored responses to idempotency keys past their retention."""
-    before = context.clock() - timedelta(hours=context.settings.idempotency_hours)
+    before = context.clock() - timedelta(hours=_IDEMPOTENCY_HOURS)
     _in_batches(
         context, lambda connection: maintenance.forget_responses(connection, before, _ROWS_AT_ONCE)
     )
@@ -276,7 +283,7 @@ def sweep_sessions(context: Context) -> None:
 
 def sweep_events(context: Context) -> None:
     """Remove events and deliveries past their retention."""
-    before = context.clock() - timedelta(days=context.settings.events_kept_days)
+    before = context.clock() - timedelta(days=EVENTS_KEPT_DAYS)
     _in_batches(
         context, lambda connection: deliveries.forget_before(connection, before, _ROWS_AT_ONCE)
     )

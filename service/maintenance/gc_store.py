@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 # How long a folder that no row names is kept: the database may be the wrong one, or an old dump.
 ORPHAN_GRACE = timedelta(days=1)
 _BATCH = 500
+# Features of items after they were encoded: equal items in other datasets of the owner are not encoded again.
+_ENCODED_KEPT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,8 @@ def _batches(names: list[str]) -> Iterator[list[str]]:
 
 
 def sweep_encoded(context: Context) -> None:
-    """Remove items that were encoded longer ago than the settings permit. Preparation encodes them again."""
-    kept = timedelta(seconds=context.settings.encoded_retention_seconds)
-    before = (context.clock() - kept).timestamp()
+    """Remove items that were encoded longer ago than they are kept. Preparation encodes them again."""
+    before = (context.clock() - _ENCODED_KEPT).timestamp()
     for key in list(context.store.keys(layout.encoded())):
         if layout.encoded_at(key) <= before:
             context.store.delete(key)

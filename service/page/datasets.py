@@ -18,6 +18,7 @@ from service.api.jobs import read_job
 from service.api.models import read_model
 from service.api.pagination import CursorQuery, get_number_seek, get_offset_seek
 from service.datasets.request import SCHEME, NewDataset
+from service.datasets.uploads import EXPIRY_HOURS
 from service.page.forms import ModelFilter, ReadingWriter, address, posted, see_other, validated
 from service.page.rendering import PREFIX, pages_of
 from workers.storage.s3 import SMALLEST_PART
@@ -171,9 +172,9 @@ def dataset_form(
         earlier=earlier,
         name_pattern=_NAME_PATTERN,
         file_bytes_max=settings.upload_bytes_max,
-        part_bytes=max(SMALLEST_PART, min(_PART_BYTES, settings.upload_part_bytes_max)),
+        part_bytes=max(SMALLEST_PART, min(_PART_BYTES, context.tuning.upload_part_bytes_max)),
         most_files=MOST_FILES,
-        kept_hours=settings.upload_expiry_hours,
+        kept_hours=EXPIRY_HOURS,
     )
 
 

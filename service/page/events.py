@@ -15,6 +15,7 @@ from service.api.events import FeedDep, SeenEvent, is_over, read_page, stream
 from service.api.pagination import CursorQuery, get_number_seek
 from service.database.queries.events import EventFilter
 from service.events.feed import Item, Progress
+from service.maintenance.gc import EVENTS_KEPT_DAYS
 from service.page.explanations import MEANINGS
 from service.page.forms import KindFilter, ModelFilter, address
 from service.page.rendering import PREFIX, pages_of
@@ -50,7 +51,7 @@ def events_page(
         model=model,
         kind=kind,
         kinds=list(MEANINGS),
-        kept_days=context.settings.events_kept_days,
+        kept_days=EVENTS_KEPT_DAYS,
     )
 
 

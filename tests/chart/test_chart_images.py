@@ -125,8 +125,11 @@ def test_images_run_as_the_user_of_the_chart(target: str, trial: Release) -> Non
         assert (context["runAsUser"], context["runAsGroup"]) == (10001, 10001)
 
 
-def test_the_service_has_the_ray_version_of_the_worker() -> None:
+def test_all_clusters_name_the_ray_version_of_the_worker(trial: Release) -> None:
     assert f"ray=={RAY_VERSION}" in _pins(LOCKS / "worker.lock")
+    assert trial.one("RayCluster", "demo-cmcl-training")["spec"]["rayVersion"] == RAY_VERSION
+    serving = trial.one("RayService", "demo-cmcl-serving")["spec"]["rayClusterConfig"]
+    assert serving["rayVersion"] == RAY_VERSION
 
 
 def test_the_service_starts_without_a_shell() -> None:

@@ -1,7 +1,7 @@
 """A whole control plane in a folder: real database, real store, real API; the cluster is a fake."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,7 @@ from service.maintenance.backup import BackupWriter
 from service.settings import Settings
 from service.states import TERMINAL, JobState
 from service.telemetry.spans import Spans
+from service.tuning import Tuning
 from tests.fakes.app_client import AppClient
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.crashes import CrashingDatabase, CrashingLauncher, CrashingStore, FaultAtMoment
@@ -81,18 +82,19 @@ class ControlPlane:
             "database_url": f"sqlite:///{folder / 'cmcl.db'}",
             "store_uri": self.store.uri,
             "allowed_prefixes": (self.shards.resolve().as_uri(),),
-            "worker_command": "python -m workers.train --without-ray",
             "auth": "off",
-            # A tick takes a second: the next replica finds the models free.
-            "lease_seconds": 1,
-            "lost_attempt_grace_seconds": 0,
             **settings,
+        }
+        # A tick takes a second: the next replica finds the models free.
+        tuned = {"lease_seconds": 1, "lost_attempt_grace_seconds": 0}
+        tuned |= {
+            each.name: values.pop(each.name) for each in fields(Tuning) if each.name in values
         }
         database = folder / "cmcl.db"
         if "database_url" not in settings and not database.exists():
             folder.mkdir(parents=True, exist_ok=True)
             database.write_bytes(newest_tables())
-        parts = Parts(self.store, self.launcher, self.clock, spans)
+        parts = Parts(self.store, self.launcher, self.clock, spans, Tuning(**tuned))
         self.app = create_app(Settings.model_validate(values), parts)
         self.context: Context = self.app.state.context
         self.reconciler: Reconciler = self.app.state.reconciler

@@ -1,3 +1,8 @@
+{{/* Version of Ray in the worker image, which the service's RayJobs name too (service/launchers/kuberay_resource.py). */}}
+{{- define "cmcl.rayVersion" -}}
+2.60.0
+{{- end -}}
+
 {{/* Number of pods for `count` processes with `perPod` in each, rounded up. */}}
 {{- define "cmcl.podCount" -}}
 {{ divf .count .perPod | ceil | int }}

@@ -14,7 +14,6 @@ CMCL_LAUNCHER: {{ .Values.training.launcher }}
 CMCL_RAY_ADDRESS: {{ include "cmcl.rayAddress" . | quote }}
 {{- end }}
 CMCL_ENCODERS: {{ .Values.encoders | toJson | quote }}
-CMCL_WORKER_COMMAND: {{ .Values.service.workerCommand | quote }}
 CMCL_RANKS: {{ .Values.training.ranks | int64 | quote }}
 {{- if gt (int .Values.training.minRanks) (int .Values.training.ranks) }}
 {{- fail (printf "training.minRanks is %d; it must be at most training.ranks, which is %d" (int .Values.training.minRanks) (int .Values.training.ranks)) }}
@@ -29,56 +28,26 @@ CMCL_GPUS_PER_RANK: {{ .Values.training.gpusPerRank | quote }}
 CMCL_RANKS_IDLE_SECONDS: {{ .Values.training.ranksIdleSeconds | quote }}
 CMCL_RUNTIME_ENV: {{ .Values.training.runtimeEnv | toJson | quote }}
 CMCL_JOB_LABELS: {{ .Values.training.jobLabels | toJson | quote }}
-{{- with .Values.training.driver }}
-CMCL_DRIVER_CPUS: {{ .cpus | quote }}
-CMCL_DRIVER_MEMORY_BYTES: {{ .memoryBytes | int64 | quote }}
-CMCL_DRIVER_RESOURCES: {{ .customResources | toJson | quote }}
-CMCL_DRIVER_NODE_LABELS: {{ .nodeLabels | toJson | quote }}
-{{- end }}
 CMCL_HOST: {{ .Values.service.host | quote }}
 CMCL_TRUSTED_PROXIES: {{ join "," .Values.service.trustedProxies | quote }}
 CMCL_PORT: {{ .Values.service.port | int64 | quote }}
 CMCL_MAX_ATTEMPTS: {{ .Values.service.maxAttempts | int64 | quote }}
-CMCL_PREPARATIONS_AT_ONCE: {{ .Values.service.preparationsAtOnce | int64 | quote }}
-CMCL_RECONCILE_WORKERS: {{ .Values.service.reconcileWorkers | int64 | quote }}
-CMCL_RESYNC_SECONDS: {{ .Values.service.resyncSeconds | quote }}
-CMCL_WATCH_SECONDS: {{ .Values.service.watchSeconds | quote }}
-CMCL_LEASE_SECONDS: {{ .Values.service.leaseSeconds | quote }}
-CMCL_PREPARE_DEADLINE_SECONDS: {{ .Values.preparation.deadlineSeconds | quote }}
-CMCL_ENCODED_RETENTION_SECONDS: {{ .Values.preparation.encodedRetentionSeconds | int64 | quote }}
 {{- $cpus := mul .Values.preparation.pods .Values.preparation.cpusPerPod }}
 CMCL_PREPARE_WORKERS: {{ $cpus | quote }}
 CMCL_PREPARE_GPUS_PER_WORKER: {{ divf (include "cmcl.gpusOfPreparation" . | int) $cpus | quote }}
 CMCL_PREPARE_MEMORY_PER_POD: {{ include "cmcl.memoryOfJobPods" (dict "root" . "cpus" $cpus) | quote }}
-CMCL_PREPARE_IDLE_SECONDS: {{ .Values.preparation.idleSeconds | quote }}
 CMCL_QUEUE_DEADLINE_SECONDS: {{ .Values.service.queueDeadlineSeconds | int64 | quote }}
-CMCL_START_DEADLINE_SECONDS: {{ .Values.service.startDeadlineSeconds | int64 | quote }}
 CMCL_RUN_DEADLINE_SECONDS: {{ .Values.service.runDeadlineSeconds | int64 | quote }}
-CMCL_HEARTBEAT_DEADLINE_SECONDS: {{ .Values.service.heartbeatDeadlineSeconds | quote }}
-CMCL_LOST_ATTEMPT_GRACE_SECONDS: {{ .Values.service.lostAttemptGraceSeconds | quote }}
-CMCL_MAX_CONNECTIONS: {{ .Values.service.maxConnections | int64 | quote }}
-CMCL_MAX_BODY_BYTES: {{ .Values.service.maxBodyBytes | int64 | quote }}
 CMCL_UPLOAD_BYTES_MAX: {{ .Values.service.uploadBytesMax | int64 | quote }}
-CMCL_UPLOAD_PART_BYTES_MAX: {{ .Values.service.uploadPartBytesMax | int64 | quote }}
 CMCL_UPLOAD_BYTES_PER_OWNER_MAX: {{ .Values.service.uploadBytesPerOwnerMax | int64 | quote }}
-CMCL_UPLOAD_PARTS_AT_ONCE: {{ .Values.service.uploadPartsAtOnce | int64 | quote }}
-CMCL_UPLOAD_EXPIRY_HOURS: {{ .Values.service.uploadExpiryHours | quote }}
-CMCL_IDEMPOTENCY_HOURS: {{ .Values.service.idempotencyHours | quote }}
-CMCL_RUNS_KEPT_DAYS: {{ .Values.service.runsKeptDays | quote }}
-CMCL_EVENTS_KEPT_DAYS: {{ .Values.service.eventsKeptDays | quote }}
 CMCL_WEBHOOK_PREFIXES: {{ join "," .Values.service.webhookPrefixes | quote }}
 # Required, because the port is reachable from the network. With keys, any Host is accepted.
 CMCL_AUTH: "on"
 CMCL_ALLOWED_HOSTS: ""
-CMCL_REQUESTS_PER_MINUTE_PER_OWNER: {{ .Values.access.requestsPerMinute | int64 | quote }}
-CMCL_KEYS_PER_OWNER: {{ .Values.access.keysPerOwner | int64 | quote }}
 CMCL_MODELS_PER_OWNER: {{ .Values.access.modelsPerOwner | int64 | quote }}
-CMCL_DATASETS_PER_OWNER: {{ .Values.access.datasetsPerOwner | int64 | quote }}
-CMCL_UPLOADS_PER_OWNER: {{ .Values.access.uploadsPerOwner | int64 | quote }}
 CMCL_RUNNING_JOBS_PER_OWNER: {{ .Values.access.runningJobsPerOwner | int64 | quote }}
 CMCL_OWNERS: {{ .Values.access.owners | toJson | quote }}
 CMCL_HEADS_BYTES_MAX: {{ div (.Values.serving.args.maxHeadsBytes | int64) 2 | quote }}
-CMCL_WEBHOOKS_PER_OWNER: {{ .Values.access.webhooksPerOwner | int64 | quote }}
 {{- with .Values.access.oidc }}
 CMCL_OIDC_OWNER_CLAIM: {{ .ownerClaim | quote }}
 {{- if .issuer }}
@@ -101,7 +70,6 @@ CMCL_OIDC_SCOPES: {{ join "," .scopes | quote }}
 {{- end }}
 {{- with .Values.access.page }}
 CMCL_PAGE: {{ ternary "on" "off" .enabled | quote }}
-CMCL_SESSION_HOURS: {{ .sessionHours | quote }}
 {{- if .url }}
 CMCL_PAGE_URL: {{ .url | quote }}
 {{- end }}
@@ -143,9 +111,7 @@ CMCL_LOG_LEVEL: {{ .Values.service.logLevel | quote }}
 {{- $_ := set $classes $priority $class }}
 {{- end }}
 {{- end }}
-CMCL_KUBERAY_NAMESPACE: {{ .Release.Namespace | quote }}
 CMCL_KUBERAY_IMAGE: {{ include "cmcl.image" (dict "root" . "image" .Values.ray.image) | quote }}
-CMCL_KUBERAY_RAY_VERSION: {{ .Values.ray.version | quote }}
 CMCL_KUBERAY_RELEASE: {{ .Release.Name | quote }}
 CMCL_KUBERAY_OWNER: {{ include "cmcl.podsName" . }}
 CMCL_KUBERAY_SERVICE_ACCOUNT: {{ include "cmcl.rayServiceAccount" . | quote }}
@@ -155,7 +121,6 @@ CMCL_KUBERAY_RANKS_PER_POD: {{ .Values.training.ranksPerPod | int64 | quote }}
 CMCL_KUBERAY_GPU_RESOURCE: {{ .Values.training.gpuResource | quote }}
 CMCL_KUBERAY_POD_TEMPLATE: {{ include "cmcl.podsFolder" . }}/pods.yaml
 CMCL_KUBERAY_SUBMISSION_MODE: {{ $jobs.submissionMode }}
-CMCL_KUBERAY_KEPT_SECONDS: {{ $jobs.keptSeconds | int64 | quote }}
 {{- end -}}
 
 {{/* The ConfigMap with the pod templates of RayJobs, which also owns the RayJobs. */}}

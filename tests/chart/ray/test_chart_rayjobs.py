@@ -124,7 +124,7 @@ def test_the_service_starts_with_what_it_is_given(
 ) -> None:
     settings = _settings(queued, tmp_path, monkeypatch)
     assert (settings.ranks, settings.min_ranks, settings.kuberay_ranks_per_pod) == (8, 4, 2)
-    assert (settings.kuberay_queue, settings.kuberay_namespace) == ("training", "test")
+    assert settings.kuberay_queue == "training"
     assert settings.kuberay_priority_classes == {"low": "idle", "high": "urgent"}
     assert settings.job_labels == {"example.org/cost-centre": "vision"}
     assert settings.runtime_env == {"env_vars": {"NCCL_DEBUG": "WARN"}}
@@ -135,7 +135,7 @@ def test_an_attempt_arrives_at_kubernetes_as_the_values_say(
 ) -> None:
     settings = _settings(queued, tmp_path, monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path))
-    app = create_app(settings.model_copy(update={"kuberay_namespace": "default"}))
+    app = create_app(settings)
     with kubernetes_api() as api:
         api.config_maps["demo-cmcl-pods"] = "its-uid"
         api.write_kubeconfig(tmp_path)
@@ -179,13 +179,6 @@ def test_the_pods_of_an_attempt_are_those_of_the_cluster(queued: Release, tmp_pa
 def test_attempts_belong_to_an_object_that_goes_with_the_release(queued: Release) -> None:
     owner = queued.one("ConfigMap", queued.settings()["CMCL_KUBERAY_OWNER"])
     assert "annotations" not in owner["metadata"], "nothing keeps it, and it is no hook"
-
-
-def test_attempts_name_the_ray_of_their_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release = render(values_of("queued") | {"ray": {"version": "2.61.3"}})
-    assert _settings(release, tmp_path, monkeypatch).kuberay_ray_version == "2.61.3"
 
 
 def test_the_pods_of_an_attempt_are_admitted_as_restricted(queued: Release, tmp_path: Path) -> None:

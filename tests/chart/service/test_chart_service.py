@@ -121,7 +121,7 @@ def test_settings_arrive_as_the_values_say(
     _set_environment(production, monkeypatch)
     settings = Settings()
     assert settings.allowed_prefixes == ("s3://captures/2026", "s3://captures-eu")
-    assert settings.max_body_bytes == 4194304
+    assert settings.upload_bytes_max == 10737418240
     assert (settings.ranks, settings.gpus_per_rank) == (5, 1)
     assert settings.store_uri == "s3://cmcl-production/store"
     assert settings.ray_address == "http://demo-cmcl-training-head-svc:8265"

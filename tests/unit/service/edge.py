@@ -64,8 +64,8 @@ def served_edge(
     trusted: str = "10.9.9.9",
     most: int = 64,
 ) -> Iterator[Edge]:
-    settings = Settings(auth="off", port=0, trusted_proxies=(trusted,), max_connections=most)
-    server = make_server(app, settings, idle_timeout_seconds=idle_timeout_seconds)
+    settings = Settings(auth="off", port=0, trusted_proxies=(trusted,))
+    server = make_server(app, settings, idle_timeout_seconds=idle_timeout_seconds, most=most)
     thread = threading.Thread(target=server.run, name="edge")
     thread.start()
     try:

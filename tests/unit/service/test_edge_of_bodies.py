@@ -85,7 +85,7 @@ def test_a_body_that_comes_too_slowly_is_given_up(pieces: list[bytes]) -> None:
         sent.append(message)
 
     pace = Pace(idle_timeout_seconds=0.05, bytes_per_second=10_000)
-    app = Bodies(api, api, BodyLimits(MIB, MIB), Budget(), pace)
+    app = Bodies(api, api, BodyLimits(MIB), Budget(), pace)
     asyncio.run(asyncio.wait_for(app(_scope(), receive, send), 10))
     assert sent[0]["status"] == 400
     assert b"incomplete-body" in sent[1]["body"]
@@ -119,7 +119,7 @@ def test_a_request_that_takes_no_body_is_answered_before_one_comes(method: str) 
     app = Bodies(
         api,
         api,
-        BodyLimits(MIB, MIB),
+        BodyLimits(MIB),
         Budget(),
         Pace(idle_timeout_seconds=3600, bytes_per_second=0),
     )

@@ -229,7 +229,6 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("RANKS", "0"),
         ("LAUNCHER", "slurm"),
         ("PORT", "70000"),
-        ("WORKER_COMMAND", " "),
     ],
 )
 def test_a_bad_setting_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

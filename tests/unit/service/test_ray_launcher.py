@@ -18,7 +18,7 @@ from service.launchers.port import (
     Submission,
     status_of,
 )
-from service.launchers.ray_jobs import Driver, RayJob, RayJobLauncher, RayToken
+from service.launchers.ray_jobs import RayJob, RayJobLauncher, RayToken
 from tests.fakes.ray_jobs import FakeRayJobs
 
 COMMAND = ["python", "-m", "workers.train", "--store", "file:///with a space"]
@@ -52,30 +52,15 @@ def test_the_driver_takes_no_cpu_from_the_ranks(ray: FakeRayJobs, launcher: RayJ
     assert ray.options == {"metadata": {}, "entrypoint_num_cpus": 0}
 
 
-def test_ray_gets_the_resources_and_the_owner_of_the_driver(ray: FakeRayJobs) -> None:
-    driver = Driver(
-        cpus=0.5,
-        memory_bytes=2**30,
-        resources={"driver_slot": 1},
-        node_labels={"site/pool": "drivers"},
-        runtime_env={"env_vars": {"NCCL_DEBUG": "WARN"}},
-    )
-    launcher = RayJobLauncher("http://ray:8265", driver, ray.transport)
+def test_ray_gets_the_runtime_environment_and_the_owner(ray: FakeRayJobs) -> None:
+    runtime_env = {"env_vars": {"NCCL_DEBUG": "WARN"}}
+    launcher = RayJobLauncher("http://ray:8265", runtime_env, ray.transport)
     launcher.submit(Submission("job-1-a1", COMMAND, labels={"cmcl/model": "scenes"}))
     assert ray.options == {
         "metadata": {"cmcl/model": "scenes"},
-        "entrypoint_num_cpus": 0.5,
-        "entrypoint_memory": 2**30,
-        "entrypoint_resources": {"driver_slot": 1},
-        "entrypoint_label_selector": {"site/pool": "drivers"},
-        "runtime_env": {"env_vars": {"NCCL_DEBUG": "WARN"}},
+        "entrypoint_num_cpus": 0,
+        "runtime_env": runtime_env,
     }
-
-
-def test_every_option_is_one_that_ray_takes(ray: FakeRayJobs) -> None:
-    everything = Driver(1, 1, {"a": 1}, {"a": "b"}, {"env_vars": {"a": "b"}})
-    RayJobLauncher("http://ray", everything, ray.transport).submit(Submission("job-1-a1", COMMAND))
-    assert len(ray.options) == 6
     assert set(ray.options) <= {field.name for field in fields(JobSubmitRequest)}
 
 

@@ -82,8 +82,8 @@ def test_the_command_names_store_job_and_attempt(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     command = plane.launcher.commands[f"{job}-a1"]
-    assert command[:4] == ["python", "-m", "workers.train", "--without-ray"]
-    options = dict(zip(command[4::2], command[5::2], strict=True))
+    assert command[:3] == ["python", "-m", "workers.train"]
+    options = dict(zip(command[3::2], command[4::2], strict=True))
     assert options == {
         "--store": plane.store.uri,
         "--job": job,

@@ -237,8 +237,6 @@ def test_preparations_are_shared_between_owners_and_dry_runs_count(make_plane: M
         ((8, 0, 64), {"ranks": 2}, 4),
         ((8, 0, 4), {"ranks": 2}, 1),
         ((64, 0, 8), {"ranks": 1}, 5),
-        ((8, 0, 64), {"ranks": 2, "driver_cpus": 1}, 2),
-        ((64, 0, 8), {"ranks": 1, "driver_memory_bytes": 4 << 30}, 1),
         ((64, 4, 512), {"ranks": 2, "gpus_per_rank": 1}, 2),
         ((64, 1, 512), {"ranks": 1, "gpus_per_rank": 0.25}, 4),
         # An autoscaler adds nodes for what waits.

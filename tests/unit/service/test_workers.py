@@ -65,7 +65,7 @@ def test_an_event_that_was_missed_is_found_by_the_resync(plane: ControlPlane) ->
         job = plane.post_dataset("two")
         time.sleep(0.2)
         assert plane.job(job).state == JobState.QUEUED
-        plane.clock.advance(plane.context.settings.resync_seconds)
+        plane.clock.advance(plane.context.tuning.resync_seconds)
         plane.context.wake_signal.connect(plane.reconciler.wake)
         _wait_for(plane, job, JobState.PREPARING)
 
@@ -76,7 +76,7 @@ def test_a_resync_is_spread_over_its_interval(plane: ControlPlane) -> None:
     for name in names:
         plane.create_model(name)
         plane.tick_to(plane.post_dataset("one", name), JobState.PREPARING)
-    queue, interval = plane.reconciler.queue, plane.context.settings.resync_seconds
+    queue, interval = plane.reconciler.queue, plane.context.tuning.resync_seconds
     plane.clock.advance(interval)
     plane.reconciler.step(threading.Event())
     while (key := queue.get(0)) is not None:
@@ -176,7 +176,7 @@ def test_a_candidate_says_that_others_are_judged_before_it(plane: ControlPlane) 
     for name in names[1:]:
         plane.reconciler.queue.add(Key(name, Work.FILES))
     held = [_take(plane, name) for name in names[1:]]
-    assert len(held) == plane.context.settings.reconcile_workers // 2
+    assert len(held) == plane.context.tuning.reconcile_workers // 2
     plane.tick()
     assert "other candidates" in (plane.job(jobs[0]).message or "")
     for key in held:

@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.owner_settings import MOST_KEYS, MOST_WEBHOOKS
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
@@ -16,9 +17,7 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
         tmp_path,
         auth="on",
         admin_key=ADMIN_KEY,
-        keys_per_owner=3,
         models_per_owner=2,
-        webhooks_per_owner=2,
     )
     yield plane
     plane.close()
@@ -57,15 +56,15 @@ def _refused(answer: httpx.Response, *words: str) -> None:
 def test_an_owner_has_so_many_keys_whichever_of_them_makes_more(
     operator: KeyClient, red: KeyClient, blue: KeyClient
 ) -> None:
-    made = [KeyClient(red.plane, _key(red).json()["key"]) for _ in range(2)]
-    for key_client in (red, *made):
-        _refused(_key(key_client), "owner 'red' has 3 keys", "permitted are 3")
+    made = [KeyClient(red.plane, _key(red).json()["key"]) for _ in range(MOST_KEYS - 1)]
+    for key_client in (red, made[0], made[-1]):
+        _refused(_key(key_client), "owner 'red' has 100 keys", "permitted are 100. Remove some")
     assert _key(blue).status_code == 201
     assert operator.make_key("rescue", owner="red")["owner"] == "red"
 
 
 def test_keys_that_are_made_and_revoked_in_turn_count_for_an_hour(red: KeyClient) -> None:
-    for _ in range(2):
+    for _ in range(MOST_KEYS - 1):
         made = _key(red).json()["id"]
         assert red.request("DELETE", f"/v1/keys/{made}").status_code == 204
     _refused(_key(red), "made within the last hour")
@@ -74,6 +73,8 @@ def test_keys_that_are_made_and_revoked_in_turn_count_for_an_hour(red: KeyClient
 
 
 def test_the_same_request_again_is_answered_although_the_last_key_was_made(red: KeyClient) -> None:
+    for _ in range(MOST_KEYS - 3):
+        assert _key(red).status_code == 201
     body = {"name": "more", "scopes": ["read"]}
     answers = [red.post("/v1/keys", json=body, headers={"Idempotency-Key": key}) for key in "aabb"]
     assert [answer.status_code for answer in answers] == [201] * 4
@@ -109,9 +110,9 @@ def test_a_branch_counts_as_a_model(operator: KeyClient, tmp_path: Path) -> None
 
 def test_an_owner_has_so_many_webhooks(red: KeyClient, blue: KeyClient) -> None:
     body = {"url": "https://example.com/hook"}
-    answers = [red.post("/v1/webhooks", json=body) for _ in range(3)]
-    assert [answer.status_code for answer in answers] == [201, 201, 409]
-    _refused(answers[-1], "owner 'red' has 2 webhooks")
+    answers = [red.post("/v1/webhooks", json=body) for _ in range(MOST_WEBHOOKS + 1)]
+    assert [answer.status_code for answer in answers] == [201] * MOST_WEBHOOKS + [409]
+    _refused(answers[-1], "owner 'red' has 50 webhooks")
     assert blue.post("/v1/webhooks", json=body).status_code == 201
 
 
@@ -120,7 +121,7 @@ def test_quotas_tell_what_an_owner_uses_and_may_use(operator: KeyClient, red: Ke
     answer = red.get("/v1/quotas").json()
     assert answer["owner"] == "red"
     assert answer["quotas"]["models"] == {"used": 1, "limit": 2}
-    assert answer["quotas"]["keys"] == {"used": 1, "limit": 3}
+    assert answer["quotas"]["keys"] == {"used": 1, "limit": MOST_KEYS}
     assert answer["quotas"]["datasets"] == {"used": 0, "limit": None}
     assert operator.get("/v1/quotas?owner=red").json() == answer
     assert red.get("/v1/quotas?owner=blue").status_code == 404
@@ -134,7 +135,7 @@ def test_a_quota_of_datasets_refuses_one_more_and_counts_the_refusal(tmp_path: P
     plane.create_model()
     plane.post_dataset()
     posted = plane.client.post("/v1/datasets", json=plane.dataset_body("two"))
-    _refused(posted, "owner 'red' has 1 datasets", "permitted are 1", "CMCL_DATASETS_PER_OWNER")
+    _refused(posted, "owner 'red' has 1 datasets", "permitted are 1", "CMCL_OWNERS")
     assert plane.client.post("/v1/datasets", json=plane.dataset_body("one")).status_code == 200
     refusals = plane.context.metrics.registry.get_sample_value
     assert refusals("cmcl_service_quota_refusals_total", {"quota": "datasets"}) == 1
@@ -142,11 +143,11 @@ def test_a_quota_of_datasets_refuses_one_more_and_counts_the_refusal(tmp_path: P
 
 
 def test_a_quota_of_uploads_counts_until_they_are_removed(tmp_path: Path) -> None:
-    plane = ControlPlane(tmp_path, uploads_per_owner=1)
+    plane = ControlPlane(tmp_path, owners={"default": {"uploads": 1}})
     body = {"filename": "x.parquet", "bytes": 10}
     first = plane.client.post("/v1/uploads", json=body)
     assert first.status_code == 201
-    _refused(plane.client.post("/v1/uploads", json=body), "1 uploads", "CMCL_UPLOADS_PER_OWNER")
+    _refused(plane.client.post("/v1/uploads", json=body), "1 uploads", "CMCL_OWNERS")
     assert plane.client.request("DELETE", first.headers["Location"]).status_code == 204
     assert plane.client.post("/v1/uploads", json=body).status_code == 201
     plane.close()

@@ -37,7 +37,6 @@ def test_invalid_settings_are_reported_one_per_line_without_a_traceback(tmp_path
         "CMCL_PORT": "70000",
         "CMCL_LAUNCHER": "slurm",
         "CMCL_ADMIN_KEY": SECRET,
-        "CMCL_WORKER_COMMAND": " ",
     }
     done = subprocess.run(
         [sys.executable, "-m", "service"],

@@ -164,7 +164,7 @@ def test_a_preparation_waits_for_as_long_as_the_queue_of_the_cluster_takes(plane
     assert not plane.driver().runs
     plane.launcher.end(name, LaunchState.RUNNING)
     plane.rounds(2)
-    plane.clock.advance(plane.context.settings.prepare_deadline_seconds - 60)
+    plane.clock.advance(plane.context.tuning.prepare_deadline_seconds - 60)
     plane.tick(2)
     assert plane.job(job).state == JobState.PREPARING
     assert "queue" not in (plane.job(job).message or "")

@@ -25,7 +25,7 @@ ID = "job-1-a1"
 SUBMISSION = Submission(
     ID, ["python", "-m", "workers.train"], queue="training", ranks=2, min_ranks=2
 )
-SITE = Site("an-image", "2.60.0")
+SITE = Site("an-image")
 QUEUED, PENDING, STOPPED = LaunchState.QUEUED, LaunchState.PENDING, LaunchState.STOPPED
 
 
@@ -243,7 +243,7 @@ def test_what_is_submitted_goes_with_its_release(api: KubernetesApi) -> None:
     """`helm uninstall` deletes the ConfigMap; GPUs would be held until the run's deadline otherwise."""
     api.config_maps = {"ours-pods": "uid-1", "others-pods": "uid-2"}
     ours, others = (
-        KubeRayLauncher(Site("an-image", "2.60.0", owner=name), api.connect)
+        KubeRayLauncher(Site("an-image", owner=name), api.connect)
         for name in ("ours-pods", "others-pods")
     )
     ours.submit(SUBMISSION)
@@ -253,7 +253,7 @@ def test_what_is_submitted_goes_with_its_release(api: KubernetesApi) -> None:
 
 
 def test_a_recreated_owner_owns_later_rayjobs(api: KubernetesApi) -> None:
-    launcher = KubeRayLauncher(Site("an-image", "2.60.0", owner="pods"), api.connect)
+    launcher = KubeRayLauncher(Site("an-image", owner="pods"), api.connect)
     for number, uid in enumerate(("uid-1", "uid-2")):
         api.config_maps["pods"] = uid
         launcher.submit(Submission(f"job-{number}-a1", ["true"]))
@@ -262,7 +262,7 @@ def test_a_recreated_owner_owns_later_rayjobs(api: KubernetesApi) -> None:
 
 
 def test_nothing_is_submitted_without_its_owner_object(api: KubernetesApi) -> None:
-    launcher = KubeRayLauncher(Site("an-image", "2.60.0", owner="gone"), api.connect)
+    launcher = KubeRayLauncher(Site("an-image", owner="gone"), api.connect)
     with pytest.raises(LauncherUnavailable, match='configmaps "gone" not found'):
         launcher.submit(SUBMISSION)
     assert api.jobs == {}

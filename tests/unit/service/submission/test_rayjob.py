@@ -26,11 +26,9 @@ SUBMISSION = Submission(
 )
 QUEUED = Site(
     image="registry/worker:1",
-    ray_version="2.60.0",
     service_account="ranks",
     priority_classes={"high": "urgent"},
     ranks_per_pod=2,
-    kept_seconds=30,
     deadline_seconds=90.5,
     runtime_env={"env_vars": {"NCCL_DEBUG": "WARN"}},
 )
@@ -47,7 +45,7 @@ def _group(job: Mapping[str, Any]) -> Any:
 
 
 @needs_crds
-@pytest.mark.parametrize("site", [QUEUED, Site("an-image", "2.60.0")], ids=["queued", "plain"])
+@pytest.mark.parametrize("site", [QUEUED, Site("an-image")], ids=["queued", "plain"])
 @pytest.mark.parametrize("submission", [SUBMISSION, Submission("pf-1-a1", ["true"])])
 def test_kuberay_knows_every_field(site: Site, submission: Submission) -> None:
     assert complaints_of_kuberay(ray_job(submission, site, "some-uid")) == []
@@ -66,7 +64,7 @@ def test_the_command_is_one_quoted_line_under_its_id() -> None:
     assert spec["jobId"] == SUBMISSION.id
     assert spec["entrypoint"] == "python -m workers.train --store 'file:///with a space'"
     assert spec["runtimeEnvYAML"] == '{"env_vars": {"NCCL_DEBUG": "WARN"}}'
-    assert (spec["activeDeadlineSeconds"], spec["ttlSecondsAfterFinished"]) == (91, 30)
+    assert (spec["activeDeadlineSeconds"], spec["ttlSecondsAfterFinished"]) == (91, 60)
 
 
 def test_nothing_is_repeated_behind_our_back_and_the_cluster_goes() -> None:
@@ -97,7 +95,7 @@ def test_without_a_queue_it_starts_at_once() -> None:
 
 
 def test_rayjobs_of_two_releases_are_distinguishable() -> None:
-    site = Site("an-image", "2.60.0", release="demo")
+    site = Site("an-image", release="demo")
     assert ray_job(SUBMISSION, site)["metadata"]["labels"]["app.kubernetes.io/instance"] == "demo"
     assert "app.kubernetes.io/instance" not in ray_job(SUBMISSION, QUEUED)["metadata"]["labels"]
 
@@ -115,7 +113,7 @@ def test_pods_have_room_for_all_ranks_also_of_an_elastic_attempt(
 ) -> None:
     """KubeRay submits nothing before all of them run: fewer are no start, and promise none."""
     submission = Submission("job-1-a1", ["true"], ranks=ranks, min_ranks=least)
-    group = _group(ray_job(submission, Site("an-image", "2.60.0", ranks_per_pod=per_pod)))
+    group = _group(ray_job(submission, Site("an-image", ranks_per_pod=per_pod)))
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (pods, pods, pods)
     assert group["rayStartParams"]["num-cpus"] == str(per_pod)
 
@@ -130,19 +128,14 @@ def test_gpus_of_a_pod_are_those_of_its_ranks() -> None:
 
 @pytest.mark.parametrize("resource", ["nvidia.com/gpu", "nvidia.com/gpu.shared", "amd.com/gfx"])
 def test_ray_gets_the_gpus_of_any_kubernetes_resource(resource: str) -> None:
-    job = ray_job(SUBMISSION, Site("an-image", "2.60.0", ranks_per_pod=4, gpu_resource=resource))
+    job = ray_job(SUBMISSION, Site("an-image", ranks_per_pod=4, gpu_resource=resource))
     assert _container(_group(job))["resources"] == {"limits": {resource: 2}}
     assert _group(job)["rayStartParams"] == {"num-cpus": "4", "num-gpus": "2"}
 
 
 def test_without_gpus_ray_gets_none() -> None:
-    job = ray_job(Submission("job-1-a1", ["true"], ranks=2), Site("an-image", "2.60.0"))
+    job = ray_job(Submission("job-1-a1", ["true"], ranks=2), Site("an-image"))
     assert "num-gpus" not in _group(job)["rayStartParams"]
-
-
-def test_the_cluster_names_the_ray_of_its_image() -> None:
-    job = ray_job(SUBMISSION, Site("an-image", "2.61.0"))
-    assert job["spec"]["rayClusterSpec"]["rayVersion"] == "2.61.0"
 
 
 def test_a_command_without_ranks_has_the_head_alone() -> None:
@@ -161,7 +154,7 @@ def test_the_pod_template_of_a_site_overrides_the_default() -> None:
         "spec": {"nodeSelector": {"gpu": "h100"}, "containers": [container, {"name": "proxy"}]},
     }
     before = copy.deepcopy(workers)
-    site = Site("an-image", "2.60.0", pods=PodTemplates(workers=workers))
+    site = Site("an-image", pods=PodTemplates(workers=workers))
     template = _group(ray_job(SUBMISSION, site))["template"]
     ray, proxy = template["spec"]["containers"]
     assert ray["image"] == "an-image"
@@ -179,7 +172,7 @@ def test_the_pod_template_of_a_site_overrides_the_default() -> None:
 
 def test_a_list_without_names_replaces_the_default() -> None:
     head = {"spec": {"tolerations": [{"key": "a"}], "containers": [{"name": "ray", "args": ["x"]}]}}
-    site = Site("an-image", "2.60.0", pods=PodTemplates(head=head))
+    site = Site("an-image", pods=PodTemplates(head=head))
     template = ray_job(SUBMISSION, site)["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
     assert template["spec"]["tolerations"] == [{"key": "a"}]
     assert template["spec"]["containers"][0]["args"] == ["x"]
@@ -190,7 +183,7 @@ def test_a_list_without_names_replaces_the_default() -> None:
 )
 def test_the_sites_submitter_is_that_of_the_mode_which_has_one(mode: str, has_one: bool) -> None:
     pod = {"spec": {"containers": [{"name": "ray-job-submitter"}]}}
-    site = Site("an-image", "2.60.0", submission_mode=mode, pods=PodTemplates(submitter=pod))
+    site = Site("an-image", submission_mode=mode, pods=PodTemplates(submitter=pod))
     assert ray_job(SUBMISSION, site)["spec"].get("submitterPodTemplate") == (
         pod if has_one else None
     )

@@ -25,12 +25,10 @@ def test_objects_are_written_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch,
         CMCL_RUNTIME_ENV='{"env_vars": {"NCCL_DEBUG": "WARN"}, "pip": ["einops==0.8.1"]}',
         CMCL_JOB_LABELS='{"example.org/team": "vision"}',
-        CMCL_DRIVER_RESOURCES='{"driver_slot": 0.5}',
         CMCL_KUBERAY_PRIORITY_CLASSES='{"high": "urgent"}',
     )
     assert settings.runtime_env["env_vars"] == {"NCCL_DEBUG": "WARN"}
     assert settings.job_labels == {"example.org/team": "vision"}
-    assert settings.driver_resources == {"driver_slot": 0.5}
     assert settings.kuberay_priority_classes == {"high": "urgent"}
 
 
@@ -64,17 +62,12 @@ def test_an_empty_text_is_an_empty_object(monkeypatch: pytest.MonkeyPatch) -> No
         ({"CMCL_JOB_LABELS": '{"a b": "x"}'}, "'a b' is not a label name"),
         ({"CMCL_JOB_LABELS": '{"A.B/c": "x"}'}, "'A.B/c' is not a label name"),
         ({"CMCL_JOB_LABELS": '{"team": "r & d"}'}, "the label 'team' has the value 'r & d'"),
-        ({"CMCL_DRIVER_RESOURCES": '{"slot": -1}'}, "'slot' is -1; it must be 0 or more"),
         ({"CMCL_KUBERAY_PRIORITY_CLASSES": '{"top": "x"}'}, "'low', 'normal' or 'high'"),
         (
             {"CMCL_RANKS": "4", "CMCL_MIN_RANKS": "5"},
             "CMCL_MIN_RANKS is 5; it must be from 1 to CMCL_RANKS, which is 4",
         ),
         ({"CMCL_LAUNCHER": "kuberay"}, "CMCL_KUBERAY_IMAGE is missing"),
-        (
-            {**KUBERAY, "CMCL_DRIVER_CPUS": "1"},
-            "CMCL_DRIVER_CPUS is set, and a RayJob's driver has the head pod to itself",
-        ),
         (
             {**KUBERAY, "CMCL_KUBERAY_POD_TEMPLATE": "/no/such/file"},
             "CMCL_KUBERAY_POD_TEMPLATE: /no/such/file cannot be read: No such file",
