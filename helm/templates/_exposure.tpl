@@ -47,17 +47,20 @@ spec:
   {{- with .values.className }}
   ingressClassName: {{ . | quote }}
   {{- end }}
-  {{- $host := required (printf "%s.ingress.host is missing: under which name is it to answer?" .where) .values.host }}
+  {{- if not .values.hosts }}
+  {{- fail (printf "%s.ingress.hosts is empty: under which names is it to answer?" .where) }}
+  {{- end }}
   {{- with .values.tlsSecret }}
   tls:
-    - hosts: [{{ $host | quote }}]
+    - hosts: {{- toYaml $.values.hosts | nindent 8 }}
       secretName: {{ . | quote }}
   {{- end }}
   rules:
+    {{- range $host := .values.hosts }}
     - host: {{ $host | quote }}
       http:
         paths:
-          {{- range include "cmcl.routedPaths" . | fromYamlArray }}
+          {{- range include "cmcl.routedPaths" $ | fromYamlArray }}
           - path: {{ . }}
             pathType: Prefix
             backend:
@@ -66,6 +69,7 @@ spec:
                 port:
                   number: {{ $.port }}
           {{- end }}
+    {{- end }}
 {{- end -}}
 
 {{- define "cmcl.httpRoute" -}}

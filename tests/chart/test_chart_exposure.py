@@ -20,7 +20,7 @@ ARGS = ServeArgs.model_validate({"store": "file:///unused"})
 PORTS = {"demo-cmcl": 8000, "demo-cmcl-serving-serve-svc": 8000}
 KEYS: Object = values_of("production")["access"]["endpoint"]
 ADDRESSES: Object = {
-    "ingress": {"enabled": True, "host": "embeddings.example.org"},
+    "ingress": {"enabled": True, "hosts": ["embeddings.example.org"]},
     "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
 }
 ENVIRONMENTS = sorted(
@@ -41,20 +41,19 @@ def test_nothing_is_exposed_by_default(trial: Release) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "host", "service"),
+    ("name", "hosts", "service"),
     [
-        ("demo-cmcl", "cmcl.example.org", "demo-cmcl"),
-        ("demo-cmcl-serving", "embeddings.example.org", "demo-cmcl-serving-serve-svc"),
+        ("demo-cmcl", ["cmcl.example.org", "cmcl.internal.example.org"], "demo-cmcl"),
+        ("demo-cmcl-serving", ["embeddings.example.org"], "demo-cmcl-serving-serve-svc"),
     ],
 )
 def test_an_ingress_leads_to_its_service(
-    production: Release, locked_down: Release, name: str, host: str, service: str
+    production: Release, locked_down: Release, name: str, hosts: list[str], service: str
 ) -> None:
     spec = production.one("Ingress", name)["spec"]
-    (rule,) = spec["rules"]
-    paths = rule["http"]["paths"]
-    assert (rule["host"], spec["ingressClassName"]) == (host, "nginx")
-    assert spec["tls"][0]["hosts"] == [host]
+    assert [rule["host"] for rule in spec["rules"]] == spec["tls"][0]["hosts"] == hosts
+    assert spec["ingressClassName"] == "nginx"
+    paths = [path for rule in spec["rules"] for path in rule["http"]["paths"]]
     expected = {"name": service, "port": {"number": PORTS[service]}}
     assert all(path["backend"]["service"] == expected for path in paths)
     (backend,) = locked_down.one("HTTPRoute", name)["spec"]["rules"][0]["backendRefs"]
@@ -79,10 +78,12 @@ def _of_serving(folder: Path) -> set[str]:
 
 def _routed(item: Object) -> set[str]:
     """Prefixes, by whole parts of the path, as both kinds of objects understand them."""
-    (rule,) = item["spec"]["rules"]
+    rules = item["spec"]["rules"]
     if item["kind"] == "Ingress":
-        assert {path["pathType"] for path in rule["http"]["paths"]} == {"Prefix"}
-        return {path["path"] for path in rule["http"]["paths"]}
+        paths = [path for rule in rules for path in rule["http"]["paths"]]
+        assert {path["pathType"] for path in paths} == {"Prefix"}
+        return {path["path"] for path in paths}
+    (rule,) = rules
     assert {match["path"]["type"] for match in rule["matches"]} == {"PathPrefix"}
     return {match["path"]["value"] for match in rule["matches"]}
 
@@ -131,7 +132,7 @@ def test_openshift_makes_a_route_of_an_ingress(openshift: Release) -> None:
 @pytest.mark.parametrize("part", ["service", "serving"])
 @pytest.mark.parametrize(
     ("kind", "missing"),
-    [("ingress", "host is missing"), ("httpRoute", "parentRefs is empty")],
+    [("ingress", "hosts is empty"), ("httpRoute", "parentRefs is empty")],
     indirect=["kind"],
 )
 def test_one_without_an_address_is_refused(part: str, kind: str, missing: str) -> None:

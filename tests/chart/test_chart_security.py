@@ -81,9 +81,10 @@ def test_a_planted_violation_is_caught(
 
 
 @each_release()
-def test_no_pod_holds_a_token_of_kubernetes(release: Release, queued: Release) -> None:
+def test_no_pod_holds_a_token_of_kubernetes(release: Release) -> None:
+    uses_kubernetes = release.settings()["CMCL_LAUNCHER"] == "kuberay"
     for template in release.pod_templates(at_the_end=False).values():
-        makes_rayjobs = release is queued and template["metadata"]["labels"][COMPONENT] == "service"
+        makes_rayjobs = uses_kubernetes and template["metadata"]["labels"][COMPONENT] == "service"
         assert template["spec"]["automountServiceAccountToken"] is makes_rayjobs
     for account in release.of_kind("ServiceAccount"):
         assert account["automountServiceAccountToken"] is False

@@ -57,6 +57,8 @@ def rendered(example: str, texts: tuple[str, str], kept_empty: tuple[str, ...]) 
     values["access"]["oidc"]["issuer"] = ISSUER
     values["access"]["page"]["url"] = PAGE
     values = with_text(values, SCHEMA, texts, kept_empty)
+    # Names of alerts that exist.
+    values["monitoring"]["prometheusRule"]["disabledAlerts"] = []
     text = texts[0]
     # A name must start with a letter.
     values["fullnameOverride"] = text if text.isalpha() else "cmcl"

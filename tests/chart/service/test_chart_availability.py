@@ -53,6 +53,27 @@ def test_an_autoscaler_alone_decides_about_replicas(production: Release) -> None
     assert scaler["scaleTargetRef"]["name"] == "demo-cmcl"
     assert (scaler["minReplicas"], scaler["maxReplicas"]) == (2, 6)
     assert "cpu" in production.container("service")["resources"]["requests"]
+    (metric,) = scaler["metrics"]
+    assert metric["resource"]["name"] == "cpu"
+    assert scaler["behavior"] == {"scaleDown": {"stabilizationWindowSeconds": 600}}
+
+
+def test_metrics_of_users_replace_that_of_the_cpu() -> None:
+    metric = {
+        "type": "Pods",
+        "pods": {"metric": {"name": "cmcl_service_http_requests_in_progress"}},
+    }
+    values = {"service": {"autoscaling": {"enabled": True, "spec": {"metrics": [metric]}}}}
+    scaler = render(POSTGRES | values).one("HorizontalPodAutoscaler", "demo-cmcl")["spec"]
+    assert scaler["metrics"] == [metric]
+
+
+def test_fields_of_the_deployment_can_be_set(production: Release) -> None:
+    assert _deployment(production)["revisionHistoryLimit"] == 3
+    assert _deployment(production)["strategy"]["type"] == "RollingUpdate"
+    recreated = {"service": {"deployment": {"strategy": {"type": "Recreate"}}}}
+    assert _deployment(render(POSTGRES | recreated))["strategy"] == {"type": "Recreate"}
+    assert _deployment(render(recreated))["strategy"] == {"type": "Recreate"}
 
 
 @pytest.mark.parametrize(
@@ -60,13 +81,17 @@ def test_an_autoscaler_alone_decides_about_replicas(production: Release) -> None
     [
         ({"service": {"autoscaling": {"enabled": True}}}, "SQLite permits one replica"),
         (
+            {"service": {"deployment": {"strategy": {"type": "RollingUpdate"}}}},
+            "the strategy must be Recreate",
+        ),
+        (
             POSTGRES
             | {"service": {"autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 4}}},
             r"minReplicas is 5; it must be at most maxReplicas, which is 4",
         ),
     ],
 )
-def test_an_autoscaler_that_could_not_work_is_refused(values: Object, complaint: str) -> None:
+def test_what_could_not_work_is_refused(values: Object, complaint: str) -> None:
     with pytest.raises(helm_python.HelmRenderError, match=complaint):
         render(values)
 
