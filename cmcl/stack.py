@@ -53,6 +53,8 @@ _OF_SERVICE = {
     "CMCL_SNAPSHOT_SIGNING_KEY",
 }
 _SECRETS = {*_OF_SERVICE, "CMCL_KEY"}
+# With it, each of some thirty processes would compile Ray's sources at every start.
+_NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 _ENCODERS = TypeAdapter(tuple[EncoderSpec, ...])
 # For tasks of a moment, such as those of Ray Train, which would otherwise wait for a replica to end.
 _SPARE_CPUS = 2
@@ -71,8 +73,9 @@ _RAY = {
     **SERVING,
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_START_HOOK": "cmcl.stack_host.without_client_server",
-    # How long Ray lets its own parts start before it ends or replaces them, by default 5 to 100 s. On two cores beside
-    # six busy processes, importing torch and Ray takes longer.
+    # How long Ray lets its own parts start before it ends or replaces them, by default 5 to 100 s, and how long a driver
+    # waits for the raylet, by default 60 s. On two cores beside six busy processes, importing torch and Ray takes longer.
+    "RAY_gcs_server_request_timeout_seconds": "180",
     "RAY_raylet_start_wait_time_s": "180",
     "RAY_agent_register_timeout_ms": "180000",
     "RAY_worker_register_timeout_seconds": "180",
@@ -340,7 +343,11 @@ class LocalStack:
 
     def _environment(self) -> dict[str, str]:
         return {
-            **{name: value for name, value in os.environ.items() if name not in _SECRETS},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if name not in {*_SECRETS, _NO_BYTECODE}
+            },
             **_RAY,
             **places(self.ports, self.proxy_folder),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",

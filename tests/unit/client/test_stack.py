@@ -103,6 +103,18 @@ def test_every_variable_that_the_stack_sets_is_a_setting(stack: LocalStack) -> N
     assert ours <= known
 
 
+def test_parts_write_bytecode_also_where_the_shell_disables_it(
+    stack: LocalStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise each process of Ray compiles the same thousands of files at every start."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    stack.prepare_folder()
+    program = "import sys; print(sys.dont_write_bytecode)"
+    stack._spawn("part", [sys.executable, "-c", program])
+    stack.processes["part"].wait()
+    assert stack.log("part").read_text() == "False\n"
+
+
 def test_two_stacks_do_not_share_a_token(stack: LocalStack, tmp_path: Path) -> None:
     other = LocalStack(tmp_path / "other", stack.ports)
     assert other._environment()["RAY_AUTH_TOKEN"] != stack._environment()["RAY_AUTH_TOKEN"]
