@@ -90,7 +90,7 @@ WORKER := --no-dev --extra workers --extra search --extra encoders --extra traci
 GPU_ONLY := triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cuda-cccl nvidia-cusolver nvidia-nvjitlink nvidia-nvtx
 TOOLS := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
 CLIENT := anyio httpx httpx-sse pydantic pyyaml rich typer
-# Targets of `cmcl mirror`, what MLflow's server needs beside its small package, `cmcl mcp`, and the client's own.
+# What `cmcl mirror` and the examples for other tools need, MLflow's server beside its small package, and the client's own.
 MIRROR := alembic aiohttp flask flask-cors 'mlflow-skinny>=3' openlineage-python pandas sqlalchemy tensorboardX wandb mcp $(CLIENT)
 lock: setup  ## regenerate all locks (hashes, no URLs)
 	rm -rf .cmcl/lock && mkdir -p .cmcl/lock && cp pyproject.toml README.md LICENSE .cmcl/lock

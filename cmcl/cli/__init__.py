@@ -24,7 +24,6 @@ from cmcl.cli import (
     jobs,
     keys,
     local,
-    mcp,
     mirror,
     models,
     overview,
@@ -52,7 +51,6 @@ for name, group in {
     "collection": collections.app,
     "key": keys.app,
     "webhook": webhooks.app,
-    "mirror": mirror.app,
     "admin": local.app,
 }.items():
     app.add_typer(group, name=name)
@@ -68,7 +66,7 @@ for query in (queries.embed, queries.similarity, queries.migrate):
 app.command()(collections.search)
 app.command()(keys.whoami)
 app.command()(keys.quotas)
-app.command("mcp")(mcp.mcp)
+app.command("mirror")(mirror.mirror)
 app.command()(local.up)
 app.command()(local.demo)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(

@@ -26,7 +26,7 @@ _WIDTH, _HEIGHT = 1280, 800
 
 
 def take_mlflow(browser: Browser, plane: ServedPlane, model: str) -> Iterator[tuple[str, bytes]]:
-    """MLflow's own page of a model that `cmcl mirror mlflow` has written."""
+    """MLflow's own page of a model that `cmcl mirror` has written."""
     # The package of the mirror's tests has no page; the one with the page, without what else it would install.
     locks = ("tests/mirror/requirements.lock", "tests/browser/mlflow.lock")
     python = optional_environment("mlflow", *locks)
@@ -36,7 +36,7 @@ def take_mlflow(browser: Browser, plane: ServedPlane, model: str) -> Iterator[tu
         port = free_port()
         address = f"http://127.0.0.1:{port}"
         with mlflow_server(commands, port):
-            mirror = ("mirror", "mlflow", f"--tracking-uri={address}", f"--model={model}", "--once")
+            mirror = ("mirror", f"--tracking-uri={address}", f"--model={model}", "--once")
             commands.run(*mirror)
             search = f"{address}/api/2.0/mlflow/runs/search"
             (run,) = httpx.post(search, json={"experiment_ids": ["1"]}).json()["runs"]

@@ -13,6 +13,7 @@ from tests.fakes.measured import write_measured
 from tests.fakes.optional_environment import optional_environment
 from tests.fakes.served_app import served
 
+RECIPES = ROOT / "examples" / "recipes"
 _PROGRAM = "import sys; from cmcl.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -45,6 +46,19 @@ class Commands:
         return subprocess.Popen(
             command, cwd=self.folder, env=self.environment, stderr=subprocess.PIPE, text=True
         )
+
+    def start_recipe(self, name: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start one of examples/recipes."""
+        command = [str(self.python), str(RECIPES / name), *arguments]
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, stderr=subprocess.PIPE, text=True
+        )
+
+    def recipe(self, name: str, *arguments: str) -> None:
+        """Run one of examples/recipes to its successful end."""
+        process = self.start_recipe(name, *arguments)
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
 
     def run(self, *arguments: str) -> str:
         """Run a command to its successful end, and return what it said on stderr."""

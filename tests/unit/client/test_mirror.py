@@ -2,47 +2,33 @@
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from cmcl import Client
 from cmcl.cli.errors import Exit
-from cmcl.client import CmclError, Event
+from cmcl.client import CmclError
 from cmcl.client.concurrency import Clock
-from cmcl.mirror.loop import (
-    Mirror,
-    MirrorError,
-    Published,
-    State,
-    Target,
-    TargetUnavailable,
-    optional_module,
-    unique_names,
-)
+from cmcl.mirror import Mirror, MirrorError, Published, TargetUnavailable, unique_names
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.feature_shards import table_with_nan, write_shard
 from tests.fakes.measured import write_measured
 from tests.fakes.served_app import served
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.either import PROMPT, in_process
 
 
-class ScriptedTarget(Target):
+class ScriptedTarget:
     """Keeps what is written. `fails` may raise before something is written, and `after` when it was."""
 
-    def __init__(self, knows: bool) -> None:
-        self.knows = knows
+    def __init__(self) -> None:
         self.versions: list[str] = []
         self.live: list[tuple[str, int]] = []
-        self.failures: list[str | None] = []
         self.fails: Callable[[], None] = lambda: None
         self.after: Callable[[], None] = lambda: None
 
-    def last_version(self, model: str) -> int | None:
+    def last_version(self, model: str) -> int:
         self.fails()
-        mine = [each for each in self.versions if each.startswith(f"{model}@")]
-        return len(mine) if self.knows else None
+        return len([each for each in self.versions if each.startswith(f"{model}@")])
 
     def write_version(self, published: Published) -> None:
         self.fails()
@@ -51,9 +37,6 @@ class ScriptedTarget(Target):
 
     def write_live(self, model: str, version: int) -> None:
         self.live.append((model, version))
-
-    def write_failure(self, event: Event) -> None:
-        self.failures.append(event.job)
 
 
 class PassingClock(Clock):
@@ -74,9 +57,9 @@ def client(published_plane: ControlPlane) -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture(params=[True, False], ids=["target knows its versions", "state file alone"])
-def target(request: pytest.FixtureRequest) -> ScriptedTarget:
-    return ScriptedTarget(request.param)
+@pytest.fixture
+def target() -> ScriptedTarget:
+    return ScriptedTarget()
 
 
 @pytest.fixture
@@ -85,12 +68,9 @@ def clock() -> PassingClock:
 
 
 @pytest.fixture
-def started(
-    client: Client, target: ScriptedTarget, clock: PassingClock, tmp_path: Path
-) -> Callable[[], Mirror]:
-    """Starts a mirror as after a restart, with only the state file and the target."""
-    path = tmp_path / "state" / "mirror.json"
-    return lambda: Mirror(client, target, State.read(path, "http://here"), None, clock)
+def started(client: Client, target: ScriptedTarget, clock: PassingClock) -> Callable[[], Mirror]:
+    """Starts a mirror as after a restart, with only the target."""
+    return lambda: Mirror(client, target, None, clock)
 
 
 def test_a_mirror_goes_on_after_a_restart_and_writes_each_version_once(
@@ -131,11 +111,10 @@ def test_a_refusal_of_the_target_ends_the_mirror(
 
 
 def test_a_control_plane_that_is_down_for_an_hour_is_waited_for(
-    published_plane: ControlPlane, clock: PassingClock, tmp_path: Path
+    published_plane: ControlPlane, clock: PassingClock, target: ScriptedTarget
 ) -> None:
-    target = ScriptedTarget(True)
     client = Client("http://127.0.0.1:9", retries=PROMPT)
-    mirror = Mirror(client, target, State.read(tmp_path / "s.json", "x"), None, clock)
+    mirror = Mirror(client, target, None, clock)
     with in_process("blocking", published_plane.app) as reachable:
         clock.on_sleep = lambda passed: (
             setattr(mirror, "_client", reachable) if passed > 3600 else None
@@ -146,7 +125,7 @@ def test_a_control_plane_that_is_down_for_an_hour_is_waited_for(
     assert target.versions == ["scenes@1", "scenes@2"]
 
 
-def test_a_crash_between_writing_and_remembering_repeats_at_most_the_last_version(
+def test_a_mirror_that_is_killed_goes_on_with_the_next_version(
     started: Callable[[], Mirror], target: ScriptedTarget
 ) -> None:
     def crash() -> None:
@@ -157,29 +136,13 @@ def test_a_crash_between_writing_and_remembering_repeats_at_most_the_last_versio
         started().catch_up()
     target.after = lambda: None
     started().catch_up()
-    assert target.versions[:1] == ["scenes@1"]
-    repeated = [] if target.knows else ["scenes@1"]
-    assert target.versions[1:] == [*repeated, "scenes@2"]
-
-
-def test_failed_jobs_since_the_last_time_are_written_once(
-    started: Callable[[], Mirror], target: ScriptedTarget, published_plane: ControlPlane
-) -> None:
-    started().catch_up()
-    bad = write_shard(published_plane.shards / "bad.parquet", table_with_nan(16)).uri
-    job = published_plane.post_dataset("bad", shards=[{"uri": bad}])
-    published_plane.run_to_end(job)
-    started().catch_up()
-    started().catch_up()
-    assert target.failures == [job]
+    assert target.versions == ["scenes@1", "scenes@2"]
 
 
 def test_new_versions_are_followed(
-    started: Callable[[], Mirror],
     target: ScriptedTarget,
     published_plane: ControlPlane,
     clock: PassingClock,
-    tmp_path: Path,
 ) -> None:
     class Done(Exception):
         pass
@@ -196,22 +159,13 @@ def test_new_versions_are_followed(
         if version == 2:
             published_plane.run_to_end(published_plane.post_dataset("three"))
 
-    with served(published_plane.app) as url, Client(url, retries=PROMPT) as client:
-        path = tmp_path / "state.json"
-        with pytest.raises(Done):
-            Mirror(client, target, State.read(path, url), None, clock).follow()
+    with (
+        served(published_plane.app) as url,
+        Client(url, retries=PROMPT) as client,
+        pytest.raises(Done),
+    ):
+        Mirror(client, target, None, clock).follow()
     assert target.versions == ["scenes@1", "scenes@2", "scenes@3"]
-
-
-def test_a_state_file_of_another_control_plane_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "state.json"
-    State(path, "http://one", 5, {"scenes": 2}).save()
-    assert State.read(path, "http://one").versions == {"scenes": 2}
-    with pytest.raises(MirrorError, match="belongs to http://one, not to http://two"):
-        State.read(path, "http://two")
-    path.write_text("{}")
-    with pytest.raises(MirrorError, match="is not a state file"):
-        State.read(path, "http://one")
 
 
 def test_metrics_have_names_of_datasets(client: Client, published_plane: ControlPlane) -> None:
@@ -221,7 +175,7 @@ def test_metrics_have_names_of_datasets(client: Client, published_plane: Control
     )
     published_plane.run_to_end(job)
     version = client.version("scenes", 3)
-    metrics = Published("x", client.model("scenes"), version, None).metrics()
+    metrics = Published(client.model("scenes"), version).metrics()
     assert (metrics["recall_at_1/one"], metrics["recall_at_1/three"]) == (0.7, 0.9)
     assert metrics["mean_recall_at_1"] == 0.8
     assert metrics["max_drift"] == metrics["drift/one"] == 0.3
@@ -237,15 +191,12 @@ def test_a_series_keeps_its_name_when_another_dataset_gets_the_same() -> None:
 
 
 def test_a_missing_package_is_named(cmcl: Cmcl) -> None:
-    with pytest.raises(MirrorError, match="pip install no-such-package"):
-        optional_module("no_such_module", "no-such-package")
-    error = cmcl("mirror", "openlineage", "http://127.0.0.1:9", code=Exit.FAILED)
-    assert "needs the package openlineage-python, which is not installed" in error
+    error = cmcl("mirror", "--once", code=Exit.FAILED)
+    assert "needs the package mlflow-skinny, which is not installed" in error
 
 
 def test_errors_of_the_control_plane_end_the_mirror(
-    target: ScriptedTarget, client: Client, clock: PassingClock, tmp_path: Path
+    target: ScriptedTarget, client: Client, clock: PassingClock
 ) -> None:
-    state = State.read(tmp_path / "s.json", "x")
     with pytest.raises(CmclError, match="no model 'lost'"):
-        Mirror(client, target, state, "lost", clock).catch_up()
+        Mirror(client, target, "lost", clock).catch_up()
