@@ -74,7 +74,12 @@ def evaluation_cell(found: EvaluationResult | None) -> str | None:
         return None
     lines = [found.note] if found.note else []
     if (recall := found.recall) is not None:
-        measured = f"at 1: {100 * recall.at_1:.1f} %, at 10: {100 * recall.at_10:.1f} %"
+        measured = (
+            f"at 1: {100 * recall.at_1:.1f} % ({recall.counts}), at 10: {100 * recall.at_10:.1f} %"
+        )
+        if recall.own_at_1 is not None and recall.own_at_10 is not None:
+            own = f"{100 * recall.own_at_1:.1f} %, at 10: {100 * recall.own_at_10:.1f} %"
+            lines.insert(0, f"own row at 1: {own}")
         lines.insert(0, f"{measured} of {recall.rows} rows, in version {found.version}")
     return "\n".join(lines)
 

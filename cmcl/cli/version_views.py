@@ -15,11 +15,13 @@ _BAR = 20
 _NOTICEABLE = 0.5
 # Of a head; below it, few more datasets fit.
 _SCARCE = 0.2
-# Criterion for a correct result; see contract.version.Recall.
+# What recall at 1 counts as a hit; see contract.version.Recall.
 _COUNTS = {
-    "same label": "same label: the nearest row has the query's label.",
-    "same item": "same item: the nearest row is the query's own partner.",
+    "same label": "same label: a row with the query's label, or with an equal item.",
+    "equal item": "equal item: a row whose item equals that of the query's partner, or whose partner equals the query.",
+    "own row": "own row: the query's own partner alone.",
 }
+_RECALL = ("rows", "R@1", "R@10", "own row R@1", "own row R@10")
 _CERTIFICATE = (
     "drift: root mean square change of the dataset's scores, relative to their size. "
     "loss now (quality in the API): spectral contrastive loss; -1 as when the dataset was learned, "
@@ -38,6 +40,7 @@ def version_view(version: Version, outcomes: Mapping[int, str]) -> RenderableTyp
     return Group(
         fields(_facts(version), f"{version.model}@{version.version}"),
         matrix(version.evaluation_matrix, names, outcomes),
+        recall_of_version(version.version, version.report.evaluation, names),
         *not_measured(version.report.not_evaluated, names),
         *measured_only(version.evaluation_only),
         certificate(version, names),
@@ -90,6 +93,25 @@ def matrix(
     return Group(Grid(headings, lines, title), Text(legend, style="dim"))
 
 
+def recall_of_version(
+    number: int, measured: Mapping[str, Recall], names: Mapping[str, str]
+) -> RenderableType:
+    """Recall of one version at 1 and at 10, by item and by own row."""
+    rows = [
+        [Text(name), *recall_cells(measured[dataset])]
+        for dataset, name in names.items()
+        if dataset in measured
+    ]
+    if not rows:
+        return Text("")
+    legend = (
+        "R@1 counts what the table above names, R@10 equal items; own row counts the query's own partner alone, after "
+        "rows with an equal item. Rows that score the same come before a hit."
+    )
+    title = f"recall of version {number} in %"
+    return Group(Grid(("dataset", *_RECALL), rows, title), Text(legend, style="dim"))
+
+
 def not_measured(why: Mapping[str, str], names: Mapping[str, str]) -> list[RenderableType]:
     """Return a line for each earlier dataset whose held-out rows are missing in the store."""
     return [
@@ -102,7 +124,7 @@ def measured_only(found: Sequence[MeasuredDataset]) -> list[RenderableType]:
     """Return a table of the datasets that are measured and never learned."""
     if not found:
         return []
-    headings = ("dataset", "pair", "rows", "recall at 1 (%)", "recall at 10 (%)", "note")
+    headings = ("dataset", "pair", *_RECALL, "note")
     rows = [
         [
             Text(f"{each.name}\n{each.dataset}"),
@@ -112,15 +134,18 @@ def measured_only(found: Sequence[MeasuredDataset]) -> list[RenderableType]:
         ]
         for each in found
     ]
-    return [Grid(headings, rows, "measured only, never learned")]
+    return [Grid(headings, rows, "measured only, never learned: recall in %")]
 
 
 def recall_cells(recall: Recall | None) -> list[Text]:
-    """Rows, and recall at 1 and at 10 in per cent."""
+    """Rows, and recall at 1 and at 10 in per cent, by item and by own row."""
     if recall is None:
-        return [as_text(None)] * 3
-    shares = (f"{100 * share:.1f}" for share in (recall.at_1, recall.at_10))
-    return [as_text(recall.rows), *map(Text, shares)]
+        return [as_text(None)] * len(_RECALL)
+    shares = (recall.at_1, recall.at_10, recall.own_at_1, recall.own_at_10)
+    return [
+        as_text(recall.rows),
+        *(as_text(None if share is None else f"{100 * share:.1f}") for share in shares),
+    ]
 
 
 def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
@@ -191,9 +216,8 @@ def _facts(version: Version) -> dict[str, Cell]:
 
 
 def _counted(dataset: str, rows: list[EvaluationRow]) -> str:
-    """Return the criterion. A dataset with labels has an accuracy, and recall at 1 counts labels."""
-    measured = (row.recall[dataset] for row in rows if dataset in row.recall)
-    return "same item" if next(measured).accuracy is None else "same label"
+    """Return what recall at 1 counts as a hit, in the newest version that was measured."""
+    return next(row.recall[dataset].counts for row in reversed(rows) if dataset in row.recall)
 
 
 def _recall_cell(row: EvaluationRow, dataset: str, learned: Mapping[str, float]) -> Text:

@@ -80,18 +80,38 @@ class Solution(Frozen):
 
 
 class Recall(Frozen):
-    """Share of held-out queries whose partner is retrieved; both directions averaged.
+    """Share of held-out queries that retrieve a hit; both directions averaged. Ties count against it.
 
-    A retrieved row is the partner if it has the same feature as the true partner, or if its own partner has the same
-    feature as the query: texts repeat, so the row number alone would be unfair. At 1 the same label will do as well.
-    `accuracy` is that of the nearest class, the mean of its embeddings on the other side; None without labels.
+    `at_1`, `at_5`, `at_10` count by item: a hit is a row whose feature equals that of the query's partner, or whose
+    partner's feature equals that of the query, because texts and pictures repeat. At 1 a row with the query's label is
+    a hit as well. `own_at_1` and `own_at_10` count the query's own row alone, and rows with an equal feature come
+    before it: where nothing repeats and there are no labels, they are the same as `at_1` and `at_10`.
     """
 
     rows: int = Field(ge=1)
     at_1: float = Field(ge=0, le=1)
     at_5: float = Field(ge=0, le=1)
     at_10: float = Field(ge=0, le=1)
-    accuracy: float | None = Field(default=None, ge=0, le=1)
+    own_at_1: float | None = Field(
+        default=None, ge=0, le=1, description="its own row is the nearest; null: not measured"
+    )
+    own_at_10: float | None = Field(
+        default=None, ge=0, le=1, description="its own row is among the ten nearest"
+    )
+    accuracy: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="of the nearest class, the mean of its embeddings on the other side; null: no labels",
+    )
+
+    @property
+    def counts(self) -> str:
+        """What `at_1` counts as a hit: `own row`, `equal item` where items repeat, or `same label`."""
+        if self.accuracy is not None:
+            return "same label"
+        by_item, own = (self.at_1, self.at_10), (self.own_at_1, self.own_at_10)
+        return "own row" if by_item == own else "equal item"
 
 
 class MeasuredDataset(EvaluationDataset):

@@ -86,8 +86,8 @@ def version_table(figures: StreamFigures, seconds_to_live: list[float]) -> Table
     """Table of versions: recall, backward transfer, drift and time to live."""
     table = Table(
         title="What each version learned, and what the earlier datasets lost",
-        caption="R@1: the nearest row has the query's label, or is its partner where rows have none; "
-        "R@10: its partner is among the ten nearest",
+        caption="R@1: the nearest row has the query's label, or the item of its partner where rows have none; "
+        "R@10: a row with the item of its partner is among the ten nearest",
     )
     table.add_column("#")
     table.add_column("dataset", no_wrap=True)

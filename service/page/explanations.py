@@ -210,7 +210,7 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     ),
     "recall": (
         "R@1",
-        "Share of held-out queries whose partner is the first result, both directions averaged. 100 % is perfect.",
+        "Share of held-out queries whose first result is a hit, both directions averaged. A hit is the query's own row; a row with an equal item, where items repeat; or one with the same label, where rows have labels. Rows that score the same come before a hit. 100 % is perfect.",
     ),
     "capacity": (
         "Free share",

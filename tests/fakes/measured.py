@@ -10,9 +10,9 @@ from tests.fakes.trainer import train
 
 
 def recall(at_1: float, at_10: float | None = None) -> Recall:
-    """A recall of ten rows."""
+    """A recall of ten rows, of which some have equal items."""
     top = at_1 if at_10 is None else at_10
-    return Recall(rows=10, at_1=at_1, at_5=top, at_10=top)
+    return Recall(rows=10, at_1=at_1, at_5=top, at_10=top, own_at_1=at_1 / 2, own_at_10=top / 2)
 
 
 def head(free_share: float) -> HeadCapacity:

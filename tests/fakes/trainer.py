@@ -91,8 +91,11 @@ def evaluate(
 
 
 def recall_of(rows: int, at_1: float) -> Recall:
-    """A recall of that many rows."""
-    return Recall(rows=rows, at_1=at_1, at_5=at_1, at_10=min(1.0, at_1 + 0.2))
+    """A recall of that many rows, of which some have equal items."""
+    at_10 = min(1.0, at_1 + 0.2)
+    return Recall(
+        rows=rows, at_1=at_1, at_5=at_1, at_10=at_10, own_at_1=at_1 / 2, own_at_10=at_10 / 2
+    )
 
 
 def report_progress(

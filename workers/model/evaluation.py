@@ -1,6 +1,6 @@
-"""Recall and class accuracy on held-out rows. Rows that share an item count as hits.
+"""Recall and class accuracy on held-out rows: by item, where rows that share one count as hits, and by own row.
 
-Shapes: N rows, K = 10 best of them, C classes, E width of the embeddings.
+Shapes: N rows, Q of them as queries, C classes, E width of the embeddings.
 """
 
 from dataclasses import dataclass
@@ -40,42 +40,87 @@ def measure(heads: ModalityHeads, pair: ModalityPair, held_out: HeldOut) -> Reca
 
 def recall(first_NE: Tensor, second_NE: Tensor, held_out: HeldOut) -> Recall:
     """Recall of unit embeddings, averaged over both directions."""
+    rows, labels_N = held_out.rows, held_out.labels_N
     ways = ((first_NE, second_NE), (second_NE, first_NE))
-    hits_NK = torch.cat([_hits(queries, gallery, held_out.rows) for queries, gallery in ways])
-    first_hit_N = hits_NK[:, 0]
+    keys = (rows.second_keys_N, rows.first_keys_N)
+    ranks = [_ranks(*way, held_out, keys_N) for way, keys_N in zip(ways, keys, strict=True)]
+    nearest_N, item_N, own_N = (torch.cat(each) for each in zip(*ranks, strict=True))
     accuracy = None
-    labels_N = held_out.labels_N
     if labels_N is not None:
-        same_label_N = torch.cat([_same_label(*way, labels_N) for way in ways])
-        first_hit_N = first_hit_N | same_label_N
         accuracy = fmean(_class_accuracy(*way, labels_N) for way in ways)
     return Recall(
         rows=len(held_out),
-        at_1=float(first_hit_N.double().mean()),
-        at_5=float(hits_NK[:, :5].any(dim=1).double().mean()),
-        at_10=float(hits_NK.any(dim=1).double().mean()),
+        at_1=_share(nearest_N, 1),
+        at_5=_share(item_N, 5),
+        at_10=_share(item_N, 10),
+        own_at_1=_share(own_N, 1),
+        own_at_10=_share(own_N, 10),
         accuracy=accuracy,
     )
 
 
-def _hits(queries_NE: Tensor, gallery_NE: Tensor, rows: PairedRows) -> Tensor:
-    """Which of the ten best rows share an item with the query (bool, N × K)."""
-    best_NK = _best(queries_NE, gallery_NE)
-    first_N, second_N = rows.first_keys_N, rows.second_keys_N
-    return (first_N[best_NK] == first_N[:, None]) | (second_N[best_NK] == second_N[:, None])
+def _share(ranks_N: Tensor, most: int) -> float:
+    return float((ranks_N <= most).double().mean())
 
 
-def _same_label(queries_NE: Tensor, gallery_NE: Tensor, labels_N: Tensor) -> Tensor:
-    """Whether the best row has the query's label (bool, N)."""
-    return labels_N[_best(queries_NE, gallery_NE)[:, 0]] == labels_N
+def _ranks(
+    queries_NE: Tensor, gallery_NE: Tensor, held_out: HeldOut, keys_N: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranks of the best row with the query's label or item, of the best one with its item, and of its own row.
+
+    `keys_N`: of the gallery's items. Ranks beyond the ten best are some number above ten.
+    """
+    rows, labels_N = held_out.rows, held_out.labels_N
+    _, same_N, counts = torch.unique(keys_N, return_inverse=True, return_counts=True)
+    nearest, items, owns = list[Tensor](), list[Tensor](), list[Tensor]()
+    for start in range(0, len(queries_NE), _QUERIES_AT_ONCE):
+        part_Q = torch.arange(start, min(start + _QUERIES_AT_ONCE, len(queries_NE)))
+        found = _Best.of(queries_NE[part_Q] @ gallery_NE.mT, part_Q)
+        same_item_P = found.share(rows.first_keys_N) | found.share(rows.second_keys_N)
+        items.append(found.ranks(same_item_P))
+        # Rows with the same item have the same embedding: they tie, however their scores are rounded.
+        owns.append(found.ranks(found.share(keys_N)) + counts[same_N[part_Q]] - 1)
+        if labels_N is not None:
+            nearest.append(found.ranks(same_item_P | found.share(labels_N)))
+    return torch.cat(nearest or items), torch.cat(items), torch.cat(owns)
 
 
-def _best(queries_NE: Tensor, gallery_NE: Tensor) -> Tensor:
-    """Row numbers of the ten best (N × K), best first."""
-    best = min(_BEST, len(gallery_NE))
-    starts = range(0, len(queries_NE), _QUERIES_AT_ONCE)
-    parts = (queries_NE[start : start + _QUERIES_AT_ONCE] for start in starts)
-    return torch.cat([(part @ gallery_NE.mT).topk(best, dim=1).indices for part in parts])
+@dataclass(frozen=True)
+class _Best:
+    """The rows of each query that score no less than its tenth best one: ten, and more where these tie with others.
+
+    Shapes: P such pairs of a query and a row. `places_P`: of the queries among these Q.
+    """
+
+    queries_Q: Tensor
+    places_P: Tensor
+    rows_P: Tensor
+    scores_P: Tensor
+
+    @classmethod
+    def of(cls, scores_QN: Tensor, queries_Q: Tensor) -> "_Best":
+        best = scores_QN.topk(min(_BEST + 1, scores_QN.shape[1]), dim=1)
+        rows_QK, tenth_Q1 = best.indices[:, :_BEST], best.values[:, :_BEST][:, -1:]
+        # Where the eleventh ties with the tenth, more rows may: all scores of these queries are compared.
+        is_tied_Q = (best.values[:, _BEST:] == tenth_Q1).any(dim=1)
+        clear_Q, tied_Q = (each.nonzero()[:, 0] for each in (~is_tied_Q, is_tied_Q))
+        places, rows = (scores_QN[tied_Q] >= tenth_Q1[tied_Q]).nonzero(as_tuple=True)
+        places_P = torch.cat([clear_Q.repeat_interleave(rows_QK.shape[1]), tied_Q[places]])
+        rows_P = torch.cat([rows_QK[clear_Q].flatten(), rows])
+        return cls(queries_Q, places_P, rows_P, scores_QN[places_P, rows_P])
+
+    def share(self, values_N: Tensor) -> Tensor:
+        """Whether query and row have the same value (bool, P)."""
+        return values_N[self.queries_Q[self.places_P]] == values_N[self.rows_P]
+
+    def ranks(self, is_hit_P: Tensor) -> Tensor:
+        """The rank of each query's best hit, from 1. Other rows that score the same come before it."""
+        best_Q = self.scores_P.new_full(self.queries_Q.shape, -torch.inf)
+        hits_P = self.scores_P.masked_fill(~is_hit_P, -torch.inf)
+        best_Q = best_Q.scatter_reduce(0, self.places_P, hits_P, "amax")
+        ahead_P = ~is_hit_P & (self.scores_P >= best_Q[self.places_P])
+        ranks_Q = 1 + self.places_P[ahead_P].bincount(minlength=len(best_Q))
+        return ranks_Q.masked_fill(best_Q.isneginf(), _BEST + 1)
 
 
 def _class_accuracy(queries_NE: Tensor, gallery_NE: Tensor, labels_N: Tensor) -> float:

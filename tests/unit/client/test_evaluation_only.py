@@ -35,7 +35,8 @@ def test_a_pair_is_measured_without_being_learned(
     (dataset,) = [line for line in cmcl.lines("dataset", "list") if line["evaluate_only"]]
     shown = cmcl("dataset", "show", dataset["id"])
     assert "sealed, measured only" in shown
-    assert "at 1: 50.0 %, at 10: 70.0 % of 16 rows, in version 2" in shown
+    assert "at 1: 50.0 % (equal item), at 10: 70.0 % of 16 rows, in version 2" in shown
+    assert "own row at 1: 25.0 %, at 10: 35.0 %" in shown
     assert "at 1: 50.0 %" in cmcl("job", "show", dataset["job"])
 
     plane.run_to_end(plane.post_dataset("three"))

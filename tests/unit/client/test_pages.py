@@ -12,7 +12,7 @@ from cmcl.cli.console import Columns, as_text, fields, table
 from cmcl.cli.dataset_views import dataset_view, report_view
 from cmcl.cli.options import name_of
 from cmcl.cli.overview import capacity_view
-from cmcl.cli.version_views import capacity, matrix, not_measured
+from cmcl.cli.version_views import capacity, matrix, not_measured, recall_of_version
 from cmcl.client import Dataset, EvaluationRow, FreeShare, ModalityCapacity, ModelCapacity
 from cmcl.contract.version import HeadCapacity, Recall
 
@@ -44,21 +44,38 @@ def test_a_dataset_that_was_not_measured_is_shown_with_the_reason() -> None:
 
 def test_a_matrix_shows_the_change_of_each_dataset_since_it_was_learned() -> None:
     text = drawn(matrix(ROWS, NAMES, {}))
-    assert "│ 1       │ birds      │ 90.0              │                        │" in text
-    assert "│ 2       │ [bold]bees │ 88.0 (-2.0)       │ 50.0                   │" in text
-    assert "│ 3       │ cats       │ 70.0 (-20.0)      │ 52.0 (+2.0)            │" in text
+    assert [cells(line) for line in text.splitlines() if line.startswith("│")] == [
+        ["1", "birds", "90.0", ""],
+        ["2", "[bold]bees", "88.0 (-2.0)", "50.0"],
+        ["3", "cats", "70.0 (-20.0)", "52.0 (+2.0)"],
+    ]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("│").split("│")]
 
 
 def test_recall_is_labelled_with_its_criterion() -> None:
     """With labels, a row of the same label counts as a hit at 1, and there is an accuracy."""
     labelled = Recall(rows=10, at_1=0.9, at_5=0.9, at_10=0.9, accuracy=0.8)
-    rows = [EvaluationRow(version=1, learned="a", recall={"a": labelled}), *ROWS[1:2]]
+    own = Recall(rows=10, at_1=0.5, at_5=0.6, at_10=0.7, own_at_1=0.5, own_at_10=0.7)
+    repeated = own.model_copy(update={"own_at_1": 0.4})
+    measured = {"a": labelled, "b": own, "c": repeated}
+    rows = [EvaluationRow(version=1, learned="a", recall=measured)]
     text = drawn(matrix(rows, NAMES, {}), width=160)
     assert "birds (same label)" in text
-    assert "[bold]bees (same item)" in text
-    assert "the nearest row has the query's label" in text
-    assert "the nearest row is the query's own partner" in text
-    assert "own partner" not in drawn(matrix(rows[:1], NAMES, {}))
+    assert "[bold]bees (own row)" in text
+    assert "cats (equal item)" in text
+
+
+def test_a_version_has_recall_at_one_and_ten_by_item_and_by_own_row() -> None:
+    found = Recall(rows=951, at_1=0.412, at_5=0.6, at_10=0.731, own_at_1=0.381, own_at_10=0.702)
+    older = Recall(rows=10, at_1=0.5, at_5=0.6, at_10=0.7)
+    text = drawn(recall_of_version(3, {"a": found, "b": older}, NAMES))
+    assert [cells(line) for line in text.splitlines() if line.startswith("│")] == [
+        ["birds", "951", "41.2", "73.1", "38.1", "70.2"],
+        ["[bold]bees", "10", "50.0", "70.0", "-", "-"],
+    ]
 
 
 def test_gains_are_green_and_losses_red() -> None:

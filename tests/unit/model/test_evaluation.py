@@ -1,4 +1,4 @@
-"""Recall counts every row that matches the query as found."""
+"""Recall by item counts every row that matches the query, recall by own row one of them; ties count against both."""
 
 import pytest
 import torch
@@ -67,3 +67,75 @@ def test_accuracy_is_that_of_the_nearest_class() -> None:
     texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     found = recall(images, texts, held_out([0, 1, 2], [3, 4, 5], [0, 1, 0]))
     assert found.accuracy == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_rows_that_score_the_same_are_not_found() -> None:
+    """Constant embeddings tell nothing: every row ties with every other."""
+    same = torch.ones(40, 4) / 2
+    found = recall(same, same, held_out(list(range(40)), list(range(40)), None))
+    assert (found.at_1, found.at_5, found.at_10, found.own_at_1, found.own_at_10) == (0, 0, 0, 0, 0)
+    labelled = recall(same, same, held_out(list(range(40)), list(range(40)), [0] * 20 + [1] * 20))
+    assert labelled.at_1 == 0
+
+
+def test_a_class_caption_is_found_by_item_and_not_by_row() -> None:
+    """Thirty pictures of three classes, each with the text of its class, near it."""
+    classes = [row % 3 for row in range(30)]
+    texts = torch.eye(4)[:3][classes]
+    images = unit(texts + 0.1 * torch.randn(30, 4, generator=torch.Generator().manual_seed(0)))
+    found = recall(images, texts, held_out(list(range(30)), classes, None))
+    assert (found.at_1, found.at_10) == (1.0, 1.0)
+    # From the text to its own picture: one of ten that have this text.
+    assert found.own_at_1 == pytest.approx(0.05)
+    assert found.own_at_10 == pytest.approx(1.0)
+    assert found.counts == "equal item"
+
+
+def test_where_nothing_repeats_the_own_row_is_what_is_counted() -> None:
+    generator = torch.Generator().manual_seed(3)
+    first = unit(torch.randn(200, 16, generator=generator))
+    second = unit(first + 0.5 * torch.randn(200, 16, generator=generator))
+    found = recall(first, second, held_out(list(range(200)), list(range(200)), None))
+    assert (found.own_at_1, found.own_at_10) == (found.at_1, found.at_10)
+    assert found.counts == "own row"
+
+
+@pytest.mark.parametrize("count", [3, 10, 11, 12, 60])
+def test_ranks_are_those_of_counting_row_by_row(count: int) -> None:
+    """Scores of few values, so that many rows tie, also at the tenth place; items and labels repeat."""
+    generator = torch.Generator().manual_seed(count)
+    first, second = (torch.randint(-1, 2, (count, 3), generator=generator).float() for _ in "ab")
+    second_keys = second.unique(dim=0, return_inverse=True)[1].tolist()
+    first_keys = torch.randint(0, count, (count,), generator=generator).tolist()
+    labels = torch.randint(0, 4, (count,), generator=generator).tolist()
+    found = recall(first, second, held_out(first_keys, second_keys, labels))
+    ranks: dict[str, list[int]] = {"label": [], "item": [], "own": []}
+    for scores, keys in (
+        ((first @ second.mT).tolist(), second_keys),
+        ((second @ first.mT).tolist(), first_keys),
+    ):
+        for query in range(count):
+            item = {
+                row
+                for row in range(count)
+                if first_keys[row] == first_keys[query] or second_keys[row] == second_keys[query]
+            }
+            label = item | {row for row in range(count) if labels[row] == labels[query]}
+            ranks["label"].append(rank(scores[query], label))
+            ranks["item"].append(rank(scores[query], item))
+            same = {row for row in range(count) if keys[row] == keys[query]}
+            ranks["own"].append(rank(scores[query], same) + len(same) - 1)
+    assert found.at_1 == pytest.approx(share(ranks["label"], 1))
+    assert found.at_5 == pytest.approx(share(ranks["item"], 5))
+    assert found.at_10 == pytest.approx(share(ranks["item"], 10))
+    assert found.own_at_1 == pytest.approx(share(ranks["own"], 1))
+    assert found.own_at_10 == pytest.approx(share(ranks["own"], 10))
+
+
+def rank(scores: list[float], hits: set[int]) -> int:
+    best = max(scores[row] for row in hits)
+    return 1 + sum(score >= best for row, score in enumerate(scores) if row not in hits)
+
+
+def share(ranks: list[int], most: int) -> float:
+    return sum(each <= most for each in ranks) / len(ranks)

@@ -79,6 +79,10 @@ rows than its features have numbers (those of the lift included), whether a give
 who may have this information."""
 _LICENCE = """Not stated: to publish this folder, state one in the fields `license` and `license_name` above. These heads are \
 computed from the features of the datasets and encoders listed here, whose licences may say what is permitted."""
+_RECALL = (
+    "Recall at 1 in %, both directions averaged. A hit is the query's own row; a row with an equal item, where items "
+    "repeat; or one with the same label, where rows have labels. `manifest.json` has recall by own row for each dataset."
+)
 _CERTIFICATE = (
     "Drift: root mean square change of the dataset's scores over all combinations of its rows, relative to their "
     "size; since it was learned, and by this version alone. Loss: spectral contrastive loss of the whole dataset; "
@@ -228,8 +232,9 @@ def _recall(version: MeasuredVersion) -> str:
     rows = [
         (str(row.version), *(_percent(row.recall.get(each)) for each in datasets)) for row in matrix
     ]
-    heading = ("version", *(names[each] for each in datasets))
-    return "Recall at 1 in %, both directions averaged.\n\n" + _table(heading, rows)
+    newest = {dataset: recall for row in matrix for dataset, recall in row.recall.items()}
+    heading = ("version", *(f"{names[each]} ({newest[each].counts})" for each in datasets))
+    return f"{_RECALL}\n\n{_table(heading, rows)}"
 
 
 def _certificates(manifest: VersionManifest) -> str:
