@@ -198,6 +198,7 @@ CASES = {
     "example-location": Case(
         "cmcl_example_encoders.location:GeoClipLocation", "numbers", None, 512
     ),
+    "example-text": Case("cmcl_example_encoders.minilm:MiniLM", "text", None, 384),
     "imagebind-text": binding("imagebind", "text", "text"),
     "imagebind-thermal": binding("imagebind", "thermal", "image"),
     "imagebind-audio": binding("imagebind", "audio", "audio", **HALF_SECONDS),

@@ -3,6 +3,7 @@
 import io
 import json
 import socket
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,6 +192,13 @@ def test_an_image_encoder_takes_extreme_proportions(folders: Folders) -> None:
         file = io.BytesIO()
         Image.new("RGB", size, "red").save(file, "PNG")
         assert np.isfinite(features(encoder, file.getvalue())).all()
+
+
+def test_the_package_of_examples_names_a_kind_for_each_declared_encoder() -> None:
+    package = tomllib.loads((EXAMPLES / "pyproject.toml").read_text())["project"]
+    kinds = package["entry-points"]["cmcl.encoders"].values()
+    declared = json.loads((EXAMPLES / "encoders.json").read_text())
+    assert sorted(kinds) == sorted(each["kind"] for each in declared)
 
 
 def test_the_example_file_declares_encoders_that_load() -> None:
