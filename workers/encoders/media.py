@@ -14,7 +14,7 @@ import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -224,10 +224,9 @@ def read_image(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def is_flat(image: Image.Image) -> bool:
-    """Return whether an RGB image has one colour."""
-    return all(
-        least == most for least, most in cast("tuple[tuple[int, int], ...]", image.getextrema())
-    )
+    """Return whether an image has one colour."""
+    # It ends at the first pixel of another one.
+    return image.getcolors(1) is not None
 
 
 def _check_pixels(image: Image.Image, max_pixels: int) -> None:

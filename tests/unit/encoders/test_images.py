@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.unit.encoders.conftest import Bounded
-from workers.encoders.media import read_image
+from workers.encoders.media import is_flat, read_image
 
 PIXELS = 10_000
 
@@ -264,3 +264,10 @@ def test_a_truncated_jpeg_is_refused_at_small_cost(bounded: Bounded) -> None:
     data = picture("JPEG", size=(400, 300))
     with bounded(1, 20), pytest.raises(ValueError, match=r"the image is damaged: .*truncated"):
         read_image(data[:-400], 1_000_000)
+
+
+def test_an_image_is_flat_if_every_pixel_has_the_same_colour() -> None:
+    image = Image.new("RGB", (40, 30), (1, 2, 3))
+    assert is_flat(image)
+    image.putpixel((39, 29), (1, 2, 4))
+    assert not is_flat(image)
