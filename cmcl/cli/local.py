@@ -130,7 +130,7 @@ def demo(  # noqa: PLR0913, PLR0917 - each part has its options
     ] = 200.0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a small real stream with and without protection, while sending queries.
+    """Train a small real stream under both policies and without protection, while sending queries.
 
     The last line on stdout is one JSON document; with --json, it is the only one.
     """

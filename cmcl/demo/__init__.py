@@ -1,1 +1,1 @@
-"""`cmcl demo`: train a small real stream with and without protection, under queries."""
+"""`cmcl demo`: train a small real stream under both policies and without protection, while queries are answered."""

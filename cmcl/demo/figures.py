@@ -1,9 +1,9 @@
 """Recall, backward transfer and drift of a stream, computed from version manifests, and their tables."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 from rich.table import Table
 
@@ -61,9 +61,9 @@ def stream_figures(versions: Sequence[VersionManifest]) -> StreamFigures:
     )
 
 
-def draw(protected: StreamFigures, unprotected: StreamFigures, path: Path) -> None:
-    """Draw what earlier datasets lost, with and without protection."""
-    panels = {"protected": protected.memory(), "unprotected": unprotected.memory()}
+def draw(models: Mapping[str, StreamFigures], path: Path) -> None:
+    """Draw what earlier datasets lost in each model."""
+    panels = {name: figures.memory() for name, figures in models.items()}
     path.write_text(forgetting_matrices(panels).svg(standalone=True) + "\n", encoding="utf-8")
 
 
@@ -85,7 +85,7 @@ def _matrix(
 def version_table(figures: StreamFigures, seconds_to_live: list[float]) -> Table:
     """Table of versions: recall, backward transfer, drift and time to live."""
     table = Table(
-        title="What each version learned, and what the earlier datasets lost",
+        title="improve: what each version learned, and what the earlier datasets lost",
         caption="R@1: the nearest row has the query's label, or the item of its partner where rows have none; "
         "R@10: a row with the item of its partner is among the ten nearest",
     )
@@ -107,22 +107,23 @@ def version_table(figures: StreamFigures, seconds_to_live: list[float]) -> Table
     return table
 
 
-def comparison_table(protected: StreamFigures, unprotected: StreamFigures) -> Table:
-    """Table of the stream with and without protection."""
-    table = Table(title="The same stream with and without protection")
+def comparison_table(
+    models: Mapping[str, StreamFigures], to_live: Mapping[str, Sequence[float]]
+) -> Table:
+    """Table of the models at the end of the stream, a column for each."""
+    table = Table(title="The same stream under both policies and without protection")
     table.add_column("final, mean over datasets")
-    for heading in ("protected", "unprotected"):
-        table.add_column(heading, justify="right")
-    ours, theirs = protected.summary(), unprotected.summary()
+    for name in models:
+        table.add_column(name, justify="right")
+    summaries = [figures.summary() for figures in models.values()]
     for label, key in (("R@1", "recall_at_1"), ("R@10", "recall_at_10")):
-        table.add_row(label, _percent(ours[key]), _percent(theirs[key]))
+        table.add_row(label, *(_percent(each[key]) for each in summaries))
     for label, key in (("BWT R@1", "bwt_recall_at_1"), ("BWT R@10", "bwt_recall_at_10")):
-        table.add_row(label, _points(ours[key]), _points(theirs[key]))
+        table.add_row(label, *(_points(each[key]) for each in summaries))
     table.add_row(
-        "largest drift of old scores",
-        f"{protected.max_drift:.3f}",
-        f"{unprotected.max_drift:.3f}",
+        "largest drift of old scores", *(f"{each.max_drift:.3f}" for each in models.values())
     )
+    table.add_row("seconds to live, median", *(f"{median(to_live[name]):.1f}" for name in models))
     return table
 
 

@@ -18,7 +18,8 @@ class QueryReport:
     sent: int = 0
     failures: list[str] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
-    first_seen: dict[int, float] = field(default_factory=dict)
+    # By version, as the endpoint names it: `model@version`.
+    first_seen: dict[str, float] = field(default_factory=dict)
 
     def percentile(self, share: float) -> float:
         """Return the latency in seconds at the quantile `share`."""
@@ -43,21 +44,20 @@ class QueryLoad:
         threads: int = 4,
     ) -> None:
         self._address, self._interval = (host, port), threads / rate
-        self._model = model
         self._bodies: list[bytes] = []
-        self.add(probes)
+        self.add(model, probes)
         self.report = QueryReport()
         # First response of each version to each query, for comparison with later ones.
-        self.answers: dict[tuple[int, int], list[float]] = {}
+        self.answers: dict[tuple[str, int], list[float]] = {}
         self._numbers = count()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._ask_on, daemon=True) for _ in range(threads)]
 
-    def add(self, probes: dict[str, list[list[float]]]) -> None:
-        """Send features of modalities that the model has learned since, too."""
+    def add(self, model: str, probes: dict[str, list[list[float]]]) -> None:
+        """Send features of modalities that a model has learned since, too."""
         self._bodies += [
-            json.dumps({"model": self._model, "modality": modality, "input": row}).encode()
+            json.dumps({"model": model, "modality": modality, "input": row}).encode()
             for modality, rows in probes.items()
             for row in rows
         ]
@@ -74,8 +74,8 @@ class QueryLoad:
             thread.join()
         return self.report
 
-    def wait_for(self, version: int, timeout: float) -> float | None:
-        """Wait for the first response of `version`. Return its time (time.monotonic), or None."""
+    def wait_for(self, version: str, timeout: float) -> float | None:
+        """Wait for the first response of `version` (`model@version`). Return its time (time.monotonic), or None."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if version in self.report.first_seen:
@@ -115,7 +115,8 @@ class QueryLoad:
             return
         try:
             answer = json.loads(body)
-            version = int(answer["model"].rpartition("@")[2])
+            version = str(answer["model"])
+            int(version.rpartition("@")[2])
             vector = [float(value) for value in answer["data"][0]["embedding"]]
         except (ValueError, LookupError, TypeError, AttributeError):
             # Count it as a failure; an exception would end the thread unnoticed.
@@ -129,7 +130,7 @@ class QueryLoad:
             known = self.answers.setdefault((version, query), vector)
         if not _agree(known, vector):
             with self._lock:
-                self.report.failures.append(f"version {version} answered query {query} in two ways")
+                self.report.failures.append(f"{version} answered query {query} in two ways")
 
     def _failed(self, why: str) -> None:
         with self._lock:

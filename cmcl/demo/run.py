@@ -1,13 +1,13 @@
 """The demo from start to end: start, post, watch, query, compare."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 
@@ -17,7 +17,6 @@ from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
 from cmcl.demo.figures import (
-    StreamFigures,
     comparison_table,
     draw,
     stream_figures,
@@ -29,7 +28,13 @@ from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.stack import LocalStack
 from cmcl.stack_host import FolderLock, Ports
 
-MODEL = "demo"
+# The models that learn the stream side by side, by what each specification says of how it learns.
+DEFAULT, UNPROTECTED = "improve", "unprotected"
+MODELS: Mapping[str, Mapping[str, str]] = {
+    DEFAULT: {"policy": "improve"},
+    "preserve": {"policy": "preserve"},
+    UNPROTECTED: {"method": "vanilla"},
+}
 # Marks a folder of the demo, which may be emptied.
 _MARK = ".cmcl-demo"
 _SWAP_SECONDS = 120.0
@@ -72,24 +77,83 @@ def run_demo(options: DemoOptions, console: Console) -> int:
         console.print(f"control plane {stack.service_url}, embeddings {stack.embeddings_url}")
         console.print(f"watch it at {stack.page_url}")
         load = _query_load(stack, stream, options.queries_per_second)
-        to_live = _learn_protected(client, stream, load, console)
+        models = _learn_stream(client, stream, load, console)
         raw = _learn_raw(client, options.raw, console)
         queries = load.stop()
-        versions = [client.version(MODEL, number + 1).manifest for number in range(len(to_live))]
-    protected = stream_figures(versions)
-    unprotected = stream_figures(_without_protection(stack, versions[-1], console))
-    bound = versions[-1].spec.drift_bound
+    figures = {model.name: stream_figures(model.versions) for model in models}
+    to_live = {model.name: model.to_live for model in models}
     picture = options.folder / "forgetting.svg"
-    draw(protected, unprotected, picture)
-    console.print(version_table(protected, to_live))
-    console.print(comparison_table(protected, unprotected))
+    draw(figures, picture)
+    console.print(version_table(figures[DEFAULT], to_live[DEFAULT]))
+    console.print(comparison_table(figures, to_live))
+    for model in models:
+        console.print(f"{model.name}: {model.work()}", markup=False, highlight=False)
     _print_queries(console, queries)
     _print_raw(console, raw)
     console.print(f"forgetting matrix: {picture}")
-    document = _document(protected, unprotected, queries, to_live)
+    document = _document(models, queries)
     print(json.dumps({**document, "raw": raw.document()}), flush=True)
-    within = bound is None or protected.max_drift <= bound
+    within = all(
+        model.bound is None or figures[model.name].max_drift <= model.bound for model in models
+    )
     return 0 if within and not queries.failures and not raw.failures else 1
+
+
+@dataclass
+class DemoModel:
+    """One of the models that learn the stream, its versions, and the jobs that made them."""
+
+    name: str
+    spec: ModelSpec
+    versions: list[VersionManifest] = field(default_factory=list)
+    # Seconds from each POST to the first response of its version.
+    to_live: list[float] = field(default_factory=list)
+    # Of each dataset that was trained on rows: the share of the gradient's square that the mask removed.
+    removed: list[float] = field(default_factory=list)
+
+    @property
+    def bound(self) -> float | None:
+        """The largest permitted drift."""
+        return self.spec.drift_bound
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that trained the last version."""
+        return self.versions[-1].report.ranks
+
+    @property
+    def updates(self) -> int:
+        """Updates of all versions."""
+        return sum(version.report.updates for version in self.versions)
+
+    def work(self) -> str:
+        """What its ranks did, in one line."""
+        solution = self.versions[-1].report.solution
+        rows = sum(line.rows for line in self.versions[-1].learned)
+        if solution:
+            return (
+                f"moments of {rows:,} rows summed over {self.ranks} ranks; {solution.rank} directions solved "
+                f"for all datasets together; {self.updates:,} updates of the polish on rows drawn from moments"
+            )
+        trained = f"DDP on {self.ranks} ranks, {self.updates:,} updates on {rows:,} rows, gradients all-reduced"
+        if self.spec.policy is None:
+            return f"{trained}; nothing blocked"
+        blocked = 100 * fmean(self.removed) if self.removed else 0.0
+        return (
+            f"{trained} and projected: {blocked:.1f} % of the gradient's square was blocked; the first dataset "
+            "of two modalities was solved"
+        )
+
+    def document(self) -> Json:
+        """Its part of the demo's last line."""
+        figures = stream_figures(self.versions)
+        return {
+            **figures.summary(),
+            "max_drift": round(figures.max_drift, 4),
+            "ranks": self.ranks,
+            "updates": self.updates,
+            "seconds_post_to_live": self.to_live,
+        }
 
 
 def _empty(folder: Path) -> None:
@@ -109,30 +173,30 @@ def _empty(folder: Path) -> None:
 
 def _query_load(stack: LocalStack, stream: Stream, rate: float) -> QueryLoad:
     probes = stream.probe_rows(_PROBES, datasets=1)
-    return QueryLoad("127.0.0.1", stack.ports.embeddings, MODEL, probes, rate)
+    return QueryLoad("127.0.0.1", stack.ports.embeddings, DEFAULT, probes, rate)
 
 
-def _learn_protected(
+def _learn_stream(
     client: Client, stream: Stream, load: QueryLoad, console: Console
-) -> list[float]:
-    """Post the datasets in order. Return seconds from each POST to the first response of its version."""
-    client.create_model(MODEL, ModelSpec(modalities=stream.modalities))
-    seconds = []
-    probes = stream.probe_rows(_PROBES, datasets=1)
+) -> list[DemoModel]:
+    """Post each dataset to one model after the other, in order; all live models are queried throughout."""
+    models = [
+        DemoModel(name, ModelSpec.model_validate({"modalities": stream.modalities, **learns}))
+        for name, learns in MODELS.items()
+    ]
+    for model in models:
+        client.create_model(model.name, model.spec)
+    probes = dict[str, list[list[float]]]()
     for version, dataset in enumerate(stream.datasets, start=1):
-        posted = time.monotonic()
-        _learn(client, dataset, console)
-        if version == 1:
-            _wait_until_live(client, stream)
-            load.start()
-        answered = load.wait_for(version, _SWAP_SECONDS)
-        if answered is None:
-            raise DemoError(f"version {version} was not live within {_SWAP_SECONDS:g} s")
-        seconds.append(round(answered - posted, 2))
-        learned = stream.probe_rows(_PROBES, datasets=version)
-        load.add({name: rows for name, rows in learned.items() if name not in probes})
-        probes = learned
-    return seconds
+        known, probes = probes, stream.probe_rows(_PROBES, datasets=version)
+        new = {name: rows for name, rows in probes.items() if name not in known}
+        for model in models:
+            _learn(client, model, dataset, load, console)
+            if (version, model.name) == (1, DEFAULT):
+                load.start()
+            elif new:
+                load.add(model.name, new)
+    return models
 
 
 def _learn_raw(client: Client, folder: Path, console: Console) -> RawReport:
@@ -143,51 +207,49 @@ def _learn_raw(client: Client, folder: Path, console: Console) -> RawReport:
         raise DemoError(str(error)) from error
 
 
-def _learn(client: Client, dataset: StreamDataset, console: Console) -> None:
+def _learn(
+    client: Client, model: DemoModel, dataset: StreamDataset, load: QueryLoad, console: Console
+) -> None:
+    """Post a dataset, and wait until its version answers."""
+    posted = time.monotonic()
     accepted = client.add_dataset(
-        MODEL, dataset.name, dataset.pair, dataset.shards, dataset.evaluation_shards
+        model.name, dataset.name, dataset.pair, dataset.shards, dataset.evaluation_shards
     )
-    title = f"{dataset.name:<12} {dataset.pair!s:<12}"
+    title = f"{model.name:<11} {dataset.name:<12} {dataset.pair!s:<12}"
     job = watch_with_bar(client, accepted.job.id, title, console)
     if job.state != "published":
-        raise DemoError(f"{dataset.name} ended as {job.state}: {job.message}")
+        raise DemoError(f"{dataset.name} ended as {job.state} for {model.name}: {job.message}")
+    version = len(model.versions) + 1
+    answered = (
+        load.wait_for(f"{model.name}@{version}", _SWAP_SECONDS)
+        if version > 1
+        else _wait_until_live(client, model.name, dataset)
+    )
+    if answered is None:
+        raise DemoError(
+            f"version {version} of {model.name} was not live within {_SWAP_SECONDS:g} s"
+        )
+    model.to_live.append(round(answered - posted, 2))
+    model.versions.append(client.version(model.name, version).manifest)
+    points = client.progress(job.id).points
+    removed = [point.removed_share for point in points if point.removed_share is not None]
+    if removed:
+        model.removed.append(fmean(removed))
 
 
-def _wait_until_live(client: Client, stream: Stream) -> None:
-    """Wait until the first version is live."""
-    modality, rows = next(iter(stream.probe_rows(1).items()))
+def _wait_until_live(client: Client, model: str, dataset: StreamDataset) -> float | None:
+    """Wait until the first version of a model answers. Return the time (time.monotonic), or None."""
+    modality, row = (
+        dataset.pair.first,
+        [1.0] * client.model(model).modalities[dataset.pair.first].width,
+    )
     deadline = time.monotonic() + _SWAP_SECONDS
-    while True:
-        try:
-            client.embed(MODEL, modality, rows)
-            return
-        except CmclError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-
-
-def _without_protection(
-    stack: LocalStack, last: VersionManifest, console: Console
-) -> list[VersionManifest]:
-    """Train the same datasets with the method `vanilla`, in one process without Ray."""
-    command = [
-        *(sys.executable, "-m", "workers.train.rerun", "--method", "vanilla"),
-        *("--store", stack.store_uri, "--model", MODEL, "--version", str(last.version)),
-        *("--into", (stack.folder / "unprotected").as_uri()),
-    ]
-    versions = []
-    # One thread, as a rank has. On a busy machine two threads wait for each other: 69 s for a dataset that
-    # one thread trained in 10 to 23 s, on two shared cores.
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=alone) as process:
-        for line in process.stdout or ():
-            versions.append(VersionManifest.model_validate_json(line))
-            name = versions[-1].learned[-1].name
-            console.print(f"without protection: {name} learned ({len(versions)})")
-    if process.returncode:
-        raise DemoError(f"{' '.join(command)} ended with {process.returncode}")
-    return versions
+    while time.monotonic() < deadline:
+        with suppress(CmclError):
+            client.embed(model, modality, [row])
+            return time.monotonic()
+        time.sleep(0.05)
+    return None
 
 
 def _print_queries(console: Console, queries: QueryReport) -> None:
@@ -214,22 +276,19 @@ def _print_raw(console: Console, raw: RawReport) -> None:
         console.print(f"  failed: {failure}")
 
 
-def _document(
-    protected: StreamFigures,
-    unprotected: StreamFigures,
-    queries: QueryReport,
-    to_live: list[float],
-) -> Json:
+def _document(models: list[DemoModel], queries: QueryReport) -> Json:
+    policies = {model.name: model.document() for model in models}
+    default, unprotected = policies[DEFAULT], policies[UNPROTECTED]
+    figures = ("recall_at_1", "recall_at_10", "bwt_recall_at_1", "bwt_recall_at_10", "max_drift")
     return {
-        "datasets": len(protected.names),
-        "versions": len(protected.at_1),
+        "datasets": len(models[0].versions),
+        "versions": len(models[0].versions),
         "queries": queries.sent,
         "failed_queries": len(queries.failures),
         "versions_seen": sorted(queries.first_seen),
-        "max_drift": round(protected.max_drift, 4),
-        **protected.summary(),
-        "unprotected": {**unprotected.summary(), "max_drift": round(unprotected.max_drift, 4)},
-        "seconds_post_to_live": to_live,
+        **{name: default[name] for name in (*figures, "seconds_post_to_live")},
+        "unprotected": {name: unprotected[name] for name in figures},
+        "policies": policies,
         "query_seconds_p50": round(queries.percentile(0.5), 4),
         "query_seconds_p99": round(queries.percentile(0.99), 4),
     }

@@ -19,7 +19,7 @@ from playwright.sync_api import Page
 from tests.browser.chromium import PROGRAMS, find_chromium, launch, open_page
 from tests.browser.pictures import FOLDER, save
 
-MODEL, RAW_MODEL = "demo", "demo-raw"
+MODEL, RAW_MODEL = "improve", "demo-raw"
 _ADDRESS = "watch it at "
 _POLL_SECONDS = 0.5
 # Phases of an attempt in which nothing is learned yet.

@@ -62,7 +62,7 @@ def streamed(shards: list[Shard]) -> StreamedRows:
 def twice(
     rows: TrainingRows, device: torch.device, spec: ModelSpec = SPEC
 ) -> tuple[TrainingResult, TrainingResult, list[float]]:
-    """A dataset, and the same again: mask, shares and replay included."""
+    """A dataset, and the same again: solved, then trained under the mask, with shares and penalty."""
     curve = Curve()
     run = Run(device=device, watcher=curve)
     first = learn(spec, initial_state(spec), Task(PAIR, rows, 1), run)

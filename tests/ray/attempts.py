@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import torch
 
 from cmcl.contract.dataset import DatasetManifest, ShardRef
 from cmcl.contract.job import JobSpec, Progress
@@ -19,15 +20,18 @@ from tests.fakes.feature_shards import fetch
 from tests.fakes.running import newest_progress
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
-from workers.storage.versions import check_candidate, read_candidate
+from workers.storage.versions import check_candidate, publish_files, read_candidate
+from workers.train.job import train_dataset
 
 STREAM = read_stream(EXAMPLE_STREAM)
+QUICK = TrainingSpec(epochs=1)
+_MODEL = "attempts"
 # Everything takes seconds; this is for a machine that is ten times busier.
 SECONDS = 600.0
 
 
 class Attempts:
-    """Starts attempts as Ray would, each of a job of its own that learns a first version."""
+    """Starts attempts as Ray would, each of a job of its own that trains the second version of one model on rows."""
 
     def __init__(self, stack: LocalStack, store: ObjectStore, folder: Path) -> None:
         self._stack, self._store, self._folder = stack, store, folder
@@ -81,24 +85,30 @@ class Attempts:
         return list(self._store.keys(layout.run_checkpoints(job, 1)))
 
     def _prepare(self, job: str, dataset: int, training: TrainingSpec) -> None:
+        if not list(self._store.keys(layout.model_prefix(_MODEL))):
+            self._write_spec("parent", 1, 0, QUICK)
+            train_dataset(self._store.uri, "parent", 1, torch.device("cpu"))
+            publish_files(self._store, read_candidate(self._store, "parent", 1))
+        self._write_spec(job, 2, dataset, training)
+
+    def _write_spec(self, job: str, version: int, dataset: int, training: TrainingSpec) -> None:
         chosen = STREAM.datasets[dataset]
         shard = fetch(ShardRef(uri=chosen.train.as_uri()), self._folder / f"{job}.parquet")
+        manifest = DatasetManifest(
+            dataset=job, model=_MODEL, name=chosen.name, pair=chosen.pair, shards=(shard,)
+        )
         spec = JobSpec(
             job=job,
             attempt=1,
-            model=job,
-            version=1,
-            parent=None,
+            model=_MODEL,
+            version=version,
+            parent=version - 1 or None,
             spec=ModelSpec(
-                width=64,
-                modalities=STREAM.modalities,
-                training=training,
-                policy="preserve",
+                width=64, modalities=STREAM.modalities, training=training, policy="preserve"
             ),
-            dataset=DatasetManifest(
-                dataset=job, model=job, name=chosen.name, pair=chosen.pair, shards=(shard,)
-            ),
+            dataset=manifest,
         )
+        self._store.put(layout.dataset_manifest(job), manifest.model_dump_json().encode())
         self._store.put(layout.run_spec(job, 1), spec.model_dump_json().encode())
 
 

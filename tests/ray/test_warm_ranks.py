@@ -8,12 +8,11 @@ import pytest
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.model import TrainingSpec
 from cmcl.stack import LocalStack
-from tests.ray.attempts import Attempts, ended, ray_processes, training_rank, wait_until
+from tests.ray.attempts import QUICK, Attempts, ended, ray_processes, training_rank, wait_until
 from workers.storage.object_store import ObjectStore
 
 pytestmark = pytest.mark.ray
 
-QUICK = TrainingSpec(epochs=1)
 # For some checkpoints, of which the session's stack takes five a second.
 LONG = TrainingSpec(epochs=30, learning_rate=1e-4)
 # Longer than it takes to stop it.

@@ -74,11 +74,11 @@ def test_the_example_is_applied_once_and_its_secrets_are_kept_for_the_owner_alon
 def test_what_the_file_does_not_say_stays(cmcl: Cmcl, file: Path) -> None:
     cmcl("model", "policy", "scenes", "--max-drift=0.3", "--manual-approval")
     file.write_text(
-        "models: {scenes: {modalities: {image: 4, text: 3, sound: 6}, policy: {max_drift: null}}}"
+        "models: {scenes: {modalities: {image: 4, text: 3, sound: 6}, gate: {max_drift: null}}}"
     )
     assert changes(cmcl, file) == [
         ("create", "modality", "sound of model scenes"),
-        ("change", "policy", "of model scenes"),
+        ("change", "gate", "of model scenes"),
     ]
     policy = cmcl.one("model", "policy", "scenes")
     assert (policy["max_drift"], policy["manual_approval"]) == (None, True)
@@ -120,11 +120,11 @@ def test_conflicts_name_the_field_and_both_values(client: Client, file: Path) ->
         ("", "has no section; permitted: models, webhooks, keys"),
         (
             "models: {a: {breadth: 8}}",
-            "models.a.breadth: there is no such field; permitted: conditioning",
+            "models.a.breadth: there is no such field; permitted: gate",
         ),
         (
-            "models: {policy: {modalities: {image: 4, text: 3}, policy: {drift: 1}}}",
-            "models.policy.policy.drift: there is no such field; permitted: manual_approval, max_drift",
+            "models: {policy: {modalities: {image: 4, text: 3}, gate: {drift: 1}}}",
+            "models.policy.gate.drift: there is no such field; permitted: manual_approval, max_drift",
         ),
         (
             "models: {a: {modalities: {image: {size: 4}, text: 3}}}",
@@ -188,7 +188,7 @@ def test_a_policy_changed_since_it_was_read_is_not_overwritten(
     file.write_text(
         "models:\n"
         "  first: {modalities: {image: 4, text: 3}}\n"
-        "  scenes: {modalities: {image: 4, text: 3}, policy: {max_drift: 0.2}}\n"
+        "  scenes: {modalities: {image: 4, text: 3}, gate: {max_drift: 0.2}}\n"
         "  last: {modalities: {image: 4, text: 3}}\n"
     )
     planned = apply_plan.plan_changes
@@ -200,7 +200,7 @@ def test_a_policy_changed_since_it_was_read_is_not_overwritten(
 
     monkeypatch.setattr("cmcl.cli.apply.plan_changes", someone_else_is_faster)
     error = cmcl("apply", "-f", str(file), code=Exit.FAILED)
-    assert "policy of model scenes: someone else changed it in the meantime" in error
+    assert "gate of model scenes: someone else changed it in the meantime" in error
     assert "1 of 3 changes were made" in error
     assert client.policy("scenes").max_drift == 0.7
     assert {model.name for model in client.models()} == {"first", "scenes"}

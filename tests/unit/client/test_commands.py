@@ -68,7 +68,7 @@ def test_training_options_are_set_when_a_model_is_created(cmcl: Cmcl) -> None:
     chosen = ("--epochs=3", "--batch-size=32", "--learning-rate=0.01")
     training = cmcl.one("model", "create", "trees", *WIDTHS, *chosen)["training"]
     assert (training["epochs"], training["batch_size"], training["learning_rate"]) == (3, 32, 0.01)
-    assert training["optimizer"] == "adamw", "what is not said has its default"
+    assert training["temperature"] == 0.07, "what is not said has its default"
     stderr = cmcl("model", "create", "bees", *WIDTHS, "--batch-size=1", code=Exit.USAGE)
     assert "--batch-size 1: " in stderr
 

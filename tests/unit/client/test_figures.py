@@ -92,8 +92,8 @@ def test_a_single_dataset_has_no_forgetting() -> None:
 
 def test_the_picture_has_both_matrices(tmp_path: Path) -> None:
     figures = stream_figures([version(index) for index in range(3)])
-    draw(figures, figures, tmp_path / "forgetting.svg")
+    draw({"improve": figures, "preserve": figures}, tmp_path / "forgetting.svg")
     root = ET.parse(tmp_path / "forgetting.svg").getroot()
     shown = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
-    for words in ("protected", "unprotected", "data 2", "80.0", "−20.0", "−10.0"):
+    for words in ("improve", "preserve", "data 2", "80.0", "−20.0", "−10.0"):
         assert words in shown

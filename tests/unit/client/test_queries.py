@@ -22,7 +22,7 @@ def test_a_repeated_response_is_not_a_failure(load: QueryLoad) -> None:
         load._check(0, 200, body(0.6, 0.8), 0.0)
     load._check(0, 200, body(0.8, 0.6, model="scenes@2"), 0.0)
     assert (load.report.sent, load.report.failures) == (3, [])
-    assert sorted(load.report.first_seen) == [1, 2]
+    assert sorted(load.report.first_seen) == ["scenes@1", "scenes@2"]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_response_of_unexpected_form_is_a_failure(load: QueryLoad, answer: byt
 def test_different_responses_of_one_version_are_a_failure(load: QueryLoad, other: bytes) -> None:
     load._check(0, 200, body(0.6, 0.8), 0.0)
     load._check(0, 200, other, 0.0)
-    assert load.report.failures == ["version 1 answered query 0 in two ways"]
+    assert load.report.failures == ["scenes@1 answered query 0 in two ways"]
 
 
 def test_an_unreachable_server_is_a_failure_each_time(load: QueryLoad) -> None:

@@ -140,11 +140,11 @@ def test_a_modality_of_the_other_model_alone_is_taken_over(branched: ControlPlan
 
 
 def test_specifications_that_differ_are_named(branched: ControlPlane) -> None:
-    branched.create_model("wide", width=16, conditioning=0.1)
+    branched.create_model("wide", width=16, lift=8)
     learn(branched, "five", model="wide")
     response = merge(branched, "wide@1")
     assert response.status_code == 409
-    assert {problem["field"] for problem in response.json()["errors"]} == {"width", "conditioning"}
+    assert {problem["field"] for problem in response.json()["errors"]} == {"width", "lift"}
 
 
 def test_a_modality_that_only_the_other_model_was_given_must_be_added(
@@ -168,7 +168,7 @@ def test_heads_that_were_trained_on_rows_are_not_merged(plane: ControlPlane) -> 
         learn(plane, "one", model=name)
     response = merge(plane, "another@1", "a-model")
     assert response.status_code == 409
-    assert "policy preserve" in response.json()["detail"]
+    assert "learns by preserve" in response.json()["detail"]
 
 
 def test_what_is_not_there_or_adds_nothing_is_refused(branched: ControlPlane) -> None:

@@ -93,12 +93,15 @@ def run(store: LocalStore, job: JobSpec) -> None:
 
 def learn_two(store: LocalStore, folder: Path) -> list[VersionManifest]:
     """Versions 1 and 2 of the example stream, published."""
-    versions = []
-    for version, dataset in enumerate(STREAM.datasets[:2], start=1):
-        run(store, prepare_job(store, folder, dataset, version))
-        versions.append(read_candidate(store, f"job-{version}", 1))
-        publish_files(store, versions[-1])
-    return versions
+    return [publish(store, folder, version) for version in (1, 2)]
+
+
+def publish(store: LocalStore, folder: Path, version: int) -> VersionManifest:
+    """Learn the next dataset of the example stream. The first one is solved, later ones are trained on rows."""
+    run(store, prepare_job(store, folder, STREAM.datasets[version - 1], version))
+    candidate = read_candidate(store, f"job-{version}", 1)
+    publish_files(store, candidate)
+    return candidate
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def test_two_datasets_become_a_chain_with_certificate_and_recall(chain: Chain) -
 
 
 def test_a_traced_attempt_reports_its_stages(chain: Chain) -> None:
-    report = StageReport.model_validate_json(chain.store.read(layout.run_stages("job-1", 1)))
+    report = StageReport.model_validate_json(chain.store.read(layout.run_stages("job-2", 1)))
     assert report.traceparent == "00-trace"
     names = [stage.name for stage in report.stages]
     assert (names[:2], names[-2:]) == (["starting", "reading"], ["certifying", "writing"])
@@ -258,7 +261,8 @@ def test_complete_candidate_is_left_as_it_is(store: LocalStore, tmp_path: Path) 
 def test_training_that_diverges_says_what_to_change(store: LocalStore, tmp_path: Path) -> None:
     # Unit vectors at a temperature of 1e-40 give scores that float32 has no room for.
     wild = SPEC.model_copy(update={"training": TrainingSpec(epochs=1, temperature=1e-40)})
-    job = prepare_job(store, tmp_path, STREAM.datasets[0], spec=wild)
+    publish(store, tmp_path, 1)
+    job = prepare_job(store, tmp_path, STREAM.datasets[1], 2, wild)
     with pytest.raises(TrainingDiverged, match=r"update 1 of .*smaller training\.learning_rate"):
         run(store, job)
     progress = newest_progress(store, job.job, 1)
@@ -273,7 +277,7 @@ def test_training_that_diverges_says_what_to_change(store: LocalStore, tmp_path:
 def test_a_worker_without_the_method_fails_the_job_before_it_reads(
     store: LocalStore, tmp_path: Path
 ) -> None:
-    other = SPEC.model_copy(update={"method": "not-installed-here"})
+    other = SPEC.model_copy(update={"policy": None, "method": "not-installed-here"})
     job = prepare_job(store, tmp_path, STREAM.datasets[0], spec=other)
     with pytest.raises(UnknownMethod):
         run(store, job)
@@ -317,13 +321,13 @@ from workers.train.job import train_dataset
 from workers.train.checkpoint import watch_for_preemption
 
 def watch():
-    while not list(open_store(sys.argv[1]).keys("runs/job-1/a1/checkpoints/")):
+    while not list(open_store(sys.argv[1]).keys("runs/job-2/a1/checkpoints/")):
         time.sleep(0.05)
     os._exit(0)
 
 watch_for_preemption(lambda: "node-7").join()
 threading.Thread(target=watch, daemon=True).start()
-train_dataset(sys.argv[1], "job-1", 1, torch.device("cpu"))
+train_dataset(sys.argv[1], "job-2", 1, torch.device("cpu"))
 sys.exit("it was over without a checkpoint")
 """
 
@@ -333,7 +337,8 @@ def test_notice_that_a_node_goes_leaves_a_checkpoint_long_before_it_is_due(
 ) -> None:
     training = TrainingSpec(epochs=1000, batch_size=32)
     spec = SPEC.model_copy(update={"training": training})
-    prepare_job(store, tmp_path, STREAM.datasets[0], spec=spec)
+    publish(store, tmp_path, 1)
+    prepare_job(store, tmp_path, STREAM.datasets[1], 2, spec)
     command = [sys.executable, "-c", NOTICED, store.uri]
     seldom = {**os.environ, "CMCL_CHECKPOINT_SECONDS": "100000"}
     done = subprocess.run(command, env=seldom, capture_output=True, text=True, check=False)

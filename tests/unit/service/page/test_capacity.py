@@ -92,7 +92,7 @@ def test_a_method_without_a_mask_says_what_the_figures_are_worth(
     plane.create_model("plain", method="vanilla")
     publish_measured(plane, "one", "plain", free={"image": 0.8, "text": 0.7})
     text = text_of(reader.get("/ui/models/plain/capacity").text)
-    assert "The method vanilla closes no entries; shown is what nullspace would close." in text
+    assert "The method vanilla closes no entries; shown is what preserve would close." in text
 
 
 def test_the_live_part_is_that_of_the_page(plane: ControlPlane, reader: Browser) -> None:
