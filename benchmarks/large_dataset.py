@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.command_line import OneLineParser, count
+from benchmarks.first_version import publish_first
 from benchmarks.large.data import write_dataset
 from benchmarks.report import machine
 from cmcl.contract.dataset import DatasetManifest, Shard
@@ -124,6 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _learned(folder: Path, shards: list[Shard], options: argparse.Namespace) -> dict[str, Any]:
     store = LocalStore(folder / "store")
     spec = _spec(shards, options)
+    # The pair is trained on rows if it was learned before; the first dataset is solved.
+    first = spec.learns.model_copy(update={"dataset": "first", "shards": tuple(shards[:1])})
+    publish_first(store, spec.spec, first)
     store.put(layout.run_spec(JOB, 1), spec.model_dump_json().encode())
     began = time.monotonic()
     with limits(options.ranks, options.limit_mib << 20) as groups:
@@ -219,8 +223,8 @@ def _spec(shards: list[Shard], options: argparse.Namespace) -> JobSpec:
         job=JOB,
         attempt=1,
         model="large",
-        version=1,
-        parent=None,
+        version=2,
+        parent=1,
         spec=ModelSpec(
             width=options.embedding_width,
             modalities=modalities,

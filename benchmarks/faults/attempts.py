@@ -1,4 +1,4 @@
-"""A generated dataset, and attempts of one job that learns it as the first version."""
+"""A generated dataset, and attempts of one job that trains on it in a model that has learned some of its rows."""
 
 import sys
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 
+from benchmarks.first_version import publish_first
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.job import JobSpec, Progress, submission_id
 from cmcl.contract.modality import ModalityPair
@@ -21,7 +22,6 @@ from workers.storage.versions import check_candidate, read_candidate
 
 _WIDTHS = (256, 192)
 _FIRST, _SECOND = "vision", "text"
-_KEY = "faults/rows.parquet"
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,29 @@ class Job:
     size: Size
 
     def prepare(self, folder: Path) -> None:
-        """Write the dataset and the spec of the first attempt."""
-        path = folder / "rows.parquet"
-        _write_rows(path, self.size.rows)
-        self.store.upload(path, _KEY)
-        shard = describe_shard(path, f"{self.store.uri}/{_KEY}")
-        pair = ModalityPair(first=_FIRST, second=_SECOND)
+        """Write the datasets, the parent version, and the spec of the first attempt."""
+        spec = _model(self.size)
+        publish_first(self.store, spec, self._dataset(folder, "first", 4 * self.size.batch_size))
         self._write_spec(
             JobSpec(
                 job=self.name,
                 attempt=1,
                 model=self.name,
-                version=1,
-                parent=None,
-                spec=_model(self.size),
-                dataset=DatasetManifest(
-                    dataset=self.name, model=self.name, name="rows", pair=pair, shards=(shard,)
-                ),
+                version=2,
+                parent=1,
+                spec=spec,
+                dataset=self._dataset(folder, "rows", self.size.rows),
             )
+        )
+
+    def _dataset(self, folder: Path, name: str, rows: int) -> DatasetManifest:
+        path, key = folder / f"{name}.parquet", f"faults/{name}.parquet"
+        _write_rows(path, rows)
+        self.store.upload(path, key)
+        shard = describe_shard(path, f"{self.store.uri}/{key}")
+        pair = ModalityPair(first=_FIRST, second=_SECOND)
+        return DatasetManifest(
+            dataset=f"{self.name}-{name}", model=self.name, name=name, pair=pair, shards=(shard,)
         )
 
     def next_attempt(self, attempt: int) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-import torch
 
+from benchmarks.first_version import publish_first
 from cmcl.contract.dataset import DatasetManifest, ShardRef
 from cmcl.contract.job import JobSpec, Progress
 from cmcl.contract.model import ModelSpec, TrainingSpec
@@ -20,8 +20,7 @@ from tests.fakes.feature_shards import fetch
 from tests.fakes.running import newest_progress
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
-from workers.storage.versions import check_candidate, publish_files, read_candidate
-from workers.train.job import train_dataset
+from workers.storage.versions import check_candidate, read_candidate
 
 STREAM = read_stream(EXAMPLE_STREAM)
 QUICK = TrainingSpec(epochs=1)
@@ -86,30 +85,28 @@ class Attempts:
 
     def _prepare(self, job: str, dataset: int, training: TrainingSpec) -> None:
         if not list(self._store.keys(layout.model_prefix(_MODEL))):
-            self._write_spec("parent", 1, 0, QUICK)
-            train_dataset(self._store.uri, "parent", 1, torch.device("cpu"))
-            publish_files(self._store, read_candidate(self._store, "parent", 1))
-        self._write_spec(job, 2, dataset, training)
-
-    def _write_spec(self, job: str, version: int, dataset: int, training: TrainingSpec) -> None:
-        chosen = STREAM.datasets[dataset]
-        shard = fetch(ShardRef(uri=chosen.train.as_uri()), self._folder / f"{job}.parquet")
-        manifest = DatasetManifest(
-            dataset=job, model=_MODEL, name=chosen.name, pair=chosen.pair, shards=(shard,)
-        )
+            publish_first(self._store, _spec(QUICK), self._dataset("first", 0))
         spec = JobSpec(
             job=job,
             attempt=1,
             model=_MODEL,
-            version=version,
-            parent=version - 1 or None,
-            spec=ModelSpec(
-                width=64, modalities=STREAM.modalities, training=training, policy="preserve"
-            ),
-            dataset=manifest,
+            version=2,
+            parent=1,
+            spec=_spec(training),
+            dataset=self._dataset(job, dataset),
         )
-        self._store.put(layout.dataset_manifest(job), manifest.model_dump_json().encode())
         self._store.put(layout.run_spec(job, 1), spec.model_dump_json().encode())
+
+    def _dataset(self, name: str, number: int) -> DatasetManifest:
+        chosen = STREAM.datasets[number]
+        shard = fetch(ShardRef(uri=chosen.train.as_uri()), self._folder / f"{name}.parquet")
+        return DatasetManifest(
+            dataset=name, model=_MODEL, name=chosen.name, pair=chosen.pair, shards=(shard,)
+        )
+
+
+def _spec(training: TrainingSpec) -> ModelSpec:
+    return ModelSpec(width=64, modalities=STREAM.modalities, training=training, policy="preserve")
 
 
 def ended(attempt: subprocess.Popen[bytes]) -> int:
