@@ -129,19 +129,21 @@ class DemoModel:
     def work(self) -> str:
         """What its ranks did, in one line."""
         solution = self.versions[-1].report.solution
-        rows = sum(line.rows for line in self.versions[-1].learned)
         if solution:
+            rows = sum(line.rows for line in self.versions[-1].learned)
             return (
                 f"moments of {rows:,} rows summed over {self.ranks} ranks; {solution.rank} directions solved "
                 f"for all datasets together; {self.updates:,} updates of the polish on rows drawn from moments"
             )
-        trained = f"DDP on {self.ranks} ranks, {self.updates:,} updates on {rows:,} rows, gradients all-reduced"
+        trained = [each for each in self.versions if each.report.protection]
+        updates = sum(each.report.updates for each in trained)
+        ran = f"DDP on {self.ranks} ranks, {updates:,} updates for {len(trained)} datasets, gradients all-reduced"
         if self.spec.policy is None:
-            return f"{trained}; nothing blocked"
+            return f"{ran}; nothing blocked"
         blocked = 100 * fmean(self.removed) if self.removed else 0.0
         return (
-            f"{trained} and projected: {blocked:.1f} % of the gradient's square was blocked; the first dataset "
-            "of two modalities was solved"
+            f"{ran} and projected: {blocked:.1f} % of the gradient's square was blocked; the first dataset was solved "
+            f"from the moments of {self.versions[0].learned[0].rows:,} rows"
         )
 
     def document(self) -> Json:
