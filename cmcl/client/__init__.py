@@ -39,6 +39,7 @@ from cmcl.client.errors import (
     WaitTimeout,
     WrongServer,
 )
+from cmcl.client.raw_folder import RawFolder
 from cmcl.client.registry import (
     BranchOrigin,
     JobCounts,
@@ -141,6 +142,7 @@ __all__ = [
     "Promotion",
     "Query",
     "Quotas",
+    "RawFolder",
     "RejectedRows",
     "Retries",
     "SearchHit",

@@ -155,6 +155,9 @@ class UnitReader:
             rejected, good, places = frames
             self._places = _PLACES.validate_json(bytes(places.body))
             self._good = _GOOD.validate_json(bytes(good.body))
+            positions = range(self._unit.first_row, self._unit.first_row + len(self._places))
+            if any(position not in positions for position, *_ in self._good):
+                raise ValueError("a row has no place")  # noqa: TRY301
             self.rejected = [
                 self.reject(row, id_, reason)
                 for row, id_, reason in _REJECTED.validate_json(bytes(rejected.body))
