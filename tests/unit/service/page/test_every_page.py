@@ -210,7 +210,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
 
 def poison(plane: ControlPlane, text: str) -> None:
     """Put a text everywhere where one from outside is stored."""
-    row = {"id": text, "file": text[:1024], "row": 3, "reason": text}
+    row = {"id": text, "file": text[:1024], "row": 3, "reason": text, "place": text}
     prepared = {"rejected_rows": 30, "rejected": [row], "encoders": {}}
     approval = {"decision": "rejected", "actor": text, "reason": text, "at": "2026-11-24T12:00:00Z"}
     said = {"message": text, "reason": text, "actor": text, "attempt": 1}
