@@ -186,7 +186,7 @@ def test_a_version_says_how_it_was_made(read_only: ControlPlane, viewer: Browser
         in text
     )
     assert "1 min 22 s in all." in text
-    assert "policy preserve" in text
+    assert "How earlier datasets are kept preserve" in text
     assert "heads.safetensors" in text
     assert "cmcl version show street@3 --json" in text
     assert f'href="../../../jobs/{read_only.versions("street")[2].job}"' in page
