@@ -1,0 +1,75 @@
+"""Where things stand on every page, at the width of a laptop, of a narrow window and of a phone."""
+
+from collections.abc import Sequence
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.browser.conftest import OpenPage
+from tests.browser.pages import PAGES
+from tests.browser.sample import Names
+from tests.browser.served_plane import ServedPlane
+
+Sample = tuple[ServedPlane, Names]
+
+WIDTHS = (1440, 1024, 390)
+
+# Text boxes of an element; positions of what is in one row must be the same to half a pixel.
+_TEXTS = """
+const boxes = element => {
+    const texts = document.createTreeWalker(element, NodeFilter.SHOW_TEXT), found = [];
+    while (texts.nextNode()) {
+        const range = document.createRange();
+        range.selectNodeContents(texts.currentNode);
+        const isShown = !texts.currentNode.parentElement.closest(".sr") && texts.currentNode.data.trim();
+        if (isShown) found.push(...range.getClientRects());
+    }
+    return found;
+};
+const uneven = (groups, side) => [...groups.values()].flatMap(elements => {
+    const at = elements.map(element => boxes(element)[0]?.[side]).filter(each => each !== undefined);
+    return Math.max(...at) - Math.min(...at) > 0.5 ? [elements.map(({textContent}) => textContent.trim()).join(" | ")] : [];
+});
+const grouped = (elements, key) => {
+    const groups = new Map();
+    for (const element of elements) groups.set(key(element), [...(groups.get(key(element)) ?? []), element]);
+    return groups;
+};
+const lines = element => new Set(boxes(element).map(({bottom}) => Math.round(bottom / 8))).size;
+const visible = selector => [...document.querySelectorAll(selector)].filter(element => element.checkVisibility());
+const top = element => element.getBoundingClientRect().top;
+"""
+_UNEVEN = (
+    "() => {"
+    + _TEXTS
+    + """
+    const within = element => [...document.querySelectorAll("*")].indexOf(element);
+    const heads = grouped(visible("thead tr:last-child th"), ({parentElement}) => parentElement);
+    const figures = grouped(visible(".figures dd"), ({parentElement}) =>
+        `${within(parentElement.parentElement)} ${Math.round(top(parentElement))}`);
+    const tiles = grouped(visible(".tile .note"), ({parentElement, previousElementSibling}) =>
+        `${within(parentElement.parentElement)} ${Math.round(top(parentElement))} ${lines(previousElementSibling)}`);
+    return [...uneven(heads, "bottom"), ...uneven(figures, "bottom"), ...uneven(tiles, "top")];
+}"""
+)
+
+
+def look(page: Page, names: Names, script: str) -> list[str]:
+    """What the script finds on all pages at all widths."""
+    found = []
+    for case in PAGES:
+        if not case.signed_in:
+            continue
+        page.goto(case.address(names))
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            problems: Sequence[str] = page.evaluate(script)
+            found += [f"{case.name} at {width}: {problem}" for problem in problems]
+    return found
+
+
+@pytest.mark.parametrize("script", [_UNEVEN], ids=["labels are level"])
+def test_on_every_page(sample: Sample, open_page: OpenPage, script: str) -> None:
+    plane, names = sample
+    page, _ = open_page(plane)
+    assert look(page, names, script) == []
