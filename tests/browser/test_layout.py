@@ -52,6 +52,11 @@ _UNEVEN = (
     return [...uneven(heads, "bottom"), ...uneven(figures, "bottom"), ...uneven(tiles, "top")];
 }"""
 )
+# The last cell of each row reaches as far as its row.
+_SHORT = """() => [...document.querySelectorAll("tr")]
+    .filter(row => row.checkVisibility() && row.lastElementChild)
+    .filter(row => row.getBoundingClientRect().right - row.lastElementChild.getBoundingClientRect().right > 0.5)
+    .map(row => row.innerText)"""
 
 
 def look(page: Page, names: Names, script: str) -> list[str]:
@@ -68,7 +73,9 @@ def look(page: Page, names: Names, script: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("script", [_UNEVEN], ids=["labels are level"])
+@pytest.mark.parametrize(
+    "script", [_UNEVEN, _SHORT], ids=["labels are level", "rows end at the edge"]
+)
 def test_on_every_page(sample: Sample, open_page: OpenPage, script: str) -> None:
     plane, names = sample
     page, _ = open_page(plane)
