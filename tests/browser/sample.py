@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from cmcl.contract.dataset import RejectedRow
+from service.database.queries.preparations import set_rejected
+from service.database.rows import PreparedRows
 from service.states import JobState
 from tests.browser.sample_figures import UPDATES, WIDTH, WIDTHS, recall_of, report_of, solved
 from tests.fakes.control_plane import ControlPlane
@@ -194,13 +197,25 @@ def _fail(plane: ControlPlane) -> str:
         shards=[{"uri": broken.resolve().as_uri()}],
     )
     plane.tick_to(job, JobState.FAILED)
+    rows = tuple(
+        RejectedRow(
+            id=f"recording-of-{name}",
+            file="https://data.example.org/recordings/of-november/part-00017.jsonl",
+            row=row,
+            place=f"part-00017.jsonl line {row + 1}, recording-of-{name}.flac",
+            reason=f"{name}.flac is truncated: 3 of 48,000 samples can be read",
+        )
+        for row, name in enumerate(("00000201", "emberiza-schoeniclus-0f3a9c2e7b41d658"))
+    )
+    with plane.context.database.write() as connection:
+        set_rejected(connection, job, PreparedRows(rejected_rows=len(rows), rejected=rows))
     return job
 
 
 def _reject(plane: ControlPlane) -> str:
     """A job whose candidate moved earlier scores too far."""
     _set_policy(plane, BIRDS.model, max_drift=0.2)
-    job = _post(plane, BIRDS.model, "city", "audio text")
+    job = _post(plane, BIRDS.model, "city-recordings-of-march", "audio text")
     _train(plane, job, drift=0.3)
     plane.tick_to(job, JobState.REJECTED)
     return job

@@ -57,6 +57,17 @@ _SHORT = """() => [...document.querySelectorAll("tr")]
     .filter(row => row.checkVisibility() && row.lastElementChild)
     .filter(row => row.getBoundingClientRect().right - row.lastElementChild.getBoundingClientRect().right > 0.5)
     .map(row => row.innerText)"""
+# Cells in which words are broken because the column is narrow.
+_BROKEN = (
+    "() => {"
+    + _TEXTS
+    + """
+    return visible("th, td").filter(cell => {
+        const words = cell.innerText.split(/[\\s\\-–/]+/).filter(each => each);
+        return cell.clientWidth < 100 && lines(cell) > words.length;
+    }).map(cell => `${cell.clientWidth} wide: ${cell.innerText}`);
+}"""
+)
 
 
 def look(page: Page, names: Names, script: str) -> list[str]:
@@ -74,7 +85,9 @@ def look(page: Page, names: Names, script: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "script", [_UNEVEN, _SHORT], ids=["labels are level", "rows end at the edge"]
+    "script",
+    [_UNEVEN, _SHORT, _BROKEN],
+    ids=["labels are level", "rows end at the edge", "words are whole"],
 )
 def test_on_every_page(sample: Sample, open_page: OpenPage, script: str) -> None:
     plane, names = sample
