@@ -68,6 +68,17 @@ _BROKEN = (
     }).map(cell => `${cell.clientWidth} wide: ${cell.innerText}`);
 }"""
 )
+# Links in a cell of a fixed width of which nothing can be read.
+_VANISHED = (
+    "() => {"
+    + _TEXTS
+    + """
+    return visible(".steady td a, .steady th a").filter(link => {
+        const cell = link.closest("td, th").getBoundingClientRect(), [first] = boxes(link);
+        return !first || Math.min(cell.right, first.right) - first.left < Math.min(24, first.width);
+    }).map(link => link.textContent);
+}"""
+)
 
 
 def look(page: Page, names: Names, script: str) -> list[str]:
@@ -86,8 +97,8 @@ def look(page: Page, names: Names, script: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "script",
-    [_UNEVEN, _SHORT, _BROKEN],
-    ids=["labels are level", "rows end at the edge", "words are whole"],
+    [_UNEVEN, _SHORT, _BROKEN, _VANISHED],
+    ids=["labels are level", "rows end at the edge", "words are whole", "names can be read"],
 )
 def test_on_every_page(sample: Sample, open_page: OpenPage, script: str) -> None:
     plane, names = sample
