@@ -14,7 +14,7 @@ from service.api.dependencies import ContextDep, ModelPath, Reader
 from service.api.models import read_model
 from service.api.summaries import read_summary
 from service.api.versions import read_version
-from service.page.rendering import PREFIX, WHOLE, Figure, figure, pages_of
+from service.page.rendering import PREFIX, TWO_THIRDS, Figure, figure, pages_of
 
 router = APIRouter(prefix=PREFIX)
 
@@ -169,4 +169,4 @@ def _picture(
         Pair(pair.first, pair.second, pair.mean, datasets=len(pair.datasets)) for pair in pairs
     ]
     drawn += emergent
-    return figure(lambda width: modality_graph(drawn, names, width=width), min(WHOLE, 720.0))
+    return figure(lambda width: modality_graph(drawn, names, width=width), TWO_THIRDS)

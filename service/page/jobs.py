@@ -30,7 +30,15 @@ from service.database.seek import Seek
 from service.page.comparison import WantedDep, comparison_values
 from service.page.explanations import PHASES, REASONS, STATES
 from service.page.forms import ModelFilter, StateFilter, address, see_other
-from service.page.rendering import HALF, PREFIX, WHOLE, Figure, figure, is_fragment, pages_of
+from service.page.rendering import (
+    HALF,
+    PREFIX,
+    TWO_THIRDS,
+    Figure,
+    figure,
+    is_fragment,
+    pages_of,
+)
 from service.principal import Principal
 from service.states import IN_FLIGHT, TERMINAL, JobState
 
@@ -202,7 +210,7 @@ def loss_of(
             if point.loss is not None
         ]
         curves += [LossCurve(attempt.attempt, trained)] if len(trained) > 1 else []
-    return figure(lambda width: loss_curve(curves, width=width), WHOLE * 2 / 3) if curves else None
+    return figure(lambda width: loss_curve(curves, width=width), TWO_THIRDS) if curves else None
 
 
 def time_of(job: JobView, events: Sequence[EventView], now: datetime) -> Figure | None:

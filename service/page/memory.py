@@ -41,7 +41,7 @@ MOST = 32
 # Datasets of the pictures, of the table of datasets, and of the table of the matrix.
 _MEASURED, _ROWS, _COLUMNS = 100, 50, 16
 # So many datasets fit into half a column; of more than these, a cell has a sign instead of its number.
-_FEW, _SIGNS, _SIGNS_WIDTH = 7, 48, 900.0
+_FEW, _SIGNS, _SIGNS_WIDTH = 6, 48, 900.0
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from service.api.summaries import ModelSummary, list_summaries, read_summary
 from service.api.versions import PromotionView, list_promotions
 from service.context import Context
 from service.database.seek import Seek
-from service.page.rendering import PREFIX, pages_of
+from service.page.rendering import PREFIX, WHOLE, pages_of
 from service.principal import Principal
 from service.states import JobState
 
@@ -221,4 +221,4 @@ def _chain(found: ModelOverview) -> Picture:
     ]
     origins = [(each.name, each.branched_from) for each in found.branches]
     branches = [Branch(name, origin.version) for name, origin in origins if origin]
-    return version_chain(versions, branches, width=1080)
+    return version_chain(versions, branches, width=WHOLE)

@@ -63,8 +63,9 @@ _THEMES = frozenset({"light", "dark"})
 _COMPRESSED_BYTES = 1024
 _LEVEL = 5
 
-# Pixels of a column at a window of 1280, of half a column, and of a phone.
-WHOLE, HALF, PHONE = 1120.0, 540.0, 300.0
+# Pixels that a figure has at a window of 1024: in a card over the whole width, over two thirds of it and over half of it;
+# and on a phone. The style sheet has the same widths: a card that is narrower shows the drawing for a phone.
+WHOLE, TWO_THIRDS, HALF, PHONE = 940.0, 600.0, 440.0, 300.0
 
 _TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -291,7 +292,7 @@ def _compressed(text: str, status: int, encodings: str) -> Response:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture in two widths. One is shown, by the width of the window."""
+    """A picture in two widths. One is shown, by the width of its card."""
 
     wide: Picture
     narrow: Picture

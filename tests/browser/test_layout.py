@@ -79,6 +79,16 @@ _VANISHED = (
     }).map(link => link.textContent);
 }"""
 )
+# Pictures of which a part is hidden, but for those that have no drawing for a phone.
+_CUT = """() => [...document.querySelectorAll("svg.cmcl-picture")]
+    .filter(picture => picture.checkVisibility())
+    .filter(picture => innerWidth > 1000 || matchMedia("print").matches || picture.closest(".at-narrow"))
+    .filter(picture => {
+        const {right} = picture.getBoundingClientRect();
+        const edge = picture.parentElement.getBoundingClientRect().right;
+        return right > Math.min(edge, document.documentElement.clientWidth) + 0.5;
+    })
+    .map(picture => picture.querySelector("title").textContent)"""
 
 
 def look(page: Page, names: Names, script: str) -> list[str]:
@@ -97,10 +107,27 @@ def look(page: Page, names: Names, script: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "script",
-    [_UNEVEN, _SHORT, _BROKEN, _VANISHED],
-    ids=["labels are level", "rows end at the edge", "words are whole", "names can be read"],
+    [_UNEVEN, _SHORT, _BROKEN, _VANISHED, _CUT],
+    ids=[
+        "labels are level",
+        "rows end at the edge",
+        "words are whole",
+        "names can be read",
+        "pictures are whole",
+    ],
 )
 def test_on_every_page(sample: Sample, open_page: OpenPage, script: str) -> None:
     plane, names = sample
     page, _ = open_page(plane)
     assert look(page, names, script) == []
+
+
+def test_pictures_are_printed_whole(sample: Sample, open_page: OpenPage) -> None:
+    plane, names = sample
+    # A4 less its margins.
+    page, _ = open_page(plane, width=718)
+    page.emulate_media(media="print")
+    for case in PAGES:
+        if case.signed_in:
+            page.goto(case.address(names))
+            assert (case.name, page.evaluate(_CUT)) == (case.name, [])
