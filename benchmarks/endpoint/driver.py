@@ -10,12 +10,12 @@ import threading
 import ray
 
 from workers.serve.app import deploy, withdraw
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 
 
 def main(arguments: str, port: str) -> None:
     """Run until SIGTERM."""
-    args = ServeArgs.model_validate_json(arguments)
+    args = ServeSettings.model_validate_json(arguments)
     ray.init(address="auto", log_to_driver=False)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())

@@ -62,7 +62,7 @@ class EndpointStack:
         nodes: int = 1,
         driver: str = "benchmarks.endpoint.driver",
     ) -> None:
-        """`settings`: values of `ServeArgs` that differ from the defaults. `nodes`: with two, each
+        """`settings`: values of `ServeSettings` that differ from the defaults. `nodes`: with two, each
         has CPUs for one replica. `driver`: the module that deploys."""
         self._module = driver
         self._replicas = replicas

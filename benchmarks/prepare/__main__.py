@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _document(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     store: ObjectStore = LocalStore(folder / "store")
-    cluster = RayCluster(EncoderPools(store.uri, 0, 600), PrepareSettings(units_at_once=2))
+    cluster = RayCluster(EncoderPools(store.uri, 0, 600), PrepareSettings(), units_at_once=2)
     encoding: list[dict[str, Any]] = []
     for name in options.encoders:
         encoding += _encoding(options, folder, store, cluster, name)

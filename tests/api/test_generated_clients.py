@@ -18,7 +18,7 @@ from tests.architecture.repository import ROOT
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.versions import publish_version, random_heads
 from tests.unit.serve.conftest import Replica
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 
 _DOCUMENTS = {"plane": "openapi.json", "endpoint": "openapi-embeddings.json"}
 # A format of rows that the generator does not support, and can treat as bytes.
@@ -101,7 +101,7 @@ def test_generated_clients_create_a_model_post_a_dataset_and_embed(
     # Like the job, but without the training.
     spec = ModelSpec.model_validate(SPEC)
     publish_version(running.store, "scenes", 1, spec, random_heads(spec, 1), generation=1)
-    replica = Replica(running.store, ServeArgs(store=running.store.uri))
+    replica = Replica(running.store, ServeSettings(store=running.store.uri))
     replica.poll()
     endpoint = Generated(packages["endpoint"], replica.app)
     request = endpoint.models.EmbeddingRequest("scenes", input_=_IMAGE, modality="image")
@@ -122,7 +122,7 @@ def test_generated_clients_read_the_errors_of_both(
     running, control = plane
     problem = control.call("models.read_model", "nothing")
     assert (problem.status, problem.type_) == (404, "urn:cmcl:problem:not-found")
-    replica = Replica(running.store, ServeArgs(store=running.store.uri))
+    replica = Replica(running.store, ServeSettings(store=running.store.uri))
     replica.poll()
     endpoint = Generated(packages["endpoint"], replica.app)
     request = endpoint.models.EmbeddingRequest("nothing", input_=_IMAGE, modality="image")

@@ -22,7 +22,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Replica
 from workers.prepare.settings import PrepareSettings
 from workers.serve.api.app import describe
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeArgs, ServeSettings
 from workers.storage.local import LocalStore
 from workers.train.run import TrainSettings
 
@@ -115,7 +115,7 @@ def endpoint_openapi_document() -> str:
     """`docs/openapi-embeddings.json`: the embeddings endpoint's response to /openapi.json."""
     with tempfile.TemporaryDirectory() as folder:
         store = FlakyStore(LocalStore(Path(folder)))
-        args = ServeArgs(store=store.uri)
+        args = ServeSettings(store=store.uri)
         document = describe(Replica(store, args).parts(args)).openapi()
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 

@@ -13,10 +13,10 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Replica
 from workers.serve.api.app import describe
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.storage.local import LocalStore
 
-ARGS = ServeArgs.model_validate({"store": "file:///unused"})
+ARGS = ServeSettings.model_validate({"store": "file:///unused"})
 PORTS = {"demo-cmcl": 8000, "demo-cmcl-serving-serve-svc": 8000}
 KEYS: Object = values_of("production")["access"]["endpoint"]
 ADDRESSES: Object = {

@@ -12,7 +12,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.fakes.served_app import served
 from tests.unit.serve.conftest import Replica
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.storage.local import LocalStore
 
 _FOLDER = Path(__file__).parent / "node"
@@ -49,7 +49,7 @@ def test_openais_client_for_javascript_embeds_texts_and_is_told_about_token_ids(
     project: Path, tmp_path: Path
 ) -> None:
     store = FlakyStore(LocalStore(tmp_path / "store"))
-    replica = Replica(store, ServeArgs(store=store.uri), encoders=LetterEncoders())
+    replica = Replica(store, ServeSettings(store=store.uri), encoders=LetterEncoders())
     replica.publish(version=1)
     replica.poll()
     with served(replica.app) as url:

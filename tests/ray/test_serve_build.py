@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from ray import serve
 
 from workers.serve.app import build
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 
 
 def test_arguments_of_a_ray_service_become_an_application() -> None:
@@ -44,6 +44,6 @@ def test_wrong_arguments_are_refused_before_deploying(
 
 
 def test_other_arguments_are_another_application() -> None:
-    one = ServeArgs(store="s3://bucket/cmcl")
-    assert one.identity == ServeArgs(store="s3://bucket/cmcl").identity
-    assert one.identity != ServeArgs(store="s3://bucket/cmcl", replicas=2).identity
+    one = ServeSettings(store="s3://bucket/cmcl")
+    assert one.identity == ServeSettings(store="s3://bucket/cmcl").identity
+    assert one.identity != ServeSettings(store="s3://bucket/cmcl", replicas=2).identity

@@ -23,6 +23,12 @@ from workers.prepare.tasks import warm_up
 from workers.storage.uris import open_store
 
 # Small datasets have one or two files.
+# The last place is kept for an owner that has none. Their units share the CPUs, so more would finish later.
+_DATASETS_AT_ONCE = 4
+# An encoder without a dataset stays loaded: a person who tries one small dataset after another waits for it once.
+_ENCODER_IDLE_SECONDS = 120
+# For the cluster to start an encoder, or to start it again: loading and fetching a model may take minutes.
+_ENCODER_START_SECONDS = 600
 _WARM_WORKERS = 2
 
 
@@ -47,7 +53,7 @@ def serve(
     # thread of Ray's would poll a head that is gone.
     parent = os.getppid()
     store = open_store(store_uri)
-    pools = EncoderPools(store_uri, settings.encoder_idle_seconds, settings.encoder_start_seconds)
+    pools = EncoderPools(store_uri, _ENCODER_IDLE_SECONDS, _ENCODER_START_SECONDS)
     cluster = RayCluster(pools, settings)
     cluster.warm_up(warm_up, workers=_WARM_WORKERS)
 
@@ -60,9 +66,9 @@ def serve(
         else:
             cluster.end_idle()
 
-    executor = ThreadPoolExecutor(settings.datasets_at_once, "dataset")
+    executor = ThreadPoolExecutor(_DATASETS_AT_ONCE, "dataset")
     with ProgressWriter(store) as writer:
-        server = PrepareServer(store, prepare, executor, writer, settings.datasets_at_once)
+        server = PrepareServer(store, prepare, executor, writer, _DATASETS_AT_ONCE)
         server.serve(stop, idle_seconds, look_after)
     # Datasets that are still in work end at their next check for cancellation.
     executor.shutdown(cancel_futures=True)

@@ -108,8 +108,12 @@ class _Memory:
 class RayCluster:
     """The Ray cluster of this process."""
 
-    def __init__(self, pools: EncoderPools, settings: PrepareSettings) -> None:
+    def __init__(
+        self, pools: EncoderPools, settings: PrepareSettings, units_at_once: int | None = None
+    ) -> None:
+        """`units_at_once`: of one dataset; None: a quarter of the cluster's CPUs, at least 2."""
         self.lease, self.end_idle = pools.lease, pools.end_idle
+        self._units_at_once = units_at_once
         self._settings = settings
         self._known_memory: _Memory | None = None
         self._call: Any = ray.remote(_call)
@@ -217,8 +221,8 @@ class RayCluster:
             yield pickle.loads(row["result"])  # noqa: S301 - of our own function
 
     def _at_once(self) -> int:
-        if self._settings.units_at_once:
-            return self._settings.units_at_once
+        if self._units_at_once:
+            return self._units_at_once
         cpus: float = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
         return max(2, int(cpus) // 4)
 

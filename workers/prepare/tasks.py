@@ -26,7 +26,6 @@ from workers.prepare.encoding import EncoderLost
 from workers.prepare.plan import plan
 from workers.prepare.progress import Cancelled, Watch
 from workers.prepare.raw_rows import Plan
-from workers.prepare.settings import PrepareSettings
 from workers.prepare.units import DatasetContext, UnitRecord, UnitTask, prepare_unit
 from workers.sandbox.child import Child, ChildPool
 from workers.sandbox.started_process import ChildLimits
@@ -52,6 +51,8 @@ _KINDS: dict[type[Exception], ErrorKind] = {
 }
 
 _SECONDS_BETWEEN_REPORTS = 0.5
+# For one file, or the rows of a unit, to be read: a read that hangs must not block others.
+_FILE_SECONDS = 3600
 # What children import before their first task: it takes longer than a small dataset.
 _PRELOADED = (
     *("workers.prepare.features", "workers.prepare.plan"),
@@ -137,7 +138,7 @@ def warm_up(file_memory: int) -> None:
 def children(memory: int) -> ChildPool:
     """Return the pool of children of this process. `memory`: of each child, in bytes."""
     if memory not in _pools:
-        limits = ChildLimits(memory=memory, seconds=PrepareSettings().file_seconds)
+        limits = ChildLimits(memory=memory, seconds=_FILE_SECONDS)
         _pools[memory] = ChildPool(limits, _PRELOADED)
     return _pools[memory]
 

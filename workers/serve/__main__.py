@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError
 from cmcl.contract.encoder import parse_encoder
 from cmcl.contract.errors import InvalidUri
 from workers.serve.app import deploy, withdraw
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.storage.uris import open_store
 
 
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     """Deploy, wait for SIGTERM or SIGINT, withdraw. The exit code."""
     options = _options(argv)
     try:
-        args = ServeArgs(
+        args = ServeSettings(
             store=options.store,
             replicas=options.replicas,
             num_cpus=options.num_cpus,

@@ -11,7 +11,7 @@ from workers.serve.deployment import EMBEDDER
 from workers.serve.encoders.deployment import encoder_applications
 from workers.serve.placement import REPLICA, at_most_per_node
 from workers.serve.ray_adapters import close_channel
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeArgs, ServeSettings
 
 APPLICATION = "embeddings"
 _ANSWER_SECONDS = 10.0
@@ -21,22 +21,23 @@ _STARTS, _PROXY_SECONDS = 5, 60.0
 _TIMES_OURS = 2
 
 
-def build(args: ServeArgs | dict[str, object]) -> serve.Application:
-    """Build the application for these arguments. Raises pydantic.ValidationError."""
-    checked = ServeArgs.model_validate(args)
+def build(args: ServeSettings | dict[str, object]) -> serve.Application:
+    """Build the application for these settings, or arguments. Raises pydantic.ValidationError."""
+    if not isinstance(args, ServeSettings):
+        args = ServeSettings.model_validate(ServeArgs.model_validate(args).model_dump())
     deployment = EMBEDDER.options(
-        num_replicas=checked.replicas,
-        ray_actor_options=_booked(checked),
+        num_replicas=args.replicas,
+        ray_actor_options=_booked(args),
         # Requests that wait in Ray have neither a share by key nor a deadline. So Ray admits more than a
         # replica does, and the replica decides; of a burst beyond that some wait for a moment, and the
         # rest is refused.
-        max_ongoing_requests=_TIMES_OURS * checked.max_requests_in_flight,
-        max_queued_requests=_TIMES_OURS * checked.max_requests_in_flight,
+        max_ongoing_requests=_TIMES_OURS * args.max_requests_in_flight,
+        max_queued_requests=_TIMES_OURS * args.max_requests_in_flight,
         # A replica that is replaced ends when all its requests are answered. By default Ray would end
         # them after 20 s.
-        graceful_shutdown_timeout_s=checked.body_seconds + checked.queue_seconds,
+        graceful_shutdown_timeout_s=args.body_seconds + args.queue_seconds,
     )
-    return deployment.bind(checked, _encoders(checked))
+    return deployment.bind(args, _encoders(args))
 
 
 def _booked(args: ServeArgs) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def _encoders(args: ServeArgs) -> dict[str, serve.Application]:
     return encoder_applications(args.encoders, args.store, own_nodes=own_nodes)
 
 
-def deploy(args: ServeArgs, host: str, port: int) -> str:
+def deploy(args: ServeSettings, host: str, port: int) -> str:
     """Deploy the application at `host:port` and return its address. Prints its phases.
 
     If it runs already with the same arguments and release it is left alone: deploying would restart its
@@ -71,7 +72,7 @@ def deploy(args: ServeArgs, host: str, port: int) -> str:
     return _deploy(args, host, port)
 
 
-def _deploy(args: ServeArgs, host: str, port: int) -> str:
+def _deploy(args: ServeSettings, host: str, port: int) -> str:
     began = time.monotonic()
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     _wait_for_proxy()

@@ -25,7 +25,7 @@ from workers.serve.collections.collections import Collections, open_collections
 from workers.serve.compute import stuck
 from workers.serve.encoders.deployment import Handle, encoders_behind
 from workers.serve.ray_adapters import RayMetrics, open_channel
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.serve.telemetry import open_tracing
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.follower import Follower, PollTask
@@ -45,7 +45,7 @@ _RELEASE_SECONDS = 20.0
 class Embedder:
     """Answers embedding requests. A new version of a model never restarts it."""
 
-    def __init__(self, args: ServeArgs, encoders: Mapping[str, Handle]) -> None:
+    def __init__(self, args: ServeSettings, encoders: Mapping[str, Handle]) -> None:
         """Follow the store, which may be unavailable (`wait_until_ready`).
 
         That raises nothing: Serve stops retrying an application after some failed starts.
@@ -183,7 +183,7 @@ def _others_answer() -> bool:
 
 
 def _authenticator(
-    args: ServeArgs, metrics: RayMetrics
+    args: ServeSettings, metrics: RayMetrics
 ) -> tuple[Authenticator, Sequence[PollTask]]:
     """Return what authenticates requests, and what it reads in the store."""
     if args.access_public_key is None:

@@ -1,4 +1,4 @@
-"""Settings of the serving application: from the command line, or `args` of a RayService."""
+"""Settings of the serving application: from the command line, or `args` of a RayService; and its fixed limits."""
 
 from hashlib import sha256
 from importlib.metadata import version
@@ -30,7 +30,7 @@ class CollectionLimits(NamedTuple):
 
 
 class ServeArgs(Frozen):
-    """Arguments of the application; the same in every replica."""
+    """Arguments of the application that a deployment sets; the same in every replica."""
 
     store: Uri = Field(description="root of the object storage, file:// or s3://")
     replicas: int = Field(default=1, ge=1, le=1000, description="replicas, processes that answer")
@@ -39,48 +39,6 @@ class ServeArgs(Frozen):
         default=None,
         description="for a cluster with nodes for replicas and others for encoders: at most so "
         "many are on each; they reserve its `cmcl_replica` and `cmcl_encoder` then, and no CPUs",
-    )
-    poll_seconds: Annotated[float, Field(gt=0, le=60)] | None = Field(
-        default=None,
-        description="between two polls of live.json; the default depends on the kind of store",
-    )
-    max_rows: int = Field(default=4096, ge=1, description="in one request")
-    max_requests_in_flight: int = Field(
-        default=1024,
-        ge=2,
-        description="in one replica, waiting ones included, before 429; a single owner may hold 4/5 "
-        "of this and of each other limit that is answered with 429, several owners less each, so that "
-        "another owner can always be served",
-    )
-    max_rows_in_flight: int = Field(default=32768, ge=1, description="in one replica, before 429")
-    max_body_bytes: int = Field(default=64 << 20, ge=1024, description="largest request body")
-    max_bytes_in_flight: int = Field(
-        default=512 << 20,
-        ge=1024,
-        description="bodies in one replica's memory as far as they have arrived, and then their "
-        "responses, before 429",
-    )
-    body_seconds: float = Field(
-        default=30,
-        gt=0,
-        le=3600,
-        description="for a request's body to arrive, before 408; also after 10 s without a byte, and for "
-        "less than 64 KiB/s over its time but for 10 s. And for each 256 KiB of a response to be read",
-    )
-    queue_seconds: float = Field(
-        default=30,
-        gt=0,
-        le=600,
-        description="from the headers of a request to its response, before 504",
-    )
-    min_version_wait_seconds: float = Field(
-        default=2, ge=0, le=60, description="how long x-min-model-version waits, before 503"
-    )
-    first_poll_seconds: float = Field(
-        default=30,
-        gt=0,
-        description="how long a new replica waits for the store before it takes requests without it, "
-        "where no other replica answers",
     )
     access_public_key: str | None = Field(
         default=None,
@@ -99,12 +57,6 @@ class ServeArgs(Frozen):
         "here does: without keys, the limits of one tenant count by the last address in it. By default "
         "the address of the connection counts",
     )
-    recent_versions: int = Field(
-        default=4,
-        ge=1,
-        description="versions kept for requests that name one; also how many may be loading for the "
-        "models of one owner, before 429, or 503 where a request names none",
-    )
     max_heads_bytes: int = Field(
         default=1 << 30,
         ge=1 << 20,
@@ -112,36 +64,11 @@ class ServeArgs(Frozen):
         "counted once; what does not fit is loaded on demand. A version can be swapped if its heads "
         "take at most half of it (CMCL_HEADS_BYTES_MAX of the control plane)",
     )
-    max_top_k: int = Field(default=1000, ge=1, description="hits of one search in a collection")
-    max_payload_bytes: int = Field(
-        default=4096, ge=2, description="payload of one item of a collection, as JSON"
-    )
-    max_collection_rows: int = Field(
-        default=1_000_000,
-        ge=1,
-        description="in one collection; every replica holds the vectors of all collections",
-    )
-    max_searched_rows: int = Field(
-        default=2_000_000,
-        ge=1,
-        description="in all collections together, before 507; of this and of max_collections_bytes one "
-        "owner may have four times what stays free, 4/5 if alone",
-    )
     max_collections_bytes: int = Field(
         default=2 << 30,
         ge=1 << 20,
         description="of a replica's memory for all collections, counted with vectors and graphs of three "
         "versions and with what is still to be read, before 507",
-    )
-    max_exports: int = Field(
-        default=4,
-        ge=1,
-        description="of collections and versions, at once in one replica, before 429",
-    )
-    max_collections: int = Field(
-        default=100,
-        ge=1,
-        description="of one owner, before 507; of all together where no keys are required",
     )
 
     encoders: tuple[EncoderSpec, ...] = Field(
@@ -163,6 +90,55 @@ class ServeArgs(Frozen):
         if twice := sorted({each for each in names if names.count(each) > 1}):
             raise ValueError(f"encoders has the name {twice[0]!r} more than once")
         return self
+
+    @property
+    def identity(self) -> str:
+        """Digest of arguments and release: equal where a running application need not be restarted."""
+        return sha256(f"{version(DISTRIBUTION)} {self.model_dump_json()}".encode()).hexdigest()[:16]
+
+
+class ServeSettings(ServeArgs):
+    """The arguments, and limits that are the same in every deployment; tests and benchmarks pass others.
+
+    Of each limit that is answered with 429, one owner may hold 4/5, and of several each less, so that another owner
+    can always be served.
+    """
+
+    # Between two polls of live.json; None: by the kind of store. Announcements are faster where they arrive.
+    poll_seconds: float | None = None
+    # In one request: 16 MiB of vectors of width 1024. A client sends more in several requests.
+    max_rows: int = 4096
+    # In one replica, before 429. Each takes a few KiB while it waits.
+    max_requests_in_flight: int = 1024
+    # In one replica, before 429: some seconds of work for one core.
+    max_rows_in_flight: int = 32768
+    # 4,096 rows of width 1024 are 64 MiB of JSON at most.
+    max_body_bytes: int = 64 << 20
+    # Bodies in one replica's memory as far as they have arrived, and then their responses, before 429.
+    max_bytes_in_flight: int = 512 << 20
+    # For a body to arrive, before 408; also after 10 s without a byte, and for less than 64 KiB/s over its time but
+    # for 10 s. And for each 256 KiB of a response to be read. HAProxy has the same (cmcl/haproxy.py).
+    body_seconds: float = 30
+    # From the headers of a request to its response, before 504; a client may ask for less or more.
+    queue_seconds: float = 30
+    # How long x-min-model-version waits, before 503: longer than a version takes to arrive at all replicas.
+    min_version_wait_seconds: float = 2
+    # How long a new replica waits for the store before it takes requests without it, where no other replica answers.
+    first_poll_seconds: float = 30
+    # Kept for requests that name one; also how many may be loading for the models of one owner, before 429, or 503
+    # where a request names none.
+    recent_versions: int = 4
+    # Hits of one search in a collection.
+    max_top_k: int = 1000
+    # Payload of one item of a collection, as JSON: a thumbnail, and no file.
+    max_payload_bytes: int = 4096
+    # In one collection, and in all together, before 507: every replica holds the vectors of all collections.
+    max_collection_rows: int = 1_000_000
+    max_searched_rows: int = 2_000_000
+    # Of one owner, before 507; of all together where no keys are required.
+    max_collections: int = 100
+    # Of collections and versions, at once in one replica, before 429: each keeps an index or heads in memory.
+    max_exports: int = 4
 
     @model_validator(mode="after")
     def _one_request_fits_its_encoder(self) -> Self:
@@ -206,11 +182,6 @@ class ServeArgs(Frozen):
             self.max_searched_rows,
             self.max_collections_bytes,
         )
-
-    @property
-    def identity(self) -> str:
-        """Digest of arguments and release: equal where a running application need not be restarted."""
-        return sha256(f"{version(DISTRIBUTION)} {self.model_dump_json()}".encode()).hexdigest()[:16]
 
     @property
     def poll_interval_seconds(self) -> float:

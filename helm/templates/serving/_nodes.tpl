@@ -6,15 +6,13 @@ settings: {{- include "cmcl.servingSettings" . | nindent 2 }}
 
 {{/* As in cmcl/haproxy.py, which gives the reasons; a test compares them. */}}
 {{- define "cmcl.servingSettings" -}}
-{{- $body := .Values.serving.args.bodySeconds | ceil | int -}}
-{{- $queue := .Values.serving.args.queueSeconds | ceil | int -}}
 RAY_SERVE_ENABLE_HA_PROXY: "1"
 RAY_SERVE_THROUGHPUT_OPTIMIZED: "1"
 RAY_SERVE_HAPROXY_BINARY_PATH: /opt/cmcl/bin/cmcl-haproxy
 RAY_SERVE_HAPROXY_TUNE_BUFSIZE: "65536"
-RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S: {{ $body | quote }}
-RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S: {{ max 660 (add $body 630) | quote }}
-RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S: {{ max 120 (add $body $queue) | quote }}
+RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S: "30"
+RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S: "660"
+RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S: "120"
 RAY_SERVE_HAPROXY_RETRY_ON: conn-failure empty-response junk-response
 RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S: "1"
 CMCL_ENDPOINT_CONNECTIONS_PER_SOURCE: {{ .Values.serving.connectionsPerSource | quote }}

@@ -67,13 +67,6 @@ readinessPort: 52365
 CMCL_CHECKPOINT_SECONDS: {{ .Values.training.checkpointSeconds | quote }}
 CMCL_PEER_SECONDS: {{ .Values.training.peerSeconds | quote }}
 CMCL_SCRATCH_BYTES: {{ .Values.training.scratchBytes | int64 | quote }}
-{{- with .Values.preparation }}
-CMCL_PREPARE_DATASETS_AT_ONCE: {{ .datasetsAtOnce | int64 | quote }}
-CMCL_PREPARE_UNITS_AT_ONCE: {{ .unitsAtOnce | int64 | quote }}
-CMCL_PREPARE_ENCODER_IDLE_SECONDS: {{ .encoderIdleSeconds | quote }}
-CMCL_PREPARE_ENCODER_START_SECONDS: {{ .encoderStartSeconds | quote }}
-CMCL_PREPARE_FILE_SECONDS: {{ .fileSeconds | quote }}
-{{- end }}
 CMCL_PREPARE_FILE_MEMORY: {{ include "cmcl.fileMemory" . | quote }}
 {{- end -}}
 

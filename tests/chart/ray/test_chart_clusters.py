@@ -31,11 +31,6 @@ def test_pods_of_training_have_every_setting_of_training_and_preparation() -> No
             "extraEnv": {"NCCL_DEBUG": "INFO"},
         },
         "preparation": {
-            "datasetsAtOnce": 2,
-            "unitsAtOnce": 3,
-            "encoderIdleSeconds": 0.5,
-            "encoderStartSeconds": 60,
-            "fileSeconds": 90,
             "fileMemory": "1.5Gi",
         },
     }
@@ -44,11 +39,6 @@ def test_pods_of_training_have_every_setting_of_training_and_preparation() -> No
         "CMCL_CHECKPOINT_SECONDS": "20",
         "CMCL_PEER_SECONDS": "90.5",
         "CMCL_SCRATCH_BYTES": "200000000000",
-        "CMCL_PREPARE_DATASETS_AT_ONCE": "2",
-        "CMCL_PREPARE_UNITS_AT_ONCE": "3",
-        "CMCL_PREPARE_ENCODER_IDLE_SECONDS": "0.5",
-        "CMCL_PREPARE_ENCODER_START_SECONDS": "60",
-        "CMCL_PREPARE_FILE_SECONDS": "90",
         "CMCL_PREPARE_FILE_MEMORY": "1610612736",
         "NCCL_DEBUG": "INFO",
     }

@@ -22,7 +22,7 @@ from tests.chart.release import (
     render,
 )
 from workers.serve.placement import ENCODER, REPLICA
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeArgs, ServeSettings
 
 # Arguments that the chart derives, or takes from other values.
 ELSEWHERE = {
@@ -181,15 +181,15 @@ def test_every_node_that_serves_has_haproxy_and_the_time_to_drain(production: Re
 
 
 def test_timeouts_of_haproxy_match_those_of_the_endpoint() -> None:
-    args = {"bodySeconds": 99.5, "queueSeconds": 300}
-    variables = environment_of(render({"serving": {"args": args}}).container("serving"))
+    variables = environment_of(render({}).container("serving"))
     prefix = "RAY_SERVE_HAPROXY"
+    limits = ServeSettings(store="file:///store")
     # For a body as well (cmcl/haproxy.py).
-    assert variables[f"{prefix}_TIMEOUT_CLIENT_S"] == "100"
-    # The longest that a request may ask for comes on top of its body; a proxy that is replaced ends
-    # as late as a replica.
-    assert variables[f"{prefix}_TIMEOUT_SERVER_S"] == "730"
-    assert variables[f"{prefix}_HARD_STOP_AFTER_S"] == "400"
+    assert variables[f"{prefix}_TIMEOUT_CLIENT_S"] == f"{limits.body_seconds:g}"
+    # The longest that a request may ask for comes on top of its body; a proxy that is replaced ends after a replica.
+    assert float(variables[f"{prefix}_TIMEOUT_SERVER_S"]) >= 600 + 2 * limits.body_seconds
+    longest = limits.body_seconds + limits.queue_seconds
+    assert float(variables[f"{prefix}_HARD_STOP_AFTER_S"]) >= longest
 
 
 @pytest.mark.parametrize(

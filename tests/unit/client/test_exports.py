@@ -23,7 +23,7 @@ from tests.unit.client.command_line import Cmcl
 from tests.unit.client.either import KINDS, connected
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.exported import SPEC, answered, features, publish, run_without_cmcl
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import read_version
@@ -51,7 +51,7 @@ for path, name in ((f"{composed}/text", "embeddings"), (encoder, "features")):
 def exporting(tmp_path: Path) -> Replica:
     """A replica with a version of every kind of head, and a model whose texts are encoded by MiniLM."""
     store = FlakyStore(LocalStore(tmp_path / "store"))
-    replica = Replica(store, ServeArgs(store=store.uri))
+    replica = Replica(store, ServeSettings(store=store.uri))
     publish(replica)
     spec = ModelSpec(width=8, modalities={"text": 384, "image": 5})
     identity = EncoderIdentity(

@@ -40,7 +40,7 @@ from tests.fakes.haproxy import (
     write_rays,
 )
 from workers.serve.api.context import LONGEST_MS
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 
 # Ray's own models warn while they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -235,7 +235,7 @@ def test_the_program_that_ray_starts_is_installed() -> None:
 
 
 def test_the_proxy_waits_for_a_body_as_long_as_the_endpoint() -> None:
-    assert ServeArgs(store="file:///a").body_seconds == BODY_SECONDS
+    assert ServeSettings(store="file:///a").body_seconds == BODY_SECONDS
 
 
 def test_the_proxy_waits_for_an_answer_longer_than_a_request_may_take() -> None:
@@ -243,4 +243,4 @@ def test_the_proxy_waits_for_an_answer_longer_than_a_request_may_take() -> None:
 
 
 def test_one_source_may_have_as_many_connections_as_a_replica_takes_requests() -> None:
-    assert ServeArgs(store="file:///a").max_requests_in_flight == CONNECTIONS_PER_SOURCE
+    assert ServeSettings(store="file:///a").max_requests_in_flight == CONNECTIONS_PER_SOURCE

@@ -26,7 +26,7 @@ from workers.serve.api.limits import Admission
 from workers.serve.auth import AllowAll
 from workers.serve.batcher import Batcher
 from workers.serve.encoders.port import Encoders, NoEncoders
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.serve.telemetry import Tracing
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.follower import Follower
@@ -66,7 +66,7 @@ class Replica:
     """A replica without Ray and without a socket; tests call `poll` in place of its thread."""
 
     store: FlakyStore
-    args: ServeArgs
+    args: ServeSettings
     clock: Clock = field(default_factory=Clock)
     live: LiveVersions = field(default_factory=LiveVersions)
     metrics: RecordedMetrics = field(default_factory=RecordedMetrics)
@@ -88,11 +88,11 @@ class Replica:
         pointer = self.live.pointer(model)
         return None if pointer is None else pointer.owner
 
-    def app_of(self, args: ServeArgs) -> ASGIApp:
+    def app_of(self, args: ServeSettings) -> ASGIApp:
         """The HTTP interface of a replica with these arguments."""
         return create_api(self.parts(args))
 
-    def parts(self, args: ServeArgs) -> Parts:
+    def parts(self, args: ServeSettings) -> Parts:
         """The objects that the routes use."""
         return Parts(
             args=args,
@@ -174,7 +174,7 @@ def store(tmp_path: Path) -> FlakyStore:
 @pytest.fixture
 def with_encoder(store: FlakyStore) -> Replica:
     """A replica with version 1 live and a text encoder."""
-    replica = Replica(store, ServeArgs(store=store.uri), encoders=LetterEncoders())
+    replica = Replica(store, ServeSettings(store=store.uri), encoders=LetterEncoders())
     replica.publish(version=1)
     replica.poll()
     return replica
@@ -183,7 +183,7 @@ def with_encoder(store: FlakyStore) -> Replica:
 @pytest.fixture
 def replica(store: FlakyStore) -> Replica:
     """A replica of an empty store."""
-    args = ServeArgs(
+    args = ServeSettings(
         store=store.uri,
         max_rows=50,
         max_rows_in_flight=60,

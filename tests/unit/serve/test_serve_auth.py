@@ -21,7 +21,7 @@ from service.principal import EVERY_SCOPE, Principal
 from tests.fakes.flaky_store import FlakyStore
 from workers.serve.auth import Caller, SignedKeys, read_public_keys
 from workers.serve.errors import ApiError, NotReady, Unauthorized
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.storage import layout
 from workers.storage.local import LocalStore
 
@@ -265,9 +265,9 @@ def _of_another_kind() -> str:
 )
 def test_serving_does_not_start_with_a_wrong_public_key(pem: str, complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint) as caught:
-        ServeArgs(store="file:///store", access_public_key=pem)
+        ServeSettings(store="file:///store", access_public_key=pem)
     assert caught.value.errors()[0]["loc"] == ("access_public_key",)
-    both = ServeArgs(store="file:///store", access_public_key=PAIR.public + OTHER_PAIR.public)
+    both = ServeSettings(store="file:///store", access_public_key=PAIR.public + OTHER_PAIR.public)
     assert both.access_public_key is not None
 
 

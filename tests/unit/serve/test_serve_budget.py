@@ -16,7 +16,7 @@ from cmcl.contract.version import LivePointer, VersionManifest
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.conftest import Replica
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.loading import LoadedHeads, Reservation, StoredVersions
 from workers.serve.versions.memory import Budget, NoRoom
@@ -64,7 +64,7 @@ def in_memory(replica: Replica, models: Sequence[str], version: int = 1) -> list
 @pytest.fixture
 def narrow(store: FlakyStore) -> Replica:
     """A replica with a budget for three wide versions."""
-    return Replica(store, ServeArgs(store=store.uri, max_heads_bytes=BUDGET))
+    return Replica(store, ServeSettings(store=store.uri, max_heads_bytes=BUDGET))
 
 
 class Watched(StoredVersions):

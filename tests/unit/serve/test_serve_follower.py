@@ -10,7 +10,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.model.artifact import save_heads, save_selftest
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.storage import layout
 from workers.storage.versions import entry_for, read_version
 
@@ -264,7 +264,7 @@ class BuggyStore(FlakyStore):
 
 
 def test_the_thread_outlives_a_bug(store: FlakyStore) -> None:
-    replica = Replica(BuggyStore(store), ServeArgs(store=store.uri))
+    replica = Replica(BuggyStore(store), ServeSettings(store=store.uri))
     replica.store.broken = "anything"
     replica.follower.start()
     assert not replica.live.readiness.wait(0.1)

@@ -22,7 +22,7 @@ from tests.unit.serve.served_versions import load_version
 from tests.unit.serve.test_serve_auth_of_routes import LAB, SHOP, bearer, guarded
 from workers.serve.api.app import create_api
 from workers.serve.held_out import HeldOutSets
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.storage import layout
 from workers.storage.shards import describe_shard
 
@@ -35,7 +35,7 @@ LABELLED = TABLE.append_column("label", pa.array([f"class-{row % 3}" for row in 
 @pytest.fixture
 def holding(store: FlakyStore, tmp_path: Path) -> Replica:
     """A replica with versions 1 and 2, of which the first has learned a dataset with held-out rows in two files."""
-    replica = Replica(store, ServeArgs(store=store.uri), encoders=LetterEncoders())
+    replica = Replica(store, ServeSettings(store=store.uri), encoders=LetterEncoders())
     replica.publish(version=1)
     replica.publish(version=2)
     replica.point(generation=3, version=1)

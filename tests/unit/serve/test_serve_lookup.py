@@ -10,7 +10,7 @@ from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.version import VersionManifest
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.loading import ServedVersion, StoredVersions
 from workers.serve.versions.memory import Budget
@@ -151,13 +151,13 @@ def test_rows_beyond_the_limit_in_flight_are_429(serving: Replica) -> None:
 
 def test_the_largest_request_must_fit_into_the_limit() -> None:
     with pytest.raises(ValueError, match="could never be admitted"):
-        ServeArgs(store="file:///tmp/x", max_rows=100, max_rows_in_flight=99)
+        ServeSettings(store="file:///tmp/x", max_rows=100, max_rows_in_flight=99)
 
 
 def test_the_poll_interval_suits_the_kind_of_store() -> None:
-    assert ServeArgs(store="file:///tmp/x").poll_interval_seconds == 0.1
-    assert ServeArgs(store="s3://bucket").poll_interval_seconds == 1.0
-    assert ServeArgs(store="s3://bucket", poll_seconds=0.5).poll_interval_seconds == 0.5
+    assert ServeSettings(store="file:///tmp/x").poll_interval_seconds == 0.1
+    assert ServeSettings(store="s3://bucket").poll_interval_seconds == 1.0
+    assert ServeSettings(store="s3://bucket", poll_seconds=0.5).poll_interval_seconds == 0.5
 
 
 def test_a_wait_checks_once_per_change_and_leaves_nothing_behind(serving: Replica) -> None:

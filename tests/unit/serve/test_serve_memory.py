@@ -19,7 +19,7 @@ from cmcl.contract.model import ModelSpec
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, Replica
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.storage.local import LocalStore
 
 WIDTH = 256
@@ -60,7 +60,7 @@ async def swap_and_ask(replica: Replica, swaps: int, generation: int) -> None:
 def swap_many(folder: Path) -> None:
     """Swap many versions. Raises AssertionError if memory grows."""
     store = FlakyStore(LocalStore(folder))
-    replica = Replica(store, ServeArgs(store=store.uri, recent_versions=2))
+    replica = Replica(store, ServeSettings(store=store.uri, recent_versions=2))
     for version in range(1, VERSIONS + 1):
         store_version(store, MODEL, version, SPEC, random_heads(SPEC, version))
     asyncio.run(swap_and_ask(replica, SETTLED, generation=1))

@@ -18,7 +18,7 @@ from tests.unit.serve.collections.conftest import Searching
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.exported import unpacked
 from workers.serve.api.wire.formats import RAW
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 
 SPEC = ModelSpec.model_validate(
     {
@@ -41,7 +41,7 @@ def publish(replica: Replica, version: int, *learned: str) -> None:
 @pytest.fixture
 def searching(store: FlakyStore) -> Iterator[Searching]:
     """Version 1 has learned audio and image, and not text; an empty collection `things`."""
-    args = ServeArgs(store=store.uri, min_version_wait_seconds=60)
+    args = ServeSettings(store=store.uri, min_version_wait_seconds=60)
     replica = Searching(store, args, encoders=LetterEncoders())
     publish(replica, 1, "audio", "image")
     replica.open()

@@ -13,7 +13,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.slow_store import SlowStore
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, POLL_SECONDS, SPEC, Replica
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.swapper import Swapper
 from workers.storage.local import LocalStore
@@ -39,7 +39,7 @@ def slow(tmp_path: Path) -> SlowStore:
 @pytest.fixture
 def following(slow: SlowStore) -> Iterator[Replica]:
     """Two models at version 1, and a follower that polls continuously."""
-    replica = Replica(slow, ServeArgs(store=slow.uri))
+    replica = Replica(slow, ServeSettings(store=slow.uri))
     replica.publish(version=1)
     replica.publish(version=1, model="other")
     swapper = Swapper(replica.live, replica.cache, replica.metrics)
@@ -102,7 +102,7 @@ def test_a_model_deleted_while_it_loads_stays_deleted(following: Replica, slow: 
 
 
 def test_ready_only_once_every_model_was_tried(slow: SlowStore) -> None:
-    replica = Replica(slow, ServeArgs(store=slow.uri))
+    replica = Replica(slow, ServeSettings(store=slow.uri))
     replica.publish(version=1)
     replica.publish(version=1, model="other")
     slow.slow = "scenes/versions/1/heads.safetensors"
@@ -116,7 +116,7 @@ def test_ready_only_once_every_model_was_tried(slow: SlowStore) -> None:
 
 
 def test_stopping_does_not_wait_for_a_store_that_hangs(slow: SlowStore) -> None:
-    replica = Replica(slow, ServeArgs(store=slow.uri))
+    replica = Replica(slow, ServeSettings(store=slow.uri))
     slow.slow = "models/"
     replica.follower.start()
     assert slow.asked.wait(TIMEOUT)
@@ -128,7 +128,7 @@ def test_stopping_does_not_wait_for_a_store_that_hangs(slow: SlowStore) -> None:
 @pytest.fixture
 def sleeping(store: FlakyStore) -> Iterator[Replica]:
     """A follower that polls once a minute."""
-    replica = Replica(store, ServeArgs(store=store.uri))
+    replica = Replica(store, ServeSettings(store=store.uri))
     swapper = Swapper(replica.live, replica.cache, replica.metrics)
     replica.follower = Follower(store, replica.live, swapper, NEVER)
     replica.publish(version=1)
@@ -166,7 +166,7 @@ class DistantStore(FlakyStore):
 def test_wake_ups_without_end_keep_no_model_from_its_turn(tmp_path: Path) -> None:
     """With more models than reading threads."""
     distant = DistantStore(LocalStore(tmp_path / "store"))
-    replica = Replica(distant, ServeArgs(store=distant.uri))
+    replica = Replica(distant, ServeSettings(store=distant.uri))
     models = [f"model-{number}" for number in range(7)]
     swapper = Swapper(replica.live, replica.cache, replica.metrics)
     replica.follower = Follower(distant, replica.live, swapper, NEVER)
@@ -191,7 +191,7 @@ def test_wake_ups_without_end_keep_no_model_from_its_turn(tmp_path: Path) -> Non
 
 def test_what_is_written_during_a_look_is_seen_after_it(tmp_path: Path) -> None:
     slow = SlowStore(LocalStore(tmp_path / "store"))
-    replica = Replica(slow, ServeArgs(store=slow.uri))
+    replica = Replica(slow, ServeSettings(store=slow.uri))
     swapper = Swapper(replica.live, replica.cache, replica.metrics)
     replica.follower = Follower(slow, replica.live, swapper, NEVER)
     replica.publish(version=1)

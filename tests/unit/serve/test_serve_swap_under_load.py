@@ -14,7 +14,7 @@ import uvicorn
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 
 VERSIONS = 20
 CLIENTS = 4
@@ -73,7 +73,7 @@ def until_seen(version: int, answers: list[Answers]) -> None:
 
 
 def test_no_request_fails_or_mixes_versions_in_swaps(store: FlakyStore) -> None:
-    serving = Replica(store, ServeArgs(store=store.uri))
+    serving = Replica(store, ServeSettings(store=store.uri))
     serving.publish(version=1)
     serving.poll()
     rows = torch.randn(ROWS, 5, generator=torch.Generator().manual_seed(0))

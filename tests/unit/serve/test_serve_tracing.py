@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.otel import OpenTelemetryTracing
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.serve.telemetry import open_tracing
 from workers.storage import layout
 
@@ -60,7 +60,7 @@ def trace_of(span: ReadableSpan) -> str:
 def traced(store: FlakyStore) -> Iterator[Traced]:
     exporter = InMemorySpanExporter()
     tracing = OpenTelemetryTracing(exporter, "replica-1")
-    replica = Replica(store, ServeArgs(store=store.uri), tracing=tracing)
+    replica = Replica(store, ServeSettings(store=store.uri), tracing=tracing)
     replica.publish(version=1)
     replica.poll()
     yield Traced(replica, tracing, exporter)
@@ -213,13 +213,13 @@ import sys, tempfile
 from pathlib import Path
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Replica
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.serve.telemetry import open_tracing
 from workers.storage.local import LocalStore
 
 with tempfile.TemporaryDirectory() as folder:
     store = FlakyStore(LocalStore(Path(folder)))
-    replica = Replica(store, ServeArgs(store=store.uri), tracing=open_tracing({}, "replica-1"))
+    replica = Replica(store, ServeSettings(store=store.uri), tracing=open_tracing({}, "replica-1"))
     replica.publish(version=1)
     replica.poll()
     response = replica.embed(headers={"traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01"})

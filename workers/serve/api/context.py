@@ -31,7 +31,7 @@ from workers.serve.errors import (
     HeadersTooLarge,
     InvalidRequest,
 )
-from workers.serve.settings import Proxies, ServeArgs
+from workers.serve.settings import Proxies, ServeSettings
 from workers.serve.telemetry import (
     TRACE,
     RequestTrace,
@@ -82,7 +82,7 @@ T = TypeVar("T")
 class Replica:
     """The parts of one replica. Created in `deployment.py`, and by tests without Ray."""
 
-    args: ServeArgs
+    args: ServeSettings
     store: ObjectStore
     live: LiveVersions
     lookup: VersionLookup

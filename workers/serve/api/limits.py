@@ -19,7 +19,7 @@ from starlette.types import Scope
 
 from workers.serve.errors import DeadlineExceeded, InvalidRequest
 from workers.serve.fairness import Quota
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 
 _HOLDING = "cmcl.holding"
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Admission:
     An export keeps a whole index in memory until its last byte is taken.
     """
 
-    def __init__(self, args: ServeArgs) -> None:
+    def __init__(self, args: ServeSettings) -> None:
         self.requests = Quota(args.max_requests_in_flight, "requests")
         self.rows = Quota(args.max_rows_in_flight, "rows")
         self.exports = Quota(args.max_exports, "exports")

@@ -20,7 +20,7 @@ from workers.serve.auth import AllowAll, Authenticator, Caller
 from workers.serve.collections.collections import Collections
 from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.maintenance import Maintenance
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.storage.local import LocalStore
 
 
@@ -66,7 +66,7 @@ class Searching(Replica):
         if self.collections is not None:
             self.collections.stop()
 
-    def app_of(self, args: ServeArgs) -> ASGIApp:
+    def app_of(self, args: ServeSettings) -> ASGIApp:
         parts = replace(self.parts(args), collections=self.collections, access=self.access)
         return create_api(parts)
 
@@ -96,7 +96,7 @@ class Searching(Replica):
 @contextmanager
 def opened(store: FlakyStore) -> Iterator[Searching]:
     """A replica with version 1 live, a text encoder, and an empty collection `things`."""
-    args = ServeArgs(
+    args = ServeSettings(
         store=store.uri,
         max_rows=20,
         min_version_wait_seconds=60,

@@ -30,7 +30,7 @@ from workers.serve.collections.quota import (
 )
 from workers.serve.collections.revision_log import Revision
 from workers.serve.collections.segments import rows_bytes
-from workers.serve.settings import CollectionLimits, ServeArgs
+from workers.serve.settings import CollectionLimits, ServeSettings
 from workers.storage import layout
 
 LIMITS = CollectionLimits(collections=3, rows=60, all_rows=80, all_bytes=1 << 20)
@@ -318,4 +318,4 @@ def test_too_many_bytes_are_refused_before_anything_is_written(searching: Search
 
 def test_the_largest_collection_must_fit() -> None:
     with pytest.raises(ValueError, match="could never be filled"):
-        ServeArgs(store="file:///x", max_collection_rows=11, max_searched_rows=10)
+        ServeSettings(store="file:///x", max_collection_rows=11, max_searched_rows=10)

@@ -11,7 +11,7 @@ from tests.fakes.collector import Collector
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import Replica
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import ServeSettings
 from workers.serve.telemetry import open_tracing
 from workers.tracing import close_provider, exporter_from, open_provider
 
@@ -24,7 +24,7 @@ def to_live(folder: Path, collector: Collector) -> None:
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.address}
     first = ControlPlane(folder)
     first.create_model()
-    store, args = first.store, ServeArgs(store=first.store.uri)
+    store, args = first.store, ServeSettings(store=first.store.uri)
     tracing = open_tracing(environment, "replica-1")
     replica = Replica(store, args, tracing=tracing)
     replica.poll()
