@@ -14,7 +14,7 @@ from cmcl.cli.console import Columns, fields, say, show, show_all, stderr, table
 from cmcl.cli.errors import CommandError
 from cmcl.cli.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, OfModel, Yes
 from cmcl.cli.queries import parse_filter, read_items, read_media, read_query
-from cmcl.client import Client, Collection, SearchHit, SearchResults, StoredItem
+from cmcl.client import Client, Collection, SearchHit, SearchResults
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,11 +39,6 @@ _COLUMNS: Columns[Collection] = {
     "version": lambda each: each.searched.version if each.searched else None,
     "rows": lambda each: _counts(each.searched.rows) if each.searched else None,
     "stored": lambda each: f"{each.stored_bytes / 1e6:.1f} MB",
-}
-_ITEMS: Columns[StoredItem] = {
-    "id": lambda item: item.id,
-    "modality": lambda item: item.modality,
-    "payload": lambda item: json.dumps(item.payload, ensure_ascii=False) if item.payload else None,
 }
 _HITS: Columns[SearchHit] = {
     "score": lambda hit: hit.score,
@@ -136,19 +131,6 @@ def add_items(
     if written is None:
         raise CommandError(f"{file} has no items")
     say(f"{added:,} items added; {name} is at revision {written.revision}", written, as_json)
-
-
-@app.command("items")
-def list_items(
-    name: CollectionName,
-    modality: Annotated[str | None, typer.Option(help="items of this modality alone")] = None,
-    embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
-    as_json: AsJson = False,
-) -> None:
-    """List items with their payloads."""
-    with Client(embeddings_url=embeddings_url) as client:
-        hint = f"no items yet; add some: cmcl collection add {name} FILE"
-        show_all(client.collection_items(name, modality), as_json, _ITEMS, hint)
 
 
 @app.command("remove")

@@ -21,7 +21,7 @@ Columns = Mapping[str, Callable[[T], Cell]]
 # Output that is not a terminal is not wrapped.
 _UNBOUNDED = 1000
 # Columns whose long words may be folded, and the width to which they fold.
-_BREAKABLE = frozenset({"disabled", "error", "payload", "reason", "state", "url"})
+_BREAKABLE = frozenset({"disabled", "payload", "reason", "state", "url"})
 _FOLDED = 20
 
 

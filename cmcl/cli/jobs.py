@@ -36,7 +36,7 @@ from cmcl.cli.progress import (
     follow,
     preparation_figures,
 )
-from cmcl.client import Client, Event, Job, JobProgress, Preparation
+from cmcl.client import Client, Job, JobProgress, Preparation
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -189,31 +189,12 @@ def reject_job(
     say(f"{job}: {updated.state}", updated, as_json)
 
 
-@app.command("events")
-def job_events(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Print the events of a job from the first to the last, as they happen."""
-    with Client(url) as client:
-        for event in client.events(job):
-            if as_json:
-                print_json(event)
-            elif event.id is not None:
-                stdout().print(_line(event), soft_wrap=True, highlight=False, markup=False)
-
-
 def _none(model: str | None, state: str | None) -> str:
     """Return the message for an empty list."""
     if state is None and model is None:
         return "no jobs yet; a dataset starts one: cmcl dataset add SHARDS --pair FIRST,SECOND"
     which = (f"of model {model}" if model else "", f"in state {state}" if state else "")
     return " ".join(("no jobs", *filter(None, which)))
-
-
-def _line(event: Event) -> str:
-    when = f"{event.created_at.astimezone():%H:%M:%S}" if event.created_at else " " * 8
-    details = ", ".join(
-        f"{name} {value}" for name, value in event.details.items() if value is not None
-    )
-    return f"{when}  {event.kind:<18} {details}".rstrip()
 
 
 def _progress_cells(job: Job) -> dict[str, Cell]:

@@ -6,13 +6,11 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from cmcl.cli.console import Columns, fields, say, show, show_all
-from cmcl.cli.options import DEFAULT_URL, AsJson, ListOrder, MostItems, Url, WebhookId
-from cmcl.client import Client, Delivery, NewWebhook, Webhook
+from cmcl.cli.console import Columns, fields, show, show_all
+from cmcl.cli.options import DEFAULT_URL, AsJson, Url, WebhookId
+from cmcl.client import Client, NewWebhook, Webhook
 
-app = typer.Typer(
-    no_args_is_help=True, help="Webhooks: addresses that receive events, and their deliveries."
-)
+app = typer.Typer(no_args_is_help=True, help="Webhooks: addresses that receive events.")
 
 _COLUMNS: Columns[Webhook] = {
     "webhook": lambda webhook: webhook.id,
@@ -22,15 +20,6 @@ _COLUMNS: Columns[Webhook] = {
     "created": lambda webhook: webhook.created_at,
     "failing since": lambda webhook: webhook.failing_since,
     "disabled": lambda webhook: webhook.disabled_reason,
-}
-_DELIVERIES: Columns[Delivery] = {
-    "delivery": lambda delivery: delivery.id,
-    "attempts": lambda delivery: delivery.attempts,
-    "status": lambda delivery: delivery.status,
-    "delivered": lambda delivery: delivery.delivered_at,
-    "dropped": lambda delivery: delivery.failed_at,
-    "next": lambda delivery: delivery.next_at,
-    "error": lambda delivery: delivery.error,
 }
 
 
@@ -75,28 +64,6 @@ def delete_webhook(webhook: WebhookId, url: Url = DEFAULT_URL) -> None:
     """Delete a webhook."""
     with Client(url) as client:
         client.delete_webhook(webhook)
-
-
-@app.command("test")
-def send_test(webhook: WebhookId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Send a test message to a webhook. `deliveries` shows the outcome."""
-    with Client(url) as client:
-        sent = client.test_webhook(webhook)
-    say(f"delivery {sent.id} is pending", sent, as_json)
-
-
-@app.command("deliveries")
-def list_deliveries(
-    webhook: WebhookId,
-    order: ListOrder = "desc",
-    limit: MostItems = None,
-    url: Url = DEFAULT_URL,
-    as_json: AsJson = False,
-) -> None:
-    """List the deliveries of a webhook and their outcomes, newest first."""
-    with Client(url) as client:
-        hint = f"no deliveries to {webhook} yet; send one: cmcl webhook test {webhook}"
-        show_all(client.deliveries(webhook, order), as_json, _DELIVERIES, hint, limit)
 
 
 def _view(webhook: NewWebhook) -> RenderableType:

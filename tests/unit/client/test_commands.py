@@ -141,16 +141,6 @@ def test_existing_shards_under_another_name_are_reported(cmcl: Cmcl, plane: Cont
     assert cmcl(*arguments, "--name=pixtext").startswith(f"dataset {first}, job job-")
 
 
-def test_an_open_dataset_is_grown_and_sealed(cmcl: Cmcl, plane: ControlPlane) -> None:
-    opened = cmcl.one("dataset", "open", "many", "--pair=image,text", "--model=scenes")["id"]
-    shard = plane.shard("more")["uri"]
-    assert "has 1 shards" in cmcl("dataset", "append", opened, shard)
-    assert "job job-" in cmcl("dataset", "seal", opened)
-    other = cmcl.one("dataset", "open", "none", "--pair=image,text", "--model=scenes")["id"]
-    cmcl("dataset", "delete", other)
-    assert other not in cmcl("dataset", "list", "--model=scenes")
-
-
 def test_branches_are_merged_and_datasets_unlearned(cmcl: Cmcl, plane: ControlPlane) -> None:
     cmcl("model", "branch", "scenes@1", "branch")
     plane.tick(3)
@@ -170,15 +160,11 @@ def test_branches_are_merged_and_datasets_unlearned(cmcl: Cmcl, plane: ControlPl
     cmcl("model", "merge", "branch", "--from", "scenes", code=Exit.FAILED)
 
 
-def test_jobs_are_listed_shown_and_followed(cmcl: Cmcl) -> None:
+def test_jobs_are_listed_and_shown(cmcl: Cmcl) -> None:
     first, second = cmcl.lines("job", "list", "--model=scenes", "--state=published")
     assert first["version"] == 1
     assert second["id"] in cmcl("job", "list")
     assert "published" in cmcl("job", "show", first["id"])
-    assert "job.published" in cmcl("job", "events", first["id"])
-    kinds = [event["kind"] for event in cmcl.lines("job", "events", first["id"])]
-    assert kinds[0] == "job.queued"
-    assert "job.published" in kinds
 
 
 def test_candidates_are_approved_and_rejected(cmcl: Cmcl, plane: ControlPlane) -> None:
@@ -263,11 +249,9 @@ def test_keys_are_created_listed_and_revoked(cmcl: Cmcl) -> None:
     assert again["key"] not in cmcl("key", "list")
 
 
-def test_webhooks_are_added_tested_and_deleted(cmcl: Cmcl) -> None:
+def test_webhooks_are_added_listed_and_deleted(cmcl: Cmcl) -> None:
     made = cmcl.one("webhook", "add", "https://example.com/x", "--kind=job.failed")
     assert made["secret"].startswith("whsec_")
-    assert "pending" in cmcl("webhook", "test", made["id"])
-    assert "dl-" in cmcl("webhook", "deliveries", made["id"])
     listed = cmcl("webhook", "list")
     assert "https://example.com/x" in listed
     assert "whsec" not in listed
