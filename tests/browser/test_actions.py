@@ -174,7 +174,40 @@ def test_what_the_service_would_refuse_is_refused_before_a_byte_is_sent(
     page.get_by_label("Held-out files").set_input_files(file)
     button.click()
     expect(page.locator("[data-status]")).to_contain_text("every row is held out")
+    measure.uncheck()
+    page.get_by_label("Held-out files").set_input_files([])
+    loose = {"cat.png": b"\x89PNG\r\n\x1a\n\0", "cat.txt": b"a cat, on a mat\n", "b.ogg": b"OggS\0"}
+    for other, content in loose.items():
+        (tmp_path / other).write_bytes(content)
+    page.get_by_label("Files to train on").set_input_files([file, *(tmp_path / n for n in loose)])
+    button.click()
+    expect(page.locator("[data-status]")).to_contain_text("3 files hold no rows, cat.png first")
+    expect(page.locator("[data-status]")).to_contain_text("cmcl dataset add FOLDER")
     assert sent == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"id,image_file_name,text\na,a.png,x\n",
+        b'\xef\xbb\xbf"id","text","image"\r\n',
+        b'{"id": "a", "text": "\xc3\xa9"}\n',
+        b"ARROW1\0\0",
+        (16).to_bytes(8, "little") + b'{"a": {}}       ',
+        b"a.png" + bytes(252) + b"ustar\x0000" + bytes(248),
+    ],
+    ids=["csv", "quoted csv", "jsonl", "arrow", "safetensors", "tar"],
+)
+def test_files_of_rows_are_sent(
+    own_sample: Sample, open_page: OpenPage, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "rows").write_bytes(content)
+    page, _ = open_page(own_sample[0])
+    page.goto(f"/ui/models/{PHOTOS.model}/post")
+    page.get_by_label("Name").fill("uploaded")
+    page.get_by_label("Files to train on").set_input_files(tmp_path / "rows")
+    page.get_by_role("button", name="Upload and post").click()
+    expect(page.locator(".notice.good")).to_contain_text("The dataset was posted")
 
 
 def test_a_file_that_cannot_be_read_is_a_failure_after_which_the_form_works(

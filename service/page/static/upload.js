@@ -3,6 +3,9 @@ const AT_ONCE = 3;
 const ATTEMPTS = 6;
 const FIRST_PAUSE_MILLISECONDS = 1000;
 const REPEATED = new Set([0, 408, 429, 500, 502, 503, 504]);
+// Parquet, Arrow file and stream, npz, HDF5.
+const MAGIC = ["PAR1", "ARROW1", "\xff\xff\xff\xff", "PK\x03\x04", "\x89HDF"];
+const FIRST_BYTES = 64 * 1024;
 const SIZES = ["bytes", "KiB", "MiB", "GiB", "TiB"];
 
 export function offerUploads(form) {
@@ -43,7 +46,7 @@ class Sending {
     const leave = (event) => event.preventDefault();
     addEventListener("beforeunload", leave);
     try {
-      this.check();
+      await this.check();
       this.show(true);
       for (const { file, field } of this.files) this.ids.get(field).push(await this.upload(file));
     } catch (error) {
@@ -64,7 +67,7 @@ class Sending {
   }
 
   // What the service would refuse only after all bytes were sent, and attributes of fields cannot say.
-  check() {
+  async check() {
     const { first, second, evaluate_only: isMeasured, dry_run: isDry } = this.form.elements;
     if (first.value === second.value) {
       throw new Failure(`A pair needs two different modalities, ${first.value} is chosen twice.`);
@@ -84,6 +87,13 @@ class Sending {
       if (file.size > Number(fileBytesMax)) {
         throw new Failure(`${file.name} has ${size(file.size)}, permitted are ${size(Number(fileBytesMax))}.`);
       }
+    }
+    const others = [];
+    for (const { file } of this.files) if (!(await hasRows(file))) others.push(file.name);
+    if (others.length) {
+      const which = others.length === 1 ? `${others[0]} holds` : `${others.length} files hold`;
+      const first = others.length === 1 ? "" : `, ${others[0]} first`;
+      throw new Failure(`${which} no rows${first}. Loose pictures, sounds and texts are packed by the command beside this, cmcl dataset add FOLDER; or send a tar of them, or one of the formats named above.`);
     }
   }
 
@@ -197,6 +207,20 @@ class Sending {
     status.className = `notice ${tone}`;
     status.textContent = text;
   }
+}
+
+// Whether the first bytes can be those of a file of features or rows. The service reads the whole file.
+async function hasRows(file) {
+  const bytes = new Uint8Array(await file.slice(0, FIRST_BYTES).arrayBuffer());
+  const at = (start, end) => String.fromCharCode(...bytes.subarray(start, end));
+  if (MAGIC.some((magic) => at(0, magic.length) === magic) || at(257, 262) === "ustar") return true;
+  // The header of safetensors is JSON, after its length.
+  if (at(8, 9) === "{" && bytes[7] === 0) return true;
+  // JSONL, or CSV: an id is always a column.
+  const line = new TextDecoder().decode(bytes, { stream: true }).trimStart().split(/\r?\n/, 1)[0];
+  if (line.startsWith("{")) return true;
+  const columns = line.split(",").map((name) => name.trim().replace(/^"(.*)"$/, "$1"));
+  return columns.length > 1 && columns.includes("id");
 }
 
 function describe(status, problem) {
