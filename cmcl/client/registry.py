@@ -108,6 +108,7 @@ class SummaryJob(ApiModel):
     attempt: int
     version: int | None = None
     progress: JobProgress | None = None
+    created_at: datetime
     state_changed_at: datetime
     finished_at: datetime | None = None
 

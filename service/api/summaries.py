@@ -80,6 +80,7 @@ class SummaryJobView(BaseModel):
     attempt: int
     version: int | None = Field(description="version that it creates")
     progress: Progress | None = Field(description="of the newest attempt")
+    created_at: datetime
     state_changed_at: datetime
     finished_at: datetime | None
 

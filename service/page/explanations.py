@@ -297,7 +297,7 @@ MEANINGS: dict[EventKind, str] = {
     EventKind.JOB_REPORTED: "it was a dry run, and its report is complete",
     EventKind.JOB_EVALUATED: "its dataset is measured and not learned: with the live version, if there is one, and from now on with every later one",
     EventKind.JOB_REJECTED: "its candidate missed the policy, or was rejected manually; it can be retried",
-    EventKind.JOB_FAILED: "it failed without a candidate; it can be retried",
+    EventKind.JOB_FAILED: "it failed without a candidate",
     EventKind.JOB_CANCELLED: "it was cancelled",
     EventKind.JOB_CANCEL_REQUESTED: "its cancellation was requested and is in progress",
     EventKind.VERSION_PUBLISHED: "a new version is stored and live",

@@ -112,13 +112,17 @@ def _read_overview(principal: Principal, context: Context) -> Overview:
             break
         after = models[-1].name
     models.sort(key=_changed_at, reverse=True)
+    # The newest job comes last, so that the others stay where they are when it starts.
+    learning = sorted(
+        (model.current.created_at, model.name, model)
+        for model in models
+        if model.current and model.current.state != JobState.HELD
+    )
     return Overview(
         models=models,
         are_all=found.next_cursor is None,
         live=sum(model.live_version is not None for model in models),
-        learning=[
-            model for model in models if model.current and model.current.state != JobState.HELD
-        ],
+        learning=[model for *_, model in learning],
         held=[model for model in models if model.current and model.current.state == JobState.HELD],
         broken=[
             model for model in models if model.last_ended and model.last_ended.state in _BROKEN

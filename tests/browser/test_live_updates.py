@@ -18,7 +18,7 @@ from cmcl.stack_host import Ports
 from service.page.formats import ago
 from service.states import JobState
 from tests.browser.conftest import OpenPage
-from tests.browser.sample import SCENES, Names, progress_of
+from tests.browser.sample import BIRDS, SCENES, Names, progress_of
 from tests.browser.sample_figures import UPDATES
 from tests.browser.served_plane import ServedPlane
 
@@ -50,6 +50,33 @@ def test_progress_is_shown_without_a_reload_and_without_a_layout_shift(
         expect(page.locator("main")).to_contain_text(f"{updates * 100 // UPDATES}")
     assert shifts(page) == []
     assert page.evaluate("performance.timeOrigin") == began
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [("", "#live_learning"), (f"models/{BIRDS.model}", "#live_current"), ("jobs", "#live_jobs")],
+    ids=["overview", "model", "jobs"],
+)
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_job_that_starts_moves_nothing(
+    own_sample: Sample, open_page: OpenPage, path: str, part: str, width: int
+) -> None:
+    plane, _ = own_sample
+    page, _ = open_page(plane, width=width)
+    page.goto("/ui/" + path)
+    shifts(page)
+    job = plane.post_dataset("towers", BIRDS.model, pair={"first": "audio", "second": "text"})
+    plane.tick_to(job, JobState.RUNNING)
+    arrived = page.locator(f"[data-arrivals={part[1:]}]")
+    if path == "jobs":
+        expect(arrived).to_have_text("1 new")
+        assert shifts(page) == []
+        arrived.click()
+        expect(arrived).to_be_hidden()
+    expect(page.locator(part)).to_contain_text("towers")
+    if path != "jobs":
+        expect(page.locator(part)).to_contain_text("running")
+        assert shifts(page) == []
 
 
 def test_the_observer_of_layout_shifts_sees_one(own_sample: Sample, open_page: OpenPage) -> None:
@@ -108,6 +135,7 @@ def test_events_before_a_stream_opens_are_shown(
     plane.post_dataset("meanwhile", SCENES.model)
     expect(page.locator("main")).not_to_contain_text("meanwhile")
     held[-1].continue_()
+    page.get_by_role("button", name="1 new").click()
     expect(page.locator("main")).to_contain_text("meanwhile")
     if refused:
         record.forgive("503")

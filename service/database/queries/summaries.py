@@ -43,6 +43,7 @@ class SummaryJob:
     attempt: int
     version: int | None
     progress: Progress | None
+    created_at: datetime
     state_changed_at: datetime
     finished_at: datetime | None
 
@@ -159,7 +160,7 @@ def _select() -> Select[Any]:
             "message",
             "attempt",
         ),
-        *("version", "progress", "state_changed_at", "finished_at"),
+        *("version", "progress", "created_at", "state_changed_at", "finished_at"),
     )
     return select(*(jobs.c[name] for name in columns)).select_from(jobs)
 
@@ -180,6 +181,7 @@ def _job(row: Row[Any]) -> SummaryJob:
         attempt=row.attempt,
         version=row.version,
         progress=None if row.progress is None else Progress.model_validate(row.progress),
+        created_at=row.created_at,
         state_changed_at=row.state_changed_at,
         finished_at=row.finished_at,
     )

@@ -160,11 +160,31 @@ async function refresh(some) {
   if (status !== 200) return false;
   for (const part of some) {
     const newer = found.getElementById(part.id);
-    if (newer) morph(part, newer);
+    if (newer) change(part, newer);
     prepare(part);
   }
   updateTimes();
   return true;
+}
+
+// New rows on top of a list would move what is being read: they wait behind a button whose place is reserved.
+function change(part, newer) {
+  const button = document.querySelector(`[data-arrivals="${part.id}"]`);
+  const known = new Set([...part.querySelectorAll("[data-newest-first] > *")].map(({ id }) => id));
+  const rows = [...newer.querySelectorAll("[data-newest-first] > *")];
+  const arrived = rows.slice(0, Math.max(0, rows.findIndex(({ id }) => known.has(id))));
+  const whole = newer.cloneNode(true);
+  for (const row of button ? arrived : []) row.remove();
+  morph(part, newer);
+  if (!button) return;
+  // It may be within the part, and was emptied.
+  button.textContent = arrived.length ? `${arrived.length} new` : "";
+  button.onclick = () => {
+    morph(part, whole);
+    button.textContent = "";
+    prepare(part);
+    updateTimes();
+  };
 }
 
 // XMLHttpRequest and not fetch: it parses a document itself, so that no script here turns text into markup.
