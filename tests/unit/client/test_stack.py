@@ -190,32 +190,35 @@ class StackWithFakeRay(LocalStack):
         )
 
 
-# Arguments: port, whether it fails, and a file for the id of the process that it leaves.
+# Arguments: port, whether it fails, and a file for the id of the process that it leaves. Like Ray's dashboard, it answers
+# before its node is registered.
 FAKE_RAY = """
-import os, subprocess, sys
+import json, os, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-class Version(BaseHTTPRequestHandler):
+port, fails, file = int(sys.argv[1]), sys.argv[2] == "True", Path(sys.argv[3])
+nodes = []
+
+class Dashboard(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
+        self.wfile.write(json.dumps({"data": {"hostNameList": nodes}}).encode())
 
-port, fails, file = int(sys.argv[1]), sys.argv[2] == "True", Path(sys.argv[3])
 if fails and os.fork():
     while not file.exists():
-        pass
+        time.sleep(0.01)
     print("Some Ray subprocesses exited unexpectedly:")
     print("  raylet [exit code=-9]", flush=True)
     sys.exit(1)
-server = HTTPServer(("127.0.0.1", port), Version, bind_and_activate=False)
-server.allow_reuse_address = False
-server.server_bind()
+server = HTTPServer(("127.0.0.1", port), Dashboard)
+for _ in range(2):
+    server.handle_request()
 if fails:
     file.write_text(str(os.getpid()))
-    import time
     time.sleep(60)
-server.server_activate()
+nodes.append("this machine")
 server.serve_forever()
 """
 
