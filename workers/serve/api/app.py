@@ -54,7 +54,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 # Longer than any product takes: a thread that does not respond in this time is stuck.
 _MOVES_SECONDS = 5.0
 # How long an encoder and Serve's controller may take to answer, and how old the report of the parts may be.
-_PART_SECONDS, _REPORT_SECONDS = 2.0, 1.0
+_PART_SECONDS, _REPORT_SECONDS = 4.0, 1.0
 # Limits of the body of an announcement, and of its arrival.
 _MOST_BYTES = 4096
 _BODY_SECONDS = 5.0
