@@ -99,11 +99,14 @@ def test_a_job_is_cancelled_and_another_one_retried(
     expect(page.locator(".notice.good")).to_contain_text("cancelled")
     plane.tick(3)
     expect(page.locator("main .state").first).to_have_text("cancelled")
+    # The failed one needs other data.
     page.goto(f"/ui/jobs/{names.failed}")
+    expect(page.get_by_role("link", name="Post again")).to_be_visible()
+    page.goto(f"/ui/jobs/{names.rejected}")
     page.get_by_role("link", name="Retry").click()
     submit(page)
     expect(page.locator(".notice.good")).to_contain_text("queued again")
-    assert plane.job(names.failed).state != JobState.FAILED
+    assert plane.job(names.rejected).state != JobState.REJECTED
 
 
 def test_a_version_is_retired(own_sample: Sample, open_page: OpenPage) -> None:
