@@ -65,13 +65,9 @@ for query in (queries.embed, queries.similarity, queries.migrate):
     app.command()(query)
 app.command()(collections.search)
 app.command()(keys.whoami)
-app.command()(keys.quotas)
 app.command("mirror")(mirror.mirror)
 app.command()(local.up)
 app.command()(local.demo)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-    local.reproduce
-)
 
 
 @app.callback()

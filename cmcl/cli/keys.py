@@ -59,22 +59,18 @@ def revoke_key(key: KeyId, url: Url = DEFAULT_URL) -> None:
     stdout().print(f"key {key} is revoked", highlight=False)
 
 
+class _Identity(Whoami):
+    """The identity of a key, and the quotas of its owner if the key may read them."""
+
+    quotas: Quotas | None = None
+
+
 def whoami(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Show the identity and scopes of your key."""
+    """Show the identity and scopes of your key, and what its owner uses of its quotas."""
     with Client(url) as client:
-        show(client.whoami(), as_json, _identity)
-
-
-def quotas(
-    owner: Annotated[
-        str | None, typer.Option(help="of this owner, with the operator's key")
-    ] = None,
-    url: Url = DEFAULT_URL,
-    as_json: AsJson = False,
-) -> None:
-    """Show what you use of your quotas."""
-    with Client(url) as client:
-        show(client.quotas(owner), as_json, _used)
+        who = client.whoami()
+        quotas = client.quotas() if "read" in who.scopes else None
+    show(_Identity(**who.model_dump(), quotas=quotas), as_json, _identity)
 
 
 def _view(key: NewApiKey) -> RenderableType:
@@ -93,16 +89,15 @@ def _view(key: NewApiKey) -> RenderableType:
     )
 
 
-def _identity(who: Whoami) -> RenderableType:
+def _identity(who: _Identity) -> RenderableType:
     scopes = ", ".join(who.scopes)
-    return fields({"name": who.name, "owner": who.owner or "all", "scopes": scopes})
-
-
-def _used(found: Quotas) -> RenderableType:
-    rows = {
+    identity = fields({"name": who.name, "owner": who.owner or "all", "scopes": scopes})
+    if who.quotas is None:
+        return identity
+    used = {
         name.replace(
             "_", " "
         ): f"{quota.used} of {'any number' if quota.limit is None else quota.limit}"
-        for name, quota in found.quotas.items()
+        for name, quota in who.quotas.quotas.items()
     }
-    return fields({"owner": found.owner, **rows})
+    return Group(identity, fields(used, f"quotas of {who.quotas.owner}"))

@@ -36,9 +36,7 @@ _ENCODERS = TypeAdapter(tuple[EncoderSpec, ...])
 _FILES = {
     "service": Path("jobs/reconciler.py"),
     "workers": Path("train/job.py"),
-    "benchmarks": Path("paper/__main__.py"),
 }
-_SYSTEM = ("service", "workers")
 _WHERE = (
     "run it from a checkout of cmcl (`make setup`, then `.venv/bin/cmcl`), or in an image "
     "(docs/deploying.md)"
@@ -168,41 +166,6 @@ def _interrupt_on_signals() -> None:
         signal.signal(each, interrupt)
 
 
-def reproduce(  # noqa: PLR0913 - each part has its options
-    context: typer.Context,
-    root: Annotated[
-        Path | None, typer.Option(help="folder with the seven sources, as downloaded")
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(help="imagebind, languagebind, unibind, or fake- and one of these"),
-    ] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="names, comma-separated; by default all that are known")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="number of seeds, from 0")] = None,
-    preset: Annotated[
-        Literal["product", "paper"], typer.Option(help="settings: the product's, or as published")
-    ] = "product",
-    *,
-    tiny: Annotated[
-        bool, typer.Option("--tiny", help="make small folders of the same layouts, and run on them")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Run the experiments of the paper on its sources, and print its table beside ours.
-
-    Further options are those of `python -m benchmarks.paper --help`. docs/reproducing.md is a guide.
-    """
-    _check_parts("cmcl reproduce", "pyarrow", "torch", parts=("workers", "benchmarks"))
-    given = {"--root": root, "--encoder": encoder, "--methods": methods, "--seeds": seeds}
-    options = [part for name, value in given.items() if value is not None for part in (name, value)]
-    flags = [name for name, is_set in {"--tiny": tiny, "--json": as_json}.items() if is_set]
-    arguments = [*map(str, options), "--preset", preset, *flags, *context.args]
-    command = [sys.executable, "-m", "benchmarks.paper", *arguments]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
-
-
 def _parse_encoders(texts: list[str]) -> list[EncoderSpec]:
     """The encoders of `--encoder`. Raises BadParameter."""
     try:
@@ -313,19 +276,17 @@ def _run_service(arguments: list[str], environment: dict[str, str]) -> int:
     return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
 
 
-def _check_parts(command: str, *libraries: str, parts: Sequence[str] = _SYSTEM) -> None:
-    """Raise CommandError unless `python -m` would run cmcl's packages `parts` from here.
+def _check_parts(command: str, *libraries: str) -> None:
+    """Raise CommandError unless `python -m` would run cmcl's own packages from here.
 
     libraries: further modules that `command` needs.
     """
-    for name in parts:
+    for name in _FILES:
         if not any(map(_is_ours, _folders_of(name))):
-            needed = (
-                "the control plane and the workers, but only the client is installed here"
-                if name in _SYSTEM
-                else f"the folder {name} of a checkout, which images do not contain"
+            raise CommandError(
+                f"`{command}` needs the control plane and the workers, but only the client is "
+                f"installed here: {_WHERE}"
             )
-            raise CommandError(f"`{command}` needs {needed}: {_WHERE}")
         # Python looks in the current folder first.
         here = Path.cwd() / name
         if (here / "__init__.py").is_file() and not _is_ours(here):

@@ -50,7 +50,7 @@ def check_licence(spec: EncoderSpec, licence: str, sentence: str) -> None:
     if spec.options.get("accepted_licence") != licence:
         raise EncoderUnusable(
             f"encoder {spec.name!r}: {sentence} If your use is permitted, set options.accepted_licence to "
-            f"{licence!r} (cmcl reproduce: --accept-licence {spec.kind})"
+            f"{licence!r} (benchmarks.paper: --accept-licence {spec.kind})"
         )
 
 

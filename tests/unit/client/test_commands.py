@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import struct
 import threading
 import time
@@ -238,7 +239,11 @@ def test_files_are_uploaded_and_their_addresses_printed(cmcl: Cmcl, tmp_path: Pa
 
 
 def test_keys_are_created_listed_and_revoked(cmcl: Cmcl) -> None:
-    assert "name    local" in cmcl("whoami")
+    shown = cmcl("whoami")
+    assert "name    local" in shown
+    assert "quotas of default" in shown
+    assert re.search(r"models +1 of ", shown)
+    assert cmcl.one("whoami")["quotas"]["quotas"]["datasets"]["used"] == 2
     made = cmcl("key", "create", "robot", "--scope=read,train", "--scope", "write")
     assert "not shown again" in made
     again = cmcl.one("key", "create", "other", "--scope=read")
@@ -247,6 +252,12 @@ def test_keys_are_created_listed_and_revoked(cmcl: Cmcl) -> None:
     assert names["robot"]["scopes"] == ["read", "train", "write"]
     cmcl("key", "revoke", again["id"])
     assert again["key"] not in cmcl("key", "list")
+
+
+def test_a_key_that_may_not_read_is_shown_without_quotas(cmcl: Cmcl, server: RestServer) -> None:
+    server.always((200, {"name": "robot", "owner": "shop", "scopes": ["embed"]}))
+    assert "quotas" not in cmcl("whoami", "--url", server.url)
+    assert [asked.path for asked in server.asked] == ["/v1/whoami"]
 
 
 def test_webhooks_are_added_listed_and_deleted(cmcl: Cmcl) -> None:

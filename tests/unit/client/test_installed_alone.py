@@ -24,9 +24,7 @@ def run(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProc
     )
 
 
-@pytest.mark.parametrize(
-    "command", [["up"], ["demo"], ["admin", "rebuild", "--dry-run"], ["reproduce", "--tiny"]]
-)
+@pytest.mark.parametrize("command", [["up"], ["demo"], ["admin", "rebuild", "--dry-run"]])
 @pytest.mark.parametrize("has_own_packages", [False, True])
 def test_commands_that_need_a_checkout_say_so_and_run_no_package_of_the_user(
     installed: Path, tmp_path: Path, command: list[str], has_own_packages: bool

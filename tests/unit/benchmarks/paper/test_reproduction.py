@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -152,16 +151,6 @@ def test_wrong_options_are_refused_in_one_line(arguments: list[str], words: str)
     assert refused.status == 2
     assert words in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
-
-
-def test_the_command_line_passes_options_on() -> None:
-    program = "import sys; from cmcl.cli import main; sys.exit(main(sys.argv[1:]))"
-    options = ["reproduce", "--encoder", "clip", "--partial"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *options], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "unknown name 'clip'; known are imagebind" in done.stderr
 
 
 def test_the_authors_caches_are_read_with_their_classes(tmp_path: Path) -> None:
