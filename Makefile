@@ -14,12 +14,21 @@ help:  ## show this list
 
 setup: $(STAMP)  ## install everything into .venv, or into VENV=folder (quick when nothing changed)
 
+# With the time of day: on a busy machine a phase takes minutes.
+PHASE = @echo "$$(date +%H:%M:%S)  set-up:"
+# Some thirty processes of a stack import Ray at once. All else is compiled when it is first imported.
+RAY = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ray
 $(STAMP): requirements.lock pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade uv
-	$(BIN)/uv pip sync --python $(BIN)/python --quiet --require-hashes --compile-bytecode requirements.lock
-	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --editable .
-	touch $(STAMP)
+	$(PHASE) Python and uv in $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade uv
+	$(PHASE) "packages (8 GB; the first time they are downloaded)"
+	@$(BIN)/uv pip sync --python $(BIN)/python --quiet --require-hashes requirements.lock
+	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --editable .
+	$(PHASE) bytecode of Ray
+	@$(BIN)/python -m compileall -q -j 0 $(RAY)
+	$(PHASE) done
+	@touch $(STAMP)
 
 demo: setup  ## run the whole system on a small real stream and print what it learned and kept
 	$(BIN)/cmcl demo
