@@ -21,7 +21,8 @@ const boxes = element => {
     while (texts.nextNode()) {
         const range = document.createRange();
         range.selectNodeContents(texts.currentNode);
-        const isShown = !texts.currentNode.parentElement.closest(".sr") && texts.currentNode.data.trim();
+        const {data, parentElement} = texts.currentNode;
+        const isShown = data.trim() && !parentElement.closest(".sr") && parentElement.checkVisibility();
         if (isShown) found.push(...range.getClientRects());
     }
     return found;
