@@ -159,7 +159,7 @@ class Simulation:
             waits = job.state in (PREPARATION.waiting, TRAINING.waiting)
             if seen is not None and waits and job.eligible_at is None:
                 self._entered[job.id] = len(self._begun)
-                enter(self._context, job, seen.policy.priority)
+                enter(self._context, job, seen.gate.priority)
 
     def _take(self) -> None:
         """Take over what was admitted: requests to prepare, and attempts."""

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
         WrongServer,
     )
     from cmcl.contract.dataset import ShardRef
+    from cmcl.contract.gate import Gate
     from cmcl.contract.modality import ModalityPair
     from cmcl.contract.model import ModalitySpec, ModelSpec, TrainingSpec
-    from cmcl.contract.policy import GatePolicy
 
 __all__ = [
     "AsyncClient",
     "Client",
     "CmclError",
     "FieldError",
-    "GatePolicy",
+    "Gate",
     "Item",
     "ModalityPair",
     "ModalitySpec",
@@ -60,7 +60,7 @@ _MODULES = {
     "cmcl.contract.dataset": ("ShardRef",),
     "cmcl.contract.modality": ("ModalityPair",),
     "cmcl.contract.model": ("ModalitySpec", "ModelSpec", "TrainingSpec"),
-    "cmcl.contract.policy": ("GatePolicy",),
+    "cmcl.contract.gate": ("Gate",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

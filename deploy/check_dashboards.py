@@ -26,8 +26,8 @@ import yaml
 from cmcl import Client
 from cmcl.client import Item, Job
 from cmcl.contract.encoder import parse_encoder
+from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from cmcl.contract.policy import GatePolicy
 from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import read_stream
 from cmcl.stack import LocalStack
@@ -171,7 +171,7 @@ def use(stack: LocalStack) -> Sequence[float]:
             policy="preserve",
         )
         client.create_model(MODEL, spec)
-        client.set_policy(MODEL, GatePolicy(max_drift=5.0))
+        client.set_gate(MODEL, Gate(max_drift=5.0))
         for dataset in stream.datasets[:2]:
             accepted = client.add_dataset(
                 *(MODEL, dataset.name, dataset.pair.modalities, dataset.shards),

@@ -14,7 +14,7 @@ class Scope(StrEnum):
 
     READ = "read"  # read models, datasets, jobs, versions, events
     WRITE = "write"  # create models and branches, upload and post datasets
-    TRAIN = "train"  # cancel, retry, approve, promote, roll back, policies
+    TRAIN = "train"  # cancel, retry, approve, promote, roll back, gates
     ADMIN = "admin"  # keys, webhooks, deleting models and versions
     EMBED = "embed"  # use the embeddings endpoint
 

@@ -28,7 +28,7 @@ class JobState(StrEnum):
     PUBLISHED = "published"  # its candidate is a version of the model
     REPORTED = "reported"  # it was a dry run, and its report is complete
     EVALUATED = "evaluated"  # its dataset is measured only, and was measured with the live version
-    REJECTED = "rejected"  # its candidate violates the policy; a user can retry
+    REJECTED = "rejected"  # its candidate violates the gate; a user can retry
     FAILED = "failed"  # no candidate; a user can retry
     CANCELLED = "cancelled"  # a user stopped it
 
@@ -55,7 +55,7 @@ class FailureReason(StrEnum):
         "forgetting_too_large"  # earlier datasets lost more recall than permitted
     )
     GAIN_TOO_SMALL = "gain_too_small"  # the new dataset gained less recall than asked for
-    NOT_MEASURED = "not_measured"  # the policy needs a measurement that the candidate lacks
+    NOT_MEASURED = "not_measured"  # the gate needs a measurement that the candidate lacks
     REJECTED_BY_HAND = "rejected_by_hand"  # a user rejected it
 
 

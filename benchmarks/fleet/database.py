@@ -6,10 +6,10 @@ from typing import Any
 from sqlalchemy import insert
 
 from cmcl.contract.dataset import DatasetManifest, Shard
+from cmcl.contract.gate import Gate
 from cmcl.contract.job import JobSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import GatePolicy
 from service.database.engine import Database
 from service.database.tables import attempts, datasets, jobs, models
 from service.states import JobState
@@ -69,8 +69,8 @@ def model_row(number: int, now: datetime) -> dict[str, Any]:
         "name": model_name(number),
         "owner": "default",
         "spec": SPEC.model_dump(mode="json"),
-        "policy": GatePolicy().model_dump(mode="json"),
-        "policy_revision": 1,
+        "gate": Gate().model_dump(mode="json"),
+        "gate_revision": 1,
         "head": 0,
         "live_generation": 0,
         "live_revision": 0,

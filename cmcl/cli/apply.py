@@ -1,4 +1,4 @@
-"""`cmcl apply`: make the control plane have the models, policies, webhooks and keys of a file."""
+"""`cmcl apply`: make the control plane have the models, gates, webhooks and keys of a file."""
 
 import fcntl
 import json
@@ -66,7 +66,7 @@ def apply(  # noqa: PLR0913 - options of a command
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Make models, policies, webhooks and keys those of a file. Applying it again changes nothing."""
+    """Make models, gates, webhooks and keys those of a file. Applying it again changes nothing."""
     wanted = read_file(file)
     with Client(url) as client:
         plan = plan_changes(client, wanted, prune=prune)

@@ -1,4 +1,4 @@
-"""The file of `cmcl apply`: which models, policies, webhooks and keys there should be.
+"""The file of `cmcl apply`: which models, gates, webhooks and keys there should be.
 
 A field that the file does not have is not managed: it stays as it is, or has its default in what is
 created. A section that the file does not have (`models`, `webhooks`, `keys`) is not managed either.
@@ -21,6 +21,7 @@ from pydantic import (
 from cmcl.client import InvalidArgument
 from cmcl.contract.encoder import EncoderName, FeatureWidth
 from cmcl.contract.event import EventKind
+from cmcl.contract.gate import Gate
 from cmcl.contract.modality import (
     MODALITY_PATTERN,
     NAME_PATTERN,
@@ -29,7 +30,6 @@ from cmcl.contract.modality import (
     ModelName,
 )
 from cmcl.contract.model import ModelOptions, as_modality, check_two_modalities
-from cmcl.contract.policy import GatePolicy
 
 Scope = Literal["read", "write", "train", "admin", "embed"]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -62,7 +62,7 @@ class ModelEntry(ModelOptions):
         Field(min_length=2, max_length=64),
         BeforeValidator(check_two_modalities),
     ]
-    gate: GatePolicy | None = None
+    gate: Gate | None = None
 
 
 class WebhookEntry(Frozen):

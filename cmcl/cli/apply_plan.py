@@ -20,7 +20,7 @@ from cmcl.cli.apply_file import DesiredState, KeyEntry, ModelEntry, WebhookEntry
 from cmcl.cli.errors import CreatedTwice, NotRemoved
 from cmcl.client import ApiKey, Client, CmclError, InvalidArgument, Model, Webhook
 from cmcl.contract.access import KEY_PATTERN, key_id
-from cmcl.contract.policy import GatePolicy
+from cmcl.contract.gate import Gate
 
 Action = Literal["create", "change", "delete"]
 # What a creation returns once: id, secret.
@@ -28,7 +28,7 @@ Secret = dict[str, str]
 
 # The owner of what the operator creates without naming one.
 _DEFAULT_OWNER = "default"
-# The revision of a new model's policy.
+# The revision of a new model's gate.
 _FIRST_REVISION = 1
 
 
@@ -88,7 +88,7 @@ def _plan_models(
         if model is None:
             plan.changes.append(_creation(name, entry))
             added = entry.modalities
-            policy, revision = GatePolicy(), _FIRST_REVISION
+            gate, revision = Gate(), _FIRST_REVISION
         else:
             added = {
                 modality: each
@@ -101,11 +101,11 @@ def _plan_models(
                 f"modality {modality} of model {name} is not in the file; it cannot be removed"
                 for modality in sorted(model.modalities.keys() - entry.modalities.keys())
             ]
-            read = client.policy(name)
-            policy = GatePolicy.model_validate(read.model_dump(include=_POLICY_FIELDS))
+            read = client.gate(name)
+            gate = Gate.model_validate(read.model_dump(include=_GATE_FIELDS))
             revision = read.revision or _FIRST_REVISION
         plan.conflicts += _unknown_encoders(client, name, entry, added)
-        plan.changes += _policy_change(name, entry, policy, revision)
+        plan.changes += _gate_change(name, entry, gate, revision)
     return [
         Change(
             "delete", "model", name, methodcaller("delete_model", name), ("with all its versions",)
@@ -115,7 +115,7 @@ def _plan_models(
     ]
 
 
-_POLICY_FIELDS = set(GatePolicy.model_fields)
+_GATE_FIELDS = set(Gate.model_fields)
 
 
 def _creation(name: str, entry: ModelEntry) -> Change:
@@ -169,13 +169,11 @@ def _unknown_encoders(
             )
 
 
-def _policy_change(
-    model: str, entry: ModelEntry, policy: GatePolicy, revision: int
-) -> Iterator[Change]:
+def _gate_change(model: str, entry: ModelEntry, gate: Gate, revision: int) -> Iterator[Change]:
     if entry.gate is None:
         return
     given = entry.gate.model_dump(mode="json", exclude_unset=True)
-    before = policy.model_dump(mode="json")
+    before = gate.model_dump(mode="json")
     differences = [
         f"{name}: {_shown(before[name])} -> {_shown(value)}"
         for name, value in given.items()
@@ -184,13 +182,13 @@ def _policy_change(
     if not differences:
         return
     try:
-        changed = GatePolicy.model_validate({**before, **given})
+        changed = Gate.model_validate({**before, **given})
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise InvalidArgument(f"models.{model}.gate: {message}") from error
 
     def make(client: Client) -> None:
-        client.set_policy(model, changed, revision)
+        client.set_gate(model, changed, revision)
 
     yield Change("change", "gate", f"of model {model}", make, tuple(differences))
 

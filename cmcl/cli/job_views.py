@@ -97,7 +97,7 @@ def _bounds(bounds: list[Bound]) -> RenderableType:
         ]
         for bound in bounds
     ]
-    return Grid(("bound", "permitted", "found", "met"), rows, "bounds of the policy")
+    return Grid(("bound", "permitted", "found", "met"), rows, "bounds of the gate")
 
 
 def _verdict(bound: Bound) -> Text:

@@ -163,7 +163,7 @@ def cancel_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> N
 
 @app.command("retry")
 def retry_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Retry a failed or rejected job: prepare its dataset and train again, under the present policy."""
+    """Retry a failed or rejected job: prepare its dataset and train again, under the present gate."""
     with Client(url) as client:
         updated = client.retry(job)
     say(f"{job}: {updated.state}", updated, as_json)

@@ -1,4 +1,4 @@
-"""`cmcl model`: create, branch, merge, delete, and set policies."""
+"""`cmcl model`: create, branch, merge, delete, and set gates."""
 
 from typing import Annotated, Any
 
@@ -20,13 +20,13 @@ from cmcl.cli.options import (
     model_and_argument,
 )
 from cmcl.cli.progress import follow
-from cmcl.client import Client, Encoder, Model, Policy
+from cmcl.client import Client, Encoder, Model, ModelGate
+from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModalitySpec, ModelSpec
-from cmcl.contract.policy import GatePolicy
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Models: create, list, branch, merge, delete, and set the policy for new versions.",
+    help="Models: create, list, branch, merge, delete, and set the gate of new versions.",
 )
 
 
@@ -221,8 +221,8 @@ def delete_model(model: ModelName, url: Url = DEFAULT_URL, yes: Yes = False) -> 
         client.delete_model(model)
 
 
-@app.command("policy")
-def model_policy(  # noqa: PLR0913 - each bound is an option
+@app.command("gate")
+def model_gate(  # noqa: PLR0913 - each bound is an option
     model: ModelName,
     *,
     max_drift: Annotated[
@@ -247,7 +247,7 @@ def model_policy(  # noqa: PLR0913 - each bound is an option
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Show or change the policy, which a candidate must meet before it is published."""
+    """Show or change the gate, which a candidate must meet before it is published."""
     given: dict[str, Any] = {
         "max_drift": max_drift,
         "min_backward_transfer": min_backward_transfer,
@@ -258,12 +258,12 @@ def model_policy(  # noqa: PLR0913 - each bound is an option
     changes = {name: value for name, value in given.items() if value is not None}
     changes.update(dict.fromkeys(map(_bound, unset or ()), None))
     with Client(url) as client:
-        policy = client.policy(model)
+        gate = client.gate(model)
         if changes:
-            kept = policy.model_dump(include=set(GatePolicy.model_fields))
-            wanted = from_options(GatePolicy, {**kept, **changes})
-            policy = client.set_policy(model, wanted, policy.revision)
-    show(policy, as_json, _policy_view)
+            kept = gate.model_dump(include=set(Gate.model_fields))
+            wanted = from_options(Gate, {**kept, **changes})
+            gate = client.set_gate(model, wanted, gate.revision)
+    show(gate, as_json, _gate_view)
 
 
 def _view(model: Model) -> RenderableType:
@@ -287,14 +287,14 @@ def _view(model: Model) -> RenderableType:
     )
 
 
-def _policy_view(policy: Policy) -> RenderableType:
+def _gate_view(gate: ModelGate) -> RenderableType:
     return fields(
         {
-            "max drift": policy.max_drift,
-            "min backward transfer": policy.min_backward_transfer,
-            "min gain": policy.min_gain,
-            "manual approval": "yes" if policy.manual_approval else "no",
-            "priority": policy.priority,
+            "max drift": gate.max_drift,
+            "min backward transfer": gate.min_backward_transfer,
+            "min gain": gate.min_gain,
+            "manual approval": "yes" if gate.manual_approval else "no",
+            "priority": gate.priority,
         }
     )
 

@@ -35,7 +35,7 @@ def version_html(version: "Version") -> str:
 
 
 def candidate_html(candidate: "Candidate") -> str:
-    """Return a candidate beside its parent, with the bounds of the policy."""
+    """Return a candidate beside its parent, with the bounds of the gate."""
     facts: dict[str, object] = {
         "learned": candidate.dataset_name,
         "parent": candidate.parent,

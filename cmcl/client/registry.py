@@ -40,7 +40,7 @@ class Model(ApiModel):
     created_at: datetime
 
 
-class Policy(ApiModel):
+class ModelGate(ApiModel):
     """Requirements for a candidate, and priority of the model. `revision` grows with each change."""
 
     max_drift: float | None = None

@@ -151,7 +151,7 @@ class ModelCapacity(ApiModel):
 
 
 class Bound(ApiModel):
-    """A bound that the policy can set for candidates, and how a candidate compares with it."""
+    """A bound that the gate can set for candidates, and how a candidate compares with it."""
 
     name: str = Field(description="max_drift, min_backward_transfer or min_gain")
     permitted: float | None = Field(default=None, description="None: not set")
@@ -159,7 +159,7 @@ class Bound(ApiModel):
         default=None, description="None: not measured, or there is no earlier dataset"
     )
     met: bool | None = Field(default=None, description="None: not set")
-    source: str = Field(description="policy or specification")
+    source: str = Field(description="gate or specification")
     message: str | None = Field(default=None, description="why it is not met")
 
 

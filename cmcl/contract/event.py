@@ -25,7 +25,7 @@ class EventKind(StrEnum):
     VERSION_ROLLED_BACK = "version.rolled_back"
     VERSION_RETIRED = "version.retired"
     MODEL_BRANCHED = "model.branched"
-    MODEL_POLICY = "model.policy"
+    MODEL_GATE = "model.gate"
     MODEL_MODALITY = "model.modality"
     MODEL_DELETED = "model.deleted"
     DATASET_DELETED = "dataset.deleted"

@@ -94,7 +94,7 @@ def _capacity_table(curves: Sequence[CapacityCurve]) -> Table:
 def drift_curve(
     drift: Mapping[int, float | None], bound: float | None = None, *, width: float = WIDTH
 ) -> Picture:
-    """Draw the largest drift of an earlier dataset by version, against the bound of the policy."""
+    """Draw the largest drift of an earlier dataset by version, against the bound of the gate."""
     points = [(float(version), value) for version, value in sorted(drift.items())]
     known = [value for _, value in points if value is not None]
     note = f"{fine_percent(known[-1])} %" if known else ""

@@ -7,9 +7,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound
+from cmcl.contract.gate import Gate
 from cmcl.contract.job import JobKind
 from cmcl.contract.modality import Modality, ModalityPair
-from cmcl.contract.policy import GatePolicy
 from cmcl.contract.version import (
     HeadCapacity,
     LearnedDataset,
@@ -36,7 +36,7 @@ _WITH_CANDIDATE = (JobState.GATING, JobState.HELD, JobState.REJECTED)
 
 
 class BoundView(BaseModel):
-    """A bound that the policy can set for candidates, and how this one compares with it."""
+    """A bound that the gate can set for candidates, and how this one compares with it."""
 
     name: Literal["max_drift", "min_backward_transfer", "min_gain"]
     permitted: float | None = Field(description="the bound; null: it is not set")
@@ -46,8 +46,8 @@ class BoundView(BaseModel):
     met: bool | None = Field(
         description="whether the candidate meets it, also where there is nothing to compare with; null: it is not set"
     )
-    source: Literal["policy", "specification"] = Field(
-        description="where it is set; max_drift is that of the specification unless the policy sets it"
+    source: Literal["gate", "specification"] = Field(
+        description="where it is set; max_drift is that of the specification unless the gate sets it"
     )
     message: str | None = Field(description="why it is not met")
 
@@ -151,9 +151,9 @@ class CandidateView(BaseModel):
     dataset_name: str = Field(description="of a merge, the version as `model@version`")
     pair: ModalityPair = Field(description="of a merge, that of the last dataset")
     created_at: datetime
-    manual_approval: bool = Field(description="whether the policy asks for approval")
+    manual_approval: bool = Field(description="whether the gate asks for approval")
     bounds: list[BoundView] = Field(
-        description="the model's current policy: every bound, set or not; an approved candidate is published "
+        description="the model's current gate: every bound, set or not; an approved candidate is published "
         "independently of them"
     )
     datasets: list[CandidateDataset] = Field(
@@ -174,10 +174,8 @@ class CandidateView(BaseModel):
     seconds: dict[str, float] = Field(description="time spent in each part of the job")
 
     @classmethod
-    def of(
-        cls, candidate: VersionManifest, parent: VersionManifest | None, policy: GatePolicy
-    ) -> Self:
-        """Create it from the manifests and the policy."""
+    def of(cls, candidate: VersionManifest, parent: VersionManifest | None, required: Gate) -> Self:
+        """Create it from the manifests and the gate."""
         report, own = candidate.report, candidate.unlearned or candidate.learned[-1]
         merged = candidate.merged
         capacity_before = parent.report.capacity if parent else {}
@@ -192,8 +190,8 @@ class CandidateView(BaseModel):
             dataset_name=own.name if merged is None else str(merged),
             pair=own.pair,
             created_at=candidate.created_at,
-            manual_approval=policy.manual_approval,
-            bounds=[BoundView.of(bound) for bound in gate.bounds(policy, candidate)],
+            manual_approval=required.manual_approval,
+            bounds=[BoundView.of(bound) for bound in gate.bounds(required, candidate)],
             datasets=[CandidateDataset.of(line, candidate, parent) for line in candidate.learned],
             capacity={
                 modality: CapacityChange(before=capacity_before.get(modality), after=after)
@@ -218,11 +216,11 @@ def read_candidate(job: JobPath, principal: Reader, context: ContextDep) -> Cand
     """
     with context.database.read() as connection:
         found = get_job(connection, job, principal)
-        policy = get_model(connection, found.model, principal).policy
+        required = get_model(connection, found.model, principal).gate
         number = found.parent_version
         parent = None if number is None else versions.find(connection, found.model, number)
     candidate = _manifest(context, found)
-    return CandidateView.of(candidate, parent.manifest if parent else None, policy)
+    return CandidateView.of(candidate, parent.manifest if parent else None, required)
 
 
 def _manifest(context: Context, job: JobRecord) -> VersionManifest:

@@ -314,7 +314,7 @@ def delete_dataset(
 
     With `unlearn`, a job publishes a version that never saw a dataset which was learned (scope `train` as well). When it is
     published, the dataset is deleted, if it was posted to that model. 409 if the newest version has not learned it, if
-    heads were trained on rows (policies preserve and replay), and if it is the only dataset.
+    heads were trained on rows (the policy preserve, or a method), and if it is the only dataset.
     """
     if not unlearn:
         if model is not None:

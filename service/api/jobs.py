@@ -198,7 +198,7 @@ def retry_job(
     key: IdempotencyKeyDep,
     seen: SeenRevision = None,
 ) -> JSONResponse:
-    """Retry a failed or rejected job with new attempts. The next candidate is judged by the policy of that time."""
+    """Retry a failed or rejected job with new attempts. The next candidate is judged by the gate of that time."""
     note = ActorNote(principal, context.clock(), seen_revision=seen)
     return _respond(context, key, job, note, actions.retry)
 
@@ -212,7 +212,7 @@ def approve_job(
     key: IdempotencyKeyDep,
     seen: SeenRevision = None,
 ) -> JSONResponse:
-    """Publish a candidate that is held for approval. 409 for a rejected one: change the policy, and retry its job."""
+    """Publish a candidate that is held for approval. 409 for a rejected one: change the gate, and retry its job."""
     note = ActorNote(principal, context.clock(), body.reason, seen)
     return _respond(context, key, job, note, actions.approve)
 

@@ -1,4 +1,4 @@
-"""Models: create, branch, delete, and the policy for candidates."""
+"""Models: create, branch, delete, and the gate for candidates."""
 
 from datetime import datetime
 from typing import Annotated, Self
@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
 from cmcl.contract.encoder import EncoderIdentity
+from cmcl.contract.gate import Gate
 from cmcl.contract.job import VersionRef
 from cmcl.contract.modality import NAME_PATTERN, Frozen, Modality, ModelName
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import GatePolicy
 from service.api.dependencies import (
     Admin,
     ContextDep,
@@ -40,7 +40,7 @@ from service.principal import Principal
 from service.registry import models as registry
 from service.registry.combining import request_merge
 from service.registry.modalities import Added, Limits, NewModality, add_modality
-from service.registry.models import NewModel, branch, check_method, create_model, set_policy
+from service.registry.models import NewModel, branch, check_method, create_model, set_gate
 from service.stale_database import check_may_change, check_not_lost
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -251,29 +251,27 @@ def post_merge(
     return respond(context, key, effect)
 
 
-@router.get("/{model}/policy")
-def read_policy(
-    model: ModelPath, principal: Reader, context: ContextDep, response: Response
-) -> GatePolicy:
-    """Read the policy that a candidate must meet to be published."""
+@router.get("/{model}/gate")
+def read_gate(model: ModelPath, principal: Reader, context: ContextDep, response: Response) -> Gate:
+    """Read the gate that a candidate must meet to be published."""
     with context.database.read() as connection:
         found = get_model(connection, model, principal)
-    response.headers.update(etag(found.policy_revision))
-    return found.policy
+    response.headers.update(etag(found.gate_revision))
+    return found.gate
 
 
-@router.put("/{model}/policy")
-def put_policy(
+@router.put("/{model}/gate")
+def put_gate(
     model: ModelPath,
-    body: GatePolicy,
+    body: Gate,
     principal: Trainer,
     context: ContextDep,
     response: Response,
     seen: SeenRevision,
-) -> GatePolicy:
-    """Set the policy. It applies to every candidate that is not judged yet."""
+) -> Gate:
+    """Set the gate. It applies to every candidate that is not judged yet."""
     with context.database.write() as connection:
-        changed = set_policy(connection, model, body, principal, context.clock(), seen)
+        changed = set_gate(connection, model, body, principal, context.clock(), seen)
     write_before_response(context, model)
-    response.headers.update(etag(changed.policy_revision))
-    return changed.policy
+    response.headers.update(etag(changed.gate_revision))
+    return changed.gate

@@ -98,7 +98,7 @@ class ModelSummary(BaseModel):
     live_generation: int = Field(description="number of promotions")
     newest: NewestVersionView | None = Field(description="null before the first version")
     drift_bound: float | None = Field(
-        description="largest permitted drift, by the policy or else the specification; null: unlimited"
+        description="largest permitted drift, by the gate or else the specification; null: unlimited"
     )
     jobs: JobCounts
     current: SummaryJobView | None = Field(
@@ -112,7 +112,7 @@ class ModelSummary(BaseModel):
         name, origin = model.name, model.branched_from
         newest = found.newest.get(name)
         current, ended = found.current.get(name), found.last_ended.get(name)
-        bound = model.policy.max_drift
+        bound = model.gate.max_drift
         return cls(
             name=name,
             owner=model.owner,

@@ -10,10 +10,10 @@ from pydantic import Field
 
 from cmcl.contract.dataset import DatasetManifest, RejectedRow
 from cmcl.contract.encoder import EncoderIdentity
+from cmcl.contract.gate import Gate
 from cmcl.contract.job import READS_ROWS, JobKind, Progress, VersionRef
 from cmcl.contract.modality import Frozen, ModalityPair
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import GatePolicy
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.version import EvaluationResult, VersionManifest
 from service.states import FailureReason, JobState
@@ -56,8 +56,8 @@ class ModelRecord:
     name: str
     owner: str
     spec: ModelSpec
-    policy: GatePolicy
-    policy_revision: int
+    gate: Gate
+    gate_revision: int
     head: int
     live_version: int | None
     live_generation: int

@@ -65,7 +65,7 @@ def approve(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
     job = _get_as_seen(connection, job_id, note)
     if job.state == JobState.REJECTED:
         raise Conflict(
-            f"the candidate of job {job.id} was rejected; change the policy of {job.model!r} if it should pass, and "
+            f"the candidate of job {job.id} was rejected; change the gate of {job.model!r} if it should pass, and "
             "retry the job"
         )
     if job.state != JobState.HELD:

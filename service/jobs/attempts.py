@@ -54,7 +54,7 @@ def begin(context: Context, job: JobRecord, model: ModelRecord) -> None:
         # A job before it has changed the model.
         steps.fail(context, job, FailureReason.CANNOT_COMBINE, problem)
         return
-    scheduler.enter(context, job, model.policy.priority)
+    scheduler.enter(context, job, model.gate.priority)
 
 
 def _problem(context: Context, job: JobRecord) -> str | None:
@@ -227,7 +227,7 @@ def _is_there(store: ObjectStore, key: str) -> bool:
 
 
 def attempt_submission(context: Context, job: JobRecord, model: ModelRecord) -> Submission:
-    """What the launcher gets for the current attempt, with the priority of the current policy."""
+    """What the launcher gets for the current attempt, with the priority of the current gate."""
     settings = context.settings
     about = {
         "job": job.id,
@@ -236,14 +236,14 @@ def attempt_submission(context: Context, job: JobRecord, model: ModelRecord) -> 
         "kind": job.kind,
         **({} if job.dataset is None else {"dataset": job.dataset}),
         "owner": job.owner,
-        "priority": model.policy.priority,
+        "priority": model.gate.priority,
     }
     return Submission(
         id=submission_id(job.id, job.attempt),
         command=_command(context, job),
         labels=labels(settings, about),
         queue=settings.queue_of(job.owner),
-        priority=settings.cluster_priority(job.owner, model.policy.priority),
+        priority=settings.cluster_priority(job.owner, model.gate.priority),
         ranks=settings.ranks,
         min_ranks=settings.fewest_ranks,
         gpus_per_rank=settings.gpus_per_rank,

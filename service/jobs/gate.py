@@ -5,9 +5,9 @@ from typing import Literal
 
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.gate import Gate
 from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import GatePolicy
 from cmcl.contract.version import LearnedDataset, VersionManifest, datasets_to_merge
 from service.states import FailureReason
 
@@ -53,7 +53,7 @@ def _known_to(candidate: VersionManifest, spec: ModelSpec) -> ModelSpec:
 
 @dataclass(frozen=True)
 class Shortfall:
-    """How a candidate violates its model's policy."""
+    """How a candidate violates its model's gate."""
 
     reason: FailureReason
     message: str
@@ -63,48 +63,48 @@ class Shortfall:
 class Bound:
     """A bound, and how a candidate compares with it.
 
-    `permitted` is None where it is not set, `found` where it was not measured. A bound of drift that the policy does not
+    `permitted` is None where it is not set, `found` where it was not measured. A bound of drift that the gate does not
     set is that of the specification.
     """
 
     name: Literal["max_drift", "min_backward_transfer", "min_gain"]
     permitted: float | None
     found: float | None
-    source: Literal["policy", "specification"]
+    source: Literal["gate", "specification"]
     shortfall: Shortfall | None
 
 
-def bounds(policy: GatePolicy, candidate: VersionManifest) -> tuple[Bound, ...]:
+def bounds(gate: Gate, candidate: VersionManifest) -> tuple[Bound, ...]:
     """Every bound, set or not, the most important one first."""
     drifts = [drift.since_learned for drift in candidate.report.drift.values()]
     return (
         Bound(
             name="max_drift",
-            permitted=_drift_bound(policy, candidate),
+            permitted=_drift_bound(gate, candidate),
             found=max(drifts, default=None),
-            source="specification" if policy.max_drift is None else "policy",
-            shortfall=_excess_drift(policy, candidate),
+            source="specification" if gate.max_drift is None else "gate",
+            shortfall=_excess_drift(gate, candidate),
         ),
         Bound(
             name="min_backward_transfer",
-            permitted=policy.min_backward_transfer,
+            permitted=gate.min_backward_transfer,
             found=backward_transfer(candidate),
-            source="policy",
-            shortfall=_excess_forgetting(policy, candidate),
+            source="gate",
+            shortfall=_excess_forgetting(gate, candidate),
         ),
         Bound(
             name="min_gain",
-            permitted=policy.min_gain,
+            permitted=gate.min_gain,
             found=gain(candidate),
-            source="policy",
-            shortfall=_missing_gain(policy, candidate),
+            source="gate",
+            shortfall=_missing_gain(gate, candidate),
         ),
     )
 
 
-def judge(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:
-    """The most important policy violation, or None."""
-    shortfalls = (bound.shortfall for bound in bounds(policy, candidate))
+def judge(gate: Gate, candidate: VersionManifest) -> Shortfall | None:
+    """The most important gate violation, or None."""
+    shortfalls = (bound.shortfall for bound in bounds(gate, candidate))
     return next((shortfall for shortfall in shortfalls if shortfall is not None), None)
 
 
@@ -133,8 +133,8 @@ def gain(candidate: VersionManifest) -> float | None:
     return None if after is None or before is None else after.at_1 - before.at_1
 
 
-def _excess_drift(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:
-    bound = _drift_bound(policy, candidate)
+def _excess_drift(gate: Gate, candidate: VersionManifest) -> Shortfall | None:
+    bound = _drift_bound(gate, candidate)
     if bound is None:
         return None
     names = {learned.dataset: learned.name for learned in candidate.learned}
@@ -152,20 +152,20 @@ def _excess_drift(policy: GatePolicy, candidate: VersionManifest) -> Shortfall |
     return Shortfall(FailureReason.DRIFT_TOO_LARGE, message)
 
 
-def _drift_bound(policy: GatePolicy, candidate: VersionManifest) -> float | None:
-    """The bound of the policy, or else of the specification."""
-    return policy.max_drift if policy.max_drift is not None else candidate.spec.drift_bound
+def _drift_bound(gate: Gate, candidate: VersionManifest) -> float | None:
+    """The bound of the gate, or else of the specification."""
+    return gate.max_drift if gate.max_drift is not None else candidate.spec.drift_bound
 
 
-def _excess_forgetting(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:
-    floor = policy.min_backward_transfer
+def _excess_forgetting(gate: Gate, candidate: VersionManifest) -> Shortfall | None:
+    floor = gate.min_backward_transfer
     if floor is None or not candidate.earlier:
         return None
     if candidate.report.not_evaluated:
         return Shortfall(FailureReason.NOT_MEASURED, _not_evaluated_message(candidate))
     change = backward_transfer(candidate)
     if change is None:
-        message = "the policy bounds the change of R@1, and no earlier dataset has held-out rows"
+        message = "the gate bounds the change of R@1, and no earlier dataset has held-out rows"
         return Shortfall(FailureReason.NOT_MEASURED, message)
     if change >= floor:
         return None
@@ -183,23 +183,23 @@ def _not_evaluated_message(candidate: VersionManifest) -> str:
         for dataset, why in candidate.report.not_evaluated.items()
     ]
     return (
-        "the policy bounds the change of R@1, and held-out rows of earlier datasets are missing or damaged in "
+        "the gate bounds the change of R@1, and held-out rows of earlier datasets are missing or damaged in "
         f"object storage: {'; '.join(lost)}. Restore them from a backup and retry the job"
     )
 
 
-def _missing_gain(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:
-    if policy.min_gain is None or candidate.dataset is None:
+def _missing_gain(gate: Gate, candidate: VersionManifest) -> Shortfall | None:
+    if gate.min_gain is None or candidate.dataset is None:
         return None
     found = gain(candidate)
     if found is None:
-        message = "the policy asks for a gain of R@1, and the dataset has no held-out rows"
+        message = "the gate asks for a gain of R@1, and the dataset has no held-out rows"
         return Shortfall(FailureReason.NOT_MEASURED, message)
-    if found >= policy.min_gain:
+    if found >= gate.min_gain:
         return None
     message = (
         f"R@1 of the new dataset changed by {100 * found:+.2f} points from the parent; "
-        f"asked for: {100 * policy.min_gain:+.2f} points or more"
+        f"asked for: {100 * gate.min_gain:+.2f} points or more"
     )
     return Shortfall(FailureReason.GAIN_TOO_SMALL, message)
 

@@ -159,7 +159,7 @@ def _begin(context: Context, job: JobRecord, model: ModelRecord) -> None:
     """Let a job wait for its preparation: queued -> preparing. A job that reads no rows is prepared at once."""
     if job.own_dataset is not None:
         if job.eligible_at is None:
-            scheduler.enter(context, job, model.policy.priority)
+            scheduler.enter(context, job, model.gate.priority)
         return
     with context.database.write() as connection:
         message = _WAITS_FOR_TURN if job_queue.must_wait(connection, job) else None

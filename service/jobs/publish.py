@@ -32,7 +32,7 @@ class _LostRace(Exception):
 
 
 def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
-    """gating -> published, held, rejected or failed. An approved candidate met the policy when it was held.
+    """gating -> published, held, rejected or failed. An approved candidate met the gate when it was held.
 
     Raises StaleDatabase; the candidate then waits until the database has been rebuilt.
     """
@@ -49,10 +49,10 @@ def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
         steps.fail(context, job, FailureReason.HEADS_TOO_LARGE, message)
         return
     approved = job.approval is not None and job.approval.decision == "approved"
-    shortfall = None if approved else gate.judge(model.policy, candidate)
+    shortfall = None if approved else gate.judge(model.gate, candidate)
     if shortfall is not None:
         steps.reject(context, job, shortfall.reason, shortfall.message)
-    elif model.policy.manual_approval and not approved:
+    elif model.gate.manual_approval and not approved:
         steps.hold(context, job)
     else:
         _publish_unless_late(context, job, candidate)

@@ -155,7 +155,7 @@ class _Admission:
             return False
         job = scheduling.first(self._connection, self._stage, owner)
         model = None if job is None else models.find(self._connection, job.model)
-        return model is not None and model.policy.priority == "high"
+        return model is not None and model.gate.priority == "high"
 
     def _start(self, job: JobRecord) -> bool:
         """Move the job on. False if it is not its turn among the jobs of its model."""

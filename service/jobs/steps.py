@@ -78,12 +78,12 @@ def fail(context: Context, job: JobRecord, reason: FailureReason, message: str) 
 
 
 def reject(context: Context, job: JobRecord, reason: FailureReason, message: str) -> None:
-    """The candidate is valid but violates the policy. The job can be retried, for example after a change of the policy."""
+    """The candidate is valid but violates the gate. The job can be retried, for example after a change of the gate."""
     _end(context, job, JobState.REJECTED, reason, message)
 
 
 def hold(context: Context, job: JobRecord) -> None:
-    """The candidate passed, and the policy requires manual approval before it is published."""
+    """The candidate passed, and the gate requires manual approval before it is published."""
     message = "waits for approval (manual_approval)"
     with context.database.write() as connection:
         jobs.move(connection, job, JobState.HELD, context.clock(), message=message)

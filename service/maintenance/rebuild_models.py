@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cmcl.contract.errors import InvalidVersion
-from cmcl.contract.policy import GatePolicy
+from cmcl.contract.gate import Gate
 from cmcl.contract.version import LivePointer
 from service.database.queries.backup import Row, version_name
 from service.database.tables import attempts, jobs, models, promotions, versions
@@ -220,14 +220,14 @@ def _without_record(
     bucket.findings.assumed.append(
         f"model {name!r} has no record: "
         + ("" if owner else f"owner {DEFAULT_OWNER!r}, ")
-        + "the policy of a new model, and one promotion as its history"
+        + "the gate of a new model, and one promotion as its history"
     )
     return {
         "name": name,
         "owner": owner or DEFAULT_OWNER,
         "spec": newest.manifest.spec.model_dump(mode="json"),
-        "policy": GatePolicy().model_dump(mode="json"),
-        "policy_revision": 1,
+        "gate": Gate().model_dump(mode="json"),
+        "gate_revision": 1,
         "head": max(found),
         "live_version": None,
         "live_generation": 0,

@@ -40,11 +40,9 @@ STATES: dict[str, Saying] = {
         "submitting", "busy", "An attempt is being submitted to the cluster."
     ),
     JobState.RUNNING: Saying("running", "busy", "The cluster trains the dataset."),
-    JobState.GATING: Saying(
-        "judging", "busy", "The candidate is compared with the model's policy."
-    ),
+    JobState.GATING: Saying("judging", "busy", "The candidate is compared with the model's gate."),
     JobState.HELD: Saying(
-        "held", "hold", "The candidate meets the policy and waits until a person approves it."
+        "held", "hold", "The candidate meets the gate and waits until a person approves it."
     ),
     JobState.PUBLISHED: Saying("published", "good", "The candidate is a version of the model."),
     JobState.REPORTED: Saying("reported", "good", "The dry run is complete; nothing was kept."),
@@ -163,19 +161,19 @@ REASONS: dict[str, Remedy] = {
     ),
     FailureReason.DRIFT_TOO_LARGE: Remedy(
         "Scores of an earlier dataset moved further than the bound permits.",
-        "Compare the certificate with the bound. If the drift is acceptable, permit a larger one in the policy and retry the job.",
+        "Compare the certificate with the bound. If the drift is acceptable, permit a larger one in the gate and retry the job.",
     ),
     FailureReason.FORGETTING_TOO_LARGE: Remedy(
-        "Earlier datasets lost more recall than the policy permits.",
-        "Look which dataset lost most. If that is acceptable, permit a larger loss in the policy and retry the job.",
+        "Earlier datasets lost more recall than the gate permits.",
+        "Look which dataset lost most. If that is acceptable, permit a larger loss in the gate and retry the job.",
     ),
     FailureReason.GAIN_TOO_SMALL: Remedy(
-        "The new dataset gained less recall than the policy asks for.",
+        "The new dataset gained less recall than the gate asks for.",
         "Check the pairs of the dataset and its held-out rows, and the capacity that is left.",
     ),
     FailureReason.NOT_MEASURED: Remedy(
-        "The policy needs a measurement that the candidate lacks.",
-        "Post the dataset with held-out rows, or remove that bound from the policy and retry the job.",
+        "The gate needs a measurement that the candidate lacks.",
+        "Post the dataset with held-out rows, or remove that bound from the gate and retry the job.",
     ),
     FailureReason.REJECTED_BY_HAND: Remedy(
         "A person rejected the candidate.",
@@ -249,8 +247,8 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "rate": ("Rows per second", "Rows read in a second, over all ranks."),
     "updates": ("Updates", "Steps of the optimizer."),
     "generation": ("Generation", "The number of promotions of the model so far."),
-    "policy": (
-        "Policy",
+    "gate": (
+        "Gate",
         "The conditions that a candidate must meet to be published. A bound that is not set is not checked.",
     ),
     "encoder": (
@@ -292,11 +290,11 @@ MEANINGS: dict[EventKind, str] = {
     EventKind.JOB_SUBMITTING: "an attempt is being submitted to the cluster",
     EventKind.JOB_RUNNING: "the cluster has accepted the attempt",
     EventKind.JOB_GATING: "its candidate is complete and is being judged",
-    EventKind.JOB_HELD: "its candidate meets the policy and waits for manual approval",
+    EventKind.JOB_HELD: "its candidate meets the gate and waits for manual approval",
     EventKind.JOB_PUBLISHED: "its candidate was published as a version of the model",
     EventKind.JOB_REPORTED: "it was a dry run, and its report is complete",
     EventKind.JOB_EVALUATED: "its dataset is measured and not learned: with the live version, if there is one, and from now on with every later one",
-    EventKind.JOB_REJECTED: "its candidate missed the policy, or was rejected manually; it can be retried",
+    EventKind.JOB_REJECTED: "its candidate missed the gate, or was rejected manually; it can be retried",
     EventKind.JOB_FAILED: "it failed without a candidate",
     EventKind.JOB_CANCELLED: "it was cancelled",
     EventKind.JOB_CANCEL_REQUESTED: "its cancellation was requested and is in progress",
@@ -305,7 +303,7 @@ MEANINGS: dict[EventKind, str] = {
     EventKind.VERSION_ROLLED_BACK: "the previously live version was made live again",
     EventKind.VERSION_RETIRED: "a version was retired",
     EventKind.MODEL_BRANCHED: "a model was branched from a version of another one",
-    EventKind.MODEL_POLICY: "the policy was changed",
+    EventKind.MODEL_GATE: "the gate was changed",
     EventKind.MODEL_MODALITY: "a modality was added",
     EventKind.MODEL_DELETED: "the model was deleted",
     EventKind.DATASET_DELETED: "the dataset was deleted",

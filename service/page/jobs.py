@@ -232,7 +232,7 @@ def time_of(job: JobView, events: Sequence[EventView], now: datetime) -> Figure 
 
 @dataclass(frozen=True)
 class BoundText:
-    """How a bound of the policy is shown: what it limits, and whether as a share or in points."""
+    """How a bound of the gate is shown: what it limits, and whether as a share or in points."""
 
     label: str
     term: str

@@ -1,4 +1,4 @@
-"""Models: the overview, the list, and one model with its chain of versions, its policy and its history.
+"""Models: the overview, the list, and one model with its chain of versions, its gate and its history.
 
 The overview shows what is live, being learned, held and broken, and what to do next.
 """
@@ -12,12 +12,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from cmcl.contract.policy import GatePolicy
+from cmcl.contract.gate import Gate
 from cmcl.pictures import Branch, ChainVersion, Picture, version_chain
 from service.api.datasets import DatasetSummary, list_datasets
 from service.api.dependencies import ContextDep, LoopsDep, ModelPath, Reader
 from service.api.history import VersionFiguresView, list_history
-from service.api.models import ModelView, list_models, read_model, read_policy
+from service.api.models import ModelView, list_models, read_gate, read_model
 from service.api.operations import check_health
 from service.api.pagination import CursorQuery, Page, get_number_seek, get_text_seek
 from service.api.quotas import QuotaView, read_quotas
@@ -145,8 +145,8 @@ class ModelOverview(BaseModel):
 
     model: ModelView
     summary: ModelSummary
-    policy: GatePolicy
-    policy_revision: str
+    gate: Gate
+    gate_revision: str
     versions: Page[VersionFiguresView]
     newest: list[VersionFiguresView]
     branches: list[ModelView]
@@ -196,8 +196,8 @@ def _read(model: str, principal: Principal, context: Context, cursor: str | None
     return ModelOverview(
         model=read_model(model, principal, context),
         summary=read_summary(model, principal, context),
-        policy=read_policy(model, principal, context, response),
-        policy_revision=response.headers["etag"].strip('"'),
+        gate=read_gate(model, principal, context, response),
+        gate_revision=response.headers["etag"].strip('"'),
         versions=versions,
         newest=newest.items[:_DRAWN],
         branches=list_models(principal, context, Seek(None, "asc", _BRANCHES), model).items,

@@ -1,4 +1,4 @@
-"""Models: as they are posted, creation, branches, policy, deletion, and retiring versions.
+"""Models: as they are posted, creation, branches, gate, deletion, and retiring versions.
 
 A branch starts from a version of another model and has all versions up to it, because a version is
 measured against those that were learned before; from then on the two models are independent. The
@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from sqlalchemy import Connection
 
 from cmcl.contract.encoder import EncoderSpec
+from cmcl.contract.gate import Gate
 from cmcl.contract.methods import BUILT_IN_METHODS, installed_methods
 from cmcl.contract.modality import Modality, ModelName
 from cmcl.contract.model import (
@@ -22,7 +23,6 @@ from cmcl.contract.model import (
     as_modality,
     check_two_modalities,
 )
-from cmcl.contract.policy import GatePolicy
 from service.database.queries import events, job_queue, models, versions
 from service.database.rows import BranchPoint, Event, ModelRecord, VersionRecord
 from service.errors import Conflict, FieldProblem, PreconditionFailed, Unprocessable
@@ -200,23 +200,23 @@ def _differences(existing: ModelSpec, requested: ModelSpec) -> list[FieldProblem
     ]
 
 
-def set_policy(
+def set_gate(
     connection: Connection,
     name: str,
-    policy: GatePolicy,
+    gate: Gate,
     principal: Principal,
     now: datetime,
     seen_revision: int | None,
 ) -> ModelRecord:
-    """Replace the policy. Raises NotFound, and PreconditionFailed if it was changed since read."""
+    """Replace the gate. Raises NotFound, and PreconditionFailed if it was changed since read."""
     models.lock(connection, name)
     model = get_model(connection, name, principal)
-    if seen_revision is not None and seen_revision != model.policy_revision:
+    if seen_revision is not None and seen_revision != model.gate_revision:
         raise PreconditionFailed(
-            f"the policy of {name!r} now has revision {model.policy_revision}, "
+            f"the gate of {name!r} now has revision {model.gate_revision}, "
             f"not {seen_revision}; read it again"
         )
-    models.set_policy(connection, model, policy, principal.name, now)
+    models.set_gate(connection, model, gate, principal.name, now)
     return get_model(connection, name, principal)
 
 

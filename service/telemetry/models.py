@@ -81,7 +81,7 @@ class ModelCollector(Collector):
 
     def _model_metrics(self, model: Versioned) -> _ModelMetrics:
         known = self._known.get((model.name, model.head))
-        permitted = model.policy.max_drift
+        permitted = model.gate.max_drift
         return _ModelMetrics(
             head=model.head,
             live=model.live,
@@ -108,7 +108,7 @@ def _model_families(found: Mapping[str, _ModelMetrics]) -> list[Metric]:
     newest = _model_family("version", "Number of the model's newest version", "model")
     live = _model_family("live_version", "Number of the live version", "model")
     drift = _model_family("drift", "Largest relative drift of an earlier dataset's scores", "model")
-    permitted = _model_family("drift_permitted", "Largest drift that the policy permits", "model")
+    permitted = _model_family("drift_permitted", "Largest drift that the gate permits", "model")
     optimality = _model_family(
         "optimality",
         "Least share of the best loss that heads of this width reach on an earlier dataset",

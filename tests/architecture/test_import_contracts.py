@@ -33,7 +33,7 @@ PLANTED = [
         "workers.train.loop",
         "cmcl.pictures.picture",
     ),
-    ("cmcl is layered", "cmcl.contract.policy", "cmcl.client"),
+    ("cmcl is layered", "cmcl.contract.gate", "cmcl.client"),
     ("pictures are layered", "cmcl.pictures.scales", "cmcl.pictures.memory"),
     (
         "the service imports no training, serving or maths of the workers",

@@ -249,7 +249,7 @@ def _key(plane: ControlPlane) -> str:
 
 
 def _set_policy(plane: ControlPlane, model: str, **rules: object) -> None:
-    response = plane.client.put(f"/v1/models/{model}/policy", json=rules)
+    response = plane.client.put(f"/v1/models/{model}/gate", json=rules)
     assert response.status_code == 200, response.text
 
 

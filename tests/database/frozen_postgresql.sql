@@ -88,8 +88,8 @@ CREATE TABLE models (
 	name VARCHAR(48) NOT NULL,
 	owner VARCHAR(64) NOT NULL,
 	spec JSON NOT NULL,
-	policy JSON NOT NULL,
-	policy_revision INTEGER NOT NULL,
+	gate JSON NOT NULL,
+	gate_revision INTEGER NOT NULL,
 	head INTEGER NOT NULL,
 	live_version INTEGER,
 	live_generation INTEGER NOT NULL,
@@ -399,6 +399,6 @@ CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
 
 INSERT INTO alembic_version VALUES ('r0001');
 
-INSERT INTO compatibility VALUES ('r0001', 'a98676edee55fb8fafa56228f40b8203a1946155c2c7693570f5198f6d25a3c5');
+INSERT INTO compatibility VALUES ('r0001', 'fd2cb77ea098c675a6ed848cd65bc86e68324b2f4dbf282f7c35a2e80c77f65f');
 
 INSERT INTO event_positions (id, newest) VALUES (1, 0);

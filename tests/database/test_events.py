@@ -31,7 +31,7 @@ on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect
 
 
 def _emit(connection: Connection, model: str, owner: str = "default") -> None:
-    events.emit(connection, Event(kind="model.policy", owner=owner, model=model), NOW)
+    events.emit(connection, Event(kind="model.gate", owner=owner, model=model), NOW)
 
 
 def _listed(database: Database, after: int = 0) -> list[tuple[int, str]]:
@@ -44,7 +44,7 @@ def _listed(database: Database, after: int = 0) -> list[tuple[int, str]]:
 
 def _webhook(database: Database, name: str = "wh-1", owner: str = "default") -> WebhookRecord:
     webhook = WebhookRecord(
-        name, owner, "https://example.com", "whsec_MDEyMzQ1", ("model.policy",), None, NOW
+        name, owner, "https://example.com", "whsec_MDEyMzQ1", ("model.gate",), None, NOW
     )
     with database.write() as connection:
         webhooks.create(connection, webhook)
@@ -153,7 +153,7 @@ def test_an_event_comes_with_a_delivery_for_each_webhook_that_wants_it(database:
     _webhook(database, "wh-1")
     _webhook(database, "wh-2")
     with database.write() as connection:
-        for kind, owner in (("model.policy", "default"), ("model.policy", "other"), ("x", "other")):
+        for kind, owner in (("model.gate", "default"), ("model.gate", "other"), ("x", "other")):
             events.emit(connection, Event(kind=kind, owner=owner, model="scenes"), NOW)
     assert _number_of_deliveries(database) == 2
 

@@ -28,14 +28,14 @@ def listener(database: Database) -> Iterator[Listener]:
 
 def _emit(database: Database, model: str) -> None:
     with database.write() as connection:
-        events.emit(connection, Event(kind="model.policy", owner="o", model=model, data={}), NOW)
+        events.emit(connection, Event(kind="model.gate", owner="o", model=model, data={}), NOW)
 
 
 def test_an_event_is_heard_after_its_commit_and_not_before(
     database: Database, listener: Listener
 ) -> None:
     with database.write() as connection:
-        events.emit(connection, Event(kind="model.policy", owner="o", model="a", data={}), NOW)
+        events.emit(connection, Event(kind="model.gate", owner="o", model="a", data={}), NOW)
         assert listener.wait(0.05) == set()
     assert listener.wait(60) == {"a"}
     assert listener.wait(0.01) == set()

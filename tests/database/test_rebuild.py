@@ -32,7 +32,7 @@ def _live_a_little(plane: ControlPlane) -> None:
         plane.client.post("/v1/models/scenes/rollback", json={"reason": "worse"}),
         plane.client.request("DELETE", "/v1/models/scenes/versions/1"),
         plane.client.post("/v1/models/scenes/branch", json={"name": "twig", "version": 2}),
-        plane.client.put("/v1/models/scenes/policy", json={"max_drift": 0.7, "priority": "high"}),
+        plane.client.put("/v1/models/scenes/gate", json={"max_drift": 0.7, "priority": "high"}),
     ]
     assert [answer.status_code for answer in ok] == [200, 204, 201, 200]
     plane.create_model("gone")
@@ -55,7 +55,7 @@ def _leave_things_open(plane: ControlPlane) -> dict[str, str]:
     found["cancelled"] = plane.post_dataset("cancelled", "fresh")
     assert plane.client.post(f"/v1/jobs/{found['cancelled']}/cancel").status_code < 300
     plane.create_model("strict")
-    plane.client.put("/v1/models/strict/policy", json={"manual_approval": True})
+    plane.client.put("/v1/models/strict/gate", json={"manual_approval": True})
     found["held"] = plane.post_dataset("held", "strict")
     plane.tick_to(found["held"], JobState.RUNNING)
     train(plane.store, found["held"], 1)

@@ -7,7 +7,7 @@ between.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cmcl.contract.policy import GatePolicy
+from cmcl.contract.gate import Gate
 from service.database.queries import datasets, models, versions
 from service.database.rows import JobRecord
 from service.database.seek import Seek
@@ -116,9 +116,9 @@ def _retried(world: World) -> None:
         world.retry(job.id)
 
 
-def _with_policy(policy: GatePolicy) -> Act:
+def _with_gate(gate: Gate) -> Act:
     def begin(world: World) -> None:
-        world.set_policy(policy)
+        world.set_gate(gate)
         _one(world)
 
     return begin
@@ -137,7 +137,7 @@ def _said(word: Callable[[World, str], bool], state: JobState) -> Act:
 
 
 def _retry_without_bounds(world: World, job: str) -> bool:
-    return world.set_policy(GatePolicy()) and world.retry(job)
+    return world.set_gate(Gate()) and world.retry(job)
 
 
 def _slowly_prepared(world: World) -> None:
@@ -201,9 +201,9 @@ UNLEARNED, MERGED = "unlearned", "merged"
 MEASURED = "measured and not learned"
 RESUMED = "attempt lost behind a checkpoint"
 PUBLISHED, REJECTED = JobState.PUBLISHED, JobState.REJECTED
-HELD_FIRST = _with_policy(GatePolicy(manual_approval=True))
+HELD_FIRST = _with_gate(Gate(manual_approval=True))
 # Without held-out rows the gain is not measured, so the candidate is rejected.
-REJECTED_FIRST = _with_policy(GatePolicy(min_gain=0.5))
+REJECTED_FIRST = _with_gate(Gate(min_gain=0.5))
 TROUBLES = {
     "attempt lost": _lost,
     RESUMED: _lost_behind_checkpoint,

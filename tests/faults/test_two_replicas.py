@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from cmcl.contract.policy import GatePolicy
+from cmcl.contract.gate import Gate
 from service.launchers.port import LaunchState
 from service.states import CANCELLABLE, JobState
 from tests.faults.convergence import converge, serve
@@ -39,15 +39,15 @@ _STEPS = 60
 PICK = st.integers(0, 7)
 # Mostly the one that has the lease: the other one has little to do.
 WHO = st.sampled_from(["leader", "leader", "a", "b"])
-PLAIN = GatePolicy()
-POLICY = st.sampled_from(
+PLAIN = Gate()
+GATE = st.sampled_from(
     [
         PLAIN,
         PLAIN,
         PLAIN,
-        GatePolicy(manual_approval=True),
-        GatePolicy(max_drift=0.5),
-        GatePolicy(min_gain=0.5),
+        Gate(manual_approval=True),
+        Gate(max_drift=0.5),
+        Gate(min_gain=0.5),
     ]
 )
 TROUBLES = ("killed", "half written", "gave up", "vanished", "stubborn", "false word")
@@ -74,11 +74,11 @@ class TwoReplicas(RuleBasedStateMachine):
 
     @initialize(
         skew=st.sampled_from([0, SKEW_SECONDS, -SKEW_SECONDS]),
-        policy=POLICY,
+        gate=GATE,
         shards=st.lists(SHARD, max_size=3),
         rounds=st.integers(0, 12),
     )
-    def begin(self, skew: float, policy: GatePolicy, shards: list[str], rounds: int) -> None:
+    def begin(self, skew: float, gate: Gate, shards: list[str], rounds: int) -> None:
         """Start after some rounds without faults."""
         self.replicas = {
             "a": Replica(self.world, "a", 0, self.tally),
@@ -89,7 +89,7 @@ class TwoReplicas(RuleBasedStateMachine):
             self.replicas["a"].round()
             serve(self.world)
             self.world.clock.advance(1)
-        self.world.set_policy(policy)
+        self.world.set_gate(gate)
         for shard in shards:
             self.world.post(shard)
 
@@ -164,7 +164,7 @@ class TwoReplicas(RuleBasedStateMachine):
             self.tally[word] += getattr(self.world, word)(jobs[pick % len(jobs)])
 
     @precondition(lambda self: self.checker.head)
-    @rule(act=st.sampled_from(["promote", "roll back", "branch", "policy"]), data=st.data())
+    @rule(act=st.sampled_from(["promote", "roll back", "branch", "gate"]), data=st.data())
     def decide(self, act: str, data: st.DataObject) -> None:
         versions = st.integers(1, self.checker.head)
         match act:
@@ -172,8 +172,8 @@ class TwoReplicas(RuleBasedStateMachine):
                 done = self.world.promote(data.draw(versions))
             case "branch":
                 done = self.world.branch("branched", data.draw(versions))
-            case "policy":
-                done = self.world.set_policy(data.draw(POLICY))
+            case "gate":
+                done = self.world.set_gate(data.draw(GATE))
             case _:
                 done = self.world.roll_back()
         self.tally[act] += done

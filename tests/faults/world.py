@@ -16,8 +16,8 @@ import pyarrow as pa
 from sqlalchemy import Connection
 
 from cmcl.contract.errors import ObjectExists
+from cmcl.contract.gate import Gate
 from cmcl.contract.job import Failure, JobSpec, VersionRef
-from cmcl.contract.policy import GatePolicy
 from service.context import Context
 from service.database.engine import Database, open_database
 from service.database.queries import jobs
@@ -34,7 +34,7 @@ from service.principal import LOCAL
 from service.registry import promotion
 from service.registry.combining import request_merge, request_unlearning
 from service.registry.modalities import Limits
-from service.registry.models import branch, set_policy
+from service.registry.models import branch, set_gate
 from service.registry.promotion import PromotionRequest
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
@@ -202,8 +202,8 @@ class World:
     def roll_back(self) -> bool:
         return self._may(lambda c: promotion.roll_back(c, MODEL, self._promotion_request()))
 
-    def set_policy(self, policy: GatePolicy) -> bool:
-        return self._may(lambda c: set_policy(c, MODEL, policy, LOCAL, self.clock(), None))
+    def set_gate(self, gate: Gate) -> bool:
+        return self._may(lambda c: set_gate(c, MODEL, gate, LOCAL, self.clock(), None))
 
     def branch(self, name: str, version: int) -> bool:
         point = BranchPoint(MODEL, version)

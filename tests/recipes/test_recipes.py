@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cmcl import Client, GatePolicy
+from cmcl import Client, Gate
 from service.database.queries import jobs
 from service.database.seek import Seek
 from service.states import TERMINAL, JobState
@@ -123,7 +123,7 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
 @pytest.fixture
 def client(plane: ControlPlane) -> Iterator[Client]:
     with in_process("blocking", plane.app) as client:
-        client.set_policy("scenes", GatePolicy(manual_approval=True))
+        client.set_gate("scenes", Gate(manual_approval=True))
         yield client
 
 

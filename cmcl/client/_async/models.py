@@ -9,8 +9,8 @@ from cmcl.client._async.session import Calls
 from cmcl.client.registry import (
     Live,
     Model,
+    ModelGate,
     ModelSummary,
-    Policy,
     Promotion,
 )
 from cmcl.client.types import Encoder, Job, Order
@@ -21,8 +21,8 @@ from cmcl.client.versions import (
     VersionSummary,
 )
 from cmcl.client.wire import Request, given, posted_reason, read, revision_of, segment
+from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import GatePolicy
 
 
 class ModelCalls(Calls):
@@ -85,18 +85,16 @@ class ModelCalls(Calls):
         """Delete a model with all its versions. Fails while a job of the model is unfinished."""
         await self._session.delete(_path(name))
 
-    async def policy(self, model: str) -> Policy:
-        """Return the policy, which a candidate must meet before it is published."""
-        response = await self._session.send(Request("GET", f"{_path(model)}/policy"))
-        return _with_revision(read(Policy, response), response)
+    async def gate(self, model: str) -> ModelGate:
+        """Return the gate, which a candidate must meet before it is published."""
+        response = await self._session.send(Request("GET", f"{_path(model)}/gate"))
+        return _with_revision(read(ModelGate, response), response)
 
-    async def set_policy(
-        self, model: str, policy: GatePolicy, if_revision: int | None = None
-    ) -> Policy:
-        """Replace the policy. With `if_revision`, fails with 412 if the revision has changed."""
-        body = policy.model_dump(mode="json")
+    async def set_gate(self, model: str, gate: Gate, if_revision: int | None = None) -> ModelGate:
+        """Replace the gate. With `if_revision`, fails with 412 if the revision has changed."""
+        body = gate.model_dump(mode="json")
         changed, response = await self._session.put(
-            Policy, f"{_path(model)}/policy", body, if_revision
+            ModelGate, f"{_path(model)}/gate", body, if_revision
         )
         return _with_revision(changed, response)
 
@@ -157,5 +155,5 @@ def _path(model: str) -> str:
     return f"/v1/models/{segment(model)}"
 
 
-def _with_revision(policy: Policy, response: httpx.Response) -> Policy:
-    return policy.model_copy(update={"revision": revision_of(response)})
+def _with_revision(gate: ModelGate, response: httpx.Response) -> ModelGate:
+    return gate.model_copy(update={"revision": revision_of(response)})

@@ -67,7 +67,7 @@ class JobCalls(Calls):
         return self._session.post(Job, f"{_path(job)}/cancel", if_match=if_revision)
 
     def retry(self, job: str, if_revision: int | None = None) -> Job:
-        """Retry a failed or rejected job. The policy at the time of its next candidate applies."""
+        """Retry a failed or rejected job. The gate at the time of its next candidate applies."""
         return self._session.post(Job, f"{_path(job)}/retry", if_match=if_revision)
 
     def approve(self, job: str, reason: str = "", if_revision: int | None = None) -> Job:

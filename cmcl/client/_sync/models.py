@@ -10,8 +10,8 @@ from cmcl.client._sync.session import Calls
 from cmcl.client.registry import (
     Live,
     Model,
+    ModelGate,
     ModelSummary,
-    Policy,
     Promotion,
 )
 from cmcl.client.types import Encoder, Job, Order
@@ -22,8 +22,8 @@ from cmcl.client.versions import (
     VersionSummary,
 )
 from cmcl.client.wire import Request, given, posted_reason, read, revision_of, segment
+from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import GatePolicy
 
 
 class ModelCalls(Calls):
@@ -86,15 +86,15 @@ class ModelCalls(Calls):
         """Delete a model with all its versions. Fails while a job of the model is unfinished."""
         self._session.delete(_path(name))
 
-    def policy(self, model: str) -> Policy:
-        """Return the policy, which a candidate must meet before it is published."""
-        response = self._session.send(Request("GET", f"{_path(model)}/policy"))
-        return _with_revision(read(Policy, response), response)
+    def gate(self, model: str) -> ModelGate:
+        """Return the gate, which a candidate must meet before it is published."""
+        response = self._session.send(Request("GET", f"{_path(model)}/gate"))
+        return _with_revision(read(ModelGate, response), response)
 
-    def set_policy(self, model: str, policy: GatePolicy, if_revision: int | None = None) -> Policy:
-        """Replace the policy. With `if_revision`, fails with 412 if the revision has changed."""
-        body = policy.model_dump(mode="json")
-        changed, response = self._session.put(Policy, f"{_path(model)}/policy", body, if_revision)
+    def set_gate(self, model: str, gate: Gate, if_revision: int | None = None) -> ModelGate:
+        """Replace the gate. With `if_revision`, fails with 412 if the revision has changed."""
+        body = gate.model_dump(mode="json")
+        changed, response = self._session.put(ModelGate, f"{_path(model)}/gate", body, if_revision)
         return _with_revision(changed, response)
 
     def versions(self, model: str, order: Order = "asc") -> Iterator[VersionSummary]:
@@ -150,5 +150,5 @@ def _path(model: str) -> str:
     return f"/v1/models/{segment(model)}"
 
 
-def _with_revision(policy: Policy, response: httpx.Response) -> Policy:
-    return policy.model_copy(update={"revision": revision_of(response)})
+def _with_revision(gate: ModelGate, response: httpx.Response) -> ModelGate:
+    return gate.model_copy(update={"revision": revision_of(response)})

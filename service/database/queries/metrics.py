@@ -6,9 +6,9 @@ from datetime import datetime
 
 from sqlalchemy import Connection, func, select
 
+from cmcl.contract.gate import Gate
 from cmcl.contract.job import Progress
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import GatePolicy
 from cmcl.contract.prepare import PrepareProgress
 from service.database.queries import preparations
 from service.database.queries.models import is_unmirrored
@@ -136,7 +136,7 @@ class Versioned:
     head: int
     live: int | None
     spec: ModelSpec
-    policy: GatePolicy
+    gate: Gate
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,12 @@ class Preparing:
 
 def versioned(connection: Connection, limit: int) -> list[Versioned]:
     """The first models by name that have a version and are not deleted."""
-    columns = models.c.name, models.c.head, models.c.live_version, models.c.spec, models.c.policy
+    columns = models.c.name, models.c.head, models.c.live_version, models.c.spec, models.c.gate
     query = select(*columns).where(models.c.head > 0, models.c.deleted_at.is_(None))
     rows = connection.execute(query.order_by(models.c.name).limit(limit))
     return [
-        Versioned(
-            name, head, live, ModelSpec.model_validate(spec), GatePolicy.model_validate(policy)
-        )
-        for name, head, live, spec, policy in rows
+        Versioned(name, head, live, ModelSpec.model_validate(spec), Gate.model_validate(gate))
+        for name, head, live, spec, gate in rows
     ]
 
 

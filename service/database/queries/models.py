@@ -18,8 +18,8 @@ from sqlalchemy import (
 )
 
 from cmcl.contract.encoder import EncoderIdentity
+from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import GatePolicy
 from service.database.queries import backup, events, scheduling
 from service.database.rows import BranchPoint, Event, ModelRecord
 from service.database.seek import Seek
@@ -46,8 +46,8 @@ def create(
             name=name,
             owner=owner,
             spec=spec.model_dump(mode="json"),
-            policy=GatePolicy().model_dump(mode="json"),
-            policy_revision=1,
+            gate=Gate().model_dump(mode="json"),
+            gate_revision=1,
             head=branch.version if branch else 0,
             live_generation=0,
             live_revision=0,
@@ -175,15 +175,15 @@ def forget_mirrored(connection: Connection, name: str) -> None:
     connection.execute(update(models).where(models.c.name == name).values(mirrored_revision=0))
 
 
-def set_policy(
-    connection: Connection, seen: ModelRecord, policy: GatePolicy, actor: str, now: datetime
+def set_gate(
+    connection: Connection, seen: ModelRecord, gate: Gate, actor: str, now: datetime
 ) -> None:
-    """Set the policy under the next revision, and emit the event; with the model locked."""
-    document = policy.model_dump(mode="json")
-    values = {"policy": document, "policy_revision": seen.policy_revision + 1}
+    """Set the gate under the next revision, and emit the event; with the model locked."""
+    document = gate.model_dump(mode="json")
+    values = {"gate": document, "gate_revision": seen.gate_revision + 1}
     connection.execute(update(models).where(models.c.name == seen.name).values(values))
-    scheduling.reorder(connection, seen.name, seen.policy.priority, policy.priority)
-    _emit(connection, seen, "model.policy", now, {"policy": document, "actor": actor})
+    scheduling.reorder(connection, seen.name, seen.gate.priority, gate.priority)
+    _emit(connection, seen, "model.gate", now, {"gate": document, "actor": actor})
 
 
 def add_modality(
@@ -232,7 +232,7 @@ def is_unmirrored() -> ColumnElement[bool]:
 def _record(row: RowMapping) -> ModelRecord:
     values = dict(row)
     values["spec"] = ModelSpec.model_validate(values["spec"])
-    values["policy"] = GatePolicy.model_validate(values["policy"])
+    values["gate"] = Gate.model_validate(values["gate"])
     values["encoders"] = {
         modality: EncoderIdentity.model_validate(each)
         for modality, each in values["encoders"].items()

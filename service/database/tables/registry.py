@@ -30,8 +30,8 @@ models = Table(
     Column("name", String(48), primary_key=True),
     Column("owner", String(64), nullable=False),
     json_column("spec", nullable=False),
-    json_column("policy", nullable=False),
-    Column("policy_revision", Integer, nullable=False),
+    json_column("gate", nullable=False),
+    Column("gate_revision", Integer, nullable=False),
     # Number of the newest version; 0 before the first. Publishing is a compare-and-set on it.
     Column("head", Integer, nullable=False),
     Column("live_version", Integer, nullable=True),

@@ -156,6 +156,8 @@ def test_rates_are_shown_beside_the_bare_loop_and_starts_part_by_part() -> None:
         }
     )
     assert "| preserve / bare | 0.50 | 0.7 |" in page
-    assert "| preserve | 500.00 | 500.00 | 1000.00 | 125.00 | 128 | 0.50 | 1.00 | 9 (3), 50% |" in page
+    assert (
+        "| preserve | 500.00 | 500.00 | 1000.00 | 125.00 | 128 | 0.50 | 1.00 | 9 (3), 50% |" in page
+    )
     assert "| ours | 0.50 | 1.00 | 0.12 | 2 | 9 (3), 50% |" in page
     assert "| 1 | 0.75 | 1.50 |" in page

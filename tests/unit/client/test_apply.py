@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cmcl import Client, GatePolicy
+from cmcl import Client, Gate
 from cmcl.cli import apply_plan
 from cmcl.cli.apply_file import read_file
 from cmcl.cli.errors import Exit
@@ -56,7 +56,7 @@ def test_the_example_is_applied_once_and_its_secrets_are_kept_for_the_owner_alon
 
     kept = tmp_path / "secrets.jsonl"
     cmcl("apply", file, f"--secrets={kept}")
-    assert cmcl.one("model", "policy", "shapes")["min_backward_transfer"] == -0.02
+    assert cmcl.one("model", "gate", "shapes")["min_backward_transfer"] == -0.02
     written = secrets(tmp_path)
     assert [each["name"] for each in written] == [
         "https://example.com/hooks/cmcl",
@@ -72,7 +72,7 @@ def test_the_example_is_applied_once_and_its_secrets_are_kept_for_the_owner_alon
 
 
 def test_what_the_file_does_not_say_stays(cmcl: Cmcl, file: Path) -> None:
-    cmcl("model", "policy", "scenes", "--max-drift=0.3", "--manual-approval")
+    cmcl("model", "gate", "scenes", "--max-drift=0.3", "--manual-approval")
     file.write_text(
         "models: {scenes: {modalities: {image: 4, text: 3, sound: 6}, gate: {max_drift: null}}}"
     )
@@ -80,7 +80,7 @@ def test_what_the_file_does_not_say_stays(cmcl: Cmcl, file: Path) -> None:
         ("create", "modality", "sound of model scenes"),
         ("change", "gate", "of model scenes"),
     ]
-    policy = cmcl.one("model", "policy", "scenes")
+    policy = cmcl.one("model", "gate", "scenes")
     assert (policy["max_drift"], policy["manual_approval"]) == (None, True)
     assert cmcl.one("model", "show", "scenes")["modalities"]["sound"]["width"] == 6
     file.write_text("models: {}\nkeys: []\nwebhooks: []\n")
@@ -195,13 +195,13 @@ def test_a_policy_changed_since_it_was_read_is_not_overwritten(
 
     def someone_else_is_faster(*given: Any, **options: Any) -> apply_plan.Plan:
         plan = planned(*given, **options)
-        client.set_policy("scenes", GatePolicy(max_drift=0.7))
+        client.set_gate("scenes", Gate(max_drift=0.7))
         return plan
 
     monkeypatch.setattr("cmcl.cli.apply.plan_changes", someone_else_is_faster)
     error = cmcl("apply", "-f", str(file), code=Exit.FAILED)
     assert "gate of model scenes: someone else changed it in the meantime" in error
     assert "1 of 3 changes were made" in error
-    assert client.policy("scenes").max_drift == 0.7
+    assert client.gate("scenes").max_drift == 0.7
     assert {model.name for model in client.models()} == {"first", "scenes"}
     monkeypatch.undo()

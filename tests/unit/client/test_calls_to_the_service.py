@@ -6,8 +6,8 @@ import pytest
 
 from cmcl import Client, CmclError
 from cmcl.client import Job
+from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import GatePolicy
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
@@ -26,8 +26,8 @@ ASKED_BY = {
     "post_branch": "branch_model",
     "put_modality": "add_modality",
     "post_merge": "merge_model",
-    "read_policy": "policy",
-    "put_policy": "set_policy",
+    "read_gate": "gate",
+    "put_gate": "set_gate",
     "list_versions": "versions",
     "read_version": "version",
     "retire_version": "retire_version",
@@ -128,14 +128,14 @@ def test_branches_are_merged_and_a_dataset_is_unlearned(
     assert caught.value.status == 409
 
 
-def test_a_policy_is_changed_only_at_the_revision_that_was_read(published: Client) -> None:
-    before = published.policy("scenes")
-    strict = GatePolicy(max_drift=0.2, manual_approval=True)
-    after = published.set_policy("scenes", strict, before.revision)
+def test_a_gate_is_changed_only_at_the_revision_that_was_read(published: Client) -> None:
+    before = published.gate("scenes")
+    strict = Gate(max_drift=0.2, manual_approval=True)
+    after = published.set_gate("scenes", strict, before.revision)
     assert (after.max_drift, after.manual_approval) == (0.2, True)
-    assert published.policy("scenes") == after
+    assert published.gate("scenes") == after
     with pytest.raises(CmclError) as caught:
-        published.set_policy("scenes", GatePolicy(), before.revision)
+        published.set_gate("scenes", Gate(), before.revision)
     assert (caught.value.status, caught.value.type) == (412, "urn:cmcl:problem:precondition-failed")
 
 
@@ -231,7 +231,7 @@ def test_jobs_are_cancelled_retried_approved_and_rejected(
     write_shard(published_plane.shards / "bad.parquet", feature_table(16))
     assert published.retry(failed).state == "queued"
     published_plane.run_to_end(failed)
-    published.set_policy("scenes", GatePolicy(manual_approval=True))
+    published.set_gate("scenes", Gate(manual_approval=True))
     for word, state in (("approve", JobState.PUBLISHED), ("reject", JobState.REJECTED)):
         job = post(published, published_plane, word).id
         running = published_plane.tick_to(job, JobState.RUNNING)

@@ -103,7 +103,7 @@ def test_a_modality_without_a_width_is_named(text: str, capsys: pytest.CaptureFi
             "--evaluation-share",
         ),
         (["dataset", "add", "s3://b/---.parquet", "--model=m", "--pair=a,b"], "--name"),
-        (["model", "policy", "m", "--unset", "mood"], "permitted are max-drift"),
+        (["model", "gate", "m", "--unset", "mood"], "permitted are max-drift"),
         (["search", "pictures", "text"], "a FEATURE file, --text TEXT or --data FILE"),
         (["search", "pictures", "text", "x.json", "--text=a"], "exactly one of a FEATURE file"),
         (["search", "pictures", "text", "--text=a", "--where=5"], "--where"),

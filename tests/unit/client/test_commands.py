@@ -75,18 +75,18 @@ def test_training_options_are_set_when_a_model_is_created(cmcl: Cmcl) -> None:
 
 
 def test_a_policy_is_shown_changed_and_bounds_are_dropped(cmcl: Cmcl) -> None:
-    cmcl("model", "policy", "scenes", "--max-drift=0.3", "--min-gain=0.1", "--manual-approval")
-    changed = cmcl.one("model", "policy", "scenes", "--unset=min-gain", "--no-manual-approval")
+    cmcl("model", "gate", "scenes", "--max-drift=0.3", "--min-gain=0.1", "--manual-approval")
+    changed = cmcl.one("model", "gate", "scenes", "--unset=min-gain", "--no-manual-approval")
     assert (changed["max_drift"], changed["min_gain"]) == (0.3, None)
     assert changed["manual_approval"] is False
-    assert "max drift              0.300" in cmcl("model", "policy", "scenes")
+    assert "max drift              0.300" in cmcl("model", "gate", "scenes")
 
 
 def test_a_model_is_given_priority_and_keeps_its_bounds(cmcl: Cmcl) -> None:
-    cmcl("model", "policy", "scenes", "--max-drift=0.3")
-    changed = cmcl.one("model", "policy", "scenes", "--priority=high")
+    cmcl("model", "gate", "scenes", "--max-drift=0.3")
+    changed = cmcl.one("model", "gate", "scenes", "--priority=high")
     assert (changed["priority"], changed["max_drift"]) == ("high", 0.3)
-    assert "priority               high" in cmcl("model", "policy", "scenes")
+    assert "priority               high" in cmcl("model", "gate", "scenes")
 
 
 def test_a_folder_is_added_and_watched_to_its_version(
@@ -169,7 +169,7 @@ def test_jobs_are_listed_and_shown(cmcl: Cmcl) -> None:
 
 
 def test_candidates_are_approved_and_rejected(cmcl: Cmcl, plane: ControlPlane) -> None:
-    cmcl("model", "policy", "scenes", "--manual-approval")
+    cmcl("model", "gate", "scenes", "--manual-approval")
     for word, said in (("approve", "approved"), ("reject", "rejected")):
         job = plane.post_dataset(word)
         attempt = plane.tick_to(job, JobState.RUNNING).attempt
@@ -178,7 +178,7 @@ def test_candidates_are_approved_and_rejected(cmcl: Cmcl, plane: ControlPlane) -
         shown = cmcl("job", "show", job)
         assert shown.endswith(cmcl("job", "candidate", job))
         assert f"{word} (new)" in shown
-        assert "bounds of the policy" in shown
+        assert "bounds of the gate" in shown
         assert cmcl.one("job", "show", job)["state"] == "held"
         assert cmcl.one("job", "candidate", job)["dataset_name"] == word
         assert said in cmcl("job", word, job, "--reason", "because")

@@ -132,7 +132,7 @@ def test_a_candidate_is_drawn_beside_its_parent(
     cmcl: Cmcl, published_plane: ControlPlane, tmp_path: Path
 ) -> None:
     plane, file = published_plane, tmp_path / "candidate.svg"
-    cmcl("model", "policy", "scenes", "--manual-approval", "--max-drift=0.4")
+    cmcl("model", "gate", "scenes", "--manual-approval", "--max-drift=0.4")
     job = plane.post_dataset("three")
     train(plane.store, job, plane.tick_to(job, JobState.RUNNING).attempt)
     plane.tick_to(job, JobState.HELD)

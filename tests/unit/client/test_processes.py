@@ -111,7 +111,7 @@ def test_the_pages_python_examples_run(
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", awaited], capture_output=True, text=True, check=False
     )
-    assert "{'scenes': Policy(" in done.stdout, done.stderr
+    assert "{'scenes': ModelGate(" in done.stdout, done.stderr
 
 
 def test_the_page_names_every_call_and_every_command() -> None:

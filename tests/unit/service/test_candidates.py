@@ -12,7 +12,7 @@ from tests.fakes.trainer import train
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 from workers.storage import layout
 
-POLICY = "/v1/models/scenes/policy"
+GATE = "/v1/models/scenes/gate"
 
 
 def _recall(at_1: float) -> Recall:
@@ -66,7 +66,7 @@ def _candidate(plane: ControlPlane, job: str) -> Any:
 def held(plane: ControlPlane) -> tuple[ControlPlane, str]:
     """A control plane with a version, and a held job."""
     _publish_first(plane)
-    assert plane.client.put(POLICY, json={"manual_approval": True, "max_drift": 0.3}).is_success
+    assert plane.client.put(GATE, json={"manual_approval": True, "max_drift": 0.3}).is_success
     job = plane.post_dataset("two")
     _train_second(plane, job)
     plane.tick_to(job, JobState.HELD)
@@ -99,8 +99,8 @@ def test_each_bound_is_shown_with_what_was_found(held: tuple[ControlPlane, str])
     assert (transfer["permitted"], transfer["met"]) == (None, None)
     assert transfer["found"] == pytest.approx(-0.05)
     assert (gain["permitted"], gain["found"]) == (None, pytest.approx(0.5))
-    # The policy may change while the candidate waits.
-    plane.client.put(POLICY, json={"max_drift": 0.1, "min_gain": 0.6, "manual_approval": True})
+    # The gate may change while the candidate waits.
+    plane.client.put(GATE, json={"max_drift": 0.1, "min_gain": 0.6, "manual_approval": True})
     drift, _, gain = _candidate(plane, job)["bounds"]
     assert (drift["met"], gain["met"]) == (False, False)
     assert "moved further than 10 %" in drift["message"]
@@ -112,7 +112,7 @@ def test_a_rejected_candidate_is_shown_with_the_reason_until_it_is_removed(
     plane: ControlPlane,
 ) -> None:
     _publish_first(plane)
-    plane.client.put(POLICY, json={"min_backward_transfer": -0.01})
+    plane.client.put(GATE, json={"min_backward_transfer": -0.01})
     job = plane.post_dataset("two")
     _train_second(plane, job)
     plane.tick_to(job, JobState.REJECTED)
@@ -126,7 +126,7 @@ def test_a_rejected_candidate_is_shown_with_the_reason_until_it_is_removed(
 
 
 def test_a_first_candidate_has_no_parent_and_meets_every_bound(plane: ControlPlane) -> None:
-    plane.client.put(POLICY, json={"manual_approval": True, "min_backward_transfer": 0})
+    plane.client.put(GATE, json={"manual_approval": True, "min_backward_transfer": 0})
     job = plane.post_dataset("one")
     plane.tick_to(job, JobState.RUNNING)
     train(plane.store, job, 1)
@@ -164,7 +164,7 @@ def test_a_candidate_is_shown_to_its_owner_alone(tmp_path: Path) -> None:
     red, blue = (operator.client_with_key(owner, owner=owner) for owner in ("red", "blue"))
     plane.client = red
     plane.create_model()
-    plane.client.put(POLICY, json={"manual_approval": True})
+    plane.client.put(GATE, json={"manual_approval": True})
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     train(plane.store, job, 1)

@@ -86,8 +86,8 @@ def test_without_a_live_version_it_waits_for_later_ones(plane: ControlPlane) -> 
 
 def test_it_waits_for_no_dataset_to_learn_and_for_no_approval(plane: ControlPlane) -> None:
     plane.run_to_end(plane.post_dataset("one"))
-    policy = {"manual_approval": True}
-    plane.client.put("/v1/models/scenes/policy", json=policy)
+    gate = {"manual_approval": True}
+    plane.client.put("/v1/models/scenes/gate", json=gate)
     held = plane.post_dataset("two")
     train(plane.store, held, plane.tick_to(held, JobState.RUNNING).attempt)
     plane.tick_to(held, JobState.HELD)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.gate import Gate
 from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.policy import GatePolicy
 from cmcl.contract.version import VersionManifest
 from service.jobs.gate import check_answers, judge
 from service.states import JobState
@@ -33,7 +33,7 @@ def asked(plane: ControlPlane) -> Asked:
 def test_a_truthful_candidate_passes(asked: Asked) -> None:
     spec, parent, candidate = asked
     check_answers(spec, parent.learned, candidate)
-    assert judge(GatePolicy(), candidate) is None
+    assert judge(Gate(), candidate) is None
 
 
 @pytest.mark.parametrize(

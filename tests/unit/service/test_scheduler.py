@@ -39,7 +39,7 @@ class Shared:
 
     def set_priority(self, model: str, priority: str) -> None:
         """Set the priority of a model, as the owner of the last post."""
-        path = f"/v1/models/{model}/policy"
+        path = f"/v1/models/{model}/gate"
         assert self.plane.client.put(path, json={"priority": priority}).status_code == 200
 
     def rounds(self, times: int = 6) -> None:

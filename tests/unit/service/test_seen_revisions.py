@@ -12,7 +12,7 @@ def _act(plane: ControlPlane, path: str, seen: int, method: str = "POST") -> htt
 
 
 def _held(plane: ControlPlane) -> str:
-    plane.client.put("/v1/models/scenes/policy", json={"manual_approval": True})
+    plane.client.put("/v1/models/scenes/gate", json={"manual_approval": True})
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     train(plane.store, job, 1)

@@ -58,7 +58,7 @@ def test_jobs_are_counted_by_what_they_wait_for(plane: ControlPlane) -> None:
 
 
 def test_a_held_job_is_the_current_one(plane: ControlPlane) -> None:
-    plane.client.put("/v1/models/scenes/policy", json={"manual_approval": True, "max_drift": 0.4})
+    plane.client.put("/v1/models/scenes/gate", json={"manual_approval": True, "max_drift": 0.4})
     job, waiting = plane.post_dataset("one"), plane.post_dataset("two")
     write_measured(plane, job)
     plane.tick_to(job, JobState.HELD)

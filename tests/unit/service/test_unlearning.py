@@ -138,14 +138,14 @@ def test_cancelled_it_leaves_the_dataset_as_it_is(plane: ControlPlane) -> None:
 
 def test_the_policy_judges_it_and_another_policy_lets_it_pass(plane: ControlPlane) -> None:
     _, second, _ = learn(plane, "one", "two", "three")
-    plane.client.put("/v1/models/scenes/policy", json={"max_drift": 0.2, "min_gain": 0.1})
+    plane.client.put("/v1/models/scenes/gate", json={"max_drift": 0.2, "min_gain": 0.1})
     job = unlearn(plane, second).json()["id"]
     found = plane.run_to_end(job, drift=0.5)
     assert (found.state, found.reason) == (JobState.REJECTED, FailureReason.DRIFT_TOO_LARGE)
     candidate = plane.client.get(f"/v1/jobs/{job}/candidate").json()
     assert (candidate["kind"], candidate["dataset"]) == ("unlearn", second)
     assert [each["is_new"] for each in candidate["datasets"]] == [False, False]
-    plane.client.put("/v1/models/scenes/policy", json={})
+    plane.client.put("/v1/models/scenes/gate", json={})
     assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
     plane.run_to_end(job, drift=0.5)
     assert names(plane) == ["one", "three"]

@@ -105,7 +105,7 @@ def test_an_event_of_one_model_processes_no_other(plane: ControlPlane) -> None:
     assert seen == {
         Key(model, work) for model in ("scenes", "sounds") for work in (Work.JOBS, Work.DATASETS)
     }
-    plane.client.put("/v1/models/sounds/policy", json={"min_gain": 0.5})
+    plane.client.put("/v1/models/sounds/gate", json={"min_gain": 0.5})
     assert queue.get(0) == Key("sounds", Work.JOBS)
     assert queue.get(0) == Key("sounds", Work.DATASETS)
     assert queue.get(0) is None

@@ -35,7 +35,7 @@ def _counted(plane: ControlPlane) -> Iterator[list[str]]:
 def _tell(plane: ControlPlane, number: int = 1) -> None:
     with plane.context.database.write() as connection:
         for _ in range(number):
-            emitted = Event(kind="model.policy", owner="default", model="scenes")
+            emitted = Event(kind="model.gate", owner="default", model="scenes")
             events.emit(connection, emitted, plane.clock())
 
 

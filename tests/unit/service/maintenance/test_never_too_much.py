@@ -119,12 +119,12 @@ class World:
 
     def _reject(self, number: int) -> None:
         for model in self.models():
-            self._ask("PUT", f"/v1/models/{model}/policy", {"manual_approval": True})
+            self._ask("PUT", f"/v1/models/{model}/gate", {"manual_approval": True})
         self._learn(number)
         for job in self.jobs(JobState.HELD):
             self._ask("POST", f"/v1/jobs/{job}/reject", {"reason": "no"})
         for model in self.models():
-            self._ask("PUT", f"/v1/models/{model}/policy", {})
+            self._ask("PUT", f"/v1/models/{model}/gate", {})
 
     def _cancel(self, _: int) -> None:
         for job in self._next():

@@ -49,8 +49,8 @@ def fail(plane: ControlPlane, name: str = "one", **changes: Any) -> str:
 def reject(plane: ControlPlane) -> str:
     """Create a job whose candidate was rejected, after another dataset."""
     plane.run_to_end(plane.post_dataset("first"))
-    policy = {"max_drift": 0.05}
-    assert plane.client.put("/v1/models/scenes/policy", json=policy).status_code == 200
+    gate = {"max_drift": 0.05}
+    assert plane.client.put("/v1/models/scenes/gate", json=gate).status_code == 200
     job = plane.post_dataset("second")
     assert plane.run_to_end(job, drift=0.5).state == JobState.REJECTED
     return job
@@ -166,7 +166,7 @@ def test_a_rejected_job_can_be_retried_for_a_week(plane: ControlPlane) -> None:
     job = reject(plane)
     plane.clock.advance(6 * DAY)
     sweep(plane)
-    assert plane.client.put("/v1/models/scenes/policy", json={}).status_code == 200
+    assert plane.client.put("/v1/models/scenes/gate", json={}).status_code == 200
     assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
     assert plane.run_to_end(job).state == JobState.PUBLISHED
 

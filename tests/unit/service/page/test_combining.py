@@ -19,7 +19,7 @@ def changed(plane: ControlPlane) -> ControlPlane:
     unlearned(plane, second)
     merge = plane.client.post("/v1/models/branch/merge", json={"from": "scenes@4"}).json()["id"]
     assert plane.run_to_end(merge).state == JobState.PUBLISHED
-    plane.client.put("/v1/models/branch/policy", json={"manual_approval": True})
+    plane.client.put("/v1/models/branch/gate", json={"manual_approval": True})
     job = unlearn(plane, third, model="branch").json()["id"]
     train(plane.store, job, plane.tick_to(job, JobState.RUNNING).attempt)
     plane.tick_to(job, JobState.HELD)

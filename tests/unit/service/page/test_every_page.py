@@ -87,8 +87,8 @@ def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenants]:
 
 def hold_candidate(plane: ControlPlane, model: str) -> str:
     """A job whose candidate waits for approval."""
-    policy = {"manual_approval": True}
-    assert plane.client.put(f"/v1/models/{model}/policy", json=policy).status_code == 200
+    gate = {"manual_approval": True}
+    assert plane.client.put(f"/v1/models/{model}/gate", json=gate).status_code == 200
     job = plane.post_dataset("held", model)
     train(plane.store, job, plane.tick_to(job, JobState.RUNNING).attempt)
     plane.store.put(layout.run_log(job, 1), b"rank 0: 40 updates\n")

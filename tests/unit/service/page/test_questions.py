@@ -48,7 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     for (name, pair), measured in zip(pairs.items(), figures, strict=True):
         publish_measured(plane, name, "street", pair, **measured)
     policy = {"manual_approval": True, "max_drift": 0.4}
-    assert plane.client.put("/v1/models/street/policy", json=policy).status_code == 200
+    assert plane.client.put("/v1/models/street/gate", json=policy).status_code == 200
     held = plane.post_dataset("four", "street")
     write_measured(plane, held, recalls={"one": 0.65, "four": 0.5}, drifts={"one": 0.38})
     plane.tick_to(held, JobState.HELD)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from cmcl.contract.policy import GatePolicy
+from cmcl.contract.gate import Gate
 from cmcl.contract.version import Drift, Protection, Shrinkage, Solution
 from service.database.tables import versions
 from service.states import JobState
@@ -91,8 +91,8 @@ def hold(plane: ControlPlane, model: str, name: str, **figures: Any) -> str:
     return job
 
 
-def set_policy(plane: ControlPlane, model: str, **policy: object) -> None:
-    response = plane.client.put(f"/v1/models/{model}/policy", json=policy)
+def set_gate(plane: ControlPlane, model: str, **policy: object) -> None:
+    response = plane.client.put(f"/v1/models/{model}/gate", json=policy)
     assert response.status_code == 200, response.text
 
 
@@ -104,7 +104,7 @@ def test_a_version_says_which_dataset_lost_most_and_whether_that_is_within_the_b
     assert "Of the 2 earlier datasets, one lost most since it was learned: −10.0 points" in text
     assert "The largest drift is 35.0 %, of two, which is within the bound of 50 %." in text
     assert "+25.0 points by learning it" in text
-    set_policy(grown, "street", max_drift=0.3)
+    set_gate(grown, "street", max_drift=0.3)
     text = text_of(reader.get("/ui/models/street/versions/3").text)
     assert "which is over the bound of 30 %" in text
 
@@ -244,7 +244,7 @@ def test_versions_that_are_not_there(read_only: ControlPlane, viewer: Browser, p
 def test_a_candidate_is_compared_with_its_parent_and_with_each_bound(
     grown: ControlPlane, reader: Browser
 ) -> None:
-    set_policy(grown, "street", manual_approval=True, max_drift=0.4, min_gain=0.1)
+    set_gate(grown, "street", manual_approval=True, max_drift=0.4, min_gain=0.1)
     job = hold(
         grown,
         "street",
@@ -278,22 +278,22 @@ def test_a_candidate_is_compared_with_its_parent_and_with_each_bound(
 
 
 def test_a_rejected_candidate_says_why_and_what_to_do(grown: ControlPlane, reader: Browser) -> None:
-    set_policy(grown, "street", max_drift=0.3)
+    set_gate(grown, "street", max_drift=0.3)
     job = grown.post_dataset("four", "street")
     write_measured(grown, job, drifts={"one": 0.45})
     grown.tick_to(job, JobState.REJECTED)
     text = text_of(reader.get(f"/ui/jobs/{job}/candidate").text)
     assert "Scores of an earlier dataset moved further than the bound permits." in text
-    assert "permit a larger one in the policy and retry the job." in text
+    assert "permit a larger one in the gate and retry the job." in text
     assert "If you approve" not in text
 
 
 def test_a_held_candidate_says_that_it_is_published_although_the_policy_changed(
     grown: ControlPlane, reader: Browser
 ) -> None:
-    set_policy(grown, "street", manual_approval=True)
+    set_gate(grown, "street", manual_approval=True)
     job = hold(grown, "street", "four", drifts={"one": 0.45})
-    set_policy(grown, "street", max_drift=0.3)
+    set_gate(grown, "street", max_drift=0.3)
     text = text_of(reader.get(f"/ui/jobs/{job}/candidate").text)
     assert "It is published although it does not meet a bound" in text
     assert grown.client.post(f"/v1/jobs/{job}/approve", json={"reason": "ok"}).status_code == 202
@@ -316,7 +316,7 @@ def test_a_bound_that_is_not_met_is_said_in_the_units_of_the_page(
     plane.create_model("street", **PRESERVE)
     publish_measured(plane, "one", "street", recalls={"one": 0.8})
     recalls = policy.pop("recalls", {"one": 0.75, "two": 0.5})
-    set_policy(plane, "street", **policy)
+    set_gate(plane, "street", **policy)
     job = plane.post_dataset("two", "street")
     write_measured(
         plane,
@@ -328,14 +328,14 @@ def test_a_bound_that_is_not_met_is_said_in_the_units_of_the_page(
     plane.tick_to(job, JobState.REJECTED)
     for path in (f"jobs/{job}", f"jobs/{job}/candidate", "events", "", f"jobs/{job}/retry"):
         text = text_of(reader.get(f"/ui/{path}").text)
-        assert [name for name in GatePolicy.model_fields if "_" in name and name in text] == []
+        assert [name for name in Gate.model_fields if "_" in name and name in text] == []
     said = plane.job(job).message
     assert said is not None
     assert [each for each in shown if each not in said] == []
 
 
 def test_a_published_candidate_leads_to_its_version(grown: ControlPlane, reader: Browser) -> None:
-    set_policy(grown, "street", manual_approval=True)
+    set_gate(grown, "street", manual_approval=True)
     job = hold(grown, "street", "four")
     address = f"/ui/jobs/{job}/candidate"
     assert grown.client.post(f"/v1/jobs/{job}/approve", json={"reason": "ok"}).status_code == 202
@@ -357,7 +357,7 @@ def test_a_job_without_a_candidate_says_so(plane: ControlPlane, reader: Browser)
 def test_readers_are_told_which_key_can_decide(guarded: ControlPlane, operator: Any) -> None:
     guarded.client = operator
     guarded.create_model()
-    set_policy(guarded, "scenes", manual_approval=True)
+    set_gate(guarded, "scenes", manual_approval=True)
     job = hold(guarded, "scenes", "one")
     key = operator.make_key("looks", ["read"])["key"]
     browser = Browser(guarded)

@@ -9,7 +9,7 @@ from typing import cast
 
 from sqlalchemy import func, select
 
-from cmcl.contract.policy import GatePolicy
+from cmcl.contract.gate import Gate
 from service.app import Parts, create_app
 from service.database.engine import open_database
 from service.database.queries import backup
@@ -22,7 +22,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.lost_database import everything, rebuild, wreck
 from workers.storage import layout
 
-POLICY = "/v1/models/scenes/policy"
+GATE = "/v1/models/scenes/gate"
 
 
 class OvertakenStore(FlakyStore):
@@ -113,11 +113,11 @@ def test_one_that_was_overtaken_records_again(plane: ControlPlane) -> None:
 
     def during() -> None:
         plane.clock.advance(2)
-        assert plane.client.put(POLICY, json={"max_drift": 0.25}).status_code == 200
+        assert plane.client.put(GATE, json={"max_drift": 0.25}).status_code == 200
         assert _unrecorded(plane) == 0
 
     plane.store.broken = layout.records()
-    assert plane.client.put(POLICY, json={"max_drift": 0.5}).status_code == 200
+    assert plane.client.put(GATE, json={"max_drift": 0.5}).status_code == 200
     plane.store.broken = None
     slow = replace(plane.context, store=OvertakenStore(plane.store, during))
     assert BackupWriter(slow).round()
@@ -126,8 +126,8 @@ def test_one_that_was_overtaken_records_again(plane: ControlPlane) -> None:
     plane.record()
     wreck(plane.context.database)
     rebuild(plane)
-    assert plane.model().policy == GatePolicy(max_drift=0.25)
-    assert plane.model().policy_revision == 3
+    assert plane.model().gate == Gate(max_drift=0.25)
+    assert plane.model().gate_revision == 3
 
 
 def test_two_services_do_not_record_at_once(plane: ControlPlane) -> None:
@@ -173,12 +173,12 @@ def test_a_process_that_stops_releases_all_leases(plane: ControlPlane) -> None:
     database.close()
 
 
-def test_a_policy_is_recorded_before_the_answer(plane: ControlPlane) -> None:
-    assert plane.client.put(POLICY, json={"manual_approval": True}).status_code == 200
+def test_a_gate_is_recorded_before_the_answer(plane: ControlPlane) -> None:
+    assert plane.client.put(GATE, json={"manual_approval": True}).status_code == 200
     assert _unrecorded(plane) == 0
     wreck(plane.context.database)
     rebuild(plane)
-    assert plane.model().policy == GatePolicy(manual_approval=True)
+    assert plane.model().gate == Gate(manual_approval=True)
 
 
 def test_promotions_are_recorded_before_the_answer(plane: ControlPlane) -> None:
@@ -200,17 +200,17 @@ def test_promotions_are_recorded_before_the_answer(plane: ControlPlane) -> None:
     ]
 
 
-def test_a_store_that_fails_or_hangs_does_not_keep_a_policy_from_being_set(
+def test_a_store_that_fails_or_hangs_does_not_keep_a_gate_from_being_set(
     plane: ControlPlane,
 ) -> None:
     plane.store.broken = layout.records()
-    assert plane.client.put(POLICY, json={"max_drift": 0.5}).status_code == 200
+    assert plane.client.put(GATE, json={"max_drift": 0.5}).status_code == 200
     plane.store.broken = None
     returns = threading.Event()
     hanging = OvertakenStore(plane.store, cast("Callable[[], None]", returns.wait))
     app = create_app(plane.context.settings, Parts(store=hanging, launcher=plane.launcher))
     try:
-        assert AppClient(app).put(POLICY, json={"max_drift": 0.25}).status_code == 200
+        assert AppClient(app).put(GATE, json={"max_drift": 0.25}).status_code == 200
     finally:
         returns.set()
         for thread in threading.enumerate():
@@ -219,4 +219,4 @@ def test_a_store_that_fails_or_hangs_does_not_keep_a_policy_from_being_set(
         app.state.context.close()
     wreck(plane.context.database)
     rebuild(plane)
-    assert plane.model().policy == GatePolicy(max_drift=0.25)
+    assert plane.model().gate == Gate(max_drift=0.25)

@@ -12,7 +12,7 @@ from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.submission.conftest import MakePlane
 
-POLICY = "/v1/models/scenes/policy"
+GATE = "/v1/models/scenes/gate"
 
 
 def _submitted(plane: ControlPlane) -> Submission:
@@ -57,7 +57,7 @@ def test_a_high_priority_ranks_in_a_queue_of_several_owners_only_if_it_is_grante
     make_plane: MakePlane, priority: str, settings: dict[str, Any], submitted: str
 ) -> None:
     plane = make_plane(**settings)
-    assert plane.client.put(POLICY, json={"priority": priority}).status_code == 200
+    assert plane.client.put(GATE, json={"priority": priority}).status_code == 200
     submission = _submitted(plane)
     assert (submission.priority, submission.labels["cmcl/priority"]) == (submitted, priority)
 
@@ -80,7 +80,7 @@ def test_an_attempt_waits_in_the_queue_of_its_owner(
 
 
 def test_an_unknown_priority_is_rejected_with_a_message(plane: ControlPlane) -> None:
-    answer = plane.client.put(POLICY, json={"priority": "urgent"})
+    answer = plane.client.put(GATE, json={"priority": "urgent"})
     assert answer.status_code == 422
     assert "'low', 'normal' or 'high'" in answer.text
 

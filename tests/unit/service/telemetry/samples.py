@@ -59,7 +59,7 @@ def every_family(folder: Path) -> list[Metric]:
     plane = ControlPlane(folder)
     plane.create_model()
     headers = {"If-Match": '"1"'}
-    plane.client.put("/v1/models/scenes/policy", json={"max_drift": 0.1}, headers=headers)
+    plane.client.put("/v1/models/scenes/gate", json={"max_drift": 0.1}, headers=headers)
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     report = VersionReport(final_loss=1, updates=1, ranks=1, capacity={"image": capacity(0.5)})

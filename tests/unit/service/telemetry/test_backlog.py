@@ -147,7 +147,7 @@ def test_the_newest_version_of_each_model_has_its_figures(plane: ControlPlane) -
     assert shown(plane, "model_free_share", model="scenes", modality="image") == 0.4
     assert shown(plane, "model_drift_permitted", model="scenes") is None
     headers = {"If-Match": '"1"'}
-    plane.client.put("/v1/models/scenes/policy", json={"max_drift": 0.1}, headers=headers)
+    plane.client.put("/v1/models/scenes/gate", json={"max_drift": 0.1}, headers=headers)
     plane.clock.advance(60)
     assert shown(plane, "model_drift_permitted", model="scenes") == 0.1
 

@@ -19,9 +19,9 @@ FINISHED = "jobs_finished_total"
 
 def hold(plane: ControlPlane) -> str:
     """A job whose candidate waits for approval."""
-    policy = {"manual_approval": True}
-    headers = {"If-Match": plane.client.get("/v1/models/scenes/policy").headers["etag"]}
-    answer = plane.client.put("/v1/models/scenes/policy", json=policy, headers=headers)
+    gate = {"manual_approval": True}
+    headers = {"If-Match": plane.client.get("/v1/models/scenes/gate").headers["etag"]}
+    answer = plane.client.put("/v1/models/scenes/gate", json=gate, headers=headers)
     assert answer.status_code == 200, answer.text
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)

@@ -1,23 +1,23 @@
-"""The gate policy, and decisions of users."""
+"""The gate gate, and decisions of users."""
 
 import pytest
 
-from cmcl.contract.policy import GatePolicy
+from cmcl.contract.gate import Gate
 from cmcl.contract.version import Recall, VersionManifest
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from workers.storage import layout
 
-POLICY = "/v1/models/scenes/policy"
+GATE = "/v1/models/scenes/gate"
 
 
 def _recall(at_1: float) -> Recall:
     return Recall(rows=10, at_1=at_1, at_5=at_1, at_10=at_1)
 
 
-def _set(plane: ControlPlane, **policy: object) -> None:
-    assert plane.client.put(POLICY, json=policy).status_code == 200
+def _set(plane: ControlPlane, **gate: object) -> None:
+    assert plane.client.put(GATE, json=gate).status_code == 200
 
 
 def _measured(plane: ControlPlane, job: str, old: float, new: float, before: float) -> None:
@@ -49,7 +49,7 @@ def grown(plane: ControlPlane) -> ControlPlane:
 
 
 @pytest.mark.parametrize(
-    ("policy", "old", "new", "before", "reason"),
+    ("gate", "old", "new", "before", "reason"),
     [
         ({"min_backward_transfer": -0.05}, 0.7, 0.9, 0.1, FailureReason.FORGETTING_TOO_LARGE),
         ({"min_backward_transfer": -0.15}, 0.7, 0.9, 0.1, None),
@@ -58,15 +58,15 @@ def grown(plane: ControlPlane) -> ControlPlane:
         ({"max_drift": 0.05}, 0.8, 0.5, 0.1, FailureReason.DRIFT_TOO_LARGE),
     ],
 )
-def test_the_policy_decides(
+def test_the_gate_decides(
     grown: ControlPlane,
-    policy: dict[str, float],
+    gate: dict[str, float],
     old: float,
     new: float,
     before: float,
     reason: FailureReason | None,
 ) -> None:
-    _set(grown, **policy)
+    _set(grown, **gate)
     job = grown.post_dataset("two")
     _measured(grown, job, old, new, before)
     ended = grown.run_to_end(job)
@@ -74,9 +74,9 @@ def test_the_policy_decides(
     assert ended.state == (JobState.REJECTED if reason else JobState.PUBLISHED)
 
 
-@pytest.mark.parametrize("policy", [{"min_backward_transfer": 0}, {"min_gain": 0}])
-def test_what_was_not_measured_was_not_shown(grown: ControlPlane, policy: dict[str, float]) -> None:
-    _set(grown, **policy)
+@pytest.mark.parametrize("gate", [{"min_backward_transfer": 0}, {"min_gain": 0}])
+def test_what_was_not_measured_was_not_shown(grown: ControlPlane, gate: dict[str, float]) -> None:
+    _set(grown, **gate)
     assert grown.run_to_end(grown.post_dataset("two")).reason == FailureReason.NOT_MEASURED
 
 
@@ -90,13 +90,13 @@ def test_after_a_rejection_the_next_grows_from_the_newest_version(grown: Control
     assert [version.number for version in grown.versions()] == [1, 2]
 
 
-def test_a_rejected_job_is_retried_under_another_policy(grown: ControlPlane) -> None:
+def test_a_rejected_job_is_retried_under_another_gate(grown: ControlPlane) -> None:
     _set(grown, max_drift=0.05)
     job = grown.post_dataset("two")
     grown.run_to_end(job)
     refusal = grown.client.post(f"/v1/jobs/{job}/approve", json={"reason": "it is fine"})
     assert refusal.status_code == 409
-    assert "change the policy of 'scenes'" in refusal.json()["detail"]
+    assert "change the gate of 'scenes'" in refusal.json()["detail"]
     assert "retry the job" in refusal.json()["detail"]
     _set(grown, max_drift=1)
     grown.run_to_end(grown.post_dataset("three"))
@@ -107,7 +107,7 @@ def test_a_rejected_job_is_retried_under_another_policy(grown: ControlPlane) -> 
     assert (ended.parent_version, ended.version) == (2, 3)
 
 
-def test_a_rejected_job_is_rejected_again_under_the_same_policy(grown: ControlPlane) -> None:
+def test_a_rejected_job_is_rejected_again_under_the_same_gate(grown: ControlPlane) -> None:
     _set(grown, max_drift=0.05)
     job = grown.post_dataset("two")
     grown.run_to_end(job)
@@ -167,19 +167,19 @@ def test_a_held_candidate_can_be_cancelled(grown: ControlPlane) -> None:
     assert grown.client.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
 
 
-def test_a_policy_is_not_overwritten_unseen(plane: ControlPlane) -> None:
-    tag = plane.client.get(POLICY).headers["ETag"]
-    first = plane.client.put(POLICY, json={"max_drift": 1}, headers={"If-Match": tag})
+def test_a_gate_is_not_overwritten_unseen(plane: ControlPlane) -> None:
+    tag = plane.client.get(GATE).headers["ETag"]
+    first = plane.client.put(GATE, json={"max_drift": 1}, headers={"If-Match": tag})
     assert first.status_code == 200
-    late = plane.client.put(POLICY, json={"max_drift": 2}, headers={"If-Match": tag})
+    late = plane.client.put(GATE, json={"max_drift": 2}, headers={"If-Match": tag})
     assert late.status_code == 412
-    assert plane.model().policy == GatePolicy(max_drift=1)
-    assert plane.client.get(POLICY).headers["ETag"] == first.headers["ETag"] != tag
+    assert plane.model().gate == Gate(max_drift=1)
+    assert plane.client.get(GATE).headers["ETag"] == first.headers["ETag"] != tag
 
 
 @pytest.mark.parametrize("tag", ["3", "W/*", '"x"', "none"])
 def test_a_tag_that_is_none_is_refused(plane: ControlPlane, tag: str) -> None:
-    answer = plane.client.put(POLICY, json={}, headers={"If-Match": tag})
+    answer = plane.client.put(GATE, json={}, headers={"If-Match": tag})
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"] == "If-Match"
 

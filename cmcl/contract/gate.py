@@ -1,4 +1,4 @@
-"""A model's policy: the conditions for publishing a candidate, and the priority of the model's jobs."""
+"""A model's gate: the conditions for publishing a candidate, and the priority of the model's jobs."""
 
 from pydantic import Field
 
@@ -6,12 +6,12 @@ from cmcl.contract.methods import Priority
 from cmcl.contract.modality import Frozen
 
 
-class GatePolicy(Frozen):
+class Gate(Frozen):
     """Conditions that a candidate's report must meet, and the `priority` of the model's jobs.
 
     A bound that is not set is not checked. The values at the time of the judgement count. A candidate
     that violates a bound is rejected with the reason, and the next dataset starts from the newest
-    version; after a change of the policy, its job can be retried. If a bound needs held-out rows and there are
+    version; after a change of the gate, its job can be retried. If a bound needs held-out rows and there are
     none, the candidate is rejected too.
     """
 
