@@ -199,6 +199,9 @@ CASES = {
         "cmcl_example_encoders.location:GeoClipLocation", "numbers", None, 512
     ),
     "example-text": Case("cmcl_example_encoders.minilm:MiniLM", "text", None, 384),
+    "example-speech": Case(
+        "cmcl_example_encoders.speech:SpeechEmbedding", "audio", None, 192, HALF_SECONDS
+    ),
     "imagebind-text": binding("imagebind", "text", "text"),
     "imagebind-thermal": binding("imagebind", "thermal", "image"),
     "imagebind-audio": binding("imagebind", "audio", "audio", **HALF_SECONDS),

@@ -192,6 +192,8 @@ def test_another_encoder_of_equal_width_is_refused_in_words(
         ),
         ("example-image", {"takes": "text"}, "declared for text; it takes images"),
         ("example-location", {"dtype": "float16"}, "has dtype float16; it takes float32"),
+        ("example-speech", {"takes": "text"}, "declared for text; it takes audio"),
+        ("example-speech", {"dtype": "float16"}, "dtype float16; it takes cpu and float32"),
     ],
 )
 def test_an_encoder_that_cannot_do_its_work_does_not_start(

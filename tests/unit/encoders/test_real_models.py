@@ -28,6 +28,7 @@ from tests.fakes.encoder_cases import (
     picture,
     sound,
 )
+from workers.encoders.media import Audio
 from workers.encoders.port import EncoderUnusable
 from workers.encoders.registry import load_encoder
 
@@ -194,11 +195,28 @@ def test_an_image_encoder_takes_extreme_proportions(folders: Folders) -> None:
         assert np.isfinite(features(encoder, file.getvalue())).all()
 
 
-def test_the_package_of_examples_names_a_kind_for_each_declared_encoder() -> None:
+def test_a_package_of_examples_names_a_kind_for_each_declared_encoder() -> None:
     package = tomllib.loads((EXAMPLES / "pyproject.toml").read_text())["project"]
     kinds = package["entry-points"]["cmcl.encoders"].values()
     declared = json.loads((EXAMPLES / "encoders.json").read_text())
     assert sorted(kinds) == sorted(each["kind"] for each in declared)
+
+
+def test_speech_of_any_length_has_a_feature_of_its_own(folders: Folders) -> None:
+    encoder = load_encoder(CASES["example-speech"].spec(folders, window_seconds=None, windows=1))
+    time_N = np.arange(48_000) / 16_000
+    low, high = (
+        np.sin(2 * np.pi * pitch * (1 + time_N) * time_N).astype(np.float32) for pitch in (90, 400)
+    )
+    long, rest = np.concatenate([low, low, high]), high[:1]
+    rows_BF = encoder.features(
+        [encoder.load(Audio(each[None], 16_000)) for each in (low, high, long, rest)]
+    )
+    assert np.isfinite(rows_BF).all()
+    assert len(np.unique(rows_BF.round(2), axis=0)) == 4
+    # Of the first parts of both recordings, the means are the same.
+    distances = np.linalg.norm(rows_BF[2] - rows_BF[:2], axis=1)
+    assert distances[0] < distances[1]
 
 
 def test_the_example_file_declares_encoders_that_load() -> None:
