@@ -32,7 +32,7 @@ from workers.train.distributed import (
     rank_lengths,
     rank_slice,
 )
-from workers.train.learn import ModelState, Task, learn
+from workers.train.learn import ModelState, Task, initial_state, learn
 from workers.train.loop import train_pair
 from workers.train.objective import GlobalLoss
 from workers.train.run import Run, UpdateDone, Watcher
@@ -59,10 +59,10 @@ def everything(shards: Sequence[Shard], here: World) -> dict[str, object]:
     return {
         "moments": _moments(here),
         "gradient": _gradient(here),
-        "first": _trained(here, Memory(), _held()),
+        "first": _first(here, _held()),
         "second": _trained(here, again, _held()),
         "second of one modality": _trained(here, partly, _held()),
-        "first streamed": _trained(here, Memory(), _streamed(shards)),
+        "first streamed": _first(here, _streamed(shards)),
         "second streamed": _trained(here, again, _streamed(shards)),
         "traffic": _traffic(here, again),
         "scores": _largest_scores(here),
@@ -125,22 +125,25 @@ def _streamed(shards: Sequence[Shard]) -> StreamedRows:
     return StreamedRows(shards, (SPEC.widths["image"], SPEC.widths["text"]))
 
 
+def _first(here: World, rows: TrainingRows) -> dict[str, torch.Tensor]:
+    """The first dataset of two modalities under `preserve`, which is solved."""
+    learned = learn(SPEC, initial_state(SPEC), Task(PAIR, rows, seed=3), Run(here))
+    return {"scores": _scores(learned.model_state.heads), "moments": learned.moments.cross_IJ}
+
+
 def _trained(here: World, memory: Memory, rows: TrainingRows) -> dict[str, torch.Tensor]:
-    """A dataset with the policy `preserve`: conditioning, mask, shares and penalty included."""
-    before, losses = ModelState(initial_heads(SPEC), memory), Losses()
-    heads = before.heads
-    if memory.by_pair:
-        heads = conditioned(SPEC, heads, PAIR, rows, Run(here))
-        before = ModelState(heads, memory)
+    """A later dataset under `preserve`: conditioning, mask, shares and penalty included."""
+    losses = Losses()
+    heads = conditioned(SPEC, initial_heads(SPEC), PAIR, rows, Run(here))
+    before = ModelState(heads, memory)
     learned = learn(SPEC, before, Task(PAIR, rows, seed=3), Run(here, watcher=losses))
     earlier = PastDataset.held(
         "old", PAIR, pair_moments(*_features(EARLIER)), weights_of(PAIR, heads)
     )
-    drift = earlier.drift(learned.model_state.heads) if memory.by_pair else 0.0
     return {
         **learned.model_state.heads.weights,
         "losses": losses.of_batches(here),
-        "certificate": torch.tensor(drift),
+        "certificate": torch.tensor(earlier.drift(learned.model_state.heads)),
         "moments": learned.moments.cross_IJ,
         **{f"{name} map": it.map_FF for name, it in learned.model_state.heads.conditioning.items()},
     }
