@@ -26,7 +26,6 @@ from cmcl.cli import (
     local,
     mirror,
     models,
-    overview,
     queries,
     versions,
     webhooks,
@@ -54,11 +53,8 @@ for name, group in {
     "admin": local.app,
 }.items():
     app.add_typer(group, name=name)
-for command in (overview.overview, versions.promote, versions.rollback, versions.history):
+for command in (versions.promote, versions.rollback, versions.history):
     app.command()(command)
-models.app.command("summary")(overview.model_summary)
-models.app.command("capacity")(overview.model_capacity)
-versions.app.command("history")(overview.version_history)
 app.command("upload")(datasets.upload_files)
 app.command("apply")(apply.apply)
 for query in (queries.embed, queries.similarity, queries.migrate):

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import typer
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 
 from cmcl.cli.console import (
     Cell,
@@ -14,8 +14,10 @@ from cmcl.cli.console import (
     show,
     show_all,
     stdout,
+    table,
 )
 from cmcl.cli.dataset_views import evaluation_cell
+from cmcl.cli.errors import CommandError
 from cmcl.cli.job_views import ATTEMPT_COLUMNS, candidate_view, progress_view
 from cmcl.cli.options import (
     DEFAULT_URL,
@@ -36,12 +38,14 @@ from cmcl.cli.progress import (
     follow,
     preparation_figures,
 )
-from cmcl.client import Client, Job, JobProgress, Preparation
+from cmcl.client import Attempt, Candidate, Client, CmclError, Job, JobProgress, Preparation
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Jobs: each trains one dataset into a version. Show, follow, cancel, retry, approve.",
 )
+
+_NOT_FOUND = 404
 
 
 def _made(job: Job) -> int | None:
@@ -74,45 +78,43 @@ def list_jobs(
         show_all(found, as_json, _COLUMNS, _none(model, state), limit)
 
 
+class _JobDetails(Job):
+    """A job with its attempts, and its candidate while there is one."""
+
+    attempts: list[Attempt]
+    candidate: Candidate | None
+
+
 @app.command("show")
-def show_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Show a job with its state and progress, and the candidate of a job that is held."""
-    with Client(url) as client:
-        found = client.job(job)
-        is_held = found.state == "held" and not as_json
-        candidate = client.candidate(job) if is_held else None
-    show(found, as_json, _view)
-    if candidate is not None:
-        show(candidate, as_json, candidate_view)
-
-
-@app.command("candidate")
-def show_candidate(
+def show_job(
     job: JobId, picture: PictureFile = None, url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """Show the candidate of a job that is held or was rejected, beside its parent: what it would change."""
+    """Show a job with its progress and attempts, and the candidate of one that is held or was rejected: what it would change."""
     with Client(url) as client:
-        found = client.candidate(job)
-    show(found, as_json, candidate_view)
+        found = client.job(job)
+        attempts = list(client.attempts(job))
+        candidate = _candidate(client, found)
+    details = _JobDetails(**dict(found), attempts=attempts, candidate=candidate)
+    show(details, as_json, _details_view)
     if picture is not None:
         from cmcl.pictures import candidate_pictures
 
-        heading = f"candidate for {found.model}@{found.version}"
-        save_pictures(picture, heading, candidate_pictures(found))
+        if candidate is None:
+            raise CommandError(f"job {job} is {found.state} and has no candidate to draw")
+        heading = f"candidate for {candidate.model}@{candidate.version}"
+        save_pictures(picture, heading, candidate_pictures(candidate))
 
 
-@app.command("attempts")
-def list_attempts(
-    job: JobId,
-    order: ListOrder = "asc",
-    limit: MostItems = None,
-    url: Url = DEFAULT_URL,
-    as_json: AsJson = False,
-) -> None:
-    """List the attempts of a job with start, end and outcome."""
-    with Client(url) as client:
-        found = client.attempts(job, order)
-        show_all(found, as_json, ATTEMPT_COLUMNS, f"job {job} has had no attempt yet", limit)
+def _candidate(client: Client, job: Job) -> Candidate | None:
+    """Return the candidate of a job that is held or was rejected. Rejected ones are removed after some days."""
+    if job.state not in {"held", "rejected"}:
+        return None
+    try:
+        return client.candidate(job.id)
+    except CmclError as error:
+        if error.status == _NOT_FOUND:
+            return None
+        raise
 
 
 @app.command("progress")
@@ -209,6 +211,12 @@ def _progress_cells(job: Job) -> dict[str, Cell]:
     time_left: dict[str, Cell] = {} if left is None else {"time left": duration(left)}
     found = figures(now) if isinstance(now, JobProgress) else preparation_figures(now)
     return {"phase": now.phase, **found, **time_left, "reported": now.at}
+
+
+def _details_view(job: _JobDetails) -> RenderableType:
+    attempts = [table(job.attempts, ATTEMPT_COLUMNS, "attempts")] if job.attempts else []
+    candidate = [candidate_view(job.candidate)] if job.candidate else []
+    return Group(_view(job), *attempts, *candidate)
 
 
 def _view(job: Job) -> RenderableType:

@@ -6,21 +6,30 @@ import typer
 from rich.console import RenderableType
 
 from cmcl.cli.console import Columns, fields, say, show, show_all
+from cmcl.cli.model_views import (
+    SUMMARY_COLUMNS,
+    ModelDetails,
+    capacity_view,
+    details_view,
+    specification_view,
+)
 from cmcl.cli.options import (
     DEFAULT_URL,
     AsJson,
     ListOrder,
     ModelName,
     MostItems,
+    PictureFile,
     Url,
     Watch,
     Yes,
     exact_version,
     from_options,
     model_and_argument,
+    save_pictures,
 )
 from cmcl.cli.progress import follow
-from cmcl.client import Client, Encoder, Model, ModelGate
+from cmcl.client import Client, Encoder, ModelGate
 from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModalitySpec, ModelSpec
 
@@ -30,21 +39,6 @@ app = typer.Typer(
 )
 
 
-def _modalities(model: Model) -> str:
-    return ", ".join(
-        f"{name} {each.width}" + (f" ({each.encoder})" if each.encoder else "")
-        for name, each in model.modalities.items()
-    )
-
-
-_COLUMNS: Columns[Model] = {
-    "model": lambda model: model.name,
-    "head": lambda model: model.head_version,
-    "live": lambda model: model.live_version,
-    "policy": lambda model: model.policy or model.method,
-    "width": lambda model: model.width,
-    "modalities": _modalities,
-}
 _BOUNDS = ("max-drift", "min-backward-transfer", "min-gain")
 
 
@@ -108,7 +102,7 @@ def create_model(  # noqa: PLR0913 - a model's specification
     with Client(url) as client:
         modalities = _bound_to_encoders(client, dict(map(_modality, modality)))
         spec = from_options(ModelSpec, {**options, "modalities": modalities})
-        show(client.create_model(name, spec), as_json, _view)
+        show(client.create_model(name, spec), as_json, specification_view)
 
 
 @app.command("add-modality")
@@ -128,7 +122,7 @@ def add_modality(
     name, value = _modality(text)
     with Client(url) as client:
         width, encoder = (None, value) if isinstance(value, str) else (value, None)
-        show(client.add_modality(model, name, width, encoder), as_json, _view)
+        show(client.add_modality(model, name, width, encoder), as_json, specification_view)
 
 
 encoder_app = typer.Typer(
@@ -158,17 +152,32 @@ def list_models(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """List models with their newest and live versions."""
+    """List models with their live and newest versions, drift and recall of the newest, and jobs."""
     with Client(url) as client:
         hint = "no models yet; create one: cmcl model create NAME --modality image=1280 --modality text=384"
-        show_all(client.models(order), as_json, _COLUMNS, hint, limit)
+        show_all(client.overview(order), as_json, SUMMARY_COLUMNS, hint, limit)
 
 
 @app.command("show")
 def show_model(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Show a model with its full specification."""
+    """Show a model: its full specification, live and newest version, drift, recall and jobs."""
     with Client(url) as client:
-        show(client.model(model), as_json, _view)
+        details = ModelDetails(**{**dict(client.summary(model)), **dict(client.model(model))})
+    show(details, as_json, details_view)
+
+
+@app.command("capacity")
+def show_capacity(
+    model: ModelName, picture: PictureFile = None, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Show how full each head is, and a forecast of how many more datasets fit."""
+    with Client(url) as client:
+        found = client.capacity(model)
+    show(found, as_json, capacity_view)
+    if picture is not None:
+        from cmcl.pictures import capacity_picture
+
+        save_pictures(picture, f"capacity of {model}", [capacity_picture(found)])
 
 
 @app.command("merge")
@@ -266,27 +275,6 @@ def model_gate(  # noqa: PLR0913 - each bound is an option
     show(gate, as_json, _gate_view)
 
 
-def _view(model: Model) -> RenderableType:
-    origin = model.branched_from
-    return fields(
-        {
-            "model": model.name,
-            "owner": model.owner,
-            "newest version": model.head_version,
-            "live version": model.live_version,
-            "branched from": f"{origin.model}@{origin.version}" if origin else None,
-            "width": model.width,
-            "modalities": _modalities(model),
-            "policy": model.policy,
-            "method": model.method,
-            "largest drift": model.max_drift,
-            "training": _settings(model.training),
-            "seed": model.seed,
-            "created": model.created_at,
-        }
-    )
-
-
 def _gate_view(gate: ModelGate) -> RenderableType:
     return fields(
         {
@@ -297,10 +285,6 @@ def _gate_view(gate: ModelGate) -> RenderableType:
             "priority": gate.priority,
         }
     )
-
-
-def _settings(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
 def _modality(text: str) -> tuple[str, int | str]:

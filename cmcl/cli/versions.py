@@ -1,7 +1,7 @@
 """`cmcl version`, `promote`, `rollback`, `history`: versions and the live version."""
 
 from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from cmcl.cli.console import (
     stderr,
 )
 from cmcl.cli.errors import CommandError
+from cmcl.cli.model_views import free_shares
 from cmcl.cli.options import (
     DEFAULT_QUERY_URL,
     DEFAULT_URL,
@@ -34,7 +35,7 @@ from cmcl.cli.options import (
     save_pictures,
 )
 from cmcl.cli.version_views import needs_outcomes, outcomes_of, version_view
-from cmcl.client import Client, Promotion, VersionSummary
+from cmcl.client import Client, Promotion, VersionFigures
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,13 +48,15 @@ _MOMENTS = (
     "may have this information."
 )
 _NO_VERSION = "model {0!r} has no version yet; post a dataset to make one: cmcl dataset add"
-_COLUMNS: Columns[VersionSummary] = {
+_COLUMNS: Columns[VersionFigures] = {
     "version": lambda version: version.version,
     "dataset": lambda version: version.dataset_name,
     "kind": lambda version: version.kind,
+    "pair": lambda version: str(version.pair),
+    "drift": lambda version: version.max_drift,
+    "recall": lambda version: version.mean_recall,
+    "free": lambda version: free_shares(version.free_share),
     "job": lambda version: version.job,
-    "attempt": lambda version: version.attempt,
-    "from": lambda version: version.copied_from,
     "created": lambda version: version.created_at,
     "retired": lambda version: version.retired_at,
 }
@@ -73,13 +76,20 @@ def list_versions(
     model: ModelName,
     order: ListOrder = "asc",
     limit: MostItems = None,
+    picture: PictureFile = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """List the versions of a model, oldest first."""
+    """List versions with drift, recall and free shares, oldest first. JSON has them for each dataset."""
     with Client(url) as client:
-        found = client.versions(model, order)
-        show_all(found, as_json, _COLUMNS, _NO_VERSION.format(model), limit)
+        by_dataset = as_json or picture is not None
+        found = list(islice(client.history(model, order, by_dataset=by_dataset), limit))
+        show_all(found, as_json, _COLUMNS, _NO_VERSION.format(model))
+        if picture is not None:
+            from cmcl.pictures import history_pictures
+
+            bound = client.summary(model).drift_bound
+            save_pictures(picture, f"versions of {model}", history_pictures(found, bound))
 
 
 @app.command("show")

@@ -100,7 +100,7 @@ def test_nothing_is_changed_if_something_is_fixed(cmcl: Cmcl, file: Path) -> Non
     assert "nothing was changed" in cmcl.stderr
     found = cmcl("apply", "-f", str(file), "--dry-run", code=Exit.FAILED)
     assert "3 conflicts" in found
-    assert "new" not in cmcl("model", "list")
+    assert [model["name"] for model in cmcl.lines("model", "list")] == ["scenes"]
 
 
 def test_conflicts_name_the_field_and_both_values(client: Client, file: Path) -> None:

@@ -64,7 +64,6 @@ def test_an_empty_list_shows_the_next_command(cmcl: Cmcl) -> None:
         ("dataset", "list", "--model=trees"): "cmcl dataset add",
         ("version", "list", "trees"): "cmcl dataset add",
         ("history", "trees"): "model trees has not had a live version yet",
-        ("version", "history", "trees"): "cmcl dataset add",
         ("key", "list"): "cmcl key create",
     }.items():
         assert words in cmcl(*arguments)
@@ -82,7 +81,6 @@ def test_tables_are_complete_on_any_terminal(
         ("dataset", "list"),
         ("version", "list", "scenes"),
         ("history", "scenes"),
-        ("overview",),
     ):
         shown = cmcl(*arguments)
         assert max(map(len, shown.splitlines())) <= int(width)

@@ -200,7 +200,9 @@ def test_only_a_running_job_has_time_left(
         "attempt": 1,
     }
     progress = {"phase": "training", "eta_seconds": 90.0}
-    server.always((200, {**job, "created_at": at, "state_changed_at": at, "progress": progress}))
+    attempts: dict[str, object] = {"items": [], "next_cursor": None}
+    times = {"created_at": at, "state_changed_at": at}
+    server.always((200, {**job, **times, "progress": progress, **attempts}))
     assert main(["job", "show", JOB, "--url", server.url]) == Exit.OK
     assert ("time left" in capsys.readouterr().out) is has_time_left
 

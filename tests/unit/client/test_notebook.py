@@ -136,7 +136,7 @@ def test_a_candidate_is_drawn_beside_its_parent(
     job = plane.post_dataset("three")
     train(plane.store, job, plane.tick_to(job, JobState.RUNNING).attempt)
     plane.tick_to(job, JobState.HELD)
-    cmcl("job", "candidate", job, "--picture", str(file))
+    cmcl("job", "show", job, "--picture", str(file))
     assert "Drift of earlier datasets" in headings(file.read_text())
     with Client(os.environ["CMCL_URL"]) as client:
         html = client.candidate(job)._repr_html_()
@@ -231,7 +231,7 @@ def test_the_loss_of_an_attempt_is_written_to_a_file(
 
 def test_the_history_of_a_model_is_written_to_a_file(cmcl: Cmcl, tmp_path: Path) -> None:
     file = tmp_path / "history.svg"
-    assert "two" in cmcl("version", "history", "scenes", "--picture", str(file))
+    assert "two" in cmcl("version", "list", "scenes", "--picture", str(file))
     assert headings(file.read_text()) == ["Largest drift by version"]
     error = cmcl("model", "capacity", "scenes", "--picture", str(file), code=Exit.FAILED)
     assert "nothing is measured that could be drawn" in error

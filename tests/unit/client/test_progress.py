@@ -266,11 +266,15 @@ def test_without_a_terminal_each_state_has_a_line(server: RestServer) -> None:
     ]
 
 
+# What the server answers for the list of attempts, in the same document as the job.
+NO_ATTEMPTS: dict[str, Any] = {"items": [], "next_cursor": None}
+
+
 def test_a_jobs_page_shows_its_progress(
     server: RestServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for progress, rows in ((TRAINING, [*WORDS, "phase training", "time left 0:01:30"]), (None, [])):
-        server.always((200, job("running", progress).model_dump(mode="json")))
+        server.always((200, {**job("running", progress).model_dump(mode="json"), **NO_ATTEMPTS}))
         assert main(["job", "show", "job-0123456789ab", "--url", server.url]) == Exit.OK
         page = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
         assert [row for row in rows if row not in page] == []
@@ -282,7 +286,7 @@ def test_a_jobs_page_shows_its_preparation(
     server: RestServer, capsys: pytest.CaptureFixture[str], state: str, has_time_left: bool
 ) -> None:
     shown = job(state, None).model_copy(update={"preparation": ENCODING})
-    server.always((200, shown.model_dump(mode="json")))
+    server.always((200, {**shown.model_dump(mode="json"), **NO_ATTEMPTS}))
     assert main(["job", "show", "job-0123456789ab", "--url", server.url]) == Exit.OK
     page = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     rows = ["phase encoding", "rows 3,000 of 12,000", "rows/s 123", "left out 7"]
