@@ -2,7 +2,7 @@
 
 CMCL_URL and CMCL_EMBEDDINGS_URL set the addresses, CMCL_KEY the key. CMCL_MODEL
 replaces the argument MODEL, or the option --model where it is required; not for
-embed, similarity and migrate.
+embed and migrate.
 
 Exit codes: 0 success; 1 rejected or failed; 2 usage error; 3 the followed job
 ended without a version, or a rebuild found damage; 4 no server responds; 130
@@ -57,7 +57,7 @@ for command in (versions.promote, versions.rollback, versions.history):
     app.command()(command)
 app.command("upload")(datasets.upload_files)
 app.command("apply")(apply.apply)
-for query in (queries.embed, queries.similarity, queries.migrate):
+for query in (queries.embed, queries.migrate):
     app.command()(query)
 app.command()(collections.search)
 app.command()(keys.whoami)

@@ -1,4 +1,4 @@
-"""`cmcl embed`, `similarity` and `migrate`, and parsing of the features and items that queries take."""
+"""`cmcl embed` and `migrate`, and parsing of the features and items that queries take."""
 
 import base64
 import binascii
@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
@@ -17,7 +17,6 @@ from cmcl.client import Client, InvalidArgument, Item, Query
 from cmcl.client.endpoint import Inputs
 from cmcl.client.raw_layouts import SUFFIXES, media_files
 
-ItemOrQuery = TypeVar("ItemOrQuery", Item, Query)
 _CONTENTS = ("feature", "text", "data", "numbers")
 _WAYS = "a FEATURE file, --text TEXT or --data FILE"
 # First bytes of formats that users may pass instead of JSON.
@@ -81,27 +80,6 @@ def embed(  # noqa: PLR0913 - one option for each kind of input
     print(json.dumps({"version": answer.version, "embeddings": answer.vectors}))
 
 
-def similarity(
-    model: QueriedModel,
-    queries: Annotated[
-        Path, typer.Argument(metavar="QUERIES", help="JSON file with one item or a list of them")
-    ],
-    candidates: Annotated[
-        Path, typer.Argument(metavar="CANDIDATES", help="JSON file with items to score")
-    ],
-    top_k: Annotated[
-        int | None, typer.Option(help="number of best candidates per query; default all")
-    ] = None,
-    embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
-    _as_json: AsJson = True,
-) -> None:
-    """Score queries against candidates. An item is {"modality": ..., "feature": [...]}, or has "text"."""
-    query_items, candidate_items = read_queries(queries), read_queries(candidates)
-    with Client(embeddings_url=embeddings_url) as client:
-        answer = client.similarity(model, query_items, candidate_items, top_k)
-    print(answer.model_dump_json(exclude_none=True))
-
-
 def migrate(
     model: QueriedModel,
     modality: Annotated[str, typer.Argument(metavar="MODALITY", help="modality of the vectors")],
@@ -144,20 +122,13 @@ def read_features(path: Path) -> list[list[float]]:
     return [_numbers(row, str(path)) for row in rows]
 
 
-def read_queries(path: Path) -> list[Query]:
-    """Read one item or a list of items, without ids. Raises CommandError."""
-    document = parse_json(_text(path), str(path))
-    items = document if isinstance(document, list) else [document]
-    return [_parsed(Query, item, f"{path}, item {n}") for n, item in enumerate(items, start=1)]
-
-
 def read_items(path: Path) -> Iterator[Item]:
     """Iterate over items of a collection, one JSON object per line. Raises CommandError."""
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 where = f"{path}, line {number}"
-                yield _parsed(Item, parse_json(_as_text(line, path), where), where)
+                yield _item(parse_json(_as_text(line, path), where), where)
 
 
 def read_media(path: Path, modality: str) -> Iterator[Item]:
@@ -213,8 +184,8 @@ def parse_json(text: str, where: str) -> Any:
         raise CommandError(f"{where} is not valid JSON: {error}") from error
 
 
-def _parsed(kind: type[ItemOrQuery], value: object, where: str) -> ItemOrQuery:
-    permitted = {each.name: each.default is MISSING for each in fields(kind)}
+def _item(value: object, where: str) -> Item:
+    permitted = {each.name: each.default is MISSING for each in fields(Item)}
     if not isinstance(value, Mapping):
         raise CommandError(f"{where}: an item must be a JSON object with {', '.join(permitted)}")
     for name, is_required in permitted.items():
@@ -233,7 +204,7 @@ def _parsed(kind: type[ItemOrQuery], value: object, where: str) -> ItemOrQuery:
         raise CommandError(
             f"{where}: the item {found}; it needs exactly one of {', '.join(_CONTENTS)}"
         )
-    return kind(**{**value, **_contents(value, where)})
+    return Item(**{**value, **_contents(value, where)})
 
 
 def _contents(value: Mapping[str, Any], where: str) -> dict[str, object]:

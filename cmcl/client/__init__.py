@@ -26,7 +26,6 @@ from cmcl.client.endpoint import (
     SearchResults,
     SearchStatus,
     ServedModel,
-    Similarity,
     StoredItem,
     WriteResult,
 )
@@ -149,7 +148,6 @@ __all__ = [
     "SearchResults",
     "SearchStatus",
     "ServedModel",
-    "Similarity",
     "StoredItem",
     "SummaryJob",
     "Unreachable",

@@ -152,25 +152,6 @@ class MigratedEmbeddings(Embeddings):
     exact: bool
 
 
-class ScoredCandidate(ApiModel):
-    """Index of a candidate in the request, and its cosine with the query."""
-
-    index: int
-    score: float
-
-
-class Similarity(ApiModel):
-    """Scores by one version (`model`, as name@version): all, or the best of each query."""
-
-    model: str
-    scores: list[list[float]] | None = Field(
-        default=None, description="scores, queries × candidates"
-    )
-    results: list[list[ScoredCandidate]] | None = Field(
-        default=None, description="best candidates of each query, best first"
-    )
-
-
 class ServedVersions(ApiModel):
     """Versions of a model in the responding replica."""
 

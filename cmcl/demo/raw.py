@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import mul
 from pathlib import Path
 from typing import Self
 
@@ -181,16 +182,18 @@ def _nearest_table(client: Client, folder: Path) -> Table:
         "a sport with a ball",
     )
     pictures = dict(itertools.islice(_pictures(folder / "emoji.tar"), 0, None, 12))
+    asked = client.embed(MODEL, "text", texts)
     candidates = [Query("image", data=data) for data in pictures.values()]
-    found = client.similarity(
-        MODEL, [Query("text", text=text) for text in texts], candidates, top_k=3
-    )
+    # By the version that embedded the texts: a newer one may be live by now.
+    found = client.embed(f"{MODEL}@{asked.version}", "image", candidates)
     table = Table(title="Raw queries: the nearest of some pictures to a text")
     table.add_column("text")
     table.add_column("pictures")
-    names = list(pictures)
-    for text, hits in zip(texts, found.results or [], strict=True):
-        table.add_row(text, ", ".join(f"{names[hit.index]} {hit.score:.2f}" for hit in hits))
+    for text, query in zip(texts, asked.vectors, strict=True):
+        # Embeddings have length 1: the dot product of two is their cosine.
+        scores = [sum(map(mul, query, vector)) for vector in found.vectors]
+        best = sorted(zip(scores, pictures, strict=True), reverse=True)[:3]
+        table.add_row(text, ", ".join(f"{name} {score:.2f}" for score, name in best))
     return table
 
 

@@ -98,7 +98,7 @@ _PATTERNS = {
 }
 # Detail for an unknown path, which is most often one of the other server.
 _ELSEWHERE = (
-    "this is the control plane; embeddings, similarity, migration and collections are at the embeddings "
+    "this is the control plane; embeddings, migration and collections are at the embeddings "
     "endpoint (CMCL_EMBEDDINGS_URL of the client, by default port 8001)"
 )
 _LONGEST_VALUE = 200

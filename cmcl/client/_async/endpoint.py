@@ -19,7 +19,6 @@ from cmcl.client.endpoint import (
     RawBatchSize,
     SearchResults,
     ServedModel,
-    Similarity,
     StoredItem,
     Vectors,
     WriteResult,
@@ -108,27 +107,6 @@ class EndpointCalls(Calls):
             **encode_inputs(modality, vectors),
         }
         return parse_response(await self._request("POST", "/v1/migrate", body), migrated)
-
-    async def similarity(
-        self,
-        model: str,
-        queries: Sequence[Query],
-        candidates: Sequence[Query],
-        top_k: int | None = None,
-    ) -> Similarity:
-        """Score every query against every candidate; with `top_k`, return each query's best candidates.
-
-        Queries and candidates may be of any modality of the model. One version embeds all of them:
-        the live version of `model`, or a version `name@version`.
-        """
-        body = {
-            "model": model,
-            "queries": [encode_content(each) for each in queries],
-            "candidates": [encode_content(each) for each in candidates],
-            "top_k": top_k,
-        }
-        response = await self._request("POST", "/v1/similarity", body)
-        return read(Similarity, response, Side.EMBEDDINGS)
 
     async def served_models(self) -> list[ServedModel]:
         """Return the models that the endpoint serves, with versions and vector compatibility."""

@@ -337,20 +337,3 @@ def test_migrated_vectors_are_one_document(
         "version": 3,
         **figures,
     }
-
-
-def test_scores_are_one_document(
-    cmcl: Cmcl, server: RestServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CMCL_EMBEDDINGS_URL", server.url)
-    server.always((200, {"model": "scenes@3", "scores": [[0.5]]}))
-    item = {"modality": "text", "feature": [1]}
-    one, several = tmp_path / "one.json", tmp_path / "several.json"
-    one.write_text(json.dumps(item))
-    several.write_text(json.dumps([item, item]))
-    assert json.loads(cmcl("similarity", "scenes", str(one), str(several))) == {
-        "model": "scenes@3",
-        "scores": [[0.5]],
-    }
-    packed = base64.b64encode(struct.pack("<f", 1)).decode()
-    assert server.asked[0].body["candidates"] == 2 * [{"modality": "text", "feature": packed}]

@@ -172,24 +172,6 @@ def test_migrations_of_unexpected_form_are_an_error(
         client.migrate("scenes", "image", [[1.0]], from_version=1)
 
 
-def test_similarity_gives_all_scores_or_the_best(server: RestServer, client: Client) -> None:
-    queries = [Query("text", text="a red chair")]
-    candidates = [Query("image", [2.0])]
-    server.always((200, {"model": "scenes@3", "scores": [[0.5]]}))
-    assert client.similarity("scenes", queries, candidates).scores == [[0.5]]
-    packed = base64.b64encode(struct.pack("<f", 2.0)).decode()
-    assert server.asked[0].body == {
-        "model": "scenes",
-        "queries": [{"modality": "text", "text": "a red chair"}],
-        "candidates": [{"modality": "image", "feature": packed}],
-    }
-    server.always((200, {"model": "scenes@3", "results": [[{"index": 0, "score": 0.5}]]}))
-    best = client.similarity("scenes", queries, candidates, top_k=1).results
-    assert best is not None
-    assert (best[0][0].index, best[0][0].score) == (0, 0.5)
-    assert server.asked[1].body["top_k"] == 1
-
-
 SERVED = {
     "id": "scenes",
     "version": 3,

@@ -142,8 +142,6 @@ def test_an_invalid_query_is_rejected_with_the_permitted_forms(
 ) -> None:
     with pytest.raises(InvalidArgument, match=r"write Query\(modality, feature\)"):
         client.search("pictures", query)  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgument):
-        client.similarity("scenes", [query], [query])  # type: ignore[list-item]
     assert server.asked == []
 
 

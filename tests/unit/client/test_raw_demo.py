@@ -2,6 +2,7 @@
 
 import io
 import math
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -20,7 +21,6 @@ from cmcl.client import (
     Event,
     Job,
     Query,
-    Similarity,
 )
 from cmcl.demo.raw import RawFailure, RawQueries, RawReport, learn_raw, raw_queries
 from tests.architecture.repository import ROOT
@@ -56,7 +56,7 @@ class FakeClient:
         self.models: list[str] = []
         self.posted: list[str] = []
         self.options: list[dict[str, Any]] = []
-        self.scored: list[Query] = []
+        self.nearest_in: list[str] = []
         self.answer: Callable[[Query], list[list[float]]] = lambda _: [[0.6, 0.8]]
         self.outage = 0
 
@@ -95,22 +95,21 @@ class FakeClient:
     def dataset(self, name: str) -> Dataset:
         return dataset(name, *(EMOJI if name == "emoji" else PLACES))
 
-    def embed(self, _model: str, modality: str, inputs: str | Sequence[Query]) -> Embeddings:
+    def embed(
+        self, model: str, modality: str, inputs: Sequence[str] | Sequence[Query]
+    ) -> Embeddings:
         if self.outage:
             self.outage -= 1
             raise CmclError("no version yet", 404)
-        if isinstance(inputs, str):
-            return Embeddings([[0.6, 0.8]], 1)
-        (query,) = inputs
+        if modality == "image" and len(inputs) > 1:
+            self.nearest_in.append(model)
+            shares = [number / (len(inputs) - 1) for number in range(len(inputs))]
+            return Embeddings([[share, math.sqrt(1 - share**2)] for share in shares], 1)
+        if isinstance(inputs[0], str):
+            return Embeddings([[1.0, 0.0] for _ in inputs], 1)
+        (query,) = (each for each in inputs if isinstance(each, Query))
         assert query.modality == modality
         return Embeddings(self.answer(query), 1)
-
-    def similarity(
-        self, _model: str, queries: list[Query], candidates: list[Query], top_k: int
-    ) -> Similarity:
-        self.scored = candidates
-        hits = [{"index": index, "score": 0.5} for index in range(top_k)]
-        return Similarity.model_validate({"model": "m@2", "results": [hits for _ in queries]})
 
 
 def learned(fake: FakeClient) -> tuple[RawReport, str]:
@@ -121,7 +120,7 @@ def learned(fake: FakeClient) -> tuple[RawReport, str]:
 
 def test_the_document_counts_rows_of_all_datasets() -> None:
     fake = FakeClient("published", "published")
-    report, shown = learned(fake)
+    report, _ = learned(fake)
     document = report.document()
     assert fake.models == ["demo-raw"]
     assert fake.posted == ["emoji", "places"]
@@ -130,8 +129,19 @@ def test_the_document_counts_rows_of_all_datasets() -> None:
     assert (document["rows"], document["rejected_rows"]) == (882, 2)
     assert document["encode_rows_per_second"] == 44.1, "882 rows in 20 seconds"
     assert document["failed_raw_queries"] == 0
-    assert "a fruit" in shown
-    assert all(query.data for query in fake.scored)
+
+
+def test_the_nearest_pictures_of_a_text_come_first() -> None:
+    """The fake's pictures are the nearer to each text, the later they come in the archive."""
+    fake = FakeClient("published", "published")
+    _, shown = learned(fake)
+    with tarfile.open(RAW / "emoji.tar") as archive:
+        pictures = [name for name in archive.getnames() if name.endswith(".image.png")]
+    names = [name.partition(".")[0] for name in pictures]
+    last, before = [name for name in names if name != "damaged-picture"][::12][-1:-3:-1]
+    (line,) = (line for line in shown.splitlines() if "a fruit" in line)
+    assert f"{last} 1.00, {before} 0." in line
+    assert fake.nearest_in == ["demo-raw@1"], "by the version that embedded the texts"
 
 
 def test_a_report_without_datasets_has_no_rate() -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import assert_type
 
 from cmcl import AsyncClient, Client, CmclError, Item, ModalitySpec, ModelSpec, Query, Retries, Unreachable
-from cmcl.client import AcceptedDataset, Embeddings, Job, Similarity, WriteResult
+from cmcl.client import AcceptedDataset, Embeddings, Job, WriteResult
 
 
 def blocking(client: Client) -> None:
@@ -35,7 +35,6 @@ def blocking(client: Client) -> None:
     assert_type(client.embed("shapes", "text", ["a red chair"]), Embeddings)
     assert_type(client.embed("shapes", "place", [Query("place", numbers=(48.85, 2.35))]), Embeddings)
     query = Query("text", text="a red chair")
-    assert_type(client.similarity("shapes", [query], [Query("image", [0.5])]), Similarity)
     client.search("pictures", query, filter={"field": "label", "equals": "chair"})
     assert_type(client.add_items("pictures", [Item("a", "image", [0.5])]), WriteResult)
     client.add_dataset("shapes", 5, ("image", "text"), [])  # type: ignore[arg-type]

@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from cmcl.contract.encoder import WIDEST_FEATURE
 from workers.serve.api.held_out import HeldOutSearch
 from workers.serve.api.migrate import MigrateRequest
-from workers.serve.api.similarity import SimilarityRequest
 from workers.serve.api.wire.collection_bodies import (
     CollectionRequest,
     ItemsRequest,
@@ -27,7 +26,6 @@ ROWS, PAYLOAD_BYTES = 4096, 4096
 MODELS = (
     EmbeddingRequest,
     MigrateRequest,
-    SimilarityRequest,
     CollectionRequest,
     ItemsRequest,
     RemovalRequest,

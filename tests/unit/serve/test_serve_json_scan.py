@@ -14,7 +14,6 @@ from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import Replica
 from workers.serve.api.app import create_api
 from workers.serve.api.migrate import MigrateRequest
-from workers.serve.api.similarity import SimilarityRequest
 from workers.serve.api.wire.collection_bodies import (
     ItemsRequest,
     RemovalRequest,
@@ -211,8 +210,6 @@ def test_items_without_end_are_counted_before_they_become_objects() -> None:
     [
         (EmbeddingRequest, "input", {"model": "a"}, [1.0, 2.0]),
         (MigrateRequest, "input", {"model": "a", "from_version": 1, "modality": "b"}, "AAAA"),
-        (SimilarityRequest, "queries", {"model": "a", "candidates": [TEXT]}, TEXT),
-        (SimilarityRequest, "candidates", {"model": "a", "queries": [TEXT]}, TEXT),
         (ItemsRequest, "items", {}, {**TEXT, "id": "a"}),
         (RemovalRequest, "ids", {}, "a"),
         (SearchRequest, "modalities", {"query": TEXT}, "image"),

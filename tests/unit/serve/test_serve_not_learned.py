@@ -66,14 +66,6 @@ REQUESTS: dict[str, tuple[str, object]] = {
     "items": embeddings(TEXT),
     "packed items": embeddings(PACKED),
     "raw items": embeddings(IMAGE, RAW_TEXT),
-    "queries": (
-        "/v1/similarity",
-        {"model": MODEL, "queries": [RAW_TEXT], "candidates": [IMAGE]},
-    ),
-    "candidates": (
-        "/v1/similarity",
-        {"model": MODEL, "queries": [IMAGE], "candidates": [IMAGE, TEXT]},
-    ),
     "search": ("/v1/collections/things/search", {"query": RAW_TEXT}),
     "search among": ("/v1/collections/things/search", {"query": IMAGE, "modalities": ["text"]}),
     "new items": ("/v1/collections/things/items", {"items": [{"id": "a", **RAW_TEXT}]}),

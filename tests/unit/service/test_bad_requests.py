@@ -30,7 +30,7 @@ def _assert_no_trace(plane: ControlPlane) -> None:
     assert plane.client.get("/v1/jobs").json()["items"] == []
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/similarity", "/v1/collections/x"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/collections/x"])
 def test_routes_of_the_endpoint_are_named_in_the_404(plane: ControlPlane, path: str) -> None:
     response = plane.client.post(path, json={})
     _assert_problem(response, 404)

@@ -30,7 +30,6 @@ from workers.serve.api import (
     migrate,
     models,
     search,
-    similarity,
 )
 from workers.serve.api.context import Replica
 from workers.serve.api.middleware import (
@@ -61,7 +60,6 @@ _BODY_SECONDS = 5.0
 
 _ROUTERS = (
     embeddings.router,
-    similarity.router,
     migrate.router,
     models.router,
     held_out.router,

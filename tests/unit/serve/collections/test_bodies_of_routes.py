@@ -16,7 +16,6 @@ IMAGE = {"modality": "image", "feature": feature("image", 0).tolist()}
 VECTORS = {"model": "scenes", "from_version": 1, "modality": "image", "input": [[1.0] * 6]}
 ROUTES: list[tuple[str, str, dict[str, object]]] = [
     ("POST", "/v1/embeddings", {"model": "scenes", "input": [IMAGE]}),
-    ("POST", "/v1/similarity", {"model": "scenes", "queries": [IMAGE], "candidates": [IMAGE]}),
     ("POST", "/v1/migrate", VECTORS),
     ("POST", "/v1/models/scenes/held-out/d/search", {"row": 1, "modality": "image"}),
     ("PUT", "/v1/collections/other", {"model": "scenes"}),

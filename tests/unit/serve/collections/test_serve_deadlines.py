@@ -65,7 +65,6 @@ def check_late(response: httpx.Response) -> None:
             "/v1/embeddings",
             {"model": "scenes@2", "modality": "text", "input": [1, 2, 3, 4.5]},
         ),
-        ("POST", "/v1/similarity", {"model": "scenes@2", "queries": [TEXT], "candidates": [TEXT]}),
         ("GET", "/v1/models/scenes@2", None),
     ],
 )
@@ -85,7 +84,6 @@ def test_a_version_that_does_not_come(
     [
         ("/v1/embeddings", {"model": "scenes", "input": ["a", "b"]}),
         ("/v1/embeddings", {"model": "scenes", "input": [TEXT]}),
-        ("/v1/similarity", {"model": "scenes", "queries": [TEXT], "candidates": [TEXT]}),
         ("/v1/collections/things/search", {"query": TEXT}),
         ("/v1/collections/things/items", {"items": [{**TEXT, "id": "a"}]}),
     ],

@@ -77,22 +77,6 @@ class MigrationResponse(EmbeddingResponse):
     migration: MigrationFigures
 
 
-class Match(BaseModel):
-    """A candidate of the request and its score."""
-
-    index: int = Field(description="place among the candidates")
-    score: float = Field(description="cosine")
-
-
-class SimilarityResponse(BaseModel):
-    """`scores` of all pairs; or `results`, the best of each query, where `top_k` was given."""
-
-    object: Literal["similarity"]
-    model: str = Field(description="name@version that answered")
-    scores: list[list[float]] | None = Field(default=None, description="queries × candidates")
-    results: list[list[Match]] | None = Field(default=None, description="best first, by query")
-
-
 class ModelEncoder(BaseModel):
     """The encoder that a modality is bound to: it turns raw items into features."""
 
