@@ -17,6 +17,11 @@ _CODE = re.compile(r"`([^`\n]+)`")
 _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _TREE_LINE = re.compile(r"(?P<indent> *)(?P<names>(?:[\w.-]+(?:/|\.\w+)(?:[\w./-]*)(?:\s+|$))+)")
+# Where a shell expects a command, perhaps after variables; up to a comment or what ends the command.
+_COMMAND = re.compile(
+    r"(?:^|[|;&(]|\b(?:until|if|then|do) )[ $]*(?:\w+=\S* )*(?:\.venv/bin/)?cmcl (?P<arguments>[^\n#|;&)<>]*)",
+    re.MULTILINE,
+)
 _MAKE = re.compile(r"\bmake ([a-z-]+)")
 
 
@@ -84,6 +89,14 @@ def make_targets(text: str) -> set[str]:
     """Names after `make` in code spans and code blocks."""
     code = [*_FENCE.findall(text), *_CODE.findall(_FENCE.sub("", text))]
     return {target for part in code for target in _MAKE.findall(part)}
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """Arguments of each command line of `cmcl` in code spans and in blocks of shell commands."""
+    blocks = [each.text.replace("\\\n", " ") for each in code_blocks(text) if each.language == "sh"]
+    spans = [code for code in _CODE.findall(_FENCE.sub("", text)) if code.startswith("cmcl ")]
+    for code in (*blocks, *spans):
+        yield from (found["arguments"].split() for found in _COMMAND.finditer(code))
 
 
 def _starts_tree(line: str) -> bool:

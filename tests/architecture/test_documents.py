@@ -1,11 +1,14 @@
 """Paths, links and commands in documents exist."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from cmcl.cli import command_tree
 from tests.architecture.documents import (
     code_blocks,
     code_of,
+    command_lines,
     documents,
     links,
     make_targets,
@@ -57,6 +60,44 @@ def test_every_make_target_that_a_document_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in DOCUMENTS:
         assert make_targets((ROOT / document).read_text()) <= targets, document
+
+
+def unknown_in(arguments: Sequence[str]) -> list[str]:
+    """Words of a command line that name no command or option of `cmcl`."""
+    command, rest = command_tree(), list(arguments)
+    while commands := getattr(command, "commands", None):
+        if not rest or rest[0].startswith("-") or not rest[0].islower():
+            break
+        if rest[0] not in commands:
+            return rest[:1]
+        command = commands[rest.pop(0)]
+    names = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+    options = (word.partition("=")[0] for word in rest if re.match("--[a-z]", word))
+    return [option for option in options if option not in {*names, "--help"}]
+
+
+def test_every_command_that_a_document_names_exists() -> None:
+    for document in DOCUMENTS:
+        for arguments in command_lines((ROOT / document).read_text()):
+            assert unknown_in(arguments) == [], (document, arguments)
+
+
+def test_every_command_that_the_page_names_exists() -> None:
+    templates = list((ROOT / "service/page/templates").glob("*.html"))
+    lines = [
+        line
+        for template in templates
+        for line in re.findall(r'ui\.command\("cmcl (.*?)\) *}}', template.read_text())
+    ]
+    assert len(lines) > 20
+    for line in lines:
+        assert unknown_in(line.replace('"', " ").split()) == [], line
+
+
+def test_a_command_that_does_not_exist_would_be_found() -> None:
+    text = "`cmcl job watch` and `cmcl job gone`\n```sh\ncmcl search a b \\\n    --file x   # --here\n```\n"
+    found = [unknown_in(arguments) for arguments in command_lines(text)]
+    assert found == [["--file"], [], ["gone"]]
 
 
 def test_a_path_that_does_not_exist_would_be_found() -> None:
