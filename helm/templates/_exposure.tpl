@@ -1,5 +1,5 @@
 {{/* Ingress and HTTPRoute of an HTTP port. root; component; where: the path of the values;
-     values; name; service and port to expose. */}}
+     values; name; service: the Service, on port 8000. */}}
 {{/* Exposed paths. They exclude metrics, internal routes (/internal) and
      routes of Ray Serve (/-/). Prefixes, because OpenShift creates no Route for an exact path. */}}
 {{- define "cmcl.routedPaths" -}}
@@ -67,7 +67,7 @@ spec:
               service:
                 name: {{ $.service | quote }}
                 port:
-                  number: {{ $.port }}
+                  number: 8000
           {{- end }}
     {{- end }}
 {{- end -}}
@@ -97,5 +97,5 @@ spec:
         {{- end }}
       backendRefs:
         - name: {{ .service | quote }}
-          port: {{ .port }}
+          port: 8000
 {{- end -}}

@@ -21,14 +21,14 @@ capabilities:
 {{/* Labels of a pod, with those of the user. root, component, group. */}}
 {{- define "cmcl.podLabels" -}}
 {{ include "cmcl.selectorLabels" . }}
-{{- with .group.podLabels }}
+{{- with .group.pod.labels }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
 
 {{/* Annotations of a pod. root, group; own: the chart's annotations, as text. */}}
 {{- define "cmcl.podAnnotations" -}}
-{{- with .group.podAnnotations }}
+{{- with .group.pod.annotations }}
 {{- toYaml . }}
 {{ end }}
 {{- with .root.Values.secretsRevision -}}
@@ -59,7 +59,7 @@ securityContext: {{- include "cmcl.podSecurityContext" .root | nindent 2 }}
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .group }}
+{{- with .group.pod }}
 {{- with .nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -75,14 +75,20 @@ priorityClassName: {{ . | quote }}
 {{- with .runtimeClassName }}
 runtimeClassName: {{ . | quote }}
 {{- end }}
+{{- with .dnsConfig }}
+dnsConfig: {{- include "cmcl.canonical" . | nindent 2 }}
+{{- end }}
+{{- with .hostAliases }}
+hostAliases: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
-{{/* Prefer zones, then nodes; root, component, constraints of the user. */}}
+{{/* The constraints of the user, or: prefer zones, then nodes. root, component, group. */}}
 {{- define "cmcl.spread" -}}
 topologySpreadConstraints:
-{{- if .constraints }}
-{{ toYaml .constraints | indent 2 }}
+{{- if .group.pod.topologySpreadConstraints }}
+{{ include "cmcl.canonical" .group.pod.topologySpreadConstraints | indent 2 }}
 {{- else }}
 {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
   - maxSkew: 1

@@ -64,8 +64,10 @@ def test_each_group_has_its_node_labels_and_priority(path: tuple[str, ...], comp
             "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}
         },
         "priorityClassName": "urgent",
+        "dnsConfig": {"options": [{"name": "ndots", "value": "2"}]},
+        "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["db.example.org"]}],
     }
-    values = place
+    values: dict[str, object] = {"pod": place}
     for key in reversed(path):
         values = {key: values}
     pods = render(values).pod_templates().values()
@@ -94,15 +96,15 @@ def test_what_sites_write_on_pods_is_added(
     path: tuple[str, ...], pods: set[str], production: Release
 ) -> None:
     added: dict[str, Any] = {
-        "podLabels": {"example.org/team": "vision"},
-        "podAnnotations": {"example.org/mesh": "off"},
+        "labels": {"example.org/team": "vision"},
+        "annotations": {"example.org/mesh": "off"},
         "runtimeClassName": "gvisor",
     }
     values = values_of("production")
     inner = values
     for key in path:
         inner = inner.setdefault(key, {})
-    inner.update(added)
+    inner["pod"] = inner.get("pod", {}) | added
     before = production.pod_templates()
     changed = set()
     for where, template in render(values).pod_templates().items():
@@ -122,7 +124,7 @@ def test_what_sites_write_on_pods_is_added(
 
 def test_labels_of_the_site_are_on_every_object_and_select_nothing() -> None:
     values = values_of("production") | {"commonLabels": {"team": "vision"}}
-    values["service"]["podLabels"] = {"team": "pods"}
+    values["service"]["pod"] = {"labels": {"team": "pods"}}
     for path, item in render(values).objects.items():
         if "tests/smoke.yaml" in path:
             assert item["metadata"]["labels"]["team"] == "pods"
@@ -147,7 +149,7 @@ def test_another_name_is_on_every_object_and_selects_the_control_plane() -> None
 
 def test_what_sites_write_reaches_the_pods_of_rayjobs() -> None:
     values = values_of("queued")
-    values["training"]["workers"] |= {"podAnnotations": {"a": "b"}, "podLabels": {"c": "d"}}
+    values["training"]["workers"]["pod"] |= {"annotations": {"a": "b"}, "labels": {"c": "d"}}
     pods = helm_python.values_from_yaml(
         render(values).one("ConfigMap", "demo-cmcl-pods")["data"]["pods.yaml"]
     )
@@ -185,24 +187,14 @@ def test_objects_of_the_site_may_hold_templates(locked_down: Release) -> None:
     assert locked_down.settings()["CMCL_SNAPSHOT_SIGNING_KEY"]["secretKeyRef"]["name"] == name
 
 
-def test_containers_names_and_probes_of_a_site_are_in_the_pods_of_the_service() -> None:
-    sidecar = {"name": "proxy", "image": "{{ .Release.Name }}/proxy:1"}
-    values = {
-        "initContainers": [{"name": "wait", "image": "busybox"}],
-        "sidecars": [sidecar],
-        "dnsConfig": {"options": [{"name": "ndots", "value": "2"}]},
-        "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["db.example.org"]}],
-        "probes": {"liveness": {"failureThreshold": 9}},
-    }
+def test_containers_of_a_site_run_before_and_beside_the_service() -> None:
+    proxy = {"name": "proxy", "image": "{{ .Release.Name }}/proxy:1", "restartPolicy": "Always"}
+    values = {"initContainers": [proxy, {"name": "wait", "image": "busybox"}]}
     deployment = render({"service": values}).one("Deployment", "demo-cmcl")
     assert complaints_of_kubernetes(deployment) == []
     spec = deployment["spec"]["template"]["spec"]
-    assert spec["initContainers"] == values["initContainers"]
-    assert [container["name"] for container in spec["containers"]] == ["service", "proxy"]
-    assert spec["containers"][1]["image"] == "demo/proxy:1"
-    assert (spec["dnsConfig"], spec["hostAliases"]) == (values["dnsConfig"], values["hostAliases"])
-    probe = spec["containers"][0]["livenessProbe"]
-    assert (probe["failureThreshold"], probe["timeoutSeconds"]) == (9, 5)
+    rendered = proxy | {"image": "demo/proxy:1"}
+    assert spec["initContainers"] == [rendered, values["initContainers"][1]]
 
 
 @pytest.mark.parametrize(

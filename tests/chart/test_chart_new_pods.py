@@ -50,8 +50,8 @@ def _recreated(before: Release, after: Release) -> set[str]:
     ("changes", "recreated"),
     [
         ({"serving": {"replicas": 2}}, {"RayService"}),
-        ({"serving": {"workers": {"tolerations": TOLERATIONS}}}, {"RayService"}),
-        ({"training": {"head": {"tolerations": TOLERATIONS}}}, {"RayCluster"}),
+        ({"serving": {"workers": {"pod": {"tolerations": TOLERATIONS}}}}, {"RayService"}),
+        ({"training": {"head": {"pod": {"tolerations": TOLERATIONS}}}}, {"RayCluster"}),
         ({"secretsRevision": "2"}, {"RayCluster", "RayService"}),
         # KubeRay itself scales a standalone cluster.
         ({"training": {"ranks": 4}}, set()),

@@ -41,7 +41,7 @@ spec: {{- $spec | nindent 2 }}
 
 {{- define "cmcl.rayNodeSpec" -}}
 {{- include "cmcl.podSpec" (dict "root" .root "account" (include "cmcl.rayServiceAccount" .root) "group" .group) }}
-{{- if .spread }}
+{{- if or .spread .group.pod.topologySpreadConstraints }}
 {{ include "cmcl.spread" . }}
 {{- end }}
 {{- with .noticeSeconds }}

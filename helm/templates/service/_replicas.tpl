@@ -10,7 +10,7 @@
 
 {{/* Non-empty if an autoscaler sets the number. */}}
 {{- define "cmcl.scalesService" -}}
-{{- if and .Values.service.autoscaling.enabled (not (include "cmcl.restores" .)) }}true{{ end -}}
+{{- if and .Values.service.autoscaling (not (include "cmcl.restores" .)) }}true{{ end -}}
 {{- end -}}
 
 {{/* How many run, as long as Helm and not the autoscaler set that number; empty otherwise, and where no

@@ -11,7 +11,7 @@ CMCL_LAUNCHER: {{ .Values.training.launcher }}
 {{- if include "cmcl.makesRayJobs" . }}
 {{- include "cmcl.rayJobSettings" . }}
 {{- else }}
-CMCL_RAY_ADDRESS: {{ include "cmcl.rayAddress" . | quote }}
+CMCL_RAY_ADDRESS: {{ printf "http://%s-head-svc:8265" (include "cmcl.trainingCluster" .) | quote }}
 {{- end }}
 CMCL_ENCODERS: {{ .Values.encoders | toJson | quote }}
 CMCL_RANKS: {{ .Values.training.ranks | int64 | quote }}
@@ -28,9 +28,9 @@ CMCL_GPUS_PER_RANK: {{ .Values.training.gpusPerRank | quote }}
 CMCL_RANKS_IDLE_SECONDS: {{ .Values.training.ranksIdleSeconds | quote }}
 CMCL_RUNTIME_ENV: {{ .Values.training.runtimeEnv | toJson | quote }}
 CMCL_JOB_LABELS: {{ .Values.training.jobLabels | toJson | quote }}
-CMCL_HOST: {{ .Values.service.host | quote }}
+CMCL_HOST: "0.0.0.0"
 CMCL_TRUSTED_PROXIES: {{ join "," .Values.service.trustedProxies | quote }}
-CMCL_PORT: {{ .Values.service.port | int64 | quote }}
+CMCL_PORT: "8000"
 CMCL_MAX_ATTEMPTS: {{ .Values.service.maxAttempts | int64 | quote }}
 {{- $cpus := mul .Values.preparation.pods .Values.preparation.cpusPerPod }}
 CMCL_PREPARE_WORKERS: {{ $cpus | quote }}
@@ -84,7 +84,7 @@ CMCL_LOG_LEVEL: {{ .Values.service.logLevel | quote }}
 {{- $training := .Values.training -}}
 {{- if not (kindIs "invalid" $training.attemptsAtOnce) -}}
 {{ $training.attemptsAtOnce | int64 }}
-{{- else if not (or (include "cmcl.makesRayJobs" .) .Values.service.rayAddress) -}}
+{{- else if not (include "cmcl.makesRayJobs" .) -}}
 {{- $pods := ternary $training.autoscaling.maxPods 0 $training.autoscaling.enabled -}}
 {{ max 1 (div (mul $pods $training.ranksPerPod) $training.ranks) }}
 {{- end -}}
@@ -131,10 +131,6 @@ CMCL_KUBERAY_SUBMISSION_MODE: {{ $jobs.submissionMode }}
 {{/* Path of the pod templates of RayJobs. */}}
 {{- define "cmcl.podsFolder" -}}
 /etc/cmcl
-{{- end -}}
-
-{{- define "cmcl.rayAddress" -}}
-{{ default (printf "http://%s-head-svc:8265" (include "cmcl.trainingCluster" .)) .Values.service.rayAddress }}
 {{- end -}}
 
 {{- define "cmcl.sqliteUrl" -}}

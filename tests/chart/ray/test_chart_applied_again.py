@@ -126,11 +126,24 @@ def test_kuberay_changes_nothing_of_what_users_write() -> None:
         "head": {"resources": {"requests": {"cpu": 0.5, "memory": "2048Mi"}}},
         "workers": {
             "resources": {"requests": {"cpu": 2, "memory": "1.5Gi"}},
-            "tolerations": [
-                {"key": "a", "operator": "Exists", "value": "", "effect": "NoSchedule"}
-            ],
-            "affinity": {
-                "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [spread]}
+            "pod": {
+                "tolerations": [
+                    {"key": "a", "operator": "Exists", "value": "", "effect": "NoSchedule"}
+                ],
+                "affinity": {
+                    "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [spread]}
+                },
+                "topologySpreadConstraints": [
+                    {
+                        "maxSkew": 1,
+                        "topologyKey": "zone",
+                        "whenUnsatisfiable": "DoNotSchedule",
+                        "labelSelector": selector,
+                        "matchLabelKeys": [],
+                    }
+                ],
+                "priorityClassName": "",
+                "dnsConfig": {"nameservers": [], "options": [{"name": "edns0"}]},
             },
         },
     }

@@ -109,7 +109,7 @@ def test_the_service_reads_the_pods_where_they_are_mounted(queued: Release) -> N
 
 def test_other_pods_restart_the_service(queued: Release) -> None:
     values = values_of("queued")
-    values["training"]["workers"]["nodeSelector"] = {"example.org/gpu": "b200"}
+    values["training"]["workers"]["pod"]["nodeSelector"] = {"example.org/gpu": "b200"}
     changed = render(values)
     before, after = (
         release.one("Deployment", "demo-cmcl")["spec"]["template"]["metadata"]["annotations"]

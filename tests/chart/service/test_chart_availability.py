@@ -63,7 +63,7 @@ def test_metrics_of_users_replace_that_of_the_cpu() -> None:
         "type": "Pods",
         "pods": {"metric": {"name": "cmcl_service_http_requests_in_progress"}},
     }
-    values = {"service": {"autoscaling": {"enabled": True, "spec": {"metrics": [metric]}}}}
+    values = {"service": {"autoscaling": {"maxReplicas": 6, "metrics": [metric]}}}
     scaler = render(POSTGRES | values).one("HorizontalPodAutoscaler", "demo-cmcl")["spec"]
     assert scaler["metrics"] == [metric]
 
@@ -79,14 +79,13 @@ def test_fields_of_the_deployment_can_be_set(production: Release) -> None:
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
-        ({"service": {"autoscaling": {"enabled": True}}}, "SQLite permits one replica"),
+        ({"service": {"autoscaling": {"maxReplicas": 6}}}, "SQLite permits one replica"),
         (
             {"service": {"deployment": {"strategy": {"type": "RollingUpdate"}}}},
             "the strategy must be Recreate",
         ),
         (
-            POSTGRES
-            | {"service": {"autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 4}}},
+            POSTGRES | {"service": {"autoscaling": {"minReplicas": 5, "maxReplicas": 4}}},
             r"minReplicas is 5; it must be at most maxReplicas, which is 4",
         ),
     ],
@@ -105,5 +104,5 @@ def test_replicas_prefer_other_zones_and_nodes(gpu: Release, locked_down: Releas
         assert selected.items() <= labels.items()
         assert selected["app.kubernetes.io/component"] == "service"
     assert len(constraints) == 2
-    chosen = values_of("locked-down")["service"]["topologySpreadConstraints"]
+    chosen = values_of("locked-down")["service"]["pod"]["topologySpreadConstraints"]
     assert _deployment(locked_down)["template"]["spec"]["topologySpreadConstraints"] == chosen

@@ -51,12 +51,12 @@ def test_the_service_permits_versions_of_half_of_the_replicas_budget_for_heads()
 
 
 def test_service_reaches_the_port_that_listens() -> None:
-    release = render({"service": {"port": 9000}})
+    release = render({})
     (port,) = release.one("Service", "demo-cmcl")["spec"]["ports"]
     (listening,) = release.container("service")["ports"]
-    assert port["port"] == listening["containerPort"] == 9000
+    assert port["port"] == listening["containerPort"] == 8000
     assert port["targetPort"] == listening["name"]
-    assert release.settings()["CMCL_PORT"] == "9000"
+    assert release.settings()["CMCL_PORT"] == "8000"
 
 
 @each_release()
@@ -284,14 +284,6 @@ def test_accounts_that_others_make_are_used_and_not_made(locked_down: Release) -
     pods = locked_down.pod_templates(at_the_end=False).values()
     used = {pod["spec"]["serviceAccountName"] for pod in pods}
     assert used == {"default", "cmcl-service", "cmcl-ray"}
-
-
-def test_its_service_can_be_one_of_the_cloud() -> None:
-    annotations = {"example.org/load-balancer": "internal"}
-    chosen = {"serviceType": "LoadBalancer", "serviceAnnotations": annotations}
-    service = render({"service": chosen}).one("Service", "demo-cmcl")
-    assert service["spec"]["type"] == "LoadBalancer"
-    assert service["metadata"]["annotations"] == annotations
 
 
 @each_release()
