@@ -1,5 +1,5 @@
-{{/* Ingress and HTTPRoute of an HTTP port. root; component; where: the path of the values;
-     values; name; service: the Service, on port 8000. */}}
+{{/* Ingress and HTTPRoute of an HTTP port. root; component: service or serving, as the path of the values; values;
+     name; service: the Service, on port 8000. */}}
 {{/* Exposed paths. They exclude metrics, internal routes (/internal) and
      routes of Ray Serve (/-/). Prefixes, because OpenShift creates no Route for an exact path. */}}
 {{- define "cmcl.routedPaths" -}}
@@ -17,7 +17,7 @@
 {{- define "cmcl.keysAreAsked" -}}
 {{- $endpoint := .root.Values.access.endpoint -}}
 {{- if and (eq .component "serving") (not $endpoint.publicKey) (not $endpoint.open) -}}
-{{- fail (printf "%s.%s.enabled is true, but access.endpoint.publicKey is empty: all clients could use the endpoint without a key. Set access.endpoint.signingSecret and publicKey (docs/security.md), or access.endpoint.open to true to permit this" .where .kind) -}}
+{{- fail (printf "serving.%s is set, but access.endpoint.publicKey is empty: all clients could use the endpoint without a key. Set access.endpoint.signingSecret and publicKey (docs/security.md), or access.endpoint.open to true to permit this" .kind) -}}
 {{- end -}}
 {{- end -}}
 
@@ -34,7 +34,8 @@
 {{- end -}}
 
 {{- define "cmcl.ingress" -}}
-{{- include "cmcl.keysAreAsked" (merge (dict "kind" "ingress") .) -}}
+{{- if .values.hosts -}}
+{{- include "cmcl.keysAreAsked" (merge (dict "kind" "ingress.hosts") .) -}}
 apiVersion: networking.k8s.io/v1
 kind: Ingress
 metadata:
@@ -46,9 +47,6 @@ metadata:
 spec:
   {{- with .values.className }}
   ingressClassName: {{ . | quote }}
-  {{- end }}
-  {{- if not .values.hosts }}
-  {{- fail (printf "%s.ingress.hosts is empty: under which names is it to answer?" .where) }}
   {{- end }}
   {{- with .values.tlsSecret }}
   tls:
@@ -70,21 +68,19 @@ spec:
                   number: 8000
           {{- end }}
     {{- end }}
+{{- else if or .values.className .values.annotations .values.tlsSecret -}}
+{{- fail (printf "%s.ingress has no hosts: list the names of an Ingress, or remove its other values" .component) -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "cmcl.httpRoute" -}}
-{{- include "cmcl.keysAreAsked" (merge (dict "kind" "httpRoute") .) -}}
-{{- if not .values.parentRefs }}
-{{- fail (printf "%s.httpRoute.parentRefs is empty: list the gateways to attach to" .where) }}
-{{- end -}}
+{{- if .values.parentRefs -}}
+{{- include "cmcl.keysAreAsked" (merge (dict "kind" "httpRoute.parentRefs") .) -}}
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata:
   name: {{ .name | quote }}
   labels: {{- include "cmcl.labels" . | nindent 4 }}
-  {{- with .values.annotations }}
-  annotations: {{- toYaml . | nindent 4 }}
-  {{- end }}
 spec:
   parentRefs: {{- toYaml .values.parentRefs | nindent 4 }}
   {{- with .values.hostnames }}
@@ -98,4 +94,7 @@ spec:
       backendRefs:
         - name: {{ .service | quote }}
           port: 8000
+{{- else if .values.hostnames -}}
+{{- fail (printf "%s.httpRoute.parentRefs is empty: list the gateways that the HTTPRoute attaches to" .component) -}}
+{{- end -}}
 {{- end -}}

@@ -1,12 +1,7 @@
-{{- define "cmcl.name" -}}
-{{ default .Chart.Name .Values.nameOverride }}
-{{- end -}}
-
 {{/* Prefix of all names. KubeRay permits 47 characters for a RayService, truncates names of Secrets at
      50 and requires a letter first; "-serving" and 6 further characters must fit. */}}
 {{- define "cmcl.fullname" -}}
-{{- $name := include "cmcl.name" . -}}
-{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) (contains .Chart.Name .Release.Name) -}}
 {{- $full = default $full .Values.fullnameOverride | trunc 36 | trimSuffix "-" -}}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) -}}
 {{- fail (printf "the name %q must start with a letter and have only a-z, 0-9 and '-': choose another release name or set fullnameOverride" $full) -}}
@@ -25,7 +20,7 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/* Selector of the control plane's pods. A Deployment's selector is immutable. */}}
 {{- define "cmcl.serviceSelector" -}}
-app.kubernetes.io/name: {{ include "cmcl.name" . | quote }}
+app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: service
 {{- end -}}
@@ -38,7 +33,7 @@ app.kubernetes.io/component: service
 {{- end -}}
 
 {{- define "cmcl.ownLabels" -}}
-app.kubernetes.io/name: {{ include "cmcl.name" .root | quote }}
+app.kubernetes.io/name: {{ .root.Chart.Name }}
 {{ include "cmcl.selectorLabels" . }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
@@ -56,11 +51,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{/* The service's account does not exist before an install, so the migration has its own, with the same identity. */}}
 {{- define "cmcl.migrationAccount" -}}
-{{- if .Values.service.serviceAccount.create -}}
-{{ include "cmcl.fullname" . }}-migration
-{{- else -}}
-{{ include "cmcl.serviceAccount" . }}
-{{- end -}}
+{{ default (printf "%s-migration" (include "cmcl.fullname" .)) .Values.service.serviceAccount.name }}
 {{- end -}}
 
 {{- define "cmcl.rayServiceAccount" -}}

@@ -27,7 +27,7 @@ policyTypes:
   {{- end }}
 {{- end -}}
 
-{{/* ReplicaGroup that may call an HTTP port: all, or the listed ones and the chart's own pods. */}}
+{{/* Peers that may call an HTTP port: all, or the listed ones and the chart's own pods. */}}
 {{- define "cmcl.fromClients" -}}
 {{- with .root.Values.networkPolicy.clients -}}
 from:

@@ -20,8 +20,8 @@ ARGS = ServeSettings.model_validate({"store": "file:///unused"})
 PORTS = {"demo-cmcl": 8000, "demo-cmcl-serving-serve-svc": 8000}
 KEYS: Object = values_of("production")["access"]["endpoint"]
 ADDRESSES: Object = {
-    "ingress": {"enabled": True, "hosts": ["embeddings.example.org"]},
-    "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+    "ingress": {"hosts": ["embeddings.example.org"]},
+    "httpRoute": {"parentRefs": [{"name": "public"}]},
 }
 ENVIRONMENTS = sorted(
     path
@@ -131,21 +131,21 @@ def test_openshift_makes_a_route_of_an_ingress(openshift: Release) -> None:
 
 @pytest.mark.parametrize("part", ["service", "serving"])
 @pytest.mark.parametrize(
-    ("kind", "missing"),
-    [("ingress", "hosts is empty"), ("httpRoute", "parentRefs is empty")],
-    indirect=["kind"],
+    ("incomplete", "missing"),
+    [
+        ({"ingress": {"className": "nginx"}}, r"ingress has no hosts"),
+        ({"ingress": {"tlsSecret": "tls"}}, r"ingress has no hosts"),
+        ({"httpRoute": {"hostnames": ["cmcl.example.org"]}}, r"httpRoute\.parentRefs is empty"),
+    ],
 )
-def test_one_without_an_address_is_refused(part: str, kind: str, missing: str) -> None:
-    values = {part: {kind: {"enabled": True}}, "access": {"endpoint": {"open": True}}}
-    with pytest.raises(helm_python.HelmRenderError, match=rf"{part}\.{kind}\.{missing}"):
-        render(values)
+def test_one_without_an_address_is_refused(part: str, incomplete: Object, missing: str) -> None:
+    with pytest.raises(helm_python.HelmRenderError, match=rf"{part}\.{missing}"):
+        render({part: incomplete, "access": {"endpoint": {"open": True}}})
 
 
 def test_an_endpoint_without_keys_is_exposed_only_on_purpose(kind: str) -> None:
     values: Object = {"serving": {kind: ADDRESSES[kind]}}
-    with pytest.raises(
-        helm_python.HelmRenderError, match=rf"serving\.{kind}\.enabled is true, but"
-    ):
+    with pytest.raises(helm_python.HelmRenderError, match=rf"serving\.{kind}\.\w+ is set, but"):
         render(values)
     render(values | {"access": {"endpoint": KEYS}})
     opened = render(values | {"access": {"endpoint": {"open": True}}})

@@ -12,7 +12,7 @@ from tests.chart.release import CHART, EXAMPLES, merged, render, values_of
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 # Without these, the chart creates what they would name.
-EXISTING = ("existingSecret", "existingClaim")
+EXISTING = ("existingSecret", "existingClaim", "name")
 # Without these, the values of OpenID Connect that have no form are refused.
 ISSUER, PAGE = "https://id.example.org", "https://cmcl.example.org/ui"
 # Strings of YAML, whose own strings are compared.
@@ -56,6 +56,10 @@ def rendered(example: str, texts: tuple[str, str], kept_empty: tuple[str, ...]) 
     values = merged(values_of(example))
     values["access"]["oidc"]["issuer"] = ISSUER
     values["access"]["page"]["url"] = PAGE
+    # Host names are among the strings, so both parts are exposed.
+    for part in ("service", "serving"):
+        values[part]["httpRoute"]["parentRefs"] = [{"name": "gateway"}]
+    values["access"]["endpoint"]["open"] = not values["access"]["endpoint"]["publicKey"]
     values = with_text(values, SCHEMA, texts, kept_empty)
     # Names of alerts that exist.
     values["monitoring"]["prometheusRule"]["disabledAlerts"] = []

@@ -51,6 +51,7 @@ OTHERS: dict[str, Any] = {
     "logLevel": "debug",
     "launcher": "kuberay",
     "submissionMode": "K8sJobMode",
+    "priorityClasses": {"normal": "other"},
     "gpuResource": "other.example.org/gpu",
     "scrape": {"interval": "9s"},
     "disabledAlerts": ["CmclServiceDown"],

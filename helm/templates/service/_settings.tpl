@@ -154,7 +154,7 @@ sqlite:////var/lib/cmcl/database/cmcl.db
   valueFrom:
     secretKeyRef:
       name: {{ .signingSecret | quote }}
-      key: {{ .signingSecretKey | quote }}
+      key: signing-key
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -166,28 +166,28 @@ sqlite:////var/lib/cmcl/database/cmcl.db
   valueFrom:
     secretKeyRef:
       name: {{ include "cmcl.adminSecret" . | quote }}
-      key: {{ .Values.access.adminSecretKey | quote }}
+      key: admin-key
       optional: {{ not .Values.access.adminSecret }}
 {{- with .Values.access.metricsSecret }}
 - name: CMCL_METRICS_KEY
   valueFrom:
     secretKeyRef:
       name: {{ . | quote }}
-      key: {{ $.Values.access.metricsSecretKey | quote }}
+      key: metrics-key
 {{- end }}
 {{- with .Values.access.encryptionSecret }}
 - name: CMCL_ENCRYPTION_KEY
   valueFrom:
     secretKeyRef:
       name: {{ . | quote }}
-      key: {{ $.Values.access.encryptionSecretKey | quote }}
+      key: encryption-key
 {{- end }}
 {{- with .Values.access.oidc.existingSecret }}
 - name: CMCL_OIDC_CLIENT_SECRET
   valueFrom:
     secretKeyRef:
       name: {{ . | quote }}
-      key: {{ $.Values.access.oidc.secretKey | quote }}
+      key: client-secret
 {{- end }}
 {{- include "cmcl.signingEnv" . }}
 {{- if not (include "cmcl.makesRayJobs" .) }}

@@ -196,7 +196,7 @@ def test_state_goes_to_a_redis_whose_password_is_in_a_secret(production: Release
 
 @pytest.mark.parametrize("secret", ["", "x"])
 def test_a_redis_without_a_password_gets_none(secret: str) -> None:
-    options = {"redisAddress": ADDRESS, "redisSecret": secret, "redisSecretKey": "k"}
+    options = {"redisAddress": ADDRESS, "redisSecret": secret}
     found = _cluster(render({"serving": {"gcsFaultTolerance": options}}))
     assert ("redisPassword" in found["gcsFaultToleranceOptions"]) is bool(secret)
 

@@ -237,7 +237,7 @@ def test_a_client_that_cannot_sign_browsers_in_is_refused(access: Object, messag
 
 
 def test_the_page_can_be_turned_off() -> None:
-    ingress: Object = {"service": {"ingress": {"enabled": True, "hosts": ["cmcl.example.org"]}}}
+    ingress: Object = {"service": {"ingress": {"hosts": ["cmcl.example.org"]}}}
     on, off = render(ingress), render({**ingress, "access": {"page": {"enabled": False}}})
     assert (on.settings()["CMCL_PAGE"], off.settings()["CMCL_PAGE"]) == ("on", "off")
     assert "http://cmcl.example.org/ui" in on.notes
