@@ -80,6 +80,21 @@ def test_each_group_has_its_node_labels_and_priority(path: tuple[str, ...], comp
     assert sorted(placed) == sorted([component, *(ONCE if component == "service" else [])])
 
 
+def test_chosen_spread_constraints_replace_those_of_the_chart() -> None:
+    group = {
+        "pod": {
+            "topologySpreadConstraints": [
+                {"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}
+            ]
+        }
+    }
+    groups = render({"training": {"workers": group}, "serving": {"workers": group}}).groups()
+    for name in ("ranks", "replicas"):
+        pod = groups[name]["template"]["spec"]
+        assert pod["topologySpreadConstraints"] == group["pod"]["topologySpreadConstraints"]
+    assert "topologySpreadConstraints" not in groups["preparation"]["template"]["spec"]
+
+
 @pytest.mark.parametrize(
     ("path", "pods"),
     [
