@@ -341,7 +341,7 @@ def test_bad_rows_above_one_in_a_hundred_quarantine_the_dataset(ground: Ground) 
 
 
 def test_all_bad_rows_of_a_refused_dataset_are_listed(ground: Ground) -> None:
-    bad = {f"r{row}": {"text": ""} for row in range(0, 2500, 50)}
+    bad: dict[str, Any] = {f"r{row}": {"text": ""} for row in range(0, 2500, 50)}
     write_rows(ground, 2500, **bad)
     with pytest.raises(PreparationFailed, match="50 of 2,500 rows") as caught:
         ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
