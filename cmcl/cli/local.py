@@ -134,10 +134,11 @@ def demo(  # noqa: PLR0913, PLR0917 - each part has its options
     """
     _check_parts("cmcl demo", "alembic", "pyarrow", "ray")
     # Imported here, because only this command needs pyarrow.
+    from cmcl.demo.raw import MODALITIES
     from cmcl.demo.run import DemoError, DemoOptions, run_demo
 
     _interrupt_on_signals()
-    declared = _read_encoders(encoders)
+    declared = tuple(each for each in _read_encoders(encoders) if each.name in MODALITIES.values())
     options = DemoOptions(stream, raw, folder, ranks, queries_per_second, declared, encoders.parent)
     console = Console(stderr=True) if as_json else Console()
     try:
