@@ -80,7 +80,7 @@ def rows_of(page: str, section: str) -> list[list[str]]:
     found = re.search(rf'<(\w+)[^>]* id="{section}"', page)
     assert found, f"there is no {section}"
     part = page[found.start() :].partition(f"</{found[1]}>")[0]
-    bodies = re.findall(r"<tbody>(.*?)</tbody>", part, re.DOTALL)
+    bodies = re.findall(r"<tbody[^>]*>(.*?)</tbody>", part, re.DOTALL)
     return [
         [text_of(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)]
         for body in bodies

@@ -196,7 +196,7 @@ def test_a_rejected_job_is_retried(plane: ControlPlane, person: Browser) -> None
     assert person.post(f"/ui/jobs/{job}/reject", data=form).status_code == 303
     assert f"{job}/retry" in person.get(f"/ui/jobs/{job}/candidate").text
     page = person.get(f"/ui/jobs/{job}/retry")
-    assert "The next candidate is judged by the policy of that time." in page.text
+    assert "The next candidate is judged by the gate of that time." in page.text
     answer = person.post(f"/ui/jobs/{job}/retry", data={"seen": seen_in(page)})
     assert "The job is queued again." in person.follow(answer).text
     assert plane.job(job).state == JobState.QUEUED
