@@ -15,7 +15,7 @@ def test_arguments_of_a_ray_service_become_an_application() -> None:
 
 def test_replica_limits_apply_before_those_of_ray_and_every_wait_is_bounded() -> None:
     """Requests that Ray queues have no deadline and no quota (its replica.py, `_start_request`)."""
-    application = build({"store": "s3://bucket/cmcl", "max_requests_in_flight": 300})
+    application = build(ServeSettings(store="s3://bucket/cmcl", max_requests_in_flight=300))
     deployment = application._bound_deployment
     assert deployment.max_ongoing_requests >= 2 * 300
     assert 300 <= deployment.max_queued_requests <= 1000
@@ -24,7 +24,8 @@ def test_replica_limits_apply_before_those_of_ray_and_every_wait_is_bounded() ->
 
 
 def test_a_replica_that_goes_has_the_time_that_its_requests_have() -> None:
-    application = build({"store": "s3://bucket/cmcl", "body_seconds": 40, "queue_seconds": 50})
+    settings = ServeSettings(store="s3://bucket/cmcl", body_seconds=40, queue_seconds=50)
+    application = build(settings)
     assert application._bound_deployment._deployment_config.graceful_shutdown_timeout_s >= 90
 
 
