@@ -42,12 +42,11 @@ NOT_HERE = {
     "ray_node_gpus_utilization": "this machine has no GPU",
     "ray_node_gram_used": "this machine has no GPU",
     "preparation_": "datasets are prepared between two scrapes",
-    "cmcl_service_owner_": "all jobs have ended",
     "reconcile_errors": "no step failed",
     'outcome!~"ok': "no call failed",
     "refused_versions": "no version was damaged",
     "refused_key_lists": "no list of keys is read here",
-    "training_resumed_at": "no attempt resumed from a checkpoint",
+    "evicted_versions": "no budget for heads is full",
 }
 # promtool tests that alerts fire.
 _QUIET = "all is well"

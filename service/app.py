@@ -35,8 +35,8 @@ from service.events.webhook_sender import Sender
 from service.jobs.prepare_driver import PrepareDriver
 from service.jobs.reconciler import Reconciler
 from service.jobs.scheduler import Scheduler
-from service.jobs.workers import Notifications, Workers, measure
-from service.jobs.workqueue import WakeSignal, steady
+from service.jobs.workers import Notifications, Workers
+from service.jobs.workqueue import WakeSignal, Work, steady
 from service.launchers.kuberay_resource import Site, read_pod_templates
 from service.launchers.port import Launcher, StatusCache
 from service.launchers.ray_jobs import RayJobLauncher
@@ -46,14 +46,13 @@ from service.maintenance.gc import GarbageCollector
 from service.page.application import PageBesideApi, create_page
 from service.registry.live_pointer import Announcer
 from service.settings import Settings
-from service.telemetry.backlog import BacklogCollector, PreparationCollector
+from service.telemetry.backlog import BacklogCollector
 from service.telemetry.instrumented import (
     InstrumentedDatabase,
     InstrumentedLauncher,
     InstrumentedStore,
 )
 from service.telemetry.metrics import EventObserver, Metrics
-from service.telemetry.models import ModelCollector, TrainingCollector
 from service.telemetry.spans import NoSpans, Spans
 from service.tuning import Tuning
 from workers.storage.object_store import ObjectStore
@@ -110,7 +109,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     )
     app.state.feed = Feed(context.database, is_stopping=events.is_server_stopping)
     context.metrics.round_age.set_function(reconciler.seconds_since_round)
-    measure(reconciler.queue, context.metrics)
+    context.metrics.queue_oldest.set_function(lambda: reconciler.queue.oldest_seconds(Work.POINTER))
     # The lifespan adds the other loops, which run only with a server.
     _watch(app, [reconciler])
     add_problem_handlers(app)
@@ -147,10 +146,7 @@ def _context(
 ) -> Context:
     metrics = observer.metrics
     metrics.registry.register(BacklogCollector(database, parts.clock))
-    metrics.registry.register(ModelCollector(database, parts.clock))
-    metrics.registry.register(PreparationCollector(database, parts.clock))
-    metrics.registry.register(TrainingCollector(database, parts.clock))
-    tokens, count = _tokens(settings), metrics.announcements
+    tokens = _tokens(settings)
     launcher = InstrumentedLauncher(parts.launcher or _launcher(settings, parts.tuning), metrics)
     return Context(
         settings=settings,
@@ -171,7 +167,7 @@ def _context(
         ),
         wake_signal=wake,
         job_changed=observer.job_changed,
-        announcer=Announcer(settings.embeddings_url, lambda outcome: count.labels(outcome).inc()),
+        announcer=Announcer(settings.embeddings_url),
         metrics=metrics,
         clock=parts.clock,
     )

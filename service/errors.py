@@ -3,8 +3,7 @@
     ServiceError                    base class
     ├── Refused                     the request cannot be done as asked
     │   ├── NotFound                no such model, dataset, job or version
-    │   ├── Conflict                it conflicts with the current state
-    │   │   ├── QuotaExceeded       the owner has as many as permitted
+    │   ├── Conflict                it conflicts with the current state, or with a quota of the owner
     │   │   └── StaleDatabase       object storage is newer than the database
     │   ├── Unprocessable           a field has a value that is not permitted
     │   ├── UnsupportedMediaType    the body is not declared as what is needed
@@ -53,14 +52,6 @@ class NotFound(Refused):
 
 class Conflict(Refused):
     """The request conflicts with the current state of the resource."""
-
-
-class QuotaExceeded(Conflict):
-    """The owner has as many things of a kind as permitted. `quota` names the kind, as GET /v1/quotas does."""
-
-    def __init__(self, message: str, quota: str, *fields: FieldProblem) -> None:
-        super().__init__(message, *fields)
-        self.quota = quota
 
 
 class StaleDatabase(Conflict):

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from cmcl.contract.model import ModelSpec
 from service.database.queries import datasets, jobs, keys, models, versions, webhooks
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord, VersionRecord
-from service.errors import FieldProblem, NotFound, QuotaExceeded, Unprocessable
+from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.owner_settings import RAISED_BY, Quota
 from service.principal import Principal
 
@@ -69,7 +69,7 @@ def get_version(
 def check_keys(
     connection: Connection, owner: str, limit: int, principal: Principal, now: datetime
 ) -> None:
-    """Check before a key is created. Raises QuotaExceeded; the operator is not limited."""
+    """Check before a key is created. Raises Conflict; the operator is not limited."""
     if principal.owner is not None:
         found = keys.count(connection, owner, now, now - COUNTED_AFTER_DELETION)
         what = "keys that are valid or were made within the last hour"
@@ -79,7 +79,7 @@ def check_keys(
 def check_models(
     connection: Connection, owner: str, limit: int | None, principal: Principal, now: datetime
 ) -> None:
-    """Check before a model or branch is created. Raises QuotaExceeded; the operator is not limited."""
+    """Check before a model or branch is created. Raises Conflict; the operator is not limited."""
     if principal.owner is not None:
         found = models.count(connection, owner, now - COUNTED_AFTER_DELETION)
         what = "models, with deleted ones that were made within the last hour"
@@ -89,7 +89,7 @@ def check_models(
 def check_datasets(
     connection: Connection, owner: str, limit: int | None, principal: Principal
 ) -> None:
-    """Check before a dataset is created. Raises QuotaExceeded; the operator is not limited."""
+    """Check before a dataset is created. Raises Conflict; the operator is not limited."""
     if principal.owner is not None and limit is not None:
         found = datasets.count(connection, owner, limit)
         check_quota("datasets", found, limit, owner, "datasets that are not deleted")
@@ -101,12 +101,12 @@ def check_webhooks(connection: Connection, owner: str, limit: int) -> None:
 
 
 def check_quota(quota: Quota, found: int, limit: int | None, owner: str, what: str) -> None:
-    """Raises QuotaExceeded unless there is room for one more. `what`: what is counted, in words."""
+    """Raises Conflict unless there is room for one more. `what`: what is counted, in words."""
     if limit is not None and found >= limit:
         message = f"owner {owner!r} has {found} {what}; permitted are {limit}. Remove some"
         if quota in RAISED_BY:
             message += f", or ask the operator for a larger limit ({RAISED_BY[quota]})"
-        raise QuotaExceeded(message, quota, FieldProblem("owner", message, owner))
+        raise Conflict(message, FieldProblem("owner", message, owner))
 
 
 def check_heads(spec: ModelSpec, limit: int, field: str) -> None:

@@ -26,7 +26,6 @@ from service.errors import (
     IssuerUnavailable,
     NotFound,
     PreconditionFailed,
-    QuotaExceeded,
     Refused,
     ServiceError,
     TooManyRequests,
@@ -180,8 +179,6 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 
 async def _service_error(request: Request, error: Exception) -> ProblemResponse:
-    if isinstance(error, QuotaExceeded):
-        request.app.state.context.metrics.quota_refusals.labels(error.quota).inc()
     return refusal(error, request.url.path)
 
 

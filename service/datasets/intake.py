@@ -39,8 +39,8 @@ class Accepted:
 def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) -> Accepted:
     """Insert the dataset and, if it is sealed, its job; return the existing ones for the same dataset.
 
-    Raises NotFound for the model, Unprocessable for what is wrong without opening a shard, QuotaExceeded if the owner has
-    too many datasets, and Conflict if an encoder is not the one of the model's features.
+    Raises NotFound for the model, Unprocessable for what is wrong without opening a shard, Conflict if the owner has
+    too many datasets, or if an encoder is not the one of the model's features.
     """
     model = hold_model(connection, request.model, intake.principal)
     check_modalities(model, request.pair)

@@ -19,7 +19,7 @@ from service.context import Context
 from service.database.queries import uploads
 from service.database.rows import NewUpload, PartRecord, UploadRecord
 from service.datasets.request import upload_of
-from service.errors import Conflict, FieldProblem, NotFound, QuotaExceeded, Unprocessable
+from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.lookup import check_quota
 from service.principal import Principal
 from service.settings import Settings
@@ -92,7 +92,7 @@ class ReceivedPart:
 def begin(
     connection: Connection, upload: str, request: UploadRequest, context: Context, owner: str
 ) -> UploadRecord:
-    """Create an upload. Raises Unprocessable, and QuotaExceeded if it exceeds the owner's quotas."""
+    """Create an upload. Raises Unprocessable, and Conflict if it exceeds the owner's quotas."""
     _check_size(request, context.settings)
     _check_quota(connection, request, context.settings, owner)
     if request.direct:
@@ -132,7 +132,6 @@ def keep_part(
         before = uploads.put_part(connection, upload, part)
     if before is not None and before.sha256 != part.sha256:
         context.store.delete(layout.upload_part(upload, before.number, before.sha256))
-    context.metrics.upload_bytes.inc(part.bytes)
     return part
 
 
@@ -225,7 +224,7 @@ def _check_quota(
             f"{permitted}: delete some, or wait until their datasets are learned"
         )
         problem = FieldProblem("bytes", message, request.bytes)
-        raise QuotaExceeded(message, "upload_bytes", problem)
+        raise Conflict(message, problem)
 
 
 def _check_direct(request: UploadRequest, upload: str, context: Context) -> None:

@@ -34,7 +34,7 @@ class ModelLeases:
         # The replicas that were last seen alive, and until when.
         self._alive: Mapping[str, datetime] = {}
         # How many models with work this replica leases, as of the last round.
-        self.held = 0
+        self._held = 0
         # How many of them it may lease; None: all, as the only replica.
         self._most: int | None = None
 
@@ -56,10 +56,10 @@ class ModelLeases:
         with_work = sum(shares.values())
         most = -(-with_work // (1 + len(others)))
         self._most = most if others else None
-        self.held = shares.get(self._replica, 0)
-        free = with_work - self.held - sum(shares.get(other, 0) for other in others)
-        claims = min(free, max(0, most - self.held))
-        excess = self.held - most if self.held > most + _slack(most) else 0
+        self._held = shares.get(self._replica, 0)
+        free = with_work - self._held - sum(shares.get(other, 0) for other in others)
+        claims = min(free, max(0, most - self._held))
+        excess = self._held - most if self._held > most + _slack(most) else 0
         is_renewed = alive.get(self._replica, now) > now + self._duration / 2
         if is_renewed and not claims and not excess:
             return []
@@ -70,7 +70,7 @@ class ModelLeases:
             return []
         with self._context.database.write() as connection:
             claimed = replicas.claim(connection, self._replica, now, claims)
-        self.held += len(claimed)
+        self._held += len(claimed)
         return claimed
 
     def is_of_another(self, connection: Connection, model: ModelRecord) -> bool:
@@ -87,7 +87,7 @@ class ModelLeases:
         """Return whether this replica holds the lease of a model with work; a free one is claimed within the share."""
         if model.lease_owner == self._replica:
             return True
-        if self._most is not None and self.held >= self._most + _slack(self._most):
+        if self._most is not None and self._held >= self._most + _slack(self._most):
             return False
         now = self._context.clock()
         if self._alive.get(self._replica, now) <= now:
@@ -95,7 +95,7 @@ class ModelLeases:
             self._register(now)
         with self._context.database.write() as connection:
             is_claimed = replicas.claim_one(connection, self._replica, now, model.name)
-        self.held += is_claimed
+        self._held += is_claimed
         return is_claimed
 
     def release(self) -> None:
@@ -115,7 +115,7 @@ class ModelLeases:
             names = replicas.leased(connection, self._replica)
             idle = [name for name in names if not self._is_busy(name)][:number]
             replicas.release(connection, self._replica, idle)
-        self.held -= len(idle)
+        self._held -= len(idle)
 
 
 def new_name() -> str:

@@ -236,23 +236,19 @@ class _Follower:
         with self.context.database.write() as connection:
             model = models.lock(connection, self.job.model)
             fixed = {} if model is None else dict(model.encoders)
-            problem, moved = mismatch(fixed, manifest.encoders), False
+            problem = mismatch(fixed, manifest.encoders)
             if problem is None:
                 must_wait = job_queue.must_wait(connection, self.job)
                 message = _WAITS_FOR_TURN if must_wait else None
                 now = self.context.clock()
-                moved = preparations.end(connection, self.job, prepared, now, message)
-            if moved:
-                datasets.set_manifest(connection, manifest)
-                # An evaluation must not determine the encoder of a later dataset.
-                new = {} if manifest.evaluate_only else manifest.encoders
-                if not new.keys() <= fixed.keys():
-                    models.set_encoders(connection, self.job.model, new | fixed)
+                if preparations.end(connection, self.job, prepared, now, message):
+                    datasets.set_manifest(connection, manifest)
+                    # An evaluation must not determine the encoder of a later dataset.
+                    new = {} if manifest.evaluate_only else manifest.encoders
+                    if not new.keys() <= fixed.keys():
+                        models.set_encoders(connection, self.job.model, new | fixed)
         if problem is not None:
             steps.fail(self.context, self.job, FailureReason.ENCODER_MISMATCH, problem)
-        if moved:
-            self.context.metrics.prepared_rows.labels("kept").inc(manifest.rows)
-            self.context.metrics.prepared_rows.labels("rejected").inc(prepared.rejected_rows)
         _remove_request(self.context, self.job)
 
     def _report(self, dataset: DatasetRecord, found: PrepareReport) -> bool:

@@ -93,7 +93,7 @@ class Reconciler(PeriodicLoop):
         workers = context.tuning.reconcile_workers
         # Large files take half of the workers, checks of pointers a quarter: the others stay free for jobs.
         limits = {Work.FILES: workers // 2, Work.POINTER: max(1, workers // 4)}
-        self.queue = WorkQueue(self._now, limits, workers // 2, context.metrics.queue_waits.observe)
+        self.queue = WorkQueue(self._now, limits, workers // 2)
         self.leases = ModelLeases(context, self.replica, self.queue.is_busy)
         # Models whose live.json may differ from what the database says of it.
         self._unchecked: dict[str, None] = {}
@@ -106,12 +106,10 @@ class Reconciler(PeriodicLoop):
 
     def step(self, stop: threading.Event) -> float:
         """Renew the leases, and resync if it is due."""
-        with self._context.metrics.round():
-            if claimed := self.leases.renew():
-                self._wake_with_steps(claimed)
-            self._context.metrics.leases_held.set(self.leases.held)
-            if self._now() >= self._resync_at:
-                self.resync(self._context.tuning.resync_seconds)
+        if claimed := self.leases.renew():
+            self._wake_with_steps(claimed)
+        if self._now() >= self._resync_at:
+            self.resync(self._context.tuning.resync_seconds)
         self._last_round = self._context.clock()
         return self.leases.round_seconds
 
@@ -170,7 +168,6 @@ class Reconciler(PeriodicLoop):
         except Exception as error:  # noqa: BLE001
             what = f"reconciliation of model {key.model} ({key.work}) failed; will retry"
             self._report(error, what, {"model": key.model})
-            self._context.metrics.key_retries.inc()
             self.queue.retry(key)
         else:
             self.queue.forget(key)

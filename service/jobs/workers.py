@@ -9,7 +9,6 @@ from service.database.notifications import Listener
 from service.errors import DatabaseUnavailable
 from service.jobs.workqueue import Key, Work, WorkQueue
 from service.loops import HUNG_SECONDS, Loop, OutageLog, PeriodicLoop
-from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -17,15 +16,6 @@ logger = logging.getLogger(__name__)
 _WAIT_SECONDS = 1.0
 # A key that waits for longer than this shows that there are too few workers, or that they hang.
 _LATE_SECONDS = 60.0
-
-
-def measure(queue: WorkQueue, metrics: Metrics) -> None:
-    """Have the metrics show the state of the queue."""
-    metrics.queue_depth.set_function(queue.depth)
-    metrics.queue_oldest.set_function(lambda: queue.oldest_seconds(Work.POINTER))
-    metrics.queue_longest_running.set_function(
-        lambda: 0.0 if (longest := queue.longest_running()) is None else longest[1]
-    )
 
 
 class Workers(Loop):

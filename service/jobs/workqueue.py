@@ -18,7 +18,6 @@ from typing import NamedTuple
 from service.context import Clock
 
 Seconds = Callable[[], float]
-Seen = Callable[[float], None]
 
 _SHORTEST_BACKOFF, _LONGEST_BACKOFF = 0.2, 30.0
 # A low-priority key is taken as if it had become due so much later, so that it is taken in the end. Far below the
@@ -95,7 +94,6 @@ class WorkQueue:
     something that fails. Low-priority keys, those that a listing of many models adds, come after those that an event adds:
     after a start or a resync there may be thousands. A key may be due with both priorities, and is processed once.
     `limits` bounds how many keys of a kind are processed at a time, `low_priority_limit` how many with low priority.
-    `observe_wait` is called with the seconds that each key was due when it was taken.
     """
 
     def __init__(
@@ -103,12 +101,10 @@ class WorkQueue:
         seconds: Seconds,
         limits: Mapping[Work, int],
         low_priority_limit: int,
-        observe_wait: Seen = lambda _: None,
     ) -> None:
         self._seconds = seconds
         self._limits = limits
         self._low_priority_limit = low_priority_limit
-        self._observe_wait = observe_wait
         self._limiter = RateLimiter(seconds)
         self._changed = threading.Condition()
         self._order = itertools.count()
@@ -260,7 +256,7 @@ class WorkQueue:
     def _start(self, key: Key) -> None:
         now = self._seconds()
         priority = next(each for each in _Priority if key in self._ready[key.work, each])
-        self._observe_wait(now - self._ready[key.work, priority].pop(key))
+        del self._ready[key.work, priority][key]
         for each in _Priority:
             # Its processing reads the present state, and returns when it is due again.
             self._waiting.pop((key, each), None)

@@ -33,7 +33,6 @@ _PAUSE_AFTER_FAILURE_SECONDS = 5.0
 # Upper bound on how long the loop takes to see that the service stops.
 _WAIT_SECONDS = 1.0
 # Called with the outcome of an announcement: "delivered", "failed" or "skipped".
-Observe = Callable[[str], None]
 
 
 def mirror(context: Context, name: str) -> None:
@@ -120,13 +119,10 @@ class Announcer(PeriodicLoop):
     name = "announcer"
     pause_seconds = 0.0
 
-    def __init__(
-        self, url: str, observe: Observe, seconds: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, url: str, seconds: Callable[[], float] = time.monotonic) -> None:
         """With an empty `url` announcements are dropped."""
         super().__init__()
         self._url = url.rstrip("/")
-        self._observe = observe
         self._now = seconds
         self._waiting: dict[str, Announcement] = {}
         self._lock = threading.Lock()
@@ -158,12 +154,10 @@ class Announcer(PeriodicLoop):
             self._signal.clear()
             waiting, self._waiting = self._waiting, {}
         for announcement in waiting.values():
-            if self._now() < self._paused_until:
-                self._observe("skipped")
-            else:
-                self._observe("delivered" if self._post(client, announcement) else "failed")
+            if self._now() >= self._paused_until:
+                self._post(client, announcement)
 
-    def _post(self, client: httpx.Client, announcement: Announcement) -> bool:
+    def _post(self, client: httpx.Client, announcement: Announcement) -> None:
         url = f"{self._url}{ANNOUNCEMENTS}"
         try:
             client.post(url, json=announcement.model_dump()).raise_for_status()
@@ -172,5 +166,3 @@ class Announcer(PeriodicLoop):
             logger.warning(
                 "announcement of model %s to %s failed: %s", announcement.model, self._url, error
             )
-            return False
-        return True

@@ -1,26 +1,23 @@
 """Metrics that are read from the database at a scrape: correct after a restart, equal in all replicas.
 
-The backlog: how much is waiting, and for how long. Datasets that are being prepared, by model: how many in which phase,
-and their rows. However often it is scraped, one thread reads the database every few seconds. If the database does not
+How much is waiting, and for how long; and how far preparation and training of each model are, which shows those that
+stand still. However often it is scraped, one thread reads the database every few seconds. If the database does not
 respond, the other metrics are still shown.
 """
 
 import logging
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Generic, TypeVar
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cmcl.contract.prepare import PrepareProgress
 from service.context import Clock
 from service.database.engine import Database
 from service.database.queries import metrics
-from service.database.queries.metrics import Backlog, Preparing, preparing
+from service.database.queries.metrics import Backlog
 from service.errors import DatabaseError
 
 T = TypeVar("T")
@@ -28,9 +25,6 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _TTL_SECONDS = 5.0
-
-# Each model is a label value.
-_MOST_DATASETS = 200
 
 
 class ScrapeCache(Generic[T]):
@@ -95,7 +89,16 @@ class BacklogCollector(Collector):
     def _families(self, found: Backlog | None) -> list[Metric]:
         return [
             *self._job_families(found),
-            *_owner_families(found),
+            _by_model(
+                "preparation_rows",
+                "Rows with a verdict of datasets that are being read or encoded",
+                found.prepared_rows if found else {},
+            ),
+            _by_model(
+                "training_progress",
+                "Rows read plus updates made in the present phase of the running attempt",
+                found.training if found else {},
+            ),
             self._age(
                 "oldest_unstored_version",
                 "Age of the oldest published version whose files are not stored",
@@ -143,91 +146,8 @@ class BacklogCollector(Collector):
         return max(0.0, (self._clock() - moment).total_seconds())
 
 
-def _owner_families(found: Backlog | None) -> list[Metric]:
-    waiting = GaugeMetricFamily(
-        "cmcl_service_owner_waiting_jobs",
-        "Jobs of an owner that wait, for their preparation or their attempt",
-        labels=["owner"],
-    )
-    running = GaugeMetricFamily(
-        "cmcl_service_owner_running_jobs", "Jobs of an owner with an attempt", labels=["owner"]
-    )
-    for owner, number in (found.owners if found else {}).items():
-        waiting.add_metric([owner], number.waiting)
-        running.add_metric([owner], number.running)
-    return [waiting, running]
-
-
-@dataclass(frozen=True)
-class _PreparationFigure:
-    """A figure of a dataset, and how those of a model are combined."""
-
-    name: str
-    meaning: str
-    read: Callable[[PrepareProgress], float | None]
-    combine: Callable[[Sequence[float]], float] = sum
-
-
-_PREPARATION_FIGURES = (
-    _PreparationFigure("rows", "Rows with a verdict", lambda now: now.rows_done),
-    _PreparationFigure("rows_planned", "Rows in all; 0 while unknown", lambda now: now.rows_total),
-    _PreparationFigure("rejected_rows", "Rows that are left out", lambda now: now.bad_rows),
-    _PreparationFigure("rows_per_second", "Rows per second", lambda now: now.rows_per_second),
-    _PreparationFigure(
-        "eta_seconds",
-        "Estimated time until the rows of the last dataset are done",
-        lambda now: now.eta_seconds,
-        max,
-    ),
-)
-
-
-class PreparationCollector(Collector):
-    """Progress of datasets that are being prepared, by model."""
-
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._cache = ScrapeCache(self._read, _TTL_SECONDS, clock)
-
-    def describe(self) -> Iterable[Metric]:
-        """Names only: registration must not need the database."""
-        return _families([])
-
-    def collect(self) -> Iterable[Metric]:
-        """The families, without samples if nothing is being prepared or the database does not respond."""
-        return _families(self._cache.value() or [])
-
-    def _read(self) -> list[Preparing]:
-        with self._database.read() as connection:
-            return preparing(connection, _MOST_DATASETS)
-
-
-def _families(found: Sequence[Preparing]) -> list[Metric]:
-    return [_datasets(found), *(_family(figure, found) for figure in _PREPARATION_FIGURES)]
-
-
-def _datasets(found: Sequence[Preparing]) -> Metric:
-    family = GaugeMetricFamily(
-        "cmcl_service_preparation_datasets",
-        "Datasets that are being prepared",
-        labels=["model", "phase"],
-    )
-    phases = Counter(
-        (each.model, each.progress.phase if each.progress else "waiting") for each in found
-    )
-    for (model, phase), number in phases.items():
-        family.add_metric([model, phase], number)
-    return family
-
-
-def _family(figure: _PreparationFigure, found: Sequence[Preparing]) -> Metric:
-    name = f"cmcl_service_preparation_{figure.name}"
-    family = GaugeMetricFamily(name, figure.meaning, labels=["model"])
-    values: dict[str, list[float]] = {}
-    for each in found:
-        value = None if each.progress is None else figure.read(each.progress)
-        if value is not None:
-            values.setdefault(each.model, []).append(value)
-    for model, of_model in values.items():
-        family.add_metric([model], figure.combine(of_model))
+def _by_model(name: str, meaning: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"cmcl_service_{name}", meaning, labels=["model"])
+    for model, value in values.items():
+        family.add_metric([model], value)
     return family

@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 _LONG = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
 _STAGE = (0.1, 0.5, *_LONG)
-_KEY_WAIT = (0.01, 0.1, 0.5, 1, 5, 30, 300)
 _KEY_WORK = (0.01, 0.1, 1, 10, 60)
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -72,14 +71,9 @@ class Metrics:
 
     def _add_jobs(self) -> None:
         self.jobs_finished = self._counter("jobs_finished", "Finished jobs", "state", "reason")
-        self.attempts = self._counter("attempts", "Attempts submitted to the launcher")
         self.attempts_lost = self._counter(
             "attempts_lost", "Attempts that ended without a candidate and without a reason"
         )
-        self.prepared_rows = self._counter(
-            "prepared_rows", "Rows of datasets that were prepared to be learned", "outcome"
-        )
-        self.promotions = self._counter("promotions", "Changes of the live version", "kind")
         self.post_to_live = self._histogram(
             "post_to_live_seconds", "From a dataset's POST to the promotion of its version", _LONG
         )
@@ -92,17 +86,8 @@ class Metrics:
         for reason in FailureReason:
             state = JobState.REJECTED if reason in _REJECTIONS else JobState.FAILED
             self.jobs_finished.labels(state, reason)
-        for outcome in ("kept", "rejected"):
-            self.prepared_rows.labels(outcome)
-        for kind in ("published", "promoted", "rolled_back"):
-            self.promotions.labels(kind)
 
     def _add_reconciler(self) -> None:
-        self.rounds = self._histogram(
-            "reconcile_round_seconds",
-            "Rounds that renew leases and resync; the count is their number",
-            _SHORT,
-        )
         self.round_age = self._gauge(
             "reconcile_round_age_seconds",
             "Time since the reconciler of this process finished a round",
@@ -113,32 +98,10 @@ class Metrics:
             ["loop"],
             registry=self.registry,
         )
-        self._add_work_queue()
-        self.steps = self._histogram(
-            "reconcile_step_seconds", "Single steps of the reconciler", _SHORT, "step"
-        )
-        self.reconcile_errors = self._counter(
-            "reconcile_errors", "Steps of the reconciler that failed, by kind of error", "error"
-        )
-        self.leases_held = self._gauge(
-            "leases_held", "Models with work whose lease this process holds"
-        )
-
-    def _add_work_queue(self) -> None:
-        """Named as client-go names those of its work queues."""
-        self.queue_depth = self._gauge(
-            "workqueue_depth", "Keys that are due and wait for a worker of this process"
-        )
+        # Named as client-go names those of its work queues.
         self.queue_oldest = self._gauge(
             "workqueue_oldest_due_seconds",
             "For how long the key that waits longest for a worker has been due, checks of pointers excepted",
-        )
-        self.queue_longest_running = self._gauge(
-            "workqueue_longest_running_processor_seconds",
-            "For how long the key has been processed that takes longest",
-        )
-        self.queue_waits = self._histogram(
-            "workqueue_queue_duration_seconds", "Time from due to started", _KEY_WAIT
         )
         self.queue_work = self._histogram(
             "workqueue_work_duration_seconds",
@@ -146,8 +109,11 @@ class Metrics:
             _KEY_WORK,
             "work",
         )
-        self.key_retries = self._counter(
-            "workqueue_retries", "Keys that are processed again after a pause because they failed"
+        self.steps = self._histogram(
+            "reconcile_step_seconds", "Single steps of the reconciler", _SHORT, "step"
+        )
+        self.reconcile_errors = self._counter(
+            "reconcile_errors", "Steps of the reconciler that failed, by kind of error", "error"
         )
 
     def _add_outside_calls(self) -> None:
@@ -165,16 +131,6 @@ class Metrics:
         )
         for outcome in ("delivered", "retried", "failed", "skipped"):
             self.webhook_deliveries.labels(outcome)
-        self._add_calls_for_replicas()
-
-    def _add_calls_for_replicas(self) -> None:
-        self.announcements = self._counter(
-            "announcements",
-            "Notifications of the embeddings endpoint about changes of live.json",
-            "outcome",
-        )
-        for outcome in ("delivered", "failed", "skipped"):
-            self.announcements.labels(outcome)
         self.key_snapshots = self._counter(
             "key_snapshots", "Attempts to write the signed key snapshot", "outcome"
         )
@@ -197,12 +153,6 @@ class Metrics:
         self.requests_in_progress = self._gauge(
             "http_requests_in_progress", "HTTP requests in progress"
         )
-        self.quota_refusals = self._counter(
-            "quota_refusals", "Requests that were refused for a quota of their owner", "quota"
-        )
-        for quota in ("keys", "models", "datasets", "uploads", "upload_bytes", "webhooks"):
-            self.quota_refusals.labels(quota)
-        self.upload_bytes = self._counter("upload_bytes", "Bytes of stored upload parts")
         build = Info("cmcl_service_build", "Version of the service", registry=self.registry)
         build.info({"version": version(DISTRIBUTION)})
 
@@ -217,13 +167,6 @@ class Metrics:
     ) -> Histogram:
         full = f"cmcl_service_{name}"
         return Histogram(full, meaning, labels, buckets=buckets, registry=self.registry)
-
-    @contextmanager
-    def round(self) -> Iterator[None]:
-        """Time one round of the reconciler; failed rounds are counted as errors instead."""
-        started = time.perf_counter()
-        yield
-        self.rounds.observe(time.perf_counter() - started)
 
     @contextmanager
     def key_processed(self, work: str) -> Iterator[None]:
@@ -292,8 +235,6 @@ class EventObserver:
             span = move_span(event, state, note.traceparent if note else None)
             if span is not None:
                 self.metrics.spans.add(span)
-        elif event.kind in ("version.published", "version.promoted", "version.rolled_back"):
-            self.metrics.promotions.labels(event.kind.partition(".")[2]).inc()
         elif event.kind == SKIPPED:
             self.metrics.webhook_deliveries.labels("skipped").inc(_number(event))
 
@@ -301,8 +242,6 @@ class EventObserver:
         source, reason = _text(event, "from"), _text(event, "reason")
         if source:
             self.metrics.stages.labels(source).observe(_seconds(event))
-        if state == JobState.RUNNING:
-            self.metrics.attempts.inc()
         if state in _ENDS:
             self.metrics.jobs_finished.labels(state, reason).inc()
         goes_back = source == JobState.RUNNING and state == JobState.PREPARED

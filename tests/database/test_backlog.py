@@ -7,7 +7,7 @@ from sqlalchemy import Connection, insert, update
 from cmcl.contract.model import ModelSpec
 from service.database.engine import Database
 from service.database.queries import metrics, models
-from service.database.queries.metrics import MOST_OWNERS, Backlog, OwnerJobs, Standing
+from service.database.queries.metrics import Backlog, Standing
 from service.database.rows import ModelRecord
 from service.database.tables import datasets, jobs, versions
 from service.states import TERMINAL, JobState
@@ -115,30 +115,6 @@ def test_jobs_are_counted_by_state_with_the_oldest(database: Database) -> None:
     assert found[JobState.QUEUED] == Standing(2, minutes_ago(9))
     assert found[JobState.GATING] == Standing(1, minutes_ago(1))
     assert found[JobState.RUNNING] == Standing()
-
-
-def test_owners_are_listed_with_what_waits_and_what_runs(database: Database) -> None:
-    add_model(database)
-    for name, state, owner in (
-        ("a", JobState.QUEUED, "alice"),
-        ("b", JobState.PREPARED, "alice"),
-        ("c", JobState.RUNNING, "alice"),
-        ("d", JobState.SUBMITTING, "bob"),
-        ("e", JobState.PUBLISHED, "carol"),
-    ):
-        add_job(database, name, state, minutes_ago(5), owner)
-    assert read(database).owners == {"alice": OwnerJobs(2, 1), "bob": OwnerJobs(0, 1)}
-
-
-def test_of_many_owners_those_with_most_waiting_jobs_are_listed(database: Database) -> None:
-    add_model(database)
-    for number in range(MOST_OWNERS + 1):
-        add_job(database, f"a{number:02}", JobState.QUEUED, minutes_ago(5), f"owner-{number:02}")
-    add_job(database, "b", JobState.QUEUED, minutes_ago(5), f"owner-{MOST_OWNERS:02}")
-    found = read(database).owners
-    assert len(found) == MOST_OWNERS
-    assert found[f"owner-{MOST_OWNERS:02}"].waiting == 2
-    assert f"owner-{MOST_OWNERS - 1:02}" not in found
 
 
 def test_the_oldest_version_that_is_not_in_place_counts(database: Database) -> None:

@@ -14,7 +14,7 @@ from cmcl.contract.model import ModelSpec
 from service.database.engine import Database, open_database
 from service.database.queries import job_queue, jobs, models, preparations
 from service.database.queries.attempts import Report, RunningAttempt, store_progress
-from service.database.queries.metrics import Training, training
+from service.database.queries.metrics import read_backlog
 from service.database.rows import JobRecord, PreparedRows
 from service.datasets.intake import accept_dataset
 from service.datasets.request import Intake, NewDataset
@@ -228,7 +228,7 @@ def test_progress_is_kept_and_null_is_null(model: Database) -> None:
 
 def test_only_a_running_attempt_with_progress_is_training(model: Database) -> None:
     seen = _post(model)
-    progress = Progress(phase="training", loss=0.5, at=NOW)
+    progress = Progress(phase="training", updates_done=3, at=NOW)
     collected = []
     for step in (
         lambda c, job: preparations.begin(c, job, NOW),
@@ -241,8 +241,8 @@ def test_only_a_running_attempt_with_progress_is_training(model: Database) -> No
         with model.write() as connection:
             step(connection, _job(model, seen))
         with model.read() as connection:
-            collected.append(training(connection, 200))
-    assert collected == [[], [], [], [], [Training("scenes", progress)], []]
+            collected.append(read_backlog(connection).training)
+    assert collected == [{}, {}, {}, {}, {"scenes": 3}, {}]
 
 
 def test_a_reader_does_not_wait_for_a_writer(model: Database) -> None:

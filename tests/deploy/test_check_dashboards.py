@@ -53,8 +53,8 @@ def test_a_panel_with_series_is_fine_and_one_without_is_not() -> None:
 
 
 def test_a_panel_must_show_something_at_the_end_and_one_of_training_while_it_lasts() -> None:
-    trained = Expression("panel", "training: Loss", "max(cmcl_service_training_loss)")
-    gone = FakePrometheus("cmcl_jobs", "cmcl_service_training_loss", end=60.0)
+    trained = Expression("panel", "training: Progress", "max(cmcl_service_training_progress)")
+    gone = FakePrometheus("cmcl_jobs", "cmcl_service_training_progress", end=60.0)
     assert complaints(gone, SHOWN, trained) == ["service: Jobs shows nothing: sum(cmcl_jobs)"]
 
 

@@ -13,11 +13,8 @@ class RecordedMetrics:
         self.swap_seconds: list[float] = []
         self.refusals: list[str] = []
         self.refusal_kinds: list[str] = []
-        self.refused_encoders: list[tuple[str, str, str]] = []
         self.lags: list[tuple[str, int]] = []
         self.gone_models: list[str] = []
-        self.in_memory = 0
-        self.loads: list[str] = []
         self.evictions: list[str] = []
         self.refused_key_lists = 0
         self.hearing: list[bool] = []
@@ -48,20 +45,11 @@ class RecordedMetrics:
         self.refusals.append(model)
         self.refusal_kinds.append(kind)
 
-    def encoder_refused(self, model: str, modality: str, reason: str) -> None:
-        self.refused_encoders.append((model, modality, reason))
-
     def lag(self, model: str, generations: int) -> None:
         self.lags.append((model, generations))
 
     def gone(self, model: str) -> None:
         self.gone_models.append(model)
-
-    def loaded_versions(self, versions: int) -> None:
-        self.in_memory = versions
-
-    def loaded(self, model: str, seconds: float) -> None:
-        self.loads.append(model)
 
     def evicted(self, model: str) -> None:
         self.evictions.append(model)

@@ -33,8 +33,8 @@ SCRAPE_SECONDS = 5
 # Gauges that are set on change, and not by each request.
 OF_MODEL = f'{{model="{MODEL}"}}'
 GAUGES = {
-    *("ray_cmcl_serve_loaded_versions", "ray_cmcl_serve_announcements_connected"),
-    *(f"ray_cmcl_serve_live_version{OF_MODEL}", f"ray_cmcl_serve_generations_behind{OF_MODEL}"),
+    *("ray_cmcl_serve_ready", "ray_cmcl_serve_announcements_connected"),
+    f"ray_cmcl_serve_generations_behind{OF_MODEL}",
 }
 
 

@@ -68,7 +68,9 @@ class Embedder:
         self._live = LiveVersions()
         self._compute = Batcher(self._metrics, traced=self._tracing is not None)
         self._admission = Admission(args)
-        self._watch_load()
+        self._metrics.watch(
+            "rows_waiting", "Rows that wait for a product.", lambda: self._compute.waiting_rows
+        )
         self._cache = VersionCache(
             StoredVersions(self._store),
             args.recent_versions,
@@ -128,21 +130,19 @@ class Embedder:
             *(self._store, self._live, args.poll_interval_seconds, args.collection_limits)
         )
         if collections is not None:
-            _watch_collections(self._metrics, collections)
+            self._metrics.watch(
+                "collections_behind",
+                "Collections not searched at their latest revision.",
+                collections.behind,
+            )
+            self._metrics.watch(
+                "collections_bytes", "Bytes of collections in memory.", collections.bytes
+            )
             collections.start()
             if self._live.readiness.ready:
                 # Those that take longer are loaded while this replica answers everything else.
                 collections.wait_loaded(args.first_poll_seconds)
         return collections
-
-    def _watch_load(self) -> None:
-        watch, admission, compute = self._metrics.watch, self._admission, self._compute
-        watch("requests_in_flight", "Requests admitted.", lambda: admission.requests.total)
-        watch("rows_in_flight", "Rows admitted.", lambda: admission.rows.total)
-        watch(
-            "body_bytes", "Bytes of bodies and responses in memory.", lambda: admission.bytes.total
-        )
-        watch("rows_waiting", "Rows that wait for a product.", lambda: compute.waiting_rows)
 
     def _wake(self) -> None:
         self._follower.wake()
@@ -152,18 +152,6 @@ class Embedder:
     def _owner_of(self, model: str) -> str | None:
         pointer = self._live.pointer(model)
         return None if pointer is None else pointer.owner
-
-
-def _watch_collections(metrics: RayMetrics, collections: Collections) -> None:
-    metrics.watch("collection_rows", "Rows that are searched.", collections.rows)
-    metrics.watch(
-        "collections_behind",
-        "Collections not searched at their latest revision.",
-        collections.behind,
-    )
-    metrics.watch("collections_bytes", "Bytes of collections in memory.", collections.bytes)
-    damaged = collections.damaged
-    metrics.watch("collections_damaged", "Collections that fail checks.", lambda: len(damaged()))
 
 
 def _replica_states() -> Mapping[str, int]:

@@ -40,22 +40,16 @@ class RayMetrics:
 
     def __init__(self) -> None:
         self._series = _Series(**_counters())
-        self._live = _gauge("live_version", "The live version.", "model")
-        self._lag = _gauge(
-            "generations_behind", "Generations of the live version behind its pointer.", "model"
-        )
-        self._loaded_versions = _gauge("loaded_versions", "Versions of all models in memory.")
         self._connected = _gauge(
             "announcements_connected", "1 where replicas receive announcements of changes."
         )
         # From the start, so that an endpoint without a model has the series.
-        self._series.set(self._loaded_versions, 0)
         self._series.set(self._connected, 0)
+        self._lag = _gauge(
+            "generations_behind", "Generations of the live version behind its pointer.", "model"
+        )
         self._swap = _histogram(
             "swap_seconds", "From reading a pointer to its version being live.", _SECONDS, "model"
-        )
-        self._load = _histogram(
-            "load_seconds", "Loading the heads of a version.", _SECONDS, "model"
         )
         self._request = _histogram(
             "request_seconds", "One request in eight, whole.", _SECONDS, "model"
@@ -90,28 +84,16 @@ class RayMetrics:
         self._stage.observe(seconds, {"stage": name})
 
     def swapped(self, model: str, version: int, seconds: float) -> None:
-        self._series.add("swaps", 1, model=model)
-        self._series.set(self._live, version, model=model)
         self._swap.observe(seconds, {"model": model})
 
     def refused(self, model: str, kind: str) -> None:
         self._series.add("refused", 1, model=model, reason=kind)
 
-    def encoder_refused(self, model: str, modality: str, reason: str) -> None:
-        self._series.add("refused_encoders", 1, model=model, modality=modality, reason=reason)
-
     def lag(self, model: str, generations: int) -> None:
         self._series.set(self._lag, generations, model=model)
 
     def gone(self, model: str) -> None:
-        for gauge in (self._live, self._lag):
-            self._series.forget(gauge, model=model)
-
-    def loaded_versions(self, versions: int) -> None:
-        self._series.set(self._loaded_versions, versions)
-
-    def loaded(self, model: str, seconds: float) -> None:
-        self._load.observe(seconds, {"model": model})
+        self._series.forget(self._lag, model=model)
 
     def evicted(self, model: str) -> None:
         self._series.add("evicted", 1, model=model)
@@ -170,15 +152,9 @@ def _counters() -> dict[str, Counter]:
     return {
         "requests": _counter("requests_total", "Requests by HTTP status.", "status"),
         "rows": _counter("rows_total", "Rows that were embedded.", "model"),
-        "swaps": _counter("swaps_total", "Changes of the live version.", "model"),
         "refused": _counter(
             *("refused_versions_total", "Attempts at loading a version that failed."),
             *("model", "reason"),
-        ),
-        "refused_encoders": _counter(
-            "refused_encoders_total",
-            "Requests of raw items refused because the encoder is another one, or none.",
-            *("model", "modality", "reason"),
         ),
         "refused_key_lists": _counter(
             "refused_key_lists_total", "Lists of keys that were not valid."

@@ -53,24 +53,12 @@ class ServeMetrics(Protocol):
         """
         ...
 
-    def encoder_refused(self, model: str, modality: str, reason: str) -> None:
-        """A request of raw items was refused because of the encoder. `reason`: mismatch or not_configured."""
-        ...
-
     def lag(self, model: str, generations: int) -> None:
         """How many generations the live version is behind the pointer."""
         ...
 
     def gone(self, model: str) -> None:
         """The model was deleted."""
-        ...
-
-    def loaded_versions(self, versions: int) -> None:
-        """How many versions of all models are in memory."""
-        ...
-
-    def loaded(self, model: str, seconds: float) -> None:
-        """A version's heads were loaded, in so many seconds."""
         ...
 
     def evicted(self, model: str) -> None:

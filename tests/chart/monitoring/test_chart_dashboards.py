@@ -60,9 +60,9 @@ def _of_serving() -> set[str]:
 
 def _of_encoders() -> set[str]:
     source = (ROOT / "workers" / "serve" / "encoders" / "deployment.py").read_text()
-    names = re.findall(r'_histogram\(\s*"(\w+)"', source)
+    names = re.findall(r'Histogram\(\s*"(\w+)"', source)
     assert names
-    return {f"ray_cmcl_encoder_{name}{part}" for name in names for part in SUFFIXES["histogram"]}
+    return {f"ray_{name}{part}" for name in names for part in SUFFIXES["histogram"]}
 
 
 def _of_nodes() -> set[str]:

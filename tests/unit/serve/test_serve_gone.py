@@ -24,7 +24,7 @@ def test_a_deleted_model_is_404_and_out_of_memory(serving: Replica) -> None:
     for model in (MODEL, "scenes@1", "scenes@2"):
         assert serving.embed(model=model).json()["error"]["code"] == "model_not_found"
     assert serving.store.calls == []
-    assert serving.metrics.in_memory == 0
+    assert serving.cache.bytes == 0
     assert serving.metrics.gone_models == [MODEL]
 
 

@@ -98,7 +98,6 @@ def test_an_encoder_that_is_not_configured_here_is_409_and_features_are_answered
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (409, "encoder_not_configured")
     assert "bound to encoder 'letters', which is not configured" in error["message"]
-    assert serving.metrics.refused_encoders == [("scenes", "text", "not_configured")]
     assert serving.embed(modality="text", input=FEATURES["tree"]).status_code == 200
 
 
@@ -123,7 +122,6 @@ def test_another_encoder_than_the_one_of_the_features_is_409_with_field_and_valu
     assert (response.status_code, error["code"]) == (409, "encoder_mismatch")
     assert "model is None, expected 'another'" in error["message"]
     assert "scenes@2" in error["message"]
-    assert with_encoder.metrics.refused_encoders == [("scenes", "text", "mismatch")]
     # Features are answered, and so is the version before, whose encoder is not known.
     assert with_encoder.embed(modality="text", input=FEATURES["tree"]).status_code == 200
     before = with_encoder.embed(model="scenes@1", modality=None, input=["a cat"])

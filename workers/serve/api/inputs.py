@@ -76,7 +76,6 @@ async def encoded(
         name = f"{field}[{error.index}]"
         raise WrongRow(error.index, reason, "unreadable_item", field, name) from error
     except EncoderMismatch as error:
-        replica.metrics.encoder_refused(version.model, modality, "mismatch")
         raise _mismatch(version, modality, str(error), field) from error
     except EncoderTimeout as error:
         items, advice = (
@@ -111,7 +110,6 @@ def _encoder(replica: Replica, version: ServedVersion, modality: str, field: str
     spec = replica.encoders.specs.get(bound)
     # 409, not 503: only an operator can change it, so clients should not try again.
     if spec is None:
-        replica.metrics.encoder_refused(version.model, modality, "not_configured")
         raise Conflict(
             f"{_named(version, modality)} is bound to encoder {bound!r}, which is not configured at this endpoint: send "
             "features, or ask the operator to configure it",
@@ -120,7 +118,6 @@ def _encoder(replica: Replica, version: ServedVersion, modality: str, field: str
         )
     width = version.spec.widths[modality]
     if spec.width != width:
-        replica.metrics.encoder_refused(version.model, modality, "mismatch")
         reason = f"width is {spec.width}, expected {width}"
         raise _mismatch(version, modality, reason, field)
     return spec

@@ -69,10 +69,6 @@ class Collections:
         """Return what this replica searches of a collection."""
         return self._follower.snapshot(name)
 
-    def rows(self) -> int:
-        """How many rows this replica searches."""
-        return self._follower.rows()
-
     def behind(self) -> int:
         """How many collections this replica does not search at their latest revision."""
         return self._follower.behind()

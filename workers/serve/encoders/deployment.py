@@ -25,7 +25,6 @@ from workers.storage.uris import open_store
 
 Handle = DeploymentHandle[Any]
 
-_ITEMS = [1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 _SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10]
 
 
@@ -45,8 +44,9 @@ class EncoderReplica:
 
         logging.basicConfig(level=logging.INFO)
         self._labels = {"encoder": spec.name}
-        self._items = _histogram("items", "Items in one pass.", _ITEMS)
-        self._seconds = _histogram("seconds", "Duration of one pass.", _SECONDS)
+        self._seconds = Histogram(
+            "cmcl_encoder_seconds", "Duration of one pass.", _SECONDS, tag_keys=("encoder",)
+        )
         self._width = spec.width
         encoder = load_encoder(spec)
         # Texts and numbers need no child: no library parses them.
@@ -63,8 +63,7 @@ class EncoderReplica:
             return np.empty((0, self._width), np.float32)
         return await self._queue.encode(raw)
 
-    def _watch(self, items: int, seconds: float) -> None:
-        self._items.observe(items, self._labels)
+    def _watch(self, seconds: float) -> None:
         self._seconds.observe(seconds, self._labels)
 
 
@@ -128,10 +127,6 @@ def _place(spec: EncoderSpec, *, own_nodes: bool) -> dict[str, Any]:
     generation = sha256(spec.model_dump_json().encode()).hexdigest()[:16]
     place = at_most_per_node(ENCODER, 1, generation)
     return {**place, "resources": {**spec.resources, **place["resources"]}}
-
-
-def _histogram(name: str, description: str, boundaries: list[float]) -> Histogram:
-    return Histogram(f"cmcl_encoder_{name}", description, boundaries, tag_keys=("encoder",))
 
 
 _ENCODER: serve.Deployment = serve.deployment(health_check_period_s=5)(EncoderReplica)

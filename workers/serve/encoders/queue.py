@@ -32,7 +32,7 @@ from workers.storage.object_store import ObjectStore
 
 T = TypeVar("T")
 # Called after each pass with its items and seconds.
-Watch = Callable[[int, float], None]
+Watch = Callable[[float], None]
 
 # Calls a function in the thread of the passes, while no pass runs.
 BetweenPasses = Callable[[Callable[[], Any]], Coroutine[Any, Any, Any]]
@@ -139,7 +139,7 @@ class EncoderQueue(Generic[ItemT]):
             _fail(batch, error)
             return
         _share_out(batch, rows_BF)
-        self._watch(len(items), time.perf_counter() - started)
+        self._watch(time.perf_counter() - started)
 
 
 def _share_out(batch: list[_Waiting[ItemT]], rows_BF: Float32Array) -> None:

@@ -55,7 +55,6 @@ class VersionCache:
         """
         self._stored = stored
         self._recent = recent
-        self._metrics = metrics
         self._clock = clock
         self._owner_of = budget.owner_of
         self._cache = HeadsCache(stored.pool, budget, self._is_live, metrics)
@@ -230,7 +229,7 @@ class VersionCache:
             future.set_result(entry)
 
     def _read(self, key: Key, *, evict: bool, beside_live: bool) -> Entry:
-        began, manifest = time.monotonic(), self._stored.manifest(*key)
+        manifest = self._stored.manifest(*key)
         loaded = self._stored.in_memory(manifest)
         if loaded is None:
             with self._cache.room_for(
@@ -238,7 +237,6 @@ class VersionCache:
             ) as reservation:
                 loaded = self._stored.read(manifest, reservation)
         self._stored.check(manifest, loaded)
-        self._metrics.loaded(key[0], time.monotonic() - began)
         version = described(manifest, _OnDemand(self, *key, manifest.created_at))
         return Entry(version, loaded)
 

@@ -115,13 +115,11 @@ class HeadsCache:
         with self._lock:
             entry.used = next(self._uses)
             self._entries[key] = entry
-            self._report()
 
     def drop(self, key: Key) -> None:
         """Remove an entry, if there is one."""
         with self._lock:
             self._entries.pop(key, None)
-            self._report()
 
     def check_size(self, manifest: VersionManifest) -> None:
         """Raises TooLarge."""
@@ -172,7 +170,6 @@ class HeadsCache:
                     raise self._no_room(manifest)
                 del self._entries[victim]
                 self._metrics.evicted(victim[0])
-                self._report()
                 logger.info("%s@%d is evicted: the budget for heads is full", *victim)
             if self._pool.bytes + self._reserved() > most:
                 return False
@@ -211,9 +208,6 @@ class HeadsCache:
             f"{_mib(manifest.files[layout.HEADS].bytes)}; this replica may hold "
             f"{_mib(self._budget.bytes)} (max_heads_bytes), and what must stay in memory leaves too little of it"
         )
-
-    def _report(self) -> None:
-        self._metrics.loaded_versions(len(self._entries))
 
 
 def _bytes_of(entries: Iterable[Entry]) -> int:

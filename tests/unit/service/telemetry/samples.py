@@ -7,7 +7,6 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
 from cmcl.contract.prepare import PreparationPhase
-from cmcl.contract.version import HeadCapacity, Quality, VersionReport
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import report_progress as write_progress
@@ -23,13 +22,6 @@ def shown(plane: ControlPlane, name: str, **labels: str) -> float | None:
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
     """The value of cmcl_service_<name> in a registry."""
     return registry.get_sample_value(f"cmcl_service_{name}", labels)
-
-
-def capacity(free_share: float) -> HeadCapacity:
-    """Capacity of a head with that free share."""
-    return HeadCapacity(
-        free_share=free_share, input_rank=1, input_width=4, output_rank=1, output_width=8
-    )
 
 
 def report_running(plane: ControlPlane, job: str) -> None:
@@ -58,24 +50,14 @@ def every_family(folder: Path) -> list[Metric]:
     """All metrics, each with at least one sample: published jobs and a running one."""
     plane = ControlPlane(folder)
     plane.create_model()
-    headers = {"If-Match": '"1"'}
-    plane.client.put("/v1/models/scenes/gate", json={"max_drift": 0.1}, headers=headers)
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
-    report = VersionReport(final_loss=1, updates=1, ranks=1, capacity={"image": capacity(0.5)})
-    train(plane.store, job, 1, changes={"report": report})
+    train(plane.store, job, 1)
     plane.store.broken = "runs/"
     plane.tick()
     plane.store.broken = None
     plane.clock.advance(60)
     plane.run_to_end(job)
-    another = plane.post_dataset("another")
-    plane.tick_to(another, JobState.RUNNING)
-    drift = train(plane.store, another, 1, write=False).report.drift
-    quality = {dataset: Quality(now=-0.9, best=-1.2, norm_change={}) for dataset in drift}
-    grown = report.model_copy(update={"drift": drift, "quality": quality})
-    train(plane.store, another, 1, changes={"report": grown})
-    plane.run_to_end(another)
     report_running(plane, plane.post_dataset("two"))
     report_preparing(plane, plane.post_dataset("three"), "encoding", rows_done=2, rows_total=8)
     families = list(plane.context.metrics.registry.collect())

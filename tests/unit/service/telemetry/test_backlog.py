@@ -8,25 +8,18 @@ from datetime import timedelta
 import pytest
 from prometheus_client import generate_latest
 
-from cmcl.contract.prepare import PrepareProgress
-from cmcl.contract.version import Drift, Quality, VersionReport
-from service.database.queries import models
+from cmcl.contract.job import Phase
+from cmcl.contract.prepare import PreparationPhase
 from service.errors import DatabaseUnavailable
+from service.launchers.port import LaunchState
 from service.states import JobState
 from service.telemetry.backlog import ScrapeCache
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.database_outage import outage
-from tests.fakes.trainer import train
-from tests.unit.service.telemetry.samples import capacity, report_preparing, shown
+from tests.fakes.trainer import FIGURES, report_progress, train
+from tests.unit.service.telemetry.samples import report_preparing, report_running, shown
 
-SHOWN = {
-    "rows": "rows_done",
-    "rows_planned": "rows_total",
-    "rejected_rows": "bad_rows",
-    "rows_per_second": "rows_per_second",
-    "eta_seconds": "eta_seconds",
-}
 SCENES = {"model": "scenes"}
 
 
@@ -40,8 +33,6 @@ def test_jobs_and_their_ages_are_shown_by_state(plane: ControlPlane) -> None:
     assert shown(plane, "jobs", state="gating") == 0
     assert shown(plane, "oldest_job_seconds", state="queued") == 100
     assert shown(plane, "oldest_job_seconds", state="gating") == 0
-    assert shown(plane, "owner_waiting_jobs", owner="default") == 1
-    assert shown(plane, "owner_running_jobs", owner="default") == 1
     assert shown(plane, "backlog_up") == 1
 
 
@@ -125,110 +116,38 @@ def test_a_version_that_is_not_in_place_is_seen(plane: ControlPlane) -> None:
     assert shown(plane, "oldest_unmirrored_promotion_seconds") == 0
 
 
-def test_the_newest_version_of_each_model_has_its_figures(plane: ControlPlane) -> None:
-    plane.run_to_end(first := plane.post_dataset("one"))
-    job = plane.post_dataset("two")
-    plane.tick_to(job, JobState.RUNNING)
-    report = VersionReport(
-        final_loss=1,
-        updates=3,
-        ranks=1,
-        drift={plane.dataset_of(first).id: Drift(since_learned=0.02, against_parent=0.02)},
-        quality={plane.dataset_of(first).id: Quality(now=-0.9, best=-1.2, norm_change={})},
-        capacity={"image": capacity(0.4)},
-    )
-    train(plane.store, job, 1, changes={"report": report})
-    plane.run_to_end(job)
-    plane.clock.advance(60)
-    assert shown(plane, "model_version", model="scenes") == 2
-    assert shown(plane, "model_live_version", model="scenes") == 2
-    assert shown(plane, "model_drift", model="scenes") == 0.02
-    assert shown(plane, "model_optimality", model="scenes") == pytest.approx(0.75)
-    assert shown(plane, "model_free_share", model="scenes", modality="image") == 0.4
-    assert shown(plane, "model_drift_permitted", model="scenes") is None
-    headers = {"If-Match": '"1"'}
-    plane.client.put("/v1/models/scenes/gate", json={"max_drift": 0.1}, headers=headers)
-    plane.clock.advance(60)
-    assert shown(plane, "model_drift_permitted", model="scenes") == 0.1
-
-
-def test_a_model_without_a_version_has_no_figures(plane: ControlPlane) -> None:
-    plane.create_model("empty")
-    assert shown(plane, "model_version", model="empty") is None
-
-
-def test_models_without_a_version_hide_no_others(plane: ControlPlane) -> None:
-    spec, now = plane.model().spec, plane.clock()
-    with plane.context.database.write() as connection:
-        for number in range(201):
-            models.create(connection, f"empty-{number:03}", "default", spec, now)
+def test_a_scrape_reads_the_database_in_one_transaction(plane: ControlPlane) -> None:
     plane.run_to_end(plane.post_dataset("one"))
-    plane.clock.advance(60)
-    assert shown(plane, "model_version", model="scenes") == 1
+    before = shown(plane, "database_seconds_count", kind="read", outcome="ok") or 0
+    generate_latest(plane.context.metrics.registry)
+    assert shown(plane, "database_seconds_count", kind="read", outcome="ok") == before + 1
 
 
-def test_a_manifest_is_read_once(plane: ControlPlane) -> None:
-    plane.run_to_end(plane.post_dataset("one"))
-    reads = []
-    for _ in range(3):
-        plane.clock.advance(61)
-        before = shown(plane, "database_seconds_count", kind="read", outcome="ok") or 0
-        generate_latest(plane.context.metrics.registry)
-        after = shown(plane, "database_seconds_count", kind="read", outcome="ok") or 0
-        reads.append(after - before)
-    # Backlog, models, what is prepared or trained, and one manifest; then without the manifest.
-    assert reads == [5, 4, 4]
-
-
-def figures(plane: ControlPlane, model: str) -> dict[str, float | None]:
-    return {name: shown(plane, f"preparation_{name}", model=model) for name in SHOWN}
-
-
-def test_every_figure_of_a_preparation_is_shown(plane: ControlPlane) -> None:
-    given = {
-        "rows_done": 512,
-        "rows_total": 2048,
-        "bad_rows": 3,
-        "rows_per_second": 64.0,
-        "eta_seconds": 24.0,
-    }
-    report_preparing(plane, plane.post_dataset(), "encoding", **given)
-    assert figures(plane, "scenes") == {name: given[field] for name, field in SHOWN.items()}
-    assert shown(plane, "preparation_datasets", phase="encoding", **SCENES) == 1
-
-
-def test_no_figure_of_progress_is_missing() -> None:
-    others = {"request", "phase", "note", "at"}
-    assert others | set(SHOWN.values()) == set(PrepareProgress.model_fields)
-
-
-def test_datasets_of_a_model_are_added_up(plane: ControlPlane) -> None:
+def test_prepared_rows_of_all_datasets_of_a_model_are_added_up(plane: ControlPlane) -> None:
+    plane.create_model("sounds")
     for number, name in enumerate(("one", "two"), 1):
-        report_preparing(
-            plane,
-            plane.post_dataset(name),
-            "encoding",
-            rows_done=10 * number,
-            rows_total=100,
-            eta_seconds=5.0 * number,
-        )
-    found = figures(plane, "scenes")
-    assert (found["rows"], found["rows_planned"], found["rows_per_second"]) == (30, 200, 8)
-    assert found["eta_seconds"] == 10
-    assert shown(plane, "preparation_datasets", phase="encoding", **SCENES) == 2
+        report_preparing(plane, plane.post_dataset(name), "encoding", rows_done=10 * number)
+    report_preparing(plane, plane.post_dataset(model="sounds"), "reading", rows_done=7)
+    assert shown(plane, "preparation_rows", model="scenes") == 30
+    assert shown(plane, "preparation_rows", model="sounds") == 7
 
 
-def test_a_dataset_without_a_report_waits(plane: ControlPlane) -> None:
+@pytest.mark.parametrize("phase", [None, "waiting"])
+def test_a_preparation_that_waits_is_not_one_that_stands_still(
+    plane: ControlPlane, phase: PreparationPhase | None
+) -> None:
     plane.preparer = lambda _: None
-    plane.post_dataset()
+    job = plane.post_dataset()
+    if phase is not None:
+        report_preparing(plane, job, phase)
     plane.tick(3)
     plane.clock.advance(5)
-    assert shown(plane, "preparation_datasets", phase="waiting", **SCENES) == 1
-    assert set(figures(plane, "scenes").values()) == {None}
+    assert plane.job(job).state == JobState.PREPARING
+    assert shown(plane, "preparation_rows", **SCENES) is None
 
 
 @pytest.mark.parametrize("end", ["prepared", "cancelled"])
-def test_the_series_of_a_preparation_vanish_with_it(plane: ControlPlane, end: str) -> None:
+def test_the_rows_of_a_preparation_vanish_with_it(plane: ControlPlane, end: str) -> None:
     prepare = plane.preparer
     job = plane.post_dataset()
     report_preparing(plane, job, "reading", rows_done=1)
@@ -240,13 +159,35 @@ def test_the_series_of_a_preparation_vanish_with_it(plane: ControlPlane, end: st
         plane.client.post(f"/v1/jobs/{job}/cancel")
         plane.tick(2)
     plane.clock.advance(5)
-    assert "cmcl_service_preparation_rows{" not in plane.client.get("/metrics").text
+    assert shown(plane, "preparation_rows", **SCENES) is None
 
 
-def test_each_model_shows_its_own(plane: ControlPlane) -> None:
-    plane.create_model("sounds")
-    report_preparing(plane, plane.post_dataset(), "encoding", rows_done=5)
-    report_preparing(plane, plane.post_dataset(model="sounds"), "reading", rows_done=7)
-    assert shown(plane, "preparation_rows", model="scenes") == 5
-    assert shown(plane, "preparation_rows", model="sounds") == 7
-    assert shown(plane, "preparation_datasets", model="sounds", phase="reading") == 1
+@pytest.mark.parametrize(
+    ("phase", "progress"),
+    [("training", 3 + FIGURES["rows_done"]), ("certifying", 0), ("waiting", None)],
+)
+def test_progress_of_training_is_shown_unless_the_attempt_waits_for_ranks(
+    plane: ControlPlane, phase: Phase, progress: float | None
+) -> None:
+    job = plane.post_dataset()
+    attempt = plane.tick_to(job, JobState.RUNNING).attempt
+    figures = FIGURES if phase == "training" else {}
+    report_progress(plane.store, job, attempt, phase, 3 if figures else 0, figures)
+    plane.tick()
+    plane.clock.advance(5)
+    assert shown(plane, "training_progress", **SCENES) == progress
+
+
+@pytest.mark.parametrize("end", ["published", "lost"])
+def test_the_progress_of_an_attempt_vanishes_with_it(plane: ControlPlane, end: str) -> None:
+    job = plane.post_dataset()
+    report_running(plane, job)
+    assert shown(plane, "training_progress", **SCENES) is not None
+    if end == "published":
+        plane.run_to_end(job)
+    else:
+        plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "killed")
+        plane.tick(5)
+        assert (plane.job(job).state, plane.job(job).attempt) == (JobState.RUNNING, 2)
+    plane.clock.advance(5)
+    assert shown(plane, "training_progress", **SCENES) is None

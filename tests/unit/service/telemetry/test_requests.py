@@ -60,13 +60,3 @@ def test_a_long_stream_counts_as_what_its_first_byte_took() -> None:
     assert seconds is not None
     assert seconds <= begun[0] - asked
     assert value(metrics.registry, "http_requests_in_progress") == 0
-
-
-def test_bytes_of_kept_parts_are_counted(plane: ControlPlane) -> None:
-    body = {"filename": "a.parquet", "bytes": 3}
-    upload = plane.client.post("/v1/uploads", json=body).json()["id"]
-    headers = {"Content-Type": "application/octet-stream"}
-    path = f"/v1/uploads/{upload}/parts/1"
-    assert plane.client.put(path, content=b"abc", headers=headers).status_code == 200
-    assert plane.client.put(path, content=b"", headers=headers).status_code == 422
-    assert shown(plane, "upload_bytes_total") == 3
