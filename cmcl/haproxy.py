@@ -23,7 +23,6 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from typing import NoReturn
@@ -90,22 +89,10 @@ class ProxyError(Exception):
     """HAProxy cannot start with the bounds. The message names the setting or the line."""
 
 
-@dataclass(frozen=True)
-class Shares:
-    """Who may open how many connections. trusted: networks of proxies, whose clients are many."""
-
-    connections_per_source: int = CONNECTIONS_PER_SOURCE
-    trusted: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, environment: Mapping[str, str]) -> "Shares":
-        """From `CMCL_ENDPOINT_...`; a variable that is empty is one that is missing. Raises ProxyError."""
-        name = "CMCL_ENDPOINT_CONNECTIONS_PER_SOURCE"
-        text = environment.get(name) or str(CONNECTIONS_PER_SOURCE)
-        if not re.fullmatch("[1-9][0-9]{0,8}", text):
-            raise ProxyError(f"{name}: {text!r} is not a whole number from 1 on")
-        proxies = environment.get("CMCL_ENDPOINT_TRUSTED_PROXIES", "").split(",")
-        return cls(int(text), tuple(_network(each.strip()) for each in proxies if each.strip()))
+def trusted_proxies(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Networks of proxies that may have all connections, because their clients are many. Raises ProxyError."""
+    proxies = environment.get("CMCL_ENDPOINT_TRUSTED_PROXIES", "").split(",")
+    return tuple(_network(each.strip()) for each in proxies if each.strip())
 
 
 def _network(text: str) -> str:
@@ -118,22 +105,22 @@ def _network(text: str) -> str:
         ) from error
 
 
-def bounded(configuration: str, shares: Shares) -> str:
+def bounded(configuration: str, trusted: Sequence[str] = ()) -> str:
     """Ray's configuration of HAProxy with the bounds. Raises ProxyError where it is not as expected."""
     sections = _Sections(configuration)
     limit = int(sections.only("global", r"maxconn (\d+)"))
     buffer = int(sections.only("global", r"tune\.bufsize (\d+)"))
     body_seconds = int(sections.only("defaults", r"timeout client (\d+)s"))
-    if shares.connections_per_source > limit:
+    if limit < CONNECTIONS_PER_SOURCE:
         raise ProxyError(
-            f"CMCL_ENDPOINT_CONNECTIONS_PER_SOURCE: {shares.connections_per_source} is more than the "
-            f"{limit} connections of HAProxy (RAY_SERVE_HAPROXY_MAXCONN)"
+            f"RAY_SERVE_HAPROXY_MAXCONN: {limit} is less than the {CONNECTIONS_PER_SOURCE} connections "
+            "that one address may have"
         )
     sections.edit("global", r"(stats socket \S+ mode) 666 (level admin .*)", r"\1 600 \2")
     sections.edit("defaults", r"(mode http)", r"\1", _DEFAULTS)
     sections.edit(
         *("frontend http_frontend", r"(bind \S+:\d+)", r"\1 proto h1"),
-        _frontend(shares, buffer, body_seconds),
+        _frontend(trusted, buffer, body_seconds),
     )
     # Ray itself asks the socket alone.
     for head, bind in (("frontend prometheus", r"bind :(\d+)"), ("listen stats", r"bind \*:(\d+)")):
@@ -151,19 +138,19 @@ _DEFAULTS = [
 ]
 
 
-def _frontend(shares: Shares, buffer: int, body_seconds: int) -> list[str]:
+def _frontend(trusted: Sequence[str], buffer: int, body_seconds: int) -> list[str]:
     # HAProxy keeps 1 KiB of the buffer for rewriting headers. A body that does not fit cannot be sent
     # again, so waiting for a part of it would only keep it from the replica, which checks the key first.
     large = f"{{ req.hdr_val(content-length) gt {buffer - 1024} }}"
-    trusted = f" unless {{ src {' '.join(shares.trusted)} }}" if shares.trusted else ""
-    above = f"{{ sc0_conn_cur gt {shares.connections_per_source} }}"
+    unless_trusted = f" unless {{ src {' '.join(trusted)} }}" if trusted else ""
+    above = f"{{ sc0_conn_cur gt {CONNECTIONS_PER_SOURCE} }}"
     return [
         "stick-table type ipv6 size 64k expire 60s store conn_cur",
         # Of IPv6, one customer's network.
-        f"tcp-request connection track-sc0 src,ipmask(32,64){trusted}",
+        f"tcp-request connection track-sc0 src,ipmask(32,64){unless_trusted}",
         f"tcp-request connection reject if {above}",
         # What a client says of itself is replaced; what a trusted proxy says of its clients is kept.
-        f"http-request set-header x-forwarded-for %[src]{trusted}",
+        f"http-request set-header x-forwarded-for %[src]{unless_trusted}",
         f"http-request wait-for-body time {body_seconds}s unless {large}",
     ]
 
@@ -247,7 +234,7 @@ def _edit_file(arguments: Sequence[str]) -> None:
         raise ProxyError("one configuration is expected: -f FILE")
     path = Path(arguments[arguments.index("-f") + 1])
     edited = path.with_name(f"{path.name}.bounded")
-    edited.write_text(bounded(path.read_text(), Shares.of(os.environ)))
+    edited.write_text(bounded(path.read_text(), trusted_proxies(os.environ)))
     edited.replace(path)
     # Also the sockets in it are for this user alone.
     path.parent.chmod(0o700)

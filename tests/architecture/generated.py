@@ -10,7 +10,6 @@ from pydantic import BaseModel
 
 from cmcl.cli import command_tree
 from cmcl.contract.encoder import EncoderSpec
-from cmcl.haproxy import CONNECTIONS_PER_SOURCE
 from cmcl.pictures import Memory, MemoryRow, forgetting_matrices
 from service.app import create_app
 from service.owner_settings import OwnerGrant
@@ -61,11 +60,10 @@ Read by the driver of preparation and by its tasks, from the environment of the 
 ## The endpoint's proxy
 
 Read by `cmcl-haproxy` from the environment of the Ray nodes each time that it starts HAProxy
-(`cmcl/haproxy.py`; chart: `serving.connectionsPerSource` and `serving.trustedProxies`).
+(`cmcl/haproxy.py`; chart: `serving.trustedProxies`).
 
 | variable | default | permitted | meaning |
 |---|---|---|---|
-| `CMCL_ENDPOINT_CONNECTIONS_PER_SOURCE` | `{per_source}` | integer, ≥ 1, ≤ `RAY_SERVE_HAPROXY_MAXCONN` (4096) | open connections of one address (IPv6: one /64) at one HAProxy; more are closed at once |
 | `CMCL_ENDPOINT_TRUSTED_PROXIES` | none | text | comma-separated addresses or networks of an ingress or other proxies that many clients come through; they may have all connections |
 
 ## Embeddings
@@ -91,7 +89,6 @@ def settings_document() -> str:
         train=_table("variable", TrainSettings, lambda field: f"CMCL_{field.upper()}"),
         prepare=_table("variable", PrepareSettings, lambda field: f"CMCL_PREPARE_{field.upper()}"),
         serve=_table("argument", ServeArgs, str),
-        per_source=CONNECTIONS_PER_SOURCE,
         encoder=_table("field", EncoderSpec, str),
         grant=_table("field", OwnerGrant, str),
     )

@@ -15,7 +15,6 @@ RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S: "660"
 RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S: "120"
 RAY_SERVE_HAPROXY_RETRY_ON: conn-failure empty-response junk-response
 RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S: "1"
-CMCL_ENDPOINT_CONNECTIONS_PER_SOURCE: {{ .Values.serving.connectionsPerSource | quote }}
 CMCL_ENDPOINT_TRUSTED_PROXIES: {{ join "," .Values.serving.trustedProxies | quote }}
 RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S: {{ .Values.serving.drainSeconds | quote }}
 RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S: {{ .Values.serving.drainSeconds | quote }}

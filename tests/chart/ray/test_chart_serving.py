@@ -10,7 +10,7 @@ import helm_python
 import httpx
 import pytest
 
-from cmcl.haproxy import SERVING, Shares
+from cmcl.haproxy import SERVING, trusted_proxies
 from tests.chart.ray.resources import custom_resources
 from tests.chart.release import (
     BUCKET,
@@ -195,17 +195,16 @@ def test_timeouts_of_haproxy_match_those_of_the_endpoint() -> None:
 @pytest.mark.parametrize(
     ("serving", "expected"),
     [
-        ({}, Shares()),
-        (
-            {"connectionsPerSource": 64, "trustedProxies": ["10.0.3.7", "fd00::/8"]},
-            Shares(64, ("10.0.3.7/32", "fd00::/8")),
-        ),
+        ({}, ()),
+        ({"trustedProxies": ["10.0.3.7", "fd00::/8"]}, ("10.0.3.7/32", "fd00::/8")),
     ],
 )
-def test_shares_of_connections_are_as_they_were_chosen(serving: Object, expected: Shares) -> None:
+def test_trusted_proxies_are_as_they_were_chosen(
+    serving: Object, expected: tuple[str, ...]
+) -> None:
     variables = environment_of(render({"serving": serving}).container("serving"))
     # Kubernetes takes a variable without a value for an empty one.
-    assert Shares.of({name: value or "" for name, value in variables.items()}) == expected
+    assert trusted_proxies({name: value or "" for name, value in variables.items()}) == expected
 
 
 # They are read when ray.serve is imported, which warns while it is.

@@ -22,7 +22,6 @@ from cmcl.haproxy import (
     PROGRAM,
     SERVING,
     ProxyError,
-    Shares,
     bounded,
 )
 from cmcl.stack_host import Ports
@@ -46,7 +45,7 @@ from workers.serve.settings import ServeSettings
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 
 POST = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
-PER_SOURCE = "CMCL_ENDPOINT_CONNECTIONS_PER_SOURCE"
+MORE = CONNECTIONS_PER_SOURCE + 100
 TRUSTED = "CMCL_ENDPOINT_TRUSTED_PROXIES"
 
 
@@ -92,20 +91,16 @@ def test_both_attempts_at_one_request_have_one_id() -> None:
 
 
 def test_connections_of_one_source_are_limited() -> None:
-    with proxy(settings={PER_SOURCE: "8"}, maxconn=16) as running, crowd(running.port, 40):
-        assert eventually(lambda: running.accepted() == 8)
-        assert not running.answers(ADDRESS)
-        assert running.answers("127.0.0.3")
-    more = CONNECTIONS_PER_SOURCE + 100
-    with proxy(settings={}, maxconn=2048) as running, crowd(running.port, more):
+    with proxy(settings={}, maxconn=2048) as running, crowd(running.port, MORE):
         assert eventually(lambda: running.accepted() == CONNECTIONS_PER_SOURCE)
+        assert not running.answers(ADDRESS)
         assert running.answers("127.0.0.3")
 
 
 def test_a_trusted_proxy_may_have_all_connections() -> None:
-    settings = {PER_SOURCE: "8", TRUSTED: "10.0.3.0/24, 127.0.0.2,fd00::/8"}
-    with proxy(settings=settings, maxconn=64) as running, crowd(running.port, 40):
-        assert eventually(lambda: running.accepted() == 40)
+    settings = {TRUSTED: "10.0.3.0/24, 127.0.0.2,fd00::/8"}
+    with proxy(settings=settings, maxconn=2048) as running, crowd(running.port, MORE):
+        assert eventually(lambda: running.accepted() == MORE)
 
 
 @pytest.mark.parametrize("sent", [PROBE[:10], b"POST / HTTP/1.1\r\nhost: localhost\r\nx: "])
@@ -189,10 +184,16 @@ def test_haproxys_sockets_are_private_to_user_and_machine() -> None:
     ],
 )
 def test_an_unknown_configuration_of_ray_is_rejected(rays: str, line: str, instead: str) -> None:
-    bounded(rays, Shares())
+    bounded(rays)
     assert line in rays
     with pytest.raises(ProxyError, match="release of Ray"):
-        bounded(rays.replace(line, instead, 1), Shares())
+        bounded(rays.replace(line, instead, 1))
+
+
+def test_one_address_never_has_more_connections_than_haproxy(rays: str) -> None:
+    assert "maxconn 4096" in rays
+    with pytest.raises(ProxyError, match="MAXCONN: 512 is less than the 1024 connections"):
+        bounded(rays.replace("maxconn 4096", "maxconn 512"))
 
 
 def test_a_listener_without_limits_is_rejected() -> None:
@@ -202,15 +203,12 @@ def test_a_listener_without_limits_is_rejected() -> None:
     with TemporaryDirectory(prefix="cmcl-") as folder:
         path = write_rays(Path(folder), Ports.free(), (30_000,), grpc_options=options)
         with pytest.raises(ProxyError, match="proto h2' has no bounds"):
-            bounded(path.read_text(), Shares())
+            bounded(path.read_text())
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({PER_SOURCE: "many"}, f"{PER_SOURCE}: 'many' is not a whole number from 1"),
-        ({PER_SOURCE: "0"}, f"{PER_SOURCE}: '0' is not a whole number from 1"),
-        ({PER_SOURCE: "5000"}, "more than the 4096 connections of HAProxy"),
         ({TRUSTED: "ingress"}, f"{TRUSTED}: 'ingress' does not appear to be an IPv4 or IPv6"),
         ({TRUSTED: "10.0.0.1/8"}, f"{TRUSTED}: 10.0.0.1/8 has host bits set"),
     ],
