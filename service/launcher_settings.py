@@ -50,7 +50,11 @@ class LauncherSettings(BaseSettings):
         "cluster's nodes suffice for, at least 1; with the kuberay launcher unlimited where Kueue queues them, "
         "else 16. Set it where the nodes of a Ray cluster are added as needed",
     )
-    ranks: int = Field(default=1, ge=1, description="training processes of one attempt")
+    ranks: int = Field(
+        default=1,
+        ge=1,
+        description="training processes of one attempt; more where one GPU or node is too slow for a dataset",
+    )
     min_ranks: int | None = Field(
         default=None,
         ge=1,
@@ -58,7 +62,9 @@ class LauncherSettings(BaseSettings):
         "launcher it also starts with fewer if there is no room for all. Default: all ranks "
         "are required",
     )
-    gpus_per_rank: float = Field(default=0, ge=0, description="GPUs for each rank")
+    gpus_per_rank: float = Field(
+        default=0, ge=0, description="GPUs for each rank; 0 trains on CPUs"
+    )
     ranks_idle_seconds: float = Field(
         default=1800,
         ge=0,
@@ -101,16 +107,19 @@ class LauncherSettings(BaseSettings):
         description="ConfigMap in that namespace; when it is deleted, Kubernetes deletes the RayJobs too",
     )
     kuberay_service_account: str = Field(
-        default="default", description="service account of their pods"
+        default="default", description="service account of their pods; set it for workload identity"
     )
     kuberay_priority_classes: JsonObject[Priority, str] = Field(
         default={},
         description="Kueue WorkloadPriorityClass for each model priority, as a JSON object with low, "
         "normal and high; a missing one means no class",
     )
-    kuberay_ranks_per_pod: int = Field(default=1, ge=1, description="ranks that share a pod")
+    kuberay_ranks_per_pod: int = Field(
+        default=1, ge=1, description="ranks that share a pod; as many as a node has GPUs"
+    )
     kuberay_gpu_resource: str = Field(
-        default="nvidia.com/gpu", description="resource name with which pods request GPUs"
+        default="nvidia.com/gpu",
+        description="resource name with which pods request GPUs; another one for MIG slices or other vendors",
     )
     kuberay_pod_template: Path | None = Field(
         default=None,

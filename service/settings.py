@@ -53,14 +53,21 @@ class Settings(LauncherSettings, OwnerSettings):
         description="comma-separated URI prefixes that users' shards must lie under; if empty, no dataset "
         "is accepted",
     )
-    host: str = Field(default="127.0.0.1", description="address to listen on")
+    host: str = Field(
+        default="127.0.0.1",
+        description="address to listen on; 0.0.0.0 or :: where others than this machine connect",
+    )
     trusted_proxies: Proxies = Field(
         default=("127.0.0.1",),
         description="comma-separated addresses or networks of reverse proxies whose forwarded client "
         "addresses are trusted",
     )
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on")
-    max_attempts: int = Field(default=3, ge=1, description="attempts before a job fails")
+    max_attempts: int = Field(
+        default=3,
+        ge=1,
+        description="attempts before a job fails; more where nodes are often taken away",
+    )
     encoders: Encoders = Field(
         default=(),
         description="encoders that models can bind modalities to: a JSON list of declarations, or the path of "
@@ -73,10 +80,14 @@ class Settings(LauncherSettings, OwnerSettings):
         "count",
     )
     run_deadline_seconds: float = Field(
-        default=86400, gt=0, description="time limit for an attempt from its start to its candidate"
+        default=86400,
+        gt=0,
+        description="time limit for an attempt from its start to its candidate; raise it for datasets that train longer",
     )
     upload_bytes_max: int = Field(
-        default=5 * 2**30, ge=1, description="maximum size of an uploaded file"
+        default=5 * 2**30,
+        ge=1,
+        description="maximum size of an uploaded file; raise it with the disk for larger datasets",
     )
     auth: Literal["on", "off"] = Field(
         default="on",
@@ -156,7 +167,9 @@ class Settings(LauncherSettings, OwnerSettings):
         description="comma-separated URL prefixes that webhooks must lie under; if empty, any public "
         "https address is permitted",
     )
-    log_level: LogLevel = Field(default="info", description="minimum level of log records")
+    log_level: LogLevel = Field(
+        default="info", description="minimum level of log records; DEBUG to look for a fault"
+    )
 
     @property
     def encoders_by_name(self) -> dict[str, EncoderSpec]:
