@@ -168,7 +168,7 @@ class Settings(LauncherSettings, OwnerSettings):
         "https address is permitted",
     )
     log_level: LogLevel = Field(
-        default="info", description="minimum level of log records; DEBUG to look for a fault"
+        default="info", description="minimum level of log records; debug to look for a fault"
     )
 
     @property
