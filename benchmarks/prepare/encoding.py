@@ -163,7 +163,7 @@ def prepared_rate(
     progress = _Phases(dataset)
     with ExitStack() as leases:
         leases.enter_context(cluster.lease(spec, spec.actors, lambda _: None))
-        check_niceness("EncoderActor")
+        check_niceness("EncoderProcess")
         began = time.perf_counter()
         prepare_dataset(Preparation(store, request, cluster, progress))
         ended = time.perf_counter()

@@ -171,7 +171,7 @@ def children_of_units(nodes: Nodes) -> list[psutil.Process]:
 KILLED: dict[str, Callable[[Nodes], list[psutil.Process]]] = {
     "worker": units,
     "child": children_of_units,
-    "encoder": lambda nodes: processes(nodes, "ray::EncoderActor"),
+    "encoder": lambda nodes: processes(nodes, "ray::EncoderProcess"),
 }
 
 

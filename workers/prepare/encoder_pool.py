@@ -86,7 +86,7 @@ class RayEncoder:
         return encoded
 
 
-class _OwnProcess(EncoderActor):
+class EncoderProcess(EncoderActor):
     """The actor in a process of its own, which gives way to the encoders that answer queries."""
 
     def __init__(self, spec: EncoderSpec, store_uri: str) -> None:
@@ -229,7 +229,7 @@ class EncoderPools:
         return [f"{self._prefix}-{number}" for number in range(first, first + count)]
 
     def _actor(self, spec: EncoderSpec, name: str) -> Any:
-        options = ray.remote(_OwnProcess).options(
+        options = ray.remote(EncoderProcess).options(
             name=name,
             num_cpus=spec.num_cpus,
             num_gpus=spec.num_gpus,
