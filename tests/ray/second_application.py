@@ -11,6 +11,7 @@ import ray
 from ray import serve
 
 from workers.serve.app import build
+from workers.serve.settings import ServeSettings
 
 NAME = "second"
 PREFIX = f"/{NAME}"
@@ -35,17 +36,15 @@ def main(store_uri: str) -> None:
 
 
 def _deploy(store_uri: str, most: int) -> None:
-    application = build(
-        {
-            "store": store_uri,
-            "replicas": 2,
-            "num_cpus": 0.1,
-            "min_version_wait_seconds": _WAITING_SECONDS,
-            "queue_seconds": 2 * _WAITING_SECONDS,
-            "max_top_k": most,
-        }
+    settings = ServeSettings(
+        store=store_uri,
+        replicas=2,
+        num_cpus=0.1,
+        min_version_wait_seconds=_WAITING_SECONDS,
+        queue_seconds=2 * _WAITING_SECONDS,
+        max_top_k=most,
     )
-    serve.run(application, name=NAME, route_prefix=PREFIX)
+    serve.run(build(settings), name=NAME, route_prefix=PREFIX)
 
 
 if __name__ == "__main__":
