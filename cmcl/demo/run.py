@@ -16,12 +16,7 @@ from cmcl.client import Client, CmclError, Json
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
-from cmcl.demo.figures import (
-    comparison_table,
-    draw,
-    stream_figures,
-    version_table,
-)
+from cmcl.demo.figures import comparison_table, draw, stream_figures, version_table
 from cmcl.demo.queries import QueryLoad, QueryReport
 from cmcl.demo.raw import RawFailure, RawReport, learn_raw
 from cmcl.demo.stream import Stream, StreamDataset, read_stream
@@ -241,10 +236,8 @@ def _learn(
 
 def _wait_until_live(client: Client, model: str, dataset: StreamDataset) -> float | None:
     """Wait until the first version of a model answers. Return the time (time.monotonic), or None."""
-    modality, row = (
-        dataset.pair.first,
-        [1.0] * client.model(model).modalities[dataset.pair.first].width,
-    )
+    modality = dataset.pair.first
+    row = [1.0] * client.model(model).modalities[modality].width
     deadline = time.monotonic() + _SWAP_SECONDS
     while time.monotonic() < deadline:
         with suppress(CmclError):
@@ -282,12 +275,13 @@ def _document(models: list[DemoModel], queries: QueryReport) -> Json:
     policies = {model.name: model.document() for model in models}
     default, unprotected = policies[DEFAULT], policies[UNPROTECTED]
     figures = ("recall_at_1", "recall_at_10", "bwt_recall_at_1", "bwt_recall_at_10", "max_drift")
+    seen = [version.rpartition("@") for version in queries.first_seen]
     return {
         "datasets": len(models[0].versions),
         "versions": len(models[0].versions),
         "queries": queries.sent,
         "failed_queries": len(queries.failures),
-        "versions_seen": sorted(queries.first_seen),
+        "versions_seen": sorted(int(number) for model, _, number in seen if model == DEFAULT),
         **{name: default[name] for name in (*figures, "seconds_post_to_live")},
         "unprotected": {name: unprotected[name] for name in figures},
         "policies": policies,
