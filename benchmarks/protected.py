@@ -92,6 +92,7 @@ class MaskedPair:
         rows: PairedRows,
         spec: TrainingSpec,
         spaces: tuple[UpdateSpace, UpdateSpace],
+        weight_decay: float = Recipe.weight_decay,
     ) -> None:
         first, second = spaces
         self.pair = PairInEigenCoordinates((weights[0], first), (weights[1], second))
@@ -99,7 +100,7 @@ class MaskedPair:
             rows, first_NI=rotate(rows.first_NI, first), second_NJ=rotate(rows.second_NJ, second)
         )
         self._objective = GlobalLoss(self.pair, spec, SINGLE_PROCESS)
-        self._optimizer = optimizer_for(self.pair, spec.learning_rate, Recipe.weight_decay)
+        self._optimizer = optimizer_for(self.pair, spec.learning_rate, weight_decay)
         self._rule = UpdateRule()
 
     def update(self, index_B: Tensor) -> None:

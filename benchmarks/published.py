@@ -25,14 +25,18 @@ class PlainPair:
     """Two heads under InfoNCE and AdamW, and nothing else."""
 
     def __init__(
-        self, weights: tuple[Tensor, Tensor], rows: PairedRows, spec: TrainingSpec
+        self,
+        weights: tuple[Tensor, Tensor],
+        rows: PairedRows,
+        spec: TrainingSpec,
+        weight_decay: float = Recipe.weight_decay,
     ) -> None:
         first, second = (nn.Parameter(weight.clone()) for weight in weights)
         self.weights, self._rows, self._spec = (first, second), rows, spec
         self._optimizer = torch.optim.AdamW(
             self.weights,
             lr=spec.learning_rate,
-            weight_decay=Recipe.weight_decay,
+            weight_decay=weight_decay,
             eps=EPSILON,
             fused=True,
         )

@@ -84,7 +84,7 @@ class KubeRayRig:
 
     def __init__(self, api: KubernetesApi) -> None:
         self.api = api
-        site = Site("an-image", "2.60.0", submission_mode="K8sJobMode")
+        site = Site("an-image", submission_mode="K8sJobMode")
         self.launcher = KubeRayLauncher(site, api.connect)
         api.others[PODS] = {}
 

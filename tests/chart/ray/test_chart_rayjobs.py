@@ -39,7 +39,7 @@ def _settings(release: Release, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _job(release: Release, folder: Path) -> Object:
-    site = Site("registry/worker:1", "2.60.0", pods=_pods(release, folder), ranks_per_pod=2)
+    site = Site("registry/worker:1", pods=_pods(release, folder), ranks_per_pod=2)
     return ray_job(SUBMISSION, site)
 
 
@@ -192,7 +192,7 @@ def test_the_pod_of_the_submitter_is_restricted_too(tmp_path: Path) -> None:
     values = values_of("queued")
     values["training"]["rayJobs"]["submissionMode"] = "K8sJobMode"
     pods = _pods(render(values), tmp_path)
-    site = Site("registry/worker:1", "2.60.0", pods=pods, submission_mode="K8sJobMode")
+    site = Site("registry/worker:1", pods=pods, submission_mode="K8sJobMode")
     submitter = ray_job(SUBMISSION, site)["spec"]["submitterPodTemplate"]
     assert violations(submitter["spec"]) == []
     # A Job of Kubernetes requires it, and NetworkPolicies select the pod by its labels.

@@ -50,8 +50,8 @@ def test_an_encoder_books_the_resources_of_its_image(places: dict[str, object]) 
 
 
 def test_other_arguments_are_counted_by_themselves() -> None:
-    one, other = (_options(replicas_per_node=1, max_rows=rows)[0]["resources"] for rows in (1, 2))
+    one, other = (_options(replicas_per_node=1, num_cpus=cpus)[0]["resources"] for cpus in (1, 2))
     assert one != other
     # An encoder stays as it is when something else changes.
-    one, other = (_options(replicas_per_node=1, max_rows=rows)[1]["resources"] for rows in (1, 2))
+    one, other = (_options(replicas_per_node=1, num_cpus=cpus)[1]["resources"] for cpus in (1, 2))
     assert one == other

@@ -86,7 +86,7 @@ def test_a_job_without_room_waits_as_a_row_and_says_why(make_plane: MakePlane) -
     )
     shared.end(first)
     assert shared.states(second) == [RUNNING]
-    assert shared.plane.job(second).message is None
+    assert shared.plane.job(second).message == "the attempt is starting on the cluster"
 
 
 def test_a_limit_of_an_owner_keeps_its_jobs_waiting_and_no_others(make_plane: MakePlane) -> None:

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.chain import Dataset, learn_one
 from benchmarks.paper.features import EvaluationRows, StepData
 from benchmarks.paper.metrics import StepFigures, drawn_recall, measure_step, summary
-from benchmarks.paper.protocol import STEPS, Step, recipe
+from benchmarks.paper.protocol import STEPS, Step
 from benchmarks.paper.unscaled import (
     PublishedUpdate,
     published_start,
@@ -17,7 +17,7 @@ from benchmarks.paper.unscaled import (
     with_lengths,
 )
 from cmcl.contract.model import ModelSpec
-from workers.methods.method import Vanilla
+from workers.methods.method import Recipe, Vanilla
 from workers.model.evaluation import HeldOut
 from workers.model.rows import PairedRows
 from workers.train.data.rows import Plan, permuted_batches
@@ -84,8 +84,9 @@ def test_the_published_update_equals_a_slow_loop() -> None:
     held_out = HeldOut(PairedRows(keys_N, keys_N, keys_N, keys_N), None)
     dataset = Dataset("one", data.step.pair, unscaled.training, held_out)
     method = PublishedUpdate(Vanilla(), Plan(BATCH, EPOCHS, 0).updates(ROWS))
+    recipe = Recipe(DECAY, averaged_share=0.0, unit_length=False)
     learned = learn_one(
-        spec(), published_start(spec(), lengths), dataset, (), method, recipe("paper")
+        spec(), published_start(spec(), lengths), dataset, (), method, recipe
     )
     first_EI, second_EI = (
         learned.model_state.heads.weights[modality] for modality in ("text", "audio")

@@ -73,7 +73,7 @@ def test_a_dataset_learns_from_an_upload(plane: ControlPlane) -> None:
     job = plane.post_dataset(shards=[{"uri": uri}], evaluation_shards=[{"uri": held_out}])
     assert plane.run_to_end(job).state == JobState.PUBLISHED
     dataset = plane.client.get(f"/v1/datasets/{plane.job(job).dataset}").json()
-    assert dataset["shards"] == [{"uri": uri, "sha256": None}]
+    assert dataset["shards"] == [{"uri": uri, "sha256": None, "name": "pairs.parquet"}]
     assert dataset["manifest"]["shards"][0]["uri"].startswith(f"{plane.store.uri}/uploads/")
 
 
@@ -82,7 +82,7 @@ def test_bad_rows_are_named_as_the_user_named_them(plane: ControlPlane) -> None:
     job = plane.post_dataset(shards=[{"uri": uri}])
     failed = plane.tick_to(job, JobState.FAILED)
     assert failed.message is not None
-    assert failed.message.startswith(uri)
+    assert failed.message.startswith("pairs.parquet: ")
     assert "file://" not in failed.message
 
 
