@@ -52,7 +52,7 @@ class ChainVersion:
 
     @property
     def learned(self) -> str:
-        """What it learned, in words."""
+        """What it learned, as a phrase."""
         return f"unlearned {self.dataset}" if self.unlearns else self.dataset
 
 

@@ -90,7 +90,7 @@ class Row:
     """One good row. `position`: in its file.
 
     `key_a`, `key_b`: digests of the raw bytes of both items (32 bytes). Rows are held out by `key_a`;
-    items with equal keys are equal. An item is None if the reader was told not to decode it.
+    items with equal keys are equal. An item is None if the reader does not decode it.
     """
 
     position: int
