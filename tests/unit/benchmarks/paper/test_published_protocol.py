@@ -85,9 +85,7 @@ def test_the_published_update_equals_a_slow_loop() -> None:
     dataset = Dataset("one", data.step.pair, unscaled.training, held_out)
     method = PublishedUpdate(Vanilla(), Plan(BATCH, EPOCHS, 0).updates(ROWS))
     recipe = Recipe(DECAY, averaged_share=0.0, unit_length=False)
-    learned = learn_one(
-        spec(), published_start(spec(), lengths), dataset, (), method, recipe
-    )
+    learned = learn_one(spec(), published_start(spec(), lengths), dataset, (), method, recipe)
     first_EI, second_EI = (
         learned.model_state.heads.weights[modality] for modality in ("text", "audio")
     )
