@@ -1,5 +1,7 @@
 """Views of the candidate of a job, of its attempts and their progress, for `cmcl job`."""
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -9,6 +11,7 @@ from cmcl.client import (
     Bound,
     Candidate,
     CandidateDataset,
+    JobPhase,
     ProgressHistory,
     ProgressPoint,
     VersionSummary,
@@ -53,6 +56,18 @@ _POINT_COLUMNS: Columns[ProgressPoint] = {
     "removed": lambda point: point.removed_share,
     "drift": lambda point: point.drift,
 }
+
+
+def phases_line(phases: Sequence[JobPhase]) -> str:
+    """Render the phases of a job in one line: `4.9 s: queued 81 ms, preparing 0.3 s, ...`."""
+    # Pictures are no part of the start-up of other commands.
+    from cmcl.pictures import duration
+
+    parts = [
+        f"{each.phase} {duration(each.seconds)}{' so far' if each.running else ''}"
+        for each in phases
+    ]
+    return f"{duration(sum(each.seconds for each in phases))}: {', '.join(parts)}"
 
 
 def progress_view(progress: ProgressHistory) -> RenderableType:

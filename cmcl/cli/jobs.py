@@ -18,7 +18,7 @@ from cmcl.cli.console import (
 )
 from cmcl.cli.dataset_views import evaluation_cell
 from cmcl.cli.errors import CommandError
-from cmcl.cli.job_views import ATTEMPT_COLUMNS, candidate_view, progress_view
+from cmcl.cli.job_views import ATTEMPT_COLUMNS, candidate_view, phases_line, progress_view
 from cmcl.cli.options import (
     DEFAULT_URL,
     AsJson,
@@ -38,7 +38,16 @@ from cmcl.cli.progress import (
     follow,
     preparation_figures,
 )
-from cmcl.client import Attempt, Candidate, Client, CmclError, Job, JobProgress, Preparation
+from cmcl.client import (
+    Attempt,
+    Candidate,
+    Client,
+    CmclError,
+    Job,
+    JobPhase,
+    JobProgress,
+    Preparation,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -79,8 +88,9 @@ def list_jobs(
 
 
 class _JobDetails(Job):
-    """A job with its attempts, and its candidate while there is one."""
+    """A job with its phases and attempts, and its candidate while there is one."""
 
+    phases: list[JobPhase]
     attempts: list[Attempt]
     candidate: Candidate | None
 
@@ -89,12 +99,14 @@ class _JobDetails(Job):
 def show_job(
     job: JobId, picture: PictureFile = None, url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """Show a job with its progress and attempts, and the candidate of one that is held or was rejected: what it would change."""
+    """Show a job with its progress, where its time went, its attempts, and the candidate of one that is held or was rejected: what it would change."""
     with Client(url) as client:
         found = client.job(job)
+        phases = client.phases(job).phases
         attempts = list(client.attempts(job))
         candidate = _candidate(client, found)
-    details = _JobDetails(**dict(found), attempts=attempts, candidate=candidate)
+    parts = {"phases": phases, "attempts": attempts, "candidate": candidate}
+    details = _JobDetails.model_validate({**dict(found), **parts})
     show(details, as_json, _details_view)
     if picture is not None:
         from cmcl.pictures import candidate_pictures
@@ -219,7 +231,7 @@ def _details_view(job: _JobDetails) -> RenderableType:
     return Group(_view(job), *attempts, *candidate)
 
 
-def _view(job: Job) -> RenderableType:
+def _view(job: _JobDetails) -> RenderableType:
     approval = job.approval
     return fields(
         {
@@ -242,5 +254,6 @@ def _view(job: Job) -> RenderableType:
             "created": job.created_at,
             "started": job.started_at,
             "finished": job.finished_at,
+            "time": phases_line(job.phases) if job.phases else None,
         }
     )

@@ -73,6 +73,9 @@ class JobProgress(ApiModel):
     resumed_at: int | None = Field(
         default=None, description="update at which the attempt resumed from a checkpoint"
     )
+    seconds: dict[str, float] = Field(
+        default={}, description="by phase: seconds spent in it, the present one included"
+    )
     at: datetime | None = None
 
 
@@ -115,6 +118,22 @@ class Attempt(ApiModel):
     )
     reason: str | None = None
     message: str | None = None
+
+
+class JobPhase(ApiModel):
+    """A phase of a job: one of its states or, while it runs, what its attempt does."""
+
+    phase: str
+    seconds: float = Field(description="how long it took, or has taken so far")
+    running: bool = Field(default=False, description="whether it is the present one")
+
+
+class JobPhases(ApiModel):
+    """Where the time of a job went, in order, since it was queued or last retried."""
+
+    job: str
+    seconds: float = Field(description="of all phases together")
+    phases: list[JobPhase]
 
 
 class AttemptLog(ApiModel):

@@ -131,6 +131,10 @@ class Progress(BaseModel):
     resumed_at: int | None = Field(
         default=None, description="updates done before the checkpoint that it resumed from"
     )
+    seconds: dict[Phase, float] = Field(
+        default={},
+        description="by phase: seconds that the ranks have spent in it, the present one included",
+    )
     at: datetime
 
 

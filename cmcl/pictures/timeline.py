@@ -1,11 +1,12 @@
 """What happened one after the other: the versions of a model with its branches, the phases of a job."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from cmcl.pictures.picture import WIDTH, Picture, Table
-from cmcl.pictures.scales import MINUS, Scale, counted
+from cmcl.pictures.scales import MINUS, Scale, counted, percent
 from cmcl.pictures.svg import (
     SMALL,
     brief,
@@ -15,6 +16,7 @@ from cmcl.pictures.svg import (
     escape,
     group,
     isolated,
+    key,
     line,
     named,
     number,
@@ -23,10 +25,11 @@ from cmcl.pictures.svg import (
     text_width,
     title,
 )
-from cmcl.pictures.theme import fill, stroke
+from cmcl.pictures.theme import fill, series, stroke
 
-_ROW, _GAP = 24.0, 10.0
-_WIDEST_NAME = 200.0
+_GAP = 10.0
+# Height of the bar of phases, and the width from which a phase has a colour of its own.
+_BAR, _SEEN = 26.0, 3.0
 # The chain of versions: room for one, radius of its circle, and the height of its middle.
 _SLOT, _RADIUS, _MIDDLE = 88.0, 17.0, 46.0
 _BRANCHES_OFF = "↳ "
@@ -217,35 +220,58 @@ class Phase:
 
 
 def job_phases(phases: Sequence[Phase], *, width: float = WIDTH) -> Picture:
-    """Draw the phases of a job one below the other, each from its start to its end."""
+    """Draw the phases of a job as one bar, each as long as it took, with a key of those that can be seen."""
     total = sum(max(0.0, phase.seconds) for phase in phases)
-    names = max((text_width(clean(phase.name)) for phase in phases), default=0.0)
-    left = min(_WIDEST_NAME, width / 3, names) + 2 * _GAP
-    notes = max((text_width(_taken(phase)) for phase in phases), default=0.0)
-    scale = Scale(0.0, total or 1.0, left, max(left + 40, width - notes - 2 * _GAP))
+    scale = Scale(0.0, total or 1.0, _GAP, width - _GAP)
     body, start = [], 0.0
-    for index, phase in enumerate(phases):
-        y, end = 10 + index * _ROW, start + max(0.0, phase.seconds)
-        corner, size = (scale(start), y + 5), (max(2.0, scale(end) - scale(start)), _ROW - 10)
-        body.append(named((left - _GAP, y + 16), phase.name, left - 1.5 * _GAP, anchor="end"))
-        body.append(rectangle(corner, size, "warn" if phase.running else "accent", 1))
-        body.append(text((corner[0] + size[0] + 6, y + 16), _taken(phase)))
+    entries = list[tuple[Callable[[float, float], str], str]]()
+    for phase in phases:
+        end = start + max(0.0, phase.seconds)
+        wide = scale(end) - scale(start)
+        is_seen = wide >= _SEEN or phase.running
+        colour = "warn" if phase.running else series(len(entries)) if is_seen else "line"
+        # A gap of a pixel between two, as far as there is room.
+        size = (max(1.0, wide - 1), _BAR)
+        words = title(f"{clean(phase.name)}: {_taken(phase)}")
+        body.append(group(rectangle((scale(start), _GAP), size, colour) + words, {}))
+        if is_seen:
+            entries.append((partial(_swatch, colour=colour), phase.name))
         start = end
-    height = 14 + _ROW * max(1, len(phases))
-    if phases:
-        body.append(line((left, 8), (left, height), "line"))
-    else:
-        body.append(text((_GAP, 24), "not started yet", colour="muted"))
-    words = f"{duration(total)} in all." if phases else "The job has not started."
+    drawn, height = key(entries, _GAP, 2 * _GAP + _BAR, width)
+    if not phases:
+        body = [text((_GAP, 24), "not started yet", colour="muted")]
     table = Table(
         "Time in each phase",
-        ("phase", "seconds"),
+        ("phase", "seconds", "share (%)"),
         [
-            (clean(phase.name) + (" (running)" if phase.running else ""), f"{phase.seconds:.1f}")
+            (
+                clean(phase.name) + (" (running)" if phase.running else ""),
+                f"{phase.seconds:.1f}",
+                percent(phase.seconds / total if total else None),
+            )
             for phase in phases
         ],
     )
-    return Picture("Where the time of the job went", words, table, width, height, "".join(body))
+    return Picture(
+        "Where the time of the job went",
+        _phase_words(phases, total),
+        table,
+        width,
+        2 * _GAP + _BAR + height,
+        "".join([*body, drawn]),
+    )
+
+
+def _phase_words(phases: Sequence[Phase], total: float) -> str:
+    if not phases:
+        return "The job has not started."
+    longest = sorted(phases, key=lambda phase: -phase.seconds)[:3]
+    named_phases = ", ".join(f"{brief(phase.name)} {_taken(phase)}" for phase in longest)
+    return f"{duration(total)} in all; the longest: {named_phases}."
+
+
+def _swatch(x: float, y: float, colour: str) -> str:
+    return rectangle((x - 6, y - 5), (12, 10), colour, 2)
 
 
 def _taken(phase: Phase) -> str:

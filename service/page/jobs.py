@@ -6,8 +6,6 @@ waits for a decision is shown beside its parent, with what approving it changes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import pairwise
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -23,15 +21,15 @@ from service.api.events import EventView, read_page
 from service.api.jobs import JobView, read_job
 from service.api.models import read_model
 from service.api.pagination import CursorQuery, get_number_seek
+from service.api.phases import PhaseView, read_phases
 from service.api.summaries import ModelSummary, read_summary
 from service.context import Context
 from service.database.queries.events import EventFilter
 from service.database.seek import Seek
 from service.page.comparison import WantedDep, comparison_values
-from service.page.explanations import PHASES, REASONS, STATES
+from service.page.explanations import PHASES, REASONS
 from service.page.forms import ModelFilter, StateFilter, address, see_other
 from service.page.rendering import (
-    HALF,
     PREFIX,
     TWO_THIRDS,
     Figure,
@@ -40,7 +38,7 @@ from service.page.rendering import (
     pages_of,
 )
 from service.principal import Principal
-from service.states import IN_FLIGHT, TERMINAL, JobState
+from service.states import IN_FLIGHT, JobState
 
 router = APIRouter(prefix=PREFIX)
 
@@ -64,7 +62,6 @@ MOVING = frozenset({*IN_FLIGHT, JobState.PREPARING}) - {JobState.HELD}
 _LISTED_ATTEMPTS = 20
 # Attempts whose curves are drawn.
 _DRAWN_ATTEMPTS = 3
-_STATE = "job."
 
 
 class Step(BaseModel):
@@ -114,6 +111,7 @@ def job_page(request: Request, job: JobPath, principal: Reader, context: Context
     found = jobs.read_job(job, principal, context)
     events = _events(found, principal, context)
     attempts = attempts_of(found, principal, context)
+    phases = read_phases(job, principal, context).phases
     return pages_of(request).render(
         request,
         "job.html",
@@ -125,7 +123,8 @@ def job_page(request: Request, job: JobPath, principal: Reader, context: Context
         phases=PHASES,
         attempts=attempts,
         loss=loss_of(found, attempts, principal, context),
-        time=time_of(found, events, context.clock()),
+        time=time_of(phases),
+        is_in_phase=any(each.running for each in phases),
     )
 
 
@@ -213,21 +212,10 @@ def loss_of(
     return figure(lambda width: loss_curve(curves, width=width), TWO_THIRDS) if curves else None
 
 
-def time_of(job: JobView, events: Sequence[EventView], now: datetime) -> Figure | None:
-    """How long the job was in each state; `events` are all of its events, the newest first."""
-    entered = [
-        (event.kind.removeprefix(_STATE), event.created_at)
-        for event in reversed(events)
-        if event.kind.removeprefix(_STATE) in STATES
-    ]
-    phases = [
-        Phase(STATES[state].label, (until - since).total_seconds())
-        for (state, since), (_, until) in pairwise(entered)
-    ]
-    if entered and job.state not in TERMINAL:
-        state, since = entered[-1]
-        phases.append(Phase(STATES[state].label, (now - since).total_seconds(), running=True))
-    return figure(lambda width: job_phases(phases, width=width), HALF) if phases else None
+def time_of(phases: Sequence[PhaseView]) -> Figure | None:
+    """Where the time of a job went; None before it has any."""
+    found = [Phase(each.phase, each.seconds, each.running) for each in phases]
+    return figure(lambda width: job_phases(found, width=width), TWO_THIRDS) if found else None
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ name, then deletes the earlier one; the highest sequence counts. Names are hints
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 from pydantic import ValidationError
 
-from cmcl.contract.job import Progress, submission_id
+from cmcl.contract.job import Phase, Progress, submission_id
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 
@@ -25,6 +27,9 @@ _NO_NUMBERS = ("", "nan", "inf", "-inf")
 # In the order of a name, after sequence, phase, time, and digest of the note.
 _COUNTS = ("updates_done", "updates_total", "rows_done", "rows_total", "ranks", "resumed_at")
 _FIGURES = (*("loss", "rows_per_second", "gradient_norm", "removed_share", "drift", "eta_seconds"),)
+# After the figures: the milliseconds of these phases, as far as one was entered.
+_TIMED = tuple(phase for phase in get_args(Phase) if phase not in ("waiting", "done"))
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True)
@@ -112,28 +117,68 @@ class ProgressWriter:
 
 
 def encode_progress(sequence: int, progress: Progress) -> str:
-    """The name of a progress: at most 200 characters, of which none needs to be escaped in a URL."""
-    at = (progress.at - _EPOCH) // _MICROSECOND
+    """The name of a progress: at most 230 characters, of which none needs to be escaped in a URL.
+
+    Whole numbers have base 36, so that it fits a file name.
+    """
     note = "" if progress.note is None else hashlib.sha256(progress.note.encode()).hexdigest()[:8]
     figures = [
-        *(_written(getattr(progress, name), "d") for name in _COUNTS),
-        *(_written(getattr(progress, name), ".9g") for name in _FIGURES),
+        *(_base_36(getattr(progress, name)) for name in _COUNTS),
+        *(_rounded(getattr(progress, name)) for name in _FIGURES),
     ]
-    return "_".join([f"{sequence:08d}", progress.phase, str(at), note, *figures])
+    at = _base_36((progress.at - _EPOCH) // _MICROSECOND)
+    seconds = _encode_seconds(progress.seconds)
+    return "_".join([f"{sequence:08d}", progress.phase, at, note, *figures, seconds])
 
 
 def decode_progress(name: str) -> Progress:
     """The progress of a name, without its note. Raises ValueError."""
-    _, phase, at, _, *figures = name.split("_")
-    names = (*_COUNTS, *_FIGURES)
-    values = {
-        field: text for field, text in zip(names, figures, strict=True) if text not in _NO_NUMBERS
+    _, phase, at, _, *figures, seconds = name.split("_")
+    counts, rates = figures[: len(_COUNTS)], figures[len(_COUNTS) :]
+    values: dict[str, object] = {
+        field: int(text, 36) for field, text in zip(_COUNTS, counts, strict=True) if text
+    }
+    values |= {
+        field: text for field, text in zip(_FIGURES, rates, strict=True) if text not in _NO_NUMBERS
     }
     return Progress.model_validate(
-        {"phase": phase, "at": _EPOCH + int(at) * _MICROSECOND, **values}
+        {
+            "phase": phase,
+            "at": _EPOCH + int(at, 36) * _MICROSECOND,
+            "seconds": _decode_seconds(seconds),
+            **values,
+        }
     )
 
 
-def _written(value: float | None, form: str) -> str:
-    """A number without the sign of an exponent, which URLs escape; empty without one."""
-    return "" if value is None else format(value, form).replace("+", "")
+def _encode_seconds(seconds: Mapping[Phase, float]) -> str:
+    """Milliseconds of each phase up to the last one that was entered, empty for those between that were not."""
+    entered = [
+        _base_36(round(1000 * seconds[phase])) if phase in seconds else "" for phase in _TIMED
+    ]
+    return ".".join(entered).rstrip(".")
+
+
+def _decode_seconds(text: str) -> dict[str, float]:
+    return {
+        phase: int(part, 36) / 1000
+        for phase, part in zip(_TIMED, text.split("."), strict=False)
+        if part
+    }
+
+
+def _rounded(value: float | None) -> str:
+    """A number of seven digits without the sign of an exponent, which URLs escape; empty without one."""
+    return "" if value is None else format(value, ".7g").replace("+", "")
+
+
+def _base_36(value: int | None) -> str:
+    """Digits of a whole number that is not negative; empty without one."""
+    if value is None:
+        return ""
+    digits = ""
+    while True:
+        value, digit = divmod(value, 36)
+        digits = _DIGITS[digit] + digits
+        if not value:
+            return digits

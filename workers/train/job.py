@@ -144,7 +144,7 @@ def _train(
         evaluation=evaluation.now,
         not_evaluated=evaluation.missing,
         evaluation_only=measure_only(store, spec.evaluation_only, measured, scratch),
-        seconds=reporter.seconds,
+        seconds={**reporter.seconds},
     )
 
     reporter.enter("writing")

@@ -44,7 +44,9 @@ class Reporter(Watcher):
     ) -> None:
         self._writer = ProgressWriter(store, spec.job, spec.attempt)
         self._store, self._spec, self._here = store, spec, here
-        self.seconds: dict[str, float] = {}
+        # The heartbeat reads seconds and phase together.
+        self._clock = threading.Lock()
+        self.seconds: dict[Phase, float] = {}
         self._phase: Phase = "starting"
         self._phase_began = self._reported_at = time.monotonic()
         self._stages = StageLog(spec.traceparent if here.is_leader else None)
@@ -65,17 +67,14 @@ class Reporter(Watcher):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._ended.set()
-        self._news.set()
-        if self._heart.is_alive():
-            self._heart.join(_LAST_WRITE_SECONDS)
+        self._stop_heart()
 
     def enter(self, phase: Phase) -> None:
         """End the current phase and begin the next one."""
-        now = time.monotonic()
-        spent = now - self._phase_began
-        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + round(spent, 3)
-        self._phase, self._phase_began = phase, now
+        with self._clock:
+            now = time.monotonic()
+            self.seconds = self._seconds_until(now)
+            self._phase, self._phase_began = phase, now
         self._stages.enter(None if phase == "done" else phase)
         self._report(self._progress.model_copy(update={"phase": phase, **_OF_ONE_PHASE}))
 
@@ -96,6 +95,8 @@ class Reporter(Watcher):
         self._show_end()
 
     def _show_end(self) -> None:
+        """The last progress comes first: once a job has moved on, none is stored."""
+        self._stop_heart()
         job, attempt = self._spec.job, self._spec.attempt
         self._stages.write(self._store, layout.run_stages(job, attempt))
         retry_unavailable(lambda: mark_ended(self._store, job, attempt))
@@ -160,6 +161,20 @@ class Reporter(Watcher):
         self._progress, self._reported_at = progress, time.monotonic()
         self._news.set()
 
+    def _seconds_until(self, now: float) -> dict[Phase, float]:
+        """Seconds of each phase, the present one included. The caller holds the lock of the clock."""
+        if self._phase == "done":
+            return self.seconds
+        spent = self.seconds.get(self._phase, 0.0) + round(now - self._phase_began, 3)
+        return {**self.seconds, self._phase: spent}
+
+    def _stop_heart(self) -> None:
+        """Write the latest progress once more, and no further one."""
+        self._ended.set()
+        self._news.set()
+        if self._heart.is_alive():
+            self._heart.join(_LAST_WRITE_SECONDS)
+
     def _beat(self) -> None:
         """Write whenever there is news or a heartbeat is due, and once more at the end."""
         is_last = False
@@ -171,7 +186,9 @@ class Reporter(Watcher):
 
     def _write(self) -> None:
         """Write the latest progress with the current time."""
-        latest = self._progress.model_copy(update={"at": datetime.now(UTC)})
+        with self._clock:
+            now = {"at": datetime.now(UTC), "seconds": self._seconds_until(time.monotonic())}
+            latest = self._progress.model_copy(update=now)
         try:
             self._writer.write(latest)
         except Exception as error:  # noqa: BLE001

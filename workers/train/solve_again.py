@@ -101,7 +101,7 @@ def solve_again(
         evaluation=evaluation,
         not_evaluated=missing,
         evaluation_only=measure_only(store, spec.evaluation_only, measured, scratch),
-        seconds=reporter.seconds,
+        seconds={**reporter.seconds},
     )
     reporter.enter("writing")
     files = version_files(state, spec)

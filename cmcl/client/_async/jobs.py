@@ -13,6 +13,7 @@ from cmcl.client.types import (
     AttemptLog,
     Event,
     Job,
+    JobPhases,
     JobProgress,
     Order,
     Preparation,
@@ -49,6 +50,10 @@ class JobCalls(Calls):
     async def progress(self, job: str, attempt: int | None = None) -> ProgressHistory:
         """Return the progress of an attempt over time, by default of the newest."""
         return await self._of_attempt(ProgressHistory, f"{_path(job)}/progress", attempt)
+
+    async def phases(self, job: str) -> JobPhases:
+        """Return the phases of a job with their seconds."""
+        return await self._session.get(JobPhases, f"{_path(job)}/phases")
 
     async def log(self, job: str, attempt: int | None = None) -> AttemptLog:
         """Return the end of an attempt's log, by default of the newest."""

@@ -14,6 +14,7 @@ from cmcl.client.types import (
     AttemptLog,
     Event,
     Job,
+    JobPhases,
     JobProgress,
     Order,
     Preparation,
@@ -50,6 +51,10 @@ class JobCalls(Calls):
     def progress(self, job: str, attempt: int | None = None) -> ProgressHistory:
         """Return the progress of an attempt over time, by default of the newest."""
         return self._of_attempt(ProgressHistory, f"{_path(job)}/progress", attempt)
+
+    def phases(self, job: str) -> JobPhases:
+        """Return the phases of a job with their seconds."""
+        return self._session.get(JobPhases, f"{_path(job)}/phases")
 
     def log(self, job: str, attempt: int | None = None) -> AttemptLog:
         """Return the end of an attempt's log, by default of the newest."""

@@ -57,6 +57,7 @@ ASKED_BY = {
     "read_candidate": "candidate",
     "list_attempts": "attempts",
     "read_progress": "progress",
+    "read_phases": "phases",
     "read_log": "log",
     "cancel_job": "cancel",
     "retry_job": "retry",

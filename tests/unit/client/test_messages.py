@@ -199,8 +199,9 @@ def test_only_a_running_job_has_time_left(
     }
     progress = {"phase": "training", "eta_seconds": 90.0}
     attempts: dict[str, object] = {"items": [], "next_cursor": None}
+    phases: dict[str, object] = {"job": JOB, "seconds": 0.0, "phases": []}
     times = {"created_at": at, "state_changed_at": at}
-    server.always((200, {**job, **times, "progress": progress, **attempts}))
+    server.always((200, {**job, **times, "progress": progress, **attempts, **phases}))
     assert main(["job", "show", JOB, "--url", server.url]) == Exit.OK
     assert ("time left" in capsys.readouterr().out) is has_time_left
 

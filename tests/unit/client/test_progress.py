@@ -266,19 +266,30 @@ def test_without_a_terminal_each_state_has_a_line(server: RestServer) -> None:
     ]
 
 
-# What the server answers for the list of attempts, in the same document as the job.
-NO_ATTEMPTS: dict[str, Any] = {"items": [], "next_cursor": None}
+# What the server answers for phases and attempts, in the same document as the job.
+PHASES_ALONE: dict[str, Any] = {
+    "items": [],
+    "next_cursor": None,
+    "job": "job-0123456789ab",
+    "seconds": 3.5,
+    "phases": [
+        {"phase": "queued", "seconds": 0.25},
+        {"phase": "training", "seconds": 3.25, "running": True},
+    ],
+}
 
 
 def test_a_jobs_page_shows_its_progress(
     server: RestServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for progress, rows in ((TRAINING, [*WORDS, "phase training", "time left 0:01:30"]), (None, [])):
-        server.always((200, {**job("running", progress).model_dump(mode="json"), **NO_ATTEMPTS}))
+        server.always((200, {**job("running", progress).model_dump(mode="json"), **PHASES_ALONE}))
         assert main(["job", "show", "job-0123456789ab", "--url", server.url]) == Exit.OK
         page = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
         assert [row for row in rows if row not in page] == []
-        assert ("phase" in " ".join(page)) == bool(rows), "absent figures are not shown"
+        absent = [line for line in page if line.startswith("phase")]
+        assert bool(absent) == bool(rows), "absent figures are not shown"
+        assert "time 3.5 s: queued 250 ms, training 3.2 s so far" in page
 
 
 @pytest.mark.parametrize(("state", "has_time_left"), [("preparing", True), ("prepared", False)])
@@ -286,7 +297,7 @@ def test_a_jobs_page_shows_its_preparation(
     server: RestServer, capsys: pytest.CaptureFixture[str], state: str, has_time_left: bool
 ) -> None:
     shown = job(state, None).model_copy(update={"preparation": ENCODING})
-    server.always((200, {**shown.model_dump(mode="json"), **NO_ATTEMPTS}))
+    server.always((200, {**shown.model_dump(mode="json"), **PHASES_ALONE}))
     assert main(["job", "show", "job-0123456789ab", "--url", server.url]) == Exit.OK
     page = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     rows = ["phase encoding", "rows 3,000 of 12,000", "rows/s 123", "left out 7"]

@@ -232,7 +232,10 @@ def test_the_other_tables_have_their_numbers() -> None:
     shares = pictures.share_bars("x", [pictures.Share("a", 0.5, "note")])
     assert cells(shares.table.html())[1:] == [["a", "50.0", "note"]]
     phases = pictures.job_phases([pictures.Phase("queued", 2.25), pictures.Phase("b", 1, True)])
-    assert cells(phases.table.html())[1:] == [["queued", "2.2"], ["b (running)", "1.0"]]
+    assert cells(phases.table.html())[1:] == [
+        ["queued", "2.2", "69.2"],
+        ["b (running)", "1.0", "30.8"],
+    ]
     chain = pictures.version_chain(
         [pictures.ChainVersion(1, "a", "live")], [pictures.Branch("m", 1)]
     )

@@ -77,6 +77,33 @@ def test_the_heartbeat_continues_while_nothing_changes(store: NotedStore) -> Non
     assert (after.phase, after.updates_done, after.loss) == ("training", 8, 0.5)
 
 
+def test_progress_has_the_seconds_of_every_phase_so_far(store: NotedStore) -> None:
+    with Reporter(store, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
+        reporter.enter("reading")
+        reporter.enter("training")
+        store.wait_for_writes(3)
+        before = store.progress()
+        store.wait_for_writes(2)
+        after = store.progress()
+    assert list(after.seconds) == ["starting", "reading", "training"]
+    assert after.seconds["training"] > before.seconds["training"]
+    passed = (after.at - before.at).total_seconds()
+    grown = sum(after.seconds.values()) - sum(before.seconds.values())
+    assert grown == pytest.approx(passed, abs=0.1)
+
+
+def test_the_last_progress_is_written_before_the_end_is_shown(store: NotedStore) -> None:
+    """Once its job has moved on, no progress of an attempt is stored."""
+    with Reporter(store, SPEC, SINGLE_PROCESS) as reporter:
+        reporter.enter("writing")
+        reporter.done()
+        written = list(store.calls)
+    (ended,) = (place for place, key in enumerate(written) if key.endswith(layout.ENDED))
+    assert any("_done_" in key for key in written[:ended])
+    assert store.calls == written
+    assert list(store.progress().seconds) == ["starting", "writing"]
+
+
 def test_the_first_update_is_reported_at_once(store: NotedStore) -> None:
     """Progress shows that training runs, and how long it took to start."""
     reporter = Reporter(store, SPEC, SINGLE_PROCESS)

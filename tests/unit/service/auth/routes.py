@@ -68,6 +68,7 @@ ROUTES: dict[str, Wanted] = {
     "GET /v1/jobs/{job}/attempts": Wanted(READ),
     "GET /v1/jobs/{job}/candidate": Wanted(READ),
     "GET /v1/jobs/{job}/log": Wanted(READ),
+    "GET /v1/jobs/{job}/phases": Wanted(READ),
     "GET /v1/jobs/{job}/progress": Wanted(READ),
     "POST /v1/jobs/{job}/cancel": Wanted(TRAIN),
     "POST /v1/jobs/{job}/retry": Wanted(TRAIN),

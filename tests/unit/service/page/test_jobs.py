@@ -1,7 +1,7 @@
 """The page of a job: how its attempts ended."""
 
 import re
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from sqlalchemy import update
@@ -10,6 +10,7 @@ from service.database.queries.attempts import AttemptOutcome
 from service.database.tables import attempts, events, jobs
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.trainer import report_progress
 from tests.unit.service.page.browser import Browser, text_of
 
 
@@ -63,3 +64,21 @@ def test_the_page_of_a_measured_job_has_its_attempt(plane: ControlPlane, person:
     job = plane.post_dataset("views", evaluate_only=True)
     assert plane.run_to_end(job).state == JobState.EVALUATED
     assert outcome_shown(person, job) == "measured"
+
+
+def test_the_page_of_a_job_says_where_its_time_went(plane: ControlPlane, person: Browser) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    figures: Any = {"seconds": {"reading": 2.0, "training": 1.5}, "at": plane.clock()}
+    report_progress(plane.store, job, 1, "training", figures=figures)
+    plane.tick()
+    part = person.get(f"/ui/jobs/{job}?fragment=live_time").text
+    rows = re.findall(r'<tr><th scope="row">([^<]*)</th><td>([^<]*)</td>', part)
+    listed = plane.client.get(f"/v1/jobs/{job}/phases").json()["phases"]
+    assert rows == [
+        (each["phase"] + (" (running)" if each["running"] else ""), f"{each['seconds']:.1f}")
+        for each in listed
+    ]
+    assert "training (running)" in dict(rows)
+    # A part of an open page that changes by itself.
+    assert "data-every" in part
