@@ -15,7 +15,7 @@ from cmcl.contract.modality import ModalityPair
 from workers.model.heads import ModalityHeads
 from workers.model.loss import unit
 from workers.model.rows import PairedRows
-from workers.nullspace.certificate import PairWeights, relative_drift
+from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.migrate import Migration
 from workers.nullspace.moments import PairMoments
 
@@ -58,14 +58,14 @@ def compatibility(moments: PairMoments, old: PairWeights, new: PairWeights) -> C
     return Compatibility(
         _mixed(moments, first_stored, old, new),
         _mixed(moments, second_stored, old, new),
-        both_new=relative_drift(moments, old, new),
+        both_new=PairScores(moments).drift(old, new),
     )
 
 
 def _mixed(
     moments: PairMoments, mixed: PairWeights, old: PairWeights, new: PairWeights
 ) -> MixedScores:
-    return MixedScores(relative_drift(moments, old, mixed), relative_drift(moments, new, mixed))
+    return MixedScores(PairScores(moments).drift(old, mixed), PairScores(moments).drift(new, mixed))
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from benchmarks.reindex_report import Reindexed, Side, as_text, document, markdo
 from cmcl.contract.model import ModelSpec, Policy, TrainingSpec
 from workers.model.heads import ModalityHeads
 from workers.model.rows import PairedRows
-from workers.nullspace.certificate import PairWeights, relative_drift
+from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.migrate import Migration, migration
 from workers.nullspace.moments import PairMoments
 from workers.train.certify import PastDataset, weights_of
@@ -152,8 +152,8 @@ def _side(one: LearnedDataset, modality: str, new: ModalityHeads, found: Migrati
     before_NE, after_NE = (heads.outputs(modality, raw_NF).double() for heads in (old, new))
     measured = measured_scores(Embedded(before_NE, before_NE), Embedded(after_NE, after_NE))
     return Side(
-        relative_drift(
-            _own_moments(one, modality), PairWeights(old_EI, old_EI), PairWeights(old_EI, new_EI)
+        PairScores(_own_moments(one, modality)).drift(
+            PairWeights(old_EI, old_EI), PairWeights(old_EI, new_EI)
         ),
         measured.first_stored.against_old,
         found.rank,

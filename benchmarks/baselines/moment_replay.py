@@ -36,7 +36,7 @@ from benchmarks.baselines.sampled_replay import datasets_of, touching
 from cmcl.contract.modality import ModalityPair
 from workers.methods.method import ReplicaGroup, TrainingContext
 from workers.model.pair import PairInEigenCoordinates
-from workers.nullspace.certificate import PairWeights, size_and_agreement
+from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.moments import PairMoments
 
 Sides = tuple[Tensor, Tensor]
@@ -172,9 +172,9 @@ class _Rotated:
         None if the parent's heads do not score true pairs above others: there is nothing to preserve.
         """
         first, second = pair.modalities
-        parent = PairWeights(self._weights[first], self._weights[second]).double()
+        parent = PairWeights(self._weights[first], self._weights[second])
         # a and b of equation (7): what both terms are at the parent's heads, where L is −1.
-        size, agreement = (float(value) for value in size_and_agreement(moments, parent))
+        size, agreement = PairScores(moments).size_and_agreement(parent)
         if size <= 0 or agreement <= 0:
             return None
         # Dividing a and b by n multiplies the loss by n: the pooled moments count as n datasets.
@@ -182,7 +182,7 @@ class _Rotated:
         if set(pair.modalities) == set(self._pair):
             return self._both(mean, size, agreement)
         # W_v in the output basis V of the pair in training: Vᵀ W_v. It does not move.
-        partner_EI = self._outputs_EE.mT @ parent.second_EJ
+        partner_EI = self._outputs_EE.mT @ parent.second_EJ.double()
         partner_OI = partner_EI[self._group.own(len(partner_EI))]
         return _OneMoves(
             side=self._pair.index(first),

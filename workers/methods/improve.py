@@ -14,7 +14,7 @@ datasets changes no score. Four steps:
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,15 +23,17 @@ from torch import Tensor
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.methods.method import Method, Solved, TrainingContext
 from workers.methods.polish import (
+    Mixing,
     PolishSettings,
     ReducedPair,
+    ReducedSide,
     polished,
     reduced,
     weights,
     with_constant,
 )
 from workers.model.memory import Memory
-from workers.nullspace.alignment import aligned, on_principal_axes, unit_scale
+from workers.nullspace.alignment import principal_axes, rotation_onto
 from workers.nullspace.centred import (
     CentredMoments,
     PairNames,
@@ -40,7 +42,7 @@ from workers.nullspace.centred import (
     pooled,
 )
 from workers.nullspace.closed_form import Directions, solve
-from workers.nullspace.moments import PairMoments, SecondMoment
+from workers.nullspace.moments import PairMoments
 from workers.nullspace.two_folds import Choice, best_choice
 
 # The polish chooses among this many directions, however narrow the embeddings are.
@@ -51,6 +53,8 @@ _DIRECTIONS = 256
 _UPDATES, _LEARNING_RATE = 94, 6e-4
 # To choose E of K directions takes (K / E)² times as many updates, but no more than this (docs/decisions/0046).
 _MOST_UPDATES = 4 * _UPDATES
+# All datasets together have the updates of five at most, so that a version costs the same after a thousand datasets.
+_MOST_DATASETS = 5
 # Rows of a head that are this much shorter than its longest one are zero, but for the rounding of a rotation.
 _ROUNDING = 1e-5
 # The precision of the block iteration. Whitening, decomposition and results are in float64.
@@ -81,13 +85,13 @@ class Improve(Method):
         solution = solve(pooled(pairs), ridges, max(width, _DIRECTIONS), _PRECISION, limits)
         found, rank, updates, loss = dict[str, Tensor](), 0, 0, 0.0
         for solved in solution.groups:
-            group, significant = _significant(solved, reduced_pairs(pairs, solved), limits)
+            group, reduced = _significant(solved, reduced_pairs(pairs, solved), limits)
             polish = polished(
                 {name: with_constant(group.scaling(width)) for name in group.heads},
-                significant,
+                [each for each in reduced if each.correlates],
                 self._settings(group.rank, width),
             )
-            found |= _like_the_parent(weights(group, polish.mixing), context, memory)
+            found |= weights(group, _turned(polish.mixing, group, reduced, context))
             rank, updates = max(rank, min(group.rank, width)), updates + polish.updates
             loss = max(loss, polish.loss)
         return Solved(
@@ -121,8 +125,10 @@ class Improve(Method):
     def _settings(self, directions: int, width: int) -> PolishSettings:
         few = min(1.0, _DIRECTIONS / max(directions, 1))
         updates = _UPDATES * few * max(1.0, directions / width) ** 2
+        of_each = min(_MOST_UPDATES, round(updates))
         return PolishSettings(
-            min(_MOST_UPDATES, round(updates)),
+            of_each,
+            _MOST_DATASETS * of_each,
             _LEARNING_RATE * few,
             self.training.batch_size,
             self.training.temperature,
@@ -144,7 +150,7 @@ def reduced_pairs(
 def _significant(
     group: Directions, pairs: list[ReducedPair], limits: Mapping[PairNames, float]
 ) -> tuple[Directions, list[ReducedPair]]:
-    """The directions that are significant for any pair: of the group, and of the pairs that correlate there.
+    """The directions that are significant for any pair: of the group, and of its pairs.
 
     Of each pair they are those with the largest correlations, as many as its datasets have together. Pairs share
     directions, so their union has at most as many as all pairs. There, each pair keeps as many canonical correlations
@@ -156,25 +162,44 @@ def _significant(
         largest = each.correlations.topk(int(min(count, group.rank)))
         kept_K[largest.indices[largest.values > 0]] = True
     kept = [(each.at(kept_K), count) for each, count in zip(pairs, counts, strict=True)]
-    return group.at(kept_K), [each.limited(count) for each, count in kept if each.correlates]
+    return group.at(kept_K), [
+        each.limited(count) if each.correlates else each for each, count in kept
+    ]
 
 
-def _like_the_parent(
-    found: Mapping[str, Tensor], context: TrainingContext, memory: Memory
-) -> dict[str, Tensor]:
-    """The heads at unit scale, turned onto the parent's as far as the parent has learned them.
+def _turned(
+    mixing: Mixing, group: Directions, pairs: list[ReducedPair], context: TrainingContext
+) -> Mixing:
+    """The mixing at unit scale, turned so that heads are the parent's as far as the parent has learned them.
 
-    The first ones of a group are turned to their principal axes.
+    Unit scale: the root mean square length of each modality's embeddings is 1. No cosine changes, and scores of versions
+    become comparable. The first heads of a group are turned to their principal axes. Each modality counts alike,
+    whatever its number of rows.
     """
-    inputs = _inputs(memory, found)
-    scaled = {name: unit_scale(found[name], each) for name, each in inputs.items()}
-    learned = _inputs(context.memory, found)
-    if not learned:
-        return on_principal_axes(scaled, inputs)
-    return aligned(scaled, context.heads.weights, learned)
+    sides = {name: _sides(pairs, name) for name in sorted(mixing)}
+    spreads, scaled = dict[str, Tensor](), Mixing()
+    for name, mixing_EK in mixing.items():
+        terms = [share * side.spread(group.heads[name], mixing_EK) for share, side in sides[name]]
+        spread_EE = torch.stack(terms).sum(0)
+        size = float(spread_EE.trace())
+        scale = size**-0.5 if size > 0 else 1.0
+        spreads[name], scaled[name] = scale**2 * spread_EE, scale * mixing_EK
+    agreements = [
+        share * side.agreement(context.heads.weights[name], scaled[name])
+        for name in sides
+        if context.memory.has_learned(name)
+        for share, side in sides[name]
+    ]
+    rotation_EE = (
+        rotation_onto(torch.stack(agreements).sum(0))
+        if agreements
+        else principal_axes(torch.stack([spreads[name] for name in sides]).sum(0))
+    )
+    return {name: rotation_EE @ mixing_EK for name, mixing_EK in scaled.items()}
 
 
-def _inputs(memory: Memory, names: Iterable[str]) -> dict[str, SecondMoment]:
-    """Moments of what the heads of these modalities have learned from."""
-    found = {name: memory.inputs_of(name) for name in names}
-    return {name: inputs for name, inputs in found.items() if inputs is not None}
+def _sides(pairs: list[ReducedPair], name: str) -> list[tuple[float, ReducedSide]]:
+    """A modality's side of each pair that has it, with the pair's share of the rows."""
+    own = [each for each in pairs if name in each.pair]
+    rows = sum(each.rows for each in own)
+    return [(each.rows / rows, each.sides[each.pair.index(name)]) for each in own]

@@ -41,9 +41,10 @@ Mixing = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class PolishSettings:
-    """`updates` per dataset, of which the second half is averaged, in batches of `batch_size`."""
+    """`updates` per dataset, and `most_updates` for all of them together; the second half is averaged."""
 
     updates: int
+    most_updates: int
     learning_rate: float
     batch_size: int
     temperature: float
@@ -51,15 +52,53 @@ class PolishSettings:
 
 
 @dataclass(frozen=True)
+class ReducedSide:
+    """One modality of a pair in K directions.
+
+    `image_KF`: H C, without the ridge, float32. `means_DF` and `means_DK`: of its datasets, as features and about the
+    modality's mean in the directions. `weights_D`: of these datasets, with sum 1.
+    """
+
+    image_KF: Tensor
+    means_DF: Tensor
+    means_DK: Tensor
+    weights_D: Tensor
+
+    def at(self, kept_K: Tensor) -> "ReducedSide":
+        """In some of the directions."""
+        return replace(self, image_KF=self.image_KF[kept_K], means_DK=self.means_DK[:, kept_K])
+
+    def spread(self, head_KF: Tensor, mixing_EK: Tensor) -> Tensor:
+        """The mean of z zᵀ (E × E) over the rows, with z = T [H (x − μ), 1]."""
+        covariance_KK = self.image_KF.double() @ head_KF.mT
+        means_DE = self._embedded(mixing_EK)
+        within_EE = mixing_EK[:, :-1] @ covariance_KK @ mixing_EK[:, :-1].mT
+        return within_EE + (means_DE.mT * self.weights_D) @ means_DE
+
+    def agreement(self, old_EI: Tensor, mixing_EK: Tensor) -> Tensor:
+        """The mean of z_old zᵀ (E × E) over the rows, with z_old = W_old [x, 1]."""
+        old_EI = old_EI.to(self.image_KF)
+        across_EE = (old_EI[:, :-1] @ self.image_KF.mT).double() @ mixing_EK[:, :-1].mT
+        old_DE = self.means_DF @ old_EI[:, :-1].double().mT + old_EI[:, -1].double()
+        means_DE = self._embedded(mixing_EK)
+        return across_EE + (old_DE.mT * self.weights_D) @ means_DE
+
+    def _embedded(self, mixing_EK: Tensor) -> Tensor:
+        return self.means_DK @ mixing_EK[:, :-1].mT + mixing_EK[:, -1]
+
+
+@dataclass(frozen=True)
 class ReducedPair:
     """A pair in K directions: the covariance (16) of both sides, and the means of each of its datasets.
 
-    Means are about those of the modalities.
+    Means are about those of the modalities. `rows`: of all its datasets.
     """
 
     pair: PairNames
+    rows: int
     covariance_LL: Tensor
     means_DL: Tensor
+    sides: tuple[ReducedSide, ReducedSide]
 
     @property
     def correlations(self) -> Tensor:
@@ -76,8 +115,12 @@ class ReducedPair:
     def at(self, kept_K: Tensor) -> "ReducedPair":
         """In some of the directions."""
         kept_L = kept_K.repeat(2)
-        return ReducedPair(
-            self.pair, self.covariance_LL[kept_L][:, kept_L], self.means_DL[:, kept_L]
+        first, second = self.sides
+        return replace(
+            self,
+            covariance_LL=self.covariance_LL[kept_L][:, kept_L],
+            means_DL=self.means_DL[:, kept_L],
+            sides=(first.at(kept_K), second.at(kept_K)),
         )
 
     def limited(self, count: float) -> "ReducedPair":
@@ -108,21 +151,35 @@ class Polished:
 
 
 def reduced(pair: PairNames, moments: CentredMoments, group: Directions) -> ReducedPair:
-    """The moments of a pair in the directions of a group."""
-    first, second = pair
-    first_KF, second_KG = group.heads[first], group.heads[second]
-    cross_KK = first_KF @ moments.cross_FG @ second_KG.mT / moments.weight
-    first_KK = first_KF @ moments.first_FF @ first_KF.mT / moments.weight
-    second_KK = second_KG @ moments.second_GG @ second_KG.mT / moments.weight
-    first_KK += group.ridges[first] * first_KF @ first_KF.mT
-    second_KK += group.ridges[second] * second_KG @ second_KG.mT
-    rows = torch.cat([first_KK, cross_KK], dim=1), torch.cat([cross_KK.mT, second_KK], dim=1)
-    first_DK = (moments.first_means_DF - group.means[first]) @ first_KF.mT
-    second_DK = (moments.second_means_DG - group.means[second]) @ second_KG.mT
-    means_DL = torch.cat([first_DK, second_DK], dim=1)
+    """The moments of a pair in the directions of a group.
+
+    Products with sums are in float32: these are of covariances that have a ridge, or of embeddings.
+    """
+    (first_KF, second_KG), weight = (group.heads[name] for name in pair), moments.weight
+    cross_KG = first_KF.float() @ moments.cross_FG.float() / weight
+    cross_KK = cross_KG.double() @ second_KG.mT
+    first = ReducedSide(
+        first_KF.float() @ moments.first_FF.float() / weight,
+        moments.first_means_DF,
+        (moments.first_means_DF - group.means[pair[0]]) @ first_KF.mT,
+        moments.weights_D / weight,
+    )
+    second = ReducedSide(
+        second_KG.float() @ moments.second_GG.float() / weight,
+        moments.second_means_DG,
+        (moments.second_means_DG - group.means[pair[1]]) @ second_KG.mT,
+        moments.weights_D / weight,
+    )
+    first_KK = first.image_KF.double() @ first_KF.mT
+    second_KK = second.image_KF.double() @ second_KG.mT
+    first_KK += group.ridges[pair[0]] * first_KF @ first_KF.mT
+    second_KK += group.ridges[pair[1]] * second_KG @ second_KG.mT
+    blocks = torch.cat([first_KK, cross_KK], dim=1), torch.cat([cross_KK.mT, second_KK], dim=1)
+    means_DL = torch.cat([first.means_DK, second.means_DK], dim=1)
     # In an order that rounding changes only where two datasets have the same means on both sides. Their own
     # (`centred._netted`) begins with the first side, and datasets may have the same items there.
-    return ReducedPair(pair, torch.cat(rows), means_DL[means_DL.sum(1).argsort()])
+    means_DL = means_DL[means_DL.sum(1).argsort()]
+    return ReducedPair(pair, moments.rows, torch.cat(blocks), means_DL, (first, second))
 
 
 @dataclass(frozen=True)
@@ -158,11 +215,12 @@ def _with_columns(rows_BL: Tensor, value: float) -> Tensor:
 def polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSettings) -> Polished:
     """Train T by InfoNCE on sampled rows; the mean over the second half of the updates.
 
-    Each dataset of each pair has the same number of updates, in random order. A function of its arguments: the same
-    pairs in the same order give the same bits. The start itself if `updates` or the pairs leave no update to make.
+    Each dataset of each pair has the same number of updates, in random order, of which the first `most_updates` are
+    made. A function of its arguments: the same pairs in the same order give the same bits. The start itself if
+    `updates` or the pairs leave no update to make.
     """
     random = torch.Generator().manual_seed(settings.seed)
-    samplers = [each for pair in pairs for each in _samplers(pair)] * settings.updates
+    samplers = [each for pair in pairs for each in _samplers(pair)]
     # Contiguous: fused AdamW ignores strides.
     parameters = {
         name: mixing.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -172,9 +230,11 @@ def polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSettin
     means = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     # Without an update the loss is 0, as that of a batch of one row.
     averaged, scores_BB = 0, torch.zeros(1, 1)
-    order = torch.randperm(len(samplers), generator=random).tolist()
+    all_updates = torch.randperm(settings.updates * len(samplers), generator=random)
+    order = all_updates[: settings.most_updates].tolist()
     for update, number in enumerate(order, start=1):
-        names, rows = samplers[number].pair, samplers[number].draw(settings.batch_size, random)
+        sampler = samplers[number % len(samplers)]
+        names, rows = sampler.pair, sampler.draw(settings.batch_size, random)
         first, second = (parameters[name] for name in names)
         scores_BB, gradients = _gradients(rows, (first, second), settings.temperature)
         for name, gradient in zip(names, gradients, strict=True):

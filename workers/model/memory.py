@@ -134,6 +134,10 @@ class Memory:
         """Whether there is a dataset of this pair, in either order."""
         return _key(pair) in self.datasets
 
+    def has_learned(self, modality: str) -> bool:
+        """Whether a dataset has this modality."""
+        return any(modality in pair for pair in self.datasets)
+
     def inputs_of(self, modality: str) -> SecondMoment | None:
         """Summed second moment (I × I) of all features that this head has learned from."""
         return _total([own for own, _, _ in self._sides(modality)])

@@ -13,10 +13,6 @@ all embeddings, the first d of the E numbers are the d that keep most of them, s
 is a prefix; alignment keeps this order in later versions as far as it keeps embeddings.
 """
 
-from collections.abc import Mapping
-from functools import reduce
-from operator import add
-
 import torch
 from torch import Tensor
 
@@ -24,32 +20,21 @@ from workers.nullspace.closed_form import typical_variance
 from workers.nullspace.eigenvectors import with_canonical_signs
 from workers.nullspace.moments import SecondMoment
 
-Heads = Mapping[str, Tensor]
-"""By modality: E × I."""
+
+def rotation_onto(agreement_EE: Tensor) -> Tensor:
+    """R of (13), E × E. `agreement_EE`: M, the sum over modalities of the means of z_old z_newᵀ."""
+    left_EE, _, right_EE = torch.linalg.svd(agreement_EE)
+    rotation_EE: Tensor = left_EE @ right_EE
+    return rotation_EE
 
 
-def aligned(new: Heads, old: Heads, inputs: Mapping[str, SecondMoment]) -> dict[str, Tensor]:
-    """`new`, turned onto `old` by one rotation, (13); float64.
+def principal_axes(spread_EE: Tensor) -> Tensor:
+    """The rotation (E × E) after which embeddings vary most along the first axis, and less along each further one.
 
-    `inputs`: the features' moments, of the modalities to align by. Each of these counts alike,
-    independently of the number of its rows and the length of its embeddings. Unchanged without any.
+    `spread_EE`: the sum over modalities of the means of z zᵀ.
     """
-    parts = [_agreement(new[name], old[name], moment) for name, moment in sorted(inputs.items())]
-    if not parts:
-        return {name: weight_EI.double() for name, weight_EI in new.items()}
-    left_EE, _, right_EE = torch.linalg.svd(reduce(add, parts))
-    rotation_EE = left_EE @ right_EE
-    return {name: rotation_EE @ weight_EI.double() for name, weight_EI in new.items()}
-
-
-def on_principal_axes(heads: Heads, inputs: Mapping[str, SecondMoment]) -> dict[str, Tensor]:
-    """`heads`, turned so that the embeddings of all modalities together vary most along the first axis,
-    and less along each further one; float64. `inputs`: the features' moments, each counts alike."""
-    spread_EE = reduce(
-        add, (_spread(heads[name], moment) for name, moment in sorted(inputs.items()))
-    )
     axes_EE = with_canonical_signs(torch.linalg.eigh(spread_EE).eigenvectors.flip(1))
-    return {name: axes_EE.mT @ weight_EI.double() for name, weight_EI in heads.items()}
+    return axes_EE.mT
 
 
 def joining_head(
@@ -67,36 +52,3 @@ def joining_head(
     ridged_II = mean_II + floor * torch.eye(len(mean_II), dtype=mean_II.dtype)
     head_EI: Tensor = torch.linalg.solve(ridged_II, wanted_EI, left=False)
     return head_EI.float()
-
-
-def _spread(weight_EI: Tensor, moment: SecondMoment) -> Tensor:
-    """Second moment of the embeddings (E × E), of trace 1."""
-    spread_EE = moment.through(weight_EI).mean_II.double()
-    size = float(spread_EE.trace())
-    return spread_EE / size if size > 0 else spread_EE
-
-
-def unit_scale(weight_EI: Tensor, inputs: SecondMoment) -> Tensor:
-    """The head times the number that makes the root mean square length of its embeddings 1; float64.
-
-    Lengths are taken off embeddings before they are compared, so no cosine changes; scores of
-    versions become comparable. Unchanged if all embeddings are zero.
-    """
-    weight_EI = weight_EI.double()
-    size = _mean_product(weight_EI @ inputs.mean_II, weight_EI)
-    return weight_EI / size**0.5 if size > 0 else weight_EI
-
-
-def _agreement(new_EI: Tensor, old_EI: Tensor, moment: SecondMoment) -> Tensor:
-    """W_old S W_newᵀ (E × E), relative to the sizes of both."""
-    mean_II = moment.mean_II
-    new_EI, old_EI = new_EI.to(mean_II), old_EI.to(mean_II)
-    old_moment_EI = old_EI @ mean_II
-    crossed_EE = old_moment_EI @ new_EI.mT
-    size = (_mean_product(new_EI @ mean_II, new_EI) * _mean_product(old_moment_EI, old_EI)) ** 0.5
-    return crossed_EE / size if size > 0 else crossed_EE
-
-
-def _mean_product(moment_EI: Tensor, weight_EI: Tensor) -> float:
-    """tr W S Wᵀ from W S and W: the mean square length of embeddings."""
-    return max(float((moment_EI * weight_EI).sum()), 0.0)

@@ -1,6 +1,6 @@
 """How far scores of vectors that an old version stored change under queries of a new one."""
 
-from workers.nullspace.certificate import PairWeights, relative_drift
+from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.moments import PairMoments
 
 
@@ -14,4 +14,4 @@ def stored_change(moments: PairMoments, old: PairWeights, new: PairWeights) -> f
     # Named by the side whose vectors are stored, and so whose head is old.
     first_stored = PairWeights(old.first_EI, new.second_EJ)
     second_stored = PairWeights(new.first_EI, old.second_EJ)
-    return max(relative_drift(moments, old, mixed) for mixed in (first_stored, second_stored))
+    return max(PairScores(moments).drift(old, mixed) for mixed in (first_stored, second_stored))

@@ -18,11 +18,8 @@ from workers.methods.method import TrainingContext
 from workers.methods.preserve import protected_space
 from workers.model.heads import ModalityHeads
 from workers.nullspace.certificate import (
+    PairScores,
     PairWeights,
-    lowest_loss,
-    quality_loss,
-    relative_drift,
-    relative_norm_change,
 )
 from workers.nullspace.mask import UpdateSpace, everything_free
 from workers.nullspace.moments import PairMoments
@@ -77,7 +74,7 @@ class PastDataset:
     def drift(self, now: ModalityHeads) -> float:
         """Drift since the version that learned it; NaN counts as infinite."""
         state = self.read()
-        drift = relative_drift(state.moments, state.then, weights_of(self.pair, now))
+        drift = PairScores(state.moments).drift(state.then, weights_of(self.pair, now))
         return math.inf if math.isnan(drift) else drift
 
 
@@ -210,19 +207,12 @@ def certificates(
 
 def _certificate(one: PastDataset, parent: PairWeights, now: PairWeights) -> Certificate:
     state = one.read()
-    moments, then = state.moments, state.then
-    first, second = one.pair.modalities
-    drift = Drift(
-        since_learned=relative_drift(moments, then, now),
-        against_parent=relative_drift(moments, parent, now),
-    )
-    norm_change = {
-        first: relative_norm_change(moments.first, then.first_EI, now.first_EI),
-        second: relative_norm_change(moments.second, then.second_EJ, now.second_EJ),
-    }
-    best = None if one.attainable is None else lowest_loss(moments, then, one.attainable)
-    quality = quality_loss(moments, then, now)
-    return Certificate(drift, Quality(now=quality, best=best, norm_change=norm_change))
+    scores, then = PairScores(state.moments), state.then
+    drift = Drift(since_learned=scores.drift(then, now), against_parent=scores.drift(parent, now))
+    norm_changes = dict(zip(one.pair.modalities, scores.norm_changes(then, now), strict=True))
+    best = None if one.attainable is None else scores.lowest_loss(then, one.attainable)
+    quality = Quality(now=scores.quality(then, now), best=best, norm_change=norm_changes)
+    return Certificate(drift, quality)
 
 
 def protections(spec: ModelSpec, spaces: Mapping[str, UpdateSpace]) -> dict[str, Protection]:

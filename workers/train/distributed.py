@@ -4,6 +4,7 @@ Shapes: B rows of the global batch, L of them local, E width of the embeddings, 
 what two heads read.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -240,8 +241,19 @@ def broadcast_object(find: Callable[[], T], here: World) -> T:
 
 
 def when_leader_is_done(find: Callable[[], T], here: World) -> T:
-    """What `find` returns on rank 0, which may take hours. With the timeout of `barrier`."""
-    found = find() if here.is_leader else None
+    """What `find` returns on rank 0, which may take hours. With the timeout of `barrier`.
+
+    While the others wait, rank 0 has the threads of all ranks of its node.
+    """
+    found = None
+    if here.is_leader:
+        own = torch.get_num_threads()
+        # Set by Ray Train and torchrun. A rank has as many threads as Ray reserved CPUs for it.
+        torch.set_num_threads(own * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        try:
+            found = find()
+        finally:
+            torch.set_num_threads(own)
     barrier(here)
     # Only rank 0 calls this function, after `found` is there.
     return broadcast_object(lambda: found, here)  # type: ignore[return-value]

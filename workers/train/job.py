@@ -119,8 +119,11 @@ def _train(
     reporter.enter("certifying")
     heads = learned.model_state.heads
     own = certificates(own_past, parent.model_state.heads, heads)
+    # On the last rank: it has as many past datasets as the others, or one less.
+    best = attainable(learned.moments, spec.spec.width) if here.rank == here.size - 1 else None
     barrier(here)
     certified = all_gather_dict(own, here)
+    (best,) = all_gather_dict({} if best is None else {dataset.dataset: best}, here).values()
     if not here.is_leader:
         return
 
@@ -148,7 +151,7 @@ def _train(
     )
 
     reporter.enter("writing")
-    _write(store, spec, parent, encoders, learned, report)
+    _write(store, spec, parent, encoders, learned, report, best)
 
 
 def _check_readable(past: Sequence[PastDataset]) -> None:
@@ -195,6 +198,7 @@ def _write(
     encoders: dict[str, EncoderIdentity],
     learned: TrainingResult,
     report: VersionReport,
+    best: float,
 ) -> None:
     dataset = spec.learns
     moments_file = (save_centred_moments if spec.spec.solves else save_moments)(learned.moments)
@@ -214,7 +218,7 @@ def _write(
         if learned.choice
         else {},
         significant_directions=learned.choice.significant if learned.choice else None,
-        attainable=attainable(learned.moments, spec.spec.width),
+        attainable=best,
     )
     manifest = version_manifest(spec, files, (*parent.learned, line), encoders, report)
     write_once(store, manifest, {**files, layout.MOMENTS: moments_file})

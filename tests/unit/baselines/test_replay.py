@@ -17,7 +17,7 @@ from tests.unit.methods.learned import (
     raw_rows,
 )
 from workers.methods.method import ReplicaGroup
-from workers.nullspace.certificate import PairWeights, quality_loss
+from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.train.certify import weights_of
 
@@ -42,7 +42,7 @@ def test_gradient_of_moment_replay_is_that_of_the_quality_losses(pair: ModalityP
             key = ModalityPair(first=first, second=second)
             parent = weights_of(key, context.heads)
             current = PairWeights(now[first], now[second])
-            loss += datasets_of(context.memory, key) * quality_loss(moments, parent, current)
+            loss += datasets_of(context.memory, key) * PairScores(moments).quality(parent, current)
         return 0.7 * loss
 
     assert float(replayed.detach()) == pytest.approx(total(), rel=1e-9)

@@ -26,7 +26,9 @@ from workers.nullspace.closed_form import Directions, solve, whitened
 from workers.nullspace.moments import pair_moments
 
 PAIR = ("image", "text")
-SETTINGS = PolishSettings(updates=40, learning_rate=3e-3, batch_size=32, temperature=0.1, seed=0)
+SETTINGS = PolishSettings(
+    updates=40, most_updates=200, learning_rate=3e-3, batch_size=32, temperature=0.1, seed=0
+)
 
 
 def sides(seed: int = 0, rows: int = 400) -> list[torch.Tensor]:
@@ -75,8 +77,20 @@ def test_reduced_moments_are_those_of_reduced_rows_and_the_ridge() -> None:
     found, rows = reduced(PAIR, MOMENTS, GROUP), torch.cat(in_directions(), dim=1)
     ridges = [GROUP.ridges[name] * GROUP.heads[name] @ GROUP.heads[name].mT for name in PAIR]
     expected = rows.mT.cov(correction=0) + torch.block_diag(*ridges)
-    torch.testing.assert_close(found.covariance_LL, expected)
+    torch.testing.assert_close(found.covariance_LL, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.means_DL, rows.mean(0, keepdim=True))
+
+
+def test_means_of_embeddings_are_those_of_rows() -> None:
+    """Of the embeddings under the mixing, and of these with those of other heads."""
+    mixing = torch.randn(3, 6, generator=torch.Generator().manual_seed(5)).double()
+    old = torch.randn(3, 10, generator=torch.Generator().manual_seed(6))
+    side = reduced(PAIR, TWICE, GROUP).sides[0]
+    rows = sides()[0]
+    new = rows @ weights(GROUP, {"image": mixing})["image"].mT
+    spread, agreement = new.mT @ new / len(rows), (rows @ old.double().mT).mT @ new / len(rows)
+    found = side.spread(GROUP.heads["image"], mixing), side.agreement(old, mixing)
+    torch.testing.assert_close(found, (spread, agreement), rtol=1e-5, atol=1e-4)
 
 
 def random_pair() -> ReducedPair:
@@ -84,7 +98,9 @@ def random_pair() -> ReducedPair:
     random = torch.Generator().manual_seed(0)
     root_LL = torch.randn(10, 10, generator=random, dtype=torch.float64)
     means_DL = 10 * torch.randn(2, 10, generator=random, dtype=torch.float64)
-    return ReducedPair(PAIR, root_LL @ root_LL.mT, means_DL)
+    return replace(
+        reduced(PAIR, TWICE, GROUP), covariance_LL=root_LL @ root_LL.mT, means_DL=means_DL
+    )
 
 
 def canonical_correlations(pair: ReducedPair) -> torch.Tensor:
@@ -191,6 +207,12 @@ def test_without_an_update_the_start_stays(
 def test_each_dataset_has_the_same_number_of_updates() -> None:
     one = reduced(PAIR, MOMENTS, GROUP)
     assert polished(start(), [one, reduced(PAIR, TWICE, GROUP)], SETTINGS).updates == 120
+
+
+def test_the_updates_of_all_datasets_together_are_bounded() -> None:
+    found = polish(replace(SETTINGS, most_updates=50))
+    assert found.updates == 50
+    assert loss_of(found.mixing) != loss_of(start())
 
 
 def test_directions_without_agreement_have_no_part() -> None:

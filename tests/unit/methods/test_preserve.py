@@ -22,7 +22,7 @@ from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.model.pair import trained_weight
 from workers.model.rows import PairedRows
-from workers.nullspace.certificate import relative_drift
+from workers.nullspace.certificate import PairScores
 from workers.nullspace.moments import SecondMoment
 from workers.nullspace.subspace import eigenbasis
 from workers.train.certify import PastDataset, certificates, weights_of
@@ -76,7 +76,7 @@ def test_penalty_is_the_gradient_of_the_squared_drift_of_one_head() -> None:
         heads = context.heads.replaced(moved)
         (moments,) = context.memory.by_pair.values()
         before, now = weights_of(IMAGE_TEXT, context.heads), weights_of(IMAGE_TEXT, heads)
-        return relative_drift(moments, before, now) ** 2
+        return PairScores(moments).drift(before, now) ** 2
 
     rule.backward(Batch(lambda: 0 * module.second.change_EI.sum(), raw_rows(AUDIO_IMAGE, 0)))
     gradient = module.second.change_EI.grad

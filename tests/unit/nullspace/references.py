@@ -1,8 +1,9 @@
 """Rules and measures to compare the maths with; the product needs none of them."""
 
 import torch
+from torch import Tensor
 
-from workers.nullspace.certificate import PairWeights, quality_loss
+from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.mask import UpdateSpace
 from workers.nullspace.moments import PairMoments
 from workers.nullspace.subspace import EigenBasis
@@ -28,4 +29,18 @@ def free_energy(space: UpdateSpace) -> float:
 
 def quality_change(moments: PairMoments, then: PairWeights, now: PairWeights) -> float:
     """L now minus L when the dataset was learned: above 0 it got worse, below 0 better."""
-    return quality_loss(moments, then, now) - quality_loss(moments, then, then)
+    return PairScores(moments).quality(then, now) - PairScores(moments).quality(then, then)
+
+
+def size_and_agreement(moments: PairMoments, weights: PairWeights) -> tuple[Tensor, Tensor]:
+    """(tr(C_u G C_v Gᵀ), tr(Gᵀ X)): mean square of all scores, and mean score of true pairs.
+
+    Scalars in the precision of the heads, differentiable in them.
+    """
+    first_EI, second_EJ = weights.first_EI, weights.second_EJ
+    # M = W C Wᵀ of both sides (E × E), and tr(M_u M_v) = Σ M_u ∘ M_vᵀ.
+    first_EE = first_EI @ moments.first.mean_II.to(first_EI) @ first_EI.mT
+    second_EE = second_EJ @ moments.second.mean_II.to(second_EJ) @ second_EJ.mT
+    cross_IJ = (moments.cross_IJ / max(moments.count, 1)).to(first_EI)
+    # tr(Gᵀ X) = tr(W_u X W_vᵀ) = Σ (W_u X) ∘ W_v.
+    return (first_EE * second_EE.mT).sum(), ((first_EI @ cross_IJ) * second_EJ).sum()

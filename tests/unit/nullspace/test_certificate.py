@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.nullspace.certificate import PairWeights, relative_drift, relative_norm_change
+from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.moments import pair_moments
 
 DOUBLE = torch.float64
@@ -47,7 +47,7 @@ def test_certificate_equals_brute_force(
     now = PairWeights(
         then.first_EI + size * other.first_EI, then.second_EJ - size * other.second_EJ
     )
-    drift = relative_drift(pair_moments(*old_rows), then, now)
+    drift = PairScores(pair_moments(*old_rows)).drift(then, now)
     assert drift == pytest.approx(brute_force(old_rows, then, now), rel=1e-6)
 
 
@@ -55,7 +55,7 @@ def test_drift_is_exactly_zero_when_nothing_moved(
     old_rows: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     weights = random_weights(3)
-    assert relative_drift(pair_moments(*old_rows), weights, weights) == 0.0
+    assert PairScores(pair_moments(*old_rows)).drift(weights, weights) == 0.0
 
 
 def test_common_rotation_of_both_heads_moves_no_score(
@@ -64,14 +64,14 @@ def test_common_rotation_of_both_heads_moves_no_score(
     then = random_weights(4)
     turn = torch.linalg.qr(torch.randn(5, 5, dtype=DOUBLE)).Q
     now = PairWeights(turn @ then.first_EI, turn @ then.second_EJ)
-    assert relative_drift(pair_moments(*old_rows), then, now) < 1e-7
+    assert PairScores(pair_moments(*old_rows)).drift(then, now) < 1e-7
 
 
 def test_scores_that_were_all_zero_have_nothing_to_lose(
     old_rows: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     nothing = PairWeights(torch.zeros(5, 9), torch.zeros(5, 7))
-    assert relative_drift(pair_moments(*old_rows), nothing, random_weights(5)) == 0.0
+    assert PairScores(pair_moments(*old_rows)).drift(nothing, random_weights(5)) == 0.0
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3])
@@ -83,7 +83,7 @@ def test_drift_is_exact_when_only_one_head_moved(
         PairWeights(then.first_EI + size * other.first_EI, then.second_EJ),
         PairWeights(then.first_EI, then.second_EJ + size * other.second_EJ),
     ):
-        drift = relative_drift(pair_moments(*old_rows), then, now)
+        drift = PairScores(pair_moments(*old_rows)).drift(then, now)
         assert drift == pytest.approx(brute_force(old_rows, then, now), rel=1e-6)
 
 
@@ -91,12 +91,11 @@ def test_drift_is_symmetric_in_its_sides(
     old_rows: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     then, now = random_weights(8), random_weights(9)
-    swapped = relative_drift(
-        pair_moments(*old_rows).swapped(),
+    swapped = PairScores(pair_moments(*old_rows).swapped()).drift(
         PairWeights(then.second_EJ, then.first_EI),
         PairWeights(now.second_EJ, now.first_EI),
     )
-    assert swapped == pytest.approx(relative_drift(pair_moments(*old_rows), then, now), rel=1e-12)
+    assert swapped == pytest.approx(PairScores(pair_moments(*old_rows)).drift(then, now), rel=1e-12)
 
 
 @settings(max_examples=25)
@@ -105,24 +104,27 @@ def test_norm_change_equals_brute_force_over_rows(one: int, other: int) -> None:
     generator = torch.Generator().manual_seed(one)
     rows_BI = torch.randn(60, 9, generator=generator, dtype=DOUBLE) + 0.5
     then, now = random_weights(one).first_EI, random_weights(other).first_EI
-    moment = pair_moments(rows_BI, rows_BI).first
+    changes = PairScores(pair_moments(rows_BI, rows_BI)).norm_changes(
+        PairWeights(then, then), PairWeights(now, now)
+    )
     before, after = ((rows_BI @ head.mT).square().sum(1).mean().sqrt() for head in (then, now))
     expected = float(after / before) - 1
-    assert relative_norm_change(moment, then, now) == pytest.approx(expected, abs=1e-6)
+    assert changes == pytest.approx((expected, expected), abs=1e-6)
 
 
 def test_norm_change_of_scaled_heads_is_the_scale(
     old_rows: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
-    moment, head = pair_moments(*old_rows).first, random_weights(10).first_EI
-    assert relative_norm_change(moment, head, head) == 0.0
-    assert relative_norm_change(moment, head, 1.25 * head) == pytest.approx(0.25)
-    assert relative_norm_change(moment, head, 0 * head) == -1.0
+    scores, heads = PairScores(pair_moments(*old_rows)), random_weights(10)
+    assert scores.norm_changes(heads, heads) == (0.0, 0.0)
+    scaled = PairWeights(1.25 * heads.first_EI, 0 * heads.second_EJ)
+    assert scores.norm_changes(heads, scaled) == (pytest.approx(0.25), -1.0)
 
 
 def test_norms_that_were_zero_have_no_relative_change(
     old_rows: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
-    moment, head = pair_moments(*old_rows).first, random_weights(11).first_EI
-    assert relative_norm_change(moment, 0 * head, 0 * head) == 0.0
-    assert relative_norm_change(moment, 0 * head, head) == 0.0
+    scores, heads = PairScores(pair_moments(*old_rows)), random_weights(11)
+    zeros = PairWeights(0 * heads.first_EI, 0 * heads.second_EJ)
+    assert scores.norm_changes(zeros, zeros) == (0.0, 0.0)
+    assert scores.norm_changes(zeros, heads) == (0.0, 0.0)

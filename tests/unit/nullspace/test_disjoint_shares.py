@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.unit.nullspace.references import free_energy, rectangular_mask
-from workers.nullspace.certificate import PairWeights, relative_drift
+from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.mask import (
     MaskRule,
     UpdateSpace,
@@ -168,7 +168,7 @@ def test_a_pair_that_comes_again_keeps_its_scores_and_learns(
     old = pair_moments(*old_rows)
     ours = train(new_rows, learned, old, shared, rounds=5)
     assert brute_force_drift(old_rows, learned, ours) < 1e-6
-    assert relative_drift(old, learned, ours) < 1e-6
+    assert PairScores(old).drift(learned, ours) < 1e-6
     for rounds in (1, 5):
         plain = train(new_rows, learned, old, first_order, rounds)
         assert brute_force_drift(old_rows, learned, plain) > 1e-3
@@ -184,7 +184,7 @@ def test_a_pair_that_comes_again_keeps_its_scores_in_float32(
     now = train(rows, start, old, shared, rounds=5)
     assert now.first_EI.dtype == torch.float32
     assert brute_force_drift(old_rows, start, now) < 1e-3
-    assert relative_drift(old, start, now) < 1e-3
+    assert PairScores(old).drift(start, now) < 1e-3
     assert loss_of(rows, now) < 0.2 * loss_of(rows, start)
 
 

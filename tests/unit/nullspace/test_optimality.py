@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.unit.nullspace.references import size_and_agreement
 from workers.nullspace.certificate import (
+    PairScores,
     PairWeights,
     attainable,
-    lowest_loss,
-    quality_loss,
-    size_and_agreement,
 )
 from workers.nullspace.moments import PairMoments, pair_moments
 
@@ -67,9 +66,9 @@ def test_training_reaches_the_lowest_loss_and_none_below(width: int) -> None:
     # Heads whose true pairs score above zero, so that there is a scale to measure by.
     if float(size_and_agreement(moments, then)[1]) < 0:
         then = PairWeights(-then.first_EI, then.second_EJ)
-    best = lowest_loss(moments, then, attainable(moments, width))
+    best = PairScores(moments).lowest_loss(then, attainable(moments, width))
     assert trained(moments, then, width) == pytest.approx(best, rel=1e-6)
-    assert best <= quality_loss(moments, then, then) == pytest.approx(-1)
+    assert best <= PairScores(moments).quality(then, then) == pytest.approx(-1)
 
 
 def test_wider_heads_reach_more_until_nothing_is_left() -> None:
@@ -100,4 +99,13 @@ def test_correlations_of_few_rows_are_those_of_the_rows(rows: int) -> None:
 def test_heads_that_learned_nothing_have_no_lowest_loss() -> None:
     moments = moments_of(200)
     nothing = PairWeights(torch.zeros(2, 7, dtype=DOUBLE), torch.zeros(2, 5, dtype=DOUBLE))
-    assert lowest_loss(moments, nothing, attainable(moments, 2)) == 0
+    assert PairScores(moments).lowest_loss(nothing, attainable(moments, 2)) == 0
+
+
+def test_with_as_many_common_dimensions_as_the_width_the_matrices_are_not_decomposed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That takes longer than learning does, and the answer is the width."""
+    moments = moments_of(6)
+    monkeypatch.setattr(torch.linalg, "eigh", None)
+    assert attainable(moments, 4) == 4

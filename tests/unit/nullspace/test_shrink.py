@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from workers.nullspace.certificate import PairWeights, relative_drift
+from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.mask import UpdateSpace, product_mask
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.nullspace.shrink import Changes, shrink_to_bound
@@ -52,7 +52,7 @@ class Pair:
         return PairWeights(first, second)
 
     def drift(self, changes: Changes) -> float:
-        return relative_drift(self.moments, self.parent, self.heads(changes))
+        return PairScores(self.moments).drift(self.parent, self.heads(changes))
 
 
 def kept(changes: Changes) -> float:

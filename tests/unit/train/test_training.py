@@ -18,7 +18,7 @@ from workers.model.loss import unit
 from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates, rotate
 from workers.model.rows import PairedRows
-from workers.nullspace.certificate import PairWeights, relative_drift
+from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.mask import everything_free
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.train.data.rows import Plan, permuted_batches
@@ -101,8 +101,7 @@ def train(
 def drift(moments: PairMoments, pair: ModalityPair, now: Outcome) -> float:
     start = initial_heads(SPEC).weights
     first, second = pair.modalities
-    return relative_drift(
-        moments,
+    return PairScores(moments).drift(
         PairWeights(start[first], start[second]),
         PairWeights(now.heads.weights[first], now.heads.weights[second]),
     )
