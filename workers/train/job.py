@@ -9,6 +9,7 @@ writes. A single process without a process group runs the same code.
 import hashlib
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 
@@ -151,7 +152,7 @@ def _train(
     )
 
     reporter.enter("writing")
-    _write(store, spec, parent, encoders, learned, report, best)
+    _write(store, spec, parent, encoders, replace(learned, attainable=best), report)
 
 
 def _check_readable(past: Sequence[PastDataset]) -> None:
@@ -198,7 +199,6 @@ def _write(
     encoders: dict[str, EncoderIdentity],
     learned: TrainingResult,
     report: VersionReport,
-    best: float,
 ) -> None:
     dataset = spec.learns
     moments_file = (save_centred_moments if spec.spec.solves else save_moments)(learned.moments)
@@ -218,7 +218,7 @@ def _write(
         if learned.choice
         else {},
         significant_directions=learned.choice.significant if learned.choice else None,
-        attainable=best,
+        attainable=learned.attainable,
     )
     manifest = version_manifest(spec, files, (*parent.learned, line), encoders, report)
     write_once(store, manifest, {**files, layout.MOMENTS: moments_file})

@@ -78,7 +78,8 @@ class Task:
 class TrainingResult:
     """The outcome of training one dataset. `spaces` is empty if heads were solved.
 
-    `choice`: by the two halves, where all heads are solved; ridges in the order of the pair.
+    `choice`: by the two halves, where all heads are solved; ridges in the order of the pair. `attainable`: of the
+    moments at the width of the heads (`nullspace.certificate`), once it is computed.
     """
 
     model_state: ModelState
@@ -87,6 +88,7 @@ class TrainingResult:
     trained: TrainedPair | Solved
     shrinkage: Shrinkage | None
     choice: Choice | None = None
+    attainable: float | None = None
 
 
 @dataclass(frozen=True)
