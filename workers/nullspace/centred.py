@@ -128,22 +128,27 @@ def centred(moments: PairMoments, weight: float) -> CentredMoments:
 
     All zeros, the weight included, without rows. Raises ValueError for values that are not finite.
     """
+    rows = max(moments.count, 1)
     if moments.count == 0:
         weight = 0.0
-    mean = moments.mean
-    first_II, second_JJ, cross_IJ = mean.first.sum_II, mean.second.sum_II, mean.cross_IJ
-    if not all(bool(part.isfinite().all()) for part in (first_II, second_JJ, cross_IJ)):
-        raise ValueError(f"moments of {moments.count} rows have values that are not finite")
     # With the constant 1 in the last column, E x̃ x̃ᵀ = [[E x xᵀ, E x], [E xᵀ, 1]].
-    first_F, second_G = first_II[:-1, -1], second_JJ[:-1, -1]
+    first_F, second_G = (side.sum_II[:-1, -1] / rows for side in (moments.first, moments.second))
+    first_FF, second_GG, cross_FG = (
+        # In one pass: weight / rows · Σ x yᵀ − weight · m nᵀ.
+        torch.addr(sum_IJ[:-1, :-1], one_F, other_G, beta=weight / rows, alpha=-weight)
+        for sum_IJ, one_F, other_G in (
+            (moments.first.sum_II, first_F, first_F),
+            (moments.second.sum_II, second_G, second_G),
+            (moments.cross_IJ, first_F, second_G),
+        )
+    )
+    # A finite sum has finite terms.
+    if not all(bool(each.sum().isfinite()) for each in (first_FF, second_GG, cross_FG)):
+        raise ValueError(f"moments of {moments.count} rows have values that are not finite")
+    weights_D = torch.tensor([weight], dtype=torch.float64)
+    means_DF, means_DG = first_F[None], second_G[None]
     return CentredMoments(
-        moments.count,
-        torch.tensor([weight], dtype=torch.float64),
-        weight * (first_II[:-1, :-1] - torch.outer(first_F, first_F)),
-        weight * (second_JJ[:-1, :-1] - torch.outer(second_G, second_G)),
-        weight * (cross_IJ[:-1, :-1] - torch.outer(first_F, second_G)),
-        first_F[None],
-        second_G[None],
+        moments.count, weights_D, first_FF, second_GG, cross_FG, means_DF, means_DG
     )
 
 
@@ -163,7 +168,7 @@ def dataset_moments(moments: PairMoments) -> CentredMoments:
 
 def _on_float32_grid(sum_FG: Tensor) -> Tensor:
     """The nearest multiple of GRID that float32 holds, float64."""
-    return (sum_FG.float().double() / GRID).round() * GRID
+    return sum_FG.float().double().div_(GRID).round_().mul_(GRID)
 
 
 def _symmetric(sum_FF: Tensor) -> Tensor:

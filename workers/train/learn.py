@@ -262,9 +262,10 @@ def _begun(
 def _check_that_sides_vary(pair: ModalityPair, moments: PairMoments) -> None:
     """Raises NothingToLearn: which rows belong together cannot be learned from features that are all equal."""
     for modality, side in zip(pair.modalities, (moments.first, moments.second), strict=True):
-        mean_II = side.mean_II
         # Of x̃ = [x, 1]: tr E x xᵀ − |E x|².
-        variance = float(mean_II.diagonal()[:-1].sum() - mean_II[:-1, -1].square().sum())
+        squares_F = side.sum_II.diagonal()[:-1] / side.count
+        mean_F = side.sum_II[:-1, -1] / side.count
+        variance = float(squares_F.sum() - mean_F.square().sum())
         if variance <= NO_VARIANCE:
             raise NothingToLearn(no_variance(modality, variance))
 

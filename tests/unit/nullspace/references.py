@@ -44,3 +44,8 @@ def size_and_agreement(moments: PairMoments, weights: PairWeights) -> tuple[Tens
     cross_IJ = (moments.cross_IJ / max(moments.count, 1)).to(first_EI)
     # tr(Gᵀ X) = tr(W_u X W_vᵀ) = Σ (W_u X) ∘ W_v.
     return (first_EE * second_EE.mT).sum(), ((first_EI @ cross_IJ) * second_EJ).sum()
+
+
+def in_double(heads: PairWeights) -> PairWeights:
+    """The heads in float64."""
+    return PairWeights(heads.first_EI.double(), heads.second_EJ.double())

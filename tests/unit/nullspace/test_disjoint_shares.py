@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.unit.nullspace.references import free_energy, rectangular_mask
+from tests.unit.nullspace.references import free_energy, in_double, rectangular_mask
 from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.mask import (
     MaskRule,
@@ -130,7 +130,7 @@ def train(
 ) -> PairWeights:
     """500 updates, in rounds; each assigns the spaces again from the current heads."""
     for _ in range(rounds):
-        heads = train_round(rows, heads, deal(old, heads.double(), 1.0), UPDATES // rounds)
+        heads = train_round(rows, heads, deal(old, in_double(heads), 1.0), UPDATES // rounds)
     return heads
 
 
@@ -154,7 +154,7 @@ def brute_force_drift(rows: Rows, then: PairWeights, now: PairWeights) -> float:
     """Over all row combinations."""
 
     def scores(heads: PairWeights) -> Tensor:
-        heads = heads.double()
+        heads = in_double(heads)
         return (rows[0] @ heads.first_EI.mT) @ (rows[1] @ heads.second_EJ.mT).mT
 
     change = (scores(now) - scores(then)).square().mean()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.unit.nullspace.references import quality_change
+from tests.unit.nullspace.references import in_double, quality_change
 from workers.nullspace.certificate import (
     PairScores,
     PairWeights,
@@ -121,10 +121,7 @@ def test_float32_heads_are_certified_in_float64(moments: PairMoments, learned: P
     single = PairWeights(learned.first_EI.float(), learned.second_EJ.float())
     near = other_heads(8, learned, 1e-3)
     now = PairWeights(near.first_EI.float(), near.second_EJ.float())
-    single_in_double, now_in_double = (
-        PairWeights(heads.first_EI.double(), heads.second_EJ.double()) for heads in (single, now)
-    )
-    exact = PairScores(moments).quality(single_in_double, now_in_double)
+    exact = PairScores(moments).quality(in_double(single), in_double(now))
     assert PairScores(moments).quality(single, now) == exact
 
 
