@@ -28,7 +28,6 @@ from cmcl.contract.model import ModelSpec
 from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports
-from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 from workers.storage.versions import read_live, read_version, read_version_file
@@ -173,7 +172,7 @@ def _faults(store: ObjectStore, model: str, jobs: Sequence[dict[str, Any]]) -> l
             faults.append(
                 f"the lineage of version {number} does not extend its parent's by one entry"
             )
-        for name in layout.VERSION_FILES:
+        for name in manifest.files:
             read_version_file(store, manifest, name)  # Raises if a digest does not match.
     if len(set(learned)) != len(jobs):
         faults.append("a dataset was learned twice")

@@ -34,7 +34,7 @@ from workers.model.memory import Memory
 from workers.model.rows import PairedRows
 from workers.nullspace.centred import Pooled, dataset_moments, pooled
 from workers.nullspace.closed_form import root, solve, whitened
-from workers.nullspace.moments import PairMoments, pair_moments
+from workers.nullspace.moments import pair_moments
 from workers.train.data.rows import CHUNK_ROWS, HeldRows
 from workers.train.run import Run
 from workers.train.sums import prepared_rows, summed_halves
@@ -219,14 +219,17 @@ def _bytes(width: int, lift: int) -> dict[str, int]:
     log_progress(f"bytes of width {width}, lift {lift}")
     together = width + lift
     rows = torch.nn.functional.normalize(torch.randn(64, together), dim=1)
-    moments: PairMoments = pair_moments(_ones(rows), _ones(rows))
+    sums = dataset_moments(pair_moments(_ones(rows), _ones(rows)))
     pair = ModalityPair(first="a", second="b")
-    memory = Memory().with_sums(pair, dataset_moments(moments), {"a": _RIDGE, "b": _RIDGE})
+    memory = Memory()
+    # Sums over two datasets need float64.
+    for each in (sums, dataset_moments(pair_moments(_ones(rows[:32]), _ones(rows[32:])))):
+        memory = memory.with_sums(pair, each, {"a": _RIDGE, "b": _RIDGE})
     return {
         "width": width,
         "lift": lift,
-        "dataset": len(save_centred_moments(moments)),
-        "pair": len(save_memory(memory)),
+        "dataset": len(save_centred_moments(sums)),
+        "pair": sum(map(len, save_memory(memory).pooled.values())),
     }
 
 

@@ -7,7 +7,7 @@ from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
-from workers.storage.versions import publish_files, read_candidate
+from workers.storage.versions import publish_manifest, read_candidate
 from workers.train.job import train_dataset
 
 
@@ -25,4 +25,4 @@ def publish_first(store: ObjectStore, spec: ModelSpec, dataset: DatasetManifest)
     store.put(layout.dataset_manifest(dataset.dataset), dataset.model_dump_json().encode())
     store.put(layout.run_spec(job.job, 1), job.model_dump_json().encode())
     train_dataset(store.uri, job.job, 1, torch.device("cpu"))
-    publish_files(store, read_candidate(store, job.job, 1))
+    publish_manifest(store, read_candidate(store, job.job, 1))

@@ -158,7 +158,7 @@ def create_large_app(url: str, folder: Path, size: Size) -> FastAPI:
     app.state.endpoint = Endpoint(_ENDPOINT, None, httpx.MockTransport(_of_endpoint))
     fill(app.state.context.database, size)
     found = candidate(size)
-    key = layout.run_file(found.job, found.attempt, layout.MANIFEST)
+    key = layout.run_candidate(found.job, found.attempt)
     app.state.context.store.put(key, found.model_dump_json().encode())
 
     def empty(request: Request) -> Response:

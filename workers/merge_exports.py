@@ -22,7 +22,7 @@ from cmcl.contract.job import JobSpec, VersionRef
 from cmcl.contract.version import VersionManifest
 from workers.model.artifact import (
     check_selftest,
-    load_dataset_sums,
+    load_centred_moments,
     load_heads,
     load_selftest,
     save_heads,
@@ -30,7 +30,7 @@ from workers.model.artifact import (
     save_method_state,
 )
 from workers.model.heads import ModalityHeads
-from workers.model.memory import Memory
+from workers.model.memory import Memory, in_order
 from workers.serve.export.archive import write_files
 from workers.serve.export.formats import (
     HEADS_FILE,
@@ -41,9 +41,9 @@ from workers.serve.export.formats import (
 )
 from workers.storage import layout
 from workers.storage.local import LocalStore
-from workers.storage.versions import entry_for, publish_files, read_candidate
+from workers.storage.versions import entry_for, publish_manifest, read_candidate, write_blob
 from workers.train.job import train_dataset
-from workers.train.versions import read_heads
+from workers.train.versions import memory_files, read_heads
 
 _JOB = "merge"
 
@@ -105,7 +105,7 @@ def _merged(store: LocalStore, parent: VersionManifest, other: VersionManifest) 
     store.put(layout.run_spec(job.job, job.attempt), job.model_dump_json().encode())
     train_dataset(store.uri, job.job, job.attempt, torch.device("cpu"))
     candidate = read_candidate(store, job.job, job.attempt)
-    publish_files(store, candidate)
+    publish_manifest(store, candidate)
     return candidate
 
 
@@ -155,17 +155,17 @@ def _put_version(
             raise CannotCombine(
                 f"{export}: the moments of dataset {line.name!r} are not those of the manifest (SHA-256)"
             )
-        store.put(layout.dataset_moments(line.dataset), data)
-        sums = load_dataset_sums(data)
+        write_blob(store, data)
+        sums = in_order(line.pair, load_centred_moments(data))
         memory = memory.with_sums(line.pair, sums, line.ridges, line.significant_directions)
     heads = load_heads((export / HEADS_FILE).read_bytes(), manifest.spec)
     selftest = (export / layout.SELFTEST).read_bytes()
     _check_heads(heads, selftest, manifest)
     files = {
         layout.HEADS: save_heads(heads),
-        layout.MEMORY: save_memory(memory),
         layout.METHOD_STATE: save_method_state({}),
         layout.SELFTEST: selftest,
+        **memory_files(save_memory(memory)),
     }
     # Heads of the versions before it are not exported, so drift is measured from this one.
     learned = tuple(
@@ -174,13 +174,12 @@ def _put_version(
     stored = manifest.model_copy(
         update={
             "model": model,
-            "files": {name: entry_for(data) for name, data in files.items()},
-            "files_in": None,
+            "files": {name: write_blob(store, data) for name, data in files.items()},
+            "copied_from": None,
             "learned": learned,
         }
     )
-    for name, data in {**files, layout.MANIFEST: stored.model_dump_json().encode()}.items():
-        store.put(layout.version_file(model, stored.version, name), data)
+    publish_manifest(store, stored)
     return stored
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from cmcl.contract.modality import ModalityPair
+from cmcl.contract.modality import FileEntry, ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
 from workers.model.artifact import save_heads, save_memory, save_method_state, save_selftest
@@ -16,7 +16,8 @@ from workers.model.memory import Memory
 from workers.nullspace.conditioning import Conditioning
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
-from workers.storage.versions import entry_for
+from workers.storage.versions import entry_for, publish_manifest, write_blob
+from workers.train.versions import memory_files
 
 MODEL = "measured"
 MODALITY = "image"
@@ -45,13 +46,10 @@ def store_version(store: ObjectStore, version: int, width: int) -> ModalityHeads
         layout.HEADS: save_heads(heads),
         layout.METHOD_STATE: save_method_state({}),
         layout.SELFTEST: save_selftest(heads, spec),
-        layout.MEMORY: save_memory(Memory()),
+        **memory_files(save_memory(Memory())),
     }
-    for name, data in files.items():
-        store.put(layout.version_file(MODEL, version, name), data)
-    manifest = _manifest(version, spec, files)
-    key = layout.version_file(MODEL, version, layout.MANIFEST)
-    store.put(key, manifest.model_dump_json().encode())
+    entries = {name: write_blob(store, data) for name, data in files.items()}
+    publish_manifest(store, _manifest(version, spec, entries))
     return heads
 
 
@@ -61,7 +59,7 @@ def _conditioning(width: int, generator: torch.Generator) -> Conditioning:
     return Conditioning(mean_F, torch.eye(width) + (half_FF + half_FF.mT) / 8)
 
 
-def _manifest(version: int, spec: ModelSpec, files: dict[str, bytes]) -> VersionManifest:
+def _manifest(version: int, spec: ModelSpec, files: dict[str, FileEntry]) -> VersionManifest:
     learned = LearnedDataset(
         dataset=f"dataset-{version}",
         name=f"dataset-{version}",
@@ -81,7 +79,7 @@ def _manifest(version: int, spec: ModelSpec, files: dict[str, bytes]) -> Version
         spec=spec,
         code_version="benchmark",
         created_at=datetime.now(UTC),
-        files={name: entry_for(data) for name, data in files.items()},
+        files=files,
         learned=(learned,),
         report=VersionReport(final_loss=0, updates=1, ranks=1),
     )

@@ -18,7 +18,7 @@ from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.running import Shown, read_running
 from workers.storage.shards import describe_shard
-from workers.storage.versions import check_candidate, read_candidate
+from workers.storage.versions import check_complete, read_candidate, read_version_file
 
 _WIDTHS = (256, 192)
 _FIRST, _SECOND = "vision", "text"
@@ -96,8 +96,8 @@ class Job:
     def result(self, attempt: int) -> "Result":
         """Return the result. Raises ObjectNotFound if the attempt has none."""
         manifest = read_candidate(self.store, self.name, attempt)
-        check_candidate(self.store, manifest)
-        heads = self.store.read(layout.run_file(self.name, attempt, layout.HEADS))
+        check_complete(self.store, manifest)
+        heads = read_version_file(self.store, manifest, layout.HEADS)
         report = manifest.report
         return Result(manifest.files[layout.HEADS].sha256, heads, report.ranks, report.updates)
 

@@ -14,7 +14,7 @@ from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.object_store import ObjectStore
 from workers.storage.running import ProgressWriter, mark_ended
-from workers.storage.versions import entry_for, read_version, write_candidate
+from workers.storage.versions import read_version, write_blob, write_candidate
 
 
 class Attempts:
@@ -76,8 +76,9 @@ class Attempts:
 
 def write_complete_candidate(store: ObjectStore, spec: JobSpec, created_at: datetime) -> None:
     """Write a candidate as an attempt that learned a dataset does, with files of a few bytes."""
-    files = {name: f"{spec.job} {name}".encode() for name in layout.VERSION_FILES}
-    moments = {layout.MOMENTS: f"{spec.job} moments".encode()}
+    names = (*layout.VERSION_FILES, "moments")
+    files = {name: write_blob(store, f"{spec.job} {name}".encode()) for name in names}
+    moments = files.pop("moments")
     earlier = () if spec.parent is None else read_version(store, spec.model, spec.parent).learned
     dataset = spec.learns
     line = LearnedDataset(
@@ -86,7 +87,7 @@ def write_complete_candidate(store: ObjectStore, spec: JobSpec, created_at: date
         pair=dataset.pair,
         rows=dataset.rows,
         version=spec.version,
-        moments=entry_for(moments[layout.MOMENTS]),
+        moments=moments,
         shard_digests=tuple(shard.sha256 for shard in dataset.shards),
     )
     drift = {each.dataset: Drift(since_learned=0.1, against_parent=0.1) for each in earlier}
@@ -100,11 +101,11 @@ def write_complete_candidate(store: ObjectStore, spec: JobSpec, created_at: date
         spec=spec.spec,
         code_version="benchmark",
         created_at=created_at,
-        files={name: entry_for(data) for name, data in files.items()},
+        files=files,
         learned=(*earlier, line),
         report=VersionReport(final_loss=1.0, updates=3, ranks=1, drift=drift),
     )
-    write_candidate(store, manifest, {**files, **moments})
+    write_candidate(store, manifest)
 
 
 def write_specs(store: LocalStore, running: int) -> None:

@@ -68,7 +68,7 @@ class Rounds(Reconciler):
 
 def _watch(context: Context, job: JobRecord) -> None:
     try:
-        context.store.size(layout.run_file(job.id, job.attempt, layout.MANIFEST))
+        context.store.size(layout.run_candidate(job.id, job.attempt))
     except ObjectNotFound:
         pass
     else:

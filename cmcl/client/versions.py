@@ -35,7 +35,7 @@ class VersionSummary(ApiModel):
     dataset_name: str
     copied_from: str | None = None
     created_at: datetime
-    stored_at: datetime | None = Field(description="when its files were stored")
+    stored_at: datetime | None = Field(description="when its manifest was stored")
     retired_at: datetime | None = None
 
 

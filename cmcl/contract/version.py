@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable
 from datetime import datetime
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -260,11 +261,10 @@ class VersionReport(Frozen):
 
 
 class VersionManifest(Frozen):
-    """Written last: once it can be read, every file that it lists is stored.
+    """Written last: once it can be read, everything that it names is stored.
 
-    `files` maps file names to digests. The files are stored beside the manifest or, for a version that a
-    branch has from its source, beside the source's manifest of the same number. The moments of single
-    datasets are stored under `datasets/<dataset>/` and listed in `learned`.
+    `files` maps names of files to digests, and `learned` names the moments of each dataset. Each is stored as the blob
+    with that digest, which any number of versions name.
     """
 
     model: ModelName
@@ -290,10 +290,10 @@ class VersionManifest(Frozen):
     code_version: str
     created_at: datetime
     files: dict[str, FileEntry]
-    files_in: ModelName | None = Field(
+    copied_from: ModelName | None = Field(
         default=None,
         exclude_if=lambda model: model is None,
-        description="model whose folder has the files; None: this model's",
+        description="model whose job made it, of a version that a branch has from there; None: this model's",
     )
     learned: tuple[LearnedDataset, ...] = Field(min_length=1)
     encoders: dict[Modality, EncoderIdentity] = Field(
@@ -311,6 +311,25 @@ class VersionManifest(Frozen):
     def earlier(self) -> tuple[LearnedDataset, ...]:
         """Every line but that of the dataset that it learned."""
         return self.learned[:-1] if self.dataset is not None else self.learned
+
+    @property
+    def own(self) -> dict[str, FileEntry]:
+        """Its files, and the moments of datasets that it learned or merged. Versions before it name the others."""
+        new = (line for line in self.learned if line.version == self.version)
+        return {**self.files, **{f"moments of {line.dataset}": line.moments for line in new}}
+
+    def as_in_branch(self, name: ModelName) -> Self:
+        """The same version as a branch of that name has it."""
+        source = self.copied_from or self.model
+        return self.model_copy(update={"model": name, "copied_from": source})
+
+    @property
+    def blobs(self) -> frozenset[str]:
+        """Digests of everything that it names."""
+        return frozenset(
+            entry.sha256
+            for entry in (*self.files.values(), *(line.moments for line in self.learned))
+        )
 
 
 # The path where the control plane notifies replicas that `live.json` has changed.

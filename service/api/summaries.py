@@ -35,7 +35,7 @@ class NewestVersionView(BaseModel):
     dataset: str | None = Field(description="null: it learned none")
     dataset_name: str
     created_at: datetime
-    stored_at: datetime | None = Field(description="when its files were stored")
+    stored_at: datetime | None = Field(description="when its manifest was stored")
     max_drift: float | None = Field(
         description="largest drift of an earlier dataset since it was learned; null: there is none"
     )

@@ -68,9 +68,11 @@ class VersionSummary(BaseModel):
     dataset_name: str = Field(
         description="also of the dataset that it unlearned; of a merge, the version as `model@version`"
     )
-    copied_from: str | None = Field(description="model from which a branch copied it")
+    copied_from: str | None = Field(
+        description="model whose job made it, if a branch has it from there"
+    )
     created_at: datetime
-    stored_at: datetime | None = Field(description="when its files were stored")
+    stored_at: datetime | None = Field(description="when its manifest was stored")
     retired_at: datetime | None = Field(description="when it was retired")
 
     @classmethod

@@ -182,6 +182,7 @@ class VersionOutline:
     """A published version without its manifest, which grows with each dataset that was learned.
 
     It can be served once it is stored. One that a branch copied has no job. `dataset` is None if it learned none.
+    Once it is swept, it has no files.
     """
 
     model: str
@@ -196,6 +197,7 @@ class VersionOutline:
     created_at: datetime
     stored_at: datetime | None
     retired_at: datetime | None
+    swept_at: datetime | None
 
 
 @dataclass(frozen=True)

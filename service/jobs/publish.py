@@ -1,13 +1,13 @@
-"""The steps from a complete candidate to a stored version: judge, publish, store."""
+"""The steps from a complete candidate to a live version: judge, publish, store its manifest."""
 
 from datetime import datetime
 
 from sqlalchemy import Connection
 
-from cmcl.contract.errors import WorkerError
+from cmcl.contract.errors import StorageUnavailable, WorkerError
 from cmcl.contract.version import LearnedDataset, VersionManifest
 from service.context import Context
-from service.database.queries import datasets, jobs, models, versions
+from service.database.queries import datasets, jobs, maintenance, models, versions
 from service.database.rows import JobRecord, ModelRecord, VersionRecord
 from service.jobs import gate, steps
 from service.jobs.attempts import job_spec
@@ -18,12 +18,10 @@ from service.states import FailureReason, JobState
 from service.telemetry.spans import Attributes, PastSpan
 from workers.storage import layout
 from workers.storage.versions import (
-    check_candidate,
-    check_files,
+    check_complete,
     check_number_is_free,
-    publish_files,
+    publish_manifest,
     read_candidate,
-    refer_to_version,
 )
 
 
@@ -59,7 +57,7 @@ def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
 
 
 def store_version(context: Context, version: VersionRecord) -> None:
-    """Store the files of a published version, then make it live, unless it was retired meanwhile.
+    """Store the manifest of a published version, then make it live, unless it was retired meanwhile.
 
     Raises StaleDatabase; nothing is stored then until the database has been rebuilt.
     """
@@ -67,7 +65,7 @@ def store_version(context: Context, version: VersionRecord) -> None:
         job = None if version.job is None else jobs.find(connection, version.job)
     with context.metrics.step("store", job):
         check_not_behind(context, version.model)
-        _store_files(context, version)
+        publish_manifest(context.store, version.manifest)
         now = context.clock()
         with context.database.write() as connection:
             if not versions.set_stored(connection, version.model, version.number, now):
@@ -84,16 +82,6 @@ def store_version(context: Context, version: VersionRecord) -> None:
         context.metrics.post_to_live.observe((now - job.created_at).total_seconds())
 
 
-def _store_files(context: Context, version: VersionRecord) -> None:
-    if version.copied_from is None:
-        publish_files(context.store, version.manifest)
-        return
-    # Of a retired version only the manifest may be left (`gc.sweep_unlearned_datasets`).
-    if version.retired_at is None:
-        check_files(context.store, version.manifest)
-    refer_to_version(context.store, version.manifest)
-
-
 def _publish_unless_late(context: Context, job: JobRecord, candidate: VersionManifest) -> None:
     try:
         _publish(context, job, candidate)
@@ -107,9 +95,19 @@ def _sound_candidate(context: Context, job: JobRecord, model: ModelRecord) -> Ve
     with context.database.read() as connection:
         theirs = combining.merged_lines(connection, job)
     gate.check_answers(job_spec(context, job, model), _lineage(context, job), candidate, theirs)
-    check_candidate(context.store, candidate)
+    _rescue(context, candidate)
+    check_complete(context.store, candidate)
     check_number_is_free(context.store, candidate)
     return candidate
+
+
+def _rescue(context: Context, candidate: VersionManifest) -> None:
+    """Keep its blobs, which may have been written before and named by nothing. Raises StorageUnavailable for a while if
+    one of them is being removed: afterwards it is found missing."""
+    keys = {layout.blob(entry.sha256) for entry in candidate.own.values()}
+    with context.database.write() as connection:
+        if not maintenance.rescue(connection, keys):
+            raise StorageUnavailable(f"a blob of job {candidate.job} is being removed")
 
 
 def _lineage(context: Context, job: JobRecord) -> tuple[LearnedDataset, ...]:

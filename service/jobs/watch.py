@@ -135,7 +135,7 @@ def _take_result(context: Context, job: JobRecord) -> bool:
         if job.kind == "evaluate":
             moved = _end_evaluation(context, job)
         else:
-            context.store.size(layout.run_file(job.id, job.attempt, layout.MANIFEST))
+            context.store.size(layout.run_candidate(job.id, job.attempt))
             with context.database.write() as connection:
                 moved = jobs.move(connection, job, JobState.GATING, context.clock(), message=None)
     except ObjectNotFound:

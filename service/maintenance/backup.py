@@ -298,4 +298,4 @@ def _manifest_key(kind: Kind, name: str) -> str:
     if kind == "dataset":
         return layout.dataset_manifest(name)
     model, _, number = name.rpartition("/")
-    return layout.version_file(model, int(number), layout.MANIFEST)
+    return layout.version_manifest(model, int(number))

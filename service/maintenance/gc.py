@@ -31,11 +31,10 @@ from service.datasets.uploads import EXPIRY_HOURS
 from service.errors import DatabaseUnavailable, StaleDatabase
 from service.launchers.port import LauncherUnavailable
 from service.loops import Lease, PeriodicLoop
-from service.maintenance.gc_store import remove_all, sweep_encoded, sweep_orphans
+from service.maintenance.gc_store import remove_all, sweep_blobs, sweep_encoded, sweep_orphans
 from service.states import JobState
 from workers.storage import layout
 from workers.storage.running import forget_running, read_running
-from workers.storage.versions import file_key
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +156,7 @@ def _sweep_unsuccessful(context: Context, job: EndedJob) -> None:
 
 
 def sweep_learned_datasets(context: Context) -> None:
-    """Remove training rows, checkpoints and traces of preparation of datasets whose version is stored.
+    """Remove training rows, checkpoints and traces of preparation of datasets that have a version.
 
     A checkpoint is larger than a version. The checkpoints of a job that can still continue are kept.
     """
@@ -192,8 +191,8 @@ def sweep_deleted_datasets(context: Context) -> None:
 def sweep_unlearned_datasets(context: Context) -> None:
     """Remove datasets that were unlearned once every version that has learned them is retired.
 
-    Of these versions everything but the manifest is removed as well: their heads and moments hold the dataset, and no
-    later version is measured against them.
+    The files of these versions are given up as well (`sweep_blobs`): their heads and moments hold the dataset, and no
+    later version is measured against them. Their manifests stay.
     """
     with context.database.read() as connection:
         found = maintenance.unlearned_datasets(connection)
@@ -205,9 +204,8 @@ def sweep_unlearned_datasets(context: Context) -> None:
 
 
 def _sweep_unlearned(context: Context, dataset: str, versions: Sequence[VersionRecord]) -> None:
-    for version in versions:
-        for name in version.manifest.files:
-            context.store.delete(file_key(version.manifest, name))
+    with context.database.write() as connection:
+        maintenance.mark_versions_swept(connection, versions, context.clock())
     if remove_all(context.store, layout.dataset_prefix(dataset)):
         _mark_dataset_swept(context, dataset)
 
@@ -328,4 +326,9 @@ GC_TASKS: Sequence[GCTask] = (
 
 
 # Listing every folder and every encoded shard of the store costs more than all other tasks together.
-RARE_GC_TASKS: Sequence[GCTask] = (sweep_unlearned_datasets, sweep_orphans, sweep_encoded)
+RARE_GC_TASKS: Sequence[GCTask] = (
+    sweep_unlearned_datasets,
+    sweep_orphans,
+    sweep_blobs,
+    sweep_encoded,
+)

@@ -1,16 +1,18 @@
-"""Tasks of the garbage collector that list the store: folders that no row names, and encoded items.
+"""Tasks of the garbage collector that list the store: folders that no row names, blobs that no manifest names, and
+encoded items.
 
-Folders have no time. The time at which each is first found without a row is stored, by the clock of this service, deleted
-if a row names it again, and the folder is removed some time later.
+Objects have no time. The time at which each is first found without a name is stored, by the clock of this service, and
+deleted if it is named again. Some time later it is doomed, then removed.
 """
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
-from cmcl.contract.errors import StorageError
+from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageError
 from cmcl.contract.modality import NAME_PATTERN
 from service.context import Context
 from service.database.queries import maintenance
@@ -18,10 +20,12 @@ from service.database.queries.maintenance import Kind
 from service.stale_database import check_not_lost
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
+from workers.storage.versions import read_candidate, read_version
 
 logger = logging.getLogger(__name__)
 
-# How long a folder that no row names is kept: the database may be the wrong one, or an old dump.
+# How long a folder or blob that nothing names is kept: the database may be the wrong one, or an old dump, and an attempt
+# writes blobs before the manifest that names them.
 ORPHAN_GRACE = timedelta(days=1)
 _BATCH = 500
 # Features of items after they were encoded: equal items in other datasets of the owner are not encoded again.
@@ -72,7 +76,10 @@ def sweep_orphans(context: Context) -> None:
         for batch in _batches(names):
             unknown |= _sweep_batch(context, root, batch)
         if root.may_have_orphans:
-            _watch_orphans(context, root, unknown)
+            doomed = _doomed(context, root.folder, {f"{root.folder}{name}" for name in unknown})
+            for folder in doomed:
+                logger.warning("removing %s: no row has named it for a day", folder)
+            _forget(context, [each for each in doomed if remove_all(context.store, f"{each}/")])
 
 
 def _sweep_batch(context: Context, root: _Root, names: list[str]) -> set[str]:
@@ -85,22 +92,50 @@ def _sweep_batch(context: Context, root: _Root, names: list[str]) -> set[str]:
     return set(names) - known
 
 
-def _watch_orphans(context: Context, root: _Root, unknown: set[str]) -> None:
-    """Note new orphans, remove those past their grace period, forget those that a row names again."""
+def _doomed(context: Context, root: str, unnamed: set[str]) -> list[str]:
+    """Those folders or blobs under a root that nothing has named for a day."""
     now = context.clock()
     with context.database.write() as connection:
-        since = {
-            folder: seen_at
-            for folder, seen_at in maintenance.orphans_since(connection, root.folder).items()
-            if root.name.match(folder.removeprefix(root.folder))
-        }
-        found = {f"{root.folder}{name}" for name in unknown}
-        maintenance.note_orphans(connection, sorted(found - since.keys()), now)
-        maintenance.forget_orphans(connection, since.keys() - found)
-    for folder in sorted(found & since.keys()):
-        if now - since[folder] >= ORPHAN_GRACE:
-            logger.warning("removing %s: no row has named it for a day", folder)
-            remove_all(context.store, f"{folder}/")
+        return maintenance.update_orphans(connection, root, unnamed, now - ORPHAN_GRACE, now)
+
+
+def _forget(context: Context, removed: Sequence[str]) -> None:
+    with context.database.write() as connection:
+        maintenance.forget_removed(connection, removed)
+
+
+def sweep_blobs(context: Context) -> None:
+    """Remove blobs that no manifest has named for a day.
+
+    Roots are the versions with files, also those that only the bucket knows, and candidates that may be published.
+    Blobs are listed first, so that what is written later is not judged. A candidate names blobs of its parent, which is
+    a root, and others that its attempt has written. Before it is published, these are rescued (`publish.judge`): a blob
+    may have been written again when it was about to be removed. Raises StaleDatabase as `sweep_orphans`.
+    """
+    check_not_lost(context)
+    found = set(context.store.keys(layout.blobs()))
+    named = {layout.blob(sha256) for sha256 in _named(context)}
+    doomed = _doomed(context, layout.blobs(), found - named)
+    for key in doomed:
+        context.store.delete(key)
+    _forget(context, doomed)
+
+
+def _named(context: Context) -> set[str]:
+    """Digests of all blobs that something names."""
+    with context.database.read() as connection:
+        named = maintenance.named_blobs(connection)
+        known = maintenance.known_versions(connection)
+        attempts = maintenance.open_attempts(connection)
+    stored = filter(None, map(layout.version_of, context.store.keys(layout.models())))
+    unknown = [partial(read_version, context.store, *each) for each in stored if each not in known]
+    for read in (*unknown, *(partial(read_candidate, context.store, *each) for each in attempts)):
+        try:
+            named |= read().blobs
+        except (ObjectNotFound, InvalidVersion):
+            # An attempt that has written none yet, or one that cannot be published.
+            continue
+    return named
 
 
 def _batches(names: list[str]) -> Iterator[list[str]]:

@@ -20,15 +20,12 @@ from service.database.queries.backup import Kind, Row
 from service.database.queries.versions import from_manifest
 from service.maintenance.backup import DamagedRecord, Recorded, key_of, read
 from workers.storage import layout
-from workers.storage.datasets import read_dataset_manifest
 from workers.storage.object_store import ObjectStore
 from workers.storage.versions import (
     check_object,
-    file_key,
-    publish_files,
+    publish_manifest,
     read_candidate,
     read_version,
-    refer_to_version,
 )
 
 # full: check every byte of every file; manifests: check only existence and size of files.
@@ -158,9 +155,13 @@ class FoundVersion:
 
     manifest: VersionManifest
     recorded: Row | None
-    copied_from: str | None
     is_in_place: bool = True
     is_sound: bool = True
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a job of its model made it; False for a version that a branch has from its source."""
+        return self.manifest.copied_from is None
 
     def row(self, now: datetime) -> Row:
         """The row. A version that is not recorded as stored will be stored again."""
@@ -170,14 +171,14 @@ class FoundVersion:
         return {
             "model": manifest.model,
             "number": manifest.version,
-            "job": None if self.copied_from else manifest.job,
+            "job": manifest.job if self.is_own else None,
             "attempt": manifest.attempt,
             "parent": manifest.parent,
             **from_manifest(manifest),
-            "copied_from": self.copied_from,
             "created_at": created_at,
             "stored_at": recorded.get("stored_at", created_at if self.is_in_place else None),
             "retired_at": retired_at if self.is_sound else retired_at or now,
+            "swept_at": recorded.get("swept_at"),
         }
 
 
@@ -185,7 +186,8 @@ class FoundVersion:
 class ModelFolder:
     """The versions of one model; `recorded` by number, with the digests of their manifests.
 
-    `head`: the newest recorded version, None without a record. A deleted model may lack files.
+    `head`: the newest recorded version, None without a record. `branched_from`: the model, of a branch. A deleted model
+    may lack files.
     """
 
     bucket: Bucket
@@ -193,6 +195,7 @@ class ModelFolder:
     recorded: Mapping[int, Row]
     digests: Mapping[int, str | None]
     head: int | None
+    branched_from: str | None
     is_deleted: bool
     may_repair: bool
 
@@ -207,30 +210,35 @@ class ModelFolder:
     def _find(self, number: int) -> FoundVersion | None:
         recorded = self.recorded.get(number)
         manifest, problem = self._in_place(number)
-        if manifest is not None:
-            problem = self._problem_of_files(manifest)
-            was_removed = self._was_removed(manifest, recorded)
-            if problem is None or was_removed:
-                source = self._source(manifest, recorded)
-                return FoundVersion(manifest, recorded, source, is_sound=not was_removed)
-        if manifest is None and self._is_being_stored(number):
+        if manifest is None:
+            return self._from_origin(number, recorded, str(problem))
+        if recorded is not None and recorded["swept_at"] is not None:
+            return FoundVersion(manifest, recorded, is_sound=False)
+        problem = self._problem_of_blobs(manifest)
+        if problem is not None:
+            self._report(number, problem, has_spare=False)
+        return FoundVersion(manifest, recorded, is_sound=problem is None)
+
+    def _from_origin(self, number: int, recorded: Row | None, problem: str) -> FoundVersion | None:
+        """A version without a readable manifest, as its attempt has it, or the model that was branched."""
+        if recorded is None and self.head is not None and number > self.head:
+            # It is being stored: the record of its job predates it.
             return None
-        spare = self._spare(number, recorded, manifest)
+        spare = None if recorded is None else self._spare(number, recorded)
         if spare is not None and recorded is not None and recorded["stored_at"] is None:
             # It was never stored: the service will store it.
-            return FoundVersion(spare, recorded, recorded["copied_from"], is_in_place=False)
-        if spare is not None and self.may_repair:
-            return self._repaired(spare, recorded, str(problem))
-        if not self.is_deleted:
-            self._report(number, str(problem), has_spare=spare is not None)
-        if manifest is None:
+            return FoundVersion(spare, recorded, is_in_place=False)
+        if spare is None or not self.may_repair:
+            self._report(number, problem, has_spare=spare is not None)
             return None
-        source = self._source(manifest, recorded)
-        return FoundVersion(manifest, recorded, source, is_sound=False)
+        publish_manifest(self.bucket.store, spare)
+        what = f"version {number} of {self.model!r}"
+        self.bucket.findings.repaired.append(f"{what} was restored ({problem})")
+        return FoundVersion(spare, recorded)
 
     def _in_place(self, number: int) -> tuple[VersionManifest | None, str | None]:
         """Its manifest, or the reason why there is none."""
-        key = layout.version_file(self.model, number, layout.MANIFEST)
+        key = layout.version_manifest(self.model, number)
         try:
             data = self.bucket.read_manifest(key, self.digests.get(number))
             manifest = VersionManifest.model_validate_json(data)
@@ -242,47 +250,20 @@ class ModelFolder:
             return None, f"{key} is of version {manifest.version} of {manifest.model!r}"
         return manifest, None
 
-    def _problem_of_files(self, manifest: VersionManifest) -> str | None:
-        keys = {file_key(manifest, name): entry for name, entry in manifest.files.items()}
-        line = manifest.new_line
-        if line is not None:
-            keys[layout.dataset_moments(line.dataset)] = line.moments
-        problems = (self.bucket.problem(key, entry) for key, entry in keys.items())
+    def _problem_of_blobs(self, manifest: VersionManifest) -> str | None:
+        problems = (
+            self.bucket.problem(layout.blob(entry.sha256), entry) for entry in manifest.own.values()
+        )
         return next((problem for problem in problems if problem), None)
 
-    def _was_removed(self, manifest: VersionManifest, recorded: Row | None) -> bool:
-        """Whether only the manifest of a retired version is left: it had learned a dataset that was unlearned."""
-        if recorded is None or recorded["retired_at"] is None:
-            return False
-        entries = {file_key(manifest, name): entry for name, entry in manifest.files.items()}
-        problems = (self.bucket.problem(key, entry) for key, entry in entries.items())
-        return all(problem is not None and problem.endswith("is missing") for problem in problems)
-
-    def _is_being_stored(self, number: int) -> bool:
-        """Whether it only has files beyond the recorded versions: its job's record predates it."""
-        return self.head is not None and number > self.head and number not in self.recorded
-
-    def _source(self, manifest: VersionManifest, recorded: Row | None) -> str | None:
-        """The model whose folder has its files; without a record, from its dataset's manifest."""
-        if recorded is not None:
-            source: str | None = recorded["copied_from"]
-            return source
-        return manifest.files_in or foreign_model(self.bucket, manifest)
-
-    def _spare(
-        self, number: int, recorded: Row | None, manifest: VersionManifest | None
-    ) -> VersionManifest | None:
-        """The same version at its origin: its attempt's folder, or the model it was copied from."""
-        source = recorded["copied_from"] if recorded else None
+    def _spare(self, number: int, recorded: Row) -> VersionManifest | None:
+        """Its manifest at its origin, if everything that it names is stored."""
         try:
-            if source is not None:
-                original = read_version(self.bucket.store, source, number)
-                found = original.model_copy(update={"model": self.model, "files_in": source})
-                return found if self._is_whole(original, source) else None
-            if recorded is not None:
+            if recorded["job"] is not None:
                 found = read_candidate(self.bucket.store, recorded["job"], recorded["attempt"])
-            elif manifest is not None:
-                found = read_candidate(self.bucket.store, manifest.job, manifest.attempt)
+            elif self.branched_from is not None:
+                original = read_version(self.bucket.store, self.branched_from, number)
+                found = original.as_in_branch(self.model)
             else:
                 return None
         except WorkerError as error:
@@ -290,49 +271,14 @@ class ModelFolder:
                 raise
             return None
         is_it = (found.model, found.version) == (self.model, number)
-        return found if is_it and self._is_whole(found, None) else None
-
-    def _is_whole(self, manifest: VersionManifest, source: str | None) -> bool:
-        entries = dict(manifest.files)
-        if source is None and manifest.new_line is not None:
-            entries[layout.MOMENTS] = manifest.new_line.moments
-        for name, entry in entries.items():
-            key = (
-                layout.run_file(manifest.job, manifest.attempt, name)
-                if source is None
-                else layout.version_file(source, manifest.version, name)
-            )
-            if self.bucket.problem(key, entry) is not None:
-                return False
-        return True
-
-    def _repaired(self, spare: VersionManifest, recorded: Row | None, problem: str) -> FoundVersion:
-        source = recorded["copied_from"] if recorded else None
-        if source is None:
-            publish_files(self.bucket.store, spare)
-        else:
-            refer_to_version(self.bucket.store, spare)
-        what = f"version {spare.version} of {self.model!r}"
-        self.bucket.findings.repaired.append(f"{what} was restored ({problem})")
-        return FoundVersion(spare, recorded, source)
+        return found if is_it and self._problem_of_blobs(found) is None else None
 
     def _report(self, number: int, problem: str, *, has_spare: bool) -> None:
+        if self.is_deleted:
+            return
         so = "it can no longer be live"
         if self.head is None or number >= self.head:
             so += ", and the model cannot learn further: branch it from an earlier version"
         if has_spare:
-            so = "a sound copy exists at its origin: --repair restores it"
+            so = "its origin still has it: --repair restores it"
         self.bucket.findings.damage(f"version {number} of {self.model!r}", problem, so)
-
-
-def foreign_model(bucket: Bucket, manifest: VersionManifest) -> str | None:
-    """The model to which this version's dataset was posted, if it is another one."""
-    if manifest.dataset is None:
-        return None
-    try:
-        dataset = read_dataset_manifest(bucket.store, manifest.dataset)
-    except InvalidVersion:
-        return None
-    if dataset is None or dataset.model == manifest.model:
-        return None
-    return dataset.model

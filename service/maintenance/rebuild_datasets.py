@@ -107,11 +107,7 @@ class DatasetFolders:
     def _change(self, job: Row) -> Row:
         """A job that reads no rows, as far as the store shows that it went on after it was recorded."""
         model = self.models.get(job["model"])
-        made = (
-            (version for version in model.versions.values() if version.copied_from is None)
-            if model
-            else ()
-        )
+        made = (version for version in model.versions.values() if version.is_own) if model else ()
         version = next((each for each in made if each.manifest.job == job["id"]), None)
         if version is not None and job["state"] != JobState.PUBLISHED:
             job |= _as_published(version, self.now)
@@ -293,7 +289,7 @@ def _learned(found: Iterable[FoundModel]) -> Iterable[tuple[str, _Learned]]:
     """By dataset: the version of its own model, not a branch's copy."""
     for model in found:
         for version in model.versions.values():
-            if version.copied_from is None:
+            if version.is_own:
                 line = version.manifest.new_line
                 if line is not None:
                     yield line.dataset, _Learned(version, line)

@@ -197,6 +197,7 @@ def _folder(bucket: Bucket, name: str, row: Row | None, *, may_repair: bool) -> 
         recorded=recorded,
         digests=digests,
         head=row["head"] if row else None,
+        branched_from=row["branched_from"]["model"] if row and row["branched_from"] else None,
         is_deleted=row is not None and row["deleted_at"] is not None,
         may_repair=may_repair,
     )
@@ -243,7 +244,5 @@ def _without_record(
 
 def _branch_point(found: Mapping[int, FoundVersion]) -> Row | None:
     """The last copied version."""
-    copies = [version for _, version in sorted(found.items()) if version.copied_from is not None]
-    if not copies:
-        return None
-    return {"model": copies[-1].copied_from, "version": copies[-1].manifest.version}
+    copies = [version.manifest for _, version in sorted(found.items()) if not version.is_own]
+    return {"model": copies[-1].copied_from, "version": copies[-1].version} if copies else None

@@ -51,7 +51,7 @@ _ADDRESS = "/versions/{version}"
 _LINES, _LINKS = 50, 12
 _HELD_BY_FILE = {
     layout.HEADS: "all heads, and how features are conditioned",
-    layout.MEMORY: "moments, pooled for each pair",
+    layout.MEMORY: "how many datasets each pair has, and what they chose",
     layout.METHOD_STATE: "state of the method",
     layout.SELFTEST: "random features and their embeddings, which replicas compare with their own",
 }

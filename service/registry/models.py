@@ -155,9 +155,7 @@ def branch(
     models.create(connection, name, source.owner, source.spec, now, point)
     models.set_encoders(connection, name, start.manifest.encoders)
     for version in _lineage(connection, point):
-        files_in = version.manifest.files_in or version.model
-        manifest = version.manifest.model_copy(update={"model": name, "files_in": files_in})
-        versions.create_copy(connection, manifest, version, now)
+        versions.create_copy(connection, version.manifest.as_in_branch(name), version, now)
     data = {"from_model": point.model, "from_version": point.version, "actor": principal.name}
     event = Event(kind="model.branched", owner=source.owner, model=name, data=data)
     events.emit(connection, event, now)

@@ -109,9 +109,10 @@ CREATE TABLE models (
 CREATE INDEX ix_models_owner_name ON models (owner, name);
 
 CREATE TABLE orphans (
-	folder VARCHAR(255) NOT NULL,
+	"key" VARCHAR(255) NOT NULL,
 	seen_at DATETIME NOT NULL,
-	CONSTRAINT pk_orphans PRIMARY KEY (folder)
+	doomed BOOLEAN NOT NULL,
+	CONSTRAINT pk_orphans PRIMARY KEY ("key")
 );
 
 CREATE TABLE prepare_drivers (
@@ -380,6 +381,7 @@ CREATE TABLE versions (
 	created_at DATETIME NOT NULL,
 	stored_at DATETIME,
 	retired_at DATETIME,
+	swept_at DATETIME,
 	figures JSON NOT NULL,
 	evaluation JSON NOT NULL,
 	manifest JSON NOT NULL,
@@ -399,6 +401,6 @@ CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
 
 INSERT INTO alembic_version VALUES ('r0001');
 
-INSERT INTO compatibility VALUES ('r0001', 'fd2cb77ea098c675a6ed848cd65bc86e68324b2f4dbf282f7c35a2e80c77f65f');
+INSERT INTO compatibility VALUES ('r0001', 'ce9b71c991728fe62ab84d905ef8701dcca9029d7ec637624e64f516f4a1e319');
 
 INSERT INTO event_positions (id, newest) VALUES (1, 0);

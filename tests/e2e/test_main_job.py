@@ -22,13 +22,13 @@ from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.stack import LocalStack
 from tests.conftest import EXAMPLE_STREAM
 from tests.ray.attempts import training_rank, wait_until
-from workers.model.artifact import load_heads
 from workers.model.heads import ModalityHeads
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
-from workers.storage.versions import read_version, read_version_file
+from workers.storage.versions import read_candidate, read_version
 from workers.train.job import train_dataset
+from workers.train.versions import read_heads
 
 pytestmark = pytest.mark.ray
 
@@ -70,8 +70,7 @@ def is_training(client: Client, job: str) -> bool:
 
 
 def heads_of(store: ObjectStore, version: int, model: str = MODEL) -> ModalityHeads:
-    manifest = read_version(store, model, version)
-    return load_heads(read_version_file(store, manifest, layout.HEADS), manifest.spec)
+    return read_heads(store, read_version(store, model, version))
 
 
 def test_first_dataset_becomes_the_first_version(
@@ -168,6 +167,6 @@ def test_two_ranks_on_ray_make_the_version_of_one_process(
         spec.model_copy(update={"job": "alone"}).model_dump_json().encode(),
     )
     train_dataset(copy.uri, "alone", 1, torch.device("cpu"))
-    alone = load_heads(copy.read(layout.run_file("alone", 1, layout.HEADS)), spec.spec)
+    alone = read_heads(copy, read_candidate(copy, "alone", 1))
     for name, weight in heads_of(store, 2).weights.items():
         torch.testing.assert_close(weight, alone.weights[name], rtol=0, atol=1e-5)

@@ -31,6 +31,7 @@ from tests.fakes.launcher import FakeLauncher
 from tests.fakes.preparer import prepare_all
 from tests.fakes.rounds import run_round
 from tests.fakes.trainer import evaluate, train
+from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.object_store import ObjectStore
 from workers.storage.versions import read_live
@@ -169,7 +170,7 @@ class ControlPlane:
 
     def has_candidate(self, job: JobRecord) -> bool:
         """Whether the current attempt has written a candidate."""
-        return any(self.store.keys(f"runs/{job.id}/a{job.attempt}/candidate/manifest.json"))
+        return any(self.store.keys(layout.run_candidate(job.id, job.attempt)))
 
     def job(self, job: str) -> JobRecord:
         """The row."""

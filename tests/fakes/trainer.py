@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from cmcl.contract.job import JobSpec, Phase, Progress
+from cmcl.contract.modality import FileEntry
 from cmcl.contract.version import (
     Drift,
     EvaluationResult,
@@ -20,7 +21,7 @@ from cmcl.contract.version import (
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.running import ProgressWriter, mark_ended
-from workers.storage.versions import entry_for, read_version, write_candidate
+from workers.storage.versions import entry_for, read_version, write_blob, write_candidate
 from workers.tracing import StageLog
 
 
@@ -37,9 +38,13 @@ def train(
     spec = JobSpec.model_validate_json(store.read(layout.run_spec(job, attempt)))
     stages = StageLog(spec.traceparent)
     stages.enter("training")
-    files = {name: f"{job} {attempt} {name}".encode() for name in layout.VERSION_FILES}
-    moments = {} if spec.dataset is None else {layout.MOMENTS: f"{job} {attempt} moments".encode()}
-    earlier, learned, unlearned = _lineage(store, spec, moments)
+    contents = [f"{job} {attempt} {name}".encode() for name in layout.VERSION_FILES]
+    moments = f"{job} {attempt} moments".encode()
+    if write:
+        for data in (*contents, *([] if spec.dataset is None else [moments])):
+            write_blob(store, data)
+    files = dict(zip(layout.VERSION_FILES, map(entry_for, contents), strict=True))
+    earlier, learned, unlearned = _lineage(store, spec, entry_for(moments))
     manifest = VersionManifest(
         model=spec.model,
         version=spec.version,
@@ -53,7 +58,7 @@ def train(
         spec=spec.spec,
         code_version="test",
         created_at=datetime.now(UTC),
-        files={name: entry_for(data) for name, data in files.items()},
+        files=files,
         learned=learned,
         report=VersionReport(
             final_loss=1.0,
@@ -70,7 +75,7 @@ def train(
     ).model_copy(update=dict(changes or {}))
     if write:
         stages.enter("writing")
-        write_candidate(store, manifest, {**files, **moments})
+        write_candidate(store, manifest)
         stages.write(store, layout.run_stages(job, attempt))
         mark_ended(store, job, attempt)
     return manifest
@@ -141,12 +146,12 @@ Lines = tuple[LearnedDataset, ...]
 
 
 def _lineage(
-    store: ObjectStore, spec: JobSpec, moments: Mapping[str, bytes]
+    store: ObjectStore, spec: JobSpec, moments: FileEntry
 ) -> tuple[Lines, Lines, LearnedDataset | None]:
     """Lines that need a certificate, the new lineage, and the line that was taken out."""
     known = () if spec.parent is None else read_version(store, spec.model, spec.parent).learned
     if spec.dataset is not None:
-        return known, (*known, _line(spec, moments[layout.MOMENTS])), None
+        return known, (*known, _line(spec, moments)), None
     if spec.merges is not None:
         theirs = read_version(store, spec.merges.model, spec.merges.version).learned
         new = datasets_to_merge(known, theirs)
@@ -164,7 +169,7 @@ def _lineage(
     return rest, rest, gone
 
 
-def _line(spec: JobSpec, moments: bytes) -> LearnedDataset:
+def _line(spec: JobSpec, moments: FileEntry) -> LearnedDataset:
     dataset = spec.learns
     return LearnedDataset(
         dataset=dataset.dataset,
@@ -172,6 +177,6 @@ def _line(spec: JobSpec, moments: bytes) -> LearnedDataset:
         pair=dataset.pair,
         rows=dataset.rows,
         version=spec.version,
-        moments=entry_for(moments),
+        moments=moments,
         shard_digests=tuple(shard.sha256 for shard in dataset.shards),
     )

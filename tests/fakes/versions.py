@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 from cmcl.contract.encoder import EncoderIdentity
-from cmcl.contract.modality import ModalityPair
+from cmcl.contract.modality import FileEntry, ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import (
     LearnedDataset,
@@ -27,7 +27,14 @@ from workers.model.memory import Memory
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
-from workers.storage.versions import entry_for, publish_files, write_candidate, write_live
+from workers.storage.versions import (
+    entry_for,
+    publish_manifest,
+    read_version,
+    write_blob,
+    write_live,
+)
+from workers.train.versions import memory_files
 
 _ROWS = 8
 
@@ -91,17 +98,22 @@ def store_version(
         layout.HEADS: save_heads(heads),
         layout.METHOD_STATE: save_method_state({}),
         layout.SELFTEST: save_selftest(heads, spec),
-        layout.MEMORY: save_memory(memory),
+        **memory_files(save_memory(memory)),
     }
-    moment_bytes = [save_moments(each) for each in moments.values()]
-    manifest = _manifest(model, version, spec, pairs, files, moment_bytes).model_copy(
+    entries = {name: write_blob(store, data) for name, data in files.items()}
+    moment_entries = [write_blob(store, save_moments(each)) for each in moments.values()]
+    manifest = _manifest(model, version, spec, pairs, entries, moment_entries).model_copy(
         update={"encoders": dict(encoders)}
     )
-    for line, content in zip(manifest.earlier, moment_bytes[1:], strict=True):
-        store.put(layout.dataset_moments(line.dataset), content)
-    write_candidate(store, manifest, {**files, layout.MOMENTS: moment_bytes[0]})
-    publish_files(store, manifest)
+    publish_manifest(store, manifest)
     return manifest
+
+
+def stored_key(store: ObjectStore, model: str, version: int, name: str) -> str:
+    """Key of a file of a published version, or of its manifest."""
+    if name == layout.MANIFEST:
+        return layout.version_manifest(model, version)
+    return layout.blob(read_version(store, model, version).files[name].sha256)
 
 
 def _manifest(
@@ -109,8 +121,8 @@ def _manifest(
     version: int,
     spec: ModelSpec,
     pairs: Sequence[ModalityPair],
-    files: dict[str, bytes],
-    moments: Sequence[bytes],
+    files: dict[str, FileEntry],
+    moments: Sequence[FileEntry],
 ) -> VersionManifest:
     dataset = f"{model}-data-{version}"
     learned = LearnedDataset(
@@ -119,7 +131,7 @@ def _manifest(
         pair=pairs[0],
         rows=_ROWS,
         version=version,
-        moments=entry_for(moments[0]),
+        moments=moments[0],
         shard_digests=(entry_for(dataset.encode()).sha256,),
     )
     others = [
@@ -128,10 +140,10 @@ def _manifest(
                 "dataset": f"{dataset}-{pair.key}",
                 "name": pair.key,
                 "pair": pair,
-                "moments": entry_for(content),
+                "moments": entry,
             }
         )
-        for pair, content in zip(pairs[1:], moments[1:], strict=True)
+        for pair, entry in zip(pairs[1:], moments[1:], strict=True)
     ]
     return VersionManifest(
         model=model,
@@ -143,7 +155,7 @@ def _manifest(
         spec=spec,
         code_version="test",
         created_at=datetime(2026, 11, 24, tzinfo=UTC),
-        files={name: entry_for(data) for name, data in files.items()},
+        files=files,
         learned=(*others, learned),
         report=VersionReport(final_loss=0.5, updates=1, ranks=1),
     )

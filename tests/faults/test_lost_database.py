@@ -27,7 +27,7 @@ from tests.faults.saved_world import SavedWorld
 from tests.faults.scenarios import SCENARIOS, Scenario, check_end, is_quiet
 from tests.faults.world import Template, World
 from workers.storage import layout
-from workers.storage.versions import check_object, file_key, read_live, read_version
+from workers.storage.versions import check_object, read_live, read_version
 
 _MOST_ROUNDS = 120
 # In the short run of every change, only every n-th round loses its database.
@@ -170,9 +170,8 @@ def _check(world: World) -> None:
         for version in chain:
             manifest = VersionManifest.model_validate(version.manifest)
             assert read_version(world.store, model.name, version.number) == manifest
-            for name, entry in manifest.files.items():
-                key = file_key(manifest, name)
-                check_object(world.store, key, entry)
+            for entry in manifest.own.values():
+                check_object(world.store, layout.blob(entry.sha256), entry)
         pointer = read_live(world.store, model.name)
         shown = None if pointer is None else (pointer.version, pointer.generation)
         assert shown == ((model.live_version, model.live_generation) if chain else None)

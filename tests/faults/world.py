@@ -45,6 +45,7 @@ from tests.faults.cluster import Cluster
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.running import mark_ended
+from workers.storage.versions import write_blob
 
 MODEL = "scenes"
 GOOD_SHARDS = 6
@@ -265,7 +266,7 @@ class World:
 
     def leave_half(self, attempt: str) -> None:
         """Die while writing: some files, and no manifest."""
-        self.store.put(layout.run_file(*_parts(attempt), layout.HEADS), b"half of it")
+        write_blob(self.store, b"half of it")
         self.cluster.die(attempt, LaunchState.FAILED, "killed")
 
     def jobs(self) -> list[JobRecord]:

@@ -25,7 +25,7 @@ from tests.fakes.feature_shards import fetch
 from workers.storage.object_store import CHUNK_BYTES
 from workers.storage.s3 import S3Store
 from workers.storage.scratch import PIECE_BYTES, Scratch, open_verified
-from workers.storage.versions import entry_for, read_verified
+from workers.storage.versions import entry_for, read_blob, write_blob
 
 LARGE = bytes(range(256)) * 12_000
 
@@ -148,10 +148,10 @@ def test_other_bytes_than_promised_are_never_a_shard(
 def test_a_verified_read_detects_wrong_bytes_from_the_bucket(
     bucket: FaultyBucket, store: S3Store
 ) -> None:
-    store.put("file", LARGE)
+    entry = write_blob(store, LARGE)
     bucket.order("GET", other_bytes)
     with pytest.raises(DigestMismatch, match="not what its manifest promised"):
-        read_verified(store, "file", entry_for(LARGE))
+        read_blob(store, entry)
 
 
 def test_a_composition_that_failed_leaves_nothing(bucket: FaultyBucket, store: S3Store) -> None:

@@ -20,7 +20,7 @@ from tests.fakes.feature_shards import fetch
 from tests.fakes.running import newest_progress
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
-from workers.storage.versions import check_candidate, read_candidate
+from workers.storage.versions import check_complete, read_candidate
 
 STREAM = read_stream(EXAMPLE_STREAM)
 QUICK = TrainingSpec(epochs=1)
@@ -58,7 +58,7 @@ class Attempts:
     def candidate(self, job: str) -> VersionManifest:
         """Raises ObjectNotFound where there is none."""
         manifest = read_candidate(self._store, job, 1)
-        check_candidate(self._store, manifest)
+        check_complete(self._store, manifest)
         return manifest
 
     def progress(self, job: str) -> Progress | None:

@@ -4,6 +4,7 @@ Reading executes nothing (no pickle). A damaged file raises InvalidVersion.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +16,7 @@ from cmcl.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads, head_width
 from workers.model.memory import Chosen, Memory
 from workers.model.tensor_bytes import load
-from workers.nullspace.centred import CentredMoments, dataset_moments
+from workers.nullspace.centred import CentredMoments, PairNames
 from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.lift import Lift
 from workers.nullspace.moments import PairMoments, SecondMoment
@@ -25,6 +26,7 @@ _SELFTEST_ROWS = 4
 _SEPARATOR = "/"
 _RIDGES = "ridges"
 _SIGNIFICANT = "significant"
+_SUMS = ("first_triangle", "second_triangle", "cross_covariance")
 
 
 def save_heads(heads: ModalityHeads) -> bytes:
@@ -73,70 +75,87 @@ def load_method_state(data: bytes) -> dict[str, Tensor]:
 
 
 def save_moments(moments: PairMoments) -> bytes:
-    """Moments of one dataset, for masks."""
+    """Uncentred moments of one pair, for masks: of one dataset, or pooled over several."""
     return save(moment_tensors(moments))
 
 
-def save_centred_moments(moments: PairMoments) -> bytes:
-    """What one dataset adds to the closed form: a quarter of the bytes."""
-    return save(_sums_in_float32(dataset_moments(moments)))
+def save_centred_moments(moments: CentredMoments) -> bytes:
+    """What one dataset, or several together, add to the closed form.
+
+    Sums are in float32 where that holds them exactly, as it does those of one dataset: half of the bytes.
+    """
+    tensors = _centred_tensors(moments)
+    narrow = {name: tensors[name].float() for name in _SUMS}
+    is_exact = all(torch.equal(narrow[name].double(), tensors[name]) for name in _SUMS)
+    return save(tensors | narrow if is_exact else tensors)
 
 
 def load_moments(data: bytes) -> PairMoments:
     """Moments of one dataset, in either stored form. Raises InvalidVersion."""
     tensors = _load(data, "moments")
-    sums = _dataset_sums(tensors)
-    return sums.pooled if sums else moments_from(tensors, "")
+    return _centred_from(tensors).pooled if _are_centred(tensors) else moments_from(tensors)
 
 
-def load_dataset_sums(data: bytes) -> CentredMoments:
+def load_centred_moments(data: bytes) -> CentredMoments:
     """What one dataset added to the closed form, to the bit. Raises InvalidVersion."""
-    sums = _dataset_sums(_load(data, "moments"))
-    if sums is None:
+    tensors = _load(data, "moments")
+    if not _are_centred(tensors):
         raise InvalidVersion("the moments are those of a mask, and not of the closed form")
-    return sums
+    return _centred_from(tensors)
 
 
-def _dataset_sums(tensors: Mapping[str, Tensor]) -> CentredMoments | None:
-    """None if they are moments for masks."""
-    return _centred_from(tensors, "") if "rows" in tensors else None
+@dataclass(frozen=True)
+class SavedMemory:
+    """A memory as bytes: the pooled moments of each pair by themselves, so that a version saves those that it changed.
+
+    `others`: how many datasets each pair has, and what they chose.
+    """
+
+    others: bytes
+    pooled: Mapping[PairNames, bytes]
 
 
-def save_memory(memory: Memory) -> bytes:
-    """Moments of all pairs."""
+def save_memory(memory: Memory, known: Memory | None = None) -> SavedMemory:
+    """A memory without the moments of pairs that `known` has as well, as the same object."""
+    known = known or Memory()
     tensors: dict[str, Tensor] = {}
-    for (first, second), datasets in memory.datasets.items():
-        prefix = f"{first}{_SEPARATOR}{second}{_SEPARATOR}"
+    pooled: dict[PairNames, bytes] = {}
+    for pair, datasets in memory.datasets.items():
+        prefix = _SEPARATOR.join((*pair, ""))
         tensors[f"{prefix}datasets"] = torch.tensor(datasets)
-        if moments := memory.moments.get((first, second)):
-            tensors |= {prefix + name: value for name, value in moment_tensors(moments).items()}
-        if about_means := memory.centred.get((first, second)):
-            tensors |= {prefix + name: each for name, each in _centred_tensors(about_means).items()}
-            tensors[f"{prefix}{_SIGNIFICANT}"] = _saved(memory.significant[first, second])
+        if pair in memory.centred:
+            tensors[f"{prefix}{_SIGNIFICANT}"] = _saved(memory.significant[pair])
+            if memory.centred[pair] is not known.centred.get(pair):
+                pooled[pair] = save_centred_moments(memory.centred[pair])
+        elif memory.moments[pair] is not known.moments.get(pair):
+            pooled[pair] = save_moments(memory.moments[pair])
     for modality, ridges in memory.ridges.items():
         tensors[f"{modality}{_SEPARATOR}{_RIDGES}"] = _saved(ridges)
-    return save(tensors)
+    return SavedMemory(save(tensors), pooled)
 
 
-def load_memory(data: bytes) -> Memory:
-    """Moments of all pairs. Raises InvalidVersion."""
-    tensors = _load(data, "memory")
-    moments, datasets, about_means, ridges, significant = {}, {}, {}, {}, {}
+def load_memory(saved: SavedMemory) -> Memory:
+    """A memory whose moments were saved for every pair. Raises InvalidVersion."""
+    tensors = _load(saved.others, "memory")
+    moments, datasets, centred, ridges, significant = {}, {}, {}, {}, {}
     for names in sorted({tuple(name.split(_SEPARATOR)[:-1]) for name in tensors}):
         prefix = _SEPARATOR.join((*names, ""))
         if len(names) == 2:
             pair = names[0], names[1]
             datasets[pair] = _number(tensors, f"{prefix}datasets")
-            if f"{prefix}count" in tensors:
-                moments[pair] = moments_from(tensors, prefix)
-            if f"{prefix}rows" in tensors:
-                about_means[pair] = _centred_from(tensors, prefix)
+            if pair not in saved.pooled:
+                raise InvalidVersion(f"the version has no moments of {' and '.join(pair)}")
+            pooled = _load(saved.pooled[pair], "memory")
+            if _are_centred(pooled):
+                centred[pair] = _centred_from(pooled)
                 significant[pair] = _chosen(tensors, f"{prefix}{_SIGNIFICANT}", datasets[pair])
+            else:
+                moments[pair] = moments_from(pooled)
         elif len(names) == 1 and f"{prefix}{_RIDGES}" in tensors:
             ridges[names[0]] = _chosen(tensors, f"{prefix}{_RIDGES}")
         else:
-            raise InvalidVersion(f"the memory contains {prefix!r}, which is no moment of a pair")
-    return Memory(moments, datasets, about_means, ridges, significant)
+            raise InvalidVersion(f"the memory contains {prefix!r}, which is no pair")
+    return Memory(moments, datasets, centred, ridges, significant)
 
 
 def save_selftest(heads: ModalityHeads, spec: ModelSpec) -> bytes:
@@ -193,14 +212,14 @@ def moment_tensors(moments: PairMoments) -> dict[str, Tensor]:
     }
 
 
-def moments_from(tensors: Mapping[str, Tensor], prefix: str) -> PairMoments:
-    """Moments from tensors whose names begin with `prefix`. Raises InvalidVersion."""
-    count = _number(tensors, f"{prefix}count")
+def moments_from(tensors: Mapping[str, Tensor]) -> PairMoments:
+    """Uncentred moments from their tensors. Raises InvalidVersion."""
+    count = _number(tensors, "count")
     try:
         return PairMoments(
-            SecondMoment(count, tensors[f"{prefix}first"]),
-            SecondMoment(count, tensors[f"{prefix}second"]),
-            tensors[f"{prefix}cross"],
+            SecondMoment(count, tensors["first"]),
+            SecondMoment(count, tensors["second"]),
+            tensors["cross"],
         )
     except KeyError as error:
         raise InvalidVersion(f"the moments have no {error}") from error
@@ -219,29 +238,24 @@ def _centred_tensors(moments: CentredMoments) -> dict[str, Tensor]:
     }
 
 
-def _sums_in_float32(moments: CentredMoments) -> dict[str, Tensor]:
-    """Those of one dataset, whose sums float32 holds exactly."""
-    tensors = _centred_tensors(moments)
-    sums = ("first_triangle", "second_triangle", "cross_covariance")
-    return tensors | {name: tensors[name].float() for name in sums}
+def _are_centred(tensors: Mapping[str, Tensor]) -> bool:
+    return "rows" in tensors
 
 
-def _centred_from(tensors: Mapping[str, Tensor], prefix: str) -> CentredMoments:
+def _centred_from(tensors: Mapping[str, Tensor]) -> CentredMoments:
     try:
-        first_means_DF, second_means_DG = (
-            tensors[f"{prefix}{side}_means"] for side in ("first", "second")
-        )
+        first_means_DF, second_means_DG = (tensors[f"{side}_means"] for side in ("first", "second"))
         return CentredMoments(
-            _number(tensors, f"{prefix}rows"),
-            tensors[f"{prefix}weights"],
-            _symmetric(tensors[f"{prefix}first_triangle"], first_means_DF.shape[1]),
-            _symmetric(tensors[f"{prefix}second_triangle"], second_means_DG.shape[1]),
-            tensors[f"{prefix}cross_covariance"].double(),
+            _number(tensors, "rows"),
+            tensors["weights"],
+            _symmetric(tensors["first_triangle"], first_means_DF.shape[1]),
+            _symmetric(tensors["second_triangle"], second_means_DG.shape[1]),
+            tensors["cross_covariance"].double(),
             first_means_DF,
             second_means_DG,
         )
     except (KeyError, IndexError, RuntimeError) as error:
-        raise InvalidVersion(f"the memory has no readable {prefix!r}: {error}") from error
+        raise InvalidVersion(f"the moments cannot be read: {error}") from error
 
 
 def _triangle(sum_FF: Tensor) -> Tensor:

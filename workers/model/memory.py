@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from operator import add
+from typing import TypeVar
 
 from cmcl.contract.modality import ModalityPair
 from workers.model.heads import ModalityHeads
 from workers.nullspace.centred import CentredMoments, PairNames
 from workers.nullspace.moments import PairMoments, SecondMoment
+
+Moments = TypeVar("Moments", PairMoments, CentredMoments)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Memory:
 
     def with_dataset(self, pair: ModalityPair, moments: PairMoments) -> "Memory":
         """Return this memory with one more dataset, for masks."""
-        key, moments = _ordered(pair, moments)
+        key, moments = _key(pair), in_order(pair, moments)
         known = self.moments.get(key)
         total = known + moments if known else moments
         return replace(self._counting(key), moments={**self.moments, key: total})
@@ -77,7 +80,7 @@ class Memory:
 
         `ridges`, `significant`: what the dataset chose (`nullspace.two_folds`).
         """
-        key, sums = _key(pair), _in_order(pair, sums)
+        key, sums = _key(pair), in_order(pair, sums)
         known = self.centred.get(key)
         chosen = {
             name: self.ridges.get(name, Chosen()) + Chosen((ridge,))
@@ -102,7 +105,7 @@ class Memory:
 
         Raises ValueError if the memory does not have it.
         """
-        key, sums = _key(pair), _in_order(pair, sums)
+        key, sums = _key(pair), in_order(pair, sums)
         rest = self.centred[key] - sums if key in self.centred else None
         if rest is None or bool((rest.weights_D < 0).any()):
             raise ValueError(f"the memory has no dataset of {' and '.join(key)} with these moments")
@@ -172,13 +175,9 @@ def _key(pair: ModalityPair) -> PairNames:
     return first, second
 
 
-def _in_order(pair: ModalityPair, sums: CentredMoments) -> CentredMoments:
-    return sums if _key(pair) == pair.modalities else sums.swapped()
-
-
-def _ordered(pair: ModalityPair, moments: PairMoments) -> tuple[PairNames, PairMoments]:
-    key = _key(pair)
-    return key, moments if key == pair.modalities else moments.swapped()
+def in_order(pair: ModalityPair, moments: Moments) -> Moments:
+    """Moments of a pair in the lexical order of its modalities, or back from there."""
+    return moments if _key(pair) == pair.modalities else moments.swapped()
 
 
 def _total(moments: list[SecondMoment]) -> SecondMoment | None:

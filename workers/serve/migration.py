@@ -7,12 +7,13 @@ needed and not kept.
 import asyncio
 import logging
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
 from cmcl.contract.errors import InvalidVersion, WorkerError
 from cmcl.contract.modality import ModalityPair
-from workers.model.artifact import load_memory
+from workers.model.artifact import SavedMemory, load_memory
 from workers.model.migration import (
     CannotMigrate,
     NumberedHeads,
@@ -26,9 +27,13 @@ from workers.nullspace.migrate import Migration
 from workers.serve.compute import BACKGROUND, Compute
 from workers.serve.lru import LRU, AsyncLRUCache
 from workers.serve.versions.loading import ServedVersion
-from workers.storage import layout
 from workers.storage.object_store import ObjectStore
-from workers.storage.versions import considerate_sha256_of, read_version, read_version_file
+from workers.storage.versions import (
+    considerate_sha256_of,
+    read_memory_files,
+    read_version,
+    read_version_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +47,13 @@ _Pair = tuple[tuple[str, float], tuple[str, float]]
 Changes = Mapping[str, float | None]
 
 
-def read_memory(store: ObjectStore, version: ServedVersion) -> bytes:
-    """Read the memory file of a version, verified. Raises WorkerError."""
+def read_memory(store: ObjectStore, version: ServedVersion) -> SavedMemory:
+    """Read the files of a version's memory, verified. Raises WorkerError."""
     manifest = read_version(store, version.model, version.number)
     if manifest.created_at != version.created_at:
         raise InvalidVersion(f"the store has another {version.label} by now")
-    return read_version_file(store, manifest, layout.MEMORY, considerate_sha256_of)
+    read = partial(read_version_file, store, manifest, hashed=considerate_sha256_of)
+    return SavedMemory(*read_memory_files(manifest, read))
 
 
 def identity_of(version: ServedVersion) -> tuple[str, float]:
@@ -90,7 +96,7 @@ class Migrations:
 
 @torch.inference_mode()
 def _map(
-    modality: str, memory: bytes, old: ServedVersion, new: ServedVersion
+    modality: str, memory: SavedMemory, old: ServedVersion, new: ServedVersion
 ) -> Migration | CannotMigrate:
     try:
         return migration_between(modality, load_memory(memory), _numbered(old), _numbered(new))
@@ -146,7 +152,9 @@ class Compatibilities:
 
 
 @torch.inference_mode()
-def _changes(memory: bytes, old_version: ServedVersion, new_version: ServedVersion) -> Changes:
+def _changes(
+    memory: SavedMemory, old_version: ServedVersion, new_version: ServedVersion
+) -> Changes:
     # In a thread, because they may have to be loaded.
     old, new = old_version.heads, new_version.heads
     found: dict[str, float | None] = {}

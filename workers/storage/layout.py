@@ -7,15 +7,16 @@ datasets/<dataset>/preparation/progress.json, failure.json, report.json, stages.
                    rejected.jsonl           rows that were left out, and why
                    training-<i>-<digest>.parquet     converted or split rows, until they are trained
                    evaluation-<i>-<digest>.parquet   held-out rows, copied
-                   moments.safetensors      written when its version is published
 encoders/<digest>.json                      identity of an encoder, and its features of the probe items
 encoded/<owner>/<encoder>/<time>-<digest>-<count>.items   digests of raw items and their features, of one unit;
                                             immutable, deleted some time after they were encoded
 running/<attempt>_<...>                      what running attempts show (`workers.storage.running`)
-runs/<job>/a<attempt>/spec.json, failure.json, stages.json, candidate/...; temporary
+blobs/<sha256>                              files of versions and of candidates, and moments of datasets; immutable
+runs/<job>/a<attempt>/spec.json, failure.json, stages.json; temporary
+                      candidate.json        the manifest of its candidate, written last
                       evaluation.json       instead of a candidate: of a dataset that is measured only
                       checkpoints/<updates>-<digest>.safetensors    the last two
-models/<model>/versions/<n>/...             a published version; manifest.json is written last
+models/<model>/versions/<n>/manifest.json   a published version: it names blobs
 models/<model>/live.json                    the live version
 access/keys.jwt                             keys for the replicas, signed by the control plane
 records/models/<model>.json                 copies of database rows, from which it can be rebuilt
@@ -38,12 +39,13 @@ HEADS = "heads.safetensors"
 MEMORY = "memory.safetensors"
 METHOD_STATE = "kept.safetensors"
 SELFTEST = "selftest.safetensors"
-MOMENTS = "moments.safetensors"
 # The name under which a running attempt shows that it has written what it was to write.
 ENDED = "ended"
 
 _ENCODED_OBJECT = re.compile(r"/([0-9]{11})-[0-9a-f]{16}-[0-9]+\.items\Z")
-# The files of a version besides the manifest. MOMENTS is moved to the dataset.
+_VERSION_MANIFEST = re.compile(rf"models/([^/]+)/versions/([1-9][0-9]*)/{re.escape(MANIFEST)}\Z")
+_POOLED_MOMENTS = re.compile(r"memory/([a-z0-9_]+)\+([a-z0-9_]+)\.safetensors\Z")
+# The files that each version has, by the names of its manifest; moments of pairs come on top (`pooled_moments`).
 VERSION_FILES = (HEADS, MEMORY, METHOD_STATE, SELFTEST)
 
 
@@ -68,10 +70,6 @@ def training_shard(dataset: str, index: int, sha256: str) -> str:
 def training_shards(dataset: str) -> str:
     """Prefix of the keys of training shards."""
     return f"datasets/{dataset}/training-"
-
-
-def dataset_moments(dataset: str) -> str:
-    return f"datasets/{dataset}/{MOMENTS}"
 
 
 def preparations() -> str:
@@ -198,8 +196,19 @@ def run_checkpoint(job: str, attempt: int, updates: int, sha256: str) -> str:
     return f"{run_checkpoints(job, attempt)}{updates:012d}-{sha256}.safetensors"
 
 
-def run_file(job: str, attempt: int, name: str) -> str:
-    return f"{run_prefix(job, attempt)}/candidate/{name}"
+def run_candidate(job: str, attempt: int) -> str:
+    """The manifest of an attempt's candidate; written last."""
+    return f"{run_prefix(job, attempt)}/candidate.json"
+
+
+def blobs() -> str:
+    """Prefix of all blobs."""
+    return "blobs/"
+
+
+def blob(sha256: str) -> str:
+    """An object with these bytes, whoever names it."""
+    return f"{blobs()}{sha256}"
 
 
 def models() -> str:
@@ -210,8 +219,25 @@ def model_prefix(model: str) -> str:
     return f"{models()}{model}/"
 
 
-def version_file(model: str, version: int, name: str) -> str:
-    return f"models/{model}/versions/{version}/{name}"
+def version_manifest(model: str, version: int) -> str:
+    return f"{model_prefix(model)}versions/{version}/{MANIFEST}"
+
+
+def version_of(key: str) -> tuple[str, int] | None:
+    """Model and number of a version's manifest; None for any other key."""
+    match = _VERSION_MANIFEST.match(key)
+    return (match[1], int(match[2])) if match else None
+
+
+def pooled_moments(first: str, second: str) -> str:
+    """Name of the file of a version with the pooled moments of a pair, in lexical order."""
+    return f"memory/{first}+{second}.safetensors"
+
+
+def pair_of(name: str) -> tuple[str, str] | None:
+    """The pair of a file with pooled moments; None for any other file of a version."""
+    match = _POOLED_MOMENTS.match(name)
+    return (match[1], match[2]) if match else None
 
 
 def live_pointer(model: str) -> str:

@@ -1,8 +1,12 @@
-"""Read and write versions: digests are verified on every read, and the manifest is written last."""
+"""Read and write versions: manifests that name blobs. Digests are verified on every read.
+
+A blob has its digest as its name, so that writing it twice is harmless and versions share what is equal. Blobs are
+written before the manifest that names them; `service.maintenance.gc_store` removes those that no manifest names.
+"""
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,23 +77,22 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_verified(
-    store: ObjectStore, key: str, entry: FileEntry, hashed: Hash = sha256_of
-) -> bytes:
-    """Read an object. Raises DigestMismatch if its bytes are not those of `entry`."""
+def read_blob(store: ObjectStore, entry: FileEntry, hashed: Hash = sha256_of) -> bytes:
+    """Read a blob. Raises ObjectNotFound; DigestMismatch if its bytes are not those of `entry`."""
+    key = layout.blob(entry.sha256)
     data = store.read(key)
     if len(data) != entry.bytes or hashed(data) != entry.sha256:
         raise DigestMismatch(f"{store.uri}/{key} is not what its manifest promised (SHA-256)")
     return data
 
 
-def stream_verified(store: ObjectStore, key: str, entry: FileEntry) -> Iterator[bytes]:
-    """Yield an object in chunks, giving way to other threads in between.
+def stream_blob(store: ObjectStore, entry: FileEntry) -> Iterator[bytes]:
+    """Yield a blob in chunks, giving way to other threads in between.
 
     The digest is verified after the last chunk: raises DigestMismatch then, or as soon as there are more
-    bytes than in `entry`.
+    bytes than in `entry`. Raises ObjectNotFound with the first one.
     """
-    digest, found = hashlib.sha256(), 0
+    key, digest, found = layout.blob(entry.sha256), hashlib.sha256(), 0
     for chunk in store.stream(key):
         found += len(chunk)
         if found > entry.bytes:
@@ -116,53 +119,74 @@ def considerate_sha256_of(data: bytes) -> str:
 
 def read_candidate(store: ObjectStore, job: str, attempt: int) -> VersionManifest:
     """Read the manifest of an attempt's candidate. Raises ObjectNotFound, InvalidVersion."""
-    return _parse(store, layout.run_file(job, attempt, layout.MANIFEST))
+    return _parse(store, layout.run_candidate(job, attempt))
 
 
 def read_version(store: ObjectStore, model: str, version: int) -> VersionManifest:
     """Read the manifest of a published version. Raises ObjectNotFound, InvalidVersion."""
-    return _parse(store, layout.version_file(model, version, layout.MANIFEST))
+    return _parse(store, layout.version_manifest(model, version))
 
 
 def read_version_file(
     store: ObjectStore, manifest: VersionManifest, name: str, hashed: Hash = sha256_of
 ) -> bytes:
-    """Read one file with `read_verified`.
+    """Read one file with `read_blob`.
 
     Raises ObjectNotFound, DigestMismatch; InvalidVersion if the version has no such file.
     """
     if name not in manifest.files:
         raise InvalidVersion(f"the manifest of version {manifest.version} names no {name}")
-    return read_verified(store, file_key(manifest, name), manifest.files[name], hashed)
+    return read_blob(store, manifest.files[name], hashed)
 
 
-def file_key(manifest: VersionManifest, name: str) -> str:
-    """Key of a file of a published version."""
-    return layout.version_file(manifest.files_in or manifest.model, manifest.version, name)
+def read_memory_files(
+    manifest: VersionManifest, read: Callable[[str], bytes]
+) -> tuple[bytes, dict[tuple[str, str], bytes]]:
+    """The files of a version's memory: that of no pair, and those with pooled moments. `read`: a file by its name."""
+    pairs = {name: layout.pair_of(name) for name in manifest.files}
+    return read(layout.MEMORY), {pair: read(name) for name, pair in pairs.items() if pair}
 
 
-def write_candidate(store: ObjectStore, manifest: VersionManifest, files: dict[str, bytes]) -> None:
-    """Write the files, then the manifest, which can be created only once.
+def write_blob(
+    store: ObjectStore, data: bytes, known: Collection[FileEntry] = frozenset()
+) -> FileEntry:
+    """Write a blob, with retries, unless it is one of `known`, and return its entry. Raises StorageUnavailable.
+
+    `known`: blobs of the version that this one starts from, which exists as long as it is continued. Any other blob
+    is written, even if the store has it: it may be about to be removed because nothing names it.
+    """
+    entry = entry_for(data)
+    if entry not in known:
+        retry_unavailable(partial(store.put, layout.blob(entry.sha256), data))
+    return entry
+
+
+def write_candidate(store: ObjectStore, manifest: VersionManifest) -> None:
+    """Write the manifest of a candidate, whose blobs are stored. It can be created only once.
 
     Raises ObjectExists; StorageUnavailable after retries.
     """
-    for name, data in files.items():
-        key = layout.run_file(manifest.job, manifest.attempt, name)
-        retry_unavailable(partial(store.put, key, data))
-    key = layout.run_file(manifest.job, manifest.attempt, layout.MANIFEST)
+    key = layout.run_candidate(manifest.job, manifest.attempt)
     retry_unavailable(partial(store.create, key, manifest.model_dump_json().encode()))
 
 
-def check_candidate(store: ObjectStore, manifest: VersionManifest) -> None:
-    """Verify every file of a candidate. Raises InvalidVersion that names the first invalid one."""
+def check_complete(store: ObjectStore, manifest: VersionManifest) -> None:
+    """Check that what a version or candidate has of its own is stored: its files, and moments of new datasets.
+
+    Raises InvalidVersion that names the first one that is missing or has another size. Readers verify digests.
+    """
     missing = set(layout.VERSION_FILES) - set(manifest.files)
     if missing:
         raise InvalidVersion(f"the manifest names no {', '.join(sorted(missing))}")
-    entries = dict(manifest.files)
-    if manifest.new_line is not None:
-        entries[layout.MOMENTS] = manifest.new_line.moments
-    for name, entry in entries.items():
-        check_object(store, layout.run_file(manifest.job, manifest.attempt, name), entry)
+    for name, entry in manifest.own.items():
+        key = layout.blob(entry.sha256)
+        try:
+            found = store.size(key)
+        except ObjectNotFound as error:
+            raise InvalidVersion(f"{store.uri}/{key} ({name}) is missing") from error
+        if found != entry.bytes:
+            message = f"{store.uri}/{key} ({name}) has {found} bytes"
+            raise InvalidVersion(f"{message}, its manifest says {entry.bytes}")
 
 
 def check_number_is_free(store: ObjectStore, manifest: VersionManifest) -> None:
@@ -183,43 +207,11 @@ def check_number_is_free(store: ObjectStore, manifest: VersionManifest) -> None:
         )
 
 
-def publish_files(store: ObjectStore, manifest: VersionManifest) -> None:
-    """Copy a candidate to its published keys, manifest last. Idempotent. Raises VersionTaken."""
+def publish_manifest(store: ObjectStore, manifest: VersionManifest) -> None:
+    """Write the manifest of a version, whose blobs are stored. Idempotent. Raises VersionTaken."""
     check_number_is_free(store, manifest)
-
-    def source(name: str) -> str:
-        return layout.run_file(manifest.job, manifest.attempt, name)
-
-    def target(name: str) -> str:
-        return layout.version_file(manifest.model, manifest.version, name)
-
-    if manifest.dataset is not None:
-        store.copy(source(layout.MOMENTS), layout.dataset_moments(manifest.dataset))
-    for name in manifest.files:
-        store.copy(source(name), target(name))
-    store.copy(source(layout.MANIFEST), target(layout.MANIFEST))
-
-
-def refer_to_version(store: ObjectStore, manifest: VersionManifest) -> None:
-    """Give a branch a version of its source: a manifest that refers to the source's files. Idempotent.
-
-    Raises VersionTaken.
-    """
-    check_number_is_free(store, manifest)
-    key = layout.version_file(manifest.model, manifest.version, layout.MANIFEST)
+    key = layout.version_manifest(manifest.model, manifest.version)
     store.put(key, manifest.model_dump_json().encode())
-
-
-def check_files(store: ObjectStore, manifest: VersionManifest) -> None:
-    """Check that the files of a published version are stored. Raises InvalidVersion."""
-    for name, entry in manifest.files.items():
-        try:
-            found = store.size(file_key(manifest, name))
-        except ObjectNotFound as error:
-            raise InvalidVersion(f"{store.uri}/{file_key(manifest, name)} is missing") from error
-        if found != entry.bytes:
-            message = f"{store.uri}/{file_key(manifest, name)} has {found} bytes"
-            raise InvalidVersion(f"{message}, its manifest says {entry.bytes}")
 
 
 def read_live(store: ObjectStore, model: str) -> LivePointer | None:

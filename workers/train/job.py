@@ -20,12 +20,14 @@ from cmcl.contract.version import HeadCapacity, LearnedDataset, VersionReport
 from workers.methods.method import Solved, TrainingContext
 from workers.methods.registry import method_for
 from workers.model.artifact import save_centred_moments, save_moments
+from workers.model.memory import in_order
+from workers.nullspace.centred import dataset_moments
 from workers.nullspace.certificate import attainable
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore, retry_unavailable
 from workers.storage.scratch import Scratch, check_room
 from workers.storage.uris import open_store
-from workers.storage.versions import entry_for, read_candidate
+from workers.storage.versions import read_candidate, write_blob
 from workers.train.certify import (
     PastDataset,
     capacities,
@@ -52,8 +54,8 @@ from workers.train.versions import (
     read_parent,
     read_past_datasets,
     solution,
-    version_files,
     version_manifest,
+    write_files,
     write_once,
 )
 
@@ -201,15 +203,21 @@ def _write(
     report: VersionReport,
 ) -> None:
     dataset = spec.learns
-    moments_file = (save_centred_moments if spec.spec.solves else save_moments)(learned.moments)
-    files = version_files(learned.model_state, spec)
+    files = write_files(store, learned.model_state, spec, parent)
+    moments = in_order(dataset.pair, learned.moments)
+    # Of the first dataset of a pair these are the pooled moments, whose blob is written.
+    data = (
+        save_centred_moments(dataset_moments(moments))
+        if spec.spec.solves
+        else save_moments(moments)
+    )
     line = LearnedDataset(
         dataset=dataset.dataset,
         name=dataset.name,
         pair=dataset.pair,
         rows=learned.moments.count,
         version=spec.version,
-        moments=entry_for(moments_file),
+        moments=write_blob(store, data, known=set(files.values())),
         shard_digests=tuple(shard.sha256 for shard in dataset.shards),
         encoders={modality: identity.digest for modality, identity in dataset.encoders.items()},
         rejected_rows=dataset.rejected.rows if dataset.rejected else 0,
@@ -221,4 +229,4 @@ def _write(
         attainable=learned.attainable,
     )
     manifest = version_manifest(spec, files, (*parent.learned, line), encoders, report)
-    write_once(store, manifest, {**files, layout.MOMENTS: moments_file})
+    write_once(store, manifest)

@@ -132,7 +132,7 @@ class StartState:
             outputs = EigenBasis(parts["output_vectors"], parts["output_values"])
             inputs = EigenBasis(parts["input_vectors"], parts["input_values"])
             spaces[modality] = UpdateSpace(outputs, inputs, parts["free"])
-        moments = moments_from(part_of(saved, "moments"), "")
+        moments = moments_from(part_of(saved, "moments"))
         return cls(parent.conditioned(conditionings).replaced(weights), moments, spaces)
 
 

@@ -36,8 +36,8 @@ from workers.train.versions import (
     read_parent,
     read_past_datasets,
     solution,
-    version_files,
     version_manifest,
+    write_files,
     write_once,
 )
 
@@ -104,9 +104,9 @@ def solve_again(
         seconds={**reporter.seconds},
     )
     reporter.enter("writing")
-    files = version_files(state, spec)
+    files = write_files(store, state, spec, parent)
     manifest = version_manifest(spec, files, sources.learned, sources.encoders, report)
-    write_once(store, manifest.model_copy(update={"unlearned": sources.unlearned}), files)
+    write_once(store, manifest.model_copy(update={"unlearned": sources.unlearned}))
 
 
 def _solved(spec: JobSpec, sources: Sources) -> Solved:

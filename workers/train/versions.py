@@ -19,11 +19,13 @@ from cmcl.contract.errors import (
     StoreDamaged,
 )
 from cmcl.contract.job import JobSpec, VersionRef
+from cmcl.contract.modality import FileEntry
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LearnedDataset, Solution, VersionManifest, VersionReport
 from workers.methods.method import MethodState, Solved
 from workers.model.artifact import (
-    load_dataset_sums,
+    SavedMemory,
+    load_centred_moments,
     load_heads,
     load_memory,
     load_method_state,
@@ -34,16 +36,17 @@ from workers.model.artifact import (
     save_selftest,
 )
 from workers.model.heads import ModalityHeads, with_new_modalities
-from workers.model.memory import Memory
+from workers.model.memory import Memory, in_order
 from workers.nullspace.centred import CentredMoments
 from workers.nullspace.moments import PairMoments
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore, retry_unavailable
 from workers.storage.versions import (
-    entry_for,
-    read_verified,
+    read_blob,
+    read_memory_files,
     read_version,
     read_version_file,
+    write_blob,
     write_candidate,
 )
 from workers.train.certify import PastDataset, PastState, weights_of
@@ -57,13 +60,14 @@ CACHE_BYTES = 256 * 2**20
 class Parent:
     """The version that a job starts from, and the datasets that it has learned.
 
-    `encoders`: by modality, the encoder of its features so far. `ref`: None before the first version.
+    `encoders`: by modality, the encoder of its features so far. `ref`: None before the first version. `files`: by name.
     """
 
     model_state: ModelState
     learned: tuple[LearnedDataset, ...]
     encoders: Mapping[str, EncoderIdentity] = field(default_factory=dict)
     ref: VersionRef | None = None
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
 
 
 def read_parent(store: ObjectStore, job: JobSpec) -> Parent:
@@ -79,10 +83,10 @@ def read_known(store: ObjectStore, ref: VersionRef, spec: ModelSpec) -> Parent:
     with _needed(f"version {ref}, from which this one starts,"):
         state = ModelState(
             with_new_modalities(heads, spec),
-            retry_unavailable(partial(read_memory, store, manifest)),
+            read_memory(store, manifest),
             retry_unavailable(partial(read_method_state, store, manifest)),
         )
-    return Parent(state, manifest.learned, manifest.encoders, ref)
+    return Parent(state, manifest.learned, manifest.encoders, ref, manifest.files)
 
 
 def read_version_heads(
@@ -176,7 +180,16 @@ def read_heads(store: ObjectStore, manifest: VersionManifest) -> ModalityHeads:
 
 
 def read_memory(store: ObjectStore, manifest: VersionManifest) -> Memory:
-    return load_memory(read_version_file(store, manifest, layout.MEMORY))
+    """With retries, because it has several files."""
+    read = partial(read_version_file, store, manifest)
+    files = read_memory_files(manifest, lambda name: retry_unavailable(partial(read, name)))
+    return load_memory(SavedMemory(*files))
+
+
+def memory_files(saved: SavedMemory) -> dict[str, bytes]:
+    """The files of a memory, by name."""
+    pooled = {layout.pooled_moments(*pair): data for pair, data in saved.pooled.items()}
+    return {layout.MEMORY: saved.others, **pooled}
 
 
 def read_method_state(store: ObjectStore, manifest: VersionManifest) -> MethodState:
@@ -185,31 +198,37 @@ def read_method_state(store: ObjectStore, manifest: VersionManifest) -> MethodSt
 
 def read_moments(store: ObjectStore, learned: LearnedDataset) -> PairMoments:
     """The moments of one dataset alone."""
-    key = layout.dataset_moments(learned.dataset)
-    return load_moments(read_verified(store, key, learned.moments))
+    return in_order(learned.pair, load_moments(read_blob(store, learned.moments)))
 
 
 def read_dataset_sums(store: ObjectStore, learned: LearnedDataset) -> CentredMoments:
     """What one dataset added to a memory of the closed form. Raises StoreDamaged."""
     with _needed(f"the moments of dataset {learned.name!r} ({learned.dataset})"):
-        key = layout.dataset_moments(learned.dataset)
-        data = retry_unavailable(partial(read_verified, store, key, learned.moments))
-        return load_dataset_sums(data)
+        data = retry_unavailable(partial(read_blob, store, learned.moments))
+        return in_order(learned.pair, load_centred_moments(data))
 
 
-def version_files(state: ModelState, spec: JobSpec) -> dict[str, bytes]:
-    """The files of a version, by name."""
-    return {
+def write_files(
+    store: ObjectStore, state: ModelState, spec: JobSpec, parent: Parent
+) -> dict[str, FileEntry]:
+    """Write the files of a version, except those that its parent has; return all of them by name."""
+    memory = memory_files(save_memory(state.memory, parent.model_state.memory))
+    files = {
         layout.HEADS: save_heads(state.heads),
-        layout.MEMORY: save_memory(state.memory),
         layout.METHOD_STATE: save_method_state(state.method_state),
         layout.SELFTEST: save_selftest(state.heads, spec.spec),
+        **memory,
+    }
+    known = frozenset(parent.files.values())
+    kept = {layout.pooled_moments(*pair) for pair in state.memory.datasets} - memory.keys()
+    return {name: parent.files[name] for name in kept} | {
+        name: write_blob(store, data, known) for name, data in files.items()
     }
 
 
 def version_manifest(
     spec: JobSpec,
-    files: Mapping[str, bytes],
+    files: dict[str, FileEntry],
     learned: tuple[LearnedDataset, ...],
     encoders: dict[str, EncoderIdentity],
     report: VersionReport,
@@ -227,20 +246,19 @@ def version_manifest(
         spec=spec.spec,
         code_version=installed_version(DISTRIBUTION),
         created_at=datetime.now(UTC),
-        files={name: entry_for(data) for name, data in files.items()},
+        files=files,
         learned=learned,
         encoders=encoders,
         report=report,
     )
 
 
-def write_once(store: ObjectStore, manifest: VersionManifest, files: dict[str, bytes]) -> None:
-    """Write the files, then the manifest; a candidate that is complete is left as it is."""
+def write_once(store: ObjectStore, manifest: VersionManifest) -> None:
+    """Write the manifest of the candidate; one that is complete is left as it is."""
     try:
-        write_candidate(store, manifest, files)
+        write_candidate(store, manifest)
     except ObjectExists:
-        # Another group of ranks of this attempt was first. The control plane checks every digest before
-        # it publishes, so the worst outcome is one more attempt.
+        # Another group of ranks of this attempt was first. What this one wrote is named by nothing.
         print(f"attempt {manifest.attempt} of {manifest.job} already has a candidate", flush=True)
 
 

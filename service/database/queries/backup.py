@@ -69,7 +69,15 @@ _SKIPPED_POSITIONS = 1_000_000
 # Columns of a version that its manifest brings back.
 OF_THE_MANIFEST = frozenset(
     {
-        *("manifest", "kind", "dataset", "dataset_name", "pair_first", "pair_second"),
+        *(
+            "manifest",
+            "kind",
+            "copied_from",
+            "dataset",
+            "dataset_name",
+            "pair_first",
+            "pair_second",
+        ),
         *("evaluation", "mean_recall", "max_drift", "capacity", "figures"),
     }
 )

@@ -4,7 +4,7 @@ A job is marked swept like it is moved: against the revision that was read. So a
 first, and nothing is removed, or finds that it is too late.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from cmcl.contract.job import READS_ROWS, JobKind, submission_id
-from cmcl.contract.version import VersionManifest
+from cmcl.contract.version import LearnedDataset, VersionManifest
 from service.database.queries import attempts, backup
 from service.database.queries.versions import find as find_version
 from service.database.rows import VersionRecord
@@ -90,11 +90,7 @@ class Learned:
 
 
 def ended_jobs(connection: Connection, before: datetime, limit: int) -> list[EndedJob]:
-    """Jobs that ended before this time and are not marked swept.
-
-    One whose version is not stored yet is needed: the version is copied from its files.
-    """
-    is_needed = and_(jobs.c.state == JobState.PUBLISHED, ~_is_stored())
+    """Jobs that ended before this time and are not marked swept."""
     columns = ("id", "model", "kind", "dataset", "revision", "state", "attempt")
     query = (
         select(*(jobs.c[name] for name in columns))
@@ -102,7 +98,6 @@ def ended_jobs(connection: Connection, before: datetime, limit: int) -> list[End
             jobs.c.finished_at.is_not(None),
             jobs.c.finished_at < before,
             jobs.c.swept_at.is_(None),
-            ~is_needed,
         )
         .order_by(jobs.c.finished_at)
         .limit(limit)
@@ -136,11 +131,11 @@ def mark_job_swept(connection: Connection, seen: EndedJob, now: datetime) -> boo
 
 
 def learned_datasets(connection: Connection, limit: int) -> list[Learned]:
-    """Datasets whose version is stored, and whose training files may still be stored."""
+    """Datasets that have a version, and whose training files may still be stored."""
     query = (
         select(datasets.c.id, jobs.c.id, jobs.c.attempt)
         .join_from(datasets, jobs, _learned())
-        .where(datasets.c.swept_at.is_(None), datasets.c.deleted_at.is_(None), _is_stored())
+        .where(datasets.c.swept_at.is_(None), datasets.c.deleted_at.is_(None))
         .order_by(datasets.c.sequence)
         .limit(limit)
     )
@@ -187,6 +182,16 @@ def versions_with(connection: Connection, dataset: str) -> list[VersionRecord]:
     return found
 
 
+def mark_versions_swept(
+    connection: Connection, found: Iterable[VersionRecord], now: datetime
+) -> None:
+    """Mark versions swept: their files are given up."""
+    for version in found:
+        is_it = (versions.c.model == version.model, versions.c.number == version.number)
+        connection.execute(update(versions).where(*is_it).values(swept_at=now))
+        backup.enqueue(connection, "version", backup.version_name(version.model, version.number))
+
+
 def mark_datasets_swept(connection: Connection, names: Collection[str], now: datetime) -> None:
     """Mark datasets swept: the files that only their jobs needed are removed."""
     connection.execute(
@@ -206,24 +211,15 @@ def mark_unlearned_deleted(connection: Connection, names: Collection[str], now: 
 
 
 def deleted_models(connection: Connection, before: datetime, limit: int) -> list[str]:
-    """Models deleted before that time, unless a branch that exists uses their versions."""
-    branch = versions.alias()
-    branched = models.alias()
-    referring = exists().where(
-        branch.c.copied_from == models.c.name,
-        branched.c.name == branch.c.model,
-        or_(branched.c.deleted_at.is_(None), branched.c.deleted_at >= before),
-    )
-    query = select(models.c.name).where(
-        models.c.deleted_at < before, models.c.swept_at.is_(None), ~referring
-    )
+    """Models deleted before that time, whose files may still be stored."""
+    query = select(models.c.name).where(models.c.deleted_at < before, models.c.swept_at.is_(None))
     return list(connection.scalars(query.order_by(models.c.name).limit(limit)))
 
 
 def datasets_of(connection: Connection, model: str) -> set[str]:
     """Datasets that were posted to the model, and those in its lineage whose own model was deleted."""
     own = set(connection.scalars(select(datasets.c.id).where(datasets.c.model == model)))
-    inherited = _lineages(connection, models.c.name == model) - own
+    inherited = {line.dataset for line in _lineages(connection, models.c.name == model)} - own
     query = select(datasets.c.id).where(
         datasets.c.id.in_(inherited),
         datasets.c.model == models.c.name,
@@ -237,7 +233,8 @@ def protected_datasets(connection: Connection, before: datetime) -> set[str]:
     is_there = or_(models.c.deleted_at.is_(None), models.c.deleted_at >= before)
     other = versions.alias()
     merged = exists().where(other.c.model == models.c.name, other.c.kind == "merge")
-    return _lineages(connection, and_(or_(models.c.branched_from.is_not(None), merged), is_there))
+    is_joined = or_(models.c.branched_from.is_not(None), merged)
+    return {line.dataset for line in _lineages(connection, and_(is_joined, is_there))}
 
 
 def mark_model_swept(connection: Connection, model: str, now: datetime) -> None:
@@ -261,24 +258,70 @@ def swept(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:
     return set(connection.scalars(query))
 
 
-def orphans_since(connection: Connection, root: str) -> dict[str, datetime]:
-    """Folders under a root that no row names, and when they were first seen."""
-    query = select(orphans.c.folder, orphans.c.seen_at).where(
-        orphans.c.folder.startswith(root, autoescape=True)
+def named_blobs(connection: Connection) -> set[str]:
+    """Digests that versions with files name, and those of the moments that jobs may still read."""
+    has_files = (versions.c.swept_at.is_(None), models.c.swept_at.is_(None))
+    query = select(versions.c.manifest["files"]).where(
+        versions.c.model == models.c.name, *has_files
     )
-    return dict(connection.execute(query).all())
+    found = {entry["sha256"] for files in connection.scalars(query) for entry in files.values()}
+    lines = _lineages(connection, models.c.swept_at.is_(None))
+    return found | {line.moments.sha256 for line in lines}
 
 
-def note_orphans(connection: Connection, folders: Iterable[str], now: datetime) -> None:
-    """Note orphans that were seen for the first time."""
-    rows = [{"folder": folder, "seen_at": now} for folder in folders]
-    if rows:
-        connection.execute(insert(orphans), rows)
+def known_versions(connection: Connection) -> set[tuple[str, int]]:
+    """Model and number of each version that has a row."""
+    return {
+        (model, number)
+        for model, number in connection.execute(select(versions.c.model, versions.c.number))
+    }
 
 
-def forget_orphans(connection: Connection, folders: Iterable[str]) -> None:
-    """Forget orphans that are gone, or have a row again."""
-    connection.execute(delete(orphans).where(orphans.c.folder.in_(list(folders))))
+def open_attempts(connection: Connection) -> list[tuple[str, int]]:
+    """Job and number of each attempt whose candidate may be published."""
+    query = select(jobs.c.id, jobs.c.attempt).where(
+        jobs.c.finished_at.is_(None), jobs.c.attempt > 0
+    )
+    return [(job, attempt) for job, attempt in connection.execute(query)]
+
+
+def update_orphans(
+    connection: Connection, root: str, found: Collection[str], before: datetime, now: datetime
+) -> list[str]:
+    """Note what nothing names under a root, and forget what is gone or is named again.
+
+    Returns what nothing has named since that time, and what an interrupted removal left: it is doomed from now on.
+    """
+    of_root = orphans.c.key.startswith(root, autoescape=True)
+    since = dict(connection.execute(select(orphans.c.key, orphans.c.seen_at).where(of_root)).all())
+    _forget(connection, since.keys() - set(found))
+    due = and_(of_root, orphans.c.seen_at <= before)
+    connection.execute(update(orphans).where(due).values(doomed=True))
+    new = [{"key": key, "seen_at": now, "doomed": False} for key in found if key not in since]
+    if new:
+        connection.execute(insert(orphans), new)
+    return list(connection.scalars(select(orphans.c.key).where(of_root, orphans.c.doomed)))
+
+
+def rescue(connection: Connection, keys: Collection[str]) -> bool:
+    """Forget that nothing named these, before something does. False if one of them is being removed."""
+    _forget(connection, keys)
+    return not any(
+        connection.execute(select(orphans.c.key).where(orphans.c.key == key)).first()
+        for key in keys
+    )
+
+
+def _forget(connection: Connection, keys: Iterable[str]) -> None:
+    for key in keys:
+        is_it = and_(orphans.c.key == key, orphans.c.doomed.is_(False))
+        connection.execute(delete(orphans).where(is_it))
+
+
+def forget_removed(connection: Connection, keys: Iterable[str]) -> None:
+    """Forget orphans that were removed."""
+    for key in keys:
+        connection.execute(delete(orphans).where(orphans.c.key == key))
 
 
 def forget_responses(connection: Connection, before: datetime, limit: int) -> int:
@@ -286,11 +329,6 @@ def forget_responses(connection: Connection, before: datetime, limit: int) -> in
     key = (responses.c.owner, responses.c.key, responses.c.route)
     old = select(*key).where(responses.c.created_at < before).limit(limit)
     return connection.execute(delete(responses).where(tuple_(*key).in_(old))).rowcount
-
-
-def _is_stored() -> ColumnElement[bool]:
-    """Condition: the version of the job is stored."""
-    return exists().where(versions.c.job == jobs.c.id, versions.c.stored_at.is_not(None))
 
 
 def _swept_datasets() -> Select[tuple[str]]:
@@ -311,8 +349,8 @@ def _learned() -> ColumnElement[bool]:
     )
 
 
-def _lineages(connection: Connection, condition: ColumnElement[bool]) -> set[str]:
-    """Datasets that the newest versions of these models have learned, or others that can be branched."""
+def _lineages(connection: Connection, condition: ColumnElement[bool]) -> Iterator[LearnedDataset]:
+    """What the newest versions of these models have learned, or others that can be branched."""
     other = versions.alias()
     # A version has learned what the newest one has, but for what was unlearned after it.
     unlearned = exists().where(other.c.model == models.c.name, other.c.kind == "unlearn")
@@ -324,8 +362,5 @@ def _lineages(connection: Connection, condition: ColumnElement[bool]) -> set[str
             and_(versions.c.retired_at.is_(None), unlearned),
         ),
     )
-    found: set[str] = set()
     for document in connection.scalars(query):
-        manifest = VersionManifest.model_validate(document)
-        found.update(line.dataset for line in manifest.learned)
-    return found
+        yield from VersionManifest.model_validate(document).learned

@@ -37,40 +37,33 @@ _OLDEST_UNSTORED = (
 
 
 def create(connection: Connection, manifest: VersionManifest, now: datetime) -> None:
-    """Insert a version whose files are not stored yet. Raises WriteConflict if its job has one."""
-    _insert(connection, manifest, now, job=manifest.job)
+    """Insert a version whose manifest is not stored yet. Raises WriteConflict if its job has one."""
+    _insert(connection, manifest, now, {"job": manifest.job})
 
 
 def create_copy(
     connection: Connection, manifest: VersionManifest, original: VersionRecord, now: datetime
 ) -> None:
-    """Insert a version of a branch, which uses the files of the original.
-
-    `copied_from` is the model whose folder has them, which for a branch of a branch is not the one that was branched.
-    A version that is retired there is retired here, too.
-    """
-    _insert(connection, manifest, now, copied_from=manifest.files_in)
-    if original.retired_at is not None:
-        _set_retired(connection, manifest.model, manifest.version, original.retired_at)
+    """Insert a version of a branch. One that is retired in the original's model is retired here, too."""
+    as_there = {"retired_at": original.retired_at, "swept_at": original.swept_at}
+    _insert(connection, manifest, now, as_there)
 
 
 def _insert(
     connection: Connection,
     manifest: VersionManifest,
     now: datetime,
-    job: str | None = None,
-    copied_from: str | None = None,
+    columns: Mapping[str, object],
 ) -> None:
     connection.execute(
         insert(versions).values(
             model=manifest.model,
             number=manifest.version,
-            job=job,
             attempt=manifest.attempt,
             parent=manifest.parent,
-            copied_from=copied_from,
             created_at=now,
             **from_manifest(manifest),
+            **columns,
         )
     )
     _note(connection, manifest.model, manifest.version)
@@ -85,6 +78,7 @@ def from_manifest(manifest: VersionManifest) -> dict[str, object]:
     return {
         "manifest": document,
         "kind": manifest.kind,
+        "copied_from": manifest.copied_from,
         "dataset": manifest.dataset,
         "dataset_name": line.name if manifest.merged is None else str(manifest.merged),
         "pair_first": line.pair.first,
@@ -205,13 +199,13 @@ def capacities_after_own(
 
 
 def oldest_unstored(connection: Connection, model: str) -> VersionRecord | None:
-    """The oldest version whose files are not stored yet."""
+    """The oldest version whose manifest is not stored yet."""
     row = connection.execute(_OLDEST_UNSTORED, {"model": model}).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
 def set_stored(connection: Connection, model: str, number: int, now: datetime) -> bool:
-    """Record that its files are stored. False if that was recorded."""
+    """Record that its manifest is stored. False if that was recorded."""
     statement = (
         update(versions)
         .where(
@@ -229,7 +223,12 @@ def retire(
     connection: Connection, version: VersionOutline, owner: str, actor: str, now: datetime
 ) -> None:
     """Mark a version retired, and emit the event."""
-    _set_retired(connection, version.model, version.number, now)
+    connection.execute(
+        update(versions)
+        .where(versions.c.model == version.model, versions.c.number == version.number)
+        .values(retired_at=now)
+    )
+    _note(connection, version.model, version.number)
     retired_now = Event(
         kind="version.retired",
         owner=owner,
@@ -238,15 +237,6 @@ def retire(
         data={"actor": actor},
     )
     events.emit(connection, retired_now, now)
-
-
-def _set_retired(connection: Connection, model: str, number: int, now: datetime) -> None:
-    connection.execute(
-        update(versions)
-        .where(versions.c.model == model, versions.c.number == number)
-        .values(retired_at=now)
-    )
-    _note(connection, model, number)
 
 
 def retired(connection: Connection, model: str) -> tuple[int, ...]:

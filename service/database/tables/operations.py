@@ -199,12 +199,14 @@ leases = Table(
     Column("until", UtcDateTime, nullable=False),
 )
 
-# Folders in object storage that no row names, and encoded shards that no dataset needs, and when they were first seen.
+# Folders and blobs in object storage that nothing names, and when they were first seen so.
 orphans = Table(
     "orphans",
     metadata,
-    Column("folder", String(255), primary_key=True),
+    Column("key", String(255), primary_key=True),
     Column("seen_at", UtcDateTime, nullable=False),
+    # It is being removed, and can no longer be named.
+    Column("doomed", Boolean, nullable=False),
 )
 
 # One row: the process on the cluster that prepares datasets (`service.jobs.prepare_driver`).

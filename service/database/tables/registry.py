@@ -234,12 +234,14 @@ versions = Table(
     Column("max_drift", Float(53), nullable=True),
     # {modality: HeadCapacity}.
     json_column("capacity", nullable=False),
-    # The model from which it was copied, under the same number.
+    # The model whose job made it, under the same number; null for this model's.
     Column("copied_from", String(48), nullable=True),
     Column("created_at", UtcDateTime, nullable=False),
-    # When its files were stored; only then can it be served or have a child.
+    # When its manifest was stored; only then can it be served or have a child.
     Column("stored_at", UtcDateTime, nullable=True),
     Column("retired_at", UtcDateTime, nullable=True),
+    # When its files were given up, after it was retired: it had learned a dataset that was unlearned.
+    Column("swept_at", UtcDateTime, nullable=True),
     # Large columns come last: SQLite reads a column by way of those before it.
     # FiguresByDataset: one document with rounded numbers, since a page of a history has thousands.
     json_column("figures", nullable=False),

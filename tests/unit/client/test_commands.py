@@ -200,7 +200,7 @@ def test_a_job_is_shown_without_a_candidate_that_was_removed(
     train(plane.store, job, attempt)
     plane.tick_to(job, JobState.HELD)
     cmcl("job", "reject", job)
-    plane.store.delete(layout.run_file(job, attempt, layout.MANIFEST))
+    plane.store.delete(layout.run_candidate(job, attempt))
     assert re.search(r"state +rejected", cmcl("job", "show", job))
     assert cmcl.one("job", "show", job)["candidate"] is None
     drawn = cmcl("job", "show", job, "--picture", str(tmp_path / "c.svg"), code=Exit.FAILED)

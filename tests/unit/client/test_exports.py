@@ -153,7 +153,7 @@ def test_moments_that_turn_out_to_be_damaged_leave_nothing_behind(
     exporting: Replica, url: str, tmp_path: Path
 ) -> None:
     line = read_version(exporting.store, MODEL, 1).learned[-1]
-    key = layout.dataset_moments(line.dataset)
+    key = layout.blob(line.moments.sha256)
     stored = exporting.store.read(key)
     exporting.store.put(key, stored[:-1] + bytes([stored[-1] ^ 1]))
     with connected("blocking", url) as client, pytest.raises(CmclError):

@@ -10,8 +10,8 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from workers.model import artifact
 from workers.model.heads import ModalityHeads, initial_heads
-from workers.model.memory import Chosen, Memory
-from workers.nullspace.centred import dataset_moments
+from workers.model.memory import Chosen, Memory, in_order
+from workers.nullspace.centred import CentredMoments, dataset_moments
 from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.moments import PairMoments, pair_moments
 
@@ -102,9 +102,12 @@ def test_moments_survive_a_round_trip() -> None:
     assert torch.equal(again.cross_IJ, moments.cross_IJ)
 
 
-def test_centred_moments_are_a_quarter_and_round_to_float32() -> None:
+def test_centred_moments_of_a_dataset_are_a_quarter_and_exact() -> None:
     moments = with_ones(*rows(IMAGE_TEXT, 3))
-    saved = artifact.save_centred_moments(moments)
+    sums = dataset_moments(moments)
+    saved = artifact.save_centred_moments(sums)
+    exact = artifact.load_centred_moments(saved)
+    assert all(torch.equal(each, getattr(exact, name)) for name, each in tensors_of(sums))
     assert len(saved) < len(artifact.save_moments(moments))
     again = artifact.load_moments(saved)
     assert again.count == moments.count
@@ -134,9 +137,53 @@ def test_a_memory_centres_each_dataset_by_its_own_means() -> None:
     assert pooled == pytest.approx({name: ridge / 2**0.5 for name, ridge in ridges.items()})
 
 
+def tensors_of(sums: CentredMoments) -> list[tuple[str, torch.Tensor]]:
+    return [(name, each) for name, each in vars(sums).items() if isinstance(each, torch.Tensor)]
+
+
+def two_sums() -> list[CentredMoments]:
+    return [dataset_moments(with_ones(*rows(IMAGE_TEXT, seed))) for seed in (3, 4)]
+
+
+def test_pooled_sums_are_stored_to_the_bit() -> None:
+    memory, ridges = Memory(), {"image": 0.01, "text": 0.04}
+    for sums in two_sums():
+        memory = memory.with_sums(IMAGE_TEXT, sums, ridges)
+        again = artifact.load_memory(artifact.save_memory(memory)).centred["image", "text"]
+        ours = memory.centred["image", "text"]
+        assert all(torch.equal(each, getattr(again, name)) for name, each in tensors_of(ours))
+
+
+def test_the_first_dataset_of_a_pair_is_what_is_pooled() -> None:
+    """So that both are one blob."""
+    key, ridges = ("image", "text"), {"image": 0.01, "text": 0.04}
+    sums = two_sums()[0]
+    solved = artifact.save_memory(Memory().with_sums(IMAGE_TEXT, sums, ridges))
+    assert solved.pooled[key] == artifact.save_centred_moments(sums)
+    moments = pair_moments(*rows(TEXT_IMAGE, 3))
+    masked = artifact.save_memory(Memory().with_dataset(TEXT_IMAGE, moments))
+    assert masked.pooled[key] == artifact.save_moments(in_order(TEXT_IMAGE, moments))
+
+
+def test_only_pairs_that_changed_are_saved() -> None:
+    ridges = {"image": 0.01, "text": 0.04}
+    one, two = two_sums()
+    other = dataset_moments(with_ones(*rows(DEPTH_IMAGE, 5)))
+    parent = Memory().with_sums(DEPTH_IMAGE, other, {}).with_sums(IMAGE_TEXT, one, ridges)
+    after = parent.with_sums(IMAGE_TEXT, two, ridges)
+    assert artifact.save_memory(after, parent).pooled.keys() == {("image", "text")}
+
+
 def test_a_memory_with_a_strange_tensor_is_refused() -> None:
-    with pytest.raises(InvalidVersion, match="no moment"):
-        artifact.load_memory(artifact.save_method_state({"image/text/audio/first": torch.ones(2)}))
+    strange = artifact.save_method_state({"image/text/audio/first": torch.ones(2)})
+    with pytest.raises(InvalidVersion, match="no pair"):
+        artifact.load_memory(artifact.SavedMemory(strange, {}))
+
+
+def test_a_memory_without_the_moments_of_a_pair_is_refused() -> None:
+    saved = artifact.save_memory(two_datasets())
+    with pytest.raises(InvalidVersion, match="no moments of depth and image"):
+        artifact.load_memory(artifact.SavedMemory(saved.others, {}))
 
 
 def with_ones(first: torch.Tensor, second: torch.Tensor) -> PairMoments:

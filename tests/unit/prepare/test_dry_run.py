@@ -21,7 +21,7 @@ from workers.prepare.dry_run import DatasetOutlook, dataset_outlook
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.object_store import ObjectStore
-from workers.storage.versions import publish_files, read_candidate, read_version
+from workers.storage.versions import publish_manifest, read_candidate, read_version
 from workers.train.job import train_dataset
 from workers.train.versions import read_heads, read_moments
 
@@ -73,7 +73,7 @@ def grow(store: LocalStore, folder: Path, spec: ModelSpec, names: tuple[str, ...
         store.put(layout.dataset_manifest(job.learns.dataset), manifest)
         store.put(layout.run_spec(job.job, 1), job.model_dump_json().encode())
         train_dataset(store.uri, job.job, 1, torch.device("cpu"))
-        publish_files(store, read_candidate(store, job.job, 1))
+        publish_manifest(store, read_candidate(store, job.job, 1))
 
 
 def _dataset(folder: Path, name: str, version: int) -> DatasetManifest:

@@ -18,7 +18,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.fakes.memory_folder import tmp_path
 from tests.fakes.serve_metrics import RecordedMetrics
-from tests.fakes.versions import publish_version, random_heads
+from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.described import check_described
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica as Parts
@@ -35,6 +35,7 @@ from workers.serve.versions.loading import StoredVersions
 from workers.serve.versions.lookup import VersionLookup
 from workers.serve.versions.memory import Budget
 from workers.serve.versions.swapper import Swapper
+from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import write_live
 
@@ -120,6 +121,12 @@ class Replica:
         publish_version(
             self.store, model, version, spec, heads, generation or version, encoders=encoders
         )
+
+    def store_heads(self, version: int, model: str = MODEL) -> str:
+        """Store what `publish` publishes, without the pointer. Returns the key of the heads."""
+        heads = random_heads(SPEC, seed=version + (0 if model == MODEL else 1000))
+        manifest = store_version(self.store, model, version, SPEC, heads)
+        return layout.blob(manifest.files[layout.HEADS].sha256)
 
     def point(self, generation: int, version: int, **rest: object) -> None:
         fields = {"generation": generation, "version": version, **rest}

@@ -14,14 +14,14 @@ import pytest
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LivePointer, VersionManifest
 from tests.fakes.flaky_store import FlakyStore
-from tests.fakes.versions import publish_version, random_heads, store_version
+from tests.fakes.versions import publish_version, random_heads, store_version, stored_key
 from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeSettings
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.loading import LoadedHeads, Reservation, StoredVersions
 from workers.serve.versions.memory import Budget, NoRoom
 from workers.storage import layout
-from workers.storage.versions import refer_to_version, write_live
+from workers.storage.versions import publish_manifest, write_live
 
 BUDGET = 1 << 20
 # Three versions fit.
@@ -48,8 +48,7 @@ def publish(
 
 def branch(replica: Replica, source: VersionManifest, name: str) -> None:
     """Create a branch as the control plane does."""
-    update = {"model": name, "files_in": source.model}
-    refer_to_version(replica.store, source.model_copy(update=update))
+    publish_manifest(replica.store, source.as_in_branch(name))
     write_live(replica.store, name, LivePointer(generation=1, version=source.version))
 
 
@@ -198,7 +197,7 @@ def test_a_branch_takes_no_memory_and_reads_no_heads(narrow: Replica) -> None:
     names = [f"branch-{number}" for number in range(25)]
     assert in_memory(narrow, names) == names
     assert narrow.cache.bytes == before
-    assert not any(call.endswith(layout.HEADS) for call in narrow.store.calls)
+    assert layout.blob(source.files[layout.HEADS].sha256) not in narrow.store.calls
     assert embed(narrow, "branch-7").status_code == 200
 
 
@@ -269,12 +268,12 @@ def test_a_swap_without_room_for_both_is_verified_and_loads_on_demand(narrow: Re
     publish(narrow, "m", spec=his, owner="bob")
     narrow.poll()
     assert narrow.cache.get("m", 1)
-    publish(narrow, "m", 2, spec=his, owner="bob")
+    second = publish(narrow, "m", 2, spec=his, owner="bob")
     narrow.store.calls.clear()
     narrow.poll()
     assert narrow.live_number("m") == 2
     assert narrow.cache.get("m", 2) is None
-    assert sum(call.endswith("versions/2/heads.safetensors") for call in narrow.store.calls) == 1
+    assert narrow.store.calls.count(layout.blob(second.files[layout.HEADS].sha256)) == 1
     assert narrow.cache.load_heads("m", 2)
     assert narrow.cache.bytes <= BUDGET
     assert narrow.metrics.evictions == ["m"]
@@ -285,7 +284,7 @@ def test_a_damaged_successor_is_refused_where_there_is_no_room_for_both(narrow: 
     publish(narrow, "m", spec=spec)
     narrow.poll()
     publish(narrow, "m", 2, spec=spec)
-    narrow.store.put(layout.version_file("m", 2, layout.HEADS), b"rubbish")
+    narrow.store.put(stored_key(narrow.store, "m", 2, layout.HEADS), b"rubbish")
     narrow.poll()
     refusal = narrow.live.refusal("m")
     assert refusal is not None

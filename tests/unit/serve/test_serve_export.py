@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Solution
 from tests.fakes.app_client import AppClient
-from tests.fakes.versions import publish_version, random_heads
+from tests.fakes.versions import publish_version, random_heads, stored_key
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.exported import (
     SPEC,
@@ -137,8 +137,8 @@ def test_every_export_has_a_card_the_record_and_a_selftest(
 def test_no_file_of_an_export_has_moments_unless_they_are_asked_for(
     exporting: Replica, tmp_path: Path
 ) -> None:
-    stored = exporting.store.read(layout.version_file(MODEL, 1, layout.MEMORY))
-    moments = load_file_names(stored)
+    pooled = next(filter(layout.pair_of, read_version(exporting.store, MODEL, 1).files))
+    moments = load_file_names(exporting.store.read(stored_key(exporting.store, MODEL, 1, pooled)))
     for format_ in FORMATS:
         folder = unpacked(exporting, format_, tmp_path / format_)
         for path in folder.rglob("*.safetensors"):
@@ -150,7 +150,7 @@ def test_moments_that_are_asked_for_are_those_that_are_stored_and_the_card_says_
 ) -> None:
     folder = unpacked(exporting, "safetensors&moments=true", tmp_path)
     assert {path.name: path.read_bytes() for path in (folder / "moments").iterdir()} == {
-        f"{line.dataset}.safetensors": exporting.store.read(layout.dataset_moments(line.dataset))
+        f"{line.dataset}.safetensors": exporting.store.read(layout.blob(line.moments.sha256))
         for line in read_version(exporting.store, MODEL, 1).learned
     }
     assert "They reveal more than heads do" in (folder / "README.md").read_text()
@@ -176,7 +176,7 @@ def test_moments_are_refused_where_they_cannot_be_merged_or_are_damaged(exportin
     assert status == 422
     assert "its heads were trained on rows (preserve" in message
     line = read_version(exporting.store, MODEL, 1).learned[-1]
-    key = layout.dataset_moments(line.dataset)
+    key = layout.blob(line.moments.sha256)
     exporting.store.put(key, exporting.store.read(key)[:-1])
     status, code, message = error(export(exporting, MODEL, "safetensors&moments=true"))
     assert (status, code) == (500, "version_damaged")
@@ -235,7 +235,7 @@ def test_a_version_that_was_never_published_or_is_retired_is_404(exporting: Repl
 def test_a_damaged_version_is_500_and_named(exporting: Replica, name: str) -> None:
     exporting.publish(version=2, generation=2, spec=SPEC)
     exporting.point(generation=3, version=1)
-    key = layout.version_file(MODEL, 2, name)
+    key = stored_key(exporting.store, MODEL, 2, name)
     data = exporting.store.read(key)
     exporting.store.put(key, data[:-9] + b"\0" + data[-8:])
     status, code, message = error(export(exporting, f"{MODEL}@2"))
@@ -245,7 +245,7 @@ def test_a_damaged_version_is_500_and_named(exporting: Replica, name: str) -> No
 
 
 def test_a_manifest_damaged_after_it_was_loaded_is_500(exporting: Replica) -> None:
-    exporting.store.put(layout.version_file(MODEL, 1, layout.MANIFEST), b"{}")
+    exporting.store.put(layout.version_manifest(MODEL, 1), b"{}")
     status, code, message = error(export(exporting, MODEL))
     assert (status, code) == (500, "version_damaged")
     assert "its manifest fails its checks" in message

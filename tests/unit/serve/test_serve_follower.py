@@ -7,12 +7,12 @@ import pytest
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
 from tests.fakes.flaky_store import FlakyStore
-from tests.fakes.versions import random_heads, store_version
+from tests.fakes.versions import random_heads, store_version, stored_key
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.model.artifact import save_heads, save_selftest
 from workers.serve.settings import ServeSettings
 from workers.storage import layout
-from workers.storage.versions import entry_for, read_version
+from workers.storage.versions import read_version, write_blob
 
 LATER = 60.0
 
@@ -20,37 +20,37 @@ LATER = 60.0
 def rewrite(replica: Replica, version: int, name: str, data: bytes) -> None:
     """Replace a file of a version, and its digest in the manifest."""
     manifest = read_version(replica.store, MODEL, version)
-    files = {**manifest.files, name: entry_for(data)}
-    replica.store.put(layout.version_file(MODEL, version, name), data)
+    files = {**manifest.files, name: write_blob(replica.store, data)}
     put_manifest(replica, version, manifest.model_copy(update={"files": files}))
 
 
 def put_manifest(replica: Replica, version: int, manifest: VersionManifest) -> None:
-    key = layout.version_file(MODEL, version, layout.MANIFEST)
+    key = layout.version_manifest(MODEL, version)
     replica.store.put(key, manifest.model_dump_json().encode())
 
 
-def key(name: str) -> str:
-    return layout.version_file(MODEL, 2, name)
+def key(replica: Replica, name: str) -> str:
+    return stored_key(replica.store, MODEL, 2, name)
 
 
 def flip_a_bit(replica: Replica) -> None:
-    data = bytearray(replica.store.read(key(layout.HEADS)))
+    heads = key(replica, layout.HEADS)
+    data = bytearray(replica.store.read(heads))
     data[-1] ^= 1
-    replica.store.put(key(layout.HEADS), bytes(data))
+    replica.store.put(heads, bytes(data))
 
 
 def truncate_heads(replica: Replica) -> None:
-    data = replica.store.read(key(layout.HEADS))
+    data = replica.store.read(key(replica, layout.HEADS))
     rewrite(replica, 2, layout.HEADS, data[:-7])
 
 
 def lose_the_manifest(replica: Replica) -> None:
-    replica.store.delete(key(layout.MANIFEST))
+    replica.store.delete(key(replica, layout.MANIFEST))
 
 
 def damage_the_manifest(replica: Replica) -> None:
-    replica.store.put(key(layout.MANIFEST), b'{"model": "scenes"')
+    replica.store.put(key(replica, layout.MANIFEST), b'{"model": "scenes"')
 
 
 def take_the_manifest_of_another(replica: Replica) -> None:
@@ -58,7 +58,7 @@ def take_the_manifest_of_another(replica: Replica) -> None:
 
 
 def lose_the_heads(replica: Replica) -> None:
-    replica.store.delete(key(layout.HEADS))
+    replica.store.delete(key(replica, layout.HEADS))
 
 
 def forget_the_selftest(replica: Replica) -> None:
@@ -117,10 +117,10 @@ def test_a_damaged_version_is_rejected_and_the_old_one_keeps_serving(
 
 def test_a_repaired_version_is_taken_after_the_backoff(serving: Replica) -> None:
     serving.publish(version=2)
-    heads = serving.store.read(key(layout.HEADS))
+    heads = serving.store.read(key(serving, layout.HEADS))
     flip_a_bit(serving)
     serving.poll()
-    serving.store.put(key(layout.HEADS), heads)
+    serving.store.put(key(serving, layout.HEADS), heads)
     serving.poll()
     assert serving.live_number() == 1
     serving.clock.now += LATER
@@ -213,7 +213,7 @@ def test_folders_with_odd_names_are_no_models(serving: Replica) -> None:
     assert list(serving.live.all()) == [MODEL]
 
 
-@pytest.mark.parametrize("broken", ["live.json", "versions/2", "heads"])
+@pytest.mark.parametrize("broken", ["live.json", "versions/2", "blobs/"])
 def test_a_store_that_fails_for_a_while_is_tried_again(serving: Replica, broken: str) -> None:
     serving.publish(version=2)
     serving.store.broken = broken
@@ -277,7 +277,7 @@ def test_the_thread_outlives_a_bug(store: FlakyStore) -> None:
 def test_a_replica_that_starts_with_damage_serves_the_rest(replica: Replica, damaged: str) -> None:
     replica.publish(version=1)
     replica.publish(version=1, model="other")
-    replica.store.put(layout.version_file(MODEL, 1, damaged), b"rubbish")
+    replica.store.put(stored_key(replica.store, MODEL, 1, damaged), b"rubbish")
     replica.poll()
     assert replica.live.readiness.ready
     assert replica.embed(model="other").status_code == 200

@@ -115,8 +115,8 @@ def test_a_row_is_searched_for_by_any_version_that_has_learned_it(
 
 def forget_who_learned(replica: Replica) -> None:
     """Let version 2 have learned what version 1 has: the fake versions have one dataset each."""
-    key = layout.version_file(MODEL, 2, layout.MANIFEST)
-    first = json.loads(replica.store.read(layout.version_file(MODEL, 1, layout.MANIFEST)))
+    key = layout.version_manifest(MODEL, 2)
+    first = json.loads(replica.store.read(layout.version_manifest(MODEL, 1)))
     second = json.loads(replica.store.read(key))
     second["learned"] = [*first["learned"], *second["learned"]]
     replica.store.put(key, json.dumps(second).encode())

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cmcl.contract.model import ModelSpec
-from tests.fakes.versions import publish_version, random_heads
+from tests.fakes.versions import publish_version, random_heads, stored_key
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.model.heads import ModalityHeads
 from workers.nullspace.conditioning import Conditioning
@@ -252,7 +252,8 @@ def test_rows_of_a_large_body_are_never_read_on_the_event_loop(
 
 
 def memory_reads(replica: Replica) -> int:
-    return sum(key.endswith("versions/1/memory.safetensors") for key in replica.store.calls)
+    calls = list(replica.store.calls)
+    return calls.count(stored_key(replica.store, MODEL, 1, layout.MEMORY))
 
 
 def test_requests_at_the_same_time_share_one_map(grown: Replica) -> None:
@@ -272,7 +273,7 @@ def test_requests_at_the_same_time_share_one_map(grown: Replica) -> None:
 
 
 def test_an_unavailable_store_is_retried(grown: Replica) -> None:
-    grown.store.broken = "memory.safetensors"
+    grown.store.broken = stored_key(grown.store, MODEL, 1, layout.MEMORY)
     error = error_of(migrate(grown), 503)
     assert "the moments of scenes@1 are unavailable" in error["message"]
     grown.store.broken = None
@@ -280,6 +281,6 @@ def test_an_unavailable_store_is_retried(grown: Replica) -> None:
 
 
 def test_moments_that_fail_their_checks_are_reported(grown: Replica) -> None:
-    grown.store.put(layout.version_file(MODEL, 1, layout.MEMORY), b"rubbish")
+    grown.store.put(stored_key(grown.store, MODEL, 1, layout.MEMORY), b"rubbish")
     error = error_of(migrate(grown), 500)
     assert (error["code"], error["param"]) == ("version_damaged", "from_version")

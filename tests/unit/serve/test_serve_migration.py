@@ -12,14 +12,14 @@ from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.background import finished
 from tests.unit.serve.served_versions import load_version
 from tests.unit.serve.test_serve_migrate_route import SPEC, heads
-from workers.model.artifact import load_memory
 from workers.nullspace.certificate import PairWeights
 from workers.nullspace.compatibility import stored_change
 from workers.serve.lru import AsyncLRUCache
 from workers.serve.migration import Changes, Compatibilities
 from workers.serve.versions.loading import LoadedHeads, ServedVersion
-from workers.storage import layout
 from workers.storage.local import LocalStore
+from workers.storage.versions import read_version
+from workers.train.versions import read_memory
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def compared(store: FlakyStore, old: ServedVersion, new: ServedVersion) -> list[
 def test_the_change_of_scores_is_cached_for_the_next_request(store: FlakyStore) -> None:
     old, new = (load_version(store, "m", number) for number in (1, 2))
     first, then = compared(store, old, new)
-    memory = load_memory(store.read(layout.version_file("m", 1, layout.MEMORY)))
+    memory = read_memory(store, read_version(store, "m", 1))
     weights = [
         PairWeights(each.heads.weights["image"], each.heads.weights["text"]) for each in (old, new)
     ]
@@ -72,7 +72,7 @@ def test_what_could_not_be_read_is_tried_again(store: FlakyStore) -> None:
 
     async def ask() -> Changes | None:
         found = Compatibilities(store, ImmediateCompute())
-        store.broken = "memory"
+        store.broken = "blobs/"
         assert found.known(old, new) is None
         await finished("compatibilities")
         store.broken = None

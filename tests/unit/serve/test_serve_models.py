@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.fakes.letter_encoder import IDENTITY, LetterEncoders
+from tests.fakes.versions import stored_key
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.test_serve_migrate_route import publish as publish_conditioned
 from workers.serve.api.app import create_api
@@ -114,7 +115,7 @@ def test_versions_in_memory_and_retired_ones_are_listed(serving: Replica) -> Non
 
 def test_a_version_that_cannot_be_loaded_is_listed_with_the_reason(serving: Replica) -> None:
     serving.publish(version=2)
-    serving.store.put(layout.version_file(MODEL, 2, layout.HEADS), b"rubbish")
+    serving.store.put(stored_key(serving.store, MODEL, 2, layout.HEADS), b"rubbish")
     serving.poll()
     (listed,) = models(serving)
     assert listed["version"] == 1

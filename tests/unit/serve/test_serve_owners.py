@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.fakes.versions import random_heads, store_version
+from tests.fakes.versions import random_heads, store_version, stored_key
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.auth import Caller
 from workers.serve.errors import ApiError, NotFound, NotReady
@@ -70,7 +70,7 @@ def test_a_model_whose_owner_is_not_known_yet_is_the_operators(replica: Replica)
 
 def test_a_new_owner_holds_although_the_version_is_damaged(serving: Replica) -> None:
     serving.publish(version=2)
-    serving.store.delete(layout.version_file(MODEL, 2, layout.HEADS))
+    serving.store.delete(stored_key(serving.store, MODEL, 2, layout.HEADS))
     serving.point(generation=2, version=2, owner="acme")
     serving.poll()
     assert find(serving, MODEL, OWNER).number == 1
@@ -80,7 +80,7 @@ def test_a_new_owner_holds_although_the_version_is_damaged(serving: Replica) -> 
 def test_an_exact_version_answers_while_the_live_one_is_damaged(replica: Replica) -> None:
     replica.publish(version=1)
     replica.publish(version=2)
-    replica.store.delete(layout.version_file(MODEL, 2, layout.HEADS))
+    replica.store.delete(stored_key(replica.store, MODEL, 2, layout.HEADS))
     replica.poll()
     assert isinstance(refusal(replica, MODEL, OPERATOR), NotReady)
     assert find(replica, "scenes@1", OPERATOR).number == 1

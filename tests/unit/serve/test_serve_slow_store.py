@@ -51,11 +51,11 @@ def following(slow: SlowStore) -> Iterator[Replica]:
     replica.follower.stop()
 
 
-@pytest.mark.parametrize("slow_part", ["scenes/live.json", "scenes/versions/2/heads.safetensors"])
+@pytest.mark.parametrize("slow_part", ["scenes/live.json", "heads"])
 def test_a_slow_model_delays_no_other_model(
     following: Replica, slow: SlowStore, slow_part: str
 ) -> None:
-    slow.slow = slow_part
+    slow.slow = following.store_heads(2) if slow_part == "heads" else slow_part
     following.publish(version=2)
     assert slow.asked.wait(TIMEOUT)
     following.publish(version=2, model="other")
@@ -78,7 +78,7 @@ def test_a_listing_that_hangs_delays_no_model_that_is_known(
 def test_a_roll_back_does_not_wait_for_a_slow_load(following: Replica, slow: SlowStore) -> None:
     following.publish(version=2)
     until(lambda: following.live_number() == 2)
-    slow.slow = "versions/3/heads.safetensors"
+    slow.slow = following.store_heads(3)
     following.publish(version=3)
     assert slow.asked.wait(TIMEOUT)
     following.point(generation=4, version=1)
@@ -90,7 +90,7 @@ def test_a_roll_back_does_not_wait_for_a_slow_load(following: Replica, slow: Slo
 
 
 def test_a_model_deleted_while_it_loads_stays_deleted(following: Replica, slow: SlowStore) -> None:
-    slow.slow = "scenes/versions/2/heads.safetensors"
+    slow.slow = following.store_heads(2)
     following.publish(version=2)
     assert slow.asked.wait(TIMEOUT)
     slow.delete("models/scenes/live.json")
@@ -105,7 +105,7 @@ def test_ready_only_once_every_model_was_tried(slow: SlowStore) -> None:
     replica = Replica(slow, ServeSettings(store=slow.uri))
     replica.publish(version=1)
     replica.publish(version=1, model="other")
-    slow.slow = "scenes/versions/1/heads.safetensors"
+    slow.slow = replica.store_heads(1)
     replica.follower.start()
     until(lambda: replica.live_number("other") == 1)
     assert not replica.live.readiness.ready

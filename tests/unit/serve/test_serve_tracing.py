@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.versions import stored_key
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.otel import OpenTelemetryTracing
 from workers.serve.settings import ServeSettings
@@ -175,7 +176,7 @@ def test_a_new_version_is_loaded_in_the_trace_that_made_it_live(traced: Traced) 
 
 def test_a_version_that_cannot_be_loaded_fails_its_spans_a_few_times(traced: Traced) -> None:
     traced.replica.publish(version=2)
-    traced.replica.store.delete(layout.version_file(MODEL, 2, layout.HEADS))
+    traced.replica.store.delete(stored_key(traced.replica.store, MODEL, 2, layout.HEADS))
     traced.replica.point(2, 2, traceparent=CONTEXT)
     for _ in range(10):
         traced.replica.poll()

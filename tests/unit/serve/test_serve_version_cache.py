@@ -135,7 +135,7 @@ def test_an_unknown_version_is_looked_up_once_a_second(serving: Replica) -> None
             404,
             "version_not_found",
         )
-    assert serving.store.calls == [layout.version_file(MODEL, 7, layout.MANIFEST)]
+    assert serving.store.calls == [layout.version_manifest(MODEL, 7)]
     serving.clock.now += 1
     serving.embed(model="scenes@7")
     assert len(serving.store.calls) == 2

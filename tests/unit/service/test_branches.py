@@ -7,6 +7,7 @@ from service.maintenance.gc import GarbageCollector
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
+from tests.fakes.versions import stored_key
 from workers.storage import layout
 from workers.storage.versions import read_live, read_version, read_version_file
 
@@ -31,7 +32,7 @@ def test_a_branch_has_every_version_up_to_its_point(three: ControlPlane) -> None
     for number in (1, 2):
         manifest = read_version(three.store, "fork", number)
         source = read_version(three.store, "scenes", number)
-        assert manifest == source.model_copy(update={"model": "fork", "files_in": "scenes"})
+        assert manifest == source.model_copy(update={"model": "fork", "copied_from": "scenes"})
         for name in manifest.files:
             assert read_version_file(three.store, manifest, name) == read_version_file(
                 three.store, source, name
@@ -42,9 +43,8 @@ def test_a_branch_has_every_version_up_to_its_point(three: ControlPlane) -> None
 
 
 def bytes_stored(plane: ControlPlane) -> int:
-    """Of all versions' files, without their manifests."""
-    keys = [key for key in plane.store.keys("models/") if key.endswith(".safetensors")]
-    return sum(plane.store.size(key) for key in keys)
+    """Of all versions, without their manifests."""
+    return sum(map(plane.store.size, plane.store.keys(layout.blobs())))
 
 
 def test_a_long_matrix_has_rows_that_are_evenly_spaced_and_the_last_one(
@@ -75,8 +75,8 @@ def test_a_branch_adds_no_bytes_of_heads_to_the_store(three: ControlPlane) -> No
     assert bytes_stored(three) == before
     twig = read_version(three.store, "twig", 2)
     assert read_version_file(three.store, twig, layout.HEADS)
-    # The model that made the files, and not the branch in between, which may be deleted.
-    assert twig.files_in == "scenes"
+    # The model whose job made it, and not the branch in between.
+    assert twig.copied_from == "scenes"
 
 
 def test_a_branch_of_a_branch_outlives_both(three: ControlPlane) -> None:
@@ -231,7 +231,7 @@ def test_a_retired_version_stops_serving(three: ControlPlane) -> None:
     assert three.client.put("/v1/models/scenes/live", json={"version": 1}).status_code == 409
     assert three.client.get("/v1/models/scenes/versions/1").json()["retired_at"] is not None
     # What later versions are measured against stays.
-    assert three.store.size(layout.version_file("scenes", 1, layout.HEADS)) > 0
+    assert three.store.size(stored_key(three.store, "scenes", 1, layout.HEADS)) > 0
     assert three.run_to_end(three.post_dataset("four")).state == JobState.PUBLISHED
 
 

@@ -119,7 +119,7 @@ def test_a_rejected_candidate_is_shown_with_the_reason_until_it_is_removed(
     transfer = _candidate(plane, job)["bounds"][1]
     assert transfer["met"] is False
     assert transfer["message"] == plane.job(job).message
-    plane.store.delete(layout.run_file(job, 1, layout.MANIFEST))
+    plane.store.delete(layout.run_candidate(job, 1))
     response = plane.client.get(f"/v1/jobs/{job}/candidate")
     assert response.status_code == 404
     assert "was removed; post the dataset again" in response.json()["detail"]
@@ -152,7 +152,7 @@ def test_without_a_candidate_the_state_is_named(held: tuple[ControlPlane, str]) 
 
 def test_a_damaged_candidate_is_a_conflict(held: tuple[ControlPlane, str]) -> None:
     plane, job = held
-    plane.store.put(layout.run_file(job, 1, layout.MANIFEST), b"{}")
+    plane.store.put(layout.run_candidate(job, 1), b"{}")
     response = plane.client.get(f"/v1/jobs/{job}/candidate")
     assert response.status_code == 409
     assert "is damaged" in response.json()["detail"]

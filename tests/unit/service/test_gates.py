@@ -119,11 +119,10 @@ def test_a_rejected_job_is_rejected_again_under_the_same_gate(grown: ControlPlan
 def test_an_approval_is_of_one_candidate_and_not_of_the_next_attempt(grown: ControlPlane) -> None:
     _set(grown, manual_approval=True)
     job = grown.post_dataset("two")
-    train(grown.store, job, grown.tick_to(job, JobState.RUNNING).attempt)
+    candidate = train(grown.store, job, grown.tick_to(job, JobState.RUNNING).attempt)
     grown.tick_to(job, JobState.HELD)
     assert grown.client.post(f"/v1/jobs/{job}/approve", json={}).status_code == 202
-    (heads,) = [key for key in grown.store.keys(f"runs/{job}/") if key.endswith(layout.HEADS)]
-    grown.store.put(heads, b"damaged")
+    grown.store.put(layout.blob(candidate.files[layout.HEADS].sha256), b"damaged")
     assert grown.run_to_end(job).state == JobState.FAILED
     assert grown.client.post(f"/v1/jobs/{job}/retry").status_code == 202
     train(grown.store, job, grown.tick_to(job, JobState.RUNNING).attempt)

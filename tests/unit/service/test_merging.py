@@ -9,10 +9,12 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.service.test_unlearning import (
     AUDIO_IMAGE,
+    are_stored,
     delete,
     learn,
+    moments_of,
     names,
-    sweep,
+    sweep_for_days,
     unlearned,
 )
 from workers.storage import layout
@@ -88,17 +90,17 @@ def test_what_was_merged_outlives_the_other_model_as_long_as_a_version_with_it_c
     if is_unlearned_first:
         unlearned(branched, three, model="scenes")
     assert delete(branched, "/v1/models/site").status_code == 204
-    for _ in range(3):
-        branched.clock.advance(2 * 3600)
-        sweep(branched)
+    moments = moments_of(branched, three, "scenes")
+    sweep_for_days(branched)
     assert not any(branched.store.keys("models/site/"))
-    assert any(branched.store.keys(layout.dataset_moments(three)))
+    assert are_stored(branched, [moments]) == {True}
     if not is_unlearned_first:
         unlearned(branched, three, model="scenes")
     delete(branched, "/v1/models/scenes/versions/3")
     branched.tick(3)
-    sweep(branched)
+    sweep_for_days(branched)
     assert not any(branched.store.keys(layout.dataset_prefix(three)))
+    assert are_stored(branched, [moments]) == {False}
 
 
 def test_a_candidate_with_other_lines_is_refused(branched: ControlPlane) -> None:

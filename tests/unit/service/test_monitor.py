@@ -21,7 +21,7 @@ from tests.fakes.crashes import CrashingDatabase, FaultAtMoment
 from tests.fakes.trainer import report_progress, train
 from workers.storage import layout
 from workers.storage.running import read_running
-from workers.storage.versions import write_candidate
+from workers.storage.versions import write_blob, write_candidate
 
 MODELS = ("one", "two", "three")
 
@@ -189,9 +189,9 @@ def test_a_candidate_that_is_not_shown_is_found_when_its_attempt_has_ended(
 ) -> None:
     job = running["one"]
     manifest = train(plane.store, job, 1, write=False)
-    files = {name: f"{job} 1 {name}".encode() for name in layout.VERSION_FILES}
-    moments = {layout.MOMENTS: f"{job} 1 moments".encode()}
-    write_candidate(plane.store, manifest, {**files, **moments})
+    for name in (*layout.VERSION_FILES, "moments"):
+        write_blob(plane.store, f"{job} 1 {name}".encode())
+    write_candidate(plane.store, manifest)
     plane.tick(3)
     assert plane.job(job).state == JobState.RUNNING
     plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "the last write failed")

@@ -175,9 +175,8 @@ def test_trouble_in_one_model_stays_there(plane: ControlPlane) -> None:
     plane.tick_to(broken, JobState.RUNNING)
     train(plane.store, broken, 1)
     plane.tick_to(broken, JobState.PUBLISHED)
-    # Its candidate vanished before it was stored: nothing can be done for this model.
-    for key in list(plane.store.keys(f"runs/{broken}/")):
-        plane.store.delete(key)
+    # Its manifest cannot be stored: nothing can be done for this model.
+    plane.store.broken = "scenes/versions/"
     assert plane.run_to_end(sound).state == JobState.PUBLISHED
     assert plane.versions("scenes")[0].stored_at is None
 
@@ -204,23 +203,24 @@ def test_a_failing_model_is_reconciled_less_and_less_often(plane: ControlPlane) 
     assert 5 < errors < 15
 
 
-@pytest.mark.parametrize("missing", [layout.HEADS, layout.MOMENTS])
+@pytest.mark.parametrize("missing", [layout.HEADS, "moments"])
 def test_a_candidate_with_a_missing_file_is_refused(plane: ControlPlane, missing: str) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
-    train(plane.store, job, 1)
-    plane.store.delete(layout.run_file(job, 1, missing))
+    entries = train(plane.store, job, 1).own
+    (found,) = [entry for name, entry in entries.items() if name.startswith(missing)]
+    plane.store.delete(layout.blob(found.sha256))
     plane.tick(2)
     assert plane.job(job).reason == FailureReason.INVALID_CANDIDATE
     assert missing in (plane.job(job).message or "")
     assert plane.versions() == []
 
 
-def test_a_candidate_with_changed_bytes_is_refused(plane: ControlPlane) -> None:
+def test_a_candidate_with_a_file_of_another_size_is_refused(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
-    train(plane.store, job, 1)
-    plane.store.put(layout.run_file(job, 1, layout.HEADS), b"other bytes")
+    heads = train(plane.store, job, 1).files[layout.HEADS]
+    plane.store.put(layout.blob(heads.sha256), b"other bytes")
     plane.tick(2)
     assert plane.job(job).reason == FailureReason.INVALID_CANDIDATE
 
@@ -228,7 +228,7 @@ def test_a_candidate_with_changed_bytes_is_refused(plane: ControlPlane) -> None:
 def test_a_manifest_that_cannot_be_read_is_refused(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
-    plane.store.put(layout.run_file(job, 1, layout.MANIFEST), b"{}")
+    plane.store.put(layout.run_candidate(job, 1), b"{}")
     mark_ended(plane.store, job, 1)
     plane.tick(2)
     assert plane.job(job).reason == FailureReason.INVALID_CANDIDATE
@@ -241,7 +241,7 @@ def test_a_database_older_than_the_bucket_writes_over_no_version(plane: ControlP
     plane.tick_to(job, JobState.RUNNING)
     candidate = train(plane.store, job, 1)
     lost = candidate.model_copy(update={"job": "job-lost", "files": {}})
-    key = layout.version_file("scenes", 2, layout.MANIFEST)
+    key = layout.version_manifest("scenes", 2)
     plane.store.put(key, lost.model_dump_json().encode())
     plane.tick(2)
     assert plane.job(job).reason == FailureReason.INVALID_CANDIDATE

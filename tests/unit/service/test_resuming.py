@@ -102,8 +102,8 @@ def test_what_led_to_a_failure_is_not_resumed_from(plane: ControlPlane) -> None:
 def test_what_led_to_a_damaged_candidate_is_not_resumed_from(plane: ControlPlane) -> None:
     job = start(plane)
     leave_checkpoint(plane.store, job, 1, 500)
-    train(plane.store, job, 1)
-    plane.store.put(layout.run_file(job, 1, layout.HEADS), b"other bytes")
+    heads = train(plane.store, job, 1).files[layout.HEADS]
+    plane.store.put(layout.blob(heads.sha256), b"other bytes")
     plane.tick_to(job, JobState.FAILED)
     retry(plane, job)
     assert current_spec(plane, job).resume_from is None

@@ -1,7 +1,9 @@
 """DELETE of a dataset that was learned, with unlearn: a job that reads no rows, with all that holds for jobs."""
 
+from collections.abc import Iterable
 from typing import Any
 
+from cmcl.contract.modality import FileEntry
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GarbageCollector
 from service.states import FailureReason, JobState
@@ -49,6 +51,24 @@ def sweep(plane: ControlPlane) -> None:
     """Every task of the garbage collector, rare ones included, and no lease of an earlier round."""
     plane.clock.advance(3600)
     GarbageCollector(plane.context).sweep()
+
+
+def sweep_for_days(plane: ControlPlane) -> None:
+    """Until what nothing names is gone."""
+    for _ in range(2):
+        sweep(plane)
+        plane.clock.advance(24 * 3600)
+    sweep(plane)
+
+
+def are_stored(plane: ControlPlane, entries: Iterable[FileEntry]) -> set[bool]:
+    stored = set(plane.store.keys(layout.blobs()))
+    return {layout.blob(entry.sha256) in stored for entry in entries}
+
+
+def moments_of(plane: ControlPlane, dataset: str, model: str = "scenes") -> FileEntry:
+    lines = (line for each in plane.versions(model) for line in each.manifest.learned)
+    return next(line.moments for line in lines if line.dataset == dataset)
 
 
 def test_a_learned_dataset_is_unlearned_by_a_version_without_it(plane: ControlPlane) -> None:
@@ -205,8 +225,8 @@ def test_an_earlier_job_may_change_what_can_be_unlearned(plane: ControlPlane) ->
 # --- Afterwards ---------------------------------------------------------------------------------
 
 
-def test_its_files_go_when_no_version_needs_them(plane: ControlPlane) -> None:
-    _, second, _ = learn(plane, "one", "two", "three")
+def test_what_was_unlearned_is_gone_after_the_grace_period(plane: ControlPlane) -> None:
+    first, second, third = learn(plane, "one", "two", "three")
     unlearned(plane, second)
     sweep(plane)
     assert any(plane.store.keys(layout.dataset_prefix(second)))
@@ -215,13 +235,17 @@ def test_its_files_go_when_no_version_needs_them(plane: ControlPlane) -> None:
     plane.tick(3)
     sweep(plane)
     assert not any(plane.store.keys(layout.dataset_prefix(second)))
+    sweep_for_days(plane)
     for number in (2, 3):
-        assert list(plane.store.keys(f"models/scenes/versions/{number}/")) == [
-            layout.version_file("scenes", number, layout.MANIFEST)
-        ]
-        assert read_version(plane.store, "scenes", number).learned
+        assert are_stored(plane, read_version(plane.store, "scenes", number).files.values()) == {
+            False
+        }
     for number in (1, 4):
-        assert len(list(plane.store.keys(f"models/scenes/versions/{number}/"))) == 5
+        assert are_stored(plane, read_version(plane.store, "scenes", number).files.values()) == {
+            True
+        }
+    assert are_stored(plane, [moments_of(plane, second)]) == {False}
+    assert are_stored(plane, [moments_of(plane, each) for each in (first, third)]) == {True}
     learn(plane, "four")
 
 
@@ -233,15 +257,18 @@ def test_a_branch_keeps_what_it_has_learned_until_it_unlearns_it(plane: ControlP
     unlearned(plane, second)
     delete(plane, "/v1/models/scenes/versions/2")
     plane.tick(3)
-    sweep(plane)
-    assert any(plane.store.keys(layout.dataset_moments(second)))
+    sweep_for_days(plane)
+    kept = plane.versions("branch")[-1].manifest
+    assert are_stored(plane, [*kept.files.values(), moments_of(plane, second, "branch")]) == {True}
     assert names(plane, "branch") == ["one", "two"]
     unlearned(plane, second, model="branch")
     assert names(plane, "branch") == ["one"]
     delete(plane, "/v1/models/branch/versions/2")
     plane.tick(3)
-    sweep(plane)
+    sweep_for_days(plane)
     assert not any(plane.store.keys(layout.dataset_prefix(second)))
+    assert are_stored(plane, kept.files.values()) == {False}
+    assert are_stored(plane, [moments_of(plane, second)]) == {False}
 
 
 def test_unlearned_from_a_branch_it_stays_a_dataset_of_its_model(plane: ControlPlane) -> None:

@@ -6,15 +6,24 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
 from workers.storage import layout
-from workers.storage.versions import entry_for
+from workers.storage.object_store import ObjectStore
+from workers.storage.versions import entry_for, write_blob, write_candidate
 
+MOMENTS = "moments of data-1"
 FILES = {
     layout.HEADS: b"all heads",
     layout.MEMORY: b"all moments",
     layout.METHOD_STATE: b"what a method keeps",
     layout.SELFTEST: b"a few rows",
-    layout.MOMENTS: b"moments of this dataset",
+    MOMENTS: b"moments of this dataset",
 }
+
+
+def write(store: ObjectStore, files: dict[str, bytes], attempt: int = 1) -> None:
+    """Write a candidate, as an attempt does."""
+    for data in files.values():
+        write_blob(store, data)
+    write_candidate(store, manifest_of(files, attempt))
 
 
 def manifest_of(files: dict[str, bytes], attempt: int = 1) -> VersionManifest:
@@ -25,7 +34,7 @@ def manifest_of(files: dict[str, bytes], attempt: int = 1) -> VersionManifest:
         pair=ModalityPair(first="image", second="text"),
         rows=10,
         version=1,
-        moments=entry_for(files[layout.MOMENTS]),
+        moments=entry_for(files[MOMENTS]),
         shard_digests=(entry_for(b"shard").sha256,),
     )
     return VersionManifest(
@@ -37,7 +46,7 @@ def manifest_of(files: dict[str, bytes], attempt: int = 1) -> VersionManifest:
         spec=ModelSpec(modalities={"image": 4, "text": 3}),
         code_version="test",
         created_at=datetime(2026, 11, 24, tzinfo=UTC),
-        files={name: entry_for(data) for name, data in files.items() if name != layout.MOMENTS},
+        files={name: entry_for(data) for name, data in files.items() if name != MOMENTS},
         learned=(learned,),
         report=VersionReport(final_loss=0.5, updates=1, ranks=1),
     )

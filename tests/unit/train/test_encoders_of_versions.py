@@ -14,7 +14,7 @@ from cmcl.contract.version import VersionManifest
 from tests.unit.train.test_job import STREAM, prepare_job, run
 from workers.storage import layout
 from workers.storage.local import LocalStore
-from workers.storage.versions import publish_files, read_candidate
+from workers.storage.versions import publish_manifest, read_candidate
 from workers.train.versions import joined_encoders, read_parent
 
 
@@ -33,7 +33,7 @@ def with_dataset(store: LocalStore, job: JobSpec, **fields: object) -> JobSpec:
 def learn(store: LocalStore, job: JobSpec) -> VersionManifest:
     run(store, job)
     candidate = read_candidate(store, job.job, 1)
-    publish_files(store, candidate)
+    publish_manifest(store, candidate)
     return candidate
 
 

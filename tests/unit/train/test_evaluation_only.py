@@ -17,7 +17,7 @@ from tests.fakes.latent_pairs import WIDTHS, write_latent_pairs
 from tests.fakes.preparer import identity
 from workers.storage import layout
 from workers.storage.local import LocalStore
-from workers.storage.versions import publish_files, read_candidate
+from workers.storage.versions import publish_manifest, read_candidate
 from workers.train.job import train_dataset
 
 SPEC = ModelSpec.model_validate(
@@ -95,7 +95,7 @@ class Bench:
         train_dataset(self.store.uri, spec.job, 1, torch.device("cpu"))
         candidate = read_candidate(self.store, spec.job, 1)
         if job is None:
-            publish_files(self.store, candidate)
+            publish_manifest(self.store, candidate)
         return candidate
 
 
@@ -184,7 +184,7 @@ def test_a_job_of_its_own_measures_a_version_and_makes_none(bench: Bench) -> Non
     again = only(bench.learn(1, bench.dataset("one", IMAGE_TEXT), measured, job="job-again"))
     assert result.recall == again.recall
     assert first.learned[-1].dataset == "ds-one"
-    assert list(bench.store.keys("runs/job-more/a1/candidate/")) == []
+    assert list(bench.store.keys(layout.run_candidate("job-more", 1))) == []
 
 
 def test_features_of_another_encoder_are_not_measured(bench: Bench) -> None:

@@ -31,7 +31,7 @@ from tests.fakes.running import newest_progress
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.scratch import Scratch
-from workers.storage.versions import check_candidate, publish_files, read_candidate
+from workers.storage.versions import check_complete, publish_manifest, read_candidate
 from workers.train.data.dataset import training_rows
 from workers.train.evaluation import evaluate
 from workers.train.job import train_dataset
@@ -100,7 +100,7 @@ def publish(store: LocalStore, folder: Path, version: int) -> VersionManifest:
     """Learn the next dataset of the example stream. The first one is solved, later ones are trained on rows."""
     run(store, prepare_job(store, folder, STREAM.datasets[version - 1], version))
     candidate = read_candidate(store, f"job-{version}", 1)
-    publish_files(store, candidate)
+    publish_manifest(store, candidate)
     return candidate
 
 
@@ -122,7 +122,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 def test_two_datasets_become_a_chain_with_certificate_and_recall(chain: Chain) -> None:
     store, candidate = chain.store, chain.versions[-1]
     for version in chain.versions:
-        check_candidate(store, version)
+        check_complete(store, version)
     assert [learned.name for learned in candidate.learned] == ["fashion", "parts-1"]
     assert set(candidate.report.evaluation) == {"ds-1", "ds-2"}
     assert candidate.report.drift["ds-1"].since_learned > 0
@@ -148,8 +148,8 @@ def test_a_solved_version_says_how_and_is_certified(store: LocalStore, tmp_path:
     for version, dataset in enumerate(STREAM.datasets[:2], start=1):
         run(store, prepare_job(store, tmp_path, dataset, version, spec=SOLVED))
         candidate = read_candidate(store, f"job-{version}", 1)
-        check_candidate(store, candidate)
-        publish_files(store, candidate)
+        check_complete(store, candidate)
+        publish_manifest(store, candidate)
     report = candidate.report
     assert report.solution is not None
     assert report.solution.rank == 32
@@ -192,7 +192,7 @@ def test_held_out_rows_that_were_deleted_on_purpose_are_not_measured(
     store: LocalStore, tmp_path: Path
 ) -> None:
     run(store, prepare_job(store, tmp_path, STREAM.datasets[0]))
-    publish_files(store, read_candidate(store, "job-1", 1))
+    publish_manifest(store, read_candidate(store, "job-1", 1))
     manifest = DatasetManifest.model_validate_json(store.read(layout.dataset_manifest("ds-1")))
     swept = manifest.model_copy(update={"evaluation_shards": ()})
     store.put(layout.dataset_manifest("ds-1"), swept.model_dump_json().encode())
@@ -253,9 +253,9 @@ def test_held_out_rows_that_cannot_be_copied_are_detected_before_training(
 def test_complete_candidate_is_left_as_it_is(store: LocalStore, tmp_path: Path) -> None:
     job = prepare_job(store, tmp_path, STREAM.datasets[0])
     run(store, job)
-    before = store.read(layout.run_file(job.job, 1, layout.MANIFEST))
+    before = store.read(layout.run_candidate(job.job, 1))
     run(store, job)
-    assert store.read(layout.run_file(job.job, 1, layout.MANIFEST)) == before
+    assert store.read(layout.run_candidate(job.job, 1)) == before
 
 
 def test_training_that_diverges_says_what_to_change(store: LocalStore, tmp_path: Path) -> None:

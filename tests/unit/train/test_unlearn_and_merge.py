@@ -21,7 +21,7 @@ from tests.fakes.feature_shards import write_pair_shard
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.storage import layout
 from workers.storage.local import LocalStore
-from workers.storage.versions import check_candidate, publish_files, read_candidate, read_version
+from workers.storage.versions import check_complete, publish_manifest, read_candidate, read_version
 from workers.train.job import train_dataset
 from workers.train.versions import read_heads, read_memory
 
@@ -102,19 +102,15 @@ class Bench:
         self.store.put(layout.run_spec(job.job, 1), job.model_dump_json().encode())
         train_dataset(self.store.uri, job.job, 1, torch.device("cpu"))
         found = read_candidate(self.store, job.job, 1)
-        check_candidate(self.store, found)
-        publish_files(self.store, found)
+        check_complete(self.store, found)
+        publish_manifest(self.store, found)
         return found
 
     def branch(self, model: str, name: str, version: int) -> None:
-        """Manifests that refer to the files of the other model, as the control plane makes them."""
+        """Manifests that name what the other model has, as the control plane makes them."""
         for number in range(1, version + 1):
             manifest = read_version(self.store, model, number)
-            copy = manifest.model_copy(
-                update={"model": name, "files_in": manifest.files_in or model}
-            )
-            key = layout.version_file(name, number, layout.MANIFEST)
-            self.store.put(key, copy.model_dump_json().encode())
+            publish_manifest(self.store, manifest.as_in_branch(name))
 
     def heads(self, manifest: VersionManifest) -> ModalityHeads:
         return read_heads(self.store, manifest)

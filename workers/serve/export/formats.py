@@ -35,7 +35,7 @@ from workers.serve.export.heads import (
 )
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
-from workers.storage.versions import read_version, stream_verified
+from workers.storage.versions import read_version, stream_blob
 
 HEADS_FILE: Final = "heads.safetensors"
 # docs/heads.md explains it; tests run both.
@@ -184,7 +184,7 @@ def _python() -> str:
 def check_moments(store: ObjectStore, manifest: VersionManifest) -> None:
     """Check that the moments of every dataset are stored. Raises ObjectNotFound, DigestMismatch, StorageUnavailable."""
     for line in manifest.learned:
-        found = store.size(layout.dataset_moments(line.dataset))
+        found = store.size(layout.blob(line.moments.sha256))
         if found != line.moments.bytes:
             raise DigestMismatch(
                 f"the moments of dataset {line.name!r} have {found} bytes, expected {line.moments.bytes}"
@@ -194,7 +194,7 @@ def check_moments(store: ObjectStore, manifest: VersionManifest) -> None:
 def moments_files(store: ObjectStore, manifest: VersionManifest) -> Iterator[ExportedFile]:
     """A file for each dataset, as it is stored. Reading one raises DigestMismatch at its end if it is damaged."""
     for line in manifest.learned:
-        pieces = stream_verified(store, layout.dataset_moments(line.dataset), line.moments)
+        pieces = stream_blob(store, line.moments)
         yield ExportedFile(
             f"{MOMENTS_FOLDER}/{line.dataset}.safetensors", line.moments.bytes, pieces
         )

@@ -30,10 +30,9 @@ from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.versions import (
     considerate_sha256_of,
-    file_key,
     read_version,
     read_version_file,
-    stream_verified,
+    stream_blob,
 )
 
 Float32Array = NDArray[np.float32]
@@ -237,8 +236,8 @@ class StoredVersions:
 
         Raises InvalidVersion or DigestMismatch where they cannot be used, StorageUnavailable.
         """
-        key, entry = file_key(manifest, layout.HEADS), manifest.files[layout.HEADS]
-        chunks = stream_verified(self._store, key, entry)
+        entry = manifest.files[layout.HEADS]
+        chunks = stream_blob(self._store, entry)
         shared: dict[str, SharedTensor] = {}
         try:
             for name, tensor in stream(chunks, entry.bytes):
@@ -264,9 +263,8 @@ class StoredVersions:
 
     def verify(self, manifest: VersionManifest) -> None:
         """Check the digest of the heads' file in the memory of one chunk. Raises as `read`."""
-        key, entry = file_key(manifest, layout.HEADS), manifest.files[layout.HEADS]
         try:
-            for _ in stream_verified(self._store, key, entry):
+            for _ in stream_blob(self._store, manifest.files[layout.HEADS]):
                 pass
         except ObjectNotFound as error:
             raise InvalidVersion(f"{manifest.model}@{manifest.version}: {error}") from error

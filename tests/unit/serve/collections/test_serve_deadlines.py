@@ -10,9 +10,11 @@ import pytest
 
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.fakes.slow_store import SlowStore
+from tests.fakes.versions import stored_key
 from tests.unit.serve.collections.conftest import Searching, opened
 from tests.unit.serve.collections.test_collection_routes import image_query, item
 from tests.unit.serve.test_serve_migrate_route import publish, vectors
+from workers.storage import layout
 from workers.storage.layout import collection_revision
 from workers.storage.local import LocalStore
 
@@ -73,7 +75,7 @@ def test_a_version_that_does_not_come(
 ) -> None:
     searching.publish(version=2)
     searching.point(generation=3, version=1)
-    slow.slow = "versions/2/heads.safetensors"
+    slow.slow = stored_key(slow, "scenes", 2, layout.HEADS)
     check_late(soon(searching, method, path, body))
     slow.slow = None
     assert searching.run(lambda client: client.request(method, path, json=body)).status_code == 200
@@ -103,7 +105,7 @@ def test_an_encoder_that_does_not_answer(searching: Searching, path: str, body: 
 def test_a_map_whose_moments_do_not_come(searching: Searching, slow: SlowStore) -> None:
     for version in (3, 4):
         publish(searching, version)
-    slow.slow = "versions/3/memory.safetensors"
+    slow.slow = stored_key(slow, "scenes", 3, layout.MEMORY)
     vector = vectors(3, "text", count=1).tolist()
     body = {"model": "scenes", "from_version": 3, "modality": "text", "input": vector}
     check_late(soon(searching, "POST", "/v1/migrate", body))

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from cmcl.contract.errors import ObjectNotFound
 from service.database.queries import datasets, versions
 from service.launchers.port import LaunchState, status_of
-from service.maintenance.gc import GC_TASKS
-from service.maintenance.gc_store import sweep_orphans
+from service.maintenance.gc import GC_TASKS, RARE_GC_TASKS
 from service.states import TERMINAL, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
@@ -22,7 +21,7 @@ from tests.fakes.uploads import upload_whole
 from tests.unit.service.maintenance.test_sweeping import DAY, fail, keys, sweep
 from tests.unit.service.uploads.test_sending import parquet
 from workers.storage import layout
-from workers.storage.versions import read_verified, read_version, read_version_file
+from workers.storage.versions import read_blob, read_version, read_version_file
 
 # More of them for a longer search.
 EXAMPLES = int(os.environ.get("CMCL_FAULT_EXAMPLES", "5"))
@@ -59,7 +58,7 @@ class World:
 
     def sweep(self) -> None:
         """Run all tasks, the rare ones too."""
-        for duty in (*GC_TASKS, sweep_orphans):
+        for duty in (*GC_TASKS, *RARE_GC_TASKS):
             duty(self.plane.context)
 
     def models(self) -> list[str]:
@@ -175,7 +174,7 @@ def check_versions(world: World) -> None:
             for name in manifest.files:
                 read_version_file(store, manifest, name)
             for line in manifest.learned:
-                read_verified(store, layout.dataset_moments(line.dataset), line.moments)
+                read_blob(store, line.moments)
                 check_held_out(world, line.dataset)
 
 
@@ -251,8 +250,9 @@ def test_versions_are_found_missing(tmp_path: Path) -> None:
     with world.plane.context.database.read() as connection:
         version = versions.find(connection, "scenes", 1)
     assert version is not None
-    world.plane.store.delete(layout.dataset_moments(str(version.manifest.dataset)))
-    with pytest.raises(ObjectNotFound, match="moments"):
+    moments = version.manifest.learned[-1].moments.sha256
+    world.plane.store.delete(layout.blob(moments))
+    with pytest.raises(ObjectNotFound, match=moments):
         check_versions(world)
     world.plane.close()
 

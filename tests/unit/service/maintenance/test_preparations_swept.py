@@ -56,7 +56,7 @@ def test_files_of_the_preparation_are_removed_once_the_dataset_is_learned(
     assert plane.run_to_end(job).state == JobState.PUBLISHED
     sweep_learned_datasets(plane.context)
     left = {key.rpartition("/")[2] for key in plane.store.keys(f"datasets/{request.dataset}/")}
-    assert left == {layout.MANIFEST, layout.MOMENTS, "rejected.jsonl"}
+    assert left == {layout.MANIFEST, "rejected.jsonl"}
 
 
 def test_a_dry_run_leaves_its_report_in_the_database_alone(plane: ControlPlane) -> None:

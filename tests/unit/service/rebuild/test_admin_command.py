@@ -16,6 +16,7 @@ from service.database.queries import replicas
 from service.stale_database import check_at_start
 from tests.fakes.control_plane import ControlPlane, open_databases
 from tests.fakes.lost_database import everything, rebuild, wreck
+from tests.fakes.versions import stored_key
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 from workers.storage import layout
 
@@ -83,7 +84,7 @@ def test_a_dry_run_touches_no_database(run: Run, new_database: Path) -> None:
 
 
 def test_damage_is_reported_and_sets_the_exit_status(plane: ControlPlane, run: Run) -> None:
-    plane.store.delete(layout.version_file("scenes", 2, layout.HEADS))
+    plane.store.delete(stored_key(plane.store, "scenes", 2, layout.HEADS))
     status, shown, _ = run()
     assert status == DAMAGED
     assert "version 2 of 'scenes'" in shown.partition("damaged")[2]

@@ -12,13 +12,16 @@ from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.lost_database import everything, rebuild, wreck
 from tests.fakes.uploads import upload_whole
+from tests.fakes.versions import stored_key
 from tests.unit.service.uploads.test_sending import parquet
 from workers.storage import layout
 from workers.storage.versions import read_live
 
-HEADS_OF_2 = layout.version_file("scenes", 2, layout.HEADS)
-HEADS_OF_3 = layout.version_file("scenes", 3, layout.HEADS)
-MANIFEST_OF_3 = layout.version_file("scenes", 3, layout.MANIFEST)
+MANIFEST_OF_3 = layout.version_manifest("scenes", 3)
+
+
+def _heads(plane: ControlPlane, number: int) -> str:
+    return stored_key(plane.store, "scenes", number, layout.HEADS)
 
 
 def _rebuilt(plane: ControlPlane, verify: Verify = "full", *, may_repair: bool = False) -> Findings:
@@ -48,10 +51,11 @@ def _named(findings: Findings) -> list[str]:
 
 def test_a_flipped_bit_takes_a_version_out_of_use(plane: ControlPlane) -> None:
     _forget_attempts(plane)
-    _flip(plane, HEADS_OF_2)
+    heads = _heads(plane, 2)
+    _flip(plane, heads)
     (damage,) = _rebuilt(plane).damaged
     assert damage.what == "version 2 of 'scenes'"
-    assert HEADS_OF_2 in damage.why
+    assert heads in damage.why
     assert [each.retired_at is None for each in plane.versions()] == [True, False, True]
     plane.tick(2)
     pointer = read_live(plane.store, "scenes")
@@ -62,22 +66,24 @@ def test_a_flipped_bit_takes_a_version_out_of_use(plane: ControlPlane) -> None:
 
 def test_sizes_alone_do_not_show_a_flipped_bit(plane: ControlPlane) -> None:
     _forget_attempts(plane)
-    _flip(plane, HEADS_OF_2)
+    heads = _heads(plane, 2)
+    _flip(plane, heads)
     assert _named(_rebuilt(plane, "manifests")) == []
-    plane.store.put(HEADS_OF_3, b"short")
+    plane.store.put(_heads(plane, 3), b"short")
     assert _named(_rebuilt(plane, "manifests")) == ["version 3 of 'scenes'"]
 
 
-@pytest.mark.parametrize("lost", [MANIFEST_OF_3, HEADS_OF_3])
+@pytest.mark.parametrize("lost", [layout.MANIFEST, layout.HEADS])
 def test_an_earlier_version_answers_where_the_live_one_is_lost(
     plane: ControlPlane, lost: str
 ) -> None:
     _forget_attempts(plane)
     before = read_live(plane.store, "scenes")
-    plane.store.delete(lost)
+    key = stored_key(plane.store, "scenes", 3, lost)
+    plane.store.delete(key)
     findings = _rebuilt(plane)
     (damage,) = findings.damaged
-    assert (damage.what, lost in damage.why) == ("version 3 of 'scenes'", True)
+    assert (damage.what, key in damage.why) == ("version 3 of 'scenes'", True)
     assert "branch it" in damage.so
     assert findings.repaired == ["version 2 of 'scenes' is live: version 3 cannot"]
     plane.tick(2)
@@ -114,7 +120,7 @@ def test_a_manifest_that_was_exchanged_is_noticed(plane: ControlPlane) -> None:
 
 def test_lost_moments_are_reported(plane: ControlPlane) -> None:
     _forget_attempts(plane)
-    moments = layout.dataset_moments(str(plane.versions()[1].manifest.dataset))
+    moments = layout.blob(plane.versions()[1].manifest.learned[-1].moments.sha256)
     plane.store.delete(moments)
     (damage,) = _rebuilt(plane).damaged
     assert damage.what == "version 2 of 'scenes'"
