@@ -165,7 +165,7 @@ class _Story:
             world.start(attempt)
         elif drawn < 0.25:
             world.complete(attempt, self.random.choice((LaunchState.SUCCEEDED, LaunchState.FAILED)))
-        elif drawn < 0.35:
+        elif drawn < 0.45:
             self._trouble(attempt, self.random.choice(_TROUBLES))
         elif drawn < 0.8:
             world.progress(attempt, 1)
