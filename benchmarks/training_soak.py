@@ -32,10 +32,11 @@ from cmcl.demo.stream import Stream, read_stream
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports
 
-# By words in the process title. Drivers are left out, because they exist only during an attempt.
+# By words in the process title.
 _ROLES = {
     "rank": "RayTrainWorker",
-    "resident": "PoolActor",
+    "driver": "workers.driver --store",
+    "pool": "PoolActor",
     "replica": "ServeReplica",
     "Serve's controller": "ServeController",
     "raylet": "raylet/raylet",

@@ -115,7 +115,6 @@ class LocalStack:
         self._keys = OperatorKeys(self.folder / "keys")
         self._lock: FolderLock | None = None
         self._token = secrets.token_hex(16)
-        self._ranks_starter: subprocess.Popen[bytes] | None = None
         # Short: the path of a Unix socket has 107 characters at most. Ray may write there until its end. Mode 0700.
         self._sockets = tempfile.TemporaryDirectory(prefix="cmcl-", ignore_cleanup_errors=True)
         self.proxy_folder.mkdir()
@@ -179,8 +178,6 @@ class LocalStack:
         self.start_embeddings()
         self.wait_for_service()
         self._wait("embeddings", f"{self.embeddings_url}/readyz")
-        self.report(f"starting {self.ranks} training ranks, in the background")
-        self.start_ranks()
         self.report(f"started in {time.monotonic() - began:.0f} s")
 
     def prepare_folder(self) -> None:
@@ -259,15 +256,6 @@ class LocalStack:
             RAY_ADDRESS=f"{HOST}:{self.ports.ray}",
         )
 
-    def start_ranks(self) -> None:
-        """The training ranks that stay; not waited for, the first attempt starts them otherwise."""
-        self._ranks_starter = self.start_driver(
-            [
-                *(sys.executable, "-m", "workers.train.pool", "--store", self.store_uri),
-                *("--ranks", str(self.ranks)),
-            ]
-        )
-
     def start_driver(self, command: list[str]) -> subprocess.Popen[bytes]:
         """A process that uses this stack's Ray, as Ray starts the driver of a job.
 
@@ -312,9 +300,6 @@ class LocalStack:
     @without_interrupts()
     def stop(self) -> None:
         """End all parts, the last started first."""
-        if self._ranks_starter is not None:
-            signal_group(self._ranks_starter, signal.SIGKILL)
-            self._ranks_starter.wait()
         for process in reversed(self.processes.values()):
             signal_group(process, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS

@@ -27,16 +27,18 @@ from service.context import Clock, Context, utc_now
 from service.database import notifications
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
+from service.database.queries import drivers
 from service.errors import DatabaseError
 from service.events.feed import Feed
 from service.events.webhook_delivery import Deliverer
 from service.events.webhook_secrets import SecretCipher, encrypt_stored
 from service.events.webhook_sender import Sender
-from service.jobs.prepare_driver import PrepareDriver
+from service.jobs.driver import DriverLoop, driver_id
 from service.jobs.reconciler import Reconciler
 from service.jobs.scheduler import Scheduler
 from service.jobs.workers import Notifications, Workers
 from service.jobs.workqueue import WakeSignal, Work, steady
+from service.launchers.driver import DriverLauncher
 from service.launchers.kuberay_resource import Site, read_pod_templates
 from service.launchers.port import Launcher, StatusCache
 from service.launchers.ray_jobs import RayJobLauncher
@@ -147,7 +149,20 @@ def _context(
     metrics = observer.metrics
     metrics.registry.register(BacklogCollector(database, parts.clock))
     tokens = _tokens(settings)
-    launcher = InstrumentedLauncher(parts.launcher or _launcher(settings, parts.tuning), metrics)
+    store = InstrumentedStore(parts.store or open_store(settings.store_uri), metrics)
+
+    def cached(launcher: Launcher) -> Launcher:
+        seconds = _seconds_between_lists(settings, parts.tuning)
+        return StatusCache(InstrumentedLauncher(launcher, metrics), seconds, steady(parts.clock))
+
+    def newest_driver() -> str:
+        with database.read() as connection:
+            return driver_id(store.uri, drivers.newest(connection).number)
+
+    driver_launcher = cached(parts.launcher or _launcher(settings, parts.tuning))
+    launcher = driver_launcher
+    if parts.launcher is None and settings.launcher == "ray":
+        launcher = cached(DriverLauncher(store, driver_launcher, newest_driver))
     return Context(
         settings=settings,
         tuning=parts.tuning,
@@ -161,10 +176,9 @@ def _context(
         ),
         sessions=Sessions(settings, database, parts.clock),
         oidc_login=_oidc_login(settings, tokens),
-        store=InstrumentedStore(parts.store or open_store(settings.store_uri), metrics),
-        launcher=StatusCache(
-            launcher, _seconds_between_lists(settings, parts.tuning), steady(parts.clock)
-        ),
+        store=store,
+        launcher=launcher,
+        driver_launcher=driver_launcher,
         wake_signal=wake,
         job_changed=observer.job_changed,
         announcer=Announcer(settings.embeddings_url),
@@ -192,7 +206,7 @@ def _tokens(settings: Settings) -> "OidcTokens | None":
 
 def _seconds_between_lists(settings: Settings, tuning: Tuning) -> float:
     """How old the launcher's list of attempts may be. The list only shows attempts that died: progress is in the store."""
-    return _SECONDS_BETWEEN_RAYJOBS if settings.launcher == "kuberay" else tuning.watch_seconds
+    return _SECONDS_BETWEEN_RAYJOBS if settings.launcher == "kuberay" else tuning.launcher_seconds
 
 
 def _launcher(settings: Settings, tuning: Tuning) -> Launcher:
@@ -255,7 +269,7 @@ def _loops(context: Context, reconciler: Reconciler) -> list[Loop]:
         reconciler.monitor,
         Workers(reconciler.queue, reconciler.process, context.tuning.reconcile_workers),
         Scheduler(context),
-        PrepareDriver(context),
+        DriverLoop(context),
         _deliverer(context),
         GarbageCollector(context),
         MemoryReleaser(),

@@ -44,6 +44,8 @@ class Context:
     oidc_login: OidcLogin | None
     store: ObjectStore
     launcher: Launcher
+    # What runs the driver on the cluster; the same one where each attempt is a submission of its own.
+    driver_launcher: Launcher
     wake_signal: WakeSignal
     # Set when a job changed in this process: there may be room for another one.
     job_changed: threading.Event

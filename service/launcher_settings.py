@@ -35,7 +35,7 @@ class LauncherSettings(BaseSettings):
 
     launcher: Literal["ray", "kuberay"] = Field(
         default="ray",
-        description="how attempts run: ray, as jobs on one Ray cluster, or kuberay, each as a RayJob with "
+        description="how attempts run: ray, with resident ranks on one Ray cluster, or kuberay, each as a RayJob with "
         "its own cluster",
     )
     ray_address: ServerAddress = Field(

@@ -15,7 +15,7 @@ from cmcl.stack import LocalStack
 
 # Processes are found by their command line; the main process of each part is a child of the stack.
 _RANK = "RayTrainWorker"
-_DRIVER = "-m workers.train --store"
+_DRIVER = "-m workers.driver --store"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Killer:
             self.error = error
 
     def _kill(self, kind: str) -> bool:
-        """Return whether such a process existed. Ranks and drivers exist only during training."""
+        """Return whether such a process existed. Ranks may be restarting."""
         jobs = self.look()
         process = _KINDS[kind](self.stack)
         if process is None:

@@ -79,7 +79,7 @@ class Job:
     def command(self, attempt: int, ranks: int, min_ranks: int) -> list[str]:
         """Return the command line that the service submits to Ray."""
         return [
-            *(sys.executable, "-m", "workers.train", "--cold", "--store", self.store.uri),
+            *(sys.executable, "-m", "workers.train", "--store", self.store.uri),
             *("--job", self.name, "--attempt", str(attempt)),
             *("--ranks", str(ranks), "--min-ranks", str(min_ranks)),
         ]

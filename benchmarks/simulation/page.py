@@ -18,7 +18,7 @@ from benchmarks.command_line import listed, table
 from benchmarks.simulation.ports import Costs
 
 _DOTS_PER_INCH = 110
-_LOOPS = ("reconciler", "worker", "monitor", "scheduler", "prepare-driver")
+_LOOPS = ("reconciler", "worker", "monitor", "scheduler", "driver")
 _LOADS = ("cores", "statements", "rows_read", "rows_written")
 _FORECAST_REPLICAS = (3, 10, 30)
 _TIMES = (10.0, 100.0)

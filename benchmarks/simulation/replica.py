@@ -151,14 +151,16 @@ def new_context(shared: SharedParts, name: str, machine: Machine) -> Context:
         observer(event)
         shared.announce(name, event)
 
-    launcher = RemoteLauncher(shared.cluster, machine.launcher)
+    remote = RemoteLauncher(shared.cluster, machine.launcher)
+    launcher = VirtualStatusCache(remote, template.tuning.launcher_seconds, time)
     return replace(
         template,
         database=RemoteDatabase(
             template.database, observe, shared.statements, machine.processor, shared.costs
         ),
         store=RemoteStore(shared.memory, machine.store, shared.see_live),
-        launcher=VirtualStatusCache(launcher, template.tuning.watch_seconds, time),
+        launcher=launcher,
+        driver_launcher=launcher,
         wake_signal=wake,
         job_changed=observer.job_changed,
         metrics=observer.metrics,

@@ -28,7 +28,7 @@ from service.database.tables import attempts, jobs
 from service.database.tables import models as model_rows
 from service.datasets.intake import accept_dataset
 from service.datasets.request import Intake, NewDataset
-from service.jobs.prepare_driver import PrepareDriver
+from service.jobs.driver import DriverLoop
 from service.principal import EVERY_SCOPE, Principal
 from service.settings import Settings
 from service.states import JobState
@@ -122,7 +122,7 @@ class Simulation:
     def _start(self, name: str) -> None:
         machine = new_machine(self._shared, name)
         context = new_context(self._shared, name, machine)
-        replica = Replica(name, self._time, context, [PrepareDriver(context)])
+        replica = Replica(name, self._time, context, [DriverLoop(context)])
         self._machines.append(machine)
         self._replicas.append(replica)
 

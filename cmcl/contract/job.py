@@ -154,6 +154,33 @@ def submission_id(job: str, attempt: int) -> str:
     return f"{job}-a{attempt}"
 
 
+class AttemptRequest(Frozen):
+    """`attempts/<submission id>.json`: an attempt that the driver on the cluster is to train.
+
+    Written by the control plane. The driver deletes it when the attempt has ended; a request that disappears before is
+    cancelled. Without room for all `ranks`, the attempt is trained by as few as `min_ranks`. `idle_seconds`: how long
+    the ranks stay without a further attempt; 0: permanently.
+    """
+
+    job: str
+    attempt: int = Field(ge=1)
+    owner: str
+    ranks: int = Field(ge=1)
+    min_ranks: int = Field(ge=1)
+    gpus_per_rank: float = Field(ge=0)
+    idle_seconds: float = Field(ge=0)
+
+
+class AttemptOutcome(Frozen):
+    """`outcomes/<submission id>.json`: how a requested attempt has ended. The first writer counts.
+
+    `stopped`: on request of the control plane. `message`: the reason of a failure, with the traceback of a rank.
+    """
+
+    state: Literal["succeeded", "failed", "stopped"]
+    message: str = ""
+
+
 class Stage(BaseModel):
     """One stage of a preparation or an attempt, by the clock of the machine that ran it."""
 

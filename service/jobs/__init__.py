@@ -1,1 +1,1 @@
-"""Jobs: the reconciler and its steps, from a queued dataset to a stored version; the process that prepares datasets."""
+"""Jobs: the reconciler and its steps, from a queued dataset to a stored version; the driver on the cluster."""

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cmcl.contract.dataset import EvaluationDataset
 from cmcl.contract.errors import ObjectNotFound
-from cmcl.contract.job import JobSpec, submission_id
+from cmcl.contract.job import AttemptRequest, JobSpec, submission_id
 from cmcl.contract.version import EvaluationResult
 from service.context import Context, is_past
 from service.database.queries import datasets, jobs, models
@@ -247,6 +247,15 @@ def attempt_submission(context: Context, job: JobRecord, model: ModelRecord) -> 
         ranks=settings.ranks,
         min_ranks=settings.fewest_ranks,
         gpus_per_rank=settings.gpus_per_rank,
+        attempt=AttemptRequest(
+            job=job.id,
+            attempt=job.attempt,
+            owner=job.owner,
+            ranks=settings.ranks,
+            min_ranks=settings.fewest_ranks,
+            gpus_per_rank=settings.gpus_per_rank,
+            idle_seconds=settings.ranks_idle_seconds,
+        ),
     )
 
 
@@ -256,14 +265,13 @@ def labels(settings: Settings, about: dict[str, str]) -> dict[str, str]:
 
 
 def _command(context: Context, job: JobRecord) -> list[str]:
-    settings = context.settings
+    attempt = ["--store", context.store.uri, "--job", job.id, "--attempt", str(job.attempt)]
+    return ["python", "-m", "workers.train", *attempt, *rank_options(context.settings)]
+
+
+def rank_options(settings: Settings) -> list[str]:
+    """The size of a group of ranks, as options of a command."""
     return [
-        *("python", "-m", "workers.train"),
-        *("--store", context.store.uri, "--job", job.id, "--attempt", str(job.attempt)),
         *("--ranks", str(settings.ranks), "--gpus-per-rank", f"{settings.gpus_per_rank:g}"),
         *(("--min-ranks", str(settings.min_ranks)) if settings.min_ranks is not None else ()),
-        *("--owner", job.owner),
-        *("--idle-seconds", f"{settings.ranks_idle_seconds:g}"),
-        # A dedicated cluster has no warm ranks, and no later attempt will use it.
-        *(("--cold",) if settings.launcher == "kuberay" else ()),
     ]

@@ -46,7 +46,7 @@ class AttemptMonitor(PeriodicLoop):
     """Looks at the running attempts of the models that this replica holds the leases of."""
 
     name = "monitor"
-    pause_seconds = 1.0
+    pause_seconds = 0.2
     stale_seconds = 120.0
 
     def __init__(self, context: Context, replica: str, queue: WorkQueue) -> None:
@@ -66,8 +66,8 @@ class AttemptMonitor(PeriodicLoop):
 
     def step(self, stop: threading.Event) -> float:
         """See PeriodicLoop. The pace is even, but a look that takes long is followed by a pause of half the interval."""
-        began, interval = self._now(), self._context.tuning.watch_seconds
-        self.look()
+        began, tuning = self._now(), self._context.tuning
+        interval = tuning.watch_seconds if self.look() else tuning.launcher_seconds
         return max(interval / 2, interval - (self._now() - began))
 
     def report(self, error: Exception) -> None:
@@ -88,8 +88,10 @@ class AttemptMonitor(PeriodicLoop):
         """Whether the attempt has shown that it has written a candidate, a result or a failure. Any thread may call this."""
         return attempt in self._ended
 
-    def look(self) -> None:
-        """Store new progress, and wake the models of attempts that changed otherwise. Raises DatabaseUnavailable.
+    def look(self) -> bool:
+        """Store new progress, and wake the models of attempts that changed otherwise. Returns whether any attempt runs.
+
+        Raises DatabaseUnavailable.
 
         Attempts that have ended come first: a candidate waits neither for the progress of others nor for the launcher.
         """
@@ -102,10 +104,11 @@ class AttemptMonitor(PeriodicLoop):
             self._store_progress(attempts, shown)
         except StorageUnavailable as error:
             self._outage.failed(error)
-            return
+            return False
         self._wake_changed(attempts)
         self._outage.recovered()
         self._looked_at = self._seconds()
+        return bool(attempts)
 
     def _wake_ended(self, attempts: list[RunningAttempt], shown: Mapping[str, Shown]) -> None:
         """Wake the models of attempts that have shown their end since the last look."""

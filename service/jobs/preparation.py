@@ -1,7 +1,7 @@
 """The steps of a job until its rows are prepared: begin, write the request, read progress and result; and cancel.
 
 The control plane opens no file of a user. It writes a request to object storage, a process on the cluster carries it
-out (`workers.prepare`), and the control plane reads progress and result from object storage. Each step may be
+out (`workers.driver`), and the control plane reads progress and result from object storage. Each step may be
 interrupted and repeated, also by two replicas at a time: a result has the number of its request, and the manifest is
 written once.
 """
@@ -20,15 +20,17 @@ from cmcl.contract.prepare import (
     PrepareFailure,
     PrepareProgress,
     PrepareReport,
+    PrepareRequest,
 )
 from service.context import Context
 from service.database.queries import datasets, job_queue, jobs, models, preparations
-from service.database.queries.preparations import DriverRecord
+from service.database.queries.drivers import DriverRecord
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord, PreparedRows
-from service.datasets.encoders import mismatch
+from service.datasets.encoders import bound_encoders, mismatch
+from service.datasets.request import SCHEME, NewDataset
+from service.datasets.uploads import resolve
 from service.jobs import scheduler, steps
 from service.jobs.attempts import dataset_of
-from service.jobs.prepare_driver import prepare_request
 from service.jobs.steps import run_step, set_message
 from service.jobs.workqueue import RateLimiter, Seconds
 from service.states import FailureReason, JobState
@@ -291,7 +293,7 @@ class _Follower:
             message = self.driver.message
         waited = self.context.clock() - self.job.state_changed_at
         if message is None and progress is None and waited > _BEFORE_A_MESSAGE:
-            message = "waiting: the process that prepares datasets is starting, or busy"
+            message = "waiting: the driver on the cluster is starting, or busy"
         if progress is None or progress == self.job.prepare_progress:
             set_message(self.context, self.job, message)
         else:
@@ -304,7 +306,7 @@ class _Follower:
         now, asked = self.context.clock(), self.poll.asked_at
         if asked is not None and now - max(asked, self.poll.quiet_since) < _BETWEEN_REQUESTS:
             return
-        request = prepare_request(self.context, self.job, dataset, self.model)
+        request = _prepare_request(self.context, self.job, dataset, self.model)
         key = layout.preparation_request(dataset.id)
         self.context.store.put(key, request.model_dump_json().encode())
         self.poll.asked_at = now
@@ -346,4 +348,38 @@ def _prepared(manifest: DatasetManifest) -> PreparedRows:
             modality: manifest.encoders.get(modality) for modality in manifest.pair.modalities
         },
         warnings=manifest.warnings,
+    )
+
+
+def _prepare_request(
+    context: Context, job: JobRecord, dataset: DatasetRecord, model: ModelRecord
+) -> PrepareRequest:
+    """Return the request for the driver. Raises InvalidDataset if an upload was removed."""
+    posted = NewDataset.model_validate(dataset.request)
+    uploaded = {uri for uri in posted.uris if uri.startswith(SCHEME)}
+    declarations = context.settings.encoders_by_name
+    return PrepareRequest(
+        dataset=dataset.id,
+        request=job.preparation,
+        owner=job.owner,
+        model=model.name,
+        name=dataset.name,
+        spec=model.spec,
+        pair=dataset.pair,
+        shards=posted.shards,
+        evaluation_shards=posted.evaluation_shards,
+        evaluation_share=posted.evaluation_share,
+        evaluate_only=posted.evaluate_only,
+        max_bad_share=posted.max_bad_share,
+        encoders=bound_encoders(model.spec, dataset.pair, declarations),
+        declared=posted.encoders,
+        identities={
+            modality: model.encoders[modality]
+            for modality in dataset.pair.modalities
+            if modality in model.encoders
+        },
+        allowed_prefixes=context.settings.allowed_prefixes,
+        locations={uri: resolve(context, uri) for uri in sorted(uploaded)},
+        report_version=model.head if job.dry_run else None,
+        traceparent=preparation_span(job),
     )

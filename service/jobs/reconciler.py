@@ -18,7 +18,7 @@ from functools import partial
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import submission_id
 from service.context import Context
-from service.database.queries import job_queue, models, preparations, versions
+from service.database.queries import drivers, job_queue, models, preparations, versions
 from service.database.rows import JobRecord, ModelRecord, VersionRecord
 from service.errors import DatabaseUnavailable, StaleDatabase
 from service.jobs import attempts, publish
@@ -199,7 +199,7 @@ class Reconciler(PeriodicLoop):
             # Every replica receives every event: those of another one's models must cost little.
             is_ours = model is not None and not self.leases.is_of_another(connection, model)
             listed = preparations.to_prepare(connection, name) if is_ours else []
-            driver = preparations.driver(connection) if listed else None
+            driver = drivers.newest(connection) if listed else None
         self._preparations.keep(name, listed)
         if driver is None or model is None or model.deleted_at or not self.leases.holds(model):
             return None
@@ -295,7 +295,7 @@ class Reconciler(PeriodicLoop):
         context = self._context
         if job.cancel_requested:
             run_step(context, job, "stop", partial(attempts.stop, context, job))
-            return context.tuning.watch_seconds
+            return context.tuning.launcher_seconds
         if job.state == JobState.RUNNING:
             shows_end = self.monitor.shows_end(submission_id(job.id, job.attempt))
             step = partial(watch, context, job, shows_end=shows_end)

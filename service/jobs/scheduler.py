@@ -32,8 +32,8 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# Memory of a driver, and of a rank with Ray Train's helpers: see decision 9.
-_DRIVER_BYTES = _RANK_BYTES = 700 << 20
+# Memory of the processes that start a group of ranks, and of a rank with Ray Train's helpers: see decision 9.
+_GROUP_BYTES = _RANK_BYTES = 700 << 20
 # With the kuberay launcher and without Kueue.
 _RAYJOBS_AT_ONCE = 16
 # Changes in other replicas are found after this long.
@@ -189,10 +189,10 @@ def limit_of(context: Context, stage: Stage) -> float:
 
 
 def attempts_that_fit(settings: Settings, cluster: ClusterResources) -> int:
-    """How many attempts a cluster has CPUs, GPUs and memory for, at least 1. A driver needs memory and no CPU."""
+    """How many attempts a cluster has CPUs, GPUs and memory for, at least 1."""
     bounds = [
         cluster.cpus / settings.ranks,
-        cluster.memory_bytes / (_DRIVER_BYTES + settings.ranks * _RANK_BYTES),
+        cluster.memory_bytes / (_GROUP_BYTES + settings.ranks * _RANK_BYTES),
     ]
     if settings.gpus_per_rank:
         bounds.append(cluster.gpus / (settings.ranks * settings.gpus_per_rank))

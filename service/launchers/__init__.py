@@ -1,1 +1,1 @@
-"""Launchers: one port, with an adapter for Ray jobs and one for KubeRay."""
+"""Launchers: one port, with an adapter for Ray jobs, one for KubeRay, and one for the driver of attempts."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from cmcl.contract.job import AttemptRequest
 from cmcl.contract.methods import Priority
 
 _LONGEST = 2000
@@ -61,7 +62,8 @@ class Submission:
     `ranks` are processes that the command starts on the cluster; 0 for a single process. Without
     room for all, it runs with `min_ranks`. `queue`: of the cluster, in which it waits by `priority`; empty: none.
     `memory_per_pod`: bytes that processes may reserve in a pod with
-    ranks; 0: its limit. `labels` are for people and for accounting; launchers ignore them.
+    ranks; 0: its limit. `labels` are for people and for accounting; launchers ignore them. `attempt`: what the command
+    trains, for a launcher that has it trained without a command.
     """
 
     id: str
@@ -73,6 +75,7 @@ class Submission:
     min_ranks: int = 0
     gpus_per_rank: float = 0
     memory_per_pod: int = 0
+    attempt: AttemptRequest | None = None
 
 
 class LaunchState(StrEnum):

@@ -1,4 +1,4 @@
-"""Attempts as Ray jobs, over Ray's Jobs API.
+"""The driver as a Ray job, over Ray's Jobs API.
 
 https://docs.ray.io/en/latest/cluster/running-applications/job-submission/rest.html. Five requests
 suffice; Ray's own client would pull all of Ray into the control plane.
@@ -112,11 +112,7 @@ class _Nodes(BaseModel):
 
 
 class RayJobLauncher:
-    """Launcher over Ray's Jobs API.
-
-    Ray has no job priorities: a submission's priority is a label, and its command passes it on to the
-    queue for warm ranks.
-    """
+    """Launcher over Ray's Jobs API."""
 
     def __init__(
         self,
@@ -140,8 +136,8 @@ class RayJobLauncher:
             "submission_id": submission.id,
             "entrypoint": shlex.join(submission.command),
             "metadata": dict(submission.labels),
-            # The driver reserves nothing, so that Ray runs it on the head: it waits while the ranks work, and any share
-            # of a CPU would keep the last rank from fitting on a cluster with exactly as many CPUs as ranks.
+            # It reserves nothing, so that Ray runs it on the head: any share of a CPU would keep the last rank from
+            # fitting on a cluster with exactly as many CPUs as ranks.
             "entrypoint_num_cpus": 0,
             **({"runtime_env": self._runtime_env} if self._runtime_env else {}),
         }

@@ -117,7 +117,7 @@ REASONS: dict[str, Remedy] = {
     ),
     FailureReason.PREPARE_DEADLINE: Remedy(
         "The preparation of the rows made no progress for too long.",
-        "Check that the cluster has room for the driver of preparation; then retry the job.",
+        "Check that the cluster has room for the driver; then retry the job.",
     ),
     FailureReason.LAUNCHER_REFUSED: Remedy(
         "The cluster refused the attempt.", "Correct what the message names; then retry the job."

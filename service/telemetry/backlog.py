@@ -112,8 +112,8 @@ class BacklogCollector(Collector):
                 found,
             ),
             self._age(
-                "no_prepare_driver",
-                "Time since datasets wait and no process runs that prepares them",
+                "no_driver",
+                "Time since datasets wait and no driver runs that prepares them",
                 found.driverless_since if found else None,
                 found,
             ),

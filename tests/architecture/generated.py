@@ -53,7 +53,7 @@ Read by the training processes from the environment of the Ray nodes (`workers/t
 {train}
 ## Preparation
 
-Read by the driver of preparation and by its tasks, from the environment of the Ray nodes
+Read by the driver and by its tasks, from the environment of the Ray nodes
 (`workers/prepare/settings.py`).
 
 {prepare}

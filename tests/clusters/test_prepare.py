@@ -45,7 +45,7 @@ class Driver:
     def __init__(self, nodes: Nodes, ground: Ground, *options: str, **settings: int) -> None:
         self.ground = ground
         given = [f"CMCL_PREPARE_{name.upper()}={value}" for name, value in settings.items()]
-        program = [sys.executable, "-m", "workers.prepare", "--store", ground.store.uri, *options]
+        program = [sys.executable, "-m", "workers.driver", "--store", ground.store.uri, *options]
         command = ["env", *given, *program]
         self.process: subprocess.Popen[bytes] = nodes.start_driver(command, "driver")
 
@@ -265,7 +265,7 @@ def test_a_request_that_disappears_ends_its_tasks(
 @pytest.mark.ray
 def test_a_driver_ends_when_its_supervisor_has_died(nodes: Nodes, ground: Ground) -> None:
     """Like a job of Ray whose head was killed: the supervisor that started it has ended."""
-    driver = f"{sys.executable} -m workers.prepare --store {ground.store.uri}"
+    driver = f"{sys.executable} -m workers.driver --store {ground.store.uri}"
     supervisor = nodes.start_driver(["sh", "-c", f"{driver} & wait"], "supervised")
     children = psutil.Process(supervisor.pid).children
     wait_until(children)

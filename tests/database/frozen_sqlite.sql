@@ -34,6 +34,18 @@ CREATE TABLE compatibility (
 	CONSTRAINT pk_compatibility PRIMARY KEY (oldest)
 );
 
+CREATE TABLE drivers (
+	id INTEGER NOT NULL,
+	number INTEGER NOT NULL,
+	began_at DATETIME NOT NULL,
+	launched_at DATETIME,
+	ended_at DATETIME,
+	failures INTEGER NOT NULL,
+	unavailable_since DATETIME,
+	message TEXT,
+	CONSTRAINT pk_drivers PRIMARY KEY (id)
+);
+
 CREATE TABLE event_positions (
 	id INTEGER NOT NULL,
 	newest BIGINT NOT NULL,
@@ -113,18 +125,6 @@ CREATE TABLE orphans (
 	seen_at DATETIME NOT NULL,
 	doomed BOOLEAN NOT NULL,
 	CONSTRAINT pk_orphans PRIMARY KEY ("key")
-);
-
-CREATE TABLE prepare_drivers (
-	id INTEGER NOT NULL,
-	number INTEGER NOT NULL,
-	began_at DATETIME NOT NULL,
-	launched_at DATETIME,
-	ended_at DATETIME,
-	failures INTEGER NOT NULL,
-	unavailable_since DATETIME,
-	message TEXT,
-	CONSTRAINT pk_prepare_drivers PRIMARY KEY (id)
 );
 
 CREATE TABLE uploads (
@@ -401,6 +401,6 @@ CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
 
 INSERT INTO alembic_version VALUES ('r0001');
 
-INSERT INTO compatibility VALUES ('r0001', 'ce9b71c991728fe62ab84d905ef8701dcca9029d7ec637624e64f516f4a1e319');
+INSERT INTO compatibility VALUES ('r0001', 'ead50311c5f3b4b48ee33f014da301d1835a2cef4ef2767eed86645a110caba8');
 
 INSERT INTO event_positions (id, newest) VALUES (1, 0);

@@ -118,7 +118,7 @@ def platform(stack: LocalStack, tmp_path: Path) -> Iterator[tuple[Path, Mapping[
     jobs = f"{stack.dashboard_url}/api/jobs/"
     for job in httpx.get(jobs, headers=stack.ray_headers).json():
         name = job["submission_id"]
-        if name and name.startswith(f"prepare-{store}-"):
+        if name and name.startswith(f"driver-{store}-"):
             httpx.post(f"{jobs}{name}/stop", headers=stack.ray_headers).raise_for_status()
 
 

@@ -81,7 +81,6 @@ def test_first_dataset_becomes_the_first_version(
     assert (ended["state"], ended["version"], ended["attempt"]) == ("published", 1, 1)
     assert [attempt.outcome for attempt in client.attempts(ended.id)] == ["candidate"]
     assert client.progress(ended.id).points
-    assert "Running entrypoint" in client.log(ended.id).text
     manifest = client.version(MODEL, 1)
     assert manifest.report.ranks == 2
     assert manifest.report.evaluation[str(manifest.dataset)].at_1 > 0.8

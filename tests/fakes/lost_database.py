@@ -28,7 +28,7 @@ NOT_KEPT = frozenset(
         "idempotency",
         "leases",
         "orphans",
-        "prepare_drivers",
+        "drivers",
         "progress_points",
         "backup_outbox",
         "upload_parts",

@@ -1,4 +1,4 @@
-"""Attempts on the session's local stack, started as Ray starts the drivers of jobs."""
+"""Attempts on the session's local stack, requested as the control plane does."""
 
 import subprocess
 import sys
@@ -10,7 +10,13 @@ import psutil
 
 from benchmarks.first_version import publish_first
 from cmcl.contract.dataset import DatasetManifest, ShardRef
-from cmcl.contract.job import JobSpec, Progress
+from cmcl.contract.job import (
+    AttemptOutcome,
+    AttemptRequest,
+    JobSpec,
+    Progress,
+    submission_id,
+)
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.version import VersionManifest
 from cmcl.demo.stream import read_stream
@@ -30,28 +36,44 @@ SECONDS = 600.0
 
 
 class Attempts:
-    """Starts attempts as Ray would, each of a job of its own that trains the second version of one model on rows."""
+    """Requests attempts, each of a job of its own that trains the second version of one model on rows."""
 
     def __init__(self, stack: LocalStack, store: ObjectStore, folder: Path) -> None:
         self._stack, self._store, self._folder = stack, store, folder
 
-    def start(
-        self,
-        job: str,
-        dataset: int,
-        training: TrainingSpec,
-        *options: str,
-        temporary: Path | None = None,
-    ) -> subprocess.Popen[bytes]:
-        """Begin the first attempt of a job on one of the example's datasets.
+    def request(self, job: str, dataset: int, training: TrainingSpec, ranks: int = 2) -> None:
+        """Request the first attempt of a job on one of the example's datasets."""
+        self._prepare(job, dataset, training)
+        request = AttemptRequest(
+            job=job,
+            attempt=1,
+            owner="default",
+            ranks=ranks,
+            min_ranks=ranks,
+            gpus_per_rank=0,
+            idle_seconds=0,
+        )
+        key = layout.attempt_request(submission_id(job, 1))
+        self._store.put(key, request.model_dump_json().encode())
 
-        `temporary`: where its driver has its temporary files.
-        """
+    def withdraw(self, job: str) -> None:
+        """Stop its attempt."""
+        self._store.delete(layout.attempt_request(submission_id(job, 1)))
+
+    def outcome(self, job: str) -> AttemptOutcome:
+        """How its attempt has ended, which is waited for."""
+        key = layout.attempt_outcome(submission_id(job, 1))
+        wait_until(lambda: list(self._store.keys(key)))
+        return AttemptOutcome.model_validate_json(self._store.read(key))
+
+    def start_cold(
+        self, job: str, dataset: int, training: TrainingSpec, ranks: int = 2
+    ) -> subprocess.Popen[bytes]:
+        """Begin an attempt with ranks of its own, as a RayJob does."""
         self._prepare(job, dataset, training)
         command = [
-            *(["env", f"TMPDIR={temporary}"] if temporary else []),
             *(sys.executable, "-m", "workers.train", "--store", self._store.uri),
-            *("--job", job, "--attempt", "1", "--ranks", "2", *options),
+            *("--job", job, "--attempt", "1", "--ranks", str(ranks)),
         ]
         return self._stack.start_driver(command)
 
@@ -109,9 +131,9 @@ def _spec(training: TrainingSpec) -> ModelSpec:
     return ModelSpec(width=64, modalities=STREAM.modalities, training=training, policy="preserve")
 
 
-def ended(attempt: subprocess.Popen[bytes]) -> int:
-    """The exit code of its driver, which is waited for."""
-    return attempt.wait(SECONDS)
+def ended(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a driver, which is waited for."""
+    return process.wait(SECONDS)
 
 
 def wait_until(condition: Callable[[], object]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.job import AttemptOutcome
 from cmcl.contract.model import TrainingSpec
 from cmcl.stack import LocalStack
 from tests.ray.attempts import QUICK, Attempts, ended, ray_processes, training_rank, wait_until
@@ -18,7 +19,7 @@ LONG = TrainingSpec(epochs=30, learning_rate=1e-4)
 # Longer than it takes to stop it.
 VERY_LONG = TrainingSpec(epochs=1000, learning_rate=1e-4)
 WILD = TrainingSpec(epochs=1, temperature=1e-40)
-ALONE = ("--ranks", "1")
+SUCCEEDED = AttemptOutcome(state="succeeded")
 # A message of Ray Train, which reaches the driver's output some time later.
 _GROUP_OF_ONE = "Started training worker group of size 1:"
 
@@ -33,23 +34,23 @@ def ranks(stack: LocalStack) -> set[int]:
     return {rank.pid for rank in ray_processes(stack, "RayTrainWorker")}
 
 
-def test_warm_ranks_give_the_bits_of_cold_ranks_after_a_kill_an_earlier_attempt_and_from_a_remote_driver(
-    attempts: Attempts, stack: LocalStack, tmp_path: Path
+def test_warm_ranks_give_the_bits_of_cold_ranks_after_a_kill_and_an_earlier_attempt(
+    attempts: Attempts, stack: LocalStack
 ) -> None:
-    broken = attempts.start("broken", 1, LONG)
+    attempts.request("broken", 1, LONG)
     wait_until(lambda: attempts.is_training("broken") and attempts.checkpoints("broken"))
     training_rank(stack).send_signal(signal.SIGKILL)
-    cold = attempts.start("cold", 1, LONG, "--cold")
+    cold = attempts.start_cold("cold", 1, LONG)
     # Asked while it runs: the service removes what an ended attempt shows.
     wait_until(lambda: attempts.has_resumed("broken"))
-    assert [ended(each) for each in (broken, cold)] == [0, 0]
+    assert (attempts.outcome("broken"), ended(cold)) == (SUCCEEDED, 0)
 
-    assert ended(attempts.start("before", 0, QUICK)) == 0
+    attempts.request("before", 0, QUICK)
+    assert attempts.outcome("before") == SUCCEEDED
+    wait_until(lambda: len(ranks(stack)) == 2)
     stayed = ranks(stack)
-    assert len(stayed) == 2
-    # The resident's socket lies in the folder for temporary files, and here is another one: as on
-    # another node it is asked through Ray.
-    assert ended(attempts.start("again", 1, LONG, temporary=tmp_path)) == 0
+    attempts.request("again", 1, LONG)
+    assert attempts.outcome("again") == SUCCEEDED
     assert ranks(stack) == stayed
 
     for job in ("broken", "again"):
@@ -60,39 +61,49 @@ def test_warm_ranks_give_the_bits_of_cold_ranks_after_a_kill_an_earlier_attempt_
 def test_a_failed_attempt_is_reported_and_a_stopped_one_frees_its_resources(
     attempts: Attempts,
 ) -> None:
-    assert ended(attempts.start("wild", 0, WILD)) == 1
-    stopped = attempts.start("stopped", 1, VERY_LONG)
+    attempts.request("wild", 0, WILD)
+    failed = attempts.outcome("wild")
+    assert failed.state == "failed"
+    assert "diverged" in failed.message
+    attempts.request("stopped", 1, VERY_LONG)
     wait_until(lambda: attempts.is_training("stopped"))
-    stopped.send_signal(signal.SIGTERM)
-    assert ended(stopped) != 0
-    assert ended(attempts.start("after", 0, QUICK)) == 0
+    attempts.withdraw("stopped")
+    attempts.request("after", 0, QUICK)
+    assert attempts.outcome("after") == SUCCEEDED
     for job in ("wild", "stopped"):
         with pytest.raises(ObjectNotFound):
             attempts.candidate(job)
 
 
-def test_another_number_of_ranks_is_another_group_and_what_fails_alike_is_not_tried_again_there(
+def test_cold_ranks_do_not_try_again_what_fails_alike(
     attempts: Attempts, stack: LocalStack
 ) -> None:
-    def driver_log() -> str:
-        return stack.log("driver").read_text()
+    def groups() -> int:
+        return stack.log("driver").read_text().count(_GROUP_OF_ONE)
 
-    assert ended(attempts.start("two", 0, QUICK)) == 0
-    wait_until(lambda: len(ranks(stack)) == 2)
-    before = driver_log().count(_GROUP_OF_ONE)
-    assert ended(attempts.start("wild-alone", 0, WILD, *ALONE)) == 1
-    wait_until(lambda: driver_log().count(_GROUP_OF_ONE) > before)
-    assert driver_log().count(_GROUP_OF_ONE) == before + 1
-    assert "CMCL_RANKS is 2 in the pool and 1 for this attempt" in driver_log()
-    # The group of two makes room: all that it held is free.
-    wait_until(lambda: not ray_processes(stack, "ray::PoolActor") and not ranks(stack))
+    assert ended(attempts.start_cold("wild-alone", 0, WILD, ranks=1)) == 1
+    wait_until(lambda: groups() > 0)
+    assert groups() == 1
 
 
-def test_attempt_survives_the_death_of_the_pool_server(
-    attempts: Attempts, stack: LocalStack
+def test_an_attempt_survives_the_death_of_its_pool_and_of_the_driver(
+    attempts: Attempts, stack: LocalStack, store: ObjectStore
 ) -> None:
-    orphan = attempts.start("orphan", 1, LONG, *ALONE)
-    wait_until(lambda: attempts.is_training("orphan"))
-    ray_processes(stack, "ray::PoolActor")[-1].send_signal(signal.SIGKILL)
-    assert ended(orphan) == 0
-    assert attempts.candidate("orphan").report.ranks == 1
+    for victim, process in (
+        ("pool", "ray::PoolActor"),
+        ("driver", f"-m workers.driver --store {store.uri}"),
+    ):
+        attempts.request(victim, 1, LONG)
+        wait_until(lambda job=victim: attempts.is_training(job))
+        ray_processes(stack, process)[-1].send_signal(signal.SIGKILL)
+        assert attempts.outcome(victim) == SUCCEEDED
+        assert attempts.candidate(victim).report.ranks == 2
+
+
+def test_another_number_of_ranks_is_another_group(attempts: Attempts, stack: LocalStack) -> None:
+    for job, number in (("alone", 1), ("two", 2)):
+        attempts.request(job, 0, QUICK, ranks=number)
+        assert attempts.outcome(job) == SUCCEEDED
+        assert attempts.candidate(job).report.ranks == number
+        # What the other group held is free.
+        wait_until(lambda size=number: len(ranks(stack)) == size)

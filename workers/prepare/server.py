@@ -1,4 +1,4 @@
-"""The driver of preparation: carries out the requests in the store, some datasets at a time.
+"""The driver's part of preparation: it carries out the requests in the store, some datasets at a time.
 
 All of its state is in the store. Two drivers at once do some work twice and no harm: results are named by their
 content, or the first writer counts.
@@ -6,7 +6,6 @@ content, or the first writer counts.
 
 import logging
 import math
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -24,9 +23,6 @@ from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 
-# A new dataset waits for the next listing, and object stores charge for each one.
-_LIST_SECONDS, _IDLE_LIST_SECONDS = 0.1, 1.0
-_BUSY_SECONDS = 60.0
 # Only a retry by a user replaces a request.
 _SECONDS_BETWEEN_READS = 1.0
 # One that cannot be read was perhaps written by another release, and may be replaced.
@@ -51,7 +47,7 @@ class _Dataset:
 
 @dataclass
 class PrepareServer:
-    """The loop of the driver. `prepare` carries out one request, in a thread of `executor`."""
+    """The datasets of a store. `prepare` carries out one request, in a thread of `executor`."""
 
     store: ObjectStore
     prepare: Prepare
@@ -71,36 +67,12 @@ class PrepareServer:
         """True if no request waits or is in work."""
         return not self._ending and all(known.is_done for known in self._known.values())
 
-    def serve(
-        self, stop: threading.Event, idle_seconds: float | None, also: Callable[[], None]
-    ) -> None:
-        """Run rounds until `stop`, or until there was no request for `idle_seconds`, if that is given.
-
-        `also` is called in each round, whether or not the store responds.
-        """
-        idle_since, pause = self.clock(), _LIST_SECONDS
-        while not stop.wait(pause):
-            try:
-                self.step()
-                is_busy = self.clock() - idle_since < _BUSY_SECONDS
-                pause = _LIST_SECONDS if is_busy else _IDLE_LIST_SECONDS
-            except StorageUnavailable as error:
-                logger.warning("requests cannot be listed; will retry: %s", error)
-                pause = min(2 * pause, _LONGEST_PAUSE)
-                idle_since = self.clock()
-            also()
-            if not self.is_idle:
-                idle_since = self.clock()
-            elif idle_seconds is not None and self.clock() - idle_since >= idle_seconds:
-                logger.info("no request for %g s", idle_seconds)
-                break
-        self.cancel_all()
-
-    def step(self) -> None:
+    def step(self) -> bool:
         """List the requests, cancel those that have disappeared, and start those whose turn it is.
 
-        Raises StorageUnavailable.
+        Returns whether one has come, gone or ended. Raises StorageUnavailable.
         """
+        before = self._states()
         listed = list(map(_dataset_of, self.store.keys(layout.preparations())))
         for dataset in self._known.keys() - set(listed):
             self._cancel(dataset, "its request has disappeared")
@@ -109,11 +81,15 @@ class PrepareServer:
             self._look(dataset)
         self._take_results()
         self._start()
+        return self._states() != before
 
-    def cancel_all(self) -> None:
+    def close(self) -> None:
         """Cancel all requests."""
         for dataset in list(self._known):
             self._cancel(dataset, "the driver ends")
+
+    def _states(self) -> dict[str, bool]:
+        return {dataset: known.is_done for dataset, known in self._known.items()}
 
     def _look(self, dataset: str) -> None:
         """Read a request that is new, or that may have been replaced since it was started."""

@@ -10,6 +10,8 @@ datasets/<dataset>/preparation/progress.json, failure.json, report.json, stages.
 encoders/<digest>.json                      identity of an encoder, and its features of the probe items
 encoded/<owner>/<encoder>/<time>-<digest>-<count>.items   digests of raw items and their features, of one unit;
                                             immutable, deleted some time after they were encoded
+attempts/<attempt>.json                     a request to train an attempt, until it has ended
+outcomes/<attempt>.json                     how it has ended
 running/<attempt>_<...>                      what running attempts show (`workers.storage.running`)
 blobs/<sha256>                              files of versions and of candidates, and moments of datasets; immutable
 runs/<job>/a<attempt>/spec.json, failure.json, stages.json; temporary
@@ -142,6 +144,21 @@ def encoded_at(key: str) -> int:
 def encoded_count(key: str) -> int:
     """Number of items of an object."""
     return int(PurePosixPath(key).stem.rpartition("-")[2])
+
+
+def attempts() -> str:
+    """Prefix of all requests to train an attempt."""
+    return "attempts/"
+
+
+def attempt_request(attempt: str) -> str:
+    """`attempt`: a submission id."""
+    return f"{attempts()}{attempt}.json"
+
+
+def attempt_outcome(attempt: str) -> str:
+    """`attempt`: a submission id. Not below `attempts()`, which is listed often."""
+    return f"outcomes/{attempt}.json"
 
 
 def running() -> str:

@@ -29,13 +29,13 @@ from service.database.tables import (
     backup_outbox,
     compatibility,
     datasets,
+    drivers,
     event_positions,
     jobs,
     leases,
     metadata,
     models,
     orphans,
-    prepare_drivers,
     promotions,
     upload_uses,
     uploads,
@@ -48,7 +48,7 @@ Tables = dict[str, list[Row]]
 
 
 # Transient tables, which a rebuild empties.
-_PASSING = (leases, orphans, prepare_drivers, backup_outbox)
+_PASSING = (leases, orphans, drivers, backup_outbox)
 
 # Each after the tables that it refers to.
 _ORDER = (

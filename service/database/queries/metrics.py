@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, select
 
 from cmcl.contract.job import Progress
 from cmcl.contract.prepare import PrepareProgress
-from service.database.queries import preparations
+from service.database.queries import drivers
 from service.database.queries.models import is_unmirrored
 from service.database.tables import jobs, models, versions
 from service.states import TERMINAL, JobState
@@ -89,8 +89,8 @@ def _unmirrored_since(connection: Connection) -> datetime | None:
 
 
 def _driverless_since(connection: Connection) -> datetime | None:
-    """Since when jobs are to be prepared and no process runs that does it."""
-    found = preparations.driver(connection)
+    """Since when jobs are to be prepared and no driver runs that does it."""
+    found = drivers.newest(connection)
     since: datetime | None = connection.execute(
         select(func.min(jobs.c.state_changed_at)).where(
             jobs.c.finished_at.is_(None), jobs.c.state == JobState.PREPARING

@@ -1,23 +1,18 @@
-"""Jobs whose dataset is being prepared, and the process on the cluster that prepares them."""
+"""Jobs whose dataset is being prepared."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, Select, bindparam, or_, select, update
 
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from service.database.queries import jobs as moves
 from service.database.rows import JobRecord, PreparedRows
-from service.database.tables import jobs, prepare_drivers
+from service.database.tables import jobs
 from service.states import IN_FLIGHT, JobState
 
 # Of one model at a time. Further jobs stay queued.
 MOST_OF_MODEL = 8
-
-_ID = 1
-_DRIVER = select(*(column for column in prepare_drivers.columns if column.name != "id"))
 
 
 def to_prepare(connection: Connection, model: str) -> list[JobRecord]:
@@ -110,69 +105,9 @@ def set_progress(
     connection.execute(moves.as_seen(seen).values(prepare_progress=document, message=message))
 
 
-def is_any(connection: Connection) -> bool:
-    """Return whether a job is being prepared."""
-    query = select(jobs.c.id).where(
-        jobs.c.finished_at.is_(None), jobs.c.state == JobState.PREPARING
-    )
-    return connection.execute(query.limit(1)).first() is not None
-
-
 def datasets_of_open(connection: Connection) -> set[str]:
     """Return the datasets that are being prepared."""
     query = select(jobs.c.dataset).where(
         jobs.c.finished_at.is_(None), jobs.c.state == JobState.PREPARING
     )
     return set(connection.scalars(query))
-
-
-@dataclass(frozen=True)
-class DriverRecord:
-    """The newest process that prepares datasets; `number` is 0 before the first one.
-
-    `failures`: number of processes in a row that ended early. `unavailable_since`: since when the launcher does not
-    respond, or a queue of the cluster does not start it. `message`: why none runs.
-    """
-
-    number: int = 0
-    began_at: datetime | None = None
-    launched_at: datetime | None = None
-    ended_at: datetime | None = None
-    failures: int = 0
-    unavailable_since: datetime | None = None
-    message: str | None = None
-
-    @property
-    def runs(self) -> bool:
-        """Whether the launcher has reported it as running, and not its end."""
-        return self.launched_at is not None and self.ended_at is None
-
-
-def driver(connection: Connection) -> DriverRecord:
-    """Return the newest process."""
-    row = connection.execute(_DRIVER).mappings().one_or_none()
-    return DriverRecord() if row is None else DriverRecord(**row)
-
-
-def number_driver(connection: Connection, seen: DriverRecord, now: datetime) -> bool:
-    """Assign the next number, before its process is submitted. False if another replica did.
-
-    Raises WriteConflict if another replica concurrently assigned the first one.
-    """
-    values = {
-        "number": seen.number + 1,
-        "began_at": now,
-        "launched_at": None,
-        "ended_at": None,
-        "failures": seen.failures,
-    }
-    if seen.number == 0:
-        connection.execute(insert(prepare_drivers).values(id=_ID, **values))
-        return True
-    return set_driver(connection, seen, values)
-
-
-def set_driver(connection: Connection, seen: DriverRecord, changes: Mapping[str, object]) -> bool:
-    """Change the record of the process, unless it has another number by now. Returns whether it was changed."""
-    statement = update(prepare_drivers).where(prepare_drivers.c.number == seen.number)
-    return connection.execute(statement.values(**changes)).rowcount == 1

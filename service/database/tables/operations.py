@@ -209,9 +209,9 @@ orphans = Table(
     Column("doomed", Boolean, nullable=False),
 )
 
-# One row: the process on the cluster that prepares datasets (`service.jobs.prepare_driver`).
-prepare_drivers = Table(
-    "prepare_drivers",
+# One row: the driver on the cluster, which prepares datasets and may train attempts (`service.jobs.driver`).
+drivers = Table(
+    "drivers",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     # Each process has the next number; a change names the number that it has read.

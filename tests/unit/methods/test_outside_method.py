@@ -19,7 +19,7 @@ from workers.methods.registry import method_for
 from workers.model.rows import PairedRows
 from workers.train.data.rows import HeldRows
 from workers.train.learn import Task, initial_state, learn
-from workers.train.pool.client import current_setup
+from workers.train.pool.setup import current_setup
 
 PAIR = ModalityPair(first="image", second="text")
 SPEC = ModelSpec(

@@ -82,7 +82,7 @@ def server(
     writer = ProgressWriter(ground.store)
     found = PrepareServer(ground.store, carried, executor, writer, 3, seconds)
     yield found
-    found.cancel_all()
+    found.close()
 
 
 def ask(
@@ -257,58 +257,6 @@ def test_owners_take_turns_and_the_last_place_is_for_one_without_any(
 ) -> None:
     found = chosen(requests(*waiting), requests(*running), places)
     assert sorted(request.owner for request in found) == sorted(started)
-
-
-def test_a_listing_that_fails_is_repeated(
-    ground: Ground, server: PrepareServer, carried: Carried
-) -> None:
-    ask(ground, "ds-1")
-    store = ground.store
-    assert isinstance(store, FlakyStore)
-    store.broken = "preparations/"
-    with pytest.raises(StorageUnavailable):
-        server.step()
-    stop = threading.Event()
-    thread = threading.Thread(target=server.serve, args=(stop, None, lambda: None))
-    thread.start()
-    store.broken = None
-    while not carried.started:
-        assert thread.is_alive()
-    stop.set()
-    thread.join(WAIT)
-    assert not thread.is_alive()
-
-
-def test_the_driver_ends_after_it_was_idle(server: PrepareServer, seconds: Seconds) -> None:
-    def later() -> None:
-        seconds.now += 10
-
-    server.serve(threading.Event(), 25, later)
-    assert seconds.now == 30
-
-
-def test_without_idle_seconds_the_driver_does_not_end(
-    server: PrepareServer, seconds: Seconds
-) -> None:
-    stop, rounds = threading.Event(), iter(range(5))
-
-    def later() -> None:
-        seconds.now += 1e6
-        if next(rounds) == 3:
-            stop.set()
-
-    server.serve(stop, None, later)
-    assert seconds.now == 4e6
-
-
-def test_without_a_store_the_driver_still_ends_when_its_supervisor_has_died(
-    ground: Ground, server: PrepareServer
-) -> None:
-    assert isinstance(ground.store, FlakyStore)
-    ground.store.broken = "preparations/"
-    stop = threading.Event()
-    server.serve(stop, None, stop.set)
-    assert stop.is_set()
 
 
 def test_a_request_that_cannot_be_read_does_not_end_the_driver(

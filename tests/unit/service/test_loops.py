@@ -107,7 +107,7 @@ def test_every_loop_that_runs_is_checked_and_measured(plane: ControlPlane) -> No
         checks = plane.client.get("/readyz").json()["checks"]
         text = plane.client.get("/metrics").text
     names = {loop.name for loop in loops}
-    assert {"reconciler", "scheduler", "prepare-driver", "webhooks", "gc", "backup"} <= names
+    assert {"reconciler", "scheduler", "driver", "webhooks", "gc", "backup"} <= names
     assert names | {"database", "store"} == set(checks)
     assert all(f'cmcl_service_loop_age_seconds{{loop="{name}"}}' in text for name in names)
 

@@ -174,7 +174,7 @@ def test_a_note_that_cannot_be_read_delays_the_progress_of_no_other_attempt(
     assert plane.job(running["one"]).message == "no GPU is free"
 
 
-@pytest.mark.parametrize(("seconds", "pause"), [(0.0, 1.0), (0.3, 0.7), (5.0, 0.5)])
+@pytest.mark.parametrize(("seconds", "pause"), [(0.0, 0.2), (0.05, 0.15), (5.0, 0.1)])
 def test_attempts_are_looked_at_at_an_even_pace(
     plane: ControlPlane, running: dict[str, str], seconds: float, pause: float
 ) -> None:
@@ -182,6 +182,11 @@ def test_attempts_are_looked_at_at_an_even_pace(
     plane.launcher.take_time = lambda: plane.clock.advance(seconds)
     found = plane.reconciler.monitor.step(threading.Event())
     assert found == pytest.approx(pause)
+
+
+def test_without_attempts_it_looks_at_the_pace_of_the_launcher(plane: ControlPlane) -> None:
+    plane.reconciler.leases.renew()
+    assert plane.reconciler.monitor.step(threading.Event()) == 1.0
 
 
 def test_a_candidate_that_is_not_shown_is_found_when_its_attempt_has_ended(

@@ -90,8 +90,6 @@ def test_the_command_names_store_job_and_attempt(plane: ControlPlane) -> None:
         "--attempt": "1",
         "--ranks": "1",
         "--gpus-per-rank": "0",
-        "--owner": "default",
-        "--idle-seconds": "1800",
     }
 
 

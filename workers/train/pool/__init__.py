@@ -1,9 +1,8 @@
-"""A pool of ranks that outlives single attempts, so that an attempt does not wait for imports.
+"""Pools of ranks that outlive single attempts, so that an attempt does not wait for imports.
 
+server.py     the driver's part: requests in the store, which pool trains each, and what became of it; no Ray
+setup.py      what a pool consists of; command line options
+actor.py      a pool: the Ray actor with its queue, which runs one Ray Train run after another
 queue.py      which attempt is next, and what became of it: plain Python, tested without Ray
-server.py     how jobs join the queue, through a socket or by calls; one event loop, no Ray
-actor.py      the Ray actor that runs the server and one Ray Train run after another
 ranks.py      that Ray Train run, and what each of its ranks does
-client.py     what the job of an attempt does: join, wait, report the outcome
-protocol.py   the messages between job and actor, and the command line options of a pool
 """

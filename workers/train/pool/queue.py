@@ -1,11 +1,11 @@
 """The queue of attempts for the one group of ranks. Plain Python, single-threaded.
 
-An attempt stays in the queue for as long as its job is connected. When the job disconnects, for any
-reason, the attempt leaves the queue, and a group that trains it must be ended.
+An attempt stays in the queue for as long as the driver wants it. When its request disappears, the attempt leaves the
+queue, and a group that trains it must be ended.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,16 +59,15 @@ class AttemptStatus:
     working    it is next, or in training; `message`: why not yet
     done       its candidate is complete
     failed     it has none; `message` is the reason
-    rejected   this group has another setup or is about to end, as `message` explains
     """
 
-    state: Literal["waiting", "working", "done", "failed", "rejected"]
+    state: Literal["waiting", "working", "done", "failed"]
     message: str = ""
 
     @property
     def is_final(self) -> bool:
         """Whether the state is final."""
-        return self.state in ("done", "failed", "rejected")
+        return self.state in ("done", "failed")
 
 
 class JobQueue:
@@ -91,20 +90,22 @@ class JobQueue:
         self._began = 0.0
         self._error = ""
         self._has_group = self._is_ending_regularly = False
-        self._idle_since = clock()
 
-    @property
-    def idle_seconds(self) -> float:
-        """How long the queue has been empty."""
-        return self._clock() - self._idle_since if self.is_empty else 0.0
+    def want(self, wanted: Mapping[Attempt, str]) -> bool:
+        """Add attempts that are new, and remove those that are wanted no longer. Returns whether there were any.
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no attempt is waiting or in training."""
-        return self._current is None and not self._waiting
+        `wanted`: owners of their jobs.
+        """
+        gone = self._wanted - wanted.keys()
+        new = [attempt for attempt in wanted if attempt not in self._wanted]
+        for attempt in gone:
+            self.leave(attempt)
+        for attempt in new:
+            self.join(attempt, wanted[attempt])
+        return bool(gone or new)
 
     def join(self, attempt: Attempt, owner: str = "default") -> None:
-        """Add an attempt whose job has connected. It supersedes earlier attempts of that job."""
+        """Add an attempt. It supersedes earlier attempts of that job."""
         others = [each for each in self._wanted if _job(each) == _job(attempt)]
         for earlier in [each for each in others if each.attempt < attempt.attempt]:
             self.leave(earlier)
@@ -115,8 +116,7 @@ class JobQueue:
             self._waiting.append(_Waiting(attempt, owner))
 
     def leave(self, attempt: Attempt) -> None:
-        """Remove an attempt whose job has disconnected, with or without an outcome."""
-        self._idle_since = self._clock()
+        """Remove an attempt, with or without an outcome."""
         self._wanted.discard(attempt)
         self._outcomes.pop(attempt, None)
         self._waiting = [each for each in self._waiting if each.attempt != attempt]
@@ -189,12 +189,12 @@ class JobQueue:
             self._error = message
 
     def is_abandoned(self) -> bool:
-        """Whether the attempt in training is no longer wanted by a job."""
+        """Whether the attempt in training is no longer wanted."""
         return self._current is not None and self._current.attempt not in self._wanted
 
     def _drop_abandoned(self) -> None:
         if self.is_abandoned():
-            self._end(AttemptStatus("failed", "its job has disconnected"))
+            self._end(AttemptStatus("failed", "it was stopped"))
 
     def _count_failure(self, seconds_worked: float, error: str) -> None:
         if seconds_worked >= FORGIVEN_AFTER_SECONDS:
@@ -221,7 +221,7 @@ class JobQueue:
     def _end(self, status: AttemptStatus) -> None:
         if self._current is not None and self._current.attempt in self._wanted:
             self._outcomes[self._current.attempt] = status
-        self._current, self._idle_since = None, self._clock()
+        self._current = None
 
     def _is_current(self, attempt: Attempt) -> bool:
         return self._current is not None and self._current.attempt == attempt

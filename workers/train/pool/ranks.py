@@ -9,7 +9,6 @@ import os
 import threading
 import traceback
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -38,8 +37,8 @@ from cmcl.contract.errors import NON_RETRYABLE
 from workers.memory import release_memory
 from workers.train.distributed import World, barrier, world
 from workers.train.job import train_dataset
-from workers.train.pool.protocol import ACTOR_NAME, NAMESPACE, PoolSetup
 from workers.train.pool.queue import Assignment, Retire
+from workers.train.pool.setup import PoolSetup
 from workers.train.ray_run import Ranks, ShortShutdown, prepare_rank, run_files, trainer
 
 _UNLIMITED = -1
@@ -47,29 +46,24 @@ _UNLIMITED = -1
 _PREFIX = "trainers"
 
 
-def run_pool_group(store_uri: str, setup: PoolSetup) -> None:
-    """Run ranks that train attempts until the queue retires them. Raises if Ray gives up."""
+def run_pool_group(store_uri: str, setup: PoolSetup, actor: Any) -> None:
+    """Run ranks that train the attempts of `actor` until its queue retires them. Raises if Ray gives up."""
     files = run_files(store_uri, _PREFIX, f"pool-{uuid.uuid4().hex[:12]}")
     failures = FailureConfig(max_failures=_UNLIMITED)
-    callbacks: list[Any] = [ShortShutdown(), FailureReporter(report_failure)]
+    callbacks: list[Any] = [ShortShutdown(), FailureReporter(actor)]
     run = RunConfig(failure_config=failures, callbacks=callbacks, **files)
     ranks = Ranks(setup.ranks, setup.min_ranks, setup.gpus_per_rank)
-    trainer(_serve_on_rank, {}, run, ranks).fit()
+    trainer(_serve_on_rank, {"actor": actor}, run, ranks).fit()
 
 
 # --- In Ray Train's controller: it has the reason why a group is replaced; ranks have not -------
 
 
-def report_failure(error: str) -> None:
-    """Report to the actor that the group failed."""
-    ray.get_actor(ACTOR_NAME, NAMESPACE).group_failed.remote(error)
-
-
 class FailureReporter(ControllerCallback):
-    """Calls `report` with Ray Train's message for each group that failed."""
+    """Reports each group that failed to the actor, with Ray Train's message."""
 
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
 
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState
@@ -78,7 +72,7 @@ class FailureReporter(ControllerCallback):
         if isinstance(current_state, RestartingState | ReschedulingState):
             error = current_state.training_failed_error
             if is_rank_failure(error):
-                self._report(str(error))
+                self._actor.group_failed.remote(str(error))
 
 
 def is_rank_failure(error: TrainingFailedError) -> bool:
@@ -99,18 +93,18 @@ def _was_preempted(failure: Any) -> bool:
 # --- In each rank -------------------------------------------------------------------------------
 
 
-def _serve_on_rank(_: dict[str, Any]) -> None:
+def _serve_on_rank(config: dict[str, Any]) -> None:
     prepare_rank()
-    train_attempts(ray.train.torch.get_device())
+    train_attempts(config["actor"], ray.train.torch.get_device())
 
 
-def train_attempts(device: torch.device) -> None:
+def train_attempts(actor: Any, device: torch.device) -> None:
     """Train one attempt after another.
 
     An error ends the whole group, and Ray starts a new one: ranks that are not at the same point of
     the same attempt must never meet in a collective.
     """
-    actor, here = ray.get_actor(ACTOR_NAME, NAMESPACE), world()
+    here = world()
     _report_start(actor, here)
     done = 0
     while True:

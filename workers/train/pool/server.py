@@ -1,207 +1,263 @@
-"""How jobs join the queue and wait for the status of their attempts. One event loop, no Ray.
+"""The driver's part of training: it carries out the requests in the store with pools of ranks.
 
-A job on the actor's node connects to its Unix socket, which the kernel closes when the job dies. Other
-jobs poll through Ray; one that has not polled for some time counts as dead.
+All of its state is in the store. The next driver takes up requests without an outcome: an attempt leaves a complete
+candidate as it is, and resumes from its checkpoints. Two drivers at once do some work twice and no harm: the first
+outcome and the first candidate count.
 """
 
-import asyncio
+import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal, Protocol
 
-from workers.train.pool.protocol import PoolSetup, Request, status_from_line, status_to_line
-from workers.train.pool.queue import Attempt, AttemptStatus, JobQueue
+from pydantic import ValidationError
 
-_CLOSING_SECONDS = 0.2
-_CLOSING = "the pool is about to end, for an attempt that asked for another setup"
+from cmcl.contract.errors import ObjectExists, ObjectNotFound
+from cmcl.contract.job import AttemptOutcome, AttemptRequest, Progress
+from workers.storage import layout
+from workers.storage.object_store import ObjectStore
+from workers.storage.running import ProgressWriter
+from workers.train.pool.queue import RESTARTS, Attempt, AttemptStatus
+from workers.train.pool.setup import PoolSetup
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+# An attempt waits for the resident ranks for as long as ranks of its own would take to start. Then it gets some if the
+# cluster has resources for them. The next one waits as long again: these have not taken their resources yet.
+_QUEUE_SECONDS, _SECONDS_BETWEEN_LOOKS = 20.0, 1.0
+# Object stores charge for every write, and the control plane waits for minutes.
+_REPORT_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class ServerTimeouts:
-    """Seconds.
+class PoolLost(Exception):
+    """A pool has ended, or cannot keep its ranks running; the message says why."""
 
-    call      the longest that a call through Ray waits for a change; the caller then calls again
-    absence   a job that has not called for this long has died; it may write to the store in between
-    check     interval of checks whether the pool is idle
+
+class Pool(Protocol):
+    """A group of ranks that trains one attempt after another."""
+
+    setup: PoolSetup
+
+    def exchange(self, wanted: Mapping[Attempt, str]) -> Mapping[Attempt, AttemptStatus]:
+        """Set the attempts that are wanted, with owners of their jobs; others leave the queue, or are stopped.
+
+        Returns the status of each, or nothing while the pool does not respond yet. Raises PoolLost.
+        """
+        ...
+
+    def end(self) -> None:
+        """End the pool and its ranks, also if it has ended."""
+        ...
+
+
+@dataclass
+class _Attempt:
+    """A request of the last listing, by its submission id `name`.
+
+    `own`: a pool for it alone. `status`: what its pool has returned last. `losses`: how many pools have ended while it
+    was next or in training.
     """
 
-    call: float = 10.0
-    absence: float = 30.0
-    check: float = 1.0
+    name: str
+    request: AttemptRequest
+    attempt: Attempt
+    setup: PoolSetup
+    began: float
+    writer: ProgressWriter
+    own: Pool | None = None
+    status: AttemptStatus | None = None
+    losses: int = 0
+    reported: tuple[str, str | None] = ("", None)
+    reported_at: float = 0.0
 
 
-class PoolServer:
-    """The queue, and the jobs and ranks that wait for changes of it.
+@dataclass
+class AttemptServer:
+    """The attempts of a store. `resident`: the pool that all share, if it was started before the first one.
 
-    `idle_seconds`: the pool ends after this long without an attempt; every job sets it. `end` is
-    called once the pool has closed and its queue is empty.
+    `start` starts a pool, `setup` returns the one that a request needs now, `has_room` whether it would have resources.
     """
 
-    def __init__(
-        self,
-        setup: PoolSetup,
-        idle_seconds: float,
-        end: Callable[[], None],
-        timeouts: ServerTimeouts = ServerTimeouts(),
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.queue = JobQueue(clock)
-        self._setup, self._idle_seconds, self._end = setup, idle_seconds, end
-        self._timeouts = timeouts
-        self._changed = asyncio.Event()
-        self._is_closing = False
-        # Jobs that poll through Ray: the timer after which each counts as dead.
-        self._absences: dict[Attempt, asyncio.TimerHandle] = {}
+    store: ObjectStore
+    start: Callable[[PoolSetup], Pool]
+    setup: Callable[[AttemptRequest], PoolSetup]
+    has_room: Callable[[PoolSetup], bool]
+    idle_seconds: float
+    resident: Pool | None = None
+    clock: Callable[[], float] = time.monotonic
+    _known: dict[str, _Attempt] = field(default_factory=dict)
+    _used_at: float = field(init=False)
+    # When the cluster is next asked whether it has room for a pool of its own for an attempt that waits.
+    _look_at: float = 0.0
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one job at the socket, from its request to its final status or its end."""
-        disconnected = None
+    def __post_init__(self) -> None:
+        self._used_at = self.clock()
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no attempt waits or is trained."""
+        return not self._known
+
+    def step(self) -> bool:
+        """List the requests, stop attempts without one, and see how the others get on.
+
+        Returns whether one has come, gone or ended. Raises StorageUnavailable.
+        """
+        before = set(self._known)
+        self._list()
+        self._place()
+        for pool in self._pools():
+            self._exchange(pool)
+        return set(self._known) != before
+
+    def close(self) -> None:
+        """End all ranks."""
+        for pool in self._pools():
+            pool.end()
+
+    def _pools(self) -> list[Pool]:
+        own = [known.own for known in self._known.values()]
+        return [pool for pool in (self.resident, *own) if pool is not None]
+
+    def _list(self) -> None:
+        prefix = layout.attempts()
+        listed = [key.removeprefix(prefix).removesuffix(".json") for key in self.store.keys(prefix)]
+        for name in self._known.keys() - set(listed):
+            logger.info("attempt %s: is stopped, its request has disappeared", name)
+            self._forget(name)
+        for name in listed:
+            if name not in self._known:
+                self._take_up(name)
+
+    def _take_up(self, name: str) -> None:
         try:
-            request = Request.from_line(await reader.readline())
-            disconnected = asyncio.ensure_future(reader.read())
-            await self._serve(request, writer, disconnected)
-        except (ValueError, TypeError, KeyError) as error:
-            self._reject_unknown(error)
-        except ConnectionError:
-            pass  # The job has gone, and `_serve` has removed its attempt.
-        finally:
-            if disconnected is not None:
-                disconnected.cancel()
-            writer.close()
-
-    async def poll(self, request_line: bytes, known_line: bytes) -> bytes:
-        """Status for a job that polls: as soon as it differs from the known one, or after a while."""
-        try:
-            request, known = Request.from_line(request_line), status_from_line(known_line)
-        except (ValueError, TypeError, KeyError) as error:
-            return status_to_line(AttemptStatus("rejected", self._reject_unknown(error)))
-        attempt = request.attempt
-        if attempt not in self._absences and (rejection := self._rejection(request)):
-            return status_to_line(rejection)
-        self._keep_alive(request)
-        status = await self.until(lambda: self._changed_status(attempt, known)) or known
-        if status.is_final:
-            self._forget(attempt)
-        return status_to_line(status)
-
-    def disconnect(self, request_line: bytes) -> None:
-        """Remove the attempt of a job that polls no longer."""
-        self._forget(Request.from_line(request_line).attempt)
-
-    async def until(self, look: Callable[[], T | None]) -> T | None:
-        """What `look` returns as soon as that is true; None after the timeout of a call."""
-        deadline = time.monotonic() + self._timeouts.call
-        while not (found := look()):
-            try:
-                await asyncio.wait_for(self._changed.wait(), max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                return None
-        return found
-
-    def notify(self) -> None:
-        """Wake all that wait for a change of the queue."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-        self._end_if_idle()
-
-    async def close_when_idle(self) -> None:
-        """Close after `idle_seconds` without an attempt, so that the cluster can scale down."""
-        while not 0 < self._idle_seconds <= self.queue.idle_seconds:
-            await asyncio.sleep(self._timeouts.check)
-        print(f"no attempt for {self._idle_seconds:g} s: the pool ends", flush=True)
-        self._start_closing()
-
-    async def _serve(
-        self, request: Request, writer: asyncio.StreamWriter, disconnected: "asyncio.Future[bytes]"
-    ) -> None:
-        if rejection := self._rejection(request):
-            await _send(writer, rejection)
+            text = self.store.read(layout.attempt_request(name))
+            request = AttemptRequest.model_validate_json(text)
+        except ObjectNotFound:
             return
-        self._join(request)
+        except ValidationError as error:
+            # Perhaps of another release: the control plane starts another attempt, and reports the message.
+            self._end(name, AttemptOutcome(state="failed", message=f"its request: {error}"))
+            return
+        if self._has_outcome(name):
+            # Whoever wrote it did not come to delete the request.
+            self.store.delete(layout.attempt_request(name))
+            return
+        self.idle_seconds = request.idle_seconds
+        self._known[name] = _Attempt(
+            name,
+            request,
+            Attempt(self.store.uri, request.job, request.attempt),
+            self.setup(request),
+            self.clock(),
+            ProgressWriter(self.store, request.job, request.attempt),
+        )
+        logger.info("attempt %s: is taken up", name)
+
+    def _has_outcome(self, name: str) -> bool:
         try:
-            await self._send_changes(request.attempt, writer, disconnected)
-        finally:
-            self._disconnect(request.attempt)
+            self.store.size(layout.attempt_outcome(name))
+        except ObjectNotFound:
+            return False
+        return True
 
-    async def _send_changes(
-        self, attempt: Attempt, writer: asyncio.StreamWriter, disconnected: "asyncio.Future[bytes]"
+    def _place(self) -> None:
+        """Start, replace and end pools: each attempt has one, or waits until the resident pool is free for its setup."""
+        now = self.clock()
+        shared = [known for known in self._known.values() if known.own is None]
+        if self.resident is not None:
+            is_idle = 0 < self.idle_seconds <= now - self._used_at
+            if self._users(self.resident):
+                self._used_at = now
+            elif shared or is_idle:
+                why = "an attempt needs other ranks or other code" if shared else "they are idle"
+                logger.info("the resident ranks end: %s", why)
+                self.resident.end()
+                self.resident = None
+        if self.resident is None and shared:
+            self.resident, self._used_at = self.start(shared[0].setup), now
+        waiting = [known for known in shared if self._waits(known)]
+        late = next((each for each in waiting if now - each.began >= _QUEUE_SECONDS), None)
+        if late is not None and now >= self._look_at:
+            if self.has_room(late.setup):
+                logger.info("attempt %s: gets ranks of its own", late.name)
+                late.own, late.status = self.start(late.setup), None
+            self._look_at = now + (_QUEUE_SECONDS if late.own else _SECONDS_BETWEEN_LOOKS)
+        for known in waiting:
+            self._report(known, "waiting")
+
+    def _users(self, pool: Pool) -> list[_Attempt]:
+        """The attempts in the queue of a pool."""
+        return [
+            known
+            for known in self._known.values()
+            if known.own is pool
+            or (known.own is None and pool is self.resident and known.setup == pool.setup)
+        ]
+
+    def _waits(self, known: _Attempt) -> bool:
+        """Whether the resident pool trains others before it."""
+        is_other = self.resident is not None and known.setup != self.resident.setup
+        return is_other or (known.status is not None and known.status.state == "waiting")
+
+    def _exchange(self, pool: Pool) -> None:
+        users = self._users(pool)
+        try:
+            statuses = pool.exchange({known.attempt: known.request.owner for known in users})
+        except PoolLost as error:
+            self._lose(pool, users, str(error))
+            return
+        for known in users:
+            if known.attempt in statuses:
+                self._take(known, statuses[known.attempt])
+
+    def _take(self, known: _Attempt, status: AttemptStatus) -> None:
+        known.status = status
+        if status.is_final:
+            state: Literal["succeeded", "failed"] = (
+                "succeeded" if status.state == "done" else "failed"
+            )
+            self._end(known.name, AttemptOutcome(state=state, message=status.message))
+        elif status.state == "working" and status.message:
+            self._report(known, "starting", status.message)
+
+    def _lose(self, pool: Pool, users: list[_Attempt], why: str) -> None:
+        """Have the attempts of a pool that has ended trained by the next resident one."""
+        logger.error("ranks were lost: %s", why)
+        pool.end()
+        if pool is self.resident:
+            self.resident = None
+        for known in users:
+            if known.status is None or known.status.state == "working":
+                known.losses += 1
+            known.own = known.status = None
+            if known.losses > RESTARTS:
+                message = f"the process of its ranks ended {known.losses} times: {why}"
+                self._end(known.name, AttemptOutcome(state="failed", message=message))
+
+    def _report(
+        self, known: _Attempt, phase: Literal["starting", "waiting"], note: str | None = None
     ) -> None:
-        """Send every change of the status, until it is final or the job has disconnected."""
-        sent: AttemptStatus | None = None
-        while not disconnected.done() and not (sent and sent.is_final):
-            status = self.queue.status(attempt)
-            if status != sent:
-                await _send(writer, status)
-                sent = status
-                continue
-            changed = asyncio.ensure_future(self._changed.wait())
-            either: list[asyncio.Future[Any]] = [changed, disconnected]
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            changed.cancel()
+        """Write the progress of an attempt without ranks: when it changes, and while it waits, as a sign of life."""
+        now = self.clock()
+        is_new = (phase, note) != known.reported
+        if is_new or (phase == "waiting" and now - known.reported_at >= _REPORT_SECONDS):
+            known.writer.write(Progress(phase=phase, note=note, at=datetime.now(UTC)))
+            known.reported, known.reported_at = (phase, note), now
 
-    def _rejection(self, request: Request) -> AttemptStatus | None:
-        """The status of an attempt that needs another setup; the pool then closes for it."""
-        differences = self._setup.differences(request.setup)
-        if not self._is_closing and not differences:
-            return None
-        self._start_closing()
-        return AttemptStatus("rejected", differences or _CLOSING)
+    def _end(self, name: str, outcome: AttemptOutcome) -> None:
+        try:
+            text = outcome.model_dump_json().encode()
+            self.store.create(layout.attempt_outcome(name), text)
+        except ObjectExists:
+            pass  # It was stopped, or another driver has ended it.
+        self.store.delete(layout.attempt_request(name))
+        logger.info("attempt %s: %s %s", name, outcome.state, outcome.message)
+        self._forget(name)
 
-    def _reject_unknown(self, error: Exception) -> str:
-        message = f"a request of another release cannot be read: {error!r}"
-        print(message, flush=True)
-        self._start_closing()
-        return message
-
-    def _keep_alive(self, request: Request) -> None:
-        """Join the queue, or postpone the time at which the job counts as dead."""
-        attempt = request.attempt
-        if attempt in self._absences:
-            self._absences[attempt].cancel()
-        else:
-            self._join(request)
-        loop = asyncio.get_running_loop()
-        seconds = self._timeouts.call + self._timeouts.absence
-        self._absences[attempt] = loop.call_later(seconds, self._forget, attempt)
-
-    def _forget(self, attempt: Attempt) -> None:
-        """Leave the queue, once: a job may disconnect while one of its calls is still waiting."""
-        if absence := self._absences.pop(attempt, None):
-            absence.cancel()
-            self._disconnect(attempt)
-
-    def _changed_status(self, attempt: Attempt, known: AttemptStatus) -> AttemptStatus | None:
-        status = self.queue.status(attempt)
-        return None if status == known else status
-
-    def _join(self, request: Request) -> None:
-        self._idle_seconds = request.idle_seconds
-        self.queue.join(request.attempt, request.owner)
-        self.notify()
-
-    def _disconnect(self, attempt: Attempt) -> None:
-        self.queue.leave(attempt)
-        self.notify()
-
-    def _start_closing(self) -> None:
-        """Accept no further attempts, and end once the queue is empty."""
-        self._is_closing = True
-        self._end_if_idle()
-
-    def _end_if_idle(self) -> None:
-        if self._is_closing and self.queue.is_empty:
-            # Later, so that responses on their way arrive.
-            asyncio.get_running_loop().call_later(_CLOSING_SECONDS, self._close)
-
-    def _close(self) -> None:
-        """End, unless an attempt joined before closing started."""
-        if self.queue.is_empty:
-            self._end()
-
-
-async def _send(writer: asyncio.StreamWriter, status: AttemptStatus) -> None:
-    writer.write(status_to_line(status))
-    await writer.drain()
+    def _forget(self, name: str) -> None:
+        known = self._known.pop(name, None)
+        if known is not None and known.own is not None:
+            known.own.end()

@@ -1,12 +1,10 @@
 """Arguments of the launcher for an attempt: its command, its labels, its priority."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from service.database.queries import models
-from service.jobs.attempts import attempt_submission
+from cmcl.contract.job import submission_id
 from service.launchers.port import Submission
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
@@ -76,7 +74,6 @@ def test_an_attempt_waits_in_the_queue_of_its_owner(
 ) -> None:
     submission = _submitted(make_plane(**settings))
     assert submission.queue == queue
-    assert _options(submission)["--owner"] == "default"
 
 
 def test_an_unknown_priority_is_rejected_with_a_message(plane: ControlPlane) -> None:
@@ -89,6 +86,9 @@ def test_an_elastic_attempt_says_how_few_do(make_plane: MakePlane) -> None:
     submission = _submitted(make_plane(ranks=4, min_ranks=2, gpus_per_rank=0.5))
     assert (submission.ranks, submission.min_ranks, submission.gpus_per_rank) == (4, 2, 0.5)
     assert _options(submission)["--min-ranks"] == "2"
+    request = submission.attempt
+    assert request is not None
+    assert (request.ranks, request.min_ranks, request.gpus_per_rank) == (4, 2, 0.5)
 
 
 def test_a_fixed_one_needs_them_all(make_plane: MakePlane) -> None:
@@ -97,14 +97,9 @@ def test_a_fixed_one_needs_them_all(make_plane: MakePlane) -> None:
     assert "--min-ranks" not in submission.command
 
 
-@pytest.mark.parametrize(("launcher", "is_cold"), [("ray", False), ("kuberay", True)])
-def test_a_dedicated_cluster_has_no_warm_ranks(
-    plane: ControlPlane, launcher: str, is_cold: bool
-) -> None:
-    job = plane.job(plane.post_dataset())
-    settings = plane.context.settings.model_copy(update={"launcher": launcher})
-    with plane.context.database.read() as connection:
-        model = models.find(connection, "scenes")
-    assert model is not None
-    submission = attempt_submission(replace(plane.context, settings=settings), job, model)
-    assert ("--cold" in submission.command) is is_cold
+def test_a_request_for_the_driver_names_the_attempt_and_its_owner(make_plane: MakePlane) -> None:
+    submission = _submitted(make_plane(ranks_idle_seconds=60))
+    request = submission.attempt
+    assert request is not None
+    assert submission_id(request.job, request.attempt) == submission.id
+    assert (request.owner, request.idle_seconds) == ("default", 60)

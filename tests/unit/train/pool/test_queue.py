@@ -105,14 +105,24 @@ def test_every_rank_gets_the_same_assignment(queue: JobQueue) -> None:
     assert queue.next(after=0) == queue.next(after=0) == Assignment(1, FIRST)
 
 
-def test_the_queue_is_empty_once_all_jobs_have_left(queue: JobQueue) -> None:
-    join(queue, FIRST, SECOND)
+def test_attempts_that_are_wanted_no_longer_leave_and_new_ones_join(queue: JobQueue) -> None:
+    assert queue.want({FIRST: "a", SECOND: "b"})
     queue.next(after=0)
+    assert not queue.want({FIRST: "a", SECOND: "b"}), "nothing has changed"
     queue.attempt_done(1)
-    queue.leave(FIRST)
-    assert not queue.is_empty
-    queue.leave(SECOND)
-    assert queue.is_empty
+    assert queue.status(FIRST).state == "done", "an outcome stays for as long as it is wanted"
+    assert queue.want({SECOND: "b", THIRD: "a"})
+    assert queue.next(after=1) == Assignment(2, SECOND)
+    assert queue.want({})
+    assert queue.is_abandoned()
+
+
+def test_a_superseded_attempt_that_is_still_wanted_stays_failed(queue: JobQueue) -> None:
+    again = replace(FIRST, attempt=2)
+    queue.want({FIRST: "a"})
+    for _ in range(3):
+        queue.want({FIRST: "a", again: "a"})
+        assert [queue.status(each).state for each in (FIRST, again)] == ["failed", "working"]
 
 
 def test_a_rejection_is_reported_with_its_message(queue: JobQueue) -> None:
@@ -240,7 +250,7 @@ def test_deaths_are_forgiven_to_groups_that_worked_for_long() -> None:
     assert queue.status(FIRST).state == "failed"
 
 
-def test_attempt_whose_job_has_gone_is_abandoned(queue: JobQueue) -> None:
+def test_attempt_that_has_left_is_abandoned(queue: JobQueue) -> None:
     join(queue, FIRST)
     queue.next(after=0)
     assert not queue.is_abandoned()
@@ -260,7 +270,7 @@ def test_abandoned_attempt_that_ends_in_time_makes_room(queue: JobQueue) -> None
     assert queue.next(after=1) == Assignment(2, SECOND)
 
 
-def test_jobs_that_have_gone_leave_the_queue(queue: JobQueue) -> None:
+def test_attempts_that_have_left_are_not_trained(queue: JobQueue) -> None:
     join(queue, FIRST, SECOND, THIRD)
     queue.next(after=0)
     queue.leave(SECOND)
@@ -319,32 +329,3 @@ def test_new_ranks_that_die_at_their_start_after_others_retired_are_counted(
         assert queue.status(SECOND).state == "working"
         queue.group_failed("no GPU answers")
     assert queue.status(SECOND).state == "failed"
-
-
-def test_idle_is_counted_from_the_end_of_the_last_attempt() -> None:
-    now = [0.0]
-    queue = JobQueue(lambda: now[0])
-    now[0] = 5.0
-    assert queue.idle_seconds == 5.0, "nothing was wanted yet"
-    queue.join(FIRST)
-    queue.next(after=0)
-    now[0] = 50.0
-    assert queue.idle_seconds == 0.0
-    queue.attempt_done(1)
-    now[0] = 51.0
-    queue.leave(FIRST)
-    now[0] = 58.0
-    assert queue.idle_seconds == 7.0
-
-
-def test_a_group_that_dies_on_an_abandoned_attempt_becomes_idle() -> None:
-    now = [0.0]
-    queue = JobQueue(lambda: now[0])
-    queue.join(FIRST)
-    queue.next(after=0)
-    queue.leave(FIRST)
-    now[0] = 30.0
-    assert queue.idle_seconds == 0.0, "the ranks have not ended yet"
-    queue.group_started()
-    now[0] = 32.0
-    assert queue.idle_seconds == 2.0

@@ -39,7 +39,7 @@ from workers.train.distributed import World
 from workers.train.pool import ranks
 from workers.train.pool.actor import PoolActor
 from workers.train.pool.queue import Retire
-from workers.train.pool.ranks import FailureReporter, release_device_memory, report_failure
+from workers.train.pool.ranks import FailureReporter, release_device_memory
 
 PIECES, FLOATS = 200, 1 << 18
 MIB = PIECES * FLOATS * 4 >> 20
@@ -75,12 +75,11 @@ def test_a_group_is_reported_once_all_ranks_joined_and_before_any_requests_work(
     rank: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     story: list[str] = []
-    monkeypatch.setattr(ray, "get_actor", lambda *_: Called(story))
     monkeypatch.setattr(ray, "get", lambda answer: answer)
     monkeypatch.setattr(ranks, "world", lambda: World(rank, 2))
     monkeypatch.setattr(ranks, "_exit_when_abandoned", lambda _: None)
     monkeypatch.setattr(ranks, "barrier", lambda _: story.append("meet"))
-    ranks.train_attempts(torch.device("cpu"))
+    ranks.train_attempts(Called(story), torch.device("cpu"))
     assert story == expected
 
 
@@ -104,12 +103,23 @@ def test_memory_that_was_freed_goes_back_to_the_system() -> None:
     assert len(stay) == PIECES
 
 
+class Reported:
+    """An actor that keeps the errors that are reported to it."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.group_failed = self
+
+    def remote(self, error: str) -> None:
+        self.errors.append(error)
+
+
 def told_of(*states: TrainControllerState) -> list[str]:
-    reported: list[str] = []
-    callback = FailureReporter(reported.append)
+    actor = Reported()
+    callback = FailureReporter(actor)
     for state in states:
         callback.after_controller_state_update(RunningState(), state)
-    return reported
+    return actor.errors
 
 
 def lost(*, preempted: bool) -> TrainingFailedError:
@@ -143,7 +153,7 @@ def test_running_growing_preempted_and_waiting_groups_have_not_died(
 
 def test_ray_train_takes_the_callback_to_its_controller() -> None:
     assert inspect.iscoroutinefunction(PoolActor.group_failed)
-    callback = FailureReporter(report_failure)
+    callback = FailureReporter(Reported())
     callbacks: Any = [callback]
     assert RunConfig(name="any", callbacks=callbacks).callbacks == callbacks
     assert isinstance(pickle.loads(pickle.dumps(callback)), FailureReporter)

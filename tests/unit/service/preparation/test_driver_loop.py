@@ -1,4 +1,4 @@
-"""One process on the cluster prepares datasets: it is submitted, watched, and replaced when it has ended."""
+"""One driver on the cluster prepares datasets and trains attempts: it is submitted, watched, and replaced when it has ended."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from service.database.queries import preparations
-from service.database.queries.preparations import DriverRecord
-from service.jobs.prepare_driver import PrepareDriver
+from service.database.queries import drivers
+from service.database.queries.drivers import DriverRecord
+from service.jobs.driver import DriverLoop
 from service.launchers.port import LauncherError, LaunchState, status_of
 from service.states import FailureReason, JobState
 from tests.fakes.launcher import FakeLauncher
@@ -22,7 +22,7 @@ class Driven(Unattended):
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         super().__init__(folder, **settings)
-        self.loop = PrepareDriver(self.context)
+        self.loop = DriverLoop(self.context)
 
     def rounds(self, times: int = 1) -> None:
         """Run rounds of the loop, with a second between them."""
@@ -35,7 +35,7 @@ class Driven(Unattended):
 
     def driver(self) -> DriverRecord:
         with self.context.database.read() as connection:
-            return preparations.driver(connection)
+            return drivers.newest(connection)
 
     def submitted(self) -> list[str]:
         return list(self.launcher.commands)
@@ -51,10 +51,13 @@ def plane(tmp_path: Path) -> Iterator[Driven]:
 def test_the_driver_runs_before_there_is_work(plane: Driven) -> None:
     plane.rounds(3)
     (name,) = plane.submitted()
-    assert name.startswith("prepare-")
+    assert name.startswith("driver-")
     assert name.endswith("-1")
     command = plane.launcher.commands[name]
-    assert command == ["python", "-m", "workers.prepare", "--store", plane.store.uri]
+    assert command[:5] == ["python", "-m", "workers.driver", "--store", plane.store.uri]
+    assert command[5:] == [
+        *("--ranks", "1", "--gpus-per-rank", "0", "--ranks-idle-seconds", "1800"),
+    ]
     assert plane.driver().runs
 
 
@@ -69,16 +72,14 @@ def test_a_driver_that_failed_is_replaced_after_a_growing_pause(plane: Driven) -
         assert plane.driver().failures == failures
         plane.tick(3)
         message = plane.job(job).message or ""
-        assert "the process that prepares datasets ended (failed: killed)" in message
+        assert "the driver on the cluster ended (failed: killed)" in message
         assert f"starts in {pause} s" in message
         number = len(plane.submitted())
         plane.rounds(pause + 2)
         assert len(plane.submitted()) == number + 1
     plane.rounds()
     plane.tick(3)
-    assert (
-        plane.job(job).message == "waiting: the process that prepares datasets is starting, or busy"
-    )
+    assert plane.job(job).message == "waiting: the driver on the cluster is starting, or busy"
 
 
 def test_a_driver_that_has_not_begun_with_a_dataset_is_its_message_until_it_has(
@@ -159,7 +160,7 @@ def test_a_preparation_waits_for_as_long_as_the_queue_of_the_cluster_takes(plane
         plane.clock.advance(86_400)
         plane.tick(2)
     assert plane.job(job).state == JobState.PREPARING
-    expected = "the process that prepares datasets is waiting in queue training"
+    expected = "the driver on the cluster is waiting in queue training"
     assert plane.job(job).message == expected
     assert not plane.driver().runs
     plane.launcher.end(name, LaunchState.RUNNING)
@@ -188,9 +189,7 @@ def test_an_outage_of_the_cluster_is_shown_while_a_driver_runs(plane: Driven) ->
     plane.rounds(2)
     plane.clock.advance(60)
     plane.tick(2)
-    assert (
-        plane.job(job).message == "waiting: the process that prepares datasets is starting, or busy"
-    )
+    assert plane.job(job).message == "waiting: the driver on the cluster is starting, or busy"
 
 
 def test_a_refusal_is_repeated_later(plane: Driven) -> None:
@@ -204,14 +203,14 @@ def test_a_refusal_is_repeated_later(plane: Driven) -> None:
 
 def test_a_process_that_died_before_the_submission_loses_nothing(plane: Driven) -> None:
     with plane.context.database.write() as connection:
-        preparations.number_driver(connection, DriverRecord(), plane.clock())
+        drivers.begin(connection, DriverRecord(), plane.clock())
     plane.rounds(2)
     assert [name[-2:] for name in plane.submitted()] == ["-1"]
     assert plane.driver().runs
 
 
 def test_two_replicas_submit_one_driver(plane: Driven) -> None:
-    other = PrepareDriver(plane.context)
+    other = DriverLoop(plane.context)
     for _ in range(4):
         plane.loop.tick()
         other.tick()
@@ -242,7 +241,7 @@ def test_with_kuberay_the_driver_runs_while_there_is_work(tmp_path: Path) -> Non
     plane = Driven(tmp_path)
     changes = {"launcher": "kuberay", "prepare_workers": 3}
     settings = plane.context.settings.model_copy(update=changes)
-    plane.loop = PrepareDriver(replace(plane.context, settings=settings))
+    plane.loop = DriverLoop(replace(plane.context, settings=settings))
     plane.rounds(3)
     assert plane.submitted() == []
     job = plane.post_dataset()
@@ -264,7 +263,7 @@ def test_with_kuberay_the_driver_runs_while_there_is_work(tmp_path: Path) -> Non
 def test_the_time_without_a_driver_is_measured(plane: Driven) -> None:
     def seconds() -> float | None:
         plane.clock.advance(10)
-        name = "cmcl_service_no_prepare_driver_seconds"
+        name = "cmcl_service_no_driver_seconds"
         return plane.context.metrics.registry.get_sample_value(name)
 
     assert seconds() == 0

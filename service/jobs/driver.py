@@ -1,4 +1,4 @@
-"""The loop that keeps one driver of preparation running on the cluster: a process that prepares datasets; its requests.
+"""The loop that keeps one driver running on the cluster: the process that prepares datasets and trains attempts.
 
 The number of a driver is committed before the driver is submitted, like that of an attempt. Several replicas run this
 loop: each change is conditional on the number that was read, and the launcher starts an id once. Two drivers at a time do
@@ -11,16 +11,11 @@ import threading
 from datetime import timedelta
 
 from cmcl.contract.errors import StorageUnavailable
-from cmcl.contract.prepare import PrepareRequest
 from service.context import Context
-from service.database.queries import preparations
-from service.database.queries.preparations import DriverRecord
-from service.database.rows import DatasetRecord, JobRecord, ModelRecord
-from service.datasets.encoders import bound_encoders
-from service.datasets.request import SCHEME, NewDataset
-from service.datasets.uploads import resolve
+from service.database.queries import drivers
+from service.database.queries.drivers import DriverRecord
 from service.errors import DatabaseUnavailable, WriteConflict
-from service.jobs.attempts import labels
+from service.jobs.attempts import labels, rank_options
 from service.launchers.port import (
     LauncherError,
     LauncherRefused,
@@ -32,35 +27,39 @@ from service.launchers.port import (
 )
 from service.loops import OutageLog, PeriodicLoop
 from service.principal import DEFAULT_OWNER
-from service.telemetry.spans import preparation_span
+from service.states import JobState
 
 logger = logging.getLogger(__name__)
 
-_WHAT = "the process that prepares datasets"
-# Pause of the loop while no job is being prepared.
+_WHAT = "the driver on the cluster"
+# Pause of the loop while no job needs it.
 _IDLE_SECONDS = 5.0
-# A RayJob that prepares datasets ends after this long without work, and frees its pods. On a shared cluster it stays.
+# A RayJob ends after this long without datasets, and frees its pods. On a shared cluster the driver stays.
 _JOB_IDLE_SECONDS = 300
-# The end of a process that ran for this long does not count as a further failure in a row.
+# The end of a driver that ran for this long does not count as a further failure in a row.
 _LONG_RUN = timedelta(minutes=5)
 _LONGEST_BACKOFF_SECONDS = 60.0
+# States of jobs that need the driver, on a shared cluster and with a cluster of its own.
+_ALONE = (JobState.PREPARING,)
+_SHARED = (*_ALONE, JobState.SUBMITTING, JobState.RUNNING)
 _OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable, WriteConflict)
 
 
-class PrepareDriver(PeriodicLoop):
-    """Submits the process, watches it, and submits the next one when it has ended.
+class DriverLoop(PeriodicLoop):
+    """Submits the driver, watches it, and submits the next one when it has ended.
 
-    On a shared Ray cluster it always runs, so that it is warm. With a cluster of its own for each submission, it is
-    submitted while there is work, and ends by itself.
+    On a shared Ray cluster it always runs, with resident ranks, so that both are warm. With a cluster of its own for
+    each submission, it only prepares datasets: it is submitted while there are any, and ends by itself.
     """
 
-    name = "prepare-driver"
+    name = "driver"
     pause_seconds = 1.0
     starts_at_once = True
 
     def __init__(self, context: Context) -> None:
         super().__init__()
         self._context = context
+        self._is_shared = context.settings.launcher == "ray"
         self._outage = OutageLog(logger, f"{_WHAT} is not watched; will retry")
 
     def step(self, stop: threading.Event) -> float:
@@ -77,13 +76,14 @@ class PrepareDriver(PeriodicLoop):
             super().report(error)
 
     def tick(self) -> bool:
-        """Submit or watch the process. Returns whether a job waits for it.
+        """Submit or watch the driver. Returns whether a job needs it.
 
         Raises LauncherError, after the reason was stored as the message of the waiting jobs.
         """
         with self._context.database.read() as connection:
-            seen, is_needed = preparations.driver(connection), preparations.is_any(connection)
-        is_wanted = is_needed or self._context.settings.launcher == "ray"
+            seen = drivers.newest(connection)
+            is_needed = drivers.is_needed(connection, _SHARED if self._is_shared else _ALONE)
+        is_wanted = is_needed or self._is_shared
         if seen.number == 0 or seen.ended_at is not None:
             if is_wanted and self._may_begin(seen):
                 self._submit(self._number(seen))
@@ -100,12 +100,12 @@ class PrepareDriver(PeriodicLoop):
     def _number(self, seen: DriverRecord) -> DriverRecord:
         """Assign the next number, and return the newest record: that of another replica, if it was faster."""
         with self._context.database.write() as connection:
-            preparations.number_driver(connection, seen, self._context.clock())
-            return preparations.driver(connection)
+            drivers.begin(connection, seen, self._context.clock())
+            return drivers.newest(connection)
 
     def _submit(self, seen: DriverRecord) -> None:
         try:
-            self._context.launcher.submit(self._submission(seen.number))
+            self._context.driver_launcher.submit(self._submission(seen.number))
         except LauncherRefused as error:
             self._end(seen, f"refused: {error}", is_failure=True)
             raise
@@ -113,14 +113,14 @@ class PrepareDriver(PeriodicLoop):
             self._set_unavailable(seen, f"waiting: {error}")
             raise
         with self._context.database.read() as connection:
-            is_newest = preparations.driver(connection).number == seen.number
+            is_newest = drivers.newest(connection).number == seen.number
         if not is_newest:
-            # This replica was delayed, and another one has submitted the next process since.
-            self._context.launcher.stop(self._id(seen.number))
+            # This replica was delayed, and another one has submitted the next driver since.
+            self._context.driver_launcher.stop(self._id(seen.number))
 
     def _watch(self, seen: DriverRecord) -> None:
         try:
-            status = status_of(self._context.launcher, self._id(seen.number))
+            status = status_of(self._context.driver_launcher, self._id(seen.number))
         except LauncherUnavailable as error:
             self._set_unavailable(seen, f"waiting: {error}")
             raise
@@ -162,36 +162,45 @@ class PrepareDriver(PeriodicLoop):
         if all(getattr(seen, name) == value for name, value in changes.items()):
             return
         with self._context.database.write() as connection:
-            preparations.set_driver(connection, seen, changes)
+            drivers.change(connection, seen, changes)
         # Jobs show the message, and their deadlines follow it.
         self._context.wake_signal.notify()
 
     def _forget(self, ended: DriverRecord) -> None:
-        """Remove the records that the cluster keeps of the last but one process."""
+        """Remove the records that the cluster keeps of the last but one driver."""
         if ended.number > 1:
-            self._context.launcher.forget(self._id(ended.number - 1))
+            self._context.driver_launcher.forget(self._id(ended.number - 1))
 
     def _id(self, number: int) -> str:
-        """Return the id of a submission. It differs between installations that share a cluster."""
-        store = hashlib.sha256(self._context.store.uri.encode()).hexdigest()[:8]
-        return f"prepare-{store}-{number}"
+        return driver_id(self._context.store.uri, number)
 
     def _submission(self, number: int) -> Submission:
         settings = self._context.settings
-        is_alone = settings.launcher == "kuberay"
-        idle = ["--idle-seconds", f"{_JOB_IDLE_SECONDS}"] if is_alone else []
+        command = ["python", "-m", "workers.driver", "--store", self._context.store.uri]
+        if self._is_shared:
+            # Its ranks reserve their resources themselves, and may end before it does.
+            idle = ["--ranks-idle-seconds", f"{settings.ranks_idle_seconds:g}"]
+            ranks, gpus, memory = 0, 0.0, 0
+            command += [*rank_options(settings), *idle]
+        else:
+            ranks, gpus = settings.prepare_workers, settings.prepare_gpus_per_worker
+            memory = settings.prepare_memory_per_pod
+            command += ["--idle-seconds", f"{_JOB_IDLE_SECONDS}"]
         return Submission(
             id=self._id(number),
-            command=[
-                *("python", "-m", "workers.prepare", "--store", self._context.store.uri, *idle),
-            ],
-            labels=labels(settings, {"driver": "prepare"}),
+            command=command,
+            labels=labels(settings, {"driver": str(number)}),
             queue=settings.queue_of(DEFAULT_OWNER),
-            ranks=settings.prepare_workers if is_alone else 0,
-            min_ranks=settings.prepare_workers if is_alone else 0,
-            gpus_per_rank=settings.prepare_gpus_per_worker if is_alone else 0,
-            memory_per_pod=settings.prepare_memory_per_pod if is_alone else 0,
+            ranks=ranks,
+            min_ranks=ranks,
+            gpus_per_rank=gpus,
+            memory_per_pod=memory,
         )
+
+
+def driver_id(store_uri: str, number: int) -> str:
+    """Return the id of a driver's submission. It differs between installations that share a cluster."""
+    return f"driver-{hashlib.sha256(store_uri.encode()).hexdigest()[:8]}-{number}"
 
 
 def _backoff(failures: int) -> float:
@@ -200,37 +209,3 @@ def _backoff(failures: int) -> float:
 
 def _words(status: LaunchStatus) -> str:
     return f"{status.state}: {status.message}" if status.message else status.state.value
-
-
-def prepare_request(
-    context: Context, job: JobRecord, dataset: DatasetRecord, model: ModelRecord
-) -> PrepareRequest:
-    """Return the request for the driver. Raises InvalidDataset if an upload was removed."""
-    posted = NewDataset.model_validate(dataset.request)
-    uploaded = {uri for uri in posted.uris if uri.startswith(SCHEME)}
-    declarations = context.settings.encoders_by_name
-    return PrepareRequest(
-        dataset=dataset.id,
-        request=job.preparation,
-        owner=job.owner,
-        model=model.name,
-        name=dataset.name,
-        spec=model.spec,
-        pair=dataset.pair,
-        shards=posted.shards,
-        evaluation_shards=posted.evaluation_shards,
-        evaluation_share=posted.evaluation_share,
-        evaluate_only=posted.evaluate_only,
-        max_bad_share=posted.max_bad_share,
-        encoders=bound_encoders(model.spec, dataset.pair, declarations),
-        declared=posted.encoders,
-        identities={
-            modality: model.encoders[modality]
-            for modality in dataset.pair.modalities
-            if modality in model.encoders
-        },
-        allowed_prefixes=context.settings.allowed_prefixes,
-        locations={uri: resolve(context, uri) for uri in sorted(uploaded)},
-        report_version=model.head if job.dry_run else None,
-        traceparent=preparation_span(job),
-    )
