@@ -75,7 +75,7 @@ class Cluster:
         if submission.id in self._states:
             return
         if submission.ranks == 0:
-            # The process that prepares datasets: `_prepare` is always there.
+            # The driver: `_prepare` is always there.
             self._states[submission.id] = LaunchStatus(LaunchState.RUNNING)
             return
         self._states[submission.id] = LaunchStatus(LaunchState.PENDING)
@@ -155,7 +155,7 @@ class Cluster:
         self.candidates[spec.model, spec.version] = self._time.seconds()
 
     def _prepare(self) -> None:
-        """Begin what is asked for, once a second, as the process that prepares datasets does."""
+        """Begin what is asked for, once a second, as the driver does."""
         keys = list(self._store.keys(layout.preparations()))
         self._preparing &= set(keys)
         for key in keys:

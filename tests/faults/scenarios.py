@@ -141,7 +141,7 @@ def _retry_without_bounds(world: World, job: str) -> bool:
 
 
 def _slowly_prepared(world: World) -> None:
-    """The process that prepares datasets was not running while the first requests were written."""
+    """The driver was not running while the first requests were written."""
     if world.once("away"):
         world.store.is_away = True
     elif all(job.state == JobState.PREPARING for job in world.jobs()):

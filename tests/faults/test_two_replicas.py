@@ -191,7 +191,7 @@ class TwoReplicas(RuleBasedStateMachine):
 
     @rule(is_away=st.booleans())
     def prepare_datasets(self, is_away: bool) -> None:
-        """The process that prepares datasets ends, or another one carries out the requests."""
+        """The driver ends, or another one carries out the requests."""
         if is_away:
             self.world.store.is_away = True
         else:

@@ -100,7 +100,7 @@ def database_of(process: str, url: str) -> Database:
 
 
 class PreparingStore(LocalStore):
-    """A local store with a process that prepares datasets: each request is carried out at once, unless it `is_away`."""
+    """A local store with a driver: each request is carried out at once, unless it `is_away`."""
 
     is_away = False
 
@@ -221,7 +221,7 @@ class World:
     # What happens on the cluster.
 
     def prepare(self) -> None:
-        """The process that prepares datasets is back, and does what was asked for."""
+        """The driver is back, and does what was asked for."""
         self.store.is_away = False
         prepare_all(self.store)
 

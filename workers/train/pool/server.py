@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 _QUEUE_SECONDS, _SECONDS_BETWEEN_LOOKS = 20.0, 1.0
 # Object stores charge for every write, and the control plane waits for minutes.
 _REPORT_SECONDS = 5.0
+_UNREADABLE = "the driver cannot read the request, which may be of another release"
 
 
 class PoolLost(Exception):
@@ -139,7 +140,7 @@ class AttemptServer:
             return
         except ValidationError as error:
             # Perhaps of another release: the control plane starts another attempt, and reports the message.
-            self._end(name, AttemptOutcome(state="failed", message=f"its request: {error}"))
+            self._end(name, AttemptOutcome(state="failed", message=f"{_UNREADABLE}: {error}"))
             return
         if self._has_outcome(name):
             # Whoever wrote it did not come to delete the request.
