@@ -86,24 +86,25 @@ def test_cold_ranks_do_not_try_again_what_fails_alike(
     assert groups() == 1
 
 
+@pytest.mark.parametrize(
+    ("victim", "process"), [("pool", "ray::PoolActor"), ("driver", "-m workers.driver --store")]
+)
 def test_an_attempt_survives_the_death_of_its_pool_and_of_the_driver(
-    attempts: Attempts, stack: LocalStack, store: ObjectStore
+    attempts: Attempts, stack: LocalStack, victim: str, process: str
 ) -> None:
-    for victim, process in (
-        ("pool", "ray::PoolActor"),
-        ("driver", f"-m workers.driver --store {store.uri}"),
-    ):
-        attempts.request(victim, 1, LONG)
-        wait_until(lambda job=victim: attempts.is_training(job))
-        ray_processes(stack, process)[-1].send_signal(signal.SIGKILL)
-        assert attempts.outcome(victim) == SUCCEEDED
-        assert attempts.candidate(victim).report.ranks == 2
+    attempts.request(victim, 1, LONG)
+    wait_until(lambda: attempts.is_training(victim))
+    ray_processes(stack, process)[-1].send_signal(signal.SIGKILL)
+    assert attempts.outcome(victim) == SUCCEEDED
+    assert attempts.candidate(victim).report.ranks == 2
 
 
-def test_another_number_of_ranks_is_another_group(attempts: Attempts, stack: LocalStack) -> None:
-    for job, number in (("alone", 1), ("two", 2)):
-        attempts.request(job, 0, QUICK, ranks=number)
-        assert attempts.outcome(job) == SUCCEEDED
-        assert attempts.candidate(job).report.ranks == number
-        # What the other group held is free.
-        wait_until(lambda size=number: len(ranks(stack)) == size)
+@pytest.mark.parametrize(("job", "number"), [("alone", 1), ("two", 2)])
+def test_another_number_of_ranks_is_another_group(
+    attempts: Attempts, stack: LocalStack, job: str, number: int
+) -> None:
+    attempts.request(job, 0, QUICK, ranks=number)
+    assert attempts.outcome(job) == SUCCEEDED
+    assert attempts.candidate(job).report.ranks == number
+    # What the other group held is free.
+    wait_until(lambda: len(ranks(stack)) == number)
