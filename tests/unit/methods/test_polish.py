@@ -215,6 +215,14 @@ def test_the_updates_of_all_datasets_together_are_bounded() -> None:
     assert loss_of(found.mixing) != loss_of(start())
 
 
+def test_small_updates_leave_other_cores_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    polish()
+    assert used == [1, threads]
+
+
 def test_directions_without_agreement_have_no_part() -> None:
     """A group of rank 0 has heads of zeros after any polish."""
     nothing = Directions(
