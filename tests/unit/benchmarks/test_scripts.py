@@ -23,6 +23,7 @@ NAMES = {
         "new_user",
         "page",
         "paper",
+        "post_to_live",
         "prepare",
         "rank_invariance",
         "reindex",

@@ -1,0 +1,307 @@
+"""How long does a dataset take from POST to live, and where does the time go?
+
+`python -m benchmarks.post_to_live` starts a stack of its own, as `cmcl up` does, and posts the datasets of a stream, under
+both policies, while nothing else runs. Beside each, the same dataset is learned in this process with all cores. Then raw
+pairs whose rows are encoded already, the bytes of the store, and what one more version costs with a long history.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.command_line import OneLineParser, count, listed, log_progress, table
+from benchmarks.folder import InvalidStream
+from benchmarks.folder import read_stream as read_datasets
+from benchmarks.live.growth import Growth, measure_growth
+from benchmarks.live.memory import memory_of
+from benchmarks.live.stack import Ask, BareLearning, Learner, Live, learn_stream, stored_bytes
+from benchmarks.report import machine
+from cmcl.client import Client
+from cmcl.contract.encoder import EncoderSpec
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
+from cmcl.demo.stream import Stream, read_stream
+from cmcl.stack import LocalStack
+from cmcl.stack_host import Ports
+
+_RESULTS = Path(".cmcl/benchmarks")
+_EXAMPLES = Path(__file__).parents[1] / "examples"
+_POLICIES = ("improve", "preserve")
+# Raw pairs, and the encoders of their modalities.
+_RAW = _EXAMPLES / "raw/emoji.tar"
+_RAW_PAIR = ModalityPair(first="image", second="text")
+_RAW_ENCODERS = {"image": "efficientnet-lite0", "text": "minilm"}
+_ASK: Ask = ("text", ["a red fruit"])
+# Datasets behind one more version: few, and many.
+_HISTORIES, _SHORT_HISTORIES = (15, 1000), (1, 2)
+_NARROW = dict.fromkeys(("audio", "image", "text"), 16)
+# After the last dataset.
+_REST_SECONDS = 10.0
+_GROWTH_PARTS = ("seconds", "learn_s", "certificates_s")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark, print the page, and write page and document."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        document = measured(options)
+    except (InvalidStream, FileNotFoundError) as error:
+        parser.error(str(error))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "post-to-live.json").write_text(json.dumps(document) + "\n")
+    (options.out / "post-to-live.md").write_text(markdown(document))
+    if not options.json:
+        print(markdown(document))
+    print(json.dumps(document), flush=True)
+    return 0
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the document. Progress is logged to stderr."""
+    stream = read_stream(options.stream)
+    with tempfile.TemporaryDirectory(prefix="cmcl-live-") as folder:
+        stack = LocalStack(
+            Path(folder),
+            Ports.free(),
+            options.ranks,
+            allowed_prefixes=(stream.folder.as_uri(), _RAW.parent.as_uri()),
+            encoders=() if options.quick else _raw_encoders(),
+            plugins=_EXAMPLES / "encoders",
+            report=log_progress,
+        )
+        began = time.perf_counter()
+        with stack, Client(stack.service_url, stack.embeddings_url) as client:
+            ready, store = time.perf_counter() - began, stack.folder / "store"
+            policies = {each: measure_policy(store, client, stream, each) for each in _POLICIES}
+            stored = stored_bytes(store)
+            preparing = policies["improve"]["phases"]["preparing"]
+            raw = None if options.quick else _encoded_again(store, client, preparing)
+            time.sleep(_REST_SECONDS)
+            memory = memory_of(stack)
+    growth = (
+        measure_growth(_SHORT_HISTORIES, _NARROW)
+        if options.quick
+        else measure_growth(options.histories)
+    )
+    about = {
+        "ready_s": round(ready, 2),
+        "store_bytes": stored,
+        "rest_mib": round(sum(each["mib"] for each in memory.values())),
+        "memory": memory,
+        "machine": machine(),
+    }
+    return document_of(policies, raw, growth) | about
+
+
+def document_of(
+    policies: Mapping[str, Mapping[str, Any]], raw: Mapping[str, Any] | None, growth: Growth
+) -> dict[str, Any]:
+    """Put together what was measured. The first dataset of the first policy was the first one of the stack."""
+    first, *_ = policies.values()
+    few, *_, many = (each["datasets"] for each in growth["versions"])
+    return {
+        "policies": dict(policies),
+        "cold_first_s": first["datasets"][0]["seconds"],
+        "encoded_again_s": None if raw is None else raw["beyond_features_s"],
+        "version_bytes": {
+            policy: [each["written_bytes"] for each in found["datasets"]]
+            for policy, found in policies.items()
+        },
+        f"growth_{many}_over_{few}": round(growth["growth"], 2),
+        "raw": raw,
+        "growth": growth,
+    }
+
+
+def measure_policy(store: Path, client: Client, stream: Stream, policy: str) -> dict[str, Any]:
+    """Learn the stream with a model of this policy. Medians are over the datasets after the first."""
+    client.create_model(policy, {"modalities": stream.modalities, "policy": policy})
+    datasets = read_datasets(stream.folder)
+    spec = ModelSpec.model_validate({"modalities": datasets.widths, "policy": policy})
+    bare = BareLearning(spec, datasets.datasets)
+    pairs = list(learn_stream(Learner(store, client, policy), stream, bare.learn))
+    whole, alone = (
+        round(median(each), 3)
+        for each in ([live.seconds for live, _ in pairs[1:]], [bare for _, bare in pairs[1:]])
+    )
+    return {
+        "median_s": whole,
+        "bare_s": alone,
+        "ratio": round(whole / alone, 2),
+        "phases": _phases([live for live, _ in pairs[1:]]),
+        "datasets": [{**_rounded(live), "bare_s": round(seconds, 2)} for live, seconds in pairs],
+    }
+
+
+def _encoded_again(store: Path, client: Client, preparing: float) -> dict[str, Any]:
+    """Post raw pairs to one model and then to another, whose rows are encoded already.
+
+    `preparing`: seconds that the preparation of features takes; `beyond_features_s`: how much more that of the second
+    post takes.
+    """
+    found = []
+    for name in ("raw", "raw-again"):
+        modalities = {each: {"encoder": encoder} for each, encoder in _RAW_ENCODERS.items()}
+        client.create_model(name, {"modalities": modalities})
+        learner = Learner(store, client, name)
+        live = learner.learn("emoji", _RAW_PAIR, [_RAW], _ASK, evaluation_share=0.15)
+        log_progress(f"{name}: live after {live.seconds:.1f} s")
+        found.append(live)
+    first, again = found
+    return {
+        "first": _rounded(first),
+        "again": _rounded(again),
+        "beyond_features_s": round(again.phases["preparing"] - preparing, 2),
+    }
+
+
+def _raw_encoders() -> tuple[EncoderSpec, ...]:
+    declared = json.loads((_EXAMPLES / "encoders/encoders.json").read_bytes())
+    found = (EncoderSpec.model_validate(each) for each in declared)
+    return tuple(each for each in found if each.name in _RAW_ENCODERS.values())
+
+
+def _phases(lives: Sequence[Live]) -> dict[str, float]:
+    """The median of each phase."""
+    names = dict.fromkeys(name for live in lives for name in live.phases)
+    return {name: round(median(live.phases.get(name, 0.0) for live in lives), 3) for name in names}
+
+
+def _rounded(live: Live) -> dict[str, Any]:
+    phases = {name: round(seconds, 3) for name, seconds in live.phases.items()}
+    return {**asdict(live), "seconds": round(live.seconds, 2), "phases": phases}
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """Render the page."""
+    policies = document["policies"]
+    phases = list(dict.fromkeys(name for each in policies.values() for name in each["phases"]))
+    raw, growth = document["raw"], document["growth"]
+    parts = [
+        "# From POST to live",
+        "## Question",
+        (__doc__ or "").partition("\n")[0],
+        "## Machine",
+        listed({name: value for name, value in document["machine"].items() if value is not None}),
+        "## Result",
+        (
+            "Seconds from the POST of a dataset of features to the first answer of its version, medians over the datasets "
+            "after the first. *bare*: the same datasets learned in one process with all cores, in the same run."
+        ),
+        table(
+            ["policy", "POST to live", "bare", "ratio"],
+            [
+                (name, f"{each['median_s']:.1f}", f"{each['bare_s']:.1f}", f"{each['ratio']:.2f}")
+                for name, each in policies.items()
+            ],
+        ),
+        (
+            f"The stack was ready after {document['ready_s']:.0f} s, and its first dataset live "
+            f"{document['cold_first_s']:.1f} s after its POST."
+        ),
+        "## Phases",
+        (
+            "Medians in seconds, as the product records them "
+            "([events](../events.md#where-the-time-of-a-job-went)). *post*: the request. *pointer*: from the stored "
+            "version to `live.json`. *answer*: from there to the first answer of the endpoint."
+        ),
+        table(
+            ["phase", *policies],
+            [
+                (name, *(f"{each['phases'].get(name, 0.0):.2f}" for each in policies.values()))
+                for name in phases
+            ],
+        ),
+        "## Datasets",
+        table(
+            ["policy", "dataset", "POST to live", "bare", "MB written"],
+            [
+                (
+                    name,
+                    each["dataset"],
+                    f"{each['seconds']:.1f}",
+                    f"{each['bare_s']:.1f}",
+                    f"{each['written_bytes'] / 1e6:.0f}",
+                )
+                for name, found in policies.items()
+                for each in found["datasets"]
+            ],
+        ),
+        f"The store has {document['store_bytes'] / 1e6:.0f} MB after both streams.",
+    ]
+    if raw is not None:
+        parts += [
+            "## Raw pairs",
+            (
+                f"{raw['first']['seconds']:.1f} s when their rows are encoded, and {raw['again']['seconds']:.1f} s when "
+                f"they are posted to another model: their preparation then takes {raw['beyond_features_s']:.1f} s more than "
+                "that of features."
+            ),
+        ]
+    parts += [
+        "## Memory at rest",
+        (
+            f"{document['rest_mib'] / 1024:.1f} GiB, {_REST_SECONDS:.0f} s after the last dataset (PSS: a page that several "
+            "processes share counts in parts):"
+        ),
+        table(
+            ["process", "number", "MiB"],
+            [
+                (f"`{name}`", each["processes"], f"{each['mib']:.0f}")
+                for name, each in document["memory"].items()
+            ],
+        ),
+        "## One more version",
+        f"In process, with simulated moments of {len(growth['widths'])} modalities: {_growth_words(growth)}",
+        table(
+            ["datasets behind it", "seconds", "learning", "certificates"],
+            [
+                (each["datasets"], *(f"{each[key]:.1f}" for key in _GROWTH_PARTS))
+                for each in growth["versions"]
+            ],
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _growth_words(growth: Growth) -> str:
+    """Say how much more the last version costs than the first."""
+    first, *_, last = growth["versions"]
+    return (
+        f"with {last['datasets']:,} datasets behind it, a version costs {growth['growth']:.1f} times as much as with "
+        f"{first['datasets']:,}."
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="python -m benchmarks.post_to_live", description=__doc__)
+    parser.add_argument("--stream", type=Path, default=_EXAMPLES / "stream", metavar="DIR")
+    parser.add_argument("--ranks", type=count, default=2, help="(default: 2)")
+    parser.add_argument(
+        "--histories",
+        type=count,
+        nargs=2,
+        default=list(_HISTORIES),
+        metavar=("FEW", "MANY"),
+        help="datasets behind one more version (default: 15 1000)",
+    )
+    parser.add_argument("--quick", action="store_true", help="no raw pairs, and short histories")
+    parser.add_argument("--json", action="store_true", help="print the document alone")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
