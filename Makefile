@@ -16,6 +16,8 @@ setup: $(STAMP)  ## install everything into .venv, or into VENV=folder (quick wh
 
 # With the time of day: on a busy machine a phase takes minutes.
 PHASE = @echo "$$(date +%H:%M:%S)  set-up:"
+# uv names each large package when its download begins and ends; the list of what was installed is left out.
+NAMED = 2>&1 | grep --line-buffered -v "^ [+~-] "
 # Some thirty processes of a stack import Ray at once. All else is compiled when it is first imported.
 RAY = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ray
 $(STAMP): requirements.lock pyproject.toml
@@ -23,7 +25,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade uv
 	$(PHASE) "packages (8 GB; the first time they are downloaded)"
-	@$(BIN)/uv pip sync --python $(BIN)/python --quiet --require-hashes requirements.lock
+	@bash -o pipefail -c '$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock $(NAMED)'
 	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --editable .
 	$(PHASE) bytecode of Ray
 	@$(BIN)/python -m compileall -q -j 0 $(RAY)
