@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from cmcl.contract.encoder import EncoderSpec
+from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from workers.encoders.identity import check_or_record
 from workers.encoders.media import Decoded
 from workers.encoders.port import FrozenEncoder
@@ -88,6 +88,11 @@ class ThisProcess:
         check("")
         encoder = self.loaded(spec)
         yield _Lease(spec, encoder.identity(), (), LoadedEncoder(encoder))
+
+    def identity_of(self, spec: EncoderSpec) -> EncoderIdentity | None:
+        """See Cluster."""
+        encoder = self._loaded.get(spec.name)
+        return None if encoder is None else encoder.identity()
 
     def loaded(self, spec: EncoderSpec) -> FrozenEncoder[Any]:
         """Return the encoder, loaded and compared with its record. Raises EncoderUnusable, EncoderMismatch."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cmcl.contract.dataset import DatasetManifest, ShardRef
-from cmcl.contract.encoder import EncoderSpec
+from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareRequest
@@ -69,6 +69,7 @@ class InlineCluster:
     batches: list[int] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     file_memory: int = FILE_MEMORY
+    identities: dict[str, EncoderIdentity] = field(default_factory=dict)
 
     def run(self, function: Callable[..., R], *arguments: Any, check: Check) -> R:
         """See Cluster."""
@@ -94,9 +95,12 @@ class InlineCluster:
         """See Cluster."""
         encoder = self.load(spec)
         check_or_record(encoder, self.store)
-        yield InlineLease(
-            spec, encoder.identity(), ("inline",), InlineEncoder(encoder, self.batches)
-        )
+        identity = self.identities[spec.model_dump_json()] = encoder.identity()
+        yield InlineLease(spec, identity, ("inline",), InlineEncoder(encoder, self.batches))
+
+    def identity_of(self, spec: EncoderSpec) -> EncoderIdentity | None:
+        """See Cluster."""
+        return self.identities.get(spec.model_dump_json())
 
 
 @dataclass

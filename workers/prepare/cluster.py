@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from cmcl.contract.encoder import EncoderSpec
+from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import StorageUnavailable
 from workers.prepare.encoder_pool import EncoderPools, LeasedEncoder
 from workers.prepare.settings import PrepareSettings
@@ -78,6 +78,10 @@ class Cluster(Protocol):
         """Lease an encoder. See `EncoderPools.lease`."""
         ...
 
+    def identity_of(self, spec: EncoderSpec) -> EncoderIdentity | None:
+        """Return the identity that the encoder had when it was leased last; None: it was not."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Memory:
@@ -113,6 +117,7 @@ class RayCluster:
     ) -> None:
         """`units_at_once`: of one dataset; None: a quarter of the cluster's CPUs, at least 2."""
         self.lease, self.end_idle = pools.lease, pools.end_idle
+        self.identity_of = pools.identity_of
         self._units_at_once = units_at_once
         self._settings = settings
         self._known_memory: _Memory | None = None

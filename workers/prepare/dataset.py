@@ -28,7 +28,7 @@ from workers.prepare.finish import (
     write_report,
 )
 from workers.prepare.progress import Progress
-from workers.prepare.raw_rows import Plan, RawSource, sides_of
+from workers.prepare.raw_rows import Plan, RawSource, SideSpec, sides_of
 from workers.prepare.tasks import (
     Outcome,
     Prepared,
@@ -143,23 +143,25 @@ def _leased(
 
 
 def _not_started(job: Preparation, plan: Plan, context: DatasetContext) -> DatasetContext | None:
-    """Return the context with encoders that have not started; None if the model does not know the identity of each.
+    """Return the context with encoders that have not started; None if the identity of one is not known.
 
-    It is enough if all items were encoded before. The first unit that has another one fails as if its encoder had ended.
+    It is known from earlier datasets of the model, or from a lease for any other one. It is enough if all items were
+    encoded before. The first unit that has another one fails as if its encoder had ended.
     """
-    identities = job.request.identities
+    sides = [_not_started_side(job, side) for side in context.source.sides]
     if not plan.units or any(
-        side.encoder is not None and side.modality not in identities
-        for side in context.source.sides
+        found is None and side.encoder is not None
+        for found, side in zip(sides, context.source.sides, strict=True)
     ):
         return None
-    first, second = (
-        None
-        if side.encoder is None
-        else LeasedEncoder(side.encoder, identities[side.modality], actors=())
-        for side in context.source.sides
-    )
-    return replace(context, encoders=(first, second))
+    return replace(context, encoders=(sides[0], sides[1]))
+
+
+def _not_started_side(job: Preparation, side: SideSpec) -> LeasedEncoder | None:
+    if side.encoder is None:
+        return None
+    known = job.request.identities.get(side.modality) or job.cluster.identity_of(side.encoder)
+    return None if known is None else LeasedEncoder(side.encoder, known, actors=())
 
 
 def _encoders(

@@ -122,6 +122,8 @@ class EncoderPools:
         self._lock = threading.Lock()
         self._starting: dict[str, threading.Lock] = {}
         self._pools: dict[str, _Pool] = {}
+        # Of each encoder that was leased, also after its pool has ended.
+        self._identities: dict[str, EncoderIdentity] = {}
         # Drivers of one cluster may share a namespace.
         self._prefix, self._made = f"encoder-{secrets.token_hex(4)}", 0
 
@@ -144,6 +146,7 @@ class EncoderPools:
             pool = self._grown(key, spec, min(spec.actors, max(units, 1)), check)
             with self._lock:
                 pool.leases += 1
+                self._identities[key] = pool.identity
             leased = LeasedEncoder(spec, pool.identity, tuple(pool.actors))
         finally:
             starting.release()
@@ -153,6 +156,11 @@ class EncoderPools:
             with self._lock:
                 pool.leases -= 1
                 pool.idle_since = self._clock()
+
+    def identity_of(self, spec: EncoderSpec) -> EncoderIdentity | None:
+        """Return the identity that the encoder had when it was leased last; None: it was not."""
+        with self._lock:
+            return self._identities.get(spec.model_dump_json())
 
     def end_idle(self) -> None:
         """End pools that have had no dataset for `idle_seconds`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cmcl.contract.encoder import EncoderSpec
+from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.model import ModelSpec
 from tests.fakes.encoders import DEADLY, write_weights
 from tests.fakes.preparation import Ground, InlineCluster
@@ -46,6 +46,10 @@ class PooledCluster(InlineCluster):
         """See Cluster."""
         with self.pools.lease(spec, units, check) as leased:
             yield leased
+
+    def identity_of(self, spec: EncoderSpec) -> EncoderIdentity | None:
+        """See Cluster."""
+        return self.pools.identity_of(spec)
 
 
 @pytest.fixture

@@ -167,10 +167,15 @@ def test_rows_of_others_and_of_other_encoders_are_encoded_again(
     assert sum(ground.cluster.batches) > 0
 
 
-def test_an_encoder_starts_only_for_items_that_it_has_not_encoded(ground: Ground) -> None:
+@pytest.mark.parametrize("model", ["scenes", "another"])
+def test_an_encoder_starts_only_for_items_that_it_has_not_encoded(
+    ground: Ground, model: str
+) -> None:
     write_rows(ground, 2500)
     first = ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
-    known: dict[str, Any] = {"encoders": ENCODERS, "identities": first.encoders}
+    # Another model has no dataset whose encoders it would know.
+    of_model = {"identities": first.encoders} if model == "scenes" else {}
+    known: dict[str, Any] = {"encoders": ENCODERS, "model": model, **of_model}
 
     def missing(spec: EncoderSpec) -> Any:
         raise EncoderUnusable(f"encoder {spec.name!r}: no model")
@@ -408,7 +413,8 @@ def test_an_encoder_that_computes_other_features_than_recorded_is_refused(ground
         def features(self, items: Sequence[Any]) -> Any:
             return super().features(items)[:, ::-1]
 
-    ground.cluster.load = Another
+    # A driver that has just started has leased no encoder yet.
+    ground.cluster.load, ground.cluster.identities = Another, {}
     with pytest.raises(PreparationFailed, match="computes other features") as caught:
         ground.prepare(ground.request("raw.jsonl", dataset="ds-2", encoders=ENCODERS))
     assert caught.value.reason == "encoder_mismatch"
