@@ -9,8 +9,9 @@ import threading
 
 import ray
 
-from workers.serve.app import deploy, withdraw
+from workers.serve.app import deploy
 from workers.serve.settings import ServeSettings
+from workers.serve.withdrawal import withdraw
 
 
 def main(arguments: str, port: str) -> None:

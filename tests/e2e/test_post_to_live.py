@@ -29,7 +29,8 @@ def test_the_phases_add_up_to_the_time_from_post_to_live(stack: LocalStack, clie
     found = measure_policy(stack.folder / "store", client, two, "preserve")
     growth = measure_growth((1, 2), dict.fromkeys(("audio", "image", "text"), 16))
     document = document_of({"preserve": found}, None, growth)
-    assert document["policies"]["preserve"]["median_s"] == found["datasets"][1]["seconds"]
+    second = found["datasets"][1]["seconds"]
+    assert document["policies"]["preserve"]["median_s"] == pytest.approx(second, abs=0.01)
     assert document["cold_first_s"] == found["datasets"][0]["seconds"]
     assert document["growth_2_over_1"] > 0
     assert all(each > 0 for each in document["version_bytes"]["preserve"])

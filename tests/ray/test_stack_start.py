@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports
+from tests.ray.attempts import wait_until
 
 
 @pytest.mark.ray
@@ -23,3 +25,17 @@ def test_a_stack_starts_although_serve_replaces_proxies_that_are_not_ready(tmp_p
         # It would end the head where it cannot reach the raylet within 30 s.
         started = [" ".join(each.cmdline()) for each in ray.children(recursive=True)]
         assert not [each for each in started if "ray.util.client.server" in each]
+        assert not [each for each in started if "log_monitor" in each]
+        _check_endpoint(stack)
+
+
+def _check_endpoint(stack: LocalStack) -> None:
+    """What deployed it only waits for its signal, in memory that torch would exceed, and then withdraws it."""
+    process = psutil.Process(stack.processes["embeddings"].pid)
+    wait_until(lambda: "workers.serve.withdrawal" in process.cmdline())
+    assert process.memory_full_info().uss < 100 * 2**20
+    assert httpx.get(f"{stack.embeddings_url}/readyz").is_success
+    process.terminate()
+    stack.processes.pop("embeddings").wait()
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"{stack.embeddings_url}/readyz").raise_for_status()

@@ -1,9 +1,9 @@
 """`python -m workers.serve --store URI`: serve embeddings on the Ray cluster that is running."""
 
 import argparse
+import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 import ray
@@ -11,13 +11,15 @@ from ray.exceptions import RayActorError
 
 from cmcl.contract.encoder import parse_encoder
 from cmcl.contract.errors import InvalidUri
-from workers.serve.app import deploy, withdraw
+from workers.serve import withdrawal
+from workers.serve.app import deploy
 from workers.serve.settings import ServeSettings
+from workers.serve.withdrawal import ENDING
 from workers.storage.uris import open_store
 
 
 def main(argv: list[str]) -> int:
-    """Deploy, wait for SIGTERM or SIGINT, withdraw. The exit code."""
+    """Deploy. The exit code: 0 once the endpoint answers."""
     options = _options(argv)
     try:
         args = ServeSettings(
@@ -31,19 +33,16 @@ def main(argv: list[str]) -> int:
     except (ValueError, InvalidUri, OSError) as error:  # pydantic's are ValueErrors
         print(f"workers.serve: {error}", file=sys.stderr)
         return 2
+    # A signal waits until the endpoint is deployed, and for the process that this one becomes.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     ray.init(address="auto", log_to_driver=False)
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # After ray.init, which installs its own handler, one that exits at once.
-        signal.signal(number, lambda *_: stopping.set())
     try:
         address = deploy(args, options.host, options.port)
     except (RuntimeError, TimeoutError, RayActorError) as error:
         print(f"workers.serve: {error}", file=sys.stderr)
         return 1
     print(f"embeddings: {address} serves {args.store} with {args.replicas} replica(s)", flush=True)
-    stopping.wait()
-    withdraw()
+    ray.shutdown()
     return 0
 
 
@@ -76,4 +75,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if code := main(sys.argv[1:]):
+        sys.exit(code)
+    # The same process, which waits for its signal without torch.
+    os.execv(sys.executable, [sys.executable, "-m", withdrawal.__name__])  # noqa: S606

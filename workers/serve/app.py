@@ -10,10 +10,9 @@ from ray.exceptions import RayActorError
 from workers.serve.deployment import EMBEDDER
 from workers.serve.encoders.deployment import encoder_applications
 from workers.serve.placement import REPLICA, at_most_per_node
-from workers.serve.ray_adapters import close_channel
 from workers.serve.settings import ServeArgs, ServeSettings
+from workers.serve.withdrawal import APPLICATION
 
-APPLICATION = "embeddings"
 _ANSWER_SECONDS = 10.0
 # Serve itself waits 60 s for its proxy, and its controller continues after that.
 _STARTS, _PROXY_SECONDS = 5, 60.0
@@ -95,15 +94,6 @@ def _wait_for_proxy() -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"proxies: {proxies}")
         time.sleep(0.2)
-
-
-def withdraw() -> None:
-    """Delete the application, and stop Serve if no other application runs."""
-    serve.delete(APPLICATION)
-    # After the replicas: a living one would create it again.
-    close_channel()
-    if not serve.status().applications:
-        serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _run(application: serve.Application) -> None:
