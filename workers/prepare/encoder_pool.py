@@ -15,6 +15,7 @@ from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import StorageUnavailable
 from workers.encoders.media import Decoded
 from workers.encoders.port import EncoderMismatch, EncoderUnusable
+from workers.memory import release_memory_every
 from workers.prepare.encoder_actor import EncoderActor, Started, to_argument
 from workers.prepare.encoding import Encoded, EncoderLost, EncoderPort
 from workers.storage.process_limits import give_way_to_queries
@@ -26,6 +27,8 @@ _TRIES_OF_A_BATCH = 2
 # How much longer than the first actor of a pool the other actors may take to start.
 _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.2
+# An encoder keeps what a batch has freed for the next one, also when there is none.
+_RELEASE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class EncoderProcess(EncoderActor):
 
     def __init__(self, spec: EncoderSpec, store_uri: str) -> None:
         give_way_to_queries()
+        release_memory_every(_RELEASE_SECONDS)
         super().__init__(spec, store_uri)
 
 

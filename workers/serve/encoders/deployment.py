@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Histogram
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
+from workers.memory import release_memory_every
 from workers.serve.encoders.client import PASSES_AHEAD, EncoderClients
 from workers.serve.encoders.port import Encoded, Encoders, EncoderUnavailable, NoEncoders, Raw
 from workers.serve.placement import ENCODER, at_most_per_node
@@ -25,6 +26,8 @@ from workers.storage.uris import open_store
 
 Handle = DeploymentHandle[Any]
 
+# An encoder keeps what a pass has freed for the next one, also when there is none.
+_RELEASE_SECONDS = 20.0
 _SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10]
 
 
@@ -43,6 +46,7 @@ class EncoderReplica:
         from workers.serve.encoders.queue import EncoderQueue, IdentityCheck
 
         logging.basicConfig(level=logging.INFO)
+        release_memory_every(_RELEASE_SECONDS)
         self._labels = {"encoder": spec.name}
         self._seconds = Histogram(
             "cmcl_encoder_seconds", "Duration of one pass.", _SECONDS, tag_keys=("encoder",)
