@@ -25,7 +25,6 @@ from workers.model.artifact import (
     load_centred_moments,
     load_heads,
     load_selftest,
-    save_heads,
     save_memory,
     save_method_state,
 )
@@ -43,7 +42,7 @@ from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import entry_for, publish_manifest, read_candidate, write_blob
 from workers.train.job import train_dataset
-from workers.train.versions import memory_files, read_heads
+from workers.train.versions import heads_files, memory_files, read_heads
 
 _JOB = "merge"
 
@@ -158,11 +157,11 @@ def _put_version(
         write_blob(store, data)
         sums = in_order(line.pair, load_centred_moments(data))
         memory = memory.with_sums(line.pair, sums, line.ridges, line.significant_directions)
-    heads = load_heads((export / HEADS_FILE).read_bytes(), manifest.spec)
+    heads = load_heads([(export / HEADS_FILE).read_bytes()], manifest.spec)
     selftest = (export / layout.SELFTEST).read_bytes()
     _check_heads(heads, selftest, manifest)
     files = {
-        layout.HEADS: save_heads(heads),
+        **heads_files(heads),
         layout.METHOD_STATE: save_method_state({}),
         layout.SELFTEST: selftest,
         **memory_files(save_memory(memory)),

@@ -10,14 +10,14 @@ import torch
 from cmcl.contract.modality import FileEntry, ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
-from workers.model.artifact import save_heads, save_memory, save_method_state, save_selftest
+from workers.model.artifact import save_memory, save_method_state, save_selftest
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.nullspace.conditioning import Conditioning
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.versions import entry_for, publish_manifest, write_blob
-from workers.train.versions import memory_files
+from workers.train.versions import heads_files, memory_files
 
 MODEL = "measured"
 MODALITY = "image"
@@ -43,7 +43,7 @@ def store_version(store: ObjectStore, version: int, width: int) -> ModalityHeads
     """Store a version, manifest last, without updating the live pointer."""
     heads, spec = heads_of(version, width), spec_of(width)
     files = {
-        layout.HEADS: save_heads(heads),
+        **heads_files(heads),
         layout.METHOD_STATE: save_method_state({}),
         layout.SELFTEST: save_selftest(heads, spec),
         **memory_files(save_memory(Memory())),

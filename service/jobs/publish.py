@@ -20,6 +20,7 @@ from workers.storage import layout
 from workers.storage.versions import (
     check_complete,
     check_number_is_free,
+    heads_bytes,
     publish_manifest,
     read_candidate,
 )
@@ -42,7 +43,7 @@ def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
             raise
         steps.fail(context, job, FailureReason.INVALID_CANDIDATE, str(error))
         return
-    size = candidate.files[layout.HEADS].bytes
+    size = heads_bytes(candidate)
     if (message := heads_problem(size, context.settings.heads_bytes_max)) is not None:
         steps.fail(context, job, FailureReason.HEADS_TOO_LARGE, message)
         return

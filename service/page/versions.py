@@ -50,7 +50,8 @@ _ADDRESS = "/versions/{version}"
 # Of a lineage with more lines, the newest ones are shown.
 _LINES, _LINKS = 50, 12
 _HELD_BY_FILE = {
-    layout.HEADS: "all heads, and how features are conditioned",
+    layout.HEADS: "weights of all heads",
+    layout.INPUTS: "how features are conditioned and lifted before heads read them",
     layout.MEMORY: "how many datasets each pair has, and what they chose",
     layout.METHOD_STATE: "state of the method",
     layout.SELFTEST: "random features and their embeddings, which replicas compare with their own",

@@ -16,7 +16,6 @@ from cmcl.contract.version import (
     VersionReport,
 )
 from workers.model.artifact import (
-    save_heads,
     save_memory,
     save_method_state,
     save_moments,
@@ -34,7 +33,7 @@ from workers.storage.versions import (
     write_blob,
     write_live,
 )
-from workers.train.versions import memory_files
+from workers.train.versions import heads_files, memory_files
 
 _ROWS = 8
 
@@ -95,7 +94,7 @@ def store_version(
     for pair, each in moments.items():
         memory = memory.with_dataset(pair, each)
     files = {
-        layout.HEADS: save_heads(heads),
+        **heads_files(heads),
         layout.METHOD_STATE: save_method_state({}),
         layout.SELFTEST: save_selftest(heads, spec),
         **memory_files(save_memory(memory)),

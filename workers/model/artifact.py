@@ -3,7 +3,7 @@
 Reading executes nothing (no pickle). A damaged file raises InvalidVersion.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,22 +29,40 @@ _SIGNIFICANT = "significant"
 _SUMS = ("first_triangle", "second_triangle", "cross_covariance")
 
 
-def save_heads(heads: ModalityHeads) -> bytes:
-    """All heads with their conditioning and lifts. Not a delta: every version is complete."""
-    return save({name: tensor.contiguous() for name, tensor in head_tensors(heads).items()})
+def save_heads(heads: ModalityHeads) -> tuple[bytes, bytes]:
+    """All weights, and what heads read: conditioning and lifts. Not a delta: every version is complete.
+
+    A new modality changes the second file, and other datasets do not.
+    """
+    weights, inputs = (
+        save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        for tensors in (_weight_tensors(heads), _input_tensors(heads))
+    )
+    return weights, inputs
 
 
 def head_tensors(heads: ModalityHeads) -> dict[str, Tensor]:
     """All heads with their conditioning and lifts as named tensors."""
-    tensors = {f"{name}/weight": weight for name, weight in heads.weights.items()}
+    return _weight_tensors(heads) | _input_tensors(heads)
+
+
+def _weight_tensors(heads: ModalityHeads) -> dict[str, Tensor]:
+    return {f"{name}/weight": weight for name, weight in heads.weights.items()}
+
+
+def _input_tensors(heads: ModalityHeads) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
     for name, conditioning in heads.conditioning.items():
         tensors |= {f"{name}/{part}": tensor for part, tensor in conditioning.tensors.items()}
     return tensors | {f"{name}/lift": lift.random_FK for name, lift in heads.lifts.items()}
 
 
-def load_heads(data: bytes, spec: ModelSpec) -> ModalityHeads:
+def load_heads(files: Iterable[bytes], spec: ModelSpec) -> ModalityHeads:
     """Heads as float32, checked against the spec's shapes and for NaN. Raises InvalidVersion."""
-    return heads_from(_load(data, "heads"), spec)
+    tensors: dict[str, Tensor] = {}
+    for data in files:
+        tensors |= _load(data, "heads")
+    return heads_from(tensors, spec)
 
 
 def heads_from(tensors: Mapping[str, Tensor], spec: ModelSpec) -> ModalityHeads:

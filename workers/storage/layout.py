@@ -38,6 +38,7 @@ from typing import Literal
 
 MANIFEST = "manifest.json"
 HEADS = "heads.safetensors"
+INPUTS = "inputs.safetensors"
 MEMORY = "memory.safetensors"
 METHOD_STATE = "kept.safetensors"
 SELFTEST = "selftest.safetensors"
@@ -48,7 +49,9 @@ _ENCODED_OBJECT = re.compile(r"/([0-9]{11})-[0-9a-f]{16}-[0-9]+\.items\Z")
 _VERSION_MANIFEST = re.compile(rf"models/([^/]+)/versions/([1-9][0-9]*)/{re.escape(MANIFEST)}\Z")
 _POOLED_MOMENTS = re.compile(r"memory/([a-z0-9_]+)\+([a-z0-9_]+)\.safetensors\Z")
 # The files that each version has, by the names of its manifest; moments of pairs come on top (`pooled_moments`).
-VERSION_FILES = (HEADS, MEMORY, METHOD_STATE, SELFTEST)
+VERSION_FILES = (HEADS, INPUTS, MEMORY, METHOD_STATE, SELFTEST)
+# What an endpoint embeds with: weights, and how features are conditioned and lifted, which few versions change.
+HEADS_FILES = (HEADS, INPUTS)
 
 
 def dataset_prefix(dataset: str) -> str:

@@ -139,6 +139,11 @@ def read_version_file(
     return read_blob(store, manifest.files[name], hashed)
 
 
+def heads_bytes(manifest: VersionManifest) -> int:
+    """Bytes of the heads of a version, with conditioning and lifts."""
+    return sum(manifest.files[name].bytes for name in layout.HEADS_FILES)
+
+
 def read_memory_files(
     manifest: VersionManifest, read: Callable[[str], bytes]
 ) -> tuple[bytes, dict[tuple[str, str], bytes]]:

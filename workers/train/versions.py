@@ -176,7 +176,8 @@ def _needed(what: str) -> Iterator[None]:
 
 def read_heads(store: ObjectStore, manifest: VersionManifest) -> ModalityHeads:
     """Raises DigestMismatch, InvalidVersion, ObjectNotFound, as do the functions below."""
-    return load_heads(read_version_file(store, manifest, layout.HEADS), manifest.spec)
+    read = partial(read_version_file, store, manifest)
+    return load_heads(map(read, layout.HEADS_FILES), manifest.spec)
 
 
 def read_memory(store: ObjectStore, manifest: VersionManifest) -> Memory:
@@ -184,6 +185,11 @@ def read_memory(store: ObjectStore, manifest: VersionManifest) -> Memory:
     read = partial(read_version_file, store, manifest)
     files = read_memory_files(manifest, lambda name: retry_unavailable(partial(read, name)))
     return load_memory(SavedMemory(*files))
+
+
+def heads_files(heads: ModalityHeads) -> dict[str, bytes]:
+    """The files of heads, by name."""
+    return dict(zip(layout.HEADS_FILES, save_heads(heads), strict=True))
 
 
 def memory_files(saved: SavedMemory) -> dict[str, bytes]:
@@ -214,7 +220,7 @@ def write_files(
     """Write the files of a version, except those that its parent has; return all of them by name."""
     memory = memory_files(save_memory(state.memory, parent.model_state.memory))
     files = {
-        layout.HEADS: save_heads(state.heads),
+        **heads_files(state.heads),
         layout.METHOD_STATE: save_method_state(state.method_state),
         layout.SELFTEST: save_selftest(state.heads, spec.spec),
         **memory,

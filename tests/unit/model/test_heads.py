@@ -93,7 +93,8 @@ def test_the_documented_recipe_gives_the_embeddings_of_the_heads(
         name: torch.randn(each.shape, generator=generator) for name, each in heads.weights.items()
     }
     heads = heads.replaced(weights).conditioned({"image": conditioned})
-    (tmp_path / "heads.safetensors").write_bytes(save_heads(heads))
+    for name, data in zip(("heads", "inputs"), save_heads(heads), strict=True):
+        (tmp_path / f"{name}.safetensors").write_bytes(data)
     (tmp_path / "selftest.safetensors").write_bytes(save_selftest(heads, NUMPY_SPEC))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

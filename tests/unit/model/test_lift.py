@@ -153,4 +153,4 @@ def test_a_lift_finds_what_no_linear_head_sees() -> None:
 def test_without_a_lift_nothing_changes() -> None:
     spec = SPEC.model_copy(update={"lift": 0})
     heads = initial_heads(spec)
-    assert "image/lift" not in artifact.load_method_state(artifact.save_heads(heads))
+    assert "image/lift" not in artifact.load_method_state(artifact.save_heads(heads)[1])

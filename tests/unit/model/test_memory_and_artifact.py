@@ -198,6 +198,13 @@ def covariance(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return first.mT @ second / len(first)
 
 
+def test_new_weights_leave_what_heads_read_as_it_is() -> None:
+    conditioned = HEADS.conditioned({"text": Conditioning(torch.ones(3), 2 * torch.eye(3))})
+    turned = conditioned.replaced({"text": HEADS.weights["text"].roll(1, dims=0)})
+    before, after = artifact.save_heads(conditioned), artifact.save_heads(turned)
+    assert (before[0] == after[0], before[1] == after[1]) == (False, True)
+
+
 def test_heads_survive_a_round_trip_and_pass_their_selftest() -> None:
     again = artifact.load_heads(artifact.save_heads(HEADS), SPEC)
     run_selftest(artifact.save_selftest(HEADS, SPEC), again)
@@ -218,8 +225,9 @@ def test_selftest_refuses_heads_of_another_version() -> None:
     ],
 )
 def test_damaged_heads_are_rejected_with_a_message(damage, message: str) -> None:  # type: ignore[no-untyped-def]
+    weights, inputs = artifact.save_heads(HEADS)
     with pytest.raises(InvalidVersion, match=message):
-        artifact.load_heads(damage(artifact.save_heads(HEADS)), SPEC)
+        artifact.load_heads([damage(weights), inputs], SPEC)
 
 
 def test_heads_with_nan_or_another_shape_are_refused() -> None:

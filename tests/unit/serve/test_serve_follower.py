@@ -79,12 +79,12 @@ def promise_other_widths(replica: Replica) -> None:
 def not_a_number(replica: Replica) -> None:
     heads = random_heads(SPEC, seed=2)
     heads.weights["image"][0, 0] = float("nan")
-    rewrite(replica, 2, layout.HEADS, save_heads(heads))
+    rewrite(replica, 2, layout.HEADS, save_heads(heads)[0])
 
 
 def other_shape(replica: Replica) -> None:
     spec = SPEC.model_copy(update={"width": 7})
-    rewrite(replica, 2, layout.HEADS, save_heads(random_heads(spec, seed=2)))
+    rewrite(replica, 2, layout.HEADS, save_heads(random_heads(spec, seed=2))[0])
 
 
 DAMAGES = [

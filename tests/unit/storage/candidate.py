@@ -12,6 +12,7 @@ from workers.storage.versions import entry_for, write_blob, write_candidate
 MOMENTS = "moments of data-1"
 FILES = {
     layout.HEADS: b"all heads",
+    layout.INPUTS: b"what they read",
     layout.MEMORY: b"all moments",
     layout.METHOD_STATE: b"what a method keeps",
     layout.SELFTEST: b"a few rows",

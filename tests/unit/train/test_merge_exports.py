@@ -44,7 +44,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def heads_of(folder: Path) -> ModalityHeads:
-    return load_heads((folder / HEADS_FILE).read_bytes(), SPEC)
+    return load_heads([(folder / HEADS_FILE).read_bytes()], SPEC)
 
 
 def manifest_of(folder: Path) -> VersionManifest:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound
-from cmcl.contract.modality import ModalityPair
+from cmcl.contract.modality import FileEntry, ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
 from workers.model.artifact import check_selftest, heads_from, load_selftest
@@ -222,7 +222,7 @@ class StoredVersions:
             raise InvalidVersion(
                 f"the manifest of {model}@{number} is that of {manifest.model}@{manifest.version}"
             )
-        for name in (layout.HEADS, layout.SELFTEST):
+        for name in (*layout.HEADS_FILES, layout.SELFTEST):
             if name not in manifest.files:
                 raise InvalidVersion(f"the manifest of {model}@{number} names no {name}")
         return manifest
@@ -236,14 +236,14 @@ class StoredVersions:
 
         Raises InvalidVersion or DigestMismatch where they cannot be used, StorageUnavailable.
         """
-        entry = manifest.files[layout.HEADS]
-        chunks = stream_blob(self._store, entry)
         shared: dict[str, SharedTensor] = {}
         try:
-            for name, tensor in stream(chunks, entry.bytes):
-                shared[name] = self.pool.share(tensor, reservation)
-            for _ in chunks:
-                pass  # The digest is checked at the end.
+            for entry in _heads_of(manifest):
+                chunks = stream_blob(self._store, entry)
+                for name, tensor in stream(chunks, entry.bytes):
+                    shared[name] = self.pool.share(tensor, reservation)
+                for _ in chunks:
+                    pass  # The digest is checked at the end.
         except SafetensorError as error:
             raise InvalidVersion(f"the heads cannot be read: {error}") from error
         except ObjectNotFound as error:
@@ -262,10 +262,11 @@ class StoredVersions:
         _run_selftest(data, loaded)
 
     def verify(self, manifest: VersionManifest) -> None:
-        """Check the digest of the heads' file in the memory of one chunk. Raises as `read`."""
+        """Check the digests of the heads' files in the memory of one chunk. Raises as `read`."""
         try:
-            for _ in stream_blob(self._store, manifest.files[layout.HEADS]):
-                pass
+            for entry in _heads_of(manifest):
+                for _ in stream_blob(self._store, entry):
+                    pass
         except ObjectNotFound as error:
             raise InvalidVersion(f"{manifest.model}@{manifest.version}: {error}") from error
 
@@ -285,9 +286,14 @@ def described(manifest: VersionManifest, source: HeadsSource) -> ServedVersion:
 
 
 def _file_of(manifest: VersionManifest) -> Hashable:
-    """What heads are a function of: their file and the expected shapes."""
+    """What heads are a function of: their files and the expected shapes."""
     spec = manifest.spec
-    return manifest.files[layout.HEADS].sha256, spec.width, tuple(sorted(spec.widths.items()))
+    digests = tuple(entry.sha256 for entry in _heads_of(manifest))
+    return digests, spec.width, tuple(sorted(spec.widths.items()))
+
+
+def _heads_of(manifest: VersionManifest) -> list[FileEntry]:
+    return [manifest.files[name] for name in layout.HEADS_FILES]
 
 
 @torch.inference_mode()

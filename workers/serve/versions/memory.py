@@ -22,7 +22,7 @@ from workers.serve.versions.loading import (
     SharedTensor,
     TensorPool,
 )
-from workers.storage import layout
+from workers.storage.versions import heads_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class HeadsCache:
 
     def check_size(self, manifest: VersionManifest) -> None:
         """Raises TooLarge."""
-        need = manifest.files[layout.HEADS].bytes
+        need = heads_bytes(manifest)
         if need > self._budget.bytes:
             raise TooLarge(
                 f"the heads of {manifest.model}@{manifest.version} have {_mib(need)}; this replica may "
@@ -140,7 +140,7 @@ class HeadsCache:
         model.
         """
         self.check_size(manifest)
-        model, need = manifest.model, manifest.files[layout.HEADS].bytes
+        model, need = manifest.model, heads_bytes(manifest)
         reservation = Reservation(self._budget.owner_of(model), need)
 
         def may_leave(key: Key) -> bool:
@@ -205,7 +205,7 @@ class HeadsCache:
     def _no_room(self, manifest: VersionManifest) -> NoRoom:
         return NoRoom(
             f"the heads of {manifest.model}@{manifest.version} have "
-            f"{_mib(manifest.files[layout.HEADS].bytes)}; this replica may hold "
+            f"{_mib(heads_bytes(manifest))}; this replica may hold "
             f"{_mib(self._budget.bytes)} (max_heads_bytes), and what must stay in memory leaves too little of it"
         )
 
