@@ -185,7 +185,7 @@ def test_a_version_says_how_it_was_made(read_only: ControlPlane, viewer: Browser
         "The change was shrunk so that the drift stays within its bound: drift 90.0 % → 30.0 %"
         in text
     )
-    assert "1 min 22 s in all." in text
+    assert "1 min 22 s in all; the longest:" in text
     assert "How earlier datasets are kept preserve" in text
     assert "heads.safetensors" in text
     assert "cmcl version show street@3 --json" in text
