@@ -78,12 +78,13 @@ class _Attempt:
 class AttemptServer:
     """The attempts of a store. `resident`: the pool that all share, if it was started before the first one.
 
-    `start` starts a pool, `setup` returns the one that a request needs now, `has_room` whether it would have resources.
+    `start` starts a pool, `setup_of` returns the setup that a request needs now, `has_room` whether the cluster has
+    resources for one.
     """
 
     store: ObjectStore
     start: Callable[[PoolSetup], Pool]
-    setup: Callable[[AttemptRequest], PoolSetup]
+    setup_of: Callable[[AttemptRequest], PoolSetup]
     has_room: Callable[[PoolSetup], bool]
     idle_seconds: float
     resident: Pool | None = None
@@ -151,7 +152,7 @@ class AttemptServer:
             name,
             request,
             Attempt(self.store.uri, request.job, request.attempt),
-            self.setup(request),
+            self.setup_of(request),
             self.clock(),
             ProgressWriter(self.store, request.job, request.attempt),
         )
