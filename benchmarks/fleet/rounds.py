@@ -1,7 +1,7 @@
 """The rounds that the work queue replaced: one thread visits each model and reads the objects of each running attempt.
 
 As they were on 2026-11-29: for a running job, the size of its candidate's manifest, its progress, its state at the
-launcher and its failure; judging and storing in four threads beside it. All other steps are those of the product.
+launcher and its failure. All other steps are those of the product.
 """
 
 import threading
@@ -15,13 +15,12 @@ from service.database.queries.attempts import Report, RunningAttempt, store_prog
 from service.database.rows import JobRecord, ModelRecord
 from service.jobs.reconciler import Reconciler
 from service.jobs.steps import run_step
-from service.jobs.workqueue import Key, Work
 from service.launchers.port import status_of
 from service.states import JobState
 from workers.storage import layout
 
-# What CMCL_RECONCILE_SECONDS was, and how many steps ran beside the rounds.
-_PAUSE_SECONDS, _THREADS = 0.2, 4
+# What CMCL_RECONCILE_SECONDS was.
+_PAUSE_SECONDS = 0.2
 
 
 class Rounds(Reconciler):
@@ -29,9 +28,8 @@ class Rounds(Reconciler):
 
     def loop(self, stop: threading.Event) -> None:
         """Run rounds until `stop` is set."""
-        threads = [threading.Thread(target=self._files, args=[stop]) for _ in range(_THREADS)]
-        for thread in threads:
-            thread.start()
+        woken = threading.Thread(target=self._woken, args=[stop])
+        woken.start()
         while not stop.is_set():
             self.leases.renew()
             with self._context.database.read() as connection:
@@ -41,21 +39,17 @@ class Rounds(Reconciler):
                 if stop.is_set():
                     break
             stop.wait(_PAUSE_SECONDS)
-        for thread in threads:
-            thread.join()
+        woken.join()
 
     def _visit(self, name: str) -> None:
-        key = Key(name, Work.JOBS)
-        if not self.queue.is_processing(key):
+        if not self.queue.is_busy(name):
             self._advance(name)
 
-    def _files(self, stop: threading.Event) -> None:
+    def _woken(self, stop: threading.Event) -> None:
+        """Signals of the same process woke the rounds for their model."""
         while not stop.is_set():
             key = self.queue.get(0.1)
-            if key is not None and key.work is Work.FILES:
-                self.process(key)
-            elif key is not None:
-                # Signals of the same process woke the rounds for their model.
+            if key is not None:
                 self.queue.done(key)
                 self._visit(key.model)
 

@@ -63,15 +63,10 @@ class _Tasks:
     job: JobRecord | None
 
     @property
-    def is_large(self) -> bool:
-        """Whether the next step reads or copies the files of a whole version."""
-        is_gating = self.job is not None and self.job.state == JobState.GATING
-        return self.unstored is not None or is_gating
-
-    @property
     def is_any(self) -> bool:
         """Whether there is anything to do."""
-        return self.job is not None or self.is_large or not self.model.is_mirrored
+        waits = self.job is not None or self.unstored is not None
+        return waits or not self.model.is_mirrored
 
 
 class Reconciler(PeriodicLoop):
@@ -91,8 +86,8 @@ class Reconciler(PeriodicLoop):
         self.replica = replica or new_name()
         self._now = steady(context.clock)
         workers = context.tuning.reconcile_workers
-        # Large files take half of the workers, checks of pointers a quarter: the others stay free for jobs.
-        limits = {Work.FILES: workers // 2, Work.POINTER: max(1, workers // 4)}
+        # Checks of pointers take a quarter of the workers: the others stay free for jobs.
+        limits = {Work.POINTER: max(1, workers // 4)}
         self.queue = WorkQueue(self._now, limits, workers // 2)
         self.leases = ModelLeases(context, self.replica, self.queue.is_busy)
         # Models whose live.json may differ from what the database says of it.
@@ -175,9 +170,6 @@ class Reconciler(PeriodicLoop):
                 self.queue.add_after(key, seconds)
         finally:
             self.queue.done(key)
-            if key.work is Work.FILES:
-                # After `done`: while files are processed, the model's jobs do not advance.
-                self.queue.add(Key(key.model, Work.JOBS))
 
     def _process(self, key: Key) -> float | None:
         """Process the key. Returns the seconds after which it is due again; None: not before an event."""
@@ -188,8 +180,6 @@ class Reconciler(PeriodicLoop):
                 return self._prepare(key.model)
             case Work.POINTER:
                 self._recheck_pointer(key.model)
-            case Work.FILES:
-                self._run_large(key.model)
         return None
 
     def _prepare(self, name: str) -> float | None:
@@ -223,14 +213,12 @@ class Reconciler(PeriodicLoop):
                 with self._context.metrics.step("mirror"):
                     self._mirror(name)
                 return 0.0
-            files = Key(name, Work.FILES)
-            if tasks.model.deleted_at is not None or self.queue.is_processing(files):
+            if tasks.model.deleted_at is not None:
                 return None
-            if tasks.is_large:
-                self._begin_large(tasks)
-            elif tasks.job is not None:
-                return self._step(tasks.job, tasks.model)
-            return None
+            if tasks.unstored is not None:
+                publish.store_version(self._context, tasks.unstored)
+                return 0.0
+            return None if tasks.job is None else self._step(tasks.job, tasks.model)
 
     @contextmanager
     def _waiting_if_stale(self, name: str) -> Iterator[None]:
@@ -256,23 +244,6 @@ class Reconciler(PeriodicLoop):
             job = job_queue.current(connection, name)
         tasks = _Tasks(model, unstored, job)
         return tasks if tasks.is_any and self.leases.holds(model) else None
-
-    def _begin_large(self, tasks: _Tasks) -> None:
-        if self.queue.is_full(Work.FILES) and tasks.unstored is None and tasks.job is not None:
-            message = "waiting: other candidates are being judged and stored"
-            set_message(self._context, tasks.job, message)
-        self.queue.add(Key(tasks.model.name, Work.FILES))
-
-    def _run_large(self, name: str) -> None:
-        """Judge the candidate or store the version."""
-        tasks = self._tasks(name)
-        if tasks is None or tasks.model.deleted_at is not None:
-            return
-        if tasks.unstored is not None:
-            with self._waiting_if_stale(name):
-                publish.store_version(self._context, tasks.unstored)
-        elif tasks.job is not None and tasks.is_large:
-            self._step(tasks.job, tasks.model)
 
     def _mirror(self, name: str) -> None:
         # If this fails half-way, what it wrote may be older than what another replica wrote.

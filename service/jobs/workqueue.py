@@ -30,7 +30,6 @@ class Work(StrEnum):
 
     JOBS = "jobs"  # its pointer, and the job whose turn it is
     DATASETS = "datasets"  # jobs that are queued or being prepared
-    FILES = "files"  # judging a candidate or storing a version: reads and copies whole files
     POINTER = "pointer"  # comparing its live.json with the database, after a start; before it, all else is done
 
 
@@ -170,10 +169,6 @@ class WorkQueue:
                     self._add(key, at, priority)
             # A key of a kind whose limit was reached may be waiting.
             self._changed.notify()
-
-    def is_processing(self, key: Key) -> bool:
-        """Return whether a worker processes the key."""
-        return key in self._started
 
     def is_busy(self, model: str) -> bool:
         """Return whether a worker processes a key of the model."""

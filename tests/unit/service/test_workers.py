@@ -119,8 +119,8 @@ def _move_to_gating(plane: ControlPlane, model: str) -> str:
 
 
 def _take(plane: ControlPlane, model: str) -> Key:
-    """Begin to judge or store: the key as a worker has it that has not ended."""
-    return take(plane.reconciler.queue, Key(model, Work.FILES))
+    """Begin to judge: the key as a worker has it that has not ended."""
+    return take(plane.reconciler.queue, Key(model, Work.JOBS))
 
 
 def test_other_models_continue_while_a_candidate_is_judged(plane: ControlPlane) -> None:
@@ -139,27 +139,12 @@ def test_other_models_continue_while_a_candidate_is_judged(plane: ControlPlane) 
     assert plane.job(large).state == JobState.PUBLISHED
 
 
-def test_a_roll_back_reaches_the_replicas_while_a_version_is_stored(plane: ControlPlane) -> None:
-    for name in ("one", "two"):
-        plane.run_to_end(plane.post_dataset(name))
-    job = plane.post_dataset("three")
-    train(plane.store, job, plane.tick_to(job, JobState.RUNNING).attempt)
-    plane.tick_to(job, JobState.PUBLISHED)
-    key = _take(plane, "scenes")
-    plane.client.put("/v1/models/scenes/live", json={"version": 1})
-    plane.tick()
-    assert plane.answering() == (3, 1)
-    plane.reconciler.process(key)
-    plane.tick(2)
-    assert plane.answering() == (4, 3)
-
-
 def test_judging_that_failed_is_tried_again_and_less_and_less_often(plane: ControlPlane) -> None:
     job = _move_to_gating(plane, "scenes")
     plane.store.broken = "candidate"
     plane.tick(40)
     tries = plane.context.metrics.registry.get_sample_value(
-        "cmcl_service_workqueue_work_duration_seconds_count", {"work": "files"}
+        "cmcl_service_reconcile_errors_total", {"error": "StorageUnavailable"}
     )
     assert tries is not None
     assert 4 <= tries <= 9
@@ -168,23 +153,6 @@ def test_judging_that_failed_is_tried_again_and_less_and_less_often(plane: Contr
     plane.clock.advance(60)
     plane.tick()
     assert plane.job(job).state == JobState.PUBLISHED
-
-
-def test_a_candidate_says_that_others_are_judged_before_it(plane: ControlPlane) -> None:
-    names = [*"abcde"]
-    for name in names:
-        plane.create_model(name)
-    jobs = [_move_to_gating(plane, name) for name in names[:1]]
-    for name in names[1:]:
-        plane.reconciler.queue.add(Key(name, Work.FILES))
-    held = [_take(plane, name) for name in names[1:]]
-    assert len(held) == plane.context.tuning.reconcile_workers // 2
-    plane.tick()
-    assert "other candidates" in (plane.job(jobs[0]).message or "")
-    for key in held:
-        plane.reconciler.process(key)
-    plane.tick()
-    assert plane.job(jobs[0]).state == JobState.PUBLISHED
 
 
 def test_work_that_hangs_has_the_process_ended(plane: ControlPlane) -> None:
@@ -197,7 +165,7 @@ def test_work_that_hangs_has_the_process_ended(plane: ControlPlane) -> None:
     plane.clock.advance(100)
     answer = plane.client.get("/healthz")
     assert answer.status_code == 503
-    assert "files of model 'scenes' has not ended for" in answer.json()["checks"]["workqueue"]
+    assert "jobs of model 'scenes' has not ended for" in answer.json()["checks"]["workqueue"]
     plane.reconciler.process(key)
     assert plane.client.get("/healthz").status_code == 200
 

@@ -141,18 +141,18 @@ def test_an_event_during_a_failure_does_not_shorten_the_pause() -> None:
     assert queue.get(0) == SCENES
 
 
-def test_large_files_leave_workers_for_other_work() -> None:
+def test_a_bounded_kind_of_work_leaves_workers_for_others() -> None:
     seconds = Seconds()
-    queue = _queue(seconds, files=2)
+    queue = _queue(seconds, pointer=2)
     for name in "abc":
-        queue.add(Key(name, Work.FILES))
+        queue.add(Key(name, Work.POINTER))
     seconds.now += 1
     queue.add(SCENES)
     taken = [queue.get(0) for _ in range(4)]
-    assert taken == [Key("a", Work.FILES), Key("b", Work.FILES), SCENES, None]
-    assert queue.is_full(Work.FILES)
-    queue.done(Key("a", Work.FILES))
-    assert queue.get(0) == Key("c", Work.FILES)
+    assert taken == [Key("a", Work.POINTER), Key("b", Work.POINTER), SCENES, None]
+    assert queue.is_full(Work.POINTER)
+    queue.done(Key("a", Work.POINTER))
+    assert queue.get(0) == Key("c", Work.POINTER)
 
 
 def test_events_come_before_low_priority_keys() -> None:
