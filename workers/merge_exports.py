@@ -26,7 +26,6 @@ from workers.model.artifact import (
     load_heads,
     load_selftest,
     save_memory,
-    save_method_state,
 )
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory, in_order
@@ -162,7 +161,6 @@ def _put_version(
     _check_heads(heads, selftest, manifest)
     files = {
         **heads_files(heads),
-        layout.METHOD_STATE: save_method_state({}),
         layout.SELFTEST: selftest,
         **memory_files(save_memory(memory)),
     }

@@ -10,7 +10,7 @@ import torch
 from cmcl.contract.modality import FileEntry, ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
-from workers.model.artifact import save_memory, save_method_state, save_selftest
+from workers.model.artifact import save_memory, save_selftest
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.nullspace.conditioning import Conditioning
@@ -44,7 +44,6 @@ def store_version(store: ObjectStore, version: int, width: int) -> ModalityHeads
     heads, spec = heads_of(version, width), spec_of(width)
     files = {
         **heads_files(heads),
-        layout.METHOD_STATE: save_method_state({}),
         layout.SELFTEST: save_selftest(heads, spec),
         **memory_files(save_memory(Memory())),
     }

@@ -53,7 +53,6 @@ _HELD_BY_FILE = {
     layout.HEADS: "weights of all heads",
     layout.INPUTS: "how features are conditioned and lifted before heads read them",
     layout.MEMORY: "how many datasets each pair has, and what they chose",
-    layout.METHOD_STATE: "state of the method",
     layout.SELFTEST: "random features and their embeddings, which replicas compare with their own",
 }
 

@@ -17,7 +17,6 @@ from cmcl.contract.version import (
 )
 from workers.model.artifact import (
     save_memory,
-    save_method_state,
     save_moments,
     save_selftest,
 )
@@ -95,7 +94,6 @@ def store_version(
         memory = memory.with_dataset(pair, each)
     files = {
         **heads_files(heads),
-        layout.METHOD_STATE: save_method_state({}),
         layout.SELFTEST: save_selftest(heads, spec),
         **memory_files(save_memory(memory)),
     }

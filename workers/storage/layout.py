@@ -40,7 +40,6 @@ MANIFEST = "manifest.json"
 HEADS = "heads.safetensors"
 INPUTS = "inputs.safetensors"
 MEMORY = "memory.safetensors"
-METHOD_STATE = "kept.safetensors"
 SELFTEST = "selftest.safetensors"
 # The name under which a running attempt shows that it has written what it was to write.
 ENDED = "ended"
@@ -48,8 +47,9 @@ ENDED = "ended"
 _ENCODED_OBJECT = re.compile(r"/([0-9]{11})-[0-9a-f]{16}-[0-9]+\.items\Z")
 _VERSION_MANIFEST = re.compile(rf"models/([^/]+)/versions/([1-9][0-9]*)/{re.escape(MANIFEST)}\Z")
 _POOLED_MOMENTS = re.compile(r"memory/([a-z0-9_]+)\+([a-z0-9_]+)\.safetensors\Z")
-# The files that each version has, by the names of its manifest; moments of pairs come on top (`pooled_moments`).
-VERSION_FILES = (HEADS, INPUTS, MEMORY, METHOD_STATE, SELFTEST)
+# The files that each version has, by the names of its manifest. Moments of pairs (`pooled_moments`) and the state of the
+# method (`method_state`) come on top.
+VERSION_FILES = (HEADS, INPUTS, MEMORY, SELFTEST)
 # What an endpoint embeds with: weights, and how features are conditioned and lifted, which few versions change.
 HEADS_FILES = (HEADS, INPUTS)
 
@@ -252,6 +252,16 @@ def version_of(key: str) -> tuple[str, int] | None:
 def pooled_moments(first: str, second: str) -> str:
     """Name of the file of a version with the pooled moments of a pair, in lexical order."""
     return f"memory/{first}+{second}.safetensors"
+
+
+def method_state(name: str) -> str:
+    """Name of the file of a version with that tensor of its method's state."""
+    return f"kept/{name}.safetensors"
+
+
+def is_method_state(name: str) -> bool:
+    """Whether a file of a version is part of its method's state."""
+    return name.startswith("kept/")
 
 
 def pair_of(name: str) -> tuple[str, str] | None:

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as installed_version
 
+from torch import Tensor
+
 from cmcl.contract import DISTRIBUTION
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.encoder import EncoderIdentity
@@ -84,7 +86,7 @@ def read_known(store: ObjectStore, ref: VersionRef, spec: ModelSpec) -> Parent:
         state = ModelState(
             with_new_modalities(heads, spec),
             read_memory(store, manifest),
-            retry_unavailable(partial(read_method_state, store, manifest)),
+            read_method_state(store, manifest),
         )
     return Parent(state, manifest.learned, manifest.encoders, ref, manifest.files)
 
@@ -199,7 +201,12 @@ def memory_files(saved: SavedMemory) -> dict[str, bytes]:
 
 
 def read_method_state(store: ObjectStore, manifest: VersionManifest) -> MethodState:
-    return load_method_state(read_version_file(store, manifest, layout.METHOD_STATE))
+    """With retries, because it has several files."""
+    state: dict[str, Tensor] = {}
+    for name in filter(layout.is_method_state, manifest.files):
+        read = partial(read_version_file, store, manifest, name)
+        state |= load_method_state(retry_unavailable(read))
+    return state
 
 
 def read_moments(store: ObjectStore, learned: LearnedDataset) -> PairMoments:
@@ -218,16 +225,18 @@ def write_files(
     store: ObjectStore, state: ModelState, spec: JobSpec, parent: Parent
 ) -> dict[str, FileEntry]:
     """Write the files of a version, except those that its parent has; return all of them by name."""
-    memory = memory_files(save_memory(state.memory, parent.model_state.memory))
     files = {
         **heads_files(state.heads),
-        layout.METHOD_STATE: save_method_state(state.method_state),
+        **memory_files(save_memory(state.memory, parent.model_state.memory)),
+        **{
+            layout.method_state(name): save_method_state({name: tensor})
+            for name, tensor in state.method_state.items()
+        },
         layout.SELFTEST: save_selftest(state.heads, spec.spec),
-        **memory,
     }
     known = frozenset(parent.files.values())
-    kept = {layout.pooled_moments(*pair) for pair in state.memory.datasets} - memory.keys()
-    return {name: parent.files[name] for name in kept} | {
+    pooled = {layout.pooled_moments(*pair) for pair in state.memory.datasets}
+    return {name: parent.files[name] for name in pooled - files.keys()} | {
         name: write_blob(store, data, known) for name, data in files.items()
     }
 

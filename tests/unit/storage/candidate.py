@@ -14,7 +14,7 @@ FILES = {
     layout.HEADS: b"all heads",
     layout.INPUTS: b"what they read",
     layout.MEMORY: b"all moments",
-    layout.METHOD_STATE: b"what a method keeps",
+    layout.method_state("basis"): b"what a method keeps",
     layout.SELFTEST: b"a few rows",
     MOMENTS: b"moments of this dataset",
 }

@@ -119,6 +119,16 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     return Chain(store, learn_two(store, folder))
 
 
+def test_a_version_writes_only_what_changed(chain: Chain) -> None:
+    """Fashion is of image and text, parts-1 of depth and text."""
+    first, second = chain.versions
+    shared = {name for name in first.files if second.files[name] == first.files[name]}
+    basis = {layout.method_state(f"basis/image/{part}") for part in ("values", "vectors")}
+    assert shared == {layout.pooled_moments("image", "text"), *basis}
+    # The first dataset of a pair is what is pooled.
+    assert second.files[layout.pooled_moments("depth", "text")] == second.learned[-1].moments
+
+
 def test_two_datasets_become_a_chain_with_certificate_and_recall(chain: Chain) -> None:
     store, candidate = chain.store, chain.versions[-1]
     for version in chain.versions:
