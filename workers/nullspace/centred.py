@@ -106,21 +106,23 @@ class CentredMoments:
     @property
     def pooled(self) -> PairMoments:
         """Uncentred moments of all rows with the constant 1, each dataset by its weight."""
-        rows, weight = self.rows, max(self.weight, 1e-300)
-        sides = ((self.first_FF, self.first_means_DF), (self.second_GG, self.second_means_DG))
-        first, second = (
-            SecondMoment(rows, rows / weight * self._uncentred(sum_FF, means_DF, means_DF))
-            for sum_FF, means_DF in sides
-        )
+        first = self._uncentred(self.first_FF, self.first_means_DF, self.first_means_DF)
+        second = self._uncentred(self.second_GG, self.second_means_DG, self.second_means_DG)
         cross_IJ = self._uncentred(self.cross_FG, self.first_means_DF, self.second_means_DG)
-        return PairMoments(first, second, rows / weight * cross_IJ)
+        return PairMoments(
+            SecondMoment(self.rows, first), SecondMoment(self.rows, second), cross_IJ
+        )
 
     def _uncentred(self, sum_FG: Tensor, first_DF: Tensor, second_DG: Tensor) -> Tensor:
-        """Σ_d w_d E [x, 1] [y, 1]ᵀ = [[Σ w_d cov + Σ w_d m_d n_dᵀ, Σ w_d m_d], [Σ w_d n_dᵀ, Σ w_d]]."""
-        weighted_FD = first_DF.mT * self.weights_D
-        top = torch.cat([sum_FG + weighted_FD @ second_DG, weighted_FD.sum(1, keepdim=True)], dim=1)
-        last = torch.cat([self.weights_D @ second_DG, self.weights_D.sum()[None]])
-        return torch.cat([top, last[None]])
+        """Σ_d w_d E [x, 1] [y, 1]ᵀ = [[Σ w_d cov + Σ w_d m_d n_dᵀ, Σ w_d m_d], [Σ w_d n_dᵀ, Σ w_d]], times rows / Σ w_d."""
+        scale = self.rows / max(self.weight, 1e-300)
+        weighted_FD = first_DF.mT * self.weights_D * scale
+        found_IJ = sum_FG.new_empty(sum_FG.shape[0] + 1, sum_FG.shape[1] + 1)
+        found_IJ[:-1, :-1] = torch.addmm(sum_FG, weighted_FD, second_DG, beta=scale)
+        found_IJ[:-1, -1] = weighted_FD.sum(1)
+        found_IJ[-1, :-1] = scale * self.weights_D @ second_DG
+        found_IJ[-1, -1] = scale * self.weights_D.sum()
+        return found_IJ
 
 
 def centred(moments: PairMoments, weight: float) -> CentredMoments:

@@ -145,7 +145,7 @@ def limit_step(
     if bound is None or not past:
         return LimitedStep(parent.replaced(solved))
     own = rank_past_datasets(past, here)
-    known = {name for name in solved if context.memory.inputs_of(name) is not None}
+    known = {name for name in solved if context.memory.has_learned(name)}
 
     def heads_at(scale: float) -> ModalityHeads:
         steps = {

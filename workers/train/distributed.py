@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from workers.nullspace.moments import PairMoments, SecondMoment
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 # Timeout of collectives that ranks reach after reading their own share of rows.
 _SLOW_TIMEOUT = timedelta(hours=12)
@@ -230,12 +231,12 @@ def broadcast(tensors: Sequence[Tensor], here: World) -> None:
         dist.broadcast(tensor, src=0)
 
 
-def broadcast_object(find: Callable[[], T], here: World) -> T:
-    """What `find` returns on rank 0, for questions that ranks could answer differently."""
+def broadcast_object(find: Callable[[], T], here: World, source: int = 0) -> T:
+    """What `find` returns on one rank, for questions that ranks could answer differently."""
     if here.size == 1:
         return find()
-    sent: list[Any] = [find() if here.is_leader else None]
-    dist.broadcast_object_list(sent, src=0)
+    sent: list[Any] = [find() if here.rank == source else None]
+    dist.broadcast_object_list(sent, src=source)
     received: T = sent[0]
     return received
 
@@ -245,7 +246,12 @@ def when_leader_is_done(find: Callable[[], T], here: World) -> T:
 
     While the others wait, rank 0 has the threads of all ranks of its node.
     """
-    found = None
+    return side_by_side(find, lambda: None, here)[0]
+
+
+def side_by_side(find: Callable[[], T], other: Callable[[], S], here: World) -> tuple[T, S]:
+    """`when_leader_is_done`, and what `other` returns on the last rank meanwhile."""
+    found: Any = None
     if here.is_leader:
         own = torch.get_num_threads()
         # Set by Ray Train and torchrun. A rank has as many threads as Ray reserved CPUs for it.
@@ -254,9 +260,12 @@ def when_leader_is_done(find: Callable[[], T], here: World) -> T:
             found = find()
         finally:
             torch.set_num_threads(own)
+    last = here.size - 1
+    also = other() if here.rank == last else None
     barrier(here)
-    # Only rank 0 calls this function, after `found` is there.
-    return broadcast_object(lambda: found, here)  # type: ignore[return-value]
+    # Only these ranks call the functions, after both have returned.
+    found = broadcast_object(lambda: found, here)
+    return found, broadcast_object(lambda: also, here, last)  # type: ignore[return-value]
 
 
 def all_gather_dict(mine: Mapping[str, T], here: World) -> dict[str, T]:

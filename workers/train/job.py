@@ -9,7 +9,7 @@ writes. A single process without a process group runs the same code.
 import hashlib
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -106,7 +106,8 @@ def _train(
     # Raises UnknownMethod before anything is read.
     method = method_for(spec.spec)
     reporter.enter("reading")
-    parent = read_parent(store, spec)
+    # Rank 0 alone solves from moments, and the others need none.
+    parent = read_parent(store, spec, with_moments=here.is_leader or not method.solves)
     dataset = spec.learns
     encoders = joined_encoders(parent, dataset)
     past = read_past_datasets(store, parent)
@@ -117,16 +118,14 @@ def _train(
     # The disk space of training rows is freed before held-out rows are copied.
     with closing(training_rows(dataset, spec.spec, scratch=scratch)) as rows:
         task = Task(dataset.pair, rows, _seed(spec), past)
-        learned = learn(spec.spec, parent.model_state, task, run, method)
+        best = partial(attainable, width=spec.spec.width)
+        learned = learn(spec.spec, parent.model_state, task, run, method, best)
 
     reporter.enter("certifying")
     heads = learned.model_state.heads
     own = certificates(own_past, parent.model_state.heads, heads)
-    # On the last rank: it has as many past datasets as the others, or one less.
-    best = attainable(learned.moments, spec.spec.width) if here.rank == here.size - 1 else None
     barrier(here)
     certified = all_gather_dict(own, here)
-    (best,) = all_gather_dict({} if best is None else {dataset.dataset: best}, here).values()
     if not here.is_leader:
         return
 
@@ -154,7 +153,7 @@ def _train(
     )
 
     reporter.enter("writing")
-    _write(store, spec, parent, encoders, replace(learned, attainable=best), report)
+    _write(store, spec, parent, encoders, learned, report)
 
 
 def _check_readable(past: Sequence[PastDataset]) -> None:

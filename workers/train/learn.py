@@ -4,7 +4,7 @@ The training job (`job.py`) and the benchmarks run this code.
 Shapes: N rows, F and G raw widths, I and J widths of what the two heads read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -42,7 +42,7 @@ from workers.train.certify import (
 from workers.train.data.rows import RotatedRows, TrainingRows
 from workers.train.distributed import (
     broadcast,
-    when_leader_is_done,
+    side_by_side,
 )
 from workers.train.loop import (
     TrainedPair,
@@ -53,6 +53,9 @@ from workers.train.loop import (
 )
 from workers.train.run import Run, Tensors, part_of
 from workers.train.sums import chunks, conditioned, prepared_rows, summed_halves
+
+Attainable = Callable[[PairMoments], float | None]
+"""`nullspace.certificate.attainable` at the width of the heads, or None for it."""
 
 
 @dataclass(frozen=True)
@@ -147,24 +150,28 @@ def learn(
     task: Task,
     run: Run | None = None,
     method: Method | None = None,
+    attainable: Attainable | None = None,
 ) -> TrainingResult:
     """Train one more dataset, with `method` or the one that the spec names.
 
-    The result is the same on every rank. Nothing but checkpoints is written.
+    The result is the same on every rank, but for the memory of a method that `solves`: rank 0 has it. Nothing but
+    checkpoints is written. `attainable`: if it is given, it is computed from the dataset's moments while rank 0 solves.
     """
     run, method = run or Run(), method or method_for(spec)
     _check_rows(spec, method, task)
+    beside = attainable or (lambda _: None)
     if method.solves:
-        return _solve(spec, method, before, task, run)
+        return _solve(spec, method, before, task, run, beside)
     saved = run.checkpoints.newest(run.here)
     if saved:
         start = _resumed(before, task, run, saved)
+        _, best = side_by_side(lambda: None, lambda: beside(start.moments), run.here)
     else:
-        start, solved = _begun(spec, method, before, task, run)
+        start, solved, best = _begun(spec, method, before, task, run, beside)
         if solved:
             context = _context(spec, before, start.heads, task, run)
             after = _after(method, context, start, start.heads, task)
-            return TrainingResult(after, start.moments, {}, solved, None)
+            return TrainingResult(after, start.moments, {}, solved, None, attainable=best)
     context = _context(spec, before, start.heads, task, run)
     spaces = start.spaces or _update_spaces(spec, method, context, run)
     run.checkpoints.begin(replace(start, spaces=spaces).tensors())
@@ -180,7 +187,7 @@ def learn(
     loss_of = partial(mean_loss, context, spaces, rows, run)
     cost = shrinkage(limited.shrunk, loss_of, trained.changes, limited.changes)
     after = _after(method, context, start, heads, task)
-    return TrainingResult(after, start.moments, spaces, trained, cost)
+    return TrainingResult(after, start.moments, spaces, trained, cost, attainable=best)
 
 
 def _after(
@@ -200,7 +207,7 @@ def _context(
 
 
 def _solve(
-    spec: ModelSpec, method: Method, before: ModelState, task: Task, run: Run
+    spec: ModelSpec, method: Method, before: ModelState, task: Task, run: Run, beside: Attainable
 ) -> TrainingResult:
     """Heads from moments. Rank 0 solves: CPUs may round an eigenvector differently."""
     run.watcher.enter("moments")
@@ -210,11 +217,17 @@ def _solve(
 
     run.watcher.enter("training")
     context = _context(spec, before, before.heads, task, run)
-    choice = when_leader_is_done(lambda: method.choose(halves), run.here)
-    ridges = dict(zip(task.pair.modalities, choice.ridges, strict=True))
-    sums = dataset_moments(moments)
-    memory = before.memory.with_sums(task.pair, sums, ridges, choice.significant)
-    solved = when_leader_is_done(lambda: method.solve(context, memory), run.here)
+    memory = before.memory
+
+    def solved_with_choice() -> tuple[Choice, Solved]:
+        nonlocal memory
+        choice = method.choose(halves)
+        ridges = dict(zip(task.pair.modalities, choice.ridges, strict=True))
+        sums = dataset_moments(moments)
+        memory = memory.with_sums(task.pair, sums, ridges, choice.significant)
+        return choice, method.solve(context, memory)
+
+    (choice, solved), best = side_by_side(solved_with_choice, lambda: beside(moments), run.here)
     check_finite(solved, spec)
     run.watcher.enter("limiting")
     limited = limit_step(spec, context, solved.weights, task.past, run.here)
@@ -226,6 +239,7 @@ def _solve(
         solved,
         cost_of_step(context, limited, solved.weights, task.rows, run),
         choice,
+        best,
     )
 
 
@@ -239,11 +253,12 @@ def check_finite(solved: Solved, spec: ModelSpec) -> None:
 
 
 def _begun(
-    spec: ModelSpec, method: Method, before: ModelState, task: Task, run: Run
-) -> tuple[StartState, Solved | None]:
+    spec: ModelSpec, method: Method, before: ModelState, task: Task, run: Run, beside: Attainable
+) -> tuple[StartState, Solved | None, float | None]:
     """Two passes over the rows, or one if both modalities are conditioned: condition, then sum.
 
-    Returns `Solved`, too, if the method solved the heads in place of training them. Both are those of rank 0.
+    Returns `Solved`, too, if the method solved the heads in place of training them; both are those of rank 0. And what
+    was computed beside.
     """
     heads = conditioned(spec, before.heads, task.pair, task.rows, run)
     run.watcher.enter("moments")
@@ -252,11 +267,13 @@ def _begun(
     _check_that_sides_vary(task.pair, moments)
     context = _context(spec, before, heads, task, run)
     run.watcher.enter("training")
-    found = when_leader_is_done(lambda: method.start(context, halves), run.here)
+    found, best = side_by_side(
+        lambda: method.start(context, halves), lambda: beside(moments), run.here
+    )
     if not isinstance(found, Solved):
-        return StartState(heads.replaced(found), moments), None
+        return StartState(heads.replaced(found), moments), None, best
     check_finite(found, spec)
-    return StartState(heads.replaced(found.weights), moments), found
+    return StartState(heads.replaced(found.weights), moments), found, best
 
 
 def _check_that_sides_vary(pair: ModalityPair, moments: PairMoments) -> None:

@@ -56,6 +56,18 @@ from workers.train.learn import ModelState, initial_state
 
 # Memory for states of past datasets: enough for all of a small model, and for some of a large one.
 CACHE_BYTES = 256 * 2**20
+# Files of the memory that this process has written last, and that memory, if they have at most so many bytes: the next
+# version of a model mostly starts from the one that these ranks have just written.
+_KEPT_BYTES = 512 * 2**20
+
+
+@dataclass
+class _Kept:
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
+
+
+_kept = _Kept()
 
 
 @dataclass(frozen=True)
@@ -72,20 +84,26 @@ class Parent:
     files: Mapping[str, FileEntry] = field(default_factory=dict)
 
 
-def read_parent(store: ObjectStore, job: JobSpec) -> Parent:
-    """Read the parent version. Raises StoreDamaged if it is incomplete; StorageUnavailable after retries."""
+def read_parent(store: ObjectStore, job: JobSpec, with_moments: bool = True) -> Parent:
+    """Read the parent version, without pooled moments unless they are needed.
+
+    Raises StoreDamaged if it is incomplete; StorageUnavailable after retries.
+    """
     if job.parent is None:
         return Parent(initial_state(job.spec), ())
-    return read_known(store, VersionRef(model=job.model, version=job.parent), job.spec)
+    ref = VersionRef(model=job.model, version=job.parent)
+    return read_known(store, ref, job.spec, with_moments)
 
 
-def read_known(store: ObjectStore, ref: VersionRef, spec: ModelSpec) -> Parent:
+def read_known(
+    store: ObjectStore, ref: VersionRef, spec: ModelSpec, with_moments: bool = True
+) -> Parent:
     """Read a version to start from, with the modalities of the specification. Raises as `read_parent`."""
     manifest, heads = read_version_heads(store, ref.model, ref.version)
     with _needed(f"version {ref}, from which this one starts,"):
         state = ModelState(
             with_new_modalities(heads, spec),
-            read_memory(store, manifest),
+            read_memory(store, manifest, with_moments),
             read_method_state(store, manifest),
         )
     return Parent(state, manifest.learned, manifest.encoders, ref, manifest.files)
@@ -182,9 +200,14 @@ def read_heads(store: ObjectStore, manifest: VersionManifest) -> ModalityHeads:
     return load_heads(map(read, layout.HEADS_FILES), manifest.spec)
 
 
-def read_memory(store: ObjectStore, manifest: VersionManifest) -> Memory:
-    """With retries, because it has several files."""
+def read_memory(store: ObjectStore, manifest: VersionManifest, with_moments: bool = True) -> Memory:
+    """With retries, because it has several files. Without moments, what datasets chose and their number."""
+    if _kept.files and _kept.files == _memory_entries(manifest.files):
+        return _kept.memory
     read = partial(read_version_file, store, manifest)
+    if not with_moments:
+        others = retry_unavailable(partial(read, layout.MEMORY))
+        return load_memory(SavedMemory(others, {}), with_moments=False)
     files = read_memory_files(manifest, lambda name: retry_unavailable(partial(read, name)))
     return load_memory(SavedMemory(*files))
 
@@ -192,6 +215,14 @@ def read_memory(store: ObjectStore, manifest: VersionManifest) -> Memory:
 def heads_files(heads: ModalityHeads) -> dict[str, bytes]:
     """The files of heads, by name."""
     return dict(zip(layout.HEADS_FILES, save_heads(heads), strict=True))
+
+
+def _memory_entries(files: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
+    return {
+        name: entry
+        for name, entry in files.items()
+        if name == layout.MEMORY or layout.pair_of(name) is not None
+    }
 
 
 def memory_files(saved: SavedMemory) -> dict[str, bytes]:
@@ -236,9 +267,13 @@ def write_files(
     }
     known = frozenset(parent.files.values())
     pooled = {layout.pooled_moments(*pair) for pair in state.memory.datasets}
-    return {name: parent.files[name] for name in pooled - files.keys()} | {
+    written = {name: parent.files[name] for name in pooled - files.keys()} | {
         name: write_blob(store, data, known) for name, data in files.items()
     }
+    entries = _memory_entries(written)
+    if sum(entry.bytes for entry in entries.values()) <= _KEPT_BYTES:
+        _kept.files, _kept.memory = entries, state.memory
+    return written
 
 
 def version_manifest(
