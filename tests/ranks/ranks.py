@@ -29,6 +29,7 @@ from workers.train.distributed import (
     AsyncGather,
     World,
     all_reduce_pair_moments,
+    broadcast_object,
     rank_lengths,
     rank_slice,
 )
@@ -154,11 +155,16 @@ def _solved(here: World, rows: TrainingRows) -> dict[str, torch.Tensor]:
     run = Run(here)
     first = learn(SOLVED, ModelState(initial_heads(SOLVED)), Task(PAIR, rows, seed=3), run)
     second = learn(SOLVED, first.model_state, Task(PAIR, rows, seed=4), run)
-    before, (sums,) = first.model_state, second.model_state.memory.centred.values()
-    context = TrainingContext(
-        before.heads, before.memory, before.method_state, PAIR, SOLVED.training, seed=4
+    before = first.model_state
+    # Rank 0 has the memory.
+    first_memory, memory = broadcast_object(
+        lambda: (before.memory, second.model_state.memory), here
     )
-    by_itself = method_for(SOLVED).solve(context, second.model_state.memory)
+    (sums,) = memory.centred.values()
+    context = TrainingContext(
+        before.heads, first_memory, before.method_state, PAIR, SOLVED.training, seed=4
+    )
+    by_itself = method_for(SOLVED).solve(context, memory)
     return {
         "sums": sums.first_FF,
         "first scores": _scores(before.heads),

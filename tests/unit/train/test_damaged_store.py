@@ -11,9 +11,11 @@ from cmcl.contract.errors import InvalidDataset, StoreDamaged
 from cmcl.contract.job import Failure, VersionRef
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.train.test_job import STREAM, prepare_job, run
+from workers.model.artifact import save_memory
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import publish_manifest, read_candidate, read_version
+from workers.train import versions
 from workers.train.versions import read_parent, read_past_datasets
 
 
@@ -28,7 +30,9 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(first: Path, tmp_path: Path) -> LocalStore:
+def store(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
+    """A copy of it, for a process that has written no version."""
+    monkeypatch.setattr(versions, "_kept", versions._Kept())
     return LocalStore(Path(shutil.copytree(first, tmp_path / "store")))
 
 
@@ -116,3 +120,31 @@ def test_heads_of_the_parent_are_read_once(
     heads = layout.blob(known.files[layout.HEADS].sha256)
     assert noted.calls.count(heads) == times
     assert then.first_EI.equal(known.model_state.heads.weights[earlier.pair.first])
+
+
+def pooled_blobs(store: LocalStore, version: int) -> list[str]:
+    files = read_version(store, "m", version).files
+    return [layout.blob(entry.sha256) for name, entry in files.items() if layout.pair_of(name)]
+
+
+def test_moments_that_this_process_has_just_written_are_not_read_again(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    run(store, prepare_job(store, tmp_path, STREAM.datasets[1], version=2))
+    publish_manifest(store, read_candidate(store, "job-2", 1))
+    noted = FlakyStore(store)
+    third = prepare_job(store, tmp_path, STREAM.datasets[2], version=3)
+    kept = read_parent(noted, third).model_state.memory
+    assert not set(pooled_blobs(store, 2)) & set(noted.calls)
+    versions._kept.files = {}
+    again = read_parent(noted, third).model_state.memory
+    assert set(pooled_blobs(store, 2)) <= set(noted.calls)
+    assert save_memory(kept) == save_memory(again)
+
+
+def test_ranks_that_do_not_solve_read_no_pooled_moments(store: LocalStore, tmp_path: Path) -> None:
+    noted = FlakyStore(store)
+    job = prepare_job(store, tmp_path, STREAM.datasets[1], version=2)
+    memory = read_parent(noted, job, with_moments=False).model_state.memory
+    assert not set(pooled_blobs(store, 1)) & set(noted.calls)
+    assert memory.datasets == read_parent(noted, job).model_state.memory.datasets
