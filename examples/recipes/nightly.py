@@ -103,7 +103,7 @@ def publish(job: str) -> int:
 def wait_until_live(client: Client, model: str, version: int, seconds: float = 600) -> None:
     """Wait until a published version has become live. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
-    # It becomes live when its files are stored.
+    # It becomes live when its manifest is stored.
     while client.version(model, version).stored_at is None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"version {version} of {model} is not live after {seconds:g} s")

@@ -26,7 +26,6 @@ from service.database.queries import (
     uploads,
 )
 from service.database.queries.maintenance import EndedJob, Learned
-from service.database.rows import VersionRecord
 from service.datasets.uploads import EXPIRY_HOURS
 from service.errors import DatabaseUnavailable, StaleDatabase
 from service.launchers.port import LauncherUnavailable
@@ -199,15 +198,14 @@ def sweep_unlearned_datasets(context: Context) -> None:
     for dataset in found:
         with context.database.read() as connection:
             versions = maintenance.versions_with(connection, dataset)
-        if all(version.retired_at is not None for version in versions):
-            _sweep_unlearned(context, dataset, versions)
-
-
-def _sweep_unlearned(context: Context, dataset: str, versions: Sequence[VersionRecord]) -> None:
-    with context.database.write() as connection:
-        maintenance.mark_versions_swept(connection, versions, context.clock())
-    if remove_all(context.store, layout.dataset_prefix(dataset)):
-        _mark_dataset_swept(context, dataset)
+        if any(version.retired_at is None for version in versions):
+            continue
+        left = [version for version in versions if version.swept_at is None]
+        with context.database.write() as connection:
+            maintenance.mark_versions_swept(connection, left, context.clock())
+        # Not before a round that finds nothing left: a branch that is being created may copy such a version.
+        if remove_all(context.store, layout.dataset_prefix(dataset)) and not left:
+            _mark_dataset_swept(context, dataset)
 
 
 def _mark_dataset_swept(context: Context, dataset: str) -> None:

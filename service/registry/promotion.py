@@ -43,7 +43,7 @@ def lock_as_seen(connection: Connection, model: str, request: PromotionRequest) 
 def _servable_version(
     connection: Connection, model: str, version: int, principal: Principal
 ) -> VersionRecord:
-    """Return the version if its files are stored and it is not retired. Raises NotFound and Conflict."""
+    """Return the version if its manifest is stored and it is not retired. Raises NotFound and Conflict."""
     found = get_version(connection, model, version, principal)
     if found.stored_at is None:
         raise Conflict(f"version {version} of {model!r} is still being stored; try again shortly")

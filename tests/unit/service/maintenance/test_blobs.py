@@ -7,9 +7,11 @@ import pytest
 from cmcl.contract.modality import FileEntry
 from cmcl.contract.version import VersionManifest
 from service.database.queries import maintenance
+from service.launchers.port import LaunchState
 from service.maintenance.gc_store import ORPHAN_GRACE, sweep_blobs
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.crashes import Crash, CrashingStore, FaultAtMoment
 from tests.fakes.trainer import train
 from tests.unit.service.maintenance.test_sweeping import DAY, keys
 from workers.storage import layout
@@ -134,6 +136,26 @@ def test_a_blob_that_is_written_again_when_it_is_garbage_is_kept_or_missed(
     plane.clock.advance(60)
     plane.tick(5)
     assert (plane.job(job).state, plane.versions()) == (JobState.FAILED, [])
+
+
+# Before and after each of five blobs, before the manifest, and after it was written.
+@pytest.mark.parametrize("moment", [*range(1, 12), 12])
+def test_a_crash_between_any_two_writes_loses_nothing_and_leaves_garbage_only(
+    plane: ControlPlane, moment: int
+) -> None:
+    job = plane.post_dataset()
+    attempt = plane.tick_to(job, JobState.RUNNING).attempt
+    with pytest.raises(Crash):
+        train(CrashingStore(plane.store, FaultAtMoment(moment)), job, attempt)
+    plane.launcher.end(f"{job}-a{attempt}", LaunchState.FAILED, "killed")
+    plane.tick(5)
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+    (version,) = plane.versions()
+    assert version.attempt == (1 if moment == 12 else 2)
+    for name in version.manifest.files:
+        read_version_file(plane.store, version.manifest, name)
+    sweep_for_days(plane)
+    assert stored(plane) == version.manifest.blobs
 
 
 def test_an_interrupted_removal_is_finished(plane: ControlPlane) -> None:
