@@ -231,6 +231,9 @@ class Process:
         self.probes += 1
         return function()
 
+    def check_now(self) -> None:
+        self._check.check_now()
+
     def ask(self, *expected: EncoderIdentity | None) -> list[Mismatch | Unavailable | None]:
         async def main() -> list[Mismatch | Unavailable | None]:
             return await asyncio.gather(*map(self._check.refusal, expected))
@@ -269,6 +272,32 @@ def test_the_record_is_compared_once_for_many_requests(store: FlakyStore) -> Non
     passes = len(process.encoder.passes)
     assert process.ask(IDENTITY) == [None]
     assert len(process.encoder.passes) == passes
+
+
+def test_a_process_that_compared_at_its_start_answers_the_first_request_at_once(
+    store: FlakyStore,
+) -> None:
+    for encoder, is_refused in (
+        (LengthEncoder(), False),
+        (LengthEncoder(LENGTHS, wrong=0.1), True),
+    ):
+        process = Process(store, encoder)
+        process.check_now()
+        passes = len(encoder.passes)
+        (refusal,) = process.ask(IDENTITY)
+        assert isinstance(refusal, Mismatch) is is_refused
+        assert len(encoder.passes) == passes > 0
+
+
+def test_a_process_that_starts_without_its_store_compares_at_the_first_request(
+    store: FlakyStore,
+) -> None:
+    process = Process(store, LengthEncoder())
+    store.broken = "encoders/"
+    process.check_now()
+    assert isinstance(process.ask(IDENTITY)[0], Unavailable)
+    store.broken = None
+    assert process.ask(IDENTITY) == [None]
 
 
 def test_the_first_process_writes_the_record_and_the_others_compare(store: FlakyStore) -> None:

@@ -58,6 +58,7 @@ class EncoderReplica:
         read_item = FileReader(encoder) if is_of_files else encoder.read
         self._queue = EncoderQueue(encoder, read_item, spec, self._watch)
         self._identity = IdentityCheck(encoder, open_store(store), self._queue.between_passes)
+        self._identity.check_now()
 
     async def encode(self, raw: list[Raw], expected: EncoderIdentity | None) -> Encoded:
         """Return features (B × F), or which item is unreadable, or why the encoder must not be used."""

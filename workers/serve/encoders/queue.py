@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -176,6 +177,15 @@ class IdentityCheck:
         self._is_checked = False
         self._mismatch: Mismatch | None = None
 
+    def check_now(self) -> None:
+        """Compare with the record before the first call, whose pass would take seconds. Blocks.
+
+        While the store is down, the first call does it.
+        """
+        with suppress(StorageUnavailable):
+            self._mismatch = self._verdict(lambda function: function())
+            self._is_checked = True
+
     async def refusal(self, expected: EncoderIdentity | None) -> Mismatch | Unavailable | None:
         """Return why the encoder must not be used for features of this identity; None where it may be."""
         if expected is None:
@@ -198,8 +208,11 @@ class IdentityCheck:
         def compute(function: Callable[[], Any]) -> Any:
             return asyncio.run_coroutine_threadsafe(self._between_passes(function), loop).result()
 
+        return await asyncio.to_thread(self._verdict, compute)
+
+    def _verdict(self, compute: Callable[[Callable[[], Any]], Any]) -> Mismatch | None:
         try:
-            await asyncio.to_thread(check_or_record, self._encoder, self._store, compute)
+            check_or_record(self._encoder, self._store, compute)
         except EncoderMismatch as error:
             return Mismatch(str(error))
         return None
