@@ -43,7 +43,14 @@ _READY_SECONDS, _STOP_SECONDS = 900.0, 5.0
 # Between two lines about a part that is still starting.
 _REPORT_SECONDS = 15.0
 _RAY_STARTS = 3
-_TITLES = {"ray": "Ray", "service": "the control plane", "embeddings": "the endpoint"}
+_TITLES = {
+    "ray": "Ray",
+    "service": "the control plane",
+    "embeddings": "the endpoint",
+    "ranks": "the driver with its training ranks",
+}
+# A part that another one starts, in whose log errors are.
+_STARTED_BY = {"ranks": "service"}
 # At its start, a part prints what it does on lines that begin with this (workers/serve).
 _PROGRESS = "starting: "
 _PRIVATE = 0o700
@@ -151,6 +158,11 @@ class LocalStack:
         return self._keys.operator if self.keys else None
 
     @property
+    def _driver_ready(self) -> Path:
+        """The object that the driver on the cluster writes when it is warm (workers/storage/layout.py)."""
+        return self.folder / "store" / "driver.json"
+
+    @property
     def proxy_folder(self) -> Path:
         """Where Serve writes what it tells HAProxy, in a folder for each node."""
         return Path(self._sockets.name) / "proxy"
@@ -167,7 +179,7 @@ class LocalStack:
         self.stop()
 
     def start(self) -> None:
-        """Start all parts and wait until each answers. Raises StackError."""
+        """Start all parts, and wait until each answers and is warm. Raises StackError."""
         began = time.monotonic()
         self.prepare_folder()
         self.report("starting Ray and the control plane")
@@ -178,6 +190,7 @@ class LocalStack:
         self.start_embeddings()
         self.wait_for_service()
         self._wait("embeddings", f"{self.embeddings_url}/readyz")
+        self.wait_for_driver()
         self.report(f"started in {time.monotonic() - began:.0f} s")
 
     def prepare_folder(self) -> None:
@@ -193,6 +206,7 @@ class LocalStack:
             (self.folder / name).chmod(_PRIVATE)
         for path in self.folder.glob("cmcl.db*"):
             path.chmod(0o600)
+        self._driver_ready.unlink(missing_ok=True)
         if self.keys:
             self._keys.make()
         elif self._keys.operator:
@@ -293,6 +307,13 @@ class LocalStack:
         """Until the control plane is ready. Raises StackError."""
         self._wait("service", f"{self.service_url}/readyz")
 
+    def wait_for_driver(self) -> None:
+        """Until the driver has its training ranks, and processes that prepare datasets. Raises StackError.
+
+        The control plane submits it, and submits another one if it ends.
+        """
+        self._wait_until("ranks", self._driver_ready.is_file)
+
     def kill(self, name: str) -> None:
         """End one part at once, with its children, as a crash would."""
         process = self.processes.pop(name)
@@ -328,8 +349,9 @@ class LocalStack:
 
     def last_words(self, name: str, what: str) -> str:
         """What became of a part, with the last line that it printed in this run, or the cause that Ray named."""
-        printed = last_line(self.log(name), self._logged_before.get(name, 0))
-        return f"{_TITLES.get(name, name)} {what}: {printed} (log: {self.log(name)})"
+        source = _STARTED_BY.get(name, name)
+        printed = last_line(self.log(source), self._logged_before.get(source, 0))
+        return f"{_TITLES.get(name, name)} {what}: {printed} (log: {self.log(source)})"
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -383,20 +405,31 @@ class LocalStack:
         headers: Mapping[str, str] | None = None,
         answered: Callable[[httpx.Response], bool] = lambda answer: answer.is_success,
     ) -> None:
-        """Until a part answers; reports what it does, and seconds since it was started. Raises StackError."""
+        """Until a part answers. See `_wait_until`."""
+        with httpx.Client(timeout=2, headers=headers) as client:
+
+            def is_ready() -> bool:
+                with suppress(httpx.HTTPError):
+                    return answered(client.get(url))
+                return False
+
+            self._wait_until(name, is_ready)
+
+    def _wait_until(self, name: str, is_ready: Callable[[], bool]) -> None:
+        """Until a part is ready; reports what it does, and seconds since it was started. Raises StackError."""
         title, reported_at = _TITLES.get(name, name), time.monotonic()
-        with httpx.Client(timeout=2, headers=headers) as client, self.log(name).open("rb") as log:
-            log.seek(self._logged_before[name])
-            while (seconds := time.monotonic() - self._spawned_at[name]) < _READY_SECONDS:
+        source = _STARTED_BY.get(name, name)
+        with self.log(source).open("rb") as log:
+            log.seek(self._logged_before[source])
+            while (seconds := time.monotonic() - self._spawned_at[source]) < _READY_SECONDS:
                 for line in log.read().decode(errors="replace").splitlines():
                     if line.startswith(_PROGRESS):
                         self.report(f"{title}: {line.removeprefix(_PROGRESS)}")
                 if ended := self.ended():
                     raise StackError(self.last_words(ended[0], "ended while it was starting"))
-                with suppress(httpx.HTTPError):
-                    if answered(client.get(url)):
-                        self.report(f"{title} is ready after {seconds:.0f} s")
-                        return
+                if is_ready():
+                    self.report(f"{title} is ready after {seconds:.0f} s")
+                    return
                 if time.monotonic() - reported_at > _REPORT_SECONDS:
                     so_far = f"{title} has been starting for {seconds:.0f} s"
                     self.report(": ".join(filter(None, (so_far, busy()))))

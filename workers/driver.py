@@ -11,13 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
 
 import ray
 
 from cmcl.contract.errors import StorageUnavailable
-from cmcl.contract.job import AttemptRequest
+from cmcl.contract.job import AttemptRequest, DriverReady
 from cmcl.contract.prepare import PrepareRequest
 from workers.prepare.cluster import RayCluster
 from workers.prepare.dataset import Preparation, prepare_dataset
@@ -26,6 +29,7 @@ from workers.prepare.progress import Progress, ProgressWriter
 from workers.prepare.server import PrepareServer
 from workers.prepare.settings import PrepareSettings
 from workers.prepare.tasks import warm_up
+from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 from workers.train.pool.actor import RayPool, has_room
@@ -71,6 +75,35 @@ class Server(Protocol):
         ...
 
 
+class Warm(Protocol):
+    """What takes some time to start."""
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether it has started."""
+        ...
+
+
+@dataclass
+class Readiness:
+    """Writes `driver.json` once all parts have started. `ranks`: how many are resident then."""
+
+    store: ObjectStore
+    parts: Sequence[Warm]
+    ranks: int
+    _is_shown: bool = False
+
+    def look(self) -> None:
+        """Look at the parts until all have started. An outage of the store delays the object."""
+        if self._is_shown or not all(part.is_warm for part in self.parts):
+            return
+        ready = DriverReady(at=datetime.now(UTC), ranks=self.ranks)
+        with suppress(StorageUnavailable):
+            self.store.put(layout.driver_ready(), ready.model_dump_json().encode())
+            self._is_shown = True
+            logger.info("ready, with %d resident ranks", self.ranks)
+
+
 def main() -> None:
     """Serve requests. Exit status 0 after being idle, and after SIGTERM."""
     arguments = parse()
@@ -98,11 +131,15 @@ def run(arguments: argparse.Namespace, settings: PrepareSettings, stop: threadin
     def prepare(request: PrepareRequest, progress: Progress) -> None:
         prepare_dataset(Preparation(store, request, cluster, progress))
 
+    has_ranks = any(each.resident is not None for each in attempts)
+    readiness = Readiness(store, [cluster, *attempts], arguments.ranks if has_ranks else 0)
+
     def look_after() -> None:
         if os.getppid() != parent:
             stop.set()
         else:
             cluster.end_idle()
+            readiness.look()
 
     executor = ThreadPoolExecutor(_DATASETS_AT_ONCE, "dataset")
     with ProgressWriter(store) as writer:

@@ -154,6 +154,17 @@ def submission_id(job: str, attempt: int) -> str:
     return f"{job}-a{attempt}"
 
 
+class DriverReady(Frozen):
+    """`driver.json`: the driver on the cluster is warm, so that the next dataset waits for no process to start.
+
+    A hint: nothing reads it but what waits for a start. `ranks`: those that are resident, 0 where the first attempt
+    starts them.
+    """
+
+    at: datetime
+    ranks: int = Field(ge=0)
+
+
 class AttemptRequest(Frozen):
     """`attempts/<submission id>.json`: an attempt that the driver on the cluster is to train.
 

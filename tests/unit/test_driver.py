@@ -2,11 +2,16 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from cmcl.contract.errors import StorageUnavailable
-from workers.driver import parse, serve
+from cmcl.contract.job import DriverReady
+from tests.fakes.flaky_store import FlakyStore
+from workers.driver import Readiness, parse, serve
+from workers.storage import layout
+from workers.storage.local import LocalStore
 
 
 class FakeServer:
@@ -129,3 +134,29 @@ def test_a_driver_without_ranks_prepares_datasets_only() -> None:
     assert (arguments.ranks, arguments.min_ranks) == (0, 0)
     arguments = parse(["--store", "file:///store", "--ranks", "4", "--min-ranks", "2"])
     assert (arguments.ranks, arguments.min_ranks) == (4, 2)
+
+
+class FakePart:
+    """A part that has started when the test says so."""
+
+    is_warm = False
+
+
+def test_the_driver_shows_that_it_is_warm_once_all_parts_have_started(tmp_path: Path) -> None:
+    store, parts = FlakyStore(LocalStore(tmp_path)), [FakePart(), FakePart()]
+    readiness = Readiness(store, parts, ranks=2)
+    readiness.look()
+    parts[0].is_warm = True
+    readiness.look()
+    assert store.calls == []
+    parts[1].is_warm = True
+    store.broken = layout.driver_ready()
+    readiness.look()
+    assert list(store.keys("")) == []
+    store.broken = None
+    readiness.look()
+    written = store.read(layout.driver_ready())
+    assert DriverReady.model_validate_json(written).ranks == 2
+    store.calls.clear()
+    readiness.look()
+    assert store.calls == [], "it is shown once"

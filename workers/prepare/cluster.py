@@ -121,6 +121,7 @@ class RayCluster:
         self._units_at_once = units_at_once
         self._settings = settings
         self._known_memory: _Memory | None = None
+        self._warming: list[Any] = []
         self._call: Any = ray.remote(_call)
         self._results: Any = ray.remote(_results)
 
@@ -145,7 +146,17 @@ class RayCluster:
     def warm_up(self, function: Callable[[int], None], workers: int) -> None:
         """Start worker processes that call `function` with `file_memory`, without waiting for them."""
         for _ in range(workers):
-            self._call.options(**self._options).remote(function, self.file_memory)
+            self._warming.append(
+                self._call.options(**self._options).remote(function, self.file_memory)
+            )
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the worker processes of `warm_up` have called their function."""
+        waiting = self._warming
+        if waiting:
+            _, self._warming = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        return not self._warming
 
     def run(self, function: Callable[..., R], *arguments: Any, check: Check) -> R:
         """See Cluster."""

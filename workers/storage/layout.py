@@ -10,6 +10,7 @@ datasets/<dataset>/preparation/progress.json, failure.json, report.json, stages.
 encoders/<digest>.json                      identity of an encoder, and its features of the probe items
 encoded/<owner>/<encoder>/<time>-<digest>-<count>.items   digests of raw items and their features, of one unit;
                                             immutable, deleted some time after they were encoded
+driver.json                                 since when the driver on the cluster is warm; a hint
 attempts/<attempt>.json                     a request to train an attempt, until it has ended
 outcomes/<attempt>.json                     how it has ended
 running/<attempt>_<...>                      what running attempts show (`workers.storage.running`)
@@ -147,6 +148,11 @@ def encoded_at(key: str) -> int:
 def encoded_count(key: str) -> int:
     """Number of items of an object."""
     return int(PurePosixPath(key).stem.rpartition("-")[2])
+
+
+def driver_ready() -> str:
+    """Written by each driver once its ranks and worker processes are there."""
+    return "driver.json"
 
 
 def attempts() -> str:

@@ -283,6 +283,26 @@ def test_phases_that_a_part_prints_are_reported_once(tmp_path: Path) -> None:
     assert reported == ["the endpoint: its proxy", "the endpoint: its replica"]
 
 
+def test_the_start_waits_for_the_driver_of_this_run(tmp_path: Path) -> None:
+    reported: list[str] = []
+    stack = LocalStack(tmp_path, Ports.free(), report=reported.append)
+    ready = tmp_path / "store" / "driver.json"
+    ready.parent.mkdir()
+    ready.write_text("of an earlier run")
+    program = (
+        "import pathlib, sys, time; path = pathlib.Path(sys.argv[1]); assert not path.exists(); "
+        "time.sleep(0.3); path.write_text('{}'); time.sleep(60)"
+    )
+    try:
+        stack.prepare_folder()
+        stack._spawn("service", [sys.executable, "-c", program, str(ready)])
+        stack.wait_for_driver()
+        assert ready.read_text() == "{}"
+    finally:
+        stack.stop()
+    assert reported == ["the driver with its training ranks is ready after 0 s"]
+
+
 def test_a_ray_that_lost_a_process_is_reported_with_that_process(stack: LocalStack) -> None:
     stack.log("ray").parent.mkdir(parents=True)
     # As Ray 2.60 prints it when its raylet is killed.

@@ -45,6 +45,10 @@ class PoolActor:
             self._notify()
         return {attempt: self._queue.status(attempt) for attempt in wanted}
 
+    async def has_ranks(self) -> bool:
+        """Called by the driver: whether there are ranks; returns as soon as there are."""
+        return bool(await self._until(lambda: self._queue.has_group))
+
     async def group_started(self) -> None:
         """Called by rank 0 of a new group."""
         self._queue.group_started()
@@ -118,6 +122,22 @@ class RayPool:
         remote = ray.remote(PoolActor).options(num_cpus=0, scheduling_strategy=near)
         self._actor: Any = remote.remote(store_uri, setup)
         self._call: Any = None
+        self._start_call: Any = None
+
+    def has_started(self) -> bool:
+        """See `Pool`."""
+        if self._start_call is None:
+            self._start_call = self._actor.has_ranks.remote()
+        done: list[Any]
+        done, _ = ray.wait([self._start_call], timeout=0)
+        if not done:
+            return False
+        self._start_call = None
+        try:
+            has_started: bool = ray.get(done[0])
+        except RayError:
+            return False  # The next exchange says why.
+        return has_started
 
     def exchange(self, wanted: Mapping[Attempt, str]) -> Mapping[Attempt, AttemptStatus]:
         """See `Pool`."""

@@ -134,6 +134,11 @@ class JobQueue:
             "" if self._has_group else _STARTING,
         )
 
+    @property
+    def has_group(self) -> bool:
+        """Whether there are ranks."""
+        return self._has_group
+
     def group_started(self) -> None:
         """All new ranks are there and the old ones have ended. The current attempt starts again.
 

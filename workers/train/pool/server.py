@@ -41,6 +41,10 @@ class Pool(Protocol):
 
     setup: PoolSetup
 
+    def has_started(self) -> bool:
+        """Whether its ranks are there. Does not wait for them."""
+        ...
+
     def exchange(self, wanted: Mapping[Attempt, str]) -> Mapping[Attempt, AttemptStatus]:
         """Set the attempts that are wanted, with owners of their jobs; others leave the queue, or are stopped.
 
@@ -101,6 +105,11 @@ class AttemptServer:
     def is_idle(self) -> bool:
         """True if no attempt waits or is trained."""
         return not self._known
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the resident ranks are there, or none start before the first attempt."""
+        return self.resident is None or self.resident.has_started()
 
     def step(self) -> bool:
         """List the requests, stop attempts without one, and see how the others get on.

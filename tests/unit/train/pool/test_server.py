@@ -39,6 +39,10 @@ class FakePool:
         self.wanted: Mapping[Attempt, str] = {}
         self._trained = 0
 
+    def has_started(self) -> bool:
+        """See `Pool`."""
+        return not self.is_starting
+
     def exchange(self, wanted: Mapping[Attempt, str]) -> Mapping[Attempt, AttemptStatus]:
         """See `Pool`."""
         assert not self.has_ended
