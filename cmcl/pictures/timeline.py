@@ -28,8 +28,8 @@ from cmcl.pictures.svg import (
 from cmcl.pictures.theme import fill, series, stroke
 
 _GAP = 10.0
-# Height of the bar of phases, and the width from which a phase has a colour of its own.
-_BAR, _SEEN = 26.0, 3.0
+# Height of the bar of phases, and the share of all from which a phase has a colour of its own.
+_BAR, _SEEN = 26.0, 0.02
 # The chain of versions: room for one, radius of its circle, and the height of its middle.
 _SLOT, _RADIUS, _MIDDLE = 88.0, 17.0, 46.0
 _BRANCHES_OFF = "↳ "
@@ -220,7 +220,7 @@ class Phase:
 
 
 def job_phases(phases: Sequence[Phase], *, width: float = WIDTH) -> Picture:
-    """Draw the phases of a job as one bar, each as long as it took, with a key of those that can be seen."""
+    """Draw the phases of a job as one bar, each as long as it took, with a key of those that took long enough."""
     total = sum(max(0.0, phase.seconds) for phase in phases)
     scale = Scale(0.0, total or 1.0, _GAP, width - _GAP)
     body, start = [], 0.0
@@ -228,7 +228,7 @@ def job_phases(phases: Sequence[Phase], *, width: float = WIDTH) -> Picture:
     for phase in phases:
         end = start + max(0.0, phase.seconds)
         wide = scale(end) - scale(start)
-        is_seen = wide >= _SEEN or phase.running
+        is_seen = phase.running or phase.seconds > _SEEN * total
         colour = "warn" if phase.running else series(len(entries)) if is_seen else "line"
         # A gap of a pixel between two, as far as there is room.
         size = (max(1.0, wide - 1), _BAR)
