@@ -47,7 +47,6 @@ _HISTORIES, _SHORT_HISTORIES = (15, 1000), (1, 2)
 _NARROW = dict.fromkeys(("audio", "image", "text"), 16)
 # After the last dataset.
 _REST_SECONDS = 10.0
-_GROWTH_PARTS = ("seconds", "learn_s", "certificates_s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,7 +101,15 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "memory": memory,
         "machine": machine(),
     }
-    return document_of(policies, raw, growth) | about
+    return document_of(policies, raw, growth) | about | {"before": _before(options.before)}
+
+
+def _before(path: Path | None) -> dict[str, Any] | None:
+    """The document of an earlier run, without that of one before it."""
+    if path is None:
+        return None
+    found: dict[str, Any] = json.loads(path.read_text())
+    return {name: value for name, value in found.items() if name != "before"}
 
 
 def document_of(
@@ -185,10 +192,15 @@ def _rounded(live: Live) -> dict[str, Any]:
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Render the page."""
-    policies = document["policies"]
+    """Render the page, with what was measured before beside it."""
+    runs = {"": document, **({"before": document["before"]} if document.get("before") else {})}
+    policies = {
+        f"{policy} {when}".strip(): found
+        for policy in document["policies"]
+        for when, run in runs.items()
+        if (found := run["policies"].get(policy))
+    }
     phases = list(dict.fromkeys(name for each in policies.values() for name in each["phases"]))
-    raw, growth = document["raw"], document["growth"]
     parts = [
         "# From POST to live",
         "## Question",
@@ -207,9 +219,12 @@ def markdown(document: Mapping[str, Any]) -> str:
                 for name, each in policies.items()
             ],
         ),
-        (
-            f"The stack was ready after {document['ready_s']:.0f} s, and its first dataset live "
-            f"{document['cold_first_s']:.1f} s after its POST."
+        table(
+            ["", *(when or "now" for when in runs)],
+            [
+                (words, *(_written(run[name], form) for run in runs.values()))
+                for words, name, form in _FIGURES
+            ],
         ),
         "## Phases",
         (
@@ -239,23 +254,8 @@ def markdown(document: Mapping[str, Any]) -> str:
                 for each in found["datasets"]
             ],
         ),
-        f"The store has {document['store_bytes'] / 1e6:.0f} MB after both streams.",
-    ]
-    if raw is not None:
-        parts += [
-            "## Raw pairs",
-            (
-                f"{raw['first']['seconds']:.1f} s when their rows are encoded, and {raw['again']['seconds']:.1f} s when "
-                f"they are posted to another model: their preparation then takes {raw['beyond_features_s']:.1f} s more than "
-                "that of features."
-            ),
-        ]
-    parts += [
         "## Memory at rest",
-        (
-            f"{document['rest_mib'] / 1024:.1f} GiB, {_REST_SECONDS:.0f} s after the last dataset (PSS: a page that several "
-            "processes share counts in parts):"
-        ),
+        f"By process, {_REST_SECONDS:.0f} s after the last dataset (PSS: a page that several share counts in parts):",
         table(
             ["process", "number", "MiB"],
             [
@@ -264,25 +264,41 @@ def markdown(document: Mapping[str, Any]) -> str:
             ],
         ),
         "## One more version",
-        f"In process, with simulated moments of {len(growth['widths'])} modalities: {_growth_words(growth)}",
-        table(
-            ["datasets behind it", "seconds", "learning", "certificates"],
-            [
-                (each["datasets"], *(f"{each[key]:.1f}" for key in _GROWTH_PARTS))
-                for each in growth["versions"]
-            ],
-        ),
+        f"In process, with simulated moments of {len(document['growth']['widths'])} modalities.",
+        *(_growth(run["growth"], when) for when, run in runs.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _growth_words(growth: Growth) -> str:
-    """Say how much more the last version costs than the first."""
+# What is said of each run: words, field, and form.
+_FIGURES = (
+    ("the stack is ready, s", "ready_s", ".0f"),
+    ("its first dataset, POST to live, s", "cold_first_s", ".1f"),
+    ("raw pairs that are encoded already, beyond features, s", "encoded_again_s", ".1f"),
+    ("bytes of the store after both streams", "store_bytes", ","),
+    ("memory at rest, MiB", "rest_mib", ","),
+)
+
+
+def _written(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _growth(growth: Growth, when: str) -> str:
     first, *_, last = growth["versions"]
-    return (
-        f"with {last['datasets']:,} datasets behind it, a version costs {growth['growth']:.1f} times as much as with "
-        f"{first['datasets']:,}."
+    words = (
+        f"{when}: with {last['datasets']:,} datasets behind it, a version costs {growth['growth']:.1f} times as much as "
+        f"with {first['datasets']:,}."
     )
+    rows = [
+        (
+            each["datasets"],
+            *(f"{part:.1f}" for part in (each["seconds"], each["learn_s"], each["certificates_s"])),
+        )
+        for each in growth["versions"]
+    ]
+    heads = ["datasets behind it", "seconds", "learning", "certificates"]
+    return "\n\n".join([words.removeprefix(": ").capitalize(), table(heads, rows)])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -296,6 +312,9 @@ def _parser() -> argparse.ArgumentParser:
         default=list(_HISTORIES),
         metavar=("FEW", "MANY"),
         help="datasets behind one more version (default: 15 1000)",
+    )
+    parser.add_argument(
+        "--before", type=Path, metavar="FILE", help="document of an earlier run, for the page"
     )
     parser.add_argument("--quick", action="store_true", help="no raw pairs, and short histories")
     parser.add_argument("--json", action="store_true", help="print the document alone")

@@ -42,5 +42,8 @@ def test_the_phases_add_up_to_the_time_from_post_to_live(stack: LocalStack, clie
     memory = memory_of(stack)
     assert "python -m service" in memory
     about = {"ready_s": 0.0, "store_bytes": 1, "rest_mib": 1, "memory": memory}
-    page = markdown(document | about | {"machine": machine()})
+    whole = document | about | {"machine": machine()}
+    page = markdown(whole | {"before": whole})
     assert all(f"| {phase} |" in page for phase in RECORDED)
+    assert "| policy | POST to live |" in page
+    assert "| preserve before |" in page
