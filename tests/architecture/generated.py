@@ -23,7 +23,7 @@ from workers.prepare.settings import PrepareSettings
 from workers.serve.api.app import describe
 from workers.serve.settings import ServeArgs, ServeSettings
 from workers.storage.local import LocalStore
-from workers.train.run import TrainSettings
+from workers.train.settings import TrainSettings
 
 Schema = dict[str, Any]
 

@@ -8,7 +8,7 @@ from service.settings import Settings
 from tests.architecture.generated import GENERATED, settings_document
 from tests.architecture.repository import ROOT
 from workers.serve.settings import ServeArgs
-from workers.train.run import TrainSettings
+from workers.train.settings import TrainSettings
 
 
 @pytest.mark.parametrize("name", GENERATED)

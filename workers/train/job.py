@@ -46,7 +46,8 @@ from workers.train.evaluation import (
 )
 from workers.train.learn import Task, TrainingResult, learn
 from workers.train.progress import Reporter
-from workers.train.run import Run, TrainSettings
+from workers.train.run import Run
+from workers.train.settings import TrainSettings
 from workers.train.solve_again import solve_again
 from workers.train.versions import (
     Parent,

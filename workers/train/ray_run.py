@@ -1,23 +1,33 @@
 """A Ray Train run: ranks that share the batch, restarted by Ray when one of them dies.
 
-`run_on_ray` runs one attempt with ranks of its own. The pool (`pool/ranks.py`) runs one attempt after
+`run_on_ray` runs one attempt with ranks of its own. The pool (`pool/group.py`) runs one attempt after
 another. Either may be elastic: when a node is lost it continues with fewer ranks, and with more when
 the cluster has resources again.
+
+The process that starts a run and Ray Train's controller import this module, and compute nothing: only ranks
+load torch, which takes 300 MB and some seconds in each process.
 """
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pyarrow.fs
 import ray.train
-import ray.train.torch
+from ray.exceptions import GetTimeoutError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
+from ray.train.constants import (
+    DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S,
+    TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S,
+)
 from ray.train.v2.api.callback import UserCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cmcl.contract.errors import NON_RETRYABLE
 from cmcl.contract.job import submission_id
@@ -25,9 +35,10 @@ from workers.storage.layout import run_prefix
 from workers.storage.process_limits import give_way_to_queries
 from workers.storage.s3 import S3Store
 from workers.storage.uris import open_store
-from workers.train.checkpoint import watch_for_preemption
-from workers.train.job import train_dataset
-from workers.train.run import TrainSettings
+from workers.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    import torch
 
 # Failures that a run survives. Preemptions and changes of size are not counted.
 _RESTARTS = 2
@@ -100,8 +111,9 @@ def run_on_ray(store_uri: str, job: str, attempt: int, ranks: Ranks) -> None:
 
 
 def _train_on_rank(config: dict[str, Any]) -> None:
-    prepare_rank()
-    train_dataset(device=ray.train.torch.get_device(), **config)
+    from workers.train.job import train_dataset
+
+    train_dataset(device=prepare_rank(), **config)
 
 
 class ShortShutdown(UserCallback):
@@ -109,7 +121,7 @@ class ShortShutdown(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Shorten the shutdown of process groups, which takes half a minute if a rank hangs."""
-        os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", _SHUTDOWN_SECONDS)
+        os.environ.setdefault(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, _SHUTDOWN_SECONDS)
 
 
 class _StopOnNonRetryable(ShortShutdown):
@@ -128,14 +140,14 @@ def trainer(
     arguments: dict[str, Any],
     run: RunConfig,
     ranks: Ranks,
-) -> TorchTrainer:
+) -> DataParallelTrainer:
     """The trainer of a run, with timeouts from the settings."""
     timeouts = current_timeouts()
     timeouts.apply_to_ray_train()
-    return TorchTrainer(
+    return DataParallelTrainer(
         on_rank,
         train_loop_config=arguments,
-        torch_config=_torch_config(ranks, timeouts),
+        backend_config=_process_group(ranks, timeouts),
         scaling_config=ScalingConfig(
             num_workers=ranks.num_workers,  # type: ignore[arg-type]  # typed as of before elasticity
             use_gpu=ranks.gpus_each > 0,
@@ -145,21 +157,89 @@ def trainer(
     )
 
 
-def _torch_config(ranks: Ranks, timeouts: Timeouts) -> TorchConfig:
+def _process_group(ranks: Ranks, timeouts: Timeouts) -> "ProcessGroup":
     # Moments are summed in float64 on the host, even if gradients are reduced by NCCL.
     backend = "cpu:gloo,cuda:nccl" if ranks.gpus_each else "gloo"
-    return TorchConfig(backend=backend, timeout_s=round(timeouts.peer))
+    return ProcessGroup(backend, round(timeouts.peer))
+
+
+@dataclass(frozen=True)
+class ProcessGroup(BackendConfig):
+    """The process group of torch that the ranks join, as with Ray's TorchConfig, whose module imports torch.
+
+    `backend`: as of torch.distributed. `timeout_s`: of its collectives.
+    """
+
+    backend: str
+    timeout_s: int
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """See BackendConfig."""
+        return _ProcessGroupBackend
+
+
+class _ProcessGroupBackend(Backend):
+    """Runs in Ray Train's controller, and calls functions on ranks."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: ProcessGroup) -> None:  # type: ignore[override]
+        """Have all ranks join."""
+        address, port = worker_group.execute_single(0, get_address_and_port)
+        size = len(worker_group)
+        ray.get(
+            [
+                worker_group.execute_single_async(
+                    rank, _join, backend_config, (address, port), rank, size
+                )
+                for rank in range(size)
+            ]
+        )
+
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        """Have all ranks leave. One that hangs is ended after this."""
+        default = str(DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)
+        seconds = float(os.environ.get(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, default))
+        calls = worker_group.execute_async(_leave, is_group=len(worker_group) > 1)
+        with suppress(GetTimeoutError):
+            ray.get(calls, timeout=seconds)
+
+
+def _join(group: ProcessGroup, address: tuple[str, int], rank: int, size: int) -> None:
+    """Join the process group, as a rank of Ray's own TorchConfig does."""
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
+
+    host, port = address
+    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    _set_torch_distributed_env_vars()  # type: ignore[no-untyped-call]
+    _setup_torch_process_group(group.backend, rank, size, "env://", group.timeout_s)
+
+
+def _leave(*, is_group: bool) -> None:
+    from ray.train.torch.config import _shutdown_torch
+
+    _shutdown_torch(destroy_process_group=is_group)  # type: ignore[no-untyped-call]
 
 
 def _resources(ranks: Ranks) -> dict[str, float]:
     return {"CPU": 1.0, "GPU": ranks.gpus_each} if ranks.gpus_each else {"CPU": 1.0}
 
 
-def prepare_rank() -> None:
-    """Set up the process of a rank: its priority, and preemption notices unless Ray has them off."""
+def prepare_rank() -> "torch.device":
+    """Set up the process of a rank: its priority, and preemption notices unless Ray has them off. Returns its device."""
+    import torch
+    from ray.train.torch import get_device
+
+    from workers.train.checkpoint import watch_for_preemption
+
     give_way_to_queries()
     if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0":
         watch_for_preemption(ray.train.get_preemption_info)
+    device: torch.device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def run_files(store_uri: str, prefix: str, name: str) -> dict[str, Any]:

@@ -1,11 +1,9 @@
-"""The environment of one training run: settings of its processes, ranks, device, observer and checkpoints."""
+"""The environment of one training run: ranks, device, observer and checkpoints."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 from torch import Tensor
 
 from cmcl.contract.job import Phase
@@ -13,31 +11,6 @@ from workers.methods.method import Recipe
 from workers.train.distributed import SINGLE_PROCESS, World
 
 Tensors = Mapping[str, Tensor]
-
-
-class TrainSettings(BaseSettings):
-    """Environment variables of the training processes (prefix `CMCL_`)."""
-
-    model_config = SettingsConfigDict(env_prefix="CMCL_", frozen=True, extra="ignore")
-
-    checkpoint_seconds: float = Field(
-        default=60,
-        gt=0,
-        description="seconds between two checkpoints of a dataset; at most this much is trained again",
-    )
-    scratch_bytes: int = Field(
-        default=0,
-        ge=0,
-        description="bytes of the local disk (TMPDIR) that one rank may use for rows and copies of "
-        "shards; 0: all free space",
-    )
-    peer_seconds: float = Field(
-        default=60,
-        ge=2,
-        le=3600,
-        description="timeout of collectives and health checks; a rank that exceeds it counts as hung, and "
-        "all ranks are replaced",
-    )
 
 
 def part_of(tensors: Tensors, part: str) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.chart.release import BUCKET, ROOT, TWO_CLUSTERS, Object, Release, each_release, render
 from workers.prepare.settings import PrepareSettings
-from workers.train.run import TrainSettings
+from workers.train.settings import TrainSettings
 
 ADDRESS = "redis.example.org:6379"
 

@@ -4,7 +4,7 @@ import helm_python
 import pytest
 
 from tests.chart.release import Object, Release, environment_of, render, values_of
-from workers.train.run import TrainSettings
+from workers.train.settings import TrainSettings
 
 
 def _cluster(release: Release) -> Object:

@@ -4,5 +4,6 @@ server.py     the driver's part: requests in the store, which pool trains each, 
 setup.py      what a pool consists of; command line options
 actor.py      a pool: the Ray actor with its queue, which runs one Ray Train run after another
 queue.py      which attempt is next, and what became of it: plain Python, tested without Ray
-ranks.py      that Ray Train run, and what each of its ranks does
+group.py      that Ray Train run, and which ends of its ranks are failures; no torch
+ranks.py      what each of the ranks does
 """

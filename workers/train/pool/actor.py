@@ -100,8 +100,8 @@ class PoolActor:
     def _keep_group(self, store_uri: str, setup: PoolSetup, own: Any) -> None:
         """Run one group after another."""
         try:
-            # Torch and Ray Train take seconds to import. The driver, which imports this module, needs neither.
-            from workers.train.pool.ranks import run_pool_group
+            # Ray Train takes seconds to import. The driver, which imports this module, does not need it.
+            from workers.train.pool.group import run_pool_group
 
             while True:
                 run_pool_group(store_uri, setup, own)

@@ -38,8 +38,9 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from workers.train.distributed import World
 from workers.train.pool import ranks
 from workers.train.pool.actor import PoolActor
+from workers.train.pool.group import FailureReporter
 from workers.train.pool.queue import Retire
-from workers.train.pool.ranks import FailureReporter, release_device_memory
+from workers.train.pool.ranks import release_device_memory
 
 PIECES, FLOATS = 200, 1 << 18
 MIB = PIECES * FLOATS * 4 >> 20
