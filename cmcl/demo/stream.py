@@ -43,7 +43,9 @@ class Stream:
             columns = zip(dataset.pair.modalities, ("feature_a", "feature_b"), strict=True)
             for modality, column in columns:
                 if modality not in probes:
-                    table = pq.read_table(dataset.evaluation, columns=[column]).slice(0, rows)
+                    # Not `read_table`, for which pyarrow imports its datasets.
+                    with pq.ParquetFile(dataset.evaluation) as file:
+                        table = file.read(columns=[column]).slice(0, rows)
                     probes[modality] = table.column(column).to_pylist()
         return probes
 

@@ -113,6 +113,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, Path(folder, "output").open("w+") as output:
         program_of_demo = Path(sys.executable).with_name("cmcl")
         command = [str(program_of_demo), "demo", "--folder", f"{folder}/demo"]
+        command += ["--queries-per-second", "200"]
         demo = subprocess.Popen(command, stdout=output)
         try:
             origin = _origin(demo, Path(output.name))
