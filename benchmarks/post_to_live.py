@@ -323,4 +323,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # As in the ranks of a stack, and set before torch is loaded.
+        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+        command = [sys.executable, "-m", "benchmarks.post_to_live", *sys.argv[1:]]
+        os.execve(sys.executable, command, environment)  # noqa: S606
     sys.exit(main())

@@ -77,6 +77,9 @@ _RAY = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # The default of 15 lets Ray's workers starve beside other processes.
     "RAY_worker_niceness": "0",
+    # Rank 0 has the threads of the ranks that wait. By default those of OpenMP that wait for one that does not run, because
+    # the cores are busy, take its core as well: a decomposition then takes 236 ms in place of 15 (docs/log.md).
+    "OMP_WAIT_POLICY": "passive",
     **SERVING,
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_START_HOOK": "cmcl.stack_host.without_client_server",
