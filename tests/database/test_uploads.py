@@ -10,12 +10,13 @@ from service.database.engine import Database
 from service.database.queries import idempotency, maintenance, replicas, uploads
 from service.database.rows import NewUpload, ResponseRecord
 from service.database.tables import leases as lease_rows
-from service.maintenance.gc import GC_TASKS, GarbageCollector
-from service.maintenance.gc_store import sweep_orphans
+from service.maintenance.gc import GC_TASKS, RARE_GC_TASKS, GarbageCollector
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import announce, send, upload_whole
 from tests.unit.service.uploads.test_sending import parquet
+from workers.storage import layout
+from workers.storage.versions import write_blob
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 UPLOAD = "up-0123456789ab"
@@ -35,17 +36,20 @@ def test_an_upload_is_learned_and_swept(tmp_path: Path, database_url: str) -> No
     plane.tick(3)
     assert plane.client.request("DELETE", "/v1/models/scenes").status_code == 204
     plane.store.put("datasets/ds-000000000000/x", b"x")
+    write_blob(plane.store, b"of an attempt that died")
     for days in (0, 2, 98):
         plane.clock.advance(days * 24 * 3600)
         # Each by itself: the sweeper would only log what a database does not take.
-        for duty in (*GC_TASKS, sweep_orphans):
+        for duty in (*GC_TASKS, *RARE_GC_TASKS):
             duty(plane.context)
     folders = {root: plane.store.folders(root) for root in ("datasets/", "models/", "runs/")}
     dataset = plane.job(job).dataset
-    # The branch refers to files of its source.
-    models = ["branch", "scenes"]
-    assert folders == {"datasets/": [dataset], "models/": models, "runs/": []}
+    assert folders == {"datasets/": [dataset], "models/": ["branch"], "runs/": []}
     assert plane.store.folders("uploads/") == []
+    # The branch names what its source had.
+    (version,) = plane.versions("branch")
+    named = [layout.blob(sha256) for sha256 in sorted(version.manifest.blobs)]
+    assert list(plane.store.keys(layout.blobs())) == named
     plane.close()
 
 
