@@ -125,7 +125,7 @@ def demo(  # noqa: PLR0913, PLR0917 - each part has its options
     ranks: Annotated[int, typer.Option(min=1, help="processes that train a dataset")] = 2,
     queries_per_second: Annotated[
         float, typer.Option(min=1, help="embedding queries per second during training")
-    ] = 100.0,
+    ] = 200.0,
     as_json: AsJson = False,
 ) -> None:
     """Train a small real stream under both policies and without protection, while sending queries.

@@ -45,7 +45,7 @@ class DemoOptions:
     raw: Path
     folder: Path
     ranks: int = 2
-    queries_per_second: float = 100.0
+    queries_per_second: float = 200.0
     # Of the raw pairs, by the names that `MODALITIES` of `raw.py` binds to.
     encoders: tuple[EncoderSpec, ...] = ()
     plugins: Path | None = None
