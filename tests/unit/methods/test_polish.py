@@ -216,7 +216,7 @@ def test_the_updates_of_all_datasets_together_are_bounded() -> None:
 
 
 def test_small_updates_leave_other_cores_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = []
+    used = list[int]()
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "set_num_threads", used.append)
     polish()

@@ -118,7 +118,7 @@ def test_norm_change_of_scaled_heads_is_the_scale(
     scores, heads = PairScores(pair_moments(*old_rows)), random_weights(10)
     assert scores.norm_changes(heads, heads) == (0.0, 0.0)
     scaled = PairWeights(1.25 * heads.first_EI, 0 * heads.second_EJ)
-    assert scores.norm_changes(heads, scaled) == (pytest.approx(0.25), -1.0)
+    assert scores.norm_changes(heads, scaled) == pytest.approx((0.25, -1.0))
 
 
 def test_norms_that_were_zero_have_no_relative_change(
