@@ -227,8 +227,6 @@ class LocalStack:
                 f"--temp-dir={self._sockets.name}/ray",
                 *(f"--node-ip-address={HOST}", f"--port={self.ports.ray}"),
                 *(f"--dashboard-port={self.ports.dashboard}", "--include-dashboard=true"),
-                # It would send what workers print to drivers, which have that switched off.
-                "--include-log-monitor=false",
                 # Jobs go through it. Its default port is taken where another Ray runs; 0: any free one.
                 "--dashboard-agent-listen-port=0",
                 f"--num-cpus={self.ray_cpus}",
