@@ -8,7 +8,7 @@ import pytest
 
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports
-from tests.ray.attempts import wait_until
+from tests.ray.attempts import title, wait_until
 
 
 @pytest.mark.ray
@@ -23,7 +23,7 @@ def test_a_stack_starts_although_serve_replaces_proxies_that_are_not_ready(tmp_p
         assert any(line.endswith("Trying again (2 of 5)") for line in reported), reported
         ray = psutil.Process(stack.processes["ray"].pid)
         # It would end the head where it cannot reach the raylet within 30 s.
-        started = [" ".join(each.cmdline()) for each in ray.children(recursive=True)]
+        started = [title(each) for each in ray.children(recursive=True)]
         assert not [each for each in started if "ray.util.client.server" in each]
         _check_endpoint(stack)
 
