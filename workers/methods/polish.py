@@ -29,6 +29,7 @@ from torch.optim.adamw import adamw
 
 from workers.nullspace.centred import CentredMoments, PairNames
 from workers.nullspace.closed_form import NO_CORRELATION, Directions, whitened
+from workers.nullspace.threads import one_thread
 
 # A row that is shorter has no direction (as in torch.nn.functional.normalize).
 _NO_LENGTH = 1e-12
@@ -222,13 +223,8 @@ def polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSettin
     made. A function of its arguments: the same pairs in the same order give the same bits. The start itself if
     `updates` or the pairs leave no update to make.
     """
-    threads = torch.get_num_threads()
-    try:
-        if all(mixing_EK.shape[1] <= _FEW + 1 for mixing_EK in start.values()):
-            torch.set_num_threads(1)
+    with one_thread(all(mixing_EK.shape[1] <= _FEW + 1 for mixing_EK in start.values())):
         return _polished(start, pairs, settings)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSettings) -> Polished:

@@ -31,6 +31,7 @@ from torch import Tensor
 from workers.nullspace.centred import CentredMoments
 from workers.nullspace.closed_form import NO_VARIANCE, typical_variance
 from workers.nullspace.eigenvectors import leading_basis, leading_eigenvectors, random_start
+from workers.nullspace.threads import one_thread
 
 # Ridges to choose from, relative to a modality's typical variance.
 RIDGES = tuple(0.00125 * 2**step for step in range(10))
@@ -86,16 +87,9 @@ def best_choice(halves: tuple[CentredMoments, CentredMoments]) -> Choice:
     one, other = (_half(half, *bases) for half in halves)
     if one is None or other is None:
         return Choice((RIDGES[_FIRST], RIDGES[_FIRST]), 0.0, COUNTS[0])
-    folds = _fold(one, other), _fold(other, one)
-
-    def score_of(steps: Steps) -> float:
-        return fmean(fold.score(RIDGES[steps[0]], RIDGES[steps[1]]) for fold in folds)
-
-    (first, second), score = climbed(score_of, (_FIRST, _FIRST), len(RIDGES))
-    ridges = RIDGES[first], RIDGES[second]
-    scores = [fold.scores(*ridges) for fold in folds]
-    rows = min(half.rows for half in halves)
-    return Choice(ridges, score, _significant(scores, rows, _rank(one, other)))
+    # Of a few hundred columns: with two threads of which one has to wake up, this takes three times as long.
+    with one_thread():
+        return _chosen(one, other, min(half.rows for half in halves))
 
 
 def _significant(scores: Sequence[Tensor], rows: int, rank: int) -> int | None:
@@ -231,6 +225,19 @@ class _Fold:
         second_KK = second_KT @ self.second_TT @ second_KT.mT
         size_K = (first_KK * second_KK).cumsum(0).cumsum(1).diagonal()
         return (agreement_K.clamp(min=0).square() / size_K).nan_to_num(0.0, posinf=0.0)
+
+
+def _chosen(one: _Half, other: _Half, rows: int) -> Choice:
+    """`rows`: of the smaller half."""
+    folds = _fold(one, other), _fold(other, one)
+
+    def score_of(steps: Steps) -> float:
+        return fmean(fold.score(RIDGES[steps[0]], RIDGES[steps[1]]) for fold in folds)
+
+    (first, second), score = climbed(score_of, (_FIRST, _FIRST), len(RIDGES))
+    ridges = RIDGES[first], RIDGES[second]
+    scores = [fold.scores(*ridges) for fold in folds]
+    return Choice(ridges, score, _significant(scores, rows, _rank(one, other)))
 
 
 def _rank(one: _Half, other: _Half) -> int:
