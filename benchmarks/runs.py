@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -24,6 +23,7 @@ from benchmarks.joint import JointOutcome, JointSetting, learn_alone, train_join
 from cmcl.contract.methods import BUILT_IN_METHODS, installed_methods
 from cmcl.contract.model import ModelSpec, Policy
 from workers.methods.registry import method_class
+from workers.nullspace.threads import one_thread
 
 JOINT = "joint"
 # Each dataset in a model of its own.
@@ -104,7 +104,9 @@ def perform_all(
     """Yield results as they complete. Other processes read the stream from `source` (folder,
     order)."""
     if jobs == 1:
+        # As in the other processes, so that results are bit-equal.
         with one_thread():
+            warm_up()
             yield from ((run, perform(stream, run)) for run in runs)
         return
     again = []
@@ -140,10 +142,10 @@ def _result(future: "Future[Result]") -> Result:
 def start_process() -> None:
     """Prepare a process for runs."""
     torch.set_num_threads(1)
-    _warm_up()
+    warm_up()
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """Construct an optimizer, so that its import of torch's compiler does not count for the first
     run."""
     weight = torch.nn.Parameter(torch.zeros(1))
@@ -159,15 +161,3 @@ def _perform_from(source: tuple[Path, str], run: Run) -> Result:
 def _read_once(source: tuple[Path, str]) -> Stream:
     """Read the stream once per process."""
     return read_stream(*source)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Use one thread, as in the other processes, so that results are bit-equal."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    _warm_up()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -27,10 +27,10 @@ from benchmarks.paper.unscaled import (
 from benchmarks.runs import (
     JOINT_SETTINGS,
     known_methods,
-    one_thread,
     place_of,
     spec_of,
     start_process,
+    warm_up,
 )
 from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.model import ModelSpec
@@ -40,6 +40,7 @@ from workers.model.evaluation import HeldOut
 from workers.model.heads import ModalityHeads, with_constant
 from workers.model.rows import PairedRows
 from workers.nullspace.moments import PairMoments, pair_moments
+from workers.nullspace.threads import one_thread
 from workers.train.certify import PastDataset
 from workers.train.data.rows import Plan
 from workers.train.learn import ModelState, initial_state
@@ -69,6 +70,7 @@ def run_all(cells: Sequence[Cell], folder: Path, jobs: int) -> Iterator[tuple[Ce
     folder.mkdir(parents=True, exist_ok=True)
     if jobs == 1 or len(left) < 2:
         with one_thread():
+            warm_up()
             yield from ((cell, keep_result(folder, cell, run_cell(cell))) for cell in left)
         return
     with ProcessPoolExecutor(
@@ -96,6 +98,7 @@ def least_seconds(cells: Sequence[Cell], folder: Path) -> float:
     dataset = _dataset(replace(steps[0], training=steps[0].training.at(slice(few))))
     # What a dataset costs before its first update is in both.
     with one_thread():
+        warm_up()
         more = 2 + _TIMED_UPDATES // plan.updates(few)
         once, again = (_seconds_of(spec, dataset, epochs) for epochs in (1, 1 + more))
     seconds = max(0.0, again - once) / (more * plan.updates(few))

@@ -21,6 +21,7 @@ head there.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -223,7 +224,8 @@ def polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSettin
     made. A function of its arguments: the same pairs in the same order give the same bits. The start itself if
     `updates` or the pairs leave no update to make.
     """
-    with one_thread(all(mixing_EK.shape[1] <= _FEW + 1 for mixing_EK in start.values())):
+    is_small = all(mixing_EK.shape[1] <= _FEW + 1 for mixing_EK in start.values())
+    with one_thread() if is_small else nullcontext():
         return _polished(start, pairs, settings)
 
 

@@ -7,12 +7,11 @@ import torch
 
 
 @contextmanager
-def one_thread(is_on: bool = True) -> Iterator[None]:
-    """Compute with one thread, if `is_on`."""
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, and restore the number afterwards."""
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        if is_on:
-            torch.set_num_threads(1)
         yield
     finally:
         torch.set_num_threads(threads)
