@@ -1,6 +1,6 @@
 """How long does a dataset take from POST to live, and where does the time go?
 
-`python -m benchmarks.post_to_live` starts a stack of its own, as `cmcl up` does, and posts the datasets of a stream, under
+`python -m benchmarks.post_to_live` starts its own stack, as `cmcl up` does, and posts the datasets of a stream, under
 both policies, while nothing else runs. Beside each, the same dataset is learned in this process with all cores. Then raw
 pairs whose rows are encoded already, the bytes of the store, and what one more version costs with a long history.
 """

@@ -174,7 +174,7 @@ def _turned(
 
     Unit scale: the root mean square length of each modality's embeddings is 1. No cosine changes, and scores of versions
     become comparable. The first heads of a group are turned to their principal axes. Each modality counts alike,
-    whatever its number of rows.
+    independently of its number of rows.
     """
     sides = {name: _sides(pairs, name) for name in sorted(mixing)}
     spreads, scaled = dict[str, Tensor](), Mixing()

@@ -250,7 +250,7 @@ def when_leader_is_done(find: Callable[[], T], here: World) -> T:
 
 
 def side_by_side(find: Callable[[], T], other: Callable[[], S], here: World) -> tuple[T, S]:
-    """`when_leader_is_done`, and what `other` returns on the last rank meanwhile."""
+    """`when_leader_is_done`, and what `other` returns on the last rank while rank 0 computes."""
     found: Any = None
     if here.is_leader:
         own = torch.get_num_threads()

@@ -32,7 +32,7 @@ class PoolActor:
     def __init__(self, store_uri: str, setup: PoolSetup) -> None:
         self._queue = JobQueue()
         self._changed = asyncio.Event()
-        # Why there are no ranks any more.
+        # Why there are no longer any ranks.
         self._error = ""
         own = ray.get_runtime_context().current_actor
         threading.Thread(target=self._keep_group, args=[store_uri, setup, own], daemon=True).start()

@@ -112,7 +112,7 @@ class AttemptServer:
         return self.resident is None or self.resident.has_started()
 
     def step(self) -> bool:
-        """List the requests, stop attempts without one, and see how the others get on.
+        """List the requests, stop attempts without one, and update the status of the others.
 
         Returns whether one has come, gone or ended. Raises StorageUnavailable.
         """
