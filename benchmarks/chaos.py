@@ -28,9 +28,9 @@ from cmcl.contract.model import ModelSpec
 from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports
-from workers.storage.object_store import ObjectStore
-from workers.storage.uris import open_store
-from workers.storage.versions import read_live, read_version, read_version_file
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.uris import open_store
+from cmcl.storage.versions import read_live, read_version, read_version_file
 
 
 def halves(stream: Stream, folder: Path) -> list[StreamDataset]:

@@ -5,9 +5,9 @@ import torch
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import publish_manifest, read_candidate
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import publish_manifest, read_candidate
 from workers.train.job import train_dataset
 
 

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 
 from benchmarks.chain import Dataset
 from cmcl.contract.modality import ModalityPair
-from workers.storage.shards import FEATURES, Rows
+from workers.files.shards import FEATURES, Rows
 from workers.train.data.dataset import held_out, paired_rows
 
 _NAME = re.compile(r"(?P<name>.+_(?P<first>[a-z])(?P<second>[a-z]))\.(?P<part>train|test)\.parquet")
 _PARTS = ("train", "test")
-# The product's own bounds (workers/storage/shards.py): outside, float32 loses a row's direction.
+# The product's own bounds (workers/files/shards.py): outside, float32 loses a row's direction.
 _SHORTEST, _LONGEST = 1e-12, 1e18
 
 

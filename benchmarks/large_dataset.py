@@ -32,10 +32,10 @@ from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.job import JobSpec, submission_id
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.running import Shown, read_running
-from workers.storage.versions import read_candidate
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.running import Shown, read_running
+from cmcl.storage.versions import read_candidate
 
 matplotlib.use("agg")
 

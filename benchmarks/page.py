@@ -39,11 +39,11 @@ from benchmarks.control.large_model import (
     running_number,
 )
 from benchmarks.report import machine
+from cmcl.storage import layout
 from service.app import Parts, create_app
 from service.page.endpoint import Endpoint
 from service.page.rendering import PREFIX, pages_of
 from service.settings import Settings
-from workers.storage import layout
 
 _RESULTS = Path(".cmcl/benchmarks")
 GOAL_MS, GOAL_BYTES = 100, 150_000

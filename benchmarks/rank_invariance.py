@@ -23,7 +23,7 @@ from benchmarks.report import machine
 from benchmarks.scaling.group import in_group
 from cmcl.contract.dataset import Shard
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from workers.storage.shards import describe_shard
+from workers.files.shards import describe_shard
 from workers.train.data.rows import HeldRows
 
 _RESULTS, _STREAM = Path(".cmcl/benchmarks"), Path("examples/stream")

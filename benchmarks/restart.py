@@ -23,13 +23,13 @@ from benchmarks.control.databases import NAMES, fresh_database
 from benchmarks.control.intake import add_model, over_http, running_service
 from benchmarks.fleet.database import SPEC, model_row
 from cmcl.contract.version import LivePointer
+from cmcl.storage import layout
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.database.queries import models as model_queries
 from service.database.tables import models
 from service.principal import DEFAULT_OWNER
 from service.states import JobState
-from workers.storage import layout
 
 _CHUNK = 1000
 _CLIENTS = 4

@@ -27,8 +27,8 @@ from benchmarks.peers import comparison, servers
 from benchmarks.peers.comparison import Cell, Schedule, Server, Size
 from benchmarks.report import machine
 from cmcl.contract.version import LivePointer
-from workers.storage.uris import open_store
-from workers.storage.versions import write_live
+from cmcl.storage.uris import open_store
+from cmcl.storage.versions import write_live
 
 _RESULTS = Path(".cmcl/benchmarks")
 _STEM = "serving"

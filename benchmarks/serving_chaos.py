@@ -29,8 +29,8 @@ from benchmarks.outages.outcome import Moment, Outcome, RetryingClients, outcome
 from benchmarks.report import machine
 from cmcl.contract.version import LivePointer
 from cmcl.haproxy import BUFFER_KIB, rays_own
-from workers.storage.uris import open_store
-from workers.storage.versions import write_live
+from cmcl.storage.uris import open_store
+from cmcl.storage.versions import write_live
 
 _RESULTS = Path(".cmcl/benchmarks")
 _STEM = "serving-chaos"

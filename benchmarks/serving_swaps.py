@@ -31,8 +31,8 @@ from benchmarks.swaps.memory import Memory, slope
 from benchmarks.swaps.mover import Move, Mover, order
 from benchmarks.swaps.page import draw, markdown
 from cmcl.contract.version import LivePointer
-from workers.storage.uris import open_store
-from workers.storage.versions import write_live
+from cmcl.storage.uris import open_store
+from cmcl.storage.versions import write_live
 
 _RESULTS = Path(".cmcl/benchmarks")
 _STEM = "serving-swaps"

@@ -24,7 +24,7 @@ from benchmarks.faults.cases import CASES, PEER_SECONDS, Case
 from benchmarks.faults.nodes import Nodes
 from benchmarks.faults.trial import Trial
 from benchmarks.report import machine
-from workers.storage.uris import open_store
+from cmcl.storage.uris import open_store
 
 _RESULTS = Path(".cmcl/benchmarks")
 _CHECKPOINT_SECONDS = 3

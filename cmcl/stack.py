@@ -162,7 +162,7 @@ class LocalStack:
 
     @property
     def _driver_ready(self) -> Path:
-        """The object that the driver on the cluster writes when it is warm (workers/storage/layout.py)."""
+        """The object that the driver on the cluster writes when it is warm (cmcl/storage/layout.py)."""
         return self.folder / "store" / "driver.json"
 
     @property

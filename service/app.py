@@ -13,6 +13,9 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from cmcl.contract import DISTRIBUTION
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.uris import open_store
+from cmcl.tracing import exporter_from
 from service.api import events, openapi, operations, uploads
 from service.api.authentication import Authentication, Hosts
 from service.api.bodies import Bodies, BodyLimits, Budget
@@ -57,9 +60,6 @@ from service.telemetry.instrumented import (
 from service.telemetry.metrics import EventObserver, Metrics
 from service.telemetry.spans import NoSpans, Spans
 from service.tuning import Tuning
-from workers.storage.object_store import ObjectStore
-from workers.storage.uris import open_store
-from workers.tracing import exporter_from
 
 if TYPE_CHECKING:
     from service.auth.oidc import OidcLogin, OidcTokens

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     # Types alone: the packages that import this module are imported by none of these lines.
+    from cmcl.storage.object_store import ObjectStore
     from service.auth.authenticator import Authenticator
     from service.auth.oidc import OidcLogin
     from service.auth.sessions import Sessions
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from service.settings import Settings
     from service.telemetry.metrics import Metrics
     from service.tuning import Tuning
-    from workers.storage.object_store import ObjectStore
 
 # Passed as a dependency, so that tests can control the time.
 Clock = Callable[[], datetime]

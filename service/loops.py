@@ -9,9 +9,9 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import ClassVar
 
+from cmcl.memory import trim_heap
 from service.context import Context
 from service.database.queries import replicas
-from workers.memory import trim_heap
 
 logger = logging.getLogger(__name__)
 

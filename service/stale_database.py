@@ -12,14 +12,14 @@ from sqlalchemy import make_url
 
 from cmcl.contract.errors import InvalidVersion, StorageError
 from cmcl.contract.version import LivePointer
+from cmcl.storage import layout
+from cmcl.storage.versions import read_live
 from service.context import Context
 from service.database.queries import models
 from service.database.rows import ModelRecord
 from service.errors import StaleDatabase
 from service.lookup import get_model
 from service.principal import Principal
-from workers.storage import layout
-from workers.storage.versions import read_live
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from cmcl.contract.encoder import parse_encoder
 from cmcl.contract.model import ModelSpec
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports, StackError
-from workers.storage.object_store import ObjectStore
-from workers.storage.uris import open_store
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.uris import open_store
 
 # The same examples on every run, and no time limit: a slow machine or a new example is not a defect
 # of the change under test.

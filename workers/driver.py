@@ -22,6 +22,9 @@ import ray
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import AttemptRequest, DriverReady
 from cmcl.contract.prepare import PrepareRequest
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.uris import open_store
 from workers.prepare.cluster import RayCluster
 from workers.prepare.dataset import Preparation, prepare_dataset
 from workers.prepare.encoder_pool import EncoderPools
@@ -29,9 +32,6 @@ from workers.prepare.progress import Progress, ProgressWriter
 from workers.prepare.server import PrepareServer
 from workers.prepare.settings import PrepareSettings
 from workers.prepare.tasks import warm_up
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.uris import open_store
 from workers.train.pool.actor import RayPool, has_room
 from workers.train.pool.server import AttemptServer
 from workers.train.pool.setup import (

@@ -20,6 +20,9 @@ from pydantic import ValidationError
 from cmcl.contract.errors import CannotCombine, WorkerError
 from cmcl.contract.job import JobSpec, VersionRef
 from cmcl.contract.version import VersionManifest
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.versions import entry_for, publish_manifest, read_candidate, write_blob
 from workers.model.artifact import (
     check_selftest,
     load_centred_moments,
@@ -37,9 +40,6 @@ from workers.serve.export.formats import (
     measured_version,
     moments_files,
 )
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.versions import entry_for, publish_manifest, read_candidate, write_blob
 from workers.train.job import train_dataset
 from workers.train.versions import heads_files, memory_files, read_heads
 

@@ -10,13 +10,13 @@ import torch
 from cmcl.contract.modality import FileEntry, ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import entry_for, publish_manifest, write_blob
 from workers.model.artifact import save_memory, save_selftest
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.nullspace.conditioning import Conditioning
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import entry_for, publish_manifest, write_blob
 from workers.train.versions import heads_files, memory_files
 
 MODEL = "measured"

@@ -14,11 +14,11 @@ from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.job import JobSpec, Progress, submission_id
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.running import Shown, read_running
-from workers.storage.shards import describe_shard
-from workers.storage.versions import check_complete, read_candidate, read_version_file
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.running import Shown, read_running
+from cmcl.storage.versions import check_complete, read_candidate, read_version_file
+from workers.files.shards import describe_shard
 
 _WIDTHS = (256, 192)
 _FIRST, _SECOND = "vision", "text"

@@ -10,11 +10,11 @@ from pathlib import Path
 from benchmarks.fleet.database import job_id, job_spec, model_name
 from cmcl.contract.job import JobSpec, Progress
 from cmcl.contract.version import Drift, LearnedDataset, VersionManifest, VersionReport
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.object_store import ObjectStore
-from workers.storage.running import ProgressWriter, mark_ended
-from workers.storage.versions import read_version, write_blob, write_candidate
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.running import ProgressWriter, mark_ended
+from cmcl.storage.versions import read_version, write_blob, write_candidate
 
 
 class Attempts:

@@ -20,6 +20,7 @@ from benchmarks.fleet.attempts import write_specs
 from benchmarks.fleet.database import fill
 from benchmarks.fleet.ports import RemoteLauncher, RemoteStore
 from benchmarks.fleet.rounds import Rounds
+from cmcl.storage.local import LocalStore
 from service.app import Parts, create_context
 from service.context import Context
 from service.database.tables import events, jobs, versions
@@ -27,7 +28,6 @@ from service.jobs.reconciler import Reconciler
 from service.jobs.workers import Workers
 from service.settings import Settings
 from service.states import JobState
-from workers.storage.local import LocalStore
 
 Control = Literal["queue", "rounds"]
 # How long to wait, after the last candidate, for all to become live.

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from cmcl.storage.local import LocalStore
 from service.launchers.port import ClusterResources, LaunchState, LaunchStatus, Submission
-from workers.storage.local import LocalStore
 
 # Keys of one answer of S3 to a request for a listing.
 _PAGE = 1000

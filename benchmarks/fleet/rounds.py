@@ -9,6 +9,7 @@ from functools import partial
 
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.job import Progress, submission_id
+from cmcl.storage import layout
 from service.context import Context
 from service.database.queries import jobs, replicas
 from service.database.queries.attempts import Report, RunningAttempt, store_progress
@@ -17,7 +18,6 @@ from service.jobs.reconciler import Reconciler
 from service.jobs.steps import run_step
 from service.launchers.port import status_of
 from service.states import JobState
-from workers.storage import layout
 
 # What CMCL_RECONCILE_SECONDS was.
 _PAUSE_SECONDS = 0.2

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cmcl.contract.dataset import Shard
-from workers.storage.shards import describe_shard
+from workers.files.shards import describe_shard
 
 _HIDDEN = 64
 _CHUNK = 16384

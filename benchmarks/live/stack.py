@@ -18,9 +18,9 @@ from cmcl.client.endpoint import Inputs
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.demo.stream import Stream
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.versions import read_live
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.versions import read_live
 from workers.train.certify import PastDataset
 from workers.train.learn import initial_state
 

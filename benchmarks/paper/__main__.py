@@ -41,7 +41,7 @@ from benchmarks.paper.tiny import write_tiny
 from benchmarks.runs import JOINT_SETTINGS
 from cmcl.contract.errors import NothingToLearn, TrainingDiverged
 from cmcl.pictures import duration
-from workers.storage.local import LocalStore
+from cmcl.storage.local import LocalStore
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,18 +27,18 @@ from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareRequest
+from cmcl.storage import layout
+from cmcl.storage.datasets import read_dataset_manifest
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.uris import locate
 from workers.encoders.port import EncoderMismatch, EncoderUnusable
+from workers.files.formats.columns import float32_rows
+from workers.files.shards import FEATURES
 from workers.prepare.dataset import Preparation, prepare_dataset
 from workers.prepare.finish import PreparationFailed
 from workers.prepare.progress import Progress
 from workers.prepare.tasks import end_children
 from workers.prepare.units import UnitRecord
-from workers.storage import layout
-from workers.storage.datasets import read_dataset_manifest
-from workers.storage.formats.columns import float32_rows
-from workers.storage.object_store import ObjectStore
-from workers.storage.shards import FEATURES
-from workers.storage.uris import locate
 
 Advance = Callable[[int], None]
 """Called with numbers of rows that are done since the last call."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
+from cmcl.storage.object_store import ObjectStore
 from workers.encoders.identity import check_or_record
 from workers.encoders.media import Decoded
 from workers.encoders.port import FrozenEncoder
@@ -20,7 +21,6 @@ from workers.prepare.cluster import Check
 from workers.prepare.encoder_actor import encode_batch
 from workers.prepare.encoder_pool import LeasedEncoder
 from workers.prepare.encoding import Encoded, EncoderPort
-from workers.storage.object_store import ObjectStore
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -31,11 +31,11 @@ from benchmarks.prepare.service_memory import service_memory
 from benchmarks.report import machine
 from benchmarks.training.reading import write_shards
 from cmcl.contract.encoder import EncoderSpec
+from cmcl.storage.local import LocalStore
+from cmcl.storage.object_store import ObjectStore
 from workers.prepare.cluster import FEW_UNITS, RayCluster
 from workers.prepare.encoder_pool import EncoderPools
 from workers.prepare.settings import PrepareSettings
-from workers.storage.local import LocalStore
-from workers.storage.object_store import ObjectStore
 
 _ROOT = Path(__file__).parents[2]
 _SCRIPT = Path(__file__).parent / "live_of_checkout.py"

@@ -28,16 +28,16 @@ from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PreparationPhase, PrepareRequest
+from cmcl.storage import layout
+from cmcl.storage.datasets import read_dataset_manifest
+from cmcl.storage.object_store import ObjectStore
 from workers.encoders.media import Decoded, Limits, decode
 from workers.encoders.registry import load_encoder
+from workers.files.shards import write_shard
 from workers.prepare.cluster import RayCluster
 from workers.prepare.dataset import Preparation, prepare_dataset
 from workers.prepare.encoding import Encoded, SideEncoder
 from workers.prepare.progress import Progress
-from workers.storage import layout
-from workers.storage.datasets import read_dataset_manifest
-from workers.storage.object_store import ObjectStore
-from workers.storage.shards import write_shard
 
 _DEPTH = 3
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LivePointer
+from cmcl.storage.local import LocalStore
 from workers.model.heads import ModalityHeads
 from workers.serve.collections import writes
 from workers.serve.collections.follower import CollectionsFollower
@@ -17,7 +18,6 @@ from workers.serve.collections.index import GRAPH_FROM_ROWS, Index
 from workers.serve.collections.segments import Entry
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import LoadedHeads, ServedVersion
-from workers.storage.local import LocalStore
 
 _NAME, _MODEL = "things", "model"
 _LONGEST_SECONDS = 1800.0

@@ -12,9 +12,9 @@ from benchmarks.simulation.virtual_time import VirtualTime
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.job import JobSpec, Progress, submission_id
 from cmcl.contract.prepare import PrepareRequest
+from cmcl.storage import layout
+from cmcl.storage.running import ProgressWriter, mark_ended
 from service.launchers.port import ClusterResources, LaunchState, LaunchStatus, Submission
-from workers.storage import layout
-from workers.storage.running import ProgressWriter, mark_ended
 
 _UNKNOWN = LaunchStatus(LaunchState.UNKNOWN)
 

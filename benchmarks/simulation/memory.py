@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
-from workers.storage.object_store import (
+from cmcl.storage.object_store import (
     CHUNK_BYTES,
     PresignedPut,
     checked_key,

@@ -12,8 +12,8 @@ import httpx
 
 from benchmarks.endpoint.stored import MODEL
 from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import write_live
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import write_live
 
 _TIMEOUT_SECONDS = 20.0
 # Every fifth swap is a rollback to the previous version, which is still in memory.

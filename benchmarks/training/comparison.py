@@ -23,7 +23,7 @@ from benchmarks.training.loops import (
 from benchmarks.training.published_loop import PublishedLoop
 from benchmarks.training.reading import as_users_do, readers, write_shards
 from benchmarks.training.timing import Timing, WindowTimer
-from workers.storage.shards import write_shard
+from workers.files.shards import write_shard
 from workers.train.data.dataset import StreamedRows
 from workers.train.learn import ModelState
 

@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from cmcl.contract.dataset import Shard
-from workers.storage.shards import FEATURES, ROWS_IN_A_GROUP, describe_shard, write_shard
+from workers.files.shards import FEATURES, ROWS_IN_A_GROUP, describe_shard, write_shard
 from workers.train.data.reader import read_rows
 
 _ROWS_AT_ONCE = 4096

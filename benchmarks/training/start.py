@@ -17,9 +17,9 @@ from cmcl.contract.model import ModelSpec
 from cmcl.demo.stream import Stream, read_stream
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.running import Shown, read_running
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.running import Shown, read_running
 
 _MODEL = "start"
 _LOOK_SECONDS = 0.005

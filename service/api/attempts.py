@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.job import Phase, submission_id
+from cmcl.storage import layout
 from service.api.dependencies import ContextDep, JobPath, Reader
 from service.api.pagination import LARGEST_NUMBER, NumberSeek, Page, page
 from service.database.queries import attempts
@@ -16,7 +17,6 @@ from service.database.rows import JobRecord
 from service.errors import FieldProblem, NotFound
 from service.lookup import get_job
 from service.states import FailureReason, JobState
-from workers.storage import layout
 
 router = APIRouter(prefix="/v1/jobs/{job}", tags=["jobs"])
 

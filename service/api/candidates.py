@@ -20,6 +20,7 @@ from cmcl.contract.version import (
     Solution,
     VersionManifest,
 )
+from cmcl.storage.versions import read_candidate as read_manifest
 from service.api.dependencies import ContextDep, JobPath, Reader
 from service.context import Context
 from service.database.queries import versions
@@ -28,7 +29,6 @@ from service.errors import Conflict, NotFound
 from service.jobs import gate
 from service.lookup import get_job, get_model
 from service.states import JobState
-from workers.storage.versions import read_candidate as read_manifest
 
 router = APIRouter(prefix="/v1/jobs/{job}/candidate", tags=["jobs"])
 

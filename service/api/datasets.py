@@ -13,6 +13,7 @@ from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.modality import NAME_PATTERN, ModalityPair
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.version import EvaluationResult
+from cmcl.storage.datasets import read_rejected
 from service.api.dependencies import (
     ContextDep,
     DatasetPath,
@@ -45,7 +46,6 @@ from service.lookup import get_dataset
 from service.principal import Principal, Scope
 from service.registry.combining import request_unlearning
 from service.states import JobState
-from workers.storage.datasets import read_rejected
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
+from cmcl.storage.s3 import MOST_PARTS, SMALLEST_PART
 from service.api.concurrency import FairSemaphore, UploadSlots
 from service.api.dependencies import (
     BYTES,
@@ -29,7 +30,6 @@ from service.datasets.request import uri_of
 from service.datasets.uploads import ReceivedPart, Upload, UploadRequest
 from service.errors import Conflict, FieldProblem, Unprocessable
 from service.principal import EVERY_OWNER
-from workers.storage.s3 import MOST_PARTS, SMALLEST_PART
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 

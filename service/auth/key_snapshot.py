@@ -32,6 +32,7 @@ from cmcl.contract.access import (
     SnapshotKey,
 )
 from cmcl.contract.errors import ObjectNotFound, StorageError
+from cmcl.storage import layout
 from service.auth.keys import OPERATOR, sha256
 from service.context import Context
 from service.database.queries import keys
@@ -40,7 +41,6 @@ from service.errors import DatabaseError, StaleDatabase
 from service.loops import OutageLog, PeriodicLoop
 from service.principal import Scope
 from service.stale_database import check_not_lost
-from workers.storage import layout
 
 logger = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from cmcl.contract.dataset import ShardRef
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import InvalidUri
 from cmcl.contract.modality import Frozen, Modality, ModalityPair, ModelName
+from cmcl.storage.uris import check_allowed
 from service.database.queries import uploads
 from service.database.rows import Fingerprints, UploadRecord
 from service.errors import FieldProblem, Unprocessable
 from service.principal import Principal
 from service.settings import Settings
-from workers.storage.uris import check_allowed
 
 MOST_SHARDS = 10_000
 SCHEME = "upload:"

@@ -13,15 +13,15 @@ from datetime import timedelta
 from sqlalchemy import Connection
 
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.s3 import SMALLEST_PART
 from service.context import Context
 from service.database.queries import uploads
 from service.database.rows import PartRecord, UploadRecord
 from service.datasets.uploads import existing, visible
 from service.errors import Conflict, FieldProblem
 from service.principal import Principal
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.s3 import SMALLEST_PART
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,9 @@ from sqlalchemy import Connection
 
 from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import Frozen, Sha256
+from cmcl.storage import layout
+from cmcl.storage.object_store import PresignedPut
+from cmcl.storage.s3 import LARGEST_PART
 from service.context import Context
 from service.database.queries import uploads
 from service.database.rows import NewUpload, PartRecord, UploadRecord
@@ -23,9 +26,6 @@ from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.lookup import check_quota
 from service.principal import Principal
 from service.settings import Settings
-from workers.storage import layout
-from workers.storage.object_store import PresignedPut
-from workers.storage.s3 import LARGEST_PART
 
 _LONGEST_FILENAME = 128
 # Zero-width joiners, which some scripts need.

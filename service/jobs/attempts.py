@@ -11,6 +11,8 @@ from cmcl.contract.dataset import EvaluationDataset
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.job import AttemptRequest, JobSpec, submission_id
 from cmcl.contract.version import EvaluationResult
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
 from service.context import Context, is_past
 from service.database.queries import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
@@ -22,8 +24,6 @@ from service.registry import combining
 from service.settings import Settings
 from service.states import FailureReason, JobState
 from service.telemetry.spans import attempt_span
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from cmcl.contract.errors import ObjectNotFound, StorageError, StorageUnavailable
 from cmcl.contract.job import Progress
+from cmcl.storage.running import Shown, read_progress, read_running
 from service.context import Context
 from service.database.queries.attempts import (
     Report,
@@ -23,7 +24,6 @@ from service.errors import DatabaseUnavailable
 from service.jobs.workqueue import Key, Work, WorkQueue, steady
 from service.launchers.port import LauncherUnavailable, LaunchState, LaunchStatus
 from service.loops import OutageLog, PeriodicLoop
-from workers.storage.running import Shown, read_progress, read_running
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,8 @@ from cmcl.contract.prepare import (
     PrepareReport,
     PrepareRequest,
 )
+from cmcl.storage import layout
+from cmcl.storage.datasets import read_dataset_manifest
 from service.context import Context
 from service.database.queries import datasets, job_queue, jobs, models, preparations
 from service.database.queries.drivers import DriverRecord
@@ -35,8 +37,6 @@ from service.jobs.steps import run_step, set_message
 from service.jobs.workqueue import RateLimiter, Seconds
 from service.states import FailureReason, JobState
 from service.telemetry.spans import preparation_span
-from workers.storage import layout
-from workers.storage.datasets import read_dataset_manifest
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,14 @@ from sqlalchemy import Connection
 
 from cmcl.contract.errors import StorageUnavailable, WorkerError
 from cmcl.contract.version import LearnedDataset, VersionManifest
+from cmcl.storage import layout
+from cmcl.storage.versions import (
+    check_complete,
+    check_number_is_free,
+    heads_bytes,
+    publish_manifest,
+    read_candidate,
+)
 from service.context import Context
 from service.database.queries import datasets, jobs, maintenance, models, versions
 from service.database.rows import JobRecord, ModelRecord, VersionRecord
@@ -16,14 +24,6 @@ from service.registry import combining, promotion
 from service.stale_database import check_not_behind
 from service.states import FailureReason, JobState
 from service.telemetry.spans import Attributes, PastSpan
-from workers.storage import layout
-from workers.storage.versions import (
-    check_complete,
-    check_number_is_free,
-    heads_bytes,
-    publish_manifest,
-    read_candidate,
-)
 
 
 class _LostRace(Exception):

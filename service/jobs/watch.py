@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
 from cmcl.contract.job import Failure, submission_id
 from cmcl.contract.version import EvaluationResult
+from cmcl.storage import layout
+from cmcl.storage.running import forget_running
 from service.context import Context, is_past
 from service.database.queries import jobs
 from service.database.rows import JobRecord
@@ -21,8 +23,6 @@ from service.jobs import steps
 from service.launchers.port import LauncherUnavailable, LaunchState, LaunchStatus, status_of
 from service.states import FailureReason, JobState
 from service.telemetry.spans import attempt_span
-from workers.storage import layout
-from workers.storage.running import forget_running
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
 from cmcl.contract.job import AttemptOutcome
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
 from service.launchers.port import (
     LOG_LINES,
     ClusterResources,
@@ -22,8 +24,6 @@ from service.launchers.port import (
     shortened,
     status_of,
 )
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
 
 _RUNS = LaunchStatus(LaunchState.RUNNING)
 _WAITS = LaunchStatus(LaunchState.PENDING, "waiting: the driver on the cluster is starting")

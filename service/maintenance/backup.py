@@ -21,6 +21,8 @@ from sqlalchemy import Column, Table
 
 from cmcl.contract.errors import ObjectNotFound, StorageError
 from cmcl.contract.modality import Sha256
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
 from service.context import Context
 from service.database.columns import UtcDateTime
 from service.database.queries import backup, events
@@ -28,8 +30,6 @@ from service.database.queries.backup import Kind, OutboxEntry, Row, Tables
 from service.database.tables import metadata
 from service.errors import Conflict, DatabaseError
 from service.loops import Lease, OutageLog, PeriodicLoop
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

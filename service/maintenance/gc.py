@@ -16,6 +16,8 @@ from sqlalchemy import Connection
 
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import submission_id
+from cmcl.storage import layout
+from cmcl.storage.running import forget_running, read_running
 from service.context import Context
 from service.database.queries import (
     deliveries,
@@ -32,8 +34,6 @@ from service.launchers.port import LauncherUnavailable
 from service.loops import Lease, PeriodicLoop
 from service.maintenance.gc_store import remove_all, sweep_blobs, sweep_encoded, sweep_orphans
 from service.states import JobState
-from workers.storage import layout
-from workers.storage.running import forget_running, read_running
 
 logger = logging.getLogger(__name__)
 

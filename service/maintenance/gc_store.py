@@ -14,13 +14,13 @@ from functools import partial
 
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageError
 from cmcl.contract.modality import NAME_PATTERN
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import read_candidate, read_version
 from service.context import Context
 from service.database.queries import maintenance
 from service.database.queries.maintenance import Kind
 from service.stale_database import check_not_lost
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import read_candidate, read_version
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,8 @@ from sqlalchemy import Connection
 
 from cmcl.contract.access import OPERATOR_KEY, SnapshotKey
 from cmcl.contract.errors import ObjectNotFound, StorageError
+from cmcl.storage import layout
+from cmcl.storage.uris import open_store
 from service.auth.key_snapshot import read_signed, read_signing_key
 from service.context import utc_now
 from service.database.engine import Database, open_database
@@ -25,8 +27,6 @@ from service.maintenance.rebuild_datasets import DatasetFolders, FoundDatasets
 from service.maintenance.rebuild_models import ACTOR, FoundModel, find_model, names_of_models
 from service.principal import DEFAULT_OWNER, Scope
 from service.settings import Settings
-from workers.storage import layout
-from workers.storage.uris import open_store
 
 # Exit status: restored, except for the damage reported.
 DAMAGED = 3

@@ -16,17 +16,17 @@ from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound, WorkerError
 from cmcl.contract.modality import FileEntry
 from cmcl.contract.version import VersionManifest
-from service.database.queries.backup import Kind, Row
-from service.database.queries.versions import from_manifest
-from service.maintenance.backup import DamagedRecord, Recorded, key_of, read
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import (
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import (
     check_object,
     publish_manifest,
     read_candidate,
     read_version,
 )
+from service.database.queries.backup import Kind, Row
+from service.database.queries.versions import from_manifest
+from service.maintenance.backup import DamagedRecord, Recorded, key_of, read
 
 # full: check every byte of every file; manifests: check only existence and size of files.
 Verify = Literal["full", "manifests"]

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from cmcl.contract.modality import NAME_PATTERN, Frozen
+from cmcl.storage.s3 import SMALLEST_PART
 from service.api import datasets, uploads
 from service.api.datasets import AcceptedDataset, DatasetView, post_dataset
 from service.api.dependencies import ContextDep, DatasetPath, ModelPath, Reader, require_body_type
@@ -21,7 +22,6 @@ from service.datasets.request import SCHEME, NewDataset
 from service.datasets.uploads import EXPIRY_HOURS
 from service.page.forms import ModelFilter, ReadingWriter, address, posted, see_other, validated
 from service.page.rendering import PREFIX, pages_of
-from workers.storage.s3 import SMALLEST_PART
 
 router = APIRouter(prefix=PREFIX)
 

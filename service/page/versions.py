@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from cmcl.contract.version import LearnedDataset, VersionManifest
+from cmcl.storage import layout
 from service.api.candidates import CandidateDataset, CapacityChange
 from service.api.dependencies import ContextDep, ModelPath, Reader, Reason, VersionPath
 from service.api.models import read_model
@@ -42,7 +43,6 @@ from service.page.forms import (
 )
 from service.page.rendering import PREFIX, pages_of
 from service.principal import Principal
-from workers.storage import layout
 
 router = APIRouter(prefix=PREFIX + "/models/{model}")
 

@@ -18,13 +18,13 @@ from sqlalchemy import Connection
 
 from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
+from cmcl.storage.versions import read_live, remove_live, write_live
 from service.context import Context
 from service.database.queries import models, versions
 from service.database.rows import ModelRecord
 from service.loops import PeriodicLoop
 from service.stale_database import check_not_behind
 from service.telemetry.spans import Attributes, PastSpan
-from workers.storage.versions import read_live, remove_live, write_live
 
 logger = logging.getLogger(__name__)
 

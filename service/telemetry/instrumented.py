@@ -12,6 +12,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
+from cmcl.storage.object_store import ObjectStore, PresignedPut
 from service.database.engine import Database
 from service.database.rows import Event
 from service.errors import DatabaseUnavailable, WriteConflict
@@ -24,7 +25,6 @@ from service.launchers.port import (
     Submission,
 )
 from service.telemetry.metrics import Metrics, outcome_of, timed
-from workers.storage.object_store import ObjectStore, PresignedPut
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ class InstrumentedLauncher:
 
 
 class InstrumentedStore:
-    """See the port, `workers.storage.object_store.ObjectStore`."""
+    """See the port, `cmcl.storage.object_store.ObjectStore`."""
 
     def __init__(self, store: ObjectStore, metrics: Metrics) -> None:
         self.uri = store.uri

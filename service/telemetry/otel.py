@@ -18,8 +18,8 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from cmcl.tracing import close_provider, open_provider
 from service.telemetry.spans import Attributes, PastSpan
-from workers.tracing import close_provider, open_provider
 
 _NOT_TRACED = frozenset({"/healthz", "/readyz", "/metrics"})
 _SERVICE = {"service.name": "cmcl-service"}

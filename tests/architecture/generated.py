@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from cmcl.cli import command_tree
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.pictures import Memory, MemoryRow, forgetting_matrices
+from cmcl.storage.local import LocalStore
 from service.app import create_app
 from service.owner_settings import OwnerGrant
 from service.settings import Settings
@@ -22,7 +23,6 @@ from tests.unit.serve.conftest import Replica
 from workers.prepare.settings import PrepareSettings
 from workers.serve.api.app import describe
 from workers.serve.settings import ServeArgs, ServeSettings
-from workers.storage.local import LocalStore
 from workers.train.settings import TrainSettings
 
 Schema = dict[str, Any]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from cmcl.contract.dataset import RejectedRow
+from cmcl.storage import layout
 from service.database.queries.preparations import set_rejected
 from service.database.rows import PreparedRows
 from service.states import JobState
@@ -16,7 +17,6 @@ from tests.browser.sample_figures import UPDATES, WIDTH, WIDTHS, recall_of, repo
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table
 from tests.fakes.trainer import report_progress, train
-from workers.storage import layout
 
 _LOG = b"rank 0: read 12,430 rows a second\nrank 0: 408 of 780 updates, loss 0.83\n"
 

@@ -8,13 +8,13 @@ import pytest
 from fastapi.routing import iter_route_contexts
 
 from cmcl.contract.version import ANNOUNCEMENTS
+from cmcl.storage.local import LocalStore
 from tests.chart.release import CHART, ROOT, Object, Release, render, values_of
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Replica
 from workers.serve.api.app import describe
 from workers.serve.settings import ServeSettings
-from workers.storage.local import LocalStore
 
 ARGS = ServeSettings.model_validate({"store": "file:///unused"})
 PORTS = {"demo-cmcl": 8000, "demo-cmcl-serving-serve-svc": 8000}

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.fakes.served_app import served
 from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeSettings
-from workers.storage.local import LocalStore
 
 _FOLDER = Path(__file__).parent / "node"
 TEXTS = ["a cat", "tree"]

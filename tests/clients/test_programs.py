@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cmcl.storage.local import LocalStore
 from tests.architecture.repository import ROOT
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
@@ -19,7 +20,6 @@ from tests.fakes.versions import publish_version
 from tests.unit.serve.collections.conftest import Searching, opened
 from tests.unit.serve.collections.scene import feature
 from tests.unit.serve.exported import SPEC, features, heads, unpacked
-from workers.storage.local import LocalStore
 
 # "four" has as many letters as a feature has numbers.
 TEXTS = ["a cat", "tree", "four"]

@@ -18,12 +18,12 @@ from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareProgress
+from cmcl.storage import layout
+from cmcl.storage.datasets import read_dataset_manifest
+from cmcl.storage.local import LocalStore
 from tests.conftest import EXAMPLE_STREAM
 from tests.fakes.preparation import Ground
 from tests.ray.attempts import SECONDS, STREAM, ended, title, wait_until
-from workers.storage import layout
-from workers.storage.datasets import read_dataset_manifest
-from workers.storage.local import LocalStore
 
 PLACES = {"name": "places", "kind": "synthetic", "takes": "numbers", "width": 4, "max_batch": 8}
 WORDS = {"name": "words", "kind": "synthetic", "takes": "text", "width": 512, "max_batch": 8}

@@ -8,7 +8,7 @@ import torch
 from benchmarks.faults.attempts import Job, Size
 from benchmarks.faults.nodes import Nodes
 from benchmarks.faults.trial import Trial
-from workers.storage.uris import open_store
+from cmcl.storage.uris import open_store
 from workers.train.job import train_dataset
 
 SMALL = Size(rows=4096, epochs=25, batch_size=256, width=32)

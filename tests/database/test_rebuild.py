@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.storage.versions import read_live
 from service.errors import Conflict
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
@@ -12,7 +13,6 @@ from tests.fakes.feature_shards import feature_table
 from tests.fakes.lost_database import everything, rebuild, wreck
 from tests.fakes.trainer import train
 from tests.fakes.uploads import upload_whole
-from workers.storage.versions import read_live
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from sqlalchemy import delete
 
+from cmcl.storage import layout
+from cmcl.storage.versions import write_blob
 from service.database.engine import Database
 from service.database.queries import idempotency, maintenance, replicas, uploads
 from service.database.rows import NewUpload, ResponseRecord
@@ -15,8 +17,6 @@ from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import announce, send, upload_whole
 from tests.unit.service.uploads.test_sending import parquet
-from workers.storage import layout
-from workers.storage.versions import write_blob
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 UPLOAD = "up-0123456789ab"

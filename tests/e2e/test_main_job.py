@@ -20,13 +20,13 @@ from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.stack import LocalStack
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.uris import open_store
+from cmcl.storage.versions import read_candidate, read_version
 from tests.conftest import EXAMPLE_STREAM
 from tests.ray.attempts import training_rank, wait_until
 from workers.model.heads import ModalityHeads
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.uris import open_store
-from workers.storage.versions import read_candidate, read_version
 from workers.train.job import train_dataset
 from workers.train.versions import read_heads
 

@@ -10,6 +10,10 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import read_live
 from service.app import Parts, create_app
 from service.context import Context
 from service.database.engine import open_database
@@ -31,10 +35,6 @@ from tests.fakes.launcher import FakeLauncher
 from tests.fakes.preparer import prepare_all
 from tests.fakes.rounds import run_round
 from tests.fakes.trainer import evaluate, train
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import read_live
 
 SPEC = {
     "width": 8,

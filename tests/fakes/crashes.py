@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Connection
 
 from cmcl.contract.errors import StorageUnavailable
+from cmcl.storage.object_store import ObjectStore, PresignedPut
 from service.database.engine import Database
 from service.database.rows import Event
 from service.errors import DatabaseUnavailable
@@ -23,7 +24,6 @@ from service.launchers.port import (
     LaunchStatus,
     Submission,
 )
-from workers.storage.object_store import ObjectStore, PresignedPut
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cmcl.contract.dataset import Shard, ShardRef
-from workers.storage.shards import Rows, describe_shard, download, open_in_pieces, rows_of
+from workers.files.shards import Rows, describe_shard, download, open_in_pieces, rows_of
 
 
 def feature_table(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cmcl.contract.errors import StorageUnavailable
-from workers.storage.object_store import ObjectStore, PresignedPut
+from cmcl.storage.object_store import ObjectStore, PresignedPut
 
 
 class FlakyStore:

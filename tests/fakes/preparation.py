@@ -11,6 +11,9 @@ from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareRequest
+from cmcl.storage import layout
+from cmcl.storage.datasets import read_dataset_manifest
+from cmcl.storage.object_store import ObjectStore
 from workers.encoders.identity import check_or_record
 from workers.encoders.media import Decoded
 from workers.encoders.port import FrozenEncoder
@@ -21,9 +24,6 @@ from workers.prepare.encoder_actor import encode_batch
 from workers.prepare.encoder_pool import LeasedEncoder
 from workers.prepare.encoding import Encoded, EncoderPort
 from workers.prepare.progress import Progress
-from workers.storage import layout
-from workers.storage.datasets import read_dataset_manifest
-from workers.storage.object_store import ObjectStore
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -25,11 +25,11 @@ from cmcl.contract.prepare import (
     PrepareReport,
     PrepareRequest,
 )
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.tracing import StageLog
+from workers.files.shards import describe_shard
 from workers.prepare.finish import as_failure
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.shards import describe_shard
-from workers.tracing import StageLog
 
 
 def prepare_all(store: ObjectStore) -> None:

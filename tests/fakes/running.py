@@ -4,8 +4,8 @@ from contextlib import suppress
 
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.job import Progress, submission_id
-from workers.storage.object_store import ObjectStore
-from workers.storage.running import read_progress, read_running
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.running import read_progress, read_running
 
 # Listings in which each newest progress was replaced before it was read.
 _TRIES = 10

@@ -3,8 +3,8 @@
 import threading
 from collections.abc import Iterator
 
+from cmcl.storage.object_store import ObjectStore
 from tests.fakes.flaky_store import FlakyStore
-from workers.storage.object_store import ObjectStore
 
 _LONGEST_SECONDS = 60
 

@@ -18,11 +18,11 @@ from cmcl.contract.version import (
     VersionReport,
     datasets_to_merge,
 )
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.running import ProgressWriter, mark_ended
-from workers.storage.versions import entry_for, read_version, write_blob, write_candidate
-from workers.tracing import StageLog
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.running import ProgressWriter, mark_ended
+from cmcl.storage.versions import entry_for, read_version, write_blob, write_candidate
+from cmcl.tracing import StageLog
 
 
 def train(

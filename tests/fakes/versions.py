@@ -15,6 +15,15 @@ from cmcl.contract.version import (
     VersionManifest,
     VersionReport,
 )
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import (
+    entry_for,
+    publish_manifest,
+    read_version,
+    write_blob,
+    write_live,
+)
 from workers.model.artifact import (
     save_memory,
     save_moments,
@@ -23,15 +32,6 @@ from workers.model.artifact import (
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.nullspace.moments import PairMoments, pair_moments
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import (
-    entry_for,
-    publish_manifest,
-    read_version,
-    write_blob,
-    write_live,
-)
 from workers.train.versions import heads_files, memory_files
 
 _ROWS = 8

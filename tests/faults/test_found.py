@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.storage import layout
+from cmcl.storage.versions import read_live
 from service.states import JobState
 from tests.faults.convergence import converge, serve
 from tests.faults.invariants import InvariantChecker
 from tests.faults.replica import Order, Replica
 from tests.faults.world import BAD, Template, World
-from workers.storage import layout
-from workers.storage.versions import read_live
 
 
 @pytest.fixture

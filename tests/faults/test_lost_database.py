@@ -14,6 +14,8 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from cmcl.contract.version import VersionManifest
+from cmcl.storage import layout
+from cmcl.storage.versions import check_object, read_live, read_version
 from service.context import Context
 from service.database import tables
 from service.database.engine import Database
@@ -26,8 +28,6 @@ from tests.fakes.rounds import run_round
 from tests.faults.saved_world import SavedWorld
 from tests.faults.scenarios import SCENARIOS, Scenario, check_end, is_quiet
 from tests.faults.world import Template, World
-from workers.storage import layout
-from workers.storage.versions import check_object, read_live, read_version
 
 _MOST_ROUNDS = 120
 # In the short run of every change, only every n-th round loses its database.

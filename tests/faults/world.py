@@ -18,6 +18,10 @@ from sqlalchemy import Connection
 from cmcl.contract.errors import ObjectExists
 from cmcl.contract.gate import Gate
 from cmcl.contract.job import Failure, JobSpec, VersionRef
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.running import mark_ended
+from cmcl.storage.versions import write_blob
 from service.context import Context
 from service.database.engine import Database, open_database
 from service.database.queries import jobs
@@ -42,10 +46,6 @@ from tests.fakes.feature_shards import feature_table
 from tests.fakes.preparer import prepare_all
 from tests.fakes.trainer import evaluate, leave_checkpoint, report_progress, train
 from tests.faults.cluster import Cluster
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.running import mark_ended
-from workers.storage.versions import write_blob
 
 MODEL = "scenes"
 GOOD_SHARDS = 6

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
 from tests.mirror.conftest import RECIPES, Commands
 from tests.unit.serve.collections.conftest import opened
-from workers.storage.local import LocalStore
 
 CONVERSATION = """
 import asyncio, json, sys

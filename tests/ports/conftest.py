@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.simulation.memory import MemoryStore
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.uris import open_store
 from tests.fakes.s3_server import s3_server, use_bucket
-from workers.storage.object_store import ObjectStore
-from workers.storage.uris import open_store
 
 BUCKET = "contract-suite"
 

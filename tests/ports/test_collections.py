@@ -4,10 +4,10 @@ import threading
 
 import numpy as np
 
+from cmcl.storage.object_store import ObjectStore
 from workers.serve.collections import revision_log, writes
 from workers.serve.collections.compaction import compact
 from workers.serve.collections.segments import Entry, batches
-from workers.storage.object_store import ObjectStore
 
 WRITERS, CHANGES_EACH = 4, 4
 

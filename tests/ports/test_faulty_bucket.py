@@ -12,6 +12,9 @@ from botocore.config import Config
 
 from cmcl.contract.dataset import Shard, ShardRef
 from cmcl.contract.errors import DigestMismatch, InvalidDataset, ObjectExists, StorageUnavailable
+from cmcl.storage.object_store import CHUNK_BYTES
+from cmcl.storage.s3 import S3Store
+from cmcl.storage.versions import entry_for, read_blob, write_blob
 from tests.fakes.faulty_bucket import (
     Fault,
     FaultyBucket,
@@ -22,10 +25,7 @@ from tests.fakes.faulty_bucket import (
     slow_down,
 )
 from tests.fakes.feature_shards import fetch
-from workers.storage.object_store import CHUNK_BYTES
-from workers.storage.s3 import S3Store
-from workers.storage.scratch import PIECE_BYTES, Scratch, open_verified
-from workers.storage.versions import entry_for, read_blob, write_blob
+from workers.files.scratch import PIECE_BYTES, Scratch, open_verified
 
 LARGE = bytes(range(256)) * 12_000
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from cmcl.contract.errors import ObjectNotFound
-from workers.storage.object_store import CHUNK_BYTES, ObjectStore, PresignedPut
-from workers.storage.s3 import SMALLEST_PART, Multipart
+from cmcl.storage.object_store import CHUNK_BYTES, ObjectStore, PresignedPut
+from cmcl.storage.s3 import SMALLEST_PART, Multipart
 
 of_every_store = pytest.mark.parametrize("open_root", ["file", "s3", "memory"], indirect=True)
 
@@ -109,7 +109,7 @@ def test_a_folder_gives_no_links(open_root: Callable[[str], ObjectStore]) -> Non
 
 
 def presigned(tmp_path: Path, data: bytes) -> tuple[ObjectStore, PresignedPut]:
-    from workers.storage.uris import open_store
+    from cmcl.storage.uris import open_store
 
     store = open_store(f"s3://contract-suite/{tmp_path.name}")
     link = store.presign_put("a/kä y", hashlib.sha256(data).hexdigest(), len(data), 60)

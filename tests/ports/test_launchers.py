@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 import pytest
 
 from cmcl.contract.job import AttemptOutcome, AttemptRequest
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
 from service.launchers.driver import DriverLauncher
 from service.launchers.kuberay import KubeRayLauncher
 from service.launchers.kuberay_resource import Site
@@ -26,8 +28,6 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.kubernetes_api import PODS, KubernetesApi, kubernetes_api
 from tests.fakes.launcher import FakeLauncher
 from tests.fakes.ray_jobs import FakeRayJobs
-from workers.storage import layout
-from workers.storage.local import LocalStore
 
 _SECONDS = 120.0
 

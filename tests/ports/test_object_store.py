@@ -8,7 +8,7 @@ from threading import Barrier, Event
 import pytest
 
 from cmcl.contract.errors import InvalidUri, ObjectExists, ObjectNotFound, StorageUnavailable
-from workers.storage.object_store import ObjectStore
+from cmcl.storage.object_store import ObjectStore
 
 Root = Callable[[str], ObjectStore]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from cmcl.contract.dataset import Shard
+from cmcl.storage.object_store import ObjectStore
 from tests.fakes.feature_shards import numbered_rows, write_pair_shards
-from workers.storage.object_store import ObjectStore
-from workers.storage.scratch import Scratch
+from workers.files.scratch import Scratch
 from workers.train.data.reader import read_rows
 
 

@@ -13,9 +13,9 @@ import pytest
 from botocore.config import Config
 
 from cmcl.contract.errors import InvalidUri, ObjectNotFound, StorageUnavailable
-from workers.storage.local import LocalStore, _open_beneath
-from workers.storage.object_store import ObjectStore
-from workers.storage.s3 import S3Store
+from cmcl.storage.local import LocalStore, _open_beneath
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.s3 import S3Store
 
 
 def uses(store: ObjectStore, file: Path) -> list[Callable[[], object]]:
@@ -96,7 +96,7 @@ def test_a_full_disk_takes_nothing_and_loses_nothing(tmp_path: Path) -> None:
 import resource, signal
 from pathlib import Path
 from cmcl.contract.errors import StorageUnavailable
-from workers.storage.local import LocalStore, _open_beneath
+from cmcl.storage.local import LocalStore, _open_beneath
 store = LocalStore(Path({str(tmp_path)!r}))
 store.put("kept", b"x" * 1000)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

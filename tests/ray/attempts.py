@@ -21,12 +21,12 @@ from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.version import VersionManifest
 from cmcl.demo.stream import read_stream
 from cmcl.stack import LocalStack
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import check_complete, read_candidate
 from tests.conftest import EXAMPLE_STREAM
 from tests.fakes.feature_shards import fetch
 from tests.fakes.running import newest_progress
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import check_complete, read_candidate
 
 STREAM = read_stream(EXAMPLE_STREAM)
 QUICK = TrainingSpec(epochs=1)

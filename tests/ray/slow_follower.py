@@ -8,6 +8,7 @@ import threading
 
 import ray
 
+from cmcl.storage.uris import open_store
 from tests.fakes.serve_metrics import RecordedMetrics
 from workers.serve.announcements import Listener
 from workers.serve.ray_adapters import open_channel
@@ -17,7 +18,6 @@ from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import StoredVersions
 from workers.serve.versions.memory import Budget
 from workers.serve.versions.swapper import Swapper
-from workers.storage.uris import open_store
 
 POLL_SECONDS = 3600.0
 

@@ -8,8 +8,8 @@ import httpx
 import torch
 
 from cmcl.contract.model import ModelSpec
+from cmcl.storage.object_store import ObjectStore
 from tests.fakes.versions import publish_version, random_heads
-from workers.storage.object_store import ObjectStore
 
 MODEL = "searched"
 # Other tests use this endpoint too: a name of its own.

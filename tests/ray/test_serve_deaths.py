@@ -20,11 +20,11 @@ import pytest
 
 from cmcl.contract.model import ModelSpec
 from cmcl.stack import LocalStack
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.uris import open_store
 from tests.fakes.versions import publish_version, random_heads
 from tests.ray.attempts import ray_processes
 from tests.ray.second_application import CHANGED, DELETED, DEPLOYED, NAME, PREFIX
-from workers.storage.object_store import ObjectStore
-from workers.storage.uris import open_store
 
 MODEL = "deaths"
 SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})

@@ -21,11 +21,11 @@ from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import PARTS, EndpointParts
 from cmcl.stack import LocalStack
+from cmcl.storage.uris import open_store
 from tests.fakes.versions import publish_version, random_heads
 from tests.ray.encoder_application import PREFIX, deployed
 from workers.encoders.media import Raw
 from workers.encoders.synthetic import SyntheticEncoder
-from workers.storage.uris import open_store
 
 MODEL = "raw-items"
 WIDTH = 8

@@ -14,9 +14,9 @@ import torch
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
 from cmcl.stack import LocalStack
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import write_live
 from tests.fakes.versions import publish_version, random_heads
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import write_live
 
 MODEL = "hot-swap"
 SPEC = ModelSpec(width=16, modalities={"image": 12, "text": 8})

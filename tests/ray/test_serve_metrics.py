@@ -13,12 +13,12 @@ import yaml
 from cmcl.contract.model import ModelSpec
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports
+from cmcl.storage.object_store import ObjectStore
 from deploy.check_dashboards import ray_metrics
 from deploy.live_prometheus import Prometheus, Target
 from tests.architecture.repository import ROOT
 from tests.deploy.promtool import NoPromtool, find_program
 from tests.fakes.versions import publish_version, random_heads
-from workers.storage.object_store import ObjectStore
 
 pytestmark = pytest.mark.ray
 

@@ -12,11 +12,11 @@ import pytest
 
 from cmcl.contract.model import ModelSpec
 from cmcl.stack import LocalStack
+from cmcl.storage.uris import open_store
 from tests.fakes.haproxy import crowd
 from tests.fakes.segments import segments_received
 from tests.fakes.versions import publish_version, random_heads
 from tests.ray.attempts import ray_processes
-from workers.storage.uris import open_store
 
 MODEL = "behind-the-proxy"
 SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})

@@ -9,8 +9,8 @@ from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.job import AttemptOutcome
 from cmcl.contract.model import TrainingSpec
 from cmcl.stack import LocalStack
+from cmcl.storage.object_store import ObjectStore
 from tests.ray.attempts import QUICK, Attempts, ended, ray_processes, training_rank, wait_until
-from workers.storage.object_store import ObjectStore
 
 pytestmark = pytest.mark.ray
 

@@ -8,10 +8,10 @@ import pytest
 
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import DriverReady
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from workers.driver import Readiness, parse, serve
-from workers.storage import layout
-from workers.storage.local import LocalStore
 
 
 class FakeServer:

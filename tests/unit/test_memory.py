@@ -11,7 +11,7 @@ import pytest
 PASSES = """
 import json, resource, sys
 import numpy as np
-from workers.memory import keep_freed_memory
+from cmcl.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -28,10 +28,10 @@ from cmcl.contract.encoder import (
     ModelFiles,
 )
 from cmcl.contract.errors import ObjectExists, ObjectNotFound
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
 from workers.encoders.media import IMAGE_DECODING, Audio, Decoded, Video
 from workers.encoders.port import EncoderMismatch, EncoderUnusable, Float32Array, FrozenEncoder
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
 
 Setting = str | int | float | bool | None
 

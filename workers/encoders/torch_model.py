@@ -9,10 +9,10 @@ from typing import TypeVar
 import torch
 
 from cmcl.contract.encoder import EncoderSpec
+from cmcl.memory import keep_freed_memory
 from workers.encoders.audio import resample
 from workers.encoders.media import Audio
 from workers.encoders.port import EncoderUnusable, Float32Array
-from workers.memory import keep_freed_memory
 
 RowT = TypeVar("RowT")
 # Above this a tokenizer's limit means that it has none.

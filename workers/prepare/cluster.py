@@ -18,10 +18,10 @@ from ray.exceptions import RayError
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import StorageUnavailable
+from workers.files.process_limits import give_way_to_queries
 from workers.prepare.encoder_pool import EncoderPools, LeasedEncoder
 from workers.prepare.settings import PrepareSettings
 from workers.sandbox.child import share_of_memory
-from workers.storage.process_limits import give_way_to_queries
 
 T = TypeVar("T")
 R = TypeVar("R")

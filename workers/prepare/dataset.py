@@ -12,6 +12,8 @@ from functools import partial
 
 from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.prepare import PrepareRequest
+from cmcl.storage.datasets import read_dataset_manifest
+from cmcl.storage.object_store import ObjectStore
 from workers.encoders.identity import check_identity
 from workers.encoders.port import EncoderMismatch, EncoderUnusable
 from workers.prepare.cluster import Cluster
@@ -40,8 +42,6 @@ from workers.prepare.tasks import (
     plan_dataset,
 )
 from workers.prepare.units import DatasetContext, UnitRecord, UnitTask
-from workers.storage.datasets import read_dataset_manifest
-from workers.storage.object_store import ObjectStore
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 

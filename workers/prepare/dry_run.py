@@ -16,6 +16,9 @@ from cmcl.contract.dataset import Shard
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import read_version
+from workers.files.shards import download
 from workers.methods.method import TrainingContext
 from workers.methods.preserve import protected_moments
 from workers.methods.registry import method_for
@@ -27,9 +30,6 @@ from workers.nullspace.mask import product_mask
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.nullspace.subspace import EigenBasis
 from workers.prepare.row_findings import Findings, Sample, check_rows, sampled
-from workers.storage.object_store import ObjectStore
-from workers.storage.shards import download
-from workers.storage.versions import read_version
 from workers.train.data.rows import HeldRows
 from workers.train.learn import ModelState, no_variance
 from workers.train.run import Run

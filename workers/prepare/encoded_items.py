@@ -18,8 +18,8 @@ import numpy as np
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import ObjectNotFound
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore, retry_unavailable
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore, retry_unavailable
 
 # Half of a digest of 32 bytes, as ids are compared.
 _DIGEST_BYTES = 16

@@ -19,13 +19,13 @@ import numpy as np
 from PIL import Image
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
+from cmcl.storage.object_store import retry_unavailable
+from cmcl.storage.uris import open_store
 from workers.encoders.identity import check_or_record
 from workers.encoders.media import Decoded
 from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder
 from workers.encoders.registry import load_encoder
 from workers.prepare.encoding import Encoded
-from workers.storage.object_store import retry_unavailable
-from workers.storage.uris import open_store
 
 # A batch that was encoded when the process ended may be the cause, or a node that is short of memory.
 _MOST_ENDS = 3

@@ -13,12 +13,12 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import StorageUnavailable
+from cmcl.memory import release_memory_every
 from workers.encoders.media import Decoded
 from workers.encoders.port import EncoderMismatch, EncoderUnusable
-from workers.memory import release_memory_every
+from workers.files.process_limits import give_way_to_queries
 from workers.prepare.encoder_actor import EncoderActor, Started, to_argument
 from workers.prepare.encoding import Encoded, EncoderLost, EncoderPort
-from workers.storage.process_limits import give_way_to_queries
 
 # An actor that dies is restarted, and its batch is sent a second time. Both numbers are finite: a batch may be the
 # cause.

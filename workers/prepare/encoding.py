@@ -16,9 +16,9 @@ from PIL import Image
 
 from cmcl.contract.encoder import EncoderSpec
 from workers.encoders.media import Audio, Decoded, Video, is_flat
+from workers.files.shard_checks import wrong_values
 from workers.prepare.encoded_items import EncodedItem
 from workers.sandbox.items import Item
-from workers.storage.shard_checks import wrong_values
 
 # One is encoded while the next one is sent.
 BATCHES_IN_FLIGHT = 2

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from cmcl.contract.dataset import RejectedRow, Shard, ShardRef, Uri
 from cmcl.contract.modality import Frozen
+from cmcl.storage.uris import open_store
+from workers.files.formats.user_file import Side
+from workers.files.intake import Address, FeatureIntake
+from workers.files.shards import FEATURES, use_jemalloc
 from workers.prepare.raw_rows import SideSpec
 from workers.sandbox.frames import FrameWriter
-from workers.storage.formats.user_file import Side
-from workers.storage.intake import Address, FeatureIntake
-from workers.storage.shards import FEATURES, use_jemalloc
-from workers.storage.uris import open_store
 
 if TYPE_CHECKING:
     from workers.sandbox.child import Child

@@ -7,14 +7,14 @@ from cmcl.contract.dataset import DatasetManifest, RejectedRow, RejectedRows, Sh
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.errors import InvalidDataset, ObjectExists
 from cmcl.contract.prepare import DatasetReport, PreparationError, PrepareReport, PrepareRequest
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import entry_for
 from workers.encoders.port import EncoderMismatch, EncoderUnusable
 from workers.prepare.cluster import Cluster
 from workers.prepare.progress import Progress, Rows
 from workers.prepare.tasks import Prepared, join_evaluation
 from workers.prepare.units import FIRST_FLAT, DatasetContext, UnitRecord, UnitTask
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import entry_for
 
 FIRST_ROWS = 20
 # Default of `max_bad_share` for raw rows.

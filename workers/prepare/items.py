@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import orjson
 
+from workers.files.formats.columns import LONGEST_TEXT
+from workers.files.shard_checks import wrong_values
 from workers.prepare.forms.record import BadRow, FileName, Member
 from workers.prepare.raw_rows import SideSpec
-from workers.storage.formats.columns import LONGEST_TEXT
-from workers.storage.shard_checks import wrong_values
 
 _SEPARATORS = re.compile(r"[\s,;]+")
 # Of raw numbers, before they are counted.

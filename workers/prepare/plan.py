@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from cmcl.contract.dataset import Uri
 from cmcl.contract.errors import InvalidDataset
+from workers.files.shard_checks import MOST_ROWS
 from workers.prepare.forms.record import BadRow, Form, Record
 from workers.prepare.forms.registry import form_of
 from workers.prepare.items import id_of
@@ -23,7 +24,6 @@ from workers.prepare.raw_rows import Duplicate, Plan, RawSource, RawUnit
 from workers.prepare.stored_file import Locator, StoredFile
 from workers.sandbox.child import Child
 from workers.sandbox.frames import Frame, FrameWriter
-from workers.storage.shard_checks import MOST_ROWS
 
 _DIGEST = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u8")])
 _ROWS_IN_MEMORY = 1 << 20

@@ -16,12 +16,12 @@ from pydantic import ValidationError
 
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
 from cmcl.contract.prepare import PreparationPhase, PrepareProgress, PrepareRequest
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.uris import open_store
+from cmcl.tracing import StageLog
 from workers.prepare.units import DatasetContext, UnitRecord
 from workers.sandbox.child import Child
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.uris import open_store
-from workers.tracing import StageLog
 
 # Object stores charge for every write, and people do not read faster than this.
 _SECONDS_BETWEEN_WRITES = 0.5

@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow as pa
 
 from cmcl.contract.dataset import RejectedRow, Shard
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore, retry_unavailable
+from cmcl.storage.versions import digests_of_file
+from workers.files.formats.columns import feature_list
+from workers.files.intake import is_held_out
+from workers.files.shards import FEATURES, ShardWriter, describe_shard
 from workers.prepare.encoded_items import EncodedItems
 from workers.prepare.encoding import GivenFeatures, SideEncoder
 from workers.prepare.raw_rows import RawUnit
 from workers.prepare.unit_reader import UnitReader
 from workers.prepare.units import FIRST_FLAT, DatasetContext, FlatPictures, UnitRecord, UnitTask
-from workers.storage import layout
-from workers.storage.formats.columns import feature_list
-from workers.storage.intake import is_held_out
-from workers.storage.object_store import ObjectStore, retry_unavailable
-from workers.storage.shards import FEATURES, ShardWriter, describe_shard
-from workers.storage.versions import digests_of_file
 
 if TYPE_CHECKING:
     from workers.sandbox.child import Child

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from cmcl.contract.errors import InvalidDataset
+from workers.files.formats.user_file import reading
+from workers.files.shards import FEATURES, open_in_pieces, rows_of
 from workers.model.rows import PairedRows
-from workers.storage.formats.user_file import reading
-from workers.storage.shards import FEATURES, open_in_pieces, rows_of
 from workers.train.data.dataset import paired_rows
 
 # 256 MiB as float32: moments are summed and duplicates searched in these values.

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
 from cmcl.contract.prepare import PrepareFailure, PrepareReport, PrepareRequest
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
 from workers.prepare.finish import FIRST_ROWS, PreparationFailed, forget_units, write_rejected
 from workers.prepare.progress import Cancelled, Progress, ProgressWriter
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

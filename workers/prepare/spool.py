@@ -19,6 +19,7 @@ from pydantic import Field
 from cmcl.contract.dataset import ShardRef, Uri
 from cmcl.contract.errors import InvalidUri, ObjectNotFound
 from cmcl.contract.modality import Frozen
+from cmcl.storage.object_store import retry_unavailable
 from workers.prepare.forms.record import BadRow, FileName, Member, Record
 from workers.prepare.forms.registry import FORMS
 from workers.prepare.items import (
@@ -33,7 +34,6 @@ from workers.prepare.items import (
 from workers.prepare.raw_rows import RawUnit, SideSpec
 from workers.prepare.stored_file import Locator, StoredFile
 from workers.sandbox.frames import FrameWriter
-from workers.storage.object_store import retry_unavailable
 
 ITEMS, INDEX = "items", "index.jsonl"
 _MOST_THREADS = 16

@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.errors import InvalidDataset, InvalidUri, ObjectNotFound
-from workers.storage.object_store import ObjectStore, retry_unavailable
-from workers.storage.scratch import pieces
-from workers.storage.uris import locate, locate_allowed, open_store
+from cmcl.storage.object_store import ObjectStore, retry_unavailable
+from cmcl.storage.uris import locate, locate_allowed, open_store
+from workers.files.scratch import pieces
 
 _BUFFER_BYTES = 1 << 20
 # Others have "//" behind their colon.

@@ -21,7 +21,13 @@ from cmcl.contract.dataset import RejectedRow, Shard
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
 from cmcl.contract.prepare import DatasetReport, PrepareRequest
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.uris import open_store
+from cmcl.storage.versions import digests_of_file
 from workers.encoders.port import EncoderMismatch, EncoderUnusable
+from workers.files.shard_checks import repeated_ids
+from workers.files.shards import describe_shard, download, write_shard
 from workers.prepare.encoding import EncoderLost
 from workers.prepare.plan import plan
 from workers.prepare.progress import Cancelled, Watch
@@ -29,12 +35,6 @@ from workers.prepare.raw_rows import Plan
 from workers.prepare.units import DatasetContext, UnitRecord, UnitTask, prepare_unit
 from workers.sandbox.child import Child, ChildPool
 from workers.sandbox.started_process import ChildLimits
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.shard_checks import repeated_ids
-from workers.storage.shards import describe_shard, download, write_shard
-from workers.storage.uris import open_store
-from workers.storage.versions import digests_of_file
 
 R = TypeVar("R")
 # `unavailable`: a retry can succeed. `lost`: it can with a new lease of the encoders. `cancelled`: the request was

@@ -16,12 +16,12 @@ from pydantic import Field, ValidationError
 from cmcl.contract.dataset import RejectedRow, Shard
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.modality import Frozen, Modality
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore, retry_unavailable
+from cmcl.storage.uris import open_store
 from workers.prepare.encoder_pool import LeasedEncoder
 from workers.prepare.features import FeatureFile, read_features
 from workers.prepare.raw_rows import RawSource, RawUnit
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore, retry_unavailable
-from workers.storage.uris import open_store
 
 if TYPE_CHECKING:
     from workers.sandbox.child import Child

@@ -11,11 +11,11 @@ from ray.exceptions import RayActorError
 
 from cmcl.contract.encoder import parse_encoder
 from cmcl.contract.errors import InvalidUri
+from cmcl.storage.uris import open_store
 from workers.serve import withdrawal
 from workers.serve.app import deploy
 from workers.serve.settings import ServeSettings
 from workers.serve.withdrawal import ENDING
-from workers.storage.uris import open_store
 
 
 def main(argv: list[str]) -> int:

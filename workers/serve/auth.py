@@ -34,10 +34,10 @@ from cmcl.contract.access import (
     key_id,
 )
 from cmcl.contract.errors import ObjectNotFound, StorageError
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
 from workers.serve.errors import NotReady, Unauthorized
 from workers.serve.telemetry import LogOnce
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

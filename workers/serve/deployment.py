@@ -13,7 +13,8 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
-from workers.memory import keep_freed_memory, release_memory_every
+from cmcl.memory import keep_freed_memory, release_memory_every
+from cmcl.storage.uris import open_store
 from workers.serve.announcements import Listener
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica
@@ -34,7 +35,6 @@ from workers.serve.versions.loading import StoredVersions
 from workers.serve.versions.lookup import VersionLookup
 from workers.serve.versions.memory import Budget
 from workers.serve.versions.swapper import Swapper
-from workers.storage.uris import open_store
 
 # Longer than any product takes, and shorter than Serve waits for an answer (30 s).
 _STUCK_SECONDS = 20.0

@@ -18,14 +18,14 @@ from cmcl.contract.errors import (
     StorageUnavailable,
 )
 from cmcl.contract.modality import ModalityPair
+from cmcl.storage.datasets import read_dataset_manifest
+from cmcl.storage.object_store import ObjectStore
+from workers.files.formats.columns import FEATURES, float32_rows
+from workers.files.scratch import Scratch, open_verified
+from workers.files.shards import open_in_pieces, rows_at_once
 from workers.serve.errors import NotFound, NotReady, Unprocessable, VersionDamaged
 from workers.serve.lru import AsyncLRUCache
 from workers.serve.versions.loading import Float32Array, StoredVersions
-from workers.storage.datasets import read_dataset_manifest
-from workers.storage.formats.columns import FEATURES, float32_rows
-from workers.storage.object_store import ObjectStore
-from workers.storage.scratch import Scratch, open_verified
-from workers.storage.shards import open_in_pieces, rows_at_once
 
 # Rows that are searched, the first ones: with two sides 1,000 wide, 16 MiB for each dataset in memory.
 MOST_ROWS = 2048

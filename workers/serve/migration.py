@@ -13,6 +13,13 @@ import torch
 
 from cmcl.contract.errors import InvalidVersion, WorkerError
 from cmcl.contract.modality import ModalityPair
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import (
+    considerate_sha256_of,
+    read_memory_files,
+    read_version,
+    read_version_file,
+)
 from workers.model.artifact import SavedMemory, load_memory
 from workers.model.migration import (
     CannotMigrate,
@@ -27,13 +34,6 @@ from workers.nullspace.migrate import Migration
 from workers.serve.compute import BACKGROUND, Compute
 from workers.serve.lru import LRU, AsyncLRUCache
 from workers.serve.versions.loading import ServedVersion
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import (
-    considerate_sha256_of,
-    read_memory_files,
-    read_version,
-    read_version_file,
-)
 
 logger = logging.getLogger(__name__)
 

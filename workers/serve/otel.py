@@ -14,8 +14,8 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cmcl.tracing import close_provider, open_provider
 from workers.serve.telemetry import TRACE, Attributes, RequestTrace
-from workers.tracing import close_provider, open_provider
 
 _W3C = TraceContextTextMapPropagator()
 _HEADERS = {b"traceparent": "traceparent", b"tracestate": "tracestate"}

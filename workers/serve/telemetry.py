@@ -13,7 +13,7 @@ from typing import Protocol
 
 from starlette.types import ASGIApp
 
-from workers.tracing import exporter_from
+from cmcl.tracing import exporter_from
 
 _OBSERVED = 8
 _requests = count()

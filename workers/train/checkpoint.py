@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageError
 from cmcl.contract.job import JobSpec
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore, retry_unavailable
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore, retry_unavailable
 from workers.train.distributed import World, broadcast_object
 from workers.train.run import Checkpoints, Tensors
 

@@ -12,12 +12,12 @@ from cmcl.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavaila
 from cmcl.contract.job import JobSpec
 from cmcl.contract.modality import Modality, ModalityPair
 from cmcl.contract.version import EvaluationResult, LearnedDataset, MeasuredDataset, Recall
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore, retry_unavailable
+from workers.files.scratch import Scratch, check_room
 from workers.model.evaluation import HeldOut, measure
 from workers.model.heads import ModalityHeads
 from workers.nullspace.centred import components
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore, retry_unavailable
-from workers.storage.scratch import Scratch, check_room
 from workers.train.data.dataset import held_out_rows
 from workers.train.versions import Parent, read_version_heads
 

@@ -17,17 +17,17 @@ from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.errors import NON_RETRYABLE, ObjectNotFound
 from cmcl.contract.job import JobSpec
 from cmcl.contract.version import HeadCapacity, LearnedDataset, VersionReport
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore, retry_unavailable
+from cmcl.storage.uris import open_store
+from cmcl.storage.versions import read_candidate, write_blob
+from workers.files.scratch import Scratch, check_room
 from workers.methods.method import Solved, TrainingContext
 from workers.methods.registry import method_for
 from workers.model.artifact import save_centred_moments, save_moments
 from workers.model.memory import in_order
 from workers.nullspace.centred import dataset_moments
 from workers.nullspace.certificate import attainable
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore, retry_unavailable
-from workers.storage.scratch import Scratch, check_room
-from workers.storage.uris import open_store
-from workers.storage.versions import read_candidate, write_blob
 from workers.train.certify import (
     PastDataset,
     capacities,

@@ -9,10 +9,10 @@ from typing import Self
 
 from cmcl.contract.errors import CannotCombine, InvalidDataset, StoreDamaged, WorkerError
 from cmcl.contract.job import Failure, FailureReason, JobSpec, Phase, Progress
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore, retry_unavailable
-from workers.storage.running import ProgressWriter, mark_ended
-from workers.tracing import StageLog
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore, retry_unavailable
+from cmcl.storage.running import ProgressWriter, mark_ended
+from cmcl.tracing import StageLog
 from workers.train.distributed import World
 from workers.train.run import UpdateDone, Watcher
 

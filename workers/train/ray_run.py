@@ -31,10 +31,10 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cmcl.contract.errors import NON_RETRYABLE
 from cmcl.contract.job import submission_id
-from workers.storage.layout import run_prefix
-from workers.storage.process_limits import give_way_to_queries
-from workers.storage.s3 import S3Store
-from workers.storage.uris import open_store
+from cmcl.storage.layout import run_prefix
+from cmcl.storage.s3 import S3Store
+from cmcl.storage.uris import open_store
+from workers.files.process_limits import give_way_to_queries
 from workers.train.settings import TrainSettings
 
 if TYPE_CHECKING:

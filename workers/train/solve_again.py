@@ -17,12 +17,12 @@ from cmcl.contract.version import (
     VersionReport,
     datasets_to_merge,
 )
+from cmcl.storage.object_store import ObjectStore
+from workers.files.scratch import Scratch
 from workers.methods.method import Solved, TrainingContext
 from workers.methods.registry import method_for
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
-from workers.storage.object_store import ObjectStore
-from workers.storage.scratch import Scratch
 from workers.train.certify import Certificate, certificates, rank_past_datasets
 from workers.train.distributed import all_gather_dict, barrier, when_leader_is_done
 from workers.train.evaluation import MeasuredVersion, measure_only, recalls

@@ -24,6 +24,16 @@ from cmcl.contract.job import JobSpec, VersionRef
 from cmcl.contract.modality import FileEntry
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LearnedDataset, Solution, VersionManifest, VersionReport
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore, retry_unavailable
+from cmcl.storage.versions import (
+    read_blob,
+    read_memory_files,
+    read_version,
+    read_version_file,
+    write_blob,
+    write_candidate,
+)
 from workers.methods.method import MethodState, Solved
 from workers.model.artifact import (
     SavedMemory,
@@ -41,16 +51,6 @@ from workers.model.heads import ModalityHeads, with_new_modalities
 from workers.model.memory import Memory, in_order
 from workers.nullspace.centred import CentredMoments
 from workers.nullspace.moments import PairMoments
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore, retry_unavailable
-from workers.storage.versions import (
-    read_blob,
-    read_memory_files,
-    read_version,
-    read_version_file,
-    write_blob,
-    write_candidate,
-)
 from workers.train.certify import PastDataset, PastState, weights_of
 from workers.train.learn import ModelState, initial_state
 

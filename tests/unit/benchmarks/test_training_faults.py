@@ -12,9 +12,9 @@ from benchmarks.faults.cases import CASES
 from benchmarks.faults.trial import ProgressLog
 from benchmarks.training_faults import Outcome, markdown
 from cmcl.contract.job import JobSpec, Phase, Progress
-from workers.storage import layout
-from workers.storage.running import ProgressWriter
-from workers.storage.uris import open_store
+from cmcl.storage import layout
+from cmcl.storage.running import ProgressWriter
+from cmcl.storage.uris import open_store
 
 SIZE = Size(rows=64, epochs=2, batch_size=16, width=8)
 

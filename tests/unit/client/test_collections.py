@@ -10,6 +10,7 @@ from cmcl import Client, CmclError
 from cmcl.cli.errors import Exit
 from cmcl.cli.queries import read_media
 from cmcl.client import Item, Query
+from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
 from tests.unit.client.command_line import Cmcl
@@ -17,7 +18,6 @@ from tests.unit.client.either import KINDS, connected
 from tests.unit.client.rest_server import RestServer
 from tests.unit.serve.collections.conftest import Searching, opened
 from tests.unit.serve.collections.scene import feature
-from workers.storage.local import LocalStore
 
 
 @pytest.fixture

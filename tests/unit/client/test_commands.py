@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cmcl.cli.errors import Exit
+from cmcl.storage import layout
 from service.database.queries import jobs
 from service.database.seek import Seek
 from service.states import JobState
@@ -20,7 +21,6 @@ from tests.fakes.feature_shards import feature_table, table_with_nan, write_shar
 from tests.fakes.trainer import train
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.rest_server import RestServer
-from workers.storage import layout
 
 WIDTHS = ["--modality=image=4", "--modality=text=3", "--width=8"]
 

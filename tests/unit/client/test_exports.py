@@ -16,6 +16,9 @@ from cmcl.client import InvalidArgument
 from cmcl.client.exports import unpack
 from cmcl.contract.encoder import EncoderIdentity, ModelFiles
 from cmcl.contract.model import ModelSpec
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.versions import read_version
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
 from tests.fakes.versions import publish_version, random_heads
@@ -24,9 +27,6 @@ from tests.unit.client.either import KINDS, connected
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.exported import SPEC, answered, features, publish, run_without_cmcl
 from workers.serve.settings import ServeSettings
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.versions import read_version
 
 ENCODER = Path(minilm.get_model_path())
 TEXTS = ["a red chair", "two dogs in the snow", ""]

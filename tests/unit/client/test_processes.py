@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from cmcl import AsyncClient, Client
 from cmcl.cli import app
 from cmcl.cli.errors import Exit
+from cmcl.storage.object_store import ObjectStore
 from tests.architecture.documents import code_of
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
@@ -25,7 +26,6 @@ from tests.fakes.preparer import fail, requests_in
 from tests.fakes.served_app import served
 from tests.unit.client.either import PROMPT
 from tests.unit.client.ticking import CLIP, RAW_MODEL, captioned
-from workers.storage.object_store import ObjectStore
 
 # The parent process may ignore SIGINT, and children inherit that.
 PROGRAM = """

@@ -10,6 +10,8 @@ import pytest
 
 from cmcl.cli.errors import Exit
 from cmcl.contract.dataset import RejectedRow
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
 from tests.fakes.preparer import manifest_of, report_on, requests_in, write_manifest
@@ -17,8 +19,6 @@ from tests.fakes.served_app import served
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.rest_server import RestServer
 from tests.unit.client.ticking import CLIP, RAW_MODEL, captioned, ticking
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
 
 OF_BIRDS = ("--pair=image,text", "--model=birds")
 

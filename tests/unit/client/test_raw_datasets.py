@@ -8,14 +8,14 @@ import pytest
 from cmcl import Client, CmclError
 from cmcl.client import InvalidArgument, UploadProgress
 from cmcl.contract.dataset import RejectedRow
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
 from tests.fakes.preparer import fail, identity, requests_in
 from tests.fakes.served_app import served
 from tests.unit.client.either import connected
 from tests.unit.client.ticking import CLIP, RAW_MODEL, captioned, ticking
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
 
 PAIR = ("image", "text")
 

@@ -15,12 +15,12 @@ from cmcl.client import Upload, UploadProgress
 from cmcl.client.files import LocalFile, Part
 from cmcl.client.wire import Request
 from cmcl.contract.model import ModelSpec
+from cmcl.storage.s3 import SMALLEST_PART
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.unit.client.driven import Driven
 from tests.unit.client.either import in_process
 from tests.unit.client.rest_server import Asked, RestServer
-from workers.storage.s3 import SMALLEST_PART
 
 PAIR = ("image", "text")
 ONCE = Retries(attempts=1)

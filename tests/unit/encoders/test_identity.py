@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderRecord, EncoderSpec, Media, ModelFiles
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
 from workers.encoders.identity import (
     check_identity,
     check_or_record,
@@ -25,8 +27,6 @@ from workers.encoders.media import Audio, Decoded, Video
 from workers.encoders.port import EncoderMismatch, EncoderUnusable, Float32Array, FrozenEncoder
 from workers.encoders.registry import load_encoder
 from workers.encoders.synthetic import SyntheticEncoder
-from workers.storage import layout
-from workers.storage.local import LocalStore
 
 SPEC = EncoderSpec(name="x", kind="transformers", takes="audio", width=4, model="m")
 

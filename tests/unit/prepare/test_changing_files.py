@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cmcl.contract.errors import InvalidDataset
+from cmcl.storage.uris import open_store
 from tests.fakes.raw_files import (
     DEPTH,
     IMAGE,
@@ -23,7 +24,6 @@ from workers.prepare.raw_rows import RawSource, Row
 from workers.prepare.unit_reader import UnitReader
 from workers.sandbox.child import Child
 from workers.sandbox.started_process import ChildLimits
-from workers.storage.uris import open_store
 
 
 def content(form: str, suffix: str = "") -> bytes:

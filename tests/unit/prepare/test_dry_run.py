@@ -13,15 +13,15 @@ from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
 from cmcl.contract.job import JobSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import publish_manifest, read_candidate, read_version
 from tests.fakes.feature_shards import fetch
 from tests.unit.benchmarks.tiny_stream import WIDTHS, features, labels, write_part
 from workers.nullspace.mask import product_mask
 from workers.nullspace.subspace import eigenbasis
 from workers.prepare.dry_run import DatasetOutlook, dataset_outlook
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import publish_manifest, read_candidate, read_version
 from workers.train.job import train_dataset
 from workers.train.versions import read_heads, read_moments
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from cmcl.contract.encoder import EncoderSpec
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
 from workers.encoders.registry import load_encoder
 from workers.prepare.encoded_items import EncodedItem, EncodedItems
-from workers.storage import layout
-from workers.storage.local import LocalStore
 
 SPEC = EncoderSpec(name="words", kind="synthetic", takes="text", width=40)
 

@@ -9,6 +9,8 @@ import pytest
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareRequest
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
 from tests.fakes.preparation import Ground
 from tests.fakes.ray_actors import Actors
 from tests.unit.prepare.test_prepare_server import steps_until
@@ -17,8 +19,6 @@ from workers.prepare import encoder_pool
 from workers.prepare.encoder_pool import EncoderPools
 from workers.prepare.progress import Progress, ProgressWriter
 from workers.prepare.server import PrepareServer
-from workers.storage import layout
-from workers.storage.local import LocalStore
 
 WORDS = EncoderSpec(name="words", kind="synthetic", takes="text", width=3, actors=2)
 MODEL = ModelSpec.model_validate({"width": 8, "modalities": {"image": 4, "text": 3}})

@@ -10,6 +10,8 @@ import pytest
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.model import ModelSpec
+from cmcl.storage.local import LocalStore
+from cmcl.storage.object_store import ObjectStore
 from tests.fakes.encoders import DEADLY, write_weights
 from tests.fakes.preparation import Ground, InlineCluster
 from tests.fakes.ray_actors import Actors
@@ -18,8 +20,6 @@ from workers.prepare.cluster import Check
 from workers.prepare.encoder_pool import EncoderPools, LeasedEncoder
 from workers.prepare.finish import PreparationFailed
 from workers.prepare.tasks import end_children
-from workers.storage.local import LocalStore
-from workers.storage.object_store import ObjectStore
 
 MODEL = ModelSpec.model_validate(
     {

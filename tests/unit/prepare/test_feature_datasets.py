@@ -14,14 +14,14 @@ from cmcl.contract.dataset import RejectedRow, Shard
 from cmcl.contract.job import StageReport
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareReport
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.preparation import FILE_MEMORY, Ground
 from workers.prepare.finish import PreparationFailed
 from workers.prepare.raw_rows import RawSource, SideSpec
 from workers.prepare.tasks import Repeated, end_children, find_repeated
 from workers.prepare.units import DatasetContext, UnitTask
-from workers.storage import layout
-from workers.storage.local import LocalStore
 
 SPEC = ModelSpec.model_validate(
     {"width": 8, "modalities": {"image": 4, "text": 3}, "training": {"batch_size": 8}}

@@ -13,15 +13,15 @@ from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import StageReport
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareFailure, PrepareProgress, PrepareRequest
+from cmcl.storage import layout
+from cmcl.storage.datasets import read_rejected
+from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.preparation import Ground
 from workers.prepare.finish import PreparationFailed
 from workers.prepare.progress import Progress, ProgressWriter
 from workers.prepare.server import PrepareServer, chosen
 from workers.prepare.tasks import Prepared
-from workers.storage import layout
-from workers.storage.datasets import read_rejected
-from workers.storage.local import LocalStore
 
 SPEC = ModelSpec.model_validate({"width": 8, "modalities": {"image": 4, "text": 3}})
 WAIT = 30.0

@@ -12,13 +12,13 @@ from cmcl.contract.dataset import RejectedRow, Shard
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
+from cmcl.storage.local import LocalStore
 from tests.fakes.preparation import FILE_MEMORY, Ground
 from workers.prepare.plan import plan
 from workers.prepare.progress import Cancelled, Progress
 from workers.prepare.raw_rows import RawSource, sides_of
 from workers.prepare.tasks import children, end_children
 from workers.prepare.units import DatasetContext, UnitRecord, UnitTask, prepare_unit
-from workers.storage.local import LocalStore
 
 ENCODERS = (
     EncoderSpec(name="image", kind="synthetic", takes="numbers", width=4, max_batch=64),

@@ -15,14 +15,14 @@ from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareReport
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
 from tests.fakes.preparation import Ground
 from workers.encoders.port import EncoderUnusable
 from workers.encoders.registry import load_encoder
 from workers.encoders.synthetic import SyntheticEncoder
 from workers.prepare.finish import PreparationFailed
 from workers.prepare.tasks import end_children
-from workers.storage import layout
-from workers.storage.local import LocalStore
 
 SPEC = ModelSpec.model_validate(
     {

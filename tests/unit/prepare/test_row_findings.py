@@ -10,8 +10,8 @@ import torch
 
 from cmcl.contract.errors import StorageUnavailable
 from tests.fakes.feature_shards import numbered_rows, write_pair_shards
+from workers.files.shards import open_in_pieces, write_shard
 from workers.prepare.row_findings import Sample, check_rows, sampled
-from workers.storage.shards import open_in_pieces, write_shard
 
 ROWS = 1000
 

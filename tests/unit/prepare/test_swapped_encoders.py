@@ -13,6 +13,7 @@ import pytest
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.model import ModelSpec
+from cmcl.storage.local import LocalStore
 from tests.fakes.encoders import write_weights
 from tests.fakes.preparation import Ground
 from workers.encoders.port import EncoderMismatch, FrozenEncoder
@@ -22,7 +23,6 @@ from workers.prepare.finish import PreparationFailed
 from workers.prepare.tasks import end_children
 from workers.serve.encoders.port import Mismatch, Unavailable
 from workers.serve.encoders.queue import IdentityCheck
-from workers.storage.local import LocalStore
 
 WIDTH = 4
 MODEL = ModelSpec.model_validate(

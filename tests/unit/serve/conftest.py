@@ -14,6 +14,9 @@ from starlette.types import ASGIApp
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LivePointer
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.versions import write_live
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.fakes.memory_folder import tmp_path
@@ -35,9 +38,6 @@ from workers.serve.versions.loading import StoredVersions
 from workers.serve.versions.lookup import VersionLookup
 from workers.serve.versions.memory import Budget
 from workers.serve.versions.swapper import Swapper
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.versions import write_live
 
 __all__ = ["tmp_path"]
 

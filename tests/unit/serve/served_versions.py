@@ -6,6 +6,7 @@ import numpy as np
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
+from cmcl.storage.object_store import ObjectStore
 from tests.fakes.versions import random_heads
 from workers.model.heads import ModalityHeads
 from workers.serve.versions.loading import (
@@ -16,7 +17,6 @@ from workers.serve.versions.loading import (
     StoredVersions,
     described,
 )
-from workers.storage.object_store import ObjectStore
 
 PAIRS = frozenset({ModalityPair(first="image", second="text")})
 SPEC = ModelSpec(width=6, modalities={"image": 5, "text": 4})

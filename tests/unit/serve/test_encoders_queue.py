@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderRecord, EncoderSpec
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
 from tests.fakes.encoders import LENGTHS, LengthEncoder
 from tests.fakes.flaky_store import FlakyStore
 from workers.serve.encoders.port import Encoded, Mismatch, Raw, Unavailable, Unreadable
 from workers.serve.encoders.queue import EncoderQueue, IdentityCheck
-from workers.storage import layout
-from workers.storage.local import LocalStore
 
 IDENTITY = LengthEncoder().identity()
 KEY = layout.encoder_record(IDENTITY.digest)

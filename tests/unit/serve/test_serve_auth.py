@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
 from cmcl.contract.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot, SnapshotKey
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
 from service.auth.key_snapshot import make_pair, read_signing_key, sign
 from service.auth.keys import KeyText, mint
 from service.auth.sessions import SessionTokens
@@ -22,8 +24,6 @@ from tests.fakes.flaky_store import FlakyStore
 from workers.serve.auth import Caller, SignedKeys, read_public_keys
 from workers.serve.errors import ApiError, NotReady, Unauthorized
 from workers.serve.settings import ServeSettings
-from workers.storage import layout
-from workers.storage.local import LocalStore
 
 PAIR, OTHER_PAIR = make_pair(), make_pair()
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)

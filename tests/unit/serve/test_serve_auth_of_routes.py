@@ -9,6 +9,7 @@ import pytest
 
 from cmcl.contract.access import KeySnapshot, SnapshotKey
 from cmcl.contract.version import ANNOUNCEMENTS, PARTS
+from cmcl.storage import layout
 from service.auth.key_snapshot import make_pair, read_signing_key, sign
 from service.auth.keys import KeyText, mint
 from tests.fakes.app_client import AppClient
@@ -16,7 +17,6 @@ from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.api.app import create_api, describe
 from workers.serve.api.context import Replica as Parts
 from workers.serve.auth import SignedKeys, read_public_keys
-from workers.storage import layout
 
 PAIR = make_pair()
 # Probes, the description, and what the control plane calls: a poll of the store, and a call to each encoder.

@@ -13,6 +13,8 @@ import pytest
 
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LivePointer, VersionManifest
+from cmcl.storage import layout
+from cmcl.storage.versions import publish_manifest, write_live
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import publish_version, random_heads, store_version, stored_key
 from tests.unit.serve.conftest import Replica
@@ -20,8 +22,6 @@ from workers.serve.settings import ServeSettings
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.loading import LoadedHeads, Reservation, StoredVersions
 from workers.serve.versions.memory import Budget, NoRoom
-from workers.storage import layout
-from workers.storage.versions import publish_manifest, write_live
 
 BUDGET = 1 << 20
 # Three versions fit.

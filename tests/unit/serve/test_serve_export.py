@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Solution
+from cmcl.storage import layout
+from cmcl.storage.versions import read_version
 from tests.fakes.app_client import AppClient
 from tests.fakes.versions import publish_version, random_heads, stored_key
 from tests.unit.serve.conftest import MODEL, Replica
@@ -36,8 +38,6 @@ from workers.serve.errors import Unprocessable
 from workers.serve.export.card import MeasuredVersion, card_files
 from workers.serve.export.formats import FORMATS
 from workers.serve.export.heads import check_onnx
-from workers.storage import layout
-from workers.storage.versions import read_version
 
 TOLERANCE = 1e-6
 MODALITIES = sorted(SPEC.widths)

@@ -6,13 +6,13 @@ import pytest
 
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
+from cmcl.storage import layout
+from cmcl.storage.versions import read_version, write_blob
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads, store_version, stored_key
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.model.artifact import save_heads, save_selftest
 from workers.serve.settings import ServeSettings
-from workers.storage import layout
-from workers.storage.versions import read_version, write_blob
 
 LATER = 60.0
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from cmcl.storage import layout
 from tests.unit.serve.conftest import MODEL, POLL_SECONDS, Replica
-from workers.storage import layout
 
 POINTER = layout.live_pointer(MODEL)
 

@@ -13,6 +13,7 @@ import torch
 
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.modality import ModalityPair
+from cmcl.storage import layout
 from tests.fakes.app_client import AppClient
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.flaky_store import FlakyStore
@@ -20,11 +21,10 @@ from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.served_versions import load_version
 from tests.unit.serve.test_serve_auth_of_routes import LAB, SHOP, bearer, guarded
+from workers.files.shards import describe_shard
 from workers.serve.api.app import create_api
 from workers.serve.held_out import HeldOutSets
 from workers.serve.settings import ServeSettings
-from workers.storage import layout
-from workers.storage.shards import describe_shard
 
 DATASET = f"{MODEL}-data-1"
 PATH = f"/v1/models/{MODEL}/held-out/{DATASET}"

@@ -8,13 +8,13 @@ import pytest
 
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.version import VersionManifest
+from cmcl.storage import layout
 from tests.fakes.versions import random_heads, store_version, stored_key
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.settings import ServeSettings
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.loading import ServedVersion, StoredVersions
 from workers.serve.versions.memory import Budget
-from workers.storage import layout
 
 BUDGET = Budget(1 << 30)
 

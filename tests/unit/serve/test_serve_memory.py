@@ -16,11 +16,11 @@ import psutil
 import torch
 
 from cmcl.contract.model import ModelSpec
+from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.settings import ServeSettings
-from workers.storage.local import LocalStore
 
 WIDTH = 256
 SPEC = ModelSpec(width=WIDTH, modalities={"image": WIDTH, "text": WIDTH})

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cmcl.contract.model import ModelSpec
+from cmcl.storage import layout
 from tests.fakes.versions import publish_version, random_heads, stored_key
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.model.heads import ModalityHeads
@@ -21,7 +22,6 @@ from workers.serve.api import migrate as migrate_route
 from workers.serve.api.wire import rows
 from workers.serve.api.wire.formats import RAW
 from workers.serve.api.wire.rows import checked
-from workers.storage import layout
 
 # Embeddings wider than what the head of texts reads, and narrower than what that of images does.
 SPEC = ModelSpec(width=6, modalities={"image": 8, "text": 4}, lift=0)

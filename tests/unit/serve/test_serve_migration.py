@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.storage.local import LocalStore
+from cmcl.storage.versions import read_version
 from tests.fakes.compute import ImmediateCompute
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads, store_version
@@ -17,8 +19,6 @@ from workers.nullspace.compatibility import stored_change
 from workers.serve.lru import AsyncLRUCache
 from workers.serve.migration import Changes, Compatibilities
 from workers.serve.versions.loading import LoadedHeads, ServedVersion
-from workers.storage.local import LocalStore
-from workers.storage.versions import read_version
 from workers.train.versions import read_memory
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from cmcl.storage import layout
 from tests.fakes.letter_encoder import IDENTITY, LetterEncoders
 from tests.fakes.versions import stored_key
 from tests.unit.serve.conftest import MODEL, Replica
@@ -14,7 +15,6 @@ from tests.unit.serve.test_serve_migrate_route import publish as publish_conditi
 from workers.serve.api.app import create_api
 from workers.serve.auth import Caller
 from workers.serve.versions.memory import HeadsCache, Key
-from workers.storage import layout
 
 
 def models(replica: Replica) -> list[dict[str, Any]]:

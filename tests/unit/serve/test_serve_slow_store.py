@@ -9,6 +9,9 @@ import pytest
 
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.version import LivePointer
+from cmcl.storage.local import LocalStore
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import write_live
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.slow_store import SlowStore
 from tests.fakes.versions import random_heads, store_version
@@ -16,9 +19,6 @@ from tests.unit.serve.conftest import MODEL, POLL_SECONDS, SPEC, Replica
 from workers.serve.settings import ServeSettings
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.swapper import Swapper
-from workers.storage.local import LocalStore
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import write_live
 
 NEVER = 3600.0
 TIMEOUT = 60.0

@@ -12,13 +12,13 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from cmcl.storage import layout
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import stored_key
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.otel import OpenTelemetryTracing
 from workers.serve.settings import ServeSettings
 from workers.serve.telemetry import open_tracing
-from workers.storage import layout
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 CONTEXT = f"00-{TRACE}-{CALLER}-01"
@@ -216,7 +216,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeSettings
 from workers.serve.telemetry import open_tracing
-from workers.storage.local import LocalStore
+from cmcl.storage.local import LocalStore
 
 with tempfile.TemporaryDirectory() as folder:
     store = FlakyStore(LocalStore(Path(folder)))

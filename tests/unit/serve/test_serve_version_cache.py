@@ -10,6 +10,7 @@ import torch
 
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.version import VersionManifest
+from cmcl.storage import layout
 from tests.fakes.executor import ScarceThreads
 from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
@@ -17,7 +18,6 @@ from workers.serve.errors import Overloaded
 from workers.serve.versions.cache import KEPT_FOR_ROLLING_BACK, VersionCache
 from workers.serve.versions.loading import ServedVersion, StoredVersions
 from workers.serve.versions.memory import Budget
-from workers.storage import layout
 
 TIMEOUT = 60.0
 BUDGET = Budget(1 << 30)

@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from cmcl.contract.version import ANNOUNCEMENTS, LivePointer
+from cmcl.storage.versions import read_live
 from service.registry.live_pointer import Announcer
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver, receiving
-from workers.storage.versions import read_live
 
 WAIT_SECONDS = 120.0
 FIRST, SECOND = LivePointer(generation=1, version=1), LivePointer(generation=2, version=7)

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from cmcl.contract.job import Failure
+from cmcl.storage import layout
+from cmcl.storage.running import mark_ended
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GC_TASKS
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.lost_database import rebuild, wreck
 from tests.fakes.trainer import report_progress, train
-from workers.storage import layout
-from workers.storage.running import mark_ended
 
 
 def _get(plane: ControlPlane, path: str, status: int = 200) -> Any:

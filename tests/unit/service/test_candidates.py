@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from cmcl.contract.version import HeadCapacity, Quality, Recall, VersionReport
+from cmcl.storage import layout
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
-from workers.storage import layout
 
 GATE = "/v1/models/scenes/gate"
 

@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.core import GaugeMetricFamily
 
+from cmcl.storage.local import LocalStore
 from service.api.authentication import Refusals
 from service.api.operations import TTLCache, in_thread
 from service.app import Parts, create_app
@@ -27,7 +28,6 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
 from tests.unit.service.auth.key_client import ADMIN_KEY
-from workers.storage.local import LocalStore
 
 
 @pytest.fixture

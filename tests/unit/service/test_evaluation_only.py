@@ -6,6 +6,8 @@ import pytest
 
 from cmcl.contract.job import JobSpec
 from cmcl.contract.version import EvaluationResult
+from cmcl.storage import layout
+from cmcl.storage.running import mark_ended
 from service.database.rows import JobRecord
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GarbageCollector
@@ -13,8 +15,6 @@ from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import identity, manifest_of, requests_in, write_manifest
 from tests.fakes.trainer import evaluate, train
-from workers.storage import layout
-from workers.storage.running import mark_ended
 
 IMAGE_AUDIO = {"first": "image", "second": "audio"}
 

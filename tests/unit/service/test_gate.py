@@ -10,11 +10,11 @@ from cmcl.contract.gate import Gate
 from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
+from cmcl.storage import layout
 from service.jobs.gate import check_answers, judge
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
-from workers.storage import layout
 
 Asked = tuple[JobSpec, VersionManifest, VersionManifest]
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from cmcl.contract.version import LivePointer
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import read_live, write_live
 from service.jobs.reconciler import Reconciler
 from service.registry import live_pointer
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash, FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.rounds import run_round
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import read_live, write_live
 
 
 @pytest.fixture(scope="module")

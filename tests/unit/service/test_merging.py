@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from cmcl.storage import layout
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
@@ -17,7 +18,6 @@ from tests.unit.service.test_unlearning import (
     sweep_for_days,
     unlearned,
 )
-from workers.storage import layout
 
 
 @pytest.fixture

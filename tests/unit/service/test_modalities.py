@@ -6,11 +6,11 @@ import httpx
 import pytest
 
 from cmcl.contract.job import JobSpec
+from cmcl.storage import layout
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table
 from tests.fakes.trainer import leave_checkpoint, train
-from workers.storage import layout
 
 PLACE = "/v1/models/scenes/modalities/"
 TEXT_DEPTH = {"first": "text", "second": "depth"}

@@ -8,6 +8,9 @@ from dataclasses import replace
 import pytest
 
 from cmcl.contract.job import Progress
+from cmcl.storage import layout
+from cmcl.storage.running import read_running
+from cmcl.storage.versions import write_blob, write_candidate
 from service.context import Context
 from service.errors import DatabaseUnavailable
 from service.jobs.monitor import AttemptMonitor
@@ -19,9 +22,6 @@ from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import CrashingDatabase, FaultAtMoment
 from tests.fakes.trainer import report_progress, train
-from workers.storage import layout
-from workers.storage.running import read_running
-from workers.storage.versions import write_blob, write_candidate
 
 MODELS = ("one", "two", "three")
 

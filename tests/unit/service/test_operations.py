@@ -14,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from cmcl.contract.errors import InvalidUri
+from cmcl.storage.local import LocalStore
 from service.api.operations import Probes
 from service.app import Parts, create_app
 from service.jobs.reconciler import Reconciler
@@ -25,7 +26,6 @@ from tests.fakes.crashes import FaultAtMoment
 from tests.fakes.database_outage import outage
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
-from workers.storage.local import LocalStore
 
 
 def test_a_healthy_process_is_ready(plane: ControlPlane) -> None:

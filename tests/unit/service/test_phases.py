@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from cmcl.contract.job import Failure, Phase
+from cmcl.storage import layout
+from cmcl.storage.running import mark_ended
 from service.launchers.port import LaunchState
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import report_progress, train
-from workers.storage import layout
-from workers.storage.running import mark_ended
 
 
 def _phases(plane: ControlPlane, job: str) -> dict[str, Any]:

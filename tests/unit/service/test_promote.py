@@ -3,9 +3,9 @@
 import pytest
 
 from cmcl.contract.version import LivePointer
+from cmcl.storage import layout
+from cmcl.storage.versions import write_live
 from tests.fakes.control_plane import ControlPlane
-from workers.storage import layout
-from workers.storage.versions import write_live
 
 
 @pytest.fixture

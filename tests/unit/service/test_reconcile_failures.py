@@ -6,13 +6,13 @@ import pytest
 from sqlalchemy import update
 
 from cmcl.contract.job import Failure
+from cmcl.storage import layout
+from cmcl.storage.running import mark_ended
 from service.database import tables
 from service.launchers.port import LaunchState
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import report_progress, train
-from workers.storage import layout
-from workers.storage.running import mark_ended
 
 
 @pytest.mark.parametrize("state", [LaunchState.FAILED, LaunchState.SUCCEEDED, LaunchState.STOPPED])

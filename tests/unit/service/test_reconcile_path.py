@@ -1,11 +1,11 @@
 """The states of one dataset's job, step by step."""
 
 from cmcl.contract.job import JobSpec
+from cmcl.storage import layout
+from cmcl.storage.versions import read_version
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import report_progress, train
-from workers.storage import layout
-from workers.storage.versions import read_version
 
 
 def test_a_dataset_becomes_one_live_version(plane: ControlPlane) -> None:

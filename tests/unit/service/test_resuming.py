@@ -3,13 +3,13 @@
 import pytest
 
 from cmcl.contract.job import Failure, JobSpec
+from cmcl.storage import layout
+from cmcl.storage.running import mark_ended
 from service.jobs import attempts
 from service.launchers.port import LaunchState
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import leave_checkpoint, train
-from workers.storage import layout
-from workers.storage.running import mark_ended
 
 
 def current_spec(plane: ControlPlane, job: str) -> JobSpec:

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from cmcl.contract.modality import FileEntry
+from cmcl.storage import layout
+from cmcl.storage.versions import read_version
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GarbageCollector
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
-from workers.storage import layout
-from workers.storage.versions import read_version
 
 AUDIO_IMAGE = {"first": "audio", "second": "image"}
 

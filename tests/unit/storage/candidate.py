@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import entry_for, write_blob, write_candidate
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import entry_for, write_blob, write_candidate
 
 MOMENTS = "moments of data-1"
 FILES = {

@@ -3,7 +3,7 @@
 import pytest
 
 from cmcl.contract.errors import StorageUnavailable
-from workers.storage.object_store import retry_unavailable
+from cmcl.storage.object_store import retry_unavailable
 
 
 class Store:

@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import Phase, Progress
-from tests.fakes.flaky_store import FlakyStore
-from tests.fakes.running import newest_progress
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.running import (
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.running import (
     ProgressWriter,
     decode_progress,
     encode_progress,
@@ -21,6 +19,8 @@ from workers.storage.running import (
     mark_ended,
     read_running,
 )
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.running import newest_progress
 
 AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
 COUNT = st.integers(0, 10**12)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from cmcl.contract.errors import InvalidUri
-from workers.storage.local import LocalStore
-from workers.storage.s3 import S3Store
-from workers.storage.uris import check_allowed, locate, locate_allowed, open_store
+from cmcl.storage.local import LocalStore
+from cmcl.storage.s3 import S3Store
+from cmcl.storage.uris import check_allowed, locate, locate_allowed, open_store
 
 ALLOWED = ("s3://bucket/captures", "file:///data/captures/")
 

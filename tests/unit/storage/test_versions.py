@@ -13,12 +13,9 @@ from cmcl.contract.errors import (
     VersionTaken,
 )
 from cmcl.contract.version import LivePointer
-from tests.fakes.crashes import Crash, CrashingStore, FaultAtMoment
-from tests.fakes.flaky_store import FlakyStore
-from tests.unit.storage.candidate import FILES, MOMENTS, manifest_of, write
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.versions import (
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.versions import (
     Digests,
     Hash,
     check_complete,
@@ -37,6 +34,9 @@ from workers.storage.versions import (
     write_candidate,
     write_live,
 )
+from tests.fakes.crashes import Crash, CrashingStore, FaultAtMoment
+from tests.fakes.flaky_store import FlakyStore
+from tests.unit.storage.candidate import FILES, MOMENTS, manifest_of, write
 
 # Before and after the writing of each file and of the manifest; after the last, nothing can fail.
 MOMENTS_TO_DIE = range(1, 2 * (len(FILES) + 1))

@@ -12,12 +12,12 @@ from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.job import JobSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModalitySpec, ModelSpec, TrainingSpec
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.object_store import ObjectStore
 from tests.fakes.feature_shards import write_pair_shards
 from tests.fakes.flaky_store import FlakyStore
 from workers.methods.method import Method
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.object_store import ObjectStore
 from workers.train.checkpoint import StoredCheckpoints
 from workers.train.data.dataset import training_rows
 from workers.train.distributed import SINGLE_PROCESS

@@ -9,12 +9,12 @@ import pytest
 
 from cmcl.contract.errors import InvalidDataset, StoreDamaged
 from cmcl.contract.job import Failure, VersionRef
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.versions import publish_manifest, read_candidate, read_version
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.train.test_job import STREAM, prepare_job, run
 from workers.model.artifact import save_memory
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.versions import publish_manifest, read_candidate, read_version
 from workers.train import versions
 from workers.train.versions import read_parent, read_past_datasets
 

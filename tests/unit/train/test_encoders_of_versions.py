@@ -11,10 +11,10 @@ from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.job import Failure, JobSpec
 from cmcl.contract.modality import FileEntry
 from cmcl.contract.version import VersionManifest
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.versions import publish_manifest, read_candidate
 from tests.unit.train.test_job import STREAM, prepare_job, run
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.versions import publish_manifest, read_candidate
 from workers.train.versions import joined_encoders, read_parent
 
 

@@ -13,11 +13,11 @@ from cmcl.contract.job import JobSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import EvaluationResult, MeasuredDataset, VersionManifest
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.versions import publish_manifest, read_candidate
 from tests.fakes.latent_pairs import WIDTHS, write_latent_pairs
 from tests.fakes.preparer import identity
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.versions import publish_manifest, read_candidate
 from workers.train.job import train_dataset
 
 SPEC = ModelSpec.model_validate(

@@ -25,13 +25,13 @@ from cmcl.contract.job import Failure, JobSpec, StageReport
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.version import VersionManifest
 from cmcl.demo.stream import StreamDataset, read_stream
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.versions import check_complete, publish_manifest, read_candidate
 from tests.conftest import EXAMPLE_STREAM
 from tests.fakes.feature_shards import fetch
 from tests.fakes.running import newest_progress
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.scratch import Scratch
-from workers.storage.versions import check_complete, publish_manifest, read_candidate
+from workers.files.scratch import Scratch
 from workers.train.data.dataset import training_rows
 from workers.train.evaluation import evaluate
 from workers.train.job import train_dataset
@@ -325,7 +325,7 @@ def test_shard_that_changed_after_it_was_verified_is_not_trained(
 NOTICED = """
 import os, sys, threading, time
 import torch
-from workers.storage.uris import open_store
+from cmcl.storage.uris import open_store
 from tests.fakes.running import newest_progress
 from workers.train.job import train_dataset
 from workers.train.checkpoint import watch_for_preemption

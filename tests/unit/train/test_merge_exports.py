@@ -8,14 +8,14 @@ import pytest
 from cmcl.contract.errors import CannotCombine
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
 from tests.unit.train.test_unlearn_and_merge import SPEC, Bench, assert_same_scores
 from workers.merge_exports import main, merge_exports
 from workers.model.artifact import load_heads
 from workers.model.heads import ModalityHeads
 from workers.serve.export.archive import write_files
 from workers.serve.export.formats import HEADS_FILE, export_files, measured_version, moments_files
-from workers.storage import layout
-from workers.storage.local import LocalStore
 
 # Of two sites, which have one dataset in common, and of a third one.
 SITES = {"north": "ce", "south": "dce", "west": "ab"}

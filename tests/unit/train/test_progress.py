@@ -10,10 +10,10 @@ from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.job import JobSpec, Progress
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.running import newest_progress
-from workers.storage import layout
-from workers.storage.local import LocalStore
 from workers.train.distributed import SINGLE_PROCESS, World
 from workers.train.progress import Reporter
 from workers.train.run import UpdateDone, UpdateStats

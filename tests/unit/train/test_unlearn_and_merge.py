@@ -17,11 +17,11 @@ from cmcl.contract.job import Failure, JobSpec, VersionRef
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.version import VersionManifest
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from cmcl.storage.versions import check_complete, publish_manifest, read_candidate, read_version
 from tests.fakes.feature_shards import write_pair_shard
 from workers.model.heads import ModalityHeads, initial_heads
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.versions import check_complete, publish_manifest, read_candidate, read_version
 from workers.train.job import train_dataset
 from workers.train.versions import read_heads, read_memory
 

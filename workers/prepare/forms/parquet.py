@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 from blake3 import blake3
 
 from cmcl.contract.errors import WorkerError
+from workers.files.formats.columns import is_text
+from workers.files.formats.parquet import BUFFERING
+from workers.files.formats.parquet_footer import BadFooter, chunks_of, read_footer
 from workers.prepare.forms.record import (
     Form,
     Record,
@@ -26,9 +29,6 @@ from workers.prepare.forms.record import (
 )
 from workers.prepare.raw_rows import RawUnit, SideSpec
 from workers.prepare.stored_file import StoredFile
-from workers.storage.formats.columns import is_text
-from workers.storage.formats.parquet import BUFFERING
-from workers.storage.formats.parquet_footer import BadFooter, chunks_of, read_footer
 
 _LARGEST_GROUP = 4 << 30
 _BATCH_BYTES = 16 << 20

@@ -2,13 +2,13 @@
 
 import codecs
 
+from workers.files.formats import registry
+from workers.files.formats.columns import FEATURES
 from workers.prepare.forms.lines import BYTE_ORDER_MARK, CSV, JSONL
 from workers.prepare.forms.parquet import PARQUET, column_names
 from workers.prepare.forms.record import Form
 from workers.prepare.forms.tar import MAGIC, MAGIC_OFFSET, TAR
 from workers.prepare.stored_file import StoredFile
-from workers.storage.formats import registry
-from workers.storage.formats.columns import FEATURES
 
 FORMS = {form.name: form for form in (JSONL, CSV, PARQUET, TAR)}
 _FIRST_BYTES = 512

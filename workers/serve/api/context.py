@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
+from cmcl.storage.object_store import ObjectStore
 from workers.flow_control import Pace
 from workers.serve.announcements import Announcer, NullAnnouncer
 from workers.serve.api.limits import Admission, CancelOnDisconnect, hold_until_sent, in_time
@@ -42,7 +43,6 @@ from workers.serve.telemetry import (
 )
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.lookup import VersionLookup, parse_version
-from workers.storage.object_store import ObjectStore
 
 MIN_VERSION = "x-min-model-version"
 TIMEOUT_MS = "x-request-timeout-ms"

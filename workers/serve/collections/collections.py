@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from cmcl.contract.errors import InvalidVersion, StorageUnavailable
+from cmcl.storage.object_store import ObjectStore
 from workers.serve.collections import revision_log, writes
 from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.index import is_installed
@@ -14,7 +15,6 @@ from workers.serve.collections.revision_log import Revision
 from workers.serve.collections.segments import Entry
 from workers.serve.settings import CollectionLimits
 from workers.serve.versions.live import LiveVersions
-from workers.storage.object_store import ObjectStore
 
 # Where compaction does not keep up with writing, writers have to wait.
 _MOST_SEGMENTS = 256

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cmcl.storage.object_store import ObjectStore
 from workers.serve.collections.revision_log import Dropped, FeatureType, Revision, Segment, commit
 from workers.serve.collections.segments import (
     batch_texts_bytes,
@@ -19,7 +20,6 @@ from workers.serve.collections.segments import (
     segment_writer,
     store_file,
 )
-from workers.storage.object_store import ObjectStore
 
 # Compaction begins at so many.
 MOST_SEGMENTS = 16

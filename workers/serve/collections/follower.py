@@ -17,13 +17,13 @@ from cmcl.contract.errors import (
     ObjectNotFound,
     WorkerError,
 )
+from cmcl.storage.object_store import ObjectStore
 from workers.serve.collections import revision_log
 from workers.serve.collections.index import GRAPH_FROM_ROWS
 from workers.serve.collections.indexer import CollectionIndexer, CollectionSnapshot, same
 from workers.serve.collections.revision_log import Revision
 from workers.serve.telemetry import LogOnce
 from workers.serve.versions.live import LiveVersions
-from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cmcl.contract.errors import InvalidVersion
+from cmcl.storage.object_store import ObjectStore
 from workers.serve.collections.index import Index
 from workers.serve.collections.index_builder import FrozenRows, IndexBuilder, by_modality, project
 from workers.serve.collections.payloads import Mask
@@ -31,7 +32,6 @@ from workers.serve.collections.segments import (
     vectors_bytes,
 )
 from workers.serve.versions.loading import Float32Array, ServedVersion
-from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

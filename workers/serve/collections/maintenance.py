@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from cmcl.contract.errors import ObjectExists, ObjectNotFound, WorkerError
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
 from workers.serve.collections import revision_log
 from workers.serve.collections.compaction import GRACE, Superseded, compact, is_due, still_kept
 from workers.serve.collections.revision_log import Revision
 from workers.serve.collections.segments import age_seconds
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

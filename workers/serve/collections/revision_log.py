@@ -26,8 +26,8 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from cmcl.contract.errors import InvalidVersion, ObjectExists, ObjectNotFound, WorkerError
 from cmcl.contract.modality import NAME_PATTERN, Frozen, ModelName, Sha256
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
 
 _MARK_DIGITS = 16
 _NAME_DIGITS = 32

@@ -26,12 +26,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmcl.contract.errors import DigestMismatch, InvalidVersion
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import sha256_of_file
 from workers.serve.collections.index import GRAPH_FROM_ROWS, ROW_BYTES
 from workers.serve.collections.revision_log import FeatureType, Segment, is_marked, marked, new_mark
 from workers.serve.versions.loading import Float32Array
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import sha256_of_file
 
 # The text, and each value in a table: `{"a":[1,1,...]}` has 2 bytes for one, and a table 12 more.
 _PAYLOAD_TIMES = 7

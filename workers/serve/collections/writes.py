@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cmcl.contract.errors import StorageUnavailable, WorkerError
+from cmcl.storage.object_store import ObjectStore
 from workers.serve.collections.compaction import GRACE
 from workers.serve.collections.revision_log import (
     Change,
@@ -24,7 +25,6 @@ from workers.serve.collections.segments import (
     new_name,
     write_entries,
 )
-from workers.storage.object_store import ObjectStore
 
 
 class NoCollection(WorkerError):

@@ -18,11 +18,11 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Histogram
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
-from workers.memory import release_memory_every
+from cmcl.memory import release_memory_every
+from cmcl.storage.uris import open_store
 from workers.serve.encoders.client import PASSES_AHEAD, EncoderClients
 from workers.serve.encoders.port import Encoded, Encoders, EncoderUnavailable, NoEncoders, Raw
 from workers.serve.placement import ENCODER, at_most_per_node
-from workers.storage.uris import open_store
 
 Handle = DeploymentHandle[Any]
 

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import StorageUnavailable
+from cmcl.storage.object_store import ObjectStore
 from workers.encoders.identity import check_or_record
 from workers.encoders.port import EncoderMismatch, FrozenEncoder, ItemT
 from workers.serve.encoders.port import (
@@ -29,7 +30,6 @@ from workers.serve.encoders.port import (
     UnreadableItem,
 )
 from workers.serve.versions.loading import Float32Array
-from workers.storage.object_store import ObjectStore
 
 T = TypeVar("T")
 # Called after each pass with its items and seconds.

@@ -20,6 +20,9 @@ import torch
 
 from cmcl.contract.errors import DigestMismatch, InvalidVersion, ObjectNotFound
 from cmcl.contract.version import VersionManifest
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import read_version, stream_blob
 from workers.model.artifact import head_tensors, save_selftest
 from workers.model.heads import ModalityHeads
 from workers.serve.export.archive import ExportedFile
@@ -33,9 +36,6 @@ from workers.serve.export.heads import (
     onnx_files,
     onnx_model,
 )
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import read_version, stream_blob
 
 HEADS_FILE: Final = "heads.safetensors"
 # docs/heads.md explains it; tests run both.

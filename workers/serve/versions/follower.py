@@ -18,11 +18,11 @@ from functools import partial
 
 from cmcl.contract.errors import WorkerError
 from cmcl.contract.modality import NAME_PATTERN
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import read_live
 from workers.serve.telemetry import LogOnce
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.swapper import Swapper
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import read_live
 
 logger = logging.getLogger(__name__)
 

@@ -23,17 +23,17 @@ from cmcl.contract.errors import InvalidVersion, ObjectNotFound
 from cmcl.contract.modality import FileEntry, ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
-from workers.model.artifact import check_selftest, heads_from, load_selftest
-from workers.model.heads import ModalityHeads, unit_rows
-from workers.model.tensor_bytes import stream
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.versions import (
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.versions import (
     considerate_sha256_of,
     read_version,
     read_version_file,
     stream_blob,
 )
+from workers.model.artifact import check_selftest, heads_from, load_selftest
+from workers.model.heads import ModalityHeads, unit_rows
+from workers.model.tensor_bytes import stream
 
 Float32Array = NDArray[np.float32]
 

@@ -14,6 +14,7 @@ from itertools import count
 
 from cmcl.contract.errors import WorkerError
 from cmcl.contract.version import VersionManifest
+from cmcl.storage.versions import heads_bytes
 from workers.serve.telemetry import ServeMetrics
 from workers.serve.versions.loading import (
     LoadedHeads,
@@ -22,7 +23,6 @@ from workers.serve.versions.loading import (
     SharedTensor,
     TensorPool,
 )
-from workers.storage.versions import heads_bytes
 
 logger = logging.getLogger(__name__)
 

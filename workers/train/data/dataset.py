@@ -20,10 +20,10 @@ import torch
 
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.model import ModelSpec
+from workers.files.scratch import Scratch, open_verified
+from workers.files.shards import Rows, open_in_pieces, rows_of
 from workers.model.evaluation import HeldOut
 from workers.model.rows import PairedRows, content_keys
-from workers.storage.scratch import Scratch, open_verified
-from workers.storage.shards import Rows, open_in_pieces, rows_of
 from workers.train.data.reader import Records, joined, prefetched, read_rows, regrouped
 from workers.train.data.rows import (
     CHUNK_ROWS,

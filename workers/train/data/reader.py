@@ -25,9 +25,9 @@ import torch
 
 from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import InvalidDataset, StorageUnavailable
+from workers.files.scratch import Scratch, open_verified
+from workers.files.shards import FEATURES, open_in_pieces, rows_at_once, use_jemalloc
 from workers.model.rows import PairedRows, content_keys
-from workers.storage.scratch import Scratch, open_verified
-from workers.storage.shards import FEATURES, open_in_pieces, rows_at_once, use_jemalloc
 
 T = TypeVar("T")
 

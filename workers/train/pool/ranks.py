@@ -10,7 +10,7 @@ import ray
 import torch
 
 from cmcl.contract.errors import NON_RETRYABLE
-from workers.memory import release_memory
+from cmcl.memory import release_memory
 from workers.train.distributed import World, barrier, world
 from workers.train.job import train_dataset
 from workers.train.pool.queue import Assignment, Retire

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from cmcl.contract.errors import ObjectExists, ObjectNotFound
 from cmcl.contract.job import AttemptOutcome, AttemptRequest, Progress
-from workers.storage import layout
-from workers.storage.object_store import ObjectStore
-from workers.storage.running import ProgressWriter
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.running import ProgressWriter
 from workers.train.pool.queue import RESTARTS, Attempt, AttemptStatus
 from workers.train.pool.setup import PoolSetup
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
+from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.collections.scene import Scene
@@ -21,7 +22,6 @@ from workers.serve.collections.collections import Collections
 from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.maintenance import Maintenance
 from workers.serve.settings import ServeSettings
-from workers.storage.local import LocalStore
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cmcl.storage import layout
 from tests.unit.serve.collections.conftest import NamedCallers, Searching
 from tests.unit.serve.collections.scene import (
     NAME,
@@ -31,7 +32,6 @@ from workers.serve.collections.quota import (
 from workers.serve.collections.revision_log import Revision
 from workers.serve.collections.segments import rows_bytes
 from workers.serve.settings import CollectionLimits, ServeSettings
-from workers.storage import layout
 
 LIMITS = CollectionLimits(collections=3, rows=60, all_rows=80, all_bytes=1 << 20)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.collections.scene import EVERYONE, Scene, create, entries
 from workers.serve.collections import writes
@@ -14,7 +15,6 @@ from workers.serve.collections.index import GRAPH_FROM_ROWS
 from workers.serve.collections.quota import AllFull, CollectionsQuota, RowsUncounted
 from workers.serve.collections.segments import rows_bytes
 from workers.serve.settings import CollectionLimits
-from workers.storage.local import LocalStore
 
 MEBIBYTE = 1 << 20
 LIMIT = 160 * MEBIBYTE

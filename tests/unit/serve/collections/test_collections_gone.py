@@ -5,12 +5,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from cmcl.contract.errors import StorageUnavailable
+from cmcl.storage import layout
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.collections.scene import EVERYONE, NAME, Scene, add, create, entries
 from workers.serve.collections import revision_log, writes
 from workers.serve.collections.maintenance import _freed, sweep
 from workers.serve.collections.revision_log import Revision
-from workers.storage import layout
 
 NOW = datetime.now(UTC)
 MUCH_LATER = NOW + timedelta(hours=2)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from cmcl.contract.errors import DigestMismatch, ObjectNotFound, StorageUnavailable
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.collections.scene import (
     EVERYONE,
@@ -32,8 +34,6 @@ from workers.serve.collections.compaction import (
 from workers.serve.collections.maintenance import Maintenance, sweep
 from workers.serve.collections.revision_log import Revision, Segment
 from workers.serve.collections.segments import batches, features_matrix
-from workers.storage import layout
-from workers.storage.local import LocalStore
 
 NOW = datetime.now(UTC)
 MUCH_LATER = NOW + timedelta(hours=2)
@@ -135,7 +135,7 @@ from pathlib import Path
 import numpy as np
 from workers.serve.collections import writes
 from workers.serve.collections.segments import Entry
-from workers.storage.local import LocalStore
+from cmcl.storage.local import LocalStore
 
 store = LocalStore(Path(sys.argv[1]))
 target = writes.create(store, writes.CollectionSpec("things", "m", None, "float32"))

@@ -8,15 +8,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cmcl.storage import layout
+from cmcl.storage.layout import collection_revision
+from cmcl.storage.local import LocalStore
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.fakes.slow_store import SlowStore
 from tests.fakes.versions import stored_key
 from tests.unit.serve.collections.conftest import Searching, opened
 from tests.unit.serve.collections.test_collection_routes import image_query, item
 from tests.unit.serve.test_serve_migrate_route import publish, vectors
-from workers.storage import layout
-from workers.storage.layout import collection_revision
-from workers.storage.local import LocalStore
 
 SOON = {"x-request-timeout-ms": "150"}
 TEXT = {"modality": "text", "text": "a"}

@@ -12,6 +12,7 @@ import pytest
 
 from cmcl.contract.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot
 from cmcl.contract.errors import ObjectNotFound
+from cmcl.storage import layout
 from service.__main__ import main
 from service.auth.key_snapshot import SnapshotWriter, make_pair, read_signing_key
 from service.context import Context
@@ -22,7 +23,6 @@ from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 from tests.unit.service.telemetry.samples import shown
 from workers.serve.auth import NotSigned, SignedKeys, read_public_keys, verified
 from workers.serve.errors import Unauthorized
-from workers.storage import layout
 
 PAIR = make_pair()
 WAIT_SECONDS = 120.0

@@ -6,6 +6,14 @@ import pytest
 
 from cmcl.contract.modality import FileEntry
 from cmcl.contract.version import VersionManifest
+from cmcl.storage import layout
+from cmcl.storage.versions import (
+    entry_for,
+    publish_manifest,
+    read_version,
+    read_version_file,
+    write_blob,
+)
 from service.database.queries import maintenance
 from service.launchers.port import LaunchState
 from service.maintenance.gc_store import ORPHAN_GRACE, sweep_blobs
@@ -14,14 +22,6 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash, CrashingStore, FaultAtMoment
 from tests.fakes.trainer import train
 from tests.unit.service.maintenance.test_sweeping import DAY, keys
-from workers.storage import layout
-from workers.storage.versions import (
-    entry_for,
-    publish_manifest,
-    read_version,
-    read_version_file,
-    write_blob,
-)
 
 
 def learned(plane: ControlPlane, name: str = "one") -> VersionManifest:

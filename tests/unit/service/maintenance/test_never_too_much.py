@@ -11,6 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cmcl.contract.errors import ObjectNotFound
+from cmcl.storage import layout
+from cmcl.storage.versions import read_blob, read_version, read_version_file
 from service.database.queries import datasets, versions
 from service.launchers.port import LaunchState, status_of
 from service.maintenance.gc import GC_TASKS, RARE_GC_TASKS
@@ -20,8 +22,6 @@ from tests.fakes.trainer import train
 from tests.fakes.uploads import upload_whole
 from tests.unit.service.maintenance.test_sweeping import DAY, fail, keys, sweep
 from tests.unit.service.uploads.test_sending import parquet
-from workers.storage import layout
-from workers.storage.versions import read_blob, read_version, read_version_file
 
 # More of them for a longer search.
 EXAMPLES = int(os.environ.get("CMCL_FAULT_EXAMPLES", "5"))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cmcl.storage import layout
 from service.maintenance.gc import sweep_jobs, sweep_learned_datasets, sweep_preparations
 from service.maintenance.gc_store import sweep_encoded
 from service.states import JobState
@@ -12,7 +13,6 @@ from tests.fakes.preparer import (
     report_progress,
     requests_in,
 )
-from workers.storage import layout
 
 DAY = 86_400
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from sqlalchemy import Table, delete, func, select, update
 
+from cmcl.storage import layout
+from cmcl.storage.versions import read_version, read_version_file
 from service.database.queries import replicas
 from service.database.tables import events, models, orphans, responses, uploads
 from service.database.tables import leases as lease_rows
@@ -17,8 +19,6 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import leave_checkpoint, train
 from tests.fakes.uploads import announce, send, stored_keys, upload_whole
 from tests.unit.service.uploads.test_sending import parquet
-from workers.storage import layout
-from workers.storage.versions import read_version, read_version_file
 
 DAY = 24 * 3600.0
 SHARE: dict[str, Any] = {"evaluation_share": 0.3}

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Table, select, update
 
+from cmcl.storage import layout
 from service.database.tables import (
     api_keys,
     datasets,
@@ -30,7 +31,6 @@ from tests.fakes.trainer import train
 from tests.unit.service.auth.key_client import ADMIN_KEY, EVERY_SCOPE, KeyClient
 from tests.unit.service.page.browser import Browser
 from tests.unit.service.page.routes import ABOUT_ONE_THING, DOCUMENTS, PAGES, READABLE, address
-from workers.storage import layout
 
 MOST_BYTES = 150_000
 

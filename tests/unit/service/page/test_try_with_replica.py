@@ -11,6 +11,8 @@ import pytest
 from cmcl.contract.access import KeySnapshot
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.modality import ModalityPair
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
 from service.auth.key_snapshot import make_pair, read_signing_key, sign
 from service.auth.sessions import SessionTokens
 from service.page.endpoint import Endpoint
@@ -22,10 +24,8 @@ from tests.unit.serve.collections.conftest import opened as opened_replica
 from tests.unit.serve.conftest import MODEL
 from tests.unit.service.auth.key_client import ADMIN_KEY, EVERY_SCOPE, KeyClient
 from tests.unit.service.page.browser import Browser
+from workers.files.shards import describe_shard
 from workers.serve.auth import SignedKeys, read_public_keys
-from workers.storage import layout
-from workers.storage.local import LocalStore
-from workers.storage.shards import describe_shard
 
 PAIR = make_pair()
 DATASET = f"{MODEL}-data-1"

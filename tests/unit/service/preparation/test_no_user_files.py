@@ -14,11 +14,11 @@ import pytest
 
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.errors import StorageUnavailable
+from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.uris import open_store
 from service.states import JobState
 from tests.fakes.preparer import prepare_all, write_manifest
 from tests.unit.service.preparation.conftest import Unattended
-from workers.storage.object_store import ObjectStore
-from workers.storage.uris import open_store
 
 _opened: list[str] | None = None
 

@@ -3,6 +3,7 @@
 from sqlalchemy import update
 
 from cmcl.contract.dataset import RejectedRow
+from cmcl.storage import layout
 from service.database import tables
 from service.database.queries.preparations import MOST_OF_MODEL
 from service.launchers.port import LaunchState
@@ -13,7 +14,6 @@ from tests.fakes.preparer import (
     prepare_all,
 )
 from tests.unit.service.preparation.conftest import Unattended
-from workers.storage import layout
 
 BAD_ROW = RejectedRow(
     id="row-7", file="s3://captures/a.jsonl", row=7, place="a.jsonl line 8", reason="no image"

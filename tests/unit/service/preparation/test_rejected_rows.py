@@ -3,10 +3,10 @@
 import json
 
 from cmcl.contract.dataset import RejectedRow
+from cmcl.storage import layout
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import prepare_all
-from workers.storage import layout
 
 
 def write(plane: ControlPlane, dataset: str, rows: int, reason: str = "no image") -> None:

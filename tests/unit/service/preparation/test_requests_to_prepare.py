@@ -4,6 +4,7 @@ import pytest
 
 from cmcl.contract.dataset import RejectedRow, RejectedRows
 from cmcl.contract.modality import FileEntry
+from cmcl.storage import layout
 from service.jobs.reconciler import Reconciler
 from service.states import FailureReason, JobState
 from tests.fakes.preparer import (
@@ -18,7 +19,6 @@ from tests.fakes.preparer import (
 from tests.fakes.rounds import run_round
 from tests.unit.service.page.browser import Browser, text_of
 from tests.unit.service.preparation.conftest import Unattended
-from workers.storage import layout
 
 BAD_ROW = RejectedRow(
     id="row-7", file="s3://captures/a.jsonl", row=7, place="a.jsonl line 8", reason="no image"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cmcl.cli import main as client_main
+from cmcl.storage import layout
 from service.__main__ import main
 from service.auth.key_snapshot import SnapshotWriter, make_pair, read_signing_key
 from service.database.engine import open_database
@@ -18,7 +19,6 @@ from tests.fakes.control_plane import ControlPlane, open_databases
 from tests.fakes.lost_database import everything, rebuild, wreck
 from tests.fakes.versions import stored_key
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
-from workers.storage import layout
 
 Run = Callable[..., tuple[int, str, str]]
 DAMAGED = 3

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.storage import layout
+from cmcl.storage.versions import read_live
 from service.errors import Conflict
 from service.maintenance.backup import Record, write
 from service.maintenance.rebuild_bucket import Findings, Verify
@@ -14,8 +16,6 @@ from tests.fakes.lost_database import everything, rebuild, wreck
 from tests.fakes.uploads import upload_whole
 from tests.fakes.versions import stored_key
 from tests.unit.service.uploads.test_sending import parquet
-from workers.storage import layout
-from workers.storage.versions import read_live
 
 MANIFEST_OF_3 = layout.version_manifest("scenes", 3)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from cmcl.contract.version import LivePointer
+from cmcl.storage import layout
+from cmcl.storage.versions import read_live, write_live
 from service.auth.key_snapshot import SnapshotWriter, make_pair, read_signing_key
 from service.auth.keys import sha256
 from service.database.migrations import upgrade
@@ -24,8 +26,6 @@ from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.lost_database import wreck
 from tests.fakes.trainer import train
-from workers.storage import layout
-from workers.storage.versions import read_live, write_live
 
 
 @pytest.fixture

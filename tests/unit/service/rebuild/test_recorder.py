@@ -10,6 +10,7 @@ from typing import cast
 from sqlalchemy import func, select
 
 from cmcl.contract.gate import Gate
+from cmcl.storage import layout
 from service.app import Parts, create_app
 from service.database.engine import open_database
 from service.database.queries import backup
@@ -20,7 +21,6 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash, CrashingDatabase, CrashingStore, FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.lost_database import everything, rebuild, wreck
-from workers.storage import layout
 
 GATE = "/v1/models/scenes/gate"
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
+from cmcl.storage.local import LocalStore
+from cmcl.storage.object_store import ObjectStore
 from service.launchers.port import (
     Launcher,
     LauncherRefused,
@@ -21,8 +23,6 @@ from service.telemetry.metrics import Metrics
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.launcher import FakeLauncher
 from tests.unit.service.telemetry.samples import value
-from workers.storage.local import LocalStore
-from workers.storage.object_store import ObjectStore
 
 
 class MeteredParts:

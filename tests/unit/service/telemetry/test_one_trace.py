@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cmcl.contract.model import ModelSpec
+from cmcl.tracing import close_provider, exporter_from, open_provider
 from service.states import JobState
 from tests.fakes.collector import Collector
 from tests.fakes.control_plane import SPEC, ControlPlane
@@ -13,7 +14,6 @@ from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeSettings
 from workers.serve.telemetry import open_tracing
-from workers.tracing import close_provider, exporter_from, open_provider
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 MODEL = ModelSpec.model_validate(SPEC)

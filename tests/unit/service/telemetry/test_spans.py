@@ -9,6 +9,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from cmcl.tracing import exporter_from
 from service.app import open_spans
 from service.launchers.port import LaunchState
 from service.states import JobState
@@ -16,7 +17,6 @@ from service.telemetry.otel import OpenTelemetrySpans
 from service.telemetry.spans import NoSpans
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.telemetry.written import written_lines
-from workers.tracing import exporter_from
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = {"traceparent": f"00-{TRACE}-{CALLER}-01"}

@@ -9,11 +9,11 @@ import httpx
 import pytest
 from sqlalchemy import select
 
+from cmcl.storage.uris import open_store
 from service.database.tables import responses
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.s3_server import s3_server, use_bucket
 from tests.fakes.uploads import BYTES, announce, complete
-from workers.storage.uris import open_store
 
 DATA = b"not many bytes"
 BUCKET = "direct-uploads"

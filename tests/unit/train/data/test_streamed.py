@@ -10,8 +10,8 @@ import torch
 from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from tests.fakes.feature_shards import numbered_rows, write_pair_shard, write_pair_shards
+from workers.files.scratch import Scratch
 from workers.model.rows import PairedRows, content_keys
-from workers.storage.scratch import Scratch
 from workers.train.data.dataset import StreamedRows
 from workers.train.data.rows import Plan
 from workers.train.distributed import World

@@ -7,10 +7,10 @@ import pytest
 
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
 from cmcl.contract.job import AttemptOutcome, AttemptRequest, submission_id
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.running import newest_progress
-from workers.storage import layout
-from workers.storage.local import LocalStore
 from workers.train.pool.queue import RESTARTS, Attempt, AttemptStatus, JobQueue
 from workers.train.pool.server import AttemptServer, PoolLost
 from workers.train.pool.setup import PoolSetup

@@ -1,0 +1,219 @@
+"""HDF5: both layouts, no access to other files, and a reader that may crash."""
+
+import io
+import signal
+from pathlib import Path
+
+import h5py
+import numpy as np
+import psutil
+import pytest
+
+from cmcl.contract.errors import InvalidDataset, StorageUnavailable
+from tests.unit.files.user_files import (
+    URI,
+    arrays,
+    features_of,
+    opened,
+    rows_of,
+    write_hdf5,
+)
+from workers.files.formats import hdf5_subprocess
+from workers.files.formats.columns import ROWS_AT_ONCE
+from workers.files.formats.user_file import Side, UserFile
+
+# The encoders of the paper give each modality the same width.
+SAME_WIDTH = (Side("feature_a", "image", 4), Side("feature_b", "text", 4))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "theirs"
+
+
+def write_paper(path: Path, values_BMI: np.ndarray, modalities: list[str] | None = None) -> None:
+    """Write the layout of FeatureStorage in the paper's code: a dataset per row, named by its id."""
+    with h5py.File(path, "w") as root:
+        for row, values_MI in enumerate(values_BMI):
+            root.create_dataset(f"clip_{row:03d}", data=values_MI)
+        if modalities:
+            root.attrs["modalities"] = modalities
+
+
+def paper_rows(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    file = UserFile(path, URI, opened(path).sha256, SAME_WIDTH)
+    batches = list(hdf5_subprocess.read(file))
+    ids = [text for batch in batches for text in batch.column("id").to_pylist()]
+    first, second = (
+        np.concatenate([np.array(batch.column(name).to_pylist()) for batch in batches])
+        for name in ("feature_a", "feature_b")
+    )
+    return ids, first, second
+
+
+def random_rows(rows: int, lines: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(rows, lines, 4)).astype(np.float32)
+
+
+def test_the_paper_s_two_lines_are_the_pair_in_its_order(path: Path) -> None:
+    values_BMI = random_rows(12, 2)
+    write_paper(path, values_BMI)
+    ids, first, second = paper_rows(path)
+    assert ids == [f"clip_{row:03d}" for row in range(12)]
+    assert np.array_equal(first, values_BMI[:, 0])
+    assert np.array_equal(second, values_BMI[:, 1])
+
+
+def test_of_more_lines_the_attribute_says_which_is_which(path: Path) -> None:
+    values_BMI = random_rows(5, 3)
+    write_paper(path, values_BMI, ["text", "audio", "image"])
+    _, first, second = paper_rows(path)
+    assert np.array_equal(first, values_BMI[:, 2])
+    assert np.array_equal(second, values_BMI[:, 0])
+
+
+def test_more_lines_without_names_are_refused(path: Path) -> None:
+    write_paper(path, random_rows(5, 3))
+    with pytest.raises(InvalidDataset, match=f"{URI}: its rows have shape .3, 4.; either"):
+        paper_rows(path)
+
+
+@pytest.mark.parametrize("named", [["image", "audio"], ["image", "image", "text"]])
+def test_each_modality_must_be_named_once(path: Path, named: list[str]) -> None:
+    write_paper(path, random_rows(5, len(named)), named)
+    with pytest.raises(InvalidDataset, match="attribute 'modalities' must name '"):
+        paper_rows(path)
+
+
+def test_rows_of_different_shapes_are_refused(path: Path) -> None:
+    write_paper(path, random_rows(5, 2))
+    with h5py.File(path, "a") as root:
+        root.create_dataset("late", data=np.ones((1, 4), np.float32))
+    with pytest.raises(InvalidDataset, match=r"'late' must be \(modalities, width\).*\(1, 4\)"):
+        paper_rows(path)
+
+
+def test_text_ids_and_labels_are_kept(path: Path) -> None:
+    write_hdf5(path, arrays())
+    with h5py.File(path, "a") as root:
+        root.create_dataset("id", data=[f"bild-ä-{row}" for row in range(20)])
+        root.create_dataset("label", data=np.array([b"cat", b"dog"] * 10))
+    rows = rows_of(path)
+    assert rows.column("id").to_pylist()[1] == "bild-ä-1"
+    assert rows.column("label").to_pylist()[:2] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "lzf"])
+def test_what_h5py_compresses_by_itself_is_read(path: Path, compression: str) -> None:
+    values = arrays()
+    with h5py.File(path, "w") as root:
+        for name, values_BI in values.items():
+            root.create_dataset(
+                name, data=values_BI, compression=compression, shuffle=True, fletcher32=True
+            )
+    assert np.array_equal(features_of(rows_of(path), "feature_a"), values["feature_a"])
+
+
+def test_a_link_to_another_file_is_not_followed(path: Path, tmp_path: Path) -> None:
+    write_hdf5(tmp_path / "secret", arrays())
+    with h5py.File(path, "w") as root:
+        root["feature_a"] = h5py.ExternalLink(str(tmp_path / "secret"), "feature_a")
+        root["feature_b"] = h5py.SoftLink("/feature_a")
+    with pytest.raises(InvalidDataset, match="'feature_a' is a link; links are not followed"):
+        rows_of(path)
+
+
+def test_a_virtual_dataset_reads_no_other_file(path: Path, tmp_path: Path) -> None:
+    write_hdf5(tmp_path / "secret", arrays())
+    write_hdf5(path, {"feature_b": arrays()["feature_b"]})
+    layout = h5py.VirtualLayout((20, 4), np.float32)
+    layout[:] = h5py.VirtualSource(str(tmp_path / "secret"), "feature_a", (20, 4))
+    with h5py.File(path, "a") as root:
+        root.create_virtual_dataset("feature_a", layout)
+    with pytest.raises(InvalidDataset, match="'feature_a' is stored in other files"):
+        rows_of(path)
+
+
+def test_external_storage_reads_no_other_file(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"\1" * 320)
+    write_hdf5(path, {"feature_b": arrays()["feature_b"]})
+    with h5py.File(path, "a") as root:
+        root.create_dataset(
+            "feature_a", (20, 4), np.float32, external=[(str(tmp_path / "secret"), 0, 320)]
+        )
+    with pytest.raises(InvalidDataset, match="'feature_a' is stored in other files"):
+        rows_of(path)
+
+
+def test_a_filter_that_is_not_built_in_is_refused(path: Path) -> None:
+    values = arrays()
+    with h5py.File(path, "w") as root:
+        root.create_dataset("feature_b", data=values["feature_b"])
+        root.create_dataset("feature_a", data=(values["feature_a"]), scaleoffset=3)
+    with pytest.raises(InvalidDataset, match="filter 6; gzip, lzf and no compression are read"):
+        rows_of(path)
+
+
+def test_groups_are_no_rows(path: Path) -> None:
+    with h5py.File(path, "w") as root:
+        root.create_group("clips").create_dataset("one", data=np.ones((2, 4)))
+    with pytest.raises(InvalidDataset, match="'clips' is no dataset of numbers"):
+        rows_of(path)
+
+
+def test_rows_that_were_promised_but_never_written_are_a_bomb(path: Path) -> None:
+    with h5py.File(path, "w") as root:
+        for name, width in (("feature_a", 4), ("feature_b", 3)):
+            root.create_dataset(name, (10**9, width), np.float32, chunks=(1024, width))
+    assert path.stat().st_size < 10_000
+    with pytest.raises(InvalidDataset, match="claim to unfold to 28000000000"):
+        rows_of(path)
+
+
+def test_a_chunk_too_large_to_unfold_is_refused(path: Path) -> None:
+    with h5py.File(path, "w") as root:
+        root.create_dataset("feature_a", (10**8, 4), np.float32, chunks=(10**8, 4))
+    with pytest.raises(InvalidDataset, match="chunks of 1600000000 bytes, at most 268435456"):
+        rows_of(path)
+
+
+def test_a_reader_in_its_own_process_gives_the_same_rows(path: Path) -> None:
+    write_hdf5(path, arrays(rows=ROWS_AT_ONCE + 5))
+    rows = rows_of(path)
+    batches = list(hdf5_subprocess.read(opened(path)))
+    assert [batch.num_rows for batch in batches] == [ROWS_AT_ONCE, 5]
+    assert [text for batch in batches for text in batch.column("id").to_pylist()] == rows.column(
+        "id"
+    ).to_pylist()
+
+
+@pytest.mark.parametrize("kept", [40, 700, -1])
+def test_a_damaged_file_is_judged_by_the_other_process(path: Path, kept: int) -> None:
+    write_hdf5(path, arrays())
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InvalidDataset, match=f"^{URI}: it cannot be read as HDF5"):
+        list(hdf5_subprocess.read(opened(path)))
+
+
+def test_closing_the_reader_ends_the_subprocess(path: Path) -> None:
+    write_hdf5(path, arrays(rows=200_000))
+    before = set(psutil.Process().children())
+    batches = hdf5_subprocess.read(opened(path))
+    assert next(batches).num_rows == ROWS_AT_ONCE
+    assert len(set(psutil.Process().children()) - before) == 1
+    del batches
+    assert set(psutil.Process().children()) <= before
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGXCPU])
+def test_a_crash_of_the_library_is_the_file_s_fault(path: Path, number: signal.Signals) -> None:
+    write_hdf5(path, arrays())
+    with pytest.raises(InvalidDataset, match=f"the library ended by signal {int(number)}"):
+        hdf5_subprocess._judge(-number, io.BytesIO(), opened(path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_reader_is_not_an_error_of_the_file(path: Path, number: signal.Signals) -> None:
+    write_hdf5(path, arrays())
+    with pytest.raises(StorageUnavailable):
+        hdf5_subprocess._judge(-number, io.BytesIO(), opened(path))

@@ -1,0 +1,276 @@
+"""From a user's file to a shard: its location, its origin, and which rows are held out."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from blake3 import blake3
+
+from cmcl.contract.dataset import Shard, ShardRef
+from cmcl.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from tests.fakes.feature_shards import fetch, read_rows
+from tests.fakes.flaky_store import FlakyStore
+from tests.unit.files.user_files import (
+    SIDES,
+    Arrays,
+    arrays,
+    paired,
+    write_npz,
+    write_parquet,
+    write_safetensors,
+)
+from workers.files.intake import Address, FeatureIntake
+from workers.files.shards import FEATURES, ROWS_IN_A_GROUP, write_shard
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FlakyStore:
+    return FlakyStore(LocalStore(tmp_path / "store"))
+
+
+@pytest.fixture
+def intake(store: FlakyStore, tmp_path: Path) -> FeatureIntake:
+    (tmp_path / "local").mkdir()
+    return FeatureIntake(store, "ds-1", SIDES, tmp_path / "local")
+
+
+def named(path: Path, sha256: str | None = None) -> tuple[ShardRef, Address]:
+    uri = path.as_uri()
+    return ShardRef(uri=uri, sha256=sha256), Address(uri, (path.parent.as_uri(),))
+
+
+def other_arrays(seed: int, rows: int = 200) -> Arrays:
+    generator = np.random.default_rng(seed)
+    return {
+        side.column: generator.normal(size=(rows, side.width)).astype(np.float32) for side in SIDES
+    }
+
+
+def ids_of(shards: list[Shard], folder: Path) -> list[str]:
+    found: list[str] = []
+    for shard in shards:
+        fetch(shard, folder / "again.parquet")
+        found += pq.read_table(folder / "again.parquet").column("id").to_pylist()
+    return found
+
+
+def halves(
+    intake: FeatureIntake, paths: list[Path], share: float
+) -> tuple[list[Shard], list[Shard]]:
+    splits = [
+        intake.split_shard(*named(path), share, (index, index)) for index, path in enumerate(paths)
+    ]
+    return (
+        [split.training for split in splits if split.training],
+        [split.evaluation for split in splits if split.evaluation],
+    )
+
+
+def test_internal_parquet_stays_where_it_is(
+    intake: FeatureIntake, store: FlakyStore, theirs: Path
+) -> None:
+    write_parquet(theirs / "a", arrays())
+    shard = intake.training_shard(*named(theirs / "a"), 0)
+    assert shard is not None
+    assert shard.uri == (theirs / "a").as_uri()
+    assert shard.sha256 == hashlib.sha256((theirs / "a").read_bytes()).hexdigest()
+    assert shard.blake3 == blake3((theirs / "a").read_bytes()).hexdigest()
+    assert shard.source is None
+    assert list(store.keys("")) == []
+
+
+def test_another_format_is_converted_into_our_store(
+    intake: FeatureIntake, store: FlakyStore, theirs: Path, tmp_path: Path
+) -> None:
+    values = arrays(rows=300, kind="float64")
+    write_npz(theirs / "a", values)
+    shard = intake.training_shard(*named(theirs / "a"), 3)
+    assert shard is not None
+    assert list(store.keys("")) == [layout.training_shard("ds-1", 3, shard.sha256)]
+    assert shard.source is not None
+    assert shard.source.uri == (theirs / "a").as_uri()
+    assert shard.source.format == "npz"
+    assert shard.source.bytes == (theirs / "a").stat().st_size
+    assert shard.source.sha256 == hashlib.sha256((theirs / "a").read_bytes()).hexdigest()
+    assert fetch(shard, tmp_path / "again").rows == shard.rows == 300
+    rows = read_rows([tmp_path / "again"])
+    assert np.array_equal(rows.feature_b_BI, values["feature_b"].astype(np.float32))
+
+
+def test_converting_twice_gives_the_same_bytes(intake: FeatureIntake, theirs: Path) -> None:
+    write_npz(theirs / "a", arrays())
+    first = intake.training_shard(*named(theirs / "a"), 0)
+    again = FeatureIntake(intake._store, "ds-1", SIDES, intake._folder)
+    assert again.training_shard(*named(theirs / "a"), 0) == first
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_npz])
+def test_that_a_file_is_another_one_counts_before_its_bad_rows(
+    intake: FeatureIntake, theirs: Path, write: Callable[[Path, Arrays], None]
+) -> None:
+    """They are found at the same time. The message must not depend on which of them is first."""
+    values = arrays()
+    values["feature_a"][0] = np.nan
+    write(theirs / "a", values)
+    with pytest.raises(InvalidDataset, match="NaN"):
+        intake.training_shard(*named(theirs / "a"), 0)
+    with pytest.raises(InvalidDataset, match=f"its SHA-256 is .*, expected {'0' * 64}"):
+        intake.training_shard(*named(theirs / "a", "0" * 64), 0)
+
+
+def test_a_held_out_file_of_any_format_is_copied(
+    intake: FeatureIntake, store: FlakyStore, theirs: Path
+) -> None:
+    write_parquet(theirs / "a", arrays())
+    write_safetensors(theirs / "b", other_arrays(1))
+    copied = intake.evaluation_shard(*named(theirs / "a"), 0)
+    converted = intake.evaluation_shard(*named(theirs / "b"), 1)
+    assert copied is not None
+    assert converted is not None
+    assert copied.source is None
+    assert converted.source is not None
+    keys = [
+        f"datasets/ds-1/evaluation-{index}-{shard.sha256[:12]}.parquet"
+        for index, shard in enumerate((copied, converted))
+    ]
+    assert store.read(keys[0]) == (theirs / "a").read_bytes()
+    assert [shard.uri for shard in (copied, converted)] == [f"{store.uri}/{key}" for key in keys]
+
+
+def test_no_row_is_lost_and_none_is_in_both_halves(
+    intake: FeatureIntake, theirs: Path, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        write_npz(theirs / str(seed), other_arrays(seed))
+    pq.write_table(paired(rows=150), theirs / "3")
+    training, evaluation = halves(intake, [theirs / name for name in "123"], 0.3)
+    kept, learned = ids_of(evaluation, tmp_path), ids_of(training, tmp_path)
+    assert not set(kept) & set(learned)
+    assert len(kept) + len(learned) == len({*kept, *learned}) == 550
+    assert 110 < len(kept) < 220
+
+
+def test_no_pair_that_is_trained_on_is_measured_on(
+    intake: FeatureIntake, theirs: Path, tmp_path: Path
+) -> None:
+    values = {name: np.repeat(value, 3, axis=0) for name, value in other_arrays(1).items()}
+    write_npz(theirs / "a", values)
+    write_npz(theirs / "b", {name: value[::-1].copy() for name, value in values.items()})
+    training, evaluation = halves(intake, [theirs / "a", theirs / "b"], 0.2)
+    pairs = []
+    for index, shard in enumerate([*training, *evaluation]):
+        fetch(shard, tmp_path / str(index))
+        rows = read_rows([tmp_path / str(index)])
+        both_BI = np.hstack([rows.feature_a_BI, rows.feature_b_BI])
+        pairs.append({row.tobytes() for row in both_BI})
+    assert not set().union(*pairs[: len(training)]) & set().union(*pairs[len(training) :])
+
+
+def test_the_rest_of_an_appended_dataset_is_held_out_as_before(
+    intake: FeatureIntake, store: FlakyStore, theirs: Path, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        write_npz(theirs / str(seed), other_arrays(seed))
+    _, alone = halves(intake, [theirs / "1"], 0.2)
+    before = ids_of(alone, tmp_path)
+    longer = FeatureIntake(store, "ds-2", SIDES, tmp_path / "local")
+    _, both = halves(longer, [theirs / "2", theirs / "1"], 0.2)
+    assert ids_of(both, tmp_path)[-len(before) :] == before
+
+
+def test_a_part_without_rows_is_no_shard(intake: FeatureIntake, theirs: Path) -> None:
+    write_npz(theirs / "a", {name: value[:1].copy() for name, value in arrays().items()})
+    split = intake.split_shard(*named(theirs / "a"), 0.01, (0, 0))
+    assert split.evaluation is None
+    assert split.training is not None
+    assert split.training.rows == 1
+
+
+def test_row_groups_can_be_read_one_at_a_time(tmp_path: Path) -> None:
+    table = paired(rows=20_000)
+    assert write_shard(tmp_path / "a", table.to_batches(max_chunksize=3000)) == 20_000
+    metadata = pq.read_metadata(tmp_path / "a")
+    groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    assert groups == [ROWS_IN_A_GROUP, ROWS_IN_A_GROUP, 20_000 - 2 * ROWS_IN_A_GROUP]
+    assert pq.read_table(tmp_path / "a").cast(table.schema).equals(table)
+
+
+def test_features_of_our_own_shards_are_said_to_have_no_gaps(tmp_path: Path) -> None:
+    # Otherwise Parquet notes for each number whether it is there, and is decoded in twice the time.
+    write_shard(tmp_path / "a", paired().to_batches())
+    schema = pq.read_schema(tmp_path / "a")
+    for name in FEATURES:
+        assert not schema.field(name).nullable
+        assert not schema.field(name).type.value_field.nullable
+
+
+def test_messages_name_what_the_user_named(intake: FeatureIntake, theirs: Path) -> None:
+    values = arrays()
+    values["feature_a"][4] = np.nan
+    write_npz(theirs / "hidden", values)
+    ref = ShardRef(uri="upload:up-0123456789ab")
+    ours = Address((theirs / "hidden").as_uri(), None)
+    with pytest.raises(InvalidDataset) as caught:
+        intake.training_shard(ref, ours, 0)
+    assert str(caught.value).startswith("upload:up-0123456789ab: column 'feature_a' has NaN")
+    assert "hidden" not in str(caught.value)
+    (theirs / "hidden").unlink()
+    with pytest.raises(InvalidDataset, match=r"^upload:up-0123456789ab: there is no such object"):
+        intake.training_shard(ref, ours, 0)
+
+
+def test_another_digest_than_promised_is_refused_in_any_format(
+    intake: FeatureIntake, theirs: Path
+) -> None:
+    write_npz(theirs / "a", arrays())
+    with pytest.raises(InvalidDataset, match=r"its SHA-256 is [0-9a-f]+, expected 0000"):
+        intake.training_shard(*named(theirs / "a", "0" * 64), 0)
+
+
+def test_a_symlink_created_later_is_not_followed(
+    intake: FeatureIntake, theirs: Path, tmp_path: Path
+) -> None:
+    (theirs / "day").mkdir()
+    write_npz(theirs / "day" / "a", arrays())
+    ref, _ = named(theirs / "day" / "a")
+    address = Address(ref.uri, (theirs.as_uri(),))
+    intake.training_shard(ref, address, 0)
+    (tmp_path / "outside").mkdir()
+    write_npz(tmp_path / "outside" / "a", other_arrays(1))
+    (theirs / "day" / "a").unlink()
+    (theirs / "day").rmdir()
+    (theirs / "day").symlink_to(tmp_path / "outside")
+    with pytest.raises(InvalidUri, match="outside the allowed prefixes"):
+        intake.training_shard(ref, address, 0)
+
+
+def test_a_store_that_breaks_off_is_not_the_user_s_fault(
+    intake: FeatureIntake, store: FlakyStore, theirs: Path
+) -> None:
+    write_npz(theirs / "a", arrays())
+    store.broken = "training-0"
+    with pytest.raises(StorageUnavailable):
+        intake.training_shard(*named(theirs / "a"), 0)
+
+
+def test_a_full_disk_is_not_the_user_s_fault(tmp_path: Path) -> None:
+    def endless() -> Iterator[object]:
+        while True:
+            yield from paired(rows=8192).to_batches()
+
+    # Every write to it fails as on a full disk.
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(StorageUnavailable, match=r"converted shard cannot be written.*No space"):
+        write_shard(tmp_path / "full", endless())

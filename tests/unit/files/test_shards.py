@@ -1,0 +1,346 @@
+"""Valid shards are read unchanged; errors of others name file, column and row."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cmcl.contract.dataset import ShardRef
+from cmcl.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
+from cmcl.storage.versions import sha256_of_file
+from tests.fakes.feature_shards import fetch, read_rows
+from tests.unit.files.user_files import WIDTHS, features, paired, with_column, with_value
+from workers.files.shard_checks import ShardChecker
+
+URI = "s3://bucket/shard.parquet"
+Spoil = Callable[[pa.Table], pa.Table]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "shard.parquet"
+
+
+def check(table: pa.Table, path: Path, **options: int) -> None:
+    pq.write_table(table, path, **options)
+    ShardChecker(WIDTHS).check(path, URI)
+
+
+def ref(path: Path, sha256: str | None = None) -> ShardRef:
+    return ShardRef(uri=path.as_uri(), sha256=sha256)
+
+
+# What is right.
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32()], ids=str)
+def test_both_kinds_of_float_are_read_as_float32_in_the_order_of_the_rows(
+    path: Path, kind: pa.DataType
+) -> None:
+    table = paired(rows=50, kind=kind)
+    check(table, path, row_group_size=7)
+    rows = read_rows([path])
+    assert len(rows) == 50
+    assert rows.feature_a_BI.dtype == rows.feature_b_BI.dtype == np.float32
+    assert rows.feature_a_BI.shape == (50, WIDTHS[0])
+    assert np.array_equal(rows.feature_a_BI, np.array(table.column("feature_a").to_pylist()))
+    assert np.array_equal(rows.feature_b_BI, np.array(table.column("feature_b").to_pylist()))
+    assert rows.label_B is not None
+    assert rows.label_B.tolist() == table.column("label").to_pylist()
+
+
+def test_shards_follow_each_other_in_the_order_in_which_they_are_named(tmp_path: Path) -> None:
+    paths, tables = [tmp_path / "z", tmp_path / "a"], [paired(3), paired(4, start=3)]
+    checker = ShardChecker(WIDTHS)
+    for path, table in zip(paths, tables, strict=True):
+        pq.write_table(table, path)
+        checker.check(path, path.as_uri())
+    expected = pa.concat_tables(tables)
+    rows = read_rows(paths)
+    assert np.array_equal(rows.feature_a_BI, np.array(expected.column("feature_a").to_pylist()))
+    assert rows.label_B is not None
+    assert rows.label_B.tolist() == expected.column("label").to_pylist()
+
+
+def test_more_columns_than_needed_do_no_harm(path: Path) -> None:
+    table = paired().append_column("when", pa.array(range(10))).select([4, 3, 2, 1, 0])
+    check(table, path)
+    assert np.array_equal(
+        read_rows([path]).feature_a_BI, np.array(table.column("feature_a").to_pylist())
+    )
+
+
+def test_a_table_that_was_cut_out_of_a_larger_one_is_read_where_it_was_cut(path: Path) -> None:
+    table = paired(rows=20).slice(5, 10)
+    check(table, path)
+    assert np.array_equal(
+        read_rows([path]).feature_b_BI, np.array(table.column("feature_b").to_pylist())
+    )
+
+
+def test_labels_are_optional_and_those_of_some_shards_alone_do_not_count(tmp_path: Path) -> None:
+    with_labels, without = tmp_path / "a", tmp_path / "b"
+    check(paired(), with_labels)
+    check(paired(start=10).drop_columns("label"), without)
+    assert read_rows([without]).label_B is None
+    assert read_rows([with_labels, without]).label_B is None
+
+
+def test_large_strings_are_text_too(path: Path) -> None:
+    table = paired()
+    large = table.column("id").cast(pa.large_string())
+    check(with_column(table, "id", large), path)
+
+
+def test_a_fetched_shard_is_described_as_it_is(path: Path, tmp_path: Path) -> None:
+    pq.write_table(paired(rows=12), path)
+    digest = sha256_of_file(path)
+    for promised in (None, digest):
+        shard = fetch(ref(path, promised), tmp_path / "fetched")
+        assert (shard.sha256, shard.bytes, shard.rows) == (digest, path.stat().st_size, 12)
+        assert (tmp_path / "fetched").read_bytes() == path.read_bytes()
+
+
+# What is wrong with a file as a whole.
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidDataset, match=r"gone\.parquet: there is no such object"):
+        fetch(ref(tmp_path / "gone.parquet"), tmp_path / "fetched")
+
+
+def test_a_digest_mismatch_is_rejected_with_both_digests(path: Path, tmp_path: Path) -> None:
+    pq.write_table(paired(), path)
+    with pytest.raises(InvalidDataset, match=f"is {sha256_of_file(path)}, expected {'0' * 64}"):
+        fetch(ref(path, "0" * 64), tmp_path / "fetched")
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, -1])
+def test_a_truncated_shard_is_refused(path: Path, tmp_path: Path, keep: int) -> None:
+    pq.write_table(paired(), path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InvalidDataset, match=r"shard\.parquet: it cannot be read as Parquet"):
+        fetch(ref(path), tmp_path / "fetched")
+
+
+def test_another_kind_of_file_is_refused(path: Path, tmp_path: Path) -> None:
+    path.write_text("id,label\n1,a\n")
+    with pytest.raises(InvalidDataset, match="cannot be read as Parquet"):
+        fetch(ref(path), tmp_path / "fetched")
+
+
+def test_a_shard_without_rows_is_refused(path: Path, tmp_path: Path) -> None:
+    pq.write_table(paired().slice(0, 0), path)
+    with pytest.raises(InvalidDataset, match="it has no rows, at least 1 is needed"):
+        fetch(ref(path), tmp_path / "fetched")
+
+
+def test_bytes_damaged_in_the_middle_are_found_or_harmless(path: Path) -> None:
+    pq.write_table(paired(rows=200), path)
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(4, len(whole) - 8, len(whole) // 40):
+        path.write_bytes(whole[:position] + b"\xff\xff\xff\xff" + whole[position + 4 :])
+        try:
+            ShardChecker(WIDTHS).check(path, URI)
+        except InvalidDataset as error:
+            assert URI in str(error)  # noqa: PT017 - other errors fail the test
+            refused += 1
+    assert refused > 0
+
+
+def test_an_unavailable_store_is_not_the_user_s_fault(path: Path, tmp_path: Path) -> None:
+    pq.write_table(paired(), path)
+    with pytest.raises(StorageUnavailable):
+        fetch(ref(path), tmp_path / "no" / "such" / "folder" / "fetched")
+
+
+def test_an_address_that_climbs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidUri):
+        fetch(ShardRef(uri="file:///data/../etc/passwd"), tmp_path / "fetched")
+
+
+# What is wrong with columns.
+
+
+@pytest.mark.parametrize("column", ["id", "feature_a", "feature_b"])
+def test_a_missing_column_is_named(path: Path, column: str) -> None:
+    with pytest.raises(InvalidDataset, match=f"{URI}: column '{column}' is missing; found"):
+        check(paired().drop_columns(column), path)
+
+
+@pytest.mark.parametrize("column", ["id", "label"])
+def test_ids_and_labels_that_are_no_text_are_refused(path: Path, column: str) -> None:
+    numbers = with_column(paired(), column, pa.array(range(10)))
+    with pytest.raises(InvalidDataset, match=f"column '{column}' must be text, is int64"):
+        check(numbers, path)
+
+
+@pytest.mark.parametrize(("column", "declared"), [("feature_a", 4), ("feature_b", 3)])
+@pytest.mark.parametrize("width", [2, 5])
+def test_another_width_than_the_model_declares_is_refused(
+    path: Path, column: str, declared: int, width: int
+) -> None:
+    table = with_column(paired(), column, features(10, width, pa.float32()))
+    expected = f"column '{column}' has width {width}, the model declares {declared}"
+    with pytest.raises(InvalidDataset, match=expected):
+        check(table, path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([[1.0, 2.0, 3.0]] * 10, pa.list_(pa.float32())),
+        pa.array([[1.0, 2.0, 3.0]] * 10, pa.list_(pa.float64(), 3)),
+        pa.array([[1, 2, 3]] * 10, pa.list_(pa.int32(), 3)),
+        pa.array([["a", "b", "c"]] * 10, pa.list_(pa.string(), 3)),
+        pa.array([1.0] * 10, pa.float32()),
+        pa.array([b"abc"] * 10),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_only_fixed_size_lists_of_float16_or_float32_are_features(
+    path: Path, values: pa.Array
+) -> None:
+    with pytest.raises(InvalidDataset, match="'feature_b' must be a fixed-size list of float16 or"):
+        check(with_column(paired(), "feature_b", values), path)
+
+
+# What is wrong with rows.
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("column", ["feature_a", "feature_b"])
+def test_nan_and_infinity_are_refused_with_their_row(path: Path, column: str, bad: float) -> None:
+    width = WIDTHS[column == "feature_b"]
+    table = with_value(paired(), column, 7, [*[1.0] * (width - 1), bad])
+    with pytest.raises(InvalidDataset, match=f"'{column}' has NaN or infinity in row 7"):
+        check(table, path)
+
+
+def test_a_float16_that_overflowed_is_infinity(path: Path) -> None:
+    table = paired(kind=pa.float16())
+    values = np.array(table.column("feature_b").to_pylist()).astype(np.float16)
+    values[4, 0] = np.float16("inf")
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), WIDTHS[1])
+    with pytest.raises(InvalidDataset, match="NaN or infinity in row 4"):
+        check(with_column(table, "feature_b", column), path)
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_a_feature_of_zeros_has_no_direction_and_is_refused(path: Path, zero: float) -> None:
+    with pytest.raises(InvalidDataset, match="'feature_a' is all zeros in row 3"):
+        check(with_value(paired(), "feature_a", 3, [zero] * WIDTHS[0]), path)
+
+
+@pytest.mark.parametrize(("value", "length"), [(1e30, "2e+30"), (1e-30, "2e-30")])
+def test_a_feature_that_float32_cannot_bring_to_unit_length_is_refused(
+    path: Path, value: float, length: str
+) -> None:
+    with pytest.raises(
+        InvalidDataset, match=re.escape(f"'feature_a' has length {length} in row 3")
+    ):
+        check(with_value(paired(), "feature_a", 3, [value] * WIDTHS[0]), path)
+
+
+@pytest.mark.parametrize("column", ["id", "label", "feature_b"])
+def test_a_column_that_is_there_twice_is_refused(path: Path, column: str) -> None:
+    table = paired()
+    with pytest.raises(InvalidDataset, match=f"'{column}' is there more than once"):
+        check(table.append_column(column, table.column(column)), path)
+
+
+def test_columns_of_the_users_own_are_never_read(path: Path) -> None:
+    table = paired()
+    for _ in range(2):
+        table = table.append_column("note", pa.array(range(10)))
+    check(table, path)
+    assert len(read_rows([path])) == 10
+
+
+def test_a_row_without_a_label_is_refused(path: Path) -> None:
+    labels = pa.array([None if row == 6 else "cat" for row in range(10)])
+    with pytest.raises(InvalidDataset, match="row 6 has no label"):
+        check(with_column(paired(), "label", labels), path)
+
+
+def test_a_label_that_is_not_text_inside_is_found_before_training(path: Path) -> None:
+    offsets = pa.py_buffer(np.arange(11, dtype=np.int32))
+    broken = pa.StringArray.from_buffers(10, offsets, pa.py_buffer(b"\xff" * 10))
+    with pytest.raises(InvalidDataset, match="cannot be read as Parquet"):
+        check(with_column(paired(), "label", broken), path)
+
+
+@pytest.mark.parametrize("value", [None, [1.0, None, 2.0]])
+def test_missing_values_are_refused(path: Path, value: list[float | None] | None) -> None:
+    with pytest.raises(InvalidDataset, match="'feature_b' has missing values"):
+        check(with_value(paired(), "feature_b", 5, value), path)
+
+
+def test_a_row_without_an_id_is_refused(path: Path) -> None:
+    ids = pa.array([None if row == 6 else f"row-{row}" for row in range(10)])
+    with pytest.raises(InvalidDataset, match="row 6 has no id"):
+        check(with_column(paired(), "id", ids), path)
+
+
+def test_an_id_that_comes_twice_in_a_shard_is_refused(path: Path) -> None:
+    ids = pa.array([f"row-{row % 8}" for row in range(10)])
+    with pytest.raises(InvalidDataset, match="row 8 repeats the id of row 0 of"):
+        check(with_column(paired(), "id", ids), path)
+
+
+def test_an_id_that_comes_in_two_shards_is_refused_in_the_second(tmp_path: Path) -> None:
+    checker = ShardChecker(WIDTHS)
+    for name, table in (("first", paired(10)), ("second", paired(10, start=7))):
+        pq.write_table(table, tmp_path / name)
+    checker.check(tmp_path / "first", "s3://bucket/first")
+    with pytest.raises(InvalidDataset, match=r"second: row 0 .* of row 7 of .*/first"):
+        checker.check(tmp_path / "second", "s3://bucket/second")
+
+
+def test_rows_are_counted_through_the_whole_file_and_not_from_each_chunk(path: Path) -> None:
+    table = with_value(paired(rows=9000), "feature_a", 8500, [float("nan")] * WIDTHS[0])
+    with pytest.raises(InvalidDataset, match="NaN or infinity in row 8500"):
+        check(table, path, row_group_size=1000)
+
+
+def test_every_reason_of_every_row_is_found(path: Path) -> None:
+    table = with_value(paired(rows=30), "feature_b", 4, [0.0] * WIDTHS[1])
+    names = {4: None, 27: None, 28: "row-2", 29: "row-2"}
+    ids = pa.array([names.get(row, f"row-{row}") for row in range(30)])
+    pq.write_table(with_column(table, "id", ids), path, row_group_size=20)
+    found = list(ShardChecker(WIDTHS).wrong_rows(path, URI))
+    assert [row for row, _ in found] == [4, 4, 27, 28, 29]
+    assert found[0][1] == "row 4 has no id"
+    assert found[1][1].startswith("column 'feature_b' is all zeros in row 4;")
+    assert found[4][1].startswith(f"row 29 repeats the id of row 2 of {URI};")
+
+
+def test_the_last_row_of_a_file_is_checked_too(path: Path) -> None:
+    table = with_value(paired(rows=8193), "feature_b", 8192, [0.0] * WIDTHS[1])
+    with pytest.raises(InvalidDataset, match="all zeros in row 8192"):
+        check(table, path)
+
+
+def test_a_name_that_no_file_can_have_is_wrong_and_not_an_outage(tmp_path: Path) -> None:
+    with pytest.raises(InvalidUri, match="too long a name"):
+        fetch(ref(tmp_path / ("x" * 300)), tmp_path / "fetched")
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+def test_every_so_many_rows_are_chosen_evenly_over_all_shards(tmp_path: Path, every: int) -> None:
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    whole = pa.concat_tables([paired(11), paired(9, start=11)])
+    pq.write_table(whole.slice(0, 11), paths[0], row_group_size=4)
+    pq.write_table(whole.slice(11), paths[1])
+    all_rows, some = read_rows(paths), read_rows(paths, every)
+    assert len(some) == -(-20 // every)
+    np.testing.assert_array_equal(some.feature_a_BI, all_rows.feature_a_BI[::every])
+    np.testing.assert_array_equal(some.feature_b_BI, all_rows.feature_b_BI[::every])
+    assert all_rows.label_B is not None
+    assert some.label_B is not None
+    assert some.label_B.tolist() == all_rows.label_B[::every].tolist()

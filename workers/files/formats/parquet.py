@@ -1,0 +1,190 @@
+"""Parquet: the internal form itself, or lists that can be converted to it.
+
+Sizes of features that the footer declares are compared with the file's size (`parquet_footer`), and
+declared rows with the rows that are read: Arrow continues if a row group ends early, and stops if it is
+longer than declared.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cmcl.contract.errors import InvalidDataset
+from workers.files.formats.columns import (
+    FEATURES,
+    ROWS_AT_ONCE,
+    check_columns,
+    internal_batch,
+    is_convertible,
+    is_internal,
+    is_text,
+    known_columns,
+)
+from workers.files.formats.parquet_footer import column_chunks
+from workers.files.formats.user_file import UserFile, check_expansion, reading
+
+ENCRYPTED = b"PARE"
+_ERRORS = (pa.ArrowException, ValueError)
+# Without a buffer Arrow reads a column of a whole row group at once, of any size. With pre-buffering it
+# keeps everything in memory until the end of the file, at two thirds of the rate.
+BUFFERING: dict[str, Any] = {"buffer_size": 1 << 20, "pre_buffer": False}
+_TEXTS = ("id", "label")
+_WRITE_AGAIN = "the file is damaged, write it again"
+_WIDEST = 8  # bytes of the longest number that a column of features can hold
+
+
+def read(file: UserFile) -> Iterator[pa.RecordBatch]:
+    """Batches in the internal form. Raises InvalidDataset."""
+    parquet = open_parquet(file.path, file.uri)
+    check_columns(parquet.schema_arrow, file)
+    first_row = 0
+    for batch in known_batches(parquet, file.path, file.uri):
+        yield internal_batch(batch, first_row, file)
+        first_row += batch.num_rows
+
+
+def must_be_converted(path: Path, uri: str) -> bool:
+    """Whether features are lists of another type than the internal form, such as those of pandas."""
+    schema = open_parquet(path, uri).schema_arrow
+    types = [schema.field(name).type for name in FEATURES if schema.names.count(name) == 1]
+    return any(is_convertible(type_) and not is_internal(type_) for type_ in types)
+
+
+def open_parquet(path: Path, uri: str) -> pq.ParquetFile:
+    """Open the file and check its footer. Raises InvalidDataset."""
+    with reading(uri, "Parquet", *_ERRORS):
+        _check_footer(path, uri)
+        parquet = pq.ParquetFile(path, **BUFFERING)
+        _check_declared_rows(parquet.metadata, uri)
+        return parquet
+
+
+def known_batches(parquet: pq.ParquetFile, path: Path, uri: str) -> Iterator[pa.RecordBatch]:
+    """Yield batches of our columns, unconverted; texts are dictionary-encoded.
+
+    Features must be lists. Raises InvalidDataset, also if declared rows are missing.
+    """
+    columns = ColumnReader(parquet, path, uri, known_columns(parquet.schema_arrow))
+    # Group by group, as ranks read only the groups that contain their rows.
+    for group in range(parquet.num_row_groups):
+        yield from columns.batches(group)
+
+
+class ColumnReader:
+    """Reader of some of our columns, one row group after another. Each thread needs a reader of its own.
+
+    The file is mapped into memory: it must be a copy that no other process truncates.
+    """
+
+    def __init__(
+        self,
+        parquet: pq.ParquetFile,
+        path: Path,
+        uri: str,
+        columns: Sequence[str],
+        rows_at_once: int = ROWS_AT_ONCE,
+    ) -> None:
+        self._uri, self._columns, self._rows_at_once = uri, list(columns), rows_at_once
+        schema = parquet.schema_arrow
+        # A text that fills a page and is repeated in every row must not be expanded 8192 times.
+        texts = [
+            name for name in columns if name not in FEATURES and is_text(schema.field(name).type)
+        ]
+        with reading(uri, "Parquet", *_ERRORS):
+            # Pages of a mapped file are no memory of the process, unlike those of a buffered one.
+            self._file = pq.ParquetFile(
+                path,
+                read_dictionary=texts,
+                metadata=parquet.metadata,
+                memory_map=True,
+                pre_buffer=False,
+            )
+
+    def batches(self, group: int) -> Iterator[pa.RecordBatch]:
+        """Yield the columns of a row group as `known_batches` does."""
+        counts: Counter[str] = Counter()
+        with reading(self._uri, "Parquet", *_ERRORS):
+            for batch in self._file.iter_batches(
+                self._rows_at_once,
+                row_groups=[group],
+                columns=self._columns,
+                # They take a fifth of the processor time, and other files are read at the same time.
+                use_threads=False,
+            ):
+                # Damaged pages may contain dictionary indices out of range and bytes that are not
+                # UTF-8; Arrow checks them only on request.
+                batch.validate(full=True)
+                counts += _counts(batch)
+                yield batch
+            self._check_read_rows(group, counts)
+
+    def _check_read_rows(self, index: int, counts: Counter[str]) -> None:
+        """Check that everything that is declared was read. Raises InvalidDataset."""
+        group = self._file.metadata.row_group(index)
+        if counts["rows"] != group.num_rows:
+            raise InvalidDataset(
+                f"{self._uri}: row group {index} declares {group.num_rows} rows, and "
+                f"{counts['rows']} were read; {_WRITE_AGAIN}"
+            )
+        for column, values in _declared_values(group):
+            if column in FEATURES and column in self._columns and values != counts[column]:
+                raise InvalidDataset(
+                    f"{self._uri}: in row group {index} column {column!r} declares {values} "
+                    f"numbers, and {counts[column]} were read; {_WRITE_AGAIN}"
+                )
+
+
+def _check_footer(path: Path, uri: str) -> None:
+    """Check declared sizes before Arrow reads the file. Raises InvalidDataset."""
+    claimed = 0
+    for chunk in column_chunks(path):
+        if chunk.is_encrypted:
+            raise InvalidDataset(f"{uri}: it is encrypted Parquet; write it without encryption")
+        if chunk.column in FEATURES:
+            claimed += chunk.values * _WIDEST
+        elif chunk.column in _TEXTS:
+            claimed += chunk.page_bytes
+    check_expansion(claimed, path, uri)
+
+
+def _check_declared_rows(metadata: pq.FileMetaData, uri: str) -> None:
+    """Check that the footer is consistent. Raises InvalidDataset."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    rows = sum(group.num_rows for group in groups)
+    if rows != metadata.num_rows:
+        raise InvalidDataset(
+            f"{uri}: its footer declares {metadata.num_rows} rows, and its row groups have {rows} "
+            f"together; {_WRITE_AGAIN}"
+        )
+    for index, group in enumerate(groups):
+        for column, values in _declared_values(group):
+            if column not in FEATURES and values != group.num_rows:
+                raise InvalidDataset(
+                    f"{uri}: row group {index} declares {group.num_rows} rows, and its column "
+                    f"{column!r} has {values}; {_WRITE_AGAIN}"
+                )
+
+
+def _declared_values(group: pq.RowGroupMetaData) -> Iterator[tuple[str, int]]:
+    """Declared values of our columns: one per row, or for features each number of a list."""
+    for index in range(group.num_columns):
+        column = group.column(index)
+        name, _, inner = column.path_in_schema.partition(".")
+        if name in FEATURES or (name in _TEXTS and not inner):
+            yield name, column.num_values
+
+
+def _counts(batch: pa.RecordBatch) -> Counter[str]:
+    """Rows of a batch, and values of its features as Parquet counts them: a missing or empty list is one."""
+    counts = Counter({"rows": batch.num_rows})
+    for name in (column for column in FEATURES if column in batch.schema.names):
+        lists = batch.column(name)
+        counts[name] = len(lists.flatten()) + lists.null_count
+        if not pa.types.is_fixed_size_list(lists.type):
+            counts[name] += pc.sum(pc.equal(pc.list_value_length(lists), 0)).as_py() or 0
+    return counts

@@ -1,1 +1,0 @@
-"""Object storage: one interface with two adapters, the layout of keys, and the formats of files. No torch."""
