@@ -63,18 +63,16 @@ bench: setup  ## run the benchmarks on the example stream, results in .cmcl/benc
 	$(BIN)/python -m benchmarks.stream examples/stream --name example --seeds 3
 	$(BIN)/python -m benchmarks.update
 
-bench-training: setup  ## measure training: rate compared with bare loops and the published one, start of jobs, time model
+bench-training: setup  ## measure training: rate compared with bare loops and the published one, start of jobs
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --require-hashes -r benchmarks/requirements.lock
 	$(BIN)/python -m benchmarks.training_rate
-	$(BIN)/python -m benchmarks.scale
 
 INFINITY := .cmcl/bench-infinity
-bench-serving: setup  ## measure serving: compared with bare FastAPI and Infinity, during swaps, during failures
+bench-serving: setup  ## measure serving: compared with bare FastAPI and Infinity, during swaps
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(INFINITY)
 	$(BIN)/uv pip sync --python $(INFINITY)/bin/python --quiet --require-hashes benchmarks/infinity.lock
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.serving_swaps
-	$(BIN)/python -m benchmarks.serving_chaos
 
 images: setup  ## build both images with buildah and test them as their user (needs root)
 	$(BIN)/python -m deploy.images

@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.command_line import OneLineParser, count, counts
 from benchmarks.folder import read_stream
+from benchmarks.rank_group import in_group
 from benchmarks.rank_job import Job, Part, enter_own_network, make_parent
 from benchmarks.report import machine
-from benchmarks.scaling.group import in_group
 from cmcl.contract.dataset import Shard
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.files.shards import describe_shard

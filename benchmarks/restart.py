@@ -18,10 +18,10 @@ from typing import Any
 from sqlalchemy import insert
 
 from benchmarks.command_line import OneLineParser, count, log_progress
-from benchmarks.control.backlog import write_jobs
+from benchmarks.control.backlog import SPEC, write_jobs
 from benchmarks.control.databases import NAMES, fresh_database
 from benchmarks.control.intake import add_model, over_http, running_service
-from benchmarks.fleet.database import SPEC, model_row
+from cmcl.contract.gate import Gate
 from cmcl.contract.version import LivePointer
 from cmcl.storage import layout
 from service.database.engine import Database, open_database
@@ -81,13 +81,25 @@ def _write_models(database: Database, store: Path, number: int, now: datetime) -
     content = pointer.model_dump_json()
     for start in range(0, number, _CHUNK):
         some = range(start, min(start + _CHUNK, number))
-        rows = [{**model_row(each, now), **live} for each in some]
+        rows = [{**_model(each, now), **live} for each in some]
         with database.write() as connection:
             connection.execute(insert(models), rows)
         for row in rows:
             path = store / layout.live_pointer(row["name"])
             path.parent.mkdir(parents=True)
             path.write_text(content)
+
+
+def _model(number: int, now: datetime) -> dict[str, Any]:
+    return {
+        "name": f"m{number:05d}",
+        "owner": DEFAULT_OWNER,
+        "spec": SPEC.model_dump(mode="json"),
+        "gate": Gate().model_dump(mode="json"),
+        "gate_revision": 1,
+        "encoders": {},
+        "created_at": now,
+    }
 
 
 def _parser() -> argparse.ArgumentParser:

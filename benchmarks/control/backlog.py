@@ -27,7 +27,7 @@ from service.settings import Settings
 from service.states import JobState
 from service.tuning import Tuning
 
-_SPEC = ModelSpec(modalities={"image": 4, "text": 3})
+SPEC = ModelSpec(modalities={"image": 4, "text": 3})
 _FEW = 10
 _CHUNK = 5_000
 _ROUNDS = 50
@@ -104,7 +104,7 @@ def _context(url: str, folder: Path, clock: _Clock) -> Context:
     parts = Parts(launcher=BusyCluster(), clock=clock, tuning=Tuning(start_deadline_seconds=1e9))
     context = create_context(settings, parts)
     with context.database.write() as connection:
-        models.create(connection, "backlog", "default", _SPEC, datetime.now(UTC))
+        models.create(connection, "backlog", "default", SPEC, datetime.now(UTC))
     return context
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.scaling.group import joined
+from benchmarks.rank_group import joined
 from workers.train.job import train_dataset
 
 

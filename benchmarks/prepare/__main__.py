@@ -2,9 +2,7 @@
 
 `python -m benchmarks.prepare` prepares captions with all-MiniLM-L6-v2 and pictures with a ViT-Ti/16 on a Ray of
 this machine, with one actor and with two, and files of features. It alternates with the loops that it is
-compared with, so that other load on the machine affects both. Then it measures the memory of the control plane
-while large datasets are prepared and, with `--before`, the time from POST to live. By default it takes about a
-quarter of an hour on two free cores.
+compared with, so that other load on the machine affects both. It takes about ten minutes on two free cores.
 """
 
 import argparse
@@ -13,7 +11,6 @@ import operator
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -27,7 +24,6 @@ from benchmarks.command_line import OneLineParser, count, counts, log_progress
 from benchmarks.prepare.encoding import KINDS, bare_rate, compared, medians, prepared_rate
 from benchmarks.prepare.inputs import minilm, vision_transformer, write_captions, write_pictures
 from benchmarks.prepare.page import markdown
-from benchmarks.prepare.service_memory import service_memory
 from benchmarks.report import machine
 from benchmarks.training.reading import write_shards
 from cmcl.contract.encoder import EncoderSpec
@@ -37,55 +33,14 @@ from workers.prepare.cluster import FEW_UNITS, RayCluster
 from workers.prepare.encoder_pool import EncoderPools
 from workers.prepare.settings import PrepareSettings
 
-_ROOT = Path(__file__).parents[2]
-_SCRIPT = Path(__file__).parent / "live_of_checkout.py"
-_STREAM = _ROOT / "examples/stream"
-
 _RESULTS = Path(".cmcl/benchmarks")
-# Of the bare loop; of one actor; of pyarrow's scan; in MB.
-_ONE_ACTOR, _TWO_ACTORS, _FEATURES, _GROWTH_MB = 0.9, 1.6, 0.8, 20
+# Of the bare loop; of one actor; of pyarrow's scan.
+_ONE_ACTOR, _TWO_ACTORS, _FEATURES = 0.9, 1.6, 0.8
 _CPUS = 8
 _OBJECT_STORE_BYTES = 200_000_000
 _FILES = 4
 # As `cmcl up` starts Ray: by default its workers give way to all other processes.
 _RAY = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-
-
-def compared_with(before: Path, folder: Path, rounds: int) -> dict[str, float]:
-    """Return medians over all datasets in seconds: of `before`, and of this checkout with two policies.
-
-    `preserve` trains on rows; `now` is the present default. Each run is of the whole
-    local system, one after the other, `rounds` times.
-    """
-    settings: dict[str, tuple[Path, list[str]]] = {
-        "before": (before.resolve(), []),
-        "preserve": (_ROOT, ["preserve"]),
-        "now": (_ROOT, []),
-    }
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
-    for number in range(rounds):
-        for name, (checkout, policy) in settings.items():
-            log_progress(f"POST to live: round {number + 1}, {name}")
-            runs[name] += _times(checkout, folder / f"{name}-{number}", policy)
-    medians = {
-        f"{part}_{name}": statistics.median(run[part] for run in found)
-        for name, found in runs.items()
-        for part in ("prepared", "live")
-    }
-    return {**medians, "datasets": len(runs["now"])}
-
-
-def _times(checkout: Path, folder: Path, policy: list[str]) -> list[dict[str, float]]:
-    done = subprocess.run(
-        [sys.executable, "-P", str(_SCRIPT), str(_STREAM), str(folder), *policy],
-        cwd=checkout,
-        env={**os.environ, "PYTHONPATH": str(checkout)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    found: list[dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,11 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             document = _document(options, Path(folder))
         finally:
             ray.shutdown()
-        document["service"] = _service(options, Path(folder) / "service")
-        document["live"] = None
-        if options.before is not None:
-            live = Path(folder) / "live"
-            document["live"] = compared_with(options.before, live, options.live_rounds)
     page = markdown(document, (__doc__ or "").partition("\n")[0])
     options.out.mkdir(parents=True, exist_ok=True)
     stem = options.out / "prepare"
@@ -192,14 +142,6 @@ def _compared(
     }
 
 
-def _service(options: argparse.Namespace, folder: Path) -> dict[str, float] | None:
-    if not options.service_datasets:
-        return None
-    log_progress("memory of the control plane")
-    found = service_memory(folder, options.service_datasets, options.gigabytes)
-    return {**found, "goal_mb": _GROWTH_MB}
-
-
 def _spec(folder: Path, name: str, actors: int) -> EncoderSpec:
     if name == "minilm":
         return minilm(actors)
@@ -256,20 +198,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--feature-rows", type=count, default=500_000)
     parser.add_argument("--feature-rounds", type=count, default=5)
     parser.add_argument("--width", type=count, default=512, help="of each side of the features")
-    parser.add_argument(
-        "--service-datasets",
-        type=int,
-        default=10,
-        help="datasets that are prepared while the memory of the control plane is measured; 0: none",
-    )
-    parser.add_argument("--gigabytes", type=float, default=1.0, help="size of each of them")
-    parser.add_argument(
-        "--before",
-        type=Path,
-        metavar="FOLDER",
-        help="another checkout of cmcl, with which the time from POST to live is compared; by default it is not measured",
-    )
-    parser.add_argument("--live-rounds", type=count, default=2, help="of both checkouts")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one document")
     return parser

@@ -44,10 +44,6 @@ def markdown(document: Mapping[str, Any], question: str) -> str:
     ]
     if features := document["features"]:
         parts += _features(features)
-    if service := document["service"]:
-        parts += _memory(service)
-    if live := document["live"]:
-        parts += _live(live)
     return "\n\n".join(parts) + "\n"
 
 
@@ -73,43 +69,6 @@ def _features(features: Sequence[Mapping[str, Any]]) -> list[str]:
                     f"≥ {one['goal']}",
                 ]
                 for one in features
-            ],
-        ),
-    ]
-
-
-def _memory(service: Mapping[str, Any]) -> list[str]:
-    measured = [f"{service[name]:.1f}" for name in ("before_mib", "largest_mib", "after_mib")]
-    return [
-        "## Memory of the control plane",
-        (
-            f"Private memory in MiB, while {service['datasets']} datasets of {service['gigabytes_of_each']:.2f} GB "
-            "of features are prepared as dry runs, after a first one."
-        ),
-        table(
-            ["before", "largest", "after", "growth", "goal"],
-            [[*measured, f"{service['growth_mb']:.1f} MB", f"≤ {service['goal_mb']} MB"]],
-        ),
-    ]
-
-
-def _live(live: Mapping[str, Any]) -> list[str]:
-    names = {
-        "before": "the older checkout",
-        "preserve": "now, policy preserve",
-        "now": "now, policy improve: heads in closed form",
-    }
-    return [
-        "## From POST to live",
-        (
-            f"Seconds, medians of {live['datasets']} datasets of the example stream each, on the whole local system, "
-            "in turns. *Prepared*: until the attempt is submitted; *live*: until the endpoint answers with the version."
-        ),
-        table(
-            ["checkout", "prepared", "live"],
-            [
-                [words, f"{live[f'prepared_{name}']:.2f}", f"{live[f'live_{name}']:.2f}"]
-                for name, words in names.items()
             ],
         ),
     ]

@@ -16,8 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.simulation.replica import Replica
-from benchmarks.simulation.virtual_time import Killed, VirtualEvent, VirtualTime
 from service.context import Context
 from service.database.queries import models, versions
 from service.database.rows import Event
@@ -31,6 +29,8 @@ from tests.fakes.memory_folder import memory_folder
 from tests.faults.convergence import serve
 from tests.faults.invariants import InvariantChecker
 from tests.faults.scenarios import is_quiet
+from tests.faults.virtual_replica import VirtualReplica
+from tests.faults.virtual_time import Killed, VirtualEvent, VirtualTime
 from tests.faults.world import (
     GOOD_SHARDS,
     MODEL,
@@ -75,7 +75,7 @@ class _Story:
         self.tally = Counter[str]()
         self.has_faults = True
         self._is_over = False
-        self._replicas: dict[str, Replica] = {}
+        self._replicas: dict[str, VirtualReplica] = {}
         for name in _MODELS[1:]:
             with self.world.database.write() as connection:
                 model = models.find(connection, MODEL)
@@ -116,7 +116,7 @@ class _Story:
         number = self.tally["starts"]
         injector = _Injector(self, name)
         context = self._context(injector, timedelta(seconds=skew))
-        self._replicas[name] = Replica(f"{name}{number}", self.time, context)
+        self._replicas[name] = VirtualReplica(f"{name}{number}", self.time, context)
         self.tally["starts"] += 1
 
     def kill(self, name: str) -> None:

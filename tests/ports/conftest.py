@@ -1,12 +1,10 @@
 """Every kind of store; S3 against a real HTTP server."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks.simulation.memory import MemoryStore
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import open_store
 from tests.fakes.s3_server import s3_server, use_bucket
@@ -30,12 +28,7 @@ def s3_environment(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(params=["file", "s3"])
 def open_root(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], ObjectStore]:
-    """Opens a store at a folder of one root; each test has a root of its own.
-
-    Another process cannot open a store in memory, so only tests that ask for "memory" have it.
-    """
-    if request.param == "memory":
-        return defaultdict[str, ObjectStore](MemoryStore).__getitem__
+    """Opens a store at a folder of one root; each test has a root of its own."""
     if request.param == "file":
         return lambda folder: open_store((tmp_path / "root" / folder).as_uri())
     request.getfixturevalue("s3_environment")

@@ -13,8 +13,6 @@ from cmcl.contract.errors import ObjectNotFound
 from cmcl.storage.object_store import CHUNK_BYTES, ObjectStore, PresignedPut
 from cmcl.storage.s3 import SMALLEST_PART, Multipart
 
-of_every_store = pytest.mark.parametrize("open_root", ["file", "s3", "memory"], indirect=True)
-
 SIZES = [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 5 * CHUNK_BYTES + 3]
 
 
@@ -23,7 +21,6 @@ def patterned(size: int) -> bytes:
     return (b"%9d" * (size // 9 + 1) % tuple(range(size // 9 + 1)))[:size] if size else b""
 
 
-@of_every_store
 @pytest.mark.parametrize("size", SIZES)
 def test_a_stream_gives_every_byte_in_chunks(store: ObjectStore, size: int) -> None:
     data = patterned(size)
@@ -33,7 +30,6 @@ def test_a_stream_gives_every_byte_in_chunks(store: ObjectStore, size: int) -> N
     assert all(0 < len(chunk) <= CHUNK_BYTES for chunk in chunks)
 
 
-@of_every_store
 def test_a_range_has_its_bytes_and_ends_with_the_object(store: ObjectStore) -> None:
     data = patterned(1000)
     store.put("key", data)
@@ -44,7 +40,6 @@ def test_a_range_has_its_bytes_and_ends_with_the_object(store: ObjectStore) -> N
         store.read_range("other", 0, 1)
 
 
-@of_every_store
 def test_a_stream_shows_the_object_as_it_was_opened(store: ObjectStore) -> None:
     data = patterned(3 * CHUNK_BYTES)
     store.put("key", data)
@@ -54,7 +49,6 @@ def test_a_stream_shows_the_object_as_it_was_opened(store: ObjectStore) -> None:
     assert first + b"".join(chunks) == data
 
 
-@of_every_store
 def test_streams_of_one_object_do_not_disturb_each_other(store: ObjectStore) -> None:
     data = patterned(2 * CHUNK_BYTES)
     store.put("key", data)
@@ -62,7 +56,6 @@ def test_streams_of_one_object_do_not_disturb_each_other(store: ObjectStore) -> 
     assert b"".join(one for one, _ in pairs) == b"".join(other for _, other in pairs) == data
 
 
-@of_every_store
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -88,7 +81,6 @@ def test_a_composition_is_its_parts_in_their_order(store: ObjectStore, sizes: li
     assert list(store.keys("parts/")) == [f"parts/{number}" for number in range(len(sizes))]
 
 
-@of_every_store
 def test_a_part_may_come_twice_and_be_the_target(store: ObjectStore) -> None:
     store.put("a", b"ab")
     store.compose(["a", "a"], "a")

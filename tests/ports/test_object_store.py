@@ -12,8 +12,6 @@ from cmcl.storage.object_store import ObjectStore
 
 Root = Callable[[str], ObjectStore]
 
-pytestmark = pytest.mark.parametrize("open_root", ["file", "s3", "memory"], indirect=True)
-
 BAD_KEYS = ["", "/etc/passwd", "../other", "a/../b", "a/./b", "a//b", "a/", "a\\b", "a\0b", "a\nb"]
 
 

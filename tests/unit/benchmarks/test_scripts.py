@@ -2,38 +2,16 @@
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import benchmarks
 from tests.unit.benchmarks.command import Main, answer_of
 
-# The names of those that the Makefile and the pages of results run, so that none is lost unseen.
-NAMES = {
-    *(
-        "chaos",
-        "closed_form",
-        "control_plane",
-        "encoder_swap",
-        "fairness",
-        "fleet",
-        "isolation",
-        "large_dataset",
-        "new_user",
-        "page",
-        "paper",
-        "post_to_live",
-        "prepare",
-        "rank_invariance",
-        "reindex",
-        "restart",
-        "scale",
-        "simulation",
-    ),
-    *("search_follows", "serving", "serving_chaos", "serving_swaps", "stream", "training_faults"),
-    *("training_rate", "training_soak", "update"),
-}
+NAMES = set(re.findall(r"python -m benchmarks\.(\w+)", Path("benchmarks/README.md").read_text()))
 
 
 def scripts() -> Iterator[tuple[str, Main]]:
@@ -62,13 +40,10 @@ def test_every_benchmark_lists_its_options_and_rejects_others_in_one_line() -> N
     ("name", "arguments", "words"),
     [
         ("large_dataset", ["--rows", "none"], "'none' is not an integer"),
-        ("training_soak", ["--models", "2"], "2 is too few: at least 3"),
         ("isolation", ["--attacks", "endless-heads,none"], "'none' is not one of endless-heads"),
-        ("search_follows", ["nowhere"], "nowhere: the folder does not exist"),
-        ("reindex", ["nowhere"], "nowhere: the folder does not exist"),
         ("stream", ["nowhere", "--methods", "vanilla,magic"], "unknown method 'magic'"),
         ("stream", ["nowhere", "--seeds", "0"], "'0' is not an integer of at least 1"),
-        ("fleet", ["--running", "0"], "'0' is not an integer of at least 1"),
+        ("restart", ["--models", "0"], "'0' is not an integer of at least 1"),
         ("update", ["--batches", "64,x"], "'x' is not an integer"),
     ],
 )

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from benchmarks.endpoint.load import ANSWER, CUT, RIGHT, TOO_LATE, WRONG, Answers
-from benchmarks.outages.outcome import Call, Moment, outcome
 from benchmarks.peers.comparison import Cell
 from benchmarks.serving import goals
 from benchmarks.serving_swaps import Run, _document, _parser
@@ -129,23 +128,6 @@ def test_growing_memory_is_distinguished_from_noise() -> None:
     assert growing.grows
     assert growing.value == pytest.approx(10, abs=2)
     assert slope(swaps[:10].tolist(), wavering[:10].tolist()) is None
-
-
-def test_an_outage_is_reported_by_kind_and_duration() -> None:
-    moment = Moment("x", "x", "ours", begin=10.0, whole=12.0, end=14.0)
-    found = answers(
-        answer(8.0, 0.1, CUT, -1),
-        answer(9.9, 0.2, CUT, -1),
-        answer(11.0, 0.5),
-        answer(13.0, 0.5, 500, -1),
-        answer(13.5, 0.2, checked=WRONG),
-    )
-    calls = [Call(9.95, 0.5, "right"), Call(12.0, 1.0, "Unreachable"), Call(20.0, 1.0, "wrong")]
-    seen = outcome(moment, found, calls)
-    assert seen.failed == {"cut": 1, "500": 1}
-    assert (seen.lost, seen.wrong, seen.client_failed) == (2, 1, {"Unreachable": 1})
-    assert seen.silence == pytest.approx(13.7 - 11.5)
-    assert seen.whole == 2.0
 
 
 def test_goals_name_the_cell_that_is_furthest_from_them() -> None:

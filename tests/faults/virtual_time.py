@@ -8,7 +8,6 @@ scheduler or clock. Tasks must wait by this module alone, and hold no other lock
 import heapq
 import itertools
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -32,8 +31,6 @@ class Task:
     ) -> None:
         self.name = name
         self._before_pause = before_pause
-        # Of the real processor.
-        self.cpu_seconds = 0.0
         self.error: BaseException | None = None
         self.has_ended = False
         self._time = owner
@@ -42,7 +39,6 @@ class Task:
         self.pauses = 0
         self._go = threading.Lock()
         self._go.acquire()
-        self._cpu = 0.0
         self._thread = threading.Thread(target=self._run, args=[work], name=name, daemon=True)
         self._thread.start()
 
@@ -66,13 +62,11 @@ class Task:
 
     def pause(self) -> None:
         """Give way until `resume`. For the task itself. Raises Killed."""
-        self.cpu_seconds += time.thread_time() - self._cpu
         self._time.give_way()
         self._begin()
 
     def _begin(self) -> None:
         self._go.acquire()
-        self._cpu = time.thread_time()
         if self._is_killed:
             raise Killed(self.name)
 
@@ -85,7 +79,6 @@ class Task:
         except BaseException as error:  # noqa: BLE001 - raised by `VirtualTime.run`
             self.error = error
         finally:
-            self.cpu_seconds += time.thread_time() - self._cpu
             self.has_ended = True
             self._time.give_way()
 
@@ -116,10 +109,6 @@ class VirtualTime:
         """The task that runs."""
         assert self._current is not None, "only tasks may wait"
         return self._current
-
-    def task_name(self) -> str:
-        """Return the name of the task that runs; empty between tasks."""
-        return "" if self._current is None else self._current.name
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Call `action` after so many seconds, between tasks. It must not wait."""
@@ -207,28 +196,3 @@ class VirtualEvent(threading.Event):
         waiting, self._waiting = self._waiting, []
         for resume in waiting:
             self._time.after(0.0, resume)
-
-
-class VirtualLock:
-    """A lock that tasks wait for in virtual time."""
-
-    def __init__(self, owner: VirtualTime) -> None:
-        self._time = owner
-        self._is_taken = False
-        self._released = VirtualEvent(owner)
-
-    def acquire(self, timeout: float) -> bool:
-        """Return whether it was free within so many seconds."""
-        deadline = self._time.seconds() + timeout
-        while self._is_taken:
-            left = deadline - self._time.seconds()
-            self._released.clear()
-            if left <= 0 or not self._released.wait(left):
-                return False
-        self._is_taken = True
-        return True
-
-    def release(self) -> None:
-        """Release it."""
-        self._is_taken = False
-        self._released.set()

@@ -1,1 +1,0 @@
-"""Benchmark of the control plane with many running jobs."""

@@ -1,1 +1,0 @@
-"""Simulation of the control plane in virtual time."""
