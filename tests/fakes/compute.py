@@ -34,7 +34,7 @@ class ImmediateCompute:
         return (unit_rows(outputs_BE) if normalize else outputs_BE).numpy()
 
     async def run(
-        self, tenant: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+        self, owner: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         self.runs.append(function.__name__)
         return function(*args, **kwargs)

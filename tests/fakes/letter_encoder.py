@@ -29,7 +29,7 @@ class LetterEncoders:
         return {self._spec.name: self._spec}
 
     async def encode(
-        self, name: str, raw: Sequence[Raw], tenant: str, expected: EncoderIdentity | None
+        self, name: str, raw: Sequence[Raw], owner: str, expected: EncoderIdentity | None
     ) -> Float32Array:
         self.asked.append(len(raw))
         if self.during is not None:

@@ -20,14 +20,14 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import torch
 
+from cmcl.fairness import FairQueue
 from workers.model.heads import unit_rows
 from workers.serve.compute import NO_TICKET, BackgroundExecutor, Ticket
 from workers.serve.errors import DeadlineExceeded
-from workers.serve.fairness import FairQueue
 from workers.serve.telemetry import ServeMetrics
 from workers.serve.versions.loading import Float32Array, LoadedHeads, ServedVersion
 
-# Rows of one tenant before the next one's turn. Small, so that many tenants share a product.
+# Rows of one owner before the next one's turn. Small, so that many owners share a product.
 _QUANTUM = 64
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ T = TypeVar("T")
 # The product of 32 rows at width 1024 takes 3 ms of one core; a hop to a thread and back takes 0.2,
 # and ten times as long while the loop keeps the interpreter busy.
 _INLINE_ROWS = 32
-# Beyond this a product is hardly faster per row, and requests of other tenants wait for its end.
+# Beyond this a product is hardly faster per row, and requests of other owners wait for its end.
 _MOST_ROWS = 512
 
 
@@ -98,9 +98,9 @@ class Slice:
 
 
 class RowQueue:
-    """Deficit round robin over tenants, with a request cut where a turn ends.
+    """Deficit round robin over owners, with a request cut where a turn ends.
 
-    First in, first out within a tenant. Used from one event loop.
+    First in, first out within an owner. Used from one event loop.
     """
 
     def __init__(self) -> None:
@@ -112,8 +112,8 @@ class RowQueue:
         return bool(self._queue)
 
     def add(self, work: Work) -> None:
-        """Append behind what its tenant has waiting."""
-        self._queue.add(work.ticket.tenant, work)
+        """Append behind what its owner has waiting."""
+        self._queue.add(work.ticket.owner, work)
         self.rows += work.waiting
 
     def take(self, most_rows: int) -> list[Slice]:
@@ -136,11 +136,11 @@ class RowQueue:
         return list(taken.values())
 
     def _end_turn(self, work: Work, rows: int) -> None:
-        """Where the tenant has used its quantum, or has nothing more."""
+        """Where the owner has used its quantum, or has nothing more."""
         self._left -= rows
         if not work.waiting:
             self._queue.pop()
-        is_still_there = self._queue.tenant == work.ticket.tenant
+        is_still_there = self._queue.owner == work.ticket.owner
         if is_still_there and self._left:
             return
         if is_still_there:
@@ -192,10 +192,10 @@ class Batcher:
         return await future
 
     async def run(
-        self, tenant: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+        self, owner: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """See `Compute`. Not in the thread of the products: they must not wait for a second."""
-        return await self._others.run(tenant, lambda: function(*args, **kwargs))
+        return await self._others.run(owner, lambda: function(*args, **kwargs))
 
     @property
     def background_seconds(self) -> float:

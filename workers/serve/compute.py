@@ -1,6 +1,6 @@
 """The compute side of a replica as a port: embedding rows, and heavy work in a background thread.
 
-The thread is fair among tenants: a hundred searches of one tenant delay another's by one of them. Much work may be
+The thread is fair among owners: a hundred searches of one owner delay another's by one of them. Much work may be
 queued, so a probe behind it would not show whether the thread is stuck; it reports how long the present piece of work
 has taken instead.
 
@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from workers.serve.fairness import FairQueue
+from cmcl.fairness import FairQueue
 from workers.serve.telemetry import RequestTrace
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
-# The tenant of work that no request waits for.
+# The owner of work that no request waits for.
 BACKGROUND = "(background)"
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# How long the steps of one tenant run before another tenant's turn.
+# How long the steps of one owner run before another owner's turn.
 _TURN_SECONDS = 0.02
 Steps = Generator[None, None, T]
 # A search that compares with millions of rows, or a map between two versions, takes some seconds.
@@ -34,10 +34,10 @@ _HEAVY_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Ticket:
-    """The tenant whose share of the compute rows take, the deadline, by the event loop's clock, and where times of a
+    """The owner whose share of the compute rows take, the deadline, by the event loop's clock, and where times of a
     traced request are noted."""
 
-    tenant: str = ""
+    owner: str = ""
     deadline: float = float("inf")
     trace: RequestTrace | None = None
 
@@ -69,11 +69,11 @@ class Compute(Protocol):
         ...
 
     async def run(
-        self, tenant: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+        self, owner: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run anything heavy, one after the other, in another thread than the products.
 
-        `tenant`: tenants are served in turns; or BACKGROUND.
+        `owner`: owners are served in turns; or BACKGROUND.
         """
         ...
 
@@ -87,10 +87,10 @@ class Compute(Protocol):
         ...
 
 
-async def run_interleaved(compute: Compute, tenant: str, steps: Steps[T]) -> T:
-    """Run steps as `Compute.run` does, with other tenants' turns in between. Returns what they return."""
+async def run_interleaved(compute: Compute, owner: str, steps: Steps[T]) -> T:
+    """Run steps as `Compute.run` does, with other owners' turns in between. Returns what they return."""
     while True:
-        done = await compute.run(tenant, _advance, steps)
+        done = await compute.run(owner, _advance, steps)
         if done is not None:
             return done[0]
 
@@ -134,7 +134,7 @@ class _Piece:
 
 
 class BackgroundExecutor:
-    """One thread; tenants take turns. Used from one event loop."""
+    """One thread; owners take turns. Used from one event loop."""
 
     def __init__(
         self,
@@ -154,14 +154,14 @@ class BackgroundExecutor:
         began = self._began
         return 0.0 if began is None else self._clock() - began
 
-    async def run(self, tenant: str, work: Callable[[], T]) -> T:
+    async def run(self, owner: str, work: Callable[[], T]) -> T:
         """Run `work` and return its result. Cancelled work is not begun; what has begun runs to its end.
 
         Raises RuntimeError where no thread can be started, or this is closed.
         """
         loop = asyncio.get_running_loop()
         piece = _Piece(work, loop.create_future())
-        self._waiting.add(tenant, piece)
+        self._waiting.add(owner, piece)
         self._start_next(loop)
         answer: T = await piece.answer
         return answer

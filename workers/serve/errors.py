@@ -26,6 +26,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
+from cmcl.fairness import OverLimit
+
 # Of a value of the client, in a message.
 _LONGEST_VALUE = 60
 _RETRY_SOON = MappingProxyType({"retry-after": "1"})
@@ -153,6 +155,11 @@ class Overloaded(ApiError):
     kind = "rate_limit_error"
     default_code = "too_many_rows_in_flight"
     headers = _RETRY_SOON
+
+    @classmethod
+    def from_limit(cls, error: OverLimit) -> "Overloaded":
+        """What a request is answered that is over a quota."""
+        return cls(str(error), code="share_exceeded" if error.is_share else None)
 
 
 class HeadersTooLarge(ApiError):

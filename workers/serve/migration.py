@@ -70,20 +70,20 @@ class Migrations:
         self._maps: AsyncLRUCache[_Key, Migration | CannotMigrate] = AsyncLRUCache(most)
 
     async def between(
-        self, modality: str, old: ServedVersion, new: ServedVersion, tenant: str = BACKGROUND
+        self, modality: str, old: ServedVersion, new: ServedVersion, owner: str = BACKGROUND
     ) -> Migration:
         """Return the map from the vectors of one version to those of the other.
 
-        `tenant`: whose turn it takes. Raises CannotMigrate, and WorkerError where the moments cannot be read.
+        `owner`: whose turn it takes. Raises CannotMigrate, and WorkerError where the moments cannot be read.
         """
         asked = (identity_of(old), identity_of(new), modality)
-        found = await self._maps.get(asked, lambda: self._find(modality, old, new, tenant))
+        found = await self._maps.get(asked, lambda: self._find(modality, old, new, owner))
         if isinstance(found, CannotMigrate):
             raise type(found)(*found.args)  # A copy, because raising adds to the traceback.
         return found
 
     async def _find(
-        self, modality: str, old: ServedVersion, new: ServedVersion, tenant: str
+        self, modality: str, old: ServedVersion, new: ServedVersion, owner: str
     ) -> Migration | CannotMigrate:
         try:
             # Before the moments are read, which may have hundreds of megabytes.
@@ -91,7 +91,7 @@ class Migrations:
         except CannotMigrate as error:
             return error
         memory = await asyncio.to_thread(read_memory, self._store, old)
-        return await self._compute.run(tenant, _map, modality, memory, old, new)
+        return await self._compute.run(owner, _map, modality, memory, old, new)
 
 
 @torch.inference_mode()

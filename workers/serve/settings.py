@@ -11,8 +11,8 @@ from cmcl.contract import DISTRIBUTION
 from cmcl.contract.dataset import Uri
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.modality import Frozen
+from cmcl.fairness import share_of_one
 from workers.serve.auth import read_public_keys
-from workers.serve.fairness import share_of_one
 
 _LOCAL_POLL_SECONDS = 0.1
 # Each poll of S3 costs one listing and one read per model, which are billed.
@@ -54,7 +54,7 @@ class ServeArgs(Frozen):
     trusted_proxies: Proxies = Field(
         default=(),
         description="addresses or networks of proxies that replace or append to X-Forwarded-For, as HAProxy "
-        "here does: without keys, the limits of one tenant count by the last address in it. By default "
+        "here does: without keys, the limits of one owner count by the last address in it. By default "
         "the address of the connection counts",
     )
     max_heads_bytes: int = Field(
@@ -159,7 +159,7 @@ class ServeSettings(ServeArgs):
             )
         if self.max_body_bytes > (most := share_of_one(self.max_bytes_in_flight)):
             raise ValueError(
-                f"max_body_bytes is {self.max_body_bytes}, more than one tenant may hold of "
+                f"max_body_bytes is {self.max_body_bytes}, more than one owner may hold of "
                 f"max_bytes_in_flight (4/5 of it, {most}): the largest body could never be admitted"
             )
         return self

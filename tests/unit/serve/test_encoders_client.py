@@ -194,7 +194,7 @@ LONG_TIMEOUT = SPEC.model_copy(update={"answer_seconds": 600})
 
 
 def test_keys_take_turns_at_an_encoder() -> None:
-    """The running item came first; of the waiting ones that of the tenant with fewer items is next."""
+    """The running item came first; of the waiting ones that of the owner with fewer items is next."""
 
     async def main() -> list[list[Raw]]:
         hops = Held()

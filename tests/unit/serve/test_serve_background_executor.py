@@ -59,8 +59,8 @@ def test_after_the_end_what_runs_is_answered_and_what_waits_fails() -> None:
     assert [type(each) for each in refused] == [RuntimeError, RuntimeError]
 
 
-def test_work_in_steps_lets_other_tenants_in_between() -> None:
-    """A search with a long filter delays another tenant's search by one step only."""
+def test_work_in_steps_lets_other_owners_in_between() -> None:
+    """A search with a long filter delays another owner's search by one step only."""
     batcher, done = Batcher(RecordedMetrics()), list[str]()
 
     def steps(number: int) -> Steps[str]:
@@ -69,9 +69,9 @@ def test_work_in_steps_lets_other_tenants_in_between() -> None:
             yield
         return "found"
 
-    async def search(tenant: str, number: int) -> str:
-        found = await run_interleaved(batcher, tenant, steps(number))
-        done.append(tenant)
+    async def search(owner: str, number: int) -> str:
+        found = await run_interleaved(batcher, owner, steps(number))
+        done.append(owner)
         return found
 
     async def ask() -> list[str]:

@@ -92,7 +92,7 @@ def test_rows_that_waited_for_too_long_are_refused(versions: list[ServedVersion]
         asyncio.run(ask_too_late())
 
 
-def test_a_small_request_waits_for_few_rows_of_a_tenant_with_many(
+def test_a_small_request_waits_for_few_rows_of_an_owner_with_many(
     versions: list[ServedVersion],
 ) -> None:
     metrics = RecordedMetrics()
@@ -118,14 +118,14 @@ def test_a_small_request_waits_for_few_rows_of_a_tenant_with_many(
         np.testing.assert_allclose(got, expected(versions[0], "image", rows_BF), atol=1e-5)
 
 
-def test_waiting_tenants_get_equally_many_rows(versions: list[ServedVersion]) -> None:
+def test_waiting_owners_get_equally_many_rows(versions: list[ServedVersion]) -> None:
     """Independent of the size of their requests."""
     heads = versions[0].source.in_memory
     assert heads is not None
 
     async def take() -> Counter[str]:
         queue, loop = RowQueue(), asyncio.get_running_loop()
-        for tenant, requests, count in (("a", 2, 4096), ("b", 300, 10), ("c", 1, 5000)):
+        for owner, requests, count in (("a", 2, 4096), ("b", 300, 10), ("c", 1, 5000)):
             for seed in range(requests):
                 queue.add(
                     Work(
@@ -133,14 +133,14 @@ def test_waiting_tenants_get_equally_many_rows(versions: list[ServedVersion]) ->
                         "image",
                         rows(count, seed),
                         True,
-                        Ticket(tenant),
+                        Ticket(owner),
                         loop.create_future(),
                     )
                 )
         found: Counter[str] = Counter()
         for _ in range(15):
             for each in queue.take(500):
-                found[each.work.ticket.tenant] += each.stop - each.start
+                found[each.work.ticket.owner] += each.stop - each.start
         return found
 
     found = asyncio.run(take())
@@ -148,7 +148,7 @@ def test_waiting_tenants_get_equally_many_rows(versions: list[ServedVersion]) ->
     assert all(abs(count - 2500) <= 64 for count in found.values())
 
 
-def test_tenants_take_turns(versions: list[ServedVersion]) -> None:
+def test_owners_take_turns(versions: list[ServedVersion]) -> None:
     order: list[str] = []
 
     async def ask(batcher: Batcher, key: str) -> None:
@@ -198,8 +198,8 @@ def test_heavy_work_that_does_not_end_is_detected_and_what_waits_behind_it_is_no
     assert asyncio.run(get_stuck()) == [0.0, 500.0, 0.0]
 
 
-def test_tenants_take_turns_at_heavy_work() -> None:
-    """A tenant with much work does not delay others, and abandoned work is skipped."""
+def test_owners_take_turns_at_heavy_work() -> None:
+    """An owner with much work does not delay others, and abandoned work is skipped."""
     release, done, heavy = threading.Event(), list[str](), BackgroundExecutor()
 
     async def ask(key: str) -> None:

@@ -8,11 +8,11 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from cmcl.contract.version import ANNOUNCEMENTS
+from cmcl.fairness import Quota
 from tests.unit.serve.conftest import MODEL, Clock, Replica
 from workers.serve.api.app import create_api
 from workers.serve.api.middleware import Middleware, RateLimiter
 from workers.serve.auth import Caller
-from workers.serve.fairness import Quota
 
 SCOPE: Scope = {"type": "http", "path": "/v1/embeddings"}
 

@@ -10,13 +10,13 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
+from cmcl.fairness import share_of_one
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.api.app import create_api
 from workers.serve.api.context import held_body
 from workers.serve.api.limits import Holding
 from workers.serve.auth import Caller
 from workers.serve.errors import BodyTimeout
-from workers.serve.fairness import share_of_one
 
 MOST = 8
 BODY = {"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}

@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cmcl.fairness import Quota
 from tests.fakes.served_app import served
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica as Parts
 from workers.serve.api.limits import hold_until_sent
 from workers.serve.api.middleware import Middleware
-from workers.serve.fairness import Quota
 
 TIMEOUT = 60.0
 # More than the sockets of both sides take by themselves.

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cmcl.contract import DISTRIBUTION
 from cmcl.contract.version import ANNOUNCEMENTS, PARTS, Announcement, EndpointParts
+from cmcl.fairness import OverLimit
 from workers.serve.announcements import Announcer
 from workers.serve.api import (
     collections,
@@ -139,7 +140,7 @@ class FastPath:
     async def _answer(self, request: Request) -> Response:
         try:
             return await self._handler(request)
-        except (ApiError, ClientDisconnect) as error:
+        except (ApiError, OverLimit, ClientDisconnect) as error:
             return answer_to(error)
         except Exception as error:
             logger.exception("%s %s failed", self._method, self._path)

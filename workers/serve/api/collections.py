@@ -124,11 +124,11 @@ class _Collections:
         replica = self._replica
         context = read_context(request, replica)
         collections = collections_of(replica)
-        body = await held_body(request, replica, context.tenant)
-        tenant, most = context.tenant, replica.args.max_rows
+        body = await held_body(request, replica, context.owner)
+        owner, most = context.owner, replica.args.max_rows
         async with cancel_on_disconnect(request, context):
             wanted = await run_if_large(
-                replica, tenant, len(body), parse, CollectionRequest, body, most
+                replica, owner, len(body), parse, CollectionRequest, body, most
             )
             checked_name(name)
             model = _name_alone(wanted.model)
@@ -140,7 +140,7 @@ class _Collections:
         """List all collections of the caller, by name."""
         context = read_context(request, self._replica)
         collections = collections_of(self._replica)
-        with self._replica.admission.requests.held(context.tenant, 1):
+        with self._replica.admission.requests.held(context.owner, 1):
             async with cancel_on_disconnect(request, context):
                 revisions = await in_store(collections.all, listed_for(context.caller))
         data = [_described(each, collections.snapshot(each.name)) for each in revisions]
@@ -152,7 +152,7 @@ class _Collections:
     async def show(self, name: str, request: Request) -> Response:
         """Show one collection: what is stored, and what this replica searches."""
         context = read_context(request, self._replica)
-        with self._replica.admission.requests.held(context.tenant, 1):
+        with self._replica.admission.requests.held(context.owner, 1):
             async with cancel_on_disconnect(request, context):
                 return self._answer(await find(self._replica, name, context.caller))
 
@@ -160,7 +160,7 @@ class _Collections:
         """Delete a collection with all its items."""
         context = read_context(request, self._replica)
         collections, caller = collections_of(self._replica), context.caller
-        with self._replica.admission.requests.held(context.tenant, 1):
+        with self._replica.admission.requests.held(context.owner, 1):
             mark = await mark_of_write(request, caller)
             await in_store(collections.delete, checked_name(name), permitted_to(caller), mark)
         return JSONResponse({"id": name, "object": "collection.deleted", "deleted": True})
@@ -183,23 +183,23 @@ class _Items:
         replica = self._replica
         context = read_context(request, replica)
         collections_of(replica)
-        body = await held_body(request, replica, context.tenant)
-        tenant, most = context.tenant, replica.args.max_rows
+        body = await held_body(request, replica, context.owner)
+        owner, most = context.owner, replica.args.max_rows
         async with cancel_on_disconnect(request, context):
             limits = (most, replica.args.max_payload_bytes)
-            read = await run_if_large(replica, tenant, len(body), parse_items, body, *limits)
+            read = await run_if_large(replica, owner, len(body), parse_items, body, *limits)
             items = read.items
             target = await find(replica, name, context.caller)
             mark = await mark_of_write(request, context.caller, body)
             if mark is not None and was_written_for(target, mark):
                 return _written(target, len(items))
-            payloads = await run_if_large(replica, tenant, len(body), self._payloads, items)
+            payloads = await run_if_large(replica, owner, len(body), self._payloads, items)
             model = ModelReference(target.model, None)
             version = await replica.lookup.find(model, context.min_version, context.caller)
             size = rows_bytes(version.spec.width, [item.id for item in items], payloads)
             self._check_room(target, len(items), size)
-            with replica.admission.rows.held(context.tenant, len(items)):
-                rows = await self._rows(version, items, context.tenant)
+            with replica.admission.rows.held(context.owner, len(items)):
+                rows = await self._rows(version, items, context.owner)
             entries = [
                 Entry(item.id, item.modality, row_F, payload)
                 for item, row_F, payload in zip(items, rows, payloads, strict=True)
@@ -211,10 +211,10 @@ class _Items:
         replica = self._replica
         context = read_context(request, replica)
         collections_of(replica)
-        body = await held_body(request, replica, context.tenant)
-        tenant, most = context.tenant, replica.args.max_rows
+        body = await held_body(request, replica, context.owner)
+        owner, most = context.owner, replica.args.max_rows
         async with cancel_on_disconnect(request, context):
-            read = await run_if_large(replica, tenant, len(body), parse_removal, body, most)
+            read = await run_if_large(replica, owner, len(body), parse_removal, body, most)
             ids = read.ids
             target = await find(replica, name, context.caller)
             mark = await mark_of_write(request, context.caller, body)
@@ -226,11 +226,11 @@ class _Items:
         return [payload_text(item.payload, index, most) for index, item in enumerate(items)]
 
     async def _rows(
-        self, version: ServedVersion, items: Sequence[CollectionItem], tenant: str
+        self, version: ServedVersion, items: Sequence[CollectionItem], owner: str
     ) -> list[Float32Array]:
         """The feature of each item."""
         found: dict[int, Float32Array] = {}
-        for part in await features_of(self._replica, version, items, "items", tenant=tenant):
+        for part in await features_of(self._replica, version, items, "items", owner=owner):
             found.update(zip(part.positions_B.tolist(), part.rows_BF, strict=True))
         return [found[position] for position in range(len(items))]
 

@@ -102,12 +102,12 @@ class Replica:
 class RequestContext:
     """What the headers of a request say.
 
-    `seconds`: how long the request may take, from its headers to its response. `tenant`: what quotas count by, see
-    `tenant_of`.
+    `seconds`: how long the request may take, from its headers to its response. `owner`: what quotas count by, see
+    `owner_of`.
     """
 
     caller: Caller
-    tenant: str
+    owner: str
     ticket: Ticket
     seconds: float
     min_version: int
@@ -127,11 +127,11 @@ def read_context(request: Request, replica: Replica) -> RequestContext:
         raise HeadersTooLarge(f"the headers have {size} bytes; permitted are {_MOST_HEADER_BYTES}")
     caller = replica.access.authenticate(authorization_of(request.headers))
     seconds = _seconds(headers.get(TIMEOUT_MS), replica)
-    tenant = tenant_of(caller, request, replica.args.trusted_proxies)
+    owner = owner_of(caller, request, replica.args.trusted_proxies)
     return RequestContext(
         caller,
-        tenant,
-        Ticket(tenant, asyncio.get_running_loop().time() + seconds, trace_of(request, replica)),
+        owner,
+        Ticket(owner, asyncio.get_running_loop().time() + seconds, trace_of(request, replica)),
         seconds,
         parse_version(headers.get(MIN_VERSION), MIN_VERSION),
     )
@@ -148,10 +148,10 @@ def stage_timer(request: Request, replica: Replica) -> StageTimer:
     return StageTimer(replica.metrics) if trace is None else TracedTimer(replica.metrics, trace)
 
 
-def tenant_of(caller: Caller, request: Request, proxies: Proxies = ()) -> str:
+def owner_of(caller: Caller, request: Request, proxies: Proxies = ()) -> str:
     """What quotas and queues count by: the owner, whose keys share everything.
 
-    The operator's keys are one tenant each. Without keys it is the source address (IPv6: its /64). A proxy's
+    The operator's keys are one owner each. Without keys it is the source address (IPv6: its /64). A proxy's
     own address tells nothing about its clients: of a request that one of `proxies` has forwarded, it is the
     last address in X-Forwarded-For, which that proxy has written.
     """
@@ -214,7 +214,7 @@ def cancel_on_disconnect(request: Request, context: RequestContext) -> CancelOnD
 async def held_body(
     request: Request,
     replica: Replica,
-    tenant: str,
+    owner: str,
     idle_timeout_seconds: float = _IDLE_TIMEOUT_SECONDS,
 ) -> bytes:
     """Read the whole body. It and its request are counted until the response has been sent.
@@ -224,7 +224,7 @@ async def held_body(
     """
     args, admission = replica.args, replica.admission
     declared = _check_declared(request, args.max_body_bytes)
-    hold_until_sent(request, admission.requests, tenant, 1)
+    hold_until_sent(request, admission.requests, owner, 1)
     # Joined once: a bytearray that grows may be copied nine times.
     chunks: list[bytes] = []
     size = 0
@@ -241,7 +241,7 @@ async def held_body(
             is_whole = not message.get("more_body")
             if not chunk:
                 continue
-            hold_until_sent(request, admission.bytes, tenant, len(chunk))
+            hold_until_sent(request, admission.bytes, owner, len(chunk))
             chunks.append(chunk)
             size += len(chunk)
             if size > args.max_body_bytes:
@@ -256,28 +256,28 @@ async def held_body(
             f"bytes/s at least over its time but for as long, and {args.body_seconds:g} s for all "
             "of it; send it again"
         ) from error
-    return await run_if_large(replica, tenant, size, b"".join, chunks)
+    return await run_if_large(replica, owner, size, b"".join, chunks)
 
 
 async def run_if_large(
     replica: Replica,
-    tenant: str,
+    owner: str,
     size: int,
     function: Callable[P, T],
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> T:
-    """Call a function that parses or writes `size` bytes: here, or in the background in turns with other tenants."""
+    """Call a function that parses or writes `size` bytes: here, or in the background in turns with other owners."""
     if size <= _INLINE_BYTES:
         return function(*args, **kwargs)
-    return await replica.compute.run(tenant, function, *args, **kwargs)
+    return await replica.compute.run(owner, function, *args, **kwargs)
 
 
-async def run_steps_if_large(replica: Replica, tenant: str, size: int, steps: Steps[T]) -> T:
-    """The same for a function in steps, with other tenants' turns between them."""
+async def run_steps_if_large(replica: Replica, owner: str, size: int, steps: Steps[T]) -> T:
+    """The same for a function in steps, with other owners' turns between them."""
     if size <= _INLINE_BYTES:
         return run_to_end(steps)
-    return await run_interleaved(replica.compute, tenant, steps)
+    return await run_interleaved(replica.compute, owner, steps)
 
 
 def _check_declared(request: Request, most: int) -> int:

@@ -136,11 +136,11 @@ class _Embeddings:
         replica = self._replica
         timer = stage_timer(request, replica)
         context = read_context(request, replica)
-        body = await held_body(request, replica, context.tenant)
+        body = await held_body(request, replica, context.owner)
         async with cancel_on_disconnect(request, context):
             most = replica.args.max_rows
             query = await run_if_large(
-                replica, context.tenant, len(body), _read, request, body, most
+                replica, context.owner, len(body), _read, request, body, most
             )
             timer.stage("read")
             version = await replica.lookup.find(
@@ -148,9 +148,9 @@ class _Embeddings:
             )
             timer.stage("look_up")
             embeddings_BE = await self._embedded(request, query, version, context, timer)
-            tenant, size = context.tenant, embeddings_BE.nbytes
+            owner, size = context.owner, embeddings_BE.nbytes
             response = await run_steps_if_large(
-                replica, tenant, size, _response(request, query, version, embeddings_BE)
+                replica, owner, size, _response(request, query, version, embeddings_BE)
             )
             timer.stage("write")
         replica.metrics.answered(version.model, len(embeddings_BE), timer.seconds)
@@ -171,15 +171,15 @@ class _Embeddings:
             read: EmbeddingRequest | list[ModalityRows] = given
             rows = given.count
         else:
-            read = await run_if_large(self._replica, context.tenant, query.bytes, given, version)
+            read = await run_if_large(self._replica, context.owner, query.bytes, given, version)
             rows = sum(len(part.rows_BF) for part in read)
         check_count(rows, self._replica.args.max_rows)
         admission = self._replica.admission
-        hold_until_sent(request, admission.rows, context.tenant, rows)
+        hold_until_sent(request, admission.rows, context.owner, rows)
         size = answer_bytes(request, rows * dimensions, query.options.encoding_format)
-        hold_answer(request, admission.bytes, context.tenant, size)
+        hold_answer(request, admission.bytes, context.owner, size)
         parts = (
-            read if isinstance(read, list) else await self._from_json(read, version, context.tenant)
+            read if isinstance(read, list) else await self._from_json(read, version, context.owner)
         )
         timer.stage("encode")
         embeddings_BE = await embed_parts(
@@ -191,16 +191,16 @@ class _Embeddings:
         return _truncated(embeddings_BE, dimensions, normalize=query.options.normalize)
 
     async def _from_json(
-        self, body: EmbeddingRequest, version: ServedVersion, tenant: str
+        self, body: EmbeddingRequest, version: ServedVersion, owner: str
     ) -> list[ModalityRows]:
         if body.items is not None:
             if (named := body.modality) is not None:
                 reason = "but each item has its own; leave one out"
                 raise InvalidRequest(f"modality is {shortened(named)}, {reason}", "modality")
-            return await features_of(self._replica, version, body.items, tenant=tenant)
+            return await features_of(self._replica, version, body.items, owner=owner)
         if body.texts is not None:
             modality = body.modality or _TEXT
-            rows_BF = await encoded(self._replica, version, modality, body.texts, tenant=tenant)
+            rows_BF = await encoded(self._replica, version, modality, body.texts, owner=owner)
             return [_whole(modality, rows_BF)]
         modality = _stated(body.modality, body.rows)
         width = width_of(modality, version)

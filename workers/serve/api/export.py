@@ -101,7 +101,7 @@ class _Export:
             )
         with_moments = _asks_for_moments(request, format_, context)
         wanted = parse_reference(model)
-        hold_until_sent(request, replica.admission.exports, context.tenant, 1)
+        hold_until_sent(request, replica.admission.exports, context.owner, 1)
         async with cancel_on_disconnect(request, context):
             version = await replica.lookup.find(wanted, 0, context.caller)
             check_format(format_, version.heads)

@@ -106,7 +106,7 @@ class _HeldOut:
         parameters = request.query_params
         offset = parse_number(parameters.get("offset", "0"), "offset", 0, LARGEST_OFFSET)
         limit = parse_number(parameters.get("limit", "50"), "limit", 1, MOST_LISTED)
-        with self._replica.admission.requests.held(context.tenant, 1):
+        with self._replica.admission.requests.held(context.owner, 1):
             async with cancel_on_disconnect(request, context):
                 version, found = await self._find(model, dataset, context)
         shown = range(len(found))[offset : offset + limit]
@@ -128,16 +128,16 @@ class _HeldOut:
         """
         replica = self._replica
         context = read_context(request, replica)
-        body = await held_body(request, replica, context.tenant)
+        body = await held_body(request, replica, context.owner)
         async with cancel_on_disconnect(request, context):
             most = replica.args.max_rows
             wanted = await run_if_large(
-                replica, context.tenant, len(body), parse, HeldOutSearch, body, most
+                replica, context.owner, len(body), parse, HeldOutSearch, body, most
             )
             version, found = await self._find(model, dataset, context)
             asked, sides = _sides(wanted, found)
             rows = 1 + len(found) * len(sides)
-            with replica.admission.rows.held(context.tenant, rows):
+            with replica.admission.rows.held(context.owner, rows):
                 query_E = await self._query(version, wanted, found, context)
                 scores = {
                     side: await self._scores(version, found, side, query_E, context)
@@ -168,7 +168,7 @@ class _HeldOut:
     ) -> Float32Array:
         if wanted.query is not None:
             parts = await features_of(
-                self._replica, version, [wanted.query], "query", tenant=context.tenant
+                self._replica, version, [wanted.query], "query", owner=context.owner
             )
             embedded_BE = await embed_parts(self._replica, version, parts, ticket=context.ticket)
         else:

@@ -54,7 +54,7 @@ async def encoded(
     raw: Sequence[Raw],
     field: str = "input",
     *,
-    tenant: str,
+    owner: str,
 ) -> Float32Array:
     """Return features (B × F) by the encoder. All items are of one form; there is at least one.
 
@@ -69,8 +69,8 @@ async def encoded(
         raise WrongRow(0, reason, "wrong_media", field, f"{field}[0]")
     expected = version.encoders.get(modality)
     try:
-        with replica.admission.at_encoder(spec.name, tenant, len(raw)):
-            return checked(await replica.encoders.encode(spec.name, raw, tenant, expected))
+        with replica.admission.at_encoder(spec.name, owner, len(raw)):
+            return checked(await replica.encoders.encode(spec.name, raw, owner, expected))
     except UnreadableItem as error:
         reason = f"cannot be encoded: {error.reason}"
         name = f"{field}[{error.index}]"
@@ -152,11 +152,11 @@ async def features_of(
     items: Sequence[Item],
     field: str = "input",
     *,
-    tenant: str,
+    owner: str,
 ) -> list[ModalityRows]:
     """Return features of the items, by modality: as they were sent, or by the encoder.
 
-    `field`: of the items in the body. `tenant`: whose share of the encoder they take. Raises InvalidRequest,
+    `field`: of the items in the body. `owner`: whose share of the encoder they take. Raises InvalidRequest,
     Conflict, NotReady, Overloaded.
     """
     positions: dict[str, list[int]] = {}
@@ -165,7 +165,7 @@ async def features_of(
     return [
         ModalityRows(
             modality,
-            await _features(replica, version, modality, _Placed(items, indices, field, tenant)),
+            await _features(replica, version, modality, _Placed(items, indices, field, owner)),
             np.array(indices),
         )
         for modality, indices in positions.items()
@@ -219,7 +219,7 @@ class _Placed:
     items: Sequence[Item]
     indices: Sequence[int]
     field: str
-    tenant: str
+    owner: str
 
     def naming(self, places: Sequence[int]) -> "_Naming":
         """Context manager that names refused rows, which are at these places, as the client does."""
@@ -281,7 +281,7 @@ async def _features(
         with placed.naming(places):
             wanted = [raw[place] for place in places]
             rows_BF[places] = await encoded(
-                replica, version, modality, wanted, placed.field, tenant=placed.tenant
+                replica, version, modality, wanted, placed.field, owner=placed.owner
             )
     return rows_BF
 

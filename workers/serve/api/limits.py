@@ -1,4 +1,4 @@
-"""Limits of requests: how much a replica takes on at once and one tenant may hold of it, and deadlines.
+"""Limits of requests: how much a replica takes on at once and one owner may hold of it, and deadlines.
 
 Amounts are counted in requests, rows and bytes: a request of 4096 rows is not one of 1 row, and a request that waits
 (for its body, for a version) holds neither rows nor many bytes. All of them count until the response has been
@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Scope
 
+from cmcl.fairness import Quota
 from workers.serve.errors import DeadlineExceeded, InvalidRequest
-from workers.serve.fairness import Quota
 from workers.serve.settings import ServeSettings
 
 _HOLDING = "cmcl.holding"
@@ -44,35 +44,36 @@ class Admission:
             for spec in args.encoders
         }
 
-    def at_encoder(self, name: str, tenant: str, items: int) -> AbstractContextManager[None]:
-        """Context manager that counts items while they are encoded. Entering it raises Overloaded."""
+    def at_encoder(self, name: str, owner: str, items: int) -> AbstractContextManager[None]:
+        """Context manager that counts items while they are encoded. Entering it raises OverLimit."""
         quota = self.encoders.get(name)
-        return nullcontext() if quota is None else quota.held(tenant, items)
+        return nullcontext() if quota is None else quota.held(owner, items)
 
 
 class Holding:
-    """What one request holds of each quota. A request has one tenant."""
+    """What one request holds of each quota. A request has one owner."""
 
     def __init__(self) -> None:
-        self._tenant = ""
+        self._owner = ""
         self._held: dict[Quota, int] = {}
 
-    def add(self, quota: Quota, tenant: str, amount: int) -> None:
+    def add(self, quota: Quota, owner: str, amount: int) -> None:
         """Note what was taken of this quota."""
-        self._tenant = tenant
+        self._owner = owner
         self._held[quota] = self._held.get(quota, 0) + amount
 
     def exchange(self, quota: Quota, amount: int) -> None:
         """Hold `amount` of this quota in place of what is held of it."""
         before = self._held.get(quota)
         if before is not None:
-            quota.exchange(self._tenant, before, amount)
+            # A response that was made is sent: without a check.
+            quota.release(self._owner, before - amount)
             self._held[quota] = amount
 
     def release(self) -> None:
         """Give everything back."""
         for quota, amount in self._held.items():
-            quota.release(self._tenant, amount)
+            quota.release(self._owner, amount)
 
 
 def hold_for(scope: Scope) -> Holding:
@@ -81,15 +82,15 @@ def hold_for(scope: Scope) -> Holding:
     return holding
 
 
-def hold_until_sent(request: Request, quota: Quota, tenant: str, amount: int) -> None:
-    """Count an amount until the response has been sent, or the request has failed. Raises Overloaded."""
-    quota.take(tenant, amount)
+def hold_until_sent(request: Request, quota: Quota, owner: str, amount: int) -> None:
+    """Count an amount until the response has been sent, or the request has failed. Raises OverLimit."""
+    quota.take(owner, amount)
     holding: Holding = request.scope[_HOLDING]
-    holding.add(quota, tenant, amount)
+    holding.add(quota, owner, amount)
 
 
-def hold_answer(request: Request, quota: Quota, tenant: str, size: int) -> None:
-    """Count a response of about so many bytes before it is made. Raises Overloaded, InvalidRequest."""
+def hold_answer(request: Request, quota: Quota, owner: str, size: int) -> None:
+    """Count a response of about so many bytes before it is made. Raises OverLimit, InvalidRequest."""
     if size > quota.share_of_one:
         raise InvalidRequest(
             f"the response would have about {size} bytes; permitted are {quota.share_of_one}: send fewer "
@@ -97,7 +98,7 @@ def hold_answer(request: Request, quota: Quota, tenant: str, size: int) -> None:
             "input",
             "answer_too_large",
         )
-    hold_until_sent(request, quota, tenant, size)
+    hold_until_sent(request, quota, owner, size)
 
 
 async def in_time(awaitable: Awaitable[T], seconds: float) -> T:

@@ -22,9 +22,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cmcl.contract.version import ANNOUNCEMENTS, PARTS
+from cmcl.fairness import OverLimit, Quota
 from workers.serve.api.limits import Holding, hold_for, in_time
-from workers.serve.errors import ApiError, Forbidden, InvalidRequest
-from workers.serve.fairness import Quota
+from workers.serve.errors import ApiError, Forbidden, InvalidRequest, Overloaded
 
 # nginx's number for a client that disconnected before it was answered; it is only counted.
 CLIENT_CLOSED_REQUEST = 499
@@ -71,13 +71,15 @@ def install_error_handlers(app: FastAPI) -> None:
         headers = error.headers or {}
         return _response(error.status_code, InvalidRequest.kind, message, None, code, headers)
 
-    for kind in (ApiError, ClientDisconnect, Exception):
+    for kind in (ApiError, OverLimit, ClientDisconnect, Exception):
         app.exception_handler(kind)(on_error)
     app.exception_handler(HTTPException)(on_http_exception)
 
 
 def answer_to(error: Exception) -> Response:
     """Return the response for an error. Of an unhandled one it has no details: they are for the log."""
+    if isinstance(error, OverLimit):
+        error = Overloaded.from_limit(error)
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if isinstance(error, ApiError):

@@ -150,29 +150,29 @@ class _Migrate:
         """
         replica, timer = self._replica, StageTimer(self._replica.metrics)
         context = read_context(request, replica)
-        body = await held_body(request, replica, context.tenant)
+        body = await held_body(request, replica, context.owner)
         async with cancel_on_disconnect(request, context):
             most = replica.args.max_rows
             query = await run_if_large(
-                replica, context.tenant, len(body), _read, request, body, most
+                replica, context.owner, len(body), _read, request, body, most
             )
             old, new = await self._versions(query.asked, context)
             for each in (old, new):
                 width_of(query.asked.modality, each)
             what, width = f"a vector of {old.label}", old.spec.width
             vectors_BE = await run_if_large(
-                replica, context.tenant, len(body), query.rows, what, width
+                replica, context.owner, len(body), query.rows, what, width
             )
             rows = len(vectors_BE)
             check_count(rows, replica.args.max_rows)
-            hold_until_sent(request, replica.admission.rows, context.tenant, rows)
+            hold_until_sent(request, replica.admission.rows, context.owner, rows)
             size = answer_bytes(request, rows * new.spec.width, query.encoding)
-            hold_answer(request, replica.admission.bytes, context.tenant, size)
-            found = await self._map(query.asked, old, new, context.tenant)
-            migrated_BE = await replica.compute.run(context.tenant, _apply, found, vectors_BE)
-            tenant, size = context.tenant, migrated_BE.nbytes
+            hold_answer(request, replica.admission.bytes, context.owner, size)
+            found = await self._map(query.asked, old, new, context.owner)
+            migrated_BE = await replica.compute.run(context.owner, _apply, found, vectors_BE)
+            owner, size = context.owner, migrated_BE.nbytes
             response = await run_steps_if_large(
-                replica, tenant, size, _response(request, query, (old, new), found, migrated_BE)
+                replica, owner, size, _response(request, query, (old, new), found, migrated_BE)
             )
         replica.metrics.answered(new.model, rows, timer.seconds)
         return response
@@ -193,10 +193,10 @@ class _Migrate:
         return old, await find(wanted, context.min_version, context.caller)
 
     async def _map(
-        self, asked: MigrateParameters, old: ServedVersion, new: ServedVersion, tenant: str
+        self, asked: MigrateParameters, old: ServedVersion, new: ServedVersion, owner: str
     ) -> Migration:
         try:
-            found = await self._migrations.between(asked.modality, old, new, tenant)
+            found = await self._migrations.between(asked.modality, old, new, owner)
             check_error(asked.modality, found, asked.most_error)
         except CannotMigrate as error:
             code, field = _CODES[type(error)]

@@ -13,8 +13,8 @@ from workers.serve.api.context import (
     Replica,
     authorization_of,
     cancel_on_disconnect,
+    owner_of,
     read_context,
-    tenant_of,
 )
 from workers.serve.api.inputs import check_encoder
 from workers.serve.api.openapi import KEY, WAIT, operation
@@ -53,8 +53,8 @@ class _Models:
         """List models: versions, modalities, encoders, and whether stored vectors still fit."""
         replica = self._replica
         caller = replica.access.authenticate(authorization_of(request.headers))
-        tenant = tenant_of(caller, request, replica.args.trusted_proxies)
-        with replica.admission.requests.held(tenant, 1):
+        owner = owner_of(caller, request, replica.args.trusted_proxies)
+        with replica.admission.requests.held(owner, 1):
             loaded = replica.lookup.loaded()
             data = [
                 self._described(name, live, live.version, loaded.get(name, []))
@@ -67,7 +67,7 @@ class _Models:
         """Show one model, by its name or as name@version, and whether its encoders are the right ones."""
         context = read_context(request, self._replica)
         caller, wanted = context.caller, parse_reference(model)
-        with self._replica.admission.requests.held(context.tenant, 1):
+        with self._replica.admission.requests.held(context.owner, 1):
             async with cancel_on_disconnect(request, context):
                 body = await self._shown(model, wanted, caller)
         return _json(body)

@@ -21,8 +21,8 @@ from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from cmcl.fairness import FairQueue
 from workers.flow_control import HeldFlowControl
-from workers.serve.fairness import FairQueue
 
 # What a connection may parse in one step, looked at after each piece: so many bytes, or what has arrived of a body
 # of declared length.

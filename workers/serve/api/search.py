@@ -131,18 +131,18 @@ class _Search:
         replica, timer = self._replica, StageTimer(self._replica.metrics)
         context = read_context(request, replica)
         collections_of(replica)
-        body = await held_body(request, replica, context.tenant)
+        body = await held_body(request, replica, context.owner)
         async with cancel_on_disconnect(request, context):
             most = replica.args.max_rows
             query = await run_if_large(
-                replica, context.tenant, len(body), parse, SearchRequest, body, most
+                replica, context.owner, len(body), parse, SearchRequest, body, most
             )
             index = await self._index(name, request, context)
             wanted = self._wanted(query, index.version)
-            with replica.admission.rows.held(context.tenant, 1):
+            with replica.admission.rows.held(context.owner, 1):
                 query_E = await self._embedded(index.version, query.query, context.ticket)
                 steps = index.search_in_steps(query_E, wanted)
-                found = await run_interleaved(replica.compute, context.tenant, steps)
+                found = await run_interleaved(replica.compute, context.owner, steps)
         replica.metrics.answered(index.version.model, 1, timer.seconds)
         return Response(_body(index, found), media_type=JSON, headers=_headers(index))
 
@@ -157,14 +157,14 @@ class _Search:
         offset = parse_number(parameters.get("offset", "0"), "offset", 0, LARGEST_OFFSET)
         limit = parse_number(parameters.get("limit", "50"), "limit", 1, MOST_LISTED)
         modality = parameters.get("modality")
-        with self._replica.admission.requests.held(context.tenant, 1):
+        with self._replica.admission.requests.held(context.owner, 1):
             async with cancel_on_disconnect(request, context):
                 index = await self._index(name, request, context)
                 if modality is not None:
                     width_of(modality, index.version, "modality")
-                with self._replica.admission.rows.held(context.tenant, limit):
+                with self._replica.admission.rows.held(context.owner, limit):
                     found = await self._replica.compute.run(
-                        context.tenant, index.items, offset, limit, modality
+                        context.owner, index.items, offset, limit, modality
                     )
         rows = index.rows if modality is None else index.rows_of(modality)
         following = offset + len(found)
@@ -198,12 +198,12 @@ class _Search:
                 "underscores, up to 63 characters, no digit first",
                 "table",
             )
-        with self._replica.admission.requests.held(context.tenant, 1):
+        with self._replica.admission.requests.held(context.owner, 1):
             async with cancel_on_disconnect(request, context):
                 index = await self._index(name, request, context)
         export, kind = FORMATS.get(format_) or (pgvector_table(table), _DDL_KIND)
         # The index stays in memory until then, even if it is replaced or deleted.
-        hold_until_sent(request, self._replica.admission.exports, context.tenant, 1)
+        hold_until_sent(request, self._replica.admission.exports, context.owner, 1)
         return StreamingResponse(export(index), media_type=kind, headers=_headers(index))
 
     async def _index(self, name: str, request: Request, context: RequestContext) -> Index:
@@ -228,7 +228,7 @@ class _Search:
         return SearchQuery(query.top_k, modalities, wanted, query.exact)
 
     async def _embedded(self, version: ServedVersion, query: Item, ticket: Ticket) -> Float32Array:
-        parts = await features_of(self._replica, version, [query], "query", tenant=ticket.tenant)
+        parts = await features_of(self._replica, version, [query], "query", owner=ticket.owner)
         embeddings_BE = await embed_parts(self._replica, version, parts, ticket=ticket)
         query_E: Float32Array = embeddings_BE[0]
         return query_E

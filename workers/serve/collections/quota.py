@@ -1,6 +1,6 @@
 """Quotas of collections: every replica has all collections, rows and bytes in memory.
 
-Rows and bytes are shared by owners as in `workers.serve.fairness`, so that one owner cannot fill what another one needs.
+Rows and bytes are shared by owners as in `cmcl.fairness`, so that one owner cannot fill what another one needs.
 Checked against what this replica has read and is writing, without reading the store: where several replicas write at
 the same moment, a limit can be exceeded by what the others add between two polls.
 """
@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cmcl.contract.errors import WorkerError
+from cmcl.fairness import fits, share_now
 from workers.serve.collections.indexer import CollectionSnapshot, rows_at_most
 from workers.serve.collections.revision_log import Revision
-from workers.serve.fairness import fits, share_now
 from workers.serve.settings import CollectionLimits
 
 # A write that the follower has not seen after so long was to a deleted collection.

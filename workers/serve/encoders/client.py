@@ -1,6 +1,6 @@
 """The encoders as a replica of the endpoint reaches them: checks first, then a call to the encoder's process.
 
-`api/limits.py` bounds how many items a tenant may have here; tenants take turns.
+`api/limits.py` bounds how many items an owner may have here; owners take turns.
 
 Shapes: B items, F width of the raw feature.
 """
@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec, Media
+from cmcl.fairness import FairSemaphore
 from workers.serve.encoders.port import (
     Encoded,
     EncoderMismatch,
@@ -24,7 +25,6 @@ from workers.serve.encoders.port import (
     Unreadable,
     UnreadableItem,
 )
-from workers.serve.fairness import FairSemaphore
 from workers.serve.telemetry import LogOnce
 from workers.serve.versions.loading import Float32Array
 
@@ -64,10 +64,10 @@ class EncoderClients:
         return self._specs
 
     async def encode(
-        self, name: str, raw: Sequence[Raw], tenant: str, expected: EncoderIdentity | None
+        self, name: str, raw: Sequence[Raw], owner: str, expected: EncoderIdentity | None
     ) -> Float32Array:
         """Features (B × F). Raises KeyError, UnreadableItem, EncoderMismatch, EncoderUnavailable."""
-        return await self._clients[name].encode(raw, tenant, expected)
+        return await self._clients[name].encode(raw, owner, expected)
 
     async def check(self, name: str, expected: EncoderIdentity | None) -> None:
         """Raises KeyError, EncoderMismatch, EncoderUnavailable."""
@@ -80,16 +80,16 @@ class _Client:
     def __init__(self, spec: EncoderSpec, call: Call) -> None:
         self._spec = spec
         self._call = call
-        # The encoder's process does not distinguish tenants, and answers in order of arrival.
+        # The encoder's process does not distinguish owners, and answers in order of arrival.
         self._semaphore = FairSemaphore(PASSES_AHEAD * spec.max_batch * spec.replicas)
         self._log = LogOnce(logger, "%s refuses items: %s")
 
     async def encode(
-        self, raw: Sequence[Raw], tenant: str, expected: EncoderIdentity | None
+        self, raw: Sequence[Raw], owner: str, expected: EncoderIdentity | None
     ) -> Float32Array:
         for index, item in enumerate(raw):
             _check(index, item, self._spec)
-        parts = await self._in_parts(raw, tenant, expected)
+        parts = await self._in_parts(raw, owner, expected)
         return np.concatenate([np.empty((0, self._spec.width), np.float32), *parts])
 
     async def check(self, expected: EncoderIdentity | None) -> None:
@@ -97,7 +97,7 @@ class _Client:
             self._features(await self._call((), expected), 0, expected)
 
     async def _in_parts(
-        self, raw: Sequence[Raw], tenant: str, expected: EncoderIdentity | None
+        self, raw: Sequence[Raw], owner: str, expected: EncoderIdentity | None
     ) -> list[Float32Array]:
         """Encode in parts of one pass. Few at a time, so that smaller requests come between."""
         size = self._spec.max_batch
@@ -105,7 +105,7 @@ class _Client:
 
         async def part(start: int) -> Float32Array:
             items = raw[start : start + size]
-            async with turns, self._semaphore.held(tenant, len(items)):
+            async with turns, self._semaphore.held(owner, len(items)):
                 encoded = await self._call(items, expected)
             return self._features(encoded, start, expected)
 

@@ -56,9 +56,9 @@ class Encoders(Protocol):
         ...
 
     async def encode(
-        self, name: str, raw: Sequence[Raw], tenant: str, expected: EncoderIdentity | None
+        self, name: str, raw: Sequence[Raw], owner: str, expected: EncoderIdentity | None
     ) -> Float32Array:
-        """Features (B × F). `tenant`: tenants are served in turns.
+        """Features (B × F). `owner`: owners are served in turns.
 
         Raises KeyError, UnreadableItem, EncoderMismatch, EncoderUnavailable.
         """
@@ -77,7 +77,7 @@ class NoEncoders:
         return {}
 
     async def encode(
-        self, name: str, raw: Sequence[Raw], tenant: str, expected: EncoderIdentity | None
+        self, name: str, raw: Sequence[Raw], owner: str, expected: EncoderIdentity | None
     ) -> Float32Array:
         raise KeyError(name)
 

@@ -16,7 +16,7 @@ from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica as Parts
 from workers.serve.api.limits import Admission
 
-# One of them is kept for another tenant.
+# One of them is kept for another owner.
 MOST = 3
 
 
@@ -104,7 +104,7 @@ def test_a_client_that_reads_nothing_is_closed_without_the_whole_response(
 
 @pytest.fixture
 def few(parts: Parts, searching: Searching) -> Parts:
-    """A replica that takes two requests, one of each tenant."""
+    """A replica that takes two requests, one of each owner."""
     args = parts.args.model_copy(update={"max_requests_in_flight": 2})
     made = replace(parts, args=args, admission=Admission(args))
     searching.app = create_api(made)
