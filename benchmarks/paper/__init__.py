@@ -9,6 +9,5 @@ unscaled.py       the published update around any method: one direction, linear 
 metrics.py        Acc and recall as published
 cells.py          one encoder, method and seed through the eleven steps; results.py keeps them on disk
 report.py         table, page, pictures, and the last line
-ctvr.py           a second protocol, text to video, from cached features
 tiny.py           small folders of the same layouts; synthetic.py a stand-in for the sources, at the paper's sizes
 """

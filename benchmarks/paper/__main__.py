@@ -14,33 +14,22 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.command_line import log_progress
 from benchmarks.paper.caches import read_caches
-from benchmarks.paper.cells import least_seconds, run_all
-from benchmarks.paper.ctvr import PUBLISHED, mean_figures, read_tasks, run_method
+from benchmarks.paper.cells import run_all
 from benchmarks.paper.families import ChosenEncoder, choose_encoder
 from benchmarks.paper.features import write_features
-from benchmarks.paper.gather import FeatureFile, Limits, bar, described, gather, read_sources
+from benchmarks.paper.gather import FeatureFile, bar, described, gather, read_sources
 from benchmarks.paper.options import TINY_WIDTH, given_of, parser, resolved
 from benchmarks.paper.prepare import Workplace
 from benchmarks.paper.protocol import STEPS, Origin, deviations
-from benchmarks.paper.report import Report, failures_of, last_line, leave, print_tables
+from benchmarks.paper.report import Report, last_line, leave, print_tables
 from benchmarks.paper.results import Cell, CellResult
 from benchmarks.paper.sources import SOURCES
 from benchmarks.paper.sources.source import InvalidSource
-from benchmarks.paper.synthetic import (
-    FEWEST,
-    PREFIX,
-    time_model,
-    training_rows,
-    write_synthetic,
-)
+from benchmarks.paper.synthetic import PREFIX, write_synthetic
 from benchmarks.paper.tiny import write_tiny
-from benchmarks.runs import JOINT_SETTINGS
-from cmcl.contract.errors import NothingToLearn, TrainingDiverged
-from cmcl.pictures import duration
 from cmcl.storage.local import LocalStore
 
 
@@ -49,8 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = parser(__doc__)
     options = resolved(made.parse_args(arguments), made)
     try:
-        if options.protocol != "paper":
-            return _run_ctvr(options)
         report = _run(options)
     except (InvalidSource, OSError, ValidationError) as error:
         lines = str(error).splitlines()
@@ -66,48 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(last_line(report), allow_nan=False), flush=True)
     return 1 if report.failures else 0
-
-
-def _run_ctvr(options: argparse.Namespace) -> int:
-    """The second protocol: a table, and one document."""
-    setup = options.protocol.removeprefix("ctvr-")
-    tasks = read_tasks(options.root, setup)
-    given = {"epochs": options.epochs, "batch_size": options.batch_size}
-    training = {name: value for name, value in given.items() if value is not None}
-    methods = {}
-    shown = Table(title=f"CTVR, {setup}, seeds: {options.seeds}")
-    for heading in (
-        "method",
-        "R@1",
-        "R@5",
-        "R@10",
-        "forgetting",
-        "R@1, indexed again",
-        "published",
-    ):
-        shown.add_column(heading)
-    status = 0
-    for name in [each for each in options.methods if each not in JOINT_SETTINGS]:
-        try:
-            found = [
-                run_method(tasks, name, {"training": training, "seed": seed})
-                for seed in range(options.seeds)
-            ]
-        except (ArithmeticError, TrainingDiverged, NothingToLearn) as error:
-            log_progress(f"failed: {name}: {error}")
-            status = 1
-            continue
-        figures = mean_figures(found)
-        methods[name] = figures
-        log_progress(f"{name}: {figures['seconds']:.1f} s")
-        known = PUBLISHED[setup].get(name)
-        beside = f"{known[0]:.2f}, {known[1]:.2f}" if known else ""
-        values = [f"{100 * value:.2f}" for key, value in figures.items() if key != "seconds"]
-        shown.add_row(name, *values, beside)
-    Console(stderr=options.json, width=120).print(shown)
-    if options.json:
-        print(json.dumps({"protocol": options.protocol, "tasks": len(tasks), "methods": methods}))
-    return status
 
 
 def _run(options: argparse.Namespace) -> Report | None:
@@ -131,8 +76,7 @@ def _run(options: argparse.Namespace) -> Report | None:
 def _run_sources(options: argparse.Namespace, report: Report) -> Report | None:
     if options.tiny:
         write_tiny(options.root)
-    limits = Limits(options.partial, options.longest_hours)
-    rows = read_sources(options.root, options.sources, limits)
+    rows = read_sources(options.root, options.sources, partial=options.partial)
     if options.check:
         for name, of_source in rows.items():
             counts = ", ".join(f"{len(part)} {split}" for split, part in of_source.items())
@@ -145,7 +89,7 @@ def _run_sources(options: argparse.Namespace, report: Report) -> Report | None:
             if not chosen.is_fake:
                 log_progress(f"{name}: {chosen.family.licence}")
             specs = chosen.specs(given_of(options, name))
-            files = gather(chosen, specs, options.root, rows, work, limits)
+            files = gather(chosen, specs, options.root, rows, work)
             report.add(name, _train(options, chosen, [files] * options.seeds))
     return report
 
@@ -161,33 +105,12 @@ def _imported(options: argparse.Namespace, chosen: ChosenEncoder) -> list[Featur
 
 
 def _run_synthetic(options: argparse.Namespace, report: Report) -> None:
-    """Train on the whole share, and with one seed on half of it, which only the model of the time needs."""
-    shares = (options.synthetic / 2, options.synthetic, 1.0)
-    fewer, more, every = (training_rows(options.sources, share) for share in shares)
-    if fewer == more:
-        raise InvalidSource(
-            f"--synthetic {options.synthetic:g} has {more} rows, and so has half of it: no source gets fewer than "
-            f"{FEWEST}. The model of the time needs two numbers of rows: use a larger share"
-        )
     for name in options.encoder:
         chosen = choose_encoder(name, options.width)
         chosen = ChosenEncoder(PREFIX + chosen.family.name, chosen.width)
         write = partial(write_synthetic, options.work / "synthetic", chosen, options.sources)
-        whole = _train(options, chosen, [write(shares[1], seed) for seed in range(options.seeds)])
-        report.add(chosen.name, whole)
-        half = _train(options, chosen, [write(shares[0], 0)])
-        report.failures += failures_of(half)
-        seconds = (_seconds(half), _seconds(whole))
-        report.times[chosen.name] = time_model(seconds, (fewer, more, every))
-
-
-def _seconds(results: dict[Cell, CellResult]) -> dict[str, float]:
-    """Those of each method with seed 0, the one seed that half of the rows is trained with, too."""
-    return {
-        cell.method: result.seconds
-        for cell, result in results.items()
-        if cell.seed == 0 and not result.error
-    }
+        files = [write(options.synthetic, seed) for seed in range(options.seeds)]
+        report.add(chosen.name, _train(options, chosen, files))
 
 
 def _notes(options: argparse.Namespace) -> list[str]:
@@ -238,10 +161,6 @@ def _train(
         for method in options.methods
     ]
     results = {}
-    seconds = least_seconds(cells, options.work / "cells") / options.jobs
-    log_progress(
-        f"{chosen.name}: training takes {duration(seconds)} at least, with {options.jobs} jobs"
-    )
     with bar() as progress:
         task = progress.add_task(f"{chosen.name}: training", total=len(cells))
         for cell, result in run_all(cells, options.work / "cells", options.jobs):

@@ -47,8 +47,6 @@ from workers.train.learn import ModelState, initial_state
 
 # The features of the encoders, scaled to unit length and nothing else.
 UNTRAINED = "untrained"
-# By which the time of training is estimated.
-_TIMED_UPDATES = 20
 # A ceiling of the stream benchmark that has no heads for all steps.
 _NOT_HERE = {"alone"}
 
@@ -81,43 +79,6 @@ def run_all(cells: Sequence[Cell], folder: Path, jobs: int) -> Iterator[tuple[Ce
             error = future.exception()
             result = _failed(error) if error else future.result()
             yield futures[future], keep_result(folder, futures[future], result)
-
-
-def least_seconds(cells: Sequence[Cell], folder: Path) -> float:
-    """Return how long the cells that are not kept take at least on one core: all updates on rows, at the speed
-    of a few plain ones."""
-    if not cells:
-        return 0.0
-    steps = _steps(cells[0].features)
-    spec = spec_for(replace(cells[0], method="vanilla"), steps)
-    left = sum(_updates_rows(cell, steps) and not read_result(folder, cell) for cell in cells)
-    if not left:
-        return 0.0
-    plan = Plan(spec.training.batch_size, 1, 0)
-    few = min(len(steps[0].training), _TIMED_UPDATES * plan.batch_size)
-    dataset = _dataset(replace(steps[0], training=steps[0].training.at(slice(few))))
-    # What a dataset costs before its first update is in both.
-    with one_thread():
-        warm_up()
-        more = 2 + _TIMED_UPDATES // plan.updates(few)
-        once, again = (_seconds_of(spec, dataset, epochs) for epochs in (1, 1 + more))
-    seconds = max(0.0, again - once) / (more * plan.updates(few))
-    updates = sum(plan.updates(len(each.training)) for each in steps) * spec.training.epochs
-    return seconds * updates * left
-
-
-def _updates_rows(cell: Cell, steps: Sequence[StepData]) -> bool:
-    """Whether a cell trains on rows. Methods that solve heads take about the same time for any number of rows."""
-    if cell.method == UNTRAINED or cell.method in JOINT_SETTINGS:
-        return cell.method != UNTRAINED
-    return not method_of(cell, spec_for(cell, steps)).solves
-
-
-def _seconds_of(spec: ModelSpec, dataset: Dataset, epochs: int) -> float:
-    training = spec.training.model_copy(update={"epochs": epochs})
-    began = time.process_time()
-    learn_one(spec.model_copy(update={"training": training}), initial_state(spec), dataset, ())
-    return time.process_time() - began
 
 
 def _failed(error: BaseException) -> CellResult:

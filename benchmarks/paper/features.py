@@ -3,7 +3,7 @@
 Shapes: N rows, F width of the features, C classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,8 +151,3 @@ def _classes(step: Step, source: SourceFeatures) -> tuple[Tensor, Tensor]:
     assert labels_N is not None
     texts_CF = torch.from_numpy(np.stack([texts[name] for name in names]).astype(np.float32))
     return texts_CF, torch.tensor([numbers[str(label)] for label in labels_N])
-
-
-def fewest_rows(steps: Sequence[StepData]) -> tuple[int, str]:
-    """Training rows of the smallest step, and its name."""
-    return min((len(data.training), data.step.name) for data in steps)

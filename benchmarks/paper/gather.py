@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -12,31 +11,21 @@ from rich.progress import Progress
 from benchmarks.command_line import log_progress
 from benchmarks.paper.families import ChosenEncoder
 from benchmarks.paper.features import write_features
-from benchmarks.paper.prepare import Workplace, encode_source, encoding_seconds, items_of
+from benchmarks.paper.prepare import Workplace, encode_source
 from benchmarks.paper.sources import SOURCES
 from benchmarks.paper.sources.source import SPLITS, InvalidSource, Rows
 from cmcl.contract.encoder import EncoderSpec
-from cmcl.pictures import duration
-from workers.encoders.port import EncoderMismatch, EncoderUnusable
 
 FeatureFile = tuple[str, str, str]
 """Source, path, and SHA-256 of a file of features."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a run may cost and leave out. `longest_hours`: of encoding, by its estimate."""
-
-    partial: bool = False
-    longest_hours: float = 24.0
-
-
-def read_sources(root: Path, names: Sequence[str], limits: Limits) -> dict[str, Rows]:
+def read_sources(root: Path, names: Sequence[str], *, partial: bool) -> dict[str, Rows]:
     """Return the rows of all sources. Raises InvalidSource with every problem of every source."""
     found, problems = {}, []
     for name in names:
         try:
-            found[name] = SOURCES[name].rows(root, partial=limits.partial)
+            found[name] = SOURCES[name].rows(root, partial=partial)
         except InvalidSource as error:
             problems.append(str(error))
     if problems:
@@ -50,16 +39,14 @@ def gather(
     root: Path,
     rows: Mapping[str, Rows],
     work: Workplace,
-    limits: Limits,
 ) -> list[FeatureFile]:
-    """Encode what is not encoded yet. Raises InvalidSource, also if it would take longer than permitted."""
+    """Encode what is not encoded yet. Raises InvalidSource."""
     paths = {
         name: work.folder / "features" / chosen.name / f"{name}-{_digest(of_source, specs)}.npz"
         for name, of_source in rows.items()
     }
     missing = {name: rows[name] for name, path in paths.items() if not path.is_file()}
     if missing:
-        _check_time(chosen, specs, missing, work, limits)
         _encode(chosen, specs, root, missing, paths, work)
     return [described(name, path) for name, path in paths.items()]
 
@@ -100,36 +87,6 @@ def bar() -> Progress:
     """A progress bar on stderr; none where that is no terminal."""
     console = Console(stderr=True)
     return Progress(console=console, disable=not console.is_terminal)
-
-
-def _check_time(
-    chosen: ChosenEncoder,
-    specs: Mapping[str, EncoderSpec],
-    missing: Mapping[str, Rows],
-    work: Workplace,
-    limits: Limits,
-) -> None:
-    """Say how long encoding will take, before it begins."""
-    counts = items_of({name: (SOURCES[name], rows) for name, rows in missing.items()})
-    try:
-        seconds = encoding_seconds(counts, specs, work.process)
-    except (EncoderUnusable, EncoderMismatch) as error:
-        raise InvalidSource(f"{chosen.name}: {error}") from error
-    check_duration(chosen.name, seconds, limits)
-
-
-def check_duration(encoder: str, seconds: Mapping[str, float], limits: Limits) -> None:
-    """Log an estimate by modality, and raise InvalidSource if it exceeds `longest_hours`."""
-    total = sum(seconds.values())
-    slowest = sorted(seconds, key=lambda name: -seconds[name])[:3]
-    parts = ", ".join(f"{name} {duration(seconds[name])}" for name in slowest)
-    estimate = f"{encoder}: encoding takes about {duration(total)} on this device ({parts})"
-    log_progress(f"{estimate}, and decoding comes on top")
-    if total > 3600 * limits.longest_hours:
-        raise InvalidSource(
-            f"{estimate}, longer than --longest-hours {limits.longest_hours:g}: use a GPU (--device cuda), "
-            "fewer --sources, the authors' caches (--caches), or a larger --longest-hours"
-        )
 
 
 def _digest(rows: Rows, specs: Mapping[str, EncoderSpec]) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from benchmarks.command_line import OneLineParser, count
 from benchmarks.paper.cells import paper_methods
-from benchmarks.paper.ctvr import SETUPS
 from benchmarks.paper.families import Given, known_encoders
 from benchmarks.paper.protocol import FAMILIES
 from benchmarks.paper.sources import SOURCES
@@ -25,12 +24,6 @@ def parser(description: str) -> argparse.ArgumentParser:
     """Return the parser."""
     made = OneLineParser(prog="python -m benchmarks.paper", description=description)
     made.add_argument("--root", type=Path, help="folder with the sources, as downloaded")
-    made.add_argument(
-        "--protocol",
-        choices=("paper", *(f"ctvr-{setup}" for setup in SETUPS)),
-        default="paper",
-        help="the paper's eleven steps, or continual text-to-video retrieval (default: paper)",
-    )
     made.add_argument(
         "--encoder",
         type=_names(known_encoders()),
@@ -97,12 +90,6 @@ def _add_encoding(made: argparse.ArgumentParser) -> None:
         default=0.01,
         help="largest share of rows of a source that may be unreadable (default: 0.01)",
     )
-    made.add_argument(
-        "--longest-hours",
-        type=float,
-        default=24.0,
-        help="refuse to encode if that takes longer by its estimate (default: 24)",
-    )
 
 
 def _add_places(made: argparse.ArgumentParser) -> None:
@@ -118,8 +105,7 @@ def _add_places(made: argparse.ArgumentParser) -> None:
         "--synthetic",
         type=_share,
         metavar="SHARE",
-        help="random features with this share of the paper's rows, other ones for each seed, and a model of the time "
-        "for all rows",
+        help="random features with this share of the paper's rows, other ones for each seed",
     )
     made.add_argument(
         "--width", type=count, help="of synthetic features and embeddings (default: the encoder's)"
@@ -151,10 +137,6 @@ def resolved(options: argparse.Namespace, made: argparse.ArgumentParser) -> argp
         )
     if options.width is not None and options.synthetic is None:
         made.error("--width is that of synthetic features: it needs --synthetic")
-    if options.protocol != "paper" and options.root is None:
-        made.error(
-            f"--protocol {options.protocol} needs --root: the folder with splits and features"
-        )
     options.weights = _weights(options.weights, made)
     return options
 

@@ -6,7 +6,6 @@ the rows, so that VGGSound's three pairs encode each video once.
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.paper.features import SourceFeatures, SplitFeatures
-from benchmarks.paper.protocol import MEDIA
 from benchmarks.paper.sources.source import SPLITS, InvalidSource, Row, Rows, Source, Split
 from benchmarks.paper.this_process import ThisProcess
 from cmcl.contract.dataset import Shard
@@ -44,8 +42,6 @@ Advance = Callable[[int], None]
 """Called with numbers of rows that are done since the last call."""
 
 _CONTAINERS = (".avi",)
-# Items by which the time of encoding is estimated.
-_PROBES = 2
 
 
 class Workplace:
@@ -284,33 +280,3 @@ class _Reported(Progress):
         if rows > before:
             self._counted[index] = rows
             self._advance(rows - before)
-
-
-def encoding_seconds(
-    counts: Mapping[str, int], specs: Mapping[str, EncoderSpec], process: ThisProcess
-) -> dict[str, float]:
-    """Return by modality how long encoding so many items takes here, without decoding. Loads the encoders."""
-    found = {}
-    for modality, count in counts.items():
-        encoder = process.loaded(specs[modality])
-        items = [encoder.load(item) for item in encoder.probe_items()[:_PROBES]]
-        encoder.features(items)
-        began = time.perf_counter()
-        encoder.features(items)
-        found[modality] = (time.perf_counter() - began) / len(items) * count
-    return found
-
-
-def items_of(sources: Mapping[str, tuple[Source, Rows]]) -> dict[str, int]:
-    """Return by modality how many items are encoded; texts only as often as they differ."""
-    counts = dict.fromkeys(MEDIA, 0)
-    texts = set()
-    for source, rows in sources.values():
-        for modality in source.modalities:
-            for row in (row for split in SPLITS for row in rows[split]):
-                if modality == "text":
-                    texts.add(row.items["text"])
-                else:
-                    counts[modality] += 1
-    counts["text"] = len(texts)
-    return {modality: count for modality, count in counts.items() if count}

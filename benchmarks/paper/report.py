@@ -18,13 +18,12 @@ from benchmarks.command_line import listed, table
 from benchmarks.figures import Spread, spread
 from benchmarks.paper.metrics import Matrix, summary
 from benchmarks.paper.results import Cell, CellResult
-from benchmarks.paper.synthetic import PREFIX, Times
+from benchmarks.paper.synthetic import PREFIX
 from benchmarks.report import machine
 from cmcl.pictures import (
     Memory,
     MemoryRow,
     Picture,
-    duration,
     forgetting_matrices,
     mean_retention,
 )
@@ -45,7 +44,6 @@ _PUBLISHED = Path(__file__).with_name("published.json")
 _BASE = "vanilla"
 _HEADINGS = ["method", *COLUMNS, "seconds", f"− {_BASE}"]
 _NARROWEST, _WIDTH = 140, 1290.0
-_PUBLISHED_SEEDS = 10
 # Methods that see all steps at once, or none: no matrix to draw.
 _PICTURED = {"accuracy": "Acc", "recall_at_10": "R@10"}
 
@@ -69,12 +67,13 @@ class Report:
     deviations: Sequence[str]
     notes: Sequence[str] = ()
     encoders: dict[str, dict[str, MethodFigures]] = field(default_factory=dict)
-    times: dict[str, dict[str, Times]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def add(self, encoder: str, results: Mapping[Cell, CellResult]) -> None:
         """Add the cells of one encoder, in the order in which methods were given."""
-        self.failures += failures_of(results)
+        self.failures += [
+            f"{cell}: {result.error}" for cell, result in results.items() if result.error
+        ]
         by_method: dict[str, list[CellResult]] = {}
         for cell, result in results.items():
             if not result.error:
@@ -82,11 +81,6 @@ class Report:
         self.encoders[encoder] = {
             method: figures_of(of_seeds) for method, of_seeds in by_method.items()
         }
-
-
-def failures_of(results: Mapping[Cell, CellResult]) -> list[str]:
-    """The cells that failed, and why."""
-    return [f"{cell}: {result.error}" for cell, result in results.items() if result.error]
 
 
 def figures_of(of_seeds: Sequence[CellResult]) -> MethodFigures:
@@ -164,10 +158,6 @@ def document(report: Report) -> dict[str, Any]:
         "notes": list(report.notes),
         "failures": report.failures,
         "machine": machine(),
-        "times": {
-            encoder: {name: asdict(one) for name, one in found.items()}
-            for encoder, found in report.times.items()
-        },
         "figures": {
             encoder: {
                 name: {
@@ -242,47 +232,11 @@ def page(report: Report, pictures: Sequence[Path]) -> str:
             for path in pictures
             if path.name.startswith(f"paper-{encoder}-")
         ]
-    parts += [_times(encoder, found, len(report.steps)) for encoder, found in report.times.items()]
     parts += ["## Deviations from the published protocol", _bullets(report.deviations)]
     if report.failures:
         parts += ["## Failed runs", _bullets(report.failures)]
     parts += ["## Machine", listed(machine())]
     return "\n\n".join(parts) + "\n"
-
-
-def _times(encoder: str, found: Mapping[str, Times], steps: int) -> str:
-    """The model of time of an encoder."""
-    base = found.get(_BASE)
-    rows = [
-        [
-            name,
-            duration(one.smaller),
-            duration(one.larger),
-            duration(one.whole),
-            duration(one.whole * _PUBLISHED_SEEDS),
-            f"{one.whole / base.whole:.1f}" if base and base.whole else "",
-        ]
-        for name, one in found.items()
-    ]
-    total = _PUBLISHED_SEEDS * sum(one.whole for one in found.values())
-    return (
-        f"## Time of the whole table, {encoder}\n\n"
-        f"CPU seconds of training all {steps} steps, one thread. Measured on half of the rows and on all rows of this "
-        "run, with seed 0, and **extrapolated** by a straight line to all rows of the paper. All methods with "
-        f"{_PUBLISHED_SEEDS} seeds: {duration(total)} of one core. Encoding is not part of it: the command says how "
-        "long that takes, before it begins.\n\n"
-        + table(
-            [
-                "method",
-                "half",
-                "this run",
-                "all rows",
-                f"{_PUBLISHED_SEEDS} seeds",
-                f"times {_BASE}",
-            ],
-            rows,
-        )
-    )
 
 
 def _bullets(sentences: Sequence[str]) -> str:

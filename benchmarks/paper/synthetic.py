@@ -38,7 +38,7 @@ _WITHIN, _SEEN = 0.7, 0.7
 # Lengths relative to that of texts: of an encoder's noise, and of the mean of its features.
 _NOISE, _MEAN = 1.0, 0.5
 # A dataset has two of the largest batches at least.
-FEWEST = 256
+_FEWEST = 256
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,8 @@ def write_synthetic(
     return files
 
 
-def training_rows(sources: Sequence[str], share: float) -> int:
-    """Rows that all steps of these sources train on together."""
-    return sum(_scaled(SIZES[step.source].train, share) for step in STEPS if step.source in sources)
-
-
 def _scaled(rows: int, share: float) -> int:
-    return max(min(rows, FEWEST), round(share * rows))
+    return max(min(rows, _FEWEST), round(share * rows))
 
 
 def _draws(seed: int, *names: str) -> np.random.Generator:
@@ -165,32 +160,3 @@ def _decaying(draws: np.random.Generator, width: int) -> np.ndarray:
     axes, _ = np.linalg.qr(draws.standard_normal((width, width)))
     variances = 1 / np.arange(1, width + 1)
     return np.asarray(np.sqrt(variances / variances.mean())[:, None] * axes.T)
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds of training all steps once: measured on two shares of the rows, and extrapolated to all."""
-
-    smaller: float
-    larger: float
-    whole: float
-
-
-def time_model(
-    seconds: tuple[Mapping[str, float], Mapping[str, float]], rows: tuple[int, int, int]
-) -> dict[str, Times]:
-    """Return by method that has both times a straight line through them, at all rows.
-
-    `rows`: those of the two measured runs, and all of them.
-
-    Work per row grows with rows, and decompositions do not: what a step costs beyond its rows is the intercept.
-    """
-    fewer, more, all_rows = rows
-    found = {}
-    for method, larger in seconds[1].items():
-        if method not in seconds[0]:
-            continue
-        smaller = seconds[0][method]
-        slope = max(0.0, (larger - smaller) / (more - fewer))
-        found[method] = Times(smaller, larger, larger + slope * (all_rows - more))
-    return found

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.baselines.co2l import Co2L
 from benchmarks.baselines.der import DERpp
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.job import JobSpec
@@ -116,9 +115,8 @@ def tensors_of(learned: TrainingResult) -> dict[str, torch.Tensor]:
     [
         (None, 2**20),
         (None, 0),
-        # These draw at random and keep rows.
+        # It draws at random and keeps rows.
         (DERpp, 2**20),
-        (Co2L, 2**20),
     ],
 )
 def test_interrupted_run_ends_with_the_bits_of_one_that_was_not(
