@@ -11,35 +11,25 @@ _PR_SET_PDEATHSIG = 1
 _NICENESS = 10
 
 
-def bound(memory: int, seconds: int) -> None:
-    """Limit memory (bytes) and CPU time (seconds), and disable core files.
+def bound_memory(memory: int) -> None:
+    """Limit memory (bytes), and disable core files.
 
     Only writable memory counts: files that are mapped for reading are free. Existing limits, such as
     those of the parent process, are not raised.
     """
-    bound_memory(memory)
-    _lower(resource.RLIMIT_CPU, seconds)
-
-
-def bound_memory(memory: int) -> None:
-    """Limit memory (bytes) as `bound` does, and disable core files, for a process that runs many tasks."""
-    _lower(resource.RLIMIT_DATA, memory)
-    _lower(resource.RLIMIT_CORE, 0)
+    for limit, most in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(limit)
+        lower = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(limit, (lower, lower))
 
 
 def bound_cpu(seconds: float) -> None:
-    """Limit the CPU time from now on. Unlike the limit of `bound`, the process can renew it."""
+    """Limit the CPU time from now on. The process can renew this limit."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     most = math.ceil(used.ru_utime + used.ru_stime + seconds)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
-
-
-def _lower(limit: int, most: int) -> None:
-    _, hard = resource.getrlimit(limit)
-    lower = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(limit, (lower, lower))
 
 
 def give_way_to_queries() -> None:

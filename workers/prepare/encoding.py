@@ -16,7 +16,7 @@ from PIL import Image
 
 from cmcl.contract.encoder import EncoderSpec
 from workers.encoders.media import Audio, Decoded, Video, is_flat
-from workers.files.shard_checks import wrong_values
+from workers.files.shards import wrong_values
 from workers.prepare.encoded_items import EncodedItem
 from workers.sandbox.items import Item
 

@@ -1,15 +1,48 @@
-"""Files of features, read in the bounded child: checked, converted and split, one file at a time."""
+"""Files of features: each is fetched, converted, checked and split in the bounded child.
 
+Parquet in the internal form stays where it is, unless rows of it are held out. Everything else is
+written to our own store. Errors name files as the user does.
+
+Rows are held out by their content: a row is held out if the digest of its `feature_a`, read as a number
+between 0 and 1, is below the share. So the choice does not depend on order, shards or formats, it stays
+when rows are added, and a larger share holds out a superset. The digest is of the feature and not of
+the id: rows with an equal `feature_a` (one picture with five captions, an exact copy under another id)
+are on the same side, since training on four captions of a picture and testing on the fifth would
+overestimate every method. If `feature_a` has few distinct values, the share of rows can differ much
+from the share of values.
+"""
+
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmcl.contract.dataset import RejectedRow, Shard, ShardRef, Uri
+import numpy as np
+import pyarrow as pa
+
+from cmcl.contract.dataset import FileFormat, RejectedRow, Shard, ShardRef, SourceFile, Uri
+from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import Frozen
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import open_store
-from workers.files.formats.user_file import Side
-from workers.files.intake import Address, FeatureIntake
-from workers.files.shards import FEATURES, use_jemalloc
+from cmcl.storage.versions import Digests, digests_of_file
+from workers.files.columns import FEATURES, Side, UserFile, float32_rows
+from workers.files.formats import PARQUET, format_of
+from workers.files.parquet import known_batches, must_be_converted, open_parquet
+from workers.files.shards import (
+    ShardWriter,
+    count_rows,
+    describe_shard,
+    fetch,
+    use_jemalloc,
+    verified_digests,
+    write_shard,
+    wrong_rows,
+)
 from workers.prepare.raw_rows import SideSpec
 from workers.sandbox.frames import FrameWriter
 
@@ -17,6 +50,7 @@ if TYPE_CHECKING:
     from workers.sandbox.child import Child
 
 _ROWS_IN_A_FRAME = 1000
+_PERSON = b"cmcl-hold-out"
 
 
 class FeatureFile(Frozen):
@@ -25,7 +59,7 @@ class FeatureFile(Frozen):
     `index`: number of its training shard, or of its evaluation shard if it `is_held_out`. `evaluation_index`:
     number of the shard of the rows that `share` holds out. `allowed`: permitted prefixes of addresses; None:
     the file is in our own store. `left_out`: reasons by row; None: a row that cannot be used is an error.
-    `ids_key`: key under which the digests of its ids are stored.
+    `ids_key`: key under which the digests of its ids are stored: ids are unique over a dataset.
     """
 
     store: str
@@ -43,7 +77,7 @@ class FeatureFile(Frozen):
 
 
 class FeatureShards(Frozen):
-    """The shards of a file of features, and its rows that are left out."""
+    """The shards of a file of features (None: without rows), and its rows that are left out."""
 
     training: Shard | None = None
     evaluation: Shard | None = None
@@ -52,49 +86,168 @@ class FeatureShards(Frozen):
 
 def read_features(child: "Child", file: FeatureFile) -> FeatureShards:
     """Read a file in the child. Raises InvalidDataset, InvalidUri, StorageUnavailable."""
-    frames = child.collect(take_features, file)
-    rejected = [
-        RejectedRow.model_validate(row)
-        for frame in frames
-        if "rejected" in frame.header
-        for row in json.loads(bytes(frame.body))
-    ]
-    return FeatureShards.model_validate({**frames[-1].header, "rejected": tuple(rejected)})
+    *rejected, last = child.collect(take_features, file)
+    rows = [row for frame in rejected for row in json.loads(bytes(frame.body))]
+    return FeatureShards.model_validate({**last.header, "rejected": rows})
 
 
 def take_features(file: FeatureFile, output: FrameWriter) -> None:
     """Check, convert and split a file, and send its shards. Runs in the child."""
     output.step(f"reading {file.ref.uri}")
     use_jemalloc()
-    store = open_store(file.store)
+    store, path = open_store(file.store), output.folder / "shard.parquet"
     left_out = None if file.left_out is None else dict(file.left_out)
-    intake = FeatureIntake(store, file.dataset, _sides(file), output.folder, left_out)
-    shards = _shards(file, intake)
-    store.put(file.ids_key, intake.ids)
-    for rows in _chunks(intake.rejected):
-        output.send({"rejected": len(rows)}, [json.dumps(rows).encode()])
+    ids = bytearray()
+    fetch(file.ref, file.address, path, file.allowed)
+    size = path.stat().st_size
+    with _digesting(file.ref, path) as digests:
+        format_, is_converted = _convert(file, path, left_out, digests)
+        widths = (file.sides[0].width, file.sides[1].width)
+        for row, reason in wrong_rows(path, file.ref.uri, widths, ids):
+            if left_out is None:
+                raise InvalidDataset(f"{file.ref.uri}: {reason}")
+            left_out.setdefault(row, reason)
+        found = digests()
+    rejected = list(_leave_out(path, file.ref, left_out)) if left_out else []
+    source = SourceFile(uri=file.ref.uri, sha256=found.sha256, bytes=size, format=format_)
+    is_theirs = not is_converted and not rejected
+    if file.is_held_out:
+        key = layout.evaluation_shard
+        copied = _stored(store, path, key, file, file.index, None if is_theirs else source)
+        shards = FeatureShards(evaluation=copied)
+    elif file.share is not None:
+        shards = _split(store, path, file, file.share, source)
+    elif is_theirs:
+        shards = FeatureShards(training=describe_shard(path, file.address, found))
+    else:
+        ours = _stored(store, path, layout.training_shard, file, file.index, source)
+        shards = FeatureShards(training=ours)
+    store.put(file.ids_key, bytes(ids))
+    for start in range(0, len(rejected), _ROWS_IN_A_FRAME):
+        rows = [row.model_dump() for row in rejected[start : start + _ROWS_IN_A_FRAME]]
+        output.send({}, [json.dumps(rows).encode()])
     output.send(shards.model_dump(mode="json", exclude={"rejected"}))
 
 
-def _shards(file: FeatureFile, intake: FeatureIntake) -> FeatureShards:
-    address = Address(file.address, file.allowed)
-    if file.is_held_out:
-        return FeatureShards(evaluation=intake.evaluation_shard(file.ref, address, file.index))
-    if file.share is None:
-        return FeatureShards(training=intake.training_shard(file.ref, address, file.index))
-    indices = (file.index, file.evaluation_index)
-    split = intake.split_shard(file.ref, address, file.share, indices)
-    return FeatureShards(training=split.training, evaluation=split.evaluation)
+@contextmanager
+def _digesting(ref: ShardRef, path: Path) -> Iterator[Callable[[], Digests]]:
+    """Digest a local file in another thread, while the block reads it. Neither needs Python's lock.
+
+    Yields a function that waits for the digests, and raises InvalidDataset if others are expected. That error
+    is also raised in place of one that the block raises: they are found at the same time.
+    """
+    with ThreadPoolExecutor(1, "digest") as thread:
+        digests = thread.submit(verified_digests, ref, path)
+        try:
+            yield digests.result
+        except InvalidDataset:
+            digests.result()
+            raise
 
 
-def _sides(file: FeatureFile) -> tuple[Side, Side]:
+def _convert(
+    file: FeatureFile, path: Path, left_out: dict[int, str] | None, digests: Callable[[], Digests]
+) -> tuple[FileFormat, bool]:
+    """Convert the local copy in its place to Parquet in the internal form, if it has another one.
+
+    Returns its format, and whether it was converted. Raises InvalidDataset.
+    """
+    uri = file.ref.uri
+    format_ = format_of(path, uri)
+    if format_ is PARQUET and not must_be_converted(path, uri):
+        count_rows(path, uri)
+        return format_.name, False
     first, second = (
         Side(column, side.modality, side.width)
         for column, side in zip(FEATURES, file.sides, strict=True)
     )
-    return first, second
+    # The digest is needed before the file is replaced; ids of files without ids are derived from it.
+    theirs = UserFile(path, uri, digests().sha256, (first, second), left_out)
+    beside = path.with_name(f"{path.name}.converted")
+    if write_shard(beside, format_.read(theirs)) == 0:
+        raise theirs.wrong("it has no rows, at least 1 is needed")
+    beside.replace(path)
+    return format_.name, True
 
 
-def _chunks(rejected: tuple[RejectedRow, ...]) -> Iterator[list[dict[str, object]]]:
-    for start in range(0, len(rejected), _ROWS_IN_A_FRAME):
-        yield [row.model_dump() for row in rejected[start : start + _ROWS_IN_A_FRAME]]
+def _stored(
+    store: ObjectStore,
+    path: Path,
+    key_for: Callable[[str, int, str], str],
+    file: FeatureFile,
+    index: int,
+    source: SourceFile | None,
+) -> Shard | None:
+    if not path.exists():
+        return None
+    digests = digests_of_file(path)
+    key = key_for(file.dataset, index, digests.sha256)
+    store.upload(path, key)
+    return describe_shard(path, f"{store.uri}/{key}", digests, source)
+
+
+def _leave_out(path: Path, ref: ShardRef, reasons: Mapping[int, str]) -> Iterator[RejectedRow]:
+    """Remove rows from a shard, and yield them; a shard without rows is removed."""
+    rest = path.with_name(f"{path.name}.rest")
+    first_row = 0
+    with ShardWriter(rest) as writer:
+        for batch in _plain_batches(path, ref.uri):
+            kept_B = np.ones(batch.num_rows, bool)
+            for row in range(first_row, first_row + batch.num_rows):
+                if row in reasons:
+                    kept_B[row - first_row] = False
+                    yield RejectedRow(
+                        id=batch.column("id")[row - first_row].as_py(),
+                        file=ref.uri,
+                        row=row,
+                        place=f"{ref.file_name} row {row + 1}",
+                        reason=reasons[row],
+                    )
+            writer.add(batch.filter(pa.array(kept_B)))
+            first_row += batch.num_rows
+    path.unlink()
+    if writer.rows:
+        rest.replace(path)
+
+
+def _split(
+    store: ObjectStore, path: Path, file: FeatureFile, share: float, source: SourceFile
+) -> FeatureShards:
+    """Split the rows of a shard into one to train on, and one that is held out."""
+    kept, held_out = (path.with_name(name) for name in ("training", "evaluation"))
+    if path.exists():
+        with ShardWriter(kept) as training, ShardWriter(held_out) as evaluation:
+            for batch in _plain_batches(path, file.ref.uri):
+                is_held_out_B = pa.array(held_out_rows(batch.column("feature_a"), share))
+                evaluation.add(batch.filter(is_held_out_B))
+                training.add(batch.filter(pa.compute.invert(is_held_out_B)))
+    index = file.evaluation_index
+    return FeatureShards(
+        training=_stored(store, kept, layout.training_shard, file, file.index, source),
+        evaluation=_stored(store, held_out, layout.evaluation_shard, file, index, source),
+    )
+
+
+def _plain_batches(path: Path, uri: str) -> Iterator[pa.RecordBatch]:
+    """Decode dictionaries: they differ between batches, and a file needs one type per column."""
+    for batch in known_batches(open_parquet(path, uri), path, uri):
+        columns = {
+            name: column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        }
+        yield pa.record_batch(columns)
+
+
+def held_out_rows(feature_a: pa.FixedSizeListArray, share: float) -> np.ndarray:
+    """Whether to hold out each row (bool). `share`: 0 to 1."""
+    # Adding zero turns -0.0 into 0.0: equal values have equal bytes.
+    values_BI = np.ascontiguousarray(float32_rows(feature_a) + np.float32(0), dtype="<f4")
+    return np.fromiter(
+        (is_held_out(row_I.data, share) for row_I in values_BI), bool, len(values_BI)
+    )
+
+
+def is_held_out(content: bytes | memoryview, share: float) -> bool:
+    """Whether a row with this content of its first modality is held out. `share`: 0 to 1."""
+    digest = hashlib.blake2b(content, digest_size=8, person=_PERSON).digest()
+    return int.from_bytes(digest, "big") < int(share * 2**64)

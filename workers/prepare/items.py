@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from workers.files.formats.columns import LONGEST_TEXT
-from workers.files.shard_checks import wrong_values
+from workers.files.columns import LONGEST_TEXT
+from workers.files.shards import wrong_values
 from workers.prepare.forms.record import BadRow, FileName, Member
 from workers.prepare.raw_rows import SideSpec
 

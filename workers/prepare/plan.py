@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from cmcl.contract.dataset import Uri
 from cmcl.contract.errors import InvalidDataset
-from workers.files.shard_checks import MOST_ROWS
+from workers.files.shards import MOST_ROWS
 from workers.prepare.forms.record import BadRow, Form, Record
 from workers.prepare.forms.registry import form_of
 from workers.prepare.items import id_of

@@ -14,11 +14,11 @@ from cmcl.contract.dataset import RejectedRow, Shard
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore, retry_unavailable
 from cmcl.storage.versions import digests_of_file
-from workers.files.formats.columns import feature_list
-from workers.files.intake import is_held_out
+from workers.files.columns import feature_list
 from workers.files.shards import FEATURES, ShardWriter, describe_shard
 from workers.prepare.encoded_items import EncodedItems
 from workers.prepare.encoding import GivenFeatures, SideEncoder
+from workers.prepare.features import is_held_out
 from workers.prepare.raw_rows import RawUnit
 from workers.prepare.unit_reader import UnitReader
 from workers.prepare.units import FIRST_FLAT, DatasetContext, FlatPictures, UnitRecord, UnitTask

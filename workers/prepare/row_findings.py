@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cmcl.contract.errors import InvalidDataset
-from workers.files.formats.user_file import reading
+from workers.files.columns import reading
 from workers.files.shards import FEATURES, open_in_pieces, rows_of
 from workers.model.rows import PairedRows
 from workers.train.data.dataset import paired_rows

@@ -26,8 +26,7 @@ from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import digests_of_file
 from workers.encoders.port import EncoderMismatch, EncoderUnusable
-from workers.files.shard_checks import repeated_ids
-from workers.files.shards import describe_shard, download, write_shard
+from workers.files.shards import describe_shard, download, repeated_ids, write_shard
 from workers.prepare.encoding import EncoderLost
 from workers.prepare.plan import plan
 from workers.prepare.progress import Cancelled, Watch
@@ -198,7 +197,7 @@ def _repeated(context: DatasetContext, tasks: list[UnitTask]) -> list[Repeated]:
     row_N = np.concatenate(rows)
     return [
         Repeated(int(task_N[again]), int(row_N[again]), int(task_N[one]), int(row_N[one]))
-        for again, one in repeated_ids(np.concatenate(ids))
+        for again, one in repeated_ids(np.concatenate(ids)).tolist()
     ]
 
 

@@ -154,13 +154,14 @@ class ChildProcess:
 
 
 def _environment(hidden: tuple[str, ...]) -> dict[str, str]:
-    """Return the variables of this process except hidden ones, and limits on the threads of libraries."""
+    """Return the variables of this process except hidden ones, limits on the threads of libraries, and no plug-ins of HDF5."""
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith((*_HIDDEN_VARIABLES, *hidden))
     }
-    return {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"} | kept
+    threads = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
+    return threads | kept | {"HDF5_PLUGIN_PRELOAD": "::"}
 
 
 def _widen(pipe: IO[bytes]) -> None:

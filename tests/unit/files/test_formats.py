@@ -21,8 +21,8 @@ from tests.unit.files.user_files import (
     rows_of,
     table,
 )
-from workers.files.formats.columns import ROWS_AT_ONCE
-from workers.files.formats.registry import format_of
+from workers.files.columns import ROWS_AT_ONCE
+from workers.files.formats import format_of
 
 
 @pytest.fixture

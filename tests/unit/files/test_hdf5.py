@@ -1,15 +1,12 @@
-"""HDF5: both layouts, no access to other files, and a reader that may crash."""
+"""HDF5: both layouts, and no access to other files."""
 
-import io
-import signal
 from pathlib import Path
 
 import h5py
 import numpy as np
-import psutil
 import pytest
 
-from cmcl.contract.errors import InvalidDataset, StorageUnavailable
+from cmcl.contract.errors import InvalidDataset
 from tests.unit.files.user_files import (
     URI,
     arrays,
@@ -18,9 +15,8 @@ from tests.unit.files.user_files import (
     rows_of,
     write_hdf5,
 )
-from workers.files.formats import hdf5_subprocess
-from workers.files.formats.columns import ROWS_AT_ONCE
-from workers.files.formats.user_file import Side, UserFile
+from workers.files import hdf5
+from workers.files.columns import Side, UserFile
 
 # The encoders of the paper give each modality the same width.
 SAME_WIDTH = (Side("feature_a", "image", 4), Side("feature_b", "text", 4))
@@ -42,7 +38,7 @@ def write_paper(path: Path, values_BMI: np.ndarray, modalities: list[str] | None
 
 def paper_rows(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     file = UserFile(path, URI, opened(path).sha256, SAME_WIDTH)
-    batches = list(hdf5_subprocess.read(file))
+    batches = list(hdf5.read(file))
     ids = [text for batch in batches for text in batch.column("id").to_pylist()]
     first, second = (
         np.concatenate([np.array(batch.column(name).to_pylist()) for batch in batches])
@@ -175,45 +171,3 @@ def test_a_chunk_too_large_to_unfold_is_refused(path: Path) -> None:
         root.create_dataset("feature_a", (10**8, 4), np.float32, chunks=(10**8, 4))
     with pytest.raises(InvalidDataset, match="chunks of 1600000000 bytes, at most 268435456"):
         rows_of(path)
-
-
-def test_a_reader_in_its_own_process_gives_the_same_rows(path: Path) -> None:
-    write_hdf5(path, arrays(rows=ROWS_AT_ONCE + 5))
-    rows = rows_of(path)
-    batches = list(hdf5_subprocess.read(opened(path)))
-    assert [batch.num_rows for batch in batches] == [ROWS_AT_ONCE, 5]
-    assert [text for batch in batches for text in batch.column("id").to_pylist()] == rows.column(
-        "id"
-    ).to_pylist()
-
-
-@pytest.mark.parametrize("kept", [40, 700, -1])
-def test_a_damaged_file_is_judged_by_the_other_process(path: Path, kept: int) -> None:
-    write_hdf5(path, arrays())
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(InvalidDataset, match=f"^{URI}: it cannot be read as HDF5"):
-        list(hdf5_subprocess.read(opened(path)))
-
-
-def test_closing_the_reader_ends_the_subprocess(path: Path) -> None:
-    write_hdf5(path, arrays(rows=200_000))
-    before = set(psutil.Process().children())
-    batches = hdf5_subprocess.read(opened(path))
-    assert next(batches).num_rows == ROWS_AT_ONCE
-    assert len(set(psutil.Process().children()) - before) == 1
-    del batches
-    assert set(psutil.Process().children()) <= before
-
-
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGXCPU])
-def test_a_crash_of_the_library_is_the_file_s_fault(path: Path, number: signal.Signals) -> None:
-    write_hdf5(path, arrays())
-    with pytest.raises(InvalidDataset, match=f"the library ended by signal {int(number)}"):
-        hdf5_subprocess._judge(-number, io.BytesIO(), opened(path))
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_reader_is_not_an_error_of_the_file(path: Path, number: signal.Signals) -> None:
-    write_hdf5(path, arrays())
-    with pytest.raises(StorageUnavailable):
-        hdf5_subprocess._judge(-number, io.BytesIO(), opened(path))

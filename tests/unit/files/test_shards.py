@@ -13,8 +13,15 @@ from cmcl.contract.dataset import ShardRef
 from cmcl.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
 from cmcl.storage.versions import sha256_of_file
 from tests.fakes.feature_shards import fetch, read_rows
-from tests.unit.files.user_files import WIDTHS, features, paired, with_column, with_value
-from workers.files.shard_checks import ShardChecker
+from tests.unit.files.user_files import (
+    WIDTHS,
+    check_rows,
+    features,
+    paired,
+    with_column,
+    with_value,
+)
+from workers.files.shards import wrong_rows
 
 URI = "s3://bucket/shard.parquet"
 Spoil = Callable[[pa.Table], pa.Table]
@@ -27,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 def check(table: pa.Table, path: Path, **options: int) -> None:
     pq.write_table(table, path, **options)
-    ShardChecker(WIDTHS).check(path, URI)
+    check_rows(path, URI)
 
 
 def ref(path: Path, sha256: str | None = None) -> ShardRef:
@@ -55,10 +62,8 @@ def test_both_kinds_of_float_are_read_as_float32_in_the_order_of_the_rows(
 
 def test_shards_follow_each_other_in_the_order_in_which_they_are_named(tmp_path: Path) -> None:
     paths, tables = [tmp_path / "z", tmp_path / "a"], [paired(3), paired(4, start=3)]
-    checker = ShardChecker(WIDTHS)
     for path, table in zip(paths, tables, strict=True):
         pq.write_table(table, path)
-        checker.check(path, path.as_uri())
     expected = pa.concat_tables(tables)
     rows = read_rows(paths)
     assert np.array_equal(rows.feature_a_BI, np.array(expected.column("feature_a").to_pylist()))
@@ -146,7 +151,7 @@ def test_bytes_damaged_in_the_middle_are_found_or_harmless(path: Path) -> None:
     for position in range(4, len(whole) - 8, len(whole) // 40):
         path.write_bytes(whole[:position] + b"\xff\xff\xff\xff" + whole[position + 4 :])
         try:
-            ShardChecker(WIDTHS).check(path, URI)
+            check_rows(path, URI)
         except InvalidDataset as error:
             assert URI in str(error)  # noqa: PT017 - other errors fail the test
             refused += 1
@@ -293,15 +298,6 @@ def test_an_id_that_comes_twice_in_a_shard_is_refused(path: Path) -> None:
         check(with_column(paired(), "id", ids), path)
 
 
-def test_an_id_that_comes_in_two_shards_is_refused_in_the_second(tmp_path: Path) -> None:
-    checker = ShardChecker(WIDTHS)
-    for name, table in (("first", paired(10)), ("second", paired(10, start=7))):
-        pq.write_table(table, tmp_path / name)
-    checker.check(tmp_path / "first", "s3://bucket/first")
-    with pytest.raises(InvalidDataset, match=r"second: row 0 .* of row 7 of .*/first"):
-        checker.check(tmp_path / "second", "s3://bucket/second")
-
-
 def test_rows_are_counted_through_the_whole_file_and_not_from_each_chunk(path: Path) -> None:
     table = with_value(paired(rows=9000), "feature_a", 8500, [float("nan")] * WIDTHS[0])
     with pytest.raises(InvalidDataset, match="NaN or infinity in row 8500"):
@@ -313,7 +309,7 @@ def test_every_reason_of_every_row_is_found(path: Path) -> None:
     names = {4: None, 27: None, 28: "row-2", 29: "row-2"}
     ids = pa.array([names.get(row, f"row-{row}") for row in range(30)])
     pq.write_table(with_column(table, "id", ids), path, row_group_size=20)
-    found = list(ShardChecker(WIDTHS).wrong_rows(path, URI))
+    found = list(wrong_rows(path, URI, WIDTHS, bytearray()))
     assert [row for row, _ in found] == [4, 4, 27, 28, 29]
     assert found[0][1] == "row 4 has no id"
     assert found[1][1].startswith("column 'feature_b' is all zeros in row 4;")

@@ -13,6 +13,7 @@ from cmcl.contract.errors import InvalidDataset
 from tests.unit.files.user_files import (
     URI,
     WIDTHS,
+    check_rows,
     claim_in_footer,
     features_of,
     paired,
@@ -20,10 +21,8 @@ from tests.unit.files.user_files import (
     with_column,
     with_value,
 )
-from workers.files.formats.parquet import must_be_converted
-from workers.files.formats.parquet_footer import LARGEST_FOOTER, column_chunks
-from workers.files.formats.user_file import HARMLESS_BYTES, check_expansion
-from workers.files.shard_checks import ShardChecker
+from workers.files.columns import HARMLESS_BYTES, check_expansion
+from workers.files.parquet import LARGEST_FOOTER, column_chunks, must_be_converted, read_footer
 
 Write = Callable[[Path, pa.Table], pa.Table]
 
@@ -116,14 +115,14 @@ def test_internal_parquet_with_a_dictionary_of_ids_is_checked_in_place(path: Pat
     ids = table.column("id").combine_chunks().dictionary_encode()
     pq.write_table(with_column(table, "id", ids), path)
     assert not must_be_converted(path, URI)
-    ShardChecker(WIDTHS).check(path, URI)
+    check_rows(path)
 
 
 def test_a_dictionary_of_numbers_is_no_text(path: Path) -> None:
     ids = pa.array(range(10)).dictionary_encode()
     pq.write_table(with_column(paired(), "id", ids), path)
     with pytest.raises(InvalidDataset, match="'id' must be text, is int64"):
-        ShardChecker(WIDTHS).check(path, URI)
+        check_rows(path)
 
 
 @pytest.mark.parametrize("column", ["id", "label"])
@@ -131,7 +130,7 @@ def test_a_text_that_would_be_unfolded_for_each_row_is_refused(path: Path, colum
     texts = ["x" * 5000] * 10 if column == "label" else [f"{row}" * 5000 for row in range(10)]
     pq.write_table(with_column(paired(), column, pa.array(texts)), path)
     with pytest.raises(InvalidDataset, match=f"'{column}' has a text of 5000 bytes; at most 4096"):
-        ShardChecker(WIDTHS).check(path, URI)
+        check_rows(path)
 
 
 def test_a_footer_without_bound_is_not_parsed(path: Path) -> None:
@@ -178,7 +177,9 @@ def test_the_footer_is_read_as_arrow_reads_it(path: Path) -> None:
         for group in groups
         for column in (group.column(index) for index in range(group.num_columns))
     ]
-    found = [(chunk.column, chunk.values, chunk.page_bytes) for chunk in column_chunks(path)]
+    with path.open("rb") as file:
+        footer = read_footer(file, path.stat().st_size)
+    found = [(chunk.column, chunk.values, chunk.page_bytes) for chunk in column_chunks(footer)]
     assert found == expected
     assert len(found) == 16
 
@@ -219,7 +220,7 @@ def test_a_footer_that_disagrees_with_its_rows_is_refused(
     pq.write_table(paired(rows=300), path)
     claim_in_footer(path, declared, {place: claim})
     with pytest.raises(InvalidDataset, match=f"{URI}: .*{words}"):
-        ShardChecker(WIDTHS).check(path, URI)
+        check_rows(path)
 
 
 @pytest.mark.parametrize(("claim", "read"), [(301, 300), (1 << 20, 300)])
@@ -230,7 +231,7 @@ def test_rows_that_all_of_a_footer_declares_and_no_page_has_are_missed(
     claim_in_footer(path, 300, dict.fromkeys(range(4), claim))
     words = f"row group 0 declares {claim} rows, and {read} were read"
     with pytest.raises(InvalidDataset, match=words):
-        ShardChecker(WIDTHS).check(path, URI)
+        check_rows(path)
 
 
 def test_row_groups_that_make_up_for_each_other_are_refused(path: Path) -> None:
@@ -243,7 +244,7 @@ def test_row_groups_that_make_up_for_each_other_are_refused(path: Path) -> None:
     claim_in_footer(path, 201, dict.fromkeys(range(3), 200))
     assert sum(batch.num_rows for batch in pq.ParquetFile(path).iter_batches()) == 301
     with pytest.raises(InvalidDataset, match="row group 0 declares 101 rows, and 100 were read"):
-        ShardChecker(WIDTHS).check(path, URI)
+        check_rows(path)
 
 
 def _write_constant(path: Path, groups: int) -> None:

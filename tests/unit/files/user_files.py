@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
+from cmcl.contract.errors import InvalidDataset
 from cmcl.storage.versions import sha256_of_file
-from workers.files.formats import hdf5
-from workers.files.formats.registry import format_of
-from workers.files.formats.user_file import Side, UserFile
+from workers.files.columns import Side, UserFile
+from workers.files.formats import format_of
+from workers.files.shards import wrong_rows
 
 URI = "s3://bucket/theirs"
 SIDES = (Side("feature_a", "image", 4), Side("feature_b", "text", 3))
@@ -95,11 +96,14 @@ def opened(path: Path) -> UserFile:
 
 
 def rows_of(path: Path) -> pa.Table:
-    """All rows, in the internal form. HDF5 in this process: another one takes a while to start."""
-    file = opened(path)
-    format_ = format_of(path, URI)
-    read = hdf5.read if format_.name == "hdf5" else format_.read
-    return pa.Table.from_batches(list(read(file)))
+    """All rows, in the internal form."""
+    return pa.Table.from_batches(list(format_of(path, URI).read(opened(path))))
+
+
+def check_rows(path: Path, uri: str = URI) -> None:
+    """Raises InvalidDataset for the first row of a shard that cannot be used."""
+    for _, reason in wrong_rows(path, uri, WIDTHS, bytearray()):
+        raise InvalidDataset(f"{uri}: {reason}")
 
 
 def features_of(rows: pa.Table, column: str) -> np.ndarray:

@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 from blake3 import blake3
 
 from cmcl.contract.errors import WorkerError
-from workers.files.formats.columns import is_text
-from workers.files.formats.parquet import BUFFERING
-from workers.files.formats.parquet_footer import BadFooter, chunks_of, read_footer
+from workers.files.columns import is_text
+from workers.files.parquet import BUFFERING, BadFooter, column_chunks, read_footer
 from workers.prepare.forms.record import (
     Form,
     Record,
@@ -51,7 +50,7 @@ class _Opened:
             footer = read_footer(buffered, file.size)
             # Else the file would be closed with its buffer.
             buffered.detach()
-            if any(chunk.is_encrypted for chunk in chunks_of(footer)):
+            if any(chunk.is_encrypted for chunk in column_chunks(footer)):
                 raise file.wrong("it is encrypted Parquet; write it without encryption")
             self.footer = blake3(footer).digest()[:16]
             self.parquet = self._open([])

@@ -2,8 +2,8 @@
 
 import codecs
 
-from workers.files.formats import registry
-from workers.files.formats.columns import FEATURES
+from workers.files import formats
+from workers.files.columns import FEATURES
 from workers.prepare.forms.lines import BYTE_ORDER_MARK, CSV, JSONL
 from workers.prepare.forms.parquet import PARQUET, column_names
 from workers.prepare.forms.record import Form
@@ -21,14 +21,14 @@ def form_of(file: StoredFile) -> Form | None:
     Parquet holds features if it has a column of them. Raises InvalidDataset for any other file.
     """
     first = file.read_range(0, _FIRST_BYTES)
-    known = registry.format_by_magic(first)
-    if known is registry.PARQUET:
+    known = formats.format_by_magic(first)
+    if known is formats.PARQUET:
         return None if set(FEATURES).intersection(column_names(file)) else PARQUET
     if known is not None:
         return None
     if first[MAGIC_OFFSET:].startswith(MAGIC):
         return TAR
-    if (mistaken := registry.mistaken_format(first)) is not None:
+    if (mistaken := formats.mistaken_format(first)) is not None:
         raise file.wrong(mistaken)
     return _text_form(first, file)
 

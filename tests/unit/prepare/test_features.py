@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,41 +15,97 @@ from cmcl.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from tests.fakes.feature_shards import fetch, read_rows
-from tests.fakes.flaky_store import FlakyStore
 from tests.unit.files.user_files import (
     SIDES,
     Arrays,
     arrays,
     paired,
+    write_hdf5,
     write_npz,
     write_parquet,
     write_safetensors,
 )
-from workers.files.intake import Address, FeatureIntake
 from workers.files.shards import FEATURES, ROWS_IN_A_GROUP, write_shard
+from workers.prepare.features import FeatureFile, FeatureShards, read_features, take_features
+from workers.prepare.raw_rows import SideSpec
+from workers.sandbox.child import Child
+
+
+class Output:
+    """What the task sends, in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shards = FeatureShards()
+        folder.mkdir()
+
+    def step(self, name: str) -> None:
+        """See FrameWriter."""
+
+    def send(self, header: dict[str, Any], body: object = ()) -> None:
+        """See FrameWriter."""
+        self.shards = FeatureShards.model_validate(header)
+
+
+class Taking:
+    """Takes files of a folder, into a store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.theirs, self.store = folder / "theirs", LocalStore(folder / "store")
+        self.theirs.mkdir()
+        self._folder, self._taken = folder, 0
+
+    def request(self, name: str, **fields: Any) -> FeatureFile:
+        """The request to take a file, to train on all of it."""
+        uri = (self.theirs / name).as_uri()
+        known: dict[str, Any] = {
+            "store": self.store.uri,
+            "dataset": "ds-1",
+            "ref": ShardRef(uri=uri),
+            "address": uri,
+            "allowed": (self.theirs.as_uri(),),
+            "sides": tuple(SideSpec(modality=side.modality, width=side.width) for side in SIDES),
+            "is_held_out": False,
+            "share": None,
+            "index": 0,
+            "evaluation_index": 0,
+            "left_out": None,
+            "ids_key": "ids",
+        }
+        return FeatureFile.model_validate(known | fields)
+
+    def __call__(self, name: str, **fields: Any) -> FeatureShards:
+        self._taken += 1
+        output = Output(self._folder / f"local-{self._taken}")
+        take_features(self.request(name, **fields), output)  # type: ignore[arg-type]
+        return output.shards
+
+    def training(self, name: str, **fields: Any) -> Shard:
+        """The shard of a file, to train on."""
+        shard = self(name, **fields).training
+        assert shard is not None
+        return shard
+
+    def halves(self, names: str, share: float, **fields: Any) -> tuple[list[Shard], list[Shard]]:
+        """The shards of both parts of some files, whose names are letters."""
+        splits = [
+            self(name, share=share, index=index, evaluation_index=index, **fields)
+            for index, name in enumerate(names)
+        ]
+        return (
+            [split.training for split in splits if split.training],
+            [split.evaluation for split in splits if split.evaluation],
+        )
 
 
 @pytest.fixture
-def theirs(tmp_path: Path) -> Path:
-    folder = tmp_path / "theirs"
-    folder.mkdir()
-    return folder
+def take(tmp_path: Path) -> Taking:
+    return Taking(tmp_path)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FlakyStore:
-    return FlakyStore(LocalStore(tmp_path / "store"))
-
-
-@pytest.fixture
-def intake(store: FlakyStore, tmp_path: Path) -> FeatureIntake:
-    (tmp_path / "local").mkdir()
-    return FeatureIntake(store, "ds-1", SIDES, tmp_path / "local")
-
-
-def named(path: Path, sha256: str | None = None) -> tuple[ShardRef, Address]:
-    uri = path.as_uri()
-    return ShardRef(uri=uri, sha256=sha256), Address(uri, (path.parent.as_uri(),))
+def theirs(take: Taking) -> Path:
+    return take.theirs
 
 
 def other_arrays(seed: int, rows: int = 200) -> Arrays:
@@ -66,39 +123,23 @@ def ids_of(shards: list[Shard], folder: Path) -> list[str]:
     return found
 
 
-def halves(
-    intake: FeatureIntake, paths: list[Path], share: float
-) -> tuple[list[Shard], list[Shard]]:
-    splits = [
-        intake.split_shard(*named(path), share, (index, index)) for index, path in enumerate(paths)
-    ]
-    return (
-        [split.training for split in splits if split.training],
-        [split.evaluation for split in splits if split.evaluation],
-    )
-
-
-def test_internal_parquet_stays_where_it_is(
-    intake: FeatureIntake, store: FlakyStore, theirs: Path
-) -> None:
+def test_internal_parquet_stays_where_it_is(take: Taking, theirs: Path) -> None:
     write_parquet(theirs / "a", arrays())
-    shard = intake.training_shard(*named(theirs / "a"), 0)
-    assert shard is not None
+    shard = take.training("a")
     assert shard.uri == (theirs / "a").as_uri()
     assert shard.sha256 == hashlib.sha256((theirs / "a").read_bytes()).hexdigest()
     assert shard.blake3 == blake3((theirs / "a").read_bytes()).hexdigest()
     assert shard.source is None
-    assert list(store.keys("")) == []
+    assert list(take.store.keys("")) == ["ids"]
 
 
 def test_another_format_is_converted_into_our_store(
-    intake: FeatureIntake, store: FlakyStore, theirs: Path, tmp_path: Path
+    take: Taking, theirs: Path, tmp_path: Path
 ) -> None:
     values = arrays(rows=300, kind="float64")
     write_npz(theirs / "a", values)
-    shard = intake.training_shard(*named(theirs / "a"), 3)
-    assert shard is not None
-    assert list(store.keys("")) == [layout.training_shard("ds-1", 3, shard.sha256)]
+    shard = take.training("a", index=3)
+    assert list(take.store.keys("datasets")) == [layout.training_shard("ds-1", 3, shard.sha256)]
     assert shard.source is not None
     assert shard.source.uri == (theirs / "a").as_uri()
     assert shard.source.format == "npz"
@@ -109,34 +150,31 @@ def test_another_format_is_converted_into_our_store(
     assert np.array_equal(rows.feature_b_BI, values["feature_b"].astype(np.float32))
 
 
-def test_converting_twice_gives_the_same_bytes(intake: FeatureIntake, theirs: Path) -> None:
+def test_converting_twice_gives_the_same_bytes(take: Taking, theirs: Path) -> None:
     write_npz(theirs / "a", arrays())
-    first = intake.training_shard(*named(theirs / "a"), 0)
-    again = FeatureIntake(intake._store, "ds-1", SIDES, intake._folder)
-    assert again.training_shard(*named(theirs / "a"), 0) == first
+    first = take.training("a")
+    assert take.training("a") == first
 
 
 @pytest.mark.parametrize("write", [write_parquet, write_npz])
 def test_that_a_file_is_another_one_counts_before_its_bad_rows(
-    intake: FeatureIntake, theirs: Path, write: Callable[[Path, Arrays], None]
+    take: Taking, theirs: Path, write: Callable[[Path, Arrays], None]
 ) -> None:
     """They are found at the same time. The message must not depend on which of them is first."""
     values = arrays()
     values["feature_a"][0] = np.nan
     write(theirs / "a", values)
     with pytest.raises(InvalidDataset, match="NaN"):
-        intake.training_shard(*named(theirs / "a"), 0)
+        take.training("a")
     with pytest.raises(InvalidDataset, match=f"its SHA-256 is .*, expected {'0' * 64}"):
-        intake.training_shard(*named(theirs / "a", "0" * 64), 0)
+        take("a", ref=ShardRef(uri=(theirs / "a").as_uri(), sha256="0" * 64))
 
 
-def test_a_held_out_file_of_any_format_is_copied(
-    intake: FeatureIntake, store: FlakyStore, theirs: Path
-) -> None:
+def test_a_held_out_file_of_any_format_is_copied(take: Taking, theirs: Path) -> None:
     write_parquet(theirs / "a", arrays())
     write_safetensors(theirs / "b", other_arrays(1))
-    copied = intake.evaluation_shard(*named(theirs / "a"), 0)
-    converted = intake.evaluation_shard(*named(theirs / "b"), 1)
+    copied = take("a", is_held_out=True).evaluation
+    converted = take("b", is_held_out=True, index=1).evaluation
     assert copied is not None
     assert converted is not None
     assert copied.source is None
@@ -145,17 +183,19 @@ def test_a_held_out_file_of_any_format_is_copied(
         f"datasets/ds-1/evaluation-{index}-{shard.sha256[:12]}.parquet"
         for index, shard in enumerate((copied, converted))
     ]
-    assert store.read(keys[0]) == (theirs / "a").read_bytes()
-    assert [shard.uri for shard in (copied, converted)] == [f"{store.uri}/{key}" for key in keys]
+    assert take.store.read(keys[0]) == (theirs / "a").read_bytes()
+    assert [shard.uri for shard in (copied, converted)] == [
+        f"{take.store.uri}/{key}" for key in keys
+    ]
 
 
 def test_no_row_is_lost_and_none_is_in_both_halves(
-    intake: FeatureIntake, theirs: Path, tmp_path: Path
+    take: Taking, theirs: Path, tmp_path: Path
 ) -> None:
     for seed in (1, 2):
         write_npz(theirs / str(seed), other_arrays(seed))
     pq.write_table(paired(rows=150), theirs / "3")
-    training, evaluation = halves(intake, [theirs / name for name in "123"], 0.3)
+    training, evaluation = take.halves("123", 0.3)
     kept, learned = ids_of(evaluation, tmp_path), ids_of(training, tmp_path)
     assert not set(kept) & set(learned)
     assert len(kept) + len(learned) == len({*kept, *learned}) == 550
@@ -163,12 +203,12 @@ def test_no_row_is_lost_and_none_is_in_both_halves(
 
 
 def test_no_pair_that_is_trained_on_is_measured_on(
-    intake: FeatureIntake, theirs: Path, tmp_path: Path
+    take: Taking, theirs: Path, tmp_path: Path
 ) -> None:
     values = {name: np.repeat(value, 3, axis=0) for name, value in other_arrays(1).items()}
     write_npz(theirs / "a", values)
     write_npz(theirs / "b", {name: value[::-1].copy() for name, value in values.items()})
-    training, evaluation = halves(intake, [theirs / "a", theirs / "b"], 0.2)
+    training, evaluation = take.halves("ab", 0.2)
     pairs = []
     for index, shard in enumerate([*training, *evaluation]):
         fetch(shard, tmp_path / str(index))
@@ -179,20 +219,19 @@ def test_no_pair_that_is_trained_on_is_measured_on(
 
 
 def test_the_rest_of_an_appended_dataset_is_held_out_as_before(
-    intake: FeatureIntake, store: FlakyStore, theirs: Path, tmp_path: Path
+    take: Taking, theirs: Path, tmp_path: Path
 ) -> None:
     for seed in (1, 2):
         write_npz(theirs / str(seed), other_arrays(seed))
-    _, alone = halves(intake, [theirs / "1"], 0.2)
+    _, alone = take.halves("1", 0.2)
     before = ids_of(alone, tmp_path)
-    longer = FeatureIntake(store, "ds-2", SIDES, tmp_path / "local")
-    _, both = halves(longer, [theirs / "2", theirs / "1"], 0.2)
+    _, both = take.halves("21", 0.2, dataset="ds-2")
     assert ids_of(both, tmp_path)[-len(before) :] == before
 
 
-def test_a_part_without_rows_is_no_shard(intake: FeatureIntake, theirs: Path) -> None:
+def test_a_part_without_rows_is_no_shard(take: Taking, theirs: Path) -> None:
     write_npz(theirs / "a", {name: value[:1].copy() for name, value in arrays().items()})
-    split = intake.split_shard(*named(theirs / "a"), 0.01, (0, 0))
+    split = take("a", share=0.01)
     assert split.evaluation is None
     assert split.training is not None
     assert split.training.rows == 1
@@ -216,53 +255,57 @@ def test_features_of_our_own_shards_are_said_to_have_no_gaps(tmp_path: Path) -> 
         assert not schema.field(name).type.value_field.nullable
 
 
-def test_messages_name_what_the_user_named(intake: FeatureIntake, theirs: Path) -> None:
+def test_messages_name_what_the_user_named(take: Taking, theirs: Path) -> None:
     values = arrays()
     values["feature_a"][4] = np.nan
     write_npz(theirs / "hidden", values)
-    ref = ShardRef(uri="upload:up-0123456789ab")
-    ours = Address((theirs / "hidden").as_uri(), None)
+    ours: dict[str, Any] = {"ref": ShardRef(uri="upload:up-0123456789ab"), "allowed": None}
     with pytest.raises(InvalidDataset) as caught:
-        intake.training_shard(ref, ours, 0)
+        take("hidden", **ours)
     assert str(caught.value).startswith("upload:up-0123456789ab: column 'feature_a' has NaN")
     assert "hidden" not in str(caught.value)
     (theirs / "hidden").unlink()
     with pytest.raises(InvalidDataset, match=r"^upload:up-0123456789ab: there is no such object"):
-        intake.training_shard(ref, ours, 0)
+        take("hidden", **ours)
 
 
-def test_another_digest_than_promised_is_refused_in_any_format(
-    intake: FeatureIntake, theirs: Path
-) -> None:
+def test_another_digest_than_promised_is_refused_in_any_format(take: Taking, theirs: Path) -> None:
     write_npz(theirs / "a", arrays())
     with pytest.raises(InvalidDataset, match=r"its SHA-256 is [0-9a-f]+, expected 0000"):
-        intake.training_shard(*named(theirs / "a", "0" * 64), 0)
+        take("a", ref=ShardRef(uri=(theirs / "a").as_uri(), sha256="0" * 64))
 
 
 def test_a_symlink_created_later_is_not_followed(
-    intake: FeatureIntake, theirs: Path, tmp_path: Path
+    take: Taking, theirs: Path, tmp_path: Path
 ) -> None:
     (theirs / "day").mkdir()
     write_npz(theirs / "day" / "a", arrays())
-    ref, _ = named(theirs / "day" / "a")
-    address = Address(ref.uri, (theirs.as_uri(),))
-    intake.training_shard(ref, address, 0)
+    take("day/a")
     (tmp_path / "outside").mkdir()
     write_npz(tmp_path / "outside" / "a", other_arrays(1))
     (theirs / "day" / "a").unlink()
     (theirs / "day").rmdir()
     (theirs / "day").symlink_to(tmp_path / "outside")
     with pytest.raises(InvalidUri, match="outside the allowed prefixes"):
-        intake.training_shard(ref, address, 0)
+        take("day/a")
 
 
-def test_a_store_that_breaks_off_is_not_the_user_s_fault(
-    intake: FeatureIntake, store: FlakyStore, theirs: Path
-) -> None:
+def test_a_store_that_cannot_be_written_is_not_the_user_s_fault(take: Taking, theirs: Path) -> None:
     write_npz(theirs / "a", arrays())
-    store.broken = "training-0"
     with pytest.raises(StorageUnavailable):
-        intake.training_shard(*named(theirs / "a"), 0)
+        take("a", store="file:///dev/null/store")
+
+
+@pytest.mark.parametrize("kept", [40, 700, -1])
+def test_a_damaged_hdf5_file_is_refused_by_name(
+    take: Taking, theirs: Path, reader_child: Child, kept: int
+) -> None:
+    """Its library may end the process that reads it."""
+    write_hdf5(theirs / "a", arrays())
+    assert read_features(reader_child, take.request("a")).training is not None
+    (theirs / "a").write_bytes((theirs / "a").read_bytes()[:kept])
+    with pytest.raises(InvalidDataset, match=r"/a: it cannot be read as HDF5|/a ended with SIG"):
+        read_features(reader_child, take.request("a"))
 
 
 def test_a_full_disk_is_not_the_user_s_fault(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from workers.files.intake import held_out_rows
+from workers.prepare.features import held_out_rows
 
 
 def feature_a(values_BI: np.ndarray) -> pa.FixedSizeListArray:

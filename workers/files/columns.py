@@ -1,18 +1,21 @@
-"""The columns of the internal form, and the conversion of other lists of numbers to them.
+"""The internal form of rows, the conversion of columns to it, and the errors that any format can have.
 
 Internal: `id` and `label` are text, `feature_a` and `feature_b` fixed-size lists of float16 or
 float32. float64 becomes float32. A number beyond float32's range becomes infinity, which the check of
 values rejects.
 """
 
+import errno
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cmcl.contract.errors import InvalidDataset
-from workers.files.formats.user_file import Side, UserFile
+from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 
 FEATURES = ("feature_a", "feature_b")
 # With two sides 1,000 wide: 14 MiB of features, and ten times that while Parquet is decoded.
@@ -20,6 +23,90 @@ ROWS_AT_ONCE = 2048
 # Ids and labels are for people and for joining, not for documents.
 LONGEST_TEXT = 4096
 _FLOATS = (pa.float16(), pa.float32(), pa.float64())
+# A file that expands beyond both of these is a decompression bomb: encoders' outputs hardly compress,
+# and one picture with a few captions gives a factor of a few.
+LARGEST_EXPANSION = 64
+HARMLESS_BYTES = 1 << 30
+# Errors of the machine, not of the file.
+_MACHINE_ERRORS = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOENT,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ESTALE,
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a pair: its column, its modality, and the width that the model declares."""
+
+    column: str
+    modality: str
+    width: int
+
+
+@dataclass(frozen=True)
+class UserFile:
+    """A local copy of a user's file.
+
+    `uri`: as the user named it. `sha256`: of the file. `sides`: of feature_a, then of feature_b.
+    `left_out`: reasons by row, to which readers add; None: a row that cannot be converted is an error.
+    """
+
+    path: Path
+    uri: str
+    sha256: str
+    sides: tuple[Side, Side]
+    left_out: dict[int, str] | None = None
+
+    def wrong(self, what: str) -> InvalidDataset:
+        """An InvalidDataset error that names this file."""
+        return InvalidDataset(f"{self.uri}: {what}")
+
+    def leave_out(self, row: int, reason: str) -> None:
+        """Note that a row cannot be converted. Raises InvalidDataset unless rows may be left out."""
+        if self.left_out is None:
+            raise self.wrong(reason)
+        self.left_out.setdefault(row, reason)
+
+    def check_width(self, side: Side, width: int, name: str) -> None:
+        """Raises InvalidDataset if the model declares another width for that side."""
+        if width != side.width:
+            raise self.wrong(
+                f"{name} has width {width}, the model declares {side.width} for {side.modality}"
+            )
+
+
+def check_expansion(unfolded: int, path: Path, uri: str) -> None:
+    """Raises InvalidDataset if the declared size of a file is implausible for its packed size."""
+    packed = path.stat().st_size
+    if unfolded > max(LARGEST_EXPANSION * packed, HARMLESS_BYTES):
+        raise InvalidDataset(
+            f"{uri}: its {packed} bytes claim to unfold to {unfolded}; "
+            f"more than {LARGEST_EXPANSION} times its size is not read"
+        )
+
+
+@contextmanager
+def reading(uri: str, kind: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn a library's errors about contents into InvalidDataset, and disk errors into
+    StorageUnavailable."""
+    expected: tuple[type[Exception], ...] = (OSError, *errors)
+    try:
+        yield
+    except expected as error:
+        # Libraries raise OSError for damaged contents too: without a number, or with EINVAL for an
+        # offset before the start of the file.
+        if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+            raise StorageUnavailable(f"{uri}: its local copy: {error.strerror}") from error
+        raise InvalidDataset(f"{uri}: it cannot be read as {kind}: {error}") from error
 
 
 def is_text(type_: pa.DataType) -> bool:
@@ -64,12 +151,6 @@ def internal_batch(batch: pa.RecordBatch, first_row: int, file: UserFile) -> pa.
     for side in file.sides:
         columns[side.column] = _features(batch.column(side.column), side, first_row, file)
     return pa.record_batch(columns)
-
-
-def slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a batch in slices of at most ROWS_AT_ONCE."""
-    for start in range(0, batch.num_rows, ROWS_AT_ONCE):
-        yield batch.slice(start, ROWS_AT_ONCE)
 
 
 def float32_rows(features: pa.Array | pa.ChunkedArray) -> np.ndarray:

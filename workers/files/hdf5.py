@@ -1,4 +1,4 @@
-"""HDF5 in two layouts. Called only in a child process (`hdf5_subprocess`).
+"""HDF5 in two layouts. The library crashes on some crafted files: read users' files in a bounded child only.
 
 *Arrays*: as in npz. *One dataset per row*, the layout of the paper's reference code (github.com/
 Xiaohao-Liu/CMCL, perceptors/base.py, FeatureStorage): at the root, named by the row's id, each of
@@ -17,9 +17,8 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
-from workers.files.formats.arrays import NamedArray, check_floats, read_arrays
-from workers.files.formats.columns import ROWS_AT_ONCE, feature_list
-from workers.files.formats.user_file import UserFile, reading
+from workers.files.arrays import NamedArray, check_floats, read_arrays, wanted_names
+from workers.files.columns import ROWS_AT_ONCE, UserFile, feature_list, reading
 
 LARGEST_CHUNK = 256 << 20
 MOST_LINES = 64
@@ -31,9 +30,7 @@ _ERRORS = (ValueError, KeyError, RuntimeError, TypeError)
 def read(file: UserFile) -> Iterator[pa.RecordBatch]:
     """Batches in the internal form. Raises InvalidDataset."""
     with reading(file.uri, "HDF5", *_ERRORS), h5py.File(file.path, "r", locking=False) as root:
-        wanted = {"id", "label"} | {
-            name for side in file.sides for name in (side.column, side.modality)
-        }
+        wanted = wanted_names(file)
         named = [name for name in root if name in wanted]
         if named:
             yield from read_arrays({name: _array(root, name, file) for name in named}, file, root)
@@ -94,7 +91,10 @@ def _lines(root: h5py.File, first: h5py.Dataset, file: UserFile) -> tuple[int, i
                 f"attribute 'modalities' names the lines, {wanted[0]} and {wanted[1]} among them"
             )
         return (0, 1)
-    named = [_text(value) for value in np.atleast_1d(root.attrs["modalities"])[:100]]
+    values = np.atleast_1d(root.attrs["modalities"])[:100]
+    named = [
+        each.decode(errors="replace") if isinstance(each, bytes) else str(each) for each in values
+    ]
     for modality in wanted:
         if named.count(modality) != 1:
             raise file.wrong(f"its attribute 'modalities' must name {modality!r} once, is {named}")
@@ -111,12 +111,6 @@ def _dataset(root: h5py.File, name: str, file: UserFile) -> h5py.Dataset:
         raise file.wrong(f"{name!r} is no dataset of numbers; put the datasets at the root")
     if dataset.is_virtual or dataset.external:
         raise file.wrong(f"dataset {name!r} is stored in other files, which are not read")
-    _check_filters(dataset, name, file)
-    _check_chunk(dataset, name, file)
-    return dataset
-
-
-def _check_filters(dataset: h5py.Dataset, name: str, file: UserFile) -> None:
     plan = dataset.id.get_create_plist()
     used = {plan.get_filter(index)[0] for index in range(plan.get_nfilters())}
     if used - _FILTERS:
@@ -124,18 +118,10 @@ def _check_filters(dataset: h5py.Dataset, name: str, file: UserFile) -> None:
             f"dataset {name!r} is compressed by filter {min(used - _FILTERS)}; "
             "gzip, lzf and no compression are read"
         )
-
-
-def _check_chunk(dataset: h5py.Dataset, name: str, file: UserFile) -> None:
-    """Limit the size of chunks, which are decompressed as a whole."""
-    if dataset.chunks is None:
-        return
-    size = int(np.prod(dataset.chunks, dtype=np.int64)) * dataset.dtype.itemsize
+    # Chunks are decompressed as a whole.
+    size = int(np.prod(dataset.chunks or 0, dtype=np.int64)) * dataset.dtype.itemsize
     if size > LARGEST_CHUNK:
         raise file.wrong(
             f"dataset {name!r} has chunks of {size} bytes, at most {LARGEST_CHUNK} are read"
         )
-
-
-def _text(value: object) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return dataset

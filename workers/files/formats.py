@@ -8,18 +8,8 @@ import pyarrow as pa
 
 from cmcl.contract.dataset import FileFormat
 from cmcl.contract.errors import InvalidDataset
-from workers.files.formats import (
-    arrow,
-    hdf5_subprocess,
-    npz,
-    parquet,
-    parquet_footer,
-    safetensors_file,
-)
-from workers.files.formats.user_file import UserFile
-
-HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-LONGEST_MAGIC = 16
+from workers.files import arrays, arrow, parquet
+from workers.files.columns import UserFile
 
 
 @dataclass(frozen=True)
@@ -30,19 +20,24 @@ class Format:
     read: Callable[[UserFile], Iterator[pa.RecordBatch]]
 
 
-PARQUET = Format("parquet", parquet.read)
-ARROW = Format("arrow", arrow.read)
-NPZ = Format("npz", npz.read)
-SAFETENSORS = Format("safetensors", safetensors_file.read)
-HDF5 = Format("hdf5", hdf5_subprocess.read)
+def _read_hdf5(file: UserFile) -> Iterator[pa.RecordBatch]:
+    # Other files are read without the HDF5 library, which takes a tenth of a second to load.
+    from workers.files import hdf5
 
+    return hdf5.read(file)
+
+
+PARQUET = Format("parquet", parquet.read)
+_ARROW = Format("arrow", arrow.read)
+_SAFETENSORS = Format("safetensors", arrays.read_safetensors)
 _BY_MAGIC = {
-    parquet_footer.MAGIC: PARQUET,
-    arrow.FILE_MAGIC: ARROW,
-    arrow.STREAM_MAGIC: ARROW,
-    npz.MAGIC: NPZ,
-    HDF5_MAGIC: HDF5,
+    parquet.MAGIC: PARQUET,
+    arrow.FILE_MAGIC: _ARROW,
+    arrow.STREAM_MAGIC: _ARROW,
+    arrays.NPZ_MAGIC: Format("npz", arrays.read_npz),
+    b"\x89HDF\r\n\x1a\n": Format("hdf5", _read_hdf5),
 }
+_LONGEST_MAGIC = 16
 # Formats that are often sent by mistake, and what to send instead.
 _NEARLY = {
     parquet.ENCRYPTED: "it is encrypted Parquet; write it without encryption",
@@ -57,7 +52,7 @@ _NEARLY = {
 def format_of(path: Path, uri: str) -> Format:
     """Return the format of a file. Raises InvalidDataset if it is not supported."""
     with path.open("rb") as stream:
-        first_bytes = stream.read(LONGEST_MAGIC)
+        first_bytes = stream.read(_LONGEST_MAGIC)
     found = format_by_magic(first_bytes)
     if found is not None:
         return found
@@ -73,7 +68,7 @@ def format_by_magic(first_bytes: bytes) -> Format | None:
     for magic, format_ in _BY_MAGIC.items():
         if first_bytes.startswith(magic):
             return format_
-    return SAFETENSORS if safetensors_file.has_header(first_bytes) else None
+    return _SAFETENSORS if arrays.has_safetensors_header(first_bytes) else None
 
 
 def mistaken_format(first_bytes: bytes) -> str | None:

@@ -10,8 +10,15 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from workers.files.formats.columns import check_columns, internal_batch, known_columns, slices
-from workers.files.formats.user_file import UserFile, check_expansion, reading
+from workers.files.columns import (
+    ROWS_AT_ONCE,
+    UserFile,
+    check_columns,
+    check_expansion,
+    internal_batch,
+    known_columns,
+    reading,
+)
 
 FILE_MAGIC = b"ARROW1\0\0"
 STREAM_MAGIC = b"\xff\xff\xff\xff"
@@ -33,7 +40,8 @@ def read(file: UserFile) -> Iterator[pa.RecordBatch]:
                 known = batch.select(names)
                 # Offsets may point anywhere; Arrow checks them only on request.
                 known.validate(full=True)
-                for rows in slices(known):
+                for start in range(0, known.num_rows, ROWS_AT_ONCE):
+                    rows = known.slice(start, ROWS_AT_ONCE)
                     yield internal_batch(rows, first_row, file)
                     first_row += rows.num_rows
 

@@ -1,34 +1,38 @@
 """Parquet: the internal form itself, or lists that can be converted to it.
 
-Sizes of features that the footer declares are compared with the file's size (`parquet_footer`), and
-declared rows with the rows that are read: Arrow continues if a row group ends early, and stops if it is
-longer than declared.
+Sizes of features that the footer declares are compared with the file's size, and declared rows with the
+rows that are read: Arrow continues if a row group ends early, and stops if it is longer than declared.
+pyarrow aborts the process when it is asked about an encrypted column chunk, so the footer is read here
+first: Thrift's compact protocol, structs as in parquet.thrift (apache/parquet-format).
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmcl.contract.errors import InvalidDataset
-from workers.files.formats.columns import (
+from workers.files.columns import (
     FEATURES,
     ROWS_AT_ONCE,
+    UserFile,
     check_columns,
+    check_expansion,
     internal_batch,
     is_convertible,
     is_internal,
     is_text,
     known_columns,
+    reading,
 )
-from workers.files.formats.parquet_footer import column_chunks
-from workers.files.formats.user_file import UserFile, check_expansion, reading
 
-ENCRYPTED = b"PARE"
+MAGIC, ENCRYPTED = b"PAR1", b"PARE"
+LARGEST_FOOTER = 32 << 20
 _ERRORS = (pa.ArrowException, ValueError)
 # Without a buffer Arrow reads a column of a whole row group at once, of any size. With pre-buffering it
 # keeps everything in memory until the end of the file, at two thirds of the rate.
@@ -142,7 +146,9 @@ class ColumnReader:
 def _check_footer(path: Path, uri: str) -> None:
     """Check declared sizes before Arrow reads the file. Raises InvalidDataset."""
     claimed = 0
-    for chunk in column_chunks(path):
+    with path.open("rb") as file:
+        footer = read_footer(file, path.stat().st_size)
+    for chunk in column_chunks(footer):
         if chunk.is_encrypted:
             raise InvalidDataset(f"{uri}: it is encrypted Parquet; write it without encryption")
         if chunk.column in FEATURES:
@@ -188,3 +194,127 @@ def _counts(batch: pa.RecordBatch) -> Counter[str]:
         if not pa.types.is_fixed_size_list(lists.type):
             counts[name] += pc.sum(pc.equal(pc.list_value_length(lists), 0)).as_py() or 0
     return counts
+
+
+class BadFooter(ValueError):
+    """The footer is missing, damaged or too large. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class ColumnChunk:
+    """`column`: its top-level name. `values`: number of values, counting nested ones.
+
+    `page_bytes`: size of its pages after decompression, still encoded.
+    """
+
+    column: str
+    values: int
+    page_bytes: int
+    is_encrypted: bool
+
+
+def read_footer(file: BinaryIO, size: int) -> bytes:
+    """The footer of a file of `size` bytes. Raises BadFooter."""
+    file.seek(max(0, size - 8))
+    tail = file.read(8)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != MAGIC or length > size - 8:
+        raise BadFooter("it does not end as Parquet does; it was perhaps cut off")
+    if length > LARGEST_FOOTER:
+        raise BadFooter(
+            f"its footer has {length} bytes, at most {LARGEST_FOOTER} are read; "
+            "write fewer columns or larger row groups"
+        )
+    file.seek(size - 8 - length)
+    return file.read(length)
+
+
+def column_chunks(footer: bytes) -> Iterator[ColumnChunk]:
+    """Every column of every row group. Raises BadFooter."""
+    try:
+        # FileMetaData: row_groups (4). RowGroup: columns (1). ColumnChunk: meta_data (3), crypto_metadata (8),
+        # encrypted_column_metadata (9). ColumnMetaData: path_in_schema (3), num_values (5), total_uncompressed_size (6).
+        reader = _Thrift(footer)
+        for field, kind in reader.fields():
+            if field != 4:
+                reader.value(kind)
+                continue
+            for group in reader.elements():
+                for chunk in group.get(1, ()):
+                    metadata = chunk.get(3, {})
+                    path = metadata.get(3) or [b""]
+                    sizes = int(metadata.get(5, 0)), int(metadata.get(6, 0))
+                    yield ColumnChunk(path[0].decode(), *sizes, 8 in chunk or 9 in chunk)
+    except (LookupError, RecursionError, ValueError, TypeError, AttributeError) as error:
+        raise BadFooter("its footer is damaged") from error
+
+
+# Truth values, which are in the kind; a byte; a double; a UUID.
+_FIXED_BYTES = {1: 0, 2: 0, 3: 1, 7: 8, 13: 16}
+
+
+class _Thrift:
+    """Reads Thrift's compact protocol: structs as dicts by number of field, lists and sets as lists."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def fields(self) -> Iterator[tuple[int, int]]:
+        """Number and kind of each field of a struct; the caller must read its value."""
+        number = 0
+        while head := self._byte():
+            number = number + (head >> 4) if head >> 4 else self._integer()
+            yield number, head & 15
+
+    def elements(self) -> Iterator[Any]:
+        """Values of a list or a set."""
+        head = self._byte()
+        for _ in range(self._varint() if head >> 4 == 15 else head >> 4):
+            yield self._element(head & 15)
+
+    def value(self, kind: int) -> Any:
+        """Read a value. Those that are not needed are returned as bytes, or None."""
+        if kind in _FIXED_BYTES:
+            return self._bytes(_FIXED_BYTES[kind])
+        if kind in (4, 5, 6):
+            return self._integer()
+        if kind == 8:
+            return self._bytes(self._varint())
+        if kind in (9, 10):
+            return list(self.elements())
+        if kind == 12:
+            return {field: self.value(inner) for field, inner in self.fields()}
+        if kind != 11:
+            raise ValueError(f"kind {kind}")
+        size = self._varint()
+        kinds = self._byte() if size else 0
+        for _ in range(size):
+            self._element(kinds >> 4)
+            self._element(kinds & 15)
+        return None
+
+    def _element(self, kind: int) -> Any:
+        """A value in a list. Truth values have a byte there, and none in a field."""
+        return self._byte() if kind in (1, 2) else self.value(kind)
+
+    def _integer(self) -> int:
+        number = self._varint()
+        return (number >> 1) ^ -(number & 1)
+
+    def _varint(self) -> int:
+        number = 0
+        for shift in range(0, 70, 7):
+            byte = self._byte()
+            number |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return number
+        raise ValueError("a number of more than 64 bits")
+
+    def _bytes(self, size: int) -> bytes:
+        self._at += size
+        if self._at > len(self._data):
+            raise IndexError(self._at)
+        return self._data[self._at - size : self._at]
+
+    def _byte(self) -> int:
+        return self._bytes(1)[0]
