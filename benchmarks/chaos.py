@@ -7,7 +7,6 @@ the last version live, of each model. With several models, as many attempts are 
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.command_line import OneLineParser, count
+from benchmarks.command_line import OneLineParser, add_out, count, publish
 from benchmarks.control.killer import KINDS, Killer
 from benchmarks.report import machine
 from cmcl.client import Client, CmclError
@@ -57,7 +56,6 @@ def _half(path: Path, half: int, folder: Path) -> Path:
     return target
 
 
-_RESULTS = Path(".cmcl/benchmarks")
 _MODEL = "chaos"  # Of several, the first one; the others have a number.
 _FINAL = frozenset({"published", "rejected", "failed", "cancelled"})
 # Kills come faster than a job takes.
@@ -69,13 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="cmcl-chaos-") as folder:
         document = run(options, Path(folder))
-    page = _markdown(document)
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / "chaos"
-    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
-    stem.with_suffix(".md").write_text(page)
-    print(page)
-    print(json.dumps(document), flush=True)
+    publish(options.out, "chaos", _markdown(document), document)
     return 1 if document["lost"] or document["faults"] else 0
 
 
@@ -199,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds between kills (default: 8 24)",
     )
     parser.add_argument("--minutes", type=float, default=20, help="timeout of the whole run")
-    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    add_out(parser)
     return parser
 
 

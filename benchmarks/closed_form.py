@@ -7,13 +7,11 @@ that of real features does. Shapes: N rows, F width of a feature without the con
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,16 @@ import scipy.sparse.linalg as sparse
 import torch
 from torch import Tensor
 
-from benchmarks.command_line import OneLineParser, count, counts, listed, log_progress, table
+from benchmarks.command_line import (
+    OneLineParser,
+    add_out,
+    count,
+    counts,
+    listed,
+    log_progress,
+    publish,
+    table,
+)
 from benchmarks.report import machine
 from benchmarks.update import alternate
 from cmcl.contract.modality import ModalityPair
@@ -39,7 +46,6 @@ from workers.train.data.rows import CHUNK_ROWS, HeldRows
 from workers.train.run import Run
 from workers.train.sums import prepared_rows, summed_halves
 
-_RESULTS = Path(".cmcl/benchmarks")
 _MODALITIES = tuple("abcdef")
 # What the rows of a pair have in common, and how fast their spectrum decays.
 _SHARED, _DECAY = 300, 0.7
@@ -65,11 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ],
         "bytes": [_bytes(width, lift) for width in options.features for lift in (0, options.lift)],
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "closed-form.json").write_text(json.dumps(document) + "\n")
-    (options.out / "closed-form.md").write_text(markdown(document))
-    print(markdown(document))
-    print(json.dumps(document), flush=True)
+    publish(options.out, "closed-form", markdown(document), document)
     return 0
 
 
@@ -86,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dense", type=count, default=4096, help="largest matrix for the dense eigensolver"
     )
-    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    add_out(parser)
     return parser
 
 

@@ -1,8 +1,10 @@
 """What the benchmarks' commands share: arguments, progress messages, and the Markdown of result pages."""
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -39,3 +41,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def listed(facts: Mapping[str, object]) -> str:
     """Return a Markdown list with one line per entry."""
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
+
+
+RESULTS = Path(".cmcl/benchmarks")
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the folder of page and document."""
+    parser.add_argument("--out", type=Path, default=RESULTS, help=f"(default: {RESULTS})")
+
+
+def publish(folder: Path, name: str, page: str, document: Mapping[str, object]) -> None:
+    """Write page and document, and print both, the document as the last line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(document) + "\n")
+    (folder / f"{name}.md").write_text(page)
+    print(page)
+    print(json.dumps(document), flush=True)

@@ -5,20 +5,17 @@ bound from the same run.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command_line import OneLineParser, count, log_progress, table
+from benchmarks.command_line import OneLineParser, add_out, count, log_progress, publish, table
 from benchmarks.control.backlog import measure_backlog
 from benchmarks.control.databases import NAMES, fresh_database
 from benchmarks.control.intake import measure_intake
 from benchmarks.report import machine
-
-_RESULTS = Path(".cmcl/benchmarks")
 
 _INTAKE = (
     "Several clients post datasets concurrently, each with an Idempotency-Key; every response "
@@ -36,13 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, print the page, and write page and document."""
     options = _parser().parse_args(arguments)
     document = measured(options)
-    page = markdown(document)
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / "control-plane"
-    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
-    stem.with_suffix(".md").write_text(page)
-    print(page)
-    print(json.dumps(document), flush=True)
+    publish(options.out, "control-plane", markdown(document), document)
     return 0
 
 
@@ -71,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clients", type=count, default=4, help="concurrent clients (default: 4)")
     parser.add_argument("--queued", type=count, default=10_000, help="queued jobs")
     parser.add_argument("--finished", type=count, default=100_000, help="finished jobs")
-    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    add_out(parser)
     return parser
 
 

@@ -1,13 +1,12 @@
 """Can a dataset larger than memory be learned, and at what cost?
 
 `python -m benchmarks.large_dataset` writes pairs of float16 features to the disk, learns them with
-several ranks, each in a control group with a memory limit, and plots the memory of each over time.
+several ranks, each in a control group with a memory limit, and samples the memory of each.
 It runs the training job's main path (workers/train/job.py) from spec to candidate. Needs root for
 the control groups, and disk space for twice the dataset.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -16,15 +15,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-
-from benchmarks.command_line import OneLineParser, count
+from benchmarks.command_line import OneLineParser, add_out, count, publish
 from benchmarks.first_version import publish_first
 from benchmarks.large.data import write_dataset
 from benchmarks.report import machine
@@ -37,14 +31,8 @@ from cmcl.storage.local import LocalStore
 from cmcl.storage.running import Shown, read_running
 from cmcl.storage.versions import read_candidate
 
-matplotlib.use("agg")
-
 _CONTROLLER = Path("/sys/fs/cgroup/memory")
 
-_COLOURS = ("#2f6fb0", "#e08b2c", "#5b9a5b", "#c0504d")
-_PHASES = ("#f2f2f2", "#ffffff")
-_DOTS_PER_INCH = 110
-_SHORTEST_NAMED = 0.03
 _LIMIT = (
     "The kernel enforces the limit with a control group for each rank. It includes the page cache "
     "that a rank fills, which is reclaimed near the limit; *own* is memory that cannot be "
@@ -100,11 +88,9 @@ def limits(count: int, limit: int) -> Iterator[list[Limit]]:
 JOB, PAIR = "large", ModalityPair(first="image", second="text")
 _SECONDS_BETWEEN_LOOKS = 1.0
 
-_RESULTS = Path(".cmcl/benchmarks")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark, and write page, plot and document."""
+    """Run the benchmark, and write page and document."""
     options = _parser().parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="large-") as folder:
@@ -113,12 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made = time.monotonic() - began
         answer = _learned(Path(folder), shards, options)
     answer["configuration"]["seconds_to_make_the_dataset"] = round(made, 1)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "large-dataset.json").write_text(json.dumps(answer, indent=1) + "\n")
-    (options.out / "large-dataset.md").write_text(markdown(answer))
-    draw(answer, options.out / "large-dataset.png")
-    print(markdown(answer))
-    print(json.dumps({key: answer[key] for key in ("configuration", "result")}))
+    publish(options.out, "large-dataset", markdown(answer), answer)
     return 0
 
 
@@ -248,7 +229,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--batch", type=count, default=4096)
     parser.add_argument("--epochs", type=count, default=1)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--out", type=Path, default=_RESULTS)
+    add_out(parser)
     return parser
 
 
@@ -269,47 +250,12 @@ def markdown(document: Mapping[str, Any]) -> str:
         "## Result\n",
         *_table("result", {k: v for k, v in result.items() if k != "seconds_of_phases"}),
         *_table("seconds of each phase, leading rank", result["seconds_of_phases"]),
-        "![Memory of each rank over time](large-dataset.png)\n",
         (
             "Made by `python -m benchmarks.large_dataset`; seconds were measured on a shared "
             "machine.\n"
         ),
     ]
     return "\n".join(lines)
-
-
-def draw(document: Mapping[str, Any], path: Path) -> None:
-    """Plot own memory of each rank, the sum with page cache as a thin line, and phases as bands."""
-    samples, configuration = document["samples"], document["configuration"]
-    figure, axis = plt.subplots(figsize=(11, 4.6), layout="constrained")
-    seconds = [sample["second"] for sample in samples]
-    for rank in range(configuration["ranks"]):
-        own = [sample["own"][rank] / 2**20 for sample in samples]
-        both = [(sample["own"][rank] + sample["cache"][rank]) / 2**20 for sample in samples]
-        colour = _COLOURS[rank % len(_COLOURS)]
-        axis.plot(seconds, own, color=colour, linewidth=2, label=f"rank {rank}: own")
-        axis.plot(seconds, both, color=colour, linewidth=0.8, alpha=0.6, label="with page cache")
-    axis.axhline(configuration["limit_mib_each"], color="black", linestyle="--", label="limit")
-    _shade(axis, samples)
-    axis.set(xlabel="seconds", ylabel="MiB", xlim=(0, seconds[-1]), ylim=(0, None))
-    size = configuration["bytes_of_features"] / 2**30
-    axis.set_title(f"Learning {size:.1f} GiB of features with {configuration['ranks']} ranks")
-    axis.legend(loc="lower right", ncols=3, fontsize=8)
-    figure.savefig(path, dpi=_DOTS_PER_INCH)
-    plt.close(figure)
-
-
-def _shade(axis: Axes, samples: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the phases as labelled bands."""
-    end = samples[-1]["second"]
-    for number, (phase, group) in enumerate(groupby(samples, lambda sample: sample["phase"])):
-        times = [sample["second"] for sample in group]
-        axis.axvspan(times[0], times[-1] + 1, color=_PHASES[number % 2], zorder=0)
-        if times[-1] - times[0] > _SHORTEST_NAMED * end:
-            middle = (times[0] + times[-1]) / 2
-            axis.text(
-                middle, 0.99, phase, ha="center", va="top", transform=axis.get_xaxis_transform()
-            )
 
 
 def _table(name: str, values: Mapping[str, Any]) -> list[str]:

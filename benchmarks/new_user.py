@@ -6,7 +6,6 @@ examples/raw. By default it takes about a minute and a half on two free cores.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -18,11 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command_line import OneLineParser, listed, log_progress, table
+from benchmarks.command_line import OneLineParser, add_out, listed, log_progress, publish, table
 from benchmarks.report import machine
 from cmcl.stack_host import HOST, Ports
 
-_RESULTS = Path(".cmcl/benchmarks")
 _ROOT = Path(__file__).parents[1]
 _ENCODERS = _ROOT / "examples/encoders/encoders.json"
 _PICTURES = _ROOT / "examples/raw/emoji.tar"
@@ -40,12 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.pictures is None:
             _unpack(pictures)
         document = _timed(folder, pictures.resolve(), options.query)
-    page = markdown(document)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "new-user.json").write_text(json.dumps(document) + "\n")
-    (options.out / "new-user.md").write_text(page)
-    print(page)
-    print(json.dumps(document), flush=True)
+    publish(options.out, "new-user", markdown(document), document)
     return 0
 
 
@@ -160,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         "pictures", nargs="?", type=Path, metavar="FOLDER", help="pictures with captions"
     )
     parser.add_argument("--query", default="a red fruit")
-    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    add_out(parser)
     return parser
 
 

@@ -8,7 +8,6 @@ empty page through the same layers is the limit: what is above it are queries, v
 import argparse
 import asyncio
 import gzip
-import json
 import re
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.routing import iter_route_contexts
 from pydantic import SecretStr
 
-from benchmarks.command_line import OneLineParser, count, log_progress, table
+from benchmarks.command_line import OneLineParser, add_out, count, log_progress, publish, table
 from benchmarks.control.backlog import BusyCluster
 from benchmarks.control.databases import NAMES, fresh_database, spread
 from benchmarks.control.large_model import (
@@ -45,7 +44,6 @@ from service.page.endpoint import Endpoint
 from service.page.rendering import PREFIX, pages_of
 from service.settings import Settings
 
-_RESULTS = Path(".cmcl/benchmarks")
 GOAL_MS, GOAL_BYTES = 100, 150_000
 
 EMPTY = f"{PREFIX}/empty"
@@ -84,11 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found["databases"][name] = document(measure_pages(app, size, options.repeats))
             finally:
                 app.state.context.close()
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "page.json").write_text(json.dumps(found) + "\n")
-    (options.out / "page.md").write_text(markdown(found))
-    print(markdown(found))
-    print(json.dumps(found), flush=True)
+    publish(options.out, "page", markdown(found), found)
     return 0
 
 
@@ -130,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--repeats", type=count, default=30, help="requests for each page (default: 30)"
     )
-    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    add_out(parser)
     return parser
 
 

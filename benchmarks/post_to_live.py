@@ -19,7 +19,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.command_line import OneLineParser, count, listed, log_progress, table
+from benchmarks.command_line import (
+    OneLineParser,
+    add_out,
+    count,
+    listed,
+    log_progress,
+    publish,
+    table,
+)
 from benchmarks.folder import InvalidStream
 from benchmarks.folder import read_stream as read_datasets
 from benchmarks.live.growth import Growth, measure_growth
@@ -34,7 +42,6 @@ from cmcl.demo.stream import Stream, read_stream
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports
 
-_RESULTS = Path(".cmcl/benchmarks")
 _EXAMPLES = Path(__file__).parents[1] / "examples"
 _POLICIES = ("improve", "preserve")
 # Raw pairs, and the encoders of their modalities.
@@ -58,12 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         document = measured(options)
     except (InvalidStream, FileNotFoundError) as error:
         parser.error(str(error))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "post-to-live.json").write_text(json.dumps(document) + "\n")
-    (options.out / "post-to-live.md").write_text(markdown(document))
-    if not options.json:
-        print(markdown(document))
-    print(json.dumps(document), flush=True)
+    publish(options.out, "post-to-live", markdown(document), document)
     return 0
 
 
@@ -317,8 +319,7 @@ def _parser() -> argparse.ArgumentParser:
         "--before", type=Path, metavar="FILE", help="document of an earlier run, for the page"
     )
     parser.add_argument("--quick", action="store_true", help="no raw pairs, and short histories")
-    parser.add_argument("--json", action="store_true", help="print the document alone")
-    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    add_out(parser)
     return parser
 
 

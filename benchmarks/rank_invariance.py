@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.command_line import OneLineParser, count, counts
+from benchmarks.command_line import OneLineParser, add_out, count, counts, publish
 from benchmarks.folder import read_stream
 from benchmarks.rank_group import in_group
 from benchmarks.rank_job import Job, Part, enter_own_network, make_parent
@@ -26,7 +26,7 @@ from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.files.shards import describe_shard
 from workers.train.data.rows import HeldRows
 
-_RESULTS, _STREAM = Path(".cmcl/benchmarks"), Path("examples/stream")
+_STREAM = Path("examples/stream")
 _WAYS = ("held", "streamed")
 # High, so that the mask blocks a considerable share of the entries.
 _KEPT_ENERGY = 0.9999
@@ -86,11 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         "result": result,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "ranks.json").write_text(json.dumps(answer, indent=1) + "\n")
-    (options.out / "ranks.md").write_text(markdown(answer))
-    print(markdown(answer))
-    print(json.dumps(answer))
+    publish(options.out, "ranks", markdown(answer), answer)
     return 0
 
 
@@ -187,7 +183,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--width", type=count, default=256, help="of the embeddings")
     parser.add_argument("--batch", type=count, default=130, help="not a multiple of 3 or 4")
     parser.add_argument("--epochs", type=count, default=5)
-    parser.add_argument("--out", type=Path, default=_RESULTS)
+    add_out(parser)
     return parser
 
 

@@ -18,11 +18,20 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command_line import OneLineParser, count, counts, listed, log_progress, table
-from benchmarks.endpoint.load import ClientProcess, Load
-from benchmarks.endpoint.messages import FORMS, feature_request, features
+from benchmarks.command_line import (
+    OneLineParser,
+    add_out,
+    count,
+    counts,
+    listed,
+    log_progress,
+    publish,
+    table,
+)
+from benchmarks.endpoint.load import ClientProcess
+from benchmarks.endpoint.messages import FORMS
 from benchmarks.endpoint.serve_stack import EndpointStack
-from benchmarks.endpoint.stored import MODALITY, MODEL, store_version
+from benchmarks.endpoint.stored import MODEL, store_version
 from benchmarks.peers import comparison, servers
 from benchmarks.peers.comparison import Cell, Schedule, Server, Size
 from benchmarks.report import machine
@@ -30,9 +39,6 @@ from cmcl.contract.version import LivePointer
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import write_live
 
-_RESULTS = Path(".cmcl/benchmarks")
-_STEM = "serving"
-_STEM_WRAPPED = "serving-wrapped"
 _INFINITY = Path(".cmcl/bench-infinity")
 _BUILD = "benchmarks.peers.infinity_model.build"
 _WORDS = 512
@@ -41,7 +47,6 @@ _BATCHES = (1, 32, 256)
 _LIMITS = {"max_rows_in_flight": 1 << 17, "max_bytes_in_flight": 1 << 30, "queue_seconds": 60.0}
 _GOALS = {"infinity": 1.0, "bare": 1.3, "products": 0.6}
 _GOAL_CLIENTS, _GOAL_ROWS = 16, 256
-_OK = 200
 
 _QUESTION = (
     "How fast is the endpoint compared with the same matrix products in bare FastAPI and uvicorn, "
@@ -53,8 +58,6 @@ _SERVERS = """\
   versions, limits, validation of every row, metrics.
 - *bare*: one process of FastAPI and uvicorn with a pydantic model and the same heads
   (`benchmarks/peers/bare.py`); one version, no limits, no validation, no metrics.
-- *wrapped* (with `--wrapped`): the bare application as a replica of Ray Serve behind HAProxy
-  (`benchmarks/peers/wrapped.py`), which shows the cost of these two.
 - *Infinity*: infinity-emb on torch, batches of up to 256, one thread. It accepts texts, so each row
   is one word of a few bytes instead of 1024 numbers; its model is a table and two linear maps of
   the same width, the products of a conditioned head. It has no binary format.
@@ -77,13 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
         document = measured(options, Path(folder))
-    page = markdown(document)
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / (_STEM_WRAPPED if options.wrapped else _STEM)
-    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
-    stem.with_suffix(".md").write_text(page)
-    print(page)
-    print(json.dumps(document), flush=True)
+    publish(options.out, "serving", markdown(document), document)
     return 1 if any(cell["wrong"] for cell in document["cells"]) else 0
 
 
@@ -96,7 +93,6 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         servers, infinity_model = _servers(options, folder, stack)
         schedule = Schedule(options.seconds, options.rounds)
         cells = list(_logged(comparison.compare(clients, servers, sizes, schedule)))
-        alone = _clients_alone(clients, folder, options.width)
     after = _products(options.width)
     products = {batch: max(before[batch], after[batch]) for batch in before}
     return {
@@ -104,7 +100,6 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "goals": goals(cells, products),
         "products_per_second": products,
         "infinity_model_seconds": infinity_model,
-        "clients_alone_per_second": alone,
         "configuration": {
             "width": f"F = E = {options.width}, conditioned heads, two modalities",
             "seconds": f"{options.rounds} rounds of {options.seconds:g} s for each cell and server",
@@ -126,9 +121,6 @@ def _servers(
     ours = stack.enter_context(_ours(folder / "ours", width))
     found = [comparison.ours(ours, width)]
     found.append(comparison.bare(stack.enter_context(servers.bare(folder, width)), width))
-    if options.wrapped:
-        wrapped = stack.enter_context(_wrapped(folder / "wrapped", width))
-        found.append(comparison.bare(wrapped, width, "wrapped"))
     if options.without_infinity:
         return found, None
     programs = options.infinity / "bin"
@@ -149,14 +141,6 @@ def _ours(folder: Path, width: int) -> Iterator[str]:
         yield running.address
 
 
-@contextmanager
-def _wrapped(folder: Path, width: int) -> Iterator[str]:
-    """Yield the address of the bare application behind HAProxy."""
-    settings = {"width": width}
-    with EndpointStack(folder, settings=settings, driver="benchmarks.peers.wrapped") as running:
-        yield running.address
-
-
 def _infinity_model(programs: Path, model: Path, width: int) -> dict[str, float]:
     """Build the model with Infinity's interpreter. Return the seconds of its products by batch."""
     if not programs.is_dir():
@@ -172,34 +156,21 @@ def _products(width: int) -> dict[int, float]:
     return {batch: comparison.products_per_second(width, batch) for batch in _BATCHES}
 
 
-def _clients_alone(clients: ClientProcess, folder: Path, width: int) -> float:
-    """Return requests per second of the clients with a server that does nothing: their upper
-    bound."""
-    with servers.trivial(folder, 4 * width) as address:
-        rows_BF = features(1, 1, width)[0]
-        request = feature_request(address, "binary", rows_BF, model=MODEL, modality=MODALITY)
-        answers = clients.ask(Load(address, [request], _GOAL_CLIENTS, 2))
-    return int((answers["status"] == _OK).sum()) / 2
-
-
 def goals(cells: Sequence[Cell], products: Mapping[int, float]) -> list[dict[str, Any]]:
     """Return the goals, each with its worst cell."""
     by_place = {(c.server, c.form, c.rows, c.clients): c for c in cells}
-    rates, latencies, wrapped, shares = [], [], [], []
+    rates, latencies, shares = [], [], []
     for (server, form, rows, clients), cell in by_place.items():
         ours = by_place["ours", form, rows, clients]
         if server == "infinity":
             rates.append((ours.requests_per_second / cell.requests_per_second, _name(cell)))
         if server == "bare" and cell.clients == _GOAL_CLIENTS:
             latencies.append((ours.p50 / cell.p50, _name(cell)))
-        if server == "wrapped" and cell.clients == _GOAL_CLIENTS:
-            wrapped.append((ours.p50 / cell.p50, _name(cell)))
         if server == "ours" and cell.form == "binary" and cell.rows == _GOAL_ROWS:
             shares.append((cell.rows_per_second / products[_GOAL_ROWS], _name(cell)))
     return [
         *_worst("requests / s, ours / Infinity", min, rates, f"above {_GOALS['infinity']:g}"),
         *_worst("p50, ours / bare, 16 clients", max, latencies, f"at most {_GOALS['bare']}"),
-        *_worst("p50, ours / wrapped, 16 clients", max, wrapped, ""),
         *_worst("share of the products' rate", min, shares, f"at least {_GOALS['products']}"),
     ]
 
@@ -244,10 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=count, default=2, help="(default: 2)")
     parser.add_argument("--infinity", type=Path, default=_INFINITY, help=f"(default: {_INFINITY})")
     parser.add_argument("--without-infinity", action="store_true", help="leave it out")
-    parser.add_argument(
-        "--wrapped", action="store_true", help="measure bare under Ray Serve as well"
-    )
-    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    add_out(parser)
     return parser
 
 
@@ -276,11 +244,7 @@ def _limits(document: Mapping[str, Any]) -> str:
         theirs = model.get(str(batch))
         other = f"{int(batch) / theirs:,.0f}" if theirs else "–"
         rows.append([str(batch), f"{rate:,.0f}", other])
-    words = (
-        "Upper bounds: rows per second of the models alone, in a tight loop with one thread; the "
-        "clients alone, with a server that does nothing: "
-        f"{document['clients_alone_per_second']:,.0f} requests per second."
-    )
+    words = "Upper bounds: rows per second of the models alone, in a tight loop with one thread."
     return f"{words}\n\n{table(('rows per batch', 'our heads', 'the model that Infinity serves'), rows)}"
 
 

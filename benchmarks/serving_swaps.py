@@ -5,7 +5,6 @@ pointer that moves every half second. `--minutes` runs for that time instead: th
 """
 
 import argparse
-import json
 import math
 import signal
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.command_line import OneLineParser, count, log_progress
+from benchmarks.command_line import OneLineParser, add_out, count, log_progress, publish
 from benchmarks.endpoint.load import Answers, ClientProcess, Load
 from benchmarks.endpoint.messages import FORMS, Array, Expected, Form, feature_request, features
 from benchmarks.endpoint.serve_stack import EndpointStack
@@ -29,13 +28,11 @@ from benchmarks.report import machine
 from benchmarks.swaps import figures
 from benchmarks.swaps.memory import Memory, slope
 from benchmarks.swaps.mover import Move, Mover, order
-from benchmarks.swaps.page import draw, markdown
+from benchmarks.swaps.page import markdown
 from cmcl.contract.version import LivePointer
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import write_live
 
-_RESULTS = Path(".cmcl/benchmarks")
-_STEM = "serving-swaps"
 _REQUESTS = 8
 _SETTLED = 50
 # After a swap, when its memory has been freed.
@@ -76,13 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="cmcl-swaps-") as folder, ClientProcess() as clients:
         run = _run(options, Path(folder), clients)
     document = _document(options, run)
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / _STEM
-    draw(run.answers, run.moves, (run.memory.times, run.memory.mebibytes), stem.with_suffix(".png"))
-    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
-    stem.with_suffix(".md").write_text(markdown(document))
-    print(markdown(document))
-    print(json.dumps(document), flush=True)
+    publish(options.out, "serving-swaps", markdown(document), document)
     never = document["swap_times"]["all"]["never"]
     return 1 if document["failed"] or document["wrong"] or never else 0
 
@@ -190,7 +181,6 @@ def _document(options: argparse.Namespace, run: Run) -> dict[str, Any]:
         "swap_times": times,
         "swaps": [{**asdict(swap.move), "everywhere": swap.everywhere} for swap in swaps],
         "memory": memory,
-        "picture": f"{_STEM}.png",
         "configuration": _configuration(options, run),
         "machine": machine(),
     }
@@ -273,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=count, default=8, help="per request (default: 8)")
     parser.add_argument("--form", choices=FORMS, default="binary", help="(default: binary)")
     parser.add_argument("--width", type=count, default=1024, help="F = E (default: 1024)")
-    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    add_out(parser)
     return parser
 
 

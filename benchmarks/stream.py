@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from benchmarks.chain import Outcome
-from benchmarks.command_line import OneLineParser, count, counts, log_progress
+from benchmarks.command_line import RESULTS, OneLineParser, count, counts, log_progress
 from benchmarks.figures import Figures, chain_figures, joint_figures
 from benchmarks.folder import InvalidStream, Stream, read_stream
 from benchmarks.joint import JointOutcome
@@ -29,7 +29,6 @@ from cmcl.contract.model import TrainingSpec
 from cmcl.pictures import Memory, MemoryRow, Picture, forgetting_matrices, mean_retention
 from workers.methods.registry import method_class
 
-_RESULTS = Path(".cmcl/benchmarks")
 _ZERO_SHOT = "zero_shot"
 
 _TITLES = {"recall_at_1": "R@1", "recall_at_10": "R@10"}
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream = _stream(options)
         options.methods = options.methods or _applicable(stream, options.width)
         runs = _runs(options, stream)
-        out: Path = options.out or _RESULTS / stream.name
+        out: Path = options.out or RESULTS / stream.name
         out.mkdir(parents=True, exist_ok=True)
     except ValidationError as error:
         parser.error("; ".join(_in_words(detail) for detail in error.errors()))
@@ -83,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--order", default="forward", help="forward, reversed or shuffled:K")
     parser.add_argument("--name", help="of the stream in the results (default: the folder's)")
-    parser.add_argument("--out", type=Path, help=f"for the results (default: {_RESULTS}/NAME)")
+    parser.add_argument("--out", type=Path, help=f"for the results (default: {RESULTS}/NAME)")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one document")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--jobs", type=count, default=cores, help="processes (default: cores)")

@@ -6,7 +6,6 @@ without a fault.
 """
 
 import argparse
-import json
 import signal
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command_line import OneLineParser, count
+from benchmarks.command_line import OneLineParser, add_out, count, publish
 from benchmarks.faults.attempts import Job, Result, Size
 from benchmarks.faults.bucket import TcpProxy, bucket
 from benchmarks.faults.cases import CASES, PEER_SECONDS, Case
@@ -26,7 +25,6 @@ from benchmarks.faults.trial import Trial
 from benchmarks.report import machine
 from cmcl.storage.uris import open_store
 
-_RESULTS = Path(".cmcl/benchmarks")
 _CHECKPOINT_SECONDS = 3
 _SAME = 1e-5
 _UNDISTURBED = Case("nothing", lambda _: 0.0)
@@ -91,9 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(outcomes[-1], file=sys.stderr, flush=True)
             # After each case, because the whole benchmark takes more than a quarter of an hour.
             document = _document(outcomes, size, usual.updates, seconds)
-            _leave(options.out, document)
-    print(markdown(document))
-    print(json.dumps(document), flush=True)
+            publish(options.out, "training-faults", markdown(document), document)
     return 0 if all(each.is_same and each.came_in_time for each in outcomes) else 1
 
 
@@ -112,13 +108,6 @@ def _document(
         "peer_seconds": PEER_SECONDS,
         "machine": machine(),
     }
-
-
-def _leave(folder: Path, document: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / "training-faults"
-    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
-    stem.with_suffix(".md").write_text(markdown(document))
 
 
 def _undisturbed(folder: Path, size: Size) -> tuple[Result, float]:
@@ -187,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rows", type=count, default=20_000, help="(default: 20000)")
     parser.add_argument("--epochs", type=count, default=30, help="(default: 30)")
-    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    add_out(parser)
     return parser
 
 

@@ -1,26 +1,29 @@
 """How fast does one rank train, compared with a bare loop and with the published script's?
 
-`python -m benchmarks.training_rate` measures loops, reading and the start of a warm job. Its peers
+`python -m benchmarks.training_rate` measures loops and reading. Its peers
 need additional packages, which `make bench-training` installs.
 """
 
 import argparse
-import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-from benchmarks.command_line import OneLineParser, count, counts, listed, log_progress, table
+from benchmarks.command_line import (
+    OneLineParser,
+    add_out,
+    count,
+    counts,
+    listed,
+    log_progress,
+    publish,
+    table,
+)
 from benchmarks.report import machine
 from benchmarks.training.comparison import Comparison
-from benchmarks.training.start import measure_start
 
-_RESULTS = Path(".cmcl/benchmarks")
-_STEM = "training-rate"
 # Goals for the ratio of our rate to each peer's, by batch size.
 _GOALS: dict[str, dict[int, float]] = {"bare": {1024: 0.7}, "published": {64: 10.0}}
 # Bytes of float16, both sides.
@@ -28,8 +31,7 @@ _ROW_BYTES = 4
 
 _QUESTION = (
     "How many rows per second does one rank learn, compared with a bare loop of the same products "
-    "and with the published training script's loop? How fast does it read? How long does a job with "
-    "warm ranks take until its first update?"
+    "and with the published training script's loop? How fast does it read?"
 )
 _LOOPS = """\
 - *bare*: two heads and their scores with hand-written gradients, seven products, one exponential,
@@ -48,24 +50,13 @@ _CALM = (
     "eight calmest, and the largest share of other processes among them is shown. *CPU*: CPU time "
     "of the process, without waiting for a core; with two threads, of both."
 )
-_START = (
-    "Seconds from spec.json, which the control plane writes before it submits the job to Ray, to "
-    "the first update; datasets of examples/stream on the whole local system. The first one "
-    "includes the imports of the ranks, and does not count."
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, print the page, and write page and document."""
     options = _parser().parse_args(arguments)
     document = measured(options)
-    page = markdown(document)
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / _STEM
-    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
-    stem.with_suffix(".md").write_text(page)
-    print(page)
-    print(json.dumps(document), flush=True)
+    publish(options.out, "training-rate", markdown(document), document)
     return 0
 
 
@@ -79,16 +70,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     ]
     log_progress("reading")
     reading = _reading(comparison, options.shards)
-    start = None
-    if not options.without_ray:
-        log_progress("the start of warm jobs")
-        with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
-            start = measure_start(options.stream, Path(folder), options.ranks)
     return {
         "loops": loops,
         "reading": reading,
-        "start": start,
-        "goals": _goals(loops, reading, start),
+        "goals": _goals(loops, reading),
         "configuration": {
             "width": f"E = I = {options.width}",
             "rows": options.rows,
@@ -122,9 +107,7 @@ def _reading(comparison: Comparison, shards: int) -> dict[str, Any]:
     }
 
 
-def _goals(
-    loops: Sequence[Mapping[str, Any]], reading: Mapping[str, Any], start: Mapping[str, Any] | None
-) -> list[dict[str, Any]]:
+def _goals(loops: Sequence[Mapping[str, Any]], reading: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the goals with the measured values."""
     goals = []
     for found in loops:
@@ -139,9 +122,6 @@ def _goals(
     for files in ("users' files", "own shards"):
         share = readers[f"pyarrow, {files}"] / readers[f"ours, {files}"]
         goals.append({"what": f"reading / pyarrow, {files}", "measured": share, "goal": 0.8})
-    if start is not None:
-        seconds = start["median_seconds"]
-        goals.append({"what": "warm start, s", "measured": seconds, "goal": "under 3"})
     return goals
 
 
@@ -155,10 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--shards", type=count, default=8, help="shards to read (default: 8)")
     parser.add_argument("--rounds", type=count, default=5, help="rounds, alternating between loops")
-    parser.add_argument("--ranks", type=count, default=2, help="that stay warm (default: 2)")
-    parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
-    parser.add_argument("--without-ray", action="store_true", help="skip the start of jobs")
-    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    add_out(parser)
     return parser
 
 
@@ -173,8 +150,6 @@ def markdown(document: Mapping[str, Any]) -> str:
         *(_loops_table(found) for found in document["loops"]),
         _reading_table(document["reading"]),
     ]
-    if document.get("start"):
-        parts.append(_start_table(document["start"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -220,16 +195,6 @@ def _reading_table(found: Mapping[str, Any]) -> str:
         "validity for each number, while our own declare that none is missing."
     )
     return f"### Reading\n{words}\n\n{table(head, rows)}"
-
-
-def _start_table(found: Mapping[str, Any]) -> str:
-    names = list(dict.fromkeys(name for one in found["datasets"] for name in one))
-    rows = [
-        [str(number), *(f"{one[name]:.2f}" if name in one else "–" for name in names)]
-        for number, one in enumerate(found["datasets"], start=1)
-    ]
-    words = f"{found['ranks']} rank(s). {_START}"
-    return f"### Start of a warm job\n{words}\n\n{table(('dataset', *names), rows)}"
 
 
 def _windows(one: Mapping[str, Any]) -> str:

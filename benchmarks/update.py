@@ -9,20 +9,18 @@ of a dataset, E width of the embeddings, I of what a head reads; E = I.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.command_line import OneLineParser, count, counts, log_progress
+from benchmarks.command_line import OneLineParser, add_out, count, counts, log_progress, publish
 from benchmarks.protected import (
     KEPT_ENERGY,
     PAIR,
@@ -42,7 +40,6 @@ from workers.nullspace.moments import pair_moments
 Seconds = Mapping[str, Sequence[float]]
 """Seconds of each task, by round."""
 
-_RESULTS = Path(".cmcl/benchmarks")
 _VERSIONS = ("python", "cmcl", "torch", "numpy")
 _EARLIER = (1, 10, 100)
 _START_ROWS = 2000
@@ -58,14 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     answer = measured(options.width, options.batches, options.repeats)
-    page = markdown(answer)
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"update-{options.width}"
-    stem.with_suffix(".json").write_text(json.dumps(answer) + "\n")
-    stem.with_suffix(".md").write_text(page)
-    print(page)
-    if options.json:
-        print(json.dumps(answer), flush=True)
+    publish(options.out, f"update-{options.width}", markdown(answer), answer)
     return 0
 
 
@@ -75,8 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batches", type=counts, default=(64, 256, 1024, 4096), metavar="A,B,...")
     parser.add_argument("--threads", type=count, help="(default: torch's default)")
     parser.add_argument("--repeats", type=count, default=7, help="rounds after one of warm-up")
-    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one document")
+    add_out(parser)
     return parser
 
 

@@ -54,28 +54,12 @@ class EndpointStack:
     """Replicas that serve at `address` from the store under `folder`."""
 
     def __init__(
-        self,
-        folder: Path,
-        replicas: int = 1,
-        environment: Mapping[str, str] | None = None,
-        settings: Mapping[str, object] | None = None,
-        nodes: int = 1,
-        driver: str = "benchmarks.endpoint.driver",
+        self, folder: Path, replicas: int = 1, settings: Mapping[str, object] | None = None
     ) -> None:
-        """`settings`: values of `ServeSettings` that differ from the defaults. `nodes`: with two, each
-        has CPUs for one replica. `driver`: the module that deploys."""
-        self._module = driver
-        self._replicas = replicas
-        self._nodes = nodes
-        self._settings = {
-            "num_cpus": _cpus_of_head(replicas) if nodes > 1 else 1,
-            **(settings or {}),
-        }
-        self.stack = LocalStack(
-            folder, Ports.free(), ranks=replicas, extra_environment=dict(environment or {})
-        )
+        """`settings`: values of `ServeSettings` that differ from the defaults."""
+        self._replicas, self._settings = replicas, settings or {}
+        self.stack = LocalStack(folder, Ports.free(), ranks=replicas)
         self._driver: subprocess.Popen[bytes] | None = None
-        self._second: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
@@ -92,13 +76,11 @@ class EndpointStack:
         try:
             self.stack.start_ray()
             self.stack.wait_for_ray()
-            if self._nodes > 1:
-                self.start_second_node()
-            args = {"store": self.store_uri, "replicas": self._replicas, **self._settings}
+            args = {"store": self.store_uri, "replicas": self._replicas, "num_cpus": 1}
             self._driver = self.stack.start_driver(
                 [
-                    *(sys.executable, "-m", self._module),
-                    *(json.dumps(args), str(self.stack.ports.embeddings)),
+                    *(sys.executable, "-m", "benchmarks.endpoint.driver"),
+                    *(json.dumps({**args, **self._settings}), str(self.stack.ports.embeddings)),
                 ]
             )
             self._wait()
@@ -125,49 +107,12 @@ class EndpointStack:
                 self._driver.kill()
                 self._driver.wait()
             self._driver = None
-        if self._second is not None:
-            self.kill_second_node()
         self.stack.stop()
-
-    def start_second_node(self) -> None:
-        """Start a node with CPUs for one replica. It has the same address as the head, because
-        replicas listen on loopback like HAProxy."""
-        self._second = self.stack.start_driver(
-            [
-                *(str(Path(sys.executable).parent / "ray"), "start", "--block"),
-                f"--address=127.0.0.1:{self.stack.ports.ray}",
-                *("--node-ip-address=127.0.0.1", "--object-store-memory=80000000"),
-                f"--num-cpus={_cpus_of_head(self._replicas)}",
-                # With the default range, the worker ports of nodes on the same machine collide.
-                *("--min-worker-port=0", "--max-worker-port=0"),
-            ]
-        )
-
-    def kill_second_node(self) -> None:
-        """Kill it with all its processes."""
-        assert self._second is not None
-        family = psutil.Process(self._second.pid).children(recursive=True)
-        for process in [*family, self._second]:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                pass  # It has already ended.
-        self._second.wait()
-        self._second = None
 
     def replicas(self) -> list[psutil.Process]:
         """Return the processes of the replicas."""
-        return self.find(_REPLICA)
-
-    def find(self, words: str) -> list[psutil.Process]:
-        """Return processes of this Ray whose title contains `words`."""
-        roots = [self.stack.processes["ray"], *([self._second] if self._second else [])]
-        return [each for root in roots for each in family(root.pid) if words in title(each)]
-
-    def proxy(self) -> list[psutil.Process]:
-        """Return HAProxy's processes, which are detached from their parent."""
-        folder = str(self.stack.proxy_folder)
-        return [each for each in psutil.process_iter() if folder in title(each)]
+        ray = self.stack.processes["ray"]
+        return [each for each in family(ray.pid) if _REPLICA in title(each)]
 
     def replica_addresses(self) -> dict[str, str]:
         """Return the direct address of each replica by name, from HAProxy's configuration."""
@@ -204,8 +149,3 @@ def _is_ready(address: str) -> bool:
         return httpx.get(f"{address}/readyz", timeout=2).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False  # Not listening yet.
-
-
-def _cpus_of_head(replicas: int) -> int:
-    """Return the logical CPUs of the head, as `cmcl.stack` sets them."""
-    return 2 * replicas + 4

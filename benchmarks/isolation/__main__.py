@@ -8,7 +8,6 @@ ends when all is released. A part that kept memory or ended is restarted before 
 """
 
 import argparse
-import json
 import signal
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command_line import OneLineParser, log_progress
+from benchmarks.command_line import OneLineParser, add_out, log_progress, publish
 from benchmarks.isolation.attacker import AttackFailed, AttackFunction, AttackProcess
 from benchmarks.isolation.bystander import RATES, SteadyLoad
 from benchmarks.isolation.endpoint_attacks import (
@@ -59,8 +58,6 @@ from cmcl.demo.stream import read_stream
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports, StackError
 
-_RESULTS = Path(".cmcl/benchmarks")
-_STEM = "isolation"
 _PREPARE_SECONDS = 900.0
 _GRACE_SECONDS = 120.0
 # Requests after the attack are counted for this long at least.
@@ -105,19 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Raise, so that context managers stop Ray, which would otherwise outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     document = run(options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / _STEM
-    earlier = stem.with_suffix(".json")
-    if options.before:
-        document["before"] = json.loads(options.before.read_text())["attacks"]
-    elif earlier.exists():
-        # The page that is replaced compared with it.
-        document["before"] = json.loads(earlier.read_text()).get("before", {})
-    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
-    stem.with_suffix(".md").write_text(markdown(document))
-    print(markdown(document))
-    if options.json:
-        print(json.dumps(document), flush=True)
+    publish(options.out, "isolation", markdown(document), document)
     return 1 if any(found["missed"] for found in document["attacks"].values()) else 0
 
 
@@ -329,14 +314,7 @@ def _parser() -> argparse.ArgumentParser:
         help="bob posts no dataset during each attack",
     )
     parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
-    parser.add_argument(
-        "--before",
-        type=Path,
-        metavar="FILE",
-        help="the JSON of an earlier run to compare with (default: what the replaced page compared with)",
-    )
-    parser.add_argument("--json", action="store_true", help="print the document as the last line")
-    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    add_out(parser)
     return parser
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,7 +208,6 @@ def markdown(document: Mapping[str, Any]) -> str:
             summary,
             _seen(shown),
             *errors,
-            *_beside(document.get("before", {}), shown),
             "\n## What failed",
             _failures(shown),
             "\n## The attacks",
@@ -265,46 +264,6 @@ def _dataset(found: Mapping[str, Any]) -> str:
     """Return the end of the dataset that was posted when the attack began."""
     dataset = found.get("dataset")
     return f"{dataset['state']}, {dataset['seconds']:.0f} s" if dataset else "–"
-
-
-def _beside(
-    before: Mapping[str, Mapping[str, Any]], shown: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
-    """Compare with an earlier state of the system, each figure as `before → now`."""
-    rows = []
-    for name, now in shown.items():
-        then = before.get(name)
-        if then is None:
-            continue
-        if "error" in then:
-            rows.append([name, then["error"], *[""] * (3 + len(ROLES))])
-            continue
-        pair = (then, now)
-        rows.append(
-            [
-                name,
-                _arrow(
-                    f"{each['failed'] + each['healthz_failed']} of {each['requests']}"
-                    for each in pair
-                ),
-                _arrow(str(each["failed_afterwards"]) for each in pair),
-                _arrow(_seconds(each["p99_s"]) for each in pair),
-                _arrow(_seconds(each["healthz_worst_s"]) for each in pair),
-                *(_arrow(f"{each['peak_mib'][role]:.0f}" for each in pair) for role in ROLES),
-            ]
-        )
-    if not rows:
-        return []
-    heads = ["attack", "failed", "afterwards", "p99, s", "/healthz, s"]
-    return [
-        "\n## Before and now",
-        "The same attacks on the system before it had these limits, in a run of its own.\n",
-        table([*heads, *(f"{role}, MiB" for role in ROLES)], rows),
-    ]
-
-
-def _arrow(values: Iterable[str]) -> str:
-    return " → ".join(values)
 
 
 def _failures(shown: Mapping[str, Mapping[str, Any]]) -> str:

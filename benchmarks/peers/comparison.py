@@ -97,9 +97,8 @@ def ours(address: str, width: int) -> Server:
     return Server("ours", ("json", "base64", "binary"), prepare)
 
 
-def bare(address: str, width: int, name: str = "bare") -> Server:
-    """`benchmarks.peers.bare`, alone or wrapped: the same requests, except for the path of raw
-    rows."""
+def bare(address: str, width: int) -> Server:
+    """`benchmarks.peers.bare`: the same requests, except for the path of raw rows."""
 
     def prepare(size: Size) -> tuple[str, list[bytes], Check]:
         if size.form != "binary":
@@ -112,7 +111,7 @@ def bare(address: str, width: int, name: str = "bare") -> Server:
         ]
         return address, requests, Expected(size.form, {1: _embeddings(rows_RBF, width)})
 
-    return Server(name, ("json", "base64", "binary"), prepare)
+    return Server("bare", ("json", "base64", "binary"), prepare)
 
 
 def infinity(address: str, width: int, words: int) -> Server:

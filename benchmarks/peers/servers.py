@@ -44,18 +44,6 @@ def bare(folder: Path, width: int) -> Iterator[str]:
 
 
 @contextmanager
-def trivial(folder: Path, answer_bytes: int) -> Iterator[str]:
-    """Yield the address of a server that does nothing."""
-    port = _free_port()
-    command = [
-        *(sys.executable, "-m", "benchmarks.peers.trivial"),
-        *("--port", str(port), "--answer", str(answer_bytes)),
-    ]
-    with _running(command, folder / "trivial.log", port, {}) as address:
-        yield address
-
-
-@contextmanager
 def infinity(folder: Path, programs: Path, model: Path) -> Iterator[str]:
     """Yield the address of Infinity serving `model`; `programs` has its interpreter."""
     port = _free_port()

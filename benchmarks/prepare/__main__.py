@@ -20,7 +20,7 @@ from typing import Any
 
 import ray
 
-from benchmarks.command_line import OneLineParser, count, counts, log_progress
+from benchmarks.command_line import OneLineParser, add_out, count, counts, log_progress, publish
 from benchmarks.prepare.encoding import KINDS, bare_rate, compared, medians, prepared_rate
 from benchmarks.prepare.inputs import minilm, vision_transformer, write_captions, write_pictures
 from benchmarks.prepare.page import markdown
@@ -33,7 +33,6 @@ from workers.prepare.cluster import FEW_UNITS, RayCluster
 from workers.prepare.encoder_pool import EncoderPools
 from workers.prepare.settings import PrepareSettings
 
-_RESULTS = Path(".cmcl/benchmarks")
 # Of the bare loop; of one actor; of pyarrow's scan.
 _ONE_ACTOR, _TWO_ACTORS, _FEATURES = 0.9, 1.6, 0.8
 _CPUS = 8
@@ -60,13 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             ray.shutdown()
     page = markdown(document, (__doc__ or "").partition("\n")[0])
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / "prepare"
-    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
-    stem.with_suffix(".md").write_text(page)
-    print(page)
-    if options.json:
-        print(json.dumps(document), flush=True)
+    publish(options.out, "prepare", page, document)
     return 0
 
 
@@ -198,8 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--feature-rows", type=count, default=500_000)
     parser.add_argument("--feature-rounds", type=count, default=5)
     parser.add_argument("--width", type=count, default=512, help="of each side of the features")
-    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one document")
+    add_out(parser)
     return parser
 
 

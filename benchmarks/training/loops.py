@@ -6,7 +6,6 @@ directions, one positive per row, no protection, no progress reports. `AutogradL
 Shapes: B rows of a batch, N of the dataset, E width of the embeddings, I and J of the two sides.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from benchmarks.training.timing import WindowTimer
-from cmcl.contract.job import Phase
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, Precision, TrainingSpec
 from workers.model.rows import PairedRows
@@ -124,25 +122,12 @@ def _through(by_unit_BE: Tensor, unit_BE: Tensor, lengths_B1: Tensor) -> Tensor:
 
 @dataclass
 class Clock(Watcher):
-    """Times each update of a training after this share of the updates.
-
-    `initial_state`: seconds of training up to and including its first update.
-    """
+    """Times each update of a training."""
 
     windows: WindowTimer
-    begin: float = 0.0
-    initial_state: float = 0.0
-    _entered: float = 0.0
-
-    def enter(self, phase: Phase) -> None:
-        if phase == "training":
-            self._entered = time.perf_counter()
 
     def update_done(self, update: UpdateDone) -> None:
-        if update.done == 1:
-            self.initial_state = time.perf_counter() - self._entered
-        if update.done > self.begin * update.total:
-            self.windows.tick()
+        self.windows.tick()
 
 
 def spec_of(width: int, batch: int, epochs: int, precision: Precision = "float32") -> ModelSpec:

@@ -62,11 +62,10 @@ class Timing:
 
 
 class WindowTimer:
-    """WindowTimer of a measurement; call `tick` after each unit of work. `peers`: number of processes
-    of this benchmark, including this one. `enough`: required number of calm windows."""
+    """Windows of a measurement; call `tick` after each unit of work. `enough`: required number of calm windows."""
 
-    def __init__(self, peers: int = 1, enough: int = ENOUGH) -> None:
-        self._peers, self._cores = peers, len(os.sched_getaffinity(0))
+    def __init__(self, enough: int = ENOUGH) -> None:
+        self._cores = len(os.sched_getaffinity(0))
         self._enough = enough
         self._count = 0
         self._begin: tuple[float, float, float] | None = None
@@ -95,18 +94,13 @@ class WindowTimer:
         """Whether there are enough calm windows."""
         return sum(window.is_calm for window in self.all) >= self._enough
 
-    def chosen(self) -> list[int]:
-        """Return the indices of the windows that count: the calm ones, or the calmest if there are
-        too few."""
-        calm = [number for number, window in enumerate(self.all) if window.is_calm]
-        calmest = sorted(range(len(self.all)), key=lambda number: self.all[number].others)
-        return calm if self.is_enough else calmest[: self._enough]
-
     def timing(self) -> Timing:
         """Return the timing. Raises ValueError without a complete window."""
         if not self.all:
             raise ValueError("nothing was measured: at least 2 units of work are needed")
-        chosen = [self.all[number] for number in self.chosen()]
+        calmest = sorted(self.all, key=lambda window: window.others)
+        calm = [window for window in self.all if window.is_calm]
+        chosen = calm if self.is_enough else calmest[: self._enough]
         found = torch.tensor([window.of_one for window in chosen], dtype=torch.float64)
         return Timing(
             median=median(found.tolist()),
@@ -120,7 +114,7 @@ class WindowTimer:
 
     def _window(self, begin: tuple[float, float, float], end: tuple[float, float, float]) -> Window:
         seconds, busy, own = (after - before for before, after in zip(begin, end, strict=True))
-        others = max(0.0, busy - self._peers * own) / (seconds * self._cores)
+        others = max(0.0, busy - own) / (seconds * self._cores)
         return Window(self._count, seconds, own, others)
 
     @staticmethod
