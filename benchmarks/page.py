@@ -40,9 +40,9 @@ from benchmarks.control.large_model import (
 from benchmarks.report import machine
 from cmcl.storage import layout
 from service.app import Parts, create_app
+from service.core.settings import Settings
 from service.page.endpoint import Endpoint
 from service.page.rendering import PREFIX, pages_of
-from service.settings import Settings
 
 GOAL_MS, GOAL_BYTES = 100, 150_000
 

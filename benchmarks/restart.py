@@ -24,12 +24,12 @@ from benchmarks.control.intake import add_model, over_http, running_service
 from cmcl.contract.gate import Gate
 from cmcl.contract.version import LivePointer
 from cmcl.storage import layout
+from service.core.principal import DEFAULT_OWNER
+from service.core.states import JobState
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.database.queries import models as model_queries
 from service.database.tables import models
-from service.principal import DEFAULT_OWNER
-from service.states import JobState
 
 _CHUNK = 1000
 _CLIENTS = 4

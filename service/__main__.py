@@ -11,17 +11,16 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from service.auth.keys import OPERATOR, NewKey, create_key, mint, revoke_key
-from service.context import utc_now
+from service.core.clock import utc_now
+from service.core.errors import ServiceError, Unprocessable
+from service.core.principal import Scope
+from service.core.settings import MOST_KEYS, Settings
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from service.database.seek import Seek
-from service.errors import ServiceError, Unprocessable
 from service.events.webhook_secrets import new_key
-from service.owner_settings import MOST_KEYS
-from service.principal import Scope
-from service.settings import Settings
 from service.telemetry.logs import log_config, secret_texts
 
 T = TypeVar("T")
@@ -72,7 +71,7 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
     # They take seconds to import: wrong settings, and keys, need not wait for them.
     from service.api.server import make_server
     from service.app import create_app
-    from service.stale_database import check_at_start
+    from service.database.stale import check_at_start
 
     # With Python's own 5 ms, each thread that computes delays each step of the event loop by so long.
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -80,7 +79,7 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
     logging.config.dictConfig(config)
     app = create_app(settings)
     try:
-        check_at_start(app.state.context)
+        check_at_start(app.state.context.store, app.state.context.database)
         server = make_server(app, settings, config)
         with contextlib.suppress(KeyboardInterrupt):
             server.run()

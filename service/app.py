@@ -26,12 +26,17 @@ from service.api.request_log import RequestLog
 from service.api.routes import api_routes
 from service.auth.authenticator import Authenticator
 from service.auth.sessions import Sessions
-from service.context import Clock, Context, utc_now
+from service.context import Announce, Context
+from service.core.clock import Clock, steady, utc_now
+from service.core.errors import DatabaseError
+from service.core.loops import Loop, MemoryReleaser
+from service.core.setting_values import read_pod_templates
+from service.core.settings import Settings
+from service.core.tuning import Tuning
 from service.database import notifications
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.database.queries import drivers
-from service.errors import DatabaseError
 from service.events.feed import Feed
 from service.events.webhook_delivery import Deliverer
 from service.events.webhook_secrets import SecretCipher, encrypt_stored
@@ -40,26 +45,23 @@ from service.jobs.driver import DriverLoop, driver_id
 from service.jobs.reconciler import Reconciler
 from service.jobs.scheduler import Scheduler
 from service.jobs.workers import Notifications, Workers
-from service.jobs.workqueue import WakeSignal, Work, steady
+from service.jobs.workqueue import Work
 from service.launchers.driver import DriverLauncher
-from service.launchers.kuberay_resource import Site, read_pod_templates
+from service.launchers.kuberay_resource import Site
 from service.launchers.port import Launcher, StatusCache
 from service.launchers.ray_jobs import RayJobLauncher
-from service.loops import Loop, MemoryReleaser
 from service.maintenance.backup import BackupWriter
 from service.maintenance.gc import GarbageCollector
 from service.page.application import PageBesideApi, create_page
 from service.registry.live_pointer import Announcer
-from service.settings import Settings
 from service.telemetry.backlog import BacklogCollector
 from service.telemetry.instrumented import (
     InstrumentedDatabase,
     InstrumentedLauncher,
     InstrumentedStore,
 )
-from service.telemetry.metrics import EventObserver, Metrics
+from service.telemetry.metrics import Metrics
 from service.telemetry.spans import NoSpans, Spans
-from service.tuning import Tuning
 
 if TYPE_CHECKING:
     from service.auth.oidc import OidcLogin, OidcTokens
@@ -86,12 +88,13 @@ class Parts:
 
 def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     """Create the control plane. Its loops run from the start of the server until it stops."""
-    context = create_context(settings, parts or Parts())
+    announcer = Announcer(settings.embeddings_url)
+    context = create_context(settings, parts or Parts(), announcer.announce)
     reconciler = Reconciler(context)
     app = DescribedApp(
         title="cmcl control plane",
         version=version(DISTRIBUTION),
-        lifespan=_lifespan(context, reconciler),
+        lifespan=_lifespan(context, reconciler, announcer),
         routes=api_routes(),
         telemetry=context.metrics.spans.of_requests(),
         # Served by `service.api.openapi`: rendered once, without scripts from elsewhere.
@@ -129,24 +132,25 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     return app
 
 
-def create_context(settings: Settings, parts: Parts) -> Context:
+def create_context(
+    settings: Settings, parts: Parts, announce: Announce = lambda _model, _pointer: None
+) -> Context:
     """Create the parts and upgrade the tables. The database is closed on any error."""
-    metrics, wake_signal = Metrics(parts.spans or open_spans()), WakeSignal()
-    observer = EventObserver(metrics, wake_signal.notify)
-    database = InstrumentedDatabase(open_database(settings.database_url), metrics, observer)
+    metrics = Metrics(parts.spans or open_spans())
+    database = InstrumentedDatabase(open_database(settings.database_url), metrics)
+    database.subscribe(metrics.observe_event)
     try:
         # Raises if a newer release left tables that this one cannot use.
         upgrade(database)
-        return _context(settings, parts, database, wake_signal, observer)
+        return _context(settings, parts, database, metrics, announce)
     except BaseException:
         database.close()
         raise
 
 
 def _context(
-    settings: Settings, parts: Parts, database: Database, wake: WakeSignal, observer: EventObserver
+    settings: Settings, parts: Parts, database: Database, metrics: Metrics, announce: Announce
 ) -> Context:
-    metrics = observer.metrics
     metrics.registry.register(BacklogCollector(database, parts.clock))
     tokens = _tokens(settings)
     store = InstrumentedStore(parts.store or open_store(settings.store_uri), metrics)
@@ -179,9 +183,7 @@ def _context(
         store=store,
         launcher=launcher,
         driver_launcher=driver_launcher,
-        wake_signal=wake,
-        job_changed=observer.job_changed,
-        announcer=Announcer(settings.embeddings_url),
+        announce=announce,
         metrics=metrics,
         clock=parts.clock,
     )
@@ -236,13 +238,13 @@ def _kuberay_launcher(settings: Settings, tuning: Tuning) -> Launcher:
     return KubeRayLauncher(site)
 
 
-def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
+def _lifespan(context: Context, reconciler: Reconciler, announcer: Announcer) -> Lifespan:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         context.authenticator.warn_without_keys()
         encrypt_stored(context.database, SecretCipher(context.settings.encryption_key))
         stop = threading.Event()
-        loops = _loops(context, reconciler)
+        loops = _loops(context, reconciler, announcer)
         _watch(app, loops)
         # Daemons: a call that hangs must not keep the process from exiting. No state is lost.
         threads = [
@@ -262,14 +264,14 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
     return lifespan
 
 
-def _loops(context: Context, reconciler: Reconciler) -> list[Loop]:
+def _loops(context: Context, reconciler: Reconciler, announcer: Announcer) -> list[Loop]:
     """All loops of this process."""
     loops: list[Loop] = [
         reconciler,
         reconciler.monitor,
         Workers(reconciler.queue, reconciler.process, context.tuning.reconcile_workers),
         Scheduler(context),
-        DriverLoop(context),
+        DriverLoop(context, reconciler.wake_preparations),
         _deliverer(context),
         GarbageCollector(context),
         MemoryReleaser(),
@@ -278,7 +280,7 @@ def _loops(context: Context, reconciler: Reconciler) -> list[Loop]:
     if notifications.is_supported(context.database):
         loops.append(Notifications(context.database, reconciler.wake, reconciler.resync))
     if context.settings.embeddings_url:
-        loops.append(context.announcer)
+        loops.append(announcer)
     if context.settings.snapshot_signing_key is not None:
         loops.append(_snapshot_writer(context, context.settings.snapshot_signing_key))
     return loops
@@ -293,9 +295,17 @@ def _watch(app: FastAPI, loops: list[Loop]) -> None:
 
 def _snapshot_writer(context: Context, signing_key: SecretStr) -> Loop:
     # `cryptography` takes long to import, and most deployments have no such key.
-    from service.auth.key_snapshot import SnapshotWriter, read_signing_key
+    from service.auth.key_snapshot import SnapshotWriter
+    from service.core.setting_values import read_signing_key
 
-    return SnapshotWriter(context, read_signing_key(signing_key.get_secret_value()))
+    return SnapshotWriter(
+        read_signing_key(signing_key.get_secret_value()),
+        context.settings,
+        context.store,
+        context.database,
+        context.metrics,
+        context.clock,
+    )
 
 
 def _deliverer(context: Context) -> Deliverer:

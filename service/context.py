@@ -1,34 +1,29 @@
-"""The parts of the control plane that its packages share, and its clock. Built once, in `service.app`."""
+"""The parts of one control plane that its packages share. Built once, in `service.app`."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from cmcl.contract.version import LivePointer
+from cmcl.storage.object_store import ObjectStore
+from service.auth.authenticator import Authenticator
+from service.auth.sessions import Sessions
+from service.core.clock import Clock
+from service.core.settings import Settings
+from service.core.tuning import Tuning
+from service.database.engine import Database
+from service.launchers.port import Launcher
+from service.telemetry.metrics import Metrics
+
 if TYPE_CHECKING:
-    # Types alone: the packages that import this module are imported by none of these lines.
-    from cmcl.storage.object_store import ObjectStore
-    from service.auth.authenticator import Authenticator
+    # Slow to import, and most installations have no issuer.
     from service.auth.oidc import OidcLogin
-    from service.auth.sessions import Sessions
-    from service.database.engine import Database
-    from service.jobs.workqueue import WakeSignal
-    from service.launchers.port import Launcher
-    from service.registry.live_pointer import Announcer
-    from service.settings import Settings
-    from service.telemetry.metrics import Metrics
-    from service.tuning import Tuning
-
-# Passed as a dependency, so that tests can control the time.
-Clock = Callable[[], datetime]
 
 
-def utc_now() -> datetime:
-    """The current time in UTC, timezone-aware."""
-    return datetime.now(UTC)
+Announce = Callable[[str, LivePointer], None]
 
 
 @dataclass(frozen=True)
@@ -46,10 +41,8 @@ class Context:
     launcher: Launcher
     # What runs the driver on the cluster; the same one where each attempt is a submission of its own.
     driver_launcher: Launcher
-    wake_signal: WakeSignal
-    # Set when a job changed in this process: there may be room for another one.
-    job_changed: threading.Event
-    announcer: Announcer
+    # Tells the embeddings endpoint of a changed live pointer, without waiting for it.
+    announce: Announce
     metrics: Metrics
     clock: Clock
 
@@ -57,7 +50,6 @@ class Context:
         """Close the database's connections."""
         self.database.close()
 
-
-def is_past(context: Context, since: datetime, seconds: float) -> bool:
-    """Whether more than so many seconds have gone by since that moment."""
-    return context.clock() - since > timedelta(seconds=seconds)
+    def is_past(self, since: datetime, seconds: float) -> bool:
+        """Return whether more than `seconds` have gone by since that moment."""
+        return self.clock() - since > timedelta(seconds=seconds)

@@ -18,14 +18,14 @@ from benchmarks.control.databases import spread
 from cmcl.contract.model import ModelSpec
 from service.app import Parts, create_context
 from service.context import Context
+from service.core.settings import Settings
+from service.core.states import JobState
+from service.core.tuning import Tuning
 from service.database.engine import Database
 from service.database.queries import models
 from service.database.tables import datasets, jobs
 from service.jobs.reconciler import Reconciler
 from service.launchers.port import LaunchState, LaunchStatus, Submission
-from service.settings import Settings
-from service.states import JobState
-from service.tuning import Tuning
 
 SPEC = ModelSpec(modalities={"image": 4, "text": 3})
 _FEW = 10

@@ -20,14 +20,14 @@ import httpx
 from benchmarks.control.databases import spread
 from cmcl.contract.model import ModelSpec
 from cmcl.stack_host import Ports
+from service.core.principal import LOCAL
+from service.core.settings import Settings
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.datasets.intake import accept_dataset
 from service.datasets.request import Intake, NewDataset
-from service.principal import LOCAL
 from service.registry.modalities import Limits
 from service.registry.models import create_model
-from service.settings import Settings
 
 _SPEC = ModelSpec(modalities={"image": 1280, "text": 384})
 _PREFIX = "s3://captures"

@@ -27,11 +27,11 @@ from cmcl.contract.version import (
     VersionManifest,
     VersionReport,
 )
+from service.core.states import JobState
 from service.database.engine import Database
 from service.database.queries import models, versions
 from service.database.tables import datasets, event_positions, events, jobs, promotions
 from service.database.tables import models as models_table
-from service.states import JobState
 
 MODEL = "large"
 OWNER = "default"

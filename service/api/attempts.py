@@ -11,12 +11,12 @@ from cmcl.contract.job import Phase, submission_id
 from cmcl.storage import layout
 from service.api.dependencies import ContextDep, JobPath, Reader
 from service.api.pagination import LARGEST_NUMBER, NumberSeek, Page, page
+from service.auth.ownership import get_job
+from service.core.errors import FieldProblem, NotFound
+from service.core.states import FailureReason, JobState
 from service.database.queries import attempts
 from service.database.queries.attempts import FIRST_INTERVAL, AttemptOutcome, ProgressPoint
 from service.database.rows import JobRecord
-from service.errors import FieldProblem, NotFound
-from service.lookup import get_job
-from service.states import FailureReason, JobState
 
 router = APIRouter(prefix="/v1/jobs/{job}", tags=["jobs"])
 

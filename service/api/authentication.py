@@ -17,7 +17,7 @@ from service.api.dependencies import METRICS, OPEN_PATHS, PROBES
 from service.api.problems import refusal
 from service.auth.authenticator import Authenticator, Caller
 from service.auth.rate_limiter import RateLimiter
-from service.errors import Forbidden, Refused, ServiceError
+from service.core.errors import Forbidden, Refused, ServiceError
 from service.telemetry.logs import name_principal
 
 _HERE = "localhost"

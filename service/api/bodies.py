@@ -17,8 +17,8 @@ from service.api.concurrency import BODY_BYTES
 from service.api.dependencies import BYTES, check_scopes, get_principal, permitted_type
 from service.api.problems import refusal
 from service.api.spool import too_slow
-from service.errors import BodyTooLarge, IncompleteBody, Refused, TooManyRequests
-from service.principal import EVERY_OWNER, Principal
+from service.core.errors import BodyTooLarge, IncompleteBody, Refused, TooManyRequests
+from service.core.principal import EVERY_OWNER, Principal
 from workers.flow_control import Pace
 
 # Enough for every body without a list of shards.

@@ -22,13 +22,13 @@ from cmcl.contract.version import (
 )
 from cmcl.storage.versions import read_candidate as read_manifest
 from service.api.dependencies import ContextDep, JobPath, Reader
+from service.auth.ownership import get_job, get_model
 from service.context import Context
+from service.core.errors import Conflict, NotFound
+from service.core.states import JobState
 from service.database.queries import versions
 from service.database.rows import JobRecord
-from service.errors import Conflict, NotFound
 from service.jobs import gate
-from service.lookup import get_job, get_model
-from service.states import JobState
 
 router = APIRouter(prefix="/v1/jobs/{job}/candidate", tags=["jobs"])
 

@@ -20,8 +20,8 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import refusal
-from service.errors import TooManyRequests
-from service.principal import EVERY_OWNER, Principal
+from service.core.errors import TooManyRequests
+from service.core.principal import EVERY_OWNER, Principal
 from workers.flow_control import LEAST_BYTES_PER_SECOND
 
 # Set by `Bodies` in the state of a request: size of its body; None for a file, which is streamed.

@@ -28,7 +28,11 @@ from service.api.dependencies import (
 from service.api.idempotency import respond, response_record
 from service.api.jobs import Encoders, JobView, RejectedRowsView, accepted_job
 from service.api.pagination import NumberSeek, OffsetSeek, Page, encode_cursor, foreign_cursor, page
+from service.auth.ownership import get_dataset
 from service.context import Context
+from service.core.errors import FieldProblem, Unprocessable
+from service.core.principal import Principal, Scope
+from service.core.states import JobState
 from service.database.queries import datasets, jobs
 from service.database.rows import DatasetRecord, JobRecord, ResponseRecord
 from service.datasets.intake import (
@@ -41,11 +45,7 @@ from service.datasets.intake import (
 )
 from service.datasets.intake import delete_dataset as remove_dataset
 from service.datasets.request import Intake, NewDataset, NewShards
-from service.errors import FieldProblem, Unprocessable
-from service.lookup import get_dataset
-from service.principal import Principal, Scope
 from service.registry.combining import request_unlearning
-from service.states import JobState
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 

@@ -13,10 +13,10 @@ from pydantic import BeforeValidator, Field
 from cmcl.contract.modality import MODALITY_PATTERN, NAME_PATTERN, Frozen
 from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
+from service.core.errors import FieldProblem, Forbidden, Unprocessable, UnsupportedMediaType
+from service.core.loops import Loop
+from service.core.principal import EVERY_OWNER, Principal, Scope
 from service.datasets.request import MOST_SHARDS
-from service.errors import FieldProblem, Forbidden, Unprocessable, UnsupportedMediaType
-from service.loops import Loop
-from service.principal import EVERY_OWNER, Principal, Scope
 
 # Kubernetes calls these by the address of the pod.
 PROBES = frozenset({"/healthz", "/readyz"})

@@ -17,16 +17,16 @@ from starlette.types import Receive, Scope, Send
 from cmcl.contract.event import EventKind
 from service.api.dependencies import ContextDep, JobPath, JobQuery, ModelQuery, Reader
 from service.api.pagination import NumberSeek, Page, page
+from service.auth.ownership import get_job
 from service.context import Context
+from service.core.errors import FieldProblem, Unprocessable
+from service.core.principal import Principal
+from service.core.states import TERMINAL
 from service.database.queries import events
 from service.database.queries.events import EventFilter
 from service.database.rows import EventRecord
 from service.database.seek import Seek
-from service.errors import FieldProblem, Unprocessable
 from service.events.feed import Feed, Item, Progress, number_events
-from service.lookup import get_job
-from service.principal import Principal
-from service.states import TERMINAL
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import HeadCapacity, MeasuredDataset
 from service.api.dependencies import ContextDep, Flag, ModelPath, Reader
 from service.api.pagination import LARGEST_NUMBER, NumberSeek, Page, page
+from service.auth.ownership import get_model
 from service.database.queries import datasets, versions
 from service.database.queries.versions import Capacities
 from service.database.rows import FiguresByDataset, VersionFigures
-from service.lookup import get_model
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["versions"])
 

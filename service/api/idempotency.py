@@ -13,10 +13,10 @@ from sqlalchemy import Connection
 
 from service.api.dependencies import IdempotencyKey
 from service.context import Context
+from service.core.errors import Conflict, FieldProblem, Unprocessable
 from service.database.queries import idempotency
 from service.database.queries.idempotency import ScopedKey
 from service.database.rows import KeyClaim, ResponseRecord
-from service.errors import Conflict, FieldProblem, Unprocessable
 
 
 @dataclass(frozen=True)

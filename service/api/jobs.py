@@ -28,15 +28,15 @@ from service.api.dependencies import (
 )
 from service.api.idempotency import Outcome, respond, response_record
 from service.api.pagination import NumberSeek, Page, page
+from service.auth.ownership import get_job
 from service.context import Context
+from service.core.states import FailureReason, JobState
 from service.database.queries import jobs
 from service.database.rows import JobRecord, PreparedRows, ResponseRecord
 from service.jobs import actions
 from service.jobs.actions import ActorNote
 from service.jobs.scheduler import why_it_waits
-from service.lookup import get_job
 from service.registry.combining import Requested
-from service.states import FailureReason, JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 

@@ -12,11 +12,11 @@ from service.api.dependencies import Admin, AnyPrincipal, ContextDep, Idempotenc
 from service.api.idempotency import response_record, run_once
 from service.api.pagination import Page, TextSeek, page
 from service.auth.keys import NewKey, create_key, get_key, mint, revoke_key
+from service.core.principal import Scope
+from service.core.settings import MOST_KEYS
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from service.database.rows import ResponseRecord
-from service.owner_settings import MOST_KEYS
-from service.principal import Scope
 
 router = APIRouter(tags=["keys"])
 

@@ -28,20 +28,21 @@ from service.api.dependencies import (
 from service.api.idempotency import respond, response_record
 from service.api.jobs import JobView, accepted_record
 from service.api.pagination import LARGEST_NUMBER, Page, TextSeek, page
+from service.auth.ownership import get_model
+from service.core.principal import Principal
 from service.database.queries import models
 from service.database.rows import (
     BranchPoint,
     ModelRecord,
     ResponseRecord,
 )
-from service.lookup import get_model
+from service.database.stale import check_not_lost
 from service.maintenance.backup import write_before_response
-from service.principal import Principal
 from service.registry import models as registry
 from service.registry.combining import request_merge
+from service.registry.live_pointer import check_may_change
 from service.registry.modalities import Added, Limits, NewModality, add_modality
 from service.registry.models import NewModel, branch, check_method, create_model, set_gate
-from service.stale_database import check_may_change, check_not_lost
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -139,7 +140,7 @@ def post_model(
         status = 201 if created.is_new else 200
         return response_record(key, status, ModelView.of(created.model), f"/v1/models/{body.name}")
 
-    check_not_lost(context)
+    check_not_lost(context.store, context.database)
     if spec.method:
         check_method(spec.method)
     return respond(context, key, effect)

@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 
 from service.api.operations import TTLCache, in_thread
 from service.api.problems import Problem, ProblemResponse
-from service.errors import NotFound
+from service.core.errors import NotFound
 
 router = APIRouter(include_in_schema=False)
 

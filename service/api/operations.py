@@ -17,8 +17,8 @@ from sqlalchemy import text
 from cmcl.contract.errors import StorageError
 from service.api.dependencies import METRICS, ContextDep, LoopsDep
 from service.context import Context
-from service.errors import DatabaseError, DatabaseUnavailable
-from service.loops import Loop
+from service.core.errors import DatabaseError, DatabaseUnavailable
+from service.core.loops import Loop
 
 router = APIRouter(tags=["operations"])
 

@@ -8,8 +8,8 @@ from typing import Annotated, Generic, TypeVar
 from fastapi import Depends, Query
 from pydantic import BaseModel
 
+from service.core.errors import FieldProblem, Unprocessable
 from service.database.seek import Order, Position, Seek
-from service.errors import FieldProblem, Unprocessable
 
 # The largest number that a column can hold.
 LARGEST_NUMBER = 2**31 - 1

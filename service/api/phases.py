@@ -11,12 +11,12 @@ from pydantic import BaseModel, Field
 from cmcl.contract.job import Progress
 from service.api.dependencies import ContextDep, JobPath, Reader
 from service.api.events import read_page
+from service.auth.ownership import get_job
+from service.core.states import TERMINAL, JobState
 from service.database.queries import versions
 from service.database.queries.events import EventFilter
 from service.database.rows import JobRecord
 from service.database.seek import Seek
-from service.lookup import get_job
-from service.states import TERMINAL, JobState
 
 router = APIRouter(prefix="/v1/jobs/{job}/phases", tags=["jobs"])
 

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.modality import MODALITY_PATTERN, NAME_PATTERN
-from service.errors import (
+from service.core.errors import (
     BodyTooLarge,
     Conflict,
     DatabaseUnavailable,

@@ -8,11 +8,11 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
 from service.api.dependencies import ContextDep, Reader
+from service.auth.ownership import COUNTED_AFTER_DELETION
 from service.context import Context
+from service.core.errors import NotFound
+from service.core.settings import Quota
 from service.database.queries import datasets, keys, models, scheduling, uploads, webhooks
-from service.errors import NotFound
-from service.lookup import COUNTED_AFTER_DELETION
-from service.owner_settings import Quota
 
 router = APIRouter(tags=["keys"])
 

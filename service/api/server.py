@@ -41,8 +41,8 @@ from service.api.connections import (
     Step,
     listen_by_source,
 )
-from service.principal import EVERY_OWNER, Principal
-from service.settings import Settings
+from service.core.principal import EVERY_OWNER, Principal
+from service.core.settings import Settings
 from workers.flow_control import HeldFlowControl
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from service.errors import DiskFull, FieldProblem, IncompleteBody, Unprocessable
+from service.core.errors import DiskFull, FieldProblem, IncompleteBody, Unprocessable
 from workers.flow_control import Pace
 
 # Written at once: small enough for many at a time, large enough to be worth a thread.

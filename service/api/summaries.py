@@ -13,11 +13,11 @@ from cmcl.contract.model import Policy
 from service.api.dependencies import ContextDep, ModelPath, Reader
 from service.api.models import BranchOrigin
 from service.api.pagination import Page, TextSeek, page
+from service.auth.ownership import get_model
+from service.core.states import FailureReason, JobState
 from service.database.queries import models, summaries
 from service.database.queries.summaries import Summaries
 from service.database.rows import ModelRecord
-from service.lookup import get_model
-from service.states import FailureReason, JobState
 
 router = APIRouter(prefix="/v1", tags=["models"])
 

@@ -24,12 +24,12 @@ from service.api.dependencies import (
 from service.api.idempotency import Outcome, respond_long, response_record, run_once
 from service.api.spool import Spooled, spooled
 from service.context import Context
+from service.core.errors import Conflict, FieldProblem, Unprocessable
+from service.core.principal import EVERY_OWNER
 from service.database.rows import PartRecord, ResponseRecord, random_id
 from service.datasets import upload_completion, uploads
 from service.datasets.request import uri_of
 from service.datasets.uploads import ReceivedPart, Upload, UploadRequest
-from service.errors import Conflict, FieldProblem, Unprocessable
-from service.principal import EVERY_OWNER
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 

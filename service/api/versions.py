@@ -38,6 +38,8 @@ from service.api.dependencies import (
 )
 from service.api.idempotency import respond, response_record
 from service.api.pagination import LARGEST_NUMBER, NumberSeek, Page, page
+from service.auth.ownership import get_model, get_version
+from service.core.errors import NotFound
 from service.database.queries import datasets, versions
 from service.database.rows import (
     PromotionRecord,
@@ -45,12 +47,10 @@ from service.database.rows import (
     VersionOutline,
     VersionRecord,
 )
-from service.errors import NotFound
-from service.lookup import get_model, get_version
 from service.maintenance.backup import write_before_response
 from service.registry import models as registry
+from service.registry.live_pointer import check_may_change
 from service.registry.promotion import PromotionRequest, choose, roll_back
-from service.stale_database import check_may_change
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["versions"])
 

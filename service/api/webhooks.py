@@ -12,6 +12,8 @@ from service.api.dependencies import Admin, ContextDep, IdempotencyKeyDep
 from service.api.idempotency import respond, response_record, run_once
 from service.api.pagination import NewestSeek, Page, TextSeek, page
 from service.context import Context
+from service.core.principal import Principal
+from service.core.settings import MOST_WEBHOOKS
 from service.database.queries import deliveries, webhooks
 from service.database.queries.deliveries import DeliveryRecord
 from service.database.queries.webhooks import WebhookRecord
@@ -26,8 +28,6 @@ from service.events.webhooks import (
     new_secret,
     try_webhook,
 )
-from service.owner_settings import MOST_WEBHOOKS
-from service.principal import Principal
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 

@@ -9,13 +9,13 @@ from typing import Generic, Protocol, TypeVar
 
 from service.auth.keys import OPERATOR, KeyText, parse, sha256
 from service.auth.rate_limiter import RateLimiter
-from service.context import Clock
+from service.core.clock import Clock
+from service.core.errors import DatabaseError, Unauthorized
+from service.core.principal import LOCAL, Principal
+from service.core.settings import Settings
 from service.database.engine import Database
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
-from service.errors import DatabaseError, Unauthorized
-from service.principal import LOCAL, Principal
-from service.settings import Settings
 
 # How long a credential revoked by another replica is still accepted here.
 TRUST = timedelta(seconds=5)

@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
-    load_pem_private_key,
 )
 from pydantic import ValidationError
 
@@ -33,14 +32,18 @@ from cmcl.contract.access import (
 )
 from cmcl.contract.errors import ObjectNotFound, StorageError
 from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
 from service.auth.keys import OPERATOR, sha256
-from service.context import Context
+from service.core.clock import Clock
+from service.core.errors import DatabaseError, StaleDatabase
+from service.core.loops import OutageLog, PeriodicLoop
+from service.core.principal import Scope
+from service.core.settings import Settings
+from service.database.engine import Database
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
-from service.errors import DatabaseError, StaleDatabase
-from service.loops import OutageLog, PeriodicLoop
-from service.principal import Scope
-from service.stale_database import check_not_lost
+from service.database.stale import check_not_lost
+from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -63,21 +66,6 @@ def make_pair() -> PemPair:
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return PemPair(private.decode(), public.decode())
-
-
-def read_signing_key(pem: str) -> Ed25519PrivateKey:
-    """The private key. Raises ValueError without quoting it."""
-    try:
-        key = load_pem_private_key(pem.encode(), password=None)
-    # TypeError: it is encrypted. The library's own message may quote the key.
-    except (ValueError, TypeError):
-        key = None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ValueError(  # noqa: TRY004
-            "it is not an Ed25519 private key in PEM without a password; "
-            "create one with `python -m service keys signing-key`"
-        )
-    return key
 
 
 def sign(snapshot: KeySnapshot, key: Ed25519PrivateKey) -> bytes:
@@ -103,12 +91,22 @@ class SnapshotWriter(PeriodicLoop):
     pause_seconds = 1.0
     starts_at_once = True
 
-    def __init__(self, context: Context, signing_key: Ed25519PrivateKey) -> None:
+    def __init__(
+        self,
+        signing_key: Ed25519PrivateKey,
+        settings: Settings,
+        store: ObjectStore,
+        database: Database,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
         super().__init__()
-        self._context = context
+        self._settings, self._store, self._database = settings, store, database
+        self._written = metrics.key_snapshots
+        self._clock = clock
         self._signing_key = signing_key
         self._changes: int | None = None
-        self._checked_at = context.clock()
+        self._checked_at = clock()
         self._outage = OutageLog(logger, "the list of keys for the endpoint is not up to date")
 
     def step(self, stop: threading.Event) -> float:
@@ -121,17 +119,17 @@ class SnapshotWriter(PeriodicLoop):
         try:
             self._write_if_changed()
         except (StaleDatabase, DatabaseError, StorageError) as error:
-            self._context.metrics.key_snapshots.labels("failed").inc()
+            self._written.labels("failed").inc()
             self._outage.failed(error)
         except Exception:
-            self._context.metrics.key_snapshots.labels("failed").inc()
+            self._written.labels("failed").inc()
             logger.exception("the list of keys was not written; will retry")
         else:
             self._outage.recovered()
 
     def _write_if_changed(self) -> None:
-        now = self._context.clock()
-        with self._context.database.read() as connection:
+        now = self._clock()
+        with self._database.read() as connection:
             changes = keys.changes(connection, now)
         if changes != self._changes or now - self._checked_at >= _BETWEEN_CHECKS:
             self._check(now)
@@ -139,7 +137,7 @@ class SnapshotWriter(PeriodicLoop):
     def _check(self, now: datetime) -> None:
         """Read the store before the rows, so that what replaces the list is never older than it."""
         stored = self._stored()
-        with self._context.database.read() as connection:
+        with self._database.read() as connection:
             # In this order: a change between the two queries is found by the next round.
             changes = keys.changes(connection, now)
             records = keys.valid(connection, now)
@@ -150,21 +148,21 @@ class SnapshotWriter(PeriodicLoop):
 
     def _stored(self) -> KeySnapshot | None:
         try:
-            token = self._context.store.read(layout.key_snapshot())
+            token = self._store.read(layout.key_snapshot())
         except ObjectNotFound:
             return None
         return read_signed(token, self._signing_key)
 
     def _write(self, wanted: tuple[SnapshotKey, ...], serial: int, now: datetime) -> None:
         # Keys with the scope embed must stay valid although the database that held them was lost.
-        check_not_lost(self._context)
+        check_not_lost(self._store, self._database)
         snapshot = KeySnapshot(serial=serial, issued_at=now, keys=wanted)
-        self._context.store.put(layout.key_snapshot(), sign(snapshot, self._signing_key))
-        self._context.metrics.key_snapshots.labels("written").inc()
+        self._store.put(layout.key_snapshot(), sign(snapshot, self._signing_key))
+        self._written.labels("written").inc()
         logger.info("wrote the list of keys for the endpoint: %d keys", len(wanted))
 
     def _operator(self) -> tuple[SnapshotKey, ...]:
-        key = self._context.settings.admin_key
+        key = self._settings.admin_key
         if key is None:
             return ()
         digest = sha256(key.get_secret_value())

@@ -18,11 +18,11 @@ from sqlalchemy import Connection
 
 from cmcl.contract.access import KEY_PATTERN, key_id
 from cmcl.contract.modality import NAME_PATTERN, Frozen
+from service.auth.ownership import check_keys
+from service.core.errors import FieldProblem, Forbidden, NotFound
+from service.core.principal import EVERY_SCOPE, LOCAL, RECONCILER, Principal, Scope
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
-from service.errors import FieldProblem, Forbidden, NotFound
-from service.lookup import check_keys
-from service.principal import EVERY_SCOPE, LOCAL, RECONCILER, Principal, Scope
 
 # The holder of CMCL_ADMIN_KEY, or of a shell where the service runs.
 OPERATOR = Principal("operator", None, EVERY_SCOPE)

@@ -29,9 +29,9 @@ import httpx
 import jwt
 
 from cmcl.contract.modality import NAME_PATTERN
-from service.errors import FieldProblem, Forbidden, IssuerUnavailable, Unauthorized
-from service.principal import Principal, Scope
-from service.settings import Settings
+from service.core.errors import FieldProblem, Forbidden, IssuerUnavailable, Unauthorized
+from service.core.principal import Principal, Scope
+from service.core.settings import Settings
 
 logger = logging.getLogger(__name__)
 

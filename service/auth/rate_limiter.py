@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from ipaddress import IPv6Address, ip_address, ip_network
 
-from service.errors import TooManyRequests
+from service.core.errors import TooManyRequests
 
 FAILURES_PER_MINUTE = 60
 OPEN_PER_MINUTE = 600

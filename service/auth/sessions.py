@@ -24,13 +24,13 @@ from sqlalchemy import Connection, and_
 from cmcl.contract.access import SESSION_TYPE, SNAPSHOT_ALGORITHM, SessionToken
 from service.auth.authenticator import USE_STEP, Caller, KeyCache
 from service.auth.keys import OPERATOR, sha256
-from service.context import Clock
+from service.core.clock import Clock
+from service.core.errors import DatabaseError, FieldProblem, Forbidden, NotFound, Unauthorized
+from service.core.principal import Principal, Scope
+from service.core.settings import Settings
 from service.database.engine import Database
 from service.database.queries import keys, sessions
 from service.database.queries.sessions import Condition, SessionRecord
-from service.errors import DatabaseError, FieldProblem, Forbidden, NotFound, Unauthorized
-from service.principal import Principal, Scope
-from service.settings import Settings
 
 # Longer than a request may take, with some room for clocks that differ.
 _TOKEN_SECONDS = 60

@@ -21,8 +21,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from service.core.errors import DatabaseUnavailable, WriteConflict
 from service.database.rows import Event
-from service.errors import DatabaseUnavailable, WriteConflict
 
 T = TypeVar("T")
 
@@ -90,21 +90,20 @@ class WriterLock:
 class Database:
     """Transactions of one database. Raises DatabaseUnavailable and WriteConflict.
 
-    `observe` is called with every event of a transaction, after its commit.
+    Subscribers are called with every event of a transaction, after its commit, in the thread that committed it.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        writer_lock: "WriterLock | None" = None,
-        observe: Callable[[Event], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, engine: Engine, writer_lock: "WriterLock | None" = None) -> None:
         self.engine = engine
         self.writer_lock = writer_lock
-        self._observe = observe
+        self._subscribers: list[Callable[[Event], None]] = []
         self._readers = engine.execution_options(**{_READER: True})
         # Why the last write transaction failed; None if it did not.
         self.write_problem: str | None = None
+
+    def subscribe(self, subscriber: Callable[[Event], None]) -> None:
+        """Have `subscriber` called with every event that is committed from now on."""
+        self._subscribers.append(subscriber)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -122,7 +121,8 @@ class Database:
             raise
         self.write_problem = None
         for each in emitted:
-            self._observe(each)
+            for subscriber in self._subscribers:
+                subscriber(each)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -149,8 +149,8 @@ class Database:
         self.engine.dispose()
 
 
-def observe_after_commit(connection: Connection, emitted: Event) -> None:
-    """Pass the event to the observer of the database once the transaction of this connection is committed."""
+def announce_after_commit(connection: Connection, emitted: Event) -> None:
+    """Pass the event to the subscribers of the database once the transaction of this connection is committed."""
     connection.get_execution_options().get(_EMITTED, []).append(emitted)
 
 

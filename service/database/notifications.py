@@ -12,8 +12,8 @@ import sqlalchemy
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.core.errors import DatabaseUnavailable
 from service.database.engine import Database
-from service.errors import DatabaseUnavailable
 
 _CHANNEL = "cmcl_events"
 

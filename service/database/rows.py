@@ -16,7 +16,7 @@ from cmcl.contract.modality import Frozen, ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.version import EvaluationResult, VersionManifest
-from service.states import FailureReason, JobState
+from service.core.states import FailureReason, JobState
 
 PromotionKind = Literal["published", "promoted", "rolled_back"]
 UploadState = Literal["open", "completing", "complete", "aborted"]
@@ -252,7 +252,7 @@ class PromotionRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """An event, emitted in the transaction of the change. `seen`: its job before that, for the observer; not stored."""
+    """An event, emitted in the transaction of the change. `seen`: its job before that, for subscribers; not stored."""
 
     kind: str
     owner: str

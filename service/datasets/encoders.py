@@ -6,9 +6,9 @@ from pathlib import PurePath
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
+from service.core.errors import Conflict, FieldProblem, Unprocessable
 from service.database.rows import ModelRecord
 from service.datasets.request import NewDataset
-from service.errors import Conflict, FieldProblem, Unprocessable
 
 Declarations = Mapping[str, EncoderSpec]
 Identities = Mapping[str, EncoderIdentity]

@@ -8,6 +8,10 @@ from sqlalchemy import Connection
 from cmcl.contract.job import JobKind
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.version import EvaluationResult
+from service.auth.ownership import check_datasets, get_dataset, hold_model
+from service.core.errors import Conflict, FieldProblem, PreconditionFailed, Unprocessable
+from service.core.principal import Principal
+from service.core.states import JobState
 from service.database.queries import datasets, jobs, models, versions
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
 from service.datasets.encoders import check_encoders
@@ -21,10 +25,6 @@ from service.datasets.request import (
     record_uses,
     with_names,
 )
-from service.errors import Conflict, FieldProblem, PreconditionFailed, Unprocessable
-from service.lookup import check_datasets, get_dataset, hold_model
-from service.principal import Principal
-from service.states import JobState
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import InvalidUri
 from cmcl.contract.modality import Frozen, Modality, ModalityPair, ModelName
 from cmcl.storage.uris import check_allowed
+from service.core.errors import FieldProblem, Unprocessable
+from service.core.principal import Principal
+from service.core.settings import Settings
 from service.database.queries import uploads
 from service.database.rows import Fingerprints, UploadRecord
-from service.errors import FieldProblem, Unprocessable
-from service.principal import Principal
-from service.settings import Settings
 
 MOST_SHARDS = 10_000
 SCHEME = "upload:"

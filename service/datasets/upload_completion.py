@@ -17,11 +17,11 @@ from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.s3 import SMALLEST_PART
 from service.context import Context
+from service.core.errors import Conflict, FieldProblem
+from service.core.principal import Principal
 from service.database.queries import uploads
 from service.database.rows import PartRecord, UploadRecord
 from service.datasets.uploads import existing, visible
-from service.errors import Conflict, FieldProblem
-from service.principal import Principal
 
 logger = logging.getLogger(__name__)
 

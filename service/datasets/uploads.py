@@ -18,14 +18,14 @@ from cmcl.contract.modality import Frozen, Sha256
 from cmcl.storage import layout
 from cmcl.storage.object_store import PresignedPut
 from cmcl.storage.s3 import LARGEST_PART
+from service.auth.ownership import check_quota
 from service.context import Context
+from service.core.errors import Conflict, FieldProblem, NotFound, Unprocessable
+from service.core.principal import Principal
+from service.core.settings import Settings
 from service.database.queries import uploads
 from service.database.rows import NewUpload, PartRecord, UploadRecord
 from service.datasets.request import upload_of
-from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
-from service.lookup import check_quota
-from service.principal import Principal
-from service.settings import Settings
 
 _LONGEST_FILENAME = 128
 # Zero-width joiners, which some scripts need.

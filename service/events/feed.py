@@ -16,13 +16,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from service.core.errors import TooManyRequests
+from service.core.states import TERMINAL
 from service.database.engine import Database
 from service.database.queries import events
 from service.database.queries.events import EventFilter, Newest
 from service.database.rows import EventRecord
 from service.database.seek import Seek
-from service.errors import TooManyRequests
-from service.states import TERMINAL
 
 logger = logging.getLogger(__name__)
 

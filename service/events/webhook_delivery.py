@@ -20,7 +20,8 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from service.context import Clock
+from service.core.clock import Clock
+from service.core.loops import Loop
 from service.database.engine import Database
 from service.database.queries import deliveries, webhooks
 from service.database.queries.deliveries import Attempt, DeliveryRecord
@@ -32,7 +33,6 @@ from service.events.webhook_sender import (
     Answer,
     Sender,
 )
-from service.loops import Loop
 
 logger = logging.getLogger(__name__)
 

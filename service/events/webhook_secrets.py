@@ -6,7 +6,6 @@ is `aesgcm:` followed by base64 of the key id, the nonce, and the secret with it
 """
 
 import base64
-import binascii
 import hashlib
 import logging
 import os
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
+from service.core.setting_values import ENCRYPTION_KEY_BYTES, read_encryption_keys
 from service.database.engine import Database
 from service.database.queries import webhooks
 from service.database.queries.webhooks import WebhookRecord
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PREFIX = "aesgcm:"
-_KEY_BYTES = 32
 _ID_BYTES = 4
 _NONCE_BYTES = 12
 _PAGE = 200
@@ -40,7 +39,7 @@ class SecretCipher:
     """Encrypts with the first key and decrypts with all; without keys, secrets stay unencrypted."""
 
     def __init__(self, keys: SecretStr | None = None) -> None:
-        self._keys = [] if keys is None else read_keys(keys.get_secret_value())
+        self._keys = [] if keys is None else read_encryption_keys(keys.get_secret_value())
 
     @property
     def has_keys(self) -> bool:
@@ -88,21 +87,7 @@ def is_encrypted(stored: str) -> bool:
 
 def new_key() -> str:
     """Generate a key."""
-    return base64.b64encode(os.urandom(_KEY_BYTES)).decode()
-
-
-def read_keys(text: str) -> list[bytes]:
-    """Keys in base64, separated by commas. Raises ValueError without quoting them."""
-    try:
-        keys = [base64.b64decode(part.strip(), validate=True) for part in text.split(",")]
-    except binascii.Error:
-        keys = []
-    if not keys or any(len(key) != _KEY_BYTES for key in keys):
-        raise ValueError(
-            f"it must be base64 of {_KEY_BYTES} random bytes, or several of these separated by commas; "
-            "create one with `python -m service keys encryption-key`"
-        )
-    return keys
+    return base64.b64encode(os.urandom(ENCRYPTION_KEY_BYTES)).decode()
 
 
 def encrypt_stored(database: Database, cipher: SecretCipher) -> None:

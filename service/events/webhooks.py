@@ -11,15 +11,15 @@ from sqlalchemy import Connection
 
 from cmcl.contract.event import EventKind
 from cmcl.contract.modality import Frozen, ModelName
+from service.auth.ownership import check_webhooks, get_model
+from service.core.errors import Conflict, FieldProblem, Forbidden, NotFound, Unprocessable
+from service.core.principal import EVERY_OWNER, Principal
 from service.database.queries import deliveries, webhooks
 from service.database.queries.deliveries import DeliveryRecord
 from service.database.queries.webhooks import WebhookRecord
 from service.database.rows import Event, random_id
-from service.errors import Conflict, FieldProblem, Forbidden, NotFound, Unprocessable
 from service.events.webhook_secrets import SecretCipher
 from service.events.webhook_sender import LONGEST_URL, AddressRefused, check_url
-from service.lookup import check_webhooks, get_model
-from service.principal import EVERY_OWNER, Principal
 
 _SECRET_BYTES = 32
 

@@ -6,13 +6,13 @@ from typing import Literal
 
 from sqlalchemy import Connection
 
+from service.auth.ownership import get_dataset, get_job, hold_model
+from service.core.errors import Conflict, PreconditionFailed
+from service.core.principal import Principal
+from service.core.states import CANCELLABLE, JobState
 from service.database.queries import datasets, jobs
 from service.database.rows import Approval, Fingerprints, JobRecord
 from service.datasets.request import NewDataset
-from service.errors import Conflict, PreconditionFailed
-from service.lookup import get_dataset, get_job, hold_model
-from service.principal import Principal
-from service.states import CANCELLABLE, JobState
 
 
 @dataclass(frozen=True)

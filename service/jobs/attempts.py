@@ -13,16 +13,16 @@ from cmcl.contract.job import AttemptRequest, JobSpec, submission_id
 from cmcl.contract.version import EvaluationResult
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore
-from service.context import Context, is_past
+from service.auth.ownership import heads_problem
+from service.context import Context
+from service.core.settings import Settings
+from service.core.states import FailureReason, JobState
 from service.database.queries import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
 from service.jobs import scheduler, steps
 from service.jobs.watch import is_overdue, keep_log
 from service.launchers.port import LauncherRefused, Submission, status_of
-from service.lookup import heads_problem
 from service.registry import combining
-from service.settings import Settings
-from service.states import FailureReason, JobState
 from service.telemetry.spans import attempt_span
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
         context.launcher.submit(attempt_submission(context, job, model))
     except LauncherRefused as error:
         # A cluster that has just started refuses submissions for a while.
-        if not is_past(context, job.state_changed_at, context.tuning.start_deadline_seconds):
+        if not context.is_past(job.state_changed_at, context.tuning.start_deadline_seconds):
             raise
         # An earlier call may have succeeded although its response was lost.
         context.launcher.stop(submission_id(job.id, job.attempt))

@@ -8,13 +8,17 @@ no harm: objects that they write are named by content, or written once.
 import hashlib
 import logging
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 
 from cmcl.contract.errors import StorageUnavailable
 from service.context import Context
+from service.core.errors import DatabaseUnavailable, WriteConflict
+from service.core.loops import OutageLog, PeriodicLoop
+from service.core.principal import DEFAULT_OWNER
+from service.core.states import JobState
 from service.database.queries import drivers
 from service.database.queries.drivers import DriverRecord
-from service.errors import DatabaseUnavailable, WriteConflict
 from service.jobs.attempts import labels, rank_options
 from service.launchers.port import (
     LauncherError,
@@ -25,9 +29,6 @@ from service.launchers.port import (
     Submission,
     status_of,
 )
-from service.loops import OutageLog, PeriodicLoop
-from service.principal import DEFAULT_OWNER
-from service.states import JobState
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +57,11 @@ class DriverLoop(PeriodicLoop):
     pause_seconds = 1.0
     starts_at_once = True
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, wake: Callable[[], None]) -> None:
+        """`wake` has the datasets processed that are being prepared: they show why no driver runs."""
         super().__init__()
         self._context = context
+        self._wake = wake
         self._is_shared = context.settings.launcher == "ray"
         self._outage = OutageLog(logger, f"{_WHAT} is not watched; will retry")
 
@@ -164,7 +167,7 @@ class DriverLoop(PeriodicLoop):
         with self._context.database.write() as connection:
             drivers.change(connection, seen, changes)
         # Jobs show the message, and their deadlines follow it.
-        self._context.wake_signal.notify()
+        self._wake()
 
     def _forget(self, ended: DriverRecord) -> None:
         """Remove the records that the cluster keeps of the last but one driver."""

@@ -9,7 +9,7 @@ from cmcl.contract.gate import Gate
 from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest, datasets_to_merge
-from service.states import FailureReason
+from service.core.states import FailureReason
 
 
 def check_answers(

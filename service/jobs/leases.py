@@ -1,4 +1,4 @@
-"""Leases of models: which replica reconciles which model, and how replicas share them."""
+"""Leases of models: which replica reconciles which model, and how replicas share them; and of loops that one runs."""
 
 import os
 import socket
@@ -116,6 +116,30 @@ class ModelLeases:
             idle = [name for name in names if not self._is_busy(name)][:number]
             replicas.release(connection, self._replica, idle)
         self._held -= len(idle)
+
+
+class Lease:
+    """A named lease in the database: one replica at a time runs a loop for all."""
+
+    def __init__(self, context: Context, name: str, duration: timedelta) -> None:
+        self._context = context
+        self._name = name
+        self._duration = duration
+        self._owner = uuid.uuid4().hex
+
+    def acquire(self) -> bool:
+        """Acquire or renew the lease; False if another replica holds it."""
+        now = self._context.clock()
+        return self._context.database.settle(
+            lambda connection: replicas.claim_lease(
+                connection, self._name, self._owner, now, now + self._duration
+            )
+        )
+
+    def release(self) -> None:
+        """Release the lease if this replica holds it, so that another one continues at once."""
+        with self._context.database.write() as connection:
+            replicas.release_lease(connection, self._name, self._owner)
 
 
 def new_name() -> str:

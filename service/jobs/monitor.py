@@ -13,6 +13,9 @@ from cmcl.contract.errors import ObjectNotFound, StorageError, StorageUnavailabl
 from cmcl.contract.job import Progress
 from cmcl.storage.running import Shown, read_progress, read_running
 from service.context import Context
+from service.core.clock import steady
+from service.core.errors import DatabaseUnavailable
+from service.core.loops import OutageLog, PeriodicLoop
 from service.database.queries.attempts import (
     Report,
     RunningAttempt,
@@ -20,10 +23,8 @@ from service.database.queries.attempts import (
     store_progress,
     stored_progress,
 )
-from service.errors import DatabaseUnavailable
-from service.jobs.workqueue import Key, Work, WorkQueue, steady
+from service.jobs.workqueue import Key, Work, WorkQueue
 from service.launchers.port import LauncherUnavailable, LaunchState, LaunchStatus
-from service.loops import OutageLog, PeriodicLoop
 
 logger = logging.getLogger(__name__)
 

@@ -25,6 +25,8 @@ from cmcl.contract.prepare import (
 from cmcl.storage import layout
 from cmcl.storage.datasets import read_dataset_manifest
 from service.context import Context
+from service.core.clock import Seconds
+from service.core.states import FailureReason, JobState
 from service.database.queries import datasets, job_queue, jobs, models, preparations
 from service.database.queries.drivers import DriverRecord
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord, PreparedRows
@@ -34,8 +36,7 @@ from service.datasets.uploads import resolve
 from service.jobs import scheduler, steps
 from service.jobs.attempts import dataset_of
 from service.jobs.steps import run_step, set_message
-from service.jobs.workqueue import RateLimiter, Seconds
-from service.states import FailureReason, JobState
+from service.jobs.workqueue import RateLimiter
 from service.telemetry.spans import preparation_span
 
 logger = logging.getLogger(__name__)

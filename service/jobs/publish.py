@@ -14,15 +14,15 @@ from cmcl.storage.versions import (
     publish_manifest,
     read_candidate,
 )
+from service.auth.ownership import heads_problem
 from service.context import Context
+from service.core.states import FailureReason, JobState
 from service.database.queries import datasets, jobs, maintenance, models, versions
 from service.database.rows import JobRecord, ModelRecord, VersionRecord
+from service.database.stale import check_not_behind
 from service.jobs import gate, steps
 from service.jobs.attempts import job_spec
-from service.lookup import heads_problem
 from service.registry import combining, promotion
-from service.stale_database import check_not_behind
-from service.states import FailureReason, JobState
 from service.telemetry.spans import Attributes, PastSpan
 
 
@@ -35,7 +35,7 @@ def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
 
     Raises StaleDatabase; the candidate then waits until the database has been rebuilt.
     """
-    check_not_behind(context, model.name)
+    check_not_behind(context.store, context.database, model.name)
     try:
         candidate = _sound_candidate(context, job, model)
     except WorkerError as error:
@@ -65,7 +65,7 @@ def store_version(context: Context, version: VersionRecord) -> None:
     with context.database.read() as connection:
         job = None if version.job is None else jobs.find(connection, version.job)
     with context.metrics.step("store", job):
-        check_not_behind(context, version.model)
+        check_not_behind(context.store, context.database, version.model)
         publish_manifest(context.store, version.manifest)
         now = context.clock()
         with context.database.write() as connection:

@@ -18,20 +18,21 @@ from functools import partial
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import submission_id
 from service.context import Context
+from service.core.clock import steady
+from service.core.errors import DatabaseUnavailable, StaleDatabase
+from service.core.loops import PeriodicLoop
+from service.core.states import JobState
 from service.database.queries import drivers, job_queue, models, preparations, versions
 from service.database.rows import JobRecord, ModelRecord, VersionRecord
-from service.errors import DatabaseUnavailable, StaleDatabase
 from service.jobs import attempts, publish
 from service.jobs.leases import ModelLeases, new_name
 from service.jobs.monitor import AttemptMonitor
 from service.jobs.preparation import Preparations
 from service.jobs.steps import run_step, set_message
 from service.jobs.watch import watch
-from service.jobs.workqueue import Key, Work, WorkQueue, steady
+from service.jobs.workqueue import Key, Work, WorkQueue
 from service.launchers.port import LauncherError
-from service.loops import PeriodicLoop
 from service.registry import live_pointer
-from service.states import JobState
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Reconciler(PeriodicLoop):
         self._resync_at = float("-inf")
         self._preparations = Preparations(context, self._now)
         self.monitor = AttemptMonitor(context, self.replica, self.queue)
-        context.wake_signal.connect(self.wake)
+        context.database.subscribe(lambda event: self.wake(event.model))
 
     def step(self, stop: threading.Event) -> float:
         """Renew the leases, and resync if it is due."""
@@ -125,14 +126,15 @@ class Reconciler(PeriodicLoop):
         """Seconds since the last round that succeeded."""
         return (self._context.clock() - self._last_round).total_seconds()
 
-    def wake(self, model: str | None) -> None:
-        """Have a model processed now; with None, all datasets that are being prepared."""
-        if model is None:
-            for name in self._preparations.models():
-                self.queue.add(Key(name, Work.DATASETS))
-        else:
-            self.queue.add(Key(model, Work.JOBS))
-            self.queue.add(Key(model, Work.DATASETS))
+    def wake(self, model: str) -> None:
+        """Have a model processed now: an event of it was committed, by this process or another one."""
+        self.queue.add(Key(model, Work.JOBS))
+        self.queue.add(Key(model, Work.DATASETS))
+
+    def wake_preparations(self) -> None:
+        """Have all datasets processed that are being prepared: the driver has changed."""
+        for name in self._preparations.models():
+            self.queue.add(Key(name, Work.DATASETS))
 
     def resync(self, within_seconds: float = 0.0) -> None:
         """Have the leased models processed for which a step may be due, evenly over so many seconds."""

@@ -22,13 +22,13 @@ from sqlalchemy import Connection
 from cmcl.contract.job import submission_id
 from cmcl.contract.methods import Priority
 from service.context import Context
+from service.core.errors import DatabaseUnavailable, WriteConflict
+from service.core.loops import OutageLog, PeriodicLoop
+from service.core.settings import Settings
 from service.database.queries import job_queue, models, preparations, scheduling
 from service.database.queries.scheduling import PREPARATION, TRAINING, Stage
-from service.database.rows import JobRecord
-from service.errors import DatabaseUnavailable, WriteConflict
+from service.database.rows import Event, JobRecord
 from service.launchers.port import ClusterResources, LauncherError
-from service.loops import OutageLog, PeriodicLoop
-from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +50,25 @@ class Scheduler(PeriodicLoop):
     # Jobs that end together are counted once.
     pause_seconds = 0.02
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, job_changed: threading.Event | None = None) -> None:
+        """`job_changed` is set when a job changes in this process: there may be room for another one."""
         super().__init__()
         self._context = context
+        self._job_changed = job_changed or threading.Event()
+        context.database.subscribe(self._wake)
         self._outage = OutageLog(logger, "waiting jobs are not admitted; will retry")
 
     def step(self, stop: threading.Event) -> float:
         """See PeriodicLoop."""
-        self._context.job_changed.wait(_SECONDS_BETWEEN_ROUNDS)
-        self._context.job_changed.clear()
+        self._job_changed.wait(_SECONDS_BETWEEN_ROUNDS)
+        self._job_changed.clear()
         self.tick()
         self._outage.recovered()
         return self.pause_seconds
+
+    def _wake(self, event: Event) -> None:
+        if event.job is not None:
+            self._job_changed.set()
 
     def report(self, error: Exception) -> None:
         """See PeriodicLoop."""

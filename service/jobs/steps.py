@@ -10,11 +10,11 @@ from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
 from cmcl.contract.job import StageReport
 from cmcl.contract.version import EvaluationResult
 from service.context import Context
+from service.core.errors import DatabaseError, StaleDatabase
+from service.core.states import FailureReason, JobState
 from service.database.queries import datasets, jobs, preparations
 from service.database.rows import JobRecord, PreparedRows
-from service.errors import DatabaseError, StaleDatabase
 from service.launchers.port import LauncherError
-from service.states import FailureReason, JobState
 from service.telemetry.spans import PastSpan
 
 logger = logging.getLogger(__name__)

@@ -16,12 +16,12 @@ from cmcl.contract.job import Failure, submission_id
 from cmcl.contract.version import EvaluationResult
 from cmcl.storage import layout
 from cmcl.storage.running import forget_running
-from service.context import Context, is_past
+from service.context import Context
+from service.core.states import FailureReason, JobState
 from service.database.queries import jobs
 from service.database.rows import JobRecord
 from service.jobs import steps
 from service.launchers.port import LauncherUnavailable, LaunchState, LaunchStatus, status_of
-from service.states import FailureReason, JobState
 from service.telemetry.spans import attempt_span
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def _is_past_grace_period(context: Context, job: JobRecord) -> bool:
         with context.database.write() as connection:
             jobs.set_ended(connection, job, context.clock())
         return context.tuning.lost_attempt_grace_seconds == 0
-    return is_past(context, job.ended_at, context.tuning.lost_attempt_grace_seconds)
+    return context.is_past(job.ended_at, context.tuning.lost_attempt_grace_seconds)
 
 
 def _take_result(context: Context, job: JobRecord) -> bool:
@@ -221,14 +221,14 @@ def _missed_deadline(context: Context, job: JobRecord, extra: float = 0.0) -> st
     """
     settings, tuning = context.settings, context.tuning
     if job.launched_at is None:
-        is_late = is_past(context, job.state_changed_at, settings.queue_deadline_seconds + extra)
+        is_late = context.is_past(job.state_changed_at, settings.queue_deadline_seconds + extra)
         return FailureReason.QUEUE_DEADLINE if is_late else None
-    if is_past(context, job.launched_at, settings.run_deadline_seconds + extra):
+    if context.is_past(job.launched_at, settings.run_deadline_seconds + extra):
         return FailureReason.RUN_DEADLINE
     if job.heard_at is None:
-        is_late = is_past(context, job.launched_at, tuning.start_deadline_seconds + extra)
+        is_late = context.is_past(job.launched_at, tuning.start_deadline_seconds + extra)
         return FailureReason.START_DEADLINE if is_late else None
-    if is_past(context, job.heard_at, tuning.heartbeat_deadline_seconds + extra):
+    if context.is_past(job.heard_at, tuning.heartbeat_deadline_seconds + extra):
         return _SILENCE
     return None
 

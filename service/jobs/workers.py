@@ -4,11 +4,11 @@ import logging
 import threading
 from collections.abc import Callable
 
+from service.core.errors import DatabaseUnavailable
+from service.core.loops import HUNG_SECONDS, Loop, OutageLog, PeriodicLoop
 from service.database.engine import Database
 from service.database.notifications import Listener
-from service.errors import DatabaseUnavailable
 from service.jobs.workqueue import Key, Work, WorkQueue
-from service.loops import HUNG_SECONDS, Loop, OutageLog, PeriodicLoop
 
 logger = logging.getLogger(__name__)
 

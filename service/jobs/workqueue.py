@@ -11,13 +11,11 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
-from service.context import Clock
-
-Seconds = Callable[[], float]
+from service.core.clock import Seconds
 
 _SHORTEST_BACKOFF, _LONGEST_BACKOFF = 0.2, 30.0
 # A low-priority key is taken as if it had become due so much later, so that it is taken in the end. Far below the
@@ -45,21 +43,6 @@ class _Priority(IntEnum):
 
     NORMAL = 0
     LOW = 1
-
-
-def steady(clock: Clock) -> Seconds:
-    """Seconds of a clock that never go back: an adjusted clock must not delay what is queued."""
-    last, behind = clock().timestamp(), 0.0
-
-    def seconds() -> float:
-        nonlocal last, behind
-        now = clock().timestamp()
-        if now < last:
-            behind += last - now
-        last = now
-        return now + behind
-
-    return seconds
 
 
 class RateLimiter:
@@ -270,24 +253,6 @@ class WorkQueue:
             if not self._is_ready(key, priority):
                 self._ready[key.work, _Priority.LOW].pop(key, None)
                 self._ready[key.work, priority][key] = at
-
-
-class WakeSignal:
-    """Passes changes of this process to the reconciler, which need not wait until it looks again.
-
-    It saves latency only: without a reconciler, nothing happens. Any thread may call it.
-    """
-
-    def __init__(self) -> None:
-        self._wake: Callable[[str | None], None] = lambda _: None
-
-    def connect(self, wake: Callable[[str | None], None]) -> None:
-        """Have `wake` called with each model that may have work, or with None if every dataset may."""
-        self._wake = wake
-
-    def notify(self, model: str | None = None) -> None:
-        """Signal that the model may have work; by default, that every dataset that is being prepared may."""
-        self._wake(model)
 
 
 def _name(key: Key) -> str:

@@ -20,6 +20,7 @@ from kubernetes.client import (
 from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
 from urllib3.exceptions import HTTPError
 
+from service.core.setting_values import must_be_a_queue
 from service.launchers.kuberay_resource import (
     GROUP,
     PLURAL,
@@ -27,7 +28,6 @@ from service.launchers.kuberay_resource import (
     SUBMITTER_CONTAINER,
     VERSION,
     Site,
-    check_queue,
     owned_selector,
     ray_job,
     resource_name,
@@ -259,7 +259,7 @@ def _check_queue(submission: Submission) -> None:
     """Raises LauncherRefused for the queue of an owner whose name Kubernetes does not permit."""
     if submission.queue:
         try:
-            check_queue(submission.queue)
+            must_be_a_queue(submission.queue)
         except ValueError as error:
             message = f"{error}. Set the field queue of the owner in CMCL_OWNERS"
             raise LauncherRefused(message) from error

@@ -15,11 +15,11 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cmcl.contract.methods import Priority
-from service.launchers.port import Submission, legal_value
+from service.core.setting_values import PodTemplates, legal_value
+from service.launchers.port import Submission
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 # The version in our pod image; the control plane has no Ray installed.
@@ -34,28 +34,13 @@ _MANAGED_BY = {"app.kubernetes.io/managed-by": "cmcl"}
 _LONGEST_NAME = 47
 _DIGEST_LENGTH = 8
 _LARGEST_SECONDS = 2**31 - 1
-# https://kubernetes.io/docs/concepts/overview/working-with-objects/names/
-_QUEUE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 RAY_CONTAINER = "ray"
 # KubeRay's name of the container that runs `ray job submit` and prints the log of the driver.
 SUBMITTER_CONTAINER = "ray-job-submitter"
 
-_GROUPS = ("head", "workers", "submitter")
-
-_NAMES = "head, workers and submitter"
-
 Tree = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class PodTemplates:
-    """Pod templates merged over those of head and workers, and the submitter's."""
-
-    head: Mapping[str, Any] = field(default_factory=dict)
-    workers: Mapping[str, Any] = field(default_factory=dict)
-    submitter: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,15 +63,6 @@ class Site:
     submission_mode: str = "HTTPMode"
     deadline_seconds: float = 86400
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
-
-
-def check_queue(name: str) -> None:
-    """Raises ValueError unless Kubernetes permits a LocalQueue of that name."""
-    if not _QUEUE.fullmatch(name):
-        raise ValueError(
-            f"{name!r} is not the name of a LocalQueue; permitted are up to 63 lower-case letters, digits and '-', the "
-            "first and the last no '-'"
-        )
 
 
 def resource_name(submission_id: str) -> str:
@@ -203,22 +179,6 @@ def _workers(submission: Submission, site: Site) -> dict[str, Any]:
     }
 
 
-def read_pod_templates(path: Path | None) -> PodTemplates:
-    """Read the template file; empty without one. Raises ValueError."""
-    if path is None:
-        return PodTemplates()
-    # Only needed with such a file.
-    import yaml
-
-    try:
-        read = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    return PodTemplates(**_checked(path, {} if read is None else read))
-
-
 def pod_template(image: str, service_account: str, limits: Tree, site: Mapping[str, Any]) -> Tree:
     """A pod template of the RayJob; `limits` are the resources of its ranks."""
     container: Tree = {"name": RAY_CONTAINER, "image": image}
@@ -227,19 +187,6 @@ def pod_template(image: str, service_account: str, limits: Tree, site: Mapping[s
     spec = {"serviceAccountName": service_account, "containers": [container]}
     merged: Tree = _merged({"spec": spec}, site)
     return merged
-
-
-def _checked(path: Path, read: Any) -> Tree:
-    if not isinstance(read, dict):
-        raise ValueError(f"{path} must be a map with {_NAMES}")  # noqa: TRY004
-    for name, template in read.items():
-        if name not in _GROUPS:
-            raise ValueError(f"{path} has {name!r}; permitted are {_NAMES}")
-        if not isinstance(template, dict) or not set(template) <= {"metadata", "spec"}:
-            raise ValueError(
-                f"{path}: {name} is not a pod template: it must be a map of metadata and spec"
-            )
-    return read
 
 
 def _merged(ours: Any, site: Any) -> Any:

@@ -5,7 +5,6 @@ LauncherError
 └── LauncherRefused         it refused the command
 """
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,14 +21,6 @@ _LONGEST = 2000
 LOG_LINES, LOG_BYTES = 1000, 64 << 10
 # Longest wait for a log, which no job needs to continue.
 LOG_SECONDS = 5
-
-# Labels of submissions, by the rules of Kubernetes, which are the strictest:
-# https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/
-OUR_LABEL_PREFIX = "cmcl/"
-_LABEL_LENGTH = 63
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
-_LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
-_LABEL_PREFIX = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 # A failed call that took longer than this was hanging.
 _SLOW_SECONDS = 2.0
@@ -174,42 +165,6 @@ def end_of_log(pieces: Iterable[bytes]) -> str:
         end = rest if newline and rest else first
     # A character that was cut in two would be longer as its replacement.
     return end.decode(errors="ignore").replace("\0", "")
-
-
-def check_labels(labels: Mapping[str, str]) -> None:
-    """Raises ValueError for labels that Kubernetes would reject, and for our own prefix."""
-    for name, text in labels.items():
-        if name.startswith(OUR_LABEL_PREFIX):
-            raise ValueError(
-                f"the label {name!r} begins with {OUR_LABEL_PREFIX!r}, which is reserved"
-            )
-        if not _is_name(name):
-            raise ValueError(
-                f"{name!r} is not a label name: permitted are up to {_LABEL_LENGTH} letters, digits, '-', '_' and '.', "
-                "the first and the last a letter or digit, optionally after a domain and '/'"
-            )
-        if not _is_value(text):
-            raise ValueError(
-                f"the label {name!r} has the value {text!r}; permitted are up to {_LABEL_LENGTH} letters, "
-                "digits, '-', '_' and '.', the first and the last a letter or digit"
-            )
-
-
-def legal_value(text: str) -> str:
-    """The text as a valid label value. Owner names from tokens may contain other characters."""
-    if _is_value(text):
-        return text
-    return re.sub(r"[^-A-Za-z0-9_.]", "_", text)[:_LABEL_LENGTH].strip("-_.")
-
-
-def _is_name(name: str) -> bool:
-    prefix, slash, rest = name.rpartition("/")
-    is_prefix = not slash or _LABEL_PREFIX.fullmatch(prefix) is not None
-    return is_prefix and len(rest) <= _LABEL_LENGTH and _LABEL_NAME.fullmatch(rest) is not None
-
-
-def _is_value(text: str) -> bool:
-    return len(text) <= _LABEL_LENGTH and _LABEL_VALUE.fullmatch(text) is not None
 
 
 class CircuitBreaker:

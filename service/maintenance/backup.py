@@ -24,12 +24,13 @@ from cmcl.contract.modality import Sha256
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore
 from service.context import Context
+from service.core.errors import Conflict, DatabaseError
+from service.core.loops import OutageLog, PeriodicLoop
 from service.database.columns import UtcDateTime
 from service.database.queries import backup, events
 from service.database.queries.backup import Kind, OutboxEntry, Row, Tables
 from service.database.tables import metadata
-from service.errors import Conflict, DatabaseError
-from service.loops import Lease, OutageLog, PeriodicLoop
+from service.jobs.leases import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -176,8 +177,12 @@ class BackupWriter(PeriodicLoop):
         super().__init__()
         self._context = context
         duration = timedelta(seconds=context.tuning.lease_seconds)
-        self.lease: Lease = Lease(context, self.name, duration)
+        self.lease = Lease(context, self.name, duration)
         self._outage = OutageLog(logger, "changes are not backed up; will retry")
+
+    def release(self) -> None:
+        """See Loop."""
+        self.lease.release()
 
     def step(self, stop: threading.Event) -> float:
         """See PeriodicLoop."""

@@ -19,6 +19,9 @@ from cmcl.contract.job import submission_id
 from cmcl.storage import layout
 from cmcl.storage.running import forget_running, read_running
 from service.context import Context
+from service.core.errors import DatabaseUnavailable, StaleDatabase
+from service.core.loops import PeriodicLoop
+from service.core.states import JobState
 from service.database.queries import (
     deliveries,
     events,
@@ -29,11 +32,9 @@ from service.database.queries import (
 )
 from service.database.queries.maintenance import EndedJob, Learned
 from service.datasets.uploads import EXPIRY_HOURS
-from service.errors import DatabaseUnavailable, StaleDatabase
+from service.jobs.leases import Lease
 from service.launchers.port import LauncherUnavailable
-from service.loops import Lease, PeriodicLoop
 from service.maintenance.gc_store import remove_all, sweep_blobs, sweep_encoded, sweep_orphans
-from service.states import JobState
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,12 @@ class GarbageCollector(PeriodicLoop):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self._context = context
-        self.lease: Lease = Lease(context, self.name, _LEASE)
+        self.lease = Lease(context, self.name, _LEASE)
         self._rounds = 0
+
+    def release(self) -> None:
+        """See Loop."""
+        self.lease.release()
 
     def step(self, stop: threading.Event) -> float:
         """See PeriodicLoop."""

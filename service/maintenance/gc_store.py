@@ -20,7 +20,7 @@ from cmcl.storage.versions import read_candidate, read_version
 from service.context import Context
 from service.database.queries import maintenance
 from service.database.queries.maintenance import Kind
-from service.stale_database import check_not_lost
+from service.database.stale import check_not_lost
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def sweep_orphans(context: Context) -> None:
     The first kind is left by a process that died between the mark and the removal, and by an attempt that wrote
     after its end. Raises StaleDatabase: with a lost database, every folder would be an orphan.
     """
-    check_not_lost(context)
+    check_not_lost(context.store, context.database)
     for root in ROOTS:
         names = [name for name in context.store.folders(root.folder) if root.name.match(name)]
         unknown: set[str] = set()
@@ -112,7 +112,7 @@ def sweep_blobs(context: Context) -> None:
     a root, and others that its attempt has written. Before it is published, these are rescued (`publish.judge`): a blob
     may have been written again when it was about to be removed. Raises StaleDatabase as `sweep_orphans`.
     """
-    check_not_lost(context)
+    check_not_lost(context.store, context.database)
     found = set(context.store.keys(layout.blobs()))
     named = {layout.blob(sha256) for sha256 in _named(context)}
     doomed = _doomed(context, layout.blobs(), found - named)

@@ -15,18 +15,19 @@ from cmcl.contract.access import OPERATOR_KEY, SnapshotKey
 from cmcl.contract.errors import ObjectNotFound, StorageError
 from cmcl.storage import layout
 from cmcl.storage.uris import open_store
-from service.auth.key_snapshot import read_signed, read_signing_key
-from service.context import utc_now
+from service.auth.key_snapshot import read_signed
+from service.core.clock import utc_now
+from service.core.errors import Conflict
+from service.core.principal import DEFAULT_OWNER, Scope
+from service.core.setting_values import read_signing_key
+from service.core.settings import Settings
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.database.queries import backup
 from service.database.queries.backup import Row, Tables
-from service.errors import Conflict
 from service.maintenance.rebuild_bucket import NOT_RESTORED, Bucket, Damage, Findings
 from service.maintenance.rebuild_datasets import DatasetFolders, FoundDatasets
 from service.maintenance.rebuild_models import ACTOR, FoundModel, find_model, names_of_models
-from service.principal import DEFAULT_OWNER, Scope
-from service.settings import Settings
 
 # Exit status: restored, except for the damage reported.
 DAMAGED = 3

@@ -16,12 +16,12 @@ from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.job import READS_ROWS, submission_id
 from cmcl.contract.version import LearnedDataset
 from cmcl.storage import layout
+from service.core.states import JobState
 from service.database.queries.backup import Row
 from service.database.tables import attempts, datasets, jobs, upload_uses, uploads
 from service.datasets.request import SCHEME, NewDataset
 from service.maintenance.rebuild_bucket import Bucket, FoundVersion
 from service.maintenance.rebuild_models import FoundModel
-from service.states import JobState
 
 # State of the newest attempt, by the state of a job that has succeeded.
 _OUTCOMES = {JobState.PUBLISHED: "candidate", JobState.EVALUATED: "measured"}

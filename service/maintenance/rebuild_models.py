@@ -9,10 +9,10 @@ from cmcl.contract.gate import Gate
 from cmcl.contract.version import LivePointer
 from cmcl.storage import layout
 from cmcl.storage.versions import read_live
+from service.core.principal import DEFAULT_OWNER
 from service.database.queries.backup import Row, version_name
 from service.database.tables import attempts, jobs, models, promotions, versions
 from service.maintenance.rebuild_bucket import Bucket, Findings, FoundVersion, ModelFolder
-from service.principal import DEFAULT_OWNER
 
 ACTOR = "rebuild"
 

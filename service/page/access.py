@@ -22,10 +22,10 @@ from service.api.problems import refusal
 from service.auth.authenticator import Authenticator
 from service.auth.rate_limiter import client_network
 from service.auth.sessions import Sessions, principal_of
+from service.core.errors import Forbidden, Refused, ServiceError, TooManyRequests, Unauthorized
+from service.core.principal import LOCAL, Principal
 from service.database.queries.sessions import SessionRecord
-from service.errors import Forbidden, Refused, ServiceError, TooManyRequests, Unauthorized
 from service.page.rendering import PREFIX, Visitor, is_fragment, root_of
-from service.principal import LOCAL, Principal
 from service.telemetry.logs import name_principal
 
 LOGIN = f"{PREFIX}/login"

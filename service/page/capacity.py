@@ -19,9 +19,9 @@ from service.api.models import ModelView, read_model
 from service.api.summaries import read_summary
 from service.api.versions import VersionView, read_version
 from service.context import Context
+from service.core.principal import Principal
 from service.page.memory import mean_losses, optimality_over_versions, spaced_versions
 from service.page.rendering import PREFIX, WHOLE, Figure, figure, pages_of
-from service.principal import Principal
 
 router = APIRouter(prefix=PREFIX)
 

@@ -12,7 +12,8 @@ from service.api.dependencies import ContextDep, get_principal
 from service.api.models import read_model
 from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
-from service.errors import NotFound
+from service.core.errors import NotFound
+from service.core.principal import Principal, Scope
 from service.page.endpoint import (
     SECONDS,
     CollectionsView,
@@ -24,7 +25,6 @@ from service.page.endpoint import (
 )
 from service.page.forms import ModalityFilter
 from service.page.rendering import PREFIX, Visitor, pages_of, visitor_of
-from service.principal import Principal, Scope
 
 router = APIRouter(prefix=PREFIX)
 

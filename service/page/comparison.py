@@ -25,10 +25,10 @@ from service.api.history import VersionFiguresView, list_history
 from service.api.pagination import LARGEST_NUMBER
 from service.api.versions import read_version
 from service.context import Context
+from service.core.errors import NotFound
+from service.core.principal import Principal
 from service.database.seek import Seek
-from service.errors import NotFound
 from service.page.rendering import Figure, figure
-from service.principal import Principal
 
 Order = Literal["lost", "drift", "loss", "learned"]
 # What the tables can be ordered by, as their links say it.

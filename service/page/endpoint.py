@@ -18,10 +18,10 @@ from starlette.requests import Request
 
 from cmcl.contract.version import PARTS, EndpointParts
 from service.api.concurrency import RELEASE_SLOT, FairSemaphore
-from service.context import Clock
+from service.core.clock import Clock
+from service.core.principal import EVERY_OWNER, Scope
+from service.core.settings import Settings
 from service.page.rendering import Visitor
-from service.principal import EVERY_OWNER, Scope
-from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.auth.sessions import SessionTokens
@@ -288,8 +288,8 @@ def open_endpoint(settings: Settings, clock: Clock) -> Endpoint:
     if key is None:
         return Endpoint(settings.embeddings_url, None)
     # `cryptography` takes long to import, and most deployments have no such key.
-    from service.auth.key_snapshot import read_signing_key
     from service.auth.sessions import SessionTokens
+    from service.core.setting_values import read_signing_key
 
     tokens = SessionTokens(read_signing_key(key.get_secret_value()), clock)
     return Endpoint(settings.embeddings_url, tokens)

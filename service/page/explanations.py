@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cmcl.contract.event import EventKind
-from service.states import FailureReason, JobState
+from service.core.states import FailureReason, JobState
 
 Tone = Literal["good", "busy", "wait", "hold", "bad", "quiet"]
 

@@ -24,7 +24,7 @@ from cmcl.contract.modality import NAME_PATTERN, Frozen
 from service.api.dependencies import IdempotencyKey, get_principal
 from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
-from service.errors import (
+from service.core.errors import (
     Conflict,
     FieldProblem,
     PreconditionFailed,
@@ -32,9 +32,9 @@ from service.errors import (
     Unprocessable,
     UnsupportedMediaType,
 )
+from service.core.principal import EVERY_OWNER, Principal, Scope
+from service.core.states import JobState
 from service.page.rendering import pages_of, root_of
-from service.principal import EVERY_OWNER, Principal, Scope
-from service.states import JobState
 
 Form = TypeVar("Form", bound=BaseModel)
 

@@ -13,7 +13,9 @@ from service.api.jobs import JobView
 from service.api.models import read_model
 from service.api.summaries import read_summary
 from service.context import Context
-from service.errors import Conflict, NotFound, Refused
+from service.core.errors import Conflict, NotFound, Refused
+from service.core.principal import Principal
+from service.core.states import CANCELLABLE, JobState
 from service.page.forms import (
     ActionRequest,
     DecisionForm,
@@ -26,8 +28,6 @@ from service.page.forms import (
 )
 from service.page.jobs import decision_of
 from service.page.rendering import PREFIX
-from service.principal import Principal
-from service.states import CANCELLABLE, JobState
 
 router = APIRouter(prefix=PREFIX)
 

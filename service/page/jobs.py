@@ -24,6 +24,8 @@ from service.api.pagination import CursorQuery, get_number_seek
 from service.api.phases import PhaseView, read_phases
 from service.api.summaries import ModelSummary, read_summary
 from service.context import Context
+from service.core.principal import Principal
+from service.core.states import IN_FLIGHT, JobState
 from service.database.queries.events import EventFilter
 from service.database.seek import Seek
 from service.page.comparison import WantedDep, comparison_values
@@ -37,8 +39,6 @@ from service.page.rendering import (
     is_fragment,
     pages_of,
 )
-from service.principal import Principal
-from service.states import IN_FLIGHT, JobState
 
 router = APIRouter(prefix=PREFIX)
 

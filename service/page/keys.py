@@ -12,9 +12,9 @@ from service.api.keys import CreatedKey, KeyPath, delete_key, list_keys, post_ke
 from service.api.pagination import CursorQuery, get_text_seek
 from service.auth.keys import NewKey
 from service.context import Context
+from service.core.principal import Principal, Scope
 from service.page.forms import Once, new_once, once, posted, see_other, validated
 from service.page.rendering import PREFIX, pages_of, visitor_of
-from service.principal import Principal, Scope
 
 router = APIRouter(prefix=PREFIX)
 

@@ -19,12 +19,12 @@ from service.auth.authenticator import Authenticator, Caller
 from service.auth.oidc import SIGN_IN_SECONDS, OidcLogin
 from service.auth.sessions import StartedSession
 from service.context import Context
+from service.core.errors import Forbidden, NotFound, Unauthorized
+from service.core.principal import Scope
 from service.database.queries.sessions import SessionRecord
-from service.errors import Forbidden, NotFound, Unauthorized
 from service.page.access import NEXT_DOCUMENT, cookie_name, set_session
 from service.page.forms import posted, see_other
 from service.page.rendering import PREFIX, pages_of, root_of, visitor_of
-from service.principal import Scope
 
 router = APIRouter(prefix=PREFIX)
 

@@ -30,9 +30,9 @@ from service.api.pagination import LARGEST_NUMBER
 from service.api.summaries import read_summary
 from service.api.versions import read_version
 from service.context import Context
+from service.core.principal import Principal
 from service.database.seek import Seek
 from service.page.rendering import HALF, PREFIX, WHOLE, Figure, figure, pages_of
-from service.principal import Principal
 
 router = APIRouter(prefix=PREFIX)
 

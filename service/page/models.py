@@ -24,10 +24,10 @@ from service.api.quotas import QuotaView, read_quotas
 from service.api.summaries import ModelSummary, list_summaries, read_summary
 from service.api.versions import PromotionView, list_promotions
 from service.context import Context
+from service.core.principal import Principal
+from service.core.states import JobState
 from service.database.seek import Seek
 from service.page.rendering import PREFIX, WHOLE, pages_of
-from service.principal import Principal
-from service.states import JobState
 
 router = APIRouter(prefix=PREFIX)
 

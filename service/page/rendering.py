@@ -20,9 +20,10 @@ from starlette.responses import Response
 from cmcl.contract import DISTRIBUTION
 from cmcl.pictures import STYLESHEET, Picture
 from service.api.keys import Identity
-from service.context import Clock
+from service.core.clock import Clock
+from service.core.errors import FieldProblem, NotFound, Unprocessable
+from service.core.principal import Principal
 from service.database.queries.sessions import SessionRecord
-from service.errors import FieldProblem, NotFound, Unprocessable
 from service.page import formats
 from service.page.explanations import (
     DONE,
@@ -35,7 +36,6 @@ from service.page.explanations import (
     STATES,
 )
 from service.page.measures import MEASURES
-from service.principal import Principal
 
 PREFIX = "/ui"
 FRAGMENT = "fragment"

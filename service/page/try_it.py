@@ -25,13 +25,13 @@ from service.api.spool import spooled
 from service.api.uploads import UploadSlotsDep
 from service.api.versions import VersionSummary, VersionView, list_versions, read_version
 from service.context import Context
+from service.core.errors import BodyTooLarge, FieldProblem, NotFound, Unprocessable
+from service.core.principal import Principal, Scope
 from service.database.seek import Seek
-from service.errors import BodyTooLarge, FieldProblem, NotFound, Unprocessable
 from service.page.collections import list_collections, read_collection
 from service.page.endpoint import Endpoint, EndpointProblem, FoundView, HeldOutView, release_slot
 from service.page.forms import Version, none_if_empty
 from service.page.rendering import PREFIX, Visitor, pages_of, visitor_of
-from service.principal import Principal, Scope
 
 router = APIRouter(prefix=PREFIX)
 

@@ -27,8 +27,9 @@ from service.api.versions import (
     retire_version,
 )
 from service.context import Context
+from service.core.errors import Refused
+from service.core.principal import Principal
 from service.database.seek import Seek
-from service.errors import Refused
 from service.page.comparison import WantedDep, compare_versions, comparison_values, read_figures
 from service.page.forms import (
     ActionRequest,
@@ -42,7 +43,6 @@ from service.page.forms import (
     see_other,
 )
 from service.page.rendering import PREFIX, pages_of
-from service.principal import Principal
 
 router = APIRouter(prefix=PREFIX + "/models/{model}")
 

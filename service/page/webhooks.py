@@ -21,10 +21,10 @@ from service.api.webhooks import (
     send_test_message,
 )
 from service.context import Context
+from service.core.principal import Principal
 from service.events.webhooks import WORTH_A_MESSAGE, NewWebhook
 from service.page.forms import Once, new_once, once, posted, see_other, validated
 from service.page.rendering import PREFIX, pages_of
-from service.principal import Principal
 
 router = APIRouter(prefix=PREFIX)
 

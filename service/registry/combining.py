@@ -11,11 +11,11 @@ from sqlalchemy import Connection
 
 from cmcl.contract.job import VersionRef
 from cmcl.contract.version import LearnedDataset, datasets_to_merge
+from service.auth.ownership import get_model, get_version
+from service.core.errors import Conflict, FieldProblem, NotFound
+from service.core.principal import Principal
 from service.database.queries import datasets, jobs, models, versions
 from service.database.rows import JobRecord, ModelRecord, VersionRecord
-from service.errors import Conflict, FieldProblem, NotFound
-from service.lookup import get_model, get_version
-from service.principal import Principal
 
 
 @dataclass(frozen=True)

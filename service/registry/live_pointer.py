@@ -16,14 +16,16 @@ from collections.abc import Callable
 import httpx
 from sqlalchemy import Connection
 
-from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.errors import InvalidVersion, StorageError
 from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
 from cmcl.storage.versions import read_live, remove_live, write_live
+from service.auth.ownership import get_model
 from service.context import Context
+from service.core.loops import PeriodicLoop
+from service.core.principal import Principal
 from service.database.queries import models, versions
 from service.database.rows import ModelRecord
-from service.loops import PeriodicLoop
-from service.stale_database import check_not_behind
+from service.database.stale import check_not_behind
 from service.telemetry.spans import Attributes, PastSpan
 
 logger = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ def mirror(context: Context, name: str) -> None:
 
     Raises StaleDatabase if live.json is ahead of the database: it is never overwritten then.
     """
-    check_not_behind(context, name)
+    check_not_behind(context.store, context.database, name)
     with context.database.read() as connection:
         model = models.find(connection, name)
         pointer = None if model is None else _pointer(connection, model)
@@ -52,10 +54,27 @@ def mirror(context: Context, name: str) -> None:
             write_live(context.store, name, pointer)
         else:
             remove_live(context.store, name)
-    context.announcer.announce(name, pointer)
+    context.announce(name, pointer)
     if _record_mirrored(context, model) and model.revised_at is not None:
         seconds = (context.clock() - model.revised_at).total_seconds()
         context.metrics.spans.add(PastSpan("live", model.traceparent, seconds, about))
+
+
+def check_may_change(context: Context, name: str, principal: Principal) -> None:
+    """Check before a change of what replicas serve. Raises NotFound, StaleDatabase.
+
+    A change increments the database's generation or revision: in an outdated database it could reach
+    numbers that replicas have already seen, and they would ignore it. While the store is down a
+    rollback is still accepted; the announcer checks again.
+    """
+    with context.database.read() as connection:
+        get_model(connection, name, principal)
+    try:
+        check_not_behind(context.store, context.database, name)
+    except StorageError as error:
+        logger.warning(
+            "cannot check whether the database is outdated for model %s: %s", name, error
+        )
 
 
 def _record_mirrored(context: Context, model: ModelRecord) -> bool:
@@ -75,7 +94,7 @@ def recheck_mirror(context: Context, model: ModelRecord) -> None:
 
     Raises StaleDatabase.
     """
-    check_not_behind(context, model.name)
+    check_not_behind(context.store, context.database, model.name)
     if _differs(context, model):
         with context.database.write() as connection:
             models.forget_mirrored(connection, model.name)

@@ -14,11 +14,11 @@ from sqlalchemy import Connection
 from cmcl.contract.encoder import EncoderName, EncoderSpec, FeatureWidth
 from cmcl.contract.modality import Frozen, Modality
 from cmcl.contract.model import ModalitySpec, ModelSpec
+from service.auth.ownership import check_heads, get_model
+from service.core.errors import Conflict, FieldProblem, Unprocessable
+from service.core.principal import Principal
 from service.database.queries import models
 from service.database.rows import ModelRecord
-from service.errors import Conflict, FieldProblem, Unprocessable
-from service.lookup import check_heads, get_model
-from service.principal import Principal
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from cmcl.contract.model import (
     as_modality,
     check_two_modalities,
 )
+from service.auth.ownership import check_heads, check_models, get_model, get_version
+from service.core.errors import Conflict, FieldProblem, PreconditionFailed, Unprocessable
+from service.core.principal import Principal
 from service.database.queries import events, job_queue, models, versions
 from service.database.rows import BranchPoint, Event, ModelRecord, VersionRecord
-from service.errors import Conflict, FieldProblem, PreconditionFailed, Unprocessable
-from service.lookup import check_heads, check_models, get_model, get_version
-from service.principal import Principal
 from service.registry.modalities import Limits, NewModality, modality_of, problem_of
 from service.registry.promotion import PromotionRequest, lock_as_seen
 

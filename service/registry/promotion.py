@@ -5,6 +5,9 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from service.auth.ownership import get_model, get_version
+from service.core.errors import Conflict, PreconditionFailed
+from service.core.principal import RECONCILER, Principal
 from service.database.queries import jobs, models, versions
 from service.database.rows import (
     ModelRecord,
@@ -12,9 +15,6 @@ from service.database.rows import (
     PromotionRecord,
     VersionRecord,
 )
-from service.errors import Conflict, PreconditionFailed
-from service.lookup import get_model, get_version
-from service.principal import RECONCILER, Principal
 
 
 @dataclass(frozen=True)

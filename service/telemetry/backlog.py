@@ -14,11 +14,11 @@ from typing import Generic, TypeVar
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.context import Clock
+from service.core.clock import Clock
+from service.core.errors import DatabaseError
 from service.database.engine import Database
 from service.database.queries import metrics
 from service.database.queries.metrics import Backlog
-from service.errors import DatabaseError
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ A call is also a span if it is part of a trace.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -13,9 +13,8 @@ from sqlalchemy import Connection
 
 from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
 from cmcl.storage.object_store import ObjectStore, PresignedPut
+from service.core.errors import DatabaseUnavailable, WriteConflict
 from service.database.engine import Database
-from service.database.rows import Event
-from service.errors import DatabaseUnavailable, WriteConflict
 from service.launchers.port import (
     ClusterResources,
     Launcher,
@@ -204,10 +203,8 @@ class InstrumentedStore:
 class InstrumentedDatabase(Database):
     """Database that measures its transactions."""
 
-    def __init__(
-        self, database: Database, metrics: Metrics, observe: Callable[[Event], None]
-    ) -> None:
-        super().__init__(database.engine, database.writer_lock, observe)
+    def __init__(self, database: Database, metrics: Metrics) -> None:
+        super().__init__(database.engine, database.writer_lock)
         self._metrics = metrics
 
     @contextmanager

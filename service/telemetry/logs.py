@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import unquote, urlsplit
 
-from service.settings import Settings
+from service.core.settings import Settings
 from service.telemetry.spans import trace_id
 
 # Given as `extra={...}`; every other attribute of a record is the logging module's own.

@@ -4,14 +4,13 @@ Counters and histograms count what this process did; sum them over the replicas.
 database (`service.telemetry.backlog`) are the same in each replica: take the maximum. Every label has a
 bounded number of values; `docs/observability.md` lists them.
 
-Every change of a job, by the reconciler or a user, emits an event in the same transaction. `EventObserver` is the one
-place where events are counted, logged and traced, after the commit: nothing that was rolled back is counted.
+Every change of a job, by the reconciler or a user, emits an event in the same transaction. `Metrics.observe_event` is the
+one place where events are counted, logged and traced, after the commit: nothing that was rolled back is counted.
 """
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 
@@ -26,9 +25,9 @@ from prometheus_client import (
 )
 
 from cmcl.contract import DISTRIBUTION
+from service.core.states import TERMINAL, FailureReason, JobState
 from service.database.queries.events import SKIPPED
 from service.database.rows import Event, JobRecord
-from service.states import TERMINAL, FailureReason, JobState
 from service.telemetry.logs import current_request
 from service.telemetry.spans import NoSpans, Spans, move_span, trace_id
 
@@ -50,9 +49,7 @@ _REJECTIONS = (
     FailureReason.NOT_MEASURED,
     FailureReason.REJECTED_BY_HAND,
 )
-_JOB = "job."
-_STATES = {f"{_JOB}{state}": state for state in JobState}
-_ENDS = frozenset(TERMINAL)
+_STATES = {f"job.{state}": state for state in JobState}
 
 
 class Metrics:
@@ -190,6 +187,29 @@ class Metrics:
         finally:
             self.steps.labels(name).observe(time.perf_counter() - started)
 
+    def observe_event(self, event: Event) -> None:
+        """Log, count and trace an event after its commit."""
+        _log(event)
+        state = _STATES.get(event.kind)
+        if state is not None:
+            self._count_move(event, state)
+            note = current_request.get()
+            span = move_span(event, state, note.traceparent if note else None)
+            if span is not None:
+                self.spans.add(span)
+        elif event.kind == SKIPPED:
+            self.webhook_deliveries.labels("skipped").inc(_number(event))
+
+    def _count_move(self, event: Event, state: JobState) -> None:
+        source, reason = _text(event, "from"), _text(event, "reason")
+        if source:
+            self.stages.labels(source).observe(_number(event, "after_seconds"))
+        if state in TERMINAL:
+            self.jobs_finished.labels(state, reason).inc()
+        goes_back = source == JobState.RUNNING and state == JobState.PREPARED
+        if goes_back or reason == FailureReason.ATTEMPTS_EXHAUSTED:
+            self.attempts_lost.inc()
+
 
 @contextmanager
 def timed(
@@ -214,41 +234,6 @@ def outcome_of(error: Exception, outcomes: Mapping[type[Exception], str], other:
     return next(found, other)
 
 
-class EventObserver:
-    """Observes every event that this process commits. `job_changed` is set by an event of a job."""
-
-    def __init__(self, metrics: Metrics, wake: Callable[[str], None]) -> None:
-        self.metrics = metrics
-        self.job_changed = threading.Event()
-        self._wake = wake
-
-    def __call__(self, event: Event) -> None:
-        """Called after the commit. Wakes the reconciler and the scheduler, which need not wait for their next pass."""
-        self._wake(event.model)
-        if event.job is not None:
-            self.job_changed.set()
-        _log(event)
-        state = _STATES.get(event.kind)
-        if state is not None:
-            self._count_move(event, state)
-            note = current_request.get()
-            span = move_span(event, state, note.traceparent if note else None)
-            if span is not None:
-                self.metrics.spans.add(span)
-        elif event.kind == SKIPPED:
-            self.metrics.webhook_deliveries.labels("skipped").inc(_number(event))
-
-    def _count_move(self, event: Event, state: JobState) -> None:
-        source, reason = _text(event, "from"), _text(event, "reason")
-        if source:
-            self.metrics.stages.labels(source).observe(_seconds(event))
-        if state in _ENDS:
-            self.metrics.jobs_finished.labels(state, reason).inc()
-        goes_back = source == JobState.RUNNING and state == JobState.PREPARED
-        if goes_back or reason == FailureReason.ATTEMPTS_EXHAUSTED:
-            self.metrics.attempts_lost.inc()
-
-
 def _log(event: Event) -> None:
     fields = {
         name: value
@@ -268,10 +253,6 @@ def _log(event: Event) -> None:
 
 def _text(event: Event, name: str) -> str:
     return str(event.data.get(name) or "")
-
-
-def _seconds(event: Event) -> float:
-    return _number(event, "after_seconds")
 
 
 def _number(event: Event, name: str = "number") -> float:

@@ -17,8 +17,8 @@ from typing import Protocol
 
 from fastapi.telemetry import TelemetryConfig
 
+from service.core.states import JobState
 from service.database.rows import Event, JobRecord
-from service.states import JobState
 
 Attributes = Mapping[str, str | int | float]
 

@@ -13,8 +13,7 @@ from cmcl.contract.encoder import EncoderSpec
 from cmcl.pictures import Memory, MemoryRow, forgetting_matrices
 from cmcl.storage.local import LocalStore
 from service.app import create_app
-from service.owner_settings import OwnerGrant
-from service.settings import Settings
+from service.core.settings import OwnerGrant, Settings
 from tests.architecture.repository import ROOT
 from tests.architecture.sync_client import SYNC_MODULES
 from tests.chart.readme import chart_readme
@@ -37,8 +36,7 @@ Generated from the code by `make docs`; edit the descriptions there.
 
 ## Control plane
 
-`python -m service` reads the environment, once, when it starts (`service/settings.py`, and
-`service/launcher_settings.py` for how attempts run, `service/owner_settings.py` for quotas).
+`python -m service` reads the environment, once, when it starts (`service/core/settings.py`).
 
 {service}
 ### A grant

@@ -3,8 +3,7 @@
 import pytest
 
 from cmcl.contract.encoder import EncoderSpec
-from service.launcher_settings import LauncherSettings
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.architecture.generated import GENERATED, settings_document
 from tests.architecture.repository import ROOT
 from workers.serve.settings import ServeArgs
@@ -19,13 +18,6 @@ def test_it_is_up_to_date(name: str) -> None:
 def test_every_setting_says_what_it_means() -> None:
     for model in (Settings, ServeArgs, EncoderSpec, TrainSettings):
         assert [name for name, field in model.model_fields.items() if not field.description] == []
-
-
-def test_the_launchers_settings_follow_all_others() -> None:
-    document = settings_document()
-    places = {name: document.index(f"| `CMCL_{name.upper()}` |") for name in Settings.model_fields}
-    of_launcher = [places.pop(name) for name in LauncherSettings.model_fields]
-    assert max(places.values()) < min(of_launcher)
 
 
 def test_the_tables_have_every_variable() -> None:

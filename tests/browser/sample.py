@@ -10,9 +10,9 @@ from datetime import datetime
 
 from cmcl.contract.dataset import RejectedRow
 from cmcl.storage import layout
+from service.core.states import JobState
 from service.database.queries.preparations import set_rejected
 from service.database.rows import PreparedRows
-from service.states import JobState
 from tests.browser.sample_figures import UPDATES, WIDTH, WIDTHS, recall_of, report_of, solved
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table

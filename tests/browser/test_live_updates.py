@@ -15,8 +15,8 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from cmcl.stack_host import Ports
+from service.core.states import JobState
 from service.page.formats import ago
-from service.states import JobState
 from tests.browser.conftest import OpenPage
 from tests.browser.sample import BIRDS, SCENES, Names, progress_of
 from tests.browser.sample_figures import UPDATES

@@ -5,12 +5,12 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Connection, insert, update
 
 from cmcl.contract.model import ModelSpec
+from service.core.states import TERMINAL, JobState
 from service.database.engine import Database
 from service.database.queries import metrics, models
 from service.database.queries.metrics import Backlog, Standing
 from service.database.rows import ModelRecord
 from service.database.tables import datasets, jobs, versions
-from service.states import TERMINAL, JobState
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SPEC = ModelSpec(modalities={"image": 4, "text": 3})

@@ -8,17 +8,17 @@ import pytest
 from sqlalchemy import update
 
 from cmcl.contract.model import ModelSpec
+from service.core.errors import Conflict
+from service.core.principal import LOCAL
+from service.core.settings import Settings
+from service.core.states import JobState
 from service.database.engine import Database
 from service.database.queries import datasets, maintenance, models, versions
 from service.database.tables import jobs
 from service.database.tables import versions as version_rows
 from service.datasets.intake import accept_dataset
 from service.datasets.request import Intake, NewDataset
-from service.errors import Conflict
-from service.principal import LOCAL
 from service.registry.models import delete_model
-from service.settings import Settings
-from service.states import JobState
 from tests.unit.storage.candidate import FILES, manifest_of
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

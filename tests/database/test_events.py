@@ -227,7 +227,8 @@ def test_messages_beyond_what_may_wait_for_an_owner_are_not_written(database: Da
         }
         for number in range(queue.MOST_WAITING - 1)
     ]
-    observed = Database(database.engine, database.writer_lock, emitted.append)
+    observed = Database(database.engine, database.writer_lock)
+    observed.subscribe(emitted.append)
     with observed.write() as connection:
         connection.execute(insert(deliveries), waiting)
         for owner in ("red", "red", "blue"):

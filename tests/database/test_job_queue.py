@@ -8,12 +8,12 @@ import pytest
 from sqlalchemy import insert, update
 
 from cmcl.contract.model import ModelSpec
+from service.core.states import JobState
 from service.database.engine import Database
 from service.database.queries import job_queue, models
 from service.database.queries.preparations import MOST_OF_MODEL
 from service.database.tables import jobs, versions
 from service.database.tables import models as model_rows
-from service.states import JobState
 
 NOW = datetime(2026, 11, 29, tzinfo=UTC)
 SPEC = ModelSpec(modalities={"image": 4, "text": 3})

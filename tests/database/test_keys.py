@@ -5,12 +5,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from service.core.errors import WriteConflict
+from service.core.principal import Scope
 from service.database.engine import Database
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from service.database.seek import Seek
-from service.errors import WriteConflict
-from service.principal import Scope
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

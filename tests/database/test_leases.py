@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy import event
 
 from cmcl.contract.model import ModelSpec
+from service.core.states import JobState
 from service.database.engine import Database, open_database
 from service.database.queries import models, replicas
 from service.jobs.leases import ModelLeases
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 

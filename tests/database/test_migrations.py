@@ -11,11 +11,11 @@ from sqlalchemy import MetaData, Table, inspect, select
 from sqlalchemy.exc import DBAPIError
 
 from service.__main__ import main
+from service.core.errors import Conflict
 from service.database import migrations
 from service.database.engine import Database, open_database
 from service.database.migrations import declared_sha256, upgrade
 from service.database.tables import compatibility, metadata
-from service.errors import Conflict
 from tests.database import frozen
 
 

@@ -7,10 +7,10 @@ import pytest
 from sqlalchemy import select
 
 from service.__main__ import main
+from service.core.errors import Conflict
 from service.database.engine import Database
 from service.database.migrations import revisions, upgrade
 from service.database.tables import compatibility
-from service.errors import Conflict
 from tests.fakes.control_plane import ControlPlane
 
 REVISION = "r9001"

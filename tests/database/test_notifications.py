@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 import pytest
 
+from service.core.errors import DatabaseUnavailable
 from service.database.engine import Database
 from service.database.notifications import Listener, is_supported
 from service.database.queries import events
 from service.database.rows import Event
-from service.errors import DatabaseUnavailable
 from service.jobs.workers import Notifications
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -9,14 +9,14 @@ import pytest
 from sqlalchemy import event, insert
 
 from cmcl.contract.model import ModelSpec
+from service.core.errors import Unprocessable
+from service.core.principal import Principal, Scope
+from service.core.settings import Settings
 from service.database.engine import Database
 from service.database.queries import models
 from service.database.tables import uploads
 from service.datasets.intake import accept_dataset, add_shards
 from service.datasets.request import MOST_SHARDS, Intake, NewDataset, NewShards, check_addresses
-from service.errors import Unprocessable
-from service.principal import Principal, Scope
-from service.settings import Settings
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 SPEC = ModelSpec(width=8, modalities={"image": 4, "text": 3})

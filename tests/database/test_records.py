@@ -11,6 +11,10 @@ from sqlalchemy import Connection, text
 
 from cmcl.contract.job import Progress
 from cmcl.contract.model import ModelSpec
+from service.core.errors import DatabaseUnavailable, WriteConflict
+from service.core.principal import LOCAL
+from service.core.settings import Settings
+from service.core.states import IllegalMove, JobState
 from service.database.engine import Database, open_database
 from service.database.queries import job_queue, jobs, models, preparations
 from service.database.queries.attempts import Report, RunningAttempt, store_progress
@@ -18,12 +22,8 @@ from service.database.queries.metrics import read_backlog
 from service.database.rows import JobRecord, PreparedRows
 from service.datasets.intake import accept_dataset
 from service.datasets.request import Intake, NewDataset
-from service.errors import DatabaseUnavailable, WriteConflict
-from service.principal import LOCAL
 from service.registry.modalities import Limits
 from service.registry.models import create_model
-from service.settings import Settings
-from service.states import IllegalMove, JobState
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SPEC = ModelSpec(modalities={"image": 4, "text": 3})

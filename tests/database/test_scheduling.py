@@ -5,19 +5,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Barrier, Event
+from threading import Barrier
 
 import pytest
 from sqlalchemy import insert, update
 
 from cmcl.contract.model import ModelSpec
 from service.context import Context
+from service.core.states import JobState
 from service.database.engine import open_database
 from service.database.queries import models, scheduling
 from service.database.queries.scheduling import TRAINING
 from service.database.tables import jobs
 from service.jobs.scheduler import Scheduler
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 
 SPEC = ModelSpec(modalities={"image": 4, "text": 3})
@@ -65,7 +65,7 @@ def test_replicas_that_admit_at_once_start_no_more_than_there_is_room_for(
 
     def admit(_: int) -> None:
         database = open_database(database_url)
-        context = replace(plane.context, database=database, job_changed=Event())
+        context = replace(plane.context, database=database)
         ready.wait()
         Scheduler(context).tick()
         database.close()

@@ -8,12 +8,12 @@ from sqlalchemy import delete
 
 from cmcl.storage import layout
 from cmcl.storage.versions import write_blob
+from service.core.states import JobState
 from service.database.engine import Database
 from service.database.queries import idempotency, maintenance, replicas, uploads
 from service.database.rows import NewUpload, ResponseRecord
 from service.database.tables import leases as lease_rows
 from service.maintenance.gc import GC_TASKS, RARE_GC_TASKS, GarbageCollector
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import announce, send, upload_whole
 from tests.unit.service.uploads.test_sending import parquet

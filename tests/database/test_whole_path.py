@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from service.principal import LOCAL
+from service.core.principal import LOCAL
+from service.core.states import JobState
 from service.registry.combining import Requested, request_unlearning
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash, FaultAtMoment
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cmcl.haproxy import SERVING
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.architecture.repository import ROOT
 from workers.serve.settings import ServeArgs
 

@@ -16,16 +16,16 @@ from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import read_live
 from service.app import Parts, create_app
 from service.context import Context
+from service.core.settings import Settings
+from service.core.states import TERMINAL, JobState
+from service.core.tuning import Tuning
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.database.queries import datasets, jobs, models, versions
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord, VersionRecord
 from service.jobs.reconciler import Reconciler
 from service.maintenance.backup import BackupWriter
-from service.settings import Settings
-from service.states import TERMINAL, JobState
 from service.telemetry.spans import Spans
-from service.tuning import Tuning
 from tests.fakes.app_client import AppClient
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.crashes import CrashingDatabase, CrashingLauncher, CrashingStore, FaultAtMoment

@@ -14,9 +14,8 @@ from sqlalchemy import Connection
 
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.storage.object_store import ObjectStore, PresignedPut
+from service.core.errors import DatabaseUnavailable
 from service.database.engine import Database
-from service.database.rows import Event
-from service.errors import DatabaseUnavailable
 from service.launchers.port import (
     ClusterResources,
     Launcher,
@@ -109,13 +108,8 @@ class FaultAtMoment:
 class CrashingDatabase(Database):
     """A database that fails before a transaction, before its commit, or after it."""
 
-    def __init__(
-        self,
-        database: Database,
-        fate: FaultInjector,
-        observe: Callable[[Event], None] = lambda _: None,
-    ) -> None:
-        super().__init__(database.engine, database.writer_lock, observe)
+    def __init__(self, database: Database, fate: FaultInjector) -> None:
+        super().__init__(database.engine, database.writer_lock)
         self._fate = fate
 
     @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmcl.contract.version import Drift, HeadCapacity, Quality, Recall, VersionManifest
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 

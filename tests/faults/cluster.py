@@ -5,7 +5,7 @@
 
 from datetime import datetime
 
-from service.context import Clock
+from service.core.clock import Clock
 from service.launchers.port import LaunchState, Submission
 from tests.fakes.launcher import FakeLauncher
 

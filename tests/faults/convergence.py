@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from service.core.states import JobState
 from service.launchers.port import LaunchState
-from service.states import JobState
 from tests.faults.invariants import InvariantChecker
 from tests.faults.replica import Replica
 from tests.faults.scenarios import is_quiet

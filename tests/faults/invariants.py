@@ -10,9 +10,9 @@ from cmcl.contract.job import submission_id
 from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
 from cmcl.storage.versions import read_blob, read_live, read_version, read_version_file
+from service.core.states import IN_FLIGHT, TERMINAL, JobState, check_move
 from service.database import tables
 from service.maintenance.gc import sweep_preparations
-from service.states import IN_FLIGHT, TERMINAL, JobState, check_move
 from tests.faults.world import DEADLINES, SKEW_SECONDS, World
 
 Row = Mapping[str, Any]

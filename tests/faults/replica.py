@@ -12,9 +12,9 @@ from enum import Enum
 
 from sqlalchemy import select
 
+from service.core.errors import DatabaseUnavailable
 from service.database.engine import Database
 from service.database.tables import models
-from service.errors import DatabaseUnavailable
 from service.jobs.reconciler import Reconciler
 from tests.fakes.crashes import Contact, Crash, CrashingDatabase, CrashingLauncher, CrashingStore
 from tests.fakes.rounds import run_round

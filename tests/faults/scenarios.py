@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cmcl.contract.gate import Gate
+from service.core.states import TERMINAL, JobState
 from service.database.queries import datasets, models, versions
 from service.database.rows import JobRecord
 from service.database.seek import Seek
 from service.launchers.port import LaunchState
-from service.states import TERMINAL, JobState
 from tests.faults.world import BAD, MODEL, World
 
 Act = Callable[[World], None]

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from service.context import Context
-from service.errors import DatabaseUnavailable
+from service.core.errors import DatabaseUnavailable
+from service.core.principal import LOCAL
+from service.core.settings import OwnerGrant
+from service.core.states import JobState
 from service.jobs.reconciler import Reconciler
 from service.jobs.scheduler import Scheduler
-from service.owner_settings import OwnerGrant
-from service.principal import LOCAL
-from service.states import JobState
 from tests.fakes.crashes import (
     Crash,
     CrashingDatabase,

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from service.context import Context
-from service.errors import DatabaseUnavailable
+from service.core.errors import DatabaseUnavailable
 from service.jobs.reconciler import Reconciler
 from tests.fakes.crashes import (
     Contact,

@@ -8,7 +8,7 @@ import pytest
 
 from cmcl.storage import layout
 from cmcl.storage.versions import read_live
-from service.states import JobState
+from service.core.states import JobState
 from tests.faults.convergence import converge, serve
 from tests.faults.invariants import InvariantChecker
 from tests.faults.replica import Order, Replica

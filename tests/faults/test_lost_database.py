@@ -17,13 +17,13 @@ from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
 from cmcl.storage.versions import check_object, read_live, read_version
 from service.context import Context
+from service.core.states import TERMINAL, JobState
 from service.database import tables
 from service.database.engine import Database
 from service.jobs.reconciler import Reconciler
 from service.maintenance.backup import BackupWriter
 from service.maintenance.rebuild import Rebuild
 from service.maintenance.rebuild_bucket import Bucket
-from service.states import TERMINAL, JobState
 from tests.fakes.rounds import run_round
 from tests.faults.saved_world import SavedWorld
 from tests.faults.scenarios import SCENARIOS, Scenario, check_end, is_quiet

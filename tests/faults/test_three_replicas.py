@@ -17,12 +17,11 @@ from pathlib import Path
 import pytest
 
 from service.context import Context
+from service.core.states import JobState
 from service.database.queries import models, versions
 from service.database.rows import Event
 from service.database.seek import Seek
 from service.launchers.port import LaunchState
-from service.states import JobState
-from service.telemetry.metrics import EventObserver
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.crashes import Contact, CrashingDatabase, CrashingLauncher, CrashingStore
 from tests.fakes.memory_folder import memory_folder
@@ -30,7 +29,7 @@ from tests.faults.convergence import serve
 from tests.faults.invariants import InvariantChecker
 from tests.faults.scenarios import is_quiet
 from tests.faults.virtual_replica import VirtualReplica
-from tests.faults.virtual_time import Killed, VirtualEvent, VirtualTime
+from tests.faults.virtual_time import Killed, VirtualTime
 from tests.faults.world import (
     GOOD_SHARDS,
     MODEL,
@@ -129,21 +128,20 @@ class _Story:
     def _context(self, injector: "_Injector", skew: timedelta) -> Context:
         database = database_of(injector.name, self.world.database_url)
         context = self.world.context(database)
-        observer = EventObserver(context.metrics, context.wake_signal.notify)
-        observer.job_changed = VirtualEvent(self.time)
+        crashing = CrashingDatabase(database, injector)
+        crashing.subscribe(context.metrics.observe_event)
 
-        def observe(event: Event) -> None:
-            observer(event)
+        def notify_others(event: Event) -> None:
             for name, replica in self._replicas.items():
                 if name != injector.name and self.random.random() < _NOTIFIES:
                     self.time.after(0.01, partial(replica.notify, event.model))
 
+        crashing.subscribe(notify_others)
         return replace(
             context,
-            database=CrashingDatabase(database, injector, observe),
+            database=crashing,
             store=CrashingStore(context.store, injector),
             launcher=CrashingLauncher(context.launcher, injector),
-            job_changed=observer.job_changed,
             clock=lambda: self.time() + skew,
         )
 

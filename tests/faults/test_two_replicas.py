@@ -26,8 +26,8 @@ from hypothesis.stateful import (
 )
 
 from cmcl.contract.gate import Gate
+from service.core.states import CANCELLABLE, JobState
 from service.launchers.port import LaunchState
-from service.states import CANCELLABLE, JobState
 from tests.faults.convergence import converge, serve
 from tests.faults.invariants import InvariantChecker
 from tests.faults.postgres import Postgres

@@ -6,7 +6,7 @@ from functools import partial
 from service.context import Context
 from service.jobs.reconciler import Reconciler
 from service.jobs.scheduler import Scheduler
-from tests.faults.virtual_time import Task, VirtualTime
+from tests.faults.virtual_time import Task, VirtualEvent, VirtualTime
 
 
 class _Stop(threading.Event):
@@ -32,7 +32,7 @@ class VirtualReplica:
         # Workers without a key, and when the next one is to look at the queue.
         self._idle: list[Task] = []
         self._looks_at = float("inf")
-        loops = (self._reconciler, self._reconciler.monitor, Scheduler(context))
+        loops = (self._reconciler, self._reconciler.monitor, Scheduler(context, VirtualEvent(time)))
         work = [(loop.name, partial(loop.run, _Stop(time))) for loop in loops]
         work += [("worker", partial(self._work))] * context.tuning.reconcile_workers
         self._tasks = [

@@ -4,7 +4,6 @@ Made from a template, because migrating a database takes longer than a job.
 """
 
 import shutil
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,18 +22,17 @@ from cmcl.storage.local import LocalStore
 from cmcl.storage.running import mark_ended
 from cmcl.storage.versions import write_blob
 from service.context import Context
+from service.core.errors import Refused
+from service.core.principal import LOCAL
 from service.database.engine import Database, open_database
 from service.database.queries import jobs
 from service.database.rows import BranchPoint, JobRecord
 from service.database.seek import Seek
 from service.datasets.intake import accept_dataset
 from service.datasets.request import Intake, NewDataset
-from service.errors import Refused
 from service.jobs import actions
 from service.jobs.actions import ActorNote
-from service.jobs.workqueue import WakeSignal
 from service.launchers.port import LaunchState
-from service.principal import LOCAL
 from service.registry import promotion
 from service.registry.combining import request_merge, request_unlearning
 from service.registry.modalities import Limits
@@ -160,8 +158,6 @@ class World:
             database=database,
             store=self.store,
             launcher=self.cluster,
-            wake_signal=WakeSignal(),
-            job_changed=threading.Event(),
             clock=self.clock,
         )
 

@@ -1,4 +1,4 @@
-{{/* Every setting of the control plane (service/settings.py); a test compares the names.
+{{/* Every setting of the control plane (service/core/settings.py); a test compares the names.
      Integers pass through int64, because 1048576 would otherwise be rendered as 1.048576e+06. */}}
 {{- define "cmcl.settings" -}}
 {{- if include "cmcl.usesSqlite" . }}

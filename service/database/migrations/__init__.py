@@ -26,9 +26,9 @@ from sqlalchemy import Connection, Dialect, inspect, select, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable, ExecutableDDLElement
 
+from service.core.errors import Conflict
 from service.database.engine import Database
 from service.database.tables import compatibility, metadata
-from service.errors import Conflict
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, sel
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cmcl.contract.job import Progress, submission_id
+from service.core.states import FailureReason, JobState
 from service.database.engine import in_chunks
 from service.database.seek import Seek
 from service.database.tables import attempts, jobs, models, progress_points
-from service.states import FailureReason, JobState
 
 MOST_POINTS = 300
 # An attempt reports its progress at most this often.

@@ -9,11 +9,11 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, insert
 from cmcl.contract.dataset import DatasetManifest, EvaluationDataset
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.version import EvaluationResult, MeasuredDataset
+from service.core.states import JobState
 from service.database.queries import backup, events
 from service.database.rows import DatasetRecord, Event, Fingerprints, random_id
 from service.database.seek import Seek
 from service.database.tables import datasets, jobs, models
-from service.states import JobState
 
 
 def create(

@@ -6,8 +6,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection, insert, select, update
 
+from service.core.states import JobState
 from service.database.tables import drivers, jobs
-from service.states import JobState
 
 _ID = 1
 _NEWEST = select(*(column for column in drivers.columns if column.name != "id"))

@@ -19,14 +19,14 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
 from service.database import notifications
-from service.database.engine import observe_after_commit
+from service.database.engine import announce_after_commit
 from service.database.queries import backup, webhooks
 from service.database.queries.deliveries import MOST_WAITING
 from service.database.rows import Event, EventRecord
 from service.database.seek import Seek
 from service.database.tables import event_positions, events, jobs
 
-# Kind of the event that is observed where messages to webhooks were dropped; it is not stored.
+# Kind of the event that subscribers see where messages to webhooks were dropped; it is not stored.
 SKIPPED = "webhook.skipped"
 # Fields of an event that are columns.
 _STORED = [field.name for field in fields(Event) if field.name != "seen"]
@@ -64,7 +64,7 @@ class EventFilter:
 def emit(connection: Connection, event: Event, now: datetime) -> None:
     """Insert an event and the messages for webhooks, and have the change backed up.
 
-    Streams, webhooks and the observer of the database see it once this transaction is committed.
+    Streams, webhooks and the subscribers of the database see it once this transaction is committed.
     """
     stored = {column: getattr(event, column) for column in _STORED}
     connection.execute(insert(events).values(created_at=now, **stored))
@@ -72,15 +72,15 @@ def emit(connection: Connection, event: Event, now: datetime) -> None:
         backup.enqueue(connection, "dataset", event.dataset)
     else:
         backup.enqueue(connection, "model", event.model)
-    observe_after_commit(connection, event)
+    announce_after_commit(connection, event)
     notifications.notify(connection, event.model)
     for owner, number in webhooks.notify(connection, event, now).items():
-        # For the observer alone: stored as an event, it would go to the same webhooks.
+        # For the subscribers alone: stored as an event, it would go to the same webhooks.
         why = f"no message of {event.kind} for {number} webhooks of owner {owner!r}: "
         why += f"{MOST_WAITING} of its messages wait"
         data = {"number": number, "message": why}
         skipped = Event(kind=SKIPPED, owner=event.owner, model=event.model, data=data)
-        observe_after_commit(connection, skipped)
+        announce_after_commit(connection, skipped)
 
 
 def has_unnumbered(connection: Connection) -> bool:

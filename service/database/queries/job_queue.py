@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Exists, Select, bindparam, exists, or_, select
 
+from service.core.states import IN_FLIGHT, JobState
 from service.database.engine import in_chunks
 from service.database.queries import attempts
 from service.database.queries import jobs as moves
@@ -13,7 +14,6 @@ from service.database.queries.models import is_unmirrored
 from service.database.queries.preparations import MOST_OF_MODEL
 from service.database.rows import JobRecord
 from service.database.tables import jobs, models, versions
-from service.states import IN_FLIGHT, JobState
 
 _LEARNS = jobs.c.kind != "evaluate"
 

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, RowMapping, Update, bindparam, insert, select
 from cmcl.contract.job import READS_ROWS, JobKind, Progress, VersionRef
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.version import EvaluationResult, LearnedDataset
+from service.core.states import FailureReason, JobState, check_move
 from service.database.queries import attempts, backup, events
 from service.database.rows import (
     Approval,
@@ -22,7 +23,6 @@ from service.database.rows import (
 )
 from service.database.seek import Seek
 from service.database.tables import jobs
-from service.states import FailureReason, JobState, check_move
 
 # Columns of the current attempt, before it starts.
 NO_ATTEMPT: Mapping[str, None] = {

@@ -5,9 +5,9 @@ from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, and_, case, func, insert, or_, select, update
 
+from service.core.principal import Scope
 from service.database.seek import Seek
 from service.database.tables import api_keys
-from service.principal import Scope
 
 
 @dataclass(frozen=True)

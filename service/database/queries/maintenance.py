@@ -27,6 +27,7 @@ from sqlalchemy import (
 
 from cmcl.contract.job import READS_ROWS, JobKind, submission_id
 from cmcl.contract.version import LearnedDataset, VersionManifest
+from service.core.states import JobState
 from service.database.queries import attempts, backup
 from service.database.queries.versions import find as find_version
 from service.database.rows import VersionRecord
@@ -39,7 +40,6 @@ from service.database.tables import (
     uploads,
     versions,
 )
-from service.states import JobState
 
 
 def running_attempts(connection: Connection) -> set[str]:

@@ -9,10 +9,10 @@ from sqlalchemy import Connection, func, select
 
 from cmcl.contract.job import Progress
 from cmcl.contract.prepare import PrepareProgress
+from service.core.states import TERMINAL, JobState
 from service.database.queries import drivers
 from service.database.queries.models import is_unmirrored
 from service.database.tables import jobs, models, versions
-from service.states import TERMINAL, JobState
 
 _OPEN = tuple(state for state in JobState if state not in TERMINAL)
 _NOT_DELETED = select(models.c.name).where(models.c.deleted_at.is_(None))

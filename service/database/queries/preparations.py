@@ -6,10 +6,10 @@ from typing import Any
 from sqlalchemy import Connection, Select, bindparam, or_, select, update
 
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
+from service.core.states import IN_FLIGHT, JobState
 from service.database.queries import jobs as moves
 from service.database.rows import JobRecord, PreparedRows
 from service.database.tables import jobs
-from service.states import IN_FLIGHT, JobState
 
 # Of one model at a time. Further jobs stay queued.
 MOST_OF_MODEL = 8

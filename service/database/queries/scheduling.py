@@ -14,11 +14,11 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, Connection, Select, func, insert, or_, select, update
 
 from cmcl.contract.methods import Priority
+from service.core.principal import EVERY_OWNER
+from service.core.states import JobState
 from service.database.queries import jobs as moves
 from service.database.rows import JobRecord
 from service.database.tables import admissions, jobs
-from service.principal import EVERY_OWNER
-from service.states import JobState
 
 # A job of high priority is ordered as if it had waited for an hour longer.
 OFFSETS: Mapping[Priority, timedelta] = {

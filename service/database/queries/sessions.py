@@ -5,8 +5,8 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
 
+from service.core.principal import Scope
 from service.database.tables import api_keys, sessions
-from service.principal import Scope
 
 Condition = ColumnElement[bool]
 

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, and_, func, select
 
 from cmcl.contract.job import JobKind, Progress
+from service.core.states import IN_FLIGHT, TERMINAL, FailureReason, JobState
 from service.database.tables import jobs, models, versions
-from service.states import IN_FLIGHT, TERMINAL, FailureReason, JobState
 
 _OPEN = tuple(state for state in JobState if state not in TERMINAL)
 

@@ -21,10 +21,10 @@ from sqlalchemy import (
     update,
 )
 
+from service.core.states import JobState
 from service.database.queries import backup
 from service.database.rows import NewUpload, PartRecord, UploadRecord, UploadState
 from service.database.tables import datasets, jobs, models, upload_parts, upload_uses, uploads
-from service.states import JobState
 
 _OPEN: UploadState = "open"
 _COMPLETING: UploadState = "completing"

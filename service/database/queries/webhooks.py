@@ -21,11 +21,11 @@ from sqlalchemy import (
     update,
 )
 
+from service.core.principal import EVERY_OWNER
 from service.database.queries import deliveries as queue
 from service.database.rows import Event
 from service.database.seek import Seek
 from service.database.tables import deliveries, webhooks
-from service.principal import EVERY_OWNER
 
 _ABOUT = ("model", "dataset", "job", "version")
 

@@ -7,7 +7,7 @@ import helm_python
 import pytest
 
 from cmcl.contract.encoder import EncoderSpec
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.chart.ray.resources import custom_resources
 from tests.chart.release import BUCKET, CHART, Release, render
 from workers.serve.placement import ENCODER

@@ -6,9 +6,10 @@ import helm_python
 import pytest
 
 from service.app import create_app
-from service.launchers.kuberay_resource import PodTemplates, Site, ray_job, read_pod_templates
+from service.core.setting_values import PodTemplates, read_pod_templates
+from service.core.settings import Settings
+from service.launchers.kuberay_resource import Site, ray_job
 from service.launchers.port import Submission
-from service.settings import Settings
 from tests.chart.release import BUCKET, Object, Release, is_uninstall_hook, render, values_of
 from tests.chart.restricted import violations, with_wait
 from tests.chart.schemas import CRDS, complaints_of_kuberay

@@ -6,8 +6,8 @@ import helm_python
 import pytest
 
 from service.auth.key_snapshot import make_pair
+from service.core.settings import Settings
 from service.events.webhook_secrets import new_key
-from service.settings import Settings
 from tests.chart.release import (
     Object,
     Release,

@@ -8,7 +8,7 @@ from cmcl import Client, CmclError
 from cmcl.client import Job
 from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModelSpec
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
 from tests.fakes.trainer import train

@@ -10,7 +10,7 @@ from cmcl.contract.dataset import ShardRef
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
-from service.states import TERMINAL
+from service.core.states import TERMINAL
 from tests.unit.client.either import connected
 from tests.unit.client.rest_server import RestServer
 

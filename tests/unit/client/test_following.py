@@ -11,7 +11,7 @@ import pytest
 from cmcl import Client, CmclError
 from cmcl.client import Job, Unreachable, WaitTimeout
 from cmcl.client.concurrency import Clock
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served
 from tests.fakes.trainer import report_progress

@@ -28,7 +28,7 @@ from cmcl.pictures import (
     progress_picture,
     version_pictures,
 )
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.client.command_line import Cmcl

@@ -19,7 +19,7 @@ from rich.console import Console
 from cmcl.demo.run import DemoOptions, run_demo
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports, StackError
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.architecture.repository import ROOT
 from tests.unit.client.recording_stack import RecordingStack
 

@@ -8,7 +8,7 @@ from cmcl.cli import main
 from cmcl.cli.errors import Exit
 from cmcl.contract.encoder import EncoderSpec, parse_encoder
 from cmcl.stack_host import Ports
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.unit.client.recording_stack import RecordingStack
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cmcl.contract.version import HeadCapacity, Recall, VersionManifest
-from service.states import JobState
+from service.core.states import JobState
 from tests.architecture.repository import ROOT
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served

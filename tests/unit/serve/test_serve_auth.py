@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from cmcl.contract.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot, SnapshotKey
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
-from service.auth.key_snapshot import make_pair, read_signing_key, sign
+from service.auth.key_snapshot import make_pair, sign
 from service.auth.keys import KeyText, mint
 from service.auth.sessions import SessionTokens
-from service.principal import EVERY_SCOPE, Principal
+from service.core.principal import EVERY_SCOPE, Principal
+from service.core.setting_values import read_signing_key
 from tests.fakes.flaky_store import FlakyStore
 from workers.serve.auth import Caller, SignedKeys, read_public_keys
 from workers.serve.errors import ApiError, NotReady, Unauthorized

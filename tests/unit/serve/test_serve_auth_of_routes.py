@@ -10,8 +10,9 @@ import pytest
 from cmcl.contract.access import KeySnapshot, SnapshotKey
 from cmcl.contract.version import ANNOUNCEMENTS, PARTS
 from cmcl.storage import layout
-from service.auth.key_snapshot import make_pair, read_signing_key, sign
+from service.auth.key_snapshot import make_pair, sign
 from service.auth.keys import KeyText, mint
+from service.core.setting_values import read_signing_key
 from tests.fakes.app_client import AppClient
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.api.app import create_api, describe

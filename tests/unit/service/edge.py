@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.server import Server, make_server
-from service.settings import Settings
+from service.core.settings import Settings
 
 GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n"
 # More than the buffers of both kernels hold.

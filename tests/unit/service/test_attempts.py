@@ -8,9 +8,9 @@ import pytest
 from cmcl.contract.job import Failure
 from cmcl.storage import layout
 from cmcl.storage.running import mark_ended
+from service.core.states import JobState
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GC_TASKS
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.lost_database import rebuild, wreck
 from tests.fakes.trainer import report_progress, train

@@ -4,9 +4,9 @@ import pytest
 
 from cmcl.storage import layout
 from cmcl.storage.versions import read_live, read_version, read_version_file
+from service.core.states import FailureReason, JobState
 from service.database.queries import versions
 from service.maintenance.gc import GarbageCollector
-from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.fakes.versions import stored_key

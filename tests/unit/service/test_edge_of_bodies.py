@@ -12,8 +12,8 @@ from fastapi import FastAPI, Request
 from starlette.types import Message, Scope
 
 from service.api.bodies import Bodies, BodyLimits, Budget
-from service.errors import TooManyRequests
-from service.principal import LOCAL
+from service.core.errors import TooManyRequests
+from service.core.principal import LOCAL
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 from tests.unit.service.auth.routes import ROUTES, WRITE

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.connections import Connections
 from service.api.server import make_server
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.unit.service.edge import (
     GET,
     LARGE,

@@ -23,7 +23,7 @@ from service.auth.rate_limiter import (
     REFUSALS_PER_MINUTE,
     RateLimiter,
 )
-from service.errors import DatabaseUnavailable, TooManyRequests
+from service.core.errors import DatabaseUnavailable, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served

@@ -12,10 +12,10 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api.concurrency import BODY_BYTES, ConcurrencyLimit, FairSemaphore, RequestSlots
 from service.api.connections import LoopScheduler
 from service.auth.rate_limiter import SlidingWindow
+from service.core.errors import TooManyRequests
+from service.core.principal import Principal
+from service.core.principal import Scope as KeyScope
 from service.database.engine import WriterLock
-from service.errors import TooManyRequests
-from service.principal import Principal
-from service.principal import Scope as KeyScope
 
 LARGE = 1 << 20
 

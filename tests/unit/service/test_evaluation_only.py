@@ -8,10 +8,10 @@ from cmcl.contract.job import JobSpec
 from cmcl.contract.version import EvaluationResult
 from cmcl.storage import layout
 from cmcl.storage.running import mark_ended
+from service.core.states import FailureReason, JobState
 from service.database.rows import JobRecord
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GarbageCollector
-from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import identity, manifest_of, requests_in, write_manifest
 from tests.fakes.trainer import evaluate, train

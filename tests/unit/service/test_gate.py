@@ -11,8 +11,8 @@ from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
+from service.core.states import JobState
 from service.jobs.gate import check_answers, judge
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 

@@ -5,7 +5,7 @@ import pytest
 from cmcl.contract.gate import Gate
 from cmcl.contract.version import Recall, VersionManifest
 from cmcl.storage import layout
-from service.states import FailureReason, JobState
+from service.core.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from service.core.states import JobState
 from service.launchers.port import LaunchState
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 

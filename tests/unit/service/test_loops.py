@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from service.loops import HUNG_SECONDS, Loop, OutageLog, PeriodicLoop
+from service.core.loops import HUNG_SECONDS, Loop, OutageLog, PeriodicLoop
 from tests.fakes.control_plane import ControlPlane
 
 

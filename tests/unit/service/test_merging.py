@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cmcl.storage import layout
-from service.states import FailureReason, JobState
+from service.core.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.service.test_unlearning import (

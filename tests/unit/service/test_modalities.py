@@ -7,7 +7,7 @@ import pytest
 
 from cmcl.contract.job import JobSpec
 from cmcl.storage import layout
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table
 from tests.fakes.trainer import leave_checkpoint, train

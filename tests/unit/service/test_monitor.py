@@ -12,13 +12,13 @@ from cmcl.storage import layout
 from cmcl.storage.running import read_running
 from cmcl.storage.versions import write_blob, write_candidate
 from service.context import Context
-from service.errors import DatabaseUnavailable
+from service.core.errors import DatabaseUnavailable
+from service.core.states import JobState
 from service.jobs.monitor import AttemptMonitor
 from service.jobs.reconciler import Reconciler
 from service.jobs.watch import watch
 from service.jobs.workqueue import Key, WorkQueue
 from service.launchers.port import LaunchState
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import CrashingDatabase, FaultAtMoment
 from tests.fakes.trainer import report_progress, train

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 
 

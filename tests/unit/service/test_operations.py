@@ -17,8 +17,8 @@ from cmcl.contract.errors import InvalidUri
 from cmcl.storage.local import LocalStore
 from service.api.operations import Probes
 from service.app import Parts, create_app
+from service.core.settings import Settings
 from service.jobs.reconciler import Reconciler
-from service.settings import Settings
 from service.telemetry.logs import JsonLines, log_config
 from tests.fakes.app_client import AppClient
 from tests.fakes.control_plane import SPEC, ControlPlane, open_databases

@@ -8,9 +8,9 @@ from sqlalchemy import update
 from cmcl.contract.job import Failure
 from cmcl.storage import layout
 from cmcl.storage.running import mark_ended
+from service.core.states import FailureReason, JobState
 from service.database import tables
 from service.launchers.port import LaunchState
-from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import report_progress, train
 

@@ -3,7 +3,7 @@
 from cmcl.contract.job import JobSpec
 from cmcl.storage import layout
 from cmcl.storage.versions import read_version
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import report_progress, train
 

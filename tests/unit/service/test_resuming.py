@@ -5,9 +5,9 @@ import pytest
 from cmcl.contract.job import Failure, JobSpec
 from cmcl.storage import layout
 from cmcl.storage.running import mark_ended
+from service.core.states import JobState
 from service.jobs import attempts
 from service.launchers.port import LaunchState
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import leave_checkpoint, train
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from service.core.settings import Settings
+from service.core.states import JobState
 from service.jobs.scheduler import Scheduler, attempts_that_fit
 from service.launchers.port import ClusterResources, LaunchState
-from service.settings import Settings
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient

@@ -2,7 +2,7 @@
 
 import httpx
 
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 

@@ -10,6 +10,8 @@ import pytest
 from sqlalchemy import event, select
 
 from cmcl.contract.model import ModelSpec
+from service.core.settings import OwnerGrant
+from service.core.states import JobState
 from service.database.queries import models
 from service.database.queries import replicas as queries
 from service.database.tables import leases
@@ -17,8 +19,6 @@ from service.database.tables import models as table
 from service.jobs.leases import ModelLeases
 from service.jobs.reconciler import Reconciler
 from service.jobs.workqueue import Key, Work
-from service.owner_settings import OwnerGrant
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.rounds import due, take
 

@@ -4,9 +4,7 @@ import itertools
 
 import pytest
 
-from service.database.queries import jobs
-from service.jobs.reconciler import STEPS
-from service.states import (
+from service.core.states import (
     CANCELLABLE,
     IN_FLIGHT,
     LEGAL_MOVES,
@@ -15,6 +13,8 @@ from service.states import (
     JobState,
     check_move,
 )
+from service.database.queries import jobs
+from service.jobs.reconciler import STEPS
 from tests.fakes.control_plane import ControlPlane
 
 PAIRS = list(itertools.product(JobState, JobState))

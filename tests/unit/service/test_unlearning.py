@@ -6,9 +6,9 @@ from typing import Any
 from cmcl.contract.modality import FileEntry
 from cmcl.storage import layout
 from cmcl.storage.versions import read_version
+from service.core.states import FailureReason, JobState
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GarbageCollector
-from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 

@@ -7,8 +7,9 @@ from datetime import timedelta
 
 import pytest
 
+from service.core.clock import steady
 from service.jobs.workers import Workers
-from service.jobs.workqueue import Key, Work, WorkQueue, steady
+from service.jobs.workqueue import Key, Work, WorkQueue
 from tests.fakes.clock import ScriptedClock
 
 SCENES, SOUNDS = Key("scenes", Work.JOBS), Key("sounds", Work.JOBS)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from service.principal import Scope
+from service.core.principal import Scope
 
 READ, WRITE, TRAIN, ADMIN = Scope.READ, Scope.WRITE, Scope.TRAIN, Scope.ADMIN
 _SHARDS = {"shards": [{"uri": "file:///nowhere/x.parquet"}]}

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.owner_settings import MOST_KEYS, MOST_WEBHOOKS
+from service.core.settings import MOST_KEYS, MOST_WEBHOOKS
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 

@@ -10,7 +10,7 @@ from fastapi.routing import iter_route_contexts
 
 from cmcl.contract.job import submission_id
 from service.api.dependencies import OPEN_PATHS
-from service.principal import Scope
+from service.core.principal import Scope
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.auth.key_client import ADMIN_KEY, EVERY_SCOPE, KeyClient
 from tests.unit.service.auth.routes import ABOUT_ONE_THING, LISTS, READABLE, ROUTES

@@ -10,9 +10,9 @@ from sqlalchemy import text
 
 from service.auth.authenticator import KeyCache
 from service.auth.keys import KeyText, mint
+from service.core.principal import Scope
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
-from service.principal import Scope
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient, secret_of

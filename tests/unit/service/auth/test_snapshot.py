@@ -14,8 +14,9 @@ from cmcl.contract.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.storage import layout
 from service.__main__ import main
-from service.auth.key_snapshot import SnapshotWriter, make_pair, read_signing_key
+from service.auth.key_snapshot import SnapshotWriter, make_pair
 from service.context import Context
+from service.core.setting_values import read_signing_key
 from service.telemetry.logs import JsonLines, secret_texts
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
@@ -62,7 +63,14 @@ def writer(plane: ControlPlane) -> SnapshotWriter:
 
 
 def writer_of(context: Context) -> SnapshotWriter:
-    return SnapshotWriter(context, read_signing_key(PAIR.private))
+    return SnapshotWriter(
+        read_signing_key(PAIR.private),
+        context.settings,
+        context.store,
+        context.database,
+        context.metrics,
+        context.clock,
+    )
 
 
 def stored(plane: ControlPlane) -> KeySnapshot:

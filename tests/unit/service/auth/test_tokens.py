@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from service.auth.oidc import OidcTokens
 from service.auth.rate_limiter import FAILURES_PER_MINUTE
-from service.errors import Forbidden, IssuerUnavailable, Unauthorized
-from service.principal import Principal, Scope
+from service.core.errors import Forbidden, IssuerUnavailable, Unauthorized
+from service.core.principal import Principal, Scope
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.issuer import AUDIENCE, FakeIssuer, rsa_key
 from tests.unit.service.auth.key_client import KeyClient

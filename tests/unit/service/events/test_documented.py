@@ -10,11 +10,11 @@ import pytest
 
 from cmcl.contract.event import EventKind
 from cmcl.contract.job import Phase, Progress
+from service.core.states import JobState
 from service.database.queries.events import SKIPPED
 from service.events.feed import FINAL
 from service.events.webhooks import WORTH_A_MESSAGE
 from service.page.explanations import MEANINGS
-from service.states import JobState
 from tests.architecture.documents import code_of
 from tests.architecture.repository import ROOT
 from tests.fakes.control_plane import ControlPlane

@@ -7,10 +7,10 @@ from contextlib import aclosing, contextmanager
 import pytest
 from sqlalchemy import Connection, event
 
+from service.core.errors import TooManyRequests
 from service.database.queries import events
 from service.database.queries.events import EventFilter
 from service.database.rows import Event, EventRecord
-from service.errors import TooManyRequests
 from service.events.feed import Feed, Item
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.database_outage import outage

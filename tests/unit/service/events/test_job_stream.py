@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 
 WHOLE_LIFE = [

@@ -14,10 +14,10 @@ from cmcl.storage.versions import (
     read_version_file,
     write_blob,
 )
+from service.core.states import JobState
 from service.database.queries import maintenance
 from service.launchers.port import LaunchState
 from service.maintenance.gc_store import ORPHAN_GRACE, sweep_blobs
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash, CrashingStore, FaultAtMoment
 from tests.fakes.trainer import train

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.storage import layout
 from cmcl.storage.versions import read_blob, read_version, read_version_file
+from service.core.states import TERMINAL, JobState
 from service.database.queries import datasets, versions
 from service.launchers.port import LaunchState, status_of
 from service.maintenance.gc import GC_TASKS, RARE_GC_TASKS
-from service.states import TERMINAL, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.fakes.uploads import upload_whole

@@ -3,9 +3,9 @@
 from typing import Any
 
 from cmcl.storage import layout
+from service.core.states import JobState
 from service.maintenance.gc import sweep_jobs, sweep_learned_datasets, sweep_preparations
 from service.maintenance.gc_store import sweep_encoded
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import (
     is_asked,

@@ -7,6 +7,7 @@ from sqlalchemy import Table, delete, func, select, update
 
 from cmcl.storage import layout
 from cmcl.storage.versions import read_version, read_version_file
+from service.core.states import JobState
 from service.database.queries import replicas
 from service.database.tables import events, models, orphans, responses, uploads
 from service.database.tables import leases as lease_rows
@@ -14,7 +15,6 @@ from service.database.tables import versions as version_rows
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GarbageCollector
 from service.maintenance.gc_store import sweep_orphans
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import leave_checkpoint, train
 from tests.fakes.uploads import announce, send, stored_keys, upload_whole

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from service.principal import Scope
+from service.core.principal import Scope
 
 WRITE, TRAIN, ADMIN, EMBED = Scope.WRITE, Scope.TRAIN, Scope.ADMIN, Scope.EMBED
 

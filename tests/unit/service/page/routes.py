@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from service.principal import Scope
+from service.core.principal import Scope
 from tests.unit.service.page.actions import ACTIONS
 
 READ = Scope.READ

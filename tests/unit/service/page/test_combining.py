@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.measured import publish_measured, write_measured
 from tests.fakes.trainer import train

@@ -5,8 +5,8 @@ from sqlalchemy import update
 
 from cmcl.contract.dataset import RejectedRow
 from cmcl.storage.object_store import ObjectStore
+from service.core.states import JobState
 from service.database.tables import jobs
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import fail, requests_in
 from tests.unit.service.page.browser import Browser, rows_of, text_of

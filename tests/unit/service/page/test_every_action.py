@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pytest
 from fastapi.routing import iter_route_contexts
 
+from service.core.principal import Scope
 from service.page.rendering import PREFIX
-from service.principal import Scope
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.auth.key_client import ADMIN_KEY, EVERY_SCOPE, KeyClient
 from tests.unit.service.auth.test_every_route import make_things

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Table, select, update
 
 from cmcl.storage import layout
+from service.core.principal import Scope
+from service.core.states import JobState
 from service.database.tables import (
     api_keys,
     datasets,
@@ -24,8 +26,6 @@ from service.database.tables import (
     versions,
     webhooks,
 )
-from service.principal import Scope
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.service.auth.key_client import ADMIN_KEY, EVERY_SCOPE, KeyClient

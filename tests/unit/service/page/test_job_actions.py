@@ -8,8 +8,8 @@ import httpx
 import pytest
 from sqlalchemy import update
 
+from service.core.states import FailureReason, JobState
 from service.database.tables import jobs
-from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.service.page.browser import Browser

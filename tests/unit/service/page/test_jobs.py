@@ -6,9 +6,9 @@ from typing import Any, get_args
 import pytest
 from sqlalchemy import update
 
+from service.core.states import JobState
 from service.database.queries.attempts import AttemptOutcome
 from service.database.tables import attempts, events, jobs
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import report_progress
 from tests.unit.service.page.browser import Browser, text_of

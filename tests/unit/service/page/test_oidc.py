@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.auth.oidc import SIGN_IN_SECONDS
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.issuer import AUDIENCE, FakeIssuer
 from tests.unit.service.page.browser import Browser

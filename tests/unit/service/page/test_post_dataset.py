@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.unit.service.auth.key_client import KeyClient

@@ -9,11 +9,12 @@ import httpx
 import pytest
 
 from cmcl.contract.access import SESSION_TYPE, SessionToken
-from service.auth.key_snapshot import make_pair, read_signing_key
+from service.auth.key_snapshot import make_pair
 from service.auth.sessions import SessionTokens
+from service.core.principal import LOCAL
+from service.core.setting_values import read_signing_key
 from service.page.endpoint import CollectionsView, Endpoint, EndpointProblem
 from service.page.rendering import Visitor
-from service.principal import LOCAL
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.endpoint import FakeEndpoint, error, found
 from tests.unit.service.auth.key_client import EVERY_SCOPE, KeyClient

@@ -13,8 +13,9 @@ from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.modality import ModalityPair
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
-from service.auth.key_snapshot import make_pair, read_signing_key, sign
+from service.auth.key_snapshot import make_pair, sign
 from service.auth.sessions import SessionTokens
+from service.core.setting_values import read_signing_key
 from service.page.endpoint import Endpoint
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard

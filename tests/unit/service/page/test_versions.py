@@ -9,8 +9,8 @@ from sqlalchemy import update
 
 from cmcl.contract.gate import Gate
 from cmcl.contract.version import Drift, Protection, Shrinkage, Solution
+from service.core.states import JobState
 from service.database.tables import versions
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.measured import publish_measured, recall, write_measured
 from tests.unit.service.page.browser import Browser, rows_of, text_of

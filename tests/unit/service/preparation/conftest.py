@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cmcl.contract.prepare import PrepareRequest
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import requests_in
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from service.core.states import FailureReason, JobState
 from service.database.queries import drivers
 from service.database.queries.drivers import DriverRecord
 from service.jobs.driver import DriverLoop
 from service.launchers.port import LauncherError, LaunchState, status_of
-from service.states import FailureReason, JobState
 from tests.fakes.launcher import FakeLauncher
 from tests.fakes.preparer import report_progress, requests_in
 from tests.unit.service.preparation.conftest import Unattended
@@ -22,7 +22,7 @@ class Driven(Unattended):
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         super().__init__(folder, **settings)
-        self.loop = DriverLoop(self.context)
+        self.loop = DriverLoop(self.context, self.reconciler.wake_preparations)
 
     def rounds(self, times: int = 1) -> None:
         """Run rounds of the loop, with a second between them."""
@@ -210,7 +210,7 @@ def test_a_process_that_died_before_the_submission_loses_nothing(plane: Driven) 
 
 
 def test_two_replicas_submit_one_driver(plane: Driven) -> None:
-    other = DriverLoop(plane.context)
+    other = DriverLoop(plane.context, plane.reconciler.wake_preparations)
     for _ in range(4):
         plane.loop.tick()
         other.tick()
@@ -241,7 +241,9 @@ def test_with_kuberay_the_driver_runs_while_there_is_work(tmp_path: Path) -> Non
     plane = Driven(tmp_path)
     changes = {"launcher": "kuberay", "prepare_workers": 3}
     settings = plane.context.settings.model_copy(update=changes)
-    plane.loop = DriverLoop(replace(plane.context, settings=settings))
+    plane.loop = DriverLoop(
+        replace(plane.context, settings=settings), plane.reconciler.wake_preparations
+    )
     plane.rounds(3)
     assert plane.submitted() == []
     job = plane.post_dataset()

@@ -4,10 +4,10 @@ from sqlalchemy import update
 
 from cmcl.contract.dataset import RejectedRow
 from cmcl.storage import layout
+from service.core.states import JobState
 from service.database import tables
 from service.database.queries.preparations import MOST_OF_MODEL
 from service.launchers.port import LaunchState
-from service.states import JobState
 from tests.fakes.preparer import (
     fail,
     prepare,

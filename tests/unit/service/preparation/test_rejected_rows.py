@@ -4,7 +4,7 @@ import json
 
 from cmcl.contract.dataset import RejectedRow
 from cmcl.storage import layout
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import prepare_all
 

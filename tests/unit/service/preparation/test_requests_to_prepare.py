@@ -5,8 +5,8 @@ import pytest
 from cmcl.contract.dataset import RejectedRow, RejectedRows
 from cmcl.contract.modality import FileEntry
 from cmcl.storage import layout
+from service.core.states import FailureReason, JobState
 from service.jobs.reconciler import Reconciler
-from service.states import FailureReason, JobState
 from tests.fakes.preparer import (
     fail,
     is_asked,

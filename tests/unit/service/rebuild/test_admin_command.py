@@ -10,11 +10,12 @@ import pytest
 from cmcl.cli import main as client_main
 from cmcl.storage import layout
 from service.__main__ import main
-from service.auth.key_snapshot import SnapshotWriter, make_pair, read_signing_key
+from service.auth.key_snapshot import SnapshotWriter, make_pair
+from service.core.setting_values import read_signing_key
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.database.queries import replicas
-from service.stale_database import check_at_start
+from service.database.stale import check_at_start
 from tests.fakes.control_plane import ControlPlane, open_databases
 from tests.fakes.lost_database import everything, rebuild, wreck
 from tests.fakes.versions import stored_key
@@ -128,13 +129,13 @@ def test_a_service_does_not_start_on_a_lost_database(
     assert "admin rebuild" in capsys.readouterr().err
     assert open_databases(new_database.parent) == []
     assert run()[0] == 0
-    check_at_start(plane.context)
+    check_at_start(plane.context.store, plane.context.database)
 
 
 def test_a_service_starts_without_its_store(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path)
     plane.store.broken = ""
-    check_at_start(plane.context)
+    check_at_start(plane.context.store, plane.context.database)
     plane.close()
 
 
@@ -162,7 +163,14 @@ def test_keys_that_embed_continue_to_work(tmp_path: Path) -> None:
     plane.create_model()
     asker = operator.make_key("asker", ("embed", "read"), owner="somebody")
     operator.make_key("trainer", ("train",))
-    writer = SnapshotWriter(plane.context, signing_key)
+    writer = SnapshotWriter(
+        signing_key,
+        plane.context.settings,
+        plane.context.store,
+        plane.context.database,
+        plane.context.metrics,
+        plane.context.clock,
+    )
     writer.round()
     plane.record()
     before = plane.store.read(layout.key_snapshot())
@@ -173,7 +181,14 @@ def test_keys_that_embed_continue_to_work(tmp_path: Path) -> None:
     assert [(key["id"], key["owner"], key["scopes"]) for key in keys] == [
         (asker["id"], "somebody", ["embed"])
     ]
-    SnapshotWriter(plane.context, signing_key).round()
+    SnapshotWriter(
+        signing_key,
+        plane.context.settings,
+        plane.context.store,
+        plane.context.database,
+        plane.context.metrics,
+        plane.context.clock,
+    ).round()
     assert plane.store.read(layout.key_snapshot()) == before
     wreck(plane.context.database)
     (damage,) = rebuild(plane, signing_key=read_signing_key(make_pair().private)).damaged

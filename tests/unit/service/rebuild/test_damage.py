@@ -7,10 +7,10 @@ import pytest
 
 from cmcl.storage import layout
 from cmcl.storage.versions import read_live
-from service.errors import Conflict
+from service.core.errors import Conflict
+from service.core.states import JobState
 from service.maintenance.backup import Record, write
 from service.maintenance.rebuild_bucket import Findings, Verify
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.lost_database import everything, rebuild, wreck
 from tests.fakes.uploads import upload_whole

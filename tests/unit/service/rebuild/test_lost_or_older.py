@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,17 +10,18 @@ import pytest
 from cmcl.contract.version import LivePointer
 from cmcl.storage import layout
 from cmcl.storage.versions import read_live, write_live
-from service.auth.key_snapshot import SnapshotWriter, make_pair, read_signing_key
+from service.auth.key_snapshot import SnapshotWriter, make_pair
 from service.auth.keys import sha256
+from service.core.errors import StaleDatabase
+from service.core.principal import Scope
+from service.core.setting_values import read_signing_key
+from service.core.states import JobState
 from service.database.migrations import upgrade
 from service.database.queries import keys, models
 from service.database.queries.keys import KeyRecord
-from service.errors import StaleDatabase
+from service.database.stale import check_at_start, check_not_lost
 from service.jobs.reconciler import Reconciler
 from service.maintenance.gc import GarbageCollector
-from service.principal import Scope
-from service.stale_database import check_at_start, check_not_lost
-from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.lost_database import wreck
@@ -60,7 +60,7 @@ def test_no_service_starts_on_a_lost_database(
         _make_key(lost)
     command = rf"`cmcl admin rebuild --database-url sqlite:///\S+ --store {lost.store.uri}`"
     with pytest.raises(StaleDatabase, match=command):
-        check_at_start(lost.context)
+        check_at_start(lost.context.store, lost.context.database)
 
 
 def test_a_lost_database_takes_no_model(lost: ControlPlane) -> None:
@@ -74,7 +74,14 @@ def test_a_lost_database_leaves_the_list_of_keys_as_it_is(
     lost: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
     lost.store.put(layout.key_snapshot(), b"of the database that was lost")
-    SnapshotWriter(lost.context, read_signing_key(make_pair().private)).round()
+    SnapshotWriter(
+        read_signing_key(make_pair().private),
+        lost.context.settings,
+        lost.context.store,
+        lost.context.database,
+        lost.context.metrics,
+        lost.context.clock,
+    ).round()
     assert lost.store.read(layout.key_snapshot()) == b"of the database that was lost"
     assert "cmcl admin rebuild" in caplog.text
 
@@ -221,13 +228,13 @@ def test_a_model_that_another_process_makes_at_the_same_time_is_no_lost_database
                 write_live(plane.store, "scenes", LivePointer(generation=1, version=1))
             return super().keys(prefix)
 
-    check_not_lost(replace(plane.context, store=MadeWhileLookedAt(plane.store)))
+    check_not_lost(MadeWhileLookedAt(plane.store), plane.context.database)
     plane.close()
 
 
 def test_a_new_place_is_no_lost_database(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path)
     _make_key(plane)
-    check_at_start(plane.context)
+    check_at_start(plane.context.store, plane.context.database)
     plane.create_model()
     plane.close()

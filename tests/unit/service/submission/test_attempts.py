@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from cmcl.contract.job import submission_id
+from service.core.states import JobState
 from service.launchers.port import Submission
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.submission.conftest import MakePlane
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.launchers.kuberay_resource import PodTemplates, Site, ray_job
+from service.core.setting_values import PodTemplates
+from service.launchers.kuberay_resource import Site, ray_job
 from service.launchers.port import Submission
 from tests.chart.schemas import CRDS, complaints_of_kuberay
 

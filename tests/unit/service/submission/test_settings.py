@@ -6,10 +6,9 @@ import pytest
 from pydantic import ValidationError
 from ray.runtime_env import RuntimeEnv
 
-from service.launcher_settings import FIELDS
+from service.core.setting_values import RUNTIME_ENV_FIELDS, legal_value
+from service.core.settings import Settings
 from service.launchers.kuberay_resource import resource_name
-from service.launchers.port import legal_value
-from service.settings import Settings
 
 KUBERAY = {"CMCL_LAUNCHER": "kuberay", "CMCL_KUBERAY_IMAGE": "an-image"}
 
@@ -104,7 +103,7 @@ def test_a_pod_template_that_is_none_is_refused_when_the_service_starts(
 
 
 def test_every_permitted_field_exists_in_ray() -> None:
-    assert set(FIELDS) <= RuntimeEnv.known_fields
+    assert set(RUNTIME_ENV_FIELDS) <= RuntimeEnv.known_fields
 
 
 @pytest.mark.parametrize(

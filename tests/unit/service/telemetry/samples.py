@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
 from cmcl.contract.prepare import PreparationPhase
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import report_progress as write_progress
 from tests.fakes.preparer import requests_in

@@ -10,9 +10,9 @@ from prometheus_client import generate_latest
 
 from cmcl.contract.job import Phase
 from cmcl.contract.prepare import PreparationPhase
-from service.errors import DatabaseUnavailable
+from service.core.errors import DatabaseUnavailable
+from service.core.states import JobState
 from service.launchers.port import LaunchState
-from service.states import JobState
 from service.telemetry.backlog import ScrapeCache
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
+from service.core.principal import LOCAL
+from service.core.states import FailureReason, JobState
 from service.jobs import actions
 from service.jobs.actions import ActorNote
 from service.launchers.port import LaunchState
-from service.principal import LOCAL
-from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.service.telemetry.samples import shown

@@ -7,7 +7,7 @@ import pytest
 
 from cmcl.contract.model import ModelSpec
 from cmcl.tracing import close_provider, exporter_from, open_provider
-from service.states import JobState
+from service.core.states import JobState
 from tests.fakes.collector import Collector
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.versions import random_heads, store_version

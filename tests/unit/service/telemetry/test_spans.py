@@ -11,8 +11,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from cmcl.tracing import exporter_from
 from service.app import open_spans
+from service.core.states import JobState
 from service.launchers.port import LaunchState
-from service.states import JobState
 from service.telemetry.otel import OpenTelemetrySpans
 from service.telemetry.spans import NoSpans
 from tests.fakes.control_plane import ControlPlane
@@ -93,7 +93,7 @@ def test_an_exporter_that_we_do_not_have_is_refused() -> None:
 
 def test_without_an_exporter_no_machinery_is_imported() -> None:
     code = (
-        "import sys; from service.app import create_app; from service.settings import Settings;"
+        "import sys; from service.app import create_app; from service.core.settings import Settings;"
         "create_app(Settings(database_url='sqlite://'));"
         "print([name for name in ('sdk', 'exporter', 'proto') if f'opentelemetry.{name}' in sys.modules])"
     )

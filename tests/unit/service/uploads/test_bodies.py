@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from service.api.spool import Spool
-from service.errors import DiskFull
+from service.core.errors import DiskFull
 from tests.architecture.documents import code_of
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard

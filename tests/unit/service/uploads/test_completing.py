@@ -12,12 +12,12 @@ from cmcl.contract.errors import StorageUnavailable
 from service.api.dependencies import IdempotencyKey
 from service.api.idempotency import respond_long
 from service.api.uploads import COMPLETED_AT_ONCE
+from service.core.principal import LOCAL
+from service.core.states import JobState
 from service.database.queries import uploads
 from service.database.rows import ResponseRecord
 from service.datasets import upload_completion
 from service.maintenance.gc import GarbageCollector
-from service.principal import LOCAL
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash, CrashingDatabase, CrashingStore, FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore

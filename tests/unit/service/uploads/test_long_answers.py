@@ -5,8 +5,8 @@ import pytest
 from service.api.dependencies import IdempotencyKey
 from service.api.idempotency import respond_long, response_record
 from service.api.operations import Health
+from service.core.errors import Conflict, Unprocessable
 from service.database.rows import ResponseRecord
-from service.errors import Conflict, Unprocessable
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash
 from tests.fakes.uploads import announce, send

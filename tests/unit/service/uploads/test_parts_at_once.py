@@ -11,7 +11,7 @@ from fastapi import Request
 
 from service.api.concurrency import STALLED_SECONDS, UploadSlots
 from service.api.spool import spooled
-from service.errors import IncompleteBody, TooManyRequests
+from service.core.errors import IncompleteBody, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import BYTES, announce
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient

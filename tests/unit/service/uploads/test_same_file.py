@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
+from service.core.principal import EVERY_SCOPE, LOCAL, Principal
+from service.core.states import JobState
 from service.database.queries import datasets
 from service.datasets.request import contents_of
-from service.principal import EVERY_SCOPE, LOCAL, Principal
-from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import upload_whole
 from tests.unit.service.uploads.test_sending import parquet

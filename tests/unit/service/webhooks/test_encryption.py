@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from standardwebhooks.webhooks import Webhook
 
+from service.core.settings import Settings
 from service.database.queries import webhooks
 from service.database.seek import Seek
 from service.events.webhook_delivery import Deliverer
@@ -21,7 +22,6 @@ from service.events.webhook_secrets import (
     new_key,
 )
 from service.events.webhook_sender import Sender
-from service.settings import Settings
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver
 

@@ -3,22 +3,16 @@
 import logging
 import threading
 import time
-import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from datetime import timedelta
 from typing import ClassVar
 
 from cmcl.memory import trim_heap
-from service.context import Context
-from service.database.queries import replicas
+from service.core.clock import Seconds
 
 logger = logging.getLogger(__name__)
 
 # Longer than a round of any loop takes while its thread makes progress. Only a restart helps then.
 HUNG_SECONDS = 1800.0
-
-Seconds = Callable[[], float]
 
 
 class Loop(ABC):
@@ -30,8 +24,6 @@ class Loop(ABC):
 
     name: ClassVar[str]
     stale_seconds: ClassVar[float] = 300.0
-    # A loop that one replica runs for all has one.
-    lease: "Lease | None" = None
 
     def __init__(self, seconds: Seconds = time.monotonic) -> None:
         self._seconds = seconds
@@ -45,10 +37,8 @@ class Loop(ABC):
         """Record progress."""
         self._beat_at = self._seconds()
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027
         """Release what other replicas wait for, when the process stops. Raises DatabaseError."""
-        if self.lease is not None:
-            self.lease.release()
 
     def age(self) -> float:
         """Seconds since the last heartbeat."""
@@ -111,30 +101,6 @@ class MemoryReleaser(PeriodicLoop):
         """See PeriodicLoop."""
         trim_heap()
         return self.pause_seconds
-
-
-class Lease:
-    """A named lease in the database: one replica at a time runs a loop for all."""
-
-    def __init__(self, context: Context, name: str, duration: timedelta) -> None:
-        self._context = context
-        self._name = name
-        self._duration = duration
-        self._owner = uuid.uuid4().hex
-
-    def acquire(self) -> bool:
-        """Acquire or renew the lease; False if another replica holds it."""
-        now = self._context.clock()
-        return self._context.database.settle(
-            lambda connection: replicas.claim_lease(
-                connection, self._name, self._owner, now, now + self._duration
-            )
-        )
-
-    def release(self) -> None:
-        """Release the lease if this replica holds it, so that another one continues at once."""
-        with self._context.database.write() as connection:
-            replicas.release_lease(connection, self._name, self._owner)
 
 
 class OutageLog:

@@ -10,11 +10,11 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from cmcl.contract.model import ModelSpec
+from service.core.errors import Conflict, FieldProblem, NotFound, Unprocessable
+from service.core.principal import Principal
+from service.core.settings import RAISED_BY, Quota
 from service.database.queries import datasets, jobs, keys, models, versions, webhooks
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord, VersionRecord
-from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
-from service.owner_settings import RAISED_BY, Quota
-from service.principal import Principal
 
 COUNTED_AFTER_DELETION = timedelta(hours=1)
 
