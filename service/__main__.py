@@ -258,12 +258,6 @@ def _add_admin_commands(parser: argparse.ArgumentParser) -> None:
     rebuild.add_argument(
         "--dry-run", action="store_true", help="report only; the database is not changed"
     )
-    rebuild.add_argument(
-        "--repair",
-        action="store_true",
-        help="restore damaged versions from an intact copy; without it, nothing is "
-        "written to object storage",
-    )
     rebuild.add_argument("--json", action="store_true", help="the report as one JSON document")
     rebuild.set_defaults(run=_rebuild)
 

@@ -248,16 +248,13 @@ def rebuild(
     ] = "full",
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="report only, change nothing")] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="restore damaged versions from an intact copy")
-    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Restore a lost database from object storage. Stop every service first.
 
     Exit code 3 means that damaged objects were found and everything else was restored.
     """
-    options = {"--dry-run": dry_run, "--repair": repair, "--json": as_json}
+    options = {"--dry-run": dry_run, "--json": as_json}
     given = [option for option, is_given in options.items() if is_given]
     places = {"CMCL_DATABASE_URL": database_url, "CMCL_STORE_URI": store and _uri(store)}
     environment = {name: value for name, value in places.items() if value is not None}

@@ -24,7 +24,6 @@ models/<model>/live.json                    the live version
 access/keys.jwt                             keys for the replicas, signed by the control plane
 records/models/<model>.json                 copies of database rows, from which it can be rebuilt
         datasets/<dataset>.json
-        versions/<model>/<n>.json
 collections/<name>/revisions/<n>.json       the segments of a collection, one object per change
                    segments/<time>-<id>.parquet      rows that were written together; immutable
 collection-numbers/<n>                      upper bound of the revisions of deleted collections
@@ -299,10 +298,6 @@ def model_record(model: str) -> str:
 
 def dataset_record(dataset: str) -> str:
     return f"{records()}datasets/{dataset}.json"
-
-
-def version_record(model: str, version: int) -> str:
-    return f"{records()}versions/{model}/{version}.json"
 
 
 def collections() -> str:

@@ -37,7 +37,6 @@ from service.database.rows import (
     ResponseRecord,
 )
 from service.database.stale import check_not_lost
-from service.maintenance.backup import write_before_response
 from service.registry import models as registry
 from service.registry.combining import request_merge
 from service.registry.live_pointer import check_may_change
@@ -273,6 +272,5 @@ def put_gate(
     """Set the gate. It applies to every candidate that is not judged yet."""
     with context.database.write() as connection:
         changed = set_gate(connection, model, body, principal, context.clock(), seen)
-    write_before_response(context, model)
     response.headers.update(etag(changed.gate_revision))
     return changed.gate

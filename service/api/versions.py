@@ -47,7 +47,6 @@ from service.database.rows import (
     VersionOutline,
     VersionRecord,
 )
-from service.maintenance.backup import write_before_response
 from service.registry import models as registry
 from service.registry.live_pointer import check_may_change
 from service.registry.promotion import PromotionRequest, choose, roll_back
@@ -272,7 +271,6 @@ def put_live(
     check_may_change(context, model, principal)
     with context.database.write() as connection:
         live = choose(connection, model, body.version, request)
-    write_before_response(context, model)
     response.headers.update(etag(live.generation))
     return LiveView(version=live.version, generation=live.generation)
 
@@ -298,7 +296,6 @@ def post_rollback(
 
     check_may_change(context, model, principal)
     response = respond(context, key, effect)
-    write_before_response(context, model)
     response.headers.update(etag(json.loads(bytes(response.body))["generation"]))
     return response
 

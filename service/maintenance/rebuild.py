@@ -1,83 +1,675 @@
-"""The command `python -m service admin rebuild`: restores a lost database from object storage."""
+"""The command `python -m service admin rebuild`: restores a lost database from object storage.
+
+Of each model and dataset, the record has the rows as of some moment. What the store shows besides is newer: a complete
+manifest proves that a version was published, `live.json` has what replicas were given, and folders of attempts have
+their numbers. So nothing is done twice. The whole bucket is read first; then the database is filled in one transaction.
+"""
 
 import argparse
 import json
+import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from cmcl.contract.access import OPERATOR_KEY, SnapshotKey
-from cmcl.contract.errors import ObjectNotFound, StorageError
+from cmcl.contract.access import OPERATOR_KEY
+from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
+from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageError, WorkerError
+from cmcl.contract.gate import Gate
+from cmcl.contract.job import READS_ROWS, submission_id
+from cmcl.contract.modality import FileEntry
+from cmcl.contract.version import LearnedDataset, LivePointer, VersionManifest
 from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import open_store
+from cmcl.storage.versions import (
+    check_object,
+    read_candidate,
+    read_live,
+    read_version,
+    sha256_of,
+)
 from service.auth.key_snapshot import read_signed
 from service.core.clock import utc_now
 from service.core.errors import Conflict
 from service.core.principal import DEFAULT_OWNER, Scope
 from service.core.setting_values import read_signing_key
 from service.core.settings import Settings
+from service.core.states import JobState
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.database.queries import backup
-from service.database.queries.backup import Row, Tables
-from service.maintenance.rebuild_bucket import NOT_RESTORED, Bucket, Damage, Findings
-from service.maintenance.rebuild_datasets import DatasetFolders, FoundDatasets
-from service.maintenance.rebuild_models import ACTOR, FoundModel, find_model, names_of_models
+from service.database.queries.backup import REBUILT, Kind, Row, Tables
+from service.database.queries.versions import from_manifest
+from service.datasets.request import NewDataset
+from service.maintenance.backup import DamagedRecord, Record, decode, key_of
+
+# full: check every byte of every file; manifests: check only existence and size of files.
+Verify = Literal["full", "manifests"]
 
 # Exit status: restored, except for the damage reported.
 DAMAGED = 3
+_ACTOR = "rebuild"
+_ATTEMPT = re.compile(r"^a([1-9][0-9]*)\Z")
+_FOLDER = re.compile(r"^ds-[0-9a-f]{12}\Z")
+# State of the newest attempt, by the state of a job that has succeeded.
+_OUTCOMES = {JobState.PUBLISHED: "candidate", JobState.EVALUATED: "measured"}
+# Jobs whose dataset later versions are measured on, and open ones whose dataset was prepared.
+_ENDED_WELL = frozenset(_OUTCOMES)
+_HAS_MANIFEST = frozenset(
+    (JobState.PREPARED, JobState.SUBMITTING, JobState.RUNNING, JobState.GATING, JobState.HELD)
+)
 
-
-ReportProgress = Callable[[str], None]
+# What the bucket does not contain, and what to do about it.
+_NOT_RESTORED = (
+    "events and deliveries: earlier events are lost; the feed continues with higher positions",
+    "webhooks: their secrets are not kept in object storage; create them again",
+    "keys: only those with the scope embed, and only that scope (from the key snapshot); create new ones",
+    "responses to Idempotency-Key: a repeated request finds the existing model or dataset",
+    "uploads that no dataset uses: create them again",
+    "progress of attempts and of preparations: running ones report it again, curves of ended ones are lost",
+    "versions and manifests of deleted models: their files are gone",
+)
 
 
 @dataclass(frozen=True)
+class Damage:
+    """Damaged data, the reason and the consequence."""
+
+    what: str
+    why: str
+    so: str
+
+
+@dataclass
+class Findings:
+    """Collected while the bucket is read.
+
+    `assumed`: values that no record contains, and the defaults used instead. `repaired`: what was changed to be whole.
+    """
+
+    damaged: list[Damage] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)
+
+    def damage(self, what: str, why: str, so: str) -> None:
+        """Add a finding, once."""
+        found = Damage(what, why, so)
+        if found not in self.damaged:
+            self.damaged.append(found)
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """The version that learned a dataset, and the line of its lineage."""
+
+    manifest: VersionManifest
+    line: LearnedDataset
+
+
+@dataclass
 class Rebuild:
     """One rebuild. `report` receives progress messages."""
 
-    bucket: Bucket
+    store: ObjectStore
+    verify: Verify
     signing_key: Ed25519PrivateKey | None
-    may_repair: bool
     now: datetime
-    report: ReportProgress
+    report: Callable[[str], None]
+    findings: Findings = field(default_factory=Findings)
+    # The highest position in any record; None without records.
+    _position: int | None = None
+    _tables: Tables = field(default_factory=lambda: {table.name: [] for table in REBUILT})
+    _models: dict[str, Row] = field(default_factory=dict)
+    # Versions that jobs of the models made, without those that a branch has from its source.
+    _made: list[VersionManifest] = field(default_factory=list)
+    _checked: dict[tuple[str, FileEntry], str | None] = field(default_factory=dict)
 
     def read(self) -> Tables:
         """All rows, read from the bucket. Raises Conflict if it has none."""
-        models = self._models()
+        names = sorted(self._recorded("model") | set(self.store.folders(layout.models())))
+        merges: Tables = {"jobs": [], "attempts": []}
+        for number, name in enumerate(names, start=1):
+            self.report(f"model {number} of {len(names)}: {name}")
+            record = self._record("model", name)
+            known: Tables = record.tables if record is not None else defaultdict(list)
+            self._add_model(name, known)
+            merges = {table: rows + known[table] for table, rows in merges.items()}
         self.report("datasets")
-        found = DatasetFolders(self.bucket, models, self.now).find()
-        if not models and not found.datasets:
-            uri = self.bucket.store.uri
+        self._add_datasets()
+        self._add_jobs(map(self._change, merges["jobs"]), merges["attempts"])
+        tables = self._tables
+        if not tables["models"] and not tables["datasets"]:
+            uri = self.store.uri
             raise Conflict(f"no models or datasets under {uri}: is CMCL_STORE_URI correct?")
-        return _tables(list(models.values()), found, find_keys(self.bucket, self.signing_key))
+        jobs = {job["id"] for job in tables["jobs"]}
+        for version in tables["versions"]:
+            # Its dataset may have been left out; lineage and certificates still count.
+            version["job"] = version["job"] if version["job"] in jobs else None
+        for name in ("datasets", "jobs"):
+            tables[name] = _in_order(tables[name])
+        tables["api_keys"] = self._keys()
+        return tables
 
     def fill(self, database: Database, tables: Tables) -> None:
         """Insert all rows or none. Raises Conflict unless the database is empty and unused."""
         with database.write() as connection:
-            check_is_free(connection, self.now)
-            backup.fill(connection, tables)
-            if self.bucket.position is not None:
-                backup.set_position(connection, self.bucket.position)
-            # Assumed values are backed up from now on as well.
-            backup.enqueue_all(connection)
+            _check_is_free(connection, self.now)
+            backup.fill(connection, tables, self._position)
 
-    def _models(self) -> dict[str, FoundModel]:
-        names = names_of_models(self.bucket)
-        found: dict[str, FoundModel] = {}
-        for number, name in enumerate(names, start=1):
-            self.report(f"model {number} of {len(names)}: {name}")
-            model = find_model(self.bucket, name, self.now, may_repair=self.may_repair)
-            if model is not None:
-                found[name] = model
+    # The bucket.
+
+    def _recorded(self, kind: Kind) -> set[str]:
+        """Names that have a record of this kind."""
+        prefix = key_of(kind, "").removesuffix(".json")
+        return {key.removeprefix(prefix).removesuffix(".json") for key in self.store.keys(prefix)}
+
+    def _record(self, kind: Kind, name: str) -> Record | None:
+        """The record; None if missing or damaged. Raises Conflict for one of a newer release."""
+        key = key_of(kind, name)
+        try:
+            found = decode(self.store.read(key), kind, name)
+        except ObjectNotFound:
+            return None
+        except DamagedRecord as error:
+            so = "its contents are lost; the rest is taken from manifests"
+            self.findings.damage(f"record {key}", str(error), so)
+            return None
+        self._position = max(self._position or 0, found.position)
         return found
 
+    def _problem(self, key: str, entry: FileEntry) -> str | None:
+        """Why an object does not match its entry, or None. Each object is checked once."""
+        if (key, entry) not in self._checked:
+            try:
+                if self.verify == "full":
+                    check_object(self.store, key, entry)
+                    size = entry.bytes
+                else:
+                    size = self.store.size(key)
+                same = size == entry.bytes
+                problem = f"{key} has {size} bytes, its manifest says {entry.bytes}"
+                self._checked[key, entry] = None if same else problem
+            except ObjectNotFound:
+                self._checked[key, entry] = f"{key} is missing"
+            except InvalidVersion as error:
+                self._checked[key, entry] = str(error)
+        return self._checked[key, entry]
 
-def check_is_free(connection: Connection, now: datetime) -> None:
+    def _problem_of_blobs(self, manifest: VersionManifest) -> str | None:
+        own = manifest.own.values()
+        problems = (self._problem(layout.blob(entry.sha256), entry) for entry in own)
+        return next(filter(None, problems), None)
+
+    # Models.
+
+    def _add_model(self, name: str, known: Tables) -> None:
+        """Add a model with its versions and promotions, unless it has neither a record nor a version."""
+        row = next(iter(known["models"]), None)
+        recorded = {each["number"]: each for each in known["versions"]}
+        rows, manifests = self._versions(name, row, recorded)
+        live = self._live(name)
+        if row is None and not manifests:
+            so = "it is left out; its folder is never removed"
+            self.findings.damage(f"model {name!r}", "it has neither a record nor a version", so)
+            return
+        model = row or self._without_record(name, manifests, live)
+        model["head"] = max(model["head"], *manifests, 0)
+        # live.json is written again when the service starts.
+        model |= {"lease_owner": None, "mirrored_revision": 0}
+        if manifests:
+            newest = manifests[max(manifests)].encoders
+            fixed = {modality: each.model_dump(mode="json") for modality, each in newest.items()}
+            model["encoders"] = fixed | model["encoders"]
+        pointer = _Pointer(model, known["promotions"], rows, self.now)
+        if model["deleted_at"] is None:
+            pointer.follow(live, self.findings, is_recorded=row is not None)
+        self._models[name] = model
+        self._made += [each for each in manifests.values() if each.copied_from is None]
+        self._tables["models"].append(model)
+        self._tables["versions"] += rows.values()
+        self._tables["promotions"] += pointer.promotions
+
+    def _versions(
+        self, model: str, row: Row | None, recorded: dict[int, Row]
+    ) -> tuple[dict[int, Row], dict[int, VersionManifest]]:
+        """Rows and manifests by number, of versions of which a manifest is left."""
+        folders = self.store.folders(f"{layout.model_prefix(model)}versions/")
+        named = {int(name) for name in folders if name.isdecimal()}
+        numbers = named | recorded.keys() | set(range(1, (row["head"] if row else 0) + 1))
+        rows: dict[int, Row] = {}
+        manifests: dict[int, VersionManifest] = {}
+        for number in sorted(numbers):
+            known = recorded.get(number, {})
+            manifest, problem = self._manifest(model, number, known.get("manifest_sha256"))
+            is_in_place = manifest is not None
+            if manifest is None and known and known["stored_at"] is None:
+                # It was published and not stored yet: the service will store it.
+                manifest = self._unstored(model, row, known)
+            is_swept = known.get("swept_at") is not None
+            if manifest is not None and not is_swept:
+                problem = self._problem_of_blobs(manifest)
+            if problem is not None and not (row is not None and row["deleted_at"]):
+                so = "it can no longer be live"
+                if row is None or number >= row["head"]:
+                    so += ", and the model cannot learn further: branch it from an earlier version"
+                self.findings.damage(f"version {number} of {model!r}", problem, so)
+            if manifest is not None:
+                at = known.get("created_at", manifest.created_at)
+                is_usable = problem is None and not is_swept
+                manifests[number] = manifest
+                rows[number] = {
+                    "model": model,
+                    "number": number,
+                    "job": manifest.job if manifest.copied_from is None else None,
+                    "attempt": manifest.attempt,
+                    "parent": manifest.parent,
+                    **from_manifest(manifest),
+                    "created_at": at,
+                    "stored_at": known.get("stored_at", at if is_in_place else None),
+                    "retired_at": known.get("retired_at") or (None if is_usable else self.now),
+                    "swept_at": known.get("swept_at"),
+                }
+        return rows, manifests
+
+    def _manifest(
+        self, model: str, number: int, sha256: str | None
+    ) -> tuple[VersionManifest | None, str | None]:
+        """The manifest, or the reason why there is none."""
+        key = layout.version_manifest(model, number)
+        try:
+            data = self.store.read(key)
+            manifest = VersionManifest.model_validate_json(data)
+        except ObjectNotFound:
+            return None, f"{key} is missing"
+        except ValidationError as error:
+            return None, f"{key} cannot be read: {error.errors(include_url=False)[0]['msg']}"
+        if sha256 not in (None, sha256_of(data)):
+            return None, f"{key} is not what was recorded (SHA-256)"
+        if (manifest.model, manifest.version) != (model, number):
+            return None, f"{key} is of version {manifest.version} of {manifest.model!r}"
+        return manifest, None
+
+    def _unstored(self, model: str, row: Row | None, known: Row) -> VersionManifest | None:
+        """The manifest of a version that was not stored yet, from its attempt or the model that was branched."""
+        try:
+            if known["job"] is not None:
+                return read_candidate(self.store, known["job"], known["attempt"])
+            if row is not None and row["branched_from"]:
+                source = read_version(self.store, row["branched_from"]["model"], known["number"])
+                return source.as_in_branch(model)
+        except WorkerError as error:
+            if error.retry_can_help:
+                raise
+        return None
+
+    def _live(self, name: str) -> LivePointer | None:
+        try:
+            return read_live(self.store, name)
+        except InvalidVersion as error:
+            so = "the record says which version is live; without one, it is the newest"
+            self.findings.damage(f"live.json of {name!r}", str(error), so)
+            return None
+
+    def _without_record(
+        self, name: str, manifests: dict[int, VersionManifest], live: LivePointer | None
+    ) -> Row:
+        """The row from manifests and live.json, with defaults of a new model for the rest."""
+        owner = live.owner if live is not None else None
+        self.findings.assumed.append(
+            f"model {name!r} has no record: {'' if owner else f'owner {DEFAULT_OWNER!r}, '}"
+            "the gate of a new model, and one promotion as its history"
+        )
+        copies = [each for _, each in sorted(manifests.items()) if each.copied_from is not None]
+        return {
+            "name": name,
+            "owner": owner or DEFAULT_OWNER,
+            "spec": manifests[max(manifests)].spec.model_dump(mode="json"),
+            "gate": Gate().model_dump(mode="json"),
+            "gate_revision": 1,
+            "head": 0,
+            "live_version": None,
+            "live_generation": 0,
+            "live_revision": 0,
+            "encoders": {},
+            "branched_from": {"model": copies[-1].copied_from, "version": copies[-1].version}
+            if copies
+            else None,
+            "created_at": manifests[min(manifests)].created_at,
+            "deleted_at": None,
+        }
+
+    # Datasets and jobs.
+
+    def _add_datasets(self) -> None:
+        """Add every dataset that has a record or a line in a lineage, with its jobs."""
+        learned = {
+            each.new_line.dataset: _Learned(each, each.new_line)
+            for each in self._made
+            if each.new_line is not None
+        }
+        recorded = self._recorded("dataset")
+        folders = filter(_FOLDER.match, self.store.folders("datasets/"))
+        self.findings.assumed += [
+            f"dataset {name} has neither a record nor a version: it is left out, and its folder removed after a "
+            "day; post it again"
+            for name in sorted(set(folders) - recorded - learned.keys())
+        ]
+        for name in sorted(recorded | learned.keys()):
+            self._add_dataset(name, learned.get(name))
+
+    def _add_dataset(self, name: str, learned: _Learned | None) -> None:
+        manifest, problem = self._manifest_of_dataset(name)
+        record = self._record("dataset", name)
+        if record is not None:
+            tables = record.tables
+        elif learned is not None:
+            tables = self._as_learned(manifest, learned)
+        else:
+            return
+        (row,) = tables["datasets"]
+        if row["model"] not in self._models:
+            so = "it is left out; garbage collection removes its folder after a day"
+            self.findings.damage(f"dataset {name}", "no existing model is known for it", so)
+            return
+        row["manifest"] = manifest and manifest.model_dump(mode="json")
+        if learned is not None:
+            # It may have been sealed after the record was written.
+            row["sealed_at"] = row["sealed_at"] or self.now
+            tables["jobs"] = tables["jobs"] or [_new_job(row, learned.manifest.job)]
+        jobs = list(map(self._change, tables["jobs"]))
+        own = next((job for job in jobs if job["kind"] in READS_ROWS), None)
+        if own is not None and manifest is None and own["state"] in _HAS_MANIFEST:
+            message = "prepared again: the manifest of its dataset is lost"
+            own |= self._moved(own, JobState.QUEUED, message)
+        self._check_files(row, own, manifest, problem)
+        unlearned = (job for job in jobs if job is not own and job["model"] == row["model"])
+        if row["deleted_at"] is None and JobState.PUBLISHED in {job["state"] for job in unlearned}:
+            row |= {"deleted_at": self.now, "fingerprint": None, "swept_at": None}
+        self._tables["datasets"].append(row)
+        self._tables["upload_uses"] += tables["upload_uses"]
+        known = self._tables["uploads"]
+        known += [each for each in tables["uploads"] if each not in known]
+        self._add_jobs(jobs, tables["attempts"])
+
+    def _manifest_of_dataset(self, name: str) -> tuple[DatasetManifest | None, str]:
+        """The manifest, or None and why there is none."""
+        key = layout.dataset_manifest(name)
+        try:
+            return DatasetManifest.model_validate_json(self.store.read(key)), ""
+        except ObjectNotFound:
+            return None, f"{key} is missing"
+        except ValidationError as error:
+            return None, f"{key} cannot be read: {error.errors(include_url=False)[0]['msg']}"
+
+    def _as_learned(self, manifest: DatasetManifest | None, learned: _Learned) -> Tables:
+        """A dataset without a record. Its fingerprint is unknown: posted again, it would be learned again."""
+        self.findings.assumed.append(
+            f"dataset {learned.line.dataset} has no record: posted again, it would not be recognized"
+        )
+        model, line = learned.manifest.model, learned.line
+        files = manifest.shards if manifest is not None else ()
+        request = NewDataset(
+            model=model,
+            name=line.name,
+            pair=line.pair,
+            # As the user named them, as far as known.
+            shards=tuple(
+                ShardRef(uri=shard.source.uri if shard.source else shard.uri) for shard in files
+            ),
+        )
+        at = learned.manifest.created_at
+        row = {
+            "id": line.dataset,
+            "owner": self._models[model]["owner"],
+            "model": model,
+            "name": line.name,
+            "pair_first": line.pair.first,
+            "pair_second": line.pair.second,
+            "request": request.model_dump(mode="json"),
+            "created_at": at,
+            "sealed_at": at,
+            "deleted_at": None,
+        }
+        return defaultdict(list, {"datasets": [row]})
+
+    def _check_files(
+        self, row: Row, job: Row | None, manifest: DatasetManifest | None, problem: str
+    ) -> None:
+        """Report files that are missing or damaged, unless they were deleted on purpose."""
+        is_needed = job is not None and job["state"] in _ENDED_WELL
+        is_open = job is not None and job["finished_at"] is None
+        is_swept = row.get("swept_at") is not None and not is_needed
+        if row["deleted_at"] or is_swept or self._models[row["model"]]["deleted_at"]:
+            return
+        so = "its job will fail" if is_open else "later versions cannot be measured on it"
+        if manifest is None:
+            # One that is not learned yet is prepared again.
+            problems: Iterable[str | None] = [problem] if is_needed else []
+        else:
+            # Ours are held-out rows, and until they are learned, converted and encoded ones.
+            ours = f"{self.store.uri}/{layout.dataset_prefix(manifest.dataset)}"
+            training = [shard for shard in manifest.shards if shard.uri.startswith(ours)]
+            files = [*manifest.evaluation_shards, *(training if is_open else [])]
+            problems = map(self._problem_of_shard, files)
+        for why in filter(None, problems):
+            self.findings.damage(f"dataset {row['id']}", why, so)
+
+    def _problem_of_shard(self, shard: Shard) -> str | None:
+        root = f"{self.store.uri}/"
+        if not shard.uri.startswith(root):
+            return f"{shard.uri} is not under {self.store.uri}"
+        entry = FileEntry(sha256=shard.sha256, bytes=shard.bytes)
+        return self._problem(shard.uri.removeprefix(root), entry)
+
+    def _change(self, job: Row) -> Row:
+        """A job, as far as the store shows that it went on after it was recorded."""
+        version = next((each for each in self._made if each.job == job["id"]), None)
+        if version is not None and job["state"] != JobState.PUBLISHED:
+            job |= _as_published(version, self.now)
+        if job["finished_at"] is None:
+            self._skip_used_attempts(job)
+        return job
+
+    def _skip_used_attempts(self, job: Row) -> None:
+        """Attempt numbers are unique: one assigned after the record was written may be running."""
+        found = map(_ATTEMPT.match, self.store.folders(layout.runs_prefix(job["id"])))
+        used = max((int(number.group(1)) for number in found if number), default=0)
+        if used > job["attempt"]:
+            message = f"attempt {used} was lost: the database was rebuilt"
+            job |= {"attempt": used, **self._moved(job, JobState.PREPARED, message)}
+
+    def _moved(self, job: Row, state: JobState, message: str) -> Row:
+        return {
+            "state": state,
+            "message": message,
+            "revision": job["revision"] + 1,
+            "state_changed_at": self.now,
+        }
+
+    def _add_jobs(self, jobs: Iterable[Row], attempts: list[Row]) -> None:
+        """Add jobs of models that exist, with their attempts. All have ended but the one that a job still waits for."""
+        for job in jobs:
+            if job["model"] not in self._models:
+                continue
+            self._tables["jobs"].append(job)
+            is_running = job["state"] in (JobState.SUBMITTING, JobState.RUNNING)
+            for attempt in (each for each in attempts if each["job"] == job["id"]):
+                is_newest = attempt["number"] == job["attempt"]
+                if attempt["ended_at"] is None and not (is_running and is_newest):
+                    outcome = _OUTCOMES.get(job["state"], "lost") if is_newest else "lost"
+                    attempt |= {"ended_at": self.now, "outcome": outcome}
+                self._tables["attempts"].append(attempt)
+
+    # Keys.
+
+    def _keys(self) -> list[Row]:
+        """Rows of keys, with only the scope `embed`: write access to the bucket must not suffice to create a key."""
+        key, snapshot = layout.key_snapshot(), None
+        try:
+            token = self.store.read(key)
+        except ObjectNotFound:
+            return []
+        why = "CMCL_SNAPSHOT_SIGNING_KEY is not set, so it cannot be verified"
+        if self.signing_key is not None:
+            snapshot, why = read_signed(token, self.signing_key), "it was not signed with this key"
+        if snapshot is None:
+            so = "no key is restored; with the signing key, the service writes a key snapshot without them"
+            self.findings.damage(key, why, so)
+            return []
+        return [
+            {
+                "id": each.id,
+                "owner": each.owner or DEFAULT_OWNER,
+                "name": each.name,
+                "scopes": [Scope.EMBED.value],
+                "secret_sha256": each.sha256,
+                "created_at": snapshot.issued_at,
+                "created_by": _ACTOR,
+                "expires_at": each.expires_at,
+            }
+            for each in snapshot.keys
+            if each.id != OPERATOR_KEY
+        ]
+
+
+@dataclass
+class _Pointer:
+    """The live version of one model, reconciled in place with live.json. `versions`: rows by number."""
+
+    model: Row
+    promotions: list[Row]
+    versions: dict[int, Row]
+    now: datetime
+
+    def follow(self, live: LivePointer | None, findings: Findings, *, is_recorded: bool) -> None:
+        """Adopt what is newer in live.json, then ensure that the live version can be served."""
+        if live is not None and live.order > (
+            self.model["live_generation"],
+            self.model["live_revision"],
+        ):
+            self._adopt(live)
+        elif is_recorded:
+            self._promote_newest()
+        number, was_ever_live = self.model["live_version"], self.model["live_generation"] > 0
+        if self._can_serve(number) or (number is None and (was_ever_live or not self.versions)):
+            return
+        able = list(filter(self._can_serve, self.versions))
+        if not able:
+            self.model["live_version"] = None
+            return
+        why = f"version {number} cannot" if number else "nothing records which version was live"
+        findings.repaired.append(f"version {max(able)} of {self.model['name']!r} is live: {why}")
+        if not was_ever_live:
+            # Replicas ignore a pointer older than one that they have seen.
+            findings.assumed.append(
+                f"nothing records how often the live version of {self.model['name']!r} had changed: "
+                "restart the embeddings endpoint"
+            )
+        self._promote(max(able), self.model["live_generation"] + 1, f"rebuilt: {why}")
+        self.model["live_revision"] += 1
+
+    def _adopt(self, live: LivePointer) -> None:
+        if live.generation > self.model["live_generation"]:
+            self._promote(live.version, live.generation, "rebuilt from live.json")
+        self.model["live_revision"] = max(self.model["live_revision"], live.revision)
+        for number in live.retired:
+            if number in self.versions:
+                row = self.versions[number]
+                row["retired_at"] = row["retired_at"] or self.now
+        if live.version in self.versions:
+            # It is live, so it was stored; that may not have been recorded in time.
+            row = self.versions[live.version]
+            row["stored_at"] = row["stored_at"] or self.now
+
+    def _promote_newest(self) -> None:
+        """Promote the newest stored version if its promotion was not recorded in time."""
+        able = list(filter(self._can_serve, self.versions))
+        promoted = {each["version"] for each in self.promotions}
+        if not able or max(able) in promoted or max(able) < (self.model["live_version"] or 0):
+            return
+        self._promote(max(able), self.model["live_generation"] + 1, "rebuilt: it had been stored")
+        self.model["live_revision"] += 1
+
+    def _can_serve(self, number: int | None) -> bool:
+        row = self.versions.get(number) if number is not None else None
+        return row is not None and row["stored_at"] is not None and row["retired_at"] is None
+
+    def _promote(self, version: int, generation: int, reason: str) -> None:
+        self.promotions.append(
+            {
+                "model": self.model["name"],
+                "generation": generation,
+                "version": version,
+                "previous": self.model["live_version"],
+                "kind": "promoted",
+                "returns_to": self.model["live_generation"] or None,
+                "reason": reason,
+                "actor": _ACTOR,
+                "created_at": self.now,
+            }
+        )
+        self.model |= {
+            "live_version": version,
+            "live_generation": generation,
+            "revised_at": self.now,
+        }
+
+
+def _new_job(row: Row, name: str) -> Row:
+    """A job without a record, of a dataset that was learned."""
+    return {
+        "id": name,
+        "owner": row["owner"],
+        "model": row["model"],
+        "kind": "learn",
+        "dataset": row["id"],
+        "dataset_name": row["name"],
+        "dry_run": False,
+        "state": JobState.QUEUED,
+        "revision": 0,
+        "attempt": 0,
+        "attempts_before_retry": 0,
+        "preparation": 0,
+        "cancel_requested": False,
+        "created_at": row["created_at"],
+        "finished_at": None,
+    }
+
+
+def _as_published(manifest: VersionManifest, now: datetime) -> Row:
+    return {
+        "state": JobState.PUBLISHED,
+        "reason": None,
+        "message": None,
+        "attempt": manifest.attempt,
+        "submission_id": submission_id(manifest.job, manifest.attempt),
+        "parent_version": manifest.parent,
+        "version": manifest.version,
+        "cancel_requested": False,
+        "state_changed_at": now,
+        "finished_at": now,
+    }
+
+
+def _in_order(rows: list[Row]) -> list[Row]:
+    """In order of creation; rows without a recorded position come last."""
+    newest = max((row["sequence"] for row in rows if "sequence" in row), default=0)
+    unknown = [row for row in rows if "sequence" not in row]
+    unknown.sort(key=lambda row: (row["created_at"], row["id"]))
+    for number, row in enumerate(unknown, start=newest + 1):
+        row["sequence"] = number
+    return sorted(rows, key=lambda row: int(row["sequence"]))
+
+
+def _check_is_free(connection: Connection, now: datetime) -> None:
     """Raises Conflict unless the database is empty and no service uses it."""
     held, filled = backup.holders(connection, now), backup.filled(connection)
     if filled:
@@ -92,120 +684,19 @@ def check_is_free(connection: Connection, now: datetime) -> None:
         )
 
 
-def _tables(models: Sequence[FoundModel], found: FoundDatasets, keys: list[Row]) -> Tables:
-    known = {row["id"] for row in found.jobs}
-    versions = [row for model in models for row in model.version_rows]
-    for version in versions:
-        # Its dataset may have been left out; lineage and certificates still count.
-        version["job"] = version["job"] if version["job"] in known else None
-    return {
-        "models": [model.model for model in models],
-        "uploads": [found.uploads[name] for name in sorted(found.uploads)],
-        "datasets": _in_order(found.datasets),
-        "upload_uses": found.uses,
-        "jobs": _in_order(found.jobs),
-        "attempts": found.attempts,
-        "versions": versions,
-        "promotions": [row for model in models for row in model.promotions],
-        "api_keys": keys,
-    }
-
-
-def _in_order(rows: list[Row]) -> list[Row]:
-    """In order of creation; rows without a recorded position come last."""
-    newest = max((row["sequence"] for row in rows if "sequence" in row), default=0)
-    unknown = [row for row in rows if "sequence" not in row]
-    for number, row in enumerate(
-        sorted(unknown, key=lambda row: (row["created_at"], row["id"])), start=newest + 1
-    ):
-        row["sequence"] = number
-    return sorted(rows, key=lambda row: int(row["sequence"]))
-
-
-def as_json(tables: Tables, findings: Findings, *, is_dry: bool) -> Iterator[str]:
-    """The report as one line of JSON."""
-    yield json.dumps(
-        {
-            "dry_run": is_dry,
-            "rows": {table: len(rows) for table, rows in tables.items()},
-            "jobs": _states(tables),
-            "damaged": [vars(damage) for damage in findings.damaged],
-            "repaired": findings.repaired,
-            "assumed": findings.assumed,
-            "not_restored": NOT_RESTORED,
-        }
-    )
-
-
-def as_text(tables: Tables, findings: Findings, *, is_dry: bool) -> Iterator[str]:
-    """The report as text: counts by table, then the findings."""
-    yield "would be restored:" if is_dry else "restored:"
-    for table, rows in tables.items():
-        states = ", ".join(f"{count} {state}" for state, count in _states(tables).items())
-        yield f"  {table:<12} {len(rows):>7}  {states if table == 'jobs' else ''}".rstrip()
-    yield from _listed("damaged, and left out", [_message(each) for each in findings.damaged])
-    yield from _listed("repaired", findings.repaired)
-    yield from _listed("assumed, because not recorded", findings.assumed)
-    yield from _listed("not restored", NOT_RESTORED)
-
-
-def _message(damage: Damage) -> str:
-    return f"{damage.what}: {damage.why}; {damage.so}"
-
-
-def _listed(title: str, lines: Sequence[str]) -> Iterator[str]:
-    if lines:
-        yield f"{title}:"
-        yield from (f"  {line}" for line in lines)
-
-
-def _states(tables: Tables) -> dict[str, int]:
-    return dict(sorted(Counter(str(job["state"]) for job in tables["jobs"]).items()))
-
-
-def find_keys(bucket: Bucket, signing_key: Ed25519PrivateKey | None) -> list[Row]:
-    """Rows of keys, with only the scope `embed`."""
-    try:
-        token = bucket.store.read(layout.key_snapshot())
-    except ObjectNotFound:
-        return []
-    so = "no key is restored; with the signing key, the service writes a key snapshot without them"
-    if signing_key is None:
-        why = "CMCL_SNAPSHOT_SIGNING_KEY is not set, so it cannot be verified"
-        bucket.findings.damage(layout.key_snapshot(), why, so)
-        return []
-    snapshot = read_signed(token, signing_key)
-    if snapshot is None:
-        bucket.findings.damage(layout.key_snapshot(), "it was not signed with this key", so)
-        return []
-    return [
-        {**_row(key), "created_at": snapshot.issued_at}
-        for key in snapshot.keys
-        if key.id != OPERATOR_KEY
-    ]
-
-
-def _row(key: SnapshotKey) -> Row:
-    return {
-        "id": key.id,
-        "owner": key.owner or DEFAULT_OWNER,
-        "name": key.name,
-        "scopes": [Scope.EMBED.value],
-        "secret_sha256": key.sha256,
-        "created_by": ACTOR,
-        "expires_at": key.expires_at,
-        "revoked_at": None,
-        "last_used_at": None,
-    }
-
-
 def run_rebuild(settings: Settings, options: argparse.Namespace) -> int:
     """Run the command: report on standard output, progress on standard error. Returns the exit status."""
-    if options.dry_run and options.repair:
-        raise Conflict("--repair writes to object storage and --dry-run writes nothing: choose one")
+    # Checked before the bucket is read, which may take hours.
     database = None if options.dry_run else _empty_database(settings)
+    pem = settings.snapshot_signing_key
     try:
-        rebuild = _rebuild(settings, options)
+        rebuild = Rebuild(
+            store=open_store(settings.store_uri),
+            verify=options.verify,
+            signing_key=None if pem is None else read_signing_key(pem.get_secret_value()),
+            now=utc_now(),
+            report=lambda message: print(message, file=sys.stderr, flush=True),
+        )
         tables = rebuild.read()
         if database is not None:
             rebuild.fill(database, tables)
@@ -214,31 +705,46 @@ def run_rebuild(settings: Settings, options: argparse.Namespace) -> int:
     finally:
         if database is not None:
             database.close()
-    findings = rebuild.bucket.findings
-    lines = as_json if options.json else as_text
-    print("\n".join(lines(tables, findings, is_dry=options.dry_run)))
+    findings = rebuild.findings
+    report = {
+        "dry_run": options.dry_run,
+        "rows": {table: len(rows) for table, rows in tables.items()},
+        "jobs": dict(sorted(Counter(str(job["state"]) for job in tables["jobs"]).items())),
+        "damaged": [vars(damage) for damage in findings.damaged],
+        "repaired": findings.repaired,
+        "assumed": findings.assumed,
+        "not_restored": _NOT_RESTORED,
+    }
+    print(json.dumps(report) if options.json else "\n".join(_as_text(report)))
     return DAMAGED if findings.damaged else 0
 
 
+def _as_text(report: dict[str, Any]) -> Iterator[str]:
+    """The report as text: counts by table, then the findings."""
+    yield "would be restored:" if report["dry_run"] else "restored:"
+    states = ", ".join(f"{count} {state}" for state, count in report["jobs"].items())
+    for table, number in report["rows"].items():
+        yield f"  {table:<12} {number:>7}  {states if table == 'jobs' else ''}".rstrip()
+    damaged = [f"{each['what']}: {each['why']}; {each['so']}" for each in report["damaged"]]
+    for title, lines in (
+        ("damaged, and left out", damaged),
+        ("repaired", report["repaired"]),
+        ("assumed, because not recorded", report["assumed"]),
+        ("not restored", report["not_restored"]),
+    ):
+        if lines:
+            yield f"{title}:"
+            yield from (f"  {line}" for line in lines)
+
+
 def _empty_database(settings: Settings) -> Database:
-    """Open and upgrade the database; checked before the bucket is read, which may take hours."""
+    """Open and upgrade the database."""
     database = open_database(settings.database_url)
     try:
         upgrade(database)
         with database.read() as connection:
-            check_is_free(connection, utc_now())
+            _check_is_free(connection, utc_now())
     except BaseException:
         database.close()
         raise
     return database
-
-
-def _rebuild(settings: Settings, options: argparse.Namespace) -> Rebuild:
-    pem = settings.snapshot_signing_key
-    return Rebuild(
-        bucket=Bucket(open_store(settings.store_uri), options.verify),
-        signing_key=None if pem is None else read_signing_key(pem.get_secret_value()),
-        may_repair=options.repair,
-        now=utc_now(),
-        report=lambda message: print(message, file=sys.stderr, flush=True),
-    )

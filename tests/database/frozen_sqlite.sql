@@ -382,6 +382,7 @@ CREATE TABLE versions (
 	stored_at DATETIME,
 	retired_at DATETIME,
 	swept_at DATETIME,
+	manifest_sha256 VARCHAR(64) NOT NULL,
 	figures JSON NOT NULL,
 	evaluation JSON NOT NULL,
 	manifest JSON NOT NULL,
@@ -401,6 +402,6 @@ CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
 
 INSERT INTO alembic_version VALUES ('r0001');
 
-INSERT INTO compatibility VALUES ('r0001', 'ead50311c5f3b4b48ee33f014da301d1835a2cef4ef2767eed86645a110caba8');
+INSERT INTO compatibility VALUES ('r0001', '71dc44396677091e9174decd42992f680881d5e5cc73ef5993b7c0515e418f23');
 
 INSERT INTO event_positions (id, newest) VALUES (1, 0);

@@ -9,8 +9,7 @@ from service.database.engine import Database
 from service.database.migrations import upgrade
 from service.database.queries.backup import LEFT_OUT, OF_THE_MANIFEST
 from service.database.tables import metadata
-from service.maintenance.rebuild import Rebuild
-from service.maintenance.rebuild_bucket import Bucket, Findings, Verify
+from service.maintenance.rebuild import Findings, Rebuild, Verify
 from tests.fakes.control_plane import ControlPlane
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -68,12 +67,9 @@ def rebuild(
     plane: ControlPlane,
     verify: Verify = "full",
     signing_key: Ed25519PrivateKey | None = None,
-    *,
-    may_repair: bool = False,
 ) -> Findings:
     """Rebuild the plane's empty database from the store alone."""
     upgrade(plane.context.database)
-    bucket = Bucket(plane.store, verify)
-    work = Rebuild(bucket, signing_key, may_repair, plane.clock(), lambda _: None)
+    work = Rebuild(plane.store, verify, signing_key, plane.clock(), lambda _: None)
     work.fill(plane.context.database, work.read())
-    return bucket.findings
+    return work.findings

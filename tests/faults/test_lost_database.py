@@ -23,7 +23,6 @@ from service.database.engine import Database
 from service.jobs.reconciler import Reconciler
 from service.maintenance.backup import BackupWriter
 from service.maintenance.rebuild import Rebuild
-from service.maintenance.rebuild_bucket import Bucket
 from tests.fakes.rounds import run_round
 from tests.faults.saved_world import SavedWorld
 from tests.faults.scenarios import SCENARIOS, Scenario, check_end, is_quiet
@@ -136,10 +135,9 @@ def _lose(context: Context, records: Records) -> None:
     for key, data in records.items():
         context.store.put(key, data)
     before = {name: read_live(context.store, name) for name in context.store.folders("models/")}
-    bucket = Bucket(context.store, "full")
-    work = Rebuild(bucket, None, may_repair=False, now=context.clock(), report=lambda _: None)
+    work = Rebuild(context.store, "full", None, now=context.clock(), report=lambda _: None)
     work.fill(context.database, work.read())
-    assert bucket.findings.damaged == []
+    assert work.findings.damaged == []
     with context.database.read() as connection:
         for row in connection.execute(select(tables.models)).all():
             pointer = before.get(row.name)

@@ -80,10 +80,10 @@ def begin(connection: Connection, job: str, number: int, parent: int | None, now
     connection.execute(insert(attempts).values(values))
 
 
-def set_started(connection: Connection, job: str, number: int, now: datetime) -> bool:
-    """Record when an attempt was first seen running. False if that was recorded."""
+def set_started(connection: Connection, job: str, number: int, now: datetime) -> None:
+    """Record when an attempt was first seen running, unless that was recorded."""
     statement = update(attempts).where(*_is(job, number), attempts.c.started_at.is_(None))
-    return connection.execute(statement.values(started_at=now)).rowcount == 1
+    connection.execute(statement.values(started_at=now))
 
 
 def end(

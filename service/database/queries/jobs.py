@@ -11,7 +11,7 @@ from cmcl.contract.job import READS_ROWS, JobKind, Progress, VersionRef
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.version import EvaluationResult, LearnedDataset
 from service.core.states import FailureReason, JobState, check_move
-from service.database.queries import attempts, backup, events
+from service.database.queries import attempts, events
 from service.database.rows import (
     Approval,
     DatasetRecord,
@@ -252,8 +252,7 @@ def retry(connection: Connection, seen: JobRecord, now: datetime) -> bool:
 def set_launched(connection: Connection, seen: JobRecord, now: datetime) -> None:
     """Record that the attempt runs; an end that was recorded before is cleared."""
     connection.execute(as_seen(seen).values(launched_at=seen.launched_at or now, ended_at=None))
-    if attempts.set_started(connection, seen.id, seen.attempt, now):
-        backup.enqueue_job(connection, seen.model, seen.dataset)
+    attempts.set_started(connection, seen.id, seen.attempt, now)
 
 
 def set_waiting(connection: Connection, seen: JobRecord, message: str, now: datetime) -> None:

@@ -123,9 +123,13 @@ def mark_job_swept(connection: Connection, seen: EndedJob, now: datetime) -> boo
         .where(jobs.c.id == seen.id, jobs.c.revision == seen.revision)
         .values(swept_at=now, revision=seen.revision + 1)
     )
-    backup.enqueue_job(connection, seen.model, seen.dataset)
     is_swept = connection.execute(statement).rowcount == 1
     if is_swept:
+        # Without this a retry would be permitted after a rebuild.
+        if seen.dataset is not None:
+            backup.enqueue(connection, "dataset", seen.dataset)
+        else:
+            backup.enqueue(connection, "model", seen.model)
         attempts.forget_progress(connection, seen.id)
     return is_swept
 
@@ -189,7 +193,7 @@ def mark_versions_swept(
     for version in found:
         is_it = (versions.c.model == version.model, versions.c.number == version.number)
         connection.execute(update(versions).where(*is_it).values(swept_at=now))
-        backup.enqueue(connection, "version", backup.version_name(version.model, version.number))
+        backup.enqueue(connection, "model", version.model)
 
 
 def mark_datasets_swept(connection: Connection, names: Collection[str], now: datetime) -> None:
@@ -240,7 +244,6 @@ def protected_datasets(connection: Connection, before: datetime) -> set[str]:
 def mark_model_swept(connection: Connection, model: str, now: datetime) -> None:
     """Mark a model swept: its files are removed."""
     connection.execute(update(models).where(models.c.name == model).values(swept_at=now))
-    backup.enqueue(connection, "model", model)
 
 
 def known(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:

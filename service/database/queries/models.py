@@ -121,7 +121,6 @@ def advance_head(connection: Connection, name: str, parent: int | None, version:
         .where(models.c.name == name, models.c.head == (parent or 0))
         .values(head=version)
     )
-    backup.enqueue(connection, "model", name)
     return connection.execute(statement).rowcount == 1
 
 

@@ -22,7 +22,6 @@ from sqlalchemy import (
 )
 
 from service.core.states import JobState
-from service.database.queries import backup
 from service.database.rows import NewUpload, PartRecord, UploadRecord, UploadState
 from service.database.tables import datasets, jobs, models, upload_parts, upload_uses, uploads
 
@@ -155,7 +154,6 @@ def abort(connection: Connection, upload: str) -> None:
     connection.execute(
         update(uploads).where(uploads.c.id == upload).values(state=_ABORTED, lease_until=None)
     )
-    backup.enqueue(connection, "dataset", *backup.users_of_upload(connection, upload))
 
 
 def add_uses(connection: Connection, dataset: str, named: set[str]) -> None:
@@ -193,7 +191,6 @@ def expired(connection: Connection, before: datetime, limit: int) -> list[str]:
 
 def remove(connection: Connection, upload: str) -> None:
     """Remove the rows of an aborted upload whose objects are removed."""
-    backup.enqueue(connection, "dataset", *backup.users_of_upload(connection, upload))
     for table, key in ((upload_parts, "upload"), (upload_uses, "upload"), (uploads, "id")):
         connection.execute(delete(table).where(table.c[key] == upload))
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 from sqlalchemy import Connection, Row, RowMapping, bindparam, insert, select, update
 
 from cmcl.contract.version import Recall, VersionManifest, VersionReport
+from cmcl.storage.versions import sha256_of
 from service.database.queries import backup, events
 from service.database.rows import (
     Event,
@@ -66,17 +67,18 @@ def _insert(
             **columns,
         )
     )
-    _note(connection, manifest.model, manifest.version)
+    backup.enqueue(connection, "model", manifest.model)
 
 
 def from_manifest(manifest: VersionManifest) -> dict[str, object]:
-    """The columns `OF_THE_MANIFEST`: the manifest, and what lists and histories need of it."""
+    """Its digest, and the columns `OF_THE_MANIFEST`: the manifest, and what lists and histories need of it."""
     document = manifest.model_dump(mode="json")
     report, line = manifest.report, manifest.unlearned or manifest.learned[-1]
     recalls = [recall.at_1 for recall in report.evaluation.values()]
     drifts = [drift.since_learned for drift in report.drift.values()]
     return {
         "manifest": document,
+        "manifest_sha256": sha256_of(manifest.model_dump_json().encode()),
         "kind": manifest.kind,
         "copied_from": manifest.copied_from,
         "dataset": manifest.dataset,
@@ -215,7 +217,7 @@ def set_stored(connection: Connection, model: str, number: int, now: datetime) -
         )
         .values(stored_at=now)
     )
-    _note(connection, model, number)
+    backup.enqueue(connection, "model", model)
     return connection.execute(statement).rowcount == 1
 
 
@@ -228,7 +230,6 @@ def retire(
         .where(versions.c.model == version.model, versions.c.number == version.number)
         .values(retired_at=now)
     )
-    _note(connection, version.model, version.number)
     retired_now = Event(
         kind="version.retired",
         owner=owner,
@@ -305,10 +306,6 @@ def promotion_page(connection: Connection, model: str, seek: Seek[int]) -> list[
     query = select(promotions).where(promotions.c.model == model)
     rows = connection.execute(seek.restrict(query, promotions.c.generation)).mappings()
     return [PromotionRecord(**row) for row in rows]
-
-
-def _note(connection: Connection, model: str, number: int) -> None:
-    backup.enqueue(connection, "version", backup.version_name(model, number))
 
 
 def _record(row: RowMapping) -> VersionRecord:

@@ -242,6 +242,8 @@ versions = Table(
     Column("retired_at", UtcDateTime, nullable=True),
     # When its files were given up, after it was retired: it had learned a dataset that was unlearned.
     Column("swept_at", UtcDateTime, nullable=True),
+    # Of the manifest as it is stored.
+    Column("manifest_sha256", String(64), nullable=False),
     # Large columns come last: SQLite reads a column by way of those before it.
     # FiguresByDataset: one document with rounded numbers, since a page of a history has thousands.
     json_column("figures", nullable=False),
