@@ -18,7 +18,7 @@ from service.core.settings import MOST_KEYS, Settings
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.database.queries import keys
-from service.database.queries.keys import KeyRecord
+from service.database.queries.keys import KeyRow
 from service.database.seek import Seek
 from service.events.webhook_secrets import new_key
 from service.telemetry.logs import log_config, secret_texts
@@ -150,7 +150,7 @@ def _create(settings: Settings, options: argparse.Namespace) -> None:
     new = _new_key(options)
     minted = mint()
 
-    def work(database: Database) -> KeyRecord:
+    def work(database: Database) -> KeyRow:
         with database.write() as connection:
             return create_key(connection, new, minted, OPERATOR, utc_now(), MOST_KEYS)
 
@@ -220,8 +220,8 @@ def _with_database(settings: Settings, work: Callable[[Database], T]) -> T:
         database.close()
 
 
-def _all(database: Database) -> list[KeyRecord]:
-    found: list[KeyRecord] = []
+def _all(database: Database) -> list[KeyRow]:
+    found: list[KeyRow] = []
     with database.read() as connection:
         while True:
             after = found[-1].id if found else None
@@ -231,7 +231,7 @@ def _all(database: Database) -> list[KeyRecord]:
                 return found
 
 
-def _row(key: KeyRecord, now: datetime) -> tuple[str, ...]:
+def _row(key: KeyRow, now: datetime) -> tuple[str, ...]:
     state = "valid" if key.is_valid(now) else "revoked" if key.revoked_at else "expired"
     return (
         *(key.id, key.name, key.owner, ",".join(sorted(key.scopes))),

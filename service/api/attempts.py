@@ -16,7 +16,7 @@ from service.core.errors import FieldProblem, NotFound
 from service.core.states import FailureReason, JobState
 from service.database.queries import attempts
 from service.database.queries.attempts import FIRST_INTERVAL, AttemptOutcome, ProgressPoint
-from service.database.rows import JobRecord
+from service.database.rows import JobRow
 
 router = APIRouter(prefix="/v1/jobs/{job}", tags=["jobs"])
 
@@ -150,7 +150,7 @@ def read_log(
     return LogView(job=job, attempt=number, live=False, text=data.decode(errors="replace"))
 
 
-def _number(job: JobRecord, attempt: int | None) -> int | None:
+def _number(job: JobRow, attempt: int | None) -> int | None:
     """The attempt that is asked for, or the newest. Raises NotFound."""
     if attempt is None:
         return job.attempt or None

@@ -27,7 +27,7 @@ from service.context import Context
 from service.core.errors import Conflict, NotFound
 from service.core.states import JobState
 from service.database.queries import versions
-from service.database.rows import JobRecord
+from service.database.rows import JobRow
 from service.jobs import gate
 
 router = APIRouter(prefix="/v1/jobs/{job}/candidate", tags=["jobs"])
@@ -223,7 +223,7 @@ def read_candidate(job: JobPath, principal: Reader, context: ContextDep) -> Cand
     return CandidateView.of(candidate, parent.manifest if parent else None, required)
 
 
-def _manifest(context: Context, job: JobRecord) -> VersionManifest:
+def _manifest(context: Context, job: JobRow) -> VersionManifest:
     """The candidate's manifest. Raises NotFound, and Conflict if it is damaged."""
     if job.state == JobState.PUBLISHED:
         path = f"/v1/models/{job.model}/versions/{job.version}"

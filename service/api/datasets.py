@@ -25,7 +25,7 @@ from service.api.dependencies import (
     Writer,
     check_scopes,
 )
-from service.api.idempotency import respond, response_record
+from service.api.idempotency import respond, response_row
 from service.api.jobs import Encoders, JobView, RejectedRowsView, accepted_job
 from service.api.pagination import NumberSeek, OffsetSeek, Page, encode_cursor, foreign_cursor, page
 from service.auth.ownership import get_dataset
@@ -34,7 +34,7 @@ from service.core.errors import FieldProblem, Unprocessable
 from service.core.principal import Principal, Scope
 from service.core.states import JobState
 from service.database.queries import datasets, jobs
-from service.database.rows import DatasetRecord, JobRecord, ResponseRecord
+from service.database.rows import DatasetRow, JobRow, ResponseRow
 from service.datasets.intake import (
     Accepted,
     accept_dataset,
@@ -90,7 +90,7 @@ class DatasetSummary(BaseModel):
 
     @classmethod
     def of(
-        cls, dataset: DatasetRecord, job: str | None = None, job_state: JobState | None = None
+        cls, dataset: DatasetRow, job: str | None = None, job_state: JobState | None = None
     ) -> Self:
         """Create it from a record, with the id and the state of its job."""
         return cls(
@@ -140,8 +140,8 @@ class DatasetView(DatasetSummary):
     @classmethod
     def whole(
         cls,
-        dataset: DatasetRecord,
-        job: JobRecord | None,
+        dataset: DatasetRow,
+        job: JobRow | None,
         evaluation: EvaluationResult | None = None,
     ) -> Self:
         """Create it from the records of the dataset and its job, and its newest measurement."""
@@ -196,10 +196,10 @@ def post_dataset(
 
     intake = _intake(context, principal, body)
 
-    def effect(connection: Connection) -> ResponseRecord:
+    def effect(connection: Connection) -> ResponseRow:
         accepted = accept_dataset(connection, body, intake)
         status = (202 if accepted.job else 201) if accepted.is_new else 200
-        return response_record(key, status, _view(accepted), _location(accepted))
+        return response_row(key, status, _view(accepted), _location(accepted))
 
     return respond(context, key, effect)
 
@@ -262,9 +262,9 @@ def append_shards(
 
     intake = _intake(context, principal, body)
 
-    def effect(connection: Connection) -> ResponseRecord:
+    def effect(connection: Connection) -> ResponseRow:
         grown = add_shards(connection, dataset, body, intake)
-        return response_record(key, 200, DatasetView.whole(grown, None))
+        return response_row(key, 200, DatasetView.whole(grown, None))
 
     return respond(context, key, effect)
 
@@ -284,10 +284,10 @@ def post_seal(
 
     intake = _intake(context, principal, NewShards())
 
-    def effect(connection: Connection) -> ResponseRecord:
+    def effect(connection: Connection) -> ResponseRow:
         sealed = seal_dataset(connection, dataset, intake, seen)
         status = 202 if sealed.is_new else 200
-        return response_record(key, status, _view(sealed), _location(sealed))
+        return response_row(key, status, _view(sealed), _location(sealed))
 
     return respond(context, key, effect)
 
@@ -343,7 +343,7 @@ def _view(accepted: Accepted) -> AcceptedDataset:
     )
 
 
-def _summary(dataset: DatasetRecord, job: JobRecord | None) -> DatasetSummary:
+def _summary(dataset: DatasetRow, job: JobRow | None) -> DatasetSummary:
     return DatasetSummary.of(dataset, job.id, job.state) if job else DatasetSummary.of(dataset)
 
 

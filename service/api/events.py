@@ -24,7 +24,7 @@ from service.core.principal import Principal
 from service.core.states import TERMINAL
 from service.database.queries import events
 from service.database.queries.events import EventFilter
-from service.database.rows import EventRecord
+from service.database.rows import EventRow
 from service.database.seek import Seek
 from service.events.feed import Feed, Item, Progress, number_events
 
@@ -66,7 +66,7 @@ class EventView(BaseModel):
     created_at: datetime
 
     @classmethod
-    def of(cls, event: EventRecord) -> Self:
+    def of(cls, event: EventRow) -> Self:
         """Create it from a record."""
         return cls(
             id=event.sequence,

@@ -16,30 +16,30 @@ from service.context import Context
 from service.core.errors import Conflict, FieldProblem, Unprocessable
 from service.database.queries import idempotency
 from service.database.queries.idempotency import ScopedKey
-from service.database.rows import KeyClaim, ResponseRecord
+from service.database.rows import KeyClaim, ResponseRow
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A response, and whether it is a replay."""
 
-    record: ResponseRecord
+    row: ResponseRow
     is_replay: bool = False
 
     def with_more(self, **more: object) -> "Outcome":
         """Add fields that are sent and not stored."""
-        return replace(self, record=replace(self.record, body={**self.record.body, **more}))
+        return replace(self, row=replace(self.row, body={**self.row.body, **more}))
 
     def response(self) -> JSONResponse:
         """The HTTP response."""
-        headers = {"Location": self.record.location} if self.record.location else {}
+        headers = {"Location": self.row.location} if self.row.location else {}
         if self.is_replay:
             headers["Idempotency-Replayed"] = "true"
-        return JSONResponse(self.record.body, self.record.status, headers=headers)
+        return JSONResponse(self.row.body, self.row.status, headers=headers)
 
 
 def respond(
-    context: Context, key: IdempotencyKey | None, effect: Callable[[Connection], ResponseRecord]
+    context: Context, key: IdempotencyKey | None, effect: Callable[[Connection], ResponseRow]
 ) -> JSONResponse:
     """Run `effect` in a transaction and return its response, or replay the one stored for the key.
 
@@ -49,7 +49,7 @@ def respond(
 
 
 def run_once(
-    context: Context, key: IdempotencyKey | None, effect: Callable[[Connection], ResponseRecord]
+    context: Context, key: IdempotencyKey | None, effect: Callable[[Connection], ResponseRow]
 ) -> Outcome:
     """`respond` for a response to which the caller adds fields that are not stored."""
     if key is None:
@@ -67,7 +67,7 @@ def run_once(
 
 
 def respond_long(
-    context: Context, key: IdempotencyKey | None, work: Callable[[], ResponseRecord]
+    context: Context, key: IdempotencyKey | None, work: Callable[[], ResponseRow]
 ) -> JSONResponse:
     """`respond` for work beyond one transaction.
 
@@ -92,12 +92,12 @@ def respond_long(
     return Outcome(fresh).response()
 
 
-def response_record(
+def response_row(
     key: IdempotencyKey | None, status: int, body: BaseModel, location: str | None = None
-) -> ResponseRecord:
+) -> ResponseRow:
     """A response in the form in which it is sent and stored."""
     fingerprint = key.fingerprint if key is not None else ""
-    return ResponseRecord(fingerprint, status, location, body.model_dump(mode="json"))
+    return ResponseRow(fingerprint, status, location, body.model_dump(mode="json"))
 
 
 def _claim(connection: Connection, key: IdempotencyKey, mine: KeyClaim) -> Outcome | KeyClaim:
@@ -112,7 +112,7 @@ def _claim(connection: Connection, key: IdempotencyKey, mine: KeyClaim) -> Outco
     return _replay(key, known)
 
 
-def _replay(key: IdempotencyKey, known: ResponseRecord | KeyClaim) -> Outcome:
+def _replay(key: IdempotencyKey, known: ResponseRow | KeyClaim) -> Outcome:
     _check_same_body(key, known)
     if isinstance(known, KeyClaim):
         message = "a request with this key is still being processed; retry in a moment"
@@ -120,7 +120,7 @@ def _replay(key: IdempotencyKey, known: ResponseRecord | KeyClaim) -> Outcome:
     return Outcome(known, is_replay=True)
 
 
-def _check_same_body(key: IdempotencyKey, known: ResponseRecord | KeyClaim) -> None:
+def _check_same_body(key: IdempotencyKey, known: ResponseRow | KeyClaim) -> None:
     if key.fingerprint != known.fingerprint:
         message = "this key was used with another body; a new request needs a new key"
         raise Unprocessable(message, FieldProblem("Idempotency-Key", message, key.key))

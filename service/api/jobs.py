@@ -26,13 +26,13 @@ from service.api.dependencies import (
     SeenRevision,
     Trainer,
 )
-from service.api.idempotency import Outcome, respond, response_record
+from service.api.idempotency import Outcome, respond, response_row
 from service.api.pagination import NumberSeek, Page, page
 from service.auth.ownership import get_job
 from service.context import Context
 from service.core.states import FailureReason, JobState
 from service.database.queries import jobs
-from service.database.rows import JobRecord, PreparedRows, ResponseRecord
+from service.database.rows import JobRow, PreparedRows, ResponseRow
 from service.jobs import actions
 from service.jobs.actions import ActorNote
 from service.jobs.scheduler import why_it_waits
@@ -111,7 +111,7 @@ class JobView(BaseModel):
     finished_at: datetime | None
 
     @classmethod
-    def of(cls, job: JobRecord) -> Self:
+    def of(cls, job: JobRow) -> Self:
         """Create it from a record."""
         made = ("preparation", "rejected", "warnings", "encoders")
         values = {field: getattr(job, field) for field in cls.model_fields if field not in made}
@@ -131,10 +131,10 @@ def accepted_job(found: Requested, key: IdempotencyKey | None = None) -> JSONRes
     return Outcome(accepted_record(found, key)).response()
 
 
-def accepted_record(found: Requested, key: IdempotencyKey | None = None) -> ResponseRecord:
+def accepted_record(found: Requested, key: IdempotencyKey | None = None) -> ResponseRow:
     """The same, to be stored for an idempotency key."""
     status = 202 if found.is_new else 200
-    return response_record(key, status, JobView.of(found.job), f"/v1/jobs/{found.job.id}")
+    return response_row(key, status, JobView.of(found.job), f"/v1/jobs/{found.job.id}")
 
 
 def rejected_view(prepared: PreparedRows | None) -> RejectedRowsView | None:
@@ -150,7 +150,7 @@ def _encoders_view(prepared: PreparedRows | None) -> Encoders | None:
     return {modality: each or "undeclared" for modality, each in prepared.encoders.items()}
 
 
-Action = Callable[[Connection, str, ActorNote], JobRecord]
+Action = Callable[[Connection, str, ActorNote], JobRow]
 
 
 @router.get("")
@@ -234,8 +234,8 @@ def reject_job(
 def _respond(
     context: Context, key: IdempotencyKey | None, job: str, note: ActorNote, action: Action
 ) -> JSONResponse:
-    def effect(connection: Connection) -> ResponseRecord:
+    def effect(connection: Connection) -> ResponseRow:
         changed = action(connection, job, note)
-        return response_record(key, 202, JobView.of(changed), f"/v1/jobs/{job}")
+        return response_row(key, 202, JobView.of(changed), f"/v1/jobs/{job}")
 
     return respond(context, key, effect)

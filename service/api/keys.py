@@ -9,14 +9,14 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
 from service.api.dependencies import Admin, AnyPrincipal, ContextDep, IdempotencyKeyDep
-from service.api.idempotency import response_record, run_once
+from service.api.idempotency import response_row, run_once
 from service.api.pagination import Page, TextSeek, page
 from service.auth.keys import NewKey, create_key, get_key, mint, revoke_key
 from service.core.principal import Scope
 from service.core.settings import MOST_KEYS
 from service.database.queries import keys
-from service.database.queries.keys import KeyRecord
-from service.database.rows import ResponseRecord
+from service.database.queries.keys import KeyRow
+from service.database.rows import ResponseRow
 
 router = APIRouter(tags=["keys"])
 
@@ -37,8 +37,8 @@ class KeyView(BaseModel):
     last_used_at: datetime | None = Field(description="to the minute")
 
     @classmethod
-    def of(cls, key: KeyRecord) -> Self:
-        """Create it from a record."""
+    def of(cls, key: KeyRow) -> Self:
+        """Create it from a row."""
         values = {field: getattr(key, field) for field in KeyView.model_fields}
         return cls.model_validate({**values, "scopes": sorted(key.scopes)})
 
@@ -77,18 +77,18 @@ def post_key(
     """
     minted = mint()
 
-    def effect(connection: Connection) -> ResponseRecord:
+    def effect(connection: Connection) -> ResponseRow:
         limit = MOST_KEYS
         made = create_key(connection, body, minted, principal, context.clock(), limit)
-        return response_record(key, 201, CreatedKey.of(made), f"/v1/keys/{made.id}")
+        return response_row(key, 201, CreatedKey.of(made), f"/v1/keys/{made.id}")
 
     given = run_once(context, key, effect)
     if given.is_replay:
         return given.response()
     # The secret is added after the response was stored for the Idempotency-Key.
-    shown = {**given.record.body, "key": minted.text}
-    headers = {"Location": str(given.record.location), "Cache-Control": "no-store"}
-    return JSONResponse(shown, given.record.status, headers)
+    shown = {**given.row.body, "key": minted.text}
+    headers = {"Location": str(given.row.location), "Cache-Control": "no-store"}
+    return JSONResponse(shown, given.row.status, headers)
 
 
 @router.get("/v1/keys")

@@ -25,7 +25,7 @@ from service.api.dependencies import (
     Writer,
     etag,
 )
-from service.api.idempotency import respond, response_record
+from service.api.idempotency import respond, response_row
 from service.api.jobs import JobView, accepted_record
 from service.api.pagination import LARGEST_NUMBER, Page, TextSeek, page
 from service.auth.ownership import get_model
@@ -33,8 +33,8 @@ from service.core.principal import Principal
 from service.database.queries import models
 from service.database.rows import (
     BranchPoint,
-    ModelRecord,
-    ResponseRecord,
+    ModelRow,
+    ResponseRow,
 )
 from service.database.stale import check_not_lost
 from service.registry import models as registry
@@ -97,7 +97,7 @@ class ModelView(ModelSpec):
     created_at: datetime
 
     @classmethod
-    def of(cls, model: ModelRecord) -> Self:
+    def of(cls, model: ModelRow) -> Self:
         """Create it from a record."""
         origin = model.branched_from
         return cls(
@@ -133,11 +133,11 @@ def post_model(
     """
     spec = body.spec(context.settings.encoders_by_name)
 
-    def effect(connection: Connection) -> ResponseRecord:
+    def effect(connection: Connection) -> ResponseRow:
         limits, now = _limits(context, principal), context.clock()
         created = create_model(connection, body.name, spec, principal, now, limits)
         status = 201 if created.is_new else 200
-        return response_record(key, status, ModelView.of(created.model), f"/v1/models/{body.name}")
+        return response_row(key, status, ModelView.of(created.model), f"/v1/models/{body.name}")
 
     check_not_lost(context.store, context.database)
     if spec.method:
@@ -192,11 +192,11 @@ def post_branch(
     It serves requests at once and takes no storage: the files of these versions are shared.
     """
 
-    def effect(connection: Connection) -> ResponseRecord:
+    def effect(connection: Connection) -> ResponseRow:
         point = BranchPoint(model, body.version)
         limits, now = _limits(context, principal), context.clock()
         made = branch(connection, body.name, point, principal, now, limits)
-        return response_record(key, 201, ModelView.of(made), f"/v1/models/{body.name}")
+        return response_row(key, 201, ModelView.of(made), f"/v1/models/{body.name}")
 
     return respond(context, key, effect)
 
@@ -243,7 +243,7 @@ def post_merge(
 
     trace = context.metrics.spans.traceparent()
 
-    def effect(connection: Connection) -> ResponseRecord:
+    def effect(connection: Connection) -> ResponseRow:
         found = request_merge(connection, model, body.ref, principal, context.clock(), trace)
         return accepted_record(found, key)
 

@@ -15,7 +15,7 @@ from service.auth.ownership import get_job
 from service.core.states import TERMINAL, JobState
 from service.database.queries import versions
 from service.database.queries.events import EventFilter
-from service.database.rows import JobRecord
+from service.database.rows import JobRow
 from service.database.seek import Seek
 
 router = APIRouter(prefix="/v1/jobs/{job}/phases", tags=["jobs"])
@@ -86,7 +86,7 @@ def _stays(entered: Sequence[tuple[str, datetime]], state: JobState) -> list[_St
     return stays if state in TERMINAL or not moves else [*stays, _Stay(*moves[-1], None)]
 
 
-def _phases(job: JobRecord, stays: Sequence[_Stay], now: datetime) -> Iterator[PhaseView]:
+def _phases(job: JobRow, stays: Sequence[_Stay], now: datetime) -> Iterator[PhaseView]:
     runs = [stay for stay in stays if stay.state == JobState.RUNNING]
     for stay in stays:
         if stay.state == JobState.RUNNING and stay is runs[-1]:

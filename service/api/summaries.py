@@ -17,7 +17,7 @@ from service.auth.ownership import get_model
 from service.core.states import FailureReason, JobState
 from service.database.queries import models, summaries
 from service.database.queries.summaries import Summaries
-from service.database.rows import ModelRecord
+from service.database.rows import ModelRow
 
 router = APIRouter(prefix="/v1", tags=["models"])
 
@@ -107,7 +107,7 @@ class ModelSummary(BaseModel):
     last_ended: SummaryJobView | None = Field(description="the job that ended last")
 
     @classmethod
-    def of(cls, model: ModelRecord, found: Summaries) -> Self:
+    def of(cls, model: ModelRow, found: Summaries) -> Self:
         """Create it from a record, and the summaries of a page."""
         name, origin = model.name, model.branched_from
         newest = found.newest.get(name)

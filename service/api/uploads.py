@@ -21,12 +21,12 @@ from service.api.dependencies import (
     UploadPath,
     Writer,
 )
-from service.api.idempotency import Outcome, respond_long, response_record, run_once
+from service.api.idempotency import Outcome, respond_long, response_row, run_once
 from service.api.spool import Spooled, spooled
 from service.context import Context
 from service.core.errors import Conflict, FieldProblem, Unprocessable
 from service.core.principal import EVERY_OWNER
-from service.database.rows import PartRecord, ResponseRecord, random_id
+from service.database.rows import PartRow, ResponseRow, random_id
 from service.datasets import upload_completion, uploads
 from service.datasets.request import uri_of
 from service.datasets.uploads import ReceivedPart, Upload, UploadRequest
@@ -105,7 +105,7 @@ class UploadView(BaseModel):
     @classmethod
     def of(cls, context: Context, upload: Upload) -> "UploadView":
         """Create it from a record and its parts."""
-        found = upload.record
+        found = upload.row
         more = {
             "uri": uri_of(found),
             "parts": [vars(part) for part in upload.parts],
@@ -122,11 +122,11 @@ def post_upload(
 ) -> JSONResponse:
     """Announce a file. Then send its parts or, if it is direct, the file to the signed link."""
 
-    def effect(connection: Connection) -> ResponseRecord:
+    def effect(connection: Connection) -> ResponseRow:
         name = f"up-{random_id()}"
         begun = uploads.begin(connection, name, body, context, principal.owns_as)
         view = UploadView.of(context, Upload(begun, []))
-        return response_record(key, 201, view, f"/v1/uploads/{begun.id}")
+        return response_row(key, 201, view, f"/v1/uploads/{begun.id}")
 
     return _with_link(context, run_once(context, key, effect)).response()
 
@@ -175,9 +175,9 @@ async def complete_upload(
     from what was announced: send those, and complete it again.
     """
 
-    def work() -> ResponseRecord:
+    def work() -> ResponseRow:
         upload_completion.complete(context, upload, principal)
-        return response_record(
+        return response_row(
             key, 200, UploadView.of(context, uploads.get_upload(context, upload, principal))
         )
 
@@ -193,12 +193,12 @@ def presign_upload(
 ) -> JSONResponse:
     """Create a new link for a direct upload whose link has expired."""
     found = uploads.get_upload(context, upload, principal)
-    if not found.record.direct or found.record.state != "open":
-        kind = "direct" if found.record.direct else "sent in parts"
-        raise Conflict(f"upload {upload} is {kind} and {found.record.state}: it has no link")
+    if not found.row.direct or found.row.state != "open":
+        kind = "direct" if found.row.direct else "sent in parts"
+        raise Conflict(f"upload {upload} is {kind} and {found.row.state}: it has no link")
 
-    def effect(_: Connection) -> ResponseRecord:
-        return response_record(key, 200, UploadView.of(context, found))
+    def effect(_: Connection) -> ResponseRow:
+        return response_row(key, 200, UploadView.of(context, found))
 
     return _with_link(context, run_once(context, key, effect)).response()
 
@@ -214,12 +214,12 @@ def _received(body: Spooled, number: int, context: Context) -> ReceivedPart:
     if body.bytes == 0:
         message = f"it has no bytes; permitted: 1 to {context.tuning.upload_part_bytes_max}"
         raise Unprocessable("the part is empty", FieldProblem("body", message))
-    return ReceivedPart(body.path, PartRecord(number, body.bytes, body.sha256))
+    return ReceivedPart(body.path, PartRow(number, body.bytes, body.sha256))
 
 
 def _with_link(context: Context, given: Outcome) -> Outcome:
     """Add a link. It permits as much as a key for a while, so it is created per response and never stored."""
-    link = uploads.link(context, str(given.record.body["id"]))
+    link = uploads.link(context, str(given.row.body["id"]))
     if link is None:
         return given
     view = PresignedView(

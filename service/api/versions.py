@@ -36,16 +36,16 @@ from service.api.dependencies import (
     VersionPath,
     etag,
 )
-from service.api.idempotency import respond, response_record
+from service.api.idempotency import respond, response_row
 from service.api.pagination import LARGEST_NUMBER, NumberSeek, Page, page
 from service.auth.ownership import get_model, get_version
 from service.core.errors import NotFound
 from service.database.queries import datasets, versions
 from service.database.rows import (
-    PromotionRecord,
-    ResponseRecord,
+    PromotionRow,
+    ResponseRow,
     VersionOutline,
-    VersionRecord,
+    VersionRow,
 )
 from service.registry import models as registry
 from service.registry.live_pointer import check_may_change
@@ -131,7 +131,7 @@ class VersionView(VersionSummary):
     @classmethod
     def whole(
         cls,
-        version: VersionRecord,
+        version: VersionRow,
         evaluations: list[tuple[int, str | None, dict[str, Recall]]],
         measured_after: Sequence[MeasuredDataset],
     ) -> Self:
@@ -191,7 +191,7 @@ class PromotionView(BaseModel):
     created_at: datetime
 
     @classmethod
-    def of(cls, promotion: PromotionRecord) -> Self:
+    def of(cls, promotion: PromotionRow) -> Self:
         """Create it from a record."""
         return cls(**{field: getattr(promotion, field) for field in cls.model_fields})
 
@@ -289,10 +289,10 @@ def post_rollback(
     reason = body.reason or "rolled back by a user"
     request = PromotionRequest(principal, reason, context.clock(), seen, trace)
 
-    def effect(connection: Connection) -> ResponseRecord:
+    def effect(connection: Connection) -> ResponseRow:
         live = roll_back(connection, model, request)
         view = LiveView(version=live.version, generation=live.generation)
-        return response_record(key, 200, view)
+        return response_row(key, 200, view)
 
     check_may_change(context, model, principal)
     response = respond(context, key, effect)

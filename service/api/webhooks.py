@@ -9,15 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
 from service.api.dependencies import Admin, ContextDep, IdempotencyKeyDep
-from service.api.idempotency import respond, response_record, run_once
+from service.api.idempotency import respond, response_row, run_once
 from service.api.pagination import NewestSeek, Page, TextSeek, page
 from service.context import Context
 from service.core.principal import Principal
 from service.core.settings import MOST_WEBHOOKS
 from service.database.queries import deliveries, webhooks
-from service.database.queries.deliveries import DeliveryRecord
-from service.database.queries.webhooks import WebhookRecord
-from service.database.rows import ResponseRecord
+from service.database.queries.deliveries import DeliveryRow
+from service.database.queries.webhooks import WebhookRow
+from service.database.rows import ResponseRow
 from service.events.webhook_secrets import SecretCipher
 from service.events.webhooks import (
     NewWebhook,
@@ -72,7 +72,7 @@ class DeliveryView(BaseModel):
     failed_at: datetime | None = Field(description="when it was abandoned")
 
     @classmethod
-    def of(cls, delivery: DeliveryRecord) -> Self:
+    def of(cls, delivery: DeliveryRow) -> Self:
         """Create it from a record."""
         values = {field: getattr(delivery, field) for field in cls.model_fields}
         is_over = delivery.delivered_at is not None or delivery.failed_at is not None
@@ -90,10 +90,10 @@ def post_webhook(
     registrar = _registrar(context, principal)
     secret = new_secret()
 
-    def effect(connection: Connection) -> ResponseRecord:
+    def effect(connection: Connection) -> ResponseRow:
         webhook = create_webhook(connection, body, secret, registrar)
         shown = CreatedWebhook.model_validate({**_shown(webhook), "secret": None})
-        return response_record(key, 201, shown, f"/v1/webhooks/{webhook.id}")
+        return response_row(key, 201, shown, f"/v1/webhooks/{webhook.id}")
 
     given = run_once(context, key, effect)
     if given.is_replay:
@@ -143,10 +143,10 @@ def send_test_message(
 ) -> JSONResponse:
     """Send a message of kind `webhook.test`. 409 if the webhook is disabled or too many messages wait."""
 
-    def effect(connection: Connection) -> ResponseRecord:
+    def effect(connection: Connection) -> ResponseRow:
         delivery = try_webhook(connection, webhook, _registrar(context, principal))
         location = f"/v1/webhooks/{webhook}/deliveries"
-        return response_record(key, 202, DeliveryView.of(delivery), location)
+        return response_row(key, 202, DeliveryView.of(delivery), location)
 
     return respond(context, key, effect)
 
@@ -162,5 +162,5 @@ def _registrar(context: Context, principal: Principal) -> Registrar:
     )
 
 
-def _shown(webhook: WebhookRecord) -> dict[str, object]:
+def _shown(webhook: WebhookRow) -> dict[str, object]:
     return WebhookView.model_validate(webhook).model_dump()

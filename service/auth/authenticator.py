@@ -15,9 +15,9 @@ from service.core.principal import LOCAL, Principal
 from service.core.settings import Settings
 from service.database.engine import Database
 from service.database.queries import keys
-from service.database.queries.keys import KeyRecord
+from service.database.queries.keys import KeyRow
 
-# How long a credential revoked by another replica is still accepted here.
+# How long a credential revoked by another instance is still accepted here.
 TRUST = timedelta(seconds=5)
 # Last use is written at most once a minute.
 USE_STEP = timedelta(minutes=1)
@@ -58,7 +58,7 @@ class Credential(Protocol):
         """Neither revoked nor expired."""
 
 
-Record = TypeVar("Record", bound=Credential)
+Row = TypeVar("Row", bound=Credential)
 
 
 class Shown(Protocol):
@@ -74,38 +74,38 @@ class Shown(Protocol):
 
 
 @dataclass
-class _Seen(Generic[Record]):
-    record: Record
+class _Seen(Generic[Row]):
+    row: Row
     at: datetime
     used_at: datetime | None
 
 
-class KeyCache(Generic[Record]):
+class KeyCache(Generic[Row]):
     """Rows of recently valid credentials. Bounded and thread-safe."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._seen: dict[str, _Seen[Record]] = {}
+        self._seen: dict[str, _Seen[Row]] = {}
         self._lock = threading.Lock()
 
-    def find(self, shown: Shown) -> Record | None:
+    def find(self, shown: Shown) -> Row | None:
         """The row, if it was read recently and has not expired."""
         seen, now = self._seen.get(shown.id), self._clock()
-        if seen is None or now - seen.at > TRUST or not seen.record.is_valid(now):
+        if seen is None or now - seen.at > TRUST or not seen.row.is_valid(now):
             return None
-        return seen.record if _same(seen, shown) else None
+        return seen.row if _same(seen, shown) else None
 
     def was_valid(self, shown: Shown) -> bool:
         """Whether the credential has ever been valid here."""
         seen = self._seen.get(shown.id)
         return seen is not None and _same(seen, shown)
 
-    def keep(self, record: Record) -> None:
+    def keep(self, row: Row) -> None:
         """Store a row that is valid now."""
         with self._lock:
-            before = self._seen.pop(record.id, None)
-            used_at = before.used_at if before else record.last_used_at
-            self._seen[record.id] = _Seen(record, self._clock(), used_at)
+            before = self._seen.pop(row.id, None)
+            used_at = before.used_at if before else row.last_used_at
+            self._seen[row.id] = _Seen(row, self._clock(), used_at)
             while len(self._seen) > _MOST_CACHED:
                 del self._seen[next(iter(self._seen))]
 
@@ -130,8 +130,8 @@ class KeyCache(Generic[Record]):
             return True
 
 
-def _same(seen: _Seen[Record], shown: Shown) -> bool:
-    return hmac.compare_digest(seen.record.secret_sha256, shown.digest)
+def _same(seen: _Seen[Row], shown: Shown) -> bool:
+    return hmac.compare_digest(seen.row.secret_sha256, shown.digest)
 
 
 class TokenVerifier(Protocol):
@@ -172,7 +172,7 @@ class Authenticator:
         self._database = database
         self._clock = clock
         self._tokens = tokens
-        self._known: KeyCache[KeyRecord] = KeyCache(clock)
+        self._known: KeyCache[KeyRow] = KeyCache(clock)
         self.rate_limiter = RateLimiter(requests_per_minute)
 
     def recognize(self, shown: str | None) -> Caller | None:
@@ -231,7 +231,7 @@ class Authenticator:
         return caller.key is not None and self._known.is_use_due(caller.key)
 
     def write_use(self, caller: Caller) -> None:
-        """Record that the key was used. A database failure does not fail the request."""
+        """Row that the key was used. A database failure does not fail the request."""
         if caller.key is None:
             return
         now = self._clock()
@@ -266,13 +266,13 @@ class Authenticator:
         with self._database.read() as connection:
             digest = keys.digest_of(connection, key.id) or _NO_DIGEST
             is_same = hmac.compare_digest(digest, key.digest)
-            record = keys.find(connection, key.id) if is_same else None
-        if record is None or not record.is_valid(self._clock()):
-            if record is not None:
+            row = keys.find(connection, key.id) if is_same else None
+        if row is None or not row.is_valid(self._clock()):
+            if row is not None:
                 self._known.forget(key.id)
             raise Unauthorized(_NOT_VALID)
-        self._known.keep(record)
-        return _of_key(record)
+        self._known.keep(row)
+        return _of_key(row)
 
     def _read_token(self, shown: str) -> Caller:
         if self._tokens is None or len(shown) > _LONGEST:
@@ -280,5 +280,5 @@ class Authenticator:
         return Caller(self._tokens.read(shown))
 
 
-def _of_key(record: KeyRecord) -> Caller:
-    return Caller(Principal(record.name, record.owner, record.scopes), record.id)
+def _of_key(row: KeyRow) -> Caller:
+    return Caller(Principal(row.name, row.owner, row.scopes), row.id)

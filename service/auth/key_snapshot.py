@@ -2,7 +2,7 @@
 
 It is a JWS in compact form (RFC 7515), signed with Ed25519 (RFC 8037); the keys to sign it are in PEM.
 
-Several replicas of the control plane may write it at once: all write what the same rows say, and one that finds the
+Several instances of the control plane may write it at once: all write what the same rows say, and one that finds the
 list up to date writes nothing. Each list has a larger serial than the one that it replaces, and than one whose rows
 were read earlier. So of two that overtake each other the endpoint takes the later one, and the next round corrects
 the rest. No state is kept that a crash could lose.
@@ -41,7 +41,7 @@ from service.core.principal import Scope
 from service.core.settings import Settings
 from service.database.engine import Database
 from service.database.queries import keys
-from service.database.queries.keys import KeyRecord
+from service.database.queries.keys import KeyRow
 from service.database.stale import check_not_lost
 from service.telemetry.metrics import Metrics
 
@@ -140,8 +140,8 @@ class SnapshotWriter(PeriodicLoop):
         with self._database.read() as connection:
             # In this order: a change between the two queries is found by the next round.
             changes = keys.changes(connection, now)
-            records = keys.valid(connection, now)
-        wanted = (*self._operator(), *(_entry(each) for each in records if _may_embed(each)))
+            rows = keys.valid(connection, now)
+        wanted = (*self._operator(), *(_entry(each) for each in rows if _may_embed(each)))
         if stored is None or stored.keys != wanted:
             self._write(wanted, _serial(now, stored), now)
         self._changes, self._checked_at = changes, now
@@ -175,15 +175,15 @@ def _serial(now: datetime, stored: KeySnapshot | None) -> int:
     return milliseconds if stored is None else max(milliseconds, stored.serial + 1)
 
 
-def _may_embed(record: KeyRecord) -> bool:
-    return Scope.EMBED in record.scopes
+def _may_embed(row: KeyRow) -> bool:
+    return Scope.EMBED in row.scopes
 
 
-def _entry(record: KeyRecord) -> SnapshotKey:
+def _entry(row: KeyRow) -> SnapshotKey:
     return SnapshotKey(
-        id=record.id,
-        name=record.name,
-        sha256=record.secret_sha256,
-        owner=record.owner,
-        expires_at=record.expires_at,
+        id=row.id,
+        name=row.name,
+        sha256=row.secret_sha256,
+        owner=row.owner,
+        expires_at=row.expires_at,
     )

@@ -22,7 +22,7 @@ from service.auth.ownership import check_keys
 from service.core.errors import FieldProblem, Forbidden, NotFound
 from service.core.principal import EVERY_SCOPE, LOCAL, RECONCILER, Principal, Scope
 from service.database.queries import keys
-from service.database.queries.keys import KeyRecord
+from service.database.queries.keys import KeyRow
 
 # The holder of CMCL_ADMIN_KEY, or of a shell where the service runs.
 OPERATOR = Principal("operator", None, EVERY_SCOPE)
@@ -119,7 +119,7 @@ def create_key(
     principal: Principal,
     now: datetime,
     limit: int,
-) -> KeyRecord:
+) -> KeyRow:
     """Store a key.
 
     Raises Forbidden for scopes that the principal lacks, and for other owners; Conflict if the
@@ -128,7 +128,7 @@ def create_key(
     _check_scopes(new, principal)
     owner, days = _owner(new, principal), new.expires_in_days
     check_keys(connection, owner, limit, principal, now)
-    key = KeyRecord(
+    key = KeyRow(
         id=minted.id,
         owner=owner,
         name=new.name,
@@ -142,7 +142,7 @@ def create_key(
     return key
 
 
-def get_key(connection: Connection, key: str, principal: Principal) -> KeyRecord:
+def get_key(connection: Connection, key: str, principal: Principal) -> KeyRow:
     """The key of that id. Raises NotFound."""
     found = keys.find(connection, key)
     if found is None or not principal.sees(found.owner):

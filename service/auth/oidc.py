@@ -5,7 +5,7 @@ fail with 503: the tokens may be valid, so 401 would be wrong.
 
 A browser is signed in by the authorization code flow with PKCE (RFC 6749, 7636, OpenID Connect Core). What must be
 remembered between the two requests is in a cookie of the browser, signed, for ten minutes: state and nonce, which tie
-the issuer's answer to this browser, and the verifier of PKCE. Replicas need no state that they share. The rights of the
+the issuer's answer to this browser, and the verifier of PKCE. Instances need no state that they share. The rights of the
 session are those of the token, by the same rules as for tokens in the header of `/v1`: the access token counts, or else
 the ID token if its audience is that of the settings.
 """
@@ -238,7 +238,7 @@ class OidcLogin:
         self._secret = secret.get_secret_value() if secret else None
         self._scopes = " ".join(settings.oidc_scopes)
         self._redirect_uri = f"{settings.page_url}/oidc/callback"
-        # Any secret that all replicas have; the settings require one of them.
+        # Any secret that all instances have; the settings require one of them.
         shared = self._secret or (encryption.get_secret_value() if encryption else "")
         self._key = hashlib.sha256(f"cmcl oidc state {shared}".encode()).digest()
 

@@ -14,12 +14,12 @@ from service.core.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.core.principal import Principal
 from service.core.settings import RAISED_BY, Quota
 from service.database.queries import datasets, jobs, keys, models, versions, webhooks
-from service.database.rows import DatasetRecord, JobRecord, ModelRecord, VersionRecord
+from service.database.rows import DatasetRow, JobRow, ModelRow, VersionRow
 
 COUNTED_AFTER_DELETION = timedelta(hours=1)
 
 
-def get_model(connection: Connection, name: str, principal: Principal) -> ModelRecord:
+def get_model(connection: Connection, name: str, principal: Principal) -> ModelRow:
     """The model of that name. Raises NotFound."""
     model = models.find(connection, name)
     if model is None or model.deleted_at is not None or not principal.sees(model.owner):
@@ -28,7 +28,7 @@ def get_model(connection: Connection, name: str, principal: Principal) -> ModelR
     return model
 
 
-def hold_model(connection: Connection, name: str, principal: Principal) -> ModelRecord:
+def hold_model(connection: Connection, name: str, principal: Principal) -> ModelRow:
     """The same, locked against deletion until the transaction ends, for creating a job of it.
 
     Take it before any lock on its datasets or jobs: this is the lock order.
@@ -37,7 +37,7 @@ def hold_model(connection: Connection, name: str, principal: Principal) -> Model
     return get_model(connection, name, principal)
 
 
-def get_dataset(connection: Connection, dataset: str, principal: Principal) -> DatasetRecord:
+def get_dataset(connection: Connection, dataset: str, principal: Principal) -> DatasetRow:
     """The dataset of that id. Raises NotFound."""
     found = datasets.find(connection, dataset)
     if found is None or found.deleted_at is not None or not principal.sees(found.owner):
@@ -45,7 +45,7 @@ def get_dataset(connection: Connection, dataset: str, principal: Principal) -> D
     return found
 
 
-def get_job(connection: Connection, job: str, principal: Principal) -> JobRecord:
+def get_job(connection: Connection, job: str, principal: Principal) -> JobRow:
     """The job of that id. Raises NotFound."""
     found = jobs.find(connection, job)
     if found is None or not principal.sees(found.owner):
@@ -55,7 +55,7 @@ def get_job(connection: Connection, job: str, principal: Principal) -> JobRecord
 
 def get_version(
     connection: Connection, model: str, number: int, principal: Principal
-) -> VersionRecord:
+) -> VersionRow:
     """One version of a model. Raises NotFound."""
     current = get_model(connection, model, principal)
     found = versions.find(connection, model, number)

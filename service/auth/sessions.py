@@ -30,7 +30,7 @@ from service.core.principal import Principal, Scope
 from service.core.settings import Settings
 from service.database.engine import Database
 from service.database.queries import keys, sessions
-from service.database.queries.sessions import Condition, SessionRecord
+from service.database.queries.sessions import Condition, SessionRow
 
 # Longer than a request may take, with some room for clocks that differ.
 _TOKEN_SECONDS = 60
@@ -85,7 +85,7 @@ class StartedSession:
     """A new session, and the only copy of its secret."""
 
     text: SessionText
-    record: SessionRecord
+    row: SessionRow
 
 
 class Sessions:
@@ -96,7 +96,7 @@ class Sessions:
         self._admin_digest = sha256(admin.get_secret_value()) if admin else None
         self._database = database
         self._clock = clock
-        self._known: KeyCache[SessionRecord] = KeyCache(clock)
+        self._known: KeyCache[SessionRow] = KeyCache(clock)
 
     def start(self, caller: Caller, scopes: Iterable[Scope], agent: str) -> StartedSession:
         """Start a session of this caller. Raises Forbidden for scopes that the caller lacks."""
@@ -106,7 +106,7 @@ class Sessions:
         minted = self._text(prefix + secrets.token_hex(6), secrets.token_urlsafe(_SECRET_BYTES))
         now = self._clock()
         with self._database.write() as connection:
-            record = SessionRecord(
+            row = SessionRow(
                 id=minted.id,
                 owner=principal.owner,
                 name=principal.name,
@@ -117,12 +117,12 @@ class Sessions:
                 created_at=now,
                 expires_at=self._expiry(connection, caller, now),
             )
-            self._make_room(connection, record, now)
-            sessions.create(connection, record)
-        self._known.keep(record)
-        return StartedSession(minted, record)
+            self._make_room(connection, row, now)
+            sessions.create(connection, row)
+        self._known.keep(row)
+        return StartedSession(minted, row)
 
-    def recognize(self, shown: str) -> SessionRecord | None:
+    def recognize(self, shown: str) -> SessionRow | None:
         """The session of a cookie's value, if it was read recently; None if `look_up` is needed."""
         text = self._parse(shown)
         return self._known.find(text) if text else None
@@ -132,28 +132,28 @@ class Sessions:
         text = self._parse(shown)
         return text is not None and self._known.was_valid(text)
 
-    def look_up(self, shown: str) -> SessionRecord:
+    def look_up(self, shown: str) -> SessionRow:
         """Read the session of a cookie's value. Raises Unauthorized, DatabaseUnavailable."""
         text = self._parse(shown)
         if text is None:
             raise Unauthorized(_NOT_VALID)
         with self._database.read() as connection:
-            record = sessions.find(connection, text.id)
-        digest = record.secret_sha256 if record else _NO_DIGEST
+            row = sessions.find(connection, text.id)
+        digest = row.secret_sha256 if row else _NO_DIGEST
         is_same = hmac.compare_digest(digest, text.digest)
-        if record is None or not is_same or not record.is_valid(self._clock()):
+        if row is None or not is_same or not row.is_valid(self._clock()):
             self._known.forget(text.id)
             raise Unauthorized(_NOT_VALID)
-        self._known.keep(record)
-        return record
+        self._known.keep(row)
+        return row
 
-    def current(self, session: SessionRecord) -> list[SessionRecord]:
+    def current(self, session: SessionRow) -> list[SessionRow]:
         """Valid sessions that this one may end, the newest first of each owner: with `admin`, all of its owner."""
         condition = _may_end(session)
         with self._database.read() as connection:
             return sessions.current(connection, condition, self._clock(), _MOST_LISTED)
 
-    def end(self, session: SessionRecord, name: str) -> None:
+    def end(self, session: SessionRow, name: str) -> None:
         """End a session on behalf of `session`, which may be the same. Raises NotFound."""
         now = self._clock()
         with self._database.write() as connection:
@@ -167,12 +167,12 @@ class Sessions:
         """Read each session again: a key was revoked."""
         self._known.clear()
 
-    def is_use_due(self, session: SessionRecord) -> bool:
+    def is_use_due(self, session: SessionRow) -> bool:
         """Whether `write_use` is due; true at most once a minute."""
         return self._known.is_use_due(session.id)
 
-    def write_use(self, session: SessionRecord) -> None:
-        """Record that the session was used. A database failure does not fail the request."""
+    def write_use(self, session: SessionRow) -> None:
+        """Row that the session was used. A database failure does not fail the request."""
         now = self._clock()
         try:
             with self._database.write() as connection:
@@ -196,19 +196,19 @@ class Sessions:
         latest = now + _LONGEST
         return min(latest, parent.expires_at) if parent and parent.expires_at else latest
 
-    def _make_room(self, connection: Connection, new: SessionRecord, now: datetime) -> None:
+    def _make_room(self, connection: Connection, new: SessionRow, now: datetime) -> None:
         same = sessions.of_holder(new.owner, new.name, new.parent)
         for excess in sessions.current(connection, same, now, _MOST_LISTED)[MOST_OF_HOLDER - 1 :]:
             sessions.set_revoked(connection, excess.id, now)
             self._known.forget(excess.id)
 
 
-def principal_of(session: SessionRecord) -> Principal:
+def principal_of(session: SessionRow) -> Principal:
     """The principal of requests with that session."""
     return Principal(session.name, session.owner, session.scopes)
 
 
-def _may_end(session: SessionRecord) -> Condition:
+def _may_end(session: SessionRow) -> Condition:
     if Scope.ADMIN in session.scopes:
         return sessions.of_owner(session.owner)
     return sessions.of_holder(session.owner, session.name, session.parent)

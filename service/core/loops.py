@@ -38,7 +38,7 @@ class Loop(ABC):
         self._beat_at = self._seconds()
 
     def release(self) -> None:  # noqa: B027
-        """Release what other replicas wait for, when the process stops. Raises DatabaseError."""
+        """Release what other instances wait for, when the process stops. Raises DatabaseError."""
 
     def age(self) -> float:
         """Seconds since the last heartbeat."""

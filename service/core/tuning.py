@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Tuning:
     """Passed to `service.app.create_app` and to all that it builds."""
 
-    # Threads of a replica that process models; at most half of them judge and store versions at a time, so that large
+    # Threads of an instance that process models; at most half of them judge and store versions at a time, so that large
     # files do not delay other models. They wait for the store and for the database most of the time.
     reconcile_workers: int = 8
     # All models for which a step may be due are processed once in this time although no event woke them. A change
@@ -21,7 +21,7 @@ class Tuning:
     watch_seconds: float = 0.2
     # How old the launcher's list of attempts may be, which shows those that died, and between two looks while none runs.
     launcher_seconds: float = 1
-    # How long the leases of a replica that crashed block the others. Longer than its longest step without a beat.
+    # How long the leases of an instance that crashed block the others. Longer than its longest step without a beat.
     lease_seconds: float = 15
     # Datasets whose preparation is requested at the same time, over all owners, who share it equally. More than the
     # process that prepares them works on, so that it never waits for a request.
@@ -36,9 +36,9 @@ class Tuning:
     heartbeat_deadline_seconds: float = 300
     # After an attempt ended without a candidate, before the next one starts: its last writes may still arrive.
     lost_attempt_grace_seconds: float = 5
-    # For all keys and tokens of one owner, counted by each replica. More than a hundred a second is a loop.
+    # For all keys and tokens of one owner, counted by each instance. More than a hundred a second is a loop.
     requests_per_minute_per_owner: int = 6000
     # The client sends parts of 16 MiB. Each part is stored on disk before it is passed on.
     upload_part_bytes_max: int = 64 * 2**20
-    # Parts that one replica receives at a time; one owner may use all but two of them.
+    # Parts that one instance receives at a time; one owner may use all but two of them.
     upload_parts_at_once: int = 16

@@ -1,6 +1,6 @@
-"""Notifications between replicas on PostgreSQL: an event is announced to all of them when it is committed.
+"""Notifications between instances on PostgreSQL: an event is announced to all of them when it is committed.
 
-https://www.postgresql.org/docs/current/sql-notify.html. SQLite has none: there, the replica that commits an event
+https://www.postgresql.org/docs/current/sql-notify.html. SQLite has none: there, the instance that commits an event
 processes it.
 """
 

@@ -1,4 +1,4 @@
-"""Records of the tables: what queries return, in the types of the contract."""
+"""Rows of the tables as queries return them: JSON columns in the types of the contract."""
 
 import uuid
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ class Approval:
 
 
 @dataclass(frozen=True)
-class ModelRecord:
+class ModelRow:
     """A model: `head` is its newest version, 0 before the first.
 
     `encoders`: by modality, the encoder that the first dataset with a known one fixed. `traceparent`: of the job or the
@@ -90,7 +90,7 @@ class Fingerprints:
 
 
 @dataclass(frozen=True)
-class DatasetRecord:
+class DatasetRow:
     """A dataset as it was posted, and its manifest once it was prepared.
 
     While it is not sealed, shards can be added, and it has no job.
@@ -127,7 +127,7 @@ class PreparedRows(Frozen):
 
 
 @dataclass(frozen=True)
-class JobRecord:
+class JobRow:
     """A job as it was read; a move succeeds only if its revision is unchanged.
 
     `dataset` is None and `merges` is not, if it merges. `preparation` numbers the requests to prepare its dataset.
@@ -201,7 +201,7 @@ class VersionOutline:
 
 
 @dataclass(frozen=True)
-class VersionRecord(VersionOutline):
+class VersionRow(VersionOutline):
     """A published version with its manifest."""
 
     manifest: VersionManifest
@@ -236,7 +236,7 @@ class VersionFigures(VersionOutline):
 
 
 @dataclass(frozen=True)
-class PromotionRecord:
+class PromotionRow:
     """A promotion: a change of the live version."""
 
     model: str
@@ -261,11 +261,11 @@ class Event:
     job: str | None = None
     version: int | None = None
     data: Mapping[str, object] = field(default_factory=dict)
-    seen: JobRecord | None = None
+    seen: JobRow | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class EventRecord(Event):
+class EventRow(Event):
     """An event that was stored."""
 
     sequence: int
@@ -283,7 +283,7 @@ class NewUpload:
 
 
 @dataclass(frozen=True)
-class PartRecord:
+class PartRow:
     """A part of a file that arrived."""
 
     number: int
@@ -292,7 +292,7 @@ class PartRecord:
 
 
 @dataclass(frozen=True)
-class UploadRecord(NewUpload):
+class UploadRow(NewUpload):
     """An upload; once complete, `attempt` identifies its object."""
 
     id: str
@@ -305,7 +305,7 @@ class UploadRecord(NewUpload):
 
 
 @dataclass(frozen=True)
-class ResponseRecord:
+class ResponseRow:
     """The response to a request with an idempotency key."""
 
     fingerprint: str

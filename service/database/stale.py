@@ -16,7 +16,7 @@ from cmcl.storage.versions import read_live
 from service.core.errors import StaleDatabase
 from service.database.engine import Database
 from service.database.queries import models
-from service.database.rows import ModelRecord
+from service.database.rows import ModelRow
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _read_pointer(store: ObjectStore, name: str) -> LivePointer | None:
         return None
 
 
-def _is_known(pointer: LivePointer, model: ModelRecord) -> bool:
+def _is_known(pointer: LivePointer, model: ModelRow) -> bool:
     """A generation never changes its version: a different version belongs to another history."""
     if pointer.generation == model.live_generation and pointer.version != model.live_version:
         return False

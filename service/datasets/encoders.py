@@ -7,7 +7,7 @@ from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from service.core.errors import Conflict, FieldProblem, Unprocessable
-from service.database.rows import ModelRecord
+from service.database.rows import ModelRow
 from service.datasets.request import NewDataset
 
 Declarations = Mapping[str, EncoderSpec]
@@ -38,7 +38,7 @@ def mismatch(fixed: Identities, found: Identities) -> str | None:
     return None
 
 
-def check_encoders(model: ModelRecord, posted: NewDataset, declarations: Declarations) -> None:
+def check_encoders(model: ModelRow, posted: NewDataset, declarations: Declarations) -> None:
     """Check the encoders that a dataset declares for its features, and the declarations for raw rows.
 
     Raises Unprocessable; Conflict if an encoder differs from that of the model's features.

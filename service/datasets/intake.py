@@ -13,7 +13,7 @@ from service.core.errors import Conflict, FieldProblem, PreconditionFailed, Unpr
 from service.core.principal import Principal
 from service.core.states import JobState
 from service.database.queries import datasets, jobs, models, versions
-from service.database.rows import DatasetRecord, JobRecord, ModelRecord
+from service.database.rows import DatasetRow, JobRow, ModelRow
 from service.datasets.encoders import check_encoders
 from service.datasets.request import (
     MOST_SHARDS,
@@ -31,8 +31,8 @@ from service.datasets.request import (
 class Accepted:
     """A dataset with its job, and whether this request created them. An open dataset has no job."""
 
-    dataset: DatasetRecord
-    job: JobRecord | None
+    dataset: DatasetRow
+    job: JobRow | None
     is_new: bool
 
 
@@ -64,7 +64,7 @@ def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) 
 
 def add_shards(
     connection: Connection, dataset: str, added: NewShards, intake: Intake
-) -> DatasetRecord:
+) -> DatasetRow:
     """Append shards to an open dataset. Raises NotFound, Conflict if it is sealed, Unprocessable."""
     datasets.lock(connection, dataset)
     found = get_dataset(connection, dataset, intake.principal)
@@ -88,7 +88,7 @@ def add_shards(
     return datasets.set_request(connection, dataset, document)
 
 
-def files_of(dataset: DatasetRecord) -> int:
+def files_of(dataset: DatasetRow) -> int:
     """The number of its files, which only grows while it is open."""
     posted = (dataset.request.get(field) for field in ("shards", "evaluation_shards"))
     return sum(len(files) for files in posted if isinstance(files, list))
@@ -125,8 +125,8 @@ def seal_dataset(
 
 
 def _new_job(
-    connection: Connection, dataset: DatasetRecord, request: NewDataset, intake: Intake
-) -> JobRecord:
+    connection: Connection, dataset: DatasetRow, request: NewDataset, intake: Intake
+) -> JobRow:
     kind: JobKind = "evaluate" if request.evaluate_only else "learn"
     return jobs.create(connection, dataset, intake.now, kind, intake.traceparent)
 
@@ -152,7 +152,7 @@ def delete_dataset(
 
 
 def newest_evaluation(
-    connection: Connection, dataset: DatasetRecord, job: JobRecord | None
+    connection: Connection, dataset: DatasetRow, job: JobRow | None
 ) -> EvaluationResult | None:
     """The recall of a dataset that is measured only in the newest version, or else in the one that was live first."""
     if job is None or job.kind != "evaluate":
@@ -166,7 +166,7 @@ def newest_evaluation(
     return job.evaluation
 
 
-def check_modalities(model: ModelRecord, pair: ModalityPair) -> None:
+def check_modalities(model: ModelRow, pair: ModalityPair) -> None:
     """Raises Unprocessable for a modality that the model does not declare."""
     permitted = ", ".join(sorted(model.spec.widths))
     problems = [

@@ -23,7 +23,7 @@ from service.core.errors import FieldProblem, Unprocessable
 from service.core.principal import Principal
 from service.core.settings import Settings
 from service.database.queries import uploads
-from service.database.rows import Fingerprints, UploadRecord
+from service.database.rows import Fingerprints, UploadRow
 
 MOST_SHARDS = 10_000
 SCHEME = "upload:"
@@ -201,7 +201,7 @@ class Intake:
         return cls(principal, now, checked, settings.encoders_by_name, most, traceparent)
 
 
-def uri_of(upload: UploadRecord) -> str | None:
+def uri_of(upload: UploadRow) -> str | None:
     """The address that a dataset can name; None before the upload is complete."""
     return f"{SCHEME}{upload.id}" if upload.state == "complete" else None
 
@@ -293,7 +293,7 @@ def _upload_problems(
     }
 
 
-def _upload_problem(uri: str, found: UploadRecord | None, principal: Principal) -> str | None:
+def _upload_problem(uri: str, found: UploadRow | None, principal: Principal) -> str | None:
     if found is None or found.state == "aborted" or not principal.sees(found.owner):
         return f"there is no upload {uri.removeprefix(SCHEME)!r}"
     if found.state != "complete":

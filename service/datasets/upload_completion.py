@@ -20,7 +20,7 @@ from service.context import Context
 from service.core.errors import Conflict, FieldProblem
 from service.core.principal import Principal
 from service.database.queries import uploads
-from service.database.rows import PartRecord, UploadRecord
+from service.database.rows import PartRow, UploadRow
 from service.datasets.uploads import existing, visible
 
 logger = logging.getLogger(__name__)
@@ -37,14 +37,14 @@ class _Source:
     """An object and its expected contents."""
 
     key: str
-    part: PartRecord
+    part: PartRow
 
 
 @dataclass(frozen=True)
 class _Work:
     """An attempt to complete an upload, with its sources."""
 
-    upload: UploadRecord
+    upload: UploadRow
     sources: tuple[_Source, ...]
 
     @property
@@ -61,7 +61,7 @@ class _Digests:
     bytes: int
 
 
-def complete(context: Context, upload: str, principal: Principal) -> UploadRecord:
+def complete(context: Context, upload: str, principal: Principal) -> UploadRow:
     """Complete the upload; idempotent. Takes as long as reading the file.
 
     Raises NotFound; Conflict if parts are missing, lost or do not match, or while another request
@@ -87,7 +87,7 @@ def complete(context: Context, upload: str, principal: Principal) -> UploadRecor
     return done
 
 
-def _claim(connection: Connection, found: UploadRecord, context: Context) -> _Work:
+def _claim(connection: Connection, found: UploadRow, context: Context) -> _Work:
     now = context.clock()
     if found.lease_until is not None and found.lease_until > now:
         raise Conflict(f"upload {found.id} is being completed; try again in a moment")
@@ -98,10 +98,10 @@ def _claim(connection: Connection, found: UploadRecord, context: Context) -> _Wo
     return _Work(claimed, sources)
 
 
-def _sources(connection: Connection, upload: UploadRecord) -> tuple[_Source, ...]:
+def _sources(connection: Connection, upload: UploadRow) -> tuple[_Source, ...]:
     """The objects that make up the file. Raises Conflict if they are incomplete."""
     if upload.direct and upload.sha256 is not None:
-        whole = PartRecord(1, upload.bytes, upload.sha256)
+        whole = PartRow(1, upload.bytes, upload.sha256)
         return (_Source(layout.upload_direct(upload.id), whole),)
     parts = uploads.parts(connection, upload.id)
     _check_numbers(parts)
@@ -111,7 +111,7 @@ def _sources(connection: Connection, upload: UploadRecord) -> tuple[_Source, ...
     )
 
 
-def _check_numbers(parts: Sequence[PartRecord]) -> None:
+def _check_numbers(parts: Sequence[PartRow]) -> None:
     """The numbers must be consecutive from 1."""
     received = [part.number for part in parts]
     missing = sorted(set(range(1, max(received, default=0) + 1)) - set(received))
@@ -120,7 +120,7 @@ def _check_numbers(parts: Sequence[PartRecord]) -> None:
         raise Conflict("some parts have not arrived", FieldProblem("parts", message))
 
 
-def _check_sizes(parts: Sequence[PartRecord], upload: UploadRecord) -> None:
+def _check_sizes(parts: Sequence[PartRow], upload: UploadRow) -> None:
     small = [part.number for part in parts[:-1] if part.bytes < SMALLEST_PART]
     if small:
         message = f"every part but the last has at least {SMALLEST_PART} bytes; smaller: "
@@ -176,9 +176,7 @@ def _check_digests(context: Context, work: _Work, found: _Digests) -> None:
         raise Conflict(f"{message}; {again}", FieldProblem("sha256", message, found.whole))
 
 
-def _missing_parts(
-    context: Context, work: _Work, parts: Sequence[PartRecord], what: str
-) -> Conflict:
+def _missing_parts(context: Context, work: _Work, parts: Sequence[PartRow], what: str) -> Conflict:
     with context.database.write() as connection:
         for part in parts:
             uploads.forget_part(connection, work.upload.id, part)

@@ -24,7 +24,7 @@ from service.core.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.core.principal import Principal
 from service.core.settings import Settings
 from service.database.queries import uploads
-from service.database.rows import NewUpload, PartRecord, UploadRecord
+from service.database.rows import NewUpload, PartRow, UploadRow
 from service.datasets.request import upload_of
 
 _LONGEST_FILENAME = 128
@@ -77,8 +77,8 @@ class UploadRequest(Frozen):
 class Upload:
     """An upload with its received parts."""
 
-    record: UploadRecord
-    parts: list[PartRecord]
+    row: UploadRow
+    parts: list[PartRow]
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ class ReceivedPart:
     """A part in a file on this machine."""
 
     path: Path
-    part: PartRecord
+    part: PartRow
 
 
 def begin(
     connection: Connection, upload: str, request: UploadRequest, context: Context, owner: str
-) -> UploadRecord:
+) -> UploadRow:
     """Create an upload. Raises Unprocessable, and Conflict if it exceeds the owner's quotas."""
     _check_size(request, context.settings)
     _check_quota(connection, request, context.settings, owner)
@@ -111,12 +111,12 @@ def get_upload(context: Context, upload: str, principal: Principal) -> Upload:
 
 def check_takes_parts(context: Context, upload: str, principal: Principal) -> None:
     """Check before reading the body. Raises NotFound and Conflict."""
-    _check_takes_parts(get_upload(context, upload, principal).record)
+    _check_takes_parts(get_upload(context, upload, principal).row)
 
 
 def keep_part(
     context: Context, upload: str, received: ReceivedPart, principal: Principal
-) -> PartRecord:
+) -> PartRow:
     """Store a part, replacing an earlier one with the same number. Durable once this returns.
 
     Raises NotFound; Conflict if it does not fit, or the upload no longer accepts parts.
@@ -158,14 +158,14 @@ def link(context: Context, upload: str) -> PresignedPut | None:
     return context.store.presign_put(key, found.sha256, found.bytes, seconds)
 
 
-def expires_at(upload: UploadRecord) -> datetime:
+def expires_at(upload: UploadRow) -> datetime:
     """When an open upload, or a completed but unused one, expires."""
     return (upload.completed_at or upload.created_at) + timedelta(hours=EXPIRY_HOURS)
 
 
 def visible(
-    upload: UploadRecord | None, name: str, principal: Principal, context: Context
-) -> UploadRecord:
+    upload: UploadRow | None, name: str, principal: Principal, context: Context
+) -> UploadRow:
     """The upload, if this principal can see it and it has not expired. Raises NotFound."""
     found = existing(upload, name)
     if not principal.sees(found.owner):
@@ -176,7 +176,7 @@ def visible(
     return found
 
 
-def existing(upload: UploadRecord | None, name: str) -> UploadRecord:
+def existing(upload: UploadRow | None, name: str) -> UploadRow:
     """The upload, unless it was aborted. Raises NotFound."""
     if upload is None or upload.state == "aborted":
         raise _unknown(name)
@@ -237,14 +237,14 @@ def _check_direct(request: UploadRequest, upload: str, context: Context) -> None
         raise Unprocessable("direct is not possible", FieldProblem("direct", message, value=True))
 
 
-def _check_takes_parts(upload: UploadRecord) -> None:
+def _check_takes_parts(upload: UploadRow) -> None:
     if upload.direct:
         raise Conflict(f"upload {upload.id} is direct: send the file to its signed URL")
     if upload.state != "open":
         raise Conflict(f"upload {upload.id} is {upload.state}: it accepts no more parts")
 
 
-def _check_fits(connection: Connection, upload: UploadRecord | None, part: PartRecord) -> None:
+def _check_fits(connection: Connection, upload: UploadRow | None, part: PartRow) -> None:
     if upload is None:
         return
     total = uploads.bytes_beside(connection, upload.id, part.number) + part.bytes

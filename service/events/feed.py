@@ -21,7 +21,7 @@ from service.core.states import TERMINAL
 from service.database.engine import Database
 from service.database.queries import events
 from service.database.queries.events import EventFilter, Newest
-from service.database.rows import EventRecord
+from service.database.rows import EventRow
 from service.database.seek import Seek
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _RETRY_AFTER_SECONDS = 10
 # How many items a listener may fall behind before it is disconnected.
 _MOST_WAITING = 256
 # Streams end after this time and listeners reconnect, so that revoked keys take effect and
-# listeners spread over the replicas.
+# listeners spread over the instances.
 _LONGEST_STREAM_SECONDS = 900.0
 # A job ends with these, unless a user retries it.
 FINAL = frozenset(f"job.{state}" for state in TERMINAL)
@@ -47,14 +47,14 @@ class Progress:
     newest: Newest
 
 
-Item = EventRecord | Progress
+Item = EventRow | Progress
 
 
 @dataclass(frozen=True)
 class _Seen:
     """The result of one poll."""
 
-    events: list[EventRecord]
+    events: list[EventRow]
     progress: dict[str, Newest]
 
 
@@ -179,7 +179,7 @@ class Feed:
                 # Stored events may be left, and queued ones must not overtake them.
                 return
             while (item := await listener.next()) is not None:
-                if isinstance(item, EventRecord) and item.sequence > after:
+                if isinstance(item, EventRow) and item.sequence > after:
                     after = item.sequence
                     yield item
 
@@ -199,7 +199,7 @@ class Feed:
                 item = await listener.next()
                 if item is None:
                     return
-                if isinstance(item, EventRecord):
+                if isinstance(item, EventRow):
                     if item.sequence <= after:
                         continue
                     after, last = item.sequence, item.kind
@@ -250,7 +250,7 @@ class Feed:
             return None
         return next(each for each in self._listeners if each.owner == greediest)
 
-    async def _stored(self, listener: _Listener, after: int) -> AsyncIterator[EventRecord]:
+    async def _stored(self, listener: _Listener, after: int) -> AsyncIterator[EventRow]:
         """Stored events after `after`, until the listener is over."""
         if listener.since is not None and after >= listener.since:
             return
@@ -297,7 +297,7 @@ class Feed:
                 listener.offer(Progress(job, seen.progress[job]))
         self._progress = seen.progress
 
-    def _page(self, wanted: EventFilter, after: int) -> list[EventRecord]:
+    def _page(self, wanted: EventFilter, after: int) -> list[EventRow]:
         with self._database.read() as connection:
             return events.page(connection, wanted, Seek(after, limit=_PAGE))
 

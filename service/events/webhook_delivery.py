@@ -24,8 +24,8 @@ from service.core.clock import Clock
 from service.core.loops import Loop
 from service.database.engine import Database
 from service.database.queries import deliveries, webhooks
-from service.database.queries.deliveries import Attempt, DeliveryRecord
-from service.database.queries.webhooks import WebhookRecord
+from service.database.queries.deliveries import Attempt, DeliveryRow
+from service.database.queries.webhooks import WebhookRow
 from service.events.feed import number_events
 from service.events.webhook_sender import (
     ANSWER_SECONDS,
@@ -130,7 +130,7 @@ class Deliverer(Loop):
             self._busy.add(task)
             task.add_done_callback(self._busy.discard)
 
-    def _claim(self, slots: int) -> list[WebhookRecord]:
+    def _claim(self, slots: int) -> list[WebhookRow]:
         now = self._clock()
         if slots <= 0:
             return []
@@ -141,7 +141,7 @@ class Deliverer(Loop):
         with self._database.write() as connection:
             return webhooks.claim(connection, self._name, now, until, slots, MAX_OF_ONE_OWNER)
 
-    async def _serve(self, webhook: WebhookRecord) -> None:
+    async def _serve(self, webhook: WebhookRow) -> None:
         """Send messages of one webhook until one fails, none is due, or the batch is over."""
         began = time.monotonic()
         try:
@@ -158,7 +158,7 @@ class Deliverer(Loop):
             # The other webhooks are not affected; the lease of this one expires.
             logger.exception("delivery to a webhook failed", extra={"webhook": webhook.id})
 
-    async def _send(self, webhook: WebhookRecord, delivery: DeliveryRecord) -> Answer:
+    async def _send(self, webhook: WebhookRow, delivery: DeliveryRow) -> Answer:
         try:
             return await self._sender.send(webhook, delivery, self._clock())
         except Exception:
@@ -167,15 +167,15 @@ class Deliverer(Loop):
             logger.exception("a message could not be sent", extra=fields)
             return Answer(error="internal server error; see the log of the service")
 
-    def _next(self, webhook: WebhookRecord) -> DeliveryRecord | None:
+    def _next(self, webhook: WebhookRow) -> DeliveryRow | None:
         with self._database.read() as connection:
             return deliveries.next_due(connection, webhook.id, self._clock())
 
-    def _release(self, webhook: WebhookRecord) -> None:
+    def _release(self, webhook: WebhookRow) -> None:
         with self._database.write() as connection:
             webhooks.release(connection, webhook.id, self._name, self._clock())
 
-    def _record(self, webhook: WebhookRecord, delivery: DeliveryRecord, answer: Answer) -> None:
+    def _record(self, webhook: WebhookRow, delivery: DeliveryRow, answer: Answer) -> None:
         now = self._clock()
         with self._database.write() as connection:
             if answer.is_taken:
@@ -189,7 +189,7 @@ class Deliverer(Loop):
         self._observe(outcome)
 
 
-def _failed(delivery: DeliveryRecord, answer: Answer, now: datetime) -> Attempt:
+def _failed(delivery: DeliveryRow, answer: Answer, now: datetime) -> Attempt:
     """The attempt that failed, with the time of the next one."""
     wait = seconds_to_next(delivery.attempts + 1, answer.retry_after)
     rest = seconds_to_rest(wait, answer.retry_after)

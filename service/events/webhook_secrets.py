@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from service.core.setting_values import ENCRYPTION_KEY_BYTES, read_encryption_keys
 from service.database.engine import Database
 from service.database.queries import webhooks
-from service.database.queries.webhooks import WebhookRecord
+from service.database.queries.webhooks import WebhookRow
 from service.database.seek import Seek
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def encrypt_stored(database: Database, cipher: SecretCipher) -> None:
             webhooks.set_secret(connection, webhook.id, webhook.secret, new)
 
 
-def _all_webhooks(database: Database) -> Iterator[WebhookRecord]:
+def _all_webhooks(database: Database) -> Iterator[WebhookRow]:
     after: str | None = None
     while True:
         with database.read() as connection:

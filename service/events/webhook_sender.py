@@ -21,8 +21,8 @@ from functools import partial
 import httpx
 from standardwebhooks.webhooks import Webhook
 
-from service.database.queries.deliveries import DeliveryRecord
-from service.database.queries.webhooks import WebhookRecord
+from service.database.queries.deliveries import DeliveryRow
+from service.database.queries.webhooks import WebhookRow
 from service.events.webhook_secrets import SecretCipher, SecretUnreadable
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Sender:
         # Created once: loading the certificates takes longer than a request.
         self._tls = tls or httpx.create_ssl_context()
 
-    async def send(self, webhook: WebhookRecord, delivery: DeliveryRecord, now: datetime) -> Answer:
+    async def send(self, webhook: WebhookRow, delivery: DeliveryRow, now: datetime) -> Answer:
         """Send one message. Failures of the receiver are returned, not raised."""
         try:
             async with asyncio.timeout(self._seconds):
@@ -141,9 +141,7 @@ class Sender:
             logger.info("a webhook could not be reached: %r", error, extra=fields)
             return Answer(error=_message(error))
 
-    async def _send(
-        self, webhook: WebhookRecord, delivery: DeliveryRecord, now: datetime
-    ) -> Answer:
+    async def _send(self, webhook: WebhookRow, delivery: DeliveryRow, now: datetime) -> Answer:
         url = check_url(webhook.url, self._prefixes)
         addresses = await self._resolve(url.host, port_of(url))
         if not addresses:
@@ -162,7 +160,7 @@ class Sender:
 
 
 def _request(
-    url: httpx.URL, address: str, secret: str, delivery: DeliveryRecord, now: datetime
+    url: httpx.URL, address: str, secret: str, delivery: DeliveryRow, now: datetime
 ) -> httpx.Request:
     """A request to the resolved address, with Host header and certificate check for the host name."""
     body = json.dumps(delivery.payload, sort_keys=True, separators=(",", ":"))

@@ -15,8 +15,8 @@ from service.auth.ownership import check_webhooks, get_model
 from service.core.errors import Conflict, FieldProblem, Forbidden, NotFound, Unprocessable
 from service.core.principal import EVERY_OWNER, Principal
 from service.database.queries import deliveries, webhooks
-from service.database.queries.deliveries import DeliveryRecord
-from service.database.queries.webhooks import WebhookRecord
+from service.database.queries.deliveries import DeliveryRow
+from service.database.queries.webhooks import WebhookRow
 from service.database.rows import Event, random_id
 from service.events.webhook_secrets import SecretCipher
 from service.events.webhook_sender import LONGEST_URL, AddressRefused, check_url
@@ -76,7 +76,7 @@ def new_secret() -> str:
 
 def create_webhook(
     connection: Connection, request: NewWebhook, secret: str, registrar: Registrar
-) -> WebhookRecord:
+) -> WebhookRow:
     """Create a webhook whose messages are signed with the secret.
 
     Raises Unprocessable for a URL that is not permitted, NotFound for the model, Forbidden if the
@@ -85,7 +85,7 @@ def create_webhook(
     owner = _owner(connection, request, registrar.principal)
     check_webhooks(connection, owner, registrar.most)
     name = f"wh-{random_id()}"
-    webhook = WebhookRecord(
+    webhook = WebhookRow(
         id=name,
         owner=owner,
         url=_checked(request.url, registrar.prefixes),
@@ -98,7 +98,7 @@ def create_webhook(
     return webhook
 
 
-def get_webhook(connection: Connection, webhook: str, principal: Principal) -> WebhookRecord:
+def get_webhook(connection: Connection, webhook: str, principal: Principal) -> WebhookRow:
     """The webhook of that id. Raises NotFound."""
     found = webhooks.find(connection, webhook)
     if found is None or not principal.sees(found.owner):
@@ -112,7 +112,7 @@ def delete_webhook(connection: Connection, webhook: str, principal: Principal) -
     webhooks.remove(connection, webhook)
 
 
-def try_webhook(connection: Connection, webhook: str, registrar: Registrar) -> DeliveryRecord:
+def try_webhook(connection: Connection, webhook: str, registrar: Registrar) -> DeliveryRow:
     """Send it a test message of kind `webhook.test`.
 
     Raises NotFound, and Conflict if it is disabled or its owner has too many pending messages.

@@ -11,7 +11,7 @@ from service.core.errors import Conflict, PreconditionFailed
 from service.core.principal import Principal
 from service.core.states import CANCELLABLE, JobState
 from service.database.queries import datasets, jobs
-from service.database.rows import Approval, Fingerprints, JobRecord
+from service.database.rows import Approval, Fingerprints, JobRow
 from service.datasets.request import NewDataset
 
 
@@ -25,7 +25,7 @@ class ActorNote:
     seen_revision: int | None = None
 
 
-def cancel(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
+def cancel(connection: Connection, job_id: str, note: ActorNote) -> JobRow:
     """Cancel a waiting job at once; have the reconciler stop one that is running.
 
     Raises NotFound, PreconditionFailed, and Conflict if it is too late.
@@ -40,7 +40,7 @@ def cancel(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
     return get_job(connection, job_id, note.principal)
 
 
-def retry(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
+def retry(connection: Connection, job_id: str, note: ActorNote) -> JobRow:
     """Queue a failed or rejected job again, with another preparation and new attempts.
 
     Raises NotFound, PreconditionFailed and Conflict.
@@ -60,7 +60,7 @@ def retry(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
     return get_job(connection, job_id, note.principal)
 
 
-def approve(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
+def approve(connection: Connection, job_id: str, note: ActorNote) -> JobRow:
     """Publish a held candidate. Raises NotFound, PreconditionFailed and Conflict."""
     job = _get_as_seen(connection, job_id, note)
     if job.state == JobState.REJECTED:
@@ -76,7 +76,7 @@ def approve(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
     return get_job(connection, job_id, note.principal)
 
 
-def reject(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
+def reject(connection: Connection, job_id: str, note: ActorNote) -> JobRow:
     """Reject a held candidate. Raises NotFound, PreconditionFailed and Conflict."""
     job = _get_as_seen(connection, job_id, note)
     if job.state != JobState.HELD:
@@ -88,7 +88,7 @@ def reject(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
     return get_job(connection, job_id, note.principal)
 
 
-def _get_as_seen(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
+def _get_as_seen(connection: Connection, job_id: str, note: ActorNote) -> JobRow:
     """The job, if it is as the actor has seen it. Raises NotFound, PreconditionFailed."""
     job = get_job(connection, job_id, note.principal)
     if note.seen_revision is not None and note.seen_revision != job.revision:
@@ -98,7 +98,7 @@ def _get_as_seen(connection: Connection, job_id: str, note: ActorNote) -> JobRec
     return job
 
 
-def _stop(connection: Connection, job: JobRecord, now: datetime) -> bool:
+def _stop(connection: Connection, job: JobRow, now: datetime) -> bool:
     """Cancel at once if nothing runs, or else request it from the reconciler."""
     if job.state not in (JobState.QUEUED, JobState.PREPARED, JobState.HELD):
         return jobs.request_cancel(connection, job, now)
@@ -126,5 +126,5 @@ def _approval(decision: Literal["approved", "rejected"], note: ActorNote) -> App
     return Approval(decision, note.principal.name, note.reason, note.now)
 
 
-def _changed(job: JobRecord) -> Conflict:
+def _changed(job: JobRow) -> Conflict:
     return Conflict(f"job {job.id} changed concurrently; read it and try again")

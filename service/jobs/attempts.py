@@ -18,7 +18,7 @@ from service.context import Context
 from service.core.settings import Settings
 from service.core.states import FailureReason, JobState
 from service.database.queries import datasets, jobs, models
-from service.database.rows import DatasetRecord, JobRecord, ModelRecord
+from service.database.rows import DatasetRow, JobRow, ModelRow
 from service.jobs import scheduler, steps
 from service.jobs.watch import is_overdue, keep_log
 from service.launchers.port import LauncherRefused, Submission, status_of
@@ -34,7 +34,7 @@ _NOTHING_LIVE = (
 _WITH_AN_ATTEMPT = (JobState.SUBMITTING, JobState.RUNNING, JobState.GATING, JobState.HELD)
 
 
-def begin(context: Context, job: JobRecord, model: ModelRecord) -> None:
+def begin(context: Context, job: JobRow, model: ModelRow) -> None:
     """Let a prepared job wait for room on the cluster, if it is this job's turn among those of its model.
 
     The scheduler moves it on: prepared -> submitting. An evaluation without a live version ends at once: later versions
@@ -57,14 +57,14 @@ def begin(context: Context, job: JobRecord, model: ModelRecord) -> None:
     scheduler.enter(context, job, model.gate.priority)
 
 
-def _problem(context: Context, job: JobRecord) -> str | None:
+def _problem(context: Context, job: JobRow) -> str | None:
     """Why a job that unlearns or merges cannot start from the newest version, or None."""
     with context.database.read() as connection:
         model = models.find(connection, job.model)
         return None if model is None else combining.problem_of(connection, job, model)
 
 
-def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
+def submit(context: Context, job: JobRow, model: ModelRow) -> None:
     """submitting -> running. Idempotent: the attempt's id is in the database already."""
     spec = attempt_spec(context.store, job_spec(context, job, model))
     key = layout.run_spec(job.id, job.attempt)
@@ -90,7 +90,7 @@ def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
         _stop_if_obsolete(context, job)
 
 
-def _stop_if_obsolete(context: Context, job: JobRecord) -> None:
+def _stop_if_obsolete(context: Context, job: JobRow) -> None:
     """Stop the attempt if the job changed during the submission and no longer needs it."""
     with context.database.read() as connection:
         now = jobs.find(connection, job.id)
@@ -98,7 +98,7 @@ def _stop_if_obsolete(context: Context, job: JobRecord) -> None:
         context.launcher.stop(submission_id(job.id, job.attempt))
 
 
-def stop(context: Context, job: JobRecord) -> None:
+def stop(context: Context, job: JobRow) -> None:
     """A user cancelled: stop the attempt and, once it has ended or is overdue, cancel the job."""
     if job.state in (JobState.SUBMITTING, JobState.RUNNING):
         attempt = submission_id(job.id, job.attempt)
@@ -110,7 +110,7 @@ def stop(context: Context, job: JobRecord) -> None:
     steps.cancelled(context, job)
 
 
-def job_spec(context: Context, job: JobRecord, model: ModelRecord) -> JobSpec:
+def job_spec(context: Context, job: JobRow, model: ModelRow) -> JobSpec:
     """The specification of the job's current attempt, without a checkpoint to resume from."""
     manifest = None if job.own_dataset is None else dataset_of(context, job).manifest
     version = job.parent_version if job.kind == "evaluate" else job.version
@@ -132,7 +132,7 @@ def job_spec(context: Context, job: JobRecord, model: ModelRecord) -> JobSpec:
     )
 
 
-def _measured_only(context: Context, job: JobRecord) -> tuple[EvaluationDataset, ...]:
+def _measured_only(context: Context, job: JobRow) -> tuple[EvaluationDataset, ...]:
     """What the job's version is measured on in addition to what it has learned. An evaluation measures its own dataset."""
     if job.kind == "evaluate":
         return ()
@@ -140,7 +140,7 @@ def _measured_only(context: Context, job: JobRecord) -> tuple[EvaluationDataset,
         return tuple(datasets.measured_only(connection, job.model))
 
 
-def dataset_of(context: Context, job: JobRecord) -> DatasetRecord:
+def dataset_of(context: Context, job: JobRow) -> DatasetRow:
     """The dataset of a job that reads its rows."""
     with context.database.read() as connection:
         dataset = None if job.dataset is None else datasets.find(connection, job.dataset)
@@ -226,7 +226,7 @@ def _is_there(store: ObjectStore, key: str) -> bool:
     return True
 
 
-def attempt_submission(context: Context, job: JobRecord, model: ModelRecord) -> Submission:
+def attempt_submission(context: Context, job: JobRow, model: ModelRow) -> Submission:
     """What the launcher gets for the current attempt, with the priority of the current gate."""
     settings = context.settings
     about = {
@@ -264,7 +264,7 @@ def labels(settings: Settings, about: dict[str, str]) -> dict[str, str]:
     return {**settings.job_labels, **{f"cmcl/{name}": text for name, text in about.items()}}
 
 
-def _command(context: Context, job: JobRecord) -> list[str]:
+def _command(context: Context, job: JobRow) -> list[str]:
     attempt = ["--store", context.store.uri, "--job", job.id, "--attempt", str(job.attempt)]
     return ["python", "-m", "workers.train", *attempt, *rank_options(context.settings)]
 

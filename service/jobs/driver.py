@@ -1,6 +1,6 @@
 """The loop that keeps one driver running on the cluster: the process that prepares datasets and trains attempts.
 
-The number of a driver is committed before the driver is submitted, like that of an attempt. Several replicas run this
+The number of a driver is committed before the driver is submitted, like that of an attempt. Several instances run this
 loop: each change is conditional on the number that was read, and the launcher starts an id once. Two drivers at a time do
 no harm: objects that they write are named by content, or written once.
 """
@@ -18,7 +18,7 @@ from service.core.loops import OutageLog, PeriodicLoop
 from service.core.principal import DEFAULT_OWNER
 from service.core.states import JobState
 from service.database.queries import drivers
-from service.database.queries.drivers import DriverRecord
+from service.database.queries.drivers import DriverRow
 from service.jobs.attempts import labels, rank_options
 from service.launchers.port import (
     LauncherError,
@@ -95,18 +95,18 @@ class DriverLoop(PeriodicLoop):
             self._watch(seen)
         return is_needed
 
-    def _may_begin(self, seen: DriverRecord) -> bool:
+    def _may_begin(self, seen: DriverRow) -> bool:
         if seen.ended_at is None:
             return True
         return self._context.clock() - seen.ended_at >= timedelta(seconds=_backoff(seen.failures))
 
-    def _number(self, seen: DriverRecord) -> DriverRecord:
-        """Assign the next number, and return the newest record: that of another replica, if it was faster."""
+    def _number(self, seen: DriverRow) -> DriverRow:
+        """Assign the next number, and return the newest record: that of another instance, if it was faster."""
         with self._context.database.write() as connection:
             drivers.begin(connection, seen, self._context.clock())
             return drivers.newest(connection)
 
-    def _submit(self, seen: DriverRecord) -> None:
+    def _submit(self, seen: DriverRow) -> None:
         try:
             self._context.driver_launcher.submit(self._submission(seen.number))
         except LauncherRefused as error:
@@ -118,10 +118,10 @@ class DriverLoop(PeriodicLoop):
         with self._context.database.read() as connection:
             is_newest = drivers.newest(connection).number == seen.number
         if not is_newest:
-            # This replica was delayed, and another one has submitted the next driver since.
+            # This instance was delayed, and another one has submitted the next driver since.
             self._context.driver_launcher.stop(self._id(seen.number))
 
-    def _watch(self, seen: DriverRecord) -> None:
+    def _watch(self, seen: DriverRow) -> None:
         try:
             status = status_of(self._context.driver_launcher, self._id(seen.number))
         except LauncherUnavailable as error:
@@ -141,7 +141,7 @@ class DriverLoop(PeriodicLoop):
         else:
             self._end(seen, _words(status), is_failure=status.state != LaunchState.SUCCEEDED)
 
-    def _end(self, seen: DriverRecord, words: str, *, is_failure: bool) -> None:
+    def _end(self, seen: DriverRow, words: str, *, is_failure: bool) -> None:
         now = self._context.clock()
         ran = timedelta(0) if seen.launched_at is None else now - seen.launched_at
         failures = 0 if not is_failure or ran >= _LONG_RUN else seen.failures + 1
@@ -152,16 +152,16 @@ class DriverLoop(PeriodicLoop):
             logger.warning("%s ended: %s", self._id(seen.number), words)
         self._change(seen, ended_at=now, failures=failures, message=message)
 
-    def _set_unavailable(self, seen: DriverRecord, message: str, **changes: object) -> None:
+    def _set_unavailable(self, seen: DriverRow, message: str, **changes: object) -> None:
         changes["unavailable_since"] = seen.unavailable_since or self._context.clock()
         changes["message"] = message
         self._store(seen, changes)
 
-    def _change(self, seen: DriverRecord, **changes: object) -> None:
+    def _change(self, seen: DriverRow, **changes: object) -> None:
         """Store changes after a reply of the launcher."""
         self._store(seen, changes | {"unavailable_since": None})
 
-    def _store(self, seen: DriverRecord, changes: dict[str, object]) -> None:
+    def _store(self, seen: DriverRow, changes: dict[str, object]) -> None:
         if all(getattr(seen, name) == value for name, value in changes.items()):
             return
         with self._context.database.write() as connection:
@@ -169,7 +169,7 @@ class DriverLoop(PeriodicLoop):
         # Jobs show the message, and their deadlines follow it.
         self._wake()
 
-    def _forget(self, ended: DriverRecord) -> None:
+    def _forget(self, ended: DriverRow) -> None:
         """Remove the records that the cluster keeps of the last but one driver."""
         if ended.number > 1:
             self._context.driver_launcher.forget(self._id(ended.number - 1))

@@ -1,4 +1,4 @@
-"""Leases of models: which replica reconciles which model, and how replicas share them; and of loops that one runs."""
+"""Leases of models: which instance reconciles which model, and how instances share them; and of loops that one runs."""
 
 import os
 import socket
@@ -10,32 +10,32 @@ from functools import partial
 from sqlalchemy import Connection
 
 from service.context import Context
-from service.database.queries import replicas
-from service.database.rows import ModelRecord
+from service.database.queries import instances
+from service.database.rows import ModelRow
 
 
 class ModelLeases:
-    """The leases of one replica. One thread calls `renew`; any thread may call the rest.
+    """The leases of one instance. One thread calls `renew`; any thread may call the rest.
 
-    Each replica registers itself, and leases an equal share of the models with work for as long as it renews its
+    Each instance registers itself, and leases an equal share of the models with work for as long as it renews its
     registration. When one joins, the others release what they have above their new share; when one leaves or dies, the
     others claim what becomes free. The share is of the number of models and not of their work: a step of any model takes
-    milliseconds, except of large files, which each replica bounds.
+    milliseconds, except of large files, which each instance bounds.
     """
 
     def __init__(
-        self, context: Context, replica: str, is_busy: Callable[[str], bool] = lambda _: False
+        self, context: Context, instance: str, is_busy: Callable[[str], bool] = lambda _: False
     ) -> None:
         """`is_busy` says whether a model is being processed: its lease is not released until then."""
         self._context = context
-        self._replica = replica
+        self._instance = instance
         self._is_busy = is_busy
         self._duration = timedelta(seconds=context.tuning.lease_seconds)
-        # The replicas that were last seen alive, and until when.
+        # The instances that were last seen alive, and until when.
         self._alive: Mapping[str, datetime] = {}
-        # How many models with work this replica leases, as of the last round.
+        # How many models with work this instance leases, as of the last round.
         self._held = 0
-        # How many of them it may lease; None: all, as the only replica.
+        # How many of them it may lease; None: all, as the only instance.
         self._most: int | None = None
 
     @property
@@ -50,17 +50,17 @@ class ModelLeases:
         """
         now = self._context.clock()
         with self._context.database.read() as connection:
-            shares = replicas.shares(connection)
-            self._alive = alive = replicas.alive(connection, now)
-        others = alive.keys() - {self._replica}
+            shares = instances.shares(connection)
+            self._alive = alive = instances.alive(connection, now)
+        others = alive.keys() - {self._instance}
         with_work = sum(shares.values())
         most = -(-with_work // (1 + len(others)))
         self._most = most if others else None
-        self._held = shares.get(self._replica, 0)
+        self._held = shares.get(self._instance, 0)
         free = with_work - self._held - sum(shares.get(other, 0) for other in others)
         claims = min(free, max(0, most - self._held))
         excess = self._held - most if self._held > most + _slack(most) else 0
-        is_renewed = alive.get(self._replica, now) > now + self._duration / 2
+        is_renewed = alive.get(self._instance, now) > now + self._duration / 2
         if is_renewed and not claims and not excess:
             return []
         self._register(now)
@@ -69,57 +69,57 @@ class ModelLeases:
         if not claims:
             return []
         with self._context.database.write() as connection:
-            claimed = replicas.claim(connection, self._replica, now, claims)
+            claimed = instances.claim(connection, self._instance, now, claims)
         self._held += len(claimed)
         return claimed
 
-    def is_of_another(self, connection: Connection, model: ModelRecord) -> bool:
-        """Return whether another replica holds the lease of the model."""
+    def is_of_another(self, connection: Connection, model: ModelRow) -> bool:
+        """Return whether another instance holds the lease of the model."""
         owner, now = model.lease_owner, self._context.clock()
-        if owner is None or owner == self._replica:
+        if owner is None or owner == self._instance:
             return False
         if self._alive.get(owner, now) <= now:
             # It has joined or renewed its leases since, or it has died.
-            self._alive = replicas.alive(connection, now)
+            self._alive = instances.alive(connection, now)
         return owner in self._alive
 
-    def holds(self, model: ModelRecord) -> bool:
-        """Return whether this replica holds the lease of a model with work; a free one is claimed within the share."""
-        if model.lease_owner == self._replica:
+    def holds(self, model: ModelRow) -> bool:
+        """Return whether this instance holds the lease of a model with work; a free one is claimed within the share."""
+        if model.lease_owner == self._instance:
             return True
         if self._most is not None and self._held >= self._most + _slack(self._most):
             return False
         now = self._context.clock()
-        if self._alive.get(self._replica, now) <= now:
+        if self._alive.get(self._instance, now) <= now:
             # Before the first round.
             self._register(now)
         with self._context.database.write() as connection:
-            is_claimed = replicas.claim_one(connection, self._replica, now, model.name)
+            is_claimed = instances.claim_one(connection, self._instance, now, model.name)
         self._held += is_claimed
         return is_claimed
 
     def release(self) -> None:
         """Release all leases, and leave the others to share them."""
         with self._context.database.write() as connection:
-            replicas.remove(connection, self._replica)
+            instances.remove(connection, self._instance)
 
     def _register(self, now: datetime) -> None:
-        """Register this replica or renew its leases. Other threads of it may do so at the same time."""
+        """Register this instance or renew its leases. Other threads of it may do so at the same time."""
         until = now + self._duration
-        register = partial(replicas.register, replica=self._replica, now=now, until=until)
+        register = partial(instances.register, instance=self._instance, now=now, until=until)
         self._context.database.settle(register)
-        self._alive = {**self._alive, self._replica: until}
+        self._alive = {**self._alive, self._instance: until}
 
     def _release(self, number: int) -> None:
         with self._context.database.write() as connection:
-            names = replicas.leased(connection, self._replica)
+            names = instances.leased(connection, self._instance)
             idle = [name for name in names if not self._is_busy(name)][:number]
-            replicas.release(connection, self._replica, idle)
+            instances.release(connection, self._instance, idle)
         self._held -= len(idle)
 
 
 class Lease:
-    """A named lease in the database: one replica at a time runs a loop for all."""
+    """A named lease in the database: one instance at a time runs a loop for all."""
 
     def __init__(self, context: Context, name: str, duration: timedelta) -> None:
         self._context = context
@@ -128,22 +128,22 @@ class Lease:
         self._owner = uuid.uuid4().hex
 
     def acquire(self) -> bool:
-        """Acquire or renew the lease; False if another replica holds it."""
+        """Acquire or renew the lease; False if another instance holds it."""
         now = self._context.clock()
         return self._context.database.settle(
-            lambda connection: replicas.claim_lease(
+            lambda connection: instances.claim_lease(
                 connection, self._name, self._owner, now, now + self._duration
             )
         )
 
     def release(self) -> None:
-        """Release the lease if this replica holds it, so that another one continues at once."""
+        """Release the lease if this instance holds it, so that another one continues at once."""
         with self._context.database.write() as connection:
-            replicas.release_lease(connection, self._name, self._owner)
+            instances.release_lease(connection, self._name, self._owner)
 
 
 def new_name() -> str:
-    """Return a name for a replica that no other one has."""
+    """Return a name for an instance that no other one has."""
     return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 

@@ -44,16 +44,16 @@ class _Seen:
 
 
 class AttemptMonitor(PeriodicLoop):
-    """Looks at the running attempts of the models that this replica holds the leases of."""
+    """Looks at the running attempts of the models that this instance holds the leases of."""
 
     name = "monitor"
     pause_seconds = 0.2
     stale_seconds = 120.0
 
-    def __init__(self, context: Context, replica: str, queue: WorkQueue) -> None:
+    def __init__(self, context: Context, instance: str, queue: WorkQueue) -> None:
         super().__init__()
         self._context = context
-        self._replica = replica
+        self._instance = instance
         self._queue = queue
         self._now = steady(context.clock)
         # By submission id, of the attempts that ran at the last look: progress, and states at the launcher.
@@ -97,7 +97,7 @@ class AttemptMonitor(PeriodicLoop):
         Attempts that have ended come first: a candidate waits neither for the progress of others nor for the launcher.
         """
         with self._context.database.read() as connection:
-            attempts = running_attempts(connection, self._replica)
+            attempts = running_attempts(connection, self._instance)
         try:
             # Without attempts, nothing is listed.
             shown = read_running(self._context.store) if attempts else {}
@@ -166,7 +166,7 @@ class AttemptMonitor(PeriodicLoop):
     def _known(self, attempts: list[RunningAttempt]) -> dict[str, Progress]:
         """Progress that is stored already, of attempts that are seen for the first time.
 
-        Another replica, or this one before a restart, has stored it: it is no sign of life now.
+        Another instance, or this one before a restart, has stored it: it is no sign of life now.
         """
         new = [each for each in attempts if each.submission_id not in self._seen]
         if not new:

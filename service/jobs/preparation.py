@@ -2,7 +2,7 @@
 
 The control plane opens no file of a user. It writes a request to object storage, a process on the cluster carries it
 out (`workers.driver`), and the control plane reads progress and result from object storage. Each step may be
-interrupted and repeated, also by two replicas at a time: a result has the number of its request, and the manifest is
+interrupted and repeated, also by two instances at a time: a result has the number of its request, and the manifest is
 written once.
 """
 
@@ -28,8 +28,8 @@ from service.context import Context
 from service.core.clock import Seconds
 from service.core.states import FailureReason, JobState
 from service.database.queries import datasets, job_queue, jobs, models, preparations
-from service.database.queries.drivers import DriverRecord
-from service.database.rows import DatasetRecord, JobRecord, ModelRecord, PreparedRows
+from service.database.queries.drivers import DriverRow
+from service.database.rows import DatasetRow, JobRow, ModelRow, PreparedRows
 from service.datasets.encoders import bound_encoders, mismatch
 from service.datasets.request import SCHEME, NewDataset
 from service.datasets.uploads import resolve
@@ -104,7 +104,7 @@ class Preparations:
         """Return the models of which datasets are being prepared."""
         return list(self._polls)
 
-    def keep(self, model: str, listed: list[JobRecord]) -> None:
+    def keep(self, model: str, listed: list[JobRow]) -> None:
         """Drop the state of jobs of the model that are not listed."""
         known = self._polls.pop(model, {})
         kept = {job.id: known.pop(job.id) for job in listed if job.id in known}
@@ -113,7 +113,7 @@ class Preparations:
         for gone in known:
             self._limiter.forget(gone)
 
-    def step(self, job: JobRecord, model: ModelRecord, driver: DriverRecord) -> None:
+    def step(self, job: JobRow, model: ModelRow, driver: DriverRow) -> None:
         """Run the next step of a job that is queued or being prepared, if it is due. After an error, it pauses."""
         if self._limiter.paused_until(job.id) > self._seconds():
             return
@@ -124,7 +124,7 @@ class Preparations:
             raise
         self._limiter.forget(job.id)
 
-    def next_due(self, model: str, listed: list[JobRecord]) -> float | None:
+    def next_due(self, model: str, listed: list[JobRow]) -> float | None:
         """Return the seconds until the next step of one of the jobs is due; None if all wait for the scheduler."""
         polls, now = self._polls.get(model, {}), self._context.clock()
         pauses = []
@@ -137,7 +137,7 @@ class Preparations:
             pauses.append(max(pause.total_seconds(), rest))
         return min(pauses, default=None)
 
-    def _run(self, job: JobRecord, model: ModelRecord, driver: DriverRecord) -> None:
+    def _run(self, job: JobRow, model: ModelRow, driver: DriverRow) -> None:
         if job.cancel_requested:
             run_step(self._context, job, "stop", lambda: _cancel(self._context, job))
         elif job.state == JobState.QUEUED:
@@ -149,7 +149,7 @@ class Preparations:
                 follow = _Follower(self._context, job, model, driver, poll).follow
                 run_step(self._context, job, job.state, follow)
 
-    def _poll(self, job: JobRecord) -> _Poll:
+    def _poll(self, job: JobRow) -> _Poll:
         of_model = self._polls.setdefault(job.model, {})
         poll = of_model.get(job.id)
         if poll is None or poll.revision != job.revision:
@@ -158,7 +158,7 @@ class Preparations:
         return poll
 
 
-def _begin(context: Context, job: JobRecord, model: ModelRecord) -> None:
+def _begin(context: Context, job: JobRow, model: ModelRow) -> None:
     """Let a job wait for its preparation: queued -> preparing. A job that reads no rows is prepared at once."""
     if job.own_dataset is not None:
         if job.eligible_at is None:
@@ -169,18 +169,18 @@ def _begin(context: Context, job: JobRecord, model: ModelRecord) -> None:
         jobs.move(connection, job, JobState.PREPARED, context.clock(), message=message)
 
 
-def _cancel(context: Context, job: JobRecord) -> None:
+def _cancel(context: Context, job: JobRow) -> None:
     """Cancel a job. Removing the request ends the preparation."""
     _remove_request(context, job)
     steps.cancelled(context, job)
 
 
-def _remove_request(context: Context, job: JobRecord) -> None:
+def _remove_request(context: Context, job: JobRow) -> None:
     if job.own_dataset is not None:
         context.store.delete(layout.preparation_request(job.own_dataset))
 
 
-def _pause(context: Context, job: JobRecord) -> timedelta:
+def _pause(context: Context, job: JobRow) -> timedelta:
     taken = context.clock() - job.state_changed_at
     return max(_SHORTEST_PAUSE, min(_LONGEST_PAUSE, taken * _PAUSE_SHARE))
 
@@ -190,9 +190,9 @@ class _Follower:
     """One round of a job that is being prepared."""
 
     context: Context
-    job: JobRecord
-    model: ModelRecord
-    driver: DriverRecord
+    job: JobRow
+    model: ModelRow
+    driver: DriverRow
     poll: _Poll
 
     def follow(self) -> None:
@@ -214,13 +214,13 @@ class _Follower:
             return
         self._check_deadline()
 
-    def _take_end(self, dataset: DatasetRecord) -> bool:
+    def _take_end(self, dataset: DatasetRow) -> bool:
         """Take the result or the failure. Returns whether there was one."""
         if self._take_result(dataset):
             return True
         return not self._take_progress(dataset) and self._take_failure(dataset)
 
-    def _take_result(self, dataset: DatasetRecord) -> bool:
+    def _take_result(self, dataset: DatasetRow) -> bool:
         """Take the manifest or the report. Returns whether there was one."""
         if self.job.dry_run:
             found = self._read(dataset, "report", PrepareReport)
@@ -254,7 +254,7 @@ class _Follower:
             steps.fail(self.context, self.job, FailureReason.ENCODER_MISMATCH, problem)
         _remove_request(self.context, self.job)
 
-    def _report(self, dataset: DatasetRecord, found: PrepareReport) -> bool:
+    def _report(self, dataset: DatasetRow, found: PrepareReport) -> bool:
         report = found.report
         prepared = PreparedRows(
             rejected_rows=report.rejected_rows,
@@ -269,7 +269,7 @@ class _Follower:
         _remove_request(self.context, self.job)
         return True
 
-    def _take_failure(self, dataset: DatasetRecord) -> bool:
+    def _take_failure(self, dataset: DatasetRow) -> bool:
         """Take the failure. Returns whether there was one."""
         failure = self._read(dataset, "failure", PrepareFailure)
         if failure is None:
@@ -283,7 +283,7 @@ class _Follower:
         _remove_request(self.context, self.job)
         return True
 
-    def _take_progress(self, dataset: DatasetRecord) -> bool:
+    def _take_progress(self, dataset: DatasetRow) -> bool:
         """Store the progress, and what the job waits for. Returns whether the preparation made progress."""
         progress = self._read(dataset, "progress", PrepareProgress)
         moved = progress is not None and self.poll.take(progress)
@@ -302,7 +302,7 @@ class _Follower:
                 preparations.set_progress(connection, self.job, progress, message)
         return moved
 
-    def _write_request(self, dataset: DatasetRecord) -> None:
+    def _write_request(self, dataset: DatasetRow) -> None:
         """Write the request, unless this process wrote it and the preparation makes progress."""
         now, asked = self.context.clock(), self.poll.asked_at
         if asked is not None and now - max(asked, self.poll.quiet_since) < _BETWEEN_REQUESTS:
@@ -324,7 +324,7 @@ class _Follower:
         steps.fail(self.context, self.job, FailureReason.PREPARE_DEADLINE, message)
         _remove_request(self.context, self.job)
 
-    def _read(self, dataset: DatasetRecord, name: str, kind: type[Result]) -> Result | None:
+    def _read(self, dataset: DatasetRow, name: str, kind: type[Result]) -> Result | None:
         """Read what was written for this request; None if there is nothing, or only for an earlier request."""
         key = f"{layout.preparation_files(dataset.id)}{name}.json"
         try:
@@ -353,7 +353,7 @@ def _prepared(manifest: DatasetManifest) -> PreparedRows:
 
 
 def _prepare_request(
-    context: Context, job: JobRecord, dataset: DatasetRecord, model: ModelRecord
+    context: Context, job: JobRow, dataset: DatasetRow, model: ModelRow
 ) -> PrepareRequest:
     """Return the request for the driver. Raises InvalidDataset if an upload was removed."""
     posted = NewDataset.model_validate(dataset.request)

@@ -18,7 +18,7 @@ from service.auth.ownership import heads_problem
 from service.context import Context
 from service.core.states import FailureReason, JobState
 from service.database.queries import datasets, jobs, maintenance, models, versions
-from service.database.rows import JobRecord, ModelRecord, VersionRecord
+from service.database.rows import JobRow, ModelRow, VersionRow
 from service.database.stale import check_not_behind
 from service.jobs import gate, steps
 from service.jobs.attempts import job_spec
@@ -27,10 +27,10 @@ from service.telemetry.spans import Attributes, PastSpan
 
 
 class _LostRace(Exception):
-    """Another replica moved the job first; roll back this transaction."""
+    """Another instance moved the job first; roll back this transaction."""
 
 
-def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
+def judge(context: Context, job: JobRow, model: ModelRow) -> None:
     """gating -> published, held, rejected or failed. An approved candidate met the gate when it was held.
 
     Raises StaleDatabase; the candidate then waits until the database has been rebuilt.
@@ -57,7 +57,7 @@ def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
         _publish_unless_late(context, job, candidate)
 
 
-def store_version(context: Context, version: VersionRecord) -> None:
+def store_version(context: Context, version: VersionRow) -> None:
     """Store the manifest of a published version, then make it live, unless it was retired meanwhile.
 
     Raises StaleDatabase; nothing is stored then until the database has been rebuilt.
@@ -83,15 +83,15 @@ def store_version(context: Context, version: VersionRecord) -> None:
         context.metrics.post_to_live.observe((now - job.created_at).total_seconds())
 
 
-def _publish_unless_late(context: Context, job: JobRecord, candidate: VersionManifest) -> None:
+def _publish_unless_late(context: Context, job: JobRow, candidate: VersionManifest) -> None:
     try:
         _publish(context, job, candidate)
     except _LostRace:
-        # Nothing was written. The next pass sees what the other replica did.
+        # Nothing was written. The next pass sees what the other instance did.
         return
 
 
-def _sound_candidate(context: Context, job: JobRecord, model: ModelRecord) -> VersionManifest:
+def _sound_candidate(context: Context, job: JobRow, model: ModelRow) -> VersionManifest:
     candidate = read_candidate(context.store, job.id, job.attempt)
     with context.database.read() as connection:
         theirs = combining.merged_lines(connection, job)
@@ -111,7 +111,7 @@ def _rescue(context: Context, candidate: VersionManifest) -> None:
             raise StorageUnavailable(f"a blob of job {candidate.job} is being removed")
 
 
-def _lineage(context: Context, job: JobRecord) -> tuple[LearnedDataset, ...]:
+def _lineage(context: Context, job: JobRow) -> tuple[LearnedDataset, ...]:
     """The parent's lineage."""
     if job.parent_version is None:
         return ()
@@ -122,7 +122,7 @@ def _lineage(context: Context, job: JobRecord) -> tuple[LearnedDataset, ...]:
     return parent.manifest.learned
 
 
-def _publish(context: Context, job: JobRecord, candidate: VersionManifest) -> None:
+def _publish(context: Context, job: JobRow, candidate: VersionManifest) -> None:
     """In one transaction: advance the head, create the version, finish the job."""
     now = context.clock()
     with context.database.write() as connection:
@@ -138,9 +138,7 @@ def _publish(context: Context, job: JobRecord, candidate: VersionManifest) -> No
             raise _LostRace
 
 
-def _follow(
-    connection: Connection, job: JobRecord, candidate: VersionManifest, now: datetime
-) -> None:
+def _follow(connection: Connection, job: JobRow, candidate: VersionManifest, now: datetime) -> None:
     """What a version that unlearns or merges means for other rows."""
     if candidate.unlearned is not None:
         dataset = datasets.find(connection, candidate.unlearned.dataset)

@@ -4,7 +4,7 @@ A key of the work queue names a model and a kind of work; processing it reads th
 mirror the live pointer; judge a candidate or store a published version; advance the job whose turn it
 is by one step; advance each job that is queued or being prepared. Events wake the keys of their model, a key says when
 it is due again, and a slow resync finds what was missed. All state is in the database and in object storage: the process
-may die at any line, and any replica continues. Sources of truth, in this order: committed row > complete candidate in
+may die at any line, and any instance continues. Sources of truth, in this order: committed row > complete candidate in
 object storage > launcher status.
 """
 
@@ -23,7 +23,7 @@ from service.core.errors import DatabaseUnavailable, StaleDatabase
 from service.core.loops import PeriodicLoop
 from service.core.states import JobState
 from service.database.queries import drivers, job_queue, models, preparations, versions
-from service.database.rows import JobRecord, ModelRecord, VersionRecord
+from service.database.rows import JobRow, ModelRow, VersionRow
 from service.jobs import attempts, publish
 from service.jobs.leases import ModelLeases, new_name
 from service.jobs.monitor import AttemptMonitor
@@ -36,7 +36,7 @@ from service.registry import live_pointer
 
 logger = logging.getLogger(__name__)
 
-Step = Callable[[Context, JobRecord, ModelRecord], None]
+Step = Callable[[Context, JobRow, ModelRow], None]
 
 # Of the job whose turn it is, except of a running one (`watch`) and of jobs that are being prepared (`Preparations`).
 STEPS: dict[JobState, Step] = {
@@ -59,9 +59,9 @@ _POINTERS_PER_SECOND = 50
 class _Tasks:
     """What there is to do for a model."""
 
-    model: ModelRecord
-    unstored: VersionRecord | None
-    job: JobRecord | None
+    model: ModelRow
+    unstored: VersionRow | None
+    job: JobRow | None
 
     @property
     def is_any(self) -> bool:
@@ -73,31 +73,31 @@ class _Tasks:
 class Reconciler(PeriodicLoop):
     """Processes keys of the work queue; its own loop renews leases and resyncs.
 
-    Replicas divide the models by leases: the holder of a model's lease reconciles it, and the lease of a replica that
-    died expires. Leases save work; the fence on each row makes two holders of one lease harmless. `replica` is its name.
+    Instances divide the models by leases: the holder of a model's lease reconciles it, and the lease of an instance that
+    died expires. Leases save work; the fence on each row makes two holders of one lease harmless. `instance` is its name.
     """
 
     name = "reconciler"
     pause_seconds = 1.0
     starts_at_once = True
 
-    def __init__(self, context: Context, replica: str | None = None) -> None:
+    def __init__(self, context: Context, instance: str | None = None) -> None:
         super().__init__()
         self._context = context
-        self.replica = replica or new_name()
+        self.instance = instance or new_name()
         self._now = steady(context.clock)
         workers = context.tuning.reconcile_workers
         # Checks of pointers take a quarter of the workers: the others stay free for jobs.
         limits = {Work.POINTER: max(1, workers // 4)}
         self.queue = WorkQueue(self._now, limits, workers // 2)
-        self.leases = ModelLeases(context, self.replica, self.queue.is_busy)
+        self.leases = ModelLeases(context, self.instance, self.queue.is_busy)
         # Models whose live.json may differ from what the database says of it.
         self._unchecked: dict[str, None] = {}
         self._has_listed_live = False
         self._last_round = context.clock()
         self._resync_at = float("-inf")
         self._preparations = Preparations(context, self._now)
-        self.monitor = AttemptMonitor(context, self.replica, self.queue)
+        self.monitor = AttemptMonitor(context, self.instance, self.queue)
         context.database.subscribe(lambda event: self.wake(event.model))
 
     def step(self, stop: threading.Event) -> float:
@@ -152,7 +152,7 @@ class Reconciler(PeriodicLoop):
     def _wake_with_steps(self, names: list[str] | None = None, within_seconds: float = 0.0) -> None:
         """Have those of the models, or of all leased ones, processed for which a step may be due."""
         with self._context.database.read() as connection:
-            due = job_queue.with_steps(connection, self.replica, names)
+            due = job_queue.with_steps(connection, self.instance, names)
         for place, name in enumerate(due):
             for work in (Work.JOBS, Work.DATASETS):
                 self.queue.add_with_low_priority(Key(name, work), within_seconds * place / len(due))
@@ -188,7 +188,7 @@ class Reconciler(PeriodicLoop):
         """Run one step of each job of the model that is queued or being prepared, if it is due."""
         with self._context.database.read() as connection:
             model = models.find(connection, name)
-            # Every replica receives every event: those of another one's models must cost little.
+            # Every instance receives every event: those of another one's models must cost little.
             is_ours = model is not None and not self.leases.is_of_another(connection, model)
             listed = preparations.to_prepare(connection, name) if is_ours else []
             driver = drivers.newest(connection) if listed else None
@@ -237,7 +237,7 @@ class Reconciler(PeriodicLoop):
             raise
 
     def _tasks(self, name: str) -> _Tasks | None:
-        """What there is to do; None if another replica holds the lease."""
+        """What there is to do; None if another instance holds the lease."""
         with self._context.database.read() as connection:
             model = models.find(connection, name)
             if model is None or self.leases.is_of_another(connection, model):
@@ -248,7 +248,7 @@ class Reconciler(PeriodicLoop):
         return tasks if tasks.is_any and self.leases.holds(model) else None
 
     def _mirror(self, name: str) -> None:
-        # If this fails half-way, what it wrote may be older than what another replica wrote.
+        # If this fails half-way, what it wrote may be older than what another instance wrote.
         self._unchecked[name] = None
         live_pointer.mirror(self._context, name)
         self._unchecked.pop(name, None)
@@ -263,7 +263,7 @@ class Reconciler(PeriodicLoop):
             live_pointer.recheck_mirror(self._context, model)
         self._unchecked.pop(name, None)
 
-    def _step(self, job: JobRecord, model: ModelRecord) -> float | None:
+    def _step(self, job: JobRow, model: ModelRow) -> float | None:
         """Run the step of the job's state. Returns after how many seconds it is due again; None: not before an event."""
         context = self._context
         if job.cancel_requested:

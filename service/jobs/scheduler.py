@@ -6,8 +6,8 @@ first in the order of `service.database.queries.scheduling`. So a job of an owne
 one job of each other owner.
 
 An admission is one transaction, which locks the stage: it counts what runs, and moves jobs of any model, whichever
-replica holds its lease. That replica submits the attempt, or writes the request, in its next step. If it dies in
-between, the job is in the state `submitting`, which any replica continues.
+instance holds its lease. That instance submits the attempt, or writes the request, in its next step. If it dies in
+between, the job is in the state `submitting`, which any instance continues.
 """
 
 import heapq
@@ -27,7 +27,7 @@ from service.core.loops import OutageLog, PeriodicLoop
 from service.core.settings import Settings
 from service.database.queries import job_queue, models, preparations, scheduling
 from service.database.queries.scheduling import PREPARATION, TRAINING, Stage
-from service.database.rows import Event, JobRecord
+from service.database.rows import Event, JobRow
 from service.launchers.port import ClusterResources, LauncherError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _GROUP_BYTES = _RANK_BYTES = 700 << 20
 # With the kuberay launcher and without Kueue.
 _RAYJOBS_AT_ONCE = 16
-# Changes in other replicas are found after this long.
+# Changes in other instances are found after this long.
 _SECONDS_BETWEEN_ROUNDS = 1.0
 _COUNTED_AHEAD = 1000
 _WAITS = "waiting: other jobs run"
@@ -44,7 +44,7 @@ _STAGES = {stage.waiting: stage for stage in (PREPARATION, TRAINING)}
 
 
 class Scheduler(PeriodicLoop):
-    """Admits waiting jobs when others end. Each replica runs it."""
+    """Admits waiting jobs when others end. Each instance runs it."""
 
     name = "scheduler"
     # Jobs that end together are counted once.
@@ -93,7 +93,7 @@ class Scheduler(PeriodicLoop):
         _Admission(self._context, connection, stage, newest).fill(limit)
 
 
-def enter(context: Context, job: JobRecord, priority: Priority) -> None:
+def enter(context: Context, job: JobRow, priority: Priority) -> None:
     """Let a job wait for its next stage, and admit it at once if there is room and it is first."""
     stage = _STAGES[job.state]
     limit = limit_of(context, stage)
@@ -164,7 +164,7 @@ class _Admission:
         model = None if job is None else models.find(self._connection, job.model)
         return model is not None and model.gate.priority == "high"
 
-    def _start(self, job: JobRecord) -> bool:
+    def _start(self, job: JobRow) -> bool:
         """Move the job on. False if it is not its turn among the jobs of its model."""
         now = self._context.clock()
         if self._stage is PREPARATION:
@@ -212,7 +212,7 @@ def owner_limit(settings: Settings, stage: Stage, owner: str) -> float:
     return math.inf if most is None else most
 
 
-def why_it_waits(context: Context, job: JobRecord) -> str | None:
+def why_it_waits(context: Context, job: JobRow) -> str | None:
     """What a job that waits for the scheduler waits for, and its position; None for another job."""
     if job.eligible_at is None:
         return None

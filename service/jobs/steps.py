@@ -13,7 +13,7 @@ from service.context import Context
 from service.core.errors import DatabaseError, StaleDatabase
 from service.core.states import FailureReason, JobState
 from service.database.queries import datasets, jobs, preparations
-from service.database.rows import JobRecord, PreparedRows
+from service.database.rows import JobRow, PreparedRows
 from service.launchers.port import LauncherError
 from service.telemetry.spans import PastSpan
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 STARTING = "the attempt is starting on the cluster"
 
 
-def run_step(context: Context, job: JobRecord, name: str, step: Callable[[], T]) -> T:
+def run_step(context: Context, job: JobRow, name: str, step: Callable[[], T]) -> T:
     """Run the step, timed and traced under its name. Returns and raises what the step does."""
     try:
         with context.metrics.step(name, job):
@@ -64,7 +64,7 @@ def trace_stages(context: Context, span: str | None, key: str, kind: str) -> Non
         context.metrics.spans.add(PastSpan(name, span, stage.seconds, began_at=stage.began_at))
 
 
-def set_message(context: Context, job: JobRecord, message: str | None) -> None:
+def set_message(context: Context, job: JobRow, message: str | None) -> None:
     """Set the job's message, if it is another one."""
     if message == job.message:
         return
@@ -72,36 +72,36 @@ def set_message(context: Context, job: JobRecord, message: str | None) -> None:
         jobs.set_message(connection, job, message)
 
 
-def fail(context: Context, job: JobRecord, reason: FailureReason, message: str) -> None:
+def fail(context: Context, job: JobRow, reason: FailureReason, message: str) -> None:
     """Fail the job; the user sees the reason and can retry."""
     _end(context, job, JobState.FAILED, reason, message)
 
 
-def reject(context: Context, job: JobRecord, reason: FailureReason, message: str) -> None:
+def reject(context: Context, job: JobRow, reason: FailureReason, message: str) -> None:
     """The candidate is valid but violates the gate. The job can be retried, for example after a change of the gate."""
     _end(context, job, JobState.REJECTED, reason, message)
 
 
-def hold(context: Context, job: JobRecord) -> None:
+def hold(context: Context, job: JobRow) -> None:
     """The candidate passed, and the gate requires manual approval before it is published."""
     message = "waits for approval (manual_approval)"
     with context.database.write() as connection:
         jobs.move(connection, job, JobState.HELD, context.clock(), message=message)
 
 
-def evaluated(context: Context, job: JobRecord, result: EvaluationResult) -> bool:
+def evaluated(context: Context, job: JobRow, result: EvaluationResult) -> bool:
     """End the job of a dataset that is measured only. Returns whether this call did it."""
     with context.database.write() as connection:
         return jobs.finish_evaluation(connection, job, result, context.clock())
 
 
-def cancelled(context: Context, job: JobRecord) -> None:
+def cancelled(context: Context, job: JobRow) -> None:
     """Mark the job cancelled once nothing of it runs."""
     _end(context, job, JobState.CANCELLED, None, None)
 
 
 def quarantine(
-    context: Context, job: JobRecord, message: str, rejected: PreparedRows | None = None
+    context: Context, job: JobRow, message: str, rejected: PreparedRows | None = None
 ) -> bool:
     """Fail the job and quarantine its dataset. Returns whether this call did it.
 
@@ -119,7 +119,7 @@ def quarantine(
     return moved
 
 
-def lose_attempt(context: Context, job: JobRecord, why: str) -> None:
+def lose_attempt(context: Context, job: JobRow, why: str) -> None:
     """Let the job wait for its next attempt, or fail it if none is left. Call only after the attempt ended.
 
     Its dataset stays prepared.
@@ -137,7 +137,7 @@ def lose_attempt(context: Context, job: JobRecord, why: str) -> None:
 
 def _end(
     context: Context,
-    job: JobRecord,
+    job: JobRow,
     state: JobState,
     reason: FailureReason | None,
     message: str | None,

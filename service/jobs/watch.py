@@ -19,7 +19,7 @@ from cmcl.storage.running import forget_running
 from service.context import Context
 from service.core.states import FailureReason, JobState
 from service.database.queries import jobs
-from service.database.rows import JobRecord
+from service.database.rows import JobRow
 from service.jobs import steps
 from service.launchers.port import LauncherUnavailable, LaunchState, LaunchStatus, status_of
 from service.telemetry.spans import attempt_span
@@ -34,7 +34,7 @@ _SILENCE = "silence"
 _STOPPED_BY_US = (LaunchState.STOPPED, LaunchState.RUNNING, LaunchState.PENDING)
 
 
-def watch(context: Context, job: JobRecord, *, shows_end: bool) -> float | None:
+def watch(context: Context, job: JobRow, *, shows_end: bool) -> float | None:
     """running -> gating as soon as the candidate is complete, independently of what the launcher reports.
 
     An evaluation has a result instead: running -> evaluated. `shows_end`: the attempt has shown that it has written a
@@ -59,9 +59,7 @@ def watch(context: Context, job: JobRecord, *, shows_end: bool) -> float | None:
     return _seconds_to_deadline(context, job)
 
 
-def _watch_alive(
-    context: Context, job: JobRecord, status: LaunchStatus, *, shows_end: bool
-) -> None:
+def _watch_alive(context: Context, job: JobRow, status: LaunchStatus, *, shows_end: bool) -> None:
     """Stop the attempt if it reports a failure or missed a deadline; a later pass sees its end."""
     if status.state == LaunchState.RUNNING and job.ended_at is not None:
         _mark_launched(context, job)
@@ -70,7 +68,7 @@ def _watch_alive(
         context.launcher.stop(submission_id(job.id, job.attempt))
 
 
-def _mark_waiting(context: Context, job: JobRecord, message: str) -> JobRecord:
+def _mark_waiting(context: Context, job: JobRow, message: str) -> JobRow:
     """The cluster has not started it yet, or has taken it back, as a queue does that evicts it.
 
     The time limit for the start begins again where it waits for something else, such as for its pods after a queue.
@@ -85,7 +83,7 @@ def _mark_waiting(context: Context, job: JobRecord, message: str) -> JobRecord:
     )
 
 
-def _mark_launched(context: Context, job: JobRecord) -> JobRecord:
+def _mark_launched(context: Context, job: JobRow) -> JobRow:
     """The launcher reports it as running: from now on the other deadlines apply."""
     now = context.clock()
     message = job.progress.note if job.progress else steps.STARTING
@@ -97,7 +95,7 @@ def _mark_launched(context: Context, job: JobRecord) -> JobRecord:
     return replace(job, launched_at=job.launched_at or now, ended_at=None)
 
 
-def _watch_ended(context: Context, job: JobRecord, status: LaunchStatus) -> float | None:
+def _watch_ended(context: Context, job: JobRow, status: LaunchStatus) -> float | None:
     if _take_result(context, job):
         # It finished between the last listing and the launcher's response, or could not show its end.
         return None
@@ -119,7 +117,7 @@ def _watch_ended(context: Context, job: JobRecord, status: LaunchStatus) -> floa
     return None
 
 
-def _is_past_grace_period(context: Context, job: JobRecord) -> bool:
+def _is_past_grace_period(context: Context, job: JobRow) -> bool:
     """Whether the attempt ended long enough ago. The first call stops whatever may be left of it."""
     if job.ended_at is None:
         context.launcher.stop(submission_id(job.id, job.attempt))
@@ -129,7 +127,7 @@ def _is_past_grace_period(context: Context, job: JobRecord) -> bool:
     return context.is_past(job.ended_at, context.tuning.lost_attempt_grace_seconds)
 
 
-def _take_result(context: Context, job: JobRecord) -> bool:
+def _take_result(context: Context, job: JobRow) -> bool:
     """Move the job on if its attempt has written what it was to write. Returns whether it has."""
     try:
         if job.kind == "evaluate":
@@ -146,7 +144,7 @@ def _take_result(context: Context, job: JobRecord) -> bool:
     return True
 
 
-def _end_evaluation(context: Context, job: JobRecord) -> bool:
+def _end_evaluation(context: Context, job: JobRow) -> bool:
     """Raises ObjectNotFound before there is a result."""
     text = context.store.read(layout.run_evaluation(job.id, job.attempt))
     try:
@@ -159,7 +157,7 @@ def _end_evaluation(context: Context, job: JobRecord) -> bool:
     return steps.evaluated(context, job, result)
 
 
-def _close(context: Context, job: JobRecord) -> None:
+def _close(context: Context, job: JobRow) -> None:
     """Keep the log of an attempt that has ended, trace its stages, and remove what it has shown while it ran."""
     keep_log(context, job)
     stages = layout.run_stages(job.id, job.attempt)
@@ -171,7 +169,7 @@ def _close(context: Context, job: JobRecord) -> None:
         logger.warning("%s: %s", job.id, error, extra={"job": job.id})
 
 
-def keep_log(context: Context, job: JobRecord) -> None:
+def keep_log(context: Context, job: JobRow) -> None:
     """Store the end of the attempt's log, before the cluster removes it.
 
     No job fails or waits for a log: where the launcher or the store does not respond, none is kept.
@@ -185,7 +183,7 @@ def keep_log(context: Context, job: JobRecord) -> None:
         logger.warning(message, job.attempt, job.id, error, extra={"job": job.id})
 
 
-def _read_failure(context: Context, job: JobRecord) -> Failure | None:
+def _read_failure(context: Context, job: JobRow) -> Failure | None:
     """The permanent failure that the attempt reported, if any."""
     key = layout.run_failure(job.id, job.attempt)
     try:
@@ -198,14 +196,14 @@ def _read_failure(context: Context, job: JobRecord) -> Failure | None:
         return None
 
 
-def _end_with(context: Context, job: JobRecord, failure: Failure) -> None:
+def _end_with(context: Context, job: JobRow, failure: Failure) -> None:
     if failure.reason == "invalid_dataset":
         steps.quarantine(context, job, failure.message)
     else:
         steps.fail(context, job, FailureReason(failure.reason), failure.message)
 
 
-def is_overdue(context: Context, job: JobRecord) -> bool:
+def is_overdue(context: Context, job: JobRow) -> bool:
     """Whether it was stopped so long ago that a launcher that reports it as running is wrong.
 
     If it does run, it is harmless: it writes under its own prefix only.
@@ -214,7 +212,7 @@ def is_overdue(context: Context, job: JobRecord) -> bool:
     return _missed_deadline(context, job, extra) is not None
 
 
-def _missed_deadline(context: Context, job: JobRecord, extra: float = 0.0) -> str | None:
+def _missed_deadline(context: Context, job: JobRow, extra: float = 0.0) -> str | None:
     """The deadline that passed more than `extra` seconds ago, or None.
 
     By our own clock only: a cluster's may be wrong.
@@ -233,7 +231,7 @@ def _missed_deadline(context: Context, job: JobRecord, extra: float = 0.0) -> st
     return None
 
 
-def _seconds_to_deadline(context: Context, job: JobRecord) -> float:
+def _seconds_to_deadline(context: Context, job: JobRow) -> float:
     """Until the next deadline of an attempt that runs; some seconds if one has passed, for the stop to take effect."""
     settings, tuning, now = context.settings, context.tuning, context.clock()
     deadlines: list[tuple[datetime | None, float]]
@@ -252,7 +250,7 @@ def _seconds_to_deadline(context: Context, job: JobRecord) -> float:
     return max(min(left), _PAUSE_AFTER_A_STOP)
 
 
-def _deadline_message(context: Context, job: JobRecord, reason: str | None) -> str:
+def _deadline_message(context: Context, job: JobRow, reason: str | None) -> str:
     settings, tuning = context.settings, context.tuning
     if reason == FailureReason.RUN_DEADLINE:
         return f"the attempt had no candidate after {settings.run_deadline_seconds:g} s; it was stopped"

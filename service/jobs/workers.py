@@ -1,4 +1,4 @@
-"""The threads of the reconciler: workers that process keys, and one that listens for events of other replicas."""
+"""The threads of the reconciler: workers that process keys, and one that listens for events of other instances."""
 
 import logging
 import threading
@@ -69,7 +69,7 @@ class Workers(Loop):
 
 
 class Notifications(PeriodicLoop):
-    """Wakes models whose events other replicas have committed to a shared PostgreSQL.
+    """Wakes models whose events other instances have committed to a shared PostgreSQL.
 
     It saves latency only: the resync finds what was missed.
     """
@@ -85,7 +85,7 @@ class Notifications(PeriodicLoop):
         self._listener = Listener(database)
         self._wake = wake
         self._resync = resync
-        self._outage = OutageLog(logger, "events of other replicas are not received; will retry")
+        self._outage = OutageLog(logger, "events of other instances are not received; will retry")
 
     def step(self, stop: threading.Event) -> float:
         """See PeriodicLoop."""

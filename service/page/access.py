@@ -24,7 +24,7 @@ from service.auth.rate_limiter import client_network
 from service.auth.sessions import Sessions, principal_of
 from service.core.errors import Forbidden, Refused, ServiceError, TooManyRequests, Unauthorized
 from service.core.principal import LOCAL, Principal
-from service.database.queries.sessions import SessionRecord
+from service.database.queries.sessions import SessionRow
 from service.page.rendering import PREFIX, Visitor, is_fragment, root_of
 from service.telemetry.logs import name_principal
 
@@ -103,7 +103,7 @@ class PageAccess:
             limiter.count(principal.owner)
         return Visitor(principal, session)
 
-    async def _session(self, scope: Scope) -> SessionRecord | None:
+    async def _session(self, scope: Scope) -> SessionRow | None:
         shown = shown_session(Request(scope))
         if shown is None:
             return None

@@ -21,7 +21,7 @@ from service.auth.sessions import StartedSession
 from service.context import Context
 from service.core.errors import Forbidden, NotFound, Unauthorized
 from service.core.principal import Scope
-from service.database.queries.sessions import SessionRecord
+from service.database.queries.sessions import SessionRow
 from service.page.access import NEXT_DOCUMENT, cookie_name, set_session
 from service.page.forms import posted, see_other
 from service.page.rendering import PREFIX, pages_of, root_of, visitor_of
@@ -65,8 +65,8 @@ class SessionView(BaseModel):
     is_this: bool
 
     @classmethod
-    def of(cls, session: SessionRecord, current: SessionRecord | None) -> Self:
-        """Create it from a record."""
+    def of(cls, session: SessionRow, current: SessionRow | None) -> Self:
+        """Create it from a row."""
         values = {field: getattr(session, field, None) for field in cls.model_fields}
         is_this = current is not None and current.id == session.id
         return cls.model_validate({**values, "scopes": sorted(session.scopes), "is_this": is_this})
@@ -141,11 +141,11 @@ def signed_in_response(
     request: Request, context: Context, started: StartedSession, following: str
 ) -> Response:
     """Give the browser its session, and have it show that it kept the cookie."""
-    record = started.record
+    row = started.row
     # The sign-in page redirects to the requested one.
     address = f"login?signed-in=1&next={quote(safe_address(following), safe='')}"
     response = see_other(request, address)
-    seconds = int((record.expires_at - context.clock()).total_seconds())
+    seconds = int((row.expires_at - context.clock()).total_seconds())
     set_session(request, response, started.text.text, max(seconds, 1))
     return response
 
@@ -212,7 +212,7 @@ def end_oidc(
     wanted = quote(safe_address(following), safe="")
     address = f"{root_of(request.url.path)}login?signed-in=1&next={wanted}"
     response = HTMLResponse(NEXT_DOCUMENT.format(address=escape(address)))
-    seconds = int((started.record.expires_at - context.clock()).total_seconds())
+    seconds = int((started.row.expires_at - context.clock()).total_seconds())
     set_session(request, response, started.text.text, max(seconds, 1))
     response.delete_cookie(
         _memory_name(request), path="/", secure=_is_secure(request), httponly=True, samesite="lax"

@@ -23,7 +23,7 @@ from service.api.keys import Identity
 from service.core.clock import Clock
 from service.core.errors import FieldProblem, NotFound, Unprocessable
 from service.core.principal import Principal
-from service.database.queries.sessions import SessionRecord
+from service.database.queries.sessions import SessionRow
 from service.page import formats
 from service.page.explanations import (
     DONE,
@@ -146,7 +146,7 @@ class Visitor:
     """Who looks at the page. `session` is None while keys are off, and before signing in."""
 
     principal: Principal
-    session: SessionRecord | None = None
+    session: SessionRow | None = None
     is_signed_in: bool = True
 
 

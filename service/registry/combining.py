@@ -15,14 +15,14 @@ from service.auth.ownership import get_model, get_version
 from service.core.errors import Conflict, FieldProblem, NotFound
 from service.core.principal import Principal
 from service.database.queries import datasets, jobs, models, versions
-from service.database.rows import JobRecord, ModelRecord, VersionRecord
+from service.database.rows import JobRow, ModelRow, VersionRow
 
 
 @dataclass(frozen=True)
 class Requested:
     """A job, and whether this request created it."""
 
-    job: JobRecord
+    job: JobRow
     is_new: bool
 
 
@@ -80,7 +80,7 @@ def request_merge(
     return Requested(job, is_new=True)
 
 
-def problem_of(connection: Connection, job: JobRecord, model: ModelRecord) -> str | None:
+def problem_of(connection: Connection, job: JobRow, model: ModelRow) -> str | None:
     """Why the job cannot start from the newest version, or None."""
     try:
         if job.kind == "unlearn" and job.dataset is not None:
@@ -95,7 +95,7 @@ def problem_of(connection: Connection, job: JobRecord, model: ModelRecord) -> st
     return None
 
 
-def merged_lines(connection: Connection, job: JobRecord) -> tuple[LearnedDataset, ...]:
+def merged_lines(connection: Connection, job: JobRow) -> tuple[LearnedDataset, ...]:
     """The lineage of the version that a job merges; empty for other jobs."""
     if job.merges is None:
         return ()
@@ -103,7 +103,7 @@ def merged_lines(connection: Connection, job: JobRecord) -> tuple[LearnedDataset
     return () if other is None else other.manifest.learned
 
 
-def _lineage(connection: Connection, model: ModelRecord) -> tuple[LearnedDataset, ...]:
+def _lineage(connection: Connection, model: ModelRow) -> tuple[LearnedDataset, ...]:
     newest = versions.find(connection, model.name, model.head) if model.head else None
     return () if newest is None else newest.manifest.learned
 
@@ -112,7 +112,7 @@ def _lineage(connection: Connection, model: ModelRecord) -> tuple[LearnedDataset
 
 
 def check_unlearning(
-    model: ModelRecord, learned: Sequence[LearnedDataset], dataset: str
+    model: ModelRow, learned: Sequence[LearnedDataset], dataset: str
 ) -> LearnedDataset:
     """Return the line of the lineage. Raises Conflict if the newest version cannot unlearn the dataset."""
     line = next((each for each in learned if each.dataset == dataset), None)
@@ -133,7 +133,7 @@ def check_unlearning(
     return line
 
 
-def _check_solves(model: ModelRecord, line: LearnedDataset) -> None:
+def _check_solves(model: ModelRow, line: LearnedDataset) -> None:
     if model.spec.solves:
         return
     before = line.version - 1
@@ -151,7 +151,7 @@ def _check_solves(model: ModelRecord, line: LearnedDataset) -> None:
 # --- Merge --------------------------------------------------------------------------------------
 
 
-def check_merge(connection: Connection, model: ModelRecord, other: VersionRecord) -> None:
+def check_merge(connection: Connection, model: ModelRow, other: VersionRow) -> None:
     """Raises Conflict unless the newest version of the model and the other version can become one."""
     source = models.find(connection, other.model)
     if source is None or source.deleted_at is not None:
@@ -180,7 +180,7 @@ def check_merge(connection: Connection, model: ModelRecord, other: VersionRecord
             )
 
 
-def _check_models(model: ModelRecord, source: ModelRecord) -> None:
+def _check_models(model: ModelRow, source: ModelRow) -> None:
     if model.name == source.name:
         raise Conflict(
             f"{model.name!r} cannot be merged with itself; name a version of another model"
@@ -207,7 +207,7 @@ def _check_models(model: ModelRecord, source: ModelRecord) -> None:
         raise Conflict(f"the specifications of the two models differ in {names}", *apart)
 
 
-def _check_modalities(model: ModelRecord, source: ModelRecord, other: VersionRecord) -> None:
+def _check_modalities(model: ModelRow, source: ModelRow, other: VersionRow) -> None:
     """Modalities can be added to each model, so only those that the other version has learned must be the same."""
     learned = {name for line in other.manifest.learned for name in line.pair.modalities}
     for modality in sorted(learned):
@@ -223,7 +223,7 @@ def _check_modalities(model: ModelRecord, source: ModelRecord, other: VersionRec
             raise Conflict(message, FieldProblem(f"modalities.{modality}", message))
 
 
-def _check_encoders(model: ModelRecord, other: VersionRecord) -> None:
+def _check_encoders(model: ModelRow, other: VersionRow) -> None:
     for modality in sorted(model.encoders.keys() & other.manifest.encoders.keys()):
         difference = other.manifest.encoders[modality].difference(model.encoders[modality])
         if difference:

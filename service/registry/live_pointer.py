@@ -24,7 +24,7 @@ from service.context import Context
 from service.core.loops import PeriodicLoop
 from service.core.principal import Principal
 from service.database.queries import models, versions
-from service.database.rows import ModelRecord
+from service.database.rows import ModelRow
 from service.database.stale import check_not_behind
 from service.telemetry.spans import Attributes, PastSpan
 
@@ -77,7 +77,7 @@ def check_may_change(context: Context, name: str, principal: Principal) -> None:
         )
 
 
-def _record_mirrored(context: Context, model: ModelRecord) -> bool:
+def _record_mirrored(context: Context, model: ModelRow) -> bool:
     """Record that live.json has this revision. Returns whether this call did it."""
     with context.database.write() as connection:
         if models.set_mirrored(connection, model.name, model.live_revision):
@@ -89,7 +89,7 @@ def _record_mirrored(context: Context, model: ModelRecord) -> bool:
         return False
 
 
-def recheck_mirror(context: Context, model: ModelRecord) -> None:
+def recheck_mirror(context: Context, model: ModelRow) -> None:
     """After a start, mirror again if live.json differs from what the database recorded.
 
     Raises StaleDatabase.
@@ -100,7 +100,7 @@ def recheck_mirror(context: Context, model: ModelRecord) -> None:
             models.forget_mirrored(connection, model.name)
 
 
-def _pointer(connection: Connection, model: ModelRecord) -> LivePointer | None:
+def _pointer(connection: Connection, model: ModelRow) -> LivePointer | None:
     """None before the first promotion.
 
     The model was read first: what is read here has its revision or a newer one, which is mirrored
@@ -118,7 +118,7 @@ def _pointer(connection: Connection, model: ModelRecord) -> LivePointer | None:
     )
 
 
-def _differs(context: Context, model: ModelRecord) -> bool:
+def _differs(context: Context, model: ModelRow) -> bool:
     try:
         pointer = read_live(context.store, model.name)
     except InvalidVersion:

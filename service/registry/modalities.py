@@ -18,7 +18,7 @@ from service.auth.ownership import check_heads, get_model
 from service.core.errors import Conflict, FieldProblem, Unprocessable
 from service.core.principal import Principal
 from service.database.queries import models
-from service.database.rows import ModelRecord
+from service.database.rows import ModelRow
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def add_modality(
     principal: Principal,
     now: datetime,
     limits: Limits,
-) -> ModelRecord:
+) -> ModelRow:
     """Add a modality to a model; the same one again changes nothing.
 
     Raises NotFound; Unprocessable for an encoder that is not declared, or if replicas could not hold the heads; Conflict

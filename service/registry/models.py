@@ -27,7 +27,7 @@ from service.auth.ownership import check_heads, check_models, get_model, get_ver
 from service.core.errors import Conflict, FieldProblem, PreconditionFailed, Unprocessable
 from service.core.principal import Principal
 from service.database.queries import events, job_queue, models, versions
-from service.database.rows import BranchPoint, Event, ModelRecord, VersionRecord
+from service.database.rows import BranchPoint, Event, ModelRow, VersionRow
 from service.registry.modalities import Limits, NewModality, modality_of, problem_of
 from service.registry.promotion import PromotionRequest, lock_as_seen
 
@@ -81,7 +81,7 @@ class NewModel(ModelOptions):
 class Created:
     """A model, and whether this request created it."""
 
-    model: ModelRecord
+    model: ModelRow
     is_new: bool
 
 
@@ -133,7 +133,7 @@ def branch(
     principal: Principal,
     now: datetime,
     limits: Limits,
-) -> ModelRecord:
+) -> ModelRow:
     """Create a branch; the same request again returns the existing model.
 
     Raises NotFound, Conflict if the name is taken or the owner has too many models, and Unprocessable
@@ -162,7 +162,7 @@ def branch(
     return get_model(connection, name, principal)
 
 
-def _check_can_start(version: VersionRecord) -> None:
+def _check_can_start(version: VersionRow) -> None:
     if version.retired_at is not None:
         raise Conflict(f"version {version.number} of {version.model!r} was retired")
     if version.stored_at is None:
@@ -170,7 +170,7 @@ def _check_can_start(version: VersionRecord) -> None:
         raise Conflict(f"{message}; try again shortly")
 
 
-def _lineage(connection: Connection, point: BranchPoint) -> Iterator[VersionRecord]:
+def _lineage(connection: Connection, point: BranchPoint) -> Iterator[VersionRow]:
     """All versions up to the branch point, oldest first, with few manifests in memory at once.
 
     Manifests must be read because each names its model, so copies differ.
@@ -182,7 +182,7 @@ def _lineage(connection: Connection, point: BranchPoint) -> Iterator[VersionReco
         after = found[-1].number
 
 
-def _check_name_is_ours(existing: ModelRecord, principal: Principal) -> None:
+def _check_name_is_ours(existing: ModelRow, principal: Principal) -> None:
     """All owners share one namespace, because object storage has one folder per name."""
     if existing.deleted_at is not None or not principal.sees(existing.owner):
         message = f"the name {existing.name!r} is taken; choose another one"
@@ -205,7 +205,7 @@ def set_gate(
     principal: Principal,
     now: datetime,
     seen_revision: int | None,
-) -> ModelRecord:
+) -> ModelRow:
     """Replace the gate. Raises NotFound, and PreconditionFailed if it was changed since read."""
     models.lock(connection, name)
     model = get_model(connection, name, principal)

@@ -10,10 +10,10 @@ from service.core.errors import Conflict, PreconditionFailed
 from service.core.principal import RECONCILER, Principal
 from service.database.queries import jobs, models, versions
 from service.database.rows import (
-    ModelRecord,
+    ModelRow,
     PromotionKind,
-    PromotionRecord,
-    VersionRecord,
+    PromotionRow,
+    VersionRow,
 )
 
 
@@ -28,7 +28,7 @@ class PromotionRequest:
     traceparent: str | None = None
 
 
-def lock_as_seen(connection: Connection, model: str, request: PromotionRequest) -> ModelRecord:
+def lock_as_seen(connection: Connection, model: str, request: PromotionRequest) -> ModelRow:
     """Lock the model, and check that it is as the request has seen it. Raises NotFound, PreconditionFailed."""
     models.lock(connection, model)
     current = get_model(connection, model, request.principal)
@@ -42,7 +42,7 @@ def lock_as_seen(connection: Connection, model: str, request: PromotionRequest) 
 
 def _servable_version(
     connection: Connection, model: str, version: int, principal: Principal
-) -> VersionRecord:
+) -> VersionRow:
     """Return the version if its manifest is stored and it is not retired. Raises NotFound and Conflict."""
     found = get_version(connection, model, version, principal)
     if found.stored_at is None:
@@ -88,7 +88,7 @@ def roll_back(connection: Connection, model: str, request: PromotionRequest) -> 
     return _move_live(connection, current, found, "rolled_back", request, then.returns_to)
 
 
-def go_live(connection: Connection, version: VersionRecord, now: datetime) -> None:
+def go_live(connection: Connection, version: VersionRow, now: datetime) -> None:
     """Make a version that was published and stored the live one."""
     current = models.lock(connection, version.model)
     if current is None:
@@ -100,8 +100,8 @@ def go_live(connection: Connection, version: VersionRecord, now: datetime) -> No
 
 def _move_live(
     connection: Connection,
-    model: ModelRecord,
-    version: VersionRecord,
+    model: ModelRow,
+    version: VersionRow,
     kind: PromotionKind,
     request: PromotionRequest,
     returns_to: int | None = None,
@@ -110,7 +110,7 @@ def _move_live(
     generation = model.live_generation + 1
     if kind != "rolled_back":
         returns_to = model.live_generation or None
-    promotion = PromotionRecord(
+    promotion = PromotionRow(
         model=model.name,
         generation=generation,
         version=version.number,
@@ -127,7 +127,7 @@ def _move_live(
     return Live(version.number, generation)
 
 
-def _cause(connection: Connection, version: VersionRecord, request: PromotionRequest) -> str | None:
+def _cause(connection: Connection, version: VersionRow, request: PromotionRequest) -> str | None:
     """Return the traceparent of the request; of the version's job where the reconciler promotes it."""
     if request.principal is not RECONCILER or version.job is None:
         return request.traceparent

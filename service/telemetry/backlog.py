@@ -1,4 +1,4 @@
-"""Metrics that are read from the database at a scrape: correct after a restart, equal in all replicas.
+"""Metrics that are read from the database at a scrape: correct after a restart, equal in all instances.
 
 How much is waiting, and for how long; and how far preparation and training of each model are, which shows those that
 stand still. However often it is scraped, one thread reads the database every few seconds. If the database does not
@@ -142,7 +142,7 @@ class BacklogCollector(Collector):
     def _seconds_since(self, moment: datetime | None) -> float:
         if moment is None:
             return 0.0
-        # Another replica's clock may be ahead of ours.
+        # Another instance's clock may be ahead of ours.
         return max(0.0, (self._clock() - moment).total_seconds())
 
 

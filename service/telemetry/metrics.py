@@ -1,7 +1,7 @@
 """Prometheus metrics. One registry per app, so that two apps in one process stay separate.
 
-Counters and histograms count what this process did; sum them over the replicas. Metrics from the
-database (`service.telemetry.backlog`) are the same in each replica: take the maximum. Every label has a
+Counters and histograms count what this process did; sum them over the instances. Metrics from the
+database (`service.telemetry.backlog`) are the same in each instance: take the maximum. Every label has a
 bounded number of values; `docs/observability.md` lists them.
 
 Every change of a job, by the reconciler or a user, emits an event in the same transaction. `Metrics.observe_event` is the
@@ -27,7 +27,7 @@ from prometheus_client import (
 from cmcl.contract import DISTRIBUTION
 from service.core.states import TERMINAL, FailureReason, JobState
 from service.database.queries.events import SKIPPED
-from service.database.rows import Event, JobRecord
+from service.database.rows import Event, JobRow
 from service.telemetry.logs import current_request
 from service.telemetry.spans import NoSpans, Spans, move_span, trace_id
 
@@ -175,7 +175,7 @@ class Metrics:
             self.queue_work.labels(work).observe(time.perf_counter() - started)
 
     @contextmanager
-    def step(self, name: str, job: JobRecord | None = None) -> Iterator[None]:
+    def step(self, name: str, job: JobRow | None = None) -> Iterator[None]:
         """Time and trace one step of the reconciler."""
         span: AbstractContextManager[None] = nullcontext()
         if job is not None and name in _TRACED_STEPS:

@@ -3,8 +3,8 @@
 A traceparent of None means: not traced.
 
 A job has a span for each state that it leaves, in the trace of the request that created it: its row has the traceparent
-of that request, the parent of these spans, and every replica that advances the job adds to the same trace. A preparation
-and an attempt have span ids that each replica derives, because others refer to them: their stages, and the next
+of that request, the parent of these spans, and every instance that advances the job adds to the same trace. A preparation
+and an attempt have span ids that each instance derives, because others refer to them: their stages, and the next
 preparation or attempt.
 """
 
@@ -18,7 +18,7 @@ from typing import Protocol
 from fastapi.telemetry import TelemetryConfig
 
 from service.core.states import JobState
-from service.database.rows import Event, JobRecord
+from service.database.rows import Event, JobRow
 
 Attributes = Mapping[str, str | int | float]
 
@@ -104,12 +104,12 @@ def trace_id(traceparent: str | None) -> str | None:
     return None if traceparent is None else traceparent[3:35]
 
 
-def preparation_span(job: JobRecord, number: int | None = None) -> str | None:
+def preparation_span(job: JobRow, number: int | None = None) -> str | None:
     """The traceparent of a preparation of the job's dataset, by default the current one; None if it is not traced."""
     return _derived(job, "preparation", job.preparation if number is None else number)
 
 
-def attempt_span(job: JobRecord, number: int | None = None) -> str | None:
+def attempt_span(job: JobRow, number: int | None = None) -> str | None:
     """The traceparent of an attempt of the job, by default the current one; None if it is not traced."""
     return _derived(job, "attempt", job.attempt if number is None else number)
 
@@ -136,7 +136,7 @@ def move_span(event: Event, state: JobState, current: str | None) -> PastSpan | 
     )
 
 
-def _attributes(job: JobRecord) -> dict[str, str | int]:
+def _attributes(job: JobRow) -> dict[str, str | int]:
     """Return ids; of an attempt also its number and the last phase that it has shown."""
     attributes: dict[str, str | int] = {"cmcl.job": job.id, "cmcl.model": job.model}
     if job.dataset is not None:
@@ -148,7 +148,7 @@ def _attributes(job: JobRecord) -> dict[str, str | int]:
     return attributes
 
 
-def _own(job: JobRecord) -> str | None:
+def _own(job: JobRow) -> str | None:
     match job.state:
         case JobState.PREPARING:
             return preparation_span(job)
@@ -157,7 +157,7 @@ def _own(job: JobRecord) -> str | None:
     return None
 
 
-def _links(job: JobRecord, current: str | None) -> Iterator[str]:
+def _links(job: JobRow, current: str | None) -> Iterator[str]:
     """The preparation or the attempt before this one, and a request of another trace that moved the job."""
     before = None
     if job.state == JobState.PREPARING:
@@ -170,7 +170,7 @@ def _links(job: JobRecord, current: str | None) -> Iterator[str]:
         yield current
 
 
-def _derived(job: JobRecord, what: str, number: int) -> str | None:
+def _derived(job: JobRow, what: str, number: int) -> str | None:
     if job.traceparent is None or number < 1 or not _is_sampled(job.traceparent):
         return None
     digest = hashlib.sha256(f"{job.id}/{what}/{number}".encode()).hexdigest()

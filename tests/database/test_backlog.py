@@ -9,7 +9,7 @@ from service.core.states import TERMINAL, JobState
 from service.database.engine import Database
 from service.database.queries import metrics, models
 from service.database.queries.metrics import Backlog, Standing
-from service.database.rows import ModelRecord
+from service.database.rows import ModelRow
 from service.database.tables import datasets, jobs, versions
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -78,7 +78,7 @@ def add_version(database: Database, model: str, number: int, created_at: datetim
         connection.execute(insert(versions).values(**row))
 
 
-def _found(connection: Connection, name: str) -> ModelRecord:
+def _found(connection: Connection, name: str) -> ModelRow:
     found = models.find(connection, name)
     assert found is not None
     return found

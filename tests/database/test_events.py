@@ -16,7 +16,7 @@ from service.database.queries import deliveries as queue
 from service.database.queries import events, webhooks
 from service.database.queries.deliveries import Attempt
 from service.database.queries.events import EventFilter
-from service.database.queries.webhooks import WebhookRecord
+from service.database.queries.webhooks import WebhookRow
 from service.database.rows import Event
 from service.database.seek import Seek
 from service.database.tables import deliveries
@@ -42,8 +42,8 @@ def _listed(database: Database, after: int = 0) -> list[tuple[int, str]]:
     return [(event.sequence, event.model) for event in found]
 
 
-def _webhook(database: Database, name: str = "wh-1", owner: str = "default") -> WebhookRecord:
-    webhook = WebhookRecord(
+def _webhook(database: Database, name: str = "wh-1", owner: str = "default") -> WebhookRow:
+    webhook = WebhookRow(
         name, owner, "https://example.com", "whsec_MDEyMzQ1", ("model.gate",), None, NOW
     )
     with database.write() as connection:

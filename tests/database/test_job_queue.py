@@ -33,7 +33,7 @@ WAITS = Job(JobState.PREPARED, waits=True)
 
 
 def add_model(
-    database: Database, name: str, of_model: Sequence[Job] = (), replica: str = "a"
+    database: Database, name: str, of_model: Sequence[Job] = (), instance: str = "a"
 ) -> None:
     row = {
         "model": name,
@@ -62,7 +62,7 @@ def add_model(
     with database.write() as connection:
         models.create(connection, name, "default", SPEC, NOW)
         leased = update(model_rows).where(model_rows.c.name == name)
-        connection.execute(leased.values(lease_owner=replica))
+        connection.execute(leased.values(lease_owner=instance))
         if rows:
             connection.execute(insert(jobs), rows)
 
@@ -120,7 +120,7 @@ def test_a_model_is_listed_while_its_pointer_or_a_version_needs_a_step(
 
 def test_only_models_that_the_replica_leases_are_listed(database: Database) -> None:
     add_model(database, "one", [QUEUED])
-    add_model(database, "other", [QUEUED], replica="b")
+    add_model(database, "other", [QUEUED], instance="b")
     add_model(database, "two", [QUEUED])
     assert with_steps(database) == ["one", "two"]
     assert with_steps(database, "one", "other") == ["one"]

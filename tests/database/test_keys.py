@@ -9,12 +9,12 @@ from service.core.errors import WriteConflict
 from service.core.principal import Scope
 from service.database.engine import Database
 from service.database.queries import keys
-from service.database.queries.keys import KeyRecord
+from service.database.queries.keys import KeyRow
 from service.database.seek import Seek
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-KEY = KeyRecord(
+KEY = KeyRow(
     id="key-000000000001",
     owner="lab",
     name="one",
@@ -26,7 +26,7 @@ KEY = KeyRecord(
 )
 
 
-def read(database: Database) -> KeyRecord:
+def read(database: Database) -> KeyRow:
     with database.read() as connection:
         found = keys.find(connection, KEY.id)
     assert found is not None

@@ -12,7 +12,7 @@ from sqlalchemy import event
 from cmcl.contract.model import ModelSpec
 from service.core.states import JobState
 from service.database.engine import Database, open_database
-from service.database.queries import models, replicas
+from service.database.queries import instances, models
 from service.jobs.leases import ModelLeases
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
@@ -32,10 +32,10 @@ def busy(database: Database) -> Database:
     return database
 
 
-def _claim(database: Database, replica: str, now: datetime, most: int = 100) -> list[str]:
+def _claim(database: Database, instance: str, now: datetime, most: int = 100) -> list[str]:
     with database.write() as connection:
-        replicas.register(connection, f"host-1-{replica}", now, now + LEASE)
-        return replicas.claim(connection, f"host-1-{replica}", now, most)
+        instances.register(connection, f"host-1-{instance}", now, now + LEASE)
+        return instances.claim(connection, f"host-1-{instance}", now, most)
 
 
 def test_of_many_that_claim_at_once_each_model_has_one(busy: Database) -> None:
@@ -64,16 +64,16 @@ def test_a_replica_claims_no_more_than_it_asks_for(busy: Database) -> None:
     assert _claim(busy, "a", NOW, 3) == ["m00", "m01", "m02"]
     assert _claim(busy, "b", NOW, 2) == ["m03", "m04"]
     with busy.read() as connection:
-        assert replicas.shares(connection) == {"host-1-a": 3, "host-1-b": 2, None: 15}
+        assert instances.shares(connection) == {"host-1-a": 3, "host-1-b": 2, None: 15}
 
 
 def test_only_its_holder_releases_a_lease(busy: Database) -> None:
     _claim(busy, "a", NOW)
     with busy.write() as connection:
-        replicas.release(connection, "host-1-b", ["m00", "m01"])
+        instances.release(connection, "host-1-b", ["m00", "m01"])
     assert _claim(busy, "b", NOW) == []
     with busy.write() as connection:
-        replicas.release(connection, "host-1-a", ["m01"])
+        instances.release(connection, "host-1-a", ["m01"])
     assert _claim(busy, "b", NOW) == ["m01"]
 
 
@@ -81,15 +81,15 @@ def test_one_model_is_claimed_by_name_if_it_is_free(busy: Database) -> None:
     _claim(busy, "a", NOW, 1)
     _claim(busy, "b", NOW, 0)
     with busy.write() as connection:
-        assert not replicas.claim_one(connection, "host-1-b", NOW, "m00")
-        assert replicas.claim_one(connection, "host-1-b", NOW, "m01")
-        assert replicas.leased(connection, "host-1-b") == ["m01"]
+        assert not instances.claim_one(connection, "host-1-b", NOW, "m00")
+        assert instances.claim_one(connection, "host-1-b", NOW, "m01")
+        assert instances.leased(connection, "host-1-b") == ["m01"]
 
 
 def test_a_replica_that_leaves_keeps_nothing(busy: Database) -> None:
     _claim(busy, "a", NOW)
     with busy.write() as connection:
-        replicas.remove(connection, "host-1-a")
+        instances.remove(connection, "host-1-a")
     assert len(_claim(busy, "b", NOW)) == 20
 
 
@@ -140,7 +140,7 @@ def test_two_threads_of_a_replica_may_register_it_at_once(
 
     ModelLeases(plane.context, "host-1-a").renew()
     with database.read() as connection:
-        assert list(replicas.alive(connection, plane.clock())) == ["host-1-a"]
+        assert list(instances.alive(connection, plane.clock())) == ["host-1-a"]
     plane.close()
 
 

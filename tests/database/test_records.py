@@ -19,7 +19,7 @@ from service.database.engine import Database, open_database
 from service.database.queries import job_queue, jobs, models, preparations
 from service.database.queries.attempts import Report, RunningAttempt, store_progress
 from service.database.queries.metrics import read_backlog
-from service.database.rows import JobRecord, PreparedRows
+from service.database.rows import JobRow, PreparedRows
 from service.datasets.intake import accept_dataset
 from service.datasets.request import Intake, NewDataset
 from service.registry.modalities import Limits
@@ -39,7 +39,7 @@ def model(database: Database) -> Database:
     return database
 
 
-def _post(database: Database, shard: str = "x") -> JobRecord:
+def _post(database: Database, shard: str = "x") -> JobRow:
     body = {
         "model": "scenes",
         "name": "one",
@@ -53,7 +53,7 @@ def _post(database: Database, shard: str = "x") -> JobRecord:
     return accepted.job
 
 
-def _job(database: Database, seen: JobRecord) -> JobRecord:
+def _job(database: Database, seen: JobRow) -> JobRow:
     with database.read() as connection:
         found = jobs.find(connection, seen.id)
     assert found is not None
@@ -144,7 +144,7 @@ def test_a_job_that_is_not_prepared_keeps_those_behind_it_waiting(model: Databas
     assert current.id == second.id
 
 
-def _prepared(model: Database, name: str) -> JobRecord:
+def _prepared(model: Database, name: str) -> JobRow:
     seen = _post(model, name)
     with model.write() as connection:
         preparations.begin(connection, seen, NOW)
@@ -152,7 +152,7 @@ def _prepared(model: Database, name: str) -> JobRecord:
     return _job(model, seen)
 
 
-def _job_in(connection: Connection, seen: JobRecord) -> JobRecord:
+def _job_in(connection: Connection, seen: JobRow) -> JobRow:
     found = jobs.find(connection, seen.id)
     assert found is not None
     return found
@@ -209,7 +209,7 @@ def test_the_same_model_at_once_is_one_model(database: Database) -> None:
         assert sorted(threads.map(post, range(4))) == [False, False, False, True]
 
 
-def _store_progress(connection: Connection, job: JobRecord, progress: Progress) -> None:
+def _store_progress(connection: Connection, job: JobRow, progress: Progress) -> None:
     attempt = RunningAttempt(job.id, job.attempt, job.model, job.revision)
     store_progress(connection, [Report(attempt, progress)], NOW)
 

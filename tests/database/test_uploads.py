@@ -10,8 +10,8 @@ from cmcl.storage import layout
 from cmcl.storage.versions import write_blob
 from service.core.states import JobState
 from service.database.engine import Database
-from service.database.queries import idempotency, maintenance, replicas, uploads
-from service.database.rows import NewUpload, ResponseRecord
+from service.database.queries import idempotency, instances, maintenance, uploads
+from service.database.rows import NewUpload, ResponseRow
 from service.database.tables import leases as lease_rows
 from service.maintenance.gc import GC_TASKS, RARE_GC_TASKS, GarbageCollector
 from tests.fakes.control_plane import ControlPlane
@@ -56,7 +56,7 @@ def test_an_upload_is_learned_and_swept(tmp_path: Path, database_url: str) -> No
 def test_one_of_many_gets_the_lease(database: Database) -> None:
     def claim(name: str) -> bool:
         return database.settle(
-            lambda connection: replicas.claim_lease(
+            lambda connection: instances.claim_lease(
                 connection, "gc", name, NOW, NOW + timedelta(minutes=5)
             )
         )
@@ -95,7 +95,7 @@ def test_one_that_is_named_now_is_not_given_up(tmp_path: Path, database_url: str
 
 
 def test_old_answers_go_in_batches(database: Database) -> None:
-    answer = ResponseRecord("0" * 64, 200, None, {})
+    answer = ResponseRow("0" * 64, 200, None, {})
     with database.write() as connection:
         for number in range(15):
             moment = NOW - timedelta(minutes=number)

@@ -22,7 +22,7 @@ from service.core.tuning import Tuning
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.database.queries import datasets, jobs, models, versions
-from service.database.rows import DatasetRecord, JobRecord, ModelRecord, VersionRecord
+from service.database.rows import DatasetRow, JobRow, ModelRow, VersionRow
 from service.jobs.reconciler import Reconciler
 from service.maintenance.backup import BackupWriter
 from service.telemetry.spans import Spans
@@ -146,7 +146,7 @@ class ControlPlane:
             self.preparer(self._cluster_store)
             self.clock.advance(1)
 
-    def tick_to(self, job: str, state: JobState) -> JobRecord:
+    def tick_to(self, job: str, state: JobState) -> JobRow:
         """Run rounds until the job is in that state."""
         for _ in range(20):
             if self.job(job).state == state:
@@ -154,7 +154,7 @@ class ControlPlane:
             self.tick()
         raise AssertionError(f"{job} did not come to {state}: {self.job(job)}")
 
-    def run_to_end(self, job: str, drift: float = 0.1) -> JobRecord:
+    def run_to_end(self, job: str, drift: float = 0.1) -> JobRow:
         """Train every submission until the job is final, and its version stored and mirrored."""
         for _ in range(40):
             found = self.job(job)
@@ -168,25 +168,25 @@ class ControlPlane:
             self.tick()
         raise AssertionError(f"{job} did not end: {self.job(job)}")
 
-    def has_candidate(self, job: JobRecord) -> bool:
+    def has_candidate(self, job: JobRow) -> bool:
         """Whether the current attempt has written a candidate."""
         return any(self.store.keys(layout.run_candidate(job.id, job.attempt)))
 
-    def job(self, job: str) -> JobRecord:
+    def job(self, job: str) -> JobRow:
         """The row."""
         with self.context.database.read() as connection:
             found = jobs.find(connection, job)
         assert found is not None
         return found
 
-    def dataset_of(self, job: str) -> DatasetRecord:
+    def dataset_of(self, job: str) -> DatasetRow:
         """The row of the job's dataset."""
         with self.context.database.read() as connection:
             found = datasets.find(connection, str(self.job(job).dataset))
         assert found is not None
         return found
 
-    def model(self, name: str = "scenes") -> ModelRecord:
+    def model(self, name: str = "scenes") -> ModelRow:
         """The row."""
         with self.context.database.read() as connection:
             found = models.find(connection, name)
@@ -198,7 +198,7 @@ class ControlPlane:
         pointer = read_live(self.store, model)
         return None if pointer is None else (pointer.generation, pointer.version)
 
-    def versions(self, model: str = "scenes") -> list[VersionRecord]:
+    def versions(self, model: str = "scenes") -> list[VersionRow]:
         """The rows."""
         with self.context.database.read() as connection:
             return versions.page(connection, model, None, 100)

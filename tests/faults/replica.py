@@ -60,7 +60,7 @@ class Replica:
     @property
     def leads(self) -> bool:
         """Whether it holds the lease of a model."""
-        query = select(models.c.name).where(models.c.lease_owner == self._reconciler.replica)
+        query = select(models.c.name).where(models.c.lease_owner == self._reconciler.instance)
         with self._world.database.read() as connection:
             return connection.execute(query).first() is not None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cmcl.contract.gate import Gate
 from service.core.states import TERMINAL, JobState
 from service.database.queries import datasets, models, versions
-from service.database.rows import JobRecord
+from service.database.rows import JobRow
 from service.database.seek import Seek
 from service.launchers.port import LaunchState
 from tests.faults.world import BAD, MODEL, World
@@ -177,7 +177,7 @@ def _rolled_back(world: World) -> None:
         assert world.roll_back()
 
 
-def _in(world: World, state: JobState) -> list[JobRecord]:
+def _in(world: World, state: JobState) -> list[JobRow]:
     return [job for job in world.jobs() if job.state == state]
 
 

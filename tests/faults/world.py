@@ -26,7 +26,7 @@ from service.core.errors import Refused
 from service.core.principal import LOCAL
 from service.database.engine import Database, open_database
 from service.database.queries import jobs
-from service.database.rows import BranchPoint, JobRecord
+from service.database.rows import BranchPoint, JobRow
 from service.database.seek import Seek
 from service.datasets.intake import accept_dataset
 from service.datasets.request import Intake, NewDataset
@@ -234,7 +234,7 @@ class World:
         """Write a checkpoint."""
         self.checkpoints.append(leave_checkpoint(self.store, *_parts(attempt), updates))
 
-    def spec_of(self, job: JobRecord) -> JobSpec:
+    def spec_of(self, job: JobRow) -> JobSpec:
         """The spec of the job's present attempt."""
         return JobSpec.model_validate_json(self.store.read(layout.run_spec(job.id, job.attempt)))
 
@@ -265,12 +265,12 @@ class World:
         write_blob(self.store, b"half of it")
         self.cluster.die(attempt, LaunchState.FAILED, "killed")
 
-    def jobs(self) -> list[JobRecord]:
+    def jobs(self) -> list[JobRow]:
         """All jobs, in order of arrival."""
         with self.database.read() as connection:
             return jobs.page(connection, {}, Seek(limit=1000))
 
-    def job(self, job: str) -> JobRecord:
+    def job(self, job: str) -> JobRow:
         """One of them."""
         with self.database.read() as connection:
             found = jobs.find(connection, job)

@@ -50,7 +50,7 @@ _FIGURES = {
 
 
 @dataclass(frozen=True)
-class AttemptRecord:
+class AttemptRow:
     """An attempt of a job."""
 
     job: str
@@ -96,16 +96,16 @@ def end(
     connection.execute(statement.values(ended_at=ended_at, outcome=_OUTCOMES[state], **why))
 
 
-def page(connection: Connection, job: str, seek: Seek[int]) -> list[AttemptRecord]:
+def page(connection: Connection, job: str, seek: Seek[int]) -> list[AttemptRow]:
     """Attempts of a job by number."""
     query = seek.restrict(select(attempts).where(attempts.c.job == job), attempts.c.number)
-    return [AttemptRecord(**row) for row in connection.execute(query).mappings()]
+    return [AttemptRow(**row) for row in connection.execute(query).mappings()]
 
 
-def find(connection: Connection, job: str, number: int) -> AttemptRecord | None:
+def find(connection: Connection, job: str, number: int) -> AttemptRow | None:
     """One attempt."""
     row = connection.execute(select(attempts).where(*_is(job, number))).mappings().one_or_none()
-    return None if row is None else AttemptRecord(**row)
+    return None if row is None else AttemptRow(**row)
 
 
 def points(connection: Connection, job: str, number: int) -> list[ProgressPoint]:
@@ -158,7 +158,7 @@ def _clocks(connection: Connection, jobs: Collection[str]) -> dict[tuple[str, in
 def _interval(connection: Connection, job: str, number: int, clock: _Clock, now: datetime) -> int:
     """The number of the interval that is now; intervals that became longer are stored."""
     since, interval = clock[0] or now, clock[1] or FIRST_INTERVAL
-    # Clocks of replicas differ.
+    # Clocks of instances differ.
     age = max(0.0, (now - since).total_seconds())
     widened = interval
     while age >= MOST_POINTS * widened:
@@ -207,7 +207,7 @@ _RUNNING = (
     .where(
         jobs.c.state == JobState.RUNNING,
         jobs.c.finished_at.is_(None),
-        models.c.lease_owner == bindparam("replica"),
+        models.c.lease_owner == bindparam("instance"),
     )
     .order_by(jobs.c.sequence)
 )
@@ -236,9 +236,9 @@ class Report:
     progress: Progress
 
 
-def running_attempts(connection: Connection, replica: str) -> list[RunningAttempt]:
-    """Return the attempts of running jobs of models that the replica holds the leases of."""
-    return [RunningAttempt(*row) for row in connection.execute(_RUNNING, {"replica": replica})]
+def running_attempts(connection: Connection, instance: str) -> list[RunningAttempt]:
+    """Return the attempts of running jobs of models that the instance holds the leases of."""
+    return [RunningAttempt(*row) for row in connection.execute(_RUNNING, {"instance": instance})]
 
 
 def stored_progress(

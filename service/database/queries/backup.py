@@ -100,7 +100,7 @@ def pending(connection: Connection, limit: int) -> list[OutboxEntry]:
 
 
 def acknowledge(connection: Connection, entries: Sequence[OutboxEntry]) -> bool:
-    """Remove entries whose records are written. False if another replica removed any of them."""
+    """Remove entries whose records are written. False if another instance removed any of them."""
     sequences = [entry.sequence for entry in entries]
     statement = delete(backup_outbox).where(backup_outbox.c.sequence.in_(sequences))
     return connection.execute(statement).rowcount == len(sequences)

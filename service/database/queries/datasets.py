@@ -11,7 +11,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.version import EvaluationResult, MeasuredDataset
 from service.core.states import JobState
 from service.database.queries import backup, events
-from service.database.rows import DatasetRecord, Event, Fingerprints, random_id
+from service.database.rows import DatasetRow, Event, Fingerprints, random_id
 from service.database.seek import Seek
 from service.database.tables import datasets, jobs, models
 
@@ -22,7 +22,7 @@ def create(
     request: dict[str, Any],
     now: datetime,
     known_by: Fingerprints | None,
-) -> DatasetRecord:
+) -> DatasetRow:
     """Insert a dataset: sealed where it has fingerprints, otherwise open for more shards.
 
     Raises WriteConflict if the model has the same sealed dataset.
@@ -42,30 +42,28 @@ def create(
     if known_by is None:
         # For a sealed one, the event of its job does this.
         backup.enqueue(connection, "dataset", values["id"])
-    return _record(row)
+    return _from_row(row)
 
 
-def lock(connection: Connection, dataset: str) -> DatasetRecord | None:
+def lock(connection: Connection, dataset: str) -> DatasetRow | None:
     """Lock the dataset until this transaction ends, and return it."""
     query = select(datasets).where(datasets.c.id == dataset).with_for_update()
     row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _record(row)
+    return None if row is None else _from_row(row)
 
 
-def set_request(connection: Connection, dataset: str, request: dict[str, object]) -> DatasetRecord:
+def set_request(connection: Connection, dataset: str, request: dict[str, object]) -> DatasetRow:
     """Store the request with more shards; call it with the dataset locked and open."""
     backup.enqueue(connection, "dataset", dataset)
     return _updated(connection, dataset, {"request": request})
 
 
-def seal(
-    connection: Connection, dataset: str, known_by: Fingerprints, now: datetime
-) -> DatasetRecord:
+def seal(connection: Connection, dataset: str, known_by: Fingerprints, now: datetime) -> DatasetRow:
     """Seal an open dataset. Raises WriteConflict if the model has the same sealed dataset."""
     return _updated(connection, dataset, _sealed(known_by, now))
 
 
-def set_deleted(connection: Connection, seen: DatasetRecord, actor: str, now: datetime) -> None:
+def set_deleted(connection: Connection, seen: DatasetRow, actor: str, now: datetime) -> None:
     """Mark a dataset deleted, and emit the event. Its files are to be swept, once no version needs them."""
     _updated(connection, seen.id, {"deleted_at": now, "fingerprint": None, "swept_at": None})
     deleted = Event(
@@ -85,17 +83,17 @@ def count(connection: Connection, owner: str, most: int) -> int:
     return connection.execute(counted).scalar_one()
 
 
-def find(connection: Connection, dataset: str) -> DatasetRecord | None:
+def find(connection: Connection, dataset: str) -> DatasetRow | None:
     """The dataset of that id."""
     row = (
         connection.execute(select(datasets).where(datasets.c.id == dataset))
         .mappings()
         .one_or_none()
     )
-    return None if row is None else _record(row)
+    return None if row is None else _from_row(row)
 
 
-def find_same(connection: Connection, model: str, known_by: Fingerprints) -> DatasetRecord | None:
+def find_same(connection: Connection, model: str, known_by: Fingerprints) -> DatasetRow | None:
     """Find the sealed dataset with the same shards, by address first and then by content."""
     found = _holding(connection, model, datasets.c.fingerprint == known_by.by_address)
     if found is None and known_by.by_content is not None:
@@ -106,12 +104,10 @@ def find_same(connection: Connection, model: str, known_by: Fingerprints) -> Dat
     return found
 
 
-def _holding(
-    connection: Connection, model: str, is_same: ColumnElement[bool]
-) -> DatasetRecord | None:
+def _holding(connection: Connection, model: str, is_same: ColumnElement[bool]) -> DatasetRow | None:
     query = select(datasets).where(datasets.c.model == model, is_same)
     row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _record(row)
+    return None if row is None else _from_row(row)
 
 
 def page(
@@ -119,7 +115,7 @@ def page(
     owner: str | None,
     model: str | None,
     seek: Seek[int],
-) -> list[DatasetRecord]:
+) -> list[DatasetRow]:
     """Datasets in the order of their arrival, without deleted ones."""
     query = select(datasets).where(datasets.c.deleted_at.is_(None))
     if owner is not None:
@@ -127,7 +123,7 @@ def page(
     if model is not None:
         query = query.where(datasets.c.model == model)
     rows = connection.execute(seek.restrict(query, datasets.c.sequence)).mappings()
-    return [_record(row) for row in rows]
+    return [_from_row(row) for row in rows]
 
 
 # Of its job. A dataset whose job has failed or was cancelled is not measured, until the job is retried.
@@ -244,14 +240,14 @@ def _sealed(known_by: Fingerprints, now: datetime) -> dict[str, object]:
     }
 
 
-def _updated(connection: Connection, dataset: str, values: Mapping[str, object]) -> DatasetRecord:
+def _updated(connection: Connection, dataset: str, values: Mapping[str, object]) -> DatasetRow:
     statement = update(datasets).where(datasets.c.id == dataset).values(**values)
-    return _record(connection.execute(statement.returning(datasets)).mappings().one())
+    return _from_row(connection.execute(statement.returning(datasets)).mappings().one())
 
 
-def _record(row: RowMapping) -> DatasetRecord:
+def _from_row(row: RowMapping) -> DatasetRow:
     values = dict(row)
     values["pair"] = ModalityPair(first=values.pop("pair_first"), second=values.pop("pair_second"))
     if values["manifest"] is not None:
         values["manifest"] = DatasetManifest.model_validate(values["manifest"])
-    return DatasetRecord(**values)
+    return DatasetRow(**values)

@@ -15,7 +15,7 @@ MOST_WAITING = 10_000
 
 
 @dataclass(frozen=True)
-class DeliveryRecord:
+class DeliveryRow:
     """One message to one webhook. Its id is equal for all attempts."""
 
     sequence: int
@@ -66,21 +66,21 @@ def count_room(connection: Connection, owner: str) -> int:
     return MOST_WAITING - connection.execute(select(func.count()).select_from(waiting)).scalar_one()
 
 
-def find(connection: Connection, delivery: str) -> DeliveryRecord | None:
+def find(connection: Connection, delivery: str) -> DeliveryRow | None:
     """The delivery of that id."""
     query = select(deliveries).where(deliveries.c.id == delivery)
     row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else DeliveryRecord(**row)
+    return None if row is None else DeliveryRow(**row)
 
 
-def page(connection: Connection, webhook: str, seek: Seek[int]) -> list[DeliveryRecord]:
+def page(connection: Connection, webhook: str, seek: Seek[int]) -> list[DeliveryRow]:
     """Deliveries of a webhook in the order of their events."""
     query = select(deliveries).where(deliveries.c.webhook == webhook)
     rows = connection.execute(seek.restrict(query, deliveries.c.sequence)).mappings()
-    return [DeliveryRecord(**row) for row in rows]
+    return [DeliveryRow(**row) for row in rows]
 
 
-def next_due(connection: Connection, webhook: str, now: datetime) -> DeliveryRecord | None:
+def next_due(connection: Connection, webhook: str, now: datetime) -> DeliveryRow | None:
     """The delivery of a webhook that has been due longest."""
     query = (
         select(deliveries)
@@ -89,11 +89,11 @@ def next_due(connection: Connection, webhook: str, now: datetime) -> DeliveryRec
         .limit(1)
     )
     row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else DeliveryRecord(**row)
+    return None if row is None else DeliveryRow(**row)
 
 
-def record_success(connection: Connection, seen: DeliveryRecord, attempt: Attempt) -> bool:
-    """Record that it was accepted. False if another replica recorded this attempt, or it was removed."""
+def record_success(connection: Connection, seen: DeliveryRow, attempt: Attempt) -> bool:
+    """Record that it was accepted. False if another instance recorded this attempt, or it was removed."""
     changes = {"delivered_at": attempt.at, "error": None}
     if not _record_attempt(connection, seen, attempt, changes):
         return False
@@ -105,8 +105,8 @@ def record_success(connection: Connection, seen: DeliveryRecord, attempt: Attemp
     return True
 
 
-def record_failure(connection: Connection, seen: DeliveryRecord, attempt: Attempt) -> bool:
-    """Record a failed attempt. False if another replica recorded it, or the delivery was removed."""
+def record_failure(connection: Connection, seen: DeliveryRow, attempt: Attempt) -> bool:
+    """Record a failed attempt. False if another instance recorded it, or the delivery was removed."""
     then = {"next_at": attempt.again_at} if attempt.again_at else {"failed_at": attempt.at}
     if not _record_attempt(connection, seen, attempt, {**then, "error": attempt.error}):
         return False
@@ -148,7 +148,7 @@ def _reason_or(reason: str) -> ColumnElement[str]:
 
 
 def _record_attempt(
-    connection: Connection, seen: DeliveryRecord, attempt: Attempt, changes: Mapping[str, object]
+    connection: Connection, seen: DeliveryRow, attempt: Attempt, changes: Mapping[str, object]
 ) -> bool:
     """The fence: of two that sent the same delivery, the first to record it counts."""
     statement = (

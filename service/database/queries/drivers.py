@@ -20,7 +20,7 @@ def is_needed(connection: Connection, states: Collection[JobState]) -> bool:
 
 
 @dataclass(frozen=True)
-class DriverRecord:
+class DriverRow:
     """The newest driver; `number` is 0 before the first one.
 
     `failures`: number of drivers in a row that ended early. `unavailable_since`: since when the launcher does not
@@ -41,16 +41,16 @@ class DriverRecord:
         return self.launched_at is not None and self.ended_at is None
 
 
-def newest(connection: Connection) -> DriverRecord:
+def newest(connection: Connection) -> DriverRow:
     """Return the newest driver."""
     row = connection.execute(_NEWEST).mappings().one_or_none()
-    return DriverRecord() if row is None else DriverRecord(**row)
+    return DriverRow() if row is None else DriverRow(**row)
 
 
-def begin(connection: Connection, seen: DriverRecord, now: datetime) -> bool:
-    """Assign the next number, before the driver is submitted. False if another replica did.
+def begin(connection: Connection, seen: DriverRow, now: datetime) -> bool:
+    """Assign the next number, before the driver is submitted. False if another instance did.
 
-    Raises WriteConflict if another replica concurrently assigned the first one.
+    Raises WriteConflict if another instance concurrently assigned the first one.
     """
     values = {
         "number": seen.number + 1,
@@ -65,7 +65,7 @@ def begin(connection: Connection, seen: DriverRecord, now: datetime) -> bool:
     return change(connection, seen, values)
 
 
-def change(connection: Connection, seen: DriverRecord, changes: Mapping[str, object]) -> bool:
+def change(connection: Connection, seen: DriverRow, changes: Mapping[str, object]) -> bool:
     """Change the record of the driver, unless it has another number by now. Returns whether it was changed."""
     statement = update(drivers).where(drivers.c.number == seen.number)
     return connection.execute(statement.values(**changes)).rowcount == 1

@@ -22,7 +22,7 @@ from service.database import notifications
 from service.database.engine import announce_after_commit
 from service.database.queries import backup, webhooks
 from service.database.queries.deliveries import MOST_WAITING
-from service.database.rows import Event, EventRecord
+from service.database.rows import Event, EventRow
 from service.database.seek import Seek
 from service.database.tables import event_positions, events, jobs
 
@@ -43,7 +43,7 @@ class EventFilter:
     job: str | None = None
     kinds: frozenset[str] = frozenset()
 
-    def covers(self, event: EventRecord) -> bool:
+    def covers(self, event: EventRow) -> bool:
         """Return whether the event matches."""
         return (
             self.owner in (None, event.owner)
@@ -112,11 +112,11 @@ def number(connection: Connection) -> int:
     return len(places)
 
 
-def page(connection: Connection, wanted: EventFilter, seek: Seek[int]) -> list[EventRecord]:
+def page(connection: Connection, wanted: EventFilter, seek: Seek[int]) -> list[EventRow]:
     """Numbered events in their order; `sequence` is their position."""
     query = wanted.restrict(select(events).where(events.c.position.is_not(None)))
     rows = connection.execute(seek.restrict(query, events.c.position)).mappings()
-    return [_record(dict(row)) for row in rows]
+    return [_from_row(dict(row)) for row in rows]
 
 
 def newest(connection: Connection) -> int:
@@ -148,6 +148,6 @@ def forget_before(connection: Connection, moment: datetime, limit: int) -> int:
     return connection.execute(delete(events).where(events.c.sequence.in_(old))).rowcount
 
 
-def _record(row: dict[str, Any]) -> EventRecord:
+def _from_row(row: dict[str, Any]) -> EventRow:
     position = row.pop("position")
-    return EventRecord(**{**row, "sequence": position})
+    return EventRow(**{**row, "sequence": position})

@@ -8,24 +8,24 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, update
 
-from service.database.rows import KeyClaim, ResponseRecord
+from service.database.rows import KeyClaim, ResponseRow
 from service.database.tables import responses
 
 ScopedKey = tuple[str, str, str]
 """Owner, key and route."""
 
 
-def find(connection: Connection, key: ScopedKey) -> ResponseRecord | KeyClaim | None:
+def find(connection: Connection, key: ScopedKey) -> ResponseRow | KeyClaim | None:
     """Return the stored response, the claim of a request that is being processed, or None."""
     row = connection.execute(select(responses).where(_at(key))).mappings().one_or_none()
     if row is None:
         return None
     if row["status"] is None:
         return KeyClaim(row["fingerprint"], row["created_at"])
-    return ResponseRecord(row["fingerprint"], row["status"], row["location"], row["body"])
+    return ResponseRow(row["fingerprint"], row["status"], row["location"], row["body"])
 
 
-def save(connection: Connection, key: ScopedKey, response: ResponseRecord, now: datetime) -> None:
+def save(connection: Connection, key: ScopedKey, response: ResponseRow, now: datetime) -> None:
     """Store a response. Raises WriteConflict if another transaction stored one first."""
     connection.execute(insert(responses).values(**_columns(key), created_at=now, **vars(response)))
 
@@ -35,9 +35,7 @@ def claim(connection: Connection, key: ScopedKey, mine: KeyClaim) -> None:
     connection.execute(insert(responses).values(**_columns(key), **vars(mine)))
 
 
-def fulfil(
-    connection: Connection, key: ScopedKey, claim: KeyClaim, response: ResponseRecord
-) -> None:
+def fulfil(connection: Connection, key: ScopedKey, claim: KeyClaim, response: ResponseRow) -> None:
     """Store the response of a claim; does nothing if the claim was fulfilled or released."""
     connection.execute(update(responses).where(_claimed(key, claim)).values(**vars(response)))
 

@@ -12,7 +12,7 @@ from service.database.queries import attempts
 from service.database.queries import jobs as moves
 from service.database.queries.models import is_unmirrored
 from service.database.queries.preparations import MOST_OF_MODEL
-from service.database.rows import JobRecord
+from service.database.rows import JobRow
 from service.database.tables import jobs, models, versions
 
 _LEARNS = jobs.c.kind != "evaluate"
@@ -32,7 +32,7 @@ _IN_TURN = (
 _TO_LEARN = _first(jobs.c.finished_at.is_(None), jobs.c.dry_run.is_(False), _LEARNS)
 
 
-def current(connection: Connection, model: str) -> JobRecord | None:
+def current(connection: Connection, model: str) -> JobRow | None:
     """The job in flight, or else the first to learn in the order of arrival, if it is prepared: nothing else may be
     learned.
 
@@ -49,13 +49,13 @@ def current(connection: Connection, model: str) -> JobRecord | None:
 
 
 def with_steps(
-    connection: Connection, replica: str, names: Sequence[str] | None = None
+    connection: Connection, instance: str, names: Sequence[str] | None = None
 ) -> list[str]:
-    """Return those of the models that the replica leases for which a step may be due; with `names`, of these alone.
+    """Return those of the models that the instance leases for which a step may be due; with `names`, of these alone.
 
     Not those whose jobs all wait for the scheduler or for their turn: of ten thousand models, most do.
     """
-    leased = {"replica": replica}
+    leased = {"instance": instance}
     if names is None:
         return list(connection.scalars(_WITH_STEPS, leased))
     found: list[str] = []
@@ -106,12 +106,12 @@ def _has_to_prepare() -> Exists:
 
 _WITH_STEPS = (
     select(models.c.name)
-    .where(models.c.lease_owner == bindparam("replica"), _has_step())
+    .where(models.c.lease_owner == bindparam("instance"), _has_step())
     .order_by(models.c.name)
 )
 
 
-def must_wait(connection: Connection, seen: JobRecord) -> bool:
+def must_wait(connection: Connection, seen: JobRow) -> bool:
     """Return whether another job of the model is in flight, or is to be learned before.
 
     An evaluation waits for no dataset to be learned before it, nor for an approval: it measures the live version at once.
@@ -121,7 +121,7 @@ def must_wait(connection: Connection, seen: JobRecord) -> bool:
     return is_any_in_flight(connection, seen.model) or _is_earlier_open(connection, seen)
 
 
-def _is_earlier_open(connection: Connection, seen: JobRecord) -> bool:
+def _is_earlier_open(connection: Connection, seen: JobRow) -> bool:
     query = select(jobs.c.id).where(
         jobs.c.model == seen.model,
         jobs.c.finished_at.is_(None),
@@ -149,7 +149,7 @@ def _is_any_in(connection: Connection, model: str, states: frozenset[JobState]) 
 
 
 def start_attempt(
-    connection: Connection, seen: JobRecord, parent: int | None, submission_id: str, now: datetime
+    connection: Connection, seen: JobRow, parent: int | None, submission_id: str, now: datetime
 ) -> bool:
     """Assign the next attempt, from version `parent`, before it is submitted to the launcher.
 
@@ -176,6 +176,6 @@ def start_attempt(
     return moved
 
 
-def _found(connection: Connection, query: Select[Any], model: str) -> JobRecord | None:
+def _found(connection: Connection, query: Select[Any], model: str) -> JobRow | None:
     row = connection.execute(query, {"model": model}).mappings().one_or_none()
-    return None if row is None else moves.record(row)
+    return None if row is None else moves.from_row(row)

@@ -14,10 +14,10 @@ from service.core.states import FailureReason, JobState, check_move
 from service.database.queries import attempts, events
 from service.database.rows import (
     Approval,
-    DatasetRecord,
+    DatasetRow,
     Event,
-    JobRecord,
-    ModelRecord,
+    JobRow,
+    ModelRow,
     PreparedRows,
     random_id,
 )
@@ -39,11 +39,11 @@ _BY_ID = select(jobs).where(jobs.c.id == bindparam("id"))
 
 def create(
     connection: Connection,
-    dataset: DatasetRecord,
+    dataset: DatasetRow,
     now: datetime,
     kind: JobKind = "learn",
     traceparent: str | None = None,
-) -> JobRecord:
+) -> JobRow:
     """Insert a queued job that reads the rows of a dataset. `traceparent`: of the request; so below."""
     about = {
         "owner": dataset.owner,
@@ -58,11 +58,11 @@ def create(
 
 def create_unlearning(
     connection: Connection,
-    model: ModelRecord,
+    model: ModelRow,
     line: LearnedDataset,
     now: datetime,
     traceparent: str | None = None,
-) -> JobRecord:
+) -> JobRow:
     """Insert a queued job that unlearns a dataset of the model's lineage."""
     about = {"dataset": line.dataset, "dataset_name": line.name, "traceparent": traceparent}
     return _insert_queued(connection, "unlearn", _of_model(model) | about, now)
@@ -70,11 +70,11 @@ def create_unlearning(
 
 def create_merge(
     connection: Connection,
-    model: ModelRecord,
+    model: ModelRow,
     merges: VersionRef,
     now: datetime,
     traceparent: str | None = None,
-) -> JobRecord:
+) -> JobRow:
     """Insert a queued job that merges another version into the model."""
     about = {
         "merges": merges.model_dump(mode="json"),
@@ -84,13 +84,13 @@ def create_merge(
     return _insert_queued(connection, "merge", _of_model(model) | about, now)
 
 
-def _of_model(model: ModelRecord) -> dict[str, object]:
+def _of_model(model: ModelRow) -> dict[str, object]:
     return {"owner": model.owner, "model": model.name, "dry_run": False}
 
 
 def _insert_queued(
     connection: Connection, kind: JobKind, about: Mapping[str, object], now: datetime
-) -> JobRecord:
+) -> JobRow:
     """Insert a queued job. `about`: owner, model, dataset, traceparent, and whether it is a dry run."""
     values = {
         "id": f"job-{random_id()}",
@@ -106,34 +106,34 @@ def _insert_queued(
         "state_changed_at": now,
     }
     row = connection.execute(insert(jobs).values(values).returning(jobs)).mappings().one()
-    job = record(row)
+    job = from_row(row)
     _emit(connection, job, "job.queued", now, {"kind": kind})
     return job
 
 
-def find(connection: Connection, job: str) -> JobRecord | None:
+def find(connection: Connection, job: str) -> JobRow | None:
     """The job of that id."""
     row = connection.execute(_BY_ID, {"id": job}).mappings().one_or_none()
-    return None if row is None else record(row)
+    return None if row is None else from_row(row)
 
 
 def open_change(
     connection: Connection, model: str, kind: JobKind, dataset: str | None, name: str
-) -> JobRecord | None:
+) -> JobRow | None:
     """The job of that kind about the same dataset or version that has not ended."""
     is_it = jobs.c.dataset == dataset if dataset is not None else jobs.c.dataset_name == name
     query = select(jobs).where(
         jobs.c.model == model, jobs.c.kind == kind, jobs.c.finished_at.is_(None), is_it
     )
     row = connection.execute(query.limit(1)).mappings().one_or_none()
-    return None if row is None else record(row)
+    return None if row is None else from_row(row)
 
 
-def of_dataset(connection: Connection, dataset: str) -> JobRecord | None:
+def of_dataset(connection: Connection, dataset: str) -> JobRow | None:
     """The one job that reads the rows of a dataset; None while it is open."""
     query = select(jobs).where(jobs.c.dataset == dataset, _READS_ROWS)
     row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else record(row)
+    return None if row is None else from_row(row)
 
 
 def of_datasets(connection: Connection, datasets: list[str]) -> dict[str, tuple[str, JobState]]:
@@ -147,7 +147,7 @@ def page(
     connection: Connection,
     where: Mapping[str, str | None],
     seek: Seek[int],
-) -> list[JobRecord]:
+) -> list[JobRow]:
     """Jobs in the order of their arrival.
 
     `where` has values for columns (owner, model, state); None does not restrict.
@@ -157,20 +157,20 @@ def page(
         if value is not None:
             query = query.where(jobs.c[column] == value)
     rows = connection.execute(seek.restrict(query, jobs.c.sequence)).mappings()
-    return [record(row) for row in rows]
+    return [from_row(row) for row in rows]
 
 
 def move(
-    connection: Connection, seen: JobRecord, target: JobState, now: datetime, **changes: object
+    connection: Connection, seen: JobRow, target: JobState, now: datetime, **changes: object
 ) -> bool:
-    """Move the job if its revision is unchanged. False if another replica moved it first."""
+    """Move the job if its revision is unchanged. False if another instance moved it first."""
     check_move(seen.state, target)
     return _moved(connection, seen, as_seen(seen), target, now, changes)
 
 
 def finish(
     connection: Connection,
-    seen: JobRecord,
+    seen: JobRow,
     target: JobState,
     now: datetime,
     reason: FailureReason | None = None,
@@ -181,7 +181,7 @@ def finish(
 
 
 def finish_evaluation(
-    connection: Connection, seen: JobRecord, result: EvaluationResult, now: datetime
+    connection: Connection, seen: JobRow, result: EvaluationResult, now: datetime
 ) -> bool:
     """End the job of a dataset that is measured only, with the result of the live version."""
     document = result.model_dump(mode="json")
@@ -196,7 +196,7 @@ def finish_evaluation(
     )
 
 
-def approve(connection: Connection, seen: JobRecord, approval: Approval, now: datetime) -> bool:
+def approve(connection: Connection, seen: JobRow, approval: Approval, now: datetime) -> bool:
     """Return a held candidate to its judgement, with an approval."""
     return move(
         connection,
@@ -208,7 +208,7 @@ def approve(connection: Connection, seen: JobRecord, approval: Approval, now: da
     )
 
 
-def reject(connection: Connection, seen: JobRecord, approval: Approval, now: datetime) -> bool:
+def reject(connection: Connection, seen: JobRow, approval: Approval, now: datetime) -> bool:
     """Reject a held candidate on behalf of a user."""
     return move(
         connection,
@@ -226,7 +226,7 @@ def _written(approval: Approval) -> dict[str, object]:
     return {**asdict(approval), "at": approval.at.isoformat()}
 
 
-def retry(connection: Connection, seen: JobRecord, now: datetime) -> bool:
+def retry(connection: Connection, seen: JobRow, now: datetime) -> bool:
     """Queue a failed or rejected job again. Attempts continue to count: a number is used once.
 
     A decision was about the candidate of that time; the next one is judged again.
@@ -249,29 +249,29 @@ def retry(connection: Connection, seen: JobRecord, now: datetime) -> bool:
     )
 
 
-def set_launched(connection: Connection, seen: JobRecord, now: datetime) -> None:
+def set_launched(connection: Connection, seen: JobRow, now: datetime) -> None:
     """Record that the attempt runs; an end that was recorded before is cleared."""
     connection.execute(as_seen(seen).values(launched_at=seen.launched_at or now, ended_at=None))
     attempts.set_started(connection, seen.id, seen.attempt, now)
 
 
-def set_waiting(connection: Connection, seen: JobRecord, message: str, now: datetime) -> None:
+def set_waiting(connection: Connection, seen: JobRow, message: str, now: datetime) -> None:
     """Record that the attempt waits for the cluster, from now on, and for what."""
     waits: dict[str, object] = {"launched_at": None, "heard_at": None, "ended_at": None}
     connection.execute(as_seen(seen).values(waits | {"message": message, "state_changed_at": now}))
 
 
-def set_ended(connection: Connection, seen: JobRecord, now: datetime) -> None:
+def set_ended(connection: Connection, seen: JobRow, now: datetime) -> None:
     """Record that the attempt has ended."""
     connection.execute(as_seen(seen).values(ended_at=now))
 
 
-def set_message(connection: Connection, seen: JobRecord, message: str | None) -> None:
+def set_message(connection: Connection, seen: JobRow, message: str | None) -> None:
     """Set the message that says what the job waits for."""
     connection.execute(as_seen(seen).values(message=message))
 
 
-def request_cancel(connection: Connection, seen: JobRecord, now: datetime) -> bool:
+def request_cancel(connection: Connection, seen: JobRow, now: datetime) -> bool:
     """Ask the reconciler to stop the job. False if it has moved.
 
     It increments the revision like a move: a decision made before it must not take effect after it.
@@ -284,14 +284,14 @@ def request_cancel(connection: Connection, seen: JobRecord, now: datetime) -> bo
     return asked
 
 
-def as_seen(seen: JobRecord) -> Update:
+def as_seen(seen: JobRow) -> Update:
     """The fence: an update of the job that fails if it was moved since it was read."""
     return update(jobs).where(jobs.c.id == seen.id, jobs.c.revision == seen.revision)
 
 
 def _moved(
     connection: Connection,
-    seen: JobRecord,
+    seen: JobRow,
     statement: Update,
     target: JobState,
     now: datetime,
@@ -310,7 +310,7 @@ def _moved(
         attempts.end(connection, seen.id, seen.attempt, target, values)
     data = {name: changes[name] for name in ("reason", "message") if changes.get(name)}
     data |= {"from": seen.state, "attempt": changes.get("attempt", seen.attempt)}
-    # Clocks of replicas differ.
+    # Clocks of instances differ.
     data["after_seconds"] = max(0.0, (now - seen.state_changed_at).total_seconds())
     _emit(connection, seen, f"job.{target}", now, data)
     return True
@@ -318,7 +318,7 @@ def _moved(
 
 def _emit(
     connection: Connection,
-    job: JobRecord,
+    job: JobRow,
     kind: str,
     now: datetime,
     data: Mapping[str, object],
@@ -337,8 +337,8 @@ _DOCUMENTS: Mapping[str, type[BaseModel]] = {
 }
 
 
-def record(row: RowMapping) -> JobRecord:
-    """The record of a row."""
+def from_row(row: RowMapping) -> JobRow:
+    """Return the job of a row."""
     values = dict(row)
     values["state"] = JobState(values["state"])
     if values["reason"] is not None:
@@ -349,4 +349,4 @@ def record(row: RowMapping) -> JobRecord:
     if values["approval"] is not None:
         approval = values["approval"]
         values["approval"] = Approval(**{**approval, "at": datetime.fromisoformat(approval["at"])})
-    return JobRecord(**values)
+    return JobRow(**values)

@@ -11,7 +11,7 @@ from service.database.tables import api_keys
 
 
 @dataclass(frozen=True)
-class KeyRecord:
+class KeyRow:
     """A key: its owner, its scopes, and when it was last used (to the minute)."""
 
     id: str
@@ -30,16 +30,16 @@ class KeyRecord:
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
-def create(connection: Connection, key: KeyRecord) -> None:
+def create(connection: Connection, key: KeyRow) -> None:
     """Insert a key. Raises WriteConflict if its id is taken."""
     values = {**vars(key), "scopes": sorted(key.scopes)}
     connection.execute(insert(api_keys).values(**values))
 
 
-def find(connection: Connection, key: str) -> KeyRecord | None:
+def find(connection: Connection, key: str) -> KeyRow | None:
     """The key of that id, also a revoked one."""
     row = connection.execute(select(api_keys).where(api_keys.c.id == key)).mappings().one_or_none()
-    return None if row is None else _record(row)
+    return None if row is None else _from_row(row)
 
 
 def digest_of(connection: Connection, key: str) -> str | None:
@@ -48,13 +48,13 @@ def digest_of(connection: Connection, key: str) -> str | None:
     return connection.execute(query).scalar_one_or_none()
 
 
-def page(connection: Connection, owner: str | None, seek: Seek[str]) -> list[KeyRecord]:
+def page(connection: Connection, owner: str | None, seek: Seek[str]) -> list[KeyRow]:
     """Keys by id, also expired and revoked ones."""
     query = select(api_keys)
     if owner is not None:
         query = query.where(api_keys.c.owner == owner)
     rows = connection.execute(seek.restrict(query, api_keys.c.id)).mappings()
-    return [_record(row) for row in rows]
+    return [_from_row(row) for row in rows]
 
 
 def count(connection: Connection, owner: str, now: datetime, made_after: datetime) -> int:
@@ -74,11 +74,11 @@ def has_any(connection: Connection) -> bool:
     return connection.execute(select(api_keys.c.id).limit(1)).first() is not None
 
 
-def valid(connection: Connection, now: datetime) -> list[KeyRecord]:
+def valid(connection: Connection, now: datetime) -> list[KeyRow]:
     """Valid keys, by id."""
     is_current = or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now)
     query = select(api_keys).where(api_keys.c.revoked_at.is_(None), is_current)
-    return [_record(row) for row in connection.execute(query.order_by(api_keys.c.id)).mappings()]
+    return [_from_row(row) for row in connection.execute(query.order_by(api_keys.c.id)).mappings()]
 
 
 def changes(connection: Connection, now: datetime) -> int:
@@ -102,14 +102,14 @@ def set_revoked(connection: Connection, key: str, now: datetime) -> None:
 
 
 def set_used(connection: Connection, key: str, now: datetime, unless_since: datetime) -> None:
-    """Record the use of a key, unless another replica has done so since `unless_since`."""
+    """Record the use of a key, unless another instance has done so since `unless_since`."""
     is_old = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at <= unless_since)
     connection.execute(
         update(api_keys).where(api_keys.c.id == key, is_old).values(last_used_at=now)
     )
 
 
-def _record(row: RowMapping) -> KeyRecord:
+def _from_row(row: RowMapping) -> KeyRow:
     values = dict(row)
     values["scopes"] = frozenset(Scope(scope) for scope in values["scopes"])
-    return KeyRecord(**values)
+    return KeyRow(**values)

@@ -30,7 +30,7 @@ from cmcl.contract.version import LearnedDataset, VersionManifest
 from service.core.states import JobState
 from service.database.queries import attempts, backup
 from service.database.queries.versions import find as find_version
-from service.database.rows import VersionRecord
+from service.database.rows import VersionRow
 from service.database.tables import (
     datasets,
     jobs,
@@ -167,14 +167,14 @@ def unlearned_datasets(connection: Connection) -> list[str]:
     return list(connection.scalars(query.order_by(datasets.c.sequence)))
 
 
-def versions_with(connection: Connection, dataset: str) -> list[VersionRecord]:
+def versions_with(connection: Connection, dataset: str) -> list[VersionRow]:
     """Versions of models that exist, and of deleted ones with files, whose lineage has the dataset."""
     query = (
         select(versions.c.model, versions.c.number)
         .join(models, models.c.name == versions.c.model)
         .where(models.c.swept_at.is_(None), cast(versions.c.manifest, Text).contains(dataset))
     )
-    found: list[VersionRecord] = []
+    found: list[VersionRow] = []
     for model, number in connection.execute(
         query.order_by(versions.c.model, versions.c.number)
     ).all():
@@ -186,9 +186,7 @@ def versions_with(connection: Connection, dataset: str) -> list[VersionRecord]:
     return found
 
 
-def mark_versions_swept(
-    connection: Connection, found: Iterable[VersionRecord], now: datetime
-) -> None:
+def mark_versions_swept(connection: Connection, found: Iterable[VersionRow], now: datetime) -> None:
     """Mark versions swept: their files are given up."""
     for version in found:
         is_it = (versions.c.model == version.model, versions.c.number == version.number)

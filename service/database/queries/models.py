@@ -21,7 +21,7 @@ from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModelSpec
 from service.database.queries import backup, events, scheduling
-from service.database.rows import BranchPoint, Event, ModelRecord
+from service.database.rows import BranchPoint, Event, ModelRow
 from service.database.seek import Seek
 from service.database.tables import models
 
@@ -60,10 +60,10 @@ def create(
     backup.enqueue(connection, "model", name)
 
 
-def find(connection: Connection, name: str) -> ModelRecord | None:
+def find(connection: Connection, name: str) -> ModelRow | None:
     """The model of that name, also a deleted one: its name is not used again."""
     row = connection.execute(_BY_NAME, {"name": name}).mappings().one_or_none()
-    return None if row is None else _record(row)
+    return None if row is None else _from_row(row)
 
 
 def count(connection: Connection, owner: str, made_after: datetime) -> int:
@@ -78,11 +78,11 @@ def has_any(connection: Connection) -> bool:
     return connection.execute(select(models.c.name).limit(1)).first() is not None
 
 
-def lock(connection: Connection, name: str) -> ModelRecord | None:
+def lock(connection: Connection, name: str) -> ModelRow | None:
     """Lock the model until this transaction ends, and return it."""
     query = select(models).where(models.c.name == name).with_for_update()
     row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _record(row)
+    return None if row is None else _from_row(row)
 
 
 def hold(connection: Connection, name: str) -> None:
@@ -97,7 +97,7 @@ def hold(connection: Connection, name: str) -> None:
 
 def page(
     connection: Connection, owner: str | None, seek: Seek[str], branched_from: str | None = None
-) -> list[ModelRecord]:
+) -> list[ModelRow]:
     """Models by name, without deleted ones; with `branched_from`, branches of that model alone."""
     query = select(models).where(models.c.deleted_at.is_(None))
     if branched_from is not None:
@@ -105,7 +105,7 @@ def page(
     if owner is not None:
         query = query.where(models.c.owner == owner)
     rows = connection.execute(seek.restrict(query, models.c.name)).mappings()
-    return [_record(row) for row in rows]
+    return [_from_row(row) for row in rows]
 
 
 def with_pointer(connection: Connection) -> list[str]:
@@ -174,9 +174,7 @@ def forget_mirrored(connection: Connection, name: str) -> None:
     connection.execute(update(models).where(models.c.name == name).values(mirrored_revision=0))
 
 
-def set_gate(
-    connection: Connection, seen: ModelRecord, gate: Gate, actor: str, now: datetime
-) -> None:
+def set_gate(connection: Connection, seen: ModelRow, gate: Gate, actor: str, now: datetime) -> None:
     """Set the gate under the next revision, and emit the event; with the model locked."""
     document = gate.model_dump(mode="json")
     values = {"gate": document, "gate_revision": seen.gate_revision + 1}
@@ -187,7 +185,7 @@ def set_gate(
 
 def add_modality(
     connection: Connection,
-    seen: ModelRecord,
+    seen: ModelRow,
     spec: ModelSpec,
     modality: str,
     actor: str,
@@ -200,7 +198,7 @@ def add_modality(
     _emit(connection, seen, "model.modality", now, data)
 
 
-def set_deleted(connection: Connection, seen: ModelRecord, actor: str, now: datetime) -> None:
+def set_deleted(connection: Connection, seen: ModelRow, actor: str, now: datetime) -> None:
     """Mark the model deleted, and emit the event. Its name is not used again, its live.json is to be removed."""
     values = {"deleted_at": now, **_next_revision(now)}
     connection.execute(update(models).where(models.c.name == seen.name).values(values))
@@ -209,7 +207,7 @@ def set_deleted(connection: Connection, seen: ModelRecord, actor: str, now: date
 
 def _emit(
     connection: Connection,
-    model: ModelRecord,
+    model: ModelRow,
     kind: str,
     now: datetime,
     data: Mapping[str, object],
@@ -224,11 +222,11 @@ def _next_revision(now: datetime, traceparent: str | None = None) -> dict[str, o
 
 
 def is_unmirrored() -> ColumnElement[bool]:
-    """Condition: the opposite of `ModelRecord.is_mirrored`."""
+    """Condition: the opposite of `ModelRow.is_mirrored`."""
     return and_(models.c.live_generation > 0, models.c.mirrored_revision < models.c.live_revision)
 
 
-def _record(row: RowMapping) -> ModelRecord:
+def _from_row(row: RowMapping) -> ModelRow:
     values = dict(row)
     values["spec"] = ModelSpec.model_validate(values["spec"])
     values["gate"] = Gate.model_validate(values["gate"])
@@ -238,4 +236,4 @@ def _record(row: RowMapping) -> ModelRecord:
     }
     if values["branched_from"] is not None:
         values["branched_from"] = BranchPoint(**values["branched_from"])
-    return ModelRecord(**values)
+    return ModelRow(**values)

@@ -8,21 +8,21 @@ from sqlalchemy import Connection, Select, bindparam, or_, select, update
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from service.core.states import IN_FLIGHT, JobState
 from service.database.queries import jobs as moves
-from service.database.rows import JobRecord, PreparedRows
+from service.database.rows import JobRow, PreparedRows
 from service.database.tables import jobs
 
 # Of one model at a time. Further jobs stay queued.
 MOST_OF_MODEL = 8
 
 
-def to_prepare(connection: Connection, model: str) -> list[JobRecord]:
+def to_prepare(connection: Connection, model: str) -> list[JobRow]:
     """Return the model's jobs that are being prepared, and queued ones among its first MOST_OF_MODEL waiting jobs.
 
     Waiting jobs are counted in order of arrival, prepared ones included. This bounds how far ahead datasets are prepared,
     and an old job that was retried is prepared before later ones.
     """
     rows = connection.execute(_TO_PREPARE, {"model": model}).mappings()
-    return [moves.record(row) for row in rows]
+    return [moves.from_row(row) for row in rows]
 
 
 def _to_prepare() -> Select[Any]:
@@ -42,7 +42,7 @@ def _to_prepare() -> Select[Any]:
 _TO_PREPARE = _to_prepare()
 
 
-def begin(connection: Connection, seen: JobRecord, now: datetime) -> bool:
+def begin(connection: Connection, seen: JobRow, now: datetime) -> bool:
     """Move a queued job to preparing, under the next number of a request."""
     return moves.move(
         connection,
@@ -58,7 +58,7 @@ def begin(connection: Connection, seen: JobRecord, now: datetime) -> bool:
 
 def end(
     connection: Connection,
-    seen: JobRecord,
+    seen: JobRow,
     prepared: PreparedRows,
     now: datetime,
     message: str | None,
@@ -70,7 +70,7 @@ def end(
 
 def finish_report(
     connection: Connection,
-    seen: JobRecord,
+    seen: JobRow,
     report: DatasetReport,
     prepared: PreparedRows,
     now: datetime,
@@ -96,7 +96,7 @@ def set_rejected(connection: Connection, job: str, prepared: PreparedRows) -> No
 
 def set_progress(
     connection: Connection,
-    seen: JobRecord,
+    seen: JobRow,
     progress: PrepareProgress,
     message: str | None,
 ) -> None:

@@ -17,7 +17,7 @@ from cmcl.contract.methods import Priority
 from service.core.principal import EVERY_OWNER
 from service.core.states import JobState
 from service.database.queries import jobs as moves
-from service.database.rows import JobRecord
+from service.database.rows import JobRow
 from service.database.tables import admissions, jobs
 
 # A job of high priority is ordered as if it had waited for an hour longer.
@@ -41,14 +41,14 @@ TRAINING = Stage(JobState.PREPARED, (JobState.SUBMITTING, JobState.RUNNING))
 
 
 def enqueue(
-    connection: Connection, seen: JobRecord, at: datetime, priority: Priority, message: str
+    connection: Connection, seen: JobRow, at: datetime, priority: Priority, message: str
 ) -> bool:
     """Let a job wait for the scheduler. False if it has moved."""
     statement = moves.as_seen(seen).values(eligible_at=at + OFFSETS[priority], message=message)
     return connection.execute(statement).rowcount == 1
 
 
-def dequeue(connection: Connection, seen: JobRecord) -> None:
+def dequeue(connection: Connection, seen: JobRow) -> None:
     """Let a job no longer wait for the scheduler: it is not its turn among the jobs of its model."""
     connection.execute(moves.as_seen(seen).values(eligible_at=None, message=None))
 
@@ -72,7 +72,7 @@ def is_any_waiting(connection: Connection, stage: Stage) -> bool:
 def lock(connection: Connection, stage: Stage) -> int:
     """Lock the stage until this transaction ends, and return the number of the newest admission.
 
-    Raises WriteConflict if another replica concurrently made the first one.
+    Raises WriteConflict if another instance concurrently made the first one.
     """
     is_newest = (admissions.c.state == stage.waiting, admissions.c.owner == EVERY_OWNER)
     query = select(admissions.c.number).where(*is_newest).with_for_update()
@@ -127,15 +127,15 @@ def _next_owner(stage: Stage) -> Select[tuple[str]]:
     return select(jobs.c.owner).where(*_waits_at(stage)).order_by(jobs.c.owner).limit(1)
 
 
-def first(connection: Connection, stage: Stage, owner: str) -> JobRecord | None:
+def first(connection: Connection, stage: Stage, owner: str) -> JobRow | None:
     """Return the owner's waiting job that is to start next."""
     query = select(jobs).where(*_waits_at(stage), jobs.c.owner == owner)
     query = query.order_by(jobs.c.eligible_at, jobs.c.sequence).limit(1)
     row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else moves.record(row)
+    return None if row is None else moves.from_row(row)
 
 
-def ahead(connection: Connection, stage: Stage, seen: JobRecord, most: int) -> int:
+def ahead(connection: Connection, stage: Stage, seen: JobRow, most: int) -> int:
     """Count waiting jobs of the same owner that start before this one; at most `most`."""
     query = select(jobs.c.sequence).where(
         *_waits_at(stage),

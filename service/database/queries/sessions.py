@@ -12,7 +12,7 @@ Condition = ColumnElement[bool]
 
 
 @dataclass(frozen=True)
-class SessionRecord:
+class SessionRow:
     """A session: a browser that was signed in with a key or a token.
 
     `owner` is None for the operator. `parent` is the id of the key, None for the operator's key and for tokens.
@@ -37,14 +37,14 @@ class SessionRecord:
         return self.revoked_at is None and not self.is_parent_revoked and now < self.expires_at
 
 
-def create(connection: Connection, session: SessionRecord) -> None:
+def create(connection: Connection, session: SessionRow) -> None:
     """Insert a session."""
     values = {column.name: getattr(session, column.name) for column in sessions.columns}
     values["scopes"] = sorted(session.scopes)
     connection.execute(insert(sessions).values(**values))
 
 
-def find(connection: Connection, session: str) -> SessionRecord | None:
+def find(connection: Connection, session: str) -> SessionRow | None:
     """The session of that id, also a revoked one."""
     found = _read(connection, sessions.c.id == session, 1)
     return found[0] if found else None
@@ -52,7 +52,7 @@ def find(connection: Connection, session: str) -> SessionRecord | None:
 
 def current(
     connection: Connection, where: Condition, now: datetime, limit: int
-) -> list[SessionRecord]:
+) -> list[SessionRow]:
     """Valid sessions that meet a condition (`of_owner`, `of_holder`), the operator's own first, then newest first."""
     is_current = and_(
         where,
@@ -92,7 +92,7 @@ def set_revoked(connection: Connection, session: str, now: datetime) -> None:
 
 
 def set_used(connection: Connection, session: str, now: datetime, unless_since: datetime) -> None:
-    """Record the use of a session, unless another replica has done so since `unless_since`."""
+    """Record the use of a session, unless another instance has done so since `unless_since`."""
     is_old = or_(sessions.c.last_used_at.is_(None), sessions.c.last_used_at <= unless_since)
     connection.execute(
         update(sessions).where(sessions.c.id == session, is_old).values(last_used_at=now)
@@ -105,7 +105,7 @@ def forget_before(connection: Connection, moment: datetime, limit: int) -> int:
     return connection.execute(delete(sessions).where(sessions.c.id.in_(old))).rowcount
 
 
-def _read(connection: Connection, where: Condition, limit: int) -> list[SessionRecord]:
+def _read(connection: Connection, where: Condition, limit: int) -> list[SessionRow]:
     revoked = api_keys.c.revoked_at.is_not(None).label("is_parent_revoked")
     query = (
         select(sessions, revoked)
@@ -124,5 +124,5 @@ def _read(connection: Connection, where: Condition, limit: int) -> list[SessionR
         values = dict(row)
         values["scopes"] = frozenset(Scope(scope) for scope in values["scopes"])
         values["is_parent_revoked"] = bool(values["is_parent_revoked"])
-        found.append(SessionRecord(**values))
+        found.append(SessionRow(**values))
     return found

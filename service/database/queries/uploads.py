@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from service.core.states import JobState
-from service.database.rows import NewUpload, PartRecord, UploadRecord, UploadState
+from service.database.rows import NewUpload, PartRow, UploadRow, UploadState
 from service.database.tables import datasets, jobs, models, upload_parts, upload_uses, uploads
 
 _OPEN: UploadState = "open"
@@ -37,27 +37,27 @@ def create(connection: Connection, upload: str, owner: str, new: NewUpload, now:
     connection.execute(insert(uploads).values(created_at=now, **values))
 
 
-def find(connection: Connection, upload: str) -> UploadRecord | None:
+def find(connection: Connection, upload: str) -> UploadRow | None:
     """The upload of that id, also an aborted one."""
     row = connection.execute(select(uploads).where(uploads.c.id == upload)).mappings().first()
-    return None if row is None else _record(row)
+    return None if row is None else _from_row(row)
 
 
-def lock(connection: Connection, upload: str) -> UploadRecord | None:
+def lock(connection: Connection, upload: str) -> UploadRow | None:
     """Lock the upload until this transaction ends, and return it."""
     query = select(uploads).where(uploads.c.id == upload).with_for_update()
     row = connection.execute(query).mappings().first()
-    return None if row is None else _record(row)
+    return None if row is None else _from_row(row)
 
 
-def hold(connection: Connection, named: Sequence[str]) -> dict[str, UploadRecord]:
+def hold(connection: Connection, named: Sequence[str]) -> dict[str, UploadRow]:
     """Lock uploads against being aborted until this transaction ends, and return them by id. The lock is shared."""
     if not named:
         return {}
     # By id, so that two transactions with the same uploads cannot deadlock.
     query = select(uploads).where(uploads.c.id.in_(named)).order_by(uploads.c.id)
     rows = connection.execute(query.with_for_update(read=True)).mappings()
-    return {row["id"]: _record(row) for row in rows}
+    return {row["id"]: _from_row(row) for row in rows}
 
 
 def used(connection: Connection, owner: str) -> tuple[int, int]:
@@ -88,14 +88,14 @@ def filenames(connection: Connection, named: Iterable[str]) -> dict[str, str]:
     return {row.id: row.filename for row in connection.execute(query)}
 
 
-def parts(connection: Connection, upload: str) -> list[PartRecord]:
+def parts(connection: Connection, upload: str) -> list[PartRow]:
     """The parts that arrived, in their order."""
     query = (
         select(upload_parts.c.number, upload_parts.c.bytes, upload_parts.c.sha256)
         .where(upload_parts.c.upload == upload)
         .order_by(upload_parts.c.number)
     )
-    return [PartRecord(**row) for row in connection.execute(query).mappings()]
+    return [PartRow(**row) for row in connection.execute(query).mappings()]
 
 
 def bytes_beside(connection: Connection, upload: str, number: int) -> int:
@@ -106,17 +106,17 @@ def bytes_beside(connection: Connection, upload: str, number: int) -> int:
     return int(connection.execute(query).scalar_one())
 
 
-def put_part(connection: Connection, upload: str, part: PartRecord) -> PartRecord | None:
+def put_part(connection: Connection, upload: str, part: PartRow) -> PartRow | None:
     """Insert a part, and return the one that it replaces; with the upload locked."""
     same = and_(upload_parts.c.upload == upload, upload_parts.c.number == part.number)
     query = select(upload_parts.c.number, upload_parts.c.bytes, upload_parts.c.sha256).where(same)
     before = connection.execute(query).mappings().first()
     connection.execute(delete(upload_parts).where(same))
     connection.execute(insert(upload_parts).values(upload=upload, **vars(part)))
-    return None if before is None else PartRecord(**before)
+    return None if before is None else PartRow(**before)
 
 
-def forget_part(connection: Connection, upload: str, part: PartRecord) -> None:
+def forget_part(connection: Connection, upload: str, part: PartRow) -> None:
     """Remove a part whose object is lost: it must be sent again."""
     connection.execute(
         delete(upload_parts).where(
@@ -127,7 +127,7 @@ def forget_part(connection: Connection, upload: str, part: PartRecord) -> None:
     )
 
 
-def claim(connection: Connection, seen: UploadRecord, until: datetime) -> None:
+def claim(connection: Connection, seen: UploadRow, until: datetime) -> None:
     """Start the next attempt to complete it; with the upload locked."""
     connection.execute(
         update(uploads)
@@ -136,7 +136,7 @@ def claim(connection: Connection, seen: UploadRecord, until: datetime) -> None:
     )
 
 
-def set_complete(connection: Connection, claimed: UploadRecord, sha256: str, now: datetime) -> bool:
+def set_complete(connection: Connection, claimed: UploadRow, sha256: str, now: datetime) -> bool:
     """Complete it. False if another attempt has started, or it was aborted."""
     statement = _as_claimed(claimed).values(
         state=_COMPLETE, sha256=sha256, completed_at=now, lease_until=None
@@ -144,7 +144,7 @@ def set_complete(connection: Connection, claimed: UploadRecord, sha256: str, now
     return connection.execute(statement).rowcount == 1
 
 
-def reopen(connection: Connection, claimed: UploadRecord) -> None:
+def reopen(connection: Connection, claimed: UploadRow) -> None:
     """Reopen it after a failed attempt: parts can be sent again."""
     connection.execute(_as_claimed(claimed).values(state=_OPEN, lease_until=None))
 
@@ -209,7 +209,7 @@ def _needed(upload: str | ColumnElement[str]) -> ColumnElement[bool]:
     )
 
 
-def _as_claimed(claimed: UploadRecord) -> Update:
+def _as_claimed(claimed: UploadRow) -> Update:
     return update(uploads).where(
         uploads.c.id == claimed.id,
         uploads.c.attempt == claimed.attempt,
@@ -217,5 +217,5 @@ def _as_claimed(claimed: UploadRecord) -> Update:
     )
 
 
-def _record(row: RowMapping) -> UploadRecord:
-    return UploadRecord(**row)
+def _from_row(row: RowMapping) -> UploadRow:
+    return UploadRow(**row)

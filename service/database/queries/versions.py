@@ -14,10 +14,10 @@ from service.database.queries import backup, events
 from service.database.rows import (
     Event,
     FiguresByDataset,
-    PromotionRecord,
+    PromotionRow,
     VersionFigures,
     VersionOutline,
-    VersionRecord,
+    VersionRow,
 )
 from service.database.seek import Seek
 from service.database.tables import promotions, versions
@@ -27,7 +27,7 @@ MOST_EVALUATIONS = 100
 
 _OUTLINE, _RECORD, _FIGURES = (
     tuple(versions.c[field.name] for field in fields(kind))
-    for kind in (VersionOutline, VersionRecord, VersionFigures)
+    for kind in (VersionOutline, VersionRow, VersionFigures)
 )
 _OLDEST_UNSTORED = (
     select(*_RECORD)
@@ -43,7 +43,7 @@ def create(connection: Connection, manifest: VersionManifest, now: datetime) -> 
 
 
 def create_copy(
-    connection: Connection, manifest: VersionManifest, original: VersionRecord, now: datetime
+    connection: Connection, manifest: VersionManifest, original: VersionRow, now: datetime
 ) -> None:
     """Insert a version of a branch. One that is retired in the original's model is retired here, too."""
     as_there = {"retired_at": original.retired_at, "swept_at": original.swept_at}
@@ -115,20 +115,20 @@ def _rounded(number: float) -> float:
     return float(f"{number:.6g}")
 
 
-def find(connection: Connection, model: str, number: int) -> VersionRecord | None:
+def find(connection: Connection, model: str, number: int) -> VersionRow | None:
     """One version."""
     query = select(*_RECORD).where(versions.c.model == model, versions.c.number == number)
     row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _record(row)
+    return None if row is None else _from_row(row)
 
 
-def page(connection: Connection, model: str, after: int | None, limit: int) -> list[VersionRecord]:
+def page(connection: Connection, model: str, after: int | None, limit: int) -> list[VersionRow]:
     """Versions of a model by number, after `after`."""
     query = select(*_RECORD).where(versions.c.model == model)
     if after is not None:
         query = query.where(versions.c.number > after)
     rows = connection.execute(query.order_by(versions.c.number).limit(limit)).mappings()
-    return [_record(row) for row in rows]
+    return [_from_row(row) for row in rows]
 
 
 def outlines(connection: Connection, model: str, seek: Seek[int]) -> list[VersionOutline]:
@@ -200,10 +200,10 @@ def capacities_after_own(
     return sorted(found, key=lambda each: each.number)[-limit:]
 
 
-def oldest_unstored(connection: Connection, model: str) -> VersionRecord | None:
+def oldest_unstored(connection: Connection, model: str) -> VersionRow | None:
     """The oldest version whose manifest is not stored yet."""
     row = connection.execute(_OLDEST_UNSTORED, {"model": model}).mappings().one_or_none()
-    return None if row is None else _record(row)
+    return None if row is None else _from_row(row)
 
 
 def set_stored(connection: Connection, model: str, number: int, now: datetime) -> bool:
@@ -269,17 +269,17 @@ def evaluations(
     ]
 
 
-def promotion(connection: Connection, model: str, generation: int) -> PromotionRecord | None:
+def promotion(connection: Connection, model: str, generation: int) -> PromotionRow | None:
     """The promotion of that generation."""
     query = select(promotions).where(
         promotions.c.model == model, promotions.c.generation == generation
     )
     row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else PromotionRecord(**row)
+    return None if row is None else PromotionRow(**row)
 
 
 def add_promotion(
-    connection: Connection, promotion: PromotionRecord, version: VersionRecord, owner: str
+    connection: Connection, promotion: PromotionRow, version: VersionRow, owner: str
 ) -> None:
     """Insert a promotion of the version, and emit the event."""
     connection.execute(insert(promotions).values(**vars(promotion)))
@@ -301,15 +301,15 @@ def add_promotion(
     events.emit(connection, promoted, promotion.created_at)
 
 
-def promotion_page(connection: Connection, model: str, seek: Seek[int]) -> list[PromotionRecord]:
+def promotion_page(connection: Connection, model: str, seek: Seek[int]) -> list[PromotionRow]:
     """Promotions of a model in their order."""
     query = select(promotions).where(promotions.c.model == model)
     rows = connection.execute(seek.restrict(query, promotions.c.generation)).mappings()
-    return [PromotionRecord(**row) for row in rows]
+    return [PromotionRow(**row) for row in rows]
 
 
-def _record(row: RowMapping) -> VersionRecord:
-    return VersionRecord(**{**row, "manifest": VersionManifest.model_validate(row["manifest"])})
+def _from_row(row: RowMapping) -> VersionRow:
+    return VersionRow(**{**row, "manifest": VersionManifest.model_validate(row["manifest"])})
 
 
 def _recalls(evaluation: dict[str, object]) -> dict[str, Recall]:

@@ -1,4 +1,4 @@
-"""Webhooks: which events they get, and which replica sends to them.
+"""Webhooks: which events they get, and which instance sends to them.
 
 A delivery is inserted in the transaction of its event, so none is lost and none is invented. The holder of the webhook's
 lease sends it, one delivery of a webhook at a time.
@@ -31,7 +31,7 @@ _ABOUT = ("model", "dataset", "job", "version")
 
 
 @dataclass(frozen=True)
-class WebhookRecord:
+class WebhookRow:
     """A webhook and the state of its deliveries; for one owner, or for all."""
 
     id: str
@@ -55,21 +55,21 @@ class WebhookRecord:
 
     def __repr__(self) -> str:
         """Without the secret and the URL, which may contain one."""
-        return f"WebhookRecord({self.id!r})"
+        return f"WebhookRow({self.id!r})"
 
 
-def create(connection: Connection, webhook: WebhookRecord) -> None:
+def create(connection: Connection, webhook: WebhookRow) -> None:
     """Insert a webhook."""
     connection.execute(insert(webhooks).values(**vars(webhook) | {"kinds": list(webhook.kinds)}))
 
 
-def find(connection: Connection, webhook: str) -> WebhookRecord | None:
+def find(connection: Connection, webhook: str) -> WebhookRow | None:
     """The webhook of that id."""
     found = _read(connection, select(webhooks).where(webhooks.c.id == webhook))
     return found[0] if found else None
 
 
-def page(connection: Connection, owner: str | None, seek: Seek[str]) -> list[WebhookRecord]:
+def page(connection: Connection, owner: str | None, seek: Seek[str]) -> list[WebhookRow]:
     """Webhooks by id."""
     query = select(webhooks)
     if owner is not None:
@@ -78,7 +78,7 @@ def page(connection: Connection, owner: str | None, seek: Seek[str]) -> list[Web
 
 
 def set_secret(connection: Connection, webhook: str, seen: str, secret: str) -> None:
-    """Store the secret in another form, unless another replica has done so."""
+    """Store the secret in another form, unless another instance has done so."""
     connection.execute(
         update(webhooks)
         .where(webhooks.c.id == webhook, webhooks.c.secret == seen)
@@ -132,7 +132,7 @@ def notify(connection: Connection, event: Event, now: datetime) -> dict[str, int
     return skipped
 
 
-def payload(webhook: WebhookRecord, event: Event, now: datetime) -> dict[str, object]:
+def payload(webhook: WebhookRow, event: Event, now: datetime) -> dict[str, object]:
     """The message, in the form that Standard Webhooks recommends.
 
     A webhook for all owners gets the owner of the event.
@@ -159,7 +159,7 @@ def claim(
     until: datetime,
     limit: int,
     most_of_one_owner: int,
-) -> list[WebhookRecord]:
+) -> list[WebhookRow]:
     """Lease up to `limit` webhooks that have a delivery due.
 
     Owners with the fewest webhooks at this sender come first, and no owner gets more than `most_of_one_owner`; within an
@@ -216,7 +216,7 @@ def disable(connection: Connection, webhook: str, reason: str, now: datetime) ->
 
 
 def _is_ready(now: datetime) -> ColumnElement[bool]:
-    """Condition: a delivery is due, no replica sends to it, and it does not pause after a failure."""
+    """Condition: a delivery is due, no instance sends to it, and it does not pause after a failure."""
     due = select(deliveries.c.id).where(
         deliveries.c.webhook == webhooks.c.id, queue.is_open(), deliveries.c.next_at <= now
     )
@@ -228,6 +228,6 @@ def _is_ready(now: datetime) -> ColumnElement[bool]:
     )
 
 
-def _read(connection: Connection, query: Select[tuple[object, ...]]) -> list[WebhookRecord]:
+def _read(connection: Connection, query: Select[tuple[object, ...]]) -> list[WebhookRow]:
     rows = connection.execute(query).mappings()
-    return [WebhookRecord(**{**row, "kinds": tuple(row["kinds"])}) for row in rows]
+    return [WebhookRow(**{**row, "kinds": tuple(row["kinds"])}) for row in rows]

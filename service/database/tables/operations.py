@@ -1,4 +1,4 @@
-"""Tables beside the registry: keys, sessions, stored responses, uploads, events, webhooks, coordination of replicas."""
+"""Tables beside the registry: keys, sessions, stored responses, uploads, events, webhooks, coordination of instances."""
 
 from sqlalchemy import (
     BigInteger,
@@ -151,7 +151,7 @@ webhooks = Table(
     # Since when every attempt has failed, and until when deliveries pause.
     Column("failing_since", UtcDateTime, nullable=True),
     Column("rests_until", UtcDateTime, nullable=True),
-    # Which replica sends to it: one at a time.
+    # Which instance sends to it: one at a time.
     Column("lease_owner", String(64), nullable=True),
     Column("lease_until", UtcDateTime, nullable=True),
 )
@@ -190,7 +190,7 @@ admissions = Table(
     Column("number", BigInteger, nullable=False),
 )
 
-# Leases of loops that one replica at a time runs for all, and one of each replica, for all models that it leases.
+# Leases of loops that one instance at a time runs for all, and one of each instance, for all models that it leases.
 leases = Table(
     "leases",
     metadata,

@@ -44,7 +44,7 @@ models = Table(
     Column("revised_at", UtcDateTime, nullable=True),
     # Of the job or the request that caused this revision, if it is traced.
     Column("traceparent", String(55), nullable=True),
-    # Which replica reconciles the model, while it is alive (`service.database.queries.replicas`). It saves work; fences
+    # Which instance reconciles the model, while it is alive (`service.database.queries.instances`). It saves work; fences
     # keep the order.
     Column("lease_owner", String(64), nullable=True),
     # {modality: EncoderIdentity}: the encoder that the first dataset with a known one fixed.

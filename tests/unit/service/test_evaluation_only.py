@@ -9,7 +9,7 @@ from cmcl.contract.version import EvaluationResult
 from cmcl.storage import layout
 from cmcl.storage.running import mark_ended
 from service.core.states import FailureReason, JobState
-from service.database.rows import JobRecord
+from service.database.rows import JobRow
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GarbageCollector
 from tests.fakes.control_plane import ControlPlane
@@ -24,11 +24,11 @@ def measure(plane: ControlPlane, name: str = "views", **changes: Any) -> str:
     return plane.post_dataset(name, evaluate_only=True, **changes)
 
 
-def spec_of(plane: ControlPlane, job: JobRecord) -> JobSpec:
+def spec_of(plane: ControlPlane, job: JobRow) -> JobSpec:
     return JobSpec.model_validate_json(plane.store.read(layout.run_spec(job.id, job.attempt)))
 
 
-def listed(plane: ControlPlane, job: JobRecord) -> list[str]:
+def listed(plane: ControlPlane, job: JobRow) -> list[str]:
     """Names of the datasets that the attempt measures besides those of its version."""
     return [each.name for each in spec_of(plane, job).evaluation_only]
 

@@ -65,7 +65,7 @@ class Watched:
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
         self._queue = WorkQueue(lambda: 0.0, {}, 8)
-        self.monitor = AttemptMonitor(plane.context, plane.reconciler.replica, self._queue)
+        self.monitor = AttemptMonitor(plane.context, plane.reconciler.instance, self._queue)
         # Each attempt is seen for the first time.
         self.woken()
 
@@ -124,7 +124,7 @@ def test_the_last_progress_is_stored_before_the_job_moves_on(
 
     plane.reconciler.leases.renew()
     queue = Queue(lambda: 0.0, {}, 8)
-    monitor = AttemptMonitor(context(plane.context), plane.reconciler.replica, queue)
+    monitor = AttemptMonitor(context(plane.context), plane.reconciler.instance, queue)
     last = report_progress(plane.store, running["two"], 1, "training", 9)
     train(plane.store, running["two"], 1)
     with suppress(DatabaseUnavailable):

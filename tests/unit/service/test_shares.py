@@ -1,4 +1,4 @@
-"""Replicas share the models with work: equally, soon after one joins, leaves or dies, and none is without an owner."""
+"""Instances share the models with work: equally, soon after one joins, leaves or dies, and none is without an owner."""
 
 import threading
 from collections import Counter
@@ -12,8 +12,8 @@ from sqlalchemy import event, select
 from cmcl.contract.model import ModelSpec
 from service.core.settings import OwnerGrant
 from service.core.states import JobState
+from service.database.queries import instances as queries
 from service.database.queries import models
-from service.database.queries import replicas as queries
 from service.database.tables import leases
 from service.database.tables import models as table
 from service.jobs.leases import ModelLeases
@@ -38,8 +38,8 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
     plane.close()
 
 
-class Replicas:
-    """Replicas whose rounds of leases alternate, a second apart, and for how long each model had no owner."""
+class Instances:
+    """Instances whose rounds of leases alternate, a second apart, and for how long each model had no owner."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self.plane = plane
@@ -50,9 +50,9 @@ class Replicas:
 
     def join(self, *names: str) -> None:
         for name in names:
-            replica = f"host-1-{name:0>8}"
+            instance = f"host-1-{name:0>8}"
             self.alive[name] = ModelLeases(
-                self.plane.context, replica, lambda model: model in self.busy
+                self.plane.context, instance, lambda model: model in self.busy
             )
 
     def rounds(self, number: int) -> None:
@@ -63,7 +63,7 @@ class Replicas:
             self.plane.clock.advance(1)
 
     def counts(self) -> dict[str, int]:
-        """How many models each replica holds the lease of."""
+        """How many models each instance holds the lease of."""
         owners = Counter(owner for owner in self._owners().values() if owner is not None)
         return {name: owners[f"host-1-{name:0>8}"] for name in self.alive}
 
@@ -84,8 +84,8 @@ class Replicas:
 
 
 @pytest.fixture
-def replicas(plane: ControlPlane) -> Replicas:
-    return Replicas(plane)
+def instances(plane: ControlPlane) -> Instances:
+    return Instances(plane)
 
 
 def _is_even(counts: dict[str, int]) -> bool:
@@ -95,77 +95,79 @@ def _is_even(counts: dict[str, int]) -> bool:
     )
 
 
-def test_the_only_replica_has_all_models(replicas: Replicas) -> None:
-    replicas.join("a")
-    replicas.rounds(1)
-    assert replicas.counts() == {"a": 60}
+def test_the_only_replica_has_all_models(instances: Instances) -> None:
+    instances.join("a")
+    instances.rounds(1)
+    assert instances.counts() == {"a": 60}
 
 
-def test_leases_balance_when_replicas_join_leave_and_die(replicas: Replicas) -> None:
-    replicas.join("a")
-    replicas.rounds(2)
-    replicas.join("b", "c")
-    replicas.rounds(5)
-    assert _is_even(replicas.counts())
-    replicas.alive.pop("b").release()
-    replicas.rounds(4)
-    assert _is_even(replicas.counts())
+def test_leases_balance_when_replicas_join_leave_and_die(instances: Instances) -> None:
+    instances.join("a")
+    instances.rounds(2)
+    instances.join("b", "c")
+    instances.rounds(5)
+    assert _is_even(instances.counts())
+    instances.alive.pop("b").release()
+    instances.rounds(4)
+    assert _is_even(instances.counts())
     # Dead: it neither renews nor releases.
-    replicas.alive.pop("c")
-    replicas.rounds(LEASE + 2)
-    assert replicas.counts() == {"a": 60}
-    assert replicas.longest_free <= LEASE
+    instances.alive.pop("c")
+    instances.rounds(LEASE + 2)
+    assert instances.counts() == {"a": 60}
+    assert instances.longest_free <= LEASE
 
 
-def test_replicas_that_start_together_share_at_once(replicas: Replicas) -> None:
-    replicas.join(*"abc")
-    replicas.rounds(4)
-    assert _is_even(replicas.counts())
+def test_replicas_that_start_together_share_at_once(instances: Instances) -> None:
+    instances.join(*"abc")
+    instances.rounds(4)
+    assert _is_even(instances.counts())
 
 
-def test_a_model_that_is_processed_keeps_its_lease(replicas: Replicas) -> None:
-    replicas.join("a")
-    replicas.rounds(1)
-    replicas.busy = {f"m{number:02}" for number in range(40)}
-    replicas.join("b")
-    replicas.rounds(4)
-    assert replicas.counts() == {"a": 40, "b": 20}
+def test_a_model_that_is_processed_keeps_its_lease(instances: Instances) -> None:
+    instances.join("a")
+    instances.rounds(1)
+    instances.busy = {f"m{number:02}" for number in range(40)}
+    instances.join("b")
+    instances.rounds(4)
+    assert instances.counts() == {"a": 40, "b": 20}
 
 
 def test_leases_that_are_shared_are_renewed_and_a_quiet_round_writes_nothing(
-    plane: ControlPlane, replicas: Replicas
+    plane: ControlPlane, instances: Instances
 ) -> None:
-    replicas.join("a", "b")
-    replicas.rounds(6)
-    before = replicas.counts()
-    replicas.rounds(3 * LEASE)
-    assert replicas.counts() == before
-    assert replicas.longest_free == 0 or replicas.longest_free <= LEASE
-    for each in replicas.alive.values():
+    instances.join("a", "b")
+    instances.rounds(6)
+    before = instances.counts()
+    instances.rounds(3 * LEASE)
+    assert instances.counts() == before
+    assert instances.longest_free == 0 or instances.longest_free <= LEASE
+    for each in instances.alive.values():
         each.renew()
     writes = plane.context.metrics.registry.get_sample_value
     labels = {"kind": "write", "outcome": "ok"}
     written = writes("cmcl_service_database_seconds_count", labels)
-    for each in replicas.alive.values():
+    for each in instances.alive.values():
         each.renew()
     assert writes("cmcl_service_database_seconds_count", labels) == written
 
 
 def test_an_event_claims_a_free_model_within_the_share_only(
-    plane: ControlPlane, replicas: Replicas
+    plane: ControlPlane, instances: Instances
 ) -> None:
-    replicas.join("a", "b")
-    replicas.rounds(4)
+    instances.join("a", "b")
+    instances.rounds(4)
     with plane.context.database.write() as connection:
         for number in range(60, 80):
             models.create(connection, f"m{number:02}", "default", SPEC, plane.clock())
             models.set_live(connection, f"m{number:02}", 1, 1, plane.clock())
-    claimed = [replicas.alive["a"].holds(plane.model(f"m{number:02}")) for number in range(60, 80)]
+    claimed = [instances.alive["a"].holds(plane.model(f"m{number:02}")) for number in range(60, 80)]
     assert 1 <= sum(claimed) <= 10
-    assert not replicas.alive["b"].holds(plane.model("m60"))
+    assert not instances.alive["b"].holds(plane.model("m60"))
 
 
-def test_a_replica_registers_once_for_many_claims(plane: ControlPlane, replicas: Replicas) -> None:
+def test_a_replica_registers_once_for_many_claims(
+    plane: ControlPlane, instances: Instances
+) -> None:
     registrations: list[str] = []
 
     def executed(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -173,11 +175,11 @@ def test_a_replica_registers_once_for_many_claims(plane: ControlPlane, replicas:
             registrations.append(statement)
 
     event.listen(plane.context.database.engine, "after_cursor_execute", executed)
-    replicas.join("a", "b")
-    assert all(replicas.alive["a"].holds(plane.model(name)) for name in ("m00", "m01"))
+    instances.join("a", "b")
+    assert all(instances.alive["a"].holds(plane.model(name)) for name in ("m00", "m01"))
     assert len(registrations) == 1
-    replicas.alive["b"].renew()
-    assert replicas.alive["b"].holds(plane.model("m59"))
+    instances.alive["b"].renew()
+    assert instances.alive["b"].holds(plane.model("m59"))
     assert len(registrations) == 2
 
 
@@ -197,23 +199,23 @@ def test_a_model_that_was_claimed_is_processed_at_once(plane: ControlPlane) -> N
 
 
 def test_registrations_of_replicas_that_died_are_removed(
-    plane: ControlPlane, replicas: Replicas
+    plane: ControlPlane, instances: Instances
 ) -> None:
-    replicas.join("a")
-    replicas.rounds(1)
-    del replicas.alive["a"]
+    instances.join("a")
+    instances.rounds(1)
+    del instances.alive["a"]
     plane.clock.now += timedelta(hours=2)
-    replicas.join("b")
-    replicas.rounds(1)
+    instances.join("b")
+    instances.rounds(1)
     with plane.context.database.read() as connection:
         names = list(connection.scalars(select(leases.c.name)))
-    assert [name for name in names if name.startswith("replica/")] == ["replica/0000000b"]
+    assert [name for name in names if name.startswith("instance/")] == ["instance/0000000b"]
 
 
 def test_an_event_of_a_model_of_another_replica_costs_one_or_two_statements(
     plane: ControlPlane,
 ) -> None:
-    """Every replica receives every event."""
+    """Every instance receives every event."""
     owner, other = Reconciler(plane.context), Reconciler(plane.context)
     owner.step(threading.Event())
     other.leases.renew()

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from service.core.states import JobState
 from service.database.engine import Database
-from service.database.queries import replicas
+from service.database.queries import instances
 from service.jobs.reconciler import Reconciler
 from service.jobs.workers import Workers
 from service.jobs.workqueue import Key, Work
@@ -134,10 +134,10 @@ def test_other_models_continue_while_a_candidate_is_judged(plane: ControlPlane) 
     small = plane.post_dataset("two")
     plane.tick_to(small, JobState.RUNNING)
     plane.tick(5)
-    assert plane.model("large").lease_owner == plane.reconciler.replica
+    assert plane.model("large").lease_owner == plane.reconciler.instance
     with plane.context.database.read() as connection:
         last_round = plane.clock() - timedelta(seconds=1)
-        assert plane.reconciler.replica in replicas.alive(connection, last_round)
+        assert plane.reconciler.instance in instances.alive(connection, last_round)
     assert plane.job(large).state == JobState.GATING
     plane.reconciler.process(key)
     assert plane.job(large).state == JobState.PUBLISHED
@@ -190,8 +190,8 @@ def test_a_model_whose_lease_is_free_is_claimed_by_its_event(plane: ControlPlane
     job = plane.post_dataset()
     other = Reconciler(plane.context)
     other.process(take(other.queue, Key("scenes", Work.DATASETS)))
-    assert plane.model().lease_owner == other.replica
+    assert plane.model().lease_owner == other.instance
     assert plane.job(job).state == JobState.PREPARING
     late = Reconciler(plane.context)
     late.process(take(late.queue, Key("scenes", Work.DATASETS)))
-    assert plane.model().lease_owner == other.replica
+    assert plane.model().lease_owner == other.instance

@@ -12,7 +12,7 @@ from service.auth.authenticator import KeyCache
 from service.auth.keys import KeyText, mint
 from service.core.principal import Scope
 from service.database.queries import keys
-from service.database.queries.keys import KeyRecord
+from service.database.queries.keys import KeyRow
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient, secret_of
@@ -20,7 +20,7 @@ from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient, secret_of
 NEW = {"name": "pipeline", "scopes": ["read", "write"]}
 
 
-def row(plane: ControlPlane, key: str) -> KeyRecord:
+def row(plane: ControlPlane, key: str) -> KeyRow:
     with plane.context.database.read() as connection:
         found = keys.find(connection, key)
     assert found is not None
@@ -202,13 +202,13 @@ def test_the_history_names_the_key(operator: KeyClient) -> None:
     assert ADMIN_KEY not in whole_database(plane)
 
 
-def record(key: KeyText, clock: ScriptedClock) -> KeyRecord:
-    return KeyRecord(key.id, "lab", "one", frozenset({Scope.READ}), key.digest, clock(), "tests")
+def record(key: KeyText, clock: ScriptedClock) -> KeyRow:
+    return KeyRow(key.id, "lab", "one", frozenset({Scope.READ}), key.digest, clock(), "tests")
 
 
 def test_a_key_is_known_by_all_of_its_text() -> None:
     clock = ScriptedClock()
-    known, key = KeyCache[KeyRecord](clock), mint()
+    known, key = KeyCache[KeyRow](clock), mint()
     assert known.find(key) is None
     known.keep(record(key, clock))
     assert known.find(key) == record(key, clock)
@@ -219,7 +219,7 @@ def test_a_key_is_known_by_all_of_its_text() -> None:
 
 def test_a_key_that_was_read_long_ago_is_read_again() -> None:
     clock = ScriptedClock()
-    known, key = KeyCache[KeyRecord](clock), mint()
+    known, key = KeyCache[KeyRow](clock), mint()
     known.keep(record(key, clock))
     clock.advance(5)
     assert known.find(key) is not None
@@ -232,7 +232,7 @@ def test_a_key_that_was_read_long_ago_is_read_again() -> None:
 
 def test_the_number_of_cached_keys_is_bounded() -> None:
     clock = ScriptedClock()
-    known, keys = KeyCache[KeyRecord](clock), [mint() for _ in range(10_002)]
+    known, keys = KeyCache[KeyRow](clock), [mint() for _ in range(10_002)]
     for key in keys:
         known.keep(record(key, clock))
     assert [known.was_valid(key) for key in keys[:3]] == [False, False, True]
@@ -241,7 +241,7 @@ def test_the_number_of_cached_keys_is_bounded() -> None:
 
 def test_use_is_due_once_a_minute_also_when_the_key_was_read_again() -> None:
     clock = ScriptedClock()
-    known, key = KeyCache[KeyRecord](clock), mint()
+    known, key = KeyCache[KeyRow](clock), mint()
     assert not known.is_use_due(key.id)
     due = []
     for _ in range(13):

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, event
 from service.core.errors import TooManyRequests
 from service.database.queries import events
 from service.database.queries.events import EventFilter
-from service.database.rows import Event, EventRecord
+from service.database.rows import Event, EventRow
 from service.events.feed import Feed, Item
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.database_outage import outage
@@ -103,7 +103,7 @@ def test_an_event_between_the_start_of_a_stream_and_its_first_poll_is_sent(
             await _until_heard(heard, 1)
             second = asyncio.create_task(listen(after))
             await _until_heard(heard, 2)
-            assert {each.sequence for each in heard if isinstance(each, EventRecord)} == {after + 1}
+            assert {each.sequence for each in heard if isinstance(each, EventRow)} == {after + 1}
             second.cancel()
             await asyncio.gather(second, return_exceptions=True)
         first.cancel()
@@ -166,7 +166,7 @@ def test_nothing_is_lost_between_what_was_and_what_comes(plane: ControlPlane) ->
             positions: list[int] = []
             async with aclosing(feed.follow(EVERYTHING, 0, None)) as items:
                 async for item in items:
-                    assert isinstance(item, EventRecord)
+                    assert isinstance(item, EventRow)
                     positions.append(item.sequence)
                     if len(positions) == 60:
                         break

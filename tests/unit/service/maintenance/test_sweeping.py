@@ -8,7 +8,7 @@ from sqlalchemy import Table, delete, func, select, update
 from cmcl.storage import layout
 from cmcl.storage.versions import read_version, read_version_file
 from service.core.states import JobState
-from service.database.queries import replicas
+from service.database.queries import instances
 from service.database.tables import events, models, orphans, responses, uploads
 from service.database.tables import leases as lease_rows
 from service.database.tables import versions as version_rows
@@ -319,7 +319,7 @@ def test_one_service_at_a_time_sweeps(plane: ControlPlane) -> None:
     plane.clock.advance(8 * DAY)
     now = plane.clock()
     with plane.context.database.write() as connection:
-        replicas.claim_lease(connection, "gc", "another one", now, now + timedelta(minutes=5))
+        instances.claim_lease(connection, "gc", "another one", now, now + timedelta(minutes=5))
     plane.clock.advance(299)
     GarbageCollector(plane.context).sweep()
     assert keys(plane, f"runs/{job}/")

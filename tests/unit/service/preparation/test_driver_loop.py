@@ -9,7 +9,7 @@ import pytest
 
 from service.core.states import FailureReason, JobState
 from service.database.queries import drivers
-from service.database.queries.drivers import DriverRecord
+from service.database.queries.drivers import DriverRow
 from service.jobs.driver import DriverLoop
 from service.launchers.port import LauncherError, LaunchState, status_of
 from tests.fakes.launcher import FakeLauncher
@@ -33,7 +33,7 @@ class Driven(Unattended):
                 self.loop.report(error)
             self.clock.advance(1)
 
-    def driver(self) -> DriverRecord:
+    def driver(self) -> DriverRow:
         with self.context.database.read() as connection:
             return drivers.newest(connection)
 
@@ -203,7 +203,7 @@ def test_a_refusal_is_repeated_later(plane: Driven) -> None:
 
 def test_a_process_that_died_before_the_submission_loses_nothing(plane: Driven) -> None:
     with plane.context.database.write() as connection:
-        drivers.begin(connection, DriverRecord(), plane.clock())
+        drivers.begin(connection, DriverRow(), plane.clock())
     plane.rounds(2)
     assert [name[-2:] for name in plane.submitted()] == ["-1"]
     assert plane.driver().runs

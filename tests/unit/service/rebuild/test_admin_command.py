@@ -14,7 +14,7 @@ from service.auth.key_snapshot import SnapshotWriter, make_pair
 from service.core.setting_values import read_signing_key
 from service.database.engine import open_database
 from service.database.migrations import upgrade
-from service.database.queries import replicas
+from service.database.queries import instances
 from service.database.stale import check_at_start
 from tests.fakes.control_plane import ControlPlane, open_databases
 from tests.fakes.lost_database import everything, rebuild, wreck
@@ -106,7 +106,7 @@ def test_a_database_on_which_a_service_works_is_refused(
     upgrade(database)
     far = plane.clock().replace(year=2999)
     with database.write() as connection:
-        assert replicas.claim_lease(connection, "gc", "somebody", plane.clock(), far)
+        assert instances.claim_lease(connection, "gc", "somebody", plane.clock(), far)
     database.close()
     status, _, complaint = run()
     assert status == 1

@@ -18,7 +18,7 @@ from service.core.setting_values import read_signing_key
 from service.core.states import JobState
 from service.database.migrations import upgrade
 from service.database.queries import keys, models
-from service.database.queries.keys import KeyRecord
+from service.database.queries.keys import KeyRow
 from service.database.stale import check_at_start, check_not_lost
 from service.jobs.reconciler import Reconciler
 from service.maintenance.gc import GarbageCollector
@@ -43,7 +43,7 @@ def _remove_records(plane: ControlPlane) -> None:
 
 def _make_key(plane: ControlPlane) -> None:
     scopes = frozenset({Scope.ADMIN})
-    key = KeyRecord("k-1", "default", "first", scopes, sha256("secret"), plane.clock(), "local")
+    key = KeyRow("k-1", "default", "first", scopes, sha256("secret"), plane.clock(), "local")
     with plane.context.database.write() as connection:
         keys.create(connection, key)
 

@@ -15,7 +15,7 @@ from service.api.uploads import COMPLETED_AT_ONCE
 from service.core.principal import LOCAL
 from service.core.states import JobState
 from service.database.queries import uploads
-from service.database.rows import ResponseRecord
+from service.database.rows import ResponseRow
 from service.datasets import upload_completion
 from service.maintenance.gc import GarbageCollector
 from tests.fakes.control_plane import ControlPlane
@@ -159,7 +159,7 @@ def test_a_lost_response_is_repeated_on_every_retry(plane: ControlPlane) -> None
     path, headers = f"/v1/uploads/{upload}/complete", {"Idempotency-Key": "key-1"}
     key = IdempotencyKey("*", "key-1", f"POST {path}", hashlib.sha256().hexdigest())
 
-    def complete_and_die() -> ResponseRecord:
+    def complete_and_die() -> ResponseRow:
         upload_completion.complete(plane.context, upload, LOCAL)
         raise Crash
 

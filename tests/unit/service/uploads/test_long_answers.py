@@ -3,10 +3,10 @@
 import pytest
 
 from service.api.dependencies import IdempotencyKey
-from service.api.idempotency import respond_long, response_record
+from service.api.idempotency import respond_long, response_row
 from service.api.operations import Health
 from service.core.errors import Conflict, Unprocessable
-from service.database.rows import ResponseRecord
+from service.database.rows import ResponseRow
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash
 from tests.fakes.uploads import announce, send
@@ -21,11 +21,11 @@ class Work:
         self.done = 0
         self._error = error
 
-    def __call__(self) -> ResponseRecord:
+    def __call__(self) -> ResponseRow:
         if self._error is not None:
             raise self._error
         self.done += 1
-        return response_record(KEY, 200, Health(status=f"done {self.done} times"))
+        return response_row(KEY, 200, Health(status=f"done {self.done} times"))
 
 
 def test_a_key_repeats_the_answer_of_long_work(plane: ControlPlane) -> None:
@@ -40,7 +40,7 @@ def test_a_key_repeats_the_answer_of_long_work(plane: ControlPlane) -> None:
 def test_a_second_request_gets_its_own_error_and_leaves_the_claim(plane: ControlPlane) -> None:
     """The claim of the first request stays."""
 
-    def work() -> ResponseRecord:
+    def work() -> ResponseRow:
         with pytest.raises(Conflict, match="in use"):
             respond_long(plane.context, KEY, Work(Conflict("in use")))
         return Work()()
@@ -68,9 +68,9 @@ def test_the_key_of_a_dead_request_is_answered_at_once(plane: ControlPlane) -> N
 
 
 def test_a_late_response_does_not_replace_the_first(plane: ControlPlane) -> None:
-    def slow() -> ResponseRecord:
+    def slow() -> ResponseRow:
         respond_long(plane.context, KEY, Work())
-        return response_record(KEY, 200, Health(status="late"))
+        return response_row(KEY, 200, Health(status="late"))
 
     respond_long(plane.context, KEY, slow)
     assert b"done 1 times" in respond_long(plane.context, KEY, Work()).body

@@ -16,8 +16,8 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.database.queries.deliveries import DeliveryRecord
-from service.database.queries.webhooks import WebhookRecord
+from service.database.queries.deliveries import DeliveryRow
+from service.database.queries.webhooks import WebhookRow
 from service.events.webhook_sender import (
     AddressRefused,
     Answer,
@@ -157,8 +157,8 @@ class Names:
 
 
 def _send(sender: Sender, url: str) -> Answer:
-    webhook = WebhookRecord("wh-1", "default", url, "whsec_MDEyMzQ1Njc4OQ==", (), None, NOW)
-    delivery = DeliveryRecord(1, "dl-1", "wh-1", {}, 0, NOW, None, None, NOW, None, None)
+    webhook = WebhookRow("wh-1", "default", url, "whsec_MDEyMzQ1Njc4OQ==", (), None, NOW)
+    delivery = DeliveryRow(1, "dl-1", "wh-1", {}, 0, NOW, None, None, NOW, None, None)
     return asyncio.run(sender.send(webhook, delivery, NOW))
 
 

@@ -1,7 +1,7 @@
-"""Replicas of the service, and what they lease: models, and loops that one of them runs for all.
+"""Instances of the service, and what they lease: models, and loops that one of them runs for all.
 
-A replica that is alive has one row in the table of leases, which it renews. A model names the replica that leases it; the
-lease lasts as long as the row of that replica. So a thousand leases are renewed by one row.
+An instance that is alive has one row in the table of leases, which it renews. A model names the instance that leases it; the
+lease lasts as long as the row of that instance. So a thousand leases are renewed by one row.
 """
 
 from collections.abc import Collection
@@ -24,12 +24,12 @@ from service.database.engine import in_chunks
 from service.database.queries.models import is_unmirrored
 from service.database.tables import jobs, leases, models, versions
 
-_PREFIX = "replica/"
-_IS_REPLICA = leases.c.name.startswith(_PREFIX, autoescape=True)
-# Rows of replicas that died. Their clocks may differ by less than this.
+_PREFIX = "instance/"
+_IS_INSTANCE = leases.c.name.startswith(_PREFIX, autoescape=True)
+# Rows of instances that died. Their clocks may differ by less than this.
 _AFTER_DEATH = timedelta(hours=1)
 _ALIVE = select(leases.c.owner, leases.c.until).where(
-    _IS_REPLICA, leases.c.until > bindparam("now")
+    _IS_INSTANCE, leases.c.until > bindparam("now")
 )
 
 
@@ -38,7 +38,7 @@ def claim_lease(
 ) -> bool:
     """Claim a lease that is free, expired, or the owner's already. Return whether it was claimed.
 
-    Raises WriteConflict if another replica claimed it for the first time concurrently.
+    Raises WriteConflict if another instance claimed it for the first time concurrently.
     """
     if connection.execute(select(leases.c.name).where(leases.c.name == name)).first() is None:
         connection.execute(insert(leases).values(name=name, owner=owner, until=until))
@@ -55,70 +55,70 @@ def release_lease(connection: Connection, name: str, owner: str) -> None:
 
 
 def alive(connection: Connection, now: datetime) -> dict[str, datetime]:
-    """Return the replicas that are alive, and until when."""
+    """Return the instances that are alive, and until when."""
     return dict(connection.execute(_ALIVE, {"now": now}).all())
 
 
-def register(connection: Connection, replica: str, now: datetime, until: datetime) -> None:
-    """Register a replica, or renew all its leases; forget replicas that died long ago.
+def register(connection: Connection, instance: str, now: datetime, until: datetime) -> None:
+    """Register an instance, or renew all its leases; forget instances that died long ago.
 
-    Raises WriteConflict if another thread of the replica registers it for the first time concurrently.
+    Raises WriteConflict if another thread of the instance registers it for the first time concurrently.
     """
-    claim_lease(connection, _name(replica), replica, now, until)
+    claim_lease(connection, _name(instance), instance, now, until)
     is_old = leases.c.until < now - _AFTER_DEATH
-    connection.execute(delete(leases).where(_IS_REPLICA, is_old))
+    connection.execute(delete(leases).where(_IS_INSTANCE, is_old))
 
 
-def remove(connection: Connection, replica: str) -> None:
-    """Remove a replica that ends, and so release all its leases."""
-    connection.execute(delete(leases).where(leases.c.name == _name(replica)))
+def remove(connection: Connection, instance: str) -> None:
+    """Remove an instance that ends, and so release all its leases."""
+    connection.execute(delete(leases).where(leases.c.name == _name(instance)))
 
 
 def shares(connection: Connection) -> dict[str | None, int]:
-    """Return how many models with work name each replica, alive or not; None: those that name none."""
+    """Return how many models with work name each instance, alive or not; None: those that name none."""
     return dict(connection.execute(_SHARES).all())
 
 
-def leased(connection: Connection, replica: str) -> list[str]:
-    """Return the models with work that the replica leases, by name."""
-    query = select(models.c.name).where(models.c.lease_owner == replica, _has_work())
+def leased(connection: Connection, instance: str) -> list[str]:
+    """Return the models with work that the instance leases, by name."""
+    query = select(models.c.name).where(models.c.lease_owner == instance, _has_work())
     return list(connection.scalars(query.order_by(models.c.name)))
 
 
-def claim(connection: Connection, replica: str, now: datetime, most: int) -> list[str]:
+def claim(connection: Connection, instance: str, now: datetime, most: int) -> list[str]:
     """Lease at most so many models with work whose lease is free, and return them.
 
-    Of several replicas that claim concurrently, each skips what another has locked.
+    Of several instances that claim concurrently, each skips what another has locked.
     """
-    return _claim(connection, replica, now, _has_work(), most)
+    return _claim(connection, instance, now, _has_work(), most)
 
 
-def claim_one(connection: Connection, replica: str, now: datetime, model: str) -> bool:
+def claim_one(connection: Connection, instance: str, now: datetime, model: str) -> bool:
     """Lease one model if its lease is free. Return whether it was."""
-    return bool(_claim(connection, replica, now, models.c.name == model, 1))
+    return bool(_claim(connection, instance, now, models.c.name == model, 1))
 
 
-def release(connection: Connection, replica: str, names: Collection[str]) -> None:
-    """Release those leases of these models that the replica holds."""
+def release(connection: Connection, instance: str, names: Collection[str]) -> None:
+    """Release those leases of these models that the instance holds."""
     for some in in_chunks(list(names)):
-        is_own = and_(models.c.name.in_(some), models.c.lease_owner == replica)
+        is_own = and_(models.c.name.in_(some), models.c.lease_owner == instance)
         connection.execute(update(models).where(is_own).values(lease_owner=None))
 
 
 def _claim(
-    connection: Connection, replica: str, now: datetime, which: ColumnElement[bool], most: int
+    connection: Connection, instance: str, now: datetime, which: ColumnElement[bool], most: int
 ) -> list[str]:
     owner = models.c.lease_owner
-    living = select(leases.c.owner).where(_IS_REPLICA, leases.c.until > now)
+    living = select(leases.c.owner).where(_IS_INSTANCE, leases.c.until > now)
     dead = select(owner).where(which, owner.is_not(None), owner.not_in(living)).distinct()
-    # A separate statement: if another replica changes a model at the same time, PostgreSQL compares the new row of the
-    # model with the leases as they were, in which that replica may not be alive yet.
+    # A separate statement: if another instance changes a model at the same time, PostgreSQL compares the new row of the
+    # model with the leases as they were, in which that instance may not be alive yet.
     is_free = or_(owner.is_(None), owner.in_(connection.scalars(dead).all()))
     query = select(models.c.name).where(which, is_free).order_by(models.c.name).limit(most)
     names = list(connection.scalars(query.with_for_update(skip_locked=True)))
     for some in in_chunks(names):
         changed = update(models).where(models.c.name.in_(some))
-        connection.execute(changed.values(lease_owner=replica))
+        connection.execute(changed.values(lease_owner=instance))
     return names
 
 
@@ -142,6 +142,6 @@ _SHARES = (
 )
 
 
-def _name(replica: str) -> str:
+def _name(instance: str) -> str:
     """The last part of the name is random, and short enough for the column."""
-    return f"{_PREFIX}{replica.rpartition('-')[2]}"
+    return f"{_PREFIX}{instance.rpartition('-')[2]}"
