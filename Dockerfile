@@ -89,7 +89,8 @@ FROM runtime AS service
 COPY --from=service-venv /opt/cmcl /opt/cmcl
 COPY --from=service-venv /build/sbom.cdx.json /opt/cmcl/sbom.cdx.json
 COPY --from=app /app /opt/cmcl
-# The default, 127.0.0.1, cannot be reached from outside a container.
+# The default, 127.0.0.1, cannot be reached from outside a container. The service then starts only with
+# CMCL_BEHIND_PROXY; `python -m cmcl.service_proxy` in another container of this image is such a proxy.
 ENV CMCL_HOST=0.0.0.0
 USER 10001:10001
 EXPOSE 8000

@@ -30,13 +30,14 @@ from typing import NoReturn
 from cmcl.stack_host import Ports
 
 PROGRAM = "cmcl-haproxy"
+_TRUSTED = "CMCL_ENDPOINT_TRUSTED_PROXIES"
 # A row of 1024 numbers is 20 KiB of JSON or 4 KiB of raw floats. A connection whose request is incomplete
 # takes one buffer, a request under way up to three.
 BUFFER_KIB = 64
 # As `body_seconds` of the endpoint, and more than the longest `x-request-timeout-ms` and it together.
 BODY_SECONDS = 30
 ANSWER_SECONDS = 660
-# As the control plane's (service/api/server.py).
+# As the control plane's (cmcl/service_proxy.cfg), and so are the connections of a source.
 HEAD_SECONDS = 10
 # As many requests as one replica holds, waiting ones included (`max_requests_in_flight`).
 CONNECTIONS_PER_SOURCE = 1024
@@ -71,15 +72,18 @@ def rays_own() -> dict[str, str]:
 
 
 def places(ports: Ports, folder: Path) -> dict[str, str]:
-    """HAProxy's program, ports and files on this machine: Ray's defaults would collide for two stacks."""
+    """HAProxy's program, ports and files on this machine: Ray's defaults would collide for two stacks.
+
+    Names of sockets are short: Ray adds a folder of 56 characters, and HAProxy permits 97 in all.
+    """
     return {
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).parent / PROGRAM),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.proxy_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.proxy_stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.proxy_fallback),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/a",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/m",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
     }
@@ -89,19 +93,14 @@ class ProxyError(Exception):
     """HAProxy cannot start with the bounds. The message names the setting or the line."""
 
 
-def trusted_proxies(environment: Mapping[str, str]) -> tuple[str, ...]:
+def trusted_proxies(environment: Mapping[str, str], name: str = _TRUSTED) -> tuple[str, ...]:
     """Networks of proxies that may have all connections, because their clients are many. Raises ProxyError."""
-    proxies = environment.get("CMCL_ENDPOINT_TRUSTED_PROXIES", "").split(",")
-    return tuple(_network(each.strip()) for each in proxies if each.strip())
-
-
-def _network(text: str) -> str:
     try:
-        return str(ip_network(text))
+        proxies = (each.strip() for each in environment.get(name, "").split(","))
+        return tuple(str(ip_network(each)) for each in proxies if each)
     except ValueError as error:
         raise ProxyError(
-            f"CMCL_ENDPOINT_TRUSTED_PROXIES: {error}; permitted are addresses and networks such as "
-            "10.0.3.0/24, separated by commas"
+            f"{name}: {error}; permitted are addresses and networks such as 10.0.3.0/24, separated by commas"
         ) from error
 
 

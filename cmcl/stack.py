@@ -1,4 +1,4 @@
-"""The whole system on this machine: a Ray head, the embeddings endpoint and the control plane.
+"""The whole system on this machine: a Ray head, the embeddings endpoint, and the control plane behind its proxy.
 
 Each part is a child process in its own process group, so that stopping ends exactly what was started here.
 `ray stop` would end every Ray on the machine.
@@ -46,6 +46,7 @@ _RAY_STARTS = 3
 _TITLES = {
     "ray": "Ray",
     "service": "the control plane",
+    "proxy": "the proxy before the control plane",
     "embeddings": "the endpoint",
     "ranks": "the driver with its training ranks",
 }
@@ -60,6 +61,9 @@ _OF_SERVICE = {
     "CMCL_SNAPSHOT_SIGNING_KEY",
 }
 _SECRETS = {*_OF_SERVICE, "CMCL_KEY"}
+# Ray puts sockets of up to 85 characters below the temporary folder, and HAProxy some of 75; the system permits 107, and
+# HAProxy 97.
+_LONGEST_TEMPORARY = 22
 # With it, each of some thirty processes would compile Ray's sources at every start.
 _NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 _ENCODERS = TypeAdapter(tuple[EncoderSpec, ...])
@@ -125,7 +129,13 @@ class LocalStack:
         self._keys = OperatorKeys(self.folder / "keys")
         self._lock: FolderLock | None = None
         self._token = secrets.token_hex(16)
-        # Short: the path of a Unix socket has 107 characters at most. Ray may write there until its end. Mode 0700.
+        temporary = tempfile.gettempdir()
+        if len(temporary) > _LONGEST_TEMPORARY:
+            raise StackError(
+                f"the temporary folder {temporary} has a path of {len(temporary)} characters, permitted are "
+                f"{_LONGEST_TEMPORARY}, because of sockets in it: set TMPDIR to a shorter one, such as /tmp"
+            )
+        # Ray may write there until its end. Mode 0700.
         self._sockets = tempfile.TemporaryDirectory(prefix="cmcl-", ignore_cleanup_errors=True)
         self.proxy_folder.mkdir()
 
@@ -168,7 +178,7 @@ class LocalStack:
     @property
     def proxy_folder(self) -> Path:
         """Where Serve writes what it tells HAProxy, in a folder for each node."""
-        return Path(self._sockets.name) / "proxy"
+        return Path(self._sockets.name) / "p"
 
     def __enter__(self) -> Self:
         try:
@@ -247,7 +257,17 @@ class LocalStack:
         return ranks + endpoint + prepare + _SPARE_CPUS + ceil(encoders)
 
     def start_service(self) -> None:
-        """The control plane. It alone gets the keys in the environment and those of the folder."""
+        """The control plane, and the proxy before it unless that runs already.
+
+        The control plane alone gets the keys in the environment and those of the folder.
+        """
+        if "proxy" not in self.processes:
+            self._spawn(
+                "proxy",
+                [sys.executable, "-m", "cmcl.service_proxy"],
+                CMCL_PROXY_LISTEN=f"{HOST}:{self.ports.service}",
+                CMCL_PROXY_SERVICE=f"{HOST}:{self.ports.behind_proxy}",
+            )
         access = {name: os.environ[name] for name in _OF_SERVICE if name in os.environ}
         access["CMCL_AUTH"] = "off"
         access["CMCL_ENCODERS"] = _ENCODERS.dump_json(self.encoders).decode()
@@ -373,7 +393,7 @@ class LocalStack:
             "CMCL_RANKS": str(self.ranks),
             "CMCL_EMBEDDINGS_URL": self.embeddings_url,
             "CMCL_HOST": HOST,
-            "CMCL_PORT": str(self.ports.service),
+            "CMCL_PORT": str(self.ports.behind_proxy),
             **self._python_path(),
             **self.extra_environment,
         }

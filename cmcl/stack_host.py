@@ -30,10 +30,11 @@ class StackError(Exception):
 
 @dataclass(frozen=True)
 class Ports:
-    """Ports on loopback."""
+    """Ports on loopback. The control plane has one of its own, behind its proxy at `service`."""
 
     service: int
     embeddings: int
+    behind_proxy: int
     ray: int
     dashboard: int
     proxy_metrics: int
@@ -45,7 +46,7 @@ class Ports:
         """Free ports; those that are given are checked instead. Raises StackError if taken."""
         if service and service == embeddings:
             raise StackError(f"port {service} is given twice; the two endpoints need one each")
-        sockets = [_bound(port) if port else _any() for port in (service, embeddings, *[0] * 5)]
+        sockets = [_bound(port) if port else _any() for port in (service, embeddings, *[0] * 6)]
         numbers = [held.getsockname()[1] for held in sockets]
         for held in sockets:
             held.close()

@@ -78,6 +78,8 @@ class ProcessMonitor:
         if SERVICE in parts:
             with suppress(psutil.NoSuchProcess):
                 found[SERVICE] = [psutil.Process(parts[SERVICE].pid), *family(parts[SERVICE].pid)]
+                # And the proxy before it.
+                found[SERVICE].append(psutil.Process(parts["proxy"].pid))
         for each in family(parts["ray"].pid) if "ray" in parts else []:
             words = title(each)
             for mark, role in _RAYS.items():

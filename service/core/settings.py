@@ -115,12 +115,17 @@ class Settings(BaseSettings):
     )
     host: str = Field(
         default="127.0.0.1",
-        description="address to listen on; 0.0.0.0 or :: where others than this machine connect",
+        description="address to listen on, behind a proxy; another one than loopback requires behind_proxy",
+    )
+    behind_proxy: bool = Field(
+        default=False,
+        description="whether a proxy that bounds heads, bodies and connections stands before `host`, such as "
+        "`python -m cmcl.service_proxy` in another container",
     )
     trusted_proxies: Proxies = Field(
         default=("127.0.0.1",),
-        description="comma-separated addresses or networks of reverse proxies whose forwarded client "
-        "addresses are trusted",
+        description="comma-separated addresses or networks of proxies that connect to the service, whose "
+        "X-Forwarded-For is the address of the client",
     )
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on")
     max_attempts: int = Field(
@@ -367,6 +372,16 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"CMCL_AUTH is off and CMCL_HOST is {self.host!r}: anyone on the network would have "
                 f"full access; set CMCL_AUTH to on, or CMCL_HOST to one of {', '.join(_LOOPBACK)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _network_needs_a_proxy(self) -> Self:
+        if self.host not in _LOOPBACK and not self.behind_proxy:
+            raise ValueError(
+                f"CMCL_HOST is {self.host!r}, and nothing there bounds what a client without a key may cost: set "
+                "CMCL_HOST to 127.0.0.1 and start `python -m cmcl.service_proxy` before it, or, if a proxy "
+                "stands before it, CMCL_BEHIND_PROXY to true"
             )
         return self
 

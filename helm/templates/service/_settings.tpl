@@ -28,9 +28,11 @@ CMCL_GPUS_PER_RANK: {{ .Values.training.gpusPerRank | quote }}
 CMCL_RANKS_IDLE_SECONDS: {{ .Values.training.ranksIdleSeconds | quote }}
 CMCL_RUNTIME_ENV: {{ .Values.training.runtimeEnv | toJson | quote }}
 CMCL_JOB_LABELS: {{ .Values.training.jobLabels | toJson | quote }}
-CMCL_HOST: "0.0.0.0"
-CMCL_TRUSTED_PROXIES: {{ join "," .Values.service.trustedProxies | quote }}
-CMCL_PORT: "8000"
+# The proxy of the pod listens at port 8000.
+CMCL_HOST: "127.0.0.1"
+CMCL_BEHIND_PROXY: "true"
+CMCL_TRUSTED_PROXIES: "127.0.0.1"
+CMCL_PORT: "8001"
 CMCL_MAX_ATTEMPTS: {{ .Values.service.maxAttempts | int64 | quote }}
 {{- $cpus := mul .Values.preparation.pods .Values.preparation.cpusPerPod }}
 CMCL_PREPARE_WORKERS: {{ $cpus | quote }}

@@ -56,7 +56,6 @@ def test_service_reaches_the_port_that_listens() -> None:
     (listening,) = release.container("service")["ports"]
     assert port["port"] == listening["containerPort"] == 8000
     assert port["targetPort"] == listening["name"]
-    assert release.settings()["CMCL_PORT"] == "8000"
 
 
 @each_release()
@@ -135,6 +134,8 @@ def test_settings_arrive_as_the_values_say(
 
 def test_chart_and_service_have_the_same_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     differ_on_purpose = {"database_url", "store_uri", "ray_address", "host", "embeddings_url"}
+    # Behind the proxy of the pod.
+    differ_on_purpose |= {"port", "behind_proxy"}
     # The chart knows how many pods of ranks there are.
     differ_on_purpose |= {"attempts_at_once"}
     _set_environment(render({}), monkeypatch)
@@ -307,9 +308,29 @@ def test_notes_contain_the_next_command(trial: Release, production: Release) -> 
     assert "create secret" not in production.notes
 
 
+def _of_proxy(release: Release) -> dict[str, str]:
+    """Variables of the proxy in the service's pods, without its addresses."""
+    spec = release.one("Deployment", "demo-cmcl")["spec"]["template"]["spec"]
+    (proxy,) = [each for each in spec["initContainers"] if each["name"] == "proxy"]
+    environment = {each["name"]: each["value"] for each in proxy["env"]}
+    settings = release.settings()
+    assert environment.pop("CMCL_PROXY_LISTEN") == ":8000"
+    service = f"{settings['CMCL_HOST']}:{settings['CMCL_PORT']}"
+    assert environment.pop("CMCL_PROXY_SERVICE") == service
+    assert spec["containers"][0]["ports"] == [{"name": "http", "containerPort": 8000}]
+    # As long as the service runs, and longer while it ends.
+    assert proxy["restartPolicy"] == "Always"
+    return environment
+
+
+def test_the_service_is_reached_through_its_proxy_alone() -> None:
+    settings = render({}).settings()
+    assert settings["CMCL_HOST"] == settings["CMCL_TRUSTED_PROXIES"] == "127.0.0.1"
+
+
 def test_proxies_are_trusted_only_where_they_are_named() -> None:
-    assert render({}).settings()["CMCL_TRUSTED_PROXIES"] == "127.0.0.1"
-    named = render({"service": {"trustedProxies": ["10.0.3.7", "fd00::/8"]}})
-    assert named.settings()["CMCL_TRUSTED_PROXIES"] == "10.0.3.7,fd00::/8"
+    assert _of_proxy(render({})) == {}
+    named = _of_proxy(render({"service": {"trustedProxies": ["10.0.3.7", "fd00::/8"]}}))
+    assert named == {"CMCL_PROXY_TRUSTED": "10.0.3.7,fd00::/8"}
     with pytest.raises(helm_python.HelmValuesError, match="trustedProxies"):
         render({"service": {"trustedProxies": ["*"]}})

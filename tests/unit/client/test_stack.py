@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from cmcl.demo.run import DemoOptions, run_demo
+from cmcl.haproxy import places
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports, StackError
 from service.core.settings import Settings
@@ -75,6 +77,29 @@ def test_an_occupied_port_is_named_in_the_error() -> None:
             Ports.free(service=port)
 
 
+def test_a_temporary_folder_with_a_path_too_long_for_sockets_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HAProxy ended with "fatal errors", minutes later."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        longest = Path(folder) / ("x" * (22 - len(folder) - 1))
+        longest.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(longest))
+        stack = LocalStack(tmp_path, Ports.free())
+        try:
+            files = places(stack.ports, stack.proxy_folder)
+            sockets = [path for name, path in files.items() if name.endswith("SOCKET_PATH")]
+            # Ray adds a folder named by the node, and HAProxy's own bound is 97.
+            node = "0" * 56
+            assert len(sockets) == 2
+            assert max(len(path) + len(f"/{node}") for path in sockets) <= 97
+        finally:
+            stack.stop()
+        monkeypatch.setattr(tempfile, "tempdir", f"{longest}y")
+        with pytest.raises(StackError, match=r"has a path of 23 characters.*set TMPDIR"):
+            LocalStack(tmp_path, Ports.free())
+
+
 def test_equal_ports_for_both_servers_are_rejected() -> None:
     port = Ports.free().service
     with pytest.raises(StackError, match=f"port {port} is given twice"):
@@ -93,7 +118,7 @@ def test_the_service_accepts_the_environment_of_the_stack(
     assert settings.store_uri == stack.store_uri
     assert settings.allowed_prefixes == ("a", "b")
     assert settings.ray_address == stack.dashboard_url
-    assert (settings.ranks, settings.port) == (3, stack.ports.service)
+    assert (settings.ranks, settings.port) == (3, stack.ports.behind_proxy)
     assert settings.database_url == f"sqlite:///{stack.folder}/cmcl.db"
 
 

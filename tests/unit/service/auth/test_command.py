@@ -57,6 +57,7 @@ def test_invalid_settings_are_reported_one_per_line_without_a_traceback(tmp_path
     ("variables", "named"),
     [
         ({"CMCL_AUTH": "off", "CMCL_HOST": "0.0.0.0"}, ["CMCL_AUTH", "CMCL_HOST"]),
+        ({"CMCL_HOST": "0.0.0.0"}, ["CMCL_HOST", "0.0.0.0", "CMCL_BEHIND_PROXY"]),
         ({"CMCL_OIDC_ISSUER": "https://issuer.example.org"}, ["CMCL_OIDC_AUDIENCE"]),
     ],
 )
