@@ -20,13 +20,13 @@ PLANTED = [
     ("the data plane is layered", "workers.model.heads", "workers.train.loop"),
     ("training is layered", "workers.train.data.rows", "workers.train.loop"),
     ("the pool of ranks is layered", "workers.train.pool.queue", "workers.train.pool.actor"),
-    ("serving is layered", "workers.serve.versions.live", "workers.serve.compute"),
+    ("serving is layered", "workers.serve.versions.live", "workers.serve.background"),
     (
         "routes of serving do not import each other",
         "workers.serve.api.wire.rows",
         "workers.serve.api.context",
     ),
-    ("a replica answers without Ray", "workers.serve.versions.swapper", "ray"),
+    ("a replica answers without Ray", "workers.serve.versions.follower", "ray"),
     ("workers never import the service", "workers.files.scratch", "service.core.states"),
     (
         "service and workers import contract, storage, tracing, memory and fairness of cmcl, the service and model cards its pictures, and nothing else of it",

@@ -13,11 +13,9 @@ from tests.fakes.serve_metrics import RecordedMetrics
 from workers.serve.announcements import Listener
 from workers.serve.ray_adapters import open_channel
 from workers.serve.versions.cache import VersionCache
-from workers.serve.versions.follower import Follower
+from workers.serve.versions.follower import Follower, Swapper
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import StoredVersions
-from workers.serve.versions.memory import Budget
-from workers.serve.versions.swapper import Swapper
 
 POLL_SECONDS = 3600.0
 
@@ -36,7 +34,7 @@ def main(store_uri: str) -> None:
     """Follow the store until the process is killed."""
     ray.init(address="auto", log_to_driver=False)
     store, live, metrics = open_store(store_uri), LiveVersions(), PrintedMetrics()
-    cache = VersionCache(*(StoredVersions(store), 4, Budget(1 << 30), metrics))
+    cache = VersionCache(*(StoredVersions(store), 4, 1 << 30, metrics))
     follower = Follower(store, live, Swapper(live, cache, metrics), POLL_SECONDS)
     follower.start()
     Listener(open_channel, follower.wake, metrics.connected).start()

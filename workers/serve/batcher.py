@@ -10,21 +10,19 @@ cost more than the product; large ones in the compute thread, while the loop rea
 
 import asyncio
 import logging
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from time import time_ns
-from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
 from cmcl.fairness import FairQueue
 from workers.model.heads import unit_rows
-from workers.serve.compute import NO_TICKET, BackgroundExecutor, Ticket
+from workers.serve.background import BackgroundExecutor
 from workers.serve.errors import DeadlineExceeded
-from workers.serve.telemetry import ServeMetrics
+from workers.serve.telemetry import RequestTrace, ServeMetrics
 from workers.serve.versions.loading import Float32Array, LoadedHeads, ServedVersion
 
 # Rows of one owner before the next one's turn. Small, so that many owners share a product.
@@ -32,13 +30,26 @@ _QUANTUM = 64
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
+# A search that compares with millions of rows, or a map between two versions, takes some seconds.
+_HEAVY_SECONDS = 120.0
 # The product of 32 rows at width 1024 takes 3 ms of one core; a hop to a thread and back takes 0.2,
 # and ten times as long while the loop keeps the interpreter busy.
 _INLINE_ROWS = 32
 # Beyond this a product is hardly faster per row, and requests of other owners wait for its end.
 _MOST_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The owner whose share of the products rows take, the deadline, by the event loop's clock, and where times of a
+    traced request are noted."""
+
+    owner: str = ""
+    deadline: float = float("inf")
+    trace: RequestTrace | None = None
+
+
+NO_TICKET = Ticket()
 
 
 @dataclass(eq=False)
@@ -152,7 +163,7 @@ _Result = list[tuple[Slice, Float32Array | Exception]]
 
 
 class Batcher:
-    """`Compute` with one thread for products and one for other heavy work."""
+    """Applies heads to rows. Used from one event loop, with one thread for products."""
 
     def __init__(self, metrics: ServeMetrics, *, traced: bool = False) -> None:
         """`traced`: note the times of products that rows of traced requests share."""
@@ -163,7 +174,6 @@ class Batcher:
         self._thread_is_busy = False
         # One, as torch has one: more would only take turns.
         self._products = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
-        self._others = BackgroundExecutor()
 
     @property
     def waiting_rows(self) -> int:
@@ -179,7 +189,10 @@ class Batcher:
         normalize: bool = True,
         ticket: Ticket = NO_TICKET,
     ) -> Float32Array:
-        """See `Compute`."""
+        """Return embeddings (B × E) by this version; rows of other requests may share the product.
+
+        Raises DeadlineExceeded, where the rows waited until after the deadline.
+        """
         loop = asyncio.get_running_loop()
         heads = version.source.in_memory
         if heads is None:
@@ -191,19 +204,8 @@ class Batcher:
         self._schedule(loop)
         return await future
 
-    async def run(
-        self, owner: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        """See `Compute`. Not in the thread of the products: they must not wait for a second."""
-        return await self._others.run(owner, lambda: function(*args, **kwargs))
-
-    @property
-    def background_seconds(self) -> float:
-        """See `Compute`."""
-        return self._others.busy_seconds
-
     async def responds(self, seconds: float) -> bool:
-        """See `Compute`."""
+        """Return whether the thread of the products completes a task in this time."""
         loop = asyncio.get_running_loop()
         probe = loop.run_in_executor(self._products, lambda: None)
         try:
@@ -213,9 +215,8 @@ class Batcher:
         return True
 
     def close(self) -> None:
-        """Stop the threads when their work is done."""
+        """Stop the thread when its work is done."""
         self._products.shutdown()
-        self._others.close()
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         """After everything that the loop has ready, so that requests which are read now join the product."""
@@ -308,3 +309,16 @@ def _deliver(results: _Result) -> None:
             each.work.fail(result)
         else:
             each.work.fill(each.start, result)
+
+
+async def stuck(batcher: Batcher, background: BackgroundExecutor, seconds: float) -> str | None:
+    """Return which thread is stuck; None where none is. Waits for `seconds` at most.
+
+    Much work may be queued in the background, so a probe behind it would not show whether that thread is stuck: the time
+    that the present piece of work has taken does.
+    """
+    if not await batcher.responds(seconds):
+        return f"the compute thread did not respond for {seconds:g} s"
+    if background.busy_seconds > _HEAVY_SECONDS:
+        return f"the background thread has been busy with the same work for {background.busy_seconds:.0f} s"
+    return None

@@ -21,20 +21,17 @@ from workers.serve.api.context import Replica
 from workers.serve.api.limits import Admission
 from workers.serve.api.protocol import install_protocol
 from workers.serve.auth import AllowAll, Authenticator, SignedKeys, read_public_keys
-from workers.serve.batcher import Batcher
+from workers.serve.background import BackgroundExecutor
+from workers.serve.batcher import Batcher, stuck
 from workers.serve.collections.collections import Collections, open_collections
-from workers.serve.compute import stuck
 from workers.serve.encoders.deployment import Handle, encoders_behind
 from workers.serve.ray_adapters import RayMetrics, open_channel
 from workers.serve.settings import ServeSettings
 from workers.serve.telemetry import open_tracing
 from workers.serve.versions.cache import VersionCache
-from workers.serve.versions.follower import Follower, PollTask
-from workers.serve.versions.live import LiveVersions, wait_until_ready
+from workers.serve.versions.follower import Follower, PollTask, Swapper
+from workers.serve.versions.live import LiveVersions, VersionLookup, wait_until_ready
 from workers.serve.versions.loading import StoredVersions
-from workers.serve.versions.lookup import VersionLookup
-from workers.serve.versions.memory import Budget
-from workers.serve.versions.swapper import Swapper
 
 # Longer than any product takes, and shorter than Serve waits for an answer (30 s).
 _STUCK_SECONDS = 20.0
@@ -66,16 +63,18 @@ class Embedder:
         self._metrics = RayMetrics()
         self._tracing = open_tracing(os.environ, replica=uuid4().hex)
         self._live = LiveVersions()
-        self._compute = Batcher(self._metrics, traced=self._tracing is not None)
+        self._batcher = Batcher(self._metrics, traced=self._tracing is not None)
+        self._background = BackgroundExecutor()
         self._admission = Admission(args)
         self._metrics.watch(
-            "rows_waiting", "Rows that wait for a product.", lambda: self._compute.waiting_rows
+            "rows_waiting", "Rows that wait for a product.", lambda: self._batcher.waiting_rows
         )
         self._cache = VersionCache(
             StoredVersions(self._store),
             args.recent_versions,
-            Budget(args.max_heads_bytes, self._owner_of),
+            args.max_heads_bytes,
             self._metrics,
+            owner_of=self._owner_of,
         )
         self._metrics.watch("heads_bytes", "Bytes of heads in memory.", lambda: self._cache.bytes)
         swapper = Swapper(self._live, self._cache, self._metrics, tracing=self._tracing)
@@ -102,7 +101,8 @@ class Embedder:
             store=self._store,
             live=self._live,
             lookup=VersionLookup(self._live, self._cache, args.min_version_wait_seconds),
-            compute=self._compute,
+            batcher=self._batcher,
+            background=self._background,
             encoders=self._encoders,
             access=self._access,
             admission=self._admission,
@@ -116,7 +116,7 @@ class Embedder:
 
     async def check_health(self) -> None:
         """Called by Serve. A store that is down is no reason to restart: loaded versions keep answering."""
-        if problem := await stuck(self._compute, _STUCK_SECONDS):
+        if problem := await stuck(self._batcher, self._background, _STUCK_SECONDS):
             raise RuntimeError(problem)
         if not self._follower.alive:
             raise RuntimeError("the follower of the live pointers has stopped in this replica")

@@ -31,7 +31,7 @@ from workers.model.migration import (
 from workers.nullspace.certificate import PairWeights
 from workers.nullspace.compatibility import stored_change
 from workers.nullspace.migrate import Migration
-from workers.serve.compute import BACKGROUND, Compute
+from workers.serve.background import BACKGROUND, BackgroundExecutor
 from workers.serve.lru import LRU, AsyncLRUCache
 from workers.serve.versions.loading import ServedVersion
 
@@ -64,9 +64,11 @@ def identity_of(version: ServedVersion) -> tuple[str, float]:
 class Migrations:
     """Maps between versions, cached. That there is none is cached as well: versions do not change."""
 
-    def __init__(self, store: ObjectStore, compute: Compute, most: int = _MOST_MAPS) -> None:
+    def __init__(
+        self, store: ObjectStore, background: BackgroundExecutor, most: int = _MOST_MAPS
+    ) -> None:
         self._store = store
-        self._compute = compute
+        self._background = background
         self._maps: AsyncLRUCache[_Key, Migration | CannotMigrate] = AsyncLRUCache(most)
 
     async def between(
@@ -91,7 +93,7 @@ class Migrations:
         except CannotMigrate as error:
             return error
         memory = await asyncio.to_thread(read_memory, self._store, old)
-        return await self._compute.run(owner, _map, modality, memory, old, new)
+        return await self._background.run(owner, _map, modality, memory, old, new)
 
 
 @torch.inference_mode()
@@ -114,9 +116,9 @@ class Compatibilities:
     Used from one event loop.
     """
 
-    def __init__(self, store: ObjectStore, compute: Compute) -> None:
+    def __init__(self, store: ObjectStore, background: BackgroundExecutor) -> None:
         self._store = store
-        self._compute = compute
+        self._background = background
         self._found: LRU[_Pair, Changes] = LRU(_MOST_KEPT)
         self._wanted: dict[_Pair, tuple[ServedVersion, ServedVersion]] = {}
         self._worker: asyncio.Task[None] | None = None
@@ -148,7 +150,7 @@ class Compatibilities:
 
     async def _find(self, old: ServedVersion, new: ServedVersion) -> Changes:
         memory = await asyncio.to_thread(read_memory, self._store, old)
-        return await self._compute.run(BACKGROUND, _changes, memory, old, new)
+        return await self._background.run(BACKGROUND, _changes, memory, old, new)
 
 
 @torch.inference_mode()

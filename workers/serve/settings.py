@@ -116,8 +116,7 @@ class ServeSettings(ServeArgs):
     max_body_bytes: int = 64 << 20
     # Bodies in one replica's memory as far as they have arrived, and then their responses, before 429.
     max_bytes_in_flight: int = 512 << 20
-    # For a body to arrive, before 408; also after 10 s without a byte, and for less than 64 KiB/s over its time but
-    # for 10 s. And for each 256 KiB of a response to be read. HAProxy has the same (cmcl/haproxy.py).
+    # For a body to arrive, before 408. HAProxy waits as long for its next byte, and for a client to read (cmcl/haproxy.py).
     body_seconds: float = 30
     # From the headers of a request to its response, before 504; a client may ask for less or more.
     queue_seconds: float = 30

@@ -27,17 +27,15 @@ from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica as Parts
 from workers.serve.api.limits import Admission
 from workers.serve.auth import AllowAll
+from workers.serve.background import BackgroundExecutor
 from workers.serve.batcher import Batcher
 from workers.serve.encoders.port import Encoders, NoEncoders
 from workers.serve.settings import ServeSettings
 from workers.serve.telemetry import Tracing
 from workers.serve.versions.cache import VersionCache
-from workers.serve.versions.follower import Follower
-from workers.serve.versions.live import LiveVersions
+from workers.serve.versions.follower import Follower, Swapper
+from workers.serve.versions.live import LiveVersions, VersionLookup
 from workers.serve.versions.loading import StoredVersions
-from workers.serve.versions.lookup import VersionLookup
-from workers.serve.versions.memory import Budget
-from workers.serve.versions.swapper import Swapper
 
 __all__ = ["tmp_path"]
 
@@ -77,9 +75,9 @@ class Replica:
     def __post_init__(self) -> None:
         self.stored = StoredVersions(self.store)
         self.cache = VersionCache(
-            *(self.stored, self.args.recent_versions),
-            Budget(self.args.max_heads_bytes, self.owner_of),
+            *(self.stored, self.args.recent_versions, self.args.max_heads_bytes),
             *(self.metrics, self.clock),
+            owner_of=self.owner_of,
         )
         swapper = Swapper(self.live, self.cache, self.metrics, self.clock, self.tracing)
         self.follower = Follower(self.store, self.live, swapper, POLL_SECONDS, clock=self.clock)
@@ -100,7 +98,8 @@ class Replica:
             store=self.store,
             live=self.live,
             lookup=VersionLookup(self.live, self.cache, args.min_version_wait_seconds),
-            compute=Batcher(self.metrics, traced=self.tracing is not None),
+            batcher=Batcher(self.metrics, traced=self.tracing is not None),
+            background=BackgroundExecutor(),
             encoders=self.encoders,
             access=AllowAll(),
             admission=Admission(args),

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 
 from tests.fakes.executor import ScarceThreads
-from tests.fakes.serve_metrics import RecordedMetrics
 from workers.serve.api.wire.collection_bodies import payload_text
 from workers.serve.api.wire.formats import json_embeddings
 from workers.serve.api.wire.requests import Encoding
-from workers.serve.batcher import Batcher
-from workers.serve.compute import BackgroundExecutor, Steps, run_interleaved, run_to_end
+from workers.serve.background import BackgroundExecutor, Steps, run_to_end
 from workers.serve.errors import InvalidRequest
 
 TIMEOUT = 60.0
@@ -61,7 +59,7 @@ def test_after_the_end_what_runs_is_answered_and_what_waits_fails() -> None:
 
 def test_work_in_steps_lets_other_owners_in_between() -> None:
     """A search with a long filter delays another owner's search by one step only."""
-    batcher, done = Batcher(RecordedMetrics()), list[str]()
+    heavy, done = BackgroundExecutor(), list[str]()
 
     def steps(number: int) -> Steps[str]:
         for _ in range(number):
@@ -70,7 +68,7 @@ def test_work_in_steps_lets_other_owners_in_between() -> None:
         return "found"
 
     async def search(owner: str, number: int) -> str:
-        found = await run_interleaved(batcher, owner, steps(number))
+        found = await heavy.run_steps(owner, steps(number))
         done.append(owner)
         return found
 

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import threading
-import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.fakes.compute import ImmediateCompute
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import random_heads
 from tests.unit.serve.conftest import SPEC, Clock, Replica
 from tests.unit.serve.served_versions import load_version
 from workers.serve.api.app import create_api
-from workers.serve.batcher import Batcher, RowQueue, Work
-from workers.serve.compute import BackgroundExecutor, Ticket, stuck
+from workers.serve.background import BackgroundExecutor
+from workers.serve.batcher import Batcher, RowQueue, Ticket, Work
 from workers.serve.errors import DeadlineExceeded
 from workers.serve.versions.loading import Float32Array, ServedVersion, ServingHead
 
@@ -43,7 +41,7 @@ def expected(version: ServedVersion, modality: str, rows_BF: Float32Array) -> Fl
 def test_a_head_laid_out_for_serving_gives_the_same_numbers() -> None:
     heads = random_heads(SPEC, seed=3)
     features = torch.from_numpy(rows(7, seed=0))
-    ours = ServingHead.of(heads, "image").outputs(features)
+    ours = ServingHead.from_heads(heads, "image").outputs(features)
     torch.testing.assert_close(ours, heads.outputs("image", features), atol=1e-6, rtol=1e-6)
 
 
@@ -232,33 +230,27 @@ def test_heavy_work_that_fails_fails_alone() -> None:
     assert (str(failed), fine) == ("of this piece", 1)
 
 
-def test_a_batcher_reports_how_long_its_heavy_work_takes() -> None:
-    batcher = Batcher(RecordedMetrics())
+class BusyExecutor(BackgroundExecutor):
+    """Reports that its present work has taken `seconds`."""
 
-    def measured() -> float:
-        time.sleep(0.02)
-        return batcher.background_seconds
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
 
-    assert asyncio.run(batcher.run("a", measured)) >= 0.02
-    assert batcher.background_seconds == 0
-
-
-@pytest.mark.parametrize(
-    ("background_seconds", "said"), [(0.0, None), (60.0, None), (121.0, "same work for 121 s")]
-)
-def test_health_sees_both_threads(background_seconds: float, said: str | None) -> None:
-    compute = ImmediateCompute()
-    compute.background_seconds = background_seconds
-    problem = asyncio.run(stuck(compute, 1))
-    assert (problem is None) if said is None else (problem is not None and said in problem)
+    @property
+    def busy_seconds(self) -> float:
+        return self.seconds
 
 
-def test_a_stuck_search_is_seen_by_the_health_of_a_replica(serving: Replica) -> None:
-    compute = ImmediateCompute()
-    serving.app = create_api(dataclasses.replace(serving.parts(serving.args), compute=compute))
-    assert serving.get("/healthz").status_code == 200
-    compute.background_seconds = 1000.0
-    assert serving.get("/healthz").status_code == 503
+@pytest.mark.parametrize(("seconds", "status"), [(0.0, 200), (60.0, 200), (121.0, 503)])
+def test_a_stuck_search_is_seen_by_the_health_of_a_replica(
+    serving: Replica, seconds: float, status: int
+) -> None:
+    parts = dataclasses.replace(serving.parts(serving.args), background=BusyExecutor(seconds))
+    serving.app = create_api(parts)
+    answer = serving.get("/healthz")
+    assert answer.status_code == status
+    assert status == 200 or "busy with the same work for 121 s" in answer.text
 
 
 def test_a_product_that_fails_fails_its_requests_alone(versions: list[ServedVersion]) -> None:

@@ -19,9 +19,8 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import publish_version, random_heads, store_version, stored_key
 from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeSettings
-from workers.serve.versions.cache import VersionCache
+from workers.serve.versions.cache import NoRoom, VersionCache
 from workers.serve.versions.loading import LoadedHeads, Reservation, StoredVersions
-from workers.serve.versions.memory import Budget, NoRoom
 
 BUDGET = 1 << 20
 # Three versions fit.
@@ -121,7 +120,7 @@ def test_a_swap_has_the_old_version_and_the_new_one_in_memory(narrow: Replica) -
 def test_the_version_that_answers_stays_while_its_successor_is_read(narrow: Replica) -> None:
     """It was used least recently, so it would be evicted first."""
     watched = Watched(narrow, "m")
-    cache = VersionCache(watched, 4, Budget(BUDGET), narrow.metrics)
+    cache = VersionCache(watched, 4, BUDGET, narrow.metrics)
     watched.cache = cache
     for model in ("m", "other", "another"):
         publish(narrow, model)

@@ -14,9 +14,8 @@ from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.settings import ServeSettings
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.loading import ServedVersion, StoredVersions
-from workers.serve.versions.memory import Budget
 
-BUDGET = Budget(1 << 30)
+BUDGET = 1 << 30
 
 
 def loads_of_heads(replica: Replica) -> int:

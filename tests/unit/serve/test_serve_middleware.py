@@ -26,7 +26,7 @@ def counts_of(app: object, *, cancelled: bool = False) -> list[int]:
     counted: list[int] = []
 
     async def ask() -> None:
-        whole = Middleware(app, counted.append, Quota(1, "bytes"), 60)  # type: ignore[arg-type]
+        whole = Middleware(app, counted.append, Quota(1, "bytes"))  # type: ignore[arg-type]
         task = asyncio.ensure_future(whole({**SCOPE}, nothing, nothing))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         if cancelled:
@@ -105,7 +105,7 @@ async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
 
 def test_a_flood_of_wrong_keys_waits_and_delays_no_valid_one() -> None:
     """Each of its connections gets few responses, and takes little processor time."""
-    whole = Middleware(refuses, lambda _: None, Quota(1, "bytes"), 60, refusal_seconds=0.3)
+    whole = Middleware(refuses, lambda _: None, Quota(1, "bytes"), refusal_seconds=0.3)
 
     async def seconds_of(path: str, times: int) -> float:
         began = asyncio.get_running_loop().time()

@@ -8,7 +8,6 @@ import pytest
 
 from cmcl.storage.local import LocalStore
 from cmcl.storage.versions import read_version
-from tests.fakes.compute import ImmediateCompute
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.background import finished
@@ -16,6 +15,7 @@ from tests.unit.serve.served_versions import load_version
 from tests.unit.serve.test_serve_migrate_route import SPEC, heads
 from workers.nullspace.certificate import PairWeights
 from workers.nullspace.compatibility import stored_change
+from workers.serve.background import BackgroundExecutor
 from workers.serve.lru import AsyncLRUCache
 from workers.serve.migration import Changes, Compatibilities
 from workers.serve.versions.loading import LoadedHeads, ServedVersion
@@ -35,7 +35,7 @@ def compared(store: FlakyStore, old: ServedVersion, new: ServedVersion) -> list[
     """The result for the first request, and for the next one."""
 
     async def ask() -> list[Changes | None]:
-        found = Compatibilities(store, ImmediateCompute())
+        found = Compatibilities(store, BackgroundExecutor())
         first = found.known(old, new)
         await finished("compatibilities")
         return [first, found.known(old, new)]
@@ -71,7 +71,7 @@ def test_what_could_not_be_read_is_tried_again(store: FlakyStore) -> None:
     old, new = (load_version(store, "m", number) for number in (1, 2))
 
     async def ask() -> Changes | None:
-        found = Compatibilities(store, ImmediateCompute())
+        found = Compatibilities(store, BackgroundExecutor())
         store.broken = "blobs/"
         assert found.known(old, new) is None
         await finished("compatibilities")

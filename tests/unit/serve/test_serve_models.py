@@ -14,7 +14,7 @@ from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.test_serve_migrate_route import publish as publish_conditioned
 from workers.serve.api.app import create_api
 from workers.serve.auth import Caller
-from workers.serve.versions.memory import HeadsCache, Key
+from workers.serve.versions.cache import HeadsCache, Key
 
 
 def models(replica: Replica) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ from tests.fakes.versions import random_heads, store_version, stored_key
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.auth import Caller
 from workers.serve.errors import ApiError, NotFound, NotReady
+from workers.serve.versions.live import VersionLookup, parse_reference
 from workers.serve.versions.loading import ServedVersion
-from workers.serve.versions.lookup import VersionLookup, parse_reference
 
 OWNER = Caller("key-1", "acme")
 STRANGER = Caller("key-2", "globex")

@@ -7,16 +7,11 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from starlette.requests import Request
-from starlette.types import Message
 
 from cmcl.fairness import share_of_one
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.api.app import create_api
-from workers.serve.api.context import held_body
-from workers.serve.api.limits import Holding
 from workers.serve.auth import Caller
-from workers.serve.errors import BodyTimeout
 
 MOST = 8
 BODY = {"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}
@@ -150,23 +145,3 @@ def test_stalled_bodies_of_an_owners_keys_refuse_no_query_of_another(
     refused, modest = asyncio.run(stall_and_ask())
     assert modest == [200, 200]
     assert refused == ([] if sent == 100 else [429] * 3)
-
-
-def test_a_body_that_comes_too_slowly_is_ended_before_its_time_is_over(serving: Replica) -> None:
-    """Otherwise a byte now and then would hold its slot for `body_seconds`."""
-    arrived = 0
-
-    async def receive() -> Message:
-        nonlocal arrived
-        await asyncio.sleep(0.02)
-        arrived += 1
-        return {"type": "http.request", "body": b" ", "more_body": True}
-
-    async def read() -> None:
-        scope = {"type": "http", "headers": [], "cmcl.holding": Holding()}
-        parts = serving.parts(serving.args.model_copy(update={"body_seconds": 60}))
-        await held_body(Request(scope, receive), parts, "a", idle_timeout_seconds=0.2)
-
-    with pytest.raises(BodyTimeout, match=r"bytes of the body arrived in 0\.[23]"):
-        asyncio.run(asyncio.wait_for(read(), 50))
-    assert arrived > 3

@@ -17,8 +17,7 @@ from tests.fakes.slow_store import SlowStore
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, POLL_SECONDS, SPEC, Replica
 from workers.serve.settings import ServeSettings
-from workers.serve.versions.follower import Follower
-from workers.serve.versions.swapper import Swapper
+from workers.serve.versions.follower import Follower, Swapper
 
 NEVER = 3600.0
 TIMEOUT = 60.0

@@ -17,10 +17,9 @@ from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.errors import Overloaded
 from workers.serve.versions.cache import KEPT_FOR_ROLLING_BACK, VersionCache
 from workers.serve.versions.loading import ServedVersion, StoredVersions
-from workers.serve.versions.memory import Budget
 
 TIMEOUT = 60.0
-BUDGET = Budget(1 << 30)
+BUDGET = 1 << 30
 
 
 class HeldLoads(StoredVersions):
@@ -106,6 +105,18 @@ def test_retired_versions_leave_memory_and_are_not_loaded_again(serving: Replica
     response = serving.embed(model="scenes@3")
     assert (response.status_code, response.json()["error"]["code"]) == (404, "version_retired")
     assert serving.store.calls == []
+
+
+def test_a_swap_reads_no_file_that_is_in_memory(serving: Replica) -> None:
+    """Lifts and conditioning are half of a version or more, and successive versions share them."""
+    serving.publish(version=2)
+    manifest = serving.stored.manifest(MODEL, 2)
+    files = {name: layout.blob(entry.sha256) for name, entry in manifest.files.items()}
+    serving.store.calls.clear()
+    serving.poll()
+    assert serving.live_number() == 2
+    assert files[layout.HEADS] in serving.store.calls
+    assert files[layout.INPUTS] not in serving.store.calls
 
 
 def test_a_named_version_that_retires_leaves_memory(serving: Replica) -> None:

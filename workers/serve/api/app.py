@@ -42,7 +42,7 @@ from workers.serve.api.middleware import (
 )
 from workers.serve.api.openapi import DescribedApp, operation, operation_id
 from workers.serve.api.wire.responses import Health
-from workers.serve.compute import stuck
+from workers.serve.batcher import stuck
 from workers.serve.encoders.port import EncoderUnavailable
 from workers.serve.errors import ApiError, BodyTimeout, BodyTooLarge, InvalidRequest, NotReady
 from workers.serve.versions.loading import ServedVersion
@@ -80,7 +80,6 @@ def create_api(replica: Replica) -> Middleware:
         app,
         replica.metrics.finished,
         replica.admission.bytes,
-        args.body_seconds,
         AllowedHosts(args.allowed_hosts) if args.access_public_key is None else None,
     )
 
@@ -155,7 +154,7 @@ def _probes_router(replica: Replica) -> APIRouter:
     @made.get("/healthz", **operation("check_liveness", Health, {500, 503}))
     async def healthz() -> Response:
         """Check that both compute threads respond; also says which application it is, for a restarted driver."""
-        if problem := await stuck(replica.compute, _MOVES_SECONDS):
+        if problem := await stuck(replica.batcher, replica.background, _MOVES_SECONDS):
             raise NotReady(problem)
         return JSONResponse({"status": "ok", "application": replica.args.identity})
 
@@ -192,7 +191,7 @@ class _Tried:
     async def _try(self, version: ServedVersion) -> None:
         for modality, width in version.spec.widths.items():
             row_BF = np.full((1, width), width**-0.5, np.float32)
-            vector_BE = await self._replica.compute.embed(version, modality, row_BF)
+            vector_BE = await self._replica.batcher.embed(version, modality, row_BF)
             if not np.isfinite(vector_BE).all():
                 raise NotReady(f"{version.label} gives no vector for modality {modality!r}")
 

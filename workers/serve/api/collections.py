@@ -57,8 +57,8 @@ from workers.serve.collections.revision_log import Revision
 from workers.serve.collections.segments import Entry, rows_bytes
 from workers.serve.collections.writes import CollectionSpec, was_written_for
 from workers.serve.errors import InvalidRequest
+from workers.serve.versions.live import ModelReference, parse_reference
 from workers.serve.versions.loading import Float32Array, ServedVersion
-from workers.serve.versions.lookup import ModelReference, parse_reference
 
 _CREATE = operation(
     "create_collection",

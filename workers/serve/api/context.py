@@ -9,22 +9,16 @@ from functools import lru_cache
 from typing import ParamSpec, TypeVar
 
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from cmcl.storage.object_store import ObjectStore
-from workers.flow_control import Pace
 from workers.serve.announcements import Announcer, NullAnnouncer
-from workers.serve.api.limits import Admission, CancelOnDisconnect, hold_until_sent, in_time
+from workers.serve.api.limits import Admission, CancelOnDisconnect, hold_until_sent
 from workers.serve.api.openapi import answered_header, header_parameter
 from workers.serve.auth import Authenticator, Caller
+from workers.serve.background import BackgroundExecutor, Steps, run_to_end
+from workers.serve.batcher import Batcher, Ticket
 from workers.serve.collections.collections import Collections
-from workers.serve.compute import (
-    Compute,
-    Steps,
-    Ticket,
-    run_interleaved,
-    run_to_end,
-)
 from workers.serve.encoders.port import Encoders
 from workers.serve.errors import (
     BodyTimeout,
@@ -41,8 +35,7 @@ from workers.serve.telemetry import (
     TracedTimer,
     Tracing,
 )
-from workers.serve.versions.live import LiveVersions
-from workers.serve.versions.lookup import VersionLookup, parse_version
+from workers.serve.versions.live import LiveVersions, VersionLookup, parse_version
 
 MIN_VERSION = "x-min-model-version"
 TIMEOUT_MS = "x-request-timeout-ms"
@@ -68,8 +61,6 @@ ANSWERED_VERSION = {
 _MOST_HEADER_BYTES = 32 << 10
 # Of proxies, which are few.
 _ADDRESSES = 64
-# Between two pieces of a body; less where `body_seconds` is.
-_IDLE_TIMEOUT_SECONDS = 10.0
 # Parsing or writing so much takes at most about 5 ms on the event loop; more goes to the background. The way there
 # and back costs as much under load: 32 rows of width 1024 in JSON from 16 clients fell from 8,049 to 5,640
 # rows a second when 128 KiB was the limit.
@@ -86,7 +77,8 @@ class Replica:
     store: ObjectStore
     live: LiveVersions
     lookup: VersionLookup
-    compute: Compute
+    batcher: Batcher
+    background: BackgroundExecutor
     encoders: Encoders
     access: Authenticator
     admission: Admission
@@ -211,50 +203,32 @@ def cancel_on_disconnect(request: Request, context: RequestContext) -> CancelOnD
     return CancelOnDisconnect(request, context.ticket.deadline, context.seconds)
 
 
-async def held_body(
-    request: Request,
-    replica: Replica,
-    owner: str,
-    idle_timeout_seconds: float = _IDLE_TIMEOUT_SECONDS,
-) -> bytes:
+async def held_body(request: Request, replica: Replica, owner: str) -> bytes:
     """Read the whole body. It and its request are counted until the response has been sent.
 
     Bytes count when they have arrived: a declared length that is never sent counts nothing. Raises
-    BodyTooLarge, BodyTimeout, Overloaded and ClientDisconnect.
+    BodyTooLarge, BodyTimeout, OverLimit and ClientDisconnect.
     """
     args, admission = replica.args, replica.admission
-    declared = _check_declared(request, args.max_body_bytes)
+    _check_declared(request, args.max_body_bytes)
     hold_until_sent(request, admission.requests, owner, 1)
     # Joined once: a bytearray that grows may be copied nine times.
     chunks: list[bytes] = []
     size = 0
-    is_whole = False
-    loop = asyncio.get_running_loop()
-    pace, began = Pace(min(idle_timeout_seconds, args.body_seconds)), loop.time()
-    seconds = pace.idle_timeout_seconds
     try:
-        while not is_whole:
-            message = await in_time(request.receive(), seconds)
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            chunk = message.get("body", b"")
-            is_whole = not message.get("more_body")
-            if not chunk:
-                continue
-            hold_until_sent(request, admission.bytes, owner, len(chunk))
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > args.max_body_bytes:
-                raise _too_large("more than that", args.max_body_bytes)
-            if size != declared and not is_whole:
-                waited = loop.time() - began
-                seconds = min(pace.seconds_left(waited, size), args.body_seconds - waited)
+        async with asyncio.timeout(args.body_seconds):
+            async for chunk in request.stream():
+                if not chunk:
+                    continue
+                hold_until_sent(request, admission.bytes, owner, len(chunk))
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > args.max_body_bytes:
+                    raise _too_large("more than that", args.max_body_bytes)
     except TimeoutError as error:
         raise BodyTimeout(
-            f"{size} bytes of the body arrived in {loop.time() - began:.1f} s, and then none; "
-            f"permitted are {pace.idle_timeout_seconds:g} s without a byte, {pace.bytes_per_second} "
-            f"bytes/s at least over its time but for as long, and {args.body_seconds:g} s for all "
-            "of it; send it again"
+            f"{size} bytes of the body arrived in {args.body_seconds:g} s, which are permitted for all of it; send it "
+            "again"
         ) from error
     return await run_if_large(replica, owner, size, b"".join, chunks)
 
@@ -270,23 +244,22 @@ async def run_if_large(
     """Call a function that parses or writes `size` bytes: here, or in the background in turns with other owners."""
     if size <= _INLINE_BYTES:
         return function(*args, **kwargs)
-    return await replica.compute.run(owner, function, *args, **kwargs)
+    return await replica.background.run(owner, function, *args, **kwargs)
 
 
 async def run_steps_if_large(replica: Replica, owner: str, size: int, steps: Steps[T]) -> T:
     """The same for a function in steps, with other owners' turns between them."""
     if size <= _INLINE_BYTES:
         return run_to_end(steps)
-    return await run_interleaved(replica.compute, owner, steps)
+    return await replica.background.run_steps(owner, steps)
 
 
-def _check_declared(request: Request, most: int) -> int:
-    """Return the declared length; 0 without one. Raises BodyTooLarge."""
+def _check_declared(request: Request, most: int) -> None:
+    """Raises BodyTooLarge for the declared length, if there is one."""
     text = request.headers.get("content-length", "").lstrip("0")
     # By its length first: int() raises ValueError for thousands of digits.
     if text.isdecimal() and (len(text) > len(str(most)) or int(text) > most):
         raise _too_large(f"{text[:20]} bytes", most)
-    return int(text) if text.isdecimal() else 0
 
 
 def _too_large(found: str, most: int) -> BodyTooLarge:

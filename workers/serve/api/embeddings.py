@@ -64,11 +64,11 @@ from workers.serve.api.wire.rows import (
     look_like_tokens,
     width_of,
 )
-from workers.serve.compute import Steps
+from workers.serve.background import Steps
 from workers.serve.errors import InvalidRequest, shortened
 from workers.serve.telemetry import StageTimer
+from workers.serve.versions.live import parse_reference
 from workers.serve.versions.loading import Float32Array, ServedVersion
-from workers.serve.versions.lookup import parse_reference
 
 _TEXT = "text"
 # What clients must receive so that they do not tokenize texts.

@@ -38,8 +38,8 @@ from workers.serve.export.formats import (
     measured_version,
     moments_files,
 )
+from workers.serve.versions.live import parse_reference
 from workers.serve.versions.loading import ServedVersion, StoredVersions
-from workers.serve.versions.lookup import parse_reference
 
 # Generators of clients do not know application/x-tar; the name of the file says what it is.
 _TAR = "application/octet-stream"

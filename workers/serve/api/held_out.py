@@ -38,8 +38,8 @@ from workers.serve.api.wire.requests import (
 from workers.serve.api.wire.responses import HeldOutList, HeldOutSearchResponse
 from workers.serve.errors import InvalidRequest, shortened
 from workers.serve.held_out import MOST_ROWS, HeldOutRows, HeldOutSets
+from workers.serve.versions.live import parse_reference
 from workers.serve.versions.loading import Float32Array, ServedVersion
-from workers.serve.versions.lookup import parse_reference
 
 
 class HeldOutSearch(BaseModel):
@@ -173,7 +173,7 @@ class _HeldOut:
             embedded_BE = await embed_parts(self._replica, version, parts, ticket=context.ticket)
         else:
             row_BF = found.features[wanted.modality or ""][wanted.row : (wanted.row or 0) + 1]
-            embedded_BE = await self._replica.compute.embed(
+            embedded_BE = await self._replica.batcher.embed(
                 version, wanted.modality or "", row_BF, ticket=context.ticket
             )
         query_E: Float32Array = embedded_BE[0]
@@ -188,7 +188,7 @@ class _HeldOut:
         context: RequestContext,
     ) -> Float32Array:
         """Cosines of all rows of one side with the query."""
-        embedded_NE = await self._replica.compute.embed(
+        embedded_NE = await self._replica.batcher.embed(
             version, side, found.features[side], ticket=context.ticket
         )
         scores_N: Float32Array = np.vecdot(embedded_NE, query_E)

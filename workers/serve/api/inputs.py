@@ -28,7 +28,7 @@ from workers.serve.api.wire.rows import (
     from_lists,
     width_of,
 )
-from workers.serve.compute import NO_TICKET, Ticket
+from workers.serve.batcher import NO_TICKET, Ticket
 from workers.serve.encoders.client import is_taken, kind_of, takes
 from workers.serve.encoders.port import (
     EncoderMismatch,
@@ -197,7 +197,7 @@ async def embed_parts(
     """Return embeddings (B × E) of all parts, each row at its position."""
 
     def embedded(part: ModalityRows) -> Coroutine[Any, Any, Float32Array]:
-        return replica.compute.embed(
+        return replica.batcher.embed(
             version, part.modality, part.rows_BF, normalize=normalize, ticket=ticket
         )
 

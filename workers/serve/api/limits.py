@@ -3,16 +3,10 @@
 Amounts are counted in requests, rows and bytes: a request of 4096 rows is not one of 1 row, and a request that waits
 (for its body, for a version) holds neither rows nor many bytes. All of them count until the response has been
 sent (`middleware.py`), so that responses which are not read are bounded, too.
-
-Every request passes deadlines several times, of one wait or of all of it. A timer costs as much as all else that a
-small request does between two waits, and few requests wait for long enough to need one.
 """
 
 import asyncio
-from collections.abc import Awaitable, Generator
 from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
-from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Scope
@@ -22,7 +16,6 @@ from workers.serve.errors import DeadlineExceeded, InvalidRequest
 from workers.serve.settings import ServeSettings
 
 _HOLDING = "cmcl.holding"
-T = TypeVar("T")
 # Almost all requests are answered before; the others get a timer, and a task that listens to their socket.
 _BEFORE_WATCHING_SECONDS = 0.05
 
@@ -101,45 +94,8 @@ def hold_answer(request: Request, quota: Quota, owner: str, size: int) -> None:
     hold_until_sent(request, quota, owner, size)
 
 
-async def in_time(awaitable: Awaitable[T], seconds: float) -> T:
-    """Await for at most so many seconds. The timer is set only if the awaitable does not complete at once.
-
-    Raises TimeoutError.
-    """
-    steps = awaitable.__await__()
-    try:
-        waits_for = next(steps)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    async with asyncio.timeout(seconds):
-        return await _Started(steps, waits_for)
-
-
-class _Started(Awaitable[T]):
-    """What was awaited until its first wait, to be awaited for the rest."""
-
-    def __init__(self, steps: Generator[Any, Any, T], waits_for: Any) -> None:
-        self._steps = steps
-        self._waits_for = waits_for
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        waits_for = self._waits_for
-        while True:
-            try:
-                try:
-                    value = yield waits_for
-                except BaseException as error:  # noqa: BLE001 - passed on, as `await` does
-                    waits_for = self._steps.throw(error)
-                else:
-                    waits_for = self._steps.send(value)
-            except StopIteration as done:
-                result: T = done.value
-                return result
-
-
 class CancelOnDisconnect:
-    """Listens to the client of a request that takes long, and cancels the request when it disconnects or at its deadline.
+    """Cancel the block when the client disconnects, or at its deadline. It then raises ClientDisconnect or DeadlineExceeded.
 
     `deadline`: by the event loop's clock; `seconds`: how long that was from the headers, for the message. A class and
     not a generator, because every request passes here.
@@ -149,9 +105,8 @@ class CancelOnDisconnect:
         self._request = request
         self._deadline = deadline
         self._seconds = seconds
-        self._timeout = asyncio.timeout(None)
-        self._listening: asyncio.Task[None] | None = None
-        self._client_is_gone = False
+        self._watching: asyncio.Task[None] | None = None
+        self._reason: Exception | None = None
 
     async def __aenter__(self) -> None:
         task = asyncio.current_task()
@@ -159,37 +114,28 @@ class CancelOnDisconnect:
             raise RuntimeError("a request must be answered inside a task")
         self._task = task
         loop = asyncio.get_running_loop()
-        await self._timeout.__aenter__()
-        if self._deadline < loop.time() + _BEFORE_WATCHING_SECONDS:
-            self._timeout.reschedule(self._deadline)
-        self._later = loop.call_later(_BEFORE_WATCHING_SECONDS, self._watch)
+        begin = min(self._deadline, loop.time() + _BEFORE_WATCHING_SECONDS)
+        self._later = loop.call_at(begin, self._begin_watching)
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._later.cancel()
-        if self._listening is not None:
-            self._listening.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+        reason = self._reason
+        if kind is asyncio.CancelledError and reason is not None and not self._task.uncancel():
+            raise reason from None
+
+    def _begin_watching(self) -> None:
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
         try:
-            await self._timeout.__aexit__(kind, error, traceback)
-        except TimeoutError as late:
-            raise DeadlineExceeded(
+            async with asyncio.timeout_at(self._deadline):
+                while (await self._request.receive())["type"] != "http.disconnect":
+                    pass
+            self._reason = ClientDisconnect()
+        except TimeoutError:
+            self._reason = DeadlineExceeded(
                 f"the request was not done within its deadline of {self._seconds:g} s"
-            ) from late
-        is_ours = kind is asyncio.CancelledError and self._client_is_gone
-        if is_ours and not self._task.uncancel():
-            raise ClientDisconnect from None
-
-    def _watch(self) -> None:
-        if not self._timeout.expired():
-            self._timeout.reschedule(self._deadline)
-        self._listening = asyncio.create_task(self._listen())
-
-    async def _listen(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
-        self._client_is_gone = True
+            )
         self._task.cancel()

@@ -8,7 +8,6 @@ Errors are answered in OpenAI's shape, by this layer and by the routes.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -23,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cmcl.contract.version import ANNOUNCEMENTS, PARTS
 from cmcl.fairness import OverLimit, Quota
-from workers.serve.api.limits import Holding, hold_for, in_time
+from workers.serve.api.limits import Holding, hold_for
 from workers.serve.errors import ApiError, Forbidden, InvalidRequest, Overloaded
 
 # nginx's number for a client that disconnected before it was answered; it is only counted.
@@ -34,8 +33,6 @@ _ELSEWHERE = (
     "(CMCL_URL of the client, by default port 8000)"
 )
 _LONGEST_PATH = 200
-
-logger = logging.getLogger(__name__)
 
 _HERE = "localhost"
 _ANY = "*"
@@ -53,8 +50,8 @@ _UNAUTHORIZED = 401
 _REFUSALS_AT_ONCE = 600
 _REFUSALS_PER_SECOND = 10
 _REFUSAL_SECONDS = 1.0
-# More than most responses have. uvicorn takes a message of any size at once, and lets the next one wait until a
-# client has read most of it.
+# More than most responses have. uvicorn takes a message of any size at once, and lets the next one wait until most
+# of it has been read. HAProxy ends a connection whose client reads nothing.
 _PIECE_BYTES = 256 << 10
 
 
@@ -195,8 +192,7 @@ class Middleware:
     """Wraps the application of a replica.
 
     `count` is called with the status of each request. `bytes_held`: the quota that a response takes in place of
-    the body of its request. `stall_seconds`: for each 256 KiB of a response to be taken, before its connection
-    is closed; under a proxy of Ray's own nothing waits here, as it takes in responses whole.
+    the body of its request.
     """
 
     def __init__(
@@ -204,7 +200,6 @@ class Middleware:
         app: ASGIApp,
         count: Callable[[int], None],
         bytes_held: Quota,
-        stall_seconds: float,
         hosts: AllowedHosts | None = None,
         refusal_seconds: float = _REFUSAL_SECONDS,
     ) -> None:
@@ -212,7 +207,6 @@ class Middleware:
         self._count = count
         self._hosts = hosts
         self.bytes_held = bytes_held
-        self.stall_seconds = stall_seconds
         self._refusals = RateLimiter(_REFUSALS_AT_ONCE, _REFUSALS_PER_SECOND)
         self._refusal_seconds = refusal_seconds
 
@@ -226,9 +220,6 @@ class Middleware:
         try:
             app = self._refusal_of(scope) or self.app
             await app(scope, receive, response)
-        except _Stalled:
-            # Without an end the server closes the connection, so the client does not take it for complete.
-            logger.warning("a client read nothing for %g s: connection closed", self.stall_seconds)
         except asyncio.CancelledError:
             raise
         except BaseException:
@@ -255,7 +246,7 @@ class Middleware:
 
 
 class _Response:
-    """`send` of one request: in pieces, each of which must be taken in time."""
+    """`send` of one request, in pieces."""
 
     def __init__(self, layer: Middleware, send: Send, holding: Holding) -> None:
         self._layer = layer
@@ -273,31 +264,17 @@ class _Response:
         body = message.get("body", b"")
         if body and not message.get("more_body"):
             self._holding.exchange(self._layer.bytes_held, len(body))
-        if len(body) <= _PIECE_BYTES:
-            await self._send_in_time(message)
-            return
-        for piece in _pieces(message):
-            await self._send_in_time(piece)
-
-    async def _send_in_time(self, message: Message) -> None:
-        start, self._start = self._start, None
-        if start is not None:
+        if (start := self._start) is not None:
+            self._start = None
             self.status = start["status"]
             await self._layer.slow_down(self.status)
             start["headers"] = [*start.get("headers", ()), _SERVER]
-        try:
-            await in_time(self._send_both(start, message), self._layer.stall_seconds)
-        except TimeoutError as error:
-            raise _Stalled from error
-
-    async def _send_both(self, start: Message | None, message: Message) -> None:
-        if start is not None:
             await self._send(start)
-        await self._send(message)
-
-
-class _Stalled(BaseException):
-    """The client did not take the next piece in time. Not an `Exception`, because it cannot be sent an error."""
+        if len(body) <= _PIECE_BYTES:
+            await self._send(message)
+            return
+        for piece in _pieces(message):
+            await self._send(piece)
 
 
 def _pieces(message: Message) -> Iterator[Message]:

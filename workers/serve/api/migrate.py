@@ -51,7 +51,7 @@ from workers.serve.api.wire.formats import (
 from workers.serve.api.wire.requests import STRICT, Encoding, Feature, parse, parse_parameters
 from workers.serve.api.wire.responses import MigrationResponse
 from workers.serve.api.wire.rows import check_count, checked, from_base64, from_lists, width_of
-from workers.serve.compute import Steps
+from workers.serve.background import Steps
 from workers.serve.errors import (
     InvalidRequest,
     NotReady,
@@ -62,8 +62,8 @@ from workers.serve.errors import (
 )
 from workers.serve.migration import Migrations
 from workers.serve.telemetry import StageTimer
+from workers.serve.versions.live import ModelReference, parse_reference
 from workers.serve.versions.loading import Float32Array, ServedVersion
-from workers.serve.versions.lookup import ModelReference, parse_reference
 
 _CODES = {
     OtherConditioning: ("other_conditioning", "from_version"),
@@ -140,7 +140,7 @@ class _Migrate:
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
-        self._migrations = Migrations(replica.store, replica.compute)
+        self._migrations = Migrations(replica.store, replica.background)
 
     async def answer(self, request: Request) -> Response:
         """Map stored vectors to those of another version, and report how exactly.
@@ -169,7 +169,7 @@ class _Migrate:
             size = answer_bytes(request, rows * new.spec.width, query.encoding)
             hold_answer(request, replica.admission.bytes, context.owner, size)
             found = await self._map(query.asked, old, new, context.owner)
-            migrated_BE = await replica.compute.run(context.owner, _apply, found, vectors_BE)
+            migrated_BE = await replica.background.run(context.owner, _apply, found, vectors_BE)
             owner, size = context.owner, migrated_BE.nbytes
             response = await run_steps_if_large(
                 replica, owner, size, _response(request, query, (old, new), found, migrated_BE)

@@ -24,9 +24,8 @@ from workers.serve.auth import Caller
 from workers.serve.encoders.port import EncoderMismatch, EncoderUnavailable
 from workers.serve.errors import ApiError, NotFound
 from workers.serve.migration import Changes, Compatibilities
-from workers.serve.versions.live import LiveModel
+from workers.serve.versions.live import LiveModel, ModelReference, parse_reference
 from workers.serve.versions.loading import ServedVersion
-from workers.serve.versions.lookup import ModelReference, parse_reference
 
 # OpenAI's clients require an owner.
 _NO_OWNER = "cmcl"
@@ -47,7 +46,7 @@ class _Models:
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
-        self._compatibilities = Compatibilities(replica.store, replica.compute)
+        self._compatibilities = Compatibilities(replica.store, replica.background)
 
     async def list_models(self, request: Request) -> Response:
         """List models: versions, modalities, encoders, and whether stored vectors still fit."""

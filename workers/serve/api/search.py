@@ -45,15 +45,15 @@ from workers.serve.api.wire.requests import (
 from workers.serve.api.wire.responses import ItemsResponse, SearchResponse
 from workers.serve.api.wire.rows import width_of
 from workers.serve.auth import Caller
+from workers.serve.batcher import Ticket
 from workers.serve.collections.exports import FORMATS, pgvector_table
 from workers.serve.collections.filters import InvalidFilter, parse_filter
 from workers.serve.collections.index import Hit, Index, SearchQuery, SearchResult
 from workers.serve.collections.indexer import CollectionSnapshot
-from workers.serve.compute import Ticket, run_interleaved
 from workers.serve.errors import InvalidRequest, NotFound, NotReady, shortened
 from workers.serve.telemetry import StageTimer
+from workers.serve.versions.live import parse_version
 from workers.serve.versions.loading import Float32Array, ServedVersion
-from workers.serve.versions.lookup import parse_version
 
 _WAIT_STEP_SECONDS = 0.02
 _TABLE_PATTERN = r"[a-z_][a-z0-9_]{0,62}"
@@ -142,7 +142,7 @@ class _Search:
             with replica.admission.rows.held(context.owner, 1):
                 query_E = await self._embedded(index.version, query.query, context.ticket)
                 steps = index.search_in_steps(query_E, wanted)
-                found = await run_interleaved(replica.compute, context.owner, steps)
+                found = await replica.background.run_steps(context.owner, steps)
         replica.metrics.answered(index.version.model, 1, timer.seconds)
         return Response(_body(index, found), media_type=JSON, headers=_headers(index))
 
@@ -163,7 +163,7 @@ class _Search:
                 if modality is not None:
                     width_of(modality, index.version, "modality")
                 with self._replica.admission.rows.held(context.owner, limit):
-                    found = await self._replica.compute.run(
+                    found = await self._replica.background.run(
                         context.owner, index.items, offset, limit, modality
                     )
         rows = index.rows if modality is None else index.rows_of(modality)

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from workers.serve.background import Steps
 from workers.serve.collections.payloads import Column, Kind, Mask, Payloads
-from workers.serve.compute import Steps
 
 MOST_CONDITIONS = 64
 DEEPEST = 8

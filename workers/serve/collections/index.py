@@ -18,9 +18,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from workers.serve.background import Steps, run_to_end
 from workers.serve.collections.filters import Filter, mask
 from workers.serve.collections.payloads import Mask, Payloads
-from workers.serve.compute import Steps, run_to_end
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 # 50,000 rows of width 256 without clusters, the hardest case: recall at 10 of 0.995 in 1 ms; with a

@@ -6,7 +6,7 @@ Shapes: B rows, F width of the raw feature, E width of the embeddings.
 import threading
 import weakref
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
@@ -52,8 +52,8 @@ class ServingHead:
     bias_E: Tensor
 
     @classmethod
-    def of(cls, heads: ModalityHeads, modality: str) -> "ServingHead":
-        """The head of this modality. Raises KeyError."""
+    def from_heads(cls, heads: ModalityHeads, modality: str) -> "ServingHead":
+        """Return the head of this modality. Raises KeyError."""
         weight_EI = heads.weights[modality]
         return cls(heads, modality, weight_EI[:, :-1], weight_EI[:, -1])
 
@@ -79,8 +79,14 @@ class SharedTensor:
 
     @property
     def bytes(self) -> int:
-        """Of its entries."""
         return self.tensor.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class SharedFile:
+    """The tensors of a stored file by name, while a version refers to it."""
+
+    tensors: Mapping[str, SharedTensor]
 
 
 class TensorPool:
@@ -144,11 +150,11 @@ class LoadedHeads:
     """Heads in memory, as long as something refers to this object. A `HeadsSource` of itself."""
 
     heads: ModalityHeads
-    tensors: tuple[SharedTensor, ...] = ()
+    files: tuple[SharedFile, ...] = ()
     serving: Mapping[str, ServingHead] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        laid_out = {name: ServingHead.of(self.heads, name) for name in self.heads.weights}
+        laid_out = {name: ServingHead.from_heads(self.heads, name) for name in self.heads.weights}
         object.__setattr__(self, "serving", laid_out)
 
     @property
@@ -206,14 +212,13 @@ class ServedVersion:
 
 
 class StoredVersions:
-    """Reads published versions. Heads that are in memory are not read again."""
+    """Reads published versions. A file that is in memory is not read again: successive versions share their lifts."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self.pool = TensorPool()
-        self._by_file: weakref.WeakValueDictionary[Hashable, LoadedHeads] = (
-            weakref.WeakValueDictionary()
-        )
+        # By the SHA-256 of the file.
+        self._files: weakref.WeakValueDictionary[str, SharedFile] = weakref.WeakValueDictionary()
 
     def manifest(self, model: str, number: int) -> VersionManifest:
         """Raises ObjectNotFound where it was never published, InvalidVersion, StorageUnavailable."""
@@ -228,30 +233,37 @@ class StoredVersions:
         return manifest
 
     def in_memory(self, manifest: VersionManifest) -> LoadedHeads | None:
-        """Return heads of the same file that another version has in memory."""
-        return self._by_file.get(_file_of(manifest))
+        """Return the heads if their files are in memory, of other versions. Raises InvalidVersion."""
+        files = [self._files.get(entry.sha256) for entry in _heads_of(manifest)]
+        return None if None in files else _loaded(manifest, [each for each in files if each])
 
     def read(self, manifest: VersionManifest, reservation: Reservation) -> LoadedHeads:
-        """Read the heads; tensors that are in memory already are shared.
+        """Read the heads; files and tensors that are in memory already are shared.
 
         Raises InvalidVersion or DigestMismatch where they cannot be used, StorageUnavailable.
         """
-        shared: dict[str, SharedTensor] = {}
         try:
-            for entry in _heads_of(manifest):
-                chunks = stream_blob(self._store, entry)
-                for name, tensor in stream(chunks, entry.bytes):
-                    shared[name] = self.pool.share(tensor, reservation)
-                for _ in chunks:
-                    pass  # The digest is checked at the end.
+            files = [self._file(entry, reservation) for entry in _heads_of(manifest)]
         except SafetensorError as error:
             raise InvalidVersion(f"the heads cannot be read: {error}") from error
         except ObjectNotFound as error:
             # The manifest is written last, so a missing file is damage.
             raise InvalidVersion(f"{manifest.model}@{manifest.version}: {error}") from error
-        tensors = {name: each.tensor for name, each in shared.items()}
-        loaded = LoadedHeads(heads_from(tensors, manifest.spec), tuple(shared.values()))
-        return self._by_file.setdefault(_file_of(manifest), loaded)
+        return _loaded(manifest, files)
+
+    def _file(self, entry: FileEntry, reservation: Reservation) -> SharedFile:
+        shared = self._files.get(entry.sha256)
+        if shared is not None:
+            reservation.left -= min(reservation.left, entry.bytes)
+            return shared
+        chunks = stream_blob(self._store, entry)
+        tensors = {
+            name: self.pool.share(tensor, reservation)
+            for name, tensor in stream(chunks, entry.bytes)
+        }
+        for _ in chunks:
+            pass  # The digest is checked at the end.
+        return self._files.setdefault(entry.sha256, SharedFile(tensors))
 
     def check(self, manifest: VersionManifest, loaded: LoadedHeads) -> None:
         """Run the self-test through the heads as requests will. Raises as `read`."""
@@ -285,11 +297,9 @@ def described(manifest: VersionManifest, source: HeadsSource) -> ServedVersion:
     )
 
 
-def _file_of(manifest: VersionManifest) -> Hashable:
-    """What heads are a function of: their files and the expected shapes."""
-    spec = manifest.spec
-    digests = tuple(entry.sha256 for entry in _heads_of(manifest))
-    return digests, spec.width, tuple(sorted(spec.widths.items()))
+def _loaded(manifest: VersionManifest, files: Sequence[SharedFile]) -> LoadedHeads:
+    tensors = {name: each.tensor for file in files for name, each in file.tensors.items()}
+    return LoadedHeads(heads_from(tensors, manifest.spec), tuple(files))
 
 
 def _heads_of(manifest: VersionManifest) -> list[FileEntry]:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.serve.background import run_to_end
 from workers.serve.collections.filters import (
     DEEPEST,
     MOST_CONDITIONS,
@@ -18,7 +19,6 @@ from workers.serve.collections.filters import (
     parse_filter,
 )
 from workers.serve.collections.payloads import Payloads
-from workers.serve.compute import run_to_end
 
 FIELDS = ("a", "b")
 texts = st.sampled_from(["", "red", "green", "é", "zebra", "1", "true"])

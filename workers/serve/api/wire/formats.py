@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from workers.serve.api.wire.requests import Encoding
 from workers.serve.api.wire.rows import check_count, checked, from_bytes
-from workers.serve.compute import Steps
+from workers.serve.background import Steps
 from workers.serve.errors import InvalidRequest, UnsupportedMedia, shortened
 from workers.serve.versions.loading import Float32Array
 

@@ -1,0 +1,157 @@
+"""What HAProxy in front of a replica bounds, so that the replica need not: on real sockets, with attacks of
+benchmarks/isolation. The replica has uvicorn's parser."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cmcl.fairness import Quota
+from cmcl.haproxy import BUFFER_KIB
+from tests.fakes.haproxy import Proxy, proxy
+from tests.fakes.served_app import served
+from workers.serve.api.limits import hold_until_sent
+from workers.serve.api.middleware import Middleware
+
+# Ray's own models warn while they are imported.
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+
+SECONDS = 60.0
+GET = b"GET /answer HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+@contextmanager
+def behind_proxy(app: ASGIApp, **different: object) -> Iterator[Proxy]:
+    """HAProxy in front of the app, which Ray's probes do not reach."""
+
+    async def whole(scope: Scope, receive: Receive, send: Send) -> None:
+        is_probe = scope["path"] == "/-/healthz"
+        await (Response() if is_probe else app)(scope, receive, send)
+
+    with (
+        served(Middleware(whole, lambda _: None, Quota(1 << 30, "bytes"))) as url,
+        proxy(httpx.URL(url).port or 0, settings={}, **different) as running,
+    ):
+        yield running
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def read_until(client: socket.socket, end: bytes) -> bytes:
+    found = b""
+    while not found.endswith(end):
+        piece = client.recv(1 << 20)
+        assert piece, f"closed after {found[:200]!r}"
+        found += piece
+    return found
+
+
+def test_a_body_in_chunks_of_one_byte_reaches_a_replica_in_pieces_of_a_buffer() -> None:
+    """A million chunks would be a million steps of the parser, in which the replica answers no other request."""
+    pieces: list[int] = []
+    steps: list[float] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def watch() -> None:
+            while True:
+                before = time.thread_time()
+                await asyncio.sleep(0)
+                steps.append(time.thread_time() - before)
+
+        watching = asyncio.create_task(watch())
+        is_last = False
+        while not is_last:
+            message = await receive()
+            pieces.append(len(message["body"]))
+            is_last = not message["more_body"]
+        watching.cancel()
+        await Response(b"the body")(scope, receive, send)
+
+    count = 1 << 20
+    head = b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    with behind_proxy(app) as running, running.connect() as client:
+        client.sendall(head + b"1\r\na\r\n" * count + b"0\r\n\r\n")
+        assert read_until(client, b"the body").startswith(b"HTTP/1.1 200 OK")
+    assert sum(pieces) == count
+    assert len(pieces) < 500
+    # But for one or two in which garbage was collected.
+    assert sorted(steps)[-3] < 0.006
+
+
+def test_a_flood_of_pipelined_requests_is_one_request_at_a_time_in_a_replica() -> None:
+    running_now, most = 0, 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal running_now, most
+        running_now += 1
+        most = max(most, running_now)
+        await asyncio.sleep(0.001)
+        await Response(b"the body")(scope, receive, send)
+        running_now -= 1
+
+    with behind_proxy(app) as running, running.connect() as client:
+        client.sendall(GET * 500)
+        received = b""
+        while received.count(b"the body") < 500:
+            received += client.recv(1 << 20)
+    assert most == 1
+
+
+def test_a_client_that_reads_nothing_is_closed_and_holds_nothing_in_a_replica() -> None:
+    rows = Quota(10, "rows")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        hold_until_sent(Request(scope), rows, "owner", 1)
+        await Response(bytes(32 << 20))(scope, receive, send)
+
+    with behind_proxy(app, timeout_client_s=1) as running, running.connect() as client:
+        client.sendall(GET)
+        until(lambda: rows.total == 1)
+        until(lambda: rows.total == 0)
+        received = 0
+        while piece := client.recv(1 << 20):
+            received += len(piece)
+        assert received < 32 << 20
+
+
+def test_a_large_body_that_stalls_is_a_client_that_is_gone() -> None:
+    ended: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await Request(scope, receive).body()
+        except ClientDisconnect:
+            ended.append("gone")
+            raise
+
+    large = BUFFER_KIB << 11
+    head = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % large
+    with behind_proxy(app, timeout_client_s=1) as running, running.connect() as client:
+        client.sendall(head + bytes(large // 2))
+        until(lambda: ended == ["gone"])
+
+
+def test_what_claims_to_be_a_body_of_declared_length_and_chunks_is_one_in_chunks() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        names = {name for name, _ in scope["headers"]}
+        assert b"content-length" not in names
+        await Response(await Request(scope, receive).body() + b".")(scope, receive, send)
+
+    with behind_proxy(app) as running, running.connect() as client:
+        client.sendall(
+            b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n"
+            b"transfer-encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 1000 + b"0\r\n\r\n"
+        )
+        assert read_until(client, b".").endswith(b"\r\n\r\n" + b"a" * 1000 + b".")
