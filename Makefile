@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := benchmarks cmcl service workers tests examples deploy
 # Two processes: one runs the tests that need Ray, which take about half of the time.
-PYTEST ?= $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+# It prints the seconds of each folder and of the slowest tests.
+PYTEST ?= $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --durations=40 --durations-min=2
 
 .PHONY: help setup demo test test-fast check format bench bench-training bench-serving images docs docs-site pictures storyboard up lock clean
 

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -43,6 +44,7 @@ _ENCODERS = ("efficientnet-lite0=synthetic:image:1280", "minilm=synthetic:text:3
 # of their time waiting for fsync.
 _MEMORY = Path("/dev/shm")
 _ROOM = 8 << 30
+_LONG_SECONDS = 60
 
 
 def pytest_configure() -> None:
@@ -93,6 +95,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort tests by group; within one they keep their order."""
     items.sort(key=lambda item: _place(item.nodeid.partition("::")[0]))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the seconds of each folder, fixtures included, where a session takes more than a minute."""
+    seconds = defaultdict[str, float](float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                folders = report.nodeid.partition("::")[0].split("/")[1:-1]
+                seconds["/".join(folders[:2])] += report.duration
+    if sum(seconds.values()) > _LONG_SECONDS:
+        terminalreporter.section("seconds by folder")
+        for folder in sorted(seconds, key=seconds.__getitem__, reverse=True):
+            terminalreporter.write_line(f"{seconds[folder]:7.1f}  {folder}")
 
 
 def pytest_collection_finish() -> None:
