@@ -55,22 +55,30 @@ SOLVED = SPEC.model_copy(update={"policy": "improve"})
 
 def everything(shards: Sequence[Shard], here: World) -> dict[str, object]:
     """Return everything that must not depend on the number of ranks."""
-    again = Memory().with_dataset(PAIR, pair_moments(*_features(EARLIER)))
     partly = Memory().with_dataset(PARTLY_KNOWN, pair_moments(*_features(EARLIER)))
+    return {
+        **uneven(shards, here),
+        "first streamed": _first(here, _streamed(shards)),
+        "second": _trained(here, _known(), _held()),
+        "second of one modality": _trained(here, partly, _held()),
+        "solved": _solved(here, _held()),
+    }
+
+
+def uneven(shards: Sequence[Shard], here: World) -> dict[str, object]:
+    """Return of these what depends on how rows, batches and earlier datasets are divided."""
     return {
         "moments": _moments(here),
         "gradient": _gradient(here),
-        "first": _first(here, _held()),
-        "second": _trained(here, again, _held()),
-        "second of one modality": _trained(here, partly, _held()),
-        "first streamed": _first(here, _streamed(shards)),
-        "second streamed": _trained(here, again, _streamed(shards)),
-        "traffic": _traffic(here, again),
+        "second streamed": _trained(here, _known(), _streamed(shards)),
+        "traffic": _traffic(here, _known()),
         "scores": _largest_scores(here),
         "limited": _limited(here),
-        "solved": _solved(here, _held()),
-        "solved streamed": _solved(here, _streamed(shards)),
     }
+
+
+def _known() -> Memory:
+    return Memory().with_dataset(PAIR, pair_moments(*_features(EARLIER)))
 
 
 def write_shards(folder: Path) -> list[Shard]:
