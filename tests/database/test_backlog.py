@@ -44,6 +44,7 @@ def add_job(
         "attempt": 1,
         "attempts_before_retry": 0,
         "kind": "learn",
+        "manifest_sha256": "0" * 64,
         "dry_run": False,
         "preparation": 0,
         "cancel_requested": False,

@@ -110,6 +110,7 @@ def test_a_model_is_listed_while_its_pointer_or_a_version_needs_a_step(
         add_model(database, name)
     about = {"created_at": NOW, "model": "version", "number": 1, "attempt": 1, "kind": "learn"}
     about |= {"dataset_name": "one", "pair_first": "image", "pair_second": "text"}
+    about["manifest_sha256"] = "0" * 64
     about |= {name: {} for name in ("manifest", "evaluation", "capacity", "figures")}
     behind = update(model_rows).where(model_rows.c.name == "pointer")
     with database.write() as connection:
