@@ -163,22 +163,21 @@ def reduced(pair: PairNames, moments: CentredMoments, group: Directions) -> Redu
     (first_KF, second_KG), weight = (group.heads[name] for name in pair), moments.weight
     cross_KG = first_KF.float() @ moments.cross_FG.float() / weight
     cross_KK = cross_KG.double() @ second_KG.mT
-    first = ReducedSide(
-        first_KF.float() @ moments.first_FF.float() / weight,
-        moments.first_means_DF,
-        (moments.first_means_DF - group.means[pair[0]]) @ first_KF.mT,
-        moments.weights_D / weight,
-    )
-    second = ReducedSide(
-        second_KG.float() @ moments.second_GG.float() / weight,
-        moments.second_means_DG,
-        (moments.second_means_DG - group.means[pair[1]]) @ second_KG.mT,
-        moments.weights_D / weight,
-    )
-    first_KK = first.image_KF.double() @ first_KF.mT
-    second_KK = second.image_KF.double() @ second_KG.mT
-    first_KK += group.ridges[pair[0]] * first_KF @ first_KF.mT
-    second_KK += group.ridges[pair[1]] * second_KG @ second_KG.mT
+
+    def side(name: str, sum_FF: Tensor, means_DF: Tensor) -> tuple[ReducedSide, Tensor]:
+        head_KF = group.heads[name]
+        made = ReducedSide(
+            head_KF.float() @ sum_FF.float() / weight,
+            means_DF,
+            (means_DF - group.means[name]) @ head_KF.mT,
+            moments.weights_D / weight,
+        )
+        # H (C + e I) Hᵀ of (16), K × K.
+        covariance_KK = made.image_KF.double() @ head_KF.mT
+        return made, covariance_KK + group.ridges[name] * head_KF @ head_KF.mT
+
+    first, first_KK = side(pair[0], moments.first_FF, moments.first_means_DF)
+    second, second_KK = side(pair[1], moments.second_GG, moments.second_means_DG)
     blocks = torch.cat([first_KK, cross_KK], dim=1), torch.cat([cross_KK.mT, second_KK], dim=1)
     means_DL = torch.cat([first.means_DK, second.means_DK], dim=1)
     # In an order that rounding changes only where two datasets have the same means on both sides. Their own

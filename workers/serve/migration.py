@@ -28,8 +28,7 @@ from workers.model.migration import (
     migration_between,
     same_conditioning,
 )
-from workers.nullspace.certificate import PairWeights
-from workers.nullspace.compatibility import stored_change
+from workers.nullspace.certificate import PairWeights, stored_change
 from workers.nullspace.migrate import Migration
 from workers.serve.background import BACKGROUND, BackgroundExecutor
 from workers.serve.lru import LRU, AsyncLRUCache

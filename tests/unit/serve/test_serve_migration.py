@@ -13,8 +13,7 @@ from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.background import finished
 from tests.unit.serve.served_versions import load_version
 from tests.unit.serve.test_serve_migrate_route import SPEC, heads
-from workers.nullspace.certificate import PairWeights
-from workers.nullspace.compatibility import stored_change
+from workers.nullspace.certificate import PairWeights, stored_change
 from workers.serve.background import BackgroundExecutor
 from workers.serve.lru import AsyncLRUCache
 from workers.serve.migration import Changes, Compatibilities
