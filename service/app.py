@@ -16,10 +16,10 @@ from cmcl.contract import DISTRIBUTION
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import open_store
 from cmcl.tracing import exporter_from
-from service.api import events, openapi, operations, uploads
+from service.api import events, openapi, operations
 from service.api.authentication import Authentication, Hosts
 from service.api.bodies import Bodies, BodyLimits, Budget
-from service.api.concurrency import ConcurrencyLimit, FairSemaphore, RequestSlots, UploadSlots
+from service.api.concurrency import ConcurrencyLimit, RequestSlots, UploadSlots
 from service.api.openapi import DescribedApp
 from service.api.problems import add_problem_handlers
 from service.api.request_log import RequestLog
@@ -107,11 +107,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     app.state.probes = operations.Probes()
     app.state.rendered_metrics = operations.cached_metrics(context)
     app.state.description = openapi.Description(app.openapi)
-    app.state.upload_slots = UploadSlots(context.tuning.upload_parts_at_once)
-    app.state.completions = FairSemaphore(
-        *(uploads.COMPLETED_AT_ONCE, uploads.COMPLETED_AT_ONCE),
-        uploads.COMPLETIONS_WAITING_OF_OWNER,
-    )
+    app.state.upload_slots = UploadSlots(*context.tuning.uploads_at_once)
     app.state.feed = Feed(context.database, is_stopping=events.is_server_stopping)
     context.metrics.round_age.set_function(reconciler.seconds_since_round)
     context.metrics.queue_oldest.set_function(lambda: reconciler.queue.oldest_seconds(Work.POINTER))
@@ -120,7 +116,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     add_problem_handlers(app)
     # The last one added is the outermost.
     slots, budget = RequestSlots(), Budget()
-    limits = BodyLimits(part=context.tuning.upload_part_bytes_max)
+    limits = BodyLimits(file=settings.upload_bytes_max)
     app.add_middleware(ConcurrencyLimit, slots=slots)
     app.add_middleware(Bodies, api=app, limits=limits, budget=budget)
     hosts = Hosts(settings.allowed_hosts)

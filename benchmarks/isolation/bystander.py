@@ -175,13 +175,13 @@ class _Workload:
         await self.recorded("read", self._service.get(path))
 
     async def _write(self) -> None:
-        """Create an upload, send its only part, and abort it."""
+        """Create an upload, send its file, and abort it."""
         answer = await self.recorded("write", self._service.post("/v1/uploads", json=_UPLOAD))
         if answer is None:
             return
         upload = f"/v1/uploads/{answer.json()['id']}"
         headers = {"content-type": "application/octet-stream"}
-        part = self._service.put(f"{upload}/parts/1", content=_PART, headers=headers)
+        part = self._service.put(f"{upload}/file", content=_PART, headers=headers)
         await self.recorded("part", part)
         await self.recorded("write", self._service.delete(upload))
 

@@ -177,8 +177,8 @@ async def minting(attacker: Attacker) -> None:
         await attacker.run_concurrently(8, act)
 
 
-async def stalled_parts(attacker: Attacker) -> None:
-    """A key with `write`. 20 parts of uploads that send one byte every five seconds."""
+async def stalled_files(attacker: Attacker) -> None:
+    """A key with `write`. 20 files that send one byte every five seconds."""
     size, key = 32 * MEBIBYTE, attacker.target.keys["write"]
     paths: list[str] = []
     async with attacker.client(attacker.target.service, "write") as client:
@@ -191,7 +191,7 @@ async def stalled_parts(attacker: Attacker) -> None:
             attacker.made("write", paths[-1])
 
     async def act(number: int) -> None:
-        path = f"{paths[number % len(paths)]}/parts/1"
+        path = f"{paths[number % len(paths)]}/file"
         start = head("PUT", path, key, size, content_type="application/octet-stream")
         await attacker.hold(attacker.target.service, start + b"a" * 1000, b"a")
 

@@ -220,7 +220,7 @@ def upload_files(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Upload files and print their addresses for use in a dataset. Interrupted uploads resume."""
+    """Upload files and print their addresses for use in a dataset. A file that has arrived is not sent again."""
     with Client(url) as client, upload_bars() as on_upload:
         for file in files:
             sent = client.upload(file, on_upload)

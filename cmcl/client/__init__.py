@@ -66,12 +66,10 @@ from cmcl.client.types import (
     JobProgress,
     Order,
     Preparation,
-    Presigned,
     ProgressHistory,
     ProgressPoint,
     RejectedRows,
     Upload,
-    UploadPart,
     UploadProgress,
 )
 from cmcl.client.versions import (
@@ -139,7 +137,6 @@ __all__ = [
     "NewestVersion",
     "Order",
     "Preparation",
-    "Presigned",
     "ProgressHistory",
     "ProgressPoint",
     "Promotion",
@@ -156,7 +153,6 @@ __all__ = [
     "SummaryJob",
     "Unreachable",
     "Upload",
-    "UploadPart",
     "UploadProgress",
     "Version",
     "VersionFigures",

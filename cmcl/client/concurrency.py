@@ -5,14 +5,14 @@ The generator of `_sync` replaces the names of the asynchronous form by those of
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
 
 T = TypeVar("T")
+OnSent = Callable[[int], None]
 
 _CHUNK_BYTES = 2**20
 
@@ -43,20 +43,23 @@ def call(work: Callable[[], T]) -> T:
     return work()
 
 
-@asynccontextmanager
-async def async_file_content(path: Path) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Open a file as the body of a request, read in chunks of 1 MiB."""
+async def async_file_content(path: Path, on_sent: OnSent | None) -> AsyncIterator[bytes]:
+    """Read a file as the body of a request, in chunks. `on_sent` gets the bytes before the next one."""
+    sent = 0
     async with await anyio.open_file(path, "rb") as file:
-        yield _chunks(file)
+        while chunk := await file.read(_CHUNK_BYTES):
+            yield chunk
+            sent += len(chunk)
+            if on_sent is not None:
+                on_sent(sent)
 
 
-@contextmanager
-def file_content(path: Path) -> Iterator[BinaryIO]:
-    """Open a file as the body of a request; httpx reads it in chunks."""
+def file_content(path: Path, on_sent: OnSent | None) -> Iterator[bytes]:
+    """Read a file as the body of a request, in chunks. `on_sent` gets the bytes before the next one."""
+    sent = 0
     with path.open("rb") as file:
-        yield file
-
-
-async def _chunks(file: "anyio.AsyncFile[bytes]") -> AsyncIterator[bytes]:
-    while chunk := await file.read(_CHUNK_BYTES):
-        yield chunk
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+            sent += len(chunk)
+            if on_sent is not None:
+                on_sent(sent)

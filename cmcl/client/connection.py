@@ -66,19 +66,17 @@ class Connection:
         return f"{url.scheme}://{url.netloc.decode('ascii')}"
 
     def open(self, make: Callable[..., HttpClient], transport: object) -> dict[Side, HttpClient]:
-        """Create an HTTP client per server. Only clients of cmcl's servers send the key."""
+        """Create an HTTP client per server."""
         headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
         bases = {Side.SERVICE: self.service_url, Side.EMBEDDINGS: self.embeddings_url}
         shared = {
             "timeout": self.timeout,
             "verify": _certificates(*map(os.environ.get, _CERTIFICATES)),
         }
-        clients = {
+        return {
             side: make(base_url=url, headers=headers, transport=transport, **shared)
             for side, url in bases.items()
         }
-        clients[Side.ELSEWHERE] = make(**shared)
-        return clients
 
 
 @cache

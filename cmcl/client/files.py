@@ -1,7 +1,7 @@
-"""Local files: shards given by path, and files split into parts for upload."""
+"""Local files: shards given by path, and files to upload."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,9 +22,6 @@ SHARD_SUFFIXES = frozenset(
     {".parquet", ".arrow", ".feather", ".ipc", ".npz", ".safetensors", ".h5", ".hdf5", ".tar"}
 )
 _REFUSED = 422
-_PART_BYTES = 16 * 2**20
-# The limit of S3.
-_MOST_PARTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -180,15 +177,6 @@ def shard_bodies(lists: ShardLists) -> Json:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a file. Numbers start at 1."""
-
-    number: int
-    start: int
-    size: int
-
-
-@dataclass(frozen=True)
 class LocalFile:
     """A local file, with size and modification time when it was opened."""
 
@@ -209,22 +197,6 @@ class LocalFile:
             )
         return cls(path.resolve(), found.st_size, found.st_mtime_ns)
 
-    def parts(self, upload: Upload) -> Iterator[Part]:
-        """Split the file into parts of permitted sizes."""
-        size = max(_PART_BYTES, upload.part_bytes_min, -(-self.size // _MOST_PARTS))
-        size = min(size, upload.part_bytes_max)
-        for index, start in enumerate(range(0, self.size, size)):
-            yield Part(index + 1, start, min(size, self.size - start))
-
-    def read(self, part: Part) -> bytes:
-        """Read one part. Raises CmclError if the file has changed; OSError."""
-        with self.path.open("rb") as file:
-            file.seek(part.start)
-            data = file.read(part.size)
-        if len(data) != part.size or self.path.stat().st_mtime_ns != self.changed_ns:
-            raise CmclError(f"{self.path} changed during the upload; upload it again")
-        return data
-
 
 def digest_of(file: LocalFile) -> str:
     """Return the SHA-256 of a file, in hex. Raises OSError."""
@@ -236,6 +208,12 @@ def upload_key(name: str, digest: str) -> str:
     """Return the Idempotency-Key of an upload, derived from name and digest."""
     identity = f"{name}\0{digest}".encode("utf-8", "surrogateescape")
     return f"upload-{hashlib.sha256(identity).hexdigest()}"
+
+
+def check_unchanged(file: LocalFile) -> None:
+    """Raises CmclError if the file is not as it was when it was opened."""
+    if LocalFile.of(file.path) != file:
+        raise CmclError(f"{file.path} changed during the upload; upload it again")
 
 
 def check_digest(file: LocalFile, digest: str, complete: Upload) -> None:

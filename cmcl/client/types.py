@@ -313,23 +313,6 @@ class Encoder(ApiModel):
     width: int
 
 
-class UploadPart(ApiModel):
-    """A part that has arrived."""
-
-    number: int
-    bytes: int
-    sha256: str
-
-
-class Presigned(ApiModel):
-    """A signed URL for a direct upload."""
-
-    method: str
-    url: str = Field(repr=False)
-    headers: dict[str, str] = Field(repr=False)
-    expires_at: datetime
-
-
 class Upload(ApiModel):
     """An upload. Once complete, datasets can name its `uri`."""
 
@@ -337,12 +320,8 @@ class Upload(ApiModel):
     filename: str
     bytes: int
     sha256: str | None = None
-    state: str = Field(description="open, completing or complete")
-    parts: list[UploadPart] = Field(default_factory=list)
-    part_bytes_min: int = 1
-    part_bytes_max: int = 16 * 2**20
+    state: str = Field(description="open or complete")
     uri: str | None = None
-    presigned: Presigned | None = None
     expires_at: datetime | None = None
 
 

@@ -1,9 +1,10 @@
 """Building of requests and parsing of responses, without I/O."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -27,18 +28,18 @@ Params = Mapping[str, str | list[str]]
 
 
 class Side(StrEnum):
-    """Target of a request. The key is sent to the two cmcl servers only."""
+    """Target of a request."""
 
     SERVICE = "service"
     EMBEDDINGS = "embeddings"
-    ELSEWHERE = "elsewhere"
 
 
 @dataclass(frozen=True)
 class Request:
-    """An HTTP request. `path` is a complete URL for Side.ELSEWHERE.
+    """An HTTP request.
 
-    `not_repeated`: codes of errors after which the caller sends another request, and not the same one.
+    `not_repeated`: codes of errors after which the caller sends another request, and not the same one. `file`: the
+    body, in place of `content`; `on_sent` gets the bytes of it that were sent.
     """
 
     method: str
@@ -48,6 +49,8 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | None = field(default=None, repr=False)
     not_repeated: frozenset[str] = frozenset()
+    file: Path | None = None
+    on_sent: Callable[[int], None] | None = None
 
     def options(self) -> dict[str, object]:
         """Return the arguments of httpx's `request` and `stream`."""
@@ -155,8 +158,6 @@ def refused(side: Side, response: httpx.Response) -> CmclError:
 
 def check_server(side: Side, response: httpx.Response) -> None:
     """Raise WrongServer if the other cmcl server has responded."""
-    if side == Side.ELSEWHERE:
-        return
     named = _SERVERS.get(response.headers.get(_SERVER_HEADER, ""))
     if named is None and response.is_error:
         # A proxy may have removed the header; the two servers have different error formats.
@@ -170,7 +171,7 @@ def unreachable(side: Side, error: httpx.TransportError) -> Unreachable:
     if "WRONG_VERSION_NUMBER" in str(error):
         plain = where.replace("https://", "http://", 1)
         return Unreachable(f"{where} does not use TLS; try {plain}")
-    if isinstance(error, httpx.ConnectError) and side != Side.ELSEWHERE:
+    if isinstance(error, httpx.ConnectError):
         return Unreachable(
             f"cannot connect to {where} ({error}); is `cmcl up` running? For another address of "
             f"{_NAMES[side]}, set {_SET_BY[side]}"

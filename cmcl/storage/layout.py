@@ -27,9 +27,7 @@ records/models/<model>.json                 copies of database rows, from which 
 collections/<name>/revisions/<n>.json       the segments of a collection, one object per change
                    segments/<time>-<id>.parquet      rows that were written together; immutable
 collection-numbers/<n>                      upper bound of the revisions of deleted collections
-uploads/<upload>/parts/<n>-<sha256>         parts that arrived, until the file is complete
-                 direct                     uploaded by a client through a signed link
-                 file-<n>                   the complete file, assembled by attempt n
+uploads/<upload>/<id>                       the file; the row says which object it is, if it was sent more than once
 """
 
 import re
@@ -335,13 +333,5 @@ def upload_prefix(upload: str) -> str:
     return f"uploads/{upload}/"
 
 
-def upload_part(upload: str, number: int, sha256: str) -> str:
-    return f"uploads/{upload}/parts/{number}-{sha256}"
-
-
-def upload_direct(upload: str) -> str:
-    return f"uploads/{upload}/direct"
-
-
-def upload_file(upload: str, attempt: int) -> str:
-    return f"uploads/{upload}/file-{attempt}"
+def upload_file(upload: str, file: str) -> str:
+    return f"{upload_prefix(upload)}{file}"

@@ -78,24 +78,13 @@ class LocalStore:
             _flush(temporary)
             temporary.replace(self._path(key))
 
-    def copy(self, source: str, target: str) -> None:
-        self.compose([source], target)
-
-    def compose(self, parts: Sequence[str], target: str) -> None:
-        for part in parts:
-            # Raises for a missing part before anything is written.
-            self.size(part)
-        with self._temporary(target) as temporary:
+    @contextmanager
+    def writer(self, key: str, size: int) -> Iterator[BinaryIO]:
+        with self._temporary(key) as temporary:
             with temporary.open("wb") as file:
-                for part in parts:
-                    with self.open(part) as source:
-                        _copy(source, file)
+                yield file
             _flush(temporary)
-            temporary.replace(self._path(target))
-
-    def presign_put(self, key: str, sha256_hex: str, size: int, seconds: int) -> None:
-        """None: a disk has no links."""
-        checked_key(key)
+            temporary.replace(self._path(key))
 
     def keys(self, prefix: str) -> Iterator[str]:
         parent = checked_prefix(prefix).rpartition("/")[0]

@@ -4,9 +4,8 @@ Training retries for minutes (`retry_unavailable`): an outage must not cost hour
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -20,18 +19,12 @@ RETRY_SECONDS = 120.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 
 
-@dataclass(frozen=True)
-class PresignedPut:
-    """A request that can be sent without credentials, any number of times, until `expires_at`.
+class Writer(Protocol):
+    """Takes the bytes of an object, piece by piece."""
 
-    It must have exactly `headers`, which are signed. They include length and SHA-256 of the body, so
-    that the store refuses other bytes.
-    """
-
-    method: str
-    url: str
-    headers: Mapping[str, str]
-    expires_at: datetime
+    def write(self, data: bytes, /) -> object:
+        """Add bytes."""
+        ...
 
 
 class ObjectStore(Protocol):
@@ -82,18 +75,11 @@ class ObjectStore(Protocol):
         """Write or overwrite from a local file of any size."""
         ...
 
-    def copy(self, source: str, target: str) -> None:
-        """Copy within the store, overwriting. Raises ObjectNotFound."""
-        ...
+    def writer(self, key: str, size: int) -> AbstractContextManager[Writer]:
+        """Write or overwrite an object of up to `size` bytes, and at least one, piece by piece.
 
-    def compose(self, parts: Sequence[str], target: str) -> None:
-        """Write the parts' bytes, in their order, as one object, overwriting. Raises ObjectNotFound."""
-        ...
-
-    def presign_put(
-        self, key: str, sha256_hex: str, size: int, seconds: int
-    ) -> PresignedPut | None:
-        """A link to write exactly these bytes, for `seconds`; None if the store has no links."""
+        The object is written when the block ends, and not at all if the block raises.
+        """
         ...
 
     def keys(self, prefix: str) -> Iterator[str]:

@@ -4,12 +4,10 @@ Credentials, region and endpoint come from boto3's own chain (AWS_ENDPOINT_URL, 
 identity of a service account, ...): there is nothing to configure here.
 """
 
-import base64
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +18,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
-from cmcl.storage.object_store import CHUNK_BYTES, PresignedPut, checked_key, checked_prefix
+from cmcl.storage.object_store import CHUNK_BYTES, checked_key, checked_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +26,6 @@ _CONFIG = Config(
     retries={"mode": "standard", "max_attempts": 5},
     connect_timeout=5,
     read_timeout=60,
-    # Version 2, the default for links, does not sign length and digest.
-    signature_version="s3v4",
 )
 # boto3's default session is not thread-safe; its clients are.
 _MAKING_A_CLIENT = threading.Lock()
@@ -101,36 +97,11 @@ class S3Store:
         with _translated(key):
             self._client.upload_file(str(path), self.bucket, self.prefix + checked_key(key))
 
-    def copy(self, source: str, target: str) -> None:
-        with _translated(source):
-            self._client.copy(self._at(source), self.bucket, self.prefix + checked_key(target))
-
-    def compose(self, parts: Sequence[str], target: str) -> None:
-        # S3 accepts no empty parts.
-        sizes = {part: size for part in parts if (size := self.size(part))}
-        if not sizes:
-            self.put(target, b"")
-            return
-        with _translated(target), Multipart(self._client, self._at(target)) as upload:
-            filled = [part for part in parts if part in sizes]
-            if Multipart.can_copy([sizes[part] for part in filled]):
-                for part in filled:
-                    upload.copy(self._at(part))
-            else:
-                total = sum(sizes[part] for part in filled)
-                upload.send((chunk for part in filled for chunk in self.stream(part)), total)
-
-    def presign_put(self, key: str, sha256_hex: str, size: int, seconds: int) -> PresignedPut:
-        digest = base64.b64encode(bytes.fromhex(sha256_hex)).decode()
-        expires_at = datetime.now(UTC) + timedelta(seconds=seconds)
-        with _translated(key):
-            url = self._client.generate_presigned_url(
-                "put_object",
-                Params={**self._at(key), "ContentLength": size, "ChecksumSHA256": digest},
-                ExpiresIn=seconds,
-            )
-        headers = {"content-length": str(size), "x-amz-checksum-sha256": digest}
-        return PresignedPut("PUT", url, headers, expires_at)
+    @contextmanager
+    def writer(self, key: str, size: int) -> Iterator["Multipart"]:
+        part_bytes = max(_SMALLEST_PART, -(-size // _MOST_PARTS))
+        with _translated(key), Multipart(self._client, self._at(key), part_bytes) as upload:
+            yield upload
 
     def keys(self, prefix: str) -> Iterator[str]:
         for page in self._pages(checked_prefix(prefix)):
@@ -207,10 +178,9 @@ def _translated(key: str) -> Iterator[None]:
         raise StorageUnavailable(f"{key!r}: {error}") from error
 
 
-# Limits of S3, in bytes. The smallest size does not apply to the last part.
-SMALLEST_PART = 5 << 20
-LARGEST_PART = 5 << 30
-MOST_PARTS = 10_000
+# Limits of S3. The smallest size does not apply to the last part.
+_SMALLEST_PART = 5 << 20
+_MOST_PARTS = 10_000
 
 
 class Multipart:
@@ -219,9 +189,11 @@ class Multipart:
     The object is complete or absent. `target`: bucket and key. Raises boto3's errors.
     """
 
-    def __init__(self, client: Any, target: dict[str, str]) -> None:
+    def __init__(self, client: Any, target: dict[str, str], part_bytes: int) -> None:
         self._client = client
         self._target = target
+        self._part_bytes = part_bytes
+        self._waiting = bytearray()
         self._parts: list[dict[str, object]] = []
         self._upload: dict[str, str] = {}
 
@@ -229,6 +201,12 @@ class Multipart:
         answer = self._client.create_multipart_upload(**self._target)
         self._upload = {**self._target, "UploadId": answer["UploadId"]}
         return self
+
+    def write(self, data: bytes) -> None:
+        """Add bytes; a part is sent when it is full."""
+        self._waiting += data
+        if len(self._waiting) >= self._part_bytes:
+            self._send()
 
     def __exit__(
         self,
@@ -240,6 +218,8 @@ class Multipart:
             self._abort()
             return
         try:
+            if self._waiting:
+                self._send()
             self._client.complete_multipart_upload(
                 **self._upload, MultipartUpload={"Parts": self._parts}
             )
@@ -247,27 +227,11 @@ class Multipart:
             self._abort()
             raise
 
-    @staticmethod
-    def can_copy(sizes: Sequence[int]) -> bool:
-        """Whether objects of these sizes, in bytes, are valid parts."""
-        return (
-            len(sizes) <= MOST_PARTS
-            and all(size >= SMALLEST_PART for size in sizes[:-1])
-            and all(size <= LARGEST_PART for size in sizes)
-        )
-
-    def copy(self, source: dict[str, str]) -> None:
-        """Add a whole object as the next part, copied within the store."""
-        number = len(self._parts) + 1
-        answer = self._client.upload_part_copy(**self._upload, PartNumber=number, CopySource=source)
-        self._parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
-
-    def send(self, chunks: Iterable[bytes], total: int) -> None:
-        """Upload `total` bytes in as many parts as needed."""
-        for data in _joined(chunks, max(2 * SMALLEST_PART, -(-total // MOST_PARTS))):
-            number = len(self._parts) + 1
-            answer = self._client.upload_part(**self._upload, PartNumber=number, Body=data)
-            self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+    def _send(self) -> None:
+        number, data = len(self._parts) + 1, bytes(self._waiting)
+        self._waiting.clear()
+        answer = self._client.upload_part(**self._upload, PartNumber=number, Body=data)
+        self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
 
     def _abort(self) -> None:
         try:
@@ -276,15 +240,3 @@ class Multipart:
             # The error that led here is raised. The parts stay invisible; a lifecycle rule of the bucket
             # (AbortIncompleteMultipartUpload) removes them.
             logger.warning("%s: its parts could not be removed: %s", self._upload["Key"], error)
-
-
-def _joined(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """The same bytes in pieces of at least `size`; the last piece may be smaller."""
-    piece = bytearray()
-    for chunk in chunks:
-        piece += chunk
-        if len(piece) >= size:
-            yield bytes(piece)
-            piece.clear()
-    if piece:
-        yield bytes(piece)

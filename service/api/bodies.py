@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.concurrency import BODY_BYTES
 from service.api.dependencies import BYTES, check_scopes, get_principal, permitted_type
 from service.api.problems import refusal
-from service.api.spool import too_slow
+from service.api.streamed import too_slow
 from service.core.errors import BodyTooLarge, IncompleteBody, Refused, TooManyRequests
 from service.core.principal import EVERY_OWNER, Principal
 from workers.flow_control import Pace
@@ -46,12 +46,12 @@ class _Wanted:
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """Largest part of a file, and largest body with a list of shards, in bytes.
+    """Largest file, and largest body with a list of shards, in bytes.
 
     1 MiB lists some ten thousand shards.
     """
 
-    part: int
+    file: int
     with_shards: int = 1 << 20
 
 
@@ -118,7 +118,7 @@ class Arriving:
 class Bodies:
     """ASGI middleware that reads a body whole, after the key was found to have the scopes of the route.
 
-    Bodies are small, except parts of files: those are passed on as a stream, and counted.
+    Bodies are small, except files: those are passed on as a stream, and counted.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class Bodies:
             wanted = _Wanted(
                 compile_path(route.path)[0],
                 frozenset(_scopes(getattr(route, "dependant", None))),
-                self._limits.part if is_file else most,
+                self._limits.file if is_file else most,
                 is_file,
             )
             for method in route.methods or ():

@@ -1,8 +1,7 @@
 """Limits on concurrent requests and uploads per owner, with fair turns: work queues behind work of the same owner.
 
 A request holds a slot from the end of its body to the head of its response: neither a slow client nor a stream of
-events holds one. Parts of files have slots of their own (`UploadSlots`), because they take as long as the
-client sends. Completing an upload releases its slot and waits for one for completions.
+events holds one. Files have slots of their own (`UploadSlots`), because they take as long as the client sends.
 
 A large body costs processor time: 10,000 addresses take 0.8 s, 30 ms of it in pieces that would stall the event loop.
 So these requests are handled in a thread, one per owner at a time. Threads share one interpreter lock: more of them
@@ -36,8 +35,6 @@ _LARGE_AT_WORK, _LARGE_AT_WORK_OF_OWNER = 2, 1
 # Each holds a connection and some kilobytes; bytes of bodies have a budget of their own.
 _WAITING_OF_OWNER = 256
 _RETRY_SECONDS = 2
-# Slots that one owner cannot have.
-_RESERVED_SLOTS = 2
 # A body is stalled if no byte arrives for so long, or if it is so many seconds behind `LEAST_BYTES_PER_SECOND`. It keeps
 # its slot only until another one needs it.
 STALLED_SECONDS = 5.0
@@ -228,7 +225,7 @@ class UploadSlot:
                 self._arrived += len(message.get("body", b""))
                 return message
             raise TooManyRequests(
-                f"the part stalled after {self._arrived} bytes, and its slot was needed for another one; "
+                f"the file stalled after {self._arrived} bytes, and its slot was needed for another one; "
                 "send it again",
                 _RETRY_SECONDS,
             )
@@ -237,17 +234,17 @@ class UploadSlot:
 
 
 class UploadSlots:
-    """Slots for the bodies of parts, which take memory and disk. One owner may have all but two of them.
+    """Slots for the bodies of files, which take memory. One owner may have `of_owner` of them.
 
-    A slot whose body is stalled is reclaimed for another part of the same owner, or of an owner with fewer slots.
+    A slot whose body is stalled is reclaimed for another file of the same owner, or of an owner with fewer slots.
 
     For use on the event loop alone. A request that finds no slot is refused at once: to wait, it would hold its
     connection, and what has arrived of its body.
     """
 
-    def __init__(self, total: int, seconds: Seconds = time.monotonic) -> None:
+    def __init__(self, total: int, of_owner: int, seconds: Seconds = time.monotonic) -> None:
         self._total = total
-        self._share = max(1, total - _RESERVED_SLOTS)
+        self._share = of_owner
         self._seconds = seconds
         self._taken: set[UploadSlot] = set()
 
@@ -266,14 +263,14 @@ class UploadSlots:
         held = Counter(slot.owner for slot in self._taken)
         if held[owner] >= self._share:
             candidates = [slot for slot in self._taken if slot.owner == owner]
-            message = f"{self._share} parts of your files are being received"
+            message = f"{self._share} of your files are being received"
         elif len(self._taken) >= self._total:
             candidates = [
                 slot
                 for slot in self._taken
                 if slot.owner == owner or held[slot.owner] > held[owner]
             ]
-            message = f"{self._total} parts of files are being received"
+            message = f"{self._total} files are being received"
         else:
             return
         stalled = [slot for slot in candidates if slot.stalled_for() >= 0]

@@ -40,10 +40,9 @@ _WORDS = {
     429: "Too many requests; Retry-After has the seconds to wait",
     500: "Internal server error; the service logs it under the request id",
     503: "Database or object storage unavailable; Retry-After has the seconds to wait",
-    507: "Insufficient storage",
 }
 # What does not follow from method, path and parameters: a resource that the body names, a full disk.
-_BY_OPERATION = {"post_dataset": {404}, "post_webhook": {404}, "put_part": {507}}
+_BY_OPERATION = {"post_dataset": {404}, "post_webhook": {404}}
 
 Operation = dict[str, Any]
 

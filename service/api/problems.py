@@ -19,7 +19,6 @@ from service.core.errors import (
     BodyTooLarge,
     Conflict,
     DatabaseUnavailable,
-    DiskFull,
     FieldProblem,
     Forbidden,
     IncompleteBody,
@@ -67,7 +66,6 @@ KINDS: dict[type[Exception], Kind] = {
     IssuerUnavailable: Kind(503, "issuer-unavailable", "Token issuer unavailable"),
     DatabaseUnavailable: Kind(503, "database-unavailable", "Database unavailable"),
     LauncherUnavailable: Kind(503, "cluster-unavailable", "Cluster unavailable"),
-    DiskFull: Kind(507, "disk-full", "Insufficient storage"),
     StorageUnavailable: Kind(503, "storage-unavailable", "Object storage unavailable"),
 }
 

@@ -13,7 +13,6 @@
     │   ├── Unauthorized            no key, or none that is valid
     │   ├── Forbidden               the key does not permit it
     │   └── TooManyRequests         too many requests of one owner
-    ├── DiskFull                    this machine's disk is full; a retry can help later
     ├── IssuerUnavailable           the token issuer did not respond; a retry can help
     └── DatabaseError
         ├── DatabaseUnavailable     the database did not respond; a retry can help
@@ -96,10 +95,6 @@ class TooManyRequests(Refused):
 
 class IssuerUnavailable(ServiceError):
     """The token issuer did not respond, so tokens cannot be verified; a retry can help."""
-
-
-class DiskFull(ServiceError):
-    """This machine's disk is full; a retry can help once there is space."""
 
 
 class DatabaseError(ServiceError):

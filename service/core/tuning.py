@@ -38,7 +38,6 @@ class Tuning:
     lost_attempt_grace_seconds: float = 5
     # For all keys and tokens of one owner, counted by each instance. More than a hundred a second is a loop.
     requests_per_minute_per_owner: int = 6000
-    # The client sends parts of 16 MiB. Each part is stored on disk before it is passed on.
-    upload_part_bytes_max: int = 64 * 2**20
-    # Parts that one instance receives at a time; one owner may use all but two of them.
-    upload_parts_at_once: int = 16
+    # Files that one instance receives at a time, of all owners and of one. With a bucket, each takes as much memory as a
+    # part of a multipart upload, 5 MiB.
+    uploads_at_once: tuple[int, int] = (32, 8)

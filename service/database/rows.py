@@ -19,7 +19,7 @@ from cmcl.contract.version import EvaluationResult, VersionManifest
 from service.core.states import FailureReason, JobState
 
 PromotionKind = Literal["published", "promoted", "rolled_back"]
-UploadState = Literal["open", "completing", "complete", "aborted"]
+UploadState = Literal["open", "complete", "aborted"]
 
 
 def random_id() -> str:
@@ -273,33 +273,16 @@ class EventRow(Event):
 
 
 @dataclass(frozen=True)
-class NewUpload:
-    """A file as it was announced."""
-
-    filename: str
-    bytes: int
-    sha256: str | None
-    direct: bool
-
-
-@dataclass(frozen=True)
-class PartRow:
-    """A part of a file that arrived."""
-
-    number: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class UploadRow(NewUpload):
-    """An upload; once complete, `attempt` identifies its object."""
+class UploadRow:
+    """An upload as it was announced; once complete, `sha256` is measured, and `file` is the name of its object."""
 
     id: str
     owner: str
+    filename: str
+    bytes: int
+    sha256: str | None
     state: UploadState
-    attempt: int
-    lease_until: datetime | None
+    file: str | None
     created_at: datetime
     completed_at: datetime | None
 
@@ -312,11 +295,3 @@ class ResponseRow:
     status: int
     location: str | None
     body: dict[str, object]
-
-
-@dataclass(frozen=True)
-class KeyClaim:
-    """An idempotency key whose request is being processed since then."""
-
-    fingerprint: str
-    created_at: datetime

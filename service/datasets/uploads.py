@@ -1,13 +1,7 @@
-"""Uploads: created, sent in repeatable parts, aborted, used by datasets.
-
-`service.datasets.upload_completion` combines the parts into a file. A part's object key contains its
-digest, so concurrent uploads of the same part cannot mix their bytes.
-"""
+"""Uploads: announced, sent, aborted, used by datasets."""
 
 import unicodedata
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -16,22 +10,19 @@ from sqlalchemy import Connection
 from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import Frozen, Sha256
 from cmcl.storage import layout
-from cmcl.storage.object_store import PresignedPut
-from cmcl.storage.s3 import LARGEST_PART
 from service.auth.ownership import check_quota
 from service.context import Context
 from service.core.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.core.principal import Principal
 from service.core.settings import Settings
 from service.database.queries import uploads
-from service.database.rows import NewUpload, PartRow, UploadRow
+from service.database.rows import UploadRow
 from service.datasets.request import upload_of
 
 _LONGEST_FILENAME = 128
 # Zero-width joiners, which some scripts need.
 _JOINERS = "\u200c\u200d"
-_LINK_SECONDS = 3600
-# An upload that is not completed within this time is removed.
+# An upload whose file does not arrive within this time is removed.
 EXPIRY_HOURS = 24
 
 
@@ -61,84 +52,81 @@ class UploadRequest(Frozen):
         description="display name: letters of any language, no slashes; at most 128 characters",
         examples=["pairs-000.parquet"],
     )
-    bytes: int = Field(ge=1, description="size of the whole file", examples=[104857600])
+    bytes: int = Field(ge=1, description="size of the file", examples=[104857600])
     sha256: Sha256 | None = Field(
-        default=None,
-        description="SHA-256 of the whole file, checked on completion; required if direct",
+        default=None, description="SHA-256 of the file; if it is given, no other file is taken"
     )
-    direct: bool = Field(
-        default=False,
-        description="send the file to object storage directly, with a signed URL; only if the store "
-        "is a bucket",
-    )
-
-
-@dataclass(frozen=True)
-class Upload:
-    """An upload with its received parts."""
-
-    row: UploadRow
-    parts: list[PartRow]
-
-
-@dataclass(frozen=True)
-class ReceivedPart:
-    """A part in a file on this machine."""
-
-    path: Path
-    part: PartRow
 
 
 def begin(
     connection: Connection, upload: str, request: UploadRequest, context: Context, owner: str
 ) -> UploadRow:
     """Create an upload. Raises Unprocessable, and Conflict if it exceeds the owner's quotas."""
-    _check_size(request, context.settings)
+    most = context.settings.upload_bytes_max
+    if request.bytes > most:
+        message = f"permitted: 1 to {most}; split larger data into several shards"
+        raise Unprocessable("the file is too large", FieldProblem("bytes", message, request.bytes))
     _check_quota(connection, request, context.settings, owner)
-    if request.direct:
-        _check_direct(request, upload, context)
-    new = NewUpload(request.filename, request.bytes, request.sha256, request.direct)
-    uploads.create(connection, upload, owner, new, context.clock())
-    return existing(uploads.find(connection, upload), upload)
+    new = UploadRow(
+        id=upload,
+        owner=owner,
+        filename=request.filename,
+        bytes=request.bytes,
+        sha256=request.sha256,
+        state="open",
+        file=None,
+        created_at=context.clock(),
+        completed_at=None,
+    )
+    uploads.create(connection, new)
+    return new
 
 
-def get_upload(context: Context, upload: str, principal: Principal) -> Upload:
-    """An upload and its received parts. Raises NotFound."""
+def get_upload(context: Context, upload: str, principal: Principal) -> UploadRow:
+    """An upload. Raises NotFound."""
     with context.database.read() as connection:
-        found = visible(uploads.find(connection, upload), upload, principal, context)
-        return Upload(found, uploads.parts(connection, upload))
+        return _visible(uploads.find(connection, upload), upload, principal, context)
 
 
-def check_takes_parts(context: Context, upload: str, principal: Principal) -> None:
-    """Check before reading the body. Raises NotFound and Conflict."""
-    _check_takes_parts(get_upload(context, upload, principal).row)
+def get_open(context: Context, upload: str, principal: Principal) -> UploadRow:
+    """An upload whose file has not arrived. Raises NotFound and Conflict."""
+    found = get_upload(context, upload, principal)
+    if found.state != "open":
+        raise Conflict(f"upload {upload} is {found.state}: its file has arrived")
+    return found
 
 
-def keep_part(
-    context: Context, upload: str, received: ReceivedPart, principal: Principal
-) -> PartRow:
-    """Store a part, replacing an earlier one with the same number. Durable once this returns.
+def check_file(upload: UploadRow, size: int, sha256: str) -> None:
+    """Check what arrived against what was announced. Raises Conflict."""
+    if size != upload.bytes:
+        message = f"{size} bytes arrived, {upload.bytes} were announced"
+        raise Conflict(f"{message}; send the file again", FieldProblem("bytes", message, size))
+    if upload.sha256 not in (None, sha256):
+        message = f"the SHA-256 is {sha256}, expected {upload.sha256}"
+        raise Conflict(f"{message}; send the file again", FieldProblem("sha256", message, sha256))
 
-    Raises NotFound; Conflict if it does not fit, or the upload no longer accepts parts.
+
+def complete(
+    context: Context, upload: str, file: str, sha256: str, principal: Principal
+) -> UploadRow:
+    """Complete an upload with the object that a request has written. Of several requests, the first one does.
+
+    Raises NotFound, and Conflict if another one has sent other bytes. The object is then removed with the upload.
     """
-    part = received.part
-    with context.database.read() as connection:
-        _check_fits(connection, uploads.find(connection, upload), part)
-    context.store.upload(received.path, layout.upload_part(upload, part.number, part.sha256))
     with context.database.write() as connection:
-        found = visible(uploads.lock(connection, upload), upload, principal, context)
-        _check_takes_parts(found)
-        _check_fits(connection, found, part)
-        before = uploads.put_part(connection, upload, part)
-    if before is not None and before.sha256 != part.sha256:
-        context.store.delete(layout.upload_part(upload, before.number, before.sha256))
-    return part
+        found = _visible(uploads.lock(connection, upload), upload, principal, context)
+        if found.state == "open":
+            uploads.set_complete(connection, upload, file, sha256, context.clock())
+            return _existing(uploads.find(connection, upload), upload)
+    if found.sha256 != sha256:
+        raise Conflict(f"another request has sent another file for upload {upload}")
+    return found
 
 
 def abort(context: Context, upload: str, principal: Principal) -> None:
     """Abort an upload. Raises NotFound, and Conflict while a dataset may still need it."""
     with context.database.write() as connection:
-        visible(uploads.lock(connection, upload), upload, principal, context)
+        _visible(uploads.lock(connection, upload), upload, principal, context)
         if uploads.is_needed(connection, upload):
             raise Conflict(
                 f"a dataset that is not learned yet uses {upload}; delete the dataset first"
@@ -146,64 +134,39 @@ def abort(context: Context, upload: str, principal: Principal) -> None:
         uploads.abort(connection, upload)
 
 
-def link(context: Context, upload: str) -> PresignedPut | None:
-    """A temporary signed URL for the file; None unless the upload is direct and open."""
-    with context.database.read() as connection:
-        found = uploads.find(connection, upload)
-    if found is None or not found.direct or found.sha256 is None or found.state != "open":
-        return None
-    left = (expires_at(found) - context.clock()).total_seconds()
-    seconds = max(1, int(min(_LINK_SECONDS, left)))
-    key = layout.upload_direct(upload)
-    return context.store.presign_put(key, found.sha256, found.bytes, seconds)
-
-
 def expires_at(upload: UploadRow) -> datetime:
-    """When an open upload, or a completed but unused one, expires."""
+    """When an open upload, or a complete but unused one, expires."""
     return (upload.completed_at or upload.created_at) + timedelta(hours=EXPIRY_HOURS)
 
 
-def visible(
+def resolve(context: Context, uri: str) -> str:
+    """The storage address of an upload's file. Raises InvalidDataset."""
+    with context.database.read() as connection:
+        found = uploads.find(connection, upload_of(uri) or uri)
+    if found is None or found.state != "complete" or found.file is None:
+        raise InvalidDataset(f"{uri}: the upload no longer exists; send the file again")
+    return f"{context.store.uri}/{layout.upload_file(found.id, found.file)}"
+
+
+def _visible(
     upload: UploadRow | None, name: str, principal: Principal, context: Context
 ) -> UploadRow:
     """The upload, if this principal can see it and it has not expired. Raises NotFound."""
-    found = existing(upload, name)
+    found = _existing(upload, name)
     if not principal.sees(found.owner):
         raise _unknown(name)
-    if found.state != "complete" and expires_at(found) <= context.clock():
-        hours = f"{EXPIRY_HOURS:g}"
-        raise NotFound(f"upload {name} was not completed within {hours} hours; create a new one")
+    if found.state == "open" and expires_at(found) <= context.clock():
+        raise NotFound(
+            f"the file of upload {name} did not arrive within {EXPIRY_HOURS} hours; create a new one"
+        )
     return found
 
 
-def existing(upload: UploadRow | None, name: str) -> UploadRow:
+def _existing(upload: UploadRow | None, name: str) -> UploadRow:
     """The upload, unless it was aborted. Raises NotFound."""
     if upload is None or upload.state == "aborted":
         raise _unknown(name)
     return upload
-
-
-def resolve(context: Context, uri: str) -> str:
-    """The storage address of an upload's file; other addresses unchanged. Raises InvalidDataset."""
-    name = upload_of(uri)
-    if name is None:
-        return uri
-    with context.database.read() as connection:
-        found = uploads.find(connection, name)
-    if found is None or found.state != "complete":
-        raise InvalidDataset(f"{uri}: the upload no longer exists; send the file again")
-    return f"{context.store.uri}/{layout.upload_file(found.id, found.attempt)}"
-
-
-def _check_size(request: UploadRequest, settings: Settings) -> None:
-    most = (
-        min(settings.upload_bytes_max, LARGEST_PART)
-        if request.direct
-        else settings.upload_bytes_max
-    )
-    if request.bytes > most:
-        message = f"permitted: 1 to {most}; split larger data into several shards"
-        raise Unprocessable("the file is too large", FieldProblem("bytes", message, request.bytes))
 
 
 def _check_quota(
@@ -225,32 +188,6 @@ def _check_quota(
         )
         problem = FieldProblem("bytes", message, request.bytes)
         raise Conflict(message, problem)
-
-
-def _check_direct(request: UploadRequest, upload: str, context: Context) -> None:
-    if request.sha256 is None:
-        message = "required for a direct upload: it is signed, and the bucket rejects other bytes"
-        raise Unprocessable("sha256 is missing", FieldProblem("sha256", message))
-    key = layout.upload_direct(upload)
-    if context.store.presign_put(key, request.sha256, request.bytes, _LINK_SECONDS) is None:
-        message = "this service stores objects on disk, which has no signed URLs; omit direct"
-        raise Unprocessable("direct is not possible", FieldProblem("direct", message, value=True))
-
-
-def _check_takes_parts(upload: UploadRow) -> None:
-    if upload.direct:
-        raise Conflict(f"upload {upload.id} is direct: send the file to its signed URL")
-    if upload.state != "open":
-        raise Conflict(f"upload {upload.id} is {upload.state}: it accepts no more parts")
-
-
-def _check_fits(connection: Connection, upload: UploadRow | None, part: PartRow) -> None:
-    if upload is None:
-        return
-    total = uploads.bytes_beside(connection, upload.id, part.number) + part.bytes
-    if total > upload.bytes:
-        message = f"the parts would have {total} bytes; the upload was created with {upload.bytes}"
-        raise Conflict(message, FieldProblem("bytes", message, total))
 
 
 def _unknown(name: str) -> NotFound:

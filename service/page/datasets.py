@@ -1,6 +1,6 @@
 """Datasets: the list, one dataset with its files and rejected rows, and posting one.
 
-The script of the page sends the files in parts, then the form names them. The script uses the routes of `/v1/uploads`,
+The script of the page sends the files, then the form names them. The script uses the routes of `/v1/uploads`,
 which the page has under `/ui/v1/uploads` as well: there the session counts.
 """
 
@@ -11,7 +11,6 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from cmcl.contract.modality import NAME_PATTERN, Frozen
-from cmcl.storage.s3 import SMALLEST_PART
 from service.api import datasets, uploads
 from service.api.datasets import AcceptedDataset, DatasetView, post_dataset
 from service.api.dependencies import ContextDep, DatasetPath, ModelPath, Reader, require_body_type
@@ -33,7 +32,6 @@ router.include_router(uploads.router, dependencies=[Depends(require_body_type)])
 
 # The form has their ids, and a form is small.
 MOST_FILES = 500
-_PART_BYTES = 16 << 20
 # Browsers read patterns with the flag `v`, by which a hyphen in a class must be escaped.
 _NAME_PATTERN = NAME_PATTERN.replace("-]", r"\-]")
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -172,7 +170,6 @@ def dataset_form(
         earlier=earlier,
         name_pattern=_NAME_PATTERN,
         file_bytes_max=settings.upload_bytes_max,
-        part_bytes=max(SMALLEST_PART, min(_PART_BYTES, context.tuning.upload_part_bytes_max)),
         most_files=MOST_FILES,
         kept_hours=EXPIRY_HOURS,
     )

@@ -21,7 +21,7 @@ from cmcl.contract.modality import NAME_PATTERN
 from service.api.dependencies import BYTES, ContextDep, Reader, get_principal
 from service.api.models import ModelView, list_models, read_model
 from service.api.pagination import LARGEST_NUMBER
-from service.api.spool import spooled
+from service.api.streamed import pieces_of
 from service.api.uploads import UploadSlotsDep
 from service.api.versions import VersionSummary, VersionView, list_versions, read_version
 from service.context import Context
@@ -158,10 +158,11 @@ async def try_file(
         raise NotFound("name a model")
     modality = modality_taking(wanted, offer, FILES if wanted.media is None else (wanted.media,))
     with slots.one(principal.owns_as) as slot:
-        async with spooled(slot.watch(request)) as body:
-            if body.bytes > MOST_FILE_BYTES:
+        content = bytearray()
+        async for piece in pieces_of(slot.watch(request)):
+            content += piece
+            if len(content) > MOST_FILE_BYTES:
                 raise _too_large()
-            content = await run_in_threadpool(body.path.read_bytes)
     if not content:
         raise Unprocessable("the file is empty", FieldProblem("body", "it has no bytes"))
     item = {"modality": modality, "data": base64.b64encode(content).decode("ascii")}

@@ -4,15 +4,15 @@ A call is also a span if it is part of a trace.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection
 
 from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
-from cmcl.storage.object_store import ObjectStore, PresignedPut
+from cmcl.storage.object_store import ObjectStore, Writer
 from service.core.errors import DatabaseUnavailable, WriteConflict
 from service.database.engine import Database
 from service.launchers.port import (
@@ -142,22 +142,13 @@ class InstrumentedStore:
         with self._call("upload", key):
             self._store.upload(path, key)
 
-    def copy(self, source: str, target: str) -> None:
-        """See the port."""
-        with self._call("copy", target):
-            self._store.copy(source, target)
-
-    def compose(self, parts: Sequence[str], target: str) -> None:
-        """See the port."""
-        with self._call("compose", target):
-            self._store.compose(parts, target)
-
-    def presign_put(
-        self, key: str, sha256_hex: str, size: int, seconds: int
-    ) -> PresignedPut | None:
-        """See the port."""
-        with self._call("presign_put", key):
-            return self._store.presign_put(key, sha256_hex, size, seconds)
+    @contextmanager
+    def writer(self, key: str, size: int) -> Iterator[Writer]:
+        """See the port. Measures its end, which makes the object durable, and not the time of the sender."""
+        with ExitStack() as stack:
+            yield stack.enter_context(self._store.writer(key, size))
+            with self._call("writer", key):
+                stack.pop_all().close()
 
     def keys(self, prefix: str) -> Iterator[str]:
         """See the port. Measures the store's time, not the reader's."""

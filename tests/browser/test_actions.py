@@ -130,20 +130,20 @@ def test_a_dataset_is_uploaded_and_posted(
     page.goto(f"/ui/models/{PHOTOS.model}/post")
     page.get_by_label("Name").fill("uploaded")
     page.get_by_label("Files to train on").set_input_files(file)
-    parts: list[Route] = []
+    requests: list[Route] = []
 
     def hold(route: Route) -> None:
-        parts.append(route)
+        requests.append(route)
 
-    page.route("**/parts/*", hold)
+    page.route("**/file", hold)
     page.get_by_role("button", name="Upload and post").click()
     expect(page.locator("[data-status]")).to_have_text(f"Sending {file.name}…")
     expect(page.locator("[data-progress]")).to_be_visible()
     page.wait_for_function("document.querySelector('[data-amount]').textContent.includes(' of ')")
-    # The amount is shown when the part is sent, which may be before the browser reports its request.
-    while not parts:
+    # The amount is shown when the file is sent, which may be before the browser reports its request.
+    while not requests:
         page.wait_for_timeout(20)
-    parts[0].continue_()
+    requests[0].continue_()
     expect(page.locator(".notice.good")).to_contain_text("The dataset was posted")
     job = page.url.partition("?")[0].rpartition("/")[2]
     assert plane.job(job).dataset_name == "uploaded"

@@ -80,9 +80,9 @@ CREATE TABLE idempotency (
 	"key" VARCHAR(255) NOT NULL,
 	route VARCHAR(255) NOT NULL,
 	fingerprint VARCHAR(64) NOT NULL,
-	status INTEGER,
+	status INTEGER NOT NULL,
 	location VARCHAR(255),
-	body JSON,
+	body JSON NOT NULL,
 	created_at DATETIME NOT NULL,
 	CONSTRAINT pk_idempotency PRIMARY KEY (owner, "key", route)
 );
@@ -133,10 +133,8 @@ CREATE TABLE uploads (
 	filename VARCHAR(128) NOT NULL,
 	bytes BIGINT NOT NULL,
 	sha256 VARCHAR(64),
-	direct BOOLEAN NOT NULL,
 	state VARCHAR(16) NOT NULL,
-	attempt INTEGER NOT NULL,
-	lease_until DATETIME,
+	file VARCHAR(32),
 	created_at DATETIME NOT NULL,
 	completed_at DATETIME,
 	CONSTRAINT pk_uploads PRIMARY KEY (id)
@@ -252,15 +250,6 @@ CREATE TABLE sessions (
 CREATE INDEX ix_sessions_expires_at ON sessions (expires_at);
 
 CREATE INDEX ix_sessions_owner ON sessions (owner);
-
-CREATE TABLE upload_parts (
-	upload VARCHAR(32) NOT NULL,
-	number INTEGER NOT NULL,
-	bytes BIGINT NOT NULL,
-	sha256 VARCHAR(64) NOT NULL,
-	CONSTRAINT pk_upload_parts PRIMARY KEY (upload, number),
-	CONSTRAINT fk_upload_parts_upload_uploads FOREIGN KEY(upload) REFERENCES uploads (id)
-);
 
 CREATE TABLE jobs (
 	sequence INTEGER NOT NULL,
@@ -402,6 +391,6 @@ CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
 
 INSERT INTO alembic_version VALUES ('r0001');
 
-INSERT INTO compatibility VALUES ('r0001', '71dc44396677091e9174decd42992f680881d5e5cc73ef5993b7c0515e418f23');
+INSERT INTO compatibility VALUES ('r0001', '884cf9cd634e9885cd544bb02d0101b40a8067e94672bafe083811beb76e052c');
 
 INSERT INTO event_positions (id, newest) VALUES (1, 0);

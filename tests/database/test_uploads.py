@@ -11,7 +11,7 @@ from cmcl.storage.versions import write_blob
 from service.core.states import JobState
 from service.database.engine import Database
 from service.database.queries import idempotency, instances, maintenance, uploads
-from service.database.rows import NewUpload, ResponseRow
+from service.database.rows import ResponseRow
 from service.database.tables import leases as lease_rows
 from service.maintenance.gc import GC_TASKS, RARE_GC_TASKS, GarbageCollector
 from tests.fakes.control_plane import ControlPlane
@@ -19,14 +19,13 @@ from tests.fakes.uploads import announce, send, upload_whole
 from tests.unit.service.uploads.test_sending import parquet
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
-UPLOAD = "up-0123456789ab"
 
 
 def test_an_upload_is_learned_and_swept(tmp_path: Path, database_url: str) -> None:
     plane = ControlPlane(tmp_path, database_url=database_url, upload_bytes_per_owner_max=2**30)
     plane.create_model()
     uri = upload_whole(plane, parquet())
-    send(plane, announce(plane, 3), 1, b"abc")
+    send(plane, announce(plane, 3), b"abc")
     headers = {"Idempotency-Key": "key-1"}
     body = plane.dataset_body("one", shards=[{"uri": uri}], evaluation_share=0.3)
     job = plane.client.post("/v1/datasets", json=body, headers=headers).json()["job"]["id"]
@@ -104,26 +103,6 @@ def test_old_answers_go_in_batches(database: Database) -> None:
         assert counted == [10, 4, 0]
         # The newest is not older than that moment.
         assert idempotency.find(connection, ("default", "key-0", "POST /")) == answer
-
-
-def test_a_claim_is_as_good_as_its_attempt(database: Database) -> None:
-    new = NewUpload("pairs.parquet", 3, None, direct=False)
-    with database.write() as connection:
-        uploads.create(connection, UPLOAD, "default", new, NOW)
-        seen = uploads.lock(connection, UPLOAD)
-        assert seen is not None
-        uploads.claim(connection, seen, NOW)
-        first = uploads.lock(connection, UPLOAD)
-        assert first is not None
-        uploads.claim(connection, first, NOW)
-        assert not uploads.set_complete(connection, first, "0" * 64, NOW)
-        second = uploads.lock(connection, UPLOAD)
-        assert second is not None
-        assert uploads.set_complete(connection, second, "0" * 64, NOW)
-        uploads.reopen(connection, second)
-        done = uploads.find(connection, UPLOAD)
-    assert done is not None
-    assert (done.state, done.attempt, done.completed_at) == ("complete", 2, NOW)
 
 
 def _name_in_a_dataset(plane: ControlPlane, body: dict[str, object]) -> None:

@@ -4,8 +4,8 @@ A fault injector decides the outcome of a call: `FaultAtMoment` counts calls and
 have another one, which runs two processes alternately.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Connection
 
 from cmcl.contract.errors import StorageUnavailable
-from cmcl.storage.object_store import ObjectStore, PresignedPut
+from cmcl.storage.object_store import ObjectStore, Writer
 from service.core.errors import DatabaseUnavailable
 from service.database.engine import Database
 from service.launchers.port import (
@@ -208,17 +208,11 @@ class CrashingStore:
     def upload(self, path: Path, key: str) -> None:
         self._around("upload", key, lambda: self._store.upload(path, key))
 
-    def copy(self, source: str, target: str) -> None:
-        self._around("copy", target, lambda: self._store.copy(source, target))
-
-    def compose(self, parts: Sequence[str], target: str) -> None:
-        self._around("compose", target, lambda: self._store.compose(parts, target))
-
-    def presign_put(
-        self, key: str, sha256_hex: str, size: int, seconds: int
-    ) -> PresignedPut | None:
-        self._look("presign_put", key)
-        return self._store.presign_put(key, sha256_hex, size, seconds)
+    @contextmanager
+    def writer(self, key: str, size: int) -> Iterator[Writer]:
+        with ExitStack() as stack:
+            yield stack.enter_context(self._store.writer(key, size))
+            self._around("writer", key, stack.pop_all().close)
 
     def keys(self, prefix: str) -> Iterator[str]:
         self._look("keys", prefix)

@@ -1,10 +1,11 @@
 """A store that can be made unavailable."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cmcl.contract.errors import StorageUnavailable
-from cmcl.storage.object_store import ObjectStore, PresignedPut
+from cmcl.storage.object_store import ObjectStore, Writer
 
 
 class FlakyStore:
@@ -52,21 +53,12 @@ class FlakyStore:
         self._pass(key)
         self._store.upload(path, key)
 
-    def copy(self, source: str, target: str) -> None:
-        self._pass(source)
-        self._pass(target)
-        self._store.copy(source, target)
-
-    def compose(self, parts: Sequence[str], target: str) -> None:
-        for key in (*parts, target):
-            self._pass(key)
-        self._store.compose(parts, target)
-
-    def presign_put(
-        self, key: str, sha256_hex: str, size: int, seconds: int
-    ) -> PresignedPut | None:
+    @contextmanager
+    def writer(self, key: str, size: int) -> Iterator[Writer]:
         self._pass(key)
-        return self._store.presign_put(key, sha256_hex, size, seconds)
+        with self._store.writer(key, size) as writer:
+            yield writer
+            self._pass(key)
 
     def keys(self, prefix: str) -> Iterator[str]:
         self._pass(prefix)

@@ -1,6 +1,5 @@
 """Sending a file through the API, as a client does it."""
 
-import base64
 import hashlib
 from typing import Any
 
@@ -8,12 +7,6 @@ from tests.fakes.control_plane import ControlPlane
 
 BYTES = {"Content-Type": "application/octet-stream"}
 MIB = 1 << 20
-
-
-def digest_header(data: bytes) -> dict[str, str]:
-    """Content-Digest of RFC 9530."""
-    digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
-    return {"Content-Digest": f"sha-256=:{digest}:"}
 
 
 def pattern(size: int, seed: int = 0) -> bytes:
@@ -31,19 +24,9 @@ def announce(plane: ControlPlane, size: int, **more: object) -> str:
     return upload
 
 
-def send(plane: ControlPlane, upload: str, number: int, data: bytes) -> dict[str, Any]:
-    """Send one part; return the response."""
-    response = plane.client.put(
-        f"/v1/uploads/{upload}/parts/{number}", content=data, headers=BYTES | digest_header(data)
-    )
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
-
-
-def complete(plane: ControlPlane, upload: str) -> dict[str, Any]:
-    """Complete an upload; return the response."""
-    response = plane.client.post(f"/v1/uploads/{upload}/complete")
+def send(plane: ControlPlane, upload: str, data: bytes) -> dict[str, Any]:
+    """Send the file; return the response."""
+    response = plane.client.put(f"/v1/uploads/{upload}/file", content=data, headers=BYTES)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer
@@ -51,13 +34,10 @@ def complete(plane: ControlPlane, upload: str) -> dict[str, Any]:
 
 def upload_whole(plane: ControlPlane, data: bytes) -> str:
     """Upload a whole file; return the reference for a dataset."""
-    upload = announce(plane, len(data))
-    send(plane, upload, 1, data)
-    uri: str = complete(plane, upload)["uri"]
+    uri: str = send(plane, announce(plane, len(data)), data)["uri"]
     return uri
 
 
 def stored_keys(plane: ControlPlane, upload: str) -> list[str]:
-    """Its objects in storage, without the folder."""
-    prefix = f"uploads/{upload}/"
-    return [key.removeprefix(prefix) for key in plane.store.keys(prefix)]
+    """Its objects in storage."""
+    return list(plane.store.keys(f"uploads/{upload}/"))

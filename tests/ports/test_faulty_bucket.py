@@ -154,22 +154,21 @@ def test_a_verified_read_detects_wrong_bytes_from_the_bucket(
         read_blob(store, entry)
 
 
-def test_a_composition_that_failed_leaves_nothing(bucket: FaultyBucket, store: S3Store) -> None:
-    store.put("part", LARGE)
-    bucket.order("GET", half_a_body)
-    with pytest.raises(StorageUnavailable):
-        store.compose(["part", "part"], "whole")
+def test_a_write_in_pieces_that_failed_leaves_nothing(bucket: FaultyBucket, store: S3Store) -> None:
+    bucket.order("PUT", slow_down, slow_down)
+    with pytest.raises(StorageUnavailable), store.writer("whole", len(LARGE)) as writer:
+        writer.write(LARGE)
     assert list(store.keys("whole")) == []
     client = boto3.client("s3", endpoint_url=bucket.server)
     assert "Uploads" not in client.list_multipart_uploads(Bucket="contract-suite")
 
 
-def test_a_composition_is_complete_or_absent(bucket: FaultyBucket, store: S3Store) -> None:
-    store.put("part", b"x")
+def test_a_write_in_pieces_is_complete_or_absent(bucket: FaultyBucket, store: S3Store) -> None:
     bucket.order("POST", slow_down, slow_down)
-    with pytest.raises(StorageUnavailable):
-        store.compose(["part"], "whole")
-    store.compose(["part"], "whole")
+    with pytest.raises(StorageUnavailable), store.writer("whole", 1) as writer:
+        writer.write(b"x")
+    with store.writer("whole", 1) as writer:
+        writer.write(b"x")
     assert store.read("whole") == b"x"
 
 

@@ -1,17 +1,11 @@
-"""Objects of any size: streamed, composed and sent by link, alike in every store."""
+"""Objects of any size: read and written in pieces, alike in every store."""
 
-import base64
-import hashlib
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-
-import httpx
 import pytest
 
 from cmcl.contract.errors import ObjectNotFound
-from cmcl.storage.object_store import CHUNK_BYTES, ObjectStore, PresignedPut
-from cmcl.storage.s3 import SMALLEST_PART, Multipart
+from cmcl.storage.object_store import CHUNK_BYTES, ObjectStore
+from cmcl.storage.s3 import Multipart
+from cmcl.storage.uris import open_store
 
 SIZES = [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 5 * CHUNK_BYTES + 3]
 
@@ -56,71 +50,28 @@ def test_streams_of_one_object_do_not_disturb_each_other(store: ObjectStore) -> 
     assert b"".join(one for one, _ in pairs) == b"".join(other for _, other in pairs) == data
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        [],
-        [0],
-        [7],
-        [0, 7, 0],
-        [3, CHUNK_BYTES, 2 * CHUNK_BYTES + 1],
-        [SMALLEST_PART, SMALLEST_PART + 1, 3],
-        [SMALLEST_PART, 3, SMALLEST_PART, 2 * SMALLEST_PART],
-    ],
-    ids=str,
-)
-def test_a_composition_is_its_parts_in_their_order(store: ObjectStore, sizes: list[int]) -> None:
-    expected = b""
-    for number, size in enumerate(sizes):
-        data = bytes([65 + number]) * size
-        store.put(f"parts/{number}", data)
-        expected += data
+@pytest.mark.parametrize("size", [1, CHUNK_BYTES, 5 << 20, 3 * (5 << 20) + 1])
+def test_an_object_that_is_written_in_pieces_is_their_bytes(store: ObjectStore, size: int) -> None:
+    data = patterned(size)
     store.put("whole", b"to be overwritten")
-    store.compose([f"parts/{number}" for number in range(len(sizes))], "whole")
-    assert store.read("whole") == expected
-    assert list(store.keys("parts/")) == [f"parts/{number}" for number in range(len(sizes))]
+    with store.writer("whole", size) as writer:
+        for start in range(0, size, 3 * CHUNK_BYTES // 2):
+            writer.write(data[start : start + 3 * CHUNK_BYTES // 2])
+        assert store.read("whole") == b"to be overwritten"
+    assert store.read("whole") == data
 
 
-def test_a_part_may_come_twice_and_be_the_target(store: ObjectStore) -> None:
-    store.put("a", b"ab")
-    store.compose(["a", "a"], "a")
-    assert store.read("a") == b"abab"
+def test_an_object_whose_block_raises_is_not_written(store: ObjectStore) -> None:
+    store.put("kept", b"as it was")
+    with pytest.raises(TypeError), store.writer("kept", 100) as writer:
+        writer.write(None)  # type: ignore[arg-type]
+    assert store.read("kept") == b"as it was"
+    assert list(store.keys("")) == ["kept"]
 
 
-def test_only_parts_that_s3_takes_are_copied_there() -> None:
-    assert Multipart.can_copy([SMALLEST_PART, SMALLEST_PART, 1])
-    assert not Multipart.can_copy([SMALLEST_PART, 1, SMALLEST_PART])
-    assert not Multipart.can_copy([SMALLEST_PART] * 10_001)
-    assert not Multipart.can_copy([6 << 30])
-
-
-def test_a_folder_gives_no_links(open_root: Callable[[str], ObjectStore]) -> None:
-    store = open_root("store")
-    link = store.presign_put("key", "0" * 64, 7, 60)
-    assert (link is None) == store.uri.startswith("file:")
-
-
-def presigned(tmp_path: Path, data: bytes) -> tuple[ObjectStore, PresignedPut]:
-    from cmcl.storage.uris import open_store
-
-    store = open_store(f"s3://contract-suite/{tmp_path.name}")
-    link = store.presign_put("a/kä y", hashlib.sha256(data).hexdigest(), len(data), 60)
-    assert link is not None
-    return store, link
-
-
-def test_a_link_is_all_that_an_upload_needs(s3_environment: str, tmp_path: Path) -> None:
-    store, link = presigned(tmp_path, b"by link")
-    answer = httpx.request(link.method, link.url, headers=dict(link.headers), content=b"by link")
-    assert answer.status_code == 200
-    assert store.read("a/kä y") == b"by link"
-    assert timedelta(0) < link.expires_at - datetime.now(UTC) <= timedelta(seconds=60)
-
-
-def test_length_and_digest_of_a_link_are_signed(s3_environment: str, tmp_path: Path) -> None:
-    _, link = presigned(tmp_path, b"by link")
-    digest = base64.b64encode(hashlib.sha256(b"by link").digest()).decode()
-    assert link.headers == {"content-length": "7", "x-amz-checksum-sha256": digest}
-    query = httpx.URL(link.url).params
-    assert query["X-Amz-SignedHeaders"] == "content-length;host;x-amz-checksum-sha256"
-    assert query["X-Amz-Expires"] == "60"
+def test_the_largest_object_has_no_more_parts_than_s3_takes(s3_environment: str) -> None:
+    store = open_store("s3://contract-suite/parts")
+    with store.writer("key", 10**12) as writer:
+        assert isinstance(writer, Multipart)
+        assert writer._part_bytes * 10_000 >= 10**12
+        writer.write(b"x")

@@ -3,7 +3,6 @@
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -121,7 +120,7 @@ class AsyncSession:
         is_maybe_done = False
         for attempt in range(1, self.retries.attempts + 1):
             try:
-                response = await self._clients[request.side].request(**request.options())  # type: ignore[arg-type]
+                response = await self._once(request)
             except httpx.TransportError as error:
                 if attempt >= self.retries.attempts or not is_repeatable(request, error):
                     raise unreachable(request.side, error) from error
@@ -144,11 +143,11 @@ class AsyncSession:
         timeout = httpx.Timeout(client.timeout.connect, read=read_timeout)
         return client.stream(**request.options(), timeout=timeout)  # type: ignore[arg-type]
 
-    async def send_file(self, request: Request, path: Path) -> httpx.Response:
-        """Send a file as the body, without retries and without loading it into memory."""
-        client = self._clients[request.side]
-        async with async_file_content(path) as content:
-            return await client.request(**{**request.options(), "content": content})  # type: ignore[arg-type]
+    async def _once(self, request: Request) -> httpx.Response:
+        options = request.options()
+        if request.file is not None:
+            options["content"] = async_file_content(request.file, request.on_sent)
+        return await self._clients[request.side].request(**options)  # type: ignore[arg-type]
 
 
 class Calls:

@@ -4,7 +4,6 @@
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -120,7 +119,7 @@ class Session:
         is_maybe_done = False
         for attempt in range(1, self.retries.attempts + 1):
             try:
-                response = self._clients[request.side].request(**request.options())  # type: ignore[arg-type]
+                response = self._once(request)
             except httpx.TransportError as error:
                 if attempt >= self.retries.attempts or not is_repeatable(request, error):
                     raise unreachable(request.side, error) from error
@@ -143,11 +142,11 @@ class Session:
         timeout = httpx.Timeout(client.timeout.connect, read=read_timeout)
         return client.stream(**request.options(), timeout=timeout)  # type: ignore[arg-type]
 
-    def send_file(self, request: Request, path: Path) -> httpx.Response:
-        """Send a file as the body, without retries and without loading it into memory."""
-        client = self._clients[request.side]
-        with file_content(path) as content:
-            return client.request(**{**request.options(), "content": content})  # type: ignore[arg-type]
+    def _once(self, request: Request) -> httpx.Response:
+        options = request.options()
+        if request.file is not None:
+            options["content"] = file_content(request.file, request.on_sent)
+        return self._clients[request.side].request(**options)  # type: ignore[arg-type]
 
 
 class Calls:

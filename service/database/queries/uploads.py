@@ -1,7 +1,4 @@
-"""Uploads, their parts, and the datasets that name them.
-
-An upload's `attempt` is the fence of its completion: each attempt has the next number.
-"""
+"""Uploads, and the datasets that name them."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -10,7 +7,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     RowMapping,
-    Update,
     and_,
     delete,
     exists,
@@ -22,19 +18,17 @@ from sqlalchemy import (
 )
 
 from service.core.states import JobState
-from service.database.rows import NewUpload, PartRow, UploadRow, UploadState
-from service.database.tables import datasets, jobs, models, upload_parts, upload_uses, uploads
+from service.database.rows import UploadRow, UploadState
+from service.database.tables import datasets, jobs, models, upload_uses, uploads
 
 _OPEN: UploadState = "open"
-_COMPLETING: UploadState = "completing"
 _COMPLETE: UploadState = "complete"
 _ABORTED: UploadState = "aborted"
 
 
-def create(connection: Connection, upload: str, owner: str, new: NewUpload, now: datetime) -> None:
-    """Insert an upload without parts."""
-    values = vars(new) | {"id": upload, "owner": owner, "state": _OPEN, "attempt": 0}
-    connection.execute(insert(uploads).values(created_at=now, **values))
+def create(connection: Connection, upload: UploadRow) -> None:
+    """Insert an upload."""
+    connection.execute(insert(uploads).values(**vars(upload)))
 
 
 def find(connection: Connection, upload: str) -> UploadRow | None:
@@ -88,72 +82,17 @@ def filenames(connection: Connection, named: Iterable[str]) -> dict[str, str]:
     return {row.id: row.filename for row in connection.execute(query)}
 
 
-def parts(connection: Connection, upload: str) -> list[PartRow]:
-    """The parts that arrived, in their order."""
-    query = (
-        select(upload_parts.c.number, upload_parts.c.bytes, upload_parts.c.sha256)
-        .where(upload_parts.c.upload == upload)
-        .order_by(upload_parts.c.number)
-    )
-    return [PartRow(**row) for row in connection.execute(query).mappings()]
-
-
-def bytes_beside(connection: Connection, upload: str, number: int) -> int:
-    """Bytes of all other parts."""
-    query = select(func.coalesce(func.sum(upload_parts.c.bytes), 0)).where(
-        upload_parts.c.upload == upload, upload_parts.c.number != number
-    )
-    return int(connection.execute(query).scalar_one())
-
-
-def put_part(connection: Connection, upload: str, part: PartRow) -> PartRow | None:
-    """Insert a part, and return the one that it replaces; with the upload locked."""
-    same = and_(upload_parts.c.upload == upload, upload_parts.c.number == part.number)
-    query = select(upload_parts.c.number, upload_parts.c.bytes, upload_parts.c.sha256).where(same)
-    before = connection.execute(query).mappings().first()
-    connection.execute(delete(upload_parts).where(same))
-    connection.execute(insert(upload_parts).values(upload=upload, **vars(part)))
-    return None if before is None else PartRow(**before)
-
-
-def forget_part(connection: Connection, upload: str, part: PartRow) -> None:
-    """Remove a part whose object is lost: it must be sent again."""
-    connection.execute(
-        delete(upload_parts).where(
-            upload_parts.c.upload == upload,
-            upload_parts.c.number == part.number,
-            upload_parts.c.sha256 == part.sha256,
-        )
-    )
-
-
-def claim(connection: Connection, seen: UploadRow, until: datetime) -> None:
-    """Start the next attempt to complete it; with the upload locked."""
-    connection.execute(
-        update(uploads)
-        .where(uploads.c.id == seen.id)
-        .values(state=_COMPLETING, attempt=seen.attempt + 1, lease_until=until)
-    )
-
-
-def set_complete(connection: Connection, claimed: UploadRow, sha256: str, now: datetime) -> bool:
-    """Complete it. False if another attempt has started, or it was aborted."""
-    statement = _as_claimed(claimed).values(
-        state=_COMPLETE, sha256=sha256, completed_at=now, lease_until=None
-    )
-    return connection.execute(statement).rowcount == 1
-
-
-def reopen(connection: Connection, claimed: UploadRow) -> None:
-    """Reopen it after a failed attempt: parts can be sent again."""
-    connection.execute(_as_claimed(claimed).values(state=_OPEN, lease_until=None))
+def set_complete(
+    connection: Connection, upload: str, file: str, sha256: str, now: datetime
+) -> None:
+    """Complete it; with the upload locked."""
+    values = {"state": _COMPLETE, "file": file, "sha256": sha256, "completed_at": now}
+    connection.execute(update(uploads).where(uploads.c.id == upload).values(values))
 
 
 def abort(connection: Connection, upload: str) -> None:
     """Abort it; its objects are removed later. With the upload locked."""
-    connection.execute(
-        update(uploads).where(uploads.c.id == upload).values(state=_ABORTED, lease_until=None)
-    )
+    connection.execute(update(uploads).where(uploads.c.id == upload).values(state=_ABORTED))
 
 
 def add_uses(connection: Connection, dataset: str, named: set[str]) -> None:
@@ -178,7 +117,7 @@ def aborted(connection: Connection, limit: int) -> list[str]:
 
 def expired(connection: Connection, before: datetime, limit: int) -> list[str]:
     """Uploads started (or completed) before that time that no dataset needs."""
-    begun = and_(uploads.c.state.in_((_OPEN, _COMPLETING)), uploads.c.created_at < before)
+    begun = and_(uploads.c.state == _OPEN, uploads.c.created_at < before)
     done = and_(uploads.c.state == _COMPLETE, uploads.c.completed_at < before)
     query = (
         select(uploads.c.id)
@@ -191,8 +130,8 @@ def expired(connection: Connection, before: datetime, limit: int) -> list[str]:
 
 def remove(connection: Connection, upload: str) -> None:
     """Remove the rows of an aborted upload whose objects are removed."""
-    for table, key in ((upload_parts, "upload"), (upload_uses, "upload"), (uploads, "id")):
-        connection.execute(delete(table).where(table.c[key] == upload))
+    connection.execute(delete(upload_uses).where(upload_uses.c.upload == upload))
+    connection.execute(delete(uploads).where(uploads.c.id == upload))
 
 
 def _needed(upload: str | ColumnElement[str]) -> ColumnElement[bool]:
@@ -206,14 +145,6 @@ def _needed(upload: str | ColumnElement[str]) -> ColumnElement[bool]:
         models.c.name == datasets.c.model,
         models.c.deleted_at.is_(None),
         ~exists().where(learned),
-    )
-
-
-def _as_claimed(claimed: UploadRow) -> Update:
-    return update(uploads).where(
-        uploads.c.id == claimed.id,
-        uploads.c.attempt == claimed.attempt,
-        uploads.c.state == _COMPLETING,
     )
 
 

@@ -29,10 +29,9 @@ responses = Table(
     Column("key", String(255), primary_key=True),
     Column("route", String(255), primary_key=True),
     Column("fingerprint", String(64), nullable=False),
-    # Null while the request is being processed.
-    Column("status", Integer, nullable=True),
+    Column("status", Integer, nullable=False),
     Column("location", String(255), nullable=True),
-    json_column("body", nullable=True),
+    json_column("body", nullable=False),
     Column("created_at", UtcDateTime, nullable=False, index=True),
 )
 
@@ -79,24 +78,11 @@ uploads = Table(
     Column("filename", String(128), nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=True),
-    # The client writes to object storage itself, by a signed link.
-    Column("direct", Boolean, nullable=False),
     Column("state", String(16), nullable=False),
-    # The fence of completion: each attempt has the next number, and writes an object of its own.
-    Column("attempt", Integer, nullable=False),
-    # Until when the current attempt excludes others.
-    Column("lease_until", UtcDateTime, nullable=True),
+    # Name of its object: each request that sends it writes one of its own, and the first that ends is the file.
+    Column("file", String(32), nullable=True),
     Column("created_at", UtcDateTime, nullable=False, index=True),
     Column("completed_at", UtcDateTime, nullable=True),
-)
-
-upload_parts = Table(
-    "upload_parts",
-    metadata,
-    Column("upload", String(32), ForeignKey("uploads.id"), primary_key=True),
-    Column("number", Integer, primary_key=True),
-    Column("bytes", BigInteger, nullable=False),
-    Column("sha256", String(64), nullable=False),
 )
 
 # Which datasets name an upload: it is kept while one of them may still be read.

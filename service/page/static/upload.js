@@ -1,5 +1,4 @@
-// Sends the files of a form in parts, with progress, and then the form with the ids of the uploads.
-const AT_ONCE = 3;
+// Sends the files of a form, with progress, and then the form with the ids of the uploads.
 const ATTEMPTS = 6;
 const FIRST_PAUSE_MILLISECONDS = 1000;
 const REPEATED = new Set([0, 408, 429, 500, 502, 503, 504]);
@@ -100,38 +99,22 @@ class Sending {
   // Returns the id of the complete upload.
   async upload(file) {
     this.say(`Sending ${file.name}…`);
-    const bytes = Number(this.form.dataset.partBytes);
     const made = await this.json("POST", "", { filename: file.name, bytes: file.size });
     this.started.push(made.id);
-    const starts = [];
-    for (let start = 0; start < file.size; start += bytes) starts.push(start);
-    const numbers = starts.map((_, index) => index + 1);
-    const next = async () => {
-      for (let number = numbers.shift(); number; number = numbers.shift()) {
-        const part = file.slice(starts[number - 1], starts[number - 1] + bytes);
-        await this.part(made.id, number, part);
-      }
+    const sent = (bytes) => {
+      this.sent.set(made.id, Math.min(bytes, file.size));
+      this.showAmount();
     };
-    await Promise.all(Array.from({ length: Math.min(AT_ONCE, starts.length) }, next));
-    this.say(`Checking ${file.name}…`);
-    await this.json("POST", `/${made.id}/complete`);
+    const headers = { "Content-Type": "application/octet-stream" };
+    await this.send("PUT", `/${made.id}/file`, headers, file, sent, () => this.arrived(made.id));
+    sent(file.size);
     return made.id;
   }
 
-  async part(id, number, part) {
-    const headers = { "Content-Type": "application/octet-stream" };
-    // Browsers compute digests on secure origins alone.
-    if (crypto.subtle) {
-      const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", await part.arrayBuffer()));
-      headers["Content-Digest"] = `sha-256=:${btoa(String.fromCharCode(...digest))}:`;
-    }
-    const key = `${id}/${number}`;
-    await this.send("PUT", `/${id}/parts/${number}`, headers, part, (loaded) => {
-      this.sent.set(key, Math.min(loaded, part.size));
-      this.showAmount();
-    });
-    this.sent.set(key, part.size);
-    this.showAmount();
+  // Whether the file arrived although its response was lost.
+  async arrived(id) {
+    const { status, document } = await this.request("GET", `/${id}`, {}, null, () => {});
+    return status === 200 && document.state === "complete";
   }
 
   async json(method, path, body) {
@@ -141,7 +124,7 @@ class Sending {
   }
 
   // Returns the JSON of the response. What another attempt may do better is sent again.
-  async send(method, path, headers, body, onProgress = () => {}) {
+  async send(method, path, headers, body, onProgress = () => {}, isDone = async () => false) {
     let pause = FIRST_PAUSE_MILLISECONDS;
     for (let attempt = 1; ; attempt++) {
       if (this.stopped) throw new Failure(this.stopped);
@@ -150,6 +133,7 @@ class Sending {
       if (this.stopped) throw new Failure(this.stopped);
       if (!REPEATED.has(status) || attempt === ATTEMPTS) throw new Failure(describe(status, document));
       await new Promise((resolve) => setTimeout(resolve, pause));
+      if (await isDone()) return null;
       pause *= 2;
     }
   }

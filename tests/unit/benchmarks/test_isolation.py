@@ -252,7 +252,7 @@ ASKED = {
     "half-bodies": ("POST", "/v1/datasets"),
     "event-streams": ("GET", "/v1/events"),
     "many-shards": ("DELETE", "/v1/datasets/ds-1"),
-    "stalled-parts": ("PUT", "/v1/uploads/an-id/parts/1"),
+    "stalled-files": ("PUT", "/v1/uploads/an-id/file"),
     "stalled-bodies": ("DELETE", "/v1/keys/an-id"),
     "unread-embeddings": ("POST", "/v1/embeddings"),
     "unread-errors": ("POST", "/v1/webhooks"),

@@ -24,6 +24,8 @@ class BlockingAsgi(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request."""
+        # A body that is read in blocking pieces is no asynchronous one.
+        request.read()
         return asyncio.run(self._ask(request))
 
     async def _ask(self, request: httpx.Request) -> httpx.Response:

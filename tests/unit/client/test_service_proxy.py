@@ -188,7 +188,7 @@ def test_a_small_body_reaches_the_service_when_it_is_complete(app: App, running:
         assert eventually(lambda: app.bodies == [2])
 
 
-def test_a_body_beyond_the_largest_part_is_refused(app: App, running: Edge) -> None:
+def test_a_body_that_is_too_large_is_refused(app: App, running: Edge) -> None:
     with running.connect() as client:
         client.sendall(POST % (64 * MIB + 1))
         assert client.recv(1 << 16).startswith(b"HTTP/1.1 413 ")

@@ -262,7 +262,6 @@ def test_each_operation_lists_its_errors_as_problems(plane: ControlPlane) -> Non
     [
         ("get", "/v1/models/{model}", "404"),
         ("put", "/v1/models/{model}/live", "412"),
-        ("put", "/v1/uploads/{upload}/parts/{number}", "507"),
         ("post", "/v1/jobs/{job}/cancel", "409"),
     ],
 )

@@ -196,7 +196,8 @@ def test_uploads_go_once_they_were_learned(plane: ControlPlane) -> None:
     unused, used = (upload_whole(plane, parquet(name)) for name in ("unused", "used"))
     job = plane.post_dataset("one", shards=[{"uri": used}])
     open_one = announce(plane, 3)
-    send(plane, open_one, 1, b"abc")
+    # Of a request that ended before the upload was complete.
+    plane.store.put(f"uploads/{open_one}/0123456789ab", b"abc")
     plane.clock.advance(DAY + 60)
     sweep(plane)
     gone = [uri.removeprefix("upload:") for uri in (unused, used)] + [open_one]
@@ -221,7 +222,7 @@ def test_an_upload_that_a_failed_job_needs_stays(plane: ControlPlane) -> None:
 
 def test_one_that_was_given_up_goes_at_once(plane: ControlPlane) -> None:
     upload = announce(plane, 3)
-    send(plane, upload, 1, b"abc")
+    send(plane, upload, b"abc")
     plane.client.request("DELETE", f"/v1/uploads/{upload}")
     sweep(plane)
     assert stored_keys(plane, upload) == []

@@ -58,6 +58,4 @@ OPEN = {"login", "logout", "sessions/{session}/end"}
 # Routes of /v1 that a script uses with the session.
 OF_SCRIPTS = {
     "v1/uploads",
-    "v1/uploads/{upload}/complete",
-    "v1/uploads/{upload}/presign",
 }

@@ -1,7 +1,5 @@
-"""Posting a dataset on the page: its files in parts, as the script sends them, and the form with their ids."""
+"""Posting a dataset on the page: its files, as the script sends them, and the form with their ids."""
 
-import hashlib
-from base64 import b64encode
 from pathlib import Path
 
 import httpx
@@ -29,20 +27,17 @@ def begin(browser: Browser, content: bytes, name: str = "pairs.parquet") -> http
     return browser.post("/ui/v1/uploads", json=body, headers=JSON)
 
 
-def put_part(browser: Browser, upload: str, content: bytes) -> httpx.Response:
-    """Send its only part."""
-    digest = b64encode(hashlib.sha256(content).digest()).decode()
-    headers = {"Content-Type": "application/octet-stream", "Content-Digest": f"sha-256=:{digest}:"}
-    path = f"/ui/v1/uploads/{upload}/parts/1"
+def put_file(browser: Browser, upload: str, content: bytes) -> httpx.Response:
+    """Send the file."""
+    headers = {"Content-Type": "application/octet-stream"}
+    path = f"/ui/v1/uploads/{upload}/file"
     return browser.request("PUT", path, content=content, headers={**JSON, **headers})
 
 
 def send(browser: Browser, content: bytes, name: str = "pairs.parquet") -> str:
     """Send a file, and return the id of its upload."""
     upload: str = begin(browser, content, name).json()["id"]
-    assert put_part(browser, upload, content).status_code == 200
-    done = browser.post(f"/ui/v1/uploads/{upload}/complete", headers=JSON)
-    assert done.status_code == 200, done.text
+    assert put_file(browser, upload, content).status_code == 200
     return upload
 
 
@@ -172,7 +167,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_sent(tmp_path: Path) -
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["errors"][0]["field"] == "bytes"
     upload = begin(person, b"x" * 1000).json()["id"]
-    assert put_part(person, upload, b"x" * (7 << 20)).status_code == 413
+    assert put_file(person, upload, b"x" * (7 << 20)).status_code == 413
     plane.close()
 
 
@@ -197,15 +192,15 @@ def test_parts_need_the_scope_the_owner_and_this_site(
         browsers[name].sign_in(operator.make_key(name, scopes, owner=owner)["key"])
     upload = begin(browsers["owner"], b"x").json()["id"]
     assert begin(browsers["reader"], b"x").status_code == 403
-    assert put_part(browsers["reader"], upload, b"x").status_code == 403
-    assert put_part(browsers["stranger"], upload, b"x").status_code == 404
+    assert put_file(browsers["reader"], upload, b"x").status_code == 403
+    assert put_file(browsers["stranger"], upload, b"x").status_code == 404
     path = f"/ui/v1/uploads/{upload}"
-    for method, below in (("POST", "/complete"), ("DELETE", ""), ("PUT", "/parts/1")):
+    for method, below in (("POST", "/complete"), ("DELETE", ""), ("PUT", "/file")):
         foreign = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
         answer = browsers["owner"].request(method, path + below, headers={**JSON, **foreign})
         assert answer.status_code == 403
     signed_out = Browser(guarded)
-    assert put_part(signed_out, upload, b"x").status_code == 401
+    assert put_file(signed_out, upload, b"x").status_code == 401
     assert browsers["owner"].request("DELETE", path, headers=JSON).status_code == 204
 
 

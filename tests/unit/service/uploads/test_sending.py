@@ -1,26 +1,18 @@
-"""Announcing a file and sending its parts."""
+"""Announcing a file and sending it."""
 
-import base64
+import asyncio
 import hashlib
 import io
+from collections.abc import AsyncIterator
 
 import pyarrow.parquet as pq
 import pytest
 
 from service.core.states import JobState
+from service.datasets.uploads import resolve
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table
-from tests.fakes.uploads import (
-    BYTES,
-    MIB,
-    announce,
-    complete,
-    digest_header,
-    pattern,
-    send,
-    stored_keys,
-    upload_whole,
-)
+from tests.fakes.uploads import BYTES, MIB, announce, pattern, send, stored_keys, upload_whole
 
 
 def parquet(prefix: str = "up") -> bytes:
@@ -29,42 +21,68 @@ def parquet(prefix: str = "up") -> bytes:
     return buffer.getvalue()
 
 
-def test_a_file_in_parts_arrives_as_it_was(plane: ControlPlane) -> None:
-    data = pattern(11 * MIB + 7)
-    upload = announce(plane, len(data), sha256=hashlib.sha256(data).hexdigest())
-    # In any order, and again.
-    send(plane, upload, 3, data[10 * MIB :])
-    send(plane, upload, 1, data[: 5 * MIB])
-    answer = send(plane, upload, 2, data[5 * MIB : 10 * MIB])
-    assert answer == {
-        "number": 2,
-        "bytes": 5 * MIB,
-        "sha256": hashlib.sha256(data[5 * MIB : 10 * MIB]).hexdigest(),
-    }
-    assert send(plane, upload, 2, data[5 * MIB : 10 * MIB]) == answer
+@pytest.mark.parametrize("is_promised", [True, False])
+def test_a_file_arrives_as_it_was(plane: ControlPlane, *, is_promised: bool) -> None:
+    data = pattern(3 * MIB + 7)
+    sha256 = hashlib.sha256(data).hexdigest()
+    upload = announce(plane, len(data), **({"sha256": sha256} if is_promised else {}))
     seen = plane.client.get(f"/v1/uploads/{upload}").json()
-    assert ([part["number"] for part in seen["parts"]], seen["uri"]) == ([1, 2, 3], None)
-    done = complete(plane, upload)
-    assert (done["state"], done["uri"]) == ("complete", f"upload:{upload}")
-    assert stored_keys(plane, upload) == ["file-1"]
-    assert b"".join(plane.store.stream(f"uploads/{upload}/file-1")) == data
+    assert (seen["state"], seen["uri"]) == ("open", None)
+    done = send(plane, upload, data)
+    assert (done["state"], done["uri"], done["sha256"]) == ("complete", f"upload:{upload}", sha256)
+    assert plane.client.get(f"/v1/uploads/{upload}").json() == done
+    (key,) = stored_keys(plane, upload)
+    assert plane.store.read(key) == data
 
 
-def test_completing_again_is_the_same_answer(plane: ControlPlane) -> None:
+def test_a_file_that_has_arrived_is_not_replaced(plane: ControlPlane) -> None:
     upload = announce(plane, 3)
-    send(plane, upload, 1, b"abc")
-    first = complete(plane, upload)
-    assert complete(plane, upload) == first
-    assert first["sha256"] == hashlib.sha256(b"abc").hexdigest()
+    send(plane, upload, b"abc")
+    response = plane.client.put(f"/v1/uploads/{upload}/file", content=b"xyz", headers=BYTES)
+    assert response.status_code == 409
+    (key,) = stored_keys(plane, upload)
+    assert plane.store.read(key) == b"abc"
 
 
-def test_a_part_sent_again_replaces_the_first(plane: ControlPlane) -> None:
+@pytest.mark.parametrize("later", [b"abc", b"xyz"])
+def test_of_two_requests_the_first_that_ends_has_sent_the_file(
+    plane: ControlPlane, later: bytes
+) -> None:
+    """A request whose client gave up may still be under way."""
     upload = announce(plane, 3)
-    send(plane, upload, 1, b"xyz")
-    send(plane, upload, 1, b"abc")
-    assert len(stored_keys(plane, upload)) == 1
-    complete(plane, upload)
-    assert plane.store.read(f"uploads/{upload}/file-1") == b"abc"
+    path = f"/v1/uploads/{upload}/file"
+
+    async def body() -> AsyncIterator[bytes]:
+        yield later[:1]
+        await asyncio.to_thread(send, plane, upload, b"abc")
+        yield later[1:]
+
+    response = plane.client.put(path, content=body(), headers=BYTES)
+    assert response.status_code == (200 if later == b"abc" else 409)
+    uri = f"upload:{upload}"
+    assert plane.store.read(resolve(plane.context, uri).partition(plane.store.uri)[2][1:]) == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("data", "field"), [(b"ab", "bytes"), (b"abcd", "bytes"), (b"xyz", "sha256"), (b"", "bytes")]
+)
+def test_another_file_than_announced_leaves_nothing(
+    plane: ControlPlane, data: bytes, field: str
+) -> None:
+    upload = announce(plane, 3, sha256=hashlib.sha256(b"abc").hexdigest())
+    response = plane.client.put(f"/v1/uploads/{upload}/file", content=data, headers=BYTES)
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (409, field)
+    assert stored_keys(plane, upload) == []
+    assert send(plane, upload, b"abc")["state"] == "complete"
+
+
+def test_an_outage_of_the_store_leaves_the_upload_open(plane: ControlPlane) -> None:
+    upload = announce(plane, 3)
+    plane.store.broken = "uploads/"
+    response = plane.client.put(f"/v1/uploads/{upload}/file", content=b"abc", headers=BYTES)
+    assert response.status_code == 503
+    plane.store.broken = None
+    assert send(plane, upload, b"abc")["state"] == "complete"
 
 
 def test_a_dataset_learns_from_an_upload(plane: ControlPlane) -> None:
@@ -101,8 +119,6 @@ def test_bad_rows_are_named_as_the_user_named_them(plane: ControlPlane) -> None:
         ({"bytes": 0}, "bytes"),
         ({"bytes": 2**40}, "bytes"),
         ({"sha256": "abc"}, "sha256"),
-        ({"direct": True}, "sha256"),
-        ({"direct": True, "sha256": "0" * 64}, "direct"),
         ({"colour": 3}, "colour"),
     ],
 )
@@ -123,54 +139,11 @@ def test_a_filename_may_be_of_any_language(plane: ControlPlane) -> None:
 
 def test_bytes_must_be_declared_as_bytes(plane: ControlPlane) -> None:
     upload = announce(plane, 3)
-    path = f"/v1/uploads/{upload}/parts/1"
+    path = f"/v1/uploads/{upload}/file"
     for headers in ({}, {"Content-Type": "application/json"}):
         response = plane.client.put(path, content=b"abc", headers=headers)
         assert response.status_code == 415
         assert "application/octet-stream" in response.json()["detail"]
-
-
-@pytest.mark.parametrize("number", ["0", "10001", "x", "-1"])
-def test_parts_have_numbers_from_1_to_10000(plane: ControlPlane, number: str) -> None:
-    path = f"/v1/uploads/{announce(plane, 3)}/parts/{number}"
-    response = plane.client.put(path, content=b"abc", headers=BYTES)
-    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "number")
-
-
-def test_an_empty_part_is_refused(plane: ControlPlane) -> None:
-    path = f"/v1/uploads/{announce(plane, 3)}/parts/1"
-    assert plane.client.put(path, content=b"", headers=BYTES).status_code == 422
-
-
-@pytest.mark.parametrize(
-    "header", ["sha-256=:AAAA:", "sha-256=abc", "sha-256=:!:", f"sha-256=:{'A' * 43}=:"]
-)
-def test_a_part_with_another_digest_leaves_nothing(plane: ControlPlane, header: str) -> None:
-    upload = announce(plane, 3)
-    response = plane.client.put(
-        f"/v1/uploads/{upload}/parts/1", content=b"abc", headers=BYTES | {"Content-Digest": header}
-    )
-    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "Content-Digest")
-    assert stored_keys(plane, upload) == []
-
-
-def test_other_digests_are_passed_over(plane: ControlPlane) -> None:
-    upload = announce(plane, 3)
-    digest = base64.b64encode(hashlib.sha512(b"xyz").digest()).decode()
-    both = f"sha-512=:{digest}:, {digest_header(b'abc')['Content-Digest']}"
-    response = plane.client.put(
-        f"/v1/uploads/{upload}/parts/1", content=b"abc", headers=BYTES | {"Content-Digest": both}
-    )
-    assert response.status_code == 200
-
-
-def test_more_bytes_than_announced_are_refused(plane: ControlPlane) -> None:
-    upload = announce(plane, 5)
-    send(plane, upload, 1, b"abc")
-    path = f"/v1/uploads/{upload}/parts/2"
-    response = plane.client.put(path, content=b"def", headers=BYTES)
-    assert (response.status_code, response.json()["errors"][0]["field"]) == (409, "bytes")
-    assert len(stored_keys(plane, upload)) == 1
 
 
 def test_a_dataset_may_name_only_complete_uploads(plane: ControlPlane) -> None:
@@ -185,11 +158,10 @@ def test_a_dataset_may_name_only_complete_uploads(plane: ControlPlane) -> None:
 
 def test_an_upload_can_be_given_up(plane: ControlPlane) -> None:
     upload = announce(plane, 3)
-    send(plane, upload, 1, b"abc")
+    send(plane, upload, b"abc")
     assert plane.client.request("DELETE", f"/v1/uploads/{upload}").status_code == 204
-    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/complete")):
-        response = plane.client.request(method, f"/v1/uploads/{upload}{path}")
-        assert response.status_code == 404
+    for method in ("GET", "DELETE"):
+        assert plane.client.request(method, f"/v1/uploads/{upload}").status_code == 404
 
 
 def test_one_that_a_dataset_needs_is_not_given_up(plane: ControlPlane) -> None:
@@ -204,6 +176,6 @@ def test_one_that_a_dataset_needs_is_not_given_up(plane: ControlPlane) -> None:
 def test_an_upload_that_is_not_finished_expires(plane: ControlPlane) -> None:
     upload = announce(plane, 3)
     plane.clock.advance(24 * 3600)
-    response = plane.client.put(f"/v1/uploads/{upload}/parts/1", content=b"abc", headers=BYTES)
+    response = plane.client.put(f"/v1/uploads/{upload}/file", content=b"abc", headers=BYTES)
     assert response.status_code == 404
     assert "24 hours" in response.json()["detail"]

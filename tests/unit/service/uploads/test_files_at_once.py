@@ -1,4 +1,4 @@
-"""A bounded number of part bodies is received at a time, and the uploads of an owner have a byte limit."""
+"""A bounded number of files is received at a time, and the uploads of an owner have a byte limit."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,20 +10,24 @@ import pytest
 from fastapi import Request
 
 from service.api.concurrency import STALLED_SECONDS, UploadSlots
-from service.api.spool import spooled
+from service.api.streamed import pieces_of
 from service.core.errors import IncompleteBody, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import BYTES, announce
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
+from workers.flow_control import Pace
 
 
-def test_two_places_are_kept_for_other_owners() -> None:
-    places = UploadSlots(4)
-    with places.one("red"), places.one("red"):
-        _is_refused(places, "red", "2 parts of your files")
-        with places.one("blue"), places.one("green"):
-            _is_refused(places, "grey", "4 parts of files")
-        with places.one("grey"):
+def test_an_owner_has_a_share_of_the_places() -> None:
+    places = UploadSlots(8, 2)
+    with ExitStack() as taken:
+        for owner in ("red", "blue", "green"):
+            for _ in range(2):
+                taken.enter_context(places.one(owner))
+        _is_refused(places, "red", "2 of your files")
+        with places.one("grey"), places.one("white"):
+            _is_refused(places, "black", "8 files are")
+        with places.one("black"):
             pass
 
 
@@ -33,16 +37,16 @@ def _is_refused(places: UploadSlots, owner: str, words: str) -> None:
 
 
 def test_a_slot_is_released_after_every_outcome() -> None:
-    places = UploadSlots(2)
+    places = UploadSlots(2, 1)
     for _ in range(3):
         with pytest.raises(ValueError, match="on purpose"), places.one("red"):
             raise ValueError("on purpose")
 
 
 async def _while_one_is_on_its_way(
-    client: httpx.AsyncClient, path: str
+    client: httpx.AsyncClient, paths: tuple[str, str]
 ) -> tuple[httpx.Response, ...]:
-    """A part that ends once another one was answered; that one; and that one again."""
+    """A file that ends once another one was answered; that one; and that one again."""
     began, go_on = asyncio.Event(), asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
@@ -51,24 +55,24 @@ async def _while_one_is_on_its_way(
         await go_on.wait()
         yield b"c"
 
-    first = asyncio.create_task(client.put(f"{path}/1", content=body(), headers=BYTES))
+    first = asyncio.create_task(client.put(paths[0], content=body(), headers=BYTES))
     async with asyncio.timeout(60):
         await began.wait()
-    refused = await client.put(f"{path}/2", content=b"abc", headers=BYTES)
+    refused = await client.put(paths[1], content=b"abc", headers=BYTES)
     go_on.set()
     arrived = await first
-    again = await client.put(f"{path}/2", content=b"abc", headers=BYTES)
+    again = await client.put(paths[1], content=b"abc", headers=BYTES)
     return arrived, refused, again
 
 
-def test_a_part_above_the_limit_gets_retry_after(tmp_path: Path) -> None:
-    plane = ControlPlane(tmp_path, upload_parts_at_once=2)
-    path = f"/v1/uploads/{announce(plane, 6)}/parts"
+def test_a_file_above_the_limit_gets_retry_after(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, uploads_at_once=(4, 1))
+    first, second = (f"/v1/uploads/{announce(plane, 3)}/file" for _ in range(2))
 
     async def ask() -> tuple[httpx.Response, ...]:
         transport = httpx.ASGITransport(plane.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            return await _while_one_is_on_its_way(client, path)
+            return await _while_one_is_on_its_way(client, (first, second))
 
     arrived, refused, again = asyncio.run(ask())
     assert [each.status_code for each in (arrived, refused, again)] == [200, 429, 200]
@@ -83,7 +87,7 @@ def test_a_body_that_stops_to_come_is_given_up() -> None:
 
     async def take() -> None:
         request = Request({"type": "http", "method": "PUT", "headers": []}, receive)
-        async with spooled(request, idle_timeout_seconds=0.01):
+        async for _ in pieces_of(request, Pace(idle_timeout_seconds=0.01)):
             raise AssertionError("nothing came")
 
     with pytest.raises(IncompleteBody, match=r"0 bytes of the body arrived .* 0\.01 s without"):
@@ -99,22 +103,11 @@ def test_a_body_that_trickles_is_given_up() -> None:
 
     async def take() -> None:
         request = Request({"type": "http", "method": "PUT", "headers": []}, receive)
-        async with spooled(request, idle_timeout_seconds=0.1):
-            raise AssertionError("it never ends")
+        async for _ in pieces_of(request, Pace(idle_timeout_seconds=0.1)):
+            pass
 
     with pytest.raises(IncompleteBody, match="more than 65536 bytes/s take"):
         asyncio.run(take())
-
-
-def test_one_owner_alone_gets_most_places_and_never_all() -> None:
-    places = UploadSlots(16)
-    with ExitStack() as taken:
-        for _ in range(14):
-            taken.enter_context(places.one("red"))
-        with pytest.raises(TooManyRequests, match="14 parts of your files"), places.one("red"):
-            pass
-        with places.one("blue"), places.one("blue"):
-            pass
 
 
 class Bodies:
@@ -122,7 +115,7 @@ class Bodies:
 
     def __init__(self, total: int) -> None:
         self.now = 0.0
-        self.places = UploadSlots(total, lambda: self.now)
+        self.places = UploadSlots(total, total - 2, lambda: self.now)
         self.sent: dict[str, asyncio.Queue[bytes]] = {}
         self.tasks: dict[str, asyncio.Task[int]] = {}
 
