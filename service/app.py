@@ -42,9 +42,8 @@ from service.events.webhook_delivery import Deliverer
 from service.events.webhook_secrets import SecretCipher, encrypt_stored
 from service.events.webhook_sender import Sender
 from service.jobs.driver import DriverLoop, driver_id
-from service.jobs.reconciler import Reconciler
+from service.jobs.reconciler import Notifications, Reconciler, Workers
 from service.jobs.scheduler import Scheduler
-from service.jobs.workers import Notifications, Workers
 from service.jobs.workqueue import Work
 from service.launchers.driver import DriverLauncher
 from service.launchers.kuberay_resource import Site

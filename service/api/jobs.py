@@ -33,9 +33,9 @@ from service.context import Context
 from service.core.states import FailureReason, JobState
 from service.database.queries import jobs
 from service.database.rows import JobRow, PreparedRows, ResponseRow
-from service.jobs import actions
-from service.jobs.actions import ActorNote
+from service.jobs import transitions
 from service.jobs.scheduler import why_it_waits
+from service.jobs.transitions import ActorNote
 from service.registry.combining import Requested
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -187,7 +187,7 @@ def cancel_job(
 ) -> JSONResponse:
     """Cancel a job. 409 if its candidate is being judged, or it has ended."""
     note = ActorNote(principal, context.clock(), seen_revision=seen)
-    return _respond(context, key, job, note, actions.cancel)
+    return _respond(context, key, job, note, transitions.cancel)
 
 
 @router.post("/{job}/retry", status_code=202, response_model=JobView)
@@ -200,7 +200,7 @@ def retry_job(
 ) -> JSONResponse:
     """Retry a failed or rejected job with new attempts. The next candidate is judged by the gate of that time."""
     note = ActorNote(principal, context.clock(), seen_revision=seen)
-    return _respond(context, key, job, note, actions.retry)
+    return _respond(context, key, job, note, transitions.retry)
 
 
 @router.post("/{job}/approve", status_code=202, response_model=JobView)
@@ -214,7 +214,7 @@ def approve_job(
 ) -> JSONResponse:
     """Publish a candidate that is held for approval. 409 for a rejected one: change the gate, and retry its job."""
     note = ActorNote(principal, context.clock(), body.reason, seen)
-    return _respond(context, key, job, note, actions.approve)
+    return _respond(context, key, job, note, transitions.approve)
 
 
 @router.post("/{job}/reject", status_code=202, response_model=JobView)
@@ -228,7 +228,7 @@ def reject_job(
 ) -> JSONResponse:
     """Reject a candidate that is held for approval."""
     note = ActorNote(principal, context.clock(), body.reason, seen)
-    return _respond(context, key, job, note, actions.reject)
+    return _respond(context, key, job, note, transitions.reject)
 
 
 def _respond(

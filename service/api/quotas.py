@@ -12,7 +12,7 @@ from service.auth.ownership import COUNTED_AFTER_DELETION
 from service.context import Context
 from service.core.errors import NotFound
 from service.core.settings import Quota
-from service.database.queries import datasets, keys, models, scheduling, uploads, webhooks
+from service.database.queries import datasets, job_queue, keys, models, uploads, webhooks
 
 router = APIRouter(tags=["keys"])
 
@@ -68,7 +68,7 @@ def _used(connection: Connection, context: Context, owner: str) -> Mapping[Quota
     now = context.clock()
     number, size = uploads.used(connection, owner)
     return {
-        "running_jobs": scheduling.running(connection, scheduling.TRAINING).get(owner, 0),
+        "running_jobs": job_queue.running(connection, job_queue.TRAINING).get(owner, 0),
         "models": models.count(connection, owner, now - COUNTED_AFTER_DELETION),
         "datasets": datasets.count(connection, owner, _COUNTED),
         "uploads": number,

@@ -16,7 +16,7 @@ from service.context import Context
 from service.core.clock import steady
 from service.core.errors import DatabaseUnavailable
 from service.core.loops import OutageLog, PeriodicLoop
-from service.database.queries.attempts import (
+from service.database.queries.jobs import (
     Report,
     RunningAttempt,
     running_attempts,

@@ -27,15 +27,15 @@ from cmcl.storage.datasets import read_dataset_manifest
 from service.context import Context
 from service.core.clock import Seconds
 from service.core.states import FailureReason, JobState
-from service.database.queries import datasets, job_queue, jobs, models, preparations
+from service.database.queries import datasets, job_queue, jobs, models
 from service.database.queries.drivers import DriverRow
 from service.database.rows import DatasetRow, JobRow, ModelRow, PreparedRows
 from service.datasets.encoders import bound_encoders, mismatch
 from service.datasets.request import SCHEME, NewDataset
 from service.datasets.uploads import resolve
-from service.jobs import scheduler, steps
-from service.jobs.attempts import dataset_of
-from service.jobs.steps import run_step, set_message
+from service.jobs import scheduler
+from service.jobs.attempts import dataset_of, trace_stages
+from service.jobs.transitions import fail, move, quarantine, run_step, set_message
 from service.jobs.workqueue import RateLimiter
 from service.telemetry.spans import preparation_span
 
@@ -172,7 +172,7 @@ def _begin(context: Context, job: JobRow, model: ModelRow) -> None:
 def _cancel(context: Context, job: JobRow) -> None:
     """Cancel a job. Removing the request ends the preparation."""
     _remove_request(context, job)
-    steps.cancelled(context, job)
+    move(context, job, JobState.CANCELLED)
 
 
 def _remove_request(context: Context, job: JobRow) -> None:
@@ -204,12 +204,12 @@ class _Follower:
         try:
             if self._take_end(dataset):
                 key = layout.preparation_file(dataset.id, "stages")
-                steps.trace_stages(self.context, preparation_span(self.job), key, "prepare")
+                trace_stages(self.context, preparation_span(self.job), key, "prepare")
                 return
             self._write_request(dataset)
         except (InvalidDataset, InvalidVersion) as error:
             # An upload was removed, or the manifest cannot be read.
-            if steps.quarantine(self.context, self.job, str(error)):
+            if quarantine(self.context, self.job, str(error)):
                 _remove_request(self.context, self.job)
             return
         self._check_deadline()
@@ -224,7 +224,7 @@ class _Follower:
         """Take the manifest or the report. Returns whether there was one."""
         if self.job.dry_run:
             found = self._read(dataset, "report", PrepareReport)
-            return found is not None and self._report(dataset, found)
+            return found is not None and self._report(found)
         manifest = dataset.manifest or read_dataset_manifest(self.context.store, dataset.id)
         if manifest is None:
             return False
@@ -243,29 +243,28 @@ class _Follower:
             if problem is None:
                 must_wait = job_queue.must_wait(connection, self.job)
                 message = _WAITS_FOR_TURN if must_wait else None
-                now = self.context.clock()
-                if preparations.end(connection, self.job, prepared, now, message):
+                changes = {"prepared": prepared, "message": message}
+                if jobs.move(
+                    connection, self.job, JobState.PREPARED, self.context.clock(), **changes
+                ):
                     datasets.set_manifest(connection, manifest)
                     # An evaluation must not determine the encoder of a later dataset.
                     new = {} if manifest.evaluate_only else manifest.encoders
                     if not new.keys() <= fixed.keys():
                         models.set_encoders(connection, self.job.model, new | fixed)
         if problem is not None:
-            steps.fail(self.context, self.job, FailureReason.ENCODER_MISMATCH, problem)
+            fail(self.context, self.job, FailureReason.ENCODER_MISMATCH, problem)
         _remove_request(self.context, self.job)
 
-    def _report(self, dataset: DatasetRow, found: PrepareReport) -> bool:
+    def _report(self, found: PrepareReport) -> bool:
         report = found.report
         prepared = PreparedRows(
             rejected_rows=report.rejected_rows,
             rejected=report.rejected,
             encoders={modality: report.encoders.get(modality) for modality in report.pair},
         )
-        with self.context.database.write() as connection:
-            now = self.context.clock()
-            if preparations.finish_report(connection, self.job, report, prepared, now):
-                # The dataset itself can be posted, and the same dry run again.
-                datasets.release(connection, dataset.id)
+        # The dataset itself can be posted, and the same dry run again.
+        move(self.context, self.job, JobState.REPORTED, report=report, prepared=prepared)
         _remove_request(self.context, self.job)
         return True
 
@@ -276,10 +275,10 @@ class _Follower:
             return False
         if failure.reason == "invalid_dataset":
             rejected = PreparedRows(rejected_rows=failure.rejected_rows, rejected=failure.rejected)
-            steps.quarantine(self.context, self.job, failure.message, rejected)
+            quarantine(self.context, self.job, failure.message, rejected)
         else:
             reason = FailureReason(failure.reason)
-            steps.fail(self.context, self.job, reason, failure.message)
+            fail(self.context, self.job, reason, failure.message)
         _remove_request(self.context, self.job)
         return True
 
@@ -299,7 +298,7 @@ class _Follower:
             set_message(self.context, self.job, message)
         else:
             with self.context.database.write() as connection:
-                preparations.set_progress(connection, self.job, progress, message)
+                jobs.set_prepare_progress(connection, self.job, progress, message)
         return moved
 
     def _write_request(self, dataset: DatasetRow) -> None:
@@ -321,7 +320,7 @@ class _Follower:
         message = f"the preparation made no progress for {seconds:g} s; it was stopped"
         if note:
             message += f". The last note: {note}"
-        steps.fail(self.context, self.job, FailureReason.PREPARE_DEADLINE, message)
+        fail(self.context, self.job, FailureReason.PREPARE_DEADLINE, message)
         _remove_request(self.context, self.job)
 
     def _read(self, dataset: DatasetRow, name: str, kind: type[Result]) -> Result | None:

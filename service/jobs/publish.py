@@ -20,8 +20,9 @@ from service.core.states import FailureReason, JobState
 from service.database.queries import datasets, jobs, maintenance, models, versions
 from service.database.rows import JobRow, ModelRow, VersionRow
 from service.database.stale import check_not_behind
-from service.jobs import gate, steps
+from service.jobs import gate
 from service.jobs.attempts import job_spec
+from service.jobs.transitions import fail, move
 from service.registry import combining, promotion
 from service.telemetry.spans import Attributes, PastSpan
 
@@ -41,18 +42,19 @@ def judge(context: Context, job: JobRow, model: ModelRow) -> None:
     except WorkerError as error:
         if error.retry_can_help:
             raise
-        steps.fail(context, job, FailureReason.INVALID_CANDIDATE, str(error))
+        fail(context, job, FailureReason.INVALID_CANDIDATE, str(error))
         return
     size = heads_bytes(candidate)
     if (message := heads_problem(size, context.settings.heads_bytes_max)) is not None:
-        steps.fail(context, job, FailureReason.HEADS_TOO_LARGE, message)
+        fail(context, job, FailureReason.HEADS_TOO_LARGE, message)
         return
     approved = job.approval is not None and job.approval.decision == "approved"
     shortfall = None if approved else gate.judge(model.gate, candidate)
     if shortfall is not None:
-        steps.reject(context, job, shortfall.reason, shortfall.message)
+        move(*(context, job, JobState.REJECTED), reason=shortfall.reason, message=shortfall.message)
     elif model.gate.manual_approval and not approved:
-        steps.hold(context, job)
+        message = "waits for approval (manual_approval)"
+        move(context, job, JobState.HELD, message=message)
     else:
         _publish_unless_late(context, job, candidate)
 
@@ -134,7 +136,7 @@ def _publish(context: Context, job: JobRow, candidate: VersionManifest) -> None:
             return
         versions.create(connection, candidate, now)
         _follow(connection, job, candidate, now)
-        if not jobs.finish(connection, job, JobState.PUBLISHED, now):
+        if not jobs.move(connection, job, JobState.PUBLISHED, now):
             raise _LostRace
 
 

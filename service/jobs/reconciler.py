@@ -20,16 +20,17 @@ from cmcl.contract.job import submission_id
 from service.context import Context
 from service.core.clock import steady
 from service.core.errors import DatabaseUnavailable, StaleDatabase
-from service.core.loops import PeriodicLoop
+from service.core.loops import HUNG_SECONDS, Loop, OutageLog, PeriodicLoop
 from service.core.states import JobState
-from service.database.queries import drivers, job_queue, models, preparations, versions
+from service.database.engine import Database
+from service.database.notifications import Listener
+from service.database.queries import drivers, job_queue, models, versions
 from service.database.rows import JobRow, ModelRow, VersionRow
 from service.jobs import attempts, publish
 from service.jobs.leases import ModelLeases, new_name
 from service.jobs.monitor import AttemptMonitor
 from service.jobs.preparation import Preparations
-from service.jobs.steps import run_step, set_message
-from service.jobs.watch import watch
+from service.jobs.transitions import run_step, set_message
 from service.jobs.workqueue import Key, Work, WorkQueue
 from service.launchers.port import LauncherError
 from service.registry import live_pointer
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 Step = Callable[[Context, JobRow, ModelRow], None]
 
-# Of the job whose turn it is, except of a running one (`watch`) and of jobs that are being prepared (`Preparations`).
+# Of the job whose turn it is, except of a running one (`attempts.watch`) and of jobs that are being prepared (`Preparations`).
 STEPS: dict[JobState, Step] = {
     JobState.PREPARED: attempts.begin,
     JobState.SUBMITTING: attempts.submit,
@@ -46,6 +47,12 @@ STEPS: dict[JobState, Step] = {
     # A held candidate waits for an approval.
     JobState.HELD: lambda _context, _job, _model: None,
 }
+
+# Upper bound on how long a thread takes to see that the service stops.
+_WAIT_SECONDS = 1.0
+# A key that waits for longer than this shows that there are too few workers, or that they hang.
+_LATE_SECONDS = 60.0
+
 
 # Faults outside this program: logged without a traceback.
 _OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable, StaleDatabase)
@@ -190,7 +197,7 @@ class Reconciler(PeriodicLoop):
             model = models.find(connection, name)
             # Every instance receives every event: those of another one's models must cost little.
             is_ours = model is not None and not self.leases.is_of_another(connection, model)
-            listed = preparations.to_prepare(connection, name) if is_ours else []
+            listed = job_queue.to_prepare(connection, name) if is_ours else []
             driver = drivers.newest(connection) if listed else None
         self._preparations.keep(name, listed)
         if driver is None or model is None or model.deleted_at or not self.leases.holds(model):
@@ -271,7 +278,7 @@ class Reconciler(PeriodicLoop):
             return context.tuning.launcher_seconds
         if job.state == JobState.RUNNING:
             shows_end = self.monitor.shows_end(submission_id(job.id, job.attempt))
-            step = partial(watch, context, job, shows_end=shows_end)
+            step = partial(attempts.watch, context, job, shows_end=shows_end)
             return run_step(context, job, job.state, step)
         run_step(context, job, job.state, partial(STEPS[job.state], context, job, model))
         return None
@@ -282,3 +289,91 @@ class Reconciler(PeriodicLoop):
             logger.warning("%s: %s", what, error, extra=fields)
         else:
             logger.error("%s", what, exc_info=error, extra=fields)
+
+
+class Workers(Loop):
+    """Threads that process the keys of the queue; its heartbeat is that of any of them."""
+
+    name = "workqueue"
+
+    def __init__(self, queue: WorkQueue, process: Callable[[Key], None], number: int) -> None:
+        super().__init__()
+        self._queue = queue
+        self._process = process
+        self._number = number
+
+    def run(self, stop: threading.Event) -> None:
+        """See Loop."""
+        # Daemons: a call that hangs must not keep the process from exiting.
+        threads = [
+            threading.Thread(target=self._work, args=[stop], name=f"worker-{i}", daemon=True)
+            for i in range(self._number)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def problem(self) -> str | None:
+        """See Loop: also if keys wait for long although workers make progress."""
+        seconds = self._queue.oldest_seconds(Work.POINTER)
+        if seconds > _LATE_SECONDS:
+            return (
+                f"a model has waited for a worker for {seconds:.0f} s; {self._queue.depth()} wait"
+            )
+        return super().problem()
+
+    def hung(self) -> str | None:
+        """See Loop: also one worker that does not end."""
+        longest = self._queue.longest_running()
+        if longest is not None and longest[1] >= HUNG_SECONDS:
+            key, seconds = longest
+            return (
+                f"work on the {key.work} of model {key.model!r} has not ended for {seconds:.0f} s"
+            )
+        return super().hung()
+
+    def _work(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            key = self._queue.get(_WAIT_SECONDS)
+            if key is not None:
+                self._process(key)
+            self.beat()
+
+
+class Notifications(PeriodicLoop):
+    """Wakes models whose events other instances have committed to a shared PostgreSQL.
+
+    It saves latency only: the resync finds what was missed.
+    """
+
+    name = "notifications"
+    pause_seconds = 1.0
+    starts_at_once = True
+
+    def __init__(
+        self, database: Database, wake: Callable[[str], None], resync: Callable[[], None]
+    ) -> None:
+        super().__init__()
+        self._listener = Listener(database)
+        self._wake = wake
+        self._resync = resync
+        self._outage = OutageLog(logger, "events of other instances are not received; will retry")
+
+    def step(self, stop: threading.Event) -> float:
+        """See PeriodicLoop."""
+        if self._listener.connect():
+            # Events before this moment were missed.
+            self._resync()
+        self._outage.recovered()
+        for model in self._listener.wait(_WAIT_SECONDS):
+            self._wake(model)
+        return 0.0
+
+    def report(self, error: Exception) -> None:
+        """See PeriodicLoop."""
+        self._listener.close()
+        if isinstance(error, DatabaseUnavailable):
+            self._outage.failed(error)
+        else:
+            super().report(error)

@@ -2,7 +2,7 @@
 
 Jobs wait at two stages, for their preparation and for their attempt. When there is room at a stage, the owner with the
 fewest running jobs there is served first, and of several the one that was served least recently; of an owner's jobs, the
-first in the order of `service.database.queries.scheduling`. So a job of an owner without running jobs waits for at most
+first in the order of `service.database.queries.job_queue`. So a job of an owner without running jobs waits for at most
 one job of each other owner.
 
 An admission is one transaction, which locks the stage: it counts what runs, and moves jobs of any model, whichever
@@ -25,8 +25,9 @@ from service.context import Context
 from service.core.errors import DatabaseUnavailable, WriteConflict
 from service.core.loops import OutageLog, PeriodicLoop
 from service.core.settings import Settings
-from service.database.queries import job_queue, models, preparations, scheduling
-from service.database.queries.scheduling import PREPARATION, TRAINING, Stage
+from service.core.states import JobState
+from service.database.queries import job_queue, jobs, models
+from service.database.queries.job_queue import PREPARATION, TRAINING, Stage
 from service.database.rows import Event, JobRow
 from service.launchers.port import ClusterResources, LauncherError
 
@@ -82,14 +83,14 @@ class Scheduler(PeriodicLoop):
         for stage in _STAGES.values():
             limit = limit_of(self._context, stage)
             with self._context.database.read() as connection:
-                if not scheduling.is_any_waiting(connection, stage):
+                if not job_queue.is_any_waiting(connection, stage):
                     continue
-                room = limit - sum(scheduling.running(connection, stage).values())
+                room = limit - sum(job_queue.running(connection, stage).values())
             if room > 0:
                 self._context.database.settle(partial(self._admit, stage, limit))
 
     def _admit(self, stage: Stage, limit: float, connection: Connection) -> None:
-        newest = scheduling.lock(connection, stage)
+        newest = job_queue.lock(connection, stage)
         _Admission(self._context, connection, stage, newest).fill(limit)
 
 
@@ -102,10 +103,10 @@ def enter(context: Context, job: JobRow, priority: Priority) -> None:
     since = job.created_at if is_repeated else context.clock()
 
     def change(connection: Connection) -> None:
-        newest = scheduling.lock(connection, stage)
+        newest = job_queue.lock(connection, stage)
         # Models are locked before their jobs.
         models.lock(connection, job.model)
-        if scheduling.enqueue(connection, job, since, priority, _WAITS):
+        if jobs.enqueue(connection, job, since, priority, _WAITS):
             _Admission(context, connection, stage, newest).fill(limit)
 
     context.database.settle(change)
@@ -122,16 +123,16 @@ class _Admission:
 
     def fill(self, limit: float) -> None:
         """Admit jobs until `limit` run, or none is left that may."""
-        running = scheduling.running(self._connection, self._stage)
+        running = job_queue.running(self._connection, self._stage)
         room = limit - sum(running.values())
         if room <= 0:
             return
-        served = scheduling.waiting_owners(self._connection, self._stage)
+        served = job_queue.waiting_owners(self._connection, self._stage)
         queue = [rank for owner in served for rank in self._rank(owner, running, served)]
         heapq.heapify(queue)
         while room > 0 and queue:
             owner = heapq.heappop(queue)[-1]
-            job = scheduling.first(self._connection, self._stage, owner)
+            job = job_queue.first(self._connection, self._stage, owner)
             if job is None:
                 continue
             if self._start(job):
@@ -139,9 +140,9 @@ class _Admission:
                 self._newest += 1
                 running[owner] = running.get(owner, 0) + 1
                 served[owner] = self._newest
-                scheduling.set_served(self._connection, self._stage, owner, self._newest)
+                job_queue.set_served(self._connection, self._stage, owner, self._newest)
             else:
-                scheduling.dequeue(self._connection, job)
+                jobs.dequeue(self._connection, job)
             for rank in self._rank(owner, running, served):
                 heapq.heappush(queue, rank)
 
@@ -160,7 +161,7 @@ class _Admission:
         """
         if not self._context.settings.grant(owner).high_priority:
             return False
-        job = scheduling.first(self._connection, self._stage, owner)
+        job = job_queue.first(self._connection, self._stage, owner)
         model = None if job is None else models.find(self._connection, job.model)
         return model is not None and model.gate.priority == "high"
 
@@ -168,7 +169,15 @@ class _Admission:
         """Move the job on. False if it is not its turn among the jobs of its model."""
         now = self._context.clock()
         if self._stage is PREPARATION:
-            return preparations.begin(self._connection, job, now)
+            return jobs.move(
+                self._connection,
+                job,
+                JobState.PREPARING,
+                now,
+                preparation=job.preparation + 1,
+                prepare_progress=None,
+                **jobs.NO_ATTEMPT,
+            )
         # Locked: two jobs of a model that begin concurrently would not see each other.
         model = models.lock(self._connection, job.model)
         if model is None:
@@ -218,8 +227,8 @@ def why_it_waits(context: Context, job: JobRow) -> str | None:
         return None
     stage = _STAGES[job.state]
     with context.database.read() as connection:
-        running = scheduling.running(connection, stage)
-        ahead = scheduling.ahead(connection, stage, job, _COUNTED_AHEAD)
+        running = job_queue.running(connection, stage)
+        ahead = job_queue.ahead(connection, stage, job, _COUNTED_AHEAD)
     own, most = running.get(job.owner, 0), owner_limit(context.settings, stage, job.owner)
     total, limit = sum(running.values()), limit_of(context, stage)
     what = "are prepared" if stage is PREPARATION else "run"

@@ -25,8 +25,8 @@ from service.core.states import JobState
 from service.database.queries import (
     deliveries,
     events,
+    job_queue,
     maintenance,
-    preparations,
     sessions,
     uploads,
 )
@@ -299,7 +299,7 @@ def sweep_preparations(context: Context) -> None:
     prefix = layout.preparations()
     keys = list(context.store.keys(prefix))
     with context.database.read() as connection:
-        current = preparations.datasets_of_open(connection)
+        current = job_queue.datasets_of_open(connection)
     for key in keys:
         if key.removeprefix(prefix).removesuffix(".json") not in current:
             context.store.delete(key)

@@ -11,7 +11,7 @@ from datetime import datetime
 from cmcl.contract.dataset import RejectedRow
 from cmcl.storage import layout
 from service.core.states import JobState
-from service.database.queries.preparations import set_rejected
+from service.database.queries.jobs import set_rejected
 from service.database.rows import PreparedRows
 from tests.browser.sample_figures import UPDATES, WIDTH, WIDTHS, recall_of, report_of, solved
 from tests.fakes.control_plane import ControlPlane

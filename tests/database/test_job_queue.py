@@ -11,7 +11,7 @@ from cmcl.contract.model import ModelSpec
 from service.core.states import JobState
 from service.database.engine import Database
 from service.database.queries import job_queue, models
-from service.database.queries.preparations import MOST_OF_MODEL
+from service.database.queries.job_queue import MOST_OF_MODEL
 from service.database.tables import jobs, versions
 from service.database.tables import models as model_rows
 

@@ -11,7 +11,7 @@ from service.database.engine import Database
 from service.database.notifications import Listener, is_supported
 from service.database.queries import events
 from service.database.rows import Event
-from service.jobs.workers import Notifications
+from service.jobs.reconciler import Notifications
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

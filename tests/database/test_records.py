@@ -16,8 +16,8 @@ from service.core.principal import LOCAL
 from service.core.settings import Settings
 from service.core.states import IllegalMove, JobState
 from service.database.engine import Database, open_database
-from service.database.queries import job_queue, jobs, models, preparations
-from service.database.queries.attempts import Report, RunningAttempt, store_progress
+from service.database.queries import job_queue, jobs, models
+from service.database.queries.jobs import Report, RunningAttempt, store_progress
 from service.database.queries.metrics import read_backlog
 from service.database.rows import JobRow, PreparedRows
 from service.datasets.intake import accept_dataset
@@ -87,14 +87,14 @@ def test_a_transition_requires_the_current_state(model: Database) -> None:
     seen = _post(model)
     for expected in (True, False):
         with model.write() as connection:
-            assert preparations.begin(connection, seen, NOW) is expected
+            assert jobs.move(connection, seen, JobState.PREPARING, NOW) is expected
 
 
 def test_a_transition_requires_the_current_revision(model: Database) -> None:
     seen = _post(model)
     with model.write() as connection:
-        preparations.begin(connection, seen, NOW)
-        preparations.end(connection, _job_in(connection, seen), NOTHING, NOW, None)
+        jobs.move(connection, seen, JobState.PREPARING, NOW)
+        jobs.move(connection, _job_in(connection, seen), JobState.PREPARED, NOW, prepared=NOTHING)
     prepared = _job(model, seen)
     with model.write() as connection:
         job_queue.start_attempt(connection, prepared, None, "job-a1", NOW)
@@ -108,11 +108,11 @@ def test_a_transition_requires_the_current_revision(model: Database) -> None:
 def test_a_cancel_stops_what_was_decided_before_it(model: Database) -> None:
     seen = _post(model)
     with model.write() as connection:
-        preparations.begin(connection, seen, NOW)
+        jobs.move(connection, seen, JobState.PREPARING, NOW)
     preparing = _job(model, seen)
     with model.write() as connection:
         assert jobs.request_cancel(connection, preparing, NOW)
-        assert not preparations.end(connection, preparing, NOTHING, NOW, None)
+        assert not jobs.move(connection, preparing, JobState.PREPARED, NOW, prepared=NOTHING)
 
 
 def test_an_illegal_move_is_an_error(model: Database) -> None:
@@ -138,7 +138,7 @@ def test_a_job_that_is_not_prepared_keeps_those_behind_it_waiting(model: Databas
         assert job_queue.current(connection, "scenes") is None
         assert job_queue.must_wait(connection, second)
     with model.write() as connection:
-        assert jobs.finish(connection, first, JobState.CANCELLED, NOW)
+        assert jobs.move(connection, first, JobState.CANCELLED, NOW)
         current = job_queue.current(connection, "scenes")
     assert current is not None
     assert current.id == second.id
@@ -147,8 +147,8 @@ def test_a_job_that_is_not_prepared_keeps_those_behind_it_waiting(model: Databas
 def _prepared(model: Database, name: str) -> JobRow:
     seen = _post(model, name)
     with model.write() as connection:
-        preparations.begin(connection, seen, NOW)
-        preparations.end(connection, _job_in(connection, seen), NOTHING, NOW, None)
+        jobs.move(connection, seen, JobState.PREPARING, NOW)
+        jobs.move(connection, _job_in(connection, seen), JobState.PREPARED, NOW, prepared=NOTHING)
     return _job(model, seen)
 
 
@@ -165,7 +165,7 @@ def test_of_many_movers_one_wins(model: Database) -> None:
     def claim(_: int) -> bool:
         ready.wait()
         with model.write() as connection:
-            return preparations.begin(connection, seen, NOW)
+            return jobs.move(connection, seen, JobState.PREPARING, NOW)
 
     with ThreadPoolExecutor(4) as threads:
         assert sorted(threads.map(claim, range(4))) == [False, False, False, True]
@@ -231,8 +231,8 @@ def test_only_a_running_attempt_with_progress_is_training(model: Database) -> No
     progress = Progress(phase="training", updates_done=3, at=NOW)
     collected = []
     for step in (
-        lambda c, job: preparations.begin(c, job, NOW),
-        lambda c, job: preparations.end(c, job, NOTHING, NOW, None),
+        lambda c, job: jobs.move(c, job, JobState.PREPARING, NOW),
+        lambda c, job: jobs.move(c, job, JobState.PREPARED, NOW, prepared=NOTHING),
         lambda c, job: job_queue.start_attempt(c, job, None, f"{job.id}-a1", NOW),
         lambda c, job: jobs.move(c, job, JobState.RUNNING, NOW),
         lambda c, job: _store_progress(c, job, progress),

@@ -14,8 +14,8 @@ from cmcl.contract.model import ModelSpec
 from service.context import Context
 from service.core.states import JobState
 from service.database.engine import open_database
-from service.database.queries import models, scheduling
-from service.database.queries.scheduling import TRAINING
+from service.database.queries import job_queue, models
+from service.database.queries.job_queue import TRAINING
 from service.database.tables import jobs
 from service.jobs.scheduler import Scheduler
 from tests.fakes.control_plane import ControlPlane
@@ -73,9 +73,9 @@ def test_replicas_that_admit_at_once_start_no_more_than_there_is_room_for(
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(admit, range(4)))
     with plane.context.database.read() as connection:
-        running = scheduling.running(connection, TRAINING)
+        running = job_queue.running(connection, TRAINING)
         assert running == {"a": 1, "b": 1, "c": 1}
-        assert scheduling.waiting_owners(connection, TRAINING) == {"a": 1, "b": 2, "c": 3, "d": 0}
+        assert job_queue.waiting_owners(connection, TRAINING) == {"a": 1, "b": 2, "c": 3, "d": 0}
 
 
 def test_an_admission_with_many_waiting_jobs_reads_no_more_than_with_few(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class VirtualReplica:
         self._wake_workers()
 
     def _work(self) -> None:
-        """Process keys, as `service.jobs.workers.Workers` does; only the wait for a key is another one."""
+        """Process keys, as `service.jobs.reconciler.Workers` does; only the wait for a key is another one."""
         queue = self._reconciler.queue
         while True:
             key = queue.get(0.0)

@@ -30,8 +30,8 @@ from service.database.rows import BranchPoint, JobRow
 from service.database.seek import Seek
 from service.datasets.intake import accept_dataset
 from service.datasets.request import Intake, NewDataset
-from service.jobs import actions
-from service.jobs.actions import ActorNote
+from service.jobs import transitions
+from service.jobs.transitions import ActorNote
 from service.launchers.port import LaunchState
 from service.registry import promotion
 from service.registry.combining import request_merge, request_unlearning
@@ -182,16 +182,16 @@ class World:
         return accepted.job.id if accepted.job else None
 
     def cancel(self, job: str) -> bool:
-        return self._may(lambda c: actions.cancel(c, job, self._note()))
+        return self._may(lambda c: transitions.cancel(c, job, self._note()))
 
     def retry(self, job: str) -> bool:
-        return self._wake(job, lambda c: actions.retry(c, job, self._note()))
+        return self._wake(job, lambda c: transitions.retry(c, job, self._note()))
 
     def approve(self, job: str) -> bool:
-        return self._wake(job, lambda c: actions.approve(c, job, self._note()))
+        return self._wake(job, lambda c: transitions.approve(c, job, self._note()))
 
     def reject(self, job: str) -> bool:
-        return self._may(lambda c: actions.reject(c, job, self._note()))
+        return self._may(lambda c: transitions.reject(c, job, self._note()))
 
     def promote(self, version: int) -> bool:
         return self._may(lambda c: promotion.choose(c, MODEL, version, self._promotion_request()))

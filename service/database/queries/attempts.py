@@ -8,16 +8,16 @@ spaced, whether an attempt takes a minute or a week, and an update reads no othe
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cmcl.contract.job import Progress, submission_id
+from cmcl.contract.job import Progress
 from service.core.states import FailureReason, JobState
 from service.database.engine import in_chunks
 from service.database.seek import Seek
-from service.database.tables import attempts, jobs, models, progress_points
+from service.database.tables import attempts, progress_points
 
 MOST_POINTS = 300
 # An attempt reports its progress at most this often.
@@ -199,89 +199,3 @@ def _is(job: str, number: int) -> tuple[ColumnElement[bool], ...]:
 
 def _are_of(job: str, number: int) -> tuple[ColumnElement[bool], ...]:
     return (progress_points.c.job == job, progress_points.c.attempt == number)
-
-
-_RUNNING = (
-    select(jobs.c.id, jobs.c.attempt, jobs.c.model, jobs.c.revision)
-    .join(models, models.c.name == jobs.c.model)
-    .where(
-        jobs.c.state == JobState.RUNNING,
-        jobs.c.finished_at.is_(None),
-        models.c.lease_owner == bindparam("instance"),
-    )
-    .order_by(jobs.c.sequence)
-)
-
-
-@dataclass(frozen=True)
-class RunningAttempt:
-    """The present attempt of a running job."""
-
-    job: str
-    number: int
-    model: str
-    revision: int
-
-    @property
-    def submission_id(self) -> str:
-        """Its id at the launcher."""
-        return submission_id(self.job, self.number)
-
-
-@dataclass(frozen=True)
-class Report:
-    """Progress of an attempt."""
-
-    attempt: RunningAttempt
-    progress: Progress
-
-
-def running_attempts(connection: Connection, instance: str) -> list[RunningAttempt]:
-    """Return the attempts of running jobs of models that the instance holds the leases of."""
-    return [RunningAttempt(*row) for row in connection.execute(_RUNNING, {"instance": instance})]
-
-
-def stored_progress(
-    connection: Connection, wanted: Sequence[RunningAttempt]
-) -> dict[str, Progress]:
-    """Return the progress that is stored of attempts, by submission id."""
-    found: dict[str, Progress] = {}
-    for chunk in in_chunks(wanted):
-        some = {each.job: each for each in chunk}
-        query = select(jobs.c.id, jobs.c.progress).where(jobs.c.id.in_(some))
-        for job, document in connection.execute(query):
-            if document is not None:
-                found[some[job].submission_id] = Progress.model_validate(document)
-    return found
-
-
-def store_progress(connection: Connection, reports: Sequence[Report], now: datetime) -> None:
-    """Store the progress of attempts that are still those of their jobs.
-
-    It counts as a sign of life unless it says why the attempt has not started.
-    """
-    started = [report for report in reports if not report.progress.note]
-    is_seen = (jobs.c.id == bindparam("seen_id"), jobs.c.revision == bindparam("seen_revision"))
-    statement = update(jobs).where(*is_seen)
-    stored: dict[str, Any] = {"progress": bindparam("document"), "message": bindparam("note")}
-    waiting = [report for report in reports if report.progress.note]
-    if waiting:
-        connection.execute(statement.values(stored), [_row(report) for report in waiting])
-    if started:
-        connection.execute(
-            statement.values(stored | {"heard_at": now}), [_row(report) for report in started]
-        )
-        add_points(
-            connection,
-            [(each.attempt.job, each.attempt.number, each.progress) for each in started],
-            now,
-        )
-
-
-def _row(report: Report) -> dict[str, object]:
-    return {
-        "seen_id": report.attempt.job,
-        "seen_revision": report.attempt.revision,
-        "document": report.progress.model_dump(mode="json"),
-        "note": report.progress.note,
-    }

@@ -1,20 +1,43 @@
-"""Whose turn it is among the jobs of a model: one at a time, because each version starts from the one before."""
+"""Which waiting jobs come next: of a model, and of all owners.
+
+A model trains one job at a time, because each version starts from the one before; the first few that wait are prepared
+meanwhile. At two stages, for its preparation and for its attempt, a job waits for the scheduler. Every query reads an index
+of waiting or of running jobs, at most one entry for each owner: a hundred thousand waiting jobs cost no more than ten.
+
+The order within an owner is fixed when a job begins to wait: by that time, plus an offset of its priority. So a job of
+low priority is passed by later ones for at most the difference of the offsets, and none waits indefinitely.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Exists, Select, bindparam, exists, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Exists,
+    Select,
+    bindparam,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
+from service.core.principal import EVERY_OWNER
 from service.core.states import IN_FLIGHT, JobState
 from service.database.engine import in_chunks
 from service.database.queries import attempts
 from service.database.queries import jobs as moves
 from service.database.queries.models import is_unmirrored
-from service.database.queries.preparations import MOST_OF_MODEL
 from service.database.rows import JobRow
-from service.database.tables import jobs, models, versions
+from service.database.tables import admissions, jobs, models, versions
 
+# Jobs of one model that are prepared at a time. Further ones stay queued.
+MOST_OF_MODEL = 8
 _LEARNS = jobs.c.kind != "evaluate"
 
 
@@ -168,7 +191,6 @@ def start_attempt(
         submission_id=submission_id,
         parent_version=parent,
         version=None if seen.kind == "evaluate" else (parent or 0) + 1,
-        message=None,
         **moves.NO_ATTEMPT,
     )
     if moved:
@@ -179,3 +201,141 @@ def start_attempt(
 def _found(connection: Connection, query: Select[Any], model: str) -> JobRow | None:
     row = connection.execute(query, {"model": model}).mappings().one_or_none()
     return None if row is None else moves.from_row(row)
+
+
+def to_prepare(connection: Connection, model: str) -> list[JobRow]:
+    """Return the model's jobs that are being prepared, and queued ones among its first MOST_OF_MODEL waiting jobs.
+
+    Waiting jobs are counted in order of arrival, prepared ones included. This bounds how far ahead datasets are prepared,
+    and an old job that was retried is prepared before later ones.
+    """
+    rows = connection.execute(_TO_PREPARE, {"model": model}).mappings()
+    return [moves.from_row(row) for row in rows]
+
+
+def _to_prepare() -> Select[Any]:
+    of_model = jobs.c.model == bindparam("model")
+    waiting = select(jobs.c.id).where(
+        of_model, jobs.c.finished_at.is_(None), jobs.c.state.not_in(IN_FLIGHT)
+    )
+    first = waiting.order_by(jobs.c.sequence).limit(MOST_OF_MODEL).scalar_subquery()
+    query = select(jobs).where(
+        of_model,
+        jobs.c.state.in_((JobState.QUEUED, JobState.PREPARING)),
+        or_(jobs.c.state == JobState.PREPARING, jobs.c.id.in_(first)),
+    )
+    return query.order_by(jobs.c.sequence)
+
+
+_TO_PREPARE = _to_prepare()
+
+
+def datasets_of_open(connection: Connection) -> set[str]:
+    """Return the datasets that are being prepared."""
+    query = select(jobs.c.dataset).where(
+        jobs.c.finished_at.is_(None), jobs.c.state == JobState.PREPARING
+    )
+    return set(connection.scalars(query))
+
+
+# --- Which of all owners come next
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where jobs wait for the scheduler: the state in which they wait, and those in which they use its resources."""
+
+    waiting: JobState
+    running: tuple[JobState, ...]
+
+
+PREPARATION = Stage(JobState.QUEUED, (JobState.PREPARING,))
+TRAINING = Stage(JobState.PREPARED, (JobState.SUBMITTING, JobState.RUNNING))
+
+
+def is_any_waiting(connection: Connection, stage: Stage) -> bool:
+    """Return whether a job waits for the scheduler at this stage."""
+    query = select(jobs.c.id).where(*_waits_at(stage)).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def lock(connection: Connection, stage: Stage) -> int:
+    """Lock the stage until this transaction ends, and return the number of the newest admission.
+
+    Raises WriteConflict if another instance concurrently made the first one.
+    """
+    is_newest = (admissions.c.state == stage.waiting, admissions.c.owner == EVERY_OWNER)
+    query = select(admissions.c.number).where(*is_newest).with_for_update()
+    number = connection.execute(query).scalar()
+    if number is None:
+        connection.execute(
+            insert(admissions).values(state=stage.waiting, owner=EVERY_OWNER, number=0)
+        )
+    return number or 0
+
+
+def set_served(connection: Connection, stage: Stage, owner: str, number: int) -> None:
+    """Record the number of an owner's newest admission, with the stage locked."""
+    for name in (owner, EVERY_OWNER):
+        is_it = (admissions.c.state == stage.waiting, admissions.c.owner == name)
+        changed = connection.execute(update(admissions).where(*is_it).values(number=number))
+        if changed.rowcount == 0:
+            row = {"state": stage.waiting, "owner": name, "number": number}
+            connection.execute(insert(admissions).values(row))
+
+
+def running(connection: Connection, stage: Stage) -> dict[str, int]:
+    """Return the number of running jobs of each owner that has any."""
+    query = (
+        select(jobs.c.owner, func.count())
+        .where(jobs.c.state.in_(stage.running))
+        .group_by(jobs.c.owner)
+    )
+    return dict(connection.execute(query).all())
+
+
+def waiting_owners(connection: Connection, stage: Stage) -> dict[str, int]:
+    """Return the owners with waiting jobs, and the number of the newest admission of each; 0 if there was none.
+
+    It steps from owner to owner through the index, independently of the number of their jobs.
+    """
+    owners = select(_next_owner(stage).scalar_subquery().label("owner")).cte(
+        "owners", recursive=True
+    )
+    following = _next_owner(stage).where(jobs.c.owner > owners.c.owner).scalar_subquery()
+    owners = owners.union_all(select(following).where(owners.c.owner.is_not(None)))
+    served = (admissions.c.state == stage.waiting) & (admissions.c.owner == owners.c.owner)
+    query = (
+        select(owners.c.owner, func.coalesce(admissions.c.number, 0))
+        .select_from(owners.outerjoin(admissions, served))
+        .where(owners.c.owner.is_not(None))
+    )
+    return dict(connection.execute(query).all())
+
+
+def _next_owner(stage: Stage) -> Select[tuple[str]]:
+    return select(jobs.c.owner).where(*_waits_at(stage)).order_by(jobs.c.owner).limit(1)
+
+
+def first(connection: Connection, stage: Stage, owner: str) -> JobRow | None:
+    """Return the owner's waiting job that is to start next."""
+    query = select(jobs).where(*_waits_at(stage), jobs.c.owner == owner)
+    query = query.order_by(jobs.c.eligible_at, jobs.c.sequence).limit(1)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else moves.from_row(row)
+
+
+def ahead(connection: Connection, stage: Stage, seen: JobRow, most: int) -> int:
+    """Count waiting jobs of the same owner that start before this one; at most `most`."""
+    query = select(jobs.c.sequence).where(
+        *_waits_at(stage),
+        jobs.c.owner == seen.owner,
+        jobs.c.eligible_at <= seen.eligible_at,
+        or_(jobs.c.eligible_at < seen.eligible_at, jobs.c.sequence < seen.sequence),
+    )
+    counted = select(func.count()).select_from(query.limit(most).subquery())
+    return connection.execute(counted).scalar_one()
+
+
+def _waits_at(stage: Stage) -> tuple[ColumnElement[bool], ...]:
+    return (jobs.c.eligible_at.is_not(None), jobs.c.state == stage.waiting)

@@ -1,17 +1,20 @@
 """Jobs. Every move is a compare-and-set against the job as it was read, and emits an event."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, RowMapping, Update, bindparam, insert, select, update
 
-from cmcl.contract.job import READS_ROWS, JobKind, Progress, VersionRef
+from cmcl.contract.job import READS_ROWS, JobKind, Progress, VersionRef, submission_id
+from cmcl.contract.methods import Priority
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.version import EvaluationResult, LearnedDataset
-from service.core.states import FailureReason, JobState, check_move
-from service.database.queries import attempts, events
+from service.core.states import TERMINAL, FailureReason, JobState, check_move
+from service.database.engine import in_chunks
+from service.database.queries import attempts, datasets, events
 from service.database.rows import (
     Approval,
     DatasetRow,
@@ -22,7 +25,7 @@ from service.database.rows import (
     random_id,
 )
 from service.database.seek import Seek
-from service.database.tables import jobs
+from service.database.tables import jobs, models
 
 # Columns of the current attempt, before it starts.
 NO_ATTEMPT: Mapping[str, None] = {
@@ -33,6 +36,9 @@ NO_ATTEMPT: Mapping[str, None] = {
 }
 
 _WITH_AN_ATTEMPT = (JobState.SUBMITTING, JobState.RUNNING)
+_WITHOUT_A_VERSION = frozenset(
+    {JobState.REPORTED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED}
+)
 _READS_ROWS = jobs.c.kind.in_(sorted(READS_ROWS))
 _BY_ID = select(jobs).where(jobs.c.id == bindparam("id"))
 
@@ -136,10 +142,10 @@ def of_dataset(connection: Connection, dataset: str) -> JobRow | None:
     return None if row is None else from_row(row)
 
 
-def of_datasets(connection: Connection, datasets: list[str]) -> dict[str, tuple[str, JobState]]:
+def of_datasets(connection: Connection, names: list[str]) -> dict[str, tuple[str, JobState]]:
     """Id and state of the job that reads its rows, by dataset."""
     columns = (jobs.c.dataset, jobs.c.id, jobs.c.state)
-    query = select(*columns).where(jobs.c.dataset.in_(datasets), _READS_ROWS)
+    query = select(*columns).where(jobs.c.dataset.in_(names), _READS_ROWS)
     return {dataset: (job, JobState(state)) for dataset, job, state in connection.execute(query)}
 
 
@@ -163,67 +169,33 @@ def page(
 def move(
     connection: Connection, seen: JobRow, target: JobState, now: datetime, **changes: object
 ) -> bool:
-    """Move the job if its revision is unchanged. False if another instance moved it first."""
+    """Move the job, with changes of other columns, if its revision is unchanged. Return whether it was moved.
+
+    Its message is cleared unless another one is given. A job that ends without a version releases its dataset: the same
+    one may be posted again.
+    """
     check_move(seen.state, target)
-    return _moved(connection, seen, as_seen(seen), target, now, changes)
-
-
-def finish(
-    connection: Connection,
-    seen: JobRow,
-    target: JobState,
-    now: datetime,
-    reason: FailureReason | None = None,
-    message: str | None = None,
-) -> bool:
-    """Move the job to a final state, with a reason and a message for the user."""
-    return move(connection, seen, target, now, reason=reason, message=message, finished_at=now)
-
-
-def finish_evaluation(
-    connection: Connection, seen: JobRow, result: EvaluationResult, now: datetime
-) -> bool:
-    """End the job of a dataset that is measured only, with the result of the live version."""
-    document = result.model_dump(mode="json")
-    return move(
-        connection,
-        seen,
-        JobState.EVALUATED,
-        now,
-        evaluation=document,
-        message=result.note,
-        finished_at=now,
-    )
-
-
-def approve(connection: Connection, seen: JobRow, approval: Approval, now: datetime) -> bool:
-    """Return a held candidate to its judgement, with an approval."""
-    return move(
-        connection,
-        seen,
-        JobState.GATING,
-        now,
-        approval=_written(approval),
-        message=None,
-    )
-
-
-def reject(connection: Connection, seen: JobRow, approval: Approval, now: datetime) -> bool:
-    """Reject a held candidate on behalf of a user."""
-    return move(
-        connection,
-        seen,
-        JobState.REJECTED,
-        now,
-        approval=_written(approval),
-        reason=FailureReason.REJECTED_BY_HAND,
-        message=f"{approval.actor}: {approval.reason or 'no reason was given'}",
-        finished_at=now,
-    )
-
-
-def _written(approval: Approval) -> dict[str, object]:
-    return {**asdict(approval), "at": approval.at.isoformat()}
+    values = {
+        "state": target,
+        "state_changed_at": now,
+        "revision": seen.revision + 1,
+        "eligible_at": None,
+        "message": None,
+        "finished_at": now if target in TERMINAL else None,
+        **{name: _to_column(value) for name, value in changes.items()},
+    }
+    if connection.execute(as_seen(seen).values(values)).rowcount != 1:
+        return False
+    if seen.state in _WITH_AN_ATTEMPT and target != JobState.RUNNING:
+        attempts.end(connection, seen.id, seen.attempt, target, values)
+    if target in _WITHOUT_A_VERSION and seen.own_dataset is not None:
+        datasets.release(connection, seen.own_dataset)
+    data = {name: changes[name] for name in ("reason", "message") if changes.get(name)}
+    data |= {"from": seen.state, "attempt": changes.get("attempt", seen.attempt)}
+    # Clocks of instances differ.
+    data["after_seconds"] = max(0.0, (now - seen.state_changed_at).total_seconds())
+    _emit(connection, seen, f"job.{target}", now, data)
+    return True
 
 
 def retry(connection: Connection, seen: JobRow, now: datetime) -> bool:
@@ -237,13 +209,11 @@ def retry(connection: Connection, seen: JobRow, now: datetime) -> bool:
         JobState.QUEUED,
         now,
         reason=None,
-        message=None,
         approval=None,
         cancel_requested=False,
         attempts_before_retry=seen.attempt,
         prepare_progress=None,
         prepared=None,
-        finished_at=None,
         swept_at=None,
         **NO_ATTEMPT,
     )
@@ -271,6 +241,148 @@ def set_message(connection: Connection, seen: JobRow, message: str | None) -> No
     connection.execute(as_seen(seen).values(message=message))
 
 
+def set_rejected(connection: Connection, job: str, prepared: PreparedRows) -> None:
+    """Record the rows that cannot be used, in the transaction that quarantines the dataset."""
+    values = {"prepared": _to_column(prepared)}
+    connection.execute(update(jobs).where(jobs.c.id == job).values(values))
+
+
+def set_prepare_progress(
+    connection: Connection, seen: JobRow, progress: PrepareProgress, message: str | None
+) -> None:
+    """Store the progress of a preparation, and the message why it does not progress."""
+    values = {"prepare_progress": _to_column(progress), "message": message}
+    connection.execute(as_seen(seen).values(values))
+
+
+# --- Its wait for the scheduler
+
+# A job of high priority is ordered as if it had waited for an hour longer.
+OFFSETS: Mapping[Priority, timedelta] = {
+    "high": timedelta(hours=-1),
+    "normal": timedelta(0),
+    "low": timedelta(hours=1),
+}
+
+
+def enqueue(
+    connection: Connection, seen: JobRow, at: datetime, priority: Priority, message: str
+) -> bool:
+    """Let a job wait for the scheduler. False if it has moved."""
+    statement = as_seen(seen).values(eligible_at=at + OFFSETS[priority], message=message)
+    return connection.execute(statement).rowcount == 1
+
+
+def dequeue(connection: Connection, seen: JobRow) -> None:
+    """Let a job no longer wait for the scheduler: it is not its turn among the jobs of its model."""
+    connection.execute(as_seen(seen).values(eligible_at=None, message=None))
+
+
+def reorder(connection: Connection, model: str, before: Priority, now: Priority) -> None:
+    """Change the order of the waiting jobs of a model whose priority has changed."""
+    waiting = select(jobs.c.id, jobs.c.eligible_at).where(
+        jobs.c.model == model, jobs.c.finished_at.is_(None), jobs.c.eligible_at.is_not(None)
+    )
+    for job, at in connection.execute(waiting).all():
+        moved = at + OFFSETS[now] - OFFSETS[before]
+        connection.execute(update(jobs).where(jobs.c.id == job).values(eligible_at=moved))
+
+
+# --- Its attempt
+
+_RUNNING = (
+    select(jobs.c.id, jobs.c.attempt, jobs.c.model, jobs.c.revision)
+    .join(models, models.c.name == jobs.c.model)
+    .where(
+        jobs.c.state == JobState.RUNNING,
+        jobs.c.finished_at.is_(None),
+        models.c.lease_owner == bindparam("instance"),
+    )
+    .order_by(jobs.c.sequence)
+)
+
+
+@dataclass(frozen=True)
+class RunningAttempt:
+    """The present attempt of a running job."""
+
+    job: str
+    number: int
+    model: str
+    revision: int
+
+    @property
+    def submission_id(self) -> str:
+        """Its id at the launcher."""
+        return submission_id(self.job, self.number)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Progress of an attempt."""
+
+    attempt: RunningAttempt
+    progress: Progress
+
+
+def running_attempts(connection: Connection, instance: str) -> list[RunningAttempt]:
+    """Return the attempts of running jobs of models that the instance holds the leases of."""
+    return [RunningAttempt(*row) for row in connection.execute(_RUNNING, {"instance": instance})]
+
+
+def stored_progress(
+    connection: Connection, wanted: Sequence[RunningAttempt]
+) -> dict[str, Progress]:
+    """Return the progress that is stored of attempts, by submission id."""
+    found: dict[str, Progress] = {}
+    for chunk in in_chunks(wanted):
+        some = {each.job: each for each in chunk}
+        query = select(jobs.c.id, jobs.c.progress).where(jobs.c.id.in_(some))
+        for job, document in connection.execute(query):
+            if document is not None:
+                found[some[job].submission_id] = Progress.model_validate(document)
+    return found
+
+
+def store_progress(connection: Connection, reports: Sequence[Report], now: datetime) -> None:
+    """Store the progress of attempts that are still those of their jobs.
+
+    It counts as a sign of life unless it says why the attempt has not started.
+    """
+    started = [report for report in reports if not report.progress.note]
+    is_seen = (jobs.c.id == bindparam("seen_id"), jobs.c.revision == bindparam("seen_revision"))
+    statement = update(jobs).where(*is_seen)
+    stored: dict[str, Any] = {"progress": bindparam("document"), "message": bindparam("note")}
+    waiting = [report for report in reports if report.progress.note]
+    if waiting:
+        connection.execute(statement.values(stored), [_row(report) for report in waiting])
+    if started:
+        connection.execute(
+            statement.values(stored | {"heard_at": now}), [_row(report) for report in started]
+        )
+        points = [(each.attempt.job, each.attempt.number, each.progress) for each in started]
+        attempts.add_points(connection, points, now)
+
+
+def _row(report: Report) -> dict[str, object]:
+    return {
+        "seen_id": report.attempt.job,
+        "seen_revision": report.attempt.revision,
+        "document": _to_column(report.progress),
+        "note": report.progress.note,
+    }
+
+
+def set_swept(connection: Connection, job: str, revision: int, now: datetime) -> bool:
+    """Mark a job swept: it cannot continue, and the history of its progress is removed. False if it has moved."""
+    is_seen = (jobs.c.id == job, jobs.c.revision == revision)
+    statement = update(jobs).where(*is_seen).values(swept_at=now, revision=revision + 1)
+    is_swept = connection.execute(statement).rowcount == 1
+    if is_swept:
+        attempts.forget_progress(connection, job)
+    return is_swept
+
+
 def request_cancel(connection: Connection, seen: JobRow, now: datetime) -> bool:
     """Ask the reconciler to stop the job. False if it has moved.
 
@@ -287,33 +399,6 @@ def request_cancel(connection: Connection, seen: JobRow, now: datetime) -> bool:
 def as_seen(seen: JobRow) -> Update:
     """The fence: an update of the job that fails if it was moved since it was read."""
     return update(jobs).where(jobs.c.id == seen.id, jobs.c.revision == seen.revision)
-
-
-def _moved(
-    connection: Connection,
-    seen: JobRow,
-    statement: Update,
-    target: JobState,
-    now: datetime,
-    changes: Mapping[str, object],
-) -> bool:
-    values = {
-        "state": target,
-        "state_changed_at": now,
-        "revision": seen.revision + 1,
-        "eligible_at": None,
-        **changes,
-    }
-    if connection.execute(statement.values(values)).rowcount != 1:
-        return False
-    if seen.state in _WITH_AN_ATTEMPT and target != JobState.RUNNING:
-        attempts.end(connection, seen.id, seen.attempt, target, values)
-    data = {name: changes[name] for name in ("reason", "message") if changes.get(name)}
-    data |= {"from": seen.state, "attempt": changes.get("attempt", seen.attempt)}
-    # Clocks of instances differ.
-    data["after_seconds"] = max(0.0, (now - seen.state_changed_at).total_seconds())
-    _emit(connection, seen, f"job.{target}", now, data)
-    return True
 
 
 def _emit(
@@ -335,6 +420,13 @@ _DOCUMENTS: Mapping[str, type[BaseModel]] = {
     "evaluation": EvaluationResult,
     "merges": VersionRef,
 }
+
+
+def _to_column(value: object) -> object:
+    """A document of the contract as JSON; other values as they are."""
+    if isinstance(value, Approval):
+        return {**asdict(value), "at": value.at.isoformat()}
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def from_row(row: RowMapping) -> JobRow:

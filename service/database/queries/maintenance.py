@@ -28,7 +28,8 @@ from sqlalchemy import (
 from cmcl.contract.job import READS_ROWS, JobKind, submission_id
 from cmcl.contract.version import LearnedDataset, VersionManifest
 from service.core.states import JobState
-from service.database.queries import attempts, backup
+from service.database.queries import backup
+from service.database.queries import jobs as jobs_of
 from service.database.queries.versions import find as find_version
 from service.database.rows import VersionRow
 from service.database.tables import (
@@ -117,21 +118,15 @@ def ended_jobs(connection: Connection, before: datetime, limit: int) -> list[End
 
 
 def mark_job_swept(connection: Connection, seen: EndedJob, now: datetime) -> bool:
-    """Mark a job swept: it cannot continue, and the history of its progress is removed. False if it has moved."""
-    statement = (
-        update(jobs)
-        .where(jobs.c.id == seen.id, jobs.c.revision == seen.revision)
-        .values(swept_at=now, revision=seen.revision + 1)
-    )
-    is_swept = connection.execute(statement).rowcount == 1
-    if is_swept:
-        # Without this a retry would be permitted after a rebuild.
-        if seen.dataset is not None:
-            backup.enqueue(connection, "dataset", seen.dataset)
-        else:
-            backup.enqueue(connection, "model", seen.model)
-        attempts.forget_progress(connection, seen.id)
-    return is_swept
+    """Mark a job swept: it cannot continue. False if it has moved."""
+    if not jobs_of.set_swept(connection, seen.id, seen.revision, now):
+        return False
+    # Without this a retry would be permitted after a rebuild.
+    if seen.dataset is not None:
+        backup.enqueue(connection, "dataset", seen.dataset)
+    else:
+        backup.enqueue(connection, "model", seen.model)
+    return True
 
 
 def learned_datasets(connection: Connection, limit: int) -> list[Learned]:

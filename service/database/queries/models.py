@@ -20,7 +20,7 @@ from sqlalchemy import (
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModelSpec
-from service.database.queries import backup, events, scheduling
+from service.database.queries import backup, events, jobs
 from service.database.rows import BranchPoint, Event, ModelRow
 from service.database.seek import Seek
 from service.database.tables import models
@@ -179,7 +179,7 @@ def set_gate(connection: Connection, seen: ModelRow, gate: Gate, actor: str, now
     document = gate.model_dump(mode="json")
     values = {"gate": document, "gate_revision": seen.gate_revision + 1}
     connection.execute(update(models).where(models.c.name == seen.name).values(values))
-    scheduling.reorder(connection, seen.name, seen.gate.priority, gate.priority)
+    jobs.reorder(connection, seen.name, seen.gate.priority, gate.priority)
     _emit(connection, seen, "model.gate", now, {"gate": document, "actor": actor})
 
 

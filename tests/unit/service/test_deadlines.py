@@ -1,7 +1,7 @@
 """Times that an attempt may take, by the control plane's own clock."""
 
 from service.core.states import FailureReason, JobState
-from service.jobs.steps import STARTING
+from service.jobs.attempts import STARTING
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import report_progress, train

@@ -14,9 +14,9 @@ from cmcl.storage.versions import write_blob, write_candidate
 from service.context import Context
 from service.core.errors import DatabaseUnavailable
 from service.core.states import JobState
+from service.jobs.attempts import watch
 from service.jobs.monitor import AttemptMonitor
 from service.jobs.reconciler import Reconciler
-from service.jobs.watch import watch
 from service.jobs.workqueue import Key, WorkQueue
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane

@@ -66,7 +66,7 @@ def test_a_job_that_moved_since_it_was_read_does_not_move_again(plane: ControlPl
     with plane.context.database.write() as connection:
         assert jobs.request_cancel(connection, seen, now)
         assert not jobs.request_cancel(connection, seen, now)
-        assert not jobs.finish(connection, seen, JobState.CANCELLED, now)
+        assert not jobs.move(connection, seen, JobState.CANCELLED, now)
         jobs.set_message(connection, seen, "of the one that came late")
     left = plane.job(job)
     assert (left.state, left.revision) == (JobState.QUEUED, seen.revision + 1)

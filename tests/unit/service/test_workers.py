@@ -10,8 +10,7 @@ from datetime import timedelta
 from service.core.states import JobState
 from service.database.engine import Database
 from service.database.queries import instances
-from service.jobs.reconciler import Reconciler
-from service.jobs.workers import Workers
+from service.jobs.reconciler import Reconciler, Workers
 from service.jobs.workqueue import Key, Work
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.rounds import take

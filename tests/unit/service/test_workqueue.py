@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from service.core.clock import steady
-from service.jobs.workers import Workers
+from service.jobs.reconciler import Workers
 from service.jobs.workqueue import Key, Work, WorkQueue
 from tests.fakes.clock import ScriptedClock
 

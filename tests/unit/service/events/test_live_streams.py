@@ -19,7 +19,7 @@ from httpx_sse import EventSource, ServerSentEvent
 
 from cmcl.contract.job import Progress
 from service.core.states import JobState
-from service.database.queries.attempts import Report, RunningAttempt, store_progress
+from service.database.queries.jobs import Report, RunningAttempt, store_progress
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served
 from tests.fakes.trainer import FIGURES, report_progress

@@ -6,7 +6,7 @@ from cmcl.contract.dataset import RejectedRow
 from cmcl.storage import layout
 from service.core.states import JobState
 from service.database import tables
-from service.database.queries.preparations import MOST_OF_MODEL
+from service.database.queries.job_queue import MOST_OF_MODEL
 from service.launchers.port import LaunchState
 from tests.fakes.preparer import (
     fail,

@@ -7,8 +7,8 @@ from sqlalchemy import Connection
 
 from service.core.principal import LOCAL
 from service.core.states import FailureReason, JobState
-from service.jobs import actions
-from service.jobs.actions import ActorNote
+from service.jobs import transitions
+from service.jobs.transitions import ActorNote
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
@@ -68,7 +68,7 @@ def test_what_was_rolled_back_is_not_counted(plane: ControlPlane) -> None:
     job = plane.post_dataset()
 
     def cancel_and_fail(connection: Connection) -> None:
-        actions.cancel(connection, job, ActorNote(LOCAL, plane.clock()))
+        transitions.cancel(connection, job, ActorNote(LOCAL, plane.clock()))
         raise RuntimeError("on purpose")
 
     with pytest.raises(RuntimeError):

@@ -1,18 +1,77 @@
-"""What users do to jobs: cancel, retry, approve and reject."""
+"""How a job changes: by a step of the reconciler, and by a user who cancels, retries, approves or rejects."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypeVar
 
 from sqlalchemy import Connection
 
+from cmcl.contract.errors import StorageUnavailable
 from service.auth.ownership import get_dataset, get_job, hold_model
-from service.core.errors import Conflict, PreconditionFailed
+from service.context import Context
+from service.core.errors import Conflict, DatabaseError, PreconditionFailed, StaleDatabase
 from service.core.principal import Principal
-from service.core.states import CANCELLABLE, JobState
+from service.core.states import CANCELLABLE, FailureReason, JobState
 from service.database.queries import datasets, jobs
-from service.database.rows import Approval, Fingerprints, JobRow
+from service.database.rows import Approval, Fingerprints, JobRow, PreparedRows
 from service.datasets.request import NewDataset
+from service.launchers.port import LauncherError
+
+T = TypeVar("T")
+
+
+def run_step(context: Context, job: JobRow, name: str, step: Callable[[], T]) -> T:
+    """Run the step, timed and traced under its name. Returns and raises what the step does."""
+    try:
+        with context.metrics.step(name, job):
+            return step()
+    except (LauncherError, StorageUnavailable, StaleDatabase) as error:
+        set_message(context, job, f"waiting: {error}")
+        raise
+    except DatabaseError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        message = f"waiting: internal server error ({kind}); see the log of the service"
+        set_message(context, job, message)
+        raise
+
+
+def set_message(context: Context, job: JobRow, message: str | None) -> None:
+    """Set the job's message, if it is another one."""
+    if message == job.message:
+        return
+    with context.database.write() as connection:
+        jobs.set_message(connection, job, message)
+
+
+def move(context: Context, job: JobRow, target: JobState, **changes: object) -> bool:
+    """Move the job, with changes of other columns. False if another instance moved it first."""
+    with context.database.write() as connection:
+        return jobs.move(connection, job, target, context.clock(), **changes)
+
+
+def fail(context: Context, job: JobRow, reason: FailureReason, message: str) -> None:
+    """Fail the job; the user sees the reason and can retry."""
+    move(context, job, JobState.FAILED, reason=reason, message=message)
+
+
+def quarantine(
+    context: Context, job: JobRow, message: str, rejected: PreparedRows | None = None
+) -> bool:
+    """Fail the job and quarantine its dataset. Returns whether this call did it.
+
+    `rejected`: the rows that cannot be used, as far as they are known.
+    """
+    invalid = {"reason": FailureReason.INVALID_DATASET, "message": message}
+    with context.database.write() as connection:
+        moved = jobs.move(connection, job, JobState.FAILED, context.clock(), **invalid)
+        if moved and job.own_dataset is not None:
+            datasets.quarantine(connection, job.own_dataset, message)
+            if rejected is not None:
+                jobs.set_rejected(connection, job.id, rejected)
+    return moved
 
 
 @dataclass(frozen=True)
@@ -71,7 +130,7 @@ def approve(connection: Connection, job_id: str, note: ActorNote) -> JobRow:
     if job.state != JobState.HELD:
         raise Conflict(f"job {job.id} is {job.state}; only a held one can be approved")
     approval = _approval("approved", note)
-    if not jobs.approve(connection, job, approval, note.now):
+    if not jobs.move(connection, job, JobState.GATING, note.now, approval=approval):
         raise _changed(job)
     return get_job(connection, job_id, note.principal)
 
@@ -81,10 +140,11 @@ def reject(connection: Connection, job_id: str, note: ActorNote) -> JobRow:
     job = _get_as_seen(connection, job_id, note)
     if job.state != JobState.HELD:
         raise Conflict(f"job {job.id} is {job.state}; only a held one can be rejected")
-    if not jobs.reject(connection, job, _approval("rejected", note), note.now):
+    approval = _approval("rejected", note)
+    message = f"{approval.actor}: {approval.reason or 'no reason was given'}"
+    by_hand = {"reason": FailureReason.REJECTED_BY_HAND, "message": message, "approval": approval}
+    if not jobs.move(connection, job, JobState.REJECTED, note.now, **by_hand):
         raise _changed(job)
-    if job.own_dataset is not None:
-        datasets.release(connection, job.own_dataset)
     return get_job(connection, job_id, note.principal)
 
 
@@ -102,12 +162,7 @@ def _stop(connection: Connection, job: JobRow, now: datetime) -> bool:
     """Cancel at once if nothing runs, or else request it from the reconciler."""
     if job.state not in (JobState.QUEUED, JobState.PREPARED, JobState.HELD):
         return jobs.request_cancel(connection, job, now)
-    # The job before its dataset, the lock order of everyone who ends a job, to avoid deadlocks.
-    if not jobs.finish(connection, job, JobState.CANCELLED, now):
-        return False
-    if job.own_dataset is not None:
-        datasets.release(connection, job.own_dataset)
-    return True
+    return jobs.move(connection, job, JobState.CANCELLED, now)
 
 
 def _reclaim(connection: Connection, name: str, principal: Principal) -> None:
