@@ -9,7 +9,7 @@ from tests.browser.sample import Names
 class PageCase:
     """A page: its name, and its path below `/ui/`, with attributes of `Names` in braces.
 
-    `has_picture`: in the documentation (`make pictures`).
+    `has_picture`: in the documentation (`make pictures`); one page of each kind, which is looked at more closely.
     """
 
     name: str

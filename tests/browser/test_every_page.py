@@ -21,6 +21,7 @@ from tests.browser.accessibility import (
 )
 from tests.browser.chromium import Record
 from tests.browser.conftest import OpenPage
+from tests.browser.layout import cut_on_paper, misplaced
 from tests.browser.pages import PAGES, PageCase
 from tests.browser.sample import Names
 from tests.browser.served_plane import ServedPlane
@@ -78,7 +79,11 @@ def tabs(browser: Browser, sample: Sample) -> Iterator[Tabs]:
     "case", [case for case in PAGES if case.signed_in], ids=lambda case: case.name
 )
 def test_everyone_can_use_it_and_it_is_small(tabs: Tabs, case: PageCase) -> None:
-    assert look_at(tabs, case.address(tabs.names)) == []
+    found = look_at(tabs, case.address(tabs.names))
+    # One page of each template: in the dark, with colours on a phone, and on paper.
+    if case.has_picture:
+        found += look_closer(tabs.scripted)
+    assert found == []
 
 
 def test_everyone_can_sign_in(browser: Browser, sample: Sample) -> None:
@@ -104,13 +109,21 @@ def look_at(tabs: Tabs, address: str) -> list[str]:
         "costs": _costs(page),
         "without scripts": _missing(tabs, address),
     }
-    page.emulate_media(color_scheme="dark")
-    found["in the dark"] = violations(page, OF_COLOURS)
-    page.emulate_media(color_scheme="light")
+    found["at any width"] = misplaced(page)
     page.set_viewport_size(PHONE)
-    found["on a phone"] = [*overflowing(page), *squeezed(page), *violations(page, OF_WIDTH)]
+    found["on a phone"] = [*overflowing(page), *squeezed(page)]
     found["errors"] = [problem for record in tabs.records for problem in record.problems]
     return [f"{whom}: {problem}" for whom, problems in found.items() for problem in problems]
+
+
+def look_closer(page: Page) -> list[str]:
+    """Problems of the page that is open, on a phone, in the dark and on paper."""
+    found = violations(page, OF_WIDTH)
+    page.set_viewport_size(DESK)
+    page.emulate_media(color_scheme="dark")
+    found += violations(page, OF_COLOURS)
+    page.emulate_media(color_scheme="light")
+    return [*found, *cut_on_paper(page)]
 
 
 def _costs(page: Page) -> list[str]:

@@ -1,18 +1,10 @@
-"""Where things stand on every page, at the width of a laptop, of a narrow window and of a phone."""
+"""Where things stand on a page, at the width of a laptop, of a narrow window, of a phone, and on paper."""
 
-from collections.abc import Sequence
-
-import pytest
 from playwright.sync_api import Page
 
-from tests.browser.conftest import OpenPage
-from tests.browser.pages import PAGES
-from tests.browser.sample import Names
-from tests.browser.served_plane import ServedPlane
-
-Sample = tuple[ServedPlane, Names]
-
 WIDTHS = (1440, 1024, 390)
+# A4 less its margins.
+_PAPER = 718
 
 # Text boxes of an element; positions of what is in one row must be the same to half a pixel.
 _TEXTS = """
@@ -92,43 +84,29 @@ _CUT = """() => [...document.querySelectorAll("svg.cmcl-picture")]
     .map(picture => picture.querySelector("title").textContent)"""
 
 
-def look(page: Page, names: Names, script: str) -> list[str]:
-    """What the script finds on all pages at all widths."""
+_LOOKS = {
+    "labels are not level": _UNEVEN,
+    "rows end before the edge": _SHORT,
+    "words are broken": _BROKEN,
+    "names cannot be read": _VANISHED,
+    "pictures are cut": _CUT,
+}
+
+
+def misplaced(page: Page) -> list[str]:
+    """Return what does not stand where it should at any width."""
     found = []
-    for case in PAGES:
-        if not case.signed_in:
-            continue
-        page.goto(case.address(names))
-        for width in WIDTHS:
-            page.set_viewport_size({"width": width, "height": 900})
-            problems: Sequence[str] = page.evaluate(script)
-            found += [f"{case.name} at {width}: {problem}" for problem in problems]
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        for what, script in _LOOKS.items():
+            found += [f"{what} at {width}: {problem}" for problem in page.evaluate(script)]
     return found
 
 
-@pytest.mark.parametrize(
-    "script",
-    [_UNEVEN, _SHORT, _BROKEN, _VANISHED, _CUT],
-    ids=[
-        "labels are level",
-        "rows end at the edge",
-        "words are whole",
-        "names can be read",
-        "pictures are whole",
-    ],
-)
-def test_on_every_page(sample: Sample, open_page: OpenPage, script: str) -> None:
-    plane, names = sample
-    page, _ = open_page(plane)
-    assert look(page, names, script) == []
-
-
-def test_pictures_are_printed_whole(sample: Sample, open_page: OpenPage) -> None:
-    plane, names = sample
-    # A4 less its margins.
-    page, _ = open_page(plane, width=718)
+def cut_on_paper(page: Page) -> list[str]:
+    """Return pictures that are not printed whole."""
+    page.set_viewport_size({"width": _PAPER, "height": 900})
     page.emulate_media(media="print")
-    for case in PAGES:
-        if case.signed_in:
-            page.goto(case.address(names))
-            assert (case.name, page.evaluate(_CUT)) == (case.name, [])
+    found: list[str] = page.evaluate(_CUT)
+    page.emulate_media(media="screen")
+    return found
