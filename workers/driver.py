@@ -28,7 +28,7 @@ from cmcl.storage.uris import open_store
 from workers.prepare.cluster import RayCluster
 from workers.prepare.dataset import Preparation, prepare_dataset
 from workers.prepare.encoder_pool import EncoderPools
-from workers.prepare.progress import Progress, ProgressWriter
+from workers.prepare.progress import DatasetProgress, ProgressWriter
 from workers.prepare.server import PrepareServer
 from workers.prepare.settings import PrepareSettings
 from workers.prepare.tasks import warm_up
@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace, settings: PrepareSettings, stop: threadin
     attempts = [_attempts(store, arguments)] if arguments.ranks else []
     cluster.warm_up(warm_up, workers=_WARM_WORKERS)
 
-    def prepare(request: PrepareRequest, progress: Progress) -> None:
+    def prepare(request: PrepareRequest, progress: DatasetProgress) -> None:
         prepare_dataset(Preparation(store, request, cluster, progress))
 
     has_ranks = any(each.resident is not None for each in attempts)

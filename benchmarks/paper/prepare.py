@@ -34,7 +34,7 @@ from workers.files.columns import float32_rows
 from workers.files.shards import FEATURES
 from workers.prepare.dataset import Preparation, prepare_dataset
 from workers.prepare.finish import PreparationFailed
-from workers.prepare.progress import Progress
+from workers.prepare.progress import DatasetProgress
 from workers.prepare.tasks import end_children
 from workers.prepare.units import UnitRecord
 
@@ -258,7 +258,7 @@ def _features_by_id(shards: Sequence[Shard]) -> list[dict[str, np.ndarray]]:
     return found
 
 
-class _Reported(Progress):
+class _Reported(DatasetProgress):
     """Progress that is passed on row by row."""
 
     def __init__(self, dataset: str, advance: Advance) -> None:
@@ -266,12 +266,12 @@ class _Reported(Progress):
         self._advance, self._counted = advance, dict[int, int]()
 
     def unit_in_work(self, index: int, rows: int) -> None:
-        """See Progress."""
+        """See DatasetProgress."""
         super().unit_in_work(index, rows)
         self._count(index, rows)
 
     def unit_done(self, index: int, record: UnitRecord) -> None:
-        """See Progress."""
+        """See DatasetProgress."""
         super().unit_done(index, record)
         self._count(index, record.rows)
 

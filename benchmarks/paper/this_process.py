@@ -17,9 +17,8 @@ from workers.encoders.identity import check_or_record
 from workers.encoders.media import Decoded
 from workers.encoders.port import FrozenEncoder
 from workers.encoders.registry import load_encoder
-from workers.prepare.cluster import Check
-from workers.prepare.encoder_actor import encode_batch
-from workers.prepare.encoder_pool import LeasedEncoder
+from workers.prepare.cluster import KNOWN_ERRORS, Check
+from workers.prepare.encoder_pool import LeasedEncoder, encode_batch
 from workers.prepare.encoding import Encoded, EncoderPort
 
 T = TypeVar("T")
@@ -71,11 +70,15 @@ class ThisProcess:
         items: Sequence[T],
         *,
         check: Check,
-    ) -> Iterator[R]:
+    ) -> Iterator[tuple[T, R | Exception]]:
         """See Cluster."""
         for item in items:
             check("")
-            yield from function(common, item)
+            try:
+                for step in function(common, item):
+                    yield item, step
+            except KNOWN_ERRORS as error:
+                yield item, error
 
     @contextmanager
     def lease(

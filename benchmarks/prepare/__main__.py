@@ -29,7 +29,7 @@ from benchmarks.training.reading import write_shards
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.storage.local import LocalStore
 from cmcl.storage.object_store import ObjectStore
-from workers.prepare.cluster import FEW_UNITS, RayCluster
+from workers.prepare.cluster import RayCluster
 from workers.prepare.encoder_pool import EncoderPools
 from workers.prepare.settings import PrepareSettings
 
@@ -93,10 +93,6 @@ def _encoding(
     path, raw = _written(folder, name, rows)
     runs: dict[int, list[dict[str, float]]] = {actors: [] for actors in options.actors}
     bare: dict[int, list[float]] = {actors: [] for actors in {1, *options.actors}}
-    if rows > FEW_UNITS * 512:
-        log_progress(f"{name}: the first pipeline of a driver, not counted")
-        short, _ = _written(folder, name, FEW_UNITS * 512 + 1)
-        prepared_rate(store, cluster, _spec(folder, name, 1), short, f"{name}-first")
     for number in range(options.rounds):
         rows_in_unit = 0
         for actors in options.actors:

@@ -37,7 +37,7 @@ from workers.files.shards import write_shard
 from workers.prepare.cluster import RayCluster
 from workers.prepare.dataset import Preparation, prepare_dataset
 from workers.prepare.encoding import Encoded, SideEncoder
-from workers.prepare.progress import Progress
+from workers.prepare.progress import DatasetProgress
 
 _DEPTH = 3
 
@@ -117,7 +117,7 @@ def check_niceness(name: str) -> None:
         )
 
 
-class _Phases(Progress):
+class _Phases(DatasetProgress):
     """Notes when each phase began."""
 
     def __init__(self, dataset: str) -> None:
@@ -125,7 +125,7 @@ class _Phases(Progress):
         self.began: dict[str, float] = {}
 
     def enter(self, phase: PreparationPhase, rows: int = 0, units: int = 0) -> None:
-        """See Progress."""
+        """See DatasetProgress."""
         self.began[phase] = time.perf_counter()
         super().enter(phase, rows, units)
 
@@ -213,7 +213,7 @@ def compared(
         allowed_prefixes=(shards[0].uri.rpartition("/")[0],),
     )
     store.put(layout.preparation_request(name), request.model_dump_json().encode())
-    progress = Progress(name, 0)
+    progress = DatasetProgress(name, 0)
     began = time.perf_counter()
     prepare_dataset(Preparation(store, request, cluster, progress))
     prepared = time.perf_counter() - began

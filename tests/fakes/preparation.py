@@ -18,12 +18,11 @@ from workers.encoders.identity import check_or_record
 from workers.encoders.media import Decoded
 from workers.encoders.port import FrozenEncoder
 from workers.encoders.registry import load_encoder
-from workers.prepare.cluster import Check
+from workers.prepare.cluster import KNOWN_ERRORS, Check
 from workers.prepare.dataset import Preparation, prepare_dataset
-from workers.prepare.encoder_actor import encode_batch
-from workers.prepare.encoder_pool import LeasedEncoder
+from workers.prepare.encoder_pool import LeasedEncoder, encode_batch
 from workers.prepare.encoding import Encoded, EncoderPort
-from workers.prepare.progress import Progress
+from workers.prepare.progress import DatasetProgress
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -84,11 +83,15 @@ class InlineCluster:
         items: Sequence[T],
         *,
         check: Check,
-    ) -> Iterator[R]:
+    ) -> Iterator[tuple[T, R | Exception]]:
         """See Cluster. In reverse order: callers must not depend on it."""
         for item in reversed(items):
             self.before(item)
-            yield from self.run(function, common, item, check=check)
+            try:
+                for step in self.run(function, common, item, check=check):
+                    yield item, step
+            except KNOWN_ERRORS as error:
+                yield item, error
 
     @contextmanager
     def lease(self, spec: EncoderSpec, units: int, check: Check) -> Iterator[LeasedEncoder]:
@@ -139,7 +142,9 @@ class Ground:
 
     def prepare(self, request: PrepareRequest) -> DatasetManifest:
         """The manifest of the prepared dataset. Raises as `prepare_dataset`."""
-        progress = Progress(request.dataset, request.request, traceparent=request.traceparent)
+        progress = DatasetProgress(
+            request.dataset, request.request, traceparent=request.traceparent
+        )
         prepare_dataset(Preparation(self.store, request, self.cluster, progress))
         manifest = read_dataset_manifest(self.store, request.dataset)
         assert manifest is not None

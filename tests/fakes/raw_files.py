@@ -17,8 +17,8 @@ from PIL import Image
 from cmcl.contract.dataset import RejectedRow, ShardRef
 from cmcl.contract.encoder import EncoderSpec
 from workers.prepare.plan import plan
-from workers.prepare.raw_rows import Plan, RawSource, Row, SideSpec
-from workers.prepare.unit_reader import UnitReader
+from workers.prepare.raw_unit import Row, UnitReader
+from workers.prepare.units import DatasetPlan, DatasetSource, SideSpec
 from workers.sandbox.child import Child
 
 
@@ -86,7 +86,7 @@ def tar_bytes(members: Iterable[tuple[str, bytes] | tarfile.TarInfo]) -> bytes:
 class Read:
     """What was read of a dataset."""
 
-    plan: Plan
+    plan: DatasetPlan
     rows: list[Row]
     rejected: list[RejectedRow]
 
@@ -126,24 +126,24 @@ class Dataset:
         return self.refs[-1].uri
 
     @property
-    def source(self) -> RawSource:
-        return RawSource(
+    def source(self) -> DatasetSource:
+        return DatasetSource(
             files=tuple(self.refs),
             sides=self.sides,
             allowed_prefixes=(self.folder.resolve().as_uri(),),
         )
 
-    def plan(self) -> Plan:
+    def plan(self) -> DatasetPlan:
         return plan(self.child, self.source)
 
-    def read(self, planned: Plan | None = None, **options: Any) -> Read:
+    def read(self, planned: DatasetPlan | None = None, **options: Any) -> Read:
         """All rows of all units."""
         planned = planned or self.plan()
         read = Read(planned, [], [])
         for unit in planned.units:
             with UnitReader(self.child, self.source, unit, **options) as reader:
                 read.rejected.extend(reader.rejected)
-                for each in reader:
+                for each in reader.read():
                     (read.rows if isinstance(each, Row) else read.rejected).append(each)  # type: ignore[arg-type]
         read.rejected.sort(key=lambda row: (row.file, row.row))
         return read

@@ -245,8 +245,8 @@ _LONGEST = 1e18
 _SHORTEST_SQUARE, _LONGEST_SQUARE = 1.01e-24, 0.99e36
 # Digests of ids are kept in memory to find duplicates: for this many rows 0.8 GB, and half as much to sort them.
 MOST_ROWS = 50_000_000
-_DIGEST_BYTES = 16
-_NO_ID = bytes(_DIGEST_BYTES)
+DIGEST_BYTES = 16
+NO_ID = bytes(DIGEST_BYTES)
 _TEXTS = ("id", "label")
 # Of one side: 512 KiB of float16, which stay in the cache between decoding and checking.
 _CHECKED_AT_ONCE = 1 << 18
@@ -319,10 +319,10 @@ def id_digest(value: str) -> bytes:
 def _wrong_ids(
     ids: pa.Array, first_row: int, uri: str, digests: bytearray
 ) -> Iterator[tuple[int, str]]:
-    if len(digests) // _DIGEST_BYTES + len(ids) > MOST_ROWS:
+    if len(digests) // DIGEST_BYTES + len(ids) > MOST_ROWS:
         raise InvalidDataset(f"{uri}: a dataset has at most {MOST_ROWS} rows; split it in two")
     values = columns.plain_text(ids, "id", uri).to_pylist()
-    digests += b"".join(_NO_ID if each is None else id_digest(each) for each in values)
+    digests += b"".join(NO_ID if each is None else id_digest(each) for each in values)
     if ids.null_count:
         for row, value in enumerate(values, first_row):
             if value is None:

@@ -1,13 +1,7 @@
-"""Where preparation runs: functions on worker processes, many units at a time, and encoders beside them.
+"""Where preparation runs: functions on warm worker processes of Ray, some units at a time, and encoders beside them."""
 
-A few units are plain Ray tasks on warm workers; many are the rows of a Ray Data pipeline, which needs seconds to
-start. Both run the same functions (`tasks.py`), whose errors come back as values: an exception would end a
-pipeline with all of its units.
-"""
-
-import pickle
-import queue
-import threading
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -17,22 +11,23 @@ import ray
 from ray.exceptions import RayError
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
-from cmcl.contract.errors import StorageUnavailable
-from workers.files.process_limits import give_way_to_queries
+from cmcl.contract.errors import StorageUnavailable, WorkerError
+from workers.encoders.port import EncoderMismatch, EncoderUnusable
 from workers.prepare.encoder_pool import EncoderPools, LeasedEncoder
+from workers.prepare.encoding import EncoderLost
+from workers.prepare.progress import Cancelled
 from workers.prepare.settings import PrepareSettings
 from workers.sandbox.child import share_of_memory
+from workers.sandbox.limits import give_way_to_queries
 
 T = TypeVar("T")
 R = TypeVar("R")
 Options = dict[str, Any]
 Check = Callable[[str], None]
 
-FEW_UNITS = 8
+# Errors of functions on workers that the driver understands. Others are bugs.
+KNOWN_ERRORS = (WorkerError, Cancelled, EncoderLost, EncoderMismatch, EncoderUnusable)
 _RETRIES = 3
-# By default a unit that crashes its process is retried without limit. Ray Data deprecates passing options of tasks, and
-# has no other way to set this one yet.
-_FINITE_RETRIES: Options = {"max_retries": _RETRIES}
 _POLL_SECONDS = 0.2
 _SECONDS_UNTIL_NOTE = 2.0
 _GIB = 1 << 30
@@ -55,7 +50,7 @@ class Cluster(Protocol):
         ...
 
     def run(self, function: Callable[..., R], *arguments: Any, check: Check) -> R:
-        """Return the result of one call on a worker. Raises StorageUnavailable if its process dies on each try."""
+        """Return the result of one call on a worker. Raises its error; StorageUnavailable if its process dies on each try."""
         ...
 
     def map(
@@ -65,10 +60,10 @@ class Cluster(Protocol):
         items: Sequence[T],
         *,
         check: Check,
-    ) -> Iterator[R]:
-        """Yield what `function(common, item)` yields, for all items, some at a time, in any order.
+    ) -> Iterator[tuple[T, R | Exception]]:
+        """Yield what `function(common, item)` yields or raises, for all items, some at a time, in any order.
 
-        Of many items only the last result of each is yielded. Raises as `run`.
+        Raises StorageUnavailable if the process of an item dies on each try.
         """
         ...
 
@@ -165,7 +160,12 @@ class RayCluster:
         )
         with _cancelled_on_error([call]):
             self._wait([call], check)
-            result: R = _result(call)
+            try:
+                result: R | Exception = ray.get(call)
+            except RayError as error:
+                raise _lost(error) from error
+        if isinstance(result, Exception):
+            raise result
         return result
 
     def map(
@@ -175,66 +175,34 @@ class RayCluster:
         items: Sequence[T],
         *,
         check: Check,
-    ) -> Iterator[R]:
+    ) -> Iterator[tuple[T, R | Exception]]:
         """See Cluster."""
-        run = self._as_tasks if len(items) <= FEW_UNITS else self._as_pipeline
-        return run(function, ray.put(common), items, check)
-
-    def _as_tasks(
-        self,
-        function: Callable[[Any, T], Iterator[R]],
-        common: Any,
-        items: Sequence[T],
-        check: Check,
-    ) -> Iterator[R]:
-        waiting = [_Tries(item) for item in items]
+        common = ray.put(common)
+        waiting = deque(_Tries(item) for item in items)
         running: dict[Any, _Tries[T]] = {}
         with _cancelled_on_error(running):
             while waiting or running:
                 while waiting and len(running) < self._at_once():
-                    tries = waiting.pop(0)
+                    tries = waiting.popleft()
                     # Ray expects the same number of results from a retry, and these have as many as there is
                     # time for.
                     start = self._results.options(**self._options, max_retries=0).remote
                     running[start(function, common, tries.item)] = tries
                 for stream in self._wait(running, check):
+                    tries = running[stream]
                     try:
-                        result: R = _result(next(stream))
+                        step: R | Exception = ray.get(next(stream))
                     except StopIteration:
                         del running[stream]
                         continue
-                    except StorageUnavailable:
-                        tries = running.pop(stream)
+                    except RayError as error:
+                        del running[stream]
                         tries.lost += 1
                         if tries.lost > _RETRIES:
-                            raise
-                        waiting.insert(0, tries)
+                            raise _lost(error) from error
+                        waiting.appendleft(tries)
                         continue
-                    yield result
-
-    def _as_pipeline(
-        self,
-        function: Callable[[Any, T], Iterator[R]],
-        common: Any,
-        items: Sequence[T],
-        check: Check,
-    ) -> Iterator[R]:
-        # The import takes two seconds, and small datasets do not need it.
-        import ray.data
-
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        rows = [{"item": pickle.dumps(item)} for item in items]
-        # One block for each unit: a block is the unit of work, and of retries.
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _call_on_row,  # type: ignore[arg-type]  # its further arguments are in fn_kwargs
-            fn_kwargs={"function": function, "common": common},
-            **self._options,
-            compute=ray.data.TaskPoolStrategy(size=self._at_once()),
-            **_FINITE_RETRIES,
-        )
-        for row in _Read(dataset.iter_rows, check):
-            yield pickle.loads(row["result"])  # noqa: S301 - of our own function
+                    yield tries.item, step
 
     def _at_once(self) -> int:
         if self._units_at_once:
@@ -262,23 +230,33 @@ class RayCluster:
         return f"waits for a free CPU and {reserved / _GIB:.1f} GiB of free memory of the cluster"
 
 
-def _call(function: Callable[..., R], *arguments: Any) -> R:
+def _call(function: Callable[..., R], *arguments: Any) -> R | Exception:
     give_way_to_queries()
-    return function(*arguments)
+    try:
+        return function(*arguments)
+    except Exception as error:  # noqa: BLE001 - the driver decides what it means
+        return _portable(error)
 
 
-def _results(function: Callable[..., Iterator[R]], *arguments: Any) -> Iterator[R]:
+def _results(function: Callable[..., Iterator[R]], *arguments: Any) -> Iterator[R | Exception]:
     give_way_to_queries()
-    yield from function(*arguments)
+    try:
+        yield from function(*arguments)
+    except Exception as error:  # noqa: BLE001 - the driver decides what it means
+        yield _portable(error)
 
 
-def _call_on_row(
-    row: dict[str, Any], function: Callable[..., Iterator[Any]], common: Any
-) -> dict[str, Any]:
-    give_way_to_queries()
-    item = pickle.loads(row["item"])  # noqa: S301 - of our own driver
-    *_, last = function(ray.get(common), item)
-    return {"result": pickle.dumps(last)}
+def _portable(error: Exception) -> Exception:
+    """Return an error that the driver knows, in place of one that is a bug; the log of this worker has its traceback."""
+    if isinstance(error, KNOWN_ERRORS):
+        return error
+    traceback.print_exception(error)
+    name = type(error).__name__
+    return StorageUnavailable(f"internal error ({name}); see the log of the worker")
+
+
+def _lost(error: RayError) -> StorageUnavailable:
+    return StorageUnavailable(f"a worker process of the cluster was lost: {error}")
 
 
 @dataclass
@@ -298,46 +276,3 @@ def _cancelled_on_error(calls: Iterable[Any]) -> Iterator[None]:
         for call in calls:
             ray.cancel(call)
         raise
-
-
-def _result(call: Any) -> Any:
-    try:
-        return ray.get(call)
-    except RayError as error:
-        raise StorageUnavailable(f"a worker process of the cluster was lost: {error}") from error
-
-
-class _Read:
-    """Reads a pipeline in a separate thread, so that a cancelled dataset does not wait for the next row."""
-
-    def __init__(self, rows: Callable[[], Iterable[dict[str, Any]]], check: Check) -> None:
-        self._check = check
-        self._rows: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
-        self._has_ended = threading.Event()
-        threading.Thread(target=self._read, args=(rows,), name="pipeline", daemon=True).start()
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        try:
-            while True:
-                try:
-                    row = self._rows.get(timeout=_POLL_SECONDS)
-                except queue.Empty:
-                    self._check("")
-                    continue
-                if row is None:
-                    return
-                if isinstance(row, BaseException):
-                    raise StorageUnavailable(f"the pipeline failed: {row}") from row
-                yield row
-        finally:
-            self._has_ended.set()
-
-    def _read(self, rows: Callable[[], Iterable[dict[str, Any]]]) -> None:
-        try:
-            for row in rows():
-                if self._has_ended.is_set():
-                    return
-                self._rows.put(row)
-            self._rows.put(None)
-        except Exception as error:  # noqa: BLE001 - raised again by the thread that waits for rows
-            self._rows.put(error)

@@ -1,24 +1,39 @@
-"""Encoders of preparation: Ray actors that outlive a dataset, a pool for each declaration."""
+"""Encoders of preparation: Ray actors that outlive a dataset, a pool for each declaration.
 
+An actor loads its encoder once, and compares it with the record in the store. Each batch names the digest of the
+expected identity: an actor that restarted with another model refuses it.
+
+Shapes: B items of a batch, F width of the feature.
+"""
+
+import hashlib
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
+import numpy as np
 import ray
+from PIL import Image
 from ray.exceptions import GetTimeoutError, RayError
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.memory import release_memory_every
+from cmcl.storage.object_store import retry_unavailable
+from cmcl.storage.uris import open_store
+from workers.encoders.identity import check_or_record
 from workers.encoders.media import Decoded
-from workers.encoders.port import EncoderMismatch, EncoderUnusable
-from workers.files.process_limits import give_way_to_queries
-from workers.prepare.encoder_actor import EncoderActor, Started, to_argument
+from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder
+from workers.encoders.registry import load_encoder
 from workers.prepare.encoding import Encoded, EncoderLost, EncoderPort
+from workers.sandbox.limits import give_way_to_queries
 
 # An actor that dies is restarted, and its batch is sent a second time. Both numbers are finite: a batch may be the
 # cause.
@@ -29,6 +44,8 @@ _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.2
 # An encoder keeps what a batch has freed for the next one, also when there is none.
 _RELEASE_SECONDS = 20.0
+# A batch that was encoded when the process ended may be the cause, or a node that is short of memory.
+_MOST_ENDS = 3
 
 
 @dataclass(frozen=True)
@@ -72,7 +89,8 @@ class RayEncoder:
             except ValueError as error:
                 raise EncoderLost(f"encoder {self._leased.spec.name!r} has ended") from error
         return self._actors[name].encode.remote(
-            [to_argument(item) for item in items],
+            # Ray passes arrays on without copying them.
+            [np.asarray(item) if isinstance(item, Image.Image) else item for item in items],
             self._leased.identity.digest,
             f"batch {self._sent} of {self._what}",
         )
@@ -89,6 +107,58 @@ class RayEncoder:
         return encoded
 
 
+@dataclass(frozen=True)
+class Started:
+    """The identity of the encoder that an actor loaded, or why it cannot be used.
+
+    `mismatch`: the encoder differs from its record.
+    """
+
+    identity: EncoderIdentity | None = None
+    error: str = ""
+    mismatch: bool = False
+
+
+class EncoderActor:
+    """A process with one encoder. `store_uri`: store of the records of encoders."""
+
+    def __init__(self, spec: EncoderSpec, store_uri: str) -> None:
+        self._spec, self._store_uri = spec, store_uri
+        self._encoder: FrozenEncoder[Any] | None = None
+        self._digest = ""
+
+    def start(self) -> Started:
+        """Load and check the encoder."""
+        try:
+            return Started(self._loaded().identity())
+        except (EncoderUnusable, EncoderMismatch) as error:
+            return Started(error=str(error), mismatch=isinstance(error, EncoderMismatch))
+
+    def encode(self, items: Sequence[Any], digest: str, batch: str) -> Encoded:
+        """Encode one batch, with images as arrays. `digest`: of the expected identity. `batch`: what it is, the same in each try.
+
+        Raises EncoderMismatch, EncoderUnusable.
+        """
+        encoder = self._loaded()
+        if self._digest != digest:
+            raise EncoderMismatch(
+                f"encoder {self._spec.name!r} was loaded again and is another one: the digest of its "
+                f"identity is {self._digest}, expected {digest}"
+            )
+        with _counted(self._spec.name, batch):
+            images = [
+                Image.fromarray(each) if isinstance(each, np.ndarray) else each for each in items
+            ]
+            return encode_batch(encoder, images)
+
+    def _loaded(self) -> FrozenEncoder[Any]:
+        if self._encoder is None:
+            encoder = load_encoder(self._spec)
+            retry_unavailable(partial(check_or_record, encoder, open_store(self._store_uri)))
+            self._encoder, self._digest = encoder, encoder.identity().digest
+        return self._encoder
+
+
 class EncoderProcess(EncoderActor):
     """The actor in a process of its own, which gives way to the encoders that answer queries."""
 
@@ -96,6 +166,41 @@ class EncoderProcess(EncoderActor):
         give_way_to_queries()
         release_memory_every(_RELEASE_SECONDS)
         super().__init__(spec, store_uri)
+
+
+@contextmanager
+def _counted(name: str, batch: str) -> Iterator[None]:
+    """Count on this node's disk how often the process ended or failed while a batch was encoded, and refuse it then.
+
+    To their senders, batches that waited in the process, perhaps of other owners, have failed in the same way.
+    """
+    path = Path(gettempdir()) / f"cmcl-batch-{hashlib.sha256(batch.encode()).hexdigest()}"
+    ends = path.stat().st_size if path.exists() else 0
+    if ends >= _MOST_ENDS:
+        path.unlink(missing_ok=True)
+        raise EncoderUnusable(
+            f"encoder {name!r} ended or failed {ends} times while it encoded {batch}. An item may need more memory than "
+            "its process or its GPU has: leave it out, or give the encoder a smaller max_batch or more memory"
+        )
+    with path.open("ab") as file:
+        file.write(b".")
+    yield
+    path.unlink(missing_ok=True)
+
+
+def encode_batch(encoder: FrozenEncoder[Any], items: Sequence[Decoded]) -> Encoded:
+    """Load and encode one batch. An item that cannot be loaded gets a reason instead of a feature."""
+    loaded, places, errors = [], [], {}
+    for place, item in enumerate(items):
+        try:
+            loaded.append(encoder.load(item))
+            places.append(place)
+        except ValueError as error:
+            errors[place] = str(error)
+    features_BF = np.full((len(items), encoder.spec.width), np.nan, np.float32)
+    if loaded:
+        features_BF[places] = encoder.features(loaded)
+    return Encoded(features_BF, errors)
 
 
 @dataclass

@@ -43,7 +43,7 @@ from workers.files.shards import (
     write_shard,
     wrong_rows,
 )
-from workers.prepare.raw_rows import SideSpec
+from workers.prepare.units import SideSpec, UnitRecord
 from workers.sandbox.frames import FrameWriter
 
 if TYPE_CHECKING:
@@ -76,19 +76,16 @@ class FeatureFile(Frozen):
     ids_key: str
 
 
-class FeatureShards(Frozen):
-    """The shards of a file of features (None: without rows), and its rows that are left out."""
-
-    training: Shard | None = None
-    evaluation: Shard | None = None
-    rejected: tuple[RejectedRow, ...] = ()
-
-
-def read_features(child: "Child", file: FeatureFile) -> FeatureShards:
+def read_features(child: "Child", file: FeatureFile) -> UnitRecord:
     """Read a file in the child. Raises InvalidDataset, InvalidUri, StorageUnavailable."""
-    *rejected, last = child.collect(take_features, file)
-    rows = [row for frame in rejected for row in json.loads(bytes(frame.body))]
-    return FeatureShards.model_validate({**last.header, "rejected": rows})
+    try:
+        *rejected, last = child.collect(take_features, file)
+        rows = [row for frame in rejected for row in json.loads(bytes(frame.body))]
+        return UnitRecord.model_validate({**last.header, "rejected": rows})
+    except ValueError as error:
+        # A child that parsed hostile bytes may send anything.
+        wrong = f"{file.ref.uri}: reading it sent no sound result: {error}"
+        raise InvalidDataset(wrong) from error
 
 
 def take_features(file: FeatureFile, output: FrameWriter) -> None:
@@ -114,14 +111,14 @@ def take_features(file: FeatureFile, output: FrameWriter) -> None:
     if file.is_held_out:
         key = layout.evaluation_shard
         copied = _stored(store, path, key, file, file.index, None if is_theirs else source)
-        shards = FeatureShards(evaluation=copied)
+        shards = UnitRecord(evaluation=copied)
     elif file.share is not None:
         shards = _split(store, path, file, file.share, source)
     elif is_theirs:
-        shards = FeatureShards(training=describe_shard(path, file.address, found))
+        shards = UnitRecord(training=describe_shard(path, file.address, found))
     else:
         ours = _stored(store, path, layout.training_shard, file, file.index, source)
-        shards = FeatureShards(training=ours)
+        shards = UnitRecord(training=ours)
     store.put(file.ids_key, bytes(ids))
     for start in range(0, len(rejected), _ROWS_IN_A_FRAME):
         rows = [row.model_dump() for row in rejected[start : start + _ROWS_IN_A_FRAME]]
@@ -212,7 +209,7 @@ def _leave_out(path: Path, ref: ShardRef, reasons: Mapping[int, str]) -> Iterato
 
 def _split(
     store: ObjectStore, path: Path, file: FeatureFile, share: float, source: SourceFile
-) -> FeatureShards:
+) -> UnitRecord:
     """Split the rows of a shard into one to train on, and one that is held out."""
     kept, held_out = (path.with_name(name) for name in ("training", "evaluation"))
     if path.exists():
@@ -222,7 +219,7 @@ def _split(
                 evaluation.add(batch.filter(is_held_out_B))
                 training.add(batch.filter(pa.compute.invert(is_held_out_B)))
     index = file.evaluation_index
-    return FeatureShards(
+    return UnitRecord(
         training=_stored(store, kept, layout.training_shard, file, file.index, source),
         evaluation=_stored(store, held_out, layout.evaluation_shard, file, index, source),
     )

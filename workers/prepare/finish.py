@@ -12,7 +12,7 @@ from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import entry_for
 from workers.encoders.port import EncoderMismatch, EncoderUnusable
 from workers.prepare.cluster import Cluster
-from workers.prepare.progress import Progress, Rows
+from workers.prepare.progress import DatasetProgress, RowCounts
 from workers.prepare.tasks import Prepared, join_evaluation
 from workers.prepare.units import FIRST_FLAT, DatasetContext, UnitRecord, UnitTask
 
@@ -33,7 +33,7 @@ class PreparationFailed(Exception):
         super().__init__(message)
         self.reason = reason
         # What could be prepared, with all rows that are left out as far as they are known.
-        self.prepared = prepared or Prepared((), (), (), {})
+        self.prepared = prepared or Prepared()
 
 
 def as_failure(
@@ -59,7 +59,10 @@ def _with_names(message: str, request: PrepareRequest) -> str:
 
 
 def check_bad_rows_so_far(
-    request: PrepareRequest, context: DatasetContext, records: Collection[UnitRecord], rows: Rows
+    request: PrepareRequest,
+    context: DatasetContext,
+    records: Collection[UnitRecord],
+    rows: RowCounts,
 ) -> None:
     """Raises PreparationFailed if more rows are left out than permitted, and more than are listed."""
     if rows.bad > _MOST_LISTED:
@@ -67,7 +70,10 @@ def check_bad_rows_so_far(
 
 
 def check_bad_rows(
-    request: PrepareRequest, context: DatasetContext, records: Collection[UnitRecord], rows: Rows
+    request: PrepareRequest,
+    context: DatasetContext,
+    records: Collection[UnitRecord],
+    rows: RowCounts,
 ) -> None:
     """Raises PreparationFailed if more rows are left out than permitted."""
     permitted = _MAX_BAD_SHARE if request.max_bad_share is None else request.max_bad_share
@@ -86,7 +92,7 @@ def check_bad_rows(
         verb = "measured" if request.evaluate_only else "learned"
         message += f" {usable:,} usable rows would be {verb} with --max-bad-share {needed:g}."
     message += f" The first: {rejected[0].place}: {rejected[0].reason}"
-    raise PreparationFailed("invalid_dataset", message, Prepared((), (), rejected, {}))
+    raise PreparationFailed("invalid_dataset", message, Prepared(rejected=rejected))
 
 
 def _in_order(
@@ -123,7 +129,7 @@ def checked(
     warnings = tuple(_warnings(ordered, context))
     prepared = Prepared(shards, (*named, *held_out), rejected, encoders, warnings=warnings)
     try:
-        check_bad_rows(request, context, ordered, Rows.of(ordered))
+        check_bad_rows(request, context, ordered, RowCounts.from_records(ordered))
         if request.evaluate_only:
             _check_any_held_out((*named, *held_out))
         else:
@@ -146,11 +152,6 @@ def _warnings(records: Sequence[UnitRecord], context: DatasetContext) -> Iterato
                 f"{flat:,} of {rows:,} rows have a picture ({side.modality}) of one flat colour after decoding, such as "
                 f"{', '.join(first)}. Transparency is put on white: white drawings cannot be seen"
             )
-
-
-def refused(failure: PreparationFailed) -> Prepared:
-    """Return what could be prepared, with the reason of the failure, for the report of a dry run."""
-    return replace(failure.prepared, refusals=(str(failure),))
 
 
 def _check_rows(shards: Sequence[Shard], request: PrepareRequest) -> None:
@@ -190,7 +191,7 @@ def _identities(request: PrepareRequest, context: DatasetContext) -> dict[str, E
 
 
 def join_held_out(
-    context: DatasetContext, prepared: Prepared, cluster: Cluster, progress: Progress
+    context: DatasetContext, prepared: Prepared, cluster: Cluster, progress: DatasetProgress
 ) -> Prepared:
     """Join the held-out rows of raw units to a few shards, which stay in the dataset's folder.
 
@@ -198,8 +199,10 @@ def join_held_out(
     """
     groups = list(enumerate(_groups(prepared.held_out)))
     joined: dict[int, Shard] = {}
-    for outcome in cluster.map(join_evaluation, context, groups, check=progress.check):
-        joined[outcome.index] = outcome.result()
+    for (index, _), shard in cluster.map(join_evaluation, context, groups, check=progress.check):
+        if isinstance(shard, Exception):
+            raise shard
+        joined[index] = shard
     return replace(prepared, held_out=tuple(joined[index] for index in sorted(joined)))
 
 

@@ -1,103 +1,33 @@
 """Plan a dataset: recognise its files, find repeated ids, and divide raw rows into units.
 
 Only what ids need is read, and all bytes where the user gave a digest. Files that rows name are not opened.
-Repeated ids are found among any number of rows in bounded memory: sixteen bytes of digest are kept for each id, in
-memory up to a million rows, then in files by their first bits.
 """
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from blake3 import blake3
 
 from cmcl.contract.dataset import Uri
 from cmcl.contract.errors import InvalidDataset
-from workers.files.shards import MOST_ROWS
-from workers.prepare.forms.record import BadRow, Form, Record
+from workers.files.shards import DIGEST_BYTES, MOST_ROWS, NO_ID, id_digest, repeated_ids
+from workers.prepare.forms.record import BadRow, Form, Record, id_of
 from workers.prepare.forms.registry import form_of
-from workers.prepare.items import id_of
-from workers.prepare.raw_rows import Duplicate, Plan, RawSource, RawUnit
 from workers.prepare.stored_file import Locator, StoredFile
+from workers.prepare.units import DatasetPlan, DatasetSource, Duplicate, RawUnit
 from workers.sandbox.child import Child
 from workers.sandbox.frames import Frame, FrameWriter
 
-_DIGEST = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u8")])
-_ROWS_IN_MEMORY = 1 << 20
-_DIGEST_FILES = 256
-
+_IDS = "ids"
 _DUPLICATES_IN_A_FRAME = 1000
 # A list of more would be as large as the dataset.
 _MOST_DUPLICATES = 1_000_000
 
 
-class DuplicateFinder:
-    """Finder of repeated ids. `folder`: for files of digests."""
-
-    def __init__(self, folder: Path, rows_in_memory: int = _ROWS_IN_MEMORY) -> None:
-        self._folder = folder
-        self._rows_in_memory = rows_in_memory
-        self._packed = bytearray()
-        self._is_spilled = False
-
-    def add(self, value: str, row: int) -> None:
-        """Add the id of a row. `row`: its number, which grows with each call."""
-        digest = hashlib.blake2b(value.encode(), digest_size=16).digest()
-        self._packed += digest + row.to_bytes(8, "little")
-        if len(self._packed) == self._rows_in_memory * _DIGEST.itemsize:
-            self._spill()
-
-    def found(self) -> Iterator[tuple[int, int]]:
-        """Yield each row whose id an earlier row has, and the first row with that id."""
-        if not self._is_spilled:
-            yield from _repeated(self._records())
-            return
-        self._spill()
-        for part in range(_DIGEST_FILES):
-            path = self._path(part)
-            if path.exists():
-                yield from _repeated(np.fromfile(path, _DIGEST))
-                path.unlink()
-
-    def _records(self) -> np.ndarray:
-        return np.frombuffer(bytes(self._packed), _DIGEST)
-
-    def _spill(self) -> None:
-        records = self._records()
-        self._packed.clear()
-        self._is_spilled = True
-        part_B = (records["high"] >> np.uint64(56)).astype(np.uint8)
-        # Stable, so that rows of one file keep their order.
-        order_B = np.argsort(part_B, kind="stable")
-        bounds = np.searchsorted(part_B[order_B], np.arange(_DIGEST_FILES + 1))
-        for part, (start, stop) in enumerate(pairwise(bounds)):
-            if stop > start:
-                with self._path(part).open("ab") as file:
-                    records[order_B[start:stop]].tofile(file)
-
-    def _path(self, part: int) -> Path:
-        return self._folder / f"ids-{part:03d}"
-
-
-def _repeated(records: np.ndarray) -> Iterator[tuple[int, int]]:
-    """The later rows of each digest, with the first one."""
-    order_B = np.lexsort((records["row"], records["low"], records["high"]))
-    ordered = records[order_B]
-    is_same_B = np.zeros(len(ordered), bool)
-    is_same_B[1:] = (ordered["high"][1:] == ordered["high"][:-1]) & (
-        ordered["low"][1:] == ordered["low"][:-1]
-    )
-    first = 0
-    for index in np.flatnonzero(is_same_B):
-        if not is_same_B[index - 1]:
-            first = int(ordered["row"][index - 1])
-        yield int(ordered["row"][index]), first
-
-
-def plan(child: Child, source: RawSource) -> Plan:
+def plan(child: Child, source: DatasetSource) -> DatasetPlan:
     """Plan a dataset in a child. Raises InvalidDataset, InvalidUri, StorageUnavailable."""
     frames = child.collect(plan_files, source)
     try:
@@ -107,7 +37,7 @@ def plan(child: Child, source: RawSource) -> Plan:
         raise InvalidDataset(f"reading the files sent no sound result: {error}") from error
 
 
-def _planned(frames: list[Frame], source: RawSource) -> Plan:
+def _planned(frames: list[Frame], source: DatasetSource) -> DatasetPlan:
     units: list[RawUnit] = []
     features: list[int] = []
     duplicates: list[tuple[int, int]] = []
@@ -127,7 +57,7 @@ def _planned(frames: list[Frame], source: RawSource) -> Plan:
             f"{source.files[features[0]].uri} holds features, and {source.files[units[0].file].uri} raw "
             "rows: send them as two datasets"
         )
-    return Plan(
+    return DatasetPlan(
         units=_with_duplicates(units, duplicates, source),
         feature_files=features,
         rows=sum(unit.rows for unit in units),
@@ -135,7 +65,7 @@ def _planned(frames: list[Frame], source: RawSource) -> Plan:
 
 
 def _with_duplicates(
-    units: list[RawUnit], duplicates: list[tuple[int, int]], source: RawSource
+    units: list[RawUnit], duplicates: list[tuple[int, int]], source: DatasetSource
 ) -> list[RawUnit]:
     """Add to each unit its rows with repeated ids. `duplicates`: numbers of rows over all files."""
     starts, number = [], 0
@@ -159,107 +89,93 @@ def _with_duplicates(
     ]
 
 
-def plan_files(request: RawSource, output: FrameWriter) -> None:
+def plan_files(request: DatasetSource, output: FrameWriter) -> None:
     """Scan users' files, and send units, files of features and repeated ids. Runs in the child."""
     locator = Locator(request.allowed_prefixes, request.locations)
-    finder, rows = DuplicateFinder(output.folder), 0
-    for index, ref in enumerate(request.files):
-        output.step(f"reading {ref.uri}")
-        file = StoredFile(ref, locator)
-        form = form_of(file)
-        if form is None:
-            output.send({"features": index})
-            continue
-        planner = _Planner(file, index, form, finder, rows)
-        for unit in planner.units(request):
-            output.send({"unit": index}, [unit.model_dump_json().encode()])
-        rows = planner.number
-    for some in _in_parts(finder.found()):
+    path = output.folder / _IDS
+    with path.open("wb") as ids:
+        for index, ref in enumerate(request.files):
+            output.step(f"reading {ref.uri}")
+            file = StoredFile(ref, locator)
+            form = form_of(file)
+            if form is None:
+                output.send({"features": index})
+                continue
+            for unit in _units(file, index, form, request, ids):
+                output.send({"unit": index}, [unit.model_dump_json().encode()])
+    for some in _repeated(path):
         output.send({"duplicates": some})
 
 
-def _in_parts(found: Iterator[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    part: list[tuple[int, int]] = []
-    for count, each in enumerate(found, start=1):
-        part.append(each)
-        if count > _MOST_DUPLICATES:
-            raise InvalidDataset(
-                f"more than {_MOST_DUPLICATES} rows repeat the id of another one; ids are unique over all "
-                "files of a dataset"
-            )
-        if len(part) == _DUPLICATES_IN_A_FRAME:
-            yield part
-            part = []
-    if part:
-        yield part
+def _units(
+    file: StoredFile, index: int, form: Form, request: DatasetSource, ids: IO[bytes]
+) -> list[RawUnit]:
+    """Divide a file into units, and add the digests of its ids.
 
+    Raises InvalidDataset if it has no rows, or the dataset has too many.
+    """
+    scan = form.scan(file, request.sides)
+    most = MOST_ROWS - ids.tell() // DIGEST_BYTES
+    units: list[RawUnit] = []
+    last, first_row, seal, has_labels = None, 0, blake3(), False
 
-class _Planner:
-    """Divides one file into units. `number`: number of the next row over all files."""
-
-    def __init__(
-        self, file: StoredFile, index: int, form: Form, finder: DuplicateFinder, number: int
-    ) -> None:
-        self._file, self._index, self._form = file, index, form
-        self._finder = finder
-        self.number = number
-
-    def units(self, request: RawSource) -> list[RawUnit]:
-        """Return the units of the file. Raises InvalidDataset if it has no rows, or the dataset has too many."""
-        scan = self._form.scan(self._file, request.sides)
-        units: list[RawUnit] = []
-        unit: _Unit | None = None
-        has_labels = False
-        for row, record in enumerate(scan.records):
-            if unit is None or record.begins_unit:
-                if unit is not None:
-                    units.append(self._finished(unit, scan.columns))
-                unit = _Unit(row, record)
-            unit.add(record)
-            has_labels = has_labels or record.values.get("label") is not None
-            self._add_id(record)
-        if unit is None:
-            raise self._file.wrong("it has no rows, at least 1 is needed")
-        units.append(self._finished(unit, scan.columns))
-        labels = has_labels if scan.has_labels is None else scan.has_labels
-        return [unit.model_copy(update={"has_labels": labels}) for unit in units]
-
-    def _add_id(self, record: Record) -> None:
-        if self.number == MOST_ROWS:
-            raise self._file.wrong(f"a dataset has at most {MOST_ROWS} rows; split it in two")
-        if record.problem is None:
-            try:
-                self._finder.add(id_of(record.values), self.number)
-            except BadRow:
-                pass  # The reader of the unit finds the same error, and rejects the row.
-        self.number += 1
-
-    def _finished(self, unit: "_Unit", columns: tuple[str, ...]) -> RawUnit:
-        return RawUnit(
-            file=self._index,
-            form=self._form.name,
-            first_row=unit.first_row,
-            first_line=unit.first_line,
-            rows=unit.rows,
-            start=unit.start,
-            stop=unit.stop,
-            columns=columns,
-            has_labels=False,
-            seal=unit.seal.hexdigest(),
+    def end(stop: int, row: int) -> None:
+        """End the unit in work before a row, which begins at byte `stop`."""
+        units[-1] = units[-1].model_copy(
+            update={"stop": stop, "rows": row - first_row, "seal": seal.hexdigest()}
         )
 
+    row = -1
+    for row, record in enumerate(scan.records):
+        if row == most:
+            raise file.wrong(f"a dataset has at most {MOST_ROWS} rows; split it in two")
+        if last is None or record.begins_unit:
+            if last is not None:
+                end(last.stop, row)
+            first_row, seal = row, blake3()
+            units.append(
+                RawUnit(
+                    file=index,
+                    form=form.name,
+                    first_row=row,
+                    first_line=record.line,
+                    rows=1,
+                    start=record.start,
+                    columns=scan.columns,
+                    has_labels=False,
+                    seal="",
+                )
+            )
+        last = record
+        seal.update(record.seal)
+        has_labels = has_labels or record.values.get("label") is not None
+        ids.write(_digest_of_id(record))
+    if last is None:
+        raise file.wrong("it has no rows, at least 1 is needed")
+    end(last.stop, row + 1)
+    labels = has_labels if scan.has_labels is None else scan.has_labels
+    return [unit.model_copy(update={"has_labels": labels}) for unit in units]
 
-class _Unit:
-    """A unit that is being planned."""
 
-    def __init__(self, first_row: int, first: Record) -> None:
-        self.first_row, self.first_line = first_row, first.line
-        self.start = self.stop = first.start
-        self.rows = 0
-        self.seal = blake3()
+def _digest_of_id(record: Record) -> bytes:
+    if record.problem is not None:
+        return NO_ID
+    try:
+        return id_digest(id_of(record.values))
+    except BadRow:
+        return NO_ID  # The reader of the unit finds the same error, and rejects the row.
 
-    def add(self, record: Record) -> None:
-        """Add the next record."""
-        self.rows += 1
-        self.stop = record.stop
-        self.seal.update(record.seal)
+
+def _repeated(ids: Path) -> Iterator[list[list[int]]]:
+    """Yield rows whose id an earlier row has, each with the first row that has it: numbers over all files, in parts."""
+    if not ids.stat().st_size:
+        return
+    # Mapped, the digests of a large dataset are no memory of this process.
+    found_K2 = repeated_ids(np.memmap(ids, np.uint64, "r"))
+    if len(found_K2) > _MOST_DUPLICATES:
+        raise InvalidDataset(
+            f"more than {_MOST_DUPLICATES} rows repeat the id of another one; ids are unique over all "
+            "files of a dataset"
+        )
+    for start in range(0, len(found_K2), _DUPLICATES_IN_A_FRAME):
+        yield found_K2[start : start + _DUPLICATES_IN_A_FRAME].tolist()

@@ -32,7 +32,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowCounts:
     """Counts: rows with a verdict, rows of these that are left out, and all rows (0: unknown)."""
 
     done: int = 0
@@ -40,7 +40,7 @@ class Rows:
     total: int = 0
 
     @classmethod
-    def of(cls, records: Iterable[UnitRecord]) -> Self:
+    def from_records(cls, records: Iterable[UnitRecord]) -> Self:
         """Count the rows of these units, which are all units of a dataset."""
         done = bad = 0
         for record in records:
@@ -48,7 +48,7 @@ class Rows:
         return cls(done, bad, done)
 
 
-class Progress:
+class DatasetProgress:
     """Progress of one dataset. The thread of the dataset reports to it, and calls `check` to find a cancellation."""
 
     def __init__(
@@ -59,7 +59,7 @@ class Progress:
         traceparent: str | None = None,
     ) -> None:
         self.dataset, self.request = dataset, request
-        self.rows = Rows()
+        self.rows = RowCounts()
         self.encoded = 0
         self._clock = clock
         self._phase: PreparationPhase = "waiting"
@@ -77,7 +77,7 @@ class Progress:
         self._phase, self._began, self._note = phase, self._clock(), None
         self._stages.enter(phase)
         if units:
-            self.rows, self._units, self._units_done = Rows(total=rows), units, 0
+            self.rows, self._units, self._units_done = RowCounts(total=rows), units, 0
             self._in_work = {}
 
     def unit_in_work(self, index: int, rows: int) -> None:
@@ -90,7 +90,7 @@ class Progress:
         """Add the rows of a unit."""
         rows = self.rows
         self._in_work.pop(index, None)
-        self.rows = Rows(rows.done + record.rows, rows.bad + len(record.rejected), rows.total)
+        self.rows = RowCounts(rows.done + record.rows, rows.bad + len(record.rejected), rows.total)
         self.encoded += record.encoded
         self._units_done += 1
         self._note = None
@@ -98,7 +98,7 @@ class Progress:
     def restart(self, records: Mapping[int, UnitRecord]) -> None:
         """Count from these units on, because the other units are read again."""
         total = self.rows.total
-        self.rows, self._units_done = Rows(total=total), 0
+        self.rows, self._units_done = RowCounts(total=total), 0
         for index, record in records.items():
             self.unit_done(index, record)
 
@@ -148,7 +148,7 @@ class ProgressWriter:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._watched: dict[str, Progress] = {}
+        self._watched: dict[str, DatasetProgress] = {}
         self._written: dict[str, tuple[PrepareProgress, float]] = {}
         self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -161,12 +161,12 @@ class ProgressWriter:
         self._has_ended.set()
         self._thread.join(_HEARTBEAT_SECONDS)
 
-    def watch(self, progress: Progress) -> None:
+    def watch(self, progress: DatasetProgress) -> None:
         """Start to write this progress."""
         with self._lock:
             self._watched[progress.dataset] = progress
 
-    def forget(self, progress: Progress) -> None:
+    def forget(self, progress: DatasetProgress) -> None:
         """Stop writing this progress."""
         with self._lock:
             if self._watched.get(progress.dataset) is progress:
@@ -225,6 +225,9 @@ class Watch:
     ) -> None:
         self._has_ended.set()
         self._thread.join()
+        if self.is_cancelled and isinstance(error, Exception):
+            # Its child was killed.
+            raise Cancelled("the request is no longer there") from error
 
     def check(self) -> None:
         """Raises Cancelled once the request was removed."""

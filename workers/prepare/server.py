@@ -19,7 +19,7 @@ from cmcl.contract.prepare import PrepareFailure, PrepareReport, PrepareRequest
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore
 from workers.prepare.finish import FIRST_ROWS, PreparationFailed, forget_units, write_rejected
-from workers.prepare.progress import Cancelled, Progress, ProgressWriter
+from workers.prepare.progress import Cancelled, DatasetProgress, ProgressWriter
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _SECONDS_BETWEEN_READS = 1.0
 _SECONDS_BETWEEN_TRIES = 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 
-Prepare = Callable[[PrepareRequest, Progress], None]
+Prepare = Callable[[PrepareRequest, DatasetProgress], None]
 
 
 @dataclass
@@ -38,7 +38,7 @@ class _Dataset:
 
     request: PrepareRequest
     read_at: float
-    progress: Progress
+    progress: DatasetProgress
     work: Future[None] | None = None
     is_done: bool = False
     not_before: float = 0.0
@@ -124,7 +124,9 @@ class PrepareServer:
         return request
 
     def _add(self, request: PrepareRequest) -> None:
-        progress = Progress(request.dataset, request.request, traceparent=request.traceparent)
+        progress = DatasetProgress(
+            request.dataset, request.request, traceparent=request.traceparent
+        )
         known = _Dataset(request, self.clock(), progress)
         known.is_done = self._has_result(request)
         self._known[request.dataset] = known

@@ -1,99 +1,46 @@
-"""The functions that run on worker processes of the cluster. Errors are returned as values.
+"""The functions that run on worker processes of the cluster.
 
 Files of users are read in bounded children. Each worker process keeps a warm one ahead of need.
 """
 
 import math
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from cmcl.contract.dataset import RejectedRow, Shard
 from cmcl.contract.encoder import EncoderIdentity
-from cmcl.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
+from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.prepare import DatasetReport, PrepareRequest
 from cmcl.storage import layout
-from cmcl.storage.object_store import ObjectStore
+from cmcl.storage.object_store import retry_unavailable
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import digests_of_file
-from workers.encoders.port import EncoderMismatch, EncoderUnusable
 from workers.files.shards import describe_shard, download, repeated_ids, write_shard
-from workers.prepare.encoding import EncoderLost
+from workers.prepare.features import FeatureFile, read_features
 from workers.prepare.plan import plan
-from workers.prepare.progress import Cancelled, Watch
-from workers.prepare.raw_rows import Plan
-from workers.prepare.units import DatasetContext, UnitRecord, UnitTask, prepare_unit
-from workers.sandbox.child import Child, ChildPool
-from workers.sandbox.started_process import ChildLimits
-
-R = TypeVar("R")
-# `unavailable`: a retry can succeed. `lost`: it can with a new lease of the encoders. `cancelled`: the request was
-# removed.
-ErrorKind = Literal["invalid", "mismatch", "unusable", "unavailable", "lost", "cancelled"]
-_KINDS: dict[type[Exception], ErrorKind] = {
-    Cancelled: "cancelled",
-    InvalidDataset: "invalid",
-    InvalidUri: "invalid",
-    EncoderMismatch: "mismatch",
-    EncoderUnusable: "unusable",
-    EncoderLost: "lost",
-    StorageUnavailable: "unavailable",
-}
+from workers.prepare.progress import Watch
+from workers.prepare.raw_unit import RawUnitEncoder
+from workers.prepare.units import DatasetContext, DatasetPlan, UnitRecord, UnitTask
+from workers.sandbox.child import Child, ChildLimits, ChildPool
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 # For one file, or the rows of a unit, to be read: a read that hangs must not block others.
 _FILE_SECONDS = 3600
 # What children import before their first task: it takes longer than a small dataset.
-_PRELOADED = (
-    *("workers.prepare.features", "workers.prepare.plan"),
-    *("workers.prepare.spool", "workers.prepare.unit_reader"),
-)
+_PRELOADED = ("workers.prepare.features", "workers.prepare.plan", "workers.prepare.rows")
 # By the memory of their children.
 _pools: dict[int, ChildPool] = {}
-
-
-@dataclass(frozen=True)
-class Outcome(Generic[R]):
-    """The return value of a function, or its error."""
-
-    index: int = 0
-    value: R | None = None
-    error: ErrorKind | None = None
-    message: str = ""
-
-    def result(self) -> R:
-        """Return the value, or raise the error."""
-        match self.error:
-            case "invalid":
-                raise InvalidDataset(self.message)
-            case "mismatch":
-                raise EncoderMismatch(self.message)
-            case "unusable":
-                raise EncoderUnusable(self.message)
-            case "unavailable":
-                raise StorageUnavailable(self.message)
-            case "lost":
-                raise EncoderLost(self.message)
-            case "cancelled":
-                raise Cancelled(self.message)
-        return cast("R", self.value)
-
-
-@dataclass(frozen=True)
-class RowsDone:
-    """How many rows of a unit in work are done. `index`: of its task."""
-
-    index: int
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -105,10 +52,10 @@ class Prepared:
     `held_out`: first the shards of files that the user held out, then those of a share.
     """
 
-    shards: tuple[Shard, ...]
-    held_out: tuple[Shard, ...]
-    rejected: tuple[RejectedRow, ...]
-    encoders: dict[str, EncoderIdentity]
+    shards: tuple[Shard, ...] = ()
+    held_out: tuple[Shard, ...] = ()
+    rejected: tuple[RejectedRow, ...] = ()
+    encoders: dict[str, EncoderIdentity] = field(default_factory=dict)
     refusals: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -124,14 +71,12 @@ class Repeated:
 
 
 def warm_up(file_memory: int) -> None:
-    """Import and start what the first unit of this worker process needs. `file_memory`: as in DatasetContext.
+    """Start what the first unit of this worker process needs. `file_memory`: as in DatasetContext.
 
     Sleeps a little, so that Ray starts another process for the next call.
     """
-    from workers.prepare import raw_unit
-
     children(file_memory)
-    time.sleep(0.5 if raw_unit else 0)
+    time.sleep(0.5)
 
 
 def children(memory: int) -> ChildPool:
@@ -148,42 +93,94 @@ def end_children() -> None:
         _pools.popitem()[1].close()
 
 
-def plan_dataset(context: DatasetContext) -> Outcome[Plan]:
-    """Plan a dataset."""
-    with _guarded(context, 0) as work:
-        work.outcome = Outcome(0, plan(work.child, context.source))
-    return work.outcome
+@contextmanager
+def _watched_child(context: DatasetContext) -> Iterator[tuple[Child, Watch]]:
+    """Lend a child that serves the owner, until the request is removed."""
+    with (
+        children(context.file_memory).borrow(context.owner) as child,
+        Watch(context, child) as watch,
+    ):
+        yield child, watch
 
 
-def carry_out(
-    context: DatasetContext, task: UnitTask
-) -> Generator[RowsDone | Outcome[UnitRecord], None, None]:
-    """Prepare one unit. Yields how many of its rows are done, now and then, and at the end the outcome."""
-    with _guarded(context, task.index) as work:
-        counts = prepare_unit(context, task, work.child, work.check)
-        work.outcome = Outcome(task.index, (yield from _reported(task.index, counts)))
-    yield work.outcome
+def plan_dataset(context: DatasetContext) -> DatasetPlan:
+    """Plan a dataset. Raises InvalidDataset, InvalidUri, StorageUnavailable, Cancelled."""
+    with _watched_child(context) as (child, _):
+        return plan(child, context.source)
 
 
-def _reported(index: int, counts: Generator[int, None, R]) -> Generator[RowsDone, None, R]:
-    reported_at = time.monotonic()
-    with closing(counts):
-        while True:
-            try:
-                rows = next(counts)
-            except StopIteration as end:
-                return cast("R", end.value)
-            if time.monotonic() - reported_at >= _SECONDS_BETWEEN_REPORTS:
-                reported_at = time.monotonic()
-                yield RowsDone(index, rows)
+def prepare_unit(context: DatasetContext, task: UnitTask) -> Iterator[int | UnitRecord]:
+    """Prepare one unit, unless it is done already. Yields how many of its rows are done, now and then, and its record.
+
+    The shards of a unit are written to the store, then its record. After a crash, at most the units in work are
+    repeated. Encoded items are also found by their digest: in another dataset, and after a retry.
+
+    Raises InvalidDataset, InvalidUri, StorageUnavailable, EncoderLost, EncoderMismatch, EncoderUnusable, Cancelled.
+    """
+    with _watched_child(context) as (child, watch):
+        counts = unit_record(context, task, child, watch.check)
+        reported_at = time.monotonic()
+        with closing(counts):
+            while True:
+                try:
+                    rows = next(counts)
+                except StopIteration as end:
+                    record: UnitRecord = end.value
+                    break
+                if time.monotonic() - reported_at >= _SECONDS_BETWEEN_REPORTS:
+                    reported_at = time.monotonic()
+                    yield rows
+    yield record
 
 
-def find_repeated(context: DatasetContext, tasks: list[UnitTask]) -> Outcome[list[Repeated]]:
+def unit_record(
+    context: DatasetContext, task: UnitTask, child: Child, check: Callable[[], None]
+) -> Generator[int, None, UnitRecord]:
+    """Return the record of a unit, which is prepared unless it is done. Yields numbers of its rows that are done.
+
+    `check` raises after a cancellation. Otherwise raises as `prepare_unit`.
+    """
+    store, digest = open_store(context.store), task.digest(context)
+    key = layout.preparation_unit(context.dataset, context.request, digest)
+    try:
+        done = UnitRecord.model_validate_json(retry_unavailable(partial(store.read, key)))
+        return done.model_copy(update={"encoded": 0})
+    except (ObjectNotFound, ValidationError):
+        pass  # It is not done, or another release has done it.
+    if task.raw is None:
+        record = read_features(child, _feature_file(context, task, digest))
+    else:
+        encoder = RawUnitEncoder(context, task, task.raw, store)
+        record = yield from encoder.prepare(child, check)
+    check()
+    retry_unavailable(partial(store.put, key, record.model_dump_json().encode()))
+    return record
+
+
+def _feature_file(context: DatasetContext, task: UnitTask, digest: str) -> FeatureFile:
+    source, held_out = context.source, task.file >= context.files_to_train
+    ref = source.files[task.file]
+    stored = source.locations.get(ref.uri)
+    named = len(source.files) - context.files_to_train
+    return FeatureFile(
+        store=context.store,
+        dataset=context.dataset,
+        ref=ref,
+        address=stored or ref.uri,
+        allowed=None if stored else source.allowed_prefixes,
+        sides=source.sides,
+        is_held_out=held_out,
+        share=context.share,
+        index=task.file - context.files_to_train if held_out else task.file,
+        # Evaluation shards that the user named have the first numbers.
+        evaluation_index=named + task.file,
+        left_out=task.left_out if context.leaves_out else None,
+        ids_key=layout.preparation_ids(context.dataset, context.request, digest),
+    )
+
+
+def find_repeated(context: DatasetContext, tasks: list[UnitTask]) -> list[Repeated]:
     """Find ids that several files of features have, in the order of files and rows."""
-    return _attempted(0, lambda: _repeated(context, tasks))
-
-
-def _repeated(context: DatasetContext, tasks: list[UnitTask]) -> list[Repeated]:
     store = open_store(context.store)
     ids, rows = [], []
     for task in tasks:
@@ -203,50 +200,39 @@ def _repeated(context: DatasetContext, tasks: list[UnitTask]) -> list[Repeated]:
 
 def join_evaluation(
     context: DatasetContext, group: tuple[int, tuple[Shard, ...]]
-) -> Iterator[Outcome[Shard]]:
-    """Write the rows of some held-out shards as one shard into the dataset's folder. Yields the outcome."""
+) -> Iterator[Shard]:
+    """Write the rows of some held-out shards as one shard into the dataset's folder. `group`: its number, and they."""
     index, shards = group
-    yield _attempted(index, lambda: _joined(context, index, shards))
-
-
-def _joined(context: DatasetContext, index: int, shards: tuple[Shard, ...]) -> Shard:
     store = open_store(context.store)
     with TemporaryDirectory(prefix="cmcl-join-") as folder:
         path, part = Path(folder) / "joined", Path(folder) / "part"
-        tables = []
+        tables: list[pa.Table] = []
         for shard in shards:
             download(shard, shard.uri, part)
             tables.append(pq.read_table(part))
         # Labels are kept if all rows have them.
-        columns = [name for name in tables[0].column_names if _in_all(name, tables)]
+        columns = [
+            name
+            for name in tables[0].column_names
+            if all(name in table.column_names for table in tables)
+        ]
         write_shard(
             path, (batch for table in tables for batch in table.select(columns).to_batches())
         )
         digests = digests_of_file(path)
         key = layout.evaluation_shard(context.dataset, index, digests.sha256)
         store.upload(path, key)
-        return describe_shard(path, f"{store.uri}/{key}", digests)
+        yield describe_shard(path, f"{store.uri}/{key}", digests)
 
 
-def _in_all(name: str, tables: list[pa.Table]) -> bool:
-    return all(name in table.column_names for table in tables)
-
-
-def dataset_report(
-    store_uri: str, request: PrepareRequest, prepared: Prepared
-) -> Outcome[DatasetReport]:
+def dataset_report(store_uri: str, request: PrepareRequest, prepared: Prepared) -> DatasetReport:
     """Predict how the dataset would be learned, for a dry run."""
-    return _attempted(0, lambda: _report(open_store(store_uri), request, prepared))
-
-
-def _report(store: ObjectStore, request: PrepareRequest, prepared: Prepared) -> DatasetReport:
     # Torch takes seconds to import, and nothing else here needs it.
     from workers.prepare.dry_run import dataset_outlook
 
     version = request.report_version or 0
-    outlook = dataset_outlook(
-        store, request.model, version, request.spec, request.pair, prepared.shards
-    )
+    store, shards = open_store(store_uri), prepared.shards
+    outlook = dataset_outlook(store, request.model, version, request.spec, request.pair, shards)
     known = {
         "rows": sum(shard.rows for shard in prepared.shards),
         "evaluation_rows": sum(shard.rows for shard in prepared.held_out),
@@ -268,45 +254,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _attempted(index: int, function: Callable[[], R]) -> Outcome[R]:
-    """Call a function that reads no file of a user."""
-    try:
-        return Outcome(index, function())
-    except Exception as error:  # noqa: BLE001 - the driver decides what it means
-        kind, message = _described(error)
-        return Outcome(index, error=kind, message=message)
-
-
-@dataclass
-class _Guarded:
-    """A function in work, and its outcome. `check` raises Cancelled once the request was removed."""
-
-    child: Child
-    check: Callable[[], None]
-    outcome: Outcome[Any] = field(default_factory=Outcome)
-
-
-@contextmanager
-def _guarded(context: DatasetContext, index: int) -> Iterator[_Guarded]:
-    """Lend a child that serves the owner. An error in the block becomes its outcome."""
-    with (
-        children(context.file_memory).borrow(context.owner) as child,
-        Watch(context, child) as watch,
-    ):
-        work = _Guarded(child, watch.check)
-        try:
-            yield work
-        except Exception as error:  # noqa: BLE001 - the driver decides what it means
-            kind, message = _described(Cancelled() if watch.is_cancelled else error)
-            work.outcome = Outcome(index, error=kind, message=message)
-
-
-def _described(error: Exception) -> tuple[ErrorKind, str]:
-    for known, kind in _KINDS.items():
-        if isinstance(error, known):
-            return kind, str(error)
-    # A bug: the log of this worker has its traceback.
-    traceback.print_exception(error)
-    return "unavailable", f"internal error ({type(error).__name__}); see the log of the worker"

@@ -1,30 +1,104 @@
-"""Prepare one unit of a dataset on a worker process: a range of raw rows, or a file of features.
+"""What a dataset consists of: files with two sides, and units, which are prepared one by one.
 
-The shards of a unit are written to the store, then its record. After a crash, at most the units in work are
-repeated. Encoded items are also found by their digest: in another dataset, and after a retry.
+A unit is a file of features, or a range of bytes or rows of a file of raw rows. `plan.plan` lists them.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from cmcl.contract.dataset import RejectedRow, Shard
-from cmcl.contract.errors import ObjectNotFound
-from cmcl.contract.modality import Frozen, Modality
-from cmcl.storage import layout
-from cmcl.storage.object_store import ObjectStore, retry_unavailable
-from cmcl.storage.uris import open_store
-from workers.prepare.encoder_pool import LeasedEncoder
-from workers.prepare.features import FeatureFile, read_features
-from workers.prepare.raw_rows import RawSource, RawUnit
+from cmcl.contract.dataset import RejectedRow, Shard, ShardRef, Uri
+from cmcl.contract.encoder import EncoderSpec, FeatureWidth
+from cmcl.contract.modality import Frozen, Modality, ModalityPair
+from cmcl.contract.model import ModelSpec
 
 if TYPE_CHECKING:
-    from workers.sandbox.child import Child
+    from workers.prepare.encoder_pool import LeasedEncoder
+
+ROWS_IN_A_UNIT = 1024
+
+RawForm = Literal["jsonl", "csv", "parquet", "tar"]
+
+
+class SideSpec(Frozen):
+    """One side of the pair. `encoder` None: raw rows contain features of `width` numbers."""
+
+    modality: Modality
+    width: FeatureWidth
+    encoder: EncoderSpec | None = None
+
+
+class DatasetSource(Frozen):
+    """The files of a dataset, and what is needed to read them.
+
+    `sides`: that of feature_a, then that of feature_b. `allowed_prefixes`: permitted prefixes of the
+    addresses of files, also of those that rows name. `locations`: the address in our own store for each
+    address that stands for an upload.
+    """
+
+    files: tuple[ShardRef, ...]
+    sides: tuple[SideSpec, SideSpec]
+    allowed_prefixes: tuple[str, ...] = ()
+    locations: dict[Uri, Uri] = Field(default={})
+
+
+class Duplicate(Frozen):
+    """A row whose id an earlier row has. `row`: its position in its file. `first_file`: that of the earlier row."""
+
+    row: int
+    first_file: Uri
+
+
+class RawUnit(Frozen):
+    """Consecutive rows of one file, which are read and encoded together.
+
+    `file`: index into `DatasetSource.files`. `first_line`: of its first row, in forms of lines. `start`, `stop`: bytes of the file; 0 for Parquet, whose rows
+    are found by number. `columns`: names of a CSV header. `seal`: digest of the rows, by which a change of
+    the file after the plan is detected.
+    """
+
+    file: int = Field(ge=0)
+    form: RawForm
+    first_row: int = Field(ge=0)
+    first_line: int = 0
+    rows: int = Field(ge=1)
+    start: int = 0
+    stop: int = 0
+    columns: tuple[str, ...] = ()
+    has_labels: bool
+    seal: str
+    duplicates: tuple[Duplicate, ...] = ()
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """The plan of a dataset: `units` of raw rows, or `feature_files` as indices into the files.
+
+    The files of a dataset are all raw or all features. `rows`: number of raw rows; 0 for features, whose
+    number is unknown before they are read.
+    """
+
+    units: list[RawUnit]
+    feature_files: list[int]
+    rows: int
+
+
+def sides_of(
+    pair: ModalityPair, spec: ModelSpec, encoders: dict[Modality, EncoderSpec]
+) -> tuple[SideSpec, SideSpec]:
+    """The two sides of a pair, as a model declares them."""
+    first, second = (
+        SideSpec(
+            modality=modality,
+            width=spec.modalities[modality].width,
+            encoder=encoders.get(modality),
+        )
+        for modality in pair.modalities
+    )
+    return first, second
 
 
 @dataclass(frozen=True)
@@ -40,12 +114,12 @@ class DatasetContext:
     dataset: str
     request: int
     owner: str
-    source: RawSource
+    source: DatasetSource
     files_to_train: int
     share: float | None
     leaves_out: bool
     file_memory: int
-    encoders: tuple[LeasedEncoder | None, LeasedEncoder | None] = (None, None)
+    encoders: "tuple[LeasedEncoder | None, LeasedEncoder | None]" = (None, None)
 
     @property
     def encoders_have_started(self) -> bool:
@@ -117,62 +191,3 @@ class UnitRecord(Frozen):
         """Number of rows, good and bad."""
         shards = (self.training, self.evaluation)
         return sum(shard.rows for shard in shards if shard is not None) + len(self.rejected)
-
-
-def prepare_unit(
-    context: DatasetContext, task: UnitTask, child: "Child", check: Callable[[], None]
-) -> Generator[int, None, UnitRecord]:
-    """Prepare a unit, unless it is done already. Yields numbers of its rows that are done.
-
-    `check` raises after a cancellation.
-
-    Raises InvalidDataset, InvalidUri, StorageUnavailable, EncoderLost, EncoderMismatch.
-    """
-    store, digest = open_store(context.store), task.digest(context)
-    key = layout.preparation_unit(context.dataset, context.request, digest)
-    done = _read(store, key)
-    if done is not None:
-        return done.model_copy(update={"encoded": 0})
-    if task.raw is None:
-        record = _features(context, task, digest, child)
-    else:
-        from workers.prepare.raw_unit import RawUnitEncoder
-
-        record = yield from RawUnitEncoder(context, task, task.raw, store).prepare(child, check)
-    check()
-    retry_unavailable(partial(store.put, key, record.model_dump_json().encode()))
-    return record
-
-
-def _read(store: ObjectStore, key: str) -> UnitRecord | None:
-    """Return a record; None if there is none, or it cannot be read."""
-    try:
-        return UnitRecord.model_validate_json(retry_unavailable(partial(store.read, key)))
-    except (ObjectNotFound, ValidationError):
-        return None
-
-
-def _features(context: DatasetContext, task: UnitTask, digest: str, child: "Child") -> UnitRecord:
-    source, held_out = context.source, task.file >= context.files_to_train
-    ref = source.files[task.file]
-    stored = source.locations.get(ref.uri)
-    named = len(source.files) - context.files_to_train
-    file = FeatureFile(
-        store=context.store,
-        dataset=context.dataset,
-        ref=ref,
-        address=stored or ref.uri,
-        allowed=None if stored else source.allowed_prefixes,
-        sides=source.sides,
-        is_held_out=held_out,
-        share=context.share,
-        index=task.file - context.files_to_train if held_out else task.file,
-        # Evaluation shards that the user named have the first numbers.
-        evaluation_index=named + task.file,
-        left_out=task.left_out if context.leaves_out else None,
-        ids_key=layout.preparation_ids(context.dataset, context.request, digest),
-    )
-    shards = read_features(child, file)
-    return UnitRecord(
-        training=shards.training, evaluation=shards.evaluation, rejected=shards.rejected
-    )

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, get_type_hints
 
 from pydantic import BaseModel
 
-from workers.files.process_limits import bound_cpu, bound_memory, end_with
 from workers.sandbox.frames import (
     DONE,
     ERROR,
@@ -23,6 +22,7 @@ from workers.sandbox.frames import (
     read_frame,
     write_frame,
 )
+from workers.sandbox.limits import bound_cpu, bound_memory, end_with
 
 Task = Callable[[Any, FrameWriter], None]
 

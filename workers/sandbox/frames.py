@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from workers.files.process_limits import bound_cpu
+from workers.sandbox.limits import bound_cpu
 
 _LENGTHS = Struct(">II")
 LARGEST_HEADER = 1 << 20

@@ -34,7 +34,7 @@ from cmcl.contract.job import submission_id
 from cmcl.storage.layout import run_prefix
 from cmcl.storage.s3 import S3Store
 from cmcl.storage.uris import open_store
-from workers.files.process_limits import give_way_to_queries
+from workers.sandbox.limits import give_way_to_queries
 from workers.train.settings import TrainSettings
 
 if TYPE_CHECKING:

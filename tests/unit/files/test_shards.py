@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
@@ -21,7 +23,7 @@ from tests.unit.files.user_files import (
     with_column,
     with_value,
 )
-from workers.files.shards import wrong_rows
+from workers.files.shards import id_digest, repeated_ids, wrong_rows
 
 URI = "s3://bucket/shard.parquet"
 Spoil = Callable[[pa.Table], pa.Table]
@@ -340,3 +342,18 @@ def test_every_so_many_rows_are_chosen_evenly_over_all_shards(tmp_path: Path, ev
     assert all_rows.label_B is not None
     assert some.label_B is not None
     assert some.label_B.tolist() == all_rows.label_B[::every].tolist()
+
+
+@given(st.lists(st.integers(-3, 40), max_size=200))
+def test_each_repeated_id_is_found_with_its_first_row(values: list[int]) -> None:
+    """Negative numbers are rows without an id. Ids of which half of the digest is equal differ."""
+    first: dict[int, int] = {}
+    expected, digests = [], bytearray()
+    for row, value in enumerate(values):
+        digest = id_digest(str(value))
+        half = digest[:8] if value % 2 else id_digest("the same")[:8]
+        digests += bytes(16) if value < 0 else half + digest[8:]
+        if value >= 0 and value in first:
+            expected.append([row, first[value]])
+        first.setdefault(value, row)
+    assert repeated_ids(np.frombuffer(digests, np.uint64)).tolist() == expected

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.raw_files import Dataset
-from workers.prepare.raw_rows import SideSpec
-from workers.sandbox.child import Child
-from workers.sandbox.started_process import ChildLimits
+from workers.prepare.units import SideSpec
+from workers.sandbox.child import Child, ChildLimits
 
 NewDataset = Callable[..., Dataset]
 

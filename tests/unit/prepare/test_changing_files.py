@@ -20,10 +20,9 @@ from tests.fakes.raw_files import (
 from tests.fakes.s3_server import s3_server, use_bucket
 from tests.unit.prepare.conftest import NewDataset
 from workers.prepare.plan import plan
-from workers.prepare.raw_rows import RawSource, Row
-from workers.prepare.unit_reader import UnitReader
-from workers.sandbox.child import Child
-from workers.sandbox.started_process import ChildLimits
+from workers.prepare.raw_unit import Row, UnitReader
+from workers.prepare.units import DatasetSource
+from workers.sandbox.child import Child, ChildLimits
 
 
 def content(form: str, suffix: str = "") -> bytes:
@@ -65,7 +64,7 @@ def test_what_was_copied_is_decoded_whatever_happens_to_the_file(dataset: NewDat
     (unit,) = data.plan().units
     with UnitReader(data.child, data.source, unit) as reader:
         data.file("a.png", picture(9))
-        (row,) = reader
+        (row,) = reader.read()
     assert isinstance(row, Row)
     assert row.item_a.getpixel((0, 0)) == (5, 0, 7)  # type: ignore[union-attr]
     with UnitReader(data.child, data.source, unit) as again:
@@ -78,7 +77,7 @@ def test_rows_are_known_before_they_are_decoded(dataset: NewDataset) -> None:
     data.add("rows.jsonl", jsonl([{"id": "a", "place": [1], "text": "t"}, {"id": "b"}]))
     (unit,) = data.plan().units
     with UnitReader(data.child, data.source, unit) as reader:
-        assert (len(reader), [row.id for row in reader.rejected]) == (1, ["b"])
+        assert [row.id for row in reader.rejected] == ["b"]
         assert list(map(len, reader.digests())) == [1, 1]
 
 
@@ -94,7 +93,7 @@ def test_an_item_that_is_known_is_not_decoded(dataset: NewDataset) -> None:
     data.add("rows.jsonl", jsonl(named))
     (unit,) = data.plan().units
     with UnitReader(data.child, data.source, unit) as reader:
-        whole = list(reader)
+        whole = list(reader.read())
         assert all(isinstance(row, Row) for row in whole)
         known_a, known_b = whole[0].key_a, whole[2].key_b  # type: ignore[union-attr]
         read = [(row.item_a, row.item_b) for row in reader.read({known_a}, {known_b})]  # type: ignore[union-attr]
@@ -110,7 +109,7 @@ def test_a_reader_that_is_left_early_leaves_nothing_behind(dataset: NewDataset) 
     data.add("rows.jsonl", jsonl(rows))
     (unit,) = data.plan().units
     with UnitReader(data.child, data.source, unit) as reader:
-        assert isinstance(next(iter(reader)), Row)
+        assert isinstance(next(reader.read()), Row)
     assert list(data.child.scratch.path.iterdir()) == []
     assert len(data.read().rows) == 100
 
@@ -147,7 +146,7 @@ def test_rows_are_read_from_a_bucket(
         for at, each in enumerate(pictures):
             store.put(f"p/{at} ö%.png", each)
         store.put("rows", data)
-        source = RawSource.model_validate(
+        source = DatasetSource.model_validate(
             {
                 "files": [{"uri": "s3://captures/2026/rows"}],
                 "sides": [IMAGE, TEXT],
@@ -157,6 +156,6 @@ def test_rows_are_read_from_a_bucket(
         with Child(ChildLimits(memory=768 << 20, seconds=120)) as child:
             (unit,) = plan(child, source).units
             with UnitReader(child, source, unit) as reader:
-                found = list(reader)
+                found = list(reader.read())
     assert [row.id for row in found] == ["0", "1", "2"]
     assert [row.id for row in reader.rejected] == ["3"]

@@ -11,7 +11,7 @@ from cmcl.contract.encoder import EncoderSpec
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from workers.encoders.registry import load_encoder
-from workers.prepare.encoded_items import EncodedItem, EncodedItems
+from workers.prepare.encoding import EncodedItem, EncodedItems
 
 SPEC = EncoderSpec(name="words", kind="synthetic", takes="text", width=40)
 

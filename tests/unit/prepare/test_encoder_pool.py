@@ -17,7 +17,7 @@ from tests.unit.prepare.test_prepare_server import steps_until
 from workers.encoders.port import EncoderUnusable
 from workers.prepare import encoder_pool
 from workers.prepare.encoder_pool import EncoderPools
-from workers.prepare.progress import Progress, ProgressWriter
+from workers.prepare.progress import DatasetProgress, ProgressWriter
 from workers.prepare.server import PrepareServer
 
 WORDS = EncoderSpec(name="words", kind="synthetic", takes="text", width=3, actors=2)
@@ -43,7 +43,7 @@ def test_a_cancelled_dataset_whose_encoder_never_answers_gives_its_place_back(
     pools = EncoderPools(ground.store.uri, idle_seconds=120, start_seconds=1e9)
     entered, leased = [], []
 
-    def prepare(request: PrepareRequest, progress: Progress) -> None:
+    def prepare(request: PrepareRequest, progress: DatasetProgress) -> None:
         entered.append(request.dataset)
         with pools.lease(WORDS, 1, progress.check):
             leased.append(request.dataset)

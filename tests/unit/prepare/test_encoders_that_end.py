@@ -15,7 +15,7 @@ from cmcl.storage.object_store import ObjectStore
 from tests.fakes.encoders import DEADLY, write_weights
 from tests.fakes.preparation import Ground, InlineCluster
 from tests.fakes.ray_actors import Actors
-from workers.prepare import dataset, encoder_actor, encoder_pool
+from workers.prepare import dataset, encoder_pool
 from workers.prepare.cluster import Check
 from workers.prepare.encoder_pool import EncoderPools, LeasedEncoder
 from workers.prepare.finish import PreparationFailed
@@ -57,7 +57,7 @@ def actors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Actors:
     actors = Actors()
     monkeypatch.setattr(encoder_pool, "ray", actors)
     monkeypatch.setattr(dataset, "_FIRST_PAUSE", 0.0)
-    monkeypatch.setattr(encoder_actor, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(encoder_pool, "gettempdir", lambda: str(tmp_path))
     return actors
 
 

@@ -19,9 +19,8 @@ from cmcl.storage.local import LocalStore
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.preparation import FILE_MEMORY, Ground
 from workers.prepare.finish import PreparationFailed
-from workers.prepare.raw_rows import RawSource, SideSpec
 from workers.prepare.tasks import Repeated, end_children, find_repeated
-from workers.prepare.units import DatasetContext, UnitTask
+from workers.prepare.units import DatasetContext, DatasetSource, SideSpec, UnitTask
 
 SPEC = ModelSpec.model_validate(
     {"width": 8, "modalities": {"image": 4, "text": 3}, "training": {"batch_size": 8}}
@@ -226,7 +225,7 @@ def test_half_of_a_digest_in_common_does_not_make_ids_equal(ground: Ground) -> N
         dataset="ds-0123456789ab",
         request=0,
         owner="ann",
-        source=RawSource(
+        source=DatasetSource(
             files=tuple(ground.ref(name) for name in "abc"),
             sides=tuple(SideSpec(modality=name, width=4) for name in ("image", "text")),
         ),
@@ -239,8 +238,8 @@ def test_half_of_a_digest_in_common_does_not_make_ids_equal(ground: Ground) -> N
     for task, of_file in zip(tasks, digests, strict=True):
         key = layout.preparation_ids(context.dataset, 0, task.digest(context))
         ground.store.put(key, np.array(of_file, ">u8").tobytes())
-    assert find_repeated(context, tasks[:2]).result() == []
-    assert find_repeated(context, tasks).result() == [Repeated(2, 1, 1, 0)]
+    assert find_repeated(context, tasks[:2]) == []
+    assert find_repeated(context, tasks) == [Repeated(2, 1, 1, 0)]
 
 
 def test_of_rows_with_equal_ids_the_first_is_kept_if_rows_may_be_left_out(ground: Ground) -> None:

@@ -26,8 +26,8 @@ from tests.unit.files.user_files import (
     write_safetensors,
 )
 from workers.files.shards import FEATURES, ROWS_IN_A_GROUP, write_shard
-from workers.prepare.features import FeatureFile, FeatureShards, read_features, take_features
-from workers.prepare.raw_rows import SideSpec
+from workers.prepare.features import FeatureFile, read_features, take_features
+from workers.prepare.units import SideSpec, UnitRecord
 from workers.sandbox.child import Child
 
 
@@ -36,7 +36,7 @@ class Output:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.shards = FeatureShards()
+        self.shards = UnitRecord()
         folder.mkdir()
 
     def step(self, name: str) -> None:
@@ -44,7 +44,7 @@ class Output:
 
     def send(self, header: dict[str, Any], body: object = ()) -> None:
         """See FrameWriter."""
-        self.shards = FeatureShards.model_validate(header)
+        self.shards = UnitRecord.model_validate(header)
 
 
 class Taking:
@@ -74,7 +74,7 @@ class Taking:
         }
         return FeatureFile.model_validate(known | fields)
 
-    def __call__(self, name: str, **fields: Any) -> FeatureShards:
+    def __call__(self, name: str, **fields: Any) -> UnitRecord:
         self._taken += 1
         output = Output(self._folder / f"local-{self._taken}")
         take_features(self.request(name, **fields), output)  # type: ignore[arg-type]

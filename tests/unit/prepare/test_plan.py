@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import resource
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,8 +28,7 @@ from tests.fakes.raw_files import (
 )
 from tests.unit.prepare.conftest import NewDataset
 from workers.prepare.forms.lines import lines
-from workers.prepare.plan import DuplicateFinder
-from workers.prepare.raw_rows import ROWS_IN_A_UNIT
+from workers.prepare.units import ROWS_IN_A_UNIT
 
 
 def texts(count: int, prefix: str = "") -> list[dict[str, object]]:
@@ -301,29 +299,19 @@ class _WithSource(Dataset):
         return self._given
 
 
-@given(st.lists(st.integers(0, 40), max_size=200), st.integers(1, 50))
-def test_repeated_ids_are_found_in_memory_and_on_disk(
-    tmp_path_factory: pytest.TempPathFactory, values: list[int], in_memory: int
+def test_an_id_that_is_repeated_in_any_file_is_found_with_its_first_row(
+    dataset: NewDataset,
 ) -> None:
-    finder = DuplicateFinder(tmp_path_factory.mktemp("ids"), in_memory)
-    first: dict[int, int] = {}
-    expected = {}
-    for row, value in enumerate(values):
-        finder.add(str(value), row)
-        if value in first:
-            expected[row] = first[value]
-        first.setdefault(value, row)
-    assert dict(finder.found()) == expected
-
-
-def test_memory_for_ids_does_not_grow_with_rows(tmp_path: Path) -> None:
-    finder = DuplicateFinder(tmp_path, 1 << 14)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for row in range(400_000):
-        finder.add(str(row % 399_998), row)
-    assert dict(finder.found()) == {399_998: 0, 399_999: 1}
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 << 10
-    assert list(tmp_path.iterdir()) == []
+    data = dataset(PLACE, TEXT)
+    rows = texts(1500)
+    first = data.add("a.jsonl", jsonl([*rows, rows[3]]))
+    data.add("b.csv", csv_bytes([rows[0], rows[1499], rows[0]], ["id", "place", "text"]))
+    found = [
+        (unit.file, each.row, each.first_file)
+        for unit in data.plan().units
+        for each in unit.duplicates
+    ]
+    assert found == [(0, 1500, first), (1, 0, first), (1, 1, first), (1, 2, first)]
 
 
 @given(st.binary(max_size=60).map(lambda data: data.replace(b"\xef", b"\n")), st.integers(1, 9))

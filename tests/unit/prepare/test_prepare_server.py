@@ -19,7 +19,7 @@ from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.preparation import Ground
 from workers.prepare.finish import PreparationFailed
-from workers.prepare.progress import Progress, ProgressWriter
+from workers.prepare.progress import DatasetProgress, ProgressWriter
 from workers.prepare.server import PrepareServer, chosen
 from workers.prepare.tasks import Prepared
 
@@ -32,14 +32,14 @@ class Carried:
 
     def __init__(self) -> None:
         self.started: list[tuple[str, int]] = []
-        self.do: Callable[[PrepareRequest, Progress], None] = lambda request, progress: None
+        self.do: Callable[[PrepareRequest, DatasetProgress], None] = lambda request, progress: None
         self.release = threading.Event()
 
-    def __call__(self, request: PrepareRequest, progress: Progress) -> None:
+    def __call__(self, request: PrepareRequest, progress: DatasetProgress) -> None:
         self.started.append((request.dataset, request.request))
         self.do(request, progress)
 
-    def until_released(self, request: PrepareRequest, progress: Progress) -> None:
+    def until_released(self, request: PrepareRequest, progress: DatasetProgress) -> None:
         """Work that ends when it is released or cancelled."""
         while not self.release.wait(0.01):
             progress.check("")
@@ -156,7 +156,7 @@ def test_a_failure_is_written_with_its_reason(
 ) -> None:
     row = RejectedRow(id="a", file="file:///a", row=3, place="a.jsonl line 8", reason="it is empty")
 
-    def fail(request: PrepareRequest, progress: Progress) -> None:
+    def fail(request: PrepareRequest, progress: DatasetProgress) -> None:
         raise PreparationFailed(
             "invalid_dataset", "too many bad rows", Prepared((), (), (row,) * 30, {})
         )
@@ -195,7 +195,7 @@ def test_another_driver_does_not_repeat_what_has_failed(
 def test_an_outage_or_a_bug_is_tried_again_later_and_says_so(
     ground: Ground, server: PrepareServer, carried: Carried, seconds: Seconds, error: Exception
 ) -> None:
-    def fail_once(request: PrepareRequest, progress: Progress) -> None:
+    def fail_once(request: PrepareRequest, progress: DatasetProgress) -> None:
         if len(carried.started) == 1:
             raise error
 

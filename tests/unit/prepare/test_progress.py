@@ -15,10 +15,15 @@ from cmcl.contract.model import ModelSpec
 from cmcl.storage.local import LocalStore
 from tests.fakes.preparation import FILE_MEMORY, Ground
 from workers.prepare.plan import plan
-from workers.prepare.progress import Cancelled, Progress
-from workers.prepare.raw_rows import RawSource, sides_of
-from workers.prepare.tasks import children, end_children
-from workers.prepare.units import DatasetContext, UnitRecord, UnitTask, prepare_unit
+from workers.prepare.progress import Cancelled, DatasetProgress
+from workers.prepare.tasks import children, end_children, unit_record
+from workers.prepare.units import (
+    DatasetContext,
+    DatasetSource,
+    UnitRecord,
+    UnitTask,
+    sides_of,
+)
 
 ENCODERS = (
     EncoderSpec(name="image", kind="synthetic", takes="numbers", width=4, max_batch=64),
@@ -47,8 +52,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def progress(clock: Clock) -> Progress:
-    return Progress("ds-1", 0, clock)
+def progress(clock: Clock) -> DatasetProgress:
+    return DatasetProgress("ds-1", 0, clock)
 
 
 def record(rows: int, bad: int = 0) -> UnitRecord:
@@ -60,19 +65,19 @@ def record(rows: int, bad: int = 0) -> UnitRecord:
     return UnitRecord(training=shard, rejected=rejected)
 
 
-def figures(progress: Progress) -> tuple[int, int, float | None, float | None]:
+def figures(progress: DatasetProgress) -> tuple[int, int, float | None, float | None]:
     shown = progress.snapshot()
     return shown.rows_done, shown.rows_total, shown.rows_per_second, shown.eta_seconds
 
 
-def test_before_the_first_row_there_is_no_rate(progress: Progress, clock: Clock) -> None:
+def test_before_the_first_row_there_is_no_rate(progress: DatasetProgress, clock: Clock) -> None:
     assert figures(progress) == (0, 0, None, None)
     progress.enter("encoding", rows=1024, units=1)
     clock.now += 10
     assert figures(progress) == (0, 1024, None, None)
 
 
-def test_rows_of_a_unit_in_work_count(progress: Progress, clock: Clock) -> None:
+def test_rows_of_a_unit_in_work_count(progress: DatasetProgress, clock: Clock) -> None:
     progress.enter("encoding", rows=1000, units=1)
     clock.now += 10
     progress.unit_in_work(0, 250)
@@ -85,7 +90,9 @@ def test_rows_of_a_unit_in_work_count(progress: Progress, clock: Clock) -> None:
     assert progress.snapshot().bad_rows == 10
 
 
-def test_units_in_work_are_added_to_those_that_are_done(progress: Progress, clock: Clock) -> None:
+def test_units_in_work_are_added_to_those_that_are_done(
+    progress: DatasetProgress, clock: Clock
+) -> None:
     progress.enter("encoding", rows=400, units=4)
     progress.unit_done(2, record(100))
     progress.unit_in_work(0, 30)
@@ -94,7 +101,7 @@ def test_units_in_work_are_added_to_those_that_are_done(progress: Progress, cloc
     assert figures(progress) == (200, 400, 50, 4)
 
 
-def test_a_unit_that_begins_again_lowers_nothing(progress: Progress) -> None:
+def test_a_unit_that_begins_again_lowers_nothing(progress: DatasetProgress) -> None:
     """Repeated failures at the same row must not count as progress."""
     progress.enter("encoding", rows=100, units=1)
     shown = []
@@ -104,14 +111,14 @@ def test_a_unit_that_begins_again_lowers_nothing(progress: Progress) -> None:
     assert shown == [10, 60, 60, 60, 61]
 
 
-def test_without_a_total_units_give_the_time_left(progress: Progress, clock: Clock) -> None:
+def test_without_a_total_units_give_the_time_left(progress: DatasetProgress, clock: Clock) -> None:
     progress.enter("reading", units=4)
     progress.unit_done(3, record(10))
     clock.now += 5
     assert figures(progress) == (10, 0, 2, 15)
 
 
-def test_units_that_are_read_again_count_again(progress: Progress) -> None:
+def test_units_that_are_read_again_count_again(progress: DatasetProgress) -> None:
     progress.enter("reading", units=2)
     kept = {0: record(10)}
     for index, unit in (kept | {1: record(20)}).items():
@@ -131,7 +138,7 @@ def test_units_that_are_read_again_count_again(progress: Progress) -> None:
     ],
 )
 def test_a_note_disappears_with_the_next_progress(
-    progress: Progress, report: Callable[[Progress], None]
+    progress: DatasetProgress, report: Callable[[DatasetProgress], None]
 ) -> None:
     progress.enter("encoding", rows=2, units=2)
     progress.check("waits for a GPU")
@@ -140,7 +147,7 @@ def test_a_note_disappears_with_the_next_progress(
     assert progress.snapshot().note is None
 
 
-def test_a_cancelled_dataset_stops_at_its_next_check(progress: Progress) -> None:
+def test_a_cancelled_dataset_stops_at_its_next_check(progress: DatasetProgress) -> None:
     progress.check("")
     progress.cancel()
     with pytest.raises(Cancelled):
@@ -157,7 +164,7 @@ def test_rows_of_a_unit_are_counted_while_it_is_encoded(tmp_path: Path) -> None:
     (ground.folder / "raw.jsonl").write_text("\n".join(map(json.dumps, rows)))
     encoders = {spec.name: spec for spec in ENCODERS}
     pair = ModalityPair(first="image", second="text")
-    source = RawSource(
+    source = DatasetSource(
         files=(ground.ref("raw.jsonl"),),
         sides=sides_of(pair, SPEC, encoders),
         allowed_prefixes=(ground.folder.resolve().as_uri(),),
@@ -182,7 +189,7 @@ def test_rows_of_a_unit_are_counted_while_it_is_encoded(tmp_path: Path) -> None:
         ]
         (unit,) = plan(child, source).units
         context = replace(context, encoders=(leased[0], leased[1]))
-        counts += prepare_unit(context, UnitTask(0, 0, unit), child, lambda: None)
+        counts += unit_record(context, UnitTask(0, 0, unit), child, lambda: None)
     assert counts == sorted(counts)
     # Places are encoded while others are read; one row was rejected before. Texts come at the end.
     assert counts[0] == 1

@@ -18,7 +18,7 @@ from tests.fakes.encoders import write_weights
 from tests.fakes.preparation import Ground
 from workers.encoders.port import EncoderMismatch, FrozenEncoder
 from workers.encoders.registry import load_encoder
-from workers.prepare.encoder_actor import EncoderActor
+from workers.prepare.encoder_pool import EncoderActor
 from workers.prepare.finish import PreparationFailed
 from workers.prepare.tasks import end_children
 from workers.serve.encoders.port import Mismatch, Unavailable

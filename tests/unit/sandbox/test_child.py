@@ -14,8 +14,15 @@ import pytest
 
 from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from tests.fakes.child_tasks import Order, work
-from workers.sandbox.child import Child, ChildCrashed, ChildPool, ScratchFolder, share_of_memory
-from workers.sandbox.started_process import ChildLimits, TaskFailed
+from workers.sandbox.child import (
+    Child,
+    ChildCrashed,
+    ChildLimits,
+    ChildPool,
+    ScratchFolder,
+    TaskFailed,
+    share_of_memory,
+)
 
 LIMITS = ChildLimits(memory=512 << 20, seconds=120)
 QUICK = ("tests.fakes.child_tasks",)
@@ -185,7 +192,7 @@ def test_the_child_ends_with_its_parent_and_its_folder_is_removed_later(
     program = (
         "import sys\n"
         "from workers.sandbox.child import Child\n"
-        "from workers.sandbox.started_process import ChildLimits\n"
+        "from workers.sandbox.child import ChildLimits\n"
         "from tests.fakes.child_tasks import Order, work\n"
         "child = Child(ChildLimits(512 << 20), ('tests.fakes.child_tasks',))\n"
         "results = child.run(work, Order(does='sleep'))\n"

@@ -18,8 +18,8 @@ from workers.prepare.forms.record import (
     UnitCutter,
     check_columns,
 )
-from workers.prepare.raw_rows import RawUnit
 from workers.prepare.stored_file import StoredFile
+from workers.prepare.units import RawUnit
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Columns are checked in this many first records.

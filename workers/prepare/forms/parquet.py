@@ -26,8 +26,8 @@ from workers.prepare.forms.record import (
     columns_of,
     known_columns,
 )
-from workers.prepare.raw_rows import RawUnit, SideSpec
 from workers.prepare.stored_file import StoredFile
+from workers.prepare.units import RawUnit, SideSpec
 
 _LARGEST_GROUP = 4 << 30
 _BATCH_BYTES = 16 << 20

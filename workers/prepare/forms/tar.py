@@ -24,10 +24,10 @@ from workers.prepare.forms.record import (
     Sides,
     UnitCutter,
     check_columns,
+    id_of,
 )
-from workers.prepare.items import id_of
-from workers.prepare.raw_rows import RawUnit, SideSpec
 from workers.prepare.stored_file import StoredFile
+from workers.prepare.units import RawUnit, SideSpec
 
 MAGIC_OFFSET, MAGIC = 257, b"ustar"
 _NAME = re.compile(r"((?:.*/)?[^/.][^/.]*)\.([^/]+)", re.DOTALL)

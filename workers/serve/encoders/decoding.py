@@ -12,10 +12,9 @@ import numpy as np
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.modality import Frozen
 from workers.encoders.port import FrozenEncoder, ItemT
-from workers.sandbox.child import Child, ChildCrashed, share_of_memory
+from workers.sandbox.child import Child, ChildCrashed, ChildLimits, share_of_memory
 from workers.sandbox.frames import FrameWriter
 from workers.sandbox.items import decode_item, packed, unpacked
-from workers.sandbox.started_process import ChildLimits
 from workers.serve.encoders.port import Raw
 
 _ITEM = "item"

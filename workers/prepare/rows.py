@@ -1,29 +1,34 @@
-"""Copy the raw items of a unit to the local disk and digest each, in the child.
+"""Rows of a unit, in the bounded child: first their raw items are copied to the local disk, then they are decoded.
 
 The decoder reads these copies, so later changes of the user's files have no effect. Files that rows name are
 fetched some at a time.
 """
 
 import json
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from itertools import islice
+from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 from blake3 import blake3
 from pydantic import Field
 
 from cmcl.contract.dataset import ShardRef, Uri
 from cmcl.contract.errors import InvalidUri, ObjectNotFound
-from cmcl.contract.modality import Frozen
+from cmcl.contract.modality import Blake3, Frozen
 from cmcl.storage.object_store import retry_unavailable
-from workers.prepare.forms.record import BadRow, FileName, Member, Record
-from workers.prepare.forms.registry import FORMS
-from workers.prepare.items import (
+from workers.encoders.media import DecoderMissing
+from workers.prepare.forms.record import (
+    BadRow,
+    FileName,
+    Member,
     RawItem,
+    Record,
     check_size,
     id_of,
     item_in_file,
@@ -31,19 +36,28 @@ from workers.prepare.items import (
     label_of,
     largest,
 )
-from workers.prepare.raw_rows import RawUnit, SideSpec
+from workers.prepare.forms.registry import FORMS
 from workers.prepare.stored_file import Locator, StoredFile
+from workers.prepare.units import RawUnit, SideSpec
+from workers.sandbox.child_process import named_function
 from workers.sandbox.frames import FrameWriter
+from workers.sandbox.items import packed
 
-ITEMS, INDEX = "items", "index.jsonl"
+_ITEMS, _INDEX = "items", "index.jsonl"
 _MOST_THREADS = 16
 _BYTES_UNDER_WAY = 128 << 20
 _LONGEST_URI, _LONGEST_NAME = 1024, 255
 _LONGEST_PLACE = 500
 
+# In place of an item that is the one of the previous row, and of one that need not be decoded.
+SAME: dict[str, Any] = {"kind": "same"}
+NOT_DECODED: dict[str, Any] = {"kind": "not decoded"}
+
+_Position = Annotated[int, Field(ge=0)]
+
 
 class SpoolRequest(Frozen):
-    """Request to spool a unit of the file `ref`. Other fields as in RawSource."""
+    """Request to spool a unit of the file `ref`. Other fields as in DatasetSource."""
 
     ref: ShardRef
     unit: RawUnit
@@ -52,50 +66,58 @@ class SpoolRequest(Frozen):
     locations: dict[Uri, Uri] = Field(default={})
 
 
-@dataclass(frozen=True)
-class Spooled:
-    """Place of an item in the file ITEMS, and digest of its raw bytes."""
+class SpooledRow(NamedTuple):
+    """A good row. `key_a`, `key_b`: digests of the raw bytes of both items."""
 
-    offset: int
-    size: int
-    digest: str
+    position: _Position
+    id: str
+    label: str | None
+    key_a: Blake3
+    key_b: Blake3
+
+
+class SpooledUnit(Frozen):
+    """The rows of a unit. `rejected`: position, id and reason. `places`: where the user finds each row."""
+
+    good: list[SpooledRow] = Field(default=[])
+    rejected: list[tuple[_Position, str | None, str]] = Field(default=[])
+    places: list[str] = Field(default=[])
 
 
 def spool_unit(request: SpoolRequest, output: FrameWriter) -> None:
-    """Write ITEMS and INDEX, which has a line for each good row. Runs in the child.
+    """Write the raw items of all good rows to the folder, and send a SpooledUnit. Runs in the child.
 
-    Sends rows that cannot be used, `[position, id, reason]`, good rows, `[position, id, label, digest, digest]`, and
-    where the user finds each row. Raises InvalidDataset if the file is not the one that was planned;
-    StorageUnavailable.
+    Raises InvalidDataset if the file is not the one that was planned; StorageUnavailable.
     """
     unit = request.unit
     last = unit.first_row + unit.rows - 1
     output.step(f"reading rows {unit.first_row} to {last} of {request.ref.uri}")
     locator = Locator(request.allowed_prefixes, request.locations)
     file = StoredFile(request.ref.model_copy(update={"sha256": None}), locator)
-    places: list[str] = []
-    good: list[list[Any]] = []
-    rejected: list[list[Any]] = []
+    good, rejected, places = [], [], []
+    # By digest, because equal items are written once: offset and size in the file, and the digest.
+    written: dict[str, tuple[int, int, str]] = {}
     with (
         _Fetcher(file, locator, request.sides) as fetcher,
-        _Spool(output.folder) as spool,
-        (output.folder / INDEX).open("w") as index,
+        (output.folder / _ITEMS).open("wb") as items,
+        (output.folder / _INDEX).open("w") as index,
     ):
         for row in _rows(request, file, fetcher):
             places.append(row.place)
             try:
-                items = [spool.add(each) for each in row.items()]
+                both = row.items()
             except BadRow as error:
-                rejected.append([row.position, row.id, str(error)])
+                rejected.append((row.position, row.id, str(error)))
                 continue
-            keys = [item.digest for item in items]
-            good.append([row.position, row.id, row.label, *keys])
-            index.write(
-                json.dumps([[item.offset, item.size, item.digest] for item in items]) + "\n"
-            )
-    output.send({"rejected": len(rejected)}, [json.dumps(rejected).encode()])
-    output.send({"good": len(good)}, [json.dumps(good).encode()])
-    output.send({"places": len(places)}, [json.dumps(places).encode()])
+            keys = [blake3(data).hexdigest() for data in both]
+            for key, data in zip(keys, both, strict=True):
+                if key not in written:
+                    written[key] = (items.tell(), len(data), key)
+                    items.write(data)
+            index.write(json.dumps([written[key] for key in keys]) + "\n")
+            good.append(SpooledRow(row.position, str(row.id), row.label, *keys))
+    spooled = SpooledUnit(good=good, rejected=rejected, places=places)
+    output.send({}, [spooled.model_dump_json().encode()])
 
 
 @dataclass(frozen=True)
@@ -109,14 +131,11 @@ class _Pending:
     sources: tuple["bytes | Future[bytes]", ...] = ()
     problem: str | None = None
 
-    def items(self) -> Iterator[bytes]:
-        """Raw bytes of both items. Raises BadRow; StorageUnavailable."""
+    def items(self) -> list[bytes]:
+        """Return the raw bytes of both items. Raises BadRow; StorageUnavailable."""
         if self.problem is not None:
             raise BadRow(self.problem)
-        # Both are fetched before the first one is written: a row is spooled as a whole or not at all.
-        yield from [
-            source if isinstance(source, bytes) else source.result() for source in self.sources
-        ]
+        return [each if isinstance(each, bytes) else each.result() for each in self.sources]
 
 
 def _rows(request: SpoolRequest, file: StoredFile, fetcher: "_Fetcher") -> Iterator[_Pending]:
@@ -235,27 +254,64 @@ class _Fetcher:
         return item_in_file(data, side)
 
 
-class _Spool:
-    """The file ITEMS. Equal items are written once."""
+class DecodeRequest(Frozen):
+    """Request for the rows of the spooled unit from index `first` on. `row_seconds`: time limit for one row.
 
-    def __init__(self, folder: Path) -> None:
-        self._file = (folder / ITEMS).open("wb")
-        self._offset = 0
-        self._known: dict[str, Spooled] = {}
+    `decoder`: name of a function like `decode_item`. `known`: digests of items of each side that need not be decoded.
+    """
 
-    def __enter__(self) -> "_Spool":
-        return self
+    sides: tuple[SideSpec, SideSpec]
+    first: int = Field(ge=0)
+    row_seconds: float
+    decoder: str
+    known: tuple[frozenset[str], frozenset[str]]
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._file.close()
 
-    def add(self, data: bytes) -> Spooled:
-        """Write an item. Raises OSError if the disk is full."""
-        digest = blake3(data).hexdigest()
-        if (known := self._known.get(digest)) is not None:
-            return known
-        self._file.write(data)
-        spooled = Spooled(self._offset, len(data), digest)
-        self._offset += len(data)
-        self._known[digest] = spooled
-        return spooled
+def decode_rows(request: DecodeRequest, output: FrameWriter) -> None:
+    """Send each row: `{"row", "items"}` and the bytes of both items, or `{"row", "reason"}`.
+
+    An item that equals that of the previous row is not sent again. Raises DecoderMissing.
+    """
+    decoder = named_function(request.decoder)
+    previous: list[str] = ["", ""]
+    with (output.folder / _ITEMS).open("rb") as items, (output.folder / _INDEX).open() as index:
+        for row, line in islice(enumerate(index), request.first, None):
+            places = json.loads(line)
+            output.step(row, request.row_seconds)
+            headers, parts = [], []
+            try:
+                for at, (side, (offset, size, digest)) in enumerate(
+                    zip(request.sides, places, strict=True)
+                ):
+                    if digest in request.known[at]:
+                        headers.append(NOT_DECODED)
+                        continue
+                    if digest == previous[at]:
+                        headers.append(SAME)
+                        continue
+                    raw = os.pread(items.fileno(), size, offset)
+                    header, part = packed(
+                        np.frombuffer(raw, "<f4")
+                        if side.encoder is None
+                        else decoder(side.encoder, raw)
+                    )
+                    headers.append(header)
+                    parts += part
+            except (MemoryError, ImportError, DecoderMissing):
+                raise
+            except Exception as error:  # noqa: BLE001 - a decoder may raise anything for damaged bytes
+                previous = ["", ""]
+                output.send({"row": row, "reason": _reason(error)})
+                continue
+            previous = [digest for _, _, digest in places]
+            output.send({"row": row, "items": headers}, parts)
+
+
+def _reason(error: Exception) -> str:
+    """Return the sentence of a ValueError; other errors come from libraries, so their class is named as well."""
+    text = str(error)[:1000]
+    return (
+        text
+        if type(error) is ValueError
+        else f"it cannot be decoded: {type(error).__name__}: {text}"
+    )

@@ -6,7 +6,7 @@ import sys
 
 _PROGRAM = """
 import os
-from workers.files.process_limits import give_way_to_queries
+from workers.sandbox.limits import give_way_to_queries
 for _ in range(2):
     give_way_to_queries()
     print(os.nice(0))

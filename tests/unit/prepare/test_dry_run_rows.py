@@ -11,7 +11,7 @@ import torch
 from cmcl.contract.errors import StorageUnavailable
 from tests.fakes.feature_shards import numbered_rows, write_pair_shards
 from workers.files.shards import open_in_pieces, write_shard
-from workers.prepare.row_findings import Sample, check_rows, sampled
+from workers.prepare.dry_run import Sample, check_rows, sampled
 
 ROWS = 1000
 
@@ -53,7 +53,7 @@ def test_one_file_at_a_time_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         opened.append(open_in_pieces(path))
         return opened[-1]
 
-    monkeypatch.setattr("workers.prepare.row_findings.open_in_pieces", open_alone)
+    monkeypatch.setattr("workers.prepare.dry_run.open_in_pieces", open_alone)
     sample_of(tmp_path, 800)
     assert opened
     assert all(file.closed for file in opened)
@@ -65,7 +65,7 @@ def test_a_machine_that_cannot_read_is_no_fault_of_the_files(
     def open_too_many(path: Path) -> pq.ParquetFile:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
 
-    monkeypatch.setattr("workers.prepare.row_findings.open_in_pieces", open_too_many)
+    monkeypatch.setattr("workers.prepare.dry_run.open_in_pieces", open_too_many)
     with pytest.raises(StorageUnavailable, match="Too many open files"):
         sample_of(tmp_path, 800)
 
