@@ -18,8 +18,7 @@ from workers.encoders.media import Decoded
 from workers.encoders.port import FrozenEncoder
 from workers.encoders.registry import load_encoder
 from workers.prepare.cluster import KNOWN_ERRORS, Check
-from workers.prepare.encoder_pool import LeasedEncoder, encode_batch
-from workers.prepare.encoding import Encoded, EncoderPort
+from workers.prepare.encoding import Encoded, EncoderPort, LeasedEncoder, encode_batch
 
 T = TypeVar("T")
 R = TypeVar("R")

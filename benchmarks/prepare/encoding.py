@@ -31,7 +31,8 @@ from cmcl.contract.prepare import PreparationPhase, PrepareRequest
 from cmcl.storage import layout
 from cmcl.storage.datasets import read_dataset_manifest
 from cmcl.storage.object_store import ObjectStore
-from workers.encoders.media import Decoded, Limits, decode
+from workers.encoders.decoding import decode
+from workers.encoders.media import Decoded, Limits
 from workers.encoders.registry import load_encoder
 from workers.files.shards import write_shard
 from workers.prepare.cluster import RayCluster
@@ -88,7 +89,7 @@ _LOADED: list[Barrier] = []
 
 
 def _bare(spec: EncoderSpec, raw: list[str | bytes], rows_in_unit: int) -> float:
-    limits, collected = Limits.of(spec), _Batches(spec.width)
+    limits, collected = Limits.from_spec(spec), _Batches(spec.width)
     for first in range(0, len(raw), rows_in_unit):
         side = SideEncoder(collected, spec, {})
         for row, item in enumerate(raw[first : first + rows_in_unit]):

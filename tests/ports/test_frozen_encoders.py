@@ -22,7 +22,7 @@ from tests.fakes.encoder_cases import (
     features,
 )
 from workers.encoders.identity import check_record, record_of
-from workers.encoders.media import Limits, Raw, decode
+from workers.encoders.media import Raw
 from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder
 from workers.encoders.registry import load_encoder
 
@@ -80,13 +80,6 @@ def test_a_row_does_not_depend_on_the_other_rows(case: tuple[Encoder, Sequence[R
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_reading_is_decoding_and_loading(case: tuple[Encoder, Sequence[Raw]]) -> None:
-    encoder, raw = case
-    decoded = decode(encoder.spec.takes, raw[0], Limits.of(encoder.spec))
-    apart = encoder.features([encoder.load(decoded)])
-    np.testing.assert_array_equal(apart, features(encoder, raw[0]))
-
-
 def test_a_text_at_the_default_limit_is_embedded_and_a_longer_one_is_refused(
     case: tuple[Encoder, Sequence[Raw]],
 ) -> None:
@@ -96,7 +89,7 @@ def test_a_text_at_the_default_limit_is_embedded_and_a_longer_one_is_refused(
         return
     assert np.isfinite(features(encoder, "a b " * (16 << 10))).all()
     with pytest.raises(ValueError, match="has 65537 bytes or more; permitted are 65536"):
-        encoder.read("a b " * (16 << 10) + "a")
+        features(encoder, "a b " * (16 << 10) + "a")
 
 
 def test_a_second_load_has_the_identity_and_fingerprint_of_the_first(

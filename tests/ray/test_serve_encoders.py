@@ -22,6 +22,7 @@ from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import PARTS, EndpointParts
 from cmcl.stack import LocalStack
 from cmcl.storage.uris import open_store
+from tests.fakes.encoder_cases import features
 from tests.fakes.versions import publish_version, random_heads
 from tests.ray.encoder_application import PREFIX, deployed
 from workers.encoders.media import Raw
@@ -124,8 +125,8 @@ def application(
 def expected(modality: str, raw: Sequence[Raw]) -> np.ndarray:
     """Embeddings of raw items, by an encoder of this process."""
     encoder = SyntheticEncoder(ENCODERS[modality])
-    features = encoder.features([encoder.read(each) for each in raw])
-    embeddings: np.ndarray = HEADS.embed(modality, torch.from_numpy(features)).numpy()
+    rows_BF = features(encoder, *raw)
+    embeddings: np.ndarray = HEADS.embed(modality, torch.from_numpy(rows_BF)).numpy()
     return embeddings
 
 

@@ -62,15 +62,16 @@ class FrozenEncoder(ABC, Generic[ItemT]):
     def read(self, raw: "Raw") -> ItemT:
         """Decode and load one raw item. Raises ValueError, whose message the user gets."""
         # Imported here: replicas of the endpoint import this file, and decode nothing.
-        from workers.encoders.media import Limits, decode
+        from workers.encoders.decoding import decode
+        from workers.encoders.media import Limits
 
-        return self.load(decode(self.spec.takes, raw, Limits.of(self.spec)))
+        return self.load(decode(self.spec.takes, raw, Limits.from_spec(self.spec)))
 
     def probe_items(self) -> "list[Decoded]":
         """The items of its fingerprint. Override it where the generated ones do not suit, such as for
         lists of numbers of another length than 2.
         """
-        from workers.encoders.identity import generated_items
+        from workers.encoders.probes import generated_items
 
         return generated_items(self.spec)
 

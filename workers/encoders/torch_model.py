@@ -10,9 +10,9 @@ import torch
 
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.memory import keep_freed_memory
-from workers.encoders.audio import resample
 from workers.encoders.media import Audio
 from workers.encoders.port import EncoderUnusable, Float32Array
+from workers.encoders.recordings import resample
 
 RowT = TypeVar("RowT")
 # Above this a tokenizer's limit means that it has none.

@@ -13,8 +13,8 @@ from ray.exceptions import RayError
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import StorageUnavailable, WorkerError
 from workers.encoders.port import EncoderMismatch, EncoderUnusable
-from workers.prepare.encoder_pool import EncoderPools, LeasedEncoder
-from workers.prepare.encoding import EncoderLost
+from workers.prepare.encoder_pool import EncoderPools
+from workers.prepare.encoding import EncoderLost, LeasedEncoder
 from workers.prepare.progress import Cancelled
 from workers.prepare.settings import PrepareSettings
 from workers.sandbox.child import share_of_memory

@@ -17,8 +17,7 @@ from cmcl.storage.object_store import ObjectStore
 from workers.encoders.identity import check_identity
 from workers.encoders.port import EncoderMismatch, EncoderUnusable
 from workers.prepare.cluster import Cluster
-from workers.prepare.encoder_pool import LeasedEncoder
-from workers.prepare.encoding import EncoderLost
+from workers.prepare.encoding import EncoderLost, LeasedEncoder
 from workers.prepare.finish import (
     PreparationFailed,
     as_failure,

@@ -32,7 +32,7 @@ from workers.encoders.identity import check_or_record
 from workers.encoders.media import Decoded
 from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder
 from workers.encoders.registry import load_encoder
-from workers.prepare.encoding import Encoded, EncoderLost, EncoderPort
+from workers.prepare.encoding import Encoded, EncoderLost, EncoderPort, LeasedEncoder, encode_batch
 from workers.sandbox.limits import give_way_to_queries
 
 # An actor that dies is restarted, and its batch is sent a second time. Both numbers are finite: a batch may be the
@@ -48,22 +48,11 @@ _RELEASE_SECONDS = 20.0
 _MOST_ENDS = 3
 
 
-@dataclass(frozen=True)
-class LeasedEncoder:
-    """A leased encoder as units receive it: its identity, and the names of its actors.
-
-    Without actors it has not started, and units can only use items that it encoded before.
-    """
-
-    spec: EncoderSpec
-    identity: EncoderIdentity
-    actors: tuple[str, ...]
+class RayLease(LeasedEncoder):
+    """An encoder whose processes are actors of Ray."""
 
     def connect(self, first: int, what: str) -> EncoderPort:
-        """Return the encoder for one side of a unit. `first`: number of the actor that gets its first batch.
-
-        `what`: the items, for messages; the same when the unit is tried again, and different for each side.
-        """
+        """See LeasedEncoder."""
         return RayEncoder(self, first, what)
 
 
@@ -78,8 +67,6 @@ class RayEncoder:
     def submit(self, items: Sequence[Decoded]) -> Any:
         """See EncoderPort."""
         names = self._leased.actors
-        if not names:
-            raise EncoderLost(f"encoder {self._leased.spec.name!r} has not started")
         name = names[self._next % len(names)]
         self._next += 1
         self._sent += 1
@@ -188,21 +175,6 @@ def _counted(name: str, batch: str) -> Iterator[None]:
     path.unlink(missing_ok=True)
 
 
-def encode_batch(encoder: FrozenEncoder[Any], items: Sequence[Decoded]) -> Encoded:
-    """Load and encode one batch. An item that cannot be loaded gets a reason instead of a feature."""
-    loaded, places, errors = [], [], {}
-    for place, item in enumerate(items):
-        try:
-            loaded.append(encoder.load(item))
-            places.append(place)
-        except ValueError as error:
-            errors[place] = str(error)
-    features_BF = np.full((len(items), encoder.spec.width), np.nan, np.float32)
-    if loaded:
-        features_BF[places] = encoder.features(loaded)
-    return Encoded(features_BF, errors)
-
-
 @dataclass
 class _Pool:
     spec: EncoderSpec
@@ -256,7 +228,7 @@ class EncoderPools:
             with self._lock:
                 pool.leases += 1
                 self._identities[key] = pool.identity
-            leased = LeasedEncoder(spec, pool.identity, tuple(pool.actors))
+            leased = RayLease(spec, pool.identity, tuple(pool.actors))
         finally:
             starting.release()
         try:

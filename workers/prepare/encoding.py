@@ -23,7 +23,9 @@ from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore, retry_unavailable
-from workers.encoders.media import Audio, Decoded, Video, is_flat
+from workers.encoders.decoding import is_flat
+from workers.encoders.media import Audio, Decoded, Video
+from workers.encoders.port import FrozenEncoder
 from workers.files.shards import wrong_values
 from workers.sandbox.items import Item
 
@@ -55,6 +57,21 @@ class EncodedItem:
     is_flat: bool = False
 
 
+def encode_batch(encoder: FrozenEncoder[Any], items: Sequence[Decoded]) -> Encoded:
+    """Load and encode one batch. An item that cannot be loaded gets a reason instead of a feature."""
+    loaded, places, errors = [], [], {}
+    for place, item in enumerate(items):
+        try:
+            loaded.append(encoder.load(item))
+            places.append(place)
+        except ValueError as error:
+            errors[place] = str(error)
+    features_BF = np.full((len(items), encoder.spec.width), np.nan, np.float32)
+    if loaded:
+        features_BF[places] = encoder.features(loaded)
+    return Encoded(features_BF, errors)
+
+
 class EncoderPort(Protocol):
     """Port of an encoder: batches are submitted, and their features fetched later."""
 
@@ -65,6 +82,40 @@ class EncoderPort(Protocol):
     def wait(self, pending: Any) -> Encoded:
         """Return the features of a batch. Raises EncoderLost, EncoderMismatch, EncoderUnusable."""
         ...
+
+
+@dataclass(frozen=True)
+class LeasedEncoder:
+    """An encoder as units receive it: its identity, and the names of its processes.
+
+    Without any it has not started, and units can only use items that it encoded before.
+    """
+
+    spec: EncoderSpec
+    identity: EncoderIdentity
+    actors: tuple[str, ...]
+
+    def connect(self, first: int, what: str) -> EncoderPort:
+        """Return the encoder for one side of a unit. `first`: number of the actor that gets its first batch.
+
+        `what`: the items, for messages; the same when the unit is tried again, and different for each side.
+        """
+        return NotStarted(self.spec.name)
+
+
+@dataclass(frozen=True)
+class NotStarted:
+    """An encoder that has not started. See EncoderPort."""
+
+    name: str
+
+    def submit(self, items: Sequence[Decoded]) -> Any:
+        """Raises EncoderLost."""
+        raise EncoderLost(f"encoder {self.name!r} has not started")
+
+    def wait(self, pending: Any) -> Encoded:
+        """Is not called."""
+        raise EncoderLost(f"encoder {self.name!r} has not started")
 
 
 class SideEncoder:

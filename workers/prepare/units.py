@@ -16,7 +16,7 @@ from cmcl.contract.modality import Frozen, Modality, ModalityPair
 from cmcl.contract.model import ModelSpec
 
 if TYPE_CHECKING:
-    from workers.prepare.encoder_pool import LeasedEncoder
+    from workers.prepare.encoding import LeasedEncoder
 
 ROWS_IN_A_UNIT = 1024
 

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from cmcl.contract.encoder import EncoderSpec
-from workers.encoders.media import Audio, Decoded, Limits, Video, decode
+from workers.encoders.decoding import decode
+from workers.encoders.media import Audio, Decoded, Limits, Video
 
 Item = Decoded | np.ndarray
 """A decoded item, or for a modality without an encoder its feature: float32 of shape (width,)."""
@@ -20,8 +21,8 @@ Parts = tuple[dict[str, Any], list[bytes | memoryview]]
 def decode_item(spec: EncoderSpec, raw: bytes) -> Decoded:
     """Decode one raw item. Raises ValueError with a sentence for the user."""
     if spec.takes == "numbers":
-        return decode(spec.takes, np.frombuffer(raw, "<f8").tolist(), Limits.of(spec))
-    return decode(spec.takes, raw, Limits.of(spec))
+        return decode(spec.takes, np.frombuffer(raw, "<f8").tolist(), Limits.from_spec(spec))
+    return decode(spec.takes, raw, Limits.from_spec(spec))
 
 
 def packed(item: Item) -> Parts:

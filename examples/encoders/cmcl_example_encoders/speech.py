@@ -14,10 +14,10 @@ import numpy as np
 import onnxruntime
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec, ModelFiles
-from workers.encoders.audio import resample
 from workers.encoders.identity import identity_of
 from workers.encoders.media import Audio, Decoded
 from workers.encoders.port import EncoderUnusable, Float32Array, FrozenEncoder, as_features
+from workers.encoders.recordings import resample
 
 _RATE = 16_000
 _FRAMES, _HOP = 76, 8

@@ -11,8 +11,8 @@ import pytest
 import soundfile
 
 from tests.unit.encoders.conftest import Bounded
-from workers.encoders.audio import read_audio, resample
 from workers.encoders.media import Limits
+from workers.encoders.recordings import read_audio, resample
 
 LIMITS = Limits(bytes=1 << 24, pixels=0, seconds=20)
 RATE = 8000

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.unit.encoders.conftest import Bounded
-from workers.encoders.media import is_flat, read_image
+from workers.encoders.decoding import is_flat, read_image
 
 PIXELS = 10_000
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cmcl.contract.encoder import EncoderSpec, Media
-from workers.encoders.media import Limits, Raw, decode, window_starts
+from workers.encoders.decoding import decode
+from workers.encoders.media import Limits, Raw, window_starts
 
 LIMITS = Limits(bytes=40, pixels=1000, seconds=1)
 
@@ -64,7 +65,7 @@ def test_limits_are_those_of_the_declaration() -> None:
         name="x", kind="synthetic", takes="video", width=1, max_item_bytes=5, max_pixels=6,
         max_seconds=7, window_seconds=2, windows=3, frames=4,
     )  # fmt: skip
-    assert Limits.of(spec) == Limits(5, 6, 7, window_seconds=2, windows=3, frames=4)
+    assert Limits.from_spec(spec) == Limits(5, 6, 7, window_seconds=2, windows=3, frames=4)
 
 
 @pytest.mark.parametrize(

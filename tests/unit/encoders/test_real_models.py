@@ -182,9 +182,9 @@ def test_places_near_each_other_are_alike(folders: Folders) -> None:
     paris, suburb, london = features(encoder, [48.86, 2.35], [48.86, 2.36], [51.51, -0.13])
     assert paris @ suburb > paris @ london + 0.3
     with pytest.raises(ValueError, match=r"\[91, 0\] is no place"):
-        encoder.read([91.0, 0.0])
+        features(encoder, [91.0, 0.0])
     with pytest.raises(ValueError, match=r"takes \[latitude, longitude\]"):
-        encoder.read([1.0, 2.0, 3.0])
+        features(encoder, [1.0, 2.0, 3.0])
 
 
 def test_an_image_encoder_takes_extreme_proportions(folders: Folders) -> None:

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from cmcl.contract.encoder import BUILT_IN_KINDS, EncoderSpec
+from tests.fakes.encoder_cases import features
 from workers.encoders.port import EncoderUnusable
 from workers.encoders.registry import environment, known_kinds, load_encoder
 
@@ -61,7 +62,7 @@ def test_a_plug_in_is_loaded_by_its_entry_point_or_its_class(plug_in: str, kind:
     encoder = load_encoder(spec(kind, options={"depth": 3}))
     assert type(encoder).__name__ == "Plugged"
     assert encoder.identity().kind == kind
-    assert encoder.features([encoder.read("a red chair")]).shape == (1, 8)
+    assert features(encoder, "a red chair").shape == (1, 8)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +124,8 @@ def test_a_kind_is_a_name_or_a_class(kind: str) -> None:
 def test_decoding_imports_neither_torch_nor_ray() -> None:
     """Preparation decodes in small processes, which must start quickly."""
     code = (
-        "import sys, workers.encoders.registry, workers.encoders.audio, "
-        "workers.encoders.video; print({'torch', 'ray', 'transformers'} & set(sys.modules))"
+        "import sys, workers.encoders.registry, "
+        "workers.encoders.decoding; print({'torch', 'ray', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.encoders.conftest import Bounded
 from tests.unit.encoders.test_audio import m4a, tone
 from workers.encoders.media import Limits
-from workers.encoders.video import read_video
+from workers.encoders.recordings import read_video
 
 LIMITS = Limits(bytes=1 << 24, pixels=10_000, seconds=20, frames=4)
 FPS = 10

@@ -17,7 +17,8 @@ from tests.fakes.preparation import Ground, InlineCluster
 from tests.fakes.ray_actors import Actors
 from workers.prepare import dataset, encoder_pool
 from workers.prepare.cluster import Check
-from workers.prepare.encoder_pool import EncoderPools, LeasedEncoder
+from workers.prepare.encoder_pool import EncoderPools
+from workers.prepare.encoding import LeasedEncoder
 from workers.prepare.finish import PreparationFailed
 from workers.prepare.tasks import end_children
 

@@ -17,6 +17,7 @@ from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareReport
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
+from tests.fakes.encoder_cases import features
 from tests.fakes.preparation import Ground
 from workers.encoders.port import EncoderUnusable
 from workers.encoders.registry import load_encoder
@@ -99,7 +100,7 @@ def test_raw_rows_become_the_features_of_their_encoders(ground: Ground) -> None:
         f"r{row}" for row in range(2500)
     ]
     encoder = load_encoder(EncoderSpec.model_validate(WORDS))
-    expected = encoder.features([encoder.read("caption 1 " * 2)])[0]
+    expected = features(encoder, "caption 1 " * 2)[0]
     assert np.array_equal(tables[0]["feature_b"][1].as_py(), expected)
     assert tables[0]["label"].to_pylist()[:4] == ["0", "1", "2", "0"]
     assert {name: one.digest for name, one in manifest.encoders.items()} == {
@@ -146,7 +147,7 @@ def test_the_same_items_with_other_partners_are_not_encoded_again(ground: Ground
     for data in stored(ground, manifest).values():
         for row in pq.read_table(io.BytesIO(data)).to_pylist()[:5]:
             place = f"[{1499 - int(row['id'].removeprefix('other-'))}, 0.5]".encode()
-            assert row["feature_a"] == encoder.features([encoder.read(place)])[0].tolist()
+            assert row["feature_a"] == features(encoder, place)[0].tolist()
 
 
 @pytest.mark.parametrize(

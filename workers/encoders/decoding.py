@@ -1,0 +1,256 @@
+"""Decode raw items of users: texts, numbers and images; recordings in `recordings.py`.
+
+The bytes are not trusted. Sizes are checked in the header, before anything is decoded, and counted while
+it is decoded, because headers can be wrong. Preparation decodes in a bounded child process.
+"""
+
+import io
+import json
+import math
+import re
+import struct
+import warnings
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from cmcl.contract.encoder import Media
+from workers.encoders.media import Decoded, Limits, Raw
+from workers.encoders.recordings import read_audio, read_video
+
+_MOST_NUMBERS = 4096
+
+# Version of the conversion of an image file to RGB. It decides features, so it is part of the identity of encoders of
+# images.
+IMAGE_DECODING = 1
+# Common formats. Others of Pillow's call programs, or are parsed by code that is little reviewed.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_MOST_FRAMES = 1000
+# Blocks of a GIF: an image, an extension, or the end.
+_BLOCK = re.compile(rb"[,!;]")
+_MOST_BLOCKS = 10 * _MOST_FRAMES
+# Errors of Pillow for files that are cut off or damaged. Its parser of EXIF raises most of them.
+_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
+
+
+def decode(takes: Media, raw: Raw, limits: Limits) -> Decoded:
+    """Decode one item. Raises ValueError with a sentence for the user, and DecoderMissing.
+
+    Texts and numbers may also come as UTF-8 bytes; numbers then are a JSON list.
+    """
+    if isinstance(raw, str | bytes):
+        _check_size(raw, limits)
+    if takes == "text":
+        return _text(raw)
+    if takes == "numbers":
+        return _numbers(raw)
+    if not isinstance(raw, bytes):
+        raise _wrong_type(f"the bytes of a file with {takes}")
+    if takes == "image":
+        return read_image(raw, limits.pixels)
+    return read_audio(raw, limits) if takes == "audio" else read_video(raw, limits)
+
+
+def _wrong_type(takes: str) -> ValueError:
+    """Return the error of an item of another type. Not a TypeError, which would be a bug in this code."""
+    return ValueError(f"the encoder takes {takes}")
+
+
+def _check_size(raw: str | bytes, limits: Limits) -> None:
+    if not raw:
+        raise ValueError("the item is empty")
+    # A str of more characters has more bytes: it is not encoded to count them.
+    size = len(raw)
+    if isinstance(raw, str) and size <= limits.bytes:
+        try:
+            size = len(raw.encode())
+        except UnicodeEncodeError as error:
+            raise ValueError("the text has half of a surrogate pair") from error
+    if size > limits.bytes:
+        raise ValueError(
+            f"the item has {size} bytes or more; permitted are {limits.bytes}"
+            if isinstance(raw, str)
+            else f"the item has {size} bytes; permitted are {limits.bytes}"
+        )
+
+
+def _text(raw: Raw) -> str:
+    if isinstance(raw, bytes):
+        try:
+            raw = raw.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the text is not UTF-8: byte {error.start} is invalid") from error
+    if not isinstance(raw, str):
+        raise _wrong_type("texts")
+    if not raw.strip():
+        raise ValueError("the text is empty or only white space")
+    return raw
+
+
+def _numbers(raw: Raw) -> tuple[float, ...]:
+    values: object = raw
+    if isinstance(raw, str | bytes):
+        try:
+            values = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                "the item is no JSON list of numbers, such as [48.86, 2.35]"
+            ) from error
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if not isinstance(values, list | tuple):
+        raise _wrong_type("lists of numbers, such as [48.86, 2.35]")
+    if not 1 <= len(values) <= _MOST_NUMBERS:
+        raise ValueError(f"the item has {len(values)} numbers; permitted are 1 to {_MOST_NUMBERS}")
+    return tuple(_number(index, value) for index, value in enumerate(values))
+
+
+def _number(index: int, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise _wrong_type(f"lists of numbers; element {index} is a {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise ValueError(f"number {index} is too large") from error
+    if not math.isfinite(number):
+        raise ValueError(f"number {index} is {number}; permitted are finite numbers")
+    return number
+
+
+def read_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Return the image in RGB, as a browser shows it on a white page. Raises ValueError with a sentence for the user.
+
+    The EXIF orientation is applied, and transparency is put on white. CMYK is converted with the profile of the file.
+    Of 16 bits the upper 8 are kept. Of an animation the first frame is read.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns about many pixels, which are counted below, and about what it skips in a
+            # damaged file, which the user need not see.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:  # Pillow's own limit is above every permitted one
+        raise ValueError(
+            f"the image has many more pixels than the {max_pixels} that are permitted"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"no image that can be read: permitted are {', '.join(_FORMATS)}"
+        ) from error
+    except _DAMAGED as error:
+        raise ValueError(f"the image is damaged: {error}") from error
+    _check_pixels(image, max_pixels)
+    _check_frames(image, data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image, data)
+    except _DAMAGED as error:
+        raise ValueError(f"the image is damaged: {error}") from error
+
+
+def is_flat(image: Image.Image) -> bool:
+    """Return whether an image has one colour."""
+    # It ends at the first pixel of another one.
+    return image.getcolors(1) is not None
+
+
+def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+    pixels = image.width * image.height
+    if pixels > max_pixels:
+        raise ValueError(
+            f"the image has {image.width} x {image.height} pixels; permitted are {max_pixels} in all"
+        )
+
+
+def _check_frames(image: Image.Image, data: bytes) -> None:
+    frames = _gif_frames(data) if image.format == "GIF" else getattr(image, "n_frames", 1)
+    if frames > _MOST_FRAMES:
+        raise ValueError(
+            f"the image is an animation of more than {_MOST_FRAMES} frames, of which only the first "
+            "is read: send that one, or a video"
+        )
+
+
+def _gif_frames(data: bytes) -> int:
+    """Frames of a GIF, counted to one more than is permitted. Raises ValueError.
+
+    Pillow counts them by preparing each one, which takes seconds for a file of a few megabytes.
+    """
+    frames, at = 0, 13 + _colours(data, 10)
+    for _ in range(_MOST_BLOCKS):
+        # Other bytes between blocks are skipped, as Pillow does.
+        block = _BLOCK.search(data, at)
+        if block is None or block[0] == b";" or frames > _MOST_FRAMES:
+            return frames
+        at = block.start()
+        if block[0] == b"!":  # an extension: its label, its parts
+            at = _after_parts(data, at + 2)
+        elif at + 10 <= len(data):  # an image: its place and size, its colours, its parts
+            frames += 1
+            at = _after_parts(data, at + 11 + _colours(data, at + 9))
+        else:
+            return frames
+    raise ValueError(f"the image has more than {_MOST_BLOCKS} blocks")
+
+
+def _colours(data: bytes, flags: int) -> int:
+    """Bytes of the table of colours that the flags at this place announce."""
+    return 3 << (data[flags] & 7) + 1 if data[flags] & 0x80 else 0
+
+
+def _after_parts(data: bytes, at: int) -> int:
+    while at < len(data) and data[at]:
+        at += 1 + data[at]
+    return at + 1
+
+
+def _rgb(image: Image.Image, data: bytes) -> Image.Image:
+    if image.mode == "CMYK":
+        return _rgb_of_cmyk(image)
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    elif image.format == "PNG":
+        _scale_transparent_colour(image, depth=data[24])
+    # The first frame of a GIF may cover a part of the picture; the rest is transparent.
+    box = (0, 0, *image.size)
+    covered = getattr(image, "dispose_extent", box) if image.format == "GIF" else box
+    if not image.has_transparency_data and covered == box:
+        return image.convert("RGB")
+    frame = (image if covered == box else image.crop(covered)).convert("RGBA")
+    page = Image.new("RGB", image.size, "white")
+    page.paste(frame, covered[:2], frame)
+    return page
+
+
+def _rgb_of_cmyk(image: Image.Image) -> Image.Image:
+    try:
+        transform = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(io.BytesIO(image.info.get("icc_profile", b""))),
+            ImageCms.createProfile("sRGB"),
+            "CMYK",
+            "RGB",
+        )
+    except (OSError, ImageCms.PyCMSError):
+        # Without a sound profile, browsers convert by the inks alone, too.
+        return image.convert("RGB")
+    return transform.apply(image)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return the upper 8 of 16 bits. Pillow would clip them at 255: a depth map would become white."""
+    pixels_YX = np.asarray(image).astype(np.uint32)
+    upper = Image.fromarray((pixels_YX >> 8).astype(np.uint8))
+    if (colour := image.info.get("transparency")) is not None:
+        upper.putalpha(Image.fromarray(np.where(pixels_YX == colour, 0, 255).astype(np.uint8)))
+    return upper
+
+
+def _scale_transparent_colour(image: Image.Image, depth: int) -> None:
+    """Convert the colour of a PNG that is transparent to 8 bits, as Pillow did with the pixels."""
+    colour = image.info.get("transparency")
+    if image.mode == "L" and depth in (2, 4) and colour is not None:
+        image.info["transparency"] = colour * (255 // ((1 << depth) - 1))
+    if image.mode == "RGB" and depth == 16 and colour is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
