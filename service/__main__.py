@@ -14,7 +14,7 @@ from service.auth.keys import OPERATOR, NewKey, create_key, mint, revoke_key
 from service.core.clock import utc_now
 from service.core.errors import ServiceError, Unprocessable
 from service.core.principal import Scope
-from service.core.settings import MOST_KEYS, Settings
+from service.core.settings import Settings
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.database.queries import keys
@@ -152,7 +152,7 @@ def _create(settings: Settings, options: argparse.Namespace) -> None:
 
     def work(database: Database) -> KeyRow:
         with database.write() as connection:
-            return create_key(connection, new, minted, OPERATOR, utc_now(), MOST_KEYS)
+            return create_key(connection, new, minted, OPERATOR, utc_now())
 
     made = _with_database(settings, work)
     print(f"{made.id} of owner {made.owner!r}; it is not shown again:", file=sys.stderr)

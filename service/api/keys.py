@@ -13,7 +13,6 @@ from service.api.idempotency import response_row, run_once
 from service.api.pagination import Page, TextSeek, page
 from service.auth.keys import NewKey, create_key, get_key, mint, revoke_key
 from service.core.principal import Scope
-from service.core.settings import MOST_KEYS
 from service.database.queries import keys
 from service.database.queries.keys import KeyRow
 from service.database.rows import ResponseRow
@@ -78,8 +77,7 @@ def post_key(
     minted = mint()
 
     def effect(connection: Connection) -> ResponseRow:
-        limit = MOST_KEYS
-        made = create_key(connection, body, minted, principal, context.clock(), limit)
+        made = create_key(connection, body, minted, principal, context.clock())
         return response_row(key, 201, CreatedKey.of(made), f"/v1/keys/{made.id}")
 
     given = run_once(context, key, effect)

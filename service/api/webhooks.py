@@ -13,7 +13,6 @@ from service.api.idempotency import respond, response_row, run_once
 from service.api.pagination import NewestSeek, Page, TextSeek, page
 from service.context import Context
 from service.core.principal import Principal
-from service.core.settings import MOST_WEBHOOKS
 from service.database.queries import deliveries, webhooks
 from service.database.queries.deliveries import DeliveryRow
 from service.database.queries.webhooks import WebhookRow
@@ -156,7 +155,6 @@ def _registrar(context: Context, principal: Principal) -> Registrar:
     return Registrar(
         principal,
         settings.webhook_prefixes,
-        MOST_WEBHOOKS,
         SecretCipher(settings.encryption_key),
         context.clock(),
     )

@@ -118,16 +118,15 @@ def create_key(
     minted: KeyText,
     principal: Principal,
     now: datetime,
-    limit: int,
 ) -> KeyRow:
     """Store a key.
 
-    Raises Forbidden for scopes that the principal lacks, and for other owners; Conflict if the
-    owner already has `limit` keys.
+    Raises Forbidden for scopes that the principal lacks, and for other owners; Conflict if the owner has as many keys
+    as permitted.
     """
     _check_scopes(new, principal)
     owner, days = _owner(new, principal), new.expires_in_days
-    check_keys(connection, owner, limit, principal, now)
+    check_keys(connection, owner, principal, now)
     key = KeyRow(
         id=minted.id,
         owner=owner,

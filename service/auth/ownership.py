@@ -12,11 +12,16 @@ from sqlalchemy import Connection
 from cmcl.contract.model import ModelSpec
 from service.core.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.core.principal import Principal
-from service.core.settings import RAISED_BY, Quota
-from service.database.queries import datasets, jobs, keys, models, versions, webhooks
+from service.database.queries import datasets, jobs, keys, models, uploads, versions, webhooks
 from service.database.rows import DatasetRow, JobRow, ModelRow, VersionRow
 
 COUNTED_AFTER_DELETION = timedelta(hours=1)
+# Valid keys and those made within the last hour: enough for rotation, and a list that replicas read often stays small.
+MOST_KEYS = 100
+# Each event is stored once for each webhook.
+MOST_WEBHOOKS = 50
+# From their creation until they are removed; bounds the rows of uploads whose files never arrived.
+MOST_UPLOADS = 10_000
 
 
 def get_model(connection: Connection, name: str, principal: Principal) -> ModelRow:
@@ -66,46 +71,50 @@ def get_version(
     return found
 
 
-def check_keys(
-    connection: Connection, owner: str, limit: int, principal: Principal, now: datetime
-) -> None:
+def check_keys(connection: Connection, owner: str, principal: Principal, now: datetime) -> None:
     """Check before a key is created. Raises Conflict; the operator is not limited."""
     if principal.owner is not None:
         found = keys.count(connection, owner, now, now - COUNTED_AFTER_DELETION)
         what = "keys that are valid or were made within the last hour"
-        check_quota("keys", found, limit, owner, what)
+        _check_room(found, MOST_KEYS, owner, what)
 
 
 def check_models(
     connection: Connection, owner: str, limit: int | None, principal: Principal, now: datetime
 ) -> None:
     """Check before a model or branch is created. Raises Conflict; the operator is not limited."""
-    if principal.owner is not None:
+    if principal.owner is not None and limit is not None:
         found = models.count(connection, owner, now - COUNTED_AFTER_DELETION)
         what = "models, with deleted ones that were made within the last hour"
-        check_quota("models", found, limit, owner, what)
+        _check_room(found, limit, owner, what, "CMCL_MODELS_PER_OWNER")
 
 
-def check_datasets(
-    connection: Connection, owner: str, limit: int | None, principal: Principal
-) -> None:
-    """Check before a dataset is created. Raises Conflict; the operator is not limited."""
-    if principal.owner is not None and limit is not None:
-        found = datasets.count(connection, owner, limit)
-        check_quota("datasets", found, limit, owner, "datasets that are not deleted")
-
-
-def check_webhooks(connection: Connection, owner: str, limit: int) -> None:
+def check_webhooks(connection: Connection, owner: str) -> None:
     """Check before a webhook is created, by the operator too: each event is stored for each webhook."""
-    check_quota("webhooks", webhooks.count(connection, owner), limit, owner, "webhooks")
+    _check_room(webhooks.count(connection, owner), MOST_WEBHOOKS, owner, "webhooks")
 
 
-def check_quota(quota: Quota, found: int, limit: int | None, owner: str, what: str) -> None:
+def check_uploads(connection: Connection, owner: str, size: int, limit: int | None) -> None:
+    """Check before an upload of `size` bytes is created. Raises Conflict."""
+    number, used = uploads.used(connection, owner)
+    _check_room(number, MOST_UPLOADS, owner, "uploads that are not removed yet")
+    if limit is not None and used + size > limit:
+        message = (
+            f"your uploads use {used} bytes and would use {used + size}; permitted are {limit}: delete some, wait "
+            "until their datasets are learned, or ask the operator for a larger limit "
+            "(CMCL_UPLOAD_BYTES_PER_OWNER_MAX)"
+        )
+        raise Conflict(message, FieldProblem("bytes", message, size))
+
+
+def _check_room(
+    found: int, limit: int, owner: str, what: str, raised_by: str | None = None
+) -> None:
     """Raises Conflict unless there is room for one more. `what`: what is counted, in words."""
-    if limit is not None and found >= limit:
+    if found >= limit:
         message = f"owner {owner!r} has {found} {what}; permitted are {limit}. Remove some"
-        if quota in RAISED_BY:
-            message += f", or ask the operator for a larger limit ({RAISED_BY[quota]})"
+        if raised_by is not None:
+            message += f", or ask the operator for a larger limit ({raised_by})"
         raise Conflict(message, FieldProblem("owner", message, owner))
 
 

@@ -4,7 +4,6 @@ Every field is the environment variable CMCL_<FIELD>. The table of settings in t
 generated from here, and the Helm chart's environment is checked against it.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -42,21 +41,8 @@ def _local_store() -> str:
 
 
 _PLACEHOLDER = "{owner}"
-Quota = Literal["running_jobs", "models", "datasets", "uploads", "upload_bytes", "keys", "webhooks"]
-# With which variable the operator raises the limit of each; those that are left out are the same for all.
-RAISED_BY: Mapping[Quota, str] = {
-    "running_jobs": "CMCL_RUNNING_JOBS_PER_OWNER",
-    "models": "CMCL_MODELS_PER_OWNER",
-    "datasets": "CMCL_OWNERS",
-    "uploads": "CMCL_OWNERS",
-    "upload_bytes": "CMCL_UPLOAD_BYTES_PER_OWNER_MAX",
-}
-# Valid keys and those made within the last hour: enough for rotation, and a list that replicas read often stays small.
-MOST_KEYS = 100
-# Each event is stored once for each webhook.
-MOST_WEBHOOKS = 50
-# From their creation until they are removed; bounds the rows and folders of uploads that were never completed.
-MOST_UPLOADS = 10_000
+# What an operator shares out among owners: the cluster, what replicas serve, and storage.
+Quota = Literal["running_jobs", "models", "upload_bytes"]
 
 
 class OwnerGrant(Frozen):
@@ -69,16 +55,6 @@ class OwnerGrant(Frozen):
     )
     models: int | None = Field(
         default=None, ge=0, description="maximum models, in place of models_per_owner"
-    )
-    datasets: int | None = Field(
-        default=None,
-        ge=0,
-        description="maximum datasets, without deleted ones; without it, unlimited",
-    )
-    uploads: int | None = Field(
-        default=None,
-        ge=0,
-        description=f"maximum uploads, from their creation until they are removed, in place of {MOST_UPLOADS:,}",
     )
     upload_bytes: int | None = Field(
         default=None,
@@ -427,11 +403,7 @@ class Settings(BaseSettings):
         everyones: dict[Quota, int | None] = {
             "running_jobs": self.running_jobs_per_owner,
             "models": self.models_per_owner,
-            "datasets": None,
-            "uploads": MOST_UPLOADS,
             "upload_bytes": self.upload_bytes_per_owner_max,
-            "keys": MOST_KEYS,
-            "webhooks": MOST_WEBHOOKS,
         }
         return everyones[quota] or None
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from cmcl.contract.job import JobKind
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.version import EvaluationResult
-from service.auth.ownership import check_datasets, get_dataset, hold_model
+from service.auth.ownership import get_dataset, hold_model
 from service.core.errors import Conflict, FieldProblem, PreconditionFailed, Unprocessable
 from service.core.principal import Principal
 from service.core.states import JobState
@@ -39,8 +39,8 @@ class Accepted:
 def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) -> Accepted:
     """Insert the dataset and, if it is sealed, its job; return the existing ones for the same dataset.
 
-    Raises NotFound for the model, Unprocessable for what is wrong without opening a shard, Conflict if the owner has
-    too many datasets, or if an encoder is not the one of the model's features.
+    Raises NotFound for the model, Unprocessable for what is wrong without opening a shard, Conflict if an encoder is not
+    the one of the model's features.
     """
     model = hold_model(connection, request.model, intake.principal)
     check_modalities(model, request.pair)
@@ -52,7 +52,6 @@ def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) 
         same = datasets.find_same(connection, request.model, known_by)
         if same is not None:
             return Accepted(same, jobs.of_dataset(connection, same.id), is_new=False)
-    check_datasets(connection, model.owner, intake.most_datasets, intake.principal)
     check_encoders(model, request, intake.encoders)
     check_addresses(connection, request, intake, contents)
     document = with_names(connection, request).model_dump(mode="json")

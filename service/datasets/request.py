@@ -174,15 +174,14 @@ class Intake:
     """The caller, the time, the declared encoders, and which of the posted addresses are not permitted.
 
     Checking an address may access the file system, so it happens before the transaction, which holds the lock of all
-    writers. `checked`: by address, why it is not permitted, or None; without uploads. `most_datasets`: of the caller's
-    owner; None: unlimited. `traceparent`: of the request, if it is traced.
+    writers. `checked`: by address, why it is not permitted, or None; without uploads. `traceparent`: of the
+    request, if it is traced.
     """
 
     principal: Principal
     now: datetime
     checked: Mapping[str, str | None]
     encoders: Mapping[str, EncoderSpec]
-    most_datasets: int | None
     traceparent: str | None
 
     @classmethod
@@ -197,8 +196,7 @@ class Intake:
         """Check the posted addresses against the permitted prefixes. Call it outside a transaction."""
         addresses = {uri for uri in posted.uris if not uri.startswith(SCHEME)}
         checked = {uri: _address_problem(uri, settings.allowed_prefixes) for uri in addresses}
-        most = settings.limit(principal.owns_as, "datasets")
-        return cls(principal, now, checked, settings.encoders_by_name, most, traceparent)
+        return cls(principal, now, checked, settings.encoders_by_name, traceparent)
 
 
 def uri_of(upload: UploadRow) -> str | None:

@@ -10,11 +10,10 @@ from sqlalchemy import Connection
 from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import Frozen, Sha256
 from cmcl.storage import layout
-from service.auth.ownership import check_quota
+from service.auth.ownership import check_uploads
 from service.context import Context
 from service.core.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.core.principal import Principal
-from service.core.settings import Settings
 from service.database.queries import uploads
 from service.database.rows import UploadRow
 from service.datasets.request import upload_of
@@ -66,7 +65,8 @@ def begin(
     if request.bytes > most:
         message = f"permitted: 1 to {most}; split larger data into several shards"
         raise Unprocessable("the file is too large", FieldProblem("bytes", message, request.bytes))
-    _check_quota(connection, request, context.settings, owner)
+    limit = context.settings.limit(owner, "upload_bytes")
+    check_uploads(connection, owner, request.bytes, limit)
     new = UploadRow(
         id=upload,
         owner=owner,
@@ -167,27 +167,6 @@ def _existing(upload: UploadRow | None, name: str) -> UploadRow:
     if upload is None or upload.state == "aborted":
         raise _unknown(name)
     return upload
-
-
-def _check_quota(
-    connection: Connection, request: UploadRequest, settings: Settings, owner: str
-) -> None:
-    """A soft limit: concurrent requests may exceed it.
-
-    An exact one would make each request wait for every lock on one of the owner's uploads.
-    """
-    most, permitted = settings.limit(owner, "uploads"), settings.limit(owner, "upload_bytes")
-    if most is None and permitted is None:
-        return
-    number, used = uploads.used(connection, owner)
-    check_quota("uploads", number, most, owner, "uploads that are not removed yet")
-    if permitted is not None and used + request.bytes > permitted:
-        message = (
-            f"your uploads use {used} bytes and would use {used + request.bytes}; permitted are "
-            f"{permitted}: delete some, or wait until their datasets are learned"
-        )
-        problem = FieldProblem("bytes", message, request.bytes)
-        raise Conflict(message, problem)
 
 
 def _unknown(name: str) -> NotFound:

@@ -60,11 +60,10 @@ class NewWebhook(Frozen):
 
 @dataclass(frozen=True)
 class Registrar:
-    """The caller, permitted URL prefixes, the quota, the cipher and the time."""
+    """The caller, permitted URL prefixes, the cipher and the time."""
 
     principal: Principal
     prefixes: tuple[str, ...]
-    most: int
     cipher: SecretCipher
     now: datetime
 
@@ -83,7 +82,7 @@ def create_webhook(
     principal may not receive events of all owners, Conflict if the owner has too many.
     """
     owner = _owner(connection, request, registrar.principal)
-    check_webhooks(connection, owner, registrar.most)
+    check_webhooks(connection, owner)
     name = f"wh-{random_id()}"
     webhook = WebhookRow(
         id=name,

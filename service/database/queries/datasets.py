@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, select, update
 
 from cmcl.contract.dataset import DatasetManifest, EvaluationDataset
 from cmcl.contract.modality import ModalityPair
@@ -74,13 +74,6 @@ def set_deleted(connection: Connection, seen: DatasetRow, actor: str, now: datet
         data={"actor": actor},
     )
     events.emit(connection, deleted, now)
-
-
-def count(connection: Connection, owner: str, most: int) -> int:
-    """Count datasets of the owner that are not deleted; at most `most`."""
-    query = select(datasets.c.id).where(datasets.c.owner == owner, datasets.c.deleted_at.is_(None))
-    counted = select(func.count()).select_from(query.limit(most).subquery())
-    return connection.execute(counted).scalar_one()
 
 
 def find(connection: Connection, dataset: str) -> DatasetRow | None:

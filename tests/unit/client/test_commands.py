@@ -266,7 +266,7 @@ def test_keys_are_created_listed_and_revoked(cmcl: Cmcl) -> None:
     assert "name    local" in shown
     assert "quotas of default" in shown
     assert re.search(r"models +1 of ", shown)
-    assert cmcl.one("whoami")["quotas"]["quotas"]["datasets"]["used"] == 2
+    assert cmcl.one("whoami")["quotas"]["quotas"]["models"]["used"] == 1
     made = cmcl("key", "create", "robot", "--scope=read,train", "--scope", "write")
     assert "not shown again" in made
     again = cmcl.one("key", "create", "other", "--scope=read")

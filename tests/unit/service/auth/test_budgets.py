@@ -5,8 +5,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import insert, select
 
-from service.core.settings import MOST_KEYS, MOST_WEBHOOKS
+from service.auth.ownership import MOST_KEYS, MOST_UPLOADS, MOST_WEBHOOKS
+from service.database.tables import uploads
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
@@ -120,32 +122,24 @@ def test_quotas_tell_what_an_owner_uses_and_may_use(operator: KeyClient, red: Ke
     assert _model(red, "red-1").status_code == 201
     answer = red.get("/v1/quotas").json()
     assert answer["owner"] == "red"
-    assert answer["quotas"]["models"] == {"used": 1, "limit": 2}
-    assert answer["quotas"]["keys"] == {"used": 1, "limit": MOST_KEYS}
-    assert answer["quotas"]["datasets"] == {"used": 0, "limit": None}
+    assert answer["quotas"] == {
+        "running_jobs": {"used": 0, "limit": None},
+        "models": {"used": 1, "limit": 2},
+        "upload_bytes": {"used": 0, "limit": None},
+    }
     assert operator.get("/v1/quotas?owner=red").json() == answer
     assert red.get("/v1/quotas?owner=blue").status_code == 404
 
 
-def test_a_quota_of_datasets_refuses_one_more(tmp_path: Path) -> None:
-    granted = {"red": {"datasets": 1}}
-    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, owners=granted)
-    operator = KeyClient(plane, ADMIN_KEY)
-    plane.client = operator.client_with_key("one", owner="red")
-    plane.create_model()
-    plane.post_dataset()
-    posted = plane.client.post("/v1/datasets", json=plane.dataset_body("two"))
-    _refused(posted, "owner 'red' has 1 datasets", "permitted are 1", "CMCL_OWNERS")
-    assert plane.client.post("/v1/datasets", json=plane.dataset_body("one")).status_code == 200
-    plane.close()
-
-
-def test_a_quota_of_uploads_counts_until_they_are_removed(tmp_path: Path) -> None:
-    plane = ControlPlane(tmp_path, owners={"default": {"uploads": 1}})
+def test_an_owner_has_so_many_uploads_until_they_are_removed(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path)
     body = {"filename": "x.parquet", "bytes": 10}
     first = plane.client.post("/v1/uploads", json=body)
-    assert first.status_code == 201
-    _refused(plane.client.post("/v1/uploads", json=body), "1 uploads", "CMCL_OWNERS")
+    with plane.context.database.write() as connection:
+        row = connection.execute(select(uploads)).mappings().one()
+        more = [dict(row) | {"id": f"up-{number:012x}"} for number in range(MOST_UPLOADS - 1)]
+        connection.execute(insert(uploads), more)
+    _refused(plane.client.post("/v1/uploads", json=body), "10000 uploads", "permitted are 10000")
     assert plane.client.request("DELETE", first.headers["Location"]).status_code == 204
     assert plane.client.post("/v1/uploads", json=body).status_code == 201
     plane.close()
